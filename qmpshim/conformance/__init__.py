@@ -1,0 +1,1 @@
+"""The model held against the machine: workloads, comparison, shrinking, bundles."""

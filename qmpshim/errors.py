@@ -1,0 +1,61 @@
+"""The one exception hierarchy: each class says whose fault it is and what the CLI exits with."""
+
+from __future__ import annotations
+
+
+class QmpshimError(Exception):
+    """Anything qmpshim raises on purpose: one line that says what happened and how to mend it."""
+
+    exit_code = 2
+
+
+class InputError(QmpshimError):
+    """The user's words are wrong: an option's value, a bundle, a scenario file."""
+
+
+class HostError(QmpshimError):
+    """This machine lacks something: a program, a library, disk space, a permission."""
+
+
+class BuildError(QmpshimError):
+    """The QEMU build cannot do what the check needs (no replication driver, does not start)."""
+
+    exit_code = 125
+
+
+class MachineError(QmpshimError):
+    """A QEMU that was running misbehaved; conformance turns this into a verdict."""
+
+
+class MachineDied(MachineError):
+    """QEMU went away on its own: a signal, an assertion, an unexpected exit."""
+
+
+class MachineHung(MachineError):
+    """QEMU did not answer, or an operation did not end, before the watchdog's limit."""
+
+
+class CommandFailed(MachineError):
+    """QMP answered a command with an error object.
+
+    :param command: the QMP command's name
+    :param error_class: QEMU's error class, e.g. ``GenericError``
+    :param desc: QEMU's text
+    """
+
+    def __init__(self, command: str, error_class: str, desc: str) -> None:
+        super().__init__(f"{command}: {desc}")
+        self.command = command
+        self.error_class = error_class
+        self.desc = desc
+
+
+class IOFailed(MachineError):
+    """An NBD request was answered with an error.
+
+    :param errno: the errno the server sent
+    """
+
+    def __init__(self, what: str, errno: int) -> None:
+        super().__init__(f"{what}: errno {errno}")
+        self.errno = errno

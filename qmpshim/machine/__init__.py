@@ -1,0 +1,1 @@
+"""The real thing: QEMU builds and processes, disk chains, images and storage."""

@@ -1,0 +1,1 @@
+"""What must be true: the reference model of block backup and replication. No I/O, no clock."""
