@@ -1,0 +1,48 @@
+"""What a QEMU version does where the promise leaves it free, and where it breaks the promise.
+
+Everything here restates QEMU's source, not what some run of it was seen to do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Known(StrEnum):
+    """Defects of real QEMU versions that the model can predict when it is told to.
+
+    Without them the model says what QEMU's documentation and interfaces promise.
+    """
+
+    STOP_ALWAYS_FAILS = "stop-always-fails"
+    """``xen-set-replication enable=false failover=false`` on a running secondary cancels the
+    backup job and then reports "Backup job was cancelled unexpectedly", because
+    ``replication_stop`` calls ``secondary_do_checkpoint`` after ``backup_job_cleanup`` has cleared
+    ``s->backup_job``.  Active and hidden disk keep their contents, and the status says
+    "I/O error occurred" for ever (block/replication.c, 5.2 to at least 10.0)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """How one QEMU version behaves.
+
+    :ivar discard_passes_job: a discard on the secondary disk still happens while backup runs.
+        False since the copy-before-write filter (6.1; its forerunner backup-top from 4.2): the
+        filter node is opened without ``BDRV_O_UNMAP``, so ``bdrv_co_pdiscard`` does nothing there.
+    :ivar copy_range: replication's backup job uses copy offload (``BackupPerf.use_copy_range``).
+    :ivar known: defects to predict.
+    """
+
+    discard_passes_job: bool = False
+    copy_range: bool = True
+    known: frozenset[Known] = frozenset()
+
+
+def behaviour_of(version: tuple[int, ...], strict: bool = False) -> Behaviour:
+    """The behaviour of a QEMU *version*.
+
+    :param strict: predict only what is promised, no known defect
+    """
+    known = frozenset() if strict else frozenset({Known.STOP_ALWAYS_FAILS})
+    return Behaviour(discard_passes_job=version < (4, 2), known=known)

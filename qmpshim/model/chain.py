@@ -1,0 +1,306 @@
+"""The chain of disks: what primary writes, guest I/O and the commands do to the three images.
+
+Each operation is a coroutine (see :mod:`qmpshim.model.co`); the straight run, the explorer and the
+run in step with a real QEMU all drive these same coroutines.  Positions and lengths are sectors.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from enum import Enum, StrEnum
+
+from qmpshim.model.behaviour import Behaviour, Known
+from qmpshim.model.co import Co, ModelIOError
+from qmpshim.model.cow_request import BackupJob, backup_do_checkpoint
+from qmpshim.model.discipline import CowRequestDiscipline, Discipline
+from qmpshim.model.disk import Alloc, Fill, Image, Owners, Qcow2, Raw, owned
+
+EIO = 5
+
+
+class Workflow(StrEnum):
+    """The seed's two workflows."""
+
+    BACKUP = "backup"
+    REPLICATION = "replication"
+
+
+class Stage(Enum):
+    """``ReplicationStage`` of block/replication.c."""
+
+    NONE = "none"
+    RUNNING = "running"
+    FAILOVER = "failover"
+    FAILOVER_FAILED = "failover-failed"
+    DONE = "done"
+
+
+class CommandError(Exception):
+    """A QMP command of the model fails; the text is QEMU's."""
+
+    def __init__(self, desc: str) -> None:
+        super().__init__(desc)
+        self.desc = desc
+
+
+class _ChainFill(Fill):
+    """qcow2's copy-on-write in the active disk reads from the hidden disk downwards."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+
+    def read(self, start: int, count: int) -> Co[Owners]:
+        chain = self._chain
+        below = chain.read_through((chain.hidden, chain.secondary), start, count)
+        return (yield from chain.discipline.replication_read(chain.job, start, count, below))
+
+
+class Chain:
+    """Secondary, hidden and active disk, the backup job between them and the replication filter.
+
+    :param workflow: plain ``sync=none`` backup (no active disk, no filter) or replication
+    :param size: virtual size in sectors
+    :param cluster: cluster size of the qcow2 images in sectors
+    :param secondary: format of the secondary disk, ``raw`` or ``qcow2``
+    """
+
+    def __init__(
+        self,
+        workflow: Workflow,
+        size: int,
+        cluster: int,
+        secondary: str = "raw",
+        discipline: Discipline | None = None,
+        behaviour: Behaviour | None = None,
+    ) -> None:
+        self.workflow = workflow
+        self.size = size
+        self.cluster = cluster
+        self.discipline = discipline or CowRequestDiscipline()
+        self.behaviour = behaviour or Behaviour()
+        self.secondary: Image = (
+            Raw("secondary", size)
+            if secondary == "raw"
+            else Qcow2("secondary", size, cluster, backed=False)
+        )
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Fresh hidden and active disks on the same secondary disk, nothing running."""
+        self.hidden = Qcow2("hidden", self.size, self.cluster, backed=True)
+        self.active = Qcow2("active", self.size, self.cluster, backed=True)
+        self.job: BackupJob | None = None
+        self.stage = Stage.NONE
+        self.error = False
+        self.failed_over = False
+        self._fill = _ChainFill(self)
+
+    # -- the primary's side: the NBD export of the secondary disk --------------------------------
+
+    def primary_write(self, start: int, count: int, op: int) -> Co[None]:
+        """Operation *op* writes its data."""
+        if self.job is not None:
+            yield from self.discipline.before_write(self.job, start, count)
+        yield from self.secondary.write(start, owned(op, count))
+
+    def primary_zero(self, start: int, count: int, op: int) -> Co[None]:
+        """Operation *op* writes zeroes and allows unmapping."""
+        if self.job is not None:
+            yield from self.discipline.before_write(self.job, start, count)
+        yield from self.secondary.zero(start, count, -op, unmap=True)
+
+    def primary_discard(self, start: int, count: int, op: int) -> Co[None]:
+        """Operation *op* discards; while backup runs newer QEMUs copy, and then do nothing."""
+        if self.job is not None:
+            if not self.behaviour.discard_passes_job:
+                return
+            yield from self.discipline.before_write(self.job, start, count)
+        yield from self.secondary.discard(start, count, -op)
+
+    def primary_read(self, start: int, count: int) -> Co[Owners]:
+        """What the primary would read back from the secondary disk."""
+        return (yield from self.read_through((self.secondary,), start, count))
+
+    def primary_flush(self) -> Co[None]:
+        yield from self.secondary.flush()
+
+    # -- the guest's side: the top of the chain ----------------------------------------------------
+
+    @property
+    def top(self) -> tuple[Image, ...]:
+        """What the guest reads through, topmost first."""
+        if self.workflow is Workflow.BACKUP:
+            return (self.hidden, self.secondary)
+        if self.stage is Stage.DONE and self.failed_over:
+            return (self.secondary,)
+        return (self.active, self.hidden, self.secondary)
+
+    def _check_stage(self) -> None:
+        # replication_get_io_status(): before the start the filter refuses all I/O.
+        if self.workflow is Workflow.REPLICATION and self.stage is Stage.NONE:
+            raise ModelIOError(EIO)
+
+    def guest_read(self, start: int, count: int) -> Co[Owners]:
+        """What the guest (in the backup workflow: a reader of the hidden disk) sees.
+
+        :raises ModelIOError: replication has not been started
+        """
+        self._check_stage()
+        read = self.read_through(self.top, start, count)
+        return (yield from self.discipline.replication_read(self.job, start, count, read))
+
+    def guest_write(self, start: int, count: int, op: int) -> Co[None]:
+        """Operation *op* writes its data through the replication filter.
+
+        :raises ModelIOError: replication has not been started
+        """
+        self._check_stage()
+        yield from self.top[0].write(start, owned(op, count), self._fill)
+
+    def guest_zero(self, start: int, count: int, op: int) -> Co[None]:
+        """The filter has no ``bdrv_co_pwrite_zeroes``: zeroes arrive as written data."""
+        self._check_stage()
+        yield from self.top[0].write(start, owned(-op, count), self._fill)
+
+    def guest_discard(self, start: int, count: int, op: int) -> Co[None]:
+        """The filter has no ``bdrv_co_pdiscard``: nothing happens, and that is not an error."""
+        return
+        yield
+
+    def guest_flush(self) -> Co[None]:
+        """A flush of the filter flushes all of its writable children."""
+        for image in self.top:
+            yield from image.flush()
+
+    def read_through(self, images: Sequence[Image], start: int, count: int) -> Co[Owners]:
+        """Read *images* from the first to the last, each falling through where unallocated."""
+        image, below = images[0], images[1:]
+        owners = array("q")
+        for first, length, kind in image.runs(start, count):
+            if kind is Alloc.UNALLOCATED and below:
+                owners += yield from self.read_through(below, first, length)
+            elif kind in (Alloc.DATA, Alloc.ALLOCATED):
+                owners += yield from image.read(first, length)
+            else:  # a zero cluster is known from the tables; no I/O
+                owners += image.contents.read(first, length)
+        return owners
+
+    # -- the commands ------------------------------------------------------------------------------
+
+    def start(self) -> Co[None]:
+        """``blockdev-backup sync=none``, or ``xen-set-replication enable=true primary=false``.
+
+        :raises CommandError: it is running already
+        """
+        if self.workflow is Workflow.BACKUP:
+            if self.job is not None:
+                raise CommandError("a backup job is running on this chain already")
+            self.job = BackupJob(self.secondary, self.hidden)
+            return
+        if self.stage in (Stage.DONE, Stage.FAILOVER):
+            return  # a promoted secondary ignores the request on purpose
+        if self.stage is not Stage.NONE:
+            raise CommandError("Block replication is running or done")
+        self.job = BackupJob(self.secondary, self.hidden, self.behaviour.copy_range)
+        self.stage = Stage.RUNNING
+        yield from self._empty()
+        self.error = False
+
+    def checkpoint(self) -> Co[None]:
+        """``xen-colo-do-checkpoint``: what the disks hold now is what the guest starts from.
+
+        :raises CommandError: there is no backup job
+        """
+        if self.stage in (Stage.DONE, Stage.FAILOVER):
+            return
+        yield from self._empty()
+
+    def _empty(self) -> Co[None]:
+        # secondary_do_checkpoint()
+        if self.job is None:
+            raise CommandError("Backup job was cancelled unexpectedly")
+        backup_do_checkpoint(self.job)
+        yield from self.active.make_empty()
+        yield from self.hidden.make_empty()
+
+    def stop(self) -> Co[None]:
+        """``block-job-cancel``, or ``xen-set-replication enable=false``: back to one disk.
+
+        :raises CommandError: it is not running
+        """
+        if self.workflow is Workflow.BACKUP:
+            if self.job is None:
+                raise CommandError("no backup job is running")
+            self.job = None
+            return
+        if self.stage in (Stage.DONE, Stage.FAILOVER):
+            return
+        if self.stage is not Stage.RUNNING:
+            raise CommandError("Block replication is not running")
+        if Known.STOP_ALWAYS_FAILS in self.behaviour.known:
+            self.job = None
+            self.stage = Stage.DONE
+            self.error = True
+            raise CommandError("Backup job was cancelled unexpectedly")
+        yield from self._empty()
+        self.job = None
+        self.stage = Stage.DONE
+
+    def failover(self) -> Co[None]:
+        """``xen-set-replication enable=false failover=true``: the guest's view becomes the disk.
+
+        :raises CommandError: replication is not running
+        """
+        if self.stage in (Stage.DONE, Stage.FAILOVER):
+            return
+        if self.stage is not Stage.RUNNING:
+            raise CommandError("Block replication is not running")
+        self.job = None
+        self.stage = Stage.FAILOVER
+        yield from self._commit()
+        self.stage = Stage.DONE
+        self.failed_over = True
+        self.error = False
+
+    def _commit(self) -> Co[None]:
+        """Write every granule in which active or hidden disk hold something into the secondary.
+
+        Restates ``commit_active_start`` and ``mirror_iteration`` (block/mirror.c, QEMU 7.2).
+        """
+        secondary = self.secondary
+        # bdrv_get_default_bitmap_granularity()
+        granule = min(max(8, secondary.cluster), 128) if isinstance(secondary, Qcow2) else 128
+        dirty: set[int] = set()
+        for overlay in (self.active, self.hidden):
+            for index in overlay.alloc:
+                low = index * overlay.cluster
+                high = min(low + overlay.cluster, self.size)
+                dirty.update(range(low // granule, (high - 1) // granule + 1))
+        for index in sorted(dirty):
+            start = index * granule
+            count = min(granule, self.size - start)
+            owners = yield from self.read_through(self.top, start, count)
+            aligned = granule % secondary.cluster == 0
+            if isinstance(secondary, Qcow2) and aligned and count == granule:
+                kind = self._commit_kind(start, count)
+                yield from secondary.put(start, owners, kind)
+            else:
+                yield from secondary.write(start, owners)
+
+    def _commit_kind(self, start: int, count: int) -> Alloc:
+        """ZERO when block status of the whole granule is one run of zeroes, else DATA."""
+        for image in self.top:
+            runs = list(image.runs(start, count))
+            if len(runs) > 1:
+                return Alloc.DATA
+            kind = runs[0][2]
+            if kind is not Alloc.UNALLOCATED:
+                return kind
+        return Alloc.ZERO
+
+    def status(self) -> str | None:
+        """``query-xen-replication-status``: the error's text, or ``None``."""
+        if self.stage is Stage.NONE:
+            return "Block replication is not running"
+        return "I/O error occurred" if self.error else None

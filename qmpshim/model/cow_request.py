@@ -1,0 +1,159 @@
+"""The seed's interface: coarse-grained serialization between backup's copies and replication reads.
+
+Restates block/backup.c and include/block/block_backup.h as of commit a8bbee0edf (QEMU 2.8): a list
+of :class:`CowRequest`, each with a wait queue, over a bitmap of the clusters already copied.
+Callers speak in sectors, the list in clusters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from qmpshim.model.co import Co, CoQueue
+from qmpshim.model.disk import Alloc, Image, Qcow2
+
+BACKUP_CLUSTER_SIZE_DEFAULT = 128  # sectors: 64 KiB
+
+
+@dataclass(eq=False, slots=True)
+class CowRequest:
+    """A range of clusters [start, end) that is being copied, or read and to be left alone."""
+
+    start: int = 0
+    end: int = 0
+    wait_queue: CoQueue = field(default_factory=lambda: CoQueue("CowRequest"))
+
+
+def backup_calculate_cluster_size(target: Image) -> int:
+    """Backup's granularity in sectors: the larger of 64 KiB and the target's cluster size.
+
+    Restates ``backup_calculate_cluster_size`` (block/backup.c), later
+    ``block_copy_calculate_cluster_size`` (block/block-copy.c, QEMU 7.2).
+    """
+    return max(BACKUP_CLUSTER_SIZE_DEFAULT, target.cluster)
+
+
+class BackupJob:
+    """A ``sync=none`` backup job: what it has copied and what it is copying.
+
+    :param source: the secondary disk
+    :param target: the hidden disk
+    :param copy_range: QEMU's ``use_copy_range``; replication sets it, ``blockdev-backup`` does not
+    """
+
+    def __init__(self, source: Image, target: Qcow2, copy_range: bool = False) -> None:
+        self.source = source
+        self.target = target
+        self.copy_range = copy_range
+        self.sync_mode = "none"
+        self.len = source.size  # sectors
+        self.cluster_size = backup_calculate_cluster_size(target)  # sectors
+        self.inflight_reqs: list[CowRequest] = []
+        self.done_bitmap: set[int] = set()
+
+    def cluster_range(self, sector_num: int, nb_sectors: int) -> tuple[int, int]:
+        """The clusters [start, end) that *nb_sectors* from *sector_num* touch."""
+        start = sector_num // self.cluster_size
+        end = -(-(sector_num + nb_sectors) // self.cluster_size)
+        return start, end
+
+
+def _wait_for_overlapping_requests(job: BackupJob, start: int, end: int) -> Co[None]:
+    retry = True
+    while retry:
+        retry = False
+        for req in job.inflight_reqs:
+            if end > req.start and start < req.end:
+                yield from req.wait_queue.wait()
+                retry = True
+                break
+
+
+def _cow_request_begin(req: CowRequest, job: BackupJob, start: int, end: int) -> None:
+    req.start = start
+    req.end = end
+    req.wait_queue = CoQueue(f"CowRequest [{start}, {end})")
+    job.inflight_reqs.insert(0, req)
+
+
+def backup_wait_for_overlapping_requests(
+    job: BackupJob, sector_num: int, nb_sectors: int
+) -> Co[None]:
+    """Wait until no request in the list overlaps these sectors' clusters.
+
+    After each wake-up the whole list is looked at again: somebody else may have been quicker.
+    """
+    start, end = job.cluster_range(sector_num, nb_sectors)
+    yield from _wait_for_overlapping_requests(job, start, end)
+
+
+def backup_cow_request_begin(
+    req: CowRequest, job: BackupJob, sector_num: int, nb_sectors: int
+) -> None:
+    """Put *req* over these sectors' clusters into the list; overlapping requests now wait."""
+    start, end = job.cluster_range(sector_num, nb_sectors)
+    _cow_request_begin(req, job, start, end)
+
+
+def backup_cow_request_end(req: CowRequest, job: BackupJob) -> None:
+    """Take *req* out of the list and wake all who wait for it.
+
+    QEMU's takes *req* alone, since its list is intrusive; ours needs to be told which list.
+    """
+    job.inflight_reqs.remove(req)
+    req.wait_queue.restart_all()
+
+
+def backup_do_checkpoint(job: BackupJob) -> None:
+    """Forget what was copied: from now on every cluster is copied again before its next write.
+
+    :raises ValueError: the job is not ``sync=none``, with QEMU's text
+    """
+    if job.sync_mode != "none":
+        raise ValueError("The backup job only supports block checkpoint in sync=none mode")
+    job.done_bitmap.clear()
+
+
+def backup_do_cow(job: BackupJob, sector_num: int, nb_sectors: int) -> Co[None]:
+    """Copy the old contents of these sectors' clusters, unless that was done, before a write."""
+    start, end = job.cluster_range(sector_num, nb_sectors)
+    yield from _wait_for_overlapping_requests(job, start, end)
+    req = CowRequest()
+    _cow_request_begin(req, job, start, end)
+    try:
+        for cluster in range(start, end):
+            if cluster not in job.done_bitmap:
+                yield from copy_cluster(job, cluster)
+                job.done_bitmap.add(cluster)
+    finally:
+        backup_cow_request_end(req, job)
+
+
+def copy_cluster(job: BackupJob, cluster: int) -> Co[None]:
+    """Read one backup cluster from the secondary disk and write it to the hidden disk."""
+    start = cluster * job.cluster_size
+    count = min(job.cluster_size, job.len - start)
+    owners = yield from job.source.read(start, count)
+    yield from job.target.put(start, owners, _copied_kinds(job, start, count))
+
+
+def _copied_kinds(job: BackupJob, start: int, count: int) -> dict[int, Alloc] | Alloc:
+    """What the hidden disk's clusters become when these sectors are copied.
+
+    Restates ``block_copy_do_copy`` (block/block-copy.c, QEMU 7.2): a backup cluster that block
+    status knows to be zero is written as zeroes, any other as data; with copy_range a qcow2 source
+    passes on zero clusters of its own that are smaller (``qcow2_co_copy_range_from``).
+    """
+    source, target = job.source, job.target
+    status = source.status_zero(start, count)
+    if status is not Alloc.DATA or not (job.copy_range and isinstance(source, Qcow2)):
+        return status
+    return {
+        index: Alloc.ZERO
+        if source.status_zero(
+            index * target.cluster, min(target.cluster, job.len - index * target.cluster)
+        )
+        is Alloc.ZERO
+        else Alloc.DATA
+        for index in target.clusters(start, count)
+    }
