@@ -140,20 +140,25 @@ def copy_cluster(job: BackupJob, cluster: int) -> Co[None]:
 def _copied_kinds(job: BackupJob, start: int, count: int) -> dict[int, Alloc] | Alloc:
     """What the hidden disk's clusters become when these sectors are copied.
 
-    Restates ``block_copy_do_copy`` (block/block-copy.c, QEMU 7.2): a backup cluster that block
-    status knows to be zero is written as zeroes, any other as data; with copy_range a qcow2 source
-    passes on zero clusters of its own that are smaller (``qcow2_co_copy_range_from``).
+    Restates ``block_copy_block_status`` and ``block_copy_do_copy`` (block/block-copy.c, QEMU 7.2):
+    a whole backup cluster that one block status calls zero is written as zeroes, any other (and
+    always one cut short by the disk's end) as data.  With copy_range a qcow2 source passes on its
+    own zero clusters, too, as long as the host can offload copies at all.
     """
     source, target = job.source, job.target
-    status = source.status_zero(start, count)
+    status = Alloc.DATA
+    if count == job.cluster_size:
+        status = source.status_zero(start, count)
     if status is not Alloc.DATA or not (job.copy_range and isinstance(source, Qcow2)):
         return status
     return {
-        index: Alloc.ZERO
-        if source.status_zero(
-            index * target.cluster, min(target.cluster, job.len - index * target.cluster)
+        index: Alloc.DATA
+        if any(
+            source.alloc.get(i) is Alloc.DATA
+            for i in source.clusters(
+                index * target.cluster, min(target.cluster, job.len - index * target.cluster)
+            )
         )
-        is Alloc.ZERO
-        else Alloc.DATA
+        else Alloc.ALLOCATED
         for index in target.clusters(start, count)
     }

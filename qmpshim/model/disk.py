@@ -26,7 +26,7 @@ class Alloc(IntEnum):
     UNALLOCATED = 0  # reads fall through to the backing file
     ZERO = 1  # reads as zeroes, whatever the backing file holds
     DATA = 2  # reads the image's own bytes
-    ALLOCATED = 3  # in predictions only: ZERO or DATA, the host's file system decides which
+    ALLOCATED = 3  # in predictions only: ZERO or DATA, something outside the model decides which
 
     def admits(self, observed: Alloc) -> bool:
         """Whether *observed* is what this prediction allows."""
@@ -115,10 +115,10 @@ class Image:
         raise NotImplementedError
 
     def status_zero(self, start: int, count: int) -> Alloc:
-        """What ``bdrv_block_status`` can say of a range without a backing file.
+        """Whether one ``bdrv_block_status`` answer covers the range and says zero.
 
-        ``ZERO`` when it is known to read as zeroes, ``DATA`` when it is not, ``ALLOCATED`` when
-        only the host's file system knows (zeroes in a raw file may be a hole or may be data).
+        ``ZERO`` when it does, ``DATA`` when it does not, ``ALLOCATED`` when the model cannot know:
+        zeroes in a raw file may be a hole or may be data, that is for the host's file system.
         """
         raise NotImplementedError
 
@@ -188,6 +188,7 @@ class Qcow2(Image):
         super().__init__(name, size, cluster)
         self.backed = backed
         self.alloc: dict[int, Alloc] = {}  # by cluster index; absent is UNALLOCATED
+        self.preallocated: set[int] = set()  # zero clusters that keep their host cluster
         self.in_flight: dict[int, CoQueue] = {}  # clusters being allocated (s->cluster_allocs)
 
     def runs(self, start: int, count: int) -> Iterator[tuple[int, int, Alloc]]:
@@ -206,13 +207,25 @@ class Qcow2(Image):
                 start, kind = edge, following
 
     def status_zero(self, start: int, count: int) -> Alloc:
-        nil = (Alloc.ZERO,) if self.backed else (Alloc.ZERO, Alloc.UNALLOCATED)
-        for _, _, kind in self.runs(start, count):
+        # qcow2_co_block_status() ends a run where the type of cluster changes (an unallocated
+        # cluster, a plain zero cluster and a preallocated one are three types of zero), and, among
+        # preallocated ones, where the host offsets do not follow each other, which is not modelled.
+        # It never goes beyond one slice of an L2 table (8-byte entries, 64 KiB at the most).
+        touched = self.clusters(start, count)
+        entries = min(self.cluster * SECTOR, 1 << 16) // 8
+        if touched[0] // entries != touched[-1] // entries:
+            return Alloc.DATA
+        types = set()
+        for index in touched:
+            kind = self.alloc.get(index, Alloc.UNALLOCATED)
             if kind is Alloc.ALLOCATED:
                 return Alloc.ALLOCATED
-            if kind not in nil:
+            if kind is Alloc.DATA or (kind is Alloc.UNALLOCATED and self.backed):
                 return Alloc.DATA
-        return Alloc.ZERO
+            types.add((kind, index in self.preallocated))
+        if len(types) > 1:
+            return Alloc.DATA
+        return Alloc.ALLOCATED if (Alloc.ZERO, True) in types and len(touched) > 1 else Alloc.ZERO
 
     def clusters(self, start: int, count: int) -> range:
         """Indices of the clusters that *count* sectors from *start* touch."""
@@ -279,17 +292,25 @@ class Qcow2(Image):
     def _do_put(self, start: int, owners: Owners, kinds: dict[int, Alloc] | Alloc) -> None:
         self.contents.write(start, owners)
         for index in self.clusters(start, len(owners)):
-            self.alloc[index] = kinds if isinstance(kinds, Alloc) else kinds[index]
+            self._become(index, kinds if isinstance(kinds, Alloc) else kinds[index])
+
+    def _become(self, index: int, kind: Alloc, unmap: bool = False) -> None:
+        # zero_in_l2_slice(): without BDRV_REQ_MAY_UNMAP a cluster keeps its place in the file
+        if kind is not Alloc.ZERO or unmap:
+            self.preallocated.discard(index)
+        elif self.alloc.get(index) is Alloc.DATA:
+            self.preallocated.add(index)
+        self.alloc[index] = kind
 
     def _do_write(self, start: int, owners: Owners) -> None:
         self.contents.write(start, owners)
         for index in self.clusters(start, len(owners)):
-            self.alloc[index] = Alloc.DATA
+            self._become(index, Alloc.DATA)
 
     def zero(self, start: int, count: int, owner: int, unmap: bool) -> Co[None]:
-        yield Io("zero", self.name, start, count, lambda: self._do_zero(start, count, owner))
+        yield Io("zero", self.name, start, count, lambda: self._do_zero(start, count, owner, unmap))
 
-    def _do_zero(self, start: int, count: int, owner: int) -> None:
+    def _do_zero(self, start: int, count: int, owner: int, unmap: bool) -> None:
         # bdrv_co_do_pwrite_zeroes() cuts the request at cluster boundaries, and
         # qcow2_co_pwrite_zeroes() turns a partial cluster into a zero cluster only if the rest of
         # it is known to be zero.
@@ -299,13 +320,13 @@ class Qcow2(Image):
             whole = first == low and last == high
             kind = self.alloc.get(index, Alloc.UNALLOCATED)
             if whole:
-                self.alloc[index] = Alloc.ZERO
+                self._become(index, Alloc.ZERO, unmap)
             elif kind is Alloc.ALLOCATED:
-                pass  # the same clusters stay allocated; the kind stays the host's affair
-            elif kind is Alloc.DATA or self.status_zero(low, high - low) is not Alloc.ZERO:
-                self.alloc[index] = Alloc.DATA
+                pass  # the cluster stays allocated, and its kind unknown
+            elif self.status_zero(low, high - low) is Alloc.ZERO:
+                self._become(index, Alloc.ZERO, unmap)
             else:
-                self.alloc[index] = Alloc.ZERO
+                self._become(index, Alloc.DATA)
             self.contents.write(first, owned(owner, last - first))
 
     def discard(self, start: int, count: int, owner: int) -> Co[None]:
@@ -317,7 +338,7 @@ class Qcow2(Image):
         for index in self.clusters(start, count):
             low, high = index * self.cluster, min((index + 1) * self.cluster, self.size)
             if start <= low and high <= start + count and (self.backed or index in self.alloc):
-                self.alloc[index] = Alloc.ZERO
+                self._become(index, Alloc.ZERO, unmap=True)
                 self.contents.write(low, owned(owner, high - low))
 
     def make_empty(self) -> Co[None]:
@@ -326,4 +347,5 @@ class Qcow2(Image):
 
     def _do_empty(self) -> None:
         self.alloc.clear()
+        self.preallocated.clear()
         self.contents.clear()

@@ -1,0 +1,45 @@
+# Two commands: `make verify` and `make test`.  Both set up what they need.
+#
+# libnbd's Python binding exists only as Debian's package for Debian's python3, so the virtual
+# environment is made with that python3 and sees its site packages.
+
+PYTHON ?= /usr/bin/python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DEBS   := qemu-system-x86 qemu-utils python3-libnbd python3-venv
+# What only the tests need: NBD clients of other hands to try ours against, and Spin with a C
+# compiler for the comparison of model checkers.
+TEST_DEBS := libnbd-bin nbdkit
+STAMP  := $(VENV)/.installed
+JOBS   ?= $(shell nproc)
+
+.PHONY: verify test full lint bench clean
+
+verify: $(STAMP)
+	$(BIN)/qmpshim verify $(ARGS)
+
+test: $(STAMP) lint
+	@./.ci/need-debs $(TEST_DEBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+full: $(STAMP) lint
+	@./.ci/need-debs $(TEST_DEBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --full $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	@./.ci/need-debs $(TEST_DEBS) spin gcc
+	@for bench in vmtests/bench/bench_*.py; do $(BIN)/python $$bench || exit; done
+
+$(STAMP): pyproject.toml Makefile
+	@./.ci/need-debs $(DEBS)
+	test -x $(BIN)/python || $(PYTHON) -m venv --system-site-packages $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info qmpshim-bundles

@@ -1,0 +1,63 @@
+"""Options and fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qmpshim.machine.workspace import Workspace
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="also run the long tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    skip = pytest.mark.skip(reason="long: runs with --full")
+    for item in items:
+        if "full" in item.keywords:
+            item.add_marker(skip)
+
+
+def _own_processes() -> set[str]:
+    """Command lines of processes that this test session's environment mark shows as its own."""
+    mark = f"QMPSHIM_TEST_SESSION={os.environ['QMPSHIM_TEST_SESSION']}".encode()
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                found.add(f"{entry.name} {b' '.join(words).decode(errors='replace')}")
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """At the end of the session there must be no process, socket or file that was not there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QMPSHIM_TEST_SESSION", f"{os.getpid()}")
+        with tempfile.TemporaryDirectory(prefix="qmpshim-tests-") as private:
+            patch.setenv("TMPDIR", private)
+            patch.setattr(tempfile, "tempdir", private)
+            yield
+            left = sorted(path.name for path in Path(private).iterdir())
+            running = sorted(p for p in _own_processes() if "qemu" in p or "nbd" in p)
+    assert not left, f"files left behind in the temporary directory: {left}"
+    assert not running, f"processes left behind: {running}"
+
+
+@pytest.fixture
+def workspace() -> Iterator[Workspace]:
+    """A workspace that is gone after the test."""
+    with Workspace() as made:
+        yield made

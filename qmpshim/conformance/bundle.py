@@ -1,0 +1,218 @@
+"""A replay bundle: one directory with all it takes to show a divergence again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import qmpshim
+from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.oracle import Oracle
+from qmpshim.conformance.session import Rig, Setup
+from qmpshim.conformance.workload import Operation
+from qmpshim.errors import HostError, InputError
+from qmpshim.machine.secondary import ChainSpec
+from qmpshim.model.behaviour import Behaviour, Known
+from qmpshim.model.chain import Workflow
+from qmpshim.model.disk import Qcow2
+
+FORMAT = 1
+CASE = "case.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a bundle replays.
+
+    :ivar build: what the divergence was found on, for the reader: command, version, machine
+    """
+
+    spec: ChainSpec
+    behaviour: Behaviour
+    operations: tuple[Operation, ...]
+    divergence: Divergence
+    seed: int
+    build: dict[str, Any]
+
+
+def save(
+    directory: Path,
+    case: Case,
+    rig: Rig | None,
+    setup: Setup,
+) -> None:
+    """Write a bundle; it appears whole or not at all.
+
+    :param directory: must not exist yet
+    :param rig: the rig on which the divergence was seen last, still running or just dead
+    :raises HostError: the directory cannot be written
+    """
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        parts = Path(tempfile.mkdtemp(prefix=".bundle-", dir=directory.parent))
+        try:
+            _write(parts, case, rig, setup)
+            os.chmod(parts, 0o755)
+            os.rename(parts, directory)
+        except BaseException:
+            shutil.rmtree(parts, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise HostError(f"cannot write the bundle {directory}: {error.strerror}") from error
+
+
+def _write(parts: Path, case: Case, rig: Rig | None, setup: Setup) -> None:
+    _dump(parts / CASE, to_json(case))
+    (parts / "README").write_text(_README.format(case=case, operations=len(case.operations)))
+    (parts / "operations.txt").write_text("".join(f"{o}\n" for o in case.operations))
+    _dump(parts / "observation.json", case.divergence.to_json())
+    if rig is None:
+        return
+    _dump(parts / "prediction.json", _prediction(rig.oracle))
+    (parts / "command-line.txt").write_text(" ".join(rig.qemu.argv) + "\n")
+    for name in ("qmp.log", "stderr", "stdout"):
+        if (rig.directory / name).exists():
+            shutil.copyfile(rig.directory / name, parts / name)
+    images = parts / "images"
+    images.mkdir()
+    for node in ("secondary", *rig.chain.overlays):
+        path = rig.chain.image(node)
+        if path.exists():
+            _copy_sparse(path, images / path.name)
+
+
+_README = """\
+{case.divergence}
+
+Replay it:  qmpshim replay THIS-DIRECTORY [--build NAME | --qemu PATH]
+
+case.json         what is replayed: chain, model, {operations} operations, the divergence
+operations.txt    the same operations to read: number, side, what, offset+length in bytes
+prediction.json   the model: allocation and owners of every disk when it diverged
+observation.json  what QEMU did instead
+images/           the disks as they were when it diverged
+qmp.log, stderr, stdout, command-line.txt   of the QEMU that showed it
+"""
+
+
+def _copy_sparse(source: Path, target: Path) -> None:
+    from qmpshim.conformance.crosscheck import file_extents
+
+    with source.open("rb") as read, target.open("wb") as write:
+        for offset, length in file_extents(source):
+            read.seek(offset)
+            write.seek(offset)
+            while length:
+                piece = read.read(min(length, 1 << 20))
+                if not piece:
+                    break
+                write.write(piece)
+                length -= len(piece)
+        write.truncate(os.fstat(read.fileno()).st_size)
+
+
+def _dump(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def _prediction(oracle: Oracle) -> dict[str, Any]:
+    chain = oracle.chain
+    disks: dict[str, Any] = {}
+    for image in (chain.secondary, chain.hidden, chain.active):
+        disks[image.name] = {
+            "allocation": {str(i): kind.name.lower() for i, kind in sorted(image.alloc.items())}
+            if isinstance(image, Qcow2)
+            else "raw",
+            "owners": _runs(image.contents.pages),
+        }
+    return {"stage": chain.stage.value, "backup job": chain.job is not None, "disks": disks}
+
+
+def _runs(pages: Any) -> list[list[int]]:
+    """[first sector, sectors, owner] of everything that has an owner."""
+    from qmpshim.model.disk import PAGE
+
+    runs: list[list[int]] = []
+    for page in sorted(pages):
+        for offset, owner in enumerate(pages[page]):
+            sector = page * PAGE + offset
+            if not owner:
+                continue
+            if runs and runs[-1][2] == owner and sum(runs[-1][:2]) == sector:
+                runs[-1][1] += 1
+            else:
+                runs.append([sector, 1, owner])
+    return runs
+
+
+def to_json(case: Case) -> dict[str, Any]:
+    """The case as JSON."""
+    spec = case.spec
+    return {
+        "qmpshim": qmpshim.__version__,
+        "format": FORMAT,
+        "chain": {
+            "workflow": spec.workflow.value,
+            "size": spec.size,
+            "cluster": spec.cluster,
+            "secondary": spec.secondary,
+        },
+        "model": {
+            "discard_passes_job": case.behaviour.discard_passes_job,
+            "copy_range": case.behaviour.copy_range,
+            "known": sorted(case.behaviour.known),
+        },
+        "seed": case.seed,
+        "build": case.build,
+        "operations": [operation.to_json() for operation in case.operations],
+        "divergence": case.divergence.to_json(),
+    }
+
+
+def load(directory: Path) -> Case:
+    """Read a bundle.
+
+    :raises InputError: it is no bundle, or one of another format
+    """
+    path = directory / CASE if directory.is_dir() else directory
+    try:
+        value = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{directory} is no bundle: {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    try:
+        if value["format"] != FORMAT:
+            raise InputError(
+                f"{path} has format {value['format']}; this qmpshim reads format {FORMAT}"
+            )
+        chain, model = value["chain"], value["model"]
+        return Case(
+            ChainSpec(
+                Workflow(chain["workflow"]),
+                int(chain["size"]),
+                int(chain["cluster"]),
+                str(chain["secondary"]),
+            ),
+            Behaviour(
+                bool(model["discard_passes_job"]),
+                bool(model["copy_range"]),
+                frozenset(Known(name) for name in model["known"]),
+            ),
+            _operations(value["operations"]),
+            Divergence.from_json(value["divergence"]),
+            int(value["seed"]),
+            dict(value["build"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _operations(values: Sequence[Any]) -> tuple[Operation, ...]:
+    return tuple(Operation.from_json(value) for value in values)

@@ -1,0 +1,276 @@
+"""The cross-check: three images and two views of a real chain against the model, all at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.oracle import Oracle, View
+from qmpshim.conformance.pattern import Comparer, Mismatch, describe_owner
+from qmpshim.errors import IOFailed
+from qmpshim.machine.images import ImageView, agree, map_file
+from qmpshim.machine.nbd_client import NbdClient
+from qmpshim.machine.qcow2 import ImageError, Qcow2
+from qmpshim.machine.secondary import SECTOR, SecondaryChain
+from qmpshim.model.chain import Workflow
+from qmpshim.model.disk import PAGE, Alloc, Image
+from qmpshim.model.disk import Qcow2 as ModelQcow2
+from qmpshim.model.verdict import Verdict
+
+PAGE_BYTES = PAGE * SECTOR
+_MOST = 8 << 20  # bytes read from QEMU in one go
+
+
+def merge(pages: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Runs (first page, pages) of a set of page numbers, in order."""
+    first = length = -1
+    for page in sorted(pages):
+        if page == first + length and length > 0:
+            length += 1
+            continue
+        if length > 0:
+            yield first, length
+        first, length = page, 1
+    if length > 0:
+        yield first, length
+
+
+def _pages(extents: Iterable[tuple[int, int]]) -> set[int]:
+    """The pages that byte ranges (offset, length) touch."""
+    result: set[int] = set()
+    for offset, length in extents:
+        result.update(range(offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES + 1))
+    return result
+
+
+def file_extents(path: Path) -> Iterator[tuple[int, int]]:
+    """(offset, length) in bytes of what the host's file system stores of a file."""
+    with path.open("rb") as file:
+        end = os.fstat(file.fileno()).st_size
+        offset = 0
+        while offset < end:
+            try:
+                offset = os.lseek(file.fileno(), offset, os.SEEK_DATA)
+            except OSError:  # ENXIO: only a hole follows
+                return
+            hole = os.lseek(file.fileno(), offset, os.SEEK_HOLE)
+            yield offset, hole - offset
+            offset = hole
+
+
+class CrossCheck:
+    """Holds one real chain against its model.
+
+    :param writers: by operation number, which side wrote it; tells lost writes from leaks
+    """
+
+    def __init__(
+        self,
+        chain: SecondaryChain,
+        oracle: Oracle,
+        writers: dict[int, str],
+        qemu_img: Sequence[str] = ("qemu-img",),
+    ) -> None:
+        self.chain = chain
+        self.oracle = oracle
+        self._writers = writers
+        self._qemu_img = tuple(qemu_img)
+        self._comparer = Comparer()
+        self._operation = 0
+
+    @property
+    def clusters(self) -> int:
+        """Clusters' worth of bytes compared so far."""
+        return self._comparer.sectors * SECTOR // self.chain.spec.cluster
+
+    async def run(self, operation: int, touched: set[int] | None = None) -> list[Divergence]:
+        """Compare everything there is, and stop at the first image or view that differs.
+
+        :param operation: number of the operation that was last done
+        :param touched: pages that may have changed; views are read there only. ``None``: all
+        """
+        self._operation = operation
+        await self.chain.settle()
+        nodes = [*self.chain.overlays]
+        if self.chain.spec.secondary == "qcow2":
+            nodes.insert(0, "secondary")
+        # QEMU's own tools and libqcow run beside the comparison: they only look at files.
+        tools = [
+            asyncio.get_running_loop().run_in_executor(
+                None, self._tools_disagree, self.chain.image(node)
+            )
+            for node in nodes
+        ]
+        found: list[Divergence] = []
+        try:
+            for node in nodes:
+                found += self._check_image(node)
+            if "secondary" not in nodes:
+                found += self._check_raw(touched)
+            if not found:
+                found += await self._check_views(touched)
+        finally:
+            sentences = await asyncio.gather(*tools)
+        for node, said in zip(nodes, sentences, strict=True):
+            if said:
+                found.append(
+                    self._divergence(
+                        Verdict.CORRUPTION,
+                        f"{node} disk (tools)",
+                        "qemu-img, libqcow and our own reader agree",
+                        "; ".join(said[:3]),
+                    )
+                )
+        return found
+
+    def _tools_disagree(self, path: Path) -> list[str]:
+        return agree(path, self._qemu_img, force_share=True)
+
+    def _divergence(
+        self, verdict: Verdict, where: str, predicted: str, observed: str
+    ) -> Divergence:
+        return Divergence(verdict, where, self._operation, predicted, observed)
+
+    # -- the files -----------------------------------------------------------------------------------
+
+    def _model(self, node: str) -> Image:
+        image = getattr(self.oracle.chain, node)
+        assert isinstance(image, Image)
+        return image
+
+    def _check_image(self, node: str) -> Iterator[Divergence]:
+        model = self._model(node)
+        assert isinstance(model, ModelQcow2)
+        where = f"{node} disk (file)"
+        image = map_file(self.chain.image(node))
+        try:
+            qcow2 = Qcow2.parse(image)
+            faults = [str(finding) for finding in qcow2.check()]
+            observed = qcow2.allocation()
+            view = ImageView(image)
+        except ImageError as error:
+            yield self._divergence(Verdict.CORRUPTION, where, "a valid qcow2 image", str(error))
+            return
+        if faults:
+            yield self._divergence(
+                Verdict.CORRUPTION, where, "consistent qcow2 metadata", "; ".join(faults[:3])
+            )
+        yield from self._check_allocation(node, model, observed)
+        for piece in view.pieces():
+            if piece.alloc is not Alloc.DATA or piece.data is None:
+                continue
+            wrong = self._comparer.compare(piece.data, model.contents, piece.offset // SECTOR)
+            if wrong:
+                yield self._content(node, wrong)
+                return
+
+    def _check_allocation(
+        self, node: str, model: ModelQcow2, observed: dict[int, Alloc]
+    ) -> Iterator[Divergence]:
+        if model.alloc == observed:
+            return
+        wrong = [
+            index
+            for index in sorted(model.alloc.keys() | observed.keys())
+            if not model.alloc.get(index, Alloc.UNALLOCATED).admits(
+                observed.get(index, Alloc.UNALLOCATED)
+            )
+        ]
+        if wrong:
+            index = wrong[0]
+            more = f" (and {len(wrong) - 1} more clusters)" if len(wrong) > 1 else ""
+            say = f"cluster {index} (byte {index * self.chain.spec.cluster}) "
+            yield self._divergence(
+                Verdict.ALLOCATION,
+                f"{node} disk (file)",
+                say + model.alloc.get(index, Alloc.UNALLOCATED).name.lower(),
+                say + observed.get(index, Alloc.UNALLOCATED).name.lower() + more,
+            )
+
+    def _check_raw(self, touched: set[int] | None) -> Iterator[Divergence]:
+        model = self._model("secondary")
+        path = self.chain.image("secondary")
+        pages = set(model.contents.pages) if touched is None else touched
+        image = map_file(path)
+        stored = pages | _pages(file_extents(path)) if touched is None else pages
+        for first, length in merge(stored):
+            at = first * PAGE_BYTES
+            piece = image[at : min(at + length * PAGE_BYTES, self.chain.spec.size)]
+            wrong = self._comparer.compare(piece, model.contents, at // SECTOR)
+            if wrong:
+                yield self._content("secondary", wrong)
+                return
+
+    def _content(self, node: str, wrong: list[Mismatch]) -> Divergence:
+        first = wrong[0]
+        verdict = Verdict.CONTENT
+        if node == "secondary" and self._writers.get(first.predicted) == "primary":
+            verdict = Verdict.LOST_WRITE
+        if node == "active" and self._writers.get(first.predicted) == "guest":
+            verdict = Verdict.LOST_WRITE
+        return self._told(verdict, f"{node} disk (file)", wrong)
+
+    def _told(self, verdict: Verdict, where: str, wrong: list[Mismatch]) -> Divergence:
+        first = wrong[0]
+        more = f" (and {len(wrong) - 1} more runs of sectors)" if len(wrong) > 1 else ""
+        return self._divergence(
+            verdict,
+            where,
+            f"{describe_owner(first.predicted)} in sectors "
+            f"{first.start}..{first.start + first.count - 1}",
+            f"{first.found}{more}",
+        )
+
+    # -- through QEMU --------------------------------------------------------------------------------
+
+    async def _check_views(self, touched: set[int] | None) -> list[Divergence]:
+        chain, oracle = self.chain, self.oracle
+        if oracle.readable:
+            with closing(chain.inspect("guest")) as client:
+                found = self._check_view("guest's view", client, oracle.guest_view, touched)
+            if found:
+                return found
+        if touched is None:
+            with closing(chain.inspect("primary")) as client:
+                found = self._check_view(
+                    "secondary disk (export)", client, oracle.primary_view, touched
+                )
+            if found:
+                return found
+        if chain.spec.workflow is Workflow.BACKUP:
+            return []  # the guest's view is the hidden disk
+        async with chain.read_hidden() as client:
+            return self._check_view("hidden disk (export)", client, oracle.hidden_view, touched)
+
+    def _check_view(
+        self, where: str, client: NbdClient, view: View, touched: set[int] | None
+    ) -> list[Divergence]:
+        pages = touched if touched is not None else view.pages() | _pages(client.data_extents())
+        size = self.chain.spec.size
+        for first, length in merge(pages):
+            end = min((first + length) * PAGE_BYTES, size)
+            for at in range(first * PAGE_BYTES, end, _MOST):
+                try:
+                    data = client.read(min(_MOST, end - at), at)
+                except IOFailed as error:
+                    return [
+                        self._divergence(
+                            Verdict.ERROR_CONTRACT, where, "a read that succeeds", str(error)
+                        )
+                    ]
+                wrong = self._comparer.compare(data, view, at // SECTOR)
+                if wrong:
+                    return [self._told(self._view_verdict(where, wrong[0]), where, wrong)]
+        return []
+
+    def _view_verdict(self, where: str, first: Mismatch) -> Verdict:
+        writer = self._writers.get(first.predicted)
+        if where.startswith("guest") and writer == "guest":
+            return Verdict.LOST_WRITE
+        if where.startswith("secondary"):
+            return Verdict.LOST_WRITE if writer == "primary" else Verdict.CONTENT
+        return Verdict.ISOLATION

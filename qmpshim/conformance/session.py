@@ -1,0 +1,360 @@
+"""One run: operations done on a real chain and in the model, answers compared one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qmpshim.conformance import pattern
+from qmpshim.conformance.crosscheck import CrossCheck
+from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.oracle import Oracle, Prediction
+from qmpshim.conformance.workload import Kind, Operation, Side
+from qmpshim.errors import BuildError, CommandFailed, HostError, IOFailed, MachineDied, MachineHung
+from qmpshim.machine.nbd_client import NbdClient
+from qmpshim.machine.process import COMMAND_LIMIT, Qemu
+from qmpshim.machine.secondary import SECTOR, ChainSpec, SecondaryChain
+from qmpshim.model.behaviour import Behaviour, Known
+from qmpshim.model.disk import PAGE
+from qmpshim.model.verdict import Verdict
+
+log = logging.getLogger(__name__)
+
+_TICK = 0.2  # seconds between two progress reports
+_CHANGES = frozenset({Kind.WRITE, Kind.ZERO, Kind.DISCARD})
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What to run on, and how.
+
+    :ivar command: how to run QEMU
+    :ivar qemu_img: how to run the matching ``qemu-img``
+    :ivar behaviour: what the model is told about this version
+    :ivar limit: seconds any one command or request may take
+    :ivar chain: the class that builds the real chain; sabotage comes in here
+    :ivar oracle: the class that predicts; and here
+    """
+
+    spec: ChainSpec
+    command: tuple[str, ...] = ("qemu-system-x86_64",)
+    env: Mapping[str, str] = field(default_factory=dict)
+    qemu_img: tuple[str, ...] = ("qemu-img",)
+    machine: str = "none"
+    behaviour: Behaviour = Behaviour()
+    limit: float = COMMAND_LIMIT
+    chain: Callable[[Qemu, ChainSpec, Path, Sequence[str]], SecondaryChain] = SecondaryChain
+    oracle: Callable[[ChainSpec, Behaviour], Oracle] = Oracle
+
+
+@dataclass(slots=True)
+class Result:
+    """How a run ended.
+
+    :ivar divergence: the first divergence, or ``None``
+    :ivar operations: how many of each ``side kind`` were done
+    :ivar known: how often a prediction rested on a known defect, and QEMU did just that
+    :ivar clusters: clusters' worth of bytes compared
+    """
+
+    divergence: Divergence | None = None
+    operations: Counter[str] = field(default_factory=Counter)
+    known: Counter[Known] = field(default_factory=Counter)
+    clusters: int = 0
+    checks: int = 0
+    seconds: float = 0.0
+
+    @property
+    def done(self) -> int:
+        """Operations done."""
+        return self.operations.total()
+
+
+@dataclass(slots=True)
+class Rig:
+    """A started QEMU with a chain on it, and the model beside it."""
+
+    qemu: Qemu
+    chain: SecondaryChain
+    oracle: Oracle
+    directory: Path
+
+    async def close(self) -> None:
+        """Disconnect, end QEMU, remove the images."""
+        self.chain.close()
+        await self.qemu.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+async def open_rig(setup: Setup, directory: Path) -> Rig:
+    """Start QEMU in *directory* (which must exist) and build the chain.
+
+    :raises BuildError: this QEMU cannot build the chain
+    """
+    qemu = Qemu(setup.command, directory, machine=setup.machine, env=setup.env, limit=setup.limit)
+    await qemu.start()
+    chain = setup.chain(qemu, setup.spec, directory, setup.qemu_img)
+    rig = Rig(qemu, chain, setup.oracle(setup.spec, setup.behaviour), directory)
+    try:
+        await chain.build()
+    except CommandFailed as error:
+        await rig.close()
+        raise BuildError(f"{setup.command[0]} cannot build the chain: {error}") from error
+    except BaseException:
+        await rig.close()
+        raise
+    return rig
+
+
+class Session:
+    """Does operations on a rig and compares every answer with the prediction.
+
+    :param progress: called now and then with the result so far and what is being done
+    """
+
+    def __init__(
+        self,
+        rig: Rig,
+        qemu_img: Sequence[str] = ("qemu-img",),
+        progress: Callable[[Result, str], None] | None = None,
+    ) -> None:
+        self.rig = rig
+        self.result = Result()
+        self._progress = progress
+        self._writers: dict[int, str] = {}
+        self._check = CrossCheck(rig.chain, rig.oracle, self._writers, qemu_img)
+        # Pages that changed since the last check, and between the two checks before it: a
+        # checkpoint changes what is read where something was written before it.
+        self._touched: set[int] = set()
+        self._touched_before: set[int] = set()
+        self._buffers: dict[int, bytearray] = {}
+        self._last = 0
+
+    async def run(self, operations: Iterable[Operation]) -> Result:
+        """Do *operations* until the first divergence or the end."""
+        began = time.monotonic()
+        tick = began + _TICK
+        operation = None
+        try:
+            for operation in operations:
+                self._last = operation.number
+                self.result.operations[f"{operation.side} {operation.kind}"] += 1
+                found = (
+                    await self._command(operation)
+                    if operation.side is Side.CHAIN
+                    else self._io(operation)
+                )
+                if found is not None:
+                    self.result.divergence = found
+                    break
+                now = time.monotonic()
+                if now > tick:
+                    tick = now + _TICK
+                    self.result.seconds = now - began
+                    self._report(str(operation))
+                    await asyncio.sleep(0)  # lets Ctrl-C and events through
+        except MachineDied as error:
+            self.result.divergence = self._machine(Verdict.CRASH, operation, error)
+        except MachineHung as error:
+            self.result.divergence = self._machine(Verdict.HANG, operation, error)
+        except (CommandFailed, IOFailed) as error:
+            self.result.divergence = self._machine(Verdict.PROTOCOL, operation, error)
+        self.result.seconds = time.monotonic() - began
+        self.result.clusters = self._check.clusters
+        self.result.known = self.rig.oracle.chain.relied_on
+        return self.result
+
+    def _report(self, doing: str) -> None:
+        self.result.clusters = self._check.clusters
+        if self._progress is not None:
+            self._progress(self.result, doing)
+
+    def _machine(
+        self, verdict: Verdict, operation: Operation | None, error: Exception
+    ) -> Divergence:
+        if isinstance(error, MachineDied) and not self.rig.qemu.alive():
+            error = self.rig.qemu.died(str(operation or "the start"))
+        number = operation.number if operation else 0
+        return Divergence(verdict, "QEMU", number, "an answer", str(error))
+
+    # -- I/O -----------------------------------------------------------------------------------------
+
+    def _io(self, operation: Operation) -> Divergence | None:
+        chain = self.rig.chain
+        client = chain.primary if operation.side is Side.PRIMARY else chain.guest
+        offset, length = operation.start * SECTOR, operation.count * SECTOR
+        kind, buffer = operation.kind, None
+        if kind in _CHANGES:
+            self._writers[operation.number] = operation.side.value
+            first, last = operation.start // PAGE, (operation.start + operation.count - 1) // PAGE
+            self._touched.update(range(first, last + 1))
+        if kind is Kind.READ:
+            buffer = self._buffer(length)
+            cookie = client.submit_read(buffer, offset)
+        elif kind is Kind.WRITE:
+            data = pattern.data_of(operation.number, operation.start, operation.count)
+            cookie = client.submit_write(data, offset)
+        elif kind is Kind.ZERO:
+            cookie = client.submit_zero(length, offset)
+        elif kind is Kind.DISCARD:
+            cookie = client.submit_discard(length, offset)
+        else:
+            cookie = client.submit_flush()
+        # While QEMU works, the model predicts; only then is the answer looked at.
+        prediction = self.rig.oracle.predict(operation)
+        observed = self._answer(client, cookie)
+        if observed != prediction.errno:
+            return self._wrong_errno(operation, prediction.errno, observed)
+        if buffer is None or prediction.owners is None:
+            return None
+        wrong = pattern.mismatches(buffer, prediction.owners, operation.start)
+        return self._wrong_data(operation, wrong) if wrong else None
+
+    def _buffer(self, length: int) -> bytearray:
+        buffer = self._buffers.get(length)
+        if buffer is None:
+            if len(self._buffers) > 64:
+                self._buffers.clear()
+            buffer = self._buffers[length] = bytearray(length)
+        return buffer
+
+    def _answer(self, client: NbdClient, cookie: int) -> int:
+        try:
+            client.wait(cookie)
+        except IOFailed as error:
+            return error.errno
+        return 0
+
+    def _wrong_errno(self, operation: Operation, predicted: int, observed: int) -> Divergence:
+        if observed == errno.ENOSPC:
+            check_space(self.rig.directory)
+        return Divergence(
+            Verdict.ERROR_CONTRACT,
+            f"{operation.side} {operation.kind}",
+            operation.number,
+            _errno_text(predicted),
+            _errno_text(observed),
+        )
+
+    def _wrong_data(self, operation: Operation, wrong: list[pattern.Mismatch]) -> Divergence:
+        first = wrong[0]
+        verdict = Verdict.ISOLATION
+        if self._writers.get(first.predicted) == operation.side.value:
+            verdict = Verdict.LOST_WRITE
+        elif operation.side is Side.PRIMARY:
+            verdict = Verdict.CONTENT
+        return Divergence(
+            verdict,
+            f"{operation.side} read",
+            operation.number,
+            f"{pattern.describe_owner(first.predicted)} in sectors "
+            f"{first.start}..{first.start + first.count - 1}",
+            first.found,
+        )
+
+    # -- commands ------------------------------------------------------------------------------------
+
+    async def _command(self, operation: Operation) -> Divergence | None:
+        chain, kind = self.rig.chain, operation.kind
+        if kind is Kind.CHECK:
+            return await self.check(operation.number)
+        prediction = self.rig.oracle.predict(operation)
+        observed: str | None = None
+        try:
+            if kind is Kind.STATUS:
+                observed = await chain.status()
+            elif kind is Kind.START:
+                await chain.start()
+            elif kind is Kind.CHECKPOINT:
+                await chain.checkpoint()
+            elif kind is Kind.STOP:
+                await chain.stop()
+            elif kind is Kind.FAILOVER:
+                await chain.failover()
+            elif kind is Kind.REBUILD:
+                await chain.rebuild()
+        except CommandFailed as error:
+            observed = error.desc
+        return self._wrong_answer(operation, prediction, observed)
+
+    def _wrong_answer(
+        self, operation: Operation, prediction: Prediction, observed: str | None
+    ) -> Divergence | None:
+        if observed == prediction.error:
+            return None
+        return Divergence(
+            Verdict.ERROR_CONTRACT,
+            str(operation.kind),
+            operation.number,
+            f"the error {prediction.error!r}" if prediction.error else "no error",
+            f"the error {observed!r}" if observed else "no error",
+        )
+
+    async def finish(self) -> None:
+        """The last cross-check: everything, everywhere."""
+        try:
+            self.result.divergence = await self.check(self._last, full=True)
+        except MachineDied as error:
+            self.result.divergence = self._machine(Verdict.CRASH, None, error)
+        except MachineHung as error:
+            self.result.divergence = self._machine(Verdict.HANG, None, error)
+        self.result.clusters = self._check.clusters
+
+    async def check(self, number: int, full: bool = False) -> Divergence | None:
+        """Cross-check now, after operation *number*.
+
+        :param full: read the views everywhere, not only where something may have changed
+        """
+        self.result.checks += 1
+        touched = None if full else self._touched | self._touched_before
+        self._touched_before, self._touched = self._touched, set()
+        found = await self._check.run(number, touched)
+        return found[0] if found else None
+
+
+def _errno_text(number: int) -> str:
+    return errno.errorcode.get(number, str(number)) if number else "success"
+
+
+def check_space(directory: Path) -> None:
+    """Tell a full host disk from a QEMU that invents ENOSPC.
+
+    :raises HostError: the disk under *directory* is full
+    """
+    free = os.statvfs(directory)
+    if free.f_bavail * free.f_frsize < 1 << 20:
+        raise HostError(
+            f"the disk under {directory} is full: free some space, or set TMPDIR to another disk"
+        )
+
+
+async def run_case(
+    setup: Setup,
+    operations: Iterable[Operation],
+    directory: Path,
+    progress: Callable[[Result, str], None] | None = None,
+    at_end: Callable[[Rig, Result], None] | None = None,
+) -> Result:
+    """Run *operations* on a fresh chain in *directory* and finish with a full cross-check.
+
+    :param at_end: called before the rig is taken down, e.g. to save its images
+    """
+    rig = await open_rig(setup, directory)
+    try:
+        session = Session(rig, setup.qemu_img, progress)
+        result = await session.run(operations)
+        if result.divergence is None:
+            await session.finish()
+        if at_end is not None:
+            at_end(rig, result)
+        return result
+    finally:
+        await rig.close()

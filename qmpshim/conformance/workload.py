@@ -1,0 +1,240 @@
+"""Seeded random workloads: the operations of a run, as values that can be stored and replayed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from qmpshim.errors import InputError
+from qmpshim.machine.secondary import SECTOR, ChainSpec
+from qmpshim.model.chain import Workflow
+
+
+class Side(StrEnum):
+    """Where an operation enters the chain."""
+
+    PRIMARY = "primary"  # the NBD export of the secondary disk
+    GUEST = "guest"  # the NBD export of the top (in the backup workflow: of the hidden disk)
+    CHAIN = "chain"  # a QMP command
+
+
+class Kind(StrEnum):
+    """What an operation does."""
+
+    WRITE = "write"
+    ZERO = "zero"
+    DISCARD = "discard"
+    FLUSH = "flush"
+    READ = "read"
+    START = "start"
+    CHECKPOINT = "checkpoint"
+    STOP = "stop"
+    FAILOVER = "failover"
+    REBUILD = "rebuild"  # fresh hidden and active disks, nothing running
+    STATUS = "status"
+    CHECK = "check"  # cross-check everything now
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation.
+
+    :ivar number: from 1; the owner of what it writes, kept when others are left out
+    :ivar start: first sector
+    :ivar count: sectors
+    """
+
+    number: int
+    side: Side
+    kind: Kind
+    start: int = 0
+    count: int = 0
+
+    def __str__(self) -> str:
+        if self.side is Side.CHAIN:
+            return f"{self.number}: {self.kind}"
+        if self.kind is Kind.FLUSH:
+            return f"{self.number}: {self.side} flush"
+        return (
+            f"{self.number}: {self.side} {self.kind} "
+            f"{self.start * SECTOR:#x}+{self.count * SECTOR:#x}"
+        )
+
+    def to_json(self) -> list[Any]:
+        """A compact form: ``[number, side, kind, start, count]``, positions in sectors."""
+        return [self.number, self.side.value, self.kind.value, self.start, self.count]
+
+    @classmethod
+    def from_json(cls, value: Any) -> Operation:
+        """The reverse of :meth:`to_json`.
+
+        :raises InputError: *value* is no operation
+        """
+        try:
+            number, side, kind, start, count = value
+            operation = cls(int(number), Side(side), Kind(kind), int(start), int(count))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"not an operation: {value!r}: {error}") from error
+        if operation.number < 1 or operation.start < 0 or operation.count < 0:
+            raise InputError(f"not an operation: {value!r}: a negative position or number")
+        return operation
+
+
+# How often each kind comes, by workflow; commands are placed separately.
+_MIX: Mapping[Workflow, Mapping[tuple[Side, Kind], int]] = {
+    Workflow.BACKUP: {
+        (Side.PRIMARY, Kind.WRITE): 36,
+        (Side.PRIMARY, Kind.ZERO): 8,
+        (Side.PRIMARY, Kind.DISCARD): 6,
+        (Side.PRIMARY, Kind.FLUSH): 1,
+        (Side.PRIMARY, Kind.READ): 9,
+        (Side.GUEST, Kind.READ): 40,
+    },
+    Workflow.REPLICATION: {
+        (Side.PRIMARY, Kind.WRITE): 25,
+        (Side.PRIMARY, Kind.ZERO): 5,
+        (Side.PRIMARY, Kind.DISCARD): 4,
+        (Side.PRIMARY, Kind.FLUSH): 1,
+        (Side.PRIMARY, Kind.READ): 6,
+        (Side.GUEST, Kind.WRITE): 25,
+        (Side.GUEST, Kind.ZERO): 4,
+        (Side.GUEST, Kind.DISCARD): 3,
+        (Side.GUEST, Kind.FLUSH): 1,
+        (Side.GUEST, Kind.READ): 26,
+    },
+}
+
+_SMALL = 128  # sectors: backup's smallest granularity
+_FILL_MOST = 8 << 11  # sectors of the secondary disk that are written before anything starts
+
+
+class Workload:
+    """An endless seeded stream of operations on one chain; :meth:`take` cuts it off.
+
+    Positions favour a few hot clusters (where operations meet) and the end of the disk (where a
+    cluster may be cut short); lengths range from one sector to several clusters.
+    """
+
+    def __init__(self, spec: ChainSpec, seed: int) -> None:
+        self._spec = spec
+        self._random = random.Random(f"{seed}/{spec}")
+        self._number = 0
+        self._size = spec.size // SECTOR
+        self._cluster = max(_SMALL, spec.cluster // SECTOR)
+        mix = _MIX[spec.workflow]
+        self._kinds = list(mix)
+        self._weights = list(mix.values())
+        hot = min(self._size, 24 * self._cluster)
+        self._hot = self._random.randrange(0, self._size - hot + 1, 8)
+        self._hot_length = hot
+
+    def take(self, count: int) -> Iterator[Operation]:
+        """The first *count* operations; the last is a check."""
+        stream = self._stream(count)
+        for _ in range(count - 1):
+            yield next(stream)
+        yield self._command(Kind.CHECK)
+
+    def _stream(self, total: int) -> Iterator[Operation]:
+        pick = self._random
+        yield from self._fill(min(16, max(1, total // 20)))
+        # A short run must see every command too: commands come closer together in it.
+        period = max(20, min(600, total // 8))
+        while True:
+            yield from self._some(Kind.WRITE, pick.randint(2, 8))
+            if pick.random() < 0.3:
+                yield self._command(Kind.STOP)  # in the wrong state: an error is predicted
+            if self._spec.workflow is Workflow.REPLICATION:
+                yield self._command(Kind.STATUS)
+            yield self._command(Kind.START)
+            for _ in range(pick.randint(1, 3)):
+                for _ in range(pick.randint(period // 2, period)):
+                    yield self._io()
+                if self._spec.workflow is Workflow.REPLICATION:
+                    yield self._command(Kind.CHECK)
+                    yield self._command(Kind.CHECKPOINT)
+                yield self._command(Kind.CHECK)
+                if self._spec.workflow is Workflow.REPLICATION and pick.random() < 0.2:
+                    yield self._command(Kind.START)  # running already
+            for _ in range(pick.randint(2, period // 2)):
+                yield self._io()
+            yield self._command(Kind.CHECK)
+            if self._spec.workflow is Workflow.REPLICATION and pick.random() < 0.6:
+                yield self._command(Kind.FAILOVER)
+            else:
+                yield self._command(Kind.STOP)
+            if self._spec.workflow is Workflow.REPLICATION:
+                yield self._command(Kind.STATUS)
+            yield self._command(Kind.CHECK)
+            for _ in range(pick.randint(4, 24)):
+                yield self._io()
+            if self._spec.workflow is Workflow.REPLICATION and pick.random() < 0.3:
+                yield self._command(Kind.CHECKPOINT)  # after the end: quietly ignored
+            yield self._command(Kind.CHECK)
+            yield self._command(Kind.REBUILD)
+
+    def _command(self, kind: Kind) -> Operation:
+        self._number += 1
+        return Operation(self._number, Side.CHAIN, kind)
+
+    def _fill(self, pieces: int) -> Iterator[Operation]:
+        """Old contents worth keeping: without them every copy would be a copy of nothing."""
+        length = max(1, min(_FILL_MOST, self._size // 2) // pieces)
+        length = min(length, 2048)
+        for index in range(pieces):
+            if index % 2:
+                start = self._random.randrange(0, self._size - length + 1)
+            else:
+                start = self._hot + self._random.randrange(max(1, self._hot_length - length + 1))
+            start = max(0, min(start, self._size - length))
+            self._number += 1
+            yield Operation(self._number, Side.PRIMARY, Kind.WRITE, start, length)
+        self._number += 1
+        tail = min(self._size, 40)
+        yield Operation(self._number, Side.PRIMARY, Kind.WRITE, self._size - tail, tail)
+
+    def _some(self, kind: Kind, count: int) -> Iterator[Operation]:
+        for _ in range(count):
+            yield self._io()
+
+    def _io(self) -> Operation:
+        side, kind = self._random.choices(self._kinds, self._weights)[0]
+        self._number += 1
+        if kind is Kind.FLUSH:
+            return Operation(self._number, side, kind)
+        start, count = self._place()
+        return Operation(self._number, side, kind, start, count)
+
+    def _place(self) -> tuple[int, int]:
+        pick, cluster, size = self._random, self._cluster, self._size
+        shape = pick.random()
+        if shape < 0.25:
+            count = 1
+        elif shape < 0.5:
+            count = 8
+        elif shape < 0.7:
+            count = pick.randint(1, cluster)
+        elif shape < 0.88:
+            count = cluster
+        else:
+            count = pick.randint(cluster, 4 * cluster)
+        count = min(count, size, 4096)
+        where = pick.random()
+        if where < 0.65:
+            start = self._hot + pick.randrange(self._hot_length)
+        elif where < 0.9:
+            start = pick.randrange(size)
+        else:
+            start = size - pick.randint(1, 2 * cluster)
+        align = pick.random()
+        if align < 0.35:
+            start -= start % cluster
+        elif align < 0.6:
+            start -= start % 8
+        elif align < 0.75:  # across a cluster's edge
+            start = start - start % cluster + cluster - max(1, count // 2)
+        start = max(0, min(start, size - 1))
+        return start, min(count, size - start)

@@ -1,0 +1,199 @@
+"""A real QEMU process and its QMP connection, under a watchdog."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import ExecuteError, Message, QMPClient, QMPError
+
+from qmpshim.errors import BuildError, CommandFailed, HostError, MachineDied, MachineHung
+from qmpshim.machine.workspace import dies_with_owner
+
+log = logging.getLogger(__name__)
+
+COMMAND_LIMIT = 30.0  # seconds a QMP command may take before QEMU counts as hung
+
+
+class Qemu:
+    """One QEMU, started by :meth:`start` and gone for certain after :meth:`close`.
+
+    :param command: how to run the binary, e.g. ``["qemu-system-x86_64"]``
+    :param directory: where its stdout, stderr and QMP log go; it must exist
+    :param args: arguments after the standard ones
+    :param machine: value of ``-machine``
+    :param env: variables to add to the environment
+    :param limit: seconds a command may take
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        directory: Path,
+        args: Sequence[str] = (),
+        machine: str = "none",
+        env: Mapping[str, str] | None = None,
+        limit: float = COMMAND_LIMIT,
+    ) -> None:
+        self.directory = directory
+        self.limit = limit
+        self.argv = [
+            *command,
+            *("-machine", machine, "-nodefaults", "-display", "none", "-no-user-config"),
+            *args,
+        ]
+        self._env = {**os.environ, **(env or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._client = QMPClient("qmpshim")
+        self._log = None if not directory.is_dir() else (directory / "qmp.log").open("a")
+
+    async def start(self) -> None:
+        """Start QEMU and negotiate QMP.
+
+        :raises HostError: the binary cannot be run
+        :raises BuildError: it ran, but is no QEMU or ended before it answered
+        """
+        ours, theirs = socket.socketpair()
+        argv = [
+            *self.argv,
+            *(
+                "-chardev",
+                f"socket,id=qmp,fd={theirs.fileno()}",
+                "-mon",
+                "chardev=qmp,mode=control",
+            ),
+        ]
+        try:
+            with (
+                theirs,
+                (self.directory / "stdout").open("wb") as out,
+                (self.directory / "stderr").open("wb") as err,
+            ):
+                self._process = subprocess.Popen(  # noqa: ASYNC220 (it only forks)
+                    dies_with_owner(argv),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    env=self._env,
+                    pass_fds=(theirs.fileno(),),
+                )
+        except OSError as error:
+            ours.close()
+            raise HostError(f"cannot run {self.argv[0]}: {error.strerror}") from error
+        ours.setblocking(False)
+        try:
+            await asyncio.wait_for(self._client.connect(ours), self.limit)
+        except (QMPError, TimeoutError, OSError, EOFError) as error:
+            code = self._reap(1.0)
+            self.kill()
+            said = self.stderr().strip().splitlines()
+            raise BuildError(
+                f"{self.argv[0]} did not answer QMP"
+                + (f" (exit status {code})" if code is not None else "")
+                + (f": {said[-1]}" if said else f": {type(error).__name__}")
+            ) from error
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def client(self) -> QMPClient:
+        """The QMP client, e.g. for listening to events."""
+        return self._client
+
+    async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Run a QMP command and give its return value.
+
+        :raises CommandFailed: QEMU answered with an error
+        :raises MachineDied: QEMU went away
+        :raises MachineHung: no answer within the limit
+        """
+        message: dict[str, Any] = {"execute": command}
+        if arguments:
+            message["arguments"] = dict(arguments)
+        self._note("->", message)
+        try:
+            result = await asyncio.wait_for(
+                self._client.execute(command, message.get("arguments")), self.limit
+            )
+        except ExecuteError as error:
+            self._note(
+                "<-", {"error": {"class": error.error_class, "desc": error.error.error.desc}}
+            )
+            raise CommandFailed(command, error.error_class, error.error.error.desc) from error
+        except TimeoutError as error:
+            self._note("<-", {"qmpshim": f"no answer in {self.limit} s"})
+            raise MachineHung(f"{command}: no answer in {self.limit:g} s") from error
+        except (QMPError, EOFError, OSError) as error:
+            raise self.died(command) from error
+        self._note("<-", {"return": result})
+        return result
+
+    def died(self, during: str) -> MachineDied:
+        """The exception that tells how QEMU ended while *during* was going on."""
+        code = self._reap(5.0)
+        if code is None:
+            how = "closed its connection but still runs"
+        elif code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        else:
+            how = f"exited with status {code}"
+        said = self.stderr().strip().splitlines()
+        return MachineDied(f"QEMU {how} during {during}" + (f": {said[-1]}" if said else ""))
+
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def stderr(self) -> str:
+        """What QEMU has written to stderr so far."""
+        try:
+            return (self.directory / "stderr").read_text(errors="replace")
+        except OSError:
+            return ""
+
+    def _reap(self, seconds: float) -> int | None:
+        if self._process is None:
+            return None
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _note(self, direction: str, message: Mapping[str, Any] | Message) -> None:
+        if self._log is not None:
+            self._log.write(f"{direction} {json.dumps(message)}\n")
+
+    def kill(self) -> None:
+        """End the process now."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    async def close(self) -> int | None:
+        """Ask QEMU to quit, insist if it does not, and give its exit status."""
+        if self.alive():
+            try:
+                await asyncio.wait_for(self._client.execute("quit"), 5)
+            except (QMPError, EOFError, OSError, TimeoutError):
+                log.debug("quit was not answered")
+            if self._reap(5.0) is None:
+                self.kill()
+        try:
+            await self._client.disconnect()
+        except (QMPError, EOFError, OSError):
+            log.debug("QMP connection ended with QEMU")
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        return self._process.returncode if self._process else None

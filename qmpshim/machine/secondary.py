@@ -1,0 +1,293 @@
+"""The secondary's chain of disks on a real QEMU, built and commanded through QMP."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qmpshim.errors import BuildError, HostError, InputError, MachineHung
+from qmpshim.machine.nbd_client import NbdClient
+from qmpshim.machine.process import Qemu
+from qmpshim.model.chain import Workflow
+
+SECTOR = 512
+
+
+@dataclass(frozen=True, slots=True)
+class ChainSpec:
+    """The shape of a chain.
+
+    :ivar workflow: the seed's plain backup or replication
+    :ivar size: virtual size in bytes, a multiple of 512
+    :ivar cluster: cluster size of the qcow2 images in bytes
+    :ivar secondary: format of the secondary disk, ``raw`` or ``qcow2``
+    """
+
+    workflow: Workflow
+    size: int = 64 << 20
+    cluster: int = 64 << 10
+    secondary: str = "raw"
+
+    def __post_init__(self) -> None:
+        if self.size <= 0 or self.size % SECTOR:
+            raise InputError(
+                f"size {self.size} is no positive multiple of 512 bytes; "
+                f"the nearest is {max(1, round(self.size / SECTOR)) * SECTOR}"
+            )
+        if self.cluster not in [512 << n for n in range(13)]:
+            raise InputError(f"cluster size {self.cluster} is no power of two from 512 to 2M")
+        if self.secondary not in ("raw", "qcow2"):
+            raise InputError(f"secondary format {self.secondary!r} is neither raw nor qcow2")
+
+
+class SecondaryChain:
+    """Secondary, hidden and (in replication) active disk on *qemu*, with an NBD export at each end.
+
+    The nodes are called ``secondary``, ``hidden``, ``active`` and ``top`` (the replication
+    filter); the exports ``primary`` (on the secondary disk) and ``guest`` (on the top; in the
+    backup workflow on the hidden disk, read-only).
+
+    :param qemu: a started QEMU
+    :param directory: where the images and the NBD socket go
+    :param qemu_img: how to run ``qemu-img``
+    """
+
+    def __init__(
+        self,
+        qemu: Qemu,
+        spec: ChainSpec,
+        directory: Path,
+        qemu_img: Sequence[str] = ("qemu-img",),
+    ) -> None:
+        self.qemu = qemu
+        self.spec = spec
+        self.directory = directory
+        self._qemu_img = list(qemu_img)
+        self.primary: NbdClient
+        self.guest: NbdClient
+
+    def image(self, node: str) -> Path:
+        """The file behind *node*."""
+        suffix = "raw" if node == "secondary" and self.spec.secondary == "raw" else "qcow2"
+        return self.directory / f"{node}.{suffix}"
+
+    @property
+    def overlays(self) -> tuple[str, ...]:
+        """The nodes above the secondary disk, lowest first."""
+        if self.spec.workflow is Workflow.BACKUP:
+            return ("hidden",)
+        return ("hidden", "active")
+
+    async def build(self) -> None:
+        """Create the images and open everything; nothing is started yet.
+
+        :raises BuildError: this QEMU has no replication driver
+        :raises HostError: an image cannot be created
+        """
+        if self.spec.workflow is Workflow.REPLICATION:
+            commands = await self.qemu.execute("query-commands")
+            if not any(c["name"] == "xen-set-replication" for c in commands):
+                raise BuildError(
+                    f"{self.qemu.argv[0]} has no replication driver (xen-set-replication is "
+                    "missing): build QEMU with --enable-replication, or use --workflow backup"
+                )
+        if self.spec.secondary == "raw":
+            try:
+                with self.image("secondary").open("xb") as file:
+                    file.truncate(self.spec.size)
+            except OSError as error:
+                raise HostError(f"{self.image('secondary')}: {error.strerror}") from error
+        else:
+            self._create("secondary")
+        await self._add_image("secondary", self.spec.secondary, None)
+        socket = self.directory / "nbd.sock"
+        await self.qemu.execute(
+            "nbd-server-start",
+            {"addr": {"type": "unix", "data": {"path": str(socket)}}},
+        )
+        await self._export("primary", "secondary", writable=True)
+        self.primary = self._connect("primary")
+        await self._build_overlays()
+
+    async def _build_overlays(self) -> None:
+        below = "secondary"
+        for node in self.overlays:
+            self._create(node)
+            await self._add_image(node, "qcow2", below)
+            below = node
+        if self.spec.workflow is Workflow.REPLICATION:
+            await self.qemu.execute(
+                "blockdev-add",
+                {
+                    "driver": "replication",
+                    "node-name": "top",
+                    "mode": "secondary",
+                    "top-id": "top",
+                    "file": "active",
+                },
+            )
+            below = "top"
+        await self._export("guest", below, writable=below == "top")
+        self.guest = self._connect("guest")
+
+    def _create(self, node: str) -> None:
+        command = [
+            *(*self._qemu_img, "create", "-q", "-f", "qcow2"),
+            *("-o", f"cluster_size={self.spec.cluster}"),
+            *(str(self.image(node)), str(self.spec.size)),
+        ]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        except FileNotFoundError as error:
+            raise HostError(f"{command[0]} is missing: apt-get install qemu-utils") from error
+        except subprocess.TimeoutExpired as error:
+            raise HostError(f"{' '.join(command)} did not end in 60 s") from error
+        if done.returncode:
+            raise HostError(done.stderr.strip() or f"{command[0]} create failed")
+
+    async def _add_image(self, node: str, fmt: str, backing: str | None) -> None:
+        # no-flush: the host is not going to crash, so waiting for its disk proves nothing.
+        cache = {"no-flush": True}
+        options: dict[str, Any] = {
+            "driver": fmt,
+            "node-name": node,
+            "discard": "unmap",
+            "file": {
+                "driver": "file",
+                "filename": str(self.image(node)),
+                "discard": "unmap",
+                "cache": cache,
+            },
+        }
+        if backing is not None:
+            options["backing"] = backing
+        await self.qemu.execute("blockdev-add", options)
+
+    async def _export(self, name: str, node: str, writable: bool) -> None:
+        await self.qemu.execute(
+            "block-export-add",
+            {"type": "nbd", "id": name, "name": name, "node-name": node, "writable": writable},
+        )
+
+    def uri(self, export: str) -> str:
+        """The NBD URI of an export."""
+        return f"nbd+unix:///{export}?socket={self.directory / 'nbd.sock'}"
+
+    def _connect(self, export: str) -> NbdClient:
+        return NbdClient(self.uri(export), self.qemu.limit, plain=True)
+
+    def inspect(self, export: str) -> NbdClient:
+        """Another connection to an export, with block status; the caller closes it."""
+        return NbdClient(self.uri(export), self.qemu.limit)
+
+    async def _unexport(self, name: str) -> None:
+        await self.qemu.execute("block-export-del", {"id": name, "mode": "hard"})
+        deadline = time.monotonic() + self.qemu.limit
+        while any(e["id"] == name for e in await self.qemu.execute("query-block-exports")):
+            if time.monotonic() > deadline:
+                raise MachineHung(f"export {name} did not go away in {self.qemu.limit:g} s")
+            await asyncio.sleep(0.002)
+
+    # -- the commands of the chain -----------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the backup job, or replication."""
+        if self.spec.workflow is Workflow.BACKUP:
+            await self.qemu.execute(
+                "blockdev-backup",
+                {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "none"},
+            )
+        else:
+            await self.qemu.execute("xen-set-replication", {"enable": True, "primary": False})
+
+    async def checkpoint(self) -> None:
+        """Take a checkpoint, as the contract wants it: the VM stopped, I/O settled."""
+        await self.qemu.execute("stop")
+        await self.qemu.execute("xen-colo-do-checkpoint")
+        await self.qemu.execute("cont")
+
+    async def stop(self) -> None:
+        """Stop the backup job, or replication without failover."""
+        if self.spec.workflow is Workflow.BACKUP:
+            await self.qemu.execute("block-job-cancel", {"device": "backup"})
+            await self._until_job_is_gone()
+            return
+        await self.qemu.execute("stop")
+        try:
+            await self._set_replication_off(failover=False)
+        finally:
+            await self.qemu.execute("cont")
+
+    async def _until_job_is_gone(self) -> None:
+        deadline = time.monotonic() + self.qemu.limit
+        while await self.qemu.execute("query-block-jobs"):
+            if time.monotonic() > deadline:
+                raise MachineHung(f"the backup job did not end in {self.qemu.limit:g} s")
+            await asyncio.sleep(0.002)
+
+    async def failover(self) -> None:
+        """Fail over, and wait until the active disk is committed into the secondary disk."""
+        await self._set_replication_off(failover=True)
+        deadline = time.monotonic() + self.qemu.limit
+        while not await self._failed_over():
+            if time.monotonic() > deadline:
+                raise MachineHung(f"failover did not finish in {self.qemu.limit:g} s")
+            await asyncio.sleep(0.002)
+
+    async def _set_replication_off(self, failover: bool) -> None:
+        await self.qemu.execute(
+            "xen-set-replication", {"enable": False, "primary": False, "failover": failover}
+        )
+
+    async def _failed_over(self) -> bool:
+        """Whether the filter sits on the secondary disk (replication_done has run)."""
+        graph = await self.qemu.execute("x-debug-query-block-graph")
+        names = {node["id"]: node["name"] for node in graph["nodes"]}
+        below = {
+            (names[edge["parent"]], edge["name"]): names[edge["child"]] for edge in graph["edges"]
+        }
+        return below.get(("top", "file")) == "secondary" and ("top", "hidden disk") not in below
+
+    async def status(self) -> str | None:
+        """The text of replication's error, or ``None`` when it reports none."""
+        status = await self.qemu.execute("query-xen-replication-status")
+        return status.get("desc", "") if status["error"] else None
+
+    async def settle(self) -> None:
+        """Let all I/O end and write qcow2 tables to the files, so that they can be read."""
+        await self.qemu.execute("stop")
+        await self.qemu.execute("cont")
+
+    @asynccontextmanager
+    async def read_hidden(self) -> AsyncIterator[NbdClient]:
+        """A read-only export of the hidden disk, while the context lasts."""
+        await self._export("hidden", "hidden", writable=False)
+        with closing(self.inspect("hidden")) as client:
+            yield client
+        await self._unexport("hidden")
+
+    async def rebuild(self) -> None:
+        """Take hidden and active disk away and put fresh ones there, nothing running."""
+        self.guest.close()
+        await self._unexport("guest")
+        nodes = [*self.overlays]
+        if self.spec.workflow is Workflow.REPLICATION:
+            nodes.append("top")
+        for node in reversed(nodes):
+            await self.qemu.execute("blockdev-del", {"node-name": node})
+        for node in self.overlays:
+            self.image(node).unlink()
+        await self._build_overlays()
+
+    def close(self) -> None:
+        """Disconnect the NBD clients; QEMU itself belongs to whoever started it."""
+        for name in ("primary", "guest"):
+            client = getattr(self, name, None)
+            if client is not None:
+                client.close()

@@ -1,0 +1,79 @@
+"""A private directory that vanishes with its owner, however the owner ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+from qmpshim.errors import HostError
+
+log = logging.getLogger(__name__)
+
+# The janitor outlives its owner by the one moment it takes to remove the directory: it sleeps on
+# a pipe that only the owner holds open, so that even SIGKILL of the owner wakes it.
+_JANITOR = 'cat >/dev/null; for n in 1 2 3; do rm -rf -- "$1" && exit; sleep 1; done'
+
+
+class Workspace:
+    """A temporary directory (mode 0700) for sockets, images and logs; a context manager.
+
+    :param keep: leave the directory behind on :meth:`close`
+    :raises HostError: no directory can be made
+    """
+
+    def __init__(self, prefix: str = "qmpshim-") -> None:
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix=prefix))
+        except OSError as error:
+            raise HostError(
+                f"no temporary directory: {error.strerror}; set TMPDIR to a writable place"
+            ) from error
+        self._janitor = subprocess.Popen(
+            ["/bin/sh", "-c", _JANITOR, "qmpshim-janitor", str(self.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def subdirectory(self, name: str) -> Path:
+        """A new directory in the workspace; a number is added if *name* is taken."""
+        for number in range(1_000_000):
+            path = self.path / (f"{name}-{number}" if number else name)
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return path
+        raise HostError(f"{self.path} is full of {name}-*")
+
+    def close(self) -> None:
+        """Remove the directory and everything in it."""
+        assert self._janitor.stdin is not None
+        self._janitor.stdin.close()
+        self._janitor.wait()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def dies_with_owner(command: list[str]) -> list[str]:
+    """*command*, so started that the kernel kills it when the process that started it dies."""
+    setpriv = shutil.which("setpriv", path=os.defpath + ":/usr/bin:/bin")
+    if setpriv is None:
+        raise HostError("setpriv is missing: apt-get install util-linux")
+    return [setpriv, "--pdeathsig", "KILL", "--", *command]
