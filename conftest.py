@@ -42,8 +42,9 @@ def _own_processes() -> set[str]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_is_left() -> Iterator[None]:
+def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """At the end of the session there must be no process, socket or file that was not there."""
+    tmp_path_factory.getbasetemp()  # pytest's own directory, made before TMPDIR changes
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QMPSHIM_TEST_SESSION", f"{os.getpid()}")
         with tempfile.TemporaryDirectory(prefix="qmpshim-tests-") as private:

@@ -190,7 +190,7 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
     return asyncio.run(guarded())
 
 
-# -- verify ------------------------------------------------------------------------------------------
+# -- verify ------------------------------------------------------------
 
 
 def _verify(args: argparse.Namespace, console: Console) -> int:
@@ -301,7 +301,7 @@ def _write_json(path: Path, outcomes: Sequence[Outcome]) -> None:
         raise HostError(f"cannot write {path}: {error.strerror}") from error
 
 
-# -- replay ------------------------------------------------------------------------------------------
+# -- replay ------------------------------------------------------------
 
 
 def _replay(args: argparse.Namespace, console: Console) -> int:
@@ -327,18 +327,15 @@ async def _replay_one(args: argparse.Namespace, console: Console) -> int:
     return DIVERGED
 
 
-# -- builds ------------------------------------------------------------------------------------------
+# -- builds ------------------------------------------------------------
 
 
 def _builds_list(_args: argparse.Namespace, console: Console) -> int:
-    rows = builds.list_builds()
-    if not rows:
-        console.line("no builds: apt-get install qemu-system-x86, or qmpshim builds fetch SPEC")
-    for row in rows:
+    for row in builds.list_builds():
         console.line(
-            f"{row.name:18} {row.problem or row.version:10} {row.kind:10} "
-            f"{row.discipline:18} {row.place}"
+            f"{row.name:18} {row.kind:10} {row.discipline:18} {row.problem or row.version}"
         )
+        console.line(f"{'':18} {row.place}")
     return OK
 
 

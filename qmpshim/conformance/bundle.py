@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -164,8 +165,7 @@ def to_json(case: Case) -> dict[str, Any]:
             "secondary": spec.secondary,
         },
         "model": {
-            "discard_passes_job": case.behaviour.discard_passes_job,
-            "copy_range": case.behaviour.copy_range,
+            **dataclasses.asdict(case.behaviour),
             "known": sorted(case.behaviour.known),
         },
         "seed": case.seed,
@@ -200,11 +200,7 @@ def load(directory: Path) -> Case:
                 int(chain["cluster"]),
                 str(chain["secondary"]),
             ),
-            Behaviour(
-                bool(model["discard_passes_job"]),
-                bool(model["copy_range"]),
-                frozenset(Known(name) for name in model["known"]),
-            ),
+            Behaviour(**{**model, "known": frozenset(Known(name) for name in model["known"])}),
             _operations(value["operations"]),
             Divergence.from_json(value["divergence"]),
             int(value["seed"]),

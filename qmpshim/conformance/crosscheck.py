@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -22,21 +24,23 @@ from qmpshim.model.disk import Qcow2 as ModelQcow2
 from qmpshim.model.verdict import Verdict
 
 PAGE_BYTES = PAGE * SECTOR
-_MOST = 8 << 20  # bytes read from QEMU in one go
+_MOST = 1 << 20  # bytes read from QEMU in one request
+_DEPTH = 4  # requests under way at once
+_GAP = 3  # pages that are read along rather than making two requests of one
 
 
-def merge(pages: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Runs (first page, pages) of a set of page numbers, in order."""
-    first = length = -1
+def merge(pages: Iterable[int], gap: int = 0) -> Iterator[tuple[int, int]]:
+    """Runs (first page, pages) of a set of page numbers, in order; gaps up to *gap* are bridged."""
+    first = end = -1
     for page in sorted(pages):
-        if page == first + length and length > 0:
-            length += 1
+        if first >= 0 and page <= end + gap:
+            end = page + 1
             continue
-        if length > 0:
-            yield first, length
-        first, length = page, 1
-    if length > 0:
-        yield first, length
+        if first >= 0:
+            yield first, end - first
+        first, end = page, page + 1
+    if first >= 0:
+        yield first, end - first
 
 
 def _pages(extents: Iterable[tuple[int, int]]) -> set[int]:
@@ -62,6 +66,28 @@ def file_extents(path: Path) -> Iterator[tuple[int, int]]:
             offset = hole
 
 
+def _stretches(view: ImageView) -> Iterator[tuple[int, memoryview]]:
+    """All DATA of an image as (guest offset, bytes), in pieces worth comparing one by one.
+
+    What lies in the file in one piece is not copied; fragments are gathered.
+    """
+    first = end = -1
+    for piece in view.pieces():
+        if piece.data is None or piece.alloc is not Alloc.DATA:
+            continue
+        fits = piece.offset == end and end + piece.length - first <= _MOST
+        if first >= 0 and not fits:
+            yield first, view.read(first, end - first).data
+            first = -1
+        if piece.length >= _MOST // 2:
+            yield piece.offset, piece.data
+        else:
+            first = piece.offset if first < 0 else first
+            end = piece.offset + piece.length
+    if first >= 0:
+        yield first, view.read(first, end - first).data
+
+
 class CrossCheck:
     """Holds one real chain against its model.
 
@@ -81,6 +107,7 @@ class CrossCheck:
         self._qemu_img = tuple(qemu_img)
         self._comparer = Comparer()
         self._operation = 0
+        self._asked: list[tuple[str, int, asyncio.Future[list[str]]]] = []
 
     @property
     def clusters(self) -> int:
@@ -91,51 +118,66 @@ class CrossCheck:
         """Compare everything there is, and stop at the first image or view that differs.
 
         :param operation: number of the operation that was last done
-        :param touched: pages that may have changed; views are read there only. ``None``: all
+        :param touched: pages that may have changed; views are read there only, and what QEMU's
+            tools and libqcow say of the images is told by the next check. ``None``: all, and now
         """
+        found = await self._told_by_tools()
         self._operation = operation
         await self.chain.settle()
         nodes = [*self.chain.overlays]
         if self.chain.spec.secondary == "qcow2":
             nodes.insert(0, "secondary")
-        # QEMU's own tools and libqcow run beside the comparison: they only look at files.
-        tools = [
-            asyncio.get_running_loop().run_in_executor(
-                None, self._tools_disagree, self.chain.image(node)
-            )
-            for node in nodes
-        ]
-        found: list[Divergence] = []
-        try:
-            for node in nodes:
-                found += self._check_image(node)
-            if "secondary" not in nodes:
-                found += self._check_raw(touched)
-            if not found:
-                found += await self._check_views(touched)
-        finally:
-            sentences = await asyncio.gather(*tools)
-        for node, said in zip(nodes, sentences, strict=True):
-            if said:
-                found.append(
-                    self._divergence(
-                        Verdict.CORRUPTION,
-                        f"{node} disk (tools)",
-                        "qemu-img, libqcow and our own reader agree",
-                        "; ".join(said[:3]),
-                    )
-                )
+        for node in nodes:
+            self._ask_tools(node)
+        if touched is None:
+            found += await self._told_by_tools()
+        for node in nodes:
+            found += self._check_image(node)
+        if "secondary" not in nodes:
+            found += self._check_raw(touched)
+        if not found:
+            found += await self._check_views(touched)
         return found
 
-    def _tools_disagree(self, path: Path) -> list[str]:
-        return agree(path, self._qemu_img, force_share=True)
+    def _ask_tools(self, node: str) -> None:
+        """Have qemu-img, libqcow and our walker look at a copy of an image, beside what goes on."""
+        path = self.chain.image(node)
+        copy = path.with_name(f"{node}.{self._operation}.copy")
+        shutil.copyfile(path, copy)
+        asking = asyncio.get_running_loop().run_in_executor(None, self._tools_disagree, copy)
+        self._asked.append((node, self._operation, asking))
+
+    def _tools_disagree(self, copy: Path) -> list[str]:
+        try:
+            return agree(copy, self._qemu_img)
+        finally:
+            copy.unlink()
+
+    async def _told_by_tools(self) -> list[Divergence]:
+        asked, self._asked = self._asked, []
+        told = await asyncio.gather(*(asking for _, _, asking in asked))
+        return [
+            Divergence(
+                Verdict.CORRUPTION,
+                f"{node} disk (tools)",
+                operation,
+                "qemu-img, libqcow and our own reader agree",
+                "; ".join(said[:3]),
+            )
+            for (node, operation, _), said in zip(asked, told, strict=True)
+            if said
+        ]
+
+    async def close(self) -> None:
+        """Wait for what still looks at copies of images."""
+        await asyncio.gather(*(asking for _, _, asking in self._asked), return_exceptions=True)
 
     def _divergence(
         self, verdict: Verdict, where: str, predicted: str, observed: str
     ) -> Divergence:
         return Divergence(verdict, where, self._operation, predicted, observed)
 
-    # -- the files -----------------------------------------------------------------------------------
+    # -- the files ------------------------------------------------------------
 
     def _model(self, node: str) -> Image:
         image = getattr(self.oracle.chain, node)
@@ -160,10 +202,8 @@ class CrossCheck:
                 Verdict.CORRUPTION, where, "consistent qcow2 metadata", "; ".join(faults[:3])
             )
         yield from self._check_allocation(node, model, observed)
-        for piece in view.pieces():
-            if piece.alloc is not Alloc.DATA or piece.data is None:
-                continue
-            wrong = self._comparer.compare(piece.data, model.contents, piece.offset // SECTOR)
+        for offset, data in _stretches(view):
+            wrong = self._comparer.compare(data, model.contents, offset // SECTOR)
             if wrong:
                 yield self._content(node, wrong)
                 return
@@ -225,7 +265,7 @@ class CrossCheck:
             f"{first.found}{more}",
         )
 
-    # -- through QEMU --------------------------------------------------------------------------------
+    # -- through QEMU ------------------------------------------------------------
 
     async def _check_views(self, touched: set[int] | None) -> list[Divergence]:
         chain, oracle = self.chain, self.oracle
@@ -250,22 +290,33 @@ class CrossCheck:
         self, where: str, client: NbdClient, view: View, touched: set[int] | None
     ) -> list[Divergence]:
         pages = touched if touched is not None else view.pages() | _pages(client.data_extents())
-        size = self.chain.spec.size
-        for first, length in merge(pages):
-            end = min((first + length) * PAGE_BYTES, size)
-            for at in range(first * PAGE_BYTES, end, _MOST):
-                try:
-                    data = client.read(min(_MOST, end - at), at)
-                except IOFailed as error:
-                    return [
-                        self._divergence(
-                            Verdict.ERROR_CONTRACT, where, "a read that succeeds", str(error)
-                        )
-                    ]
-                wrong = self._comparer.compare(data, view, at // SECTOR)
+        wanted = self._pieces(pages)
+        reading: deque[tuple[int, bytearray, int]] = deque()
+        try:
+            while True:
+                # QEMU reads ahead while this end compares.
+                while len(reading) < _DEPTH and (piece := next(wanted, None)) is not None:
+                    offset, length = piece
+                    buffer = bytearray(length)
+                    reading.append((offset, buffer, client.submit_read(buffer, offset)))
+                if not reading:
+                    return []
+                offset, buffer, cookie = reading.popleft()
+                client.wait(cookie)
+                wrong = self._comparer.compare(buffer, view, offset // SECTOR)
                 if wrong:
                     return [self._told(self._view_verdict(where, wrong[0]), where, wrong)]
-        return []
+        except IOFailed as error:
+            return [
+                self._divergence(Verdict.ERROR_CONTRACT, where, "a read that succeeds", str(error))
+            ]
+
+    def _pieces(self, pages: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """The pages as requests (offset, length) in bytes."""
+        for first, length in merge(pages, _GAP):
+            end = min((first + length) * PAGE_BYTES, self.chain.spec.size)
+            for at in range(first * PAGE_BYTES, end, _MOST):
+                yield at, min(_MOST, end - at)
 
     def _view_verdict(self, where: str, first: Mismatch) -> Verdict:
         writer = self._writers.get(first.predicted)

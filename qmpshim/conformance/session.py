@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from qmpshim.conformance import pattern
 from qmpshim.conformance.crosscheck import CrossCheck
@@ -49,7 +50,7 @@ class Setup:
     env: Mapping[str, str] = field(default_factory=dict)
     qemu_img: tuple[str, ...] = ("qemu-img",)
     machine: str = "none"
-    behaviour: Behaviour = Behaviour()
+    behaviour: Behaviour = field(default_factory=Behaviour)
     limit: float = COMMAND_LIMIT
     chain: Callable[[Qemu, ChainSpec, Path, Sequence[str]], SecondaryChain] = SecondaryChain
     oracle: Callable[[ChainSpec, Behaviour], Oracle] = Oracle
@@ -114,6 +115,18 @@ async def open_rig(setup: Setup, directory: Path) -> Rig:
     return rig
 
 
+@dataclass(slots=True)
+class _Exchange:
+    """One I/O on its way: what was asked, what must come back, what came."""
+
+    operation: Operation
+    client: NbdClient
+    cookie: int
+    payload: Any
+    prediction: Prediction = field(default_factory=Prediction)
+    observed: int = 0
+
+
 class Session:
     """Does operations on a rig and compares every answer with the prediction.
 
@@ -135,7 +148,10 @@ class Session:
         # checkpoint changes what is read where something was written before it.
         self._touched: set[int] = set()
         self._touched_before: set[int] = set()
-        self._buffers: dict[int, bytearray] = {}
+        self._buffers: tuple[dict[int, bytearray], dict[int, bytearray]] = ({}, {})
+        self._turn = 0
+        self._prepared: tuple[Operation, Any] | None = None
+        self._unjudged: _Exchange | None = None
         self._last = 0
 
     async def run(self, operations: Iterable[Operation]) -> Result:
@@ -143,15 +159,28 @@ class Session:
         began = time.monotonic()
         tick = began + _TICK
         operation = None
+        counts: Counter[tuple[Side, Kind]] = Counter()
+        source = iter(operations)
+        coming = next(source, None)
         try:
-            for operation in operations:
-                self._last = operation.number
-                self.result.operations[f"{operation.side} {operation.kind}"] += 1
-                found = (
-                    await self._command(operation)
-                    if operation.side is Side.CHAIN
-                    else self._io(operation)
-                )
+            while coming is not None:
+                operation, self._last = coming, coming.number
+                counts[operation.side, operation.kind] += 1
+                if operation.side is Side.CHAIN:
+                    found = self._judge() or await self._command(operation)
+                    coming = next(source, None)
+                else:
+                    exchange = self._submit(operation)
+                    # While QEMU works: predict this answer, judge the one before, and make the
+                    # next operation's data.  No answer is looked at before it was predicted.
+                    exchange.prediction = self.rig.oracle.predict(operation)
+                    found = self._judge()
+                    coming = next(source, None)
+                    self._prepare(coming)
+                    exchange.observed = self._answer(exchange)
+                    self._unjudged = exchange
+                if found is None and coming is None:
+                    found = self._judge()
                 if found is not None:
                     self.result.divergence = found
                     break
@@ -159,6 +188,7 @@ class Session:
                 if now > tick:
                     tick = now + _TICK
                     self.result.seconds = now - began
+                    self._count(counts)
                     self._report(str(operation))
                     await asyncio.sleep(0)  # lets Ctrl-C and events through
         except MachineDied as error:
@@ -168,9 +198,14 @@ class Session:
         except (CommandFailed, IOFailed) as error:
             self.result.divergence = self._machine(Verdict.PROTOCOL, operation, error)
         self.result.seconds = time.monotonic() - began
+        self._count(counts)
         self.result.clusters = self._check.clusters
         self.result.known = self.rig.oracle.chain.relied_on
         return self.result
+
+    def _count(self, counts: Counter[tuple[Side, Kind]]) -> None:
+        named = {f"{side} {kind}": number for (side, kind), number in counts.items()}
+        self.result.operations = Counter(named)
 
     def _report(self, doing: str) -> None:
         self.result.clusters = self._check.clusters
@@ -185,53 +220,74 @@ class Session:
         number = operation.number if operation else 0
         return Divergence(verdict, "QEMU", number, "an answer", str(error))
 
-    # -- I/O -----------------------------------------------------------------------------------------
+    # -- I/O ------------------------------------------------------------
 
-    def _io(self, operation: Operation) -> Divergence | None:
+    def _submit(self, operation: Operation) -> _Exchange:
         chain = self.rig.chain
         client = chain.primary if operation.side is Side.PRIMARY else chain.guest
         offset, length = operation.start * SECTOR, operation.count * SECTOR
-        kind, buffer = operation.kind, None
-        if kind in _CHANGES:
-            self._writers[operation.number] = operation.side.value
-            first, last = operation.start // PAGE, (operation.start + operation.count - 1) // PAGE
-            self._touched.update(range(first, last + 1))
+        kind, payload = operation.kind, self._payload(operation)
         if kind is Kind.READ:
-            buffer = self._buffer(length)
-            cookie = client.submit_read(buffer, offset)
+            cookie = client.submit_read(payload, offset)
         elif kind is Kind.WRITE:
-            data = pattern.data_of(operation.number, operation.start, operation.count)
-            cookie = client.submit_write(data, offset)
+            cookie = client.submit_write(payload, offset)
         elif kind is Kind.ZERO:
             cookie = client.submit_zero(length, offset)
         elif kind is Kind.DISCARD:
             cookie = client.submit_discard(length, offset)
         else:
             cookie = client.submit_flush()
-        # While QEMU works, the model predicts; only then is the answer looked at.
-        prediction = self.rig.oracle.predict(operation)
-        observed = self._answer(client, cookie)
-        if observed != prediction.errno:
-            return self._wrong_errno(operation, prediction.errno, observed)
-        if buffer is None or prediction.owners is None:
-            return None
-        wrong = pattern.mismatches(buffer, prediction.owners, operation.start)
-        return self._wrong_data(operation, wrong) if wrong else None
+        if kind in _CHANGES:
+            self._writers[operation.number] = operation.side.value
+            first, last = operation.start // PAGE, (operation.start + operation.count - 1) // PAGE
+            self._touched.update(range(first, last + 1))
+        return _Exchange(operation, client, cookie, payload)
 
-    def _buffer(self, length: int) -> bytearray:
-        buffer = self._buffers.get(length)
+    def _prepare(self, coming: Operation | None) -> None:
+        if coming is not None and coming.side is not Side.CHAIN:
+            self._prepared = (coming, self._make_payload(coming))
+
+    def _payload(self, operation: Operation) -> Any:
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared[0] is operation:
+            return prepared[1]
+        return self._make_payload(operation)
+
+    def _make_payload(self, operation: Operation) -> Any:
+        """The data of a write; a buffer for a read, never the one that the read before fills."""
+        if operation.kind is Kind.WRITE:
+            return pattern.data_of(operation.number, operation.start, operation.count)
+        if operation.kind is not Kind.READ:
+            return None
+        length = operation.count * SECTOR
+        self._turn ^= 1
+        pool = self._buffers[self._turn]
+        buffer = pool.get(length)
         if buffer is None:
-            if len(self._buffers) > 64:
-                self._buffers.clear()
-            buffer = self._buffers[length] = bytearray(length)
+            if len(pool) > 64:
+                pool.clear()
+            buffer = pool[length] = bytearray(length)
         return buffer
 
-    def _answer(self, client: NbdClient, cookie: int) -> int:
+    def _answer(self, exchange: _Exchange) -> int:
         try:
-            client.wait(cookie)
+            exchange.client.wait(exchange.cookie)
         except IOFailed as error:
             return error.errno
         return 0
+
+    def _judge(self) -> Divergence | None:
+        """Hold the last exchange's answer against its prediction."""
+        exchange, self._unjudged = self._unjudged, None
+        if exchange is None:
+            return None
+        operation, prediction = exchange.operation, exchange.prediction
+        if exchange.observed != prediction.errno:
+            return self._wrong_errno(operation, prediction.errno, exchange.observed)
+        if operation.kind is not Kind.READ or prediction.owners is None:
+            return None
+        wrong = pattern.mismatches(exchange.payload, prediction.owners, operation.start)
+        return self._wrong_data(operation, wrong) if wrong else None
 
     def _wrong_errno(self, operation: Operation, predicted: int, observed: int) -> Divergence:
         if observed == errno.ENOSPC:
@@ -260,7 +316,7 @@ class Session:
             first.found,
         )
 
-    # -- commands ------------------------------------------------------------------------------------
+    # -- commands ------------------------------------------------------------
 
     async def _command(self, operation: Operation) -> Divergence | None:
         chain, kind = self.rig.chain, operation.kind
@@ -308,6 +364,10 @@ class Session:
             self.result.divergence = self._machine(Verdict.HANG, None, error)
         self.result.clusters = self._check.clusters
 
+    async def close(self) -> None:
+        """Leave nothing running beside the session."""
+        await self._check.close()
+
     async def check(self, number: int, full: bool = False) -> Divergence | None:
         """Cross-check now, after operation *number*.
 
@@ -350,9 +410,12 @@ async def run_case(
     rig = await open_rig(setup, directory)
     try:
         session = Session(rig, setup.qemu_img, progress)
-        result = await session.run(operations)
-        if result.divergence is None:
-            await session.finish()
+        try:
+            result = await session.run(operations)
+            if result.divergence is None:
+                await session.finish()
+        finally:
+            await session.close()
         if at_end is not None:
             at_end(rig, result)
         return result

@@ -141,40 +141,42 @@ class Workload:
     def _stream(self, total: int) -> Iterator[Operation]:
         pick = self._random
         yield from self._fill(min(16, max(1, total // 20)))
-        # A short run must see every command too: commands come closer together in it.
-        period = max(20, min(600, total // 8))
+        replication = self._spec.workflow is Workflow.REPLICATION
+        # A short run must see every command, too: there they come closer together.
+        period = max(20, min(2500, total // 8))
         while True:
-            yield from self._some(Kind.WRITE, pick.randint(2, 8))
+            yield from self._ios(2, 8)
             if pick.random() < 0.3:
                 yield self._command(Kind.STOP)  # in the wrong state: an error is predicted
-            if self._spec.workflow is Workflow.REPLICATION:
+            if replication:
                 yield self._command(Kind.STATUS)
             yield self._command(Kind.START)
             for _ in range(pick.randint(1, 3)):
-                for _ in range(pick.randint(period // 2, period)):
-                    yield self._io()
-                if self._spec.workflow is Workflow.REPLICATION:
-                    yield self._command(Kind.CHECK)
-                    yield self._command(Kind.CHECKPOINT)
+                yield from self._ios(period // 2, period)
                 yield self._command(Kind.CHECK)
-                if self._spec.workflow is Workflow.REPLICATION and pick.random() < 0.2:
-                    yield self._command(Kind.START)  # running already
-            for _ in range(pick.randint(2, period // 2)):
-                yield self._io()
+                if replication:
+                    yield self._command(Kind.CHECKPOINT)
+                    yield self._command(Kind.CHECK)
+                    if pick.random() < 0.2:
+                        yield self._command(Kind.START)  # running already
+            yield from self._ios(2, period // 2)
             yield self._command(Kind.CHECK)
-            if self._spec.workflow is Workflow.REPLICATION and pick.random() < 0.6:
-                yield self._command(Kind.FAILOVER)
-            else:
-                yield self._command(Kind.STOP)
-            if self._spec.workflow is Workflow.REPLICATION:
+            failover = replication and pick.random() < 0.6
+            yield self._command(Kind.FAILOVER if failover else Kind.STOP)
+            if replication:
                 yield self._command(Kind.STATUS)
-            yield self._command(Kind.CHECK)
-            for _ in range(pick.randint(4, 24)):
-                yield self._io()
-            if self._spec.workflow is Workflow.REPLICATION and pick.random() < 0.3:
+            if failover:
+                yield self._command(Kind.CHECK)
+            yield from self._ios(4, 24)
+            if replication and pick.random() < 0.3:
                 yield self._command(Kind.CHECKPOINT)  # after the end: quietly ignored
-            yield self._command(Kind.CHECK)
+            if not failover:
+                yield self._command(Kind.CHECK)
             yield self._command(Kind.REBUILD)
+
+    def _ios(self, least: int, most: int) -> Iterator[Operation]:
+        for _ in range(self._random.randint(least, most)):
+            yield self._io()
 
     def _command(self, kind: Kind) -> Operation:
         self._number += 1
@@ -195,10 +197,6 @@ class Workload:
         self._number += 1
         tail = min(self._size, 40)
         yield Operation(self._number, Side.PRIMARY, Kind.WRITE, self._size - tail, tail)
-
-    def _some(self, kind: Kind, count: int) -> Iterator[Operation]:
-        for _ in range(count):
-            yield self._io()
 
     def _io(self) -> Operation:
         side, kind = self._random.choices(self._kinds, self._weights)[0]
@@ -223,9 +221,9 @@ class Workload:
             count = pick.randint(cluster, 4 * cluster)
         count = min(count, size, 4096)
         where = pick.random()
-        if where < 0.65:
+        if where < 0.85:
             start = self._hot + pick.randrange(self._hot_length)
-        elif where < 0.9:
+        elif where < 0.93:
             start = pick.randrange(size)
         else:
             start = size - pick.randint(1, 2 * cluster)

@@ -194,7 +194,7 @@ class SecondaryChain:
                 raise MachineHung(f"export {name} did not go away in {self.qemu.limit:g} s")
             await asyncio.sleep(0.002)
 
-    # -- the commands of the chain -----------------------------------------------------------------
+    # -- the commands of the chain ------------------------------------------------------------
 
     async def start(self) -> None:
         """Start the backup job, or replication."""

@@ -30,12 +30,19 @@ class Behaviour:
     :ivar discard_passes_job: a discard on the secondary disk still happens while backup runs.
         False since the copy-before-write filter (6.1; its forerunner backup-top from 4.2): the
         filter node is opened without ``BDRV_O_UNMAP``, so ``bdrv_co_pdiscard`` does nothing there.
+    :ivar unmap_passes_job: BDRV_REQ_MAY_UNMAP of a write of zeroes gets through the same filter.
+        It did while only ``bdrv_co_pwrite_zeroes`` looked at the flags of the node below it
+        (block/io.c, 7.2); since ``bdrv_co_do_pwrite_zeroes`` looks at its own node's (10.0), not.
     :ivar copy_range: replication's backup job uses copy offload (``BackupPerf.use_copy_range``).
+    :ivar backup_copy_range: so does ``blockdev-backup`` when not told otherwise; until 5.2, after
+        that it must be asked for with ``x-perf``.
     :ivar known: defects to predict.
     """
 
     discard_passes_job: bool = False
+    unmap_passes_job: bool = True
     copy_range: bool = True
+    backup_copy_range: bool = False
     known: frozenset[Known] = frozenset()
 
 
@@ -45,4 +52,9 @@ def behaviour_of(version: tuple[int, ...], strict: bool = False) -> Behaviour:
     :param strict: predict only what is promised, no known defect
     """
     known = frozenset() if strict else frozenset({Known.STOP_ALWAYS_FAILS})
-    return Behaviour(discard_passes_job=version < (4, 2), known=known)
+    return Behaviour(
+        discard_passes_job=version < (4, 2),
+        unmap_passes_job=version < (9, 1),
+        backup_copy_range=version < (6, 0),
+        known=known,
+    )

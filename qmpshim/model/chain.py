@@ -109,12 +109,12 @@ class Chain:
     def primary_zero(self, start: int, count: int, op: int) -> Co[None]:
         """Operation *op* writes zeroes and allows unmapping.
 
-        ``blk_co_pwrite_zeroes`` hands BDRV_REQ_MAY_UNMAP to the backup filter whatever flags that
-        was opened with; so, unlike a discard, unmapping gets through.
+        Whether the flag reaches the secondary disk while backup runs depends on the version.
         """
+        unmap = self.job is None or self.behaviour.unmap_passes_job
         if self.job is not None:
             yield from self.discipline.before_write(self.job, start, count)
-        yield from self.secondary.zero(start, count, -op, unmap=True)
+        yield from self.secondary.zero(start, count, -op, unmap)
 
     def primary_discard(self, start: int, count: int, op: int) -> Co[None]:
         """Operation *op* discards; while backup runs newer QEMUs copy, and then do nothing."""
@@ -202,7 +202,7 @@ class Chain:
         if self.workflow is Workflow.BACKUP:
             if self.job is not None:
                 raise CommandError("a backup job is running on this chain already")
-            self.job = BackupJob(self.secondary, self.hidden)
+            self.job = BackupJob(self.secondary, self.hidden, self.behaviour.backup_copy_range)
             return
         if self.stage in (Stage.DONE, Stage.FAILOVER):
             return  # a promoted secondary ignores the request on purpose
