@@ -12,7 +12,8 @@ from pathlib import Path
 
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.oracle import Oracle, View
-from qmpshim.conformance.pattern import Comparer, Mismatch, describe_owner
+from qmpshim.conformance.pattern import Bytes, Comparer, Mismatch, describe_owner, mismatches
+from qmpshim.conformance.workload import Side
 from qmpshim.errors import IOFailed
 from qmpshim.machine.images import ImageView, agree, map_file
 from qmpshim.machine.nbd_client import NbdClient
@@ -248,9 +249,8 @@ class CrossCheck:
     def _content(self, node: str, wrong: list[Mismatch]) -> Divergence:
         first = wrong[0]
         verdict = Verdict.CONTENT
-        if node == "secondary" and self._writers.get(first.predicted) == "primary":
-            verdict = Verdict.LOST_WRITE
-        if node == "active" and self._writers.get(first.predicted) == "guest":
+        writer = self._writers.get(abs(first.predicted))
+        if (node, writer) in (("secondary", Side.PRIMARY), ("active", Side.GUEST)):
             verdict = Verdict.LOST_WRITE
         return self._told(verdict, f"{node} disk (file)", wrong)
 
@@ -305,7 +305,10 @@ class CrossCheck:
                 client.wait(cookie)
                 wrong = self._comparer.compare(buffer, view, offset // SECTOR)
                 if wrong:
-                    return [self._told(self._view_verdict(where, wrong[0]), where, wrong)]
+                    at = wrong[0].start * SECTOR - offset
+                    side = Side.PRIMARY if where.startswith("secondary") else Side.GUEST
+                    verdict = self.read_verdict(side, wrong[0], buffer[at : at + SECTOR])
+                    return [self._told(verdict, where, wrong)]
         except IOFailed as error:
             return [
                 self._divergence(Verdict.ERROR_CONTRACT, where, "a read that succeeds", str(error))
@@ -318,10 +321,14 @@ class CrossCheck:
             for at in range(first * PAGE_BYTES, end, _MOST):
                 yield at, min(_MOST, end - at)
 
-    def _view_verdict(self, where: str, first: Mismatch) -> Verdict:
-        writer = self._writers.get(first.predicted)
-        if where.startswith("guest") and writer == "guest":
+    def read_verdict(self, side: Side, wrong: Mismatch, sector: Bytes) -> Verdict:
+        """What it means that a reader on *side* saw these bytes in the first wrong sector.
+
+        Isolation is broken when they are what the secondary disk holds by now.
+        """
+        if self._writers.get(abs(wrong.predicted)) == side:
             return Verdict.LOST_WRITE
-        if where.startswith("secondary"):
-            return Verdict.LOST_WRITE if writer == "primary" else Verdict.CONTENT
-        return Verdict.ISOLATION
+        if side is Side.PRIMARY:
+            return Verdict.CONTENT
+        current = self.oracle.primary_view.read(wrong.start, 1)
+        return Verdict.CONTENT if mismatches(sector, current, wrong.start) else Verdict.ISOLATION

@@ -215,7 +215,8 @@ class Session:
     def _machine(
         self, verdict: Verdict, operation: Operation | None, error: Exception
     ) -> Divergence:
-        if isinstance(error, MachineDied) and not self.rig.qemu.alive():
+        # A process that was killed closes its sockets a little before it can be waited for.
+        if isinstance(error, MachineDied) and not self.rig.qemu.alive(patience=1.0):
             error = self.rig.qemu.died(str(operation or "the start"))
         number = operation.number if operation else 0
         return Divergence(verdict, "QEMU", number, "an answer", str(error))
@@ -287,7 +288,7 @@ class Session:
         if operation.kind is not Kind.READ or prediction.owners is None:
             return None
         wrong = pattern.mismatches(exchange.payload, prediction.owners, operation.start)
-        return self._wrong_data(operation, wrong) if wrong else None
+        return self._wrong_data(operation, exchange.payload, wrong) if wrong else None
 
     def _wrong_errno(self, operation: Operation, predicted: int, observed: int) -> Divergence:
         if observed == errno.ENOSPC:
@@ -300,15 +301,13 @@ class Session:
             _errno_text(observed),
         )
 
-    def _wrong_data(self, operation: Operation, wrong: list[pattern.Mismatch]) -> Divergence:
+    def _wrong_data(
+        self, operation: Operation, payload: bytearray, wrong: list[pattern.Mismatch]
+    ) -> Divergence:
         first = wrong[0]
-        verdict = Verdict.ISOLATION
-        if self._writers.get(first.predicted) == operation.side.value:
-            verdict = Verdict.LOST_WRITE
-        elif operation.side is Side.PRIMARY:
-            verdict = Verdict.CONTENT
+        at = (first.start - operation.start) * SECTOR
         return Divergence(
-            verdict,
+            self._check.read_verdict(operation.side, first, payload[at : at + SECTOR]),
             f"{operation.side} read",
             operation.number,
             f"{pattern.describe_owner(first.predicted)} in sectors "

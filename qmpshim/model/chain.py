@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from enum import Enum, StrEnum
 
 from qmpshim.model.behaviour import Behaviour, Known
-from qmpshim.model.co import Co, ModelIOError
+from qmpshim.model.co import Co, ModelIOError, OperationError
 from qmpshim.model.cow_request import BackupJob, backup_do_checkpoint
-from qmpshim.model.discipline import CowRequestDiscipline, Discipline
+from qmpshim.model.discipline import Below, CowRequestDiscipline, Discipline
 from qmpshim.model.disk import Alloc, Fill, Image, Owners, Qcow2, Raw, is_zero, owned
+from qmpshim.model.memory import PLAIN, Memory
 
 EIO = 5
 
@@ -37,7 +38,7 @@ class Stage(Enum):
     DONE = "done"
 
 
-class CommandError(Exception):
+class CommandError(OperationError):
     """A QMP command of the model fails; the text is QEMU's."""
 
     def __init__(self, desc: str) -> None:
@@ -54,7 +55,7 @@ class _ChainFill(Fill):
     def read(self, start: int, count: int) -> Co[Owners]:
         chain = self._chain
         below = chain.read_through((chain.hidden, chain.secondary), start, count)
-        return (yield from chain.discipline.replication_read(chain.job, start, count, below))
+        return (yield from chain.discipline.fill_read(chain.job, start, count, below))
 
 
 class Chain:
@@ -64,6 +65,7 @@ class Chain:
     :param size: virtual size in sectors
     :param cluster: cluster size of the qcow2 images in sectors
     :param secondary: format of the secondary disk, ``raw`` or ``qcow2``
+    :param memory: makes the containers that operations share
     """
 
     def __init__(
@@ -74,24 +76,26 @@ class Chain:
         secondary: str = "raw",
         discipline: Discipline | None = None,
         behaviour: Behaviour | None = None,
+        memory: Memory = PLAIN,
     ) -> None:
         self.workflow = workflow
         self.size = size
         self.cluster = cluster
         self.discipline = discipline or CowRequestDiscipline()
         self.behaviour = behaviour or Behaviour()
+        self.memory = memory
         self.secondary: Image = (
-            Raw("secondary", size)
+            Raw("secondary", size, memory)
             if secondary == "raw"
-            else Qcow2("secondary", size, cluster, backed=False)
+            else Qcow2("secondary", size, cluster, backed=False, memory=memory)
         )
         self.relied_on: Counter[Known] = Counter()  # predictions that rest on a known defect
         self.rebuild()
 
     def rebuild(self) -> None:
         """Fresh hidden and active disks on the same secondary disk, nothing running."""
-        self.hidden = Qcow2("hidden", self.size, self.cluster, backed=True)
-        self.active = Qcow2("active", self.size, self.cluster, backed=True)
+        self.hidden = Qcow2("hidden", self.size, self.cluster, True, self.memory)
+        self.active = Qcow2("active", self.size, self.cluster, True, self.memory)
         self.job: BackupJob | None = None
         self.stage = Stage.NONE
         self.error = False
@@ -103,7 +107,7 @@ class Chain:
     def primary_write(self, start: int, count: int, op: int) -> Co[None]:
         """Operation *op* writes its data."""
         if self.job is not None:
-            yield from self.discipline.before_write(self.job, start, count)
+            yield from self._before_write(self.job, start, count)
         yield from self.secondary.write(start, owned(op, count))
 
     def primary_zero(self, start: int, count: int, op: int) -> Co[None]:
@@ -113,7 +117,7 @@ class Chain:
         """
         unmap = self.job is None or self.behaviour.unmap_passes_job
         if self.job is not None:
-            yield from self.discipline.before_write(self.job, start, count)
+            yield from self._before_write(self.job, start, count)
         yield from self.secondary.zero(start, count, -op, unmap)
 
     def primary_discard(self, start: int, count: int, op: int) -> Co[None]:
@@ -121,8 +125,11 @@ class Chain:
         if self.job is not None:
             if not self.behaviour.discard_passes_job:
                 return
-            yield from self.discipline.before_write(self.job, start, count)
+            yield from self._before_write(self.job, start, count)
         yield from self.secondary.discard(start, count, -op)
+
+    def _before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:
+        return self.memory.aside(self.discipline.before_write(job, start, count))
 
     def primary_read(self, start: int, count: int) -> Co[Owners]:
         """What the primary would read back from the secondary disk."""
@@ -156,6 +163,24 @@ class Chain:
         read = self.read_through(self.top, start, count)
         return (yield from self.discipline.replication_read(self.job, start, count, read))
 
+    def snapshot_read(self, start: int, count: int) -> Co[Owners]:
+        """What a backup program reads: the disk as it was when the job started.
+
+        :raises ModelIOError: the discipline has no access to the snapshot (any more)
+        """
+        if self.job is None:
+            return (yield from self.guest_read(start, count))
+        below = Below(
+            lambda first, length: self.read_through((self.hidden, self.secondary), first, length),
+            lambda first, length: self.read_through((self.secondary,), first, length),
+        )
+        return (yield from self.discipline.snapshot_read(self.job, start, count, below))
+
+    def snapshot_discard(self, start: int, count: int, op: int) -> Co[None]:
+        """A backup program has no more use for a range of the snapshot."""
+        if self.job is not None:
+            yield from self.discipline.snapshot_discard(self.job, start, count, op)
+
     def guest_write(self, start: int, count: int, op: int) -> Co[None]:
         """Operation *op* writes its data through the replication filter.
 
@@ -181,6 +206,12 @@ class Chain:
 
     def read_through(self, images: Sequence[Image], start: int, count: int) -> Co[Owners]:
         """Read *images* from the first to the last, each falling through where unallocated."""
+        if images[0] is self.hidden and self.job is not None:
+            read = self._read_through(images, start, count)
+            return self.discipline.hidden_read(self.job, start, count, read)
+        return self._read_through(images, start, count)
+
+    def _read_through(self, images: Sequence[Image], start: int, count: int) -> Co[Owners]:
         image, below = images[0], images[1:]
         owners = array("q")
         for first, length, kind in image.runs(start, count):
@@ -202,16 +233,19 @@ class Chain:
         if self.workflow is Workflow.BACKUP:
             if self.job is not None:
                 raise CommandError("a backup job is running on this chain already")
-            self.job = BackupJob(self.secondary, self.hidden, self.behaviour.backup_copy_range)
+            self.job = self._new_job(self.behaviour.backup_copy_range)
             return
         if self.stage in (Stage.DONE, Stage.FAILOVER):
             return  # a promoted secondary ignores the request on purpose
         if self.stage is not Stage.NONE:
             raise CommandError("Block replication is running or done")
-        self.job = BackupJob(self.secondary, self.hidden, self.behaviour.copy_range)
+        self.job = self._new_job(self.behaviour.copy_range)
         self.stage = Stage.RUNNING
         yield from self._empty()
         self.error = False
+
+    def _new_job(self, copy_range: bool) -> BackupJob:
+        return self.discipline.new_job(self.secondary, self.hidden, copy_range, self.memory)
 
     def checkpoint(self) -> Co[None]:
         """``xen-colo-do-checkpoint``: what the disks hold now is what the guest starts from.

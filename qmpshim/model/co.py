@@ -1,9 +1,10 @@
 """Coroutines without an event loop: what the model yields, and the queue its tasks wait in.
 
-A model coroutine is a plain generator.  It yields an :class:`Io` for every I/O it wants done and a
-:class:`Wait` when it must sleep; whoever drives it (the straight run, a scheduler, a real QEMU in
-step) decides when that happens.  Between two yields a coroutine runs undisturbed, exactly as a
-QEMU coroutine does between two yield points of one AioContext.
+A model coroutine is a plain generator.  It yields an :class:`Io` for every I/O it wants done, a
+:class:`Wait` when it must sleep, a :class:`Spawn` to have another run beside it; whoever drives it
+(the straight run, a scheduler, a real QEMU in step) decides when that happens.  Between two yields
+a coroutine runs undisturbed, exactly as a QEMU coroutine does between two yield points of one
+AioContext.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class ModelIOError(Exception):
+class OperationError(Exception):
+    """An operation of the model ends with an error."""
+
+
+class ModelAssertion(OperationError):
+    """QEMU would abort here: an assertion of its source does not hold."""
+
+
+class ModelIOError(OperationError):
     """An I/O of the model failed; thrown into the coroutine that asked for it.
 
     :param errno: the errno QEMU would see (positive)
@@ -62,8 +71,23 @@ class Wait:
         return f"wait for {self.queue.label}"
 
 
-Event = Io | Wait
+class Spawn:
+    """Another coroutine starts and runs beside this one, which goes on at once."""
+
+    __slots__ = ("co",)
+
+    def __init__(self, co: Co[None]) -> None:
+        self.co = co
+
+    def __repr__(self) -> str:
+        return "spawn"
+
+
+Event = Io | Wait | Spawn
 Co = Generator[Event, Any, T]
+
+
+OWN = -1  # a queue's owner: the operation that sleeps in it, by another of its coroutines
 
 
 class CoQueue:
@@ -75,11 +99,13 @@ class CoQueue:
     Restates util/qemu-coroutine-lock.c (``qemu_co_queue_wait``, ``qemu_co_queue_restart_all``).
     """
 
-    __slots__ = ("label", "waiters")
+    __slots__ = ("label", "owner", "waiters")
 
     def __init__(self, label: str) -> None:
         self.label = label
         self.waiters: list[Callable[[], None]] = []
+        # Number of the operation whose steps restart it, if known.
+        self.owner: Callable[[], int | None] | int | None = None
 
     def wait(self) -> Co[None]:
         """Sleep until restarted."""
@@ -90,6 +116,43 @@ class CoQueue:
         waiters, self.waiters = self.waiters, []
         for wake in waiters:
             wake()
+
+
+class AioTaskPool:
+    """Coroutines that run beside each other, until the first of them fails.
+
+    Restates block/aio_task.c (QEMU 7.2) without its limit on the number of tasks.
+    """
+
+    def __init__(self) -> None:
+        self.error: ModelIOError | None = None
+        self._busy = 0
+        self._queue = CoQueue("tasks of its own")
+        self._queue.owner = OWN
+
+    def start(self, co: Co[None]) -> Co[None]:
+        """Start *co* in the pool."""
+        self._busy += 1
+        yield Spawn(self._entry(co))
+
+    def _entry(self, co: Co[None]) -> Co[None]:
+        try:
+            yield from co
+        except ModelIOError as error:
+            self.error = self.error or error
+        finally:
+            self._busy -= 1
+            self._queue.restart_all()
+
+    def wait_all(self) -> Co[None]:
+        """Wait until all have ended.
+
+        :raises ModelIOError: the first error of any of them
+        """
+        while self._busy:
+            yield from self._queue.wait()
+        if self.error is not None:
+            raise self.error
 
 
 class Deadlock(Exception):
@@ -111,6 +174,9 @@ def run_straight(co: Co[T]) -> T:
                     event = co.throw(error)
                     continue
                 event = co.send(result)
+            elif isinstance(event, Spawn):
+                run_straight(event.co)
+                event = next(co)
             else:
                 raise Deadlock(repr(event))
     except StopIteration as stop:

@@ -7,21 +7,18 @@ Callers speak in sectors, the list in clusters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from qmpshim.model.co import Co, CoQueue
-from qmpshim.model.disk import Alloc, Image, Qcow2
+from qmpshim.model.disk import Alloc, Image, Owners, Qcow2
+from qmpshim.model.memory import PLAIN, Memory
+from qmpshim.model.reqlist import Request
 
 BACKUP_CLUSTER_SIZE_DEFAULT = 128  # sectors: 64 KiB
 
 
-@dataclass(eq=False, slots=True)
-class CowRequest:
+class CowRequest(Request):
     """A range of clusters [start, end) that is being copied, or read and to be left alone."""
 
-    start: int = 0
-    end: int = 0
-    wait_queue: CoQueue = field(default_factory=lambda: CoQueue("CowRequest"))
+    __slots__ = ()
 
 
 def backup_calculate_cluster_size(target: Image) -> int:
@@ -39,34 +36,48 @@ class BackupJob:
     :param source: the secondary disk
     :param target: the hidden disk
     :param copy_range: QEMU's ``use_copy_range``; replication sets it, ``blockdev-backup`` does not
+    :param memory: makes the containers that requests share
     """
 
-    def __init__(self, source: Image, target: Qcow2, copy_range: bool = False) -> None:
+    def __init__(
+        self, source: Image, target: Qcow2, copy_range: bool = False, memory: Memory = PLAIN
+    ) -> None:
         self.source = source
         self.target = target
         self.copy_range = copy_range
+        self.memory = memory
         self.sync_mode = "none"
         self.len = source.size  # sectors
         self.cluster_size = backup_calculate_cluster_size(target)  # sectors
-        self.inflight_reqs: list[CowRequest] = []
-        self.done_bitmap: set[int] = set()
+        self.inflight_reqs = memory.requests("requests")
+        self.done_bitmap = memory.bits("copied")
+
+    @property
+    def clusters(self) -> range:
+        """All cluster numbers of the job."""
+        return range(-(-self.len // self.cluster_size))
+
+    def is_copied(self, cluster: int) -> bool:
+        """Whether the next write to *cluster* needs no copy."""
+        return cluster in self.done_bitmap
+
+    def owes(self, cluster: int) -> bool:
+        """Whether the hidden disk must hold *cluster* before the secondary disk's may change."""
+        return True
+
+    def forget(self) -> None:
+        """Every cluster is to be copied again."""
+        self.done_bitmap.clear()
+
+    def put(self, start: int, owners: Owners, kinds: dict[int, Alloc] | Alloc) -> Co[None]:
+        """Write sectors that were copied to the hidden disk."""
+        return self.target.put(start, owners, kinds)
 
     def cluster_range(self, sector_num: int, nb_sectors: int) -> tuple[int, int]:
         """The clusters [start, end) that *nb_sectors* from *sector_num* touch."""
         start = sector_num // self.cluster_size
         end = -(-(sector_num + nb_sectors) // self.cluster_size)
         return start, end
-
-
-def _wait_for_overlapping_requests(job: BackupJob, start: int, end: int) -> Co[None]:
-    retry = True
-    while retry:
-        retry = False
-        for req in job.inflight_reqs:
-            if end > req.start and start < req.end:
-                yield from req.wait_queue.wait()
-                retry = True
-                break
 
 
 def _cow_request_begin(req: CowRequest, job: BackupJob, start: int, end: int) -> None:
@@ -84,7 +95,7 @@ def backup_wait_for_overlapping_requests(
     After each wake-up the whole list is looked at again: somebody else may have been quicker.
     """
     start, end = job.cluster_range(sector_num, nb_sectors)
-    yield from _wait_for_overlapping_requests(job, start, end)
+    yield from job.inflight_reqs.wait_all(start, end)
 
 
 def backup_cow_request_begin(
@@ -100,8 +111,7 @@ def backup_cow_request_end(req: CowRequest, job: BackupJob) -> None:
 
     QEMU's takes *req* alone, since its list is intrusive; ours needs to be told which list.
     """
-    job.inflight_reqs.remove(req)
-    req.wait_queue.restart_all()
+    job.inflight_reqs.end(req)
 
 
 def backup_do_checkpoint(job: BackupJob) -> None:
@@ -111,13 +121,13 @@ def backup_do_checkpoint(job: BackupJob) -> None:
     """
     if job.sync_mode != "none":
         raise ValueError("The backup job only supports block checkpoint in sync=none mode")
-    job.done_bitmap.clear()
+    job.forget()
 
 
 def backup_do_cow(job: BackupJob, sector_num: int, nb_sectors: int) -> Co[None]:
     """Copy the old contents of these sectors' clusters, unless that was done, before a write."""
     start, end = job.cluster_range(sector_num, nb_sectors)
-    yield from _wait_for_overlapping_requests(job, start, end)
+    yield from job.inflight_reqs.wait_all(start, end)
     req = CowRequest()
     _cow_request_begin(req, job, start, end)
     try:
@@ -131,10 +141,15 @@ def backup_do_cow(job: BackupJob, sector_num: int, nb_sectors: int) -> Co[None]:
 
 def copy_cluster(job: BackupJob, cluster: int) -> Co[None]:
     """Read one backup cluster from the secondary disk and write it to the hidden disk."""
-    start = cluster * job.cluster_size
-    count = min(job.cluster_size, job.len - start)
+    yield from copy_clusters(job, cluster, cluster + 1)
+
+
+def copy_clusters(job: BackupJob, first: int, end: int) -> Co[None]:
+    """Copy the clusters [first, end) in one go; block status must say the same of all of them."""
+    start = first * job.cluster_size
+    count = min(end * job.cluster_size, job.len) - start
     owners = yield from job.source.read(start, count)
-    yield from job.target.put(start, owners, _copied_kinds(job, start, count))
+    yield from job.put(start, owners, _copied_kinds(job, start, count))
 
 
 def _copied_kinds(job: BackupJob, start: int, count: int) -> dict[int, Alloc] | Alloc:

@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import TypeAlias
 
 from qmpshim.model.co import Co, CoQueue, Io
+from qmpshim.model.memory import PLAIN, Memory
 
 SECTOR = 512
 PAGE = 128  # sectors of owners kept together; 64 KiB of disk is 1 KiB of model
@@ -89,15 +90,17 @@ class Image:
     :param name: ``secondary``, ``hidden`` or ``active``
     :param size: virtual size in sectors
     :param cluster: cluster size in sectors (1 where the format has none)
+    :param memory: makes the containers that requests share
     """
 
     format = ""
 
-    def __init__(self, name: str, size: int, cluster: int) -> None:
+    def __init__(self, name: str, size: int, cluster: int, memory: Memory) -> None:
         self.name = name
         self.size = size
         self.cluster = cluster
-        self.contents = Contents()
+        self.memory = memory
+        self.contents = memory.contents(name, Contents())
 
     def read(self, start: int, count: int) -> Co[Owners]:
         """Read this image's own sectors; the caller has checked that they are allocated."""
@@ -152,8 +155,8 @@ class Raw(Image):
 
     format = "raw"
 
-    def __init__(self, name: str, size: int) -> None:
-        super().__init__(name, size, 1)
+    def __init__(self, name: str, size: int, memory: Memory = PLAIN) -> None:
+        super().__init__(name, size, 1, memory)
 
     def runs(self, start: int, count: int) -> Iterator[tuple[int, int, Alloc]]:
         yield start, count, Alloc.DATA
@@ -184,12 +187,16 @@ class Qcow2(Image):
 
     format = "qcow2"
 
-    def __init__(self, name: str, size: int, cluster: int, backed: bool) -> None:
-        super().__init__(name, size, cluster)
+    def __init__(
+        self, name: str, size: int, cluster: int, backed: bool, memory: Memory = PLAIN
+    ) -> None:
+        super().__init__(name, size, cluster, memory)
         self.backed = backed
-        self.alloc: dict[int, Alloc] = {}  # by cluster index; absent is UNALLOCATED
+        # By cluster index; absent is UNALLOCATED.
+        self.alloc: dict[int, Alloc] = memory.table(f"{name} allocation")
+        # The clusters being allocated (s->cluster_allocs).
         self.preallocated: set[int] = set()  # zero clusters that keep their host cluster
-        self.in_flight: dict[int, CoQueue] = {}  # clusters being allocated (s->cluster_allocs)
+        self.in_flight: dict[int, CoQueue] = memory.table(f"{name} in flight")
 
     def runs(self, start: int, count: int) -> Iterator[tuple[int, int, Alloc]]:
         alloc, cluster, end = self.alloc, self.cluster, start + count
@@ -240,15 +247,12 @@ class Qcow2(Image):
     def write(self, start: int, owners: Owners, fill: Fill | None = None) -> Co[None]:
         end = start + len(owners)
         low, high = self._edges(start, len(owners))
-        if low == start and high == end:
-            yield Io("write", self.name, start, len(owners), lambda: self._do_write(start, owners))
-            return
-        # handle_dependencies(): who comes to a cluster that is being allocated waits for it.
-        yield from self._wait_for_allocations(start, len(owners))
-        fresh = [
-            i for i in self.clusters(start, len(owners)) if self.alloc.get(i) is not Alloc.DATA
-        ]
-        queue = CoQueue(f"allocation of {self.name} clusters {fresh}")
+        clusters = self.clusters(start, len(owners))
+        # handle_dependencies(): who comes to a cluster that is being allocated waits for it, even
+        # to write all of it: the other's copy-on-write would undo what was written meanwhile.
+        yield from self.memory.aside(self._wait_for_allocations(clusters))
+        fresh = [i for i in clusters if self.alloc.get(i) is not Alloc.DATA]
+        queue = CoQueue(f"allocation in {self.name}")
         for index in fresh:
             self.in_flight[index] = queue
         try:
@@ -264,11 +268,11 @@ class Qcow2(Image):
                 del self.in_flight[index]
             queue.restart_all()
 
-    def _wait_for_allocations(self, start: int, count: int) -> Co[None]:
+    def _wait_for_allocations(self, clusters: range) -> Co[None]:
         retry = True
         while retry:
             retry = False
-            for index in self.clusters(start, count):
+            for index in clusters:
                 queue = self.in_flight.get(index)
                 if queue is not None:
                     yield from queue.wait()

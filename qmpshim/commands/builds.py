@@ -1,0 +1,75 @@
+"""`qmpshim builds`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from qmpshim.commands.console import OK, Console
+from qmpshim.machine import builds
+from qmpshim.machine.builds import read_version
+from qmpshim.machine.debian import fetch
+from qmpshim.machine.probe import probe
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    building = commands.add_parser("builds", help="the QEMU builds there are")
+    actions = building.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="all registered builds and the system's").set_defaults(
+        run=_builds_list
+    )
+    adding = actions.add_parser("add", help="name a binary, a build tree or an unpacked prefix")
+    adding.add_argument("name")
+    adding.add_argument("place")
+    adding.set_defaults(run=_builds_add)
+    fetching = actions.add_parser("fetch", help="get one from Debian, e.g. debian:trixie")
+    fetching.add_argument("spec")
+    fetching.set_defaults(run=_builds_fetch)
+    for action, text, run in (
+        ("probe", "what a build can do", _builds_probe),
+        ("remove", "forget a build; a fetched one is deleted", _builds_remove),
+    ):
+        naming = actions.add_parser(action, help=text)
+        naming.add_argument("name")
+        naming.set_defaults(run=run)
+
+
+def _builds_list(_args: argparse.Namespace, console: Console) -> int:
+    for row in builds.list_builds():
+        console.line(
+            f"{row.name:18} {row.kind:10} {row.discipline:18} {row.problem or row.version}"
+        )
+        console.line(f"{'':18} {row.place}")
+    return OK
+
+
+def _builds_add(args: argparse.Namespace, console: Console) -> int:
+    build = builds.add(args.name, args.place)
+    console.line(f"{build.name}: {read_version(build)[1]}")
+    return OK
+
+
+def _builds_fetch(args: argparse.Namespace, console: Console) -> int:
+    build = fetch(args.spec, console.line)
+    console.line(f"{build.name}: {read_version(build)[1]}")
+    return OK
+
+
+def _builds_probe(args: argparse.Namespace, console: Console) -> int:
+    can = probe(builds.resolve(args.name))
+    console.line(f"{can.version_text}")
+    console.line(f"  discipline   {can.discipline}")
+    console.line(f"  replication  {'yes' if can.replication else 'no'}")
+    console.line(f"  commands     {len(can.commands)}")
+    console.line(f"  drivers      {' '.join(sorted(can.drivers))}")
+    console.line(f"  migration    {' '.join(sorted(can.migration))}")
+    console.line(f"  trace events {len(can.trace_events)}")
+    console.line(f"  sha256       {can.sha256}")
+    return OK
+
+
+def _builds_remove(args: argparse.Namespace, console: Console) -> int:
+    builds.remove(args.name)
+    console.line(f"{args.name}: removed")
+    return OK

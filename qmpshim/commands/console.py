@@ -1,0 +1,165 @@
+"""What all commands share: the console, sizes, choosing a build, being interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from qmpshim.errors import HostError, InputError
+from qmpshim.machine import builds
+from qmpshim.machine.builds import Build
+
+OK, DIVERGED, WRONG, UNTESTABLE = 0, 1, 2, 125
+
+
+class Console:
+    """Progress on one rewritten line of a terminal, or as plain lines now and then."""
+
+    def __init__(self, out: TextIO, interval: float = 2.0) -> None:
+        self._out = out
+        self._terminal = out.isatty()
+        self._interval = interval
+        self._next = 0.0
+        self._shown = False
+
+    def progress(self, text: str) -> None:
+        """What is being done right now."""
+        now = time.monotonic()
+        if self._terminal:
+            self._out.write(f"\r\x1b[K{text[: self._width() - 1]}")
+            self._shown = True
+        elif now >= self._next:
+            self._out.write(text + "\n")
+            self._next = now + self._interval
+        self._out.flush()
+
+    def _width(self) -> int:
+        try:
+            return os.get_terminal_size(self._out.fileno()).columns or 80
+        except OSError:
+            return 80
+
+    def line(self, text: str = "") -> None:
+        """A line that stays."""
+        if self._shown:
+            self._out.write("\r\x1b[K")
+            self._shown = False
+        self._out.write(text + "\n")
+        self._out.flush()
+
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def size(text: str) -> int:
+    """Bytes, with an optional suffix k, M, G or T."""
+    found = re.fullmatch(r"(\d+)([kmgt]?)(?:i?b)?", text.strip().lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write e.g. 512, 64k or 1G")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def in_words(number: int) -> str:
+    """The reverse of :func:`size`."""
+    for suffix, unit in reversed(_UNITS.items()):
+        if number >= unit and number % unit == 0:
+            return f"{number // unit}{suffix.upper() or ' byte'}"
+    return str(number)
+
+
+def count(text: str) -> int:
+    """A positive number."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def seconds(text: str) -> float:
+    """A time in seconds, with an optional suffix s or m."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([sm]?)", text.strip())
+    if not found or float(found[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write e.g. 30s or 5m")
+    return float(found[1]) * (60 if found[2] == "m" else 1)
+
+
+def build_options(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--build", metavar="NAME", help="a build `qmpshim builds list` shows")
+    where.add_argument("--qemu", metavar="PATH", help="a QEMU binary (default: the system's)")
+    parser.add_argument("--machine", default="none", help="QEMU's -machine (default none)")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="after this long without an answer QEMU counts as hung (default 30)",
+    )
+
+
+def chosen_build(args: argparse.Namespace) -> Build:
+    return builds.resolve(args.qemu or args.build)
+
+
+def run_cancellable(main: Coroutine[Any, Any, int]) -> int:
+    """Run to the end; SIGINT and SIGTERM cancel it, so that everything is taken down."""
+
+    async def guarded() -> int:
+        task = asyncio.ensure_future(main)
+        loop = asyncio.get_running_loop()
+        caught: list[int] = []
+
+        def cancel(number: int) -> None:
+            caught.append(number)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, cancel, number)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            print("interrupted; QEMU was ended and its files removed", file=sys.stderr)
+            return 128 + caught[0] if caught else WRONG
+
+    return asyncio.run(guarded())
+
+
+def check_writable(path: Path | None) -> None:
+    """Find out now, not after the work, that a result cannot be written.
+
+    :raises InputError: it cannot
+    """
+    if path is None:
+        return
+    try:
+        path.touch()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def write_json(path: Path | None, value: Any) -> None:
+    """Write a result, if it is wanted.
+
+    :raises HostError: it cannot be written
+    """
+    if path is None:
+        return
+    try:
+        path.write_text(json.dumps(value, indent=1) + "\n")
+    except OSError as error:
+        raise HostError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,180 @@
+"""`qmpshim verify` and `qmpshim replay`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import qmpshim
+from qmpshim.commands.console import (
+    DIVERGED,
+    OK,
+    Console,
+    build_options,
+    check_writable,
+    chosen_build,
+    count,
+    in_words,
+    run_cancellable,
+    size,
+    write_json,
+)
+from qmpshim.conformance import bundle as bundles
+from qmpshim.conformance.verify import Outcome, replay, setup_for, split, verify
+from qmpshim.errors import InputError
+from qmpshim.machine.builds import read_version
+from qmpshim.machine.secondary import ChainSpec
+from qmpshim.machine.workspace import Workspace
+from qmpshim.model.chain import Workflow
+
+
+def add(commands: Any) -> None:
+    """Add both commands to the parser."""
+    verifying = commands.add_parser(
+        "verify", help="hold a real QEMU against the model with a random workload"
+    )
+    build_options(verifying)
+    verifying.add_argument("--workflow", choices=["backup", "replication", "both"], default="both")
+    verifying.add_argument(
+        "--ops", type=count, default=4000, metavar="N", help="operations in all (default 4000)"
+    )
+    verifying.add_argument("--seed", type=int, default=1, metavar="S")
+    verifying.add_argument(
+        "--size", type=size, default=64 << 20, help="virtual size of the disks (default 64M)"
+    )
+    verifying.add_argument(
+        "--cluster", type=size, default=64 << 10, help="qcow2 cluster size (default 64k)"
+    )
+    verifying.add_argument("--secondary", choices=["raw", "qcow2"], default="raw")
+    verifying.add_argument("--json", type=Path, metavar="FILE", help="write the summary as JSON")
+    verifying.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="keep images, logs and bundles in DIR "
+        "(without it only bundles are kept, in ./qmpshim-bundles)",
+    )
+    verifying.add_argument(
+        "--strict", action="store_true", help="report known defects of QEMU as divergences, too"
+    )
+    verifying.set_defaults(run=_verify)
+
+    replaying = commands.add_parser("replay", help="show a bundle's divergence again")
+    replaying.add_argument("bundle", type=Path)
+    build_options(replaying)
+    replaying.set_defaults(run=_replay)
+
+
+def _verify(args: argparse.Namespace, console: Console) -> int:
+    return run_cancellable(_verify_all(args, console))
+
+
+async def _verify_all(args: argparse.Namespace, console: Console) -> int:
+    workflows = list(Workflow) if args.workflow == "both" else [Workflow(args.workflow)]
+    if args.ops < 40 * len(workflows):
+        raise InputError(
+            f"--ops {args.ops} is too few to see anything; take at least 40 a workflow"
+        )
+    build = chosen_build(args)
+    _, version = read_version(build)
+    setups = {
+        workflow: setup_for(
+            build,
+            ChainSpec(workflow, args.size, args.cluster, args.secondary),
+            args.machine,
+            args.strict,
+            args.limit,
+        )
+        for workflow in workflows
+    }
+    check_writable(args.json)
+    console.line(f"QEMU {version}")
+    outcomes: list[Outcome] = []
+    with Workspace() as workspace:
+        for workflow, share in split(args.ops, workflows).items():
+            outcome = await verify(
+                setups[workflow],
+                version,
+                share,
+                args.seed,
+                workspace,
+                args.keep or Path("qmpshim-bundles"),
+                console.progress,
+                args.keep,
+            )
+            outcomes.append(outcome)
+            _show(outcome, console)
+    diverged = [outcome for outcome in outcomes if outcome.result.divergence]
+    write_json(
+        args.json,
+        {
+            "qmpshim": qmpshim.__version__,
+            "verdicts": [o.result.divergence.verdict for o in diverged if o.result.divergence],
+            "runs": [outcome.to_json() for outcome in outcomes],
+        },
+    )
+    total = sum(outcome.result.done for outcome in outcomes)
+    seconds = sum(outcome.result.seconds for outcome in outcomes)
+    clusters = sum(outcome.result.clusters for outcome in outcomes)
+    console.line(
+        f"{'DIVERGED' if diverged else 'all as predicted'}: {total} operations, "
+        f"{clusters} clusters compared, {seconds:.1f} s"
+    )
+    return DIVERGED if diverged else OK
+
+
+def _show(outcome: Outcome, console: Console) -> None:
+    result, spec = outcome.result, outcome.setup.spec
+    console.line(
+        f"{spec.workflow}: seed {outcome.seed}, {in_words(spec.size)} disk, "
+        f"{in_words(spec.cluster)} clusters, {spec.secondary} secondary"
+    )
+    sides: dict[str, list[str]] = {}
+    for name, number in sorted(result.operations.items()):
+        side, _, kind = name.partition(" ")
+        sides.setdefault(side, []).append(f"{number} {kind}")
+    for side, kinds in sides.items():
+        console.line(f"  {side:8} {', '.join(kinds)}")
+    console.line(
+        f"  {result.done} operations and {result.checks} cross-checks "
+        f"({result.clusters} clusters) in {result.seconds:.1f} s"
+    )
+    for known, number in result.known.items():
+        console.line(f"  known defect, as predicted: {known} ({number}x)")
+    found = result.divergence
+    if found is None:
+        console.line("  verdict: as predicted")
+        return
+    console.line(f"  verdict: {found.verdict} ({found.where})")
+    console.line(f"    predicted: {found.predicted}")
+    console.line(f"    observed:  {found.observed}")
+    console.line(f"  minimal case, {len(outcome.operations)} operations:")
+    for operation in outcome.operations[:30]:
+        console.line(f"    {operation}")
+    if len(outcome.operations) > 30:
+        console.line(f"    ... and {len(outcome.operations) - 30} more")
+    console.line(f"  replay it: qmpshim replay {outcome.bundle}")
+
+
+def _replay(args: argparse.Namespace, console: Console) -> int:
+    return run_cancellable(_replay_one(args, console))
+
+
+async def _replay_one(args: argparse.Namespace, console: Console) -> int:
+    case = bundles.load(args.bundle)
+    build = chosen_build(args)
+    setup = setup_for(build, case.spec, args.machine, limit=args.limit)
+    console.line(f"QEMU {read_version(build)[1]}")
+    with Workspace() as workspace:
+        result = await replay(case, setup, workspace, console.progress)
+    found = result.divergence
+    if found is None:
+        console.line(
+            f"not reproduced: {result.done} operations went as predicted; "
+            f"the bundle says {case.divergence}"
+        )
+        return OK
+    same = found.signature == case.divergence.signature
+    console.line(("reproduced: " if same else "another divergence: ") + str(found))
+    return DIVERGED

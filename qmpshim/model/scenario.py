@@ -1,0 +1,197 @@
+"""Scenarios: small values that say what happens at the same time, on which disks, with which fault.
+
+Positions and lengths are sectors.  A scenario has a JSON form; :func:`scenario_from_json` accepts
+what :meth:`Scenario.to_json` gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qmpshim.errors import InputError
+from qmpshim.model.chain import Workflow
+
+DATA_OPS = (
+    "primary_write",
+    "primary_zero",
+    "primary_discard",
+    "guest_write",
+    "guest_zero",
+    "guest_read",
+    "snapshot_read",
+    "snapshot_discard",
+)
+COMMANDS = ("start", "checkpoint", "failover", "stop")
+READS = ("guest_read", "snapshot_read")
+PRIMARY = ("primary_write", "primary_zero", "primary_discard")
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation.
+
+    :ivar do: a method of :class:`~qmpshim.model.chain.Chain`: one of DATA_OPS or COMMANDS
+    :ivar start: first sector
+    :ivar count: sectors
+    :ivar after: index of the concurrent operation that has to end before this one starts
+    """
+
+    do: str
+    start: int = 0
+    count: int = 0
+    after: int | None = None
+
+    def __str__(self) -> str:
+        words = self.do.replace("_", " ")
+        where = "" if self.do in COMMANDS else f" [{self.start}, {self.start + self.count})"
+        return words + where
+
+    def to_json(self) -> dict[str, Any]:
+        """As :func:`scenario_from_json` reads it."""
+        value: dict[str, Any] = {"do": self.do}
+        if self.do not in COMMANDS:
+            value["at"] = [self.start, self.count]
+        if self.after is not None:
+            value["after"] = self.after
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The *nth* I/O that fits fails; what is ``None`` fits everything.
+
+    :ivar disk: ``secondary``, ``hidden`` or ``active``
+    :ivar op: the I/O: ``read``, ``write``, ``zero``, ``discard`` or ``empty``
+    :ivar sector: a sector that the I/O touches
+    :ivar by: index of the concurrent operation whose I/O it is
+    """
+
+    disk: str | None = None
+    op: str | None = None
+    sector: int | None = None
+    by: int | None = None
+    nth: int = 1
+    errno: int = 5
+
+    def to_json(self) -> dict[str, Any]:
+        """As :func:`scenario_from_json` reads it."""
+        names = ("disk", "op", "sector", "by", "nth", "errno")
+        return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Operations that run at the same time on a chain of disks.
+
+    :ivar size: virtual size in sectors
+    :ivar cluster: qcow2 cluster in sectors
+    :ivar secondary: format of the secondary disk
+    :ivar setup: operations done before, one after another
+    :ivar ops: the concurrent operations
+    :ivar faults: which I/Os of the concurrent operations fail
+    :ivar contract: commands run in a drained section, as the contract demands
+    :ivar disciplines: those it makes sense with; empty: all
+    :ivar long: too big for a quick test
+    :ivar numbers: owners that the concurrent operations write as, where not one after another
+    """
+
+    name: str
+    ops: tuple[Op, ...]
+    setup: tuple[Op, ...] = ()
+    about: str = ""
+    workflow: Workflow = Workflow.REPLICATION
+    size: int = 256
+    cluster: int = 128
+    secondary: str = "raw"
+    faults: tuple[Fault, ...] = ()
+    contract: bool = True
+    disciplines: tuple[str, ...] = ()
+    long: bool = field(default=False, compare=False)
+    numbers: tuple[int, ...] = ()
+
+    def number(self, index: int) -> int:
+        """The owner that concurrent operation *index* writes as."""
+        if self.numbers:
+            return self.numbers[index]
+        return len(self.setup) + index + 1
+
+    def to_json(self) -> dict[str, Any]:
+        """As :func:`scenario_from_json` reads it."""
+        value: dict[str, Any] = {
+            "name": self.name,
+            "about": self.about,
+            "workflow": self.workflow.value,
+            "size": self.size,
+            "cluster": self.cluster,
+            "secondary": self.secondary,
+            "setup": [op.to_json() for op in self.setup],
+            "ops": [op.to_json() for op in self.ops],
+            "faults": [fault.to_json() for fault in self.faults],
+            "contract": self.contract,
+        }
+        if self.disciplines:
+            value["disciplines"] = list(self.disciplines)
+        return value
+
+
+def scenario_from_json(value: Any) -> Scenario:
+    """A scenario from decoded JSON; only ``ops`` is required.
+
+    :raises InputError: it is none; the text names what is wrong
+    """
+    try:
+        scenario = _scenario(dict(value))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"not a scenario: {error!r}") from error
+    check(scenario)
+    return scenario
+
+
+def _scenario(value: dict[str, Any]) -> Scenario:
+    known = {
+        f: value[f]
+        for f in ("name", "about", "size", "cluster", "secondary", "contract")
+        if f in value
+    }
+    unknown = set(value) - set(known) - {"workflow", "setup", "ops", "faults", "disciplines"}
+    if unknown:
+        raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
+    return Scenario(
+        **{"name": "unnamed", **known},
+        workflow=Workflow(value.get("workflow", "replication")),
+        setup=tuple(_op(op) for op in value.get("setup", [{"do": "start"}])),
+        ops=tuple(_op(op) for op in value["ops"]),
+        faults=tuple(Fault(**fault) for fault in value.get("faults", [])),
+        disciplines=tuple(value.get("disciplines", ())),
+    )
+
+
+def _op(value: Mapping[str, Any]) -> Op:
+    start, count = value.get("at", (0, 0))
+    unknown = set(value) - {"do", "at", "after"}
+    if unknown:
+        raise ValueError(f"unknown field {sorted(unknown)[0]!r} of an operation")
+    return Op(value["do"], int(start), int(count), value.get("after"))
+
+
+def check(scenario: Scenario) -> None:
+    """Whether the scenario makes sense.
+
+    :raises InputError: it does not
+    """
+    for index, op in enumerate((*scenario.setup, *scenario.ops)):
+        if op.do not in DATA_OPS + COMMANDS:
+            raise InputError(f"no such operation: {op.do!r}; there are {DATA_OPS + COMMANDS}")
+        inside = op.start >= 0 and op.start + op.count <= scenario.size
+        if op.do in DATA_OPS and not (inside and op.count > 0):
+            raise InputError(f"{op} is not inside the disk's {scenario.size} sectors")
+        if op.after is not None and not 0 <= op.after < index - len(scenario.setup):
+            raise InputError(f"{op}: 'after' must name an earlier concurrent operation")
+    if not scenario.ops:
+        raise InputError("a scenario needs at least one concurrent operation")
+    if scenario.secondary not in ("raw", "qcow2"):
+        raise InputError(f"no such format: {scenario.secondary!r}")
+    if scenario.cluster < 1 or scenario.cluster & (scenario.cluster - 1):
+        raise InputError("the cluster size must be a power of two (of sectors)")

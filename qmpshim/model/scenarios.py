@@ -1,0 +1,314 @@
+"""The scenarios that ship with the tool.
+
+Clusters are 128 sectors (64 KiB) unless a scenario is about something else.
+"""
+
+from __future__ import annotations
+
+from qmpshim.errors import InputError
+from qmpshim.model.chain import Workflow
+from qmpshim.model.scenario import Fault, Op, Scenario
+
+C = 128  # sectors of a cluster
+
+
+def _write(start: int, count: int = C, after: int | None = None) -> Op:
+    return Op("primary_write", start, count, after)
+
+
+def _read(start: int, count: int = C, after: int | None = None) -> Op:
+    return Op("guest_read", start, count, after)
+
+
+def _guest(start: int, count: int = C, after: int | None = None) -> Op:
+    return Op("guest_write", start, count, after)
+
+
+def _snap(start: int, count: int = C, after: int | None = None) -> Op:
+    return Op("snapshot_read", start, count, after)
+
+
+START = Op("start")
+CHECKPOINT = Op("checkpoint")
+OLD = (_write(0, 2 * C), START)  # old data on both clusters, then replication starts
+OLD3 = (_write(0, 3 * C), START)
+BACKUP = Workflow.BACKUP
+COPY = Fault(disk="hidden", op="write")  # the first write to the hidden disk fails
+OLD_READ = Fault(disk="secondary", op="read")
+CBW = ("copy-before-write",)
+
+_PAIRS = (
+    Scenario("write-read", (_write(0), _read(0)), OLD, "a read of the cluster being written"),
+    Scenario("write-read-apart", (_write(0), _read(C)), OLD, "a read of another cluster"),
+    Scenario("write-read-both", (_write(0), _read(0, 2 * C)), OLD, "a read across the copy"),
+    Scenario("write2-read", (_write(0, 2 * C), _read(0)), OLD, "a write across the read"),
+    Scenario("write2-read2", (_write(0, 2 * C), _read(0, 2 * C)), OLD, "both across two clusters"),
+    Scenario(
+        "edge-write-read",
+        (_write(C - 8, 16), _read(C - 16, 32)),
+        OLD,
+        "a few sectors on either side of a cluster boundary",
+    ),
+    Scenario("part-write-read", (_write(16, 8), _read(0)), OLD, "a part of a cluster is written"),
+    Scenario("part-write-tail", (_write(C + 8, 8), _read(C)), OLD, "the same in another cluster"),
+    Scenario("zero-read", (Op("primary_zero", 0, C), _read(0)), OLD, "zeroes over old data"),
+    Scenario("discard-read", (Op("primary_discard", 0, C), _read(0)), OLD, "old data discarded"),
+    Scenario("write-write", (_write(0), _write(0)), OLD, "one copy for two writes"),
+    Scenario("write-write-part", (_write(0, 80), _write(40, 80)), OLD, "two overlapping writes"),
+    Scenario("write-fill", (_write(0), _guest(16, 8)), OLD, "qcow2 fills up what it reads below"),
+    Scenario("write-guest", (_write(0), _guest(0)), OLD, "a whole cluster of the guest's"),
+    Scenario("guest-guest", (_guest(16, 8), _guest(0)), OLD, "part of a cluster and all of it"),
+    Scenario("guest-parts", (_guest(16, 8), _guest(64, 8)), OLD, "two parts of one cluster"),
+    Scenario(
+        "guest-read", (_guest(0, 2 * C), _read(0, 2 * C)), OLD, "the guest reads what it writes"
+    ),
+    Scenario("write-checkpoint", (_write(0), CHECKPOINT), OLD, "the copy bitmap is reset"),
+    Scenario("write-failover", (_write(0), Op("failover")), OLD, "the secondary takes over"),
+    Scenario("write-stop", (_write(0), Op("stop")), OLD, "replication stops"),
+    Scenario("checkpoint-failover", (CHECKPOINT, Op("failover")), (*OLD, _write(0)), "commands"),
+)
+_TRIPLES = (
+    Scenario("write-read-read", (_write(0), _read(0), _read(0)), OLD, "two readers in the way"),
+    Scenario("write-write-read", (_write(0), _write(0), _read(0)), OLD, "two writers, one reader"),
+    Scenario(
+        "write-write2-read2",
+        (_write(0), _write(0, 2 * C), _read(0, 2 * C)),
+        OLD,
+        "waiting for one request is not enough",
+    ),
+    Scenario("write-read-fill", (_write(0), _read(0), _guest(16, 8)), OLD, "a reader and a fill"),
+    Scenario("fill-fill", (_write(0), _guest(16, 8), _guest(64, 8)), OLD, "two fills, one write"),
+    Scenario("write-read-checkpoint", (_write(0), _read(0), CHECKPOINT), OLD, "all of the seed"),
+    Scenario("guest-read-checkpoint", (_guest(0), _read(0), CHECKPOINT), OLD, "guest data goes"),
+    Scenario(
+        "checkpoint-write-read",
+        (CHECKPOINT, _write(0, 2 * C, after=0), _read(0, 2 * C, after=0)),
+        (*OLD, _write(0, 2 * C)),
+        "after a checkpoint everything is copied again",
+    ),
+    Scenario(
+        "checkpoint-tail",
+        (CHECKPOINT, _write(C, C, after=0), _read(C, C, after=0)),
+        (*OLD, _write(0, 2 * C)),
+        "the bitmap's second half",
+    ),
+    Scenario(
+        "guest-failover-read",
+        (_guest(16, 8), Op("failover"), _read(0, C, after=1)),
+        OLD,
+        "what the guest wrote is what it reads after failover",
+    ),
+    Scenario("write-stop-read", (_write(0), Op("stop"), _read(0)), OLD, "the filter lets go"),
+    Scenario(
+        "write-write-apart-read", (_write(0), _write(C), _read(0)), OLD, "a third in the list"
+    ),
+    Scenario("write-write-apart-read2", (_write(0), _write(C), _read(0, 2 * C)), OLD, "two copies"),
+)
+_SHAPES = (
+    Scenario(
+        "qcow2-secondary",
+        (_write(16, 8), _read(0)),
+        OLD,
+        "a qcow2 secondary disk",
+        secondary="qcow2",
+    ),
+    Scenario(
+        "small-clusters",
+        (_write(16, 8), _read(0, C)),
+        OLD,
+        "hidden clusters smaller than backup's",
+        cluster=32,
+    ),
+    Scenario(
+        "big-clusters",
+        (_write(16, 8), _read(C, C)),
+        OLD,
+        "hidden clusters larger than 64 KiB",
+        cluster=256,
+        size=512,
+    ),
+    Scenario(
+        "short-end",
+        (_write(C, 72), _read(C, 72)),
+        (_write(0, C + 72), START),
+        "the disk ends within a cluster",
+        size=C + 72,
+    ),
+    Scenario(
+        "hole",
+        (_write(0, 3 * C), _read(0, 3 * C)),
+        (*OLD3, _write(C)),
+        "the middle cluster is copied already",
+        size=3 * C,
+    ),
+    Scenario(
+        "hole-writer",
+        (_write(0, 3 * C), _write(C)),
+        OLD3,
+        "a copy in the middle of a longer one",
+        size=3 * C,
+    ),
+    Scenario(
+        "half-zero",
+        (_write(0, 2 * C), _read(0, 2 * C)),
+        (_write(C), START),
+        "the first cluster was never written: block status differs",
+    ),
+)
+_FAULTS = (
+    Scenario(
+        "old-read-fails",
+        (_write(0), _write(0, C, after=0), _read(0)),
+        OLD,
+        "reading the old data fails; the next write copies",
+        faults=(OLD_READ,),
+    ),
+    Scenario(
+        "copy-fails",
+        (_write(0), _write(0, C, after=0), _read(0)),
+        OLD,
+        "writing the copy fails; the next write copies",
+        faults=(COPY,),
+    ),
+    Scenario(
+        "copy-fails-two",
+        (_write(0), _write(0)),
+        OLD,
+        "one copy fails while another write waits for it",
+        faults=(COPY,),
+    ),
+    Scenario(
+        "copy-fails-late",
+        (_write(0, 2 * C), _write(C, C, after=0)),
+        OLD,
+        "the copy of the second cluster fails",
+        faults=(Fault(disk="hidden", op="write", sector=C),),
+    ),
+    Scenario(
+        "copy-fails-overlap",
+        (_write(0, 2 * C), _write(C)),
+        OLD,
+        "a longer copy meets one that fails",
+        faults=(Fault(disk="hidden", op="write", sector=C),),
+    ),
+    Scenario(
+        "new-write-fails",
+        (_write(0), _read(0)),
+        OLD,
+        "the new data does not arrive",
+        faults=(Fault(disk="secondary", op="write"),),
+    ),
+    Scenario(
+        "guest-read-fails",
+        (_write(0), _read(0)),
+        OLD,
+        "the guest's read fails",
+        faults=(Fault(by=1),),
+    ),
+    Scenario(
+        "fill-fails",
+        (_write(0), _guest(16, 8)),
+        OLD,
+        "what qcow2 fills up with is lost",
+        faults=(Fault(disk="secondary", op="read", by=1),),
+    ),
+)
+_BACKUP = (
+    Scenario("snapshot", (_write(0), _snap(0)), OLD, "a reader of the snapshot", BACKUP),
+    Scenario("snapshot-both", (_write(0), _snap(0, 2 * C)), OLD, "half copied, half not", BACKUP),
+    Scenario("snapshot-two", (_write(0), _snap(0), _snap(0)), OLD, "two readers", BACKUP),
+    Scenario(
+        "snapshot-write2",
+        (_write(0, 2 * C), _snap(0, 2 * C)),
+        (*OLD, _write(0)),
+        "a cluster is copied already",
+        BACKUP,
+    ),
+    Scenario("snapshot-zero", (Op("primary_zero", 0, C), _snap(0)), OLD, "zeroes", BACKUP),
+    Scenario("snapshot-discarding", (Op("primary_discard", 0, C), _snap(0)), OLD, "TRIM", BACKUP),
+    Scenario("hidden-read", (_write(0), _read(0)), OLD, "a reader of the hidden disk", BACKUP),
+    Scenario(
+        "snapshot-copy-fails",
+        (_write(0), _snap(0), _write(0, C, after=0)),
+        OLD,
+        "the copy fails under a reader",
+        BACKUP,
+        faults=(COPY,),
+    ),
+    Scenario(
+        "snapshot-given-up",
+        (Op("snapshot_discard", 0, C), _write(0), _snap(C), _snap(0, C, after=0)),
+        OLD,
+        "the reader gives up a cluster: no more copy, no more access",
+        BACKUP,
+        disciplines=CBW,
+    ),
+    Scenario("backup-stop", (_write(0), Op("stop")), OLD, "the job is cancelled", BACKUP),
+)
+_LONG = (
+    Scenario(
+        "seed",
+        (_write(0), _write(C), _read(0, 2 * C), _read(0, 2 * C), CHECKPOINT),
+        OLD,
+        "two writers, two readers and a checkpoint over two clusters",
+        long=True,
+    ),
+    Scenario(
+        "crossing",
+        (_write(0, 2 * C), _write(C, 2 * C), _read(0, 3 * C), _guest(C + 8, 8)),
+        OLD3,
+        "everything overlaps with everything",
+        size=3 * C,
+        long=True,
+    ),
+)
+_ROBUSTNESS = (
+    Scenario(
+        "checkpoint-fails",
+        (CHECKPOINT, _write(0, C, after=0), _read(0, C, after=1)),
+        (*OLD, _write(0)),
+        "the hidden disk cannot be emptied, but the bitmap is reset already",
+        faults=(Fault(disk="hidden", op="empty"),),
+    ),
+    Scenario(
+        "checkpoint-meets-copy",
+        (_write(0), CHECKPOINT),
+        OLD,
+        "a checkpoint while a copy is in flight",
+        contract=False,
+    ),
+    Scenario(
+        "failover-meets-copy",
+        (_write(0), _read(0), Op("failover")),
+        OLD,
+        "a failover while a copy is in flight",
+        contract=False,
+    ),
+    Scenario(
+        "snapshot-discard-meets-read",
+        (_snap(0), Op("snapshot_discard", 0, C)),
+        (*OLD, _write(0)),
+        "a reader gives up what it is still reading",
+        BACKUP,
+        disciplines=CBW,
+    ),
+)
+SCENARIOS: dict[str, Scenario] = {
+    scenario.name: scenario
+    for scenario in (*_PAIRS, *_TRIPLES, *_SHAPES, *_FAULTS, *_BACKUP, *_LONG)
+}
+"""Those that every honest discipline must stand."""
+
+ROBUSTNESS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ROBUSTNESS}
+"""Those beyond the contract: here QEMU breaks the promise, and the explorer shows how."""
+
+
+def scenario_named(name: str) -> Scenario:
+    """One of :data:`SCENARIOS` or :data:`ROBUSTNESS`.
+
+    :raises InputError: there is none of that name
+    """
+    every = SCENARIOS | ROBUSTNESS
+    if name not in every:
+        raise InputError(f"no scenario {name!r}; there are: {', '.join(every)}")
+    return every[name]

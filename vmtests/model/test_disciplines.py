@@ -1,0 +1,140 @@
+"""The honest disciplines keep the promise in every interleaving; the sabotaged ones do not."""
+
+from __future__ import annotations
+
+import pytest
+
+from qmpshim.model.block_copy import CopyBeforeWriteJob
+from qmpshim.model.co import ModelIOError, run_straight
+from qmpshim.model.discipline import HONEST, CopyBeforeWriteDiscipline, Discipline
+from qmpshim.model.disk import Qcow2, Raw, owned
+from qmpshim.model.explorer import Mode, explore, replay, shortest
+from qmpshim.model.model_system import ModelSystem
+from qmpshim.model.sabotage import SABOTAGES
+from qmpshim.model.scenario import Scenario
+from qmpshim.model.scenarios import ROBUSTNESS, SCENARIOS
+from qmpshim.model.serialising import TrackedRequests
+from qmpshim.model.verdict import Verdict
+
+QUICK = [scenario for scenario in SCENARIOS.values() if not scenario.long]
+LONG = [scenario for scenario in SCENARIOS.values() if scenario.long]
+
+
+def keeps_the_promise(scenario: Scenario, honest: type[Discipline], late: bool = False) -> None:
+    if scenario.disciplines and honest.name not in scenario.disciplines:
+        return
+    result = explore(ModelSystem(scenario, honest, honest, late_wakes=late))
+    assert not result.violations
+    assert result.exhaustive
+
+
+@pytest.mark.parametrize("honest", HONEST, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("scenario", QUICK, ids=lambda scenario: scenario.name)
+def test_promise(scenario: Scenario, honest: type[Discipline]) -> None:
+    keeps_the_promise(scenario, honest)
+    keeps_the_promise(scenario, honest, late=True)
+
+
+@pytest.mark.parametrize("honest", HONEST, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("scenario", LONG, ids=lambda scenario: scenario.name)
+def test_promise_in_the_bigger_scenarios(scenario: Scenario, honest: type[Discipline]) -> None:
+    keeps_the_promise(scenario, honest)
+
+
+@pytest.mark.parametrize("scenario", QUICK, ids=lambda scenario: scenario.name)
+def test_break_snapshot(scenario: Scenario) -> None:
+    """on-cbw-error=break-snapshot: no write fails for the copy's sake, no reader sees new data.
+
+    The guest's side has no way to hear that the snapshot is broken, so this is for backup alone.
+    """
+
+    def broken() -> Discipline:
+        return CopyBeforeWriteDiscipline(break_snapshot=True)
+
+    if scenario.workflow.value != "backup":
+        return
+    result = explore(ModelSystem(scenario, broken, broken))
+    assert result.exhaustive and not result.violations
+
+
+def test_there_are_enough_sabotages() -> None:
+    assert len(SABOTAGES) >= 25
+    assert {sabotage.honest for sabotage in SABOTAGES.values()} == set(HONEST)
+
+
+@pytest.mark.parametrize("name", SABOTAGES)
+def test_sabotage_is_convicted(name: str) -> None:
+    sabotage = SABOTAGES[name]
+    found = []
+    for scenario in sabotage.scenarios:
+        for mode in (Mode.STATEFUL, Mode.DPOR):
+            result = explore(sabotage.system(SCENARIOS[scenario]), mode)
+            assert result.violations, (scenario, mode)
+        schedule = shortest(sabotage.system(SCENARIOS[scenario]), 12)
+        assert schedule is not None
+        assert replay(sabotage.system(SCENARIOS[scenario]), schedule)
+        found.append(schedule)
+    assert min(map(len, found)) <= 12
+
+
+@pytest.mark.parametrize("name", ROBUSTNESS)
+def test_beyond_the_contract_the_promise_breaks(name: str) -> None:
+    scenario = ROBUSTNESS[name]
+    for honest in HONEST:
+        if not scenario.disciplines or honest.name in scenario.disciplines:
+            assert explore(ModelSystem(scenario, honest, honest)).violations
+
+
+def test_counterexample_of_the_fill_that_2_8_does_not_protect() -> None:
+    """The guest writes 8 sectors, and the primary's new data fills up the rest of the cluster."""
+    sabotage = SABOTAGES["cow-request-2.8-fill"]
+    result = explore(sabotage.system(SCENARIOS["write-fill"]))
+    ((violation, _),) = result.violations
+    assert violation.kind is Verdict.ISOLATION
+
+
+# -- the parts of the newer disciplines ------------------------------------------------------------
+
+
+def test_nobody_waits_for_a_request_that_waits() -> None:
+    tracked = TrackedRequests()
+    reader = tracked.begin(0, 8)
+    writer = tracked.begin(0, 8)
+    tracked.set_serialising(writer, 8)
+    waiting = tracked.wait_serialising(writer)
+    next(waiting)
+    assert writer.waiting_for is reader
+    late = tracked.begin(4, 8)
+    assert tracked.conflicting(late) is None
+
+
+def test_serialising_rounds_outwards() -> None:
+    tracked = TrackedRequests()
+    req = tracked.begin(130, 140)
+    tracked.set_serialising(req, 128)
+    assert (req.start, req.end) == (128, 256)
+
+
+def cbw_job() -> CopyBeforeWriteJob:
+    source = Raw("secondary", 512)
+    run_straight(source.write(0, owned(1, 512)))
+    return CopyBeforeWriteJob(source, Qcow2("hidden", 512, 128, True))
+
+
+def test_task_clears_bits_at_once_and_sets_them_again_when_it_fails() -> None:
+    job = cbw_job()
+    co = job.block_copy(0, 2)
+    next(co)
+    assert job.copy_bitmap == {2, 3} and len(job.reqs) == 1
+    with pytest.raises(ModelIOError):
+        co.throw(ModelIOError(5))
+    assert job.copy_bitmap == {0, 1, 2, 3} and not job.reqs
+
+
+def test_copied_ranges_are_read_from_the_target() -> None:
+    job = cbw_job()
+    run_straight(job.copy_before_write(0, 10))
+    assert job.done_bitmap == {0} and job.copy_bitmap == {1, 2, 3}
+    assert job.is_copied(0) and not job.is_copied(1)
+    job.forget()
+    assert not job.is_copied(0)
