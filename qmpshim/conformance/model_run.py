@@ -181,9 +181,7 @@ def explore_model(
         if left is not None and mode in (Mode.RANDOM, Mode.PREEMPTION):
             left /= len(pairs) - index  # otherwise the first would take it all
         system = system_for(name, scenario, late_wakes)
-        result = explore(
-            system, mode, Budget(left), stop=stop, seed=seed, preemptions=preemptions
-        )
+        result = explore(system, mode, Budget(left), stop=stop, seed=seed, preemptions=preemptions)
         run = ModelRun(
             name,
             scenario,

@@ -195,7 +195,9 @@ class _Pieces:
         if len(self.pieces) == len(self.scenario.ops) or failed:
             return False
         numbers = tuple(self.scenario.number(whole) for whole in self.whole)
-        self.system = self.straight(replace(self.scenario, ops=tuple(self.pieces), numbers=numbers, faults=()))
+        self.system = self.straight(
+            replace(self.scenario, ops=tuple(self.pieces), numbers=numbers, faults=())
+        )
         self.results = results
         self.before = [
             frozenset(

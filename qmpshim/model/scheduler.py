@@ -154,7 +154,11 @@ class Scheduler:
     def state(self) -> Hashable:
         """Where every operation stands; with the cells' values, all there is to know."""
         return tuple(
-            tuple((t.name, t.past[0], t.ios, t.wakes, t.woken) for t in tasks if not t.done or not over)
+            tuple(
+                (t.name, t.past[0], t.ios, t.wakes, t.woken)
+                for t in tasks
+                if not t.done or not over
+            )
             if tasks
             else None
             for over, tasks in zip(self.over, self.tasks, strict=True)

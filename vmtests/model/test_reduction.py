@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, assume, given, reject, settings
 from hypothesis import strategies as st
-
 from made_scenarios import scenarios
+
 from qmpshim.model.discipline import HONEST, Discipline
 from qmpshim.model.explorer import Budget, Exploration, Mode, count_schedules, explore
 from qmpshim.model.model_system import ModelSystem

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-
 from made_scenarios import scenarios
+
 from qmpshim.errors import InputError
 from qmpshim.model.scenario import Scenario, check, scenario_from_json
 from qmpshim.model.scenarios import ROBUSTNESS, SCENARIOS, scenario_named
