@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
+from errno import ENOSPC
 
 import qmpshim
 from qmpshim.commands import builds, explore, verify
@@ -26,6 +28,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _in_words(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    hint = "; free some space, or set TMPDIR to another disk" if error.errno == ENOSPC else ""
+    return f"{where}{error.strerror or error}{hint}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; returns the exit status (see the README)."""
     args = _parser().parse_args(argv)
@@ -39,10 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except QmpshimError as error:
         print(f"qmpshim: {error}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:
-        print(f"qmpshim: {error.filename or ''}: {error.strerror}", file=sys.stderr)
-        return WRONG
     except BrokenPipeError:
+        # Nobody reads on: end without a word, at the interpreter's exit, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return WRONG
+    except OSError as error:
+        print(f"qmpshim: {_in_words(error)}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt:
         return 130

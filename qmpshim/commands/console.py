@@ -105,7 +105,7 @@ def build_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--machine", default="none", help="QEMU's -machine (default none)")
     parser.add_argument(
         "--limit",
-        type=float,
+        type=seconds,
         default=30.0,
         metavar="SECONDS",
         help="after this long without an answer QEMU counts as hung (default 30)",
@@ -123,13 +123,28 @@ def run_cancellable(main: Coroutine[Any, Any, int]) -> int:
         task = asyncio.ensure_future(main)
         loop = asyncio.get_running_loop()
         caught: list[int] = []
+        torn = False
 
-        def cancel(number: int) -> None:
-            caught.append(number)
-            task.cancel()
+        def cancel(number: int, _frame: object) -> None:
+            if not caught:
+                caught.append(number)
+                loop.call_soon_threadsafe(at_the_next_await)
+                signal.setitimer(signal.ITIMER_REAL, 1.0)
 
+        def at_the_next_await() -> None:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            if not torn:
+                task.cancel()
+
+        def now(_number: int, _frame: object) -> None:
+            # The loop does not come round: a hung QEMU is waited for. That is where we are now.
+            nonlocal torn
+            torn = True
+            raise asyncio.CancelledError
+
+        signal.signal(signal.SIGALRM, now)
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, cancel, number)
+            signal.signal(number, cancel)
         try:
             return await task
         except asyncio.CancelledError:
@@ -148,6 +163,17 @@ def check_writable(path: Path | None) -> None:
         return
     try:
         path.touch()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def check_directory(path: Path) -> None:
+    """Make a directory for results before the work.
+
+    :raises InputError: it cannot be made
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 

@@ -12,6 +12,7 @@ from qmpshim.commands.console import (
     OK,
     Console,
     build_options,
+    check_directory,
     check_writable,
     chosen_build,
     count,
@@ -89,6 +90,8 @@ async def _verify_all(args: argparse.Namespace, console: Console) -> int:
         for workflow in workflows
     }
     check_writable(args.json)
+    if args.keep is not None:
+        check_directory(args.keep)
     console.line(f"QEMU {version}")
     outcomes: list[Outcome] = []
     with Workspace() as workspace:

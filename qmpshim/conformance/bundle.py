@@ -16,9 +16,9 @@ import qmpshim
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.oracle import Oracle
 from qmpshim.conformance.session import Rig, Setup
-from qmpshim.conformance.workload import Operation
+from qmpshim.conformance.workload import Kind, Operation, Side
 from qmpshim.errors import HostError, InputError
-from qmpshim.machine.secondary import ChainSpec
+from qmpshim.machine.secondary import SECTOR, ChainSpec
 from qmpshim.model.behaviour import Behaviour, Known
 from qmpshim.model.chain import Workflow
 from qmpshim.model.disk import Qcow2
@@ -201,7 +201,7 @@ def load(directory: Path) -> Case:
                 str(chain["secondary"]),
             ),
             Behaviour(**{**model, "known": frozenset(Known(name) for name in model["known"])}),
-            _operations(value["operations"]),
+            _operations(value["operations"], int(chain["size"]) // SECTOR),
             Divergence.from_json(value["divergence"]),
             int(value["seed"]),
             dict(value["build"]),
@@ -210,5 +210,10 @@ def load(directory: Path) -> Case:
         raise InputError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
-def _operations(values: Sequence[Any]) -> tuple[Operation, ...]:
-    return tuple(Operation.from_json(value) for value in values)
+def _operations(values: Sequence[Any], sectors: int) -> tuple[Operation, ...]:
+    operations = tuple(Operation.from_json(value) for value in values)
+    for operation in operations:
+        touches = operation.side is not Side.CHAIN and operation.kind is not Kind.FLUSH
+        if operation.start + operation.count > sectors or touches != (operation.count > 0):
+            raise InputError(f"operation {operation} reaches beyond the disk or touches nothing")
+    return operations

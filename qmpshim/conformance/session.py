@@ -400,13 +400,21 @@ async def run_case(
     operations: Iterable[Operation],
     directory: Path,
     progress: Callable[[Result, str], None] | None = None,
-    at_end: Callable[[Rig, Result], None] | None = None,
+    at_end: Callable[[Rig | None, Result], None] | None = None,
 ) -> Result:
     """Run *operations* on a fresh chain in *directory* and finish with a full cross-check.
 
-    :param at_end: called before the rig is taken down, e.g. to save its images
+    :param at_end: called before the rig is taken down, e.g. to save its images; there is no rig
+        when QEMU did not survive the building of the chain
     """
-    rig = await open_rig(setup, directory)
+    try:
+        rig = await open_rig(setup, directory)
+    except (MachineDied, MachineHung) as error:
+        verdict = Verdict.CRASH if isinstance(error, MachineDied) else Verdict.HANG
+        result = Result(Divergence(verdict, "QEMU, building the chain", 0, "a chain", str(error)))
+        if at_end is not None:
+            at_end(None, result)
+        return result
     try:
         session = Session(rig, setup.qemu_img, progress)
         try:

@@ -115,8 +115,8 @@ async def verify(
         rate = result.done / result.seconds if result.seconds else 0
         progress(f"{workflow}: {result.done}/{count} operations, {rate:,.0f}/s, {doing}")
 
-    def at_end(rig: Rig, result: Result) -> None:
-        if keep is not None and result.divergence is None:
+    def at_end(rig: Rig | None, result: Result) -> None:
+        if keep is not None and rig is not None and result.divergence is None:
             shutil.copytree(
                 rig.directory,
                 keep / workflow.value,
@@ -166,7 +166,7 @@ async def minimise(
     target = _free(bundles / f"{setup.spec.workflow}-{found.verdict}-seed{seed}")
     build = {"version": version, "command": list(setup.command), "machine": setup.machine}
 
-    def save(rig: Rig, result: Result) -> None:
+    def save(rig: Rig | None, result: Result) -> None:
         case = bundle.Case(
             setup.spec,
             setup.behaviour,

@@ -409,9 +409,7 @@ class Gate:
             if policy(io):
                 self._pending[seq] = _Pending(io, connection, request)
                 connection.weight += _REQUEST_WEIGHT + len(data)
-                self._record(
-                    Event(seq, Kind.ARRIVE, seq, image.name, op, offset, length, number)
-                )
+                self._record(Event(seq, Kind.ARRIVE, seq, image.name, op, offset, length, number))
                 return
         connection.send(connection.perform(request))
         if self.tracing or self._waiters:

@@ -53,7 +53,9 @@ class Qemu:
         self._env = {**os.environ, **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._client = QMPClient("qmpshim")
-        self._log = None if not directory.is_dir() else (directory / "qmp.log").open("a")
+        self._log = (
+            None if not directory.is_dir() else (directory / "qmp.log").open("a", buffering=1)
+        )
 
     async def start(self) -> None:
         """Start QEMU and negotiate QMP.
@@ -98,7 +100,7 @@ class Qemu:
             raise BuildError(
                 f"{self.argv[0]} did not answer QMP"
                 + (f" (exit status {code})" if code is not None else "")
-                + (f": {said[-1]}" if said else f": {type(error).__name__}")
+                + (f": {'; '.join(said)[:400]}" if said else f": {type(error).__name__}")
             ) from error
 
     @property
@@ -151,9 +153,9 @@ class Qemu:
         said = self.stderr().strip().splitlines()
         return MachineDied(f"QEMU {how} during {during}" + (f": {said[-1]}" if said else ""))
 
-    def alive(self) -> bool:
-        """Whether the process still runs."""
-        return self._process is not None and self._process.poll() is None
+    def alive(self, patience: float = 0.0) -> bool:
+        """Whether the process still runs, also after so many seconds."""
+        return self._process is not None and self._reap(patience) is None
 
     def stderr(self) -> str:
         """What QEMU has written to stderr so far."""
@@ -182,12 +184,15 @@ class Qemu:
 
     async def close(self) -> int | None:
         """Ask QEMU to quit, insist if it does not, and give its exit status."""
+        patience = min(5.0, self.limit)
         if self.alive():
             try:
-                await asyncio.wait_for(self._client.execute("quit"), 5)
-            except (QMPError, EOFError, OSError, TimeoutError):
+                await asyncio.wait_for(self._client.execute("quit"), patience)
+            except TimeoutError:
+                self.kill()  # it is deaf, so there is nothing to wait for
+            except (QMPError, EOFError, OSError):
                 log.debug("quit was not answered")
-            if self._reap(5.0) is None:
+            if self._reap(patience) is None:
                 self.kill()
         try:
             await self._client.disconnect()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
-from qmpshim.errors import BuildError, HostError, InputError, MachineHung
+from qmpshim.errors import BuildError, CommandFailed, HostError, InputError, MachineHung
 from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.process import Qemu
 from qmpshim.model.chain import Workflow
@@ -71,6 +73,7 @@ class SecondaryChain:
         self._qemu_img = list(qemu_img)
         self.primary: NbdClient
         self.guest: NbdClient
+        self._fresh = self._running = False  # replication: never started; started and not ended
 
     def image(self, node: str) -> Path:
         """The file behind *node*."""
@@ -116,6 +119,7 @@ class SecondaryChain:
         await self._build_overlays()
 
     async def _build_overlays(self) -> None:
+        self._fresh, self._running = True, False
         below = "secondary"
         for node in self.overlays:
             self._create(node)
@@ -149,7 +153,11 @@ class SecondaryChain:
         except subprocess.TimeoutExpired as error:
             raise HostError(f"{' '.join(command)} did not end in 60 s") from error
         if done.returncode:
-            raise HostError(done.stderr.strip() or f"{command[0]} create failed")
+            full = "; free some space, or set TMPDIR to another disk"
+            raise HostError(
+                (done.stderr.strip() or f"{command[0]} create failed")
+                + (full if os.strerror(ENOSPC) in done.stderr else "")
+            )
 
     async def _add_image(self, node: str, fmt: str, backing: str | None) -> None:
         # no-flush: the host is not going to crash, so waiting for its disk proves nothing.
@@ -205,11 +213,16 @@ class SecondaryChain:
             )
         else:
             await self.qemu.execute("xen-set-replication", {"enable": True, "primary": False})
+            self._running, self._fresh = self._fresh, False  # once ended, a start is ignored
 
     async def checkpoint(self) -> None:
         """Take a checkpoint, as the contract wants it: the VM stopped, I/O settled."""
         await self.qemu.execute("stop")
-        await self.qemu.execute("xen-colo-do-checkpoint")
+        try:
+            await self.qemu.execute("xen-colo-do-checkpoint")
+        except CommandFailed:
+            await self.qemu.execute("cont")
+            raise
         await self.qemu.execute("cont")
 
     async def stop(self) -> None:
@@ -222,6 +235,7 @@ class SecondaryChain:
         try:
             await self._set_replication_off(failover=False)
         finally:
+            self._running = False
             await self.qemu.execute("cont")
 
     async def _until_job_is_gone(self) -> None:
@@ -233,9 +247,10 @@ class SecondaryChain:
 
     async def failover(self) -> None:
         """Fail over, and wait until the active disk is committed into the secondary disk."""
+        begins, self._running = self._running, False
         await self._set_replication_off(failover=True)
         deadline = time.monotonic() + self.qemu.limit
-        while not await self._failed_over():
+        while begins and not await self._failed_over():
             if time.monotonic() > deadline:
                 raise MachineHung(f"failover did not finish in {self.qemu.limit:g} s")
             await asyncio.sleep(0.002)

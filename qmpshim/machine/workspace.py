@@ -14,6 +14,9 @@ from qmpshim.errors import HostError
 
 log = logging.getLogger(__name__)
 
+# A UNIX socket's path ends at 107 bytes (sun_path, unix(7)); some are for what is below.
+_LONGEST = 107 - 36
+
 # The janitor outlives its owner by the one moment it takes to remove the directory: it sleeps on
 # a pipe that only the owner holds open, so that even SIGKILL of the owner wakes it.
 _JANITOR = 'cat >/dev/null; for n in 1 2 3; do rm -rf -- "$1" && exit; sleep 1; done'
@@ -33,6 +36,12 @@ class Workspace:
             raise HostError(
                 f"no temporary directory: {error.strerror}; set TMPDIR to a writable place"
             ) from error
+        if len(os.fsencode(self.path)) > _LONGEST:
+            self.path.rmdir()
+            raise HostError(
+                f"{self.path.parent} is too long a path for UNIX sockets in it: "
+                "set TMPDIR to a shorter one"
+            )
         self._janitor = subprocess.Popen(
             ["/bin/sh", "-c", _JANITOR, "qmpshim-janitor", str(self.path)],
             stdin=subprocess.PIPE,
@@ -72,8 +81,13 @@ class Workspace:
 
 
 def dies_with_owner(command: list[str]) -> list[str]:
-    """*command*, so started that the kernel kills it when the process that started it dies."""
+    """*command*, so started that the kernel kills it when the process that started it dies.
+
+    This process, that is: whoever runs the result must be the one that asked for it.
+    """
     setpriv = shutil.which("setpriv", path=os.defpath + ":/usr/bin:/bin")
     if setpriv is None:
         raise HostError("setpriv is missing: apt-get install util-linux")
-    return [setpriv, "--pdeathsig", "KILL", "--", *command]
+    # The owner may have died before setpriv said so to the kernel; then nobody would be told.
+    owned = ["/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
+    return [setpriv, "--pdeathsig", "KILL", "--", *owned, *command]

@@ -46,7 +46,10 @@ def play(scene: Coroutine[Any, Any, None]) -> None:
 async def run(*command: str | Path, fails: bool = False) -> str:
     """Run a program to its end, its output; the exit status must be 0 (or not, if it ``fails``)."""
     process = await asyncio.create_subprocess_exec(
-        "timeout", "-k1", "20", *map(str, command),
+        "timeout",
+        "-k1",
+        "20",
+        *map(str, command),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -181,8 +184,12 @@ def test_store_errors(tmp_path: Path) -> None:
     with pytest.raises(HostError):
         FileStore(tmp_path / "absent")
     store = MemoryStore(512)
-    for wrong in (lambda: store.read(1, 512), lambda: store.write(-1, b""),
-                  lambda: store.restore(b"short"), lambda: store.zero(513, 0)):
+    for wrong in (
+        lambda: store.read(1, 512),
+        lambda: store.write(-1, b""),
+        lambda: store.restore(b"short"),
+        lambda: store.zero(513, 0),
+    ):
         with pytest.raises(InputError):
             wrong()
 
@@ -206,8 +213,11 @@ def test_nbdinfo(tmp_path: Path) -> None:
             assert [e["export-name"] for e in listed["exports"]] == ["disk", "small"]
             extents = json.loads(await run("nbdinfo", "--json", "--map", gate.uri("disk")))
             assert [(e["offset"], e["length"], e["type"]) for e in extents] == [
-                (0, 1 * MB, 3), (1 * MB, BLOCK, 0), (1 * MB + BLOCK, 1 * MB - BLOCK, 3),
-                (2 * MB, BLOCK, 2), (2 * MB + BLOCK, 1 * MB - BLOCK, 3),
+                (0, 1 * MB, 3),
+                (1 * MB, BLOCK, 0),
+                (1 * MB + BLOCK, 1 * MB - BLOCK, 3),
+                (2 * MB, BLOCK, 2),
+                (2 * MB + BLOCK, 1 * MB - BLOCK, 3),
             ]
             await run("nbdinfo", gate.uri("disk").replace("disk", "other"), fails=True)
 
@@ -255,8 +265,9 @@ def test_qemu_img(tmp_path: Path) -> None:
             (tmp_path / "copy").write_bytes(gate.snapshot("q"))
             await run("qemu-img", "compare", tmp_path / "in", tmp_path / "copy")
             gate.store("r").write(12345, b"?")
-            await run("qemu-img", "compare", "-f", "raw", "-F", "raw", tmp_path / "in", r,
-                      fails=True)
+            await run(
+                "qemu-img", "compare", "-f", "raw", "-F", "raw", tmp_path / "in", r, fails=True
+            )
 
     play(main())
 
@@ -266,9 +277,16 @@ def test_qemu_io(tmp_path: Path) -> None:
         async with gated(tmp_path, disk=MemoryStore(1 * MB)) as gate:
             await qemu_io(
                 gate.uri("disk"),
-                "write -P 1 0 256k", "write -f -P 2 3 5", "write -z 64k 64k",
-                "write -z -u 128k 5000", "discard 192k 64k", "flush",
-                "read -P 2 3 5", "read -P 1 8 65528", "read -P 0 64k 70536", "read -P 0 192k 64k",
+                "write -P 1 0 256k",
+                "write -f -P 2 3 5",
+                "write -z 64k 64k",
+                "write -z -u 128k 5000",
+                "discard 192k 64k",
+                "flush",
+                "read -P 2 3 5",
+                "read -P 1 8 65528",
+                "read -P 0 64k 70536",
+                "read -P 0 192k 64k",
             )
             store = gate.store("disk")
             assert store.extents(64 * KB, 64 * KB) == [(64 * KB, 2)]  # -z: stay allocated
@@ -292,23 +310,35 @@ def test_libnbd_on_several_connections(tmp_path: Path) -> None:
             assert await call(second.pread, 3000, 70000) == bytearray(b"abc" * 1000)
             chunks: list[tuple[int, int, int]] = []
             await call(
-                second.pread_structured, 200000, 1000,
+                second.pread_structured,
+                200000,
+                1000,
                 lambda data, at, status, error: chunks.append((at, len(data), status)),
             )
             hole, data = nbd.READ_HOLE, nbd.READ_DATA
             # 17 blocks before the first written one, which ends in block 17
             assert chunks == [
-                (1000, 17 * BLOCK - 1000, hole), (17 * BLOCK, BLOCK, data),
+                (1000, 17 * BLOCK - 1000, hole),
+                (17 * BLOCK, BLOCK, data),
                 (18 * BLOCK, 201000 - 18 * BLOCK, hole),
             ]
             chunks.clear()
-            await call(second.pread_structured, 5000, 68000,
-                       lambda data, at, status, error: chunks.append((at, len(data), status)),
-                       nbd.CMD_FLAG_DF)
+            await call(
+                second.pread_structured,
+                5000,
+                68000,
+                lambda data, at, status, error: chunks.append((at, len(data), status)),
+                nbd.CMD_FLAG_DF,
+            )
             assert chunks == [(68000, 5000, data)]
             extents: list[int] = []
-            await call(first.block_status, 1 * MB, 0, lambda c, o, e, err: extents.extend(e),
-                       nbd.CMD_FLAG_REQ_ONE)
+            await call(
+                first.block_status,
+                1 * MB,
+                0,
+                lambda c, o, e, err: extents.extend(e),
+                nbd.CMD_FLAG_REQ_ONE,
+            )
             assert extents == [17 * BLOCK, 3]
             await call(first.shutdown)
             assert await gate.until(lambda: len(gate.connections("disk")) == 1, LIMIT)
@@ -666,8 +696,10 @@ def test_qemu_sends_a_cut_write_again(tmp_path: Path) -> None:
     async def main() -> None:
         async with gated(tmp_path, disk=MemoryStore(64 * KB)) as gate:
             gate.hold(lambda io: io.op is Op.WRITE)
-            options = (f"driver=nbd,server.type=unix,server.path={tmp_path / 's'},export=disk,"
-                       "reconnect-delay=10")
+            options = (
+                f"driver=nbd,server.type=unix,server.path={tmp_path / 's'},export=disk,"
+                "reconnect-delay=10"
+            )
             qemu = asyncio.create_task(
                 run("qemu-io", "--image-opts", options, "-c", "write -P 5 0 4k")
             )
@@ -756,8 +788,11 @@ def test_wrong_use(tmp_path: Path) -> None:
         gate = Gate()
         gate.add("disk", MemoryStore(512))
         for wrong in (
-            lambda: gate.add("disk", MemoryStore(512)), lambda: gate.uri("disk"),
-            lambda: gate.hold("other"), lambda: gate.snapshot("other"), lambda: gate.cut("other"),
+            lambda: gate.add("disk", MemoryStore(512)),
+            lambda: gate.uri("disk"),
+            lambda: gate.hold("other"),
+            lambda: gate.snapshot("other"),
+            lambda: gate.cut("other"),
         ):
             with pytest.raises(InputError):
                 wrong()

@@ -75,7 +75,10 @@ class Chain:
 
 async def run(*command: str | Path) -> str:
     process = await asyncio.create_subprocess_exec(
-        "timeout", "-k1", "20", *map(str, command),
+        "timeout",
+        "-k1",
+        "20",
+        *map(str, command),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -109,10 +112,24 @@ async def chain(directory: Path, replicate: bool = True) -> AsyncIterator[Chain]
     await qmp.start_server(str(directory / "q"))
     with (directory / "log").open("wb") as log:
         qemu = await asyncio.create_subprocess_exec(
-            "timeout", "-k1", "30",
-            "qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none",
-            "-qmp", f"unix:{directory / 'q'}", "-drive", secondary, "-drive", top,
-            stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+            "timeout",
+            "-k1",
+            "30",
+            "qemu-system-x86_64",
+            "-machine",
+            "none",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-qmp",
+            f"unix:{directory / 'q'}",
+            "-drive",
+            secondary,
+            "-drive",
+            top,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
         )
     try:
         await asyncio.wait_for(qmp.accept(), LIMIT)

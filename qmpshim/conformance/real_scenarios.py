@@ -1,0 +1,217 @@
+"""What is done at the same time on a real QEMU: scenarios of operations, pairs and triples of them.
+
+Positions and lengths are sectors. The whole secondary disk holds the data of operation 1 before
+anything begins; the operations of the setup are numbered from 2 on and the concurrent ones after
+them, and each writes traceable data under its number.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qmpshim.errors import InputError
+from qmpshim.machine.gated_chain import Form
+from qmpshim.model.scenario import Op
+
+C = 128  # sectors of a cluster
+BASE = 1  # the operation whose data the secondary disk holds at the beginning
+
+PRIMARY = ("primary_write", "primary_zero", "primary_discard", "primary_read", "primary_flush")
+GUEST = ("guest_read", "guest_write", "guest_flush", "guest_discard")
+DATA = (*PRIMARY, *GUEST)
+READS = ("primary_read", "guest_read")
+CHANGES = ("primary_write", "primary_zero", "primary_discard", "guest_write", "guest_discard")
+COMMANDS = ("start", "checkpoint", "failover", "stop", "status", "unexport")
+FLUSHES = ("primary_flush", "guest_flush")
+
+
+@dataclass(frozen=True, slots=True)
+class RealScenario:
+    """Operations that run at the same time on a real chain.
+
+    In fleecing and in plain backup the *guest* is who reads the snapshot.
+
+    :ivar size: virtual size in sectors
+    :ivar cluster: qcow2 cluster in sectors
+    :ivar setup: operations done before, one after another, once replication (or backup) runs
+    :ivar ops: the concurrent operations
+    :ivar contract: within what QEMU's documents allow; otherwise it is about robustness
+    """
+
+    name: str
+    ops: tuple[Op, ...]
+    setup: tuple[Op, ...] = ()
+    form: Form = Form.REPLICATION
+    size: int = 2 * C
+    cluster: int = C
+    contract: bool = True
+
+    def number(self, index: int) -> int:
+        """The number of concurrent operation *index*."""
+        return BASE + len(self.setup) + 1 + index
+
+    def to_json(self) -> dict[str, Any]:
+        """As :func:`scenario_from_json` reads it."""
+        return {
+            "name": self.name,
+            "form": self.form.value,
+            "size": self.size,
+            "cluster": self.cluster,
+            "contract": self.contract,
+            "setup": [_op_to_json(op) for op in self.setup],
+            "ops": [_op_to_json(op) for op in self.ops],
+        }
+
+
+def _op_to_json(op: Op) -> dict[str, Any]:
+    value: dict[str, Any] = {"do": op.do}
+    if op.count:
+        value["at"] = [op.start, op.count]
+    if op.after is not None:
+        value["after"] = op.after
+    return value
+
+
+def _op_from_json(value: Mapping[str, Any]) -> Op:
+    start, count = value.get("at", (0, 0))
+    if value["do"] not in DATA + COMMANDS:
+        raise ValueError(f"no operation {value['do']!r}; there are {', '.join(DATA + COMMANDS)}")
+    return Op(str(value["do"]), int(start), int(count), value.get("after"))
+
+
+def scenario_from_json(value: Any) -> RealScenario:
+    """The reverse of :meth:`RealScenario.to_json`; only ``ops`` is required.
+
+    :raises InputError: it is no scenario
+    """
+    try:
+        scenario = RealScenario(
+            str(value.get("name", "unnamed")),
+            tuple(_op_from_json(op) for op in value["ops"]),
+            tuple(_op_from_json(op) for op in value.get("setup", ())),
+            Form(value.get("form", "replication")),
+            int(value.get("size", 2 * C)),
+            int(value.get("cluster", C)),
+            bool(value.get("contract", True)),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"not a scenario: {error}") from error
+    for op in (*scenario.setup, *scenario.ops):
+        inside = op.start >= 0 and op.start + op.count <= scenario.size
+        if not inside or (op.do in DATA and op.do not in FLUSHES and not op.count):
+            raise InputError(f"{words(op)} is not inside the disk's {scenario.size} sectors")
+    return scenario
+
+
+def words(op: Op) -> str:
+    """An operation to read: what, and where in sectors."""
+    what = op.do.replace("_", " ")
+    return f"{what} [{op.start}, {op.start + op.count})" if op.count else what
+
+
+# The letters of the quick set. Two clusters; everything overlaps with everything.
+LETTERS: dict[str, Op] = {
+    "W": Op("primary_write", 0, C),
+    "V": Op("primary_write", C // 2, C),  # half of either cluster
+    "D": Op("primary_discard", 0, C),
+    "Z": Op("primary_zero", 0, C),
+    "R": Op("guest_read", 0, 2 * C),
+    "P": Op("guest_write", 16, 8),
+    "G": Op("guest_write", 0, C),
+    "F": Op("guest_flush"),
+    "H": Op("primary_flush"),
+    "C": Op("checkpoint"),
+    "O": Op("failover"),
+    "S": Op("stop"),
+    "Q": Op("status"),
+    "X": Op("unexport"),
+    "T": Op("guest_discard", 0, C),
+    "U": Op("guest_discard", 32, 64),  # part of a cluster
+}
+_COMMANDS = "COSX"
+_LETTERS = {
+    Form.REPLICATION: "WVDZRPGFHCOSQX",
+    Form.BACKUP: "WVDZRHSQX",
+    Form.FLEECING: "WVDZRHTU",
+}
+# What a command finds: a copied cluster in the hidden disk, a written one in the active disk.
+_PAST = (Op("primary_write", C + 64, 32), Op("guest_write", C + 16, 8))
+
+
+def _scenario(letters: tuple[str, ...], form: Form) -> RealScenario:
+    ops = tuple(LETTERS[letter] for letter in letters)
+    commands = [letter for letter in letters if letter in _COMMANDS]
+    data = [letter for letter in letters if letter not in "COSQ"]
+    # Guest I/O may go on while failing over (docs/block-replication.txt: "The vm should be stopped
+    # ... except failover"). Everything else must have settled when a command comes.
+    guest_only = all(letter in "RPGF" for letter in data)
+    contract = not commands or not data or (commands == ["O"] and guest_only)
+    setup: tuple[Op, ...] = ()
+    if commands:
+        setup = _PAST if form is Form.REPLICATION else _PAST[:1]
+    prefix = "" if form is Form.REPLICATION else f"{form.value}-"
+    return RealScenario(prefix + "".join(letters), ops, setup, form, contract=contract)
+
+
+def pairs(form: Form = Form.REPLICATION) -> list[RealScenario]:
+    """Every pair of different operations (W and V are one that overlaps the other)."""
+    return [_scenario(two, form) for two in itertools.combinations(_LETTERS[form], 2)]
+
+
+def triples(form: Form = Form.REPLICATION) -> list[RealScenario]:
+    """Every triple of different operations."""
+    return [_scenario(three, form) for three in itertools.combinations(_LETTERS[form], 3)]
+
+
+def follow_ups() -> list[RealScenario]:
+    """Pairs, and an operation after the first of them: what the first left behind is seen."""
+    found = []
+    for first, other, then in (
+        ("C", "W", "R"), ("C", "V", "R"), ("C", "G", "R"), ("C", "P", "R"), ("C", "R", "R"),
+        ("C", "W", "V"), ("O", "W", "R"), ("O", "G", "R"), ("O", "P", "W"), ("S", "W", "R"),
+        ("W", "R", "V"), ("P", "W", "V"), ("O", "C", "Q"), ("O", "R", "Q"), ("C", "P", "G"),
+    ):  # fmt: skip
+        made = _scenario((first, other, then), Form.REPLICATION)
+        ops = (*made.ops[:2], replace(made.ops[2], after=0))
+        contract = made.contract and first != "C"
+        found.append(
+            replace(made, name=f"{first}{other}-{first}{then}", ops=ops, contract=contract)
+        )
+    return found
+
+
+def named(name: str) -> list[RealScenario]:
+    """The scenarios a name stands for: ``pairs``, ``triples``, ``all`` or letters like ``WR``.
+
+    ``backup-`` and ``fleecing-`` in front choose the form.
+
+    :raises InputError: it stands for none
+    """
+    groups: dict[str, Callable[[], list[RealScenario]]] = {
+        "pairs": lambda: [s for form in Form for s in pairs(form)],
+        "triples": lambda: [s for form in Form for s in triples(form)],
+        "follow-ups": follow_ups,
+        "replication": lambda: pairs(),
+        "backup": lambda: pairs(Form.BACKUP),
+        "fleecing": lambda: pairs(Form.FLEECING),
+    }
+    if name in groups:
+        return groups[name]()
+    if name == "all":
+        return [s for form in Form for s in (*pairs(form), *triples(form))] + follow_ups()
+    for scenario in follow_ups():
+        if scenario.name == name:
+            return [scenario]
+    form, letters = Form.REPLICATION, name
+    for other in (Form.BACKUP, Form.FLEECING):
+        if name.startswith(f"{other.value}-"):
+            form, letters = other, name[len(other.value) + 1 :]
+    if not letters or not all(letter in _LETTERS[form] for letter in letters):
+        raise InputError(
+            f"no scenario {name!r}: there are {', '.join(groups)}, all, and words of the letters "
+            + ", ".join(f"{letter} ({words(op)})" for letter, op in LETTERS.items())
+        )
+    return [_scenario(tuple(letters), form)]

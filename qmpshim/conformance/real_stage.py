@@ -1,0 +1,127 @@
+"""Brings a real QEMU to the beginning of a scenario, in the cheapest way that is safe.
+
+Three ways back to the start, from cheap to dear:
+
+* *checkpoint*: replication still runs and nothing odd happened. The bytes of the secondary disk
+  are put back behind QEMU's back (a raw node keeps no cache) and a checkpoint empties the overlays
+  and the bitmap: that is just what starting replication does.
+* *rebuild*: the chain is taken apart and opened again in the same process, over fresh images.
+* *fresh*: another process.
+
+That nothing is an artefact of the reuse is proved afterwards: each finding is run again in fresh
+processes (see :mod:`qmpshim.conformance.findings`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+
+from qmpshim.conformance import pattern
+from qmpshim.conformance.real_scenarios import BASE, RealScenario
+from qmpshim.errors import CommandFailed, MachineError
+from qmpshim.machine.builds import Build
+from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
+from qmpshim.machine.secondary import SECTOR
+
+
+@functools.cache
+def base_content(sectors: int) -> bytes:
+    """What the secondary disk holds at the beginning: the data of operation 1."""
+    return bytes(pattern.data_of(BASE, 0, sectors))
+
+
+class Stage:
+    """One build's QEMU, kept as long as it is fit to be used again.
+
+    :param reuse: False starts a fresh process each time
+    :ivar resets: how often each way was taken
+    """
+
+    def __init__(self, build: Build, reuse: bool = True) -> None:
+        self.build = build
+        self.reuse = reuse
+        self.machine: GatedMachine | None = None
+        self.resets: Counter[str] = Counter()
+        self._running = False  # replication or backup was started and never stopped
+        self._used = 0
+
+    def prepare(self, scenario: RealScenario) -> GatedMachine:
+        """Bring QEMU to the start: the chain open over fresh images, replication or backup running.
+
+        :raises BuildError: this build cannot do the scenario
+        :raises MachineError: QEMU misbehaved before the scenario even began
+        """
+        sizes = scenario.size * SECTOR, scenario.cluster * SECTOR
+        shape = Shape(scenario.form, *sizes)
+        machine = self.machine
+        if machine is not None and (machine.shape != shape or not self.reuse):
+            self.discard()
+            machine = None
+        if machine is not None:
+            try:
+                self._again(machine, scenario)
+                return machine
+            except MachineError:  # whatever it was: not fit for use
+                self.discard()
+        self.resets["fresh"] += 1
+        machine = self.machine = GatedMachine(self.build, shape)
+        machine.stores["secondary"].restore(base_content(scenario.size))
+        self._start(machine)
+        return machine
+
+    def _again(self, machine: GatedMachine, scenario: RealScenario) -> None:
+        base = base_content(scenario.size)
+        machine.gate.open()
+        machine.gate.release_all()
+        machine.settle()
+        if self._running and machine.shape.form is Form.REPLICATION:
+            machine.stores["secondary"].restore(base)
+            machine.call("xen-colo-do-checkpoint")
+            self.resets["checkpoint"] += 1
+            return
+        self._end(machine)
+        machine.tear_down()
+        for name, store in machine.stores.items():
+            store.restore(base if name == "secondary" else machine._blank)
+        machine.build_chain()
+        self.resets["rebuild"] += 1
+        self._start(machine)
+
+    def _start(self, machine: GatedMachine) -> None:
+        form = machine.shape.form
+        if form is Form.REPLICATION:
+            machine.call("xen-set-replication", {"enable": True, "primary": False})
+        elif form is Form.BACKUP:
+            machine.call("blockdev-backup", BACKUP_JOB)
+        self._running = True
+        machine.settle()
+        machine.gate.trace.clear()
+
+    def _end(self, machine: GatedMachine) -> None:
+        if not self._running:
+            return
+        if machine.shape.form is Form.BACKUP:
+            try:
+                machine.call("block-job-cancel", {"device": "backup"})
+            except CommandFailed:  # an operation did it
+                return
+            machine.reactor.until(lambda: not machine.call("query-block-jobs"), 5.0)
+
+    def stopped(self) -> None:
+        """Replication or backup was stopped, or may have been."""
+        self._running = False
+
+    def discard(self) -> None:
+        """The process is not fit to be used again."""
+        if self.machine is not None:
+            self.machine.close()
+            self.machine = None
+        self._running = False
+
+    def close(self) -> None:
+        """End QEMU."""
+        self.discard()
+
+
+BACKUP_JOB = {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "none"}

@@ -1,0 +1,383 @@
+"""A real QEMU whose disks are all on the gate, with the whole chain open and nobody moving.
+
+The synchronous sister of :class:`~qmpshim.machine.secondary.SecondaryChain`: the same nodes and
+exports (``secondary``, ``hidden``, ``active``, ``top``; ``primary``, ``guest``), but each image is
+an NBD export of ours, and every call returns only when QEMU is still. Offsets are bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from qmpshim.errors import (
+    BuildError,
+    CommandFailed,
+    HostError,
+    MachineDied,
+    MachineHung,
+)
+from qmpshim.machine.builds import Build
+from qmpshim.machine.gate import Gate
+from qmpshim.machine.reactor import Reactor
+from qmpshim.machine.stillness import Stillness
+from qmpshim.machine.store import MemoryStore
+from qmpshim.machine.wire import WireNbd, WireQmp
+from qmpshim.machine.workspace import Workspace, dies_with_owner
+
+log = logging.getLogger(__name__)
+
+IMAGES = ("secondary", "hidden", "active")
+_ROOM = 1 << 20  # bytes a qcow2 image may grow to, beyond its virtual size
+_LIMIT = 20.0  # seconds for what needs nobody's help
+
+
+class Form(StrEnum):
+    """What is built."""
+
+    REPLICATION = "replication"  # secondary <- hidden <- active <- replication filter
+    BACKUP = "backup"  # secondary <- hidden, with blockdev-backup sync=none
+    FLEECING = "fleecing"  # copy-before-write on the secondary disk, hidden disk as its target,
+    # and snapshot-access above: no job (QEMU 7.2 and later)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The chain's shape: virtual ``size`` and qcow2 ``cluster`` in bytes."""
+
+    form: Form
+    size: int
+    cluster: int
+
+
+@functools.cache
+def blank_qcow2(size: int, cluster: int) -> bytes:
+    """The bytes of an empty qcow2 image, with room to grow behind it.
+
+    :raises HostError: there is no qemu-img
+    """
+    with Workspace() as workspace:
+        path = workspace.path / "blank"
+        options = f"cluster_size={cluster}"
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, str(path), str(size)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=30)
+        except FileNotFoundError as error:
+            raise HostError("qemu-img is missing: apt-get install qemu-utils") from error
+        except subprocess.SubprocessError as error:
+            raise HostError(f"qemu-img cannot create a {size}-byte image: {error}") from error
+        content = path.read_bytes()
+    room = max(_ROOM, len(content) + 2 * size + 8 * cluster)
+    return content + bytes(room - len(content))
+
+
+class GatedMachine:
+    """One QEMU process, the gate behind it and the clients before it.
+
+    :param build: which QEMU
+    :param shape: the chain to build
+    :raises BuildError: this QEMU cannot build it
+    """
+
+    def __init__(self, build: Build, shape: Shape) -> None:
+        self.build = build
+        self.shape = shape
+        self.reactor = Reactor()
+        self.workspace = Workspace("qmpshim-gate-")
+        self.gate = Gate(tracing=True)
+        self.stores: dict[str, MemoryStore] = {}
+        self.images = IMAGES if shape.form is Form.REPLICATION else IMAGES[:2]
+        self.clients: dict[str, WireNbd] = {}
+        self.commands: list[dict[str, Any]] = []  # what was sent to set the chain up
+        self.process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    # -- setting up --------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        for name in self.images:
+            store = MemoryStore(self.shape.size if name == "secondary" else self._blank)
+            self.stores[name] = store
+            self.gate.add(name, store)
+        self.reactor.run(self.gate.start(self.workspace.path / "gate"))
+        self._spawn()
+        self.call("qmp_capabilities")
+        path = {"path": str(self.workspace.path / "nbd")}
+        self.call("nbd-server-start", {"addr": {"type": "unix", "data": path}})
+        try:
+            self.build_chain()
+        except CommandFailed as error:
+            raise BuildError(f"{self.build.name} cannot build the chain: {error}") from error
+
+    @property
+    def _blank(self) -> bytes:
+        return blank_qcow2(self.shape.size, self.shape.cluster)
+
+    def _spawn(self) -> None:
+        ours, theirs = socket.socketpair()
+        argv = [
+            *self.build.command(),
+            *("-machine", "none", "-nodefaults", "-display", "none", "-no-user-config"),
+            *("-chardev", f"socket,id=qmp,fd={theirs.fileno()}"),
+            *("-mon", "chardev=qmp,mode=control"),
+        ]
+        directory = self.workspace.path
+        try:
+            with (
+                theirs,
+                (directory / "stdout").open("wb") as out,
+                (directory / "stderr").open("wb") as err,
+            ):
+                self.process = subprocess.Popen(
+                    dies_with_owner(argv),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    env=self.build.environment(),
+                    pass_fds=(theirs.fileno(),),
+                )
+        except OSError as error:
+            ours.close()
+            raise HostError(f"cannot run {argv[0]}: {error.strerror}") from error
+        self.qmp = WireQmp(self.reactor, ours)
+        if not self.reactor.until(lambda: self.qmp.greeting is not None or self.qmp.lost, _LIMIT):
+            raise BuildError(f"{self.build.name} did not greet in {_LIMIT:g} s")
+        if self.qmp.greeting is None:
+            said = self.stderr().strip().splitlines()
+            raise BuildError(f"{self.build.name} ended at once" + (f": {said[-1]}" if said else ""))
+        assert self.process is not None
+        self._stillness = Stillness(self.process.pid)
+
+    @property
+    def version(self) -> tuple[int, int, int]:
+        """QEMU's version, as it said."""
+        assert self.qmp.greeting is not None
+        numbers = self.qmp.greeting["QMP"]["version"]["qemu"]
+        return numbers["major"], numbers["minor"], numbers["micro"]
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def call(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Run a QMP command with nothing held (see :meth:`WireQmp.call`)."""
+        return self.qmp.call(command, arguments, _LIMIT)
+
+    def build_chain(self) -> None:
+        """Open the images as they are now, and connect.
+
+        :raises CommandFailed: QEMU cannot
+        """
+        form = self.shape.form
+        batch: list[tuple[str, dict[str, Any]]] = [self._node("secondary", "raw")]
+        if form is Form.FLEECING:
+            batch += [
+                self._node("hidden", "qcow2", "secondary"),
+                _add("copy-before-write", "filter", file="secondary", target="hidden"),
+                _add("snapshot-access", "snapshot", file="filter", discard="unmap"),
+                _export("primary", "filter", True),
+                _export("guest", "snapshot", True),  # writable: it may discard
+            ]
+        elif form is Form.BACKUP:
+            batch += [
+                _export("primary", "secondary", True),
+                self._node("hidden", "qcow2", "secondary"),
+                _export("guest", "hidden", False),
+            ]
+        else:
+            top = {"mode": "secondary", "top-id": "top", "file": "active"}
+            batch += [
+                _export("primary", "secondary", True),
+                self._node("hidden", "qcow2", "secondary"),
+                self._node("active", "qcow2", "hidden"),
+                _add("replication", "top", **top),
+                _export("guest", "top", True),
+            ]
+        self.commands = [
+            {"execute": command, "arguments": arguments} for command, arguments in batch
+        ]
+        self.batch(batch)
+        for name in ("primary", "guest"):
+            self.clients[name] = WireNbd(self.reactor, self.workspace.path / "nbd", name)
+
+    def batch(self, commands: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+        """Send several commands at once and wait for all answers.
+
+        :raises CommandFailed: one failed; the later ones were tried nevertheless
+        """
+        numbers = [(command, self.qmp.send(command, words)) for command, words in commands]
+        for command, number in numbers:
+            self.qmp.wait(command, number, _LIMIT)
+        return [self.qmp.take(command, number) for command, number in numbers]
+
+    def _node(self, name: str, driver: str, backing: str | None = None) -> Any:
+        words: dict[str, Any] = {"discard": "unmap"}
+        words["file"] = {**self.gate.blockdev(name), "discard": "unmap"}
+        if backing is not None:
+            words["backing"] = backing
+        return _add(driver, name, **words)
+
+    def tear_down(self) -> None:
+        """Take the chain apart again, leaving QEMU with its NBD server.
+
+        Nothing may be running: no job, no replication, nothing held.
+
+        :raises MachineError: QEMU does not let go
+        """
+        for client in self.clients.values():
+            client.close()
+        self.clients.clear()
+        form = self.shape.form
+        nodes = {
+            Form.REPLICATION: ("top", "active", "hidden", "secondary"),
+            Form.BACKUP: ("hidden", "secondary"),
+            Form.FLEECING: ("snapshot", "filter", "hidden", "secondary"),
+        }[form]
+        with contextlib.suppress(CommandFailed):  # it was removed by an operation
+            self.call("block-export-del", {"id": "guest", "mode": "hard"})
+        with contextlib.suppress(CommandFailed):
+            self.call("block-export-del", {"id": "primary", "mode": "hard"})
+        deadline = time.monotonic() + _LIMIT
+        while self.call("query-block-exports"):
+            if time.monotonic() > deadline:
+                raise MachineHung("an export did not go away")
+        self.batch([("blockdev-del", {"node-name": node}) for node in nodes])
+
+    # -- stillness -------------------------------------------------------------------------------
+
+    def settle(self, limit: float = _LIMIT) -> None:
+        """Return when QEMU is still (see :mod:`qmpshim.machine.stillness`).
+
+        :raises MachineDied: it ended
+        :raises MachineHung: it is busy all the time
+        """
+        poll, asleep = self.reactor.poll, self._stillness.asleep
+        if not self._stillness.known:
+            return self._settle_by_asking(limit)
+        deadline = 0.0
+        while True:
+            calm = asleep()
+            if poll(0.0):
+                continue
+            if self.qmp.lost:
+                raise self.died()
+            if calm:
+                return
+            # Let QEMU have the processor; what it sends wakes us.
+            poll(0.0002)
+            now = time.monotonic()
+            if not deadline:
+                deadline = now + limit
+            elif now > deadline:
+                raise MachineHung(f"QEMU is busy for {limit:g} s with nothing to do")
+
+    def _settle_by_asking(self, limit: float) -> None:
+        deadline = time.monotonic() + limit
+        quiet = 0
+        while quiet < 2:
+            before = self._signs()
+            number = self.qmp.send("query-name")
+            until = time.monotonic() + 0.1  # a blocked monitor does not answer: the settle time
+            while number not in self.qmp.answers and time.monotonic() < until:
+                self.reactor.poll(0.02)
+                if self.qmp.lost:
+                    raise self.died()
+            self.qmp.answers.pop(number, None)
+            quiet = quiet + 1 if self._signs() == before else 0
+            if time.monotonic() > deadline:
+                raise MachineHung(f"QEMU is busy for {limit:g} s with nothing to do")
+
+    def _signs(self) -> tuple[int, ...]:
+        """What changes when QEMU does something that we can see."""
+        clients = (len(client.answers) for client in self.clients.values())
+        return self.gate.clock, len(self.qmp.events), *clients
+
+    # -- how it ends -------------------------------------------------------------------------------
+
+    def stderr(self) -> str:
+        """What QEMU wrote to stderr so far."""
+        try:
+            return (self.workspace.path / "stderr").read_text(errors="replace")
+        except OSError:
+            return ""
+
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def died(self) -> MachineDied:
+        """How QEMU ended, in one line: the assertion if there was one, else the signal."""
+        assert self.process is not None
+        try:
+            code = self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            return MachineDied("QEMU closed its monitor but still runs")
+        how = f"exited with status {code}"
+        if code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        said = [line for line in self.stderr().splitlines() if line.strip()]
+        telling = [line for line in said if "ssert" in line] or said[-1:]
+        return MachineDied(f"QEMU {how}" + (f": {telling[0]}" if telling else ""))
+
+    def quit(self) -> None:
+        """Let QEMU end in its own way, which is a test of it, too.
+
+        :raises MachineDied: it crashed at the end
+        :raises MachineHung: it did not end
+        """
+        assert self.process is not None
+        for client in self.clients.values():
+            client.close()
+        self.qmp.send("quit")
+        deadline = time.monotonic() + _LIMIT
+        while self.process.poll() is None:
+            self.reactor.poll(0.01)
+            if time.monotonic() > deadline:
+                raise MachineHung("QEMU does not quit")
+        if self.process.returncode:
+            raise self.died()
+
+    def close(self) -> None:
+        """End everything, at once."""
+        if self._closed:
+            return
+        self._closed = True
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        for client in self.clients.values():
+            client.close()
+        if hasattr(self, "qmp"):
+            self.qmp.close()
+        if hasattr(self, "_stillness"):
+            self._stillness.close()
+        self.reactor.run(self.gate.stop())
+        for store in self.stores.values():
+            store.close()
+        self.reactor.close()
+        self.workspace.close()
+
+
+def _add(driver: str, name: str, **words: Any) -> tuple[str, dict[str, Any]]:
+    arguments = {"driver": driver, "node-name": name}
+    return "blockdev-add", {**arguments, **{k.replace("_", "-"): v for k, v in words.items()}}
+
+
+def _export(name: str, node: str, writable: bool) -> tuple[str, dict[str, Any]]:
+    words = {"type": "nbd", "id": name, "name": name, "node-name": node, "writable": writable}
+    return "block-export-add", words

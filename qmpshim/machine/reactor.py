@@ -1,0 +1,80 @@
+"""An event loop that is turned by hand, one look at the sockets at a time.
+
+The explorer takes one step, looks until nothing moves any more, and takes the next: there is
+nothing it could do meanwhile. So the loop runs only inside :meth:`Reactor.poll`, and everything
+that is built on asyncio (the gate) works in it unchanged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """Knows whether something was asked to run soon and has not run yet."""
+
+    pending = False
+
+    def call_soon(  # type: ignore[override]
+        self, *words: Any, **named: Any
+    ) -> asyncio.Handle:
+        self.pending = True
+        return super().call_soon(*words, **named)
+
+
+class Reactor:
+    """Owns an asyncio loop."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self.loop = _Loop(self._selector)
+        self.polls = 0
+
+    def poll(self, seconds: float = 0.0) -> bool:
+        """Handle what the sockets have, waiting up to *seconds* for something.
+
+        :returns: whether any socket had something
+        """
+        self.polls += 1
+        ready = bool(self._selector.select(seconds))
+        # "If stop() is called before run_forever() is called, the loop will poll the I/O selector
+        # once with a timeout of zero, run all callbacks scheduled in response to I/O events (and
+        # those that were already scheduled), and then exit." (asyncio's reference)
+        loop = self.loop
+        while True:
+            loop.pending = False
+            loop.stop()
+            loop.run_forever()
+            if not loop.pending:
+                return ready
+
+    def until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Poll until ``condition()`` holds.
+
+        :returns: False when the time ran out
+        """
+        if condition():
+            return True
+        deadline = time.monotonic() + seconds
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return condition()
+            self.poll(min(left, 0.05))
+            if condition():
+                return True
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end."""
+        return self.loop.run_until_complete(coroutine)
+
+    def close(self) -> None:
+        """Close the loop; its sockets belong to whoever made them."""
+        self.poll()
+        self.loop.close()

@@ -1,0 +1,237 @@
+"""QMP and NBD clients that never wait: what was sent is answered while somebody turns the reactor.
+
+The explorer must see an answer the moment it arrives and must go on when none does, with commands
+and requests of several kinds in flight; and it must be quick: these clients do nothing but cut the
+stream into messages.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from struct import Struct
+from typing import Any
+
+from qmpshim.errors import CommandFailed, MachineDied, MachineHung
+from qmpshim.machine import nbd_proto as nbd
+from qmpshim.machine.reactor import Reactor
+
+_CHUNK = 1 << 18
+
+
+class WireQmp:
+    """A QMP connection over a connected socket; answers are kept by id until they are taken.
+
+    :ivar lost: the connection ended
+    """
+
+    def __init__(self, reactor: Reactor, sock: socket.socket) -> None:
+        self._reactor = reactor
+        self._sock = sock
+        self._buffer = b""
+        self._count = 0
+        self.answers: dict[int, dict[str, Any]] = {}
+        self.events: list[dict[str, Any]] = []
+        self.greeting: dict[str, Any] | None = None
+        self.lost = False
+        sock.setblocking(False)
+        reactor.loop.add_reader(sock.fileno(), self._readable)
+
+    def send(self, command: str, arguments: Mapping[str, Any] | None = None) -> int:
+        """Send a command.
+
+        :returns: the key its answer will have in :attr:`answers`
+        """
+        self._count += 1
+        message: dict[str, Any] = {"execute": command, "id": self._count}
+        if arguments:
+            message["arguments"] = dict(arguments)
+        try:
+            self._sock.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            self.lost = True
+        return self._count
+
+    def take(self, command: str, number: int) -> Any:
+        """The value a command returned; it must have been answered.
+
+        :raises CommandFailed: it was answered with an error
+        """
+        answer = self.answers.pop(number)
+        if "error" in answer:
+            raise CommandFailed(command, answer["error"]["class"], answer["error"]["desc"])
+        return answer["return"]
+
+    def call(
+        self, command: str, arguments: Mapping[str, Any] | None = None, limit: float = 20.0
+    ) -> Any:
+        """Send a command and wait for what it returns.
+
+        :raises CommandFailed: it was answered with an error
+        :raises MachineDied: the connection ended
+        :raises MachineHung: no answer within *limit* seconds
+        """
+        number = self.send(command, arguments)
+        self.wait(command, number, limit)
+        return self.take(command, number)
+
+    def wait(self, command: str, number: int, limit: float = 20.0) -> None:
+        """Wait for an answer; see :meth:`call`."""
+        if not self._reactor.until(lambda: number in self.answers or self.lost, limit):
+            raise MachineHung(f"{command}: no answer in {limit:g} s")
+        if number not in self.answers:
+            raise MachineDied(f"QEMU went away during {command}")
+
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.lost = True
+            self._reactor.loop.remove_reader(self._sock.fileno())
+            return
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        for line in lines:
+            if not line.strip():
+                continue
+            message = json.loads(line)
+            if "event" in message:
+                self.events.append(message)
+            elif "QMP" in message:
+                self.greeting = message
+            else:
+                self.answers[message["id"]] = message
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._reactor.loop.remove_reader(self._sock.fileno())
+        self._sock.close()
+
+
+@dataclass(slots=True)
+class Answer:
+    """How an NBD request ended: an errno (0: well), and the data of a read."""
+
+    errno: int
+    data: bytes = b""
+
+
+_REQUEST = Struct(">IHHQQI")
+_REPLY = Struct(">IIQ")
+_EXPORT_INFO = Struct(">QH")
+
+
+class WireNbd:
+    """A connection to one NBD export of QEMU, with simple replies; offsets and lengths are bytes.
+
+    Simple replies, so that a read reaches the filters above the image as a guest's would (see
+    :class:`~qmpshim.machine.nbd_client.NbdClient`).
+
+    :ivar lost: the connection ended
+    :raises MachineDied: QEMU does not know the export or does not answer
+    """
+
+    def __init__(self, reactor: Reactor, path: Path, export: str, limit: float = 10.0) -> None:
+        self._reactor = reactor
+        self._buffer = bytearray()
+        self._count = 0
+        self._lengths: dict[int, int] = {}  # of the reads in flight
+        self.flying: set[int] = set()
+        self.answers: dict[int, Answer] = {}
+        self.lost = False
+        self._ready = False
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._sock.connect(str(path))
+        except OSError as error:
+            self._sock.close()
+            raise MachineDied(f"NBD connection to {export}: {error.strerror}") from error
+        self._sock.setblocking(False)
+        reactor.loop.add_reader(self._sock.fileno(), self._readable)
+        self._shake_hands(export, limit)
+
+    def _shake_hands(self, export: str, limit: float) -> None:
+        # Fixed newstyle negotiation with EXPORT_NAME: the shortest there is.
+        name = export.encode()
+        flags = nbd.HANDSHAKE_FIXED_NEWSTYLE | nbd.HANDSHAKE_NO_ZEROES
+        option = Struct(">IQII").pack(flags, nbd.OPTION_MAGIC, nbd.Option.EXPORT_NAME, len(name))
+        self._sock.sendall(option + name)
+        size = 18 + _EXPORT_INFO.size
+        self._reactor.until(lambda: len(self._buffer) >= size or self.lost, limit)
+        if len(self._buffer) < size:
+            self.close()
+            raise MachineDied(f"NBD connection to {export} was refused")
+        self.size, _ = _EXPORT_INFO.unpack_from(self._buffer, 18)
+        del self._buffer[:size]
+        self._ready = True
+
+    def send(self, op: nbd.Op, offset: int = 0, length: int = 0, data: bytes = b"") -> int:
+        """Send a request.
+
+        :returns: the key its answer will have in :attr:`answers`
+        """
+        self._count += 1
+        cookie = self._count
+        if op is nbd.Op.READ:
+            self._lengths[cookie] = length
+        self.flying.add(cookie)
+        size = len(data) or length
+        packet = _REQUEST.pack(nbd.REQUEST_MAGIC, 0, op.value, cookie, offset, size)
+        try:
+            self._sock.setblocking(True)  # QEMU's server always reads: 16 requests a client
+            self._sock.sendall(packet + data)
+            self._sock.setblocking(False)
+        except OSError:
+            self.lost = True
+        return cookie
+
+    def call(
+        self, op: nbd.Op, offset: int = 0, length: int = 0, data: bytes = b"", limit: float = 20.0
+    ) -> Answer:
+        """Send a request and wait for its answer.
+
+        :raises MachineDied: the connection ended
+        :raises MachineHung: no answer within *limit* seconds
+        """
+        cookie = self.send(op, offset, length, data)
+        if not self._reactor.until(lambda: cookie in self.answers or self.lost, limit):
+            raise MachineHung(f"an NBD {op.name} was not answered in {limit:g} s")
+        if cookie not in self.answers:
+            raise MachineDied(f"the NBD connection broke during a {op.name}")
+        return self.answers.pop(cookie)
+
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.lost = True
+            self._reactor.loop.remove_reader(self._sock.fileno())
+            return
+        self._buffer += data
+        while self._ready and len(self._buffer) >= _REPLY.size:
+            _, errno, cookie = _REPLY.unpack_from(self._buffer)
+            length = self._lengths.get(cookie, 0) if errno == 0 else 0
+            end = _REPLY.size + length
+            if len(self._buffer) < end:
+                return
+            self.answers[cookie] = Answer(errno, bytes(self._buffer[_REPLY.size : end]))
+            del self._buffer[:end]
+            self.flying.discard(cookie)
+            self._lengths.pop(cookie, None)
+
+    def close(self) -> None:
+        """Close the connection, with whatever is in flight."""
+        if self._sock.fileno() >= 0:
+            self._reactor.loop.remove_reader(self._sock.fileno())
+            self._sock.close()
+        self.lost = True

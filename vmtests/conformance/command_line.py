@@ -1,0 +1,95 @@
+"""Runs `qmpshim` as a person does, and looks for what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+QMPSHIM = (sys.executable, "-m", "qmpshim.cli")
+ROOT = Path(__file__).parents[2]
+LIMIT = 120.0  # seconds after which a command that does not end fails its test
+
+
+@dataclass
+class CommandLine:
+    """The tool in an environment of its own.
+
+    :ivar home: the current directory
+    :ivar temporary: its TMPDIR, by which its processes are told from others
+    """
+
+    home: Path
+    temporary: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def env(self) -> dict[str, str]:
+        """What it is started with."""
+        return {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(self.temporary),
+            "QMPSHIM_CACHE": str(self.home / "cache"),
+            **self.environment,
+        }
+
+    def run(
+        self, *args: str | Path, command: Sequence[str] = QMPSHIM
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to the end."""
+        return subprocess.run(
+            [*command, *map(str, args)],
+            cwd=self.home,
+            env=self.env(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+        )
+
+    def start(self, *args: str | Path) -> subprocess.Popen[str]:
+        """Start, with a pipe at its stdout."""
+        return subprocess.Popen(
+            [*QMPSHIM, *map(str, args)],
+            cwd=self.home,
+            env=self.env(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def processes(self) -> list[tuple[int, str]]:
+        """(pid, command line) of what was started by it, directly or not."""
+        mark = f"TMPDIR={self.temporary}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+                continue
+            try:
+                if mark not in (entry / "environ").read_bytes().split(b"\0"):
+                    continue
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:  # it has just ended
+                continue
+            if words != [b""]:  # a zombie has none
+                found.append((int(entry.name), b" ".join(words).decode(errors="replace")))
+        return found
+
+    def emulators(self) -> list[int]:
+        """The QEMUs among them."""
+        return [pid for pid, words in self.processes() if "-machine none" in words]
+
+    def left(self, patience: float = 0.0) -> list[str]:
+        """Processes, and files in TMPDIR, that are still there after so many seconds."""
+        deadline = time.monotonic() + patience
+        while True:
+            there = [f"{pid} {words}" for pid, words in self.processes()]
+            there += [str(path) for path in self.temporary.rglob("*")]
+            if not there or time.monotonic() > deadline:
+                return there
+            time.sleep(0.05)

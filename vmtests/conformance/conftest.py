@@ -1,0 +1,20 @@
+"""Fixtures of the conformance tests."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine
+
+
+@pytest.fixture
+def qmpshim(tmp_path: Path) -> Iterator[CommandLine]:
+    """The command line; the test fails when it leaves something behind."""
+    # Not below tmp_path: a socket's path must be short.
+    with tempfile.TemporaryDirectory(prefix="cli-") as temporary:
+        line = CommandLine(tmp_path, Path(temporary))
+        yield line
+        assert line.left(patience=1.0) == []

@@ -1,0 +1,235 @@
+"""Every interleaving on the real QEMU: the explorer, its judge and the findings that are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qmpshim.conformance import real_scenarios as scenarios
+from qmpshim.conformance.crash_points import after_a_crash, after_a_crash_thoroughly
+from qmpshim.conformance.directed import DIRECTED, run_directed
+from qmpshim.conformance.findings import (
+    Finding,
+    confirm,
+    finding_from_json,
+    load_finding,
+    load_known,
+    replay_schedule,
+    save_finding,
+)
+from qmpshim.conformance.real_explore import explore_real, render
+from qmpshim.conformance.real_judge import RealViolation
+from qmpshim.conformance.real_stage import Stage
+from qmpshim.conformance.real_system import RealSystem
+from qmpshim.errors import BuildError, InputError, QmpshimError
+from qmpshim.machine import builds
+from qmpshim.machine.builds import Build
+from qmpshim.machine.gated_chain import Form
+from qmpshim.model.explorer import Mode, explore
+from qmpshim.model.verdict import Verdict
+from qmpshim.model.walk import Budget
+
+KNOWN = Path(__file__).with_name("known")
+SUITES = ("debian:bookworm", "debian:trixie", "debian:sid", "debian:bullseye")
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    stage = Stage(Build.system())
+    yield stage
+    stage.close()
+
+
+def known_case(name: str) -> tuple[dict, Finding]:  # type: ignore[type-arg]
+    value = json.loads((KNOWN / f"{name}.json").read_text())
+    return value, finding_from_json(value["case"])
+
+
+def within(version: tuple[int, ...], versions: dict[str, str]) -> bool:
+    low = tuple(map(int, versions.get("since", "0").split(".")))
+    high = tuple(map(int, versions.get("fixed", "999").split(".")))
+    return low <= version < high
+
+
+@pytest.mark.parametrize("name", ["WR", "WV", "WP"])
+def test_reduction_loses_no_outcome(stage: Stage, name: str) -> None:
+    (scenario,) = scenarios.named(name)
+    found = []
+    for mode in (Mode.DPOR, Mode.NAIVE):
+        system = RealSystem(stage, scenario)
+        explored = explore(system, mode, Budget(seconds=30), stop=False)
+        assert explored.exhaustive and not system.found and not system.derailed
+        found.append((explored.outcomes, explored.statistics.schedules))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] <= found[1][1]
+
+
+def test_a_schedule_goes_the_same_way_each_time(stage: Stage) -> None:
+    (scenario,) = scenarios.named("WP")
+    traces = set()
+    for fresh in (False, False, True):
+        if fresh:
+            stage.discard()
+        system = RealSystem(stage, scenario)
+        system.reset()
+        while left := system.enabled():
+            system.take(left[-1])
+        system.finish()
+        traces.add(tuple(system.now.lines))
+    assert len(traces) == 1
+
+
+def test_stillness_seen_from_outside_is_stillness_asked_for(stage: Stage) -> None:
+    """What /proc tells and what QMP round trips tell: the same schedules, the same traces."""
+    (scenario,) = scenarios.named("WP")
+    traces = []
+    for outside in (True, False):
+        stage.prepare(scenario)
+        assert stage.machine is not None
+        stage.machine._stillness.known = outside
+        seen: list[tuple[str, ...]] = []
+
+        class Telling(RealSystem):
+            def finish(self) -> object:
+                outcome = super().finish()
+                seen.append(tuple(self.now.lines))  # noqa: B023
+                return outcome
+
+        explore(Telling(stage, scenario), Mode.DPOR, Budget(schedules=12), stop=False)
+        traces.append(seen)
+    stage.discard()
+    assert traces[0] == traces[1]
+
+
+def test_a_crash_at_any_instant_leaves_sound_images(stage: Stage) -> None:
+    for name, check, most in (("WP", after_a_crash, 40), ("WP", after_a_crash_thoroughly, 2)):
+        (scenario,) = scenarios.named(name)
+        system = RealSystem(stage, scenario, each_step=check)
+        explore(system, Mode.DPOR, Budget(schedules=most), stop=False)
+        assert system.finished and not system.found
+
+
+def test_a_broken_image_at_a_crash_point_is_corruption(stage: Stage) -> None:
+    (scenario,) = scenarios.named("WP")
+
+    def spoil(system: RealSystem) -> RealViolation | None:
+        store = system.machine.stores["hidden"]
+        store.write(2 * 65536, bytes(65536))  # the first refcount block
+        return after_a_crash(system)
+
+    system = RealSystem(stage, scenario, each_step=spoil)
+    explore(system, Mode.DPOR, Budget(schedules=1), stop=False)
+    assert {kind for kind, _ in system.found} == {Verdict.CORRUPTION}
+
+
+def test_the_report_of_an_honest_pair(stage: Stage) -> None:
+    ticks = []
+    report = explore_real(Build.system(), scenarios.named("WG"), progress=ticks.append)
+    assert report.exhaustive and not report.findings and not report.unconfirmed
+    assert ticks and ticks[-1].schedules == report.schedules > 10
+    assert json.loads(json.dumps(report.to_json()))["schedules"] == report.schedules
+    assert "no divergence" in render(report)
+
+
+def test_a_finding_is_grouped_made_small_and_replayed(tmp_path: Path) -> None:
+    """A checkpoint in the middle of a guest write breaks the active disk, on every QEMU so far."""
+    build = Build.system()
+    report = explore_real(build, scenarios.named("PC"))
+    (finding,) = [f for f in report.findings if f.verdict == "corruption"]
+    assert finding.confirmed and not finding.contract and not finding.known
+    assert not finding.scenario.setup  # it was not needed
+    save_finding(tmp_path / "bundle", finding)
+    again = load_finding(tmp_path / "bundle")
+    assert (again.schedule, again.scenario) == (finding.schedule, finding.scenario)
+    assert replay_schedule(again, build).shows(finding)
+    known = load_known(KNOWN)
+    assert any(one.covers(finding, report.version) for one in known)
+    with pytest.raises(InputError):
+        load_finding(tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted(KNOWN.glob("*.json")), ids=lambda p: p.stem)
+def test_what_is_known_shows_itself_on_this_qemu(path: Path) -> None:
+    value, finding = known_case(path.stem)
+    build = Build.system()
+    version = builds.read_version(build)[0]
+    seen = replay_schedule(finding, build)
+    if within(version, value["versions"]):
+        assert seen.shows(finding), seen.lines
+    else:
+        assert not seen.shows(finding), "fixed? write down in which version"
+
+
+def directed(build: Build) -> None:
+    version = builds.read_version(build)[0]
+    expected = {
+        value["case"]: value["verdict"]
+        for path in (KNOWN / "directed").glob("*.json")
+        if within(version, (value := json.loads(path.read_text()))["versions"])
+    }
+    seen = {case.name: run_directed(case, build) for case in DIRECTED}
+    assert {n: v.kind.value for n, v in seen.items() if v is not None} == expected
+
+
+def test_the_directed_cases_do_as_known() -> None:
+    directed(Build.system())
+
+
+def test_a_fault_reaches_who_asked_and_nobody_else() -> None:
+    report = explore_real(Build.system(), scenarios.named("GR"[::-1]), faults=(5,), budget=15)
+    assert report.schedules > 10
+    assert not report.findings
+
+
+def test_a_scenario_survives_json() -> None:
+    for scenario in (*scenarios.pairs(), *scenarios.pairs(Form.FLEECING), *scenarios.follow_ups()):
+        again = scenarios.scenario_from_json(json.loads(json.dumps(scenario.to_json())))
+        assert again == scenario
+    with pytest.raises(InputError):
+        scenarios.scenario_from_json({"ops": [{"do": "dance"}]})
+    with pytest.raises(InputError):
+        scenarios.named("nonsense")
+
+
+def suite(name: str) -> Build:
+    try:
+        return builds.resolve(name)
+    except QmpshimError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", SUITES)
+def test_the_quick_set_is_green_for_the_known(name: str) -> None:
+    """All pairs of all three forms, to exhaustion, within five minutes on two cores."""
+    build = suite(name)
+    every = [s for form in Form for s in scenarios.pairs(form)]
+    report = explore_real(build, every, jobs=2, known=load_known(KNOWN))
+    assert report.exhaustive
+    assert report.seconds < 300
+    assert not report.new, render(report)
+    assert len(report.unconfirmed) <= 1, render(report)  # corruption that needs a longer past
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", SUITES)
+def test_the_directed_cases_on_every_suite(name: str) -> None:
+    directed(suite(name))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize("path", sorted(KNOWN.glob("*.json")), ids=lambda p: p.stem)
+def test_what_is_known_on_every_suite(name: str, path: Path) -> None:
+    value, finding = known_case(path.stem)
+    build = suite(name)
+    try:
+        confirmed = confirm(replace(finding), build, minimise=False, errnos=finding.errnos)
+    except BuildError as error:
+        pytest.skip(str(error))
+    expected = within(builds.read_version(build)[0], value["versions"])
+    assert confirmed.confirmed == expected, confirmed.lines

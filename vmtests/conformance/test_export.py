@@ -1,0 +1,57 @@
+"""The reproducers stand alone: no qmpshim, no libraries, and QEMU shows the same to them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qmpshim.conformance.export import blkdebug_steps, export_script
+from qmpshim.conformance.findings import finding_from_json
+
+KNOWN = Path(__file__).with_name("known")
+
+
+def run(name: str, directory: Path) -> tuple[str, str]:
+    finding = finding_from_json(json.loads((KNOWN / f"{name}.json").read_text())["case"])
+    script = export_script(finding)
+    path = directory / "reproducer.py"
+    path.write_text(script)
+    command = [sys.executable, "-I", "-S", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return script, done.stdout + done.stderr
+
+
+def test_a_crash_with_nothing_but_blkdebug(tmp_path: Path) -> None:
+    script, said = run("checkpoint-then-overlapping-write-aborts", tmp_path)
+    assert "driver=blkdebug" in script and "block_copy_task_create" in said
+    assert "QEMU ended with -6" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "sign"),
+    [
+        ("checkpoint-corrupts-overlay", "refcount=0 reference=1"),
+        ("failover-reports-io-error", "I/O error occurred"),
+        ("snapshot-read-returns-new-data", "returned [0, 128): operation 2"),
+        ("snapshot-discard-aborts", "QEMU ended with -6"),
+    ],
+)
+def test_what_was_found_is_seen_without_qmpshim(tmp_path: Path, name: str, sign: str) -> None:
+    script, said = run(name, tmp_path)
+    assert "qmpshim" not in script.split("import", 1)[1].split("print(")[0]
+    assert sign in said
+
+
+def test_breakpoints_are_used_only_where_they_suffice() -> None:
+    def steps(name: str) -> object:
+        value = json.loads((KNOWN / f"{name}.json").read_text())
+        return blkdebug_steps(finding_from_json(value["case"]))
+
+    assert steps("failover-reports-io-error") is None  # a flush is held
+    assert steps("snapshot-read-returns-new-data") is None  # no replication
+    assert steps("checkpoint-then-overlapping-write-aborts") is not None

@@ -1,0 +1,44 @@
+"""Each sabotage of the real side gets the right verdict and a minimal case; without one: none."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from sabotages import SABOTAGES, Sabotage, behaviour
+
+from qmpshim.conformance import bundle
+from qmpshim.conformance.session import Setup, run_case
+from qmpshim.conformance.verify import minimise, replay
+from qmpshim.conformance.workload import Workload
+from qmpshim.machine.workspace import Workspace
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES, ids=str)
+def test_sabotage_is_convicted(sabotage: Sabotage, workspace: Workspace) -> None:
+    asyncio.run(convict(sabotage, workspace))
+
+
+async def convict(sabotage: Sabotage, workspace: Workspace) -> None:
+    setup = sabotage.setup()
+    for seed in range(1, 9):  # a short workload need not contain what is sabotaged
+        operations = [o for o in Workload(setup.spec, seed).take(120) if sabotage.of(o)]
+        found = (await run_case(setup, operations, workspace.subdirectory("all"))).divergence
+        if found is not None:
+            break
+    assert found is not None, "nobody noticed"
+    assert (found.verdict, found.where) == (sabotage.verdict, sabotage.where), str(found)
+    runs: list[str] = []
+    (minimal, found), saved = await minimise(
+        setup, "7.2", operations, found, seed, workspace, workspace.path / "bundles", runs.append
+    )
+    assert (found.verdict, found.where) == (sabotage.verdict, sabotage.where), str(found)
+    assert len(minimal) <= sabotage.most, [str(operation) for operation in minimal]
+    # The bundle shows it again, as long as the sabotage is there, and an honest QEMU does not.
+    case = bundle.load(saved)
+    assert case.operations == tuple(minimal)
+    again = await replay(case, setup, workspace, runs.append)
+    assert again.divergence is not None
+    assert again.divergence.signature == found.signature
+    honest = Setup(setup.spec, behaviour=behaviour())
+    assert (await replay(case, honest, workspace, runs.append)).divergence is None

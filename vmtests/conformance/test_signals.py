@@ -1,0 +1,120 @@
+"""The tool is interrupted or killed: no process, socket or file of it stays."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+from command_line import LIMIT, CommandLine
+
+OPERATIONS = "60000"  # a minute of work
+GONE = 8.0  # seconds within which everything must be gone after a SIGKILL
+
+
+def wait_for(what: Callable[[], object], limit: float = LIMIT) -> None:
+    deadline = time.monotonic() + limit
+    while not what():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.01)
+
+
+def running(qmpshim: CommandLine) -> subprocess.Popen[str]:
+    """A verification in full swing."""
+    process = qmpshim.start("verify", "--ops", OPERATIONS, "--size", "16M", "--workflow", "backup")
+    assert process.stdout is not None
+    while not re.match(rf"backup: \d+/{OPERATIONS} operations", line := process.stdout.readline()):
+        assert line, process.communicate()
+    assert qmpshim.emulators()
+    assert list(qmpshim.temporary.glob("qmpshim-*/backup/nbd.sock"))
+    return process
+
+
+def ended(process: subprocess.Popen[str], limit: float) -> tuple[int, str]:
+    """Exit status, and what it said on stderr."""
+    try:
+        _, said = process.communicate(timeout=limit)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(qmpshim: CommandLine, number: signal.Signals) -> None:
+    process = running(qmpshim)
+    process.send_signal(number)
+    status, said = ended(process, 15)
+    assert status == 128 + number
+    assert said == "interrupted; QEMU was ended and its files removed\n"
+    assert qmpshim.left() == []
+    assert not (qmpshim.home / "qmpshim-bundles").exists()
+
+
+def test_killed(qmpshim: CommandLine) -> None:
+    process = running(qmpshim)
+    process.kill()
+    assert ended(process, 5)[0] == -signal.SIGKILL
+    assert qmpshim.left(patience=GONE) == []
+
+
+def test_killed_while_qemu_is_stopped(qmpshim: CommandLine) -> None:
+    """A QEMU that does nothing any more goes, too."""
+    process = running(qmpshim)
+    for pid in qmpshim.emulators():
+        os.kill(pid, signal.SIGSTOP)
+    process.kill()
+    ended(process, 5)
+    assert qmpshim.left(patience=GONE) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_qemu_is_stopped(qmpshim: CommandLine, number: signal.Signals) -> None:
+    """Who sees that nothing moves presses Ctrl-C: that must not take until the limit."""
+    process = running(qmpshim)
+    for pid in qmpshim.emulators():
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(0.3)
+    process.send_signal(number)
+    status, _ = ended(process, 20)
+    assert status == 128 + number
+    assert qmpshim.left() == []
+
+
+def test_interrupted_at_any_moment(qmpshim: CommandLine) -> None:
+    """From the first moment on, wherever it is: something may be printed, nothing may stay."""
+    for tenths in (1, 2, 3, 4, 5, 6, 8):
+        process = qmpshim.start("verify", "--ops", "2000", "--size", "16M")
+        time.sleep(tenths / 10)
+        process.terminate()
+        status, _ = ended(process, 15)
+        assert status in (-signal.SIGTERM, 128 + signal.SIGTERM, 0)
+        assert qmpshim.left(patience=GONE) == []
+
+
+def test_interrupted_while_a_case_is_shrunk(qmpshim: CommandLine) -> None:
+    process = running(qmpshim)
+    os.kill(qmpshim.emulators()[0], signal.SIGKILL)
+    wait_for(lambda: list(qmpshim.temporary.glob("qmpshim-*/shrink/nbd.sock")))
+    process.send_signal(signal.SIGINT)
+    status, said = ended(process, 15)
+    assert status == 128 + signal.SIGINT, said
+    assert qmpshim.left() == []
+    assert not list(qmpshim.home.glob("qmpshim-bundles/*"))
+
+
+def test_qemu_is_killed(qmpshim: CommandLine) -> None:
+    """That is a finding, told as one, and no traceback; it does not come again when replayed."""
+    process = qmpshim.start("verify", "--ops", "2500", "--size", "16M", "--workflow", "backup")
+    wait_for(lambda: list(qmpshim.temporary.glob("qmpshim-*/backup/nbd.sock")))
+    os.kill(qmpshim.emulators()[0], signal.SIGSEGV)
+    said, errors = process.communicate(timeout=LIMIT)
+    assert (process.returncode, errors) == (1, "")
+    assert "  verdict: crash (QEMU" in said
+    assert "killed by SIGSEGV" in said
+    bundle = next(qmpshim.home.glob("qmpshim-bundles/backup-crash-seed1"))
+    assert "killed by SIGSEGV" in (bundle / "README").read_text()

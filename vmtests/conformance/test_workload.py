@@ -1,0 +1,136 @@
+"""Seeded workloads: the same seed gives the same operations, and every shape does occur."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmpshim.conformance.workload import Kind, Operation, Side, Workload
+from qmpshim.errors import InputError
+from qmpshim.machine.secondary import SECTOR, ChainSpec
+from qmpshim.model.chain import Workflow
+
+MiB = 1 << 20
+SPECS = [
+    ChainSpec(Workflow.BACKUP),
+    ChainSpec(Workflow.REPLICATION),
+    ChainSpec(Workflow.REPLICATION, SECTOR),
+    ChainSpec(Workflow.BACKUP, 3 * MiB + 512, 2 * MiB, "qcow2"),
+    ChainSpec(Workflow.REPLICATION, 10 * MiB + 1536, 4096),
+    ChainSpec(Workflow.REPLICATION, 1 << 40, 512),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_operations_stay_on_the_disk(spec: ChainSpec) -> None:
+    operations = list(Workload(spec, 5).take(3000))
+    assert [o.number for o in operations] == list(range(1, 3001))
+    for o in operations:
+        if o.side is Side.CHAIN or o.kind is Kind.FLUSH:
+            assert (o.start, o.count) == (0, 0)
+        else:
+            assert o.count > 0
+            assert 0 <= o.start < o.start + o.count <= spec.size // SECTOR
+    assert operations[-1].kind is Kind.CHECK
+
+
+def test_a_seed_is_a_workload() -> None:
+    spec = ChainSpec(Workflow.REPLICATION)
+    first = list(Workload(spec, 1).take(500))
+    assert list(Workload(spec, 1).take(500)) == first
+    assert list(Workload(spec, 2).take(500)) != first
+    assert list(Workload(ChainSpec(Workflow.BACKUP), 1).take(500)) != first
+
+
+@pytest.mark.parametrize("workflow", Workflow)
+def test_every_kind_occurs_and_commands_come_in_order(workflow: Workflow) -> None:
+    operations = list(
+        itertools.chain(*(Workload(ChainSpec(workflow), seed).take(1000) for seed in range(3)))
+    )
+    seen = Counter((o.side, o.kind) for o in operations)
+    io = {Kind.WRITE, Kind.ZERO, Kind.DISCARD, Kind.FLUSH, Kind.READ}
+    wanted = {(Side.PRIMARY, kind) for kind in io} | {
+        (Side.CHAIN, kind) for kind in (Kind.START, Kind.STOP, Kind.REBUILD, Kind.CHECK)
+    }
+    if workflow is Workflow.REPLICATION:
+        wanted |= {(Side.GUEST, kind) for kind in io}
+        wanted |= {(Side.CHAIN, k) for k in (Kind.CHECKPOINT, Kind.FAILOVER, Kind.STATUS)}
+    else:
+        wanted |= {(Side.GUEST, Kind.READ)}
+    assert set(seen) == wanted
+    # After a rebuild nothing runs, so that there is always a start before the next stop counts.
+    commands = [o.kind for o in operations if o.side is Side.CHAIN]
+    assert commands.count(Kind.START) >= commands.count(Kind.REBUILD)
+
+
+def test_every_shape_occurs() -> None:
+    """Sector-sized and whole clusters, across edges, several clusters, the end of the disk."""
+    spec = ChainSpec(Workflow.REPLICATION, 8 * MiB + 1536)
+    cluster, size = spec.cluster // SECTOR, spec.size // SECTOR
+    shapes: Counter[str] = Counter()
+    for o in Workload(spec, 1).take(2000):
+        if not o.count:
+            continue
+        first, last = o.start // cluster, (o.start + o.count - 1) // cluster
+        shapes["a sector"] += o.count == 1
+        shapes["a cluster"] += o.start % cluster == 0 and o.count == cluster
+        shapes["inside"] += first == last and o.count < cluster
+        shapes["across an edge"] += first + 1 == last and o.count <= cluster
+        shapes["several"] += last - first > 1
+        shapes["the end"] += o.start + o.count == size
+        shapes["odd"] += o.start % 8 != 0
+    assert all(shapes.values()), shapes
+
+
+def test_operations_meet() -> None:
+    """Most clusters that are touched are touched many times: else nothing could go wrong."""
+    spec = ChainSpec(Workflow.REPLICATION, 1 << 40)
+    touched: Counter[int] = Counter()
+    for o in Workload(spec, 1).take(2000):
+        if o.count:
+            touched.update(
+                range(
+                    o.start * SECTOR // spec.cluster, (o.start + o.count) * SECTOR // spec.cluster
+                )
+            )
+    assert max(touched.values()) > 20
+
+
+numbers = st.integers(0, 1 << 40)
+
+
+@given(st.integers(1, 1 << 20), st.sampled_from(Side), st.sampled_from(Kind), numbers, numbers)
+def test_operations_as_json(number: int, side: Side, kind: Kind, start: int, count: int) -> None:
+    operation = Operation(number, side, kind, start, count)
+    assert Operation.from_json(operation.to_json()) == operation
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        [],
+        [1, "guest", "read", 0],
+        [1, "guest", "read", 0, 1, 2],
+        [0, "guest", "read", 0, 1],
+        [1, "nobody", "read", 0, 1],
+        [1, "guest", "think", 0, 1],
+        [1, "guest", "read", -1, 1],
+        [1, "guest", "read", 0, -1],
+        [1, "guest", "read", 0, "many"],
+        {"number": 1},
+    ],
+)
+def test_what_is_no_operation(value: object) -> None:
+    with pytest.raises(InputError, match="not an operation"):
+        Operation.from_json(value)
+
+
+def test_operations_in_words() -> None:
+    assert str(Operation(3, Side.GUEST, Kind.WRITE, 2, 4)) == "3: guest write 0x400+0x800"
+    assert str(Operation(4, Side.PRIMARY, Kind.FLUSH)) == "4: primary flush"
+    assert str(Operation(5, Side.CHAIN, Kind.CHECKPOINT)) == "5: checkpoint"

@@ -1,0 +1,168 @@
+"""A real QEMU under the watchdog: it answers, or there is an exception that says what it did."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmpshim.errors import BuildError, CommandFailed, HostError, MachineDied, MachineHung
+from qmpshim.machine.process import Qemu
+
+QEMU = ["qemu-system-x86_64"]
+
+Test = Callable[[Qemu], Coroutine[Any, Any, None]]
+
+
+def with_qemu(directory: Path, test: Test, limit: float = 20.0) -> int | None:
+    """Run a test on a QEMU; gives its exit status."""
+
+    async def run() -> int | None:
+        qemu = Qemu(QEMU, directory, limit=limit)
+        await qemu.start()
+        try:
+            await test(qemu)
+        finally:
+            status = await qemu.close()
+        assert not qemu.alive()
+        pids.append(qemu.pid)
+        return status
+
+    pids: list[int] = []
+    status = asyncio.run(run())
+    assert not Path(f"/proc/{pids[0]}").exists()
+    return status
+
+
+def proc(pid: int, file: str) -> str:
+    return Path(f"/proc/{pid}/{file}").read_text()
+
+
+def test_commands_are_answered_and_logged(tmp_path: Path) -> None:
+    async def test(qemu: Qemu) -> None:
+        version = await qemu.execute("query-version")
+        assert version["qemu"]["major"] >= 5
+        await qemu.execute("blockdev-add", {"driver": "null-co", "node-name": "n", "size": 1024})
+        with pytest.raises(CommandFailed) as raised:
+            await qemu.execute("blockdev-del", {"node-name": "missing"})
+        assert raised.value.command == "blockdev-del"
+        assert raised.value.error_class == "GenericError"
+        assert "missing" in raised.value.desc
+        assert qemu.alive()
+        # The log is whole at any moment, for bundles are written while QEMU runs.
+        lines = (tmp_path / "qmp.log").read_text().splitlines()
+        said = [(line[:2], json.loads(line[3:])) for line in lines]
+        assert said[0] == ("->", {"execute": "query-version"})
+        assert said[2][1]["arguments"]["driver"] == "null-co"
+        assert said[3] == ("<-", {"return": {}})
+        assert said[-1][1]["error"]["class"] == "GenericError"
+
+    assert with_qemu(tmp_path, test) == 0
+
+
+def test_it_runs_as_little_as_possible(tmp_path: Path) -> None:
+    async def test(qemu: Qemu) -> None:
+        words = proc(qemu.pid, "cmdline").split("\0")
+        assert words[: len(QEMU) + 4] == [*QEMU, "-machine", "none", "-nodefaults", "-display"]
+        assert os.readlink(f"/proc/{qemu.pid}/fd/0") == "/dev/null"
+        assert os.readlink(f"/proc/{qemu.pid}/fd/2") == str(tmp_path / "stderr")
+
+    with_qemu(tmp_path, test)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT])
+def test_a_qemu_that_dies(tmp_path: Path, number: signal.Signals) -> None:
+    async def test(qemu: Qemu) -> None:
+        os.kill(qemu.pid, number)
+        with pytest.raises(MachineDied, match=f"QEMU was killed by {number.name} during query"):
+            await qemu.execute("query-version")
+        assert not qemu.alive()
+        with pytest.raises(MachineDied):  # and again, not something else
+            await qemu.execute("query-version")
+
+    assert with_qemu(tmp_path, test) == -number
+
+
+def test_a_qemu_that_leaves(tmp_path: Path) -> None:
+    async def test(qemu: Qemu) -> None:
+        await qemu.execute("quit")
+        assert not qemu.alive(patience=5.0)
+        with pytest.raises(MachineDied, match="QEMU exited with status 0 during query-block"):
+            await qemu.execute("query-block")
+
+    assert with_qemu(tmp_path, test) == 0
+
+
+def test_a_qemu_that_hangs(tmp_path: Path) -> None:
+    async def test(qemu: Qemu) -> None:
+        os.kill(qemu.pid, signal.SIGSTOP)
+        with pytest.raises(MachineHung, match="query-version: no answer in 2 s"):
+            await qemu.execute("query-version")
+        assert qemu.alive()
+
+    began = time.monotonic()
+    assert with_qemu(tmp_path, test, limit=2.0) == -signal.SIGKILL
+    assert time.monotonic() - began < 15  # it is not asked for long
+    assert "no answer in 2" in (tmp_path / "qmp.log").read_text()
+
+
+def test_what_it_says_is_told(tmp_path: Path) -> None:
+    async def run(*args: str) -> None:
+        await Qemu(QEMU, tmp_path, args, limit=20.0).start()
+
+    with pytest.raises(BuildError, match=r"did not answer QMP \(exit status 1\): .*no-such-device"):
+        asyncio.run(run("-device", "no-such-device"))
+    with pytest.raises(BuildError, match="exit status 1"):
+        asyncio.run(run("-no-such-option"))
+
+
+def test_what_is_no_qemu(tmp_path: Path) -> None:
+    async def run(command: list[str]) -> None:
+        qemu = Qemu(command, tmp_path, limit=1.0)
+        try:
+            await qemu.start()
+        finally:
+            await qemu.close()
+        raise AssertionError("it started")
+
+    with pytest.raises(BuildError, match=r"/bin/true did not answer QMP \(exit status 0\)"):
+        asyncio.run(run(["/bin/true"]))
+    # It runs and says nothing: after the limit that is enough.
+    with pytest.raises(BuildError, match="sh did not answer QMP: TimeoutError"):
+        asyncio.run(run(["/bin/sh", "-c", "exec sleep 60"]))
+    with pytest.raises((BuildError, HostError), match=r"no/such/binary.*(No such file|status 127)"):
+        asyncio.run(run(["/no/such/binary"]))
+
+
+def test_qemu_dies_with_its_owner(tmp_path: Path) -> None:
+    """The kernel sees to it, whatever happens to the janitor."""
+    reading, writing = os.pipe()
+    owner = os.fork()
+    if owner == 0:  # pragma: no cover (another process)
+
+        async def test(qemu: Qemu) -> None:
+            os.write(writing, f"{qemu.pid}\n".encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            with_qemu(tmp_path, test)
+        finally:
+            os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        pid = int(pipe.readline())
+    os.waitpid(owner, 0)
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{pid}/cmdline").exists() and time.monotonic() < deadline:
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+        time.sleep(0.01)
+    else:
+        assert not Path(f"/proc/{pid}").exists()

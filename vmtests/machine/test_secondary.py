@@ -1,0 +1,238 @@
+"""The real chain, step by step: who sees what, and what each command does to the images."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from qmpshim.errors import BuildError, CommandFailed, HostError, IOFailed
+from qmpshim.machine.images import map_file
+from qmpshim.machine.nbd_client import NbdClient
+from qmpshim.machine.process import Qemu
+from qmpshim.machine.qcow2 import Qcow2
+from qmpshim.machine.secondary import ChainSpec, SecondaryChain
+from qmpshim.machine.workspace import Workspace
+from qmpshim.model.chain import Workflow
+from qmpshim.model.disk import Alloc
+
+MiB, CLUSTER = 1 << 20, 65536
+B, R = Workflow.BACKUP, Workflow.REPLICATION
+OLD, NEW, GUEST = (bytes([value]) * CLUSTER for value in (0x11, 0x22, 0x33))
+
+Test = Callable[[SecondaryChain], Coroutine[Any, Any, None]]
+
+
+def on_a_chain(workspace: Workspace, spec: ChainSpec, test: Test) -> None:
+    async def run() -> None:
+        directory = workspace.subdirectory("chain")
+        qemu = Qemu(["qemu-system-x86_64"], directory, limit=20.0)
+        await qemu.start()
+        chain = SecondaryChain(qemu, spec, directory)
+        try:
+            await chain.build()
+            await test(chain)
+        finally:
+            chain.close()
+            await qemu.close()
+
+    asyncio.run(run())
+
+
+def write(client: NbdClient, data: bytes, cluster: int) -> None:
+    client.wait(client.submit_write(data, cluster * CLUSTER))
+
+
+def read(client: NbdClient, cluster: int) -> bytearray:
+    return client.read(CLUSTER, cluster * CLUSTER)
+
+
+async def allocated(chain: SecondaryChain, node: str) -> dict[int, Alloc]:
+    await chain.settle()
+    return Qcow2.parse(map_file(chain.image(node))).allocation()
+
+
+@pytest.mark.parametrize("secondary", ["raw", "qcow2"])
+def test_backup_keeps_the_old_contents(workspace: Workspace, secondary: str) -> None:
+    async def test(chain: SecondaryChain) -> None:
+        write(chain.primary, OLD, 3)
+        await chain.start()
+        write(chain.primary, NEW, 3)
+        assert read(chain.primary, 3) == NEW
+        assert read(chain.guest, 3) == OLD
+        assert await allocated(chain, "hidden") == {3: Alloc.DATA}
+        with pytest.raises(CommandFailed, match=r"is busy|already in use"):
+            await chain.start()
+        await chain.stop()
+        write(chain.primary, NEW, 4)
+        assert read(chain.guest, 4) == NEW  # nothing is copied any more
+        assert read(chain.guest, 3) == OLD
+        with pytest.raises(CommandFailed, match="Block job 'backup' not found"):
+            await chain.stop()
+        await chain.rebuild()
+        assert await allocated(chain, "hidden") == {}
+        assert read(chain.guest, 3) == NEW
+
+    on_a_chain(workspace, ChainSpec(B, MiB, CLUSTER, secondary), test)
+
+
+def test_a_readers_export_is_read_only(workspace: Workspace) -> None:
+    async def test(chain: SecondaryChain) -> None:
+        with pytest.raises(IOFailed):
+            write(chain.guest, NEW, 0)
+        async with chain.read_hidden() as client:
+            assert read(client, 0) == bytes(CLUSTER)
+            with pytest.raises(IOFailed):
+                write(client, NEW, 0)
+        exports = await chain.qemu.execute("query-block-exports")
+        assert {export["id"] for export in exports} == {"primary", "guest"}
+
+    on_a_chain(workspace, ChainSpec(B, MiB), test)
+
+
+@pytest.mark.parametrize("secondary", ["raw", "qcow2"])
+def test_replication_from_start_to_failover(workspace: Workspace, secondary: str) -> None:
+    async def test(chain: SecondaryChain) -> None:
+        assert await chain.status() == "Block replication is not running"
+        with pytest.raises(IOFailed):
+            read(chain.guest, 0)
+        write(chain.primary, OLD, 1)
+        await chain.start()
+        assert await chain.status() is None
+        # Between checkpoints neither side sees the other.
+        write(chain.primary, NEW, 1)
+        write(chain.guest, GUEST, 2)
+        assert (read(chain.primary, 1), read(chain.primary, 2)) == (NEW, bytes(CLUSTER))
+        assert (read(chain.guest, 1), read(chain.guest, 2)) == (OLD, GUEST)
+        assert await allocated(chain, "hidden") == {1: Alloc.DATA}
+        assert await allocated(chain, "active") == {2: Alloc.DATA}
+        async with chain.read_hidden() as client:
+            assert (read(client, 1), read(client, 2)) == (OLD, bytes(CLUSTER))
+        # A checkpoint: the primary's state is the secondary's.
+        await chain.checkpoint()
+        assert (read(chain.guest, 1), read(chain.guest, 2)) == (NEW, bytes(CLUSTER))
+        assert await allocated(chain, "hidden") == await allocated(chain, "active") == {}
+        # A failover: what the guest saw becomes the disk.
+        write(chain.primary, OLD, 1)
+        write(chain.guest, GUEST, 2)
+        await chain.failover()
+        assert (read(chain.guest, 1), read(chain.guest, 2)) == (NEW, GUEST)
+        assert (read(chain.primary, 1), read(chain.primary, 2)) == (NEW, GUEST)
+        # From now on a start, a stop, a checkpoint and a failover are ignored, and do not hang.
+        await chain.start()
+        await chain.failover()
+        await chain.checkpoint()
+        await chain.stop()
+        await chain.rebuild()
+        assert await chain.status() == "Block replication is not running"
+        await chain.start()
+        assert (read(chain.guest, 1), read(chain.guest, 2)) == (NEW, GUEST)
+
+    on_a_chain(workspace, ChainSpec(R, MiB, CLUSTER, secondary), test)
+
+
+def test_a_checkpoint_that_fails_lets_the_machine_run_on(workspace: Workspace) -> None:
+    async def test(chain: SecondaryChain) -> None:
+        assert (await chain.qemu.execute("query-status"))["running"]
+        with pytest.raises(CommandFailed, match="Backup job was cancelled unexpectedly"):
+            await chain.checkpoint()
+        assert (await chain.qemu.execute("query-status"))["running"]
+        with pytest.raises(CommandFailed, match="Block replication is not running"):
+            await chain.stop()
+        assert (await chain.qemu.execute("query-status"))["running"]
+
+    on_a_chain(workspace, ChainSpec(R, MiB), test)
+
+
+def test_a_failover_after_a_stop_is_not_waited_for(workspace: Workspace) -> None:
+    """It is ignored: the graph will not change."""
+
+    async def test(chain: SecondaryChain) -> None:
+        await chain.start()
+        try:
+            await chain.stop()
+        except CommandFailed as error:  # QEMU 5.2 to 10.0 always say so
+            assert error.desc == "Backup job was cancelled unexpectedly"
+        await chain.start()  # ignored, too
+        await asyncio.wait_for(chain.failover(), 10)
+
+    on_a_chain(workspace, ChainSpec(R, MiB), test)
+
+
+def test_the_shape_is_as_asked_for(workspace: Workspace) -> None:
+    spec = ChainSpec(R, 3 * MiB + 512, 4096, "qcow2")
+
+    async def test(chain: SecondaryChain) -> None:
+        assert chain.overlays == ("hidden", "active")
+        assert chain.primary.size == chain.guest.size == spec.size
+        for node in ("secondary", *chain.overlays):
+            image = Qcow2.parse(map_file(chain.image(node)))
+            assert (image.virtual_size, image.cluster_size) == (spec.size, 4096)
+        with closing(chain.inspect("primary")) as client:
+            assert client.data_extents() == []
+        nodes = {n["node-name"]: n for n in await chain.qemu.execute("query-named-block-nodes")}
+        assert nodes["top"]["drv"] == "replication"
+        assert nodes["hidden"]["backing_file_depth"] == 1
+        assert nodes["active"]["backing_file_depth"] == 2
+
+    on_a_chain(workspace, spec, test)
+
+
+def test_what_cannot_be_built(workspace: Workspace) -> None:
+    async def never(chain: SecondaryChain) -> None:
+        raise AssertionError("it was built")
+
+    class NoTool(SecondaryChain):
+        def _create(self, node: str) -> None:
+            self._qemu_img = ["/no/such/qemu-img"]
+            super()._create(node)
+
+    async def run(kind: type[SecondaryChain], spoil: bool) -> None:
+        directory = workspace.subdirectory("chain")
+        qemu = Qemu(["qemu-system-x86_64"], directory, limit=20.0)
+        await qemu.start()
+        chain = kind(qemu, ChainSpec(B, MiB), directory)
+        if spoil:
+            chain.image("secondary").touch()
+        try:
+            await chain.build()
+        finally:
+            chain.close()
+            await qemu.close()
+
+    with pytest.raises(HostError, match=r"secondary\.raw: File exists"):
+        asyncio.run(run(SecondaryChain, True))
+    with pytest.raises(HostError, match="/no/such/qemu-img is missing: apt-get install qemu-utils"):
+        asyncio.run(run(NoTool, False))
+
+
+def test_a_qemu_without_replication_says_so(workspace: Workspace) -> None:
+    class Without(SecondaryChain):
+        """QEMU's list of commands, as a build without the feature gives it."""
+
+        async def build(self) -> None:
+            execute = self.qemu.execute
+
+            async def lacking(command: str, arguments: Any = None) -> Any:
+                found = await execute(command, arguments)
+                if command == "query-commands":
+                    return [c for c in found if not c["name"].startswith("xen-")]
+                return found
+
+            self.qemu.execute = lacking  # type: ignore[method-assign]
+            await super().build()
+
+    async def run() -> None:
+        directory = workspace.subdirectory("chain")
+        qemu = Qemu(["qemu-system-x86_64"], directory, limit=20.0)
+        await qemu.start()
+        try:
+            await Without(qemu, ChainSpec(R, MiB), directory).build()
+        finally:
+            await qemu.close()
+
+    with pytest.raises(BuildError, match=r"has no replication driver .*or use --workflow backup"):
+        asyncio.run(run())
