@@ -98,10 +98,12 @@ def seconds(text: str) -> float:
     return float(found[1]) * (60 if found[2] == "m" else 1)
 
 
-def build_options(parser: argparse.ArgumentParser) -> None:
+def build_options(parser: argparse.ArgumentParser, machine: bool = True) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--build", metavar="NAME", help="a build `qmpshim builds list` shows")
     where.add_argument("--qemu", metavar="PATH", help="a QEMU binary (default: the system's)")
+    if not machine:
+        return
     parser.add_argument("--machine", default="none", help="QEMU's -machine (default none)")
     parser.add_argument(
         "--limit",

@@ -1,19 +1,29 @@
-"""`qmpshim explore`."""
+"""`qmpshim explore` and `qmpshim export`."""
 
 from __future__ import annotations
 
 import argparse
+import errno
+import itertools
+import json
+import os
 from pathlib import Path
 from typing import Any
 
+import qmpshim
 from qmpshim.commands.console import (
     DIVERGED,
     OK,
     Console,
+    build_options,
     check_writable,
+    chosen_build,
+    count,
     seconds,
     write_json,
 )
+from qmpshim.conformance.export import export_script
+from qmpshim.conformance.findings import Finding, load_finding, load_known, save_finding
 from qmpshim.conformance.model_run import (
     HONEST_NAMES,
     ModelReport,
@@ -24,46 +34,158 @@ from qmpshim.conformance.model_run import (
     scenarios_for,
     summary,
 )
+from qmpshim.conformance.real_explore import Progress, explore_real, render
+from qmpshim.conformance.real_scenarios import RealScenario, named, scenario_from_json, words
+from qmpshim.conformance.real_system import CUT
 from qmpshim.errors import InputError
 from qmpshim.model.explorer import Mode
 from qmpshim.model.scenario import Scenario
 
+KNOWN = Path(qmpshim.__file__).parent.parent / "vmtests" / "conformance" / "known"
+FAULTS = (errno.EIO, errno.ENOSPC, CUT)
+
 
 def add(commands: Any) -> None:
-    """Add the command to the parser."""
-    exploring = commands.add_parser("explore", help="check every interleaving of small scenarios")
+    """Add the commands to the parser."""
+    exploring = commands.add_parser(
+        "explore", help="take every interleaving of small scenarios, on a real QEMU or in the model"
+    )
+    build_options(exploring, machine=False)
     exploring.add_argument(
-        "--model", action="store_true", required=True, help="explore the reference model itself"
+        "--scenario",
+        default=None,
+        metavar="S",
+        help="a set (pairs, follow-ups, triples, all), one by name, or a JSON file; "
+        "`list` shows them (default pairs; with --model all)",
+    )
+    exploring.add_argument(
+        "--mode",
+        choices=["exhaustive", "pct", "random", *(mode.value for mode in Mode)],
+        default="exhaustive",
+        help="default exhaustive; pct bounds preemptions, pct and random need a --budget",
+    )
+    exploring.add_argument(
+        "--faults", action="store_true", help="held I/Os may also fail, or the connection break"
+    )
+    exploring.add_argument("--budget", type=seconds, metavar="TIME", help="e.g. 30s or 5m")
+    exploring.add_argument(
+        "--jobs", type=count, default=os.cpu_count() or 1, metavar="N", help="processes"
+    )
+    exploring.add_argument("--seed", type=int, default=0, help="for the modes that go by chance")
+    exploring.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
+    exploring.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        default=Path("qmpshim-bundles"),
+        help="where bundles of new findings go (default ./qmpshim-bundles)",
+    )
+    exploring.add_argument(
+        "--strict", action="store_true", help="known findings count as new ones, too"
+    )
+    exploring.add_argument(
+        "--model", action="store_true", help="explore the reference model, without a QEMU"
     )
     exploring.add_argument(
         "--discipline",
         action="append",
         metavar="D",
-        help="who waits for whom (default: the honest ones: "
+        help="with --model: who waits for whom (default: the honest ones: "
         f"{', '.join(HONEST_NAMES)}); `list` shows all, sabotaged ones included",
     )
     exploring.add_argument(
-        "--scenario",
-        default="all",
-        metavar="S",
-        help="a shipped scenario, a JSON file, or all (default); `list` shows them",
+        "--schedule", metavar="STEPS", help="with --model: replay the steps a violation printed"
     )
-    exploring.add_argument("--budget", type=seconds, metavar="TIME", help="e.g. 30s or 5m")
-    exploring.add_argument(
-        "--mode",
-        choices=[mode.value for mode in Mode],
-        default=Mode.AUTO.value,
-        help="default auto",
-    )
-    exploring.add_argument("--seed", type=int, default=0, help="for the modes that go by chance")
-    exploring.add_argument(
-        "--schedule", metavar="STEPS", help="replay these steps, as a violation printed them"
-    )
-    exploring.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
     exploring.set_defaults(run=_explore)
+
+    exporting = commands.add_parser(
+        "export", help="write an explored finding as a script that needs no qmpshim"
+    )
+    exporting.add_argument("bundle", type=Path)
+    exporting.set_defaults(run=_export)
 
 
 def _explore(args: argparse.Namespace, console: Console) -> int:
+    if args.model:
+        return _explore_model(args, console)
+    if args.discipline or args.schedule:
+        raise InputError("--discipline and --schedule go with --model")
+    if args.scenario == "list":
+        for one in named("all"):
+            console.line(f"{one.name:20} {', '.join(words(op) for op in one.ops)}")
+        return OK
+    scenarios = _real_scenarios(args.scenario or "pairs")
+    build = chosen_build(args)
+    check_writable(args.json)
+    known = [] if args.strict or not KNOWN.is_dir() else load_known(KNOWN)
+
+    def tell(progress: Progress) -> None:
+        verdicts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(progress.verdicts.items()))
+        console.progress(
+            f"{progress.scenarios}/{progress.of} scenarios, {progress.schedules} schedules "
+            f"({progress.distinct} distinct), {progress.rate:.0f}/s, {verdicts or 'all allowed'}, "
+            f"{progress.doing}"
+        )
+
+    report = explore_real(
+        build,
+        scenarios,
+        _REAL_MODES.get(args.mode) or Mode(args.mode),
+        FAULTS if args.faults else (),
+        args.budget,
+        args.jobs,
+        args.seed,
+        tell,
+        known,
+    )
+    console.line(render(report))
+    for finding in report.new:
+        console.line(f"replay it: qmpshim replay {_kept(finding, args.keep)}")
+    write_json(args.json, report.to_json())
+    known_ones = len(report.findings) - len(report.new)
+    console.line()
+    console.line(
+        f"{len(report.new)} new finding(s), {known_ones} known, "
+        f"{len(report.unconfirmed)} that did not replay every time; "
+        f"{report.schedules} schedules, {'exhausted' if report.exhaustive else 'NOT exhausted'}"
+    )
+    return DIVERGED if report.new else OK
+
+
+_REAL_MODES = {"exhaustive": Mode.DPOR, "pct": Mode.PREEMPTION, "random": Mode.RANDOM}
+_MODEL_MODES = {"exhaustive": Mode.AUTO, "pct": Mode.PREEMPTION}
+
+
+def _real_scenarios(what: str) -> list[RealScenario]:
+    if not what.endswith(".json"):
+        return named(what)
+    try:
+        value = json.loads(Path(what).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what}: {error}") from error
+    values = value if isinstance(value, list) else [value]
+    return [scenario_from_json(one) for one in values]
+
+
+def _kept(finding: Finding, directory: Path) -> Path:
+    name = f"explore-{finding.verdict}-{finding.scenario.name}"
+    for number in itertools.count(1):
+        path = directory / (name if number == 1 else f"{name}-{number}")
+        if not path.exists():
+            break
+    save_finding(path, finding)
+    return path
+
+
+def _export(args: argparse.Namespace, console: Console) -> int:
+    console.line(export_script(load_finding(args.bundle)).rstrip("\n"))
+    return OK
+
+
+# -- the model ------------------------------------------------------------
+
+
+def _explore_model(args: argparse.Namespace, console: Console) -> int:
     if "list" in (args.discipline or []):
         for name in discipline_names():
             console.line(name)
@@ -73,7 +195,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
             console.line(f"{scenario.name:26} {scenario.about}")
         return OK
     disciplines = args.discipline or list(HONEST_NAMES)
-    scenarios = scenarios_for(args.scenario)
+    scenarios = scenarios_for(args.scenario or "all")
     check_writable(args.json)
     if args.schedule is not None:
         return _replay(args.schedule, disciplines, scenarios, console)
@@ -84,7 +206,12 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
         )
 
     report = explore_model(
-        disciplines, scenarios, args.budget, Mode(args.mode), seed=args.seed, progress=tell
+        disciplines,
+        scenarios,
+        args.budget,
+        _MODEL_MODES.get(args.mode) or Mode(args.mode),
+        seed=args.seed,
+        progress=tell,
     )
     console.line(summary(report))
     console.line()

@@ -22,6 +22,7 @@ from qmpshim.commands.console import (
     write_json,
 )
 from qmpshim.conformance import bundle as bundles
+from qmpshim.conformance.findings import is_schedule, load_finding, replay_schedule
 from qmpshim.conformance.verify import Outcome, replay, setup_for, split, verify
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import read_version
@@ -161,7 +162,27 @@ def _show(outcome: Outcome, console: Console) -> None:
 
 
 def _replay(args: argparse.Namespace, console: Console) -> int:
+    if is_schedule(args.bundle):
+        return _replay_schedule(args, console)
     return run_cancellable(_replay_one(args, console))
+
+
+def _replay_schedule(args: argparse.Namespace, console: Console) -> int:
+    finding = load_finding(args.bundle)
+    build = chosen_build(args)
+    console.line(f"QEMU {read_version(build)[1]}")
+    again = replay_schedule(finding, build)
+    for line in again.lines:
+        console.line(f"  {line}")
+    if again.shows(finding):
+        console.line(f"reproduced: {finding.verdict}: {finding.text}")
+        return DIVERGED
+    if again.violation is not None:
+        console.line(f"another divergence: {again.violation.kind}: {again.violation.text}")
+        return DIVERGED
+    how = "went as allowed" if again.followed else "could not be followed on this build"
+    console.line(f"not reproduced: the schedule {how}; the bundle says {finding.text}")
+    return OK
 
 
 async def _replay_one(args: argparse.Namespace, console: Console) -> int:

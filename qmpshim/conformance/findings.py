@@ -366,14 +366,26 @@ def save_finding(directory: Path, finding: Finding) -> None:
         raise HostError(f"cannot write the bundle {directory}: {error.strerror}") from error
 
 
+def is_schedule(path: Path) -> bool:
+    """Whether *path* is a bundle of this kind (or its file), and not one of `verify`."""
+    if path.is_dir():
+        return (path / CASE).is_file()
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(value, dict) and "schedule" in value.get("case", value)
+
+
 def load_finding(path: Path) -> Finding:
-    """Read a bundle, or its ``schedule.json``.
+    """Read a bundle, its ``schedule.json``, or a write-up of a known finding.
 
     :raises InputError: it is none
     """
     file = path / CASE if path.is_dir() else path
     try:
-        return finding_from_json(json.loads(file.read_text()))
+        value = json.loads(file.read_text())
+        return finding_from_json(value.get("case", value) if isinstance(value, dict) else value)
     except OSError as error:
         raise InputError(f"{path} is no bundle: {error.strerror}") from error
     except ValueError as error:

@@ -8,6 +8,7 @@ looked at: requests at the gate, answers to clients and commands.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -690,8 +691,9 @@ def _say(choice: Choice) -> str:
 
 
 def _stable(text: str) -> str:
-    """A text without what differs between runs: numbers become N."""
-    return "".join("N" if c.isdigit() else c for c in text).replace("NN", "N")[:160]
+    """A text without what differs between runs and builds: numbers, programs, source lines."""
+    text = re.sub(r"^[\w-]*qemu[\w-]*: |(?:\.\./)*[\w/-]+\.[ch]:\d+: ", "", text)
+    return re.sub(r"0x[0-9a-f]+|\d+", "N", text)[:160]
 
 
 __all__ = ["PRIMARY", "Execution", "RealSystem", "honestly"]
