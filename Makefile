@@ -7,9 +7,9 @@ PYTHON ?= /usr/bin/python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEBS   := qemu-system-x86 qemu-utils python3-libnbd python3-venv
-# What only the tests need: NBD clients of other hands to try ours against, and Spin with a C
-# compiler for the comparison of model checkers.
-TEST_DEBS := libnbd-bin nbdkit
+# What only the tests need: NBD clients of other hands to try ours against, a relay and
+# certificates for the shim.
+TEST_DEBS := libnbd-bin nbdkit socat openssl
 STAMP  := $(VENV)/.installed
 JOBS   ?= $(shell nproc)
 

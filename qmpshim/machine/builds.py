@@ -195,7 +195,7 @@ def run_emulator(build: Build, *words: str) -> subprocess.CompletedProcess[str]:
         raise BuildError(
             f"{build.binary} {words[0]} did not end within {_START_LIMIT_S:.0f} s"
         ) from error
-    if ended.returncode in (126, 127) and ": exec: " in ended.stderr:  # dies_with_owner's shell
+    if ended.returncode in (126, 127) and ended.stderr.startswith("setpriv: "):
         reason = ended.stderr.strip().rpartition(": ")[2]
         raise InputError(f"{build.binary} {_NOT_QEMU}: {reason}")
     return ended

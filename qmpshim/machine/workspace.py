@@ -89,5 +89,6 @@ def dies_with_owner(command: list[str]) -> list[str]:
     if setpriv is None:
         raise HostError("setpriv is missing: apt-get install util-linux")
     # The owner may have died before setpriv said so to the kernel; then nobody would be told.
+    dying = [setpriv, "--pdeathsig", "KILL", "--"]
     owned = ["/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
-    return [setpriv, "--pdeathsig", "KILL", "--", *owned, *command]
+    return [*dying, *owned, *dying, *command]  # at the end again, for its words about a bad command

@@ -107,7 +107,7 @@ def test_what_is_no_qemu(tmp_path: Path, script: Script) -> None:
         resolve("/bin/true")
     nowhere = script("nowhere", "")
     nowhere.write_text("#!/no/such/shell\n")
-    with pytest.raises(InputError, match="not a QEMU system emulator: not found"):
+    with pytest.raises(InputError, match="not a QEMU system emulator: No such file"):
         resolve(str(nowhere))
     if shutil.which("qemu-img"):
         with pytest.raises(InputError, match="not a QEMU system emulator"):

@@ -1,0 +1,109 @@
+"""`qmpshim serve`, `qmpshim shell` and the `qmpshim-qemu` that stands in for a QEMU binary."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from qmpshim.commands.console import Console, build_options, chosen_build, run_cancellable, size
+from qmpshim.errors import InputError, QmpshimError
+from qmpshim.machine.secondary import ChainSpec
+from qmpshim.model.chain import Workflow
+from qmpshim.shim import serve as serving
+from qmpshim.shim.endpoint import Address
+from qmpshim.shim.serve import Options, Served
+from qmpshim.shim.shell import ShellOptions, run_shell
+
+
+def add(commands: Any) -> None:
+    """Add both commands to the parser."""
+    server = commands.add_parser(
+        "serve", help="a QMP endpoint in front of a real QEMU that also answers for the model"
+    )
+    server.add_argument(
+        "--listen",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="unix:PATH or HOST:PORT (default: a socket in a private directory)",
+    )
+    server.add_argument("--allow-remote", action="store_true", help="needs --tls")
+    server.add_argument("--tls", type=Path, metavar="DIR", help="certificates, named as QEMU's")
+    server.add_argument("--qmp", metavar="ADDRESS", help="attach to a QEMU that runs already")
+    _chain_options(server)
+    server.add_argument(
+        "arguments", nargs="*", metavar="-- QEMU-ARGS", help="start QEMU with these arguments"
+    )
+    server.set_defaults(run=_serve)
+
+    shell = commands.add_parser("shell", help="talk QMP with completion and the chain at hand")
+    shell.add_argument("address", nargs="?", help="of a shim or a QEMU; none: start a QEMU")
+    _chain_options(shell)
+    shell.add_argument(
+        "-c", dest="commands", action="append", default=[], metavar="COMMAND", help="run and end"
+    )
+    shell.add_argument("--script", type=Path, metavar="FILE", help="run the lines of a file")
+    shell.add_argument("--verbose", action="store_true", help="show what goes over the wire")
+    shell.set_defaults(run=_shell)
+
+
+def _chain_options(parser: argparse.ArgumentParser) -> None:
+    build_options(parser)
+    parser.add_argument(
+        "--workflow",
+        choices=[workflow.value for workflow in Workflow],
+        help="build this chain of disks first",
+    )
+    parser.add_argument("--size", type=size, default=64 << 20, help="of its disks (default 64M)")
+    parser.add_argument("--cluster", type=size, default=64 << 10, help="(default 64k)")
+    parser.add_argument("--secondary", choices=["raw", "qcow2"], default="raw")
+
+
+def _options(args: argparse.Namespace) -> Options:
+    attached = getattr(args, "qmp", None)
+    if attached and args.workflow:
+        raise InputError("--workflow builds a chain on a QEMU of the shim's own; leave out --qmp")
+    return Options(
+        listen=tuple(Address.parse(text) for text in getattr(args, "listen", ())),
+        qmp=Address.parse(attached) if attached else None,
+        build=None if attached else chosen_build(args),
+        arguments=tuple(getattr(args, "arguments", ())) or None,
+        chain=ChainSpec(Workflow(args.workflow), args.size, args.cluster, args.secondary)
+        if args.workflow
+        else None,
+        machine=args.machine,
+        allow_remote=getattr(args, "allow_remote", False),
+        tls=getattr(args, "tls", None),
+        limit=args.limit,
+    )
+
+
+def _serve(args: argparse.Namespace, console: Console) -> int:
+    def ready(served: Served) -> None:
+        for address in served.addresses:
+            console.line(f"listening on {address}")
+
+    return run_cancellable(serving.serve(_options(args), ready))
+
+
+def _shell(args: argparse.Namespace, console: Console) -> int:
+    address = Address.parse(args.address) if args.address else None
+    options = ShellOptions(
+        address=address,
+        serve=Options() if address else _options(args),
+        commands=tuple(args.commands),
+        script=args.script,
+        verbose=args.verbose,
+    )
+    return run_cancellable(run_shell(options, sys.stdin, sys.stdout, sys.stderr))
+
+
+def stand_in() -> int:
+    """The entry point of ``qmpshim-qemu``; ``$QMPSHIM_BUILD`` names the build."""
+    try:
+        return serving.stand_in_main()
+    except QmpshimError as error:
+        print(f"qmpshim-qemu: {error}", file=sys.stderr)
+        return 1  # as QEMU does when it cannot start

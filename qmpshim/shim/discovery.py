@@ -1,0 +1,94 @@
+"""Finds the chain of disks in a running QEMU: which node is the secondary, hidden, active disk."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qmpshim.machine.secondary import SECTOR
+from qmpshim.model.chain import Workflow
+
+Execute = Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A chain as it is in QEMU.
+
+    :ivar nodes: node names by role: secondary, hidden, and in replication active and top
+    :ivar size: bytes
+    :ivar cluster: bytes, of the overlays
+    :ivar secondary: the secondary disk's format
+    :ivar files: by role, where the image's file lies, for local files
+    """
+
+    workflow: Workflow
+    nodes: Mapping[str, str]
+    size: int
+    cluster: int
+    secondary: str
+    files: Mapping[str, Path]
+
+    def role(self, node: str) -> str | None:
+        """What *node* is in this chain: a role's name or a node's."""
+        if node in self.nodes:
+            return node
+        return next((role for role, name in self.nodes.items() if name == node), None)
+
+
+async def find_replication(execute: Execute) -> Found | None:
+    """The chain under the replication filter in secondary mode, if there is one."""
+    nodes = {n["node-name"]: n for n in await execute("query-named-block-nodes")}
+    top = next((name for name, n in nodes.items() if n["drv"] == "replication"), None)
+    if top is None:
+        return None
+    below = await children(execute)
+    active = below.get((top, "file"))
+    hidden = below.get((active, "backing"))
+    secondary = below.get((hidden, "backing"))
+    if active is None or hidden is None or secondary is None:
+        return None
+    roles = {"secondary": secondary, "hidden": hidden, "active": active, "top": top}
+    return _found(Workflow.REPLICATION, roles, nodes, below)
+
+
+async def find_backup(execute: Execute, device: str, target: str) -> Found | None:
+    """The two disks of a backup job that was or will be started with these arguments."""
+    nodes = {n["node-name"]: n for n in await execute("query-named-block-nodes")}
+    for block in await execute("query-block"):
+        if block["device"] == device and "inserted" in block:
+            device = block["inserted"]["node-name"]
+    if device not in nodes or target not in nodes:
+        return None
+    roles = {"secondary": device, "hidden": target}
+    return _found(Workflow.BACKUP, roles, nodes, await children(execute))
+
+
+async def children(execute: Execute) -> dict[tuple[str | None, str], str]:
+    """Node names by (parent's node name, child's name), e.g. ``("hidden", "backing")``."""
+    graph = await execute("x-debug-query-block-graph")
+    names = {node["id"]: node["name"] for node in graph["nodes"]}
+    return {(names[e["parent"]], e["name"]): names[e["child"]] for e in graph["edges"]}
+
+
+def _found(
+    workflow: Workflow,
+    roles: Mapping[str, str],
+    nodes: Mapping[str, Mapping[str, Any]],
+    below: Mapping[tuple[str | None, str], str],
+) -> Found | None:
+    hidden = nodes[roles["hidden"]]["image"]
+    secondary = nodes[roles["secondary"]]["image"]
+    size = int(secondary["virtual-size"])
+    if hidden["format"] != "qcow2" or secondary["format"] not in ("raw", "qcow2") or size % SECTOR:
+        return None
+    files = {}
+    for role, name in roles.items():
+        # The image's own name is a json: text once a child was given by reference.
+        file = nodes.get(below.get((name, "file"), ""))
+        if role != "top" and file is not None and file["drv"] in ("file", "host_device"):
+            files[role] = Path(file["image"]["filename"])
+    cluster = int(hidden["cluster-size"])
+    return Found(workflow, dict(roles), size, cluster, secondary["format"], files)

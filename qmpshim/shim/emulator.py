@@ -1,0 +1,138 @@
+"""The QEMU behind the shim: started by it with a monitor of its own, or met at an address."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from qmpshim.errors import BuildError, HostError, MachineError
+from qmpshim.machine.process import COMMAND_LIMIT, Qemu
+from qmpshim.machine.workspace import dies_with_owner
+from qmpshim.shim.server import Shim
+
+MONITOR = "x-shim-monitor"
+
+
+class Emulator(Qemu):
+    """A QEMU that is commanded through a :class:`Shim`.
+
+    :param argv: the whole command line but for the shim's monitor
+    :param directory: where its stdout and stderr go, unless *inherit*
+    :param env: the whole environment of the process
+    :param inherit: leave stdin, stdout and stderr to QEMU, as a stand-in for it must
+    :param own_stdin: but keep stdin for ourselves
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        directory: Path,
+        env: Mapping[str, str] | None = None,
+        limit: float = COMMAND_LIMIT,
+        inherit: bool = False,
+        keep_fds: Sequence[int] = (),
+        own_stdin: bool = False,
+    ) -> None:
+        self.directory = directory
+        self.limit = limit
+        self.argv = list(argv)
+        self._env = dict(env) if env is not None else {}
+        self._inherit = inherit
+        self._keep_fds = tuple(keep_fds)
+        self._own_stdin = own_stdin
+        self._process = None
+        self._log = None
+        self.shim: Shim
+
+    async def start(self) -> None:
+        """Start QEMU and its shim.
+
+        :raises HostError: the binary cannot be run
+        :raises BuildError: it is no QEMU, or ended before it answered
+        """
+        ours, theirs = socket.socketpair()
+        monitor = f"socket,id={MONITOR},fd={theirs.fileno()}"
+        argv = [
+            *dies_with_owner(self.argv),
+            *("-chardev", monitor, "-mon", f"chardev={MONITOR},mode=control"),
+        ]
+        try:
+            with theirs:
+                self._spawn(argv, (theirs.fileno(), *self._keep_fds))
+        except OSError as error:
+            ours.close()
+            raise HostError(f"cannot run {self.argv[0]}: {error.strerror}") from error
+        self.shim = Shim(ours, self.how_ended)
+        try:
+            await self.shim.start(self.limit)
+        except MachineError as error:
+            code = self._reap(1.0)
+            self.kill()
+            await self.shim.close()
+            said = self.stderr().strip().splitlines()
+            raise BuildError(
+                f"{self.argv[0]} did not answer QMP"
+                + (f" (exit status {code})" if code is not None else "")
+                + (f": {said[-1]}" if said else f": {error}")
+            ) from error
+
+    def _spawn(self, argv: list[str], fds: Sequence[int]) -> None:
+        env = self._env or None
+        if self._inherit:
+            stdin = subprocess.DEVNULL if self._own_stdin else None
+            self._process = subprocess.Popen(argv, stdin=stdin, env=env, pass_fds=fds)
+            return
+        out: IO[bytes]
+        err: IO[bytes]
+        with (
+            (self.directory / "stdout").open("wb") as out,
+            (self.directory / "stderr").open("wb") as err,
+        ):
+            self._process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env, pass_fds=fds
+            )
+
+    async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Run a QMP command for the shim itself; see :meth:`Shim.execute`."""
+        return await self.shim.execute(command, arguments, self.limit)
+
+    def how_ended(self) -> dict[str, object]:
+        """How the process ended, for clients."""
+        code = self._reap(2.0)
+        if code is None:
+            return {"reason": "QEMU closed its monitor but still runs"}
+        if code < 0:
+            return {"reason": f"QEMU was killed by {signal.Signals(-code).name}", "signal": -code}
+        return {"reason": f"QEMU exited with status {code}", "status": code}
+
+    def send_signal(self, number: int) -> None:
+        """Pass a signal on to QEMU."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    async def wait(self) -> int:
+        """Wait for QEMU's end; gives its status, negative for a signal."""
+        assert self._process is not None
+        while (code := self._process.poll()) is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        return code
+
+    async def close(self) -> int | None:
+        """Ask QEMU to quit, insist if it does not, and give its exit status."""
+        if self._process is None:
+            return None
+        if self.alive() and not self.shim.upstream.gone:
+            try:
+                await self.shim.execute("quit", limit=5.0)
+            except MachineError:
+                self.kill()
+            if self._reap(5.0) is None:
+                self.kill()
+        self.kill()
+        await self.shim.close()
+        return self._process.returncode

@@ -1,0 +1,476 @@
+"""Many QMP clients over one QEMU: each with its own negotiation, ids and order of replies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qmpshim.errors import CommandFailed, MachineDied, MachineHung, QmpshimError
+from qmpshim.shim.json_text import Value
+from qmpshim.shim.link import READ_SIZE, Batch, Link
+from qmpshim.shim.session import (
+    GENERIC,
+    NOT_FOUND,
+    Answer,
+    Command,
+    Session,
+    error_reply,
+    return_reply,
+)
+from qmpshim.shim.upstream import Reply, Upstream
+
+log = logging.getLogger(__name__)
+
+#: In-band commands QEMU may hold at once. It reads on while fewer than eight are queued, so an
+#: out-of-band command always gets through.
+WINDOW = 7
+BACKLOG_LIMIT = 16 << 20  # bytes that may wait for a client that does not read
+_BURST = 64  # requests of one client answered before the others get a turn
+_FAREWELL = 5.0  # seconds a client has to read the last words
+#: The id of exports that the shim makes for itself; clients are not told when they end.
+OWN_EXPORT = "x-shim-view"
+_OWN_EXPORT_EVENT = f'"id": "{OWN_EXPORT}"'.encode()
+_WITH_FD = frozenset({"getfd", "add-fd"})
+_STALE = "x-shim-stale"
+
+#: Answers a command of the shim's own; may raise a QmpshimError, whose text the client gets.
+Handler = Callable[[dict[str, Value]], Awaitable[object]]
+#: Told a command of QEMU's and its reply.
+Watcher = Callable[[Command, Reply], None]
+#: Told a command of QEMU's before QEMU is; gives QEMU's reply, see :meth:`Shim.ask`.
+Intercept = Callable[[Command], Awaitable[Reply | None]]
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened so far."""
+
+    clients: int = 0
+    commands: int = 0
+    malformed: int = 0
+    events: int = 0
+
+
+class Client:
+    """One connection: the socket's side of a :class:`Session`."""
+
+    def __init__(self, shim: Shim, sock: socket.socket) -> None:
+        self.shim = shim
+        self.session = Session(shim.upstream.dialect, shim.upstream.coarse)
+        self.link = Link(sock, self, shim.batch, shim.backlog_limit)
+        self.in_line = False  # waits for its turn at QEMU
+        self._input_ended = False
+        self._again = False
+
+    def received(self, data: bytes, fds: tuple[int, ...]) -> None:
+        """Bytes from the client."""
+        self.session.feed(data, fds)
+        self.pump()
+
+    def ended(self, gone: bool) -> None:
+        """The client sends no more: it may still want answers to what it sent."""
+        self._input_ended = True
+        if gone:
+            self.shim.leave(self)
+        else:
+            self.pump()
+
+    def drained(self) -> None:
+        """The client has read what there was."""
+        self.pump()
+
+    def pump(self) -> None:
+        """Take up what the session has to be done, and read on or stop reading."""
+        if self.link.closed:
+            return
+        if self.link.backlog <= READ_SIZE:
+            for _ in range(_BURST):
+                work = self.session.next(self.shim.has_room)
+                if work is None:
+                    break
+                self.shim.take(self, work)
+                if self.link.closed or self.link.backlog > READ_SIZE:
+                    break
+            else:
+                self._soon()
+            if not self.shim.has_room and not self.in_line and self.session.wants_turn:
+                self.shim.line_up(self)
+        if self._input_ended:
+            if self.session.idle and not self.link.backlog:
+                self.shim.leave(self)
+            else:
+                self.link.when_drained()
+            return
+        self.link.read(self.session.waiting < READ_SIZE and self.link.backlog <= READ_SIZE)
+        if self.link.backlog:
+            self.link.when_drained()
+
+    def _soon(self) -> None:
+        if not self._again:
+            self._again = True
+            asyncio.get_running_loop().call_soon(self._pump_again)
+
+    def _pump_again(self) -> None:
+        self._again = False
+        with self.shim.batch:
+            self.pump()
+
+    def answered(self, reply: bytes, oob: bool) -> None:
+        """A request has its reply."""
+        self.link.write(reply)
+        self.session.done(oob)
+
+
+class Shim:
+    """The endpoint: one QEMU above, clients below.
+
+    :param sock: a socket connected to QEMU's monitor
+    :param how_ended: what to tell clients of QEMU's end, for the data of ``X_SHIM_QEMU_GONE``
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        how_ended: Callable[[], dict[str, object]] = dict,
+        backlog_limit: int = BACKLOG_LIMIT,
+    ) -> None:
+        self.batch = Batch()
+        self.backlog_limit = backlog_limit
+        self.counters = Counters()
+        self.clients: set[Client] = set()
+        self.gone = asyncio.Event()
+        self.handlers: dict[str, Handler] = {}
+        self.patches: dict[str, Callable[[Reply], Reply]] = {}
+        self.watchers: dict[str, Watcher] = {}
+        self.intercepts: dict[str, Intercept] = {}
+        self._listeners: dict[Client, None] = {}  # who gets events
+        self._how_ended = how_ended
+        self._line: deque[Client] = deque()
+        self._in_band = 0
+        self._held = False
+        self._hold = asyncio.Lock()
+        self._fd_busy = False
+        self._fd_line: deque[tuple[Client, Command]] = deque()
+        self._shut_down = False  # QEMU said SHUTDOWN
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._event_waiters: list[Callable[[bytes], None]] = []
+        self.upstream = Upstream(sock, self.batch, self._on_event, self._on_gone)
+
+    async def start(self, limit: float = 30.0) -> None:
+        """Negotiate with QEMU.
+
+        :raises MachineDied: QEMU went away
+        :raises MachineHung: no greeting, or no answer, within *limit* seconds
+        """
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def negotiated(error: QmpshimError | None) -> None:
+            if ready.done():
+                return
+            if error is None:
+                ready.set_result(None)
+            else:
+                ready.set_exception(error)
+
+        self.upstream.start(negotiated)
+        try:
+            await asyncio.wait_for(ready, limit)
+        except TimeoutError as error:
+            raise MachineHung(
+                f"QEMU's monitor did not greet within {limit:g} s: is another client on it?"
+            ) from error
+        greeting = {"QMP": self.upstream.greeting["QMP"]}
+        self._greeting = json.dumps(greeting).encode() + b"\r\n"
+
+    # -- clients ------------------------------------------------------------
+
+    def attach(self, sock: socket.socket) -> Client:
+        """Serve a connected client from now on."""
+        client = Client(self, sock)
+        self.clients.add(client)
+        self.counters.clients += 1
+        client.link.write(self._greeting)
+        client.link.read()
+        return client
+
+    def leave(self, client: Client) -> None:
+        """The client is gone: what it still wanted and QEMU has not begun is dropped."""
+        if client not in self.clients:
+            return
+        self.clients.discard(client)
+        self._listeners.pop(client, None)
+        client.link.release()
+        client.session.close()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether QEMU may be given another in-band command."""
+        return self._in_band < WINDOW and not self._held
+
+    def line_up(self, client: Client) -> None:
+        """Give *client* its turn when there is room again."""
+        client.in_line = True
+        self._line.append(client)
+
+    def _next_turns(self) -> None:
+        while self._line and self.has_room:
+            client = self._line.popleft()
+            client.in_line = False
+            client.pump()
+
+    def take(self, client: Client, work: Answer | Command) -> None:
+        """Do one piece of work for *client*."""
+        if isinstance(work, Answer):
+            self.counters.malformed += 1
+            client.answered(work.reply, work.oob)
+            return
+        self.counters.commands += 1
+        if not work.oob:
+            self._in_band += 1
+        if not client.session.negotiated:
+            self._negotiate(client, work)
+        elif work.name in self.handlers:
+            self._own(client, work)
+        elif work.name in self.intercepts and not work.oob:
+            self._later(self._intercept(client, work))
+        elif work.name in _WITH_FD:
+            self._fd_line.append((client, work))
+            self._next_with_fd()
+        else:
+            self._forward(client, work)
+
+    def _forward(self, client: Client, command: Command) -> None:
+        def answered(reply: Reply | None) -> None:
+            self._finish(client, command, reply)
+
+        self.upstream.send(command.name, command.arguments, answered, command.oob)
+
+    def _finish(self, client: Client, command: Command, reply: Reply | None) -> None:
+        if reply is None:
+            desc = "QEMU went away before it answered"
+            text = b"" if self._shut_down else error_reply(GENERIC, desc, command.id)
+        else:
+            watcher = self.watchers.get(command.name)
+            if watcher is not None:
+                watcher(command, reply)
+            patch = self.patches.get(command.name)
+            if patch is not None and not reply.failed:
+                reply = patch(reply)
+            text = reply.with_id(command.id)
+        self._finish_with(client, command, text)
+
+    def _finish_with(self, client: Client, command: Command, text: bytes) -> None:
+        client.answered(text, command.oob)
+        if not command.oob:
+            self._in_band -= 1
+            self._next_turns()
+        client.pump()
+
+    def _negotiate(self, client: Client, command: Command) -> None:
+        """Let QEMU judge the arguments: it has negotiated, so to good ones it says just that."""
+
+        def judged(reply: Reply | None) -> None:
+            if reply is None or reply.value().get("error", {}).get("class") != NOT_FOUND:
+                self._finish(client, command, reply)
+                return
+            enable = (command.arguments or {}).get("enable", [])
+            assert isinstance(enable, list)
+            if "oob" in enable and not self.upstream.oob:
+                text = error_reply(GENERIC, "Capability oob not available", command.id)
+            else:
+                client.session.oob = "oob" in enable
+                client.session.negotiated = True
+                if client in self.clients:
+                    self._listeners[client] = None
+                text = return_reply({}, command.id)
+            self._finish_with(client, command, text)
+
+        self.upstream.send(command.name, command.arguments, judged)
+
+    # -- file descriptors ------------------------------------------------------------
+
+    def _next_with_fd(self) -> None:
+        """Give QEMU one command with a descriptor at a time, or it would mix them up."""
+        if self._fd_busy or not self._fd_line:
+            return
+        self._fd_busy = True
+        client, command = self._fd_line.popleft()
+        fd = client.session.take_fd() if self.upstream.link.passes_fds else None
+
+        def finish(reply: Reply | None) -> None:
+            self._fd_busy = False
+            self._finish(client, command, reply)
+            self._next_with_fd()
+
+        def answered(reply: Reply | None) -> None:
+            if fd is None or reply is None:
+                finish(reply)
+            elif not reply.failed:
+                client.session.drop_fds()
+                finish(reply)
+            else:
+                # A command with wrong arguments leaves the descriptor in QEMU's character
+                # device, where the next one would find it: a real monitor's next client command
+                # may use it, another client of ours must not.
+                self._take_back(client, lambda: finish(reply))
+
+        self.upstream.send(command.name, command.arguments, answered, command.oob, fd)
+
+    def _take_back(self, client: Client, then: Callable[[], None]) -> None:
+        def taken(reply: Reply | None) -> None:
+            if reply is None:
+                then()
+            elif reply.failed:  # QEMU had used it up
+                client.session.drop_fds()
+                then()
+            else:
+                self.upstream.send("closefd", {"fdname": _STALE}, lambda _: then())
+
+        self.upstream.send("getfd", {"fdname": _STALE}, taken)
+
+    # -- the shim's own commands ------------------------------------------------------------
+
+    def _own(self, client: Client, command: Command) -> None:
+        if command.oob:
+            desc = f"The command {command.name} does not support OOB"
+            self._finish_with(client, command, error_reply(GENERIC, desc, command.id))
+            return
+        self._later(self._run_own(client, command))
+
+    def _later(self, what: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(what)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _intercept(self, client: Client, command: Command) -> None:
+        try:
+            reply = await self.intercepts[command.name](command)
+        except QmpshimError as error:
+            log.warning("%s: %s", command.name, error)
+            reply = await self.ask(command)
+        with self.batch:
+            self._finish(client, command, reply)
+
+    async def ask(self, command: Command) -> Reply | None:
+        """Send a client's command to QEMU; None when QEMU goes away first."""
+        future: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+
+        def answered(reply: Reply | None) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        self.upstream.send(command.name, command.arguments, answered)
+        return await future
+
+    async def _run_own(self, client: Client, command: Command) -> None:
+        try:
+            value = await self.handlers[command.name](command.arguments or {})
+            text = return_reply(value, command.id)
+        except QmpshimError as error:
+            text = error_reply(GENERIC, str(error), command.id)
+        except OSError as error:
+            text = error_reply(GENERIC, f"{error.filename}: {error.strerror}", command.id)
+        with self.batch:
+            self._finish_with(client, command, text)
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, limit: float = 30.0
+    ) -> Any:
+        """Run a command for the shim itself.
+
+        :raises CommandFailed: QEMU answered with an error
+        :raises MachineDied: QEMU went away
+        :raises MachineHung: no answer within *limit* seconds
+        """
+        future: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+
+        def answered(reply: Reply | None) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        self.upstream.send(command, None if arguments is None else dict(arguments), answered)
+        try:
+            reply = await asyncio.wait_for(future, limit)
+        except TimeoutError as error:
+            raise MachineHung(f"{command}: no answer in {limit:g} s") from error
+        if reply is None:
+            raise MachineDied(f"QEMU went away during {command}")
+        value = reply.value()
+        if "error" in value:
+            raise CommandFailed(command, value["error"]["class"], value["error"]["desc"])
+        return value["return"]
+
+    async def hold_commands(self, others: int = 0) -> None:
+        """Wait until QEMU has no client's in-band command, and let no new one through.
+
+        :param others: in-band commands that count as done: the caller's own
+        """
+        await self._hold.acquire()
+        self._held = True
+        while self._in_band > others and not self.upstream.gone:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+    def release_commands(self) -> None:
+        """Let clients' commands through again."""
+        self._held = False
+        self._hold.release()
+        with self.batch:
+            self._next_turns()
+
+    # -- events and the end ------------------------------------------------------------
+
+    def _on_event(self, line: bytes) -> None:
+        if _OWN_EXPORT_EVENT in line:
+            return
+        self.counters.events += 1
+        if b'"event": "SHUTDOWN"' in line:
+            self._shut_down = True
+        for listener in list(self._listeners):
+            listener.link.write(line)
+        for waiter in self._event_waiters:
+            waiter(line)
+
+    def on_event(self, waiter: Callable[[bytes], None]) -> None:
+        """Tell *waiter* each event, as the text QEMU sent."""
+        self._event_waiters.append(waiter)
+
+    def emit(self, event: str, data: Mapping[str, object]) -> None:
+        """Send an event of the shim's own to every client."""
+        micros = time.time_ns() // 1000
+        message = {
+            "timestamp": {"seconds": micros // 1_000_000, "microseconds": micros % 1_000_000},
+            "event": event,
+            "data": data,
+        }
+        with self.batch:
+            self._on_event(json.dumps(message).encode() + b"\r\n")
+
+    def _on_gone(self) -> None:
+        with self.batch:
+            for client in list(self.clients):
+                client.pump()
+            if not self._shut_down:
+                self.emit("X_SHIM_QEMU_GONE", self._how_ended())
+        self.gone.set()
+        self._farewell = asyncio.get_running_loop().create_task(self.close())
+
+    async def close(self) -> None:
+        """Let clients read the last words, and hang up."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        deadline = time.monotonic() + _FAREWELL
+        while (  # noqa: ASYNC110 (many may have to be drained)
+            any(client.link.backlog for client in self.clients) and time.monotonic() < deadline
+        ):
+            await asyncio.sleep(0.01)
+        for client in list(self.clients):
+            self.leave(client)
+        self.upstream.close()

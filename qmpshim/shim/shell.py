@@ -1,0 +1,353 @@
+"""The shell: QMP for people on a terminal, and for scripts and pipes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.lexers import Lexer
+from prompt_toolkit.patch_stdout import patch_stdout
+
+from qmpshim.errors import InputError, MachineDied, QmpshimError
+from qmpshim.shim.endpoint import Address
+from qmpshim.shim.serve import Options, endpoint
+from qmpshim.shim.shell_client import ShellClient
+from qmpshim.shim.shell_completion import Live, Schema, candidates
+from qmpshim.shim.shell_language import Local, Request, complete, parse
+from qmpshim.shim.shell_words import Words
+
+OK, FAILED = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class ShellOptions:
+    """What the shell talks to, and what it is to do.
+
+    :ivar address: a shim or a QEMU; None: start one as *serve* says
+    :ivar commands: run these and leave
+    :ivar script: run its lines and leave
+    :ivar verbose: show the wire
+    """
+
+    address: Address | None = None
+    serve: Options = field(default_factory=Options)
+    commands: tuple[str, ...] = ()
+    script: Path | None = None
+    verbose: bool = False
+
+
+class _Completer(Completer):
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
+
+    def get_completions(
+        self, document: Document, complete_event: CompleteEvent
+    ) -> Iterable[Completion]:
+        shell = self._shell
+        for found in candidates(document.text_before_cursor, shell.schema, shell.live):
+            yield Completion(found.text, -found.back, display_meta=found.meta)
+
+
+class _Colours(Lexer):
+    """Colours strings, words of the shell, and keys; no grammar, as the line is half written."""
+
+    def lex_document(self, document: Document) -> Any:
+        def line(number: int) -> StyleAndTextTuples:
+            text = document.lines[number]
+            parts: StyleAndTextTuples = []
+            for index, word in enumerate(text.split(" ")):
+                if index:
+                    parts.append(("", " "))
+                key, equals, value = word.partition("=")
+                if number == 0 and index == 0:
+                    parts.append(("ansimagenta" if word.startswith(":") else "bold", word))
+                elif equals and not word.startswith(("{", "'", '"')):
+                    parts += [("ansicyan", key), ("", "="), ("ansigreen", value)]
+                else:
+                    parts.append(("ansigreen" if word[:1] in ("'", '"') else "", word))
+            return parts
+
+        return line
+
+
+class Shell:
+    """One shell.
+
+    :param out: where results go
+    :param err: where complaints go, and events when *out* is no terminal
+    """
+
+    def __init__(self, options: ShellOptions, out: TextIO, err: TextIO) -> None:
+        self._options = options
+        self._out = out
+        self._err = err
+        self._terminal = out.isatty()
+        self._events = True
+        self._verbose = options.verbose
+        self._record: TextIO | None = None
+        self._prompt: PromptSession[str] | None = None
+        self._busy: asyncio.Task[bool] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self.schema = Schema([])
+        self.live = Live()
+        self.client = ShellClient(self._event, self._wire, self._ended)
+        self._words: Words
+
+    # -- what is told ------------------------------------------------------------
+
+    def _say(self, text: str) -> None:
+        self._out.write(text + "\n")
+        self._out.flush()
+
+    def _complain(self, text: str) -> None:
+        self._err.write(text + "\n")
+        self._err.flush()
+
+    def _event(self, message: dict[str, Any]) -> None:
+        if not self._events:
+            return
+        stamp = message.get("timestamp", {}).get("seconds", 0)
+        clock = datetime.fromtimestamp(stamp).strftime("%H:%M:%S")
+        data = f" {json.dumps(message['data'])}" if message.get("data") else ""
+        (self._say if self._terminal else self._complain)(f"[{clock}] {message['event']}{data}")
+
+    def _wire(self, direction: str, line: str) -> None:
+        if self._verbose:
+            self._complain(f"{direction} {line}")
+
+    def _ended(self) -> None:
+        if self._prompt is not None and self._prompt.app.is_running:
+            self._prompt.app.exit(exception=MachineDied("QEMU is gone"))
+
+    def _switch(self, name: str, value: str) -> None:
+        if name == "verbose":
+            self._verbose = value == "on"
+        elif name == "events":
+            self._events = value == "on"
+        else:
+            if self._record is not None:
+                self._record.close()
+                self._record = None
+            if value != "off":
+                try:
+                    self._record = open(value, "w")  # noqa: SIM115 (until :record off)
+                except OSError as error:
+                    raise InputError(f"cannot write {value}: {error.strerror}") from error
+
+    # -- what is done ------------------------------------------------------------
+
+    async def connect(self, address: Address) -> None:
+        """Connect, and learn what this QEMU can do."""
+        await self.client.connect(address)
+        self.schema = Schema(await self.client.execute("query-qmp-schema"))
+        self._words = Words(
+            self.client, self.schema, self._say, self._run_file, self._switch, _width
+        )
+        await self._refresh()
+
+    async def _refresh(self) -> None:
+        """Learn the names that exist now, for completion."""
+        with suppress(QmpshimError):
+            nodes = await self.client.execute("query-named-block-nodes", {"flat": True})
+            self.live.nodes = sorted(node["node-name"] for node in nodes)
+            self.live.jobs = sorted(job["id"] for job in await self.client.execute("query-jobs"))
+            exports = await self.client.execute("query-block-exports")
+            self.live.exports = sorted(export["id"] for export in exports)
+
+    async def run_line(self, line: str) -> bool:
+        """Do one line; gives whether it succeeded.
+
+        :raises MachineDied: QEMU went away
+        """
+        try:
+            item = parse(line)
+            if item is None:
+                return True
+            if self._record is not None and line.split()[0] != ":record":
+                self._record.write(line.replace("\\\n", " ").replace("\n", " ") + "\n")
+                self._record.flush()
+            if isinstance(item, Local):
+                return await self._words.run(item.name, item.words)
+            return await self._request(item)
+        except MachineDied:
+            raise
+        except QmpshimError as error:
+            self._complain(str(error))
+            return False
+
+    async def _request(self, request: Request) -> bool:
+        reply = await self.client.send(request.message)
+        if self._terminal:
+            self._say(json.dumps(reply.get("return", reply), indent=2))
+        elif "error" in reply:
+            self._complain(f"{request.message.get('execute')}: {reply['error']['desc']}")
+        else:
+            self._say(json.dumps(reply["return"]))
+        return "error" not in reply
+
+    async def _run_file(self, path: str) -> bool:
+        try:
+            with open(path) as file:  # noqa: ASYNC230 (short, and nothing else is to be done)
+                lines = file.read().splitlines()
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        return await self.run_lines(lines)
+
+    async def run_lines(self, lines: Iterable[str]) -> bool:
+        """Do lines up to the first that fails; a request may take several."""
+        pending = ""
+        for line in lines:
+            pending = f"{pending}\n{line}" if pending else line
+            if not complete(pending):
+                continue
+            if pending.strip() == ":quit":
+                return True
+            if not await self.run_line(pending):
+                return False
+            pending = ""
+        if pending:
+            self._complain("the last request does not end")
+        return not pending
+
+    # -- a person ------------------------------------------------------------
+
+    async def interact(self) -> int:
+        """Read lines from the terminal until the person leaves or QEMU does."""
+        session: PromptSession[str] = PromptSession(
+            completer=_Completer(self),
+            lexer=_Colours(),
+            history=_history(),
+            multiline=True,
+            key_bindings=self._keys(),
+            complete_while_typing=True,
+            prompt_continuation="... ",
+        )
+        self._prompt = session
+        with patch_stdout(raw=True):
+            self._out, self._err = sys.stdout, sys.stdout
+            version = self.client.greeting["QMP"]["version"]["qemu"]
+            number = ".".join(str(version[part]) for part in ("major", "minor", "micro"))
+            self._say(f"QEMU {number}. :help lists the shell's own words; Tab completes.")
+            while True:
+                try:
+                    line = await session.prompt_async("qmp> ")
+                except KeyboardInterrupt:
+                    continue
+                except EOFError:
+                    return OK
+                except MachineDied as error:
+                    self._complain(str(error))
+                    return FAILED
+                if line.strip() == ":quit":
+                    return OK
+                try:
+                    await self._interruptible(line)
+                except MachineDied as error:
+                    self._complain(str(error))
+                    return FAILED
+                self._refreshing = asyncio.ensure_future(self._refresh())
+
+    async def _interruptible(self, line: str) -> None:
+        """Run a line; Ctrl-C stops waiting for it (QEMU goes on with it)."""
+        task = asyncio.ensure_future(self.run_line(line))
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            self._complain("not waited for; QEMU may still be at it")
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+
+    @staticmethod
+    def _keys() -> KeyBindings:
+        keys = KeyBindings()
+
+        @Condition
+        def whole() -> bool:
+            return complete(get_app().current_buffer.text)
+
+        @keys.add("enter", filter=whole)
+        def accept(event: KeyPressEvent) -> None:
+            event.current_buffer.validate_and_handle()
+
+        return keys
+
+    async def close(self) -> None:
+        """Hang up."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.gather(self._refreshing, return_exceptions=True)
+        if self._record is not None:
+            self._record.close()
+        await self.client.close()
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _history() -> History:
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    directory = Path(state) / "qmpshim"
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (directory / "history").touch(0o600)
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(directory / "history"))
+
+
+async def run_shell(options: ShellOptions, source: TextIO, out: TextIO, err: TextIO) -> int:
+    """Run a shell; gives the exit status: 1 when a command failed or QEMU died.
+
+    :param source: where lines come from when no commands and no script are given; a terminal is
+        talked to
+    :raises InputError: the address or script is wrong
+    :raises HostError: QEMU cannot be started
+    :raises BuildError: QEMU does not start
+    :raises MachineError: QEMU does not answer
+    """
+    async with AsyncExitStack() as stack:
+        address = options.address
+        if address is None:
+            served = await stack.enter_async_context(endpoint(options.serve))
+            address = served.addresses[0]
+        shell = Shell(options, out, err)
+        await shell.connect(address)
+        stack.push_async_callback(shell.close)
+        lines: Sequence[str]
+        if options.commands:
+            lines = options.commands
+        elif options.script is not None:
+            try:
+                lines = options.script.read_text().splitlines()
+            except OSError as error:
+                raise InputError(f"cannot read {options.script}: {error.strerror}") from error
+        elif source.isatty() and out.isatty():
+            return await shell.interact()
+        else:
+            lines = (await asyncio.to_thread(source.read)).splitlines()
+        try:
+            return OK if await shell.run_lines(lines) else FAILED
+        except MachineDied as error:
+            err.write(f"{error}\n")
+            return FAILED

@@ -1,0 +1,229 @@
+"""What may come next in a line of the shell: from the build's own schema, and what exists now."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+LOCAL = {
+    ":checkpoint": "take a checkpoint as the contract wants it",
+    ":events": "show events: on or off",
+    ":graph": "draw the block graph",
+    ":help": "explain a command and its arguments",
+    ":map": "draw the clusters of the three disks",
+    ":predict": "NODE [OFFSET [LENGTH]]: what the model says must be there",
+    ":quit": "leave; a QEMU that the shell started ends",
+    ":read": "primary|guest OFFSET LENGTH: read through an endpoint",
+    ":record": "FILE: write requests and replies there as they come; off: stop",
+    ":source": "FILE: run its lines",
+    ":status": "what the shim knows",
+    ":verbose": "on or off: show the wire",
+    ":verify": "hold QEMU against the model now",
+    ":write": "primary|guest OFFSET LENGTH pattern|zero|0xNN: write through an endpoint",
+}
+_NODES = frozenset(
+    (
+        *("node-name", "node", "device", "target", "file", "backing"),
+        *("base-node", "top-node", "overlay", "image", "replaces"),
+    )
+)
+_JSON_COMMAND = re.compile(r"""['"](?:execute|exec-oob)['"]\s*:\s*['"]([\w-]*)['"]""")
+_JSON_OPEN = re.compile(r"""['"](?:execute|exec-oob)['"]\s*:\s*['"]([\w-]*)$""")
+_JSON_KEY = re.compile(r"""[{,]\s*['"]([\w-]*)$""")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One completion.
+
+    :ivar text: what to put there
+    :ivar back: how many characters before the cursor it replaces
+    :ivar meta: what it is
+    """
+
+    text: str
+    back: int
+    meta: str = ""
+
+
+@dataclass(slots=True)
+class Live:
+    """Names that exist right now."""
+
+    nodes: list[str] = field(default_factory=list)
+    jobs: list[str] = field(default_factory=list)
+    exports: list[str] = field(default_factory=list)
+
+
+class Schema:
+    """What ``query-qmp-schema`` answered."""
+
+    def __init__(self, entities: Iterable[Mapping[str, Any]]) -> None:
+        self._by_name = {entity["name"]: entity for entity in entities}
+        self.commands = sorted(
+            name for name, entity in self._by_name.items() if entity["meta-type"] == "command"
+        )
+
+    def members(
+        self, command: str, path: Iterable[str], given: Mapping[str, Any]
+    ) -> list[Mapping[str, Any]]:
+        """The members of a command's arguments at *path*, union branches by what was *given*."""
+        if command not in self.commands:
+            return []
+        members = self._members(self._by_name[command]["arg-type"], given)
+        here: Any = given
+        for name in path:
+            found = next((member for member in members if member["name"] == name), None)
+            if found is None:
+                return []
+            here = here.get(name, {}) if isinstance(here, Mapping) else {}
+            members = self._members(found["type"], here)
+        return members
+
+    def _members(self, type_: str, given: Any) -> list[Mapping[str, Any]]:
+        entity = self._by_name[type_]
+        if entity["meta-type"] == "alternate":
+            for branch in entity["members"]:
+                if found := self._members(branch["type"], given):
+                    return found
+            return []
+        members = list(entity.get("members", []))
+        tag = entity.get("tag")
+        if tag and isinstance(given, Mapping):
+            for variant in entity.get("variants", []):
+                if variant["case"] == given.get(tag):
+                    members += self._members(variant["type"], given)
+        return members
+
+    def values(self, type_: str) -> list[str]:
+        """The values of an enumeration or boolean; [] for others."""
+        entity = self._by_name[type_]
+        match entity["meta-type"]:
+            case "enum":
+                return list(entity["values"])
+            case "builtin":
+                return ["true", "false"] if entity["json-type"] == "boolean" else []
+            case "alternate":
+                found = [self.values(branch["type"]) for branch in entity["members"]]
+                return [value for values in found for value in values]
+        return []
+
+    def describe(self, type_: str) -> str:
+        """A type in words."""
+        entity = self._by_name[type_]
+        match entity["meta-type"]:
+            case "builtin":
+                return str(entity["json-type"])
+            case "enum":
+                values = entity["values"]
+                return "|".join(values[:8]) + ("|..." if len(values) > 8 else "")
+            case "array":
+                return f"[{self.describe(entity['element-type'])}]"
+            case "alternate":
+                return " or ".join(self.describe(b["type"]) for b in entity["members"])
+        names = [member["name"] for member in entity.get("members", [])]
+        return "{" + ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") + "}"
+
+
+def candidates(text: str, schema: Schema, live: Live) -> Iterator[Candidate]:
+    """What may stand at the end of *text*."""
+    stripped = text.lstrip()
+    if stripped.startswith("{"):
+        yield from _in_json(stripped, schema, live)
+        return
+    words = stripped.split(" ")
+    last = words[-1]
+    if len(words) == 1:
+        if last.startswith(":"):
+            yield from (
+                Candidate(word, len(last), meta)
+                for word, meta in LOCAL.items()
+                if word.startswith(last)
+            )
+            return
+        yield from _starting(last, schema.commands)
+    elif words[0] == ":help":
+        yield from _starting(last, schema.commands)
+    elif words[0] == ":predict" and len(words) == 2:
+        yield from _starting(last, ["secondary", "hidden", "active", "top", *live.nodes])
+    elif words[0] in (":write", ":read") and len(words) == 2:
+        yield from _starting(last, ["primary", "guest"])
+    elif not words[0].startswith(":"):
+        yield from _argument(words[0], words[1:-1], last, schema, live)
+
+
+def _starting(part: str, names: Iterable[str]) -> Iterator[Candidate]:
+    seen = dict.fromkeys(name for name in names if name.startswith(part))
+    return (Candidate(name, len(part)) for name in seen)
+
+
+def _given(words: Iterable[str]) -> dict[str, Any]:
+    """The arguments typed so far, values as text."""
+    given: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        place = given
+        *outer, name = key.split(".")
+        for step in outer:
+            inner = place.setdefault(step, {})
+            place = inner if isinstance(inner, dict) else {}
+        if equals:
+            place[name] = value
+    return given
+
+
+def _argument(
+    command: str, before: list[str], last: str, schema: Schema, live: Live
+) -> Iterator[Candidate]:
+    given = _given(before)
+    key, equals, value = last.partition("=")
+    *path, name = key.split(".")
+    members = schema.members(command, path, given)
+    if equals:
+        member = next((member for member in members if member["name"] == name), None)
+        if member is not None:
+            names = _values(command, member, schema, live)
+            yield from _starting(value, names)
+        return
+    used = {word.partition("=")[0] for word in before}
+    for member in members:
+        full = ".".join([*path, member["name"]])
+        if full in used or not full.startswith(key):
+            continue
+        nested = bool(schema.members(command, [*path, member["name"]], given))
+        scalar = schema.values(member["type"])
+        ending = "." if nested and not scalar else "="
+        optional = "" if "default" not in member else "optional, "
+        yield Candidate(full + ending, len(key), optional + schema.describe(member["type"]))
+
+
+def _values(command: str, member: Mapping[str, Any], schema: Schema, live: Live) -> list[str]:
+    name = member["name"]
+    values = schema.values(member["type"])
+    if values:
+        return values
+    if name in ("id", "job-id", "device") and ("job" in command):
+        return live.jobs
+    if name == "id" and "export" in command:
+        return live.exports
+    if name in _NODES:
+        return live.nodes
+    return []
+
+
+def _in_json(text: str, schema: Schema, live: Live) -> Iterator[Candidate]:
+    if found := _JSON_OPEN.search(text):
+        yield from _starting(found[1], schema.commands)
+        return
+    command = _JSON_COMMAND.search(text)
+    key = _JSON_KEY.search(text)
+    if key is None:
+        return
+    if command is None or "arguments" not in text:
+        yield from _starting(key[1], ["execute", "arguments", "id", "exec-oob"])
+        return
+    for member in schema.members(command[1], [], {}):
+        if member["name"].startswith(key[1]):
+            yield Candidate(member["name"], len(key[1]), schema.describe(member["type"]))

@@ -1,0 +1,237 @@
+"""The shell's own ``:words``: drawings, questions to the model, I/O by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+from qmpshim.conformance.pattern import data_of
+from qmpshim.errors import InputError
+from qmpshim.machine.nbd_client import NbdClient
+from qmpshim.machine.secondary import SECTOR
+from qmpshim.shim.shell_client import ShellClient
+from qmpshim.shim.shell_completion import LOCAL, Schema
+from qmpshim.shim.shell_language import size
+
+_CELLS = {"unallocated": ".", "zero": "0", "allocated": "+", "data": "#"}
+_RANK = ".0+#"
+
+
+def draw_map(told: Mapping[str, Any], width: int) -> list[str]:
+    """The disks' clusters, one line a disk; a cell stands for one cluster or more.
+
+    :param told: what ``x-shim-map`` returned
+    :param width: cells
+    """
+    clusters = int(told["clusters"])
+    per_cell = max(1, -(-clusters // width))
+    lines = [f"{clusters} clusters of {told['cluster-size']} bytes, {per_cell} to a cell"]
+    for disk in told["disks"]:
+        cells = ["."] * -(-clusters // per_cell)
+        for run in disk["runs"]:
+            mark = _CELLS[run["allocation"]]
+            first, last = run["start"], run["start"] + run["count"] - 1
+            for cell in range(first // per_cell, last // per_cell + 1):
+                cells[cell] = max(cells[cell], mark, key=_RANK.index)
+        lines.append(f"{disk['disk']:>9} {''.join(cells)}")
+    return [*lines, "          . falls through  0 zeroes  # data  + one of the two"]
+
+
+def draw_graph(told: Mapping[str, Any]) -> list[str]:
+    """The block graph as trees, from what nobody is above.
+
+    :param told: what ``x-debug-query-block-graph`` returned
+    """
+    nodes = {node["id"]: node for node in told["nodes"]}
+    children: dict[int, list[tuple[str, int]]] = {}
+    for edge in told["edges"]:
+        children.setdefault(edge["parent"], []).append((edge["name"], edge["child"]))
+    below = {child for edges in children.values() for _, child in edges}
+    lines: list[str] = []
+
+    def walk(number: int, name: str, depth: int, above: frozenset[int]) -> None:
+        node = nodes[number]
+        label = node["name"] or node["type"]
+        kind = {"block-driver": "", "block-backend": " (backend)", "block-job": " (job)"}
+        lines.append(f"{'  ' * depth}{name + ': ' if name else ''}{label}{kind[node['type']]}")
+        if number not in above:
+            for edge, child in children.get(number, []):
+                walk(child, edge, depth + 1, above | {number})
+
+    for number in nodes:
+        if number not in below:
+            walk(number, "", 0, frozenset())
+    return lines
+
+
+def explain(schema: Schema, command: str) -> list[str]:
+    """A command's arguments and their types.
+
+    :raises InputError: there is no such command
+    """
+    if command not in schema.commands:
+        raise InputError(f"{command} is no command of this build")
+    lines = [command]
+    for member in schema.members(command, [], {}):
+        optional = " (optional)" if "default" in member else ""
+        lines.append(f"  {member['name']}: {schema.describe(member['type'])}{optional}")
+    return lines
+
+
+class Words:
+    """Runs the ``:words``.
+
+    :param say: prints a line
+    :param run_file: runs the lines of a file
+    :param switch: turns an option of the shell on or off, or sets it
+    """
+
+    def __init__(
+        self,
+        client: ShellClient,
+        schema: Schema,
+        say: Callable[[str], None],
+        run_file: Callable[[str], Awaitable[bool]],
+        switch: Callable[[str, str], None],
+        width: Callable[[], int],
+    ) -> None:
+        self._client = client
+        self._schema = schema
+        self._say = say
+        self._run_file = run_file
+        self._switch = switch
+        self._width = width
+        self._writes = 0
+
+    async def run(self, name: str, words: Sequence[str]) -> bool:
+        """Run one; gives whether all is as it should be.
+
+        :raises QmpshimError: it cannot be done
+        """
+        match name, *words:
+            case "help", command:
+                self._show(explain(self._schema, command))
+            case ("help",):
+                self._show(f"{word:12} {text}" for word, text in LOCAL.items())
+            case "map", *_:
+                self._show(draw_map(await self._client.execute("x-shim-map"), self._width() - 12))
+            case ("graph",):
+                told = await self._client.execute("x-debug-query-block-graph")
+                self._show(draw_graph(told))
+            case ("status",):
+                self._say(json.dumps(await self._client.execute("x-shim-status"), indent=2))
+            case ("checkpoint",):
+                await self._client.execute("x-shim-checkpoint")
+            case ("verify",):
+                return await self._verify()
+            case "predict", node, *place if len(place) <= 2:
+                await self._predict(node, place)
+            case "write", side, offset, length, what:
+                await self._write(side, size(offset), size(length), what)
+            case "read", side, offset, length:
+                await self._read(side, size(offset), size(length))
+            case (("verbose" | "events"), ("on" | "off") as value):
+                self._switch(name, value)
+            case "record", value:
+                self._switch(name, value)
+            case "source", path:
+                return await self._run_file(path)
+            case _:
+                known = LOCAL.get(f":{name}")
+                raise InputError(
+                    f":{name} is no word of the shell: try :help"
+                    if known is None
+                    else f"write :{name} {known}"
+                )
+        return True
+
+    def _show(self, lines: Any) -> None:
+        for line in lines:
+            self._say(line)
+
+    async def _verify(self) -> bool:
+        told = await self._client.execute("x-shim-verify")
+        for verdict in told["verdicts"]:
+            self._say(
+                f"{verdict['verdict']}: {verdict['where']}: predicted {verdict['predicted']}; "
+                f"observed {verdict['observed']}"
+            )
+        for doubt in told["doubts"]:
+            self._say(f"cannot say: {doubt}")
+        if told["as-predicted"]:
+            self._say(f"as predicted: {told['compared']} bytes compared")
+        return bool(told["as-predicted"])
+
+    async def _predict(self, node: str, place: Sequence[str]) -> None:
+        arguments: dict[str, Any] = {"node": node}
+        for name, text in zip(("offset", "length"), place, strict=False):
+            arguments[name] = size(text)
+        told = await self._client.execute("x-shim-predict", arguments)
+        for extent in told["extents"]:
+            owner = f"operation {extent['operation']}" if extent["operation"] else "nobody"
+            what = f"zeroes of {owner}" if extent["zero"] else f"data of {owner}"
+            kind = f", {extent['allocation']}" if "allocation" in extent else ""
+            self._say(f"{extent['offset']:#12x} +{extent['length']:#x} {what}{kind}")
+        self._say(f"sha256 {told['sha256']}")
+
+    async def _uri(self, side: str) -> str:
+        if side not in ("primary", "guest"):
+            raise InputError(f"{side!r} is neither primary nor guest")
+        told = await self._client.execute("x-shim-status")
+        nodes = {n["disk"]: n["node"] for n in told.get("chain", {}).get("nodes", [])}
+        wanted = nodes.get(
+            "secondary" if side == "primary" else "top" if "top" in nodes else "hidden"
+        )
+        for endpoint in told["endpoints"]:
+            if endpoint["node"] == wanted or (wanted is None and endpoint["export"] == side):
+                return str(endpoint["uri"])
+        raise InputError(f"there is no NBD export for the {side} side: block-export-add one")
+
+    async def _write(self, side: str, offset: int, length: int, what: str) -> None:
+        uri = await self._uri(side)
+        data: bytes | memoryview | None
+        if what == "zero":
+            data = None
+        elif what == "pattern":
+            if offset % SECTOR or length % SECTOR:
+                raise InputError("a pattern fills whole sectors of 512 bytes")
+            self._writes += 1
+            data = data_of(self._writes, offset // SECTOR, length // SECTOR)
+        else:
+            try:
+                data = bytes([int(what, 0)]) * length
+            except ValueError as error:
+                raise InputError(f"{what!r}: write pattern, zero or a byte like 0x5a") from error
+
+        def write() -> None:
+            with closing(NbdClient(uri, plain=True)) as client:
+                if data is None:
+                    client.wait(client.submit_zero(length, offset))
+                else:
+                    client.wait(client.submit_write(data, offset))
+
+        await asyncio.to_thread(write)
+        self._say(f"wrote {length} bytes at {offset} through {side}")
+
+    async def _read(self, side: str, offset: int, length: int) -> None:
+        uri = await self._uri(side)
+
+        def read() -> bytearray:
+            with closing(NbdClient(uri, plain=True)) as client:
+                return client.read(length, offset)
+
+        data = await asyncio.to_thread(read)
+        last, starred = b"", False
+        for at in range(0, len(data), 16):
+            row = bytes(data[at : at + 16])
+            if row == last and at + 16 < len(data):
+                if not starred:
+                    self._say("*")
+                starred = True
+                continue
+            text = "".join(chr(b) if 32 <= b < 127 else "." for b in row)
+            self._say(f"{offset + at:08x}  {row.hex(' '):47}  {text}")
+            last, starred = row, False

@@ -1,0 +1,186 @@
+"""Holds a watched chain against its model now: contents of the disks, allocation of overlays."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from qmpshim.conformance.crosscheck import merge
+from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.oracle import Oracle, View
+from qmpshim.errors import IOFailed, MachineError, MachineHung
+from qmpshim.machine.images import map_file
+from qmpshim.machine.nbd_client import NbdClient
+from qmpshim.machine.qcow2 import ImageError, Qcow2
+from qmpshim.machine.secondary import SECTOR
+from qmpshim.model.chain import Stage, Workflow
+from qmpshim.model.disk import PAGE, Alloc, Owners
+from qmpshim.model.disk import Qcow2 as ModelQcow2
+from qmpshim.model.verdict import Verdict
+from qmpshim.shim.watch import Watch
+
+_PAGE_BYTES = PAGE * SECTOR
+_STEP = 16  # pages read at once
+_FAILOVER_LIMIT = 30.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a verification found.
+
+    :ivar compared: bytes whose contents were compared
+    :ivar doubts: why the model may no longer say what must be; then nothing was compared
+    """
+
+    divergences: tuple[Divergence, ...]
+    compared: int
+    doubts: tuple[str, ...]
+
+
+async def verify(watch: Watch) -> Verified:
+    """Compare everything; no client's command may run meanwhile.
+
+    :raises InputError: no chain is modelled
+    :raises MachineError: QEMU cannot be asked
+    """
+    found, oracle = watch.model()
+    if watch.doubts:
+        return Verified((), 0, tuple(watch.doubts))
+    compared = 0
+    divergences: list[Divergence] = []
+    async with watch.still():
+        if oracle.chain.failed_over:
+            await _until_failed_over(watch)
+        for role in _overlays(oracle):
+            await _flush(watch, found.nodes[role])
+            if path := found.files.get(role):
+                divergences += _allocation(watch, role, path, found.cluster)
+        for role, view, verdict in _views(oracle):
+            async with watch.export(found.nodes[role]) as uri:
+                try:
+                    wrong, count = await asyncio.to_thread(_compare, watch, uri, view)
+                except IOFailed as error:
+                    wrong, count = ("a read that succeeds", str(error)), 0
+                    verdict = Verdict.ERROR_CONTRACT
+            compared += count
+            if wrong is not None:
+                where = f"{role} disk"
+                divergences.append(Divergence(verdict, where, watch.ledger.operations, *wrong))
+    for divergence in divergences:
+        watch.divergences.append(divergence)
+        watch.shim.emit("X_SHIM_DIVERGENCE", divergence.to_json())
+    return Verified(tuple(divergences), compared, ())
+
+
+def _overlays(oracle: Oracle) -> tuple[str, ...]:
+    return ("hidden",) if oracle.spec.workflow is Workflow.BACKUP else ("hidden", "active")
+
+
+def _views(oracle: Oracle) -> list[tuple[str, View, Verdict]]:
+    views = [
+        ("secondary", oracle.primary_view, Verdict.CONTENT),
+        ("hidden", oracle.hidden_view, Verdict.ISOLATION),
+    ]
+    if oracle.spec.workflow is Workflow.REPLICATION and oracle.chain.stage is not Stage.NONE:
+        views.append(("top", oracle.guest_view, Verdict.ISOLATION))
+    return views
+
+
+async def _flush(watch: Watch, node: str) -> None:
+    """Have QEMU write qcow2 tables to the file, without stopping the VM (which all would see)."""
+    line = f'qemu-io {node} "flush"'
+    await watch.shim.execute("human-monitor-command", {"command-line": line})
+
+
+async def _until_failed_over(watch: Watch) -> None:
+    """Failover ends in the background: then the filter sits on the secondary disk."""
+    found, _ = watch.model()
+    deadline = time.monotonic() + _FAILOVER_LIMIT
+    while time.monotonic() < deadline:
+        graph = await watch.shim.execute("x-debug-query-block-graph")
+        names = {node["id"]: node["name"] for node in graph["nodes"]}
+        below = {(names[e["parent"]], e["name"]): names[e["child"]] for e in graph["edges"]}
+        if below.get((found.nodes["top"], "file")) == found.nodes["secondary"]:
+            return
+        await asyncio.sleep(0.01)
+    raise MachineHung(f"failover did not end in {_FAILOVER_LIMIT:g} s")
+
+
+def _allocation(watch: Watch, role: str, path: Path, cluster: int) -> list[Divergence]:
+    model = watch.image(role)
+    assert isinstance(model, ModelQcow2)
+    where, operations = f"{role} disk (file)", watch.ledger.operations
+    try:
+        qcow2 = Qcow2.parse(map_file(path))
+        faults = [str(finding) for finding in qcow2.check()]
+        observed = qcow2.allocation()
+    except (ImageError, OSError) as error:
+        return [
+            Divergence(Verdict.CORRUPTION, where, operations, "a valid qcow2 image", str(error))
+        ]
+    if faults:
+        said = "; ".join(faults[:3])
+        return [
+            Divergence(Verdict.CORRUPTION, where, operations, "consistent qcow2 metadata", said)
+        ]
+    none = Alloc.UNALLOCATED
+    wrong = [
+        index
+        for index in sorted(model.alloc.keys() | observed.keys())
+        if not model.alloc.get(index, none).admits(observed.get(index, none))
+    ]
+    if not wrong:
+        return []
+    index = wrong[0]
+    say = f"cluster {index} (byte {index * cluster}) "
+    more = f" (and {len(wrong) - 1} more clusters)" if len(wrong) > 1 else ""
+    return [
+        Divergence(
+            Verdict.ALLOCATION,
+            where,
+            operations,
+            say + model.alloc.get(index, none).name.lower(),
+            say + observed.get(index, none).name.lower() + more,
+        )
+    ]
+
+
+def _compare(watch: Watch, uri: str, view: View) -> tuple[tuple[str, str] | None, int]:
+    """The first difference in words (predicted, observed), and the bytes compared."""
+    compared = 0
+    with closing(NbdClient(uri)) as client:
+        size = client.size
+        pages = view.pages()
+        for offset, length in client.data_extents():
+            pages.update(range(offset // _PAGE_BYTES, (offset + length - 1) // _PAGE_BYTES + 1))
+        for at, length in _pieces(pages, size):
+            data = client.read(length, at)
+            owners = view.read(at // SECTOR, length // SECTOR)
+            wanted = watch.ledger.data(owners, at // SECTOR)
+            compared += length
+            if data != wanted:
+                return _difference(data, wanted, owners, at), compared
+    return None, compared
+
+
+def _pieces(pages: Iterable[int], size: int) -> Iterable[tuple[int, int]]:
+    for first, count in merge(pages):
+        end = min((first + count) * _PAGE_BYTES, size)
+        for at in range(first * _PAGE_BYTES, end, _STEP * _PAGE_BYTES):
+            yield at, min(_STEP * _PAGE_BYTES, end - at)
+
+
+def _difference(data: bytearray, wanted: bytes, owners: Owners, at: int) -> tuple[str, str]:
+    for index, owner in enumerate(owners):
+        low = index * SECTOR
+        found, want = bytes(data[low : low + SECTOR]), wanted[low : low + SECTOR]
+        if found != want:
+            by = "zeroes" if owner <= 0 else f"the data of operation {owner}"
+            place = f"sector {at // SECTOR + index}"
+            seen = "zeroes" if not any(found) else f"bytes {found[:8].hex()}..."
+            return f"{by} in {place}", f"{seen} there"
+    raise MachineError("a difference that vanished")

@@ -1,0 +1,213 @@
+"""What checking costs: verified operations against bare ones, and the cross-check of large disks.
+
+Run it: ``python vmtests/bench/bench_verify.py``.  Everything that is compared runs in one process
+on one machine in turns, and what is printed is the median of the turns; other work on the machine
+hits both sides.  Nothing is asserted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from qmpshim.conformance.crosscheck import CrossCheck
+from qmpshim.conformance.session import Rig, Session, Setup, open_rig
+from qmpshim.conformance.verify import setup_for
+from qmpshim.conformance.workload import Kind, Operation, Side, Workload
+from qmpshim.errors import CommandFailed, IOFailed
+from qmpshim.machine.builds import Build
+from qmpshim.machine.secondary import SECTOR, ChainSpec
+from qmpshim.machine.workspace import Workspace
+from qmpshim.model.chain import Workflow
+
+MiB, GiB, TiB = 1 << 20, 1 << 30, 1 << 40
+OPERATIONS = 20_000
+TURNS = 5
+
+
+# -- operations a second -------------------------------------------------------------------------
+
+
+async def verified(rig: Rig, operations: Sequence[Operation]) -> float:
+    """Seconds for all operations with all cross-checks."""
+    session = Session(rig)
+    began = time.perf_counter()
+    result = await session.run(operations)
+    assert result.divergence is None, result.divergence
+    await session.finish()
+    took = time.perf_counter() - began
+    await session.close()
+    assert result.divergence is None, result.divergence
+    return took
+
+
+async def bare(rig: Rig, operations: Sequence[Operation]) -> float:
+    """Seconds for the same requests and commands with nothing looked at."""
+    chain = rig.chain
+    data = memoryview(b"\xa5" * (8 * MiB))
+    buffer = bytearray(8 * MiB)
+    commands = {
+        Kind.STATUS: lambda: chain.status(),
+        Kind.START: lambda: chain.start(),
+        Kind.CHECKPOINT: lambda: chain.checkpoint(),
+        Kind.STOP: lambda: chain.stop(),
+        Kind.FAILOVER: lambda: chain.failover(),
+        Kind.REBUILD: lambda: chain.rebuild(),
+    }
+    began = time.perf_counter()
+    for operation in operations:
+        kind = operation.kind
+        if operation.side is Side.CHAIN:
+            if kind is not Kind.CHECK:
+                with contextlib.suppress(CommandFailed):
+                    await commands[kind]()
+            continue
+        client = chain.primary if operation.side is Side.PRIMARY else chain.guest
+        offset, length = operation.start * SECTOR, operation.count * SECTOR
+        handle = client._handle
+        if kind is Kind.READ:
+            with memoryview(buffer)[:length] as part:
+                cookie = handle.aio_pread(part, offset)
+        elif kind is Kind.WRITE:
+            cookie = handle.aio_pwrite(data[:length], offset)
+        elif kind is Kind.ZERO:
+            cookie = handle.aio_zero(length, offset)
+        elif kind is Kind.DISCARD:
+            cookie = handle.aio_trim(length, offset)
+        else:
+            cookie = handle.aio_flush()
+        with contextlib.suppress(IOFailed):
+            client.wait(cookie)
+    return time.perf_counter() - began
+
+
+async def rates(setup: Setup, workspace: Workspace) -> None:
+    operations = list(Workload(setup.spec, 1).take(OPERATIONS))
+    took: dict[str, list[float]] = {"verified": [], "bare": []}
+    for turn in range(TURNS):
+        order = [("verified", verified), ("bare", bare)]
+        for name, run in order if turn % 2 else reversed(order):
+            rig = await open_rig(setup, workspace.subdirectory("rate"))
+            try:
+                gc.collect()
+                took[name].append(await run(rig, operations))
+            finally:
+                await rig.close()
+    rate = {name: OPERATIONS / statistics.median(values) for name, values in took.items()}
+    ratios = [b / v for v, b in zip(took["verified"], took["bare"], strict=True)]
+    print(
+        f"{setup.spec.workflow:12} verified {rate['verified']:7,.0f} operations/s, "
+        f"bare {rate['bare']:7,.0f}; ratio {statistics.median(ratios):.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f}; wanted: 0.6)"
+    )
+
+
+# -- large disks ---------------------------------------------------------------------------------
+
+
+async def filled(
+    setup: Setup, workspace: Workspace, places: Sequence[int], length: int
+) -> tuple[Rig, Session]:
+    """A chain whose hidden disk holds *length* bytes at each of *places*."""
+    rig = await open_rig(setup, workspace.subdirectory("large"))
+    session = Session(rig)
+    operations = [
+        Operation(0, Side.PRIMARY, Kind.WRITE, at // SECTOR, length // SECTOR) for at in places
+    ]
+    start = Operation(0, Side.CHAIN, Kind.START)
+    numbered = [
+        Operation(number, o.side, o.kind, o.start, o.count)
+        for number, o in enumerate([*operations, start, *operations], 1)
+    ]
+    result = await session.run(numbered)
+    assert result.divergence is None, result.divergence
+    return rig, session
+
+
+async def full_disk(setup: Setup, workspace: Workspace) -> None:
+    """The hidden disk's file against its prediction, 1 GiB of data."""
+    rig, session = await filled(setup, workspace, range(0, setup.spec.size, 2 * MiB), 2 * MiB)
+    try:
+        await rig.chain.settle()
+        check = CrossCheck(rig.chain, rig.oracle, {})
+        took = []
+        for _ in range(TURNS + 1):
+            began = time.perf_counter()
+            found = list(check._check_image("hidden"))
+            took.append(time.perf_counter() - began)
+            assert not found, found
+        assert check.clusters * setup.spec.cluster == (TURNS + 1) * setup.spec.size
+        seconds = statistics.median(took[1:])
+        size = setup.spec.size / GiB
+        print(
+            f"full disk    {size:.0f} GiB hidden disk compared in {seconds:.2f} s: "
+            f"{size / seconds:.2f} GiB/s (wanted: 1)"
+        )
+        began = time.perf_counter()
+        await session.finish()
+        assert session.result.divergence is None, session.result.divergence
+        print(f"             with all views and tools: {time.perf_counter() - began:.2f} s")
+    finally:
+        await session.close()
+        await rig.close()
+
+
+async def sparse_disk(setup: Setup, workspace: Workspace) -> None:
+    """Every image, view and tool on a 1 TiB disk with 64 MiB in it."""
+    places = [setup.spec.size // 64 * n + n * 4096 for n in range(64)]
+    rig, session = await filled(setup, workspace, places, MiB)
+    try:
+        took = []
+        for _ in range(TURNS):
+            began = time.perf_counter()
+            await session.finish()
+            took.append(time.perf_counter() - began)
+            assert session.result.divergence is None, session.result.divergence
+        print(json.dumps({"seconds": statistics.median(took), "MiB": peak_memory()}))
+    finally:
+        await session.close()
+        await rig.close()
+
+
+def peak_memory() -> float:
+    """Of this process, in MiB. Not ``ru_maxrss``: that begins with the size of who forked it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def in_a_process_of_its_own() -> None:
+    """Peak memory is a process's, so this one's must be new."""
+    done = subprocess.run(
+        [sys.executable, __file__, "sparse"], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    print(
+        f"sparse disk  1 TiB with 64 MiB in it: full cross-check {found['seconds']:.2f} s "
+        f"(wanted: 2), peak memory {found['MiB']:.0f} MiB (wanted: 300)"
+    )
+
+
+def main() -> None:
+    build = Build.system()
+    with Workspace() as workspace:
+        if sys.argv[1:] == ["sparse"]:
+            spec = ChainSpec(Workflow.BACKUP, TiB)
+            asyncio.run(sparse_disk(setup_for(build, spec), workspace))
+            return
+        print(f"QEMU {setup_for(build, ChainSpec(Workflow.BACKUP)).command[0]}")
+        for workflow in Workflow:
+            asyncio.run(rates(setup_for(build, ChainSpec(workflow)), workspace))
+        asyncio.run(full_disk(setup_for(build, ChainSpec(Workflow.BACKUP, GiB)), workspace))
+    in_a_process_of_its_own()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""The shim answers for the model, on chains it built itself and chains that a client built."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shim_arguments import Schema
+from shim_harness import BUILDS, Loop, Wire, build_of
+
+from qmpshim.machine.nbd_client import NbdClient
+from qmpshim.machine.secondary import ChainSpec
+from qmpshim.model.chain import Workflow
+from qmpshim.shim.serve import Options, Served, endpoint
+
+SIZE = 4 << 20
+CLUSTER = 64 << 10
+
+
+class Service:
+    """A running endpoint, and clients of it."""
+
+    def __init__(self, loop: Loop, options: Options) -> None:
+        self._loop = loop
+        self._context = endpoint(options)
+        self.served: Served = loop.run(self._context.__aenter__())
+        self._wires: list[Wire] = []
+
+    def client(self) -> Wire:
+        """A new client, negotiated."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(str(self.served.addresses[0].path))
+        wire = Wire(sock)
+        wire.negotiate()
+        self._wires.append(wire)
+        return wire
+
+    def close(self) -> None:
+        for wire in self._wires:
+            wire.close()
+        self._loop.run(self._context.__aexit__(None, None, None))
+
+
+@pytest.fixture(params=["system", "debian:trixie"])
+def service(request: pytest.FixtureRequest, loop: Loop) -> Iterator[Service]:
+    spec = ChainSpec(Workflow.REPLICATION, SIZE, CLUSTER)
+    made = Service(loop, Options(build=build_of(request.param), chain=spec))
+    yield made
+    made.close()
+
+
+def _uris(wire: Wire) -> dict[str, str]:
+    status = wire.ask("x-shim-status")["return"]
+    return {entry["export"]: entry["uri"] for entry in status["endpoints"]}
+
+
+def _write(uri: str, data: bytes, offset: int) -> None:
+    with closing(NbdClient(uri)) as client:
+        client.wait(client.submit_write(data, offset))
+
+
+def _verified(wire: Wire) -> dict[str, Any]:
+    reply = wire.ask("x-shim-verify")
+    assert "return" in reply, reply
+    return reply["return"]
+
+
+def test_replication(service: Service) -> None:
+    wire = service.client()
+    uris = _uris(wire)
+    assert set(uris) == {"primary", "guest"}
+    assert "no chain" in wire.ask("x-shim-map")["error"]["desc"]
+    before = os.urandom(3 * CLUSTER)
+    _write(uris["primary"], before, CLUSTER)  # what the secondary disk starts from
+    assert wire.ask("xen-set-replication", {"enable": True, "primary": False}) == {"return": {}}
+    with closing(NbdClient(uris["primary"])) as primary, closing(NbdClient(uris["guest"])) as guest:
+        new, odd = os.urandom(2 * CLUSTER), os.urandom(1000)
+        primary.wait(primary.submit_write(new, 2 * CLUSTER))
+        primary.wait(primary.submit_write(odd, CLUSTER + 100))
+        guest.wait(guest.submit_write(b"g" * 512, 0))
+        guest.wait(guest.submit_zero(1 << 16, 1 << 20))
+        primary.wait(primary.submit_discard(1 << 16, 2 << 20))
+        assert guest.read(3 * CLUSTER, CLUSTER) == before
+        predicted = wire.ask(
+            "x-shim-predict", {"node": "secondary", "offset": CLUSTER, "length": 2000, "data": True}
+        )["return"]
+        seen = bytes(primary.read(2000, CLUSTER))
+        assert base64.b64decode(predicted["data"]) == seen
+        assert predicted["sha256"] == hashlib.sha256(seen).hexdigest()
+        predicted = wire.ask("x-shim-predict", {"node": "hidden", "offset": CLUSTER, "length": 512})
+        assert predicted["return"]["extents"][0]["allocation"] == "data"
+        verified = _verified(wire)
+        assert verified["as-predicted"], verified
+        assert verified["compared"] >= 3 * len(before)
+        drawn = wire.ask("x-shim-map")["return"]
+        assert drawn["clusters"] == SIZE // CLUSTER
+        hidden = next(d for d in drawn["disks"] if d["disk"] == "hidden")
+        assert hidden["runs"][1] == {"start": 1, "count": 3, "allocation": "data"}
+        assert wire.ask("x-shim-checkpoint") == {"return": {}}
+        assert guest.read(2 * CLUSTER, 2 * CLUSTER) == new
+        assert _verified(wire)["as-predicted"]
+        guest.wait(guest.submit_write(b"f" * CLUSTER, 3 << 20))
+        done = wire.ask(
+            "xen-set-replication", {"enable": False, "primary": False, "failover": True}
+        )
+        assert done == {"return": {}}
+        assert _verified(wire)["as-predicted"], wire.ask("x-shim-status")
+        assert primary.read(10, 3 << 20) == b"f" * 10
+    status = wire.ask("x-shim-status")["return"]
+    assert status["chain"]["stage"] == "done"
+    assert (status["divergences"], status["doubts"]) == (0, [])
+
+
+def test_a_write_past_the_shim_is_a_divergence_and_all_hear_of_it(service: Service) -> None:
+    wire, other = service.client(), service.client()
+    uris = _uris(wire)
+    wire.ask("xen-set-replication", {"enable": True, "primary": False})
+    _write(uris["primary"], b"a" * CLUSTER, 0)
+    assert _verified(wire)["as-predicted"]
+    behind = service.served.chain
+    assert behind is not None
+    _write(behind.uri("primary"), b"b" * 512, 5 * CLUSTER)
+    verified = _verified(wire)
+    assert not verified["as-predicted"]
+    kinds = {verdict["verdict"] for verdict in verified["verdicts"]}
+    assert kinds == {"content", "allocation"}
+    events = [m for m in other.until_quiet() if m.get("event") == "X_SHIM_DIVERGENCE"]
+    assert {event["data"]["verdict"] for event in events} == kinds
+
+
+def test_a_command_that_answers_otherwise_than_the_model(service: Service) -> None:
+    wire = service.client()
+    reply = wire.ask("xen-set-replication", {"enable": True, "primary": False})
+    assert reply == {"return": {}}
+    reply = wire.ask("xen-set-replication", {"enable": True, "primary": False})
+    assert reply["error"]["desc"] == "Block replication is running or done"
+    assert wire.ask("x-shim-status")["return"]["divergences"] == 0
+    service.served.watch.model()[1].chain.job = None  # the model now thinks that no job runs
+    assert wire.ask("xen-colo-do-checkpoint") == {"return": {}}
+    status = wire.ask("x-shim-status")["return"]
+    assert status["divergences"] == 1
+    assert service.served.watch.divergences[0].verdict == "error-contract"
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_introspection(build: str, loop: Loop) -> None:
+    service = Service(loop, Options(build=build_of(build)))
+    try:
+        wire = service.client()
+        names = [c["name"] for c in wire.ask("query-commands")["return"]]
+        entities = wire.ask("query-qmp-schema")["return"]
+        by_name = {entity["name"]: entity for entity in entities}
+        assert len(by_name) == len(entities)
+        for entity in entities:  # no type is missing
+            types = [entity.get(k) for k in ("arg-type", "ret-type", "element-type")]
+            types += [member["type"] for member in entity.get("members", []) if "type" in member]
+            assert all(type_ is None or type_ in by_name for type_ in types), entity
+        schema = Schema(entities)
+        own = [name for name in schema.commands if name.startswith("x-shim-")]
+        assert len(own) == 6 and set(own) <= set(names)
+        assert [n for n in by_name if n.startswith("X_SHIM")]
+        for name in own:
+            for case in schema.cases(name):
+                wire.send(json.dumps(case).encode())
+                assert "error" in wire.reply() or name == "x-shim-status"
+        said = wire.ask("x-shim-predict", {"node": 5})["error"]["desc"]
+        assert said == "Invalid parameter type for 'node', expected: string"
+        assert wire.ask("x-shim-predict")["error"]["desc"] == "Parameter 'node' is missing"
+    finally:
+        service.close()
+
+
+def test_a_chain_that_a_client_builds_for_plain_backup(loop: Loop, tmp_path: Path) -> None:
+    build = build_of("system")
+    service = Service(loop, Options(build=build))
+    try:
+        wire = service.client()
+        old = os.urandom(SIZE)
+        (tmp_path / "disk").write_bytes(old)
+        os.system(f"qemu-img create -q -f qcow2 {tmp_path}/hidden.qcow2 {SIZE}")
+        for arguments in (
+            {
+                "driver": "raw",
+                "node-name": "d",
+                "file": {"driver": "file", "filename": f"{tmp_path}/disk"},
+            },
+            {
+                "driver": "qcow2",
+                "node-name": "h",
+                "backing": "d",
+                "file": {"driver": "file", "filename": f"{tmp_path}/hidden.qcow2"},
+            },
+        ):
+            assert wire.ask("blockdev-add", arguments) == {"return": {}}
+        addr = {"type": "unix", "data": {"path": str(tmp_path / "nbd")}}
+        wire.ask("nbd-server-start", {"addr": addr})
+        export = {"type": "nbd", "id": "e", "name": "e", "node-name": "d", "writable": True}
+        assert wire.ask("block-export-add", export) == {"return": {}}
+        job = {"job-id": "j", "device": "d", "target": "h", "sync": "none"}
+        assert wire.ask("blockdev-backup", job) == {"return": {}}
+        uri = _uris(wire)["e"]
+        _write(uri, b"n" * 5000, 70_000)
+        verified = _verified(wire)
+        assert verified["as-predicted"], verified
+        predicted = wire.ask("x-shim-predict", {"node": "h", "offset": 69_632, "length": 8192})
+        want = hashlib.sha256(old[69_632 : 69_632 + 8192]).hexdigest()
+        assert predicted["return"]["sha256"] == want
+        wire.ask("block-job-cancel", {"device": "j"})
+        for _ in range(200):
+            if not wire.ask("query-jobs")["return"]:
+                break
+        _write(uri, b"m" * 512, 0)
+        assert _verified(wire)["as-predicted"]
+    finally:
+        service.close()

@@ -1,0 +1,270 @@
+"""The shell as a person uses it, on a pty against a real QEMU; and what its lines mean."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+from shim_harness import wait_until
+
+from qmpshim.errors import InputError
+from qmpshim.shim.shell_completion import Live, Schema, candidates
+from qmpshim.shim.shell_language import Local, Request, complete, parse, size
+from qmpshim.shim.shell_words import draw_graph, draw_map
+
+SHELL = """
+import asyncio, sys
+from pathlib import Path
+from qmpshim.machine.secondary import ChainSpec
+from qmpshim.model.chain import Workflow
+from qmpshim.shim.serve import Options
+from qmpshim.shim.shell import ShellOptions, run_shell
+chain = ChainSpec(Workflow.REPLICATION, 4 << 20) if sys.argv[1] == "chain" else None
+options = ShellOptions(serve=Options(chain=chain), commands=tuple(sys.argv[2:]))
+sys.exit(asyncio.run(run_shell(options, sys.stdin, sys.stdout, sys.stderr)))
+"""
+SCHEMA = [
+    {"name": "str", "meta-type": "builtin", "json-type": "string"},
+    {"name": "bool", "meta-type": "builtin", "json-type": "boolean"},
+    {"name": "1", "meta-type": "enum", "values": ["raw", "qcow2"]},
+    {
+        "name": "2",
+        "meta-type": "object",
+        "tag": "driver",
+        "members": [{"name": "driver", "type": "1"}, {"name": "node-name", "type": "str"}],
+        "variants": [{"case": "qcow2", "type": "3"}, {"case": "raw", "type": "4"}],
+    },
+    {
+        "name": "3",
+        "meta-type": "object",
+        "members": [
+            {"name": "file", "type": "5"},
+            {"name": "lazy", "type": "bool", "default": None},
+        ],
+    },
+    {"name": "4", "meta-type": "object", "members": [{"name": "offset", "type": "str"}]},
+    {"name": "5", "meta-type": "alternate", "members": [{"type": "2"}, {"type": "str"}]},
+    {"name": "blockdev-add", "meta-type": "command", "arg-type": "2", "ret-type": "4"},
+    {"name": "block-job-cancel", "meta-type": "command", "arg-type": "6", "ret-type": "4"},
+    {"name": "6", "meta-type": "object", "members": [{"name": "device", "type": "str"}]},
+]
+
+
+# -- what lines mean ------------------------------------------------------------
+
+
+def test_lines() -> None:
+    def message(line: str) -> dict[str, object]:
+        item = parse(line)
+        assert isinstance(item, Request)
+        return item.message
+
+    assert message("stop") == {"execute": "stop"}
+    assert message("a b=1 c.d=true c.e=x f='1 2' g=[1,{'h':null}] i=-1.5 j=0x10 k=") == {
+        "execute": "a",
+        "arguments": {
+            "b": 1, "c": {"d": True, "e": "x"}, "f": "1 2", "g": [1, {"h": None}], "i": -1.5,
+            "j": 16, "k": "",
+        },
+    }  # fmt: skip
+    assert message("{'execute': 'x',\n'id': 1}") == {"execute": "x", "id": 1}
+    assert parse(":write primary 0 64k pattern") == Local(
+        "write", ("primary", "0", "64k", "pattern")
+    )
+    assert parse("  # nothing") is None
+    for wrong in (
+        "a b",
+        "a =1",
+        "a b=1 b=2",
+        "a b=1 b.c=2",
+        "{]",
+        "{",
+        "a b='x",
+        "a b={1}",
+    ):
+        with pytest.raises(InputError):
+            parse(wrong)
+    assert complete("stop") and complete("{}") and complete("{]")
+    assert not complete("{'execute':") and not complete("stop \\")
+    assert [size(t) for t in ("5", "64k", "1M", "2g")] == [5, 1 << 16, 1 << 20, 2 << 30]
+
+
+def test_completion() -> None:
+    schema, live = Schema(SCHEMA), Live(["n0", "n1"], ["j0"], ["e0"])
+
+    def texts(line: str) -> list[str]:
+        return [found.text for found in candidates(line, schema, live)]
+
+    assert texts("block") == ["block-job-cancel", "blockdev-add"]
+    assert texts(":ma") == [":map"]
+    assert texts("blockdev-add ") == ["driver=", "node-name="]
+    assert texts("blockdev-add driver=") == ["raw", "qcow2"]
+    assert texts("blockdev-add driver=raw ") == ["node-name=", "offset="]
+    assert texts("blockdev-add driver=qcow2 f") == ["file."]
+    assert texts("blockdev-add driver=qcow2 file.") == ["file.driver=", "file.node-name="]
+    assert texts("blockdev-add driver=qcow2 file.driver=raw file.o") == ["file.offset="]
+    assert texts("blockdev-add driver=qcow2 lazy=") == ["true", "false"]
+    assert texts("blockdev-add node-name=n") == ["n0", "n1"]
+    assert texts("block-job-cancel device=") == ["j0"]
+    assert texts('{"execute": "blo') == ["block-job-cancel", "blockdev-add"]
+    assert texts('{"execute": "blockdev-add", "arguments": {"dr') == ["driver"]
+
+
+def test_drawings() -> None:
+    told = {
+        "cluster-size": 4,
+        "clusters": 8,
+        "disks": [
+            {"disk": "hidden", "runs": [
+                {"start": 0, "count": 2, "allocation": "unallocated"},
+                {"start": 2, "count": 1, "allocation": "data"},
+                {"start": 3, "count": 5, "allocation": "zero"}]},
+        ],
+    }  # fmt: skip
+    assert draw_map(told, 8)[1] == "   hidden ..#00000"
+    assert draw_map(told, 4)[1] == "   hidden .#00"
+    graph = {
+        "nodes": [
+            {"id": 1, "type": "block-driver", "name": "top"},
+            {"id": 2, "type": "block-driver", "name": "low"},
+        ],
+        "edges": [{"parent": 1, "child": 2, "name": "file"}],
+    }
+    assert draw_graph(graph) == ["top", "  file: low"]
+
+
+# -- scripts and pipes ------------------------------------------------------------
+
+
+def _run(*words: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", SHELL, *words],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_commands_and_exit_status() -> None:
+    done = _run("plain", "query-status", "stop", "query-status")
+    assert done.returncode == 0
+    values = [json.loads(line) for line in done.stdout.splitlines()]  # jq-friendly: values alone
+    assert [value.get("running") for value in values] == [True, None, False]
+    assert "STOP" in done.stderr
+    done = _run("plain", "no-such", "query-status")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "has not been found" in done.stderr
+
+
+def test_a_script_from_stdin_on_a_chain(tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    script = f"""
+# a comment
+:record {record}
+xen-set-replication enable=true primary=false
+:write primary 0 64k pattern
+:write guest 1M 4k 0x41
+:read guest 1M 16
+{{"execute":
+  "query-name"}}
+:map
+:predict hidden 0 1k
+:verify
+:checkpoint
+:verify
+:record off
+"""
+    done = _run("chain", text=script)
+    assert done.returncode == 0, done
+    assert done.stdout.count("as predicted") == 2
+    assert "41 41 41 41" in done.stdout
+    assert re.search(r"active \.{16}#", done.stdout)
+    again = _run("chain", text=f":source {record}")
+    assert again.returncode == 0, again
+    assert again.stdout.count("as predicted") == 2
+
+
+# -- a person ------------------------------------------------------------
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[pexpect.spawn]:
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"}
+    child = pexpect.spawn(
+        sys.executable,
+        ["-c", SHELL, "chain"],
+        env=env,
+        dimensions=(30, 100),
+        timeout=8,
+        encoding="utf-8",
+    )
+    child.expect("QEMU [0-9.]+.*:help")
+    child.expect("qmp>")
+    yield child
+    child.close(force=True)
+    wait_until(lambda: not list(Path(tempfile.gettempdir()).glob("qmpshim-*")))
+
+
+def test_a_session(terminal: pexpect.spawn) -> None:
+    terminal.send("query-st")
+    terminal.expect("query-status")  # the completion menu
+    terminal.send("atus\r")
+    terminal.expect('"running": true')
+    terminal.send("blockdev-add dri\t")
+    terminal.expect("driver=")
+    terminal.send("\x03")  # Ctrl-C forgets the line
+    terminal.expect("qmp>")
+    terminal.send('{"execute":\r')
+    terminal.expect(r"\.\.\.")  # it goes on
+    terminal.send('"stop"}\r')
+    terminal.expect(r"\[\d\d:\d\d:\d\d\] STOP")
+    terminal.send(":help xen-set-replication\r")
+    terminal.expect("failover: boolean \\(optional\\)")
+    terminal.setwinsize(40, 60)
+    terminal.kill(signal.SIGWINCH)
+    terminal.send("cont\r")
+    terminal.expect("RESUME")
+    terminal.send("\x04")  # Ctrl-D leaves
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 0
+
+
+def test_events_do_not_break_the_line_being_typed(terminal: pexpect.spawn, tmp_path: Path) -> None:
+    # Sleeping a moment in QEMU's own monitor is not possible; a job's events come by themselves.
+    terminal.send("blockdev-create job-id=c options={'driver':'file','filename':'%s','size':512}\r"
+                  % (tmp_path / "f"))  # fmt: skip
+    terminal.send("query-na")
+    terminal.expect("JOB_STATUS_CHANGE")
+    terminal.expect("concluded")
+    terminal.send("me\r")
+    terminal.expect(r"\{\}")
+    assert "not been found" not in terminal.before
+
+
+def test_qemu_dies_under_it(terminal: pexpect.spawn) -> None:
+    terminal.send("half a line")
+    children = Path(f"/proc/{terminal.pid}/task/{terminal.pid}/children").read_text().split()
+    for pid in children:
+        if "qemu-system" in Path(f"/proc/{pid}/cmdline").read_text():
+            os.kill(int(pid), signal.SIGKILL)
+    terminal.expect("QEMU is gone")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 1
+
+
+def test_quit_in_qemu_ends_the_session(terminal: pexpect.spawn) -> None:
+    terminal.send("quit\r")
+    terminal.expect("SHUTDOWN")
+    terminal.expect(pexpect.EOF)

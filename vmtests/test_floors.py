@@ -1,0 +1,126 @@
+"""The house's statics: a room imports only from floors below it, and nothing below prints."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).parent.parent / "qmpshim"
+# From the ground up; what is on one floor does not see each other's neighbours above it.
+FLOORS = ("errors", "model", "machine", "conformance", "shim", "commands", "cli")
+DOORS = ("commands", "cli", "pytest_plugin")  # the only ones that print
+# What the ground floor may use besides the standard library.
+MODEL_MAY: frozenset[str] = frozenset()
+
+MODULES = sorted(HOUSE.rglob("*.py"))
+
+
+def room(module: str) -> str | None:
+    """The floor a module of ours is on; the package itself is below everything."""
+    names = module.split(".")
+    if names[0] != "qmpshim":
+        return None
+    name = names[1] if len(names) > 1 else ""
+    return "cli" if name == "pytest_plugin" else name
+
+
+def name_of(path: Path) -> str:
+    parts = list(path.relative_to(HOUSE.parent).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(source: str, module: str) -> Iterator[tuple[int, str]]:
+    """(line, full name) of everything imported anywhere in a module."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:  # relative: count up from the module's package
+                base = ".".join([*module.split(".")[: -node.level], *base.split(".")]).strip(".")
+            for alias in node.names:
+                yield node.lineno, f"{base}.{alias.name}" if base == "qmpshim" else base
+
+
+def faults(source: str, module: str) -> list[str]:
+    """What is wrong with a module, as ``line: sentence``."""
+    floor, found = room(module) or "", []
+    for line, target in imports(source, module):
+        below = room(target)
+        if below is None:
+            outside = target.split(".")[0]
+            if floor in ("errors", "model") and outside not in sys.stdlib_module_names | MODEL_MAY:
+                found.append(f"{line}: the {floor} floor imports {outside}")
+        elif below in FLOORS and floor in FLOORS and FLOORS.index(below) > FLOORS.index(floor):
+            found.append(f"{line}: the {floor} floor imports {target}, which is above it")
+        elif below in FLOORS and floor not in FLOORS and floor:
+            found.append(f"{line}: {floor} is on no floor")
+    if floor not in DOORS:
+        found += [
+            f"{node.lineno}: print() on the {floor} floor"
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "print"
+        ]
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_room_stands_on_the_floors_below(path: Path) -> None:
+    assert faults(path.read_text(), name_of(path)) == []
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {room(name_of(path)) for path in MODULES} - {""}
+    assert rooms <= set(FLOORS), "put it into FLOORS and into DESIGN.md"
+    assert rooms >= {"errors", "model", "machine", "conformance", "cli"}
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "fault"),
+    [
+        ("qmpshim.model.disk", "import numpy", "1: the model floor imports numpy"),
+        (
+            "qmpshim.model.disk",
+            "def f():\n    from qmpshim.machine import gate",
+            "2: the model floor imports qmpshim.machine, which is above it",
+        ),
+        (
+            "qmpshim.machine.gate",
+            "from qmpshim import conformance",
+            "1: the machine floor imports qmpshim.conformance, which is above it",
+        ),
+        (
+            "qmpshim.conformance.verify",
+            "from ..shim.server import Server",
+            "1: the conformance floor imports qmpshim.shim.server, which is above it",
+        ),
+        (
+            "qmpshim.errors",
+            "import qmpshim.model.disk",
+            "1: the errors floor imports qmpshim.model.disk, which is above it",
+        ),
+        ("qmpshim.machine.gate", "x = 1\nprint(x)", "2: print() on the machine floor"),
+    ],
+)
+def test_what_is_convicted(module: str, source: str, fault: str) -> None:
+    assert faults(source, module) == [fault]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("qmpshim.model.disk", "import enum\nfrom qmpshim.errors import InputError"),
+        ("qmpshim.model.disk", "from qmpshim.model.co import Co\nfrom . import co"),
+        ("qmpshim.machine.gate", "import numpy, qemu.qmp\nfrom qmpshim.model import disk"),
+        ("qmpshim.cli", "from qmpshim.shim import server\nprint()"),
+        ("qmpshim.commands.verify", "import qmpshim\nprint()"),
+    ],
+)
+def test_what_is_not(module: str, source: str) -> None:
+    assert faults(source, module) == []
