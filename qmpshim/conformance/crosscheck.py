@@ -105,7 +105,8 @@ class CrossCheck:
         self.chain = chain
         self.oracle = oracle
         self._writers = writers
-        self._qemu_img = tuple(qemu_img)
+        # Nothing waits for the tools until the next check, and QEMU is not to wait for them.
+        self._qemu_img = ("nice", "-n", "19", *qemu_img)
         self._comparer = Comparer()
         self._operation = 0
         self._asked: list[tuple[str, int, asyncio.Future[list[str]]]] = []

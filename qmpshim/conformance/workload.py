@@ -143,7 +143,7 @@ class Workload:
         yield from self._fill(min(16, max(1, total // 20)))
         replication = self._spec.workflow is Workflow.REPLICATION
         # A short run must see every command, too: there they come closer together.
-        period = max(20, min(2500, total // 8))
+        period = max(20, min(8000, total // 4))
         while True:
             yield from self._ios(2, 8)
             if pick.random() < 0.3:
@@ -209,21 +209,21 @@ class Workload:
     def _place(self) -> tuple[int, int]:
         pick, cluster, size = self._random, self._cluster, self._size
         shape = pick.random()
-        if shape < 0.25:
+        if shape < 0.3:
             count = 1
-        elif shape < 0.5:
+        elif shape < 0.6:
             count = 8
-        elif shape < 0.7:
+        elif shape < 0.8:
             count = pick.randint(1, cluster)
-        elif shape < 0.88:
+        elif shape < 0.94:
             count = cluster
         else:
             count = pick.randint(cluster, 4 * cluster)
         count = min(count, size, 4096)
         where = pick.random()
-        if where < 0.85:
+        if where < 0.92:
             start = self._hot + pick.randrange(self._hot_length)
-        elif where < 0.93:
+        elif where < 0.95:
             start = pick.randrange(size)
         else:
             start = size - pick.randint(1, 2 * cluster)

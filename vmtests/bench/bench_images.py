@@ -80,10 +80,11 @@ def comparing(directory: Path) -> None:
         for at in range(0, 32 * MiB, MiB):
             assert np.array_equal(view.read(at, MiB), wanted)
 
-    print(f"{'in order, by pieces':34} {size / GiB / fastest(by_pieces):.2f} GiB/s (wanted: 1)")
-    print(
-        f"{'4 KiB at random, by reads':34} {32 * MiB / GiB / fastest(by_read):.2f} GiB/s (wants 1)"
-    )
+    for what, length, compare in (
+        ("in order, by pieces", size, by_pieces),
+        ("4 KiB at random, by reads", 32 * MiB, by_read),
+    ):
+        print(f"{what:34} {length / GiB / fastest(compare):.2f} GiB/s (wanted: 1)")
 
 
 def main() -> None:

@@ -378,6 +378,12 @@ class DiesOnCheckpoint(Meddled):
         await super().checkpoint()
 
 
+class DiesWhileBuilding(Meddled):
+    async def _build_overlays(self) -> None:
+        os.kill(self.qemu.pid, signal.SIGSEGV)
+        await super()._build_overlays()
+
+
 class DiesOnDiscard(Meddled):
     class meddler(Meddler):
         def submit_discard(self, length: int, offset: int) -> int:
@@ -470,6 +476,7 @@ class Sabotage:
     :ivar where: where it must be noticed
     :ivar most: operations a minimal case may have
     :ivar of: which operations of the workload are used; decides who gets to notice first
+    :ivar quick: False when it is much like another one: then only with ``--full``
     """
 
     name: str
@@ -483,6 +490,7 @@ class Sabotage:
     secondary: str = "raw"
     qemu_img: tuple[str, ...] = ("qemu-img",)
     limit: float = 30.0
+    quick: bool = True
 
     def setup(self, size: int = 4 * MiB) -> Setup:
         """How to run it."""
@@ -507,28 +515,53 @@ SABOTAGES = [
     Sabotage("byte flipped in hidden disk", B, V.CONTENT, HIDDEN, 3, FlippedByte),
     Sabotage("zero bit in hidden's L2", R, V.ALLOCATION, HIDDEN, 3, ZeroBitInL2),
     Sabotage("copied bit in hidden's L2", B, V.CORRUPTION, HIDDEN, 3, CopiedBitInL2),
-    Sabotage("offset bit in hidden's L2", R, V.CORRUPTION, HIDDEN, 3, OffsetBitInL2),
-    Sabotage("L2 entry lost", R, V.CORRUPTION, HIDDEN, 3, EntryGone),
+    Sabotage("offset bit in hidden's L2", R, V.CORRUPTION, HIDDEN, 3, OffsetBitInL2, quick=False),
+    Sabotage("L2 entry lost", R, V.CORRUPTION, HIDDEN, 3, EntryGone, quick=False),
     Sabotage("leaked cluster", B, V.CORRUPTION, HIDDEN, 3, Leak),
-    Sabotage("hidden disk cut short", B, V.CORRUPTION, HIDDEN, 3, CutShort),
+    Sabotage("hidden disk cut short", B, V.CORRUPTION, HIDDEN, 3, CutShort, quick=False),
     Sabotage("tools disagree", B, V.CORRUPTION, "hidden disk (tools)", 3, qemu_img=LIAR),
     # I/O
     Sabotage(
         "written around QEMU, read", B, V.ISOLATION, "guest read", 4, AroundQemu, of=without_checks
     ),
-    Sabotage("written around QEMU", R, V.ALLOCATION, HIDDEN, 2, AroundQemu, of=without_reads),
+    Sabotage(
+        "written around QEMU", R, V.ALLOCATION, HIDDEN, 2, AroundQemu, of=without_reads, quick=False
+    ),
     Sabotage(
         "guest on primary's export", R, V.ALLOCATION, HIDDEN, 2, GuestOnPrimary, of=without_reads
     ),
     Sabotage(
-        "primary on guest's export", R, V.ALLOCATION, HIDDEN, 2, PrimaryOnGuest, of=without_reads
+        "primary on guest's export",
+        R,
+        V.ALLOCATION,
+        HIDDEN,
+        2,
+        PrimaryOnGuest,
+        of=without_reads,
+        quick=False,
     ),
     Sabotage(
-        "primary a sector too far", B, V.LOST_WRITE, "primary read", 2, WrongPlace, of=primary_io
+        "primary a sector too far",
+        B,
+        V.LOST_WRITE,
+        "primary read",
+        2,
+        WrongPlace,
+        of=primary_io,
+        quick=False,
     ),
     Sabotage("guest's write dropped", R, V.LOST_WRITE, "guest read", 3, Dropped, of=without_checks),
     Sabotage("primary's write torn", B, V.LOST_WRITE, SECONDARY, 1, Torn, of=writes_and_checks),
-    Sabotage("write of zeroes lost", R, V.LOST_WRITE, SECONDARY, 2, ZeroLost, of=writes_and_checks),
+    Sabotage(
+        "write of zeroes lost",
+        R,
+        V.LOST_WRITE,
+        SECONDARY,
+        2,
+        ZeroLost,
+        of=writes_and_checks,
+        quick=False,
+    ),
     Sabotage("stale read", R, V.LOST_WRITE, "guest read", 4, Stale, of=without_checks),
     Sabotage("guest reads secondary", B, V.ISOLATION, "guest read", 4, ReadsSecondary),
     Sabotage(
@@ -542,14 +575,32 @@ SABOTAGES = [
     ),
     # commands
     Sabotage(
-        "job started late, read", B, V.ISOLATION, "guest read", 4, StartedLate, of=without_checks
+        "job started late, read",
+        B,
+        V.ISOLATION,
+        "guest read",
+        4,
+        StartedLate,
+        of=without_checks,
+        quick=False,
     ),
     Sabotage("job started late", B, V.ALLOCATION, HIDDEN, 2, StartedLate, of=without_reads),
     Sabotage("checkpoint not sent", R, V.ALLOCATION, HIDDEN, 3, NoCheckpoint, of=primary_alone),
-    Sabotage("stop swallowed, disks", B, V.ALLOCATION, HIDDEN, 3, NoStop, of=without_reads),
+    Sabotage(
+        "stop swallowed, disks", B, V.ALLOCATION, HIDDEN, 3, NoStop, of=without_reads, quick=False
+    ),
     Sabotage("stop swallowed", R, V.ERROR_CONTRACT, "stop", 1, NoStop),
-    Sabotage("stop instead of failover", R, V.ERROR_CONTRACT, "status", 3, StopInsteadOfFailover),
+    Sabotage(
+        "stop instead of failover",
+        R,
+        V.ERROR_CONTRACT,
+        "status",
+        3,
+        StopInsteadOfFailover,
+        quick=False,
+    ),
     Sabotage("status lies", R, V.ERROR_CONTRACT, "status", 1, StatusLies),
+    Sabotage("QEMU dies at once", R, V.CRASH, "QEMU, building the chain", 0, DiesWhileBuilding),
     Sabotage("QEMU dies on a command", R, V.CRASH, "QEMU", 2, DiesOnCheckpoint),
     Sabotage("QEMU dies on I/O", B, V.CRASH, "QEMU", 1, DiesOnDiscard),
     Sabotage(

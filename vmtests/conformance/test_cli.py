@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from command_line import LIMIT, QMPSHIM, CommandLine
 
+from qmpshim.cli import main
+
 MICROVM = shutil.which("qemu-system-x86_64-microvm")
 
 
@@ -136,24 +138,39 @@ def test_nobody_reads_on(qmpshim: CommandLine) -> None:
         (["--size", "1000"], "size 1000 is no positive multiple of 512 bytes; the nearest is 1024"),
         (["--size", "0"], "size 0 is no positive multiple of 512"),
         (["--size", "64Q"], "'64Q' is no size; write e.g. 512, 64k or 1G"),
-        (["--size", "-1"], "expected one argument|is no size"),
         (["--cluster", "1000"], "cluster size 1000 is no power of two from 512 to 2M"),
-        (["--cluster", "4M"], "is no power of two from 512 to 2M"),
+        (["--ops", "10"], "--ops 10 is too few to see anything; take at least 40"),
+        (["--build", "no-such-build"], "no-such-build"),
+    ],
+)
+def test_words_that_are_wrong(qmpshim: CommandLine, args: list[str], say: str) -> None:
+    refuses(qmpshim.run("verify", *args), say)
+
+
+@pytest.mark.parametrize(
+    ("args", "say"),
+    [
+        (["--size", "-1"], "expected one argument|is no size"),
         (["--secondary", "vmdk"], "invalid choice: 'vmdk'"),
         (["--workflow", "mirror"], "invalid choice: 'mirror'"),
-        (["--ops", "10"], "--ops 10 is too few to see anything; take at least 40"),
         (["--ops", "0"], "'0' is no positive number"),
         (["--ops", "many"], "'many' is no positive number"),
         (["--seed", "x"], "invalid int value: 'x'"),
         (["--limit", "0"], "'0' is no time"),
         (["--limit", "soon"], "'soon' is no time"),
         (["--build", "a", "--qemu", "b"], "not allowed with argument"),
-        (["--build", "no-such-build"], "no-such-build"),
         (["--wrokflow", "both"], "unrecognized arguments"),
     ],
 )
-def test_words_that_are_wrong(qmpshim: CommandLine, args: list[str], say: str) -> None:
-    refuses(qmpshim.run("verify", *args), say)
+def test_words_that_no_command_has(
+    args: list[str], say: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["verify", *args])
+    said = capsys.readouterr()
+    status = raised.value.code
+    assert isinstance(status, int)
+    refuses(subprocess.CompletedProcess([], status, said.out, said.err), say)
 
 
 def test_no_command_and_no_such_command(qmpshim: CommandLine) -> None:

@@ -211,7 +211,7 @@ def test_a_sabotage_is_found_and_shrunk(
 ) -> None:
     spec = ChainSpec(workflow, SIZE, CLUSTER)
     with pytest.raises(AssertionError, match="predicted"):
-        explore(Setup(spec, behaviour=behaviour(), chain=sabotage), 50, 12)
+        explore(Setup(spec, behaviour=behaviour(), chain=sabotage), 80, 5)
     kinds = [operation.kind for operation in ChainMachine.last]
     assert set(needed) <= set(kinds)
     assert len(kinds) <= most, [str(operation) for operation in ChainMachine.last]

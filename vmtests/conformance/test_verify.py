@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from sabotages import FlippedByte, behaviour
 
-from qmpshim.conformance.session import Setup
+from qmpshim.conformance.session import Setup, run_case
 from qmpshim.conformance.verify import Outcome, setup_for, split, verify
-from qmpshim.conformance.workload import Workload
+from qmpshim.conformance.workload import Kind, Operation, Side, Workload
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds import Build
 from qmpshim.machine.qcow2 import Qcow2
@@ -48,10 +48,8 @@ def agrees(spec: ChainSpec, count: int, seed: int, workspace: Workspace) -> None
 SHAPES = {
     "usual": (64 * MiB, 65536, "raw"),
     "qcow2 secondary": (8 * MiB, 65536, "qcow2"),
-    "small clusters": (2 * MiB, 4096, "raw"),
     "small clusters, qcow2, cut": (2 * MiB + 1536, 4096, "qcow2"),
     "large clusters, cut": (5 * MiB + 512, 2 * MiB, "raw"),
-    "large clusters, qcow2": (6 * MiB, 2 * MiB, "qcow2"),
     "less than a cluster": (1536, 65536, "raw"),
 }
 
@@ -61,7 +59,7 @@ SHAPES = {
 def test_qemu_does_what_is_predicted(shape: str, workflow: Workflow, workspace: Workspace) -> None:
     spec = ChainSpec(workflow, *SHAPES[shape])
     for seed in (1, 2):
-        agrees(spec, 1000 if spec.cluster < MiB else 300, seed, workspace)
+        agrees(spec, 900 if spec.cluster < MiB else 300, seed, workspace)
 
 
 @pytest.mark.full
@@ -84,6 +82,31 @@ def test_every_shape_long(
 ) -> None:
     size = 40 * cluster + 512 * seed
     agrees(ChainSpec(workflow, size, cluster, secondary), 3000, seed, workspace)
+
+
+P, C = Side.PRIMARY, Side.CHAIN
+
+
+@pytest.mark.xfail(strict=True, reason="the model does not know this yet")
+@pytest.mark.parametrize(
+    ("workflow", "operations"),
+    [
+        # block_copy_block_status() is asked for a whole task: the granule that the disk's end cuts
+        # short is zero, too, when a task that begins before it is; alone it is copied as data.
+        (B, [Operation(1, C, Kind.START), Operation(2, P, Kind.WRITE, 256, 160)]),
+        # qmp_xen_set_replication() gives replication_stop_all() no Error when failover is asked
+        # for: whatever is wrong, it says nothing.
+        (R, [Operation(1, C, Kind.FAILOVER)]),
+    ],
+    ids=["zero tail after a zero granule", "failover says nothing"],
+)
+def test_gaps_of_the_model(
+    workflow: Workflow, operations: list[Operation], workspace: Workspace
+) -> None:
+    spec = ChainSpec(workflow, 13 * 16384 + 1536, 16384)
+    setup = Setup(spec, behaviour=behaviour())
+    result = asyncio.run(run_case(setup, operations, workspace.subdirectory("gap")))
+    assert result.divergence is None, str(result.divergence)
 
 
 # -- what is told --------------------------------------------------------------------------------

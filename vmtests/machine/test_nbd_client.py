@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -32,15 +33,16 @@ def serve(tmp_path: Path) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="nbd-") as sockets:
 
         def start(*command: str) -> tuple[subprocess.Popen[bytes], str]:
-            socket = Path(sockets) / f"{len(started)}"
-            words = [word.replace("SOCKET", str(socket)) for word in command]
+            path = str(Path(sockets) / f"{len(started)}")
+            words = [word.replace("SOCKET", path) for word in command]
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL)
             started.append(process)
             deadline = time.monotonic() + 20
-            while not socket.exists():
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.005)
-            return process, f"nbd+unix:///?socket={socket}"
+            with socket.socket(socket.AF_UNIX) as probe:
+                while probe.connect_ex(path):  # it must be there, and be listened at
+                    assert process.poll() is None and time.monotonic() < deadline
+                    time.sleep(0.005)
+            return process, f"nbd+unix:///?socket={path}"
 
         yield start
         for process in started:
@@ -151,11 +153,9 @@ def test_a_server_that_takes_its_time(serve: Server) -> None:
     _, uri = serve("nbdkit", "-f", "-U", "SOCKET", "--filter=delay", "memory", "1M", "rdelay=60")
     client = NbdClient(uri, limit=0.5)
     client.wait(client.submit_write(bytes(512), 0))
-    began = time.monotonic()
     with pytest.raises(MachineHung, match=r"not answered in 0\.5 s"):
         client.read(512, 0)
     client.close()  # does not wait for the answer either
-    assert time.monotonic() - began < 10
 
 
 def test_a_request_beyond_the_end(client: NbdClient) -> None:
@@ -183,11 +183,9 @@ def test_a_server_that_hangs(qemu_nbd: tuple[subprocess.Popen[bytes], str]) -> N
     server, uri = qemu_nbd
     client = NbdClient(uri, limit=0.5)
     os.kill(server.pid, signal.SIGSTOP)
-    began = time.monotonic()
     with pytest.raises(MachineHung):
         client.wait(client.submit_flush())
     client.close()
-    assert time.monotonic() - began < 10
 
 
 def test_no_server_and_no_such_export(serve: Server, tmp_path: Path) -> None:

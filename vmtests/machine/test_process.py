@@ -107,9 +107,7 @@ def test_a_qemu_that_hangs(tmp_path: Path) -> None:
             await qemu.execute("query-version")
         assert qemu.alive()
 
-    began = time.monotonic()
     assert with_qemu(tmp_path, test, limit=2.0) == -signal.SIGKILL
-    assert time.monotonic() - began < 15  # it is not asked for long
     assert "no answer in 2" in (tmp_path / "qmp.log").read_text()
 
 

@@ -7,7 +7,6 @@ import random
 import re
 import struct
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -414,26 +413,14 @@ def test_many_flipped_bits(tmp_path: Path, seed: int) -> None:
     flips_agree(tmp_path / "flip.qcow2", seed, 40)
 
 
-# -- cost --------------------------------------------------------------------------------------
+# -- size ---------------------------------------------------------------------------------------
 
 
-def fastest(action: Callable[[], object]) -> float:
-    """Seconds of the best of five: other work on the machine only ever adds."""
-    took = []
-    for _ in range(5):
-        start = time.perf_counter()
-        action()
-        took.append(time.perf_counter() - start)
-    return min(took)
-
-
-def test_cost_follows_allocation(tmp_path: Path) -> None:
+def test_work_follows_allocation(tmp_path: Path) -> None:
+    """What it costs is measured in vmtests/bench/bench_images.py."""
     full = build(tmp_path / "full.qcow2", GiB, preallocation="metadata")
-    found = Qcow2.parse(map_file(full))
-    assert sum(run.length for run in found.runs()) == GiB
-    assert fastest(lambda: list(found.runs())) < 0.01
-    scattered = (f"write -q {at * GiB + at * 64 * KiB} 64k" for at in range(1024))
+    assert sum(run.length for run in Qcow2.parse(map_file(full)).runs()) == GiB
+    scattered = (f"write -q {at * 16 * GiB + at * 64 * KiB} 64k" for at in range(64))
     path = build(tmp_path / "large.qcow2", TiB, *scattered)
-    found = Qcow2.parse(map_file(path))
-    assert len(list(found.runs())) == 1024
-    assert fastest(lambda: list(found.runs())) < 0.1
+    runs = list(Qcow2.parse(map_file(path)).runs())
+    assert [run.offset for run in runs] == [at * 16 * GiB + at * 64 * KiB for at in range(64)]
