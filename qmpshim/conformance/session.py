@@ -110,11 +110,6 @@ async def open_rig(setup: Setup, directory: Path) -> Rig:
         await rig.close()
         raise BuildError(f"{setup.command[0]} cannot build the chain: {error}") from error
     except MachineDied as error:
-        # Whoever noticed first (an NBD client, say) does not know how QEMU ended.
-        ended = error if qemu.alive(patience=1.0) else qemu.died("the building of the chain")
-        await rig.close()
-        raise ended from error
-    except MachineDied as error:
         how = error if qemu.alive(patience=1.0) else qemu.died("the building of the chain")
         await rig.close()
         raise how from error
