@@ -113,8 +113,8 @@ class CrossCheck:
 
     @property
     def clusters(self) -> int:
-        """Clusters' worth of bytes compared so far."""
-        return self._comparer.sectors * SECTOR // self.chain.spec.cluster
+        """Clusters' worth of bytes compared so far, begun ones included."""
+        return -(-self._comparer.sectors * SECTOR // self.chain.spec.cluster)
 
     async def run(self, operation: int, touched: set[int] | None = None) -> list[Divergence]:
         """Compare everything there is, and stop at the first image or view that differs.

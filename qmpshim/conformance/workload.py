@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ class Workload:
         replication = self._spec.workflow is Workflow.REPLICATION
         # A short run must see every command, too: there they come closer together.
         period = max(20, min(8000, total // 4))
-        while True:
+        for turn in itertools.count():
             yield from self._ios(2, 8)
             if pick.random() < 0.3:
                 yield self._command(Kind.STOP)  # in the wrong state: an error is predicted
@@ -161,7 +162,7 @@ class Workload:
                         yield self._command(Kind.START)  # running already
             yield from self._ios(2, period // 2)
             yield self._command(Kind.CHECK)
-            failover = replication and pick.random() < 0.6
+            failover = replication and turn % 2 == 0
             yield self._command(Kind.FAILOVER if failover else Kind.STOP)
             if replication:
                 yield self._command(Kind.STATUS)
