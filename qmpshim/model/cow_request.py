@@ -156,14 +156,18 @@ def _copied_kinds(job: BackupJob, start: int, count: int) -> dict[int, Alloc] | 
     """What the hidden disk's clusters become when these sectors are copied.
 
     Restates ``block_copy_block_status`` and ``block_copy_do_copy`` (block/block-copy.c, QEMU 7.2):
-    a whole backup cluster that one block status calls zero is written as zeroes, any other (and
-    always one cut short by the disk's end) as data.  With copy_range a qcow2 source passes on its
-    own zero clusters, too, as long as the host can offload copies at all.
+    a whole backup cluster that one block status calls zero is written as zeroes, any other as data.
+    One cut short by the disk's end is data when a task begins with it, and zeroes when a task that
+    begins with zeroes before takes it along; which tasks there are is not modelled.  With
+    copy_range a qcow2 source passes on its own zero clusters, too, as long as the host can offload
+    copies at all.
     """
     source, target = job.source, job.target
     status = Alloc.DATA
     if count == job.cluster_size:
         status = source.status_zero(start, count)
+    elif start and source.status_zero(start, count) is not Alloc.DATA:
+        status = Alloc.ALLOCATED
     if status is not Alloc.DATA or not (job.copy_range and isinstance(source, Qcow2)):
         return status
     return {

@@ -87,7 +87,6 @@ def test_every_shape_long(
 P, C = Side.PRIMARY, Side.CHAIN
 
 
-@pytest.mark.xfail(strict=True, reason="the model does not know this yet")
 @pytest.mark.parametrize(
     ("workflow", "operations"),
     [
@@ -100,7 +99,7 @@ P, C = Side.PRIMARY, Side.CHAIN
     ],
     ids=["zero tail after a zero granule", "failover says nothing"],
 )
-def test_gaps_of_the_model(
+def test_what_the_model_once_did_not_know(
     workflow: Workflow, operations: list[Operation], workspace: Workspace
 ) -> None:
     spec = ChainSpec(workflow, 13 * 16384 + 1536, 16384)
