@@ -33,7 +33,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	@./.ci/need-debs $(TEST_DEBS) spin gcc
-	@for bench in vmtests/bench/bench_*.py; do $(BIN)/python $$bench || exit; done
+	@for bench in vmtests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || true; done
 
 $(STAMP): pyproject.toml Makefile
 	@./.ci/need-debs $(DEBS)
