@@ -174,11 +174,9 @@ def _replay_schedule(args: argparse.Namespace, console: Console) -> int:
     again = replay_schedule(finding, build)
     for line in again.lines:
         console.line(f"  {line}")
-    if again.shows(finding):
-        console.line(f"reproduced: {finding.verdict}: {finding.text}")
-        return DIVERGED
     if again.violation is not None:
-        console.line(f"another divergence: {again.violation.kind}: {again.violation.text}")
+        how = "reproduced" if again.shows(finding) else "another divergence"
+        console.line(f"{how}: {again.violation.kind}: {again.violation.text}")
         return DIVERGED
     how = "went as allowed" if again.followed else "could not be followed on this build"
     console.line(f"not reproduced: the schedule {how}; the bundle says {finding.text}")

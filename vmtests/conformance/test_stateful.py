@@ -23,11 +23,11 @@ from sabotages import AroundQemu, NoCheckpoint, Torn, behaviour
 from qmpshim.conformance.session import Result, Session, Setup, open_rig
 from qmpshim.conformance.workload import Kind, Operation, Side
 from qmpshim.machine.secondary import SECTOR, ChainSpec
-from qmpshim.model.chain import Stage, Workflow
+from qmpshim.model.chain import Workflow
 
 CLUSTER = 16384
-CLUSTERS = 12  # with 64 KiB as backup's granularity: three copies' worth
-SIZE = CLUSTERS * CLUSTER
+CLUSTERS = 12  # with 64 KiB as backup's granularity: three copies' worth, and a short one
+SIZE = CLUSTERS * CLUSTER + 5 * SECTOR
 SECTORS = SIZE // SECTOR
 
 # Where requests begin and end: at the edges of clusters and just beside them, for that is where
@@ -35,7 +35,7 @@ SECTORS = SIZE // SECTOR
 EDGES = [
     at
     for cluster in (0, 1, 3, 4, 5, 8, CLUSTERS)
-    for at in (cluster * CLUSTER // SECTOR + off for off in (-1, 0, 1, 8))
+    for at in (cluster * CLUSTER // SECTOR + off for off in (-1, 0, 1, 5))
     if 0 <= at <= SECTORS
 ]
 RANGES = sorted(
@@ -117,7 +117,7 @@ class ChainMachine(RuleBasedStateMachine):
     def checkpoint(self) -> None:
         self.do(Side.CHAIN, Kind.CHECKPOINT)
 
-    @precondition(lambda self: self.replication and self.rig.oracle.chain.stage is not Stage.NONE)
+    @precondition(lambda self: self.replication)
     @rule()
     def failover(self) -> None:
         self.do(Side.CHAIN, Kind.FAILOVER)
