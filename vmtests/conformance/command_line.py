@@ -84,12 +84,20 @@ class CommandLine:
         """The QEMUs among them."""
         return [pid for pid, words in self.processes() if "-machine none" in words]
 
+    def files(self) -> list[str]:
+        """Everything in TMPDIR, which may be vanishing right now: os.walk takes that calmly."""
+        return [
+            os.path.join(directory, name)
+            for directory, below, files in os.walk(self.temporary)
+            for name in (*below, *files)
+        ]
+
     def left(self, patience: float = 0.0) -> list[str]:
         """Processes, and files in TMPDIR, that are still there after so many seconds."""
         deadline = time.monotonic() + patience
         while True:
             there = [f"{pid} {words}" for pid, words in self.processes()]
-            there += [str(path) for path in self.temporary.rglob("*")]
+            there += self.files()
             if not there or time.monotonic() > deadline:
                 return there
             time.sleep(0.05)

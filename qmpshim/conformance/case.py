@@ -1,0 +1,90 @@
+"""A check's case and its outcome: what `qmpshim check` hands out, and what comes back.
+
+A *kind* of check is a function (a :data:`Runner`) that carries out a :class:`Case` on a build and
+says how it went. It does not decide what is new or what to print: it reports what it found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from qmpshim.machine.builds import Build
+from qmpshim.model.verdict import Verdict
+
+
+class Status(StrEnum):
+    """How a case ended."""
+
+    OK = "ok"  # all as predicted, known findings apart
+    DIVERGED = "diverged"  # something was found
+    SKIPPED = "skipped"  # this build cannot do it: 125
+    BROKEN = "broken"  # the check itself could not be done (no disk space, over its budget, ...)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One unit of work.
+
+    :ivar kind: which :data:`Runner` carries it out
+    :ivar name: unique within a suite
+    :ivar arguments: JSON values, whose meaning is the kind's affair
+    :ivar budget: seconds after which it is ended from outside
+    """
+
+    kind: str
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    budget: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class CaseFinding:
+    """One thing found, with one cause.
+
+    :ivar cause: stable across runs, builds and machines; with the verdict it tells findings apart
+    :ivar title: one line for people
+    :ivar contract: seen within QEMU's documented contract
+    :ivar known: id of the written-up finding that this is, or ``""``
+    :ivar count: how often it was seen
+    :ivar trace: the schedule or operation list, a line a step
+    :ivar bundle: the replay bundle, relative to the directory the runner was given, or ``""``
+    :ivar replay: the command that shows it again; ``{bundle}`` stands for the bundle's path
+    :ivar details: JSON values for reports (cluster maps, console tails, ...)
+    """
+
+    verdict: Verdict
+    cause: str
+    title: str
+    predicted: str = ""
+    observed: str = ""
+    contract: bool = True
+    known: str = ""
+    count: int = 1
+    trace: tuple[str, ...] = ()
+    bundle: str = ""
+    replay: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CaseOutcome:
+    """How a case went on a build.
+
+    :ivar text: one line: what was done, or why it was skipped or broke
+    :ivar figures: numbers by name, with the unit in the name: ``operations``, ``boot seconds``
+    """
+
+    status: Status
+    text: str = ""
+    findings: tuple[CaseFinding, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict, hash=False)
+    seconds: float = 0.0
+
+
+#: Carries out a case on a build; the directory is its own and is kept with the results.
+#: Raises BuildError where the build cannot do it, and no exception for what QEMU does wrong.
+Runner = Callable[[Build, Case, Path], CaseOutcome]
