@@ -1,4 +1,8 @@
-"""Options and fixtures shared by all tests."""
+"""Options and fixtures shared by all tests.
+
+``--qemu-build`` and the fixtures ``qemu_build``, ``secondary_chain``, ``gated_chain`` and
+``qmp_shim`` are the project's own plugin's, which its installation makes known to pytest.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from qmpshim.machine.workspace import Workspace
+
+pytest_plugins = ["pytester"]  # the plugin is tested as another project would use it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -36,8 +36,8 @@ def run(
     return outcome
 
 
-def agrees(spec: ChainSpec, count: int, seed: int, workspace: Workspace) -> None:
-    outcome = run(Setup(spec, behaviour=behaviour()), count, seed, workspace)
+def agrees(build: Build, spec: ChainSpec, count: int, seed: int, workspace: Workspace) -> None:
+    outcome = run(setup_for(build, spec), count, seed, workspace)
     found = outcome.result.divergence
     assert found is None, "\n    ".join([str(found), *map(str, outcome.operations)])
     assert outcome.result.done == count
@@ -56,20 +56,22 @@ SHAPES = {
 
 @pytest.mark.parametrize("workflow", Workflow)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_qemu_does_what_is_predicted(shape: str, workflow: Workflow, workspace: Workspace) -> None:
+def test_qemu_does_what_is_predicted(
+    shape: str, workflow: Workflow, workspace: Workspace, qemu_build: Build
+) -> None:
     spec = ChainSpec(workflow, *SHAPES[shape])
     for seed in (1, 2):
-        agrees(spec, 900 if spec.cluster < MiB else 300, seed, workspace)
+        agrees(qemu_build, spec, 900 if spec.cluster < MiB else 300, seed, workspace)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(1, 6))
 @pytest.mark.parametrize("workflow", Workflow)
 def test_qemu_does_what_is_predicted_long(
-    workflow: Workflow, seed: int, workspace: Workspace
+    workflow: Workflow, seed: int, workspace: Workspace, qemu_build: Build
 ) -> None:
     """20,000 operations over both workflows for each seed."""
-    agrees(ChainSpec(workflow), 10_000, seed, workspace)
+    agrees(qemu_build, ChainSpec(workflow), 10_000, seed, workspace)
 
 
 @pytest.mark.full
@@ -78,10 +80,15 @@ def test_qemu_does_what_is_predicted_long(
 @pytest.mark.parametrize("cluster", [512, 4096, 16384, 65536, 2 * MiB])
 @pytest.mark.parametrize("workflow", Workflow)
 def test_every_shape_long(
-    workflow: Workflow, cluster: int, secondary: str, seed: int, workspace: Workspace
+    workflow: Workflow,
+    cluster: int,
+    secondary: str,
+    seed: int,
+    workspace: Workspace,
+    qemu_build: Build,
 ) -> None:
     size = 40 * cluster + 512 * seed
-    agrees(ChainSpec(workflow, size, cluster, secondary), 3000, seed, workspace)
+    agrees(qemu_build, ChainSpec(workflow, size, cluster, secondary), 3000, seed, workspace)
 
 
 P, C = Side.PRIMARY, Side.CHAIN

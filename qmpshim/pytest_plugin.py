@@ -1,0 +1,152 @@
+"""The pytest plugin: any QEMU build, its chains of disks and the shim as fixtures.
+
+    pytest --qemu-build debian:trixie --qemu-build ~/qemu/build
+
+runs each test that uses ``qemu_build``, directly or by another fixture, once per build; without
+the option on the system's QEMU. What a build cannot do is skipped, with the reason.
+``@pytest.mark.qemu_chain(...)`` chooses the chain. Imported in every run of pytest wherever
+qmpshim is installed, so it imports the rest of qmpshim only when a fixture is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from qmpshim.machine.blocking import BlockingChain
+    from qmpshim.machine.builds import Build
+    from qmpshim.machine.gated_chain import GatedMachine
+    from qmpshim.shim.serve import Served
+
+_MARK = (
+    "qemu_chain(workflow='replication', size=4 MiB, cluster=64 KiB, secondary='raw'): "
+    "the chain that secondary_chain and qmp_shim build; gated_chain takes form, size, cluster "
+    "(form: replication, backup or fleecing)"
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--qemu-build``."""
+    parser.getgroup("qmpshim").addoption(
+        "--qemu-build",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a QEMU build to test: a name of `qmpshim builds list`, a binary, a build tree; "
+        "may be given several times (default: the system's)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say at once that a build is not there.
+
+    :raises pytest.UsageError: it is not
+    """
+    config.addinivalue_line("markers", _MARK)
+    if not config.getoption("qemu_build"):
+        return
+    from qmpshim.errors import QmpshimError
+    from qmpshim.machine.builds import resolve
+
+    for name in config.getoption("qemu_build"):
+        try:
+            resolve(name)
+        except QmpshimError as error:
+            raise pytest.UsageError(f"--qemu-build {name}: {error}") from error
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Once per build, for every test that uses one."""
+    if "qemu_build" in metafunc.fixturenames:
+        names = dict.fromkeys(metafunc.config.getoption("qemu_build") or ["system"])
+        metafunc.parametrize("qemu_build", names, indirect=True, scope="session")
+
+
+@contextlib.contextmanager
+def _or_skip() -> Iterator[None]:
+    from qmpshim.errors import BuildError, HostError
+
+    try:
+        yield
+    except (BuildError, HostError) as error:
+        pytest.skip(str(error))
+
+
+def _marked(request: pytest.FixtureRequest, defaults: dict[str, Any]) -> dict[str, Any]:
+    mark = request.node.get_closest_marker("qemu_chain")
+    given = dict(mark.kwargs) if mark else {}
+    wrong = given.keys() - {"workflow", "form", "size", "cluster", "secondary"}
+    if wrong or (mark and mark.args):
+        raise pytest.UsageError(f"{request.node.nodeid}: qemu_chain takes {_MARK}")
+    return {name: given.get(name, value) for name, value in defaults.items()}
+
+
+@pytest.fixture(scope="session")
+def qemu_build(request: pytest.FixtureRequest) -> Build:
+    """The build under test (:class:`qmpshim.machine.builds.Build`)."""
+    from qmpshim.machine.builds import resolve
+
+    with _or_skip():
+        return resolve(request.param)
+
+
+@pytest.fixture
+def secondary_chain(request: pytest.FixtureRequest, qemu_build: Build) -> Iterator[BlockingChain]:
+    """A QEMU with the secondary's chain open over files, and an NBD client at each end."""
+    from qmpshim.machine.blocking import BlockingChain
+    from qmpshim.machine.secondary import ChainSpec
+    from qmpshim.model.chain import Workflow
+
+    words = _marked(
+        request,
+        {"workflow": "replication", "size": 4 << 20, "cluster": 64 << 10, "secondary": "raw"},
+    )
+    spec = ChainSpec(Workflow(words.pop("workflow")), **words)
+    with _or_skip():
+        chain = BlockingChain(qemu_build, spec)
+    with chain:
+        yield chain
+
+
+@pytest.fixture
+def gated_chain(request: pytest.FixtureRequest, qemu_build: Build) -> Iterator[GatedMachine]:
+    """A QEMU whose images are all on a gate that holds, fails and releases each I/O."""
+    from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
+
+    words = _marked(request, {"form": "replication", "size": 128 << 10, "cluster": 64 << 10})
+    with _or_skip():
+        machine = GatedMachine(
+            qemu_build, Shape(Form(words["form"]), words["size"], words["cluster"])
+        )
+    try:
+        yield machine
+    finally:
+        machine.close()
+
+
+@pytest.fixture
+def qmp_shim(request: pytest.FixtureRequest, qemu_build: Build) -> Iterator[Served]:
+    """The shim in front of a QEMU; a chain is there when the test is marked ``qemu_chain``.
+
+    ``qmp_shim.addresses[0]`` is where QMP clients may come.
+    """
+    from qmpshim.machine.secondary import ChainSpec
+    from qmpshim.model.chain import Workflow
+    from qmpshim.shim.background import background
+    from qmpshim.shim.serve import Options
+
+    spec = None
+    if request.node.get_closest_marker("qemu_chain"):
+        words = _marked(
+            request,
+            {"workflow": "replication", "size": 4 << 20, "cluster": 64 << 10, "secondary": "raw"},
+        )
+        spec = ChainSpec(Workflow(words.pop("workflow")), **words)
+    with contextlib.ExitStack() as stack:
+        with _or_skip():
+            served = stack.enter_context(background(Options(build=qemu_build, chain=spec)))
+        yield served

@@ -1,0 +1,149 @@
+"""The pytest plugin as another project uses it: a project of its own, run by pytester."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+MICROVM = shutil.which("qemu-system-x86_64-microvm")
+
+USER = """
+import errno
+
+import pytest
+
+from qmpshim.errors import IOFailed
+from qmpshim.machine.nbd_proto import Op
+
+
+def test_build(qemu_build):
+    assert qemu_build.command()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_both(qemu_build, number):
+    assert number
+
+
+@pytest.mark.qemu_chain(workflow="backup", size=1 << 20)
+def test_backup(secondary_chain):
+    new, old = b"n" * 65536, b"o" * 65536
+    primary, guest = secondary_chain.primary, secondary_chain.guest
+    primary.wait(primary.submit_write(old, 0))
+    secondary_chain.start()
+    primary.wait(primary.submit_write(new, 0))
+    assert guest.read(65536, 0) == old
+    assert secondary_chain.execute("query-block-jobs")[0]["device"] == "backup"
+    secondary_chain.stop()
+
+
+def test_replication(secondary_chain):
+    guest = secondary_chain.guest
+    with pytest.raises(IOFailed) as failed:
+        guest.wait(guest.submit_write(b"g" * 512, 0))
+    assert failed.value.errno == errno.EIO  # not started
+    secondary_chain.start()
+    guest.wait(guest.submit_write(b"g" * 512, 0))
+    assert secondary_chain.status() is None
+    secondary_chain.checkpoint()
+    secondary_chain.failover()
+
+
+@pytest.mark.qemu_chain(form="backup")
+def test_gate(gated_chain):
+    gated_chain.call(
+        "blockdev-backup",
+        {"job-id": "b", "device": "secondary", "target": "hidden", "sync": "none"},
+    )
+    gated_chain.settle()
+    gated_chain.gate.hold(lambda io: io.image == "hidden" and io.length >= 512)
+    cookie = gated_chain.clients["primary"].send(Op.WRITE, 0, 512, b"x" * 512)
+    gated_chain.settle()
+    assert [io.image for io in gated_chain.gate.held] == ["hidden"]
+    assert cookie not in gated_chain.clients["primary"].answers
+    gated_chain.gate.open()
+    gated_chain.gate.release_all()
+
+
+@pytest.mark.qemu_chain(size=1 << 20)
+def test_shim(qmp_shim):
+    import json
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(qmp_shim.addresses[0].path))
+        wire = client.makefile("rw")
+        assert "QMP" in json.loads(wire.readline())
+        for command in ("qmp_capabilities", "x-shim-status"):
+            wire.write(json.dumps({"execute": command}))
+            wire.flush()
+            assert "return" in json.loads(wire.readline())
+"""
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester) -> pytest.Pytester:
+    """Somebody else's project: it has the plugin because qmpshim is installed."""
+    pytester.makepyfile(test_user=USER)
+    return pytester
+
+
+def test_it_is_found_by_its_entry_point(pytester: pytest.Pytester) -> None:
+    told = pytester.runpytest_subprocess("--trace-config", "--co", "-q").stdout.str()
+    assert "qmpshim.pytest_plugin" in told or "qmpshim/pytest_plugin.py" in told
+    assert "--qemu-build=NAME" in pytester.runpytest_subprocess("--help").stdout.str()
+
+
+def test_without_the_option_the_systems_qemu_is_used(project: pytest.Pytester) -> None:
+    result = project.runpytest_subprocess("-v", "--strict-markers")
+    result.assert_outcomes(passed=7)
+    result.stdout.fnmatch_lines(["*::test_build?system? PASSED*", "*::test_gate?system? PASSED*"])
+
+
+def test_once_per_build_side_by_side(project: pytest.Pytester) -> None:
+    """A QEMU without replication skips what needs it and does the rest; xdist spreads it all."""
+    if MICROVM is None:
+        pytest.skip("Debian's microvm build of QEMU is not installed")
+    arguments = ("--qemu-build=system", f"--qemu-build={MICROVM}", "-rs")
+    for more in ((), ("-n", "2")):
+        result = project.runpytest_subprocess(*arguments, *more)
+        result.assert_outcomes(passed=12, skipped=2)
+        result.stdout.fnmatch_lines(["*SKIP*has no replication driver*--enable-replication*"])
+
+
+def test_a_build_that_is_not_there_ends_it_at_once(project: pytest.Pytester) -> None:
+    for more in ((), ("-n", "2")):
+        result = project.runpytest_subprocess("--qemu-build", "no-such-build", *more)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines(
+            ["ERROR: --qemu-build no-such-build: no build named no-such-build: give a path*"]
+        )
+
+
+def test_a_mark_that_means_nothing_is_an_error(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.qemu_chain(colour="blue")
+        def test_it(secondary_chain):
+            pass
+        """
+    )
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*qemu_chain takes qemu_chain(workflow=*"])
+
+
+def test_qmpshim_itself_is_imported_only_when_it_is_used(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_it():
+            rooms = {name.split(".")[1] for name in sys.modules if name.startswith("qmpshim.")}
+            assert rooms == {"pytest_plugin"}
+        """
+    )
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
