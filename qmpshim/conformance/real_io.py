@@ -125,11 +125,11 @@ class Names:
                 for index in range(-(-io.length // SECTOR)):
                     places[host + index] = sector - place + index
                 return True
-        elif io.op is Nbd.READ and self._guest(io) is not None:
+        elif io.op is Nbd.READ and self.guest_sector(io) is not None:
             return True
         return self._everything
 
-    def _guest(self, io: HeldIO) -> int | None:
+    def guest_sector(self, io: HeldIO) -> int | None:
         """The guest sector of a request."""
         if io.image == "secondary":
             return io.offset // SECTOR
@@ -142,7 +142,7 @@ class Names:
         :param unfinished: the operations that are under way
         """
         verb = _VERBS[io.op]
-        guest = self._guest(io)
+        guest = self.guest_sector(io)
         start, count = guest or 0, -(-io.length // SECTOR)
         carried = [number for _, number, _ in tags(io.data)] if io.op is Nbd.WRITE else []
         op = self._owner(io, verb, start, count, carried, mover, unfinished)

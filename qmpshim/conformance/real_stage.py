@@ -108,9 +108,10 @@ class Stage:
                 return
             machine.reactor.until(lambda: not machine.call("query-block-jobs"), 5.0)
 
-    def stopped(self) -> None:
-        """Replication or backup was stopped, or may have been."""
-        self._running = False
+    def will(self, do: str) -> None:
+        """This operation is about to be done; some end what :meth:`prepare` started."""
+        if do in ("failover", "stop", "unexport"):
+            self._running = False
 
     def discard(self) -> None:
         """The process is not fit to be used again."""
