@@ -23,7 +23,8 @@ from qmpshim.commands.console import (
     write_json,
 )
 from qmpshim.conformance.export import export_script
-from qmpshim.conformance.findings import Finding, load_finding, load_known, save_finding
+from qmpshim.conformance.finding_files import load_finding, load_known, save_finding
+from qmpshim.conformance.findings import Finding
 from qmpshim.conformance.model_run import (
     HONEST_NAMES,
     ModelReport,

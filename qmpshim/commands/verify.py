@@ -22,7 +22,8 @@ from qmpshim.commands.console import (
     write_json,
 )
 from qmpshim.conformance import bundle as bundles
-from qmpshim.conformance.findings import is_schedule, load_finding, replay_schedule
+from qmpshim.conformance.finding_files import is_schedule, load_finding
+from qmpshim.conformance.real_replay import replay_schedule
 from qmpshim.conformance.verify import Outcome, replay, setup_for, split, verify
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import read_version

@@ -421,7 +421,7 @@ class Raw:
     @classmethod
     async def connect(cls, gate: Gate, image: str | None = None) -> Raw:
         """Connect; to ``image`` with simple replies if given, else up to the greeting."""
-        path = str(gate.blockdev(gate._names()[0])["server"]["path"])  # type: ignore[index]
+        path = str(gate.blockdev(gate.names()[0])["server"]["path"])  # type: ignore[index]
         raw = cls(*await asyncio.open_unix_connection(path))
         await raw.reader.readexactly(18)
         if image is not None:

@@ -1,0 +1,61 @@
+"""Takes a finding's exact steps again, on this or another build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qmpshim.conformance.findings import Finding
+from qmpshim.conformance.real_judge import RealViolation
+from qmpshim.conformance.real_stage import Stage
+from qmpshim.conformance.real_system import RealSystem, Release, honestly
+from qmpshim.machine.builds import Build
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """How a schedule went.
+
+    :ivar violation: what was wrong, ``None`` if nothing
+    :ivar followed: whether every step could be taken
+    """
+
+    violation: RealViolation | None
+    followed: bool
+    lines: tuple[str, ...]
+    version: tuple[int, ...]
+
+    def shows(self, finding: Finding) -> bool:
+        """Whether the finding was seen again."""
+        if self.violation is None:
+            return False
+        return (self.violation.kind, self.violation.cause) == (finding.verdict, finding.cause)
+
+
+def replay_schedule(
+    finding: Finding, build: Build, release: Release = honestly, reuse: bool = False
+) -> Replay:
+    """Take a finding's exact steps on *build*, in a fresh process.
+
+    :raises BuildError: the build cannot do the scenario
+    """
+    stage = Stage(build, reuse)
+    try:
+        return _replay(finding, stage, release)
+    finally:
+        stage.close()
+
+
+def _replay(finding: Finding, stage: Stage, release: Release) -> Replay:
+    system = RealSystem(
+        stage, finding.scenario, errnos=finding.errnos, most_faults=99, release=release
+    )
+    system.reset()
+    version = system.machine.version
+    for choice in finding.schedule:
+        system.take(choice)
+    # The schedule may have been longer on another build: what is left goes in order of arrival.
+    followed = not system.now.lost
+    while not system.now.lost and system.violation is None and (left := system.enabled()):
+        system.take(left[0])
+    system.finish()
+    return Replay(system.violation, followed, tuple(system.now.lines), version)

@@ -1,0 +1,109 @@
+"""Explores one scenario: all its schedules, and with faults all of them for each I/O that fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qmpshim.conformance.findings import Sighting
+from qmpshim.conformance.real_judge import Judge
+from qmpshim.conformance.real_report import ScenarioResult
+from qmpshim.conformance.real_scenarios import RealScenario
+from qmpshim.conformance.real_stage import Stage
+from qmpshim.conformance.real_system import RealSystem
+from qmpshim.errors import BuildError, MachineError
+from qmpshim.machine.builds import Build
+from qmpshim.model.behaviour import behaviour_of
+from qmpshim.model.explorer import Mode, explore
+from qmpshim.model.system import Choice
+from qmpshim.model.walk import Budget
+
+
+@dataclass(slots=True)
+class Task:
+    """What is the same for all scenarios of a run."""
+
+    build: Build
+    version: tuple[int, ...]
+    mode: Mode
+    errnos: tuple[int, ...]
+    budget: float | None
+    seed: int
+
+
+class _Counting(RealSystem):
+    """Tells now and then how far it is."""
+
+    def __init__(self, *words: Any, tick: Callable[[RealSystem], None], **named: Any) -> None:
+        super().__init__(*words, **named)
+        self._tick = tick
+
+    def finish(self) -> Any:
+        outcome = super().finish()
+        self._tick(self)
+        return outcome
+
+
+def explore_scenario(
+    stage: Stage,
+    scenario: RealScenario,
+    task: Task,
+    seconds: float | None,
+    tick: Callable[[RealSystem], None] = lambda system: None,
+) -> ScenarioResult:
+    """Explore one scenario on *stage*, for at most so many *seconds*."""
+    result = ScenarioResult(scenario.name, scenario.contract)
+    judge = Judge(scenario, behaviour_of(task.version))
+    began = time.monotonic()
+    chance = task.mode in (Mode.RANDOM, Mode.PREEMPTION)
+    found: dict[tuple[str, str], Sighting] = {}
+    outcomes: set[Any] = set()
+    plans: list[dict[Choice, int]] = [{}]
+    result.exhaustive = True
+    while plans:
+        plan = plans.pop()
+        errnos = task.errnos if chance else ()
+        system = _Counting(stage, scenario, judge=judge, errnos=errnos, plan=plan, tick=tick)
+        left = None if seconds is None else seconds - (time.monotonic() - began)
+        if left is not None and left <= 0:
+            result.exhaustive = False
+            break
+        try:
+            explored = explore(system, task.mode, Budget(left), stop=False, seed=task.seed)
+        except BuildError as error:
+            result.skipped = str(error)
+            return result
+        except MachineError as error:  # QEMU does not even reach the beginning
+            result.skipped = f"the setup fails: {error}"
+            return result
+        if not plan and not chance:
+            # Every I/O that was seen fails once, in all schedules.
+            plans = [{name: errno} for name in sorted(system.names) for errno in task.errnos]
+        statistics = explored.statistics
+        result.exhaustive = result.exhaustive and explored.exhaustive
+        result.schedules += statistics.schedules
+        result.steps += statistics.steps
+        result.depth = max(result.depth, statistics.depth)
+        result.derailed += system.derailed
+        outcomes |= explored.outcomes
+        _collect(system, scenario, found)
+    result.distinct, result.seconds = len(outcomes), time.monotonic() - began
+    result.sightings = list(found.values())
+    return result
+
+
+def _collect(
+    system: RealSystem, scenario: RealScenario, found: dict[tuple[str, str], Sighting]
+) -> None:
+    """Add what was seen, keeping the shortest schedule of each cause."""
+    for (kind, cause), seen in system.found.items():
+        old = found.get((kind, cause))
+        count = seen.count + (old.count if old else 0)
+        if old is not None and len(old.schedule) <= len(seen.schedule):
+            found[kind, cause] = replace(old, count=count)
+        else:
+            found[kind, cause] = Sighting(
+                scenario, seen.violation, seen.schedule, seen.lines, count
+            )
