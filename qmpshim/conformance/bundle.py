@@ -18,6 +18,7 @@ from qmpshim.conformance.oracle import Oracle
 from qmpshim.conformance.session import Rig, Setup
 from qmpshim.conformance.workload import Kind, Operation, Side
 from qmpshim.errors import HostError, InputError
+from qmpshim.machine.files import copy_sparse
 from qmpshim.machine.secondary import SECTOR, ChainSpec
 from qmpshim.model.behaviour import Behaviour, Known
 from qmpshim.model.chain import Workflow
@@ -85,7 +86,7 @@ def _write(parts: Path, case: Case, rig: Rig | None, setup: Setup) -> None:
     for node in ("secondary", *rig.chain.overlays):
         path = rig.chain.image(node)
         if path.exists():
-            _copy_sparse(path, images / path.name)
+            copy_sparse(path, images / path.name)
 
 
 _README = """\
@@ -100,22 +101,6 @@ observation.json  what QEMU did instead
 images/           the disks as they were when it diverged
 qmp.log, stderr, stdout, command-line.txt   of the QEMU that showed it
 """
-
-
-def _copy_sparse(source: Path, target: Path) -> None:
-    from qmpshim.conformance.crosscheck import file_extents
-
-    with source.open("rb") as read, target.open("wb") as write:
-        for offset, length in file_extents(source):
-            read.seek(offset)
-            write.seek(offset)
-            while length:
-                piece = read.read(min(length, 1 << 20))
-                if not piece:
-                    break
-                write.write(piece)
-                length -= len(piece)
-        write.truncate(os.fstat(read.fileno()).st_size)
 
 
 def _dump(path: Path, value: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -15,7 +14,8 @@ from qmpshim.conformance.oracle import Oracle, View
 from qmpshim.conformance.pattern import Bytes, Comparer, Mismatch, describe_owner, mismatches
 from qmpshim.conformance.workload import Side
 from qmpshim.errors import IOFailed
-from qmpshim.machine.images import ImageView, agree, map_file
+from qmpshim.machine.files import copy_sparse, file_extents, map_file
+from qmpshim.machine.images import ImageView, agree
 from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.qcow2 import ImageError, Qcow2
 from qmpshim.machine.secondary import SECTOR, SecondaryChain
@@ -50,21 +50,6 @@ def _pages(extents: Iterable[tuple[int, int]]) -> set[int]:
     for offset, length in extents:
         result.update(range(offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES + 1))
     return result
-
-
-def file_extents(path: Path) -> Iterator[tuple[int, int]]:
-    """(offset, length) in bytes of what the host's file system stores of a file."""
-    with path.open("rb") as file:
-        end = os.fstat(file.fileno()).st_size
-        offset = 0
-        while offset < end:
-            try:
-                offset = os.lseek(file.fileno(), offset, os.SEEK_DATA)
-            except OSError:  # ENXIO: only a hole follows
-                return
-            hole = os.lseek(file.fileno(), offset, os.SEEK_HOLE)
-            yield offset, hole - offset
-            offset = hole
 
 
 def _stretches(view: ImageView) -> Iterator[tuple[int, memoryview]]:
@@ -145,7 +130,7 @@ class CrossCheck:
         """Have qemu-img, libqcow and our walker look at a copy of an image, beside what goes on."""
         path = self.chain.image(node)
         copy = path.with_name(f"{node}.{self._operation}.copy")
-        shutil.copyfile(path, copy)
+        copy_sparse(path, copy)
         asking = asyncio.get_running_loop().run_in_executor(None, self._tools_disagree, copy)
         self._asked.append((node, self._operation, asking))
 
@@ -237,15 +222,14 @@ class CrossCheck:
         model = self._model("secondary")
         path = self.chain.image("secondary")
         pages = set(model.contents.pages) if touched is None else touched
-        image = map_file(path)
         stored = pages | _pages(file_extents(path)) if touched is None else pages
-        for first, length in merge(stored):
-            at = first * PAGE_BYTES
-            piece = image[at : min(at + length * PAGE_BYTES, self.chain.spec.size)]
-            wrong = self._comparer.compare(piece, model.contents, at // SECTOR)
-            if wrong:
-                yield self._content("secondary", wrong)
-                return
+        with path.open("rb") as file:
+            for at, length in self._pieces(stored, gap=0):
+                piece = os.pread(file.fileno(), length, at)
+                wrong = self._comparer.compare(piece, model.contents, at // SECTOR)
+                if wrong:
+                    yield self._content("secondary", wrong)
+                    return
 
     def _content(self, node: str, wrong: list[Mismatch]) -> Divergence:
         first = wrong[0]
@@ -315,9 +299,9 @@ class CrossCheck:
                 self._divergence(Verdict.ERROR_CONTRACT, where, "a read that succeeds", str(error))
             ]
 
-    def _pieces(self, pages: Iterable[int]) -> Iterator[tuple[int, int]]:
+    def _pieces(self, pages: Iterable[int], gap: int = _GAP) -> Iterator[tuple[int, int]]:
         """The pages as requests (offset, length) in bytes."""
-        for first, length in merge(pages, _GAP):
+        for first, length in merge(pages, gap):
             end = min((first + length) * PAGE_BYTES, self.chain.spec.size)
             for at in range(first * PAGE_BYTES, end, _MOST):
                 yield at, min(_MOST, end - at)

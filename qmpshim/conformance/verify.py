@@ -15,6 +15,7 @@ from qmpshim.conformance.session import Result, Rig, Setup, run_case
 from qmpshim.conformance.shrink import shrink
 from qmpshim.conformance.workload import Operation, Workload
 from qmpshim.machine.builds import Build, read_version
+from qmpshim.machine.files import copy_tree
 from qmpshim.machine.process import COMMAND_LIMIT
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.machine.workspace import Workspace
@@ -117,12 +118,7 @@ async def verify(
 
     def at_end(rig: Rig | None, result: Result) -> None:
         if keep is not None and rig is not None and result.divergence is None:
-            shutil.copytree(
-                rig.directory,
-                keep / workflow.value,
-                ignore=shutil.ignore_patterns("*.sock"),
-                dirs_exist_ok=True,
-            )
+            copy_tree(rig.directory, keep / workflow.value, "*.sock", "*.copy")
 
     result = await run_case(setup, operations, workspace.subdirectory(workflow.value), tell, at_end)
     if result.divergence is None:

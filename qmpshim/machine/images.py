@@ -11,7 +11,6 @@ after QEMU cut the file short (a checkpoint empties an overlay that way) is a SI
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import re
 import subprocess
@@ -26,6 +25,7 @@ import pyqcow
 from numpy.typing import NDArray
 
 from qmpshim.errors import HostError, MachineHung
+from qmpshim.machine.files import map_file as map_file
 from qmpshim.machine.qcow2 import BytesLike, ImageError, Qcow2, Run, Severity
 from qmpshim.model.disk import Alloc
 
@@ -33,20 +33,6 @@ QEMU_IMG = ("qemu-img",)
 _TIMEOUT = 60.0  # seconds
 _CHUNK = 16 << 20  # bytes compared in one go
 _SECTOR = 512
-
-
-def map_file(path: str | Path) -> memoryview:
-    """The bytes of a file, read-only and not copied; unmapped when the last view on them goes.
-
-    :raises HostError: the file cannot be opened
-    """
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                return memoryview(b"")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except OSError as error:
-        raise HostError(f"cannot read {path}: {error.strerror}") from error
 
 
 # -- our own walk ------------------------------------------------------------------------------

@@ -92,7 +92,8 @@ class Qemu:
             raise HostError(f"cannot run {self.argv[0]}: {error.strerror}") from error
         ours.setblocking(False)
         try:
-            await asyncio.wait_for(self._client.connect(ours), self.limit)
+            async with asyncio.timeout(self.limit):
+                await self._client.connect(ours)
         except (QMPError, TimeoutError, OSError, EOFError) as error:
             code = self._reap(1.0)
             self.kill()
@@ -125,9 +126,10 @@ class Qemu:
             message["arguments"] = dict(arguments)
         self._note("->", message)
         try:
-            result = await asyncio.wait_for(
-                self._client.execute(command, message.get("arguments")), self.limit
-            )
+            # Not asyncio.wait_for(): until Python 3.12 it swallows a cancellation that comes in
+            # the moment of the answer, and Ctrl-C would have no effect.
+            async with asyncio.timeout(self.limit):
+                result = await self._client.execute(command, message.get("arguments"))
         except ExecuteError as error:
             self._note(
                 "<-", {"error": {"class": error.error_class, "desc": error.error.error.desc}}
@@ -187,7 +189,8 @@ class Qemu:
         patience = min(5.0, self.limit)
         if self.alive():
             try:
-                await asyncio.wait_for(self._client.execute("quit"), patience)
+                async with asyncio.timeout(patience):
+                    await self._client.execute("quit")
             except TimeoutError:
                 self.kill()  # it is deaf, so there is nothing to wait for
             except (QMPError, EOFError, OSError):

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
-from errno import ENOSPC
+from errno import EFBIG, EINVAL, ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +101,7 @@ class SecondaryChain:
                     "missing): build QEMU with --enable-replication, or use --workflow backup"
                 )
         if self.spec.secondary == "raw":
-            try:
-                with self.image("secondary").open("xb") as file:
-                    file.truncate(self.spec.size)
-            except OSError as error:
-                raise HostError(f"{self.image('secondary')}: {error.strerror}") from error
+            self._create_raw(self.image("secondary"))
         else:
             self._create("secondary")
         await self._add_image("secondary", self.spec.secondary, None)
@@ -139,6 +135,18 @@ class SecondaryChain:
             below = "top"
         await self._export("guest", below, writable=below == "top")
         self.guest = self._connect("guest")
+
+    def _create_raw(self, path: Path) -> None:
+        try:
+            with path.open("xb") as file:
+                file.truncate(self.spec.size)
+        except (OSError, OverflowError) as error:
+            if isinstance(error, OSError) and error.errno not in (EFBIG, EINVAL):
+                raise
+            raise HostError(
+                f"no file of {self.spec.size} bytes can be made in {path.parent}: "
+                "choose a smaller --size, or set TMPDIR to another file system"
+            ) from error
 
     def _create(self, node: str) -> None:
         command = [

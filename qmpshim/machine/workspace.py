@@ -30,6 +30,12 @@ class Workspace:
     """
 
     def __init__(self, prefix: str = "qmpshim-") -> None:
+        wanted = os.environ.get("TMPDIR")
+        if wanted and not os.access(wanted, os.W_OK | os.X_OK):
+            # tempfile would silently take another place, perhaps the one that is full.
+            raise HostError(
+                f"TMPDIR={wanted} is no directory to write to: set it to a writable one"
+            )
         try:
             self.path = Path(tempfile.mkdtemp(prefix=prefix))
         except OSError as error:

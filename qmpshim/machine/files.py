@@ -1,0 +1,100 @@
+"""Image files as the host sees them: mapped, without their holes, copied without their holes."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+from collections.abc import Iterator
+from errno import ENXIO
+from pathlib import Path
+from typing import BinaryIO
+
+from qmpshim.errors import HostError
+
+_PIECE = 1 << 20  # bytes
+_PLENTY = 256 << 20  # bytes that the checks of all images do not take up while one is mapped
+
+
+def map_file(path: str | Path) -> memoryview:
+    """The bytes of a file, read-only and not copied; unmapped when the last view on them goes.
+
+    A hole that is looked at in a mapping takes up space on tmpfs, and when there is none left the
+    answer is a SIGBUS: before it gets near that, what the file stores is read instead.
+
+    :raises HostError: the file cannot be opened
+    """
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_size == 0:
+                return memoryview(b"")
+            space = os.fstatvfs(file.fileno())
+            holes = status.st_size - status.st_blocks * 512
+            if holes > 0 and space.f_bavail * space.f_frsize < _PLENTY + 4 * holes:
+                return _read_stored(file, status.st_size)
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        raise HostError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _read_stored(file: BinaryIO, size: int) -> memoryview:
+    view = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    for offset, length in _extents(file):
+        os.preadv(file.fileno(), [view[offset : offset + length]], offset)
+    return view.toreadonly()
+
+
+def file_extents(path: Path) -> Iterator[tuple[int, int]]:
+    """(offset, length) in bytes of what the host's file system stores of a file."""
+    with path.open("rb") as file:
+        yield from _extents(file)
+
+
+def _extents(file: BinaryIO) -> Iterator[tuple[int, int]]:
+    end = os.fstat(file.fileno()).st_size
+    offset = 0
+    while offset < end:
+        try:
+            offset = os.lseek(file.fileno(), offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == ENXIO:  # only a hole follows
+                return
+            raise
+        hole = os.lseek(file.fileno(), offset, os.SEEK_HOLE)
+        for at in range(offset, hole, _PIECE):
+            yield at, min(_PIECE, hole - at)
+        offset = hole
+
+
+def copy_sparse(source: str | Path, target: str | Path) -> None:
+    """Copy a file's bytes and leave its holes out: a disk of 1 TiB may hold 64 MiB."""
+    try:
+        with open(source, "rb") as read, open(target, "wb") as write:
+            for offset, length in _extents(read):
+                write.seek(offset)
+                write.write(os.pread(read.fileno(), length, offset))
+            write.truncate(os.fstat(read.fileno()).st_size)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(error.filename or target)) from error
+
+
+def copy_tree(source: Path, target: Path, *leave_out: str) -> None:
+    """Copy a directory, files without their holes.
+
+    :param leave_out: patterns of names that are left behind
+    :raises HostError: something could not be copied
+    """
+    try:
+        shutil.copytree(
+            source,
+            target,
+            ignore=shutil.ignore_patterns(*leave_out),
+            copy_function=copy_sparse,
+            dirs_exist_ok=True,
+        )
+    except shutil.Error as error:  # a list of (source, target, why)
+        name, _, why = error.args[0][0]
+        raise HostError(f"cannot copy {name}: {why}") from error
+    except OSError as error:
+        raise HostError(f"cannot copy {source} to {target}: {error.strerror}") from error
