@@ -25,6 +25,7 @@ DATA = (*PRIMARY, *GUEST)
 READS = ("primary_read", "guest_read")
 CHANGES = ("primary_write", "primary_zero", "primary_discard", "guest_write", "guest_discard")
 COMMANDS = ("start", "checkpoint", "failover", "stop", "status", "unexport")
+CHAIN_COMMANDS = ("start", "checkpoint", "failover", "stop", "unexport")  # change the chain
 FLUSHES = ("primary_flush", "guest_flush")
 
 

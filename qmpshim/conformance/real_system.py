@@ -14,10 +14,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from qmpshim.conformance import real_end, real_ops
 from qmpshim.conformance.real_execution import CUT, Execution, Found, say, stable
 from qmpshim.conformance.real_faults import judge_faulty
+from qmpshim.conformance.real_footprints import EVERYTHING, Footprints
 from qmpshim.conformance.real_io import Named, Names
 from qmpshim.conformance.real_judge import Judge, RealViolation, Seen
-from qmpshim.conformance.real_scenarios import BASE, COMMANDS, FLUSHES, RealScenario, words
+from qmpshim.conformance.real_scenarios import BASE, FLUSHES, RealScenario, words
 from qmpshim.conformance.real_stage import Stage
+from qmpshim.conformance.real_state import StateOf
 from qmpshim.conformance.real_watch import Watch
 from qmpshim.errors import MachineDied, MachineError
 from qmpshim.machine.gate import HeldIO
@@ -27,9 +29,6 @@ from qmpshim.model.system import NOTHING, Choice, Footprint
 from qmpshim.model.verdict import Verdict
 
 PATIENCE = 1.0  # seconds until an operation that nothing holds up counts as hung
-_ALL = (1 << 60) - 1  # the footprint of what touches everything
-_EVERYTHING = Footprint(_ALL, _ALL)
-_STATUS = Footprint(1 << 59, 1 << 59)
 
 Release = Callable[[GatedMachine, Named], None]
 
@@ -90,6 +89,7 @@ class RealSystem:
         self.finished = 0
         self.found: dict[tuple[Verdict, str], Found] = {}
         self._judge = judge
+        self._footprints = Footprints(scenario)
         self._numbers = [scenario.number(index) for index in range(len(scenario.ops))]
 
     # -- System ------------------------------------------------------------------------------------
@@ -103,10 +103,13 @@ class RealSystem:
         return choice[1]
 
     def movers(self, thread: int) -> Sequence[Choice] | None:
-        return None
+        own = [choice for choice in self.enabled() if self.thread(choice) == thread]
+        return own if own and self._footprints.alone(thread) else None
 
     def fingerprint(self) -> Hashable | None:
-        return None
+        if self.violation is not None:
+            return self.violation
+        return self._state.fingerprint(self.now)
 
     def reset(self) -> None:
         self.violation = None
@@ -117,6 +120,7 @@ class RealSystem:
         machine.gate.trace.clear()
         self._names = Names(self.scenario.ops, self._numbers, self.everything)
         self.watch = Watch(self.scenario, machine, self._names)
+        self._state = StateOf(self.scenario)
         self._mover = 0
         self._live = False
         machine.gate.hold(self._arrives)
@@ -155,18 +159,21 @@ class RealSystem:
             return NOTHING
         now.steps.append(choice)
         before = set(now.over)
-        footprint = self._footprint(choice)
+        named, known = now.held.get(choice), set(now.held)
         try:
             self._do(choice)
             self._settle()
         except MachineError as error:
             self._failed(error)
-            return _EVERYTHING
+            return EVERYTHING
         if self.violation is None and self.each_step is not None:
             self.violation = self.each_step(self)
-        if now.over - before - {self.thread(choice)}:
-            return _EVERYTHING  # it ended somebody else, too
-        return footprint
+        thread = self.thread(choice)
+        if now.over - before - {thread}:
+            return EVERYTHING  # it ended somebody else, too
+        fresh = {now.held[name].op for name in now.held.keys() - known}
+        more = thread not in now.over and thread not in fresh
+        return self._footprints.step(choice, thread, named, more)
 
     def finish(self) -> Hashable:
         if self.now.lost:
@@ -207,28 +214,8 @@ class RealSystem:
             if index not in now.started and (op.after is None or op.after in now.over)
         ]
 
-    def _footprint(self, choice: Choice) -> Footprint:
-        """Which clusters a step is about; steps about different ones may change places.
-
-        Two reads that are let go may, too, even of one cluster; everything else on one cluster
-        counts as dependent, and commands and flushes depend on everything.
-        """
-        op = self.scenario.ops[self.thread(choice)]
-        if op.do == "status":
-            return _STATUS
-        if op.do in COMMANDS or op.do in FLUSHES:
-            return _EVERYTHING
-        cluster = self.scenario.cluster
-        places = 0
-        for n in range(op.start // cluster, -(-(op.start + op.count) // cluster)):
-            places |= 1 << n
-        if choice[0] == "io" and self.now.held[choice].verb == "read":
-            return Footprint(places, 0)
-        if choice[0] == "fail":
-            return _EVERYTHING
-        return Footprint(places, places)
-
     def _do(self, choice: Choice) -> None:
+        self._state.step(choice, self.now)
         if choice[0] == "start":
             self._start(self.thread(choice))
         elif choice[0] == "fail":
@@ -239,8 +226,15 @@ class RealSystem:
             named = self.now.held.pop(choice)
             self._mover = named.op
             self.now.lines.append(f"complete {say(choice)}")
+            self._state.completing(named, self._stored(named))
             self.release(self.machine, named)
             self.watch.answered(named.io)
+
+    def _stored(self, named: Named) -> bytes:
+        """What a read will return."""
+        if named.verb != "read":
+            return b""
+        return self.machine.gate.store(named.io.image).read(named.io.offset, named.io.length)
 
     def _start(self, index: int) -> None:
         now, op = self.now, self.scenario.ops[index]
@@ -284,6 +278,7 @@ class RealSystem:
         self._look()
         if not now.held and not self._startable() and len(now.over) < len(now.started):
             self._wait()
+        self._state.settled(now)
 
     def _wait(self) -> None:
         """Nothing is held, and yet somebody is not done: perhaps a timer has to fire."""
