@@ -121,7 +121,16 @@ class Qemu:
         :raises MachineDied: QEMU went away
         :raises MachineHung: no answer within the limit
         """
-        message: dict[str, Any] = {"execute": command}
+        return await self._execute(command, arguments, oob=False)
+
+    async def execute_oob(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """As :meth:`execute`, out of band: QEMU takes it even while its main loop is blocked."""
+        return await self._execute(command, arguments, oob=True)
+
+    async def _execute(
+        self, command: str, arguments: Mapping[str, Any] | None, *, oob: bool
+    ) -> Any:
+        message: dict[str, Any] = {"exec-oob" if oob else "execute": command}
         if arguments:
             message["arguments"] = dict(arguments)
         self._note("->", message)
@@ -129,7 +138,7 @@ class Qemu:
             # Not asyncio.wait_for(): until Python 3.12 it swallows a cancellation that comes in
             # the moment of the answer, and Ctrl-C would have no effect.
             async with asyncio.timeout(self.limit):
-                result = await self._client.execute(command, message.get("arguments"))
+                result = await self._client.execute(command, message.get("arguments"), oob=oob)
         except ExecuteError as error:
             self._note(
                 "<-", {"error": {"class": error.error_class, "desc": error.error.error.desc}}
@@ -158,6 +167,11 @@ class Qemu:
     def alive(self, patience: float = 0.0) -> bool:
         """Whether the process still runs, also after so many seconds."""
         return self._process is not None and self._reap(patience) is None
+
+    @property
+    def exit_status(self) -> int | None:
+        """How the process ended (negative: by that signal); None while it runs."""
+        return None if self._process is None else self._process.poll()
 
     def stderr(self) -> str:
         """What QEMU has written to stderr so far."""

@@ -16,6 +16,7 @@ from qmpshim.conformance.oracle import Oracle
 from qmpshim.errors import CommandFailed, HostError, InputError, MachineDied, MachineError
 from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.nbd_proto import CMD_NO_HOLE, Op, Request
+from qmpshim.machine.relay import Relay
 from qmpshim.machine.secondary import SECTOR, ChainSpec
 from qmpshim.model.behaviour import Behaviour
 from qmpshim.model.chain import CommandError, Workflow
@@ -25,7 +26,6 @@ from qmpshim.model.verdict import Verdict
 from qmpshim.shim.discovery import Found, children, find_backup, find_replication
 from qmpshim.shim.endpoint import Address
 from qmpshim.shim.ledger import Ledger
-from qmpshim.shim.relay import Relay
 from qmpshim.shim.server import OWN_EXPORT, Shim
 from qmpshim.shim.session import Command
 from qmpshim.shim.upstream import Reply
@@ -291,7 +291,7 @@ class Watch:
             if name not in self.relays:
                 self._sockets += 1
                 path = self.directory / f"relay-{self._sockets}.sock"
-                relay = Relay(self._server, name, path, self._observer(name))
+                relay = Relay(self._server.connect, name, path, self._observer(name))
                 await relay.start()
                 self.relays[name] = relay
         return [

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from struct import Struct
 
 from qmpshim.errors import MachineDied, MachineError
 from qmpshim.machine import nbd_proto
 from qmpshim.machine.nbd_proto import Export, Handshake, Op, Request, RequestParser
-from qmpshim.shim.endpoint import Address
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ _CHANGES = (Op.WRITE.value, Op.WRITE_ZEROES.value, Op.TRIM.value)
 
 #: Told each change that was answered: the request and the error it got, 0 for success.
 Observer = Callable[[Request, int], None]
+#: Makes a connection to QEMU's NBD server.
+Connect = Callable[[], Awaitable[socket.socket]]
 
 
 class _Upstream:
@@ -47,8 +49,8 @@ class _Upstream:
         self.flags = 0
 
     @classmethod
-    async def connect(cls, address: Address, name: str) -> _Upstream:
-        sock = await address.connect()
+    async def connect(cls, connect: Connect, name: str) -> _Upstream:
+        sock = await connect()
         made = cls(*await asyncio.open_connection(sock=sock))
         try:
             await made._negotiate(name)
@@ -82,14 +84,14 @@ class _Upstream:
 class Relay:
     """Listens at a unix socket and relays to one export.
 
-    :param address: QEMU's NBD server
+    :param connect: makes a connection to QEMU's NBD server
     :param name: the export's name
     :param path: where to listen
     :param observer: told of each change when QEMU has answered it, before the client is
     """
 
-    def __init__(self, address: Address, name: str, path: Path, observer: Observer) -> None:
-        self.address = address
+    def __init__(self, connect: Connect, name: str, path: Path, observer: Observer) -> None:
+        self._connect = connect
         self.name = name
         self.path = path
         self._observer = observer
@@ -135,7 +137,7 @@ class Relay:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        above = await _Upstream.connect(self.address, self.name)
+        above = await _Upstream.connect(self._connect, self.name)
         try:
             export = Export(self.name, above.size, above.flags & ~(1 << 7), allocation=False)
             shake = Handshake(
@@ -155,10 +157,14 @@ class Relay:
         finally:
             above.writer.transport.abort()
 
-    async def admit(self) -> None:
-        """Wait while paused, then count a request as under way."""
+    async def admit(self, request: Request) -> bool:
+        """Wait while paused, then count a request as under way.
+
+        :returns: False when QEMU is never to see it, and the client gets a success for nothing
+        """
         await self._open.wait()
         self.in_flight += 1
+        return True
 
     def answered(self, request: Request, error: int) -> None:
         """QEMU has answered a request."""
@@ -220,7 +226,9 @@ class _Conversation:
             while (request := parser.next()) is not None:
                 if request.type == Op.DISC.value:
                     return
-                await self._relay.admit()
+                if not await self._relay.admit(request):
+                    self._writer.write(self._reply(request, 0, b""))
+                    continue
                 number += 1
                 self._pending[number] = request
                 head = _REQUEST.pack(

@@ -1,0 +1,112 @@
+"""What a pair that came to a stop has to say: state, migration, last message, lock, log line."""
+
+from __future__ import annotations
+
+import signal
+
+from qmpshim.conformance.divergence import Divergence
+from qmpshim.errors import MachineError
+from qmpshim.machine.locks import deadlock
+from qmpshim.machine.pair import Pair
+from qmpshim.machine.pair_member import Member
+from qmpshim.model.verdict import Verdict
+
+_PATIENCE = 3.0  # seconds a side that may be hung is given to answer
+
+
+class Autopsy:
+    """Both sides asked once; see :meth:`perform`.
+
+    :ivar lines: all that was found, a line each
+    """
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.lines: list[str] = []
+        self._ends: dict[str, str] = {}  # by member: how it ended
+        self._locks: dict[str, str] = {}  # by member: its deadlock
+        self._deaf: list[str] = []
+        self._migration: dict[str, tuple[str, str]] = {}  # status, error
+        self._log: dict[str, str] = {}  # the last line of stderr
+
+    async def perform(self) -> None:
+        """Ask both sides, with little patience."""
+        for member in self.pair.members:
+            await self._examine(member)
+        channel = self.pair.channel
+        said = [message.spelling for message, _ in channel.messages]
+        self.lines.append(
+            f"channel: the primary sent {channel.sent} bytes; "
+            f"the secondary said {', '.join(said[-4:]) or 'nothing'}"
+            + (f"; then bytes that are no message: {channel.strange.hex()}" * bool(channel.strange))
+            + (f"; the {channel.closed_by} hung up" if channel.closed_by else "")
+            + (f"; {channel.waiting.spelling} is being held" if channel.waiting else "")
+        )
+
+    async def _examine(self, member: Member) -> None:
+        name, qemu = member.name, member.qemu
+        log = [line for line in qemu.stderr().strip().splitlines() if "warning:" not in line]
+        if log:
+            self._log[name] = log[-1]
+        said = f"; it said: {log[-1]}" if log else ""
+        if not qemu.alive(patience=0.2):
+            code = qemu.exit_status
+            how = signal.Signals(-code).name if code is not None and code < 0 else f"status {code}"
+            self._ends[name] = how
+            self.lines.append(f"{name}: ended by {how}{said}")
+            return
+        locked = deadlock(qemu.pid)
+        if locked:
+            self._locks[name] = locked
+        limit, qemu.limit = qemu.limit, _PATIENCE
+        try:
+            state = await member.status()
+            migration = await qemu.execute("query-migrate")
+            colo = await qemu.execute("query-colo-status")
+            replication = await member.replication_error()
+        except MachineError as error:
+            self._deaf.append(name)
+            self.lines.append(
+                f"{name}: runs and does not answer ({error})"
+                + (f"; {locked}" if locked else "")
+                + said
+            )
+        else:
+            status = str(migration.get("status", "none"))
+            self._migration[name] = status, str(migration.get("error-desc", ""))
+            failed = migration.get("error-desc")
+            self.lines.append(
+                f"{name}: {state}; migration {status}"
+                + (f" ({failed})" if failed else "")
+                + f"; COLO mode {colo['mode']}, reason {colo['reason']}"
+                + f"; replication: {replication or 'no error'}{said}"
+            )
+        finally:
+            qemu.limit = limit
+        events = [event.name for event in member.events if event.name != "MIGRATION_PASS"]
+        self.lines.append(f"{name}: last events: {', '.join(events[-4:]) or 'none'}")
+
+    def cause(self) -> tuple[Verdict, str]:
+        """The one thing that explains it best: a verdict, and words that stay the same."""
+        for name, how in self._ends.items():
+            return Verdict.CRASH, f"{name} ended by {how}: {self._log.get(name, 'no last words')}"
+        for name, locked in self._locks.items():
+            return Verdict.HANG, f"{name} deadlocked: {locked.split(',')[0]}"
+        for name in self._deaf:
+            return Verdict.HANG, f"{name} does not answer QMP"
+        for name, (status, error) in self._migration.items():
+            if status != "colo":
+                return (
+                    Verdict.PROTOCOL,
+                    f"{name}: migration is {status!r} instead of 'colo'"
+                    + (f": {error}" if error else ""),
+                )
+        return Verdict.HANG, "both sides say they are in COLO, and nothing moves"
+
+    def divergence(self, where: str, checkpoint: int, predicted: str) -> Divergence:
+        """The verdict as a divergence.
+
+        :param where: the step that did not end, e.g. ``checkpoint 4``
+        """
+        verdict, cause = self.cause()
+        return Divergence(verdict, where, checkpoint, predicted, cause)

@@ -1,0 +1,115 @@
+"""What is done to a pair, and how it went: data only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from qmpshim.conformance.divergence import Divergence
+from qmpshim.errors import InputError
+from qmpshim.machine.boot_guest import BootGuest
+from qmpshim.machine.pair import PairSpec
+
+MIB = 1 << 20
+
+
+class Failover(StrEnum):
+    """How a run ends: what is taken away, or nothing."""
+
+    NONE = "none"
+    PRIMARY = "primary"  # SIGKILL of the primary: the secondary takes over
+    SECONDARY = "secondary"  # SIGKILL of the secondary: the primary goes on
+    CUT = "cut"  # the NBD link breaks: the primary goes on
+    STALL = "stall"  # the NBD link falls silent: the primary goes on
+
+
+@dataclass(frozen=True, slots=True)
+class PairPlan:
+    """One run of a pair; with the builds it says all that is done.
+
+    :ivar colo: real COLO with two virtual machines; else block replication alone
+    :ivar checkpoints: how many are taken before what :attr:`failover` says
+    :ivar writes: of the primary between two checkpoints, at least
+    :ivar seed: of the workload, where there is no guest
+    :ivar accel: ``tcg`` or ``kvm``
+    :ivar resume: after the failover, replicate to a new secondary
+    :ivar limit: seconds any one step may take
+    """
+
+    colo: bool = True
+    checkpoints: int = 10
+    writes: int = 20
+    failover: Failover = Failover.NONE
+    resume: bool = False
+    seed: int = 1
+    accel: str = "tcg"
+    size: int = 16 * MIB
+    cluster: int = 64 << 10
+    limit: float = 30.0
+
+    @property
+    def spec(self) -> PairSpec:
+        """The pair this plan needs."""
+        guest = BootGuest() if self.colo else None
+        return PairSpec(self.size, self.cluster, guest, accel=self.accel)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with the fields above."""
+        return {**asdict(self), "failover": self.failover.value}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> PairPlan:
+        """The reverse of :meth:`to_json`; what is left out is as by default.
+
+        :raises InputError: it is no plan
+        """
+        try:
+            known = {name: value[name] for name in cls.__slots__ if name in value}
+            if "failover" in known:
+                known["failover"] = Failover(known["failover"])
+            return cls(**known)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"not a plan of a pair: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class PairFinding:
+    """Something that went otherwise than it must.
+
+    :ivar cause: stable across runs and machines
+    :ivar contract: seen within QEMU's documented contract
+    :ivar known: id of the written-up finding that this is, or ``""``
+    :ivar autopsy: what both sides said of themselves then
+    """
+
+    divergence: Divergence
+    cause: str
+    contract: bool = True
+    known: str = ""
+    autopsy: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class PairOutcome:
+    """How a run went.
+
+    :ivar versions: QEMU's version text of the primary and of the secondary
+    :ivar checkpoints: taken and judged
+    :ivar writes: of the primary that passed the link
+    :ivar compared: bytes
+    :ivar steps: what was done, a line a step
+    :ivar figures: others, by name with the unit in it
+    """
+
+    plan: PairPlan
+    versions: tuple[str, str]
+    checkpoints: int = 0
+    writes: int = 0
+    compared: int = 0
+    checks: int = 0
+    seconds: float = 0.0
+    findings: list[PairFinding] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)

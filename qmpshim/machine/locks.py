@@ -1,0 +1,84 @@
+"""Who waits for a lock that its owner will never give back: a deadlock, seen from outside.
+
+A thread that sleeps in futex(2) tells so in ``/proc/PID/task/TID/syscall`` with the futex's
+address, and glibc keeps the owner beside it: ``struct __pthread_mutex_s`` (bits/struct_mutex.h,
+x86-64) is ``__lock``, ``__count``, ``__owner``, ... of 32 bits each. So no debugger is needed to
+see that a thread waits for itself.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+_FUTEX = {"x86_64": 202, "aarch64": 98}
+_WAIT, _PRIVATE = 0, 128
+_CONTENDED = 2  # __lock: taken, and somebody waits
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """A thread that waits for a mutex.
+
+    :ivar mutex: the mutex's address
+    :ivar owner: the thread that has it
+    """
+
+    thread: int
+    name: str
+    mutex: int
+    owner: int
+
+
+def waiters(pid: int) -> list[Waiter]:
+    """The threads of a process that wait for a mutex now; none where the kernel does not tell."""
+    found = []
+    try:
+        with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+            for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
+                waiter = _waiter(task, memory.fileno())
+                if waiter is not None:
+                    found.append(waiter)
+    except OSError:
+        return found
+    return found
+
+
+def _waiter(task: Path, memory: int) -> Waiter | None:
+    try:
+        words = (task / "syscall").read_text().split()
+        if words[0] != str(_FUTEX.get(platform.machine())) or int(words[3], 16) != _CONTENDED:
+            return None
+        if int(words[2], 16) & ~_PRIVATE != _WAIT:
+            return None
+        address = int(words[1], 16)
+        lock, _count, owner = struct.unpack("<Iii", os.pread(memory, 12, address))
+        name = (task / "comm").read_text().strip()
+    except (OSError, ValueError, IndexError, struct.error):
+        return None
+    return Waiter(int(task.name), name, address, owner) if lock == _CONTENDED else None
+
+
+def deadlock(pid: int) -> str:
+    """What can never end in this process: a circle of threads that wait for each other.
+
+    :returns: in words, or ``""`` when there is no such circle
+    """
+    waiting = {waiter.thread: waiter for waiter in waiters(pid)}
+    for start in waiting:
+        seen: list[int] = []
+        at = start
+        while at in waiting and at not in seen:
+            seen.append(at)
+            at = waiting[at].owner
+        if at in seen:
+            circle = seen[seen.index(at) :]
+            others = len(waiting) - len(circle)
+            also = f", and {others} other threads wait behind it" if others else ""
+            if len(circle) == 1:
+                return f"a thread waits for a mutex that it holds itself{also}"
+            return f"{len(circle)} threads wait for each other's mutexes{also}"
+    return ""

@@ -1,0 +1,78 @@
+"""The NBD link between a primary and its secondary: seen, stalled, cut, made lossy by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from qmpshim.errors import MachineDied
+from qmpshim.machine.nbd_proto import Request
+from qmpshim.machine.relay import Observer, Relay
+
+
+def connector(path: Path) -> Callable[[], asyncio.Future[socket.socket]]:
+    """What connects to the unix socket *path*."""
+
+    async def connect() -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, str(path))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    return lambda: asyncio.ensure_future(connect())
+
+
+class NbdLink(Relay):
+    """A relay that can be treated as a bad network.
+
+    :param server: the secondary's NBD server, a unix socket
+    :param name: the export
+    :param path: where the primary's client finds it
+    :param observer: told of each change once it was answered
+    """
+
+    def __init__(self, server: Path, name: str, path: Path, observer: Observer) -> None:
+        super().__init__(connector(server), name, path, observer)
+        self.broken = False
+        #: A write for which this holds is answered with success, and is lost.
+        self.lose: Callable[[Request], bool] | None = None
+        self.lost = 0
+
+    async def admit(self, request: Request) -> bool:
+        """As the relay's, and loses what is to be lost."""
+        await self._open.wait()
+        if self.lose is not None and self.lose(request):
+            self.lost += 1
+            return False
+        return await super().admit(request)
+
+    def stall(self) -> None:
+        """Let nothing through any more, and say nothing."""
+        self.pause()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether :meth:`stall` is in force."""
+        return not self._open.is_set()
+
+    def cut(self) -> None:
+        """Break all connections, and refuse new ones until :meth:`mend`."""
+        self.broken = True
+        for task in list(self._tasks):
+            task.cancel()
+
+    def mend(self) -> None:
+        """Let requests and connections through again."""
+        self.broken = False
+        self.resume()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.broken:
+            raise MachineDied("the link is cut")
+        await super()._serve(reader, writer)
