@@ -205,7 +205,11 @@ class Pair:
         await self.primary.qemu.execute(
             "x-blockdev-change", {"parent": "quorum", "child": "children.1"}
         )
-        await self.primary.human("drive_del replication0")
+        with contextlib.suppress(CommandFailed):  # it may complain that the last flush failed
+            await self.primary.human("drive_del replication0")
+        nodes = await self.primary.qemu.execute("query-named-block-nodes")
+        if any(node.get("node-name") == "replication0" for node in nodes):
+            raise CommandFailed("drive_del", "GenericError", "replication0 is still there")
 
     # -- block replication alone ----------------------------------------------------------------
 
@@ -223,9 +227,16 @@ class Pair:
 
     async def pause(self) -> None:
         """Stop both sides, the primary first, and let their I/O end."""
-        for member in self.members:
-            await member.qemu.execute("stop")
+        await self.primary.qemu.execute("stop")
+        await self.stop_secondary()
         await self.link.settled()
+
+    async def stop_secondary(self) -> None:
+        """Stop the secondary, and have all its tables in the files."""
+        await self.secondary.qemu.execute("stop")
+        if self.secondary.version < (6, 1, 50):
+            # Until then the filter was no parent of the hidden disk, so that no flush went there.
+            await self.secondary.human('qemu-io hidden "flush"')
 
     async def resume(self) -> None:
         """Let both sides go on, the secondary first."""
