@@ -32,15 +32,27 @@ CASE = "case.json"
 class Case:
     """What a bundle replays.
 
+    :ivar divergence: what it shows; None: that all goes as predicted
     :ivar build: what the divergence was found on, for the reader: command, version, machine
     """
 
     spec: ChainSpec
     behaviour: Behaviour
     operations: tuple[Operation, ...]
-    divergence: Divergence
+    divergence: Divergence | None
     seed: int
     build: dict[str, Any]
+
+    @property
+    def shows(self) -> str:
+        """What it shows, in words."""
+        return "that all goes as predicted" if self.divergence is None else str(self.divergence)
+
+    def shown_by(self, found: Divergence | None) -> bool:
+        """Whether a replay that *found* this showed the same."""
+        if found is None or self.divergence is None:
+            return found is self.divergence
+        return found.signature == self.divergence.signature
 
 
 def save(
@@ -73,7 +85,7 @@ def _write(parts: Path, case: Case, rig: Rig | None, setup: Setup) -> None:
     _dump(parts / CASE, to_json(case))
     (parts / "README").write_text(_README.format(case=case, operations=len(case.operations)))
     (parts / "operations.txt").write_text("".join(f"{o}\n" for o in case.operations))
-    _dump(parts / "observation.json", case.divergence.to_json())
+    _dump(parts / "observation.json", _divergence(case))
     if rig is None:
         return
     _dump(parts / "prediction.json", _prediction(rig.oracle))
@@ -90,7 +102,7 @@ def _write(parts: Path, case: Case, rig: Rig | None, setup: Setup) -> None:
 
 
 _README = """\
-{case.divergence}
+{case.shows}
 
 Replay it:  qmpshim replay THIS-DIRECTORY [--build NAME | --qemu PATH]
 
@@ -156,8 +168,12 @@ def to_json(case: Case) -> dict[str, Any]:
         "seed": case.seed,
         "build": case.build,
         "operations": [operation.to_json() for operation in case.operations],
-        "divergence": case.divergence.to_json(),
+        "divergence": _divergence(case),
     }
+
+
+def _divergence(case: Case) -> dict[str, Any] | None:
+    return None if case.divergence is None else case.divergence.to_json()
 
 
 def load(directory: Path) -> Case:
@@ -187,7 +203,7 @@ def load(directory: Path) -> Case:
             ),
             Behaviour(**{**model, "known": frozenset(Known(name) for name in model["known"])}),
             _operations(value["operations"], int(chain["size"]) // SECTOR),
-            Divergence.from_json(value["divergence"]),
+            Divergence.from_json(value["divergence"]) if value["divergence"] else None,
             int(value["seed"]),
             dict(value["build"]),
         )

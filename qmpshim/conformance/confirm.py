@@ -114,6 +114,7 @@ def _search(scenario: RealScenario, finding: Finding, stage: Stage) -> Finding |
         explore(system, Mode.DPOR, Budget(seconds=_SMALLER), stop=False)
     except MachineError:  # this scenario does not even begin
         return None
+    assert finding.verdict is not None
     found = system.found.get((finding.verdict, finding.cause))
     if found is None:
         return None

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.findings import Finding
+from qmpshim.errors import InputError
 from qmpshim.machine.gated_chain import Form
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -24,7 +25,12 @@ _HELD = re.compile(r" {4}(\S+ \w+(?: \d+\+\d+)?)(?: #\d+)? \(of (\d+)\)")
 
 
 def export_script(finding: Finding) -> str:
-    """The reproducer's text, a Python program: run it with the QEMU binary as its argument."""
+    """The reproducer's text, a Python program: run it with the QEMU binary as its argument.
+
+    :raises InputError: the finding is a schedule that showed nothing wrong
+    """
+    if finding.verdict is None:
+        raise InputError("this schedule was recorded as one that shows nothing wrong")
     case = {
         "title": f"{finding.verdict}: {finding.text}",
         "build": finding.build,

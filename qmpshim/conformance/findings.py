@@ -67,6 +67,7 @@ class Known:
 class Finding:
     """One cause, with the smallest case that shows it.
 
+    :ivar verdict: None in a schedule that was recorded by hand and showed nothing wrong
     :ivar contract: seen in a scenario that keeps to QEMU's documents
     :ivar count: schedules in which it was seen
     :ivar scenarios: names of those it was seen in
@@ -76,7 +77,7 @@ class Finding:
     :ivar known: id of the known finding this is, or ``""``
     """
 
-    verdict: Verdict
+    verdict: Verdict | None
     cause: str
     text: str
     contract: bool
@@ -101,7 +102,7 @@ class Finding:
             "qmpshim": qmpshim.__version__,
             "format": FORMAT,
             "kind": "schedule",
-            "verdict": self.verdict.value,
+            "verdict": None if self.verdict is None else self.verdict.value,
             "cause": self.cause,
             "text": self.text,
             "contract": self.contract,
@@ -126,7 +127,7 @@ def finding_from_json(value: Any) -> Finding:
         if value["format"] != FORMAT or value["kind"] != "schedule":
             raise InputError(f"a finding of format {value['format']}; this reads {FORMAT}")
         return Finding(
-            Verdict(value["verdict"]),
+            None if value["verdict"] is None else Verdict(value["verdict"]),
             str(value["cause"]),
             str(value["text"]),
             bool(value["contract"]),

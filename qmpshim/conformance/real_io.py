@@ -30,7 +30,8 @@ _MASK = (1 << _BITS) - 1
 _NEAR = 128  # sectors: an operation on part of a cluster may need all of it
 GARBAGE = -(1 << 62)  # the owner of a sector whose bytes nobody wrote
 
-_VERBS = {
+#: What requests are called.
+VERBS = {
     Nbd.READ: "read",
     Nbd.WRITE: "write",
     Nbd.WRITE_ZEROES: "zero",
@@ -108,6 +109,10 @@ class Names:
         """The overlays are empty (again)."""
         self._places.clear()
 
+    def joined(self, number: int) -> None:
+        """One more operation was appended to the concurrent ones; it writes under *number*."""
+        self._by_number[number] = len(self._ops) - 1
+
     def is_data(self, io: HeldIO) -> bool:
         """Whether this request is to be held; what it tells about places is remembered."""
         if io.op is Nbd.BLOCK_STATUS:
@@ -141,7 +146,7 @@ class Names:
         :param mover: the operation whose step let this request happen
         :param unfinished: the operations that are under way
         """
-        verb = _VERBS[io.op]
+        verb = VERBS[io.op]
         guest = self.guest_sector(io)
         start, count = guest or 0, -(-io.length // SECTOR)
         carried = [number for _, number, _ in tags(io.data)] if io.op is Nbd.WRITE else []

@@ -26,8 +26,8 @@ class Replay:
 
     def shows(self, finding: Finding) -> bool:
         """Whether the finding was seen again."""
-        if self.violation is None:
-            return False
+        if self.violation is None or finding.verdict is None:
+            return self.followed and self.violation is None and finding.verdict is None
         return (self.violation.kind, self.violation.cause) == (finding.verdict, finding.cause)
 
 

@@ -128,7 +128,7 @@ def render(report: ExploreReport) -> str:
         side = "contract" if finding.contract else "robustness"
         state = f"known: {finding.known}" if finding.known else "NEW"
         lines.append("")
-        lines.append(f"{finding.verdict.upper()} ({side}, {state}): {finding.text}")
+        lines.append(f"{str(finding.verdict).upper()} ({side}, {state}): {finding.text}")
         lines.append(
             f"  {finding.count} schedules in {', '.join(finding.scenarios[:6])}"
             + (" ..." if len(finding.scenarios) > 6 else "")

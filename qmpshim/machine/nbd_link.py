@@ -8,8 +8,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qmpshim.errors import MachineDied
-from qmpshim.machine.nbd_proto import Request
-from qmpshim.machine.relay import Observer, Relay
+from qmpshim.machine.nbd_proto import Op, Request
+from qmpshim.machine.relay import Relay
+
+#: Told each change that was answered: the request and the error it got, 0 for success.
+Observer = Callable[[Request, int], None]
+
+_CHANGES = (Op.WRITE.value, Op.WRITE_ZEROES.value, Op.TRIM.value)
+
+
+class _Changes:
+    """An :class:`~qmpshim.machine.relay.Eye` for changes only."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def begins(self, request: Request) -> int:
+        return 0
+
+    def ends(self, token: int, request: Request, error: int) -> None:
+        if request.type in _CHANGES:
+            self._observer(request, error)
+
+    def lost(self, token: int, request: Request) -> None:
+        """Whoever cut the link knows that nobody was told."""
 
 
 def connector(path: Path) -> Callable[[], asyncio.Future[socket.socket]]:
@@ -38,7 +60,7 @@ class NbdLink(Relay):
     """
 
     def __init__(self, server: Path, name: str, path: Path, observer: Observer) -> None:
-        super().__init__(connector(server), name, path, observer)
+        super().__init__(connector(server), name, path, _Changes(observer))
         self.broken = False
         #: A write for which this holds is answered with success, and is lost.
         self.lose: Callable[[Request], bool] | None = None

@@ -24,10 +24,9 @@ from qmpshim.errors import BuildError, CommandFailed, HostError, InputError, Mac
 from qmpshim.machine.boot_guest import BootGuest
 from qmpshim.machine.builds import Build
 from qmpshim.machine.colo_link import ColoLink
-from qmpshim.machine.nbd_link import NbdLink
+from qmpshim.machine.nbd_link import NbdLink, Observer
 from qmpshim.machine.pair_member import Member
 from qmpshim.machine.process import COMMAND_LIMIT
-from qmpshim.machine.relay import Observer
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from struct import Struct
+from typing import Protocol
 
 from qmpshim.errors import MachineDied, MachineError
 from qmpshim.machine import nbd_proto
@@ -31,12 +32,22 @@ _ACK, _INFO = 1, 3
 _INFO_EXPORT = Struct(">HQH")
 _FAST = 1 << 4  # NBD_CMD_FLAG_FAST_ZERO, and no other flag of structured replies, may pass
 _KEPT_FLAGS = 1 | 2 | _FAST  # FUA, NO_HOLE, FAST_ZERO
-_CHANGES = (Op.WRITE.value, Op.WRITE_ZEROES.value, Op.TRIM.value)
 
-#: Told each change that was answered: the request and the error it got, 0 for success.
-Observer = Callable[[Request, int], None]
 #: Makes a connection to QEMU's NBD server.
 Connect = Callable[[], Awaitable[socket.socket]]
+
+
+class Eye(Protocol):
+    """Sees what passes a relay."""
+
+    def begins(self, request: Request) -> int:
+        """A request goes to QEMU; gives what :meth:`ends` is to be called with."""
+
+    def ends(self, token: int, request: Request, error: int) -> None:
+        """QEMU has answered, 0 for success; the client has not heard of it yet."""
+
+    def lost(self, token: int, request: Request) -> None:
+        """QEMU will not answer any more."""
 
 
 class _Upstream:
@@ -87,14 +98,14 @@ class Relay:
     :param connect: makes a connection to QEMU's NBD server
     :param name: the export's name
     :param path: where to listen
-    :param observer: told of each change when QEMU has answered it, before the client is
+    :param eye: sees each request
     """
 
-    def __init__(self, connect: Connect, name: str, path: Path, observer: Observer) -> None:
+    def __init__(self, connect: Connect, name: str, path: Path, eye: Eye) -> None:
         self._connect = connect
         self.name = name
         self.path = path
-        self._observer = observer
+        self.eye = eye
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = asyncio.Event()
@@ -166,12 +177,6 @@ class Relay:
         self.in_flight += 1
         return True
 
-    def answered(self, request: Request, error: int) -> None:
-        """QEMU has answered a request."""
-        self.in_flight -= 1
-        if request.type in _CHANGES:
-            self._observer(request, error)
-
     async def close(self) -> None:
         """Stop listening and hang up."""
         if self._server is not None:
@@ -199,24 +204,40 @@ class _Conversation:
         self._above = above
         self._reader = reader
         self._writer = writer
-        self._pending: dict[int, Request] = {}
+        self._pending: dict[int, tuple[Request, int]] = {}  # with the eye's token
+        self._answered = asyncio.Event()
+        self._gone = False  # the client left
 
     async def run(self, rest: bytes) -> None:
-        """Until one side hangs up."""
+        """Until one side hangs up, and QEMU has answered what was asked."""
         down = asyncio.ensure_future(self._down())
+        up = asyncio.ensure_future(self._up(rest))
         try:
-            await self._up(rest)
+            await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
+            if down.done():
+                down.result()
+                return
+            self._gone = True
+            # What QEMU was asked it does, whoever is there to hear of it: wait, so as to know.
+            while self._pending and not down.done():
+                self._answered.clear()
+                waiting = asyncio.ensure_future(self._answered.wait())
+                await asyncio.wait((waiting, down), return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
             self._above.writer.write(
                 _REQUEST.pack(nbd_proto.REQUEST_MAGIC, 0, Op.DISC.value, 0, 0, 0)
             )
             await asyncio.wait_for(asyncio.shield(down), 5.0)
+            up.result()
         except TimeoutError:
             log.info("QEMU's NBD server did not hang up")
         finally:
-            down.cancel()
-            await asyncio.gather(down, return_exceptions=True)
-            for request in self._pending.values():
-                self._relay.answered(request, nbd_proto.wire_error(5))
+            for task in (up, down):
+                task.cancel()
+            await asyncio.gather(up, down, return_exceptions=True)
+            for request, token in self._pending.values():
+                self._relay.in_flight -= 1
+                self._relay.eye.lost(token, request)
 
     async def _up(self, data: bytes) -> None:
         parser = RequestParser()
@@ -230,7 +251,7 @@ class _Conversation:
                     self._writer.write(self._reply(request, 0, b""))
                     continue
                 number += 1
-                self._pending[number] = request
+                self._pending[number] = request, self._relay.eye.begins(request)
                 head = _REQUEST.pack(
                     nbd_proto.REQUEST_MAGIC,
                     request.flags & _KEPT_FLAGS,
@@ -256,13 +277,17 @@ class _Conversation:
                 self._writer.close()
                 return
             _, code, number = _SIMPLE.unpack(head)
-            request = self._pending.pop(number)
+            request, token = self._pending.pop(number)
             data = b""
             if request.type == Op.READ.value and not code:
                 data = await reader.readexactly(request.length)
-            self._relay.answered(request, code)
-            self._writer.write(self._reply(request, code, data))
-            await self._writer.drain()
+            self._relay.in_flight -= 1
+            self._relay.eye.ends(token, request, code)
+            self._answered.set()
+            if not self._gone:
+                with contextlib.suppress(OSError):
+                    self._writer.write(self._reply(request, code, data))
+                    await self._writer.drain()
 
     def _reply(self, request: Request, code: int, data: bytes) -> bytes:
         if not self._structured:

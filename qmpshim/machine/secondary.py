@@ -100,10 +100,7 @@ class SecondaryChain:
                     f"{self.qemu.argv[0]} has no replication driver (xen-set-replication is "
                     "missing): build QEMU with --enable-replication, or use --workflow backup"
                 )
-        if self.spec.secondary == "raw":
-            self._create_raw(self.image("secondary"))
-        else:
-            self._create("secondary")
+        self._create_secondary()
         await self._add_image("secondary", self.spec.secondary, None)
         socket = self.directory / "nbd.sock"
         await self.qemu.execute(
@@ -148,7 +145,14 @@ class SecondaryChain:
                 "choose a smaller --size, or set TMPDIR to another file system"
             ) from error
 
+    def _create_secondary(self) -> None:
+        if self.spec.secondary == "raw":
+            self._create_raw(self.image("secondary"))
+        else:
+            self._create("secondary")
+
     def _create(self, node: str) -> None:
+        """Make an empty qcow2 image."""
         command = [
             *(*self._qemu_img, "create", "-q", "-f", "qcow2"),
             *("-o", f"cluster_size={self.spec.cluster}"),
@@ -168,22 +172,24 @@ class SecondaryChain:
             )
 
     async def _add_image(self, node: str, fmt: str, backing: str | None) -> None:
-        # no-flush: the host is not going to crash, so waiting for its disk proves nothing.
-        cache = {"no-flush": True}
         options: dict[str, Any] = {
             "driver": fmt,
             "node-name": node,
             "discard": "unmap",
-            "file": {
-                "driver": "file",
-                "filename": str(self.image(node)),
-                "discard": "unmap",
-                "cache": cache,
-            },
+            "file": {**self._storage(node), "discard": "unmap"},
         }
         if backing is not None:
             options["backing"] = backing
         await self.qemu.execute("blockdev-add", options)
+
+    def _storage(self, node: str) -> dict[str, Any]:
+        """Where QEMU finds the image's bytes."""
+        # no-flush: the host is not going to crash, so waiting for its disk proves nothing.
+        return {
+            "driver": "file",
+            "filename": str(self.image(node)),
+            "cache": {"no-flush": True},
+        }
 
     async def _export(self, name: str, node: str, writable: bool) -> None:
         await self.qemu.execute(

@@ -1,227 +1,31 @@
-"""The shim's own commands: what they answer, and how they look to introspecting clients."""
+"""The shim's own commands: what they answer."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance import bundle as bundles
 from qmpshim.conformance.oracle import Oracle, View
-from qmpshim.conformance.verify import replay, setup_for
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build
 from qmpshim.machine.secondary import SECTOR
-from qmpshim.machine.workspace import Workspace
 from qmpshim.model.chain import Workflow
 from qmpshim.model.disk import Alloc, Qcow2
+from qmpshim.shim import replays
+from qmpshim.shim.definitions import COMMANDS, check, schema
+from qmpshim.shim.hand_commands import HandCommands
 from qmpshim.shim.json_text import Value
-from qmpshim.shim.server import Shim
+from qmpshim.shim.server import Handler, Shim
 from qmpshim.shim.upstream import Reply
 from qmpshim.shim.verification import verify
 from qmpshim.shim.watch import Watch
 
 _MOST = 16 << 20  # bytes x-shim-predict tells of at once
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """A member of an object: its name, its type, and whether it may be missing."""
-
-    name: str
-    type: str
-    optional: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Definition:
-    """A command as its schema tells it."""
-
-    arguments: tuple[Field, ...]
-    returns: str
-
-
-_ROLES = ("secondary", "hidden", "active", "top")
-_ALLOCATIONS = ("unallocated", "zero", "data", "allocated")
-#: Enumerations by type name.
-ENUMS: Mapping[str, tuple[str, ...]] = {
-    "XShimDisk": _ROLES,
-    "XShimAllocation": _ALLOCATIONS,
-    "XShimWorkflow": ("backup", "replication"),
-}
-#: Objects by type name.
-OBJECTS: Mapping[str, tuple[Field, ...]] = {
-    "XShimEndpoint": (Field("export", "str"), Field("node", "str"), Field("uri", "str")),
-    "XShimNode": (Field("disk", "XShimDisk"), Field("node", "str")),
-    "XShimChain": (
-        Field("workflow", "XShimWorkflow"),
-        Field("stage", "str"),
-        Field("size", "int"),
-        Field("cluster-size", "int"),
-        Field("nodes", "[XShimNode]"),
-        Field("error", "str", True),
-    ),
-    "XShimStatus": (
-        Field("clients", "int"),
-        Field("commands", "int"),
-        Field("malformed", "int"),
-        Field("events", "int"),
-        Field("operations", "int"),
-        Field("divergences", "int"),
-        Field("doubts", "[str]"),
-        Field("endpoints", "[XShimEndpoint]"),
-        Field("chain", "XShimChain", True),
-    ),
-    "XShimExtent": (
-        Field("offset", "int"),
-        Field("length", "int"),
-        Field("operation", "int"),
-        Field("zero", "bool"),
-        Field("allocation", "XShimAllocation", True),
-    ),
-    "XShimPrediction": (
-        Field("node", "str"),
-        Field("offset", "int"),
-        Field("length", "int"),
-        Field("extents", "[XShimExtent]"),
-        Field("sha256", "str"),
-        Field("data", "str", True),
-    ),
-    "XShimVerdict": (
-        Field("verdict", "str"),
-        Field("where", "str"),
-        Field("operation", "int"),
-        Field("predicted", "str"),
-        Field("observed", "str"),
-    ),
-    "XShimVerification": (
-        Field("as-predicted", "bool"),
-        Field("verdicts", "[XShimVerdict]"),
-        Field("compared", "int"),
-        Field("doubts", "[str]"),
-    ),
-    "XShimRun": (
-        Field("start", "int"),
-        Field("count", "int"),
-        Field("allocation", "XShimAllocation"),
-    ),
-    "XShimDiskMap": (
-        Field("disk", "XShimDisk"),
-        Field("node", "str"),
-        Field("runs", "[XShimRun]"),
-    ),
-    "XShimMap": (
-        Field("cluster-size", "int"),
-        Field("clusters", "int"),
-        Field("disks", "[XShimDiskMap]"),
-    ),
-    "XShimReplay": (
-        Field("reproduced", "bool"),
-        Field("operations", "int"),
-        Field("verdict", "XShimVerdict", True),
-    ),
-    "XShimNothing": (),
-    "XShimGone": (
-        Field("reason", "str"),
-        Field("status", "int", True),
-        Field("signal", "int", True),
-    ),
-}
-#: The commands by name.
-COMMANDS: Mapping[str, Definition] = {
-    "x-shim-status": Definition((), "XShimStatus"),
-    "x-shim-predict": Definition(
-        (
-            Field("node", "str"),
-            Field("offset", "int", True),
-            Field("length", "int", True),
-            Field("data", "bool", True),
-        ),
-        "XShimPrediction",
-    ),
-    "x-shim-verify": Definition((), "XShimVerification"),
-    "x-shim-map": Definition((), "XShimMap"),
-    "x-shim-checkpoint": Definition((), "XShimNothing"),
-    "x-shim-replay": Definition((Field("bundle", "str"),), "XShimReplay"),
-}
-EVENTS: Mapping[str, str] = {
-    "X_SHIM_DIVERGENCE": "XShimVerdict",
-    "X_SHIM_QEMU_GONE": "XShimGone",
-}
-_JSON_TYPES = {"int": "int", "str": "string", "bool": "boolean"}
-_EXPECTED = {**_JSON_TYPES, "int": "integer"}
-
-
-def _check(name: str, arguments: Mapping[str, Value]) -> None:
-    """Refuse arguments in the words of QEMU's own visitor.
-
-    :raises InputError: they do not fit
-    """
-    fields = COMMANDS[name].arguments
-    for field in fields:
-        if field.name not in arguments:
-            if field.optional:
-                continue
-            raise InputError(f"Parameter '{field.name}' is missing")
-        value = arguments[field.name]
-        fits = {"int": int, "str": str, "bool": bool}[field.type]
-        if not isinstance(value, fits) or (fits is int and isinstance(value, bool)):
-            kind = _EXPECTED[field.type]
-            raise InputError(f"Invalid parameter type for '{field.name}', expected: {kind}")
-    known = {field.name for field in fields}
-    for member in arguments:
-        if member not in known:
-            raise InputError(f"Parameter '{member}' is unexpected")
-
-
-def schema() -> list[dict[str, Any]]:
-    """The commands and events as entities of ``query-qmp-schema``."""
-
-    def members(fields: tuple[Field, ...]) -> list[dict[str, Any]]:
-        return [
-            {"name": f.name, "type": f.type, **({"default": None} if f.optional else {})}
-            for f in fields
-        ]
-
-    entities: list[dict[str, Any]] = [
-        {"name": name, "meta-type": "builtin", "json-type": _JSON_TYPES[name]}
-        for name in ("int", "str", "bool")  # QEMU has them, unless it uses none
-    ]
-    for name, values in ENUMS.items():
-        told = [{"name": value} for value in values]
-        entities.append(
-            {"name": name, "meta-type": "enum", "values": list(values), "members": told}
-        )
-    arrays: set[str] = set()
-    for name, fields in OBJECTS.items():
-        entities.append({"name": name, "meta-type": "object", "members": members(fields)})
-        arrays.update(field.type for field in fields if field.type.startswith("["))
-    for name, definition in COMMANDS.items():
-        argument = f"{name}-arg"
-        entities.append(
-            {"name": argument, "meta-type": "object", "members": members(definition.arguments)}
-        )
-        entities.append(
-            {
-                "name": name,
-                "meta-type": "command",
-                "arg-type": argument,
-                "ret-type": definition.returns,
-                "features": ["unstable"],
-            }
-        )
-    for event, data in EVENTS.items():
-        entities.append({"name": event, "meta-type": "event", "arg-type": data})
-    entities += [
-        {"name": array, "meta-type": "array", "element-type": array[1:-1]}
-        for array in sorted(arrays)
-    ]
-    return entities
 
 
 class Commands:
@@ -235,24 +39,26 @@ class Commands:
         self._watch = watch
         self._build = build
         self._patched: dict[bytes, bytes] = {}
-        for name, handler in {
+        handlers: dict[str, Handler] = {
             "x-shim-status": self._status,
             "x-shim-predict": self._predict,
             "x-shim-verify": self._verify,
             "x-shim-map": self._map,
             "x-shim-checkpoint": self._checkpoint,
             "x-shim-replay": self._replay,
-        }.items():
+            "x-shim-record": self._record,
+            **HandCommands(watch).handlers,
+        }
+        for name, handler in handlers.items():
             shim.handlers[name] = self._checked(name, handler)
+        shim.oob.update(name for name, definition in COMMANDS.items() if definition.oob)
         shim.patches["query-commands"] = self._add([{"name": name} for name in COMMANDS])
         shim.patches["query-qmp-schema"] = self._add(schema())
 
     @staticmethod
-    def _checked(
-        name: str, handler: Callable[[dict[str, Value]], Awaitable[object]]
-    ) -> Callable[[dict[str, Value]], Awaitable[object]]:
+    def _checked(name: str, handler: Handler) -> Handler:
         async def checked(arguments: dict[str, Value]) -> object:
-            _check(name, arguments)
+            check(name, arguments)
             return await handler(arguments)
 
         return checked
@@ -283,7 +89,7 @@ class Commands:
             "operations": watch.ledger.operations,
             "divergences": len(watch.divergences),
             "doubts": list(watch.doubts),
-            "endpoints": await watch.endpoints(),
+            "endpoints": await watch.endpoints.told(),
         }
         if watch.found is not None and watch.oracle is not None:
             found, chain = watch.found, watch.oracle.chain
@@ -401,19 +207,15 @@ class Commands:
 
     async def _replay(self, arguments: dict[str, Value]) -> object:
         """On a QEMU of its own of the same build: a bundle needs a fresh chain."""
+        return await replays.again(self._known_build(), Path(str(arguments["bundle"])))
+
+    async def _record(self, _: dict[str, Value]) -> object:
+        return await replays.record(self._watch, self._build)
+
+    def _known_build(self) -> Build:
         if self._build is None:
             raise InputError("the shim did not start this QEMU and does not know its build")
-        case = bundles.load(Path(str(arguments["bundle"])))
-        setup = setup_for(self._build, case.spec)
-        with Workspace() as workspace:
-            result = await replay(case, setup, workspace, lambda _: None)
-        told: dict[str, object] = {
-            "reproduced": result.divergence is not None,
-            "operations": result.done,
-        }
-        if result.divergence is not None:
-            told["verdict"] = result.divergence.to_json()
-        return told
+        return self._build
 
 
 def _view(oracle: Oracle, role: str) -> View:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import subprocess
@@ -131,8 +132,10 @@ class Emulator(Qemu):
                 await self.shim.execute("quit", limit=5.0)
             except MachineError:
                 self.kill()
-            if self._reap(5.0) is None:
-                self.kill()
+            with contextlib.suppress(
+                TimeoutError
+            ):  # not in a wait that stops us: its disks may be ours
+                await asyncio.wait_for(self.wait(), 5.0)
         self.kill()
         await self.shim.close()
         return self._process.returncode

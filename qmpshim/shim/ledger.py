@@ -23,20 +23,25 @@ class Ledger:
         self._entries: dict[int, tuple[int, int]] = {}  # operation: first sector, file offset
         self.operations = 0
 
+    def count(self) -> int:
+        """Number an operation that wrote nothing."""
+        self.operations += 1
+        return self.operations
+
     def note(self, start: int, data: bytes | bytearray | memoryview | None) -> int:
         """Enter a write to sector *start*, or of zeroes (None); gives its operation number.
 
         :raises HostError: no room for the data
         """
-        self.operations += 1
+        number = self.count()
         if data is not None:
             try:
                 os.pwrite(self._file.fileno(), data, self._end)
             except OSError as error:
                 raise HostError(f"no room to keep what was written: {error.strerror}") from error
-            self._entries[self.operations] = (start, self._end)
+            self._entries[number] = (start, self._end)
             self._end += len(data)
-        return self.operations
+        return number
 
     def data(self, owners: Owners, start: int) -> bytes:
         """The bytes of the sectors from *start* on that have these *owners*."""

@@ -15,16 +15,23 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qmpshim.conformance.real_stage import base_content
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.secondary import ChainSpec, SecondaryChain
+from qmpshim.machine.gate import Gate
+from qmpshim.machine.gated_chain import Form
+from qmpshim.machine.gated_secondary import GatedSecondary
+from qmpshim.machine.secondary import SECTOR, ChainSpec, SecondaryChain
 from qmpshim.machine.workspace import Workspace
 from qmpshim.model.behaviour import Behaviour, behaviour_of
 from qmpshim.shim.commands import Commands
 from qmpshim.shim.emulator import Emulator
 from qmpshim.shim.endpoint import Address, Listener, raise_fd_limit, tls_context
+from qmpshim.shim.hand import Hand
+from qmpshim.shim.hand_commands import held_io
 from qmpshim.shim.monitors import Monitor, extract
+from qmpshim.shim.schedule import Schedule
 from qmpshim.shim.server import Shim
 from qmpshim.shim.watch import Watch
 
@@ -43,6 +50,8 @@ class Options:
     :ivar arguments: QEMU's arguments; its QMP monitors become the shim's. None: a QEMU for block
         devices alone
     :ivar chain: a chain of disks to build before clients come
+    :ivar gated: hold its storage in our hands: the secondary disk holds data, and replication (or
+        backup) runs, as where the explorer begins
     :ivar machine: QEMU's ``-machine``, when it is for block devices alone
     :ivar allow_remote: listen where others can reach it; needs *tls*
     :ivar tls: a directory with ca-cert.pem, server-cert.pem and server-key.pem
@@ -54,6 +63,7 @@ class Options:
     build: Build | None = None
     arguments: tuple[str, ...] | None = None
     chain: ChainSpec | None = None
+    gated: bool = False
     machine: str = "none"
     allow_remote: bool = False
     tls: Path | None = None
@@ -85,6 +95,8 @@ async def endpoint(options: Options) -> AsyncIterator[Served]:
     :raises BuildError: QEMU does not start, or cannot build the chain
     :raises MachineError: QEMU does not answer
     """
+    if options.gated and options.chain is None:
+        raise InputError("--gated needs a chain: say which with --workflow")
     if options.qmp is not None and options.chain is not None:
         raise InputError("--workflow builds a chain on a QEMU of the shim's own, not with --qmp")
     raise_fd_limit()
@@ -146,15 +158,42 @@ async def _started(
     served = _watched(emulator.shim, workspace, behaviour_of(version), build)
     served.emulator = emulator
     if options.chain is not None:
-        chain = SecondaryChain(emulator, options.chain, directory, build.tool("qemu-img"))
-        stack.callback(chain.close)
-        await chain.build()
-        chain.close()  # what is written now must come through the relays
-        path = str(directory / "nbd.sock")
-        served.watch.server_at({"type": "unix", "data": {"path": path}})
-        served.chain = chain
-        await served.watch.endpoints()
+        await _chained(options.chain, options.gated, served, build, stack)
     return served
+
+
+async def _chained(
+    spec: ChainSpec, gated: bool, served: Served, build: Build, stack: AsyncExitStack
+) -> None:
+    """Build a chain on the QEMU that was started."""
+    emulator, watch = served.emulator, served.watch
+    assert emulator is not None
+    if gated:
+        gate = Gate(tracing=False)
+        await gate.start(emulator.directory / "gate.sock")
+        sectors = spec.size // SECTOR
+        images = GatedSecondary(emulator, spec, gate, base_content(sectors))
+        stack.push_async_callback(images.forget)
+        stack.push_async_callback(emulator.close)  # the images go after QEMU
+        chain: SecondaryChain = images
+    else:
+        chain = SecondaryChain(emulator, spec, emulator.directory, build.tool("qemu-img"))
+    stack.callback(chain.close)
+    await chain.build()
+    chain.close()  # what is written now must come through the relays
+    path = str(emulator.directory / "nbd.sock")
+    watch.endpoints.server_at({"type": "unix", "data": {"path": path}})
+    served.chain = chain
+    if gated:
+        schedule = Schedule(Form(spec.workflow.value), sectors, spec.cluster // SECTOR)
+        watch.hand = Hand(
+            gate, schedule, lambda held: watch.shim.emit("X_SHIM_HELD", held_io(held))
+        )
+        stack.callback(watch.hand.let_go)  # or QEMU would never end
+        with watch.hand.aside():
+            await watch.start()
+        schedule.forget()
+    await watch.endpoints.told()
 
 
 def _inherited_fds() -> tuple[int, ...]:

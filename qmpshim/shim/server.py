@@ -147,6 +147,7 @@ class Shim:
         self.clients: set[Client] = set()
         self.gone = asyncio.Event()
         self.handlers: dict[str, Handler] = {}
+        self.oob: set[str] = set()  # of the handlers, those that may run out of band
         self.patches: dict[str, Callable[[Reply], Reply]] = {}
         self.watchers: dict[str, Watcher] = {}
         self.intercepts: dict[str, Intercept] = {}
@@ -338,7 +339,7 @@ class Shim:
     # -- the shim's own commands ------------------------------------------------------------
 
     def _own(self, client: Client, command: Command) -> None:
-        if command.oob:
+        if command.oob and command.name not in self.oob:
             desc = f"The command {command.name} does not support OOB"
             self._finish_with(client, command, error_reply(GENERIC, desc, command.id))
             return

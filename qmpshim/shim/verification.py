@@ -7,13 +7,12 @@ import time
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 from qmpshim.conformance.crosscheck import merge
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.oracle import Oracle, View
+from qmpshim.conformance.workload import Kind
 from qmpshim.errors import IOFailed, MachineError, MachineHung
-from qmpshim.machine.images import map_file
 from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.qcow2 import ImageError, Qcow2
 from qmpshim.machine.secondary import SECTOR
@@ -57,10 +56,9 @@ async def verify(watch: Watch) -> Verified:
             await _until_failed_over(watch)
         for role in _overlays(oracle):
             await _flush(watch, found.nodes[role])
-            if path := found.files.get(role):
-                divergences += _allocation(watch, role, path, found.cluster)
+            divergences += _allocation(watch, role, found.cluster)
         for role, view, verdict in _views(oracle):
-            async with watch.export(found.nodes[role]) as uri:
+            async with watch.endpoints.view(found.nodes[role]) as uri:
                 try:
                     wrong, count = await asyncio.to_thread(_compare, watch, uri, view)
                 except IOFailed as error:
@@ -70,6 +68,8 @@ async def verify(watch: Watch) -> Verified:
             if wrong is not None:
                 where = f"{role} disk"
                 divergences.append(Divergence(verdict, where, watch.ledger.operations, *wrong))
+    if watch.follower is not None:
+        watch.follower.command(Kind.CHECK)
     for divergence in divergences:
         watch.divergences.append(divergence)
         watch.shim.emit("X_SHIM_DIVERGENCE", divergence.to_json())
@@ -110,12 +110,15 @@ async def _until_failed_over(watch: Watch) -> None:
     raise MachineHung(f"failover did not end in {_FAILOVER_LIMIT:g} s")
 
 
-def _allocation(watch: Watch, role: str, path: Path, cluster: int) -> list[Divergence]:
+def _allocation(watch: Watch, role: str, cluster: int) -> list[Divergence]:
     model = watch.image(role)
     assert isinstance(model, ModelQcow2)
     where, operations = f"{role} disk (file)", watch.ledger.operations
     try:
-        qcow2 = Qcow2.parse(map_file(path))
+        content = watch.content(role)
+        if content is None:
+            return []
+        qcow2 = Qcow2.parse(content)
         faults = [str(finding) for finding in qcow2.check()]
         observed = qcow2.allocation()
     except (ImageError, OSError) as error:

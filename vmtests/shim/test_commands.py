@@ -19,6 +19,7 @@ from shim_harness import BUILDS, Loop, Wire, build_of
 from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.model.chain import Workflow
+from qmpshim.shim.definitions import COMMANDS
 from qmpshim.shim.serve import Options, Served, endpoint
 
 SIZE = 4 << 20
@@ -165,7 +166,7 @@ def test_introspection(build: str, loop: Loop) -> None:
             assert all(type_ is None or type_ in by_name for type_ in types), entity
         schema = Schema(entities)
         own = [name for name in schema.commands if name.startswith("x-shim-")]
-        assert len(own) == 6 and set(own) <= set(names)
+        assert set(own) == set(COMMANDS) and set(own) <= set(names)
         assert [n for n in by_name if n.startswith("X_SHIM")]
         for name in own:
             for case in schema.cases(name):

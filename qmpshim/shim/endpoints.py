@@ -1,0 +1,155 @@
+"""QEMU's NBD exports as the shim hands them out: a relay before each, and exports for itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from qmpshim.machine.relay import Eye, Relay
+from qmpshim.shim.discovery import children
+from qmpshim.shim.endpoint import Address
+from qmpshim.shim.server import OWN_EXPORT, Shim
+from qmpshim.shim.session import Command
+from qmpshim.shim.upstream import Reply
+
+#: Begins the names of nodes that the shim made; what is below them is meant.
+OWN_NODE = "x-shim-"
+
+
+class Endpoints:
+    """The relays of one shim.
+
+    :param directory: private; sockets go there
+    :param eye: makes what sees the requests to an export; it is told the export's name
+    """
+
+    def __init__(self, shim: Shim, directory: Path, eye: Callable[[str], Eye]) -> None:
+        self._shim = shim
+        self._directory = directory
+        self._eye = eye
+        self._relays: dict[str, Relay] = {}
+        self._nodes: dict[str, str] = {}  # by export
+        self._server: Address | None = None  # QEMU's NBD server, where a client started it
+        self._sockets = 0
+        shim.watchers["nbd-server-start"] = self._server_started
+        shim.watchers["nbd-server-stop"] = self._server_stopped
+
+    # -- the server ------------------------------------------------------------
+
+    def _server_started(self, command: Command, reply: Reply) -> None:
+        if not reply.failed:
+            self.server_at((command.arguments or {}).get("addr"))
+
+    def server_at(self, addr: Any) -> None:
+        """QEMU's NBD server listens at *addr*, a ``SocketAddressLegacy``."""
+        match addr:
+            case {"type": "unix", "data": {"path": str(path)}}:
+                self._server = Address(path=Path(path))
+            case {"type": "inet", "data": {"host": str(host), "port": str(port)}}:
+                self._server = Address(host=host, port=int(port))
+
+    def _server_stopped(self, _command: Command, reply: Reply) -> None:
+        if not reply.failed:
+            self._server = None
+
+    # -- the relays ------------------------------------------------------------
+
+    def node(self, export: str) -> str:
+        """The node behind an export, as it was when the relays were made."""
+        return self._nodes[export]
+
+    @property
+    def in_flight(self) -> int:
+        """Relayed requests that QEMU has not answered."""
+        return sum(relay.in_flight for relay in self._relays.values())
+
+    def pause(self) -> None:
+        """Let no further request through until :meth:`resume`."""
+        for relay in self._relays.values():
+            relay.pause()
+
+    def resume(self) -> None:
+        """Let requests through again."""
+        for relay in self._relays.values():
+            relay.resume()
+
+    async def settled(self) -> None:
+        """Wait until QEMU has answered all that went through."""
+        for relay in self._relays.values():
+            await relay.settled()
+
+    async def told(self) -> list[dict[str, Any]]:
+        """Export, node and URI of each relay; makes those that are missing."""
+        if self._server is None:
+            return []
+        exports = {
+            e["id"]: e["node-name"]
+            for e in await self._shim.execute("query-block-exports")
+            if e["type"] == "nbd"
+        }
+        for gone in set(self._relays) - set(exports):
+            await self._relays.pop(gone).close()
+        below = await children(self._shim.execute)
+        for name, node in exports.items():
+            # A backup job puts its filter between the export and the disk, and so do we.
+            while node.startswith(("#", OWN_NODE)) and (node, "file") in below:
+                node = below[node, "file"]
+            self._nodes[name] = node
+            if name not in self._relays:
+                self._sockets += 1
+                path = self._directory / f"relay-{self._sockets}.sock"
+                relay = Relay(self._server.connect, name, path, self._eye(name))
+                await relay.start()
+                self._relays[name] = relay
+        return [
+            {"export": name, "node": self._nodes[name], "uri": relay.uri}
+            for name, relay in sorted(self._relays.items())
+        ]
+
+    # -- for ourselves ------------------------------------------------------------
+
+    @asynccontextmanager
+    async def view(self, node: str) -> AsyncIterator[str]:
+        """A read-only NBD export of *node* for ourselves; gives its URI."""
+        own = False
+        if self._server is None:
+            own = True
+            path = self._directory / "own.sock"
+            await self._shim.execute(
+                "nbd-server-start", {"addr": {"type": "unix", "data": {"path": str(path)}}}
+            )
+            self._server = Address(path=path)
+        name = OWN_EXPORT
+        try:
+            await self._shim.execute(
+                "block-export-add", {"type": "nbd", "id": name, "name": name, "node-name": node}
+            )
+            try:
+                yield self._uri(name)
+            finally:
+                await self._shim.execute("block-export-del", {"id": name, "mode": "hard"})
+                while await self._has_export(name):  # noqa: ASYNC110
+                    await asyncio.sleep(0.002)
+        finally:
+            if own:
+                self._server = None
+                await self._shim.execute("nbd-server-stop")
+
+    async def _has_export(self, name: str) -> bool:
+        return any(e["id"] == name for e in await self._shim.execute("query-block-exports"))
+
+    def _uri(self, export: str) -> str:
+        assert self._server is not None
+        if self._server.path is not None:
+            return f"nbd+unix:///{export}?socket={self._server.path}"
+        return f"nbd://{self._server}/{export}"
+
+    async def close(self) -> None:
+        """Take the relays down."""
+        for relay in self._relays.values():
+            with contextlib.suppress(OSError):
+                await relay.close()

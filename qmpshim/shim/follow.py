@@ -1,0 +1,120 @@
+"""Does in the model what a request to a disk does, and keeps the list of what was done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qmpshim.conformance.oracle import Oracle
+from qmpshim.conformance.workload import Kind, Operation, Side
+from qmpshim.machine.secondary import SECTOR
+from qmpshim.model.co import Co, ModelIOError, run_straight
+from qmpshim.model.disk import Alloc, Image
+from qmpshim.model.disk import Qcow2 as ModelQcow2
+from qmpshim.shim.ledger import Ledger
+
+_MOST = 1_000_000  # operations that a replay bundle may have
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A request that was answered, as an NBD client or a write log tells it.
+
+    :ivar side: whose: the primary's or the guest's
+    :ivar offset: bytes
+    :ivar length: bytes
+    :ivar data: of a write
+    :ivar mapped: zeroes must not be made by unmapping
+    """
+
+    side: Side
+    kind: Kind
+    offset: int
+    length: int
+    data: bytes | memoryview = b""
+    mapped: bool = False
+
+
+class Follower:
+    """Keeps one chain's model in step.
+
+    :ivar operations: what was done since the chain was met, in the order QEMU answered it; begins
+        with what was on the secondary disk
+    :ivar whole: whether they are all there
+    """
+
+    def __init__(self, oracle: Oracle, ledger: Ledger) -> None:
+        self.oracle = oracle
+        self.operations: list[Operation] = []
+        self.whole = True
+        self._ledger = ledger
+
+    def command(self, kind: Kind) -> None:
+        """A command that acts on the chain as a whole was answered."""
+        self._list(Operation(self._ledger.count(), Side.CHAIN, kind))
+
+    def found(self, start: int, data: bytearray) -> int:
+        """The secondary disk held *data* at sector *start* before anything began."""
+        number = self._ledger.note(start, data)
+        self._list(Operation(number, Side.PRIMARY, Kind.WRITE, start, len(data) // SECTOR))
+        return number
+
+    def _list(self, operation: Operation) -> None:
+        if len(self.operations) < _MOST:
+            self.operations.append(operation)
+        else:
+            self.whole = False
+
+    def request(self, change: Change) -> int:
+        """Do a request in the model; gives the errno that it must have been answered with.
+
+        :raises HostError: there is no room to keep what was written
+        """
+        side, kind = change.side, change.kind
+        start = change.offset // SECTOR
+        count = -(-(change.offset + change.length) // SECTOR) - start
+        if kind in (Kind.READ, Kind.FLUSH) or not count:
+            number = self._ledger.count()
+            if count or kind is Kind.FLUSH:
+                self._list(Operation(number, side, kind, start, count))
+            return 0
+        try:
+            number, kind, operation = self._change(change, start, count)
+            self._list(Operation(number, side, kind, start, count))
+            run_straight(operation)
+        except ModelIOError as failure:
+            return failure.errno
+        return 0
+
+    def _change(self, change: Change, start: int, count: int) -> tuple[int, Kind, Co[None]]:
+        """Operation number, what it is to the model, and what it does there."""
+        chain, note = self.oracle.chain, self._ledger.note
+        guest = change.side is Side.GUEST
+        aligned = not (change.offset % SECTOR or change.length % SECTOR)
+        if change.kind is Kind.DISCARD:
+            number = note(start, None)
+            do = chain.guest_discard if guest else chain.primary_discard
+            return number, Kind.DISCARD, do(start, count, number)
+        if change.kind is Kind.ZERO and aligned and (guest or not change.mapped):
+            number = note(start, None)
+            do = chain.guest_zero if guest else chain.primary_zero
+            return number, Kind.ZERO, do(start, count, number)
+        data = bytearray(change.data or bytes(change.length))
+        if not aligned:
+            view = self.oracle.guest_view if guest else self.oracle.primary_view
+            whole = bytearray(self._ledger.data(view.read(start, count), start))
+            at = change.offset - start * SECTOR
+            whole[at : at + change.length] = data
+            data = whole
+        number = note(start, data)
+        do = chain.guest_write if guest else chain.primary_write
+        return number, Kind.WRITE, do(start, count, number)
+
+    def forget_how(self, image: Image, start: int, count: int) -> None:
+        """Zeroes were written, and it is not known whether as data: either kind of cluster fits."""
+        if not isinstance(image, ModelQcow2):
+            return
+        for at, length, kind in list(image.runs(start, count)):
+            if kind in (Alloc.DATA, Alloc.ZERO):
+                first, last = at // image.cluster, (at + length - 1) // image.cluster
+                for index in range(first, last + 1):
+                    image.alloc[index] = Alloc.ALLOCATED
