@@ -56,7 +56,13 @@ def _chain_options(parser: argparse.ArgumentParser) -> None:
         choices=[workflow.value for workflow in Workflow],
         help="build this chain of disks first",
     )
-    parser.add_argument("--size", type=size, default=64 << 20, help="of its disks (default 64M)")
+    parser.add_argument(
+        "--gated",
+        action="store_true",
+        help="with --workflow: its disks' I/O can be held by hand (x-shim-hold, :hold); the "
+        "secondary disk is full of data, and the backup or replication runs",
+    )
+    parser.add_argument("--size", type=size, help="of its disks (default 64M; gated: two clusters)")
     parser.add_argument("--cluster", type=size, default=64 << 10, help="(default 64k)")
     parser.add_argument("--secondary", choices=["raw", "qcow2"], default="raw")
 
@@ -70,14 +76,18 @@ def _options(args: argparse.Namespace) -> Options:
         qmp=Address.parse(attached) if attached else None,
         build=None if attached else chosen_build(args),
         arguments=tuple(getattr(args, "arguments", ())) or None,
-        chain=ChainSpec(Workflow(args.workflow), args.size, args.cluster, args.secondary)
-        if args.workflow
-        else None,
+        chain=_chain(args) if args.workflow else None,
+        gated=args.gated,
         machine=args.machine,
         allow_remote=getattr(args, "allow_remote", False),
         tls=getattr(args, "tls", None),
         limit=args.limit,
     )
+
+
+def _chain(args: argparse.Namespace) -> ChainSpec:
+    usual = 2 * args.cluster if args.gated else 64 << 20
+    return ChainSpec(Workflow(args.workflow), args.size or usual, args.cluster, args.secondary)
 
 
 def _serve(args: argparse.Namespace, console: Console) -> int:

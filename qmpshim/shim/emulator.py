@@ -111,6 +111,11 @@ class Emulator(Qemu):
             return {"reason": f"QEMU was killed by {signal.Signals(-code).name}", "signal": -code}
         return {"reason": f"QEMU exited with status {code}", "status": code}
 
+    @property
+    def exited_well(self) -> bool:
+        """Whether QEMU ended as if asked to."""
+        return self._reap(0.0) == 0
+
     def send_signal(self, number: int) -> None:
         """Pass a signal on to QEMU."""
         if self._process is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -95,10 +95,7 @@ class Endpoints:
             await self._relays.pop(gone).close()
         below = await children(self._shim.execute)
         for name, node in exports.items():
-            # A backup job puts its filter between the export and the disk, and so do we.
-            while node.startswith(("#", OWN_NODE)) and (node, "file") in below:
-                node = below[node, "file"]
-            self._nodes[name] = node
+            self._nodes[name] = _meant(node, below)
             if name not in self._relays:
                 self._sockets += 1
                 path = self._directory / f"relay-{self._sockets}.sock"
@@ -153,3 +150,13 @@ class Endpoints:
         for relay in self._relays.values():
             with contextlib.suppress(OSError):
                 await relay.close()
+
+
+def _meant(node: str, below: Mapping[tuple[str | None, str], str]) -> str:
+    """The disk under a backup job's filter (a child of another name in each version) or ours."""
+    while node.startswith(("#", OWN_NODE)):
+        under = below.get((node, "file")) or below.get((node, "backing"))
+        if under is None:
+            break
+        node = under
+    return node

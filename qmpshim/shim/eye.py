@@ -34,6 +34,9 @@ class Teller(Protocol):
     def changed(self, export: str, change: Change, error: int) -> None:
         """A request was answered, with an errno of the NBD protocol."""
 
+    def lost(self, export: str, change: Change) -> None:
+        """A request will not be answered."""
+
     def doubt(self, why: str) -> None:
         """The model may no longer say what must be."""
 
@@ -80,16 +83,18 @@ class Eye:
             self._teller.doubt(
                 "requests to the same sectors were under way at once: which came last is not known"
             )
-        side = self._teller.side(self._export) or Side.GUEST
-        mapped = bool(request.flags & CMD_NO_HOLE)
-        change = Change(side, kind, request.offset, request.length, request.data, mapped)
-        self._teller.changed(self._export, change, error)
+        self._teller.changed(self._export, self._change(kind, request), error)
 
     def lost(self, token: int, request: Request) -> None:
         """QEMU will not answer."""
         self._over(token, "gone")
-        if _KINDS.get(request.type) in _CHANGES:
-            self._teller.doubt("QEMU's NBD server hung up during a write: who knows what it did")
+        if (kind := _KINDS.get(request.type)) is not None:
+            self._teller.lost(self._export, self._change(kind, request))
+
+    def _change(self, kind: Kind, request: Request) -> Change:
+        side = self._teller.side(self._export) or Side.GUEST
+        mapped = bool(request.flags & CMD_NO_HOLE)
+        return Change(side, kind, request.offset, request.length, request.data, mapped)
 
     def _over(self, token: int, answer: str) -> None:
         flying = self._flying.pop(token)

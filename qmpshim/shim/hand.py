@@ -1,7 +1,13 @@
-"""The hand on a gated chain: which I/O is held, what is held, and how it ends."""
+"""The hand on a gated chain: which I/O is held, what is held, and how it ends.
+
+As in the explorer one step is taken at a time: an I/O that no rule holds is let go, too, only when
+QEMU is still, so that what is done by hand can be done again in the same order.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +15,12 @@ from dataclasses import dataclass
 from qmpshim.conformance.real_io import VERBS, Named
 from qmpshim.errors import InputError
 from qmpshim.machine.gate import Gate, HeldIO
+from qmpshim.machine.stillness import Stillness
 from qmpshim.shim.schedule import Schedule, say
+
+_NAP = 0.0005  # seconds between two looks whether QEMU is still
+_MOST_NAPS = 2000  # then it counts as still, or it would never be our turn
+_ROUNDS = 5  # of the event loop, until what QEMU sent has been seen by all it concerns
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,41 +69,45 @@ class Held:
 class Hand:
     """Leads a gate by rules and by hand.
 
+    :param pid: QEMU's
     :param schedule: takes down what happens
     :param tell: told of each I/O when it is held
+    :ivar failed: an I/O was ended with an error
     """
 
-    def __init__(self, gate: Gate, schedule: Schedule, tell: Callable[[Held], None]) -> None:
+    def __init__(
+        self, gate: Gate, pid: int, schedule: Schedule, tell: Callable[[Held], None]
+    ) -> None:
+        self.failed = False
+        self.gate = gate
         self.schedule = schedule
         self.rules: list[Rule] = []
-        self.gate = gate
         self._tell = tell
+        self._stillness = Stillness(pid)
         self._number = 0
+        self._new: deque[tuple[HeldIO, bool]] = deque()  # came, and whether it is about data
         self._held: dict[int, Held] = {}
+        self._decided: deque[tuple[int, int]] = deque()  # number and errno of what may end
+        self._passing: deque[Held] = deque()  # no rule holds it
         self._aside = False
+        self._wake = asyncio.Event()
+        self._task = asyncio.ensure_future(self._lead())
         gate.hold(self._arrives)
 
     @property
     def held(self) -> list[Held]:
-        """What waits, in order of arrival."""
+        """What waits for a decision, in order of arrival."""
         waiting = {io.seq for io in self.gate.held}  # a lost connection takes its own with it
         self._held = {n: held for n, held in self._held.items() if held.io.seq in waiting}
-        return list(self._held.values())
+        decided = {number for number, _ in self._decided}
+        return [held for number, held in self._held.items() if number not in decided]
 
     def _arrives(self, io: HeldIO) -> bool:
         data = self.schedule.is_data(io)
-        if self._aside:
+        if self._aside or not (data or any(rule.meets(io, data) for rule in self.rules)):
             return False
-        named = self.schedule.comes(io) if data else None
-        if not any(rule.meets(io, data) for rule in self.rules):
-            if named is not None:
-                self.schedule.goes(named)
-            return False
-        self._number += 1
-        held = self._held[self._number] = Held(self._number, io, named)
-        if named is not None:
-            self.schedule.held(named)
-        self._tell(held)
+        self._new.append((io, data))
+        self._wake.set()
         return True
 
     @contextmanager
@@ -104,37 +119,93 @@ class Hand:
         finally:
             self._aside = False
 
-    def release(self, number: int) -> Held:
-        """Let one go.
+    # -- step by step ------------------------------------------------------------
 
-        :raises InputError: there is no such number
-        """
-        held = self._take(number)
+    async def _lead(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._still()
+            self._look()
+            if self._step():
+                self._wake.set()
+
+    async def _still(self) -> None:
+        """Wait until QEMU has done all it can do before the next step."""
+        for _ in range(_MOST_NAPS):
+            clock = self.gate.clock
+            asleep = self._stillness.asleep() if self._stillness.known else True
+            for _ in range(_ROUNDS):
+                await asyncio.sleep(0)
+            if asleep and self.gate.clock == clock:
+                return
+            await asyncio.sleep(_NAP)
+
+    def _look(self) -> None:
+        """Give what has come its name, and hold it or not."""
+        while self._new:
+            io, data = self._new.popleft()
+            named = self.schedule.comes(io) if data else None
+            if not any(rule.meets(io, data) for rule in self.rules):
+                self._passing.append(Held(0, io, named))
+                continue
+            self._number += 1
+            held = self._held[self._number] = Held(self._number, io, named)
+            if named is not None:
+                self.schedule.held(named)
+            self._tell(held)
+
+    def _step(self) -> bool:
+        """Let one I/O go, decided ones first; False: there is none."""
+        there = {io.seq for io in self.gate.held}
+        while self._decided:
+            number, errno = self._decided.popleft()
+            held = self._held.pop(number, None)
+            if held is not None and held.io.seq in there:
+                self._end(held, errno)
+                return True
+        while self._passing:
+            held = self._passing.popleft()
+            if held.io.seq in there:
+                self._end(held, 0)
+                return True
+        return False
+
+    def _end(self, held: Held, errno: int) -> None:
+        if errno:
+            self.failed = True
+            if held.named is not None:
+                self.schedule.fails(held.named, errno)
+            self.gate.fail(held.io, errno)
+            return
         if held.named is not None:
             self.schedule.goes(held.named)
         self.gate.release(held.io)
-        return held
 
-    def fail(self, number: int, errno: int) -> Held:
-        """End one with an error instead.
+    # -- decisions ------------------------------------------------------------
+
+    def release(self, number: int, errno: int = 0) -> None:
+        """Let one go, as soon as QEMU is still; with *errno*: as failed.
 
         :raises InputError: there is no such number
         """
-        held = self._take(number)
-        if held.named is not None:
-            self.schedule.fails(held.named, errno)
-        self.gate.fail(held.io, errno)
-        return held
-
-    def _take(self, number: int) -> Held:
-        held = self.held
-        if number not in self._held:
-            there = ", ".join(str(one.number) for one in held) or "nothing"
+        held = [one.number for one in self.held]
+        if number not in held:
+            there = ", ".join(map(str, held)) or "nothing"
             raise InputError(f"{number} is not held; held: {there}")
-        return self._held.pop(number)
+        self._decided.append((number, errno))
+        self._wake.set()
 
     def let_go(self) -> None:
         """Hold nothing any more, and let go what is held."""
         self.rules.clear()
         for held in self.held:
             self.release(held.number)
+
+    async def close(self) -> None:
+        """Take the hand away: everything passes."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._stillness.close()
+        self.gate.open()
+        self.gate.release_all()

@@ -57,13 +57,11 @@ class HandCommands:
         errno = arguments.get("errno")
         number = arguments.get("number")
         numbers = [held.number for held in hand.held] if number is None else [number]
+        if isinstance(errno, int) and errno < 1:
+            raise InputError(f"{errno} is no errno")
         for one in numbers:
             assert isinstance(one, int)
-            if errno is None:
-                hand.release(one)
-            else:
-                assert isinstance(errno, int)
-                hand.fail(one, errno)
+            hand.release(one, int(errno) if isinstance(errno, int) else 0)
         return self._told(hand)
 
     async def _schedule(self, _: dict[str, Value]) -> object:

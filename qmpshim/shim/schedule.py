@@ -145,14 +145,17 @@ class Schedule:
                 case _:
                     yield f"complete {say(line.named, setup)}"
 
-    def case(self, name: str = "by-hand") -> tuple[RealScenario, tuple[Choice, ...]]:
+    def case(
+        self, name: str = "by-hand", dead: bool = False
+    ) -> tuple[RealScenario, tuple[Choice, ...]]:
         """The scenario and the schedule that was taken.
 
+        :param dead: QEMU did not survive it, so that something may be in flight for ever
         :raises InputError: something is in flight, or was done that the explorer has no word for
         """
         setup = self._setup
         before, ops = tuple(self._ops[:setup]), tuple(self._ops[setup:])
-        if self._running:
+        if self._running and not dead:
             raise InputError(f"{', '.join(self.in_flight)} still in flight: release what is held")
         if not ops:
             raise InputError("nothing was done so far")

@@ -77,6 +77,7 @@ class Served:
     :ivar addresses: where clients may come
     :ivar emulator: the QEMU that was started, if one was
     :ivar chain: the chain that was built, if one was
+    :ivar build: what was started
     """
 
     shim: Shim
@@ -84,6 +85,7 @@ class Served:
     addresses: list[Address] = field(default_factory=list)
     emulator: Emulator | None = None
     chain: SecondaryChain | None = None
+    build: Build | None = None
 
 
 @asynccontextmanager
@@ -130,7 +132,7 @@ async def endpoint(options: Options) -> AsyncIterator[Served]:
 def _watched(shim: Shim, workspace: Workspace, behaviour: Behaviour, build: Build | None) -> Served:
     watch = Watch(shim, workspace.subdirectory("watch"), behaviour)
     Commands(shim, watch, build)
-    return Served(shim, watch)
+    return Served(shim, watch, build=build)
 
 
 async def _started(
@@ -186,11 +188,12 @@ async def _chained(
     served.chain = chain
     if gated:
         schedule = Schedule(Form(spec.workflow.value), sectors, spec.cluster // SECTOR)
-        watch.hand = Hand(
-            gate, schedule, lambda held: watch.shim.emit("X_SHIM_HELD", held_io(held))
+        hand = watch.hand = Hand(
+            *(gate, emulator.pid, schedule),
+            lambda held: watch.shim.emit("X_SHIM_HELD", held_io(held)),
         )
-        stack.callback(watch.hand.let_go)  # or QEMU would never end
-        with watch.hand.aside():
+        stack.push_async_callback(hand.close)  # or QEMU would never end
+        with hand.aside():
             await watch.start()
         schedule.forget()
     await watch.endpoints.told()

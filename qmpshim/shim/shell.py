@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,15 +27,18 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.lexers import Lexer
 from prompt_toolkit.patch_stdout import patch_stdout
 
-from qmpshim.errors import InputError, MachineDied, QmpshimError
+from qmpshim.errors import CommandFailed, InputError, MachineDied, QmpshimError
 from qmpshim.shim.endpoint import Address
-from qmpshim.shim.serve import Options, endpoint
+from qmpshim.shim.replays import record
+from qmpshim.shim.serve import Options, Served, endpoint
 from qmpshim.shim.shell_client import ShellClient
 from qmpshim.shim.shell_completion import Live, Schema, candidates
+from qmpshim.shim.shell_io import Flights
 from qmpshim.shim.shell_language import Local, Request, complete, parse
 from qmpshim.shim.shell_words import Words
 
 OK, FAILED = 0, 1
+_BUNDLES = Path("qmpshim-bundles")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +106,15 @@ class Shell:
         self._terminal = out.isatty()
         self._events = True
         self._verbose = options.verbose
-        self._record: TextIO | None = None
+        self._log: TextIO | None = None
         self._prompt: PromptSession[str] | None = None
         self._busy: asyncio.Task[bool] | None = None
         self._refreshing: asyncio.Task[None] | None = None
+        self.how_ended = "QEMU is gone"
         self.schema = Schema([])
         self.live = Live()
         self.client = ShellClient(self._event, self._wire, self._ended)
+        self._flights = Flights(self.client, self._say)
         self._words: Words
 
     # -- what is told ------------------------------------------------------------
@@ -122,12 +128,17 @@ class Shell:
         self._err.flush()
 
     def _event(self, message: dict[str, Any]) -> None:
+        if message["event"] == "X_SHIM_QEMU_GONE":
+            self.how_ended = str(message["data"]["reason"])
         if not self._events:
             return
         stamp = message.get("timestamp", {}).get("seconds", 0)
         clock = datetime.fromtimestamp(stamp).strftime("%H:%M:%S")
-        data = f" {json.dumps(message['data'])}" if message.get("data") else ""
-        (self._say if self._terminal else self._complain)(f"[{clock}] {message['event']}{data}")
+        data = message.get("data", {})
+        text = f"{message['event']} {json.dumps(data)}" if data else message["event"]
+        if message["event"] == "X_SHIM_HELD":
+            text = f"held {data['number']}: {data['step']}"
+        (self._say if self._terminal else self._complain)(f"[{clock}] {text}")
 
     def _wire(self, direction: str, line: str) -> None:
         if self._verbose:
@@ -135,7 +146,12 @@ class Shell:
 
     def _ended(self) -> None:
         if self._prompt is not None and self._prompt.app.is_running:
-            self._prompt.app.exit(exception=MachineDied("QEMU is gone"))
+            self._prompt.app.exit(exception=MachineDied(self.how_ended))
+
+    def _still_there(self) -> None:
+        """QEMU may have gone while no prompt was there to be told."""
+        if self.client.ended:
+            self._ended()
 
     def _switch(self, name: str, value: str) -> None:
         if name == "verbose":
@@ -143,12 +159,12 @@ class Shell:
         elif name == "events":
             self._events = value == "on"
         else:
-            if self._record is not None:
-                self._record.close()
-                self._record = None
+            if self._log is not None:
+                self._log.close()
+                self._log = None
             if value != "off":
                 try:
-                    self._record = open(value, "w")  # noqa: SIM115 (until :record off)
+                    self._log = open(value, "w")  # noqa: SIM115 (until :log off)
                 except OSError as error:
                     raise InputError(f"cannot write {value}: {error.strerror}") from error
 
@@ -159,12 +175,18 @@ class Shell:
         await self.client.connect(address)
         self.schema = Schema(await self.client.execute("query-qmp-schema"))
         self._words = Words(
-            self.client, self.schema, self._say, self._run_file, self._switch, _width
+            *(self.client, self.schema, self._say, self._run_file, self._switch, _width),
+            self._flights,
         )
+        with suppress(CommandFailed):  # a plain QEMU, or a shim without a gate
+            await self.client.execute("x-shim-held")
+            self._flights.gated = True
         await self._refresh()
 
     async def _refresh(self) -> None:
         """Learn the names that exist now, for completion."""
+        if self._flights.there:
+            return  # QEMU may not answer before what is held is let go
         with suppress(QmpshimError):
             nodes = await self.client.execute("query-named-block-nodes", {"flat": True})
             self.live.nodes = sorted(node["node-name"] for node in nodes)
@@ -181,9 +203,9 @@ class Shell:
             item = parse(line)
             if item is None:
                 return True
-            if self._record is not None and line.split()[0] != ":record":
-                self._record.write(line.replace("\\\n", " ").replace("\n", " ") + "\n")
-                self._record.flush()
+            if self._log is not None and line.split()[0] != ":log":
+                self._log.write(line.replace("\\\n", " ").replace("\n", " ") + "\n")
+                self._log.flush()
             if isinstance(item, Local):
                 return await self._words.run(item.name, item.words)
             return await self._request(item)
@@ -194,14 +216,23 @@ class Shell:
             return False
 
     async def _request(self, request: Request) -> bool:
-        reply = await self.client.send(request.message)
-        if self._terminal:
-            self._say(json.dumps(reply.get("return", reply), indent=2))
-        elif "error" in reply:
-            self._complain(f"{request.message.get('execute')}: {reply['error']['desc']}")
-        else:
-            self._say(json.dumps(reply["return"]))
-        return "error" not in reply
+        message = request.message
+        name = str(message.get("execute") or message.get("exec-oob"))
+        failed = False
+
+        async def job() -> str:
+            nonlocal failed
+            reply = await self.client.send(message)
+            failed = "error" in reply
+            if self._terminal:
+                return json.dumps(reply.get("return", reply), indent=2)
+            if failed:
+                self._complain(f"{name}: {reply['error']['desc']}")
+                return ""
+            return json.dumps(reply["return"])
+
+        await self._flights.wait(name, job())
+        return not failed
 
     async def _run_file(self, path: str) -> bool:
         try:
@@ -227,10 +258,28 @@ class Shell:
             self._complain("the last request does not end")
         return not pending
 
+    async def run_script(self, lines: Iterable[str]) -> bool:
+        """As :meth:`run_lines`; at the end nothing may be under way."""
+        done = await self.run_lines(lines)
+        await self._flights.land(5.0)
+        if left := self._flights.there:
+            self._complain(f"still in flight: {', '.join(left)}; end with :let or :release all")
+        return done and not left
+
     # -- a person ------------------------------------------------------------
 
     async def interact(self) -> int:
-        """Read lines from the terminal until the person leaves or QEMU does."""
+        """Read lines from the terminal until the person leaves.
+
+        :raises MachineDied: QEMU went away
+        """
+        out, err = self._out, self._err
+        try:
+            return await self._read_lines()
+        finally:
+            self._out, self._err = out, err
+
+    async def _read_lines(self) -> int:
         session: PromptSession[str] = PromptSession(
             completer=_Completer(self),
             lexer=_Colours(),
@@ -248,21 +297,14 @@ class Shell:
             self._say(f"QEMU {number}. :help lists the shell's own words; Tab completes.")
             while True:
                 try:
-                    line = await session.prompt_async("qmp> ")
+                    line = await session.prompt_async("qmp> ", pre_run=self._still_there)
                 except KeyboardInterrupt:
                     continue
                 except EOFError:
                     return OK
-                except MachineDied as error:
-                    self._complain(str(error))
-                    return FAILED
                 if line.strip() == ":quit":
                     return OK
-                try:
-                    await self._interruptible(line)
-                except MachineDied as error:
-                    self._complain(str(error))
-                    return FAILED
+                await self._interruptible(line)
                 self._refreshing = asyncio.ensure_future(self._refresh())
 
     async def _interruptible(self, line: str) -> None:
@@ -291,13 +333,20 @@ class Shell:
 
         return keys
 
+    async def until_ended(self) -> None:
+        """Wait until the connection has ended."""
+        while not self.client.ended:  # noqa: ASYNC110 (it does, at once)
+            await asyncio.sleep(0.01)
+
     async def close(self) -> None:
         """Hang up."""
         if self._refreshing is not None:
             self._refreshing.cancel()
             await asyncio.gather(self._refreshing, return_exceptions=True)
-        if self._record is not None:
-            self._record.close()
+        if self._log is not None:
+            self._log.close()
+        self._flights.close()
+        self._words.close()
         await self.client.close()
 
 
@@ -327,7 +376,7 @@ async def run_shell(options: ShellOptions, source: TextIO, out: TextIO, err: Tex
     :raises MachineError: QEMU does not answer
     """
     async with AsyncExitStack() as stack:
-        address = options.address
+        address, served = options.address, None
         if address is None:
             served = await stack.enter_async_context(endpoint(options.serve))
             address = served.addresses[0]
@@ -343,11 +392,35 @@ async def run_shell(options: ShellOptions, source: TextIO, out: TextIO, err: Tex
             except OSError as error:
                 raise InputError(f"cannot read {options.script}: {error.strerror}") from error
         elif source.isatty() and out.isatty():
-            return await shell.interact()
+            lines = ()
         else:
             lines = (await asyncio.to_thread(source.read)).splitlines()
         try:
-            return OK if await shell.run_lines(lines) else FAILED
+            if not lines and source.isatty() and out.isatty() and options.script is None:
+                return await shell.interact()
+            return OK if await shell.run_script(lines) else FAILED
         except MachineDied as error:
-            err.write(f"{error}\n")
+            err.write(f"{await _autopsy(served, shell) or error}\n")
             return FAILED
+
+
+async def _autopsy(served: Served | None, shell: Shell) -> str:
+    """How QEMU ended, and if it crashed on a chain of ours, what led to it as a bundle."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(shell.until_ended(), 2.0)
+    if served is None or served.emulator is None:
+        return shell.how_ended
+    died = str(served.emulator.died("this session"))
+    if served.emulator.exited_well or served.watch.found is None:
+        return died
+    try:
+        told = await record(served.watch, served.build)
+        for number in count(1):
+            path = _BUNDLES / f"by-hand-{number}.json"
+            if not path.exists():
+                break
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(told["case"], indent=1) + "\n")
+    except (QmpshimError, OSError) as error:
+        return f"{died}\nno bundle of it: {error}"
+    return f"{died}\nwrote {path}; `qmpshim replay {path}` shows: {told['shows']}"

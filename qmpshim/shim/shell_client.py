@@ -38,6 +38,7 @@ class ShellClient:
         self._task: asyncio.Task[None] | None = None
         self.greeting: dict[str, Any] = {}
         self.ended = False
+        self.oob = False  # out-of-band execution was negotiated
 
     async def connect(self, address: Address, limit: float = 10.0) -> None:
         """Connect and negotiate.
@@ -55,7 +56,8 @@ class ShellClient:
                 f"no QMP greeting from {address}: is another client there?"
             ) from error
         self._task = asyncio.ensure_future(self._listen())
-        await self.execute("qmp_capabilities")
+        self.oob = "oob" in self.greeting["QMP"]["capabilities"]
+        await self.execute("qmp_capabilities", {"enable": ["oob"]} if self.oob else None)
 
     async def _listen(self) -> None:
         try:
@@ -101,13 +103,16 @@ class ShellClient:
             reply["id"] = request["id"]
         return reply
 
-    async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+    async def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, oob: bool = False
+    ) -> Any:
         """Run a command and give what it returns.
 
+        :param oob: out of band, where that was negotiated
         :raises CommandFailed: it failed
         :raises MachineDied: the connection ended
         """
-        request: dict[str, Any] = {"execute": command}
+        request: dict[str, Any] = {"exec-oob" if oob and self.oob else "execute": command}
         if arguments is not None:
             request["arguments"] = dict(arguments)
         reply = await self.send(request)

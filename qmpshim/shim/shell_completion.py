@@ -9,20 +9,34 @@ from typing import Any
 
 LOCAL = {
     ":checkpoint": "take a checkpoint as the contract wants it",
-    ":events": "show events: on or off",
+    ":discard": "primary|guest OFFSET LENGTH: discard through an endpoint",
+    ":events": "on or off: show events",
+    ":fail": "NUMBER ERROR: end a held I/O with an error, e.g. EIO",
+    ":flush": "primary|guest: flush through an endpoint",
     ":graph": "draw the block graph",
+    ":held": "what is held and what is in flight (on a gated chain)",
     ":help": "explain a command and its arguments",
+    ":hold": "[DISK] [OPERATION] [metadata]: hold such I/O from now on (on a gated chain)",
+    ":let": "hold nothing any more, and let go what is held",
+    ":log": "FILE: write the lines there as they are typed, for --script; off: stop",
     ":map": "draw the clusters of the three disks",
     ":predict": "NODE [OFFSET [LENGTH]]: what the model says must be there",
     ":quit": "leave; a QEMU that the shell started ends",
     ":read": "primary|guest OFFSET LENGTH: read through an endpoint",
-    ":record": "FILE: write requests and replies there as they come; off: stop",
+    ":record": "FILE: write what was done so far as a bundle for `qmpshim replay`",
+    ":release": "NUMBER...|all: let go what is held",
+    ":schedule": "what was done, in the explorer's words; BUNDLE [N]: take its (first N) steps",
     ":source": "FILE: run its lines",
     ":status": "what the shim knows",
     ":verbose": "on or off: show the wire",
     ":verify": "hold QEMU against the model now",
+    ":wait": "until nothing is in flight",
     ":write": "primary|guest OFFSET LENGTH pattern|zero|0xNN: write through an endpoint",
 }
+_HOLD = (
+    *("secondary", "hidden", "active"),
+    *("read", "write", "zero", "discard", "flush", "metadata"),
+)
 _NODES = frozenset(
     (
         *("node-name", "node", "device", "target", "file", "backing"),
@@ -148,8 +162,19 @@ def candidates(text: str, schema: Schema, live: Live) -> Iterator[Candidate]:
         yield from _starting(last, schema.commands)
     elif words[0] == ":predict" and len(words) == 2:
         yield from _starting(last, ["secondary", "hidden", "active", "top", *live.nodes])
-    elif words[0] in (":write", ":read") and len(words) == 2:
+    elif words[0] in (":write", ":read", ":discard", ":flush") and len(words) == 2:
         yield from _starting(last, ["primary", "guest"])
+    elif words[0] == ":write" and len(words) == 5:
+        yield from _starting(last, ["pattern", "zero"])
+    elif words[0] == ":hold":
+        unused = [word for word in _HOLD if word not in words[1:-1]]
+        yield from _starting(last, unused)
+    elif words[0] == ":release" and len(words) == 2:
+        yield from _starting(last, ["all"])
+    elif words[0] == ":fail" and len(words) == 3:
+        yield from _starting(last, ["EIO", "ENOSPC"])
+    elif words[0] in (":events", ":verbose") and len(words) == 2:
+        yield from _starting(last, ["on", "off"])
     elif not words[0].startswith(":"):
         yield from _argument(words[0], words[1:-1], last, schema, live)
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import closing
+from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.pattern import data_of
 from qmpshim.errors import InputError
-from qmpshim.machine.nbd_client import NbdClient
-from qmpshim.machine.secondary import SECTOR
 from qmpshim.shim.shell_client import ShellClient
 from qmpshim.shim.shell_completion import LOCAL, Schema
+from qmpshim.shim.shell_gated import WORDS as GATED
+from qmpshim.shim.shell_gated import Gated
+from qmpshim.shim.shell_io import Disks, Flights
 from qmpshim.shim.shell_language import size
 
 _CELLS = {"unallocated": ".", "zero": "0", "allocated": "+", "data": "#"}
@@ -87,6 +86,7 @@ class Words:
     :param say: prints a line
     :param run_file: runs the lines of a file
     :param switch: turns an option of the shell on or off, or sets it
+    :param flights: what is under way
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class Words:
         run_file: Callable[[str], Awaitable[bool]],
         switch: Callable[[str, str], None],
         width: Callable[[], int],
+        flights: Flights,
     ) -> None:
         self._client = client
         self._schema = schema
@@ -104,7 +105,9 @@ class Words:
         self._run_file = run_file
         self._switch = switch
         self._width = width
-        self._writes = 0
+        self._flights = flights
+        self._disks = Disks(client, flights)
+        self._gated = Gated(client, self._disks, flights, say)
 
     async def run(self, name: str, words: Sequence[str]) -> bool:
         """Run one; gives whether all is as it should be.
@@ -130,15 +133,26 @@ class Words:
             case "predict", node, *place if len(place) <= 2:
                 await self._predict(node, place)
             case "write", side, offset, length, what:
-                await self._write(side, size(offset), size(length), what)
+                job = self._disks.write(side, size(offset), size(length), what)
+                await self._flights.wait(" ".join((name, *words)), job)
             case "read", side, offset, length:
-                await self._read(side, size(offset), size(length))
+                job = self._disks.read(side, size(offset), size(length))
+                await self._flights.wait(" ".join((name, *words)), job)
+            case "discard", side, offset, length:
+                job = self._disks.discard(side, size(offset), size(length))
+                await self._flights.wait(" ".join((name, *words)), job)
+            case "flush", side:
+                await self._flights.wait(f"flush {side}", self._disks.flush(side))
             case (("verbose" | "events"), ("on" | "off") as value):
                 self._switch(name, value)
-            case "record", value:
+            case "log", value:
                 self._switch(name, value)
+            case "record", path:
+                await self._record(path)
             case "source", path:
                 return await self._run_file(path)
+            case _ if name in GATED and await self._gated.run(name, words):
+                pass
             case _:
                 known = LOCAL.get(f":{name}")
                 raise InputError(
@@ -147,6 +161,16 @@ class Words:
                     else f"write :{name} {known}"
                 )
         return True
+
+    def close(self) -> None:
+        """Hang up at the disks."""
+        self._disks.close()
+
+    async def _record(self, path: str) -> None:
+        await self._flights.land(5.0)
+        told = await self._client.execute("x-shim-record")
+        _write(path, json.dumps(told["case"], indent=1) + "\n")
+        self._say(f"wrote {path}; `qmpshim replay {path}` shows: {told['shows']}")
 
     def _show(self, lines: Any) -> None:
         for line in lines:
@@ -177,61 +201,9 @@ class Words:
             self._say(f"{extent['offset']:#12x} +{extent['length']:#x} {what}{kind}")
         self._say(f"sha256 {told['sha256']}")
 
-    async def _uri(self, side: str) -> str:
-        if side not in ("primary", "guest"):
-            raise InputError(f"{side!r} is neither primary nor guest")
-        told = await self._client.execute("x-shim-status")
-        nodes = {n["disk"]: n["node"] for n in told.get("chain", {}).get("nodes", [])}
-        wanted = nodes.get(
-            "secondary" if side == "primary" else "top" if "top" in nodes else "hidden"
-        )
-        for endpoint in told["endpoints"]:
-            if endpoint["node"] == wanted or (wanted is None and endpoint["export"] == side):
-                return str(endpoint["uri"])
-        raise InputError(f"there is no NBD export for the {side} side: block-export-add one")
 
-    async def _write(self, side: str, offset: int, length: int, what: str) -> None:
-        uri = await self._uri(side)
-        data: bytes | memoryview | None
-        if what == "zero":
-            data = None
-        elif what == "pattern":
-            if offset % SECTOR or length % SECTOR:
-                raise InputError("a pattern fills whole sectors of 512 bytes")
-            self._writes += 1
-            data = data_of(self._writes, offset // SECTOR, length // SECTOR)
-        else:
-            try:
-                data = bytes([int(what, 0)]) * length
-            except ValueError as error:
-                raise InputError(f"{what!r}: write pattern, zero or a byte like 0x5a") from error
-
-        def write() -> None:
-            with closing(NbdClient(uri, plain=True)) as client:
-                if data is None:
-                    client.wait(client.submit_zero(length, offset))
-                else:
-                    client.wait(client.submit_write(data, offset))
-
-        await asyncio.to_thread(write)
-        self._say(f"wrote {length} bytes at {offset} through {side}")
-
-    async def _read(self, side: str, offset: int, length: int) -> None:
-        uri = await self._uri(side)
-
-        def read() -> bytearray:
-            with closing(NbdClient(uri, plain=True)) as client:
-                return client.read(length, offset)
-
-        data = await asyncio.to_thread(read)
-        last, starred = b"", False
-        for at in range(0, len(data), 16):
-            row = bytes(data[at : at + 16])
-            if row == last and at + 16 < len(data):
-                if not starred:
-                    self._say("*")
-                starred = True
-                continue
-            text = "".join(chr(b) if 32 <= b < 127 else "." for b in row)
-            self._say(f"{offset + at:08x}  {row.hex(' '):47}  {text}")
-            last, starred = row, False
+def _write(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error

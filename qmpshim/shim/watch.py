@@ -223,7 +223,7 @@ class Watch:
             run_straight(do(follower.oracle))
         except CommandError as failure:
             predicted = failure.desc
-        if predicted != observed:
+        if predicted != observed and not self.doubts:
             self.diverged(
                 Verdict.ERROR_CONTRACT, kind.value, predicted or "success", observed or "success"
             )
@@ -295,14 +295,25 @@ class Watch:
             return
         if self.side(export) is None:
             return
+        if self.hand is not None and self.hand.failed:
+            self.doubt("an I/O of QEMU's was ended with an error by hand")
         try:
             predicted = follower.request(change)
         except HostError as failure:
             self.doubt(str(failure))
             return
+        if self.doubts:
+            return
         if predicted != error and not quiet:
             where = f"write to the {role} at byte {change.offset}"
             self.diverged(Verdict.ERROR_CONTRACT, where, f"errno {predicted}", f"errno {error}")
+
+    def lost(self, export: str, change: Change) -> None:
+        """A request will not be answered: QEMU, or its NBD server, went away."""
+        if self.follower is not None and self.side(export) is not None:
+            self.doubt("QEMU's NBD server hung up during a request: who knows what it did")
+            with contextlib.suppress(HostError):
+                self.follower.request(change)
 
     # -- questions ------------------------------------------------------------
 

@@ -151,6 +151,56 @@ def test_a_command_that_answers_otherwise_than_the_model(service: Service) -> No
     assert service.served.watch.divergences[0].verdict == "error-contract"
 
 
+def test_what_was_done_is_a_bundle_that_replays(service: Service, tmp_path: Path) -> None:
+    wire = service.client()
+    uris = _uris(wire)
+    _write(uris["primary"], os.urandom(CLUSTER), CLUSTER)  # before anything: the bundle has it, too
+    wire.ask("xen-set-replication", {"enable": True, "primary": False})
+    _write(uris["primary"], os.urandom(1000), CLUSTER + 100)
+    _write(uris["guest"], os.urandom(512), 0)
+    wire.ask("x-shim-checkpoint")
+    told = wire.ask("x-shim-record")["return"]
+    assert (told["kind"], told["shows"]) == ("operations", "as predicted")
+    kinds = [(side, kind) for _, side, kind, _, _ in told["case"]["operations"]]
+    assert kinds == [
+        ("primary", "write"),
+        ("chain", "start"),
+        ("primary", "write"),
+        ("guest", "write"),
+        ("chain", "checkpoint"),
+    ]
+    path = tmp_path / "bundle.json"
+    path.write_text(json.dumps(told["case"]))
+    again = wire.ask("x-shim-replay", {"bundle": str(path)})["return"]
+    assert again == {"reproduced": True, "operations": 5}
+
+
+def test_a_replay_that_shows_a_divergence(service: Service, tmp_path: Path) -> None:
+    """QEMU's stop without failover fails always; a model that knows no defects is surprised."""
+    wire = service.client()
+    wire.ask("xen-set-replication", {"enable": True, "primary": False})
+    stop = {"enable": False, "primary": False, "failover": False}
+    assert "error" in wire.ask("xen-set-replication", stop)
+    case = wire.ask("x-shim-record")["return"]["case"]
+    case["model"]["known"] = []
+    case["divergence"] = {
+        "verdict": "error-contract",
+        "where": "stop",
+        "operation": 2,
+        "predicted": "no error",
+        "observed": "an error",
+    }
+    path = tmp_path / "bundle.json"
+    path.write_text(json.dumps(case))
+    again = wire.ask("x-shim-replay", {"bundle": str(path)})["return"]
+    assert again["reproduced"] is True
+    assert again["verdict"]["observed"].endswith("'Backup job was cancelled unexpectedly'")
+    case["divergence"]["where"] = "start"
+    path.write_text(json.dumps(case))
+    assert wire.ask("x-shim-replay", {"bundle": str(path)})["return"]["reproduced"] is False
+    assert "error" in wire.ask("x-shim-replay", {"bundle": str(tmp_path)})
+
+
 @pytest.mark.parametrize("build", BUILDS)
 def test_introspection(build: str, loop: Loop) -> None:
     service = Service(loop, Options(build=build_of(build)))

@@ -170,7 +170,7 @@ def test_a_script_from_stdin_on_a_chain(tmp_path: Path) -> None:
     record = tmp_path / "record"
     script = f"""
 # a comment
-:record {record}
+:log {record}
 xen-set-replication enable=true primary=false
 :write primary 0 64k pattern
 :write guest 1M 4k 0x41
@@ -182,16 +182,25 @@ xen-set-replication enable=true primary=false
 :verify
 :checkpoint
 :verify
-:record off
+:log off
+:record {tmp_path}/bundle.json
 """
     done = _run("chain", text=script)
     assert done.returncode == 0, done
-    assert done.stdout.count("as predicted") == 2
+    assert done.stdout.count("as predicted") == 3
     assert "41 41 41 41" in done.stdout
     assert re.search(r"active \.{16}#", done.stdout)
     again = _run("chain", text=f":source {record}")
     assert again.returncode == 0, again
     assert again.stdout.count("as predicted") == 2
+    replayed = subprocess.run(
+        [sys.executable, "-m", "qmpshim.cli", "replay", str(tmp_path / "bundle.json")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert replayed.returncode == 0, replayed
+    assert "reproduced: 7 operations went as predicted" in replayed.stdout
 
 
 # -- a person ------------------------------------------------------------
@@ -258,7 +267,7 @@ def test_qemu_dies_under_it(terminal: pexpect.spawn) -> None:
     for pid in children:
         if "qemu-system" in Path(f"/proc/{pid}/cmdline").read_text():
             os.kill(int(pid), signal.SIGKILL)
-    terminal.expect("QEMU is gone")
+    terminal.expect("QEMU was killed by SIGKILL")
     terminal.expect(pexpect.EOF)
     terminal.close()
     assert terminal.exitstatus == 1
