@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import qmpshim
 from qmpshim.commands.console import (
     DIVERGED,
     OK,
@@ -23,8 +22,9 @@ from qmpshim.commands.console import (
     write_json,
 )
 from qmpshim.conformance.export import export_script
-from qmpshim.conformance.finding_files import load_finding, load_known, save_finding
+from qmpshim.conformance.finding_files import load_finding, save_finding
 from qmpshim.conformance.findings import Finding
+from qmpshim.conformance.known import known_findings
 from qmpshim.conformance.model_run import (
     HONEST_NAMES,
     ModelReport,
@@ -42,7 +42,6 @@ from qmpshim.errors import InputError
 from qmpshim.model.explorer import Mode
 from qmpshim.model.scenario import Scenario
 
-KNOWN = Path(qmpshim.__file__).parent.parent / "vmtests" / "conformance" / "known"
 FAULTS = (errno.EIO, errno.ENOSPC, CUT)
 
 
@@ -118,7 +117,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
     scenarios = _real_scenarios(args.scenario or "pairs")
     build = chosen_build(args)
     check_writable(args.json)
-    known = [] if args.strict or not KNOWN.is_dir() else load_known(KNOWN)
+    known = () if args.strict else known_findings()
 
     def tell(progress: Progress) -> None:
         verdicts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(progress.verdicts.items()))

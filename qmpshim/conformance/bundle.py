@@ -211,6 +211,21 @@ def load(directory: Path) -> Case:
         raise InputError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
+def load_prediction(directory: Path) -> dict[str, Any]:
+    """The model's disks at the divergence, as :func:`save` wrote them.
+
+    :raises InputError: there is no prediction: QEMU ended before there was a chain
+    """
+    path = directory / "prediction.json"
+    try:
+        value = json.loads(path.read_text())
+        return {"disks": dict(value["disks"])}
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+
+
 def _operations(values: Sequence[Any], sectors: int) -> tuple[Operation, ...]:
     operations = tuple(Operation.from_json(value) for value in values)
     for operation in operations:

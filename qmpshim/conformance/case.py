@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build
 from qmpshim.model.verdict import Verdict
 
@@ -33,12 +34,27 @@ class Case:
     :ivar name: unique within a suite
     :ivar arguments: JSON values, whose meaning is the kind's affair
     :ivar budget: seconds after which it is ended from outside
+    :ivar memory: bytes that all its processes may use together
+    :ivar disk: bytes that it may have in its temporary directory
     """
 
     kind: str
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     budget: float = 120.0
+    memory: int = 4 << 30
+    disk: int = 4 << 30
+
+    def to_json(self) -> dict[str, Any]:
+        """As :func:`case_from_json` reads it."""
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "arguments": dict(self.arguments),
+            "budget": self.budget,
+            "memory": self.memory,
+            "disk": self.disk,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +69,7 @@ class CaseFinding:
     :ivar trace: the schedule or operation list, a line a step
     :ivar bundle: the replay bundle, relative to the directory the runner was given, or ``""``
     :ivar replay: the command that shows it again; ``{bundle}`` stands for the bundle's path
+    :ivar confirmed: it showed itself again each time it was tried; what did not is no failure
     :ivar details: JSON values for reports (cluster maps, console tails, ...)
     """
 
@@ -67,7 +84,18 @@ class CaseFinding:
     trace: tuple[str, ...] = ()
     bundle: str = ""
     replay: str = ""
+    confirmed: bool = True
     details: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def key(self) -> str:
+        """What makes findings in other cases, builds and runs the same one."""
+        return self.known or f"{self.verdict.value}: {self.cause}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As :func:`outcome_from_json` reads it."""
+        value = {name: getattr(self, name) for name in self.__slots__}
+        return {**value, "verdict": self.verdict.value, "trace": list(self.trace)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +111,64 @@ class CaseOutcome:
     findings: tuple[CaseFinding, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict, hash=False)
     seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """As :func:`outcome_from_json` reads it."""
+        return {
+            "status": self.status.value,
+            "text": self.text,
+            "findings": [finding.to_json() for finding in self.findings],
+            "figures": dict(self.figures),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def case_from_json(value: Any) -> Case:
+    """The reverse of :meth:`Case.to_json`; only ``kind`` and ``name`` are required.
+
+    :raises InputError: it is no case
+    """
+    try:
+        unknown = value.keys() - set(Case.__slots__)
+        if unknown:
+            raise ValueError(f"nothing is known of {', '.join(sorted(unknown))}")
+        case = Case(
+            str(value["kind"]),
+            str(value["name"]),
+            dict(value.get("arguments", {})),
+            float(value.get("budget", 120.0)),
+            int(value.get("memory", 4 << 30)),
+            int(value.get("disk", 4 << 30)),
+        )
+    except KeyError as error:
+        raise InputError(f"a case without {error.args[0]}: {value!r}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"not a case: {error}") from error
+    if case.budget <= 0 or case.memory <= 0 or case.disk <= 0 or not case.name:
+        raise InputError(f"case {case.name!r}: name and limits must not be empty or zero")
+    return case
+
+
+def outcome_from_json(value: Any) -> CaseOutcome:
+    """The reverse of :meth:`CaseOutcome.to_json`.
+
+    :raises InputError: it is no outcome
+    """
+    try:
+        return CaseOutcome(
+            Status(value["status"]),
+            str(value["text"]),
+            tuple(
+                CaseFinding(
+                    **{**one, "verdict": Verdict(one["verdict"]), "trace": tuple(one["trace"])}
+                )
+                for one in value["findings"]
+            ),
+            dict(value["figures"]),
+            float(value["seconds"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"not an outcome: {type(error).__name__}: {error}") from error
 
 
 #: Carries out a case on a build; the directory is its own and is kept with the results.

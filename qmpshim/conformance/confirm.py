@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qmpshim.conformance.findings import Finding
+from qmpshim.conformance.findings import Finding, Sighting, group
 from qmpshim.conformance.real_replay import replay_schedule
 from qmpshim.conformance.real_scenarios import RealScenario
 from qmpshim.conformance.real_stage import Stage
 from qmpshim.conformance.real_system import RealSystem
 from qmpshim.errors import MachineError
-from qmpshim.machine.builds import Build
+from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.gated_chain import Form
 from qmpshim.model.explorer import Mode, explore
 from qmpshim.model.scenario import Op
@@ -102,6 +102,44 @@ def _without_one(scenario: RealScenario) -> list[RealScenario]:
         ]
         smaller.append(replace(scenario, ops=tuple(shifted), name=f"{scenario.name}'"))
     return smaller
+
+
+def show_again(finding: Finding, build: Build) -> Finding | None:
+    """The same verdict and cause on *build*, by the same steps or by any of its scenario.
+
+    Another version does other I/O, so that a schedule cannot always be followed to the letter.
+
+    :raises BuildError: the build cannot do the scenario
+    """
+    again = replay_schedule(finding, build)
+    told = {"name": build.name, "version": list(again.version)}
+    if again.shows(finding):
+        return replace(finding, lines=again.lines, build=told, replays=(1, 1))
+    stage = Stage(build)
+    try:
+        found = _search(finding.scenario, finding, stage)
+    finally:
+        stage.close()
+    return None if found is None else replace(found, build=told, replays=(1, 1))
+
+
+def search(scenario: RealScenario, build: Build) -> Finding | None:
+    """Whatever is wrong in a scenario, its shortest schedule first.
+
+    :raises BuildError: the build cannot do the scenario
+    """
+    stage = Stage(build)
+    try:
+        system = RealSystem(stage, scenario)
+        explore(system, Mode.DPOR, Budget(seconds=_SMALLER), stop=False)
+        sightings = [
+            Sighting(scenario, one.violation, one.schedule, one.lines, one.count)
+            for one in system.found.values()
+        ]
+    finally:
+        stage.close()
+    found = group(sightings, read_version(build)[0])
+    return min(found, key=lambda one: len(one.schedule), default=None)
 
 
 def _search(scenario: RealScenario, finding: Finding, stage: Stage) -> Finding | None:

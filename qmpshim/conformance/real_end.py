@@ -59,6 +59,22 @@ def look(
     if scenario.form is Form.REPLICATION:
         told = machine.call("query-xen-replication-status")
         status = told.get("desc", "") if told["error"] else None
+    return _read(machine, scenario, now, view, status)
+
+
+def disks(machine: GatedMachine, scenario: RealScenario, now: Execution) -> Seen:
+    """What is on the disks at this moment, QEMU alive or not; half-written metadata is no news."""
+    return _read(machine, scenario, now, None, None)[0]
+
+
+def _read(
+    machine: GatedMachine,
+    scenario: RealScenario,
+    now: Execution,
+    view: tuple[int, ...] | None,
+    status: str | None,
+) -> tuple[Seen, RealViolation | None]:
+    size = scenario.size
     secondary = tuple(owners(machine.gate.snapshot("secondary"), 0))
     nothing = Overlay((None,) * size, (0,) * -(-size // scenario.cluster))
     overlays = [read_overlay(machine, scenario, name) for name in machine.images[1:]]

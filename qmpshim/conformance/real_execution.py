@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from qmpshim.conformance.real_io import Named
-from qmpshim.conformance.real_judge import RealViolation
+from qmpshim.conformance.real_judge import RealViolation, Seen
 from qmpshim.model.system import Choice
 
 CUT = 0  # in place of an errno: the connection breaks, with all that waits on it
@@ -30,6 +30,7 @@ class Execution:
     :ivar failed: I/Os that were ended with an error
     :ivar lines: the trace, a line a step and what it made visible
     :ivar lost: the schedule could not be followed
+    :ivar seen: the end, once everything there was looked at
     """
 
     steps: list[Choice] = field(default_factory=list)
@@ -43,6 +44,7 @@ class Execution:
     failed: list[Named] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     lost: bool = False
+    seen: Seen | None = None
 
     @classmethod
     def of(cls, operations: int) -> Execution:

@@ -25,6 +25,7 @@ from qmpshim.errors import MachineDied, MachineError
 from qmpshim.machine.gate import HeldIO
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.model.behaviour import behaviour_of
+from qmpshim.model.linearise import fits
 from qmpshim.model.system import NOTHING, Choice, Footprint
 from qmpshim.model.verdict import Verdict
 
@@ -344,6 +345,7 @@ class RealSystem:
         if any(op.do == "failover" for op in scenario.ops):
             wrong = real_end.await_commit(machine)
         seen, broken = real_end.look(machine, scenario, now)
+        now.seen = seen
         wrong = wrong or broken or self._verdict(seen)
         if wrong is None and self.probe and not now.failed_by_cut():
             wrong = real_end.aftermath(machine, scenario, now, seen)
@@ -354,6 +356,16 @@ class RealSystem:
         if self.now.failed:
             return judge_faulty(self.scenario, seen, self.now.failed)
         return self._judge.judge(seen, self.now.precedence)
+
+    def disks(self) -> Seen:
+        """What is on the disks at this moment, QEMU alive or not; for reports."""
+        return real_end.disks(self.machine, self.scenario, self.now)
+
+    def predictions(self) -> list[Seen]:
+        """The straight ends that the order of starts and ends leaves possible."""
+        assert self._judge is not None
+        straight = self._judge.straight.items()
+        return [end for order, end in straight if fits(order, self.now.precedence)]
 
 
 __all__ = ["CUT", "PATIENCE", "RealSystem", "Release", "honestly"]

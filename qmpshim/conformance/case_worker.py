@@ -1,0 +1,57 @@
+"""The process in which one case is done: ``python -m qmpshim.conformance.case_worker ORDER DIR``.
+
+Reads a pickled :class:`~qmpshim.conformance.case_process.Order`, does the case in ``DIR/results``
+and leaves the outcome beside it. Whatever goes wrong here costs this process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import sys
+from pathlib import Path
+
+from qmpshim.conformance.case import CaseOutcome, Status
+from qmpshim.conformance.case_process import OUTCOME, RESULTS, Order
+from qmpshim.conformance.identity import another_build
+from qmpshim.conformance.runners import timed
+from qmpshim.conformance.suites import runner_of
+from qmpshim.errors import BuildError, QmpshimError
+
+
+def main(order_file: str, directory: str) -> int:
+    """Do the case."""
+    order: Order = pickle.loads(Path(order_file).read_bytes())
+    # Twice what all its processes may have resident: a process maps more than it uses.
+    limit = 2 * order.case.memory
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    outcome = _do(order, Path(directory) / RESULTS)
+    part = Path(directory) / f"{OUTCOME}.part"
+    part.write_text(json.dumps(outcome.to_json()))
+    os.rename(part, Path(directory) / OUTCOME)
+    return 0
+
+
+def _do(order: Order, results: Path) -> CaseOutcome:
+    results.mkdir(exist_ok=True)
+    try:
+        if (found := another_build(order.build, order.identity)) is not None:
+            return found
+        outcome = timed(runner_of(order.case.kind), order.build, order.case, results)
+        # Swapped while the case ran: then nobody knows what was tested.
+        return another_build(order.build, order.identity) or outcome
+    except BuildError as error:
+        return CaseOutcome(Status.SKIPPED, str(error))
+    except QmpshimError as error:
+        return CaseOutcome(Status.BROKEN, str(error))
+    except MemoryError:
+        return CaseOutcome(Status.BROKEN, "the check itself ran out of memory")
+    except OSError as error:
+        return CaseOutcome(Status.BROKEN, f"{error.filename or ''}: {error.strerror}".lstrip(": "))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,187 @@
+"""A kind of check: the same bytes to a QEMU directly and to another through the shim.
+
+To a client the shim is QEMU, so every answer must be the same: to JSON that is none, and to each
+command of the build with arguments it does not know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.errors import BuildError, MachineDied, MachineHung
+from qmpshim.machine.builds import Build
+from qmpshim.machine.workspace import dies_with_owner
+from qmpshim.model.verdict import Verdict
+from qmpshim.shim.background import background
+from qmpshim.shim.serve import Options
+
+_LIMIT = 20.0
+#: What QEMU's own tests/qtest/qmp-test.c sends, and more of the kind.
+MALFORMED = (
+    b"null",
+    b"{}",
+    b"{]\n",
+    b"{\xff",
+    b"{'execute': true }",
+    b"{'execute': 'nonexistent', 'id':'\n",
+    b"{ 'execute': 'no-such-cmd', 'arguments': [] }",
+    b"{ 'execute': 'no-such-cmd', 'extra': true }",
+    b"{'execute': 'x', 'execute': 'y'}",
+    b"[1 2] [1,,2] [,] [1,] :",
+    b"'\\ud800' '\\udc00' '\\x' '\xc3\xa9' '\xed\xa0\x80'",
+    b"[" * 1025 + b"]" * 1025,
+    b"{'execute': 'query-version', 'id': [1.0, -0, 1e20, 9223372036854775808, {'b': {}, 'a': []}]}",
+    b"{'execute': 'query-version'}{'execute': 'query-name'}  {'execute':\n'query-uuid'}",
+    b"{'execute': 'qmp_capabilities', 'arguments': {'enable': ['no-such']}}",
+    b"{'exec-oob': 'query-name', 'id': 1}",
+    b"{'execute': 'stop'} {'execute': 'stop'} {'execute': 'cont', 'id': 'c'}",
+)
+
+
+def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
+    """No arguments."""
+    found: list[CaseFinding] = []
+    with (
+        _direct(build) as direct,
+        background(Options(build=build)) as served,
+        socket.socket(socket.AF_UNIX) as sock,
+    ):
+        sock.connect(str(served.addresses[0].path))
+        through = _Wire(sock)
+        wires = (direct, through)
+        cases = [*MALFORMED, b"{'execute': 'qmp_capabilities'}", *MALFORMED]
+        first = [_normal(wire.message()) for wire in wires]
+        if first[0] != first[1]:
+            found.append(_difference(case, b"(nothing)", first[0], first[1]))
+        sent = 0
+        names: list[str] | None = None
+        while cases:
+            data = cases.pop(0)
+            sent += 1
+            try:
+                answers = [wire.exchange(data) for wire in wires]
+            except (MachineDied, MachineHung) as error:
+                verdict = Verdict.CRASH if isinstance(error, MachineDied) else Verdict.HANG
+                found.append(_found(case, verdict, data, "an answer", str(error)))
+                break
+            if answers[0] != answers[1]:
+                found.append(_difference(case, data, answers[0], answers[1]))
+            if not cases and names is None:
+                listed = direct.exchange(b"{'execute': 'query-commands'}")
+                (listed,) = [one["return"] for one in listed if "return" in one]
+                names = sorted(one["name"] for one in listed)
+                through.exchange(b"{'execute': 'query-commands'}")
+                cases = [
+                    b'{"execute": "%s", "arguments": {"x-no-such": 1}, "id": 7}' % name.encode()
+                    for name in names
+                    if name != "query-qmp-schema"  # takes it in 5.2, and tells of x-shim commands
+                ]
+    return CaseOutcome(
+        Status.DIVERGED if found else Status.OK,
+        f"{sent} requests, each directly and through the shim",
+        tuple(found),
+        {"requests": sent},
+    )
+
+
+def _difference(case: Case, data: bytes, direct: Any, through: Any) -> CaseFinding:
+    return _found(
+        case,
+        Verdict.PROTOCOL,
+        data,
+        f"directly: {str(direct)[:500]}",
+        f"shim: {str(through)[:500]}",
+    )
+
+
+def _found(case: Case, verdict: Verdict, data: bytes, predicted: str, observed: str) -> CaseFinding:
+    sent = data[:60].decode(errors="replace")
+    return CaseFinding(
+        verdict,
+        f"the shim differs: {sent}",
+        f"QEMU and the shim before it answer {sent!r} differently",
+        predicted,
+        observed,
+        replay=f"qmpshim check --case {case.name}",
+    )
+
+
+class _Wire:
+    """A blocking client."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.settimeout(_LIMIT)
+        self._sock = sock
+        self._file = sock.makefile("rb")
+        self._mark = 0
+
+    def message(self) -> Any:
+        """The next message.
+
+        :raises MachineDied: the connection ended
+        :raises MachineHung: nothing came
+        """
+        try:
+            line = self._file.readline()
+        except TimeoutError as error:
+            raise MachineHung(f"no answer in {_LIMIT:g} s") from error
+        except OSError as error:
+            raise MachineDied(f"the connection ended: {error}") from error
+        if not line:
+            raise MachineDied("the connection ended")
+        return json.loads(re.sub(rb"(?<=[ \[])(inf|nan)(?=[,\]}])", rb'"\1"', line))
+
+    def exchange(self, data: bytes) -> list[Any]:
+        """What *data* leads to; events last, since their place among the answers is chance.
+
+        0xFF brings the parser out of whatever state it is in (QEMU's docs/interop/qmp-spec).
+        """
+        self._mark += 1
+        mark = f"x-mark-{self._mark}"
+        try:
+            self._sock.sendall(data + b'\xff{"execute": "query-name", "id": "%s"}' % mark.encode())
+        except OSError as error:
+            raise MachineDied(f"the connection ended: {error}") from error
+        messages: list[Any] = []
+        while (message := self.message()).get("id") != mark:
+            messages.append(_normal(message))
+        return sorted(messages, key=lambda one: "event" in one)
+
+
+def _normal(message: Any) -> Any:
+    """A message without what differs from run to run."""
+    if isinstance(message, dict):
+        return {k: _normal(v) for k, v in message.items() if k != "timestamp"}
+    return message
+
+
+@contextlib.contextmanager
+def _direct(build: Build) -> Iterator[_Wire]:
+    ours, theirs = socket.socketpair()
+    words = ["-machine", "none", "-nodefaults", "-display", "none", "-no-user-config"]
+    words += ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control"]
+    with theirs:
+        process = subprocess.Popen(
+            dies_with_owner([*build.command(), *words]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=build.environment(),
+            pass_fds=(theirs.fileno(),),
+        )
+    try:
+        with ours:
+            yield _Wire(ours)
+    except MachineDied as error:
+        raise BuildError(f"{build.name} ended before it greeted") from error
+    finally:
+        process.kill()
+        process.wait()
