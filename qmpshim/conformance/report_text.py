@@ -1,8 +1,7 @@
 """Results for other programs: JUnit XML and TAP.
 
-JUnit XML as Jenkins and GitLab read it (the schema of the Jenkins xUnit plugin); TAP version 13
-as ``prove`` reads it: what fails the run is ``not ok``, what is known is ``# TODO`` (expected to
-fail).
+JUnit XML as Jenkins and GitLab read it (the schema of the Jenkins xUnit plugin); TAP version 13 as
+``prove`` reads it. What fails the run fails there; what is known is told beside it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from xml.etree import ElementTree
 
 from qmpshim.conformance.case import CaseFinding, Status
 from qmpshim.conformance.compare import Comparison, Row, State
-from qmpshim.conformance.journal import Key
+from qmpshim.conformance.journal import CASES, Key, slug
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -29,8 +28,6 @@ def _told(row: Row, finding: CaseFinding, build: str) -> str:
 
 def replay_command(comparison: Comparison, key: Key, finding: CaseFinding) -> str:
     """The command that shows a finding again, from the run's directory."""
-    from qmpshim.conformance.journal import CASES, slug
-
     build, case = key
     place = f"{CASES}/{slug(build)}/{slug(case)}/{finding.bundle}"
     called = comparison.results.plan.places.get(build, build)
@@ -95,7 +92,8 @@ def junit(comparison: Comparison) -> bytes:
             suite.set(name, str(number))
         suite.set("time", f"{seconds:.3f}")
     ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    text: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return text
 
 
 def _text(comparison: Comparison, key: Key, row: Row, finding: CaseFinding) -> str:

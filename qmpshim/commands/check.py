@@ -1,0 +1,341 @@
+"""`qmpshim check`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qmpshim.commands.console import Console, count
+from qmpshim.conformance import bundle as bundles
+from qmpshim.conformance import campaign
+from qmpshim.conformance.bisect import ABORT, SKIP, answer
+from qmpshim.conformance.case import Case, Status
+from qmpshim.conformance.compare import Comparison, State, compare
+from qmpshim.conformance.executors import DaskExecutor, Executor, LocalExecutor
+from qmpshim.conformance.finding_files import CASE as SCHEDULE
+from qmpshim.conformance.finding_files import is_schedule, load_finding
+from qmpshim.conformance.journal import Journal, slug
+from qmpshim.conformance.report_text import replay_command
+from qmpshim.conformance.reports import HTML, JUNIT, RESULTS, TAP, write_reports
+from qmpshim.conformance.results import Results, load_results
+from qmpshim.conformance.suites import KINDS, Suite, suite_named
+from qmpshim.errors import BuildError, HostError, InputError, QmpshimError
+from qmpshim.machine import builds
+from qmpshim.machine.builds import Build
+from qmpshim.machine.workspace import Workspace
+
+_EPILOG = """\
+Exit status: 0 all as predicted, 1 something new was found (with --strict: anything), 2 the command
+or the environment is wrong, or a case could not be carried out, 125 no build can do any of it.
+With --bisect: 0 good, 1 bad, 125 cannot be tested, 128 the question is wrong.
+
+  qmpshim check --build system --build debian:sid
+  qmpshim check --build debian:sid --baseline last-week/ --out this-week/
+  git bisect run sh -c 'ninja -C build qemu-system-x86_64 || exit 125
+      qmpshim check --bisect --build build/ --case BUNDLE'
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    checking = commands.add_parser(
+        "check",
+        help="run a suite of checks on several builds, and compare",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    checking.add_argument(
+        "--build",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a build `qmpshim builds list` shows, a binary or a build tree; may be given several "
+        "times, the others are compared with the first (default: the system's)",
+    )
+    checking.add_argument(
+        "--suite", default=None, metavar="S", help="quick, full or a file (default quick)"
+    )
+    checking.add_argument(
+        "--case",
+        action="append",
+        default=[],
+        metavar="C",
+        help="only this case of the suite (a * may end it), or a bundle that verify or explore "
+        "kept; may be given several times",
+    )
+    checking.add_argument("--list", action="store_true", help="show the suite's cases, run nothing")
+    checking.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="FILE",
+        help="results.json of an earlier run: only what is not there counts as new",
+    )
+    checking.add_argument(
+        "--jobs", type=count, default=os.cpu_count() or 1, metavar="N", help="cases at a time"
+    )
+    checking.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="journal, reports, bundles (default ./qmpshim-check)",
+    )
+    checking.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run")
+    checking.add_argument("--strict", action="store_true", help="what is known fails the run, too")
+    checking.add_argument(
+        "--dask", metavar="ADDRESS", help="work on a dask.distributed cluster, e.g. tcp://host:8786"
+    )
+    checking.add_argument(
+        "--bisect", action="store_true", help="answer `git bisect run`: one build, good or bad"
+    )
+    checking.set_defaults(run=_check)
+
+
+def _check(args: argparse.Namespace, console: Console) -> int:
+    if args.bisect:
+        return _bisect(args, console)
+    if args.resume and (args.out or args.build or args.suite or args.case):
+        raise InputError("--resume goes on with what was begun: no --build, --suite, --case, --out")
+    baseline = load_results(args.baseline) if args.baseline else None
+    if args.list:
+        for case in _suite(args).cases:
+            console.line(f"{case.name:44} {case.kind:10} up to {case.budget:g} s")
+        return 0
+    if args.resume:
+        journal, chosen = campaign.resume(args.resume)
+    else:
+        suite = _suite(args)
+        chosen = _builds(args.build)
+        journal = campaign.begin(args.out or Path("qmpshim-check"), chosen, suite)
+    with contextlib.closing(journal):
+        _announce(journal, console)
+        status = _run(args, journal, list(chosen.values()), console)
+        comparison = compare(Results.of(journal), baseline, args.strict)
+        write_reports(comparison, journal.directory)
+        if status:
+            console.line(
+                f"interrupted: {len(journal.outcomes)} of {len(journal.plan.keys)} done and kept; "
+                f"go on with: qmpshim check --resume {journal.directory}"
+            )
+            return status
+        _tell(comparison, journal.directory, console)
+        return comparison.exit_status
+
+
+def _announce(journal: Journal, console: Console) -> None:
+    plan = journal.plan
+    for build in plan.builds:
+        console.line(f"{build.name:18} QEMU {build.version}")
+    done = f", {len(journal.outcomes)} of them done before" if journal.outcomes else ""
+    console.line(
+        f"suite {plan.suite}: {len(plan.cases)} cases on {len(plan.builds)} build(s), "
+        f"{len(plan.keys)} in all{done}"
+    )
+
+
+def _builds(names: list[str]) -> dict[str, Build]:
+    """By what they are called; a path in a form that holds wherever the run is resumed."""
+    found = {}
+    for name in names or ["system"]:
+        build = builds.resolve(name)
+        called = os.path.abspath(name) if os.sep in build.name else name
+        if called in found:
+            raise InputError(f"--build {name} is there twice")
+        found[called] = build
+    return found
+
+
+def _suite(args: argparse.Namespace) -> Suite:
+    """The chosen cases: of a suite, and bundles."""
+    given: list[str] = []
+    names: list[str] = []
+    for what in args.case:
+        path = Path(what)
+        (given if path.exists() else names).append(what)
+        if not path.exists() and os.sep in what and what.split(os.sep)[0] in ("", ".", ".."):
+            raise InputError(f"--case {what}: no such bundle")
+    cases = tuple(_bundle_case(Path(what)) for what in given)
+    if given and not names and args.suite is None:
+        return Suite("bundles", cases)
+    suite = suite_named(args.suite or "quick")
+    if names:
+        suite = suite.only(names)
+    return Suite(suite.name, (*suite.cases, *cases)) if cases else suite
+
+
+def _bundle_case(path: Path) -> Case:
+    if is_schedule(path):
+        content = load_finding(path).to_json()
+    else:
+        content = bundles.to_json(bundles.load(path))
+    assert "bundle" in KINDS
+    named = path if path.name not in (SCHEDULE, bundles.CASE) else path.absolute().parent
+    return Case("bundle", f"bundle/{slug(named.absolute().stem)}", {"content": content}, 300.0)
+
+
+# -- the run -----------------------------------------------------------------------------------
+
+
+class _Interrupted(BaseException):
+    """A signal came."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    def raise_once(number: int, _frame: object) -> None:
+        for one in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(one, signal.SIG_IGN)  # what is taken down now must not be torn
+        raise _Interrupted(number)
+
+    before = {one: signal.signal(one, raise_once) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _run(args: argparse.Namespace, journal: Journal, chosen: list[Build], console: Console) -> int:
+    """Do what is missing; 0, or the exit status of an interruption."""
+    executor: Executor
+    with contextlib.ExitStack() as stack:
+        if args.dask:
+            executor = stack.enter_context(contextlib.closing(DaskExecutor(args.dask)))
+        else:
+            executor = LocalExecutor(args.jobs)
+        try:
+            with _signals():
+                campaign.carry_on(
+                    journal, chosen, executor, lambda standing: _progress(standing, console)
+                )
+        except _Interrupted as interrupted:
+            return 128 + interrupted.number
+    return 0
+
+
+def _progress(standing: campaign.Standing, console: Console) -> None:
+    said = [f"{standing.done}/{standing.of} done"]
+    for status in (Status.DIVERGED, Status.BROKEN, Status.SKIPPED):
+        if number := standing.statuses.get(status):
+            said.append(f"{number} {status}")
+    left = standing.left()
+    if left is not None:
+        said.append(f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left")
+    now = time.monotonic()
+    running = [
+        f"{build} {case}" + (f" ({now - since:.0f} s)" if now - since > 5 else "")
+        for (build, case), since in list(standing.running.items())[:2]
+    ]
+    console.progress(", ".join(said) + (f": {'; '.join(running)}" if running else ""))
+
+
+# -- the end -----------------------------------------------------------------------------------
+
+
+def _tell(comparison: Comparison, directory: Path, console: Console) -> None:
+    results = comparison.results
+    console.line()
+    width = max(len(build.name) for build in results.builds)
+    for build in results.builds:
+        own = [o for (name, _), o in results.outcomes.items() if name == build.name]
+        counts = {status: sum(o.status is status for o in own) for status in Status}
+        states = [
+            row.sights[build.name].state for row in comparison.rows if build.name in row.sights
+        ]
+        console.line(
+            f"{build.name:{width}}  {counts[Status.OK]} ok, {counts[Status.DIVERGED]} diverged, "
+            f"{counts[Status.SKIPPED]} skipped, {counts[Status.BROKEN]} broken; findings: "
+            + ", ".join(f"{states.count(state)} {state}" for state in reversed(State))
+            + f"; {sum(o.seconds for o in own):.0f} s"
+        )
+    for row in comparison.rows:
+        sight = row.smallest
+        if row.state is not State.NEW and not comparison.strict:
+            continue
+        finding = sight.best
+        side = "contract" if finding.contract else "robustness"
+        console.line()
+        console.line(f"{row.state.upper()} {finding.verdict} ({side}): {finding.title}")
+        for one in row.sights.values():
+            other = f", not on {results.builds[0].name}" if one.differs else ""
+            console.line(
+                f"  on {one.build}: {one.state}, {one.count}x in {len(one.cases)} case(s){other}"
+            )
+        console.line(f"  smallest case, of {sight.smallest} on {sight.build}:")
+        for line in finding.trace[:12]:
+            console.line(f"    {line}")
+        if len(finding.trace) > 12:
+            console.line(f"    ... and {len(finding.trace) - 12} more")
+        command = replay_command(comparison, (sight.build, sight.smallest), finding)
+        console.line(f"  again (in {directory}): {command}")
+    _rest(comparison, directory, console)
+
+
+def _rest(comparison: Comparison, directory: Path, console: Console) -> None:
+    known = [row.key for row in comparison.rows if row.state is State.KNOWN]
+    if known:
+        console.line()
+        console.line(f"known, as expected: {', '.join(known)}")
+    for one in comparison.gone:
+        console.line(f"gone on {one.build}: {one.key} ({one.why})")
+    for build, case, why in comparison.broken:
+        console.line(f"could not be carried out on {build}: {case}: {why}")
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for build, case, why in comparison.skipped:
+        by_reason.setdefault((build, why), []).append(case)
+    for (build, why), cases in by_reason.items():
+        more = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
+        console.line(f"skipped on {build}: {cases[0]}{more}: {why}")
+    console.line()
+    console.line(f"reports: {directory}/{{{HTML},{RESULTS},{JUNIT},{TAP}}}")
+    new = sum(row.state is State.NEW for row in comparison.rows)
+    verdict = {0: "all as predicted", 1: "DIVERGED", 2: "NOT ALL CARRIED OUT", 125: "untestable"}
+    console.line(f"{verdict[comparison.exit_status]}: {new} new finding(s), {len(known)} known")
+
+
+# -- bisect ------------------------------------------------------------------------------------
+
+
+def _bisect(args: argparse.Namespace, console: Console) -> int:
+    """Never 2, which ``git bisect run`` takes for bad."""
+    try:
+        if len(args.build) != 1:
+            raise InputError("--bisect needs exactly one --build")
+        if args.resume or args.baseline or args.list:
+            raise InputError("--bisect goes with --build, --case, --suite, --jobs, --strict, --out")
+        suite = _suite(args)
+    except QmpshimError as error:
+        print(f"qmpshim: {error}", file=sys.stderr)
+        return ABORT
+    try:
+        chosen = _builds(args.build)
+        with contextlib.ExitStack() as stack:
+            directory = args.out or stack.enter_context(Workspace()).path / "check"
+            journal = stack.enter_context(
+                contextlib.closing(campaign.begin(directory, chosen, suite))
+            )
+            console.line(f"{args.build[0]}: QEMU {journal.plan.builds[0].version}")
+            status = _run(args, journal, list(chosen.values()), console)
+            if status:
+                return status  # 128 and above: the bisection ends
+            told = answer(compare(Results.of(journal), None, args.strict))
+            if args.out:
+                write_reports(compare(Results.of(journal), None, args.strict), directory)
+            console.line(told.text)
+            return told.status
+    except (InputError, BuildError) as error:  # of the build: not there, not made, does not start
+        console.line(f"cannot be tested: {error}")
+        return SKIP
+    except (HostError, OSError) as error:
+        print(f"qmpshim: {error}", file=sys.stderr)
+        return ABORT
