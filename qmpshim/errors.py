@@ -35,6 +35,24 @@ class MachineHung(MachineError):
     """QEMU did not answer, or an operation did not end, before the watchdog's limit."""
 
 
+class GuestPanicked(MachineError):
+    """The guest's kernel gave up; the text is what its console said."""
+
+
+class GuestFailed(MachineError):
+    """A command in the guest ended with another status than 0.
+
+    :param status: its exit status
+    :param output: what it printed
+    """
+
+    def __init__(self, command: str, status: int, output: str) -> None:
+        said = output.strip().splitlines()
+        super().__init__(f"{command} ended with status {status}: {said[-1] if said else 'silence'}")
+        self.status = status
+        self.output = output
+
+
 class CommandFailed(MachineError):
     """QMP answered a command with an error object.
 

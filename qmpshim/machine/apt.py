@@ -169,8 +169,11 @@ class PrivateApt:
         ]
         return "\n".join([*(f'{key} "{value}";' for key, value in settings.items()), *shared, ""])
 
-    def _apt(self, *words: str, limit: float) -> subprocess.CompletedProcess[str]:
-        return run(list(words), limit, check=False, APT_CONFIG=str(self.root / "apt.conf"))
+    def _apt(
+        self, *words: str, limit: float, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        configuration = str(self.root / "apt.conf")
+        return run(list(words), limit, check=False, cwd=cwd, APT_CONFIG=configuration)
 
     def update(self) -> None:
         """Fetch and verify the package lists.
@@ -214,6 +217,33 @@ class PrivateApt:
         if ended.returncode != 0:
             self._explain(ended.stderr)
 
+    def dependencies(self, package: str) -> list[str]:
+        """The packages that a package depends on directly, the first of each choice.
+
+        :raises InputError: the suite has no such package
+        """
+        listed = self._apt("apt-cache", "depends", "--important", package, limit=60)
+        if listed.returncode != 0:
+            self._explain(listed.stderr)
+        return re.findall(r"(?m)^ *Depends: (\S+)$", listed.stdout)
+
+    def fetch(self, *packages: str) -> list[Path]:
+        """Download and verify these packages and no others; their archives, in the same order.
+
+        :raises InputError: the suite has no such package
+        :raises HostError: the network failed, or what came is not what the lists promise
+        """
+        place = self.root / "archives"
+        ended = self._apt(
+            "apt-get", "-q", "download", *packages, limit=_DOWNLOAD_LIMIT_S, cwd=place
+        )
+        if ended.returncode != 0:
+            self._explain(ended.stderr)
+        found = [next(place.glob(f"{package}_*.deb"), None) for package in packages]
+        if missing := [name for name, archive in zip(packages, found, strict=True) if not archive]:
+            raise HostError(f"{self.suite} at {self.mirror}: {missing[0]} did not arrive")
+        return [archive for archive in found if archive]
+
     def _explain(self, complaint: str) -> NoReturn:
         """Raise apt's complaint, in one line that says what to do."""
         logger.debug("apt: %s", complaint)
@@ -242,7 +272,12 @@ class PrivateApt:
 
 
 def run(
-    words: list[str], limit: float, *, check: bool = True, **variables: str
+    words: list[str],
+    limit: float,
+    *,
+    check: bool = True,
+    cwd: Path | None = None,
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, in English, killed with this one.
 
@@ -257,6 +292,7 @@ def run(
             text=True,
             errors="replace",
             env={**os.environ, "LC_ALL": "C.UTF-8", **variables},
+            cwd=cwd,
             timeout=limit,
             check=False,
         )

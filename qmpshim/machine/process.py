@@ -32,6 +32,7 @@ class Qemu:
     :param machine: value of ``-machine``
     :param env: variables to add to the environment
     :param limit: seconds a command may take
+    :param pass_fds: descriptors that the arguments speak of
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Qemu:
         machine: str = "none",
         env: Mapping[str, str] | None = None,
         limit: float = COMMAND_LIMIT,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.directory = directory
         self.limit = limit
@@ -51,6 +53,7 @@ class Qemu:
             *args,
         ]
         self._env = {**os.environ, **(env or {})}
+        self._pass_fds = tuple(pass_fds)
         self._process: subprocess.Popen[bytes] | None = None
         self._client = QMPClient("qmpshim")
         self._log = (
@@ -85,7 +88,7 @@ class Qemu:
                     stdout=out,
                     stderr=err,
                     env=self._env,
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=(theirs.fileno(), *self._pass_fds),
                 )
         except OSError as error:
             ours.close()
