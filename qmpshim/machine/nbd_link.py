@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from errno import EIO
 from pathlib import Path
 
 from qmpshim.errors import MachineDied
-from qmpshim.machine.nbd_proto import Op, Request
+from qmpshim.machine.nbd_proto import Op, Request, wire_error
 from qmpshim.machine.relay import Relay
 
 #: Told each change that was answered: the request and the error it got, 0 for success.
@@ -31,7 +32,7 @@ class _Changes:
             self._observer(request, error)
 
     def lost(self, token: int, request: Request) -> None:
-        """Whoever cut the link knows that nobody was told."""
+        self.ends(token, request, wire_error(EIO))
 
 
 def connector(path: Path) -> Callable[[], asyncio.Future[socket.socket]]:
