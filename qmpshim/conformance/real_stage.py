@@ -3,9 +3,12 @@
 Three ways back to the start, from cheap to dear:
 
 * *checkpoint*: replication still runs and nothing odd happened. The bytes of the secondary disk
-  are put back behind QEMU's back (a raw node keeps no cache) and a checkpoint empties the overlays
-  and the bitmap: that is just what starting replication does.
-* *rebuild*: the chain is taken apart and opened again in the same process, over fresh images.
+  are put back behind QEMU's back and a checkpoint empties the overlays and the bitmap: that is just
+  what starting replication does. A raw node keeps no data, but since 6.2 the last block status it
+  was told; with that it asks for less, and the same schedule goes another way. A write of zeroes
+  makes it forget that.
+* *rebuild*: the chain is taken apart and opened again in the same process, over fresh images. Also
+  where a command came while I/O was in flight, which may have broken what QEMU has in memory.
 * *fresh*: another process.
 
 That nothing is an artefact of the reuse is proved afterwards: each finding is run again in fresh
@@ -14,14 +17,17 @@ processes (see :mod:`qmpshim.conformance.findings`).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
 
 from qmpshim.conformance import pattern
+from qmpshim.conformance.real_ops import command
 from qmpshim.conformance.real_scenarios import BASE, RealScenario
 from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
+from qmpshim.machine.nbd_proto import Op as Nbd
 from qmpshim.machine.secondary import SECTOR
 
 
@@ -44,7 +50,7 @@ class Stage:
         self.machine: GatedMachine | None = None
         self.resets: Counter[str] = Counter()
         self._running = False  # replication or backup was started and never stopped
-        self._used = 0
+        self._doubtful = False  # what QEMU has in memory may be broken
 
     def prepare(self, scenario: RealScenario) -> GatedMachine:
         """Bring QEMU to the start: the chain open over fresh images, replication or backup running.
@@ -75,7 +81,8 @@ class Stage:
         machine.gate.open()
         machine.gate.release_all()
         machine.settle()
-        if self._running and machine.shape.form is Form.REPLICATION:
+        if self._running and not self._doubtful and machine.shape.form is Form.REPLICATION:
+            self._forget_block_status(machine)
             machine.stores["secondary"].restore(base)
             machine.call("xen-colo-do-checkpoint")
             self.resets["checkpoint"] += 1
@@ -88,30 +95,39 @@ class Stage:
         self.resets["rebuild"] += 1
         self._start(machine)
 
+    @staticmethod
+    def _forget_block_status(machine: GatedMachine) -> None:
+        if machine.version >= (6, 2):
+            machine.clients["primary"].call(Nbd.WRITE_ZEROES, 0, machine.shape.size)
+
     def _start(self, machine: GatedMachine) -> None:
         form = machine.shape.form
         if form is Form.REPLICATION:
             machine.call("xen-set-replication", {"enable": True, "primary": False})
         elif form is Form.BACKUP:
             machine.call("blockdev-backup", BACKUP_JOB)
-        self._running = True
+        self._running, self._doubtful = True, False
         machine.settle()
         machine.gate.trace.clear()
 
     def _end(self, machine: GatedMachine) -> None:
         if not self._running:
             return
-        if machine.shape.form is Form.BACKUP:
-            try:
-                machine.call("block-job-cancel", {"device": "backup"})
-            except CommandFailed:  # an operation did it
-                return
-            machine.reactor.until(lambda: not machine.call("query-block-jobs"), 5.0)
+        form = machine.shape.form
+        if form is Form.FLEECING:
+            return
+        with contextlib.suppress(CommandFailed):  # an operation did it; replication always says so
+            machine.call(*command(form, "stop"))
+        machine.reactor.until(lambda: not machine.call("query-block-jobs"), 5.0)
 
     def will(self, do: str) -> None:
         """This operation is about to be done; some end what :meth:`prepare` started."""
-        if do in ("failover", "stop", "unexport"):
+        if do in ("failover", "stop"):
             self._running = False
+
+    def doubt(self) -> None:
+        """Commands were done at moments when they should not be."""
+        self._doubtful = True
 
     def discard(self) -> None:
         """The process is not fit to be used again."""

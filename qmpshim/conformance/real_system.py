@@ -124,6 +124,9 @@ class RealSystem:
         self._state = StateOf(self.scenario)
         self._mover = 0
         self._live = False
+        self._passing: list[HeldIO] = []
+        if not self.scenario.contract:
+            self.stage.doubt()
         machine.gate.hold(self._arrives)
         for number, op in enumerate(self.scenario.setup, BASE + 1):
             self.stage.will(op.do)
@@ -153,9 +156,9 @@ class RealSystem:
         if now.lost or self.violation is not None:
             return NOTHING
         if choice not in self.enabled():
+            now.lines.append(f"cannot {choice}: there are {list(self.enabled())}")
             now.lost = True
             self.derailed += 1
-            now.lines.append(f"cannot {choice}: there are {list(self.enabled())}")
             self.stage.discard()
             return NOTHING
         now.steps.append(choice)
@@ -263,30 +266,51 @@ class RealSystem:
             self.machine.gate.fail(named.io, errno)
 
     def _arrives(self, io: HeldIO) -> bool:
-        """The gate's policy: what to hold. Also where what must never be asked for is seen."""
+        """The gate's policy: what to hold. Also where what must never be asked for is seen.
+
+        What is not to be held as a choice passes at once as long as one operation is alone. With
+        several, how QEMU goes on may depend on how fast an answer comes (whether a coroutine yields
+        or not), so such a request waits until QEMU is still, see :meth:`_settle`.
+        """
         data = self._names.is_data(io)
         if not self._live:
             if data:
                 self.watch.answered(io)
             return False
-        if data and self.watching and self.violation is None:
-            self.violation = self.watch.arrived(io)
-        return data
+        if data:
+            if self.watching and self.violation is None:
+                self.violation = self.watch.arrived(io)
+            return True
+        if len(self.now.running) - len(self.now.over) < 2:
+            return False
+        self._passing.append(io)
+        return True
 
     def _settle(self) -> None:
-        machine, now = self.machine, self.now
-        machine.settle()
+        now = self.now
+        self._be_still()
         self._look()
         if not now.held and not self._startable() and len(now.over) < len(now.started):
             self._wait()
         self._state.settled(now)
+
+    def _be_still(self) -> None:
+        """Let pass what need not wait, one by one, until QEMU asks for no more of that."""
+        machine = self.machine
+        machine.settle()
+        while self._passing:
+            self._passing.sort(key=lambda io: (io.image, io.seq))
+            io = self._passing.pop(0)
+            if machine.gate.holds(io):  # its connection may have broken meanwhile
+                machine.gate.release(io)
+                machine.settle()
 
     def _wait(self) -> None:
         """Nothing is held, and yet somebody is not done: perhaps a timer has to fire."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             self.machine.reactor.poll(0.02)
-            self.machine.settle()
+            self._be_still()
             self._look()
             if self.now.held or len(self.now.over) == len(self.now.started):
                 return
@@ -297,6 +321,7 @@ class RealSystem:
         if machine.qmp.lost:
             raise machine.died()
         known = {named.io.seq for named in now.held.values()}
+        known |= {io.seq for io in self._passing}
         unfinished = [i for i in now.running if i not in now.over]
         for index in unfinished:
             self._answered(index)

@@ -169,6 +169,10 @@ class Gate:
         """The requests that wait, in order of arrival (applied ones included)."""
         return [pending.io for pending in self._pending.values()]
 
+    def holds(self, io: HeldIO) -> bool:
+        """Whether a request still waits."""
+        return io.seq in self._pending
+
     async def arrival(self, since: int, timeout: float) -> bool:  # noqa: ASYNC109
         """Wait until a request later than ``since`` (a seq, e.g. :attr:`clock`) has arrived.
 
