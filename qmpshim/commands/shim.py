@@ -62,6 +62,12 @@ def _chain_options(parser: argparse.ArgumentParser) -> None:
         help="with --workflow: its disks' I/O can be held by hand (x-shim-hold, :hold); the "
         "secondary disk is full of data, and the backup or replication runs",
     )
+    parser.add_argument(
+        "--log-writes",
+        action="store_true",
+        help="put writable exports on blklogwrites nodes, so that I/O past the shim's endpoints is "
+        "seen, too",
+    )
     parser.add_argument("--size", type=size, help="of its disks (default 64M; gated: two clusters)")
     parser.add_argument("--cluster", type=size, default=64 << 10, help="(default 64k)")
     parser.add_argument("--secondary", choices=["raw", "qcow2"], default="raw")
@@ -78,6 +84,7 @@ def _options(args: argparse.Namespace) -> Options:
         arguments=tuple(getattr(args, "arguments", ())) or None,
         chain=_chain(args) if args.workflow else None,
         gated=args.gated,
+        log_writes=args.log_writes,
         machine=args.machine,
         allow_remote=getattr(args, "allow_remote", False),
         tls=getattr(args, "tls", None),

@@ -71,6 +71,7 @@ class SecondaryChain:
         self.spec = spec
         self.directory = directory
         self._qemu_img = list(qemu_img)
+        self.top_id = "top"  # the guest's root node: the filter, unless there is one more above it
         self.primary: NbdClient
         self.guest: NbdClient
         self._fresh = self._running = False  # replication: never started; started and not ended
@@ -125,7 +126,7 @@ class SecondaryChain:
                     "driver": "replication",
                     "node-name": "top",
                     "mode": "secondary",
-                    "top-id": "top",
+                    "top-id": self.top_id,
                     "file": "active",
                 },
             )

@@ -45,6 +45,7 @@ class Commands:
             "x-shim-verify": self._verify,
             "x-shim-map": self._map,
             "x-shim-checkpoint": self._checkpoint,
+            "x-shim-watch-node": self._watch_node,
             "x-shim-replay": self._replay,
             "x-shim-record": self._record,
             **HandCommands(watch).handlers,
@@ -80,6 +81,7 @@ class Commands:
 
     async def _status(self, _: dict[str, Value]) -> object:
         shim, watch = self._shim, self._watch
+        watch.catch_up()
         counters = shim.counters
         status: dict[str, object] = {
             "clients": len(shim.clients),
@@ -204,6 +206,9 @@ class Commands:
             if running:
                 await self._shim.execute("cont")
         return {}
+
+    async def _watch_node(self, arguments: dict[str, Value]) -> object:
+        return {"node": await self._watch.logs.insert(str(arguments["node"]))}
 
     async def _replay(self, arguments: dict[str, Value]) -> object:
         """On a QEMU of its own of the same build: a bundle needs a fresh chain."""

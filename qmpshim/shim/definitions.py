@@ -134,6 +134,7 @@ OBJECTS: Mapping[str, tuple[Field, ...]] = {
         Field("next-operation", "int"),
     ),
     "XShimSchedule": (Field("steps", "[str]"),),
+    "XShimWatched": (Field("node", "str"),),
     "XShimNothing": (),
     "XShimGone": (
         Field("reason", "str"),
@@ -156,6 +157,7 @@ COMMANDS: Mapping[str, Definition] = {
     "x-shim-verify": Definition((), "XShimVerification"),
     "x-shim-map": Definition((), "XShimMap"),
     "x-shim-checkpoint": Definition((), "XShimNothing"),
+    "x-shim-watch-node": Definition((Field("node", "str"),), "XShimWatched"),
     "x-shim-replay": Definition((Field("bundle", "str"),), "XShimReplay"),
     "x-shim-record": Definition((), "XShimRecord"),
     "x-shim-hold": Definition(

@@ -32,7 +32,8 @@ class Endpoints:
         self._directory = directory
         self._eye = eye
         self._relays: dict[str, Relay] = {}
-        self._nodes: dict[str, str] = {}  # by export
+        self._exported: dict[str, str] = {}  # node by export
+        self._nodes: dict[str, str] = {}  # the disk that is meant by it
         self._server: Address | None = None  # QEMU's NBD server, where a client started it
         self._sockets = 0
         shim.watchers["nbd-server-start"] = self._server_started
@@ -59,8 +60,12 @@ class Endpoints:
     # -- the relays ------------------------------------------------------------
 
     def node(self, export: str) -> str:
-        """The node behind an export, as it was when the relays were made."""
+        """The disk behind an export, as it was when the relays were made."""
         return self._nodes[export]
+
+    def exported(self, export: str) -> str:
+        """The very node that is exported."""
+        return self._exported[export]
 
     @property
     def in_flight(self) -> int:
@@ -89,12 +94,13 @@ class Endpoints:
         exports = {
             e["id"]: e["node-name"]
             for e in await self._shim.execute("query-block-exports")
-            if e["type"] == "nbd"
+            if e["type"] == "nbd" and not e["id"].startswith(OWN_NODE)
         }
         for gone in set(self._relays) - set(exports):
             await self._relays.pop(gone).close()
         below = await children(self._shim.execute)
         for name, node in exports.items():
+            self._exported[name] = node
             self._nodes[name] = _meant(node, below)
             if name not in self._relays:
                 self._sockets += 1

@@ -30,6 +30,7 @@ from qmpshim.shim.emulator import Emulator
 from qmpshim.shim.endpoint import Address, Listener, raise_fd_limit, tls_context
 from qmpshim.shim.hand import Hand
 from qmpshim.shim.hand_commands import held_io
+from qmpshim.shim.logwatch import LoggedSecondary
 from qmpshim.shim.monitors import Monitor, extract
 from qmpshim.shim.schedule import Schedule
 from qmpshim.shim.server import Shim
@@ -52,6 +53,8 @@ class Options:
     :ivar chain: a chain of disks to build before clients come
     :ivar gated: hold its storage in our hands: the secondary disk holds data, and replication (or
         backup) runs, as where the explorer begins
+    :ivar log_writes: put writable exports on nodes that log for us: I/O is seen whichever way it
+        comes
     :ivar machine: QEMU's ``-machine``, when it is for block devices alone
     :ivar allow_remote: listen where others can reach it; needs *tls*
     :ivar tls: a directory with ca-cert.pem, server-cert.pem and server-key.pem
@@ -64,6 +67,7 @@ class Options:
     arguments: tuple[str, ...] | None = None
     chain: ChainSpec | None = None
     gated: bool = False
+    log_writes: bool = False
     machine: str = "none"
     allow_remote: bool = False
     tls: Path | None = None
@@ -97,6 +101,8 @@ async def endpoint(options: Options) -> AsyncIterator[Served]:
     :raises BuildError: QEMU does not start, or cannot build the chain
     :raises MachineError: QEMU does not answer
     """
+    if options.gated and options.log_writes:
+        raise InputError("a gated chain's I/O is seen anyhow: leave out --log-writes")
     if options.gated and options.chain is None:
         raise InputError("--gated needs a chain: say which with --workflow")
     if options.qmp is not None and options.chain is not None:
@@ -124,6 +130,8 @@ async def endpoint(options: Options) -> AsyncIterator[Served]:
         else:
             served = await _started(options, arguments, workspace, stack, door)
         stack.push_async_callback(served.watch.close)
+        if options.log_writes:
+            served.watch.logs.watch_exports()
         door.attach_to(served.shim)
         served.addresses = addresses
         yield served
@@ -160,14 +168,15 @@ async def _started(
     served = _watched(emulator.shim, workspace, behaviour_of(version), build)
     served.emulator = emulator
     if options.chain is not None:
-        await _chained(options.chain, options.gated, served, build, stack)
+        await _chained(options, options.chain, served, build, stack)
     return served
 
 
 async def _chained(
-    spec: ChainSpec, gated: bool, served: Served, build: Build, stack: AsyncExitStack
+    options: Options, spec: ChainSpec, served: Served, build: Build, stack: AsyncExitStack
 ) -> None:
     """Build a chain on the QEMU that was started."""
+    gated, log_writes = options.gated, options.log_writes
     emulator, watch = served.emulator, served.watch
     assert emulator is not None
     if gated:
@@ -179,7 +188,8 @@ async def _chained(
         stack.push_async_callback(emulator.close)  # the images go after QEMU
         chain: SecondaryChain = images
     else:
-        chain = SecondaryChain(emulator, spec, emulator.directory, build.tool("qemu-img"))
+        rest = (emulator, spec, emulator.directory, build.tool("qemu-img"))
+        chain = LoggedSecondary(watch.logs, *rest) if log_writes else SecondaryChain(*rest)
     stack.callback(chain.close)
     await chain.build()
     chain.close()  # what is written now must come through the relays

@@ -378,6 +378,9 @@ class Shim:
             text = error_reply(GENERIC, str(error), command.id)
         except OSError as error:
             text = error_reply(GENERIC, f"{error.filename}: {error.strerror}", command.id)
+        except Exception as error:  # a defect of ours: whoever asked must not wait for ever
+            log.exception("%s", command.name)
+            text = error_reply(GENERIC, f"defect in the shim: {error!r}", command.id)
         with self.batch:
             self._finish_with(client, command, text)
 

@@ -14,6 +14,7 @@ from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.oracle import Oracle
 from qmpshim.conformance.workload import Kind, Operation, Side
 from qmpshim.errors import CommandFailed, HostError, InputError, MachineDied, MachineError
+from qmpshim.machine.blklog import LogError
 from qmpshim.machine.images import map_file
 from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.qcow2 import BytesLike
@@ -29,6 +30,7 @@ from qmpshim.shim.eye import Eye
 from qmpshim.shim.follow import Change, Follower
 from qmpshim.shim.hand import Hand
 from qmpshim.shim.ledger import Ledger
+from qmpshim.shim.logwatch import LogWatch
 from qmpshim.shim.schedule import Schedule
 from qmpshim.shim.server import Shim
 from qmpshim.shim.session import Command
@@ -64,6 +66,7 @@ class Watch:
         self.follower: Follower | None = None
         self.hand: Hand | None = None
         self.ledger = Ledger(directory)
+        self.logs = LogWatch(shim, directory)
         self.endpoints = Endpoints(shim, directory, lambda export: Eye(self, export))
         self.divergences: list[Divergence] = []
         self.doubts: list[str] = []  # why the model may no longer say what must be
@@ -101,6 +104,7 @@ class Watch:
                     await self.endpoints.settled()
             except TimeoutError:
                 self.doubt("a command passed while I/O was under way")
+            self.catch_up()
             yield
         finally:
             self.endpoints.resume()
@@ -118,6 +122,10 @@ class Watch:
                 raise MachineError("I/O through the shim's endpoints does not end: try again later")
             with self.hand.aside() if self.hand is not None else contextlib.nullcontext():
                 yield
+            if self.catch_up():
+                raise MachineError(
+                    "I/O came past the shim's endpoints meanwhile: try again when it rests"
+                )
 
     def doubt(self, why: str) -> None:
         """The model may no longer say what must be."""
@@ -199,7 +207,10 @@ class Watch:
         """Send a command of the chain's; it is a step of the schedule, too."""
         schedule = self.schedule
         if schedule is None:
-            return await self.shim.ask(command)
+            reply = await self.shim.ask(command)
+            if self.catch_up():
+                self.doubt("a command passed while I/O was under way")
+            return reply
         step = schedule.begins(kind.value)
         reply = await self.shim.ask(command)
         error = None if reply is None else reply.value().get("error")
@@ -297,6 +308,9 @@ class Watch:
             return
         if self.hand is not None and self.hand.failed:
             self.doubt("an I/O of QEMU's was ended with an error by hand")
+        if not quiet and self.endpoints.exported(export) in self.logs.logs:
+            self.catch_up()  # it is in the log by now, with what came from elsewhere
+            return
         try:
             predicted = follower.request(change)
         except HostError as failure:
@@ -307,6 +321,31 @@ class Watch:
         if predicted != error and not quiet:
             where = f"write to the {role} at byte {change.offset}"
             self.diverged(Verdict.ERROR_CONTRACT, where, f"errno {predicted}", f"errno {error}")
+
+    def catch_up(self) -> int:
+        """Do in the model what the write logs tell; gives how many changes that were."""
+        changes = 0
+        try:
+            for log in self.logs.logs.values():
+                for kind, offset, length, data in log.new():
+                    changes += 1
+                    self._logged(log.node, kind, offset, length, data)
+        except (LogError, HostError) as error:
+            self.doubt(str(error))
+        return changes
+
+    def _logged(self, node: str, kind: Kind, offset: int, length: int, data: bytes) -> None:
+        follower, found = self.follower, self.found
+        role = None if found is None else found.role(node)
+        if follower is None or role not in ("secondary", "top"):
+            return
+        side = Side.PRIMARY if role == "secondary" else Side.GUEST
+        if follower.request(Change(side, kind, offset, length, data)):
+            self.doubt("a logged request must have failed, which the log does not tell")
+        if kind is Kind.ZERO:
+            chain = follower.oracle.chain
+            image = chain.secondary if side is Side.PRIMARY else chain.active
+            follower.forget_how(image, offset // SECTOR, length // SECTOR)
 
     def lost(self, export: str, change: Change) -> None:
         """A request will not be answered: QEMU, or its NBD server, went away."""
@@ -322,6 +361,7 @@ class Watch:
 
         :raises InputError: there is no chain that is modelled
         """
+        self.catch_up()
         if self.found is None or self.oracle is None:
             raise InputError(
                 "no chain is modelled yet: start replication (xen-set-replication) or a backup "
@@ -358,6 +398,7 @@ class Watch:
 
     async def close(self) -> None:
         """Take the endpoints down."""
+        await self.logs.close()
         await self.endpoints.close()
         self.ledger.close()
 
