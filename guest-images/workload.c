@@ -35,7 +35,7 @@
 
 #define SECTOR 512
 #define WORDS (SECTOR / 8)
-#define MOST 2048 /* sectors of one operation */
+#define MOST 4096 /* sectors of one operation */
 #define SECTOR_BITS 36
 #define SECTOR_MASK ((UINT64_C(1) << SECTOR_BITS) - 1)
 #define STEP UINT64_C(0x9E3779B97F4A7C15)

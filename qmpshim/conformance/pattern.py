@@ -19,16 +19,16 @@ Words = npt.NDArray[np.uint64]
 Bytes = bytes | bytearray | memoryview
 
 WORDS = SECTOR // 8
-_SECTOR_BITS = 36
-_SECTOR_MASK = (1 << _SECTOR_BITS) - 1
-MAX_OPERATIONS = 1 << (63 - _SECTOR_BITS)
+SECTOR_BITS = 36
+_SECTOR_MASK = (1 << SECTOR_BITS) - 1
+MAX_OPERATIONS = 1 << (63 - SECTOR_BITS)
 _STEP: Words = np.arange(WORDS, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 _NUMBERS: Words = np.arange(1 << 16, dtype=np.uint64)
 
 
 def data_of(operation: int, start: int, count: int) -> memoryview:
     """What *operation* writes into *count* sectors from sector *start*."""
-    tags = np.uint64(operation << _SECTOR_BITS | start) + _NUMBERS[:count]
+    tags = np.uint64(operation << SECTOR_BITS | start) + _NUMBERS[:count]
     words = np.bitwise_xor(tags[:, None], _STEP)
     return memoryview(words.view(np.uint8).reshape(-1))
 
@@ -37,7 +37,7 @@ def expected(owners: Owners, start: int, into: Words | None = None) -> Words:
     """The bytes of the sectors from *start* on that have these *owners*, as rows of words."""
     who = np.frombuffer(owners, dtype=np.int64)
     count = len(who)
-    tags = (who.view(np.uint64) << np.uint64(_SECTOR_BITS)) | (np.uint64(start) + _NUMBERS[:count])
+    tags = (who.view(np.uint64) << np.uint64(SECTOR_BITS)) | (np.uint64(start) + _NUMBERS[:count])
     words = np.empty((count, WORDS), dtype=np.uint64) if into is None else into[:count]
     np.bitwise_xor(tags[:, None], _STEP, out=words)
     zero = who <= 0
@@ -86,7 +86,7 @@ def describe_bytes(sector: Bytes, number: int) -> str:
     tag = int(np.bincount(np.unique(tags, return_inverse=True)[1]).argmax())
     common = int(np.unique(tags)[tag])
     wrong = int((tags != np.uint64(common)).sum())
-    operation, home = common >> _SECTOR_BITS, common & _SECTOR_MASK
+    operation, home = common >> SECTOR_BITS, common & _SECTOR_MASK
     if wrong > WORDS // 2 or operation == 0:
         return f"bytes no operation wrote ({bytes(sector[:8]).hex()}...)"
     text = f"the data of operation {operation}"

@@ -25,7 +25,7 @@ from qmpshim.model.scenario import Op
 from qmpshim.model.system import Choice
 
 _STEP1 = int(pattern._STEP[1])
-_BITS = pattern._SECTOR_BITS
+_BITS = pattern.SECTOR_BITS
 _MASK = (1 << _BITS) - 1
 _NEAR = 128  # sectors: an operation on part of a cluster may need all of it
 GARBAGE = -(1 << 62)  # the owner of a sector whose bytes nobody wrote

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.oracle import Oracle, Prediction
 from qmpshim.conformance.workload import Kind, Operation, Side
 from qmpshim.errors import BuildError, CommandFailed, HostError, IOFailed, MachineDied, MachineHung
-from qmpshim.machine.nbd_client import NbdClient
+from qmpshim.machine.nbd_client import BlockClient
 from qmpshim.machine.process import COMMAND_LIMIT, Qemu
 from qmpshim.machine.secondary import SECTOR, ChainSpec, SecondaryChain
 from qmpshim.model.behaviour import Behaviour, Known
@@ -124,7 +124,7 @@ class _Exchange:
     """One I/O on its way: what was asked, what must come back, what came."""
 
     operation: Operation
-    client: NbdClient
+    client: BlockClient
     cookie: int
     payload: Any
     prediction: Prediction = field(default_factory=Prediction)
@@ -405,14 +405,16 @@ async def run_case(
     directory: Path,
     progress: Callable[[Result, str], None] | None = None,
     at_end: Callable[[Rig | None, Result], None] | None = None,
+    opener: Callable[[Setup, Path], Awaitable[Rig]] = open_rig,
 ) -> Result:
     """Run *operations* on a fresh chain in *directory* and finish with a full cross-check.
 
     :param at_end: called before the rig is taken down, e.g. to save its images; there is no rig
         when QEMU did not survive the building of the chain
+    :param opener: starts QEMU and builds the chain
     """
     try:
-        rig = await open_rig(setup, directory)
+        rig = await opener(setup, directory)
     except (MachineDied, MachineHung) as error:
         verdict = Verdict.CRASH if isinstance(error, MachineDied) else Verdict.HANG
         result = Result(Divergence(verdict, "QEMU, building the chain", 0, "a chain", str(error)))

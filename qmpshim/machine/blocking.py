@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from qmpshim.errors import BuildError, CommandFailed
 from qmpshim.machine.builds import Build
-from qmpshim.machine.nbd_client import NbdClient
+from qmpshim.machine.nbd_client import BlockClient, NbdClient
 from qmpshim.machine.process import COMMAND_LIMIT, Qemu
 from qmpshim.machine.secondary import ChainSpec, SecondaryChain
 from qmpshim.machine.workspace import Workspace
@@ -61,7 +61,7 @@ class BlockingChain:
         return self.chain.primary
 
     @property
-    def guest(self) -> NbdClient:
+    def guest(self) -> BlockClient:
         """A client of the export where a guest would be."""
         return self.chain.guest
 

@@ -29,7 +29,7 @@ RUN_LIMIT = 60.0  # seconds a command in the guest may take
 
 #: Quiet and quick: nothing that only matters on real hardware, no messages that nobody reads.
 _KERNEL_WORDS = (
-    *("console=ttyS0", "quiet", "mitigations=off", "tsc=reliable", "no_timer_check"),
+    *("console=ttyS0", "loglevel=1", "mitigations=off", "tsc=reliable", "no_timer_check"),
     *("oops=panic", "panic=0"),
 )
 _PROMPT = rb"\n?\[(?:ready|exit (\d+))\] guest# "
@@ -139,11 +139,15 @@ class Guest:
 
     async def close(self) -> int | None:
         """End QEMU, and give its exit status."""
-        self._theirs.close()
         try:
             return await self.qemu.close()
         finally:
-            self._ours.close()
+            self.disconnect()
+
+    def disconnect(self) -> None:
+        """Let go of the console; the guest's words still go to ``console.log``."""
+        self._theirs.close()
+        self._ours.close()
 
     # -- the console -------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import importlib
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from qmpshim.errors import HostError, IOFailed, MachineDied, MachineHung
 
@@ -21,6 +21,39 @@ def _libnbd() -> Any:
             "libnbd's Python binding is missing: apt-get install python3-libnbd "
             "(and use a venv with system site packages, as `make` does)"
         ) from error
+
+
+class BlockClient(Protocol):
+    """Whoever does I/O at one end of a chain; offsets and lengths are bytes.
+
+    Submitting gives a cookie; the buffer of a read is filled once its cookie was waited for.
+    """
+
+    def submit_read(self, buffer: bytearray, offset: int) -> int:
+        """Ask for ``len(buffer)`` bytes at *offset* into *buffer*."""
+
+    def submit_write(self, data: bytes | bytearray | memoryview, offset: int) -> int:
+        """Write *data* at *offset*; it must stay unchanged until the cookie was waited for."""
+
+    def submit_zero(self, length: int, offset: int) -> int:
+        """Write zeroes; a hole will do."""
+
+    def submit_discard(self, length: int, offset: int) -> int:
+        """Discard (trim)."""
+
+    def submit_flush(self) -> int:
+        """Flush."""
+
+    def wait(self, cookie: int) -> None:
+        """Wait for one request.
+
+        :raises IOFailed: it ended with an error
+        :raises MachineDied: the other side went away
+        :raises MachineHung: no answer within the limit
+        """
+
+    def close(self) -> None:
+        """Disconnect."""
 
 
 class NbdClient:
@@ -51,8 +84,6 @@ class NbdClient:
     def size(self) -> int:
         """The export's size in bytes."""
         return int(self._handle.get_size())
-
-    # Submitting gives a cookie; the buffer of a read is filled once its cookie was waited for.
 
     def submit_read(self, buffer: bytearray, offset: int) -> int:
         """Ask for ``len(buffer)`` bytes at *offset* into *buffer*."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.errors import BuildError, CommandFailed, HostError, InputError, MachineHung
-from qmpshim.machine.nbd_client import NbdClient
+from qmpshim.machine.nbd_client import BlockClient, NbdClient
 from qmpshim.machine.process import Qemu
 from qmpshim.model.chain import Workflow
 
@@ -73,7 +73,7 @@ class SecondaryChain:
         self._qemu_img = list(qemu_img)
         self.top_id = "top"  # the guest's root node: the filter, unless there is one more above it
         self.primary: NbdClient
-        self.guest: NbdClient
+        self.guest: BlockClient
         self._fresh = self._running = False  # replication: never started; started and not ended
 
     def image(self, node: str) -> Path:
@@ -236,9 +236,9 @@ class SecondaryChain:
         try:
             await self.qemu.execute("xen-colo-do-checkpoint")
         except CommandFailed:
-            await self.qemu.execute("cont")
+            await self._resume()
             raise
-        await self.qemu.execute("cont")
+        await self._resume()
 
     async def stop(self) -> None:
         """Stop the backup job, or replication without failover."""
@@ -251,7 +251,11 @@ class SecondaryChain:
             await self._set_replication_off(failover=False)
         finally:
             self._running = False
-            await self.qemu.execute("cont")
+            await self._resume()
+
+    async def _resume(self) -> None:
+        """Let the VM run again after a command that wants it stopped."""
+        await self.qemu.execute("cont")
 
     async def _until_job_is_gone(self) -> None:
         deadline = time.monotonic() + self.qemu.limit
@@ -292,7 +296,7 @@ class SecondaryChain:
     async def settle(self) -> None:
         """Let all I/O end and write qcow2 tables to the files, so that they can be read."""
         await self.qemu.execute("stop")
-        await self.qemu.execute("cont")
+        await self._resume()
 
     @asynccontextmanager
     async def read_hidden(self) -> AsyncIterator[NbdClient]:

@@ -1,0 +1,201 @@
+"""The secondary's chain with a real guest on top: the seed's picture with nothing left out.
+
+The guest's disk is plugged in once the chain is built, so that one saved guest serves every kind of
+chain. A controller that takes no new disks (IDE) has its disk from the start, on a node that is
+turned from nothing to the chain and back by ``blockdev-reopen``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from qmpshim.errors import BuildError, CommandFailed, MachineHung
+from qmpshim.machine.guest import Guest
+from qmpshim.machine.secondary import ChainSpec, SecondaryChain
+from qmpshim.model.chain import Workflow
+
+Device = Literal["virtio-blk", "virtio-scsi", "ide"]
+PLUG_LIMIT = 60.0  # seconds until the guest has seen that a disk came or went
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """How the guest's disk and the files of the chain are attached.
+
+    :ivar device: the guest's controller
+    :ivar iothread: the disk is served by a thread of its own
+    :ivar direct: ``cache.direct``: the files are opened with O_DIRECT (``cache=none``)
+    :ivar aio: how the files are read and written: ``threads``, ``native``, ``io_uring``
+    :ivar log: a ``blklogwrites`` node records what the guest writes
+    """
+
+    device: Device = "virtio-blk"
+    iothread: bool = False
+    direct: bool = False
+    aio: str = "threads"
+    log: bool = False
+
+    def arguments(self, size: int) -> tuple[str, ...]:
+        """QEMU's arguments for a disk that cannot be plugged in later."""
+        if self.device != "ide":
+            return ()
+        return (
+            *("-blockdev", f"null-co,node-name=nothing,size={size},read-zeroes=on"),
+            *("-blockdev", "raw,node-name=ide,file=nothing"),
+            *("-device", "ide-hd,drive=ide,share-rw=on"),
+        )
+
+
+class GuestChain(SecondaryChain):
+    """A chain whose top is the disk of *guest*, at :attr:`disk` there.
+
+    :param guest: started, at its prompt
+
+    :ivar held: the VM stays stopped after commands that want it stopped
+    """
+
+    def __init__(
+        self,
+        guest: Guest,
+        spec: ChainSpec,
+        directory: Path,
+        qemu_img: Sequence[str] = ("qemu-img",),
+        attachment: Attachment | None = None,
+    ) -> None:
+        super().__init__(guest.qemu, spec, directory, qemu_img)
+        self.machine = guest
+        self.attachment = attachment or Attachment()
+        self.disk = ""
+        self.held = False
+
+    async def build(self) -> None:
+        await super().build()
+        try:
+            await self._plug()
+        except CommandFailed as error:
+            raise BuildError(
+                f"{self.qemu.argv[0]} cannot attach the guest's disk: {error}"
+            ) from error
+
+    async def rebuild(self) -> None:
+        await self._unplug()
+        await super().rebuild()
+        await self._plug()
+
+    def _storage(self, node: str) -> dict[str, Any]:
+        options = super()._storage(node)
+        if self.attachment.direct:
+            options["cache"]["direct"] = True
+        return options | {"aio": self.attachment.aio}
+
+    async def _resume(self) -> None:
+        if not self.held:
+            await super()._resume()
+
+    async def hold(self) -> None:
+        """Stop the VM until :meth:`release`; all its I/O has ended then."""
+        self.held = True
+        await self.qemu.execute("stop")
+
+    async def release(self) -> None:
+        """The VM runs again."""
+        self.held = False
+        await self._resume()
+
+    async def settle(self) -> None:
+        await self.qemu.execute("stop")
+        await self._resume()
+
+    @property
+    def write_log(self) -> Path:
+        """The file that ``blklogwrites`` writes to."""
+        return self.directory / "guest.log"
+
+    @property
+    def _top(self) -> str:
+        return "top" if self.spec.workflow is Workflow.REPLICATION else "hidden"
+
+    # -- plugging ------------------------------------------------------------------------------
+
+    async def _plug(self) -> None:
+        attachment, node, execute = self.attachment, self._top, self.qemu.execute
+        if attachment.log:
+            node = await self._add_log(node)
+        if attachment.device == "ide":
+            await self._reopen(node)
+            self.disk = "/dev/sda"
+            return
+        before = self._disks()
+        bus: dict[str, Any] = {}
+        thread: dict[str, Any] = {}
+        if attachment.iothread:
+            await self._once("io", "object-add", {"qom-type": "iothread", "id": "io"})
+            thread = {"iothread": "io"}
+        driver = "virtio-blk-pci"
+        if attachment.device == "virtio-scsi":
+            controller = {"driver": "virtio-scsi-pci", "id": "scsi", **thread}
+            await self._once("scsi", "device_add", controller)
+            driver, bus, thread = "scsi-hd", {"bus": "scsi.0"}, {}
+        # Others write to the node, too: the exports that the cross-check reads through.
+        disk = {"driver": driver, "id": "disk", "drive": node, "share-rw": True, **bus, **thread}
+        await execute("device_add", disk)
+        deadline = time.monotonic() + PLUG_LIMIT
+        while not (come := self._disks() - before):
+            if time.monotonic() > deadline:
+                raise MachineHung(f"the guest saw no new disk in {PLUG_LIMIT:g} s")
+            await asyncio.sleep(0.02)
+        self.disk = f"/dev/{come.pop()}"
+
+    async def _unplug(self) -> None:
+        if self.attachment.device == "ide":
+            await self._reopen("nothing")
+        else:
+            name = self.disk.removeprefix("/dev/")
+            await self.qemu.execute("device_del", {"id": "disk"})
+            deadline = time.monotonic() + PLUG_LIMIT
+            while name in self._disks() or await self._has("/machine/peripheral", "disk"):
+                if time.monotonic() > deadline:
+                    raise MachineHung(f"the guest did not let its disk go in {PLUG_LIMIT:g} s")
+                await asyncio.sleep(0.02)
+        if self.attachment.log:
+            await self.qemu.execute("blockdev-del", {"node-name": "log"})
+
+    def _disks(self) -> set[str]:
+        return set(self.machine.run("ls /sys/block").output.split())
+
+    async def _has(self, place: str, name: str) -> bool:
+        listed = await self.qemu.execute("qom-list", {"path": place})
+        return any(entry["name"] == name for entry in listed)
+
+    async def _once(self, name: str, command: str, arguments: dict[str, Any]) -> None:
+        place = "/objects" if command == "object-add" else "/machine/peripheral"
+        if not await self._has(place, name):
+            await self.qemu.execute(command, arguments)
+
+    async def _add_log(self, below: str) -> str:
+        self.write_log.unlink(missing_ok=True)
+        self.write_log.touch()
+        log = {"driver": "file", "filename": str(self.write_log)}
+        await self.qemu.execute(
+            "blockdev-add",
+            {"driver": "blklogwrites", "node-name": "log", "file": below, "log": log},
+        )
+        return "log"
+
+    async def _reopen(self, below: str) -> None:
+        try:
+            await self.qemu.execute(
+                "blockdev-reopen",
+                {"options": [{"driver": "raw", "node-name": "ide", "file": below}]},
+            )
+        except CommandFailed as error:
+            if error.error_class == "CommandNotFound":
+                raise BuildError(
+                    f"{self.qemu.argv[0]} has no blockdev-reopen (6.1), which an IDE disk needs"
+                ) from error
+            raise
