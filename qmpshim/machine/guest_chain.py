@@ -72,6 +72,7 @@ class GuestChain(SecondaryChain):
         self.attachment = attachment or Attachment()
         self.disk = ""
         self.held = False
+        self._users = 0  # of the disk's node, without the guest's device
 
     async def build(self) -> None:
         await super().build()
@@ -117,6 +118,12 @@ class GuestChain(SecondaryChain):
         return self.directory / "guest.log"
 
     @property
+    def top_id(self) -> str:
+        if self.attachment.device == "ide":
+            return "ide"
+        return "log" if self.attachment.log else "top"
+
+    @property
     def _top(self) -> str:
         return "top" if self.spec.workflow is Workflow.REPLICATION else "hidden"
 
@@ -143,6 +150,7 @@ class GuestChain(SecondaryChain):
             driver, bus, thread = "scsi-hd", {"bus": "scsi.0"}, {}
         # Others write to the node, too: the exports that the cross-check reads through.
         disk = {"driver": driver, "id": "disk", "drive": node, "share-rw": True, **bus, **thread}
+        self._users = await self._users_of(node)
         await execute("device_add", disk)
         deadline = time.monotonic() + PLUG_LIMIT
         while not (come := self._disks() - before):
@@ -156,14 +164,21 @@ class GuestChain(SecondaryChain):
             await self._reopen("nothing")
         else:
             name = self.disk.removeprefix("/dev/")
+            node = "log" if self.attachment.log else self._top
             await self.qemu.execute("device_del", {"id": "disk"})
             deadline = time.monotonic() + PLUG_LIMIT
-            while name in self._disks() or await self._has("/machine/peripheral", "disk"):
+            while name in self._disks() or await self._users_of(node) > self._users:
                 if time.monotonic() > deadline:
                     raise MachineHung(f"the guest did not let its disk go in {PLUG_LIMIT:g} s")
                 await asyncio.sleep(0.02)
         if self.attachment.log:
             await self.qemu.execute("blockdev-del", {"node-name": "log"})
+
+    async def _users_of(self, node: str) -> int:
+        """How many others in the block graph use *node*; a device does a little after it went."""
+        graph = await self.qemu.execute("x-debug-query-block-graph")
+        ids = [entry["id"] for entry in graph["nodes"] if entry["name"] == node]
+        return sum(edge["child"] in ids for edge in graph["edges"])
 
     def _disks(self) -> set[str]:
         return set(self.machine.run("ls /sys/block").output.split())

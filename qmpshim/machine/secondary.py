@@ -88,6 +88,11 @@ class SecondaryChain:
             return ("hidden",)
         return ("hidden", "active")
 
+    @property
+    def top_id(self) -> str:
+        """The root of the graph above the filter, which replication_start() looks for."""
+        return "top"
+
     async def build(self) -> None:
         """Create the images and open everything; nothing is started yet.
 
