@@ -11,7 +11,14 @@ from pathlib import Path
 
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.oracle import Oracle, View
-from qmpshim.conformance.pattern import Bytes, Comparer, Mismatch, describe_owner, mismatches
+from qmpshim.conformance.pattern import (
+    Bytes,
+    Comparer,
+    Mismatch,
+    Recorded,
+    describe_owner,
+    mismatches,
+)
 from qmpshim.conformance.workload import Side
 from qmpshim.errors import IOFailed
 from qmpshim.machine.files import copy_sparse, file_extents, map_file
@@ -78,6 +85,7 @@ class CrossCheck:
     """Holds one real chain against its model.
 
     :param writers: by operation number, which side wrote it; tells lost writes from leaks
+    :param recorded: operations whose bytes are not those of the pattern
     """
 
     def __init__(
@@ -86,13 +94,15 @@ class CrossCheck:
         oracle: Oracle,
         writers: dict[int, str],
         qemu_img: Sequence[str] = ("qemu-img",),
+        recorded: Recorded | None = None,
     ) -> None:
         self.chain = chain
         self.oracle = oracle
         self._writers = writers
         # Nothing waits for the tools until the next check, and QEMU is not to wait for them.
         self._qemu_img = ("nice", "-n", "19", *qemu_img)
-        self._comparer = Comparer()
+        self._recorded = recorded
+        self._comparer = Comparer(recorded)
         self._operation = 0
         self._asked: list[tuple[str, int, asyncio.Future[list[str]]]] = []
 
@@ -316,4 +326,5 @@ class CrossCheck:
         if side is Side.PRIMARY:
             return Verdict.CONTENT
         current = self.oracle.primary_view.read(wrong.start, 1)
-        return Verdict.CONTENT if mismatches(sector, current, wrong.start) else Verdict.ISOLATION
+        differs = mismatches(sector, current, wrong.start, self._recorded)
+        return Verdict.CONTENT if differs else Verdict.ISOLATION

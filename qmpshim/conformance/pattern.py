@@ -33,7 +33,29 @@ def data_of(operation: int, start: int, count: int) -> memoryview:
     return memoryview(words.view(np.uint8).reshape(-1))
 
 
-def expected(owners: Owners, start: int, into: Words | None = None) -> Words:
+class Recorded:
+    """The bytes of operations that were seen, not made: their sectors say nothing by themselves."""
+
+    def __init__(self) -> None:
+        self._data: dict[int, tuple[int, Words]] = {}
+
+    def add(self, operation: int, start: int, data: Bytes) -> None:
+        """*operation* wrote *data* (whole sectors, copied) from sector *start* on."""
+        words = np.frombuffer(bytes(data), dtype=np.uint64).reshape(-1, WORDS)
+        self._data[operation] = (start, words)
+
+    def fill(self, words: Words, owners: npt.NDArray[np.int64], start: int) -> None:
+        """Put the recorded bytes where *owners* (of the sectors from *start* on) say so."""
+        for owner in np.unique(owners).tolist():
+            if owner in self._data:
+                first, data = self._data[owner]
+                rows = np.flatnonzero(owners == owner)
+                words[rows] = data[rows + (start - first)]
+
+
+def expected(
+    owners: Owners, start: int, into: Words | None = None, recorded: Recorded | None = None
+) -> Words:
     """The bytes of the sectors from *start* on that have these *owners*, as rows of words."""
     who = np.frombuffer(owners, dtype=np.int64)
     count = len(who)
@@ -43,6 +65,8 @@ def expected(owners: Owners, start: int, into: Words | None = None) -> Words:
     zero = who <= 0
     if zero.any():
         words[zero] = 0
+    if recorded is not None:
+        recorded.fill(words, who, start)
     return words
 
 
@@ -97,12 +121,14 @@ def describe_bytes(sector: Bytes, number: int) -> str:
     return text
 
 
-def mismatches(found: Bytes, owners: Owners, start: int) -> list[Mismatch]:
+def mismatches(
+    found: Bytes, owners: Owners, start: int, recorded: Recorded | None = None
+) -> list[Mismatch]:
     """Compare bytes with the model; runs of sectors that agree on what is wrong are one entry.
 
     :param found: the bytes of ``len(owners)`` sectors from sector *start*
     """
-    want = expected(owners, start)
+    want = expected(owners, start, recorded=recorded)
     have = np.frombuffer(found, dtype=np.uint64).reshape(-1, WORDS)
     if np.array_equal(want, have):
         return []
@@ -132,11 +158,15 @@ class Readable(Protocol):
 
 
 class Comparer:
-    """Compares long stretches of an image with the model's contents, at memory speed."""
+    """Compares long stretches of an image with the model's contents, at memory speed.
+
+    :param recorded: operations whose bytes are not those of the pattern
+    """
 
     BATCH = 16  # pages at a time: 1 MiB of disk, so that everything stays in the cache
 
-    def __init__(self) -> None:
+    def __init__(self, recorded: Recorded | None = None) -> None:
+        self._recorded = recorded
         self._want: Words = np.empty((self.BATCH * PAGE, WORDS), dtype=np.uint64)
         self._equal = np.empty((self.BATCH * PAGE, WORDS), dtype=np.bool_)
         self.sectors = 0  # compared so far
@@ -150,10 +180,11 @@ class Comparer:
         while at < total:
             count = min(step - (start + at) % step, total - at)
             owners = contents.read(start + at, count)
-            want = expected(owners, start + at, self._want)
+            want = expected(owners, start + at, self._want, self._recorded)
             equal = np.equal(want, have[at : at + count], out=self._equal[:count])
             if not equal.all():
-                result += mismatches(have[at : at + count].tobytes(), owners, start + at)
+                piece = have[at : at + count].tobytes()
+                result += mismatches(piece, owners, start + at, self._recorded)
             at += count
         self.sectors += total
         return result

@@ -1,0 +1,178 @@
+"""What goes wrong with a guest is convicted, each by the right check."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from typing import Any
+
+import pytest
+from guest_rigs import at_work, run_workload
+
+from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.guest_disk import GuestLied, read_lines
+from qmpshim.conformance.guest_rig import ProgramChain
+from qmpshim.conformance.guest_work import GuestWork
+from qmpshim.conformance.workload import Kind, Operation, Side
+from qmpshim.machine import saved_state
+from qmpshim.machine.builds import Build
+from qmpshim.machine.guest import GuestSpec
+from qmpshim.machine.guest_image import GuestImage
+from qmpshim.machine.saved_state import StaleState
+from qmpshim.machine.workspace import Workspace
+from qmpshim.model.verdict import Verdict
+
+
+class Bypassed(ProgramChain):
+    """The guest's disk is the secondary disk itself, past active and hidden disk and the filter."""
+
+    @property
+    def _top(self) -> str:
+        return "secondary"
+
+
+class Forgetful(ProgramChain):
+    """Checkpoints are not sent."""
+
+    async def checkpoint(self) -> None:
+        await self.qemu.execute("stop")
+        await self.qemu.execute("cont")
+
+
+def _replace_program(chain: ProgramChain, case: str) -> None:
+    """Put a script that treats one operation (``$2``) its own way before the honest program."""
+    lines = ["#!/bin/sh", f"case $2 in {case} *) exec /bin/honest", "esac"]
+    lines[1] += ' "$@";;'
+    chain.machine.run("mv /bin/workload /bin/honest")
+    for line in lines:
+        chain.machine.run(f"echo '{line}' >>/bin/workload")
+    chain.machine.run("chmod +x /bin/workload")
+
+
+class SaysItWrote(ProgramChain):
+    """A guest's program that tells of writes that it did not do."""
+
+    async def build(self) -> None:
+        await super().build()
+        _replace_program(self, 'write) echo "$3 write $4 $5 ok";;')
+
+
+class SaysItRead(ProgramChain):
+    """A guest's program that reads nothing and tells of zeroes."""
+
+    async def build(self) -> None:
+        await super().build()
+        _replace_program(self, 'read) echo "$3 read $4 $5 0x$5";;')
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "verdicts"),
+    [
+        (Bypassed, {Verdict.LOST_WRITE, Verdict.CONTENT, Verdict.ALLOCATION}),
+        (Forgetful, {Verdict.ALLOCATION}),
+    ],
+)
+def test_a_sabotaged_chain_is_convicted(
+    sabotage: type[ProgramChain],
+    verdicts: set[Verdict],
+    image: GuestImage,
+    workspace: Workspace,
+) -> None:
+    async def scenario(work: GuestWork) -> Divergence | None:
+        found = work.primary(Kind.WRITE, 0, 2048) or await work.command(Kind.START)
+        for seed in range(3):
+            found = found or work.random(seed, 20, 0, 2048) or await work.check()
+            found = found or work.primary(Kind.WRITE, 256 * seed, 128)
+            found = found or await work.command(Kind.CHECKPOINT) or await work.check()
+        return found
+
+    found = at_work(image, workspace, scenario, chain=sabotage)
+    assert found is not None
+    assert found.verdict in verdicts, str(found)
+
+
+@pytest.mark.parametrize(
+    ("liar", "verdict", "where"),
+    [
+        (SaysItWrote, Verdict.ALLOCATION, "active disk (file)"),
+        (SaysItRead, Verdict.CONTENT, "guest read"),
+    ],
+)
+def test_a_guests_program_that_lies_is_convicted(
+    liar: type[ProgramChain],
+    verdict: Verdict,
+    where: str,
+    image: GuestImage,
+    workspace: Workspace,
+) -> None:
+    operations = [
+        Operation(1, Side.PRIMARY, Kind.WRITE, 0, 256),
+        Operation(2, Side.CHAIN, Kind.START),
+        Operation(3, Side.GUEST, Kind.WRITE, 8, 8),
+        Operation(4, Side.CHAIN, Kind.CHECK),
+        Operation(5, Side.GUEST, Kind.READ, 0, 64),
+    ]
+    found = run_workload(image, workspace, operations=operations, chain=liar).divergence
+    assert found is not None
+    assert (found.verdict, found.where) == (verdict, where), str(found)
+
+
+def test_a_program_that_leaves_operations_out_is_convicted(
+    image: GuestImage, workspace: Workspace
+) -> None:
+    async def scenario(work: GuestWork) -> Divergence | None:
+        _replace_program(work.chain, 'random) exec /bin/honest "$1" random "$3" 9 "$5" "$6" "$7";;')
+        return await work.command(Kind.START) or work.random(1, 10, 0, 4096)
+
+    found = at_work(image, workspace, scenario, chain=ProgramChain)
+    assert found is not None
+    assert found.verdict is Verdict.PROTOCOL
+    assert found.observed == "nothing"
+
+
+def test_a_saved_state_of_another_guest_is_convicted(
+    image: GuestImage, workspace: Workspace
+) -> None:
+    async def mix_up() -> None:
+        build, directory = Build.system(), workspace.subdirectory("a")
+        saved, other = GuestSpec(), GuestSpec(words=("qmpshim.sabotage",))
+        guest = await saved_state.ready(build, image, directory, saved)
+        await guest.close()
+        stale = saved_state.state_file(saved_state.key(build, image, saved))
+        copy = workspace.path / "copy"
+        shutil.copyfile(stale, copy)
+        with pytest.raises(StaleState, match="remove that file"):
+            guest = await saved_state.restore(build, image, directory, other, copy)
+
+    asyncio.run(mix_up())
+
+
+def test_a_damaged_saved_state_is_made_anew(image: GuestImage, workspace: Workspace) -> None:
+    async def damage() -> None:
+        build, spec = Build.system(), GuestSpec()
+        guest = await saved_state.ready(build, image, workspace.subdirectory("a"), spec)
+        await guest.close()
+        path = saved_state.state_file(saved_state.key(build, image, spec))
+        spoiled = workspace.path / "spoiled"
+        shutil.copyfile(path, spoiled)
+        with spoiled.open("r+b") as file:
+            file.seek(1 << 20)
+            file.write(b"spoiled")
+        assert saved_state._digest(spoiled) != saved_state._check_file(path).read_text()
+
+    asyncio.run(damage())
+
+
+@pytest.mark.parametrize(
+    "said", ["1 read 0 8 0x7", "1 read 0 8 hello", "1 dance 0 8 ok", "1 read 0 8 1x4+"]
+)
+def test_what_cannot_be_is_no_answer(said: str) -> None:
+    with pytest.raises(GuestLied):
+        list(read_lines(said + "\n"))
+
+
+def test_the_kernels_own_words_are_passed_over() -> None:
+    told: Any = list(read_lines("[ 1.5] I/O error, dev vda\n7 read 0 2 0x1+5x1\n8 flush 0 0 5\n"))
+    assert [line.operation.number for line in told] == [7, 8]
+    assert told[1].errno == 5
+    assert told[0].data[:512] == bytes(512)
