@@ -18,6 +18,7 @@ from qmpshim.machine.builds import Build
 from qmpshim.machine.gate import HeldIO
 from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
 from qmpshim.machine.nbd_proto import Op as Nbd
+from qmpshim.machine.wire import WireNbd
 from qmpshim.model.verdict import Verdict
 
 _SIZE, _CLUSTER = 256 * 512, 128 * 512
@@ -236,6 +237,21 @@ def _failed_failover(machine: GatedMachine) -> None:
             raise Broken(Verdict.LOST_WRITE, text, "guest write after failed failover is lost")
 
 
+def _client_of_iothread(machine: GatedMachine) -> None:
+    """A client of an export that an iothread serves comes and goes, as any backup program does."""
+    machine.batch(
+        [
+            ("object-add", {"qom-type": "iothread", "id": "io"}),
+            ("blockdev-add", {"driver": "null-co", "node-name": "nowhere", "size": _SIZE}),
+        ]
+    )
+    export = {"type": "nbd", "id": "threaded", "name": "threaded", "node-name": "nowhere"}
+    machine.call("block-export-add", {**export, "iothread": "io"})
+    WireNbd(machine.reactor, machine.workspace.path / "nbd", "threaded").close()
+    machine.reactor.until(lambda: not machine.alive(), 1.0)
+    machine.call("query-status")
+
+
 def _case(name: str, contract: bool, run: Callable[[GatedMachine], None]) -> Directed:
     def go(machine: GatedMachine) -> RealViolation | None:
         run(machine)
@@ -254,4 +270,5 @@ DIRECTED: tuple[Directed, ...] = (
     _case("start-fails", True, _failed_start),
     _case("failover-fails", True, _failed_failover),
     _case("quit-running", True, _quit_running),
+    _case("iothread-client-leaves", True, _client_of_iothread),
 )

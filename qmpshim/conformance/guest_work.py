@@ -7,7 +7,8 @@ filter tells what the guest wrote, and the model is told.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from qmpshim.conformance import pattern
 from qmpshim.conformance.crosscheck import CrossCheck
@@ -36,7 +37,8 @@ class GuestWork:
         self.recorded = pattern.Recorded()
         self._writers: dict[int, str] = {}
         self._check = CrossCheck(rig.chain, rig.oracle, self._writers, qemu_img, self.recorded)
-        self._seen: Entry | None = None  # of the guest's write log
+        self._seen: dict[Path, Entry] = {}  # the last entry, by write log
+        self._source = Path()
         self._begun: list[Operation] = []
 
     @property
@@ -171,18 +173,40 @@ class GuestWork:
 
         :returns: how many writes there were
         """
-        log = BlkLog(map_file(self.chain.write_log))
         count = 0
-        for entry in log.entries(self._seen, live=True):
-            self._seen = entry
-            start = entry.offset // SECTOR
-            if entry.is_write:
-                operation = self._next(Side.GUEST, Kind.WRITE, start, entry.length // SECTOR)
+        for entry in self._new_entries(self.chain.write_log):
+            start, sectors = entry.offset // SECTOR, entry.length // SECTOR
+            kind = Kind.DISCARD if entry.flags & Flag.DISCARD else Kind.WRITE
+            operation = self._next(Side.GUEST, kind, start, sectors)
+            if kind is Kind.WRITE:
                 self.recorded.add(operation.number, start, entry.data)
-                self.rig.oracle.predict(operation)
                 count += 1
-            elif entry.flags & Flag.DISCARD:
-                self.rig.oracle.predict(
-                    self._next(Side.GUEST, Kind.DISCARD, start, entry.length // SECTOR)
-                )
+            self.rig.oracle.predict(operation)
         return count
+
+    async def add_source(self, size: int) -> str:
+        """A disk of the guest's own, to be sent by :meth:`send_source`; its name in the guest."""
+        disk, self._source = await self.chain.add_source(size)
+        return disk
+
+    async def send_source(self) -> Divergence | None:
+        """Do as the primary, in the same order, what the guest did to its own disk since then."""
+        await self.rig.qemu.execute("stop")
+        entries = list(self._new_entries(self._source))
+        await self.rig.qemu.execute("cont")
+        found = None
+        for entry in entries:
+            start = entry.offset // SECTOR
+            if entry.flags & Flag.DISCARD:
+                done = self.primary(Kind.DISCARD, start, entry.length // SECTOR)
+            else:
+                done = self.primary(Kind.WRITE, start, bytes(entry.data))
+            found = found or done
+        return found
+
+    def _new_entries(self, log: Path) -> Iterator[Entry]:
+        """The writes and discards that were logged since the last time."""
+        for entry in BlkLog(map_file(log)).entries(self._seen.get(log), live=True):
+            self._seen[log] = entry
+            if entry.is_write or entry.flags & Flag.DISCARD:
+                yield entry

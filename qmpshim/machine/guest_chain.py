@@ -130,14 +130,13 @@ class GuestChain(SecondaryChain):
     # -- plugging ------------------------------------------------------------------------------
 
     async def _plug(self) -> None:
-        attachment, node, execute = self.attachment, self._top, self.qemu.execute
+        attachment, node = self.attachment, self._top
         if attachment.log:
             node = await self._add_log(node)
         if attachment.device == "ide":
             await self._reopen(node)
             self.disk = "/dev/sda"
             return
-        before = self._disks()
         bus: dict[str, Any] = {}
         thread: dict[str, Any] = {}
         if attachment.iothread:
@@ -151,13 +150,36 @@ class GuestChain(SecondaryChain):
         # Others write to the node, too: the exports that the cross-check reads through.
         disk = {"driver": driver, "id": "disk", "drive": node, "share-rw": True, **bus, **thread}
         self._users = await self._users_of(node)
-        await execute("device_add", disk)
+        self.disk = await self._add_device(disk)
+
+    async def _add_device(self, device: dict[str, Any]) -> str:
+        """Plug a disk in; what the guest calls it."""
+        before = self._disks()
+        await self.qemu.execute("device_add", device)
         deadline = time.monotonic() + PLUG_LIMIT
         while not (come := self._disks() - before):
             if time.monotonic() > deadline:
                 raise MachineHung(f"the guest saw no new disk in {PLUG_LIMIT:g} s")
             await asyncio.sleep(0.02)
-        self.disk = f"/dev/{come.pop()}"
+        return f"/dev/{come.pop()}"
+
+    async def add_source(self, size: int) -> tuple[str, Path]:
+        """Give the guest a disk of its own, whose writes are logged: a primary's, say.
+
+        :param size: bytes
+        :returns: what the guest calls it, and its log
+        """
+        image, log = self.directory / "source.raw", self.directory / "source.log"
+        for path, length in ((image, size), (log, 0)):
+            with path.open("xb") as made:
+                made.truncate(length)
+        file = {"driver": "file", "filename": str(image)}
+        log_file = {"driver": "file", "filename": str(log)}
+        await self.qemu.execute(
+            "blockdev-add",
+            {"driver": "blklogwrites", "node-name": "source", "file": file, "log": log_file},
+        )
+        return await self._add_device({"driver": "virtio-blk-pci", "drive": "source"}), log
 
     async def _unplug(self) -> None:
         if self.attachment.device == "ide":

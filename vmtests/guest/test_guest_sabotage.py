@@ -17,6 +17,7 @@ from qmpshim.conformance.workload import Kind, Operation, Side
 from qmpshim.machine import saved_state
 from qmpshim.machine.builds import Build
 from qmpshim.machine.guest import GuestSpec
+from qmpshim.machine.guest_chain import Attachment
 from qmpshim.machine.guest_image import GuestImage
 from qmpshim.machine.saved_state import StaleState
 from qmpshim.machine.workspace import Workspace
@@ -128,6 +129,30 @@ def test_a_program_that_leaves_operations_out_is_convicted(
     assert found is not None
     assert found.verdict is Verdict.PROTOCOL
     assert found.observed == "nothing"
+
+
+def test_a_write_that_was_not_observed_is_convicted(
+    image: GuestImage, workspace: Workspace
+) -> None:
+    async def scenario(work: GuestWork) -> Divergence | None:
+        found = await work.command(Kind.START)
+        work.rig.machine.run(f"/sbin/mke2fs -q {work.chain.disk}")
+        await work.chain.hold()
+        assert work.observe() > 5
+        found = found or await work.check()
+        assert found is None, str(found)
+        await work.chain.release()
+        # Into a cluster that holds other data: only the bytes tell.
+        work.rig.machine.run(
+            f"dd if=/dev/urandom of={work.chain.disk} bs=512 seek=2 count=1 oflag=direct"
+        )
+        await work.chain.hold()
+        return await work.check()
+
+    found = at_work(image, workspace, scenario, Attachment(log=True))
+    assert found is not None
+    assert found.verdict is Verdict.LOST_WRITE, str(found)
+    assert found.where == "active disk (file)"
 
 
 def test_a_saved_state_of_another_guest_is_convicted(
