@@ -5,10 +5,24 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
-from qmpshim.commands.console import OK, Console, build_options, chosen_build
+from qmpshim.commands.console import (
+    DIVERGED,
+    OK,
+    Console,
+    build_options,
+    check_directory,
+    chosen_build,
+    run_cancellable,
+)
+from qmpshim.conformance.guest_checks import GuestOutcome, run_scenario
+from qmpshim.conformance.guest_scenarios import SCENARIOS
+from qmpshim.errors import InputError
 from qmpshim.machine import guest, guest_image
+from qmpshim.machine.builds import read_version
+from qmpshim.machine.guest_chain import Attachment, Device
 from qmpshim.machine.workspace import dies_with_owner
 
 
@@ -28,6 +42,36 @@ def add(commands: Any) -> None:
         "arguments", nargs=argparse.REMAINDER, help="more of QEMU's arguments, after --"
     )
     booting.set_defaults(run=_guest_boot)
+    checking = actions.add_parser(
+        "check",
+        help="scenarios with a guest on the chain of disks, judged by the model",
+        description="Scenarios: "
+        + "; ".join(f"{scenario.name} ({scenario.about})" for scenario in SCENARIOS.values()),
+    )
+    checking.add_argument(
+        "scenarios", nargs="*", metavar="SCENARIO", help="which ones (default: all)"
+    )
+    build_options(checking, machine=False)
+    checking.add_argument(
+        "--device", choices=get_args(Device), default="virtio-blk", help="the guest's controller"
+    )
+    checking.add_argument(
+        "--iothread", action="store_true", help="serve the disk in a thread of its own"
+    )
+    checking.add_argument(
+        "--direct", action="store_true", help="open the images with O_DIRECT (cache=none)"
+    )
+    checking.add_argument(
+        "--aio",
+        choices=("threads", "native", "io_uring"),
+        default="threads",
+        help="how QEMU reads and writes the images (native needs --direct)",
+    )
+    checking.add_argument("--seed", type=int, default=1, help="of the guest's work (default 1)")
+    checking.add_argument(
+        "--keep", type=Path, metavar="DIR", help="logs and images of what diverged go there"
+    )
+    checking.set_defaults(run=_guest_check)
 
 
 def _guest_build(args: argparse.Namespace, console: Console) -> int:
@@ -39,6 +83,48 @@ def _guest_build(args: argparse.Namespace, console: Console) -> int:
     console.line(f"modules: {' '.join(manifest['modules'])}")
     console.line(f"{image.directory}: {sizes}")
     return OK
+
+
+def _guest_check(args: argparse.Namespace, console: Console) -> int:
+    wanted = args.scenarios or list(SCENARIOS)
+    if unknown := [name for name in wanted if name not in SCENARIOS]:
+        raise InputError(f"no guest scenario {unknown[0]!r}; there are {', '.join(SCENARIOS)}")
+    if args.aio == "native" and not args.direct:
+        raise InputError("--aio native needs --direct")
+    if args.keep is not None:
+        check_directory(args.keep)
+    build = chosen_build(args)
+    image = guest_image.build(console.progress)
+    attachment = Attachment(args.device, args.iothread, args.direct, args.aio)
+    console.line(f"QEMU {read_version(build)[1]}, {args.device}")
+
+    async def main() -> int:
+        worst = OK
+        for name in wanted:
+            console.progress(f"{name}: {SCENARIOS[name].about}")
+            keep = args.keep / name if args.keep else None
+            outcome = await run_scenario(
+                SCENARIOS[name], build, image, attachment, args.seed, keep=keep
+            )
+            worst = max(worst, _tell(outcome, console))
+        return worst
+
+    return run_cancellable(main())
+
+
+def _tell(outcome: GuestOutcome, console: Console) -> int:
+    figures, found = outcome.figures, outcome.divergence
+    done = (
+        f"{figures['operations']:.0f} operations, {figures['clusters']:.0f} clusters compared, "
+        f"{figures['run seconds']:.1f} s (guest ready in {figures['ready seconds']:.1f} s)"
+    )
+    if found is None:
+        console.line(f"  {outcome.scenario.name:16} as predicted: {done}")
+        return OK
+    known = f" (known: {outcome.known})" if outcome.known else ""
+    console.line(f"  {outcome.scenario.name:16} {found.verdict}{known}: {done}")
+    console.line(f"    {found}")
+    return OK if outcome.known else DIVERGED
 
 
 def _guest_boot(args: argparse.Namespace, console: Console) -> int:

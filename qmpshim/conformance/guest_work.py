@@ -16,11 +16,11 @@ from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.guest_disk import PROGRAM, random_operations, read_lines
 from qmpshim.conformance.guest_rig import GuestRig
 from qmpshim.conformance.workload import Kind, Operation, Side
-from qmpshim.errors import IOFailed
+from qmpshim.errors import CommandFailed, IOFailed
 from qmpshim.machine.blklog import BlkLog, Entry, Flag
 from qmpshim.machine.files import map_file
 from qmpshim.machine.guest import RUN_LIMIT
-from qmpshim.machine.guest_chain import GuestChain
+from qmpshim.machine.guest_chain import Attachment, GuestChain
 from qmpshim.machine.secondary import SECTOR
 from qmpshim.model.verdict import Verdict
 
@@ -40,6 +40,8 @@ class GuestWork:
         self._seen: dict[Path, Entry] = {}  # the last entry, by write log
         self._source = Path()
         self._begun: list[Operation] = []
+        self._others: list[GuestWork] = []
+        self._qemu_img = qemu_img
 
     @property
     def chain(self) -> GuestChain:
@@ -50,11 +52,35 @@ class GuestWork:
     async def check(self) -> Divergence | None:
         """Cross-check everything; the guest must be at rest."""
         found = await self._check.run(self.number)
+        for other in self._others:
+            found = found or await other._check.run(other.number)
         return found[0] if found else None
 
+    @property
+    def clusters(self) -> int:
+        """Clusters' worth of bytes compared so far."""
+        return self._check.clusters + sum(other.clusters for other in self._others)
+
+    async def add_disk(self, attachment: Attachment) -> GuestWork:
+        """Another disk for the guest, on a chain of its own; commands mean all of them."""
+        rig, chain = self.rig, self.chain
+        directory = rig.directory / "next"
+        directory.mkdir()
+        other = type(chain)(
+            rig.machine, chain.spec, directory, self._qemu_img, attachment, beside=chain
+        )
+        await other.build()
+        oracle = type(rig.oracle)(chain.spec, rig.oracle.chain.behaviour)
+        work = GuestWork(GuestRig(rig.qemu, other, oracle, directory, rig.machine), self._qemu_img)
+        self._others.append(work)
+        return work
+
     async def close(self) -> None:
-        """Leave nothing running."""
+        """Leave nothing running but what the rig closes."""
         await self._check.close()
+        for other in self._others:
+            await other.close()
+            other.chain.close()
 
     # -- operations ----------------------------------------------------------------------------
 
@@ -108,15 +134,22 @@ class GuestWork:
 
     def begin(self, seed: int, times: int, start: int, length: int) -> None:
         """Have the guest's program begin; see :meth:`random`. :meth:`end` waits for it."""
-        first, self.number = self.number + 1, self.number + times
-        command = f"random {seed} {times} {first} {start} {length}"
-        self.rig.machine.send(f"{PROGRAM} {self.chain.disk} {command}")
-        self._begun = list(random_operations(seed, times, first, start, length))
+        self.rig.machine.send(self.plan(seed, times, start, length))
 
     def end(self) -> Divergence | None:
         """Wait for what :meth:`begin` began, and judge it."""
+        return self.judge(self.rig.machine.finish(RUN_LIMIT, check=False).output)
+
+    def plan(self, seed: int, times: int, start: int, length: int) -> str:
+        """The command by which the guest does random operations; :meth:`judge` what it says."""
+        first, self.number = self.number + 1, self.number + times
+        self._begun = list(random_operations(seed, times, first, start, length))
+        command = f"random {seed} {times} {first} {start} {length}"
+        return f"{PROGRAM} {self.chain.disk} {command}"
+
+    def judge(self, output: str) -> Divergence | None:
+        """Hold what the guest's program said of what was planned against the model."""
         begun, self._begun = self._begun, []
-        output = self.rig.machine.finish(RUN_LIMIT + len(begun), check=False).output
         told = list(read_lines(output))
         for index, operation in enumerate(begun):
             self._writers[operation.number] = operation.side
@@ -128,17 +161,30 @@ class GuestWork:
         return None
 
     async def command(self, kind: Kind) -> Divergence | None:
-        """A command of the chain: start, checkpoint, failover."""
+        """A command of the chain, which means all of the guest's disks."""
         operation = self._next(Side.CHAIN, kind, 0, 0)
         prediction = self.rig.oracle.predict(operation)
+        for other in self._others:
+            other.rig.oracle.predict(operation)
         doing = {
             Kind.START: self.chain.start,
             Kind.CHECKPOINT: self.chain.checkpoint,
             Kind.FAILOVER: self.chain.failover,
         }
-        await doing[kind]()
-        assert prediction.error is None, prediction
-        return None
+        observed = None
+        try:
+            await doing[kind]()
+            if kind is Kind.FAILOVER:
+                for other in self._others:
+                    await other.chain.until_failed_over()
+        except CommandFailed as error:
+            observed = error.desc
+        if observed == prediction.error:
+            return None
+        predicted, observed = (
+            repr(said) if said else "no error" for said in (prediction.error, observed)
+        )
+        return self._told(Verdict.ERROR_CONTRACT, operation, predicted, observed)
 
     def _next(self, side: Side, kind: Kind, start: int, count: int) -> Operation:
         self.number += 1

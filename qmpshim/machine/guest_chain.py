@@ -55,6 +55,7 @@ class GuestChain(SecondaryChain):
     """A chain whose top is the disk of *guest*, at :attr:`disk` there.
 
     :param guest: started, at its prompt
+    :param beside: the chain of another disk of this guest
 
     :ivar held: the VM stays stopped after commands that want it stopped
     """
@@ -66,8 +67,11 @@ class GuestChain(SecondaryChain):
         directory: Path,
         qemu_img: Sequence[str] = ("qemu-img",),
         attachment: Attachment | None = None,
+        beside: GuestChain | None = None,
     ) -> None:
         super().__init__(guest.qemu, spec, directory, qemu_img)
+        if beside is not None:
+            self.prefix, self.socket = f"{beside.prefix}next-", beside.socket
         self.machine = guest
         self.attachment = attachment or Attachment()
         self.disk = ""
@@ -132,7 +136,9 @@ class GuestChain(SecondaryChain):
     async def _plug(self) -> None:
         attachment, node = self.attachment, self._top
         if attachment.log:
-            node = await self._add_log(node)
+            await self._add_log(self.named(node))
+            node = "log"
+        node = self.named(node)
         if attachment.device == "ide":
             await self._reopen(node)
             self.disk = "/dev/sda"
@@ -140,15 +146,17 @@ class GuestChain(SecondaryChain):
         bus: dict[str, Any] = {}
         thread: dict[str, Any] = {}
         if attachment.iothread:
-            await self._once("io", "object-add", {"qom-type": "iothread", "id": "io"})
-            thread = {"iothread": "io"}
+            await self._once("io", "object-add", {"qom-type": "iothread", "id": self.named("io")})
+            thread = {"iothread": self.named("io")}
         driver = "virtio-blk-pci"
         if attachment.device == "virtio-scsi":
-            controller = {"driver": "virtio-scsi-pci", "id": "scsi", **thread}
+            scsi = self.named("scsi")
+            controller = {"driver": "virtio-scsi-pci", "id": scsi, **thread}
             await self._once("scsi", "device_add", controller)
-            driver, bus, thread = "scsi-hd", {"bus": "scsi.0"}, {}
+            driver, bus, thread = "scsi-hd", {"bus": f"{scsi}.0"}, {}
         # Others write to the node, too: the exports that the cross-check reads through.
-        disk = {"driver": driver, "id": "disk", "drive": node, "share-rw": True, **bus, **thread}
+        name = self.named("disk")
+        disk = {"driver": driver, "id": name, "drive": node, "share-rw": True, **bus, **thread}
         self._users = await self._users_of(node)
         self.disk = await self._add_device(disk)
 
@@ -186,15 +194,15 @@ class GuestChain(SecondaryChain):
             await self._reopen("nothing")
         else:
             name = self.disk.removeprefix("/dev/")
-            node = "log" if self.attachment.log else self._top
-            await self.qemu.execute("device_del", {"id": "disk"})
+            node = self.named("log" if self.attachment.log else self._top)
+            await self.qemu.execute("device_del", {"id": self.named("disk")})
             deadline = time.monotonic() + PLUG_LIMIT
             while name in self._disks() or await self._users_of(node) > self._users:
                 if time.monotonic() > deadline:
                     raise MachineHung(f"the guest did not let its disk go in {PLUG_LIMIT:g} s")
                 await asyncio.sleep(0.02)
         if self.attachment.log:
-            await self.qemu.execute("blockdev-del", {"node-name": "log"})
+            await self.qemu.execute("blockdev-del", {"node-name": self.named("log")})
 
     async def _users_of(self, node: str) -> int:
         """How many others in the block graph use *node*; a device does a little after it went."""
@@ -211,18 +219,22 @@ class GuestChain(SecondaryChain):
 
     async def _once(self, name: str, command: str, arguments: dict[str, Any]) -> None:
         place = "/objects" if command == "object-add" else "/machine/peripheral"
-        if not await self._has(place, name):
+        if not await self._has(place, self.named(name)):
             await self.qemu.execute(command, arguments)
 
-    async def _add_log(self, below: str) -> str:
+    async def _add_log(self, below: str) -> None:
         self.write_log.unlink(missing_ok=True)
         self.write_log.touch()
         log = {"driver": "file", "filename": str(self.write_log)}
         await self.qemu.execute(
             "blockdev-add",
-            {"driver": "blklogwrites", "node-name": "log", "file": below, "log": log},
+            {
+                "driver": "blklogwrites",
+                "node-name": self.named("log"),
+                "file": below,
+                "log": log,
+            },
         )
-        return "log"
 
     async def _reopen(self, below: str) -> None:
         try:

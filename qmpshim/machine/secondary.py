@@ -71,7 +71,8 @@ class SecondaryChain:
         self.spec = spec
         self.directory = directory
         self._qemu_img = list(qemu_img)
-        self.top_id = "top"  # the guest's root node: the filter, unless there is one more above it
+        self.prefix = ""  # of the names of nodes, exports and jobs: several chains on one QEMU
+        self.socket = directory / "nbd.sock"
         self.primary: NbdClient
         self.guest: BlockClient
         self._fresh = self._running = False  # replication: never started; started and not ended
@@ -80,6 +81,10 @@ class SecondaryChain:
         """The file behind *node*."""
         suffix = "raw" if node == "secondary" and self.spec.secondary == "raw" else "qcow2"
         return self.directory / f"{node}.{suffix}"
+
+    def named(self, name: str) -> str:
+        """What a node, export or job of this chain is called on its QEMU."""
+        return self.prefix + name
 
     @property
     def overlays(self) -> tuple[str, ...]:
@@ -108,11 +113,11 @@ class SecondaryChain:
                 )
         self._create_secondary()
         await self._add_image("secondary", self.spec.secondary, None)
-        socket = self.directory / "nbd.sock"
-        await self.qemu.execute(
-            "nbd-server-start",
-            {"addr": {"type": "unix", "data": {"path": str(socket)}}},
-        )
+        if not self.socket.exists():  # made by another chain on this QEMU
+            await self.qemu.execute(
+                "nbd-server-start",
+                {"addr": {"type": "unix", "data": {"path": str(self.socket)}}},
+            )
         await self._export("primary", "secondary", writable=True)
         self.primary = self._connect("primary")
         await self._build_overlays()
@@ -129,10 +134,10 @@ class SecondaryChain:
                 "blockdev-add",
                 {
                     "driver": "replication",
-                    "node-name": "top",
+                    "node-name": self.named("top"),
                     "mode": "secondary",
-                    "top-id": self.top_id,
-                    "file": "active",
+                    "top-id": self.named(self.top_id),
+                    "file": self.named("active"),
                 },
             )
             below = "top"
@@ -180,12 +185,12 @@ class SecondaryChain:
     async def _add_image(self, node: str, fmt: str, backing: str | None) -> None:
         options: dict[str, Any] = {
             "driver": fmt,
-            "node-name": node,
+            "node-name": self.named(node),
             "discard": "unmap",
             "file": {**self._storage(node), "discard": "unmap"},
         }
         if backing is not None:
-            options["backing"] = backing
+            options["backing"] = self.named(backing)
         await self.qemu.execute("blockdev-add", options)
 
     def _storage(self, node: str) -> dict[str, Any]:
@@ -200,12 +205,18 @@ class SecondaryChain:
     async def _export(self, name: str, node: str, writable: bool) -> None:
         await self.qemu.execute(
             "block-export-add",
-            {"type": "nbd", "id": name, "name": name, "node-name": node, "writable": writable},
+            {
+                "type": "nbd",
+                "id": self.named(name),
+                "name": self.named(name),
+                "node-name": self.named(node),
+                "writable": writable,
+            },
         )
 
     def uri(self, export: str) -> str:
         """The NBD URI of an export."""
-        return f"nbd+unix:///{export}?socket={self.directory / 'nbd.sock'}"
+        return f"nbd+unix:///{self.named(export)}?socket={self.socket}"
 
     def _connect(self, export: str) -> NbdClient:
         return NbdClient(self.uri(export), self.qemu.limit, plain=True)
@@ -215,6 +226,7 @@ class SecondaryChain:
         return NbdClient(self.uri(export), self.qemu.limit)
 
     async def _unexport(self, name: str) -> None:
+        name = self.named(name)
         await self.qemu.execute("block-export-del", {"id": name, "mode": "hard"})
         deadline = time.monotonic() + self.qemu.limit
         while any(e["id"] == name for e in await self.qemu.execute("query-block-exports")):
@@ -229,7 +241,12 @@ class SecondaryChain:
         if self.spec.workflow is Workflow.BACKUP:
             await self.qemu.execute(
                 "blockdev-backup",
-                {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "none"},
+                {
+                    "job-id": self.named("backup"),
+                    "device": self.named("secondary"),
+                    "target": self.named("hidden"),
+                    "sync": "none",
+                },
             )
         else:
             await self.qemu.execute("xen-set-replication", {"enable": True, "primary": False})
@@ -248,7 +265,7 @@ class SecondaryChain:
     async def stop(self) -> None:
         """Stop the backup job, or replication without failover."""
         if self.spec.workflow is Workflow.BACKUP:
-            await self.qemu.execute("block-job-cancel", {"device": "backup"})
+            await self.qemu.execute("block-job-cancel", {"device": self.named("backup")})
             await self._until_job_is_gone()
             return
         await self.qemu.execute("stop")
@@ -264,7 +281,8 @@ class SecondaryChain:
 
     async def _until_job_is_gone(self) -> None:
         deadline = time.monotonic() + self.qemu.limit
-        while await self.qemu.execute("query-block-jobs"):
+        name = self.named("backup")
+        while any(job["device"] == name for job in await self.qemu.execute("query-block-jobs")):
             if time.monotonic() > deadline:
                 raise MachineHung(f"the backup job did not end in {self.qemu.limit:g} s")
             await asyncio.sleep(0.002)
@@ -273,8 +291,13 @@ class SecondaryChain:
         """Fail over, and wait until the active disk is committed into the secondary disk."""
         begins, self._running = self._running, False
         await self._set_replication_off(failover=True)
+        if begins:
+            await self.until_failed_over()
+
+    async def until_failed_over(self) -> None:
+        """Wait until the active disk is committed into the secondary disk."""
         deadline = time.monotonic() + self.qemu.limit
-        while begins and not await self._failed_over():
+        while not await self._failed_over():
             if time.monotonic() > deadline:
                 raise MachineHung(f"failover did not finish in {self.qemu.limit:g} s")
             await asyncio.sleep(0.002)
@@ -291,7 +314,8 @@ class SecondaryChain:
         below = {
             (names[edge["parent"]], edge["name"]): names[edge["child"]] for edge in graph["edges"]
         }
-        return below.get(("top", "file")) == "secondary" and ("top", "hidden disk") not in below
+        top, secondary = self.named("top"), self.named("secondary")
+        return below.get((top, "file")) == secondary and (top, "hidden disk") not in below
 
     async def status(self) -> str | None:
         """The text of replication's error, or ``None`` when it reports none."""
@@ -319,7 +343,7 @@ class SecondaryChain:
         if self.spec.workflow is Workflow.REPLICATION:
             nodes.append("top")
         for node in reversed(nodes):
-            await self.qemu.execute("blockdev-del", {"node-name": node})
+            await self.qemu.execute("blockdev-del", {"node-name": self.named(node)})
         for node in self.overlays:
             self.image(node).unlink()
         await self._build_overlays()

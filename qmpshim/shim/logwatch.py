@@ -158,7 +158,10 @@ class LoggedSecondary(SecondaryChain):
     ) -> None:
         super().__init__(qemu, spec, directory, qemu_img)
         self._logs = logs
-        self.top_id = logs.name("top")
+
+    @property
+    def top_id(self) -> str:
+        return self._logs.name("top")
 
     async def _export(self, name: str, node: str, writable: bool) -> None:
         await super()._export(name, await self._logs.insert(node) if writable else node, writable)
