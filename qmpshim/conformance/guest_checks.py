@@ -122,10 +122,17 @@ async def run_scenario(
 
 
 def _misbehaved(work: GuestWork, error: MachineError) -> Divergence:
-    if isinstance(error, MachineHung) and not work.rig.qemu.alive(patience=1.0):
-        error = work.rig.qemu.died("the scenario")
+    # A process that was killed closes its connections a little before it can be waited for.
+    if not isinstance(error, GuestPanicked | GuestFailed) and not work.rig.qemu.alive(1.0):
+        error = work.rig.qemu.died(_doing(error))
     verdict = next((v for kind, v in _VERDICTS if isinstance(error, kind)), Verdict.PROTOCOL)
     return Divergence(verdict, "guest", work.number, "an answer", str(error))
+
+
+def _doing(error: MachineError) -> str:
+    """What went on when QEMU died, if its exception says so."""
+    found = re.search(r" during (.*?)(?:: |$)", str(error))
+    return found[1] if found else "the scenario"
 
 
 def _known(found: Divergence, build: Build) -> str:

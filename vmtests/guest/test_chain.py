@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from guest_rigs import MiB, at_work, run_workload, the_build
 
 from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.guest_checks import run_scenario
+from qmpshim.conformance.guest_scenarios import SCENARIOS
 from qmpshim.conformance.guest_work import GuestWork
-from qmpshim.conformance.workload import Kind
 from qmpshim.machine.guest_chain import Attachment
 from qmpshim.machine.guest_image import GuestImage
 from qmpshim.machine.secondary import ChainSpec
@@ -66,45 +69,29 @@ def test_a_disk_with_an_iothread_does_so_too(
     assert result.divergence is None, str(result.divergence)
 
 
-def test_both_sides_at_once_end_as_one_after_the_other(
-    image: GuestImage, workspace: Workspace
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_scenario_goes_as_predicted(name: str, image: GuestImage, workspace: Workspace) -> None:
+    scenario = SCENARIOS[name]
+
+    async def run(work: GuestWork) -> Divergence | None:
+        found = await scenario.run(work, 1)
+        assert work.number > 30
+        assert work.clusters > 100
+        return found
+
+    attachment = Attachment(log=scenario.log)
+    found = at_work(image, workspace, run, attachment, spec=ChainSpec(R, scenario.size))
+    assert found is None, str(found)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("build", OTHERS)
+def test_a_scenario_goes_as_predicted_on_other_builds(
+    build: str, name: str, image: GuestImage, workspace: Workspace
 ) -> None:
-    async def scenario(work: GuestWork) -> Divergence | None:
-        found = None
-        for start in range(0, 8 * MiB // 512, 1024):
-            found = found or work.primary(Kind.WRITE, start, 512)
-        found = found or await work.command(Kind.START)
-        for turn in range(3):
-            # The guest's operations and the primary's meet in the same 2 MiB.
-            beside = [(Kind.WRITE, (turn * 37 + n * 61) % 4000, 1 + n % 96) for n in range(60)]
-            found = found or work.random(turn, 60, 0, 4096, beside)
-            found = found or await work.check()
-            found = found or await work.command(Kind.CHECKPOINT)
-        found = found or work.random(9, 40, 0, 4096)
-        found = found or await work.command(Kind.FAILOVER)
-        return found or await work.check()
-
-    assert (found := at_work(image, workspace, scenario)) is None, str(found)
-
-
-def test_reboots_and_pauses_lose_nothing(image: GuestImage, workspace: Workspace) -> None:
-    async def scenario(work: GuestWork) -> Divergence | None:
-        guest, execute = work.rig.machine, work.rig.qemu.execute
-        found = work.primary(Kind.WRITE, 0, 2048) or await work.command(Kind.START)
-        found = found or work.random(1, 40, 0, 4096)
-        guest.send("reboot -f")
-        found = found or work.primary(Kind.WRITE, 1024, 64)  # while there is no guest to speak of
-        guest.wait_for_prompt()
-        found = found or work.random(2, 40, 0, 4096) or await work.check()
-        work.begin(3, 200, 0, 4096)
-        for turn in range(5):  # the guest is paused in the middle of its work
-            await execute("stop")
-            found = found or work.primary(Kind.WRITE, 1100 + 100 * turn, 64)
-            await execute("cont")
-        found = work.end() or found or await work.check()
-        return found or await work.command(Kind.CHECKPOINT)
-
-    assert (found := at_work(image, workspace, scenario)) is None, str(found)
+    outcome = asyncio.run(run_scenario(SCENARIOS[name], the_build(build), image, Attachment()))
+    assert outcome.divergence is None, str(outcome.divergence)
 
 
 def test_an_iothread_under_an_nbd_client_that_leaves_aborts_7_2(

@@ -1,0 +1,110 @@
+"""The runner of guest cases, and `qmpshim guest` as a stranger would use it."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qmpshim.conformance.case import Case, Status
+from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.guest_checks import run, run_scenario
+from qmpshim.conformance.guest_scenarios import GuestScenario
+from qmpshim.conformance.guest_work import GuestWork
+from qmpshim.errors import InputError
+from qmpshim.machine.builds import Build, read_version
+from qmpshim.machine.guest_chain import Attachment
+from qmpshim.machine.guest_image import GuestImage
+from qmpshim.model.verdict import Verdict
+
+
+def qmpshim(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "qmpshim.cli", "guest", *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_case_of_kind_guest(image: GuestImage, tmp_path: Path) -> None:
+    outcome = run(Build.system(), Case("guest", "g", {"scenario": "both-sides"}), tmp_path)
+    assert outcome.status is Status.OK, outcome
+    assert outcome.figures["operations"] > 100
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="no guest scenario 'dance': mixed,"):
+        run(Build.system(), Case("guest", "g", {"scenario": "dance"}), tmp_path)
+    with pytest.raises(InputError, match="unexpected keyword"):
+        run(Build.system(), Case("guest", "g", {"colour": "red"}), tmp_path)
+
+
+def test_a_known_crash_is_named_with_its_evidence(image: GuestImage, tmp_path: Path) -> None:
+    build = Build.system()
+    case = Case("guest", "g", {"scenario": "mixed", "iothread": True})
+    outcome = run(build, case, tmp_path)
+    assert outcome.status is Status.OK, outcome
+    if (7, 2, 14) <= read_version(build)[0] < (7, 3):
+        (found,) = outcome.findings
+        assert (found.verdict, found.known) == (Verdict.CRASH, "iothread-client-leaves")
+        assert "guest check mixed --iothread --seed 1" in found.replay
+        kept = {path.name for path in (tmp_path / "guest").iterdir()}
+        assert {"console.log", "qmp.log", "stderr", "images"} <= kept
+
+
+async def _kills(work: GuestWork, _seed: int) -> Divergence | None:
+    work.rig.machine.send("sleep 100")
+    work.rig.qemu.kill()
+    work.rig.machine.finish()
+    return None
+
+
+async def _panics(work: GuestWork, _seed: int) -> Divergence | None:
+    work.rig.machine.run("echo c >/proc/sysrq-trigger")
+    return None
+
+
+async def _hangs(work: GuestWork, _seed: int) -> Divergence | None:
+    work.rig.machine.run("sleep 100", limit=0.3)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("does", "verdict", "text"),
+    [
+        (_kills, Verdict.CRASH, "killed by SIGKILL during 'sleep 100' in the guest"),
+        (_panics, Verdict.CRASH, "the guest's kernel gave up"),
+        (_hangs, Verdict.HANG, "did not end in 0.3 s"),
+    ],
+)
+def test_what_goes_wrong_with_the_machine_is_a_verdict(
+    does: object, verdict: Verdict, text: str, image: GuestImage
+) -> None:
+    scenario = GuestScenario("made", "", does)  # type: ignore[arg-type]
+    outcome = asyncio.run(run_scenario(scenario, Build.system(), image, Attachment()))
+    assert outcome.divergence is not None
+    assert outcome.divergence.verdict is verdict
+    assert text in outcome.divergence.observed
+    assert not outcome.known
+
+
+def test_the_command_says_how_it_went(image: GuestImage) -> None:
+    ran = qmpshim("check", "both-sides", "--device", "virtio-scsi")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "both-sides       as predicted: " in ran.stdout
+    for words, said in (
+        (("check", "dance"), "no guest scenario 'dance'; there are mixed"),
+        (("check", "--aio", "native"), "--aio native needs --direct"),
+    ):
+        wrong = qmpshim(*words)
+        assert wrong.returncode == 2
+        assert said in wrong.stderr and wrong.stderr.count("\n") == 1
+
+
+def test_build_says_what_is_in_the_image(image: GuestImage) -> None:
+    ran = qmpshim("build")
+    assert ran.returncode == 0
+    assert "busybox-static" in ran.stdout
+    assert str(image.directory) in ran.stdout
