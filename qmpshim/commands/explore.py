@@ -152,7 +152,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
     return DIVERGED if report.new else OK
 
 
-_REAL_MODES = {"exhaustive": Mode.DPOR, "pct": Mode.PREEMPTION, "random": Mode.RANDOM}
+_REAL_MODES = {"exhaustive": Mode.STATEFUL, "pct": Mode.PREEMPTION, "random": Mode.RANDOM}
 _MODEL_MODES = {"exhaustive": Mode.AUTO, "pct": Mode.PREEMPTION}
 
 

@@ -149,7 +149,7 @@ def _search(scenario: RealScenario, finding: Finding, stage: Stage) -> Finding |
     }
     system = RealSystem(stage, scenario, plan=plan)
     try:
-        explore(system, Mode.DPOR, Budget(seconds=_SMALLER), stop=False)
+        explore(system, Mode.STATEFUL, Budget(seconds=_SMALLER), stop=False)
     except MachineError:  # this scenario does not even begin
         return None
     assert finding.verdict is not None

@@ -25,7 +25,7 @@ __all__ = ["ExploreReport", "Progress", "ScenarioResult", "explore_real", "rende
 def explore_real(
     build: Build,
     scenarios: Sequence[RealScenario],
-    mode: Mode = Mode.DPOR,
+    mode: Mode = Mode.STATEFUL,
     faults: Sequence[int] = (),
     budget: float | None = None,
     jobs: int = 1,
@@ -36,7 +36,7 @@ def explore_real(
 ) -> ExploreReport:
     """Explore *scenarios* on *build*.
 
-    :param mode: ``DPOR`` (exhaustive), ``NAIVE``, ``RANDOM`` or ``PREEMPTION``
+    :param mode: ``STATEFUL`` or ``DPOR`` (exhaustive), ``NAIVE``, ``RANDOM`` or ``PREEMPTION``
     :param faults: errnos a held I/O may end with instead; empty: no faults
     :param budget: seconds for exploring, shared out among the scenarios; those by chance need one
     :param jobs: processes, each with a QEMU of its own
