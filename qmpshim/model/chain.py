@@ -187,7 +187,25 @@ class Chain:
         :raises ModelIOError: replication has not been started
         """
         self._check_stage()
+        if self.stage is Stage.FAILOVER_FAILED:
+            yield from self._write_where_it_is(start, owned(op, count))
+            return
         yield from self.top[0].write(start, owned(op, count), self._fill)
+
+    def _write_where_it_is(self, start: int, owners: Owners) -> Co[None]:
+        """After a failed failover a write goes where the guest's data of its place is.
+
+        Restates ``replication_co_writev`` (block/replication.c, QEMU 7.2): to the active disk what
+        active or hidden disk have allocated, to the secondary disk the rest.
+        """
+        end = start + len(owners)
+        for index in range(start // self.cluster, -(-end // self.cluster)):
+            low, high = max(start, index * self.cluster), min(end, (index + 1) * self.cluster)
+            part = owners[low - start : high - start]
+            if index in self.active.alloc or index in self.hidden.alloc:
+                yield from self.active.write(low, part, self._fill)
+            else:
+                yield from self.secondary.write(low, part)
 
     def guest_zero(self, start: int, count: int, op: int) -> Co[None]:
         """The filter has no ``bdrv_co_pwrite_zeroes``: zeroes arrive as written data."""
@@ -292,13 +310,20 @@ class Chain:
         """``xen-set-replication enable=false failover=true``: the guest's view becomes the disk.
 
         It never fails: ``qmp_xen_set_replication`` (migration/colo.c) gives the stop no Error to
-        fill in when failover is asked for, so with nothing running nothing happens.
+        fill in when failover is asked for, so with nothing running nothing happens. When the
+        commit fails the status says so and the disks stay as they are, one behind the other: case 7
+        of the block-replication document (``replication_done``).
         """
         if self.stage is not Stage.RUNNING:
             return
         self.job = None
         self.stage = Stage.FAILOVER
-        yield from self._commit()
+        try:
+            yield from self._commit()
+        except ModelIOError:
+            self.stage = Stage.FAILOVER_FAILED
+            self.error = True
+            return
         self.stage = Stage.DONE
         self.failed_over = True
         self.error = False

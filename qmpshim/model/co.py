@@ -159,9 +159,10 @@ class Deadlock(Exception):
     """A coroutine sleeps and nobody is left to wake it."""
 
 
-def run_straight(co: Co[T]) -> T:
+def run_straight(co: Co[T], fate: Callable[[Io], int] | None = None) -> T:
     """Drive one coroutine to its end, doing each I/O at once (DESIGN: run 1).
 
+    :param fate: the errno with which an I/O is to fail, 0: it is done; ``None``: all are done
     :raises Deadlock: it waits, although nothing else is running that could wake it
     """
     try:
@@ -169,13 +170,16 @@ def run_straight(co: Co[T]) -> T:
         while True:
             if isinstance(event, Io):
                 try:
+                    errno = fate(event) if fate is not None else 0
+                    if errno:
+                        raise ModelIOError(errno)
                     result = event.perform()
                 except ModelIOError as error:
                     event = co.throw(error)
                     continue
                 event = co.send(result)
             elif isinstance(event, Spawn):
-                run_straight(event.co)
+                run_straight(event.co, fate)
                 event = next(co)
             else:
                 raise Deadlock(repr(event))
