@@ -58,6 +58,17 @@ class Oracle:
             spec.secondary,
             behaviour=behaviour,
         )
+        chain = self.chain
+        self._primary_changes = {
+            Kind.WRITE: chain.primary_write,
+            Kind.ZERO: chain.primary_zero,
+            Kind.DISCARD: chain.primary_discard,
+        }
+        self._guest_changes = {
+            Kind.WRITE: chain.guest_write,
+            Kind.ZERO: chain.guest_zero,
+            Kind.DISCARD: chain.guest_discard,
+        }
 
     def predict(self, operation: Operation) -> Prediction:
         """Do *operation* in the model and say what the real one must answer."""
@@ -76,28 +87,13 @@ class Oracle:
             operation.count,
             operation.number,
         )
-        match operation.side, operation.kind:
-            case Side.PRIMARY, Kind.WRITE:
-                return chain.primary_write(start, count, number)
-            case Side.PRIMARY, Kind.ZERO:
-                return chain.primary_zero(start, count, number)
-            case Side.PRIMARY, Kind.DISCARD:
-                return chain.primary_discard(start, count, number)
-            case Side.PRIMARY, Kind.READ:
-                return chain.primary_read(start, count)
-            case Side.PRIMARY, Kind.FLUSH:
-                return chain.primary_flush()
-            case Side.GUEST, Kind.WRITE:
-                return chain.guest_write(start, count, number)
-            case Side.GUEST, Kind.ZERO:
-                return chain.guest_zero(start, count, number)
-            case Side.GUEST, Kind.DISCARD:
-                return chain.guest_discard(start, count, number)
-            case Side.GUEST, Kind.READ:
-                return chain.guest_read(start, count)
-            case Side.GUEST, Kind.FLUSH:
-                return chain.guest_flush()
-        raise AssertionError(operation)
+        primary, kind = operation.side is Side.PRIMARY, operation.kind
+        if kind is Kind.READ:
+            return (chain.primary_read if primary else chain.guest_read)(start, count)
+        if kind is Kind.FLUSH:
+            return chain.primary_flush() if primary else chain.guest_flush()
+        change = (self._primary_changes if primary else self._guest_changes)[kind]
+        return change(start, count, number)
 
     def _command(self, kind: Kind) -> Prediction:
         chain = self.chain

@@ -26,11 +26,15 @@ _STEP: Words = np.arange(WORDS, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 _NUMBERS: Words = np.arange(1 << 16, dtype=np.uint64)
 
 
-def data_of(operation: int, start: int, count: int) -> memoryview:
-    """What *operation* writes into *count* sectors from sector *start*."""
+def data_of(operation: int, start: int, count: int, into: Words | None = None) -> memoryview:
+    """What *operation* writes into *count* sectors from sector *start*.
+
+    :param into: rows of words to use, at least *count*; otherwise new ones are made
+    """
     tags = np.uint64(operation << SECTOR_BITS | start) + _NUMBERS[:count]
-    words = np.bitwise_xor(tags[:, None], _STEP)
-    return memoryview(words.view(np.uint8).reshape(-1))
+    words = np.empty((count, WORDS), dtype=np.uint64) if into is None else into[:count]
+    np.bitwise_xor(tags[:, None], _STEP, out=words)
+    return words.data.cast("B")
 
 
 class Recorded:
@@ -170,6 +174,11 @@ class Comparer:
         self._want: Words = np.empty((self.BATCH * PAGE, WORDS), dtype=np.uint64)
         self._equal = np.empty((self.BATCH * PAGE, WORDS), dtype=np.bool_)
         self.sectors = 0  # compared so far
+
+    def same(self, found: bytearray, owners: Owners, start: int) -> bool:
+        """Whether *found* is what these owners' sectors hold: the answer alone, and at once."""
+        want = expected(owners, start, self._want if len(owners) <= len(self._want) else None)
+        return found == want.data  # a bytearray's comparison is memcmp()
 
     def compare(self, found: Bytes, contents: Readable, start: int) -> list[Mismatch]:
         """Compare the bytes *found* from sector *start* on with *contents*."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qmpshim.conformance import pattern
 from qmpshim.conformance.crosscheck import CrossCheck
 from qmpshim.conformance.divergence import Divergence
@@ -30,6 +32,8 @@ from qmpshim.model.verdict import Verdict
 log = logging.getLogger(__name__)
 
 _TICK = 0.2  # seconds between two progress reports
+_UNPREDICTED = Prediction()
+_LONGEST = 2048  # sectors of the writes whose data is made in place
 _CHANGES = frozenset({Kind.WRITE, Kind.ZERO, Kind.DISCARD})
 
 
@@ -127,7 +131,7 @@ class _Exchange:
     client: BlockClient
     cookie: int
     payload: Any
-    prediction: Prediction = field(default_factory=Prediction)
+    prediction: Prediction = _UNPREDICTED
     observed: int = 0
 
 
@@ -153,7 +157,9 @@ class Session:
         self._touched: set[int] = set()
         self._touched_before: set[int] = set()
         self._buffers: tuple[dict[int, bytearray], dict[int, bytearray]] = ({}, {})
+        self._data = [np.empty((_LONGEST, pattern.WORDS), dtype=np.uint64) for _ in range(2)]
         self._turn = 0
+        self._comparer = pattern.Comparer()
         self._prepared: tuple[Operation, Any] | None = None
         self._unjudged: _Exchange | None = None
         self._last = 0
@@ -259,9 +265,11 @@ class Session:
         return self._make_payload(operation)
 
     def _make_payload(self, operation: Operation) -> Any:
-        """The data of a write; a buffer for a read, never the one that the read before fills."""
+        """The data of a write, a buffer for a read; never what the request before still uses."""
         if operation.kind is Kind.WRITE:
-            return pattern.data_of(operation.number, operation.start, operation.count)
+            self._turn ^= 1
+            into = self._data[self._turn] if operation.count <= _LONGEST else None
+            return pattern.data_of(operation.number, operation.start, operation.count, into)
         if operation.kind is not Kind.READ:
             return None
         length = operation.count * SECTOR
@@ -291,8 +299,10 @@ class Session:
             return self._wrong_errno(operation, prediction.errno, exchange.observed)
         if operation.kind is not Kind.READ or prediction.owners is None:
             return None
+        if self._comparer.same(exchange.payload, prediction.owners, operation.start):
+            return None
         wrong = pattern.mismatches(exchange.payload, prediction.owners, operation.start)
-        return self._wrong_data(operation, exchange.payload, wrong) if wrong else None
+        return self._wrong_data(operation, exchange.payload, wrong)
 
     def _wrong_errno(self, operation: Operation, predicted: int, observed: int) -> Divergence:
         if observed == errno.ENOSPC:

@@ -17,6 +17,8 @@ from qmpshim.model.chain import Workflow
 class Side(StrEnum):
     """Where an operation enters the chain."""
 
+    __hash__ = str.__hash__  # Enum's is slow, and asked for with every operation
+
     PRIMARY = "primary"  # the NBD export of the secondary disk
     GUEST = "guest"  # the NBD export of the top (in the backup workflow: of the hidden disk)
     CHAIN = "chain"  # a QMP command
@@ -24,6 +26,8 @@ class Side(StrEnum):
 
 class Kind(StrEnum):
     """What an operation does."""
+
+    __hash__ = str.__hash__
 
     WRITE = "write"
     ZERO = "zero"

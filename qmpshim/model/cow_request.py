@@ -10,15 +10,23 @@ from __future__ import annotations
 from qmpshim.model.co import Co, CoQueue
 from qmpshim.model.disk import Alloc, Image, Owners, Qcow2
 from qmpshim.model.memory import PLAIN, Memory
-from qmpshim.model.reqlist import Request
+from qmpshim.model.reqlist import Request, RequestList
 
 BACKUP_CLUSTER_SIZE_DEFAULT = 128  # sectors: 64 KiB
 
 
 class CowRequest(Request):
-    """A range of clusters [start, end) that is being copied, or read and to be left alone."""
+    """A range of clusters [start, end) that is being copied, or read and to be left alone.
 
-    __slots__ = ()
+    Empty until ``backup_cow_request_begin``, which says in which *list* it is.
+    """
+
+    __slots__ = ("list",)
+
+    list: RequestList
+
+    def __init__(self) -> None:
+        pass
 
 
 def backup_calculate_cluster_size(target: Image) -> int:
@@ -84,7 +92,8 @@ def _cow_request_begin(req: CowRequest, job: BackupJob, start: int, end: int) ->
     req.start = start
     req.end = end
     req.wait_queue = CoQueue(f"CowRequest [{start}, {end})")
-    job.inflight_reqs.insert(0, req)
+    req.list = job.inflight_reqs
+    req.list.insert(0, req)
 
 
 def backup_wait_for_overlapping_requests(
@@ -106,12 +115,9 @@ def backup_cow_request_begin(
     _cow_request_begin(req, job, start, end)
 
 
-def backup_cow_request_end(req: CowRequest, job: BackupJob) -> None:
-    """Take *req* out of the list and wake all who wait for it.
-
-    QEMU's takes *req* alone, since its list is intrusive; ours needs to be told which list.
-    """
-    job.inflight_reqs.end(req)
+def backup_cow_request_end(req: CowRequest) -> None:
+    """Take *req* out of its list and wake all who wait for it."""
+    req.list.end(req)
 
 
 def backup_do_checkpoint(job: BackupJob) -> None:
@@ -136,7 +142,7 @@ def backup_do_cow(job: BackupJob, sector_num: int, nb_sectors: int) -> Co[None]:
                 yield from copy_cluster(job, cluster)
                 job.done_bitmap.add(cluster)
     finally:
-        backup_cow_request_end(req, job)
+        backup_cow_request_end(req)
 
 
 def copy_cluster(job: BackupJob, cluster: int) -> Co[None]:

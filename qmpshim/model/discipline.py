@@ -121,7 +121,7 @@ class CowRequestDiscipline(Discipline):
         try:
             return (yield from read)
         finally:
-            backup_cow_request_end(req, job)
+            backup_cow_request_end(req)
 
 
 class SerialisingWriteDiscipline(Discipline):

@@ -92,7 +92,7 @@ def test_end_takes_the_request_out_and_wakes_all_in_order() -> None:
     req = begin(job, 0, 128)
     woken: list[str] = []
     req.wait_queue.waiters += [lambda: woken.append("first"), lambda: woken.append("second")]
-    backup_cow_request_end(req, job)
+    backup_cow_request_end(req)
     assert woken == ["first", "second"]
     assert not job.inflight_reqs and not req.wait_queue.waiters
 
@@ -102,11 +102,11 @@ def test_waiters_look_again_after_each_wake_up() -> None:
     first = begin(job, 0, 128)
     waiter = backup_wait_for_overlapping_requests(job, 0, 256)
     assert sleep(waiter).queue is first.wait_queue
-    backup_cow_request_end(first, job)
+    backup_cow_request_end(first)
     second = begin(job, 128, 128)  # somebody else was quicker
     event = waiter.send(None)
     assert isinstance(event, Wait) and event.queue is second.wait_queue
-    backup_cow_request_end(second, job)
+    backup_cow_request_end(second)
     with pytest.raises(StopIteration):
         waiter.send(None)
 

@@ -9,12 +9,12 @@ from typing import Any
 from qmpshim.model.co import Co, ModelIOError, Spawn
 from qmpshim.model.cow_request import (
     BackupJob,
-    CowRequest,
     copy_cluster,
 )
 from qmpshim.model.discipline import (
     CowRequestDiscipline,
 )
+from qmpshim.model.reqlist import Request
 from qmpshim.model.sabotage.register import COW, add
 
 
@@ -33,18 +33,18 @@ class _Copier(CowRequestDiscipline):
     def _wait(self, job: BackupJob, first: int, end: int) -> Co[None]:
         yield from job.inflight_reqs.wait_all(first, end)
 
-    def _begin(self, job: BackupJob, first: int, end: int) -> CowRequest:
-        req = CowRequest(first, end, "CowRequest")
+    def _begin(self, job: BackupJob, first: int, end: int) -> Request:
+        req = Request(first, end, "CowRequest")
         job.inflight_reqs.insert(0, req)
         return req
 
-    def _copy(self, job: BackupJob, req: CowRequest, first: int, end: int) -> Co[None]:
+    def _copy(self, job: BackupJob, req: Request, first: int, end: int) -> Co[None]:
         for cluster in range(first, end):
             if cluster not in job.done_bitmap:
                 yield from copy_cluster(job, cluster)
                 job.done_bitmap.add(cluster)
 
-    def _end(self, job: BackupJob, req: CowRequest) -> None:
+    def _end(self, job: BackupJob, req: Request) -> None:
         if req in job.inflight_reqs:
             job.inflight_reqs.end(req)
 
@@ -56,12 +56,12 @@ class _WriterWaitsForNobody(_Copier):
 
 
 class _WriterSkipsBegin(_Copier):
-    def _begin(self, job: BackupJob, first: int, end: int) -> CowRequest:
-        return CowRequest(first, end)
+    def _begin(self, job: BackupJob, first: int, end: int) -> Request:
+        return Request(first, end)
 
 
 class _EndBeforeWrite(_Copier):
-    def _copy(self, job: BackupJob, req: CowRequest, first: int, end: int) -> Co[None]:
+    def _copy(self, job: BackupJob, req: Request, first: int, end: int) -> Co[None]:
         for cluster in range(first, end):
             if cluster not in job.done_bitmap:
                 copying = copy_cluster(job, cluster)
@@ -82,7 +82,7 @@ def _go_on(co: Generator[Any, Any, None], value: Any) -> Co[None]:
 
 
 class _DoneBeforeCopy(_Copier):
-    def _copy(self, job: BackupJob, req: CowRequest, first: int, end: int) -> Co[None]:
+    def _copy(self, job: BackupJob, req: Request, first: int, end: int) -> Co[None]:
         for cluster in range(first, end):
             if cluster not in job.done_bitmap:
                 job.done_bitmap.add(cluster)
@@ -90,14 +90,14 @@ class _DoneBeforeCopy(_Copier):
 
 
 class _DoneOnlyFirst(_Copier):
-    def _copy(self, job: BackupJob, req: CowRequest, first: int, end: int) -> Co[None]:
+    def _copy(self, job: BackupJob, req: Request, first: int, end: int) -> Co[None]:
         yield from super()._copy(job, req, first, first + 1)
         for cluster in range(first + 1, end):
             job.done_bitmap.add(cluster)
 
 
 class _NeverDone(_Copier):
-    def _copy(self, job: BackupJob, req: CowRequest, first: int, end: int) -> Co[None]:
+    def _copy(self, job: BackupJob, req: Request, first: int, end: int) -> Co[None]:
         for cluster in range(first, end):
             yield from copy_cluster(job, cluster)
 

@@ -45,7 +45,7 @@ class _Reader(CowRequestDiscipline):
             elif call == "r":
                 owners = yield from read
             else:
-                backup_cow_request_end(req, job)
+                backup_cow_request_end(req)
         assert owners is not None
         return owners
 

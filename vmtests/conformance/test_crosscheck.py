@@ -1,0 +1,282 @@
+"""Every witness of the cross-check counts: each is lied to alone, and each is heard."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+import pytest
+from sabotages import Data, Meddled, Meddler, behaviour, flip, l2_entry, word
+
+from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.session import Setup, run_case
+from qmpshim.conformance.workload import Kind, Operation, Side
+from qmpshim.errors import CommandFailed, IOFailed
+from qmpshim.machine.nbd_client import NbdClient
+from qmpshim.machine.secondary import SECTOR, ChainSpec
+from qmpshim.machine.workspace import Workspace
+from qmpshim.model.chain import Workflow
+from qmpshim.model.verdict import Verdict
+
+MiB, PAGE = 1 << 20, 128
+P, G, C = Side.PRIMARY, Side.GUEST, Side.CHAIN
+B, R = Workflow.BACKUP, Workflow.REPLICATION
+
+#: An old cluster, replication started, the cluster overwritten on both sides; a check in between.
+STORY = [
+    Operation(1, P, Kind.WRITE, 0, 3 * PAGE),
+    Operation(2, C, Kind.START),
+    Operation(3, P, Kind.WRITE, 0, 2 * PAGE),
+    Operation(4, G, Kind.WRITE, PAGE, 2 * PAGE),
+    Operation(5, C, Kind.CHECK),
+    Operation(6, C, Kind.CHECKPOINT),
+    Operation(7, C, Kind.CHECK),
+    Operation(8, C, Kind.STATUS),
+]
+WITHOUT_CHECKS = [operation for operation in STORY if operation.kind is not Kind.CHECK]
+BACKUP = [operation for operation in STORY if operation.kind is Kind.START or operation.side is P]
+
+
+class LyingClient(NbdClient):
+    """Flips a bit of whatever is read from one sector."""
+
+    sector = 0
+
+    def wait(self, cookie: int) -> None:
+        super().wait(cookie)
+        for buffer, offset in self.reading.pop(cookie, ()):
+            at = self.sector * SECTOR - offset
+            if 0 <= at < len(buffer):
+                buffer[at] ^= 1
+
+    def submit_read(self, buffer: bytearray, offset: int) -> int:
+        cookie = super().submit_read(buffer, offset)
+        self.reading.setdefault(cookie, []).append((buffer, offset))
+        return cookie
+
+    def __init__(self, uri: str, limit: float, sector: int) -> None:
+        super().__init__(uri, limit)
+        self.sector = sector
+        self.reading: dict[int, list[tuple[bytearray, int]]] = {}
+
+
+def lying_about(export: str, sector: int = 0) -> type[Meddled]:
+    """A chain whose cross-check is told something wrong through one export."""
+
+    class Lying(Meddled):
+        def inspect(self, name: str) -> NbdClient:
+            if name != export:
+                return super().inspect(name)
+            return LyingClient(self.uri(name), self.qemu.limit, sector)
+
+    return Lying
+
+
+def spoils(node: str) -> type[Meddled]:
+    """A chain on which a byte of an image's first data is flipped before the last check."""
+
+    class Spoils(Meddled):
+        checks = 0
+
+        def spoil(self) -> None:
+            self.checks += 1
+            if self.checks == self.last:
+                path = self.image(node)
+                at = 0 if path.suffix == ".raw" else word(path, l2_entry(path, 0)) & ~(1 << 63)
+                flip(path, at + 9, 0x40)
+
+        last = 1
+
+    return Spoils
+
+
+class LeftOver(Meddled):
+    """There is data in the secondary's file that nobody wrote and nobody goes near."""
+
+    async def start(self) -> None:
+        await super().start()
+        with self.image("secondary").open("r+b") as file:
+            file.seek(2 * MiB)
+            file.write(b"left over")
+
+
+class LaterLeftOver(LeftOver):
+    """The same, in what QEMU reads through its own tables: it says there is data."""
+
+    async def start(self) -> None:
+        self.primary.wait(self.primary.submit_write(b"\1" * SECTOR, 2 * MiB))
+        await super(LeftOver, self).start()
+
+
+def diverged(
+    chain: type[Meddled],
+    operations: Sequence[Operation],
+    workspace: Workspace,
+    workflow: Workflow = R,
+    secondary: str = "raw",
+    qemu_img: tuple[str, ...] = ("qemu-img",),
+) -> Divergence | None:
+    setup = Setup(
+        ChainSpec(workflow, 4 * MiB, secondary=secondary),
+        behaviour=behaviour(),
+        chain=chain,
+        qemu_img=qemu_img,
+    )
+    return asyncio.run(run_case(setup, operations, workspace.subdirectory("c"))).divergence
+
+
+def test_the_story_is_true(workspace: Workspace) -> None:
+    assert diverged(Meddled, STORY, workspace) is None
+    assert diverged(Meddled, WITHOUT_CHECKS, workspace, secondary="qcow2") is None
+    assert diverged(Meddled, BACKUP, workspace, B) is None
+
+
+@pytest.mark.parametrize(
+    ("export", "sector", "where", "after"),
+    [
+        ("guest", 0, "guest's view", 5),
+        ("guest", 3 * PAGE - 1, "guest's view", 5),  # the last page of a write
+        ("hidden", 0, "hidden disk (export)", 5),
+        ("hidden", 2 * PAGE - 1, "hidden disk (export)", 5),
+        ("primary", 0, "secondary disk (export)", 8),  # that one is read in the end only
+    ],
+)
+def test_a_view_is_compared(
+    export: str, sector: int, where: str, after: int, workspace: Workspace
+) -> None:
+    found = diverged(lying_about(export, sector), STORY, workspace)
+    assert found is not None
+    assert (found.where, found.operation) == (where, after)
+
+
+def test_a_checkpoint_changes_what_was_written_before_the_check_before_it(
+    workspace: Workspace,
+) -> None:
+    """The guest goes on seeing what it wrote before a checkpoint."""
+
+    class AfterCheckpoint(Meddled):
+        taken = False
+
+        async def checkpoint(self) -> None:
+            await super().checkpoint()
+            self.taken = True
+
+        def inspect(self, name: str) -> NbdClient:
+            if name == "guest" and self.taken:
+                return LyingClient(self.uri(name), self.qemu.limit, PAGE)
+            return super().inspect(name)
+
+    found = diverged(AfterCheckpoint, STORY, workspace)
+    assert found is not None
+    assert (found.where, found.operation) == ("guest's view", 7)
+
+
+@pytest.mark.parametrize(
+    ("node", "workflow", "secondary", "verdict"),
+    [
+        ("secondary", R, "raw", Verdict.LOST_WRITE),
+        ("secondary", R, "qcow2", Verdict.LOST_WRITE),
+        ("secondary", B, "raw", Verdict.LOST_WRITE),
+        ("hidden", B, "raw", Verdict.CONTENT),
+        ("hidden", R, "raw", Verdict.CONTENT),
+        ("active", R, "raw", Verdict.LOST_WRITE),
+    ],
+)
+def test_a_file_is_compared_in_the_end(
+    node: str, workflow: Workflow, secondary: str, verdict: Verdict, workspace: Workspace
+) -> None:
+    guest = Operation(4, G, Kind.WRITE, 0, PAGE)
+    operations = BACKUP if workflow is B else [*WITHOUT_CHECKS[:3], guest]
+    found = diverged(spoils(node), operations, workspace, workflow, secondary)
+    assert found is not None
+    assert (found.where, found.verdict) == (f"{node} disk (file)", verdict)
+
+
+def test_the_last_check_looks_everywhere(workspace: Workspace) -> None:
+    """What changed since two checks ago is not all there is."""
+    quiet = [Operation(number, C, Kind.CHECK) for number in (9, 10, 11)]
+
+    class Late(spoils("secondary")):  # type: ignore[misc]
+        last = 6
+
+    found = diverged(Late, [*STORY, *quiet], workspace)
+    assert found is not None
+    assert (found.where, found.operation) == ("secondary disk (file)", 11)
+
+
+@pytest.mark.parametrize("secondary", ["raw", "qcow2"])
+def test_data_that_nobody_wrote_is_found(secondary: str, workspace: Workspace) -> None:
+    chain = LeftOver if secondary == "raw" else LaterLeftOver
+    found = diverged(chain, STORY, workspace, secondary=secondary)
+    assert found is not None
+    assert found.where == "secondary disk (file)"
+
+
+@pytest.mark.parametrize("node", ["hidden", "active"])
+@pytest.mark.parametrize("operations", [STORY, WITHOUT_CHECKS[:4]], ids=["asked", "in the end"])
+def test_the_tools_are_asked_about_every_overlay(
+    node: str, operations: list[Operation], workspace: Workspace
+) -> None:
+    liar = (
+        sys.executable,
+        "-c",
+        "import subprocess, sys\n"
+        "done = subprocess.run(['qemu-img', *sys.argv[1:]], capture_output=True)\n"
+        f"lie = any('/{node}.' in word for word in sys.argv)\n"
+        "old, new = b'\"data\": true', b'\"data\": false'\n"
+        "sys.stdout.buffer.write(done.stdout.replace(old, new) if lie else done.stdout)\n"
+        "sys.exit(done.returncode)",
+    )
+    found = diverged(Meddled, operations, workspace, qemu_img=liar)
+    assert found is not None
+    assert (found.where, found.verdict) == (f"{node} disk (tools)", Verdict.CORRUPTION)
+
+
+# -- answers -----------------------------------------------------------------------------------
+
+
+def test_another_error_number_is_noticed(workspace: Workspace) -> None:
+    class OtherNumber(Meddled):
+        class meddler(Meddler):
+            def wait(self, cookie: int) -> None:
+                try:
+                    super().wait(cookie)
+                except IOFailed:
+                    raise IOFailed("NBD request", 1) from None
+
+    found = diverged(OtherNumber, [Operation(1, G, Kind.READ, 0, 8)], workspace)
+    assert found is not None
+    assert (found.verdict, found.where) == (Verdict.ERROR_CONTRACT, "guest read")
+    assert (found.predicted, found.observed) == ("EIO", "EPERM")
+
+
+def test_another_error_text_is_noticed(workspace: Workspace) -> None:
+    class OtherText(Meddled):
+        async def stop(self) -> None:
+            try:
+                await super().stop()
+            except CommandFailed as error:
+                raise CommandFailed(error.command, error.error_class, "Something else") from error
+
+    found = diverged(OtherText, [Operation(1, C, Kind.STOP)], workspace)
+    assert found is not None
+    assert (found.verdict, found.where) == (Verdict.ERROR_CONTRACT, "stop")
+
+
+def test_an_error_where_none_is_predicted_is_noticed(workspace: Workspace) -> None:
+    class Fails(Meddled):
+        class meddler(Meddler):
+            def submit_write(self, data: Data, offset: int) -> int:
+                self.failing = True
+                return super().submit_write(data, offset)
+
+            def wait(self, cookie: int) -> None:
+                super().wait(cookie)
+                if getattr(self, "failing", False):
+                    raise IOFailed("NBD request", 5)
+
+    found = diverged(Fails, STORY, workspace)
+    assert found is not None
+    assert (found.verdict, found.where, found.operation) == (
+        Verdict.ERROR_CONTRACT, "primary write", 1)  # fmt: skip
