@@ -33,6 +33,7 @@ class Qemu:
     :param env: variables to add to the environment
     :param limit: seconds a command may take
     :param pass_fds: descriptors that the arguments speak of
+    :param start_limit: seconds it may take from exec to the first answer, if that is more
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class Qemu:
         env: Mapping[str, str] | None = None,
         limit: float = COMMAND_LIMIT,
         pass_fds: Sequence[int] = (),
+        start_limit: float = COMMAND_LIMIT,
     ) -> None:
         self.directory = directory
+        self.start_limit = max(limit, start_limit)
         self.limit = limit
         self.argv = [
             *command,
@@ -95,7 +98,7 @@ class Qemu:
             raise HostError(f"cannot run {self.argv[0]}: {error.strerror}") from error
         ours.setblocking(False)
         try:
-            async with asyncio.timeout(self.limit):
+            async with asyncio.timeout(self.start_limit):
                 await self._client.connect(ours)
         except (QMPError, TimeoutError, OSError, EOFError) as error:
             code = self._reap(1.0)

@@ -17,4 +17,4 @@ def qmpshim(tmp_path: Path) -> Iterator[CommandLine]:
     with tempfile.TemporaryDirectory(prefix="cli-") as temporary:
         line = CommandLine(tmp_path, Path(temporary))
         yield line
-        assert line.left(patience=1.0) == []
+        assert line.left(patience=30.0) == []

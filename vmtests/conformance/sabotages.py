@@ -604,10 +604,10 @@ SABOTAGES = [
     Sabotage("QEMU dies on a command", R, V.CRASH, "QEMU", 2, DiesOnCheckpoint),
     Sabotage("QEMU dies on I/O", B, V.CRASH, "QEMU", 1, DiesOnDiscard),
     Sabotage(
-        "QEMU hangs on I/O", B, V.HANG, "QEMU", 1, HangsOnZero, of=kinds(Kind.ZERO), limit=1.0
+        "QEMU hangs on I/O", B, V.HANG, "QEMU", 1, HangsOnZero, of=kinds(Kind.ZERO), limit=2.0
     ),
     Sabotage(
-        "QEMU hangs on a command", R, V.HANG, "QEMU", 1, HangsOnStop, of=kinds(Kind.STOP), limit=1.0
+        "QEMU hangs on a command", R, V.HANG, "QEMU", 1, HangsOnStop, of=kinds(Kind.STOP), limit=2.0
     ),
     # the model
     Sabotage(

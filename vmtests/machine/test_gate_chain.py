@@ -28,7 +28,7 @@ SIZE, ROOM = 1 << 20, 3 << 20  # virtual size; what a qcow2 image of it may need
 CLUSTER = 64 << 10
 AT = 3 * CLUSTER  # where the primary writes
 OLD, NEW = b"\x11" * CLUSTER, b"\x22" * CLUSTER
-LIMIT = 10.0  # seconds for what must happen
+LIMIT = 60.0  # seconds for what must happen
 QUIET = 0.15  # seconds in which what must not happen would have happened
 
 

@@ -93,7 +93,7 @@ def test_a_qemu_that_dies(tmp_path: Path, number: signal.Signals) -> None:
 def test_a_qemu_that_leaves(tmp_path: Path) -> None:
     async def test(qemu: Qemu) -> None:
         await qemu.execute("quit")
-        assert not qemu.alive(patience=5.0)
+        assert not qemu.alive(patience=30.0)
         with pytest.raises(MachineDied, match="QEMU exited with status 0 during query-block"):
             await qemu.execute("query-block")
 
@@ -123,7 +123,7 @@ def test_what_it_says_is_told(tmp_path: Path) -> None:
 
 def test_what_is_no_qemu(tmp_path: Path) -> None:
     async def run(command: list[str]) -> None:
-        qemu = Qemu(command, tmp_path, limit=1.0)
+        qemu = Qemu(command, tmp_path, limit=1.0, start_limit=2.0)
         try:
             await qemu.start()
         finally:
@@ -157,7 +157,7 @@ def test_qemu_dies_with_its_owner(tmp_path: Path) -> None:
     with os.fdopen(reading) as pipe:
         pid = int(pipe.readline())
     os.waitpid(owner, 0)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while Path(f"/proc/{pid}/cmdline").exists() and time.monotonic() < deadline:
         if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
             break

@@ -26,7 +26,7 @@ from qmpshim.machine.workspace import dies_with_owner
 from qmpshim.shim.server import Shim
 
 T = TypeVar("T")
-LIMIT = 20.0
+LIMIT = 60.0
 sys.setrecursionlimit(20_000)  # json.loads of what nests 1,024 deep
 ARGS = ("-machine", "none", "-nodefaults", "-display", "none", "-no-user-config")
 BUILDS = ("system", "debian:bullseye", "debian:trixie", "debian:sid")

@@ -214,7 +214,7 @@ def terminal(tmp_path: Path) -> Iterator[pexpect.spawn]:
         ["-c", SHELL, "chain"],
         env=env,
         dimensions=(30, 100),
-        timeout=8,
+        timeout=60,
         encoding="utf-8",
     )
     child.expect("QEMU [0-9.]+.*:help")
