@@ -150,6 +150,24 @@ def test_a_view_is_compared(
     assert (found.where, found.operation) == (where, after)
 
 
+def test_what_qemu_says_is_there_is_read_in_the_end(workspace: Workspace) -> None:
+    """Also where nothing was ever written."""
+
+    class Full(LyingClient):
+        def data_extents(self) -> list[tuple[int, int]]:
+            return [(2 * MiB, MiB)]
+
+    class SaysMore(Meddled):
+        def inspect(self, name: str) -> NbdClient:
+            if name != "guest":
+                return super().inspect(name)
+            return Full(self.uri(name), self.qemu.limit, 2 * MiB // SECTOR + 7)
+
+    found = diverged(SaysMore, STORY, workspace)
+    assert found is not None
+    assert (found.where, found.operation) == ("guest's view", 8)
+
+
 def test_a_checkpoint_changes_what_was_written_before_the_check_before_it(
     workspace: Workspace,
 ) -> None:
