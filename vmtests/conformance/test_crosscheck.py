@@ -133,21 +133,27 @@ def test_the_story_is_true(workspace: Workspace) -> None:
 
 
 @pytest.mark.parametrize(
-    ("export", "sector", "where", "after"),
+    ("export", "sector", "where", "after", "verdict"),
     [
-        ("guest", 0, "guest's view", 5),
-        ("guest", 3 * PAGE - 1, "guest's view", 5),  # the last page of a write
-        ("hidden", 0, "hidden disk (export)", 5),
-        ("hidden", 2 * PAGE - 1, "hidden disk (export)", 5),
-        ("primary", 0, "secondary disk (export)", 8),  # that one is read in the end only
+        ("guest", 0, "guest's view", 5, Verdict.CONTENT),
+        ("guest", 3 * PAGE - 1, "guest's view", 5, Verdict.LOST_WRITE),  # the last page of a write
+        ("hidden", 0, "hidden disk (export)", 5, Verdict.CONTENT),
+        ("hidden", 2 * PAGE - 1, "hidden disk (export)", 5, Verdict.CONTENT),
+        (
+            "primary",
+            0,
+            "secondary disk (export)",
+            8,
+            Verdict.LOST_WRITE,
+        ),  # that one is read in the end only
     ],
 )
 def test_a_view_is_compared(
-    export: str, sector: int, where: str, after: int, workspace: Workspace
+    export: str, sector: int, where: str, after: int, verdict: Verdict, workspace: Workspace
 ) -> None:
     found = diverged(lying_about(export, sector), STORY, workspace)
     assert found is not None
-    assert (found.where, found.operation) == (where, after)
+    assert (found.where, found.operation, found.verdict) == (where, after, verdict)
 
 
 def test_what_qemu_says_is_there_is_read_in_the_end(workspace: Workspace) -> None:

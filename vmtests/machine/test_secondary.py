@@ -134,6 +134,20 @@ def test_replication_from_start_to_failover(workspace: Workspace, secondary: str
     on_a_chain(workspace, ChainSpec(R, MiB, CLUSTER, secondary), test)
 
 
+def test_a_failover_is_waited_for(workspace: Workspace) -> None:
+    """The command answers at once; committing 64 MiB takes longer."""
+    last = 64 * MiB // CLUSTER - 1
+
+    async def test(chain: SecondaryChain) -> None:
+        await chain.start()
+        for offset in range(0, 64 * MiB, 2 * MiB):
+            chain.guest.wait(chain.guest.submit_write(GUEST * (2 * MiB // CLUSTER), offset))
+        await chain.failover()
+        assert read(chain.primary, last) == GUEST
+
+    on_a_chain(workspace, ChainSpec(R, 64 * MiB, CLUSTER), test)
+
+
 def test_a_checkpoint_that_fails_lets_the_machine_run_on(workspace: Workspace) -> None:
     async def test(chain: SecondaryChain) -> None:
         assert (await chain.qemu.execute("query-status"))["running"]
