@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import qmpshim
+from qmpshim.commands import pair
 from qmpshim.commands.console import (
     DIVERGED,
     OK,
@@ -23,6 +24,7 @@ from qmpshim.commands.console import (
 )
 from qmpshim.conformance import bundle as bundles
 from qmpshim.conformance.finding_files import is_schedule, load_finding
+from qmpshim.conformance.pair_bundle import is_pair
 from qmpshim.conformance.real_replay import replay_schedule
 from qmpshim.conformance.verify import Outcome, replay, setup_for, split, verify
 from qmpshim.errors import InputError
@@ -163,6 +165,8 @@ def _show(outcome: Outcome, console: Console) -> None:
 
 
 def _replay(args: argparse.Namespace, console: Console) -> int:
+    if is_pair(args.bundle):
+        return run_cancellable(pair.replay(args.bundle, chosen_build(args), console))
     if is_schedule(args.bundle):
         return _replay_schedule(args, console)
     return run_cancellable(_replay_one(args, console))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 
 from qmpshim.conformance.divergence import Divergence
@@ -11,6 +12,7 @@ from qmpshim.machine.pair import Pair
 from qmpshim.machine.pair_member import Member
 from qmpshim.model.verdict import Verdict
 
+_SETTLE = 1.0  # seconds in which what we held up may go on
 _PATIENCE = 3.0  # seconds a side that may be hung is given to answer
 
 
@@ -30,7 +32,10 @@ class Autopsy:
         self._log: dict[str, str] = {}  # the last line of stderr
 
     async def perform(self) -> None:
-        """Ask both sides, with little patience."""
+        """Take our hands off, and ask both sides, with little patience."""
+        self.pair.channel.hold()
+        self.pair.channel.release()
+        await asyncio.sleep(_SETTLE)
         for member in self.pair.members:
             await self._examine(member)
         channel = self.pair.channel
@@ -40,7 +45,6 @@ class Autopsy:
             f"the secondary said {', '.join(said[-4:]) or 'nothing'}"
             + (f"; then bytes that are no message: {channel.strange.hex()}" * bool(channel.strange))
             + (f"; the {channel.closed_by} hung up" if channel.closed_by else "")
-            + (f"; {channel.waiting.spelling} is being held" if channel.waiting else "")
         )
 
     async def _examine(self, member: Member) -> None:

@@ -37,6 +37,7 @@ class BlockRun(PairRun):
             self.model.start()
             self.step("replication runs")
             for number in range(1, self.plan.checkpoints + 1):
+                self.doing = f"checkpoint {number}"
                 await self._write(primary, secondary)
                 await pair.pause()
                 self.found(self.judge.all(pair.primary, pair.secondary))
@@ -119,6 +120,7 @@ class BlockRun(PairRun):
 
     async def _fail_over(self, primary: NbdClient, secondary: NbdClient) -> None:
         pair, kind = self.pair, self.plan.failover
+        self.doing = f"failover ({kind})"
         if kind is Failover.PRIMARY:
             pair.primary.qemu.kill()
             self.step("the primary was killed")

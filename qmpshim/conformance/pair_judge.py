@@ -153,6 +153,17 @@ class PairJudge:
     def _told(self, verdict: Verdict, where: str, predicted: str, observed: str) -> Divergence:
         return Divergence(verdict, where, self.model.checkpoints, predicted, observed)
 
+    @staticmethod
+    def holds(image: Path, offset: int, data: bytes) -> bool:
+        """Whether an overlay has these bytes itself."""
+        try:
+            pieces = list(ImageView.open(image).pieces(offset, len(data)))
+        except ImageError:
+            return False
+        return all(piece.data is not None for piece in pieces) and data == b"".join(
+            piece.data for piece in pieces if piece.data is not None
+        )
+
     def all(self, primary: Member, secondary: Member) -> list[Divergence]:
         """Everything there is to compare while both sides stand still."""
         found = list(self.disks(primary, secondary))

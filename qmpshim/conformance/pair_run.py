@@ -68,6 +68,7 @@ class PairRun(ABC):
         self.judge = PairJudge(self.model)
         self.pair = make(plan.spec, builds, directory, self._passed, plan.limit)
         self._began = time.monotonic()
+        self.doing = "joining the pair"
 
     def _passed(self, request: Request, error: int) -> None:
         self.model.passed(request, error)
@@ -123,7 +124,7 @@ class PairRun(ABC):
         except Stuck as stuck:
             await self._stuck(stuck.where, stuck.predicted)
         except MachineError as error:
-            await self._stuck(str(error).partition(":")[0], f"success ({error})")
+            await self._stuck(self.doing, f"success, but {error}")
         finally:
             await self.pair.close()
             outcome = self.outcome

@@ -66,10 +66,15 @@ class NbdLink(Relay):
         #: A write for which this holds is answered with success, and is lost.
         self.lose: Callable[[Request], bool] | None = None
         self.lost = 0
+        self.waiting = 0  # requests that a stalled link keeps
 
     async def admit(self, request: Request) -> bool:
         """As the relay's, and loses what is to be lost."""
-        await self._open.wait()
+        self.waiting += 1
+        try:
+            await self._open.wait()
+        finally:
+            self.waiting -= 1
         if self.lose is not None and self.lose(request):
             self.lost += 1
             return False

@@ -119,6 +119,11 @@ class Pair:
         """Both sides, the primary first."""
         return self.primary, self.secondary
 
+    @property
+    def everybody(self) -> list[Member]:
+        """Both sides, and those that were given up."""
+        return [*self.members, *self.past]
+
     # -- building -------------------------------------------------------------------------------
 
     async def build(self) -> None:
@@ -304,10 +309,9 @@ class Pair:
         """End all QEMUs and all wires."""
         self.channel.hold()
         self.channel.release()
-        everybody = [*self.members, *self.past]
-        for member in everybody:
+        for member in self.everybody:
             member.qemu.kill()  # a pair does not end in good order: each side waits for the other
-        for member in everybody:
+        for member in self.everybody:
             with contextlib.suppress(MachineHung):
                 await member.close()
         self.link.mend()

@@ -1,0 +1,155 @@
+"""`qmpshim pair`: a COLO pair, its checkpoints and its failovers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from qmpshim.commands.console import (
+    DIVERGED,
+    OK,
+    Console,
+    build_options,
+    check_directory,
+    check_writable,
+    chosen_build,
+    count,
+    run_cancellable,
+    seconds,
+    write_json,
+)
+from qmpshim.conformance import pair_bundle
+from qmpshim.conformance.pair_checks import KNOWN, best_accel, run_plan, summary
+from qmpshim.conformance.pair_known import load_known
+from qmpshim.conformance.pair_plan import Failover, PairOutcome, PairPlan
+from qmpshim.machine import builds
+from qmpshim.machine.builds import Build, read_version
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "pair",
+        help="run a COLO pair, compare all disks at each checkpoint, fail over",
+        description="Starts a primary and a secondary QEMU joined as docs/COLO-FT.txt tells, and "
+        "compares their disks with each other and with the model at every checkpoint.",
+    )
+    build_options(parser, machine=False)
+    parser.add_argument("--secondary-build", metavar="NAME", help="another build for the secondary")
+    parser.add_argument("--checkpoints", type=count, default=10, metavar="N", help="default 10")
+    parser.add_argument(
+        "--writes",
+        type=count,
+        default=20,
+        metavar="N",
+        help="writes of the primary's guest between two checkpoints, at least (default 20)",
+    )
+    parser.add_argument(
+        "--no-colo",
+        action="store_true",
+        help="block replication alone: no virtual machines, checkpoints by xen-colo-do-checkpoint",
+    )
+    parser.add_argument(
+        "--failover",
+        choices=[kind.value for kind in Failover if kind is not Failover.NONE],
+        help="in the end kill one side, cut the NBD link, or let it fall silent",
+    )
+    parser.add_argument(
+        "--accel",
+        choices=["auto", "tcg", "kvm"],
+        default="auto",
+        help="of the virtual machines (default: tcg; kvm for QEMUs whose COLO needs it)",
+    )
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="for --no-colo")
+    parser.add_argument(
+        "--limit",
+        type=seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long a step may take (default 30)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome as JSON")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="keep logs, disks and bundles in DIR "
+        "(without it only bundles are kept, in ./qmpshim-bundles)",
+    )
+    parser.add_argument("--strict", action="store_true", help="known findings count, too")
+    parser.set_defaults(run=_pair)
+
+
+def _pair(args: argparse.Namespace, console: Console) -> int:
+    return run_cancellable(_run(args, console))
+
+
+async def _run(args: argparse.Namespace, console: Console) -> int:
+    primary = chosen_build(args)
+    secondary = builds.resolve(args.secondary_build) if args.secondary_build else primary
+    check_writable(args.json)
+    if args.keep is not None:
+        check_directory(args.keep)
+    plan = PairPlan(
+        colo=not args.no_colo,
+        checkpoints=args.checkpoints,
+        writes=args.writes,
+        failover=Failover(args.failover or "none"),
+        seed=args.seed,
+        accel=best_accel((primary, secondary)) if args.accel == "auto" else args.accel,
+        limit=args.limit,
+    )
+    console.line(f"primary:   QEMU {read_version(primary)[1]}")
+    console.line(f"secondary: QEMU {read_version(secondary)[1]}")
+    outcome, bundle = await run_plan(
+        plan,
+        (primary, secondary),
+        args.keep or Path("qmpshim-bundles"),
+        known=[] if args.strict else load_known(KNOWN),
+        progress=lambda done, text: console.progress(f"{done.seconds:7.1f} s  {text}"),
+        keep=args.keep,
+    )
+    _show(outcome, bundle, console)
+    write_json(args.json, pair_bundle.to_json(outcome, (primary, secondary)))
+    return DIVERGED if any(not finding.known for finding in outcome.findings) else OK
+
+
+def _show(outcome: PairOutcome, bundle: Path | None, console: Console) -> None:
+    for step in outcome.steps:
+        if "FOUND" not in step:
+            console.line(f"  {step}")
+    for name, value in outcome.figures.items():
+        console.line(f"  {value:.1f} {name}, all disks compared at each")
+    for finding in outcome.findings:
+        found = finding.divergence
+        known = f" (known: {finding.known})" if finding.known else ""
+        console.line(f"  verdict: {found.verdict} at {found.where}{known}")
+        console.line(f"    predicted: {found.predicted}")
+        console.line(f"    observed:  {found.observed}")
+    if bundle is not None:
+        console.line(f"  replay it: qmpshim replay {bundle}")
+    new = [finding for finding in outcome.findings if not finding.known]
+    state = "DIVERGED" if new else "known defects only" if outcome.findings else "all as predicted"
+    console.line(f"{state}: {summary(outcome)}, {outcome.seconds:.1f} s")
+
+
+async def replay(bundle: Path, build: Build, console: Console) -> int:
+    """Run a bundle's plan again."""
+    plan, wanted = pair_bundle.load(bundle)
+    console.line(f"QEMU {read_version(build)[1]}")
+    outcome, again = await run_plan(
+        plan,
+        (build, build),
+        Path("qmpshim-bundles"),
+        progress=lambda done, text: console.progress(f"{done.seconds:7.1f} s  {text}"),
+    )
+    same = [finding for finding in outcome.findings if finding.cause == wanted.get("cause")]
+    for finding in outcome.findings:
+        how = "reproduced" if finding in same else "another finding"
+        console.line(f"{how}: {finding.divergence}")
+    if again is not None:
+        console.line(f"  bundle: {again}")
+    if not outcome.findings:
+        console.line(f"not reproduced: {summary(outcome)}")
+    return DIVERGED if outcome.findings else OK
