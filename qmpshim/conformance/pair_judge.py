@@ -9,7 +9,8 @@ import numpy as np
 
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.pair_model import PairModel
-from qmpshim.machine.images import ImageView, map_file
+from qmpshim.machine.files import map_file
+from qmpshim.machine.images import ImageView
 from qmpshim.machine.pair_member import Member
 from qmpshim.machine.qcow2 import ImageError, Qcow2
 from qmpshim.machine.secondary import SECTOR
