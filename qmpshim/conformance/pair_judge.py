@@ -22,9 +22,9 @@ Bytes = bytes | bytearray | memoryview
 
 def first_difference(one: Bytes, other: Bytes) -> tuple[int, int] | None:
     """The first sector that differs, and how many do; None when none does."""
-    if one == other:
-        return None
     left, right = (np.frombuffer(each, np.uint8) for each in (one, other))
+    if np.array_equal(left, right):  # memoryviews compare byte by byte, in Python's time
+        return None
     length = min(len(left), len(right))
     bad = (left[:length] != right[:length]).reshape(-1, SECTOR).any(axis=1)
     where = np.flatnonzero(bad)
