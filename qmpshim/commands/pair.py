@@ -23,6 +23,7 @@ from qmpshim.conformance import pair_bundle
 from qmpshim.conformance.pair_checks import KNOWN, best_accel, run_plan, summary
 from qmpshim.conformance.pair_known import load_known
 from qmpshim.conformance.pair_plan import Failover, PairOutcome, PairPlan
+from qmpshim.errors import InputError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build, read_version
 
@@ -56,6 +57,11 @@ def add(commands: Any) -> None:
         help="in the end kill one side, cut the NBD link, or let it fall silent",
     )
     parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="after the failover mirror to a new secondary, and replicate again",
+    )
+    parser.add_argument(
         "--accel",
         choices=["auto", "tcg", "kvm"],
         default="auto",
@@ -86,6 +92,8 @@ def _pair(args: argparse.Namespace, console: Console) -> int:
 
 
 async def _run(args: argparse.Namespace, console: Console) -> int:
+    if args.resume and not args.failover:
+        raise InputError("--resume goes on after a --failover: say which")
     primary = chosen_build(args)
     secondary = builds.resolve(args.secondary_build) if args.secondary_build else primary
     check_writable(args.json)
@@ -96,6 +104,7 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
         checkpoints=args.checkpoints,
         writes=args.writes,
         failover=Failover(args.failover or "none"),
+        resume=args.resume,
         seed=args.seed,
         accel=best_accel((primary, secondary)) if args.accel == "auto" else args.accel,
         limit=args.limit,

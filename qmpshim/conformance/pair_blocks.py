@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.pair_judge import first_difference, in_words
@@ -29,34 +30,59 @@ class BlockRun(PairRun):
     async def _act(self) -> None:
         self._random = random.Random(self.plan.seed)
         self._number = 0
-        pair = self.pair
+        pair, plan = self.pair, self.plan
         here = self._client(pair.directory / "guest.sock")
         there = self._client(pair.secondary.directory / "nbd.sock")
-        with closing(here) as primary, closing(there) as secondary:
-            await pair.start_replication()
-            self.model.start()
-            self.step("replication runs")
-            for number in range(1, self.plan.checkpoints + 1):
-                self.doing = f"checkpoint {number}"
-                await self._write(primary, secondary)
-                await pair.pause()
-                self.found(self.judge.all(pair.primary, pair.secondary))
-                self.found(await self._view(secondary))
-                await pair.checkpoint_disks()
-                self.model.checkpoint()
-                await pair.pause()  # QEMU writes qcow2's tables when it stops
-                self.found(self.judge.all(pair.primary, pair.secondary))
-                self.found(await self._errors())
-                self.outcome.checkpoints = number
-                self.tell(f"checkpoint {number} of {self.plan.checkpoints}")
-                await pair.resume()
-            self.step(f"{self.plan.checkpoints} checkpoints taken and judged")
-            if self.plan.failover is not Failover.NONE:
-                await self._write(primary, secondary)
-                await self._fail_over(primary, secondary)
+        with closing(here), closing(there):
+            await self._round(here, there)
+            if plan.failover is Failover.NONE:
+                return
+            await self._write(here, there)
+            await self._fail_over(here)
+        if plan.resume:
+            await self._resumed()
 
-    def _client(self, socket: object) -> NbdClient:
-        return NbdClient(f"nbd+unix:///guest?socket={socket}", self.plan.limit, plain=True)
+    async def _resumed(self) -> None:
+        """Whoever is left is the primary now, with a new secondary."""
+        pair = self.pair
+        promoted = self.plan.failover is Failover.PRIMARY
+        survivor = pair.secondary if promoted else pair.primary
+        if promoted:  # its NBD server was stopped; its guest has to come in again
+            await survivor.start_server(pair.directory / "again.sock")
+            await survivor.export("again", "quorum")
+        await self._resume(survivor)
+        await survivor.qemu.execute("cont")
+        name = "again" if promoted else "guest"
+        here = self._client(pair.directory / f"{name}.sock", name)
+        there = self._client(pair.secondary.directory / "nbd.sock")
+        with closing(here), closing(there):
+            await self._round(here, there)
+
+    async def _round(self, primary: NbdClient, secondary: NbdClient) -> None:
+        """Replication from its start, and its checkpoints."""
+        pair = self.pair
+        self.doing = "start of replication"
+        await pair.start_replication()
+        self.model.start()
+        self.step("replication runs")
+        for number in range(1, self.plan.checkpoints + 1):
+            self.doing = f"checkpoint {number}"
+            await self._write(primary, secondary)
+            await pair.pause()
+            self.found(self.judge.all(pair.primary, pair.secondary))
+            self.found(await self._view(secondary))
+            await pair.checkpoint_disks()
+            self.model.checkpoint()
+            await pair.pause()  # QEMU writes qcow2's tables when it stops
+            self.found(self.judge.all(pair.primary, pair.secondary))
+            self.found(await self._errors())
+            self.outcome.checkpoints += 1
+            self.tell(f"checkpoint {number} of {self.plan.checkpoints}")
+            await pair.resume()
+        self.step(f"{self.plan.checkpoints} checkpoints taken and judged")
+
+    def _client(self, socket: Path, export: str = "guest") -> NbdClient:
+        return NbdClient(f"nbd+unix:///{export}?socket={socket}", self.plan.limit, plain=True)
 
     def _places(self, count: int) -> Iterator[tuple[int, int]]:
         """Ranges (first sector, sectors): some sectors, some clusters, some at odd places."""
@@ -118,7 +144,7 @@ class BlockRun(PairRun):
             if (error := await member.replication_error()) is not None
         ]
 
-    async def _fail_over(self, primary: NbdClient, secondary: NbdClient) -> None:
+    async def _fail_over(self, primary: NbdClient) -> None:
         pair, kind = self.pair, self.plan.failover
         self.doing = f"failover ({kind})"
         if kind is Failover.PRIMARY:

@@ -136,6 +136,6 @@ def summary(outcome: PairOutcome) -> str:
     how = f"COLO under {plan.accel}" if plan.colo else "block replication"
     end = "" if plan.failover == "none" else f", failover ({plan.failover})"
     return (
-        f"{how}: {outcome.checkpoints} of {plan.checkpoints} checkpoints, {outcome.writes} writes, "
+        f"{how}: {outcome.checkpoints} of {plan.wanted} checkpoints, {outcome.writes} writes, "
         f"{outcome.compared >> 20} MiB compared in {outcome.checks} checks{end}"
     )

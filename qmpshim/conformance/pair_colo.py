@@ -29,38 +29,49 @@ class ColoRun(PairRun):
     """Runs COLO, judges every checkpoint, fails over, and goes on."""
 
     async def _act(self) -> None:
-        pair, plan = self.pair, self.plan
+        plan = self.plan
         guest = plan.spec.guest
         assert guest is not None
         self.guest: BootGuest = guest
-        self.here = Diary(pair.primary)
+        self.here = Diary(self.pair.primary)
+        await self._round(plan.checkpoints)
+        self.outcome.figures["checkpoints/s"] = self._rate
+        await self._by_the_clock()
+        if plan.failover is Failover.NONE:
+            return
+        survivor = await self._fail_over()
+        if plan.resume:
+            self.here = self.there if survivor is self.pair.secondary else self.here
+            await self._resume(survivor)
+            await self._round(plan.checkpoints)
+
+    async def _round(self, checkpoints: int) -> None:
+        """COLO from its start, and so many checkpoints."""
+        pair = self.pair
         self.there = Diary(pair.secondary)
         self._first = 1  # the first number that the secondary's guest writes anew
         self._fed = 0  # how many of its writes the model was told
         self._cut = 0
         pair.channel.on_message = self._message
         self.doing = "start of COLO"
+        since = [len(member.events) for member in pair.members]
         await pair.start_colo()
-        await self._colo_runs()
+        await self._colo_runs(since)
         self.model.start()
         self._taken_over()
         self.step("COLO runs, both guests run")
         await self._progress_of(self.here, 1, _BOOT_LIMIT)
         self.step("the guest writes")
         began = time.monotonic()
-        for number in range(1, plan.checkpoints + 1):
-            await self._progress_of(self.here, plan.writes)
+        for number in range(1, checkpoints + 1):
+            await self._progress_of(self.here, self.plan.writes)
             if number % _BETWEEN == 0:
                 await self._between()
             await self._checkpoint(number)
-            self.outcome.checkpoints = number
-            self.tell(f"checkpoint {number} of {plan.checkpoints}")
-        took = time.monotonic() - began
-        self.step(f"{plan.checkpoints} checkpoints taken and judged")
-        self.outcome.figures["checkpoints/s"] = plan.checkpoints / took
-        await self._by_the_clock()
-        if plan.failover is not Failover.NONE:
-            await self._fail_over()
+            self.outcome.checkpoints += 1
+            self.tell(f"checkpoint {number} of {checkpoints}")
+        self._rate = checkpoints / (time.monotonic() - began)
+        self.step(f"{checkpoints} checkpoints taken and judged")
 
     # -- starting ---------------------------------------------------------------------------
 
@@ -83,17 +94,20 @@ class ColoRun(PairRun):
                 raise Stuck(where, predicted)
             await self.pair.channel.until(condition, 0.05)
 
-    async def _colo_runs(self) -> None:
+    async def _colo_runs(self, since: list[int]) -> None:
         pair = self.pair
 
         def runs() -> bool:
             failed = any(
                 event.data.get("status") in ("failed", "completed", "cancelled")
-                for event in pair.primary.heard("MIGRATION")
-            ) or bool(pair.secondary.heard("COLO_EXIT"))
+                for event in pair.primary.heard("MIGRATION", since[0])
+            ) or bool(pair.secondary.heard("COLO_EXIT", since[1]))
             if failed:
                 raise Stuck("start of COLO", "both sides in COLO, and running")
-            return all(member.heard("RESUME") for member in pair.members)
+            return all(
+                member.heard("RESUME", first)
+                for member, first in zip(pair.members, since, strict=True)
+            )
 
         await self._until(runs, "start of COLO", "both sides in COLO, and running")
 
@@ -264,14 +278,16 @@ class ColoRun(PairRun):
 
     # -- failover -------------------------------------------------------------------------------
 
-    async def _fail_over(self) -> None:
+    async def _fail_over(self) -> Member:
+        """What the plan takes away; the survivor is stopped in the end."""
         kind = self.plan.failover
         self.doing = f"failover ({kind})"
         await self._progress_of(self.here, 3)
         if kind is Failover.PRIMARY:
             await self._secondary_takes_over()
-        else:
-            await self._primary_goes_on(kind)
+            return self.pair.secondary
+        await self._primary_goes_on(kind)
+        return self.pair.primary
 
     async def _secondary_takes_over(self) -> None:
         pair = self.pair
@@ -301,7 +317,7 @@ class ColoRun(PairRun):
         status = await member.status()
         if status != "running":
             await self._until_running(member)
-        if self.plan.colo and not member.heard("COLO_EXIT"):
+        if not member.heard("COLO_EXIT"):
             await self._wait(lambda: bool(member.heard("COLO_EXIT")), member, "COLO_EXIT")
         await self._progress_of(diary, self.plan.writes)
         await member.qemu.execute("stop")

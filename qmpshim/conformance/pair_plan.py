@@ -55,6 +55,11 @@ class PairPlan:
         guest = BootGuest() if self.colo else None
         return PairSpec(self.size, self.cluster, guest, accel=self.accel)
 
+    @property
+    def wanted(self) -> int:
+        """How many checkpoints are to be taken in all."""
+        return self.checkpoints * (2 if self.resume else 1)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object with the fields above."""
         return {**asdict(self), "failover": self.failover.value}

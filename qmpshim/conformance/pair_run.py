@@ -17,6 +17,7 @@ from qmpshim.errors import MachineError
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.nbd_proto import Request
 from qmpshim.machine.pair import Pair
+from qmpshim.machine.pair_member import Member
 from qmpshim.model.behaviour import behaviour_of
 
 log = logging.getLogger(__name__)
@@ -69,9 +70,27 @@ class PairRun(ABC):
         self.pair = make(plan.spec, builds, directory, self._passed, plan.limit)
         self._began = time.monotonic()
         self.doing = "joining the pair"
+        self._mirroring = False
+        self._writes_before = 0
 
     def _passed(self, request: Request, error: int) -> None:
-        self.model.passed(request, error)
+        if not self._mirroring:
+            self.model.passed(request, error)
+
+    async def _resume(self, survivor: Member) -> None:
+        """A new secondary, as COLO-FT.txt has it: mirror, stop, attach again; a new model for it.
+
+        The survivor stays stopped.
+        """
+        self.doing = "resuming replication"
+        self._writes_before += self.model.writes
+        self._mirroring = True
+        await self.pair.renew(survivor, self.pair.secondary.build, self._passed)
+        self._mirroring = False
+        self.model = PairModel(survivor.disk.read_bytes(), self.plan.cluster, self.model.behaviour)
+        self.judge.model = self.model
+        self.found(self.judge.disks(survivor, self.pair.secondary))
+        self.step(f"the disk of the {survivor.name} is mirrored to a new secondary, and equal")
 
     def step(self, text: str) -> None:
         """Note what is being done."""
@@ -129,7 +148,8 @@ class PairRun(ABC):
             await self.pair.close()
             outcome = self.outcome
             outcome.seconds = time.monotonic() - self._began
-            outcome.writes, outcome.compared = self.model.writes, self.judge.compared
+            outcome.writes = self._writes_before + self.model.writes
+            outcome.compared = self.judge.compared
             outcome.checks = self.judge.checks
         return outcome
 

@@ -265,6 +265,45 @@ class Pair:
         """Set ``x-checkpoint-delay``; while in COLO that takes a checkpoint at once."""
         await self.primary.qemu.execute("migrate-set-parameters", {"x-checkpoint-delay": delay})
 
+    # -- resuming after a failover ---------------------------------------------------------------
+
+    async def renew(self, survivor: Member, build: Build, observer: Observer) -> None:
+        """Give *survivor* a new secondary and mirror its disk there ("resume replication").
+
+        Returns with the survivor stopped, both disks equal, and the primary's quorum attached.
+
+        :param build: of the new secondary
+        :param observer: of the new NBD link, while the mirror runs, too
+        :raises MachineHung: the mirror does not get ready
+        """
+        for member in self.members:
+            if member is not survivor:
+                member.qemu.kill()  # fenced: two machines with one disk are worse than none
+                self.past.append(member)
+        await self.link.close()
+        await self.channel.close()
+        self.primary = survivor
+        self._renew(build, observer)
+        await self.start_secondary(bytes(self.spec.size))
+        since = len(survivor.events)
+        await survivor.qemu.execute(
+            "drive-mirror",
+            {
+                "device": "colo-disk0",
+                "job-id": "resync",
+                "target": self.link.uri,
+                "mode": "existing",
+                "format": "raw",
+                "sync": "full",
+            },
+        )
+        await survivor.hears("BLOCK_JOB_READY", since, "the mirror's first pass")
+        await survivor.qemu.execute("stop")
+        since = len(survivor.events)
+        await survivor.qemu.execute("block-job-cancel", {"device": "resync"})
+        await survivor.hears("BLOCK_JOB_COMPLETED", since, "the mirror's end")
+        await self.attach()
+
     # -- failover ---------------------------------------------------------------------------------
 
     async def promote_secondary(self) -> None:

@@ -164,6 +164,17 @@ class Member:
         done = ("filter", "hidden disk") not in below
         return below.get(("filter", "file")) == "secondary" and done
 
+    async def hears(self, name: str, since: int, what: str) -> None:
+        """Wait for an event after the *since*-th.
+
+        :raises MachineHung: it did not come within the limit
+        """
+
+        async def heard() -> bool:
+            return bool(self.heard(name, since))
+
+        await self.until(heard, f"{what} ({name})")
+
     async def until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
         """Wait until ``condition()`` holds.
 
