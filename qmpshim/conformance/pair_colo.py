@@ -299,13 +299,24 @@ class ColoRun(PairRun):
         self.step("the primary was killed, ahead of its secondary")
         await pair.promote_secondary()
         self.model.failover()
+        # Twice: at once, since its guest will write again what the primary's wrote and lost; then
+        # after it has gone on.
+        await self._until_running(pair.secondary)
+        await pair.secondary.qemu.execute("stop")
+        self._judge_promoted()
+        await pair.secondary.qemu.execute("cont")
         await self._goes_on(pair.secondary, self.there)
-        self._tell_model()
-        self.found(
-            self.judge.disk_alone(pair.secondary.disk, self.model.disk, "promoted secondary's disk")
-        )
+        self._judge_promoted()
         self.found(self._acknowledged(pair.secondary, self.there, acknowledged))
         self.step("the secondary took over; nothing acknowledged before the checkpoint is lost")
+
+    def _judge_promoted(self) -> None:
+        self._tell_model()
+        self.found(
+            self.judge.disk_alone(
+                self.pair.secondary.disk, self.model.disk, "promoted secondary's disk"
+            )
+        )
 
     @property
     def _at_checkpoint(self) -> int:
