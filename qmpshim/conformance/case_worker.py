@@ -13,19 +13,21 @@ import resource
 import sys
 from pathlib import Path
 
-from qmpshim.conformance.case import CaseOutcome, Status
+from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.case_process import OUTCOME, RESULTS, Order
 from qmpshim.conformance.identity import another_build
 from qmpshim.conformance.runners import timed
 from qmpshim.conformance.suites import runner_of
-from qmpshim.errors import BuildError, QmpshimError
+from qmpshim.errors import BuildError, MachineDied, MachineError, MachineHung, QmpshimError
+from qmpshim.model.verdict import Verdict
 
 
 def main(order_file: str, directory: str) -> int:
     """Do the case."""
     order: Order = pickle.loads(Path(order_file).read_bytes())
-    # Twice what all its processes may have resident: a process maps more than it uses.
-    limit = 2 * order.case.memory
+    # A process maps more than it uses (QEMU a GiB and more at once); what is resident is watched
+    # from outside, and this ends what grows too fast for that.
+    limit = 2 * order.case.memory + (4 << 30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     outcome = _do(order, Path(directory) / RESULTS)
@@ -45,12 +47,32 @@ def _do(order: Order, results: Path) -> CaseOutcome:
         return another_build(order.build, order.identity) or outcome
     except BuildError as error:
         return CaseOutcome(Status.SKIPPED, str(error))
+    except MachineError as error:
+        return _misbehaved(order.case, error)
     except QmpshimError as error:
         return CaseOutcome(Status.BROKEN, str(error))
     except MemoryError:
         return CaseOutcome(Status.BROKEN, "the check itself ran out of memory")
     except OSError as error:
         return CaseOutcome(Status.BROKEN, f"{error.filename or ''}: {error.strerror}".lstrip(": "))
+
+
+def _misbehaved(case: Case, error: MachineError) -> CaseOutcome:
+    """QEMU went wrong before the check could begin."""
+    verdict = Verdict.PROTOCOL
+    if isinstance(error, MachineDied):
+        verdict = Verdict.CRASH
+    elif isinstance(error, MachineHung):
+        verdict = Verdict.HANG
+    finding = CaseFinding(
+        verdict,
+        f"before the check begins: {verdict}",
+        str(error),
+        "a chain of disks",
+        str(error),
+        replay=f"qmpshim check --case {case.name}",
+    )
+    return CaseOutcome(Status.DIVERGED, str(error), (finding,))
 
 
 if __name__ == "__main__":

@@ -193,6 +193,8 @@ def _wrong(disks: Iterable[dict[str, Any]]) -> list[str]:
     """What is wrong and whose it is, a line for each run of sectors."""
     lines = []
     for disk in disks:
+        if "problem" in disk:
+            lines.append(f"{disk['name']}: {disk['problem']}")
         for cell in disk["clusters"]:
             if not cell["differs"]:
                 continue
@@ -261,9 +263,13 @@ def _bundled_disk(
     found: dict[int, tuple[Alloc, int]] = {}
     if not raw:
         try:
-            seen = Qcow2.parse(image).clusters()
+            qcow2 = Qcow2.parse(image)
+            seen = qcow2.clusters()
         except ImageError as error:
             return {"name": name, "clusters": [], "problem": str(error)}
+        if (its := qcow2.cluster_size) != cluster * SECTOR:
+            problem = f"the image has clusters of {its} bytes, not of {cluster * SECTOR}"
+            return {"name": name, "clusters": [], "problem": problem}
         found = {
             index: (Alloc(kind), host)
             for index, kind, host in zip(

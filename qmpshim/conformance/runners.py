@@ -67,8 +67,9 @@ def _only(case: Case, *names: str) -> None:
 
 
 def verify(build: Build, case: Case, directory: Path) -> CaseOutcome:
-    """``workflow``, ``operations``, ``seed``, ``size``, ``cluster`` (bytes), ``secondary``."""
-    _only(case, "workflow", "operations", "seed", "size", "cluster", "secondary")
+    """``workflow``, ``operations``, ``seed``, ``size``, ``cluster`` (bytes), ``secondary``,
+    ``shrink`` (seconds for making a case small)."""
+    _only(case, "workflow", "operations", "seed", "size", "cluster", "secondary", "shrink")
     try:
         workflow = Workflow(_argument(case, "workflow", "replication"))
     except ValueError as error:
@@ -84,7 +85,16 @@ def verify(build: Build, case: Case, directory: Path) -> CaseOutcome:
     setup = setup_for(build, spec)
     with Workspace() as workspace:
         outcome = asyncio.run(
-            run_verify(setup, version, count, seed, workspace, directory, _nobody)
+            run_verify(
+                setup,
+                version,
+                count,
+                seed,
+                workspace,
+                directory,
+                _nobody,
+                shrinking=float(_argument(case, "shrink", 30)),
+            )
         )
     result = outcome.result
     found = [

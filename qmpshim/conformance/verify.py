@@ -101,6 +101,7 @@ async def verify(
     bundles: Path,
     progress: Progress,
     keep: Path | None = None,
+    shrinking: float = SHRINK_SECONDS,
 ) -> Outcome:
     """Run *count* operations of workload *seed*; shrink and bundle the first divergence.
 
@@ -108,6 +109,7 @@ async def verify(
     :param bundles: directory for bundles
     :param progress: is told what is going on, now and then
     :param keep: copy images and logs there when all went as predicted
+    :param shrinking: seconds that making a case small may take
     """
     operations = list(Workload(setup.spec, seed).take(count))
     workflow = setup.spec.workflow
@@ -125,7 +127,15 @@ async def verify(
         return Outcome(setup, seed, result, version)
     progress(f"{workflow}: {result.divergence.verdict} found; looking for a minimal case")
     minimal, saved = await minimise(
-        setup, version, operations, result.divergence, seed, workspace, bundles, progress
+        setup,
+        version,
+        operations,
+        result.divergence,
+        seed,
+        workspace,
+        bundles,
+        progress,
+        shrinking,
     )
     result.divergence = minimal[1]
     return Outcome(setup, seed, result, version, saved, tuple(minimal[0]))
@@ -140,6 +150,7 @@ async def minimise(
     workspace: Workspace,
     bundles: Path,
     progress: Progress,
+    seconds: float = SHRINK_SECONDS,
 ) -> tuple[tuple[list[Operation], Divergence], Path]:
     """Shrink a diverging case and save its bundle.
 
@@ -158,7 +169,7 @@ async def minimise(
     def tell(runs: int, left: int) -> None:
         progress(f"{setup.spec.workflow}: shrinking, {left} operations left after {runs} runs")
 
-    minimal, found = await shrink(operations, divergence, reproduce, SHRINK_SECONDS, tell)
+    minimal, found = await shrink(operations, divergence, reproduce, seconds, tell)
     target = _free(bundles / f"{setup.spec.workflow}-{found.verdict}-seed{seed}")
     build = {"version": version, "command": list(setup.command), "machine": setup.machine}
 

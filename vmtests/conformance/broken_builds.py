@@ -1,0 +1,287 @@
+"""Builds that misbehave from outside: programs that stand where a good QEMU's binary would.
+
+Each is a directory with a ``qemu-system-x86_64`` (and perhaps a ``qemu-img``) of its own, made by
+:func:`make`. What it does wrong is a function below. This file is also the program: the scripts
+that :func:`make` writes import it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+EMULATOR = "qemu-system-x86_64"
+Message = dict[str, Any]
+
+
+def make(name: str, directory: Path) -> Path:
+    """The build called *name*, in a new directory; its binary."""
+    directory.mkdir()
+    for program in (EMULATOR, "qemu-img"):
+        real = shutil.which(program)
+        assert real is not None
+        script = directory / program
+        script.write_text(
+            f"#!{sys.executable}\n"
+            "import sys\n"
+            f"sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[2])!r}]\n"
+            "import broken_builds\n"
+            f"broken_builds.be({name!r}, {program!r}, {real!r}, {str(script)!r})\n"
+        )
+        script.chmod(0o755)
+    return directory / EMULATOR
+
+
+def be(name: str, program: str, real: str, script: str) -> None:
+    """Be that program."""
+    arguments = sys.argv[1:]
+    does = BROKEN[name]
+    if program == "qemu-img":
+        if name == "wrong-cluster-size":
+            arguments = [re.sub(r"cluster_size=\d+", _half, word) for word in arguments]
+        os.execv(real, [real, *arguments])
+    if not any(word.startswith("socket,id=qmp,fd=") for word in arguments):
+        os.execv(real, [real, *arguments])  # asked for its version
+    does(real, arguments, script)
+
+
+def _half(found: re.Match[str]) -> str:
+    return f"cluster_size={int(found[0].rpartition('=')[2]) // 2}"
+
+
+def _honest(real: str, arguments: list[str], _script: str) -> None:
+    os.execv(real, [real, *arguments])
+
+
+# -- in the middle of QMP ----------------------------------------------------------------------
+
+
+class Middle:
+    """Sits between the client and QEMU's monitor."""
+
+    def __init__(self, real: str, arguments: list[str]) -> None:
+        from qmpshim.machine.workspace import dies_with_owner
+
+        (at,) = [n for n, word in enumerate(arguments) if word.startswith("socket,id=qmp,fd=")]
+        self.client = socket.socket(fileno=int(arguments[at].rpartition("=")[2]))
+        self.qemu, theirs = socket.socketpair()
+        words = [*arguments]
+        words[at] = f"socket,id=qmp,fd={theirs.fileno()}"
+        self.process = subprocess.Popen(dies_with_owner([real, *words]), pass_fds=[theirs.fileno()])
+        theirs.close()
+        self.dropped: set[Any] = set()
+
+    def run(self, command: Callable[[Message], list[Message]]) -> None:
+        """Relay until QEMU ends, and end as it did.
+
+        :param command: gives what is sent in a command's place
+        """
+        threading.Thread(target=self._answers, daemon=True).start()
+        for message in _messages(self.client):
+            for one in command(message):
+                self.send(one)
+        self.end()
+
+    def send(self, message: Message) -> None:
+        with contextlib.suppress(OSError):
+            self.qemu.sendall(json.dumps(message).encode() + b"\n")
+
+    def answer(self, message: Message) -> None:
+        """Answer a command in QEMU's place: it went well."""
+        self.client.sendall(json.dumps({"return": {}, "id": message.get("id")}).encode() + b"\r\n")
+
+    def _answers(self) -> None:
+        # QEMU resets the connection when it ends with something unread.
+        with contextlib.suppress(OSError), self.qemu.makefile("rb") as lines:
+            for line in lines:
+                if not self.dropped or json.loads(line).get("id") not in self.dropped:
+                    self.client.sendall(line)
+        self.end()
+
+    def end(self) -> None:
+        with contextlib.suppress(OSError):
+            self.qemu.shutdown(socket.SHUT_WR)
+        status = self.process.wait()
+        with contextlib.suppress(OSError):
+            self.client.shutdown(socket.SHUT_RDWR)
+        if status < 0:
+            os.kill(os.getpid(), -status)
+        os._exit(status)
+
+
+def _messages(sock: socket.socket) -> Iterator[Message]:
+    decoder, text = json.JSONDecoder(), ""
+    while data := sock.recv(1 << 16):
+        text += data.decode()
+        while text := text.lstrip():
+            try:
+                message, end = decoder.raw_decode(text)
+            except ValueError:
+                break
+            text = text[end:]
+            yield message
+
+
+def _checkpoint_swallowed(real: str, arguments: list[str], _script: str) -> None:
+    middle = Middle(real, arguments)
+
+    def command(message: Message) -> list[Message]:
+        if message.get("execute") != "xen-colo-do-checkpoint":
+            return [message]
+        middle.answer(message)
+        return []
+
+    middle.run(command)
+
+
+def _late_start(real: str, arguments: list[str], _script: str) -> None:
+    """A job starts only when the next command comes; it is said to have started at once."""
+    middle = Middle(real, arguments)
+    late: list[Message] = []
+
+    def command(message: Message) -> list[Message]:
+        words = message.get("arguments", {})
+        starts = message.get("execute") == "blockdev-backup" or (
+            message.get("execute") == "xen-set-replication" and words.get("enable")
+        )
+        before = [*late]
+        late.clear()
+        if not starts:
+            return [*before, message]
+        middle.answer(message)
+        late.append({**message, "id": "x-late"})
+        middle.dropped.add("x-late")
+        return before
+
+    middle.run(command)
+
+
+def _lossy_relay(real: str, arguments: list[str], _script: str) -> None:
+    """The hidden disk is behind an NBD server that loses each third write to its clusters."""
+    from qmpshim.machine.gate import Gate, HeldIO
+    from qmpshim.machine.nbd_proto import Op
+    from qmpshim.machine.store import FileStore
+
+    middle = Middle(real, arguments)
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    seen = [0]
+
+    def relay(path: str) -> Message:
+        gate = Gate(tracing=False)
+        size = os.stat(path).st_size + (64 << 20)
+        gate.add("hidden", FileStore(Path(path), size))
+
+        def hold(io: HeldIO) -> bool:
+            if io.op is not Op.WRITE or io.length < 4096:
+                return False
+            seen[0] += 1
+            if seen[0] % 3:
+                return False
+            loop.call_soon(lambda: gate.drop(io))  # answered, not done
+            return True
+
+        async def start() -> dict[str, object]:
+            await gate.start(Path(f"{path}.relay"))
+            gate.hold(hold)
+            return gate.blockdev("hidden")
+
+        return asyncio.run_coroutine_threadsafe(start(), loop).result()
+
+    def command(message: Message) -> list[Message]:
+        words = message.get("arguments", {})
+        hidden = message.get("execute") == "blockdev-add" and words.get("node-name") == "hidden"
+        if hidden and words["file"]["driver"] == "file":
+            words["file"] = relay(words["file"]["filename"])
+        return [message]
+
+    middle.run(command)
+
+
+# -- of the process ----------------------------------------------------------------------------
+
+
+def _exit_status_lies(real: str, arguments: list[str], _script: str) -> None:
+    """QEMU ends well, and its status says that it did not."""
+    middle = Middle(real, arguments)
+    wait = middle.process.wait
+    middle.process.wait = lambda timeout=None: wait(timeout) or 3  # type: ignore[method-assign]
+    middle.run(lambda message: [message])
+
+
+def _substituted(real: str, arguments: list[str], script: str) -> None:
+    """Once started, another program is in its place."""
+    other = Path(f"{script}.other")
+    with contextlib.suppress(FileExistsError):
+        with other.open("x") as file:
+            file.write(f'#!/bin/sh\nexec {shlex.quote(real)} "$@" # another build\n')
+        other.chmod(0o755)
+        os.rename(other, script)
+    os.execv(real, [real, *arguments])
+
+
+def _dies_at_checkpoint(real: str, arguments: list[str], _script: str) -> None:
+    middle = Middle(real, arguments)
+
+    def command(message: Message) -> list[Message]:
+        if message.get("execute") == "xen-colo-do-checkpoint":
+            os.write(2, b"qemu: checkpoint.c:7: do_checkpoint: Assertion `0' failed.\n")
+            os.kill(middle.process.pid, signal.SIGABRT)
+        return [message]
+
+    middle.run(command)
+
+
+def _hangs(_real: str, _arguments: list[str], _script: str) -> None:
+    while True:
+        time.sleep(60)
+
+
+def _eats_memory(real: str, arguments: list[str], _script: str) -> None:
+    eaten = bytearray(1200 << 20)
+    for at in range(0, len(eaten), 4096):
+        eaten[at] = 1
+    _hangs(real, arguments, "")
+
+
+def _fills_the_disk(real: str, arguments: list[str], _script: str) -> None:
+    with open(Path(os.environ["TMPDIR"]) / "core", "wb") as file:
+        while True:
+            file.write(bytes(1 << 20))
+            if file.tell() > 256 << 20:
+                time.sleep(0.05)
+
+
+def _kills_who_started_it(real: str, arguments: list[str], _script: str) -> None:
+    os.kill(os.getppid(), signal.SIGSEGV)
+    os.execv(real, [real, *arguments])
+
+
+BROKEN: dict[str, Callable[[str, list[str], str], None]] = {
+    "honest": _honest,
+    "wrong-cluster-size": _honest,  # its qemu-img is not
+    "checkpoint-swallowed": _checkpoint_swallowed,
+    "late-start": _late_start,
+    "lossy-relay": _lossy_relay,
+    "substituted": _substituted,
+    "exit-status-lies": _exit_status_lies,
+    "dies-at-checkpoint": _dies_at_checkpoint,
+    "hangs": _hangs,
+    "eats-memory": _eats_memory,
+    "fills-the-disk": _fills_the_disk,
+    "kills-its-owner": _kills_who_started_it,
+}

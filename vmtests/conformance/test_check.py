@@ -1,0 +1,330 @@
+"""`qmpshim check`: the run, its journal, being killed and resumed, and what is told of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import LIMIT, CommandLine
+
+from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.case_process import Delivery
+from qmpshim.conformance.compare import State, compare
+from qmpshim.conformance.identity import Identity
+from qmpshim.conformance.journal import Journal, Plan
+from qmpshim.conformance.real_scenarios import pairs
+from qmpshim.conformance.results import Results
+from qmpshim.conformance.suites import KINDS, runner_of, suite_named
+from qmpshim.errors import InputError
+from qmpshim.machine.gated_chain import Form
+from qmpshim.model.verdict import Verdict
+
+WORKLOAD = {"workflow": "backup", "operations": 60, "size": 1 << 20}
+
+
+def suite_file(place: Path, count: int, **arguments: Any) -> Path:
+    path = place / "suite.json"
+    cases = [
+        {"kind": "verify", "name": f"v{n}", "arguments": {**WORKLOAD, "seed": n, **arguments}}
+        for n in range(count)
+    ]
+    path.write_text(json.dumps({"name": "mine", "cases": cases}))
+    return path
+
+
+def journal_of(place: Path) -> list[dict[str, Any]]:
+    """The results in a journal, without a line that is being written."""
+    lines = (place / "journal.jsonl").read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in lines[1:]]
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not what():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.01)
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+def test_a_run_from_beginning_to_end(qmpshim: CommandLine) -> None:
+    suite = suite_file(qmpshim.home, 3)
+    done = qmpshim.run("check", "--suite", suite, "--out", "out")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert "suite mine: 3 cases on 1 build(s), 3 in all" in done.stdout
+    assert re.search(r"system  3 ok, 0 diverged, 0 skipped, 0 broken", done.stdout)
+    assert done.stdout.endswith("all as predicted: 0 new finding(s), 0 known\n")
+    out = qmpshim.home / "out"
+    assert {path.name for path in out.iterdir()} == {
+        *("journal.jsonl", "results.json", "junit.xml", "report.tap")
+    }
+    again = qmpshim.run("check", "--suite", suite, "--out", "out")
+    assert again.returncode == 2
+    assert "out holds a run already: go on with it by --resume out" in again.stderr
+    # A run that is done goes on to its end at once.
+    idle = qmpshim.run("check", "--resume", "out")
+    assert idle.returncode == 0 and "3 of them done before" in idle.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_stopped_in_the_middle_and_resumed(qmpshim: CommandLine, number: signal.Signals) -> None:
+    suite, out = suite_file(qmpshim.home, 6), qmpshim.home / "out"
+    process = qmpshim.start("check", "--suite", suite, "--out", "out", "--jobs", "2")
+    wait_for(lambda: (out / "journal.jsonl").exists() and len(journal_of(out)) >= 2)
+    process.send_signal(number)
+    said, complaint = process.communicate(timeout=LIMIT)
+    assert complaint == ""
+    before = journal_of(out)
+    if number is signal.SIGKILL:
+        assert process.returncode == -number
+        assert qmpshim.left(patience=20.0) == []
+    else:
+        assert process.returncode == 128 + number
+        assert re.search(
+            r"interrupted: \d of 6 done and kept; go on with: qmpshim check --resume out\n", said
+        )
+        assert qmpshim.left(patience=1.0) == []
+    done = qmpshim.run("check", "--resume", "out")
+    assert done.returncode == 0, done
+    after = journal_of(out)
+    assert after[: len(before)] == before  # nothing lost
+    assert Counter(one["case"] for one in after) == Counter(f"v{n}" for n in range(6))  # nor twice
+
+
+def test_nobody_resumes_what_is_being_done(qmpshim: CommandLine) -> None:
+    suite, out = suite_file(qmpshim.home, 6), qmpshim.home / "out"
+    process = qmpshim.start("check", "--suite", suite, "--out", "out")
+    wait_for(lambda: (out / "journal.jsonl").exists() and journal_of(out))
+    other = qmpshim.run("check", "--resume", "out")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=LIMIT)
+    assert other.returncode == 2
+    assert other.stderr == "qmpshim: the run in out is being done right now\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "say"),
+    [
+        (["--build", "nowhere"], "no build named nowhere"),
+        (["--build", "system", "--build", "system"], "--build system is there twice"),
+        (["--suite", "slow"], "no suite 'slow': there are quick, full, and files"),
+        (["--suite", "missing.json"], "missing.json: No such file or directory"),
+        (["--case", "explode"], "suite quick has no case 'explode'; .*--list"),
+        (["--case", "./nowhere"], "--case ./nowhere: no such bundle"),
+        (["--baseline", "nowhere"], "nowhere: No such file"),
+        (["--resume", "nowhere"], "nowhere holds no run"),
+        (["--resume", "x", "--build", "system"], "--resume goes on with what was begun"),
+        (["--out", "/dev/null"], "/dev/null"),
+        (["--dask", "tcp://127.0.0.1:9", "--case", "protocol/schema"], "no Dask scheduler at"),
+        (["--jobs", "0"], "'0' is no positive number"),
+    ],
+)
+def test_words_that_are_wrong(qmpshim: CommandLine, args: list[str], say: str) -> None:
+    done = qmpshim.run("check", *args)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"qmpshim[^\n]*: [^\n]*{say}[^\n]*\n", done.stderr), done.stderr
+
+
+def test_the_suites_cases_are_shown(qmpshim: CommandLine) -> None:
+    done = qmpshim.run("check", "--list", "--case", "explore/*")
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert "explore/replication/checkpoint" in names
+    assert all(name.startswith("explore/") for name in names)
+
+
+# -- suites --------------------------------------------------------------------------------------
+
+
+def test_the_quick_suite_has_every_pair_once() -> None:
+    wanted = sorted(one.name for form in Form for one in pairs(form))
+    cases = suite_named("quick").cases
+    had = [n for case in cases if case.kind == "explore" for n in case.arguments["scenarios"]]
+    assert sorted(had) == wanted
+    names = [case.name for case in suite_named("full").cases]
+    assert len(names) == len(set(names))
+
+
+def test_every_kind_can_be_found() -> None:
+    for kind in KINDS:
+        assert callable(runner_of(kind))
+    with pytest.raises(InputError, match="no kind of check 'dance'"):
+        runner_of("dance")
+
+
+def test_a_suite_file(tmp_path: Path) -> None:
+    path = tmp_path / "nightly.toml"
+    path.write_text(
+        """
+        include = ["other.json"]
+
+        [[cases]]
+        kind = "verify"
+        name = "v"
+        budget = 5
+        arguments = { seed = 7 }
+        shards = 3
+        """
+    )
+    (tmp_path / "other.json").write_text('{"cases": [{"kind": "protocol", "name": "p"}]}')
+    suite = suite_named(str(path))
+    assert suite.name == "nightly"
+    assert [case.name for case in suite.cases] == ["p", "v/seed7", "v/seed8", "v/seed9"]
+    assert [case.arguments.get("seed") for case in suite.cases] == [None, 7, 8, 9]
+    assert suite.cases[1].budget == 5.0
+    assert [case.name for case in suite.only(["v/*"]).cases] == ["v/seed7", "v/seed8", "v/seed9"]
+
+
+@pytest.mark.parametrize(
+    ("text", "say"),
+    [
+        ("[1", "is damaged"),
+        ("[]", "a suite is an object with cases"),
+        ("{}", "no cases"),
+        ('{"case": []}', "nothing is known of case"),
+        ('{"cases": [{"kind": "dance", "name": "x"}]}', "no kind of check 'dance'"),
+        ('{"cases": [{"name": "x"}]}', "a case without kind"),
+        ('{"cases": [{"kind": "protocol", "name": "x", "seed": 1}]}', "nothing is known of seed"),
+        ('{"cases": [{"kind": "protocol", "name": "x", "budget": 0}]}', "limits must not be"),
+        ('{"cases": [{"kind": "protocol", "name": "x"}, {"kind": "shim", "name": "x"}]}', "more"),
+        ('{"include": ["self.json"]}', "includes itself"),
+    ],
+)
+def test_a_suite_file_that_is_wrong(tmp_path: Path, text: str, say: str) -> None:
+    path = tmp_path / "self.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=say):
+        suite_named(str(path))
+
+
+# -- the journal ---------------------------------------------------------------------------------
+
+IDENTITY = Identity("a", "7.2.22", "00", (7, 2, 22), "copy-before-write")
+OK = CaseOutcome(Status.OK, "fine")
+
+
+def a_plan(*builds: str, cases: tuple[str, ...] = ("x", "y")) -> Plan:
+    identities = tuple(Identity(name, "7.2.22", "00", (7, 2, 22)) for name in builds)
+    return Plan("s", identities, tuple(Case("verify", name) for name in cases), {})
+
+
+def test_a_line_that_was_not_written_to_its_end_does_not_count(tmp_path: Path) -> None:
+    journal = Journal.begin(tmp_path / "j", a_plan("a"))
+    journal.record(Delivery(("a", "x"), OK))
+    journal.close()
+    path = tmp_path / "j" / "journal.jsonl"
+    whole = path.read_bytes()
+    for torn in (b'{"build":"a","ca', b"{", b'{"build":"a","case":"y","outcome":{}}'):
+        path.write_bytes(whole + torn)
+        again = Journal.resume(tmp_path / "j")
+        assert again.missing == [("a", "y")]
+        again.record(Delivery(("a", "y"), OK))
+        again.close()
+        done = Journal.resume(tmp_path / "j")
+        assert done.missing == [] and done.outcomes[("a", "y")] == OK
+        done.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "say"),
+    [
+        (lambda lines: [], "is empty"),
+        (lambda lines: [b"x", *lines[1:]], "is damaged"),
+        (lambda lines: [lines[0].replace(b'"format":1', b'"format":9'), *lines[1:]], "format 9"),
+        (lambda lines: [*lines, lines[1]], "not wanted, or there twice"),
+        (lambda lines: [lines[0], lines[1].replace(b'"x"', b'"z"')], "not wanted"),
+        (lambda lines: [lines[0], b'{"build": "a"}'], "is damaged"),
+    ],
+)
+def test_a_journal_that_is_damaged(
+    tmp_path: Path, change: Callable[[list[bytes]], list[bytes]], say: str
+) -> None:
+    journal = Journal.begin(tmp_path / "j", a_plan("a"))
+    journal.record(Delivery(("a", "x"), OK))
+    journal.close()
+    path = tmp_path / "j" / "journal.jsonl"
+    lines = change(path.read_bytes().split(b"\n")[:-1])
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    with pytest.raises(InputError, match=say):
+        Journal.resume(tmp_path / "j")
+
+
+# -- the comparison ------------------------------------------------------------------------------
+
+
+def finding(cause: str, **more: Any) -> CaseFinding:
+    return CaseFinding(Verdict.CONTENT, cause, f"title of {cause}", **more)
+
+
+def results(**found: list[CaseFinding] | Status) -> Results:
+    """Of builds, with one case, what each found."""
+    outcomes = {}
+    for build, what in found.items():
+        if isinstance(what, Status):
+            outcomes[build, "x"] = CaseOutcome(what, "why")
+        else:
+            status = Status.DIVERGED if what else Status.OK
+            outcomes[build, "x"] = CaseOutcome(status, "", tuple(what))
+    return Results(a_plan(*found, cases=("x",)), outcomes)
+
+
+def test_what_is_new_and_what_is_gone() -> None:
+    compared = compare(results(a=[finding("1")], b=[finding("2"), finding("1")], c=[]))
+    assert {row.key: row.state for row in compared.rows} == {
+        "content: 1": State.NEW,
+        "content: 2": State.NEW,
+    }
+    rows = {row.key: row for row in compared.rows}
+    assert not rows["content: 1"].sights["b"].differs
+    assert rows["content: 2"].sights["b"].differs
+    assert [(one.build, one.key, one.why) for one in compared.gone] == [("c", "content: 1", "on a")]
+    assert compared.exit_status == 1
+
+
+def test_the_baseline_excuses() -> None:
+    baseline = results(a=[finding("1"), finding("3")])
+    compared = compare(results(b=[finding("1")]), baseline)
+    assert compared.rows[0].state is State.BASELINE and compared.exit_status == 0
+    assert [(one.build, one.key) for one in compared.gone] == [("b", "content: 3")]
+    compared = compare(results(b=[finding("1"), finding("2")]), baseline)
+    assert [row.state for row in compared.rows] == [State.NEW, State.BASELINE]
+    assert compared.exit_status == 1
+
+
+def test_what_is_known_fails_only_the_strict() -> None:
+    found = results(a=[finding("1", known="an-id")])
+    assert compare(found).exit_status == 0
+    assert compare(found, strict=True).exit_status == 1
+
+
+def test_what_did_not_show_itself_again_fails_nothing() -> None:
+    compared = compare(results(a=[finding("1", confirmed=False)]))
+    assert compared.rows[0].state is State.UNCONFIRMED and compared.exit_status == 0
+
+
+def test_the_smallest_case_speaks_for_a_finding() -> None:
+    long, short = finding("1", trace=("a",) * 9), finding("1", trace=("a",) * 2)
+    outside = finding("1", trace=("a",), contract=False)
+    compared = compare(results(a=[long], b=[outside, short]))
+    assert compared.rows[0].smallest.best == short
+    assert compared.rows[0].smallest.build == "b"
+
+
+@pytest.mark.parametrize(
+    ("found", "status"),
+    [
+        ({"a": Status.SKIPPED, "b": Status.SKIPPED}, 125),
+        ({"a": Status.SKIPPED, "b": []}, 0),
+        ({"a": Status.BROKEN, "b": []}, 2),
+        ({"a": Status.BROKEN, "b": [finding("1")]}, 1),
+    ],
+)
+def test_the_exit_status(found: dict[str, Any], status: int) -> None:
+    assert compare(results(**found)).exit_status == status
