@@ -150,7 +150,9 @@ class SecondaryChain:
                 file.truncate(self.spec.size)
         except (OSError, OverflowError) as error:
             if isinstance(error, OSError) and error.errno not in (EFBIG, EINVAL):
-                raise
+                if error.errno == ENOSPC:  # who called it knows what to say about a full disk
+                    raise
+                raise HostError(f"{path}: {error.strerror}") from error
             raise HostError(
                 f"no file of {self.spec.size} bytes can be made in {path.parent}: "
                 "choose a smaller --size, or set TMPDIR to another file system"
