@@ -111,6 +111,28 @@ def test_a_qemu_that_hangs(tmp_path: Path) -> None:
     assert "no answer in 2" in (tmp_path / "qmp.log").read_text()
 
 
+def test_an_interruption_in_the_moment_of_the_answer_is_not_lost(tmp_path: Path) -> None:
+    """asyncio.wait_for() of Python 3.11 gives the answer instead, and nobody is interrupted."""
+
+    async def test(qemu: Qemu) -> None:
+        asking = asyncio.ensure_future(qemu.execute("query-version"))
+        inner = qemu.client.execute
+
+        async def answered(command: str, *more: Any, **named: Any) -> Any:
+            answer = await inner(command, *more, **named)
+            asking.cancel()
+            return answer
+
+        qemu.client.execute = answered  # type: ignore[method-assign]
+        try:
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+        finally:
+            del qemu.client.execute
+
+    assert with_qemu(tmp_path, test) == 0
+
+
 def test_what_it_says_is_told(tmp_path: Path) -> None:
     async def run(*args: str) -> None:
         await Qemu(QEMU, tmp_path, args, limit=20.0).start()

@@ -223,6 +223,15 @@ def test_what_cannot_be_built(workspace: Workspace) -> None:
         asyncio.run(run(NoTool, False))
 
 
+@pytest.mark.parametrize("size", [1 << 62, 1 << 80])
+def test_a_size_that_no_file_system_takes(workspace: Workspace, size: int) -> None:
+    async def never(chain: SecondaryChain) -> None:
+        raise AssertionError("it was built")
+
+    with pytest.raises(HostError, match=f"no file of {size} bytes can be made in .*: choose a"):
+        on_a_chain(workspace, ChainSpec(B, size), never)
+
+
 def test_a_qemu_without_replication_says_so(workspace: Workspace) -> None:
     class Without(SecondaryChain):
         """QEMU's list of commands, as a build without the feature gives it."""

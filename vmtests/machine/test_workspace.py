@@ -150,6 +150,14 @@ def test_no_place_for_it(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> No
         Workspace()
 
 
+def test_another_place_is_not_taken_silently(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(temporary / "missing"))
+    with pytest.raises(HostError, match=r"TMPDIR=.*missing is no directory to write to: set it"):
+        Workspace()
+
+
 def test_a_place_too_deep_for_sockets(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = temporary / ("d" * 80)
     deep.mkdir()
