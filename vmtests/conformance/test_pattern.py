@@ -128,6 +128,20 @@ def test_a_comparer_finds_any_flipped_bit(at: int, bits: int, start: int) -> Non
     assert [(wrong.start, wrong.count, wrong.predicted) for wrong in found] == [(sector, 1, owner)]
 
 
+@pytest.mark.parametrize("count", [1, 2047, 2048, 2049, 4096, 4097])
+def test_a_comparer_looks_at_the_last_sector(count: int) -> None:
+    """Also where it is alone in its batch, as at the end of a disk of odd size."""
+    contents, data = random_disk(4, count)
+    data[-1] ^= 1
+    comparer = Comparer()
+    assert [wrong.start for wrong in comparer.compare(data, contents, 0)] == [count - 1]
+    owners = contents.read(0, count)
+    assert not comparer.same(data, owners, 0)
+    data[-1] ^= 1
+    assert comparer.same(data, owners, 0)
+    assert not comparer.same(data[:-SECTOR], owners, 0)
+
+
 def test_a_comparer_finds_a_model_that_lags_behind() -> None:
     """The buffers are used again from batch to batch: what was there before must not count."""
     contents, data = random_disk(3, 9000)
