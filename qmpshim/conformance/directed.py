@@ -18,6 +18,7 @@ from qmpshim.machine.builds import Build
 from qmpshim.machine.gate import HeldIO
 from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
 from qmpshim.machine.nbd_proto import Op as Nbd
+from qmpshim.machine.qcow2 import Qcow2
 from qmpshim.machine.wire import WireNbd
 from qmpshim.model.verdict import Verdict
 
@@ -252,6 +253,22 @@ def _client_of_iothread(machine: GatedMachine) -> None:
     machine.call("query-status")
 
 
+def _stop_flushes_all(machine: GatedMachine) -> None:
+    """Stop flushes all disks (do_vm_stop()), those that nobody but the monitor owns as well."""
+    machine.call("xen-set-replication", _START)
+    assert _write(machine, "guest", 2, 0, 128) == 0
+    machine.call("xen-set-replication", _FAILOVER)
+    machine.reactor.until(lambda: _status(machine) is None, 5.0)
+    machine.call("stop")
+    machine.settle()
+    if not Qcow2.parse(memoryview(machine.stores["active"].snapshot())).allocation():
+        text = (
+            "after failover and stop the active disk's file has no cluster, though the guest "
+            "wrote one: its metadata is still in QEMU's memory"
+        )
+        raise Broken(Verdict.ALLOCATION, text, "stop does not flush every node")
+
+
 def _case(name: str, contract: bool, run: Callable[[GatedMachine], None]) -> Directed:
     def go(machine: GatedMachine) -> RealViolation | None:
         run(machine)
@@ -271,4 +288,5 @@ DIRECTED: tuple[Directed, ...] = (
     _case("failover-fails", True, _failed_failover),
     _case("quit-running", True, _quit_running),
     _case("iothread-client-leaves", True, _client_of_iothread),
+    _case("stop-leaves-nodes-unflushed", True, _stop_flushes_all),
 )

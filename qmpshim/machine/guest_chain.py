@@ -112,10 +112,6 @@ class GuestChain(SecondaryChain):
         self.held = False
         await self._resume()
 
-    async def settle(self) -> None:
-        await self.qemu.execute("stop")
-        await self._resume()
-
     @property
     def write_log(self) -> Path:
         """The file that ``blklogwrites`` writes to."""

@@ -76,6 +76,7 @@ class SecondaryChain:
         self.primary: NbdClient
         self.guest: BlockClient
         self._fresh = self._running = False  # replication: never started; started and not ended
+        self._orphaned = False  # failed over: the guest's disk is the secondary disk
 
     def image(self, node: str) -> Path:
         """The file behind *node*."""
@@ -124,6 +125,7 @@ class SecondaryChain:
 
     async def _build_overlays(self) -> None:
         self._fresh, self._running = True, False
+        self._orphaned = False
         below = "secondary"
         for node in self.overlays:
             self._create(node)
@@ -303,6 +305,7 @@ class SecondaryChain:
             if time.monotonic() > deadline:
                 raise MachineHung(f"failover did not finish in {self.qemu.limit:g} s")
             await asyncio.sleep(0.002)
+        self._orphaned = True
 
     async def _set_replication_off(self, failover: bool) -> None:
         await self.qemu.execute(
@@ -327,6 +330,14 @@ class SecondaryChain:
     async def settle(self) -> None:
         """Let all I/O end and write qcow2 tables to the files, so that they can be read."""
         await self.qemu.execute("stop")
+        if self._orphaned:
+            # Nobody uses them any more, and not every QEMU's stop flushes what only the monitor
+            # owns (known/directed/stop-leaves-nodes-unflushed.json).
+            for node in self.overlays:
+                await self.qemu.execute(
+                    "human-monitor-command",
+                    {"command-line": f"qemu-io {self.named(node)} flush"},
+                )
         await self._resume()
 
     @asynccontextmanager

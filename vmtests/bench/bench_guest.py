@@ -1,0 +1,101 @@
+"""The guest: seconds to a prompt, booted and restored, by build; its verified I/O against bare.
+
+Run by hand: ``python vmtests/bench/bench_guest.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+
+from qmpshim.conformance.guest_disk import PROGRAM
+from qmpshim.conformance.guest_rig import GuestOpener
+from qmpshim.conformance.guest_work import GuestWork
+from qmpshim.conformance.verify import setup_for
+from qmpshim.conformance.workload import Kind
+from qmpshim.machine import builds, guest_image, registry, saved_state
+from qmpshim.machine.builds import Build
+from qmpshim.machine.guest import Guest, GuestSpec, boot
+from qmpshim.machine.guest_image import GuestImage
+from qmpshim.machine.secondary import ChainSpec
+from qmpshim.machine.workspace import Workspace
+from qmpshim.model.chain import Workflow
+
+BUILDS = ("system", "debian:bullseye", "debian:trixie", "debian:sid")
+RUNS = 5
+WANTED_BOOT = 4.0  # seconds from exec to prompt
+OPERATIONS = 400
+
+
+async def timed_boot(build: Build, image: GuestImage, machine: str) -> float:
+    with Workspace() as workspace:
+        began = time.monotonic()
+        guest = await boot(build, image, workspace.path, GuestSpec(machine))
+        took = time.monotonic() - began
+        await guest.close()
+        return took
+
+
+async def timed_restore(build: Build, image: GuestImage) -> float:
+    with Workspace() as workspace:
+        began = time.monotonic()
+        guest = await saved_state.ready(build, image, workspace.path)
+        took = time.monotonic() - began
+        await guest.close()
+        return took
+
+
+async def rates(build: Build, image: GuestImage) -> tuple[float, float]:
+    """Operations/s of the guest's program: alone, and predicted, judged and cross-checked."""
+    with Workspace() as workspace:
+        setup = setup_for(build, ChainSpec(Workflow.REPLICATION, 8 << 20))
+        rig = await GuestOpener(build, image)(setup, workspace.path)
+        work = GuestWork(rig, setup.qemu_img)
+        assert work.primary(Kind.WRITE, 0, 4096) is None
+        assert await work.command(Kind.START) is None
+        bare, verified = [], []
+        for turn in range(RUNS):
+            began = time.monotonic()
+            _bare(rig.machine, work.plan(turn, OPERATIONS, 0, 4096))
+            bare.append(OPERATIONS / (time.monotonic() - began))
+            began = time.monotonic()
+            # The same once more, now looked at: what is written is the same, too.
+            work.number -= OPERATIONS
+            found = work.random(turn, OPERATIONS, 0, 4096) or await work.check()
+            verified.append(OPERATIONS / (time.monotonic() - began))
+            assert found is None, str(found)
+        await work.close()
+        await rig.close()
+        return statistics.median(bare), statistics.median(verified)
+
+
+def _bare(guest: Guest, command: str) -> None:
+    assert PROGRAM in command
+    guest.run(command, 120)
+
+
+async def main() -> None:
+    image = guest_image.build(print)
+    print(f"prompt in seconds, medians of {RUNS} (wanted: boot within {WANTED_BOOT:g})")
+    for name in BUILDS:
+        if name != "system" and not registry.has(name):
+            print(f"  {name:16} not fetched")
+            continue
+        build = builds.resolve(name)
+        await timed_restore(build, image)  # makes the state, if need be
+        pc, q35 = [
+            statistics.median([await timed_boot(build, image, machine) for _ in range(RUNS)])
+            for machine in ("pc", "q35")
+        ]
+        restored = statistics.median([await timed_restore(build, image) for _ in range(RUNS)])
+        verdict = "ok" if max(pc, q35) <= WANTED_BOOT else "MISSED"
+        print(f"  {name:16} boot pc {pc:.2f}, q35 {q35:.2f} {verdict}; restore {restored:.2f}")
+    bare, verified = await rates(Build.system(), image)
+    print(
+        f"guest operations/s: bare {bare:.0f}, verified {verified:.0f}, ratio {verified / bare:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
