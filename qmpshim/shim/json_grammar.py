@@ -206,6 +206,10 @@ class _Grammar:
 class Framer(Protocol):
     """Tells where a value ends in the stream of tokens."""
 
+    @property
+    def idle(self) -> bool:
+        """Whether no value has begun."""
+
     def token(
         self, kind: Kind, text: bytes, place: Callable[[int], Place], at: int
     ) -> Parsed | Malformed | None:
@@ -224,6 +228,10 @@ class _Classic:
     def _reset(self) -> None:
         self._braces = self._brackets = self._count = self._size = 0
         self._grammar = _Grammar(Dialect.CLASSIC)
+
+    @property
+    def idle(self) -> bool:
+        return not self._count
 
     def token(
         self, kind: Kind, text: bytes, place: Callable[[int], Place], at: int
@@ -268,6 +276,10 @@ class _Placed:
         self._braces = self._brackets = self._count = self._size = 0
         self._failed = False
         self._grammar = _Grammar(Dialect.PLACED)
+
+    @property
+    def idle(self) -> bool:
+        return not self._count
 
     def token(
         self, kind: Kind, text: bytes, place: Callable[[int], Place], at: int

@@ -12,6 +12,7 @@ that a client that sends 64 MiB a byte at a time costs no more than one that sen
 
 from __future__ import annotations
 
+import json
 import re
 
 from qmpshim.shim.json_grammar import (
@@ -22,7 +23,7 @@ from qmpshim.shim.json_grammar import (
     Parsed,
     framer_of,
 )
-from qmpshim.shim.json_text import for_message
+from qmpshim.shim.json_text import Value, for_message
 
 _NOT_IN_STRING = rb"\x00-\x1f\xfe\xff"
 # A whole token and, for one that has no end of its own, a look at the byte that ends it.
@@ -42,6 +43,33 @@ _TOKEN = re.compile(
 _KINDS = (Kind.PUNCTUATION, *Kind)  # by group number
 _BLANK = re.compile(rb"[ \t\r\n]*")
 _RECOVERY = re.compile(rb"[^\x00-\x08\x0a-\x1f\xfe\xff\[\]{}:,]*")
+
+
+_QUICK_BYTES = 1 << 16  # of a value that is read in one go
+_QUICK_NESTING = 64
+
+
+def _distinct(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("QEMU complains of a key that comes twice")
+    return made
+
+
+def _small(digits: str) -> int:
+    if len(digits) > 18 or digits == "-0":
+        raise ValueError("QEMU may read it otherwise")
+    return int(digits)
+
+
+def _refuse(text: str) -> Value:
+    raise ValueError(text)
+
+
+# What this takes QEMU takes, too, and for the same value, if there is no backslash in it.
+_QUICK = json.JSONDecoder(
+    object_pairs_hook=_distinct, parse_int=_small, parse_float=_refuse, parse_constant=_refuse
+)
 
 
 class _State:
@@ -128,6 +156,7 @@ class JsonStream:
         self._token = bytearray()
         self._token_place = (1, 1)
         self._recovering = False
+        self._text: str | None = None  # of the buffer, where it is ASCII
 
     def feed(self, data: bytes) -> None:
         """Take bytes; they are kept until :meth:`next` has used them."""
@@ -135,6 +164,7 @@ class JsonStream:
         self._ahead -= self._at
         self._buffer = self._buffer[self._at :] + data if self._at < len(self._buffer) else data
         self._at = 0
+        self._text = self._buffer.decode() if self._buffer.isascii() else None
 
     @property
     def waiting(self) -> int:
@@ -155,6 +185,8 @@ class JsonStream:
 
     def next(self) -> Parsed | Malformed | None:
         """The next value or error, or None until more bytes are fed."""
+        if self._text is not None and (quick := self._whole(self._text)) is not None:
+            return quick
         buffer = self._buffer
         while self._at < len(buffer):
             result: Parsed | Malformed | None
@@ -182,6 +214,26 @@ class JsonStream:
             if result is not None:
                 return result
         return None
+
+    def _whole(self, text: str) -> Parsed | None:
+        """A value as clients mostly send it: a whole object of plain JSON; None: look closer."""
+        if self._recovering or self._state is not None or not self._framer.idle:
+            return None
+        blank = _BLANK.match(self._buffer, self._at)
+        assert blank is not None
+        at = blank.end()
+        if not text.startswith("{", at):
+            return None
+        try:
+            value, end = _QUICK.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            return None
+        buffer = self._buffer
+        nested = buffer.count(b"{", at, end) + buffer.count(b"[", at, end)
+        if end - at > _QUICK_BYTES or nested > _QUICK_NESTING or buffer.find(b"\\", at, end) >= 0:
+            return None
+        self._at = end
+        return Parsed(value)
 
     def _begin(self) -> Malformed | None:
         """Enter the state machine with a token's first byte."""

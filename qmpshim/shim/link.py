@@ -9,6 +9,7 @@ import os
 import select
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 log = logging.getLogger(__name__)
@@ -54,17 +55,32 @@ class Batch:
     def __init__(self) -> None:
         self._depth = 0
         self._dirty: dict[Link, None] = {}
+        self._last: list[Callable[[], None]] = []
 
     def __enter__(self) -> None:
         self._depth += 1
 
     def __exit__(self, *_: object) -> None:
         if self._depth == 1:
-            while self._dirty:
+            while self._dirty or self._last:
+                last, self._last = self._last, []
+                for do in last:
+                    do()
                 dirty, self._dirty = self._dirty, {}
                 for link in dirty:
                     link.flush()
         self._depth -= 1
+
+    def at_end(self, do: Callable[[], None]) -> None:
+        """Call *do* when the batch ends, before the links are flushed; soon, if there is none."""
+        if self._depth:
+            self._last.append(do)
+        else:
+            asyncio.get_running_loop().call_soon(self._alone, do)
+
+    def _alone(self, do: Callable[[], None]) -> None:
+        with self:
+            do()
 
     def add(self, link: Link) -> None:
         """Flush *link* when the batch ends, or now when there is none."""

@@ -124,6 +124,7 @@ class Client:
 
     def answered(self, reply: bytes, oob: bool) -> None:
         """A request has its reply."""
+        self.shim.spread()  # what QEMU said before it
         self.link.write(reply)
         self.session.done(oob)
 
@@ -152,6 +153,7 @@ class Shim:
         self.watchers: dict[str, Watcher] = {}
         self.intercepts: dict[str, Intercept] = {}
         self._listeners: dict[Client, None] = {}  # who gets events
+        self._unspread: list[bytes] = []  # events they have not got yet
         self._how_ended = how_ended
         self._line: deque[Client] = deque()
         self._in_band = 0
@@ -288,6 +290,7 @@ class Shim:
             else:
                 client.session.oob = "oob" in enable
                 client.session.negotiated = True
+                self.spread()  # not to the newcomer
                 if client in self.clients:
                     self._listeners[client] = None
                 text = return_reply({}, command.id)
@@ -436,10 +439,20 @@ class Shim:
         self.counters.events += 1
         if b'"event": "SHUTDOWN"' in line:
             self._shut_down = True
-        for listener in list(self._listeners):
-            listener.link.write(line)
+        if not self._unspread:
+            self.batch.at_end(self.spread)
+        self._unspread.append(line)
         for waiter in self._event_waiters:
             waiter(line)
+
+    def spread(self) -> None:
+        """Send the events that came in this packet, all at once: there may be many listeners."""
+        if not self._unspread:
+            return
+        data = b"".join(self._unspread)
+        self._unspread.clear()
+        for listener in list(self._listeners):
+            listener.link.write(data)
 
     def on_event(self, waiter: Callable[[bytes], None]) -> None:
         """Tell *waiter* each event, as the text QEMU sent."""

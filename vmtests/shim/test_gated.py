@@ -132,9 +132,12 @@ def test_all_are_told_what_is_held(gated: Gated) -> None:
 
 
 def test_a_blocked_command_does_not_block_the_hand(gated: Gated) -> None:
-    """A checkpoint waits for the I/O that is held; out of band it can be let go nevertheless."""
-    gated.ask("x-shim-hold", disk="active")
-    gated.write("guest", 2, 0, SECTORS)
+    """A checkpoint waits for the I/O that is held; out of band it can be let go nevertheless.
+
+    A read is held: a checkpoint with a write in flight may be the end of QEMU.
+    """
+    gated.ask("x-shim-hold", disk="secondary", operation="read")
+    gated.start("guest", lambda c: c.read(CLUSTER, 0))
     gated.until_held(1)
     gated.wire.send(b'{"execute": "xen-colo-do-checkpoint", "id": "c"}')
     wait_until(lambda: "start 1: checkpoint" in gated.urgent("x-shim-schedule")["steps"])

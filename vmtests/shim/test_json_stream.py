@@ -56,6 +56,24 @@ def test_chunks_make_no_difference(dialect: Dialect, data: bytes, cuts: list[int
     assert _all(JsonStream(dialect), *pieces) == whole
 
 
+@BOTH
+@given(
+    values=st.lists(VALUES, min_size=1, max_size=3),
+    cut=st.integers(0, 40),
+    junk=st.sampled_from([b"", b"\n", b" ,", b"}", b"'", b'{"a": 1, "a": 2}', b'{"x": [1.5]} ']),
+)
+@settings(max_examples=300, deadline=None)
+def test_whole_objects_are_read_as_by_the_byte(
+    dialect: Dialect, values: list[Any], cut: int, junk: bytes
+) -> None:
+    """What is read in one go is what the machine reads; places in complaints stay right, too."""
+    texts = [json.dumps({"execute": "x", "arguments": {"v": v}}).encode() for v in values]
+    data = junk.join(texts).replace(b"Infinity", b"1").replace(b"NaN", b"2") + b"\n{] "
+    by_byte = _all(JsonStream(dialect), *(data[i : i + 1] for i in range(len(data))))
+    assert repr(_all(JsonStream(dialect), data)) == repr(by_byte)
+    assert repr(_all(JsonStream(dialect), data[:cut], data[cut:])) == repr(by_byte)
+
+
 @given(value=VALUES)
 @settings(max_examples=200, deadline=None)
 def test_it_reads_what_json_writes_and_what_it_writes_itself(value: Any) -> None:
