@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from errno import ENOSPC
 
 import qmpshim
-from qmpshim.commands import builds, check, explore, guest, pair, shim, verify
+from qmpshim.commands import builds, check, explore, guest, pair, shim, stress, verify
 from qmpshim.commands.console import WRONG, Console, Parser
 from qmpshim.errors import QmpshimError
 
@@ -23,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qmpshim {qmpshim.__version__}")
     parser.add_argument("--debug", action="store_true", help="log what is done to stderr")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (verify, explore, check, guest, pair, shim, builds):
+    for command in (verify, explore, check, guest, pair, shim, stress, builds):
         command.add(commands)
     return parser
 

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import random
 import resource
 import select
 import selectors
@@ -28,6 +27,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from qemu.qmp import QMPClient
+
+from qmpshim.shim.endpoint import Address
+from qmpshim.shim.stress import stress
 
 QEMU = ["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none"]
 SERVE = """
@@ -55,15 +57,15 @@ def qemu(directory: Path, monitors: int) -> Iterator[list[Path]]:
 
 
 @contextlib.contextmanager
-def shim(directory: Path, monitor: Path) -> Iterator[tuple[Path, int]]:
-    """A shim process before a monitor: its address and process id."""
+def shim(directory: Path, monitor: Path) -> Iterator[Path]:
+    """A shim process before a monitor: its address."""
     path = directory / "shim"
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, f"unix:{path}", f"unix:{monitor}"], stdout=subprocess.PIPE
     )
     try:
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        yield path, process.pid
+        yield path
     finally:
         process.terminate()
         process.wait()
@@ -243,55 +245,6 @@ def events(through: Path, clients: int, wanted: int, go: threading.Event) -> tup
     return seconds, sum(digest.digest() != right.digest() for digest in digests)
 
 
-def resident(pid: int) -> int:
-    """Resident KiB of a process."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1])
-    return 0
-
-
-def crowd(path: Path, pid: int, clients: int) -> tuple[float, int, int, int]:
-    """Clients connect, talk and vanish: seconds, KiB before, KiB after, descriptors left."""
-    fds = len(os.listdir(f"/proc/{pid}/fd"))
-    before = resident(pid)
-    begin = time.perf_counter()
-    here = []
-    for number in range(clients):
-        sock = connect(path)
-        sock.sendall(b"{'execute': 'query-name', 'id': %d}" % number)
-        here.append(sock)
-    for sock in here:
-        assert b"id" in sock.recv(4096)
-    for number, sock in enumerate(here):
-        if number % 2:
-            sock.sendall(b"{'execute': 'query-block'}{'half")
-        sock.close()
-    seconds = time.perf_counter() - begin
-    time.sleep(0.5)
-    return seconds, before, resident(pid), len(os.listdir(f"/proc/{pid}/fd")) - fds
-
-
-def abuse(path: Path, messages: int) -> tuple[float, int]:
-    """Malformed messages a second that were answered, and how many were not."""
-    sock = connect(path)
-    sock.settimeout(30)
-    cases = [b"{]\n", b"\xff\n", b"nope\n", b"{'execute': 1}\n", b"[1,2]\n", b"'\\ud800'\n"]
-    answered = 0
-    begin = time.perf_counter()
-    sent = 0
-    while sent < messages:
-        batch = b"".join(random.choice(cases) for _ in range(200))
-        sock.sendall(batch)
-        sent += 200
-        lines = 0
-        while lines < 200:
-            lines += sock.recv(1 << 16).count(b"\n")
-        answered += lines
-    sock.close()
-    return answered / (time.perf_counter() - begin), sent - answered
-
-
 def main() -> int:
     quick = "--quick" in sys.argv
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -305,7 +258,7 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as name, qemu(Path(name), 4) as monitors:
         directory = Path(name)
-        with shim(directory, monitors[1]) as (path, pid), socat(directory, monitors[2]) as relay:
+        with shim(directory, monitors[1]) as path, socat(directory, monitors[2]) as relay:
             paths = {"direct": monitors[0], "shim": path}
             if relay is not None:
                 paths["socat"] = relay
@@ -321,28 +274,22 @@ def main() -> int:
             one = rates["one direct"]
             told = ", ".join(f"{n} {r:.0f}/s ({r / one:.2f}x)" for n, r in rates.items())
             promise(f"throughput, median: {told}", rates["16 through the shim"] >= 0.9 * one)
-            crowd(path, pid, 200)  # warms what stays
             for clients in (1000, 1000) if not quick else (1000,):
-                seconds, before, after, fds = crowd(path, pid, clients)
+                done = stress(Address(path=path), clients, 5_000 if quick else 50_000)
+                assert done.before is not None and done.after is not None
                 promise(
-                    f"crowd: {clients} clients in {seconds:.1f} s; the shim had {before} KiB, has "
-                    f"{after} KiB, {fds} descriptors left",
-                    fds <= 0 and after - before < 8192,
+                    f"crowd and abuse: {clients} clients in {done.clients_seconds:.1f} s, "
+                    f"{done.malformed / done.malformed_seconds:.0f} malformed messages/s; the shim "
+                    f"had {done.before.memory >> 10} KiB, has {done.after.memory >> 10} KiB",
+                    bool(done.cut_off) and not done.leaks,
                 )
-            before = resident(pid)
-            rate, lost = abuse(path, 5_000 if quick else 50_000)
-            promise(
-                f"abuse: {rate:.0f} malformed messages/s answered, {lost} not; "
-                f"{resident(pid) - before:+d} KiB",
-                lost == 0,
-            )
         go = threading.Event()
         wanted = 20_000 if quick else 100_000
         fake = Path(name) / "fake"
         pretend(fake, 10_000, wanted, go)
         other = Path(name) / "other"
         other.mkdir()
-        with shim(other, fake) as (path, _):
+        with shim(other, fake) as path:
             seconds, wrong = events(path, 100, wanted, go)
         promise(
             f"events: {wanted} at 10000/s reached 100 clients in {seconds:.1f} s, {wrong} of them "

@@ -1,0 +1,90 @@
+"""`qmpshim stress`: load and abuse for a QMP endpoint, and what is left of it."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from qmpshim.commands.console import DIVERGED, OK, Console, build_options, chosen_build, count
+from qmpshim.errors import BuildError, MachineError
+from qmpshim.machine.workspace import Workspace
+from qmpshim.shim.endpoint import Address, raise_fd_limit
+from qmpshim.shim.stress import Figures, stress
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    stressing = commands.add_parser(
+        "stress", help="load and abuse for a shim: crowds that vanish, nonsense, stuck clients"
+    )
+    stressing.add_argument("address", nargs="?", help="of a shim; none: start one with a QEMU")
+    build_options(stressing, machine=False)
+    stressing.add_argument(
+        "--clients", type=count, default=1000, metavar="N", help="that come and go (default 1000)"
+    )
+    stressing.add_argument(
+        "--messages", type=count, default=20_000, metavar="N", help="malformed (default 20000)"
+    )
+    stressing.add_argument("--seed", type=int, default=1, metavar="S")
+    stressing.set_defaults(run=_stress)
+
+
+def _stress(args: argparse.Namespace, console: Console) -> int:
+    raise_fd_limit()
+    with _endpoint(args) as address:
+        try:
+            figures = stress(address, args.clients, args.messages, args.seed, console.progress)
+        except MachineError as error:
+            console.line(f"it did not stand it: {error}")
+            return DIVERGED
+    return _show(figures, console)
+
+
+@contextmanager
+def _endpoint(args: argparse.Namespace) -> Iterator[Address]:
+    if args.address:
+        yield Address.parse(args.address)
+        return
+    chosen_build(args)
+    which = ["--qemu", args.qemu] if args.qemu else ["--build", args.build] if args.build else []
+    with Workspace() as workspace:
+        address = Address(path=workspace.path / "stressed.sock")
+        command = [sys.executable, "-m", "qmpshim.cli", "serve", "--listen", str(address), *which]
+        said = workspace.path / "stderr"
+        with said.open("wb") as err:
+            server = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=err, stdin=subprocess.DEVNULL
+            )
+        try:
+            assert server.stdout is not None
+            if not server.stdout.readline():
+                raise BuildError(said.read_text().strip() or "qmpshim serve did not start")
+            yield address
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _show(figures: Figures, console: Console) -> int:
+    served = f"{figures.clients} ({figures.clients / figures.clients_seconds:,.0f}/s)"
+    survived = f"{figures.malformed} ({figures.malformed / figures.malformed_seconds:,.0f}/s)"
+    console.line(f"clients served       {served}, half of them left in the middle of a request")
+    console.line(f"malformed messages   {survived} survived, and one of 65 MiB")
+    console.line(
+        "stuck client         "
+        + ("stopped, the others were served" if figures.cut_off else "was never stopped")
+    )
+    before, after = figures.before, figures.after
+    if before is None or after is None:
+        console.line("memory               cannot be seen: the endpoint is no unix socket of ours")
+    else:
+        was, now = before.memory >> 10, after.memory >> 10
+        console.line(f"memory               {was} KiB before, {now} KiB after ({now - was:+d} KiB)")
+        console.line(f"descriptors          {before.descriptors} before, {after.descriptors} after")
+    well = bool(figures.cut_off) and not figures.leaks
+    console.line("stood it" if well else f"left behind: {figures.leaks or 'a stuck client'}")
+    return OK if well else DIVERGED

@@ -1,0 +1,253 @@
+"""Load and abuse for a QMP endpoint: crowds that vanish, nonsense, a client that never reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from qmpshim.errors import HostError, InputError, MachineError, MachineHung
+from qmpshim.shim.endpoint import Address
+
+LIMIT = 30.0  # seconds for any one answer
+LEAK = 16 << 20  # bytes that may stay: an allocator gives back what it likes
+_WAVE = 200  # clients that are there at once
+_WARM = 100  # clients before memory is looked at: what stays after them stays once
+_CREDENTIALS = struct.Struct("3i")
+_NONSENSE = (
+    b"{]\n", b"\xff\n", b"nope\n", b"{'execute': 1}\n", b"[1,2]\n", b"'\\ud800'\n", b"%p\n",
+    b"{'execute': 'no-such-command'}\n", b"{'a': {'b': [}]}}\n", b"{'execute': 'x', 'extra': 1}\n",
+    b"[" * 1025 + b"\n", b"1e\n", b"{'execute': 'query-name', 'arguments': 5}\n",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the endpoint's process holds now: resident bytes, open descriptors."""
+
+    memory: int
+    descriptors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """How it went.
+
+    :ivar clients: that connected, talked and vanished
+    :ivar malformed: messages that are none; each was answered, and the connection lived on
+    :ivar cut_off: whether the client that never reads was cut off; None: it was not tried
+    :ivar before: the endpoint's process once it was warm; None where it cannot be looked at
+    :ivar after: at the end
+    """
+
+    clients: int
+    clients_seconds: float
+    malformed: int
+    malformed_seconds: float
+    cut_off: bool | None
+    before: Standing | None
+    after: Standing | None
+
+    @property
+    def leaks(self) -> str:
+        """What is left behind, in words; "" for nothing."""
+        if self.before is None or self.after is None:
+            return ""
+        left = []
+        if self.after.descriptors > self.before.descriptors:
+            left.append(f"{self.after.descriptors - self.before.descriptors} descriptors")
+        if self.after.memory - self.before.memory > LEAK:
+            left.append(f"{(self.after.memory - self.before.memory) >> 20} MiB")
+        return " and ".join(left)
+
+
+def connect(address: Address) -> socket.socket:
+    """A plain client that has negotiated.
+
+    :raises InputError: nobody listens there
+    :raises MachineError: it does not answer as QMP does
+    """
+    if address.path is not None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        place: object = str(address.path)
+    else:
+        sock = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
+        place = (address.host, address.port)
+    sock.settimeout(LIMIT)
+    try:
+        sock.connect(place)  # type: ignore[arg-type]
+    except OSError as error:
+        sock.close()
+        raise InputError(f"cannot connect to {address}: {error.strerror}") from error
+    try:
+        for sent, wanted in ((b"", b'"QMP"'), (b"{'execute': 'qmp_capabilities'}", b"return")):
+            sock.sendall(sent)
+            if wanted not in _line(sock):
+                raise MachineError(f"{address} does not speak QMP")
+    except MachineError:
+        sock.close()
+        raise
+    return sock
+
+
+def _line(sock: socket.socket) -> bytes:
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        try:
+            data = sock.recv(1 << 16)
+        except TimeoutError as error:
+            raise MachineHung(
+                f"no answer in {LIMIT:g} s (a plain QEMU talks to one client at a time)"
+            ) from error
+        except OSError as error:
+            raise MachineError(f"the connection broke: {error.strerror}") from error
+        if not data:
+            raise MachineError("the endpoint hung up")
+        line += data
+    return bytes(line)
+
+
+def process_of(address: Address) -> int | None:
+    """The process that listens at a unix socket; None for others, and for those of other users."""
+    if address.path is None:
+        return None
+    with closing(connect(address)) as sock:
+        told = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid = int(_CREDENTIALS.unpack(told)[0])
+    return pid if os.access(f"/proc/{pid}/fd", os.R_OK) else None
+
+
+def standing(pid: int) -> Standing:
+    """What a process holds.
+
+    :raises HostError: it cannot be looked at
+    """
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError as error:
+        raise HostError(f"cannot look at process {pid}: {error.strerror}") from error
+    return Standing(pages * os.sysconf("SC_PAGE_SIZE"), descriptors)
+
+
+def crowd(address: Address, clients: int, progress: Callable[[str], None]) -> float:
+    """Clients connect, talk and vanish, every other one in the middle of a request; seconds."""
+    begin = time.monotonic()
+    done = 0
+    while done < clients:
+        here = []
+        for number in range(done, min(done + _WAVE, clients)):
+            sock = connect(address)
+            sock.sendall(b"{'execute': 'query-name', 'id': %d}" % number)
+            here.append((number, sock))
+        for number, sock in here:
+            reply = json.loads(_line(sock).splitlines()[0])
+            if "event" not in reply and reply.get("id") != number:
+                raise MachineError(f"client {number} got the answer to {reply.get('id')}")
+        for number, sock in here:
+            if number % 2:
+                sock.sendall(b"{'execute': 'query-block'}{'half")
+            sock.close()
+        done += len(here)
+        progress(f"{done}/{clients} clients came and went")
+    return time.monotonic() - begin
+
+
+def nonsense(
+    address: Address, messages: int, seed: int, progress: Callable[[str], None]
+) -> tuple[float, int]:
+    """Malformed messages, many in a packet; gives seconds, and how many were answered."""
+    chance = random.Random(seed)
+    begin = time.monotonic()
+    answered = sent = 0
+    with closing(connect(address)) as sock:
+        while sent < messages:
+            batch = [chance.choice(_NONSENSE) for _ in range(min(100, messages - sent))]
+            mark = b'\xff{"execute": "query-name", "id": "mark"}'
+            sock.sendall(b"".join(batch) + mark)
+            # One message may deserve several complaints; all come before the mark's answer.
+            text = b""
+            while b'"id": "mark"' not in text:
+                text = _line(sock)
+            sent += len(batch)
+            answered += len(batch)
+            progress(f"{sent}/{messages} malformed messages")
+    return time.monotonic() - begin, answered
+
+
+def glutton(address: Address, progress: Callable[[str], None], most: int = 4000) -> bool:
+    """A client that asks and never reads: whether it was stopped, and the others served."""
+    with closing(connect(address)) as sock, closing(connect(address)) as other:
+        sock.settimeout(0.5)
+        stopped = False
+        for number in range(most):
+            try:
+                sock.sendall(b"{'execute': 'query-qmp-schema'}")
+            except OSError:  # cut off, or no longer read from
+                stopped = True
+                break
+            if number % 500 == 0:
+                progress(f"{number} requests of a client that does not read")
+                other.sendall(b"{'execute': 'query-name'}")
+                _line(other)
+        other.sendall(b"{'execute': 'query-name'}")
+        _line(other)
+    return stopped
+
+
+def giant(address: Address) -> None:
+    """A message larger than QEMU takes, then one that is none."""
+    with closing(connect(address)) as sock:
+        chunk = b"a" * (1 << 20)
+        sock.sendall(b"'")
+        for _ in range(65):
+            sock.sendall(chunk)
+        sock.sendall(b"'\xff{'execute': 'query-name', 'id': 'mark'}")
+        text = b""
+        while b'"id": "mark"' not in text:
+            text = _line(sock)
+
+
+def stress(
+    address: Address,
+    clients: int,
+    messages: int,
+    seed: int = 1,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Figures:
+    """Do all of it to the endpoint at *address*.
+
+    :raises InputError: nobody listens there
+    :raises MachineError: it did not stand it: hung up, did not answer, mixed up its clients
+    """
+    pid = process_of(address)
+    crowd(address, _WARM, progress)
+    nonsense(address, 500, seed, progress)
+    before = None if pid is None else standing(pid)
+    took = crowd(address, clients, progress)
+    talked, answered = nonsense(address, messages, seed, progress)
+    progress("a message of 65 MiB")
+    giant(address)
+    stopped = glutton(address, progress)
+    with closing(connect(address)):
+        pass
+    after = None
+    if pid is not None:
+        for after in _settling(pid):
+            if before is None or after.descriptors <= before.descriptors:
+                break
+    return Figures(clients, took, answered, talked, stopped, before, after)
+
+
+def _settling(pid: int) -> Iterator[Standing]:
+    """What it holds, for as long as it may take to notice that everybody left."""
+    for _ in range(100):
+        time.sleep(0.05)
+        yield standing(pid)

@@ -1,0 +1,109 @@
+"""The stress command on an endpoint that stands it, and on one that does not."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from shim_harness import LIMIT, Loop, Process, build_of, start_shim
+
+from qmpshim.errors import InputError, MachineError
+from qmpshim.shim.endpoint import Address, Listener
+from qmpshim.shim.server import Client, Shim
+from qmpshim.shim.stress import Figures, connect, crowd, stress
+
+
+@pytest.fixture
+def process() -> Iterator[Process]:
+    made = Process(build_of("system"))
+    yield made
+    made.close()
+
+
+def _stressed(loop: Loop, process: Process, path: Path, make: type[Shim]) -> Figures:
+    shim = start_shim(loop, process, make)
+
+    async def listen() -> Listener:
+        return Listener(Address(path=path), shim.attach)
+
+    listener = loop.run(listen())
+    try:
+        return stress(Address(path=path), 150, 500)
+    finally:
+        loop.run(listener.close())
+        loop.run(shim.close())
+
+
+def test_what_stands_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "qmpshim.cli", "stress", "--clients", "100", "--messages", "1000"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done
+    assert done.stdout.endswith("stood it\n") and done.stderr == ""
+    for words in ("clients served       100", "malformed messages   1000", "memory  ", "stopped"):
+        assert words in done.stdout
+
+
+class _Leaky(Shim):
+    """Forgets to hang up when a client has gone."""
+
+    def leave(self, client: Client) -> None:
+        client.session.close()
+
+
+def test_what_leaks_is_found_out(loop: Loop, process: Process, tmp_path: Path) -> None:
+    figures = _stressed(loop, process, tmp_path / "s", _Leaky)
+    assert "descriptors" in figures.leaks
+
+
+class _Mixed(Shim):
+    """Hands out other people's answers."""
+
+    def take(self, client: Client, work: object) -> None:
+        number = getattr(work, "id", None)
+        if number is not None and number.isdigit() and int(number) == 7:
+            object.__setattr__(work, "id", b"8")
+        super().take(client, work)  # type: ignore[arg-type]
+
+
+def test_mixed_up_answers_are_found_out(loop: Loop, process: Process, tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="client 7 got the answer to 8"):
+        _stressed(loop, process, tmp_path / "s", _Mixed)
+
+
+def test_who_is_no_endpoint(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot connect"):
+        connect(Address(path=tmp_path / "nobody"))
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "mute"))
+        mute.listen()
+        client = subprocess.Popen(
+            [sys.executable, "-m", "qmpshim.cli", "stress", str(tmp_path / "mute")],
+            stdout=subprocess.PIPE,
+        )
+        peer, _ = mute.accept()
+        peer.sendall(b"SSH-2.0\r\n")
+        out, _ = client.communicate(timeout=LIMIT)
+        peer.close()
+    assert client.returncode == 1 and b"does not speak QMP" in out
+
+
+def test_a_crowd_reports(loop: Loop, process: Process, tmp_path: Path) -> None:
+    shim = start_shim(loop, process)
+
+    async def listen() -> Listener:
+        return Listener(Address(path=tmp_path / "s"), shim.attach)
+
+    listener = loop.run(listen())
+    said: list[str] = []
+    crowd(Address(path=tmp_path / "s"), 3, said.append)
+    assert said == ["3/3 clients came and went"]
+    loop.run(listener.close())
+    loop.run(shim.close())
