@@ -37,12 +37,12 @@ from qmpshim.conformance.model_run import (
 )
 from qmpshim.conformance.real_explore import Progress, explore_real, render
 from qmpshim.conformance.real_scenarios import RealScenario, named, scenario_from_json, words
-from qmpshim.conformance.real_system import CUT
+from qmpshim.conformance.real_system import CUT, RECONNECT
 from qmpshim.errors import InputError
 from qmpshim.model.explorer import Mode
 from qmpshim.model.scenario import Scenario
 
-FAULTS = (errno.EIO, errno.ENOSPC, CUT)
+FAULTS = (errno.EIO, errno.ENOSPC, CUT, RECONNECT)
 
 
 def add(commands: Any) -> None:
@@ -65,7 +65,10 @@ def add(commands: Any) -> None:
         help="default exhaustive; pct bounds preemptions, pct and random need a --budget",
     )
     exploring.add_argument(
-        "--faults", action="store_true", help="held I/Os may also fail, or the connection break"
+        "--faults",
+        action="store_true",
+        help="every held I/O fails once, in all schedules: with EIO, with ENOSPC where it writes, "
+        "its connection cut for good, its connection cut and made again",
     )
     exploring.add_argument("--budget", type=seconds, metavar="TIME", help="e.g. 30s or 5m")
     exploring.add_argument(

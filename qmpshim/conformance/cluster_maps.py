@@ -15,9 +15,9 @@ from qmpshim.conformance import bundle
 from qmpshim.conformance.findings import Finding
 from qmpshim.conformance.real_end import PROBE
 from qmpshim.conformance.real_io import GARBAGE, owners
-from qmpshim.conformance.real_judge import Seen
 from qmpshim.conformance.real_scenarios import BASE, RealScenario, words
 from qmpshim.conformance.real_stage import Stage
+from qmpshim.conformance.real_straight import Seen
 from qmpshim.conformance.real_system import RealSystem
 from qmpshim.errors import InputError, MachineError
 from qmpshim.machine.builds import Build

@@ -6,6 +6,7 @@ QEMU promises; what it does instead is a :class:`RealViolation`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from qmpshim.machine.wire import WireNbd
 from qmpshim.model.verdict import Verdict
 
 _SIZE, _CLUSTER = 256 * 512, 128 * 512
+_PATIENCE = 1.0  # seconds within which an answered request has to end
 _START = {"enable": True, "primary": False}
 _FAILOVER = {"enable": False, "primary": False, "failover": True}
 
@@ -38,6 +40,7 @@ class Directed:
     about: str
     contract: bool
     run: Callable[[GatedMachine], RealViolation | None]
+    reconnect: int = 0  # seconds that QEMU waits for a broken connection to its disks
 
 
 class Broken(Exception):
@@ -53,7 +56,7 @@ def run_directed(case: Directed, build: Build) -> RealViolation | None:
 
     :raises BuildError: the build cannot build the chain
     """
-    machine = GatedMachine(build, Shape(Form.REPLICATION, _SIZE, _CLUSTER))
+    machine = GatedMachine(build, Shape(Form.REPLICATION, _SIZE, _CLUSTER, case.reconnect))
     try:
         machine.stores["secondary"].restore(base_content(_SIZE // 512))
         found = case.run(machine)
@@ -269,12 +272,94 @@ def _stop_flushes_all(machine: GatedMachine) -> None:
         raise Broken(Verdict.ALLOCATION, text, "stop does not flush every node")
 
 
-def _case(name: str, contract: bool, run: Callable[[GatedMachine], None]) -> Directed:
+def _answer_waits(machine: GatedMachine) -> None:
+    """Two reads are in flight on one NBD connection: the first is done when its answer is there."""
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.READ)
+    client = machine.clients["primary"]
+    first = client.send(Nbd.READ, 0, 512)
+    machine.settle()
+    second = client.send(Nbd.READ, _CLUSTER, 512)
+    machine.settle()
+    one, other = machine.gate.held
+    machine.gate.release(one)
+    done = machine.reactor.until(lambda: first in client.answers, _PATIENCE)
+    machine.gate.release(other)
+    machine.reactor.until(lambda: second in client.answers, 5.0)
+    if not done:
+        text = (
+            f"a read of an NBD node does not end within {_PATIENCE:g} s of its answer, but only "
+            "when the answer of another one comes"
+        )
+        raise Broken(Verdict.HANG, text, "an NBD request waits for another one's answer")
+
+
+def _cut_while_writing(machine: GatedMachine) -> int:
+    """Break the connection to the secondary disk under a primary write; its cookie."""
+    machine.call("xen-set-replication", _START)
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.WRITE)
+    cookie = machine.clients["primary"].send(Nbd.WRITE, 0, 0, bytes(pattern.data_of(2, 0, 128)))
+    machine.settle()
+    machine.gate.refuse("secondary")
+    machine.gate.cut("secondary")
+    machine.gate.open()
+    machine.settle()
+    return cookie
+
+
+def _back_in_time(machine: GatedMachine) -> None:
+    """The disk is back within reconnect-delay: the write is sent again, nobody notices."""
+    client, cookie = machine.clients["primary"], _cut_while_writing(machine)
+    if machine.reactor.until(lambda: cookie in client.answers, 0.5):
+        text = "a write fails although reconnect-delay is not over"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "reconnect-delay is not kept")
+    machine.gate.refuse("secondary", False)
+    if not machine.reactor.until(lambda: cookie in client.answers, 20.0):
+        raise MachineHung("a write does not end although its disk is back")
+    _expect_content(machine, client.answers[cookie].errno, "its disk came back in time")
+
+
+def _back_too_late(machine: GatedMachine) -> None:
+    """It is not: the write fails when the delay is over, and the next one works again."""
+    client, cookie = machine.clients["primary"], _cut_while_writing(machine)
+    if not machine.reactor.until(lambda: cookie in client.answers, 20.0):
+        raise MachineHung("a write does not end although reconnect-delay is over")
+    if client.answers[cookie].errno != 5:
+        text = f"the write says {client.answers[cookie].errno}, not EIO"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "no EIO after reconnect-delay")
+    machine.gate.refuse("secondary", False)
+    errnos = []
+    until = time.monotonic() + 20.0
+    while time.monotonic() < until:  # the connection is made beside the requests, which do not wait
+        errnos.append(_write(machine, "primary", 2, 0, 128))
+        if not errnos[-1]:
+            break
+        machine.reactor.poll(0.05)
+    _expect_content(machine, errnos[-1], "its disk is back")
+
+
+def _expect_content(machine: GatedMachine, errno: int, when: str) -> None:
+    if errno:
+        text = f"a write fails with errno {errno} although {when}"
+        raise Broken(Verdict.ERROR_CONTRACT, text, f"a write fails although {when}")
+    if machine.gate.store("secondary").read(0, 128 * 512) != bytes(pattern.data_of(2, 0, 128)):
+        raise Broken(Verdict.LOST_WRITE, f"a write is lost although {when}", f"lost, {when}")
+    view = machine.clients["guest"].call(Nbd.READ, 0, 128 * 512)
+    if view.errno or view.data != bytes(pattern.data_of(1, 0, 128)):
+        text = f"the guest does not see the old data although {when}"
+        raise Broken(Verdict.ISOLATION, text, f"not the old data, {when}")
+
+
+def _case(
+    name: str, contract: bool, run: Callable[[GatedMachine], None], reconnect: int = 0
+) -> Directed:
     def go(machine: GatedMachine) -> RealViolation | None:
         run(machine)
         return None
 
-    return Directed(name, " ".join((run.__doc__ or "").split()), contract, go)
+    about = " ".join((run.__doc__ or "").split())
+    return Directed(name, about, contract, go, reconnect)
 
 
 DIRECTED: tuple[Directed, ...] = (
@@ -289,4 +374,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("quit-running", True, _quit_running),
     _case("iothread-client-leaves", True, _client_of_iothread),
     _case("stop-leaves-nodes-unflushed", True, _stop_flushes_all),
+    _case("nbd-answer-waits", True, _answer_waits),
+    _case("disk-back-in-time", True, _back_in_time, 10),
+    _case("disk-back-too-late", True, _back_too_late, 1),
 )

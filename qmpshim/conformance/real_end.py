@@ -6,8 +6,9 @@ from qmpshim.conformance import pattern
 from qmpshim.conformance.real_execution import Execution
 from qmpshim.conformance.real_images import Overlay, read_overlay
 from qmpshim.conformance.real_io import GARBAGE, owners
-from qmpshim.conformance.real_judge import RealViolation, Seen
-from qmpshim.conformance.real_scenarios import RealScenario, words
+from qmpshim.conformance.real_judge import RealViolation
+from qmpshim.conformance.real_scenarios import VANISH, RealScenario, words
+from qmpshim.conformance.real_straight import Seen
 from qmpshim.machine.gated_chain import Form, GatedMachine
 from qmpshim.machine.nbd_proto import Op as Nbd
 from qmpshim.machine.secondary import SECTOR
@@ -50,6 +51,9 @@ def look(
 ) -> tuple[Seen, RealViolation | None]:
     """Everything that can be seen at the end, and what is broken in the images themselves."""
     size = scenario.size
+    for op in scenario.ops:
+        if op.do in VANISH:  # the export must serve the next client
+            machine.connect(op.do.split("_")[0])
     view: tuple[int, ...] | None = None
     answer = machine.clients["guest"].call(Nbd.READ, 0, size * SECTOR)
     if not answer.errno:

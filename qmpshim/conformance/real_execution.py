@@ -6,10 +6,13 @@ import re
 from dataclasses import dataclass, field
 
 from qmpshim.conformance.real_io import Named
-from qmpshim.conformance.real_judge import RealViolation, Seen
+from qmpshim.conformance.real_judge import RealViolation
+from qmpshim.conformance.real_straight import Hit, Seen
 from qmpshim.model.system import Choice
 
-CUT = 0  # in place of an errno: the connection breaks, with all that waits on it
+# In place of an errno: the connection breaks, with all that waits on it, and
+CUT = 0  # the image is gone for good;
+RECONNECT = -1  # the next one is accepted, and QEMU was told to wait for that
 
 
 @dataclass(slots=True)
@@ -27,7 +30,8 @@ class Execution:
     :ivar precedence: by operation, those that had ended when it started
     :ivar over: operations that ended
     :ivar held: by name, what waits at the gate
-    :ivar failed: I/Os that were ended with an error
+    :ivar failed: I/Os that were ended with an error, and what that means for the model
+    :ivar faults: I/Os that did not end well, cut connections that were made again among them
     :ivar lines: the trace, a line a step and what it made visible
     :ivar lost: the schedule could not be followed
     :ivar seen: the end, once everything there was looked at
@@ -41,7 +45,8 @@ class Execution:
     over: set[int] = field(default_factory=set)
     started: set[int] = field(default_factory=set)
     held: dict[Choice, Named] = field(default_factory=dict)
-    failed: list[Named] = field(default_factory=list)
+    failed: list[tuple[Named, Hit]] = field(default_factory=list)
+    faults: int = 0
     lines: list[str] = field(default_factory=list)
     lost: bool = False
     seen: Seen | None = None
@@ -55,9 +60,9 @@ class Execution:
             precedence=[frozenset()] * operations,
         )
 
-    def failed_by_cut(self) -> bool:
-        """Whether a connection was cut."""
-        return any(step[0] == "fail" and step[-1] == CUT for step in self.steps)
+    def gone(self) -> bool:
+        """Whether an image is gone for good."""
+        return any(hit.gone for _, hit in self.failed)
 
 
 @dataclass(slots=True)

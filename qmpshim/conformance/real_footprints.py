@@ -10,7 +10,7 @@ Commands and flushes touch everything.
 from __future__ import annotations
 
 from qmpshim.conformance.real_io import Named
-from qmpshim.conformance.real_scenarios import COMMANDS, FLUSHES, RealScenario
+from qmpshim.conformance.real_scenarios import COMMANDS, FLUSHES, VANISH, RealScenario
 from qmpshim.model.scenario import Op
 from qmpshim.model.system import Choice, Footprint
 
@@ -37,7 +37,7 @@ class Footprints:
     def _works_with(self, op: Op) -> Footprint:
         if op.do == "status":
             return _STATUS
-        if op.do in COMMANDS or op.do in FLUSHES:
+        if op.do in COMMANDS + VANISH + FLUSHES:
             return EVERYTHING
         places = self._places(op.start, op.count)
         return Footprint(places, places)

@@ -15,26 +15,14 @@ from dataclasses import dataclass
 from itertools import pairwise, permutations
 from typing import Any
 
-from qmpshim.conformance.real_scenarios import (
-    BASE,
-    COMMANDS,
-    PRIMARY,
-    READS,
-    RealScenario,
-    words,
-)
-from qmpshim.machine.gated_chain import Form
+from qmpshim.conformance.real_scenarios import BASE, RealScenario, words
+from qmpshim.conformance.real_straight import Order, Seen, run_in_order
 from qmpshim.model.behaviour import Behaviour
-from qmpshim.model.chain import Chain, CommandError, Stage, Workflow
-from qmpshim.model.co import ModelIOError, OperationError, run_straight
-from qmpshim.model.discipline import CopyBeforeWriteDiscipline
-from qmpshim.model.disk import Alloc, owned
+from qmpshim.model.disk import Alloc
 from qmpshim.model.linearise import fits
 from qmpshim.model.scenario import Op
 from qmpshim.model.system import Violation
 from qmpshim.model.verdict import Verdict
-
-Order = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,48 +35,6 @@ class RealViolation(Violation):
     cause: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """The end of an execution, straight or real.
-
-    :ivar answers: by operation: ``ok``, ``errno N`` or an error's text
-    :ivar data: by reading operation: the owners of its sectors
-    :ivar secondary: owners of all sectors
-    :ivar hidden: owners, ``None`` where the image has nothing
-    :ivar active: the same
-    :ivar view: what is read at the guest's end, ``None`` if it cannot be read
-    :ivar alloc: by overlay, by cluster
-    :ivar status: the error that replication reports
-    """
-
-    answers: tuple[str, ...]
-    data: tuple[tuple[int, ...] | None, ...]
-    secondary: tuple[int, ...]
-    hidden: tuple[int | None, ...]
-    active: tuple[int | None, ...]
-    view: tuple[int, ...] | None
-    alloc: tuple[tuple[int, ...], ...]
-    status: str | None
-
-
-def run_op(chain: Chain, op: Op, number: int) -> Any:
-    """Do one operation in the straight model; what a read returns."""
-    if op.do == "status":
-        return None
-    if op.do == "unexport":
-        return None
-    method = getattr(chain, op.do)
-    if op.do in COMMANDS or op.do in ("primary_flush", "guest_flush"):
-        return run_straight(method())
-    if op.do in READS:
-        if op.do == "guest_read" and chain.discipline.name == "copy-before-write":
-            method = chain.snapshot_read
-        return run_straight(method(op.start, op.count))
-    if op.do == "guest_discard" and chain.discipline.name == "copy-before-write":
-        method = chain.snapshot_discard
-    return run_straight(method(op.start, op.count, number))
-
-
 class Judge:
     """Knows every straight outcome of one scenario."""
 
@@ -96,101 +42,11 @@ class Judge:
         self.scenario = scenario
         self.behaviour = behaviour
         self.cells = _cells(scenario)
+        self.orders = _orders(scenario)
         self._seen: dict[Hashable, RealViolation | None] = {}
         self.straight: dict[Order, Seen] = {}
-        for order in permutations(range(len(scenario.ops))):
-            place = {op: at for at, op in enumerate(order)}
-            if all(
-                op.after is None
-                # Failover's commit goes on after its answer.
-                or scenario.ops[op.after].do == "failover"
-                or place[op.after] < place[index]
-                for index, op in enumerate(scenario.ops)
-            ):
-                self.straight[order] = self._run(order)
-
-    def _run(self, order: Order) -> Seen:
-        scenario = self.scenario
-        discipline = CopyBeforeWriteDiscipline() if scenario.form is Form.FLEECING else None
-        workflow = Workflow.REPLICATION
-        if scenario.form is not Form.REPLICATION:
-            workflow = Workflow.BACKUP
-        chain = Chain(
-            workflow,
-            scenario.size,
-            scenario.cluster,
-            discipline=discipline,
-            behaviour=self.behaviour,
-        )
-        chain.secondary.contents.write(0, owned(BASE, scenario.size))
-        run_straight(chain.start())
-        for number, op in enumerate(scenario.setup, BASE + 1):
-            run_op(chain, op, number)
-        answers = ["?"] * len(order)
-        data: list[tuple[int, ...] | None] = [None] * len(order)
-        gone = False
-        for index in order:
-            op = scenario.ops[index]
-            if op.do == "status":
-                if scenario.form is Form.REPLICATION:
-                    answers[index] = chain.status() or "ok"
-                else:
-                    answers[index] = "ok"
-                continue
-            if gone and op.do in PRIMARY:
-                answers[index] = "gone"
-                continue
-            if op.do == "unexport":
-                gone = True
-            try:
-                result = run_op(chain, op, scenario.number(index))
-            except ModelIOError as error:
-                # QEMU's NBD server knows no EACCES.
-                answers[index] = f"errno {22 if error.errno == 13 else error.errno}"
-                continue
-            except (CommandError, OperationError) as error:
-                answers[index] = str(error)
-                continue
-            answers[index] = "ok"
-            if op.do in READS:
-                data[index] = tuple(max(0, owner) for owner in result)
-        return self._final(chain, answers, data)
-
-    def _final(self, chain: Chain, answers: list[str], data: list[tuple[int, ...] | None]) -> Seen:
-        size, cluster = self.scenario.size, self.scenario.cluster
-        held: list[tuple[int | None, ...]] = []
-        kinds: list[tuple[int, ...]] = []
-        for image in (chain.hidden, chain.active):
-            contents = image.contents.read(0, size)
-            alloc = [image.alloc.get(n, Alloc.UNALLOCATED) for n in range(-(-size // cluster))]
-            kinds.append(tuple(int(kind) for kind in alloc))
-            held.append(
-                tuple(
-                    None if alloc[sector // cluster] is Alloc.UNALLOCATED else max(0, owner)
-                    for sector, owner in enumerate(contents)
-                )
-            )
-        view: tuple[int, ...] | None = None
-        try:
-            if chain.discipline.name == "copy-before-write":
-                owners = run_straight(chain.snapshot_read(0, size))
-            else:
-                owners = run_straight(chain.guest_read(0, size))
-            view = tuple(max(0, owner) for owner in owners)
-        except OperationError:
-            pass
-        secondary = tuple(max(0, o) for o in chain.secondary.contents.read(0, size))
-        status = chain.status() if chain.workflow is Workflow.REPLICATION else None
-        over = chain.stage is Stage.DONE and chain.failed_over
-        given_up = scenario_gives_up(self.scenario)
-        if given_up:  # nobody may read it any more, so nobody cares what is there
-            held[0], kinds[0] = (None,) * size, (-1,) * len(kinds[0])
-        if over:  # what the overlays hold is nobody's affair any more
-            held = [(None,) * size] * 2
-            kinds = [(-1,) * len(kinds[0])] * 2
-        return Seen(
-            tuple(answers), tuple(data), secondary, held[0], held[1], view, tuple(kinds), status
-        )
+        for order in self.orders:
+            self.straight[order] = run_in_order(scenario, behaviour, order)
 
     # -- judging -----------------------------------------------------------------------------------
 
@@ -205,8 +61,17 @@ class Judge:
         return self._seen[key]
 
     def _judge(self, seen: Seen, precedence: Sequence[frozenset[int]]) -> RealViolation | None:
-        orders = [order for order in self.straight if fits(order, precedence)]
-        straight = [self.straight[order] for order in orders]
+        straight = [one for order, one in self.straight.items() if fits(order, precedence)]
+        return self.compare(seen, straight)
+
+    def compare(
+        self, seen: Seen, straight: Sequence[Seen], free: Sequence[str] = ()
+    ) -> RealViolation | None:
+        """What is wrong with an end that must be like one of those of *straight*.
+
+        :param free: what is not looked at: ``secondary``, ``hidden``, ``active``, ``view``,
+            ``status``
+        """
         for index, op in enumerate(self.scenario.ops):
             answers = {one.answers[index] for one in straight}
             if not any(_same(want, seen.answers[index]) for want in answers):
@@ -216,14 +81,13 @@ class Judge:
             text = f"the answers {seen.answers} fit no order of the operations"
             return RealViolation(Verdict.PROTOCOL, text, cause="answers do not fit together")
         for start, end in self.cells:
-            wrong = self._cell(seen, possible, start, end)
-            if wrong is not None:
-                return wrong
+            if not any(self._explains(one, seen, start, end, free) for one in possible):
+                return self._explain(seen, possible, start, end, free)
         for image, found in enumerate(seen.alloc):
-            for cluster, kind in enumerate(found):
+            name = ("hidden", "active")[image]
+            for cluster, kind in enumerate(found if name not in free else ()):
                 told = {one.alloc[image][cluster] for one in possible}
                 if not any(want == -1 or Alloc(want).admits(Alloc(kind)) for want in told):
-                    name = ("hidden", "active")[image]
                     wanted = " or ".join(Alloc(want).name.lower() for want in sorted(told))
                     text = (
                         f"cluster {cluster} of the {name} disk is {Alloc(kind).name.lower()}, "
@@ -231,7 +95,7 @@ class Judge:
                     )
                     cause = f"{name} cluster {Alloc(kind).name.lower()} instead of {wanted}"
                     return RealViolation(Verdict.ALLOCATION, text, cluster=cluster, cause=cause)
-        if all(one.status != seen.status for one in possible):
+        if "status" not in free and all(one.status != seen.status for one in possible):
             wanted = " or ".join(sorted({str(one.status) for one in possible}))
             text = f"replication's status at the end is {seen.status!r}, predicted {wanted}"
             return RealViolation(Verdict.ERROR_CONTRACT, text, cause=f"final status {seen.status}")
@@ -241,13 +105,8 @@ class Judge:
         text = f"{words(op)} answers {found!r}, predicted {' or '.join(map(repr, wanted))}"
         return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=f"{op.do} answers {found}")
 
-    def _cell(self, seen: Seen, possible: list[Seen], start: int, end: int) -> RealViolation | None:
+    def _explains(self, one: Seen, seen: Seen, start: int, end: int, free: Sequence[str]) -> bool:
         """Whether some order explains one cell."""
-        if any(self._explains(one, seen, start, end) for one in possible):
-            return None
-        return self._explain(seen, possible, start, end)
-
-    def _explains(self, one: Seen, seen: Seen, start: int, end: int) -> bool:
         cut = slice(start, end)
         for index, op in enumerate(self.scenario.ops):
             want, have = one.data[index], seen.data[index]
@@ -256,18 +115,25 @@ class Judge:
             low, high = max(start, op.start) - op.start, min(end, op.start + op.count) - op.start
             if low < high and want[low:high] != have[low:high]:
                 return False
-        if one.secondary[cut] != seen.secondary[cut]:
-            return False
-        if one.view is not None and seen.view is not None and one.view[cut] != seen.view[cut]:
-            return False
+        for name in ("secondary", "view"):
+            want_all, have_all = getattr(one, name), getattr(seen, name)
+            if name in free or want_all is None or have_all is None:
+                continue
+            if want_all[cut] != have_all[cut]:
+                return False
         # Where only one of them has something allocated, allocation is what differs.
         return all(
-            want is None or have is None or want == have
-            for wants, haves in ((one.hidden, seen.hidden), (one.active, seen.active))
-            for want, have in zip(wants[cut], haves[cut], strict=True)
+            want_one is None or have_one is None or want_one == have_one
+            for name in ("hidden", "active")
+            if name not in free
+            for want_one, have_one in zip(
+                getattr(one, name)[cut], getattr(seen, name)[cut], strict=True
+            )
         )
 
-    def _explain(self, seen: Seen, possible: list[Seen], start: int, end: int) -> RealViolation:
+    def _explain(
+        self, seen: Seen, possible: list[Seen], start: int, end: int, free: Sequence[str]
+    ) -> RealViolation:
         """In words what no order explains: the first thing wrong in every one of them."""
         where = f"sectors {start}..{end - 1}"
         cluster = start // self.scenario.cluster
@@ -282,6 +148,8 @@ class Judge:
                     f"{words(op)} returns", op.do, have[low:high], wanted, where, cluster, index
                 )
         for name in ("secondary", "view", "hidden", "active"):
+            if name in free:
+                continue
             have_all = getattr(seen, name)
             wanted = {
                 getattr(one, name)[start:end] for one in possible if getattr(one, name) is not None
@@ -340,15 +208,24 @@ class Judge:
         return "the probe's data"
 
 
-def scenario_gives_up(scenario: RealScenario) -> bool:
-    """Whether the reader of the snapshot discards part of it."""
-    fleecing = scenario.form is Form.FLEECING
-    return fleecing and any(op.do == "guest_discard" for op in scenario.ops)
+def _orders(scenario: RealScenario) -> list[Order]:
+    """The orders that keep to what comes after what; failover's commit goes on after its answer."""
+    orders = []
+    for order in permutations(range(len(scenario.ops))):
+        place = {op: at for at, op in enumerate(order)}
+        if all(
+            op.after is None
+            or scenario.ops[op.after].do == "failover"
+            or place[op.after] < place[index]
+            for index, op in enumerate(scenario.ops)
+        ):
+            orders.append(order)
+    return orders
 
 
 def _same(want: str, have: str) -> bool:
     """Whether an answer is the predicted one; who was cut off cannot know whether it was done."""
-    return want == have or (have == "gone" and want == "ok")
+    return want == have or (have == "gone" and (want == "ok" or want.startswith("errno")))
 
 
 def _runs(kinds: list[str]) -> str:

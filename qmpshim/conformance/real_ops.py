@@ -7,7 +7,7 @@ from typing import Any
 from qmpshim.conformance import pattern
 from qmpshim.conformance.real_execution import Running
 from qmpshim.conformance.real_io import owners
-from qmpshim.conformance.real_scenarios import COMMANDS, READS, words
+from qmpshim.conformance.real_scenarios import COMMANDS, READS, VANISH, words
 from qmpshim.errors import CommandFailed, MachineError, MachineHung
 from qmpshim.machine.gated_chain import Form, GatedMachine
 from qmpshim.machine.nbd_proto import Op as Nbd
@@ -30,6 +30,9 @@ def begin(machine: GatedMachine, op: Op, number: int) -> Running:
     if op.do in COMMANDS:
         return Running("qmp", machine.qmp.send(*command(machine.shape.form, op.do)))
     side, verb = op.do.split("_")
+    if op.do in VANISH:
+        machine.clients[side].close()
+        return Running("vanish", 0)
     data = bytes(pattern.data_of(number, op.start, op.count)) if verb == "write" else b""
     key = machine.clients[side].send(_NBD[verb], op.start * SECTOR, op.count * SECTOR, data)
     return Running(side, key)
@@ -66,6 +69,8 @@ def answer(
             return error.desc, None
         if op.do == "status" and isinstance(value, dict) and value.get("error"):
             return str(value.get("desc", "error")), None
+        return "ok", None
+    if running.kind == "vanish":
         return "ok", None
     client = machine.clients[running.kind]
     found = client.answers.pop(running.key, None)

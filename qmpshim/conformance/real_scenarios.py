@@ -26,6 +26,7 @@ READS = ("primary_read", "guest_read")
 CHANGES = ("primary_write", "primary_zero", "primary_discard", "guest_write", "guest_discard")
 COMMANDS = ("start", "checkpoint", "failover", "stop", "status", "unexport")
 CHAIN_COMMANDS = ("start", "checkpoint", "failover", "stop", "unexport")  # change the chain
+VANISH = ("primary_vanish", "guest_vanish")  # the client of an export is gone at once
 FLUSHES = ("primary_flush", "guest_flush")
 
 
@@ -39,6 +40,7 @@ class RealScenario:
     :ivar cluster: qcow2 cluster in sectors
     :ivar setup: operations done before, one after another, once replication (or backup) runs
     :ivar ops: the concurrent operations
+    :ivar secondary: format of the secondary disk, ``raw`` or ``qcow2``
     :ivar contract: within what QEMU's documents allow; otherwise it is about robustness
     """
 
@@ -49,6 +51,7 @@ class RealScenario:
     size: int = 2 * C
     cluster: int = C
     contract: bool = True
+    secondary: str = "raw"
 
     def number(self, index: int) -> int:
         """The number of concurrent operation *index*."""
@@ -62,6 +65,7 @@ class RealScenario:
             "size": self.size,
             "cluster": self.cluster,
             "contract": self.contract,
+            "secondary": self.secondary,
             "setup": [_op_to_json(op) for op in self.setup],
             "ops": [_op_to_json(op) for op in self.ops],
         }
@@ -78,8 +82,9 @@ def _op_to_json(op: Op) -> dict[str, Any]:
 
 def _op_from_json(value: Mapping[str, Any]) -> Op:
     start, count = value.get("at", (0, 0))
-    if value["do"] not in DATA + COMMANDS:
-        raise ValueError(f"no operation {value['do']!r}; there are {', '.join(DATA + COMMANDS)}")
+    there_are = DATA + COMMANDS + VANISH
+    if value["do"] not in there_are:
+        raise ValueError(f"no operation {value['do']!r}; there are {', '.join(there_are)}")
     return Op(str(value["do"]), int(start), int(count), value.get("after"))
 
 
@@ -97,6 +102,7 @@ def scenario_from_json(value: Any) -> RealScenario:
             int(value.get("size", 2 * C)),
             int(value.get("cluster", C)),
             bool(value.get("contract", True)),
+            str(value.get("secondary", "raw")),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a scenario: {error}") from error
@@ -131,6 +137,8 @@ LETTERS: dict[str, Op] = {
     "X": Op("unexport"),
     "T": Op("guest_discard", 0, C),
     "U": Op("guest_discard", 32, 64),  # part of a cluster
+    "K": Op("primary_vanish"),
+    "L": Op("guest_vanish"),
 }
 _COMMANDS = "COSX"
 _LETTERS = {
@@ -167,6 +175,17 @@ def triples(form: Form = Form.REPLICATION) -> list[RealScenario]:
     return [_scenario(three, form) for three in itertools.combinations(_LETTERS[form], 3)]
 
 
+def vanishing() -> list[RealScenario]:
+    """A client of an export that is gone in the middle of its request, by form and request."""
+    return [
+        _scenario((letter, client), form)
+        for form in Form
+        for client, letters in (("K", "WVZHD"), ("L", "RPGFTU"))
+        for letter in letters
+        if letter in _LETTERS[form]
+    ]
+
+
 def follow_ups() -> list[RealScenario]:
     """Pairs, and an operation after the first of them: what the first left behind is seen."""
     found = []
@@ -195,6 +214,7 @@ def named(name: str) -> list[RealScenario]:
         "pairs": lambda: [s for form in Form for s in pairs(form)],
         "triples": lambda: [s for form in Form for s in triples(form)],
         "follow-ups": follow_ups,
+        "vanishing": vanishing,
         "replication": lambda: pairs(),
         "backup": lambda: pairs(Form.BACKUP),
         "fleecing": lambda: pairs(Form.FLEECING),
@@ -202,7 +222,8 @@ def named(name: str) -> list[RealScenario]:
     if name in groups:
         return groups[name]()
     if name == "all":
-        return [s for form in Form for s in (*pairs(form), *triples(form))] + follow_ups()
+        every = [s for form in Form for s in (*pairs(form), *triples(form))]
+        return every + follow_ups() + vanishing()
     for scenario in follow_ups():
         if scenario.name == name:
             return [scenario]
@@ -210,7 +231,7 @@ def named(name: str) -> list[RealScenario]:
     for other in (Form.BACKUP, Form.FLEECING):
         if name.startswith(f"{other.value}-"):
             form, letters = other, name[len(other.value) + 1 :]
-    if not letters or not all(letter in _LETTERS[form] for letter in letters):
+    if not letters or not all(letter in _LETTERS[form] + "KL" for letter in letters):
         raise InputError(
             f"no scenario {name!r}: there are {', '.join(groups)}, all, and words of the letters "
             + ", ".join(f"{letter} ({words(op)})" for letter, op in LETTERS.items())

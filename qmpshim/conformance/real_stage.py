@@ -52,14 +52,16 @@ class Stage:
         self._running = False  # replication or backup was started and never stopped
         self._doubtful = False  # what QEMU has in memory may be broken
 
-    def prepare(self, scenario: RealScenario) -> GatedMachine:
+    def prepare(self, scenario: RealScenario, reconnect: int = 0) -> GatedMachine:
         """Bring QEMU to the start: the chain open over fresh images, replication or backup running.
+
+        :param reconnect: seconds that QEMU waits for a broken connection to its disks
 
         :raises BuildError: this build cannot do the scenario
         :raises MachineError: QEMU misbehaved before the scenario even began
         """
         sizes = scenario.size * SECTOR, scenario.cluster * SECTOR
-        shape = Shape(scenario.form, *sizes)
+        shape = Shape(scenario.form, *sizes, reconnect)
         machine = self.machine
         if machine is not None and (machine.shape != shape or not self.reuse):
             self.discard()
@@ -78,9 +80,14 @@ class Stage:
 
     def _again(self, machine: GatedMachine, scenario: RealScenario) -> None:
         base = base_content(scenario.size)
+        for name in machine.images:
+            machine.gate.refuse(name, False)
         machine.gate.open()
         machine.gate.release_all()
         machine.settle()
+        for name, client in machine.clients.items():
+            if client.lost and self._running and not self._doubtful:
+                machine.connect(name)
         if self._running and not self._doubtful and machine.shape.form is Form.REPLICATION:
             self._forget_block_status(machine)
             machine.stores["secondary"].restore(base)
@@ -126,7 +133,7 @@ class Stage:
             self._running = False
 
     def doubt(self) -> None:
-        """Commands were done at moments when they should not be."""
+        """Commands were done at moments when they should not be, or I/O failed."""
         self._doubtful = True
 
     def discard(self) -> None:

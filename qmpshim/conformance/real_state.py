@@ -73,6 +73,6 @@ class StateOf:
             tuple(frozenset(done.items()) for done in self._done),
             frozenset((name, named.io.data) for name, named in now.held.items()),
             tuple(hash(tuple(sectors)) for _, sectors in sorted(self._content.items())),
-            len(now.failed),
+            now.faults,
             tuple((command, *steps) for command, steps in self._during.items()),
         )

@@ -12,16 +12,17 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from qmpshim.conformance import real_end, real_ops
-from qmpshim.conformance.real_execution import CUT, Execution, Found, say, stable
-from qmpshim.conformance.real_faults import judge_faulty
+from qmpshim.conformance.real_execution import CUT, RECONNECT, Execution, Found, say, stable
+from qmpshim.conformance.real_faults import FaultyJudge
 from qmpshim.conformance.real_footprints import EVERYTHING, Footprints
 from qmpshim.conformance.real_io import Named, Names
-from qmpshim.conformance.real_judge import Judge, RealViolation, Seen
+from qmpshim.conformance.real_judge import Judge, RealViolation
 from qmpshim.conformance.real_scenarios import BASE, FLUSHES, RealScenario, words
 from qmpshim.conformance.real_stage import Stage
 from qmpshim.conformance.real_state import StateOf
+from qmpshim.conformance.real_straight import Hit, Seen
 from qmpshim.conformance.real_watch import Watch
-from qmpshim.errors import MachineDied, MachineError
+from qmpshim.errors import MachineError
 from qmpshim.machine.gate import HeldIO
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.model.behaviour import behaviour_of
@@ -29,6 +30,8 @@ from qmpshim.model.linearise import fits
 from qmpshim.model.system import NOTHING, Choice, Footprint
 from qmpshim.model.verdict import Verdict
 
+EIO = 5
+_COMES_BACK = 20  # seconds that QEMU waits for a connection to its disks
 PATIENCE = 1.0  # seconds until an operation that nothing holds up counts as hung
 
 Release = Callable[[GatedMachine, Named], None]
@@ -43,8 +46,8 @@ class RealSystem:
     """One scenario on one build (a :class:`~qmpshim.model.system.System`).
 
     :param stage: where the QEMU comes from
-    :param errnos: errors a held I/O may be ended with instead, :data:`CUT` among them; empty: no
-        faults
+    :param errnos: errors a held I/O may be ended with instead, :data:`CUT` and :data:`RECONNECT`
+        among them; empty: no faults
     :param most_faults: of them in one execution
     :param plan: by name, I/Os that end with an error in every execution; the first only. Partial
         order reduction knows steps, not ways for one step to end: so faults are planned, not chosen
@@ -90,6 +93,7 @@ class RealSystem:
         self.finished = 0
         self.found: dict[tuple[Verdict, str], Found] = {}
         self._judge = judge
+        self._faulty: FaultyJudge | None = None
         self._footprints = Footprints(scenario)
         self._numbers = [scenario.number(index) for index in range(len(scenario.ops))]
 
@@ -115,9 +119,12 @@ class RealSystem:
     def reset(self) -> None:
         self.violation = None
         self.now = Execution.of(len(self.scenario.ops))
-        machine = self.machine = self.stage.prepare(self.scenario)
+        again = RECONNECT in (*self.errnos, *self.plan.values())
+        machine = self.machine = self.stage.prepare(self.scenario, _COMES_BACK if again else 0)
         if self._judge is None:
             self._judge = Judge(self.scenario, behaviour_of(machine.version))
+        if self._faulty is None:
+            self._faulty = FaultyJudge(self._judge)
         machine.gate.trace.clear()
         self._names = Names(self.scenario.ops, self._numbers, self.everything)
         self.watch = Watch(self.scenario, machine, self._names)
@@ -139,14 +146,14 @@ class RealSystem:
         if self.violation is not None or now.lost:
             return ()
         found: list[Choice] = [("start", index) for index in self._startable()]
-        if self.plan and not now.failed:
+        if self.plan and not now.faults:
             found += [
                 ("fail", *name[1:], self.plan[name]) if name in self.plan else name
                 for name in now.held
             ]
             return found
         found += now.held
-        if self.errnos and len(now.failed) < self.most_faults:
+        if self.errnos and now.faults < self.most_faults:
             for name in now.held:
                 found += [("fail", *name[1:], errno) for errno in self.errnos]
         return found
@@ -190,10 +197,10 @@ class RealSystem:
         self.finished += 1
         if self.violation is not None:
             self._keep(self.violation)
-            self.stage.discard()
+            if self.violation.kind in (Verdict.CRASH, Verdict.HANG):
+                self.stage.discard()
+            self.stage.doubt()
             return str(self.violation.kind), self.violation.cause
-        if self.now.failed:
-            self.stage.discard()
         return tuple(self.now.answers), tuple(self.now.data)
 
     def _keep(self, violation: RealViolation) -> None:
@@ -257,13 +264,31 @@ class RealSystem:
         now = self.now
         named = now.held.pop(name)
         self._mover = named.op
-        now.failed.append(named)
-        if errno == CUT:
-            now.lines.append(f"fail {say(name)} by cutting the connection")
-            self.machine.gate.cut(named.io)
+        now.faults += 1
+        self.stage.doubt()
+        gate = self.machine.gate
+        if errno == RECONNECT:
+            now.lines.append(f"cut the connection of {say(name)}; it may be made again")
+            gate.cut(named.io)
+            image = named.io.image
+            self.machine.reactor.until(lambda: bool(gate.connections(image)), PATIENCE)
+            return
+        gone = errno == CUT
+        # Failover's commit goes on after its answer.
+        over = frozenset(i for i in now.over if self.scenario.ops[i].do != "failover")
+        unstarted = frozenset(range(self.threads)) - now.started
+        hit = Hit(
+            named.io.image, named.verb, named.start, named.count, EIO if gone else errno, gone,
+            over, unstarted,
+        )  # fmt: skip
+        now.failed.append((named, hit))
+        if gone:
+            now.lines.append(f"cut the connection of {say(name)} for good")
+            gate.refuse(named.io.image)
+            gate.cut(named.io.image)
         else:
             now.lines.append(f"fail {say(name)} with errno {errno}")
-            self.machine.gate.fail(named.io, errno)
+            gate.fail(named.io, errno)
 
     def _arrives(self, io: HeldIO) -> bool:
         """The gate's policy: what to hold. Also where what must never be asked for is seen.
@@ -350,7 +375,7 @@ class RealSystem:
 
     def _failed(self, error: MachineError) -> None:
         """QEMU died or is stuck."""
-        if isinstance(error, MachineDied) or not self.machine.alive():
+        if self.machine.qmp.lost or not self.machine.alive():
             text = str(self.machine.died())
             telling = text.split(": ", 1)[-1]
             self.violation = RealViolation(Verdict.CRASH, text, cause=stable(telling))
@@ -372,14 +397,14 @@ class RealSystem:
         seen, broken = real_end.look(machine, scenario, now)
         now.seen = seen
         wrong = wrong or broken or self._verdict(seen)
-        if wrong is None and self.probe and not now.failed_by_cut():
+        if wrong is None and self.probe and not now.gone():
             wrong = real_end.aftermath(machine, scenario, now, seen)
         return wrong
 
     def _verdict(self, seen: Seen) -> RealViolation | None:
-        assert self._judge is not None
+        assert self._judge is not None and self._faulty is not None
         if self.now.failed:
-            return judge_faulty(self.scenario, seen, self.now.failed)
+            return self._faulty.judge(seen, self.now.precedence, self.now.failed)
         return self._judge.judge(seen, self.now.precedence)
 
     def disks(self) -> Seen:
@@ -393,4 +418,4 @@ class RealSystem:
         return [end for order, end in straight if fits(order, self.now.precedence)]
 
 
-__all__ = ["CUT", "PATIENCE", "RealSystem", "Release", "honestly"]
+__all__ = ["CUT", "PATIENCE", "RECONNECT", "RealSystem", "Release", "honestly"]

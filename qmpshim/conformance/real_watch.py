@@ -91,7 +91,7 @@ class Watch:
 
     def flushed(self, now: Execution, flush: int) -> RealViolation | None:
         """What is wrong now that the flush with this index ended well."""
-        if not self.quiet or now.failed:
+        if not self.quiet or now.faults:
             return None
         scenario = self._scenario
         primary = scenario.ops[flush].do == "primary_flush"

@@ -52,11 +52,17 @@ class Form(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The chain's shape: virtual ``size`` and qcow2 ``cluster`` in bytes."""
+    """The chain's shape: virtual ``size`` and qcow2 ``cluster`` in bytes.
+
+    :ivar reconnect: seconds that QEMU waits for a broken connection to come back
+    :ivar secondary: format of the secondary disk, ``raw`` or ``qcow2``
+    """
 
     form: Form
     size: int
     cluster: int
+    reconnect: int = 0
+    secondary: str = "raw"
 
 
 @functools.cache
@@ -213,7 +219,16 @@ class GatedMachine:
         ]
         self.batch(batch)
         for name in ("primary", "guest"):
-            self.clients[name] = WireNbd(self.reactor, self.workspace.path / "nbd", name)
+            self.connect(name)
+
+    def connect(self, name: str) -> None:
+        """Connect to the export *name*, in place of the client that was.
+
+        :raises MachineDied: QEMU does not let us
+        """
+        if name in self.clients:
+            self.clients[name].close()
+        self.clients[name] = WireNbd(self.reactor, self.workspace.path / "nbd", name)
 
     def batch(self, commands: list[tuple[str, dict[str, Any]]]) -> list[Any]:
         """Send several commands at once and wait for all answers.
@@ -228,6 +243,8 @@ class GatedMachine:
     def _node(self, name: str, driver: str, backing: str | None = None) -> Any:
         words: dict[str, Any] = {"discard": "unmap"}
         words["file"] = {**self.gate.blockdev(name), "discard": "unmap"}
+        if self.shape.reconnect:
+            words["file"]["reconnect-delay"] = self.shape.reconnect
         if backing is not None:
             words["backing"] = backing
         return _add(driver, name, **words)
