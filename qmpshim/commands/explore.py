@@ -21,6 +21,7 @@ from qmpshim.commands.console import (
     seconds,
     write_json,
 )
+from qmpshim.conformance.crash_points import CrashPoints
 from qmpshim.conformance.export import export_script
 from qmpshim.conformance.finding_files import load_finding, save_finding
 from qmpshim.conformance.findings import Finding
@@ -39,6 +40,7 @@ from qmpshim.conformance.real_explore import Progress, explore_real, render
 from qmpshim.conformance.real_scenarios import RealScenario, named, scenario_from_json, words
 from qmpshim.conformance.real_system import CUT, RECONNECT
 from qmpshim.errors import InputError
+from qmpshim.machine.builds import Build
 from qmpshim.model.explorer import Mode
 from qmpshim.model.scenario import Scenario
 
@@ -69,6 +71,17 @@ def add(commands: Any) -> None:
         action="store_true",
         help="every held I/O fails once, in all schedules: with EIO, with ENOSPC where it writes, "
         "its connection cut for good, its connection cut and made again",
+    )
+    exploring.add_argument(
+        "--crash-points",
+        nargs="?",
+        const=CrashPoints.FULL.value,
+        default=CrashPoints.NONE.value,
+        choices=[one.value for one in CrashPoints],
+        metavar="HOW",
+        help="after every step look at the images as a crash would leave them now: `quick` by our "
+        "own reader, `full` (the default of this option) also by qemu-img check and a fresh QEMU "
+        "that opens the chain; slow, best with one --scenario",
     )
     exploring.add_argument("--budget", type=seconds, metavar="TIME", help="e.g. 30s or 5m")
     exploring.add_argument(
@@ -140,10 +153,11 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
         args.seed,
         tell,
         known,
+        crash_points=CrashPoints(args.crash_points),
     )
     console.line(render(report))
     for finding in report.new:
-        console.line(f"replay it: qmpshim replay {_kept(finding, args.keep)}")
+        console.line(f"replay it: qmpshim replay {_kept(finding, args.keep, build)}")
     write_json(args.json, report.to_json())
     known_ones = len(report.findings) - len(report.new)
     console.line()
@@ -170,13 +184,13 @@ def _real_scenarios(what: str) -> list[RealScenario]:
     return [scenario_from_json(one) for one in values]
 
 
-def _kept(finding: Finding, directory: Path) -> Path:
+def _kept(finding: Finding, directory: Path, build: Build) -> Path:
     name = f"explore-{finding.verdict}-{finding.scenario.name}"
     for number in itertools.count(1):
         path = directory / (name if number == 1 else f"{name}-{number}")
         if not path.exists():
             break
-    save_finding(path, finding)
+    save_finding(path, finding, build)
     return path
 
 

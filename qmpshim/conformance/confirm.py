@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from qmpshim.conformance.crash_points import AFTER_A_CRASH, CrashPoints
 from qmpshim.conformance.findings import Finding, Sighting, group
 from qmpshim.conformance.real_replay import replay_schedule
 from qmpshim.conformance.real_scenarios import RealScenario
@@ -24,10 +25,21 @@ _SMALLER = 5.0  # seconds for each try with fewer operations
 
 
 def confirm(
-    finding: Finding, build: Build, minimise: bool = True, errnos: Sequence[int] = ()
+    finding: Finding,
+    build: Build,
+    minimise: bool = True,
+    errnos: Sequence[int] = (),
+    crash_points: CrashPoints = CrashPoints.NONE,
 ) -> Finding:
-    """Make a finding small and run it again on fresh QEMUs."""
-    finding = replace(finding, errnos=tuple(errnos), build={"name": build.name})
+    """Make a finding small and run it again on fresh QEMUs.
+
+    :param crash_points: how the images were looked at when it was found
+    """
+    if not finding.cause.endswith(AFTER_A_CRASH):
+        crash_points = CrashPoints.NONE
+    finding = replace(
+        finding, errnos=tuple(errnos), build={"name": build.name}, crash_points=crash_points.value
+    )
     if minimise and not finding.known:
         finding = _fewer_operations(finding, build)
     best = _with_past(finding, build)
@@ -147,7 +159,8 @@ def _search(scenario: RealScenario, finding: Finding, stage: Stage) -> Finding |
     plan: dict[Choice, int] = {
         ("io", *step[1:-1]): int(step[-1]) for step in finding.schedule if step[0] == "fail"
     }
-    system = RealSystem(stage, scenario, plan=plan)
+    check = CrashPoints(finding.crash_points).check
+    system = RealSystem(stage, scenario, plan=plan, each_step=check)
     try:
         explore(system, Mode.STATEFUL, Budget(seconds=_SMALLER), stop=False)
     except MachineError:  # this scenario does not even begin

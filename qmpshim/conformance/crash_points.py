@@ -7,6 +7,9 @@ are asked where wanted. Leaked clusters are no corruption: qcow2 promises to los
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from enum import StrEnum
+
 from qmpshim.conformance.real_judge import RealViolation
 from qmpshim.conformance.real_system import RealSystem
 from qmpshim.errors import CommandFailed, MachineError
@@ -14,6 +17,21 @@ from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.machine.images import qemu_img_check
 from qmpshim.machine.qcow2 import ImageError, Qcow2, Severity
 from qmpshim.model.verdict import Verdict
+
+AFTER_A_CRASH = "after a crash"  # ends the causes of what only looking at crash points shows
+
+
+class CrashPoints(StrEnum):
+    """How the images are looked at after each step."""
+
+    NONE = "none"
+    QUICK = "quick"  # by our own reader
+    FULL = "full"  # also by qemu-img check, and reopened by a fresh QEMU
+
+    @property
+    def check(self) -> Callable[[RealSystem], RealViolation | None] | None:
+        """What to call after each step."""
+        return {"quick": after_a_crash, "full": after_a_crash_thoroughly}.get(self.value)
 
 
 def after_a_crash(system: RealSystem) -> RealViolation | None:
@@ -58,7 +76,7 @@ def _reopened(machine: GatedMachine) -> RealViolation | None:
         return _broken("chain", "a fresh QEMU", error.desc)
     except MachineError as error:
         return RealViolation(
-            Verdict.CRASH, f"reopening after a crash: {error}", cause="reopening after a crash"
+            Verdict.CRASH, f"reopening after a crash: {error}", cause=f"reopening {AFTER_A_CRASH}"
         )
     finally:
         fresh.close()
@@ -69,5 +87,5 @@ def _broken(name: str, reader: str, text: str) -> RealViolation:
     return RealViolation(
         Verdict.CORRUPTION,
         f"after a crash at this instant {reader} finds the {name} broken: {text}",
-        cause=f"{name} broken after a crash, says {reader}",
+        cause=f"{name} broken, says {reader}, {AFTER_A_CRASH}",
     )

@@ -107,7 +107,7 @@ def render(system: ModelSystem, schedule: Sequence[Choice]) -> str:
         done = [f"{op} = data {number}" if "write" in op.do else str(op)
                 for number, op in enumerate(scenario.setup, 1)]  # fmt: skip
         lines.append(f"before: {', '.join(done)}")
-    lines += ["", *_row("", heads), *_row("", ["-" * (LANE - 2)] * lanes)]
+    lines += ["", *row("", heads), *row("", ["-" * (LANE - 2)] * lanes)]
     for number, step in enumerate(steps, 1):
         cells = ["|"] * lanes
         actor = step.choice[1]
@@ -116,7 +116,7 @@ def render(system: ModelSystem, schedule: Sequence[Choice]) -> str:
             cells[op] = f"| {news}"
         own = step.news.get(actor)
         cells[actor] = f"* {step.did}" + (f"; {own}" if own else "")
-        lines += _row(str(number), cells)
+        lines += row(str(number), cells)
     lines.append("")
     if violation is None:
         lines.append("nothing is wrong")
@@ -127,7 +127,8 @@ def render(system: ModelSystem, schedule: Sequence[Choice]) -> str:
     return "\n".join(lines)
 
 
-def _row(number: str, cells: Sequence[str]) -> list[str]:
+def row(number: str, cells: Sequence[str]) -> list[str]:
+    """One row of a diagram: a label, and a cell for each lane, wrapped."""
     wrapped = [wrap(cell, LANE - 2, subsequent_indent="    ") for cell in cells]
     height = max(len(cell) for cell in wrapped)
     rows = []

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from qmpshim.conformance.evidence import collect
 from qmpshim.conformance.findings import Finding, Known, faulty, finding_from_json
 from qmpshim.errors import HostError, InputError
+from qmpshim.machine.builds import Build
 from qmpshim.model.verdict import Verdict
 
 CASE = "schedule.json"
 
 
-def save_finding(directory: Path, finding: Finding) -> None:
+def save_finding(directory: Path, finding: Finding, build: Build | None = None) -> None:
     """Write a bundle: the case, the trace and what to do with it.
 
     :param directory: is made; must not hold a bundle yet
+    :param build: run it once more on this, for what else can be seen (see
+        :mod:`qmpshim.conformance.evidence`)
     :raises HostError: it cannot be written
     """
     try:
@@ -29,6 +33,8 @@ def save_finding(directory: Path, finding: Finding) -> None:
         )
     except OSError as error:
         raise HostError(f"cannot write the bundle {directory}: {error.strerror}") from error
+    if build is not None:
+        collect(finding, build, directory)
 
 
 def is_schedule(path: Path) -> bool:

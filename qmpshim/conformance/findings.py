@@ -90,6 +90,7 @@ class Finding:
     known: str = ""
     errnos: tuple[int, ...] = ()
     build: dict[str, Any] = field(default_factory=dict)
+    crash_points: str = "none"
 
     @property
     def confirmed(self) -> bool:
@@ -115,6 +116,7 @@ class Finding:
             "replays": list(self.replays),
             "known": self.known,
             "build": self.build,
+            "crash_points": self.crash_points,
         }
 
 
@@ -140,6 +142,7 @@ def finding_from_json(value: Any) -> Finding:
             str(value.get("known", "")),
             tuple(value.get("errnos", ())),
             dict(value.get("build", {})),
+            str(value.get("crash_points", "none")),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"not a finding: {type(error).__name__}: {error}") from error

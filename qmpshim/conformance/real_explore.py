@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from qmpshim.conformance.confirm import confirm
+from qmpshim.conformance.crash_points import CrashPoints
 from qmpshim.conformance.findings import Known, group
 from qmpshim.conformance.real_pool import Board, Progress, here, in_processes
 from qmpshim.conformance.real_report import ExploreReport, ScenarioResult, render
@@ -33,6 +34,7 @@ def explore_real(
     progress: Callable[[Progress], None] | None = None,
     known: Sequence[Known] = (),
     minimise: bool = True,
+    crash_points: CrashPoints = CrashPoints.NONE,
 ) -> ExploreReport:
     """Explore *scenarios* on *build*.
 
@@ -40,12 +42,13 @@ def explore_real(
     :param faults: errnos a held I/O may end with instead; empty: no faults
     :param budget: seconds for exploring, shared out among the scenarios; those by chance need one
     :param jobs: processes, each with a QEMU of its own
+    :param crash_points: look at the images after each step, as a crash would leave them
     :param known: findings that are written up
     :raises BuildError: the build cannot do any of the scenarios
     """
     version = read_version(build)[0]
     began = time.monotonic()
-    task = Task(build, version, mode, tuple(faults), budget, seed)
+    task = Task(build, version, mode, tuple(faults), budget, seed, crash_points)
     if mode in (Mode.RANDOM, Mode.PREEMPTION) and budget is None:
         task.budget = budget = 60.0
     board = Board(len(scenarios), progress)
@@ -54,7 +57,9 @@ def explore_real(
     if results and all(one.skipped for one in results):
         raise BuildError(f"{build.name}: {results[0].skipped}")
     findings = group([sighting for one in results for sighting in one.sightings], version, known)
-    confirmed = [confirm(finding, build, minimise, task.errnos) for finding in findings]
+    confirmed = [
+        confirm(finding, build, minimise, task.errnos, crash_points) for finding in findings
+    ]
     confirmed.sort(key=lambda f: (bool(f.known), not f.contract, f.verdict, f.cause))
     seconds = time.monotonic() - began
     return ExploreReport(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qmpshim.conformance.crash_points import CrashPoints
 from qmpshim.conformance.findings import Finding
 from qmpshim.conformance.real_judge import RealViolation
 from qmpshim.conformance.real_stage import Stage
 from qmpshim.conformance.real_system import RealSystem, Release, honestly
 from qmpshim.machine.builds import Build
+from qmpshim.model.system import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +50,28 @@ def replay_schedule(
 
 def _replay(finding: Finding, stage: Stage, release: Release) -> Replay:
     system = RealSystem(
-        stage, finding.scenario, errnos=finding.errnos, most_faults=99, release=release
+        stage,
+        finding.scenario,
+        errnos=finding.errnos,
+        most_faults=99,
+        release=release,
+        each_step=CrashPoints(finding.crash_points).check,
     )
     system.reset()
     version = system.machine.version
-    for choice in finding.schedule:
+    followed = follow(system, finding.schedule)
+    return Replay(system.violation, followed, tuple(system.now.lines), version)
+
+
+def follow(system: RealSystem, schedule: Sequence[Choice]) -> bool:
+    """Take these steps and finish; whether every one could be taken.
+
+    The schedule may have been longer on another build: what is left goes in order of arrival.
+    """
+    for choice in schedule:
         system.take(choice)
-    # The schedule may have been longer on another build: what is left goes in order of arrival.
     followed = not system.now.lost
     while not system.now.lost and system.violation is None and (left := system.enabled()):
         system.take(left[0])
     system.finish()
-    return Replay(system.violation, followed, tuple(system.now.lines), version)
+    return followed

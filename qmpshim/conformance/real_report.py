@@ -106,11 +106,10 @@ def render(report: ExploreReport) -> str:
     version = ".".join(map(str, report.version))
     contract = [one for one in report.scenarios if one.contract]
     lines = [
-        f"{report.build} (QEMU {version}), {report.mode}: {len(report.scenarios)} scenarios "
-        f"({len(contract)} within the contract), {report.schedules} schedules, "
-        f"{report.steps} steps in {report.seconds:.1f} s with {report.jobs} "
-        f"{'process' if report.jobs == 1 else 'processes'}"
-        + (", with faults" if report.faults else ""),
+        f"{report.build} (QEMU {version}), {report.mode}: {_many(len(report.scenarios), 'scenario')} "
+        f"({len(contract)} within the contract), {_many(report.schedules, 'schedule')}, "
+        f"{_many(report.steps, 'step')} in {report.seconds:.1f} s with "
+        f"{_many(report.jobs, 'process')}" + (", with faults" if report.faults else ""),
     ]
     left = [one.name for one in report.scenarios if not one.exhaustive and not one.skipped]
     if left:
@@ -121,7 +120,9 @@ def render(report: ExploreReport) -> str:
             lines.append(f"skipped {one.name}: {one.skipped}")
     derailed = sum(one.derailed for one in report.scenarios)
     if derailed:
-        lines.append(f"{derailed} schedules could not be followed (a timer of QEMU's came between)")
+        lines.append(
+            f"{_many(derailed, 'schedule')} could not be followed (a timer of QEMU's came between)"
+        )
     if not report.findings:
         lines.append("no divergence")
     for finding in report.findings:
@@ -130,7 +131,7 @@ def render(report: ExploreReport) -> str:
         lines.append("")
         lines.append(f"{str(finding.verdict).upper()} ({side}, {state}): {finding.text}")
         lines.append(
-            f"  {finding.count} schedules in {', '.join(finding.scenarios[:6])}"
+            f"  {_many(finding.count, 'schedule')} in {', '.join(finding.scenarios[:6])}"
             + (" ..." if len(finding.scenarios) > 6 else "")
             + f"; replays {finding.replays[0]} of {finding.replays[1]} on fresh QEMUs"
         )
@@ -142,3 +143,9 @@ def render(report: ExploreReport) -> str:
             f"{finding.verdict}: {finding.text}"
         )
     return "\n".join(lines)
+
+
+def _many(count: int, noun: str) -> str:
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun}{'es' if noun.endswith('s') else 's'}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from errno import ENOSPC
 from typing import Any
 
+from qmpshim.conformance.crash_points import CrashPoints
 from qmpshim.conformance.findings import Sighting
 from qmpshim.conformance.real_judge import Judge
 from qmpshim.conformance.real_report import ScenarioResult
@@ -32,6 +33,7 @@ class Task:
     errnos: tuple[int, ...]
     budget: float | None
     seed: int
+    crash_points: CrashPoints = CrashPoints.NONE
 
 
 class _Counting(RealSystem):
@@ -66,7 +68,15 @@ def explore_scenario(
     while plans:
         plan = plans.pop()
         errnos = task.errnos if chance else ()
-        system = _Counting(stage, scenario, judge=judge, errnos=errnos, plan=plan, tick=tick)
+        system = _Counting(
+            stage,
+            scenario,
+            judge=judge,
+            errnos=errnos,
+            plan=plan,
+            each_step=task.crash_points.check,
+            tick=tick,
+        )
         left = None if seconds is None else seconds - (time.monotonic() - began)
         if left is not None and left <= 0:
             result.exhaustive = False

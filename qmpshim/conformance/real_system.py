@@ -55,6 +55,7 @@ class RealSystem:
     :param release: how a request is let go; sabotage comes in here
     :param probe: after the end, write everything once more and see that the view stands
     :param watching: judge requests as they arrive, too (False: only what comes of them)
+    :param keeping: leave QEMU as it is after a violation, to be looked at
     :param each_step: called after every step with this system (crash points, for one)
     :ivar names: of all held I/Os seen so far
     :ivar found: what went wrong so far, by verdict and cause
@@ -74,6 +75,7 @@ class RealSystem:
         release: Release = honestly,
         probe: bool = True,
         watching: bool = True,
+        keeping: bool = False,
         each_step: Callable[[RealSystem], RealViolation | None] | None = None,
     ) -> None:
         self.stage = stage
@@ -86,6 +88,7 @@ class RealSystem:
         self.release = release
         self.probe = probe
         self.watching = watching
+        self.keeping = keeping
         self.each_step = each_step
         self.violation: RealViolation | None = None
         self.now = Execution()
@@ -198,7 +201,8 @@ class RealSystem:
         if self.violation is not None:
             self._keep(self.violation)
             if self.violation.kind in (Verdict.CRASH, Verdict.HANG):
-                self.stage.discard()
+                if not self.keeping:
+                    self.stage.discard()
             self.stage.doubt()
             return str(self.violation.kind), self.violation.cause
         return tuple(self.now.answers), tuple(self.now.data)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,14 @@ from qmpshim.machine import nbd_proto as nbd
 from qmpshim.machine.reactor import Reactor
 
 _CHUNK = 1 << 18
+_LOG = 300  # QMP messages
 
 
 class WireQmp:
     """A QMP connection over a connected socket; answers are kept by id until they are taken.
 
     :ivar lost: the connection ended
+    :ivar log: the latest messages of both sides
     """
 
     def __init__(self, reactor: Reactor, sock: socket.socket) -> None:
@@ -36,6 +39,7 @@ class WireQmp:
         self.answers: dict[int, dict[str, Any]] = {}
         self.events: list[dict[str, Any]] = []
         self.greeting: dict[str, Any] | None = None
+        self.log: deque[dict[str, Any]] = deque(maxlen=_LOG)
         self.lost = False
         sock.setblocking(False)
         reactor.loop.add_reader(sock.fileno(), self._readable)
@@ -49,6 +53,7 @@ class WireQmp:
         message: dict[str, Any] = {"execute": command, "id": self._count}
         if arguments:
             message["arguments"] = dict(arguments)
+        self.log.append(message)
         try:
             self._sock.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
@@ -101,6 +106,7 @@ class WireQmp:
             if not line.strip():
                 continue
             message = json.loads(line)
+            self.log.append(message)
             if "event" in message:
                 self.events.append(message)
             elif "QMP" in message:

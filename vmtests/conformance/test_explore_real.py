@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -181,7 +182,10 @@ def directed(build: Build) -> None:
         for path in (KNOWN / "directed").glob("*.json")
         if within(version, (value := json.loads(path.read_text()))["versions"])
     }
-    seen = {case.name: run_directed(case, build) for case in DIRECTED}
+    seen = {}
+    for case in DIRECTED:
+        with contextlib.suppress(BuildError):  # it has no snapshot-access
+            seen[case.name] = run_directed(case, build)
     assert {n: v.kind.value for n, v in seen.items() if v is not None} == expected
 
 
