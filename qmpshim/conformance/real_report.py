@@ -105,8 +105,9 @@ def render(report: ExploreReport) -> str:
     """The report as text."""
     version = ".".join(map(str, report.version))
     contract = [one for one in report.scenarios if one.contract]
+    many = _many(len(report.scenarios), "scenario")
     lines = [
-        f"{report.build} (QEMU {version}), {report.mode}: {_many(len(report.scenarios), 'scenario')} "
+        f"{report.build} (QEMU {version}), {report.mode}: {many} "
         f"({len(contract)} within the contract), {_many(report.schedules, 'schedule')}, "
         f"{_many(report.steps, 'step')} in {report.seconds:.1f} s with "
         f"{_many(report.jobs, 'process')}" + (", with faults" if report.faults else ""),
@@ -120,9 +121,8 @@ def render(report: ExploreReport) -> str:
             lines.append(f"skipped {one.name}: {one.skipped}")
     derailed = sum(one.derailed for one in report.scenarios)
     if derailed:
-        lines.append(
-            f"{_many(derailed, 'schedule')} could not be followed (a timer of QEMU's came between)"
-        )
+        many = _many(derailed, "schedule")
+        lines.append(f"{many} could not be followed (a timer of QEMU's came between)")
     if not report.findings:
         lines.append("no divergence")
     for finding in report.findings:

@@ -200,9 +200,9 @@ class RealSystem:
         self.finished += 1
         if self.violation is not None:
             self._keep(self.violation)
-            if self.violation.kind in (Verdict.CRASH, Verdict.HANG):
-                if not self.keeping:
-                    self.stage.discard()
+            over = self.violation.kind in (Verdict.CRASH, Verdict.HANG)
+            if over and not self.keeping:
+                self.stage.discard()
             self.stage.doubt()
             return str(self.violation.kind), self.violation.cause
         return tuple(self.now.answers), tuple(self.now.data)
