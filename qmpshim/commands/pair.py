@@ -52,6 +52,11 @@ def add(commands: Any) -> None:
         help="block replication alone: no virtual machines, checkpoints by xen-colo-do-checkpoint",
     )
     parser.add_argument(
+        "--no-guest",
+        action="store_true",
+        help="COLO between machines without a CPU, where any build can; the writes come over NBD",
+    )
+    parser.add_argument(
         "--failover",
         choices=[kind.value for kind in Failover if kind is not Failover.NONE],
         help="in the end kill one side, cut the NBD link, or let it fall silent",
@@ -101,6 +106,7 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
         check_directory(args.keep)
     plan = PairPlan(
         colo=not args.no_colo,
+        guest=not args.no_guest,
         checkpoints=args.checkpoints,
         writes=args.writes,
         failover=Failover(args.failover or "none"),

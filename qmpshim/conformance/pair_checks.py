@@ -133,7 +133,8 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
 def summary(outcome: PairOutcome) -> str:
     """One line on what was done."""
     plan = outcome.plan
-    how = f"COLO under {plan.accel}" if plan.colo else "block replication"
+    how = f"COLO under {plan.accel}" if plan.guest else "COLO without a guest"
+    how = how if plan.colo else "block replication"
     end = "" if plan.failover == "none" else f", failover ({plan.failover})"
     return (
         f"{how}: {outcome.checkpoints} of {plan.wanted} checkpoints, {outcome.writes} writes, "

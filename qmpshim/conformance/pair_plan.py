@@ -29,7 +29,9 @@ class Failover(StrEnum):
 class PairPlan:
     """One run of a pair; with the builds it says all that is done.
 
-    :ivar colo: real COLO with two virtual machines; else block replication alone
+    :ivar colo: real COLO; else block replication alone
+    :ivar guest: with COLO, a guest runs in both machines; else they have no CPU, and the writes
+        come over NBD
     :ivar checkpoints: how many are taken before what :attr:`failover` says
     :ivar writes: of the primary between two checkpoints, at least
     :ivar seed: of the workload, where there is no guest
@@ -39,6 +41,7 @@ class PairPlan:
     """
 
     colo: bool = True
+    guest: bool = True
     checkpoints: int = 10
     writes: int = 20
     failover: Failover = Failover.NONE
@@ -52,8 +55,8 @@ class PairPlan:
     @property
     def spec(self) -> PairSpec:
         """The pair this plan needs."""
-        guest = BootGuest() if self.colo else None
-        return PairSpec(self.size, self.cluster, guest, accel=self.accel)
+        guest = BootGuest() if self.colo and self.guest else None
+        return PairSpec(self.size, self.cluster, self.colo, guest, accel=self.accel)
 
     @property
     def wanted(self) -> int:

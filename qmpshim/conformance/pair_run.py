@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -10,33 +11,25 @@ from pathlib import Path
 
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.pair_autopsy import Autopsy
+from qmpshim.conformance.pair_diary import BootWorkload
 from qmpshim.conformance.pair_judge import PairJudge
 from qmpshim.conformance.pair_model import PairModel
-from qmpshim.conformance.pair_plan import PairFinding, PairOutcome, PairPlan
+from qmpshim.conformance.pair_plan import Failover, PairFinding, PairOutcome, PairPlan
+from qmpshim.conformance.pair_workload import ExportWorkload, Stuck, Workload
 from qmpshim.errors import MachineError
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.nbd_proto import Request
 from qmpshim.machine.pair import Pair
 from qmpshim.machine.pair_member import Member
 from qmpshim.model.behaviour import behaviour_of
+from qmpshim.model.verdict import Verdict
+
+_AHEAD = 15  # writes by which the side that is going to die is ahead
 
 log = logging.getLogger(__name__)
 
 #: Told now and then what is being done.
 Progress = Callable[[PairOutcome, str], None]
-
-
-class Stuck(MachineError):
-    """A step of the pair did not end as it must: time for an autopsy.
-
-    :param where: the step
-    :param predicted: what should have come
-    """
-
-    def __init__(self, where: str, predicted: str) -> None:
-        super().__init__(f"{where}: {predicted} did not come")
-        self.where = where
-        self.predicted = predicted
 
 
 class Diverged(Exception):
@@ -68,6 +61,8 @@ class PairRun(ABC):
         )
         self.judge = PairJudge(self.model)
         self.pair = make(plan.spec, builds, directory, self._passed, plan.limit)
+        kind = ExportWorkload if plan.spec.guest is None else BootWorkload
+        self.workload: Workload = kind(plan, self.pair, self.model, self.judge)
         self._began = time.monotonic()
         self.doing = "joining the pair"
         self._mirroring = False
@@ -88,7 +83,7 @@ class PairRun(ABC):
         await self.pair.renew(survivor, self.pair.secondary.build, self._passed)
         self._mirroring = False
         self.model = PairModel(survivor.disk.read_bytes(), self.plan.cluster, self.model.behaviour)
-        self.judge.model = self.model
+        self.judge.model = self.workload.model = self.model
         self.found(self.judge.disks(survivor, self.pair.secondary))
         self.step(f"the disk of the {survivor.name} is mirrored to a new secondary, and equal")
 
@@ -145,6 +140,7 @@ class PairRun(ABC):
         except MachineError as error:
             await self._stuck(self.doing, f"success, but {error}")
         finally:
+            self.workload.close()
             await self.pair.close()
             outcome = self.outcome
             outcome.seconds = time.monotonic() - self._began
@@ -164,6 +160,144 @@ class PairRun(ABC):
         except Diverged:
             log.debug("stuck: %s", divergence)
 
-    @abstractmethod
     async def _act(self) -> None:
-        """What this kind of run does with the built pair."""
+        """What is done with the built pair."""
+        plan = self.plan
+        await self._round()
+        if plan.failover is Failover.NONE:
+            return
+        survivor = await self._fail_over()
+        if plan.resume:
+            await self._resume(survivor)
+            await self._round()
+
+    @abstractmethod
+    async def _round(self) -> None:
+        """Replication from its start, with all its checkpoints."""
+
+    async def _fail_over(self) -> Member:
+        """What the plan takes away; the survivor is stopped in the end."""
+        kind = self.plan.failover
+        self.doing = f"failover ({kind})"
+        await self.workload.write_both(3)
+        if kind is Failover.PRIMARY:
+            await self._secondary_takes_over()
+            return self.pair.secondary
+        await self._primary_goes_on(kind)
+        return self.pair.primary
+
+    async def _secondary_takes_over(self) -> None:
+        pair, workload = self.pair, self.workload
+        promised = workload.at_checkpoint
+        await pair.stop_secondary()  # it lags behind, as a loaded host does
+        workload.tell_model()
+        await workload.write(pair.primary, _AHEAD)
+        pair.primary.qemu.kill()
+        self.step("the primary was killed, ahead of its secondary")
+        await pair.promote_secondary()
+        self.model.failover()
+        # Twice: at once, since its guest will write again what the primary's wrote and lost; then
+        # after it has gone on.
+        await self._let_run(pair.secondary)
+        await pair.secondary.qemu.execute("stop")
+        self._judge_promoted()
+        await workload.promoted()
+        await pair.secondary.qemu.execute("cont")
+        await self._goes_on(pair.secondary)
+        self._judge_promoted()
+        self.found(workload.acknowledged(pair.secondary, promised))
+        self.step("the secondary took over; nothing acknowledged before the checkpoint is lost")
+
+    def _judge_promoted(self) -> None:
+        self.workload.tell_model()
+        self.found(
+            self.judge.disk_alone(
+                self.pair.secondary.disk, self.model.disk, "promoted secondary's disk"
+            )
+        )
+
+    @abstractmethod
+    async def _let_run(self, member: Member) -> None:
+        """Wait until the side that is left runs."""
+
+    async def _goes_on(self, member: Member) -> None:
+        """The side that is left runs alone, writes on, and is stopped to be judged."""
+        await self._let_run(member)
+        await self.workload.write(member, self.plan.writes)
+        await member.qemu.execute("stop")
+        self.found(self.workload.complaints())
+
+    async def _primary_goes_on(self, kind: Failover) -> None:
+        pair, workload = self.pair, self.workload
+        if kind is Failover.SECONDARY:
+            pair.secondary.qemu.kill()
+            self.step("the secondary was killed")
+        elif kind is Failover.CUT:
+            pair.link.cut()
+            self.step("the link was cut")
+            await workload.write(pair.primary, 3)
+            self.found(await self._reported())
+        else:
+            pair.link.stall()
+            self.step("the link fell silent")
+            write = asyncio.ensure_future(workload.write(pair.primary, 1))
+            try:
+                await self._stalls(write)
+                if not await pair.yank():
+                    pair.link.cut()
+                await write
+            finally:
+                write.cancel()
+        await pair.carry_on()
+        await self._goes_on(pair.primary)
+        self.found(workload.acknowledged(pair.primary, 0))
+        self.step("the primary goes on alone; nothing it acknowledged is lost")
+
+    async def _stalls(self, write: asyncio.Future[None]) -> None:
+        """A write cannot end while the link is silent: the guest waits."""
+        deadline = time.monotonic() + self.plan.limit
+        while not self.pair.link.waiting:
+            if time.monotonic() > deadline:
+                raise Stuck("stalled link", "a write of the primary's guest")
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        if write.done():
+            self.found(
+                [
+                    Divergence(
+                        Verdict.ERROR_CONTRACT,
+                        "guest of the primary",
+                        self.model.checkpoints,
+                        "no write is acknowledged while the secondary does not have it",
+                        "one was",
+                    )
+                ]
+            )
+
+    async def _reported(self) -> list[Divergence]:
+        """The primary must tell that its writes no longer arrive."""
+        if await self.pair.primary.replication_error() is not None:
+            return []
+        return [
+            Divergence(
+                Verdict.ERROR_CONTRACT,
+                "query-xen-replication-status of the primary",
+                self.model.checkpoints,
+                "an error, since writes did not reach the secondary",
+                "no error",
+            )
+        ]
+
+    async def _errors(self) -> list[Divergence]:
+        """Neither side may report an error of replication."""
+        return [
+            Divergence(
+                Verdict.ERROR_CONTRACT,
+                f"query-xen-replication-status of the {member.name}",
+                self.model.checkpoints,
+                "no error",
+                error,
+            )
+            for member in self.pair.members
+            if (error := await member.replication_error()) is not None
+        ]

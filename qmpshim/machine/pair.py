@@ -40,7 +40,8 @@ class PairSpec:
 
     :ivar size: virtual size of the disks in bytes
     :ivar cluster: cluster size of hidden and active disk in bytes
-    :ivar guest: what runs in the virtual machines; None: there are none (``-machine none``), and
+    :ivar colo: the secondary waits for a migration, and the members end by COLO's commands
+    :ivar guest: what runs in the virtual machines; None: they have no CPU (``-machine none``), and
         both quorums are exported over NBD instead
     :ivar memory: of each virtual machine, MiB
     :ivar machine: QEMU's ``-machine`` where there is a guest
@@ -49,6 +50,7 @@ class PairSpec:
 
     size: int = 16 << 20
     cluster: int = 64 << 10
+    colo: bool = True
     guest: BootGuest | None = None
     memory: int = 64
     machine: str = "pc"
@@ -61,7 +63,7 @@ class PairSpec:
     def words(self, console: Path) -> list[str]:
         """QEMU's options for the virtual machine."""
         if self.guest is None:
-            return []
+            return ["-m", "16"] if self.colo else []
         return [
             *("-accel", self.accel, "-m", str(self.memory), "-smp", "1"),
             *("-debugcon", f"file:{console}"),
@@ -176,7 +178,7 @@ class Pair:
             "vote-threshold=1,children.0=childs0",
             *self.spec.words(secondary.console),
         ]
-        if self.spec.guest is not None:
+        if self.spec.colo:
             words += ["-incoming", f"unix:{secondary.directory / 'incoming.sock'}"]
         await secondary.start(words)
         await secondary.start_server(secondary.directory / "nbd.sock")
@@ -184,7 +186,7 @@ class Pair:
         if self.spec.guest is None:
             await secondary.export("guest", "quorum")
         await self.link.start()
-        if self.spec.guest is not None:
+        if self.spec.colo:
             await self.channel.start()
 
     async def attach(self) -> None:
@@ -312,7 +314,7 @@ class Pair:
         Returns when hidden and active disk are committed into the secondary disk.
         """
         await self.secondary.qemu.execute("nbd-server-stop")
-        if self.spec.guest is None:
+        if not self.spec.colo:
             await self.secondary.qemu.execute(
                 "xen-set-replication", {"enable": False, "primary": False, "failover": True}
             )
@@ -323,7 +325,7 @@ class Pair:
     async def carry_on(self) -> None:
         """The secondary is gone: the primary goes on alone ("Primary Failover")."""
         await self.detach()
-        if self.spec.guest is None:
+        if not self.spec.colo:
             await self.primary.qemu.execute(
                 "xen-set-replication", {"enable": False, "primary": True, "failover": True}
             )
