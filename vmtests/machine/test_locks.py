@@ -1,0 +1,75 @@
+"""A deadlock is told from outside the process that is in it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from qmpshim.machine.locks import deadlock, waiters
+
+# pthread_mutex_lock(3) on a normal mutex by the thread that has it: it waits for itself.
+SELF = """
+import ctypes, threading
+libc = ctypes.CDLL(None)
+one = ctypes.create_string_buffer(64)
+libc.pthread_mutex_lock(one)
+{}
+print("ready", flush=True)
+libc.pthread_mutex_lock(one)
+"""
+BEHIND = "threading.Thread(target=libc.pthread_mutex_lock, args=(one,), daemon=True).start()"
+HELD = """
+import ctypes, threading, time
+libc = ctypes.CDLL(None)
+one = ctypes.create_string_buffer(64)
+libc.pthread_mutex_lock(one)
+threading.Thread(target=libc.pthread_mutex_lock, args=(one,), daemon=True).start()
+print("ready", flush=True)
+time.sleep(100)
+"""
+
+
+@contextmanager
+def process(code: str) -> Iterator[int]:
+    running = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        yield running.pid
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def told(pid: int, wanted: int) -> str:
+    """What is said once so many threads wait."""
+    for _ in range(400):
+        if len(waiters(pid)) >= wanted:
+            return deadlock(pid)
+        time.sleep(0.02)
+    pytest.skip("this kernel does not tell where a thread sleeps")
+
+
+def test_a_thread_that_waits_for_itself() -> None:
+    with process(SELF.format("")) as pid:
+        assert told(pid, 1) == "a thread waits for a mutex that it holds itself"
+
+
+def test_others_behind_it() -> None:
+    with process(SELF.format(BEHIND)) as pid:
+        said = told(pid, 2)
+    assert said.startswith("a thread waits for a mutex that it holds itself, and 1 other")
+
+
+def test_waiting_is_no_deadlock() -> None:
+    with process(HELD) as pid:
+        assert told(pid, 1) == ""
+
+
+def test_a_process_that_is_gone() -> None:
+    assert waiters(2**22 + 1) == []
