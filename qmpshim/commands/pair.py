@@ -22,7 +22,7 @@ from qmpshim.commands.console import (
 from qmpshim.conformance import pair_bundle
 from qmpshim.conformance.pair_checks import KNOWN, best_accel, run_plan, summary
 from qmpshim.conformance.pair_known import load_known
-from qmpshim.conformance.pair_plan import Failover, PairOutcome, PairPlan
+from qmpshim.conformance.pair_plan import MOMENTS, Failover, PairOutcome, PairPlan
 from qmpshim.errors import InputError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build, read_version
@@ -59,7 +59,14 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--failover",
         choices=[kind.value for kind in Failover if kind is not Failover.NONE],
-        help="in the end kill one side, cut the NBD link, or let it fall silent",
+        help="in the end kill one side, cut the NBD link, or let it fall silent; "
+        "cut-late: COLO takes one more checkpoint after the cut",
+    )
+    parser.add_argument(
+        "--moment",
+        choices=MOMENTS,
+        default="",
+        help="with --failover primary: kill it in a checkpoint, when the secondary says this",
     )
     parser.add_argument(
         "--resume",
@@ -110,6 +117,7 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
         checkpoints=args.checkpoints,
         writes=args.writes,
         failover=Failover(args.failover or "none"),
+        moment=args.moment,
         resume=args.resume,
         seed=args.seed,
         accel=best_accel((primary, secondary)) if args.accel == "auto" else args.accel,

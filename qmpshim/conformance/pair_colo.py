@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from qmpshim.conformance.pair_plan import Failover
 from qmpshim.conformance.pair_run import PairRun
 from qmpshim.conformance.pair_workload import Stuck
 from qmpshim.machine.colo_link import ColoMessage
@@ -154,3 +155,57 @@ class ColoRun(PairRun):
             return bool(member.heard("COLO_EXIT")) and await member.status() == "running"
 
         await member.until(running, "the failover of the virtual machine")
+
+    async def _kill_primary(self) -> None:
+        if not self.plan.moment:
+            return await super()._kill_primary()
+        pair, channel, workload = self.pair, self.pair.channel, self.workload
+        message = ColoMessage[self.plan.moment.upper().replace("-", "_")]
+        self.doing = f"checkpoint that is to break at {message.spelling}"
+        channel.hold(message)
+        resumed = len(pair.secondary.heard("RESUME"))
+        await pair.set_delay(NEVER)
+        await self._until(lambda: channel.waiting is message, self.doing, message.spelling)
+        if message is not ColoMessage.CHECKPOINT_REPLY:
+            # It has all it needs by now, and takes the checkpoint whatever becomes of the primary.
+            await self._until(
+                lambda: len(pair.secondary.heard("RESUME")) > resumed, self.doing, "vmstate loaded"
+            )
+        await pair.stop_secondary()
+        if message is not ColoMessage.CHECKPOINT_REPLY:
+            self.model.checkpoint()
+            workload.taken_over()
+        workload.tell_model()
+        pair.primary.qemu.kill()
+        channel.hold()
+        channel.release()
+        self.step(f"the primary was killed in a checkpoint, at {message.spelling}")
+
+    async def _primary_goes_on(self, kind: Failover) -> None:
+        if kind is not Failover.CUT_LATE:
+            return await super()._primary_goes_on(kind)
+        pair, channel = self.pair, self.pair.channel
+        pair.link.cut()
+        self.step("the link was cut")
+        await self.workload.write(pair.primary, 3)
+        self.found(await self._reported())
+        # Whoever watches over the pair has not looked yet.
+        self.doing = "checkpoint after the link was cut"
+        channel.hold(ColoMessage.VMSTATE_LOADED)
+        await pair.set_delay(NEVER)
+        await self._until(
+            lambda: channel.waiting is not None or bool(pair.primary.heard("COLO_EXIT")),
+            self.doing,
+            "a checkpoint, or the end of COLO",
+        )
+        if channel.waiting is None:
+            self.step("COLO took no checkpoint without the writes")
+            return None
+        await pair.stop_secondary()
+        self.model.checkpoint()
+        self.found(
+            self.judge.disks(pair.primary, pair.secondary),
+            "a checkpoint is taken although writes have not reached the secondary",
+            contract=False,
+        )
+        return None

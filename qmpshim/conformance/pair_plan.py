@@ -23,6 +23,11 @@ class Failover(StrEnum):
     SECONDARY = "secondary"  # SIGKILL of the secondary: the primary goes on
     CUT = "cut"  # the NBD link breaks: the primary goes on
     STALL = "stall"  # the NBD link falls silent: the primary goes on
+    CUT_LATE = "cut-late"  # the NBD link breaks, and COLO takes one more checkpoint
+
+
+#: Messages of the secondary at which a primary can be killed (ColoMessage, QEMU's spelling).
+MOMENTS = ("checkpoint-reply", "vmstate-received", "vmstate-loaded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,8 @@ class PairPlan:
     :ivar writes: of the primary between two checkpoints, at least
     :ivar seed: of the workload, where there is no guest
     :ivar accel: ``tcg`` or ``kvm``
+    :ivar moment: the primary is killed in a checkpoint, when the secondary says this: one of
+        :data:`MOMENTS`, or ``""``
     :ivar resume: after the failover, replicate to a new secondary
     :ivar limit: seconds any one step may take
     """
@@ -45,12 +52,21 @@ class PairPlan:
     checkpoints: int = 10
     writes: int = 20
     failover: Failover = Failover.NONE
+    moment: str = ""
     resume: bool = False
     seed: int = 1
     accel: str = "tcg"
     size: int = 16 * MIB
     cluster: int = 64 << 10
     limit: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.moment and (not self.colo or self.failover is not Failover.PRIMARY):
+            raise InputError("only a COLO primary can be killed in a checkpoint")
+        if self.moment not in ("", *MOMENTS):
+            raise InputError(f"{self.moment!r} is none of {', '.join(MOMENTS)}")
+        if self.failover is Failover.CUT_LATE and (not self.colo or self.resume):
+            raise InputError("cut-late is for COLO, and ends there")
 
     @property
     def spec(self) -> PairSpec:

@@ -188,12 +188,8 @@ class PairRun(ABC):
 
     async def _secondary_takes_over(self) -> None:
         pair, workload = self.pair, self.workload
+        await self._kill_primary()
         promised = workload.at_checkpoint
-        await pair.stop_secondary()  # it lags behind, as a loaded host does
-        workload.tell_model()
-        await workload.write(pair.primary, _AHEAD)
-        pair.primary.qemu.kill()
-        self.step("the primary was killed, ahead of its secondary")
         await pair.promote_secondary()
         self.model.failover()
         # Twice: at once, since its guest will write again what the primary's wrote and lost; then
@@ -207,6 +203,14 @@ class PairRun(ABC):
         self._judge_promoted()
         self.found(workload.acknowledged(pair.secondary, promised))
         self.step("the secondary took over; nothing acknowledged before the checkpoint is lost")
+
+    async def _kill_primary(self) -> None:
+        pair, workload = self.pair, self.workload
+        await pair.stop_secondary()  # it lags behind, as a loaded host does
+        workload.tell_model()
+        await workload.write(pair.primary, _AHEAD)
+        pair.primary.qemu.kill()
+        self.step("the primary was killed, ahead of its secondary")
 
     def _judge_promoted(self) -> None:
         self.workload.tell_model()

@@ -80,6 +80,33 @@ class PrimaryForgets(Pair):
             file.write(bytes(1 << 20))
 
 
+class NoCheckpoint(Pair):
+    """COLO's checkpoint is asked for, and nobody passes that on."""
+
+    async def set_delay(self, delay: int) -> None:
+        if self.primary.heard("RESUME"):
+            return
+        await super().set_delay(delay)
+
+
+class LeakedWrites(Pair):
+    """After the failover the secondary has what the primary wrote after the checkpoint."""
+
+    async def promote_secondary(self) -> None:
+        await super().promote_secondary()
+        with self.primary.disk.open("rb") as there, self.secondary.disk.open("r+b") as here:
+            here.write(there.read())
+
+
+class NotEmptied(Pair):
+    """The secondary goes into the checkpoint with a write that its model does not know."""
+
+    async def stop_secondary(self) -> None:
+        await super().stop_secondary()
+        await self.secondary.human('qemu-io quorum "write -P 0x5a 1M 64k"')
+        await super().stop_secondary()
+
+
 @dataclass(frozen=True)
 class Sabotage:
     """One way to be wrong, and the verdict it must get: where the judge must see it."""
@@ -88,6 +115,8 @@ class Sabotage:
     verdict: Verdict
     where: str
     failover: Failover = Failover.NONE
+    colo: bool = False
+    limit: float = 30.0
 
 
 SABOTAGES = [
@@ -96,5 +125,11 @@ SABOTAGES = [
     Sabotage(WrittenBehindItsBack, Verdict.CONTENT, "secondary disk"),
     Sabotage(CopiedNothing, Verdict.ALLOCATION, "hidden disk"),
     Sabotage(WrongDisk, Verdict.LOST_WRITE, "promoted secondary's disk", Failover.PRIMARY),
+    Sabotage(LostWrite, Verdict.LOST_WRITE, "secondary disk against primary disk", colo=True),
+    Sabotage(NoCheckpoint, Verdict.HANG, "checkpoint 1", colo=True, limit=3.0),
+    Sabotage(NotEmptied, Verdict.ALLOCATION, "active disk", colo=True),
+    Sabotage(
+        LeakedWrites, Verdict.LOST_WRITE, "promoted secondary's disk", Failover.PRIMARY, colo=True
+    ),
     Sabotage(PrimaryForgets, Verdict.LOST_WRITE, "surviving primary's disk", Failover.SECONDARY),
 ]
