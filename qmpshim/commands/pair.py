@@ -146,8 +146,9 @@ def _show(outcome: PairOutcome, bundle: Path | None, console: Console) -> None:
         console.line(f"  {value:.1f} {name}, all disks compared at each")
     for finding in outcome.findings:
         found = finding.divergence
-        known = f" (known: {finding.known})" if finding.known else ""
-        console.line(f"  verdict: {found.verdict} at {found.where}{known}")
+        known = f", known: {finding.known}" if finding.known else ""
+        kind = "contract" if finding.contract else "robustness"
+        console.line(f"  verdict: {found.verdict} at {found.where} ({kind}{known})")
         console.line(f"    predicted: {found.predicted}")
         console.line(f"    observed:  {found.observed}")
     if bundle is not None:

@@ -93,7 +93,10 @@ class Autopsy:
     def cause(self) -> tuple[Verdict, str]:
         """The one thing that explains it best: a verdict, and words that stay the same."""
         for name, how in self._ends.items():
-            return Verdict.CRASH, f"{name} ended by {how}: {self._log.get(name, 'no last words')}"
+            # By a signal it crashed; with a status it chose to go, as one does that cannot load
+            # what was migrated to it.
+            verdict = Verdict.CRASH if how.startswith("SIG") else Verdict.PROTOCOL
+            return verdict, f"{name} ended by {how}: {self._log.get(name, 'no last words')}"
         for name, locked in self._locks.items():
             return Verdict.HANG, f"{name} deadlocked: {locked.split(',')[0]}"
         for name in self._deaf:

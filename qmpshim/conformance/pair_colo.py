@@ -68,7 +68,7 @@ class ColoRun(PairRun):
                 member.qemu.alive() for member in self.pair.members
             ):
                 raise Stuck(where, predicted)
-            await self.pair.channel.until(condition, 0.05)
+            await self.pair.channel.until(condition, 0.004)  # events do not wake it
 
     async def _colo_runs(self, since: list[int]) -> None:
         pair, predicted = self.pair, "both sides in COLO, and running"
