@@ -26,10 +26,15 @@ def _told(row: Row, finding: CaseFinding, build: str) -> str:
     return f"{finding.verdict} ({side}, {row.sights[build].state}): {finding.title}"
 
 
+def bundle_place(key: Key, finding: CaseFinding) -> str:
+    """Where a finding's bundle is, from the run's directory."""
+    return "/".join((CASES, *(slug(part) for part in key), finding.bundle))
+
+
 def replay_command(comparison: Comparison, key: Key, finding: CaseFinding) -> str:
     """The command that shows a finding again, from the run's directory."""
     build, case = key
-    place = f"{CASES}/{slug(build)}/{slug(case)}/{finding.bundle}"
+    place = bundle_place(key, finding)
     called = comparison.results.plan.places.get(build, build)
     command = finding.replay or f"qmpshim check --case {case}"
     which = "--qemu" if "/" in called else "--build"

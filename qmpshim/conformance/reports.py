@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from qmpshim.conformance.compare import Comparison
+from qmpshim.conformance.report_html import html
 from qmpshim.conformance.report_text import junit, tap
 from qmpshim.errors import HostError
 
@@ -24,6 +25,7 @@ def write_reports(comparison: Comparison, directory: Path) -> None:
         (RESULTS, json.dumps(document, indent=1).encode() + b"\n"),
         (JUNIT, junit(comparison)),
         (TAP, tap(comparison).encode()),
+        (HTML, html(comparison)),
     ):
         _write(directory / name, content)
 

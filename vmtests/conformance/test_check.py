@@ -64,7 +64,7 @@ def test_a_run_from_beginning_to_end(qmpshim: CommandLine) -> None:
     assert done.stdout.endswith("all as predicted: 0 new finding(s), 0 known\n")
     out = qmpshim.home / "out"
     assert {path.name for path in out.iterdir()} == {
-        *("journal.jsonl", "results.json", "junit.xml", "report.tap")
+        *("journal.jsonl", "results.json", "junit.xml", "report.tap", "report.html")
     }
     again = qmpshim.run("check", "--suite", suite, "--out", "out")
     assert again.returncode == 2
