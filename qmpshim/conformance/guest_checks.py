@@ -17,7 +17,7 @@ from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.guest_disk import GuestLied
 from qmpshim.conformance.guest_rig import GuestOpener, ProgramChain
 from qmpshim.conformance.guest_scenarios import SCENARIOS, GuestScenario
-from qmpshim.conformance.guest_work import GuestWork
+from qmpshim.conformance.guest_work import Diverged, GuestWork
 from qmpshim.conformance.verify import setup_for
 from qmpshim.errors import (
     CommandFailed,
@@ -100,7 +100,9 @@ async def run_scenario(
         ready = time.monotonic()
         work = GuestWork(rig, setup.qemu_img)
         try:
-            outcome.divergence = await scenario.run(work, seed)
+            await scenario.run(work, seed)
+        except Diverged as diverged:
+            outcome.divergence = diverged.divergence
         except MachineError as error:
             outcome.divergence = _misbehaved(work, error)
         finally:

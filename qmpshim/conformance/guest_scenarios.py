@@ -1,7 +1,8 @@
 """What is tried with a guest on the chain: each scenario is short, named, and judged throughout.
 
-They start with a guest at its prompt and a chain on which nothing was started, and give the first
-divergence. :mod:`qmpshim.conformance.guest_checks` runs them.
+They start with a guest at its prompt and a chain on which nothing was started, and end with
+:class:`~qmpshim.conformance.guest_work.Diverged` when the model says otherwise.
+:mod:`qmpshim.conformance.guest_checks` runs them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from qmpshim.conformance.divergence import Divergence
-from qmpshim.conformance.guest_work import GuestWork
+from qmpshim.conformance.guest_work import Diverged, GuestWork
 from qmpshim.conformance.workload import Kind
 from qmpshim.machine.guest import Guest
 from qmpshim.machine.guest_chain import Attachment
@@ -31,54 +32,65 @@ class GuestScenario:
 
     name: str
     about: str
-    run: Callable[[GuestWork, int], Awaitable[Divergence | None]]
+    run: Callable[[GuestWork, int], Awaitable[None]]
     log: bool = False
     size: int = 8 * MiB
 
 
-async def _mixed(work: GuestWork, seed: int) -> Divergence | None:
+async def _mixed(work: GuestWork, seed: int) -> None:
     """the guest and the primary at the same places, one after the other, with checkpoints"""
-    found = _fill(work) or await work.command(Kind.START)
+    _fill(work)
+    await work.command(Kind.START)
     for turn in range(3):
-        found = found or work.random(seed + turn, 40, 0, _REGION)
+        work.random(seed + turn, 40, 0, _REGION)
         for number in range(12):
-            found = found or work.primary(Kind.WRITE, (turn * 331 + number * 173) % 4000, 90)
-        found = found or work.primary(Kind.ZERO, 128 * turn, 200)
-        found = found or work.random(seed + turn + 50, 20, 0, _REGION) or await work.check()
-        found = found or await work.command(Kind.CHECKPOINT) or await work.check()
-    return found or await _fail_over(work, seed)
+            work.primary(Kind.WRITE, (turn * 331 + number * 173) % 4000, 90)
+        work.primary(Kind.ZERO, 128 * turn, 200)
+        work.random(seed + turn + 50, 20, 0, _REGION)
+        await work.check()
+        await work.command(Kind.CHECKPOINT)
+        await work.check()
+    await _fail_over(work, seed)
 
 
-async def _both_sides(work: GuestWork, seed: int) -> Divergence | None:
+async def _both_sides(work: GuestWork, seed: int) -> None:
     """the guest and the primary at the same places at the same time, with checkpoints"""
-    found = _fill(work) or await work.command(Kind.START)
+    _fill(work)
+    await work.command(Kind.START)
     for turn in range(3):
         beside = [(Kind.WRITE, (seed + turn * 37 + n * 61) % 4000, 1 + n % 96) for n in range(60)]
-        found = found or work.random(seed + turn, 60, 0, _REGION, beside) or await work.check()
-        found = found or await work.command(Kind.CHECKPOINT)
-    return found or await _fail_over(work, seed)
+        work.random(seed + turn, 60, 0, _REGION, beside)
+        await work.check()
+        await work.command(Kind.CHECKPOINT)
+    await _fail_over(work, seed)
 
 
-async def _reboot(work: GuestWork, seed: int) -> Divergence | None:
+async def _reboot(work: GuestWork, seed: int) -> None:
     """the guest reboots, and is paused again and again in the middle of its work"""
     guest, execute = work.rig.machine, work.rig.qemu.execute
-    found = _fill(work) or await work.command(Kind.START) or work.random(seed, 40, 0, _REGION)
+    _fill(work)
+    await work.command(Kind.START)
+    work.random(seed, 40, 0, _REGION)
     guest.send("reboot -f")
-    found = found or work.primary(Kind.WRITE, 1024, 64)  # there is no guest to speak of
+    work.primary(Kind.WRITE, 1024, 64)  # there is no guest to speak of
     guest.wait_for_prompt()
-    found = found or work.random(seed + 1, 40, 0, _REGION) or await work.check()
+    work.random(seed + 1, 40, 0, _REGION)
+    await work.check()
     work.begin(seed + 2, 200, 0, _REGION)
     for turn in range(5):
         await execute("stop")
-        found = found or work.primary(Kind.WRITE, 1100 + 100 * turn, 64)
+        work.primary(Kind.WRITE, 1100 + 100 * turn, 64)
         await execute("cont")
-    return work.end() or found or await _fail_over(work, seed)
+    work.end()
+    await _fail_over(work, seed)
 
 
-async def _two_disks(work: GuestWork, seed: int) -> Divergence | None:
+async def _two_disks(work: GuestWork, seed: int) -> None:
     """two disks with a chain each, on virtio-blk and virtio-scsi, both busy at once"""
     other = await work.add_disk(Attachment("virtio-scsi"))
-    found = _fill(work) or _fill(other) or await work.command(Kind.START)
+    _fill(work)
+    _fill(other)
+    await work.command(Kind.START)
     for turn in range(2):
         one = work.plan(seed + turn, 60, 0, _REGION)
         two = other.plan(seed + turn + 7, 60, 0, _REGION)
@@ -86,89 +98,96 @@ async def _two_disks(work: GuestWork, seed: int) -> Divergence | None:
             f"{one} >/tmp/1 & {two} >/tmp/2; wait; cat /tmp/1; echo -; cat /tmp/2"
         )
         for number in range(20):
-            found = found or work.primary(Kind.WRITE, 190 * number, 70)
-            found = found or other.primary(Kind.WRITE, 170 * number, 40)
+            work.primary(Kind.WRITE, 190 * number, 70)
+            other.primary(Kind.WRITE, 170 * number, 40)
         first, _, second = work.rig.machine.finish(check=False).output.partition("\n-\n")
-        found = work.judge(first) or other.judge(second) or found or await work.check()
-        found = found or await work.command(Kind.CHECKPOINT) or await work.check()
-    return found or await _fail_over(work, seed) or other.random(seed, 20, 0, _REGION)
+        work.judge(first)
+        other.judge(second)
+        await work.check()
+        await work.command(Kind.CHECKPOINT)
+        await work.check()
+    await _fail_over(work, seed)
+    other.random(seed, 20, 0, _REGION)
 
 
-def _fill(work: GuestWork) -> Divergence | None:
+def _fill(work: GuestWork) -> None:
     """Old contents worth keeping, with gaps."""
-    found = None
     for start in range(0, 8 * MiB // 512, 1024):
-        found = found or work.primary(Kind.WRITE, start, 512)
-    return found
+        work.primary(Kind.WRITE, start, 512)
 
 
-async def _fail_over(work: GuestWork, seed: int) -> Divergence | None:
-    found = work.random(seed + 100, 30, 0, _REGION) or await work.command(Kind.FAILOVER)
-    return found or await work.check() or work.random(seed + 101, 20, 0, _REGION)
+async def _fail_over(work: GuestWork, seed: int) -> None:
+    work.random(seed + 100, 30, 0, _REGION)
+    await work.command(Kind.FAILOVER)
+    await work.check()
+    work.random(seed + 101, 20, 0, _REGION)
 
 
 # -- file systems ------------------------------------------------------------------------------
 
 
-async def _ext4_failover(work: GuestWork, seed: int) -> Divergence | None:
+async def _ext4_failover(work: GuestWork, seed: int) -> None:
     """an ext4 that is mounted and written all the time survives a failover"""
     guest, chain = work.rig.machine, work.chain
-    found = await work.command(Kind.START)
+    await work.command(Kind.START)
     guest.run(f"/sbin/mke2fs -q -t ext4 {chain.disk} && mount -t ext4 {chain.disk} /mnt")
-    found = found or await _held(work)
+    await _held(work)
     # What the primary writes from here on is not for the guest to see.
-    found = found or work.primary(Kind.WRITE, 0, 4096)
+    work.primary(Kind.WRITE, 0, 4096)
     before = _make_files(guest, 1)
-    found = found or _same_files(work, before) or await _held(work, failover=True)
+    _same_files(work, before)
+    await _held(work, failover=True)
     # The file system was mounted all the time, and goes on.
-    found = found or _same_files(work, before)
+    _same_files(work, before)
     after = _make_files(guest, 2)
     guest.run("umount /mnt")
-    found = found or _is_clean(work, chain.disk)
+    _is_clean(work, chain.disk)
     guest.run(f"mount -t ext4 {chain.disk} /mnt")
-    found = found or _same_files(work, after)
+    _same_files(work, after)
     guest.run("umount /mnt")
-    return found or await _held(work)
+    await _held(work)
 
 
-async def _ext4_checkpoint(work: GuestWork, seed: int) -> Divergence | None:
+async def _ext4_checkpoint(work: GuestWork, seed: int) -> None:
     """the primary's ext4 comes with the checkpoint, and only then; one guest is both sides"""
     guest, chain = work.rig.machine, work.chain
     source = await work.add_source(chain.spec.size)
-    found = await work.command(Kind.START)
+    await work.command(Kind.START)
     guest.run(f"/sbin/mke2fs -q -t ext4 {source}")
     before = ""
     for turn in (1, 2):
         guest.run(f"mount -t ext4 {source} /mnt")
         files = _make_files(guest, turn)
         guest.run("umount /mnt")
-        found = found or await work.send_source() or await work.check()
+        await work.send_source()
+        await work.check()
         # Between two checkpoints nothing changes: no file system yet, then the first one.
         mounted = guest.run(f"mount -t ext4 -o ro {chain.disk} /mnt", check=False).status == 0
         if mounted:
-            found = found or _same_files(work, before)
+            _same_files(work, before)
             guest.run("umount /mnt")
         if mounted is not bool(before):
-            found = found or _wrong(work, "a mount before the checkpoint", not mounted, mounted)
-        found = found or await work.command(Kind.CHECKPOINT) or await work.check()
-        found = found or _is_clean(work, chain.disk)
+            raise _wrong(work, "a mount before the checkpoint", not mounted, mounted)
+        await work.command(Kind.CHECKPOINT)
+        await work.check()
+        _is_clean(work, chain.disk)
         guest.run(f"mount -t ext4 -o ro {chain.disk} /mnt")
-        found = found or _same_files(work, files)
+        _same_files(work, files)
         guest.run("umount /mnt")
         before = files
-    return found or await work.check()
+    await work.check()
 
 
-async def _held(work: GuestWork, failover: bool = False) -> Divergence | None:
+async def _held(work: GuestWork, failover: bool = False) -> None:
     """Stop the guest, tell the model what it wrote, and cross-check."""
     await work.chain.hold()
     if work.observe() == 0:
-        return _wrong(work, "the write log", "the guest's writes", "nothing")
-    found = await work.check()
+        raise _wrong(work, "the write log", "the guest's writes", "nothing")
+    await work.check()
     if failover:
-        found = found or await work.command(Kind.FAILOVER) or await work.check()
+        await work.command(Kind.FAILOVER)
+        await work.check()
     await work.chain.release()
-    return found
 
 
 def _make_files(guest: Guest, seed: int) -> str:
@@ -188,25 +207,25 @@ def _sums(guest: Guest) -> str:
     return guest.run("cd /mnt && find . -type f | sort | xargs sha256sum; cd /").output
 
 
-def _same_files(work: GuestWork, wanted: str) -> Divergence | None:
+def _same_files(work: GuestWork, wanted: str) -> None:
     """Read all files again, from the disk."""
     guest = work.rig.machine
     guest.run("sync; echo 3 >/proc/sys/vm/drop_caches")
     seen = _sums(guest)
     if seen == wanted:
-        return None
+        return
     lines = zip([*wanted.splitlines(), ""], [*seen.splitlines(), ""], strict=False)
     first = next((pair for pair in lines if pair[0] != pair[1]), ("", ""))
-    return _wrong(work, "the guest's files", *first)
+    raise _wrong(work, "the guest's files", *first)
 
 
-def _is_clean(work: GuestWork, disk: str) -> Divergence | None:
+def _is_clean(work: GuestWork, disk: str) -> None:
     """e2fsck finds nothing to mend."""
     ran = work.rig.machine.run(f"/sbin/e2fsck -fn {disk}", check=False)
     if ran.status == 0:
-        return None
+        return
     said = (ran.output.strip().splitlines() or ["nothing"])[-1]
-    return _wrong(work, "e2fsck", "a clean file system", said, Verdict.CORRUPTION)
+    raise _wrong(work, "e2fsck", "a clean file system", said, Verdict.CORRUPTION)
 
 
 def _wrong(
@@ -215,8 +234,8 @@ def _wrong(
     predicted: object,
     observed: object,
     verdict: Verdict = Verdict.CONTENT,
-) -> Divergence:
-    return Divergence(verdict, where, work.number, str(predicted), str(observed))
+) -> Diverged:
+    return Diverged(Divergence(verdict, where, work.number, str(predicted), str(observed)))
 
 
 SCENARIOS = {

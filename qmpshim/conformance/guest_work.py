@@ -25,10 +25,21 @@ from qmpshim.machine.secondary import SECTOR
 from qmpshim.model.verdict import Verdict
 
 
+class Diverged(Exception):
+    """The first divergence ends what a guest is at.
+
+    :ivar divergence: what it is
+    """
+
+    def __init__(self, divergence: Divergence) -> None:
+        super().__init__(str(divergence))
+        self.divergence = divergence
+
+
 class GuestWork:
     """What goes on at a rig beside a session, with every operation numbered and predicted.
 
-    Methods give the first divergence, or None.
+    Each method raises :class:`Diverged` when the model says otherwise.
     """
 
     def __init__(self, rig: GuestRig, qemu_img: Sequence[str] = ("qemu-img",)) -> None:
@@ -49,12 +60,11 @@ class GuestWork:
         assert isinstance(self.rig.chain, GuestChain)
         return self.rig.chain
 
-    async def check(self) -> Divergence | None:
+    async def check(self) -> None:
         """Cross-check everything; the guest must be at rest."""
-        found = await self._check.run(self.number)
-        for other in self._others:
-            found = found or await other._check.run(other.number)
-        return found[0] if found else None
+        for each in (self, *self._others):
+            for found in await each._check.run(each.number):
+                raise Diverged(found)
 
     @property
     def clusters(self) -> int:
@@ -84,7 +94,7 @@ class GuestWork:
 
     # -- operations ----------------------------------------------------------------------------
 
-    def primary(self, kind: Kind, start: int, data: bytes | int) -> Divergence | None:
+    def primary(self, kind: Kind, start: int, data: bytes | int) -> None:
         """The primary writes, zeroes, discards or reads.
 
         :param data: bytes that are written, or a number of sectors (of the pattern, if written)
@@ -111,7 +121,7 @@ class GuestWork:
             client.wait(cookie)
         except IOFailed as error:
             errno = error.errno
-        return self._judge(operation, errno, bytes(buffer))
+        self._judge(operation, errno, bytes(buffer))
 
     def random(
         self,
@@ -120,25 +130,24 @@ class GuestWork:
         start: int,
         length: int,
         beside: Iterable[tuple[Kind, int, int]] = (),
-    ) -> Divergence | None:
+    ) -> None:
         """The guest's program does *times* operations within *length* sectors from *start* on.
 
         :param beside: what the primary does meanwhile: kind, start, sectors. The promise makes the
             order between the two sides immaterial, so the model may take one after the other
         """
         self.begin(seed, times, start, length)
-        found = None
         for kind, place, count in beside:
-            found = found or self.primary(kind, place, count)
-        return self.end() or found
+            self.primary(kind, place, count)
+        self.end()
 
     def begin(self, seed: int, times: int, start: int, length: int) -> None:
         """Have the guest's program begin; see :meth:`random`. :meth:`end` waits for it."""
         self.rig.machine.send(self.plan(seed, times, start, length))
 
-    def end(self) -> Divergence | None:
+    def end(self) -> None:
         """Wait for what :meth:`begin` began, and judge it."""
-        return self.judge(self.rig.machine.finish(RUN_LIMIT, check=False).output)
+        self.judge(self.rig.machine.finish(RUN_LIMIT, check=False).output)
 
     def plan(self, seed: int, times: int, start: int, length: int) -> str:
         """The command by which the guest does random operations; :meth:`judge` what it says."""
@@ -147,7 +156,7 @@ class GuestWork:
         command = f"random {seed} {times} {first} {start} {length}"
         return f"{PROGRAM} {self.chain.disk} {command}"
 
-    def judge(self, output: str) -> Divergence | None:
+    def judge(self, output: str) -> None:
         """Hold what the guest's program said of what was planned against the model."""
         begun, self._begun = self._begun, []
         told = list(read_lines(output))
@@ -155,12 +164,10 @@ class GuestWork:
             self._writers[operation.number] = operation.side
             if index >= len(told) or told[index].operation != operation:
                 said = str(told[index].operation) if index < len(told) else "nothing"
-                return self._told(Verdict.PROTOCOL, operation, str(operation), said)
-            if found := self._judge(operation, told[index].errno, told[index].data):
-                return found
-        return None
+                raise self._told(Verdict.PROTOCOL, operation, str(operation), said)
+            self._judge(operation, told[index].errno, told[index].data)
 
-    async def command(self, kind: Kind) -> Divergence | None:
+    async def command(self, kind: Kind) -> None:
         """A command of the chain, which means all of the guest's disks."""
         operation = self._next(Side.CHAIN, kind, 0, 0)
         prediction = self.rig.oracle.predict(operation)
@@ -179,38 +186,37 @@ class GuestWork:
                     await other.chain.until_failed_over()
         except CommandFailed as error:
             observed = error.desc
-        if observed == prediction.error:
-            return None
-        predicted, observed = (
-            repr(said) if said else "no error" for said in (prediction.error, observed)
-        )
-        return self._told(Verdict.ERROR_CONTRACT, operation, predicted, observed)
+        if observed != prediction.error:
+            predicted, observed = (
+                repr(said) if said else "no error" for said in (prediction.error, observed)
+            )
+            raise self._told(Verdict.ERROR_CONTRACT, operation, predicted, observed)
 
     def _next(self, side: Side, kind: Kind, start: int, count: int) -> Operation:
         self.number += 1
         self._writers[self.number] = side
         return Operation(self.number, side, kind, start, count)
 
-    def _judge(self, operation: Operation, errno: int, data: bytes) -> Divergence | None:
+    def _judge(self, operation: Operation, errno: int, data: bytes) -> None:
         prediction = self.rig.oracle.predict(operation)
         if errno != prediction.errno:
             predicted, observed = (f"errno {number}" for number in (prediction.errno, errno))
-            return self._told(Verdict.ERROR_CONTRACT, operation, predicted, observed)
+            raise self._told(Verdict.ERROR_CONTRACT, operation, predicted, observed)
         if prediction.owners is None:
-            return None
+            return
         wrong = pattern.mismatches(data, prediction.owners, operation.start, self.recorded)
         if not wrong:
-            return None
+            return
         at = (wrong[0].start - operation.start) * SECTOR
         verdict = self._check.read_verdict(operation.side, wrong[0], data[at : at + SECTOR])
         predicted = pattern.describe_owner(wrong[0].predicted)
-        return self._told(verdict, operation, predicted, wrong[0].found)
+        raise self._told(verdict, operation, predicted, wrong[0].found)
 
     def _told(
         self, verdict: Verdict, operation: Operation, predicted: str, observed: str
-    ) -> Divergence:
+    ) -> Diverged:
         where = f"{operation.side} {operation.kind}"
-        return Divergence(verdict, where, operation.number, predicted, observed)
+        return Diverged(Divergence(verdict, where, operation.number, predicted, observed))
 
     # -- observation ---------------------------------------------------------------------------
 
@@ -235,20 +241,17 @@ class GuestWork:
         disk, self._source = await self.chain.add_source(size)
         return disk
 
-    async def send_source(self) -> Divergence | None:
+    async def send_source(self) -> None:
         """Do as the primary, in the same order, what the guest did to its own disk since then."""
         await self.rig.qemu.execute("stop")
         entries = list(self._new_entries(self._source))
         await self.rig.qemu.execute("cont")
-        found = None
         for entry in entries:
             start = entry.offset // SECTOR
             if entry.flags & Flag.DISCARD:
-                done = self.primary(Kind.DISCARD, start, entry.length // SECTOR)
+                self.primary(Kind.DISCARD, start, entry.length // SECTOR)
             else:
-                done = self.primary(Kind.WRITE, start, bytes(entry.data))
-            found = found or done
-        return found
+                self.primary(Kind.WRITE, start, bytes(entry.data))
 
     def _new_entries(self, log: Path) -> Iterator[Entry]:
         """The writes and discards that were logged since the last time."""

@@ -9,7 +9,7 @@ import pytest
 
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.guest_rig import GuestOpener, ProgramChain
-from qmpshim.conformance.guest_work import GuestWork
+from qmpshim.conformance.guest_work import Diverged, GuestWork
 from qmpshim.conformance.session import Result, run_case
 from qmpshim.conformance.verify import setup_for
 from qmpshim.conformance.workload import Kind, Operation, Side, Workload
@@ -62,14 +62,14 @@ def run_workload(
 def at_work(
     image: GuestImage,
     workspace: Workspace,
-    scenario: Callable[[GuestWork], Awaitable[Divergence | None]],
+    scenario: Callable[[GuestWork], Awaitable[None]],
     attachment: Attachment | None = None,
     *,
     spec: ChainSpec = SPEC,
     build: Build | None = None,
     chain: Callable[..., ProgramChain] = ProgramChain,
 ) -> Divergence | None:
-    """Run *scenario* on a fresh chain under a guest."""
+    """Run *scenario* on a fresh chain under a guest; the divergence it ends with, if any."""
     build = build or builds.resolve(None)
     setup = setup_for(build, spec)
     opener = GuestOpener(build, image, attachment or Attachment(), chain)
@@ -78,7 +78,10 @@ def at_work(
         rig = await opener(setup, workspace.path)
         work = GuestWork(rig, setup.qemu_img)
         try:
-            return await scenario(work)
+            await scenario(work)
+            return None
+        except Diverged as diverged:
+            return diverged.divergence
         finally:
             await work.close()
             await rig.close()

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from qmpshim.conformance.case import Case, Status
-from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.guest_checks import run, run_scenario
 from qmpshim.conformance.guest_scenarios import GuestScenario
 from qmpshim.conformance.guest_work import GuestWork
@@ -54,21 +53,18 @@ def test_a_known_crash_is_named_with_its_evidence(image: GuestImage, tmp_path: P
         assert {"console.log", "qmp.log", "stderr", "images"} <= kept
 
 
-async def _kills(work: GuestWork, _seed: int) -> Divergence | None:
+async def _kills(work: GuestWork, _seed: int) -> None:
     work.rig.machine.send("sleep 100")
     work.rig.qemu.kill()
     work.rig.machine.finish()
-    return None
 
 
-async def _panics(work: GuestWork, _seed: int) -> Divergence | None:
+async def _panics(work: GuestWork, _seed: int) -> None:
     work.rig.machine.run("echo c >/proc/sysrq-trigger")
-    return None
 
 
-async def _hangs(work: GuestWork, _seed: int) -> Divergence | None:
+async def _hangs(work: GuestWork, _seed: int) -> None:
     work.rig.machine.run("sleep 100", limit=0.3)
-    return None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from guest_rigs import at_work, run_workload
 
-from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.guest_disk import GuestLied, read_lines
 from qmpshim.conformance.guest_rig import ProgramChain
 from qmpshim.conformance.guest_work import GuestWork
@@ -79,13 +78,15 @@ def test_a_sabotaged_chain_is_convicted(
     image: GuestImage,
     workspace: Workspace,
 ) -> None:
-    async def scenario(work: GuestWork) -> Divergence | None:
-        found = work.primary(Kind.WRITE, 0, 2048) or await work.command(Kind.START)
+    async def scenario(work: GuestWork) -> None:
+        work.primary(Kind.WRITE, 0, 2048)
+        await work.command(Kind.START)
         for seed in range(3):
-            found = found or work.random(seed, 20, 0, 2048) or await work.check()
-            found = found or work.primary(Kind.WRITE, 256 * seed, 128)
-            found = found or await work.command(Kind.CHECKPOINT) or await work.check()
-        return found
+            work.random(seed, 20, 0, 2048)
+            await work.check()
+            work.primary(Kind.WRITE, 256 * seed, 128)
+            await work.command(Kind.CHECKPOINT)
+            await work.check()
 
     found = at_work(image, workspace, scenario, chain=sabotage)
     assert found is not None
@@ -121,9 +122,10 @@ def test_a_guests_program_that_lies_is_convicted(
 def test_a_program_that_leaves_operations_out_is_convicted(
     image: GuestImage, workspace: Workspace
 ) -> None:
-    async def scenario(work: GuestWork) -> Divergence | None:
+    async def scenario(work: GuestWork) -> None:
         _replace_program(work.chain, 'random) exec /bin/honest "$1" random "$3" 9 "$5" "$6" "$7";;')
-        return await work.command(Kind.START) or work.random(1, 10, 0, 4096)
+        await work.command(Kind.START)
+        work.random(1, 10, 0, 4096)
 
     found = at_work(image, workspace, scenario, chain=ProgramChain)
     assert found is not None
@@ -134,22 +136,24 @@ def test_a_program_that_leaves_operations_out_is_convicted(
 def test_a_write_that_was_not_observed_is_convicted(
     image: GuestImage, workspace: Workspace
 ) -> None:
-    async def scenario(work: GuestWork) -> Divergence | None:
-        found = await work.command(Kind.START)
+    async def scenario(work: GuestWork) -> None:
+        await work.command(Kind.START)
         work.rig.machine.run(f"/sbin/mke2fs -q {work.chain.disk}")
         await work.chain.hold()
         assert work.observe() > 5
-        found = found or await work.check()
-        assert found is None, str(found)
+        await work.check()
+        reached.append("the second write")
         await work.chain.release()
         # Into a cluster that holds other data: only the bytes tell.
         work.rig.machine.run(
             f"dd if=/dev/urandom of={work.chain.disk} bs=512 seek=2 count=1 oflag=direct"
         )
         await work.chain.hold()
-        return await work.check()
+        await work.check()
 
+    reached: list[str] = []
     found = at_work(image, workspace, scenario, Attachment(log=True))
+    assert reached
     assert found is not None
     assert found.verdict is Verdict.LOST_WRITE, str(found)
     assert found.where == "active disk (file)"
