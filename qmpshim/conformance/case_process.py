@@ -75,11 +75,10 @@ def carry_out(order: Order, cancelled: Callable[[], bool] = lambda: False) -> De
     :raises HostError: there is no place for the work
     """
     with Workspace("c-") as workspace:
-        directory = workspace.path
+        # Paths of sockets in there must stay short, so this is its TMPDIR itself.
+        directory = workspace.subdirectory("case")
         (directory / "order").write_bytes(pickle.dumps(order))
-        temporary = directory / "t"
-        temporary.mkdir()
-        watched = _Watched(order, directory, temporary)
+        watched = _Watched(order, directory, workspace.path)
         try:
             outcome = watched.wait(cancelled)
         finally:

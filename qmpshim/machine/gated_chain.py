@@ -98,7 +98,7 @@ class GatedMachine:
         self.build = build
         self.shape = shape
         self.reactor = Reactor()
-        self.workspace = Workspace("qmpshim-gate-")
+        self.workspace = Workspace("gate-")
         self.gate = Gate(tracing=True)
         self.stores: dict[str, MemoryStore] = {}
         self.images = IMAGES if shape.form is Form.REPLICATION else IMAGES[:2]
