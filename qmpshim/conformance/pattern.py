@@ -26,12 +26,16 @@ _STEP: Words = np.arange(WORDS, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 _NUMBERS: Words = np.arange(1 << 16, dtype=np.uint64)
 
 
+def _numbers(count: int) -> Words:
+    return _NUMBERS[:count] if count <= len(_NUMBERS) else np.arange(count, dtype=np.uint64)
+
+
 def data_of(operation: int, start: int, count: int, into: Words | None = None) -> memoryview:
     """What *operation* writes into *count* sectors from sector *start*.
 
     :param into: rows of words to use, at least *count*; otherwise new ones are made
     """
-    tags = np.uint64(operation << SECTOR_BITS | start) + _NUMBERS[:count]
+    tags = np.uint64(operation << SECTOR_BITS | start) + _numbers(count)
     words = np.empty((count, WORDS), dtype=np.uint64) if into is None else into[:count]
     np.bitwise_xor(tags[:, None], _STEP, out=words)
     return words.data.cast("B")
@@ -63,7 +67,7 @@ def expected(
     """The bytes of the sectors from *start* on that have these *owners*, as rows of words."""
     who = np.frombuffer(owners, dtype=np.int64)
     count = len(who)
-    tags = (who.view(np.uint64) << np.uint64(SECTOR_BITS)) | (np.uint64(start) + _NUMBERS[:count])
+    tags = (who.view(np.uint64) << np.uint64(SECTOR_BITS)) | (np.uint64(start) + _numbers(count))
     words = np.empty((count, WORDS), dtype=np.uint64) if into is None else into[:count]
     np.bitwise_xor(tags[:, None], _STEP, out=words)
     zero = who <= 0

@@ -45,6 +45,13 @@ def test_what_is_written_is_what_is_expected(operation: int, start: int, count: 
     assert mismatches(data, owned(operation, count), start) == []
 
 
+def test_one_operation_may_write_a_whole_disk() -> None:
+    count = 70_000
+    data = data_of(3, 0, count)
+    assert len(data) == count * SECTOR
+    assert data == expected(owned(3, count), 0).tobytes()
+
+
 @given(st.integers(1, MAX_OPERATIONS - 2), st.integers(0, LAST - 1))
 def test_no_two_operations_and_no_two_sectors_look_alike(operation: int, sector: int) -> None:
     data = bytes(data_of(operation, sector, 1))
