@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from qmpshim.conformance.real_execution import Execution
 from qmpshim.conformance.real_images import read_overlay
-from qmpshim.conformance.real_io import Names, owners
+from qmpshim.conformance.real_io import Names, owners, tags
 from qmpshim.conformance.real_judge import RealViolation
 from qmpshim.conformance.real_scenarios import RealScenario, words
 from qmpshim.machine.gate import HeldIO, Kind
@@ -80,7 +80,7 @@ class Watch:
                     )
         elif io.image == "hidden" and io.op is Nbd.WRITE:
             start = self._names.guest_sector(io) or 0
-            if self._primaries & set(owners(io.data, start)):
+            if any(number in self._primaries for _, number, _ in tags(io.data)):
                 return RealViolation(
                     Verdict.CONTENT,
                     "the copy that goes to the hidden disk holds new data",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,13 @@ from qmpshim.conformance.real_explore import explore_real, render
 from qmpshim.conformance.real_judge import RealViolation
 from qmpshim.conformance.real_replay import replay_schedule
 from qmpshim.conformance.real_stage import Stage
-from qmpshim.conformance.real_system import RealSystem
+from qmpshim.conformance.real_system import CUT, RECONNECT, RealSystem
 from qmpshim.errors import BuildError, InputError, QmpshimError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import Form
 from qmpshim.model.explorer import Mode, explore
+from qmpshim.model.system import Choice
 from qmpshim.model.verdict import Verdict
 from qmpshim.model.walk import Budget
 
@@ -193,10 +195,81 @@ def test_the_directed_cases_do_as_known(qemu_build: Build) -> None:
     directed(qemu_build)
 
 
-def test_a_fault_reaches_who_asked_and_nobody_else() -> None:
-    report = explore_real(Build.system(), scenarios.named("GR"[::-1]), faults=(5,), budget=15)
-    assert report.schedules > 10
-    assert not report.findings
+@pytest.mark.parametrize("name", ["RG", "PL", "RK", "CQ"])
+def test_whatever_fails_nothing_but_the_known_comes_of_it(name: str) -> None:
+    """EIO, ENOSPC, a disk that goes away, one that comes back: the model says what then."""
+    report = explore_real(
+        Build.system(),
+        scenarios.named(name),
+        faults=(5, 28, CUT, RECONNECT),
+        known=load_known(KNOWN),
+    )
+    assert report.exhaustive and not report.unconfirmed
+    assert not report.new, render(report)
+    assert name == "CQ" or report.schedules > 10
+
+
+def test_a_failed_write_that_happened_nevertheless_is_found_out(stage: Stage) -> None:
+    (scenario,) = scenarios.named("WQ")
+
+    class Lying(RealSystem):
+        def _fail(self, name: Choice, errno: int) -> None:
+            self.machine.gate.apply(self.now.held[name].io)
+            super()._fail(name, errno)
+
+    plan: dict[Choice, int] = {("io", 0, "secondary write 0+128", 0): 5}
+    for kind, wanted in ((Lying, {Verdict.LOST_WRITE}), (RealSystem, {Verdict.ERROR_CONTRACT})):
+        system = kind(stage, scenario, plan=plan)
+        explore(system, Mode.STATEFUL, Budget(schedules=20), stop=False)
+        assert {verdict for verdict, _ in system.found} == wanted
+
+
+def test_an_error_that_is_swallowed_is_found_out(stage: Stage) -> None:
+    """The copy fails, and the write says success: as a filter would that ignores its job."""
+    (scenario,) = scenarios.named("WQ")
+
+    class Swallowing(RealSystem):
+        def _answered(self, index: int) -> None:
+            super()._answered(index)
+            if self.now.answers[index].startswith("errno"):
+                self.now.answers[index] = "ok"
+
+    plan: dict[Choice, int] = {("io", 0, "hidden write 0+128", 0): 5}
+    system = Swallowing(stage, scenario, plan=plan)
+    explore(system, Mode.STATEFUL, Budget(schedules=20), stop=False)
+    causes = {cause for _, cause in system.found}
+    assert causes == {"primary_write answers ok, after a failed hidden write"}
+
+
+def test_a_client_that_vanishes_leaves_the_export_to_the_next(stage: Stage) -> None:
+    for name in ("WK", "PL"):
+        (scenario,) = scenarios.named(name)
+        system = RealSystem(stage, scenario)
+        explored = explore(system, Mode.STATEFUL, Budget(seconds=30), stop=False)
+        assert explored.exhaustive and not system.found and not system.derailed
+        assert any("gone" in outcome[0] for outcome in explored.outcomes)  # type: ignore[index]
+
+
+def test_metadata_can_be_held_too(stage: Stage) -> None:
+    (scenario,) = scenarios.named("WP")
+    system = RealSystem(stage, scenario, everything=True)
+    explore(system, Mode.STATEFUL, Budget(schedules=12), stop=False)
+    assert system.finished and not system.found and not system.derailed
+    held = {str(name[2]) for name in system.names}
+    assert any(" meta " in name for name in held) and any("flush" in name for name in held)
+
+
+def test_a_bundle_tells_all_there_is(tmp_path: Path) -> None:
+    _, finding = known_case("checkpoint-then-overlapping-write-aborts")
+    save_finding(tmp_path / "bundle", finding, Build.system())
+    parts = {path.name: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
+    assert b"Assertion" in parts["stderr.txt"]
+    assert b"xen-colo-do-checkpoint" in parts["qmp.log"]
+    assert b"hidden" in parts["disk-requests.log"]
+    assert parts["diagram.txt"].count(b"* starts") == len(finding.scenario.ops)
+    assert parts["hidden.img"][:4] == b"QFI\xfb" and len(parts["secondary.img"]) == 2 * 65536
+    if shutil.which("gdb"):
+        assert b"abort" in parts["backtrace.txt"]
 
 
 def test_a_scenario_survives_json() -> None:
