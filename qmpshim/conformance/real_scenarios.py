@@ -24,6 +24,7 @@ GUEST = ("guest_read", "guest_write", "guest_flush", "guest_discard")
 DATA = (*PRIMARY, *GUEST)
 READS = ("primary_read", "guest_read")
 CHANGES = ("primary_write", "primary_zero", "primary_discard", "guest_write", "guest_discard")
+HOLES = ("primary_zero", "primary_discard")
 COMMANDS = ("start", "checkpoint", "failover", "stop", "status", "unexport")
 CHAIN_COMMANDS = ("start", "checkpoint", "failover", "stop", "unexport")  # change the chain
 VANISH = ("primary_vanish", "guest_vanish")  # the client of an export is gone at once
@@ -40,7 +41,6 @@ class RealScenario:
     :ivar cluster: qcow2 cluster in sectors
     :ivar setup: operations done before, one after another, once replication (or backup) runs
     :ivar ops: the concurrent operations
-    :ivar secondary: format of the secondary disk, ``raw`` or ``qcow2``
     :ivar contract: within what QEMU's documents allow; otherwise it is about robustness
     """
 
@@ -51,7 +51,6 @@ class RealScenario:
     size: int = 2 * C
     cluster: int = C
     contract: bool = True
-    secondary: str = "raw"
 
     def number(self, index: int) -> int:
         """The number of concurrent operation *index*."""
@@ -65,7 +64,6 @@ class RealScenario:
             "size": self.size,
             "cluster": self.cluster,
             "contract": self.contract,
-            "secondary": self.secondary,
             "setup": [_op_to_json(op) for op in self.setup],
             "ops": [_op_to_json(op) for op in self.ops],
         }
@@ -102,7 +100,6 @@ def scenario_from_json(value: Any) -> RealScenario:
             int(value.get("size", 2 * C)),
             int(value.get("cluster", C)),
             bool(value.get("contract", True)),
-            str(value.get("secondary", "raw")),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a scenario: {error}") from error

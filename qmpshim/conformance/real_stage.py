@@ -5,8 +5,8 @@ Three ways back to the start, from cheap to dear:
 * *checkpoint*: replication still runs and nothing odd happened. The bytes of the secondary disk
   are put back behind QEMU's back and a checkpoint empties the overlays and the bitmap: that is just
   what starting replication does. A raw node keeps no data, but since 6.2 the last block status it
-  was told; with that it asks for less, and the same schedule goes another way. A write of zeroes
-  makes it forget that.
+  was told; with that it asks for less, and the same schedule goes another way. So where no hole can
+  come to be the disk tells no status; else a write of zeroes makes QEMU forget what it was told.
 * *rebuild*: the chain is taken apart and opened again in the same process, over fresh images. Also
   where a command came while I/O was in flight, which may have broken what QEMU has in memory.
 * *fresh*: another process.
@@ -23,7 +23,7 @@ from collections import Counter
 
 from qmpshim.conformance import pattern
 from qmpshim.conformance.real_ops import command
-from qmpshim.conformance.real_scenarios import BASE, RealScenario
+from qmpshim.conformance.real_scenarios import BASE, HOLES, RealScenario
 from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
@@ -61,7 +61,8 @@ class Stage:
         :raises MachineError: QEMU misbehaved before the scenario even began
         """
         sizes = scenario.size * SECTOR, scenario.cluster * SECTOR
-        shape = Shape(scenario.form, *sizes, reconnect)
+        holes = any(op.do in HOLES for op in (*scenario.setup, *scenario.ops))
+        shape = Shape(scenario.form, *sizes, reconnect, holes)
         machine = self.machine
         if machine is not None and (machine.shape != shape or not self.reuse):
             self.discard()
@@ -104,7 +105,7 @@ class Stage:
 
     @staticmethod
     def _forget_block_status(machine: GatedMachine) -> None:
-        if machine.version >= (6, 2):
+        if machine.shape.holes and machine.version >= (6, 2):
             machine.clients["primary"].call(Nbd.WRITE_ZEROES, 0, machine.shape.size)
 
     def _start(self, machine: GatedMachine) -> None:

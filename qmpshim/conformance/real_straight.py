@@ -190,7 +190,6 @@ def _begin(scenario: RealScenario, behaviour: Behaviour) -> Chain:
         workflow,
         scenario.size,
         scenario.cluster,
-        scenario.secondary,
         discipline=discipline,
         behaviour=behaviour,
     )

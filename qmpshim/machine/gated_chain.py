@@ -28,6 +28,7 @@ from qmpshim.errors import (
 )
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gate import Gate
+from qmpshim.machine.nbd_proto import Op
 from qmpshim.machine.reactor import Reactor
 from qmpshim.machine.stillness import Stillness
 from qmpshim.machine.store import MemoryStore
@@ -55,14 +56,14 @@ class Shape:
     """The chain's shape: virtual ``size`` and qcow2 ``cluster`` in bytes.
 
     :ivar reconnect: seconds that QEMU waits for a broken connection to come back
-    :ivar secondary: format of the secondary disk, ``raw`` or ``qcow2``
+    :ivar holes: the secondary disk tells QEMU where it has holes (NBD's block status)
     """
 
     form: Form
     size: int
     cluster: int
     reconnect: int = 0
-    secondary: str = "raw"
+    holes: bool = True
 
 
 @functools.cache
@@ -118,7 +119,8 @@ class GatedMachine:
         for name in self.images:
             store = MemoryStore(self.shape.size if name == "secondary" else self._blank)
             self.stores[name] = store
-            self.gate.add(name, store)
+            silent = name == "secondary" and not self.shape.holes
+            self.gate.add(name, store, without={Op.BLOCK_STATUS} if silent else ())
         self.reactor.run(self.gate.start(self.workspace.path / "gate"))
         self._spawn()
         self.call("qmp_capabilities")
