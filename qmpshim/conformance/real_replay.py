@@ -66,12 +66,16 @@ def _replay(finding: Finding, stage: Stage, release: Release) -> Replay:
 def follow(system: RealSystem, schedule: Sequence[Choice]) -> bool:
     """Take these steps and finish; whether every one could be taken.
 
-    The schedule may have been longer on another build: what is left goes in order of arrival.
+    Another build may do without some of the I/O, or do more: steps that are not there are left out,
+    and what is left in the end goes in order of arrival.
     """
+    followed = True
     for choice in schedule:
-        system.take(choice)
-    followed = not system.now.lost
-    while not system.now.lost and system.violation is None and (left := system.enabled()):
+        if choice in system.enabled():
+            system.take(choice)
+        elif system.violation is None:
+            followed = False
+    while system.violation is None and (left := system.enabled()):
         system.take(left[0])
     system.finish()
     return followed
