@@ -21,10 +21,8 @@ from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
-from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.lexers import Lexer
 from prompt_toolkit.patch_stdout import patch_stdout
 
 from qmpshim.errors import CommandFailed, InputError, MachineDied, QmpshimError
@@ -32,6 +30,7 @@ from qmpshim.shim.endpoint import Address
 from qmpshim.shim.replays import record
 from qmpshim.shim.serve import Options, Served, endpoint
 from qmpshim.shim.shell_client import ShellClient
+from qmpshim.shim.shell_colours import Colours
 from qmpshim.shim.shell_completion import Live, Schema, candidates
 from qmpshim.shim.shell_io import Flights
 from qmpshim.shim.shell_language import Local, Request, complete, parse
@@ -68,28 +67,6 @@ class _Completer(Completer):
         shell = self._shell
         for found in candidates(document.text_before_cursor, shell.schema, shell.live):
             yield Completion(found.text, -found.back, display_meta=found.meta)
-
-
-class _Colours(Lexer):
-    """Colours strings, words of the shell, and keys; no grammar, as the line is half written."""
-
-    def lex_document(self, document: Document) -> Any:
-        def line(number: int) -> StyleAndTextTuples:
-            text = document.lines[number]
-            parts: StyleAndTextTuples = []
-            for index, word in enumerate(text.split(" ")):
-                if index:
-                    parts.append(("", " "))
-                key, equals, value = word.partition("=")
-                if number == 0 and index == 0:
-                    parts.append(("ansimagenta" if word.startswith(":") else "bold", word))
-                elif equals and not word.startswith(("{", "'", '"')):
-                    parts += [("ansicyan", key), ("", "="), ("ansigreen", value)]
-                else:
-                    parts.append(("ansigreen" if word[:1] in ("'", '"') else "", word))
-            return parts
-
-        return line
 
 
 class Shell:
@@ -282,7 +259,7 @@ class Shell:
     async def _read_lines(self) -> int:
         session: PromptSession[str] = PromptSession(
             completer=_Completer(self),
-            lexer=_Colours(),
+            lexer=Colours(),
             history=_history(),
             multiline=True,
             key_bindings=self._keys(),

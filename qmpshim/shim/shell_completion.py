@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from qmpshim.shim.shell_json import locate
 
 LOCAL = {
     ":checkpoint": "take a checkpoint as the contract wants it",
@@ -43,9 +44,6 @@ _NODES = frozenset(
         *("base-node", "top-node", "overlay", "image", "replaces"),
     )
 )
-_JSON_COMMAND = re.compile(r"""['"](?:execute|exec-oob)['"]\s*:\s*['"]([\w-]*)['"]""")
-_JSON_OPEN = re.compile(r"""['"](?:execute|exec-oob)['"]\s*:\s*['"]([\w-]*)$""")
-_JSON_KEY = re.compile(r"""[{,]\s*['"]([\w-]*)$""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +79,50 @@ class Schema:
         )
 
     def members(
-        self, command: str, path: Iterable[str], given: Mapping[str, Any]
+        self, command: str, path: Iterable[str | int], given: Any
     ) -> list[Mapping[str, Any]]:
         """The members of a command's arguments at *path*, union branches by what was *given*."""
         if command not in self.commands:
             return []
-        members = self._members(self._by_name[command]["arg-type"], given)
-        here: Any = given
+        type_, here = self._by_name[command]["arg-type"], given
         for name in path:
-            found = next((member for member in members if member["name"] == name), None)
+            found = self._child(type_, name, here)
             if found is None:
                 return []
-            here = here.get(name, {}) if isinstance(here, Mapping) else {}
-            members = self._members(found["type"], here)
-        return members
+            type_, here = found["type"], _inside(here, name)
+        return self._members(type_, here)
+
+    def member(
+        self, command: str, path: Iterable[str | int], given: Any
+    ) -> Mapping[str, Any] | None:
+        """The member at *path* itself, its name and type; an item of a list has the list's name."""
+        *above, last = path
+        if command not in self.commands:
+            return None
+        made = {"name": "", "type": self._by_name[command]["arg-type"]}
+        here = given
+        for name in (*above, last):
+            found = self._child(made["type"], name, here)
+            if found is None:
+                return None
+            made = {"name": found["name"] or made["name"], "type": found["type"]}
+            here = _inside(here, name)
+        return made
+
+    def _child(self, type_: str, name: str | int, given: Any) -> Mapping[str, Any] | None:
+        if isinstance(name, int):
+            for one in self._branches(type_):
+                if self._by_name[one]["meta-type"] == "array":
+                    return {"name": "", "type": self._by_name[one]["element-type"]}
+            return None
+        members = self._members(type_, given)
+        return next((member for member in members if member["name"] == name), None)
+
+    def _branches(self, type_: str) -> list[str]:
+        entity = self._by_name[type_]
+        if entity["meta-type"] != "alternate":
+            return [type_]
+        return [branch["type"] for branch in entity["members"]]
 
     def _members(self, type_: str, given: Any) -> list[Mapping[str, Any]]:
         entity = self._by_name[type_]
@@ -139,6 +167,12 @@ class Schema:
                 return " or ".join(self.describe(b["type"]) for b in entity["members"])
         names = [member["name"] for member in entity.get("members", [])]
         return "{" + ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") + "}"
+
+
+def _inside(here: Any, name: str | int) -> Any:
+    if isinstance(name, int):
+        return here[name] if isinstance(here, list) and name < len(here) else {}
+    return here.get(name, {}) if isinstance(here, Mapping) else {}
 
 
 def candidates(text: str, schema: Schema, live: Live) -> Iterator[Candidate]:
@@ -239,16 +273,41 @@ def _values(command: str, member: Mapping[str, Any], schema: Schema, live: Live)
 
 
 def _in_json(text: str, schema: Schema, live: Live) -> Iterator[Candidate]:
-    if found := _JSON_OPEN.search(text):
-        yield from _starting(found[1], schema.commands)
+    place = locate(text)
+    if not isinstance(place.root, dict) or not place.expects:
         return
-    command = _JSON_COMMAND.search(text)
-    key = _JSON_KEY.search(text)
-    if key is None:
+    command = place.root.get("execute") or place.root.get("exec-oob") or ""
+    path = [*place.path, place.key] if place.key is not None else place.path
+    if place.expects == "key":
+        if not path:
+            used = place.root
+            names = dict.fromkeys(("execute", "arguments", "id", "exec-oob"), "")
+        elif path[0] == "arguments":
+            used = _at(place.root, path)
+            members = schema.members(str(command), path[1:], place.root["arguments"])
+            names = {m["name"]: schema.describe(m["type"]) for m in members}
+        else:
+            return
+        names = {name: meta for name, meta in names.items() if name not in used}
+    elif place.key in ("execute", "exec-oob") and not place.path:
+        names = dict.fromkeys(schema.commands, "")
+    elif path and path[0] == "arguments":
+        if place.key is None:  # an item of a list
+            path = [*path, len(_at(place.root, path))]
+        found = schema.member(str(command), path[1:], place.root.get("arguments", {}))
+        if found is None:
+            return
+        names = dict.fromkeys(_values(str(command), found, schema, live), "")
+    else:
         return
-    if command is None or "arguments" not in text:
-        yield from _starting(key[1], ["execute", "arguments", "id", "exec-oob"])
-        return
-    for member in schema.members(command[1], [], {}):
-        if member["name"].startswith(key[1]):
-            yield Candidate(member["name"], len(key[1]), schema.describe(member["type"]))
+    for name, meta in names.items():
+        if name.startswith(place.part):
+            bare = place.quote or name in ("true", "false")
+            yield Candidate(name if bare else f'"{name}"', len(place.part), meta)
+
+
+def _at(root: Any, path: Iterable[str | int]) -> Any:
+    """The container at *path*, which is there, as the cursor is in it."""
+    for step in path:
+        root = root[step]
+    return root

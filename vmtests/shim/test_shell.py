@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from prompt_toolkit.document import Document
 from shim_harness import wait_until
 
 from qmpshim.errors import InputError
+from qmpshim.shim.shell_colours import COMMAND, KEY, LOCAL, NUMBER, STRING, WORD, Colours
 from qmpshim.shim.shell_completion import Live, Schema, candidates
 from qmpshim.shim.shell_language import Local, Request, complete, parse, size
 from qmpshim.shim.shell_words import draw_graph, draw_map
@@ -56,6 +58,15 @@ SCHEMA = [
     {"name": "blockdev-add", "meta-type": "command", "arg-type": "2", "ret-type": "4"},
     {"name": "block-job-cancel", "meta-type": "command", "arg-type": "6", "ret-type": "4"},
     {"name": "6", "meta-type": "object", "members": [{"name": "device", "type": "str"}]},
+    {"name": "transaction", "meta-type": "command", "arg-type": "7", "ret-type": "4"},
+    {
+        "name": "7",
+        "meta-type": "object",
+        "members": [{"name": "actions", "type": "[8]"}, {"name": "kinds", "type": "[1]"}],
+    },
+    {"name": "8", "meta-type": "object", "members": [{"name": "mode", "type": "1"}]},
+    {"name": "[8]", "meta-type": "array", "element-type": "8"},
+    {"name": "[1]", "meta-type": "array", "element-type": "1"},
 ]
 
 
@@ -117,6 +128,64 @@ def test_completion() -> None:
     assert texts("block-job-cancel device=") == ["j0"]
     assert texts('{"execute": "blo') == ["block-job-cancel", "blockdev-add"]
     assert texts('{"execute": "blockdev-add", "arguments": {"dr') == ["driver"]
+    start = '{"execute": "blockdev-add", "arguments": {'
+    assert texts(start + '"driver": "q') == ["qcow2"]
+    assert texts(start + '"driver": "qcow2", "') == ["node-name", "file", "lazy"]
+    assert texts(start + '"driver": "qcow2", "lazy": ') == ["true", "false"]
+    assert texts(start + '"driver": "qcow2", "file": {"driver": "raw", ') == [
+        '"node-name"',
+        '"offset"',
+    ]
+    assert texts(start + "'driver': 'qcow2', 'file': {'driver': '") == ["raw", "qcow2"]
+    assert texts(start + '"file": {"driver": "raw"}, "driver": "raw", "o') == ["offset"]
+    assert texts(start + '"node-name": "') == ["n0", "n1"]
+    assert texts(start + '"driver": "raw" ') == []
+    assert texts('{"arguments": {"device": "j0"}, "execute": "block-job-cancel", "') == [
+        "id",
+        "exec-oob",
+    ]
+    assert texts('{"execute": "block-job-cancel",\n "arguments": {"device": "') == ["j0"]
+    assert texts('{"execute": "transaction", "arguments": {"actions": [{"mode": "raw"}, {"m') == [
+        "mode"
+    ]
+    assert texts('{"execute": "transaction", "arguments": {"actions": [{"mode": "') == [
+        "raw",
+        "qcow2",
+    ]
+    assert texts('{"execute": "transaction", "arguments": {"kinds": ["raw", "q') == ["qcow2"]
+    assert texts(":hold hidden w") == ["write"]
+    assert texts(":write gu") == ["guest"]
+
+
+def test_colours() -> None:
+    def coloured(text: str) -> list[tuple[str, str]]:
+        lines = Colours().lex_document(Document(text))
+        parts = [part for n in range(text.count("\n") + 1) for part in lines(n)]
+        assert "".join(part[1] for part in parts) == text.replace("\n", "")
+        return [(part[1], part[0]) for part in parts if part[0]]
+
+    assert coloured("blockdev-add driver=raw size=5 x='a b'") == [
+        ("blockdev-add", COMMAND),
+        ("driver", KEY),
+        ("size", KEY),
+        ("5", NUMBER),
+        ("x", KEY),
+        ("'a b'", STRING),
+    ]
+    assert coloured(":write primary 0 64k pattern") == [
+        (":write", LOCAL),
+        ("0", NUMBER),
+        ("64k", NUMBER),
+    ]
+    assert coloured('{"execute":\n "stop", "id": -1, "x": true, "half') == [
+        ('"execute"', KEY),
+        ('"stop"', STRING),
+        ('"id"', KEY),
+        ("-1", NUMBER),
+        ('"x"', KEY),
+        ("true", WORD),
+        ('"half', STRING),
+    ]
 
 
 def test_drawings() -> None:
