@@ -201,12 +201,12 @@ class Shell:
             nonlocal failed
             reply = await self.client.send(message)
             failed = "error" in reply
-            if self._terminal:
-                return json.dumps(reply.get("return", reply), indent=2)
             if failed:
-                self._complain(f"{name}: {reply['error']['desc']}")
+                error = reply["error"]
+                kind = f" ({error['class']})" if error["class"] != "GenericError" else ""
+                self._complain(f"{name}: {error['desc']}{kind}")
                 return ""
-            return json.dumps(reply["return"])
+            return json.dumps(reply["return"], indent=2 if self._terminal else None)
 
         await self._flights.wait(name, job())
         return not failed

@@ -87,7 +87,7 @@ class Flights:
                 return
             try:
                 text = task.result()
-                self._say(f"{number} done: {text or what}")
+                self._say(f"{number} done: {what}" + (f": {text}" if text else ""))
             except QmpshimError as error:
                 self._say(f"{number} failed: {what}: {error}")
 

@@ -283,7 +283,7 @@ def test_by_hand_in_the_shell(tmp_path: Path) -> None:
     assert done.returncode == 0, done
     assert "in flight as 1: write primary 0 64k pattern" in done.stdout
     assert "   1 hidden write 0+128 (of 0)" in done.stdout
-    assert "1 done: wrote 65536 bytes at 0 through primary" in done.stdout
+    assert "1 done: write primary 0 64k pattern: wrote 65536 bytes at 0" in done.stdout
     assert "as predicted" in done.stdout
     assert "held 1: hidden write" in done.stderr
     assert "shows: as allowed" in done.stdout

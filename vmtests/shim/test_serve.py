@@ -23,8 +23,11 @@ from qemu.qmp import QMPClient
 from shim_harness import ARGS, LIMIT, Loop, Process, Wire, build_of, wait_until
 
 from qmpshim.errors import InputError
+from qmpshim.machine.secondary import ChainSpec
+from qmpshim.model.chain import Workflow
 from qmpshim.shim.endpoint import Address, Listener, tls_context
 from qmpshim.shim.monitors import Monitor, extract
+from qmpshim.shim.serve import Options, endpoint
 
 SERVE = """
 import asyncio, sys
@@ -141,6 +144,23 @@ def test_netcat_style(address: Path) -> None:
 
 def test_the_socket_is_private(address: Path) -> None:
     assert stat.S_IMODE(address.stat().st_mode) == 0o600
+
+
+def test_where_nobody_said_where_to_listen_it_is_private(loop: Loop) -> None:
+    """The directory is ours alone, and so is each socket in it, those of the NBD endpoints too."""
+    context = endpoint(Options(chain=ChainSpec(Workflow.BACKUP, 1 << 20)))
+    served = loop.run(context.__aenter__())
+    try:
+        path = served.addresses[0].path
+        assert path is not None
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        relays = list((path.parent / "watch").glob("*.sock"))
+        assert relays
+        for socket_ in (path, *relays):
+            assert stat.S_IMODE(socket_.stat().st_mode) == 0o600
+    finally:
+        loop.run(context.__aexit__(None, None, None))
+    assert not path.parent.exists()
 
 
 def test_addresses() -> None:
