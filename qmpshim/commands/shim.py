@@ -15,6 +15,7 @@ from qmpshim.shim import serve as serving
 from qmpshim.shim.endpoint import Address
 from qmpshim.shim.serve import Options, Served
 from qmpshim.shim.shell import ShellOptions, run_shell
+from qmpshim.shim.stand_in import stand_in_main
 
 
 def add(commands: Any) -> None:
@@ -120,7 +121,7 @@ def _shell(args: argparse.Namespace, console: Console) -> int:
 def stand_in() -> int:
     """The entry point of ``qmpshim-qemu``; ``$QMPSHIM_BUILD`` names the build."""
     try:
-        return serving.stand_in_main()
+        return stand_in_main()
     except QmpshimError as error:
         print(f"qmpshim-qemu: {error}", file=sys.stderr)
         return 1  # as QEMU does when it cannot start

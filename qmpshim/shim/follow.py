@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from qmpshim.conformance.oracle import Oracle
 from qmpshim.conformance.workload import Kind, Operation, Side
+from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.secondary import SECTOR
 from qmpshim.model.co import Co, ModelIOError, run_straight
-from qmpshim.model.disk import Alloc, Image
+from qmpshim.model.disk import Alloc, Image, owned
 from qmpshim.model.disk import Qcow2 as ModelQcow2
 from qmpshim.shim.ledger import Ledger
 
+_BASELINE_LIMIT = 4 << 30  # bytes of old data that are remembered
+_STEP = 8 << 20  # bytes of them read at once
 _MOST = 1_000_000  # operations that a replay bundle may have
 
 
@@ -52,11 +56,24 @@ class Follower:
         """A command that acts on the chain as a whole was answered."""
         self._list(Operation(self._ledger.count(), Side.CHAIN, kind))
 
-    def found(self, start: int, data: bytearray) -> int:
-        """The secondary disk held *data* at sector *start* before anything began."""
-        number = self._ledger.note(start, data)
-        self._list(Operation(number, Side.PRIMARY, Kind.WRITE, start, len(data) // SECTOR))
-        return number
+    def read_baseline(self, uri: str) -> bool:
+        """Read what the secondary disk holds before anything begins; False: it is too much."""
+        contents = self.oracle.chain.secondary.contents
+        with contextlib.closing(NbdClient(uri)) as client:
+            extents = client.data_extents()
+            if sum(length for _, length in extents) > _BASELINE_LIMIT:
+                self.whole = False
+                return False
+            for offset, length in extents:
+                for at in range(offset, offset + length, _STEP):
+                    data = client.read(min(_STEP, offset + length - at), at)
+                    if not any(data):
+                        continue
+                    start, count = at // SECTOR, len(data) // SECTOR
+                    number = self._ledger.note(start, data)
+                    self._list(Operation(number, Side.PRIMARY, Kind.WRITE, start, count))
+                    contents.write(start, owned(number, count))
+        return True
 
     def _list(self, operation: Operation) -> None:
         if len(self.operations) < _MOST:

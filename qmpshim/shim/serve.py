@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-import os
-import signal
-import socket
-import ssl
-import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qmpshim.conformance.real_stage import base_content
-from qmpshim.errors import BuildError, InputError
+from qmpshim.errors import InputError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.gate import Gate
@@ -26,19 +19,18 @@ from qmpshim.machine.secondary import SECTOR, ChainSpec, SecondaryChain
 from qmpshim.machine.workspace import Workspace
 from qmpshim.model.behaviour import Behaviour, behaviour_of
 from qmpshim.shim.commands import Commands
+from qmpshim.shim.door import Door
 from qmpshim.shim.emulator import Emulator
-from qmpshim.shim.endpoint import Address, Listener, raise_fd_limit, tls_context
+from qmpshim.shim.endpoint import Address, raise_fd_limit, tls_context
 from qmpshim.shim.hand import Hand
 from qmpshim.shim.hand_commands import held_io
 from qmpshim.shim.logwatch import LoggedSecondary
-from qmpshim.shim.monitors import Monitor, extract
+from qmpshim.shim.monitors import extract
 from qmpshim.shim.schedule import Schedule
 from qmpshim.shim.server import Shim
 from qmpshim.shim.watch import Watch
 
 log = logging.getLogger(__name__)
-
-_INFORMATION = {"-version", "-help", "-h", "-daemonize", "-device=help"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +104,7 @@ async def endpoint(options: Options) -> AsyncIterator[Served]:
     arguments, monitors = extract(options.arguments or ())
     async with AsyncExitStack() as stack:
         workspace = stack.enter_context(Workspace())
-        door = _Door(stack)
+        door = Door(stack)
         listen = list(options.listen)
         if not listen and not monitors:
             listen = [Address(path=workspace.path / "qmp.sock")]
@@ -148,7 +140,7 @@ async def _started(
     arguments: list[str],
     workspace: Workspace,
     stack: AsyncExitStack,
-    door: _Door,
+    door: Door,
 ) -> Served:
     build = options.build or builds.resolve(None)
     inherit = options.arguments is not None
@@ -209,101 +201,6 @@ async def _chained(
     await watch.endpoints.told()
 
 
-def _inherited_fds() -> tuple[int, ...]:
-    """Descriptors that whoever started this process meant for QEMU."""
-    return tuple(
-        fd
-        for fd in (int(name) for name in os.listdir("/proc/self/fd"))
-        if fd > 2 and os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)
-    )
-
-
-class _Door:
-    """Lets clients in before there is a shim: they wait inside."""
-
-    def __init__(self, stack: AsyncExitStack) -> None:
-        self._stack = stack
-        self._early: list[socket.socket] = []
-        self._shim: Shim | None = None
-        self._came = asyncio.Event()
-        self._wait = False
-        self.inherited = _inherited_fds()
-        self.stdio = False
-
-    def _attach(self, sock: socket.socket) -> None:
-        if self._shim is None:
-            self._early.append(sock)
-            self._came.set()
-        else:
-            self._shim.attach(sock)
-
-    async def listen(
-        self, address: Address, allow_remote: bool = False, tls: ssl.SSLContext | None = None
-    ) -> Address:
-        listener = Listener(address, self._attach, allow_remote, tls)
-        self._stack.push_async_callback(listener.close)
-        return listener.address
-
-    async def open(self, monitor: Monitor) -> None:
-        """Make what a monitor of the command line asks for."""
-        if monitor.stdio:
-            self.stdio = True
-            await self._standard_streams()
-        elif monitor.fd is not None:
-            sock = socket.socket(fileno=monitor.fd)
-            if monitor.server:
-                listener = Listener.inherited(sock, self._attach)
-                self._stack.push_async_callback(listener.close)
-            else:
-                self._attach(sock)
-        elif monitor.address is not None and monitor.server:
-            await self.listen(monitor.address)
-            self._wait = self._wait or monitor.wait
-        elif monitor.address is not None:
-            self._attach(await monitor.address.connect())
-
-    async def wait_for_clients(self) -> None:
-        """QEMU with ``wait=on`` does nothing before its first client is there."""
-        if self._wait:
-            await self._came.wait()
-
-    def attach_to(self, shim: Shim) -> None:
-        self._shim = shim
-        for sock in self._early:
-            shim.attach(sock)
-        self._early.clear()
-
-    async def _standard_streams(self) -> None:
-        loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        self._attach(theirs)
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        stdin = asyncio.StreamReader()
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
-
-        async def inwards() -> None:
-            while data := await stdin.read(1 << 16):
-                writer.write(data)
-                await writer.drain()
-            writer.write_eof()
-
-        async def outwards() -> None:
-            while data := await reader.read(1 << 16):
-                os.write(1, data)
-
-        tasks = [asyncio.ensure_future(inwards()), asyncio.ensure_future(outwards())]
-
-        async def end() -> None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(tasks[1], 1.0)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            writer.transport.abort()
-
-        self._stack.push_async_callback(end)
-
-
 async def serve(options: Options, ready: Callable[[Served], None]) -> int:
     """Serve until QEMU ends, or until cancelled; gives QEMU's exit status.
 
@@ -318,55 +215,3 @@ async def serve(options: Options, ready: Callable[[Served], None]) -> int:
         if served.emulator is None:
             return 0
         return await served.emulator.wait()
-
-
-def stand_in(arguments: Sequence[str], name: str | None = None) -> int:
-    """Be QEMU: run the real one with *arguments*, the shim before its QMP monitors.
-
-    :param name: the build to run, see :func:`qmpshim.machine.builds.resolve`
-    :raises QmpshimError: as :func:`endpoint`
-    """
-    build = builds.resolve(name)
-    _, monitors = extract(arguments)
-    if not monitors or _INFORMATION & {"-" + word.lstrip("-") for word in arguments}:
-        argv = [*build.command(), *arguments]
-        os.execvpe(argv[0], argv, build.environment())
-    options = Options(build=build, arguments=tuple(arguments), limit=3600.0)
-    status = asyncio.run(_stand_in(options))
-    if status < 0:  # die of what QEMU died of
-        signal.signal(-status, signal.SIG_DFL)
-        os.kill(os.getpid(), -status)
-    return status
-
-
-async def _stand_in(options: Options) -> int:
-    loop = asyncio.get_running_loop()
-    emulator: list[Emulator] = []
-    early: list[int] = []
-
-    def pass_on(number: int) -> None:
-        if emulator:
-            emulator[0].send_signal(number)
-        else:
-            early.append(number)
-            task.cancel()
-
-    def ready(served: Served) -> None:
-        assert served.emulator is not None
-        emulator.append(served.emulator)
-
-    task = asyncio.ensure_future(serve(options, ready))
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, pass_on, number)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        return -early[0] if early else 1
-    except BuildError as error:
-        log.info("%s", error)
-        return 1  # QEMU has said on stderr what is wrong
-
-
-def stand_in_main() -> int:
-    """The entry point of ``qmpshim-qemu``; ``$QMPSHIM_BUILD`` names the build."""
-    return stand_in(sys.argv[1:], os.environ.get("QMPSHIM_BUILD"))

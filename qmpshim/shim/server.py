@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from qmpshim.errors import CommandFailed, MachineDied, MachineHung, QmpshimError
+from qmpshim.shim.client import Client
+from qmpshim.shim.descriptors import WITH_FD, Descriptors
 from qmpshim.shim.json_text import Value
-from qmpshim.shim.link import READ_SIZE, Batch, Link
+from qmpshim.shim.link import Batch
 from qmpshim.shim.session import (
     GENERIC,
     NOT_FOUND,
     Answer,
     Command,
-    Session,
     error_reply,
     return_reply,
 )
@@ -32,13 +33,10 @@ log = logging.getLogger(__name__)
 #: out-of-band command always gets through.
 WINDOW = 7
 BACKLOG_LIMIT = 16 << 20  # bytes that may wait for a client that does not read
-_BURST = 64  # requests of one client answered before the others get a turn
 _FAREWELL = 5.0  # seconds a client has to read the last words
 #: The id of exports that the shim makes for itself; clients are not told when they end.
 OWN_EXPORT = "x-shim-view"
 _OWN_EXPORT_EVENT = f'"id": "{OWN_EXPORT}"'.encode()
-_WITH_FD = frozenset({"getfd", "add-fd"})
-_STALE = "x-shim-stale"
 
 #: Answers a command of the shim's own; may raise a QmpshimError, whose text the client gets.
 Handler = Callable[[dict[str, Value]], Awaitable[object]]
@@ -56,77 +54,6 @@ class Counters:
     commands: int = 0
     malformed: int = 0
     events: int = 0
-
-
-class Client:
-    """One connection: the socket's side of a :class:`Session`."""
-
-    def __init__(self, shim: Shim, sock: socket.socket) -> None:
-        self.shim = shim
-        self.session = Session(shim.upstream.dialect, shim.upstream.coarse)
-        self.link = Link(sock, self, shim.batch, shim.backlog_limit)
-        self.in_line = False  # waits for its turn at QEMU
-        self._input_ended = False
-        self._again = False
-
-    def received(self, data: bytes, fds: tuple[int, ...]) -> None:
-        """Bytes from the client."""
-        self.session.feed(data, fds)
-        self.pump()
-
-    def ended(self, gone: bool) -> None:
-        """The client sends no more: it may still want answers to what it sent."""
-        self._input_ended = True
-        if gone:
-            self.shim.leave(self)
-        else:
-            self.pump()
-
-    def drained(self) -> None:
-        """The client has read what there was."""
-        self.pump()
-
-    def pump(self) -> None:
-        """Take up what the session has to be done, and read on or stop reading."""
-        if self.link.closed:
-            return
-        if self.link.backlog <= READ_SIZE:
-            for _ in range(_BURST):
-                work = self.session.next(self.shim.has_room)
-                if work is None:
-                    break
-                self.shim.take(self, work)
-                if self.link.closed or self.link.backlog > READ_SIZE:
-                    break
-            else:
-                self._soon()
-            if not self.shim.has_room and not self.in_line and self.session.wants_turn:
-                self.shim.line_up(self)
-        if self._input_ended:
-            if self.session.idle and not self.link.backlog:
-                self.shim.leave(self)
-            else:
-                self.link.when_drained()
-            return
-        self.link.read(self.session.waiting < READ_SIZE and self.link.backlog <= READ_SIZE)
-        if self.link.backlog:
-            self.link.when_drained()
-
-    def _soon(self) -> None:
-        if not self._again:
-            self._again = True
-            asyncio.get_running_loop().call_soon(self._pump_again)
-
-    def _pump_again(self) -> None:
-        self._again = False
-        with self.shim.batch:
-            self.pump()
-
-    def answered(self, reply: bytes, oob: bool) -> None:
-        """A request has its reply."""
-        self.shim.spread()  # what QEMU said before it
-        self.link.write(reply)
-        self.session.done(oob)
 
 
 class Shim:
@@ -159,12 +86,11 @@ class Shim:
         self._in_band = 0
         self._held = False
         self._hold = asyncio.Lock()
-        self._fd_busy = False
-        self._fd_line: deque[tuple[Client, Command]] = deque()
         self._shut_down = False  # QEMU said SHUTDOWN
         self._tasks: set[asyncio.Task[None]] = set()
         self._event_waiters: list[Callable[[bytes], None]] = []
         self.upstream = Upstream(sock, self.batch, self._on_event, self._on_gone)
+        self._descriptors = Descriptors(self.upstream, self._finish)
 
     async def start(self, limit: float = 30.0) -> None:
         """Negotiate with QEMU.
@@ -243,9 +169,8 @@ class Shim:
             self._own(client, work)
         elif work.name in self.intercepts and not work.oob:
             self._later(self._intercept(client, work))
-        elif work.name in _WITH_FD:
-            self._fd_line.append((client, work))
-            self._next_with_fd()
+        elif work.name in WITH_FD:
+            self._descriptors.pass_on(client, work)
         else:
             self._forward(client, work)
 
@@ -297,47 +222,6 @@ class Shim:
             self._finish_with(client, command, text)
 
         self.upstream.send(command.name, command.arguments, judged)
-
-    # -- file descriptors ------------------------------------------------------------
-
-    def _next_with_fd(self) -> None:
-        """Give QEMU one command with a descriptor at a time, or it would mix them up."""
-        if self._fd_busy or not self._fd_line:
-            return
-        self._fd_busy = True
-        client, command = self._fd_line.popleft()
-        fd = client.session.take_fd() if self.upstream.link.passes_fds else None
-
-        def finish(reply: Reply | None) -> None:
-            self._fd_busy = False
-            self._finish(client, command, reply)
-            self._next_with_fd()
-
-        def answered(reply: Reply | None) -> None:
-            if fd is None or reply is None:
-                finish(reply)
-            elif not reply.failed:
-                client.session.drop_fds()
-                finish(reply)
-            else:
-                # A command with wrong arguments leaves the descriptor in QEMU's character
-                # device, where the next one would find it: a real monitor's next client command
-                # may use it, another client of ours must not.
-                self._take_back(client, lambda: finish(reply))
-
-        self.upstream.send(command.name, command.arguments, answered, command.oob, fd)
-
-    def _take_back(self, client: Client, then: Callable[[], None]) -> None:
-        def taken(reply: Reply | None) -> None:
-            if reply is None:
-                then()
-            elif reply.failed:  # QEMU had used it up
-                client.session.drop_fds()
-                then()
-            else:
-                self.upstream.send("closefd", {"fdname": _STALE}, lambda _: then())
-
-        self.upstream.send("getfd", {"fdname": _STALE}, taken)
 
     # -- the shim's own commands ------------------------------------------------------------
 

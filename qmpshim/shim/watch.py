@@ -16,13 +16,12 @@ from qmpshim.conformance.workload import Kind, Operation, Side
 from qmpshim.errors import CommandFailed, HostError, InputError, MachineDied, MachineError
 from qmpshim.machine.blklog import LogError
 from qmpshim.machine.images import map_file
-from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.qcow2 import BytesLike
 from qmpshim.machine.secondary import SECTOR, ChainSpec
 from qmpshim.model.behaviour import Behaviour
 from qmpshim.model.chain import CommandError, Workflow
 from qmpshim.model.co import Co, run_straight
-from qmpshim.model.disk import Image, owned
+from qmpshim.model.disk import Image
 from qmpshim.model.verdict import Verdict
 from qmpshim.shim.discovery import Found, find_backup, find_replication
 from qmpshim.shim.endpoints import Endpoints
@@ -39,7 +38,6 @@ from qmpshim.shim.upstream import Reply
 log = logging.getLogger(__name__)
 
 _SETTLE = 2.0  # seconds a command waits for I/O under way before it passes anyhow
-_BASELINE_LIMIT = 4 << 30  # bytes of old data read when a chain is adopted
 _JOB_ENDS = ("BLOCK_JOB_CANCELLED", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_ERROR")
 _CHECKPOINT = Command("xen-colo-do-checkpoint", None, None, False)
 _START = Command("xen-set-replication", {"enable": True, "primary": False}, None, False)
@@ -262,23 +260,10 @@ class Watch:
         aside = self.hand.aside() if self.hand is not None else contextlib.nullcontext()
         with aside:
             async with self.endpoints.view(found.nodes["secondary"]) as uri:
-                await asyncio.to_thread(self._read_baseline, uri, follower)
+                whole = await asyncio.to_thread(follower.read_baseline, uri)
+        if not whole:
+            self.doubt("the secondary disk held too much data to remember it")
         self.found, self.follower = found, follower
-
-    def _read_baseline(self, uri: str, follower: Follower) -> None:
-        contents = follower.oracle.chain.secondary.contents
-        with contextlib.closing(NbdClient(uri)) as client:
-            extents = client.data_extents()
-            if sum(length for _, length in extents) > _BASELINE_LIMIT:
-                self.doubt("the secondary disk held too much data to remember it")
-                return
-            step = 8 << 20
-            for offset, length in extents:
-                for at in range(offset, offset + length, step):
-                    data = client.read(min(step, offset + length - at), at)
-                    if any(data):
-                        number = follower.found(at // SECTOR, data)
-                        contents.write(at // SECTOR, owned(number, len(data) // SECTOR))
 
     # -- I/O ------------------------------------------------------------
 

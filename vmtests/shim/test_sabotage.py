@@ -8,8 +8,9 @@ import pytest
 from shim_harness import Difference, Loop, Pair, build_of, pair
 
 from qmpshim.shim import json_text, session
+from qmpshim.shim.client import Client
 from qmpshim.shim.json_stream import JsonStream
-from qmpshim.shim.server import Client, Shim
+from qmpshim.shim.server import Shim
 from qmpshim.shim.upstream import Reply
 
 BATTERY = [

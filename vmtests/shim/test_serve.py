@@ -39,7 +39,7 @@ def ready(served):
     print(served.emulator.pid if served.emulator else 0, flush=True)
 sys.exit(asyncio.run(serve(options, ready)))
 """
-STAND_IN = "import sys; from qmpshim.shim.serve import stand_in_main; sys.exit(stand_in_main())"
+STAND_IN = "import sys; from qmpshim.shim.stand_in import stand_in_main; sys.exit(stand_in_main())"
 
 
 @contextlib.contextmanager

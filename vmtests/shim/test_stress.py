@@ -12,8 +12,9 @@ import pytest
 from shim_harness import LIMIT, Loop, Process, build_of, start_shim
 
 from qmpshim.errors import InputError, MachineError
+from qmpshim.shim.client import Client
 from qmpshim.shim.endpoint import Address, Listener
-from qmpshim.shim.server import Client, Shim
+from qmpshim.shim.server import Shim
 from qmpshim.shim.stress import Figures, connect, crowd, stress
 
 

@@ -1,0 +1,86 @@
+"""One client of the shim: its socket's side of the protocol, its turn and its backlog."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+from qmpshim.shim.link import READ_SIZE, Link
+from qmpshim.shim.session import Session
+
+if TYPE_CHECKING:
+    from qmpshim.shim.server import Shim
+
+_BURST = 64  # requests of one client answered before the others get a turn
+
+
+class Client:
+    """One connection: the socket's side of a :class:`Session`."""
+
+    def __init__(self, shim: Shim, sock: socket.socket) -> None:
+        self.shim = shim
+        self.session = Session(shim.upstream.dialect, shim.upstream.coarse)
+        self.link = Link(sock, self, shim.batch, shim.backlog_limit)
+        self.in_line = False  # waits for its turn at QEMU
+        self._input_ended = False
+        self._again = False
+
+    def received(self, data: bytes, fds: tuple[int, ...]) -> None:
+        """Bytes from the client."""
+        self.session.feed(data, fds)
+        self.pump()
+
+    def ended(self, gone: bool) -> None:
+        """The client sends no more: it may still want answers to what it sent."""
+        self._input_ended = True
+        if gone:
+            self.shim.leave(self)
+        else:
+            self.pump()
+
+    def drained(self) -> None:
+        """The client has read what there was."""
+        self.pump()
+
+    def pump(self) -> None:
+        """Take up what the session has to be done, and read on or stop reading."""
+        if self.link.closed:
+            return
+        if self.link.backlog <= READ_SIZE:
+            for _ in range(_BURST):
+                work = self.session.next(self.shim.has_room)
+                if work is None:
+                    break
+                self.shim.take(self, work)
+                if self.link.closed or self.link.backlog > READ_SIZE:
+                    break
+            else:
+                self._soon()
+            if not self.shim.has_room and not self.in_line and self.session.wants_turn:
+                self.shim.line_up(self)
+        if self._input_ended:
+            if self.session.idle and not self.link.backlog:
+                self.shim.leave(self)
+            else:
+                self.link.when_drained()
+            return
+        self.link.read(self.session.waiting < READ_SIZE and self.link.backlog <= READ_SIZE)
+        if self.link.backlog:
+            self.link.when_drained()
+
+    def _soon(self) -> None:
+        if not self._again:
+            self._again = True
+            asyncio.get_running_loop().call_soon(self._pump_again)
+
+    def _pump_again(self) -> None:
+        self._again = False
+        with self.shim.batch:
+            self.pump()
+
+    def answered(self, reply: bytes, oob: bool) -> None:
+        """A request has its reply."""
+        self.shim.spread()  # what QEMU said before it
+        self.link.write(reply)
+        self.session.done(oob)

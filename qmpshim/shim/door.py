@@ -1,0 +1,110 @@
+"""Where a served QEMU's clients come in: the addresses it was told, the monitors it replaces."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import sys
+from contextlib import AsyncExitStack
+
+from qmpshim.shim.endpoint import Address, Listener
+from qmpshim.shim.monitors import Monitor
+from qmpshim.shim.server import Shim
+
+
+def inherited_fds() -> tuple[int, ...]:
+    """Descriptors that whoever started this process meant for QEMU."""
+    return tuple(
+        fd
+        for fd in (int(name) for name in os.listdir("/proc/self/fd"))
+        if fd > 2 and os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)
+    )
+
+
+class Door:
+    """Lets clients in before there is a shim: they wait inside."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+        self._early: list[socket.socket] = []
+        self._shim: Shim | None = None
+        self._came = asyncio.Event()
+        self._wait = False
+        self.inherited = inherited_fds()
+        self.stdio = False
+
+    def _attach(self, sock: socket.socket) -> None:
+        if self._shim is None:
+            self._early.append(sock)
+            self._came.set()
+        else:
+            self._shim.attach(sock)
+
+    async def listen(
+        self, address: Address, allow_remote: bool = False, tls: ssl.SSLContext | None = None
+    ) -> Address:
+        listener = Listener(address, self._attach, allow_remote, tls)
+        self._stack.push_async_callback(listener.close)
+        return listener.address
+
+    async def open(self, monitor: Monitor) -> None:
+        """Make what a monitor of the command line asks for."""
+        if monitor.stdio:
+            self.stdio = True
+            await self._standard_streams()
+        elif monitor.fd is not None:
+            sock = socket.socket(fileno=monitor.fd)
+            if monitor.server:
+                listener = Listener.inherited(sock, self._attach)
+                self._stack.push_async_callback(listener.close)
+            else:
+                self._attach(sock)
+        elif monitor.address is not None and monitor.server:
+            await self.listen(monitor.address)
+            self._wait = self._wait or monitor.wait
+        elif monitor.address is not None:
+            self._attach(await monitor.address.connect())
+
+    async def wait_for_clients(self) -> None:
+        """QEMU with ``wait=on`` does nothing before its first client is there."""
+        if self._wait:
+            await self._came.wait()
+
+    def attach_to(self, shim: Shim) -> None:
+        self._shim = shim
+        for sock in self._early:
+            shim.attach(sock)
+        self._early.clear()
+
+    async def _standard_streams(self) -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        self._attach(theirs)
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        stdin = asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
+
+        async def inwards() -> None:
+            while data := await stdin.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+            writer.write_eof()
+
+        async def outwards() -> None:
+            while data := await reader.read(1 << 16):
+                os.write(1, data)
+
+        tasks = [asyncio.ensure_future(inwards()), asyncio.ensure_future(outwards())]
+
+        async def end() -> None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(tasks[1], 1.0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            writer.transport.abort()
+
+        self._stack.push_async_callback(end)
