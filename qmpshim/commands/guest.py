@@ -17,7 +17,7 @@ from qmpshim.commands.console import (
     chosen_build,
     run_cancellable,
 )
-from qmpshim.conformance.guest_checks import GuestOutcome, run_scenario
+from qmpshim.conformance.guest_checks import GuestOutcome, refuse, run_scenario
 from qmpshim.conformance.guest_scenarios import SCENARIOS
 from qmpshim.errors import InputError
 from qmpshim.machine import guest, guest_image
@@ -96,6 +96,7 @@ def _guest_check(args: argparse.Namespace, console: Console) -> int:
     build = chosen_build(args)
     image = guest_image.build(console.progress)
     attachment = Attachment(args.device, args.iothread, args.direct, args.aio)
+    refuse(build, attachment)
     console.line(f"QEMU {read_version(build)[1]}, {args.device}")
 
     async def main() -> int:

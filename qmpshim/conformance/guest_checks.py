@@ -20,6 +20,7 @@ from qmpshim.conformance.guest_scenarios import SCENARIOS, GuestScenario
 from qmpshim.conformance.guest_work import Diverged, GuestWork
 from qmpshim.conformance.verify import setup_for
 from qmpshim.errors import (
+    BuildError,
     CommandFailed,
     GuestFailed,
     GuestPanicked,
@@ -123,6 +124,16 @@ async def run_scenario(
     return outcome
 
 
+def refuse(build: Build, attachment: Attachment) -> None:
+    """Say at once what a build cannot do.
+
+    :raises BuildError: replication does not start in an iothread before 6.0 ("Cannot change
+        iothread of active block backend")
+    """
+    if attachment.iothread and read_version(build)[0] < (6, 0, 0):
+        raise BuildError(f"{build.name}: QEMU before 6.0 has no replication in an iothread")
+
+
 def _misbehaved(work: GuestWork, error: MachineError) -> Divergence:
     # A process that was killed closes its connections a little before it can be waited for.
     if not isinstance(error, GuestPanicked | GuestFailed) and not work.rig.qemu.alive(1.0):
@@ -161,6 +172,7 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
     except TypeError as error:
         raise InputError(f"{case.name}: {error}") from error
     keep = directory / "guest"
+    refuse(build, attachment)
     outcome = asyncio.run(
         run_scenario(SCENARIOS[name], build, guest_image.build(), attachment, seed, keep=keep)
     )

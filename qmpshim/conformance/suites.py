@@ -28,6 +28,7 @@ from typing import Any, cast
 
 from qmpshim.conformance.case import Case, Runner, case_from_json
 from qmpshim.conformance.directed import DIRECTED
+from qmpshim.conformance.guest_scenarios import SCENARIOS
 from qmpshim.conformance.known import known_findings
 from qmpshim.conformance.real_scenarios import RealScenario, follow_ups, pairs, triples
 from qmpshim.errors import InputError
@@ -41,6 +42,7 @@ KINDS: dict[str, str] = {
     "directed": "qmpshim.conformance.runners:directed",
     "known": "qmpshim.conformance.runners:known",
     "bundle": "qmpshim.conformance.runners:bundle",
+    "guest": "qmpshim.conformance.guest_checks:run",
     "protocol": "qmpshim.conformance.protocol:run",
     "shim": "qmpshim.shim.differential:run",
 }
@@ -250,7 +252,26 @@ def _full() -> list[Case]:
         Case("explore", "explore/follow-ups", {"scenarios": [s.name for s in follow_ups()]}, 1800.0)
     ]
     long = [replace(case, budget=900.0) for case in _verify(20_000, range(2, 7))]
-    return [*threes, *faulty, *then, *_quick(), *long]
+    return [*threes, *faulty, *then, *_quick(), *long, *_guest()]
 
 
-_SHIPPED = {"quick": _quick, "full": _full}
+def _guest() -> list[Case]:
+    """What takes about two minutes a build: each guest scenario, and each way to attach a disk."""
+    ways: dict[str, dict[str, Any]] = {
+        "virtio-scsi": {"device": "virtio-scsi"},
+        "ide": {"device": "ide"},
+        "iothread": {"iothread": True},
+        "scsi-iothread": {"device": "virtio-scsi", "iothread": True},
+        "native": {"direct": True, "aio": "native"},
+        "io_uring": {"aio": "io_uring"},
+    }
+    return [
+        *(Case("guest", f"guest/{name}", {"scenario": name}, 300.0) for name in SCENARIOS),
+        *(
+            Case("guest", f"guest/mixed/{way}", {"scenario": "mixed", **words}, 300.0)
+            for way, words in ways.items()
+        ),
+    ]
+
+
+_SHIPPED = {"quick": _quick, "guest": _guest, "full": _full}

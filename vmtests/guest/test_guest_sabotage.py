@@ -176,18 +176,25 @@ def test_a_saved_state_of_another_guest_is_convicted(
     asyncio.run(mix_up())
 
 
-def test_a_damaged_saved_state_is_made_anew(image: GuestImage, workspace: Workspace) -> None:
+def test_a_damaged_saved_state_is_made_anew(
+    image: GuestImage, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saved_state, "guests_directory", lambda: workspace.path)
+
     async def damage() -> None:
         build, spec = Build.system(), GuestSpec()
-        guest = await saved_state.ready(build, image, workspace.subdirectory("a"), spec)
-        await guest.close()
         path = saved_state.state_file(saved_state.key(build, image, spec))
-        spoiled = workspace.path / "spoiled"
-        shutil.copyfile(path, spoiled)
-        with spoiled.open("r+b") as file:
-            file.seek(1 << 20)
-            file.write(b"spoiled")
-        assert saved_state._digest(spoiled) != saved_state._check_file(path).read_text()
+        for name, boots in (("a", True), ("b", False), ("c", True)):
+            directory = workspace.subdirectory(name)
+            guest = await saved_state.ready(build, image, directory, spec)
+            assert guest.run("echo well").output == "well\n"
+            await guest.close()
+            assert ("[ready]" in (directory / "console.log").read_text()) == boots
+            if name == "a":
+                continue
+            with path.open("r+b") as file:
+                file.seek(1 << 20)
+                file.write(b"spoiled")
 
     asyncio.run(damage())
 
