@@ -141,6 +141,14 @@ class GuestWork:
             self.primary(kind, place, count)
         self.end()
 
+    def read(self, start: int, count: int) -> None:
+        """The guest's program reads *count* sectors from sector *start* on."""
+        operation = self._next(Side.GUEST, Kind.READ, start, count)
+        command = f"read {operation.number} {start} {count}"
+        output = self.rig.machine.run(f"{PROGRAM} {self.chain.disk} {command}", check=False).output
+        self._begun = [operation]
+        self.judge(output)
+
     def begin(self, seed: int, times: int, start: int, length: int) -> None:
         """Have the guest's program begin; see :meth:`random`. :meth:`end` waits for it."""
         self.rig.machine.send(self.plan(seed, times, start, length))

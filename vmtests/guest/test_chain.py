@@ -8,8 +8,10 @@ import pytest
 from guest_rigs import MiB, at_work, run_workload, the_build
 
 from qmpshim.conformance.guest_checks import run_scenario
+from qmpshim.conformance.guest_rig import ProgramChain
 from qmpshim.conformance.guest_scenarios import SCENARIOS
 from qmpshim.conformance.guest_work import GuestWork
+from qmpshim.conformance.workload import Kind
 from qmpshim.machine.guest_chain import Attachment
 from qmpshim.machine.guest_image import GuestImage
 from qmpshim.machine.secondary import ChainSpec
@@ -66,6 +68,46 @@ def test_a_disk_with_an_iothread_does_so_too(
     attachment = Attachment(device, iothread=True)  # type: ignore[arg-type]
     result = run_workload(image, workspace, attachment, build=the_build(build))
     assert result.divergence is None, str(result.divergence)
+
+
+class DriveBackup(ProgramChain):
+    """The job is the seed's ``drive-backup``, which opens the hidden disk's file itself."""
+
+    _node = ""  # what it called the node
+
+    def named(self, name: str) -> str:
+        return self._node if name == "hidden" and self._node else super().named(name)
+
+    async def start(self) -> None:
+        await self._unplug()
+        await self._unexport("guest")
+        await self.qemu.execute("blockdev-del", {"node-name": "hidden"})
+        target = {"target": str(self.image("hidden")), "format": "qcow2", "mode": "existing"}
+        await self.qemu.execute(
+            "drive-backup", {"job-id": "backup", "device": "secondary", "sync": "none", **target}
+        )
+        nodes = await self.qemu.execute("query-named-block-nodes")
+        self._node = next(node["node-name"] for node in nodes if node["drv"] == "qcow2")
+        await self._export("guest", "hidden", writable=False)
+        await self._plug()
+        self._take_over()
+
+
+def test_drive_backup_copies_as_blockdev_backup_does(
+    image: GuestImage, workspace: Workspace
+) -> None:
+    async def run(work: GuestWork) -> None:
+        for start in range(0, 4096, 512):
+            work.primary(Kind.WRITE, start, 400)
+        await work.command(Kind.START)
+        for number in range(40):
+            work.primary(Kind.WRITE, number * 97, 1 + number * 7)
+            work.primary(Kind.ZERO, 4000 - number * 31, 9)
+            work.read(number * 61, 200)
+        await work.check()
+
+    found = at_work(image, workspace, run, spec=ChainSpec(B, 8 * MiB), chain=DriveBackup)
+    assert found is None, str(found)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
