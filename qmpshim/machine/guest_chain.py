@@ -84,7 +84,7 @@ class GuestChain(SecondaryChain):
             await self._plug()
         except CommandFailed as error:
             raise BuildError(
-                f"{self.qemu.argv[0]} cannot attach the guest's disk: {error}"
+                f"{self.machine.build.name} cannot attach the guest's disk: {error}"
             ) from error
 
     async def rebuild(self) -> None:
@@ -241,6 +241,6 @@ class GuestChain(SecondaryChain):
         except CommandFailed as error:
             if error.error_class == "CommandNotFound":
                 raise BuildError(
-                    f"{self.qemu.argv[0]} has no blockdev-reopen (6.1), which an IDE disk needs"
+                    f"{self.machine.build.name} has no blockdev-reopen (6.1), which an IDE disk needs"
                 ) from error
             raise
