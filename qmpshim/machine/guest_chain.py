@@ -240,7 +240,8 @@ class GuestChain(SecondaryChain):
             )
         except CommandFailed as error:
             if error.error_class == "CommandNotFound":
+                name = self.machine.build.name
                 raise BuildError(
-                    f"{self.machine.build.name} has no blockdev-reopen (6.1), which an IDE disk needs"
+                    f"{name} has no blockdev-reopen (6.1), which an IDE disk needs"
                 ) from error
             raise

@@ -6,8 +6,10 @@ Run by hand: ``python vmtests/bench/bench_guest.py``.
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import time
+from pathlib import Path
 
 from qmpshim.conformance.guest_disk import PROGRAM
 from qmpshim.conformance.guest_rig import GuestOpener
@@ -23,27 +25,39 @@ from qmpshim.machine.workspace import Workspace
 from qmpshim.model.chain import Workflow
 
 BUILDS = ("system", "debian:bullseye", "debian:trixie", "debian:sid")
-RUNS = 5
+RUNS = 3
 WANTED_BOOT = 4.0  # seconds from exec to prompt
 OPERATIONS = 400
 
 
-async def timed_boot(build: Build, image: GuestImage, machine: str) -> float:
+def processor_seconds(guest: Guest) -> float:
+    """What QEMU has used of the processor: the wall's clock also tells how busy the machine is."""
+    fields = Path(f"/proc/{guest.qemu.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def timed_boot(build: Build, image: GuestImage, machine: str) -> tuple[float, float]:
     with Workspace() as workspace:
         began = time.monotonic()
         guest = await boot(build, image, workspace.path, GuestSpec(machine))
-        took = time.monotonic() - began
+        took = time.monotonic() - began, processor_seconds(guest)
         await guest.close()
         return took
 
 
-async def timed_restore(build: Build, image: GuestImage) -> float:
+async def timed_restore(build: Build, image: GuestImage) -> tuple[float, float]:
     with Workspace() as workspace:
         began = time.monotonic()
         guest = await saved_state.ready(build, image, workspace.path)
-        took = time.monotonic() - began
+        took = time.monotonic() - began, processor_seconds(guest)
         await guest.close()
         return took
+
+
+def medians(runs: list[tuple[float, float]]) -> tuple[float, str]:
+    """The median of the wall's clock, and both medians in words."""
+    wall, processor = (statistics.median(column) for column in zip(*runs, strict=True))
+    return wall, f"{wall:.2f} ({processor:.2f})"
 
 
 async def rates(build: Build, image: GuestImage) -> tuple[float, float]:
@@ -77,20 +91,21 @@ def _bare(guest: Guest, command: str) -> None:
 
 async def main() -> None:
     image = guest_image.build(print)
-    print(f"prompt in seconds, medians of {RUNS} (wanted: boot within {WANTED_BOOT:g})")
+    print(
+        f"seconds to the prompt, medians of {RUNS}, in brackets the processor's (wanted: a boot "
+        f"within {WANTED_BOOT:g})"
+    )
     for name in BUILDS:
         if name != "system" and not registry.has(name):
             print(f"  {name:16} not fetched")
             continue
         build = builds.resolve(name)
         await timed_restore(build, image)  # makes the state, if need be
-        pc, q35 = [
-            statistics.median([await timed_boot(build, image, machine) for _ in range(RUNS)])
-            for machine in ("pc", "q35")
-        ]
-        restored = statistics.median([await timed_restore(build, image) for _ in range(RUNS)])
-        verdict = "ok" if max(pc, q35) <= WANTED_BOOT else "MISSED"
-        print(f"  {name:16} boot pc {pc:.2f}, q35 {q35:.2f} {verdict}; restore {restored:.2f}")
+        pc = medians([await timed_boot(build, image, "pc") for _ in range(RUNS)])
+        q35 = medians([await timed_boot(build, image, "q35") for _ in range(RUNS)])
+        restored = medians([await timed_restore(build, image) for _ in range(RUNS)])
+        verdict = "ok" if max(pc[0], q35[0]) <= WANTED_BOOT else "MISSED"
+        print(f"  {name:16} boot pc {pc[1]}, q35 {q35[1]} {verdict}; restore {restored[1]}")
     bare, verified = await rates(Build.system(), image)
     print(
         f"guest operations/s: bare {bare:.0f}, verified {verified:.0f}, ratio {verified / bare:.2f}"
