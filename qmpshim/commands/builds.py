@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import asdict
 from typing import Any
 
 from qmpshim.commands.console import OK, Console
+from qmpshim.errors import QmpshimError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import read_version
 from qmpshim.machine.debian import fetch
@@ -16,15 +19,17 @@ def add(commands: Any) -> None:
     """Add the command to the parser."""
     building = commands.add_parser("builds", help="the QEMU builds there are")
     actions = building.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", help="all registered builds and the system's").set_defaults(
-        run=_builds_list
-    )
+    listing = actions.add_parser("list", help="all registered builds and the system's")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    listing.set_defaults(run=_builds_list)
     adding = actions.add_parser("add", help="name a binary, a build tree or an unpacked prefix")
     adding.add_argument("name")
     adding.add_argument("place")
     adding.set_defaults(run=_builds_add)
-    fetching = actions.add_parser("fetch", help="get one from Debian, e.g. debian:trixie")
-    fetching.add_argument("spec")
+    fetching = actions.add_parser(
+        "fetch", help="get some from Debian, without root: debian:bullseye debian:trixie ..."
+    )
+    fetching.add_argument("specs", nargs="+", metavar="debian:SUITE[@VERSION]")
     fetching.set_defaults(run=_builds_fetch)
     for action, text, run in (
         ("probe", "what a build can do", _builds_probe),
@@ -35,8 +40,12 @@ def add(commands: Any) -> None:
         naming.set_defaults(run=run)
 
 
-def _builds_list(_args: argparse.Namespace, console: Console) -> int:
-    for row in builds.list_builds():
+def _builds_list(args: argparse.Namespace, console: Console) -> int:
+    rows = builds.list_builds()
+    if args.json:
+        console.line(json.dumps([asdict(row) for row in rows], indent=1))
+        return OK
+    for row in rows:
         console.line(
             f"{row.name:18} {row.kind:10} {row.discipline:18} {row.problem or row.version}"
         )
@@ -51,8 +60,21 @@ def _builds_add(args: argparse.Namespace, console: Console) -> int:
 
 
 def _builds_fetch(args: argparse.Namespace, console: Console) -> int:
-    build = fetch(args.spec, console.line)
-    console.line(f"{build.name}: {read_version(build)[1]}")
+    """Each of them, whatever becomes of the others; the first error is the exit status."""
+    failed: list[QmpshimError] = []
+    wanted = list(dict.fromkeys(args.specs))
+    for spec in wanted:
+        try:
+            build = fetch(spec, console.line)
+            console.line(f"{build.name}: {read_version(build)[1]}")
+        except QmpshimError as error:
+            if len(wanted) == 1:
+                raise
+            console.line(f"{spec}: {error}")
+            failed.append(error)
+    if failed:
+        console.line(f"{len(failed)} of {len(wanted)} could not be fetched")
+        return failed[0].exit_code
     return OK
 
 

@@ -10,11 +10,11 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from qmpshim.errors import HostError, InputError
+from qmpshim.errors import BuildError, HostError, InputError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build
 
@@ -98,9 +98,18 @@ def seconds(text: str) -> float:
     return float(found[1]) * (60 if found[2] == "m" else 1)
 
 
-def build_options(parser: argparse.ArgumentParser, machine: bool = True) -> None:
+def build_options(
+    parser: argparse.ArgumentParser, machine: bool = True, several: bool = False
+) -> None:
+    """Add the options that choose a build, or with *several* more than one."""
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--build", metavar="NAME", help="a build `qmpshim builds list` shows")
+    where.add_argument(
+        "--build",
+        metavar="NAME",
+        action="append" if several else "store",
+        help="a build `qmpshim builds list` shows"
+        + ("; may be given several times" if several else ""),
+    )
     where.add_argument("--qemu", metavar="PATH", help="a QEMU binary (default: the system's)")
     if not machine:
         return
@@ -116,6 +125,39 @@ def build_options(parser: argparse.ArgumentParser, machine: bool = True) -> None
 
 def chosen_build(args: argparse.Namespace) -> Build:
     return builds.resolve(args.qemu or args.build)
+
+
+def chosen_builds(args: argparse.Namespace) -> list[Build]:
+    """All that were named, each once."""
+    return [
+        builds.resolve(name)
+        for name in dict.fromkeys([args.qemu] if args.qemu else args.build or [None])
+    ]
+
+
+def on_each(chosen: Sequence[Build], console: Console, run: Callable[[Build], int]) -> int:
+    """Do the same on several builds, one after another; the worst exit status.
+
+    A build that cannot do it does not keep the others from it; an interruption does.
+    """
+    if len(chosen) == 1:
+        return run(chosen[0])
+    statuses = {}
+    for build in chosen:
+        console.line(f"== {build.name}")
+        try:
+            statuses[build.name] = run(build)
+        except BuildError as error:
+            console.line(f"cannot be tested: {error}")
+            statuses[build.name] = UNTESTABLE
+        if statuses[build.name] not in (OK, DIVERGED, UNTESTABLE):
+            return statuses[build.name]
+        console.line()
+    told = {OK: "all as predicted", DIVERGED: "DIVERGED", UNTESTABLE: "cannot be tested"}
+    for name, status in statuses.items():
+        console.line(f"{name:18} {told[status]}")
+    found = set(statuses.values())
+    return DIVERGED if DIVERGED in found else OK if OK in found else UNTESTABLE
 
 
 def run_cancellable(main: Coroutine[Any, Any, int]) -> int:

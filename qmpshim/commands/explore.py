@@ -16,8 +16,9 @@ from qmpshim.commands.console import (
     Console,
     build_options,
     check_writable,
-    chosen_build,
+    chosen_builds,
     count,
+    on_each,
     seconds,
     write_json,
 )
@@ -36,7 +37,7 @@ from qmpshim.conformance.model_run import (
     scenarios_for,
     summary,
 )
-from qmpshim.conformance.real_explore import Progress, explore_real, render
+from qmpshim.conformance.real_explore import ExploreReport, Progress, explore_real, render
 from qmpshim.conformance.real_scenarios import RealScenario, named, scenario_from_json, words
 from qmpshim.conformance.real_system import CUT, RECONNECT
 from qmpshim.errors import InputError
@@ -52,7 +53,7 @@ def add(commands: Any) -> None:
     exploring = commands.add_parser(
         "explore", help="take every interleaving of small scenarios, on a real QEMU or in the model"
     )
-    build_options(exploring, machine=False)
+    build_options(exploring, machine=False, several=True)
     exploring.add_argument(
         "--scenario",
         default=None,
@@ -131,8 +132,25 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
             console.line(f"{one.name:20} {', '.join(words(op) for op in one.ops)}")
         return OK
     scenarios = _real_scenarios(args.scenario or "pairs")
-    build = chosen_build(args)
+    chosen = chosen_builds(args)
     check_writable(args.json)
+    reports: list[ExploreReport] = []
+
+    def on(build: Build) -> int:
+        reports.append(_explore_build(args, build, scenarios, console))
+        return DIVERGED if reports[-1].new else OK
+
+    status = on_each(chosen, console, on)
+    if not reports:
+        return status
+    told = [report.to_json() for report in reports]
+    write_json(args.json, told[0] if len(chosen) == 1 else {"reports": told})
+    return status
+
+
+def _explore_build(
+    args: argparse.Namespace, build: Build, scenarios: list[RealScenario], console: Console
+) -> ExploreReport:
     known = () if args.strict else known_findings()
 
     def tell(progress: Progress) -> None:
@@ -158,7 +176,6 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
     console.line(render(report))
     for finding in report.new:
         console.line(f"replay it: qmpshim replay {_kept(finding, args.keep, build)}")
-    write_json(args.json, report.to_json())
     known_ones = len(report.findings) - len(report.new)
     console.line()
     console.line(
@@ -166,7 +183,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
         f"{len(report.unconfirmed)} that did not replay every time; "
         f"{report.schedules} schedules, {'exhausted' if report.exhaustive else 'NOT exhausted'}"
     )
-    return DIVERGED if report.new else OK
+    return report
 
 
 _REAL_MODES = {"exhaustive": Mode.STATEFUL, "pct": Mode.PREEMPTION, "random": Mode.RANDOM}

@@ -16,19 +16,22 @@ from qmpshim.commands.console import (
     check_directory,
     check_writable,
     chosen_build,
+    chosen_builds,
     count,
     in_words,
+    on_each,
     run_cancellable,
     size,
     write_json,
 )
 from qmpshim.conformance import bundle as bundles
 from qmpshim.conformance.finding_files import is_schedule, load_finding
+from qmpshim.conformance.journal import slug
 from qmpshim.conformance.pair_bundle import is_pair
 from qmpshim.conformance.real_replay import replay_schedule
 from qmpshim.conformance.verify import Outcome, replay, setup_for, split, verify
 from qmpshim.errors import InputError
-from qmpshim.machine.builds import read_version
+from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.machine.workspace import Workspace
 from qmpshim.model.chain import Workflow
@@ -39,7 +42,7 @@ def add(commands: Any) -> None:
     verifying = commands.add_parser(
         "verify", help="hold a real QEMU against the model with a random workload"
     )
-    build_options(verifying)
+    build_options(verifying, several=True)
     verifying.add_argument("--workflow", choices=["backup", "replication", "both"], default="both")
     verifying.add_argument(
         "--ops", type=count, default=4000, metavar="N", help="operations in all (default 4000)"
@@ -72,16 +75,47 @@ def add(commands: Any) -> None:
 
 
 def _verify(args: argparse.Namespace, console: Console) -> int:
-    return run_cancellable(_verify_all(args, console))
-
-
-async def _verify_all(args: argparse.Namespace, console: Console) -> int:
     workflows = list(Workflow) if args.workflow == "both" else [Workflow(args.workflow)]
     if args.ops < 40 * len(workflows):
         raise InputError(
             f"--ops {args.ops} is too few to see anything; take at least 40 a workflow"
         )
-    build = chosen_build(args)
+    chosen = chosen_builds(args)
+    check_writable(args.json)
+    if args.keep is not None:
+        check_directory(args.keep)
+    outcomes: list[Outcome] = []
+
+    def on(build: Build) -> int:
+        keep = args.keep
+        if keep is not None and len(chosen) > 1:
+            keep = keep / slug(build.name)
+            check_directory(keep)
+        return run_cancellable(_verify_build(args, build, workflows, keep, console, outcomes))
+
+    status = on_each(chosen, console, on)
+    if status not in (OK, DIVERGED):  # interrupted, or none could be tested
+        return status
+    found = [one.result.divergence for one in outcomes if one.result.divergence]
+    write_json(
+        args.json,
+        {
+            "qmpshim": qmpshim.__version__,
+            "verdicts": [divergence.verdict for divergence in found],
+            "runs": [outcome.to_json() for outcome in outcomes],
+        },
+    )
+    return status
+
+
+async def _verify_build(
+    args: argparse.Namespace,
+    build: Build,
+    workflows: list[Workflow],
+    keep: Path | None,
+    console: Console,
+    into: list[Outcome],
+) -> int:
     _, version = read_version(build)
     setups = {
         workflow: setup_for(
@@ -93,9 +127,6 @@ async def _verify_all(args: argparse.Namespace, console: Console) -> int:
         )
         for workflow in workflows
     }
-    check_writable(args.json)
-    if args.keep is not None:
-        check_directory(args.keep)
     console.line(f"QEMU {version}")
     outcomes: list[Outcome] = []
     with Workspace() as workspace:
@@ -106,21 +137,13 @@ async def _verify_all(args: argparse.Namespace, console: Console) -> int:
                 share,
                 args.seed,
                 workspace,
-                args.keep or Path("qmpshim-bundles"),
+                keep or Path("qmpshim-bundles"),
                 console.progress,
-                args.keep,
+                keep,
             )
             outcomes.append(outcome)
             _show(outcome, console)
     diverged = [outcome for outcome in outcomes if outcome.result.divergence]
-    write_json(
-        args.json,
-        {
-            "qmpshim": qmpshim.__version__,
-            "verdicts": [o.result.divergence.verdict for o in diverged if o.result.divergence],
-            "runs": [outcome.to_json() for outcome in outcomes],
-        },
-    )
     total = sum(outcome.result.done for outcome in outcomes)
     seconds = sum(outcome.result.seconds for outcome in outcomes)
     clusters = sum(outcome.result.clusters for outcome in outcomes)
@@ -128,6 +151,7 @@ async def _verify_all(args: argparse.Namespace, console: Console) -> int:
         f"{'DIVERGED' if diverged else 'all as predicted'}: {total} operations, "
         f"{clusters} clusters compared, {seconds:.1f} s"
     )
+    into += outcomes
     return DIVERGED if diverged else OK
 
 

@@ -1,0 +1,133 @@
+"""One worker or several, processes here or a Dask cluster: the same set of results."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CommandLine
+
+from qmpshim.conformance import campaign
+from qmpshim.conformance.case import Case, Status
+from qmpshim.conformance.case_process import Order
+from qmpshim.conformance.executors import DaskExecutor, Executor, LocalExecutor
+from qmpshim.conformance.identity import identify
+from qmpshim.conformance.suites import Suite, suite_named
+from qmpshim.machine.builds import Build
+
+distributed = pytest.importorskip("distributed")
+
+#: Six shards of one workload, a few schedules, and a case whose runner cannot do what it is told.
+SUITE = """
+[[cases]]
+kind = "verify"
+name = "shard"
+arguments = { operations = 60, size = 1048576, seed = 11 }
+shards = 6
+
+[[cases]]
+kind = "explore"
+name = "schedules"
+arguments = { scenarios = ["WR", "PC"] }
+
+[[cases]]
+kind = "verify"
+name = "nonsense"
+arguments = { workflow = "mirror" }
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Any]:
+    """Three worker processes on loopback."""
+    with distributed.LocalCluster(
+        n_workers=3,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address=None,
+        silence_logs=50,
+        local_directory=str(tmp_path / "scratch"),
+    ) as made:
+        yield made
+
+
+def results(executor: Executor, suite: Suite, place: Path) -> dict[str, Any]:
+    """By case: everything that must not depend on where it was done."""
+    build = Build.system()
+    with closing(campaign.begin(place, {"system": build}, suite)) as journal:
+        campaign.carry_on(journal, [build], executor, lambda standing: None)
+        assert sorted(journal.outcomes) == sorted(journal.plan.keys)
+        return {
+            case: (
+                outcome.status,
+                outcome.text,
+                {k: v for k, v in outcome.figures.items() if "seconds" not in k},
+                sorted((f.key, f.count, f.trace) for f in outcome.findings),
+                sorted(str(p.relative_to(place)) for p in (place / "cases").rglob(f"{case}/**/*")),
+            )
+            for (_, case), outcome in journal.outcomes.items()
+        }
+
+
+def test_the_results_do_not_depend_on_who_works(tmp_path: Path, cluster: Any) -> None:
+    (tmp_path / "suite.toml").write_text(SUITE)
+    suite = suite_named(str(tmp_path / "suite.toml"))
+    seeds = [case.arguments["seed"] for case in suite.cases if case.name.startswith("shard")]
+    assert seeds == list(range(11, 17))  # nobody repeats another's
+    one = results(LocalExecutor(1), suite, tmp_path / "one")
+    several = results(LocalExecutor(3), suite, tmp_path / "several")
+    with closing(DaskExecutor(cluster.scheduler_address)) as executor:
+        assert executor.workers == 3
+        dask = results(executor, suite, tmp_path / "dask")
+    assert one == several == dask
+    assert one["shard/seed11"][0] is Status.OK
+    assert one["nonsense"][0] is Status.BROKEN
+    # Each shard did another workload.
+    assert len({str(value[2]) for case, value in one.items() if case.startswith("shard")}) == 6
+
+
+def test_a_worker_that_dies_costs_its_case(tmp_path: Path, cluster: Any) -> None:
+    """The worker process itself is killed: whoever waits is told, and the run goes on."""
+    cases = tuple(
+        Case("verify", f"v{n}", {"operations": 60, "size": 1 << 20, "seed": n}) for n in range(4)
+    )
+    build = Build.system()
+    executor = DaskExecutor(cluster.scheduler_address)
+    with (
+        closing(executor),
+        closing(campaign.begin(tmp_path / "out", {"system": build}, Suite("s", cases))) as journal,
+    ):
+        killed: list[int] = []
+
+        def tell(standing: campaign.Standing) -> None:
+            if standing.here == 1 and not killed:
+                worker = next(iter(cluster.workers.values()))
+                killed.append(worker.pid)
+                os.kill(worker.pid, signal.SIGKILL)
+
+        campaign.carry_on(journal, [build], executor, tell)
+        assert killed and not journal.missing
+        statuses = [outcome.status for outcome in journal.outcomes.values()]
+        assert statuses.count(Status.OK) >= 3  # what the dead one had is given to another
+
+
+def test_the_command(qmpshim: CommandLine, cluster: Any) -> None:
+    (qmpshim.home / "suite.toml").write_text(SUITE)
+    words = ("check", "--suite", "suite.toml", "--case", "shard/*")
+    done = qmpshim.run(*words, "--dask", cluster.scheduler_address)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert "6 ok" in done.stdout
+
+
+def test_an_order_can_be_sent() -> None:
+    """Whatever an order holds is plain data."""
+    build = Build.system()
+    order = Order(build, identify(build), Case("verify", "v", {"seed": 1}))
+    assert pickle.loads(pickle.dumps(order)) == order
