@@ -30,6 +30,7 @@ from qmpshim.conformance.case import Case, Runner, case_from_json
 from qmpshim.conformance.directed import DIRECTED
 from qmpshim.conformance.guest_scenarios import SCENARIOS
 from qmpshim.conformance.known import known_findings
+from qmpshim.conformance.pair_plan import Failover
 from qmpshim.conformance.real_scenarios import RealScenario, follow_ups, pairs, triples
 from qmpshim.errors import InputError
 from qmpshim.machine.gated_chain import Form
@@ -43,6 +44,7 @@ KINDS: dict[str, str] = {
     "known": "qmpshim.conformance.runners:known",
     "bundle": "qmpshim.conformance.runners:bundle",
     "guest": "qmpshim.conformance.guest_checks:run",
+    "pair": "qmpshim.conformance.pair_checks:run",
     "protocol": "qmpshim.conformance.protocol:run",
     "shim": "qmpshim.shim.differential:run",
 }
@@ -252,7 +254,21 @@ def _full() -> list[Case]:
         Case("explore", "explore/follow-ups", {"scenarios": [s.name for s in follow_ups()]}, 1800.0)
     ]
     long = [replace(case, budget=900.0) for case in _verify(20_000, range(2, 7))]
-    return [*threes, *faulty, *then, *_quick(), *long, *_guest()]
+    return [*threes, *faulty, *then, *_quick(), *long, *_guest(), *_pair()]
+
+
+def _pair() -> list[Case]:
+    """What takes about four minutes a build: block replication and COLO, each way to fail over."""
+    blocks: dict[str, Any] = {"colo": False, "checkpoints": 20}
+    return [
+        Case("pair", "pair/blocks", blocks),
+        Case("pair", "pair/blocks/resume", {**blocks, "failover": "primary", "resume": True}),
+        *(
+            Case("pair", f"pair/colo/{failover}", {"checkpoints": 5, "failover": failover}, 240.0)
+            for failover in Failover
+        ),
+        Case("pair", "pair/colo/no-guest", {"guest": False, "checkpoints": 20}),
+    ]
 
 
 def _guest() -> list[Case]:
@@ -274,4 +290,4 @@ def _guest() -> list[Case]:
     ]
 
 
-_SHIPPED = {"quick": _quick, "guest": _guest, "full": _full}
+_SHIPPED = {"quick": _quick, "guest": _guest, "pair": _pair, "full": _full}
