@@ -61,7 +61,10 @@ def add(commands: Any) -> None:
         "times, the others are compared with the first (default: the system's)",
     )
     checking.add_argument(
-        "--suite", default=None, metavar="S", help="quick, guest, pair, full or a file (default quick)"
+        "--suite",
+        default=None,
+        metavar="S",
+        help="quick, guest, pair, full or a file (default quick)",
     )
     checking.add_argument(
         "--case",
