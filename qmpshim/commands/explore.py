@@ -63,7 +63,7 @@ def add(commands: Any) -> None:
     )
     exploring.add_argument(
         "--mode",
-        choices=["exhaustive", "pct", "random", *(mode.value for mode in Mode)],
+        choices=list(dict.fromkeys(["exhaustive", "pct", *(mode.value for mode in Mode)])),
         default="exhaustive",
         help="default exhaustive; pct bounds preemptions, pct and random need a --budget",
     )

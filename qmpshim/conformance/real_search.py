@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from errno import ENOSPC
 from typing import Any
@@ -14,7 +14,7 @@ from qmpshim.conformance.real_judge import Judge
 from qmpshim.conformance.real_report import ScenarioResult
 from qmpshim.conformance.real_scenarios import RealScenario
 from qmpshim.conformance.real_stage import Stage
-from qmpshim.conformance.real_system import RECONNECT, RealSystem
+from qmpshim.conformance.real_system import RealSystem
 from qmpshim.errors import BuildError, MachineError
 from qmpshim.machine.builds import Build
 from qmpshim.model.behaviour import behaviour_of
@@ -56,24 +56,23 @@ def explore_scenario(
     seconds: float | None,
     tick: Callable[[RealSystem], None] = lambda system: None,
 ) -> ScenarioResult:
-    """Explore one scenario on *stage*, for at most so many *seconds*."""
+    """Explore one scenario on *stage*, for at most so many *seconds*.
+
+    With faults a third of the time goes to exploring without, which tells what can fail.
+    """
     result = ScenarioResult(scenario.name, scenario.contract)
     judge = Judge(scenario, behaviour_of(task.version))
     began = time.monotonic()
-    chance = task.mode in (Mode.RANDOM, Mode.PREEMPTION)
     found: dict[tuple[str, str], Sighting] = {}
     outcomes: set[Any] = set()
     plans: list[dict[Choice, int]] = [{}]
     result.exhaustive = True
     while plans:
         plan = plans.pop()
-        # Either a disk is awaited when it is gone, or not: one of them for a QEMU.
-        errnos = [errno for errno in task.errnos if errno != RECONNECT] if chance else ()
         system = _Counting(
             stage,
             scenario,
             judge=judge,
-            errnos=errnos,
             plan=plan,
             each_step=task.crash_points.check,
             tick=tick,
@@ -82,6 +81,8 @@ def explore_scenario(
         if left is not None and left <= 0:
             result.exhaustive = False
             break
+        if left is not None:
+            left /= 3 if task.errnos and not plan else len(plans) + 1
         try:
             explored = explore(system, task.mode, Budget(left), stop=False, seed=task.seed)
         except BuildError as error:
@@ -90,14 +91,8 @@ def explore_scenario(
         except MachineError as error:  # QEMU does not even reach the beginning
             result.skipped = f"the setup fails: {error}"
             return result
-        if not plan and not chance:
-            # Every I/O that was seen fails once, in all schedules.
-            plans = [
-                {name: errno}
-                for name in sorted(system.names)
-                for errno in task.errnos
-                if errno != ENOSPC or str(name[2]).split()[1] in ("write", "zero")
-            ]
+        if not plan:
+            plans = _faults(system.names, task.errnos)
         statistics = explored.statistics
         result.exhaustive = result.exhaustive and explored.exhaustive
         result.schedules += statistics.schedules
@@ -109,6 +104,16 @@ def explore_scenario(
     result.distinct, result.seconds = len(outcomes), time.monotonic() - began
     result.sightings = list(found.values())
     return result
+
+
+def _faults(names: Iterable[Choice], errnos: Sequence[int]) -> list[dict[Choice, int]]:
+    """Every I/O that was seen is to fail once, in each way that makes sense for it."""
+    return [
+        {name: errno}
+        for name in sorted(names)
+        for errno in errnos
+        if errno != ENOSPC or str(name[2]).split()[1] in ("write", "zero")
+    ]
 
 
 def _collect(

@@ -292,14 +292,13 @@ def suite(name: str) -> Build:
 @pytest.mark.full
 @pytest.mark.parametrize("name", SUITES)
 def test_the_quick_set_is_green_for_the_known(name: str) -> None:
-    """All pairs of all three forms, to exhaustion, within five minutes on two cores."""
+    """All pairs of all three forms, to exhaustion; every finding shows itself each time."""
     build = suite(name)
     every = [s for form in Form for s in scenarios.pairs(form)]
     report = explore_real(build, every, jobs=2, known=load_known(KNOWN))
     assert report.exhaustive
-    assert report.seconds < 300
-    assert not report.new, render(report)
-    assert len(report.unconfirmed) <= 1, render(report)  # corruption that needs a longer past
+    assert not report.new and not report.unconfirmed, render(report)
+    assert not any(one.derailed for one in report.scenarios)
 
 
 @pytest.mark.full
