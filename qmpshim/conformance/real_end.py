@@ -79,7 +79,7 @@ def _read(
     status: str | None,
 ) -> tuple[Seen, RealViolation | None]:
     size = scenario.size
-    secondary = tuple(owners(machine.gate.snapshot("secondary"), 0))
+    secondary, unsound = _secondary(machine, scenario)
     nothing = Overlay((None,) * size, (0,) * -(-size // scenario.cluster))
     overlays = [read_overlay(machine, scenario, name) for name in machine.images[1:]]
     hidden, active = (*overlays, nothing)[:2]
@@ -93,7 +93,17 @@ def _read(
         (hidden.kinds, active.kinds),
         status,
     )
-    return seen, hidden.violation or active.violation
+    return seen, unsound or hidden.violation or active.violation
+
+
+def _secondary(
+    machine: GatedMachine, scenario: RealScenario
+) -> tuple[tuple[int, ...], RealViolation | None]:
+    """Whose the sectors of the secondary disk are."""
+    if scenario.secondary == "raw":
+        return tuple(owners(machine.gate.snapshot("secondary"), 0)), None
+    overlay = read_overlay(machine, scenario, "secondary")
+    return tuple(owner or 0 for owner in overlay.content), overlay.violation
 
 
 def _flush(machine: GatedMachine) -> None:
@@ -106,7 +116,8 @@ def _flush(machine: GatedMachine) -> None:
     if through and machine.version >= (6, 0):  # before, a filter's flush reached one child only
         machine.clients["guest"].call(Nbd.FLUSH)
         return
-    for name in machine.images[1:]:
+    first = 1 if machine.shape.secondary == "raw" else 0
+    for name in machine.images[first:]:
         machine.call("human-monitor-command", {"command-line": f"qemu-io {name} flush"})
 
 

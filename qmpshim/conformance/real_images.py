@@ -61,3 +61,17 @@ def read_overlay(machine: GatedMachine, scenario: RealScenario, name: str) -> Ov
         else:
             content[start:end] = [0] * (end - start)
     return Overlay(tuple(content), tuple(kinds))
+
+
+def places_of(machine: GatedMachine, name: str) -> dict[int, int]:
+    """Where the sectors of a qcow2 image's disk are in its file: by place, the disk's sector."""
+    found = Qcow2.parse(machine.gate.snapshot(name)).clusters()
+    cluster = machine.shape.cluster // SECTOR
+    return {
+        host // SECTOR + offset: index * cluster + offset
+        for index, kind, host in zip(
+            found.index.tolist(), found.kind.tolist(), found.host.tolist(), strict=True
+        )
+        if kind == Alloc.DATA
+        for offset in range(cluster)
+    }

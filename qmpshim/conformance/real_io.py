@@ -12,7 +12,7 @@ A request belongs to the operation whose step made it possible, unless its data 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,14 +95,24 @@ class Names:
     :param ops: the concurrent operations
     :param numbers: under which each writes
     :param everything: hold metadata, too
+    :param secondary: where the secondary disk's sectors are in its file, by place; ``None``: raw
     """
 
-    def __init__(self, ops: Sequence[Op], numbers: Sequence[int], everything: bool = False) -> None:
+    def __init__(
+        self,
+        ops: Sequence[Op],
+        numbers: Sequence[int],
+        everything: bool = False,
+        secondary: Mapping[int, int] | None = None,
+    ) -> None:
         self._ops = ops
         self._by_number = {number: index for index, number in enumerate(numbers)}
         self._everything = everything
         self._places: dict[str, dict[int, int]] = {}  # image: host sector -> guest sector
         self._nth: Counter[Choice] = Counter()
+        self._raw = secondary is None
+        if secondary is not None:
+            self._places["secondary"] = dict(secondary)
         self.flushing = False  # a flush is an operation now, and to be held
 
     def forget_places(self) -> None:
@@ -117,7 +127,7 @@ class Names:
         """Whether this request is to be held; what it tells about places is remembered."""
         if io.op is Nbd.BLOCK_STATUS:
             return False
-        if io.image == "secondary":
+        if io.image == "secondary" and self._raw:
             return True
         if io.op is Nbd.FLUSH:
             return self.flushing or self._everything
@@ -136,7 +146,7 @@ class Names:
 
     def guest_sector(self, io: HeldIO) -> int | None:
         """The guest sector of a request."""
-        if io.image == "secondary":
+        if io.image == "secondary" and self._raw:
             return io.offset // SECTOR
         return self._places.get(io.image, {}).get(io.offset // SECTOR)
 

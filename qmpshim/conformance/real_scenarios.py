@@ -41,6 +41,7 @@ class RealScenario:
     :ivar cluster: qcow2 cluster in sectors
     :ivar setup: operations done before, one after another, once replication (or backup) runs
     :ivar ops: the concurrent operations
+    :ivar secondary: format of the secondary disk, ``raw`` or ``qcow2``
     :ivar contract: within what QEMU's documents allow; otherwise it is about robustness
     """
 
@@ -51,6 +52,7 @@ class RealScenario:
     size: int = 2 * C
     cluster: int = C
     contract: bool = True
+    secondary: str = "raw"
 
     def number(self, index: int) -> int:
         """The number of concurrent operation *index*."""
@@ -64,6 +66,7 @@ class RealScenario:
             "size": self.size,
             "cluster": self.cluster,
             "contract": self.contract,
+            "secondary": self.secondary,
             "setup": [_op_to_json(op) for op in self.setup],
             "ops": [_op_to_json(op) for op in self.ops],
         }
@@ -100,9 +103,12 @@ def scenario_from_json(value: Any) -> RealScenario:
             int(value.get("size", 2 * C)),
             int(value.get("cluster", C)),
             bool(value.get("contract", True)),
+            str(value.get("secondary", "raw")),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a scenario: {error}") from error
+    if scenario.secondary not in ("raw", "qcow2"):
+        raise InputError(f"the secondary disk is raw or qcow2, not {scenario.secondary}")
     for op in (*scenario.setup, *scenario.ops):
         inside = op.start >= 0 and op.start + op.count <= scenario.size
         if not inside or (op.do in DATA and op.do not in FLUSHES and not op.count):
@@ -138,6 +144,7 @@ LETTERS: dict[str, Op] = {
     "L": Op("guest_vanish"),
 }
 _COMMANDS = "COSX"
+_QCOW2 = "qcow2-"
 _LETTERS = {
     Form.REPLICATION: "WVDZRPGFHCOSQX",
     Form.BACKUP: "WVDZRHSQX",
@@ -203,10 +210,16 @@ def follow_ups() -> list[RealScenario]:
 def named(name: str) -> list[RealScenario]:
     """The scenarios a name stands for: ``pairs``, ``triples``, ``all`` or letters like ``WR``.
 
-    ``backup-`` and ``fleecing-`` in front choose the form.
+    ``backup-`` and ``fleecing-`` in front choose the form, ``qcow2-`` before all that the format of
+    the secondary disk.
 
     :raises InputError: it stands for none
     """
+    if name.startswith(_QCOW2):
+        return [
+            replace(one, name=_QCOW2 + one.name, secondary="qcow2")
+            for one in named(name.removeprefix(_QCOW2))
+        ]
     groups: dict[str, Callable[[], list[RealScenario]]] = {
         "pairs": lambda: [s for form in Form for s in pairs(form)],
         "triples": lambda: [s for form in Form for s in triples(form)],

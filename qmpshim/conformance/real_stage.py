@@ -26,7 +26,7 @@ from qmpshim.conformance.real_ops import command
 from qmpshim.conformance.real_scenarios import BASE, HOLES, RealScenario
 from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.machine.builds import Build
-from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
+from qmpshim.machine.gated_chain import Form, GatedMachine, Shape, filled_qcow2
 from qmpshim.machine.nbd_proto import Op as Nbd
 from qmpshim.machine.secondary import SECTOR
 
@@ -35,6 +35,15 @@ from qmpshim.machine.secondary import SECTOR
 def base_content(sectors: int) -> bytes:
     """What the secondary disk holds at the beginning: the data of operation 1."""
     return bytes(pattern.data_of(BASE, 0, sectors))
+
+
+@functools.cache
+def base_image(sectors: int, cluster: int, image_format: str) -> bytes:
+    """An image whose disk holds :func:`base_content`; *cluster* in sectors."""
+    content = base_content(sectors)
+    if image_format == "raw":
+        return content
+    return filled_qcow2(content, cluster * SECTOR)
 
 
 class Stage:
@@ -62,39 +71,47 @@ class Stage:
         """
         sizes = scenario.size * SECTOR, scenario.cluster * SECTOR
         holes = any(op.do in HOLES for op in (*scenario.setup, *scenario.ops))
-        shape = Shape(scenario.form, *sizes, reconnect, holes)
+        shape = Shape(scenario.form, *sizes, reconnect, holes, scenario.secondary)
+        base = base_image(scenario.size, scenario.cluster, scenario.secondary)
         machine = self.machine
         if machine is not None and (machine.shape != shape or not self.reuse):
             self.discard()
             machine = None
         if machine is not None:
             try:
-                self._again(machine, scenario)
+                self._again(machine, base)
                 return machine
             except MachineError:  # whatever it was: not fit for use
                 self.discard()
         self.resets["fresh"] += 1
         machine = self.machine = GatedMachine(self.build, shape)
-        machine.stores["secondary"].restore(base_content(scenario.size))
-        self._start(machine)
+        if scenario.secondary == "raw":
+            machine.stores["secondary"].restore(base)
+            self._start(machine)
+        else:  # QEMU has read the tables of the empty one
+            self._rebuild(machine, base)
         return machine
 
-    def _again(self, machine: GatedMachine, scenario: RealScenario) -> None:
-        base = base_content(scenario.size)
+    def _again(self, machine: GatedMachine, base: bytes) -> None:
         for name in machine.images:
             machine.gate.refuse(name, False)
         machine.gate.open()
         machine.gate.release_all()
         machine.settle()
-        for name, client in machine.clients.items():
-            if client.lost and self._running and not self._doubtful:
-                machine.connect(name)
-        if self._running and not self._doubtful and machine.shape.form is Form.REPLICATION:
+        shape = machine.shape
+        simple = shape.form is Form.REPLICATION and shape.secondary == "raw"
+        if simple and self._running and not self._doubtful:
+            for name, client in machine.clients.items():
+                if client.lost:
+                    machine.connect(name)
             self._forget_block_status(machine)
             machine.stores["secondary"].restore(base)
             machine.call("xen-colo-do-checkpoint")
             self.resets["checkpoint"] += 1
             return
+        self._rebuild(machine, base)
+
+    def _rebuild(self, machine: GatedMachine, base: bytes) -> None:
         self._end(machine)
         machine.tear_down()
         for name, store in machine.stores.items():

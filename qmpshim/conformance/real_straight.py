@@ -25,7 +25,7 @@ from qmpshim.model.behaviour import Behaviour
 from qmpshim.model.chain import Chain, CommandError, Stage, Workflow
 from qmpshim.model.co import Io, ModelIOError, OperationError, run_straight
 from qmpshim.model.discipline import CopyBeforeWriteDiscipline
-from qmpshim.model.disk import Alloc, owned
+from qmpshim.model.disk import Alloc, Qcow2, owned
 from qmpshim.model.scenario import Op
 
 Order = tuple[int, ...]
@@ -190,10 +190,14 @@ def _begin(scenario: RealScenario, behaviour: Behaviour) -> Chain:
         workflow,
         scenario.size,
         scenario.cluster,
+        scenario.secondary,
         discipline=discipline,
         behaviour=behaviour,
     )
     chain.secondary.contents.write(0, owned(BASE, scenario.size))
+    if isinstance(chain.secondary, Qcow2):
+        clusters = range(-(-scenario.size // scenario.cluster))
+        chain.secondary.alloc.update(dict.fromkeys(clusters, Alloc.DATA))
     run_straight(chain.start())
     for number, op in enumerate(scenario.setup, BASE + 1):
         run_op(chain, op, number)

@@ -15,6 +15,7 @@ from qmpshim.conformance import real_end, real_ops
 from qmpshim.conformance.real_execution import CUT, RECONNECT, Execution, Found, say, stable
 from qmpshim.conformance.real_faults import FaultyJudge
 from qmpshim.conformance.real_footprints import EVERYTHING, Footprints
+from qmpshim.conformance.real_images import places_of
 from qmpshim.conformance.real_io import Named, Names
 from qmpshim.conformance.real_judge import Judge, RealViolation
 from qmpshim.conformance.real_scenarios import BASE, FLUSHES, RealScenario, words
@@ -129,7 +130,8 @@ class RealSystem:
         if self._faulty is None:
             self._faulty = FaultyJudge(self._judge)
         machine.gate.trace.clear()
-        self._names = Names(self.scenario.ops, self._numbers, self.everything)
+        places = None if self.scenario.secondary == "raw" else places_of(machine, "secondary")
+        self._names = Names(self.scenario.ops, self._numbers, self.everything, places)
         self.watch = Watch(self.scenario, machine, self._names)
         self._state = StateOf(self.scenario)
         self._mover = 0

@@ -70,9 +70,8 @@ class Watch:
             return None
         cluster = self._scenario.cluster
         if io.image == "secondary" and io.op in _CHANGES:
-            first = io.offset // SECTOR // cluster
-            end = -(-(io.offset + io.length) // SECTOR // cluster)
-            for n in range(first, end):
+            start = self._names.guest_sector(io) or 0
+            for n in range(start // cluster, -(-(start + io.length // SECTOR) // cluster)):
                 if not self._saved(n):
                     text = "new data is sent to the secondary disk before the old is saved"
                     return RealViolation(
@@ -101,7 +100,7 @@ class Watch:
         before = [i for i in now.precedence[flush] if scenario.ops[i].do == verb]
         if not before:
             return None
-        if primary:
+        if primary and scenario.secondary == "raw":
             found: Sequence[int | None] = owners(self._machine.gate.snapshot(name), 0)
         else:
             found = read_overlay(self._machine, scenario, name).content

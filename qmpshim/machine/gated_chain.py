@@ -57,6 +57,7 @@ class Shape:
 
     :ivar reconnect: seconds that QEMU waits for a broken connection to come back
     :ivar holes: the secondary disk tells QEMU where it has holes (NBD's block status)
+    :ivar secondary: format of the secondary disk, ``raw`` or ``qcow2``
     """
 
     form: Form
@@ -64,6 +65,7 @@ class Shape:
     cluster: int
     reconnect: int = 0
     holes: bool = True
+    secondary: str = "raw"
 
 
 @functools.cache
@@ -85,6 +87,26 @@ def blank_qcow2(size: int, cluster: int) -> bytes:
         content = path.read_bytes()
     room = max(_ROOM, len(content) + 2 * size + 8 * cluster)
     return content + bytes(room - len(content))
+
+
+@functools.cache
+def filled_qcow2(content: bytes, cluster: int) -> bytes:
+    """The bytes of a qcow2 image whose disk holds *content*, with room to grow behind it.
+
+    :raises HostError: there is no qemu-img
+    """
+    with Workspace() as workspace:
+        raw, made = workspace.path / "raw", workspace.path / "qcow2"
+        raw.write_bytes(content)
+        options = f"cluster_size={cluster}"
+        command = ["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", "-o", options]
+        try:
+            subprocess.run([*command, str(raw), str(made)], check=True, capture_output=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise HostError(f"qemu-img cannot convert an image: {error}") from error
+        image = made.read_bytes()
+    room = len(blank_qcow2(len(content), cluster))
+    return image + bytes(max(0, room - len(image)))
 
 
 class GatedMachine:
@@ -117,7 +139,8 @@ class GatedMachine:
 
     def _open(self) -> None:
         for name in self.images:
-            store = MemoryStore(self.shape.size if name == "secondary" else self._blank)
+            raw = name == "secondary" and self.shape.secondary == "raw"
+            store = MemoryStore(self.shape.size if raw else self._blank)
             self.stores[name] = store
             silent = name == "secondary" and not self.shape.holes
             self.gate.add(name, store, without={Op.BLOCK_STATUS} if silent else ())
@@ -192,7 +215,7 @@ class GatedMachine:
         :raises CommandFailed: QEMU cannot
         """
         form = self.shape.form
-        batch: list[tuple[str, dict[str, Any]]] = [self._node("secondary", "raw")]
+        batch: list[tuple[str, dict[str, Any]]] = [self._node("secondary", self.shape.secondary)]
         if form is Form.FLEECING:
             batch += [
                 self._node("hidden", "qcow2", "secondary"),
