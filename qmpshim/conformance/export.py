@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.findings import Finding
+from qmpshim.conformance.real_execution import CUT, RECONNECT
+from qmpshim.conformance.real_scenarios import VANISH
 from qmpshim.errors import InputError
 from qmpshim.machine.gated_chain import Form
 
@@ -27,8 +29,10 @@ _HELD = re.compile(r" {4}(\S+ \w+(?: \d+\+\d+)?)(?: #\d+)? \(of (\d+)\)")
 def export_script(finding: Finding) -> str:
     """The reproducer's text, a Python program: run it with the QEMU binary as its argument.
 
-    :raises InputError: the finding is a schedule that showed nothing wrong
+    :raises InputError: the finding is a schedule that showed nothing wrong, or one that neither way
+        can do
     """
+    _check(finding)
     if finding.verdict is None:
         raise InputError("this schedule was recorded as one that shows nothing wrong")
     case = {
@@ -48,6 +52,19 @@ def export_script(finding: Finding) -> str:
         case["schedule"] = breakpoints
         return _fill("blkdebug.py.in", case)
     return _fill("nbd.py.in", case)
+
+
+def _check(finding: Finding) -> None:
+    scenario = finding.scenario
+    cannot = ""
+    if any(step[0] == "fail" and step[-1] in (CUT, RECONNECT) for step in finding.schedule):
+        cannot = "a connection that is cut"
+    elif any(op.do in VANISH for op in scenario.ops):
+        cannot = "a client that vanishes"
+    elif scenario.secondary != "raw":
+        cannot = "a qcow2 secondary disk"
+    if cannot:
+        raise InputError(f"a stand-alone script cannot do {cannot}; `qmpshim replay` can")
 
 
 def _fill(name: str, case: dict[str, Any]) -> str:

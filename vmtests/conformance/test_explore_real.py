@@ -66,7 +66,7 @@ def test_reduction_loses_no_outcome(stage: Stage, name: str) -> None:
     assert found[0][1] > found[1][1] >= found[2][1]
 
 
-@pytest.mark.parametrize("name", ["WC", "PC", "WRC", "GCC", "OR"])
+@pytest.mark.parametrize("name", ["WC", "PC", "CQ", "DCX", "RO"])
 def test_known_states_hide_no_violation(stage: Stage, name: str) -> None:
     """With commands, too, which do things that are not held."""
     (scenario,) = scenarios.named(name)
@@ -248,6 +248,15 @@ def test_a_client_that_vanishes_leaves_the_export_to_the_next(stage: Stage) -> N
         explored = explore(system, Mode.STATEFUL, Budget(seconds=30), stop=False)
         assert explored.exhaustive and not system.found and not system.derailed
         assert any("gone" in outcome[0] for outcome in explored.outcomes)  # type: ignore[index]
+
+
+def test_the_secondary_disk_may_be_qcow2(stage: Stage) -> None:
+    for name in ("qcow2-WV", "qcow2-PO"):
+        (scenario,) = scenarios.named(name)
+        system = RealSystem(stage, scenario)
+        explored = explore(system, Mode.STATEFUL, Budget(seconds=60), stop=False)
+        assert explored.exhaustive and not system.found and not system.derailed
+        assert any(str(name[2]).startswith("secondary write") for name in system.names)
 
 
 def test_metadata_can_be_held_too(stage: Stage) -> None:

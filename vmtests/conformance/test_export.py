@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qmpshim.conformance.export import blkdebug_steps, export_script
 from qmpshim.conformance.findings import finding_from_json
+from qmpshim.conformance.real_execution import CUT
+from qmpshim.errors import InputError
 
 KNOWN = Path(__file__).with_name("known")
 
@@ -45,6 +48,17 @@ def test_what_was_found_is_seen_without_qmpshim(tmp_path: Path, name: str, sign:
     script, said = run(name, tmp_path)
     assert "qmpshim" not in script.split("import", 1)[1].split("print(")[0]
     assert sign in said
+
+
+def test_what_a_script_cannot_do_is_refused() -> None:
+    value = json.loads((KNOWN / "failed-flush-leaves-l1-entry.json").read_text())
+    finding = finding_from_json(value["case"])
+    assert "errno" in export_script(finding)
+    cut = tuple((*step[:-1], CUT) if step[0] == "fail" else step for step in finding.schedule)
+    with pytest.raises(InputError, match="cut"):
+        export_script(replace(finding, schedule=cut))
+    with pytest.raises(InputError, match="qcow2"):
+        export_script(replace(finding, scenario=replace(finding.scenario, secondary="qcow2")))
 
 
 def test_breakpoints_are_used_only_where_they_suffice() -> None:
