@@ -88,6 +88,11 @@ class Named:
     start: int
     count: int
 
+    @property
+    def request(self) -> tuple[str, Nbd, int, int]:
+        """What was asked for, to know it again when it is asked for again."""
+        return self.io.image, self.io.op, self.io.offset, self.io.length
+
 
 class Names:
     """Names the requests of one execution.

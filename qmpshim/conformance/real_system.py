@@ -23,7 +23,7 @@ from qmpshim.conformance.real_stage import Stage
 from qmpshim.conformance.real_state import StateOf
 from qmpshim.conformance.real_straight import Hit, Seen
 from qmpshim.conformance.real_watch import Watch
-from qmpshim.errors import MachineError
+from qmpshim.errors import MachineDied, MachineError, MachineHung
 from qmpshim.machine.gate import HeldIO
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.model.behaviour import behaviour_of
@@ -192,13 +192,13 @@ class RealSystem:
         return self._footprints.step(choice, thread, named, more)
 
     def finish(self) -> Hashable:
-        if self.now.lost:
-            return "lost"
-        if self.violation is None:
+        if not self.now.lost and self.violation is None:
             try:
                 self.violation = self._end()
             except MachineError as error:
                 self._failed(error)
+        if self.now.lost:
+            return "lost"
         self.finished += 1
         if self.violation is not None:
             self._keep(self.violation)
@@ -357,12 +357,16 @@ class RealSystem:
         for index in unfinished:
             self._answered(index)
         held = machine.gate.held
-        if len(held) < len(known):  # a connection of QEMU's went away with what it had asked for
-            alive = {io.seq for io in held}
-            now.held = {n: named for n, named in now.held.items() if named.io.seq in alive}
+        alive = {io.seq for io in held}
+        # A connection of QEMU's went away with what it had asked for, which it may ask for again.
+        dead = [named for named in now.held.values() if named.io.seq not in alive]
+        if dead:
+            now.held = {n: named for n, named in now.held.items() if named not in dead}
         for io in held:
             if io.seq not in known:
-                named = self._names.name(io, self._mover, unfinished)
+                again = (io.image, io.op, io.offset, io.length)
+                mover = next((one.op for one in dead if one.request == again), self._mover)
+                named = self._names.name(io, mover, unfinished)
                 now.held[named.choice] = named
                 self.names.add(named.choice)
                 now.lines.append(f"    {say(named.choice)}")
@@ -385,6 +389,12 @@ class RealSystem:
             text = str(self.machine.died())
             telling = text.split(": ", 1)[-1]
             self.violation = RealViolation(Verdict.CRASH, text, cause=stable(telling))
+        elif not isinstance(error, MachineHung | MachineDied):  # it is we who went wrong
+            self.now.lines.append(f"cannot go on: {error}")
+            self.now.lost = True
+            self.derailed += 1
+            self.stage.discard()
+            return
         else:
             self.violation = RealViolation(Verdict.HANG, str(error), cause=stable(str(error)))
         self.now.lines.append(f"{self.violation.kind}: {self.violation.text}")
