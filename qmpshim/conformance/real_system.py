@@ -2,48 +2,32 @@
 
 Implements :class:`qmpshim.model.system.System`, so the model's explorer drives it. A choice is
 ``("start", operation)`` or ``("io", operation, what, nth)``, with faults also ``("fail", operation,
-what, nth, errno)``. After each the machine runs until it is still, and what became visible is
-looked at: requests at the gate, answers to clients and commands.
+what, nth, errno)``. How a step is taken is in :mod:`~qmpshim.conformance.real_run`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from qmpshim.conformance import real_end, real_ops
-from qmpshim.conformance.real_execution import CUT, RECONNECT, Execution, Found, say, stable
+from qmpshim.conformance import real_end
+from qmpshim.conformance.real_execution import CUT, RECONNECT, Found
 from qmpshim.conformance.real_faults import FaultyJudge
 from qmpshim.conformance.real_footprints import EVERYTHING, Footprints
-from qmpshim.conformance.real_images import places_of
-from qmpshim.conformance.real_io import Named, Names
 from qmpshim.conformance.real_judge import Judge, RealViolation
-from qmpshim.conformance.real_scenarios import BASE, FLUSHES, RealScenario, words
+from qmpshim.conformance.real_run import PATIENCE, RealRun, Release, honestly
+from qmpshim.conformance.real_scenarios import RealScenario
 from qmpshim.conformance.real_stage import Stage
-from qmpshim.conformance.real_state import StateOf
-from qmpshim.conformance.real_straight import Hit, Seen
-from qmpshim.conformance.real_watch import Watch
-from qmpshim.errors import MachineDied, MachineError, MachineHung
-from qmpshim.machine.gate import HeldIO
-from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.conformance.real_straight import Seen
+from qmpshim.errors import MachineError
 from qmpshim.model.behaviour import behaviour_of
 from qmpshim.model.linearise import fits
 from qmpshim.model.system import NOTHING, Choice, Footprint
 from qmpshim.model.verdict import Verdict
 
-EIO = 5
 _COMES_BACK = 20  # seconds that QEMU waits for a connection to its disks
-PATIENCE = 1.0  # seconds until an operation that nothing holds up counts as hung
-
-Release = Callable[[GatedMachine, Named], None]
 
 
-def honestly(machine: GatedMachine, named: Named) -> None:
-    """Let a request go as it should: its effect, then its answer."""
-    machine.gate.release(named.io)
-
-
-class RealSystem:
+class RealSystem(RealRun):
     """One scenario on one build (a :class:`~qmpshim.model.system.System`).
 
     :param stage: where the QEMU comes from
@@ -79,37 +63,20 @@ class RealSystem:
         keeping: bool = False,
         each_step: Callable[[RealSystem], RealViolation | None] | None = None,
     ) -> None:
-        self.stage = stage
-        self.scenario = scenario
+        super().__init__(stage, scenario, everything, release, watching)
         self.errnos = tuple(errnos)
         self.most_faults = most_faults
         self.plan = dict(plan or {})
-        self.names: set[Choice] = set()
-        self.everything = everything
-        self.release = release
         self.probe = probe
-        self.watching = watching
         self.keeping = keeping
         self.each_step = each_step
-        self.violation: RealViolation | None = None
-        self.now = Execution()
-        self.derailed = 0
         self.finished = 0
         self.found: dict[tuple[Verdict, str], Found] = {}
         self._judge = judge
         self._faulty: FaultyJudge | None = None
         self._footprints = Footprints(scenario)
-        self._numbers = [scenario.number(index) for index in range(len(scenario.ops))]
 
     # -- System ------------------------------------------------------------------------------------
-
-    @property
-    def threads(self) -> int:
-        return len(self.scenario.ops)
-
-    def thread(self, choice: Choice) -> int:
-        assert isinstance(choice[1], int)
-        return choice[1]
 
     def movers(self, thread: int) -> Sequence[Choice] | None:
         own = [choice for choice in self.enabled() if self.thread(choice) == thread]
@@ -121,30 +88,12 @@ class RealSystem:
         return self._state.fingerprint(self.now)
 
     def reset(self) -> None:
-        self.violation = None
-        self.now = Execution.of(len(self.scenario.ops))
         again = RECONNECT in (*self.errnos, *self.plan.values())
-        machine = self.machine = self.stage.prepare(self.scenario, _COMES_BACK if again else 0)
+        self.begin(_COMES_BACK if again else 0)
         if self._judge is None:
-            self._judge = Judge(self.scenario, behaviour_of(machine.version))
+            self._judge = Judge(self.scenario, behaviour_of(self.machine.version))
         if self._faulty is None:
             self._faulty = FaultyJudge(self._judge)
-        machine.gate.trace.clear()
-        places = None if self.scenario.secondary == "raw" else places_of(machine, "secondary")
-        self._names = Names(self.scenario.ops, self._numbers, self.everything, places)
-        self.watch = Watch(self.scenario, machine, self._names)
-        self._state = StateOf(self.scenario)
-        self._mover = 0
-        self._live = False
-        self._passing: list[HeldIO] = []
-        if not self.scenario.contract:
-            self.stage.doubt()
-        machine.gate.hold(self._arrives)
-        for number, op in enumerate(self.scenario.setup, BASE + 1):
-            self.stage.will(op.do)
-            real_ops.do_alone(machine, op, number)
-        machine.settle()
-        self._live = True
 
     def enabled(self) -> Sequence[Choice]:
         now = self.now
@@ -219,185 +168,6 @@ class RealSystem:
         best.count += 1
         if len(steps) < len(best.schedule):
             best.violation, best.schedule, best.lines = violation, steps, lines
-
-    # -- steps -------------------------------------------------------------------------------------
-
-    def _startable(self) -> list[int]:
-        """Operations that may be started now."""
-        now = self.now
-        return [
-            index
-            for index, op in enumerate(self.scenario.ops)
-            if index not in now.started and (op.after is None or op.after in now.over)
-        ]
-
-    def _do(self, choice: Choice) -> None:
-        self._state.step(choice, self.now)
-        if choice[0] == "start":
-            self._start(self.thread(choice))
-        elif choice[0] == "fail":
-            name: Choice = ("io", *choice[1:-1])
-            assert isinstance(choice[-1], int)
-            self._fail(name, choice[-1])
-        else:
-            named = self.now.held.pop(choice)
-            self._mover = named.op
-            self.now.lines.append(f"complete {say(choice)}")
-            self._state.completing(named, self._stored(named))
-            self.release(self.machine, named)
-            self.watch.answered(named.io)
-
-    def _stored(self, named: Named) -> bytes:
-        """What a read will return."""
-        if named.verb != "read":
-            return b""
-        return self.machine.gate.store(named.io.image).read(named.io.offset, named.io.length)
-
-    def _start(self, index: int) -> None:
-        now, op = self.now, self.scenario.ops[index]
-        self._mover = index
-        now.started.add(index)
-        # Failover goes on after its answer: the commit runs. It comes before nobody for sure.
-        now.precedence[index] = frozenset(
-            i for i in now.over if self.scenario.ops[i].do != "failover"
-        )
-        now.lines.append(f"start {index}: {words(op)}")
-        self.stage.will(op.do)
-        now.running[index] = real_ops.begin(self.machine, op, self._numbers[index])
-        self._names.flushing = any(self.scenario.ops[i].do in FLUSHES for i in now.running)
-
-    def _fail(self, name: Choice, errno: int) -> None:
-        now = self.now
-        named = now.held.pop(name)
-        self._mover = named.op
-        now.faults += 1
-        self.stage.doubt()
-        gate = self.machine.gate
-        if errno == RECONNECT:
-            now.lines.append(f"cut the connection of {say(name)}; it may be made again")
-            gate.cut(named.io)
-            image = named.io.image
-            self.machine.reactor.until(lambda: bool(gate.connections(image)), PATIENCE)
-            return
-        gone = errno == CUT
-        # Failover's commit goes on after its answer.
-        over = frozenset(i for i in now.over if self.scenario.ops[i].do != "failover")
-        unstarted = frozenset(range(self.threads)) - now.started
-        hit = Hit(
-            named.io.image, named.verb, named.start, named.count, EIO if gone else errno, gone,
-            over, unstarted,
-        )  # fmt: skip
-        now.failed.append((named, hit))
-        if gone:
-            now.lines.append(f"cut the connection of {say(name)} for good")
-            gate.refuse(named.io.image)
-            gate.cut(named.io.image)
-        else:
-            now.lines.append(f"fail {say(name)} with errno {errno}")
-            gate.fail(named.io, errno)
-
-    def _arrives(self, io: HeldIO) -> bool:
-        """The gate's policy: what to hold. Also where what must never be asked for is seen.
-
-        What is not to be held as a choice passes at once as long as one operation is alone. With
-        several, how QEMU goes on may depend on how fast an answer comes (whether a coroutine yields
-        or not), so such a request waits until QEMU is still, see :meth:`_settle`.
-        """
-        data = self._names.is_data(io)
-        if not self._live:
-            if data:
-                self.watch.answered(io)
-            return False
-        if data:
-            if self.watching and self.violation is None:
-                self.violation = self.watch.arrived(io)
-            return True
-        if len(self.now.running) - len(self.now.over) < 2:
-            return False
-        self._passing.append(io)
-        return True
-
-    def _settle(self) -> None:
-        now = self.now
-        self._be_still()
-        self._look()
-        if not now.held and not self._startable() and len(now.over) < len(now.started):
-            self._wait()
-        self._state.settled(now)
-
-    def _be_still(self) -> None:
-        """Let pass what need not wait, one by one, until QEMU asks for no more of that."""
-        machine = self.machine
-        machine.settle()
-        while self._passing:
-            self._passing.sort(key=lambda io: (io.image, io.seq))
-            io = self._passing.pop(0)
-            if machine.gate.holds(io):  # its connection may have broken meanwhile
-                machine.gate.release(io)
-                machine.settle()
-
-    def _wait(self) -> None:
-        """Nothing is held, and yet somebody is not done: perhaps a timer has to fire."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            self.machine.reactor.poll(0.02)
-            self._be_still()
-            self._look()
-            if self.now.held or len(self.now.over) == len(self.now.started):
-                return
-
-    def _look(self) -> None:
-        """What became visible: new requests, and answers."""
-        machine, now = self.machine, self.now
-        if machine.qmp.lost:
-            raise machine.died()
-        known = {named.io.seq for named in now.held.values()}
-        known |= {io.seq for io in self._passing}
-        unfinished = [i for i in now.running if i not in now.over]
-        for index in unfinished:
-            self._answered(index)
-        held = machine.gate.held
-        alive = {io.seq for io in held}
-        # A connection of QEMU's went away with what it had asked for, which it may ask for again.
-        dead = [named for named in now.held.values() if named.io.seq not in alive]
-        if dead:
-            now.held = {n: named for n, named in now.held.items() if named not in dead}
-        for io in held:
-            if io.seq not in known:
-                again = (io.image, io.op, io.offset, io.length)
-                mover = next((one.op for one in dead if one.request == again), self._mover)
-                named = self._names.name(io, mover, unfinished)
-                now.held[named.choice] = named
-                self.names.add(named.choice)
-                now.lines.append(f"    {say(named.choice)}")
-
-    def _answered(self, index: int) -> None:
-        """Take an operation's answer, if it is there."""
-        now, op = self.now, self.scenario.ops[index]
-        found = real_ops.answer(self.machine, op, now.running[index])
-        if found is None:
-            return
-        now.answers[index], now.data[index] = found
-        now.over.add(index)
-        now.lines.append(f"    {index} ends: {found[0]}")
-        if op.do in FLUSHES and found[0] == "ok" and self.violation is None:
-            self.violation = self.watch.flushed(now, index)
-
-    def _failed(self, error: MachineError) -> None:
-        """QEMU died or is stuck."""
-        if self.machine.qmp.lost or not self.machine.alive():
-            text = str(self.machine.died())
-            telling = text.split(": ", 1)[-1]
-            self.violation = RealViolation(Verdict.CRASH, text, cause=stable(telling))
-        elif not isinstance(error, MachineHung | MachineDied):  # it is we who went wrong
-            self.now.lines.append(f"cannot go on: {error}")
-            self.now.lost = True
-            self.derailed += 1
-            self.stage.discard()
-            return
-        else:
-            self.violation = RealViolation(Verdict.HANG, str(error), cause=stable(str(error)))
-        self.now.lines.append(f"{self.violation.kind}: {self.violation.text}")
 
     # -- the end -----------------------------------------------------------------------------------
 
