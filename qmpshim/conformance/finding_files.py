@@ -81,7 +81,7 @@ def load_known(directory: Path) -> list[Known]:
                     _version(value["versions"].get("since", "0")),
                     _version(value["versions"].get("fixed", "999")),
                     bool(value["contract"]),
-                    faulty(value["case"]["schedule"]),
+                    bool(value.get("faulty", faulty(value["case"]["schedule"]))),
                 )
             )
         except (OSError, KeyError, TypeError, ValueError) as error:

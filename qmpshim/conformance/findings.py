@@ -58,7 +58,7 @@ class Known:
             finding.verdict in self.verdicts
             and self.since <= version < self.until
             and (self.contract or not finding.contract)
-            and self.faulty == faulty(finding.schedule)
+            and (not self.faulty or faulty(finding.schedule))
             and re.fullmatch(self.cause, finding.cause) is not None
         )
 

@@ -19,7 +19,7 @@ from itertools import product
 from qmpshim.conformance.real_io import Named, tags
 from qmpshim.conformance.real_judge import Judge, RealViolation
 from qmpshim.conformance.real_scenarios import RealScenario, words
-from qmpshim.conformance.real_straight import Fate, Hit, NoCommit, Seen, run_in_order
+from qmpshim.conformance.real_straight import AnyRead, Fate, Hit, NoCommit, Seen, run_in_order
 from qmpshim.machine.gated_chain import Form
 from qmpshim.model.disk import Alloc
 from qmpshim.model.linearise import fits
@@ -70,9 +70,12 @@ class FaultyJudge:
     def _victims(self, hit: Hit) -> list[Callable[[], Fate]]:
         """Who may meet a failure; an image that is gone, after how many I/Os of whom."""
         count = len(self._scenario.ops)
-        if not hit.gone:
-            return [partial(Fate, hit, op) for op in range(count)]
         under_way = [op for op in range(count) if op not in hit.over | hit.unstarted]
+        if not hit.gone:
+            ways: list[Callable[[], Fate]] = [partial(Fate, hit, op) for op in under_way]
+            if hit.reader is not None:
+                ways.append(partial(AnyRead, hit, hit.reader))
+            return ways
         return [
             partial(Fate, hit, done=dict(zip(under_way, done, strict=True)))
             for done in product(range(_MOST), repeat=len(under_way))

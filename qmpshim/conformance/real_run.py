@@ -14,7 +14,7 @@ from qmpshim.conformance.real_execution import CUT, RECONNECT, Execution, say, s
 from qmpshim.conformance.real_images import places_of
 from qmpshim.conformance.real_io import Named, Names
 from qmpshim.conformance.real_judge import RealViolation
-from qmpshim.conformance.real_scenarios import BASE, FLUSHES, RealScenario, words
+from qmpshim.conformance.real_scenarios import BASE, FLUSHES, READS, RealScenario, words
 from qmpshim.conformance.real_stage import Stage
 from qmpshim.conformance.real_state import StateOf
 from qmpshim.conformance.real_straight import Hit
@@ -164,7 +164,7 @@ class RealRun:
         unstarted = frozenset(range(self.threads)) - now.started
         hit = Hit(
             named.io.image, named.verb, named.start, named.count, EIO if gone else errno, gone,
-            over, unstarted,
+            over, unstarted, named.op if self.scenario.ops[named.op].do in READS else None,
         )  # fmt: skip
         now.failed.append((named, hit))
         if gone:

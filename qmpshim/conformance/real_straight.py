@@ -28,6 +28,7 @@ from qmpshim.model.discipline import CopyBeforeWriteDiscipline
 from qmpshim.model.disk import Alloc, Qcow2, owned
 from qmpshim.model.scenario import Op
 
+FAILS = "an error"  # the answer of a command that an I/O error befell; its text is QEMU's affair
 Order = tuple[int, ...]
 _CHANGES = frozenset({"write", "zero", "discard"})
 
@@ -61,6 +62,7 @@ class Hit:
     """An I/O that failed.
 
     :ivar start: first sector, :ivar count: sectors (0 for a flush)
+    :ivar reader: the reading operation that met it, if it was one
     :ivar gone: the image is gone for good with it, and all its I/O fails from then on
     :ivar over: operations that had ended before, :ivar unstarted: those that began after
     """
@@ -73,6 +75,7 @@ class Hit:
     gone: bool = False
     over: frozenset[int] = frozenset()
     unstarted: frozenset[int] = frozenset()
+    reader: int | None = None
 
     def fits(self, io: Io) -> bool:
         """Whether the straight run's *io* is this one."""
@@ -117,6 +120,14 @@ class Fate:
             return hit.errno
 
         return gone if hit.gone else once
+
+
+class AnyRead(Fate):
+    """The read *victim* fails, wherever it reads: QEMU may have looked in another place."""
+
+    def of(self, op: int) -> Callable[[Io], int]:
+        self.met = True
+        return lambda io: self.hit.errno if op == self.victim else 0
 
 
 class NoCommit(Fate):
@@ -171,6 +182,9 @@ def run_in_order(
         try:
             result = run_op(chain, op, scenario.number(index), meet)
         except ModelIOError as error:
+            if op.do in COMMANDS:
+                answers[index] = FAILS
+                continue
             # QEMU's NBD server knows no EACCES.
             answers[index] = f"errno {22 if error.errno == 13 else error.errno}"
             continue
