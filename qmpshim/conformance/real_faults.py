@@ -85,10 +85,10 @@ class FaultyJudge:
         self, seen: Seen, ends: Sequence[Seen], hits: tuple[Hit, ...]
     ) -> RealViolation | None:
         scenario = self._scenario
-        if not ends:
-            # Nothing in the model does such an I/O: it is of qcow2's own, or of a flush's.
+        if not ends or (self._commits() and any(hit.verb == "flush" for hit in hits)):
+            # Nothing in the model does such an I/O: it is qcow2's own, or a flush of a commit.
             return self._isolation(seen)
-        free: set[str] = {"status"} if not self._commits(hits) else set()
+        free: set[str] = {"status"} if not self._commits() else set()
         for hit in hits:
             if hit.gone:  # neither read nor flushed any more
                 free |= {hit.image, "view", "hidden", "active"}
@@ -98,7 +98,7 @@ class FaultyJudge:
             return self._isolation(seen)
         return replace(wrong, cause=f"{wrong.cause}, after {self._what(hits, scenario)}")
 
-    def _commits(self, hits: tuple[Hit, ...]) -> bool:
+    def _commits(self) -> bool:
         return any(op.do == "failover" for op in self._scenario.ops)
 
     def _loosened(self, end: Seen, seen: Seen, hits: tuple[Hit, ...]) -> Iterator[Seen]:
