@@ -71,7 +71,7 @@ def follow(system: RealSystem, schedule: Sequence[Choice]) -> bool:
     """
     followed = True
     for choice in schedule:
-        if choice in system.enabled():
+        if system.offers(choice):
             system.take(choice)
         elif system.violation is None:
             followed = False

@@ -7,6 +7,7 @@ what, nth, errno)``. How a step is taken is in :mod:`~qmpshim.conformance.real_r
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from qmpshim.conformance import real_end
@@ -112,11 +113,24 @@ class RealSystem(RealRun):
                 found += [("fail", *name[1:], errno) for errno in self.errnos]
         return found
 
+    def offers(self, choice: Choice) -> bool:
+        """Whether a step can be taken; what it waits for may be late (a timer, a busy host)."""
+        deadline = time.monotonic() + PATIENCE
+        while choice not in self.enabled():
+            if self.violation is not None or self.now.lost or time.monotonic() > deadline:
+                return False
+            try:
+                self.machine.reactor.poll(0.02)
+                self._settle()
+            except MachineError as error:
+                self._failed(error)
+        return True
+
     def take(self, choice: Choice) -> Footprint:
         now = self.now
         if now.lost or self.violation is not None:
             return NOTHING
-        if choice not in self.enabled():
+        if not self.offers(choice):
             now.lines.append(f"cannot {choice}: there are {list(self.enabled())}")
             now.lost = True
             self.derailed += 1
