@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 from shim_harness import BUILDS, LIMIT, Loop, Wire, build_of, wait_until
 
@@ -306,3 +308,38 @@ def test_what_is_left_in_flight(tmp_path: Path) -> None:
     done = _shell(tmp_path, ":hold", ":write guest 0 4k pattern")
     assert done.returncode == 1
     assert "still in flight: 1: write guest 0 4k pattern" in done.stderr
+
+
+def test_a_person_holds_and_lets_go(tmp_path: Path) -> None:
+    """The prompt is back while I/O is held; its end is told as it comes."""
+    child = pexpect.spawn(
+        SHELL[0],
+        SHELL[1:],
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"},
+        cwd=str(tmp_path),
+        dimensions=(40, 100),
+        timeout=LIMIT,
+        encoding="utf-8",
+    )
+    child.expect("QEMU [0-9.]+.*:help")
+    child.expect("qmp>")
+    child.send(":hold seco")
+    child.expect("secondary")  # the completion menu
+    child.send("ndary write\r")
+    child.expect("holding secondary write")
+    child.send(":write primary 0 64k pattern\r")
+    child.expect("held 1: secondary write 0\\+128")
+    child.expect("in flight as 1")
+    child.expect("qmp>")
+    child.send("query-name\r")  # QEMU answers meanwhile
+    child.expect("{}")
+    child.send(":release 1\r")
+    child.expect("1 done: write primary 0 64k pattern: wrote 65536 bytes")
+    child.send("\x1b[A\x1b[A\r")  # twice up: what was typed before
+    child.expect("name")
+    child.send(":quit\r")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    history = (tmp_path / "qmpshim" / "history").read_text()
+    assert "+:hold secondary write" in history and "+query-name" in history
