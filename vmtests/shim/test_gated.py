@@ -171,6 +171,21 @@ def test_what_was_done_is_a_bundle_that_replays(gated: Gated, tmp_path: Path) ->
     assert again == {"reproduced": True, "operations": 3}
 
 
+def test_a_client_that_leaves_takes_no_knowledge_along(gated: Gated) -> None:
+    """What QEMU was asked it does, although nobody waits for it any more: the model knows."""
+    gated.ask("x-shim-hold", disk="hidden", operation="write")
+    client = NbdClient(gated.uris["primary"], LIMIT, plain=True)
+    data = bytes(data_of(2, 0, SECTORS))
+    client.submit_write(data, 0)
+    gated.until_held(1)
+    client.close()
+    gated.ask("x-shim-let")
+    gated.until_over()
+    verified = gated.ask("x-shim-verify")
+    assert verified["as-predicted"], verified
+    assert gated.ask("x-shim-predict", node="secondary", length=512)["extents"][0]["operation"] > 1
+
+
 def test_an_io_is_ended_with_an_error(gated: Gated) -> None:
     gated.ask("x-shim-hold", disk="active", operation="write")
     seen: list[str] = []
