@@ -22,7 +22,7 @@ from qmpshim.conformance.guest_scenarios import SCENARIOS
 from qmpshim.errors import InputError
 from qmpshim.machine import guest, guest_image
 from qmpshim.machine.builds import read_version
-from qmpshim.machine.guest_chain import Attachment, Device
+from qmpshim.machine.guest_chain import Attachment, Cache, Device
 from qmpshim.machine.workspace import dies_with_owner
 
 
@@ -59,13 +59,13 @@ def add(commands: Any) -> None:
         "--iothread", action="store_true", help="serve the disk in a thread of its own"
     )
     checking.add_argument(
-        "--direct", action="store_true", help="open the images with O_DIRECT (cache=none)"
+        "--cache", choices=get_args(Cache), default="unsafe", help="QEMU's cache mode of the images"
     )
     checking.add_argument(
         "--aio",
         choices=("threads", "native", "io_uring"),
         default="threads",
-        help="how QEMU reads and writes the images (native needs --direct)",
+        help="how QEMU reads and writes the images (native needs --cache none or directsync)",
     )
     checking.add_argument("--seed", type=int, default=1, help="of the guest's work (default 1)")
     checking.add_argument(
@@ -89,13 +89,13 @@ def _guest_check(args: argparse.Namespace, console: Console) -> int:
     wanted = args.scenarios or list(SCENARIOS)
     if unknown := [name for name in wanted if name not in SCENARIOS]:
         raise InputError(f"no guest scenario {unknown[0]!r}; there are {', '.join(SCENARIOS)}")
-    if args.aio == "native" and not args.direct:
-        raise InputError("--aio native needs --direct")
+    attachment = Attachment(args.device, args.iothread, args.cache, args.aio)
+    if args.aio == "native" and not attachment.direct:
+        raise InputError("--aio native needs --cache none or directsync")
     if args.keep is not None:
         check_directory(args.keep)
     build = chosen_build(args)
     image = guest_image.build(console.progress)
-    attachment = Attachment(args.device, args.iothread, args.direct, args.aio)
     refuse(build, attachment)
     console.line(f"QEMU {read_version(build)[1]}, {args.device}")
 

@@ -157,7 +157,7 @@ def _known(found: Divergence, build: Build) -> str:
 
 
 def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
-    """Kind ``guest``: ``scenario``, ``device``, ``iothread``, ``direct``, ``aio``, ``seed``.
+    """Kind ``guest``: ``scenario``, ``device``, ``iothread``, ``cache``, ``aio``, ``seed``.
 
     :raises BuildError: this build cannot do it
     :raises InputError: the case's arguments are wrong
@@ -211,7 +211,8 @@ def command_line(outcome: GuestOutcome, seed: int) -> str:
     """The command that runs this again."""
     attachment = outcome.attachment
     flags = [f"--device {attachment.device}"] if attachment.device != "virtio-blk" else []
-    flags += ["--iothread"] * attachment.iothread + ["--direct"] * attachment.direct
+    flags += ["--iothread"] * attachment.iothread
+    flags += [f"--cache {attachment.cache}"] if attachment.cache != "unsafe" else []
     flags += [f"--aio {attachment.aio}"] if attachment.aio != "threads" else []
     return " ".join(
         ["qmpshim guest check", outcome.scenario.name, *flags, f"--seed {seed} --keep DIRECTORY"]

@@ -278,7 +278,8 @@ def _guest() -> list[Case]:
         "ide": {"device": "ide"},
         "iothread": {"iothread": True},
         "scsi-iothread": {"device": "virtio-scsi", "iothread": True},
-        "native": {"direct": True, "aio": "native"},
+        "native": {"cache": "none", "aio": "native"},
+        "writethrough": {"cache": "writethrough"},
         "io_uring": {"aio": "io_uring"},
     }
     return [

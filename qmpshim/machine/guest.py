@@ -64,10 +64,10 @@ class Ran:
 
 def machine(kind: str) -> str:
     """The value of ``-machine`` with the accelerators that this host has, best first."""
-    return f"{kind},accel={'kvm:tcg' if _has_kvm() else 'tcg'}"
+    return f"{kind},accel={'kvm:tcg' if has_kvm() else 'tcg'}"
 
 
-def _has_kvm() -> bool:
+def has_kvm() -> bool:
     """Whether KVM is there and rests on hardware: without, it is slower than TCG or hangs."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False

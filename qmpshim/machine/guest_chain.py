@@ -20,6 +20,7 @@ from qmpshim.machine.secondary import ChainSpec, SecondaryChain
 from qmpshim.model.chain import Workflow
 
 Device = Literal["virtio-blk", "virtio-scsi", "ide"]
+Cache = Literal["writeback", "none", "writethrough", "directsync", "unsafe"]
 PLUG_LIMIT = 60.0  # seconds until the guest has seen that a disk came or went
 
 
@@ -29,16 +30,26 @@ class Attachment:
 
     :ivar device: the guest's controller
     :ivar iothread: the disk is served by a thread of its own
-    :ivar direct: ``cache.direct``: the files are opened with O_DIRECT (``cache=none``)
+    :ivar cache: as QEMU's ``-drive cache=``; with ``unsafe`` no flush reaches the host
     :ivar aio: how the files are read and written: ``threads``, ``native``, ``io_uring``
     :ivar log: a ``blklogwrites`` node records what the guest writes
     """
 
     device: Device = "virtio-blk"
     iothread: bool = False
-    direct: bool = False
+    cache: Cache = "unsafe"
     aio: str = "threads"
     log: bool = False
+
+    @property
+    def direct(self) -> bool:
+        """The files are opened with O_DIRECT."""
+        return self.cache in ("none", "directsync")
+
+    @property
+    def write_cache(self) -> str:
+        """The guest's disk has a cache to flush; if not, each write is flushed by QEMU."""
+        return "off" if self.cache in ("writethrough", "directsync") else "on"
 
     def arguments(self, size: int) -> tuple[str, ...]:
         """QEMU's arguments for a disk that cannot be plugged in later."""
@@ -47,7 +58,7 @@ class Attachment:
         return (
             *("-blockdev", f"null-co,node-name=nothing,size={size},read-zeroes=on"),
             *("-blockdev", "raw,node-name=ide,file=nothing"),
-            *("-device", "ide-hd,drive=ide,share-rw=on"),
+            *("-device", f"ide-hd,drive=ide,share-rw=on,write-cache={self.write_cache}"),
         )
 
 
@@ -93,10 +104,9 @@ class GuestChain(SecondaryChain):
         await self._plug()
 
     def _storage(self, node: str) -> dict[str, Any]:
-        options = super()._storage(node)
-        if self.attachment.direct:
-            options["cache"]["direct"] = True
-        return options | {"aio": self.attachment.aio}
+        attachment = self.attachment
+        cache = {"direct": attachment.direct, "no-flush": attachment.cache == "unsafe"}
+        return super()._storage(node) | {"cache": cache, "aio": attachment.aio}
 
     async def _resume(self) -> None:
         if not self.held:
@@ -152,7 +162,10 @@ class GuestChain(SecondaryChain):
             driver, bus, thread = "scsi-hd", {"bus": f"{scsi}.0"}, {}
         # Others write to the node, too: the exports that the cross-check reads through.
         name = self.named("disk")
-        disk = {"driver": driver, "id": name, "drive": node, "share-rw": True, **bus, **thread}
+        disk = {
+            **{"driver": driver, "id": name, "drive": node, "share-rw": True, **bus, **thread},
+            "write-cache": attachment.write_cache,
+        }
         self._users = await self._users_of(node)
         self.disk = await self._add_device(disk)
 

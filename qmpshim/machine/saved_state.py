@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 _FORMAT = 1  # counts up when what is saved is made in another way
 _WORD = "qmpshim.state="
-_MOST = 8  # states kept; those not used for longest go first
+_MOST = 12  # states kept; those not used for longest go first
 _FAST = 1 << 40  # bytes a second: the default of old QEMUs holds a migration back
 
 

@@ -27,10 +27,18 @@ SHAPES = {
     "virtio-blk, backup": (Attachment(), ChainSpec(B, 8 * MiB)),
     "virtio-blk, qcow2 secondary": (Attachment(), ChainSpec(R, 8 * MiB, secondary="qcow2")),
     "virtio-blk, cache=none, aio=native": (
-        Attachment(direct=True, aio="native"),
+        Attachment(cache="none", aio="native"),
         ChainSpec(R, 8 * MiB),
     ),
-    "virtio-blk, aio=io_uring": (Attachment(aio="io_uring"), ChainSpec(R, 8 * MiB)),
+    "virtio-blk, cache=writethrough": (Attachment(cache="writethrough"), ChainSpec(R, 8 * MiB)),
+    "virtio-scsi, cache=directsync": (
+        Attachment("virtio-scsi", cache="directsync"),
+        ChainSpec(R, 8 * MiB),
+    ),
+    "virtio-blk, cache=writeback, aio=io_uring": (
+        Attachment(cache="writeback", aio="io_uring"),
+        ChainSpec(R, 8 * MiB),
+    ),
     "virtio-blk, write log": (Attachment(log=True), ChainSpec(R, 8 * MiB)),
     "virtio-scsi": (Attachment("virtio-scsi"), ChainSpec(R, 8 * MiB)),
     "ide": (Attachment("ide"), ChainSpec(R, 8 * MiB)),

@@ -92,7 +92,7 @@ def test_the_command_says_how_it_went(image: GuestImage) -> None:
     assert "both-sides       as predicted: " in ran.stdout
     for words, said in (
         (("check", "dance"), "no guest scenario 'dance'; there are mixed"),
-        (("check", "--aio", "native"), "--aio native needs --direct"),
+        (("check", "--aio", "native"), "--aio native needs --cache none"),
     ):
         wrong = qmpshim(*words)
         assert wrong.returncode == 2
