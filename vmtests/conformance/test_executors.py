@@ -21,6 +21,7 @@ from qmpshim.conformance.identity import identify
 from qmpshim.conformance.suites import Suite, suite_named
 from qmpshim.machine.builds import Build
 
+dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 
 #: Six shards of one workload, a few schedules, and a case whose runner cannot do what it is told.
@@ -44,17 +45,21 @@ arguments = { workflow = "mirror" }
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Any]:
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Three worker processes on loopback."""
-    with distributed.LocalCluster(
-        n_workers=3,
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
-        dashboard_address=None,
-        silence_logs=50,
-        local_directory=str(tmp_path / "scratch"),
-    ) as made:
+    scratch = str(tmp_path / "scratch")
+    monkeypatch.setenv("DASK_TEMPORARY_DIRECTORY", scratch)  # for the workers
+    with (
+        dask.config.set({"temporary-directory": scratch}),
+        distributed.LocalCluster(
+            n_workers=3,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            silence_logs=50,
+        ) as made,
+    ):
         yield made
 
 
