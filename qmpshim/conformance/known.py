@@ -71,8 +71,13 @@ def write_up(name: str) -> dict[str, Any]:
 
     :param name: its id, with ``directed/`` before that of a directed case
     """
+    for path in (DIRECTORY / f"{name}.json", DIRECTORY / "pair" / f"{name}.json"):
+        if name and path.is_file():
+            break
+    else:
+        return {}
     try:
-        value = json.loads((DIRECTORY / f"{name}.json").read_text())
+        value = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     return {key: value[key] for key in ("title", "reason", "source", "versions") if key in value}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qmpshim.conformance import pair_bundle
 from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.known import DIRECTORY
 from qmpshim.conformance.pair_blocks import BlockRun
 from qmpshim.conformance.pair_colo import ColoRun
 from qmpshim.conformance.pair_known import KnownPair, load_known
@@ -21,7 +22,7 @@ from qmpshim.machine.pair import Pair
 from qmpshim.machine.workspace import Workspace
 
 #: Where the write-ups of known findings are.
-KNOWN = Path(__file__).parents[2] / "vmtests" / "conformance" / "known" / "pair"
+KNOWN = DIRECTORY / "pair"
 
 
 def best_accel(builds: tuple[Build, Build]) -> str:

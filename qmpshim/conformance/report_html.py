@@ -19,6 +19,7 @@ from qmpshim.conformance.case import CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.compare import Comparison, Row, Sight, State
 from qmpshim.conformance.drawing import Drawing, draw
 from qmpshim.conformance.journal import Key
+from qmpshim.conformance.known import write_up
 from qmpshim.conformance.report_text import bundle_place, replay_command
 
 _COLOURS = 8  # that the style sheet has for owners
@@ -53,6 +54,7 @@ class Told:
     owners: dict[str, int]
     written: dict[str, Any]
     commands: tuple[tuple[str, str], ...]
+    more: dict[str, list[str]]
 
 
 def html(comparison: Comparison) -> bytes:
@@ -150,7 +152,7 @@ def _told(comparison: Comparison, row: Row, anchor: str) -> Told:
     finding = sight.best
     diagram = finding.details.get("diagram")
     maps = finding.details.get("maps")
-    written = dict(finding.details.get("written", {}))
+    written = dict(finding.details.get("written") or write_up(finding.known))
     return Told(
         row,
         sight,
@@ -165,6 +167,11 @@ def _told(comparison: Comparison, row: Row, anchor: str) -> Told:
         _owners(maps),
         written,
         tuple(_commands(comparison, sight)),
+        {
+            name: value
+            for name, value in finding.details.items()
+            if isinstance(value, list) and name not in ("scenarios", "replays")
+        },
     )
 
 

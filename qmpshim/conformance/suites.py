@@ -229,6 +229,8 @@ def _quick() -> list[Case]:
     return [
         *(case for form in Form for case in _grouped(form, pairs(form), "")),
         *_verify(2000, (1,)),
+        Case("pair", "pair/short", {"colo": False, "checkpoints": 3, "failover": "primary"}),
+        Case("pair", "pair/short/colo", {"guest": False, "checkpoints": 3}),
         *_small(),
     ]
 
