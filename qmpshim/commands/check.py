@@ -271,7 +271,7 @@ def _tell(comparison: Comparison, directory: Path, console: Console) -> None:
         console.line()
         console.line(f"{row.state.upper()} {finding.verdict} ({side}): {finding.title}")
         for one in row.sights.values():
-            other = f", not on {results.builds[0].name}" if one.differs else ""
+            other = f", not {comparison.reference}" if one.differs else ""
             console.line(
                 f"  on {one.build}: {one.state}, {one.count}x in {len(one.cases)} case(s){other}"
             )
@@ -290,6 +290,10 @@ def _rest(comparison: Comparison, directory: Path, console: Console) -> None:
     if known:
         console.line()
         console.line(f"known, as expected: {', '.join(known)}")
+    for row in comparison.rows:
+        for sight in row.sights.values():
+            if row.state is State.KNOWN and sight.differs:
+                console.line(f"known, but not {comparison.reference}: {row.key} on {sight.build}")
     for one in comparison.gone:
         console.line(f"gone on {one.build}: {one.key} ({one.why})")
     for build, case, why in comparison.broken:

@@ -33,7 +33,8 @@ class Sight:
 
     :ivar cases: it was seen in, with how often
     :ivar best: its smallest case, of case ``smallest``
-    :ivar differs: it is not on the first build, where the same case was done
+    :ivar differs: it is not in the reference (the baseline, else the first build), where the same
+        case was done
     """
 
     build: str
@@ -109,6 +110,11 @@ class Comparison:
                     yield row, sight
 
     @property
+    def reference(self) -> str:
+        """What the builds are held against, in words."""
+        return "in the baseline" if self.baseline else f"on {self.results.builds[0].name}"
+
+    @property
     def exit_status(self) -> int:
         """0, 1, 2 or 125: see the README."""
         if any(self.failing()):
@@ -139,7 +145,7 @@ class Comparison:
                             "count": sight.count,
                             "cases": sorted(sight.cases),
                             "smallest": sight.smallest,
-                            "not on the first build": sight.differs,
+                            "not in the reference": sight.differs,
                         }
                         for sight in row.sights.values()
                     ],
@@ -173,10 +179,16 @@ def compare(results: Results, baseline: Results | None = None, strict: bool = Fa
     first = results.builds[0].name
     for row in rows.values():
         for build, sight in row.sights.items():
-            sight.state = _state(row.key, sight, _counterpart(baseline, build), baseline)
-            sight.differs = first not in row.sights and any(
-                results.ran(first, case) for case in sight.cases
-            )
+            there = _counterpart(baseline, build)
+            sight.state = _state(row.key, sight, there, baseline)
+            if baseline is not None and there is not None:
+                sight.differs = not _has(baseline, there, row.key) and any(
+                    baseline.ran(there, case) for case in sight.cases
+                )
+            else:
+                sight.differs = first not in row.sights and any(
+                    results.ran(first, case) for case in sight.cases
+                )
     ordered = sorted(
         rows.values(),
         key=lambda row: (
@@ -214,11 +226,19 @@ def _counterpart(baseline: Results | None, build: str) -> str | None:
 def _state(key: str, sight: Sight, counterpart: str | None, baseline: Results | None) -> State:
     if sight.best.known:
         return State.KNOWN
-    if baseline is not None and counterpart is not None:
-        for (build, _), outcome in baseline.outcomes.items():
-            if build == counterpart and any(f.key == key for f in outcome.findings):
-                return State.BASELINE
+    if baseline is not None and counterpart is not None and _has(baseline, counterpart, key):
+        return State.BASELINE
     return State.NEW if sight.best.confirmed else State.UNCONFIRMED
+
+
+def _has(results: Results, build: str, key: str) -> bool:
+    """Whether a finding was seen on a build."""
+    return any(
+        finding.key == key
+        for (name, _), outcome in results.outcomes.items()
+        if name == build
+        for finding in outcome.findings
+    )
 
 
 def _gone(results: Results, rows: dict[str, Row], baseline: Results | None) -> Iterator[Gone]:

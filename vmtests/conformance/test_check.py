@@ -304,6 +304,13 @@ def test_what_is_known_fails_only_the_strict() -> None:
     assert compare(found, strict=True).exit_status == 1
 
 
+def test_what_is_known_and_was_not_there_before_is_told() -> None:
+    found = results(a=[finding("1", known="an-id")])
+    assert compare(found, results(a=[])).rows[0].sights["a"].differs
+    assert not compare(found, found).rows[0].sights["a"].differs
+    assert not compare(found, results(a=Status.SKIPPED)).rows[0].sights["a"].differs
+
+
 def test_what_did_not_show_itself_again_fails_nothing() -> None:
     compared = compare(results(a=[finding("1", confirmed=False)]))
     assert compared.rows[0].state is State.UNCONFIRMED and compared.exit_status == 0
