@@ -112,7 +112,7 @@ def test_a_worker_that_dies_costs_its_case(tmp_path: Path, cluster: Any) -> None
         killed: list[int] = []
 
         def tell(standing: campaign.Standing) -> None:
-            if standing.here == 1 and not killed:
+            if standing.done == 1 and not killed:
                 worker = next(iter(cluster.workers.values()))
                 killed.append(worker.pid)
                 os.kill(worker.pid, signal.SIGKILL)
