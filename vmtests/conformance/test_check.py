@@ -8,12 +8,14 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import LIMIT, CommandLine
 
+from qmpshim.conformance import campaign
 from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.case_process import Delivery
 from qmpshim.conformance.compare import State, compare
@@ -23,6 +25,7 @@ from qmpshim.conformance.real_scenarios import pairs
 from qmpshim.conformance.results import Results
 from qmpshim.conformance.suites import KINDS, runner_of, suite_named
 from qmpshim.errors import InputError
+from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import Form
 from qmpshim.model.verdict import Verdict
 
@@ -76,7 +79,7 @@ def test_a_run_from_beginning_to_end(qmpshim: CommandLine) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_stopped_in_the_middle_and_resumed(qmpshim: CommandLine, number: signal.Signals) -> None:
-    suite, out = suite_file(qmpshim.home, 6), qmpshim.home / "out"
+    suite, out = suite_file(qmpshim.home, 8), qmpshim.home / "out"
     process = qmpshim.start("check", "--suite", suite, "--out", "out", "--jobs", "2")
     wait_for(lambda: (out / "journal.jsonl").exists() and len(journal_of(out)) >= 2)
     process.send_signal(number)
@@ -89,23 +92,20 @@ def test_stopped_in_the_middle_and_resumed(qmpshim: CommandLine, number: signal.
     else:
         assert process.returncode == 128 + number
         assert re.search(
-            r"interrupted: \d of 6 done and kept; go on with: qmpshim check --resume out\n", said
+            r"interrupted: \d of 8 done and kept; go on with: qmpshim check --resume out\n", said
         )
         assert qmpshim.left(patience=1.0) == []
     done = qmpshim.run("check", "--resume", "out")
     assert done.returncode == 0, done
     after = journal_of(out)
     assert after[: len(before)] == before  # nothing lost
-    assert Counter(one["case"] for one in after) == Counter(f"v{n}" for n in range(6))  # nor twice
+    assert Counter(one["case"] for one in after) == Counter(f"v{n}" for n in range(8))  # nor twice
 
 
 def test_nobody_resumes_what_is_being_done(qmpshim: CommandLine) -> None:
-    suite, out = suite_file(qmpshim.home, 6), qmpshim.home / "out"
-    process = qmpshim.start("check", "--suite", suite, "--out", "out")
-    wait_for(lambda: (out / "journal.jsonl").exists() and journal_of(out))
-    other = qmpshim.run("check", "--resume", "out")
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=LIMIT)
+    suite = suite_named(str(suite_file(qmpshim.home, 1)))
+    with closing(campaign.begin(qmpshim.home / "out", {"system": Build.system()}, suite)):
+        other = qmpshim.run("check", "--resume", "out")
     assert other.returncode == 2
     assert other.stderr == "qmpshim: the run in out is being done right now\n"
 
