@@ -22,7 +22,7 @@ from qmpshim.commands.console import (
 from qmpshim.conformance import pair_bundle
 from qmpshim.conformance.pair_checks import KNOWN, best_accel, run_plan, summary
 from qmpshim.conformance.pair_known import load_known
-from qmpshim.conformance.pair_plan import MOMENTS, Failover, PairOutcome, PairPlan
+from qmpshim.conformance.pair_plan import GUESTS, MOMENTS, Failover, PairOutcome, PairPlan
 from qmpshim.errors import InputError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build, read_version
@@ -52,9 +52,11 @@ def add(commands: Any) -> None:
         help="block replication alone: no virtual machines, checkpoints by xen-colo-do-checkpoint",
     )
     parser.add_argument(
-        "--no-guest",
-        action="store_true",
-        help="COLO between machines without a CPU, where any build can; the writes come over NBD",
+        "--guest",
+        choices=GUESTS,
+        default="boot",
+        help="what runs in the virtual machines: a boot sector that writes (default), Linux "
+        "(qmpshim guest), or none: machines without a CPU, whose writes come over NBD",
     )
     parser.add_argument(
         "--failover",
@@ -113,7 +115,7 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
         check_directory(args.keep)
     plan = PairPlan(
         colo=not args.no_colo,
-        guest=not args.no_guest,
+        guest=args.guest,
         checkpoints=args.checkpoints,
         writes=args.writes,
         failover=Failover(args.failover or "none"),

@@ -25,6 +25,7 @@ class Autopsy:
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
         self.lines: list[str] = []
+        self._alone = False  # one side was taken away: the other is in COLO no longer
         self._ends: dict[str, str] = {}  # by member: how it ended
         self._locks: dict[str, str] = {}  # by member: its deadlock
         self._deaf: list[str] = []
@@ -49,6 +50,10 @@ class Autopsy:
 
     async def _examine(self, member: Member) -> None:
         name, qemu = member.name, member.qemu
+        if member.given_up:
+            self._alone = True
+            self.lines.append(f"{name}: was killed on purpose")
+            return
         log = [line for line in qemu.stderr().strip().splitlines() if "warning:" not in line]
         if log:
             self._log[name] = log[-1]
@@ -90,8 +95,11 @@ class Autopsy:
         events = [event.name for event in member.events if event.name != "MIGRATION_PASS"]
         self.lines.append(f"{name}: last events: {', '.join(events[-4:]) or 'none'}")
 
-    def cause(self) -> tuple[Verdict, str]:
-        """The one thing that explains it best: a verdict, and words that stay the same."""
+    def cause(self, observed: str = "") -> tuple[Verdict, str]:
+        """The one thing that explains it best: a verdict, and words that stay the same.
+
+        :param observed: what is to be said when QEMU itself has nothing to be blamed for
+        """
         for name, how in self._ends.items():
             # By a signal it crashed; with a status it chose to go, as one does that cannot load
             # what was migrated to it.
@@ -102,18 +110,20 @@ class Autopsy:
         for name in self._deaf:
             return Verdict.HANG, f"{name} does not answer QMP"
         for name, (status, error) in self._migration.items():
-            if status != "colo":
+            if status != "colo" and not self._alone:
                 return (
                     Verdict.PROTOCOL,
                     f"{name}: migration is {status!r} instead of 'colo'"
                     + (f": {error}" if error else ""),
                 )
-        return Verdict.HANG, "both sides say they are in COLO, and nothing moves"
+        return Verdict.HANG, observed or "both sides say they are in COLO, and nothing moves"
 
-    def divergence(self, where: str, checkpoint: int, predicted: str) -> Divergence:
+    def divergence(
+        self, where: str, checkpoint: int, predicted: str, observed: str = ""
+    ) -> Divergence:
         """The verdict as a divergence.
 
         :param where: the step that did not end, e.g. ``checkpoint 4``
         """
-        verdict, cause = self.cause()
+        verdict, cause = self.cause(observed)
         return Divergence(verdict, where, checkpoint, predicted, cause)

@@ -134,7 +134,8 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
 def summary(outcome: PairOutcome) -> str:
     """One line on what was done."""
     plan = outcome.plan
-    how = f"COLO under {plan.accel}" if plan.guest else "COLO without a guest"
+    how = f"COLO ({plan.guest} guest, {plan.accel})"
+    how = how if plan.guest != "none" else "COLO without a guest"
     how = how if plan.colo else "block replication"
     end = "" if plan.failover == "none" else f", failover ({plan.failover})"
     return (

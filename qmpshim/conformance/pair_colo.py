@@ -28,6 +28,7 @@ class ColoRun(PairRun):
         pair, plan, workload = self.pair, self.plan, self.workload
         self.doing = "start of COLO"
         await workload.join()
+        await workload.prepare()
         pair.channel.on_message = self._message
         since = [len(member.events) for member in pair.members]
         await pair.start_colo()
@@ -176,7 +177,7 @@ class ColoRun(PairRun):
             self.model.checkpoint()
             workload.taken_over()
         workload.tell_model()
-        pair.primary.qemu.kill()
+        pair.primary.kill()
         channel.hold()
         channel.release()
         self.step(f"the primary was killed in a checkpoint, at {message.spelling}")

@@ -67,8 +67,8 @@ class BootWorkload(Workload):
 
     def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, judge: PairJudge) -> None:
         super().__init__(plan, pair, model, judge)
-        guest = plan.spec.guest
-        assert guest is not None
+        guest = pair.spec.guest
+        assert isinstance(guest, BootGuest)
         self.guest: BootGuest = guest
         self._diaries: dict[str, Diary] = {}
         self._first = 1  # the first number that the secondary's guest writes anew
@@ -79,6 +79,9 @@ class BootWorkload(Workload):
         for member in self.pair.members:
             self._diaries.setdefault(member.name, Diary(member))
         self._cut = 0
+
+    async def prepare(self) -> None:
+        """Nothing: it boots under COLO."""
 
     @property
     def _here(self) -> Diary:
@@ -105,7 +108,11 @@ class BootWorkload(Workload):
         deadline = time.monotonic() + max(seconds, self.plan.limit)
         while len(diary.written()) < target:
             if time.monotonic() > deadline or not member.qemu.alive():
-                raise Stuck(f"guest of the {member.name}", f"{count} more writes ({target} in all)")
+                raise Stuck(
+                    f"guest of the {member.name}",
+                    f"{count} more writes ({target} in all)",
+                    f"the guest of the {member.name} stands still",
+                )
             await asyncio.sleep(0.01)
 
     async def write_both(self, count: int) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.errors import InputError
+from qmpshim.machine import guest_image
 from qmpshim.machine.boot_guest import BootGuest
+from qmpshim.machine.linux_guest import LinuxGuest
 from qmpshim.machine.pair import PairSpec
 
 MIB = 1 << 20
@@ -26,6 +28,8 @@ class Failover(StrEnum):
     CUT_LATE = "cut-late"  # the NBD link breaks, and COLO takes one more checkpoint
 
 
+#: The boot-sector guest; Linux, booted before COLO begins, or afterwards on both sides; none.
+GUESTS = ("boot", "linux", "linux-booting", "none")
 #: Messages of the secondary at which a primary can be killed (ColoMessage, QEMU's spelling).
 MOMENTS = ("checkpoint-reply", "vmstate-received", "vmstate-loaded")
 
@@ -35,8 +39,8 @@ class PairPlan:
     """One run of a pair; with the builds it says all that is done.
 
     :ivar colo: real COLO; else block replication alone
-    :ivar guest: with COLO, a guest runs in both machines; else they have no CPU, and the writes
-        come over NBD
+    :ivar guest: with COLO, what runs in both machines: one of :data:`GUESTS`; ``none``: they have
+        no CPU, and the writes come over NBD
     :ivar checkpoints: how many are taken before what :attr:`failover` says
     :ivar writes: of the primary between two checkpoints, at least
     :ivar seed: of the workload, where there is no guest
@@ -48,7 +52,7 @@ class PairPlan:
     """
 
     colo: bool = True
-    guest: bool = True
+    guest: str = "boot"
     checkpoints: int = 10
     writes: int = 20
     failover: Failover = Failover.NONE
@@ -63,6 +67,8 @@ class PairPlan:
     def __post_init__(self) -> None:
         if self.moment and (not self.colo or self.failover is not Failover.PRIMARY):
             raise InputError("only a COLO primary can be killed in a checkpoint")
+        if self.guest not in GUESTS:
+            raise InputError(f"{self.guest!r} is none of the guests {', '.join(GUESTS)}")
         if self.moment not in ("", *MOMENTS):
             raise InputError(f"{self.moment!r} is none of {', '.join(MOMENTS)}")
         if self.failover is Failover.CUT_LATE and (not self.colo or self.resume):
@@ -71,7 +77,12 @@ class PairPlan:
     @property
     def spec(self) -> PairSpec:
         """The pair this plan needs."""
-        guest = BootGuest() if self.colo and self.guest else None
+        guest: BootGuest | LinuxGuest | None = None
+        if self.colo and self.guest == "boot":
+            guest = BootGuest()
+        elif self.colo and self.guest != "none":
+            image, booting = guest_image.build(), self.guest == "linux-booting"
+            guest = LinuxGuest(image, self.size // 512, seed=self.seed, booting=booting)
         return PairSpec(self.size, self.cluster, self.colo, guest, accel=self.accel)
 
     @property

@@ -14,10 +14,12 @@ from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.pair_autopsy import Autopsy
 from qmpshim.conformance.pair_diary import BootWorkload
 from qmpshim.conformance.pair_judge import PairJudge
+from qmpshim.conformance.pair_linux import LinuxWorkload
 from qmpshim.conformance.pair_model import PairModel
 from qmpshim.conformance.pair_plan import Failover, PairFinding, PairOutcome, PairPlan
 from qmpshim.conformance.pair_workload import ExportWorkload, Stuck, Workload
 from qmpshim.errors import MachineError
+from qmpshim.machine.boot_guest import BootGuest
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.nbd_proto import Request
 from qmpshim.machine.pair import Pair
@@ -57,19 +59,21 @@ class PairRun(ABC):
         self._progress = progress
         versions = [read_version(build) for build in builds]
         self.outcome = PairOutcome(plan, (versions[0][1], versions[1][1]))
-        self.model = PairModel(
-            plan.spec.initial(), plan.cluster, behaviour_of(versions[1][0], strict=True)
-        )
-        self.judge = PairJudge(self.model)
         numbers = [version[0] for version in versions]
         self._alike = numbers[0][:2] == numbers[1][:2]
         spec = plan.spec
         if spec.guest is not None and not self._alike:  # "pc" means another machine to each
             oldest = min(numbers)
             spec = replace(spec, machine=f"pc-i440fx-{oldest[0]}.{oldest[1]}")
+        self.model = PairModel(
+            spec.initial(), plan.cluster, behaviour_of(versions[1][0], strict=True)
+        )
+        self.judge = PairJudge(self.model)
         self.pair = make(spec, builds, directory, self._passed, plan.limit)
-        kind = ExportWorkload if plan.spec.guest is None else BootWorkload
-        self.workload: Workload = kind(plan, self.pair, self.model, self.judge)
+        kind: type[Workload] = ExportWorkload
+        if spec.guest is not None:
+            kind = BootWorkload if isinstance(spec.guest, BootGuest) else LinuxWorkload
+        self.workload = kind(plan, self.pair, self.model, self.judge)
         self._began = time.monotonic()
         self.doing = "joining the pair"
         self._mirroring = False
@@ -143,7 +147,7 @@ class PairRun(ABC):
         except Diverged:
             log.debug("the run ends with a divergence")
         except Stuck as stuck:
-            await self._stuck(stuck.where, stuck.predicted)
+            await self._stuck(stuck.where, stuck.predicted, stuck.observed)
         except MachineError as error:
             await self._stuck(self.doing, f"success, but {error}")
         finally:
@@ -156,15 +160,15 @@ class PairRun(ABC):
             outcome.checks = self.judge.checks
         return outcome
 
-    async def _stuck(self, where: str, predicted: str) -> None:
+    async def _stuck(self, where: str, predicted: str, observed: str = "") -> None:
         autopsy = Autopsy(self.pair)
         await autopsy.perform()
-        divergence = autopsy.divergence(where, self.model.checkpoints, predicted)
+        divergence = autopsy.divergence(where, self.model.checkpoints, predicted, observed)
         for line in autopsy.lines:
             self.step(line)
         try:
             # x-colo is experimental: between two versions nobody has promised it.
-            self.found([divergence], autopsy.cause()[1], self._alike, autopsy.lines)
+            self.found([divergence], divergence.observed, self._alike, autopsy.lines)
         except Diverged:
             log.debug("stuck: %s", divergence)
 
@@ -217,7 +221,7 @@ class PairRun(ABC):
         await pair.stop_secondary()  # it lags behind, as a loaded host does
         workload.tell_model()
         await workload.write(pair.primary, _AHEAD)
-        pair.primary.qemu.kill()
+        pair.primary.kill()
         self.step("the primary was killed, ahead of its secondary")
 
     def _judge_promoted(self) -> None:
@@ -242,7 +246,7 @@ class PairRun(ABC):
     async def _primary_goes_on(self, kind: Failover) -> None:
         pair, workload = self.pair, self.workload
         if kind is Failover.SECONDARY:
-            pair.secondary.qemu.kill()
+            pair.secondary.kill()
             self.step("the secondary was killed")
         elif kind is Failover.CUT:
             pair.link.cut()

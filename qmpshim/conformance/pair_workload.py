@@ -28,12 +28,14 @@ class Stuck(MachineError):
 
     :param where: the step
     :param predicted: what should have come
+    :param observed: what is seen instead, unless the autopsy finds a better reason
     """
 
-    def __init__(self, where: str, predicted: str) -> None:
+    def __init__(self, where: str, predicted: str, observed: str = "") -> None:
         super().__init__(f"{where}: {predicted} did not come")
         self.where = where
         self.predicted = predicted
+        self.observed = observed
 
 
 class Workload(ABC):
@@ -51,6 +53,10 @@ class Workload(ABC):
     @abstractmethod
     async def join(self) -> None:
         """Both sides are there (again): find the way to their disks."""
+
+    @abstractmethod
+    async def prepare(self) -> None:
+        """COLO is about to begin: what the primary's guest does before."""
 
     @abstractmethod
     def secondary_stopped(self) -> None:
@@ -120,6 +126,9 @@ class ExportWorkload(Workload):
 
     def _client(self, socket: Path, export: str = "guest") -> NbdClient:
         return NbdClient(f"nbd+unix:///{export}?socket={socket}", self.plan.limit, plain=True)
+
+    async def prepare(self) -> None:
+        """Nothing: there is no guest."""
 
     def secondary_stopped(self) -> None:
         """Nothing: what we write does not depend on any state."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -148,6 +149,11 @@ class BootGuest:
     def end(self) -> int:
         """The size in bytes that the disk must have at least."""
         return self.base * 512 + self.blocks * BLOCK
+
+    @staticmethod
+    def words(console: Path, terminal: bool = False) -> list[str]:
+        """QEMU's options for it; what it says goes to the file *console*; it takes no input."""
+        return ["-m", "64", "-smp", "1", "-debugcon", f"file:{console}"]
 
     def sector(self) -> bytes:
         """The boot sector."""

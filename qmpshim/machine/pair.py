@@ -24,6 +24,7 @@ from qmpshim.errors import BuildError, CommandFailed, HostError, InputError, Mac
 from qmpshim.machine.boot_guest import BootGuest
 from qmpshim.machine.builds import Build
 from qmpshim.machine.colo_link import ColoLink
+from qmpshim.machine.linux_guest import LinuxGuest
 from qmpshim.machine.nbd_link import NbdLink, Observer
 from qmpshim.machine.pair_member import Member
 from qmpshim.machine.process import COMMAND_LIMIT
@@ -43,7 +44,6 @@ class PairSpec:
     :ivar colo: the secondary waits for a migration, and the members end by COLO's commands
     :ivar guest: what runs in the virtual machines; None: they have no CPU (``-machine none``), and
         both quorums are exported over NBD instead
-    :ivar memory: of each virtual machine, MiB
     :ivar machine: QEMU's ``-machine`` where there is a guest
     :ivar accel: QEMU's ``-accel``, ``tcg`` or ``kvm``
     """
@@ -51,8 +51,7 @@ class PairSpec:
     size: int = 16 << 20
     cluster: int = 64 << 10
     colo: bool = True
-    guest: BootGuest | None = None
-    memory: int = 64
+    guest: BootGuest | LinuxGuest | None = None
     machine: str = "pc"
     accel: str = "tcg"
 
@@ -60,13 +59,17 @@ class PairSpec:
         if self.guest is not None and self.size < self.guest.end:
             raise InputError(f"the guest needs a disk of {self.guest.end} bytes, not {self.size}")
 
-    def words(self, console: Path) -> list[str]:
-        """QEMU's options for the virtual machine."""
+    def words(self, console: Path, terminal: bool = False) -> list[str]:
+        """QEMU's options for the virtual machine.
+
+        :param console: where what the guest says goes
+        :param terminal: the guest takes input, too, if it is of that kind
+        """
         if self.guest is None:
             return ["-m", "16"] if self.colo else []
         return [
-            *("-accel", self.accel, "-m", str(self.memory), "-smp", "1"),
-            *("-debugcon", f"file:{console}"),
+            *("-accel", self.accel),
+            *self.guest.words(console, terminal),
             *("-device", "virtio-blk-pci,id=disk,drive=colo-disk0"),
         ]
 
@@ -143,7 +146,7 @@ class Pair:
                 "vote-threshold=1,children.0.driver=raw,children.0.node-name=primary-disk,"
                 "children.0.discard=unmap," + _file("children.0.file", primary.disk),
                 "-S",
-                *self.spec.words(primary.console),
+                *self.spec.words(primary.console, terminal=True),
             ]
         )
         if self.spec.guest is None:
@@ -175,7 +178,7 @@ class Pair:
             + ",file.backing.backing=parent0",
             "-drive",
             "if=none,id=colo-disk0,node-name=quorum,driver=quorum,read-pattern=fifo,"
-            "vote-threshold=1,children.0=childs0",
+            f"vote-threshold=1,{self._top_child(secondary)}",
             *self.spec.words(secondary.console),
         ]
         if self.spec.colo:
@@ -188,6 +191,21 @@ class Pair:
         await self.link.start()
         if self.spec.colo:
             await self.channel.start()
+
+    @property
+    def _observed(self) -> bool:
+        """Whether the secondary's guest's writes are recorded."""
+        return isinstance(self.spec.guest, LinuxGuest)
+
+    def _top_child(self, secondary: Member) -> str:
+        """The secondary's quorum's child: the filter, or what records its guest's writes above."""
+        if not self._observed:
+            return "children.0=childs0"
+        secondary.log.touch()
+        return (
+            "children.0.driver=blklogwrites,children.0.node-name=logged,children.0.file=childs0,"
+            f"children.0.log.driver=file,children.0.log.filename={secondary.log}"
+        )
 
     async def attach(self) -> None:
         """Give the primary's quorum its second child, the way to the secondary.
@@ -280,7 +298,7 @@ class Pair:
         """
         for member in self.members:
             if member is not survivor:
-                member.qemu.kill()  # fenced: two machines with one disk are worse than none
+                member.kill()  # fenced: two machines with one disk are worse than none
                 self.past.append(member)
         await self.link.close()
         await self.channel.close()

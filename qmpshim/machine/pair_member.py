@@ -46,6 +46,7 @@ class Member:
         self.version: Version = read_version(build)[0]
         self.events: list[PairEvent] = []
         self.qemu = Qemu(build.command(), directory, (), machine, build.env, limit)
+        self.given_up = False
         self._listening: asyncio.Task[None] | None = None
 
     @property
@@ -67,6 +68,11 @@ class Member:
     def console(self) -> Path:
         """The file with what the guest said."""
         return self.directory / "console"
+
+    @property
+    def log(self) -> Path:
+        """The file in which its guest's writes are recorded, where they are."""
+        return self.directory / "writes.log"
 
     def said(self, since: int = 0) -> bytes:
         """What the guest said from byte *since* on."""
@@ -135,6 +141,11 @@ class Member:
             "block-export-add",
             {"type": "nbd", "id": name, "name": name, "node-name": node, "writable": True},
         )
+
+    def kill(self) -> None:
+        """SIGKILL it, on purpose."""
+        self.given_up = True
+        self.qemu.kill()
 
     async def status(self) -> str:
         """QEMU's run state."""

@@ -60,7 +60,7 @@ def bench(name: str) -> None:
     build = resolve(name)
     print(f"{name}: QEMU {read_version(build)[1]}")
     plans = {
-        "COLO, no guest": PairPlan(guest=False, checkpoints=CHECKPOINTS, writes=10, limit=60.0),
+        "COLO, no guest": PairPlan(guest="none", checkpoints=CHECKPOINTS, writes=10, limit=60.0),
         "COLO, guest writing": PairPlan(
             checkpoints=CHECKPOINTS, writes=5, accel=best_accel((build, build)), limit=60.0
         ),
