@@ -36,7 +36,7 @@ Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 _LINE = re.compile(
-    rb"(?m)^(?:\[ready\] guest# )?(\d+) (write|zero|read|flush) (\d+) (\d+) (\S+)\r?$"
+    rb"(?m)^(?:\[ready\] guest# )?(\d+) (write|zero|read|flush) (\d+) (\d+) (\S+)\r?\n"
 )
 _PANIC = b"Kernel panic - not syncing"
 _RUN = re.compile(rb"(\d+)x(\d+)")

@@ -1,0 +1,101 @@
+"""The pair's model and judge without a QEMU: bytes, checkpoints, failover, plans."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from qmpshim.conformance.pair_judge import first_difference
+from qmpshim.conformance.pair_linux import _LINE
+from qmpshim.conformance.pair_model import PairModel
+from qmpshim.conformance.pair_plan import Failover, PairPlan
+from qmpshim.errors import InputError
+from qmpshim.machine.nbd_proto import Op, Request
+from qmpshim.model.behaviour import Behaviour
+from qmpshim.model.disk import Alloc
+
+SIZE, CLUSTER = 1 << 20, 64 << 10
+
+
+def model(initial: bytes = b"") -> PairModel:
+    made = PairModel(initial.ljust(SIZE, b"\0"), CLUSTER, Behaviour())
+    made.start()
+    return made
+
+
+def write(made: PairModel, offset: int, data: bytes) -> None:
+    made.passed(Request(0, Op.WRITE.value, 0, offset, len(data), data), 0)
+
+
+def test_primary_write_is_copied_before() -> None:
+    made = model(b"old" * 1000)
+    write(made, 0, b"n" * 512)
+    assert bytes(made.disk[:512]) == b"n" * 512
+    assert made.allocation("hidden") == {0: Alloc.DATA}
+    assert made.content("hidden", 0, 512) == (b"old" * 1000)[:512]
+    assert made.view(0, 1024) == (b"old" * 1000)[:1024]  # the guest sees the checkpoint
+
+
+def test_checkpoint_empties() -> None:
+    made = model()
+    write(made, 512, b"a" * 512)
+    made.guest_wrote(0, b"g" * 512)
+    assert made.view(0, 1024) == b"g" * 512 + bytes(512)
+    made.checkpoint()
+    assert made.allocation("hidden") == made.allocation("active") == {}
+    assert made.view(0, 1024) == bytes(512) + b"a" * 512
+    write(made, 512, b"b" * 512)
+    assert made.content("hidden", 512, 512) == b"a" * 512
+
+
+def test_failover_keeps_the_guests_view() -> None:
+    made = model()
+    write(made, 0, b"a" * 512)
+    made.checkpoint()
+    write(made, 0, b"b" * 512)  # lost, by design
+    made.guest_wrote(1024, b"g" * 512)
+    made.failover()
+    assert bytes(made.disk[:1536]) == b"a" * 512 + bytes(512) + b"g" * 512
+    made.guest_wrote(0, b"h" * 512)
+    assert bytes(made.disk[:512]) == b"h" * 512
+
+
+def test_an_unanswered_write_is_remembered_as_unsure() -> None:
+    made = model()
+    made.passed(Request(0, Op.WRITE.value, 0, 0, 512, b"a" * 512), 5)
+    assert bytes(made.disk[:512]) == bytes(512)
+    assert len(made.unsure) == 1
+
+
+def test_first_difference() -> None:
+    one = bytearray(4096)
+    assert first_difference(one, bytes(4096)) is None
+    one[513] = one[2048] = 1
+    assert first_difference(one, bytes(4096)) == (1, 2)
+    assert first_difference(bytes(1024), bytes(512)) == (1, 1)
+
+
+def test_a_line_counts_when_it_is_whole() -> None:
+    said = b"[ready] guest# 1 write 8 8 ok\n2 read 0 16 0x8+1x8\n3 read 0 16 1x"
+    assert [line[0] for line in _LINE.findall(said)] == [b"1", b"2"]
+
+
+def test_plan_to_json_and_back() -> None:
+    plan = PairPlan(guest="none", failover=Failover.PRIMARY, moment="vmstate-loaded")
+    assert PairPlan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"failover": "sideways"}, "not a plan"),
+        ({"guest": "windows"}, "none of the guests"),
+        ({"moment": "vmstate-loaded"}, "killed in a checkpoint"),
+        ({"failover": "primary", "moment": "tea"}, "none of"),
+        ({"failover": "cut-late", "colo": False}, "cut-late"),
+    ],
+)
+def test_wrong_plans(wrong: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        PairPlan.from_json(wrong)
