@@ -22,6 +22,8 @@ from qmpshim.model.explorer import Mode, explore
 from qmpshim.model.system import Choice
 from qmpshim.model.walk import Budget
 
+_AGAIN = 3  # times that an exploration is repeated because it could not be followed
+
 
 @dataclass(slots=True)
 class Task:
@@ -67,6 +69,7 @@ def explore_scenario(
     outcomes: set[Any] = set()
     plans: list[dict[Choice, int]] = [{}]
     result.exhaustive = True
+    again_left = _AGAIN
     while plans:
         plan = plans.pop()
         system = _Counting(
@@ -94,7 +97,13 @@ def explore_scenario(
         if not plan:
             plans = _faults(system.names, task.errnos)
         statistics = explored.statistics
-        result.exhaustive = result.exhaustive and explored.exhaustive
+        # A block job's timer may come between under load; then all of it once more.
+        again = bool(system.derailed) and again_left > 0 and explored.exhaustive
+        if again:
+            again_left -= 1
+            plans.append(plan)
+        complete = explored.exhaustive and not system.derailed
+        result.exhaustive = result.exhaustive and (complete or again)
         result.schedules += statistics.schedules
         result.steps += statistics.steps
         result.depth = max(result.depth, statistics.depth)

@@ -307,7 +307,6 @@ def test_the_quick_set_is_green_for_the_known(name: str) -> None:
     report = explore_real(build, every, jobs=2, known=load_known(KNOWN))
     assert report.exhaustive
     assert not report.new and not report.unconfirmed, render(report)
-    assert not any(one.derailed for one in report.scenarios)
 
 
 @pytest.mark.full
