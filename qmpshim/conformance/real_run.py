@@ -14,7 +14,14 @@ from qmpshim.conformance.real_execution import CUT, RECONNECT, Execution, say, s
 from qmpshim.conformance.real_images import places_of
 from qmpshim.conformance.real_io import Named, Names
 from qmpshim.conformance.real_judge import RealViolation
-from qmpshim.conformance.real_scenarios import BASE, FLUSHES, READS, RealScenario, words
+from qmpshim.conformance.real_scenarios import (
+    BASE,
+    CHAIN_COMMANDS,
+    FLUSHES,
+    READS,
+    RealScenario,
+    words,
+)
 from qmpshim.conformance.real_stage import Stage
 from qmpshim.conformance.real_state import StateOf
 from qmpshim.conformance.real_straight import Hit
@@ -178,9 +185,9 @@ class RealRun:
     def _arrives(self, io: HeldIO) -> bool:
         """The gate's policy: what to hold. Also where what must never be asked for is seen.
 
-        What is not to be held as a choice passes at once as long as one operation is alone. With
-        several, how QEMU goes on may depend on how fast an answer comes (whether a coroutine yields
-        or not), so such a request waits until QEMU is still, see :meth:`_settle`.
+        What is not to be held as a choice passes at once where nobody else waits for the same
+        connection. Else, how QEMU goes on may depend on how fast an answer comes (whether a
+        coroutine yields or not), so such a request waits until QEMU is still: :meth:`_be_still`.
         """
         data = self._names.is_data(io)
         if not self._live:
@@ -191,10 +198,20 @@ class RealRun:
             if self.watching and self.violation is None:
                 self.violation = self.watch.arrived(io)
             return True
-        if len(self.now.running) - len(self.now.over) < 2:
+        if self._alone(io.image):
             return False
         self._passing.append(io)
         return True
+
+    def _alone(self, image: str) -> bool:
+        """Whether nobody else waits for an answer from this image, and no command is under way."""
+        now, ops = self.now, self.scenario.ops
+        under_way = now.running.keys() - now.over
+        if len(under_way) < 2:
+            return True
+        if any(ops[op].do in CHAIN_COMMANDS for op in under_way) or self._passing:
+            return False
+        return all(io.image != image for io in self.machine.gate.held)
 
     def _settle(self) -> None:
         now = self.now
