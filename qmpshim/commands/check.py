@@ -111,15 +111,17 @@ def _check(args: argparse.Namespace, console: Console) -> int:
         for case in _suite(args).cases:
             console.line(f"{case.name:44} {case.kind:10} up to {case.budget:g} s")
         return 0
-    if args.resume:
-        journal, chosen = campaign.resume(args.resume)
-    else:
-        suite = _suite(args)
-        chosen = _builds(args.build)
-        journal = campaign.begin(args.out or Path("qmpshim-check"), chosen, suite)
-    with contextlib.closing(journal):
+    with contextlib.ExitStack() as stack:
+        if args.resume:
+            executor = stack.enter_context(_executor(args))
+            journal, chosen = campaign.resume(args.resume)
+        else:
+            suite, chosen = _suite(args), _builds(args.build)
+            executor = stack.enter_context(_executor(args))
+            journal = campaign.begin(args.out or Path("qmpshim-check"), chosen, suite)
+        stack.callback(journal.close)
         _announce(journal, console)
-        status = _run(args, journal, list(chosen.values()), console)
+        status = _run(executor, journal, list(chosen.values()), console)
         comparison = compare(Results.of(journal), baseline, args.strict)
         write_reports(comparison, journal.directory)
         if status:
@@ -209,21 +211,25 @@ def _signals() -> Iterator[None]:
             signal.signal(one, handler)
 
 
-def _run(args: argparse.Namespace, journal: Journal, chosen: list[Build], console: Console) -> int:
+@contextlib.contextmanager
+def _executor(args: argparse.Namespace) -> Iterator[Executor]:
+    """Whoever does the work; found before anything is begun."""
+    if not args.dask:
+        yield LocalExecutor(args.jobs)
+        return
+    with contextlib.closing(DaskExecutor(args.dask)) as executor:
+        yield executor
+
+
+def _run(executor: Executor, journal: Journal, chosen: list[Build], console: Console) -> int:
     """Do what is missing; 0, or the exit status of an interruption."""
-    executor: Executor
-    with contextlib.ExitStack() as stack:
-        if args.dask:
-            executor = stack.enter_context(contextlib.closing(DaskExecutor(args.dask)))
-        else:
-            executor = LocalExecutor(args.jobs)
-        try:
-            with _signals():
-                campaign.carry_on(
-                    journal, chosen, executor, lambda standing: _progress(standing, console)
-                )
-        except _Interrupted as interrupted:
-            return 128 + interrupted.number
+    try:
+        with _signals():
+            campaign.carry_on(
+                journal, chosen, executor, lambda standing: _progress(standing, console)
+            )
+    except _Interrupted as interrupted:
+        return 128 + interrupted.number
     return 0
 
 
@@ -346,7 +352,8 @@ def _bisect(args: argparse.Namespace, console: Console) -> int:
                 contextlib.closing(campaign.begin(directory, chosen, suite))
             )
             console.line(f"{args.build[0]}: QEMU {journal.plan.builds[0].version}")
-            status = _run(args, journal, list(chosen.values()), console)
+            executor = stack.enter_context(_executor(args))
+            status = _run(executor, journal, list(chosen.values()), console)
             if status:
                 return status  # 128 and above: the bisection ends
             told = answer(compare(Results.of(journal), None, args.strict))

@@ -131,6 +131,7 @@ def test_words_that_are_wrong(qmpshim: CommandLine, args: list[str], say: str) -
     done = qmpshim.run("check", *args)
     assert done.returncode == 2
     assert re.fullmatch(rf"qmpshim[^\n]*: [^\n]*{say}[^\n]*\n", done.stderr), done.stderr
+    assert not (qmpshim.home / "qmpshim-check").exists()  # nothing was begun
 
 
 def test_the_suites_cases_are_shown(qmpshim: CommandLine) -> None:
