@@ -230,7 +230,7 @@ def _quick() -> list[Case]:
         *(case for form in Form for case in _grouped(form, pairs(form), "")),
         *_verify(2000, (1,)),
         Case("pair", "pair/short", {"colo": False, "checkpoints": 3, "failover": "primary"}),
-        Case("pair", "pair/short/colo", {"guest": False, "checkpoints": 3}),
+        Case("pair", "pair/short/colo", {"guest": "none", "checkpoints": 3}),
         *_small(),
     ]
 
@@ -269,7 +269,8 @@ def _pair() -> list[Case]:
             Case("pair", f"pair/colo/{failover}", {"checkpoints": 5, "failover": failover}, 240.0)
             for failover in Failover
         ),
-        Case("pair", "pair/colo/no-guest", {"guest": False, "checkpoints": 20}),
+        Case("pair", "pair/colo/no-guest", {"guest": "none", "checkpoints": 20}),
+        Case("pair", "pair/colo/linux", {"guest": "linux", "failover": "primary"}, 600.0),
     ]
 
 
