@@ -165,7 +165,7 @@ static void operate(const char *kind, uint64_t op, uint64_t start, uint64_t coun
     fflush(stdout);
 }
 
-/* splitmix64 (Sebastiano Vigna, public domain); qmpshim/machine/guest_work.py does the same. */
+/* splitmix64 (Sebastiano Vigna, public domain); qmpshim/conformance/guest/work.py does the same. */
 static uint64_t state;
 
 static uint64_t next_random(void)

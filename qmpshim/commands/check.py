@@ -15,18 +15,18 @@ from typing import Any
 
 from qmpshim.commands.console import Console, count
 from qmpshim.conformance import bundle as bundles
-from qmpshim.conformance import campaign
-from qmpshim.conformance.bisect import ABORT, SKIP, answer
 from qmpshim.conformance.case import Case, Status
-from qmpshim.conformance.compare import Comparison, State, compare
-from qmpshim.conformance.executors import DaskExecutor, Executor, LocalExecutor
-from qmpshim.conformance.finding_files import CASE as SCHEDULE
-from qmpshim.conformance.finding_files import is_schedule, load_finding
-from qmpshim.conformance.journal import Journal, slug
-from qmpshim.conformance.report_text import replay_command
-from qmpshim.conformance.reports import HTML, JUNIT, RESULTS, TAP, write_reports
-from qmpshim.conformance.results import Results, load_results
-from qmpshim.conformance.suites import KINDS, Suite, suite_named
+from qmpshim.conformance.check import campaign
+from qmpshim.conformance.check.bisect import ABORT, SKIP, answer
+from qmpshim.conformance.check.compare import Comparison, State, compare
+from qmpshim.conformance.check.executors import DaskExecutor, Executor, LocalExecutor
+from qmpshim.conformance.check.journal import Journal, slug
+from qmpshim.conformance.check.report_text import replay_command
+from qmpshim.conformance.check.reports import HTML, JUNIT, RESULTS, TAP, write_reports
+from qmpshim.conformance.check.results import Results, load_results
+from qmpshim.conformance.check.suites import KINDS, Suite, suite_named
+from qmpshim.conformance.explore.finding_files import CASE as SCHEDULE
+from qmpshim.conformance.explore.finding_files import is_schedule, load_finding
 from qmpshim.errors import BuildError, HostError, InputError, QmpshimError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build

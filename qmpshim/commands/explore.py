@@ -22,12 +22,12 @@ from qmpshim.commands.console import (
     seconds,
     write_json,
 )
-from qmpshim.conformance.crash_points import CrashPoints
-from qmpshim.conformance.export import export_script
-from qmpshim.conformance.finding_files import load_finding, save_finding
-from qmpshim.conformance.findings import Finding
-from qmpshim.conformance.known import known_findings
-from qmpshim.conformance.model_run import (
+from qmpshim.conformance.explore.crash_points import CrashPoints
+from qmpshim.conformance.explore.exploration import ExploreReport, Progress, explore_real, render
+from qmpshim.conformance.explore.export import export_script
+from qmpshim.conformance.explore.finding_files import load_finding, save_finding
+from qmpshim.conformance.explore.findings import Finding
+from qmpshim.conformance.explore.model_run import (
     HONEST_NAMES,
     ModelReport,
     ModelRun,
@@ -37,9 +37,9 @@ from qmpshim.conformance.model_run import (
     scenarios_for,
     summary,
 )
-from qmpshim.conformance.real_explore import ExploreReport, Progress, explore_real, render
-from qmpshim.conformance.real_scenarios import RealScenario, named, scenario_from_json, words
-from qmpshim.conformance.real_system import CUT, RECONNECT
+from qmpshim.conformance.explore.scenarios import RealScenario, named, scenario_from_json, words
+from qmpshim.conformance.explore.system import CUT, RECONNECT
+from qmpshim.conformance.known import known_findings
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build
 from qmpshim.model.explorer import Mode

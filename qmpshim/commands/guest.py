@@ -17,8 +17,8 @@ from qmpshim.commands.console import (
     chosen_build,
     run_cancellable,
 )
-from qmpshim.conformance.guest_checks import GuestOutcome, refuse, run_scenario
-from qmpshim.conformance.guest_scenarios import SCENARIOS
+from qmpshim.conformance.guest.checks import GuestOutcome, refuse, run_scenario
+from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.errors import InputError
 from qmpshim.machine import guest, guest_image
 from qmpshim.machine.builds import read_version

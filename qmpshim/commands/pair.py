@@ -19,10 +19,10 @@ from qmpshim.commands.console import (
     seconds,
     write_json,
 )
-from qmpshim.conformance import pair_bundle
-from qmpshim.conformance.pair_checks import KNOWN, best_accel, run_plan, summary
-from qmpshim.conformance.pair_known import load_known
-from qmpshim.conformance.pair_plan import GUESTS, MOMENTS, Failover, PairOutcome, PairPlan
+from qmpshim.conformance.pair import bundle as pair_bundle
+from qmpshim.conformance.pair.checks import KNOWN, best_accel, run_plan, summary
+from qmpshim.conformance.pair.known import load_known
+from qmpshim.conformance.pair.plan import GUESTS, MOMENTS, Failover, PairOutcome, PairPlan
 from qmpshim.errors import InputError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build, read_version

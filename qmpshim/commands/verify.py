@@ -25,10 +25,10 @@ from qmpshim.commands.console import (
     write_json,
 )
 from qmpshim.conformance import bundle as bundles
-from qmpshim.conformance.finding_files import is_schedule, load_finding
-from qmpshim.conformance.journal import slug
-from qmpshim.conformance.pair_bundle import is_pair
-from qmpshim.conformance.real_replay import replay_schedule
+from qmpshim.conformance.check.journal import slug
+from qmpshim.conformance.explore.finding_files import is_schedule, load_finding
+from qmpshim.conformance.explore.replay import replay_schedule
+from qmpshim.conformance.pair.bundle import is_pair
 from qmpshim.conformance.verify import Outcome, replay, setup_for, split, verify
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build, read_version

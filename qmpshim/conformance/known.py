@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.finding_files import load_known
-from qmpshim.conformance.findings import Known
+from qmpshim.conformance.explore.finding_files import load_known
+from qmpshim.conformance.explore.findings import Known
 from qmpshim.errors import InputError
 from qmpshim.model.verdict import Verdict
 

@@ -16,7 +16,7 @@ QMP is read by a thread of its own (``mon_iothread``), which hands commands to t
 
 Timers remain. A block job sleeps for 100 ms between two slices (BLOCK_JOB_SLICE_TIME), and a
 connection waits to be made again. Such a QEMU is still, and will move later. That is why a *hang*
-is told from stillness only by waiting (see :mod:`qmpshim.conformance.real_system`).
+is told from stillness only by waiting (see :mod:`qmpshim.conformance.explore.system`).
 
 Where /proc does not tell (hidden by the container), two QMP round trips that bring nothing, and
 for a blocked monitor a settle time, take its place.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from qmpshim.conformance.real_io import VERBS, Named
+from qmpshim.conformance.explore.io import VERBS, Named
 from qmpshim.errors import InputError
 from qmpshim.machine.gate import Gate, HeldIO
 from qmpshim.machine.stillness import Stillness

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qmpshim.conformance.real_io import VERBS
+from qmpshim.conformance.explore.io import VERBS
 from qmpshim.errors import InputError
 from qmpshim.shim.hand import Hand, Held, Rule
 from qmpshim.shim.json_text import Value

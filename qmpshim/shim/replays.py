@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance import bundle as bundles
-from qmpshim.conformance.finding_files import is_schedule, load_finding
-from qmpshim.conformance.findings import Finding
-from qmpshim.conformance.real_replay import Replay, replay_schedule
+from qmpshim.conformance.explore.finding_files import is_schedule, load_finding
+from qmpshim.conformance.explore.findings import Finding
+from qmpshim.conformance.explore.replay import Replay, replay_schedule
 from qmpshim.conformance.verify import replay, setup_for
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build

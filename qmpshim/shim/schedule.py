@@ -1,8 +1,8 @@
 """What was done by hand on a gated chain, in the explorer's words, so that it can be done again.
 
 Operations come one after another; from the first that overlaps with another, or has an I/O held, on
-they are the concurrent ones of a :class:`~qmpshim.conformance.real_scenarios.RealScenario`. What is
-before is its setup. An I/O that was not held is a step of its own the moment it came.
+they are the concurrent ones of a :class:`~qmpshim.conformance.explore.scenarios.RealScenario`. What
+is before is its setup. An I/O that was not held is a step of its own the moment it came.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qmpshim.conformance.real_io import Named, Names
-from qmpshim.conformance.real_scenarios import BASE, COMMANDS, DATA, FLUSHES, RealScenario, words
+from qmpshim.conformance.explore.io import Named, Names
+from qmpshim.conformance.explore.scenarios import BASE, COMMANDS, DATA, FLUSHES, RealScenario, words
 from qmpshim.errors import InputError
 from qmpshim.machine.gate import HeldIO
 from qmpshim.machine.gated_chain import Form

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qmpshim.conformance.real_stage import base_content
+from qmpshim.conformance.explore.stage import base_content
 from qmpshim.errors import InputError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build, read_version

@@ -9,8 +9,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.finding_files import load_finding
-from qmpshim.conformance.real_scenarios import BASE, COMMANDS, words
+from qmpshim.conformance.explore.finding_files import load_finding
+from qmpshim.conformance.explore.scenarios import BASE, COMMANDS, words
 from qmpshim.errors import InputError
 from qmpshim.machine.secondary import SECTOR
 from qmpshim.model.scenario import Op

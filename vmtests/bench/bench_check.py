@@ -13,10 +13,10 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from qmpshim.conformance import campaign
-from qmpshim.conformance.executors import LocalExecutor
-from qmpshim.conformance.runners import timed
-from qmpshim.conformance.suites import Suite, runner_of, suite_named
+from qmpshim.conformance.check import campaign
+from qmpshim.conformance.check.executors import LocalExecutor
+from qmpshim.conformance.check.runners import timed
+from qmpshim.conformance.check.suites import Suite, runner_of, suite_named
 from qmpshim.errors import BuildError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build

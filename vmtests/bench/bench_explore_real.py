@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 import time
 
-from qmpshim.conformance import real_scenarios as scenarios
-from qmpshim.conformance.real_stage import Stage
-from qmpshim.conformance.real_system import RealSystem
+from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore.stage import Stage
+from qmpshim.conformance.explore.system import RealSystem
 from qmpshim.machine import builds
 from qmpshim.model.explorer import Mode, explore
 from qmpshim.model.walk import Budget

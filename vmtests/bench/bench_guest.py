@@ -11,9 +11,9 @@ import statistics
 import time
 from pathlib import Path
 
-from qmpshim.conformance.guest_disk import PROGRAM
-from qmpshim.conformance.guest_rig import GuestOpener
-from qmpshim.conformance.guest_work import GuestWork
+from qmpshim.conformance.guest.disk import PROGRAM
+from qmpshim.conformance.guest.rig import GuestOpener
+from qmpshim.conformance.guest.work import GuestWork
 from qmpshim.conformance.verify import setup_for
 from qmpshim.conformance.workload import Kind
 from qmpshim.machine import builds, guest_image, registry, saved_state

@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from qmpshim.conformance.pair_checks import KNOWN, best_accel, run_plan
-from qmpshim.conformance.pair_colo import ColoRun
-from qmpshim.conformance.pair_known import load_known
-from qmpshim.conformance.pair_plan import PairPlan
+from qmpshim.conformance.pair.checks import KNOWN, best_accel, run_plan
+from qmpshim.conformance.pair.colo import ColoRun
+from qmpshim.conformance.pair.known import load_known
+from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.machine.builds import Build, read_version, resolve
 from qmpshim.machine.workspace import Workspace
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from broken_builds import BROKEN, make
 
-from qmpshim.conformance import bundle, campaign
+from qmpshim.conformance import bundle
 from qmpshim.conformance.case import Case, Status
-from qmpshim.conformance.compare import Comparison, Sight, State, compare
-from qmpshim.conformance.executors import LocalExecutor
-from qmpshim.conformance.reports import write_reports
-from qmpshim.conformance.results import Results
-from qmpshim.conformance.suites import Suite
+from qmpshim.conformance.check import campaign
+from qmpshim.conformance.check.compare import Comparison, Sight, State, compare
+from qmpshim.conformance.check.executors import LocalExecutor
+from qmpshim.conformance.check.reports import write_reports
+from qmpshim.conformance.check.results import Results
+from qmpshim.conformance.check.suites import Suite
 from qmpshim.conformance.verify import replay, setup_for
 from qmpshim.machine.builds import resolve
 from qmpshim.machine.workspace import Workspace

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 from command_line import LIMIT, CommandLine
 
-from qmpshim.conformance import campaign
 from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.case_process import Delivery
-from qmpshim.conformance.compare import State, compare
-from qmpshim.conformance.identity import Identity
-from qmpshim.conformance.journal import Journal, Plan
-from qmpshim.conformance.real_scenarios import pairs
-from qmpshim.conformance.results import Results
-from qmpshim.conformance.suites import KINDS, runner_of, suite_named
+from qmpshim.conformance.check import campaign
+from qmpshim.conformance.check.case_process import Delivery
+from qmpshim.conformance.check.compare import State, compare
+from qmpshim.conformance.check.identity import Identity
+from qmpshim.conformance.check.journal import Journal, Plan
+from qmpshim.conformance.check.results import Results
+from qmpshim.conformance.check.suites import KINDS, runner_of, suite_named
+from qmpshim.conformance.explore.scenarios import pairs
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import Form

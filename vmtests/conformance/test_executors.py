@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from command_line import CommandLine
 
-from qmpshim.conformance import campaign
 from qmpshim.conformance.case import Case, Status
-from qmpshim.conformance.case_process import Order
-from qmpshim.conformance.executors import DaskExecutor, Executor, LocalExecutor
-from qmpshim.conformance.identity import identify
-from qmpshim.conformance.suites import Suite, suite_named
+from qmpshim.conformance.check import campaign
+from qmpshim.conformance.check.case_process import Order
+from qmpshim.conformance.check.executors import DaskExecutor, Executor, LocalExecutor
+from qmpshim.conformance.check.identity import identify
+from qmpshim.conformance.check.suites import Suite, suite_named
 from qmpshim.machine.builds import Build
 
 dask = pytest.importorskip("dask")

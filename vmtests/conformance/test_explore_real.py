@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance import real_scenarios as scenarios
-from qmpshim.conformance.confirm import confirm
-from qmpshim.conformance.crash_points import after_a_crash, after_a_crash_thoroughly
-from qmpshim.conformance.directed import DIRECTED, run_directed
-from qmpshim.conformance.finding_files import load_finding, load_known, save_finding
-from qmpshim.conformance.findings import Finding, finding_from_json
-from qmpshim.conformance.real_explore import explore_real, render
-from qmpshim.conformance.real_judge import RealViolation
-from qmpshim.conformance.real_replay import replay_schedule
-from qmpshim.conformance.real_stage import Stage
-from qmpshim.conformance.real_system import CUT, RECONNECT, RealSystem
+from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore.confirm import confirm
+from qmpshim.conformance.explore.crash_points import after_a_crash, after_a_crash_thoroughly
+from qmpshim.conformance.explore.directed import DIRECTED, run_directed
+from qmpshim.conformance.explore.exploration import explore_real, render
+from qmpshim.conformance.explore.finding_files import load_finding, load_known, save_finding
+from qmpshim.conformance.explore.findings import Finding, finding_from_json
+from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.replay import replay_schedule
+from qmpshim.conformance.explore.stage import Stage
+from qmpshim.conformance.explore.system import CUT, RECONNECT, RealSystem
 from qmpshim.errors import BuildError, InputError, QmpshimError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.export import blkdebug_steps, export_script
-from qmpshim.conformance.findings import finding_from_json
-from qmpshim.conformance.real_execution import CUT
+from qmpshim.conformance.explore.execution import CUT
+from qmpshim.conformance.explore.export import blkdebug_steps, export_script
+from qmpshim.conformance.explore.findings import finding_from_json
 from qmpshim.errors import InputError
 
 KNOWN = Path(__file__).with_name("known")

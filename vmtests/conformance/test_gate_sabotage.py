@@ -12,10 +12,10 @@ from dataclasses import replace
 import pytest
 
 from qmpshim.conformance import pattern
-from qmpshim.conformance import real_scenarios as scenarios
-from qmpshim.conformance.real_io import Named
-from qmpshim.conformance.real_stage import Stage
-from qmpshim.conformance.real_system import RealSystem, honestly
+from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore.io import Named
+from qmpshim.conformance.explore.stage import Stage
+from qmpshim.conformance.explore.system import RealSystem, honestly
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.model.explorer import Mode, explore

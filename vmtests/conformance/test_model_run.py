@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.diagram import schedule_from_text, schedule_text
-from qmpshim.conformance.model_run import (
+from qmpshim.conformance.explore.diagram import schedule_from_text, schedule_text
+from qmpshim.conformance.explore.model_run import (
     HONEST_NAMES,
     diagram,
     discipline_names,

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from qmpshim.conformance.pair_judge import first_difference
-from qmpshim.conformance.pair_linux import _LINE
-from qmpshim.conformance.pair_model import PairModel
-from qmpshim.conformance.pair_plan import Failover, PairPlan
+from qmpshim.conformance.pair.judge import first_difference
+from qmpshim.conformance.pair.linux import _LINE
+from qmpshim.conformance.pair.model import PairModel
+from qmpshim.conformance.pair.plan import Failover, PairPlan
 from qmpshim.errors import InputError
 from qmpshim.machine.nbd_proto import Op, Request
 from qmpshim.model.behaviour import Behaviour

@@ -18,16 +18,16 @@ from junitparser import JUnitXml, TestSuite
 from tap.parser import Parser
 
 from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.compare import Comparison, compare
-from qmpshim.conformance.drawing import draw
-from qmpshim.conformance.finding_files import load_finding
-from qmpshim.conformance.identity import Identity
-from qmpshim.conformance.journal import Plan
+from qmpshim.conformance.check.compare import Comparison, compare
+from qmpshim.conformance.check.drawing import draw
+from qmpshim.conformance.check.identity import Identity
+from qmpshim.conformance.check.journal import Plan
+from qmpshim.conformance.check.reports import write_reports
+from qmpshim.conformance.check.results import SCHEMA, Results, load_results
+from qmpshim.conformance.check.runners import bundle
+from qmpshim.conformance.check.sequence import steps_of_lines
+from qmpshim.conformance.explore.finding_files import load_finding
 from qmpshim.conformance.known import DIRECTORY, known_directed, known_findings, write_up
-from qmpshim.conformance.reports import write_reports
-from qmpshim.conformance.results import SCHEMA, Results, load_results
-from qmpshim.conformance.runners import bundle
-from qmpshim.conformance.sequence import steps_of_lines
 from qmpshim.machine.builds import Build
 from qmpshim.model.verdict import Verdict
 
@@ -317,5 +317,5 @@ def test_a_wheel_has_what_is_known_and_the_templates(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     known = {path.relative_to(DIRECTORY) for path in DIRECTORY.rglob("*.json")}
     assert {f"qmpshim/conformance/known/{path}" for path in known} <= names
-    assert "qmpshim/conformance/templates/report.html.j2" in names
-    assert "qmpshim/conformance/results.schema.json" in names
+    assert "qmpshim/conformance/check/templates/report.html.j2" in names
+    assert "qmpshim/conformance/check/results.schema.json" in names

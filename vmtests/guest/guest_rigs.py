@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 
 from qmpshim.conformance.divergence import Divergence
-from qmpshim.conformance.guest_rig import GuestOpener, ProgramChain
-from qmpshim.conformance.guest_work import Diverged, GuestWork
+from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
+from qmpshim.conformance.guest.work import Diverged, GuestWork
 from qmpshim.conformance.session import Result, run_case
 from qmpshim.conformance.verify import setup_for
 from qmpshim.conformance.workload import Kind, Operation, Side, Workload

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from qmpshim.conformance.pair_plan import Failover
+from qmpshim.conformance.pair.plan import Failover
 from qmpshim.machine.nbd_proto import Op, Request
 from qmpshim.machine.pair import Pair
 from qmpshim.model.verdict import Verdict

@@ -7,10 +7,10 @@ import asyncio
 import pytest
 from guest_rigs import MiB, at_work, run_workload, the_build
 
-from qmpshim.conformance.guest_checks import run_scenario
-from qmpshim.conformance.guest_rig import ProgramChain
-from qmpshim.conformance.guest_scenarios import SCENARIOS
-from qmpshim.conformance.guest_work import GuestWork
+from qmpshim.conformance.guest.checks import run_scenario
+from qmpshim.conformance.guest.rig import ProgramChain
+from qmpshim.conformance.guest.scenarios import SCENARIOS
+from qmpshim.conformance.guest.work import GuestWork
 from qmpshim.conformance.workload import Kind
 from qmpshim.machine.guest_chain import Attachment
 from qmpshim.machine.guest_image import GuestImage

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from qmpshim.conformance.case import Case, Status
-from qmpshim.conformance.guest_checks import run, run_scenario
-from qmpshim.conformance.guest_scenarios import GuestScenario
-from qmpshim.conformance.guest_work import GuestWork
+from qmpshim.conformance.guest.checks import run, run_scenario
+from qmpshim.conformance.guest.scenarios import GuestScenario
+from qmpshim.conformance.guest.work import GuestWork
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.guest_chain import Attachment

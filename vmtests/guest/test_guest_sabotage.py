@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from guest_rigs import at_work, run_workload
 
-from qmpshim.conformance.guest_disk import GuestLied, read_lines
-from qmpshim.conformance.guest_rig import ProgramChain
-from qmpshim.conformance.guest_work import GuestWork
+from qmpshim.conformance.guest.disk import GuestLied, read_lines
+from qmpshim.conformance.guest.rig import ProgramChain
+from qmpshim.conformance.guest.work import GuestWork
 from qmpshim.conformance.workload import Kind, Operation, Side
 from qmpshim.machine import saved_state
 from qmpshim.machine.builds import Build

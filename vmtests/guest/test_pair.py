@@ -10,11 +10,11 @@ import pytest
 from pair_sabotages import SABOTAGES, Sabotage
 
 from qmpshim.cli import main
-from qmpshim.conformance import pair_bundle
 from qmpshim.conformance.case import Case, Status
-from qmpshim.conformance.pair_checks import KNOWN, best_accel, run, run_plan
-from qmpshim.conformance.pair_known import KnownPair, load_known
-from qmpshim.conformance.pair_plan import MOMENTS, Failover, PairOutcome, PairPlan
+from qmpshim.conformance.pair import bundle as pair_bundle
+from qmpshim.conformance.pair.checks import KNOWN, best_accel, run, run_plan
+from qmpshim.conformance.pair.known import KnownPair, load_known
+from qmpshim.conformance.pair.plan import MOMENTS, Failover, PairOutcome, PairPlan
 from qmpshim.errors import InputError
 from qmpshim.machine import registry
 from qmpshim.machine.builds import Build, read_version, resolve

@@ -17,9 +17,9 @@ import pexpect
 import pytest
 from shim_harness import BUILDS, LIMIT, Loop, Wire, build_of, wait_until
 
-from qmpshim.conformance.finding_files import load_finding
+from qmpshim.conformance.explore.finding_files import load_finding
+from qmpshim.conformance.explore.replay import replay_schedule
 from qmpshim.conformance.pattern import data_of
-from qmpshim.conformance.real_replay import replay_schedule
 from qmpshim.errors import InputError
 from qmpshim.machine.gated_chain import Form
 from qmpshim.machine.nbd_client import NbdClient

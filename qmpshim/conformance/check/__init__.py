@@ -1,0 +1,1 @@
+"""Suites of checks on several builds: carried out, kept, compared, reported."""

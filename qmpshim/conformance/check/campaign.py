@@ -1,0 +1,127 @@
+"""A check of several builds: each case on each build, by an executor, into a journal."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qmpshim.conformance.case import Status
+from qmpshim.conformance.check.case_process import Order
+from qmpshim.conformance.check.executors import Executor
+from qmpshim.conformance.check.identity import identify
+from qmpshim.conformance.check.journal import Journal, Key, Plan
+from qmpshim.conformance.check.suites import Suite
+from qmpshim.errors import InputError
+from qmpshim.machine.builds import Build, resolve
+
+
+@dataclass(slots=True)
+class Standing:
+    """How far a run is.
+
+    :ivar running: since when what is being done
+    :ivar statuses: how many cases ended how, those of earlier sittings among them
+    """
+
+    of: int
+    done: int = 0
+    statuses: dict[Status, int] = field(default_factory=dict)
+    running: dict[Key, float] = field(default_factory=dict)
+    began: float = 0.0
+    weight_here: float = 0.0  # of what was done in this sitting
+    weight_left: float = 0.0
+
+    def left(self) -> float | None:
+        """Seconds that the rest may take, going by what was done so far."""
+        seconds = time.monotonic() - self.began
+        if seconds < 5.0 or not self.weight_here:
+            return None
+        return seconds / self.weight_here * self.weight_left
+
+
+#: How long a case of a kind takes, beside the others; for :meth:`Standing.left` only.
+_WEIGHTS = {"explore": 5.0, "guest": 6.0, "pair": 6.0, "verify": 2.0}
+
+Tell = Callable[[Standing], None]
+
+
+def plan(builds: Mapping[str, Build], suite: Suite) -> Plan:
+    """What is to be done.
+
+    :param builds: by what they were called
+    :raises InputError: two builds have the same name
+    """
+    identities = tuple(identify(build) for build in builds.values())
+    names = [one.name for one in identities]
+    if len(set(names)) < len(names):
+        raise InputError(f"a build is there twice: {', '.join(names)}")
+    places = {build.name: called for called, build in builds.items()}
+    return Plan(suite.name, identities, suite.cases, places)
+
+
+def begin(directory: Path, builds: Mapping[str, Build], suite: Suite) -> Journal:
+    """Begin a run."""
+    return Journal.begin(directory, plan(builds, suite))
+
+
+def resume(directory: Path) -> tuple[Journal, dict[str, Build]]:
+    """Go on with a run, on the very builds it was begun with.
+
+    :raises InputError: there is no run, or a build is another one by now
+    """
+    journal = Journal.resume(directory)
+    builds: dict[str, Build] = {}
+    for was in journal.plan.builds:
+        called = journal.plan.places[was.name]
+        builds[called] = build = resolve(called)
+        now = identify(build)
+        if (now.version, now.sha256) != (was.version, was.sha256):
+            journal.close()
+            raise InputError(
+                f"build {was.name} is another one by now ({now.version}, it was {was.version}): "
+                "begin a new run"
+            )
+    return journal, builds
+
+
+def carry_on(journal: Journal, builds: Sequence[Build], executor: Executor, tell: Tell) -> Standing:
+    """Do what is missing of a run.
+
+    :param tell: told, from several threads, when something begins or ends
+    """
+    by_name = {build.name: build for build in builds}
+    identities = {one.name: one for one in journal.plan.builds}
+    cases = {case.name: case for case in journal.plan.cases}
+    orders = [
+        Order(by_name[build], identities[build], cases[case]) for build, case in journal.missing
+    ]
+    standing = Standing(len(journal.plan.keys), began=time.monotonic())
+    weights = {order.key: _WEIGHTS.get(order.case.kind, 1.0) for order in orders}
+    standing.weight_left = sum(weights.values())
+    lock = threading.Lock()
+
+    def count(status: Status) -> None:
+        standing.done += 1
+        standing.statuses[status] = standing.statuses.get(status, 0) + 1
+
+    def started(order: Order) -> None:
+        with lock:
+            standing.running[order.key] = time.monotonic()
+            tell(standing)
+
+    for outcome in journal.outcomes.values():
+        count(outcome.status)
+    with contextlib.closing(executor.run(orders, started)) as deliveries:
+        for delivery in deliveries:
+            journal.record(delivery)
+            with lock:
+                standing.running.pop(delivery.key, None)
+                standing.weight_here += weights[delivery.key]
+                standing.weight_left -= weights[delivery.key]
+                count(delivery.outcome.status)
+                tell(standing)
+    return standing

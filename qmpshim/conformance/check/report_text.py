@@ -1,0 +1,140 @@
+"""Results for other programs: JUnit XML and TAP.
+
+JUnit XML as Jenkins and GitLab read it (the schema of the Jenkins xUnit plugin); TAP version 13 as
+``prove`` reads it. What fails the run fails there; what is known is told beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+from qmpshim.conformance.case import CaseFinding, Status
+from qmpshim.conformance.check.compare import Comparison, Row, State
+from qmpshim.conformance.check.journal import CASES, Key, slug
+
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def _fails(comparison: Comparison, row: Row, build: str) -> bool:
+    state = row.sights[build].state
+    return state is State.NEW or (comparison.strict and state is State.KNOWN)
+
+
+def _told(row: Row, finding: CaseFinding, build: str) -> str:
+    side = "contract" if finding.contract else "robustness"
+    return f"{finding.verdict} ({side}, {row.sights[build].state}): {finding.title}"
+
+
+def bundle_place(key: Key, finding: CaseFinding) -> str:
+    """Where a finding's bundle is, from the run's directory."""
+    return "/".join((CASES, *(slug(part) for part in key), finding.bundle))
+
+
+def replay_command(comparison: Comparison, key: Key, finding: CaseFinding) -> str:
+    """The command that shows a finding again, from the run's directory."""
+    build, case = key
+    place = bundle_place(key, finding)
+    called = comparison.results.plan.places.get(build, build)
+    command = finding.replay or f"qmpshim check --case {case}"
+    which = "--qemu" if "/" in called else "--build"
+    if command.startswith("qmpshim builds"):
+        return command
+    if command.startswith("qmpshim check"):
+        which = "--build"
+    return f"{command.replace('{bundle}', place)} {which} {called}"
+
+
+def junit(comparison: Comparison) -> bytes:
+    """A test suite for each build, a test for each case."""
+    root = ElementTree.Element("testsuites", name=f"qmpshim check {comparison.results.plan.suite}")
+    for build in comparison.results.builds:
+        suite = ElementTree.SubElement(root, "testsuite", name=build.name)
+        counts = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
+        seconds = 0.0
+        properties = ElementTree.SubElement(suite, "properties")
+        for name in ("version", "sha256"):
+            ElementTree.SubElement(
+                properties, "property", name=name, value=_clean(getattr(build, name))
+            )
+        for case in comparison.results.cases:
+            outcome = comparison.results.outcomes.get((build.name, case.name))
+            if outcome is None:
+                continue
+            counts["tests"] += 1
+            seconds += outcome.seconds
+            group, _, name = case.name.rpartition("/")
+            test = ElementTree.SubElement(
+                suite,
+                "testcase",
+                classname=".".join(filter(None, (build.name, group.replace("/", ".")))),
+                name=name,
+                time=f"{outcome.seconds:.3f}",
+            )
+            key = (build.name, case.name)
+            found = comparison.of(key)
+            failing = [(row, f) for row, f in found if _fails(comparison, row, build.name)]
+            if outcome.status is Status.SKIPPED:
+                counts["skipped"] += 1
+                ElementTree.SubElement(test, "skipped", message=_clean(outcome.text))
+            elif failing:
+                counts["failures"] += 1
+                row, finding = failing[0]
+                failure = ElementTree.SubElement(
+                    test,
+                    "failure",
+                    type=finding.verdict.value,
+                    message=_clean(_told(row, finding, build.name)),
+                )
+                failure.text = _clean("\n\n".join(_text(comparison, key, *f) for f in failing))
+            elif outcome.status is Status.BROKEN:
+                counts["errors"] += 1
+                ElementTree.SubElement(test, "error", type="broken", message=_clean(outcome.text))
+            rest = [pair for pair in found if pair not in failing]
+            lines = [outcome.text, *(_told(row, f, build.name) for row, f in rest)]
+            ElementTree.SubElement(test, "system-out").text = _clean("\n".join(lines))
+        for name, number in counts.items():
+            suite.set(name, str(number))
+        suite.set("time", f"{seconds:.3f}")
+    ElementTree.indent(root)
+    text: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return text
+
+
+def _text(comparison: Comparison, key: Key, row: Row, finding: CaseFinding) -> str:
+    lines = [_told(row, finding, key[0])]
+    if finding.predicted:
+        lines += [f"predicted: {finding.predicted}", f"observed:  {finding.observed}"]
+    lines += [*finding.trace, f"again: {replay_command(comparison, key, finding)}"]
+    return "\n".join(lines)
+
+
+def _clean(text: str) -> str:
+    return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def tap(comparison: Comparison) -> str:
+    """A line for each case on each build."""
+    results = comparison.results
+    done = [key for key in results.plan.keys if key in results.outcomes]
+    lines = ["TAP version 13", f"1..{len(done)}"]
+    for number, key in enumerate(done, 1):
+        outcome = results.outcomes[key]
+        name = f"{number} - {key[0]} {key[1]}".replace("#", r"\#")
+        found = comparison.of(key)
+        failing = [(row, f) for row, f in found if _fails(comparison, row, key[0])]
+        if outcome.status is Status.SKIPPED:
+            lines.append(f"ok {name} # SKIP {_line(outcome.text)}")
+            continue
+        bad = failing or outcome.status is Status.BROKEN
+        lines.append(f"{'not ok' if bad else 'ok'} {name}")
+        lines.append(f"# {_line(outcome.text)}")
+        for row, finding in found:
+            lines.append(f"# {_line(_told(row, finding, key[0]))}")
+            if (row, finding) in failing:
+                lines.append(f"# again: {_line(replay_command(comparison, key, finding))}")
+    return "\n".join(lines) + "\n"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

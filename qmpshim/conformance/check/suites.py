@@ -1,0 +1,297 @@
+"""Suites of cases: the kinds of check there are, the shipped suites, and files of one's own.
+
+A suite file is JSON or TOML::
+
+    name = "nightly"                    # shown in reports
+    include = ["quick"]                 # shipped suites, or files beside this one
+
+    [[cases]]
+    kind = "verify"                     # one of the kinds below
+    name = "verify/4k-clusters"         # unique; what --case takes
+    budget = 300                        # seconds (default 120)
+    arguments = { workflow = "replication", cluster = 4096, operations = 20000, seed = 7 }
+    shards = 4                          # optional: four cases, with seeds 7, 8, 9 and 10
+
+What a kind's arguments mean is said by its function. Seeds and shares of work are fixed here,
+before anything is handed out: whoever does a case, and wherever, does the same.
+"""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from qmpshim.conformance.case import Case, Runner, case_from_json
+from qmpshim.conformance.explore.directed import DIRECTED
+from qmpshim.conformance.explore.scenarios import RealScenario, follow_ups, pairs, triples
+from qmpshim.conformance.guest.scenarios import SCENARIOS
+from qmpshim.conformance.known import known_findings
+from qmpshim.conformance.pair.plan import Failover
+from qmpshim.errors import InputError
+from qmpshim.machine.gated_chain import Form
+
+#: Kind to the function that carries it out; looked up when a case is done, so that a kind may
+#: live on a floor above this one.
+KINDS: dict[str, str] = {
+    "verify": "qmpshim.conformance.check.runners:verify",
+    "explore": "qmpshim.conformance.check.runners:explore",
+    "directed": "qmpshim.conformance.check.runners:directed",
+    "known": "qmpshim.conformance.check.runners:known",
+    "bundle": "qmpshim.conformance.check.runners:bundle",
+    "guest": "qmpshim.conformance.guest.checks:run",
+    "pair": "qmpshim.conformance.pair.checks:run",
+    "protocol": "qmpshim.conformance.check.protocol:run",
+    "shim": "qmpshim.shim.differential:run",
+}
+
+
+def runner_of(kind: str) -> Runner:
+    """The function that carries out a kind of check.
+
+    :raises InputError: there is no such kind
+    """
+    if kind not in KINDS:
+        raise InputError(f"no kind of check {kind!r}; there are {', '.join(sorted(KINDS))}")
+    return cast(Runner, pkgutil.resolve_name(KINDS[kind]))
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Cases, by name unique."""
+
+    name: str
+    cases: tuple[Case, ...]
+
+    def only(self, wanted: Iterable[str]) -> Suite:
+        """The suite with nothing but the named cases; ``explore/*`` names all that begin so.
+
+        :raises InputError: a name stands for none
+        """
+        chosen: dict[str, Case] = {}
+        for name in wanted:
+            hits = [
+                case
+                for case in self.cases
+                if case.name == name or (name.endswith("*") and case.name.startswith(name[:-1]))
+            ]
+            if not hits:
+                raise InputError(
+                    f"suite {self.name} has no case {name!r}; `qmpshim check --list` shows them"
+                )
+            chosen |= {case.name: case for case in hits}
+        return Suite(self.name, tuple(chosen.values()))
+
+
+def suite_named(name: str) -> Suite:
+    """A shipped suite, or the one in a file.
+
+    :raises InputError: there is none, or the file is wrong
+    """
+    if name in _SHIPPED:
+        return Suite(name, tuple(_SHIPPED[name]()))
+    path = Path(name)
+    if path.suffix in (".json", ".toml") or path.exists():
+        return _from_file(path, ())
+    raise InputError(
+        f"no suite {name!r}: there are {', '.join(_SHIPPED)}, and files (.json, .toml)"
+    )
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def _from_file(path: Path, inside: tuple[Path, ...]) -> Suite:
+    if path in inside:
+        raise InputError(f"{path} includes itself")
+    try:
+        text = path.read_text()
+        value: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a suite is an object with cases")
+    unknown = value.keys() - {"name", "include", "cases"}
+    if unknown:
+        raise InputError(f"{path}: nothing is known of {', '.join(sorted(unknown))}")
+    cases: list[Case] = []
+    for other in _list(path, value, "include"):
+        if other in _SHIPPED:
+            cases += _SHIPPED[other]()
+        else:
+            cases += _from_file(path.parent / str(other), (*inside, path)).cases
+    for one in _list(path, value, "cases"):
+        try:
+            cases += _sharded(one)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+    names = [case.name for case in cases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{path}: more than one case is called {', '.join(twice)}")
+    if not cases:
+        raise InputError(f"{path}: no cases")
+    return Suite(str(value.get("name", path.stem)), tuple(cases))
+
+
+def _list(path: Path, value: dict[str, Any], name: str) -> list[Any]:
+    found = value.get(name, [])
+    if not isinstance(found, list):
+        raise InputError(f"{path}: {name} must be a list")
+    return found
+
+
+def _sharded(value: Any) -> list[Case]:
+    """A case of a file; with ``shards`` that many, with one seed after the other."""
+    value = dict(value) if isinstance(value, dict) else value
+    shards = value.pop("shards", 1) if isinstance(value, dict) else 1
+    case = case_from_json(value)
+    runner_of(case.kind)
+    if type(shards) is not int or shards < 1:
+        raise InputError(f"{case.name}: shards must be a positive number")
+    if shards == 1:
+        return [case]
+    first = int(case.arguments.get("seed", 1))
+    return [
+        replace(
+            case,
+            name=f"{case.name}/seed{first + shard}",
+            arguments={**case.arguments, "seed": first + shard},
+        )
+        for shard in range(shards)
+    ]
+
+
+# -- what is shipped ---------------------------------------------------------------------------
+
+#: Pairs of operations by what they are about: the first whose letters occur has the pair.
+_ABOUT = (
+    ("checkpoint", "C"),
+    ("failover", "O"),
+    ("stop", "S"),
+    ("unexport", "X"),
+    ("status-flush", "QFH"),
+    ("zero-discard", "DZTU"),
+    ("read-write", "WVRPG"),
+)
+
+
+def _grouped(form: Form, scenarios: Iterable[RealScenario], what: str) -> list[Case]:
+    groups: dict[str, list[str]] = {}
+    for scenario in scenarios:
+        letters = scenario.name.rpartition("-")[2]
+        about = next(name for name, marks in _ABOUT if set(marks) & set(letters))
+        groups.setdefault(about, []).append(scenario.name)
+    return [
+        Case("explore", f"explore/{form}/{what}{about}", {"scenarios": groups[about]}, 300.0)
+        for about, _ in _ABOUT
+        if about in groups
+    ]
+
+
+def _verify(operations: int, seeds: Iterable[int]) -> list[Case]:
+    mib = 1 << 20
+    shapes = {
+        "raw-64k": {"size": 64 * mib, "cluster": 65536, "secondary": "raw"},
+        "qcow2-4k": {"size": 8 * mib + 1536, "cluster": 4096, "secondary": "qcow2"},
+        "raw-2m": {"size": 16 * mib + 512, "cluster": 2 * mib, "secondary": "raw"},
+        "qcow2-64k": {"size": 64 * mib, "cluster": 65536, "secondary": "qcow2"},
+    }
+    return [
+        Case(
+            "verify",
+            f"verify/{workflow}/{shape}/seed{seed}",
+            {"workflow": workflow, "operations": operations, "seed": seed, **words},
+        )
+        for workflow in ("replication", "backup")
+        for seed in seeds
+        for shape, words in shapes.items()
+    ]
+
+
+def _small() -> list[Case]:
+    return [
+        *(Case("known", f"known/{one.id}", {"id": one.id}) for one in known_findings()),
+        *(Case("directed", f"directed/{one.name}", {"case": one.name}) for one in DIRECTED),
+        Case("protocol", "protocol/schema"),
+        Case("shim", "protocol/shim"),
+    ]
+
+
+def _quick() -> list[Case]:
+    """What takes about two minutes a build: every pair, every known finding, usual workloads."""
+    return [
+        *(case for form in Form for case in _grouped(form, pairs(form), "")),
+        *_verify(2000, (1,)),
+        Case("pair", "pair/short", {"colo": False, "checkpoints": 3, "failover": "primary"}),
+        Case("pair", "pair/short/colo", {"guest": "none", "checkpoints": 3}),
+        *_small(),
+    ]
+
+
+def _full() -> list[Case]:
+    """What takes hours: triples, faults, more and longer workloads."""
+    faulty = [
+        replace(
+            case,
+            name=f"{case.name}/faults",
+            arguments={**case.arguments, "faults": [5, 28]},
+            budget=3600.0,
+        )
+        for form in Form
+        for case in _grouped(form, pairs(form), "")
+    ]
+    threes = [
+        replace(case, budget=7200.0)
+        for form in Form
+        for case in _grouped(form, triples(form), "triples/")
+    ]
+    then = [
+        Case("explore", "explore/follow-ups", {"scenarios": [s.name for s in follow_ups()]}, 1800.0)
+    ]
+    long = [replace(case, budget=900.0) for case in _verify(20_000, range(2, 7))]
+    return [*threes, *faulty, *then, *_quick(), *long, *_guest(), *_pair()]
+
+
+def _pair() -> list[Case]:
+    """What takes about four minutes a build: block replication and COLO, each way to fail over."""
+    blocks: dict[str, Any] = {"colo": False, "checkpoints": 20}
+    return [
+        Case("pair", "pair/blocks", blocks),
+        Case("pair", "pair/blocks/resume", {**blocks, "failover": "primary", "resume": True}),
+        *(
+            Case("pair", f"pair/colo/{failover}", {"checkpoints": 5, "failover": failover}, 240.0)
+            for failover in Failover
+        ),
+        Case("pair", "pair/colo/no-guest", {"guest": "none", "checkpoints": 20}),
+        Case("pair", "pair/colo/linux", {"guest": "linux", "failover": "primary"}, 600.0),
+    ]
+
+
+def _guest() -> list[Case]:
+    """What takes about two minutes a build: each guest scenario, and each way to attach a disk."""
+    ways: dict[str, dict[str, Any]] = {
+        "virtio-scsi": {"device": "virtio-scsi"},
+        "ide": {"device": "ide"},
+        "iothread": {"iothread": True},
+        "scsi-iothread": {"device": "virtio-scsi", "iothread": True},
+        "native": {"cache": "none", "aio": "native"},
+        "writethrough": {"cache": "writethrough"},
+        "io_uring": {"aio": "io_uring"},
+    }
+    return [
+        *(Case("guest", f"guest/{name}", {"scenario": name}, 300.0) for name in SCENARIOS),
+        *(
+            Case("guest", f"guest/mixed/{way}", {"scenario": "mixed", **words}, 300.0)
+            for way, words in ways.items()
+        ),
+    ]
+
+
+_SHIPPED = {"quick": _quick, "guest": _guest, "pair": _pair, "full": _full}

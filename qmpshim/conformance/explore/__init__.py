@@ -1,0 +1,1 @@
+"""Every interleaving: of the model, and of a real QEMU behind gated storage."""

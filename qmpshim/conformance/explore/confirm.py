@@ -1,0 +1,183 @@
+"""Makes a finding small and proves it: fewest operations, fewest steps, again on fresh QEMUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qmpshim.conformance.explore.crash_points import AFTER_A_CRASH, CrashPoints
+from qmpshim.conformance.explore.findings import Finding, Sighting, group
+from qmpshim.conformance.explore.replay import replay_schedule
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.stage import Stage
+from qmpshim.conformance.explore.system import RealSystem
+from qmpshim.errors import MachineError
+from qmpshim.machine.builds import Build, read_version
+from qmpshim.machine.gated_chain import Form
+from qmpshim.model.explorer import Mode, explore
+from qmpshim.model.scenario import Op
+from qmpshim.model.system import Choice
+from qmpshim.model.walk import Budget
+
+TIMES = 3  # how often a finding has to show itself again
+_PAST = 3  # checkpoints that a finding may need to have behind it
+_SMALLER = 5.0  # seconds for each try with fewer operations
+
+
+def confirm(
+    finding: Finding,
+    build: Build,
+    minimise: bool = True,
+    errnos: Sequence[int] = (),
+    crash_points: CrashPoints = CrashPoints.NONE,
+) -> Finding:
+    """Make a finding small and run it again on fresh QEMUs.
+
+    :param crash_points: how the images were looked at when it was found
+    """
+    if not finding.cause.endswith(AFTER_A_CRASH):
+        crash_points = CrashPoints.NONE
+    # Only what it needs: a QEMU that waits for a disk to come back takes longer to see it gone.
+    needed = {step[-1] for step in finding.schedule if step[0] == "fail"}
+    finding = replace(
+        finding,
+        errnos=tuple(errno for errno in errnos if errno in needed),
+        build={"name": build.name},
+        crash_points=crash_points.value,
+    )
+    if minimise and not finding.known:
+        finding = _fewer_operations(finding, build)
+    best = _with_past(finding, build)
+    if not best.confirmed and minimise and finding.known:
+        best = _with_past(_fewer_operations(finding, build), build)
+    return best
+
+
+def _with_past(finding: Finding, build: Build) -> Finding:
+    """Run a finding again, if need be after some checkpoints.
+
+    A QEMU that has taken checkpoints before is no artefact of the harness, but then the case has to
+    say so: what the reused process had behind it becomes part of the setup.
+    """
+    best = _run_again(finding, build)
+    if best.confirmed or finding.scenario.form is not Form.REPLICATION:
+        return best
+    for past in range(1, _PAST + 1):
+        setup = (Op("checkpoint"),) * past + finding.scenario.setup
+        longer = replace(finding, scenario=replace(finding.scenario, setup=setup))
+        again = _run_again(longer, build)
+        if again.confirmed:
+            return again
+    return best
+
+
+def _run_again(finding: Finding, build: Build) -> Finding:
+    """Take the schedule in fresh processes and count how often the finding shows itself."""
+    seen = 0
+    lines = finding.lines
+    for _ in range(TIMES):
+        again = replay_schedule(finding, build)
+        finding.build["version"] = list(again.version)
+        if again.shows(finding):
+            seen, lines = seen + 1, again.lines
+    return replace(finding, replays=(seen, TIMES), lines=lines)
+
+
+def _fewer_operations(finding: Finding, build: Build) -> Finding:
+    """Leave out operations, of the setup too, as long as the same is seen without."""
+    stage = Stage(build)
+    try:
+        again = True
+        while again:
+            again = False
+            for smaller in _without_one(finding.scenario):
+                found = _search(smaller, finding, stage)
+                if found is not None:
+                    finding, again = found, True
+                    break
+        found = _search(finding.scenario, finding, stage)
+        if found is not None and len(found.schedule) <= len(finding.schedule):
+            finding = found
+    finally:
+        stage.close()
+    return finding
+
+
+def _without_one(scenario: RealScenario) -> list[RealScenario]:
+    smaller = []
+    for index in range(len(scenario.setup)):
+        setup = scenario.setup[:index] + scenario.setup[index + 1 :]
+        smaller.append(replace(scenario, setup=setup))
+    for index in range(len(scenario.ops) if len(scenario.ops) > 1 else 0):
+        ops = list(scenario.ops)
+        del ops[index]
+        if any(op.after == index for op in ops):
+            continue
+        shifted = [
+            replace(op, after=op.after - 1) if op.after is not None and op.after > index else op
+            for op in ops
+        ]
+        smaller.append(replace(scenario, ops=tuple(shifted), name=f"{scenario.name}'"))
+    return smaller
+
+
+def show_again(finding: Finding, build: Build) -> Finding | None:
+    """The same verdict and cause on *build*, by the same steps or by any of its scenario.
+
+    Another version does other I/O, so that a schedule cannot always be followed to the letter.
+
+    :raises BuildError: the build cannot do the scenario
+    """
+    again = replay_schedule(finding, build)
+    told = {"name": build.name, "version": list(again.version)}
+    if again.shows(finding):
+        return replace(finding, lines=again.lines, build=told, replays=(1, 1))
+    stage = Stage(build)
+    try:
+        found = _search(finding.scenario, finding, stage)
+    finally:
+        stage.close()
+    return None if found is None else replace(found, build=told, replays=(1, 1))
+
+
+def search(scenario: RealScenario, build: Build) -> Finding | None:
+    """Whatever is wrong in a scenario, its shortest schedule first.
+
+    :raises BuildError: the build cannot do the scenario
+    """
+    stage = Stage(build)
+    try:
+        system = RealSystem(stage, scenario)
+        explore(system, Mode.DPOR, Budget(seconds=_SMALLER), stop=False)
+        sightings = [
+            Sighting(scenario, one.violation, one.schedule, one.lines, one.count)
+            for one in system.found.values()
+        ]
+    finally:
+        stage.close()
+    found = group(sightings, read_version(build)[0])
+    return min(found, key=lambda one: len(one.schedule), default=None)
+
+
+def _search(scenario: RealScenario, finding: Finding, stage: Stage) -> Finding | None:
+    """The same finding in *scenario*, with its shortest schedule; ``None``: not found."""
+    plan: dict[Choice, int] = {
+        ("io", *step[1:-1]): int(step[-1]) for step in finding.schedule if step[0] == "fail"
+    }
+    check = CrashPoints(finding.crash_points).check
+    system = RealSystem(stage, scenario, plan=plan, each_step=check)
+    try:
+        explore(system, Mode.STATEFUL, Budget(seconds=_SMALLER), stop=False)
+    except MachineError:  # this scenario does not even begin
+        return None
+    assert finding.verdict is not None
+    found = system.found.get((finding.verdict, finding.cause))
+    if found is None:
+        return None
+    return replace(
+        finding,
+        scenario=scenario,
+        schedule=found.schedule,
+        lines=found.lines,
+        text=found.violation.text,
+    )

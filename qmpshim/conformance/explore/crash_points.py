@@ -1,0 +1,91 @@
+"""Crash points: the images as a crash at this instant leaves them, looked at by three readers.
+
+The gate's effects are durable at once, so its bytes after a step are what is on "disk" then. They
+are read by our own reader; ``qemu-img check`` and a fresh QEMU that opens the chain take longer and
+are asked where wanted. Leaked clusters are no corruption: qcow2 promises to lose space at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+
+from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.system import RealSystem
+from qmpshim.errors import CommandFailed, MachineError
+from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.machine.images import qemu_img_check
+from qmpshim.machine.qcow2 import ImageError, Qcow2, Severity
+from qmpshim.model.verdict import Verdict
+
+AFTER_A_CRASH = "after a crash"  # ends the causes of what only looking at crash points shows
+
+
+class CrashPoints(StrEnum):
+    """How the images are looked at after each step."""
+
+    NONE = "none"
+    QUICK = "quick"  # by our own reader
+    FULL = "full"  # also by qemu-img check, and reopened by a fresh QEMU
+
+    @property
+    def check(self) -> Callable[[RealSystem], RealViolation | None] | None:
+        """What to call after each step."""
+        return {"quick": after_a_crash, "full": after_a_crash_thoroughly}.get(self.value)
+
+
+def after_a_crash(system: RealSystem) -> RealViolation | None:
+    """What is wrong with the overlays at this instant, by our own reader."""
+    for name in system.machine.images[1:]:
+        try:
+            found = Qcow2.parse(system.machine.gate.snapshot(name)).check()
+            faults = [str(fault) for fault in found if fault.severity is Severity.CORRUPTION]
+        except ImageError as error:
+            faults = [str(error)]
+        if faults:
+            return _broken(name, "our reader", faults[0])
+    return None
+
+
+def after_a_crash_thoroughly(system: RealSystem) -> RealViolation | None:
+    """The same by our own reader, by ``qemu-img check`` and by a fresh QEMU."""
+    found = after_a_crash(system)
+    if found is not None:
+        return found
+    machine = system.machine
+    for name in machine.images[1:]:
+        path = machine.workspace.path / f"crash-{name}"
+        path.write_bytes(machine.gate.snapshot(name))
+        checked = qemu_img_check(path, machine.build.tool("qemu-img"))
+        path.unlink()
+        if checked.corruptions:
+            return _broken(name, "qemu-img check", f"{checked.corruptions} corruptions")
+    return _reopened(machine)
+
+
+def _reopened(machine: GatedMachine) -> RealViolation | None:
+    """Open the chain over copies of the images in another process."""
+    fresh = GatedMachine(machine.build, machine.shape)
+    try:
+        fresh.tear_down()
+        for name in machine.images:
+            fresh.stores[name].restore(machine.gate.snapshot(name))
+        fresh.build_chain()
+        fresh.quit()
+    except CommandFailed as error:
+        return _broken("chain", "a fresh QEMU", error.desc)
+    except MachineError as error:
+        return RealViolation(
+            Verdict.CRASH, f"reopening after a crash: {error}", cause=f"reopening {AFTER_A_CRASH}"
+        )
+    finally:
+        fresh.close()
+    return None
+
+
+def _broken(name: str, reader: str, text: str) -> RealViolation:
+    return RealViolation(
+        Verdict.CORRUPTION,
+        f"after a crash at this instant {reader} finds the {name} broken: {text}",
+        cause=f"{name} broken, says {reader}, {AFTER_A_CRASH}",
+    )

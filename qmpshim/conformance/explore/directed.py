@@ -1,0 +1,91 @@
+"""Directed cases: sequences of commands at which QEMU's error paths are looked at, one by one.
+
+Where no interleaving is needed, a few commands on a fresh chain are enough. Each case says what
+QEMU promises; what it does instead is a :class:`RealViolation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qmpshim.conformance.explore import directed_replication as replication
+from qmpshim.conformance.explore import directed_storage as storage
+from qmpshim.conformance.explore.directed_tools import CLUSTER, SIZE, Broken
+from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.stage import base_content
+from qmpshim.errors import MachineDied, MachineError, MachineHung
+from qmpshim.machine.builds import Build
+from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
+from qmpshim.model.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Directed:
+    """One case.
+
+    :ivar about: what is done, and what QEMU's documents promise of it
+    """
+
+    name: str
+    about: str
+    contract: bool
+    run: Callable[[GatedMachine], RealViolation | None]
+    reconnect: int = 0  # seconds that QEMU waits for a broken connection to its disks
+
+
+def run_directed(case: Directed, build: Build) -> RealViolation | None:
+    """Run one case on a fresh QEMU, and end that in its own way.
+
+    :raises BuildError: the build cannot build the chain
+    """
+    machine = GatedMachine(build, Shape(Form.REPLICATION, SIZE, CLUSTER, case.reconnect))
+    try:
+        machine.stores["secondary"].restore(base_content(SIZE // 512))
+        found = case.run(machine)
+        if found is None:
+            machine.gate.open()
+            machine.gate.release_all()
+            machine.quit()
+        return found
+    except Broken as broken:
+        return broken.violation
+    except MachineHung as error:
+        return RealViolation(Verdict.HANG, str(error), cause=f"{case.name}: hang")
+    except MachineError as error:
+        if isinstance(error, MachineDied) or not machine.alive():
+            text = str(machine.died())
+            return RealViolation(Verdict.CRASH, text, cause=f"{case.name}: crash")
+        return RealViolation(Verdict.PROTOCOL, str(error), cause=f"{case.name}: error")
+    finally:
+        machine.close()
+
+
+def _case(
+    name: str, contract: bool, run: Callable[[GatedMachine], None], reconnect: int = 0
+) -> Directed:
+    def go(machine: GatedMachine) -> RealViolation | None:
+        run(machine)
+        return None
+
+    about = " ".join((run.__doc__ or "").split())
+    return Directed(name, about, contract, go, reconnect)
+
+
+DIRECTED: tuple[Directed, ...] = (
+    _case("start-busy-twice", False, replication.busy_start),
+    _case("start-bad-top-twice", False, replication.bad_top),
+    _case("copy-fails", True, replication.failed_copy),
+    _case("old-read-fails", True, replication.failed_old_read),
+    _case("new-write-fails", True, replication.failed_new_write),
+    _case("empty-fails", True, replication.failed_empty),
+    _case("start-fails", True, replication.failed_start),
+    _case("failover-fails", True, replication.failed_failover),
+    _case("quit-running", True, replication.quit_running),
+    _case("nbd-answer-waits", True, storage.answer_waits),
+    _case("snapshot-after-checkpoint", True, storage.snapshot_after_checkpoint),
+    _case("disk-back-in-time", True, storage.back_in_time, 10),
+    _case("disk-back-too-late", True, storage.back_too_late, 1),
+    _case("iothread-client-leaves", True, storage.client_of_iothread),
+    _case("stop-leaves-nodes-unflushed", True, replication.stop_flushes_all),
+)

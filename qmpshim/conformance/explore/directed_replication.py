@@ -1,0 +1,179 @@
+"""Directed cases about replication's commands and the failures its document names."""
+
+from __future__ import annotations
+
+from qmpshim.conformance import pattern
+from qmpshim.conformance.explore.directed_tools import (
+    FAILOVER,
+    SIZE,
+    START,
+    Broken,
+    fails,
+    status,
+    write,
+)
+from qmpshim.errors import CommandFailed, MachineHung
+from qmpshim.machine.gate import HeldIO
+from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.machine.nbd_proto import Op as Nbd
+from qmpshim.machine.qcow2 import Qcow2
+from qmpshim.model.verdict import Verdict
+
+
+def busy_start(machine: GatedMachine) -> None:
+    """Replication cannot start: the secondary disk belongs to another job. Then again."""
+    machine.batch([("blockdev-add", {"driver": "null-co", "node-name": "nowhere", "size": SIZE})])
+    job = {"job-id": "other", "device": "secondary", "target": "nowhere", "sync": "none"}
+    machine.call("blockdev-backup", job)
+    fails(machine, "xen-set-replication", START)
+    fails(machine, "xen-set-replication", START)
+
+
+def bad_top(machine: GatedMachine) -> None:
+    """A filter whose top-id names nothing: starting fails, and fails again."""
+    machine.clients.pop("guest").close()
+    machine.call("block-export-del", {"id": "guest", "mode": "hard"})
+    machine.reactor.until(lambda: len(machine.call("query-block-exports")) == 1, 5.0)
+    machine.call("blockdev-del", {"node-name": "top"})
+    words = {"driver": "replication", "node-name": "top", "mode": "secondary", "file": "active"}
+    machine.call("blockdev-add", {**words, "top-id": "nobody"})
+    fails(machine, "xen-set-replication", START)
+    fails(machine, "xen-set-replication", START)
+
+
+def failed_copy(machine: GatedMachine) -> None:
+    """Copying fails (3. of the seven failures): it is to be reported to the FT/HA manager."""
+    _failing(machine, "hidden", Nbd.WRITE, "Backup failed (writing the hidden disk)")
+
+
+def failed_old_read(machine: GatedMachine) -> None:
+    """The secondary disk fails (4. of the seven): it is to be reported to the FT/HA manager."""
+    _failing(machine, "secondary", Nbd.READ, "I/O error on the secondary disk (reading old data)")
+
+
+def failed_new_write(machine: GatedMachine) -> None:
+    """The same with the new data."""
+    _failing(machine, "secondary", Nbd.WRITE, "I/O error on the secondary disk (new data)")
+
+
+def _failing(machine: GatedMachine, image: str, op: Nbd, what: str) -> None:
+    machine.call("xen-set-replication", START)
+    machine.settle()
+
+    def hold(io: HeldIO) -> bool:
+        return io.image == image and io.op is op and io.length >= 512
+
+    machine.gate.hold(hold)
+    client = machine.clients["primary"]
+    cookie = client.send(Nbd.WRITE, 0, 0, bytes(pattern.data_of(2, 0, 128)))
+    machine.settle()
+    for io in machine.gate.held:
+        machine.gate.fail(io, 5)
+    machine.gate.open()
+    if not machine.reactor.until(lambda: cookie in client.answers, 5.0):
+        raise MachineHung("a primary write whose I/O failed is not answered")
+    machine.settle()
+    if client.answers[cookie].errno != 5:
+        text = f"{what}: the primary's write says {client.answers[cookie].errno}, not EIO"
+        raise Broken(Verdict.ERROR_CONTRACT, text, f"{what}: no EIO")
+    if status(machine) is None:
+        text = (
+            f"{what}: query-xen-replication-status reports no error, though the document says "
+            "it is reported to the FT/HA manager"
+        )
+        raise Broken(Verdict.ERROR_CONTRACT, text, f"{what}: not in the status")
+
+
+def failed_empty(machine: GatedMachine) -> None:
+    """Emptying the hidden disk fails (6.): reported, and the next checkpoint makes all well."""
+    machine.call("xen-set-replication", START)
+    assert write(machine, "primary", 2, 0, 128) == 0
+    assert write(machine, "guest", 3, 128, 128) == 0
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "hidden" and io.op is not Nbd.READ)
+    number = machine.qmp.send("xen-colo-do-checkpoint")
+    machine.settle()
+    while held := machine.gate.held:
+        machine.gate.fail(held[0], 5)
+        machine.settle()
+    machine.gate.open()
+    machine.qmp.wait("checkpoint", number, 5.0)
+    try:
+        machine.qmp.take("checkpoint", number)
+    except CommandFailed:
+        return
+    text = "emptying the hidden disk fails, and the checkpoint says success"
+    raise Broken(Verdict.ERROR_CONTRACT, text, "make_empty's failure is silent")
+
+
+def failed_start(machine: GatedMachine) -> None:
+    """Starting fails while it empties the hidden disk: then replication does not run."""
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "hidden" and io.op is not Nbd.READ)
+    number = machine.qmp.send("xen-set-replication", START)
+    machine.settle()
+    while held := machine.gate.held:
+        machine.gate.fail(held[0], 5)
+        machine.settle()
+    machine.gate.open()
+    machine.qmp.wait("start", number, 5.0)
+    try:
+        machine.qmp.take("start", number)
+    except CommandFailed:
+        if status(machine) is None:
+            text = "starting replication fails, and its status says that it runs without error"
+            raise Broken(
+                Verdict.ERROR_CONTRACT, text, "a failed start leaves replication running"
+            ) from None
+        return
+    text = "emptying the hidden disk fails, and starting says success"
+    raise Broken(Verdict.ERROR_CONTRACT, text, "make_empty's failure is silent at the start")
+
+
+def quit_running(machine: GatedMachine) -> None:
+    """Quit while replication runs: QEMU ends with status 0."""
+    machine.call("xen-set-replication", START)
+    assert write(machine, "primary", 2, 0, 128) == 0
+
+
+def failed_failover(machine: GatedMachine) -> None:
+    """The commit fails (7.): the guest goes on reading what it wrote, and its writes arrive."""
+    machine.call("xen-set-replication", START)
+    assert write(machine, "primary", 2, 0, 128) == 0
+    assert write(machine, "guest", 3, 16, 8) == 0
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.WRITE)
+    machine.call("xen-set-replication", FAILOVER)
+    machine.settle()
+    for io in machine.gate.held:
+        machine.gate.fail(io, 5)
+    machine.gate.open()
+    machine.settle()
+    if status(machine) is None:
+        text = "failover's commit fails, and the status reports no error"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "failed failover is not in the status")
+    for start, number in ((0, 4), (128, 5), (20, 6)):
+        if write(machine, "guest", number, start, 8):
+            text = "after a failed failover a guest write fails"
+            raise Broken(Verdict.ERROR_CONTRACT, text, "guest write after failed failover fails")
+    for start, number in ((0, 4), (128, 5), (20, 6), (16, 3)):
+        data = machine.clients["guest"].call(Nbd.READ, start * 512, 4 * 512).data
+        if data != bytes(pattern.data_of(number, start, 4)):
+            text = f"after a failed failover the guest's write to sector {start} is lost"
+            raise Broken(Verdict.LOST_WRITE, text, "guest write after failed failover is lost")
+
+
+def stop_flushes_all(machine: GatedMachine) -> None:
+    """Stop flushes all disks (do_vm_stop()), those that nobody but the monitor owns as well."""
+    machine.call("xen-set-replication", START)
+    assert write(machine, "guest", 2, 0, 128) == 0
+    machine.call("xen-set-replication", FAILOVER)
+    machine.reactor.until(lambda: status(machine) is None, 5.0)
+    machine.call("stop")
+    machine.settle()
+    if not Qcow2.parse(memoryview(machine.stores["active"].snapshot())).allocation():
+        text = (
+            "after failover and stop the active disk's file has no cluster, though the guest "
+            "wrote one: its metadata is still in QEMU's memory"
+        )
+        raise Broken(Verdict.ALLOCATION, text, "stop does not flush every node")

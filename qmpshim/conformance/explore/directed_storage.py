@@ -1,0 +1,163 @@
+"""Directed cases about the storage under the chain, and about who else looks at it."""
+
+from __future__ import annotations
+
+import time
+
+from qmpshim.conformance import pattern
+from qmpshim.conformance.explore.directed_tools import CLUSTER, PATIENCE, SIZE, START, Broken, write
+from qmpshim.conformance.explore.io import owners
+from qmpshim.errors import BuildError, MachineHung
+from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.machine.nbd_proto import Op as Nbd
+from qmpshim.machine.wire import WireNbd
+from qmpshim.model.verdict import Verdict
+
+
+def answer_waits(machine: GatedMachine) -> None:
+    """Two reads are in flight on one NBD connection: the first is done when its answer is there."""
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.READ)
+    client = machine.clients["primary"]
+    first = client.send(Nbd.READ, 0, 512)
+    machine.settle()
+    second = client.send(Nbd.READ, CLUSTER, 512)
+    machine.settle()
+    one, other = machine.gate.held
+    machine.gate.release(one)
+    done = machine.reactor.until(lambda: first in client.answers, PATIENCE)
+    machine.gate.release(other)
+    machine.reactor.until(lambda: second in client.answers, 5.0)
+    if not done:
+        text = (
+            f"a read of an NBD node does not end within {PATIENCE:g} s of its answer, but only "
+            "when the answer of another one comes"
+        )
+        raise Broken(Verdict.HANG, text, "an NBD request waits for another one's answer")
+
+
+def _cut_while_writing(machine: GatedMachine) -> int:
+    """Break the connection to the secondary disk under a primary write; its cookie."""
+    machine.call("xen-set-replication", START)
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.WRITE)
+    cookie = machine.clients["primary"].send(Nbd.WRITE, 0, 0, bytes(pattern.data_of(2, 0, 128)))
+    machine.settle()
+    machine.gate.refuse("secondary")
+    machine.gate.cut("secondary")
+    machine.gate.open()
+    machine.settle()
+    return cookie
+
+
+def back_in_time(machine: GatedMachine) -> None:
+    """The disk is back within reconnect-delay: the write is sent again, nobody notices."""
+    client, cookie = machine.clients["primary"], _cut_while_writing(machine)
+    if machine.reactor.until(lambda: cookie in client.answers, 0.5):
+        text = "a write fails although reconnect-delay is not over"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "reconnect-delay is not kept")
+    machine.gate.refuse("secondary", False)
+    if not machine.reactor.until(lambda: cookie in client.answers, 20.0):
+        raise MachineHung("a write does not end although its disk is back")
+    _expect_content(machine, client.answers[cookie].errno, "its disk came back in time")
+
+
+def back_too_late(machine: GatedMachine) -> None:
+    """It is not: the write fails when the delay is over, and the next one works again."""
+    client, cookie = machine.clients["primary"], _cut_while_writing(machine)
+    if not machine.reactor.until(lambda: cookie in client.answers, 20.0):
+        raise MachineHung("a write does not end although reconnect-delay is over")
+    if client.answers[cookie].errno != 5:
+        text = f"the write says {client.answers[cookie].errno}, not EIO"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "no EIO after reconnect-delay")
+    machine.gate.refuse("secondary", False)
+    errnos = []
+    until = time.monotonic() + 20.0
+    while time.monotonic() < until:  # the connection is made beside the requests, which do not wait
+        errnos.append(write(machine, "primary", 2, 0, 128))
+        if not errnos[-1]:
+            break
+        machine.reactor.poll(0.05)
+    _expect_content(machine, errnos[-1], "its disk is back")
+
+
+def _expect_content(machine: GatedMachine, errno: int, when: str) -> None:
+    if errno:
+        text = f"a write fails with errno {errno} although {when}"
+        raise Broken(Verdict.ERROR_CONTRACT, text, f"a write fails although {when}")
+    if machine.gate.store("secondary").read(0, 128 * 512) != bytes(pattern.data_of(2, 0, 128)):
+        raise Broken(Verdict.LOST_WRITE, f"a write is lost although {when}", f"lost, {when}")
+    view = machine.clients["guest"].call(Nbd.READ, 0, 128 * 512)
+    if view.errno or view.data != bytes(pattern.data_of(1, 0, 128)):
+        text = f"the guest does not see the old data although {when}"
+        raise Broken(Verdict.ISOLATION, text, f"not the old data, {when}")
+
+
+def snapshot_after_checkpoint(machine: GatedMachine) -> None:
+    """A snapshot-access on the filter of replication's own job shows the last checkpoint.
+
+    ``backup_do_checkpoint`` resets the copy bitmap and not the filter's ``done_bitmap``, so a
+    cluster that is "done" is read from the hidden disk though it is empty again. From there it
+    falls through to the secondary disk, and the hidden disk's tracked requests keep the next copy
+    waiting as long as that takes.
+    """
+    machine.call("xen-set-replication", START)
+    nodes = machine.call("query-named-block-nodes", {"flat": True})
+    filters = [node["node-name"] for node in nodes if node["drv"] == "copy-before-write"]
+    if not filters or machine.version < (7, 1):
+        raise BuildError("this QEMU has no snapshot-access")
+    words = {"driver": "snapshot-access", "node-name": "snapshot", "file": filters[0]}
+    machine.call("blockdev-add", words)
+    export = {"type": "nbd", "id": "snapshot", "name": "snapshot", "node-name": "snapshot"}
+    machine.call("block-export-add", export)
+    machine.connect("snapshot")
+    for number in (2, 3):
+        _see(machine, number - 1, "before a write")
+        if write(machine, "primary", number, 0, 128):
+            raise Broken(Verdict.ERROR_CONTRACT, "a primary write fails", "primary write fails")
+        _see(machine, number - 1, "after a write")
+        machine.settle()
+        machine.call("xen-colo-do-checkpoint")
+    machine.settle()
+    # Now a read that is under way while the next write would copy and then write.
+    machine.gate.hold(lambda io: io.length >= CLUSTER)
+    reader, writer = machine.clients["snapshot"], machine.clients["primary"]
+    read = reader.send(Nbd.READ, 0, CLUSTER)
+    machine.settle()
+    (first,) = machine.gate.held
+    written = writer.send(Nbd.WRITE, 0, 0, bytes(pattern.data_of(4, 0, 128)))
+    machine.settle()
+    while others := [io for io in machine.gate.held if io != first]:
+        machine.gate.release(others[0])
+        machine.settle()
+    machine.gate.open()
+    machine.gate.release_all()
+    if not machine.reactor.until(lambda: read in reader.answers and written in writer.answers, 5.0):
+        raise MachineHung("a snapshot read and a primary write do not end")
+    _is_of(reader.answers[read].data, 3, "while a write is under way")
+
+
+def _see(machine: GatedMachine, number: int, when: str) -> None:
+    answer = machine.clients["snapshot"].call(Nbd.READ, 0, CLUSTER)
+    _is_of(answer.data, number, when)
+
+
+def _is_of(data: bytes, number: int, when: str) -> None:
+    if set(owners(data, 0)) != {number}:
+        text = f"the snapshot does not show the last checkpoint {when}"
+        raise Broken(Verdict.ISOLATION, text, f"snapshot-access {when}")
+
+
+def client_of_iothread(machine: GatedMachine) -> None:
+    """A client of an export that an iothread serves comes and goes, as any backup program does."""
+    machine.batch(
+        [
+            ("object-add", {"qom-type": "iothread", "id": "io"}),
+            ("blockdev-add", {"driver": "null-co", "node-name": "nowhere", "size": SIZE}),
+        ]
+    )
+    export = {"type": "nbd", "id": "threaded", "name": "threaded", "node-name": "nowhere"}
+    machine.call("block-export-add", {**export, "iothread": "io"})
+    WireNbd(machine.reactor, machine.workspace.path / "nbd", "threaded").close()
+    machine.reactor.until(lambda: not machine.alive(), 1.0)
+    machine.call("query-status")

@@ -1,0 +1,162 @@
+"""What can be seen of a real chain at the end of an execution, and whether it lives on."""
+
+from __future__ import annotations
+
+from qmpshim.conformance import pattern
+from qmpshim.conformance.explore.execution import Execution
+from qmpshim.conformance.explore.images import Overlay, read_overlay
+from qmpshim.conformance.explore.io import GARBAGE, owners
+from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.scenarios import VANISH, RealScenario, words
+from qmpshim.conformance.explore.straight import Seen
+from qmpshim.machine.gated_chain import Form, GatedMachine
+from qmpshim.machine.nbd_proto import Op as Nbd
+from qmpshim.machine.secondary import SECTOR
+from qmpshim.model.verdict import Verdict
+
+PROBE = 4000  # the operation whose data the aftermath writes
+_COMMIT = 10.0  # seconds for the commit that failover leaves running
+
+
+def stuck(scenario: RealScenario, now: Execution) -> RealViolation | None:
+    """Whether an operation has not ended, though nothing is held."""
+    for index in sorted(now.started - now.over):
+        op = scenario.ops[index]
+        text = f"{words(op)} does not end although nothing is held"
+        return RealViolation(Verdict.HANG, text, index, cause=f"{op.do} hangs")
+    return None
+
+
+def await_commit(machine: GatedMachine) -> RealViolation | None:
+    """Wait for the commit that failover leaves running."""
+    if machine.reactor.until(lambda: _committed(machine), _COMMIT):
+        return None
+    text = "failover's commit does not end"
+    return RealViolation(Verdict.HANG, text, cause="failover's commit hangs")
+
+
+def _committed(machine: GatedMachine) -> bool:
+    machine.settle()
+    status = machine.call("query-xen-replication-status")
+    graph = machine.call("x-debug-query-block-graph")
+    names = {node["id"]: node["name"] for node in graph["nodes"]}
+    jobs = [n for n in graph["nodes"] if n["type"] == "block-job"]
+    under = {names[edge["child"]] for edge in graph["edges"] if names[edge["parent"]] == "top"}
+    # Done: the filter is on the secondary disk alone. Failed: the status says so, no job runs.
+    return under == {"secondary"} or (bool(status["error"]) and not jobs)
+
+
+def look(
+    machine: GatedMachine, scenario: RealScenario, now: Execution
+) -> tuple[Seen, RealViolation | None]:
+    """Everything that can be seen at the end, and what is broken in the images themselves."""
+    size = scenario.size
+    for op in scenario.ops:
+        if op.do in VANISH:  # the export must serve the next client
+            machine.connect(op.do.split("_")[0])
+    view: tuple[int, ...] | None = None
+    answer = machine.clients["guest"].call(Nbd.READ, 0, size * SECTOR)
+    if not answer.errno:
+        view = tuple(owners(answer.data, 0))
+    _flush(machine)
+    status: str | None = None
+    if scenario.form is Form.REPLICATION:
+        told = machine.call("query-xen-replication-status")
+        status = told.get("desc", "") if told["error"] else None
+    return _read(machine, scenario, now, view, status)
+
+
+def disks(machine: GatedMachine, scenario: RealScenario, now: Execution) -> Seen:
+    """What is on the disks at this moment, QEMU alive or not; half-written metadata is no news."""
+    return _read(machine, scenario, now, None, None)[0]
+
+
+def _read(
+    machine: GatedMachine,
+    scenario: RealScenario,
+    now: Execution,
+    view: tuple[int, ...] | None,
+    status: str | None,
+) -> tuple[Seen, RealViolation | None]:
+    size = scenario.size
+    secondary, unsound = _secondary(machine, scenario)
+    nothing = Overlay((None,) * size, (0,) * -(-size // scenario.cluster))
+    overlays = [read_overlay(machine, scenario, name) for name in machine.images[1:]]
+    hidden, active = (*overlays, nothing)[:2]
+    seen = Seen(
+        tuple(now.answers),
+        tuple(now.data),
+        secondary,
+        hidden.content,
+        active.content,
+        view,
+        (hidden.kinds, active.kinds),
+        status,
+    )
+    return seen, unsound or hidden.violation or active.violation
+
+
+def _secondary(
+    machine: GatedMachine, scenario: RealScenario
+) -> tuple[tuple[int, ...], RealViolation | None]:
+    """Whose the sectors of the secondary disk are."""
+    if scenario.secondary == "raw":
+        return tuple(owners(machine.gate.snapshot("secondary"), 0)), None
+    overlay = read_overlay(machine, scenario, "secondary")
+    return tuple(owner or 0 for owner in overlay.content), overlay.violation
+
+
+def _flush(machine: GatedMachine) -> None:
+    """Put qcow2's tables where we can read them; only a flush of the very node does it.
+
+    The filter of replication flushes all its disks. Copy-before-write flushes its source only, and
+    QEMU 10.0's ``stop`` does not reach a target that nobody else uses.
+    """
+    through = machine.shape.form is Form.REPLICATION and not machine.clients["guest"].lost
+    if through and machine.version >= (6, 0):  # before, a filter's flush reached one child only
+        machine.clients["guest"].call(Nbd.FLUSH)
+        return
+    first = 1 if machine.shape.secondary == "raw" else 0
+    for name in machine.images[first:]:
+        machine.call("human-monitor-command", {"command-line": f"qemu-io {name} flush"})
+
+
+def aftermath(
+    machine: GatedMachine, scenario: RealScenario, now: Execution, seen: Seen
+) -> RealViolation | None:
+    """One more primary write everywhere: what the guest's end sees must not change by it.
+
+    So a bitmap that forgot or invented a copy is found out, and replication proved to live.
+    """
+    over = any(op.do in ("failover", "stop", "unexport", "guest_discard") for op in scenario.ops)
+    if over or seen.view is None:
+        return None
+    size = scenario.size
+    answer = machine.clients["primary"].call(
+        Nbd.WRITE, 0, 0, bytes(pattern.data_of(PROBE, 0, size))
+    )
+    now.lines.append("afterwards: primary write of everything")
+    if answer.errno:
+        text = f"a primary write afterwards fails with errno {answer.errno}"
+        return RealViolation(Verdict.ERROR_CONTRACT, text, cause="a primary write afterwards fails")
+    found = machine.clients["guest"].call(Nbd.READ, 0, size * SECTOR)
+    if found.errno:
+        text = f"a read afterwards fails with errno {found.errno}"
+        return RealViolation(Verdict.ERROR_CONTRACT, text, cause="a read afterwards fails")
+    view = owners(found.data, 0)
+    sector = next((i for i in range(size) if view[i] != seen.view[i]), None)
+    if sector is None:
+        return None
+    return RealViolation(
+        Verdict.ISOLATION if view[sector] == PROBE else Verdict.CONTENT,
+        f"after one more primary write the guest's view of sector {sector} changes from "
+        f"{_whose(seen.view[sector])} to {_whose(view[sector])}",
+        cluster=sector // scenario.cluster,
+        cause="the view changes with the next primary write",
+    )
+
+
+def _whose(owner: int) -> str:
+    if owner == GARBAGE:
+        return "garbage"
+    return "the new data" if owner == PROBE else pattern.describe_owner(owner)

@@ -1,0 +1,76 @@
+"""``qmpshim explore``: many scenarios' schedules on one real QEMU build, in several processes.
+
+:func:`explore_real` does it all: it explores, groups what it found by cause, makes each finding
+small, proves it by running it again on fresh QEMUs, and sets aside what is known.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from qmpshim.conformance.explore.confirm import confirm
+from qmpshim.conformance.explore.crash_points import CrashPoints
+from qmpshim.conformance.explore.findings import Known, group
+from qmpshim.conformance.explore.pool import Board, Progress, here, in_processes
+from qmpshim.conformance.explore.report import ExploreReport, ScenarioResult, render
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.search import Task
+from qmpshim.errors import BuildError
+from qmpshim.machine.builds import Build, read_version
+from qmpshim.model.explorer import Mode
+
+__all__ = ["ExploreReport", "Progress", "ScenarioResult", "explore_real", "render"]
+
+
+def explore_real(
+    build: Build,
+    scenarios: Sequence[RealScenario],
+    mode: Mode = Mode.STATEFUL,
+    faults: Sequence[int] = (),
+    budget: float | None = None,
+    jobs: int = 1,
+    seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+    known: Sequence[Known] = (),
+    minimise: bool = True,
+    crash_points: CrashPoints = CrashPoints.NONE,
+) -> ExploreReport:
+    """Explore *scenarios* on *build*.
+
+    :param mode: ``STATEFUL`` or ``DPOR`` (exhaustive), ``NAIVE``, ``RANDOM`` or ``PREEMPTION``
+    :param faults: errnos a held I/O may end with instead; empty: no faults
+    :param budget: seconds for exploring, shared out among the scenarios; those by chance need one
+    :param jobs: processes, each with a QEMU of its own
+    :param crash_points: look at the images after each step, as a crash would leave them
+    :param known: findings that are written up
+    :raises BuildError: the build cannot do any of the scenarios
+    """
+    version = read_version(build)[0]
+    began = time.monotonic()
+    task = Task(build, version, mode, tuple(faults), budget, seed, crash_points)
+    if mode in (Mode.RANDOM, Mode.PREEMPTION) and budget is None:
+        task.budget = budget = 60.0
+    board = Board(len(scenarios), progress)
+    run = in_processes if jobs > 1 and len(scenarios) > 1 else here
+    results = run(task, scenarios, jobs, board)
+    if results and all(one.skipped for one in results):
+        raise BuildError(f"{build.name}: {results[0].skipped}")
+    findings = group([sighting for one in results for sighting in one.sightings], version, known)
+    confirmed = [
+        confirm(finding, build, minimise, task.errnos, crash_points) for finding in findings
+    ]
+    confirmed.sort(key=lambda f: (bool(f.known), not f.contract, f.verdict, f.cause))
+    seconds = time.monotonic() - began
+    return ExploreReport(
+        build.name,
+        version,
+        mode.value,
+        seed,
+        bool(faults),
+        results,
+        [finding for finding in confirmed if finding.confirmed],
+        seconds,
+        jobs,
+        [finding for finding in confirmed if not finding.confirmed],
+    )

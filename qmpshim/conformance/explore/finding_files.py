@@ -1,0 +1,93 @@
+"""Findings on disk: bundles, and the write-ups of what is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from qmpshim.conformance.explore.evidence import collect
+from qmpshim.conformance.explore.findings import Finding, Known, faulty, finding_from_json
+from qmpshim.errors import HostError, InputError
+from qmpshim.machine.builds import Build
+from qmpshim.model.verdict import Verdict
+
+CASE = "schedule.json"
+
+
+def save_finding(directory: Path, finding: Finding, build: Build | None = None) -> None:
+    """Write a bundle: the case, the trace and what to do with it.
+
+    :param directory: is made; must not hold a bundle yet
+    :param build: run it once more on this, for what else can be seen (see
+        :mod:`qmpshim.conformance.explore.evidence`)
+    :raises HostError: it cannot be written
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=False)
+        (directory / CASE).write_text(json.dumps(finding.to_json(), indent=1) + "\n")
+        (directory / "trace.txt").write_text("\n".join(finding.lines) + "\n")
+        (directory / "README").write_text(
+            f"{finding.verdict}: {finding.text}\n\n"
+            "Replay it:  qmpshim replay THIS-DIRECTORY [--build NAME]\n"
+            "For a bug report:  qmpshim export THIS-DIRECTORY > reproducer.py\n"
+        )
+    except OSError as error:
+        raise HostError(f"cannot write the bundle {directory}: {error.strerror}") from error
+    if build is not None:
+        collect(finding, build, directory)
+
+
+def is_schedule(path: Path) -> bool:
+    """Whether *path* is a bundle of this kind (or its file), and not one of `verify`."""
+    if path.is_dir():
+        return (path / CASE).is_file()
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(value, dict) and "schedule" in value.get("case", value)
+
+
+def load_finding(path: Path) -> Finding:
+    """Read a bundle, its ``schedule.json``, or a write-up of a known finding.
+
+    :raises InputError: it is none
+    """
+    file = path / CASE if path.is_dir() else path
+    try:
+        value = json.loads(file.read_text())
+        return finding_from_json(value.get("case", value) if isinstance(value, dict) else value)
+    except OSError as error:
+        raise InputError(f"{path} is no bundle: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is damaged: {error}") from error
+
+
+def load_known(directory: Path) -> list[Known]:
+    """The findings that are written up in *directory*, one JSON file each.
+
+    :raises InputError: one of the files is damaged
+    """
+    found = []
+    for path in sorted(directory.glob("*.json")):
+        try:
+            value = json.loads(path.read_text())
+            found.append(
+                Known(
+                    path.stem,
+                    tuple(Verdict(word) for word in value["verdicts"]),
+                    str(value["cause"]),
+                    str(value["title"]),
+                    _version(value["versions"].get("since", "0")),
+                    _version(value["versions"].get("fixed", "999")),
+                    bool(value["contract"]),
+                    bool(value.get("faulty", faulty(value["case"]["schedule"]))),
+                )
+            )
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is damaged: {error!r}") from error
+    return found
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))

@@ -1,0 +1,183 @@
+"""Findings: grouped by cause, and compared with what is known.
+
+A thousand schedules that hit one assertion are one finding. It is shown by its shortest schedule of
+the fewest operations, and it counts only when fresh QEMUs show it again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import qmpshim
+from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
+from qmpshim.errors import InputError
+from qmpshim.model.system import Choice
+from qmpshim.model.verdict import Verdict
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A violation in one scenario: its shortest schedule, and in how many it was seen."""
+
+    scenario: RealScenario
+    violation: RealViolation
+    schedule: tuple[Choice, ...]
+    lines: tuple[str, ...]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A finding that is written up.
+
+    :ivar id: its name, e.g. ``checkpoint-crashes-block-copy``
+    :ivar cause: a regular expression for :attr:`Finding.cause`
+    :ivar since: first version that has it, :ivar until: first version that has it no more
+    :ivar contract: also within the contract; one about robustness never excuses a breach of that
+    :ivar faulty: an I/O has to fail for it
+    """
+
+    id: str
+    verdicts: tuple[Verdict, ...]
+    cause: str
+    title: str
+    since: tuple[int, ...] = (0,)
+    until: tuple[int, ...] = (999,)
+    contract: bool = True
+    faulty: bool = False
+
+    def covers(self, finding: Finding, version: tuple[int, ...]) -> bool:
+        """Whether *finding*, seen on QEMU *version*, is this one."""
+        return (
+            finding.verdict in self.verdicts
+            and self.since <= version < self.until
+            and (self.contract or not finding.contract)
+            and (not self.faulty or faulty(finding.schedule))
+            and re.fullmatch(self.cause, finding.cause) is not None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One cause, with the smallest case that shows it.
+
+    :ivar verdict: None in a schedule that was recorded by hand and showed nothing wrong
+    :ivar contract: seen in a scenario that keeps to QEMU's documents
+    :ivar count: schedules in which it was seen
+    :ivar scenarios: names of those it was seen in
+    :ivar schedule: of :attr:`scenario`, the steps to take
+    :ivar lines: what happened, a line a step
+    :ivar replays: how often it showed itself again, of how many times
+    :ivar known: id of the known finding this is, or ``""``
+    """
+
+    verdict: Verdict | None
+    cause: str
+    text: str
+    contract: bool
+    count: int
+    scenarios: tuple[str, ...]
+    scenario: RealScenario
+    schedule: tuple[Choice, ...]
+    lines: tuple[str, ...]
+    replays: tuple[int, int] = (0, 0)
+    known: str = ""
+    errnos: tuple[int, ...] = ()
+    build: dict[str, Any] = field(default_factory=dict)
+    crash_points: str = "none"
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether it showed itself every time."""
+        return self.replays[1] > 0 and self.replays[0] == self.replays[1]
+
+    def to_json(self) -> dict[str, Any]:
+        """As :func:`finding_from_json` reads it."""
+        return {
+            "qmpshim": qmpshim.__version__,
+            "format": FORMAT,
+            "kind": "schedule",
+            "verdict": None if self.verdict is None else self.verdict.value,
+            "cause": self.cause,
+            "text": self.text,
+            "contract": self.contract,
+            "count": self.count,
+            "scenarios": list(self.scenarios),
+            "scenario": self.scenario.to_json(),
+            "errnos": list(self.errnos),
+            "schedule": [list(choice) for choice in self.schedule],
+            "trace": list(self.lines),
+            "replays": list(self.replays),
+            "known": self.known,
+            "build": self.build,
+            "crash_points": self.crash_points,
+        }
+
+
+def finding_from_json(value: Any) -> Finding:
+    """The reverse of :meth:`Finding.to_json`.
+
+    :raises InputError: it is no finding, or one of another format
+    """
+    try:
+        if value["format"] != FORMAT or value["kind"] != "schedule":
+            raise InputError(f"a finding of format {value['format']}; this reads {FORMAT}")
+        return Finding(
+            None if value["verdict"] is None else Verdict(value["verdict"]),
+            str(value["cause"]),
+            str(value["text"]),
+            bool(value["contract"]),
+            int(value.get("count", 1)),
+            tuple(value.get("scenarios", ())),
+            scenario_from_json(value["scenario"]),
+            tuple(tuple(choice) for choice in value["schedule"]),
+            tuple(value.get("trace", ())),
+            (int(value["replays"][0]), int(value["replays"][1])),
+            str(value.get("known", "")),
+            tuple(value.get("errnos", ())),
+            dict(value.get("build", {})),
+            str(value.get("crash_points", "none")),
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"not a finding: {type(error).__name__}: {error}") from error
+
+
+def faulty(schedule: Sequence[Choice]) -> bool:
+    """Whether a schedule fails an I/O."""
+    return any(step[0] == "fail" for step in schedule)
+
+
+def group(
+    sightings: Sequence[Sighting], version: tuple[int, ...], known: Sequence[Known] = ()
+) -> list[Finding]:
+    """One finding for each verdict and cause; contract scenarios speak for it if there are any."""
+    groups: dict[tuple[Verdict, str], list[Sighting]] = {}
+    for sighting in sightings:
+        violation = sighting.violation
+        groups.setdefault((violation.kind, violation.cause), []).append(sighting)
+    findings = []
+    for (verdict, cause), group_ in groups.items():
+        best = min(
+            group_,
+            key=lambda s: (not s.scenario.contract, len(s.scenario.ops), len(s.schedule)),
+        )
+        finding = Finding(
+            verdict,
+            cause,
+            best.violation.text,
+            best.scenario.contract,
+            sum(s.count for s in group_),
+            tuple(dict.fromkeys(s.scenario.name for s in group_)),
+            best.scenario,
+            best.schedule,
+            best.lines,
+        )
+        names = [one.id for one in known if one.covers(finding, version)]
+        findings.append(replace(finding, known=names[0] if names else ""))
+    return findings

@@ -1,0 +1,63 @@
+"""What each step of a real QEMU may touch: so the explorer knows whose order matters.
+
+A place is a backup cluster, on whatever image: that two operations on one cluster keep out of each
+other's way is what is to be found out, not assumed. A step counts as touching all clusters of its
+operation, but for two cases: reads that are let go only look, and an I/O that is let go without
+anything coming of it yet (another of the same operation is still to come) touched its own clusters.
+Commands and flushes touch everything.
+"""
+
+from __future__ import annotations
+
+from qmpshim.conformance.explore.io import Named
+from qmpshim.conformance.explore.scenarios import COMMANDS, FLUSHES, VANISH, RealScenario
+from qmpshim.model.scenario import Op
+from qmpshim.model.system import Choice, Footprint
+
+_ALL = (1 << 60) - 1
+EVERYTHING = Footprint(_ALL, _ALL)
+_STATUS = Footprint(1 << 59, 1 << 59)
+
+
+class Footprints:
+    """The footprints of *scenario*'s steps."""
+
+    def __init__(self, scenario: RealScenario) -> None:
+        self._cluster = scenario.cluster
+        self._ops = [self._works_with(op) for op in scenario.ops]
+        self._narrow = [op.count > 0 and len(self._range(op.start, op.count)) == 1
+                        for op in scenario.ops]  # fmt: skip
+
+    def _range(self, start: int, count: int) -> range:
+        return range(start // self._cluster, -(-(start + count) // self._cluster))
+
+    def _places(self, start: int, count: int) -> int:
+        return sum(1 << n for n in self._range(start, count))
+
+    def _works_with(self, op: Op) -> Footprint:
+        if op.do == "status":
+            return _STATUS
+        if op.do in COMMANDS + VANISH + FLUSHES:
+            return EVERYTHING
+        places = self._places(op.start, op.count)
+        return Footprint(places, places)
+
+    def step(self, choice: Choice, thread: int, named: Named | None, more: bool) -> Footprint:
+        """The footprint of a step that was taken.
+
+        :param named: the I/O that was let go; ``None``: an operation was started
+        :param more: the operation goes on without anything new to see of it
+        """
+        whole = self._ops[thread]
+        if named is None or choice[0] == "fail" or not named.count:
+            return EVERYTHING if choice[0] == "fail" else whole
+        if whole in (EVERYTHING, _STATUS):
+            return whole
+        if more:
+            places = self._places(named.start, named.count)
+            return Footprint(places, 0 if named.verb == "read" else places)
+        return Footprint(whole.reads, 0) if named.verb == "read" else whole
+
+    def alone(self, thread: int) -> bool:
+        """Whether an operation has at most one I/O at a time: then only that can move it."""
+        return self._narrow[thread]

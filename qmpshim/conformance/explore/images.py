@@ -1,0 +1,77 @@
+"""The overlays' bytes as they are on "disk" now: content and allocation, by our own reader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qmpshim.conformance.explore.execution import stable
+from qmpshim.conformance.explore.io import owners
+from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.machine.qcow2 import ImageError, Qcow2, Severity
+from qmpshim.machine.secondary import SECTOR
+from qmpshim.model.disk import Alloc
+from qmpshim.model.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """What an overlay holds.
+
+    :ivar content: whose each sector is, ``None`` where the image has nothing
+    :ivar kinds: allocation by cluster
+    :ivar violation: the image is broken, and how; the rest says nothing then
+    """
+
+    content: tuple[int | None, ...]
+    kinds: tuple[int, ...]
+    violation: RealViolation | None = None
+
+
+def read_overlay(machine: GatedMachine, scenario: RealScenario, name: str) -> Overlay:
+    """Read the qcow2 image *name* from the gate's bytes."""
+    size, cluster = scenario.size, scenario.cluster
+    content: list[int | None] = [None] * size
+    kinds = [0] * -(-size // cluster)
+    try:
+        image = machine.gate.snapshot(name)
+        qcow2 = Qcow2.parse(image)
+        found = qcow2.clusters()
+        faults = [str(f) for f in qcow2.check() if f.severity is Severity.CORRUPTION]
+    except ImageError as error:
+        faults, found = [str(error)], None
+    if faults or found is None:
+        violation = RealViolation(
+            Verdict.CORRUPTION,
+            f"{name} disk: {'; '.join(faults[:3])}",
+            cause=f"{name} disk: {stable(faults[0])}",
+        )
+        return Overlay(tuple(content), tuple(kinds), violation)
+    for index, kind, host in zip(
+        found.index.tolist(), found.kind.tolist(), found.host.tolist(), strict=True
+    ):
+        kinds[index] = kind
+        start = index * cluster
+        end = min(start + cluster, size)
+        if kind == Alloc.DATA:
+            piece = image[host : host + (end - start) * SECTOR]
+            piece += bytes((end - start) * SECTOR - len(piece))
+            content[start:end] = owners(piece, start)
+        else:
+            content[start:end] = [0] * (end - start)
+    return Overlay(tuple(content), tuple(kinds))
+
+
+def places_of(machine: GatedMachine, name: str) -> dict[int, int]:
+    """Where the sectors of a qcow2 image's disk are in its file: by place, the disk's sector."""
+    found = Qcow2.parse(machine.gate.snapshot(name)).clusters()
+    cluster = machine.shape.cluster // SECTOR
+    return {
+        host // SECTOR + offset: index * cluster + offset
+        for index, kind, host in zip(
+            found.index.tolist(), found.kind.tolist(), found.host.tolist(), strict=True
+        )
+        if kind == Alloc.DATA
+        for offset in range(cluster)
+    }

@@ -1,0 +1,244 @@
+"""What a real QEMU may answer and leave behind: the straight model in every order that fits.
+
+A block device promises something for each sector, not for an operation as a whole: two writes may
+come out in one order here and in the other there. So the disk is cut into *cells*, the longest
+ranges in which the same operations are at work and which no cluster boundary crosses, and in each
+cell there must be an order of the operations, in which nobody comes before somebody who had ended
+before it started, such that the straight model gives what was seen there: what reads returned and
+what the disks hold. For the answers of commands and the errors there must be one order as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, permutations
+from typing import Any
+
+from qmpshim.conformance.explore.scenarios import BASE, RealScenario, words
+from qmpshim.conformance.explore.straight import FAILS, Order, Seen, run_in_order
+from qmpshim.model.behaviour import Behaviour
+from qmpshim.model.disk import Alloc
+from qmpshim.model.linearise import fits
+from qmpshim.model.scenario import Op
+from qmpshim.model.system import Violation
+from qmpshim.model.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class RealViolation(Violation):
+    """A violation on a real QEMU.
+
+    :ivar cause: the same for all schedules that fail in the same way; groups findings
+    """
+
+    cause: str = ""
+
+
+class Judge:
+    """Knows every straight outcome of one scenario."""
+
+    def __init__(self, scenario: RealScenario, behaviour: Behaviour) -> None:
+        self.scenario = scenario
+        self.behaviour = behaviour
+        self.cells = _cells(scenario)
+        self.orders = _orders(scenario)
+        self._seen: dict[Hashable, RealViolation | None] = {}
+        self.straight: dict[Order, Seen] = {}
+        for order in self.orders:
+            self.straight[order] = run_in_order(scenario, behaviour, order)
+
+    # -- judging -----------------------------------------------------------------------------------
+
+    def judge(self, seen: Seen, precedence: Sequence[frozenset[int]]) -> RealViolation | None:
+        """What is wrong with the end of an execution.
+
+        :param precedence: for each operation those that had ended when it started
+        """
+        key = (seen, tuple(precedence))
+        if key not in self._seen:
+            self._seen[key] = self._judge(seen, precedence)
+        return self._seen[key]
+
+    def _judge(self, seen: Seen, precedence: Sequence[frozenset[int]]) -> RealViolation | None:
+        straight = [one for order, one in self.straight.items() if fits(order, precedence)]
+        return self.compare(seen, straight)
+
+    def compare(
+        self, seen: Seen, straight: Sequence[Seen], free: Sequence[str] = ()
+    ) -> RealViolation | None:
+        """What is wrong with an end that must be like one of those of *straight*.
+
+        :param free: what is not looked at: ``secondary``, ``hidden``, ``active``, ``view``,
+            ``status``
+        """
+        for index, op in enumerate(self.scenario.ops):
+            answers = {one.answers[index] for one in straight}
+            if not any(_same(want, seen.answers[index]) for want in answers):
+                return self._wrong_answer(index, op, seen.answers[index], sorted(answers))
+        possible = [one for one in straight if all(map(_same, one.answers, seen.answers))]
+        if not possible:
+            text = f"the answers {seen.answers} fit no order of the operations"
+            return RealViolation(Verdict.PROTOCOL, text, cause="answers do not fit together")
+        for start, end in self.cells:
+            if not any(self._explains(one, seen, start, end, free) for one in possible):
+                return self._explain(seen, possible, start, end, free)
+        for image, found in enumerate(seen.alloc):
+            name = ("hidden", "active")[image]
+            for cluster, kind in enumerate(found if name not in free else ()):
+                told = {one.alloc[image][cluster] for one in possible}
+                if not any(want == -1 or Alloc(want).admits(Alloc(kind)) for want in told):
+                    wanted = " or ".join(Alloc(want).name.lower() for want in sorted(told))
+                    text = (
+                        f"cluster {cluster} of the {name} disk is {Alloc(kind).name.lower()}, "
+                        f"predicted {wanted}"
+                    )
+                    cause = f"{name} cluster {Alloc(kind).name.lower()} instead of {wanted}"
+                    return RealViolation(Verdict.ALLOCATION, text, cluster=cluster, cause=cause)
+        if "status" not in free and all(one.status != seen.status for one in possible):
+            wanted = " or ".join(sorted({str(one.status) for one in possible}))
+            text = f"replication's status at the end is {seen.status!r}, predicted {wanted}"
+            return RealViolation(Verdict.ERROR_CONTRACT, text, cause=f"final status {seen.status}")
+        return None
+
+    def _wrong_answer(self, index: int, op: Op, found: str, wanted: list[str]) -> RealViolation:
+        text = f"{words(op)} answers {found!r}, predicted {' or '.join(map(repr, wanted))}"
+        return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=f"{op.do} answers {found}")
+
+    def _explains(self, one: Seen, seen: Seen, start: int, end: int, free: Sequence[str]) -> bool:
+        """Whether some order explains one cell."""
+        cut = slice(start, end)
+        for index, op in enumerate(self.scenario.ops):
+            want, have = one.data[index], seen.data[index]
+            if want is None or have is None:
+                continue
+            low, high = max(start, op.start) - op.start, min(end, op.start + op.count) - op.start
+            if low < high and want[low:high] != have[low:high]:
+                return False
+        for name in ("secondary", "view"):
+            want_all, have_all = getattr(one, name), getattr(seen, name)
+            if name in free or want_all is None or have_all is None:
+                continue
+            if want_all[cut] != have_all[cut]:
+                return False
+        # Where only one of them has something allocated, allocation is what differs.
+        return all(
+            want_one is None or have_one is None or want_one == have_one
+            for name in ("hidden", "active")
+            if name not in free
+            for want_one, have_one in zip(
+                getattr(one, name)[cut], getattr(seen, name)[cut], strict=True
+            )
+        )
+
+    def _explain(
+        self, seen: Seen, possible: list[Seen], start: int, end: int, free: Sequence[str]
+    ) -> RealViolation:
+        """In words what no order explains: the first thing wrong in every one of them."""
+        where = f"sectors {start}..{end - 1}"
+        cluster = start // self.scenario.cluster
+        for index, op in enumerate(self.scenario.ops):
+            have = seen.data[index]
+            if have is None or not (op.start < end and start < op.start + op.count):
+                continue
+            low, high = max(start, op.start) - op.start, min(end, op.start + op.count) - op.start
+            wanted = {one.data[index][low:high] for one in possible if one.data[index] is not None}  # type: ignore[index]
+            if have[low:high] not in wanted:
+                return self._wrong(
+                    f"{words(op)} returns", op.do, have[low:high], wanted, where, cluster, index
+                )
+        for name in ("secondary", "view", "hidden", "active"):
+            if name in free:
+                continue
+            have_all = getattr(seen, name)
+            wanted = {
+                getattr(one, name)[start:end] for one in possible if getattr(one, name) is not None
+            }
+            if have_all is not None and wanted and have_all[start:end] not in wanted:
+                if name in ("hidden", "active") and (
+                    None in have_all[start:end] or any(None in want for want in wanted)
+                ):
+                    continue
+                what = "the guest's view ends as" if name == "view" else f"{name} disk ends as"
+                return self._wrong(what, name, have_all[start:end], wanted, where, cluster, None)
+        text = f"in {where} what reads returned and what the disks hold fit no order"
+        return RealViolation(
+            Verdict.ISOLATION, text, cluster=cluster, cause="reads and disks fit no order"
+        )
+
+    def _wrong(
+        self,
+        what: str,
+        name: str,
+        have: tuple[int | None, ...],
+        wanted: set[Any],
+        where: str,
+        cluster: int,
+        index: int | None,
+    ) -> RealViolation:
+        kinds = [self._kind(owner) for owner in have]
+        told = sorted({self._kind(want[0]) for want in wanted})
+        verdict = Verdict.CONTENT
+        if name in ("guest_read", "view") and "new data" in kinds:
+            verdict = Verdict.ISOLATION
+        elif name in ("secondary", "active", "primary_read", "view", "guest_read"):
+            verdict = Verdict.LOST_WRITE
+        text = f"{what} {_runs(kinds)} in {where}, predicted {' or '.join(told)}"
+        cause = f"{name}: {kinds[0]} instead of {' or '.join(told)}"
+        return RealViolation(verdict, text, index, cluster, cause)
+
+    def _kind(self, owner: int | None) -> str:
+        """Whose data, in words that are the same for all scenarios."""
+        if owner is None:
+            return "nothing"
+        if owner == 0:
+            zeroed = any(op.do in ("primary_zero", "primary_discard") for op in self.scenario.ops)
+            return "new data" if zeroed else "zeroes"
+        if owner < 0:
+            return "garbage"
+        if owner == BASE:
+            return "the old data"
+        index = owner - BASE - 1
+        if index < len(self.scenario.setup):
+            return f"earlier {self.scenario.setup[index].do.replace('_', ' ')}'s data"
+        index -= len(self.scenario.setup)
+        if index < len(self.scenario.ops):
+            guest = self.scenario.ops[index].do == "guest_write"
+            return "the guest's data" if guest else "new data"
+        return "the probe's data"
+
+
+def _orders(scenario: RealScenario) -> list[Order]:
+    """The orders that keep to what comes after what; failover's commit goes on after its answer."""
+    orders = []
+    for order in permutations(range(len(scenario.ops))):
+        place = {op: at for at, op in enumerate(order)}
+        if all(
+            op.after is None
+            or scenario.ops[op.after].do == "failover"
+            or place[op.after] < place[index]
+            for index, op in enumerate(scenario.ops)
+        ):
+            orders.append(order)
+    return orders
+
+
+def _same(want: str, have: str) -> bool:
+    """Whether an answer is the predicted one; who was cut off cannot know whether it was done."""
+    if want == FAILS:
+        return have not in ("ok", "gone")
+    return want == have or (have == "gone" and (want == "ok" or want.startswith("errno")))
+
+
+def _runs(kinds: list[str]) -> str:
+    distinct = list(dict.fromkeys(kinds))
+    return " and ".join(distinct[:3])
+
+
+def _cells(scenario: RealScenario) -> list[tuple[int, int]]:
+    edges = {0, scenario.size, *range(0, scenario.size, scenario.cluster)}
+    for op in (*scenario.setup, *scenario.ops):
+        if op.count:
+            edges |= {op.start, op.start + op.count}
+    ordered = sorted(edges)
+    return list(pairwise(ordered))

@@ -1,0 +1,81 @@
+"""Takes a finding's exact steps again, on this or another build."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qmpshim.conformance.explore.crash_points import CrashPoints
+from qmpshim.conformance.explore.findings import Finding
+from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.stage import Stage
+from qmpshim.conformance.explore.system import RealSystem, Release, honestly
+from qmpshim.machine.builds import Build
+from qmpshim.model.system import Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """How a schedule went.
+
+    :ivar violation: what was wrong, ``None`` if nothing
+    :ivar followed: whether every step could be taken
+    """
+
+    violation: RealViolation | None
+    followed: bool
+    lines: tuple[str, ...]
+    version: tuple[int, ...]
+
+    def shows(self, finding: Finding) -> bool:
+        """Whether the finding was seen again."""
+        if self.violation is None or finding.verdict is None:
+            return self.followed and self.violation is None and finding.verdict is None
+        return (self.violation.kind, self.violation.cause) == (finding.verdict, finding.cause)
+
+
+def replay_schedule(
+    finding: Finding, build: Build, release: Release = honestly, reuse: bool = False
+) -> Replay:
+    """Take a finding's exact steps on *build*, in a fresh process.
+
+    :raises BuildError: the build cannot do the scenario
+    """
+    stage = Stage(build, reuse)
+    try:
+        return _replay(finding, stage, release)
+    finally:
+        stage.close()
+
+
+def _replay(finding: Finding, stage: Stage, release: Release) -> Replay:
+    system = RealSystem(
+        stage,
+        finding.scenario,
+        errnos=finding.errnos,
+        most_faults=99,
+        release=release,
+        each_step=CrashPoints(finding.crash_points).check,
+    )
+    system.reset()
+    version = system.machine.version
+    followed = follow(system, finding.schedule)
+    return Replay(system.violation, followed, tuple(system.now.lines), version)
+
+
+def follow(system: RealSystem, schedule: Sequence[Choice]) -> bool:
+    """Take these steps and finish; whether every one could be taken.
+
+    Another build may do without some of the I/O, or do more: steps that are not there are left out,
+    and what is left in the end goes in order of arrival.
+    """
+    followed = True
+    for choice in schedule:
+        if system.offers(choice):
+            system.take(choice)
+        elif system.violation is None:
+            followed = False
+    while system.violation is None and (left := system.enabled()):
+        system.take(left[0])
+    system.finish()
+    return followed

@@ -1,0 +1,151 @@
+"""What an exploration of a real QEMU gave: by scenario, by finding; as JSON and as text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from qmpshim.conformance.explore.findings import Finding, Sighting
+
+
+@dataclass(slots=True)
+class ScenarioResult:
+    """What exploring one scenario gave.
+
+    :ivar exhaustive: every schedule was taken, or is equivalent to one that was
+    :ivar derailed: executions that could not be followed; too many mean a harness at fault
+    :ivar skipped: why this build cannot do the scenario, or ``""``
+    """
+
+    name: str
+    contract: bool
+    exhaustive: bool = False
+    schedules: int = 0
+    steps: int = 0
+    depth: int = 0
+    distinct: int = 0
+    seconds: float = 0.0
+    derailed: int = 0
+    skipped: str = ""
+    sightings: list[Sighting] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class ExploreReport:
+    """An exploration's result.
+
+    :ivar build: name and version
+    :ivar findings: new ones first, then known ones; each showed itself again on fresh QEMUs
+    :ivar unconfirmed: what did not do so every time; no finding, but a reason to look closer
+    """
+
+    build: str
+    version: tuple[int, ...]
+    mode: str
+    seed: int
+    faults: bool
+    scenarios: list[ScenarioResult]
+    findings: list[Finding]
+    seconds: float
+    jobs: int
+    unconfirmed: list[Finding] = field(default_factory=list)
+
+    @property
+    def new(self) -> list[Finding]:
+        """Findings that nobody has written up yet and that replay."""
+        return [finding for finding in self.findings if not finding.known]
+
+    @property
+    def schedules(self) -> int:
+        return sum(one.schedules for one in self.scenarios)
+
+    @property
+    def steps(self) -> int:
+        return sum(one.steps for one in self.scenarios)
+
+    @property
+    def exhaustive(self) -> bool:
+        """Whether every scenario that this build can do was exhausted."""
+        return all(one.exhaustive or one.skipped for one in self.scenarios)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON."""
+        return {
+            "build": self.build,
+            "version": list(self.version),
+            "mode": self.mode,
+            "seed": self.seed,
+            "faults": self.faults,
+            "seconds": round(self.seconds, 3),
+            "jobs": self.jobs,
+            "schedules": self.schedules,
+            "steps": self.steps,
+            "exhaustive": self.exhaustive,
+            "scenarios": [
+                {
+                    "name": one.name,
+                    "contract": one.contract,
+                    "exhaustive": one.exhaustive,
+                    "schedules": one.schedules,
+                    "steps": one.steps,
+                    "depth": one.depth,
+                    "distinct": one.distinct,
+                    "seconds": round(one.seconds, 3),
+                    "derailed": one.derailed,
+                    "skipped": one.skipped,
+                }
+                for one in self.scenarios
+            ],
+            "findings": [finding.to_json() for finding in self.findings],
+            "unconfirmed": [finding.to_json() for finding in self.unconfirmed],
+        }
+
+
+def render(report: ExploreReport) -> str:
+    """The report as text."""
+    version = ".".join(map(str, report.version))
+    contract = [one for one in report.scenarios if one.contract]
+    many = _many(len(report.scenarios), "scenario")
+    lines = [
+        f"{report.build} (QEMU {version}), {report.mode}: {many} "
+        f"({len(contract)} within the contract), {_many(report.schedules, 'schedule')}, "
+        f"{_many(report.steps, 'step')} in {report.seconds:.1f} s with "
+        f"{_many(report.jobs, 'process')}" + (", with faults" if report.faults else ""),
+    ]
+    left = [one.name for one in report.scenarios if not one.exhaustive and not one.skipped]
+    if left:
+        more = f" and {len(left) - 8} more" if len(left) > 8 else ""
+        lines.append(f"not exhausted: {', '.join(left[:8])}{more}")
+    for one in report.scenarios:
+        if one.skipped:
+            lines.append(f"skipped {one.name}: {one.skipped}")
+    derailed = sum(one.derailed for one in report.scenarios)
+    if derailed:
+        many = _many(derailed, "schedule")
+        lines.append(f"{many} could not be followed (a timer of QEMU's came between)")
+    if not report.findings:
+        lines.append("no divergence")
+    for finding in report.findings:
+        side = "contract" if finding.contract else "robustness"
+        state = f"known: {finding.known}" if finding.known else "NEW"
+        lines.append("")
+        lines.append(f"{str(finding.verdict).upper()} ({side}, {state}): {finding.text}")
+        lines.append(
+            f"  {_many(finding.count, 'schedule')} in {', '.join(finding.scenarios[:6])}"
+            + (" ..." if len(finding.scenarios) > 6 else "")
+            + f"; replays {finding.replays[0]} of {finding.replays[1]} on fresh QEMUs"
+        )
+        lines += [f"    {line}" for line in finding.lines]
+    for finding in report.unconfirmed:
+        lines.append("")
+        lines.append(
+            f"not confirmed (replays {finding.replays[0]} of {finding.replays[1]}): "
+            f"{finding.verdict}: {finding.text}"
+        )
+    return "\n".join(lines)
+
+
+def _many(count: int, noun: str) -> str:
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun}{'es' if noun.endswith('s') else 's'}"

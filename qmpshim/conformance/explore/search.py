@@ -1,0 +1,140 @@
+"""Explores one scenario: all its schedules, and with faults all of them for each I/O that fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from errno import ENOSPC
+from typing import Any
+
+from qmpshim.conformance.explore.crash_points import CrashPoints
+from qmpshim.conformance.explore.findings import Sighting
+from qmpshim.conformance.explore.judge import Judge
+from qmpshim.conformance.explore.report import ScenarioResult
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.stage import Stage
+from qmpshim.conformance.explore.system import RealSystem
+from qmpshim.errors import BuildError, MachineError
+from qmpshim.machine.builds import Build
+from qmpshim.model.behaviour import behaviour_of
+from qmpshim.model.explorer import Mode, explore
+from qmpshim.model.system import Choice
+from qmpshim.model.walk import Budget
+
+_AGAIN = 3  # times that an exploration is repeated because it could not be followed
+
+
+@dataclass(slots=True)
+class Task:
+    """What is the same for all scenarios of a run."""
+
+    build: Build
+    version: tuple[int, ...]
+    mode: Mode
+    errnos: tuple[int, ...]
+    budget: float | None
+    seed: int
+    crash_points: CrashPoints = CrashPoints.NONE
+
+
+class _Counting(RealSystem):
+    """Tells now and then how far it is."""
+
+    def __init__(self, *words: Any, tick: Callable[[RealSystem], None], **named: Any) -> None:
+        super().__init__(*words, **named)
+        self._tick = tick
+
+    def finish(self) -> Any:
+        outcome = super().finish()
+        self._tick(self)
+        return outcome
+
+
+def explore_scenario(
+    stage: Stage,
+    scenario: RealScenario,
+    task: Task,
+    seconds: float | None,
+    tick: Callable[[RealSystem], None] = lambda system: None,
+) -> ScenarioResult:
+    """Explore one scenario on *stage*, for at most so many *seconds*.
+
+    With faults a third of the time goes to exploring without, which tells what can fail.
+    """
+    result = ScenarioResult(scenario.name, scenario.contract)
+    judge = Judge(scenario, behaviour_of(task.version))
+    began = time.monotonic()
+    found: dict[tuple[str, str], Sighting] = {}
+    outcomes: set[Any] = set()
+    plans: list[dict[Choice, int]] = [{}]
+    result.exhaustive = True
+    again_left = _AGAIN
+    while plans:
+        plan = plans.pop()
+        system = _Counting(
+            stage,
+            scenario,
+            judge=judge,
+            plan=plan,
+            each_step=task.crash_points.check,
+            tick=tick,
+        )
+        left = None if seconds is None else seconds - (time.monotonic() - began)
+        if left is not None and left <= 0:
+            result.exhaustive = False
+            break
+        if left is not None:
+            left /= 3 if task.errnos and not plan else len(plans) + 1
+        try:
+            explored = explore(system, task.mode, Budget(left), stop=False, seed=task.seed)
+        except BuildError as error:
+            result.skipped = str(error)
+            return result
+        except MachineError as error:  # QEMU does not even reach the beginning
+            result.skipped = f"the setup fails: {error}"
+            return result
+        if not plan:
+            plans = _faults(system.names, task.errnos)
+        statistics = explored.statistics
+        # A block job's timer may come between under load; then all of it once more.
+        again = bool(system.derailed) and again_left > 0 and explored.exhaustive
+        if again:
+            again_left -= 1
+            plans.append(plan)
+        complete = explored.exhaustive and not system.derailed
+        result.exhaustive = result.exhaustive and (complete or again)
+        result.schedules += statistics.schedules
+        result.steps += statistics.steps
+        result.depth = max(result.depth, statistics.depth)
+        result.derailed += system.derailed
+        outcomes |= explored.outcomes
+        _collect(system, scenario, found)
+    result.distinct, result.seconds = len(outcomes), time.monotonic() - began
+    result.sightings = list(found.values())
+    return result
+
+
+def _faults(names: Iterable[Choice], errnos: Sequence[int]) -> list[dict[Choice, int]]:
+    """Every I/O that was seen is to fail once, in each way that makes sense for it."""
+    return [
+        {name: errno}
+        for name in sorted(names)
+        for errno in errnos
+        if errno != ENOSPC or str(name[2]).split()[1] in ("write", "zero")
+    ]
+
+
+def _collect(
+    system: RealSystem, scenario: RealScenario, found: dict[tuple[str, str], Sighting]
+) -> None:
+    """Add what was seen, keeping the shortest schedule of each cause."""
+    for (kind, cause), seen in system.found.items():
+        old = found.get((kind, cause))
+        count = seen.count + (old.count if old else 0)
+        if old is not None and len(old.schedule) <= len(seen.schedule):
+            found[kind, cause] = replace(old, count=count)
+        else:
+            found[kind, cause] = Sighting(
+                scenario, seen.violation, seen.schedule, seen.lines, count
+            )

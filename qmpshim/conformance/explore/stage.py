@@ -1,0 +1,169 @@
+"""Brings a real QEMU to the beginning of a scenario, in the cheapest way that is safe.
+
+Three ways back to the start, from cheap to dear:
+
+* *checkpoint*: replication still runs and nothing odd happened. The bytes of the secondary disk
+  are put back behind QEMU's back and a checkpoint empties the overlays and the bitmap: that is just
+  what starting replication does. A raw node keeps no data, but since 6.2 the last block status it
+  was told; with that it asks for less, and the same schedule goes another way. So where no hole can
+  come to be the disk tells no status; else a write of zeroes makes QEMU forget what it was told.
+* *rebuild*: the chain is taken apart and opened again in the same process, over fresh images. Also
+  where a command came while I/O was in flight, which may have broken what QEMU has in memory.
+* *fresh*: another process.
+
+That nothing is an artefact of the reuse is proved afterwards: each finding is run again in fresh
+processes (see :mod:`qmpshim.conformance.explore.findings`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections import Counter
+
+from qmpshim.conformance import pattern
+from qmpshim.conformance.explore.ops import command
+from qmpshim.conformance.explore.scenarios import BASE, HOLES, RealScenario
+from qmpshim.errors import CommandFailed, MachineError
+from qmpshim.machine.builds import Build
+from qmpshim.machine.gated_chain import Form, GatedMachine, Shape, filled_qcow2
+from qmpshim.machine.nbd_proto import Op as Nbd
+from qmpshim.machine.secondary import SECTOR
+
+
+@functools.cache
+def base_content(sectors: int) -> bytes:
+    """What the secondary disk holds at the beginning: the data of operation 1."""
+    return bytes(pattern.data_of(BASE, 0, sectors))
+
+
+@functools.cache
+def base_image(sectors: int, cluster: int, image_format: str) -> bytes:
+    """An image whose disk holds :func:`base_content`; *cluster* in sectors."""
+    content = base_content(sectors)
+    if image_format == "raw":
+        return content
+    return filled_qcow2(content, cluster * SECTOR)
+
+
+class Stage:
+    """One build's QEMU, kept as long as it is fit to be used again.
+
+    :param reuse: False starts a fresh process each time
+    :ivar resets: how often each way was taken
+    """
+
+    def __init__(self, build: Build, reuse: bool = True) -> None:
+        self.build = build
+        self.reuse = reuse
+        self.machine: GatedMachine | None = None
+        self.resets: Counter[str] = Counter()
+        self._running = False  # replication or backup was started and never stopped
+        self._doubtful = False  # what QEMU has in memory may be broken
+
+    def prepare(self, scenario: RealScenario, reconnect: int = 0) -> GatedMachine:
+        """Bring QEMU to the start: the chain open over fresh images, replication or backup running.
+
+        :param reconnect: seconds that QEMU waits for a broken connection to its disks
+
+        :raises BuildError: this build cannot do the scenario
+        :raises MachineError: QEMU misbehaved before the scenario even began
+        """
+        sizes = scenario.size * SECTOR, scenario.cluster * SECTOR
+        holes = any(op.do in HOLES for op in (*scenario.setup, *scenario.ops))
+        shape = Shape(scenario.form, *sizes, reconnect, holes, scenario.secondary)
+        base = base_image(scenario.size, scenario.cluster, scenario.secondary)
+        machine = self.machine
+        if machine is not None and (machine.shape != shape or not self.reuse):
+            self.discard()
+            machine = None
+        if machine is not None:
+            try:
+                self._again(machine, base)
+                return machine
+            except MachineError:  # whatever it was: not fit for use
+                self.discard()
+        self.resets["fresh"] += 1
+        machine = self.machine = GatedMachine(self.build, shape)
+        if scenario.secondary == "raw":
+            machine.stores["secondary"].restore(base)
+            self._start(machine)
+        else:  # QEMU has read the tables of the empty one
+            self._rebuild(machine, base)
+        return machine
+
+    def _again(self, machine: GatedMachine, base: bytes) -> None:
+        for name in machine.images:
+            machine.gate.refuse(name, False)
+        machine.gate.open()
+        machine.gate.release_all()
+        machine.settle()
+        shape = machine.shape
+        simple = shape.form is Form.REPLICATION and shape.secondary == "raw"
+        if simple and self._running and not self._doubtful:
+            for name, client in machine.clients.items():
+                if client.lost:
+                    machine.connect(name)
+            self._forget_block_status(machine)
+            machine.stores["secondary"].restore(base)
+            machine.call("xen-colo-do-checkpoint")
+            self.resets["checkpoint"] += 1
+            return
+        self._rebuild(machine, base)
+
+    def _rebuild(self, machine: GatedMachine, base: bytes) -> None:
+        self._end(machine)
+        machine.tear_down()
+        for name, store in machine.stores.items():
+            store.restore(base if name == "secondary" else machine._blank)
+        machine.build_chain()
+        self.resets["rebuild"] += 1
+        self._start(machine)
+
+    @staticmethod
+    def _forget_block_status(machine: GatedMachine) -> None:
+        if machine.shape.holes and machine.version >= (6, 2):
+            machine.clients["primary"].call(Nbd.WRITE_ZEROES, 0, machine.shape.size)
+
+    def _start(self, machine: GatedMachine) -> None:
+        form = machine.shape.form
+        if form is Form.REPLICATION:
+            machine.call("xen-set-replication", {"enable": True, "primary": False})
+        elif form is Form.BACKUP:
+            machine.call("blockdev-backup", BACKUP_JOB)
+        self._running, self._doubtful = True, False
+        machine.settle()
+        machine.gate.trace.clear()
+
+    def _end(self, machine: GatedMachine) -> None:
+        if not self._running:
+            return
+        form = machine.shape.form
+        if form is Form.FLEECING:
+            return
+        with contextlib.suppress(CommandFailed):  # an operation did it; replication always says so
+            machine.call(*command(form, "stop"))
+        machine.reactor.until(lambda: not machine.call("query-block-jobs"), 5.0)
+
+    def will(self, do: str) -> None:
+        """This operation is about to be done; some end what :meth:`prepare` started."""
+        if do in ("failover", "stop"):
+            self._running = False
+
+    def doubt(self) -> None:
+        """Commands were done at moments when they should not be, or I/O failed."""
+        self._doubtful = True
+
+    def discard(self) -> None:
+        """The process is not fit to be used again."""
+        if self.machine is not None:
+            self.machine.close()
+            self.machine = None
+        self._running = False
+
+    def close(self) -> None:
+        """End QEMU."""
+        self.discard()
+
+
+BACKUP_JOB = {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "none"}

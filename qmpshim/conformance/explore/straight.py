@@ -1,0 +1,262 @@
+"""The straight model's run of a scenario in one order, with I/Os that fail if need be: what to see.
+
+A failed I/O fails in the straight run, too, wherever the operation that is to meet it does an I/O
+of that kind at that place. Which operation meets it is QEMU's affair (a copy is shared by all who
+wait for it), so the judge tries each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qmpshim.conformance.explore.scenarios import (
+    BASE,
+    COMMANDS,
+    GUEST,
+    PRIMARY,
+    READS,
+    VANISH,
+    RealScenario,
+)
+from qmpshim.machine.gated_chain import Form
+from qmpshim.model.behaviour import Behaviour
+from qmpshim.model.chain import Chain, CommandError, Stage, Workflow
+from qmpshim.model.co import Io, ModelIOError, OperationError, run_straight
+from qmpshim.model.discipline import CopyBeforeWriteDiscipline
+from qmpshim.model.disk import Alloc, Qcow2, owned
+from qmpshim.model.scenario import Op
+
+FAILS = "an error"  # the answer of a command that an I/O error befell; its text is QEMU's affair
+Order = tuple[int, ...]
+_CHANGES = frozenset({"write", "zero", "discard"})
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The end of an execution, straight or real.
+
+    :ivar answers: by operation: ``ok``, ``errno N`` or an error's text
+    :ivar data: by reading operation: the owners of its sectors
+    :ivar secondary: owners of all sectors
+    :ivar hidden: owners, ``None`` where the image has nothing
+    :ivar active: the same
+    :ivar view: what is read at the guest's end, ``None`` if it cannot be read
+    :ivar alloc: by overlay, by cluster
+    :ivar status: the error that replication reports
+    """
+
+    answers: tuple[str, ...]
+    data: tuple[tuple[int, ...] | None, ...]
+    secondary: tuple[int, ...]
+    hidden: tuple[int | None, ...]
+    active: tuple[int | None, ...]
+    view: tuple[int, ...] | None
+    alloc: tuple[tuple[int, ...], ...]
+    status: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An I/O that failed.
+
+    :ivar start: first sector, :ivar count: sectors (0 for a flush)
+    :ivar reader: the reading operation that met it, if it was one
+    :ivar gone: the image is gone for good with it, and all its I/O fails from then on
+    :ivar over: operations that had ended before, :ivar unstarted: those that began after
+    """
+
+    image: str
+    verb: str
+    start: int
+    count: int
+    errno: int
+    gone: bool = False
+    over: frozenset[int] = frozenset()
+    unstarted: frozenset[int] = frozenset()
+    reader: int | None = None
+
+    def fits(self, io: Io) -> bool:
+        """Whether the straight run's *io* is this one."""
+        if io.disk != self.image:
+            return False
+        if self.verb == "flush":  # or one that qcow2 needs before it can link a new cluster
+            return io.op == "flush" or (io.op in _CHANGES and self.image != "secondary")
+        alike = io.op == self.verb or {io.op, self.verb} <= _CHANGES
+        return alike and io.start < self.start + self.count and self.start < io.start + io.count
+
+
+class Fate:
+    """Lets I/Os of the operations fail: *victim* meets *hit*.
+
+    For an image that is gone: *done* tells how many I/Os on it each operation, of those under way
+    then, had done when it went away.
+    """
+
+    def __init__(self, hit: Hit, victim: int = -1, done: Mapping[int, int] | None = None) -> None:
+        self.hit = hit
+        self.victim = victim
+        self.met = False
+        self._left = dict(done or {})
+
+    def of(self, op: int) -> Callable[[Io], int]:
+        """The fate of operation *op*'s I/Os."""
+        hit = self.hit
+
+        def gone(io: Io) -> int:
+            if io.disk != hit.image or op in hit.over:
+                return 0
+            if self._left.get(op, 0):
+                self._left[op] -= 1
+                return 0
+            self.met = True
+            return hit.errno
+
+        def once(io: Io) -> int:
+            if self.met or op != self.victim or not hit.fits(io):
+                return 0
+            self.met = True
+            return hit.errno
+
+        return gone if hit.gone else once
+
+
+class AnyRead(Fate):
+    """The read *victim* fails, wherever it reads: QEMU may have looked in another place."""
+
+    def of(self, op: int) -> Callable[[Io], int]:
+        self.met = True
+        return lambda io: self.hit.errno if op == self.victim else 0
+
+
+class NoCommit(Fate):
+    """The failover *victim* gets nothing done."""
+
+    def of(self, op: int) -> Callable[[Io], int]:
+        return lambda io: self.hit.errno if op == self.victim else 0
+
+
+def run_op(chain: Chain, op: Op, number: int, fate: Callable[[Io], int] | None = None) -> Any:
+    """Do one operation in the straight model; what a read returns."""
+    if op.do in ("status", "unexport", *VANISH):
+        return None
+    method = getattr(chain, op.do)
+    if op.do in COMMANDS or op.do in ("primary_flush", "guest_flush"):
+        return run_straight(method(), fate)
+    if op.do in READS:
+        if op.do == "guest_read" and chain.discipline.name == "copy-before-write":
+            method = chain.snapshot_read
+        return run_straight(method(op.start, op.count), fate)
+    if op.do == "guest_discard" and chain.discipline.name == "copy-before-write":
+        method = chain.snapshot_discard
+    return run_straight(method(op.start, op.count, number), fate)
+
+
+def run_in_order(
+    scenario: RealScenario, behaviour: Behaviour, order: Order, fates: Sequence[Fate] = ()
+) -> Seen:
+    """Run the scenario's operations one after another and look at the end."""
+    chain = _begin(scenario, behaviour)
+    answers = ["?"] * len(scenario.ops)
+    data: list[tuple[int, ...] | None] = [None] * len(scenario.ops)
+    gone: tuple[str, ...] = ()  # whose clients are no more
+    for index in order:
+        op = scenario.ops[index]
+        if op.do == "status":
+            replication = scenario.form is Form.REPLICATION
+            answers[index] = (chain.status() if replication else None) or "ok"
+            continue
+        if op.do in gone:
+            answers[index] = "gone"
+            continue
+        if op.do in ("unexport", "primary_vanish"):
+            gone += PRIMARY
+        if op.do == "guest_vanish":
+            gone += GUEST
+        ways = [fate.of(index) for fate in fates]
+
+        def meet(io: Io, ways: Sequence[Callable[[Io], int]] = ways) -> int:
+            return next((errno for way in ways if (errno := way(io))), 0)
+
+        try:
+            result = run_op(chain, op, scenario.number(index), meet)
+        except ModelIOError as error:
+            if op.do in COMMANDS:
+                answers[index] = FAILS
+                continue
+            # QEMU's NBD server knows no EACCES.
+            answers[index] = f"errno {22 if error.errno == 13 else error.errno}"
+            continue
+        except (CommandError, OperationError) as error:
+            answers[index] = str(error)
+            continue
+        answers[index] = "ok"
+        if op.do in READS:
+            data[index] = tuple(max(0, owner) for owner in result)
+    return _final(scenario, chain, answers, data)
+
+
+def _begin(scenario: RealScenario, behaviour: Behaviour) -> Chain:
+    discipline = CopyBeforeWriteDiscipline() if scenario.form is Form.FLEECING else None
+    workflow = Workflow.REPLICATION if scenario.form is Form.REPLICATION else Workflow.BACKUP
+    chain = Chain(
+        workflow,
+        scenario.size,
+        scenario.cluster,
+        scenario.secondary,
+        discipline=discipline,
+        behaviour=behaviour,
+    )
+    chain.secondary.contents.write(0, owned(BASE, scenario.size))
+    if isinstance(chain.secondary, Qcow2):
+        clusters = range(-(-scenario.size // scenario.cluster))
+        chain.secondary.alloc.update(dict.fromkeys(clusters, Alloc.DATA))
+    run_straight(chain.start())
+    for number, op in enumerate(scenario.setup, BASE + 1):
+        run_op(chain, op, number)
+    return chain
+
+
+def _final(
+    scenario: RealScenario, chain: Chain, answers: list[str], data: list[tuple[int, ...] | None]
+) -> Seen:
+    size, cluster = scenario.size, scenario.cluster
+    held: list[tuple[int | None, ...]] = []
+    kinds: list[tuple[int, ...]] = []
+    for image in (chain.hidden, chain.active):
+        contents = image.contents.read(0, size)
+        alloc = [image.alloc.get(n, Alloc.UNALLOCATED) for n in range(-(-size // cluster))]
+        kinds.append(tuple(int(kind) for kind in alloc))
+        held.append(
+            tuple(
+                None if alloc[sector // cluster] is Alloc.UNALLOCATED else max(0, owner)
+                for sector, owner in enumerate(contents)
+            )
+        )
+    view: tuple[int, ...] | None = None
+    try:
+        if chain.discipline.name == "copy-before-write":
+            owners = run_straight(chain.snapshot_read(0, size))
+        else:
+            owners = run_straight(chain.guest_read(0, size))
+        view = tuple(max(0, owner) for owner in owners)
+    except OperationError:
+        pass
+    secondary = tuple(max(0, o) for o in chain.secondary.contents.read(0, size))
+    status = chain.status() if chain.workflow is Workflow.REPLICATION else None
+    if scenario_gives_up(scenario):  # nobody may read it any more, so nobody cares what is there
+        held[0], kinds[0] = (None,) * size, (-1,) * len(kinds[0])
+    if chain.stage is Stage.DONE and chain.failed_over:
+        # What the overlays hold is nobody's affair any more.
+        held = [(None,) * size] * 2
+        kinds = [(-1,) * len(kinds[0])] * 2
+    return Seen(
+        tuple(answers), tuple(data), secondary, held[0], held[1], view, tuple(kinds), status
+    )
+
+
+def scenario_gives_up(scenario: RealScenario) -> bool:
+    """Whether the reader of the snapshot discards part of it."""
+    fleecing = scenario.form is Form.FLEECING
+    return fleecing and any(op.do == "guest_discard" for op in scenario.ops)

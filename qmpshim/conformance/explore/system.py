@@ -1,0 +1,221 @@
+"""A real QEMU as a system that can be explored: steps are starting an operation, letting go an I/O.
+
+Implements :class:`qmpshim.model.system.System`, so the model's explorer drives it. A choice is
+``("start", operation)`` or ``("io", operation, what, nth)``, with faults also ``("fail", operation,
+what, nth, errno)``. How a step is taken is in :mod:`~qmpshim.conformance.explore.run`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+from qmpshim.conformance.explore import end as real_end
+from qmpshim.conformance.explore.execution import CUT, RECONNECT, Found
+from qmpshim.conformance.explore.faults import FaultyJudge
+from qmpshim.conformance.explore.footprints import EVERYTHING, Footprints
+from qmpshim.conformance.explore.judge import Judge, RealViolation
+from qmpshim.conformance.explore.run import PATIENCE, RealRun, Release, honestly
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.stage import Stage
+from qmpshim.conformance.explore.straight import Seen
+from qmpshim.errors import MachineError
+from qmpshim.model.behaviour import behaviour_of
+from qmpshim.model.linearise import fits
+from qmpshim.model.system import NOTHING, Choice, Footprint
+from qmpshim.model.verdict import Verdict
+
+_COMES_BACK = 20  # seconds that QEMU waits for a connection to its disks
+
+
+class RealSystem(RealRun):
+    """One scenario on one build (a :class:`~qmpshim.model.system.System`).
+
+    :param stage: where the QEMU comes from
+    :param errnos: errors a held I/O may be ended with instead, :data:`CUT` and :data:`RECONNECT`
+        among them; empty: no faults
+    :param most_faults: of them in one execution
+    :param plan: by name, I/Os that end with an error in every execution; the first only. Partial
+        order reduction knows steps, not ways for one step to end: so faults are planned, not chosen
+    :param everything: hold the overlays' metadata, too
+    :param release: how a request is let go; sabotage comes in here
+    :param probe: after the end, write everything once more and see that the view stands
+    :param watching: judge requests as they arrive, too (False: only what comes of them)
+    :param keeping: leave QEMU as it is after a violation, to be looked at
+    :param each_step: called after every step with this system (crash points, for one)
+    :ivar names: of all held I/Os seen so far
+    :ivar found: what went wrong so far, by verdict and cause
+    :ivar finished: executions so far, :ivar derailed: those that could not be followed
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        scenario: RealScenario,
+        *,
+        judge: Judge | None = None,
+        errnos: Sequence[int] = (),
+        most_faults: int = 1,
+        plan: Mapping[Choice, int] | None = None,
+        everything: bool = False,
+        release: Release = honestly,
+        probe: bool = True,
+        watching: bool = True,
+        keeping: bool = False,
+        each_step: Callable[[RealSystem], RealViolation | None] | None = None,
+    ) -> None:
+        super().__init__(stage, scenario, everything, release, watching)
+        self.errnos = tuple(errnos)
+        self.most_faults = most_faults
+        self.plan = dict(plan or {})
+        self.probe = probe
+        self.keeping = keeping
+        self.each_step = each_step
+        self.finished = 0
+        self.found: dict[tuple[Verdict, str], Found] = {}
+        self._judge = judge
+        self._faulty: FaultyJudge | None = None
+        self._footprints = Footprints(scenario)
+
+    # -- System ------------------------------------------------------------------------------------
+
+    def movers(self, thread: int) -> Sequence[Choice] | None:
+        own = [choice for choice in self.enabled() if self.thread(choice) == thread]
+        return own if own and self._footprints.alone(thread) else None
+
+    def fingerprint(self) -> Hashable | None:
+        if self.violation is not None:
+            return self.violation
+        return self._state.fingerprint(self.now)
+
+    def reset(self) -> None:
+        again = RECONNECT in (*self.errnos, *self.plan.values())
+        self.begin(_COMES_BACK if again else 0)
+        if self._judge is None:
+            self._judge = Judge(self.scenario, behaviour_of(self.machine.version))
+        if self._faulty is None:
+            self._faulty = FaultyJudge(self._judge)
+
+    def enabled(self) -> Sequence[Choice]:
+        now = self.now
+        if self.violation is not None or now.lost:
+            return ()
+        found: list[Choice] = [("start", index) for index in self._startable()]
+        if self.plan and not now.faults:
+            found += [
+                ("fail", *name[1:], self.plan[name]) if name in self.plan else name
+                for name in now.held
+            ]
+            return found
+        found += now.held
+        if self.errnos and now.faults < self.most_faults:
+            for name in now.held:
+                found += [("fail", *name[1:], errno) for errno in self.errnos]
+        return found
+
+    def offers(self, choice: Choice) -> bool:
+        """Whether a step can be taken; what it waits for may be late (a timer, a busy host)."""
+        deadline = time.monotonic() + PATIENCE
+        while choice not in self.enabled():
+            if self.violation is not None or self.now.lost or time.monotonic() > deadline:
+                return False
+            try:
+                self.machine.reactor.poll(0.02)
+                self._settle()
+            except MachineError as error:
+                self._failed(error)
+        return True
+
+    def take(self, choice: Choice) -> Footprint:
+        now = self.now
+        if now.lost or self.violation is not None:
+            return NOTHING
+        if not self.offers(choice):
+            now.lines.append(f"cannot {choice}: there are {list(self.enabled())}")
+            now.lost = True
+            self.derailed += 1
+            self.stage.discard()
+            return NOTHING
+        now.steps.append(choice)
+        before = set(now.over)
+        named, known = now.held.get(choice), set(now.held)
+        try:
+            self._do(choice)
+            self._settle()
+        except MachineError as error:
+            self._failed(error)
+            return EVERYTHING
+        if self.violation is None and self.each_step is not None:
+            self.violation = self.each_step(self)
+        thread = self.thread(choice)
+        if now.over - before - {thread}:
+            return EVERYTHING  # it ended somebody else, too
+        fresh = {now.held[name].op for name in now.held.keys() - known}
+        more = thread not in now.over and thread not in fresh
+        return self._footprints.step(choice, thread, named, more)
+
+    def finish(self) -> Hashable:
+        if not self.now.lost and self.violation is None:
+            try:
+                self.violation = self._end()
+            except MachineError as error:
+                self._failed(error)
+        if self.now.lost:
+            return "lost"
+        self.finished += 1
+        if self.violation is not None:
+            self._keep(self.violation)
+            over = self.violation.kind in (Verdict.CRASH, Verdict.HANG)
+            if over and not self.keeping:
+                self.stage.discard()
+            self.stage.doubt()
+            return str(self.violation.kind), self.violation.cause
+        return tuple(self.now.answers), tuple(self.now.data)
+
+    def _keep(self, violation: RealViolation) -> None:
+        key = (violation.kind, violation.cause)
+        steps, lines = tuple(self.now.steps), tuple(self.now.lines)
+        if key not in self.found:
+            self.found[key] = Found(violation, steps, lines, 1)
+            return
+        best = self.found[key]
+        best.count += 1
+        if len(steps) < len(best.schedule):
+            best.violation, best.schedule, best.lines = violation, steps, lines
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def _end(self) -> RealViolation | None:
+        """Look at everything and judge it."""
+        now, machine, scenario = self.now, self.machine, self.scenario
+        wrong = real_end.stuck(scenario, now)
+        if wrong is not None:
+            return wrong
+        machine.gate.open()
+        if any(op.do == "failover" for op in scenario.ops):
+            wrong = real_end.await_commit(machine)
+        seen, broken = real_end.look(machine, scenario, now)
+        now.seen = seen
+        wrong = wrong or broken or self._verdict(seen)
+        if wrong is None and self.probe and not now.gone():
+            wrong = real_end.aftermath(machine, scenario, now, seen)
+        return wrong
+
+    def _verdict(self, seen: Seen) -> RealViolation | None:
+        assert self._judge is not None and self._faulty is not None
+        if self.now.failed:
+            return self._faulty.judge(seen, self.now.precedence, self.now.failed)
+        return self._judge.judge(seen, self.now.precedence)
+
+    def disks(self) -> Seen:
+        """What is on the disks at this moment, QEMU alive or not; for reports."""
+        return real_end.disks(self.machine, self.scenario, self.now)
+
+    def predictions(self) -> list[Seen]:
+        """The straight ends that the order of starts and ends leaves possible."""
+        assert self._judge is not None
+        straight = self._judge.straight.items()
+        return [end for order, end in straight if fits(order, self.now.precedence)]
+
+
+__all__ = ["CUT", "PATIENCE", "RECONNECT", "RealSystem", "Release", "honestly"]

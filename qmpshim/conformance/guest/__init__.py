@@ -1,0 +1,1 @@
+"""Scenarios with a real guest on the chain, held against the model."""

@@ -1,0 +1,219 @@
+"""Carries out the guest scenarios: restores a guest, builds the chain, judges, keeps the evidence.
+
+:func:`run` is the kind ``guest`` of `qmpshim check`; :func:`run_scenario` is for everyone else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.guest.disk import GuestLied
+from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
+from qmpshim.conformance.guest.scenarios import SCENARIOS, GuestScenario
+from qmpshim.conformance.guest.work import Diverged, GuestWork
+from qmpshim.conformance.verify import setup_for
+from qmpshim.errors import (
+    BuildError,
+    CommandFailed,
+    GuestFailed,
+    GuestPanicked,
+    InputError,
+    MachineDied,
+    MachineError,
+    MachineHung,
+)
+from qmpshim.machine import guest_image
+from qmpshim.machine.builds import Build, read_version
+from qmpshim.machine.files import copy_tree
+from qmpshim.machine.guest_chain import Attachment
+from qmpshim.machine.guest_image import GuestImage
+from qmpshim.machine.secondary import ChainSpec
+from qmpshim.machine.workspace import Workspace
+from qmpshim.model.chain import Workflow
+from qmpshim.model.verdict import Verdict
+
+#: What a divergence is called that rests on an exception.
+_VERDICTS: tuple[tuple[type[MachineError], Verdict], ...] = (
+    (MachineDied, Verdict.CRASH),
+    (GuestPanicked, Verdict.CRASH),
+    (MachineHung, Verdict.HANG),
+    (GuestLied, Verdict.PROTOCOL),
+    (GuestFailed, Verdict.ERROR_CONTRACT),
+    (CommandFailed, Verdict.ERROR_CONTRACT),
+)
+
+#: Findings that are written up (vmtests/conformance/known), by what QEMU says; with the versions.
+_KNOWN = (
+    (
+        "iothread-client-leaves",
+        re.compile(r"nbd_blockdev_client_closed: Assertion `qemu_in_main_thread"),
+        (7, 2, 14),
+        (7, 3, 0),
+    ),
+)
+
+
+@dataclass(slots=True)
+class GuestOutcome:
+    """How a scenario went.
+
+    :ivar figures: numbers by name, the unit in the name
+    """
+
+    scenario: GuestScenario
+    attachment: Attachment
+    divergence: Divergence | None = None
+    known: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+async def run_scenario(
+    scenario: GuestScenario,
+    build: Build,
+    image: GuestImage,
+    attachment: Attachment,
+    seed: int = 1,
+    *,
+    chain: Callable[..., ProgramChain] = ProgramChain,
+    spec: ChainSpec | None = None,
+    keep: Path | None = None,
+) -> GuestOutcome:
+    """Run a scenario on a fresh chain under a guest.
+
+    :param chain: the class that builds the chain; sabotage comes in here
+    :param keep: where logs and images go when something was found
+    :raises BuildError: the build cannot do it
+    """
+    spec = spec or ChainSpec(Workflow.REPLICATION, scenario.size)
+    attachment = replace(attachment, log=True) if scenario.log else attachment
+    setup = setup_for(build, spec)
+    outcome = GuestOutcome(scenario, attachment)
+    with Workspace("qmps-") as workspace:
+        began = time.monotonic()
+        rig = await GuestOpener(build, image, attachment, chain)(setup, workspace.path)
+        ready = time.monotonic()
+        work = GuestWork(rig, setup.qemu_img)
+        try:
+            await scenario.run(work, seed)
+        except Diverged as diverged:
+            outcome.divergence = diverged.divergence
+        except MachineError as error:
+            outcome.divergence = _misbehaved(work, error)
+        finally:
+            outcome.figures = {
+                "operations": work.number,
+                "clusters": work.clusters,
+                "ready seconds": round(ready - began, 3),
+                "run seconds": round(time.monotonic() - ready, 3),
+            }
+            await work.close()
+            # The images' last state is evidence, so the rig keeps them until they are copied.
+            if outcome.divergence is not None and keep is not None:
+                rig.qemu.kill()
+                copy_tree(workspace.path, keep, "*.sock", "*.copy")
+            await rig.close()
+    if outcome.divergence is not None:
+        outcome.known = _known(outcome.divergence, build)
+    return outcome
+
+
+def refuse(build: Build, attachment: Attachment) -> None:
+    """Say at once what a build cannot do.
+
+    :raises BuildError: replication does not start in an iothread before 6.0 ("Cannot change
+        iothread of active block backend")
+    """
+    if attachment.iothread and read_version(build)[0] < (6, 0, 0):
+        raise BuildError(f"{build.name}: QEMU before 6.0 has no replication in an iothread")
+
+
+def _misbehaved(work: GuestWork, error: MachineError) -> Divergence:
+    # A process that was killed closes its connections a little before it can be waited for.
+    if not isinstance(error, GuestPanicked | GuestFailed) and not work.rig.qemu.alive(1.0):
+        error = work.rig.qemu.died(_doing(error))
+    verdict = next((v for kind, v in _VERDICTS if isinstance(error, kind)), Verdict.PROTOCOL)
+    return Divergence(verdict, "guest", work.number, "an answer", str(error))
+
+
+def _doing(error: MachineError) -> str:
+    """What went on when QEMU died, if its exception says so."""
+    found = re.search(r" during (.*?)(?:: |$)", str(error))
+    return found[1] if found else "the scenario"
+
+
+def _known(found: Divergence, build: Build) -> str:
+    version = read_version(build)[0]
+    for name, pattern, since, fixed in _KNOWN:
+        if pattern.search(found.observed) and since <= version < fixed:
+            return name
+    return ""
+
+
+def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
+    """Kind ``guest``: ``scenario``, ``device``, ``iothread``, ``cache``, ``aio``, ``seed``.
+
+    :raises BuildError: this build cannot do it
+    :raises InputError: the case's arguments are wrong
+    """
+    began = time.monotonic()
+    given = dict(case.arguments)
+    name, seed = given.pop("scenario", "mixed"), given.pop("seed", 1)
+    if name not in SCENARIOS:
+        raise InputError(f"{case.name}: no guest scenario {name!r}: {', '.join(SCENARIOS)}")
+    try:
+        attachment = Attachment(**given)
+    except TypeError as error:
+        raise InputError(f"{case.name}: {error}") from error
+    keep = directory / "guest"
+    refuse(build, attachment)
+    outcome = asyncio.run(
+        run_scenario(SCENARIOS[name], build, guest_image.build(), attachment, seed, keep=keep)
+    )
+    found = outcome.divergence
+    words = command_line(outcome, seed)
+    findings = () if found is None else (finding(outcome, words, str(found)),)
+    return CaseOutcome(
+        Status.DIVERGED if found is not None and not outcome.known else Status.OK,
+        f"{name}: {outcome.figures['operations']} operations",
+        findings,
+        outcome.figures,
+        round(time.monotonic() - began, 3),
+    )
+
+
+def finding(outcome: GuestOutcome, words: str, text: str) -> CaseFinding:
+    """The outcome's divergence for a report.
+
+    :param words: the command that shows it again
+    """
+    found = outcome.divergence
+    assert found is not None
+    return CaseFinding(
+        found.verdict,
+        outcome.known or f"guest {outcome.scenario.name}: {found.verdict} in {found.where}",
+        text,
+        found.predicted,
+        found.observed,
+        known=outcome.known,
+        replay=words,
+        details={"logs": "guest"},
+    )
+
+
+def command_line(outcome: GuestOutcome, seed: int) -> str:
+    """The command that runs this again."""
+    attachment = outcome.attachment
+    flags = [f"--device {attachment.device}"] if attachment.device != "virtio-blk" else []
+    flags += ["--iothread"] * attachment.iothread
+    flags += [f"--cache {attachment.cache}"] if attachment.cache != "unsafe" else []
+    flags += [f"--aio {attachment.aio}"] if attachment.aio != "threads" else []
+    return " ".join(
+        ["qmpshim guest check", outcome.scenario.name, *flags, f"--seed {seed} --keep DIRECTORY"]
+    )

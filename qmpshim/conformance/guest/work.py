@@ -1,0 +1,269 @@
+"""Work that a guest does on its own, held against the model afterwards.
+
+A program that chooses its operations by a seed is predicted by making the same choice here; what
+nobody chose (``mkfs``, a file system under load) is observed: a ``blklogwrites`` node above the
+filter tells what the guest wrote, and the model is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from qmpshim.conformance import pattern
+from qmpshim.conformance.crosscheck import CrossCheck
+from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.guest.disk import PROGRAM, random_operations, read_lines
+from qmpshim.conformance.guest.rig import GuestRig
+from qmpshim.conformance.workload import Kind, Operation, Side
+from qmpshim.errors import CommandFailed, IOFailed
+from qmpshim.machine.blklog import BlkLog, Entry, Flag
+from qmpshim.machine.files import map_file
+from qmpshim.machine.guest import RUN_LIMIT
+from qmpshim.machine.guest_chain import Attachment, GuestChain
+from qmpshim.machine.secondary import SECTOR
+from qmpshim.model.verdict import Verdict
+
+
+class Diverged(Exception):
+    """The first divergence ends what a guest is at.
+
+    :ivar divergence: what it is
+    """
+
+    def __init__(self, divergence: Divergence) -> None:
+        super().__init__(str(divergence))
+        self.divergence = divergence
+
+
+class GuestWork:
+    """What goes on at a rig beside a session, with every operation numbered and predicted.
+
+    Each method raises :class:`Diverged` when the model says otherwise.
+    """
+
+    def __init__(self, rig: GuestRig, qemu_img: Sequence[str] = ("qemu-img",)) -> None:
+        self.rig = rig
+        self.number = 0  # of the last operation
+        self.recorded = pattern.Recorded()
+        self._writers: dict[int, str] = {}
+        self._check = CrossCheck(rig.chain, rig.oracle, self._writers, qemu_img, self.recorded)
+        self._seen: dict[Path, Entry] = {}  # the last entry, by write log
+        self._source = Path()
+        self._begun: list[Operation] = []
+        self._others: list[GuestWork] = []
+        self._qemu_img = qemu_img
+
+    @property
+    def chain(self) -> GuestChain:
+        """The chain under the guest."""
+        assert isinstance(self.rig.chain, GuestChain)
+        return self.rig.chain
+
+    async def check(self) -> None:
+        """Cross-check everything; the guest must be at rest."""
+        for each in (self, *self._others):
+            for found in await each._check.run(each.number):
+                raise Diverged(found)
+
+    @property
+    def clusters(self) -> int:
+        """Clusters' worth of bytes compared so far."""
+        return self._check.clusters + sum(other.clusters for other in self._others)
+
+    async def add_disk(self, attachment: Attachment) -> GuestWork:
+        """Another disk for the guest, on a chain of its own; commands mean all of them."""
+        rig, chain = self.rig, self.chain
+        directory = rig.directory / "next"
+        directory.mkdir()
+        other = type(chain)(
+            rig.machine, chain.spec, directory, self._qemu_img, attachment, beside=chain
+        )
+        await other.build()
+        oracle = type(rig.oracle)(chain.spec, rig.oracle.chain.behaviour)
+        work = GuestWork(GuestRig(rig.qemu, other, oracle, directory, rig.machine), self._qemu_img)
+        self._others.append(work)
+        return work
+
+    async def close(self) -> None:
+        """Leave nothing running but what the rig closes."""
+        await self._check.close()
+        for other in self._others:
+            await other.close()
+            other.chain.close()
+
+    # -- operations ----------------------------------------------------------------------------
+
+    def primary(self, kind: Kind, start: int, data: bytes | int) -> None:
+        """The primary writes, zeroes, discards or reads.
+
+        :param data: bytes that are written, or a number of sectors (of the pattern, if written)
+        """
+        count = data if isinstance(data, int) else len(data) // SECTOR
+        operation = self._next(Side.PRIMARY, kind, start, count)
+        client, offset = self.rig.chain.primary, start * SECTOR
+        buffer = bytearray(count * SECTOR)
+        if kind is Kind.WRITE:
+            if isinstance(data, int):
+                payload: bytes | memoryview = pattern.data_of(operation.number, start, count)
+            else:
+                payload = data
+                self.recorded.add(operation.number, start, data)
+            cookie = client.submit_write(payload, offset)
+        elif kind is Kind.ZERO:
+            cookie = client.submit_zero(len(buffer), offset)
+        elif kind is Kind.DISCARD:
+            cookie = client.submit_discard(len(buffer), offset)
+        else:
+            cookie = client.submit_read(buffer, offset)
+        errno = 0
+        try:
+            client.wait(cookie)
+        except IOFailed as error:
+            errno = error.errno
+        self._judge(operation, errno, bytes(buffer))
+
+    def random(
+        self,
+        seed: int,
+        times: int,
+        start: int,
+        length: int,
+        beside: Iterable[tuple[Kind, int, int]] = (),
+    ) -> None:
+        """The guest's program does *times* operations within *length* sectors from *start* on.
+
+        :param beside: what the primary does meanwhile: kind, start, sectors. The promise makes the
+            order between the two sides immaterial, so the model may take one after the other
+        """
+        self.begin(seed, times, start, length)
+        for kind, place, count in beside:
+            self.primary(kind, place, count)
+        self.end()
+
+    def read(self, start: int, count: int) -> None:
+        """The guest's program reads *count* sectors from sector *start* on."""
+        operation = self._next(Side.GUEST, Kind.READ, start, count)
+        command = f"read {operation.number} {start} {count}"
+        output = self.rig.machine.run(f"{PROGRAM} {self.chain.disk} {command}", check=False).output
+        self._begun = [operation]
+        self.judge(output)
+
+    def begin(self, seed: int, times: int, start: int, length: int) -> None:
+        """Have the guest's program begin; see :meth:`random`. :meth:`end` waits for it."""
+        self.rig.machine.send(self.plan(seed, times, start, length))
+
+    def end(self) -> None:
+        """Wait for what :meth:`begin` began, and judge it."""
+        self.judge(self.rig.machine.finish(RUN_LIMIT, check=False).output)
+
+    def plan(self, seed: int, times: int, start: int, length: int) -> str:
+        """The command by which the guest does random operations; :meth:`judge` what it says."""
+        first, self.number = self.number + 1, self.number + times
+        self._begun = list(random_operations(seed, times, first, start, length))
+        command = f"random {seed} {times} {first} {start} {length}"
+        return f"{PROGRAM} {self.chain.disk} {command}"
+
+    def judge(self, output: str) -> None:
+        """Hold what the guest's program said of what was planned against the model."""
+        begun, self._begun = self._begun, []
+        told = list(read_lines(output))
+        for index, operation in enumerate(begun):
+            self._writers[operation.number] = operation.side
+            if index >= len(told) or told[index].operation != operation:
+                said = str(told[index].operation) if index < len(told) else "nothing"
+                raise self._told(Verdict.PROTOCOL, operation, str(operation), said)
+            self._judge(operation, told[index].errno, told[index].data)
+
+    async def command(self, kind: Kind) -> None:
+        """A command of the chain, which means all of the guest's disks."""
+        operation = self._next(Side.CHAIN, kind, 0, 0)
+        prediction = self.rig.oracle.predict(operation)
+        for other in self._others:
+            other.rig.oracle.predict(operation)
+        doing = {
+            Kind.START: self.chain.start,
+            Kind.CHECKPOINT: self.chain.checkpoint,
+            Kind.FAILOVER: self.chain.failover,
+        }
+        observed = None
+        try:
+            await doing[kind]()
+            if kind is Kind.FAILOVER:
+                for other in self._others:
+                    await other.chain.until_failed_over()
+        except CommandFailed as error:
+            observed = error.desc
+        if observed != prediction.error:
+            predicted, observed = (
+                repr(said) if said else "no error" for said in (prediction.error, observed)
+            )
+            raise self._told(Verdict.ERROR_CONTRACT, operation, predicted, observed)
+
+    def _next(self, side: Side, kind: Kind, start: int, count: int) -> Operation:
+        self.number += 1
+        self._writers[self.number] = side
+        return Operation(self.number, side, kind, start, count)
+
+    def _judge(self, operation: Operation, errno: int, data: bytes) -> None:
+        prediction = self.rig.oracle.predict(operation)
+        if errno != prediction.errno:
+            predicted, observed = (f"errno {number}" for number in (prediction.errno, errno))
+            raise self._told(Verdict.ERROR_CONTRACT, operation, predicted, observed)
+        if prediction.owners is None:
+            return
+        wrong = pattern.mismatches(data, prediction.owners, operation.start, self.recorded)
+        if not wrong:
+            return
+        at = (wrong[0].start - operation.start) * SECTOR
+        verdict = self._check.read_verdict(operation.side, wrong[0], data[at : at + SECTOR])
+        predicted = pattern.describe_owner(wrong[0].predicted)
+        raise self._told(verdict, operation, predicted, wrong[0].found)
+
+    def _told(
+        self, verdict: Verdict, operation: Operation, predicted: str, observed: str
+    ) -> Diverged:
+        where = f"{operation.side} {operation.kind}"
+        return Diverged(Divergence(verdict, where, operation.number, predicted, observed))
+
+    # -- observation ---------------------------------------------------------------------------
+
+    def observe(self) -> int:
+        """Tell the model what the guest wrote since the last time; the VM must be held.
+
+        :returns: how many writes there were
+        """
+        count = 0
+        for entry in self._new_entries(self.chain.write_log):
+            start, sectors = entry.offset // SECTOR, entry.length // SECTOR
+            kind = Kind.DISCARD if entry.flags & Flag.DISCARD else Kind.WRITE
+            operation = self._next(Side.GUEST, kind, start, sectors)
+            if kind is Kind.WRITE:
+                self.recorded.add(operation.number, start, entry.data)
+                count += 1
+            self.rig.oracle.predict(operation)
+        return count
+
+    async def add_source(self, size: int) -> str:
+        """A disk of the guest's own, to be sent by :meth:`send_source`; its name in the guest."""
+        disk, self._source = await self.chain.add_source(size)
+        return disk
+
+    async def send_source(self) -> None:
+        """Do as the primary, in the same order, what the guest did to its own disk since then."""
+        await self.rig.qemu.execute("stop")
+        entries = list(self._new_entries(self._source))
+        await self.rig.qemu.execute("cont")
+        for entry in entries:
+            start = entry.offset // SECTOR
+            if entry.flags & Flag.DISCARD:
+                self.primary(Kind.DISCARD, start, entry.length // SECTOR)
+            else:
+                self.primary(Kind.WRITE, start, bytes(entry.data))
+
+    def _new_entries(self, log: Path) -> Iterator[Entry]:
+        """The writes and discards that were logged since the last time."""
+        for entry in BlkLog(map_file(log)).entries(self._seen.get(log), live=True):
+            self._seen[log] = entry
+            if entry.is_write or entry.flags & Flag.DISCARD:
+                yield entry

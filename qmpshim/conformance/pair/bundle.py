@@ -1,0 +1,179 @@
+"""A pair's replay bundle: a directory with what was done, said, predicted and left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import qmpshim
+from qmpshim.conformance.pair.plan import PairFinding, PairOutcome, PairPlan
+from qmpshim.errors import HostError, InputError
+from qmpshim.machine.builds import Build
+from qmpshim.machine.files import copy_sparse
+
+FORMAT = 1
+CASE = "pair.json"
+_KEPT = ("qmp.log", "stderr", "stdout", "console")
+
+_README = """\
+{finding}
+
+Replay it:  qmpshim replay THIS-DIRECTORY [--build NAME | --qemu PATH]
+
+pair.json      what is replayed: the plan, the builds, what was found
+steps.txt      what was done, with times in seconds
+autopsy.txt    what both sides said of themselves in the end
+predicted.raw  what the secondary disk had to hold (the model)
+primary/, secondary/, ...   of each QEMU: command line, QMP log, stderr, guest's console, disks
+"""
+
+
+def to_json(outcome: PairOutcome, builds: tuple[Build, Build]) -> dict[str, Any]:
+    """A run's outcome as JSON."""
+    return {
+        "qmpshim": qmpshim.__version__,
+        "format": FORMAT,
+        "kind": "pair",
+        "plan": outcome.plan.to_json(),
+        "builds": [
+            {"name": build.name, "command": build.command(), "version": version}
+            for build, version in zip(builds, outcome.versions, strict=True)
+        ],
+        "checkpoints": outcome.checkpoints,
+        "writes": outcome.writes,
+        "bytes_compared": outcome.compared,
+        "checks": outcome.checks,
+        "seconds": round(outcome.seconds, 3),
+        "figures": {name: round(value, 3) for name, value in outcome.figures.items()},
+        "findings": [finding_json(finding) for finding in outcome.findings],
+    }
+
+
+def finding_json(finding: PairFinding) -> dict[str, Any]:
+    """A finding as JSON."""
+    return {
+        **finding.divergence.to_json(),
+        "cause": finding.cause,
+        "contract": finding.contract,
+        "known": finding.known,
+        "autopsy": list(finding.autopsy),
+    }
+
+
+def save(
+    directory: Path, outcome: PairOutcome, builds: tuple[Build, Build], at: Path, predicted: bytes
+) -> Path:
+    """Write a bundle; it appears whole or not at all.
+
+    :param directory: what it is to be called; a number is added when that is taken
+    :param at: the pair's directory, all QEMUs ended
+    :param predicted: what the model says of the secondary disk
+    :returns: where it is
+    :raises HostError: it cannot be written
+    """
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        parts = Path(tempfile.mkdtemp(prefix=".bundle-", dir=directory.parent))
+        try:
+            _write(parts, outcome, builds, at, predicted)
+            os.chmod(parts, 0o755)
+            number = 1
+            target = directory
+            while target.exists():
+                number += 1
+                target = directory.with_name(f"{directory.name}-{number}")
+            os.rename(parts, target)
+        except BaseException:
+            shutil.rmtree(parts, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise HostError(f"cannot write the bundle {directory}: {error.strerror}") from error
+    return target
+
+
+def _write(
+    parts: Path, outcome: PairOutcome, builds: tuple[Build, Build], at: Path, predicted: bytes
+) -> None:
+    first = outcome.findings[0]
+    (parts / CASE).write_text(json.dumps(to_json(outcome, builds), indent=1) + "\n")
+    (parts / "README").write_text(_README.format(finding=first.divergence))
+    (parts / "steps.txt").write_text("".join(f"{step}\n" for step in outcome.steps))
+    (parts / "autopsy.txt").write_text("".join(f"{line}\n" for line in first.autopsy))
+    with (parts / "predicted.raw").open("wb") as file:
+        for offset in range(0, len(predicted), 1 << 16):
+            piece = predicted[offset : offset + (1 << 16)]
+            if any(piece):
+                file.seek(offset)
+                file.write(piece)
+        file.truncate(len(predicted))
+    _copy_members(at, parts)
+
+
+def keep(directory: Path, at: Path) -> None:
+    """Keep the logs and disks of a run that found nothing.
+
+    :raises HostError: they cannot be written
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _copy_members(at, directory)
+    except OSError as error:
+        raise HostError(f"cannot write {directory}: {error.strerror}") from error
+
+
+def _copy_members(at: Path, to: Path) -> None:
+    for member in sorted(path for path in at.iterdir() if path.is_dir()):
+        target = to / member.name
+        target.mkdir(exist_ok=True)
+        for name in (*_KEPT, "command-line.txt"):
+            if (member / name).is_file():
+                shutil.copyfile(member / name, target / name)
+        for image in [*member.glob("*.raw"), *member.glob("*.qcow2")]:
+            copy_sparse(image, target / image.name)
+
+
+def note_command(directory: Path, argv: list[str]) -> None:
+    """Keep a QEMU's command line beside its logs."""
+    (directory / "command-line.txt").write_text(shlex.join(argv) + "\n")
+
+
+def is_pair(path: Path) -> bool:
+    """Whether *path* is a pair's bundle, its ``pair.json``, or a write-up of a known finding."""
+    try:
+        value = _read(path)
+    except InputError:
+        return False
+    return isinstance(value, dict) and value.get("kind", "") == "pair"
+
+
+def load(path: Path) -> tuple[PairPlan, dict[str, Any]]:
+    """A bundle's plan, and what was found with it: ``verdict`` and ``cause``.
+
+    :raises InputError: it is no bundle, or one of another format
+    """
+    value = _read(path)
+    try:
+        if value["format"] != FORMAT:
+            raise InputError(
+                f"{path} has format {value['format']}; this qmpshim reads format {FORMAT}"
+            )
+        findings = value["findings"]
+        return PairPlan.from_json(value["plan"]), dict(findings[0]) if findings else {}
+    except (KeyError, TypeError, IndexError) as error:
+        raise InputError(f"{path} is damaged: {error!r}") from error
+
+
+def _read(path: Path) -> Any:
+    file = path / CASE if path.is_dir() else path
+    try:
+        value = json.loads(file.read_text())
+    except OSError as error:
+        raise InputError(f"{path} is no bundle: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is damaged: {error}") from error
+    return value.get("case", value) if isinstance(value, dict) else value

@@ -1,0 +1,144 @@
+"""The pair checks: runs a plan, names what is known, bundles what was found."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.known import DIRECTORY
+from qmpshim.conformance.pair import bundle as pair_bundle
+from qmpshim.conformance.pair.blocks import BlockRun
+from qmpshim.conformance.pair.colo import ColoRun
+from qmpshim.conformance.pair.known import KnownPair, load_known
+from qmpshim.conformance.pair.plan import PairOutcome, PairPlan
+from qmpshim.conformance.pair.run import PairRun, Progress
+from qmpshim.machine.builds import Build, read_version
+from qmpshim.machine.pair import Pair
+from qmpshim.machine.workspace import Workspace
+
+#: Where the write-ups of known findings are.
+KNOWN = DIRECTORY / "pair"
+
+
+def best_accel(builds: tuple[Build, Build]) -> str:
+    """The accelerator under which COLO has a chance on these builds.
+
+    Before QEMU 11 a primary under TCG deadlocks sooner or later (known finding
+    ``colo-primary-deadlocks-under-tcg``), so there it is ``kvm``, if this user may use it.
+    """
+    old = any(read_version(build)[0] < (10, 2, 0) for build in builds)
+    kvm = os.access("/dev/kvm", os.R_OK | os.W_OK)
+    return "kvm" if old and kvm else "tcg"
+
+
+async def run_plan(
+    plan: PairPlan,
+    builds: tuple[Build, Build],
+    bundles: Path,
+    *,
+    known: Sequence[KnownPair] = (),
+    progress: Progress | None = None,
+    keep: Path | None = None,
+    make: Callable[..., Pair] = Pair,
+) -> tuple[PairOutcome, Path | None]:
+    """Run *plan* and bundle what it found.
+
+    :param builds: of the primary and of the secondary
+    :param bundles: directory for the bundle
+    :param known: findings that are written up
+    :param keep: where the logs and disks of a run go that found nothing
+    :returns: the outcome, and where the bundle is
+    :raises BuildError: a build cannot take part in a pair
+    """
+    with Workspace("qmps-") as workspace:
+        kind: type[PairRun] = ColoRun if plan.colo else BlockRun
+        run = kind(plan, builds, workspace.subdirectory("pair"), progress, make)
+        outcome = await run.run()
+        versions = tuple(read_version(build)[0] for build in builds)
+        outcome.findings[:] = [
+            replace(
+                finding,
+                known=next((k.id for k in known if k.covers(finding, plan, versions)), ""),
+            )
+            for finding in outcome.findings
+        ]
+        for member in run.pair.everybody:
+            pair_bundle.note_command(member.directory, member.qemu.argv)
+        bundle = None
+        if outcome.findings:
+            name = "colo" if plan.colo else "blocks"
+            verdict = outcome.findings[0].divergence.verdict
+            bundle = pair_bundle.save(
+                bundles / f"pair-{name}-{verdict}",
+                outcome,
+                builds,
+                run.directory,
+                bytes(run.model.disk),
+            )
+        elif keep is not None:
+            pair_bundle.keep(keep / ("colo" if plan.colo else "blocks"), run.directory)
+    return outcome, bundle
+
+
+def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
+    """Carry out a case of kind ``pair``: its arguments are a plan's fields.
+
+    ``accel`` may be ``auto``: see :func:`best_accel`.
+
+    :raises BuildError: this build cannot take part in a pair
+    """
+    began = time.monotonic()
+    arguments = dict(case.arguments)
+    if arguments.get("accel", "auto") == "auto":
+        arguments["accel"] = best_accel((build, build))
+    plan = PairPlan.from_json(arguments)
+    outcome, bundle = asyncio.run(
+        run_plan(plan, (build, build), directory, known=load_known(KNOWN))
+    )
+    findings = tuple(
+        CaseFinding(
+            finding.divergence.verdict,
+            finding.cause,
+            f"{finding.divergence.where}: {finding.divergence.observed}",
+            finding.divergence.predicted,
+            finding.divergence.observed,
+            finding.contract,
+            finding.known,
+            trace=tuple(outcome.steps),
+            bundle=str(bundle.relative_to(directory)) if bundle else "",
+            replay="qmpshim replay {bundle}",
+            details={"autopsy": list(finding.autopsy)},
+        )
+        for finding in outcome.findings
+    )
+    new = [finding for finding in findings if not finding.known]
+    return CaseOutcome(
+        Status.DIVERGED if new else Status.OK,
+        summary(outcome),
+        findings,
+        {
+            "checkpoints": outcome.checkpoints,
+            "writes": outcome.writes,
+            "bytes compared": outcome.compared,
+            **outcome.figures,
+        },
+        time.monotonic() - began,
+    )
+
+
+def summary(outcome: PairOutcome) -> str:
+    """One line on what was done."""
+    plan = outcome.plan
+    how = f"COLO ({plan.guest} guest, {plan.accel})"
+    how = how if plan.guest != "none" else "COLO without a guest"
+    how = how if plan.colo else "block replication"
+    end = "" if plan.failover == "none" else f", failover ({plan.failover})"
+    return (
+        f"{how}: {outcome.checkpoints} of {plan.wanted} checkpoints, {outcome.writes} writes, "
+        f"{outcome.compared >> 20} MiB compared in {outcome.checks} checks{end}"
+    )

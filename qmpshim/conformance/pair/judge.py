@@ -1,0 +1,177 @@
+"""Judges a pair that stands still: four images against each other and against the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.pair.model import PairModel
+from qmpshim.machine.files import map_file
+from qmpshim.machine.images import ImageView
+from qmpshim.machine.pair_member import Member
+from qmpshim.machine.qcow2 import ImageError, Qcow2
+from qmpshim.machine.secondary import SECTOR
+from qmpshim.model.disk import Alloc
+from qmpshim.model.verdict import Verdict
+
+Bytes = bytes | bytearray | memoryview
+
+
+def first_difference(one: Bytes, other: Bytes) -> tuple[int, int] | None:
+    """The first sector that differs, and how many do; None when none does."""
+    left, right = (np.frombuffer(each, np.uint8) for each in (one, other))
+    if np.array_equal(left, right):  # memoryviews compare byte by byte, in Python's time
+        return None
+    length = min(len(left), len(right))
+    bad = (left[:length] != right[:length]).reshape(-1, SECTOR).any(axis=1)
+    where = np.flatnonzero(bad)
+    return (int(where[0]), len(where)) if len(where) else (length // SECTOR, 1)
+
+
+def in_words(data: Bytes) -> str:
+    """The beginning of a sector, for people."""
+    return "zeroes" if not any(data) else f"{bytes(data[:8]).hex()}..."
+
+
+class PairJudge:
+    """Compares; :attr:`compared` counts the bytes."""
+
+    def __init__(self, model: PairModel) -> None:
+        self.model = model
+        self.compared = 0
+        self.checks = 0
+
+    def disks(self, primary: Member, secondary: Member) -> Iterator[Divergence]:
+        """All I/O has ended: both disks must be equal, and hold what passed the link."""
+        self.checks += 1
+        model, there = self.model, map_file(secondary.disk)
+        self.compared += 2 * len(there)
+        if found := first_difference(there, model.disk):
+            sector, count = found
+            yield self._differs(
+                Verdict.CONTENT,
+                "secondary disk",
+                f"{in_words(_sector(model.disk, sector))} ({model.told(sector)})",
+                in_words(_sector(there, sector)),
+                sector,
+                count,
+            )
+        here = map_file(primary.disk)
+        if found := first_difference(here, there):
+            sector, count = found
+            yield self._differs(
+                Verdict.LOST_WRITE,
+                "secondary disk against primary disk",
+                f"{in_words(_sector(here, sector))}, as the primary disk has it",
+                in_words(_sector(there, sector)),
+                sector,
+                count,
+            )
+
+    def _differs(
+        self, verdict: Verdict, where: str, predicted: str, observed: str, sector: int, count: int
+    ) -> Divergence:
+        more = f" (and {count - 1} more sectors)" if count > 1 else ""
+        at = f" in sector {sector} (byte {sector * SECTOR})"
+        return Divergence(
+            verdict, where, self.model.checkpoints, predicted + at, f"{observed} there{more}"
+        )
+
+    def disk_alone(self, path: Path, expected: Bytes, where: str) -> Iterator[Divergence]:
+        """After a failover: one disk against what it must hold."""
+        self.checks += 1
+        there = map_file(path)
+        self.compared += len(there)
+        if found := first_difference(there, expected):
+            sector, count = found
+            yield self._differs(
+                Verdict.LOST_WRITE,
+                where,
+                in_words(_sector(expected, sector)),
+                in_words(_sector(there, sector)),
+                sector,
+                count,
+            )
+
+    def overlay(self, member: Member, node: str) -> Iterator[Divergence]:
+        """Hidden or active disk: its allocation, then its bytes."""
+        where = f"{node} disk"
+        image = map_file(member.hidden if node == "hidden" else member.active)
+        try:
+            qcow2 = Qcow2.parse(image)
+            faults = [str(fault) for fault in qcow2.check()]
+            observed = qcow2.allocation()
+            view = ImageView(image)
+        except ImageError as error:
+            yield self._told(Verdict.CORRUPTION, where, "a valid qcow2 image", str(error))
+            return
+        if faults:
+            yield self._told(
+                Verdict.CORRUPTION, where, "consistent qcow2 metadata", "; ".join(faults[:3])
+            )
+        yield from self._allocation(where, self.model.allocation(node), observed)
+        for piece in view.pieces():
+            if piece.alloc is not Alloc.DATA or piece.data is None:
+                continue
+            self.compared += piece.length
+            expected = self.model.content(node, piece.offset, piece.length)
+            if found := first_difference(piece.data, expected):
+                sector, count = found
+                yield self._differs(
+                    Verdict.CONTENT if node == "active" else Verdict.ISOLATION,
+                    where,
+                    in_words(_sector(expected, sector)),
+                    in_words(_sector(piece.data, sector)),
+                    piece.offset // SECTOR + sector,
+                    count,
+                )
+                return
+
+    def _allocation(
+        self, where: str, predicted: dict[int, Alloc], observed: dict[int, Alloc]
+    ) -> Iterator[Divergence]:
+        wrong = [
+            index
+            for index in sorted(predicted.keys() | observed.keys())
+            if not predicted.get(index, Alloc.UNALLOCATED).admits(
+                observed.get(index, Alloc.UNALLOCATED)
+            )
+        ]
+        if wrong:
+            index = wrong[0]
+            more = f" (and {len(wrong) - 1} more clusters)" if len(wrong) > 1 else ""
+            say = f"cluster {index} (byte {index * self.model.cluster}) "
+            yield self._told(
+                Verdict.ALLOCATION,
+                where,
+                say + predicted.get(index, Alloc.UNALLOCATED).name.lower(),
+                say + observed.get(index, Alloc.UNALLOCATED).name.lower() + more,
+            )
+
+    def _told(self, verdict: Verdict, where: str, predicted: str, observed: str) -> Divergence:
+        return Divergence(verdict, where, self.model.checkpoints, predicted, observed)
+
+    @staticmethod
+    def holds(image: Path, offset: int, data: bytes) -> bool:
+        """Whether an overlay has these bytes itself."""
+        try:
+            pieces = list(ImageView.open(image).pieces(offset, len(data)))
+        except ImageError:
+            return False
+        return all(piece.data is not None for piece in pieces) and data == b"".join(
+            piece.data for piece in pieces if piece.data is not None
+        )
+
+    def all(self, primary: Member, secondary: Member) -> list[Divergence]:
+        """Everything there is to compare while both sides stand still."""
+        found = list(self.disks(primary, secondary))
+        for node in ("hidden", "active"):
+            found += self.overlay(secondary, node)
+        return found
+
+
+def _sector(data: Bytes, sector: int) -> Bytes:
+    return data[sector * SECTOR : (sector + 1) * SECTOR]

@@ -1,0 +1,207 @@
+"""Who writes to a pair's disks: a guest in both machines, or we ourselves, where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.pair.judge import PairJudge, first_difference, in_words
+from qmpshim.conformance.pair.model import PairModel
+from qmpshim.conformance.pair.plan import PairPlan
+from qmpshim.conformance.pattern import data_of
+from qmpshim.errors import MachineError
+from qmpshim.machine.nbd_client import NbdClient
+from qmpshim.machine.pair import Pair
+from qmpshim.machine.pair_member import Member
+from qmpshim.machine.secondary import SECTOR
+from qmpshim.model.verdict import Verdict
+
+_LONGEST = 256  # sectors a write
+
+
+class Stuck(MachineError):
+    """A step of the pair did not end as it must: time for an autopsy.
+
+    :param where: the step
+    :param predicted: what should have come
+    :param observed: what is seen instead, unless the autopsy finds a better reason
+    """
+
+    def __init__(self, where: str, predicted: str, observed: str = "") -> None:
+        super().__init__(f"{where}: {predicted} did not come")
+        self.where = where
+        self.predicted = predicted
+        self.observed = observed
+
+
+class Workload(ABC):
+    """Writes on both sides, and knows what was acknowledged.
+
+    :ivar model: told what the secondary's guest writes; another one after a failover
+    """
+
+    def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, judge: PairJudge) -> None:
+        self.plan = plan
+        self.pair = pair
+        self.model = model
+        self.judge = judge
+
+    @abstractmethod
+    async def join(self) -> None:
+        """Both sides are there (again): find the way to their disks."""
+
+    @abstractmethod
+    async def prepare(self) -> None:
+        """COLO is about to begin: what the primary's guest does before."""
+
+    @abstractmethod
+    def secondary_stopped(self) -> None:
+        """The secondary's guest stands still, its state is about to be overwritten."""
+
+    @abstractmethod
+    def taken_over(self) -> None:
+        """The secondary has the primary's state now."""
+
+    @abstractmethod
+    async def write(self, member: Member, count: int, seconds: float = 0.0) -> None:
+        """Have the guest of one side write so many times more, at least.
+
+        :param seconds: how long that may take, if not the plan's limit
+        :raises Stuck: it does not
+        """
+
+    @abstractmethod
+    async def write_both(self, count: int) -> None:
+        """Have the primary's guest write so often, and the secondary's, too."""
+
+    @abstractmethod
+    def tell_model(self) -> None:
+        """Tell the model all that the secondary's guest has written; both sides stand still."""
+
+    def complaints(self) -> Iterable[Divergence]:
+        """What the guests themselves found wrong."""
+        return ()
+
+    @abstractmethod
+    async def promoted(self) -> None:
+        """The secondary has taken over."""
+
+    @abstractmethod
+    def acknowledged(self, member: Member, promised: int) -> Iterable[Divergence]:
+        """Whether the disk of the side that is left has all that was acknowledged to its guest.
+
+        :param promised: what :attr:`at_checkpoint` was
+        """
+
+    @property
+    def at_checkpoint(self) -> int:
+        """What the last checkpoint promised to keep."""
+        return 0
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+class ExportWorkload(Workload):
+    """Ours: seeded writes over NBD into the quorum of either side, one after the other."""
+
+    def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, judge: PairJudge) -> None:
+        super().__init__(plan, pair, model, judge)
+        self._random = random.Random(plan.seed)
+        self._number = 0
+        self._clients: dict[str, NbdClient] = {}
+        self._expected = bytearray(model.disk)  # what the primary's disk must hold
+
+    async def join(self) -> None:
+        primary, secondary = self.pair.members
+        if primary.name not in self._clients:
+            self._clients[primary.name] = self._client(self.pair.directory / "guest.sock")
+        self._clients[secondary.name] = self._client(secondary.directory / "nbd.sock")
+        self._expected = bytearray(primary.disk.read_bytes())
+
+    def _client(self, socket: Path, export: str = "guest") -> NbdClient:
+        return NbdClient(f"nbd+unix:///{export}?socket={socket}", self.plan.limit, plain=True)
+
+    async def prepare(self) -> None:
+        """Nothing: there is no guest."""
+
+    def secondary_stopped(self) -> None:
+        """Nothing: what we write does not depend on any state."""
+
+    def taken_over(self) -> None:
+        """Nothing: what we write does not depend on any state."""
+
+    def _places(self, count: int) -> Iterator[tuple[int, int]]:
+        """Ranges (first sector, sectors): some sectors, some clusters, some at odd places."""
+        sectors = self.plan.size // SECTOR
+        cluster = self.plan.cluster // SECTOR
+        for _ in range(count):
+            length = self._random.choice((1, 8, cluster, self._random.randint(1, _LONGEST)))
+            grid = self._random.choice((1, 8, cluster))
+            yield self._random.randrange(0, sectors - length + 1) // grid * grid, length
+
+    async def write(self, member: Member, count: int, seconds: float = 0.0) -> None:
+        for start, length in self._places(count):
+            self._number += 1
+            data = bytes(data_of(self._number, start, length))
+            client = self._clients[member.name]
+            # In a thread: our own relay must run meanwhile.
+            await asyncio.to_thread(
+                lambda c=client, d=data, at=start * SECTOR: c.wait(c.submit_write(d, at))  # type: ignore[misc]
+            )
+            if member is self.pair.secondary:
+                self.model.guest_wrote(start * SECTOR, data)
+            else:
+                self._expected[start * SECTOR : start * SECTOR + len(data)] = data
+
+    async def write_both(self, count: int) -> None:
+        await self.write(self.pair.primary, count)
+        await self.write(self.pair.secondary, max(1, count // 4))
+
+    def tell_model(self) -> None:
+        """Nothing: each write is told at once."""
+
+    async def promoted(self) -> None:
+        # Its NBD server was stopped with the primary's link: the guest has to come in again.
+        member, path = self.pair.secondary, self.pair.secondary.directory / "again.sock"
+        self._clients.pop(member.name).close()
+        await member.start_server(path)
+        await member.export("again", "quorum")
+        self._clients[member.name] = self._client(path, "again")
+
+    def acknowledged(self, member: Member, promised: int) -> Iterable[Divergence]:
+        if member is self.pair.secondary:
+            return ()  # the model has it all
+        return self.judge.disk_alone(member.disk, self._expected, "surviving primary's disk")
+
+    async def view(self) -> list[Divergence]:
+        """What the secondary's guest reads, everywhere, against the model."""
+        secondary = self._clients[self.pair.secondary.name]
+        step = 1 << 20
+        for offset in range(0, self.plan.size, step):
+            length = min(step, self.plan.size - offset)
+            data = await asyncio.to_thread(secondary.read, length, offset)
+            expected = self.model.view(offset, length)
+            self.judge.compared += length
+            if wrong := first_difference(data, expected):
+                at = wrong[0] * SECTOR
+                return [
+                    Divergence(
+                        Verdict.ISOLATION,
+                        "secondary guest's view",
+                        self.model.checkpoints,
+                        f"{in_words(expected[at : at + SECTOR])} at byte {offset + at}",
+                        f"{in_words(data[at : at + SECTOR])} ({wrong[1]} sectors differ)",
+                    )
+                ]
+        return []
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
