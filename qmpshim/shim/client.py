@@ -4,24 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from qmpshim.shim.link import READ_SIZE, Link
-from qmpshim.shim.session import Session
-
-if TYPE_CHECKING:
-    from qmpshim.shim.server import Shim
+from qmpshim.shim.link import READ_SIZE, Batch, Link
+from qmpshim.shim.session import Answer, Command, Session
+from qmpshim.shim.upstream import Upstream
 
 _BURST = 64  # requests of one client answered before the others get a turn
+
+
+class Desk(Protocol):
+    """What a client turns to: see :class:`~qmpshim.shim.server.Shim`."""
+
+    upstream: Upstream
+    batch: Batch
+    backlog_limit: int
+
+    @property
+    def has_room(self) -> bool:
+        """Whether QEMU may be given another in-band command."""
+
+    def take(self, client: Client, work: Answer | Command) -> None:
+        """Something has to be done for *client*."""
+
+    def line_up(self, client: Client) -> None:
+        """Give *client* its turn when there is room again."""
+
+    def leave(self, client: Client) -> None:
+        """The client is gone."""
+
+    def spread(self) -> None:
+        """Give everybody the events that came."""
 
 
 class Client:
     """One connection: the socket's side of a :class:`Session`."""
 
-    def __init__(self, shim: Shim, sock: socket.socket) -> None:
-        self.shim = shim
-        self.session = Session(shim.upstream.dialect, shim.upstream.coarse)
-        self.link = Link(sock, self, shim.batch, shim.backlog_limit)
+    def __init__(self, desk: Desk, sock: socket.socket) -> None:
+        self.desk = desk
+        self.session = Session(desk.upstream.dialect, desk.upstream.coarse)
+        self.link = Link(sock, self, desk.batch, desk.backlog_limit)
         self.in_line = False  # waits for its turn at QEMU
         self._input_ended = False
         self._again = False
@@ -35,7 +57,7 @@ class Client:
         """The client sends no more: it may still want answers to what it sent."""
         self._input_ended = True
         if gone:
-            self.shim.leave(self)
+            self.desk.leave(self)
         else:
             self.pump()
 
@@ -49,19 +71,19 @@ class Client:
             return
         if self.link.backlog <= READ_SIZE:
             for _ in range(_BURST):
-                work = self.session.next(self.shim.has_room)
+                work = self.session.next(self.desk.has_room)
                 if work is None:
                     break
-                self.shim.take(self, work)
+                self.desk.take(self, work)
                 if self.link.closed or self.link.backlog > READ_SIZE:
                     break
             else:
                 self._soon()
-            if not self.shim.has_room and not self.in_line and self.session.wants_turn:
-                self.shim.line_up(self)
+            if not self.desk.has_room and not self.in_line and self.session.wants_turn:
+                self.desk.line_up(self)
         if self._input_ended:
             if self.session.idle and not self.link.backlog:
-                self.shim.leave(self)
+                self.desk.leave(self)
             else:
                 self.link.when_drained()
             return
@@ -76,11 +98,11 @@ class Client:
 
     def _pump_again(self) -> None:
         self._again = False
-        with self.shim.batch:
+        with self.desk.batch:
             self.pump()
 
     def answered(self, reply: bytes, oob: bool) -> None:
         """A request has its reply."""
-        self.shim.spread()  # what QEMU said before it
+        self.desk.spread()  # what QEMU said before it
         self.link.write(reply)
         self.session.done(oob)
