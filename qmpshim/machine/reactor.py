@@ -16,6 +16,23 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+class _Selector(selectors.DefaultSelector):
+    """What one look at the sockets found is given to whoever asks next, without another look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._found: list[tuple[selectors.SelectorKey, int]] | None = None
+
+    def look(self, seconds: float) -> bool:
+        """Wait for the sockets; whether any has something."""
+        self._found = super().select(seconds)
+        return bool(self._found)
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        found, self._found = self._found, None
+        return super().select(timeout) if found is None else found
+
+
 class _Loop(asyncio.SelectorEventLoop):
     """Knows whether something was asked to run soon and has not run yet."""
 
@@ -32,7 +49,7 @@ class Reactor:
     """Owns an asyncio loop."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._selector = _Selector()
         self.loop = _Loop(self._selector)
         self.polls = 0
 
@@ -42,7 +59,7 @@ class Reactor:
         :returns: whether any socket had something
         """
         self.polls += 1
-        ready = bool(self._selector.select(seconds))
+        ready = self._selector.look(seconds)
         # "If stop() is called before run_forever() is called, the loop will poll the I/O selector
         # once with a timeout of zero, run all callbacks scheduled in response to I/O events (and
         # those that were already scheduled), and then exit." (asyncio's reference)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from qmpshim.conformance.explore.execution import stable
@@ -31,11 +32,24 @@ class Overlay:
 
 def read_overlay(machine: GatedMachine, scenario: RealScenario, name: str) -> Overlay:
     """Read the qcow2 image *name* from the gate's bytes."""
-    size, cluster = scenario.size, scenario.cluster
+    image = machine.gate.snapshot(name)
+    words = scenario.size, scenario.cluster, name
+    for known, its_words, overlay in _RECENT:
+        if its_words == words and known == image:
+            return overlay
+    overlay = _read(image, *words)
+    _RECENT.appendleft((image, words, overlay))
+    return overlay
+
+
+# Most schedules of a scenario end with one of a few images; to compare is cheaper than to hash.
+_RECENT: deque[tuple[bytes, tuple[int, int, str], Overlay]] = deque(maxlen=16)
+
+
+def _read(image: bytes, size: int, cluster: int, name: str) -> Overlay:
     content: list[int | None] = [None] * size
     kinds = [0] * -(-size // cluster)
     try:
-        image = machine.gate.snapshot(name)
         qcow2 = Qcow2.parse(image)
         found = qcow2.clusters()
         faults = [str(f) for f in qcow2.check() if f.severity is Severity.CORRUPTION]

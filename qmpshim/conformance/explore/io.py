@@ -11,6 +11,7 @@ A request belongs to the operation whose step made it possible, unless its data 
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ VERBS = {
 }
 
 
-def tags(data: bytes) -> list[tuple[int, int, int]]:
+@functools.lru_cache(maxsize=256)  # schedule after schedule writes the same
+def tags(data: bytes) -> tuple[tuple[int, int, int], ...]:
     """(place, operation, sector) of the first and the following differing traceable sectors.
 
     :returns: one entry for each run of sectors of one operation; places are sectors in *data*
@@ -53,7 +55,7 @@ def tags(data: bytes) -> list[tuple[int, int, int]]:
             operation = tag >> _BITS
             if not found or found[-1][1] != operation:
                 found.append((at // SECTOR, operation, tag & _MASK))
-    return found
+    return tuple(found)
 
 
 def owners(data: bytes | memoryview, start: int) -> list[int]:
