@@ -20,7 +20,7 @@ from test_serve import STAND_IN, address
 
 __all__ = ["address"]
 
-#: What libvirt 9.0 says to a QEMU while it starts one (from its monitor's log), ids left out.
+#: What libvirt 9.0 says to a QEMU while it starts one, as its sources tell; ids left out.
 LIBVIRT: list[tuple[str, dict[str, Any] | None]] = [
     ("query-version", None),
     ("query-target", None),
