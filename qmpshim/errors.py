@@ -23,6 +23,10 @@ class BuildError(QmpshimError):
     exit_code = 125
 
 
+class DriverMissing(BuildError):
+    """The build was made without a driver that only some of the work needs."""
+
+
 class MachineError(QmpshimError):
     """A QEMU that was running misbehaved; conformance turns this into a verdict."""
 

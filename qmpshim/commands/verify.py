@@ -30,7 +30,7 @@ from qmpshim.conformance.explore.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.replay import replay_schedule
 from qmpshim.conformance.pair.bundle import is_pair
 from qmpshim.conformance.verify import Outcome, replay, setup_for, split, verify
-from qmpshim.errors import InputError
+from qmpshim.errors import DriverMissing, InputError
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.machine.workspace import Workspace
@@ -91,7 +91,13 @@ def _verify(args: argparse.Namespace, console: Console) -> int:
         if keep is not None and len(chosen) > 1:
             keep = keep / slug(build.name)
             check_directory(keep)
-        return run_cancellable(_verify_build(args, build, workflows, keep, console, outcomes))
+        try:
+            return run_cancellable(_verify_build(args, build, workflows, keep, console, outcomes))
+        except DriverMissing as error:
+            if len(chosen) > 1:
+                raise
+            # It can do the other workflow: the command asks for too much.
+            raise InputError(str(error)) from error
 
     status = on_each(chosen, console, on)
     if status not in (OK, DIVERGED):  # interrupted, or none could be tested

@@ -13,7 +13,7 @@ from errno import EFBIG, EINVAL, ENOSPC
 from pathlib import Path
 from typing import Any
 
-from qmpshim.errors import BuildError, CommandFailed, HostError, InputError, MachineHung
+from qmpshim.errors import CommandFailed, DriverMissing, HostError, InputError, MachineHung
 from qmpshim.machine.nbd_client import BlockClient, NbdClient
 from qmpshim.machine.process import Qemu
 from qmpshim.model.chain import Workflow
@@ -102,13 +102,13 @@ class SecondaryChain:
     async def build(self) -> None:
         """Create the images and open everything; nothing is started yet.
 
-        :raises BuildError: this QEMU has no replication driver
+        :raises DriverMissing: this QEMU has no replication driver
         :raises HostError: an image cannot be created
         """
         if self.spec.workflow is Workflow.REPLICATION:
             commands = await self.qemu.execute("query-commands")
             if not any(c["name"] == "xen-set-replication" for c in commands):
-                raise BuildError(
+                raise DriverMissing(
                     f"{self.qemu.argv[0]} has no replication driver (xen-set-replication is "
                     "missing): build QEMU with --enable-replication, or use --workflow backup"
                 )
