@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import qmpshim
+from qmpshim.conformance.case_file import check_format, read_case
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.oracle import Oracle
 from qmpshim.conformance.session import Rig, Setup
@@ -182,17 +183,9 @@ def load(directory: Path) -> Case:
     :raises InputError: it is no bundle, or one of another format
     """
     path = directory / CASE if directory.is_dir() else directory
+    value = read_case(directory, CASE)
     try:
-        value = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{directory} is no bundle: {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
-    try:
-        if value["format"] != FORMAT:
-            raise InputError(
-                f"{path} has format {value['format']}; this qmpshim reads format {FORMAT}"
-            )
+        check_format(value, FORMAT, path)
         chain, model = value["chain"], value["model"]
         return Case(
             ChainSpec(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from qmpshim.conformance.case_file import read_case
 from qmpshim.conformance.explore.evidence import collect
 from qmpshim.conformance.explore.findings import Finding, Known, faulty, finding_from_json
 from qmpshim.errors import HostError, InputError
@@ -39,13 +40,11 @@ def save_finding(directory: Path, finding: Finding, build: Build | None = None) 
 
 def is_schedule(path: Path) -> bool:
     """Whether *path* is a bundle of this kind (or its file), and not one of `verify`."""
-    if path.is_dir():
-        return (path / CASE).is_file()
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
+        value = read_case(path, CASE)
+    except InputError:
         return False
-    return isinstance(value, dict) and "schedule" in value.get("case", value)
+    return isinstance(value, dict) and "schedule" in value
 
 
 def load_finding(path: Path) -> Finding:
@@ -53,14 +52,7 @@ def load_finding(path: Path) -> Finding:
 
     :raises InputError: it is none
     """
-    file = path / CASE if path.is_dir() else path
-    try:
-        value = json.loads(file.read_text())
-        return finding_from_json(value.get("case", value) if isinstance(value, dict) else value)
-    except OSError as error:
-        raise InputError(f"{path} is no bundle: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is damaged: {error}") from error
+    return finding_from_json(read_case(path, CASE))
 
 
 def load_known(directory: Path) -> list[Known]:

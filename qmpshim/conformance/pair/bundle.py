@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import qmpshim
+from qmpshim.conformance.case_file import check_format, read_case
 from qmpshim.conformance.pair.plan import PairFinding, PairOutcome, PairPlan
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds import Build
@@ -145,7 +146,7 @@ def note_command(directory: Path, argv: list[str]) -> None:
 def is_pair(path: Path) -> bool:
     """Whether *path* is a pair's bundle, its ``pair.json``, or a write-up of a known finding."""
     try:
-        value = _read(path)
+        value = read_case(path, CASE)
     except InputError:
         return False
     return isinstance(value, dict) and value.get("kind", "") == "pair"
@@ -156,24 +157,10 @@ def load(path: Path) -> tuple[PairPlan, dict[str, Any]]:
 
     :raises InputError: it is no bundle, or one of another format
     """
-    value = _read(path)
+    value = read_case(path, CASE)
     try:
-        if value["format"] != FORMAT:
-            raise InputError(
-                f"{path} has format {value['format']}; this qmpshim reads format {FORMAT}"
-            )
+        check_format(value, FORMAT, path)
         findings = value["findings"]
         return PairPlan.from_json(value["plan"]), dict(findings[0]) if findings else {}
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"{path} is damaged: {error!r}") from error
-
-
-def _read(path: Path) -> Any:
-    file = path / CASE if path.is_dir() else path
-    try:
-        value = json.loads(file.read_text())
-    except OSError as error:
-        raise InputError(f"{path} is no bundle: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is damaged: {error}") from error
-    return value.get("case", value) if isinstance(value, dict) else value

@@ -1,0 +1,36 @@
+"""The JSON file in a replay bundle, whatever kind of bundle: read, and told what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qmpshim.errors import InputError
+
+
+def read_case(path: Path, name: str) -> Any:
+    """The case in a bundle, in its file alone, or in a write-up of a known finding (``case``).
+
+    :param path: the bundle's directory or the file
+    :param name: the file's name in the directory
+    :raises InputError: there is none, or it is no JSON
+    """
+    file = path / name if path.is_dir() else path
+    try:
+        value = json.loads(file.read_text())
+    except OSError as error:
+        raise InputError(f"{path} is no bundle: {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is damaged: {error}") from error
+    return value.get("case", value) if isinstance(value, dict) else value
+
+
+def check_format(value: Any, number: int, path: Path) -> None:
+    """That a case is of the format this qmpshim reads.
+
+    :raises InputError: it is of another
+    :raises KeyError: it does not say
+    """
+    if value["format"] != number:
+        raise InputError(f"{path} has format {value['format']}; this qmpshim reads format {number}")
