@@ -12,6 +12,7 @@ from pathlib import Path
 
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.oracle import Oracle, View
+from qmpshim.conformance.overlay import read_overlay
 from qmpshim.conformance.pattern import (
     Bytes,
     Comparer,
@@ -25,7 +26,6 @@ from qmpshim.errors import IOFailed
 from qmpshim.machine.files import copy_sparse, file_extents, map_file
 from qmpshim.machine.images import ImageView, agree
 from qmpshim.machine.nbd_client import NbdClient
-from qmpshim.machine.qcow2 import ImageError, Qcow2
 from qmpshim.machine.secondary import SECTOR, SecondaryChain
 from qmpshim.model.chain import Workflow
 from qmpshim.model.disk import PAGE, Alloc, Image
@@ -198,21 +198,13 @@ class CrossCheck:
         model = self._model(node)
         assert isinstance(model, ModelQcow2)
         where = f"{node} disk (file)"
-        image = map_file(self.chain.image(node))
-        try:
-            qcow2 = Qcow2.parse(image)
-            faults = [str(finding) for finding in qcow2.check()]
-            observed = qcow2.allocation()
-            view = ImageView(image)
-        except ImageError as error:
-            yield self._divergence(Verdict.CORRUPTION, where, "a valid qcow2 image", str(error))
+        overlay, broken = read_overlay(map_file(self.chain.image(node)))
+        if broken is not None:
+            yield self._divergence(Verdict.CORRUPTION, where, broken.predicted, broken.observed)
+        if overlay is None:
             return
-        if faults:
-            yield self._divergence(
-                Verdict.CORRUPTION, where, "consistent qcow2 metadata", "; ".join(faults[:3])
-            )
-        yield from self._check_allocation(node, model, observed)
-        for offset, data in _stretches(view):
+        yield from self._check_allocation(node, model, overlay.allocation)
+        for offset, data in _stretches(overlay.view):
             wrong = self._comparer.compare(data, model.contents, offset // SECTOR)
             if wrong:
                 yield self._content(node, wrong)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.overlay import read_overlay
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.machine.files import map_file
 from qmpshim.machine.images import ImageView
 from qmpshim.machine.pair_member import Member
-from qmpshim.machine.qcow2 import ImageError, Qcow2
+from qmpshim.machine.qcow2 import ImageError
 from qmpshim.machine.secondary import SECTOR
 from qmpshim.model.disk import Alloc
 from qmpshim.model.verdict import Verdict
@@ -49,27 +50,35 @@ class PairJudge:
         self.checks += 1
         model, there = self.model, map_file(secondary.disk)
         self.compared += 2 * len(there)
-        if found := first_difference(there, model.disk):
+        yield from self._equal(
+            Verdict.CONTENT,
+            "secondary disk",
+            model.disk,
+            there,
+            lambda sector: f" ({model.told(sector)})",
+        )
+        yield from self._equal(
+            Verdict.LOST_WRITE,
+            "secondary disk against primary disk",
+            map_file(primary.disk),
+            there,
+            lambda sector: ", as the primary disk has it",
+        )
+
+    def _equal(
+        self,
+        verdict: Verdict,
+        where: str,
+        expected: Bytes,
+        there: Bytes,
+        remark: Callable[[int], str] = lambda sector: "",
+    ) -> Iterator[Divergence]:
+        """A disk's bytes against those it must have; *remark*: what to add of a sector."""
+        if found := first_difference(there, expected):
             sector, count = found
-            yield self._differs(
-                Verdict.CONTENT,
-                "secondary disk",
-                f"{in_words(_sector(model.disk, sector))} ({model.told(sector)})",
-                in_words(_sector(there, sector)),
-                sector,
-                count,
-            )
-        here = map_file(primary.disk)
-        if found := first_difference(here, there):
-            sector, count = found
-            yield self._differs(
-                Verdict.LOST_WRITE,
-                "secondary disk against primary disk",
-                f"{in_words(_sector(here, sector))}, as the primary disk has it",
-                in_words(_sector(there, sector)),
-                sector,
-                count,
-            )
+            predicted = in_words(_sector(expected, sector)) + remark(sector)
+            observed = in_words(_sector(there, sector))
+            yield self._differs(verdict, where, predicted, observed, sector, count)
 
     def _differs(
         self, verdict: Verdict, where: str, predicted: str, observed: str, sector: int, count: int
@@ -85,35 +94,20 @@ class PairJudge:
         self.checks += 1
         there = map_file(path)
         self.compared += len(there)
-        if found := first_difference(there, expected):
-            sector, count = found
-            yield self._differs(
-                Verdict.LOST_WRITE,
-                where,
-                in_words(_sector(expected, sector)),
-                in_words(_sector(there, sector)),
-                sector,
-                count,
-            )
+        yield from self._equal(Verdict.LOST_WRITE, where, expected, there)
 
     def overlay(self, member: Member, node: str) -> Iterator[Divergence]:
         """Hidden or active disk: its allocation, then its bytes."""
         where = f"{node} disk"
-        image = map_file(member.hidden if node == "hidden" else member.active)
-        try:
-            qcow2 = Qcow2.parse(image)
-            faults = [str(fault) for fault in qcow2.check()]
-            observed = qcow2.allocation()
-            view = ImageView(image)
-        except ImageError as error:
-            yield self._told(Verdict.CORRUPTION, where, "a valid qcow2 image", str(error))
+        overlay, broken = read_overlay(
+            map_file(member.hidden if node == "hidden" else member.active)
+        )
+        if broken is not None:
+            yield self._told(Verdict.CORRUPTION, where, broken.predicted, broken.observed)
+        if overlay is None:
             return
-        if faults:
-            yield self._told(
-                Verdict.CORRUPTION, where, "consistent qcow2 metadata", "; ".join(faults[:3])
-            )
-        yield from self._allocation(where, self.model.allocation(node), observed)
-        for piece in view.pieces():
+        yield from self._allocation(where, self.model.allocation(node), overlay.allocation)
+        for piece in overlay.view.pieces():
             if piece.alloc is not Alloc.DATA or piece.data is None:
                 continue
             self.compared += piece.length
