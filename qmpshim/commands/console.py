@@ -19,6 +19,7 @@ from qmpshim.machine import builds
 from qmpshim.machine.builds import Build
 
 OK, DIVERGED, WRONG, UNTESTABLE = 0, 1, 2, 125
+BUNDLES = Path("qmpshim-bundles")  # where replay bundles go unless --keep says otherwise
 
 
 class Console:
@@ -120,6 +121,20 @@ def build_options(
         default=30.0,
         metavar="SECONDS",
         help="after this long without an answer QEMU counts as hung (default 30)",
+    )
+
+
+def output_options(parser: argparse.ArgumentParser, kept: str) -> None:
+    """Add ``--json``, ``--keep`` (of *kept*, in words) and ``--strict``."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary as JSON")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help=f"keep {kept} in DIR (without it only bundles are kept, in ./{BUNDLES})",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="report known defects of QEMU as divergences, too"
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.commands.console import (
+    BUNDLES,
     DIVERGED,
     OK,
     Console,
@@ -19,6 +20,7 @@ from qmpshim.commands.console import (
     chosen_builds,
     count,
     on_each,
+    output_options,
     seconds,
     write_json,
 )
@@ -89,17 +91,7 @@ def add(commands: Any) -> None:
         "--jobs", type=count, default=os.cpu_count() or 1, metavar="N", help="processes"
     )
     exploring.add_argument("--seed", type=int, default=0, help="for the modes that go by chance")
-    exploring.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
-    exploring.add_argument(
-        "--keep",
-        type=Path,
-        metavar="DIR",
-        default=Path("qmpshim-bundles"),
-        help="where bundles of new findings go (default ./qmpshim-bundles)",
-    )
-    exploring.add_argument(
-        "--strict", action="store_true", help="known findings count as new ones, too"
-    )
+    output_options(exploring, "the bundles of new findings")
     exploring.add_argument(
         "--model", action="store_true", help="explore the reference model, without a QEMU"
     )
@@ -175,7 +167,7 @@ def _explore_build(
     )
     console.line(render(report))
     for finding in report.new:
-        console.line(f"replay it: qmpshim replay {_kept(finding, args.keep, build)}")
+        console.line(f"replay it: qmpshim replay {_kept(finding, args.keep or BUNDLES, build)}")
     known_ones = len(report.findings) - len(report.new)
     console.line()
     console.line(

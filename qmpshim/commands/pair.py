@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.commands.console import (
+    BUNDLES,
     DIVERGED,
     OK,
     Console,
@@ -15,6 +16,7 @@ from qmpshim.commands.console import (
     check_writable,
     chosen_build,
     count,
+    output_options,
     run_cancellable,
     seconds,
     write_json,
@@ -89,15 +91,7 @@ def add(commands: Any) -> None:
         metavar="SECONDS",
         help="how long a step may take (default 30)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome as JSON")
-    parser.add_argument(
-        "--keep",
-        type=Path,
-        metavar="DIR",
-        help="keep logs, disks and bundles in DIR "
-        "(without it only bundles are kept, in ./qmpshim-bundles)",
-    )
-    parser.add_argument("--strict", action="store_true", help="known findings count, too")
+    output_options(parser, "logs, disks and bundles")
     parser.set_defaults(run=_pair)
 
 
@@ -130,7 +124,7 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
     outcome, bundle = await run_plan(
         plan,
         (primary, secondary),
-        args.keep or Path("qmpshim-bundles"),
+        args.keep or BUNDLES,
         known=[] if args.strict else load_known(KNOWN),
         progress=lambda done, text: console.progress(f"{done.seconds:7.1f} s  {text}"),
         keep=args.keep,
@@ -167,7 +161,7 @@ async def replay(bundle: Path, build: Build, console: Console) -> int:
     outcome, again = await run_plan(
         plan,
         (build, build),
-        Path("qmpshim-bundles"),
+        BUNDLES,
         progress=lambda done, text: console.progress(f"{done.seconds:7.1f} s  {text}"),
     )
     same = [finding for finding in outcome.findings if finding.cause == wanted.get("cause")]

@@ -9,6 +9,7 @@ from typing import Any
 import qmpshim
 from qmpshim.commands import pair
 from qmpshim.commands.console import (
+    BUNDLES,
     DIVERGED,
     OK,
     Console,
@@ -20,6 +21,7 @@ from qmpshim.commands.console import (
     count,
     in_words,
     on_each,
+    output_options,
     run_cancellable,
     size,
     write_json,
@@ -55,17 +57,7 @@ def add(commands: Any) -> None:
         "--cluster", type=size, default=64 << 10, help="qcow2 cluster size (default 64k)"
     )
     verifying.add_argument("--secondary", choices=["raw", "qcow2"], default="raw")
-    verifying.add_argument("--json", type=Path, metavar="FILE", help="write the summary as JSON")
-    verifying.add_argument(
-        "--keep",
-        type=Path,
-        metavar="DIR",
-        help="keep images, logs and bundles in DIR "
-        "(without it only bundles are kept, in ./qmpshim-bundles)",
-    )
-    verifying.add_argument(
-        "--strict", action="store_true", help="report known defects of QEMU as divergences, too"
-    )
+    output_options(verifying, "images, logs and bundles")
     verifying.set_defaults(run=_verify)
 
     replaying = commands.add_parser("replay", help="show a bundle's divergence again")
@@ -143,7 +135,7 @@ async def _verify_build(
                 share,
                 args.seed,
                 workspace,
-                keep or Path("qmpshim-bundles"),
+                keep or BUNDLES,
                 console.progress,
                 keep,
             )
