@@ -131,7 +131,7 @@ def output_options(parser: argparse.ArgumentParser, kept: str) -> None:
         "--keep",
         type=Path,
         metavar="DIR",
-        help=f"keep {kept} in DIR (without it only bundles are kept, in ./{BUNDLES})",
+        help=f"keep {kept} in DIR (without it bundles alone go to ./{BUNDLES})",
     )
     parser.add_argument(
         "--strict", action="store_true", help="report known defects of QEMU as divergences, too"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from qmpshim.errors import BuildError, CommandFailed
@@ -13,12 +12,12 @@ from qmpshim.machine.builds import Build
 from qmpshim.machine.nbd_client import BlockClient, NbdClient
 from qmpshim.machine.process import COMMAND_LIMIT, Qemu
 from qmpshim.machine.secondary import ChainSpec, SecondaryChain
-from qmpshim.machine.workspace import Workspace
+from qmpshim.machine.workspace import Closes, Workspace
 
 T = TypeVar("T")
 
 
-class BlockingChain:
+class BlockingChain(Closes):
     """A QEMU of *build* with the chain open and nothing started; a context manager.
 
     The synchronous face of :class:`~qmpshim.machine.secondary.SecondaryChain`, whose nodes and
@@ -99,14 +98,3 @@ class BlockingChain:
         self.run(self.qemu.close())
         self._runner.close()
         self._workspace.close()
-
-    def __enter__(self) -> BlockingChain:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from qmpshim.errors import HostError
 
@@ -22,7 +23,26 @@ _LONGEST = 107 - 36
 _JANITOR = 'cat >/dev/null; for n in 1 2 3; do rm -rf -- "$1" && exit; sleep 1; done'
 
 
-class Workspace:
+class Closes:
+    """A context manager that closes at the end."""
+
+    def close(self) -> None:
+        """Give everything back."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Workspace(Closes):
     """A temporary directory (mode 0700) for sockets, images and logs; a context manager.
 
     :param keep: leave the directory behind on :meth:`close`
@@ -73,17 +93,6 @@ class Workspace:
         self._janitor.stdin.close()
         self._janitor.wait()
         shutil.rmtree(self.path, ignore_errors=True)
-
-    def __enter__(self) -> Workspace:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def dies_with_owner(command: list[str]) -> list[str]:
