@@ -1,48 +1,78 @@
-"""Schedules per second over gated storage, and steps per second against two QMP round trips a step.
+"""Schedules per second and core over gated storage, and steps per second against QMP round trips.
+
+One process explores alone, then one on each core, as ``explore --jobs`` does: per core is what all
+of them do together, divided by the cores. Two scenarios of 7 to 8 steps, one with two copies before
+writes (30 requests a schedule and more), one with one.
 
 Run it alone: ``python vmtests/bench/bench_explore_real.py [BUILD ...]``
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
 import time
+from dataclasses import dataclass
 
-from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import RealSystem
 from qmpshim.machine import builds
 from qmpshim.model.explorer import Mode, explore
 from qmpshim.model.walk import Budget
 
-SCENARIO = "WV"  # two overlapping primary writes: 8 steps
+SCENARIOS = {
+    "WV": "two overlapping primary writes",
+    "WH": "primary write, guest write of a whole cluster",
+}
 SECONDS = 4.0
+TRIPS = 1000
 
 
-def bench(name: str) -> None:
-    build = builds.resolve(name)
-    stage = Stage(build)
+@dataclass
+class Rates:
+    """What one process did: schedules and steps a second, and pairs of QMP round trips."""
+
+    schedules: float
+    steps: float
+    floor: float
+    version: str
+
+
+def measure(name: str, scenario: str, seed: int) -> Rates:
+    stage = Stage(builds.resolve(name))
     try:
-        (scenario,) = scenarios.named(SCENARIO)
-        system = RealSystem(stage, scenario)
+        system = RealSystem(stage, *scenarios.named(scenario))
         system.reset()
         machine = system.machine
         machine.gate.open()
-        floor = time.perf_counter()
-        for _ in range(1000):
+        began = time.perf_counter()
+        for _ in range(TRIPS):
             machine.call("query-name")
             machine.call("query-name")
-        floor = 1000 / (time.perf_counter() - floor)
-        explored = explore(system, Mode.RANDOM, Budget(seconds=SECONDS), seed=1)
-        done = explored.statistics
-        rate, steps = done.schedules / done.seconds, done.steps / done.seconds
-        print(
-            f"{name} (QEMU {'.'.join(map(str, machine.version))}): {rate:.0f} schedules/s of "
-            f"{done.steps / done.schedules:.1f} steps; {steps:.0f} steps/s, the floor of two QMP "
-            f"round trips a step is {floor:.0f}/s ({steps / floor:.2f} of it)"
-        )
+        floor = TRIPS / (time.perf_counter() - began)
+        done = explore(system, Mode.RANDOM, Budget(seconds=SECONDS), seed=seed).statistics
+        version = ".".join(map(str, machine.version))
+        return Rates(done.schedules / done.seconds, done.steps / done.seconds, floor, version)
     finally:
         stage.close()
+
+
+def bench(name: str) -> None:
+    cores = len(os.sched_getaffinity(0))
+    for scenario, what in SCENARIOS.items():
+        alone = measure(name, scenario, 1)
+        work = [(name, scenario, seed) for seed in range(cores)]
+        with multiprocessing.get_context("spawn").Pool(cores) as pool:
+            together = pool.starmap(measure, work)
+        per_core = sum(one.schedules for one in together) / cores
+        print(
+            f"{name} (QEMU {alone.version}), {what}: {alone.steps / alone.schedules:.1f} steps; "
+            f"{alone.schedules:.0f} schedules/s alone, {per_core:.0f} a core on {cores} cores; "
+            f"{alone.steps:.0f} steps/s, the floor of two QMP round trips a step is "
+            f"{alone.floor:.0f}/s ({alone.steps / alone.floor:.2f} of it)"
+        )
 
 
 if __name__ == "__main__":
