@@ -2,6 +2,7 @@
 
 ``--qemu-build`` and the fixtures ``qemu_build``, ``secondary_chain``, ``gated_chain`` and
 ``qmp_shim`` are the project's own plugin's, which its installation makes known to pytest.
+``each_build`` is here: what a test takes that looks at more than one QEMU by itself.
 """
 
 from __future__ import annotations
@@ -13,13 +14,43 @@ from pathlib import Path
 
 import pytest
 
+from qmpshim.machine import registry
+from qmpshim.machine.builds import Build
 from qmpshim.machine.workspace import Workspace
+from qmpshim.pytest_plugin import build_named
 
 pytest_plugins = ["pytester"]  # the plugin is tested as another project would use it
+
+#: The fetched builds that the quick tests look at: with the system's, a QEMU of each discipline
+#: and age. Those with --full look at all that are fetched.
+QUICK = {"debian:bullseye", "debian:trixie", "debian:sid"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="also run the long tests")
+
+
+def _each(config: pytest.Config) -> list[str]:
+    """The builds of ``each_build``: those given, else the system's and those that are fetched."""
+    if given := config.getoption("qemu_build"):
+        return list(dict.fromkeys(given))
+    fetched = (name for name in registry.names() if name.startswith(registry.FETCHED))
+    return ["system", *(n for n in fetched if n in QUICK or config.getoption("--full"))]
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"each build: {', '.join(_each(config))}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "each_build" in metafunc.fixturenames:
+        metafunc.parametrize("each_build", _each(metafunc.config), indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def each_build(request: pytest.FixtureRequest) -> Build:
+    """One build after the other: all that are given, else all that are here."""
+    return build_named(request.param)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -87,13 +87,18 @@ def _marked(request: pytest.FixtureRequest, defaults: dict[str, Any]) -> dict[st
     return {name: given.get(name, value) for name, value in defaults.items()}
 
 
-@pytest.fixture(scope="session")
-def qemu_build(request: pytest.FixtureRequest) -> Build:
-    """The build under test (:class:`qmpshim.machine.builds.Build`)."""
+def build_named(name: str) -> Build:
+    """The build of that name; the test that asks for one that cannot start is skipped."""
     from qmpshim.machine.builds import resolve
 
     with _or_skip():
-        return resolve(request.param)
+        return resolve(name)
+
+
+@pytest.fixture(scope="session")
+def qemu_build(request: pytest.FixtureRequest) -> Build:
+    """The build under test (:class:`qmpshim.machine.builds.Build`)."""
+    return build_named(request.param)
 
 
 @pytest.fixture

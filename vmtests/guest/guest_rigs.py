@@ -1,11 +1,9 @@
-"""How the guest tests run something on a chain with a guest, on a build that may not be here."""
+"""How the guest tests run something on a chain with a guest."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-
-import pytest
 
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
@@ -13,7 +11,6 @@ from qmpshim.conformance.guest.work import Diverged, GuestWork
 from qmpshim.conformance.session import Result, run_case
 from qmpshim.conformance.verify import setup_for
 from qmpshim.conformance.workload import Kind, Operation, Side, Workload
-from qmpshim.machine import builds, registry
 from qmpshim.machine.builds import Build
 from qmpshim.machine.guest_chain import Attachment
 from qmpshim.machine.guest_image import GuestImage
@@ -25,14 +22,8 @@ MiB = 1 << 20
 SPEC = ChainSpec(Workflow.REPLICATION, size=8 * MiB)
 
 
-def the_build(name: str | None) -> Build:
-    """A build by name, the system's for None; a test on one that is not fetched is skipped."""
-    if name is not None and not registry.has(name):
-        pytest.skip(f"{name} is not fetched")
-    return builds.resolve(name)
-
-
 def run_workload(
+    build: Build,
     image: GuestImage,
     workspace: Workspace,
     attachment: Attachment | None = None,
@@ -40,12 +31,10 @@ def run_workload(
     spec: ChainSpec = SPEC,
     count: int = 200,
     seed: int = 1,
-    build: Build | None = None,
     chain: Callable[..., ProgramChain] = ProgramChain,
     operations: Sequence[Operation] = (),
 ) -> Result:
     """A session's workload, or these operations, with the guest's program as its guest."""
-    build = build or builds.resolve(None)
     attachment = attachment or Attachment()
     setup = setup_for(build, spec)
     wanted = [
@@ -60,17 +49,16 @@ def run_workload(
 
 
 def at_work(
+    build: Build,
     image: GuestImage,
     workspace: Workspace,
     scenario: Callable[[GuestWork], Awaitable[None]],
     attachment: Attachment | None = None,
     *,
     spec: ChainSpec = SPEC,
-    build: Build | None = None,
     chain: Callable[..., ProgramChain] = ProgramChain,
 ) -> Divergence | None:
     """Run *scenario* on a fresh chain under a guest; the divergence it ends with, if any."""
-    build = build or builds.resolve(None)
     setup = setup_for(build, spec)
     opener = GuestOpener(build, image, attachment or Attachment(), chain)
 

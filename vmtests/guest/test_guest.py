@@ -1,4 +1,4 @@
-"""A guest on the system's QEMU: prompt, commands, time-outs, panics, the console that is kept."""
+"""A guest on a real QEMU: prompt, commands, time-outs, panics, the console that is kept."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from qmpshim.machine.workspace import Workspace
 
 
 def test_a_guest_does_what_it_is_told_and_its_panic_is_seen(
-    image: GuestImage, workspace: Workspace
+    image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
     async def scenario() -> None:
-        guest = await boot(Build.system(), image, workspace.path)
+        guest = await boot(qemu_build, image, workspace.path)
         try:
             _commands(guest)
             guest.send("sleep 1000")
@@ -46,9 +46,11 @@ def _commands(guest: Guest) -> None:
     assert guest.run("echo still here").status == 0
 
 
-def test_a_kernel_panic_is_told_as_one(image: GuestImage, workspace: Workspace) -> None:
+def test_a_kernel_panic_is_told_as_one(
+    image: GuestImage, workspace: Workspace, qemu_build: Build
+) -> None:
     async def scenario() -> None:
-        guest = await boot(Build.system(), image, workspace.path)
+        guest = await boot(qemu_build, image, workspace.path)
         try:
             with pytest.raises(GuestPanicked, match=r"gave up during .*sysrq triggered crash"):
                 guest.run("echo c >/proc/sysrq-trigger")
@@ -60,10 +62,10 @@ def test_a_kernel_panic_is_told_as_one(image: GuestImage, workspace: Workspace) 
 
 
 def test_a_qemu_that_dies_under_a_guest_is_told_as_that(
-    image: GuestImage, workspace: Workspace
+    image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
     async def scenario() -> None:
-        guest = Guest(Build.system(), image, workspace.path)
+        guest = Guest(qemu_build, image, workspace.path)
         try:
             await guest.start()
             guest.qemu.kill()

@@ -29,23 +29,24 @@ def qmpshim(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_case_of_kind_guest(image: GuestImage, tmp_path: Path) -> None:
-    outcome = run(Build.system(), Case("guest", "g", {"scenario": "both-sides"}), tmp_path)
+def test_a_case_of_kind_guest(image: GuestImage, tmp_path: Path, qemu_build: Build) -> None:
+    outcome = run(qemu_build, Case("guest", "g", {"scenario": "both-sides"}), tmp_path)
     assert outcome.status is Status.OK, outcome
     assert outcome.figures["operations"] > 100
     assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="no guest scenario 'dance': mixed,"):
-        run(Build.system(), Case("guest", "g", {"scenario": "dance"}), tmp_path)
+        run(qemu_build, Case("guest", "g", {"scenario": "dance"}), tmp_path)
     with pytest.raises(InputError, match="unexpected keyword"):
-        run(Build.system(), Case("guest", "g", {"colour": "red"}), tmp_path)
+        run(qemu_build, Case("guest", "g", {"colour": "red"}), tmp_path)
 
 
-def test_a_known_crash_is_named_with_its_evidence(image: GuestImage, tmp_path: Path) -> None:
-    build = Build.system()
+def test_a_known_crash_is_named_with_its_evidence(
+    image: GuestImage, tmp_path: Path, qemu_build: Build
+) -> None:
     case = Case("guest", "g", {"scenario": "mixed", "iothread": True})
-    outcome = run(build, case, tmp_path)
+    outcome = run(qemu_build, case, tmp_path)
     assert outcome.status is Status.OK, outcome
-    if (7, 2, 14) <= read_version(build)[0] < (7, 3):
+    if (7, 2, 14) <= read_version(qemu_build)[0] < (7, 3):
         (found,) = outcome.findings
         assert (found.verdict, found.known) == (Verdict.CRASH, "iothread-client-leaves")
         assert "guest check mixed --iothread --seed 1" in found.replay
@@ -76,10 +77,10 @@ async def _hangs(work: GuestWork, _seed: int) -> None:
     ],
 )
 def test_what_goes_wrong_with_the_machine_is_a_verdict(
-    does: object, verdict: Verdict, text: str, image: GuestImage
+    does: object, verdict: Verdict, text: str, image: GuestImage, qemu_build: Build
 ) -> None:
     scenario = GuestScenario("made", "", does)  # type: ignore[arg-type]
-    outcome = asyncio.run(run_scenario(scenario, Build.system(), image, Attachment()))
+    outcome = asyncio.run(run_scenario(scenario, qemu_build, image, Attachment()))
     assert outcome.divergence is not None
     assert outcome.divergence.verdict is verdict
     assert text in outcome.divergence.observed

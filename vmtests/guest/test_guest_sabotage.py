@@ -77,6 +77,7 @@ def test_a_sabotaged_chain_is_convicted(
     verdicts: set[Verdict],
     image: GuestImage,
     workspace: Workspace,
+    qemu_build: Build,
 ) -> None:
     async def scenario(work: GuestWork) -> None:
         work.primary(Kind.WRITE, 0, 2048)
@@ -88,7 +89,7 @@ def test_a_sabotaged_chain_is_convicted(
             await work.command(Kind.CHECKPOINT)
             await work.check()
 
-    found = at_work(image, workspace, scenario, chain=sabotage)
+    found = at_work(qemu_build, image, workspace, scenario, chain=sabotage)
     assert found is not None
     assert found.verdict in verdicts, str(found)
 
@@ -106,6 +107,7 @@ def test_a_guests_program_that_lies_is_convicted(
     where: str,
     image: GuestImage,
     workspace: Workspace,
+    qemu_build: Build,
 ) -> None:
     operations = [
         Operation(1, Side.PRIMARY, Kind.WRITE, 0, 256),
@@ -114,27 +116,27 @@ def test_a_guests_program_that_lies_is_convicted(
         Operation(4, Side.CHAIN, Kind.CHECK),
         Operation(5, Side.GUEST, Kind.READ, 0, 64),
     ]
-    found = run_workload(image, workspace, operations=operations, chain=liar).divergence
+    found = run_workload(qemu_build, image, workspace, operations=operations, chain=liar).divergence
     assert found is not None
     assert (found.verdict, found.where) == (verdict, where), str(found)
 
 
 def test_a_program_that_leaves_operations_out_is_convicted(
-    image: GuestImage, workspace: Workspace
+    image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
     async def scenario(work: GuestWork) -> None:
         _replace_program(work.chain, 'random) exec /bin/honest "$1" random "$3" 9 "$5" "$6" "$7";;')
         await work.command(Kind.START)
         work.random(1, 10, 0, 4096)
 
-    found = at_work(image, workspace, scenario, chain=ProgramChain)
+    found = at_work(qemu_build, image, workspace, scenario, chain=ProgramChain)
     assert found is not None
     assert found.verdict is Verdict.PROTOCOL
     assert found.observed == "nothing"
 
 
 def test_a_write_that_was_not_observed_is_convicted(
-    image: GuestImage, workspace: Workspace
+    image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
     async def scenario(work: GuestWork) -> None:
         await work.command(Kind.START)
@@ -152,7 +154,7 @@ def test_a_write_that_was_not_observed_is_convicted(
         await work.check()
 
     reached: list[str] = []
-    found = at_work(image, workspace, scenario, Attachment(log=True))
+    found = at_work(qemu_build, image, workspace, scenario, Attachment(log=True))
     assert reached
     assert found is not None
     assert found.verdict is Verdict.LOST_WRITE, str(found)
@@ -160,33 +162,36 @@ def test_a_write_that_was_not_observed_is_convicted(
 
 
 def test_a_saved_state_of_another_guest_is_convicted(
-    image: GuestImage, workspace: Workspace
+    image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
     async def mix_up() -> None:
-        build, directory = Build.system(), workspace.subdirectory("a")
+        directory = workspace.subdirectory("a")
         saved, other = GuestSpec(), GuestSpec(words=("qmpshim.sabotage",))
-        guest = await saved_state.ready(build, image, directory, saved)
+        guest = await saved_state.ready(qemu_build, image, directory, saved)
         await guest.close()
-        stale = saved_state.state_file(saved_state.key(build, image, saved))
+        stale = saved_state.state_file(saved_state.key(qemu_build, image, saved))
         copy = workspace.path / "copy"
         shutil.copyfile(stale, copy)
         with pytest.raises(StaleState, match="remove that file"):
-            guest = await saved_state.restore(build, image, directory, other, copy)
+            guest = await saved_state.restore(qemu_build, image, directory, other, copy)
 
     asyncio.run(mix_up())
 
 
 def test_a_damaged_saved_state_is_made_anew(
-    image: GuestImage, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    image: GuestImage,
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    qemu_build: Build,
 ) -> None:
     monkeypatch.setattr(saved_state, "guests_directory", lambda: workspace.path)
 
     async def damage() -> None:
-        build, spec = Build.system(), GuestSpec()
-        path = saved_state.state_file(saved_state.key(build, image, spec))
+        spec = GuestSpec()
+        path = saved_state.state_file(saved_state.key(qemu_build, image, spec))
         for name, boots in (("a", True), ("b", False), ("c", True)):
             directory = workspace.subdirectory(name)
-            guest = await saved_state.ready(build, image, directory, spec)
+            guest = await saved_state.ready(qemu_build, image, directory, spec)
             assert guest.run("echo well").output == "well\n"
             await guest.close()
             assert ("[ready]" in (directory / "console.log").read_text()) == boots

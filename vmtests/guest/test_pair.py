@@ -16,20 +16,16 @@ from qmpshim.conformance.pair.checks import KNOWN, best_accel, run, run_plan
 from qmpshim.conformance.pair.known import KnownPair, load_known
 from qmpshim.conformance.pair.plan import MOMENTS, Failover, PairOutcome, PairPlan
 from qmpshim.errors import InputError
-from qmpshim.machine import registry
-from qmpshim.machine.builds import Build, read_version, resolve
+from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.pair import Pair
 from qmpshim.model.verdict import Verdict
-
-BUILDS = ["system", *(name for name in registry.names() if name.startswith("debian:"))]
-
 
 ENDS = [kind for kind in Failover if kind is not Failover.CUT_LATE]
 
 
-def colo_works(name: str, accel: str) -> bool:
+def colo_works(build: Build, accel: str) -> bool:
     """Whether COLO has a chance on a build (the known findings say where it has none)."""
-    version = read_version(resolve(name))[0]
+    version = read_version(build)[0]
     return not any(
         known.since <= version < known.until and known.accel in ("", accel)
         for known in load_known(KNOWN)
@@ -48,10 +44,10 @@ def words(outcome: PairOutcome) -> str:
 
 
 @pytest.mark.parametrize("failover", ENDS)
-def test_block_replication(failover: Failover, tmp_path: Path) -> None:
+def test_block_replication(failover: Failover, qemu_build: Build, tmp_path: Path) -> None:
     resume = failover is not Failover.NONE
     plan = PairPlan(colo=False, checkpoints=3, writes=30, failover=failover, resume=resume)
-    outcome, bundle = go(plan, Build.system(), tmp_path)
+    outcome, bundle = go(plan, qemu_build, tmp_path)
     assert not outcome.findings, words(outcome)
     assert bundle is None
     assert outcome.checkpoints == plan.wanted
@@ -60,12 +56,12 @@ def test_block_replication(failover: Failover, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failover", ENDS)
-def test_colo_without_a_guest(failover: Failover, tmp_path: Path) -> None:
+def test_colo_without_a_guest(failover: Failover, qemu_build: Build, tmp_path: Path) -> None:
     """All of COLO but the CPUs: what every build can, with any accelerator."""
-    build, resume = Build.system(), failover is not Failover.NONE
+    resume = failover is not Failover.NONE
     plan = PairPlan(guest="none", checkpoints=3, failover=failover, resume=resume)
-    outcome, _ = go(plan, build, tmp_path)
-    if not colo_works("system", "none"):
+    outcome, _ = go(plan, qemu_build, tmp_path)
+    if not colo_works(qemu_build, "none"):
         assert [finding.known for finding in outcome.findings] == ["colo-migration-completes"]
         return
     assert not outcome.findings, words(outcome)
@@ -73,29 +69,29 @@ def test_colo_without_a_guest(failover: Failover, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_primary_killed_in_a_checkpoint(moment: str, tmp_path: Path) -> None:
-    if not colo_works("system", "none"):
+def test_primary_killed_in_a_checkpoint(moment: str, qemu_build: Build, tmp_path: Path) -> None:
+    if not colo_works(qemu_build, "none"):
         pytest.skip("COLO does not work on this build (known)")
     plan = PairPlan(guest="none", checkpoints=2, failover=Failover.PRIMARY, moment=moment)
-    outcome, _ = go(plan, Build.system(), tmp_path)
+    outcome, _ = go(plan, qemu_build, tmp_path)
     assert not outcome.findings, words(outcome)
     assert any(f"in a checkpoint, at {moment}" in step for step in outcome.steps)
 
 
-def test_checkpoint_after_the_link_was_cut(tmp_path: Path) -> None:
+def test_checkpoint_after_the_link_was_cut(qemu_build: Build, tmp_path: Path) -> None:
     """A finding: COLO goes on without the writes. When that is mended this test says so."""
-    if not colo_works("system", "none"):
+    if not colo_works(qemu_build, "none"):
         pytest.skip("COLO does not work on this build (known)")
     plan = PairPlan(guest="none", checkpoints=1, failover=Failover.CUT_LATE)
-    outcome, bundle = go(plan, Build.system(), tmp_path)
+    outcome, bundle = go(plan, qemu_build, tmp_path)
     assert [finding.known for finding in outcome.findings] == ["checkpoint-after-lost-writes"]
     assert not outcome.findings[0].contract
     assert bundle is not None
 
 
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda s: s.pair.__name__ + "-colo" * s.colo)
-def test_sabotage_is_convicted(sabotage: Sabotage, tmp_path: Path) -> None:
-    if sabotage.colo and not colo_works("system", "none"):
+def test_sabotage_is_convicted(sabotage: Sabotage, qemu_build: Build, tmp_path: Path) -> None:
+    if sabotage.colo and not colo_works(qemu_build, "none"):
         pytest.skip("COLO does not work on this build (known)")
     plan = PairPlan(
         colo=sabotage.colo,
@@ -105,7 +101,7 @@ def test_sabotage_is_convicted(sabotage: Sabotage, tmp_path: Path) -> None:
         failover=sabotage.failover,
         limit=sabotage.limit,
     )
-    outcome, bundle = go(plan, Build.system(), tmp_path, sabotage.pair)
+    outcome, bundle = go(plan, qemu_build, tmp_path, sabotage.pair)
     found = [(f.divergence.verdict, f.divergence.where) for f in outcome.findings]
     assert found[:1] == [(sabotage.verdict, sabotage.where)], words(outcome)
     assert not outcome.findings[0].known
@@ -116,12 +112,11 @@ def test_sabotage_is_convicted(sabotage: Sabotage, tmp_path: Path) -> None:
     assert pair_bundle.load(bundle)[0] == plan
 
 
-def test_colo_on_this_build(tmp_path: Path) -> None:
+def test_colo_on_this_build(qemu_build: Build, tmp_path: Path) -> None:
     """Where COLO works under TCG, it works; where it does not, how it fails is said, and known."""
-    build = Build.system()
     plan = PairPlan(checkpoints=3, writes=10, accel="tcg", limit=8.0)
-    outcome, bundle = go(plan, build, tmp_path)
-    if read_version(build)[0] >= (11, 0, 0):
+    outcome, bundle = go(plan, qemu_build, tmp_path)
+    if read_version(qemu_build)[0] >= (11, 0, 0):
         assert not outcome.findings, words(outcome)
         assert outcome.checkpoints == 3
     elif outcome.findings:  # the deadlock is a race, if one that is lost within a few checkpoints
@@ -149,9 +144,9 @@ def test_known_findings_replay_on_the_right_build(tmp_path: Path) -> None:
         load_known(tmp_path)
 
 
-def test_case_runner(tmp_path: Path) -> None:
+def test_case_runner(qemu_build: Build, tmp_path: Path) -> None:
     case = Case("pair", "blocks", {"colo": False, "checkpoints": 2, "failover": "primary"})
-    outcome = run(Build.system(), case, tmp_path)
+    outcome = run(qemu_build, case, tmp_path)
     assert outcome.status is Status.OK
     assert outcome.figures["checkpoints"] == 2
     assert "2 of 2 checkpoints" in outcome.text
@@ -176,46 +171,40 @@ def test_command(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", BUILDS)
-def test_a_hundred_checkpoints(name: str, tmp_path: Path) -> None:
-    build = resolve(name)
-    accel = best_accel((build, build))
-    if not colo_works(name, accel):
-        pytest.skip(f"COLO does not work on {name} under {accel} (known)")
+def test_a_hundred_checkpoints(each_build: Build, tmp_path: Path) -> None:
+    accel = best_accel((each_build, each_build))
+    if not colo_works(each_build, accel):
+        pytest.skip(f"COLO does not work on {each_build.name} under {accel} (known)")
     plan = PairPlan(checkpoints=100, writes=5, accel=accel, limit=60.0)
-    outcome, _ = go(plan, build, tmp_path)
+    outcome, _ = go(plan, each_build, tmp_path)
     assert not outcome.findings, words(outcome)
     assert outcome.checkpoints == 100
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("failover", ENDS[1:])
-@pytest.mark.parametrize("name", BUILDS)
-def test_failover_of_colo(name: str, failover: Failover, tmp_path: Path) -> None:
-    build = resolve(name)
-    accel = best_accel((build, build))
-    if not colo_works(name, accel):
-        pytest.skip(f"COLO does not work on {name} under {accel} (known)")
+def test_failover_of_colo(each_build: Build, failover: Failover, tmp_path: Path) -> None:
+    accel = best_accel((each_build, each_build))
+    if not colo_works(each_build, accel):
+        pytest.skip(f"COLO does not work on {each_build.name} under {accel} (known)")
     plan = PairPlan(
         checkpoints=4, writes=10, accel=accel, failover=failover, resume=True, limit=60.0
     )
-    outcome, _ = go(plan, build, tmp_path)
+    outcome, _ = go(plan, each_build, tmp_path)
     assert not outcome.findings, words(outcome)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("failover", ENDS[1:])
-@pytest.mark.parametrize("name", BUILDS)
-def test_linux(name: str, failover: Failover, tmp_path: Path) -> None:
+def test_linux(each_build: Build, failover: Failover, tmp_path: Path) -> None:
     """Linux in both machines, its program writing and reading all the time."""
-    build = resolve(name)
-    accel = best_accel((build, build))
-    if accel == "kvm" or not colo_works(name, accel):
-        pytest.skip(f"Linux under COLO wants a {name} whose COLO works under TCG")
+    accel = best_accel((each_build, each_build))
+    if accel == "kvm" or not colo_works(each_build, accel):
+        pytest.skip(f"Linux under COLO wants a {each_build.name} whose COLO works under TCG")
     plan = PairPlan(
         guest="linux", checkpoints=10, accel=accel, failover=failover, resume=True, limit=90.0
     )
-    outcome, _ = go(plan, build, tmp_path)
+    outcome, _ = go(plan, each_build, tmp_path)
     assert not outcome.findings, words(outcome)
     assert outcome.checkpoints == 20
 
@@ -223,23 +212,21 @@ def test_linux(name: str, failover: Failover, tmp_path: Path) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("colo", [False, True])
 @pytest.mark.parametrize("failover", ENDS)
-@pytest.mark.parametrize("name", BUILDS)
-def test_everywhere(name: str, failover: Failover, colo: bool, tmp_path: Path) -> None:
-    if colo and not colo_works(name, "none"):
-        pytest.skip(f"COLO does not work on {name} (known)")
+def test_everywhere(each_build: Build, failover: Failover, colo: bool, tmp_path: Path) -> None:
+    if colo and not colo_works(each_build, "none"):
+        pytest.skip(f"COLO does not work on {each_build.name} (known)")
     resume = failover is not Failover.NONE
     plan = PairPlan(colo, "none", 10, 60, failover, resume=resume, seed=2, limit=60.0)
-    outcome, _ = go(plan, resolve(name), tmp_path)
+    outcome, _ = go(plan, each_build, tmp_path)
     assert not outcome.findings, words(outcome)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("known", load_known(KNOWN), ids=lambda known: known.id)
-@pytest.mark.parametrize("name", BUILDS)
-def test_known_findings_are_as_written(name: str, known: KnownPair, tmp_path: Path) -> None:
+def test_known_findings_are_as_written(each_build: Build, known: KnownPair, tmp_path: Path) -> None:
     """A build that a write-up covers shows it; one that none covers shows nothing."""
-    version = read_version(resolve(name))[0]
-    outcome, _ = go(known.plan, resolve(name), tmp_path)
+    version = read_version(each_build)[0]
+    outcome, _ = go(known.plan, each_build, tmp_path)
     causes = [finding.known for finding in outcome.findings]
     if known.since <= version < known.until:
         assert causes, words(outcome)

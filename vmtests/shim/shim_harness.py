@@ -18,10 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pytest
-
-from qmpshim.errors import QmpshimError
-from qmpshim.machine.builds import Build, resolve
+from qmpshim.machine.builds import Build
 from qmpshim.machine.workspace import dies_with_owner
 from qmpshim.shim.server import Shim
 
@@ -29,15 +26,6 @@ T = TypeVar("T")
 LIMIT = 60.0
 sys.setrecursionlimit(20_000)  # json.loads of what nests 1,024 deep
 ARGS = ("-machine", "none", "-nodefaults", "-display", "none", "-no-user-config")
-BUILDS = ("system", "debian:bullseye", "debian:trixie", "debian:sid")
-
-
-def build_of(name: str) -> Build:
-    """The build, or a skip when it has not been fetched."""
-    try:
-        return resolve(name)
-    except QmpshimError as error:
-        pytest.skip(str(error))
 
 
 class Loop:

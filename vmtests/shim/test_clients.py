@@ -15,8 +15,10 @@ from typing import Any
 
 import pexpect
 import pytest
-from shim_harness import ARGS, BUILDS, LIMIT, Loop, Wire, build_of, normal, pair
+from shim_harness import ARGS, LIMIT, Loop, Wire, normal, pair
 from test_serve import STAND_IN, address
+
+from qmpshim.machine.builds import Build
 
 __all__ = ["address"]
 
@@ -48,10 +50,9 @@ LIBVIRT: list[tuple[str, dict[str, Any] | None]] = [
 ]
 
 
-@pytest.mark.parametrize("build", BUILDS)
-def test_libvirts_way(build: str, loop: Loop) -> None:
+def test_libvirts_way(each_build: Build, loop: Loop) -> None:
     """The same conversation with QEMU itself and through the shim."""
-    with pair(loop, build_of(build)) as both:
+    with pair(loop, each_build) as both:
         for wire in (both.direct, both.through):
             assert "QMP" in wire.message()
         for number, (name, arguments) in enumerate([("qmp_capabilities", None), *LIBVIRT], 1):

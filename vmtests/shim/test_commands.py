@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 from shim_arguments import Schema
-from shim_harness import BUILDS, Loop, Wire, build_of
+from shim_harness import Loop, Wire
 
+from qmpshim.machine.builds import Build
 from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.model.chain import Workflow
@@ -50,10 +51,10 @@ class Service:
         self._loop.run(self._context.__aexit__(None, None, None))
 
 
-@pytest.fixture(params=["system", "debian:trixie"])
-def service(request: pytest.FixtureRequest, loop: Loop) -> Iterator[Service]:
+@pytest.fixture
+def service(each_build: Build, loop: Loop) -> Iterator[Service]:
     spec = ChainSpec(Workflow.REPLICATION, SIZE, CLUSTER)
-    made = Service(loop, Options(build=build_of(request.param), chain=spec))
+    made = Service(loop, Options(build=each_build, chain=spec))
     yield made
     made.close()
 
@@ -201,9 +202,8 @@ def test_a_replay_that_shows_a_divergence(service: Service, tmp_path: Path) -> N
     assert "error" in wire.ask("x-shim-replay", {"bundle": str(tmp_path)})
 
 
-@pytest.mark.parametrize("build", BUILDS)
-def test_introspection(build: str, loop: Loop) -> None:
-    service = Service(loop, Options(build=build_of(build)))
+def test_introspection(each_build: Build, loop: Loop) -> None:
+    service = Service(loop, Options(build=each_build))
     try:
         wire = service.client()
         names = [c["name"] for c in wire.ask("query-commands")["return"]]
@@ -229,9 +229,10 @@ def test_introspection(build: str, loop: Loop) -> None:
         service.close()
 
 
-def test_a_chain_that_a_client_builds_for_plain_backup(loop: Loop, tmp_path: Path) -> None:
-    build = build_of("system")
-    service = Service(loop, Options(build=build))
+def test_a_chain_that_a_client_builds_for_plain_backup(
+    loop: Loop, tmp_path: Path, qemu_build: Build
+) -> None:
+    service = Service(loop, Options(build=qemu_build))
     try:
         wire = service.client()
         old = os.urandom(SIZE)

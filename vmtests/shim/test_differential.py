@@ -11,7 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shim_arguments import Schema
-from shim_harness import BUILDS, Died, Loop, Pair, build_of, normal, pair
+from shim_harness import Died, Loop, Pair, normal, pair
+
+from qmpshim.machine.builds import Build
 
 #: QEMU's own tests/qtest/qmp-test.c (test_malformed), and what its texts do not say.
 MALFORMED = [
@@ -103,17 +105,16 @@ def module_loop() -> Iterator[Loop]:
     made.close()
 
 
-@pytest.fixture(scope="module", params=BUILDS)
-def talking(request: pytest.FixtureRequest, module_loop: Loop) -> Iterator[Pair]:
+@pytest.fixture(scope="module")
+def talking(each_build: Build, module_loop: Loop) -> Iterator[Pair]:
     """A negotiated pair, one for a whole module: what is sent changes nothing that matters."""
-    with pair(module_loop, build_of(request.param)) as made:
+    with pair(module_loop, each_build) as made:
         assert made.direct.negotiate() == made.through.negotiate()
         yield made
 
 
-@pytest.mark.parametrize("build", BUILDS)
-def test_before_and_after_negotiation(build: str, loop: Loop) -> None:
-    with pair(loop, build_of(build)) as both:
+def test_before_and_after_negotiation(each_build: Build, loop: Loop) -> None:
+    with pair(loop, each_build) as both:
         assert both.direct.message() == both.through.message()  # the greeting
         for phase in ("before", "after"):
             for case in MALFORMED:
@@ -123,9 +124,8 @@ def test_before_and_after_negotiation(build: str, loop: Loop) -> None:
             assert both.compare(b"{'execute': 'qmp_capabilities', 'id': 0}") is None
 
 
-@pytest.mark.parametrize("build", BUILDS)
-def test_with_oob(build: str, loop: Loop) -> None:
-    with pair(loop, build_of(build)) as both:
+def test_with_oob(each_build: Build, loop: Loop) -> None:
+    with pair(loop, each_build) as both:
         assert both.direct.negotiate(oob=True) == both.through.negotiate(oob=True)
         for case in MALFORMED:
             # Which of an in-band and an out-of-band answer comes first is chance in QEMU, too.
@@ -180,11 +180,9 @@ def test_requests(
         assert difference is None, difference
 
 
-@pytest.mark.parametrize("build", BUILDS)
-def test_every_command(build: str, loop: Loop, tmp_path: Path, monkeypatch: Any) -> None:
+def test_every_command(each_build: Build, loop: Loop, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)  # "right" arguments make files named x
-    found = build_of(build)
-    with pair(loop, found) as both:
+    with pair(loop, each_build) as both:
         both.direct.negotiate()
         schema = Schema(both.direct.ask("query-qmp-schema")["return"])
     cases = [case for command in schema.commands for case in schema.cases(command)]
@@ -193,7 +191,7 @@ def test_every_command(build: str, loop: Loop, tmp_path: Path, monkeypatch: Any)
     todo = iter(cases)
     killers = []
     while True:
-        with pair(loop, found) as both:
+        with pair(loop, each_build) as both:
             both.direct.negotiate()
             both.through.negotiate()
             killer = _until_death(both, todo)
@@ -222,9 +220,8 @@ def _until_death(both: Pair, cases: Iterator[dict[str, Any]]) -> dict[str, Any] 
     return None
 
 
-@pytest.mark.parametrize("build", BUILDS)
-def test_the_end(build: str, loop: Loop) -> None:
-    with pair(loop, build_of(build)) as both:
+def test_the_end(each_build: Build, loop: Loop) -> None:
+    with pair(loop, each_build) as both:
         ends = []
         for wire in (both.direct, both.through):
             wire.negotiate()

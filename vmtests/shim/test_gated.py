@@ -15,12 +15,13 @@ from typing import Any
 
 import pexpect
 import pytest
-from shim_harness import BUILDS, LIMIT, Loop, Wire, build_of, wait_until
+from shim_harness import LIMIT, Loop, Wire, wait_until
 
 from qmpshim.conformance.explore.finding_files import load_finding
 from qmpshim.conformance.explore.replay import replay_schedule
 from qmpshim.conformance.pattern import data_of
 from qmpshim.errors import InputError
+from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import Form
 from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.secondary import SECTOR, ChainSpec
@@ -36,10 +37,10 @@ KNOWN = Path(__file__).parent.parent / "conformance" / "known"
 class Gated:
     """A gated chain and one client."""
 
-    def __init__(self, loop: Loop, build: str = "system", **more: Any) -> None:
+    def __init__(self, loop: Loop, build: Build, **more: Any) -> None:
         spec = ChainSpec(more.pop("workflow", Workflow.REPLICATION), 2 * CLUSTER, CLUSTER)
         self._loop = loop
-        self._context = endpoint(Options(build=build_of(build), chain=spec, gated=True, **more))
+        self._context = endpoint(Options(build=build, chain=spec, gated=True, **more))
         self.served: Served = loop.run(self._context.__aenter__())
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(str(self.served.addresses[0].path))
@@ -93,9 +94,9 @@ class Gated:
         self._loop.run(self._context.__aexit__(None, None, None))
 
 
-@pytest.fixture(params=BUILDS)
-def gated(request: pytest.FixtureRequest, loop: Loop) -> Iterator[Gated]:
-    made = Gated(loop, request.param)
+@pytest.fixture
+def gated(each_build: Build, loop: Loop) -> Iterator[Gated]:
+    made = Gated(loop, each_build)
     yield made
     made.close()
 
@@ -219,8 +220,8 @@ def test_wrong_words(gated: Gated) -> None:
     assert "nothing was done" in said("x-shim-record")
 
 
-def test_backup(loop: Loop) -> None:
-    gated = Gated(loop, workflow=Workflow.BACKUP)
+def test_backup(loop: Loop, qemu_build: Build) -> None:
+    gated = Gated(loop, qemu_build, workflow=Workflow.BACKUP)
     try:
         gated.ask("x-shim-hold", disk="secondary", operation="write")
         gated.write("primary", 2)

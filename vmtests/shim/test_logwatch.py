@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shim_harness import BUILDS, Loop, build_of
+from shim_harness import Loop
 from test_commands import CLUSTER, SIZE, Service
 
 from qmpshim.errors import InputError
+from qmpshim.machine.builds import Build
 from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.model.chain import Workflow
@@ -22,10 +23,10 @@ from qmpshim.shim.serve import Options, endpoint
 PLAIN = {"enable": True, "primary": False}
 
 
-@pytest.fixture(params=BUILDS)
-def service(request: pytest.FixtureRequest, loop: Loop) -> Iterator[Service]:
+@pytest.fixture
+def service(each_build: Build, loop: Loop) -> Iterator[Service]:
     spec = ChainSpec(Workflow.REPLICATION, SIZE, CLUSTER)
-    made = Service(loop, Options(build=build_of(request.param), chain=spec, log_writes=True))
+    made = Service(loop, Options(build=each_build, chain=spec, log_writes=True))
     yield made
     made.close()
 
@@ -98,8 +99,10 @@ def test_a_command_during_io_raises_doubt_and_a_wrong_disk_is_noticed(service: S
     assert verified["verdicts"][0]["verdict"] == "content"
 
 
-def test_a_node_of_a_client_is_watched_when_asked(loop: Loop, tmp_path: Path) -> None:
-    service = Service(loop, Options(build=build_of("system")))
+def test_a_node_of_a_client_is_watched_when_asked(
+    loop: Loop, tmp_path: Path, qemu_build: Build
+) -> None:
+    service = Service(loop, Options(build=qemu_build))
     try:
         wire = service.client()
         (tmp_path / "disk").write_bytes(os.urandom(SIZE))
@@ -129,8 +132,8 @@ def test_a_node_of_a_client_is_watched_when_asked(loop: Loop, tmp_path: Path) ->
         service.close()
 
 
-def test_a_writable_export_is_put_on_a_log(loop: Loop, tmp_path: Path) -> None:
-    service = Service(loop, Options(build=build_of("system"), log_writes=True))
+def test_a_writable_export_is_put_on_a_log(loop: Loop, tmp_path: Path, qemu_build: Build) -> None:
+    service = Service(loop, Options(build=qemu_build, log_writes=True))
     try:
         wire = service.client()
         wire.ask("blockdev-add", {"driver": "null-co", "node-name": "n", "size": 1 << 20})

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from shim_harness import Difference, Loop, Pair, build_of, pair
+from shim_harness import Difference, Loop, Pair, pair
 
+from qmpshim.machine.builds import Build
 from qmpshim.shim import json_text, session
 from qmpshim.shim.client import Client
 from qmpshim.shim.json_stream import JsonStream
@@ -132,15 +133,15 @@ def _first_difference(both: Pair) -> Difference | None:
     return None
 
 
-def test_the_honest_shim_passes_the_battery(loop: Loop) -> None:
-    with pair(loop, build_of("system")) as both:
+def test_the_honest_shim_passes_the_battery(loop: Loop, qemu_build: Build) -> None:
+    with pair(loop, qemu_build) as both:
         assert _first_difference(both) is None
 
 
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda s: s.__name__.strip("_"))
 def test_a_sabotaged_shim_is_convicted(
-    sabotage: Sabotage, loop: Loop, monkeypatch: pytest.MonkeyPatch
+    sabotage: Sabotage, loop: Loop, monkeypatch: pytest.MonkeyPatch, qemu_build: Build
 ) -> None:
     sabotage(monkeypatch)
-    with pair(loop, build_of("system")) as both:
+    with pair(loop, qemu_build) as both:
         assert _first_difference(both) is not None

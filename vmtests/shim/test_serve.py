@@ -20,9 +20,10 @@ from pathlib import Path
 
 import pytest
 from qemu.qmp import QMPClient
-from shim_harness import ARGS, LIMIT, Loop, Process, Wire, build_of, wait_until
+from shim_harness import ARGS, LIMIT, Loop, Process, Wire, wait_until
 
 from qmpshim.errors import InputError
+from qmpshim.machine.builds import Build
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.model.chain import Workflow
 from qmpshim.shim.endpoint import Address, Listener, tls_context
@@ -287,10 +288,10 @@ def test_a_started_qemu_dies_with_the_shim(tmp_path: Path) -> None:
         wait_until(lambda: not _running(pid))
 
 
-def test_an_attached_qemu_lives_on(tmp_path: Path) -> None:
+def test_an_attached_qemu_lives_on(tmp_path: Path, qemu_build: Build) -> None:
     path = tmp_path / "q"
     args = (*ARGS, "-qmp", f"unix:{path},server=on,wait=off")
-    qemu = Process(build_of("system"), args)
+    qemu = Process(qemu_build, args)
     try:
         wait_until(path.exists)
         for _ in range(2):  # and may be attached to again

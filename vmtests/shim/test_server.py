@@ -15,11 +15,9 @@ from pathlib import Path
 
 import pytest
 from shim_harness import (
-    BUILDS,
     Loop,
     Process,
     Wire,
-    build_of,
     client_of,
     open_fds,
     pair,
@@ -28,14 +26,15 @@ from shim_harness import (
     wait_until,
 )
 
+from qmpshim.machine.builds import Build
 from qmpshim.shim.server import Shim
 
 Connect = Callable[[], Wire]
 
 
 @pytest.fixture
-def process() -> Iterator[Process]:
-    made = Process(build_of("system"))
+def process(qemu_build: Build) -> Iterator[Process]:
+    made = Process(qemu_build)
     yield made
     made.close()
 
@@ -120,10 +119,9 @@ def test_events_reach_all_who_have_negotiated_in_the_same_order(connect: Connect
     assert [e["event"] for e in seen[2]] == ["STOP", "RESUME"] * 10
 
 
-@pytest.mark.parametrize("build", BUILDS)
-def test_oob_overtakes_and_in_band_does_not(build: str, loop: Loop, fifo: Path) -> None:
+def test_oob_overtakes_and_in_band_does_not(each_build: Build, loop: Loop, fifo: Path) -> None:
     """QEMU's own test_qmp_oob, directly and through the shim, with a bystander in the way."""
-    with pair(loop, build_of(build)) as both:
+    with pair(loop, each_build) as both:
         bystander = client_of(loop, both.shim)
         bystander.negotiate()
         for wire in (both.direct, both.through):
@@ -166,9 +164,11 @@ def test_one_client_blocks_no_oob_of_another_however_many_wait(
     assert [wire.message()["id"] for wire in crowd] == list(range(20))
 
 
-def test_oob_waits_behind_a_full_queue_as_in_qemu(loop: Loop, fifo: Path) -> None:
+def test_oob_waits_behind_a_full_queue_as_in_qemu(
+    loop: Loop, fifo: Path, qemu_build: Build
+) -> None:
     """QEMU reads eight in-band requests ahead, and no more."""
-    with pair(loop, build_of("system")) as both:
+    with pair(loop, qemu_build) as both:
         for wire in (both.direct, both.through):
             wire.negotiate(oob=True)
             for queued, overtakes in ((7, True), (8, False)):
@@ -210,8 +210,8 @@ def test_a_half_closed_client_still_gets_its_answers(connect: Connect) -> None:
 # -- file descriptors ------------------------------------------------------------
 
 
-def test_descriptors(loop: Loop, tmp_path: Path) -> None:
-    with pair(loop, build_of("system")) as both:
+def test_descriptors(loop: Loop, tmp_path: Path, qemu_build: Build) -> None:
+    with pair(loop, qemu_build) as both:
         before = open_fds()
         told = []
         for wire in (both.direct, both.through):

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shim_harness import LIMIT, Loop, Process, build_of, start_shim
+from shim_harness import LIMIT, Loop, Process, start_shim
 
 from qmpshim.errors import InputError, MachineError
+from qmpshim.machine.builds import Build
 from qmpshim.shim.client import Client
 from qmpshim.shim.endpoint import Address, Listener
 from qmpshim.shim.server import Shim
@@ -19,8 +20,8 @@ from qmpshim.shim.stress import Figures, connect, crowd, stress
 
 
 @pytest.fixture
-def process() -> Iterator[Process]:
-    made = Process(build_of("system"))
+def process(qemu_build: Build) -> Iterator[Process]:
+    made = Process(qemu_build)
     yield made
     made.close()
 

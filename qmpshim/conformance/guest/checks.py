@@ -120,7 +120,7 @@ async def run_scenario(
                 copy_tree(workspace.path, keep, "*.sock", "*.copy")
             await rig.close()
     if outcome.divergence is not None:
-        outcome.known = _known(outcome.divergence, build)
+        outcome.known = known_cause(outcome.divergence, build)
     return outcome
 
 
@@ -148,7 +148,8 @@ def _doing(error: MachineError) -> str:
     return found[1] if found else "the scenario"
 
 
-def _known(found: Divergence, build: Build) -> str:
+def known_cause(found: Divergence, build: Build) -> str:
+    """The write-up that explains what was found on this build, or ''."""
     version = read_version(build)[0]
     for name, pattern, since, fixed in _KNOWN:
         if pattern.search(found.observed) and since <= version < fixed:
