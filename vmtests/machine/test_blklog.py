@@ -12,23 +12,19 @@ from typing import Any
 
 import pytest
 
-from qmpshim.machine import builds, registry
 from qmpshim.machine.blklog import BlkLog, Entry, Flag, LogError
+from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.process import Qemu
 from qmpshim.machine.workspace import Workspace
 
 SIZE = 1 << 20
-BUILDS = [None, "debian:bullseye", "debian:trixie", "debian:sid"]
 
 Use = Callable[[NbdClient, Path], None]
 
 
-def on_a_log(workspace: Workspace, use: Use, build: str | None = None, **options: Any) -> bytes:
+def on_a_log(build: Build, workspace: Workspace, use: Use, **options: Any) -> bytes:
     """Run *use* on an export whose writes are logged; gives the log at the end."""
-    if build is not None and not registry.has(build):
-        pytest.skip(f"{build} is not fetched")
-    chosen = builds.resolve(build)
     directory = workspace.subdirectory("log")
     for name in ("disk", "log"):
         (directory / name).touch()
@@ -36,7 +32,7 @@ def on_a_log(workspace: Workspace, use: Use, build: str | None = None, **options
     log = directory / "log"
 
     async def run() -> None:
-        qemu = Qemu(chosen.command(), directory, env=chosen.environment())
+        qemu = Qemu(build.command(), directory, env=build.env)
         await qemu.start()
         try:
             file = {"driver": "file", "discard": "unmap"}
@@ -70,9 +66,8 @@ def told(entry: Entry) -> tuple[int, int, Flag]:
     return entry.offset, entry.length, entry.flags
 
 
-@pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("sector", [512, 4096])
-def test_every_kind_of_request(workspace: Workspace, build: str | None, sector: int) -> None:
+def test_every_kind_of_request(each_build: Build, workspace: Workspace, sector: int) -> None:
     data = random.Random(1).randbytes(3 * sector)
 
     def use(client: NbdClient, log: Path) -> None:
@@ -87,7 +82,7 @@ def test_every_kind_of_request(workspace: Workspace, build: str | None, sector: 
         client.wait(client.submit_flush())
         client.wait(client.submit_write(data, 9 * sector))
 
-    bytes_ = on_a_log(workspace, use, build, **{"log-sector-size": sector})
+    bytes_ = on_a_log(each_build, workspace, use, **{"log-sector-size": sector})
     log = BlkLog(bytes_)
     assert log.sector_size == sector
     # At its end, and in its NBD server when a client hangs up, QEMU may flush once more.
@@ -107,12 +102,11 @@ def test_every_kind_of_request(workspace: Workspace, build: str | None, sector: 
     assert [entry.index for entry in log.entries()] == list(range(log.promised))
 
 
-@pytest.mark.parametrize("build", BUILDS)
-def test_the_log_makes_the_disk_again(workspace: Workspace, build: str | None) -> None:
+def test_the_log_makes_the_disk_again(each_build: Build, workspace: Workspace) -> None:
     """Many requests in flight at once: applied in the log's order they give the disk's bytes."""
     chance = random.Random(2)
     disk = bytearray(SIZE)
-    zeroes = build != "debian:bullseye"  # 5.2 spoils its log: see the reader's first lines
+    zeroes = read_version(each_build)[0] >= (7, 2, 9)  # before, they spoil the log: see the reader
 
     def use(client: NbdClient, log: Path) -> None:
         places = [place * 8192 for place in range(SIZE // 8192)]  # apart: their order is open
@@ -131,7 +125,7 @@ def test_the_log_makes_the_disk_again(workspace: Workspace, build: str | None) -
             for cookie in cookies:
                 client.wait(cookie)
 
-    log = BlkLog(on_a_log(workspace, use, build, **{"log-super-update-interval": 7}))
+    log = BlkLog(on_a_log(each_build, workspace, use, **{"log-super-update-interval": 7}))
     again = bytearray(SIZE)
     writes = [entry for entry in log.entries(live=True) if entry.is_write]
     for entry in writes:
@@ -140,7 +134,7 @@ def test_the_log_makes_the_disk_again(workspace: Workspace, build: str | None) -
     assert again == disk
 
 
-def test_following_a_log_that_grows(workspace: Workspace) -> None:
+def test_following_a_log_that_grows(qemu_build: Build, workspace: Workspace) -> None:
     seen: list[tuple[int, int, Flag]] = []
 
     def use(client: NbdClient, log: Path) -> None:
@@ -151,7 +145,7 @@ def test_following_a_log_that_grows(workspace: Workspace) -> None:
             seen.extend(map(told, new))
             last = new[-1]
 
-    on_a_log(workspace, use)
+    on_a_log(qemu_build, workspace, use)
     assert seen == [(number * 512, 512, Flag(0)) for number in range(5)]
 
 

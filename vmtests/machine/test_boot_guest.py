@@ -39,11 +39,10 @@ def test_console() -> None:
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_runs_and_finds_damage(damaged: bool, tmp_path: Path) -> None:
+def test_runs_and_finds_damage(damaged: bool, tmp_path: Path, qemu_build: Build) -> None:
     guest = BootGuest(blocks=16, delay=50)
     disk = tmp_path / "disk.raw"
     disk.write_bytes(guest.sector().ljust(guest.end, b"\0"))
-    build = Build.system()
     words = ["-accel", "tcg", "-m", "32", "-debugcon", f"file:{tmp_path / 'console'}"]
     words += ["-drive", f"if=none,id=disk,format=raw,file={disk},cache=writeback"]
     words += ["-device", "virtio-blk-pci,drive=disk"]
@@ -55,7 +54,7 @@ def test_runs_and_finds_damage(damaged: bool, tmp_path: Path) -> None:
             return []
 
     async def check() -> list[Line]:
-        qemu = Qemu(build.command(), tmp_path, words, "pc", build.env)
+        qemu = Qemu(qemu_build.command(), tmp_path, words, "pc", qemu_build.env)
         await qemu.start()
         try:
             for _ in range(6000):

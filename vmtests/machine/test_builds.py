@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -292,13 +292,12 @@ def test_what_a_killed_writer_left_is_swept(cache: Path) -> None:
 
 
 @pytest.fixture
-def capable() -> Iterator[probe.Capabilities]:
-    yield probe.probe(Build.system())
+def capable(qemu_build: Build) -> probe.Capabilities:
+    return probe.probe(qemu_build)
 
 
-@needs_qemu
-def test_probe_of_the_system(capable: probe.Capabilities) -> None:
-    said = subprocess.check_output([str(EMULATOR), "--version"], text=True)
+def test_probe(qemu_build: Build, capable: probe.Capabilities) -> None:
+    said = builds.run_emulator(qemu_build, "--version").stdout
     assert "{}.{}.{}".format(*capable.version) in said
     assert capable.version_text in said
     assert capable.discipline == discipline_of(capable.version)
@@ -323,20 +322,19 @@ def test_probe_of_the_system(capable: probe.Capabilities) -> None:
         capable.require(commands=["no"], drivers=["nix"])
 
 
-@needs_qemu
 def test_a_build_is_asked_once(
-    capable: probe.Capabilities, cache: Path, monkeypatch: pytest.MonkeyPatch
+    qemu_build: Build, capable: probe.Capabilities, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(build: Build) -> probe.Capabilities:
         raise AssertionError("asked again")
 
     with monkeypatch.context() as patch:
         patch.setattr(probe, "examine", never)
-        assert probe.probe(Build.system()) == capable
+        assert probe.probe(qemu_build) == capable
     remembered = next((cache / "probe").glob(f"*{capable.sha256}.json"))
     for damaged in ("", "{", "[]", json.dumps({"version": [1, 2, 3]})):
         remembered.write_text(damaged)
-        assert probe.probe(Build.system()) == capable
+        assert probe.probe(qemu_build) == capable
 
 
 def test_the_memory_is_of_the_content(tmp_path: Path) -> None:

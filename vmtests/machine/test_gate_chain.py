@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from qemu.qmp import QMPClient
 
+from qmpshim.machine.builds import Build
 from qmpshim.machine.gate import Event, Gate, HeldIO, Kind
 from qmpshim.machine.nbd_proto import Op
 from qmpshim.machine.store import MemoryStore
@@ -36,6 +37,7 @@ QUIET = 0.15  # seconds in which what must not happen would have happened
 class Chain:
     """A QEMU with the chain open and replication running, everything of it on ``gate``."""
 
+    build: Build
     gate: Gate
     qmp: QMPClient
     directory: Path
@@ -89,14 +91,16 @@ async def run(*command: str | Path) -> str:
 
 
 @contextlib.asynccontextmanager
-async def chain(directory: Path, replicate: bool = True) -> AsyncIterator[Chain]:
+async def chain(build: Build, directory: Path, replicate: bool = True) -> AsyncIterator[Chain]:
     gate = Gate()
     gate.add("secondary", MemoryStore(b"\x11" * SIZE))
     gate.add("hidden", MemoryStore(ROOM))
     gate.add("active", MemoryStore(ROOM))
     await gate.start(directory / "s")
     for image in ("hidden", "active"):
-        await run("qemu-img", "create", "-q", "-f", "qcow2", gate.uri(image), str(SIZE))
+        await run(
+            *build.tool("qemu-img"), "create", "-q", "-f", "qcow2", gate.uri(image), str(SIZE)
+        )
 
     def on_gate(prefix: str, image: str) -> str:
         socket = f"{prefix}.server.type=unix,{prefix}.server.path={directory / 's'}"
@@ -115,7 +119,7 @@ async def chain(directory: Path, replicate: bool = True) -> AsyncIterator[Chain]
             "timeout",
             "-k1",
             "30",
-            "qemu-system-x86_64",
+            *build.command(),
             "-machine",
             "none",
             "-nodefaults",
@@ -130,6 +134,7 @@ async def chain(directory: Path, replicate: bool = True) -> AsyncIterator[Chain]
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            env=build.environment(),
         )
     try:
         await asyncio.wait_for(qmp.accept(), LIMIT)
@@ -142,7 +147,7 @@ async def chain(directory: Path, replicate: bool = True) -> AsyncIterator[Chain]
             await qmp.execute("xen-set-replication", {"enable": True, "primary": False})
         gate.trace.clear()
         gate.hold()
-        yield Chain(gate, qmp, directory, [])
+        yield Chain(build, gate, qmp, directory, [])
         gate.open()
         gate.release_all()
         assert await qmp.execute("query-status")  # it lives
@@ -202,14 +207,16 @@ async def hidden_has_old(chain: Chain) -> None:
     """QEMU's own tools find the old data in the hidden disk as it is at this instant."""
     copy = chain.directory / "hidden.qcow2"
     copy.write_bytes(chain.gate.snapshot("hidden"))
-    await run("qemu-img", "check", "-q", copy)
+    await run(*chain.build.tool("qemu-img"), "check", "-q", copy)
     read = f"read -P {OLD[0]} {AT} {CLUSTER}"
-    assert "verification failed" not in await run("qemu-io", "-r", "-c", read, copy)
+    assert "verification failed" not in await run(
+        *chain.build.tool("qemu-io"), "-r", "-c", read, copy
+    )
 
 
-def test_new_data_waits_for_the_old_step_by_step(tmp_path: Path) -> None:
+def test_new_data_waits_for_the_old_step_by_step(tmp_path: Path, qemu_build: Build) -> None:
     async def scene() -> None:
-        async with chain(tmp_path) as c:
+        async with chain(qemu_build, tmp_path) as c:
             gate = c.gate
             primary, guest = await c.client("primary"), await c.client("guest")
             write = call(primary.pwrite, NEW, AT)
@@ -252,9 +259,9 @@ def test_new_data_waits_for_the_old_step_by_step(tmp_path: Path) -> None:
     play(scene())
 
 
-def test_the_check_convicts_a_write_without_copy(tmp_path: Path) -> None:
+def test_the_check_convicts_a_write_without_copy(tmp_path: Path, qemu_build: Build) -> None:
     async def scene() -> None:
-        async with chain(tmp_path, replicate=False) as c:
+        async with chain(qemu_build, tmp_path, replicate=False) as c:
             primary = await c.client("primary")
             write = call(primary.pwrite, NEW, AT)
             await c.finish(write)
@@ -264,11 +271,11 @@ def test_the_check_convicts_a_write_without_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["drop", "late"])
-def test_the_check_convicts_a_spoilt_copy(tmp_path: Path, spoil: str) -> None:
+def test_the_check_convicts_a_spoilt_copy(tmp_path: Path, spoil: str, qemu_build: Build) -> None:
     """QEMU believes the old data saved: it never is, or only after the new data was written."""
 
     async def scene() -> None:
-        async with chain(tmp_path) as c:
+        async with chain(qemu_build, tmp_path) as c:
             primary = await c.client("primary")
             write = call(primary.pwrite, NEW, AT)
             save = await c.let_go(saves_old)
@@ -293,12 +300,12 @@ def test_the_check_convicts_a_spoilt_copy(tmp_path: Path, spoil: str) -> None:
 
 @pytest.mark.parametrize("victim", [reads_old, saves_old])
 def test_a_copy_that_fails_stops_the_new_data(
-    tmp_path: Path, victim: Callable[[HeldIO], bool]
+    tmp_path: Path, victim: Callable[[HeldIO], bool], qemu_build: Build
 ) -> None:
     """``on-cbw-error=break-guest-write`` (QEMU 7.2 block/copy-before-write.c) is the default."""
 
     async def scene() -> None:
-        async with chain(tmp_path) as c:
+        async with chain(qemu_build, tmp_path) as c:
             primary = await c.client("primary")
             write = call(primary.pwrite, NEW, AT)
             c.gate.fail(await c.let_go(victim), errno.EIO)

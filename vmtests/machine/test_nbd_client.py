@@ -27,7 +27,7 @@ Server = Callable[..., tuple[subprocess.Popen[bytes], str]]
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Server]:
+def serve(tools: Path) -> Iterator[Server]:
     """Starts servers and gives their URIs; they are gone after the test."""
     started: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="nbd-") as sockets:

@@ -14,18 +14,17 @@ from typing import Any
 import pytest
 
 from qmpshim.errors import BuildError, CommandFailed, HostError, MachineDied, MachineHung
+from qmpshim.machine.builds import Build
 from qmpshim.machine.process import Qemu
-
-QEMU = ["qemu-system-x86_64"]
 
 Test = Callable[[Qemu], Coroutine[Any, Any, None]]
 
 
-def with_qemu(directory: Path, test: Test, limit: float = 20.0) -> int | None:
+def with_qemu(build: Build, directory: Path, test: Test, limit: float = 20.0) -> int | None:
     """Run a test on a QEMU; gives its exit status."""
 
     async def run() -> int | None:
-        qemu = Qemu(QEMU, directory, limit=limit)
+        qemu = Qemu(build.command(), directory, env=build.env, limit=limit)
         await qemu.start()
         try:
             await test(qemu)
@@ -45,7 +44,7 @@ def proc(pid: int, file: str) -> str:
     return Path(f"/proc/{pid}/{file}").read_text()
 
 
-def test_commands_are_answered_and_logged(tmp_path: Path) -> None:
+def test_commands_are_answered_and_logged(tmp_path: Path, qemu_build: Build) -> None:
     async def test(qemu: Qemu) -> None:
         version = await qemu.execute("query-version")
         assert version["qemu"]["major"] >= 5
@@ -64,21 +63,22 @@ def test_commands_are_answered_and_logged(tmp_path: Path) -> None:
         assert said[3] == ("<-", {"return": {}})
         assert said[-1][1]["error"]["class"] == "GenericError"
 
-    assert with_qemu(tmp_path, test) == 0
+    assert with_qemu(qemu_build, tmp_path, test) == 0
 
 
-def test_it_runs_as_little_as_possible(tmp_path: Path) -> None:
+def test_it_runs_as_little_as_possible(tmp_path: Path, qemu_build: Build) -> None:
     async def test(qemu: Qemu) -> None:
         words = proc(qemu.pid, "cmdline").split("\0")
-        assert words[: len(QEMU) + 4] == [*QEMU, "-machine", "none", "-nodefaults", "-display"]
+        command = [*qemu_build.command(), "-machine", "none", "-nodefaults", "-display"]
+        assert words[: len(command)] == command
         assert os.readlink(f"/proc/{qemu.pid}/fd/0") == "/dev/null"
         assert os.readlink(f"/proc/{qemu.pid}/fd/2") == str(tmp_path / "stderr")
 
-    with_qemu(tmp_path, test)
+    with_qemu(qemu_build, tmp_path, test)
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT])
-def test_a_qemu_that_dies(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_qemu_that_dies(tmp_path: Path, number: signal.Signals, qemu_build: Build) -> None:
     async def test(qemu: Qemu) -> None:
         os.kill(qemu.pid, number)
         with pytest.raises(MachineDied, match=f"QEMU was killed by {number.name} during query"):
@@ -87,31 +87,33 @@ def test_a_qemu_that_dies(tmp_path: Path, number: signal.Signals) -> None:
         with pytest.raises(MachineDied):  # and again, not something else
             await qemu.execute("query-version")
 
-    assert with_qemu(tmp_path, test) == -number
+    assert with_qemu(qemu_build, tmp_path, test) == -number
 
 
-def test_a_qemu_that_leaves(tmp_path: Path) -> None:
+def test_a_qemu_that_leaves(tmp_path: Path, qemu_build: Build) -> None:
     async def test(qemu: Qemu) -> None:
         await qemu.execute("quit")
         assert not qemu.alive(patience=30.0)
         with pytest.raises(MachineDied, match="QEMU exited with status 0 during query-block"):
             await qemu.execute("query-block")
 
-    assert with_qemu(tmp_path, test) == 0
+    assert with_qemu(qemu_build, tmp_path, test) == 0
 
 
-def test_a_qemu_that_hangs(tmp_path: Path) -> None:
+def test_a_qemu_that_hangs(tmp_path: Path, qemu_build: Build) -> None:
     async def test(qemu: Qemu) -> None:
         os.kill(qemu.pid, signal.SIGSTOP)
         with pytest.raises(MachineHung, match="query-version: no answer in 2 s"):
             await qemu.execute("query-version")
         assert qemu.alive()
 
-    assert with_qemu(tmp_path, test, limit=2.0) == -signal.SIGKILL
+    assert with_qemu(qemu_build, tmp_path, test, limit=2.0) == -signal.SIGKILL
     assert "no answer in 2" in (tmp_path / "qmp.log").read_text()
 
 
-def test_an_interruption_in_the_moment_of_the_answer_is_not_lost(tmp_path: Path) -> None:
+def test_an_interruption_in_the_moment_of_the_answer_is_not_lost(
+    tmp_path: Path, qemu_build: Build
+) -> None:
     """asyncio.wait_for() of Python 3.11 gives the answer instead, and nobody is interrupted."""
 
     async def test(qemu: Qemu) -> None:
@@ -130,12 +132,12 @@ def test_an_interruption_in_the_moment_of_the_answer_is_not_lost(tmp_path: Path)
         finally:
             del qemu.client.execute
 
-    assert with_qemu(tmp_path, test) == 0
+    assert with_qemu(qemu_build, tmp_path, test) == 0
 
 
-def test_what_it_says_is_told(tmp_path: Path) -> None:
+def test_what_it_says_is_told(tmp_path: Path, qemu_build: Build) -> None:
     async def run(*args: str) -> None:
-        await Qemu(QEMU, tmp_path, args, limit=20.0).start()
+        await Qemu(qemu_build.command(), tmp_path, args, env=qemu_build.env, limit=20.0).start()
 
     with pytest.raises(BuildError, match=r"did not answer QMP \(exit status 1\): .*no-such-device"):
         asyncio.run(run("-device", "no-such-device"))
@@ -161,7 +163,7 @@ def test_what_is_no_qemu(tmp_path: Path) -> None:
         asyncio.run(run(["/no/such/binary"]))
 
 
-def test_qemu_dies_with_its_owner(tmp_path: Path) -> None:
+def test_qemu_dies_with_its_owner(tmp_path: Path, qemu_build: Build) -> None:
     """The kernel sees to it, whatever happens to the janitor."""
     reading, writing = os.pipe()
     owner = os.fork()
@@ -172,7 +174,7 @@ def test_qemu_dies_with_its_owner(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
         try:
-            with_qemu(tmp_path, test)
+            with_qemu(qemu_build, tmp_path, test)
         finally:
             os._exit(1)
     os.close(writing)

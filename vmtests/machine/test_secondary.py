@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qmpshim.errors import BuildError, CommandFailed, HostError, IOFailed
+from qmpshim.machine.builds import Build
 from qmpshim.machine.images import map_file
 from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.process import Qemu
@@ -26,12 +28,16 @@ OLD, NEW, GUEST = (bytes([value]) * CLUSTER for value in (0x11, 0x22, 0x33))
 Test = Callable[[SecondaryChain], Coroutine[Any, Any, None]]
 
 
-def on_a_chain(workspace: Workspace, spec: ChainSpec, test: Test) -> None:
+def qemu_for(build: Build, directory: Path) -> Qemu:
+    return Qemu(build.command(), directory, env=build.env, limit=20.0)
+
+
+def on_a_chain(build: Build, workspace: Workspace, spec: ChainSpec, test: Test) -> None:
     async def run() -> None:
         directory = workspace.subdirectory("chain")
-        qemu = Qemu(["qemu-system-x86_64"], directory, limit=20.0)
+        qemu = qemu_for(build, directory)
         await qemu.start()
-        chain = SecondaryChain(qemu, spec, directory)
+        chain = SecondaryChain(qemu, spec, directory, build.tool("qemu-img"))
         try:
             await chain.build()
             await test(chain)
@@ -56,7 +62,9 @@ async def allocated(chain: SecondaryChain, node: str) -> dict[int, Alloc]:
 
 
 @pytest.mark.parametrize("secondary", ["raw", "qcow2"])
-def test_backup_keeps_the_old_contents(workspace: Workspace, secondary: str) -> None:
+def test_backup_keeps_the_old_contents(
+    qemu_build: Build, workspace: Workspace, secondary: str
+) -> None:
     async def test(chain: SecondaryChain) -> None:
         write(chain.primary, OLD, 3)
         await chain.start()
@@ -76,10 +84,10 @@ def test_backup_keeps_the_old_contents(workspace: Workspace, secondary: str) -> 
         assert await allocated(chain, "hidden") == {}
         assert read(chain.guest, 3) == NEW
 
-    on_a_chain(workspace, ChainSpec(B, MiB, CLUSTER, secondary), test)
+    on_a_chain(qemu_build, workspace, ChainSpec(B, MiB, CLUSTER, secondary), test)
 
 
-def test_a_readers_export_is_read_only(workspace: Workspace) -> None:
+def test_a_readers_export_is_read_only(qemu_build: Build, workspace: Workspace) -> None:
     async def test(chain: SecondaryChain) -> None:
         with pytest.raises(IOFailed):
             write(chain.guest, NEW, 0)
@@ -90,11 +98,13 @@ def test_a_readers_export_is_read_only(workspace: Workspace) -> None:
         exports = await chain.qemu.execute("query-block-exports")
         assert {export["id"] for export in exports} == {"primary", "guest"}
 
-    on_a_chain(workspace, ChainSpec(B, MiB), test)
+    on_a_chain(qemu_build, workspace, ChainSpec(B, MiB), test)
 
 
 @pytest.mark.parametrize("secondary", ["raw", "qcow2"])
-def test_replication_from_start_to_failover(workspace: Workspace, secondary: str) -> None:
+def test_replication_from_start_to_failover(
+    qemu_build: Build, workspace: Workspace, secondary: str
+) -> None:
     async def test(chain: SecondaryChain) -> None:
         assert await chain.status() == "Block replication is not running"
         with pytest.raises(IOFailed):
@@ -131,10 +141,10 @@ def test_replication_from_start_to_failover(workspace: Workspace, secondary: str
         await chain.start()
         assert (read(chain.guest, 1), read(chain.guest, 2)) == (NEW, GUEST)
 
-    on_a_chain(workspace, ChainSpec(R, MiB, CLUSTER, secondary), test)
+    on_a_chain(qemu_build, workspace, ChainSpec(R, MiB, CLUSTER, secondary), test)
 
 
-def test_a_failover_is_waited_for(workspace: Workspace) -> None:
+def test_a_failover_is_waited_for(qemu_build: Build, workspace: Workspace) -> None:
     """The command answers at once; committing 64 MiB takes longer."""
     last = 64 * MiB // CLUSTER - 1
 
@@ -145,10 +155,12 @@ def test_a_failover_is_waited_for(workspace: Workspace) -> None:
         await chain.failover()
         assert read(chain.primary, last) == GUEST
 
-    on_a_chain(workspace, ChainSpec(R, 64 * MiB, CLUSTER), test)
+    on_a_chain(qemu_build, workspace, ChainSpec(R, 64 * MiB, CLUSTER), test)
 
 
-def test_a_checkpoint_that_fails_lets_the_machine_run_on(workspace: Workspace) -> None:
+def test_a_checkpoint_that_fails_lets_the_machine_run_on(
+    qemu_build: Build, workspace: Workspace
+) -> None:
     async def test(chain: SecondaryChain) -> None:
         assert (await chain.qemu.execute("query-status"))["running"]
         with pytest.raises(CommandFailed, match="Backup job was cancelled unexpectedly"):
@@ -158,10 +170,10 @@ def test_a_checkpoint_that_fails_lets_the_machine_run_on(workspace: Workspace) -
             await chain.stop()
         assert (await chain.qemu.execute("query-status"))["running"]
 
-    on_a_chain(workspace, ChainSpec(R, MiB), test)
+    on_a_chain(qemu_build, workspace, ChainSpec(R, MiB), test)
 
 
-def test_a_failover_after_a_stop_is_not_waited_for(workspace: Workspace) -> None:
+def test_a_failover_after_a_stop_is_not_waited_for(qemu_build: Build, workspace: Workspace) -> None:
     """It is ignored: the graph will not change."""
 
     async def test(chain: SecondaryChain) -> None:
@@ -173,10 +185,10 @@ def test_a_failover_after_a_stop_is_not_waited_for(workspace: Workspace) -> None
         await chain.start()  # ignored, too
         await asyncio.wait_for(chain.failover(), 10)
 
-    on_a_chain(workspace, ChainSpec(R, MiB), test)
+    on_a_chain(qemu_build, workspace, ChainSpec(R, MiB), test)
 
 
-def test_the_shape_is_as_asked_for(workspace: Workspace) -> None:
+def test_the_shape_is_as_asked_for(qemu_build: Build, workspace: Workspace) -> None:
     spec = ChainSpec(R, 3 * MiB + 512, 4096, "qcow2")
 
     async def test(chain: SecondaryChain) -> None:
@@ -192,10 +204,10 @@ def test_the_shape_is_as_asked_for(workspace: Workspace) -> None:
         assert nodes["hidden"]["backing_file_depth"] == 1
         assert nodes["active"]["backing_file_depth"] == 2
 
-    on_a_chain(workspace, spec, test)
+    on_a_chain(qemu_build, workspace, spec, test)
 
 
-def test_what_cannot_be_built(workspace: Workspace) -> None:
+def test_what_cannot_be_built(qemu_build: Build, workspace: Workspace) -> None:
     async def never(chain: SecondaryChain) -> None:
         raise AssertionError("it was built")
 
@@ -206,9 +218,9 @@ def test_what_cannot_be_built(workspace: Workspace) -> None:
 
     async def run(kind: type[SecondaryChain], spoil: bool) -> None:
         directory = workspace.subdirectory("chain")
-        qemu = Qemu(["qemu-system-x86_64"], directory, limit=20.0)
+        qemu = qemu_for(qemu_build, directory)
         await qemu.start()
-        chain = kind(qemu, ChainSpec(B, MiB), directory)
+        chain = kind(qemu, ChainSpec(B, MiB), directory, qemu_build.tool("qemu-img"))
         if spoil:
             chain.image("secondary").touch()
         try:
@@ -224,15 +236,17 @@ def test_what_cannot_be_built(workspace: Workspace) -> None:
 
 
 @pytest.mark.parametrize("size", [1 << 62, 1 << 80])
-def test_a_size_that_no_file_system_takes(workspace: Workspace, size: int) -> None:
+def test_a_size_that_no_file_system_takes(
+    qemu_build: Build, workspace: Workspace, size: int
+) -> None:
     async def never(chain: SecondaryChain) -> None:
         raise AssertionError("it was built")
 
     with pytest.raises(HostError, match=f"no file of {size} bytes can be made in .*: choose a"):
-        on_a_chain(workspace, ChainSpec(B, size), never)
+        on_a_chain(qemu_build, workspace, ChainSpec(B, size), never)
 
 
-def test_a_qemu_without_replication_says_so(workspace: Workspace) -> None:
+def test_a_qemu_without_replication_says_so(qemu_build: Build, workspace: Workspace) -> None:
     class Without(SecondaryChain):
         """QEMU's list of commands, as a build without the feature gives it."""
 
@@ -250,7 +264,7 @@ def test_a_qemu_without_replication_says_so(workspace: Workspace) -> None:
 
     async def run() -> None:
         directory = workspace.subdirectory("chain")
-        qemu = Qemu(["qemu-system-x86_64"], directory, limit=20.0)
+        qemu = qemu_for(qemu_build, directory)
         await qemu.start()
         try:
             await Without(qemu, ChainSpec(R, MiB), directory).build()
