@@ -7,21 +7,21 @@ import os
 import signal
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 from qmpshim.conformance.oracle import Oracle
 from qmpshim.conformance.session import Setup
+from qmpshim.conformance.verify import setup_for
 from qmpshim.conformance.workload import Kind, Operation, Side
 from qmpshim.errors import CommandFailed
-from qmpshim.machine.builds import Build, read_version
+from qmpshim.machine.builds import Build
 from qmpshim.machine.images import map_file
 from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.qcow2 import Qcow2
 from qmpshim.machine.secondary import SECTOR, ChainSpec, SecondaryChain
-from qmpshim.model.behaviour import Behaviour, behaviour_of
+from qmpshim.model.behaviour import Behaviour
 from qmpshim.model.chain import Workflow
 from qmpshim.model.disk import Alloc
 from qmpshim.model.verdict import Verdict
@@ -415,17 +415,19 @@ def small_clusters(spec: ChainSpec, behaviour: Behaviour) -> Oracle:
 
 # -- the list ------------------------------------------------------------------------------------
 
-LIAR = (
-    sys.executable,
-    "-c",
-    "import subprocess, sys\n"
-    "done = subprocess.run(['qemu-img', *sys.argv[1:]], capture_output=True)\n"
-    'out = done.stdout.replace(b\'"zero": false, "data": true\','
-    ' b\'"zero": true, "data": false\')\n'
-    "sys.stdout.buffer.write(out); sys.stderr.buffer.write(done.stderr)\n"
-    "sys.exit(done.returncode)",
-)
-"""A ``qemu-img`` whose map calls data zeroes."""
+
+def liar(qemu_img: Sequence[str]) -> tuple[str, ...]:
+    """A ``qemu-img`` whose map calls data zeroes."""
+    return (
+        sys.executable,
+        "-c",
+        "import subprocess, sys\n"
+        f"done = subprocess.run([*{list(qemu_img)!r}, *sys.argv[1:]], capture_output=True)\n"
+        'out = done.stdout.replace(b\'"zero": false, "data": true\','
+        ' b\'"zero": true, "data": false\')\n'
+        "sys.stdout.buffer.write(out); sys.stderr.buffer.write(done.stderr)\n"
+        "sys.exit(done.returncode)",
+    )
 
 
 def everything(_: Operation) -> bool:
@@ -462,12 +464,6 @@ def without_checks(operation: Operation) -> bool:
     return operation.kind is not Kind.CHECK
 
 
-@cache
-def behaviour() -> Behaviour:
-    """What the model is told about the system's QEMU."""
-    return behaviour_of(read_version(Build.system())[0])
-
-
 @dataclass(frozen=True)
 class Sabotage:
     """One sabotage and what must come of it.
@@ -488,20 +484,16 @@ class Sabotage:
     oracle: Callable[[ChainSpec, Behaviour], Oracle] = Oracle
     of: Callable[[Operation], bool] = everything
     secondary: str = "raw"
-    qemu_img: tuple[str, ...] = ("qemu-img",)
+    tools: Callable[[Sequence[str]], tuple[str, ...]] = tuple
     limit: float = 30.0
     quick: bool = True
 
-    def setup(self, size: int = 4 * MiB) -> Setup:
-        """How to run it."""
-        return Setup(
-            ChainSpec(self.workflow, size, secondary=self.secondary),
-            qemu_img=self.qemu_img,
-            behaviour=behaviour(),
-            limit=self.limit,
-            chain=self.chain,
-            oracle=self.oracle,
-        )
+    def setup(self, build: Build, size: int = 4 * MiB) -> Setup:
+        """How to run it on a build."""
+        spec = ChainSpec(self.workflow, size, secondary=self.secondary)
+        honest = setup_for(build, spec, limit=self.limit)
+        qemu_img = self.tools(honest.qemu_img)
+        return replace(honest, qemu_img=qemu_img, chain=self.chain, oracle=self.oracle)
 
     def __str__(self) -> str:
         return self.name
@@ -519,7 +511,7 @@ SABOTAGES = [
     Sabotage("L2 entry lost", R, V.CORRUPTION, HIDDEN, 3, EntryGone, quick=False),
     Sabotage("leaked cluster", B, V.CORRUPTION, HIDDEN, 3, Leak),
     Sabotage("hidden disk cut short", B, V.CORRUPTION, HIDDEN, 3, CutShort, quick=False),
-    Sabotage("tools disagree", B, V.CORRUPTION, "hidden disk (tools)", 3, qemu_img=LIAR),
+    Sabotage("tools disagree", B, V.CORRUPTION, "hidden disk (tools)", 3, tools=liar),
     # I/O
     Sabotage(
         "written around QEMU, read", B, V.ISOLATION, "guest read", 4, AroundQemu, of=without_checks

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sabotages import FlippedByte, behaviour
+from sabotages import FlippedByte
 
 from qmpshim.conformance import bundle
 from qmpshim.conformance.bundle import Case, load, save
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.session import Result, Rig, Setup, run_case
-from qmpshim.conformance.verify import replay
+from qmpshim.conformance.verify import replay, setup_for
 from qmpshim.conformance.workload import Kind, Operation, Side
 from qmpshim.errors import HostError, InputError
+from qmpshim.machine.builds import Build
 from qmpshim.machine.qcow2 import Qcow2
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.machine.workspace import Workspace
@@ -55,8 +56,8 @@ def test_what_was_saved_is_loaded(saved: Path) -> None:
     assert load(saved / "case.json") == CASE
 
 
-def test_a_bundle_has_all_it_takes(workspace: Workspace, tmp_path: Path) -> None:
-    setup = Setup(SPEC, behaviour=behaviour(), chain=FlippedByte)
+def test_a_bundle_has_all_it_takes(qemu_build: Build, workspace: Workspace, tmp_path: Path) -> None:
+    setup = replace(setup_for(qemu_build, SPEC), chain=FlippedByte)
     target = tmp_path / "deep" / "bundle"
     found: list[Divergence] = []
 

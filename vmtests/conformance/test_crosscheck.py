@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
-from sabotages import Data, Meddled, Meddler, behaviour, flip, l2_entry, word
+from sabotages import Data, Meddled, Meddler, flip, l2_entry, word
 
 from qmpshim.conformance.divergence import Divergence
-from qmpshim.conformance.session import Setup, run_case
+from qmpshim.conformance.session import run_case
+from qmpshim.conformance.verify import setup_for
 from qmpshim.conformance.workload import Kind, Operation, Side
 from qmpshim.errors import CommandFailed, IOFailed
+from qmpshim.machine.builds import Build
 from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.secondary import SECTOR, ChainSpec
 from qmpshim.machine.workspace import Workspace
@@ -110,26 +113,23 @@ class LaterLeftOver(LeftOver):
 
 
 def diverged(
+    build: Build,
     chain: type[Meddled],
     operations: Sequence[Operation],
     workspace: Workspace,
     workflow: Workflow = R,
     secondary: str = "raw",
-    qemu_img: tuple[str, ...] = ("qemu-img",),
+    tools: Callable[[Sequence[str]], tuple[str, ...]] = tuple,
 ) -> Divergence | None:
-    setup = Setup(
-        ChainSpec(workflow, 4 * MiB, secondary=secondary),
-        behaviour=behaviour(),
-        chain=chain,
-        qemu_img=qemu_img,
-    )
+    honest = setup_for(build, ChainSpec(workflow, 4 * MiB, secondary=secondary))
+    setup = replace(honest, chain=chain, qemu_img=tools(honest.qemu_img))
     return asyncio.run(run_case(setup, operations, workspace.subdirectory("c"))).divergence
 
 
-def test_the_story_is_true(workspace: Workspace) -> None:
-    assert diverged(Meddled, STORY, workspace) is None
-    assert diverged(Meddled, WITHOUT_CHECKS, workspace, secondary="qcow2") is None
-    assert diverged(Meddled, BACKUP, workspace, B) is None
+def test_the_story_is_true(workspace: Workspace, qemu_build: Build) -> None:
+    assert diverged(qemu_build, Meddled, STORY, workspace) is None
+    assert diverged(qemu_build, Meddled, WITHOUT_CHECKS, workspace, secondary="qcow2") is None
+    assert diverged(qemu_build, Meddled, BACKUP, workspace, B) is None
 
 
 @pytest.mark.parametrize(
@@ -149,14 +149,22 @@ def test_the_story_is_true(workspace: Workspace) -> None:
     ],
 )
 def test_a_view_is_compared(
-    export: str, sector: int, where: str, after: int, verdict: Verdict, workspace: Workspace
+    export: str,
+    sector: int,
+    where: str,
+    after: int,
+    verdict: Verdict,
+    workspace: Workspace,
+    qemu_build: Build,
 ) -> None:
-    found = diverged(lying_about(export, sector), STORY, workspace)
+    found = diverged(qemu_build, lying_about(export, sector), STORY, workspace)
     assert found is not None
     assert (found.where, found.operation, found.verdict) == (where, after, verdict)
 
 
-def test_what_qemu_says_is_there_is_read_in_the_end(workspace: Workspace) -> None:
+def test_what_qemu_says_is_there_is_read_in_the_end(
+    workspace: Workspace, qemu_build: Build
+) -> None:
     """Also where nothing was ever written."""
 
     class Full(LyingClient):
@@ -169,13 +177,13 @@ def test_what_qemu_says_is_there_is_read_in_the_end(workspace: Workspace) -> Non
                 return super().inspect(name)
             return Full(self.uri(name), self.qemu.limit, 2 * MiB // SECTOR + 7)
 
-    found = diverged(SaysMore, STORY, workspace)
+    found = diverged(qemu_build, SaysMore, STORY, workspace)
     assert found is not None
     assert (found.where, found.operation) == ("guest's view", 8)
 
 
 def test_a_checkpoint_changes_what_was_written_before_the_check_before_it(
-    workspace: Workspace,
+    workspace: Workspace, qemu_build: Build
 ) -> None:
     """The guest goes on seeing what it wrote before a checkpoint."""
 
@@ -191,7 +199,7 @@ def test_a_checkpoint_changes_what_was_written_before_the_check_before_it(
                 return LyingClient(self.uri(name), self.qemu.limit, PAGE)
             return super().inspect(name)
 
-    found = diverged(AfterCheckpoint, STORY, workspace)
+    found = diverged(qemu_build, AfterCheckpoint, STORY, workspace)
     assert found is not None
     assert (found.where, found.operation) == ("guest's view", 7)
 
@@ -208,31 +216,38 @@ def test_a_checkpoint_changes_what_was_written_before_the_check_before_it(
     ],
 )
 def test_a_file_is_compared_in_the_end(
-    node: str, workflow: Workflow, secondary: str, verdict: Verdict, workspace: Workspace
+    node: str,
+    workflow: Workflow,
+    secondary: str,
+    verdict: Verdict,
+    workspace: Workspace,
+    qemu_build: Build,
 ) -> None:
     guest = Operation(4, G, Kind.WRITE, 0, PAGE)
     operations = BACKUP if workflow is B else [*WITHOUT_CHECKS[:3], guest]
-    found = diverged(spoils(node), operations, workspace, workflow, secondary)
+    found = diverged(qemu_build, spoils(node), operations, workspace, workflow, secondary)
     assert found is not None
     assert (found.where, found.verdict) == (f"{node} disk (file)", verdict)
 
 
-def test_the_last_check_looks_everywhere(workspace: Workspace) -> None:
+def test_the_last_check_looks_everywhere(workspace: Workspace, qemu_build: Build) -> None:
     """What changed since two checks ago is not all there is."""
     quiet = [Operation(number, C, Kind.CHECK) for number in (9, 10, 11)]
 
     class Late(spoils("secondary")):  # type: ignore[misc]
         last = 6
 
-    found = diverged(Late, [*STORY, *quiet], workspace)
+    found = diverged(qemu_build, Late, [*STORY, *quiet], workspace)
     assert found is not None
     assert (found.where, found.operation) == ("secondary disk (file)", 11)
 
 
 @pytest.mark.parametrize("secondary", ["raw", "qcow2"])
-def test_data_that_nobody_wrote_is_found(secondary: str, workspace: Workspace) -> None:
+def test_data_that_nobody_wrote_is_found(
+    secondary: str, workspace: Workspace, qemu_build: Build
+) -> None:
     chain = LeftOver if secondary == "raw" else LaterLeftOver
-    found = diverged(chain, STORY, workspace, secondary=secondary)
+    found = diverged(qemu_build, chain, STORY, workspace, secondary=secondary)
     assert found is not None
     assert found.where == "secondary disk (file)"
 
@@ -240,19 +255,21 @@ def test_data_that_nobody_wrote_is_found(secondary: str, workspace: Workspace) -
 @pytest.mark.parametrize("node", ["hidden", "active"])
 @pytest.mark.parametrize("operations", [STORY, WITHOUT_CHECKS[:4]], ids=["asked", "in the end"])
 def test_the_tools_are_asked_about_every_overlay(
-    node: str, operations: list[Operation], workspace: Workspace
+    node: str, operations: list[Operation], workspace: Workspace, qemu_build: Build
 ) -> None:
-    liar = (
-        sys.executable,
-        "-c",
-        "import subprocess, sys\n"
-        "done = subprocess.run(['qemu-img', *sys.argv[1:]], capture_output=True)\n"
-        f"lie = any('/{node}.' in word for word in sys.argv)\n"
-        "old, new = b'\"data\": true', b'\"data\": false'\n"
-        "sys.stdout.buffer.write(done.stdout.replace(old, new) if lie else done.stdout)\n"
-        "sys.exit(done.returncode)",
-    )
-    found = diverged(Meddled, operations, workspace, qemu_img=liar)
+    def liar(qemu_img: Sequence[str]) -> tuple[str, ...]:
+        return (
+            sys.executable,
+            "-c",
+            "import subprocess, sys\n"
+            f"done = subprocess.run([*{list(qemu_img)!r}, *sys.argv[1:]], capture_output=True)\n"
+            f"lie = any('/{node}.' in word for word in sys.argv)\n"
+            "old, new = b'\"data\": true', b'\"data\": false'\n"
+            "sys.stdout.buffer.write(done.stdout.replace(old, new) if lie else done.stdout)\n"
+            "sys.exit(done.returncode)",
+        )
+
+    found = diverged(qemu_build, Meddled, operations, workspace, tools=liar)
     assert found is not None
     assert (found.where, found.verdict) == (f"{node} disk (tools)", Verdict.CORRUPTION)
 
@@ -260,7 +277,7 @@ def test_the_tools_are_asked_about_every_overlay(
 # -- answers -----------------------------------------------------------------------------------
 
 
-def test_another_error_number_is_noticed(workspace: Workspace) -> None:
+def test_another_error_number_is_noticed(workspace: Workspace, qemu_build: Build) -> None:
     class OtherNumber(Meddled):
         class meddler(Meddler):
             def wait(self, cookie: int) -> None:
@@ -269,13 +286,13 @@ def test_another_error_number_is_noticed(workspace: Workspace) -> None:
                 except IOFailed:
                     raise IOFailed("NBD request", 1) from None
 
-    found = diverged(OtherNumber, [Operation(1, G, Kind.READ, 0, 8)], workspace)
+    found = diverged(qemu_build, OtherNumber, [Operation(1, G, Kind.READ, 0, 8)], workspace)
     assert found is not None
     assert (found.verdict, found.where) == (Verdict.ERROR_CONTRACT, "guest read")
     assert (found.predicted, found.observed) == ("EIO", "EPERM")
 
 
-def test_another_error_text_is_noticed(workspace: Workspace) -> None:
+def test_another_error_text_is_noticed(workspace: Workspace, qemu_build: Build) -> None:
     class OtherText(Meddled):
         async def stop(self) -> None:
             try:
@@ -283,12 +300,14 @@ def test_another_error_text_is_noticed(workspace: Workspace) -> None:
             except CommandFailed as error:
                 raise CommandFailed(error.command, error.error_class, "Something else") from error
 
-    found = diverged(OtherText, [Operation(1, C, Kind.STOP)], workspace)
+    found = diverged(qemu_build, OtherText, [Operation(1, C, Kind.STOP)], workspace)
     assert found is not None
     assert (found.verdict, found.where) == (Verdict.ERROR_CONTRACT, "stop")
 
 
-def test_an_error_where_none_is_predicted_is_noticed(workspace: Workspace) -> None:
+def test_an_error_where_none_is_predicted_is_noticed(
+    workspace: Workspace, qemu_build: Build
+) -> None:
     class Fails(Meddled):
         class meddler(Meddler):
             def submit_write(self, data: Data, offset: int) -> int:
@@ -300,7 +319,7 @@ def test_an_error_where_none_is_predicted_is_noticed(workspace: Workspace) -> No
                 if getattr(self, "failing", False):
                     raise IOFailed("NBD request", 5)
 
-    found = diverged(Fails, STORY, workspace)
+    found = diverged(qemu_build, Fails, STORY, workspace)
     assert found is not None
     assert (found.verdict, found.where, found.operation) == (
         Verdict.ERROR_CONTRACT, "primary write", 1)  # fmt: skip

@@ -22,7 +22,7 @@ from qmpshim.conformance.explore.judge import RealViolation
 from qmpshim.conformance.explore.replay import replay_schedule
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import CUT, RECONNECT, RealSystem
-from qmpshim.errors import BuildError, InputError, QmpshimError
+from qmpshim.errors import BuildError, InputError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import Form
@@ -32,12 +32,11 @@ from qmpshim.model.verdict import Verdict
 from qmpshim.model.walk import Budget
 
 KNOWN = Path(__file__).with_name("known")
-SUITES = ("system", "debian:trixie", "debian:sid", "debian:bullseye")
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    stage = Stage(Build.system())
+def stage(qemu_build: Build) -> Iterator[Stage]:
+    stage = Stage(qemu_build)
     yield stage
     stage.close()
 
@@ -137,26 +136,25 @@ def test_a_broken_image_at_a_crash_point_is_corruption(stage: Stage) -> None:
     assert {kind for kind, _ in system.found} == {Verdict.CORRUPTION}
 
 
-def test_the_report_of_an_honest_pair(stage: Stage) -> None:
+def test_the_report_of_an_honest_pair(stage: Stage, qemu_build: Build) -> None:
     ticks = []
-    report = explore_real(Build.system(), scenarios.named("WG"), progress=ticks.append)
+    report = explore_real(qemu_build, scenarios.named("WG"), progress=ticks.append)
     assert report.exhaustive and not report.findings and not report.unconfirmed
     assert ticks and ticks[-1].schedules == report.schedules > 10
     assert json.loads(json.dumps(report.to_json()))["schedules"] == report.schedules
     assert "no divergence" in render(report)
 
 
-def test_a_finding_is_grouped_made_small_and_replayed(tmp_path: Path) -> None:
+def test_a_finding_is_grouped_made_small_and_replayed(tmp_path: Path, qemu_build: Build) -> None:
     """A checkpoint in the middle of a guest write breaks the active disk, on every QEMU so far."""
-    build = Build.system()
-    report = explore_real(build, scenarios.named("PC"))
+    report = explore_real(qemu_build, scenarios.named("PC"))
     (finding,) = [f for f in report.findings if f.verdict == "corruption"]
     assert finding.confirmed and not finding.contract and not finding.known
     assert not finding.scenario.setup  # it was not needed
     save_finding(tmp_path / "bundle", finding)
     again = load_finding(tmp_path / "bundle")
     assert (again.schedule, again.scenario) == (finding.schedule, finding.scenario)
-    assert replay_schedule(again, build).shows(finding)
+    assert replay_schedule(again, qemu_build).shows(finding)
     known = load_known(KNOWN)
     assert any(one.covers(finding, report.version) for one in known)
     with pytest.raises(InputError):
@@ -196,10 +194,10 @@ def test_the_directed_cases_do_as_known(qemu_build: Build) -> None:
 
 
 @pytest.mark.parametrize("name", ["RG", "PL", "RK", "CQ"])
-def test_whatever_fails_nothing_but_the_known_comes_of_it(name: str) -> None:
+def test_whatever_fails_nothing_but_the_known_comes_of_it(name: str, qemu_build: Build) -> None:
     """EIO, ENOSPC, a disk that goes away, one that comes back: the model says what then."""
     report = explore_real(
-        Build.system(),
+        qemu_build,
         scenarios.named(name),
         faults=(5, 28, CUT, RECONNECT),
         known=load_known(KNOWN),
@@ -268,9 +266,9 @@ def test_metadata_can_be_held_too(stage: Stage) -> None:
     assert any(" meta " in name for name in held) and any("flush" in name for name in held)
 
 
-def test_a_bundle_tells_all_there_is(tmp_path: Path) -> None:
+def test_a_bundle_tells_all_there_is(tmp_path: Path, qemu_build: Build) -> None:
     _, finding = known_case("checkpoint-then-overlapping-write-aborts")
-    save_finding(tmp_path / "bundle", finding, Build.system())
+    save_finding(tmp_path / "bundle", finding, qemu_build)
     parts = {path.name: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
     assert b"Assertion" in parts["stderr.txt"]
     assert b"xen-colo-do-checkpoint" in parts["qmp.log"]
@@ -291,39 +289,27 @@ def test_a_scenario_survives_json() -> None:
         scenarios.named("nonsense")
 
 
-def suite(name: str) -> Build:
-    try:
-        return builds.resolve(name)
-    except QmpshimError as error:
-        pytest.skip(str(error))
-
-
 @pytest.mark.full
-@pytest.mark.parametrize("name", SUITES)
-def test_the_quick_set_is_green_for_the_known(name: str) -> None:
+def test_the_quick_set_is_green_for_the_known(each_build: Build) -> None:
     """All pairs of all three forms, to exhaustion; every finding shows itself each time."""
-    build = suite(name)
     every = [s for form in Form for s in scenarios.pairs(form)]
-    report = explore_real(build, every, jobs=2, known=load_known(KNOWN))
+    report = explore_real(each_build, every, jobs=2, known=load_known(KNOWN))
     assert report.exhaustive
     assert not report.new and not report.unconfirmed, render(report)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", SUITES)
-def test_the_directed_cases_on_every_suite(name: str) -> None:
-    directed(suite(name))
+def test_the_directed_cases_on_each_build(each_build: Build) -> None:
+    directed(each_build)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", SUITES)
 @pytest.mark.parametrize("path", sorted(KNOWN.glob("*.json")), ids=lambda p: p.stem)
-def test_what_is_known_on_every_suite(name: str, path: Path) -> None:
+def test_what_is_known_on_each_build(each_build: Build, path: Path) -> None:
     value, finding = known_case(path.stem)
-    build = suite(name)
     try:
-        confirmed = confirm(replace(finding), build, minimise=False, errnos=finding.errnos)
+        confirmed = confirm(replace(finding), each_build, minimise=False, errnos=finding.errnos)
     except BuildError as error:
         pytest.skip(str(error))
-    expected = within(builds.read_version(build)[0], value["versions"])
+    expected = within(builds.read_version(each_build)[0], value["versions"])
     assert confirmed.confirmed == expected, confirmed.lines

@@ -27,8 +27,8 @@ Release = Callable[[GatedMachine, Named], None]
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    stage = Stage(Build.system())
+def stage(qemu_build: Build) -> Iterator[Stage]:
+    stage = Stage(qemu_build)
     yield stage
     stage.close()
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from sabotages import SABOTAGES, Sabotage, behaviour
+from sabotages import SABOTAGES, Sabotage
 
 from qmpshim.conformance import bundle
-from qmpshim.conformance.session import Setup, run_case
-from qmpshim.conformance.verify import minimise, replay
+from qmpshim.conformance.session import run_case
+from qmpshim.conformance.verify import minimise, replay, setup_for
 from qmpshim.conformance.workload import Workload
+from qmpshim.machine.builds import Build
 from qmpshim.machine.workspace import Workspace
 
 CASES = [
@@ -19,12 +20,12 @@ CASES = [
 
 
 @pytest.mark.parametrize("sabotage", CASES)
-def test_sabotage_is_convicted(sabotage: Sabotage, workspace: Workspace) -> None:
-    asyncio.run(convict(sabotage, workspace))
+def test_sabotage_is_convicted(sabotage: Sabotage, qemu_build: Build, workspace: Workspace) -> None:
+    asyncio.run(convict(sabotage, qemu_build, workspace))
 
 
-async def convict(sabotage: Sabotage, workspace: Workspace) -> None:
-    setup = sabotage.setup()
+async def convict(sabotage: Sabotage, build: Build, workspace: Workspace) -> None:
+    setup = sabotage.setup(build)
     # A short workload need not contain what is sabotaged, or lets another one notice it first.
     for seed in range(1, 9):
         operations = [o for o in Workload(setup.spec, seed).take(100) if sabotage.of(o)]
@@ -35,7 +36,14 @@ async def convict(sabotage: Sabotage, workspace: Workspace) -> None:
     assert (found.verdict, found.where) == (sabotage.verdict, sabotage.where), str(found)
     runs: list[str] = []
     (minimal, found), saved = await minimise(
-        setup, "7.2", operations, found, seed, workspace, workspace.path / "bundles", runs.append
+        setup,
+        build.name,
+        operations,
+        found,
+        seed,
+        workspace,
+        workspace.path / "bundles",
+        runs.append,
     )
     assert (found.verdict, found.where) == (sabotage.verdict, sabotage.where), str(found)
     assert len(minimal) <= sabotage.most, [str(operation) for operation in minimal]
@@ -45,5 +53,5 @@ async def convict(sabotage: Sabotage, workspace: Workspace) -> None:
     again = await replay(case, setup, workspace, runs.append)
     assert again.divergence is not None
     assert again.divergence.signature == found.signature
-    honest = Setup(setup.spec, behaviour=behaviour())
+    honest = setup_for(build, setup.spec)
     assert (await replay(case, honest, workspace, runs.append)).divergence is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,10 +19,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sabotages import AroundQemu, NoCheckpoint, Torn, behaviour
+from sabotages import AroundQemu, NoCheckpoint, Torn
 
 from qmpshim.conformance.session import Result, Session, Setup, open_rig
+from qmpshim.conformance.verify import setup_for
 from qmpshim.conformance.workload import Kind, Operation, Side
+from qmpshim.machine.builds import Build
 from qmpshim.machine.secondary import SECTOR, ChainSpec
 from qmpshim.model.chain import Workflow
 
@@ -183,17 +186,19 @@ def explore(
 
 @pytest.mark.parametrize("secondary", ["raw", "qcow2"])
 @pytest.mark.parametrize("workflow", Workflow)
-def test_qemu_does_what_is_predicted(workflow: Workflow, secondary: str) -> None:
+def test_qemu_does_what_is_predicted(workflow: Workflow, secondary: str, qemu_build: Build) -> None:
     spec = ChainSpec(workflow, SIZE, CLUSTER, secondary)
-    explore(Setup(spec, behaviour=behaviour()), 10, 25)
+    explore(setup_for(qemu_build, spec), 10, 25)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("secondary", ["raw", "qcow2"])
 @pytest.mark.parametrize("workflow", Workflow)
-def test_qemu_does_what_is_predicted_long(workflow: Workflow, secondary: str) -> None:
+def test_qemu_does_what_is_predicted_long(
+    workflow: Workflow, secondary: str, qemu_build: Build
+) -> None:
     spec = ChainSpec(workflow, SIZE, CLUSTER, secondary)
-    explore(Setup(spec, behaviour=behaviour()), 200, 60, repeatable=False)
+    explore(setup_for(qemu_build, spec), 200, 60, repeatable=False)
 
 
 @pytest.mark.parametrize(
@@ -207,11 +212,11 @@ def test_qemu_does_what_is_predicted_long(workflow: Workflow, secondary: str) ->
     ],
 )
 def test_a_sabotage_is_found_and_shrunk(
-    sabotage: type, workflow: Workflow, needed: list[Kind], most: int
+    sabotage: type, workflow: Workflow, needed: list[Kind], most: int, qemu_build: Build
 ) -> None:
     spec = ChainSpec(workflow, SIZE, CLUSTER)
     with pytest.raises(AssertionError, match="predicted"):
-        explore(Setup(spec, behaviour=behaviour(), chain=sabotage), 80, 5)
+        explore(replace(setup_for(qemu_build, spec), chain=sabotage), 80, 5)
     kinds = [operation.kind for operation in ChainMachine.last]
     assert set(needed) <= set(kinds)
     assert len(kinds) <= most, [str(operation) for operation in ChainMachine.last]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sabotages import FlippedByte, behaviour
+from sabotages import FlippedByte
 
 from qmpshim.conformance.session import Setup, run_case
 from qmpshim.conformance.verify import Outcome, setup_for, split, verify
@@ -30,7 +31,7 @@ def run(
     said: list[str] = []
     bundles = workspace.path / "bundles"
     outcome = asyncio.run(
-        verify(setup, "the system's", count, seed, workspace, bundles, said.append, keep)
+        verify(setup, setup.command[0], count, seed, workspace, bundles, said.append, keep)
     )
     assert all(text.startswith(f"{setup.spec.workflow}: ") for text in said)
     return outcome
@@ -107,10 +108,10 @@ P, C = Side.PRIMARY, Side.CHAIN
     ids=["zero tail after a zero granule", "failover says nothing"],
 )
 def test_what_the_model_once_did_not_know(
-    workflow: Workflow, operations: list[Operation], workspace: Workspace
+    workflow: Workflow, operations: list[Operation], workspace: Workspace, qemu_build: Build
 ) -> None:
     spec = ChainSpec(workflow, 13 * 16384 + 1536, 16384)
-    setup = Setup(spec, behaviour=behaviour())
+    setup = setup_for(qemu_build, spec)
     result = asyncio.run(run_case(setup, operations, workspace.subdirectory("gap")))
     assert result.divergence is None, str(result.divergence)
 
@@ -118,8 +119,8 @@ def test_what_the_model_once_did_not_know(
 # -- what is told --------------------------------------------------------------------------------
 
 
-def test_an_outcome_as_data(workspace: Workspace, tmp_path: Path) -> None:
-    setup = setup_for(Build.system(), ChainSpec(R, 4 * MiB))
+def test_an_outcome_as_data(workspace: Workspace, tmp_path: Path, qemu_build: Build) -> None:
+    setup = setup_for(qemu_build, ChainSpec(R, 4 * MiB))
     outcome = run(setup, 300, 3, workspace, tmp_path / "kept")
     told = outcome.to_json()
     assert (told["workflow"], told["seed"], told["size"]) == ("replication", 3, 4 * MiB)
@@ -138,13 +139,13 @@ def test_an_outcome_as_data(workspace: Workspace, tmp_path: Path) -> None:
     assert Qcow2.parse((kept / "hidden.qcow2").read_bytes()).check() == []
 
 
-def test_nothing_is_left_in_the_workspace(workspace: Workspace) -> None:
-    run(Setup(ChainSpec(B, 4 * MiB), behaviour=behaviour()), 80, 1, workspace)
+def test_nothing_is_left_in_the_workspace(workspace: Workspace, qemu_build: Build) -> None:
+    run(setup_for(qemu_build, ChainSpec(B, 4 * MiB)), 80, 1, workspace)
     assert list(workspace.path.iterdir()) == []
 
 
-def test_a_divergence_as_data(workspace: Workspace) -> None:
-    setup = Setup(ChainSpec(B, 4 * MiB), behaviour=behaviour(), chain=FlippedByte)
+def test_a_divergence_as_data(workspace: Workspace, qemu_build: Build) -> None:
+    setup = replace(setup_for(qemu_build, ChainSpec(B, 4 * MiB)), chain=FlippedByte)
     outcome = run(setup, 300, 1, workspace)
     again = run(setup, 300, 1, workspace)
     told = outcome.to_json()
@@ -157,19 +158,20 @@ def test_a_divergence_as_data(workspace: Workspace) -> None:
     assert sorted(path.name for path in workspace.path.iterdir()) == ["bundles"]
 
 
-def test_a_known_defect_is_predicted_unless_that_is_forbidden(workspace: Workspace) -> None:
+def test_a_known_defect_is_predicted_unless_that_is_forbidden(
+    workspace: Workspace, qemu_build: Build
+) -> None:
     """QEMU 5.2 to 10.0: a stop of replication without failover says that it failed."""
     spec = ChainSpec(R, 4 * MiB)
-    build = Build.system()
-    if Known.STOP_ALWAYS_FAILS not in setup_for(build, spec).behaviour.known:
+    if Known.STOP_ALWAYS_FAILS not in setup_for(qemu_build, spec).behaviour.known:
         pytest.skip("this QEMU is not known to have the defect")
     for seed in range(1, 9):  # until a workload stops while replication runs
-        outcome = run(setup_for(build, spec), 200, seed, workspace)
+        outcome = run(setup_for(qemu_build, spec), 200, seed, workspace)
         assert outcome.result.divergence is None
         if outcome.result.known:
             break
     assert outcome.result.known[Known.STOP_ALWAYS_FAILS] > 0
-    strict = run(setup_for(build, spec, strict=True), 200, seed, workspace)
+    strict = run(setup_for(qemu_build, spec, strict=True), 200, seed, workspace)
     found = strict.result.divergence
     assert found is not None
     assert (found.verdict, found.where) == (Verdict.ERROR_CONTRACT, "stop")
@@ -198,9 +200,9 @@ def test_impossible_shapes(size: int, cluster: int, secondary: str, say: str) ->
         ChainSpec(B, size, cluster, secondary)
 
 
-def test_a_build_that_cannot(workspace: Workspace) -> None:
+def test_a_build_that_cannot(workspace: Workspace, qemu_build: Build) -> None:
     """A machine QEMU does not have: it ends before it answers."""
-    setup = Setup(ChainSpec(B, MiB), machine="no-such-machine")
+    setup = setup_for(qemu_build, ChainSpec(B, MiB), "no-such-machine")
     with pytest.raises(
         BuildError, match=r"did not answer QMP \(exit status 1\): .*unsupported machine type"
     ):
