@@ -2,19 +2,21 @@
 
 ``--qemu-build`` and the fixtures ``qemu_build``, ``secondary_chain``, ``gated_chain`` and
 ``qmp_shim`` are the project's own plugin's, which its installation makes known to pytest.
-``each_build`` is here: what a test takes that looks at more than one QEMU by itself.
+``each_build`` is here: what a test takes that looks at more than one QEMU by itself; and
+``qemu_on_path``, for what starts QEMU or its tools by their names.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from qmpshim.machine import registry
+from qmpshim.machine import builds, registry
 from qmpshim.machine.builds import Build
 from qmpshim.machine.workspace import Workspace
 from qmpshim.pytest_plugin import build_named
@@ -51,6 +53,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def each_build(request: pytest.FixtureRequest) -> Build:
     """One build after the other: all that are given, else all that are here."""
     return build_named(request.param)
+
+
+@pytest.fixture(scope="module")
+def qemu_on_path(qemu_build: Build, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The build's programs are the first on PATH: whatever takes the system's QEMU takes this."""
+    if qemu_build.name == "system":
+        yield
+        return
+    place = tmp_path_factory.mktemp("bin")
+    env = [f"{name}={value}" for name, value in qemu_build.env.items()]
+    tools = {name: qemu_build.tool(name) for name in ("qemu-img", "qemu-io", "qemu-nbd")}
+    for name, command in {builds.EMULATOR: qemu_build.command(), **tools}.items():
+        (place / name).write_text(f'#!/bin/sh\nexec {shlex.join(["env", *env, *command])} "$@"\n')
+        (place / name).chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
+        yield
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

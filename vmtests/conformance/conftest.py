@@ -11,8 +11,8 @@ from command_line import CommandLine
 
 
 @pytest.fixture
-def qmpshim(tmp_path: Path) -> Iterator[CommandLine]:
-    """The command line; the test fails when it leaves something behind."""
+def qmpshim(tmp_path: Path, qemu_on_path: None) -> Iterator[CommandLine]:
+    """The command line, on the build under test; the test fails when it leaves something behind."""
     # Not below tmp_path: a socket's path must be short.
     with tempfile.TemporaryDirectory(prefix="cli-") as temporary:
         line = CommandLine(tmp_path, Path(temporary))

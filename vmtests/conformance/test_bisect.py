@@ -46,7 +46,7 @@ def git(tree: Path, *words: str) -> str:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def tree(tmp_path: Path, qemu_on_path: None) -> Path:
     """A repository with that history; ``make`` there fills ``build/``."""
     wrappers, tree = tmp_path / "wrappers", tmp_path / "qemu"
     wrappers.mkdir()

@@ -7,6 +7,7 @@ import re
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 from broken_builds import BROKEN, make
 
 from qmpshim.conformance import bundle
@@ -55,6 +56,7 @@ def new_on(comparison: Comparison, name: str) -> dict[str, Sight]:
     }
 
 
+@pytest.mark.usefixtures("qemu_on_path")
 def test_each_is_convicted_and_only_they(tmp_path: Path, workspace: Workspace) -> None:
     """One run over all of them; what it tells of each, in every report, with how to see it again.
 
@@ -108,6 +110,7 @@ GREEDY = {
 }
 
 
+@pytest.mark.usefixtures("qemu_on_path")
 def test_what_goes_wrong_costs_its_own_case(tmp_path: Path) -> None:
     limits = {"hangs": 6.0}
     names = ["honest", *GREEDY]

@@ -63,10 +63,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         yield made
 
 
-def results(executor: Executor, suite: Suite, place: Path) -> dict[str, Any]:
+def results(build: Build, executor: Executor, suite: Suite, place: Path) -> dict[str, Any]:
     """By case: everything that must not depend on where it was done."""
-    build = Build.system()
-    with closing(campaign.begin(place, {"system": build}, suite)) as journal:
+    with closing(campaign.begin(place, {build.name: build}, suite)) as journal:
         campaign.carry_on(journal, [build], executor, lambda standing: None)
         assert sorted(journal.outcomes) == sorted(journal.plan.keys)
         return {
@@ -81,16 +80,18 @@ def results(executor: Executor, suite: Suite, place: Path) -> dict[str, Any]:
         }
 
 
-def test_the_results_do_not_depend_on_who_works(tmp_path: Path, cluster: Any) -> None:
+def test_the_results_do_not_depend_on_who_works(
+    tmp_path: Path, cluster: Any, qemu_build: Build
+) -> None:
     (tmp_path / "suite.toml").write_text(SUITE)
     suite = suite_named(str(tmp_path / "suite.toml"))
     seeds = [case.arguments["seed"] for case in suite.cases if case.name.startswith("shard")]
     assert seeds == list(range(11, 17))  # nobody repeats another's
-    one = results(LocalExecutor(1), suite, tmp_path / "one")
-    several = results(LocalExecutor(3), suite, tmp_path / "several")
+    one = results(qemu_build, LocalExecutor(1), suite, tmp_path / "one")
+    several = results(qemu_build, LocalExecutor(3), suite, tmp_path / "several")
     with closing(DaskExecutor(cluster.scheduler_address)) as executor:
         assert executor.workers == 3
-        dask = results(executor, suite, tmp_path / "dask")
+        dask = results(qemu_build, executor, suite, tmp_path / "dask")
     assert one == several == dask
     assert one["shard/seed11"][0] is Status.OK
     assert one["nonsense"][0] is Status.BROKEN
@@ -98,16 +99,16 @@ def test_the_results_do_not_depend_on_who_works(tmp_path: Path, cluster: Any) ->
     assert len({str(value[2]) for case, value in one.items() if case.startswith("shard")}) == 6
 
 
-def test_a_worker_that_dies_costs_its_case(tmp_path: Path, cluster: Any) -> None:
+def test_a_worker_that_dies_costs_its_case(tmp_path: Path, cluster: Any, qemu_build: Build) -> None:
     """The worker process itself is killed: whoever waits is told, and the run goes on."""
     cases = tuple(
         Case("verify", f"v{n}", {"operations": 60, "size": 1 << 20, "seed": n}) for n in range(4)
     )
-    build = Build.system()
+    builds = {qemu_build.name: qemu_build}
     executor = DaskExecutor(cluster.scheduler_address)
     with (
         closing(executor),
-        closing(campaign.begin(tmp_path / "out", {"system": build}, Suite("s", cases))) as journal,
+        closing(campaign.begin(tmp_path / "out", builds, Suite("s", cases))) as journal,
     ):
         killed: list[int] = []
 
@@ -117,7 +118,7 @@ def test_a_worker_that_dies_costs_its_case(tmp_path: Path, cluster: Any) -> None
                 killed.append(worker.pid)
                 os.kill(worker.pid, signal.SIGKILL)
 
-        campaign.carry_on(journal, [build], executor, tell)
+        campaign.carry_on(journal, [qemu_build], executor, tell)
         assert killed and not journal.missing
         statuses = [outcome.status for outcome in journal.outcomes.values()]
         assert statuses.count(Status.OK) >= 3  # what the dead one had is given to another
@@ -131,8 +132,7 @@ def test_the_command(qmpshim: CommandLine, cluster: Any) -> None:
     assert "6 ok" in done.stdout
 
 
-def test_an_order_can_be_sent() -> None:
+def test_an_order_can_be_sent(qemu_build: Build) -> None:
     """Whatever an order holds is plain data."""
-    build = Build.system()
-    order = Order(build, identify(build), Case("verify", "v", {"seed": 1}))
+    order = Order(qemu_build, identify(qemu_build), Case("verify", "v", {"seed": 1}))
     assert pickle.loads(pickle.dumps(order)) == order

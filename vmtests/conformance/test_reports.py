@@ -35,20 +35,22 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 EVIL = "<script>document.title='owned'</script> & \"it's\" \x1b[31m\x00 ]]> # TODO {{ 1 }}"
 
 
-def real_finding() -> CaseFinding:
+def real_finding(build: Build) -> CaseFinding:
     """A known finding, shown on this QEMU and told as new."""
     path = DIRECTORY / "checkpoint-corrupts-overlay.json"
     import tempfile
 
     with tempfile.TemporaryDirectory() as place:
         case = Case("bundle", "b", {"content": load_finding(path).to_json()})
-        outcome = bundle(Build.system(), case, Path(place))
+        outcome = bundle(build, case, Path(place))
     (finding,) = outcome.findings
     return finding
 
 
 @pytest.fixture(scope="module")
-def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
+def reported(
+    tmp_path_factory: pytest.TempPathFactory, qemu_build: Build
+) -> tuple[Comparison, Path]:
     """A run with everything there can be in it."""
     names = ("old", "new <build>", "/a/path/to/qemu-system-x86_64")
     builds = tuple(
@@ -61,7 +63,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path
     excused = replace(evil, cause="was", title="it was there before")
     known = CaseFinding(Verdict.HANG, "k", "it hangs", known="some-id", contract=False)
     flaky = CaseFinding(Verdict.CONTENT, "sometimes", "sometimes", confirmed=False)
-    real = real_finding()
+    real = real_finding(qemu_build)
     outcomes = {
         (names[0], "explore/real"): CaseOutcome(Status.OK, "fine", (known,), seconds=1.5),
         (names[0], "verify/évil"): CaseOutcome(Status.SKIPPED, f"cannot {EVIL}"),
@@ -251,9 +253,9 @@ def test_a_page_without_findings(tmp_path: Path) -> None:
 # -- what a finding shows ------------------------------------------------------------------------
 
 
-def test_the_disks_of_a_finding_are_shown_as_predicted_and_observed() -> None:
+def test_the_disks_of_a_finding_are_shown_as_predicted_and_observed(qemu_build: Build) -> None:
     """A checkpoint in the middle of a guest's write: the active disk ends other than it must."""
-    finding = real_finding()
+    finding = real_finding(qemu_build)
     maps = finding.details["maps"]
     disks = {disk["name"]: disk["clusters"] for disk in maps["disks"]}
     assert {"secondary", "hidden", "active"} <= disks.keys()

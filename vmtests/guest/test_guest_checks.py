@@ -87,6 +87,7 @@ def test_what_goes_wrong_with_the_machine_is_a_verdict(
     assert not outcome.known
 
 
+@pytest.mark.usefixtures("qemu_on_path")
 def test_the_command_says_how_it_went(image: GuestImage) -> None:
     ran = qmpshim("check", "both-sides", "--device", "virtio-scsi")
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -152,6 +152,7 @@ def test_case_runner(qemu_build: Build, tmp_path: Path) -> None:
     assert "2 of 2 checkpoints" in outcome.text
 
 
+@pytest.mark.usefixtures("qemu_on_path")
 def test_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

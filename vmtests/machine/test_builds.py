@@ -350,10 +350,11 @@ def test_the_memory_is_of_the_content(tmp_path: Path) -> None:
         probe.fingerprint(tmp_path / "missing")
 
 
-@needs_qemu
-def test_a_cache_that_cannot_be_written_is_no_hindrance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_no_hindrance(
+    qemu_build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("QMPSHIM_CACHE", "/proc/nosuch")
-    assert probe.probe(Build.system()).version >= (2, 8, 0)
+    assert probe.probe(qemu_build).version >= (2, 8, 0)
 
 
 #: A QEMU's version, and then no QMP.

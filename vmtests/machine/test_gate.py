@@ -250,7 +250,7 @@ def test_nbdcopy_both_ways(tmp_path: Path, kind: str) -> None:
     play(main())
 
 
-@pytest.mark.usefixtures("tools")
+@pytest.mark.usefixtures("qemu_on_path")
 def test_qemu_img(tmp_path: Path) -> None:
     async def main() -> None:
         image = sparse_image(3 * MB)
@@ -273,7 +273,7 @@ def test_qemu_img(tmp_path: Path) -> None:
     play(main())
 
 
-@pytest.mark.usefixtures("tools")
+@pytest.mark.usefixtures("qemu_on_path")
 def test_qemu_io(tmp_path: Path) -> None:
     async def main() -> None:
         async with gated(tmp_path, disk=MemoryStore(1 * MB)) as gate:
@@ -696,7 +696,7 @@ def test_refuse(tmp_path: Path) -> None:
     play(main())
 
 
-@pytest.mark.usefixtures("tools")
+@pytest.mark.usefixtures("qemu_on_path")
 def test_qemu_sends_a_cut_write_again(tmp_path: Path) -> None:
     async def main() -> None:
         async with gated(tmp_path, disk=MemoryStore(64 * KB)) as gate:

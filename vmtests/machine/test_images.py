@@ -33,7 +33,7 @@ from qmpshim.machine.qcow2 import Clusters, ImageError, Qcow2, Run
 from qmpshim.model.disk import Alloc
 
 UNALLOCATED, ZERO, DATA = Alloc.UNALLOCATED, Alloc.ZERO, Alloc.DATA
-pytestmark = pytest.mark.usefixtures("tools")
+pytestmark = pytest.mark.usefixtures("qemu_on_path")
 
 
 def node(path: Path, backing: object = None) -> dict[str, object]:

@@ -27,7 +27,7 @@ Server = Callable[..., tuple[subprocess.Popen[bytes], str]]
 
 
 @pytest.fixture
-def serve(tools: Path) -> Iterator[Server]:
+def serve(qemu_on_path: None) -> Iterator[Server]:
     """Starts servers and gives their URIs; they are gone after the test."""
     started: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="nbd-") as sockets:

@@ -18,7 +18,7 @@ from qmpshim.model.disk import Alloc
 
 DATA, ZERO = Alloc.DATA, Alloc.ZERO
 KiB, MiB, GiB, TiB = (1 << 10 * power for power in (1, 2, 3, 4))
-pytestmark = pytest.mark.usefixtures("tools")
+pytestmark = pytest.mark.usefixtures("qemu_on_path")
 
 
 def tool(*argv: str | Path | int, stdin: str | None = None) -> None:

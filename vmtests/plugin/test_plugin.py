@@ -85,7 +85,7 @@ def test_shim(qmp_shim):
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester) -> pytest.Pytester:
+def project(pytester: pytest.Pytester, qemu_on_path: None) -> pytest.Pytester:
     """Somebody else's project: it has the plugin because qmpshim is installed."""
     pytester.makepyfile(test_user=USER)
     return pytester

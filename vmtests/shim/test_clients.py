@@ -119,6 +119,7 @@ def _until(child: pexpect.spawn, pattern: str) -> None:
     raise AssertionError(f"{pattern} does not come")
 
 
+@pytest.mark.usefixtures("qemu_on_path")
 def test_a_harness_that_starts_what_it_takes_for_qemu(tmp_path: Path) -> None:
     """As QEMU's own python/qemu/machine does: the monitor on a socket pair."""
     ours, theirs = socket.socketpair()

@@ -78,7 +78,7 @@ def _client(path: Path) -> Wire:
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Iterator[Path]:
+def address(tmp_path: Path, qemu_on_path: None) -> Iterator[Path]:
     """A shim process with a QEMU of its own, at a socket."""
     path = tmp_path / "s"
     with _python(SERVE, f"unix:{path}") as process:
@@ -147,6 +147,7 @@ def test_the_socket_is_private(address: Path) -> None:
     assert stat.S_IMODE(address.stat().st_mode) == 0o600
 
 
+@pytest.mark.usefixtures("qemu_on_path")
 def test_where_nobody_said_where_to_listen_it_is_private(loop: Loop) -> None:
     """The directory is ours alone, and so is each socket in it, those of the NBD endpoints too."""
     context = endpoint(Options(chain=ChainSpec(Workflow.BACKUP, 1 << 20)))
@@ -279,6 +280,7 @@ def test_tls(loop: Loop, tmp_path: Path) -> None:
 # -- the shim's own end ------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("qemu_on_path")
 def test_a_started_qemu_dies_with_the_shim(tmp_path: Path) -> None:
     with _python(SERVE, f"unix:{tmp_path / 's'}") as process:
         assert process.stdout is not None
@@ -339,6 +341,7 @@ def test_extract() -> None:
         assert extract(kept) == (kept, [])
 
 
+@pytest.mark.usefixtures("qemu_on_path")
 @pytest.mark.parametrize("how", ["fd", "server", "client"])
 def test_stand_in(how: str, tmp_path: Path) -> None:
     """As qemu.machine, a person, and libqtest start QEMU."""
@@ -375,6 +378,7 @@ def test_stand_in(how: str, tmp_path: Path) -> None:
     listening.close()
 
 
+@pytest.mark.usefixtures("qemu_on_path")
 def test_stand_in_on_stdio_and_its_exit_status() -> None:
     done = subprocess.run(
         [sys.executable, "-c", STAND_IN, *ARGS, "-qmp", "stdio"],
@@ -395,6 +399,7 @@ def test_stand_in_on_stdio_and_its_exit_status() -> None:
     assert b"unsupported machine type" in done.stderr
 
 
+@pytest.mark.usefixtures("qemu_on_path")
 def test_stand_in_passes_on_what_is_no_business_of_its() -> None:
     done = subprocess.run(
         [sys.executable, "-c", STAND_IN, "--version"], capture_output=True, timeout=LIMIT
@@ -402,6 +407,7 @@ def test_stand_in_passes_on_what_is_no_business_of_its() -> None:
     assert done.stdout.startswith(b"QEMU emulator version")
 
 
+@pytest.mark.usefixtures("qemu_on_path")
 def test_stand_in_killed_takes_qemu_along_and_dies_as_it_dies(tmp_path: Path) -> None:
     path = tmp_path / "m"
     words = [*ARGS, "-qmp", f"unix:{path},server=on,wait=off", "-pidfile", str(tmp_path / "pid")]

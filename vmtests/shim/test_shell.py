@@ -224,6 +224,7 @@ def _run(*words: str, text: str = "") -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.usefixtures("qemu_on_path")
 def test_commands_and_exit_status() -> None:
     done = _run("plain", "query-status", "stop", "query-status")
     assert done.returncode == 0
@@ -235,6 +236,7 @@ def test_commands_and_exit_status() -> None:
     assert "has not been found" in done.stderr
 
 
+@pytest.mark.usefixtures("qemu_on_path")
 def test_a_script_from_stdin_on_a_chain(tmp_path: Path) -> None:
     record = tmp_path / "record"
     script = f"""
@@ -276,7 +278,7 @@ xen-set-replication enable=true primary=false
 
 
 @pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[pexpect.spawn]:
+def terminal(tmp_path: Path, qemu_on_path: None) -> Iterator[pexpect.spawn]:
     env = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"}
     child = pexpect.spawn(
         sys.executable,

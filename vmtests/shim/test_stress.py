@@ -40,6 +40,7 @@ def _stressed(loop: Loop, process: Process, path: Path, make: type[Shim]) -> Fig
         loop.run(shim.close())
 
 
+@pytest.mark.usefixtures("qemu_on_path")
 def test_what_stands_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "qmpshim.cli", "stress", "--clients", "100", "--messages", "1000"],
