@@ -24,6 +24,7 @@ from qmpshim.errors import (
     CommandFailed,
     HostError,
     MachineDied,
+    MachineError,
     MachineHung,
 )
 from qmpshim.machine.builds import Build
@@ -375,6 +376,15 @@ class GatedMachine:
         said = [line for line in self.stderr().splitlines() if line.strip()]
         telling = [line for line in said if "ssert" in line] or said[-1:]
         return MachineDied(f"QEMU {how}" + (f": {telling[0]}" if telling else ""))
+
+    def explained(self, error: MachineError) -> MachineError:
+        """What an error says of QEMU: a connection that broke may be the first sign of its end."""
+        if self.alive() and not isinstance(error, MachineDied):
+            return error
+        died = self.died()
+        if self.alive() and not self.qmp.lost:
+            return MachineError(str(error))
+        return died
 
     def quit(self) -> None:
         """Let QEMU end in its own way, which is a test of it, too.

@@ -13,13 +13,12 @@ import resource
 import sys
 from pathlib import Path
 
-from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status, verdict_of
 from qmpshim.conformance.check.case_process import OUTCOME, RESULTS, Order
 from qmpshim.conformance.check.identity import another_build
 from qmpshim.conformance.check.runners import timed
 from qmpshim.conformance.check.suites import runner_of
-from qmpshim.errors import BuildError, MachineDied, MachineError, MachineHung, QmpshimError
-from qmpshim.model.verdict import Verdict
+from qmpshim.errors import BuildError, MachineError, QmpshimError
 
 
 def main(order_file: str, directory: str) -> int:
@@ -59,11 +58,7 @@ def _do(order: Order, results: Path) -> CaseOutcome:
 
 def _misbehaved(case: Case, error: MachineError) -> CaseOutcome:
     """QEMU went wrong before the check could begin."""
-    verdict = Verdict.PROTOCOL
-    if isinstance(error, MachineDied):
-        verdict = Verdict.CRASH
-    elif isinstance(error, MachineHung):
-        verdict = Verdict.HANG
+    verdict = verdict_of(error)
     finding = CaseFinding(
         verdict,
         f"before the check begins: {verdict}",

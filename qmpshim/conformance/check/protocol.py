@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance import pattern
-from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status, verdict_of
 from qmpshim.conformance.explore.stage import BACKUP_JOB
-from qmpshim.errors import BuildError, CommandFailed, MachineDied, MachineError
+from qmpshim.errors import BuildError, CommandFailed, MachineError
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
 from qmpshim.machine.nbd_proto import Op
@@ -23,6 +23,17 @@ from qmpshim.machine.qapi import Schema
 from qmpshim.model.verdict import Verdict
 
 _SHAPE = 256 << 10, 64 << 10
+_DATA = bytes(pattern.data_of(1, 0, 128))
+#: What is done to the chain, so that there is something to be told of.
+_USES: Mapping[Form, list[tuple[str, Mapping[str, Any]]]] = {
+    Form.BACKUP: [("blockdev-backup", BACKUP_JOB)],
+    Form.REPLICATION: [
+        ("xen-set-replication", {"enable": True, "primary": False}),
+        ("stop", {}),
+        ("xen-colo-do-checkpoint", {}),
+        ("cont", {}),
+    ],
+}
 #: Commands whose arguments are open (``'gen': false`` in QEMU's schema): they say less than they
 #: take.
 _OPEN = {"device_add", "netdev_add", "object-add", "qmp_capabilities", "query-qmp-schema"}
@@ -39,10 +50,42 @@ _CLASSES = {
 def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
     """No arguments."""
     machine, form = _machine(build)
-    found: dict[str, CaseFinding] = {}
+    check = _Check(machine, case.name)
+    try:
+        check.everything(form)
+    except MachineError as error:
+        misdeed = machine.explained(error)
+        verdict = verdict_of(misdeed)
+        check.report(verdict, f"{check.doing}: {verdict}", "an answer", str(misdeed))
+    finally:
+        machine.close()
+    events = len(machine.qmp.events)
+    return CaseOutcome(
+        Status.DIVERGED if check.found else Status.OK,
+        f"{check.asked} requests, {events} events, {form}",
+        tuple(check.found.values()),
+        {"requests": check.asked, "events": events},
+    )
 
-    def report(verdict: Verdict, cause: str, predicted: str, observed: str) -> None:
-        found.setdefault(
+
+class _Check:
+    """What is asked of one machine.
+
+    :ivar doing: what is being done to it
+    :ivar asked: how many requests were held against the schema
+    :ivar found: by verdict and cause
+    """
+
+    def __init__(self, machine: GatedMachine, case: str) -> None:
+        self.machine = machine
+        self.case = case
+        self.doing = ""
+        self.asked = 0
+        self.found: dict[str, CaseFinding] = {}
+
+    def report(self, verdict: Verdict, cause: str, predicted: str, observed: str) -> None:
+        """Keep a finding, the first of its cause."""
+        self.found.setdefault(
             f"{verdict}{cause}",
             CaseFinding(
                 verdict,
@@ -50,55 +93,62 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
                 f"{cause}: {observed}",
                 predicted,
                 observed,
-                replay=f"qmpshim check --case {case.name}",
+                replay=f"qmpshim check --case {self.case}",
             ),
         )
 
-    asked = 0
-    doing = "query-qmp-schema"
-    try:
-        schema = Schema(machine.call(doing))
+    def everything(self, form: Form) -> None:
+        """Ask.
+
+        :raises MachineError: there is no going on
+        """
+        self.doing = "query-qmp-schema"
+        schema = Schema(self.machine.call(self.doing))
         for type_ in schema.dangling():
-            report(Verdict.PROTOCOL, "query-qmp-schema", "types that are there", f"no {type_}")
-        for doing, arguments in _use_the_chain(machine, form):
-            machine.call(doing, arguments)
-        for doing in schema.commands:
-            if doing.startswith("query-") and not schema.required(doing):
-                asked += 1
-                for fault in _asked(machine, schema, doing):
-                    report(Verdict.PROTOCOL, doing, "an answer as its schema promises", fault)
-            for words in _wrong(schema, doing):
-                asked += 1
-                told = _refused(machine, doing, words)
-                if told:
-                    report(Verdict.PROTOCOL, doing, "an error object", told)
-        doing = "x-no-such-command"
-        told = _refused(machine, doing, {}, "CommandNotFound")
-        if told:
-            report(Verdict.PROTOCOL, doing, "CommandNotFound", told)
-        machine.settle()
-        for event in machine.qmp.events:
+            self.report(Verdict.PROTOCOL, self.doing, "types that are there", f"no {type_}")
+        if self.found:
+            return  # nothing can be held against that
+        self._use_the_chain(form)
+        for self.doing in schema.commands:
+            if self.doing.startswith("query-") and not schema.required(self.doing):
+                self.asked += 1
+                for fault in _asked(self.machine, schema, self.doing):
+                    self.report(
+                        Verdict.PROTOCOL, self.doing, "an answer as its schema promises", fault
+                    )
+            for words in _wrong(schema, self.doing):
+                self._refused(words, "GenericError")
+        self.doing = "x-no-such-command"
+        self._refused({}, "CommandNotFound")
+        self.machine.settle()
+        for event in self.machine.qmp.events:
             for fault in schema.event_faults(event):
                 cause = f"event {event['event']}"
-                report(Verdict.PROTOCOL, cause, "an event as its schema promises", fault)
-        events = len(machine.qmp.events)
-    except MachineDied as error:
-        report(Verdict.CRASH, f"{doing}: crash", "an answer", str(error))
-        events = len(machine.qmp.events)
-    except MachineError as error:
-        dead = not machine.alive()
-        verdict = Verdict.CRASH if dead else Verdict.HANG
-        text = str(machine.died()) if dead else str(error)
-        report(verdict, f"{doing}: {verdict}", "an answer", text)
-        events = len(machine.qmp.events)
-    finally:
-        machine.close()
-    return CaseOutcome(
-        Status.DIVERGED if found else Status.OK,
-        f"{asked} requests, {events} events, {form}",
-        tuple(found.values()),
-        {"requests": asked, "events": events},
-    )
+                self.report(Verdict.PROTOCOL, cause, "an event as its schema promises", fault)
+
+    def _use_the_chain(self, form: Form) -> None:
+        """So that there is something to be told of."""
+        self.doing = "a primary write"
+        errno = self.machine.clients["primary"].call(Op.WRITE, 0, 0, _DATA).errno
+        if errno:
+            self.report(Verdict.ERROR_CONTRACT, self.doing, "no error", f"errno {errno}")
+        for self.doing, arguments in _USES[form]:
+            self.machine.call(self.doing, arguments)
+
+    def _refused(self, words: dict[str, Any], error_class: str) -> None:
+        """Send arguments that must be refused, with that class of error."""
+        self.asked += 1
+        told = ""
+        try:
+            value = self.machine.call(self.doing, words)
+            told = f"{words} is accepted, and answered {str(value)[:80]}"
+        except CommandFailed as error:
+            if error.error_class != error_class:
+                told = f"{words} is refused with {error.error_class}, not {error_class}"
+            elif not error.desc:
+                told = f"{words} is refused without a word"
+        if told:
+            self.report(Verdict.PROTOCOL, self.doing, f"an error of class {error_class}", told)
 
 
 def _machine(build: Build) -> tuple[GatedMachine, Form]:
@@ -106,20 +156,6 @@ def _machine(build: Build) -> tuple[GatedMachine, Form]:
         return GatedMachine(build, Shape(Form.REPLICATION, *_SHAPE)), Form.REPLICATION
     except BuildError:
         return GatedMachine(build, Shape(Form.BACKUP, *_SHAPE)), Form.BACKUP
-
-
-def _use_the_chain(machine: GatedMachine, form: Form) -> list[tuple[str, Mapping[str, Any]]]:
-    """What is done to the chain, so that there is something to be told of."""
-    data = bytes(pattern.data_of(1, 0, 128))
-    machine.clients["primary"].call(Op.WRITE, 0, 0, data)
-    if form is Form.BACKUP:
-        return [("blockdev-backup", BACKUP_JOB)]
-    return [
-        ("xen-set-replication", {"enable": True, "primary": False}),
-        ("stop", {}),
-        ("xen-colo-do-checkpoint", {}),
-        ("cont", {}),
-    ]
 
 
 def _asked(machine: GatedMachine, schema: Schema, command: str) -> list[str]:
@@ -142,16 +178,3 @@ def _wrong(schema: Schema, command: str) -> list[dict[str, Any]]:
             found.append({str(member["name"]): {"wrong": []}})
             break
     return found
-
-
-def _refused(
-    machine: GatedMachine, command: str, words: dict[str, Any], error_class: str = "GenericError"
-) -> str:
-    """What is wrong with how the command refuses, or ''."""
-    try:
-        value = machine.call(command, words)
-    except CommandFailed as error:
-        if error.error_class != error_class:
-            return f"{words} is refused with {error.error_class}, not {error_class}"
-        return "" if error.desc else f"{words} is refused without a word"
-    return f"{words} is accepted, and answered {str(value)[:80]}"

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from qmpshim.conformance.case import verdict_of
 from qmpshim.conformance.explore import directed_replication as replication
 from qmpshim.conformance.explore import directed_storage as storage
 from qmpshim.conformance.explore.directed_tools import CLUSTER, SIZE, Broken
 from qmpshim.conformance.explore.judge import RealViolation
 from qmpshim.conformance.explore.stage import base_content
-from qmpshim.errors import MachineDied, MachineError, MachineHung
+from qmpshim.errors import MachineError
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
 from qmpshim.model.verdict import Verdict
@@ -50,13 +51,11 @@ def run_directed(case: Directed, build: Build) -> RealViolation | None:
         return found
     except Broken as broken:
         return broken.violation
-    except MachineHung as error:
-        return RealViolation(Verdict.HANG, str(error), cause=f"{case.name}: hang")
     except MachineError as error:
-        if isinstance(error, MachineDied) or not machine.alive():
-            text = str(machine.died())
-            return RealViolation(Verdict.CRASH, text, cause=f"{case.name}: crash")
-        return RealViolation(Verdict.PROTOCOL, str(error), cause=f"{case.name}: error")
+        told = machine.explained(error)
+        verdict = verdict_of(told)
+        how = "error" if verdict is Verdict.PROTOCOL else verdict
+        return RealViolation(verdict, str(told), cause=f"{case.name}: {how}")
     finally:
         machine.close()
 

@@ -7,14 +7,20 @@ from collections.abc import Mapping
 from qmpshim.conformance import pattern
 from qmpshim.conformance.explore.directed_tools import (
     FAILOVER,
+    PATIENCE,
     SIZE,
     START,
     Broken,
+    answered,
+    comes,
     fails,
+    held,
+    read,
     status,
     write,
+    written,
 )
-from qmpshim.errors import CommandFailed, MachineHung
+from qmpshim.errors import CommandFailed
 from qmpshim.machine.gate import HeldIO
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.machine.nbd_proto import Op as Nbd
@@ -35,7 +41,7 @@ def bad_top(machine: GatedMachine) -> None:
     """A filter whose top-id names nothing: starting fails, and fails again."""
     machine.clients.pop("guest").close()
     machine.call("block-export-del", {"id": "guest", "mode": "hard"})
-    machine.reactor.until(lambda: len(machine.call("query-block-exports")) == 1, 5.0)
+    comes(machine, lambda: len(machine.call("query-block-exports")) == 1, "block-export-del")
     machine.call("blockdev-del", {"node-name": "top"})
     words = {"driver": "replication", "node-name": "top", "mode": "secondary", "file": "active"}
     machine.call("blockdev-add", {**words, "top-id": "nobody"})
@@ -66,17 +72,15 @@ def _failing(machine: GatedMachine, image: str, op: Nbd, what: str) -> None:
         return io.image == image and io.op is op and io.length >= 512
 
     machine.gate.hold(hold)
-    client = machine.clients["primary"]
-    cookie = client.send(Nbd.WRITE, 0, 0, bytes(pattern.data_of(2, 0, 128)))
+    cookie = machine.clients["primary"].send(Nbd.WRITE, 0, 0, bytes(pattern.data_of(2, 0, 128)))
     machine.settle()
-    for io in machine.gate.held:
+    for io in held(machine, "a primary write"):
         machine.gate.fail(io, 5)
     machine.gate.open()
-    if not machine.reactor.until(lambda: cookie in client.answers, 5.0):
-        raise MachineHung("a primary write whose I/O failed is not answered")
+    errno = answered(machine, "primary", cookie, "a primary write whose I/O failed")
     machine.settle()
-    if client.answers[cookie].errno != 5:
-        text = f"{what}: the primary's write says {client.answers[cookie].errno}, not EIO"
+    if errno != 5:
+        text = f"{what}: the primary's write says {errno}, not EIO"
         raise Broken(Verdict.ERROR_CONTRACT, text, f"{what}: no EIO")
     if status(machine) is None:
         text = (
@@ -89,8 +93,8 @@ def _failing(machine: GatedMachine, image: str, op: Nbd, what: str) -> None:
 def failed_empty(machine: GatedMachine) -> None:
     """Emptying the hidden disk fails (6.): reported, and the next checkpoint makes all well."""
     machine.call("xen-set-replication", START)
-    assert write(machine, "primary", 2, 0, 128) == 0
-    assert write(machine, "guest", 3, 128, 128) == 0
+    written(machine, "primary", 2, 0, 128)
+    written(machine, "guest", 3, 128, 128)
     if not _succeeds_without_hidden_disk(machine, "xen-colo-do-checkpoint"):
         return
     text = "emptying the hidden disk fails, and the checkpoint says success"
@@ -115,11 +119,13 @@ def _succeeds_without_hidden_disk(
     machine.gate.hold(lambda io: io.image == "hidden" and io.op is not Nbd.READ)
     number = machine.qmp.send(command, arguments)
     machine.settle()
-    while held := machine.gate.held:
-        machine.gate.fail(held[0], 5)
+    waiting = held(machine, command)
+    while waiting:
+        machine.gate.fail(waiting[0], 5)
         machine.settle()
+        waiting = machine.gate.held
     machine.gate.open()
-    machine.qmp.wait(command, number, 5.0)
+    machine.qmp.wait(command, number, PATIENCE)
     try:
         machine.qmp.take(command, number)
     except CommandFailed:
@@ -130,19 +136,19 @@ def _succeeds_without_hidden_disk(
 def quit_running(machine: GatedMachine) -> None:
     """Quit while replication runs: QEMU ends with status 0."""
     machine.call("xen-set-replication", START)
-    assert write(machine, "primary", 2, 0, 128) == 0
+    written(machine, "primary", 2, 0, 128)
 
 
 def failed_failover(machine: GatedMachine) -> None:
     """The commit fails (7.): the guest goes on reading what it wrote, and its writes arrive."""
     machine.call("xen-set-replication", START)
-    assert write(machine, "primary", 2, 0, 128) == 0
-    assert write(machine, "guest", 3, 16, 8) == 0
+    written(machine, "primary", 2, 0, 128)
+    written(machine, "guest", 3, 16, 8)
     machine.settle()
     machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.WRITE)
     machine.call("xen-set-replication", FAILOVER)
     machine.settle()
-    for io in machine.gate.held:
+    for io in held(machine, "failover"):
         machine.gate.fail(io, 5)
     machine.gate.open()
     machine.settle()
@@ -154,8 +160,7 @@ def failed_failover(machine: GatedMachine) -> None:
             text = "after a failed failover a guest write fails"
             raise Broken(Verdict.ERROR_CONTRACT, text, "guest write after failed failover fails")
     for start, number in ((0, 4), (128, 5), (20, 6), (16, 3)):
-        data = machine.clients["guest"].call(Nbd.READ, start * 512, 4 * 512).data
-        if data != bytes(pattern.data_of(number, start, 4)):
+        if read(machine, "guest", start, 4) != bytes(pattern.data_of(number, start, 4)):
             text = f"after a failed failover the guest's write to sector {start} is lost"
             raise Broken(Verdict.LOST_WRITE, text, "guest write after failed failover is lost")
 
@@ -163,9 +168,9 @@ def failed_failover(machine: GatedMachine) -> None:
 def stop_flushes_all(machine: GatedMachine) -> None:
     """Stop flushes all disks (do_vm_stop()), those that nobody but the monitor owns as well."""
     machine.call("xen-set-replication", START)
-    assert write(machine, "guest", 2, 0, 128) == 0
+    written(machine, "guest", 2, 0, 128)
     machine.call("xen-set-replication", FAILOVER)
-    machine.reactor.until(lambda: status(machine) is None, 5.0)
+    comes(machine, lambda: status(machine) is None, "failover")
     machine.call("stop")
     machine.settle()
     if not Qcow2.parse(memoryview(machine.stores["active"].snapshot())).allocation():

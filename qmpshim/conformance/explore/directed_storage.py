@@ -5,13 +5,26 @@ from __future__ import annotations
 import time
 
 from qmpshim.conformance import pattern
-from qmpshim.conformance.explore.directed_tools import CLUSTER, PATIENCE, SIZE, START, Broken, write
+from qmpshim.conformance.explore.directed_tools import (
+    CLUSTER,
+    PATIENCE,
+    SIZE,
+    START,
+    Broken,
+    answered,
+    held,
+    read,
+    write,
+    written,
+)
 from qmpshim.conformance.explore.io import owners
-from qmpshim.errors import BuildError, MachineHung
+from qmpshim.errors import BuildError
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.machine.nbd_proto import Op as Nbd
 from qmpshim.machine.wire import WireNbd
 from qmpshim.model.verdict import Verdict
+
+_DELAYED = 20.0  # seconds for a write that QEMU keeps through a reconnect-delay of up to 10 s
 
 
 def answer_waits(machine: GatedMachine) -> None:
@@ -23,11 +36,13 @@ def answer_waits(machine: GatedMachine) -> None:
     machine.settle()
     second = client.send(Nbd.READ, CLUSTER, 512)
     machine.settle()
-    one, other = machine.gate.held
+    one, other = held(machine, "two primary reads", 2)
     machine.gate.release(one)
+    machine.settle()
     done = machine.reactor.until(lambda: first in client.answers, PATIENCE)
     machine.gate.release(other)
-    machine.reactor.until(lambda: second in client.answers, 5.0)
+    for cookie in (first, second):
+        answered(machine, "primary", cookie, "a primary read")
     if not done:
         text = (
             f"a read of an NBD node does not end within {PATIENCE:g} s of its answer, but only "
@@ -43,6 +58,7 @@ def _cut_while_writing(machine: GatedMachine) -> int:
     machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.WRITE)
     cookie = machine.clients["primary"].send(Nbd.WRITE, 0, 0, bytes(pattern.data_of(2, 0, 128)))
     machine.settle()
+    held(machine, "a primary write", 1)
     machine.gate.refuse("secondary")
     machine.gate.cut("secondary")
     machine.gate.open()
@@ -57,22 +73,20 @@ def back_in_time(machine: GatedMachine) -> None:
         text = "a write fails although reconnect-delay is not over"
         raise Broken(Verdict.ERROR_CONTRACT, text, "reconnect-delay is not kept")
     machine.gate.refuse("secondary", False)
-    if not machine.reactor.until(lambda: cookie in client.answers, 20.0):
-        raise MachineHung("a write does not end although its disk is back")
-    _expect_content(machine, client.answers[cookie].errno, "its disk came back in time")
+    errno = answered(machine, "primary", cookie, "a write whose disk is back", _DELAYED)
+    _expect_content(machine, errno, "its disk came back in time")
 
 
 def back_too_late(machine: GatedMachine) -> None:
     """It is not: the write fails when the delay is over, and the next one works again."""
-    client, cookie = machine.clients["primary"], _cut_while_writing(machine)
-    if not machine.reactor.until(lambda: cookie in client.answers, 20.0):
-        raise MachineHung("a write does not end although reconnect-delay is over")
-    if client.answers[cookie].errno != 5:
-        text = f"the write says {client.answers[cookie].errno}, not EIO"
+    cookie = _cut_while_writing(machine)
+    errno = answered(machine, "primary", cookie, "a write whose disk is gone", _DELAYED)
+    if errno != 5:
+        text = f"the write says {errno}, not EIO"
         raise Broken(Verdict.ERROR_CONTRACT, text, "no EIO after reconnect-delay")
     machine.gate.refuse("secondary", False)
     errnos = []
-    until = time.monotonic() + 20.0
+    until = time.monotonic() + _DELAYED
     while time.monotonic() < until:  # the connection is made beside the requests, which do not wait
         errnos.append(write(machine, "primary", 2, 0, 128))
         if not errnos[-1]:
@@ -87,8 +101,7 @@ def _expect_content(machine: GatedMachine, errno: int, when: str) -> None:
         raise Broken(Verdict.ERROR_CONTRACT, text, f"a write fails although {when}")
     if machine.gate.store("secondary").read(0, 128 * 512) != bytes(pattern.data_of(2, 0, 128)):
         raise Broken(Verdict.LOST_WRITE, f"a write is lost although {when}", f"lost, {when}")
-    view = machine.clients["guest"].call(Nbd.READ, 0, 128 * 512)
-    if view.errno or view.data != bytes(pattern.data_of(1, 0, 128)):
+    if read(machine, "guest", 0, 128) != bytes(pattern.data_of(1, 0, 128)):
         text = f"the guest does not see the old data although {when}"
         raise Broken(Verdict.ISOLATION, text, f"not the old data, {when}")
 
@@ -113,8 +126,7 @@ def snapshot_after_checkpoint(machine: GatedMachine) -> None:
     machine.connect("snapshot")
     for number in (2, 3):
         _see(machine, number - 1, "before a write")
-        if write(machine, "primary", number, 0, 128):
-            raise Broken(Verdict.ERROR_CONTRACT, "a primary write fails", "primary write fails")
+        written(machine, "primary", number, 0, 128)
         _see(machine, number - 1, "after a write")
         machine.settle()
         machine.call("xen-colo-do-checkpoint")
@@ -122,24 +134,25 @@ def snapshot_after_checkpoint(machine: GatedMachine) -> None:
     # Now a read that is under way while the next write would copy and then write.
     machine.gate.hold(lambda io: io.length >= CLUSTER)
     reader, writer = machine.clients["snapshot"], machine.clients["primary"]
-    read = reader.send(Nbd.READ, 0, CLUSTER)
+    reading = reader.send(Nbd.READ, 0, CLUSTER)
     machine.settle()
-    (first,) = machine.gate.held
-    written = writer.send(Nbd.WRITE, 0, 0, bytes(pattern.data_of(4, 0, 128)))
+    (first,) = held(machine, "a read of the snapshot", 1)
+    writing = writer.send(Nbd.WRITE, 0, 0, bytes(pattern.data_of(4, 0, 128)))
     machine.settle()
     while others := [io for io in machine.gate.held if io != first]:
         machine.gate.release(others[0])
         machine.settle()
     machine.gate.open()
     machine.gate.release_all()
-    if not machine.reactor.until(lambda: read in reader.answers and written in writer.answers, 5.0):
-        raise MachineHung("a snapshot read and a primary write do not end")
-    _is_of(reader.answers[read].data, 3, "while a write is under way")
+    for side, cookie in (("snapshot", reading), ("primary", writing)):
+        if errno := answered(machine, side, cookie, f"the {side}'s request"):
+            text = f"the {side}'s request fails with errno {errno} while the other is in flight"
+            raise Broken(Verdict.ERROR_CONTRACT, text, f"{side} fails beside the other")
+    _is_of(reader.answers[reading].data, 3, "while a write is under way")
 
 
 def _see(machine: GatedMachine, number: int, when: str) -> None:
-    answer = machine.clients["snapshot"].call(Nbd.READ, 0, CLUSTER)
-    _is_of(answer.data, number, when)
+    _is_of(read(machine, "snapshot", 0, CLUSTER // 512), number, when)
 
 
 def _is_of(data: bytes, number: int, when: str) -> None:
@@ -159,5 +172,5 @@ def client_of_iothread(machine: GatedMachine) -> None:
     export = {"type": "nbd", "id": "threaded", "name": "threaded", "node-name": "nowhere"}
     machine.call("block-export-add", {**export, "iothread": "io"})
     WireNbd(machine.reactor, machine.workspace.path / "nbd", "threaded").close()
-    machine.reactor.until(lambda: not machine.alive(), 1.0)
+    machine.settle()
     machine.call("query-status")
