@@ -18,8 +18,9 @@ Timers remain. A block job sleeps for 100 ms between two slices (BLOCK_JOB_SLICE
 connection waits to be made again. Such a QEMU is still, and will move later. That is why a *hang*
 is told from stillness only by waiting (see :mod:`qmpshim.conformance.explore.system`).
 
-Where /proc does not tell (hidden by the container), two QMP round trips that bring nothing, and
-for a blocked monitor a settle time, take its place.
+Where /proc does not tell (hidden by the container, or QEMU is a child of a wrapper that was started
+in its place), two QMP round trips that bring nothing, and for a blocked monitor a settle time, take
+its place.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Stillness:
             self._main = _open(f"{self._tasks}/{pid}/syscall")
             os.pread(self._main, 16, 0)
             self._list()
+            if _children(pid):
+                self.known = False
         except OSError:
             self.known = False
 
@@ -101,6 +104,15 @@ class Stillness:
             if descriptor >= 0:
                 os.close(descriptor)
         self._main, self._threads = -1, {}
+
+
+def _children(pid: int) -> bool:
+    """Whether a process has children, which QEMU itself has none of."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return bool(file.read().strip())
+    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+        return False
 
 
 def _open(path: str) -> int:

@@ -84,12 +84,20 @@ class Middle:
         self.process = subprocess.Popen(dies_with_owner([real, *words]), pass_fds=[theirs.fileno()])
         theirs.close()
         self.dropped: set[Any] = set()
+        self.asked: dict[Any, str] = {}  # by id, the commands
+        self.answered: Callable[[str, Message], list[Message]] | None = None
 
-    def run(self, command: Callable[[Message], list[Message]]) -> None:
+    def run(
+        self,
+        command: Callable[[Message], list[Message]],
+        answered: Callable[[str, Message], list[Message]] | None = None,
+    ) -> None:
         """Relay until QEMU ends, and end as it did.
 
         :param command: gives what is sent in a command's place
+        :param answered: gives what comes in the place of an answer to the command of that name
         """
+        self.answered = answered
         threading.Thread(target=self._answers, daemon=True).start()
         for message in _messages(self.client):
             for one in command(message):
@@ -97,6 +105,7 @@ class Middle:
         self.end()
 
     def send(self, message: Message) -> None:
+        self.asked[message.get("id")] = str(message.get("execute"))
         with contextlib.suppress(OSError):
             self.qemu.sendall(json.dumps(message).encode() + b"\n")
 
@@ -108,8 +117,14 @@ class Middle:
         # QEMU resets the connection when it ends with something unread.
         with contextlib.suppress(OSError), self.qemu.makefile("rb") as lines:
             for line in lines:
-                if not self.dropped or json.loads(line).get("id") not in self.dropped:
+                message = json.loads(line)
+                if message.get("id") in self.dropped:
+                    continue
+                if self.answered is None or "id" not in message:
                     self.client.sendall(line)
+                    continue
+                for one in self.answered(self.asked[message["id"]], message):
+                    self.client.sendall(json.dumps(one).encode() + b"\r\n")
         self.end()
 
     def end(self) -> None:
@@ -120,6 +135,7 @@ class Middle:
             self.client.shutdown(socket.SHUT_RDWR)
         if status < 0:
             os.kill(os.getpid(), -status)
+            signal.pause()  # another thread may be the one that the signal ends us by
         os._exit(status)
 
 
@@ -212,6 +228,94 @@ def _lossy_relay(real: str, arguments: list[str], _script: str) -> None:
     middle.run(command)
 
 
+# -- in its answers ----------------------------------------------------------------------------
+
+Answered = Callable[[Middle, str, Message], list[Message]]
+
+
+def _answering(answered: Answered) -> Callable[[str, list[str], str], None]:
+    """A build that does what it is told and answers otherwise."""
+
+    def be(real: str, arguments: list[str], _script: str) -> None:
+        middle = Middle(real, arguments)
+        middle.run(lambda message: [message], lambda name, one: answered(middle, name, one))
+
+    return be
+
+
+def _misanswers(_middle: Middle, name: str, message: Message) -> list[Message]:
+    """A boolean is told as a string."""
+    if name == "query-status" and "return" in message:
+        message["return"]["running"] = str(message["return"]["running"])
+    return [message]
+
+
+def _forgets_a_type(_middle: Middle, name: str, message: Message) -> list[Message]:
+    """The schema names a type that it does not have."""
+    if name == "query-qmp-schema" and "return" in message:
+        gone = next(one for one in message["return"] if one["name"] == "query-status")["ret-type"]
+        message["return"] = [one for one in message["return"] if one["name"] != gone]
+    return [message]
+
+
+def _unknown_event(_middle: Middle, name: str, message: Message) -> list[Message]:
+    """An event comes that the schema does not have."""
+    event = {"event": "NO_SUCH", "data": {}, "timestamp": {"seconds": 1, "microseconds": 0}}
+    return [event, message] if name == "stop" else [message]
+
+
+def _wrong_class(_middle: Middle, name: str, message: Message) -> list[Message]:
+    """A command that is there says that it is not."""
+    if name == "query-block" and "error" in message:
+        message["error"]["class"] = "CommandNotFound"
+    return [message]
+
+
+def _takes_nonsense(_middle: Middle, name: str, message: Message) -> list[Message]:
+    """An argument that is not there is taken without a word."""
+    if name == "query-chardev" and "error" in message:
+        return [{"return": [], "id": message["id"]}]
+    return [message]
+
+
+def _refuses(_middle: Middle, name: str, message: Message) -> list[Message]:
+    """A command that has to work does not."""
+    if name == "cont":
+        return [{"error": {"class": "GenericError", "desc": "not now"}, "id": message["id"]}]
+    return [message]
+
+
+def _says_nothing(_middle: Middle, name: str, message: Message) -> list[Message]:
+    """One command is never answered."""
+    return [] if name == "query-block" else [message]
+
+
+def _dies_of_a_query(middle: Middle, name: str, message: Message) -> list[Message]:
+    """QEMU aborts when one command has wrong arguments."""
+    if name == "query-chardev" and "error" in message:
+        os.kill(middle.process.pid, signal.SIGABRT)
+        return []
+    return [message]
+
+
+def _writes_fail(real: str, arguments: list[str], _script: str) -> None:
+    """Each write to the secondary disk fails, with the errno that blkdebug is told."""
+    middle = Middle(real, arguments)
+
+    def command(message: Message) -> list[Message]:
+        words = message.get("arguments", {})
+        if message.get("execute") == "blockdev-add" and words.get("node-name") == "secondary":
+            error = {"event": "none", "iotype": "write", "errno": 28}
+            words["file"] = {
+                "driver": "blkdebug",
+                "image": words["file"],
+                "inject-error": [error],
+            }
+        return [message]
+
+    middle.run(command)
+
+
 # -- of the process ----------------------------------------------------------------------------
 
 
@@ -280,6 +384,15 @@ BROKEN: dict[str, Callable[[str, list[str], str], None]] = {
     "substituted": _substituted,
     "exit-status-lies": _exit_status_lies,
     "dies-at-checkpoint": _dies_at_checkpoint,
+    "misanswers": _answering(_misanswers),
+    "forgets-a-type": _answering(_forgets_a_type),
+    "unknown-event": _answering(_unknown_event),
+    "wrong-class": _answering(_wrong_class),
+    "takes-nonsense": _answering(_takes_nonsense),
+    "refuses": _answering(_refuses),
+    "says-nothing": _answering(_says_nothing),
+    "dies-of-a-query": _answering(_dies_of_a_query),
+    "writes-fail": _writes_fail,
     "hangs": _hangs,
     "eats-memory": _eats_memory,
     "fills-the-disk": _fills_the_disk,

@@ -1,0 +1,55 @@
+"""The protocol check convicts: a QEMU with somebody in the middle of its monitor who misanswers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from broken_builds import make
+
+from qmpshim.conformance.case import Case, Status
+from qmpshim.conformance.check.suites import runner_of
+from qmpshim.machine import gated_chain
+from qmpshim.machine.builds import Build, resolve
+from qmpshim.model.verdict import Verdict
+
+CASE = Case("protocol", "protocol/schema")
+
+
+def test_an_honest_build_is_acquitted(qemu_build: Build, tmp_path: Path) -> None:
+    outcome = runner_of("protocol")(qemu_build, CASE, tmp_path)
+    assert (outcome.status, outcome.findings) == (Status.OK, ())
+    assert outcome.figures["requests"] > 300  # every command is asked at least once
+    assert outcome.figures["events"] >= 2  # STOP and RESUME at least
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "cause", "observed"),
+    [
+        ("misanswers", Verdict.PROTOCOL, "query-status", "return.running is no boolean"),
+        ("forgets-a-type", Verdict.PROTOCOL, "query-qmp-schema", "no "),
+        ("unknown-event", Verdict.PROTOCOL, "event NO_SUCH", "it is not in the schema"),
+        ("wrong-class", Verdict.PROTOCOL, "query-block", "is refused with CommandNotFound"),
+        ("takes-nonsense", Verdict.PROTOCOL, "query-chardev", "is accepted, and answered []"),
+        ("refuses", Verdict.PROTOCOL, "cont: protocol", "cont: not now"),
+        ("says-nothing", Verdict.HANG, "query-block: hang", "query-block: no answer in 5 s"),
+        ("dies-of-a-query", Verdict.CRASH, "query-chardev: crash", "was killed by SIGABRT"),
+        ("writes-fail", Verdict.ERROR_CONTRACT, "a primary write", "errno 28"),
+    ],
+)
+def test_each_lie_is_convicted(
+    name: str,
+    verdict: Verdict,
+    cause: str,
+    observed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if name == "says-nothing":
+        monkeypatch.setattr(gated_chain, "_LIMIT", 5.0)
+    build = resolve(str(make(name, tmp_path / name)))
+    outcome = runner_of("protocol")(build, CASE, tmp_path)
+    assert outcome.status is Status.DIVERGED
+    (found,) = outcome.findings
+    assert (found.verdict, found.cause) == (verdict, cause), found
+    assert observed in found.observed
