@@ -83,9 +83,18 @@ class Member:
         except OSError:
             return b""
 
+    def spoken(self) -> int:
+        """How many bytes the guest said so far."""
+        try:
+            return self.console.stat().st_size
+        except OSError:
+            return 0
+
     def create(self, image: Path, size: int, cluster: int) -> None:
         """Create an empty qcow2 image.
 
+        :param size: bytes that its guest sees
+        :param cluster: bytes
         :raises HostError: it cannot be created
         """
         done = subprocess.run(

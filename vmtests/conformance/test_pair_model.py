@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from qmpshim.conformance.guest.program import read_lines
+from qmpshim.conformance.pair.console import Console
 from qmpshim.conformance.pair.judge import first_difference
-from qmpshim.conformance.pair.linux import _LINE
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import Failover, PairPlan
 from qmpshim.errors import InputError
+from qmpshim.machine.builds import Build
 from qmpshim.machine.nbd_proto import Op, Request
+from qmpshim.machine.pair import Pair, PairSpec
 from qmpshim.model.behaviour import Behaviour
 from qmpshim.model.disk import Alloc
 
@@ -76,9 +80,17 @@ def test_first_difference() -> None:
     assert first_difference(bytes(1024), bytes(512)) == (1, 1)
 
 
-def test_a_line_counts_when_it_is_whole() -> None:
-    said = b"[ready] guest# 1 write 8 8 ok\n2 read 0 16 0x8+1x8\n3 read 0 16 1x"
-    assert [line[0] for line in _LINE.findall(said)] == [b"1", b"2"]
+def test_a_line_counts_when_it_is_whole(tmp_path: Path) -> None:
+    said = "[ready] guest# 1 write 8 8 ok\r\n2 read 0 16 0x8+1x8\r\n3 read 0 16 1x1"
+    pair = Pair(PairSpec(), (Build.system(), Build.system()), tmp_path, lambda *_: None)
+    console = Console(pair.primary)
+    assert console.whole_lines() == b""  # there is no file yet
+    pair.primary.console.write_text(said)
+    assert [told.operation.number for told in read_lines(console.whole_lines().decode())] == [1, 2]
+    pair.primary.console.write_text(said + "6\n")
+    assert console.whole_lines() == b"3 read 0 16 1x16\n"
+    console.cut(len(said), b"9 flush")
+    assert console.whole_lines() == b"9 flush6\n"
 
 
 def test_plan_to_json_and_back() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from guest_rigs import at_work, run_workload
 
-from qmpshim.conformance.guest.disk import GuestLied, read_lines
+from qmpshim.conformance.guest.program import GuestLied, read_lines
 from qmpshim.conformance.guest.rig import ProgramChain
 from qmpshim.conformance.guest.work import GuestWork
 from qmpshim.conformance.workload import Kind, Operation, Side
@@ -63,6 +63,14 @@ class SaysItRead(ProgramChain):
     async def build(self) -> None:
         await super().build()
         _replace_program(self, 'read) echo "$3 read $4 $5 0x$5";;')
+
+
+class SaysItDidAnother(ProgramChain):
+    """A guest's program that tells of a write that nobody asked for, and does none."""
+
+    async def build(self) -> None:
+        await super().build()
+        _replace_program(self, 'write) echo "9 write 4000 1 ok";;')
 
 
 @pytest.mark.parametrize(
@@ -119,6 +127,17 @@ def test_a_guests_program_that_lies_is_convicted(
     found = run_workload(qemu_build, image, workspace, operations=operations, chain=liar).divergence
     assert found is not None
     assert (found.verdict, found.where) == (verdict, where), str(found)
+
+
+def test_a_program_that_tells_of_another_operation_lies(
+    image: GuestImage, workspace: Workspace
+) -> None:
+    operations = [
+        Operation(1, Side.CHAIN, Kind.START),
+        Operation(2, Side.GUEST, Kind.WRITE, 0, 8),
+    ]
+    with pytest.raises(GuestLied, match=r"to do 2: guest write 0x0\+0x1000, and said '9 write"):
+        run_workload(image, workspace, operations=operations, chain=SaysItDidAnother)
 
 
 def test_a_program_that_leaves_operations_out_is_convicted(

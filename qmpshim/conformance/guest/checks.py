@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.divergence import Divergence
-from qmpshim.conformance.guest.disk import GuestLied
+from qmpshim.conformance.guest.program import GuestLied
 from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
 from qmpshim.conformance.guest.scenarios import SCENARIOS, GuestScenario
 from qmpshim.conformance.guest.work import Diverged, GuestWork

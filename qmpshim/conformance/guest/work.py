@@ -13,7 +13,7 @@ from pathlib import Path
 from qmpshim.conformance import pattern
 from qmpshim.conformance.crosscheck import CrossCheck
 from qmpshim.conformance.divergence import Divergence
-from qmpshim.conformance.guest.disk import PROGRAM, random_operations, read_lines
+from qmpshim.conformance.guest.program import PROGRAM, random_operations, read_lines
 from qmpshim.conformance.guest.rig import GuestRig
 from qmpshim.conformance.workload import Kind, Operation, Side
 from qmpshim.errors import CommandFailed, IOFailed

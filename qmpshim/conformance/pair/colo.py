@@ -33,8 +33,6 @@ class ColoRun(PairRun):
         since = [len(member.events) for member in pair.members]
         await pair.start_colo()
         await self._colo_runs(since)
-        self.model.start()
-        workload.taken_over()
         self.step("COLO runs")
         await workload.write(pair.primary, 1, _BOOT_LIMIT)
         self.step("the guest writes")
@@ -55,7 +53,12 @@ class ColoRun(PairRun):
     # -- waiting ----------------------------------------------------------------------------
 
     def _message(self, message: ColoMessage) -> None:
-        if message is ColoMessage.CHECKPOINT_REPLY:  # its guest was stopped before it sent this
+        if message is ColoMessage.CHECKPOINT_READY:
+            # The secondary replicates and has the primary's state; the primary has stood still
+            # since it sent that, and goes on when it hears this.
+            self.model.start()
+            self.workload.taken_over()
+        elif message is ColoMessage.CHECKPOINT_REPLY:  # its guest was stopped before it sent this
             self.workload.secondary_stopped()
 
     async def _until(self, condition: Callable[[], bool], where: str, predicted: str) -> None:

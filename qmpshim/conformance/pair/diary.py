@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 
 from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.pair.console import Console
 from qmpshim.conformance.pair.judge import PairJudge
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
@@ -19,47 +20,31 @@ from qmpshim.model.verdict import Verdict
 
 
 class Diary:
-    """One side's console.
+    """What one side's guest acknowledged, and complained of, since the state that it goes on from.
 
-    A guest that takes over another's state goes on in the middle of the line that the other was
-    printing; :meth:`cut` says where, and with what.
+    :ivar written: the numbers of the writes that were acknowledged
+    :ivar complaints: blocks that were not as they had been written, and writes that failed
     """
 
     def __init__(self, member: Member) -> None:
         self.member = member
-        self._from = 0
-        self._begun = b""
+        self.console = Console(member)
+        self.written: list[int] = []
+        self.complaints: list[Line] = []
 
-    def cut(self, at: int, begun: bytes) -> None:
-        """From byte *at* on the console belongs to the state that was taken over.
+    def read(self) -> None:
+        """Take in what has come since the last time."""
+        for line in console_lines(self.console.whole_lines()):
+            if line.kind == "W":
+                self.written.append(line.number)
+            else:
+                self.complaints.append(line)
 
-        :param begun: the begun line of the other's console
-        """
-        self._from, self._begun = at, begun
-
-    def size(self) -> int:
-        """How long the console is now."""
-        return len(self.member.said())
-
-    def text(self) -> bytes:
-        """What was said since the cut."""
-        return self._begun + self.member.said(self._from)
-
-    def begun(self) -> bytes:
-        """The line that is being printed."""
-        return self.text().rpartition(b"\n")[2]
-
-    def lines(self) -> list[Line]:
-        """The whole lines since the cut."""
-        return console_lines(self.text())
-
-    def written(self) -> list[int]:
-        """The numbers of the writes that were acknowledged since the cut."""
-        return [line.number for line in self.lines() if line.kind == "W"]
-
-    def complaints(self) -> list[Line]:
-        """Blocks that were not as they had been written, and writes that failed."""
-        return [line for line in self.lines() if line.kind != "W"]
+    def take_over(self, other: Diary, at: int) -> None:
+        """It goes on from the state of *other*; from byte *at* of its console on it speaks so."""
+        other.read()
+        self.console.cut(at, other.console.begun)
+        self.written, self.complaints = [], []
 
 
 class BootWorkload(Workload):
@@ -92,11 +77,11 @@ class BootWorkload(Workload):
         return self._diaries[self.pair.secondary.name]
 
     def secondary_stopped(self) -> None:
-        self._cut = self._there.size()
+        self._cut = self.pair.secondary.spoken()
 
     def taken_over(self) -> None:
-        self._there.cut(self._cut, self._here.begun())
-        last = max(self._here.written(), default=0)
+        self._there.take_over(self._here, self._cut)
+        last = max(self._here.written, default=0)
         # A write can be on the disks before its guest was told: then nobody writes it again.
         done = last + 1 if self._on_disk(self.model.disk, last + 1) else last
         self._first = done + 1
@@ -104,9 +89,10 @@ class BootWorkload(Workload):
 
     async def write(self, member: Member, count: int, seconds: float = 0.0) -> None:
         diary = self._diaries[member.name]
-        target = len(diary.written()) + count
+        diary.read()
+        target = len(diary.written) + count
         deadline = time.monotonic() + max(seconds, self.plan.limit)
-        while len(diary.written()) < target:
+        while len(diary.written) < target:
             if time.monotonic() > deadline or not member.qemu.alive():
                 raise Stuck(
                     f"guest of the {member.name}",
@@ -114,13 +100,15 @@ class BootWorkload(Workload):
                     f"the guest of the {member.name} stands still",
                 )
             await asyncio.sleep(0.01)
+            diary.read()
 
     async def write_both(self, count: int) -> None:
         await self.write(self.pair.primary, count)
 
     def tell_model(self) -> None:
         # And the next write, if it is there: it was under way when the guest stopped.
-        written = [number for number in self._there.written() if number >= self._first]
+        self._there.read()
+        written = [number for number in self._there.written if number >= self._first]
         following = written[-1] + 1 if written else self._first
         for number in written[self._fed :]:
             self._wrote(number)
@@ -148,7 +136,8 @@ class BootWorkload(Workload):
 
     def complaints(self) -> Iterable[Divergence]:
         for diary in self._diaries.values():
-            for line in diary.complaints():
+            diary.read()
+            for line in diary.complaints:
                 wrong = line.kind == "E"
                 yield Divergence(
                     Verdict.CONTENT if wrong else Verdict.ERROR_CONTRACT,
@@ -169,7 +158,9 @@ class BootWorkload(Workload):
         return self._first - 1
 
     def acknowledged(self, member: Member, promised: int) -> Iterable[Divergence]:
-        last = max([promised, *self._diaries[member.name].written()])
+        diary = self._diaries[member.name]
+        diary.read()
+        last = max([promised, *diary.written])
         disk = member.disk.read_bytes()
         if self._on_disk(disk, last + 1):
             last += 1

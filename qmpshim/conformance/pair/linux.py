@@ -2,28 +2,31 @@
 
 The secondary's guest is observed, not predicted: a ``blklogwrites`` node above its replication
 filter tells the model what it wrote. What either guest read, and that nothing acknowledged is lost,
-is checked against the lines that the guest's own program printed.
+is checked against the lines that the guest's own program printed; what it does follows from its
+seed, so a line must tell of the very operation that is due.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
+import itertools
+import sys
 import time
 from array import array
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
 from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.guest.program import GuestLied, Told, random_operations, read_lines
+from qmpshim.conformance.pair.console import Console
 from qmpshim.conformance.pair.judge import PairJudge
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.pair.workload import Stuck, Workload
-from qmpshim.conformance.pattern import expected
+from qmpshim.conformance.pattern import describe_owner, expected, mismatches
+from qmpshim.conformance.workload import Kind, Operation
 from qmpshim.machine.blklog import BlkLog, Entry
 from qmpshim.machine.linux_guest import LinuxGuest
 from qmpshim.machine.pair import Pair
@@ -33,44 +36,87 @@ from qmpshim.model.disk import owned
 from qmpshim.model.verdict import Verdict
 
 Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
-_LINE = re.compile(
-    rb"(?m)^(?:\[ready\] guest# )?(\d+) (write|zero|read|flush) (\d+) (\d+) (\S+)\r?\n"
-)
 _PANIC = b"Kernel panic - not syncing"
-_RUN = re.compile(rb"(\d+)x(\d+)")
 _BOOT_LIMIT = 240.0  # seconds
+_PIECE = 4096  # sectors whose expected bytes are made at once
 
 
-class _Told(NamedTuple):
-    """A line of the guest's program."""
+class _Program:
+    """The operations that the guest's program does, one after the other, for ever."""
 
-    number: int
-    kind: bytes
-    start: int
-    sectors: int
-    answer: bytes
+    def __init__(self, guest: LinuxGuest) -> None:
+        self._coming = random_operations(guest.seed, sys.maxsize, 1, 0, guest.sectors)
+        self._known: list[Operation] = []
+
+    def operation(self, number: int) -> Operation:
+        """Operation *number*, from 1 on."""
+        self._known += itertools.islice(self._coming, max(0, number - len(self._known)))
+        return self._known[number - 1]
 
 
-@dataclass(slots=True)
-class _Console:
-    """One guest's words: what the other had said when its state was taken over, and its own."""
+class _Account:
+    """What one side's program told, and what its disk must hold by that.
 
-    member: Member
-    before: bytes = b""
-    since: int = 0
+    :ivar last: the number of the last operation that it told of
+    :ivar inherited: the same when it took over the other's state; 0: it never did
+    :ivar writes: how many writes it told of
+    :ivar owners: by sector, who wrote it last; negative where that was a zeroing
+    :ivar wrong: the first thing that was otherwise: verdict, predicted, observed
+    """
 
-    def text(self) -> bytes:
-        return self.before + self.member.said(self.since)
+    def __init__(self, member: Member, program: _Program, sectors: int) -> None:
+        self.member = member
+        self.console = Console(member)
+        self.last = self.inherited = self.writes = 0
+        self.owners: Ints = np.zeros(sectors, dtype=np.int64)
+        self.wrong: tuple[Verdict, str, str] | None = None
+        self._program = program
+
+    def read(self) -> None:
+        """Take in what has come since the last time."""
+        try:
+            for told in read_lines(self.console.whole_lines().decode(errors="replace")):
+                self._take(told)
+        except GuestLied as error:
+            self._differs(Verdict.PROTOCOL, self._program.operation(self.last + 1), str(error))
+
+    def take_over(self, other: _Account, at: int) -> None:
+        """It goes on from the state of *other*; from byte *at* of its console on it speaks so."""
+        other.read()
+        self.console.cut(at, other.console.begun)
+        self.last = self.inherited = other.last
+        self.writes, self.owners, self.wrong = other.writes, other.owners.copy(), other.wrong
 
     def state(self) -> str:
         """What to say of a guest that does not go on."""
-        return "had its kernel panic" if _PANIC in self.text() else "stands still"
+        return "had its kernel panic" if _PANIC in self.console.text() else "stands still"
 
-    def lines(self) -> Iterator[_Told]:
-        for number, kind, start, count, answer in _LINE.findall(self.text()):
-            yield _Told(int(number), kind, int(start), int(count), answer)
+    def following(self) -> Operation:
+        """The operation after the last that was told of: it may be under way."""
+        return self._program.operation(self.last + 1)
+
+    def _take(self, told: Told) -> None:
+        due, operation = self.following(), told.operation
+        self.last = operation.number
+        self.writes += operation.kind is Kind.WRITE
+        if operation != due:
+            self._differs(Verdict.PROTOCOL, due, f"it told of {operation}")
+        elif told.errno:
+            self._differs(Verdict.ERROR_CONTRACT, due, f"it was told errno {told.errno}")
+        elif operation.kind is Kind.READ:
+            owners = _array(self.owners[operation.start : operation.start + operation.count])
+            if wrong := mismatches(told.data, owners, operation.start):
+                self._differs(Verdict.CONTENT, due, f"it read {wrong[0].found}", str(wrong[0]))
+        elif operation.kind is not Kind.FLUSH:
+            number = operation.number if operation.kind is Kind.WRITE else -operation.number
+            self.owners[operation.start : operation.start + operation.count] = number
+
+    def _differs(
+        self, verdict: Verdict, due: Operation, observed: str, predicted: str = ""
+    ) -> None:
+        if self.wrong is None:
+            self.wrong = verdict, predicted or f"operation {due} succeeds", observed
 
 
 class LinuxWorkload(Workload):
@@ -81,7 +127,8 @@ class LinuxWorkload(Workload):
         guest = pair.spec.guest
         assert isinstance(guest, LinuxGuest)
         self.guest = guest
-        self._consoles: dict[str, _Console] = {}
+        self._program = _Program(guest)
+        self._accounts: dict[str, _Account] = {}
         self._terminal: asyncio.Task[None] | None = None
         self._last: Entry | None = None  # of the secondary's write log, that the model was told
         self._cut = 0
@@ -89,7 +136,8 @@ class LinuxWorkload(Workload):
 
     async def join(self) -> None:
         for member in self.pair.members:
-            self._consoles.setdefault(member.name, _Console(member))
+            account = _Account(member, self._program, self.guest.sectors)
+            self._accounts.setdefault(member.name, account)
         self._last, self._cut = None, 0
 
     async def prepare(self) -> None:
@@ -105,14 +153,13 @@ class LinuxWorkload(Workload):
         return list(log.entries(after=self._last, live=True))
 
     def secondary_stopped(self) -> None:
-        self._cut = len(self.pair.secondary.said())
+        self._cut = self.pair.secondary.spoken()
         for entry in self._entries():
             self._last = entry
 
     def taken_over(self) -> None:
-        there = self._consoles[self.pair.secondary.name]
-        there.before = self._consoles[self.pair.primary.name].text()
-        there.since = self._cut
+        there = self._accounts[self.pair.secondary.name]
+        there.take_over(self._accounts[self.pair.primary.name], self._cut)
 
     async def write(self, member: Member, count: int, seconds: float = 0.0) -> None:
         if not self._begun:
@@ -120,21 +167,23 @@ class LinuxWorkload(Workload):
             console_file = self.pair.primary.console
             await self.guest.prompt(console_file, _BOOT_LIMIT)
             self._terminal = await self.guest.begin(console_file)
-        console = self._consoles[member.name]
-        target = _written(console) + count
+        account = self._accounts[member.name]
+        account.read()
+        target = account.writes + count
         deadline = time.monotonic() + max(seconds, self.plan.limit)
-        while _written(console) < target:
+        while account.writes < target:
             if time.monotonic() > deadline or not member.qemu.alive():
                 raise Stuck(
                     f"guest of the {member.name}",
                     f"{count} more writes ({target} in all)",
-                    f"the guest of the {member.name} {console.state()}",
+                    f"the guest of the {member.name} {account.state()}",
                 )
             await asyncio.sleep(0.02)
+            account.read()
 
     async def write_both(self, count: int) -> None:
         await self.write(self.pair.primary, count)
-        if _LINE.search(self._consoles[self.pair.secondary.name].before):  # it has taken over
+        if self._accounts[self.pair.secondary.name].inherited:
             await self.write(self.pair.secondary, 1)
 
     def tell_model(self) -> None:
@@ -144,92 +193,48 @@ class LinuxWorkload(Workload):
             self._last = entry
 
     def complaints(self) -> Iterable[Divergence]:
-        for console in self._consoles.values():
-            yield from self._replay(console)[1]
-
-    def _replay(self, console: _Console) -> tuple[Ints, list[Divergence], int]:
-        """Who owns each sector by the guest's words, and where it was told otherwise."""
-        owners = np.zeros(self.guest.sectors, dtype=np.int64)
-        wrong: list[Divergence] = []
-        last = 0
-        for line in console.lines():
-            last, span = line.number, slice(line.start, line.start + line.sectors)
-            if line.kind == b"read":
-                told = [
-                    np.full(int(count), int(owner)) for owner, count in _RUN.findall(line.answer)
-                ]
-                found = np.concatenate(told) if told else np.zeros(0, dtype=np.int64)
-                if not np.array_equal(found, np.maximum(owners[span], 0)):
-                    wrong.append(
-                        self._divergence(
-                            Verdict.CONTENT, console, line, "reads what was written last"
-                        )
-                    )
-            elif line.answer != b"ok":
-                wrong.append(self._divergence(Verdict.ERROR_CONTRACT, console, line, "succeeds"))
-            elif line.kind != b"flush":
-                owners[span] = line.number if line.kind == b"write" else -line.number
-        return owners, wrong[:1], last
-
-    def _divergence(
-        self, verdict: Verdict, console: _Console, line: _Told, predicted: str
-    ) -> Divergence:
-        what = f"operation {line.number} ({line.kind.decode()} {line.start}+{line.sectors})"
-        return Divergence(
-            verdict,
-            f"guest of the {console.member.name}",
-            self.model.checkpoints,
-            f"{what} {predicted}",
-            f"it was told {line.answer.decode()[:80]}",
-        )
+        for account in self._accounts.values():
+            account.read()
+            if account.wrong is not None:
+                verdict, predicted, observed = account.wrong
+                where = f"guest of the {account.member.name}"
+                yield Divergence(verdict, where, self.model.checkpoints, predicted, observed)
 
     async def promoted(self) -> None:
         """Nothing: the guest goes on by itself."""
 
     def acknowledged(self, member: Member, promised: int) -> Iterable[Divergence]:
-        owners, wrong, last = self._replay(self._consoles[member.name])
-        yield from wrong
+        yield from self.complaints()
+        account = self._accounts[member.name]
+        owners, last, following = account.owners, account.last, account.following()
         disk = member.disk.read_bytes()[: self.guest.end]
-        have = np.frombuffer(disk, dtype=np.uint64).reshape(-1, SECTOR // 8)
         self.judge.compared += len(disk)
-        want = np.concatenate(
-            [expected(_array(owners[at : at + 4096]), at) for at in range(0, len(owners), 4096)]
-        )
-        # The operation after the last may be under way: done, or not, or a part of it.
-        under_way = np.concatenate(
+        have = np.frombuffer(disk, dtype=np.uint64).reshape(-1, SECTOR // 8)
+        good = np.concatenate(
             [
-                expected(owned(last + 1, min(4096, len(owners) - at)), at)
-                for at in range(0, len(owners), 4096)
+                (have[at : at + _PIECE] == expected(_array(owners[at : at + _PIECE]), at)).all(1)
+                for at in range(0, len(owners), _PIECE)
             ]
         )
-        good = (have == want).all(axis=1) | (have == under_way).all(axis=1)
-        good |= ~have.any(axis=1) & self._may_be_zero(owners, good)
+        if following.kind in (Kind.WRITE, Kind.ZERO):  # done, or not, or a part of it
+            owner = following.number if following.kind is Kind.WRITE else -following.number
+            span = slice(following.start, following.start + following.count)
+            done = expected(owned(owner, following.count), following.start)
+            good[span] |= (have[span] == done).all(1)
         if not good.all():
             lost = np.flatnonzero(~good)
             yield Divergence(
                 Verdict.LOST_WRITE,
                 f"acknowledged writes on the disk of the {member.name}",
                 self.model.checkpoints,
-                f"sector {lost[0]} as operation {abs(int(owners[lost[0]]))} left it, of {last}",
+                f"{describe_owner(int(owners[lost[0]]))} in sector {lost[0]}, "
+                f"after operation {last}",
                 f"{len(lost)} sectors are not as they were acknowledged",
             )
-
-    @staticmethod
-    def _may_be_zero(owners: Ints, good: Mask) -> Mask:
-        """Zeroes that an operation under way may have made: one run of at most 256 sectors."""
-        bad = np.flatnonzero(~good)
-        may = np.zeros(len(owners), dtype=bool)
-        if len(bad) and bad[-1] - bad[0] < 256:
-            may[bad[0] : bad[-1] + 1] = True
-        return may
 
     def close(self) -> None:
         if self._terminal is not None:
             self._terminal.cancel()
-
-
-def _written(console: _Console) -> int:
-    return sum(line.kind == b"write" for line in console.lines())
 
 
 def _array(owners: Ints) -> array[int]:

@@ -1,0 +1,114 @@
+"""The guest's own program (``guest-images/workload.c``): what it chooses, and the lines it tells.
+
+It writes the sectors of :mod:`qmpshim.conformance.pattern` and tells whose sectors it reads; what
+it does at random follows from its seed, so it is known here as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qmpshim.conformance import pattern
+from qmpshim.conformance.workload import Kind, Operation, Side
+from qmpshim.errors import MachineError
+from qmpshim.model.disk import SECTOR
+
+PROGRAM = "/bin/workload"
+# A console at its prompt has no newline before the program's first line.
+_LINE = re.compile(r"(?m)^(?:\[ready\] guest# )?(\d+) (\w+) (\d+) (\d+) (?:wrong )?(\S+)\r?$")
+_RUN = re.compile(r"(?:(\d+)(?:@(\d+))?|\?([0-9a-f]{16}))x(\d+)")
+_STRANGE = 0xEE  # what stands for the bytes that the guest's program does not tell
+_STEP = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+class GuestLied(MachineError):
+    """The guest's program told something that cannot be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the guest's program said about one operation.
+
+    :ivar errno: the error it ended with, 0 for success
+    :ivar data: of a read, the bytes that were seen, as far as the program tells them apart
+    """
+
+    operation: Operation
+    errno: int = 0
+    data: bytes = b""
+
+
+def read_lines(output: str) -> Iterator[Told]:
+    """What the program said, a line an operation; other lines (the kernel's) are passed over.
+
+    :raises GuestLied: it cannot be
+    """
+    for number, kind, start, count, said in _LINE.findall(output):
+        try:
+            operation = Operation(int(number), Side.GUEST, Kind(kind), int(start), int(count))
+        except ValueError as error:
+            raise GuestLied(f"the guest's program did {kind!r}") from error
+        if said == "ok":
+            yield Told(operation)
+        elif said.isdecimal():
+            yield Told(operation, errno=int(said))
+        else:
+            yield Told(operation, data=_bytes(operation, said))
+
+
+def _bytes(operation: Operation, runs: str) -> bytes:
+    """The bytes of a read, made again from the owners told."""
+    pieces = []
+    at = operation.start
+    for run in runs.split("+"):
+        found = _RUN.fullmatch(run)
+        if not found:
+            raise GuestLied(f"{operation}: the guest's program told {run!r}")
+        owner, home, strange, count = found[1], found[2], found[3], int(found[4])
+        if strange:
+            sector = bytes.fromhex(strange) + bytes([_STRANGE]) * (SECTOR - 8)
+            pieces.append(sector * count)
+        elif owner == "0":
+            pieces.append(bytes(SECTOR * count))
+        else:
+            place = int(home) if home else at
+            pieces.append(bytes(pattern.data_of(int(owner), place, count)))
+        at += count
+    if at != operation.start + operation.count:
+        raise GuestLied(f"{operation}: the guest's program told of {at - operation.start} sectors")
+    return b"".join(pieces)
+
+
+def random_operations(
+    seed: int, times: int, number: int, start: int, length: int
+) -> Iterator[Operation]:
+    """What ``workload random SEED COUNT OP START LENGTH`` does, made a second time here.
+
+    :param times: how many operations, numbered from *number* on
+    :param start: first sector of those that it uses
+    :param length: sectors that it uses
+    """
+    state = seed
+
+    def draw() -> int:
+        nonlocal state
+        state = (state + _STEP) & _MASK
+        z = state
+        z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & _MASK
+        z = ((z ^ z >> 27) * 0x94D049BB133111EB) & _MASK
+        return z ^ z >> 31
+
+    kinds = [*[Kind.WRITE] * 7, Kind.ZERO, *[Kind.READ] * 7, Kind.FLUSH]
+    for index in range(times):
+        kind, shape, where = kinds[draw() % 16], draw(), draw()
+        count = min((1, 8, 1 + (shape >> 8) % 256, 128)[shape % 4], length)
+        where %= length - count + 1
+        if shape >> 4 & 1:
+            where -= where % 8
+        if kind is Kind.FLUSH:
+            yield Operation(number + index, Side.GUEST, kind)
+        else:
+            yield Operation(number + index, Side.GUEST, kind, start + where, count)

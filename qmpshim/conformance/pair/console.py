@@ -1,0 +1,40 @@
+"""What one side's guest says, read on from where it was read last."""
+
+from __future__ import annotations
+
+from qmpshim.machine.pair_member import Member
+
+
+class Console:
+    """One side's console.
+
+    A guest that takes over another's state goes on in the middle of the line that the other was
+    printing; :meth:`cut` says where, and with what.
+
+    :ivar begun: the line that is being printed
+    """
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.begun = b""
+        self._from = 0  # what comes before it belongs to a state that was given up
+        self._read = 0
+
+    def cut(self, at: int, begun: bytes) -> None:
+        """From byte *at* on the console belongs to the state that was taken over.
+
+        :param begun: the begun line of the other's console
+        """
+        self._from = self._read = at
+        self.begun = begun
+
+    def whole_lines(self) -> bytes:
+        """The lines that were ended since the last time."""
+        said = self.member.said(self._read)
+        self._read += len(said)
+        whole, newline, self.begun = (self.begun + said).rpartition(b"\n")
+        return whole + newline
+
+    def text(self) -> bytes:
+        """All that was said since the cut."""
+        return self.member.said(self._from)
