@@ -116,7 +116,7 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
         moment=args.moment,
         resume=args.resume,
         seed=args.seed,
-        accel=best_accel((primary, secondary)) if args.accel == "auto" else args.accel,
+        accel=best_accel((primary, secondary), args.guest) if args.accel == "auto" else args.accel,
         limit=args.limit,
     )
     console.line(f"primary:   QEMU {read_version(primary)[1]}")

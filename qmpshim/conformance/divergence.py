@@ -5,8 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qmpshim.errors import InputError
+from qmpshim.errors import (
+    CommandFailed,
+    GuestFailed,
+    GuestPanicked,
+    InputError,
+    IOFailed,
+    MachineDied,
+    MachineError,
+    MachineHung,
+)
 from qmpshim.model.verdict import Verdict
+
+_VERDICTS: tuple[tuple[type[MachineError], Verdict], ...] = (
+    (MachineDied, Verdict.CRASH),
+    (GuestPanicked, Verdict.CRASH),
+    (MachineHung, Verdict.HANG),
+    (GuestFailed, Verdict.ERROR_CONTRACT),
+    (CommandFailed, Verdict.ERROR_CONTRACT),
+    (IOFailed, Verdict.ERROR_CONTRACT),
+)
+
+
+def verdict_of(error: MachineError) -> Verdict:
+    """What it is called that QEMU or its guest went wrong so, where success was predicted."""
+    return next((said for kind, said in _VERDICTS if isinstance(error, kind)), Verdict.PROTOCOL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,10 @@ class Pair:
         """Both sides, and those that were given up."""
         return [*self.members, *self.past]
 
+    def role(self, member: Member) -> str:
+        """What one of the two sides is now; its name says what it was when it was started."""
+        return "primary" if member is self.primary else "secondary"
+
     # -- building -------------------------------------------------------------------------------
 
     async def build(self) -> None:

@@ -62,7 +62,7 @@ def bench(name: str) -> None:
     plans = {
         "COLO, no guest": PairPlan(guest="none", checkpoints=CHECKPOINTS, writes=10, limit=60.0),
         "COLO, guest writing": PairPlan(
-            checkpoints=CHECKPOINTS, writes=5, accel=best_accel((build, build)), limit=60.0
+            checkpoints=CHECKPOINTS, writes=5, accel=best_accel((build, build), "boot"), limit=60.0
         ),
     }
     for title, plan in plans.items():

@@ -13,22 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.divergence import Divergence
-from qmpshim.conformance.guest.program import GuestLied
+from qmpshim.conformance.divergence import Divergence, verdict_of
 from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
 from qmpshim.conformance.guest.scenarios import SCENARIOS, GuestScenario
 from qmpshim.conformance.guest.work import Diverged, GuestWork
 from qmpshim.conformance.verify import setup_for
-from qmpshim.errors import (
-    BuildError,
-    CommandFailed,
-    GuestFailed,
-    GuestPanicked,
-    InputError,
-    MachineDied,
-    MachineError,
-    MachineHung,
-)
+from qmpshim.errors import BuildError, GuestFailed, GuestPanicked, InputError, MachineError
 from qmpshim.machine import guest_image
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.files import copy_tree
@@ -37,17 +27,6 @@ from qmpshim.machine.guest_image import GuestImage
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.machine.workspace import Workspace
 from qmpshim.model.chain import Workflow
-from qmpshim.model.verdict import Verdict
-
-#: What a divergence is called that rests on an exception.
-_VERDICTS: tuple[tuple[type[MachineError], Verdict], ...] = (
-    (MachineDied, Verdict.CRASH),
-    (GuestPanicked, Verdict.CRASH),
-    (MachineHung, Verdict.HANG),
-    (GuestLied, Verdict.PROTOCOL),
-    (GuestFailed, Verdict.ERROR_CONTRACT),
-    (CommandFailed, Verdict.ERROR_CONTRACT),
-)
 
 #: Findings that are written up (vmtests/conformance/known), by what QEMU says; with the versions.
 _KNOWN = (
@@ -138,8 +117,7 @@ def _misbehaved(work: GuestWork, error: MachineError) -> Divergence:
     # A process that was killed closes its connections a little before it can be waited for.
     if not isinstance(error, GuestPanicked | GuestFailed) and not work.rig.qemu.alive(1.0):
         error = work.rig.qemu.died(_doing(error))
-    verdict = next((v for kind, v in _VERDICTS if isinstance(error, kind)), Verdict.PROTOCOL)
-    return Divergence(verdict, "guest", work.number, "an answer", str(error))
+    return Divergence(verdict_of(error), "guest", work.number, "an answer", str(error))
 
 
 def _doing(error: MachineError) -> str:

@@ -26,8 +26,9 @@ class Autopsy:
         self.pair = pair
         self.lines: list[str] = []
         self._alone = False  # one side was taken away: the other is in COLO no longer
-        self._ends: dict[str, str] = {}  # by member: how it ended
-        self._locks: dict[str, str] = {}  # by member: its deadlock
+        # By role, so that a cause is called the same whoever took over before:
+        self._ends: dict[str, str] = {}  # how it ended
+        self._locks: dict[str, str] = {}  # its deadlock
         self._deaf: list[str] = []
         self._migration: dict[str, tuple[str, str]] = {}  # status, error
         self._log: dict[str, str] = {}  # the last line of stderr
@@ -49,24 +50,24 @@ class Autopsy:
         )
 
     async def _examine(self, member: Member) -> None:
-        name, qemu = member.name, member.qemu
+        name, role, qemu = member.name, self.pair.role(member), member.qemu
         if member.given_up:
             self._alone = True
             self.lines.append(f"{name}: was killed on purpose")
             return
         log = [line for line in qemu.stderr().strip().splitlines() if "warning:" not in line]
         if log:
-            self._log[name] = log[-1]
+            self._log[role] = log[-1]
         said = f"; it said: {log[-1]}" if log else ""
         if not qemu.alive(patience=0.2):
             code = qemu.exit_status
             how = signal.Signals(-code).name if code is not None and code < 0 else f"status {code}"
-            self._ends[name] = how
+            self._ends[role] = how
             self.lines.append(f"{name}: ended by {how}{said}")
             return
         locked = deadlock(qemu.pid)
         if locked:
-            self._locks[name] = locked
+            self._locks[role] = locked
         limit, qemu.limit = qemu.limit, _PATIENCE
         try:
             state = await member.status()
@@ -74,7 +75,7 @@ class Autopsy:
             colo = await qemu.execute("query-colo-status")
             replication = await member.replication_error()
         except MachineError as error:
-            self._deaf.append(name)
+            self._deaf.append(role)
             self.lines.append(
                 f"{name}: runs and does not answer ({error})"
                 + (f"; {locked}" if locked else "")
@@ -82,7 +83,7 @@ class Autopsy:
             )
         else:
             status = str(migration.get("status", "none"))
-            self._migration[name] = status, str(migration.get("error-desc", ""))
+            self._migration[role] = status, str(migration.get("error-desc", ""))
             failed = migration.get("error-desc")
             self.lines.append(
                 f"{name}: {state}; migration {status}"
@@ -95,35 +96,43 @@ class Autopsy:
         events = [event.name for event in member.events if event.name != "MIGRATION_PASS"]
         self.lines.append(f"{name}: last events: {', '.join(events[-4:]) or 'none'}")
 
-    def cause(self, observed: str = "") -> tuple[Verdict, str]:
+    def cause(self, observed: str = "", verdict: Verdict = Verdict.HANG) -> tuple[Verdict, str]:
         """The one thing that explains it best: a verdict, and words that stay the same.
 
         :param observed: what is to be said when QEMU itself has nothing to be blamed for
+        :param verdict: what that is called
         """
-        for name, how in self._ends.items():
+        for role, how in self._ends.items():
             # By a signal it crashed; with a status it chose to go, as one does that cannot load
             # what was migrated to it.
-            verdict = Verdict.CRASH if how.startswith("SIG") else Verdict.PROTOCOL
-            return verdict, f"{name} ended by {how}: {self._log.get(name, 'no last words')}"
-        for name, locked in self._locks.items():
-            return Verdict.HANG, f"{name} deadlocked: {locked.split(',')[0]}"
-        for name in self._deaf:
-            return Verdict.HANG, f"{name} does not answer QMP"
-        for name, (status, error) in self._migration.items():
-            if status != "colo" and not self._alone:
-                return (
-                    Verdict.PROTOCOL,
-                    f"{name}: migration is {status!r} instead of 'colo'"
-                    + (f": {error}" if error else ""),
-                )
-        return Verdict.HANG, observed or "both sides say they are in COLO, and nothing moves"
+            ended = Verdict.CRASH if how.startswith("SIG") else Verdict.PROTOCOL
+            return ended, f"{role} ended by {how}: {self._log.get(role, 'no last words')}"
+        for role, locked in self._locks.items():
+            return Verdict.HANG, f"{role} deadlocked: {locked.split(',')[0]}"
+        for role in self._deaf:
+            return Verdict.HANG, f"{role} does not answer QMP"
+        if self.pair.spec.colo and not self._alone:
+            for role, (status, error) in self._migration.items():
+                # What went wrong before there was any migration says more than that there is none.
+                if status != "colo" and not (observed and status == "none"):
+                    return (
+                        Verdict.PROTOCOL,
+                        f"{role}: migration is {status!r} instead of 'colo'"
+                        + (f": {error}" if error else ""),
+                    )
+        return verdict, observed or "both sides answer, and nothing moves"
 
     def divergence(
-        self, where: str, checkpoint: int, predicted: str, observed: str = ""
+        self,
+        where: str,
+        checkpoint: int,
+        predicted: str,
+        observed: str = "",
+        verdict: Verdict = Verdict.HANG,
     ) -> Divergence:
-        """The verdict as a divergence.
+        """The verdict as a divergence; see :meth:`cause`.
 
         :param where: the step that did not end, e.g. ``checkpoint 4``
         """
-        verdict, cause = self.cause(observed)
-        return Divergence(verdict, where, checkpoint, predicted, cause)
+        found, cause = self.cause(observed, verdict)
+        return Divergence(found, where, checkpoint, predicted, cause)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from qmpshim.conformance.pair.known import KnownPair, load_known
 from qmpshim.conformance.pair.plan import PairOutcome, PairPlan
 from qmpshim.conformance.pair.run import PairRun, Progress
 from qmpshim.machine.builds import Build, read_version
+from qmpshim.machine.guest import has_kvm
 from qmpshim.machine.pair import Pair
 from qmpshim.machine.workspace import Workspace
 
@@ -25,15 +25,23 @@ from qmpshim.machine.workspace import Workspace
 KNOWN = DIRECTORY / "pair"
 
 
-def best_accel(builds: tuple[Build, Build]) -> str:
+def best_accel(builds: tuple[Build, Build], guest: str) -> str:
     """The accelerator under which COLO has a chance on these builds.
 
-    Before QEMU 11 a primary under TCG deadlocks sooner or later (known finding
-    ``colo-primary-deadlocks-under-tcg``), so there it is ``kvm``, if this user may use it.
+    It is ``kvm``, if this host has it, where a finding is written up that needs ``tcg`` and no
+    more: a primary of before 11.0 that deadlocks (``colo-primary-deadlocks-under-tcg``), say.
+
+    :param builds: of the primary and of the secondary
+    :param guest: one of :data:`~qmpshim.conformance.pair.plan.GUESTS`
     """
-    old = any(read_version(build)[0] < (10, 2, 0) for build in builds)
-    kvm = os.access("/dev/kvm", os.R_OK | os.W_OK)
-    return "kvm" if old and kvm else "tcg"
+    plan = PairPlan(guest=guest, accel="tcg")
+    one, other = (read_version(build)[0] for build in builds)
+    bad = any(
+        known.accel == "tcg" and known.contract and known.concerns(plan, versions)
+        for known in load_known(KNOWN)
+        for versions in ((one, other), (other, one))  # who survives may be a primary later
+    )
+    return "kvm" if bad and has_kvm() else "tcg"
 
 
 async def run_plan(
@@ -59,7 +67,8 @@ async def run_plan(
         kind: type[PairRun] = ColoRun if plan.colo else BlockRun
         run = kind(plan, builds, workspace.subdirectory("pair"), progress, make)
         outcome = await run.run()
-        versions = tuple(read_version(build)[0] for build in builds)
+        # Of the sides as they were when it was found: a secondary may have taken over before.
+        versions = (run.pair.primary.version, run.pair.secondary.version)
         outcome.findings[:] = [
             replace(
                 finding,
@@ -95,7 +104,7 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
     began = time.monotonic()
     arguments = dict(case.arguments)
     if arguments.get("accel", "auto") == "auto":
-        arguments["accel"] = best_accel((build, build))
+        arguments["accel"] = best_accel((build, build), arguments.get("guest", "boot"))
     plan = PairPlan.from_json(arguments)
     outcome, bundle = asyncio.run(
         run_plan(plan, (build, build), directory, known=load_known(KNOWN))

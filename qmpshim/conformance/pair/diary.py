@@ -97,7 +97,7 @@ class BootWorkload(Workload):
                 raise Stuck(
                     f"guest of the {member.name}",
                     f"{count} more writes ({target} in all)",
-                    f"the guest of the {member.name} stands still",
+                    f"the guest of the {self.pair.role(member)} stands still",
                 )
             await asyncio.sleep(0.01)
             diary.read()

@@ -176,7 +176,7 @@ class LinuxWorkload(Workload):
                 raise Stuck(
                     f"guest of the {member.name}",
                     f"{count} more writes ({target} in all)",
-                    f"the guest of the {member.name} {account.state()}",
+                    f"the guest of the {self.pair.role(member)} {account.state()}",
                 )
             await asyncio.sleep(0.02)
             account.read()

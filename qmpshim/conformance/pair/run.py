@@ -8,9 +8,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from errno import ENOSPC
 from pathlib import Path
 
-from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.divergence import Divergence, verdict_of
 from qmpshim.conformance.pair.autopsy import Autopsy
 from qmpshim.conformance.pair.diary import BootWorkload
 from qmpshim.conformance.pair.judge import PairJudge
@@ -18,7 +19,8 @@ from qmpshim.conformance.pair.linux import LinuxWorkload
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import Failover, PairFinding, PairOutcome, PairPlan
 from qmpshim.conformance.pair.workload import ExportWorkload, Stuck, Workload
-from qmpshim.errors import MachineError
+from qmpshim.conformance.session import check_space
+from qmpshim.errors import IOFailed, MachineError
 from qmpshim.machine.boot_guest import BootGuest
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.nbd_proto import Request
@@ -138,6 +140,7 @@ class PairRun(ABC):
         """Do it; QEMUs are gone afterwards, their files are not.
 
         :raises BuildError: a build cannot take part in a pair at all
+        :raises HostError: this host's disk is full, say
         """
         self._began = time.monotonic()
         try:
@@ -149,7 +152,9 @@ class PairRun(ABC):
         except Stuck as stuck:
             await self._stuck(stuck.where, stuck.predicted, stuck.observed)
         except MachineError as error:
-            await self._stuck(self.doing, f"success, but {error}")
+            if isinstance(error, IOFailed) and error.errno == ENOSPC:
+                check_space(self.directory)
+            await self._stuck(self.doing, "success", str(error), verdict_of(error))
         finally:
             self.workload.close()
             await self.pair.close()
@@ -160,10 +165,13 @@ class PairRun(ABC):
             outcome.checks = self.judge.checks
         return outcome
 
-    async def _stuck(self, where: str, predicted: str, observed: str = "") -> None:
+    async def _stuck(
+        self, where: str, predicted: str, observed: str, verdict: Verdict = Verdict.HANG
+    ) -> None:
         autopsy = Autopsy(self.pair)
         await autopsy.perform()
-        divergence = autopsy.divergence(where, self.model.checkpoints, predicted, observed)
+        checkpoint = self.model.checkpoints
+        divergence = autopsy.divergence(where, checkpoint, predicted, observed, verdict)
         for line in autopsy.lines:
             self.step(line)
         try:

@@ -1,0 +1,108 @@
+"""What a written-up finding of a pair excuses, and what it does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.pair import checks
+from qmpshim.conformance.pair.checks import KNOWN, best_accel
+from qmpshim.conformance.pair.known import KnownPair, Version, load_known
+from qmpshim.conformance.pair.plan import PairFinding, PairPlan
+from qmpshim.machine.builds import Build
+from qmpshim.model.verdict import Verdict
+
+STALE = "the guest of the secondary stands still"
+COMPLETES = "primary: migration is 'completed' instead of 'colo'"
+DEADLOCK = "primary deadlocked: a thread waits for a mutex that it holds itself"
+LOST = "a checkpoint is taken although writes have not reached the secondary"
+V7, V10, V11 = (7, 2, 22), (10, 0, 3), (11, 1, 3)
+
+
+def known_as(
+    verdict: Verdict, cause: str, plan: PairPlan, versions: tuple[Version, Version], contract: bool
+) -> str:
+    finding = PairFinding(Divergence(verdict, "", 1, "", cause), cause, contract)
+    hits = [one.id for one in load_known(KNOWN) if one.covers(finding, plan, versions)]
+    assert len(hits) <= 1
+    return hits[0] if hits else ""
+
+
+@pytest.mark.parametrize(
+    ("verdict", "cause", "plan", "versions", "contract", "known"),
+    [
+        # A finding is excused where its reason holds ...
+        (
+            *(Verdict.HANG, STALE, PairPlan(guest="linux-booting"), (V11, V11), True),
+            "colo-secondary-runs-stale-code-under-tcg",
+        ),
+        (
+            *(Verdict.PROTOCOL, COMPLETES, PairPlan(), (V10, V11), False),
+            "colo-migration-completes",
+        ),
+        (
+            *(Verdict.HANG, DEADLOCK, PairPlan(guest="linux"), (V7, V11), False),
+            "colo-primary-deadlocks-under-tcg",
+        ),
+        (
+            *(Verdict.LOST_WRITE, LOST, PairPlan(), (V11, V11), False),
+            "checkpoint-after-lost-writes",
+        ),
+        # ... and nowhere else: for these guests, the write-up says, all is well;
+        (Verdict.HANG, STALE, PairPlan(guest="boot"), (V11, V11), True, ""),
+        (Verdict.HANG, STALE, PairPlan(guest="linux"), (V11, V11), True, ""),
+        (Verdict.HANG, STALE, PairPlan(guest="linux-booting", accel="kvm"), (V11, V11), True, ""),
+        # the primary's version says whether its migration completes, whether it deadlocks;
+        (Verdict.PROTOCOL, COMPLETES, PairPlan(), (V11, V10), False, ""),
+        (Verdict.HANG, DEADLOCK, PairPlan(), (V11, V7), False, ""),
+        (Verdict.HANG, DEADLOCK, PairPlan(accel="kvm"), (V7, V7), True, ""),
+        (Verdict.HANG, DEADLOCK, PairPlan(guest="none"), (V7, V7), True, ""),
+        # without COLO nothing of this is known; and what is known of a crash is another verdict.
+        (Verdict.LOST_WRITE, LOST, PairPlan(colo=False), (V11, V11), False, ""),
+        (Verdict.LOST_WRITE, LOST, PairPlan(), (V11, V11), True, ""),
+        (Verdict.CRASH, DEADLOCK, PairPlan(), (V7, V7), True, ""),
+    ],
+)
+def test_covers(
+    verdict: Verdict,
+    cause: str,
+    plan: PairPlan,
+    versions: tuple[Version, Version],
+    contract: bool,
+    known: str,
+) -> None:
+    assert known_as(verdict, cause, plan, versions, contract) == known
+
+
+@pytest.mark.parametrize(
+    ("versions", "guest", "kvm", "accel"),
+    [
+        ((V7, V7), "boot", True, "kvm"),
+        ((V7, V7), "boot", False, "tcg"),
+        ((V7, V7), "none", True, "tcg"),
+        (((10, 2, 1), (10, 2, 1)), "boot", True, "kvm"),  # the write-up says: until 11.0
+        (((11, 0, 0), (11, 0, 0)), "boot", True, "tcg"),
+        ((V11, V7), "linux", True, "kvm"),
+        ((V11, V11), "linux-booting", True, "kvm"),
+    ],
+)
+def test_the_accelerator_is_the_write_ups(
+    versions: tuple[Version, Version],
+    guest: str,
+    kvm: bool,
+    accel: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, other = (replace(Build.system(), name=str(number)) for number in (0, 1))
+    monkeypatch.setattr(checks, "has_kvm", lambda: kvm)
+    monkeypatch.setattr(checks, "read_version", lambda build: (versions[int(build.name)], ""))
+    assert best_accel((one, other), guest) == accel
+
+
+def test_each_write_up_covers_its_own_case() -> None:
+    for known in load_known(KNOWN):
+        assert isinstance(known, KnownPair)
+        assert known.plan.guest in known.guests
+        assert known.concerns(known.plan, (known.since, known.since))
