@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.pair.plan import Failover
 from qmpshim.machine.nbd_proto import Op, Request
-from qmpshim.machine.pair import Pair
+from qmpshim.machine.pair import NEVER, Pair
+from qmpshim.machine.qcow2 import Qcow2
 from qmpshim.model.verdict import Verdict
 
 
@@ -107,9 +111,156 @@ class NotEmptied(Pair):
         await super().stop_secondary()
 
 
+def _put(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        os.pwrite(file.fileno(), data, offset)
+
+
+class HiddenChanged(Pair):
+    """A byte of old data is not as it was copied."""
+
+    async def pause(self) -> None:
+        await super().pause()
+        self._change(self.secondary.hidden)
+
+    @staticmethod
+    def _change(overlay: Path) -> None:
+        for run in Qcow2.parse(overlay.read_bytes()).runs():
+            if run.host_offset is not None:
+                _put(overlay, run.host_offset + 1234, b"X")
+                return
+
+
+class ActiveChanged(HiddenChanged):
+    """A byte of the secondary's guest's is not as it wrote it."""
+
+    async def pause(self) -> None:
+        await Pair.pause(self)
+        self._change(self.secondary.active)
+
+
+class HiddenBroken(Pair):
+    """The hidden disk's refcounts are gone."""
+
+    async def pause(self) -> None:
+        await super().pause()
+        hidden = self.secondary.hidden
+        head = Qcow2.parse(hidden.read_bytes()).header
+        _put(hidden, head.reftable_offset, bytes(8))
+
+
+class SeenOtherwise(Pair):
+    """The files are as they must be; when the secondary's guest reads, one is not any more."""
+
+    changing: asyncio.Task[None] | None = None
+
+    async def pause(self) -> None:
+        await super().pause()
+        self.changing = asyncio.ensure_future(self._change())
+
+    async def _change(self) -> None:
+        """Has its turn when the judge has looked at the files, and waits for the first read."""
+        hidden, active = (
+            Qcow2.parse(path.read_bytes()).allocation()
+            for path in (self.secondary.hidden, self.secondary.active)
+        )
+        cluster = self.spec.cluster
+        clusters = range(self.spec.size // 2 // cluster, self.spec.size // cluster)
+        bare = next(index for index in clusters if index not in hidden.keys() | active.keys())
+        _put(self.secondary.disk, bare * cluster, b"not the checkpoint's")
+
+
+class MirrorForgets(Pair):
+    """The new secondary's disk is not what the survivor's is."""
+
+    async def renew(self, *words: Any) -> None:
+        await super().renew(*words)
+        _put(self.secondary.disk, 1 << 20, b"not mirrored")
+
+
+class Answered(Pair):
+    """QMP answers of one side to ``query-xen-replication-status`` are changed on their way."""
+
+    liar = "secondary"
+    answer: Mapping[str, Any] = {"error": True, "desc": "made up"}
+
+    async def build(self) -> None:
+        await super().build()
+        qemu = self.secondary.qemu if self.liar == "secondary" else self.primary.qemu
+        honest = qemu.execute
+
+        async def execute(command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+            said = await honest(command, arguments)
+            return self.answer if command == "query-xen-replication-status" else said
+
+        qemu.execute = execute  # type: ignore[method-assign]
+
+
+class SaysAllIsWell(Answered):
+    """The primary does not tell that its writes do not arrive."""
+
+    liar = "primary"
+    answer: Mapping[str, Any] = {"error": False}
+
+
+class StallAcknowledges(Pair):
+    """A link that has fallen silent, with something in it that says yes to every write."""
+
+    def __init__(self, *words: Any) -> None:
+        super().__init__(*words)
+
+        def stall() -> None:
+            self.link.lose = lambda request: request.type == Op.WRITE.value
+            self.link.waiting += 1
+
+        self.link.stall = stall  # type: ignore[method-assign]
+
+
+class Dies(Pair):
+    """The secondary aborts in a checkpoint."""
+
+    async def checkpoint_disks(self) -> None:
+        os.kill(self.secondary.qemu.pid, signal.SIGABRT)
+        await super().checkpoint_disks()
+
+
+class Deaf(Pair):
+    """The secondary answers nothing any more in a checkpoint."""
+
+    async def checkpoint_disks(self) -> None:
+        os.kill(self.secondary.qemu.pid, signal.SIGSTOP)
+        await super().checkpoint_disks()
+
+
+class Refused(Pair):
+    """QEMU refuses a command."""
+
+    async def start_replication(self) -> None:
+        await super().start_replication()
+        await super().start_replication()
+
+
+class NeverCommits(Pair):
+    """The secondary is never told to fail over."""
+
+    async def promote_secondary(self) -> None:
+        await self.secondary.until(self.secondary.committed, "the failover of the disks")
+
+
+class Nowhere(Pair):
+    """The primary migrates to where nobody is."""
+
+    async def start_colo(self, delay: int = NEVER) -> None:
+        self.channel.path = self.directory / "nowhere"
+        await super().start_colo(delay)
+
+
 @dataclass(frozen=True)
 class Sabotage:
-    """One way to be wrong, and the verdict it must get: where the judge must see it."""
+    """One way to be wrong, and the verdict it must get: where the judge must see it.
+
+    :ivar cause: what the autopsy must tell, a regular expression
+    """
 
     pair: type[Pair]
     verdict: Verdict
@@ -117,19 +268,50 @@ class Sabotage:
     failover: Failover = Failover.NONE
     colo: bool = False
     limit: float = 30.0
+    cause: str = ".*"
+    resume: bool = False
 
 
+STATUS = "query-xen-replication-status of the"
 SABOTAGES = [
     Sabotage(LostWrite, Verdict.LOST_WRITE, "secondary disk against primary disk"),
     Sabotage(CheckpointNotSent, Verdict.ALLOCATION, "hidden disk"),
     Sabotage(WrittenBehindItsBack, Verdict.CONTENT, "secondary disk"),
     Sabotage(CopiedNothing, Verdict.ALLOCATION, "hidden disk"),
+    Sabotage(HiddenChanged, Verdict.ISOLATION, "hidden disk"),
+    Sabotage(ActiveChanged, Verdict.CONTENT, "active disk"),
+    Sabotage(HiddenBroken, Verdict.CORRUPTION, "hidden disk"),
+    Sabotage(SeenOtherwise, Verdict.ISOLATION, "secondary guest's view"),
+    Sabotage(Answered, Verdict.ERROR_CONTRACT, f"{STATUS} secondary"),
+    Sabotage(SaysAllIsWell, Verdict.ERROR_CONTRACT, f"{STATUS} primary", Failover.CUT),
+    Sabotage(StallAcknowledges, Verdict.ERROR_CONTRACT, "guest of the primary", Failover.STALL),
     Sabotage(WrongDisk, Verdict.LOST_WRITE, "promoted secondary's disk", Failover.PRIMARY),
+    Sabotage(PrimaryForgets, Verdict.LOST_WRITE, "surviving primary's disk", Failover.SECONDARY),
+    Sabotage(MirrorForgets, Verdict.CONTENT, "secondary disk", Failover.SECONDARY, resume=True),
+    Sabotage(
+        *(Dies, Verdict.CRASH, "checkpoint 1"), cause="secondary ended by SIGABRT: no last words"
+    ),
+    Sabotage(
+        *(Deaf, Verdict.HANG, "checkpoint 1"), limit=3.0, cause="secondary does not answer QMP"
+    ),
+    Sabotage(
+        *(Refused, Verdict.ERROR_CONTRACT, "start of replication"),
+        cause="xen-set-replication: Block replication .*",
+    ),
+    Sabotage(
+        *(NeverCommits, Verdict.HANG, "failover (primary)", Failover.PRIMARY),
+        limit=2.0,
+        cause="secondary: the failover of the disks did not end in 2 s",
+    ),
     Sabotage(LostWrite, Verdict.LOST_WRITE, "secondary disk against primary disk", colo=True),
     Sabotage(NoCheckpoint, Verdict.HANG, "checkpoint 1", colo=True, limit=3.0),
     Sabotage(NotEmptied, Verdict.ALLOCATION, "active disk", colo=True),
     Sabotage(
         LeakedWrites, Verdict.LOST_WRITE, "promoted secondary's disk", Failover.PRIMARY, colo=True
     ),
-    Sabotage(PrimaryForgets, Verdict.LOST_WRITE, "surviving primary's disk", Failover.SECONDARY),
+    Sabotage(
+        *(Nowhere, Verdict.PROTOCOL, "start of COLO"),
+        colo=True,
+        cause="primary: migration is 'failed' instead of 'colo': Failed to connect .*",
+    ),
 ]

@@ -99,11 +99,13 @@ def test_sabotage_is_convicted(sabotage: Sabotage, qemu_build: Build, tmp_path: 
         checkpoints=2,
         writes=30,
         failover=sabotage.failover,
+        resume=sabotage.resume,
         limit=sabotage.limit,
     )
     outcome, bundle = go(plan, qemu_build, tmp_path, sabotage.pair)
     found = [(f.divergence.verdict, f.divergence.where) for f in outcome.findings]
     assert found[:1] == [(sabotage.verdict, sabotage.where)], words(outcome)
+    assert re.fullmatch(sabotage.cause, outcome.findings[0].cause), words(outcome)
     assert not outcome.findings[0].known
     assert bundle is not None
     assert (bundle / "secondary" / "disk.raw").stat().st_size == plan.size
