@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-import queue
+import signal
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.queues import Queue
-from typing import Any
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 
 from qmpshim.conformance.explore.report import ScenarioResult
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search import Task, explore_scenario
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import RealSystem
-from qmpshim.errors import QmpshimError
+from qmpshim.errors import HostError, QmpshimError
 
 _TICK = 0.2  # seconds between two words of progress
+_LEAVE = 5.0  # seconds for a process to end its QEMU
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +119,8 @@ def here(
     return board.done
 
 
-def _worker(number: int, task: Task, todo: Any, results: Any, began: float, jobs: int) -> None:
-    """A process of its own: takes scenarios until there are none."""
+def _worker(talk: Connection, task: Task, began: float, jobs: int) -> None:
+    """A process of its own: explores what it is given until that is nothing."""
     stage = Stage(task.build)
     last = 0.0
 
@@ -126,74 +128,91 @@ def _worker(number: int, task: Task, todo: Any, results: Any, began: float, jobs
         nonlocal last
         if time.monotonic() - last > _TICK:
             last = time.monotonic()
-            results.put((number, "at", _state(system)))
+            talk.send(("at", _state(system)))
 
     try:
-        while True:
-            try:
-                place, scenario, waiting = todo.get_nowait()
-            except queue.Empty:
-                break
+        while (given := talk.recv()) is not None:
+            place, scenario, waiting = given
             seconds = _share(task, began, waiting, jobs)
-            result = explore_scenario(stage, scenario, task, seconds, tick)
-            results.put((number, "done", (place, result)))
+            talk.send(("done", (place, explore_scenario(stage, scenario, task, seconds, tick))))
     except QmpshimError as error:
-        results.put((number, "failed", error))
-    except KeyboardInterrupt:
-        pass
+        talk.send(("failed", error))
+    except (KeyboardInterrupt, EOFError, BrokenPipeError):
+        pass  # nobody listens any more
     finally:
         stage.close()
-        results.put((number, "left", None))
 
 
 def in_processes(
     task: Task, scenarios: Sequence[RealScenario], jobs: int, board: Board
 ) -> list[ScenarioResult]:
+    """Explore in so many processes, each of which has a pipe of its own to here.
+
+    :raises HostError: one of them ended without a word; what it was exploring is not explored
+    """
     context = multiprocessing.get_context("spawn")
-    todo: Queue[Any] = context.Queue()
-    results: Queue[Any] = context.Queue()
-    for place, scenario in enumerate(scenarios):
-        todo.put((place, scenario, len(scenarios) - place))
     began = time.monotonic()
-    workers = [
-        context.Process(
-            target=_worker, args=(number, task, todo, results, began, jobs), daemon=True
-        )
-        for number in range(min(jobs, len(scenarios)))
-    ]
-    for worker in workers:
-        worker.start()
+    workers: dict[Connection, SpawnProcess] = {}
+    todo = deque(enumerate(scenarios))
     ordered: dict[int, ScenarioResult] = {}
-    working = set(range(len(workers)))
-    failure: QmpshimError | None = None
+    at: dict[Connection, str] = {}  # the scenario that each explores
+
+    def give(talk: Connection) -> None:
+        at.pop(talk, None)
+        given = None
+        if todo:
+            place, scenario = todo.popleft()
+            at[talk] = scenario.name
+            given = place, scenario, len(todo) + 1
+        with contextlib.suppress(OSError):  # it has ended: the next look at its pipe tells
+            talk.send(given)
+
     try:
-        while working:
-            try:
-                number, what, value = results.get(timeout=1.0)
-            except queue.Empty:
-                for number in list(working):
-                    if not workers[number].is_alive():
-                        working.discard(number)
-                continue
-            if what == "at":
-                board.live[number] = value
-            elif what == "done":
-                place, result = value
-                ordered[place] = result
-                board.done.append(result)
-                board.live.pop(number, None)
-            elif what == "failed":
-                failure = value
-            else:
-                working.discard(number)
-            board.tell()
+        for _ in range(min(jobs, len(scenarios))):
+            talk, theirs = context.Pipe()
+            worker = context.Process(target=_worker, args=(theirs, task, began, jobs), daemon=True)
+            workers[talk] = worker
+            with theirs:
+                worker.start()
+            give(talk)
+        while len(ordered) < len(scenarios):
+            ready = wait(list(at))
+            for talk in [one for one in at if one in ready]:
+                try:
+                    what, value = talk.recv()
+                except (EOFError, OSError) as error:
+                    raise _ended(workers[talk], at[talk]) from error
+                number = workers[talk].pid or 0
+                if what == "at":
+                    board.live[number] = value
+                elif what == "failed":
+                    raise value
+                else:
+                    place, result = value
+                    ordered[place] = result
+                    board.done.append(result)
+                    board.live.pop(number, None)
+                    give(talk)
+                board.tell()
     finally:
-        for worker in workers:
-            worker.join(2.0)
+        for talk in workers:
+            talk.close()  # who explores will know that nobody listens
+        for worker in workers.values():
+            worker.join(_LEAVE)
             if worker.is_alive():
                 worker.terminate()
                 worker.join()
-    if failure is not None:
-        raise failure
     board.tell(force=True)
     return [ordered[place] for place in sorted(ordered)]
+
+
+def _ended(worker: SpawnProcess, scenario: str) -> HostError:
+    """What to say of a process that ended in the middle of a scenario."""
+    worker.join(_LEAVE)
+    how = f"status {worker.exitcode}"
+    if (worker.exitcode or 0) < 0:
+        how = signal.Signals(-(worker.exitcode or 0)).name
+    return HostError(
+        f"a process that explored {scenario} ended with {how}: nothing is known of that scenario; "
+        "if memory was short, explore with fewer jobs"
+    )

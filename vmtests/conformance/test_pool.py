@@ -1,0 +1,47 @@
+"""Exploring in several processes: each scenario is explored, or somebody says that one was not."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore.exploration import explore_real
+from qmpshim.errors import HostError
+from qmpshim.machine.builds import Build
+
+
+def explorers() -> list[int]:
+    """The processes that explore for this one."""
+    found = []
+    for entry in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
+        command = Path(f"/proc/{entry}/cmdline").read_bytes()
+        if b"spawn_main" in command:
+            found.append(int(entry))
+    return found
+
+
+def test_every_scenario_is_explored_in_its_place() -> None:
+    names = ["WR", "HF", "FQ", "RF", "HQ"]
+    every = [one for name in names for one in scenarios.named(name)]
+    report = explore_real(Build.system(), every, jobs=2)
+    assert [one.name for one in report.scenarios] == [one.name for one in every]
+    assert report.exhaustive and all(one.schedules for one in report.scenarios)
+
+
+def test_a_process_that_is_killed_is_not_overlooked() -> None:
+    """What it was exploring is not explored: that is no report without divergence."""
+    killed: list[int] = []
+
+    def kill_one(_: object) -> None:
+        if not killed and len(found := explorers()) == 2:
+            killed.append(found[0])
+            os.kill(found[0], signal.SIGKILL)
+
+    every = [*scenarios.named("WV"), *scenarios.named("WP"), *scenarios.named("WR")]
+    with pytest.raises(HostError, match="ended with SIGKILL: nothing is known of that scenario"):
+        explore_real(Build.system(), every, jobs=2, progress=kill_one)
+    assert killed
