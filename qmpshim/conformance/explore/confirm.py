@@ -11,7 +11,6 @@ from qmpshim.conformance.explore.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import RealSystem
-from qmpshim.errors import MachineError
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.gated_chain import Form
 from qmpshim.model.explorer import Mode, explore
@@ -166,10 +165,7 @@ def _search(scenario: RealScenario, finding: Finding, stage: Stage) -> Finding |
     }
     check = CrashPoints(finding.crash_points).check
     system = RealSystem(stage, scenario, plan=plan, each_step=check)
-    try:
-        explore(system, Mode.STATEFUL, Budget(seconds=_SMALLER), stop=False)
-    except MachineError:  # this scenario does not even begin
-        return None
+    explore(system, Mode.STATEFUL, Budget(seconds=_SMALLER), stop=False)
     assert finding.verdict is not None
     found = system.found.get((finding.verdict, finding.cause))
     if found is None:

@@ -20,7 +20,7 @@ from qmpshim.conformance.explore.replay import follow
 from qmpshim.conformance.explore.schedule_diagram import diagram
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import RealSystem
-from qmpshim.errors import HostError, QmpshimError
+from qmpshim.errors import HostError, MachineError, QmpshimError
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.model.verdict import Verdict
@@ -49,8 +49,10 @@ def collect(finding: Finding, build: Build, directory: Path) -> None:
             keeping=True,
         )
         system.reset()
+        if stage.machine is None:
+            raise MachineError("QEMU ended before there was a chain")
         machine = system.machine
-        if finding.verdict is Verdict.CRASH:
+        if finding.verdict is Verdict.CRASH and machine.alive():
             gdb = _Gdb.attach(machine.pid, directory / "backtrace.txt")
         follow(system, finding.schedule)
         _write(machine, directory)

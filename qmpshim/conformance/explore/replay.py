@@ -10,7 +10,7 @@ from qmpshim.conformance.explore.findings import Finding
 from qmpshim.conformance.explore.judge import RealViolation
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import RealSystem, Release, honestly
-from qmpshim.machine.builds import Build
+from qmpshim.machine.builds import Build, read_version
 from qmpshim.model.system import Choice
 
 
@@ -58,7 +58,7 @@ def _replay(finding: Finding, stage: Stage, release: Release) -> Replay:
         each_step=CrashPoints(finding.crash_points).check,
     )
     system.reset()
-    version = system.machine.version
+    version = read_version(stage.build)[0]
     followed = follow(system, finding.schedule)
     return Replay(system.violation, followed, tuple(system.now.lines), version)
 

@@ -33,6 +33,7 @@ from qmpshim.model.system import Choice
 from qmpshim.model.verdict import Verdict
 
 EIO = 5
+BEFORE = "before the scenario begins: "  # begins the causes of what goes wrong there
 PATIENCE = 1.0  # seconds until an operation that nothing holds up counts as hung
 
 Release = Callable[[GatedMachine, Named], None]
@@ -294,3 +295,17 @@ class RealRun:
         else:
             self.violation = RealViolation(Verdict.HANG, str(error), cause=stable(str(error)))
         self.now.lines.append(f"{self.violation.kind}: {self.violation.text}")
+
+    def _never_began(self, error: MachineError) -> None:
+        """QEMU died, is stuck or refuses to work in the setup: that is no less a finding."""
+        if self.stage.machine is not None:
+            self.machine = self.stage.machine
+            if self.machine.qmp.lost or not self.machine.alive():
+                error = self.machine.died()
+        verdict, telling = Verdict.PROTOCOL, str(error)
+        if isinstance(error, MachineDied):
+            verdict, telling = Verdict.CRASH, telling.split(": ", 1)[-1]
+        elif isinstance(error, MachineHung):
+            verdict = Verdict.HANG
+        self.violation = RealViolation(verdict, f"{BEFORE}{error}", cause=BEFORE + stable(telling))
+        self.now.lines.append(f"{verdict}: {self.violation.text}")

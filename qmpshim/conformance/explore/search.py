@@ -12,10 +12,11 @@ from qmpshim.conformance.explore.crash_points import CrashPoints
 from qmpshim.conformance.explore.findings import Sighting
 from qmpshim.conformance.explore.judge import Judge
 from qmpshim.conformance.explore.report import ScenarioResult
+from qmpshim.conformance.explore.run import BEFORE
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import RealSystem
-from qmpshim.errors import BuildError, MachineError
+from qmpshim.errors import BuildError
 from qmpshim.machine.builds import Build
 from qmpshim.model.behaviour import behaviour_of
 from qmpshim.model.explorer import Mode, explore
@@ -91,9 +92,6 @@ def explore_scenario(
         except BuildError as error:
             result.skipped = str(error)
             return result
-        except MachineError as error:  # QEMU does not even reach the beginning
-            result.skipped = f"the setup fails: {error}"
-            return result
         if not plan:
             plans = _faults(system.names, task.errnos)
         statistics = explored.statistics
@@ -102,7 +100,8 @@ def explore_scenario(
         if again:
             again_left -= 1
             plans.append(plan)
-        complete = explored.exhaustive and not system.derailed
+        begun = not any(cause.startswith(BEFORE) for _, cause in system.found)
+        complete = explored.exhaustive and not system.derailed and begun
         result.exhaustive = result.exhaustive and (complete or again)
         result.schedules += statistics.schedules
         result.steps += statistics.steps

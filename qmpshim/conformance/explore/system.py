@@ -15,7 +15,7 @@ from qmpshim.conformance.explore.execution import CUT, RECONNECT, Found
 from qmpshim.conformance.explore.faults import FaultyJudge
 from qmpshim.conformance.explore.footprints import EVERYTHING, Footprints
 from qmpshim.conformance.explore.judge import Judge, RealViolation
-from qmpshim.conformance.explore.run import PATIENCE, RealRun, Release, honestly
+from qmpshim.conformance.explore.run import BEFORE, PATIENCE, RealRun, Release, honestly
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.straight import Seen
@@ -90,7 +90,11 @@ class RealSystem(RealRun):
 
     def reset(self) -> None:
         again = RECONNECT in (*self.errnos, *self.plan.values())
-        self.begin(_COMES_BACK if again else 0)
+        try:
+            self.begin(_COMES_BACK if again else 0)
+        except MachineError as error:
+            self._never_began(error)
+            return
         if self._judge is None:
             self._judge = Judge(self.scenario, behaviour_of(self.machine.version))
         if self._faulty is None:
@@ -166,7 +170,7 @@ class RealSystem(RealRun):
         if self.violation is not None:
             self._keep(self.violation)
             over = self.violation.kind in (Verdict.CRASH, Verdict.HANG)
-            if over and not self.keeping:
+            if (over or self.violation.cause.startswith(BEFORE)) and not self.keeping:
                 self.stage.discard()
             self.stage.doubt()
             return str(self.violation.kind), self.violation.cause

@@ -1,0 +1,64 @@
+"""What goes wrong before a scenario begins is a finding, not a reason to leave the scenario out."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore.exploration import explore_real, render
+from qmpshim.conformance.explore.finding_files import save_finding
+from qmpshim.conformance.explore.stage import Stage
+from qmpshim.errors import BuildError
+from qmpshim.machine import gated_chain
+from qmpshim.machine.builds import Build
+from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.model.verdict import Verdict
+
+WR = scenarios.named("WR")
+
+
+@pytest.mark.parametrize(
+    ("number", "verdict"), [(signal.SIGSEGV, Verdict.CRASH), (signal.SIGSTOP, Verdict.HANG)]
+)
+def test_a_qemu_that_ends_or_stops_when_replication_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, verdict: Verdict
+) -> None:
+    before = Stage._start
+
+    def start(self: Stage, machine: GatedMachine) -> None:
+        os.kill(machine.pid, number)
+        before(self, machine)
+
+    monkeypatch.setattr(Stage, "_start", start)
+    monkeypatch.setattr(gated_chain, "_LIMIT", 0.5)
+    report = explore_real(Build.system(), WR)
+    (finding,) = report.findings
+    assert (finding.verdict, finding.contract, finding.known) == (verdict, True, "")
+    assert finding.cause.startswith("before the scenario begins: ")
+    assert not report.exhaustive and not any(one.skipped for one in report.scenarios)
+    assert "no divergence" not in render(report)
+    save_finding(tmp_path / "bundle", finding, Build.system())
+    assert (tmp_path / "bundle" / "qmp.log").read_text().count("xen-set-replication") == 1
+
+
+def test_a_qemu_that_refuses_to_start_replication(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: Stage, machine: GatedMachine) -> None:
+        machine.call("xen-set-replication", {"enable": True, "primary": True})
+
+    monkeypatch.setattr(Stage, "_start", start)
+    (finding,) = explore_real(Build.system(), WR).findings
+    assert finding.verdict is Verdict.PROTOCOL
+    assert finding.cause.startswith("before the scenario begins: xen-set-replication: ")
+
+
+def test_a_build_that_cannot_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(self: Stage, *_: object) -> GatedMachine:
+        raise BuildError("this build has no replication driver")
+
+    monkeypatch.setattr(Stage, "prepare", prepare)
+    with pytest.raises(BuildError, match="no replication driver"):
+        explore_real(Build.system(), WR)
