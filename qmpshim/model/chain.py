@@ -314,10 +314,26 @@ class Chain:
         commit fails the status says so and the disks stay as they are, one behind the other: case 7
         of the block-replication document (``replication_done``).
         """
+        self.begin_failover()
+        yield from self.end_failover()
+
+    def begin_failover(self) -> None:
+        """What is done when the command is answered: the commit is yet to come.
+
+        Until it is over checkpoint and stop are taken for those of a promoted secondary and do
+        nothing (``replication_do_checkpoint``, ``replication_stop``).
+        """
         if self.stage is not Stage.RUNNING:
             return
         self.job = None
         self.stage = Stage.FAILOVER
+        if Known.FAILOVER_REPORTS_ERROR in self.behaviour.known:
+            self.error = True
+
+    def end_failover(self) -> Co[None]:
+        """The commit that a failover leaves running, if one was begun."""
+        if self.stage is not Stage.FAILOVER:
+            return
         try:
             yield from self._commit()
         except ModelIOError:

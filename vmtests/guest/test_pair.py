@@ -142,7 +142,12 @@ QUICK = [known.id for known in load_known(KNOWN) if known.plan.guest == "none"]
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_write_up_replays_on_a_build_that_has_it(
-    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    qemu_build: Build,
+    qemu_on_path: None,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What it says is what `replay` sees; those that need a CPU take long, and are tested below."""
     monkeypatch.chdir(tmp_path)

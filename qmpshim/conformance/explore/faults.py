@@ -17,12 +17,11 @@ from functools import partial
 from itertools import product
 
 from qmpshim.conformance.explore.io import Named, tags
-from qmpshim.conformance.explore.judge import Judge, RealViolation
+from qmpshim.conformance.explore.judge import Judge, RealViolation, keeps_to
 from qmpshim.conformance.explore.scenarios import RealScenario, words
 from qmpshim.conformance.explore.straight import AnyRead, Fate, Hit, NoCommit, Seen, run_in_order
 from qmpshim.machine.gated_chain import Form
 from qmpshim.model.disk import Alloc
-from qmpshim.model.linearise import fits
 from qmpshim.model.verdict import Verdict
 
 _MOST = 4  # I/Os on one image that an operation under way may have had behind it
@@ -37,6 +36,7 @@ class FaultyJudge:
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
         self._scenario = judge.scenario
+        self._lenient: FaultyJudge | None = None
         self._before: dict[tuple[Hit, int], list[Seen]] = {}
         self._ends: dict[tuple[Hit, ...], list[tuple[tuple[int, ...], Seen]]] = {}
 
@@ -45,17 +45,24 @@ class FaultyJudge:
     ) -> RealViolation | None:
         """What is wrong with the end of an execution in which these I/Os failed."""
         hits = tuple(hit for _, hit in failed)
-        if hits not in self._ends:
-            self._ends[hits] = list(dict.fromkeys(self._straight(hits)))
-        ends = [end for order, end in self._ends[hits] if fits(order, precedence)]
-        ends = list(dict.fromkeys(ends))
-        return (
-            self._silence(seen, failed)
-            or self._compare(seen, ends, hits)
-            or self._unreported(seen, hits)
-        )
+        wrong = self._silence(seen, failed)
+        if wrong is not None:
+            return wrong
+        wrong = self._compare(seen, self._fitting(hits, precedence), hits)
+        lenient = self._judge.lenient
+        if wrong is not None and lenient is not None:
+            if self._lenient is None:
+                self._lenient = FaultyJudge(lenient)
+            return wrong if self._lenient.judge(seen, precedence, failed) else lenient.misled()
+        return wrong or self._unreported(seen, hits)
 
     # -- by the model ------------------------------------------------------------------------------
+
+    def _fitting(self, hits: tuple[Hit, ...], precedence: Sequence[frozenset[int]]) -> list[Seen]:
+        if hits not in self._ends:
+            self._ends[hits] = list(dict.fromkeys(self._straight(hits)))
+        ends = [end for order, end in self._ends[hits] if keeps_to(order, precedence)]
+        return list(dict.fromkeys(ends))
 
     def _straight(self, hits: tuple[Hit, ...]) -> Iterator[tuple[tuple[int, ...], Seen]]:
         """The ends of the straight runs that meet all these failures."""

@@ -144,10 +144,7 @@ class RealRun:
         now, op = self.now, self.scenario.ops[index]
         self._mover = index
         now.started.add(index)
-        # Failover goes on after its answer: the commit runs. It comes before nobody for sure.
-        now.precedence[index] = frozenset(
-            i for i in now.over if self.scenario.ops[i].do != "failover"
-        )
+        now.precedence[index] = frozenset(now.over)
         now.lines.append(f"start {index}: {words(op)}")
         self.stage.will(op.do)
         now.running[index] = real_ops.begin(self.machine, op, self._numbers[index])

@@ -29,7 +29,7 @@ from qmpshim.model.disk import Alloc, Qcow2, owned
 from qmpshim.model.scenario import Op
 
 FAILS = "an error"  # the answer of a command that an I/O error befell; its text is QEMU's affair
-Order = tuple[int, ...]
+Order = tuple[int, ...]  # of operations; ``~n``: the commit that failover *n* leaves running
 _CHANGES = frozenset({"write", "zero", "discard"})
 
 
@@ -156,12 +156,16 @@ def run_op(chain: Chain, op: Op, number: int, fate: Callable[[Io], int] | None =
 def run_in_order(
     scenario: RealScenario, behaviour: Behaviour, order: Order, fates: Sequence[Fate] = ()
 ) -> Seen:
-    """Run the scenario's operations one after another and look at the end."""
+    """Run the scenario's operations one after another and look at the end.
+
+    :param order: each operation once, and for each failover when its commit runs
+    """
     chain = _begin(scenario, behaviour)
     answers = ["?"] * len(scenario.ops)
     data: list[tuple[int, ...] | None] = [None] * len(scenario.ops)
     gone: tuple[str, ...] = ()  # whose clients are no more
-    for index in order:
+    for step in order:
+        index = step if step >= 0 else ~step
         op = scenario.ops[index]
         if op.do == "status":
             replication = scenario.form is Form.REPLICATION
@@ -179,6 +183,13 @@ def run_in_order(
         def meet(io: Io, ways: Sequence[Callable[[Io], int]] = ways) -> int:
             return next((errno for way in ways if (errno := way(io))), 0)
 
+        if step < 0:
+            run_straight(chain.end_failover(), meet)
+            continue
+        if op.do == "failover":
+            chain.begin_failover()
+            answers[index] = "ok"
+            continue
         try:
             result = run_op(chain, op, scenario.number(index), meet)
         except ModelIOError as error:

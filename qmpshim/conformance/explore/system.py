@@ -14,14 +14,13 @@ from qmpshim.conformance.explore import end as real_end
 from qmpshim.conformance.explore.execution import CUT, RECONNECT, Found
 from qmpshim.conformance.explore.faults import FaultyJudge
 from qmpshim.conformance.explore.footprints import EVERYTHING, Footprints
-from qmpshim.conformance.explore.judge import Judge, RealViolation
+from qmpshim.conformance.explore.judge import Judge, RealViolation, keeps_to
 from qmpshim.conformance.explore.run import BEFORE, PATIENCE, RealRun, Release, honestly
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.straight import Seen
 from qmpshim.errors import MachineError
 from qmpshim.model.behaviour import behaviour_of
-from qmpshim.model.linearise import fits
 from qmpshim.model.system import NOTHING, Choice, Footprint
 from qmpshim.model.verdict import Verdict
 
@@ -219,7 +218,7 @@ class RealSystem(RealRun):
         """The straight ends that the order of starts and ends leaves possible."""
         assert self._judge is not None
         straight = self._judge.straight.items()
-        return [end for order, end in straight if fits(order, self.now.precedence)]
+        return [end for order, end in straight if keeps_to(order, self.now.precedence)]
 
 
 __all__ = ["CUT", "PATIENCE", "RECONNECT", "RealSystem", "Release", "honestly"]
