@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ DOORS = ("commands", "cli", "pytest_plugin")  # the only ones that print
 # What the ground floor may use besides the standard library.
 MODEL_MAY: frozenset[str] = frozenset()
 
+# A string that names a module of ours, or something in one: "qmpshim.machine.gate:Gate".
+NAMED = re.compile(r"qmpshim(\.\w+)+(:[\w.]+)?")
+
 MODULES = sorted(HOUSE.rglob("*.py"))
 
 
@@ -25,7 +29,7 @@ def room(module: str) -> str | None:
     if names[0] != "qmpshim":
         return None
     name = names[1] if len(names) > 1 else ""
-    return "cli" if name == "pytest_plugin" else name
+    return "cli" if name in ("pytest_plugin", "__main__") else name
 
 
 def name_of(path: Path) -> str:
@@ -44,6 +48,8 @@ def imports(source: str, module: str) -> Iterator[tuple[int, str]]:
                 base = ".".join([*module.split(".")[: -node.level], *base.split(".")]).strip(".")
             for alias in node.names:
                 yield node.lineno, f"{base}.{alias.name}" if base == "qmpshim" else base
+        elif isinstance(node, ast.Constant) and NAMED.fullmatch(str(node.value)):
+            yield node.lineno, str(node.value).partition(":")[0]  # to be imported later
 
 
 def faults(source: str, module: str) -> list[str]:
@@ -105,6 +111,16 @@ def test_every_room_has_a_floor() -> None:
             "import qmpshim.model.disk",
             "1: the errors floor imports qmpshim.model.disk, which is above it",
         ),
+        (
+            "qmpshim.conformance.check.suites",
+            'KINDS = {"shim": "qmpshim.shim.differential:run"}',
+            "1: the conformance floor imports qmpshim.shim.differential, which is above it",
+        ),
+        (
+            "qmpshim.machine.workspace",
+            'argv = ["-m", "qmpshim.conformance.check.case_worker"]',
+            "1: the machine floor imports qmpshim.conformance.check.case_worker, which is above it",
+        ),
         ("qmpshim.machine.gate", "x = 1\nprint(x)", "2: print() on the machine floor"),
     ],
 )
@@ -119,6 +135,8 @@ def test_what_is_convicted(module: str, source: str, fault: str) -> None:
         ("qmpshim.model.disk", "from qmpshim.model.co import Co\nfrom . import co"),
         ("qmpshim.machine.gate", "import numpy, qemu.qmp\nfrom qmpshim.model import disk"),
         ("qmpshim.cli", "from qmpshim.shim import server\nprint()"),
+        ("qmpshim.shim.serve", 'KIND = "qmpshim.conformance.check.runners:verify"'),
+        ("qmpshim.machine.gate", 'SAID = "as qmpshim.shim.server does"'),
         ("qmpshim.commands.verify", "import qmpshim\nprint()"),
     ],
 )

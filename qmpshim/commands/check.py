@@ -16,7 +16,7 @@ from typing import Any
 from qmpshim.commands.console import Console, count
 from qmpshim.conformance import bundle as bundles
 from qmpshim.conformance.case import Case, Status
-from qmpshim.conformance.check import campaign
+from qmpshim.conformance.check import campaign, kinds
 from qmpshim.conformance.check.bisect import ABORT, SKIP, answer
 from qmpshim.conformance.check.compare import Comparison, State, compare
 from qmpshim.conformance.check.executors import DaskExecutor, Executor, LocalExecutor
@@ -24,13 +24,14 @@ from qmpshim.conformance.check.journal import Journal, slug
 from qmpshim.conformance.check.report_text import replay_command
 from qmpshim.conformance.check.reports import HTML, JUNIT, RESULTS, TAP, write_reports
 from qmpshim.conformance.check.results import Results, load_results
-from qmpshim.conformance.check.suites import KINDS, Suite, suite_named
+from qmpshim.conformance.check.suites import Suite, suite_named
 from qmpshim.conformance.explore.finding_files import CASE as SCHEDULE
 from qmpshim.conformance.explore.finding_files import is_schedule, load_finding
 from qmpshim.errors import BuildError, HostError, InputError, QmpshimError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build
 from qmpshim.machine.workspace import Workspace
+from qmpshim.shim import differential
 
 _EPILOG = """\
 Exit status: 0 all as predicted, 1 something new was found (with --strict: anything), 2 the command
@@ -42,6 +43,10 @@ With --bisect: 0 good, 1 bad, 125 cannot be tested, 128 the question is wrong.
   git bisect run sh -c 'ninja -C build qemu-system-x86_64 || exit 125
       qmpshim check --bisect --build build/ --case BUNDLE'
 """
+
+
+# The shim is above the floor where checks are: it comes in here.
+kinds.register("shim", differential.run, Case("shim", "protocol/shim"))
 
 
 def add(commands: Any) -> None:
@@ -180,7 +185,6 @@ def _bundle_case(path: Path) -> Case:
         content = load_finding(path).to_json()
     else:
         content = bundles.to_json(bundles.load(path))
-    assert "bundle" in KINDS
     named = path if path.name not in (SCHEDULE, bundles.CASE) else path.absolute().parent
     return Case("bundle", f"bundle/{slug(named.absolute().stem)}", {"content": content}, 300.0)
 

@@ -53,7 +53,7 @@ def _endpoint(args: argparse.Namespace) -> Iterator[Address]:
     which = ["--qemu", args.qemu] if args.qemu else ["--build", args.build] if args.build else []
     with Workspace() as workspace:
         address = Address(path=workspace.path / "stressed.sock")
-        command = [sys.executable, "-m", "qmpshim.cli", "serve", "--listen", str(address), *which]
+        command = [sys.executable, "-m", "qmpshim", "serve", "--listen", str(address), *which]
         said = workspace.path / "stderr"
         with said.open("wb") as err:
             server = subprocess.Popen(

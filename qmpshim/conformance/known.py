@@ -71,7 +71,7 @@ def write_up(name: str) -> dict[str, Any]:
 
     :param name: its id, with ``directed/`` before that of a directed case
     """
-    for path in (DIRECTORY / f"{name}.json", DIRECTORY / "pair" / f"{name}.json"):
+    for path in (DIRECTORY / folder / f"{name}.json" for folder in ("", "pair", "verify")):
         if name and path.is_file():
             break
     else:

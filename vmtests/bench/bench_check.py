@@ -15,8 +15,9 @@ from pathlib import Path
 
 from qmpshim.conformance.check import campaign
 from qmpshim.conformance.check.executors import LocalExecutor
+from qmpshim.conformance.check.kinds import runner_of
 from qmpshim.conformance.check.runners import timed
-from qmpshim.conformance.check.suites import Suite, runner_of, suite_named
+from qmpshim.conformance.check.suites import Suite, suite_named
 from qmpshim.errors import BuildError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build

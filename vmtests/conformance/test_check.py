@@ -21,8 +21,9 @@ from qmpshim.conformance.check.case_process import Delivery
 from qmpshim.conformance.check.compare import State, compare
 from qmpshim.conformance.check.identity import Identity
 from qmpshim.conformance.check.journal import Journal, Plan
+from qmpshim.conformance.check.kinds import KINDS, runner_of
 from qmpshim.conformance.check.results import Results
-from qmpshim.conformance.check.suites import KINDS, runner_of, suite_named
+from qmpshim.conformance.check.suites import suite_named
 from qmpshim.conformance.explore.scenarios import pairs
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build
@@ -194,7 +195,7 @@ def test_a_suite_file(tmp_path: Path) -> None:
         ('{"cases": [{"name": "x"}]}', "a case without kind"),
         ('{"cases": [{"kind": "protocol", "name": "x", "seed": 1}]}', "nothing is known of seed"),
         ('{"cases": [{"kind": "protocol", "name": "x", "budget": 0}]}', "limits must not be"),
-        ('{"cases": [{"kind": "protocol", "name": "x"}, {"kind": "shim", "name": "x"}]}', "more"),
+        ('{"cases": [{"kind": "protocol", "name": "x"}, {"kind": "known", "name": "x"}]}', "more"),
         ('{"include": ["self.json"]}', "includes itself"),
     ],
 )

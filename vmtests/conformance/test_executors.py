@@ -18,6 +18,7 @@ from qmpshim.conformance.check import campaign
 from qmpshim.conformance.check.case_process import Order
 from qmpshim.conformance.check.executors import DaskExecutor, Executor, LocalExecutor
 from qmpshim.conformance.check.identity import identify
+from qmpshim.conformance.check.kinds import name_of
 from qmpshim.conformance.check.suites import Suite, suite_named
 from qmpshim.machine.builds import Build
 
@@ -134,5 +135,7 @@ def test_the_command(qmpshim: CommandLine, cluster: Any) -> None:
 
 def test_an_order_can_be_sent(qemu_build: Build) -> None:
     """Whatever an order holds is plain data."""
-    order = Order(qemu_build, identify(qemu_build), Case("verify", "v", {"seed": 1}))
+    order = Order(
+        qemu_build, identify(qemu_build), Case("verify", "v", {"seed": 1}), name_of("verify")
+    )
     assert pickle.loads(pickle.dumps(order)) == order

@@ -8,7 +8,7 @@ import pytest
 from broken_builds import make
 
 from qmpshim.conformance.case import Case, Status
-from qmpshim.conformance.check.suites import runner_of
+from qmpshim.conformance.check.kinds import runner_of
 from qmpshim.machine import gated_chain
 from qmpshim.machine.builds import Build, resolve
 from qmpshim.model.verdict import Verdict

@@ -22,6 +22,7 @@ from qmpshim.conformance.check.compare import Comparison, compare
 from qmpshim.conformance.check.drawing import draw
 from qmpshim.conformance.check.identity import Identity
 from qmpshim.conformance.check.journal import Plan
+from qmpshim.conformance.check.kinds import runner_of
 from qmpshim.conformance.check.reports import write_reports
 from qmpshim.conformance.check.results import SCHEMA, Results, load_results
 from qmpshim.conformance.check.runners import bundle
@@ -29,6 +30,7 @@ from qmpshim.conformance.check.sequence import steps_of_lines
 from qmpshim.conformance.explore.finding_files import load_finding
 from qmpshim.conformance.known import DIRECTORY, known_directed, known_findings, write_up
 from qmpshim.machine.builds import Build
+from qmpshim.model import behaviour
 from qmpshim.model.verdict import Verdict
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -294,6 +296,24 @@ def test_what_is_known_is_found() -> None:
     assert {one.id for one in known_findings()} >= {"checkpoint-corrupts-overlay"}
     assert "start-fails" in known_directed()
     assert write_up("directed/start-fails")["reason"]
+
+
+def test_what_the_model_predicts_of_defects_is_written_up() -> None:
+    """One file each, as for all others: what a report says of it is nowhere else."""
+    written = {path.stem for path in (DIRECTORY / "verify").glob("*.json")}
+    assert written == {known.value for known in behaviour.Known}
+    for name in written:
+        assert write_up(name).keys() == {"title", "reason", "source", "versions"}
+
+
+def test_a_report_tells_what_is_written_of_a_predicted_defect(tmp_path: Path) -> None:
+    arguments = {"operations": 300, "seed": 1, "size": 1 << 20}
+    case = Case("verify", "verify/it", arguments)
+    outcome = runner_of("verify")(Build.system(), case, tmp_path)
+    assert outcome.status is Status.OK
+    (found,) = outcome.findings
+    assert found.known == "stop-always-fails"
+    assert found.details["written"] == write_up("stop-always-fails")
 
 
 def test_a_wheel_has_what_is_known_and_the_templates(tmp_path: Path) -> None:

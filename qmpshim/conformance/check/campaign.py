@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qmpshim.conformance.case import Status
+from qmpshim.conformance.check import kinds
 from qmpshim.conformance.check.case_process import Order
 from qmpshim.conformance.check.executors import Executor
 from qmpshim.conformance.check.identity import identify
@@ -97,7 +98,8 @@ def carry_on(journal: Journal, builds: Sequence[Build], executor: Executor, tell
     identities = {one.name: one for one in journal.plan.builds}
     cases = {case.name: case for case in journal.plan.cases}
     orders = [
-        Order(by_name[build], identities[build], cases[case]) for build, case in journal.missing
+        Order(by_name[build], identities[build], cases[case], kinds.name_of(cases[case].kind))
+        for build, case in journal.missing
     ]
     standing = Standing(len(journal.plan.keys), began=time.monotonic())
     weights = {order.key: _WEIGHTS.get(order.case.kind, 1.0) for order in orders}

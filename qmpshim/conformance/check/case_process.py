@@ -39,11 +39,13 @@ class Order:
     """A case to be done on a build, by whoever takes it.
 
     :ivar identity: of the build when the run began
+    :ivar runner: ``module:function`` that carries the case out
     """
 
     build: Build
     identity: Identity
     case: Case
+    runner: str
 
     @property
     def key(self) -> tuple[str, str]:

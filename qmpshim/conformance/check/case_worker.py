@@ -16,8 +16,8 @@ from pathlib import Path
 from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status, verdict_of
 from qmpshim.conformance.check.case_process import OUTCOME, RESULTS, Order
 from qmpshim.conformance.check.identity import another_build
+from qmpshim.conformance.check.kinds import load
 from qmpshim.conformance.check.runners import timed
-from qmpshim.conformance.check.suites import runner_of
 from qmpshim.errors import BuildError, MachineError, QmpshimError
 
 
@@ -41,7 +41,7 @@ def _do(order: Order, results: Path) -> CaseOutcome:
     try:
         if (found := another_build(order.build, order.identity)) is not None:
             return found
-        outcome = timed(runner_of(order.case.kind), order.build, order.case, results)
+        outcome = timed(load(order.runner), order.build, order.case, results)
         # Swapped while the case ran: then nobody knows what was tested.
         return another_build(order.build, order.identity) or outcome
     except BuildError as error:

@@ -33,21 +33,11 @@ from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.machine.workspace import Workspace
-from qmpshim.model.behaviour import Known
 from qmpshim.model.chain import Workflow
 from qmpshim.model.explorer import Mode
 from qmpshim.model.verdict import Verdict
 
 _MODES = {"exhaustive": Mode.DPOR, "pct": Mode.PREEMPTION, "random": Mode.RANDOM}
-_WRITTEN = {
-    Known.STOP_ALWAYS_FAILS: {
-        "title": "Stopping replication without failover always fails",
-        "reason": "replication_stop() calls secondary_do_checkpoint() after backup_job_cleanup() "
-        "has cleared s->backup_job, which that insists on. Active and hidden disk keep their "
-        "contents, and the status reports an error for ever.",
-        "source": "block/replication.c replication_stop()",
-    }
-}
 
 
 def _argument(case: Case, name: str, default: Any) -> Any:
@@ -114,7 +104,7 @@ def verify(build: Build, case: Case, directory: Path) -> CaseOutcome:
             count=number,
             trace=("start", "stop"),
             replay=f"qmpshim check --case {case.name}",
-            details={"written": _WRITTEN[known]},
+            details={"written": write_up(known.value)},
         )
         for known, number in sorted(result.known.items())
     ]

@@ -1,4 +1,4 @@
-"""Suites of cases: the kinds of check there are, the shipped suites, and files of one's own.
+"""Suites of cases: the shipped ones, and files of one's own.
 
 A suite file is JSON or TOML::
 
@@ -6,7 +6,7 @@ A suite file is JSON or TOML::
     include = ["quick"]                 # shipped suites, or files beside this one
 
     [[cases]]
-    kind = "verify"                     # one of the kinds below
+    kind = "verify"                     # one of kinds.KINDS
     name = "verify/4k-clusters"         # unique; what --case takes
     budget = 300                        # seconds (default 120)
     arguments = { workflow = "replication", cluster = 4096, operations = 20000, seed = 7 }
@@ -19,14 +19,14 @@ before anything is handed out: whoever does a case, and wherever, does the same.
 from __future__ import annotations
 
 import json
-import pkgutil
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from qmpshim.conformance.case import Case, Runner, case_from_json
+from qmpshim.conformance.case import Case, case_from_json
+from qmpshim.conformance.check.kinds import MORE_QUICK, name_of
 from qmpshim.conformance.explore.directed import DIRECTED
 from qmpshim.conformance.explore.scenarios import RealScenario, follow_ups, pairs, triples
 from qmpshim.conformance.guest.scenarios import SCENARIOS
@@ -34,30 +34,6 @@ from qmpshim.conformance.known import known_findings
 from qmpshim.conformance.pair.plan import Failover
 from qmpshim.errors import InputError
 from qmpshim.machine.gated_chain import Form
-
-#: Kind to the function that carries it out; looked up when a case is done, so that a kind may
-#: live on a floor above this one.
-KINDS: dict[str, str] = {
-    "verify": "qmpshim.conformance.check.runners:verify",
-    "explore": "qmpshim.conformance.check.runners:explore",
-    "directed": "qmpshim.conformance.check.runners:directed",
-    "known": "qmpshim.conformance.check.runners:known",
-    "bundle": "qmpshim.conformance.check.runners:bundle",
-    "guest": "qmpshim.conformance.guest.checks:run",
-    "pair": "qmpshim.conformance.pair.checks:run",
-    "protocol": "qmpshim.conformance.check.protocol:run",
-    "shim": "qmpshim.shim.differential:run",
-}
-
-
-def runner_of(kind: str) -> Runner:
-    """The function that carries out a kind of check.
-
-    :raises InputError: there is no such kind
-    """
-    if kind not in KINDS:
-        raise InputError(f"no kind of check {kind!r}; there are {', '.join(sorted(KINDS))}")
-    return cast(Runner, pkgutil.resolve_name(KINDS[kind]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +128,7 @@ def _sharded(value: Any) -> list[Case]:
     value = dict(value) if isinstance(value, dict) else value
     shards = value.pop("shards", 1) if isinstance(value, dict) else 1
     case = case_from_json(value)
-    runner_of(case.kind)
+    name_of(case.kind)
     if type(shards) is not int or shards < 1:
         raise InputError(f"{case.name}: shards must be a positive number")
     if shards == 1:
@@ -220,7 +196,7 @@ def _small() -> list[Case]:
         *(Case("known", f"known/{one.id}", {"id": one.id}) for one in known_findings()),
         *(Case("directed", f"directed/{one.name}", {"case": one.name}) for one in DIRECTED),
         Case("protocol", "protocol/schema"),
-        Case("shim", "protocol/shim"),
+        *MORE_QUICK.values(),
     ]
 
 
