@@ -44,7 +44,7 @@ from qmpshim.conformance.explore.system import CUT, RECONNECT
 from qmpshim.conformance.known import known_findings
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build
-from qmpshim.model.explorer import Mode
+from qmpshim.model.explorer import MODES
 from qmpshim.model.scenario import Scenario
 
 FAULTS = (errno.EIO, errno.ENOSPC, CUT, RECONNECT)
@@ -65,7 +65,7 @@ def add(commands: Any) -> None:
     )
     exploring.add_argument(
         "--mode",
-        choices=list(dict.fromkeys(["exhaustive", "pct", *(mode.value for mode in Mode)])),
+        choices=list(MODES),
         default="exhaustive",
         help="default exhaustive; pct bounds preemptions, pct and random need a --budget",
     )
@@ -156,7 +156,7 @@ def _explore_build(
     report = explore_real(
         build,
         scenarios,
-        _REAL_MODES.get(args.mode) or Mode(args.mode),
+        MODES[args.mode],
         FAULTS if args.faults else (),
         args.budget,
         args.jobs,
@@ -176,10 +176,6 @@ def _explore_build(
         f"{report.schedules} schedules, {'exhausted' if report.exhaustive else 'NOT exhausted'}"
     )
     return report
-
-
-_REAL_MODES = {"exhaustive": Mode.STATEFUL, "pct": Mode.PREEMPTION, "random": Mode.RANDOM}
-_MODEL_MODES = {"exhaustive": Mode.AUTO, "pct": Mode.PREEMPTION}
 
 
 def _real_scenarios(what: str) -> list[RealScenario]:
@@ -235,7 +231,7 @@ def _explore_model(args: argparse.Namespace, console: Console) -> int:
         disciplines,
         scenarios,
         args.budget,
-        _MODEL_MODES.get(args.mode) or Mode(args.mode),
+        MODES[args.mode],
         seed=args.seed,
         progress=tell,
     )

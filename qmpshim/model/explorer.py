@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -25,6 +25,14 @@ class Mode(StrEnum):
     NAIVE = "naive"  # every schedule
     RANDOM = "random"
     PREEMPTION = "preemption"
+
+
+#: How modes are called on the command line and in suites: two words for people, and their names.
+MODES: Mapping[str, Mode] = {
+    "exhaustive": Mode.AUTO,
+    "pct": Mode.PREEMPTION,
+    **{mode.value: mode for mode in Mode},
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from shim_harness import Difference, Loop, Pair, pair
 
+from qmpshim.conformance.case import Case, Status
 from qmpshim.machine.builds import Build
-from qmpshim.shim import json_text, session
+from qmpshim.model.verdict import Verdict
+from qmpshim.shim import differential, json_text, session
 from qmpshim.shim.client import Client
 from qmpshim.shim.json_stream import JsonStream
 from qmpshim.shim.server import Shim
@@ -145,3 +148,33 @@ def test_a_sabotaged_shim_is_convicted(
     sabotage(monkeypatch)
     with pair(loop, qemu_build) as both:
         assert _first_difference(both) is not None
+
+
+# -- as `qmpshim check` holds them against each other -------------------------------------------
+
+CHECK = Case("shim", "protocol/shim")
+
+
+def test_the_check_acquits_the_honest_shim(qemu_build: Build, tmp_path: Path) -> None:
+    outcome = differential.run(qemu_build, CHECK, tmp_path)
+    assert (outcome.status, outcome.findings) == (Status.OK, ())
+    assert outcome.figures["requests"] > 150  # every command, and what is malformed
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda s: s.__name__.strip("_"))
+def test_the_check_convicts_a_sabotaged_shim(
+    sabotage: Sabotage, qemu_build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sabotage(monkeypatch)
+    outcome = differential.run(qemu_build, CHECK, tmp_path)
+    assert outcome.status is Status.DIVERGED
+    assert {found.verdict for found in outcome.findings} <= {Verdict.PROTOCOL, Verdict.HANG}
+
+
+def test_the_check_convicts_a_shim_that_says_nothing(
+    qemu_build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(differential, "_LIMIT", 3.0)
+    monkeypatch.setattr(Client, "answered", lambda self, reply, oob: None)
+    outcome = differential.run(qemu_build, CHECK, tmp_path)
+    assert [found.verdict for found in outcome.findings] == [Verdict.HANG]

@@ -103,11 +103,14 @@ class Comparison:
 
     def failing(self) -> Iterator[tuple[Row, Sight]]:
         """What the run fails for."""
-        counts = {State.NEW} | ({State.KNOWN} if self.strict else set())
         for row in self.rows:
             for sight in row.sights.values():
-                if sight.state in counts:
+                if self.fails(sight):
                     yield row, sight
+
+    def fails(self, sight: Sight) -> bool:
+        """Whether the run fails for it."""
+        return sight.state is State.NEW or (self.strict and sight.state is State.KNOWN)
 
     @property
     def reference(self) -> str:

@@ -10,15 +10,10 @@ import re
 from xml.etree import ElementTree
 
 from qmpshim.conformance.case import CaseFinding, Status
-from qmpshim.conformance.check.compare import Comparison, Row, State
+from qmpshim.conformance.check.compare import Comparison, Row
 from qmpshim.conformance.check.journal import CASES, Key, slug
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-
-
-def _fails(comparison: Comparison, row: Row, build: str) -> bool:
-    state = row.sights[build].state
-    return state is State.NEW or (comparison.strict and state is State.KNOWN)
 
 
 def _told(row: Row, finding: CaseFinding, build: str) -> str:
@@ -73,7 +68,7 @@ def junit(comparison: Comparison) -> bytes:
             )
             key = (build.name, case.name)
             found = comparison.of(key)
-            failing = [(row, f) for row, f in found if _fails(comparison, row, build.name)]
+            failing = [(row, f) for row, f in found if comparison.fails(row.sights[build.name])]
             if outcome.status is Status.SKIPPED:
                 counts["skipped"] += 1
                 ElementTree.SubElement(test, "skipped", message=_clean(outcome.text))
@@ -122,7 +117,7 @@ def tap(comparison: Comparison) -> str:
         outcome = results.outcomes[key]
         name = f"{number} - {key[0]} {key[1]}".replace("#", r"\#")
         found = comparison.of(key)
-        failing = [(row, f) for row, f in found if _fails(comparison, row, key[0])]
+        failing = [(row, f) for row, f in found if comparison.fails(row.sights[key[0]])]
         if outcome.status is Status.SKIPPED:
             lines.append(f"ok {name} # SKIP {_line(outcome.text)}")
             continue

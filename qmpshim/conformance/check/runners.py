@@ -34,10 +34,8 @@ from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.machine.workspace import Workspace
 from qmpshim.model.chain import Workflow
-from qmpshim.model.explorer import Mode
+from qmpshim.model.explorer import MODES
 from qmpshim.model.verdict import Verdict
-
-_MODES = {"exhaustive": Mode.DPOR, "pct": Mode.PREEMPTION, "random": Mode.RANDOM}
 
 
 def _argument(case: Case, name: str, default: Any) -> Any:
@@ -164,20 +162,20 @@ def _plain(**details: Any) -> Mapping[str, Any]:
 
 
 def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
-    """``scenarios`` (names or scenario objects), ``mode``, ``faults`` (errnos), ``seconds``,
-    ``seed``."""
+    """``scenarios`` (names or scenario objects), ``mode`` (as ``explore --mode``), ``faults``
+    (errnos), ``seconds``, ``seed``."""
     _only(case, "scenarios", "mode", "faults", "seconds", "seed")
     scenarios: list[RealScenario] = []
     for what in _argument(case, "scenarios", ["pairs"]):
         scenarios += named(what) if isinstance(what, str) else [scenario_from_json(what)]
     mode = _argument(case, "mode", "exhaustive")
-    if mode not in _MODES:
-        raise InputError(f"{case.name}: mode {mode!r} is none of {', '.join(_MODES)}")
+    if mode not in MODES:
+        raise InputError(f"{case.name}: mode {mode!r} is none of {', '.join(MODES)}")
     seconds = case.arguments.get("seconds")
     report = explore_real(
         build,
         scenarios,
-        _MODES[mode],
+        MODES[mode],
         tuple(_argument(case, "faults", [])),
         None if seconds is None else float(seconds),
         seed=_argument(case, "seed", 0),

@@ -26,7 +26,7 @@ __all__ = ["ExploreReport", "Progress", "ScenarioResult", "explore_real", "rende
 def explore_real(
     build: Build,
     scenarios: Sequence[RealScenario],
-    mode: Mode = Mode.STATEFUL,
+    mode: Mode = Mode.AUTO,
     faults: Sequence[int] = (),
     budget: float | None = None,
     jobs: int = 1,
@@ -38,7 +38,8 @@ def explore_real(
 ) -> ExploreReport:
     """Explore *scenarios* on *build*.
 
-    :param mode: ``STATEFUL`` or ``DPOR`` (exhaustive), ``NAIVE``, ``RANDOM`` or ``PREEMPTION``
+    :param mode: ``AUTO`` is ``STATEFUL`` here, since :mod:`~qmpshim.conformance.explore.state`
+        tells where an execution is
     :param faults: errnos a held I/O may end with instead; empty: no faults
     :param budget: seconds for exploring, shared out among the scenarios; those by chance need one
     :param jobs: processes, each with a QEMU of its own
@@ -46,6 +47,8 @@ def explore_real(
     :param known: findings that are written up
     :raises BuildError: the build cannot do any of the scenarios
     """
+    if mode is Mode.AUTO:
+        mode = Mode.STATEFUL
     version = read_version(build)[0]
     began = time.monotonic()
     task = Task(build, version, mode, tuple(faults), budget, seed, crash_points)
