@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -286,6 +287,9 @@ def _tell(comparison: Comparison, directory: Path, console: Console) -> None:
                 f"  on {one.build}: {one.state}, {one.count}x in {len(one.cases)} case(s){other}"
             )
         console.line(f"  smallest case, of {sight.smallest} on {sight.build}:")
+        for what, text in (("predicted", finding.predicted), ("observed", finding.observed)):
+            if text not in finding.title:
+                console.line(f"    {what + ':':10} {textwrap.shorten(text, 300)}")
         for line in finding.trace[:12]:
             console.line(f"    {line}")
         if len(finding.trace) > 12:

@@ -112,7 +112,8 @@ def _found(case: Case, verdict: Verdict, data: bytes, predicted: str, observed: 
     return CaseFinding(
         verdict,
         f"the shim differs: {sent}",
-        f"QEMU and the shim before it answer {sent!r} differently",
+        f"the shim before QEMU answers {sent!r} otherwise than QEMU"
+        + ("" if verdict is Verdict.PROTOCOL else f": {observed}"),
         predicted,
         observed,
         replay=f"qmpshim check --case {case.name}",

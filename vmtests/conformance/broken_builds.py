@@ -85,6 +85,7 @@ class Middle:
         theirs.close()
         self.dropped: set[Any] = set()
         self.asked: dict[Any, str] = {}  # by id, the commands
+        self.line: Callable[[bytes], bytes] | None = None
         self.answered: Callable[[str, Message], list[Message]] | None = None
 
     def run(
@@ -104,6 +105,17 @@ class Middle:
                 self.send(one)
         self.end()
 
+    def relay(self, line: Callable[[bytes], bytes]) -> None:
+        """Relay what may be no JSON at all.
+
+        :param line: gives what comes in the place of one line of QEMU's
+        """
+        self.line = line
+        threading.Thread(target=self._answers, daemon=True).start()
+        while data := self.client.recv(1 << 16):
+            self.qemu.sendall(data)
+        self.end()
+
     def send(self, message: Message) -> None:
         self.asked[message.get("id")] = str(message.get("execute"))
         with contextlib.suppress(OSError):
@@ -117,6 +129,9 @@ class Middle:
         # QEMU resets the connection when it ends with something unread.
         with contextlib.suppress(OSError), self.qemu.makefile("rb") as lines:
             for line in lines:
+                if self.line is not None:
+                    self.client.sendall(self.line(line))
+                    continue
                 message = json.loads(line)
                 if message.get("id") in self.dropped:
                     continue
@@ -298,6 +313,13 @@ def _dies_of_a_query(middle: Middle, name: str, message: Message) -> list[Messag
     return [message]
 
 
+def _two_faced(real: str, arguments: list[str], _script: str) -> None:
+    """Gives its errors another class, and not where the shim asks: its monitor is called x-shim."""
+    Middle(real, arguments).relay(
+        lambda line: line.replace(b'"CommandNotFound"', b'"GenericError"')
+    )
+
+
 def _writes_fail(real: str, arguments: list[str], _script: str) -> None:
     """Each write to the secondary disk fails, with the errno that blkdebug is told."""
     middle = Middle(real, arguments)
@@ -393,6 +415,7 @@ BROKEN: dict[str, Callable[[str, list[str], str], None]] = {
     "says-nothing": _answering(_says_nothing),
     "dies-of-a-query": _answering(_dies_of_a_query),
     "writes-fail": _writes_fail,
+    "two-faced": _two_faced,
     "hangs": _hangs,
     "eats-memory": _eats_memory,
     "fills-the-disk": _fills_the_disk,

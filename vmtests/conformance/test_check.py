@@ -9,10 +9,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from broken_builds import make
 from command_line import LIMIT, CommandLine
 
 from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
@@ -24,10 +26,12 @@ from qmpshim.conformance.check.journal import Journal, Plan
 from qmpshim.conformance.check.kinds import KINDS, runner_of
 from qmpshim.conformance.check.results import Results
 from qmpshim.conformance.check.suites import suite_named
-from qmpshim.conformance.explore.scenarios import pairs
+from qmpshim.conformance.explore.exploration import explore_real
+from qmpshim.conformance.explore.scenarios import named, pairs
 from qmpshim.errors import InputError
-from qmpshim.machine.builds import Build
+from qmpshim.machine.builds import Build, resolve
 from qmpshim.machine.gated_chain import Form
+from qmpshim.model.explorer import MODES
 from qmpshim.model.verdict import Verdict
 
 WORKLOAD = {"workflow": "backup", "operations": 60, "size": 1 << 20}
@@ -111,6 +115,40 @@ def test_nobody_resumes_what_is_being_done(qmpshim: CommandLine) -> None:
     assert other.stderr == "qmpshim: the run in out is being done right now\n"
 
 
+def test_a_run_is_resumed_on_the_very_builds_it_was_begun_with(qmpshim: CommandLine) -> None:
+    """What another binary does must not be told as this one's."""
+    suite, out = suite_named(str(suite_file(qmpshim.home, 2))), qmpshim.home / "out"
+    binary = make("honest", qmpshim.home / "mine")
+    with closing(campaign.begin(out, {str(binary): resolve(str(binary))}, suite)):
+        pass
+    honest, begun = binary.read_bytes(), (out / "journal.jsonl").read_bytes()
+    for change, say in (
+        (honest + b"# rebuilt\n", r"is another one by now \(7.*\): begin a new run"),
+        (b"#!/bin/sh\nexit 1\n", r"qemu-system-x86_64"),
+    ):
+        binary.write_bytes(change)
+        done = qmpshim.run("check", "--resume", "out")
+        assert done.returncode in (2, 125), done
+        assert re.fullmatch(rf"qmpshim: [^\n]*{say}[^\n]*\n", done.stderr), done.stderr
+        assert (out / "journal.jsonl").read_bytes() == begun  # nothing of it was taken down
+    binary.write_bytes(honest)
+    done = qmpshim.run("check", "--resume", "out")
+    assert done.returncode == 0 and "2 ok" in done.stdout, done
+
+
+def test_a_shim_that_answers_otherwise_than_qemu_is_told_by_the_command(
+    qmpshim: CommandLine,
+) -> None:
+    """To the check it makes no difference who lies, the shim or the QEMU behind it."""
+    binary = make("two-faced", qmpshim.home / "mine")
+    done = qmpshim.run("check", "--build", binary, "--case", "protocol/shim", "--out", "out")
+    assert done.returncode == 1, done
+    assert "NEW protocol (contract): the shim before QEMU answers" in done.stdout
+    assert re.search(r"predicted: directly: .*GenericError", done.stdout)
+    assert re.search(r"observed:  shim: .*CommandNotFound", done.stdout)
+    assert f"again (in out): qmpshim check --case protocol/shim --build {binary}" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("args", "say"),
     [
@@ -152,6 +190,18 @@ def test_the_quick_suite_has_every_pair_once() -> None:
     assert sorted(had) == wanted
     names = [case.name for case in suite_named("full").cases]
     assert len(names) == len(set(names))
+
+
+def test_check_takes_the_schedules_that_explore_takes(tmp_path: Path) -> None:
+    case = Case("explore", "e", {"scenarios": ["WR"]})
+    outcome = runner_of("explore")(Build.system(), case, tmp_path)
+    alone = explore_real(Build.system(), named("WR"), MODES["exhaustive"])
+    assert alone.mode == "stateful"
+    assert outcome.figures["schedules"] == alone.schedules
+    # The words of the command line are those of a suite.
+    dpor = replace(case, arguments={**case.arguments, "mode": "dpor"})
+    outcome = runner_of("explore")(Build.system(), dpor, tmp_path)
+    assert outcome.figures["schedules"] > alone.schedules
 
 
 def test_every_kind_can_be_found() -> None:
@@ -288,6 +338,32 @@ def test_what_is_new_and_what_is_gone() -> None:
     assert rows["content: 2"].sights["b"].differs
     assert [(one.build, one.key, one.why) for one in compared.gone] == [("c", "content: 1", "on a")]
     assert compared.exit_status == 1
+
+
+def written_up(version: tuple[int, ...], *outcomes: CaseOutcome) -> list[tuple[str, str]]:
+    """What is told to be gone of a build of *version*, which did two cases of what is known."""
+    cases = ("known/checkpoint-corrupts-overlay", "directed/failover-fails")
+    plan = Plan("s", (Identity("a", "", "00", version),), tuple(Case("k", c) for c in cases), {})
+    done = {("a", case): outcome for case, outcome in zip(cases, outcomes, strict=True)}
+    return [(one.key, one.why) for one in compare(Results(plan, done)).gone]
+
+
+def test_what_is_written_up_and_was_not_seen_is_gone() -> None:
+    """Only for a version it is written up for, and only when its own case was done."""
+    why = "written up for this version"
+    overlay, failover = "checkpoint-corrupts-overlay", "directed/failover-fails"  # until 6.0
+    seen = [
+        CaseOutcome(Status.OK, "", (replace(finding("1"), known=key),))
+        for key in (overlay, failover)
+    ]
+    assert written_up((5, 2), OK, OK) == [(overlay, why), (failover, why)]
+    assert written_up((7, 2, 22), OK, OK) == [(overlay, why)]
+    assert written_up((5, 2), seen[0], OK) == [(failover, why)]
+    assert written_up((5, 2), *seen) == []
+    assert written_up((5, 2), CaseOutcome(Status.SKIPPED), CaseOutcome(Status.BROKEN)) == []
+    # Another finding in its case does not stand for it.
+    other = CaseOutcome(Status.DIVERGED, "", (finding("2"),))
+    assert (overlay, why) in written_up((5, 2), other, OK)
 
 
 def test_the_baseline_excuses() -> None:
