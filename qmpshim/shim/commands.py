@@ -155,11 +155,8 @@ class Commands:
         return told
 
     async def _verify(self, _: dict[str, Value]) -> object:
-        await self._shim.hold_commands(others=1)
-        try:
+        async with self._shim.no_commands(own=1):
             verified = await verify(self._watch)
-        finally:
-            self._shim.release_commands()
         return {
             "as-predicted": not verified.divergences and not verified.doubts,
             "verdicts": [divergence.to_json() for divergence in verified.divergences],

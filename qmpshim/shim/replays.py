@@ -60,7 +60,7 @@ async def record(watch: Watch, build: Build | None) -> dict[str, Any]:
     """
     if watch.hand is not None:
         return await _schedule(watch, build)
-    found, oracle = watch.model()
+    found, _ = watch.model()
     spec = ChainSpec(found.workflow, found.size, found.cluster, found.secondary)
     seen = watch.divergences[0] if watch.divergences else None
     case = bundles.Case(spec, watch.behaviour, watch.operations(), seen, 0, _told(build))
@@ -71,7 +71,6 @@ async def record(watch: Watch, build: Build | None) -> dict[str, Any]:
     shows = "as predicted" if case.divergence is None else str(case.divergence)
     if seen is not None and case.divergence is None:
         shows = f"as predicted when done again; the shim saw {seen}"
-    del oracle
     return {"kind": "operations", "case": bundles.to_json(case), "shows": shows}
 
 

@@ -8,7 +8,8 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,7 @@ class Shim:
         self._in_band = 0
         self._held = False
         self._hold = asyncio.Lock()
+        self._waiting = 0  # in-band commands that wait for it
         self._shut_down = False  # QEMU said SHUTDOWN
         self._tasks: set[asyncio.Task[None]] = set()
         self._event_waiters: list[Callable[[bytes], None]] = []
@@ -110,7 +112,8 @@ class Shim:
 
         self.upstream.start(negotiated)
         try:
-            await asyncio.wait_for(ready, limit)
+            async with asyncio.timeout(limit):
+                await ready
         except TimeoutError as error:
             raise MachineHung(
                 f"QEMU's monitor did not greet within {limit:g} s: is another client on it?"
@@ -243,6 +246,11 @@ class Shim:
         except QmpshimError as error:
             log.warning("%s: %s", command.name, error)
             reply = await self.ask(command)
+        except Exception as error:
+            text = _defect(command, error)
+            with self.batch:
+                self._finish_with(client, command, text)
+            return
         with self.batch:
             self._finish(client, command, reply)
 
@@ -265,9 +273,8 @@ class Shim:
             text = error_reply(GENERIC, str(error), command.id)
         except OSError as error:
             text = error_reply(GENERIC, f"{error.filename}: {error.strerror}", command.id)
-        except Exception as error:  # a defect of ours: whoever asked must not wait for ever
-            log.exception("%s", command.name)
-            text = error_reply(GENERIC, f"defect in the shim: {error!r}", command.id)
+        except Exception as error:
+            text = _defect(command, error)
         with self.batch:
             self._finish_with(client, command, text)
 
@@ -288,7 +295,8 @@ class Shim:
 
         self.upstream.send(command, None if arguments is None else dict(arguments), answered)
         try:
-            reply = await asyncio.wait_for(future, limit)
+            async with asyncio.timeout(limit):
+                reply = await future
         except TimeoutError as error:
             raise MachineHung(f"{command}: no answer in {limit:g} s") from error
         if reply is None:
@@ -298,22 +306,28 @@ class Shim:
             raise CommandFailed(command, value["error"]["class"], value["error"]["desc"])
         return value["return"]
 
-    async def hold_commands(self, others: int = 0) -> None:
-        """Wait until QEMU has no client's in-band command, and let no new one through.
+    @asynccontextmanager
+    async def no_commands(self, own: int = 0) -> AsyncIterator[None]:
+        """QEMU has no client's in-band command, and gets none, while the context lasts.
 
-        :param others: in-band commands that count as done: the caller's own
+        :param own: how many in-band commands the caller is answering; they count as none
         """
-        await self._hold.acquire()
+        self._waiting += own
+        try:
+            await self._hold.acquire()
+        finally:
+            self._waiting -= own
         self._held = True
-        while self._in_band > others and not self.upstream.gone:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-
-    def release_commands(self) -> None:
-        """Let clients' commands through again."""
-        self._held = False
-        self._hold.release()
-        with self.batch:
-            self._next_turns()
+        try:
+            # Those that wait for us here are not at QEMU.
+            while self._in_band > own + self._waiting and not self.upstream.gone:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            yield
+        finally:
+            self._held = False
+            self._hold.release()
+            with self.batch:
+                self._next_turns()
 
     # -- events and the end ------------------------------------------------------------
 
@@ -364,10 +378,13 @@ class Shim:
 
     async def close(self) -> None:
         """Let clients read the last words, and hang up."""
+        deadline = time.monotonic() + _FAREWELL
+        while self.gone.is_set() and self._tasks and (left := deadline - time.monotonic()) > 0:
+            # What needs QEMU fails by itself now, and whoever asked for it shall hear of it.
+            await asyncio.wait(tuple(self._tasks), timeout=left)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        deadline = time.monotonic() + _FAREWELL
         while (  # noqa: ASYNC110 (many may have to be drained)
             any(client.link.backlog for client in self.clients) and time.monotonic() < deadline
         ):
@@ -375,3 +392,9 @@ class Shim:
         for client in list(self.clients):
             self.leave(client)
         self.upstream.close()
+
+
+def _defect(command: Command, error: Exception) -> bytes:
+    """The answer where we are to blame: whoever asked must not wait for ever."""
+    log.error("%s", command.name, exc_info=error)
+    return error_reply(GENERIC, f"defect in the shim: {error!r}", command.id)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from shim_arguments import Schema
-from shim_harness import Loop, Wire
+from shim_harness import Loop, Wire, wait_until
 
 from qmpshim.machine.builds import Build
 from qmpshim.machine.nbd_client import NbdClient
@@ -22,6 +23,9 @@ from qmpshim.machine.secondary import ChainSpec
 from qmpshim.model.chain import Workflow
 from qmpshim.shim.definitions import COMMANDS
 from qmpshim.shim.serve import Options, Served, endpoint
+from qmpshim.shim.server import WINDOW
+from qmpshim.shim.session import Command
+from qmpshim.shim.upstream import Reply
 
 SIZE = 4 << 20
 CLUSTER = 64 << 10
@@ -273,3 +277,42 @@ def test_a_chain_that_a_client_builds_for_plain_backup(
         assert _verified(wire)["as-predicted"]
     finally:
         service.close()
+
+
+def test_two_who_verify_at_once(service: Service) -> None:
+    """Each waits until no command but its own is at QEMU: not for the other's."""
+    wires = [service.client() for _ in range(5)]
+    assert wires[0].ask("xen-set-replication", {"enable": True, "primary": False}) == {"return": {}}
+    for wire in wires:
+        wire.send(b"{'execute': 'x-shim-verify'} {'execute': 'query-name', 'id': 'after'}")
+    for wire in wires:
+        assert wire.reply()["return"]["as-predicted"]
+        assert wire.reply() == {"return": {}, "id": "after"}
+
+
+def test_qemu_dies_while_the_shim_asks_it(service: Service) -> None:
+    """What the shim was asked itself is answered too, with what was sent behind it."""
+    wire = service.client()
+    assert wire.ask("xen-set-replication", {"enable": True, "primary": False}) == {"return": {}}
+    assert service.served.emulator is not None
+    pid = service.served.emulator.pid
+    os.kill(pid, signal.SIGSTOP)
+    wire.send(b"{'execute': 'x-shim-verify', 'id': 1} {'execute': 'x-shim-status', 'id': 2}")
+    wait_until(lambda: service.served.shim.counters.commands > 2)
+    os.kill(pid, signal.SIGKILL)
+    replies = {m["id"]: m for m in wire.rest() if "event" not in m}
+    assert "went away" in replies[1]["error"]["desc"]
+    assert "went away" in replies[2]["error"]["desc"]
+
+
+def test_a_defect_of_the_shim_is_answered(service: Service) -> None:
+    """Whoever asked must not wait for ever, and the place at QEMU is free again."""
+
+    async def broken(_: Command) -> Reply | None:
+        raise ZeroDivisionError
+
+    service.served.shim.intercepts["query-uuid"] = broken
+    wire = service.client()
+    for _ in range(WINDOW + 1):
+        assert "defect" in wire.ask("query-uuid")["error"]["desc"]
+    assert "return" in wire.ask("query-name")
