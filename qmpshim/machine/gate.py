@@ -27,13 +27,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from urllib.parse import quote
 
 from qmpshim.errors import HostError, InputError, MachineError
 from qmpshim.machine import nbd_proto as nbd
 from qmpshim.machine.gate_connection import OPS, REQUEST_WEIGHT, Connection, Image, Pending
 from qmpshim.machine.gate_events import Event, HeldIO, Kind
 from qmpshim.machine.nbd_proto import Op, Request
+from qmpshim.machine.nbd_uri import nbd_uri
 from qmpshim.machine.store import Store
 
 __all__ = ["Event", "Gate", "HeldIO", "Kind"]
@@ -134,7 +134,7 @@ class Gate:
 
         :raises InputError: no such image, or the gate was not started
         """
-        return f"nbd+unix:///{quote(self._image(name).name, safe='')}?socket={quote(self._socket)}"
+        return nbd_uri(self._image(name).name, self._socket)
 
     def blockdev(self, name: str) -> dict[str, object]:
         """The image as QEMU's ``BlockdevOptionsNbd``.

@@ -16,9 +16,10 @@ from pathlib import Path
 from struct import Struct
 from typing import Protocol
 
-from qmpshim.errors import MachineDied, MachineError
+from qmpshim.errors import MachineDied, MachineError, QmpshimError
 from qmpshim.machine import nbd_proto
 from qmpshim.machine.nbd_proto import Export, Handshake, Op, Request, RequestParser
+from qmpshim.machine.nbd_uri import nbd_uri
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ class Relay:
     @property
     def uri(self) -> str:
         """The endpoint's NBD URI."""
-        return f"nbd+unix:///{self.name}?socket={self.path}"
+        return nbd_uri(self.name, self.path)
 
     async def start(self) -> None:
         """Listen."""
@@ -141,7 +142,7 @@ class Relay:
         self._tasks.add(task)
         try:
             await self._serve(reader, writer)
-        except (OSError, EOFError, MachineError) as error:
+        except (OSError, EOFError, QmpshimError) as error:
             log.info("NBD relay %s: %s", self.name, error)
         finally:
             self._tasks.discard(task)
@@ -227,10 +228,10 @@ class _Conversation:
             self._above.writer.write(
                 _REQUEST.pack(nbd_proto.REQUEST_MAGIC, 0, Op.DISC.value, 0, 0, 0)
             )
-            await asyncio.wait_for(asyncio.shield(down), 5.0)
+            await asyncio.wait((down,), timeout=5.0)
+            if not down.done():
+                log.info("QEMU's NBD server did not hang up")
             up.result()
-        except TimeoutError:
-            log.info("QEMU's NBD server did not hang up")
         finally:
             for task in (up, down):
                 task.cancel()

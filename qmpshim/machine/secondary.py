@@ -15,6 +15,7 @@ from typing import Any
 
 from qmpshim.errors import CommandFailed, DriverMissing, HostError, InputError, MachineHung
 from qmpshim.machine.nbd_client import BlockClient, NbdClient
+from qmpshim.machine.nbd_uri import nbd_uri
 from qmpshim.machine.process import Qemu
 from qmpshim.model.chain import Workflow
 
@@ -220,7 +221,7 @@ class SecondaryChain:
 
     def uri(self, export: str) -> str:
         """The NBD URI of an export."""
-        return f"nbd+unix:///{self.named(export)}?socket={self.socket}"
+        return nbd_uri(self.named(export), self.socket)
 
     def _connect(self, export: str) -> NbdClient:
         return NbdClient(self.uri(export), self.qemu.limit, plain=True)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from qmpshim.errors import MachineDied
+from qmpshim.machine.nbd_uri import nbd_uri
 from qmpshim.machine.relay import Eye, Relay
 from qmpshim.shim.discovery import children
 from qmpshim.shim.endpoint import Address
@@ -16,6 +20,11 @@ from qmpshim.shim.server import OWN_EXPORT, Shim
 from qmpshim.shim.session import Command
 from qmpshim.shim.upstream import Reply
 
+#: After these an export's name may stand for another node, or be at another address.
+_CHANGES = (
+    *("nbd-server-start", "nbd-server-add", "nbd-server-remove", "nbd-server-stop"),
+    *("block-export-add", "block-export-del"),
+)
 #: Begins the names of nodes that the shim made; what is below them is meant.
 OWN_NODE = "x-shim-"
 
@@ -32,18 +41,31 @@ class Endpoints:
         self._directory = directory
         self._eye = eye
         self._relays: dict[str, Relay] = {}
-        self._exported: dict[str, str] = {}  # node by export
+        self._exported: dict[str, str] = {}  # node by export's id
+        self._names: dict[str, str] = {}  # to NBD clients, where it is not the id
         self._nodes: dict[str, str] = {}  # the disk that is meant by it
         self._server: Address | None = None  # QEMU's NBD server, where a client started it
         self._sockets = 0
-        shim.watchers["nbd-server-start"] = self._server_started
-        shim.watchers["nbd-server-stop"] = self._server_stopped
+        self._stale = True  # what is known of the exports
+        self._telling = asyncio.Lock()
+        shim.watchers.update(dict.fromkeys(_CHANGES, self._changed))
 
     # -- the server ------------------------------------------------------------
 
-    def _server_started(self, command: Command, reply: Reply) -> None:
-        if not reply.failed:
-            self.server_at((command.arguments or {}).get("addr"))
+    def _changed(self, command: Command, reply: Reply) -> None:
+        if reply.failed:
+            return
+        self._stale = True
+        arguments: dict[str, Any] = dict(command.arguments or {})
+        if command.name == "nbd-server-start":
+            self.server_at(arguments.get("addr"))
+        elif command.name == "block-export-add" and arguments.get("type") == "nbd":
+            self._named(arguments["id"], arguments.get("name", arguments["node-name"]))
+        elif command.name == "nbd-server-add":  # the id is the name
+            name = arguments.get("name", arguments["device"])
+            self._named(name, name)
+        elif command.name == "nbd-server-stop":
+            self._server = None
 
     def server_at(self, addr: Any) -> None:
         """QEMU's NBD server listens at *addr*, a ``SocketAddressLegacy``."""
@@ -53,14 +75,24 @@ class Endpoints:
             case {"type": "inet", "data": {"host": str(host), "port": str(port)}}:
                 self._server = Address(host=host, port=int(port))
 
-    def _server_stopped(self, _command: Command, reply: Reply) -> None:
-        if not reply.failed:
-            self._server = None
+    def _named(self, export: str, name: str) -> None:
+        """An export was made under a *name* for NBD clients, which QEMU tells nobody later."""
+        self._names[export] = name
+        if export in self._relays:
+            self._relays[export].name = name
+
+    async def _reach(self) -> socket.socket:
+        """A connection to QEMU's NBD server as it is now, once it is known what it exports."""
+        if self._stale:
+            await self._learn()
+        if self._server is None:
+            raise MachineDied("QEMU's NBD server was stopped")
+        return await self._server.connect()
 
     # -- the relays ------------------------------------------------------------
 
     def node(self, export: str) -> str:
-        """The disk behind an export, as it was when the relays were made."""
+        """The disk behind an export, as it was when a client last connected to it."""
         return self._nodes[export]
 
     def exported(self, export: str) -> str:
@@ -89,29 +121,36 @@ class Endpoints:
 
     async def told(self) -> list[dict[str, Any]]:
         """Export, node and URI of each relay; makes those that are missing."""
-        if self._server is None:
-            return []
+        async with self._telling:  # or two would make, or take down, the same
+            if self._server is None:
+                return []
+            exports = await self._learn()
+            for gone in set(self._relays) - exports:
+                await self._relays.pop(gone).close()
+            for name in exports - set(self._relays):
+                self._sockets += 1
+                path = self._directory / f"relay-{self._sockets}.sock"
+                called = self._names.get(name, name)
+                relay = Relay(self._reach, called, path, self._eye(name))
+                await relay.start()
+                self._relays[name] = relay
+            return [
+                {"export": name, "node": self._nodes[name], "uri": relay.uri}
+                for name, relay in sorted(self._relays.items())
+            ]
+
+    async def _learn(self) -> set[str]:
+        """Ask QEMU which node each export is; gives the exports."""
+        self._stale = False
         exports = {
             e["id"]: e["node-name"]
             for e in await self._shim.execute("query-block-exports")
             if e["type"] == "nbd" and not e["id"].startswith(OWN_NODE)
         }
-        for gone in set(self._relays) - set(exports):
-            await self._relays.pop(gone).close()
         below = await children(self._shim.execute)
-        for name, node in exports.items():
-            self._exported[name] = node
-            self._nodes[name] = _meant(node, below)
-            if name not in self._relays:
-                self._sockets += 1
-                path = self._directory / f"relay-{self._sockets}.sock"
-                relay = Relay(self._server.connect, name, path, self._eye(name))
-                await relay.start()
-                self._relays[name] = relay
-        return [
-            {"export": name, "node": self._nodes[name], "uri": relay.uri}
-            for name, relay in sorted(self._relays.items())
-        ]
+        self._exported.update(exports)
+        self._nodes.update({name: _meant(node, below) for name, node in exports.items()})
+        return set(exports)
 
     # -- for ourselves ------------------------------------------------------------
 
@@ -148,8 +187,8 @@ class Endpoints:
     def _uri(self, export: str) -> str:
         assert self._server is not None
         if self._server.path is not None:
-            return f"nbd+unix:///{export}?socket={self._server.path}"
-        return f"nbd://{self._server}/{export}"
+            return nbd_uri(export, self._server.path)
+        return f"nbd://{self._server}/{quote(export, safe='')}"
 
     async def close(self) -> None:
         """Take the relays down."""

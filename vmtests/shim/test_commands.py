@@ -6,8 +6,10 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -316,3 +318,43 @@ def test_a_defect_of_the_shim_is_answered(service: Service) -> None:
     for _ in range(WINDOW + 1):
         assert "defect" in wire.ask("query-uuid")["error"]["desc"]
     assert "return" in wire.ask("query-name")
+
+
+def test_an_export_made_again_for_another_disk(service: Service) -> None:
+    """A client that keeps an endpoint's URI writes to what the export is now."""
+    wire = service.client()
+    uris = _uris(wire)
+    for name in ("guest", "primary"):
+        assert wire.ask("block-export-del", {"id": name, "mode": "hard"}) == {"return": {}}
+    for name, node in (("guest", "secondary"), ("primary", "top")):
+        export = {"type": "nbd", "id": name, "name": name, "node-name": node, "writable": True}
+        assert wire.ask("block-export-add", export) == {"return": {}}
+    assert wire.ask("xen-set-replication", {"enable": True, "primary": False}) == {"return": {}}
+    _write(uris["guest"], b"p" * CLUSTER, 0)
+    _write(uris["primary"], b"g" * CLUSTER, CLUSTER)
+    assert _verified(wire)["as-predicted"]
+
+
+def test_names_that_mean_something_in_a_uri(loop: Loop) -> None:
+    """Spaces, percent signs, hashes: in TMPDIR, in an export's name, in QEMU's server's path."""
+    odd = Path(tempfile.mkdtemp(prefix="a %#&?é,"))
+    spec = ChainSpec(Workflow.REPLICATION, SIZE, CLUSTER)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(odd))
+        patch.setattr(tempfile, "tempdir", str(odd))
+        service = Service(loop, Options(build=build_of("system"), chain=spec))
+    try:
+        wire = service.client()
+        assert wire.ask("nbd-server-stop") == {"return": {}}
+        address = {"type": "unix", "data": {"path": str(odd / "server #1")}}
+        assert wire.ask("nbd-server-start", {"addr": address}) == {"return": {}}
+        name = "50% of/it?"
+        export = {"type": "nbd", "id": "odd", "node-name": "secondary", "name": name}
+        assert wire.ask("block-export-add", {**export, "writable": True}) == {"return": {}}
+        assert wire.ask("xen-set-replication", {"enable": True, "primary": False}) == {"return": {}}
+        _write(_uris(wire)["odd"], b"p" * CLUSTER, 0)
+        verified = _verified(wire)
+        assert verified["as-predicted"] and verified["compared"] >= CLUSTER
+    finally:
+        service.close()
+        shutil.rmtree(odd)
