@@ -115,7 +115,8 @@ class ColoLink:
                 if left <= 0:
                     return False
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), min(left, 0.25))
+                    async with asyncio.timeout(min(left, 0.25)):
+                        await self._changed.wait()
         return True
 
     async def _tell(self) -> None:

@@ -109,6 +109,11 @@ class Qemu:
                 + (f" (exit status {code})" if code is not None else "")
                 + (f": {'; '.join(said)[:400]}" if said else f": {type(error).__name__}")
             ) from error
+        except BaseException:  # cancelled: nobody may have it in hand yet to close it
+            self.kill()
+            ours.close()
+            self._close_log()
+            raise
 
     @property
     def pid(self) -> int:
@@ -221,7 +226,10 @@ class Qemu:
             await self._client.disconnect()
         except (QMPError, EOFError, OSError):
             log.debug("QMP connection ended with QEMU")
+        self._close_log()
+        return self._process.returncode if self._process else None
+
+    def _close_log(self) -> None:
         if self._log is not None:
             self._log.close()
             self._log = None
-        return self._process.returncode if self._process else None

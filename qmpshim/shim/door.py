@@ -7,7 +7,8 @@ import contextlib
 import os
 import socket
 import ssl
-import sys
+import threading
+import time
 from contextlib import AsyncExitStack
 
 from qmpshim.shim.endpoint import Address, Listener
@@ -24,6 +25,9 @@ def inherited_fds() -> tuple[int, ...]:
     )
 
 
+_LAST_WORDS = 1.0  # seconds that standard output may take for them
+
+
 class Door:
     """Lets clients in before there is a shim: they wait inside."""
 
@@ -32,6 +36,7 @@ class Door:
         self._early: list[socket.socket] = []
         self._shim: Shim | None = None
         self._came = asyncio.Event()
+        stack.callback(self._turn_away)
         self._wait = False
         self.inherited = inherited_fds()
         self.stdio = False
@@ -79,32 +84,43 @@ class Door:
             shim.attach(sock)
         self._early.clear()
 
+    def _turn_away(self) -> None:
+        """Those who came, where there was never a shim for them."""
+        for sock in self._early:
+            sock.close()
+        self._early.clear()
+
     async def _standard_streams(self) -> None:
-        loop = asyncio.get_running_loop()
+        """Pass them on in threads: they may be files, or a terminal that others share."""
         ours, theirs = socket.socketpair()
         self._attach(theirs)
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        stdin = asyncio.StreamReader()
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
 
-        async def inwards() -> None:
-            while data := await stdin.read(1 << 16):
-                writer.write(data)
-                await writer.drain()
-            writer.write_eof()
+        def inwards() -> None:
+            with contextlib.suppress(OSError):
+                while data := os.read(0, 1 << 16):
+                    ours.sendall(data)
+            with contextlib.suppress(OSError):
+                ours.shutdown(socket.SHUT_WR)
 
-        async def outwards() -> None:
-            while data := await reader.read(1 << 16):
-                os.write(1, data)
+        def outwards() -> None:
+            with contextlib.suppress(OSError):
+                while data := ours.recv(1 << 16):
+                    while data:
+                        data = data[os.write(1, data) :]
+            with contextlib.suppress(OSError):  # nobody reads: the client is gone
+                ours.shutdown(socket.SHUT_RDWR)
 
-        tasks = [asyncio.ensure_future(inwards()), asyncio.ensure_future(outwards())]
+        writing = threading.Thread(target=outwards, daemon=True)
+        writing.start()
+        threading.Thread(target=inwards, daemon=True).start()
 
         async def end() -> None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(tasks[1], 1.0)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            writer.transport.abort()
+            deadline = time.monotonic() + _LAST_WORDS
+            while writing.is_alive() and time.monotonic() < deadline:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            with contextlib.suppress(OSError):
+                ours.shutdown(socket.SHUT_RDWR)
+            if not writing.is_alive():
+                ours.close()
 
         self._stack.push_async_callback(end)

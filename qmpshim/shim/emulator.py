@@ -19,6 +19,17 @@ from qmpshim.shim.server import Shim
 MONITOR = "x-shim-monitor"
 
 
+class EndedEarly(BuildError):
+    """QEMU ended, or did not answer, before there was anything to serve.
+
+    :ivar status: its exit status (negative: by that signal); None: it was ended by us
+    """
+
+    def __init__(self, text: str, status: int | None) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 class Emulator(Qemu):
     """A QEMU that is commanded through a :class:`Shim`.
 
@@ -76,11 +87,16 @@ class Emulator(Qemu):
             self.kill()
             await self.shim.close()
             said = self.stderr().strip().splitlines()
-            raise BuildError(
+            raise EndedEarly(
                 f"{self.argv[0]} did not answer QMP"
                 + (f" (exit status {code})" if code is not None else "")
-                + (f": {said[-1]}" if said else f": {error}")
+                + (f": {said[-1]}" if said else f": {error}"),
+                code,
             ) from error
+        except BaseException:  # cancelled: nobody has it in hand yet to close it
+            self.kill()
+            self.shim.upstream.close()
+            raise
 
     def _spawn(self, argv: list[str], fds: Sequence[int]) -> None:
         env = self._env or None
@@ -137,10 +153,10 @@ class Emulator(Qemu):
                 await self.shim.execute("quit", limit=5.0)
             except MachineError:
                 self.kill()
-            with contextlib.suppress(
-                TimeoutError
-            ):  # not in a wait that stops us: its disks may be ours
-                await asyncio.wait_for(self.wait(), 5.0)
+            with contextlib.suppress(TimeoutError):
+                # Not in a wait that stops us: its disks may be ours.
+                async with asyncio.timeout(5.0):
+                    await self.wait()
         self.kill()
         await self.shim.close()
         return self._process.returncode

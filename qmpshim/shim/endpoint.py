@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import resource
+import select
 import socket
 import ssl
 import stat
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _HANDSHAKE_LIMIT = 10.0  # seconds
+_LAST_WORDS = 5.0  # seconds a client has to take them
 _BACKLOG = 1024
 _CHUNK = 1 << 16
 
@@ -152,7 +154,7 @@ class Listener:
         try:
             sock = self._bind(address)
         except OSError as error:
-            raise InputError(f"cannot listen at {address}: {error.strerror}") from error
+            raise InputError(f"cannot listen at {address}: {error.strerror or error}") from error
         self._begin(sock, address, attach, tls if address.path is None else None)
 
     @classmethod
@@ -243,7 +245,8 @@ class Listener:
     async def _over_tls(self, sock: socket.socket, tls: ssl.SSLContext) -> None:
         """Speak TLS outside and plain text to a socket pair inside."""
         try:
-            reader, writer = await asyncio.wait_for(_server_side(sock, tls), _HANDSHAKE_LIMIT)
+            async with asyncio.timeout(_HANDSHAKE_LIMIT):
+                reader, writer = await _server_side(sock, tls)
         except (OSError, ssl.SSLError, TimeoutError) as error:
             self.refused += 1
             log.info("TLS handshake failed: %s", error)
@@ -252,9 +255,18 @@ class Listener:
         ours, theirs = socket.socketpair()
         inner_reader, inner_writer = await asyncio.open_unix_connection(sock=ours)
         self._attach(theirs)
+        copies = (_copy(reader, inner_writer), _copy(inner_reader, writer))
+        tasks = {asyncio.ensure_future(copy) for copy in copies}
         try:
-            await asyncio.gather(_copy(reader, inner_writer), _copy(inner_reader, writer))
+            rest, gone = tasks, False
+            while rest:
+                _, rest = await asyncio.wait(rest, timeout=_LAST_WORDS)
+                if gone:  # and was a moment ago: the client takes nothing
+                    break
+                gone = _hung_up(ours)
         finally:
+            for task in tasks:
+                task.cancel()
             for end in (inner_writer, writer):
                 end.transport.abort()
 
@@ -281,6 +293,13 @@ async def _server_side(
     protocol = asyncio.StreamReaderProtocol(reader)
     transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock, ssl=tls)
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+def _hung_up(sock: socket.socket) -> bool:
+    """Whether the other end of a socket pair is closed, whatever is still to be read."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    return sock.fileno() >= 0 and bool(poll.poll(0))
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -311,7 +330,7 @@ def _clear(path: Path) -> None:
             path.unlink()
             return
         except OSError as error:
-            raise HostError(f"{path}: {error.strerror}") from error
+            raise HostError(f"{path}: {error.strerror or error}") from error
     raise InputError(f"another server listens at {path}")
 
 

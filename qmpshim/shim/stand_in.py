@@ -9,9 +9,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from qmpshim.errors import BuildError
 from qmpshim.machine import builds
-from qmpshim.shim.emulator import Emulator
+from qmpshim.shim.emulator import Emulator, EndedEarly
 from qmpshim.shim.monitors import extract
 from qmpshim.shim.serve import Options, Served, serve
 
@@ -62,9 +61,10 @@ async def _stand_in(options: Options) -> int:
         return await task
     except asyncio.CancelledError:
         return -early[0] if early else 1
-    except BuildError as error:
+    except EndedEarly as error:
         log.info("%s", error)
-        return 1  # QEMU has said on stderr what is wrong
+        # QEMU has said on stderr what is wrong, or on stdout what it was asked.
+        return 1 if error.status is None else error.status
 
 
 def stand_in_main() -> int:

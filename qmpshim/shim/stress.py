@@ -85,7 +85,7 @@ def connect(address: Address) -> socket.socket:
         sock.connect(place)  # type: ignore[arg-type]
     except OSError as error:
         sock.close()
-        raise InputError(f"cannot connect to {address}: {error.strerror}") from error
+        raise InputError(f"cannot connect to {address}: {error.strerror or error}") from error
     try:
         for sent, wanted in ((b"", b'"QMP"'), (b"{'execute': 'qmp_capabilities'}", b"return")):
             sock.sendall(sent)

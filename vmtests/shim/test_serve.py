@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pexpect
 import pytest
 from qemu.qmp import QMPClient
 from shim_harness import ARGS, LIMIT, Loop, Process, Wire, wait_until
@@ -277,6 +278,84 @@ def test_tls(loop: Loop, tmp_path: Path) -> None:
         sock.close()
 
 
+def _certificates(directory: Path) -> ssl.SSLContext:
+    """A server's certificates in *directory*, and what its clients need."""
+    subject = ["-nodes", "-days", "2", "-newkey", "rsa:2048", "-x509", "-subj", "/CN=localhost"]
+    subprocess.run(
+        ["openssl", "req", *subject, "-keyout", "server-key.pem", "-out", "server-cert.pem"],
+        cwd=directory, capture_output=True, check=True,
+    )  # fmt: skip
+    shutil.copy(directory / "server-cert.pem", directory / "ca-cert.pem")
+    context = ssl.create_default_context(cafile=str(directory / "ca-cert.pem"))
+    context.load_cert_chain(directory / "server-cert.pem", directory / "server-key.pem")
+    return context
+
+
+def test_a_tls_client_that_is_cut_off_leaves_nothing(loop: Loop, tmp_path: Path) -> None:
+    """It takes nothing, so what was to be sent to it never leaves: it must not wait for ever."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl")
+    context = _certificates(tmp_path)
+    came: list[socket.socket] = []
+
+    async def listen() -> Listener:
+        return Listener(Address.parse("127.0.0.1:0"), came.append, True, tls_context(tmp_path))
+
+    listener = loop.run(listen())
+    with socket.create_connection(("127.0.0.1", listener.address.port), LIMIT) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with context.wrap_socket(raw, server_hostname="localhost"):
+            wait_until(lambda: bool(came))
+            came[0].settimeout(0.5)
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    came[0].sendall(bytes(1 << 20))
+            came[0].close()
+            wait_until(lambda: not listener._tasks)
+    loop.run(listener.close())
+
+
+def test_a_path_too_long_for_a_socket(loop: Loop, tmp_path: Path) -> None:
+    address = Address(path=tmp_path / ("d" * 120))
+
+    async def listen() -> None:
+        Listener(address, lambda _: None)
+
+    for what in (listen, address.connect):
+        with pytest.raises(InputError, match="AF_UNIX path too long"):
+            loop.run(what())
+
+
+def test_an_endpoint_that_is_given_up_leaves_no_qemu(loop: Loop) -> None:
+    """Cancelled while QEMU starts."""
+
+    async def give_up(rounds: int) -> bool:
+        async def enter() -> None:
+            async with endpoint(Options(build=build_of("system"))):
+                pass
+
+        entering = asyncio.ensure_future(enter())
+        while not _children("qemu-system") and not entering.done():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        entering.cancel()
+        await asyncio.gather(entering, return_exceptions=True)
+        return entering.cancelled()
+
+    for rounds in (0, 3, 30):
+        assert loop.run(give_up(rounds))
+        assert not _children("qemu-system")
+
+
+def _children(name: str) -> list[str]:
+    """Processes that this one started and that run *name*."""
+    listed = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), name], capture_output=True, text=True, check=False
+    )
+    return listed.stdout.split()
+
+
 # -- the shim's own end ------------------------------------------------------------
 
 
@@ -397,6 +476,45 @@ def test_stand_in_on_stdio_and_its_exit_status() -> None:
     )
     assert done.returncode == 1
     assert b"unsupported machine type" in done.stderr
+
+
+@pytest.mark.usefixtures("qemu_on_path")
+def test_stand_in_on_files_and_its_exit_status_when_qemu_only_answers(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("{'execute':'qmp_capabilities'}{'execute':'quit'}")
+    with (tmp_path / "in").open("rb") as stdin, (tmp_path / "out").open("wb") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-c", STAND_IN, *ARGS, "-qmp", "stdio"],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            timeout=LIMIT,
+        )
+    assert done.returncode == 0 and not done.stderr, done
+    assert (tmp_path / "out").read_bytes().count(b'{"return": {}}') == 2
+    words = ["-qmp", f"unix:{tmp_path}/s,server=on,wait=off", "-device", "virtio-blk,help"]
+    done = subprocess.run(
+        [sys.executable, "-c", STAND_IN, *words], capture_output=True, timeout=LIMIT
+    )
+    assert done.returncode == 0 and b"options" in done.stdout, done
+
+
+@pytest.mark.usefixtures("qemu_on_path")
+def test_stand_in_on_a_terminal_that_is_slow_to_read() -> None:
+    """Nothing may be lost, although the terminal's buffer is full for a while."""
+    with contextlib.closing(
+        pexpect.spawn(sys.executable, ["-c", STAND_IN, *ARGS, "-qmp", "stdio"], timeout=LIMIT)
+    ) as terminal:
+        terminal.setecho(False)
+        terminal.expect_exact('"QMP"')
+        terminal.sendline("{'execute': 'qmp_capabilities'}")
+        terminal.expect_exact("return")
+        terminal.sendline("{'execute': 'query-qmp-schema'}" * 3)
+        time.sleep(0.5)
+        terminal.sendline("{'execute': 'query-name', 'id': 'the-last'} {'execute': 'quit'}")
+        terminal.expect_exact("the-last")
+        terminal.expect(pexpect.EOF)
+        terminal.wait()
+        assert terminal.exitstatus == 0
 
 
 @pytest.mark.usefixtures("qemu_on_path")
