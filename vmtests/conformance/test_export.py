@@ -12,29 +12,48 @@ import pytest
 
 from qmpshim.conformance.explore.execution import CUT
 from qmpshim.conformance.explore.export import blkdebug_steps, export_script
+from qmpshim.conformance.explore.finding_files import load_known
 from qmpshim.conformance.explore.findings import finding_from_json
 from qmpshim.errors import InputError
+from qmpshim.machine.builds import Build, read_version
 
 KNOWN = Path(__file__).with_name("known")
 
 
-def run(name: str, directory: Path) -> tuple[str, str]:
-    finding = finding_from_json(json.loads((KNOWN / f"{name}.json").read_text())["case"])
+def run(name: str, build: Build, directory: Path) -> tuple[str, str]:
+    """The script of a known finding, and what it says on a build; skips where it can show nothing.
+
+    A script does one schedule, as some version of QEMU went through it, and only that.
+    """
+    value = json.loads((KNOWN / f"{name}.json").read_text())
+    finding = finding_from_json(value["case"])
+    recorded, version = tuple(value["case"]["build"]["version"]), read_version(build)[0]
+    (known,) = (one for one in load_known(KNOWN) if one.id == name)
+    if not known.since <= version < known.until:
+        pytest.skip(f"{build.name}: {name} is known of {value['versions']}, not of {version}")
     script = export_script(finding)
+    if "driver=blkdebug" in script and (5, 1) <= version < (6, 1):
+        # secondary_do_checkpoint(): blk_unref() of the BlockBackend made to empty the hidden disk
+        # is a blk_drain().
+        pytest.skip(f"{build.name}: a checkpoint waits for the I/O that the breakpoint holds")
     path = directory / "reproducer.py"
     path.write_text(script)
     command = [sys.executable, "-I", "-S", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    if version[:2] != recorded[:2] and "this build takes another way" in done.stderr:
+        pytest.skip(f"{build.name}, for a schedule of {recorded}: {done.stderr.strip()}")
     assert done.returncode == 0, done.stdout + done.stderr
     return script, done.stdout + done.stderr
 
 
-def test_a_crash_with_nothing_but_blkdebug(tmp_path: Path) -> None:
-    script, said = run("checkpoint-then-overlapping-write-aborts", tmp_path)
+@pytest.mark.usefixtures("qemu_on_path")
+def test_a_crash_with_nothing_but_blkdebug(tmp_path: Path, qemu_build: Build) -> None:
+    script, said = run("checkpoint-then-overlapping-write-aborts", qemu_build, tmp_path)
     assert "driver=blkdebug" in script and "block_copy_task_create" in said
     assert "QEMU ended with -6" in said
 
 
+@pytest.mark.usefixtures("qemu_on_path")
 @pytest.mark.parametrize(
     ("name", "sign"),
     [
@@ -44,8 +63,10 @@ def test_a_crash_with_nothing_but_blkdebug(tmp_path: Path) -> None:
         ("snapshot-discard-aborts", "QEMU ended with -6"),
     ],
 )
-def test_what_was_found_is_seen_without_qmpshim(tmp_path: Path, name: str, sign: str) -> None:
-    script, said = run(name, tmp_path)
+def test_what_was_found_is_seen_without_qmpshim(
+    tmp_path: Path, name: str, sign: str, qemu_build: Build
+) -> None:
+    script, said = run(name, qemu_build, tmp_path)
     assert "qmpshim" not in script.split("import", 1)[1].split("print(")[0]
     assert sign in said
 
