@@ -90,7 +90,7 @@ def dead(machine: GatedMachine) -> None:
     ],
 )
 def test_what_goes_wrong_is_a_finding(
-    name: str, sabotage: Sabotage, verdict: Verdict, cause: str
+    name: str, sabotage: Sabotage, verdict: Verdict, cause: str, qemu_build: Build
 ) -> None:
     case = CASES[name]
 
@@ -99,12 +99,12 @@ def test_what_goes_wrong_is_a_finding(
         sabotage(machine)
         return case.run(machine)
 
-    found = run_directed(replace(case, run=run), Build.system())
+    found = run_directed(replace(case, run=run), qemu_build)
     assert found is not None
     assert (found.kind, found.cause[: len(cause)]) == (verdict, cause), found.text
 
 
-def test_an_answer_that_is_late_is_no_hang() -> None:
+def test_an_answer_that_is_late_is_no_hang(qemu_build: Build) -> None:
     """A busy host: what must come comes, seconds late. (7.2's own defect is out of the way.)"""
     case = CASES["nbd-answer-waits"]
 
@@ -123,7 +123,7 @@ def test_an_answer_that_is_late_is_no_hang() -> None:
         machine.gate.release = both  # type: ignore[method-assign]
         return case.run(machine)
 
-    assert run_directed(replace(case, run=run), Build.system()) is None
+    assert run_directed(replace(case, run=run), qemu_build) is None
 
 
 class Late(dict[int, object]):

@@ -24,15 +24,15 @@ def explorers() -> list[int]:
     return found
 
 
-def test_every_scenario_is_explored_in_its_place() -> None:
+def test_every_scenario_is_explored_in_its_place(qemu_build: Build) -> None:
     names = ["WR", "HF", "FQ", "RF", "HQ"]
     every = [one for name in names for one in scenarios.named(name)]
-    report = explore_real(Build.system(), every, jobs=2)
+    report = explore_real(qemu_build, every, jobs=2)
     assert [one.name for one in report.scenarios] == [one.name for one in every]
     assert report.exhaustive and all(one.schedules for one in report.scenarios)
 
 
-def test_a_process_that_is_killed_is_not_overlooked() -> None:
+def test_a_process_that_is_killed_is_not_overlooked(qemu_build: Build) -> None:
     """What it was exploring is not explored: that is no report without divergence."""
     killed: list[int] = []
 
@@ -43,5 +43,5 @@ def test_a_process_that_is_killed_is_not_overlooked() -> None:
 
     every = [*scenarios.named("WV"), *scenarios.named("WP"), *scenarios.named("WR")]
     with pytest.raises(HostError, match="ended with SIGKILL: nothing is known of that scenario"):
-        explore_real(Build.system(), every, jobs=2, progress=kill_one)
+        explore_real(qemu_build, every, jobs=2, progress=kill_one)
     assert killed

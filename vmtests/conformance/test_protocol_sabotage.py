@@ -23,6 +23,7 @@ def test_an_honest_build_is_acquitted(qemu_build: Build, tmp_path: Path) -> None
     assert outcome.figures["events"] >= 2  # STOP and RESUME at least
 
 
+@pytest.mark.usefixtures("qemu_on_path")
 @pytest.mark.parametrize(
     ("name", "verdict", "cause", "observed"),
     [

@@ -25,7 +25,11 @@ WR = scenarios.named("WR")
     ("number", "verdict"), [(signal.SIGSEGV, Verdict.CRASH), (signal.SIGSTOP, Verdict.HANG)]
 )
 def test_a_qemu_that_ends_or_stops_when_replication_starts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, verdict: Verdict
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    number: int,
+    verdict: Verdict,
+    qemu_build: Build,
 ) -> None:
     before = Stage._start
 
@@ -35,30 +39,34 @@ def test_a_qemu_that_ends_or_stops_when_replication_starts(
 
     monkeypatch.setattr(Stage, "_start", start)
     monkeypatch.setattr(gated_chain, "_LIMIT", 0.5)
-    report = explore_real(Build.system(), WR)
+    report = explore_real(qemu_build, WR)
     (finding,) = report.findings
     assert (finding.verdict, finding.contract, finding.known) == (verdict, True, "")
     assert finding.cause.startswith("before the scenario begins: ")
     assert not report.exhaustive and not any(one.skipped for one in report.scenarios)
     assert "no divergence" not in render(report)
-    save_finding(tmp_path / "bundle", finding, Build.system())
+    save_finding(tmp_path / "bundle", finding, qemu_build)
     assert (tmp_path / "bundle" / "qmp.log").read_text().count("xen-set-replication") == 1
 
 
-def test_a_qemu_that_refuses_to_start_replication(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_qemu_that_refuses_to_start_replication(
+    monkeypatch: pytest.MonkeyPatch, qemu_build: Build
+) -> None:
     def start(self: Stage, machine: GatedMachine) -> None:
         machine.call("xen-set-replication", {"enable": True, "primary": True})
 
     monkeypatch.setattr(Stage, "_start", start)
-    (finding,) = explore_real(Build.system(), WR).findings
+    (finding,) = explore_real(qemu_build, WR).findings
     assert finding.verdict is Verdict.PROTOCOL
     assert finding.cause.startswith("before the scenario begins: xen-set-replication: ")
 
 
-def test_a_build_that_cannot_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_cannot_is_no_finding(
+    monkeypatch: pytest.MonkeyPatch, qemu_build: Build
+) -> None:
     def prepare(self: Stage, *_: object) -> GatedMachine:
         raise BuildError("this build has no replication driver")
 
     monkeypatch.setattr(Stage, "prepare", prepare)
     with pytest.raises(BuildError, match="no replication driver"):
-        explore_real(Build.system(), WR)
+        explore_real(qemu_build, WR)

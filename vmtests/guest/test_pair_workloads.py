@@ -101,7 +101,7 @@ def last(kind: Kind, times: int) -> Operation:
 
 
 @pytest.fixture(scope="module")
-def linux(image: GuestImage) -> dict[Kind, Recording]:
+def linux(image: GuestImage, qemu_build: Build) -> dict[Kind, Recording]:
     """By the kind of the operation that is due next."""
     recorded = {}
 
@@ -115,7 +115,7 @@ def linux(image: GuestImage) -> dict[Kind, Recording]:
                 recorded[kind] = Recording(said.encode(), client.read(SIZE, 0))
 
     with Workspace() as workspace:
-        assert at_work(image, workspace, run) is None
+        assert at_work(qemu_build, image, workspace, run) is None
     return recorded
 
 
@@ -228,14 +228,13 @@ SMALL = BootGuest()
 BOOT = PairPlan(guest="boot", size=8 * MiB)
 
 
-def boot(directory: Path, disk_words: str = "", damage: bool = False) -> Recording:
+def boot(build: Build, directory: Path, disk_words: str = "", damage: bool = False) -> Recording:
     """What a real boot-sector guest said and wrote.
 
     :param damage: somebody empties its disk behind its back
     """
     disk, console = directory / "disk.raw", directory / "console"
     disk.write_bytes(SMALL.sector().ljust(BOOT.size, b"\0"))
-    build = Build.system()
     words = ["-accel", "tcg", *SMALL.words(console)]
     words += ["-blockdev", f"raw,node-name=file,file.driver=file,file.filename={disk}"]
     words += ["-blockdev", disk_words or "raw,node-name=disk,file=file"]
@@ -263,8 +262,8 @@ def boot(directory: Path, disk_words: str = "", damage: bool = False) -> Recordi
     return Recording(said(), disk.read_bytes())
 
 
-def test_boot_as_it_was_and_with_one_block_lost(tmp_path: Path) -> None:
-    recorded = boot(tmp_path)
+def test_boot_as_it_was_and_with_one_block_lost(tmp_path: Path, qemu_build: Build) -> None:
+    recorded = boot(qemu_build, tmp_path)
     for name in "ab":
         (tmp_path / name).mkdir()
     assert judged(BOOT, recorded, tmp_path / "a") == []
@@ -273,16 +272,16 @@ def test_boot_as_it_was_and_with_one_block_lost(tmp_path: Path) -> None:
     assert seen(judged(BOOT, lost, tmp_path / "b")) == {LOST}
 
 
-def test_boot_on_a_disk_that_forgets(tmp_path: Path) -> None:
-    recorded = boot(tmp_path, damage=True)
+def test_boot_on_a_disk_that_forgets(tmp_path: Path, qemu_build: Build) -> None:
+    recorded = boot(qemu_build, tmp_path, damage=True)
     (tmp_path / "a").mkdir()
     found = judged(BOOT, recorded, tmp_path / "a")
     assert (Verdict.CONTENT, GUEST) in seen(found), found
 
 
-def test_boot_on_a_disk_that_fails(tmp_path: Path) -> None:
+def test_boot_on_a_disk_that_fails(tmp_path: Path, qemu_build: Build) -> None:
     fails = "blkdebug,node-name=disk,image=file,inject-error.0.event=pwritev"
-    recorded = boot(tmp_path, fails + ",inject-error.0.iotype=write")
+    recorded = boot(qemu_build, tmp_path, fails + ",inject-error.0.iotype=write")
     (tmp_path / "a").mkdir()
     found = judged(BOOT, recorded, tmp_path / "a")
     assert (Verdict.ERROR_CONTRACT, GUEST) in seen(found), found

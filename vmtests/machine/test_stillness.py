@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from qmpshim.machine.builds import Build, resolve
+from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
 from qmpshim.machine.nbd_proto import Op
 
@@ -17,19 +18,21 @@ SHAPE = Shape(Form.BACKUP, 256 << 10, 64 << 10)
 
 
 @pytest.fixture(params=["itself", "child of a wrapper"])
-def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[GatedMachine]:
-    build = Build.system()
+def machine(
+    request: pytest.FixtureRequest, tmp_path: Path, qemu_build: Build
+) -> Iterator[GatedMachine]:
+    build = qemu_build
     if request.param != "itself":
         wrapper = tmp_path / "qemu-system-x86_64"
         wrapper.write_text(
             f"#!{sys.executable}\n"
             "import subprocess, sys\n"
             "from qmpshim.machine.workspace import dies_with_owner\n"
-            f"words = dies_with_owner([{str(build.binary)!r}, *sys.argv[1:]])\n"
+            f"words = dies_with_owner([*{build.command()!r}, *sys.argv[1:]])\n"
             "sys.exit(subprocess.run(words, close_fds=False).returncode)\n"
         )
         wrapper.chmod(0o755)
-        build = resolve(str(wrapper))
+        build = replace(build, binary=wrapper, launcher=(), arguments=())
     with closing(GatedMachine(build, SHAPE)) as made:
         yield made
 
