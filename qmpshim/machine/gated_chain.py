@@ -34,6 +34,7 @@ from qmpshim.machine.reactor import Reactor
 from qmpshim.machine.stillness import Stillness
 from qmpshim.machine.store import MemoryStore
 from qmpshim.machine.wire import WireNbd, WireQmp
+from qmpshim.machine.wire_status import WireStatus
 from qmpshim.machine.workspace import Workspace, dies_with_owner
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,7 @@ class GatedMachine:
         self.stores: dict[str, MemoryStore] = {}
         self.images = IMAGES if shape.form is Form.REPLICATION else IMAGES[:2]
         self.clients: dict[str, WireNbd] = {}
+        self._status: WireStatus | None = None  # of the primary's export
         self.commands: list[dict[str, Any]] = []  # what was sent to set the chain up
         self.process: subprocess.Popen[bytes] | None = None
         self._closed = False
@@ -256,6 +258,18 @@ class GatedMachine:
             self.clients[name].close()
         self.clients[name] = WireNbd(self.reactor, self.workspace.path / "nbd", name)
 
+    def learn_block_status(self) -> None:
+        """Have QEMU remember that all of the secondary disk is data.
+
+        Since 6.2 a protocol node keeps the last range it was told to be data, and asks for no more
+        than is in it. So what was done before decides in how many parts a range is copied.
+
+        :raises MachineError: QEMU does not tell
+        """
+        if self._status is None or self._status.lost:
+            self._status = WireStatus(self.reactor, self.workspace.path / "nbd", "primary")
+        self._status.ask(self.shape.size)
+
     def batch(self, commands: list[tuple[str, dict[str, Any]]]) -> list[Any]:
         """Send several commands at once and wait for all answers.
 
@@ -285,6 +299,8 @@ class GatedMachine:
         for client in self.clients.values():
             client.close()
         self.clients.clear()
+        if self._status is not None:
+            self._status.close()
         form = self.shape.form
         nodes = {
             Form.REPLICATION: ("top", "active", "hidden", "secondary"),
@@ -393,8 +409,9 @@ class GatedMachine:
         :raises MachineHung: it did not end
         """
         assert self.process is not None
-        for client in self.clients.values():
-            client.close()
+        for client in (*self.clients.values(), self._status):
+            if client is not None:
+                client.close()
         self.qmp.send("quit")
         deadline = time.monotonic() + _LIMIT
         while self.process.poll() is None:
@@ -412,8 +429,9 @@ class GatedMachine:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
-        for client in self.clients.values():
-            client.close()
+        for client in (*self.clients.values(), self._status):
+            if client is not None:
+                client.close()
         if hasattr(self, "qmp"):
             self.qmp.close()
         if hasattr(self, "_stillness"):

@@ -130,6 +130,7 @@ class Answer:
 
 _REQUEST = Struct(">IHHQQI")
 _REPLY = Struct(">IIQ")
+_OPTION = Struct(">QII")
 _EXPORT_INFO = Struct(">QH")
 
 
@@ -164,10 +165,16 @@ class WireNbd:
 
     def _shake_hands(self, export: str, limit: float) -> None:
         # Fixed newstyle negotiation with EXPORT_NAME: the shortest there is.
-        name = export.encode()
         flags = nbd.HANDSHAKE_FIXED_NEWSTYLE | nbd.HANDSHAKE_NO_ZEROES
-        option = Struct(">IQII").pack(flags, nbd.OPTION_MAGIC, nbd.Option.EXPORT_NAME, len(name))
-        self._sock.sendall(option + name)
+        self._sock.sendall(flags.to_bytes(4, "big"))
+        self._enter(export, limit)
+
+    def _option(self, option: nbd.Option, data: bytes) -> None:
+        self._sock.sendall(_OPTION.pack(nbd.OPTION_MAGIC, option, len(data)) + data)
+
+    def _enter(self, export: str, limit: float) -> None:
+        """Ask for the export itself, and wait for the greeting and its answer."""
+        self._option(nbd.Option.EXPORT_NAME, export.encode())
         size = 18 + _EXPORT_INFO.size
         self._reactor.until(lambda: len(self._buffer) >= size or self.lost, limit)
         if len(self._buffer) < size:
@@ -224,7 +231,11 @@ class WireNbd:
             self._reactor.loop.remove_reader(self._sock.fileno())
             return
         self._buffer += data
-        while self._ready and len(self._buffer) >= _REPLY.size:
+        if self._ready:
+            self._parse()
+
+    def _parse(self) -> None:
+        while len(self._buffer) >= _REPLY.size:
             _, errno, cookie = _REPLY.unpack_from(self._buffer)
             length = self._lengths.get(cookie, 0) if errno == 0 else 0
             end = _REPLY.size + length

@@ -375,6 +375,7 @@ class Chain:
                         secondary.alloc[cluster] = Alloc.ALLOCATED
             else:
                 yield from secondary.write(start, owners)
+        yield from secondary.flush()  # mirror_run(): before it counts as done
 
     def _commit_kind(self, start: int, count: int) -> Alloc:
         """ZERO when one block status covers the whole granule and says zero, else DATA."""

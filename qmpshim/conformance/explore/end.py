@@ -9,12 +9,14 @@ from qmpshim.conformance.explore.io import GARBAGE, owners
 from qmpshim.conformance.explore.judge import RealViolation
 from qmpshim.conformance.explore.scenarios import VANISH, RealScenario, words
 from qmpshim.conformance.explore.straight import Seen
+from qmpshim.machine.gate import Kind
 from qmpshim.machine.gated_chain import Form, GatedMachine
 from qmpshim.machine.nbd_proto import Op as Nbd
 from qmpshim.machine.secondary import SECTOR
 from qmpshim.model.verdict import Verdict
 
 PROBE = 4000  # the operation whose data the aftermath writes
+_EFFECTS = (Kind.PASS, Kind.RELEASE, Kind.APPLY)
 _COMMIT = 10.0  # seconds for the commit that failover leaves running
 
 
@@ -46,6 +48,30 @@ def _committed(machine: GatedMachine) -> bool:
     return under == {"secondary"} or (bool(status["error"]) and not jobs)
 
 
+def unflushed(
+    machine: GatedMachine, scenario: RealScenario, now: Execution, seen: Seen
+) -> RealViolation | None:
+    """A failover is over only when what its commit wrote is flushed; else it has to say so."""
+    commits = {index for index, op in enumerate(scenario.ops) if op.do == "failover"}
+    if seen.status is not None or not commits:
+        return None
+    written = False
+    flushes: set[int] = set()  # those that began after the last write
+    for event in machine.gate.trace:
+        if event.image != "secondary":
+            continue
+        if now.wrote.get(event.io) in commits and event.kind in _EFFECTS:
+            written, flushes = True, set()
+        if event.op is Nbd.FLUSH and event.kind in (Kind.ARRIVE, Kind.PASS):
+            flushes.add(event.io)
+        if event.io in flushes and event.kind in _EFFECTS:
+            written = False
+    if not written:
+        return None
+    text = "failover is done, and what its commit wrote to the secondary disk was never flushed"
+    return RealViolation(Verdict.LOST_WRITE, text, min(commits), cause="commit not flushed")
+
+
 def look(
     machine: GatedMachine, scenario: RealScenario, now: Execution
 ) -> tuple[Seen, RealViolation | None]:
@@ -58,7 +84,7 @@ def look(
     answer = machine.clients["guest"].call(Nbd.READ, 0, size * SECTOR)
     if not answer.errno:
         view = tuple(owners(answer.data, 0))
-    _flush(machine)
+    _flush(machine, now)
     status: str | None = None
     if scenario.form is Form.REPLICATION:
         told = machine.call("query-xen-replication-status")
@@ -106,13 +132,14 @@ def _secondary(
     return tuple(owner or 0 for owner in overlay.content), overlay.violation
 
 
-def _flush(machine: GatedMachine) -> None:
+def _flush(machine: GatedMachine, now: Execution) -> None:
     """Put qcow2's tables where we can read them; only a flush of the very node does it.
 
     The filter of replication flushes all its disks. Copy-before-write flushes its source only, and
     QEMU 10.0's ``stop`` does not reach a target that nobody else uses.
     """
     through = machine.shape.form is Form.REPLICATION and not machine.clients["guest"].lost
+    through = through and not now.gone()  # an image that is gone keeps no other from its flush
     if through and machine.version >= (6, 0):  # before, a filter's flush reached one child only
         machine.clients["guest"].call(Nbd.FLUSH)
         return

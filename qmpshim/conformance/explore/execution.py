@@ -30,6 +30,7 @@ class Execution:
     :ivar precedence: by operation, those that had ended when it started
     :ivar over: operations that ended
     :ivar held: by name, what waits at the gate
+    :ivar wrote: changes that were let go, by the request's number: whose they were
     :ivar failed: I/Os that were ended with an error, and what that means for the model
     :ivar faults: I/Os that did not end well, cut connections that were made again among them
     :ivar lines: the trace, a line a step and what it made visible
@@ -45,6 +46,7 @@ class Execution:
     over: set[int] = field(default_factory=set)
     started: set[int] = field(default_factory=set)
     held: dict[Choice, Named] = field(default_factory=dict)
+    wrote: dict[int, int] = field(default_factory=dict)
     failed: list[tuple[Named, Hit]] = field(default_factory=list)
     faults: int = 0
     lines: list[str] = field(default_factory=list)

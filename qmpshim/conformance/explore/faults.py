@@ -7,6 +7,9 @@ the backup failing (3) and the secondary disk failing (4) to the FT/HA manager, 
 but the status to look at; the active disk failing (5) to who asked; the failover failing (7) by the
 status, and the guest's data stay where they are. (1 and 2 are the primary's, 6 is in
 :mod:`~qmpshim.conformance.explore.directed`.)
+
+Where no straight run meets the failures (the I/O is qcow2's own affair), the operations that cannot
+have met them are judged, and the rest is counted as not judged.
 """
 
 from __future__ import annotations
@@ -14,23 +17,33 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import combinations, product
 
 from qmpshim.conformance.explore.io import Named, tags
-from qmpshim.conformance.explore.judge import Judge, RealViolation, keeps_to
-from qmpshim.conformance.explore.scenarios import RealScenario, words
-from qmpshim.conformance.explore.straight import AnyRead, Fate, Hit, NoCommit, Seen, run_in_order
+from qmpshim.conformance.explore.judge import Judge, RealViolation, Spared, keeps_to
+from qmpshim.conformance.explore.scenarios import CHANGES, COMMANDS, PRIMARY, words
+from qmpshim.conformance.explore.straight import (
+    AnyRead,
+    Fate,
+    Hit,
+    Nobodys,
+    NothingDone,
+    Order,
+    Seen,
+    run_in_order,
+)
 from qmpshim.machine.gated_chain import Form
-from qmpshim.model.disk import Alloc
 from qmpshim.model.verdict import Verdict
 
 _MOST = 4  # I/Os on one image that an operation under way may have had behind it
+_CLOSES = ("failover", "stop")  # end a job and close its filter, which flushes
 
 
 class FaultyJudge:
     """Judges executions of one scenario in which something failed.
 
     :param judge: the one for executions in which nothing does
+    :ivar in_part: executions of which only what the failure cannot have met was judged
     """
 
     def __init__(self, judge: Judge) -> None:
@@ -38,7 +51,8 @@ class FaultyJudge:
         self._scenario = judge.scenario
         self._lenient: FaultyJudge | None = None
         self._before: dict[tuple[Hit, int], list[Seen]] = {}
-        self._ends: dict[tuple[Hit, ...], list[tuple[tuple[int, ...], Seen]]] = {}
+        self._ends: dict[tuple[Hit, ...], list[tuple[Order, Seen]]] = {}
+        self.in_part = 0
 
     def judge(
         self, seen: Seen, precedence: Sequence[frozenset[int]], failed: Sequence[tuple[Named, Hit]]
@@ -48,7 +62,12 @@ class FaultyJudge:
         wrong = self._silence(seen, failed)
         if wrong is not None:
             return wrong
-        wrong = self._compare(seen, self._fitting(hits, precedence), hits)
+        ends = self._fitting(hits, precedence)
+        if ends:
+            wrong = self._compare(seen, ends, hits)
+        else:
+            self.in_part += 1
+            wrong = self._others(seen, hits, precedence)
         lenient = self._judge.lenient
         if wrong is not None and lenient is not None:
             if self._lenient is None:
@@ -64,79 +83,140 @@ class FaultyJudge:
         ends = [end for order, end in self._ends[hits] if keeps_to(order, precedence)]
         return list(dict.fromkeys(ends))
 
-    def _straight(self, hits: tuple[Hit, ...]) -> Iterator[tuple[tuple[int, ...], Seen]]:
+    def _straight(self, hits: tuple[Hit, ...]) -> Iterator[tuple[Order, Seen]]:
         """The ends of the straight runs that meet all these failures."""
         judge = self._judge
         for order in judge.orders:
             for choice in product(*(self._victims(hit) for hit in hits)):
-                fates = [how() for how in choice]
-                end = run_in_order(self._scenario, judge.behaviour, order, fates)
-                if all(fate.met or fate.hit.gone for fate in fates):
-                    yield order, end
+                for copied in self._copied(order, choice, hits):
+                    fates = [how() for how in choice]
+                    end = run_in_order(self._scenario, judge.behaviour, order, fates, copied)
+                    if all(fate.met or fate.hit.gone for fate in fates):
+                        yield order, end
+
+    def _copied(
+        self, order: Order, choice: Sequence[Callable[[], Fate]], hits: tuple[Hit, ...]
+    ) -> Iterator[dict[int, tuple[int, ...]]]:
+        """Which clusters the operation that fails may have copied nevertheless, by operation."""
+        yield {}
+        fates = [how() for how in choice]
+        plain = run_in_order(self._scenario, self._judge.behaviour, order, fates)
+        cluster = max(128, self._scenario.cluster)  # the backup's
+        met = {
+            n
+            for hit in hits
+            if hit.count and not hit.gone
+            for n in range(hit.start // cluster, -(-(hit.start + hit.count) // cluster))
+        }
+        for index, op in enumerate(self._scenario.ops):
+            if not plain.answers[index].startswith("errno") or op.do not in PRIMARY or not op.count:
+                continue
+            own = range(op.start // cluster, -(-(op.start + op.count) // cluster))
+            others = [n for n in own if n not in met]
+            for many in range(1, len(others) + 1):
+                yield from ({index: some} for some in combinations(others, many))
 
     def _victims(self, hit: Hit) -> list[Callable[[], Fate]]:
         """Who may meet a failure; an image that is gone, after how many I/Os of whom."""
-        count = len(self._scenario.ops)
-        under_way = [op for op in range(count) if op not in hit.over | hit.unstarted]
+        under_way = self._under_way(hit)
         if not hit.gone:
             ways: list[Callable[[], Fate]] = [partial(Fate, hit, op) for op in under_way]
             if hit.reader is not None:
                 ways.append(partial(AnyRead, hit, hit.reader))
+            if hit.verb == "flush" and any(
+                self._scenario.ops[op].do in _CLOSES for op in under_way
+            ):
+                ways.append(partial(Nobodys, hit))
             return ways
         return [
             partial(Fate, hit, done=dict(zip(under_way, done, strict=True)))
             for done in product(range(_MOST), repeat=len(under_way))
         ]
 
+    def _under_way(self, hit: Hit) -> list[int]:
+        """The operations that may have met it."""
+        count = len(self._scenario.ops)
+        return [op for op in range(count) if op not in hit.over | hit.unstarted]
+
     def _compare(
         self, seen: Seen, ends: Sequence[Seen], hits: tuple[Hit, ...]
     ) -> RealViolation | None:
-        scenario = self._scenario
-        if not ends or (self._commits() and any(hit.verb == "flush" for hit in hits)):
-            # Nothing in the model does such an I/O: it is qcow2's own, or a flush of a commit.
-            return self._isolation(seen)
-        free: set[str] = {"status"} if not self._commits() else set()
+        spared: set[str] = {"status"} if not self._commits() else set()
         for hit in hits:
-            if hit.gone:  # neither read nor flushed any more
-                free |= {hit.image, "view", "hidden", "active"}
+            if hit.gone:
+                spared |= self._lost_with(hit.image, seen)
         ends = [*ends, *(loose for end in ends for loose in self._loosened(end, seen, hits))]
-        wrong = self._judge.compare(seen, ends, sorted(free))
+        wrong = self._judge.compare(seen, ends, Spared(frozenset(spared)))
         if wrong is None:
             return self._isolation(seen)
-        return replace(wrong, cause=f"{wrong.cause}, after {self._what(hits, scenario)}")
+        return replace(wrong, cause=f"{wrong.cause}, after {self._what(hits)}")
+
+    def _lost_with(self, image: str, seen: Seen) -> set[str]:
+        """What cannot be looked at when an image is gone: the tables of a qcow2 that it still owes
+        to its file, and the view, if it falls through to there."""
+        lost = {"view"} if seen.view is None else set()
+        raw = image == "secondary" and self._scenario.secondary == "raw"
+        return lost if raw else lost | {image}
+
+    def _others(
+        self, seen: Seen, hits: tuple[Hit, ...], precedence: Sequence[frozenset[int]]
+    ) -> RealViolation | None:
+        """What the failures cannot have met must be as if those that may have met them had been
+        done or not."""
+        judge, ops = self._judge, self._scenario.ops
+        may = frozenset(op for hit in hits for op in self._may_have_met(hit))
+        ways = [[False, True] if op in may else [False] for op in range(len(ops))]
+        ends = [
+            run_in_order(
+                self._scenario,
+                judge.behaviour,
+                order,
+                [NothingDone(hits[0], op) for op, failed in enumerate(choice) if failed],
+            )
+            for order in judge.orders
+            if keeps_to(order, precedence)
+            for choice in product(*ways)
+        ]
+        cluster = self._scenario.cluster
+        clusters: set[int] = set()
+        for op in (ops[index] for index in may):
+            if op.do in COMMANDS:
+                clusters.update(range(-(-self._scenario.size // cluster)))
+            elif op.do in CHANGES:
+                clusters.update(range(op.start // cluster, -(-(op.start + op.count) // cluster)))
+        names = (
+            {"status"}
+            if not self._commits() or any(ops[op].do == "failover" for op in may)
+            else set()
+        )
+        for hit in hits:
+            if hit.gone:
+                names |= self._lost_with(hit.image, seen)
+        spared = Spared(frozenset(names), may, frozenset(clusters))
+        wrong = judge.compare(seen, ends, spared)
+        if wrong is None:
+            return self._isolation(seen)
+        return replace(wrong, cause=f"{wrong.cause}, beside {self._what(hits)}")
+
+    def _may_have_met(self, hit: Hit) -> list[int]:
+        if not hit.gone:
+            return self._under_way(hit)
+        return [op for op in range(len(self._scenario.ops)) if op not in hit.over]
 
     def _commits(self) -> bool:
         return any(op.do == "failover" for op in self._scenario.ops)
 
     def _loosened(self, end: Seen, seen: Seen, hits: tuple[Hit, ...]) -> Iterator[Seen]:
-        """The same end, with what a failed operation may have done besides, or not done yet.
-
-        One on several clusters goes on with the others, so they may have been copied. A commit may
-        have come anywhere.
-        """
-        scenario = self._scenario
-        alloc = [list(kinds) for kinds in end.alloc]
-        hidden, secondary = list(end.hidden), list(end.secondary)
-        for index, op in enumerate(scenario.ops):
-            failed = end.answers[index].startswith("errno") and op.do.startswith("primary")
-            if failed and op.count > scenario.cluster // 2:
-                cluster = scenario.cluster
-                for n in range(op.start // cluster, -(-(op.start + op.count) // cluster)):
-                    if alloc[0][n] != seen.alloc[0][n]:
-                        alloc[0][n] = int(Alloc.DATA)
-                        hidden[n * cluster : (n + 1) * cluster] = [1] * cluster
+        """The same end, when a commit failed: it may have come anywhere."""
+        secondary = list(end.secondary)
+        for index, op in enumerate(self._scenario.ops):
             if op.do == "failover" and end.status is not None:
                 for before in self._uncommitted(index, hits):
                     for sector, owner in enumerate(seen.secondary):
                         view = end.view[sector] if end.view else None
                         if owner in (before.secondary[sector], view):
                             secondary[sector] = owner
-        loose = replace(
-            end,
-            alloc=tuple(tuple(kinds) for kinds in alloc),
-            hidden=tuple(hidden),
-            secondary=tuple(secondary),
-        )
+        loose = replace(end, secondary=tuple(secondary))
         if loose != end:
             yield loose
 
@@ -145,8 +225,9 @@ class FaultyJudge:
         key = hits[0], failover
         if key not in self._before:
             judge = self._judge
+            fates = [NothingDone(hits[0], failover)]
             self._before[key] = [
-                run_in_order(self._scenario, judge.behaviour, order, [NoCommit(hits[0], failover)])
+                run_in_order(self._scenario, judge.behaviour, order, fates)
                 for order in judge.orders
             ]
         return self._before[key]
@@ -215,7 +296,7 @@ class FaultyJudge:
         return None
 
     @staticmethod
-    def _what(hits: tuple[Hit, ...], scenario: RealScenario) -> str:
+    def _what(hits: tuple[Hit, ...]) -> str:
         hit = hits[0]
         if hit.gone:
             return f"the {hit.image} disk went away"

@@ -10,18 +10,17 @@ what the disks hold. For the answers of commands and the errors there must be on
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, permutations
 from typing import Any
 
-from qmpshim.conformance.explore.scenarios import BASE, RealScenario, words
+from qmpshim.conformance.explore.scenarios import BASE, RealScenario, cut_off, words
 from qmpshim.conformance.explore.straight import FAILS, Order, Seen, run_in_order
 from qmpshim.model.behaviour import Behaviour, Known
 from qmpshim.model.disk import Alloc
 from qmpshim.model.linearise import fits
-from qmpshim.model.scenario import Op
 from qmpshim.model.system import Violation
 from qmpshim.model.verdict import Verdict
 
@@ -36,6 +35,23 @@ class RealViolation(Violation):
     cause: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Spared:
+    """What of an end is not looked at.
+
+    :ivar names: ``secondary``, ``hidden``, ``active``, ``view``, ``status``
+    :ivar ops: operations whose answers are, and what they read
+    :ivar clusters: what they hold
+    """
+
+    names: frozenset[str] = frozenset()
+    ops: frozenset[int] = frozenset()
+    clusters: frozenset[int] = frozenset()
+
+
+NOTHING_SPARED = Spared()
+
+
 class Judge:
     """Knows every straight outcome of one scenario."""
 
@@ -44,6 +60,7 @@ class Judge:
         self.behaviour = behaviour
         self.cells = _cells(scenario)
         self.orders = _orders(scenario)
+        self._cut_off = cut_off(scenario.ops)
         self._seen: dict[Hashable, RealViolation | None] = {}
         self.straight: dict[Order, Seen] = {}
         for order in self.orders:
@@ -89,27 +106,36 @@ class Judge:
         return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=cause)
 
     def compare(
-        self, seen: Seen, straight: Sequence[Seen], free: Sequence[str] = ()
+        self, seen: Seen, straight: Sequence[Seen], spared: Spared = NOTHING_SPARED
     ) -> RealViolation | None:
-        """What is wrong with an end that must be like one of those of *straight*.
-
-        :param free: what is not looked at: ``secondary``, ``hidden``, ``active``, ``view``,
-            ``status``
-        """
-        for index, op in enumerate(self.scenario.ops):
+        """What is wrong with an end that must be like one of those of *straight*."""
+        judged = [index for index in range(len(self.scenario.ops)) if index not in spared.ops]
+        for index in judged:
             answers = {one.answers[index] for one in straight}
-            if not any(_same(want, seen.answers[index]) for want in answers):
-                return self._wrong_answer(index, op, seen.answers[index], sorted(answers))
-        possible = [one for one in straight if all(map(_same, one.answers, seen.answers))]
+            if not any(self._same(index, want, seen) for want in answers):
+                return self._wrong_answer(index, seen.answers[index], sorted(answers))
+        possible = [
+            one
+            for one in straight
+            if all(self._same(index, one.answers[index], seen) for index in judged)
+        ]
         if not possible:
             text = f"the answers {seen.answers} fit no order of the operations"
             return RealViolation(Verdict.PROTOCOL, text, cause="answers do not fit together")
+        if "view" not in spared.names and seen.view is None and all(one.view for one in possible):
+            text = "the disk cannot be read at the guest's end, though nothing keeps it from that"
+            return RealViolation(Verdict.ERROR_CONTRACT, text, cause="the view cannot be read")
+        free = spared.names
         for start, end in self.cells:
+            if start // self.scenario.cluster in spared.clusters:
+                continue
             if not any(self._explains(one, seen, start, end, free) for one in possible):
                 return self._explain(seen, possible, start, end, free)
         for image, found in enumerate(seen.alloc):
             name = ("hidden", "active")[image]
             for cluster, kind in enumerate(found if name not in free else ()):
+                if cluster in spared.clusters:
+                    continue
                 told = {one.alloc[image][cluster] for one in possible}
                 if not any(want == -1 or Alloc(want).admits(Alloc(kind)) for want in told):
                     wanted = " or ".join(Alloc(want).name.lower() for want in sorted(told))
@@ -125,11 +151,20 @@ class Judge:
             return RealViolation(Verdict.ERROR_CONTRACT, text, cause=f"final status {seen.status}")
         return None
 
-    def _wrong_answer(self, index: int, op: Op, found: str, wanted: list[str]) -> RealViolation:
+    def _same(self, index: int, want: str, seen: Seen) -> bool:
+        """Whether an answer is the predicted one; who was cut off cannot know whether it was."""
+        have = seen.answers[index]
+        if want == FAILS:
+            return have not in ("ok", "gone")
+        cut_off = have == "gone" and self.scenario.ops[index].do in self._cut_off
+        return want == have or (cut_off and (want == "ok" or want.startswith("errno")))
+
+    def _wrong_answer(self, index: int, found: str, wanted: list[str]) -> RealViolation:
+        op = self.scenario.ops[index]
         text = f"{words(op)} answers {found!r}, predicted {' or '.join(map(repr, wanted))}"
         return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=f"{op.do} answers {found}")
 
-    def _explains(self, one: Seen, seen: Seen, start: int, end: int, free: Sequence[str]) -> bool:
+    def _explains(self, one: Seen, seen: Seen, start: int, end: int, free: Collection[str]) -> bool:
         """Whether some order explains one cell."""
         cut = slice(start, end)
         for index, op in enumerate(self.scenario.ops):
@@ -156,7 +191,7 @@ class Judge:
         )
 
     def _explain(
-        self, seen: Seen, possible: list[Seen], start: int, end: int, free: Sequence[str]
+        self, seen: Seen, possible: list[Seen], start: int, end: int, free: Collection[str]
     ) -> RealViolation:
         """In words what no order explains: the first thing wrong in every one of them."""
         where = f"sectors {start}..{end - 1}"
@@ -248,13 +283,6 @@ def _orders(scenario: RealScenario) -> list[Order]:
 def keeps_to(order: Order, precedence: Sequence[frozenset[int]]) -> bool:
     """Whether an order keeps to what was seen; nobody waits for a failover's commit."""
     return fits([step for step in order if step >= 0], precedence)
-
-
-def _same(want: str, have: str) -> bool:
-    """Whether an answer is the predicted one; who was cut off cannot know whether it was done."""
-    if want == FAILS:
-        return have not in ("ok", "gone")
-    return want == have or (have == "gone" and (want == "ok" or want.startswith("errno")))
 
 
 def _runs(kinds: list[str]) -> str:

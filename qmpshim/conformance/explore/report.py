@@ -14,6 +14,8 @@ class ScenarioResult:
 
     :ivar exhaustive: every schedule was taken, or is equivalent to one that was
     :ivar derailed: executions that could not be followed; too many mean a harness at fault
+    :ivar in_part: executions in which an I/O failed that the model does not do: what cannot have
+        met it was judged, the rest not
     :ivar skipped: why this build cannot do the scenario, or ``""``
     """
 
@@ -26,6 +28,7 @@ class ScenarioResult:
     distinct: int = 0
     seconds: float = 0.0
     derailed: int = 0
+    in_part: int = 0
     skipped: str = ""
     sightings: list[Sighting] = field(default_factory=list)
 
@@ -92,6 +95,7 @@ class ExploreReport:
                     "distinct": one.distinct,
                     "seconds": round(one.seconds, 3),
                     "derailed": one.derailed,
+                    "judged_in_part": one.in_part,
                     "skipped": one.skipped,
                 }
                 for one in self.scenarios
@@ -123,6 +127,11 @@ def render(report: ExploreReport) -> str:
     if derailed:
         many = _many(derailed, "schedule")
         lines.append(f"{many} could not be followed (a timer of QEMU's came between)")
+    in_part = sum(one.in_part for one in report.scenarios)
+    if in_part:
+        lines.append(
+            f"{_many(in_part, 'schedule')} judged in part: an I/O failed that the model does not do"
+        )
     if not report.findings:
         lines.append("no divergence")
     for finding in report.findings:

@@ -131,6 +131,8 @@ class RealRun:
             self._mover = named.op
             self.now.lines.append(f"complete {say(choice)}")
             self._state.completing(named, self._stored(named))
+            if named.verb not in ("read", "flush"):
+                self.now.wrote[named.io.seq] = named.op
             self.release(self.machine, named)
             self.watch.answered(named.io)
 

@@ -8,7 +8,7 @@ them, and each writes traceable data under its number.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,6 +114,13 @@ def scenario_from_json(value: Any) -> RealScenario:
         if not inside or (op.do in DATA and op.do not in FLUSHES and not op.count):
             raise InputError(f"{words(op)} is not inside the disk's {scenario.size} sectors")
     return scenario
+
+
+def cut_off(ops: Sequence[Op]) -> tuple[str, ...]:
+    """What can be done no more once all of *ops* are: the client or the export is gone."""
+    does = {op.do for op in ops}
+    primary = PRIMARY if does & {"unexport", "primary_vanish"} else ()
+    return primary + (GUEST if "guest_vanish" in does else ())
 
 
 def words(op: Op) -> str:

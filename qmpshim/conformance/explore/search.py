@@ -107,6 +107,7 @@ def explore_scenario(
         result.steps += statistics.steps
         result.depth = max(result.depth, statistics.depth)
         result.derailed += system.derailed
+        result.in_part += system.in_part
         outcomes |= explored.outcomes
         _collect(system, scenario, found)
     result.distinct, result.seconds = len(outcomes), time.monotonic() - began

@@ -5,8 +5,8 @@ Three ways back to the start, from cheap to dear:
 * *checkpoint*: replication still runs and nothing odd happened. The bytes of the secondary disk
   are put back behind QEMU's back and a checkpoint empties the overlays and the bitmap: that is just
   what starting replication does. A raw node keeps no data, but since 6.2 the last block status it
-  was told; with that it asks for less, and the same schedule goes another way. So where no hole can
-  come to be the disk tells no status; else a write of zeroes makes QEMU forget what it was told.
+  was told; with that it asks for less, and the same schedule goes another way. So in the beginning
+  it is told again, whichever way was taken: all is data.
 * *rebuild*: the chain is taken apart and opened again in the same process, over fresh images. Also
   where a command came while I/O was in flight, which may have broken what QEMU has in memory.
 * *fresh*: another process.
@@ -27,7 +27,6 @@ from qmpshim.conformance.explore.scenarios import BASE, HOLES, RealScenario
 from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import Form, GatedMachine, Shape, filled_qcow2
-from qmpshim.machine.nbd_proto import Op as Nbd
 from qmpshim.machine.secondary import SECTOR
 
 
@@ -104,9 +103,9 @@ class Stage:
             for name, client in machine.clients.items():
                 if client.lost:
                     machine.connect(name)
-            self._forget_block_status(machine)
             machine.stores["secondary"].restore(base)
             machine.call("xen-colo-do-checkpoint")
+            self._teach_block_status(machine)
             self.resets["checkpoint"] += 1
             return
         self._rebuild(machine, base)
@@ -121,9 +120,9 @@ class Stage:
         self._start(machine)
 
     @staticmethod
-    def _forget_block_status(machine: GatedMachine) -> None:
-        if machine.shape.holes and machine.version >= (6, 2):
-            machine.clients["primary"].call(Nbd.WRITE_ZEROES, 0, machine.shape.size)
+    def _teach_block_status(machine: GatedMachine) -> None:
+        if machine.shape.secondary == "raw" and machine.version >= (6, 2):
+            machine.learn_block_status()
 
     def _start(self, machine: GatedMachine) -> None:
         form = machine.shape.form
@@ -132,6 +131,7 @@ class Stage:
         elif form is Form.BACKUP:
             machine.call("blockdev-backup", BACKUP_JOB)
         self._running, self._doubtful = True, False
+        self._teach_block_status(machine)
         machine.settle()
         machine.gate.trace.clear()
 

@@ -7,6 +7,7 @@ wait for it), so the judge tries each.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,10 @@ from typing import Any
 from qmpshim.conformance.explore.scenarios import (
     BASE,
     COMMANDS,
-    GUEST,
-    PRIMARY,
     READS,
     VANISH,
     RealScenario,
+    cut_off,
 )
 from qmpshim.machine.gated_chain import Form
 from qmpshim.model.behaviour import Behaviour
@@ -130,11 +130,24 @@ class AnyRead(Fate):
         return lambda io: self.hit.errno if op == self.victim else 0
 
 
-class NoCommit(Fate):
-    """The failover *victim* gets nothing done."""
+class NothingDone(Fate):
+    """The operation *victim* gets nothing done, a failover its commit."""
 
     def of(self, op: int) -> Callable[[Io], int]:
+        self.met = True
         return lambda io: self.hit.errno if op == self.victim else 0
+
+
+class Nobodys(Fate):
+    """A flush of nodes and jobs being closed, before a commit or after it, that nobody waits for.
+
+    That the commit's own flushes are not taken for such is seen by
+    :func:`~qmpshim.conformance.explore.end.unflushed`.
+    """
+
+    def of(self, op: int) -> Callable[[Io], int]:
+        self.met = True
+        return lambda io: 0
 
 
 def run_op(chain: Chain, op: Op, number: int, fate: Callable[[Io], int] | None = None) -> Any:
@@ -154,11 +167,17 @@ def run_op(chain: Chain, op: Op, number: int, fate: Callable[[Io], int] | None =
 
 
 def run_in_order(
-    scenario: RealScenario, behaviour: Behaviour, order: Order, fates: Sequence[Fate] = ()
+    scenario: RealScenario,
+    behaviour: Behaviour,
+    order: Order,
+    fates: Sequence[Fate] = (),
+    copied: Mapping[int, Sequence[int]] | None = None,
 ) -> Seen:
     """Run the scenario's operations one after another and look at the end.
 
     :param order: each operation once, and for each failover when its commit runs
+    :param copied: by operation, clusters that it copies even though it fails: the copies of one
+        write go on side by side, and not all of them need to fail
     """
     chain = _begin(scenario, behaviour)
     answers = ["?"] * len(scenario.ops)
@@ -174,10 +193,7 @@ def run_in_order(
         if op.do in gone:
             answers[index] = "gone"
             continue
-        if op.do in ("unexport", "primary_vanish"):
-            gone += PRIMARY
-        if op.do == "guest_vanish":
-            gone += GUEST
+        gone += cut_off([op])
         ways = [fate.of(index) for fate in fates]
 
         def meet(io: Io, ways: Sequence[Callable[[Io], int]] = ways) -> int:
@@ -196,6 +212,8 @@ def run_in_order(
             if op.do in COMMANDS:
                 answers[index] = FAILS
                 continue
+            for cluster in (copied or {}).get(index, ()):
+                _copy(chain, cluster, meet)
             # QEMU's NBD server knows no EACCES.
             answers[index] = f"errno {22 if error.errno == 13 else error.errno}"
             continue
@@ -206,6 +224,15 @@ def run_in_order(
         if op.do in READS:
             data[index] = tuple(max(0, owner) for owner in result)
     return _final(scenario, chain, answers, data)
+
+
+def _copy(chain: Chain, cluster: int, meet: Callable[[Io], int]) -> None:
+    """Copy one backup cluster, if that is still to be done and can be."""
+    if chain.job is not None:
+        size = chain.job.cluster_size
+        count = min(size, chain.size - cluster * size)
+        with contextlib.suppress(ModelIOError):
+            run_straight(chain.discipline.before_write(chain.job, cluster * size, count), meet)
 
 
 def _begin(scenario: RealScenario, behaviour: Behaviour) -> Chain:

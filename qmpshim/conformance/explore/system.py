@@ -186,6 +186,11 @@ class RealSystem(RealRun):
         if len(steps) < len(best.schedule):
             best.violation, best.schedule, best.lines = violation, steps, lines
 
+    @property
+    def in_part(self) -> int:
+        """Executions of which only what the failed I/O cannot have met was judged."""
+        return self._faulty.in_part if self._faulty is not None else 0
+
     # -- the end -----------------------------------------------------------------------------------
 
     def _end(self) -> RealViolation | None:
@@ -200,6 +205,7 @@ class RealSystem(RealRun):
         seen, broken = real_end.look(machine, scenario, now)
         now.seen = seen
         wrong = wrong or broken or self._verdict(seen)
+        wrong = wrong or real_end.unflushed(machine, scenario, now, seen)
         if wrong is None and self.probe and not now.gone():
             wrong = real_end.aftermath(machine, scenario, now, seen)
         return wrong
