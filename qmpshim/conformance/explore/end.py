@@ -48,16 +48,12 @@ def _committed(machine: GatedMachine) -> bool:
     return under == {"secondary"} or (bool(status["error"]) and not jobs)
 
 
-def unflushed(
-    machine: GatedMachine, scenario: RealScenario, now: Execution, seen: Seen
-) -> RealViolation | None:
-    """A failover is over only when what its commit wrote is flushed; else it has to say so."""
+def unflushed(machine: GatedMachine, scenario: RealScenario, now: Execution) -> bool:
+    """Whether what a failover's commit wrote has not been flushed so far."""
     commits = {index for index, op in enumerate(scenario.ops) if op.do == "failover"}
-    if seen.status is not None or not commits:
-        return None
     written = False
     flushes: set[int] = set()  # those that began after the last write
-    for event in machine.gate.trace:
+    for event in machine.gate.trace if commits else ():
         if event.image != "secondary":
             continue
         if now.wrote.get(event.io) in commits and event.kind in _EFFECTS:
@@ -66,10 +62,14 @@ def unflushed(
             flushes.add(event.io)
         if event.io in flushes and event.kind in _EFFECTS:
             written = False
-    if not written:
-        return None
+    return written
+
+
+def not_durable(scenario: RealScenario) -> RealViolation:
+    """A failover is over only when what its commit wrote is flushed; else it has to say so."""
+    index = next(i for i, op in enumerate(scenario.ops) if op.do == "failover")
     text = "failover is done, and what its commit wrote to the secondary disk was never flushed"
-    return RealViolation(Verdict.LOST_WRITE, text, min(commits), cause="commit not flushed")
+    return RealViolation(Verdict.LOST_WRITE, text, index, cause="commit not flushed")
 
 
 def look(

@@ -91,6 +91,11 @@ class Named:
     count: int
 
     @property
+    def meta(self) -> bool:
+        """Whether it is about an overlay's tables, not data."""
+        return " meta " in str(self.choice[2])
+
+    @property
     def request(self) -> tuple[str, Nbd, int, int]:
         """What was asked for, to know it again when it is asked for again."""
         return self.io.image, self.io.op, self.io.offset, self.io.length

@@ -170,7 +170,8 @@ class RealRun:
         over = frozenset(i for i in now.over if self.scenario.ops[i].do != "failover")
         unstarted = frozenset(range(self.threads)) - now.started
         hit = Hit(
-            named.io.image, named.verb, named.start, named.count, EIO if gone else errno, gone,
+            named.io.image, "metadata" if named.meta else named.verb, named.start,
+            0 if named.meta else named.count, EIO if gone else errno, gone,
             over, unstarted, named.op if self.scenario.ops[named.op].do in READS else None,
         )  # fmt: skip
         now.failed.append((named, hit))

@@ -202,10 +202,12 @@ class RealSystem(RealRun):
         machine.gate.open()
         if any(op.do == "failover" for op in scenario.ops):
             wrong = real_end.await_commit(machine)
+        unflushed = real_end.unflushed(machine, scenario, now)
         seen, broken = real_end.look(machine, scenario, now)
         now.seen = seen
         wrong = wrong or broken or self._verdict(seen)
-        wrong = wrong or real_end.unflushed(machine, scenario, now, seen)
+        if wrong is None and unflushed and seen.status is None:
+            wrong = real_end.not_durable(scenario)
         if wrong is None and self.probe and not now.gone():
             wrong = real_end.aftermath(machine, scenario, now, seen)
         return wrong

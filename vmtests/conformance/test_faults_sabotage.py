@@ -1,0 +1,275 @@
+"""The judge of failed I/Os convicts: each thing it looks at is spoilt once, and it says so.
+
+QEMU and the failing storage are real; between them and the judge one thing is falsified. The honest
+run of the same schedules is judged to be as it should.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from qmpshim.conformance import pattern
+from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.execution import CUT
+from qmpshim.conformance.explore.io import Named
+from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.stage import Stage
+from qmpshim.conformance.explore.straight import Seen
+from qmpshim.conformance.explore.system import RealSystem, honestly
+from qmpshim.machine.builds import Build
+from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.model.explorer import Mode, explore
+from qmpshim.model.scenario import Op
+from qmpshim.model.system import Choice
+from qmpshim.model.verdict import Verdict
+from qmpshim.model.walk import Budget
+
+EIO = 5
+C = scenarios.C
+# Two clusters that are not neighbours: the commit writes each on its own.
+FAILOVER = scenarios.RealScenario(
+    "O",
+    (Op("failover"),),
+    (Op("guest_write", 16, 8), Op("guest_write", 2 * C + 16, 8)),
+    size=3 * C,
+)
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    stage = Stage(Build.system())
+    yield stage
+    stage.close()
+
+
+def one(name: str) -> scenarios.RealScenario:
+    (scenario,) = scenarios.named(name)
+    return scenario
+
+
+def explored(
+    stage: Stage,
+    scenario: scenarios.RealScenario,
+    kind: type[RealSystem] = RealSystem,
+    fails: str | None = None,
+    errno: int = EIO,
+    release: Callable[[GatedMachine, Named], None] = honestly,
+    everything: bool = False,
+) -> RealSystem:
+    """All schedules of *scenario* (or the first of many) in which the I/O *fails* does so."""
+    plan: dict[Choice, int] = {("io", 0, fails, 0): errno} if fails else {}
+    system = kind(
+        stage, scenario, plan=plan, release=release, everything=everything, watching=False
+    )
+    explore(system, Mode.STATEFUL, Budget(schedules=60), stop=False)
+    assert system.finished and not system.derailed
+    assert not plan or plan.keys() <= system.names, system.names
+    return system
+
+
+def causes(system: RealSystem) -> set[str]:
+    return {cause for _, cause in system.found}
+
+
+class Swallowing(RealSystem):
+    """A filter that ignores its job's errors: the write says success."""
+
+    def _answered(self, index: int) -> None:
+        super()._answered(index)
+        if self.now.answers[index].startswith("errno"):
+            self.now.answers[index] = "ok"
+
+
+class Lying(RealSystem):
+    """A disk that does what it says has failed."""
+
+    def _fail(self, name: Choice, errno: int) -> None:
+        self.machine.gate.apply(self.now.held[name].io)
+        super()._fail(name, errno)
+
+
+# -- who says what ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("image", "cause"),
+    [
+        ("hidden", "primary_write answers ok, after a failed hidden write"),
+        ("secondary", "primary_write says success after a refused secondary write"),
+    ],
+)
+def test_an_error_that_is_swallowed_is_found_out(stage: Stage, image: str, cause: str) -> None:
+    """Whether its copy failed or its own data was refused."""
+    assert causes(explored(stage, one("WQ"), Swallowing, f"{image} write 0+128")) == {cause}
+
+
+def test_a_client_is_gone_only_where_something_cuts_it_off(stage: Stage) -> None:
+    class Vanishing(RealSystem):
+        def _answered(self, index: int) -> None:
+            super()._answered(index)
+            if self.scenario.ops[index].do == "primary_write" and self.now.answers[index] == "ok":
+                self.now.answers[index] = "gone"
+
+    assert causes(explored(stage, one("WQ"), Vanishing)) == {"primary_write answers gone"}
+    assert not explored(stage, one("WK"), Vanishing).found
+    # The guest's client is gone; the primary has no excuse.
+    cut_off = replace(one("WQ"), ops=(*one("WQ").ops[:1], Op("guest_vanish")))
+    assert "primary_write answers gone" in causes(explored(stage, cut_off, Vanishing))
+
+
+def test_a_false_error_is_failovers_own_only_while_it_fails_over(stage: Stage) -> None:
+    class Crying(RealSystem):
+        def _answered(self, index: int) -> None:
+            super()._answered(index)
+            if self.scenario.ops[index].do == "status" and self.now.answers[index] != "?":
+                self.now.answers[index] = "I/O error occurred"
+
+    known = {"status answers I/O error occurred while failing over"}
+    assert causes(explored(stage, one("OQ"))) == known
+    assert causes(explored(stage, one("OQ"), Crying)) == known | {
+        "status answers I/O error occurred"
+    }
+
+
+# -- what the disks hold ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("errno", [EIO, CUT])
+def test_a_failed_write_that_happened_nevertheless_is_found_out(stage: Stage, errno: int) -> None:
+    """Whether the disk is there afterwards or gone for good."""
+    write = "secondary write 0+128"
+    lying = explored(stage, one("WQ"), Lying, write, errno)
+    assert {verdict for verdict, _ in lying.found} == {Verdict.LOST_WRITE}
+    honest = explored(stage, one("WQ"), fails=write, errno=errno)
+    assert causes(honest) == {"case 4. I/O error on the secondary disk: not in the status"}
+
+
+def test_a_copy_beside_the_failed_one_holds_what_the_setup_left(stage: Stage) -> None:
+    """Two copies side by side, since the cluster between has its own: one fails, one does not."""
+    setup = (Op("primary_write", 2 * C, C), Op("checkpoint"), Op("primary_write", C + 8, 8))
+    ops = (Op("primary_write", 64, 2 * C), Op("status"))
+    scenario = scenarios.RealScenario("V", ops, setup, size=3 * C)
+
+    def spoil(machine: GatedMachine, named: Named) -> None:
+        """The copy that arrives is of what the disk held at the very beginning."""
+        if named.io.image == "hidden" and named.verb == "write" and named.start == 2 * C:
+            data = bytes(pattern.data_of(scenarios.BASE, named.start, named.count))
+            machine.gate.corrupt(named.io, data)
+            return
+        honestly(machine, named)
+
+    failing = "hidden write 0+128"
+    honest = explored(stage, scenario, fails=failing)
+    assert causes(honest) == {"case 3. backup failed: not in the status"}
+    assert not honest.in_part
+    spoilt = explored(stage, scenario, fails=failing, release=spoil)
+    assert {verdict for verdict, _ in spoilt.found} & {Verdict.CONTENT, Verdict.LOST_WRITE}
+
+
+def test_a_failed_commit_leaves_old_or_new_and_nothing_else(stage: Stage) -> None:
+    def spoil(machine: GatedMachine, named: Named) -> None:
+        if named.io.image == "secondary" and named.verb == "write":
+            machine.gate.corrupt(named.io, bytes(named.io.length))
+            return
+        honestly(machine, named)
+
+    failing = "secondary write 256+128"
+    assert not explored(stage, FAILOVER, fails=failing).found
+    spoilt = explored(stage, FAILOVER, fails=failing, release=spoil)
+    assert {verdict for verdict, _ in spoilt.found} == {Verdict.LOST_WRITE}
+
+
+def test_a_commit_that_is_never_flushed_is_lost(stage: Stage) -> None:
+    def spoil(machine: GatedMachine, named: Named) -> None:
+        if named.verb == "flush":
+            machine.gate.drop(named.io)
+            return
+        honestly(machine, named)
+
+    assert not explored(stage, FAILOVER).found
+    assert causes(explored(stage, FAILOVER, release=spoil)) == {"commit not flushed"}
+
+
+def test_a_commit_that_fails_is_told(stage: Stage) -> None:
+    """In its last write or in the flush behind it."""
+    told = set()
+
+    class Telling(RealSystem):
+        def _verdict(self, seen: Seen) -> RealViolation | None:
+            told.add(seen.status)
+            return super()._verdict(seen)
+
+    class Silent(RealSystem):
+        def _verdict(self, seen: Seen) -> RealViolation | None:
+            return super()._verdict(replace(seen, status=None))
+
+    for fails in ("secondary write 0+128", "secondary flush"):
+        told.clear()
+        honest = explored(stage, FAILOVER, Telling, fails)
+        assert not honest.found and not honest.in_part
+        assert told == {"I/O error occurred"}
+    assert explored(stage, FAILOVER, Silent, "secondary write 0+128").found
+
+
+def test_what_a_gone_image_does_not_carry_is_judged(stage: Stage) -> None:
+    """The secondary disk goes away; the guest's write to the active disk is not excused by it."""
+
+    def spoil(machine: GatedMachine, named: Named) -> None:
+        if named.io.image == "active" and named.verb == "write":
+            machine.gate.drop(named.io)
+            return
+        honestly(machine, named)
+
+    # The whole cluster: nothing is read from below.
+    scenario = one("WG")
+    for release, wanted in ((honestly, False), (spoil, True)):
+        system = explored(stage, scenario, fails="secondary read 0+128", errno=CUT, release=release)
+        found = {verdict for verdict, _ in system.found}
+        assert (Verdict.LOST_WRITE in found) is wanted, system.found
+
+
+def test_a_view_that_cannot_be_read_is_an_error(stage: Stage) -> None:
+    class Unplugged(RealSystem):
+        def _end(self) -> RealViolation | None:
+            self.machine.gate.refuse("secondary")
+            self.machine.gate.cut("secondary")
+            return super()._end()
+
+    assert "the view cannot be read" in causes(explored(stage, one("WR"), Unplugged))
+
+
+# -- what the model does not do --------------------------------------------------------------------
+
+
+def meta_write(stage: Stage, scenario: scenarios.RealScenario) -> str:
+    """The first write of the hidden disk's tables in a scenario."""
+    system = RealSystem(stage, scenario, everything=True)
+    system.reset()
+    while left := system.enabled():
+        system.take(left[-1])
+    names = sorted(
+        str(n[2]) for n in system.names if n[1] == 0 and "hidden write meta" in str(n[2])
+    )
+    assert names
+    return names[0]
+
+
+def test_beside_a_failed_write_of_tables_the_others_are_judged(stage: Stage) -> None:
+    """And the rest is counted as not judged."""
+    scenario = one("WR")
+    fails = meta_write(stage, scenario)
+
+    def new_for_old(machine: GatedMachine, named: Named) -> None:
+        if named.io.image == "secondary" and named.verb == "read" and named.op == 1:
+            data = bytes(pattern.data_of(scenario.number(0), named.start, named.count))
+            machine.gate.corrupt(named.io, data)
+            return
+        honestly(machine, named)
+
+    honest = explored(stage, scenario, fails=fails, everything=True)
+    assert honest.in_part and not causes(honest) - {"case 3. backup failed: not in the status"}
+    spoilt = explored(stage, scenario, fails=fails, everything=True, release=new_for_old)
+    assert {verdict for verdict, _ in spoilt.found} >= {Verdict.ISOLATION}
