@@ -41,7 +41,7 @@ CONVICTED = {
         {"hidden disk (file)", "guest read"},
     ),
     "substituted": ({Verdict.PROTOCOL}, {"another build was substituted"}),
-    "exit-status-lies": ({Verdict.CRASH}, {"quit-running: crash"}),
+    "exit-status-lies": ({Verdict.CRASH}, {"quit-running: crash: QEMU exited with status N"}),
     "dies-at-checkpoint": ({Verdict.CRASH}, {"QEMU"}),
 }
 

@@ -16,9 +16,9 @@ from qmpshim.conformance.explore.confirm import confirm
 from qmpshim.conformance.explore.crash_points import after_a_crash, after_a_crash_thoroughly
 from qmpshim.conformance.explore.directed import DIRECTED, run_directed
 from qmpshim.conformance.explore.exploration import explore_real, render
-from qmpshim.conformance.explore.finding_files import load_finding, load_known, save_finding
-from qmpshim.conformance.explore.findings import Finding, finding_from_json
+from qmpshim.conformance.explore.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.known import Known, load_directed, load_known
 from qmpshim.conformance.explore.replay import replay_schedule
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import CUT, RECONNECT, RealSystem
@@ -38,17 +38,6 @@ def stage(qemu_build: Build) -> Iterator[Stage]:
     stage = Stage(qemu_build)
     yield stage
     stage.close()
-
-
-def known_case(name: str) -> tuple[dict, Finding]:  # type: ignore[type-arg]
-    value = json.loads((KNOWN / f"{name}.json").read_text())
-    return value, finding_from_json(value["case"])
-
-
-def within(version: tuple[int, ...], versions: dict[str, str]) -> bool:
-    low = tuple(map(int, versions.get("since", "0").split(".")))
-    high = tuple(map(int, versions.get("fixed", "999").split(".")))
-    return low <= version < high
 
 
 @pytest.mark.parametrize("name", ["WR", "WV", "WP"])
@@ -177,32 +166,33 @@ def test_a_finding_is_grouped_made_small_and_replayed(tmp_path: Path, qemu_build
         load_finding(tmp_path)
 
 
-@pytest.mark.parametrize("path", sorted(KNOWN.glob("*.json")), ids=lambda p: p.stem)
-def test_what_is_known_shows_itself_on_this_qemu(path: Path, qemu_build: Build) -> None:
-    value, finding = known_case(path.stem)
+@pytest.mark.parametrize("known", load_known(KNOWN), ids=lambda one: one.id)
+def test_what_is_known_shows_itself_on_this_qemu(known: Known, qemu_build: Build) -> None:
+    finding = load_finding(KNOWN / f"{known.id}.json")
     version = builds.read_version(qemu_build)[0]
     try:
         seen = replay_schedule(finding, qemu_build)
     except BuildError as error:
         pytest.skip(str(error))
-    if within(version, value["versions"]):
+    if known.concerns(version):
         assert seen.shows(finding), seen.lines
     else:
         assert not seen.shows(finding), "fixed? write down in which version"
 
 
 def directed(build: Build) -> None:
+    """Every case ends as it is written up, and for the reason that is written there."""
     version = builds.read_version(build)[0]
-    expected = {
-        value["case"]: value["verdict"]
-        for path in (KNOWN / "directed").glob("*.json")
-        if within(version, (value := json.loads(path.read_text()))["versions"])
-    }
-    seen = {}
+    written = load_directed(KNOWN / "directed")
+    expected = {name for name, one in written.items() if one.concerns(version)}
+    seen: dict[str, RealViolation] = {}
     for case in DIRECTED:
         with contextlib.suppress(BuildError):  # it has no snapshot-access
-            seen[case.name] = run_directed(case, build)
-    assert {n: v.kind.value for n, v in seen.items() if v is not None} == expected
+            if (found := run_directed(case, build)) is not None:
+                seen[case.name] = found
+    assert seen.keys() == expected, seen
+    for name, found in seen.items():
+        assert written[name].covers(found.kind, found.cause, version), found
 
 
 def test_the_directed_cases_do_as_known(qemu_build: Build) -> None:
@@ -251,7 +241,7 @@ def test_metadata_can_be_held_too(stage: Stage) -> None:
 
 
 def test_a_bundle_tells_all_there_is(tmp_path: Path, qemu_build: Build) -> None:
-    _, finding = known_case("checkpoint-then-overlapping-write-aborts")
+    finding = load_finding(KNOWN / "checkpoint-then-overlapping-write-aborts.json")
     save_finding(tmp_path / "bundle", finding, qemu_build)
     parts = {path.name: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
     assert b"Assertion" in parts["stderr.txt"]
@@ -288,12 +278,12 @@ def test_the_directed_cases_on_each_build(each_build: Build) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("path", sorted(KNOWN.glob("*.json")), ids=lambda p: p.stem)
-def test_what_is_known_on_each_build(each_build: Build, path: Path) -> None:
-    value, finding = known_case(path.stem)
+@pytest.mark.parametrize("known", load_known(KNOWN), ids=lambda one: one.id)
+def test_what_is_known_on_each_build(each_build: Build, known: Known) -> None:
+    finding = load_finding(KNOWN / f"{known.id}.json")
     try:
         confirmed = confirm(replace(finding), each_build, minimise=False, errnos=finding.errnos)
     except BuildError as error:
         pytest.skip(str(error))
-    expected = within(builds.read_version(each_build)[0], value["versions"])
+    expected = known.concerns(builds.read_version(each_build)[0])
     assert confirmed.confirmed == expected, confirmed.lines

@@ -278,7 +278,7 @@ def directed(build: Build, case: Case, directory: Path) -> CaseOutcome:
     if found is None:
         return CaseOutcome(Status.OK, one.about)
     written = known_directed().get(name)
-    is_known = written is not None and written.covers(found.kind, version)
+    is_known = written is not None and written.covers(found.kind, found.cause, version)
     finding = CaseFinding(
         found.kind,
         found.cause,

@@ -11,7 +11,7 @@ from qmpshim.conformance.explore.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import RealSystem
-from qmpshim.machine.builds import Build, read_version
+from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import Form
 from qmpshim.model.explorer import Mode, explore
 from qmpshim.model.scenario import Op
@@ -154,7 +154,7 @@ def search(scenario: RealScenario, build: Build) -> Finding | None:
         ]
     finally:
         stage.close()
-    found = group(sightings, read_version(build)[0])
+    found = group(sightings)
     return min(found, key=lambda one: len(one.schedule), default=None)
 
 

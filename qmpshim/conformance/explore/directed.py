@@ -13,6 +13,7 @@ from qmpshim.conformance.case import verdict_of
 from qmpshim.conformance.explore import directed_replication as replication
 from qmpshim.conformance.explore import directed_storage as storage
 from qmpshim.conformance.explore.directed_tools import CLUSTER, SIZE, Broken
+from qmpshim.conformance.explore.execution import stable
 from qmpshim.conformance.explore.judge import RealViolation
 from qmpshim.conformance.explore.stage import base_content
 from qmpshim.errors import MachineError
@@ -54,10 +55,17 @@ def run_directed(case: Directed, build: Build) -> RealViolation | None:
     except MachineError as error:
         told = machine.explained(error)
         verdict = verdict_of(told)
-        how = "error" if verdict is Verdict.PROTOCOL else verdict
+        how = "error" if verdict is Verdict.PROTOCOL else str(verdict)
+        if verdict is Verdict.CRASH:
+            how = f"crash: {_telling(str(told))}"
         return RealViolation(verdict, str(told), cause=f"{case.name}: {how}")
     finally:
         machine.close()
+
+
+def _telling(text: str) -> str:
+    """The assertion, or how QEMU ended: a crash somewhere else is another finding."""
+    return stable(text.split(": ", 1)[-1])
 
 
 def _case(

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 from qmpshim.conformance.explore.confirm import confirm
 from qmpshim.conformance.explore.crash_points import CrashPoints
-from qmpshim.conformance.explore.findings import Known, group
+from qmpshim.conformance.explore.findings import group
+from qmpshim.conformance.explore.known import Known, recogniser
 from qmpshim.conformance.explore.pool import Board, Progress, here, in_processes
 from qmpshim.conformance.explore.report import ExploreReport, ScenarioResult, render
 from qmpshim.conformance.explore.scenarios import RealScenario
@@ -59,7 +60,8 @@ def explore_real(
     results = run(task, scenarios, jobs, board)
     if results and all(one.skipped for one in results):
         raise BuildError(f"{build.name}: {results[0].skipped}")
-    findings = group([sighting for one in results for sighting in one.sightings], version, known)
+    sightings = [sighting for one in results for sighting in one.sightings]
+    findings = group(sightings, recogniser(known, version))
     confirmed = [
         confirm(finding, build, minimise, task.errnos, crash_points) for finding in findings
     ]

@@ -1,4 +1,4 @@
-"""Findings on disk: bundles, and the write-ups of what is known."""
+"""Findings on disk: bundles."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 
 from qmpshim.conformance.case_file import read_case
 from qmpshim.conformance.explore.evidence import collect
-from qmpshim.conformance.explore.findings import Finding, Known, faulty, finding_from_json
+from qmpshim.conformance.explore.findings import Finding, finding_from_json
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds import Build
-from qmpshim.model.verdict import Verdict
 
 CASE = "schedule.json"
 
@@ -53,33 +52,3 @@ def load_finding(path: Path) -> Finding:
     :raises InputError: it is none
     """
     return finding_from_json(read_case(path, CASE))
-
-
-def load_known(directory: Path) -> list[Known]:
-    """The findings that are written up in *directory*, one JSON file each.
-
-    :raises InputError: one of the files is damaged
-    """
-    found = []
-    for path in sorted(directory.glob("*.json")):
-        try:
-            value = json.loads(path.read_text())
-            found.append(
-                Known(
-                    path.stem,
-                    tuple(Verdict(word) for word in value["verdicts"]),
-                    str(value["cause"]),
-                    str(value["title"]),
-                    _version(value["versions"].get("since", "0")),
-                    _version(value["versions"].get("fixed", "999")),
-                    bool(value["contract"]),
-                    bool(value.get("faulty", faulty(value["case"]["schedule"]))),
-                )
-            )
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is damaged: {error!r}") from error
-    return found
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split("."))

@@ -1,4 +1,4 @@
-"""Findings: grouped by cause, and compared with what is known.
+"""Findings: grouped by cause.
 
 A thousand schedules that hit one assertion are one finding. It is shown by its shortest schedule of
 the fewest operations, and it counts only when fresh QEMUs show it again.
@@ -6,8 +6,7 @@ the fewest operations, and it counts only when fresh QEMUs show it again.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,37 +29,6 @@ class Sighting:
     schedule: tuple[Choice, ...]
     lines: tuple[str, ...]
     count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A finding that is written up.
-
-    :ivar id: its name, e.g. ``checkpoint-crashes-block-copy``
-    :ivar cause: a regular expression for :attr:`Finding.cause`
-    :ivar since: first version that has it, :ivar until: first version that has it no more
-    :ivar contract: also within the contract; one about robustness never excuses a breach of that
-    :ivar faulty: an I/O has to fail for it
-    """
-
-    id: str
-    verdicts: tuple[Verdict, ...]
-    cause: str
-    title: str
-    since: tuple[int, ...] = (0,)
-    until: tuple[int, ...] = (999,)
-    contract: bool = True
-    faulty: bool = False
-
-    def covers(self, finding: Finding, version: tuple[int, ...]) -> bool:
-        """Whether *finding*, seen on QEMU *version*, is this one."""
-        return (
-            finding.verdict in self.verdicts
-            and self.since <= version < self.until
-            and (self.contract or not finding.contract)
-            and (not self.faulty or faulty(finding.schedule))
-            and re.fullmatch(self.cause, finding.cause) is not None
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,36 +116,46 @@ def finding_from_json(value: Any) -> Finding:
         raise InputError(f"not a finding: {type(error).__name__}: {error}") from error
 
 
-def faulty(schedule: Sequence[Choice]) -> bool:
-    """Whether a schedule fails an I/O."""
-    return any(step[0] == "fail" for step in schedule)
+def failing(schedule: Sequence[Choice]) -> frozenset[str]:
+    """The I/Os that a schedule lets fail: image and verb, as in ``hidden write``."""
+    return frozenset(" ".join(str(step[2]).split()[:2]) for step in schedule if step[0] == "fail")
 
 
 def group(
-    sightings: Sequence[Sighting], version: tuple[int, ...], known: Sequence[Known] = ()
+    sightings: Sequence[Sighting], known: Callable[[Finding], str] = lambda finding: ""
 ) -> list[Finding]:
-    """One finding for each verdict and cause; contract scenarios speak for it if there are any."""
-    groups: dict[tuple[Verdict, str], list[Sighting]] = {}
+    """One finding for each verdict and cause; contract scenarios speak for it if there are any.
+
+    What is known and what is not are not one, though they have the same cause: each sighting is
+    asked for.
+
+    :param known: the id of the known finding that this is, or ``""``
+    """
+    groups: dict[tuple[Verdict, str, str], list[Finding]] = {}
     for sighting in sightings:
-        violation = sighting.violation
-        groups.setdefault((violation.kind, violation.cause), []).append(sighting)
+        finding = _alone(sighting)
+        finding = replace(finding, known=known(finding))
+        key = (sighting.violation.kind, finding.cause, finding.known)
+        groups.setdefault(key, []).append(finding)
     findings = []
-    for (verdict, cause), group_ in groups.items():
-        best = min(
-            group_,
-            key=lambda s: (not s.scenario.contract, len(s.scenario.ops), len(s.schedule)),
-        )
-        finding = Finding(
-            verdict,
-            cause,
-            best.violation.text,
-            best.scenario.contract,
-            sum(s.count for s in group_),
-            tuple(dict.fromkeys(s.scenario.name for s in group_)),
-            best.scenario,
-            best.schedule,
-            best.lines,
-        )
-        names = [one.id for one in known if one.covers(finding, version)]
-        findings.append(replace(finding, known=names[0] if names else ""))
+    for same in groups.values():
+        best = min(same, key=lambda f: (not f.contract, len(f.scenario.ops), len(f.schedule)))
+        scenarios = tuple(dict.fromkeys(name for one in same for name in one.scenarios))
+        count = sum(one.count for one in same)
+        findings.append(replace(best, count=count, scenarios=scenarios))
     return findings
+
+
+def _alone(sighting: Sighting) -> Finding:
+    violation, scenario = sighting.violation, sighting.scenario
+    return Finding(
+        violation.kind,
+        violation.cause,
+        violation.text,
+        scenario.contract,
+        sighting.count,
+        (scenario.name,),
+        scenario,
+        sighting.schedule,
+        sighting.lines,
+    )

@@ -9,7 +9,7 @@ from errno import ENOSPC
 from typing import Any
 
 from qmpshim.conformance.explore.crash_points import CrashPoints
-from qmpshim.conformance.explore.findings import Sighting
+from qmpshim.conformance.explore.findings import Sighting, failing
 from qmpshim.conformance.explore.judge import Judge
 from qmpshim.conformance.explore.report import ScenarioResult
 from qmpshim.conformance.explore.run import BEFORE
@@ -21,8 +21,10 @@ from qmpshim.machine.builds import Build
 from qmpshim.model.behaviour import behaviour_of
 from qmpshim.model.explorer import Mode, explore
 from qmpshim.model.system import Choice
+from qmpshim.model.verdict import Verdict
 from qmpshim.model.walk import Budget
 
+_Seen = tuple[Verdict, str, frozenset[str]]  # what went wrong, why, and what failed
 _AGAIN = 3  # times that an exploration is repeated because it could not be followed
 
 
@@ -66,7 +68,7 @@ def explore_scenario(
     result = ScenarioResult(scenario.name, scenario.contract)
     judge = Judge(scenario, behaviour_of(task.version))
     began = time.monotonic()
-    found: dict[tuple[str, str], Sighting] = {}
+    found: dict[_Seen, Sighting] = {}
     outcomes: set[Any] = set()
     plans: list[dict[Choice, int]] = [{}]
     result.exhaustive = True
@@ -125,16 +127,13 @@ def _faults(names: Iterable[Choice], errnos: Sequence[int]) -> list[dict[Choice,
     ]
 
 
-def _collect(
-    system: RealSystem, scenario: RealScenario, found: dict[tuple[str, str], Sighting]
-) -> None:
-    """Add what was seen, keeping the shortest schedule of each cause."""
+def _collect(system: RealSystem, scenario: RealScenario, found: dict[_Seen, Sighting]) -> None:
+    """Add what was seen, keeping the shortest schedule of each cause and of what fails for it."""
     for (kind, cause), seen in system.found.items():
-        old = found.get((kind, cause))
+        key = kind, cause, failing(seen.schedule)
+        old = found.get(key)
         count = seen.count + (old.count if old else 0)
         if old is not None and len(old.schedule) <= len(seen.schedule):
-            found[kind, cause] = replace(old, count=count)
+            found[key] = replace(old, count=count)
         else:
-            found[kind, cause] = Sighting(
-                scenario, seen.violation, seen.schedule, seen.lines, count
-            )
+            found[key] = Sighting(scenario, seen.violation, seen.schedule, seen.lines, count)

@@ -1,0 +1,140 @@
+"""What a write-up excuses, and what it must not: the promise itself, with whatever words."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore.finding_files import load_finding
+from qmpshim.conformance.explore.findings import Finding, Sighting, group
+from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.known import Known, load_known, recogniser
+from qmpshim.conformance.known import DIRECTORY, known_directed, known_findings
+from qmpshim.errors import InputError
+from qmpshim.model.system import Choice
+from qmpshim.model.verdict import Verdict
+
+SYSTEM = (7, 2, 22)
+SUITES = (SYSTEM, (5, 2, 0), (10, 0, 13), (11, 1, 3))
+FREE = "disk: corruption: host offset N: in use, but free"
+SHARED = "disk: corruption: host offset N: refcount below references"
+A_FLUSH: Choice = ("fail", 0, "active flush", 0, 5)
+A_WRITE: Choice = ("fail", 0, "hidden write 0+128", 0, 5)
+A_READ: Choice = ("fail", 0, "secondary read 0+128", 0, 5)
+
+
+def sighting(name: str, verdict: Verdict, cause: str, *schedule: Choice) -> Sighting:
+    (scenario,) = scenarios.named(name)
+    violation = RealViolation(verdict, cause, cause=cause)
+    return Sighting(scenario, violation, schedule, (), 1)
+
+
+def finding(name: str, verdict: Verdict, cause: str, *schedule: Choice) -> Finding:
+    (found,) = group([sighting(name, verdict, cause, *schedule)])
+    return found
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        # The core promise, in replication: that a snapshot of 7.2 breaks it excuses nothing here.
+        finding("WR", Verdict.ISOLATION, "guest_read: new data instead of the old data"),
+        finding("WV", Verdict.ISOLATION, "view: new data instead of the old data"),
+        finding("backup-WV", Verdict.ISOLATION, "view: new data instead of the old data"),
+        finding("WR", Verdict.ISOLATION, "view: new data after an I/O error", A_READ),
+        finding("fleecing-RT", Verdict.ISOLATION, "guest_read: new data instead of the old data"),
+        # The judge's catch-all where no checkpoint is.
+        finding("WX", Verdict.ISOLATION, "reads and disks fit no order"),
+        finding("WX", Verdict.ISOLATION, "the view changes with the next primary write"),
+        finding("RC", Verdict.ISOLATION, "reads and disks fit no order"),
+        # Corruption where no checkpoint is, where a write fails, or of another kind.
+        finding("WX", Verdict.CORRUPTION, f"active {FREE}"),
+        finding("CQ", Verdict.CORRUPTION, f"active {FREE}"),
+        finding("WR", Verdict.CORRUPTION, f"hidden {FREE}", A_WRITE),
+        finding("PC", Verdict.CORRUPTION, f"active {SHARED}"),
+        finding("GH", Verdict.CORRUPTION, f"active {SHARED}", A_FLUSH),
+        finding("PC", Verdict.CORRUPTION, f"active {FREE} (and something else)"),
+        # An I/O error that nothing had, and no failover.
+        finding("WQ", Verdict.ERROR_CONTRACT, "status answers I/O error occurred"),
+        # The two halves of the contract change places.
+        finding(
+            "WR", Verdict.ERROR_CONTRACT, "case 3. backup failed: not in the status", A_READ
+        ),
+        finding("WR", Verdict.ERROR_CONTRACT, "case 3. backup failed: not in the status"),
+        finding(
+            "WR",
+            Verdict.ERROR_CONTRACT,
+            "case 4. I/O error on the secondary disk: not in the status",
+            A_WRITE,
+        ),
+        # Crashes that need a checkpoint, or a discard by the snapshot's reader, without it.
+        finding("WV", Verdict.CRASH, "block_copy_task_create: Assertion `!reqlist' failed."),
+        finding("WV", Verdict.CRASH, "First cluster in emptied image is in use"),
+        finding("fleecing-WR", Verdict.CRASH, "hbitmap_reset: Assertion `aligned' failed."),
+    ],
+    ids=lambda found: f"{found.scenario.name}-{found.cause}",
+)  # fmt: skip
+def test_what_no_write_up_may_excuse(found: Finding) -> None:
+    for version in SUITES:
+        assert recogniser(known_findings(), version)(found) == ""
+
+
+@pytest.mark.parametrize("known", known_findings(), ids=lambda one: one.id)
+def test_a_write_up_covers_its_own_case_on_its_versions_only(known: Known) -> None:
+    case = load_finding(DIRECTORY / f"{known.id}.json")
+    for version in SUITES:
+        assert known.covers(case, version) == known.concerns(version)
+    assert known.covers(replace(case, contract=True), SYSTEM) == known.contract
+    assert not known.covers(replace(case, verdict=Verdict.HANG), SYSTEM)
+    if known.fails:
+        assert not known.covers(replace(case, schedule=()), SYSTEM)
+        other: Choice = ("fail", 0, "secondary status", 0, 5)
+        assert not known.covers(replace(case, schedule=(*case.schedule, other)), SYSTEM)
+
+
+def test_the_known_does_not_hide_the_new_of_the_same_words() -> None:
+    """One cause in two forms: the known one is smaller and would speak for both."""
+    cause = "guest_read: new data instead of the old data"
+    seen = [
+        sighting("fleecing-WR", Verdict.ISOLATION, cause),
+        sighting("WPR", Verdict.ISOLATION, cause),
+    ]
+    found = group(seen, recogniser(known_findings(), SYSTEM))
+    assert {(one.scenario.name, one.known) for one in found} == {
+        ("fleecing-WR", "snapshot-read-returns-new-data"),
+        ("WPR", ""),
+    }
+
+
+def test_a_directed_case_is_known_by_its_cause() -> None:
+    """Each has more than one way to go wrong; only one of them is written up."""
+    copy, start = known_directed()["copy-fails"], known_directed()["start-fails"]
+    what = "Backup failed (writing the hidden disk)"
+    assert copy.covers(Verdict.ERROR_CONTRACT, f"{what}: not in the status", SYSTEM)
+    assert not copy.covers(Verdict.ERROR_CONTRACT, f"{what}: no EIO", SYSTEM)
+    silent = "make_empty's failure is silent at the start"
+    assert not start.covers(Verdict.ERROR_CONTRACT, silent, SYSTEM)
+    assert start.covers(Verdict.ERROR_CONTRACT, "a failed start leaves replication running", SYSTEM)
+    for name in ("start-busy-twice", "start-bad-top-twice"):
+        told = known_directed()[name]
+        crash = f"{name}: crash: "
+        assert told.covers(
+            Verdict.CRASH, crash + "error_setv: Assertion `*errp == NULL' failed.", SYSTEM
+        )
+        assert not told.covers(Verdict.CRASH, crash + "QEMU was killed by SIGSEGV", SYSTEM)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"fails": ["hidden wiggle"]}, {"needs": [["dance"]]}, {"needs": [[]]}, {"forms": ["tree"]},
+     {"cause": "("}, {"verdicts": ["bad"]}],
+)  # fmt: skip
+def test_a_damaged_write_up_is_told(tmp_path: Path, field: dict[str, object]) -> None:
+    value = json.loads((DIRECTORY / "checkpoint-corrupts-overlay.json").read_text())
+    (tmp_path / "one.json").write_text(json.dumps({**value, **field}))
+    with pytest.raises(InputError, match=r"one\.json is damaged"):
+        load_known(tmp_path)
