@@ -197,6 +197,11 @@ class GatedMachine:
         self._stillness = Stillness(self.process.pid)
 
     @property
+    def overlays(self) -> tuple[str, ...]:
+        """Which of the images are qcow2 and can break: the secondary disk too, if it is one."""
+        return self.images[1 if self.shape.secondary == "raw" else 0 :]
+
+    @property
     def version(self) -> tuple[int, int, int]:
         """QEMU's version, as it said."""
         assert self.qmp.greeting is not None

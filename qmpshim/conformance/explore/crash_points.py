@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from qmpshim.conformance.explore.judge import RealViolation
 from qmpshim.conformance.explore.system import RealSystem
-from qmpshim.errors import CommandFailed, MachineError
+from qmpshim.errors import CommandFailed, MachineError, MachineHung
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.machine.images import qemu_img_check
 from qmpshim.machine.qcow2 import ImageError, Qcow2, Severity
@@ -35,8 +35,8 @@ class CrashPoints(StrEnum):
 
 
 def after_a_crash(system: RealSystem) -> RealViolation | None:
-    """What is wrong with the overlays at this instant, by our own reader."""
-    for name in system.machine.images[1:]:
+    """What is wrong with the qcow2 images at this instant, by our own reader."""
+    for name in system.machine.overlays:
         try:
             found = Qcow2.parse(system.machine.gate.snapshot(name)).check()
             faults = [str(fault) for fault in found if fault.severity is Severity.CORRUPTION]
@@ -53,7 +53,7 @@ def after_a_crash_thoroughly(system: RealSystem) -> RealViolation | None:
     if found is not None:
         return found
     machine = system.machine
-    for name in machine.images[1:]:
+    for name in machine.overlays:
         path = machine.workspace.path / f"crash-{name}"
         path.write_bytes(machine.gate.snapshot(name))
         checked = qemu_img_check(path, machine.build.tool("qemu-img"))
@@ -75,9 +75,9 @@ def _reopened(machine: GatedMachine) -> RealViolation | None:
     except CommandFailed as error:
         return _broken("chain", "a fresh QEMU", error.desc)
     except MachineError as error:
-        return RealViolation(
-            Verdict.CRASH, f"reopening after a crash: {error}", cause=f"reopening {AFTER_A_CRASH}"
-        )
+        verdict = Verdict.HANG if isinstance(error, MachineHung) else Verdict.CRASH
+        text = f"reopening after a crash: {error}"
+        return RealViolation(verdict, text, cause=f"reopening {AFTER_A_CRASH}")
     finally:
         fresh.close()
     return None

@@ -143,8 +143,7 @@ def _flush(machine: GatedMachine, now: Execution) -> None:
     if through and machine.version >= (6, 0):  # before, a filter's flush reached one child only
         machine.clients["guest"].call(Nbd.FLUSH)
         return
-    first = 1 if machine.shape.secondary == "raw" else 0
-    for name in machine.images[first:]:
+    for name in machine.overlays:
         machine.call("human-monitor-command", {"command-line": f"qemu-io {name} flush"})
 
 

@@ -61,9 +61,9 @@ def collect(finding: Finding, build: Build, directory: Path) -> None:
     except OSError as error:
         raise HostError(f"cannot write the bundle {directory}: {error.strerror}") from error
     finally:
+        stage.close()  # the crash may not have come again: then this is what gdb waits for
         if gdb is not None:
             gdb.end()
-        stage.close()
 
 
 def _write(machine: GatedMachine, directory: Path) -> None:

@@ -46,11 +46,18 @@ class Watch:
         self.quiet = not any(
             op.do in ("checkpoint", "failover", "stop", "start") for op in scenario.ops
         )
+        # Whoever discards part of a snapshot does without it, and without its copy.
+        self._given_up = {
+            cluster
+            for op in (*scenario.setup, *scenario.ops)
+            if op.do == "guest_discard" and scenario.form is Form.FLEECING
+            for cluster in _touched(op.start, op.count, scenario.cluster)
+        }
 
     def answered(self, io: HeldIO) -> None:
         """QEMU was told that this request is done; if it is, is looked at when it matters."""
-        if io.image == "hidden" and io.op is Nbd.WRITE:
-            start, cluster = self._names.guest_sector(io) or 0, self._scenario.cluster
+        start, cluster = self._names.guest_sector(io), self._scenario.cluster
+        if io.image == "hidden" and io.op is Nbd.WRITE and start is not None:
             for n in range(-(-start // cluster), (start + io.length // SECTOR) // cluster):
                 self._copies[n] = io
 
@@ -66,27 +73,28 @@ class Watch:
 
     def arrived(self, io: HeldIO) -> RealViolation | None:
         """What is wrong with a request that is at the gate now."""
-        if not self.quiet or self._scenario.form is not Form.REPLICATION:
+        start, cluster = self._names.guest_sector(io), self._scenario.cluster
+        if not self.quiet or start is None:
             return None
-        cluster = self._scenario.cluster
         if io.image == "secondary" and io.op in _CHANGES:
-            start = self._names.guest_sector(io) or 0
-            for n in range(start // cluster, -(-(start + io.length // SECTOR) // cluster)):
+            touched = _touched(start, io.length // SECTOR, cluster)
+            for n in sorted(touched - self._given_up):
                 if not self._saved(n):
                     text = "new data is sent to the secondary disk before the old is saved"
                     return RealViolation(
                         Verdict.ORDER, text, cluster=n, cause="new data before old is saved"
                     )
-        elif io.image == "hidden" and io.op is Nbd.WRITE:
-            start = self._names.guest_sector(io) or 0
-            if any(number in self._primaries for _, number, _ in tags(io.data)):
-                return RealViolation(
-                    Verdict.CONTENT,
-                    "the copy that goes to the hidden disk holds new data",
-                    cluster=start // cluster,
-                    cause="the copy holds new data",
-                )
+        elif any(number in self._primaries for _, number, _ in self._copied(io)):
+            text = "the copy that goes to the hidden disk holds new data"
+            return RealViolation(
+                Verdict.CONTENT, text, cluster=start // cluster, cause="the copy holds new data"
+            )
         return None
+
+    @staticmethod
+    def _copied(io: HeldIO) -> tuple[tuple[int, int, int], ...]:
+        """What a request writes to the hidden disk."""
+        return tags(io.data) if io.image == "hidden" and io.op is Nbd.WRITE else ()
 
     def flushed(self, now: Execution, flush: int) -> RealViolation | None:
         """What is wrong now that the flush with this index ended well."""
@@ -106,10 +114,8 @@ class Watch:
             found = read_overlay(self._machine, scenario, name).content
         for index in before:
             op = scenario.ops[index]
-            # Whoever came later may have written over it.
-            allowed = {scenario.number(i) for i in now.started} | {0}
             for sector in range(op.start, op.start + op.count):
-                if found[sector] not in allowed:
+                if found[sector] not in self._may_be_there(now, index, sector):
                     return RealViolation(
                         Verdict.LOST_WRITE,
                         f"{words(op)} is not on the {name} disk when the flush after it ends",
@@ -118,3 +124,24 @@ class Watch:
                         f"{verb} not on disk after {scenario.ops[flush].do}",
                     )
         return None
+
+    def _may_be_there(self, now: Execution, write: int, sector: int) -> set[int | None]:
+        """Whose a sector may be once a write to it is done: its own, or of who changed it later.
+
+        Later is who had not ended when the write began.
+        """
+        ops, side = self._scenario.ops, self._scenario.ops[write].do.split("_")[0]
+        allowed: set[int | None] = set()
+        for index in now.started - now.precedence[write]:
+            op = ops[index]
+            if op.start <= sector < op.start + op.count and op.do.startswith(side):
+                if op.do.endswith("write"):
+                    allowed.add(self._scenario.number(index))
+                elif op.do.endswith(("zero", "discard")):
+                    allowed |= {0, None}
+        return allowed
+
+
+def _touched(start: int, count: int, cluster: int) -> set[int]:
+    """The clusters that a range of sectors touches."""
+    return set(range(start // cluster, -(-(start + count) // cluster)))
