@@ -1,0 +1,93 @@
+"""Crash points convict: each of the three readers, of each image that can break."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from qmpshim.conformance.explore import crash_points
+from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore.crash_points import after_a_crash, after_a_crash_thoroughly
+from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.stage import Stage
+from qmpshim.conformance.explore.system import RealSystem
+from qmpshim.machine import gated_chain
+from qmpshim.machine.builds import Build
+from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.model.explorer import Mode, explore
+from qmpshim.model.verdict import Verdict
+from qmpshim.model.walk import Budget
+
+Check = Callable[[RealSystem], RealViolation | None]
+REFCOUNTS = 2 * 65536  # where the first refcount block of a fresh image is
+
+
+@pytest.fixture(scope="module")
+def stage(qemu_build: Build) -> Iterator[Stage]:
+    stage = Stage(qemu_build)
+    yield stage
+    stage.close()
+
+
+def looked_at(stage: Stage, name: str, check: Check) -> set[tuple[Verdict, str]]:
+    """What looking at the images after each step of one schedule finds."""
+    (scenario,) = scenarios.named(name)
+    system = RealSystem(stage, scenario, each_step=check)
+    explore(system, Mode.DPOR, Budget(schedules=1), stop=False)
+    stage.discard()
+    return set(system.found)
+
+
+def spoiling(image: str, offset: int, check: Check) -> Check:
+    """Break an image behind everybody's back, then look."""
+
+    def spoil(system: RealSystem) -> RealViolation | None:
+        system.machine.stores[image].write(offset, bytes(65536))
+        return check(system)
+
+    return spoil
+
+
+@pytest.mark.parametrize("image", ["secondary", "hidden", "active"])
+def test_our_reader_sees_each_image(stage: Stage, image: str) -> None:
+    found = looked_at(stage, "qcow2-WP", spoiling(image, REFCOUNTS, after_a_crash))
+    assert found == {(Verdict.CORRUPTION, f"{image} broken, says our reader, after a crash")}
+    assert looked_at(stage, "qcow2-WP", after_a_crash) == set()
+
+
+@pytest.mark.parametrize("image", ["secondary", "hidden", "active"])
+def test_qemu_img_sees_what_our_reader_does_not(
+    stage: Stage, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crash_points, "after_a_crash", lambda system: None)
+    found = looked_at(stage, "qcow2-WP", spoiling(image, REFCOUNTS, after_a_crash_thoroughly))
+    assert found == {(Verdict.CORRUPTION, f"{image} broken, says qemu-img check, after a crash")}
+
+
+def test_a_fresh_qemu_sees_what_neither_does(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean = SimpleNamespace(corruptions=0)
+    monkeypatch.setattr(crash_points, "after_a_crash", lambda system: None)
+    monkeypatch.setattr(crash_points, "qemu_img_check", lambda path, tool: clean)
+    found = looked_at(stage, "WP", spoiling("active", 0, after_a_crash_thoroughly))
+    assert found == {(Verdict.CORRUPTION, "chain broken, says a fresh QEMU, after a crash")}
+
+
+@pytest.mark.parametrize(
+    ("number", "verdict"), [(signal.SIGSTOP, Verdict.HANG), (signal.SIGABRT, Verdict.CRASH)]
+)
+def test_a_fresh_qemu_that_ends_or_stops(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, number: int, verdict: Verdict
+) -> None:
+    class Fresh(GatedMachine):
+        def tear_down(self) -> None:
+            os.kill(self.pid, number)
+            super().tear_down()
+
+    monkeypatch.setattr(crash_points, "GatedMachine", Fresh)
+    monkeypatch.setattr(gated_chain, "_LIMIT", 2.0)
+    found = looked_at(stage, "WP", after_a_crash_thoroughly)
+    assert found == {(verdict, "reopening after a crash")}
