@@ -289,6 +289,27 @@ def test_a_diagram_tells_who_holds_and_who_waits() -> None:
     assert "waits (op 0 is held up)" in words
 
 
+def test_a_cut_connection_ends_what_waits_on_it() -> None:
+    diagram = steps_of_lines(
+        ["write", "read"],
+        [
+            "start 0: write",
+            "    secondary write 0+128 (of 0)",
+            "start 1: read",
+            "    secondary read 0+128 (of 1)",
+            "cut the connection of secondary write 0+128 (of 0) for good",
+            "    0 ends: errno 5",
+            "    1 ends: errno 5",
+        ],
+    )
+    assert [step["kind"] for step in diagram["steps"]] == ["start", "start", "cut"]
+    drawing = draw(diagram)
+    kinds = [[segment.kind for segment in step.segments] for step in drawing.steps]
+    assert kinds == [["held"], ["held", "held"], []]
+    words = [text.text for text in drawing.steps[-1].texts]
+    assert " ".join(words).startswith("secondary write 0+128: cut for   good")
+
+
 # -- what is known, also when installed ----------------------------------------------------------
 
 

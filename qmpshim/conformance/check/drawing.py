@@ -114,7 +114,7 @@ def _step(
         return StepDrawing(number, y, LINE * len(texts) + PAD, texts=texts, note=True)
     before = [one.state for one in states]
     rows: dict[int, list[tuple[str, str]]] = {lane: [(_did(step), step["kind"])]}
-    _move(step, states[lane])
+    _move(step, lane, states)
     for other, what in step["arrives"]:
         if 0 <= other < len(states):
             states[other].held.append(what)
@@ -151,14 +151,17 @@ def _step(
 
 
 def _did(step: Mapping[str, Any]) -> str:
-    if step["kind"] == "start":
+    if not step["io"]:
         return f"{step['text']}"
-    return f"{step['text']}: {'done' if step['kind'] == 'complete' else 'fails'}"
+    how = {"complete": "done", "fail": f"fails {step['text']}", "cut": f"cut {step['text']}"}
+    return f"{step['io']}: {how[step['kind']]}"
 
 
-def _move(step: Mapping[str, Any], lane: _Lane) -> None:
-    lane.started = True
-    if step["kind"] in ("complete", "fail"):
-        held = next((what for what in lane.held if step["text"].startswith(what)), None)
-        if held is not None:
-            lane.held.remove(held)
+def _move(step: Mapping[str, Any], lane: int, states: Sequence[_Lane]) -> None:
+    states[lane].started = True
+    if step["kind"] == "cut":  # with the connection goes all that waits on it
+        image = step["io"].split(" ", 1)[0]
+        for one in states:
+            one.held = [what for what in one.held if what.split(" ", 1)[0] != image]
+    elif step["io"] in states[lane].held:
+        states[lane].held.remove(step["io"])

@@ -6,14 +6,10 @@ from a list of operations; drawn by :mod:`qmpshim.conformance.check.drawing`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_START = re.compile(r"start (\d+): (.*)")
-_MOVE = re.compile(r"(complete|fail) (.*) \(of (-?\d+)\)(.*)")
-_END = re.compile(r"    (\d+) ends: (.*)")
-_ARRIVAL = re.compile(r"    (.*) \(of (-?\d+)\)")
+from qmpshim.conformance.explore.trace import What, read_line
 
 
 def steps_of_lines(lanes: Sequence[str], lines: Iterable[str]) -> dict[str, Any]:
@@ -22,26 +18,26 @@ def steps_of_lines(lanes: Sequence[str], lines: Iterable[str]) -> dict[str, Any]
     :param lanes: the operations, in words
     :param lines: the trace
     :returns: ``lanes`` and ``steps``; a step has the ``lane`` that moves (None: nobody's), its
-        ``kind`` (start, complete, fail, note) and ``text``, the I/Os that arrive at the gate
-        (``arrives``: lane and text) and the operations that end (``ends``)
+        ``kind`` (start, complete, fail, cut, note), the ``io`` that it is about, and ``text``: the
+        operation, or how the I/O ended; the I/Os that arrive at the gate (``arrives``: lane and
+        text) and the operations that end (``ends``)
     """
     steps: list[dict[str, Any]] = []
     for line in lines:
-        if found := _START.fullmatch(line):
-            steps.append(_step(int(found[1]), "start", found[2]))
-        elif found := _MOVE.fullmatch(line):
-            steps.append(_step(int(found[3]), found[1], found[2] + found[4]))
-        elif (found := _END.fullmatch(line)) and steps:
-            steps[-1]["ends"].append([int(found[1]), found[2]])
-        elif (found := _ARRIVAL.fullmatch(line)) and steps:
-            steps[-1]["arrives"].append([int(found[2]), found[1]])
+        told = read_line(line)
+        if told.what is What.ARRIVES and steps:
+            steps[-1]["arrives"].append([told.op, told.io])
+        elif told.what is What.ENDS and steps:
+            steps[-1]["ends"].append([told.op, told.text])
+        elif told.what.is_step:
+            steps.append(_step(told.op, told.what.value, told.text, told.io))
         else:
-            steps.append(_step(None, "note", line.strip()))
+            steps.append(_step(None, What.NOTE.value, line.strip()))
     return {"lanes": list(lanes), "steps": steps}
 
 
-def _step(lane: int | None, kind: str, text: str) -> dict[str, Any]:
-    return {"lane": lane, "kind": kind, "text": text, "arrives": [], "ends": []}
+def _step(lane: int | None, kind: str, text: str, io: str = "") -> dict[str, Any]:
+    return {"lane": lane, "kind": kind, "text": text, "io": io, "arrives": [], "ends": []}
 
 
 #: Whoever does an operation of a straight workload.

@@ -11,7 +11,6 @@ Two ways, and the simpler one that can express the schedule is taken:
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from typing import Any
 from qmpshim.conformance.explore.execution import CUT, RECONNECT
 from qmpshim.conformance.explore.findings import Finding
 from qmpshim.conformance.explore.scenarios import VANISH
+from qmpshim.conformance.explore.trace import What, read_line
 from qmpshim.errors import InputError
 from qmpshim.machine.gated_chain import Form
 
 _TEMPLATES = Path(__file__).with_name("templates")
-_HELD = re.compile(r" {4}(\S+ \w+(?: \d+\+\d+)?)(?: #\d+)? \(of (\d+)\)")
 
 
 def export_script(finding: Finding) -> str:
@@ -129,10 +128,11 @@ def _spans(finding: Finding) -> list[_Span]:
     place = -1
     arrived: list[tuple[str, int, int]] = []
     for line in finding.lines:
-        if line.startswith(("start ", "complete ", "fail ")):
+        told = read_line(line)
+        if told.what.is_step:
             place += 1
-        elif match := _HELD.fullmatch(line):
-            arrived.append((match[1], int(match[2]), place))
+        elif told.what is What.ARRIVES and told.op is not None:
+            arrived.append((told.name, told.op, place))
     spans = []
     for what, op, arrival in arrived:
         end = next(

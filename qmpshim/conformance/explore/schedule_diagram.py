@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import re
-
 from qmpshim.conformance.explore.diagram import LANE, row
 from qmpshim.conformance.explore.findings import Finding
 from qmpshim.conformance.explore.scenarios import words
+from qmpshim.conformance.explore.trace import What, read_line
 
-_START = re.compile(r"start (\d+): ")
-_STEP = re.compile(r"(complete|fail|cut the connection of) (.*) \(of (\d+)\)(.*)")
-_ASKS = re.compile(r" {4}(.*) \(of (\d+)\)")
-_ENDS = re.compile(r" {4}(\d+) ends: (.*)")
+_CELLS = {
+    What.START: "* starts",
+    What.COMPLETE: "* {0.io}",
+    What.FAIL: "* FAILS: {0.io} {0.text}",
+    What.CUT: "* CUT: {0.io} {0.text}",
+    What.ARRIVES: "| asks: {0.io}",
+    What.ENDS: "| ends: {0.text}",
+}
 
 
 def diagram(finding: Finding) -> str:
@@ -28,21 +31,14 @@ def diagram(finding: Finding) -> str:
     lines += row("", ["-" * (LANE - 2)] * len(ops))
     number = 0
     for line in finding.lines:
-        cells = ["|"] * len(ops)
-        label = ""
-        if match := _START.match(line):
-            cells[int(match[1])] = "* starts"
-        elif match := _STEP.match(line):
-            what = {"complete": "", "fail": "FAILS: "}.get(match[1], "CUT: ")
-            cells[int(match[3])] = f"* {what}{match[2]}{match[4]}"
-        elif match := _ASKS.match(line):
-            cells[int(match[2])] = f"| asks: {match[1]}"
-        elif match := _ENDS.match(line):
-            cells[int(match[1])] = f"| ends: {match[2]}"
-        else:
-            lines.append(f"      {line.strip()}")
+        told = read_line(line)
+        if told.op is None:
+            lines.append(f"      {told.text}")
             continue
-        if not line.startswith(" "):
+        cells = ["|"] * len(ops)
+        cells[told.op] = _CELLS[told.what].format(told)
+        label = ""
+        if told.what.is_step:
             number += 1
             label = str(number)
         lines += row(label, cells)

@@ -1,0 +1,44 @@
+"""What is collected for a bundle, where the finding does not show itself once more."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qmpshim.conformance.explore import evidence
+from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore.evidence import collect
+from qmpshim.conformance.explore.finding_files import load_finding
+from qmpshim.conformance.explore.stage import Stage
+from qmpshim.conformance.known import DIRECTORY
+from qmpshim.machine.builds import Build
+
+
+@pytest.mark.skipif(shutil.which("gdb") is None, reason="there is no gdb")
+def test_nobody_waits_for_a_crash_that_does_not_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qemu_build: Build
+) -> None:
+    """The debugger is asked for what it has to say when QEMU has ended, not before."""
+    case = load_finding(DIRECTORY / "checkpoint-then-overlapping-write-aborts.json")
+    happened: list[str] = []
+
+    class Gdb(evidence._Gdb):
+        def end(self) -> None:
+            happened.append("gdb asked")
+            super().end()
+
+    class Ended(Stage):
+        def close(self) -> None:
+            happened.append("QEMU ended")
+            super().close()
+
+    monkeypatch.setattr(evidence, "_Gdb", Gdb)
+    monkeypatch.setattr(evidence, "Stage", Ended)
+    (honest,) = scenarios.named("WP")
+    collect(replace(case, scenario=honest, schedule=(), lines=()), qemu_build, tmp_path)
+    assert happened == ["QEMU ended", "gdb asked"]
+    assert (tmp_path / "stderr.txt").read_text() == ""
+    assert "SIGABRT" not in (tmp_path / "backtrace.txt").read_text()

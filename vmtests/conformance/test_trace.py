@@ -1,0 +1,78 @@
+"""Every line that an execution writes is read again, whatever befell its I/Os."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore.findings import Sighting, group
+from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.schedule_diagram import diagram
+from qmpshim.conformance.explore.stage import Stage
+from qmpshim.conformance.explore.system import CUT, RECONNECT, RealSystem
+from qmpshim.conformance.explore.trace import Line, What, read_line
+from qmpshim.machine.builds import Build
+from qmpshim.model.verdict import Verdict
+
+
+@pytest.fixture(scope="module")
+def stage(qemu_build: Build) -> Iterator[Stage]:
+    stage = Stage(qemu_build)
+    yield stage
+    stage.close()
+
+
+def executed(stage: Stage, errno: int | None) -> RealSystem:
+    """One execution; its first I/O ends with this error."""
+    (scenario,) = scenarios.named("WP")
+    system = RealSystem(stage, scenario, errnos=() if errno is None else (errno,))
+    system.reset()
+    for index in range(2):
+        system.take(("start", index))
+    while left := system.enabled():
+        failing = [choice for choice in left if choice[0] == "fail"]
+        system.take(failing[0] if failing and not system.now.faults else left[0])
+    system.finish()
+    stage.discard()
+    return system
+
+
+@pytest.mark.parametrize(
+    ("errno", "what", "text"),
+    [
+        (None, What.COMPLETE, ""),
+        (5, What.FAIL, "with errno 5"),
+        (28, What.FAIL, "with errno 28"),
+        (CUT, What.CUT, "for good"),
+        (RECONNECT, What.CUT, "it may be made again"),
+    ],
+)
+def test_each_line_of_an_execution_is_read(
+    stage: Stage, errno: int | None, what: What, text: str
+) -> None:
+    system = executed(stage, errno)
+    told = [read_line(line) for line in system.now.lines if not line.startswith("afterwards")]
+    count = Counter(one.what for one in told)
+    assert not count[What.NOTE]
+    assert count[What.START] == 2 == count[What.ENDS]
+    assert sum(one.what.is_step for one in told) == len(system.now.steps)
+    assert (what, text) in {(one.what, one.text) for one in told}
+    for step, line in zip(system.now.steps, [one for one in told if one.what.is_step], strict=True):
+        assert step[1] == line.op
+        assert not line.io or step[2] == line.name
+    violation = RealViolation(Verdict.HANG, "wrong", cause="wrong")
+    sighting = Sighting(system.scenario, violation, (), tuple(system.now.lines), 1)
+    drawn = diagram(group([sighting])[0])
+    assert drawn.count("* starts") == 2
+    assert drawn.count("* CUT: ") == (what is What.CUT)
+    assert drawn.count("* FAILS: ") == (what is What.FAIL)
+
+
+def test_what_is_no_line_is_a_note() -> None:
+    assert read_line("crash: QEMU (of 3) died") == Line(
+        What.NOTE, None, "", "crash: QEMU (of 3) died"
+    )
+    assert read_line("    hidden write 0+128 #2 (of 1)").name == "hidden write 0+128"
