@@ -28,6 +28,7 @@ from qmpshim.conformance.check.results import Results, load_results
 from qmpshim.conformance.check.suites import Suite, suite_named
 from qmpshim.conformance.explore.finding_files import CASE as SCHEDULE
 from qmpshim.conformance.explore.finding_files import is_schedule, load_finding
+from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.errors import BuildError, HostError, InputError, QmpshimError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build
@@ -77,8 +78,8 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="C",
-        help="only this case of the suite (a * may end it), or a bundle that verify or explore "
-        "kept; may be given several times",
+        help="only this case of the suite (a * may end it), or a bundle that verify, explore or "
+        "pair kept; may be given several times",
     )
     checking.add_argument("--list", action="store_true", help="show the suite's cases, run nothing")
     checking.add_argument(
@@ -184,9 +185,12 @@ def _suite(args: argparse.Namespace) -> Suite:
 def _bundle_case(path: Path) -> Case:
     if is_schedule(path):
         content = load_finding(path).to_json()
+    elif pair_bundle.is_pair(path):
+        content = pair_bundle.content(path)
     else:
         content = bundles.to_json(bundles.load(path))
-    named = path if path.name not in (SCHEDULE, bundles.CASE) else path.absolute().parent
+    files = (SCHEDULE, bundles.CASE, pair_bundle.CASE)
+    named = path if path.name not in files else path.absolute().parent
     return Case("bundle", f"bundle/{slug(named.absolute().stem)}", {"content": content}, 300.0)
 
 

@@ -164,7 +164,7 @@ async def replay(bundle: Path, build: Build, console: Console) -> int:
         BUNDLES,
         progress=lambda done, text: console.progress(f"{done.seconds:7.1f} s  {text}"),
     )
-    same = [finding for finding in outcome.findings if finding.cause == wanted.get("cause")]
+    same = [finding for finding in outcome.findings if pair_bundle.shows(wanted, finding)]
     for finding in outcome.findings:
         how = "reproduced" if finding in same else "another finding"
         console.line(f"{how}: {finding.divergence}")

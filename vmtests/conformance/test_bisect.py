@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from broken_builds import make
@@ -160,3 +161,28 @@ def test_a_schedule_of_another_build_is_looked_for(qmpshim: CommandLine) -> None
     done = qmpshim.run("check", "--bisect", "--build", "system", "--case", known)
     assert (done.returncode, done.stderr) == (1, ""), done
     assert "bad: reproduced: active disk: corruption" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "say"),
+    [
+        ({}, 1, "bad: reproduced: "),
+        ({"cause": "something else"}, 125, "cannot be tested, another divergence: "),
+        ({"failover": "cut"}, 0, "good: 1 case"),
+        ({"format": 7}, 128, "has format 7"),
+    ],
+)
+def test_a_bundle_of_a_pair(
+    change: dict[str, Any], status: int, say: str, qmpshim: CommandLine
+) -> None:
+    """A write-up that this QEMU shows, as it is and with one thing changed."""
+    written = ROOT / "vmtests" / "conformance" / "known" / "pair"
+    value = json.loads((written / "checkpoint-after-lost-writes.json").read_text())["case"]
+    for part in (value, value["plan"], value["findings"][0]):
+        part.update({name: change[name] for name in change if name in part})
+    bundle = qmpshim.home / "bundle"
+    bundle.mkdir()
+    (bundle / "pair.json").write_text(json.dumps(value))
+    done = qmpshim.run("check", "--bisect", "--build", "system", "--case", bundle)
+    assert done.returncode == status, done
+    assert say in done.stdout + done.stderr, done

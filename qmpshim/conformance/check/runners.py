@@ -27,6 +27,7 @@ from qmpshim.conformance.explore.findings import Finding, finding_from_json
 from qmpshim.conformance.explore.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario, named, scenario_from_json, words
 from qmpshim.conformance.known import DIRECTORY, known_directed, known_findings, write_up
+from qmpshim.conformance.pair import checks as pair_checks
 from qmpshim.conformance.verify import replay, setup_for
 from qmpshim.conformance.verify import verify as run_verify
 from qmpshim.errors import InputError
@@ -294,11 +295,13 @@ def directed(build: Build, case: Case, directory: Path) -> CaseOutcome:
 
 
 def bundle(build: Build, case: Case, directory: Path) -> CaseOutcome:
-    """``content``: of a bundle's case file, of verify or explore; is it seen on this build?"""
+    """``content``: of a bundle's case file, of verify, explore or pair; does this build show it?"""
     _only(case, "content")
     content = case.arguments["content"]
     if "schedule" in content:
         return _schedule_bundle(build, finding_from_json(content), directory)
+    if content.get("kind") == "pair":
+        return _pair_bundle(build, content, directory)
     place = directory / "bundle"
     place.mkdir()
     (place / bundles.CASE).write_text(json.dumps(content))
@@ -325,6 +328,14 @@ def _schedule_bundle(build: Build, wanted: Finding, directory: Path) -> CaseOutc
         return CaseOutcome(Status.OK, "not seen in any schedule")
     finding = _of_schedule(replace(other, known=""), build, directory)
     return CaseOutcome(Status.DIVERGED, *_same_or_not(False, other.text, finding))
+
+
+def _pair_bundle(build: Build, content: Mapping[str, Any], directory: Path) -> CaseOutcome:
+    outcome, findings, same = pair_checks.again(build, content, directory)
+    if not findings:
+        return CaseOutcome(Status.OK, pair_checks.summary(outcome))
+    text, _, figures = _same_or_not(same, findings[0].title, findings[0])
+    return CaseOutcome(Status.DIVERGED, text, findings, figures)
 
 
 def _recorded(build: Build, wanted: Finding, directory: Path) -> CaseOutcome:

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,36 @@ def load(path: Path) -> tuple[PairPlan, dict[str, Any]]:
 
     :raises InputError: it is no bundle, or one of another format
     """
-    value = read_case(path, CASE)
+    return from_json(read_case(path, CASE), path)
+
+
+def from_json(value: Any, path: Path) -> tuple[PairPlan, dict[str, Any]]:
+    """The same of what is in its file.
+
+    :param path: where that is, for the error
+    :raises InputError: it is none
+    """
     try:
         check_format(value, FORMAT, path)
         findings = value["findings"]
         return PairPlan.from_json(value["plan"]), dict(findings[0]) if findings else {}
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"{path} is damaged: {error!r}") from error
+
+
+def content(path: Path) -> dict[str, Any]:
+    """What is in a bundle's file.
+
+    :raises InputError: it is no bundle, or one of another format
+    """
+    value: dict[str, Any] = read_case(path, CASE)
+    from_json(value, path)
+    return value
+
+
+def shows(wanted: Mapping[str, Any], finding: PairFinding) -> bool:
+    """Whether *finding* is what was *wanted*: a finding in a bundle."""
+    return (finding.divergence.verdict.value, finding.cause) == (
+        wanted.get("verdict"),
+        wanted.get("cause"),
+    )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.known import DIRECTORY
@@ -109,7 +110,46 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
     outcome, bundle = asyncio.run(
         run_plan(plan, (build, build), directory, known=load_known(KNOWN))
     )
-    findings = tuple(
+    findings = case_findings(outcome, bundle, directory)
+    new = [finding for finding in findings if not finding.known]
+    return CaseOutcome(
+        Status.DIVERGED if new else Status.OK,
+        summary(outcome),
+        findings,
+        {
+            "checkpoints": outcome.checkpoints,
+            "writes": outcome.writes,
+            "bytes compared": outcome.compared,
+            **outcome.figures,
+        },
+        time.monotonic() - began,
+    )
+
+
+def again(
+    build: Build, content: Mapping[str, Any], directory: Path
+) -> tuple[PairOutcome, tuple[CaseFinding, ...], bool]:
+    """Carry out what a bundle's file says on a build.
+
+    :param directory: where the bundle of what is found goes
+    :returns: how it went, what was found, and whether that is what the bundle shows
+    :raises InputError: it is no bundle's content
+    :raises BuildError: this build cannot take part in a pair
+    """
+    plan, wanted = pair_bundle.from_json(content, Path(pair_bundle.CASE))
+    outcome, bundle = asyncio.run(run_plan(plan, (build, build), directory))
+    same = any(pair_bundle.shows(wanted, finding) for finding in outcome.findings)
+    return outcome, case_findings(outcome, bundle, directory), same
+
+
+def case_findings(
+    outcome: PairOutcome, bundle: Path | None, directory: Path
+) -> tuple[CaseFinding, ...]:
+    """What was found, for a report.
+
+    :param bundle: where the evidence is, in *directory*
+    """
+    return tuple(
         CaseFinding(
             finding.divergence.verdict,
             finding.cause,
@@ -124,19 +164,6 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
             details={"autopsy": list(finding.autopsy)},
         )
         for finding in outcome.findings
-    )
-    new = [finding for finding in findings if not finding.known]
-    return CaseOutcome(
-        Status.DIVERGED if new else Status.OK,
-        summary(outcome),
-        findings,
-        {
-            "checkpoints": outcome.checkpoints,
-            "writes": outcome.writes,
-            "bytes compared": outcome.compared,
-            **outcome.figures,
-        },
-        time.monotonic() - began,
     )
 
 
