@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from qmpshim.conformance.case import Case, Status
 from qmpshim.conformance.guest.checks import run, run_scenario
+from qmpshim.conformance.guest.rig import ProgramChain
 from qmpshim.conformance.guest.scenarios import GuestScenario
 from qmpshim.conformance.guest.work import GuestWork
-from qmpshim.errors import InputError
+from qmpshim.conformance.workload import Kind
+from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.guest_chain import Attachment
 from qmpshim.machine.guest_image import GuestImage
@@ -85,6 +91,49 @@ def test_what_goes_wrong_with_the_machine_is_a_verdict(
     assert outcome.divergence.verdict is verdict
     assert text in outcome.divergence.observed
     assert not outcome.known
+
+
+class NoRoom(ProgramChain):
+    """The file of the secondary disk takes no write: there is no room for it."""
+
+    def _storage(self, node: str) -> dict[str, Any]:
+        file = super()._storage(node)
+        if node != "secondary":
+            return file
+        full = {"event": "pwritev", "iotype": "write", "errno": errno.ENOSPC}
+        return {"driver": "blkdebug", "image": file, "inject-error": [full]}
+
+
+async def _writes(work: GuestWork, _seed: int) -> None:
+    work.primary(Kind.WRITE, 0, 8)
+
+
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize(
+    ("does", "chain", "verdict"),
+    [(_writes, NoRoom, Verdict.ERROR_CONTRACT), (_hangs, ProgramChain, Verdict.HANG)],
+)
+def test_a_full_host_disk_is_no_finding(
+    does: Any,
+    chain: type[ProgramChain],
+    verdict: Verdict,
+    full: bool,
+    image: GuestImage,
+    qemu_build: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With room on the host's disk what goes wrong is QEMU's."""
+    room = 0 if full else 1 << 20
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=room, f_frsize=4096))
+    scenario = GuestScenario("made", "", does)
+    running = run_scenario(scenario, qemu_build, image, Attachment(), chain=chain)
+    if full:
+        with pytest.raises(HostError, match="is full: free some space"):
+            asyncio.run(running)
+    else:
+        outcome = asyncio.run(running)
+        assert outcome.divergence is not None
+        assert outcome.divergence.verdict is verdict, str(outcome.divergence)
 
 
 @pytest.mark.usefixtures("qemu_on_path")

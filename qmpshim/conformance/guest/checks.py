@@ -17,6 +17,7 @@ from qmpshim.conformance.divergence import Divergence, verdict_of
 from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
 from qmpshim.conformance.guest.scenarios import SCENARIOS, GuestScenario
 from qmpshim.conformance.guest.work import Diverged, GuestWork
+from qmpshim.conformance.session import check_space
 from qmpshim.conformance.verify import setup_for
 from qmpshim.errors import BuildError, GuestFailed, GuestPanicked, InputError, MachineError
 from qmpshim.machine import guest_image
@@ -69,6 +70,7 @@ async def run_scenario(
     :param chain: the class that builds the chain; sabotage comes in here
     :param keep: where logs and images go when something was found
     :raises BuildError: the build cannot do it
+    :raises HostError: the disk under the images is full
     """
     spec = spec or ChainSpec(Workflow.REPLICATION, scenario.size)
     attachment = replace(attachment, log=True) if scenario.log else attachment
@@ -114,6 +116,7 @@ def refuse(build: Build, attachment: Attachment) -> None:
 
 
 def _misbehaved(work: GuestWork, error: MachineError) -> Divergence:
+    check_space(work.rig.directory)  # QEMU stops a guest whose write finds no room
     # A process that was killed closes its connections a little before it can be waited for.
     if not isinstance(error, GuestPanicked | GuestFailed) and not work.rig.qemu.alive(1.0):
         error = work.rig.qemu.died(_doing(error))

@@ -8,6 +8,7 @@ filter tells what the guest wrote, and the model is told.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from errno import ENOSPC
 from pathlib import Path
 
 from qmpshim.conformance import pattern
@@ -15,6 +16,7 @@ from qmpshim.conformance.crosscheck import CrossCheck
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.guest.program import PROGRAM, random_operations, read_lines
 from qmpshim.conformance.guest.rig import GuestRig
+from qmpshim.conformance.session import check_space
 from qmpshim.conformance.workload import Kind, Operation, Side
 from qmpshim.errors import CommandFailed, IOFailed
 from qmpshim.machine.blklog import BlkLog, Entry, Flag
@@ -39,7 +41,8 @@ class Diverged(Exception):
 class GuestWork:
     """What goes on at a rig beside a session, with every operation numbered and predicted.
 
-    Each method raises :class:`Diverged` when the model says otherwise.
+    Each method raises :class:`Diverged` when the model says otherwise, and HostError when that is
+    because the disk under the images is full.
     """
 
     def __init__(self, rig: GuestRig, qemu_img: Sequence[str] = ("qemu-img",)) -> None:
@@ -208,6 +211,8 @@ class GuestWork:
     def _judge(self, operation: Operation, errno: int, data: bytes) -> None:
         prediction = self.rig.oracle.predict(operation)
         if errno != prediction.errno:
+            if errno == ENOSPC:
+                check_space(self.rig.directory)
             predicted, observed = (f"errno {number}" for number in (prediction.errno, errno))
             raise self._told(Verdict.ERROR_CONTRACT, operation, predicted, observed)
         if prediction.owners is None:
