@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from guest_rigs import at_work, run_workload
 
 from qmpshim.conformance.guest.program import GuestLied, read_lines
 from qmpshim.conformance.guest.rig import ProgramChain
+from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.guest.work import GuestWork
 from qmpshim.conformance.workload import Kind, Operation, Side
 from qmpshim.machine import saved_state
@@ -19,7 +21,9 @@ from qmpshim.machine.guest import GuestSpec
 from qmpshim.machine.guest_chain import Attachment
 from qmpshim.machine.guest_image import GuestImage
 from qmpshim.machine.saved_state import StaleState
+from qmpshim.machine.secondary import ChainSpec
 from qmpshim.machine.workspace import Workspace
+from qmpshim.model.chain import Workflow
 from qmpshim.model.verdict import Verdict
 
 
@@ -178,6 +182,82 @@ def test_a_write_that_was_not_observed_is_convicted(
     assert found is not None
     assert found.verdict is Verdict.LOST_WRITE, str(found)
     assert found.where == "active disk (file)"
+
+
+class DamagesOnUmount(ProgramChain):
+    """A guest that empties its file system's group descriptors after each umount."""
+
+    async def build(self) -> None:
+        await super().build()
+        empty = f"dd if=/dev/zero of={self.disk} bs=1k seek=2 count=1 oflag=direct 2>/dev/null"
+        self.machine.run(f'umount() {{ /bin/busybox umount "$@" && {empty}; }}')
+
+
+class WritesOnSync(ProgramChain):
+    """A guest whose every sync makes a file longer."""
+
+    async def build(self) -> None:
+        await super().build()
+        self.machine.run("sync() { echo more >>/mnt/d1/f1; /bin/busybox sync; }")
+
+
+class MountsAnother(ProgramChain):
+    """A guest that mounts its own disk when the chain's is meant."""
+
+    async def add_source(self, size: int) -> tuple[str, Path]:
+        source, log = await super().add_source(size)
+        honest = "/bin/busybox mount"
+        swapped = f'*"-o ro"*) {honest} -t ext4 -o ro {source} /mnt;; *) {honest} "$@";;'
+        self.machine.run(f'mount() {{ case "$*" in {swapped} esac; }}')
+        return source, log
+
+
+class LogsNothing(ProgramChain):
+    """Where the write log should be there is a node that passes everything on."""
+
+    async def _add_log(self, below: str) -> None:
+        self.write_log.unlink(missing_ok=True)
+        self.write_log.touch()
+        await self.qemu.execute(
+            "blockdev-add", {"driver": "raw", "node-name": self.named("log"), "file": below}
+        )
+
+
+class SecondChanged(ProgramChain):
+    """After a checkpoint somebody writes to the second disk's chain, past QEMU."""
+
+    async def checkpoint(self) -> None:
+        await super().checkpoint()
+        with (self.directory / "next" / self.image("secondary").name).open("r+b") as file:
+            file.write(b"not the primary's")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "sabotage", "verdict", "where"),
+    [
+        ("ext4-failover", DamagesOnUmount, Verdict.CORRUPTION, "e2fsck"),
+        ("ext4-failover", WritesOnSync, Verdict.CONTENT, "the guest's files"),
+        ("ext4-failover", LogsNothing, Verdict.CONTENT, "the write log"),
+        ("ext4-checkpoint", MountsAnother, Verdict.CONTENT, "a mount before the checkpoint"),
+        ("two-disks", SecondChanged, Verdict.LOST_WRITE, "secondary disk (file)"),
+    ],
+)
+def test_a_scenarios_own_check_convicts(
+    scenario: str,
+    sabotage: type[ProgramChain],
+    verdict: Verdict,
+    where: str,
+    image: GuestImage,
+    workspace: Workspace,
+) -> None:
+    tried = SCENARIOS[scenario]
+    found = at_work(
+        *(image, workspace, lambda work: tried.run(work, 1), Attachment(log=tried.log)),
+        spec=ChainSpec(Workflow.REPLICATION, tried.size),
+        chain=sabotage,
+    )
+    assert found is not None
+    assert (found.verdict, found.where) == (verdict, where), str(found)
 
 
 def test_a_saved_state_of_another_guest_is_convicted(

@@ -163,11 +163,11 @@ async def _ext4_checkpoint(work: GuestWork, seed: int) -> None:
         await work.check()
         # Between two checkpoints nothing changes: no file system yet, then the first one.
         mounted = guest.run(f"mount -t ext4 -o ro {chain.disk} /mnt", check=False).status == 0
+        if mounted is not bool(before):
+            raise _wrong(work, "a mount before the checkpoint", not mounted, mounted)
         if mounted:
             _same_files(work, before)
             guest.run("umount /mnt")
-        if mounted is not bool(before):
-            raise _wrong(work, "a mount before the checkpoint", not mounted, mounted)
         await work.command(Kind.CHECKPOINT)
         await work.check()
         _is_clean(work, chain.disk)
