@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,8 @@ from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.oracle import Oracle
 from qmpshim.conformance.session import Rig, Setup
 from qmpshim.conformance.workload import Kind, Operation, Side
-from qmpshim.errors import HostError, InputError
-from qmpshim.machine.files import copy_sparse
+from qmpshim.errors import InputError
+from qmpshim.machine.files import copy_sparse, write_directory
 from qmpshim.machine.secondary import SECTOR, ChainSpec
 from qmpshim.model.behaviour import Behaviour, Known
 from qmpshim.model.chain import Workflow
@@ -56,30 +54,15 @@ class Case:
         return found.signature == self.divergence.signature
 
 
-def save(
-    directory: Path,
-    case: Case,
-    rig: Rig | None,
-    setup: Setup,
-) -> None:
+def save(directory: Path, case: Case, rig: Rig | None, setup: Setup) -> Path:
     """Write a bundle; it appears whole or not at all.
 
-    :param directory: must not exist yet
+    :param directory: what it is to be called; a number is added when that is taken
     :param rig: the rig on which the divergence was seen last, still running or just dead
+    :returns: where it is
     :raises HostError: the directory cannot be written
     """
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        parts = Path(tempfile.mkdtemp(prefix=".bundle-", dir=directory.parent))
-        try:
-            _write(parts, case, rig, setup)
-            os.chmod(parts, 0o755)
-            os.rename(parts, directory)
-        except BaseException:
-            shutil.rmtree(parts, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise HostError(f"cannot write the bundle {directory}: {error.strerror}") from error
+    return write_directory(directory, lambda parts: _write(parts, case, rig, setup))
 
 
 def _write(parts: Path, case: Case, rig: Rig | None, setup: Setup) -> None:

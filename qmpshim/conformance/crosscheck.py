@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.oracle import Oracle, View
-from qmpshim.conformance.overlay import read_overlay
+from qmpshim.conformance.overlay import read_overlay, wrong_allocation
 from qmpshim.conformance.pattern import (
     Bytes,
     Comparer,
@@ -203,35 +203,13 @@ class CrossCheck:
             yield self._divergence(Verdict.CORRUPTION, where, broken.predicted, broken.observed)
         if overlay is None:
             return
-        yield from self._check_allocation(node, model, overlay.allocation)
+        cluster = self.chain.spec.cluster
+        if wrong := wrong_allocation(model.alloc, overlay.allocation, cluster):
+            yield self._divergence(Verdict.ALLOCATION, where, wrong.predicted, wrong.observed)
         for offset, data in _stretches(overlay.view):
-            wrong = self._comparer.compare(data, model.contents, offset // SECTOR)
-            if wrong:
-                yield self._content(node, wrong)
+            if differing := self._comparer.compare(data, model.contents, offset // SECTOR):
+                yield self._content(node, differing)
                 return
-
-    def _check_allocation(
-        self, node: str, model: ModelQcow2, observed: dict[int, Alloc]
-    ) -> Iterator[Divergence]:
-        if model.alloc == observed:
-            return
-        wrong = [
-            index
-            for index in sorted(model.alloc.keys() | observed.keys())
-            if not model.alloc.get(index, Alloc.UNALLOCATED).admits(
-                observed.get(index, Alloc.UNALLOCATED)
-            )
-        ]
-        if wrong:
-            index = wrong[0]
-            more = f" (and {len(wrong) - 1} more clusters)" if len(wrong) > 1 else ""
-            say = f"cluster {index} (byte {index * self.chain.spec.cluster}) "
-            yield self._divergence(
-                Verdict.ALLOCATION,
-                f"{node} disk (file)",
-                say + model.alloc.get(index, Alloc.UNALLOCATED).name.lower(),
-                say + observed.get(index, Alloc.UNALLOCATED).name.lower() + more,
-            )
 
     def _check_raw(self, touched: set[int] | None) -> Iterator[Divergence]:
         model = self._model("secondary")

@@ -170,10 +170,11 @@ async def minimise(
         progress(f"{setup.spec.workflow}: shrinking, {left} operations left after {runs} runs")
 
     minimal, found = await shrink(operations, divergence, reproduce, seconds, tell)
-    target = _free(bundles / f"{setup.spec.workflow}-{found.verdict}-seed{seed}")
+    target = bundles / f"{setup.spec.workflow}-{found.verdict}-seed{seed}"
     build = {"version": version, "command": list(setup.command), "machine": setup.machine}
 
     def save(rig: Rig | None, result: Result) -> None:
+        nonlocal target
         case = bundle.Case(
             setup.spec,
             setup.behaviour,
@@ -182,18 +183,10 @@ async def minimise(
             seed,
             build,
         )
-        bundle.save(target, case, rig, setup)
+        target = bundle.save(target, case, rig, setup)
 
     await run_case(quick, minimal, workspace.subdirectory("bundle"), at_end=save)
     return (minimal, found), target
-
-
-def _free(path: Path) -> Path:
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
 
 
 async def replay(

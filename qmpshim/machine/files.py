@@ -1,11 +1,12 @@
-"""Image files as the host sees them: mapped, without their holes, copied without their holes."""
+"""Files as the host sees them: images without their holes, directories that appear whole."""
 
 from __future__ import annotations
 
 import mmap
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from errno import ENXIO
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +14,7 @@ from typing import BinaryIO
 from qmpshim.errors import HostError
 
 _PIECE = 1 << 20  # bytes
+_BLOCK = 1 << 16  # bytes that are left out when they are all zero
 _PLENTY = 256 << 20  # bytes that the checks of all images do not take up while one is mapped
 
 
@@ -77,6 +79,50 @@ def copy_sparse(source: str | Path, target: str | Path) -> None:
             write.truncate(os.fstat(read.fileno()).st_size)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(error.filename or target)) from error
+
+
+def write_sparse(path: Path, data: bytes | bytearray | memoryview) -> None:
+    """Write a file's bytes and leave its zeroes out."""
+    with path.open("wb") as file:
+        for at in range(0, len(data), _BLOCK):
+            piece = data[at : at + _BLOCK]
+            if any(piece):
+                file.seek(at)
+                file.write(piece)
+        file.truncate(len(data))
+
+
+def free_name(path: Path) -> Path:
+    """The path, or where there is something already the path with a number behind it."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
+def write_directory(target: Path, write: Callable[[Path], None]) -> Path:
+    """Make a directory that appears whole or not at all.
+
+    :param target: what it is to be called; a number is added when that is taken
+    :param write: fills it, at another place
+    :returns: where it is
+    :raises HostError: it cannot be written
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        parts = Path(tempfile.mkdtemp(prefix=".bundle-", dir=target.parent))
+        try:
+            write(parts)
+            os.chmod(parts, 0o755)
+            found = free_name(target)
+            os.rename(parts, found)
+        except BaseException:
+            shutil.rmtree(parts, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise HostError(f"cannot write {target}: {error.strerror}") from error
+    return found
 
 
 def copy_tree(source: Path, target: Path, *leave_out: str) -> None:

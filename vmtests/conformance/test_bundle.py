@@ -105,7 +105,7 @@ def test_what_cannot_be_written(place: str, tmp_path: Path, monkeypatch: Any) ->
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(Path, "write_text", write_text)
-    with pytest.raises(HostError, match="cannot write the bundle") as raised:
+    with pytest.raises(HostError, match=r"cannot write .*bundle") as raised:
         save(tmp_path / place, CASE, None, Setup(SPEC))
     assert "\n" not in str(raised.value)
     left = [path for path in tmp_path.rglob("*") if path.name not in ("file", "full")]
@@ -114,10 +114,9 @@ def test_what_cannot_be_written(place: str, tmp_path: Path, monkeypatch: Any) ->
 
 def test_an_existing_bundle_is_not_overwritten(saved: Path) -> None:
     before = (saved / "case.json").read_text()
-    with pytest.raises(HostError, match="cannot write the bundle"):
-        save(saved, replace(CASE, seed=18), None, Setup(SPEC))
+    assert save(saved, replace(CASE, seed=18), None, Setup(SPEC)).name == "bundle-2"
     assert (saved / "case.json").read_text() == before
-    assert [path.name for path in saved.parent.iterdir()] == ["bundle"]
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["bundle", "bundle-2"]
 
 
 # -- damage --------------------------------------------------------------------------------------

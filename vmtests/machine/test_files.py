@@ -10,7 +10,14 @@ import pytest
 
 from qmpshim.errors import HostError
 from qmpshim.machine import files
-from qmpshim.machine.files import copy_sparse, copy_tree, file_extents, map_file
+from qmpshim.machine.files import (
+    copy_sparse,
+    copy_tree,
+    file_extents,
+    map_file,
+    write_directory,
+    write_sparse,
+)
 
 MiB = 1 << 20
 Space = namedtuple("Space", "f_bavail f_frsize")
@@ -55,6 +62,29 @@ def test_what_cannot_be_copied(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(HostError, match=r"cannot copy .* to .*file"):
         copy_tree(tmp_path / "from", tmp_path / "file")
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    def fill(parts: Path) -> None:
+        assert parts.name.startswith(".")
+        write_sparse(parts / "image", bytes(MiB) + b"tail")
+
+    for name in ("new", "new-2", "new-3"):
+        assert write_directory(tmp_path / "out" / "new", fill) == tmp_path / "out" / name
+    image = tmp_path / "out" / "new-3" / "image"
+    assert image.read_bytes() == bytes(MiB) + b"tail"
+    assert image.stat().st_blocks * 512 < MiB
+
+    def half(parts: Path) -> None:
+        (parts / "one").touch()
+        (parts / "missing" / "two").touch()
+
+    with pytest.raises(HostError, match=r"cannot write .*broken: No such file"):
+        write_directory(tmp_path / "out" / "broken", half)
+    (tmp_path / "file").touch()
+    with pytest.raises(HostError, match=r"cannot write .*file/new: "):
+        write_directory(tmp_path / "file" / "new", fill)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["new", "new-2", "new-3"]
 
 
 @pytest.mark.parametrize("free", [1 << 40, 0])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from qmpshim.conformance.case_file import check_format, read_case
 from qmpshim.conformance.pair.plan import PairFinding, PairOutcome, PairPlan
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds import Build
-from qmpshim.machine.files import copy_sparse
+from qmpshim.machine.files import copy_sparse, write_directory, write_sparse
 
 FORMAT = 1
 CASE = "pair.json"
@@ -78,24 +76,7 @@ def save(
     :returns: where it is
     :raises HostError: it cannot be written
     """
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        parts = Path(tempfile.mkdtemp(prefix=".bundle-", dir=directory.parent))
-        try:
-            _write(parts, outcome, builds, at, predicted)
-            os.chmod(parts, 0o755)
-            number = 1
-            target = directory
-            while target.exists():
-                number += 1
-                target = directory.with_name(f"{directory.name}-{number}")
-            os.rename(parts, target)
-        except BaseException:
-            shutil.rmtree(parts, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise HostError(f"cannot write the bundle {directory}: {error.strerror}") from error
-    return target
+    return write_directory(directory, lambda parts: _write(parts, outcome, builds, at, predicted))
 
 
 def _write(
@@ -106,13 +87,7 @@ def _write(
     (parts / "README").write_text(_README.format(finding=first.divergence))
     (parts / "steps.txt").write_text("".join(f"{step}\n" for step in outcome.steps))
     (parts / "autopsy.txt").write_text("".join(f"{line}\n" for line in first.autopsy))
-    with (parts / "predicted.raw").open("wb") as file:
-        for offset in range(0, len(predicted), 1 << 16):
-            piece = predicted[offset : offset + (1 << 16)]
-            if any(piece):
-                file.seek(offset)
-                file.write(piece)
-        file.truncate(len(predicted))
+    write_sparse(parts / "predicted.raw", predicted)
     _copy_members(at, parts)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from qmpshim.conformance.divergence import Divergence
-from qmpshim.conformance.overlay import read_overlay
+from qmpshim.conformance.overlay import read_overlay, wrong_allocation
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.machine.files import map_file
 from qmpshim.machine.images import ImageView
@@ -106,7 +106,9 @@ class PairJudge:
             yield self._told(Verdict.CORRUPTION, where, broken.predicted, broken.observed)
         if overlay is None:
             return
-        yield from self._allocation(where, self.model.allocation(node), overlay.allocation)
+        predicted = self.model.allocation(node)
+        if wrong := wrong_allocation(predicted, overlay.allocation, self.model.cluster):
+            yield self._told(Verdict.ALLOCATION, where, wrong.predicted, wrong.observed)
         for piece in overlay.view.pieces():
             if piece.alloc is not Alloc.DATA or piece.data is None:
                 continue
@@ -123,27 +125,6 @@ class PairJudge:
                     count,
                 )
                 return
-
-    def _allocation(
-        self, where: str, predicted: dict[int, Alloc], observed: dict[int, Alloc]
-    ) -> Iterator[Divergence]:
-        wrong = [
-            index
-            for index in sorted(predicted.keys() | observed.keys())
-            if not predicted.get(index, Alloc.UNALLOCATED).admits(
-                observed.get(index, Alloc.UNALLOCATED)
-            )
-        ]
-        if wrong:
-            index = wrong[0]
-            more = f" (and {len(wrong) - 1} more clusters)" if len(wrong) > 1 else ""
-            say = f"cluster {index} (byte {index * self.model.cluster}) "
-            yield self._told(
-                Verdict.ALLOCATION,
-                where,
-                say + predicted.get(index, Alloc.UNALLOCATED).name.lower(),
-                say + observed.get(index, Alloc.UNALLOCATED).name.lower() + more,
-            )
 
     def _told(self, verdict: Verdict, where: str, predicted: str, observed: str) -> Divergence:
         return Divergence(verdict, where, self.model.checkpoints, predicted, observed)

@@ -34,7 +34,6 @@ class PairModel:
     :ivar base: the same at the last checkpoint
     :ivar checkpoints: taken so far
     :ivar writes: writes of the primary so far
-    :ivar unsure: requests whose connection broke before they were answered: done, or not
     """
 
     def __init__(self, initial: bytes, cluster: int, behaviour: Behaviour) -> None:
@@ -43,7 +42,6 @@ class PairModel:
         self.cluster = cluster
         self.behaviour = behaviour
         self.checkpoints = self.writes = 0
-        self.unsure: list[Request] = []
         self.overlaid = False  # the secondary disk took over what hidden and active disk held
         self._number = 1
         self._mark = 1  # owners up to this one: the bytes of the last checkpoint
@@ -62,9 +60,12 @@ class PairModel:
         run_straight(self.chain.start())
 
     def passed(self, request: Request, error: int) -> None:
-        """A change came over the link, and the secondary's QEMU has answered it."""
+        """A change came over the link, and the secondary's QEMU has answered it.
+
+        :param error: with this errno; then the link is broken, and whether the change was made
+            does not matter: a failover keeps the checkpoint, and nobody asks for more
+        """
         if error:
-            self.unsure.append(request)
             return
         start, count = request.offset // SECTOR, request.length // SECTOR
         self.writes += 1
