@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
 import shutil
 import time
 from collections import Counter
@@ -19,9 +17,17 @@ import numpy as np
 from qmpshim.conformance import pattern
 from qmpshim.conformance.crosscheck import CrossCheck
 from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.exchange import (
+    answer,
+    command,
+    submit,
+    wrong_data,
+    wrong_errno,
+    wrong_error,
+)
 from qmpshim.conformance.oracle import Oracle, Prediction
 from qmpshim.conformance.workload import Kind, Operation, Side
-from qmpshim.errors import BuildError, CommandFailed, HostError, IOFailed, MachineDied, MachineHung
+from qmpshim.errors import BuildError, CommandFailed, IOFailed, MachineDied, MachineHung
 from qmpshim.machine.nbd_client import BlockClient
 from qmpshim.machine.process import COMMAND_LIMIT, Qemu
 from qmpshim.machine.secondary import SECTOR, ChainSpec, SecondaryChain
@@ -187,7 +193,7 @@ class Session:
                     found = self._judge()
                     coming = next(source, None)
                     self._prepare(coming)
-                    exchange.observed = self._answer(exchange)
+                    exchange.observed = answer(exchange.client, exchange.cookie)
                     self._unjudged = exchange
                 if found is None and coming is None:
                     found = self._judge()
@@ -236,19 +242,9 @@ class Session:
     def _submit(self, operation: Operation) -> _Exchange:
         chain = self.rig.chain
         client = chain.primary if operation.side is Side.PRIMARY else chain.guest
-        offset, length = operation.start * SECTOR, operation.count * SECTOR
-        kind, payload = operation.kind, self._payload(operation)
-        if kind is Kind.READ:
-            cookie = client.submit_read(payload, offset)
-        elif kind is Kind.WRITE:
-            cookie = client.submit_write(payload, offset)
-        elif kind is Kind.ZERO:
-            cookie = client.submit_zero(length, offset)
-        elif kind is Kind.DISCARD:
-            cookie = client.submit_discard(length, offset)
-        else:
-            cookie = client.submit_flush()
-        if kind in _CHANGES:
+        payload = self._payload(operation)
+        cookie = submit(client, operation, payload)
+        if operation.kind in _CHANGES:
             self._writers[operation.number] = operation.side.value
             first, last = operation.start // PAGE, (operation.start + operation.count - 1) // PAGE
             self._touched.update(range(first, last + 1))
@@ -282,90 +278,29 @@ class Session:
             buffer = pool[length] = bytearray(length)
         return buffer
 
-    def _answer(self, exchange: _Exchange) -> int:
-        try:
-            exchange.client.wait(exchange.cookie)
-        except IOFailed as error:
-            return error.errno
-        return 0
-
     def _judge(self) -> Divergence | None:
         """Hold the last exchange's answer against its prediction."""
         exchange, self._unjudged = self._unjudged, None
         if exchange is None:
             return None
         operation, prediction = exchange.operation, exchange.prediction
-        if exchange.observed != prediction.errno:
-            return self._wrong_errno(operation, prediction.errno, exchange.observed)
+        directory = self.rig.directory
+        if found := wrong_errno(operation, prediction, exchange.observed, directory):
+            return found
         if operation.kind is not Kind.READ or prediction.owners is None:
             return None
         if self._comparer.same(exchange.payload, prediction.owners, operation.start):
             return None
         wrong = pattern.mismatches(exchange.payload, prediction.owners, operation.start)
-        return self._wrong_data(operation, exchange.payload, wrong)
-
-    def _wrong_errno(self, operation: Operation, predicted: int, observed: int) -> Divergence:
-        if observed == errno.ENOSPC:
-            check_space(self.rig.directory)
-        return Divergence(
-            Verdict.ERROR_CONTRACT,
-            f"{operation.side} {operation.kind}",
-            operation.number,
-            _errno_text(predicted),
-            _errno_text(observed),
-        )
-
-    def _wrong_data(
-        self, operation: Operation, payload: bytearray, wrong: list[pattern.Mismatch]
-    ) -> Divergence:
-        first = wrong[0]
-        at = (first.start - operation.start) * SECTOR
-        return Divergence(
-            self._check.read_verdict(operation.side, first, payload[at : at + SECTOR]),
-            f"{operation.side} read",
-            operation.number,
-            f"{pattern.describe_owner(first.predicted)} in sectors "
-            f"{first.start}..{first.start + first.count - 1}",
-            first.found,
-        )
+        return wrong_data(operation, exchange.payload, wrong, self._check)
 
     # -- commands ------------------------------------------------------------
 
     async def _command(self, operation: Operation) -> Divergence | None:
-        chain, kind = self.rig.chain, operation.kind
-        if kind is Kind.CHECK:
+        if operation.kind is Kind.CHECK:
             return await self.check(operation.number)
         prediction = self.rig.oracle.predict(operation)
-        observed: str | None = None
-        try:
-            if kind is Kind.STATUS:
-                observed = await chain.status()
-            elif kind is Kind.START:
-                await chain.start()
-            elif kind is Kind.CHECKPOINT:
-                await chain.checkpoint()
-            elif kind is Kind.STOP:
-                await chain.stop()
-            elif kind is Kind.FAILOVER:
-                await chain.failover()
-            elif kind is Kind.REBUILD:
-                await chain.rebuild()
-        except CommandFailed as error:
-            observed = error.desc
-        return self._wrong_answer(operation, prediction, observed)
-
-    def _wrong_answer(
-        self, operation: Operation, prediction: Prediction, observed: str | None
-    ) -> Divergence | None:
-        if observed == prediction.error:
-            return None
-        return Divergence(
-            Verdict.ERROR_CONTRACT,
-            str(operation.kind),
-            operation.number,
-            f"the error {prediction.error!r}" if prediction.error else "no error",
-            f"the error {observed!r}" if observed else "no error",
-        )
+        return wrong_error(operation, prediction, await command(self.rig.chain, operation.kind))
 
     async def finish(self) -> None:
         """The last cross-check: everything, everywhere."""
@@ -391,22 +326,6 @@ class Session:
         self._touched_before, self._touched = self._touched, set()
         found = await self._check.run(number, touched)
         return found[0] if found else None
-
-
-def _errno_text(number: int) -> str:
-    return errno.errorcode.get(number, str(number)) if number else "success"
-
-
-def check_space(directory: Path) -> None:
-    """Tell a full host disk from a QEMU that invents ENOSPC.
-
-    :raises HostError: the disk under *directory* is full
-    """
-    free = os.statvfs(directory)
-    if free.f_bavail * free.f_frsize < 1 << 20:
-        raise HostError(
-            f"the disk under {directory} is full: free some space, or set TMPDIR to another disk"
-        )
 
 
 async def run_case(

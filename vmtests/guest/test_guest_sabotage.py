@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from guest_rigs import at_work, run_workload
 
-from qmpshim.conformance.guest.program import GuestLied, read_lines
+from qmpshim.conformance.guest.program import GuestLied, random_operations, read_lines
 from qmpshim.conformance.guest.rig import ProgramChain
 from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.guest.work import GuestWork
@@ -144,18 +144,22 @@ def test_a_program_that_tells_of_another_operation_lies(
         run_workload(image, workspace, operations=operations, chain=SaysItDidAnother)
 
 
-def test_a_program_that_leaves_operations_out_is_convicted(
-    image: GuestImage, workspace: Workspace, qemu_build: Build
+@pytest.mark.parametrize(
+    ("does", "observed"),
+    [(9, "nothing"), (11, str(list(random_operations(1, 11, 2, 0, 4096))[-1]))],
+)
+def test_a_program_that_does_too_few_or_too_many_operations_is_convicted(
+    does: int, observed: str, image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
     async def scenario(work: GuestWork) -> None:
-        _replace_program(work.chain, 'random) exec /bin/honest "$1" random "$3" 9 "$5" "$6" "$7";;')
+        lie = f'random) exec /bin/honest "$1" random "$3" {does} "$5" "$6" "$7";;'
+        _replace_program(work.chain, lie)
         await work.command(Kind.START)
         work.random(1, 10, 0, 4096)
 
     found = at_work(qemu_build, image, workspace, scenario, chain=ProgramChain)
     assert found is not None
-    assert found.verdict is Verdict.PROTOCOL
-    assert found.observed == "nothing"
+    assert (found.verdict, found.observed) == (Verdict.PROTOCOL, observed), str(found)
 
 
 def test_a_write_that_was_not_observed_is_convicted(
@@ -249,10 +253,11 @@ def test_a_scenarios_own_check_convicts(
     where: str,
     image: GuestImage,
     workspace: Workspace,
+    qemu_build: Build,
 ) -> None:
     tried = SCENARIOS[scenario]
     found = at_work(
-        *(image, workspace, lambda work: tried.run(work, 1), Attachment(log=tried.log)),
+        *(qemu_build, image, workspace, lambda work: tried.run(work, 1), Attachment(log=tried.log)),
         spec=ChainSpec(Workflow.REPLICATION, tried.size),
         chain=sabotage,
     )

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.divergence import Divergence, verdict_of
+from qmpshim.conformance.exchange import check_space
 from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
 from qmpshim.conformance.guest.scenarios import SCENARIOS, GuestScenario
 from qmpshim.conformance.guest.work import Diverged, GuestWork
-from qmpshim.conformance.session import check_space
 from qmpshim.conformance.verify import setup_for
 from qmpshim.errors import BuildError, GuestFailed, GuestPanicked, InputError, MachineError
 from qmpshim.machine import guest_image

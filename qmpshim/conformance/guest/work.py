@@ -8,17 +8,22 @@ filter tells what the guest wrote, and the model is told.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from errno import ENOSPC
 from pathlib import Path
 
 from qmpshim.conformance import pattern
 from qmpshim.conformance.crosscheck import CrossCheck
 from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.exchange import (
+    answer,
+    command,
+    submit,
+    wrong_data,
+    wrong_errno,
+    wrong_error,
+)
 from qmpshim.conformance.guest.program import PROGRAM, random_operations, read_lines
 from qmpshim.conformance.guest.rig import GuestRig
-from qmpshim.conformance.session import check_space
 from qmpshim.conformance.workload import Kind, Operation, Side
-from qmpshim.errors import CommandFailed, IOFailed
 from qmpshim.machine.blklog import BlkLog, Entry, Flag
 from qmpshim.machine.files import map_file
 from qmpshim.machine.guest import RUN_LIMIT
@@ -100,31 +105,20 @@ class GuestWork:
     def primary(self, kind: Kind, start: int, data: bytes | int) -> None:
         """The primary writes, zeroes, discards or reads.
 
+        :param start: first sector
         :param data: bytes that are written, or a number of sectors (of the pattern, if written)
         """
         count = data if isinstance(data, int) else len(data) // SECTOR
         operation = self._next(Side.PRIMARY, kind, start, count)
-        client, offset = self.rig.chain.primary, start * SECTOR
-        buffer = bytearray(count * SECTOR)
-        if kind is Kind.WRITE:
-            if isinstance(data, int):
-                payload: bytes | memoryview = pattern.data_of(operation.number, start, count)
-            else:
-                payload = data
-                self.recorded.add(operation.number, start, data)
-            cookie = client.submit_write(payload, offset)
-        elif kind is Kind.ZERO:
-            cookie = client.submit_zero(len(buffer), offset)
-        elif kind is Kind.DISCARD:
-            cookie = client.submit_discard(len(buffer), offset)
-        else:
-            cookie = client.submit_read(buffer, offset)
-        errno = 0
-        try:
-            client.wait(cookie)
-        except IOFailed as error:
-            errno = error.errno
-        self._judge(operation, errno, bytes(buffer))
+        payload: bytes | bytearray | memoryview = bytearray(count * SECTOR)
+        if isinstance(data, bytes):
+            payload = data
+            self.recorded.add(operation.number, start, data)
+        elif kind is Kind.WRITE:
+            payload = pattern.data_of(operation.number, start, count)
+        client = self.rig.chain.primary
+        errno = answer(client, submit(client, operation, payload))
+        self._judge(operation, errno, payload)
 
     def random(
         self,
@@ -134,10 +128,11 @@ class GuestWork:
         length: int,
         beside: Iterable[tuple[Kind, int, int]] = (),
     ) -> None:
-        """The guest's program does *times* operations within *length* sectors from *start* on.
+        """The guest's program does *times* operations within *length* sectors from sector *start*.
 
-        :param beside: what the primary does meanwhile: kind, start, sectors. The promise makes the
-            order between the two sides immaterial, so the model may take one after the other
+        :param beside: what the primary does meanwhile: kind, first sector, sectors. The promise
+            makes the order between the two sides immaterial, so the model may take one after the
+            other
         """
         self.begin(seed, times, start, length)
         for kind, place, count in beside:
@@ -161,7 +156,11 @@ class GuestWork:
         self.judge(self.rig.machine.finish(RUN_LIMIT, check=False).output)
 
     def plan(self, seed: int, times: int, start: int, length: int) -> str:
-        """The command by which the guest does random operations; :meth:`judge` what it says."""
+        """The command by which the guest does random operations; :meth:`judge` what it says.
+
+        :param start: first sector of those that it uses
+        :param length: sectors that it uses
+        """
         first, self.number = self.number + 1, self.number + times
         self._begun = list(random_operations(seed, times, first, start, length))
         command = f"random {seed} {times} {first} {start} {length}"
@@ -175,8 +174,14 @@ class GuestWork:
             self._writers[operation.number] = operation.side
             if index >= len(told) or told[index].operation != operation:
                 said = str(told[index].operation) if index < len(told) else "nothing"
-                raise self._told(Verdict.PROTOCOL, operation, str(operation), said)
+                raise self._lied(str(operation), said)
             self._judge(operation, told[index].errno, told[index].data)
+        if len(told) > len(begun):
+            raise self._lied("nothing more", str(told[len(begun)].operation))
+
+    def _lied(self, predicted: str, observed: str) -> Diverged:
+        where = "the guest's program"
+        return Diverged(Divergence(Verdict.PROTOCOL, where, self.number, predicted, observed))
 
     async def command(self, kind: Kind) -> None:
         """A command of the chain, which means all of the guest's disks."""
@@ -184,52 +189,28 @@ class GuestWork:
         prediction = self.rig.oracle.predict(operation)
         for other in self._others:
             other.rig.oracle.predict(operation)
-        doing = {
-            Kind.START: self.chain.start,
-            Kind.CHECKPOINT: self.chain.checkpoint,
-            Kind.FAILOVER: self.chain.failover,
-        }
-        observed = None
-        try:
-            await doing[kind]()
-            if kind is Kind.FAILOVER:
-                for other in self._others:
-                    await other.chain.until_failed_over()
-        except CommandFailed as error:
-            observed = error.desc
-        if observed != prediction.error:
-            predicted, observed = (
-                repr(said) if said else "no error" for said in (prediction.error, observed)
-            )
-            raise self._told(Verdict.ERROR_CONTRACT, operation, predicted, observed)
+        observed = await command(self.chain, kind)
+        if kind is Kind.FAILOVER and observed is None:
+            for other in self._others:
+                await other.chain.until_failed_over()
+        if found := wrong_error(operation, prediction, observed):
+            raise Diverged(found)
 
     def _next(self, side: Side, kind: Kind, start: int, count: int) -> Operation:
         self.number += 1
         self._writers[self.number] = side
         return Operation(self.number, side, kind, start, count)
 
-    def _judge(self, operation: Operation, errno: int, data: bytes) -> None:
+    def _judge(
+        self, operation: Operation, errno: int, data: bytes | bytearray | memoryview
+    ) -> None:
         prediction = self.rig.oracle.predict(operation)
-        if errno != prediction.errno:
-            if errno == ENOSPC:
-                check_space(self.rig.directory)
-            predicted, observed = (f"errno {number}" for number in (prediction.errno, errno))
-            raise self._told(Verdict.ERROR_CONTRACT, operation, predicted, observed)
-        if prediction.owners is None:
+        if found := wrong_errno(operation, prediction, errno, self.rig.directory):
+            raise Diverged(found)
+        if operation.kind is not Kind.READ or prediction.owners is None:
             return
-        wrong = pattern.mismatches(data, prediction.owners, operation.start, self.recorded)
-        if not wrong:
-            return
-        at = (wrong[0].start - operation.start) * SECTOR
-        verdict = self._check.read_verdict(operation.side, wrong[0], data[at : at + SECTOR])
-        predicted = pattern.describe_owner(wrong[0].predicted)
-        raise self._told(verdict, operation, predicted, wrong[0].found)
-
-    def _told(
-        self, verdict: Verdict, operation: Operation, predicted: str, observed: str
-    ) -> Diverged:
-        where = f"{operation.side} {operation.kind}"
-        return Diverged(Divergence(verdict, where, operation.number, predicted, observed))
+        if wrong := pattern.mismatches(data, prediction.owners, operation.start, self.recorded):
+            raise Diverged(wrong_data(operation, data, wrong, self._check))
 
     # -- observation ---------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qmpshim.conformance.divergence import Divergence, verdict_of
+from qmpshim.conformance.exchange import check_space
 from qmpshim.conformance.pair.autopsy import Autopsy
 from qmpshim.conformance.pair.diary import BootWorkload
 from qmpshim.conformance.pair.judge import PairJudge
@@ -18,7 +19,6 @@ from qmpshim.conformance.pair.linux import LinuxWorkload
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import Failover, PairFinding, PairOutcome, PairPlan
 from qmpshim.conformance.pair.workload import ExportWorkload, Stuck, Workload
-from qmpshim.conformance.session import check_space
 from qmpshim.errors import MachineError
 from qmpshim.machine.boot_guest import BootGuest
 from qmpshim.machine.builds import Build, read_version
