@@ -100,10 +100,13 @@ def last(kind: Kind, times: int) -> Operation:
     return [operation for operation in DONE[:times] if operation.kind is kind][-1]
 
 
-@pytest.fixture(scope="module")
+RECORDED: dict[str, dict[Kind, Recording]] = {}
+
+
+@pytest.fixture
 def linux(image: GuestImage, qemu_build: Build) -> dict[Kind, Recording]:
-    """By the kind of the operation that is due next."""
-    recorded = {}
+    """By the kind of the operation that is due next; recorded once for each build."""
+    recorded = RECORDED.setdefault(qemu_build.name, {})
 
     async def run(work: GuestWork) -> None:
         await work.command(Kind.START)
@@ -114,8 +117,9 @@ def linux(image: GuestImage, qemu_build: Build) -> dict[Kind, Recording]:
             with closing(work.chain.inspect("guest")) as client:
                 recorded[kind] = Recording(said.encode(), client.read(SIZE, 0))
 
-    with Workspace() as workspace:
-        assert at_work(qemu_build, image, workspace, run) is None
+    if not recorded:
+        with Workspace() as workspace:
+            assert at_work(qemu_build, image, workspace, run) is None
     return recorded
 
 
@@ -262,7 +266,7 @@ def boot(build: Build, directory: Path, disk_words: str = "", damage: bool = Fal
     return Recording(said(), disk.read_bytes())
 
 
-def test_boot_as_it_was_and_with_one_block_lost(tmp_path: Path, qemu_build: Build) -> None:
+def test_boot_as_it_was_and_with_one_block_lost(qemu_build: Build, tmp_path: Path) -> None:
     recorded = boot(qemu_build, tmp_path)
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -272,14 +276,14 @@ def test_boot_as_it_was_and_with_one_block_lost(tmp_path: Path, qemu_build: Buil
     assert seen(judged(BOOT, lost, tmp_path / "b")) == {LOST}
 
 
-def test_boot_on_a_disk_that_forgets(tmp_path: Path, qemu_build: Build) -> None:
+def test_boot_on_a_disk_that_forgets(qemu_build: Build, tmp_path: Path) -> None:
     recorded = boot(qemu_build, tmp_path, damage=True)
     (tmp_path / "a").mkdir()
     found = judged(BOOT, recorded, tmp_path / "a")
     assert (Verdict.CONTENT, GUEST) in seen(found), found
 
 
-def test_boot_on_a_disk_that_fails(tmp_path: Path, qemu_build: Build) -> None:
+def test_boot_on_a_disk_that_fails(qemu_build: Build, tmp_path: Path) -> None:
     fails = "blkdebug,node-name=disk,image=file,inject-error.0.event=pwritev"
     recorded = boot(qemu_build, tmp_path, fails + ",inject-error.0.iotype=write")
     (tmp_path / "a").mkdir()
