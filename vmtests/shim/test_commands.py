@@ -335,14 +335,14 @@ def test_an_export_made_again_for_another_disk(service: Service) -> None:
     assert _verified(wire)["as-predicted"]
 
 
-def test_names_that_mean_something_in_a_uri(loop: Loop) -> None:
+def test_names_that_mean_something_in_a_uri(loop: Loop, qemu_build: Build) -> None:
     """Spaces, percent signs, hashes: in TMPDIR, in an export's name, in QEMU's server's path."""
     odd = Path(tempfile.mkdtemp(prefix="a %#&?é,"))
     spec = ChainSpec(Workflow.REPLICATION, SIZE, CLUSTER)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(odd))
         patch.setattr(tempfile, "tempdir", str(odd))
-        service = Service(loop, Options(build=build_of("system"), chain=spec))
+        service = Service(loop, Options(build=qemu_build, chain=spec))
     try:
         wire = service.client()
         assert wire.ask("nbd-server-stop") == {"return": {}}

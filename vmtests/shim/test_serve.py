@@ -326,12 +326,12 @@ def test_a_path_too_long_for_a_socket(loop: Loop, tmp_path: Path) -> None:
             loop.run(what())
 
 
-def test_an_endpoint_that_is_given_up_leaves_no_qemu(loop: Loop) -> None:
+def test_an_endpoint_that_is_given_up_leaves_no_qemu(loop: Loop, qemu_build: Build) -> None:
     """Cancelled while QEMU starts."""
 
     async def give_up(rounds: int) -> bool:
         async def enter() -> None:
-            async with endpoint(Options(build=build_of("system"))):
+            async with endpoint(Options(build=qemu_build)):
                 pass
 
         entering = asyncio.ensure_future(enter())
