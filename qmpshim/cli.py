@@ -11,7 +11,7 @@ from errno import ENOSPC
 
 import qmpshim
 from qmpshim.commands import builds, check, explore, guest, pair, shim, stress, verify
-from qmpshim.commands.console import WRONG, Console, Parser
+from qmpshim.commands.console import STDOUT, WRONG, Console, Parser
 from qmpshim.errors import QmpshimError
 
 
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     run: Callable[[argparse.Namespace, Console], int] = args.run
     try:
-        return run(args, Console(sys.stdout))
+        json_only = getattr(args, "json", None) == STDOUT  # then the words go elsewhere
+        return run(args, Console(sys.stderr if json_only else sys.stdout))
     except QmpshimError as error:
         print(f"qmpshim: {error}", file=sys.stderr)
         return error.exit_code

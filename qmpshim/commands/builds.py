@@ -45,11 +45,12 @@ def _builds_list(args: argparse.Namespace, console: Console) -> int:
     if args.json:
         console.line(json.dumps([asdict(row) for row in rows], indent=1))
         return OK
+    width = max(len(row.name) for row in rows)
     for row in rows:
         console.line(
-            f"{row.name:18} {row.kind:10} {row.discipline:18} {row.problem or row.version}"
+            f"{row.name:{width}} {row.kind:10} {row.discipline:18} {row.problem or row.version}"
         )
-        console.line(f"{'':18} {row.place}")
+        console.line(f"{'':{width}} {row.place}")
     return OK
 
 

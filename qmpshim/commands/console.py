@@ -19,6 +19,7 @@ from qmpshim.machine import builds
 from qmpshim.machine.builds import Build
 
 OK, DIVERGED, WRONG, UNTESTABLE = 0, 1, 2, 125
+STDOUT = Path("-")  # as a file to write to
 BUNDLES = Path("qmpshim-bundles")  # where replay bundles go unless --keep says otherwise
 
 
@@ -126,7 +127,9 @@ def build_options(
 
 def output_options(parser: argparse.ArgumentParser, kept: str) -> None:
     """Add ``--json``, ``--keep`` (of *kept*, in words) and ``--strict``."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the summary as JSON")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the summary as JSON (-: to stdout)"
+    )
     parser.add_argument(
         "--keep",
         type=Path,
@@ -218,7 +221,7 @@ def check_writable(path: Path | None) -> None:
 
     :raises InputError: it cannot
     """
-    if path is None:
+    if path is None or path == STDOUT:
         return
     try:
         path.touch()
@@ -244,7 +247,11 @@ def write_json(path: Path | None, value: Any) -> None:
     """
     if path is None:
         return
+    text = json.dumps(value, indent=1) + "\n"
+    if path == STDOUT:
+        sys.stdout.write(text)
+        return
     try:
-        path.write_text(json.dumps(value, indent=1) + "\n")
+        path.write_text(text)
     except OSError as error:
         raise HostError(f"cannot write {path}: {error.strerror}") from error

@@ -16,6 +16,7 @@ from qmpshim.commands.console import (
     OK,
     Console,
     build_options,
+    check_directory,
     check_writable,
     chosen_builds,
     count,
@@ -24,6 +25,7 @@ from qmpshim.commands.console import (
     seconds,
     write_json,
 )
+from qmpshim.conformance import bundle as bundles
 from qmpshim.conformance.explore.crash_points import CrashPoints
 from qmpshim.conformance.explore.exploration import ExploreReport, Progress, explore_real, render
 from qmpshim.conformance.explore.export import export_script
@@ -42,6 +44,7 @@ from qmpshim.conformance.explore.model_run import (
 from qmpshim.conformance.explore.scenarios import RealScenario, named, scenario_from_json, words
 from qmpshim.conformance.explore.system import CUT, RECONNECT
 from qmpshim.conformance.known import known_findings
+from qmpshim.conformance.pair.bundle import is_pair
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build
 from qmpshim.model.explorer import MODES
@@ -119,6 +122,8 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
         return _explore_model(args, console)
     if args.discipline or args.schedule:
         raise InputError("--discipline and --schedule go with --model")
+    if args.mode != "exhaustive" and args.budget is None and args.scenario != "list":
+        raise InputError(f"--mode {args.mode} never ends by itself: add a --budget, e.g. 60s")
     if args.scenario == "list":
         for one in named("all"):
             console.line(f"{one.name:20} {', '.join(words(op) for op in one.ops)}")
@@ -126,6 +131,8 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
     scenarios = _real_scenarios(args.scenario or "pairs")
     chosen = chosen_builds(args)
     check_writable(args.json)
+    if args.keep is not None:
+        check_directory(args.keep)
     reports: list[ExploreReport] = []
 
     def on(build: Build) -> int:
@@ -200,6 +207,11 @@ def _kept(finding: Finding, directory: Path, build: Build) -> Path:
 
 
 def _export(args: argparse.Namespace, console: Console) -> int:
+    if (args.bundle / bundles.CASE).exists() or is_pair(args.bundle):
+        raise InputError(
+            f"{args.bundle} holds no schedule of `explore`, which alone makes a script; "
+            "`qmpshim replay` shows it"
+        )
     console.line(export_script(load_finding(args.bundle)).rstrip("\n"))
     return OK
 
@@ -208,6 +220,16 @@ def _export(args: argparse.Namespace, console: Console) -> int:
 
 
 def _explore_model(args: argparse.Namespace, console: Console) -> int:
+    of_qemu = {
+        "--build": args.build,
+        "--qemu": args.qemu,
+        "--faults": args.faults,
+        "--crash-points": args.crash_points != CrashPoints.NONE.value,
+        "--keep": args.keep,
+        "--strict": args.strict,
+    }
+    if unfit := [option for option, given in of_qemu.items() if given]:
+        raise InputError(f"{unfit[0]} goes with a real QEMU, not with --model")
     if "list" in (args.discipline or []):
         for name in discipline_names():
             console.line(name)

@@ -14,7 +14,7 @@ def read_case(path: Path, name: str) -> Any:
 
     :param path: the bundle's directory or the file
     :param name: the file's name in the directory
-    :raises InputError: there is none, or it is no JSON
+    :raises InputError: there is none, or it is no JSON object
     """
     file = path / name if path.is_dir() else path
     try:
@@ -23,14 +23,17 @@ def read_case(path: Path, name: str) -> Any:
         raise InputError(f"{path} is no bundle: {file}: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"{file} is damaged: {error}") from error
-    return value.get("case", value) if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        raise InputError(f"{file} is no replay bundle")
+    return value.get("case", value)
 
 
 def check_format(value: Any, number: int, path: Path) -> None:
     """That a case is of the format this qmpshim reads.
 
-    :raises InputError: it is of another
-    :raises KeyError: it does not say
+    :raises InputError: it is of another, or no case
     """
+    if not isinstance(value, dict) or "format" not in value:
+        raise InputError(f"{path} is no replay bundle")
     if value["format"] != number:
         raise InputError(f"{path} has format {value['format']}; this qmpshim reads format {number}")

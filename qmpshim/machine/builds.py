@@ -307,6 +307,8 @@ def remove(name: str) -> None:
 
     :raises InputError: no such name is registered
     """
+    if name == "system":
+        raise InputError("the system's build is not ours to remove (apt is its owner)")
     registry.remove(name)
 
 

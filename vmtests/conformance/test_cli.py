@@ -57,6 +57,9 @@ def test_verify_tells_and_writes_what_it_did(qmpshim: CommandLine) -> None:
         assert run["checks"] > 0
     assert {path.name for path in kept.iterdir()} == {"backup", "replication"}
     assert (kept / "replication" / "active.qcow2").exists()
+    piped = qmpshim.run("verify", "--ops", "100", "--size", "4M", "--json", "-")
+    assert json.loads(piped.stdout)["verdicts"] == []
+    assert piped.stderr.splitlines()[-1].startswith("all as predicted: 100 operations")
     assert {path.name for path in qmpshim.home.iterdir()} <= {"report.json", "kept", "cache"}
 
 
@@ -225,6 +228,11 @@ def test_bundles_that_cannot_be_read(qmpshim: CommandLine) -> None:
     for data in (b"", b"\0\xff", b'{"format": 1}', b"[1, 2"):
         damaged.write_bytes(data)
         refuses(qmpshim.run("replay", damaged), "case.json is damaged")
+    for data in (b"{}", b"[]", b"1"):
+        damaged.write_bytes(data)
+        refuses(qmpshim.run("replay", damaged), "case.json is no replay bundle")
+    damaged.write_text('{"format": 1}')
+    refuses(qmpshim.run("export", qmpshim.home), "holds no schedule of `explore`")
     refuses(qmpshim.run("replay", "/dev/zero/x"), "is no bundle")
 
 
@@ -238,6 +246,18 @@ def test_results_that_cannot_be_written(qmpshim: CommandLine) -> None:
     (qmpshim.home / "file").touch()
     done = qmpshim.run("verify", "--keep", qmpshim.home / "file" / "kept")
     refuses(done, "cannot write .*file/kept: Not a directory")
+
+
+def test_explore_is_told_what_it_cannot_do(qmpshim: CommandLine) -> None:
+    """Before the work; nothing that was asked for is left out without a word."""
+    (qmpshim.home / "file").touch()
+    done = qmpshim.run("explore", "--keep", qmpshim.home / "file" / "kept")
+    refuses(done, "cannot write .*file/kept: Not a directory")
+    refuses(qmpshim.run("explore", "--mode", "pct"), "--mode pct never ends by itself: add a --bud")
+    for words in (["--build", "system"], ["--faults"], ["--strict"], ["--crash-points"]):
+        done = qmpshim.run("explore", "--model", *words)
+        refuses(done, f"{words[0]} goes with a real QEMU, not with --model")
+    refuses(qmpshim.run("explore", "--schedule", "io:0:0"), "go with --model")
 
 
 def test_no_libnbd(qmpshim: CommandLine) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from qmpshim.conformance.explore.execution import CUT
 from qmpshim.conformance.explore.export import blkdebug_steps, export_script
-from qmpshim.conformance.explore.finding_files import load_known
 from qmpshim.conformance.explore.findings import finding_from_json
+from qmpshim.conformance.explore.known import load_known
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build, read_version
 
@@ -69,6 +69,19 @@ def test_what_was_found_is_seen_without_qmpshim(
     script, said = run(name, qemu_build, tmp_path)
     assert "qmpshim" not in script.split("import", 1)[1].split("print(")[0]
     assert sign in said
+
+
+@pytest.mark.parametrize("words", [["--help"], ["/no/such/qemu"]])
+def test_a_script_without_its_qemu(tmp_path: Path, words: list[str]) -> None:
+    """One line, and nothing left behind."""
+    value = json.loads((KNOWN / "failover-reports-io-error.json").read_text())
+    script = tmp_path / "script.py"
+    script.write_text(export_script(finding_from_json(value["case"])))
+    done = subprocess.run(
+        [sys.executable, str(script), *words], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"no program {words[0]}; usage: {script} [QEMU-SYSTEM-BINARY]\n"
 
 
 def test_what_a_script_cannot_do_is_refused() -> None:
