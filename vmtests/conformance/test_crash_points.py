@@ -85,9 +85,10 @@ def test_a_fresh_qemu_that_ends_or_stops(
     class Fresh(GatedMachine):
         def tear_down(self) -> None:
             os.kill(self.pid, number)
-            super().tear_down()
+            with monkeypatch.context() as impatient:
+                impatient.setattr(gated_chain, "_LIMIT", 1.0)
+                super().tear_down()
 
     monkeypatch.setattr(crash_points, "GatedMachine", Fresh)
-    monkeypatch.setattr(gated_chain, "_LIMIT", 2.0)
     found = looked_at(stage, "WP", after_a_crash_thoroughly)
     assert found == {(verdict, "reopening after a crash")}
