@@ -95,10 +95,15 @@ def failed_empty(machine: GatedMachine) -> None:
     machine.call("xen-set-replication", START)
     written(machine, "primary", 2, 0, 128)
     written(machine, "guest", 3, 128, 128)
-    if not _succeeds_without_hidden_disk(machine, "xen-colo-do-checkpoint"):
-        return
-    text = "emptying the hidden disk fails, and the checkpoint says success"
-    raise Broken(Verdict.ERROR_CONTRACT, text, "make_empty's failure is silent")
+    if _succeeds_without_hidden_disk(machine, "xen-colo-do-checkpoint"):
+        text = "emptying the hidden disk fails, and the checkpoint says success"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "make_empty's failure is silent")
+    machine.call("xen-colo-do-checkpoint")
+    written(machine, "primary", 4, 0, 128)
+    wanted = bytes(pattern.data_of(2, 0, 128)) + bytes(pattern.data_of(1, 128, 128))
+    if read(machine, "guest", 0, 256) != wanted:
+        text = "the guest does not see the state of the checkpoint that follows a failed one"
+        raise Broken(Verdict.ISOLATION, text, "the next checkpoint does not make all well")
 
 
 def failed_start(machine: GatedMachine) -> None:
