@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from qmpshim.conformance.case import Case, Status
+from qmpshim.conformance.check.runners import directed
 from qmpshim.conformance.guest.checks import run, run_scenario
 from qmpshim.conformance.guest.rig import ProgramChain
 from qmpshim.conformance.guest.scenarios import GuestScenario
@@ -54,7 +55,12 @@ def test_a_known_crash_is_named_with_its_evidence(
     assert outcome.status is Status.OK, outcome
     if (7, 2, 14) <= read_version(qemu_build)[0] < (7, 3):
         (found,) = outcome.findings
-        assert (found.verdict, found.known) == (Verdict.CRASH, "iothread-client-leaves")
+        assert (found.verdict, found.known) == (Verdict.CRASH, "directed/iothread-client-leaves")
+        assert "CVE-2024-7409" in found.details["written"]["reason"]
+        # The directed case's own finding has the same key: two sights of one defect.
+        case = Case("directed", "d", {"case": "iothread-client-leaves"})
+        [same] = directed(qemu_build, case, tmp_path).findings
+        assert same.key == found.key
         assert "guest check mixed --iothread --seed 1" in found.replay
         kept = {path.name for path in (tmp_path / "guest").iterdir()}
         assert {"console.log", "qmp.log", "stderr", "images"} <= kept

@@ -6,6 +6,7 @@ QEMU promises; what it does instead is a :class:`RealViolation`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,16 +57,22 @@ def run_directed(case: Directed, build: Build) -> RealViolation | None:
         told = machine.explained(error)
         verdict = verdict_of(told)
         how = "error" if verdict is Verdict.PROTOCOL else str(verdict)
+        cause = f"{case.name}: {how}"
         if verdict is Verdict.CRASH:
-            how = f"crash: {_telling(str(told))}"
-        return RealViolation(verdict, str(told), cause=f"{case.name}: {how}")
+            cause = crash_cause(case.name, str(told))
+        return RealViolation(verdict, str(told), cause=cause)
     finally:
         machine.close()
 
 
-def _telling(text: str) -> str:
-    """The assertion, or how QEMU ended: a crash somewhere else is another finding."""
-    return stable(text.split(": ", 1)[-1])
+def crash_cause(case: str, text: str) -> str:
+    """How a crash is called: a crash somewhere else is another finding.
+
+    :param case: the directed case that ends so
+    :param text: how QEMU ended, with its last words
+    """
+    said = re.search(r": ([\w-]*qemu[\w-]*: .*)", text)  # what went on then may hold a colon, too
+    return f"{case}: crash: {stable(said[1] if said else text.split(': ', 1)[-1])}"
 
 
 def _case(

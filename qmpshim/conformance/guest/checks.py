@@ -15,9 +15,11 @@ from pathlib import Path
 from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.divergence import Divergence, verdict_of
 from qmpshim.conformance.exchange import check_space
+from qmpshim.conformance.explore.directed import crash_cause
 from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
 from qmpshim.conformance.guest.scenarios import SCENARIOS, GuestScenario
 from qmpshim.conformance.guest.work import Diverged, GuestWork
+from qmpshim.conformance.known import known_directed, write_up
 from qmpshim.conformance.verify import setup_for
 from qmpshim.errors import BuildError, GuestFailed, GuestPanicked, InputError, MachineError
 from qmpshim.machine import guest_image
@@ -29,21 +31,12 @@ from qmpshim.machine.secondary import ChainSpec
 from qmpshim.machine.workspace import Workspace
 from qmpshim.model.chain import Workflow
 
-#: Findings that are written up (vmtests/conformance/known), by what QEMU says; with the versions.
-_KNOWN = (
-    (
-        "iothread-client-leaves",
-        re.compile(r"nbd_blockdev_client_closed: Assertion `qemu_in_main_thread"),
-        (7, 2, 14),
-        (7, 3, 0),
-    ),
-)
-
 
 @dataclass(slots=True)
 class GuestOutcome:
     """How a scenario went.
 
+    :ivar known: the id of the write-up that explains it, or ``""``
     :ivar figures: numbers by name, the unit in the name
     """
 
@@ -130,11 +123,14 @@ def _doing(error: MachineError) -> str:
 
 
 def known_cause(found: Divergence, build: Build) -> str:
-    """The write-up that explains what was found on this build, or ''."""
+    """The id of the written-up finding that this is, or ``""``.
+
+    What a directed case shows in its own way a guest may show, too.
+    """
     version = read_version(build)[0]
-    for name, pattern, since, fixed in _KNOWN:
-        if pattern.search(found.observed) and since <= version < fixed:
-            return name
+    for name, written in known_directed().items():
+        if written.covers(found.verdict, crash_cause(name, found.observed), version):
+            return f"directed/{name}"
     return ""
 
 
@@ -175,7 +171,7 @@ def finding(outcome: GuestOutcome, words: str, text: str) -> CaseFinding:
 
     :param words: the command that shows it again
     """
-    found = outcome.divergence
+    found, written = outcome.divergence, write_up(outcome.known)
     assert found is not None
     return CaseFinding(
         found.verdict,
@@ -185,7 +181,7 @@ def finding(outcome: GuestOutcome, words: str, text: str) -> CaseFinding:
         found.observed,
         known=outcome.known,
         replay=words,
-        details={"logs": "guest"},
+        details={"logs": "guest"} | ({"written": written} if written else {}),
     )
 
 

@@ -38,7 +38,7 @@ def best_accel(builds: tuple[Build, Build], guest: str) -> str:
     plan = PairPlan(guest=guest, accel="tcg")
     one, other = (read_version(build)[0] for build in builds)
     bad = any(
-        known.accel == "tcg" and known.contract and known.concerns(plan, versions)
+        known.accel == "tcg" and known.contract and known.may_come(plan, versions)
         for known in load_known(KNOWN)
         for versions in ((one, other), (other, one))  # who survives may be a primary later
     )
