@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import itertools
 import json
 import os
 from pathlib import Path
@@ -198,12 +197,7 @@ def _real_scenarios(what: str) -> list[RealScenario]:
 
 def _kept(finding: Finding, directory: Path, build: Build) -> Path:
     name = f"explore-{finding.verdict}-{finding.scenario.name}"
-    for number in itertools.count(1):
-        path = directory / (name if number == 1 else f"{name}-{number}")
-        if not path.exists():
-            break
-    save_finding(path, finding, build)
-    return path
+    return save_finding(directory / name, finding, build)
 
 
 def _export(args: argparse.Namespace, console: Console) -> int:

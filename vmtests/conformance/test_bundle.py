@@ -15,6 +15,8 @@ from sabotages import FlippedByte
 from qmpshim.conformance import bundle
 from qmpshim.conformance.bundle import Case, load, save
 from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.explore import finding_files
+from qmpshim.conformance.known import DIRECTORY
 from qmpshim.conformance.session import Result, Rig, Setup, run_case
 from qmpshim.conformance.verify import replay, setup_for
 from qmpshim.conformance.workload import Kind, Operation, Side
@@ -117,6 +119,22 @@ def test_an_existing_bundle_is_not_overwritten(saved: Path) -> None:
     assert save(saved, replace(CASE, seed=18), None, Setup(SPEC)).name == "bundle-2"
     assert (saved / "case.json").read_text() == before
     assert sorted(path.name for path in saved.parent.iterdir()) == ["bundle", "bundle-2"]
+
+
+def test_a_schedule_s_bundle_is_whole_or_not_there(tmp_path: Path, monkeypatch: Any) -> None:
+    """Also when QEMU, run once more for the evidence, finds the disk full."""
+    finding = finding_files.load_finding(DIRECTORY / "checkpoint-corrupts-overlay.json")
+    for name in ("new", "new-2"):
+        assert finding_files.save_finding(tmp_path / "new", finding) == tmp_path / name
+    assert finding_files.load_finding(tmp_path / "new-2") == finding
+
+    def full(*_: object) -> None:
+        raise HostError("the disk is full")
+
+    monkeypatch.setattr(finding_files, "collect", full)
+    with pytest.raises(HostError, match="full"):
+        finding_files.save_finding(tmp_path / "bad", finding, Build.system())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "new-2"]
 
 
 # -- damage --------------------------------------------------------------------------------------

@@ -207,12 +207,8 @@ def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
 
 def _of_schedule(finding: Finding, build: Build, directory: Path) -> CaseFinding:
     """A finding of the explorer's, kept as a bundle, with its diagram and maps."""
-    for number in range(1, 1000):
-        name = f"{finding.verdict}-{finding.scenario.name}" + (f"-{number}" if number > 1 else "")
-        if not (directory / name).exists():
-            break
     assert finding.verdict is not None
-    save_finding(directory / name, finding)
+    place = save_finding(directory / f"{finding.verdict}-{finding.scenario.name}", finding)
     lanes = [f"op {index}: {words(op)}" for index, op in enumerate(finding.scenario.ops)]
     scenario = finding.scenario
     setup = ", ".join(words(op) for op in scenario.setup)
@@ -224,7 +220,7 @@ def _of_schedule(finding: Finding, build: Build, directory: Path) -> CaseFinding
         known=finding.known,
         count=finding.count,
         trace=finding.lines,
-        bundle=name,
+        bundle=place.name,
         replay="qmpshim replay {bundle}",
         confirmed=finding.confirmed,
         details=_plain(

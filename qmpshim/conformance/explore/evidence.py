@@ -22,6 +22,7 @@ from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import RealSystem
 from qmpshim.errors import HostError, MachineError, QmpshimError
 from qmpshim.machine.builds import Build
+from qmpshim.machine.files import write_sparse
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.model.verdict import Verdict
 
@@ -78,14 +79,7 @@ def _write(machine: GatedMachine, directory: Path) -> None:
     ]
     (directory / "disk-requests.log").write_text("\n".join(rows) + "\n")
     for name in machine.images:
-        with (directory / f"{name}.img").open("wb") as file:
-            content = machine.gate.snapshot(name)
-            for at in range(0, len(content), 65536):
-                piece = content[at : at + 65536]
-                if piece.count(0) != len(piece):
-                    file.seek(at)
-                    file.write(piece)
-            file.truncate(len(content))
+        write_sparse(directory / f"{name}.img", machine.gate.snapshot(name))
 
 
 class _Gdb:

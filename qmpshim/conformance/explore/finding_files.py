@@ -8,33 +8,35 @@ from pathlib import Path
 from qmpshim.conformance.case_file import read_case
 from qmpshim.conformance.explore.evidence import collect
 from qmpshim.conformance.explore.findings import Finding, finding_from_json
-from qmpshim.errors import HostError, InputError
+from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build
+from qmpshim.machine.files import write_directory
 
 CASE = "schedule.json"
 
 
-def save_finding(directory: Path, finding: Finding, build: Build | None = None) -> None:
-    """Write a bundle: the case, the trace and what to do with it.
+def save_finding(directory: Path, finding: Finding, build: Build | None = None) -> Path:
+    """Write a bundle: the case, the trace and what to do with it; whole or not at all.
 
-    :param directory: is made; must not hold a bundle yet
+    :param directory: what it is to be called; a number is added when that is taken
     :param build: run it once more on this, for what else can be seen (see
         :mod:`qmpshim.conformance.explore.evidence`)
+    :returns: where it is
     :raises HostError: it cannot be written
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=False)
-        (directory / CASE).write_text(json.dumps(finding.to_json(), indent=1) + "\n")
-        (directory / "trace.txt").write_text("\n".join(finding.lines) + "\n")
-        (directory / "README").write_text(
+
+    def write(parts: Path) -> None:
+        (parts / CASE).write_text(json.dumps(finding.to_json(), indent=1) + "\n")
+        (parts / "trace.txt").write_text("\n".join(finding.lines) + "\n")
+        (parts / "README").write_text(
             f"{finding.verdict}: {finding.text}\n\n"
             "Replay it:  qmpshim replay THIS-DIRECTORY [--build NAME]\n"
             "For a bug report:  qmpshim export THIS-DIRECTORY > reproducer.py\n"
         )
-    except OSError as error:
-        raise HostError(f"cannot write the bundle {directory}: {error.strerror}") from error
-    if build is not None:
-        collect(finding, build, directory)
+        if build is not None:
+            collect(finding, build, parts)
+
+    return write_directory(directory, write)
 
 
 def is_schedule(path: Path) -> bool:

@@ -131,7 +131,7 @@ class PairJudge:
 
     @staticmethod
     def holds(image: Path, offset: int, data: bytes) -> bool:
-        """Whether an overlay has these bytes itself."""
+        """Whether an overlay has these bytes itself, from byte *offset* on."""
         try:
             pieces = list(ImageView.open(image).pieces(offset, len(data)))
         except ImageError:

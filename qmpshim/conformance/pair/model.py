@@ -30,6 +30,7 @@ class PairModel:
     """What the secondary's three disks must hold.
 
     :param initial: what both disks held when replication began
+    :param cluster: of hidden and active disk, bytes
     :ivar disk: the secondary disk's bytes
     :ivar base: the same at the last checkpoint
     :ivar checkpoints: taken so far
@@ -81,7 +82,10 @@ class PairModel:
         self._put(self.disk, self._since[number])
 
     def guest_wrote(self, offset: int, data: bytes) -> None:
-        """The secondary's guest wrote."""
+        """The secondary's guest wrote.
+
+        :param offset: bytes, as the data whole sectors
+        """
         number = self._next(offset, data)
         run_straight(self.chain.guest_write(offset // SECTOR, len(data) // SECTOR, number))
         if self.overlaid:
@@ -121,7 +125,7 @@ class PairModel:
         ]
 
     def view(self, offset: int, length: int) -> bytes:
-        """What the secondary's guest reads."""
+        """What the secondary's guest reads; *offset* and *length* in bytes, whole sectors."""
         start, count = offset // SECTOR, length // SECTOR
         owners = run_straight(self.chain.read_through(self.chain.top, start, count))
         return self._bytes(owners, start)
@@ -131,7 +135,10 @@ class PairModel:
         return self._overlay(node).alloc
 
     def content(self, node: str, offset: int, length: int) -> bytes:
-        """What ``hidden`` or ``active`` must hold in clusters that are allocated."""
+        """What ``hidden`` or ``active`` must hold in clusters that are allocated.
+
+        :param offset: bytes, as the length whole sectors
+        """
         start, count = offset // SECTOR, length // SECTOR
         return self._bytes(self._overlay(node).contents.read(start, count), start)
 

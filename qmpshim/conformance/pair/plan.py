@@ -48,6 +48,8 @@ class PairPlan:
     :ivar moment: the primary is killed in a checkpoint, when the secondary says this: one of
         :data:`MOMENTS`, or ``""``
     :ivar resume: after the failover, replicate to a new secondary
+    :ivar size: of the disks, bytes
+    :ivar cluster: of hidden and active disk, bytes
     :ivar limit: seconds any one step may take
     """
 
