@@ -18,11 +18,11 @@ from qmpshim.commands.console import Console, count
 from qmpshim.conformance import bundle as bundles
 from qmpshim.conformance.case import Case, Status
 from qmpshim.conformance.check import campaign, kinds
+from qmpshim.conformance.check.again import replay_command
 from qmpshim.conformance.check.bisect import ABORT, SKIP, answer
 from qmpshim.conformance.check.compare import Comparison, State, compare
 from qmpshim.conformance.check.executors import DaskExecutor, Executor, LocalExecutor
 from qmpshim.conformance.check.journal import Journal, slug
-from qmpshim.conformance.check.report_text import replay_command
 from qmpshim.conformance.check.reports import HTML, JUNIT, RESULTS, TAP, write_reports
 from qmpshim.conformance.check.results import Results, load_results
 from qmpshim.conformance.check.suites import Suite, suite_named
@@ -179,7 +179,7 @@ def _suite(args: argparse.Namespace) -> Suite:
     suite = suite_named(args.suite or "quick")
     if names:
         suite = suite.only(names)
-    return Suite(suite.name, (*suite.cases, *cases)) if cases else suite
+    return replace(suite, cases=(*suite.cases, *cases)) if cases else suite
 
 
 def _bundle_case(path: Path) -> Case:
@@ -298,7 +298,7 @@ def _tell(comparison: Comparison, directory: Path, console: Console) -> None:
             console.line(f"    {line}")
         if len(finding.trace) > 12:
             console.line(f"    ... and {len(finding.trace) - 12} more")
-        command = replay_command(comparison, (sight.build, sight.smallest), finding)
+        command = replay_command(comparison.results.plan, (sight.build, sight.smallest), finding)
         console.line(f"  again (in {directory}): {command}")
     _rest(comparison, directory, console)
 
@@ -334,9 +334,9 @@ def _rest(comparison: Comparison, directory: Path, console: Console) -> None:
 
 def _in_haste(suite: Suite) -> Suite:
     """Nobody looks at what is found while bisecting, so nothing is made small."""
-    return Suite(
-        suite.name,
-        tuple(
+    return replace(
+        suite,
+        cases=tuple(
             replace(case, arguments={**case.arguments, "shrink": 0})
             if case.kind == "verify"
             else case

@@ -68,7 +68,8 @@ class CaseFinding:
     :ivar count: how often it was seen
     :ivar trace: the schedule or operation list, a line a step
     :ivar bundle: the replay bundle, relative to the directory the runner was given, or ``""``
-    :ivar replay: the command that shows it again; ``{bundle}`` stands for the bundle's path
+    :ivar replay: the command that shows it again, to which a report adds the build; ``{bundle}``
+        stands for the bundle's path, and ``""`` for doing the case once more
     :ivar confirmed: it showed itself again each time it was tried; what did not is no failure
     :ivar details: JSON values for reports (cluster maps, console tails, ...)
     """

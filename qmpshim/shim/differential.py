@@ -116,7 +116,6 @@ def _found(case: Case, verdict: Verdict, data: bytes, predicted: str, observed: 
         + ("" if verdict is Verdict.PROTOCOL else f": {observed}"),
         predicted,
         observed,
-        replay=f"qmpshim check --case {case.name}",
     )
 
 

@@ -27,6 +27,9 @@ LOOK = {
         }
     ]
 }
+EXPLORE = {
+    "cases": [{"kind": "explore", "name": "small", "arguments": {"scenarios": ["WC"]}}],
+}
 #: The history: what each commit's build is; None: it does not build.
 HISTORY = ("honest", "honest", None, "honest", "checkpoint-swallowed", "checkpoint-swallowed")
 
@@ -95,17 +98,25 @@ def test_the_first_bad_commit_is_found(tree: Path, qmpshim: CommandLine) -> None
 
 
 @pytest.mark.full
-def test_the_first_bad_commit_is_found_by_a_bundle(tree: Path, qmpshim: CommandLine) -> None:
+@pytest.mark.parametrize(
+    ("look", "cause"),
+    [(LOOK, "allocation"), (EXPLORE, "the guest's view ends as the old data")],
+    ids=["verify", "explore"],
+)
+def test_the_first_bad_commit_is_found_by_a_bundle(
+    tree: Path, qmpshim: CommandLine, look: dict[str, Any], cause: str
+) -> None:
     """The bundle that a check of the last commit kept."""
     suite, out = tree.parent / "suite.json", tree.parent / "out"
-    suite.write_text(json.dumps(LOOK))
+    suite.write_text(json.dumps(look))
     subprocess.run(["sh", "build.sh"], cwd=tree, check=True)
     found = qmpshim.run("check", "--build", tree / "build", "--suite", suite, "--out", out)
     assert found.returncode == 1, found
-    (bundle,) = (path.parent for path in out.glob("cases/*/*/*/case.json"))
-    said = bisect(tree, qmpshim, "--case", str(bundle))
+    summary = json.loads((out / "results.json").read_text())["comparison"]["findings"]
+    (again,) = (build["again"] for one in summary for build in one["builds"] if cause in one["key"])
+    said = bisect(tree, qmpshim, "--case", str(out / shlex.split(again)[2]))
     assert re.search(FOUND, said), said
-    assert "bad: reproduced: allocation" in said
+    assert f"bad: reproduced: {cause}" in said
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import html
+import json
 import re
+import shlex
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from broken_builds import BROKEN, make
+from command_line import CommandLine
 
 from qmpshim.conformance import bundle
 from qmpshim.conformance.case import Case, Status
 from qmpshim.conformance.check import campaign
+from qmpshim.conformance.check.again import replay_command
 from qmpshim.conformance.check.compare import Comparison, Sight, State, compare
 from qmpshim.conformance.check.executors import LocalExecutor
 from qmpshim.conformance.check.reports import write_reports
@@ -84,7 +89,10 @@ def test_each_is_convicted_and_only_they(tmp_path: Path, workspace: Workspace) -
         for report, text in reports.items():
             assert f"/{name}/qemu-system-x86_64" in text, (name, report)
             for sight in found.values():
-                assert sight.best.replay.partition(" {")[0] in text, (name, report)
+                again = replay_command(
+                    comparison.results.plan, (sight.build, sight.smallest), sight.best
+                )
+                assert again in html.unescape(text), (name, report)
     shows_itself_again(comparison, place, workspace)
 
 
@@ -97,6 +105,36 @@ def shows_itself_again(comparison: Comparison, place: Path, workspace: Workspace
         setup = setup_for(resolve(name), case.spec)
         found = asyncio.run(replay(case, setup, workspace, lambda text: None)).divergence
         assert (found is not None) is diverges
+
+
+def test_what_is_said_to_show_it_again_does(qmpshim: CommandLine) -> None:
+    """From the run's directory, word for word: for a case of a file, and for a build at a path."""
+    place = qmpshim.home / "a place"
+    place.mkdir()
+    suite = {
+        "name": "mine",
+        "cases": [
+            {"kind": "directed", "name": "my quit", "arguments": {"case": "quit-running"}},
+            {"kind": "verify", "name": "v", "arguments": {"workflow": "replication", **WORKLOAD}},
+        ],
+    }
+    (place / "mine.json").write_text(json.dumps(suite))
+    told: dict[str, list[str]] = {}
+    for name in ("exit-status-lies", "late-start", "substituted"):
+        make(name, place / name)
+        build = f"a place/{name}/qemu-system-x86_64"
+        words = ("--build", build, "--suite", "a place/mine.json", "--out", name)
+        said = qmpshim.run("check", *words).stdout
+        told[name] = re.findall(rf"again \(in {name}\): qmpshim (.*)", said)
+        assert told[name], said
+    home = qmpshim.home
+    for name, commands in told.items():
+        qmpshim.home = home / name
+        for command in set(commands):
+            done = qmpshim.run(*shlex.split(command))
+            status = 0 if command.startswith("builds probe") else 1
+            assert done.returncode == status, (command, done)
+    qmpshim.home = home
 
 
 # -- what costs its own case, and never the run --------------------------------------------------

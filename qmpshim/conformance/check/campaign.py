@@ -61,7 +61,7 @@ def plan(builds: Mapping[str, Build], suite: Suite) -> Plan:
     if len(set(names)) < len(names):
         raise InputError(f"a build is there twice: {', '.join(names)}")
     places = {build.name: called for called, build in builds.items()}
-    return Plan(suite.name, identities, suite.cases, places)
+    return Plan(suite.name, identities, suite.cases, places, suite.called)
 
 
 def begin(directory: Path, builds: Mapping[str, Build], suite: Suite) -> Journal:

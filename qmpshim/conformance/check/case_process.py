@@ -160,7 +160,6 @@ class _Watched:
             f"ended by the watchdog: {text}",
             f"less than the case's limit of {what}",
             text,
-            replay=f"qmpshim check --case {self.order.case.name}",
         )
         return CaseOutcome(Status.DIVERGED, text, (finding,))
 

@@ -65,7 +65,6 @@ def _misbehaved(case: Case, error: MachineError) -> CaseOutcome:
         str(error),
         "a chain of disks",
         str(error),
-        replay=f"qmpshim check --case {case.name}",
     )
     return CaseOutcome(Status.DIVERGED, str(error), (finding,))
 

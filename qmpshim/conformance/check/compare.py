@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from qmpshim.conformance.case import CaseFinding, Status
+from qmpshim.conformance.check.again import replay_command
 from qmpshim.conformance.check.journal import Key
 from qmpshim.conformance.check.results import Results
 from qmpshim.conformance.known import known_directed, known_findings, write_up
@@ -148,6 +149,9 @@ class Comparison:
                             "count": sight.count,
                             "cases": sorted(sight.cases),
                             "smallest": sight.smallest,
+                            "again": replay_command(
+                                self.results.plan, (sight.build, sight.smallest), sight.best
+                            ),
                             "not in the reference": sight.differs,
                         }
                         for sight in row.sights.values()

@@ -81,6 +81,6 @@ def another_build(build: Build, expected: Identity) -> CaseOutcome | None:
         title,
         f"{expected.version} (sha256 {expected.sha256[:12]})",
         f"{now.version} (sha256 {now.sha256[:12]})",
-        replay=f"qmpshim builds probe {build.name}",
+        replay="qmpshim builds probe",
     )
     return CaseOutcome(Status.DIVERGED, title, (finding,))

@@ -39,12 +39,14 @@ class Plan:
     """What a run is to do: each case on each build.
 
     :ivar places: by build, what it was called on the command line; finds it again on resuming
+    :ivar called: what ``--suite`` finds the suite by again
     """
 
     suite: str
     builds: tuple[Identity, ...]
     cases: tuple[Case, ...]
     places: Mapping[str, str]
+    called: str = ""
 
     @property
     def keys(self) -> list[Key]:
@@ -57,6 +59,7 @@ class Plan:
             "format": FORMAT,
             "qmpshim": qmpshim.__version__,
             "suite": self.suite,
+            "called": self.called,
             "builds": [build.to_json() for build in self.builds],
             "places": dict(self.places),
             "cases": [case.to_json() for case in self.cases],
@@ -76,6 +79,7 @@ def plan_from_json(value: Any) -> Plan:
             tuple(identity_from_json(one) for one in value["builds"]),
             tuple(case_from_json(one) for one in value["cases"]),
             dict(value["places"]),
+            str(value.get("called", "")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a journal: {type(error).__name__}: {error}") from error

@@ -93,7 +93,6 @@ class _Check:
                 f"{cause}: {observed}",
                 predicted,
                 observed,
-                replay=f"qmpshim check --case {self.case}",
             ),
         )
 

@@ -16,10 +16,10 @@ from jinja2 import Environment, FileSystemLoader
 
 import qmpshim
 from qmpshim.conformance.case import CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.check.again import bundle_place, replay_command
 from qmpshim.conformance.check.compare import Comparison, Row, Sight, State
 from qmpshim.conformance.check.drawing import Drawing, draw
 from qmpshim.conformance.check.journal import Key
-from qmpshim.conformance.check.report_text import bundle_place, replay_command
 from qmpshim.conformance.known import write_up
 
 _COLOURS = 8  # that the style sheet has for owners
@@ -189,7 +189,7 @@ def _owners(maps: Any) -> dict[str, int]:
 def _commands(comparison: Comparison, sight: Sight) -> Iterator[tuple[str, str]]:
     key = (sight.build, sight.smallest)
     finding = sight.best
-    yield "see it again", replay_command(comparison, key, finding)
+    yield "see it again", replay_command(comparison.results.plan, key, finding)
     if not finding.bundle:
         return
     place = bundle_place(key, finding)

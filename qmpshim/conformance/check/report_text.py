@@ -10,8 +10,9 @@ import re
 from xml.etree import ElementTree
 
 from qmpshim.conformance.case import CaseFinding, Status
+from qmpshim.conformance.check.again import replay_command
 from qmpshim.conformance.check.compare import Comparison, Row
-from qmpshim.conformance.check.journal import CASES, Key, slug
+from qmpshim.conformance.check.journal import Key
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -19,25 +20,6 @@ _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def _told(row: Row, finding: CaseFinding, build: str) -> str:
     side = "contract" if finding.contract else "robustness"
     return f"{finding.verdict} ({side}, {row.sights[build].state}): {finding.title}"
-
-
-def bundle_place(key: Key, finding: CaseFinding) -> str:
-    """Where a finding's bundle is, from the run's directory."""
-    return "/".join((CASES, *(slug(part) for part in key), finding.bundle))
-
-
-def replay_command(comparison: Comparison, key: Key, finding: CaseFinding) -> str:
-    """The command that shows a finding again, from the run's directory."""
-    build, case = key
-    place = bundle_place(key, finding)
-    called = comparison.results.plan.places.get(build, build)
-    command = finding.replay or f"qmpshim check --case {case}"
-    which = "--qemu" if "/" in called else "--build"
-    if command.startswith("qmpshim builds"):
-        return command
-    if command.startswith("qmpshim check"):
-        which = "--build"
-    return f"{command.replace('{bundle}', place)} {which} {called}"
 
 
 def junit(comparison: Comparison) -> bytes:
@@ -100,7 +82,7 @@ def _text(comparison: Comparison, key: Key, row: Row, finding: CaseFinding) -> s
     lines = [_told(row, finding, key[0])]
     if finding.predicted:
         lines += [f"predicted: {finding.predicted}", f"observed:  {finding.observed}"]
-    lines += [*finding.trace, f"again: {replay_command(comparison, key, finding)}"]
+    lines += [*finding.trace, f"again: {replay_command(comparison.results.plan, key, finding)}"]
     return "\n".join(lines)
 
 
@@ -127,7 +109,9 @@ def tap(comparison: Comparison) -> str:
         for row, finding in found:
             lines.append(f"# {_line(_told(row, finding, key[0]))}")
             if (row, finding) in failing:
-                lines.append(f"# again: {_line(replay_command(comparison, key, finding))}")
+                lines.append(
+                    f"# again: {_line(replay_command(comparison.results.plan, key, finding))}"
+                )
     return "\n".join(lines) + "\n"
 
 

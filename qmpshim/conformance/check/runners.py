@@ -102,7 +102,6 @@ def verify(build: Build, case: Case, directory: Path) -> CaseOutcome:
             known=known.value,
             count=number,
             trace=("start", "stop"),
-            replay=f"qmpshim check --case {case.name}",
             details={"written": write_up(known.value)},
         )
         for known, number in sorted(result.known.items())
@@ -284,7 +283,6 @@ def directed(build: Build, case: Case, directory: Path) -> CaseOutcome:
         found.text,
         one.contract,
         f"directed/{name}" if is_known else "",
-        replay=f"qmpshim check --case {case.name}",
         details=_plain(written=write_up(f"directed/{name}") if is_known else None),
     )
     return CaseOutcome(Status.OK if is_known else Status.DIVERGED, one.about, (finding,))

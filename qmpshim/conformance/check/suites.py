@@ -38,10 +38,14 @@ from qmpshim.machine.gated_chain import Form
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """Cases, by name unique."""
+    """Cases, by name unique.
+
+    :ivar called: what ``--suite`` finds it by again: a file by its whole path
+    """
 
     name: str
     cases: tuple[Case, ...]
+    called: str = ""
 
     def only(self, wanted: Iterable[str]) -> Suite:
         """The suite with nothing but the named cases; ``explore/*`` names all that begin so.
@@ -60,7 +64,7 @@ class Suite:
                     f"suite {self.name} has no case {name!r}; `qmpshim check --list` shows them"
                 )
             chosen |= {case.name: case for case in hits}
-        return Suite(self.name, tuple(chosen.values()))
+        return replace(self, cases=tuple(chosen.values()))
 
 
 def suite_named(name: str) -> Suite:
@@ -69,7 +73,7 @@ def suite_named(name: str) -> Suite:
     :raises InputError: there is none, or the file is wrong
     """
     if name in _SHIPPED:
-        return Suite(name, tuple(_SHIPPED[name]()))
+        return Suite(name, tuple(_SHIPPED[name]()), name)
     path = Path(name)
     if path.suffix in (".json", ".toml") or path.exists():
         return _from_file(path, ())
@@ -113,7 +117,7 @@ def _from_file(path: Path, inside: tuple[Path, ...]) -> Suite:
         raise InputError(f"{path}: more than one case is called {', '.join(twice)}")
     if not cases:
         raise InputError(f"{path}: no cases")
-    return Suite(str(value.get("name", path.stem)), tuple(cases))
+    return Suite(str(value.get("name", path.stem)), tuple(cases), str(path.absolute()))
 
 
 def _list(path: Path, value: dict[str, Any], name: str) -> list[Any]:
