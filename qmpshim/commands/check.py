@@ -47,8 +47,9 @@ With --bisect: 0 good, 1 bad, 125 cannot be tested, 128 the question is wrong.
 """
 
 
+SHIM = Case("shim", "protocol/shim")
 # The shim is above the floor where checks are: it comes in here.
-kinds.register("shim", differential.run, Case("shim", "protocol/shim"))
+kinds.register("shim", differential.run, SHIM)
 
 
 def add(commands: Any) -> None:

@@ -13,7 +13,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from qmpshim.commands import check as _  # brings in the kinds from above
+from qmpshim.commands.check import SHIM
 from qmpshim.conformance.check import campaign
 from qmpshim.conformance.check.executors import LocalExecutor
 from qmpshim.conformance.check.kinds import runner_of
@@ -52,6 +52,7 @@ def bare(build: Build, suite: Suite) -> float:
 def bench(names: list[str]) -> None:
     cores = os.cpu_count() or 1
     quick = suite_named("quick")
+    assert SHIM in quick.cases
     total = 0.0
     for name in names:
         seconds = campaigned(builds.resolve(name), quick, cores)
