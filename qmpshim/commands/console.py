@@ -178,8 +178,13 @@ def on_each(chosen: Sequence[Build], console: Console, run: Callable[[Build], in
     return DIVERGED if DIVERGED in found else OK if OK in found else UNTESTABLE
 
 
-def run_cancellable(main: Coroutine[Any, Any, int]) -> int:
-    """Run to the end; SIGINT and SIGTERM cancel it, so that everything is taken down."""
+def run_cancellable(
+    main: Coroutine[Any, Any, int], then: str = "QEMU was ended and its files removed"
+) -> int:
+    """Run to the end; SIGINT and SIGTERM cancel it, so that everything is taken down.
+
+    :param then: what that means, in words
+    """
 
     async def guarded() -> int:
         task = asyncio.ensure_future(main)
@@ -210,7 +215,7 @@ def run_cancellable(main: Coroutine[Any, Any, int]) -> int:
         try:
             return await task
         except asyncio.CancelledError:
-            print("interrupted; QEMU was ended and its files removed", file=sys.stderr)
+            print(f"interrupted; {then}", file=sys.stderr)
             return 128 + caught[0] if caught else WRONG
 
     return asyncio.run(guarded())

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from qmpshim.commands.console import Console, build_options, chosen_build, run_cancellable, size
+from qmpshim.commands.console import (
+    DIVERGED,
+    OK,
+    Console,
+    build_options,
+    chosen_build,
+    run_cancellable,
+    size,
+)
 from qmpshim.errors import InputError, QmpshimError
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.model.chain import Workflow
@@ -76,8 +85,12 @@ def _chain_options(parser: argparse.ArgumentParser) -> None:
 
 def _options(args: argparse.Namespace) -> Options:
     attached = getattr(args, "qmp", None)
-    if attached and args.workflow:
-        raise InputError("--workflow builds a chain on a QEMU of the shim's own; leave out --qmp")
+    if attached:
+        _refuse_start(args, "--qmp")
+    if getattr(args, "arguments", ()) and args.machine != "none":
+        raise InputError("--machine is for a QEMU without arguments of its own: write -machine")
+    if args.size and not args.workflow:
+        raise InputError("--size is that of a chain's disks: say which chain with --workflow")
     return Options(
         listen=tuple(Address.parse(text) for text in getattr(args, "listen", ())),
         qmp=Address.parse(attached) if attached else None,
@@ -93,6 +106,16 @@ def _options(args: argparse.Namespace) -> Options:
     )
 
 
+def _refuse_start(args: argparse.Namespace, because: str) -> None:
+    """Where a QEMU runs already, options that say how to start one would be passed over."""
+    for option in ("build", "qemu", "workflow", "gated", "arguments"):
+        if getattr(args, option, None):
+            word = "QEMU-ARGS" if option == "arguments" else f"--{option}"
+            raise InputError(
+                f"{word} is for a QEMU that the shim starts: leave it or {because} out"
+            )
+
+
 def _chain(args: argparse.Namespace) -> ChainSpec:
     usual = 2 * args.cluster if args.gated else 64 << 20
     return ChainSpec(Workflow(args.workflow), args.size or usual, args.cluster, args.secondary)
@@ -103,11 +126,23 @@ def _serve(args: argparse.Namespace, console: Console) -> int:
         for address in served.addresses:
             console.line(f"listening on {address}")
 
-    return run_cancellable(serving.serve(_options(args), ready))
+    options = _options(args)
+    if options.qmp is not None:
+        status = run_cancellable(serving.serve(options, ready), "QEMU lives on")
+        if status == OK:
+            console.line(f"the QEMU at {options.qmp} is gone")
+        return status
+    status = run_cancellable(serving.serve(options, ready))
+    if status < 0:
+        print(f"qmpshim: QEMU was killed by {signal.Signals(-status).name}", file=sys.stderr)
+        return DIVERGED
+    return status
 
 
 def _shell(args: argparse.Namespace, console: Console) -> int:
     address = Address.parse(args.address) if args.address else None
+    if address is not None:
+        _refuse_start(args, "the address")
     options = ShellOptions(
         address=address,
         serve=Options() if address else _options(args),
@@ -115,7 +150,10 @@ def _shell(args: argparse.Namespace, console: Console) -> int:
         script=args.script,
         verbose=args.verbose,
     )
-    return run_cancellable(run_shell(options, sys.stdin, sys.stdout, sys.stderr))
+    return run_cancellable(
+        run_shell(options, sys.stdin, sys.stdout, sys.stderr),
+        *(["QEMU lives on"] if address is not None else []),
+    )
 
 
 def stand_in() -> int:

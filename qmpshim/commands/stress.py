@@ -11,7 +11,7 @@ from typing import Any
 
 from qmpshim.commands.console import DIVERGED, OK, Console, build_options, chosen_build, count
 from qmpshim.errors import BuildError, MachineError
-from qmpshim.machine.workspace import Workspace
+from qmpshim.machine.workspace import Workspace, dies_with_owner
 from qmpshim.shim.endpoint import Address, raise_fd_limit
 from qmpshim.shim.stress import Figures, stress
 
@@ -57,7 +57,10 @@ def _endpoint(args: argparse.Namespace) -> Iterator[Address]:
         said = workspace.path / "stderr"
         with said.open("wb") as err:
             server = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=err, stdin=subprocess.DEVNULL
+                dies_with_owner(command),
+                stdout=subprocess.PIPE,
+                stderr=err,
+                stdin=subprocess.DEVNULL,
             )
         try:
             assert server.stdout is not None
@@ -85,6 +88,6 @@ def _show(figures: Figures, console: Console) -> int:
         was, now = before.memory >> 10, after.memory >> 10
         console.line(f"memory               {was} KiB before, {now} KiB after ({now - was:+d} KiB)")
         console.line(f"descriptors          {before.descriptors} before, {after.descriptors} after")
-    well = bool(figures.cut_off) and not figures.leaks
+    well = figures.cut_off and not figures.leaks
     console.line("stood it" if well else f"left behind: {figures.leaks or 'a stuck client'}")
     return OK if well else DIVERGED

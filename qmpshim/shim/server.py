@@ -67,7 +67,7 @@ class Shim:
     def __init__(
         self,
         sock: socket.socket,
-        how_ended: Callable[[], dict[str, object]] = dict,
+        how_ended: Callable[[], dict[str, object]] = lambda: {"reason": "QEMU closed its monitor"},
         backlog_limit: int = BACKLOG_LIMIT,
     ) -> None:
         self.batch = Batch()

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -32,11 +32,12 @@ from qmpshim.shim.serve import Options, Served, endpoint
 from qmpshim.shim.shell_client import ShellClient
 from qmpshim.shim.shell_colours import Colours
 from qmpshim.shim.shell_completion import Live, Schema, candidates
-from qmpshim.shim.shell_io import Flights
+from qmpshim.shim.shell_io import Flights, in_thread
 from qmpshim.shim.shell_language import Local, Request, complete, parse
 from qmpshim.shim.shell_words import Words
 
 OK, FAILED = 0, 1
+_MOST_SOURCES = 16
 _BUNDLES = Path("qmpshim-bundles")
 
 
@@ -91,6 +92,7 @@ class Shell:
         self.schema = Schema([])
         self.live = Live()
         self.client = ShellClient(self._event, self._wire, self._ended)
+        self._sourcing = 0  # files, one within another
         self._flights = Flights(self.client, self._say)
         self._words: Words
 
@@ -106,7 +108,7 @@ class Shell:
 
     def _event(self, message: dict[str, Any]) -> None:
         if message["event"] == "X_SHIM_QEMU_GONE":
-            self.how_ended = str(message["data"]["reason"])
+            self.how_ended = str(message["data"].get("reason", self.how_ended))
         if not self._events:
             return
         stamp = message.get("timestamp", {}).get("seconds", 0)
@@ -212,17 +214,18 @@ class Shell:
         return not failed
 
     async def _run_file(self, path: str) -> bool:
+        if self._sourcing == _MOST_SOURCES:
+            raise InputError(f"{path}: {_MOST_SOURCES} files source each other: is that a circle?")
+        self._sourcing += 1
         try:
-            with open(path) as file:  # noqa: ASYNC230 (short, and nothing else is to be done)
-                lines = file.read().splitlines()
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
-        return await self.run_lines(lines)
+            return await self.run_lines(_each(_script(Path(path))))
+        finally:
+            self._sourcing -= 1
 
-    async def run_lines(self, lines: Iterable[str]) -> bool:
+    async def run_lines(self, lines: AsyncIterable[str]) -> bool:
         """Do lines up to the first that fails; a request may take several."""
         pending = ""
-        for line in lines:
+        async for line in lines:
             pending = f"{pending}\n{line}" if pending else line
             if not complete(pending):
                 continue
@@ -235,7 +238,7 @@ class Shell:
             self._complain("the last request does not end")
         return not pending
 
-    async def run_script(self, lines: Iterable[str]) -> bool:
+    async def run_script(self, lines: AsyncIterable[str]) -> bool:
         """As :meth:`run_lines`; at the end nothing may be under way."""
         done = await self.run_lines(lines)
         await self._flights.land(5.0)
@@ -288,13 +291,25 @@ class Shell:
         """Run a line; Ctrl-C stops waiting for it (QEMU goes on with it)."""
         task = asyncio.ensure_future(self.run_line(line))
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, task.cancel)
+        stopped = False
+
+        def stop() -> None:
+            nonlocal stopped
+            stopped = True
+            task.cancel()
+
+        before = signal.getsignal(signal.SIGINT)
+        loop.add_signal_handler(signal.SIGINT, stop)
         try:
-            await task
-        except asyncio.CancelledError:
-            self._complain("not waited for; QEMU may still be at it")
+            await asyncio.wait((task,))  # a cancellation of the shell itself is not ours to take
+            if not task.cancelled():
+                task.result()
+            elif stopped:
+                self._complain("not waited for; QEMU may still be at it")
         finally:
+            task.cancel()
             loop.remove_signal_handler(signal.SIGINT)
+            signal.signal(signal.SIGINT, before)
 
     @staticmethod
     def _keys() -> KeyBindings:
@@ -360,31 +375,57 @@ async def run_shell(options: ShellOptions, source: TextIO, out: TextIO, err: Tex
         shell = Shell(options, out, err)
         await shell.connect(address)
         stack.push_async_callback(shell.close)
-        lines: Sequence[str]
-        if options.commands:
-            lines = options.commands
-        elif options.script is not None:
-            try:
-                lines = options.script.read_text().splitlines()
-            except OSError as error:
-                raise InputError(f"cannot read {options.script}: {error.strerror}") from error
-        elif source.isatty() and out.isatty():
-            lines = ()
-        else:
-            lines = (await asyncio.to_thread(source.read)).splitlines()
         try:
-            if not lines and source.isatty() and out.isatty() and options.script is None:
+            if options.commands:
+                done = await shell.run_script(_each(options.commands))
+            elif options.script is not None:
+                done = await shell.run_script(_each(_script(options.script)))
+            elif source.isatty() and out.isatty():
                 return await shell.interact()
-            return OK if await shell.run_script(lines) else FAILED
+            else:
+                done = await shell.run_script(_as_they_come(source))
+            return OK if done else FAILED
         except MachineDied as error:
             err.write(f"{await _autopsy(served, shell) or error}\n")
             return FAILED
 
 
+async def _each(lines: Iterable[str]) -> AsyncIterator[str]:
+    for line in lines:
+        yield line
+
+
+async def _as_they_come(source: TextIO) -> AsyncIterator[str]:
+    """The lines of a pipe: whoever writes them may wait for the answers in between."""
+
+    def line() -> str:
+        try:
+            return source.readline()
+        except UnicodeDecodeError as error:
+            raise InputError("standard input is not UTF-8 text") from error
+
+    while text := await in_thread(line):
+        yield text.rstrip("\n")
+
+
+def _script(path: Path) -> list[str]:
+    """The lines of a file.
+
+    :raises InputError: it cannot be read
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text") from error
+
+
 async def _autopsy(served: Served | None, shell: Shell) -> str:
     """How QEMU ended, and if it crashed on a chain of ours, what led to it as a bundle."""
     with suppress(TimeoutError):
-        await asyncio.wait_for(shell.until_ended(), 2.0)
+        async with asyncio.timeout(2.0):
+            await shell.until_ended()
     if served is None or served.emulator is None:
         return shell.how_ended
     died = str(served.emulator.died("this session"))

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qmpshim.errors import CommandFailed, MachineDied, MachineHung
+from qmpshim.errors import CommandFailed, InputError, MachineDied, MachineHung
 from qmpshim.shim.endpoint import Address
 
 _LINE = 256 << 20  # bytes a message may have; QEMU sends no longer ones
@@ -49,14 +49,18 @@ class ShellClient:
         sock = await address.connect()
         self._reader, self._writer = await asyncio.open_connection(sock=sock, limit=_LINE)
         try:
-            self.greeting = json.loads(await asyncio.wait_for(self._reader.readline(), limit))
+            async with asyncio.timeout(limit):
+                self.greeting = json.loads(await self._reader.readline())
+                self.oob = "oob" in self.greeting["QMP"]["capabilities"]
         except (TimeoutError, ValueError) as error:
             self._writer.transport.abort()
             raise MachineHung(
                 f"no QMP greeting from {address}: is another client there?"
             ) from error
+        except (TypeError, LookupError) as error:
+            self._writer.transport.abort()
+            raise InputError(f"{address} does not speak QMP") from error
         self._task = asyncio.ensure_future(self._listen())
-        self.oob = "oob" in self.greeting["QMP"]["capabilities"]
         await self.execute("qmp_capabilities", {"enable": ["oob"]} if self.oob else None)
 
     async def _listen(self) -> None:

@@ -17,6 +17,8 @@ from qmpshim.shim.shell_client import ShellClient
 
 T = TypeVar("T")
 _FOREVER = 1e9  # seconds: a person holds the I/O
+_LARGEST = 32 << 20  # bytes of data QEMU takes in one request (NBD_MAX_BUFFER_SIZE)
+_MOST_READ = 64 << 20  # bytes, more than anybody reads as a hex dump
 _GLANCE = 0.1  # seconds until one looks whether something is held
 
 
@@ -145,13 +147,15 @@ class Disks:
             return done
 
         try:
-            return await _in_thread(run)
+            return await in_thread(run)
         except MachineDied:
             self._uris.pop(side, None)  # the export may be another now
             raise
 
     async def write(self, side: str, offset: int, length: int, what: str) -> str:
         """Write a *what*: ``pattern``, ``zero`` or a byte."""
+        if what != "zero" and length > _LARGEST:
+            raise InputError(f"QEMU takes {_LARGEST >> 20}M of data at once")
         if what == "zero":
             await self._use(side, lambda c: c.wait(c.submit_zero(length, offset)))
         else:
@@ -186,6 +190,8 @@ class Disks:
 
     async def read(self, side: str, offset: int, length: int) -> str:
         """Read a range; gives a hex dump."""
+        if length > _MOST_READ:
+            raise InputError(f"{_MOST_READ >> 20}M can be read at once")
         data = await self._use(side, lambda c: c.read(length, offset))
         return "\n".join(hex_dump(data, offset))
 
@@ -196,7 +202,8 @@ class Disks:
                 clients.pop().close()
 
 
-async def _in_thread(work: Callable[[], T]) -> T:
+async def in_thread(work: Callable[[], T]) -> T:
+    """Do *work* in a thread that nobody waits for at the end; raises what it raises."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -209,10 +216,11 @@ async def _in_thread(work: Callable[[], T]) -> T:
             future.set_exception(error)
 
     def run() -> None:
-        result, error = None, None
+        result: T | None = None
+        error: BaseException | None = None
         try:
             result = work()
-        except QmpshimError as failure:
+        except Exception as failure:  # whatever it is: somebody waits
             error = failure
         with contextlib.suppress(RuntimeError):  # the shell has left
             loop.call_soon_threadsafe(settle, result, error)

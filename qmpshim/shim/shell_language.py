@@ -38,9 +38,10 @@ def size(text: str) -> int:
     :raises InputError: it is no size
     """
     found = _SIZE.fullmatch(text)
-    if found is None:
+    number = int(found[1]) << 10 * " kmgt".index((found[2] or " ").lower()) if found else -1
+    if not 0 <= number < 1 << 63:
         raise InputError(f"{text!r} is no number of bytes: write 512, 64k or 1M")
-    return int(found[1]) << 10 * " kmgt".index((found[2] or " ").lower())
+    return number
 
 
 def parse(line: str) -> Request | Local | None:
@@ -51,6 +52,10 @@ def parse(line: str) -> Request | Local | None:
     line = line.strip()
     if not line or line.startswith("#"):
         return None
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        raise InputError("this line is not UTF-8 text") from error
     if line.startswith(":"):
         words = _words(line[1:])
         if not words:
@@ -79,7 +84,7 @@ def complete(line: str) -> bool:
     if not text.startswith("{"):
         return True
     stream = JsonStream()
-    stream.feed(text.encode() + b"\n")
+    stream.feed(text.encode(errors="replace") + b"\n")
     return stream.next() is not None
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,9 +18,11 @@ from pathlib import Path
 import pexpect
 import pytest
 from prompt_toolkit.document import Document
-from shim_harness import wait_until
+from shim_harness import ARGS, wait_until
 
 from qmpshim.errors import InputError
+from qmpshim.machine.workspace import dies_with_owner
+from qmpshim.shim.shell import Shell, ShellOptions
 from qmpshim.shim.shell_colours import COMMAND, KEY, LOCAL, NUMBER, STRING, WORD, Colours
 from qmpshim.shim.shell_completion import Live, Schema, candidates
 from qmpshim.shim.shell_language import Local, Request, complete, parse, size
@@ -272,6 +277,122 @@ xen-set-replication enable=true primary=false
     )
     assert replayed.returncode == 0, replayed
     assert "reproduced: 7 operations went as predicted" in replayed.stdout
+
+
+def test_what_cannot_be_done_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"query-name\n# caf\xe9\n")
+    (tmp_path / "circle").write_text(f":source {tmp_path}/circle\n")
+    for word in (
+        ":write primary 0 64M 1",
+        ":write primary 0 999999999T 1",
+        ":read primary 0 1T",
+        f":source {tmp_path}/latin",
+        f":source {tmp_path}/circle",
+        '{"execute": "query-name\udcff"}',
+    ):
+        done = _run("chain", word)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done
+
+
+def test_a_pipe_is_read_as_it_comes_and_not_waited_for(tmp_path: Path) -> None:
+    """Whoever writes it may want the first answer before the next line."""
+    errors = (tmp_path / "errors").open("wb")
+    with (
+        errors,
+        subprocess.Popen(
+            [sys.executable, "-m", "qmpshim.cli", "shell"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        ) as shell,
+    ):
+        assert shell.stdin is not None and shell.stdout is not None
+        for _ in range(2):
+            shell.stdin.write(b"query-name\n")
+            shell.stdin.flush()
+            assert shell.stdout.readline() == b"{}\n"
+        shell.send_signal(signal.SIGINT)  # the pipe stays open
+        assert shell.wait(60) == 130
+
+
+def test_a_line_that_is_stopped_and_a_shell_that_is() -> None:
+    """Ctrl-C stops the line; what ends the shell must not be taken for it."""
+
+    async def scene() -> None:
+        out = io.StringIO()
+        shell = Shell(ShellOptions(), out, out)
+        shell.run_line = lambda _: asyncio.sleep(60, True)  # type: ignore[method-assign]
+        before = signal.getsignal(signal.SIGINT)
+        line = asyncio.ensure_future(shell._interruptible("x"))
+        await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        await line
+        assert "not waited for" in out.getvalue()
+        assert signal.getsignal(signal.SIGINT) == before
+        line = asyncio.ensure_future(shell._interruptible("x"))
+        await asyncio.sleep(0)
+        line.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await line
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("greeting", [b"{}\n", b"[1]\n", b"SSH-2.0\r\n"])
+def test_who_does_not_speak_qmp(tmp_path: Path, greeting: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+        with subprocess.Popen(
+            [sys.executable, "-m", "qmpshim.cli", "shell", str(tmp_path / "s"), "-c", "stop"],
+            stderr=subprocess.PIPE,
+        ) as shell:
+            peer, _ = listening.accept()
+            peer.sendall(greeting)
+            _, said = shell.communicate(timeout=60)
+            peer.close()
+    assert (shell.returncode, said.count(b"\n")) == (2, 1) and b"QMP" in said, said
+
+
+# -- a QEMU that runs already ------------------------------------------------------------
+
+
+def test_a_qemu_that_runs_already(tmp_path: Path) -> None:
+    """What would start another is refused; that it lives on, or is gone, is told."""
+    path = f"unix:{tmp_path}/m"
+    with subprocess.Popen(
+        dies_with_owner(["qemu-system-x86_64", *ARGS, "-qmp", f"{path},server=on,wait=off"])
+    ) as qemu:
+        try:
+            wait_until(lambda: (tmp_path / "m").exists())
+            for words in (
+                ["shell", path, "--workflow", "backup"],
+                ["shell", path, "--build", "debian:sid"],
+                ["serve", "--qmp", path, "--", "-m", "64"],
+                ["serve", "--qmp", path, "--gated"],
+            ):
+                done = subprocess.run(
+                    [sys.executable, "-m", "qmpshim.cli", *words],
+                    capture_output=True, text=True, timeout=60,
+                )  # fmt: skip
+                assert done.returncode == 2 and "that the shim starts" in done.stderr, done
+            for end, told in ((signal.SIGTERM, b"QEMU lives on"), (None, b"is gone")):
+                with subprocess.Popen(
+                    [sys.executable, "-m", "qmpshim.cli", "serve", "--qmp", path],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                ) as server:
+                    assert server.stdout is not None
+                    assert server.stdout.readline().startswith(b"listening")
+                    if end:
+                        server.send_signal(end)
+                    else:
+                        qemu.kill()
+                    assert told in server.communicate(timeout=60)[0]
+                    assert server.returncode == (143 if end else 0)
+                assert (qemu.poll() is None) == bool(end) or not end
+        finally:
+            qemu.kill()
 
 
 # -- a person ------------------------------------------------------------

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shim_harness import LIMIT, Loop, Process, start_shim
+from shim_harness import LIMIT, Loop, Process, start_shim, wait_until
 
 from qmpshim.errors import InputError, MachineError
 from qmpshim.machine.builds import Build
 from qmpshim.shim.client import Client
 from qmpshim.shim.endpoint import Address, Listener
 from qmpshim.shim.server import Shim
+from qmpshim.shim.session import Answer, Command
 from qmpshim.shim.stress import Figures, connect, crowd, stress
 
 
@@ -79,6 +82,41 @@ class _Mixed(Shim):
 def test_mixed_up_answers_are_found_out(loop: Loop, process: Process, tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="client 7 got the answer to 8"):
         _stressed(loop, process, tmp_path / "s", _Mixed)
+
+
+class _Silent(Shim):
+    """Passes over what it does not understand."""
+
+    def take(self, client: Client, work: Answer | Command) -> None:
+        if isinstance(work, Answer):
+            client.answered(b"", work.oob)
+        else:
+            super().take(client, work)
+
+
+def test_a_silent_one_is_found_out(loop: Loop, process: Process, tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="malformed messages were passed over"):
+        _stressed(loop, process, tmp_path / "s", _Silent)
+
+
+def test_killed_it_takes_the_endpoint_along() -> None:
+    words = ["-m", "qmpshim.cli", "stress", "--clients", "100000"]
+    with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE) as stressing:
+        assert stressing.stdout is not None
+        assert b"clients came and went" in stressing.stdout.readline()
+        mark = f"qmpshim.cli\0serve\0--listen\0{tempfile.gettempdir()}".encode()
+        assert _running(mark)
+        stressing.kill()
+    wait_until(lambda: not _running(mark))
+    wait_until(lambda: not list(Path(tempfile.gettempdir()).glob("qmpshim-*")))
+
+
+def _running(words: bytes) -> bool:
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if words in place.read_bytes():
+                return True
+    return False
 
 
 def test_who_is_no_endpoint(tmp_path: Path) -> None:
