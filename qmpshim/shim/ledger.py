@@ -36,7 +36,9 @@ class Ledger:
         number = self.count()
         if data is not None:
             try:
-                os.pwrite(self._file.fileno(), data, self._end)
+                done = 0
+                while done < len(data):  # where space runs out a part of it is written
+                    done += os.pwrite(self._file.fileno(), data[done:], self._end + done)
             except OSError as error:
                 raise HostError(f"no room to keep what was written: {error.strerror}") from error
             self._entries[number] = (start, self._end)

@@ -20,6 +20,7 @@ from qmpshim.model.chain import Stage, Workflow
 from qmpshim.model.disk import PAGE, Alloc, Owners
 from qmpshim.model.disk import Qcow2 as ModelQcow2
 from qmpshim.model.verdict import Verdict
+from qmpshim.shim.discovery import children
 from qmpshim.shim.watch import Watch
 
 _PAGE_BYTES = PAGE * SECTOR
@@ -101,9 +102,7 @@ async def _until_failed_over(watch: Watch) -> None:
     found, _ = watch.model()
     deadline = time.monotonic() + _FAILOVER_LIMIT
     while time.monotonic() < deadline:
-        graph = await watch.shim.execute("x-debug-query-block-graph")
-        names = {node["id"]: node["name"] for node in graph["nodes"]}
-        below = {(names[e["parent"]], e["name"]): names[e["child"]] for e in graph["edges"]}
+        below = await children(watch.shim.execute)
         if below.get((found.nodes["top"], "file")) == found.nodes["secondary"]:
             return
         await asyncio.sleep(0.01)

@@ -104,7 +104,7 @@ def test_killed_it_takes_the_endpoint_along() -> None:
     with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE) as stressing:
         assert stressing.stdout is not None
         assert b"clients came and went" in stressing.stdout.readline()
-        mark = f"qmpshim.cli\0serve\0--listen\0{tempfile.gettempdir()}".encode()
+        mark = f"qmpshim.cli\0serve\0--listen\0unix:{tempfile.gettempdir()}".encode()
         assert _running(mark)
         stressing.kill()
     wait_until(lambda: not _running(mark))

@@ -1,0 +1,32 @@
+"""What was written is kept whole, or it is said that there is no room."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qmpshim.errors import HostError
+from qmpshim.shim.ledger import Ledger
+
+ROOM = 10_000  # bytes a file may have, no whole number of sectors
+
+
+@pytest.fixture
+def little_room() -> Iterator[None]:
+    """Writes end in the middle, as on a disk that gets full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_gets_full(tmp_path: Path, little_room: None) -> None:
+    ledger = Ledger(tmp_path)
+    first = ledger.note(0, b"a" * 8192)
+    with pytest.raises(HostError, match="no room to keep what was written"):
+        ledger.note(16, b"b" * 8192)
+    assert ledger.data([first] * 16, 0) == b"a" * 8192
+    ledger.close()
