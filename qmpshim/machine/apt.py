@@ -11,7 +11,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -302,3 +303,36 @@ def run(
         said = (ended.stderr.strip() or f"exit status {ended.returncode}").splitlines()[-1]
         raise HostError(f"{' '.join(words[:2])}: {said}")
     return ended
+
+
+def unpack(archives: Iterable[Path], root: Path, limit: float) -> None:
+    """Unpack packages one over another; nothing is written outside of ``root``.
+
+    tar refuses what would lead out of one package, but follows a link that another one left.
+
+    :param limit: seconds for each
+    :raises HostError: a package is damaged, or would write elsewhere
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    for archive in archives:
+        if stray := _leads_out(archive, root):
+            raise HostError(f"{archive.name} would write {stray} outside of {root}")
+        run(["dpkg-deb", "-x", str(archive), str(root)], limit)
+
+
+def _leads_out(archive: Path, root: Path) -> str:
+    """A member of a package that an earlier one's link leads out of ``root``, or ''."""
+    inside = os.path.realpath(root)
+    words = dies_with_owner(["dpkg-deb", "--fsys-tarfile", str(archive)])
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as lister:
+        assert lister.stdout is not None
+        try:
+            with tarfile.open(fileobj=lister.stdout, mode="r|") as members:
+                parents = {os.path.dirname(member.name): member.name for member in members}
+        except tarfile.TarError:
+            return ""  # damaged: whoever unpacks it says how
+    for parent, name in parents.items():
+        place = os.path.realpath(f"{inside}/{parent}")
+        if place != inside and not place.startswith(f"{inside}/"):
+            return name
+    return ""

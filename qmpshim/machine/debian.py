@@ -19,7 +19,7 @@ from pathlib import Path
 
 from qmpshim.errors import BuildError, HostError, InputError
 from qmpshim.machine import builds, probe, registry
-from qmpshim.machine.apt import MIRROR_VARIABLE, PrivateApt, find_mirror, run
+from qmpshim.machine.apt import MIRROR_VARIABLE, PrivateApt, find_mirror, run, unpack
 from qmpshim.machine.builds import Build
 
 logger = logging.getLogger(__name__)
@@ -118,8 +118,7 @@ def _fetch_into(workspace: Path, spec: Spec, tell: Progress) -> Path:
     tell(f"{spec}: unpacking")
     prefix = workspace / "entry" / "prefix"
     prefix.mkdir(parents=True)
-    for archive in archives:
-        run(["dpkg-deb", "-x", str(archive), str(prefix)], _UNPACK_LIMIT_S)
+    unpack(archives, prefix, _UNPACK_LIMIT_S)
     words = probe.examine(_make_runnable(str(spec), prefix)).version_text
     origin: dict[str, str | list[str]] = {
         "mirror": mirror,

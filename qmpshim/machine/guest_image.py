@@ -26,7 +26,7 @@ from urllib.parse import unquote
 
 import qmpshim
 from qmpshim.errors import HostError, InputError
-from qmpshim.machine.apt import PrivateApt, find_mirror, run
+from qmpshim.machine.apt import PrivateApt, find_mirror, run, unpack
 from qmpshim.machine.cpio import Tree
 from qmpshim.machine.loader import interpreter_of
 from qmpshim.machine.registry import cache_directory
@@ -180,8 +180,7 @@ def make(workspace: Path, recipe: Path, tell: Progress) -> GuestImage:
     tools = apt.fetch(*wanted["compiler"])
     tell("guest image: unpacking and packing")
     root = workspace / "root"
-    for archive in [*inside, *tools]:
-        run(["dpkg-deb", "-x", str(archive), str(root)], _LIMIT_S)
+    unpack([*inside, *tools], root, _LIMIT_S)
     return _Maker(workspace, recipe, root, wanted).image(inside, tools)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -308,6 +310,50 @@ def test_a_library_is_never_the_hosts(archive: Archive, cache: Path, tmp_path: P
 
 
 @needs_archive
+@pytest.mark.parametrize("link", ["/{outside}", "../../{outside}"])
+def test_a_package_that_leads_another_out(tmp_path: Path, link: str) -> None:
+    """tar itself follows a link that an earlier package left, as dpkg must."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    outside.mkdir()
+    target = link.format(outside=outside.relative_to("/" if link[0] == "/" else tmp_path))
+    first = _package(tmp_path, "first", {"usr/x": target})
+    second = _package(tmp_path, "second", {"usr/x/file": None})
+    third = _package(tmp_path, "third", {"usr/y": "x2", "usr/x2/file": None})
+    apt.unpack([third], root, 60)
+    with pytest.raises(HostError, match=r"second\.deb would write \./usr/x/file outside of"):
+        apt.unpack([first, second], root, 60)
+    assert not list(outside.iterdir()) and (root / "usr/y/file").exists()
+
+
+def _package(directory: Path, name: str, members: dict[str, str | None]) -> Path:
+    """A package with files, and links where a target is given; it has no directories."""
+
+    def archive(contents: dict[str, str | None], text: bytes) -> bytes:
+        made = io.BytesIO()
+        with tarfile.open(fileobj=made, mode="w:gz") as tar:
+            for path, target in contents.items():
+                member = tarfile.TarInfo(f"./{path}")
+                if target is None:
+                    member.size = len(text)
+                else:
+                    member.type, member.linkname = tarfile.SYMTYPE, target
+                tar.addfile(member, io.BytesIO(text))
+        return made.getvalue()
+
+    control = f"Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: x <x@x>\n"
+    parts = {
+        "debian-binary": b"2.0\n",
+        "control.tar.gz": archive({"control": None}, f"{control}Description: x\n".encode()),
+        "data.tar.gz": archive(members, b"text"),
+    }
+    whole = b"!<arch>\n"
+    for part, data in parts.items():  # ar(5)
+        whole += f"{part:16}{0:<12}{0:<6}{0:<6}{'100644':8}{len(data):<10}`\n".encode()
+        whole += data + b"\n" * (len(data) % 2)
+    (directory / f"{name}.deb").write_bytes(whole)
+    return directory / f"{name}.deb"
+
+
 def test_no_space(archive: Archive, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(debian, "_SPACE_FACTOR", 10**9)
     with pytest.raises(HostError, match=r"needs \d+ MiB in .* are free: set QMPSHIM_CACHE"):
