@@ -71,19 +71,18 @@ class Shape:
 
 
 @functools.cache
-def blank_qcow2(size: int, cluster: int) -> bytes:
-    """The bytes of an empty qcow2 image, with room to grow behind it.
+def blank_qcow2(build: Build, size: int, cluster: int) -> bytes:
+    """The bytes of an empty qcow2 image as a build makes it, with room to grow behind it.
 
     :raises HostError: there is no qemu-img
     """
     with Workspace() as workspace:
         path = workspace.path / "blank"
-        options = f"cluster_size={cluster}"
-        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, str(path), str(size)]
+        create = [*build.tool("qemu-img"), "create", "-q", "-f", "qcow2"]
+        command = [*create, "-o", f"cluster_size={cluster}", str(path), str(size)]
+        env = build.environment()
         try:
-            subprocess.run(command, check=True, capture_output=True, timeout=30)
-        except FileNotFoundError as error:
-            raise HostError("qemu-img is missing: apt-get install qemu-utils") from error
+            subprocess.run(command, check=True, capture_output=True, timeout=30, env=env)
         except subprocess.SubprocessError as error:
             raise HostError(f"qemu-img cannot create a {size}-byte image: {error}") from error
         content = path.read_bytes()
@@ -92,7 +91,7 @@ def blank_qcow2(size: int, cluster: int) -> bytes:
 
 
 @functools.cache
-def filled_qcow2(content: bytes, cluster: int) -> bytes:
+def filled_qcow2(build: Build, content: bytes, cluster: int) -> bytes:
     """The bytes of a qcow2 image whose disk holds *content*, with room to grow behind it.
 
     :raises HostError: there is no qemu-img
@@ -101,13 +100,14 @@ def filled_qcow2(content: bytes, cluster: int) -> bytes:
         raw, made = workspace.path / "raw", workspace.path / "qcow2"
         raw.write_bytes(content)
         options = f"cluster_size={cluster}"
-        command = ["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", "-o", options]
+        convert = [*build.tool("qemu-img"), "convert", "-q", "-f", "raw", "-O", "qcow2"]
+        command = [*convert, "-o", options, str(raw), str(made)]
         try:
-            subprocess.run([*command, str(raw), str(made)], check=True, capture_output=True)
+            subprocess.run(command, check=True, capture_output=True, env=build.environment())
         except (OSError, subprocess.SubprocessError) as error:
             raise HostError(f"qemu-img cannot convert an image: {error}") from error
         image = made.read_bytes()
-    room = len(blank_qcow2(len(content), cluster))
+    room = len(blank_qcow2(build, len(content), cluster))
     return image + bytes(max(0, room - len(image)))
 
 
@@ -159,7 +159,7 @@ class GatedMachine:
 
     @property
     def _blank(self) -> bytes:
-        return blank_qcow2(self.shape.size, self.shape.cluster)
+        return blank_qcow2(self.build, self.shape.size, self.shape.cluster)
 
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair()

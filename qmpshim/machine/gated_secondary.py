@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from qmpshim.errors import InputError
+from qmpshim.machine.builds import Build
 from qmpshim.machine.gate import Gate
 from qmpshim.machine.gated_chain import blank_qcow2
 from qmpshim.machine.process import Qemu
@@ -20,17 +21,21 @@ LARGEST = 64 << 20  # bytes: the images are in memory
 class GatedSecondary(SecondaryChain):
     """A chain on *qemu* whose images are on *gate*, which must have been started.
 
+    :param build: whose ``qemu-img`` makes the hidden and the active disk
     :param content: of the secondary disk, in the beginning
     :raises InputError: the chain is too large, or its secondary disk is no raw image
     """
 
-    def __init__(self, qemu: Qemu, spec: ChainSpec, gate: Gate, content: bytes) -> None:
+    def __init__(
+        self, qemu: Qemu, spec: ChainSpec, gate: Gate, build: Build, content: bytes
+    ) -> None:
         if spec.size > LARGEST:
             raise InputError(f"a gated chain's disks are in memory: at most {LARGEST >> 20}M")
         if spec.secondary != "raw":
             raise InputError("a gated chain's secondary disk is a raw image")
         super().__init__(qemu, spec, qemu.directory)
         self.gate = gate
+        self._build = build
         self._content = content
         self._stores: list[MemoryStore] = []
 
@@ -38,7 +43,7 @@ class GatedSecondary(SecondaryChain):
         self._add("secondary", self._content)
 
     def _create(self, node: str) -> None:
-        self._add(node, blank_qcow2(self.spec.size, self.spec.cluster))
+        self._add(node, blank_qcow2(self._build, self.spec.size, self.spec.cluster))
 
     def _add(self, node: str, content: bytes) -> None:
         store = MemoryStore(content)

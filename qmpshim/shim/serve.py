@@ -175,7 +175,7 @@ async def _chained(
         gate = Gate(tracing=False)
         await gate.start(emulator.directory / "gate.sock")
         sectors = spec.size // SECTOR
-        images = GatedSecondary(emulator, spec, gate, base_content(sectors))
+        images = GatedSecondary(emulator, spec, gate, build, base_content(sectors))
         stack.push_async_callback(images.forget)
         stack.push_async_callback(emulator.close)  # the images go after QEMU
         chain: SecondaryChain = images

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from qmpshim.machine.builds import Build
+from qmpshim.machine.builds import EMULATOR, Build, resolve
 from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
 from qmpshim.machine.nbd_proto import Op
 
@@ -19,7 +19,7 @@ SHAPE = Shape(Form.BACKUP, 256 << 10, 64 << 10)
 
 @pytest.fixture(params=["itself", "child of a wrapper"])
 def machine(
-    request: pytest.FixtureRequest, tmp_path: Path, qemu_build: Build
+    request: pytest.FixtureRequest, tmp_path: Path, qemu_build: Build, qemu_on_path: None
 ) -> Iterator[GatedMachine]:
     build = qemu_build
     if request.param != "itself":
@@ -28,11 +28,11 @@ def machine(
             f"#!{sys.executable}\n"
             "import subprocess, sys\n"
             "from qmpshim.machine.workspace import dies_with_owner\n"
-            f"words = dies_with_owner([*{build.command()!r}, *sys.argv[1:]])\n"
+            f"words = dies_with_owner([{shutil.which(EMULATOR)!r}, *sys.argv[1:]])\n"
             "sys.exit(subprocess.run(words, close_fds=False).returncode)\n"
         )
         wrapper.chmod(0o755)
-        build = replace(build, binary=wrapper, launcher=(), arguments=())
+        build = resolve(str(wrapper))
     with closing(GatedMachine(build, SHAPE)) as made:
         yield made
 

@@ -37,12 +37,12 @@ def base_content(sectors: int) -> bytes:
 
 
 @functools.cache
-def base_image(sectors: int, cluster: int, image_format: str) -> bytes:
+def base_image(build: Build, sectors: int, cluster: int, image_format: str) -> bytes:
     """An image whose disk holds :func:`base_content`; *cluster* in sectors."""
     content = base_content(sectors)
     if image_format == "raw":
         return content
-    return filled_qcow2(content, cluster * SECTOR)
+    return filled_qcow2(build, content, cluster * SECTOR)
 
 
 class Stage:
@@ -71,7 +71,7 @@ class Stage:
         sizes = scenario.size * SECTOR, scenario.cluster * SECTOR
         holes = any(op.do in HOLES for op in (*scenario.setup, *scenario.ops))
         shape = Shape(scenario.form, *sizes, reconnect, holes, scenario.secondary)
-        base = base_image(scenario.size, scenario.cluster, scenario.secondary)
+        base = base_image(self.build, scenario.size, scenario.cluster, scenario.secondary)
         machine = self.machine
         if machine is not None and (machine.shape != shape or not self.reuse):
             self.discard()
