@@ -237,11 +237,15 @@ def test_backup(loop: Loop, qemu_build: Build) -> None:
         gated.close()
 
 
-def test_what_is_no_gated_chain(loop: Loop) -> None:
+def test_what_is_no_gated_chain(loop: Loop, qemu_build: Build) -> None:
     for wrong in (
-        Options(gated=True),
-        Options(gated=True, chain=ChainSpec(Workflow.BACKUP, 65 << 20)),
-        Options(gated=True, chain=ChainSpec(Workflow.BACKUP, 1 << 20, secondary="qcow2")),
+        Options(build=qemu_build, gated=True),
+        Options(build=qemu_build, gated=True, chain=ChainSpec(Workflow.BACKUP, 65 << 20)),
+        Options(
+            build=qemu_build,
+            gated=True,
+            chain=ChainSpec(Workflow.BACKUP, 1 << 20, secondary="qcow2"),
+        ),
     ):
         with pytest.raises(InputError):
             loop.run(endpoint(wrong).__aenter__())

@@ -152,7 +152,11 @@ def test_a_writable_export_is_put_on_a_log(loop: Loop, tmp_path: Path, qemu_buil
         service.close()
 
 
-def test_not_on_a_gated_chain(loop: Loop) -> None:
+def test_not_on_a_gated_chain(loop: Loop, qemu_build: Build) -> None:
     spec = ChainSpec(Workflow.BACKUP, SIZE, CLUSTER)
     with pytest.raises(InputError, match="leave out --log-writes"):
-        loop.run(endpoint(Options(chain=spec, gated=True, log_writes=True)).__aenter__())
+        loop.run(
+            endpoint(
+                Options(build=qemu_build, chain=spec, gated=True, log_writes=True)
+            ).__aenter__()
+        )
