@@ -22,7 +22,7 @@ class Known(StrEnum):
     ``s->backup_job``.  Active and hidden disk keep their contents, and the status says
     "I/O error occurred" for ever (block/replication.c, 5.2 to at least 10.0)."""
 
-    FAILOVER_REPORTS_ERROR = "failover-reports-error"
+    FAILOVER_REPORTS_ERROR = "failover-reports-io-error"
     """``replication_stop`` cancels the backup job while the stage is still RUNNING, so that
     ``backup_job_completed`` sets ``s->error``: until the commit has ended well the status says
     "I/O error occurred", although nothing failed (block/replication.c, 5.2 to at least 11.1)."""

@@ -134,14 +134,14 @@ def test_a_guests_program_that_lies_is_convicted(
 
 
 def test_a_program_that_tells_of_another_operation_lies(
-    image: GuestImage, workspace: Workspace
+    image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
     operations = [
         Operation(1, Side.CHAIN, Kind.START),
         Operation(2, Side.GUEST, Kind.WRITE, 0, 8),
     ]
     with pytest.raises(GuestLied, match=r"to do 2: guest write 0x0\+0x1000, and said '9 write"):
-        run_workload(image, workspace, operations=operations, chain=SaysItDidAnother)
+        run_workload(qemu_build, image, workspace, operations=operations, chain=SaysItDidAnother)
 
 
 @pytest.mark.parametrize(
