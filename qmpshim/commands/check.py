@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import sys
 import textwrap
 import time
@@ -14,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qmpshim.commands.console import Console, count
+from qmpshim.commands.console import Console, Interrupted, count, interruptible
 from qmpshim.conformance import bundle as bundles
 from qmpshim.conformance.case import Case, Status
 from qmpshim.conformance.check import campaign, kinds
@@ -198,29 +197,6 @@ def _bundle_case(path: Path) -> Case:
 # -- the run -----------------------------------------------------------------------------------
 
 
-class _Interrupted(BaseException):
-    """A signal came."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    def raise_once(number: int, _frame: object) -> None:
-        for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, signal.SIG_IGN)  # what is taken down now must not be torn
-        raise _Interrupted(number)
-
-    before = {one: signal.signal(one, raise_once) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-
 @contextlib.contextmanager
 def _executor(args: argparse.Namespace) -> Iterator[Executor]:
     """Whoever does the work; found before anything is begun."""
@@ -234,11 +210,11 @@ def _executor(args: argparse.Namespace) -> Iterator[Executor]:
 def _run(executor: Executor, journal: Journal, chosen: list[Build], console: Console) -> int:
     """Do what is missing; 0, or the exit status of an interruption."""
     try:
-        with _signals():
+        with interruptible():
             campaign.carry_on(
                 journal, chosen, executor, lambda standing: _progress(standing, console)
             )
-    except _Interrupted as interrupted:
+    except Interrupted as interrupted:
         return 128 + interrupted.number
     return 0
 

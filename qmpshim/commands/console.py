@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -20,6 +21,7 @@ from qmpshim.machine.builds import Build
 
 OK, DIVERGED, WRONG, UNTESTABLE = 0, 1, 2, 125
 STDOUT = Path("-")  # as a file to write to
+_TAKEN_DOWN = "QEMU was ended and its files removed"
 BUNDLES = Path("qmpshim-bundles")  # where replay bundles go unless --keep says otherwise
 
 
@@ -178,9 +180,7 @@ def on_each(chosen: Sequence[Build], console: Console, run: Callable[[Build], in
     return DIVERGED if DIVERGED in found else OK if OK in found else UNTESTABLE
 
 
-def run_cancellable(
-    main: Coroutine[Any, Any, int], then: str = "QEMU was ended and its files removed"
-) -> int:
+def run_cancellable(main: Coroutine[Any, Any, int], then: str = _TAKEN_DOWN) -> int:
     """Run to the end; SIGINT and SIGTERM cancel it, so that everything is taken down.
 
     :param then: what that means, in words
@@ -219,6 +219,44 @@ def run_cancellable(
             return 128 + caught[0] if caught else WRONG
 
     return asyncio.run(guarded())
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal came. Of KeyboardInterrupt's kind, which alone gets through an asyncio loop.
+
+    :param number: the signal's
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise :exc:`Interrupted` at SIGINT and SIGTERM: for work that knows no event loop."""
+
+    def raise_once(number: int, _frame: object) -> None:
+        for one in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(one, signal.SIG_IGN)  # what is taken down now must not be torn
+        raise Interrupted(number)
+
+    before = {one: signal.signal(one, raise_once) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def run_interruptible(work: Callable[[], int], then: str = _TAKEN_DOWN) -> int:
+    """:func:`run_cancellable` for what knows no event loop."""
+    try:
+        with interruptible():
+            return work()
+    except Interrupted as interrupted:
+        print(f"interrupted; {then}", file=sys.stderr)
+        return 128 + interrupted.number
 
 
 def check_writable(path: Path | None) -> None:

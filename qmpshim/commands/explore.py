@@ -21,6 +21,7 @@ from qmpshim.commands.console import (
     count,
     on_each,
     output_options,
+    run_interruptible,
     seconds,
     write_json,
 )
@@ -135,11 +136,14 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
     reports: list[ExploreReport] = []
 
     def on(build: Build) -> int:
-        reports.append(_explore_build(args, build, scenarios, console))
-        return DIVERGED if reports[-1].new else OK
+        def explore() -> int:
+            reports.append(_explore_build(args, build, scenarios, console))
+            return DIVERGED if reports[-1].new else OK
+
+        return run_interruptible(explore)
 
     status = on_each(chosen, console, on)
-    if not reports:
+    if status not in (OK, DIVERGED):  # interrupted, or none could be tested
         return status
     told = [report.to_json() for report in reports]
     write_json(args.json, told[0] if len(chosen) == 1 else {"reports": told})

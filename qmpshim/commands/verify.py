@@ -23,6 +23,7 @@ from qmpshim.commands.console import (
     on_each,
     output_options,
     run_cancellable,
+    run_interruptible,
     size,
     write_json,
 )
@@ -190,7 +191,7 @@ def _replay(args: argparse.Namespace, console: Console) -> int:
     if is_pair(args.bundle):
         return run_cancellable(pair.replay(args.bundle, chosen_build(args), console))
     if is_schedule(args.bundle):
-        return _replay_schedule(args, console)
+        return run_interruptible(lambda: _replay_schedule(args, console))
     return run_cancellable(_replay_one(args, console))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-QMPSHIM = (sys.executable, "-m", "qmpshim.cli")
+QMPSHIM = (sys.executable, "-m", "qmpshim")
 ROOT = Path(__file__).parents[2]
 LIMIT = 120.0  # seconds after which a command that does not end fails its test
 
@@ -52,9 +52,10 @@ class CommandLine:
         )
 
     def start(self, *args: str | Path) -> subprocess.Popen[str]:
-        """Start, with a pipe at its stdout."""
+        """Start, in a process group of its own, with a pipe at its stdout."""
         return subprocess.Popen(
             [*QMPSHIM, *map(str, args)],
+            process_group=0,
             cwd=self.home,
             env=self.env(),
             stdin=subprocess.DEVNULL,

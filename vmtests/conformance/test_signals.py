@@ -118,3 +118,50 @@ def test_qemu_is_killed(qmpshim: CommandLine) -> None:
     assert "killed by SIGSEGV" in said
     bundle = next(qmpshim.home.glob("qmpshim-bundles/backup-crash-seed1"))
     assert "killed by SIGSEGV" in (bundle / "README").read_text()
+
+
+# -- exploring, whose processes are many -----------------------------------------------------------
+
+
+def exploring(qmpshim: CommandLine, *words: str) -> subprocess.Popen[str]:
+    """Every interleaving of hundreds of scenarios, in two processes, well begun."""
+    process = qmpshim.start("explore", "--scenario", "triples", "--jobs", "2", *words)
+    assert process.stdout is not None
+    while not re.search(r"/\d+ scenarios, [1-9]\d* schedules", line := process.stdout.readline()):
+        assert line, process.communicate()
+    wait_for(lambda: len(qmpshim.emulators()) == 2)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("to", ["group", "process"])
+def test_exploring_is_interrupted(qmpshim: CommandLine, number: signal.Signals, to: str) -> None:
+    process = exploring(qmpshim)
+    if to == "group" and number == signal.SIGINT:  # as a terminal does
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    status, said = ended(process, LIMIT)
+    assert (status, said) == (
+        128 + number,
+        "interrupted; QEMU was ended and its files removed\n",
+    )
+    assert qmpshim.left() == []
+
+
+def test_exploring_is_killed(qmpshim: CommandLine) -> None:
+    process = exploring(qmpshim)
+    process.kill()
+    ended(process, LIMIT)
+    assert qmpshim.left(patience=GONE) == []
+
+
+def test_interrupted_before_anything_is_read(qmpshim: CommandLine) -> None:
+    """Once Python itself is up: while modules are loaded, and any time after."""
+    for hundredths in (8, 15, 25, 40, 60):
+        process = qmpshim.start("explore", "--model")
+        time.sleep(hundredths / 100)
+        process.send_signal(signal.SIGINT)
+        status, said = ended(process, LIMIT)
+        assert status == 130 or "/qmpshim/" not in said, said
+        assert status != 130 or said in ("", "interrupted; nothing was running but the model\n")

@@ -29,7 +29,7 @@ from qmpshim.model.verdict import Verdict
 
 def qmpshim(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "qmpshim.cli", "guest", *words],
+        [sys.executable, "-m", "qmpshim", "guest", *words],
         capture_output=True,
         text=True,
         timeout=300,

@@ -280,7 +280,7 @@ def test_a_schedule_cannot_hold_everything() -> None:
 
 # -- the shell ------------------------------------------------------------
 
-SHELL = [sys.executable, "-m", "qmpshim.cli", "shell", "--gated", "--workflow", "replication"]
+SHELL = [sys.executable, "-m", "qmpshim", "shell", "--gated", "--workflow", "replication"]
 
 
 def _shell(tmp_path: Path, *lines: str) -> subprocess.CompletedProcess[str]:

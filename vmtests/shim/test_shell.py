@@ -270,7 +270,7 @@ xen-set-replication enable=true primary=false
     assert again.returncode == 0, again
     assert again.stdout.count("as predicted") == 2
     replayed = subprocess.run(
-        [sys.executable, "-m", "qmpshim.cli", "replay", str(tmp_path / "bundle.json")],
+        [sys.executable, "-m", "qmpshim", "replay", str(tmp_path / "bundle.json")],
         capture_output=True,
         text=True,
         timeout=60,
@@ -300,7 +300,7 @@ def test_a_pipe_is_read_as_it_comes_and_not_waited_for(tmp_path: Path) -> None:
     with (
         errors,
         subprocess.Popen(
-            [sys.executable, "-m", "qmpshim.cli", "shell"],
+            [sys.executable, "-m", "qmpshim", "shell"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -344,7 +344,7 @@ def test_who_does_not_speak_qmp(tmp_path: Path, greeting: bytes) -> None:
         listening.bind(str(tmp_path / "s"))
         listening.listen()
         with subprocess.Popen(
-            [sys.executable, "-m", "qmpshim.cli", "shell", str(tmp_path / "s"), "-c", "stop"],
+            [sys.executable, "-m", "qmpshim", "shell", str(tmp_path / "s"), "-c", "stop"],
             stderr=subprocess.PIPE,
         ) as shell:
             peer, _ = listening.accept()
@@ -372,13 +372,13 @@ def test_a_qemu_that_runs_already(tmp_path: Path) -> None:
                 ["serve", "--qmp", path, "--gated"],
             ):
                 done = subprocess.run(
-                    [sys.executable, "-m", "qmpshim.cli", *words],
+                    [sys.executable, "-m", "qmpshim", *words],
                     capture_output=True, text=True, timeout=60,
                 )  # fmt: skip
                 assert done.returncode == 2 and "that the shim starts" in done.stderr, done
             for end, told in ((signal.SIGTERM, b"QEMU lives on"), (None, b"is gone")):
                 with subprocess.Popen(
-                    [sys.executable, "-m", "qmpshim.cli", "serve", "--qmp", path],
+                    [sys.executable, "-m", "qmpshim", "serve", "--qmp", path],
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                 ) as server:

@@ -7,8 +7,9 @@ import multiprocessing
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
@@ -137,7 +138,7 @@ def _worker(talk: Connection, task: Task, began: float, jobs: int) -> None:
             talk.send(("done", (place, explore_scenario(stage, scenario, task, seconds, tick))))
     except QmpshimError as error:
         talk.send(("failed", error))
-    except (KeyboardInterrupt, EOFError, BrokenPipeError):
+    except (EOFError, BrokenPipeError):
         pass  # nobody listens any more
     finally:
         stage.close()
@@ -172,7 +173,7 @@ def in_processes(
             talk, theirs = context.Pipe()
             worker = context.Process(target=_worker, args=(theirs, task, began, jobs), daemon=True)
             workers[talk] = worker
-            with theirs:
+            with theirs, _deaf_to_ctrl_c():
                 worker.start()
             give(talk)
         while len(ordered) < len(scenarios):
@@ -204,6 +205,17 @@ def in_processes(
                 worker.join()
     board.tell(force=True)
     return [ordered[place] for place in sorted(ordered)]
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """A process started in here is left alone by Ctrl-C: it ends when nobody listens any more."""
+    resource_tracker.ensure_running()  # it would let SIGINT through again when it is started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ended(worker: SpawnProcess, scenario: str) -> HostError:
