@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _MARK = (
     "qemu_chain(workflow='replication', size=4 MiB, cluster=64 KiB, secondary='raw'): "
-    "the chain that secondary_chain and qmp_shim build; gated_chain takes form, size, cluster "
+    "the chain, in bytes, for secondary_chain and qmp_shim; gated_chain takes form, size, cluster "
     "(form: replication, backup or fleecing)"
 )
 
@@ -82,7 +82,8 @@ def _marked(request: pytest.FixtureRequest, defaults: dict[str, Any]) -> dict[st
     mark = request.node.get_closest_marker("qemu_chain")
     given = dict(mark.kwargs) if mark else {}
     wrong = given.keys() - {"workflow", "form", "size", "cluster", "secondary"}
-    if wrong or (mark and mark.args):
+    in_bytes = all(isinstance(given.get(name, 0), int) for name in ("size", "cluster"))
+    if wrong or not in_bytes or (mark and mark.args):
         raise pytest.UsageError(f"{request.node.nodeid}: qemu_chain takes {_MARK}")
     return {name: given.get(name, value) for name, value in defaults.items()}
 

@@ -123,12 +123,13 @@ def test_a_build_that_is_not_there_ends_it_at_once(project: pytest.Pytester) -> 
         )
 
 
-def test_a_mark_that_means_nothing_is_an_error(pytester: pytest.Pytester) -> None:
+@pytest.mark.parametrize("words", ['colour="blue"', 'size="1M"'])
+def test_a_mark_that_means_nothing_is_an_error(pytester: pytest.Pytester, words: str) -> None:
     pytester.makepyfile(
-        """
+        f"""
         import pytest
 
-        @pytest.mark.qemu_chain(colour="blue")
+        @pytest.mark.qemu_chain({words})
         def test_it(secondary_chain):
             pass
         """
