@@ -1,0 +1,92 @@
+"""What is looked at besides in vanishing clients' scenarios and with a qcow2 secondary disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from gate_lies import Early, drop_guest, drop_new, never, new_for_old
+
+from qmpshim.conformance.explore import ops as real_ops
+from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore.io import Named
+from qmpshim.conformance.explore.stage import Stage
+from qmpshim.conformance.explore.system import RealSystem, Release, honestly
+from qmpshim.machine.builds import Build
+from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.model.explorer import Mode, explore
+from qmpshim.model.scenario import Op
+from qmpshim.model.verdict import Verdict
+from qmpshim.model.walk import Budget
+
+REFCOUNTS = 2 * 65536  # where the first refcount block of a fresh image is
+
+
+@pytest.fixture(scope="module")
+def stage(qemu_build: Build) -> Iterator[Stage]:
+    stage = Stage(qemu_build)
+    yield stage
+    stage.close()
+
+
+def found(stage: Stage, name: str, release: Release, most: int = 60) -> dict[Verdict, set[str]]:
+    """By verdict, the causes of what is found in a scenario's first schedules."""
+    (scenario,) = scenarios.named(name)
+    system = RealSystem(stage, scenario, release=release)
+    explore(system, Mode.DPOR, Budget(schedules=most), stop=False)
+    assert system.finished and not system.derailed
+    causes: dict[Verdict, set[str]] = {}
+    for kind, cause in system.found:
+        causes.setdefault(kind, set()).add(cause)
+    return causes
+
+
+def spoil(machine: GatedMachine, named: Named) -> None:
+    """A write to the secondary disk takes its refcounts with it."""
+    machine.gate.release(named.io)
+    if named.io.image == "secondary" and named.verb == "write":
+        machine.stores["secondary"].write(REFCOUNTS, bytes(65536))
+
+
+@pytest.mark.parametrize(
+    ("name", "lie", "verdict"),
+    [
+        ("WK", lambda: drop_new, Verdict.LOST_WRITE),
+        ("WK", lambda: never, Verdict.ORDER),
+        ("WK", lambda: new_for_old, Verdict.CONTENT),
+        ("VK", Early, Verdict.ORDER),
+        ("PL", lambda: drop_guest, Verdict.LOST_WRITE),
+        ("GL", lambda: drop_guest, Verdict.LOST_WRITE),
+        ("qcow2-WR", lambda: drop_new, Verdict.LOST_WRITE),
+        ("qcow2-WR", lambda: never, Verdict.ORDER),
+        ("qcow2-WR", lambda: new_for_old, Verdict.CONTENT),
+        ("qcow2-WR", Early, Verdict.ORDER),
+        ("qcow2-PO", lambda: drop_new, Verdict.LOST_WRITE),
+        ("qcow2-WR", lambda: spoil, Verdict.CORRUPTION),
+    ],
+)
+def test_a_lying_disk_is_convicted(
+    stage: Stage, name: str, lie: Callable[[], Release], verdict: Verdict
+) -> None:
+    assert verdict in found(stage, name, lie())
+    stage.discard()
+    assert found(stage, name, honestly) == {}
+
+
+@pytest.mark.parametrize(("name", "side"), [("WK", "primary"), ("PL", "guest")])
+def test_an_export_that_goes_with_its_client_is_missed(
+    stage: Stage, name: str, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next client has to be served, whatever the one before did."""
+    begin = real_ops.begin
+
+    def take_along(machine: GatedMachine, op: Op, number: int) -> real_ops.Running:
+        running = begin(machine, op, number)
+        if op.do == f"{side}_vanish":
+            machine.qmp.send("block-export-del", {"id": side, "mode": "hard"})
+        return running
+
+    monkeypatch.setattr(real_ops, "begin", take_along)
+    causes = found(stage, name, honestly, most=3)
+    stage.discard()
+    assert set(causes) == {Verdict.HANG}, causes
