@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qmpshim.conformance.check.cluster_maps import maps_of_schedule
 from qmpshim.conformance.explore import scenarios as scenarios
 from qmpshim.conformance.explore.exploration import explore_real, render
 from qmpshim.conformance.explore.finding_files import save_finding
@@ -46,6 +47,7 @@ def test_a_qemu_that_ends_or_stops_when_replication_starts(
     assert finding.cause.startswith("before the scenario begins: ")
     assert not report.exhaustive and not any(one.skipped for one in report.scenarios)
     assert "no divergence" not in render(report)
+    assert maps_of_schedule(finding, qemu_build) is None
     save_finding(tmp_path / "bundle", finding, qemu_build)
     assert (tmp_path / "bundle" / "qmp.log").read_text().count("xen-set-replication") == 1
 

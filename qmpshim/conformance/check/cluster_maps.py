@@ -15,11 +15,11 @@ from qmpshim.conformance import bundle
 from qmpshim.conformance.explore.end import PROBE
 from qmpshim.conformance.explore.findings import Finding
 from qmpshim.conformance.explore.io import GARBAGE, owners
+from qmpshim.conformance.explore.replay import follow, system_of
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario, words
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.straight import Seen
-from qmpshim.conformance.explore.system import RealSystem
-from qmpshim.errors import InputError, MachineError
+from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build
 from qmpshim.machine.images import map_file
 from qmpshim.machine.qcow2 import ImageError, Qcow2
@@ -34,27 +34,17 @@ _MOST = 48  # clusters of a disk that are shown
 def maps_of_schedule(finding: Finding, build: Build) -> dict[str, Any] | None:
     """Take a finding's schedule once more, on a fresh QEMU, and look at the disks.
 
-    :returns: None where the schedule cannot be followed
+    :returns: None where the schedule cannot be followed, or nothing ever began
     :raises BuildError: the build cannot do the scenario
     """
     stage = Stage(build, reuse=False)
     try:
-        system = RealSystem(stage, finding.scenario, errnos=finding.errnos, most_faults=99)
-        try:
-            system.reset()
-        except MachineError:
+        system = system_of(finding, stage, keeping=True)
+        system.reset()
+        followed = follow(system, finding.schedule)
+        if not followed or system.now.lost or not system.now.started:
             return None
-        for choice in finding.schedule:
-            system.take(choice)
-        while not system.now.lost and system.violation is None and (left := system.enabled()):
-            system.take(left[0])
-        if system.now.lost:
-            return None
-        at_once = system.disks() if system.violation is not None else None
-        system.finish()
-        seen = system.now.seen or at_once
-        if seen is None:
-            return None
+        seen = system.now.seen or system.disks()
         return _compare(finding.scenario, seen, [] if system.now.failed else system.predictions())
     finally:
         stage.close()

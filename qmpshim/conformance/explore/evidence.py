@@ -14,12 +14,10 @@ import subprocess
 import time
 from pathlib import Path
 
-from qmpshim.conformance.explore.crash_points import CrashPoints
 from qmpshim.conformance.explore.findings import Finding
-from qmpshim.conformance.explore.replay import follow
+from qmpshim.conformance.explore.replay import follow, system_of
 from qmpshim.conformance.explore.schedule_diagram import diagram
 from qmpshim.conformance.explore.stage import Stage
-from qmpshim.conformance.explore.system import RealSystem
 from qmpshim.errors import HostError, MachineError, QmpshimError
 from qmpshim.machine.builds import Build
 from qmpshim.machine.files import write_sparse
@@ -41,14 +39,7 @@ def collect(finding: Finding, build: Build, directory: Path) -> None:
     gdb: _Gdb | None = None
     try:
         (directory / "diagram.txt").write_text(diagram(finding) + "\n")
-        system = RealSystem(
-            stage,
-            finding.scenario,
-            errnos=finding.errnos,
-            most_faults=99,
-            each_step=CrashPoints(finding.crash_points).check,
-            keeping=True,
-        )
+        system = system_of(finding, stage, keeping=True)
         system.reset()
         if stage.machine is None:
             raise MachineError("QEMU ended before there was a chain")

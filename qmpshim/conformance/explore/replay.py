@@ -49,18 +49,29 @@ def replay_schedule(
 
 
 def _replay(finding: Finding, stage: Stage, release: Release) -> Replay:
-    system = RealSystem(
+    system = system_of(finding, stage, release)
+    system.reset()
+    version = read_version(stage.build)[0]
+    followed = follow(system, finding.schedule)
+    return Replay(system.violation, followed, tuple(system.now.lines), version)
+
+
+def system_of(
+    finding: Finding, stage: Stage, release: Release = honestly, keeping: bool = False
+) -> RealSystem:
+    """The system on which a finding's steps can be taken, each that it may have.
+
+    :param keeping: leave QEMU as it is in the end, to be looked at
+    """
+    return RealSystem(
         stage,
         finding.scenario,
         errnos=finding.errnos,
         most_faults=99,
         release=release,
         each_step=CrashPoints(finding.crash_points).check,
+        keeping=keeping,
     )
-    system.reset()
-    version = read_version(stage.build)[0]
-    followed = follow(system, finding.schedule)
-    return Replay(system.violation, followed, tuple(system.now.lines), version)
 
 
 def follow(system: RealSystem, schedule: Sequence[Choice]) -> bool:
