@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from pair_sabotages import SABOTAGES, Sabotage
+from pair_sabotages import SABOTAGES, Refused, Sabotage
 
 from qmpshim.cli import main
 from qmpshim.conformance.case import Case, Status
@@ -16,7 +18,7 @@ from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.checks import KNOWN, best_accel, run, run_plan
 from qmpshim.conformance.pair.known import KnownPair, load_known
 from qmpshim.conformance.pair.plan import MOMENTS, Failover, PairOutcome, PairPlan
-from qmpshim.errors import InputError
+from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.pair import Pair
 from qmpshim.model.verdict import Verdict
@@ -112,6 +114,14 @@ def test_sabotage_is_convicted(sabotage: Sabotage, qemu_build: Build, tmp_path: 
     assert (bundle / "primary" / "qmp.log").stat().st_size
     assert "qemu" in (bundle / "primary" / "command-line.txt").read_text()
     assert pair_bundle.load(bundle)[0] == plan
+
+
+def test_a_full_host_disk_is_no_finding(
+    qemu_build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=0, f_frsize=4096))
+    with pytest.raises(HostError, match="is full: free some space"):
+        go(PairPlan(colo=False, guest="none", checkpoints=1), qemu_build, tmp_path, Refused)
 
 
 def test_colo_on_this_build(qemu_build: Build, tmp_path: Path) -> None:
