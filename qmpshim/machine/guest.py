@@ -20,7 +20,7 @@ from pexpect import fdpexpect
 from qmpshim.errors import GuestFailed, GuestPanicked, InputError, MachineHung
 from qmpshim.machine.builds import Build
 from qmpshim.machine.guest_image import GuestImage
-from qmpshim.machine.process import COMMAND_LIMIT, Qemu
+from qmpshim.machine.process import COMMAND_LIMIT, Qemu, escaped
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class Guest:
             [
                 *arguments(image, self.spec),
                 "-chardev",
-                f"socket,id=console,fd={fd},logfile={self.console_log},logappend=on",
+                f"socket,id=console,fd={fd},logfile={escaped(self.console_log)},logappend=on",
                 *("-serial", "chardev:console"),
                 *more,
             ],

@@ -10,6 +10,7 @@ from pathlib import Path
 from qmpshim.errors import MachineHung
 from qmpshim.machine.guest import GuestSpec, arguments
 from qmpshim.machine.guest_image import GuestImage
+from qmpshim.machine.process import escaped
 
 PROMPT = b"[ready] guest# "
 _FOR_EVER = 1_000_000_000  # operations
@@ -46,10 +47,10 @@ class LinuxGuest:
 
         :param terminal: it also takes input, from a socket with the file's name and ``.sock``
         """
-        where = f"file,id=console,path={console}"
+        file = escaped(console)
+        where = f"file,id=console,path={file}"
         if terminal:
-            path = f"{console}.sock"
-            where = f"socket,id=console,path={path},server=on,wait=off,logfile={console}"
+            where = f"socket,id=console,path={file}.sock,server=on,wait=off,logfile={file}"
         return [
             *arguments(self.image, GuestSpec(memory=self.memory << 20)),
             *("-chardev", where, "-serial", "chardev:console"),

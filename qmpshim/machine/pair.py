@@ -27,7 +27,7 @@ from qmpshim.machine.colo_link import ColoLink
 from qmpshim.machine.linux_guest import LinuxGuest
 from qmpshim.machine.nbd_link import NbdLink, Observer
 from qmpshim.machine.pair_member import Member
-from qmpshim.machine.process import COMMAND_LIMIT
+from qmpshim.machine.process import COMMAND_LIMIT, escaped
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class Pair:
         secondary.log.touch()
         return (
             "children.0.driver=blklogwrites,children.0.node-name=logged,children.0.file=childs0,"
-            f"children.0.log.driver=file,children.0.log.filename={secondary.log}"
+            f"children.0.log.driver=file,children.0.log.filename={escaped(secondary.log)}"
         )
 
     async def attach(self) -> None:
@@ -217,11 +217,14 @@ class Pair:
         :raises BuildError: this build cannot
         """
         try:
-            await self.primary.human(
-                "drive_add -n buddy driver=replication,mode=primary,node-name=replication0,"
-                f"file.driver=nbd,file.server.type=unix,file.server.path={self.link.path},"
+            options = (
+                "driver=replication,mode=primary,node-name=replication0,"
+                f"file.driver=nbd,file.server.type=unix,file.server.path={escaped(self.link.path)},"
                 "file.node-name=nbd0,file.export=parent0"
             )
+            # The monitor takes a string with blanks in double quotes, as C does.
+            quoted = options.replace("\\", "\\\\").replace('"', '\\"')
+            await self.primary.human(f'drive_add -n buddy "{quoted}"')
             await self.primary.qemu.execute(
                 "x-blockdev-change", {"parent": "quorum", "node": "replication0"}
             )
@@ -393,9 +396,8 @@ def _make_disk(path: Path, initial: bytes) -> None:
 
 def _file(where: str, path: Path) -> str:
     # no-flush: the host is not going to crash, so waiting for its disk proves nothing.
-    name = str(path).replace(",", ",,")
     return (
-        f"{where}.driver=file,{where}.filename={name},{where}.discard=unmap,"
+        f"{where}.driver=file,{where}.filename={escaped(path)},{where}.discard=unmap,"
         f"{where}.cache.no-flush=on"
     )
 

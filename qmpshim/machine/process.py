@@ -23,6 +23,11 @@ log = logging.getLogger(__name__)
 COMMAND_LIMIT = 30.0  # seconds a QMP command may take before QEMU counts as hung
 
 
+def escaped(path: Path) -> str:
+    """A path among ``key=value`` options: a comma in it is doubled (QemuOpts)."""
+    return str(path).replace(",", ",,")
+
+
 class Qemu:
     """One QEMU, started by :meth:`start` and gone for certain after :meth:`close`.
 

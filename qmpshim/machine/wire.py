@@ -166,11 +166,17 @@ class WireNbd:
     def _shake_hands(self, export: str, limit: float) -> None:
         # Fixed newstyle negotiation with EXPORT_NAME: the shortest there is.
         flags = nbd.HANDSHAKE_FIXED_NEWSTYLE | nbd.HANDSHAKE_NO_ZEROES
-        self._sock.sendall(flags.to_bytes(4, "big"))
+        self._say(flags.to_bytes(4, "big"))
         self._enter(export, limit)
 
     def _option(self, option: nbd.Option, data: bytes) -> None:
-        self._sock.sendall(_OPTION.pack(nbd.OPTION_MAGIC, option, len(data)) + data)
+        self._say(_OPTION.pack(nbd.OPTION_MAGIC, option, len(data)) + data)
+
+    def _say(self, data: bytes) -> None:
+        try:
+            self._sock.sendall(data)
+        except OSError:
+            self.lost = True
 
     def _enter(self, export: str, limit: float) -> None:
         """Ask for the export itself, and wait for the greeting and its answer."""
