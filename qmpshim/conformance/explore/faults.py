@@ -36,6 +36,7 @@ from qmpshim.machine.gated_chain import Form
 from qmpshim.model.verdict import Verdict
 
 _MOST = 4  # I/Os on one image that an operation under way may have had behind it
+_EMPTIES = ("start", "checkpoint", "stop")
 _CLOSES = ("failover", "stop")  # end a job and close its filter, which flushes
 
 
@@ -119,8 +120,13 @@ class FaultyJudge:
     def _victims(self, hit: Hit) -> list[Callable[[], Fate]]:
         """Who may meet a failure; an image that is gone, after how many I/Os of whom."""
         under_way = self._under_way(hit)
+        does = {op.do for op in self._scenario.ops}
+        empties = hit.image != "secondary" and does & set(_EMPTIES)
+        emptied = (False, True) if empties else (False,)
         if not hit.gone:
-            ways: list[Callable[[], Fate]] = [partial(Fate, hit, op) for op in under_way]
+            ways: list[Callable[[], Fate]] = [
+                partial(Fate, hit, op, emptied=way) for op in under_way for way in emptied
+            ]
             if hit.reader is not None:
                 ways.append(partial(AnyRead, hit, hit.reader))
             if hit.verb == "flush" and any(
@@ -129,8 +135,9 @@ class FaultyJudge:
                 ways.append(partial(Nobodys, hit))
             return ways
         return [
-            partial(Fate, hit, done=dict(zip(under_way, done, strict=True)))
+            partial(Fate, hit, done=dict(zip(under_way, done, strict=True)), emptied=way)
             for done in product(range(_MOST), repeat=len(under_way))
+            for way in emptied
         ]
 
     def _under_way(self, hit: Hit) -> list[int]:
@@ -145,11 +152,18 @@ class FaultyJudge:
         for hit in hits:
             if hit.gone:
                 spared |= self._lost_with(hit.image, seen)
+        if seen.view is None and self._ejected(seen):
+            spared.add("view")
         ends = [*ends, *(loose for end in ends for loose in self._loosened(end, seen, hits))]
         wrong = self._judge.compare(seen, ends, Spared(frozenset(spared)))
         if wrong is None:
             return self._isolation(seen)
         return replace(wrong, cause=f"{wrong.cause}, after {self._what(hits)}")
+
+    def _ejected(self, seen: Seen) -> bool:
+        """Whether an overlay may be: qcow2 ejects one that it cannot empty, which is told."""
+        ops = self._scenario.ops
+        return any(op.do in _EMPTIES and seen.answers[i] != "ok" for i, op in enumerate(ops))
 
     def _lost_with(self, image: str, seen: Seen) -> set[str]:
         """What cannot be looked at when an image is gone: the tables of a qcow2 that it still owes

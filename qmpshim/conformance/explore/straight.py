@@ -81,8 +81,10 @@ class Hit:
         """Whether the straight run's *io* is this one."""
         if io.disk != self.image:
             return False
-        if self.verb == "flush":  # or one that qcow2 needs before it can link a new cluster
-            return io.op == "flush" or (io.op in _CHANGES and self.image != "secondary")
+        if self.verb == "flush":  # or one that qcow2 needs before it can link a new cluster, or
+            # with which it empties itself
+            flushes = io.op in _CHANGES or io.op == "empty"
+            return io.op == "flush" or (flushes and self.image != "secondary")
         alike = io.op == self.verb or {io.op, self.verb} <= _CHANGES
         return alike and io.start < self.start + self.count and self.start < io.start + io.count
 
@@ -92,11 +94,21 @@ class Fate:
 
     For an image that is gone: *done* tells how many I/Os on it each operation, of those under way
     then, had done when it went away.
+
+    :param emptied: an overlay that fails while it is emptied is empty all the same: it is many
+        writes, and only the last may fail (``make_completely_empty``, block/qcow2.c)
     """
 
-    def __init__(self, hit: Hit, victim: int = -1, done: Mapping[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        hit: Hit,
+        victim: int = -1,
+        done: Mapping[int, int] | None = None,
+        emptied: bool = False,
+    ) -> None:
         self.hit = hit
         self.victim = victim
+        self.emptied = emptied
         self.met = False
         self._left = dict(done or {})
 
@@ -110,16 +122,20 @@ class Fate:
             if self._left.get(op, 0):
                 self._left[op] -= 1
                 return 0
-            self.met = True
-            return hit.errno
+            return self._strike(io)
 
         def once(io: Io) -> int:
             if self.met or op != self.victim or not hit.fits(io):
                 return 0
-            self.met = True
-            return hit.errno
+            return self._strike(io)
 
         return gone if hit.gone else once
+
+    def _strike(self, io: Io) -> int:
+        self.met = True
+        if self.emptied and io.op == "empty":
+            io.perform()
+        return self.hit.errno
 
 
 class AnyRead(Fate):
