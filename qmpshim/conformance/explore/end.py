@@ -139,7 +139,7 @@ def _flush(machine: GatedMachine, now: Execution) -> None:
     QEMU 10.0's ``stop`` does not reach a target that nobody else uses.
     """
     through = machine.shape.form is Form.REPLICATION and not machine.clients["guest"].lost
-    through = through and not now.gone()  # an image that is gone keeps no other from its flush
+    through = through and not now.faults  # a broken image keeps no other from its flush
     if through and machine.version >= (6, 0):  # before, a filter's flush reached one child only
         machine.clients["guest"].call(Nbd.FLUSH)
         return
