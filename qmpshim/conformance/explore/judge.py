@@ -10,6 +10,7 @@ what the disks hold. For the answers of commands and the errors there must be on
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -162,7 +163,8 @@ class Judge:
     def _wrong_answer(self, index: int, found: str, wanted: list[str]) -> RealViolation:
         op = self.scenario.ops[index]
         text = f"{words(op)} answers {found!r}, predicted {' or '.join(map(repr, wanted))}"
-        return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=f"{op.do} answers {found}")
+        telling = re.sub(r" json:\{.*\}", "", found)  # a node's description holds temporary paths
+        return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=f"{op.do} answers {telling}")
 
     def _explains(self, one: Seen, seen: Seen, start: int, end: int, free: Collection[str]) -> bool:
         """Whether some order explains one cell."""
