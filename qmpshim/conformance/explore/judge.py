@@ -163,8 +163,8 @@ class Judge:
     def _wrong_answer(self, index: int, found: str, wanted: list[str]) -> RealViolation:
         op = self.scenario.ops[index]
         text = f"{words(op)} answers {found!r}, predicted {' or '.join(map(repr, wanted))}"
-        telling = re.sub(r" json:\{.*\}", "", found)  # a node's description holds temporary paths
-        return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=f"{op.do} answers {telling}")
+        found = re.sub(r" json:\{.*\}", "", found)  # a node's description, with temporary paths
+        return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=f"{op.do} answers {found}")
 
     def _explains(self, one: Seen, seen: Seen, start: int, end: int, free: Collection[str]) -> bool:
         """Whether some order explains one cell."""
