@@ -46,7 +46,7 @@ def _stressed(loop: Loop, process: Process, path: Path, make: type[Shim]) -> Fig
 @pytest.mark.usefixtures("qemu_on_path")
 def test_what_stands_it(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "qmpshim", "stress", "--clients", "100", "--messages", "1000"],
+        [sys.executable, "-m", "qmpshim.cli", "stress", "--clients", "100", "--messages", "1000"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -99,12 +99,13 @@ def test_a_silent_one_is_found_out(loop: Loop, process: Process, tmp_path: Path)
         _stressed(loop, process, tmp_path / "s", _Silent)
 
 
+@pytest.mark.usefixtures("qemu_on_path")
 def test_killed_it_takes_the_endpoint_along() -> None:
     words = ["-m", "qmpshim", "stress", "--clients", "100000"]
     with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE) as stressing:
         assert stressing.stdout is not None
         assert b"clients came and went" in stressing.stdout.readline()
-        mark = f"qmpshim\0serve\0--listen\0unix:{tempfile.gettempdir()}".encode()
+        mark = f"serve\0--listen\0unix:{tempfile.gettempdir()}".encode()
         assert _running(mark)
         stressing.kill()
     wait_until(lambda: not _running(mark))
@@ -126,7 +127,7 @@ def test_who_is_no_endpoint(tmp_path: Path) -> None:
         mute.bind(str(tmp_path / "mute"))
         mute.listen()
         client = subprocess.Popen(
-            [sys.executable, "-m", "qmpshim", "stress", str(tmp_path / "mute")],
+            [sys.executable, "-m", "qmpshim.cli", "stress", str(tmp_path / "mute")],
             stdout=subprocess.PIPE,
         )
         peer, _ = mute.accept()
