@@ -248,6 +248,21 @@ def test_linux(each_build: Build, failover: Failover, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_linux_killed_in_a_checkpoint(moment: str, each_build: Build, tmp_path: Path) -> None:
+    """What the secondary's guest wrote counts until its state is replaced."""
+    accel = best_accel((each_build, each_build), "linux")
+    if accel == "kvm" or not colo_works(each_build, "linux", accel):
+        pytest.skip(f"Linux under COLO wants a {each_build.name} whose COLO works under TCG")
+    plan = PairPlan(
+        *(True, "linux", 3, 20, Failover.PRIMARY, moment), resume=True, accel=accel, limit=90.0
+    )
+    outcome, _ = go(plan, each_build, tmp_path)
+    assert not outcome.findings, words(outcome)
+    assert outcome.checkpoints == 6
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("colo", [False, True])
 @pytest.mark.parametrize("failover", ENDS)
 def test_everywhere(each_build: Build, failover: Failover, colo: bool, tmp_path: Path) -> None:

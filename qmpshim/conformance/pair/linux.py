@@ -131,6 +131,7 @@ class LinuxWorkload(Workload):
         self._accounts: dict[str, _Account] = {}
         self._terminal: asyncio.Task[None] | None = None
         self._last: Entry | None = None  # of the secondary's write log, that the model was told
+        self._stopped: Entry | None = None  # the last before the guest was stopped to be replaced
         self._cut = 0
         self._begun = False
 
@@ -138,7 +139,8 @@ class LinuxWorkload(Workload):
         for member in self.pair.members:
             account = _Account(member, self._program, self.guest.sectors)
             self._accounts.setdefault(member.name, account)
-        self._last, self._cut = None, 0
+        self._last = self._stopped = None
+        self._cut = 0
 
     async def prepare(self) -> None:
         if self.guest.booting or self._begun:
@@ -154,10 +156,13 @@ class LinuxWorkload(Workload):
 
     def secondary_stopped(self) -> None:
         self._cut = self.pair.secondary.spoken()
+        # Whether it is replaced is not sure yet: the primary may die now.
+        self._stopped = self._last
         for entry in self._entries():
-            self._last = entry
+            self._stopped = entry
 
     def taken_over(self) -> None:
+        self._last = self._stopped  # a state that was given up wrote what came before
         there = self._accounts[self.pair.secondary.name]
         there.take_over(self._accounts[self.pair.primary.name], self._cut)
 
