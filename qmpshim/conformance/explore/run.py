@@ -166,8 +166,12 @@ class RealRun:
             self.machine.reactor.until(lambda: bool(gate.connections(image)), PATIENCE)
             return
         gone = errno == CUT
-        # Failover's commit goes on after its answer.
-        over = frozenset(i for i in now.over if self.scenario.ops[i].do != "failover")
+        # Failover's commit goes on after its answer, and what a client asked for after it is gone.
+        over = frozenset(
+            i
+            for i in now.over
+            if self.scenario.ops[i].do != "failover" and now.answers[i] != "gone"
+        )
         unstarted = frozenset(range(self.threads)) - now.started
         hit = Hit(
             named.io.image, "metadata" if named.meta else named.verb, named.start,
