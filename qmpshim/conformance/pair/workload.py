@@ -15,6 +15,7 @@ from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.pattern import data_of
 from qmpshim.errors import MachineError
 from qmpshim.machine.nbd_client import NbdClient
+from qmpshim.machine.nbd_uri import nbd_uri
 from qmpshim.machine.pair import Pair
 from qmpshim.machine.pair_member import Member
 from qmpshim.machine.secondary import SECTOR
@@ -125,7 +126,7 @@ class ExportWorkload(Workload):
         self._expected = bytearray(primary.disk.read_bytes())
 
     def _client(self, socket: Path, export: str = "guest") -> NbdClient:
-        return NbdClient(f"nbd+unix:///{export}?socket={socket}", self.plan.limit, plain=True)
+        return NbdClient(nbd_uri(export, socket), self.plan.limit, plain=True)
 
     async def prepare(self) -> None:
         """Nothing: there is no guest."""
