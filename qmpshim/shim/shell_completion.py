@@ -16,7 +16,7 @@ LOCAL = {
     ":flush": "primary|guest: flush through an endpoint",
     ":graph": "draw the block graph",
     ":held": "what is held and what is in flight (on a gated chain)",
-    ":help": "explain a command and its arguments",
+    ":help": "[COMMAND [driver=qcow2]]: a command's arguments and their types",
     ":hold": "[DISK] [OPERATION] [metadata]: hold such I/O from now on (on a gated chain)",
     ":let": "hold nothing any more, and let go what is held",
     ":log": "FILE: write the lines there as they are typed, for --script; off: stop",
@@ -109,6 +109,11 @@ class Schema:
             here = _inside(here, name)
         return made
 
+    def cases(self, command: str) -> tuple[str, list[str]]:
+        """The argument that chooses between branches and its values; none: ("", [])."""
+        entity = self._by_name[self._by_name[command]["arg-type"]]
+        return entity.get("tag", ""), sorted(one["case"] for one in entity.get("variants", []))
+
     def _child(self, type_: str, name: str | int, given: Any) -> Mapping[str, Any] | None:
         if isinstance(name, int):
             for one in self._branches(type_):
@@ -192,8 +197,11 @@ def candidates(text: str, schema: Schema, live: Live) -> Iterator[Candidate]:
             )
             return
         yield from _starting(last, schema.commands)
-    elif words[0] == ":help":
+    elif words[0] == ":help" and len(words) == 2:
         yield from _starting(last, schema.commands)
+    elif words[0] == ":help" and len(words) == 3 and words[1] in schema.commands:
+        tag, cases = schema.cases(words[1])
+        yield from _starting(last, [f"{tag}={case}" for case in cases])
     elif words[0] == ":predict" and len(words) == 2:
         yield from _starting(last, ["secondary", "hidden", "active", "top", *live.nodes])
     elif words[0] in (":write", ":read", ":discard", ":flush") and len(words) == 2:

@@ -66,18 +66,31 @@ def draw_graph(told: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def explain(schema: Schema, command: str) -> list[str]:
+def explain(schema: Schema, command: str, tag: str = "") -> list[str]:
     """A command's arguments and their types.
 
-    :raises InputError: there is no such command
+    :param tag: of a union's branches only this one, as ``driver=qcow2``
+    :raises InputError: there is no such command, or no such branch
     """
     if command not in schema.commands:
         raise InputError(f"{command} is no command of this build")
-    lines = [command]
-    for member in schema.members(command, [], {}):
-        optional = " (optional)" if "default" in member else ""
-        lines.append(f"  {member['name']}: {schema.describe(member['type'])}{optional}")
+    common = schema.members(command, [], {})
+    lines = [command, *(f"  {_told(schema, member)}" for member in common)]
+    name, cases = schema.cases(command)
+    branches = {f"{name}={case}": case for case in cases}
+    if tag and tag not in branches:
+        raise InputError(f"{command} has no {tag}" + (f": {name} chooses" if name else ""))
+    for branch, case in branches.items():
+        own = schema.members(command, [], {name: case})[len(common) :]
+        if own and tag in ("", branch):
+            lines.append(f"  with {branch}")
+            lines += [f"    {_told(schema, member)}" for member in own]
     return lines
+
+
+def _told(schema: Schema, member: Mapping[str, Any]) -> str:
+    optional = " (optional)" if "default" in member else ""
+    return f"{member['name']}: {schema.describe(member['type'])}{optional}"
 
 
 class Words:
@@ -115,8 +128,8 @@ class Words:
         :raises QmpshimError: it cannot be done
         """
         match name, *words:
-            case "help", command:
-                self._show(explain(self._schema, command))
+            case "help", command, *tag if len(tag) <= 1:
+                self._show(explain(self._schema, command, *tag))
             case ("help",):
                 self._show(f"{word:12} {text}" for word, text in LOCAL.items())
             case "map", *_:

@@ -26,7 +26,7 @@ from qmpshim.shim.shell import Shell, ShellOptions
 from qmpshim.shim.shell_colours import COMMAND, KEY, LOCAL, NUMBER, STRING, WORD, Colours
 from qmpshim.shim.shell_completion import Live, Schema, candidates
 from qmpshim.shim.shell_language import Local, Request, complete, parse, size
-from qmpshim.shim.shell_words import draw_graph, draw_map
+from qmpshim.shim.shell_words import draw_graph, draw_map, explain
 
 SHELL = """
 import asyncio, sys
@@ -114,6 +114,23 @@ def test_lines() -> None:
     assert [size(t) for t in ("5", "64k", "1M", "2g")] == [5, 1 << 16, 1 << 20, 2 << 30]
 
 
+def test_help_tells_of_the_branches_of_a_union() -> None:
+    schema = Schema(SCHEMA)
+    assert explain(schema, "blockdev-add", "driver=qcow2") == [
+        "blockdev-add",
+        "  driver: raw|qcow2",
+        "  node-name: string",
+        "  with driver=qcow2",
+        "    file: {driver, node-name} or string",
+        "    lazy: boolean (optional)",
+    ]
+    assert explain(schema, "blockdev-add")[-2:] == ["  with driver=raw", "    offset: string"]
+    with pytest.raises(InputError, match="blockdev-add has no mode=x: driver chooses"):
+        explain(schema, "blockdev-add", "mode=x")
+    with pytest.raises(InputError, match=r"block-job-cancel has no mode=x$"):
+        explain(schema, "block-job-cancel", "mode=x")
+
+
 def test_completion() -> None:
     schema, live = Schema(SCHEMA), Live(["n0", "n1"], ["j0"], ["e0"])
 
@@ -122,6 +139,7 @@ def test_completion() -> None:
 
     assert texts("block") == ["block-job-cancel", "blockdev-add"]
     assert texts(":ma") == [":map"]
+    assert texts(":help blockdev-add d") == ["driver=qcow2", "driver=raw"]
     assert texts("blockdev-add ") == ["driver=", "node-name="]
     assert texts("blockdev-add driver=") == ["raw", "qcow2"]
     assert texts("blockdev-add driver=raw ") == ["node-name=", "offset="]
