@@ -96,6 +96,16 @@ def test_a_write_up_covers_its_own_case_on_its_versions_only(known: Known) -> No
         assert not known.covers(replace(case, schedule=(*case.schedule, other)), SYSTEM)
 
 
+@pytest.mark.parametrize(
+    ("name", "image"), [("GH", "active"), ("WH", "hidden"), ("backup-VH", "hidden")]
+)
+def test_a_failed_flush_is_qcow2s_own_affair_in_every_form(name: str, image: str) -> None:
+    flush: Choice = ("fail", 0, f"{image} flush", 2, 5)
+    found = finding(name, Verdict.CORRUPTION, f"{image} {FREE}", flush)
+    told = recogniser(known_findings(), SYSTEM)(found)
+    assert told == "failed-flush-leaves-l1-entry"
+
+
 def test_the_known_does_not_hide_the_new_of_the_same_words() -> None:
     """One cause in two forms: the known one is smaller and would speak for both."""
     cause = "guest_read: new data instead of the old data"
