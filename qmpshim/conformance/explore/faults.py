@@ -122,8 +122,7 @@ class FaultyJudge:
     def _victims(self, hit: Hit) -> list[Callable[[], Fate]]:
         """Who may meet a failure; an image that is gone, after how many I/Os of whom."""
         under_way = self._under_way(hit)
-        does = {op.do for op in self._scenario.ops}
-        empties = hit.image != "secondary" and does & set(_EMPTIES)
+        empties = hit.image != "secondary" and any(op.do in _EMPTIES for op in self._scenario.ops)
         emptied = (False, True) if empties else (False,)
         if not hit.gone:
             ways: list[Callable[[], Fate]] = [
@@ -131,10 +130,13 @@ class FaultyJudge:
             ]
             if hit.reader is not None:
                 ways.append(partial(AnyRead, hit, hit.reader))
-            if hit.verb == "flush" and any(
-                self._scenario.ops[op].do in _CLOSES for op in under_way
-            ):
+            does = {self._scenario.ops[op].do for op in under_way}
+            if hit.verb == "flush" and does & set(_CLOSES):
                 ways.append(partial(Nobodys, hit))
+            if hit.verb == "read" and hit.image == "secondary":
+                # Before it begins a commit may look at what it will write to (11.1).
+                commits = [op for op in under_way if self._scenario.ops[op].do == "failover"]
+                ways += [partial(NothingDone, hit, op) for op in commits]
             return ways
         return [
             partial(Fate, hit, done=dict(zip(under_way, done, strict=True)), emptied=way)

@@ -155,7 +155,7 @@ class NothingDone(Fate):
 
 
 class Nobodys(Fate):
-    """A flush of nodes and jobs being closed, before a commit or after it, that nobody waits for.
+    """What nobody needs: a flush of nodes and jobs being closed, before a commit or after it.
 
     That the commit's own flushes are not taken for such is seen by
     :func:`~qmpshim.conformance.explore.end.unflushed`.
