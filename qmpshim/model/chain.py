@@ -316,6 +316,7 @@ class Chain:
         """
         self.begin_failover()
         yield from self.end_failover()
+        self.forget_error()
 
     def begin_failover(self) -> None:
         """What is done when the command is answered: the commit is yet to come.
@@ -342,7 +343,11 @@ class Chain:
             return
         self.stage = Stage.DONE
         self.failed_over = True
-        self.error = False
+
+    def forget_error(self) -> None:
+        """What the status says when a commit is over: later than what it wrote has arrived."""
+        if self.failed_over:
+            self.error = False
 
     def _commit(self) -> Co[None]:
         """Write every granule in which active or hidden disk hold something into the secondary.

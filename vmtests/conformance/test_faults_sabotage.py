@@ -134,6 +134,13 @@ def test_a_false_error_is_failovers_own_only_while_it_fails_over(stage: Stage) -
     }
 
 
+def test_the_status_may_tell_the_end_of_a_commit_late(stage: Stage) -> None:
+    """The commit's data was there before the primary's, and yet the commit is not over."""
+    system = RealSystem(stage, one("VOQ"))
+    assert explore(system, Mode.STATEFUL, Budget(schedules=400), stop=False).exhaustive
+    assert causes(system) == {"status answers I/O error occurred while failing over"}
+
+
 # -- what the disks hold ---------------------------------------------------------------------------
 
 

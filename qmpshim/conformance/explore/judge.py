@@ -60,7 +60,7 @@ class Judge:
         self.scenario = scenario
         self.behaviour = behaviour
         self.cells = _cells(scenario)
-        self.orders = _orders(scenario)
+        self.orders = _orders(scenario, behaviour)
         self._cut_off = cut_off(scenario.ops)
         self._seen: dict[Hashable, RealViolation | None] = {}
         self.straight: dict[Order, Seen] = {}
@@ -269,17 +269,22 @@ class Judge:
         return "the probe's data"
 
 
-def _orders(scenario: RealScenario) -> list[Order]:
+def _orders(scenario: RealScenario, behaviour: Behaviour) -> list[Order]:
     """The orders that keep to what comes after what; failover's commit goes on after its answer."""
     ops = scenario.ops
-    commits = [~index for index, op in enumerate(ops) if op.do == "failover"]
+    failovers = [index for index, op in enumerate(ops) if op.do == "failover"]
+    commits = [~index for index in failovers]
+    ends = [commit - len(ops) for commit in commits]
     later = [(op.after, index) for index, op in enumerate(ops) if op.after is not None]
-    later += [(~commit, commit) for commit in commits]
-    return [
-        order
-        for order in permutations([*range(len(ops)), *commits])
-        if all(order.index(first) < order.index(then) for first, then in later)
-    ]
+    later += [*zip(failovers, commits, strict=True), *zip(commits, ends, strict=True)]
+    # That the status tells the end late matters only where it tells of an error until then.
+    late = Known.FAILOVER_REPORTS_ERROR in behaviour.known
+    orders = []
+    for order in permutations([*range(len(ops)), *commits, *(ends if late else ())]):
+        whole = order if late else (*order, *ends)
+        if all(whole.index(first) < whole.index(then) for first, then in later):
+            orders.append(whole)
+    return orders
 
 
 def keeps_to(order: Order, precedence: Sequence[frozenset[int]]) -> bool:

@@ -29,7 +29,9 @@ from qmpshim.model.disk import Alloc, Qcow2, owned
 from qmpshim.model.scenario import Op
 
 FAILS = "an error"  # the answer of a command that an I/O error befell; its text is QEMU's affair
-Order = tuple[int, ...]  # of operations; ``~n``: the commit that failover *n* leaves running
+# Of operations. ``~n`` is the commit that failover *n* leaves running, ``~(n + operations)`` the
+# moment from which the status says that it is over.
+Order = tuple[int, ...]
 _CHANGES = frozenset({"write", "zero", "discard"})
 
 
@@ -191,7 +193,7 @@ def run_in_order(
 ) -> Seen:
     """Run the scenario's operations one after another and look at the end.
 
-    :param order: each operation once, and for each failover when its commit runs
+    :param order: each operation once, and for each failover when its commit runs and is over
     :param copied: by operation, clusters that it copies even though it fails: the copies of one
         write go on side by side, and not all of them need to fail
     """
@@ -200,6 +202,9 @@ def run_in_order(
     data: list[tuple[int, ...] | None] = [None] * len(scenario.ops)
     gone: tuple[str, ...] = ()  # whose clients are no more
     for step in order:
+        if ~step >= len(scenario.ops):
+            chain.forget_error()
+            continue
         index = step if step >= 0 else ~step
         op = scenario.ops[index]
         if op.do == "status":
