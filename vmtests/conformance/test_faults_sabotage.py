@@ -16,6 +16,7 @@ from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.execution import CUT
 from qmpshim.conformance.explore.io import Named
 from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.report import ExploreReport, ScenarioResult, render
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.straight import Seen
 from qmpshim.conformance.explore.system import RealSystem, honestly
@@ -280,3 +281,12 @@ def test_beside_a_failed_write_of_tables_the_others_are_judged(stage: Stage) -> 
     assert honest.in_part and not causes(honest) - {"case 3. backup failed: not in the status"}
     spoilt = explored(stage, scenario, fails=fails, everything=True, release=new_for_old)
     assert {verdict for verdict, _ in spoilt.found} >= {Verdict.ISOLATION}
+
+
+def test_what_was_judged_in_part_is_in_the_report() -> None:
+    result = ScenarioResult("WR", contract=True, exhaustive=True, schedules=5, in_part=2)
+    report = ExploreReport("a build", (7, 2), "stateful", 0, True, [result], [], 1.0, 1)
+    assert "2 schedules judged in part" in render(report)
+    assert report.to_json()["scenarios"][0]["judged_in_part"] == 2
+    result.in_part = 0
+    assert "in part" not in render(report)
