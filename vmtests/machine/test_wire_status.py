@@ -1,0 +1,53 @@
+"""The client that has QEMU learn the block status of its disk."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from qmpshim.errors import MachineDied
+from qmpshim.machine.builds import Build
+from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
+from qmpshim.machine.nbd_proto import Op
+from qmpshim.machine.wire_status import WireStatus
+
+CLUSTER = 1 << 16
+SHAPE = Shape(Form.REPLICATION, 2 * CLUSTER, CLUSTER)
+
+
+def asked(machine: GatedMachine) -> list[tuple[int, int]]:
+    """Which ranges QEMU asked the secondary disk about, and forget that."""
+    found = [
+        (event.offset, event.length)
+        for event in machine.gate.trace
+        if event.image == "secondary" and event.op is Op.BLOCK_STATUS
+    ]
+    machine.gate.trace.clear()
+    return found
+
+
+def test_what_it_has_learnt_it_need_not_ask(qemu_build: Build) -> None:
+    """Since 6.2, unless it was written as a hole meanwhile; also over a new connection."""
+    with closing(GatedMachine(qemu_build, SHAPE)) as machine:
+        machine.stores["secondary"].restore(b"\1" * SHAPE.size)
+        machine.gate.trace.clear()
+        machine.learn_block_status()
+        assert (0, SHAPE.size) in asked(machine)
+        machine.learn_block_status()
+        assert bool(asked(machine)) is (machine.version < (6, 2))
+        machine.clients["primary"].call(Op.WRITE_ZEROES, 0, 512)
+        machine.stores["secondary"].restore(b"\1" * SHAPE.size)
+        machine.gate.trace.clear()
+        assert machine._status is not None
+        machine._status.close()
+        machine.learn_block_status()
+        assert (0, SHAPE.size) in asked(machine)
+
+
+def test_an_export_that_is_not_there(qemu_build: Build) -> None:
+    with closing(GatedMachine(qemu_build, SHAPE)) as machine:
+        path: Path = machine.workspace.path / "nbd"
+        with pytest.raises(MachineDied, match="nonsense"):
+            WireStatus(machine.reactor, path, "nonsense", limit=0.3)
