@@ -361,6 +361,7 @@ def test_who_does_not_speak_qmp(tmp_path: Path, greeting: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "s"))
         listening.listen()
+        listening.settimeout(60)
         with subprocess.Popen(
             [sys.executable, "-m", "qmpshim", "shell", str(tmp_path / "s"), "-c", "stop"],
             stderr=subprocess.PIPE,

@@ -46,7 +46,7 @@ def _stressed(loop: Loop, process: Process, path: Path, make: type[Shim]) -> Fig
 @pytest.mark.usefixtures("qemu_on_path")
 def test_what_stands_it(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "qmpshim.cli", "stress", "--clients", "100", "--messages", "1000"],
+        [sys.executable, "-m", "qmpshim", "stress", "--clients", "100", "--messages", "1000"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -126,8 +126,9 @@ def test_who_is_no_endpoint(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as mute:
         mute.bind(str(tmp_path / "mute"))
         mute.listen()
+        mute.settimeout(LIMIT)
         client = subprocess.Popen(
-            [sys.executable, "-m", "qmpshim.cli", "stress", str(tmp_path / "mute")],
+            [sys.executable, "-m", "qmpshim", "stress", str(tmp_path / "mute")],
             stdout=subprocess.PIPE,
         )
         peer, _ = mute.accept()
