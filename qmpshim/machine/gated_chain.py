@@ -30,6 +30,7 @@ from qmpshim.errors import (
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gate import Gate
 from qmpshim.machine.nbd_proto import Op
+from qmpshim.machine.process import last_words
 from qmpshim.machine.reactor import Reactor
 from qmpshim.machine.stillness import Stillness
 from qmpshim.machine.store import MemoryStore
@@ -167,7 +168,7 @@ class GatedMachine:
             *self.build.command(),
             *("-machine", "none", "-nodefaults", "-display", "none", "-no-user-config"),
             *("-chardev", f"socket,id=qmp,fd={theirs.fileno()}"),
-            *("-mon", "chardev=qmp,mode=control"),
+            *("-qmp", "chardev:qmp"),
         ]
         directory = self.workspace.path
         try:
@@ -394,9 +395,8 @@ class GatedMachine:
         how = f"exited with status {code}"
         if code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
-        said = [line for line in self.stderr().splitlines() if line.strip()]
-        telling = [line for line in said if "ssert" in line] or said[-1:]
-        return MachineDied(f"QEMU {how}" + (f": {telling[0]}" if telling else ""))
+        said = last_words(self.stderr())
+        return MachineDied(f"QEMU {how}" + (f": {said}" if said else ""))
 
     def explained(self, error: MachineError) -> MachineError:
         """What an error says of QEMU: a connection that broke may be the first sign of its end."""

@@ -28,6 +28,17 @@ def escaped(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
+_NO_REASON = ("warning: ", "Disconnect client, due to: ")  # for an end: said of other things
+
+
+def last_words(stderr: str) -> str:
+    """What QEMU said that tells why it ended: an assertion if there was one, else its last line."""
+    said = [line for line in stderr.splitlines() if line.strip()]
+    said = [line for line in said if not any(word in line for word in _NO_REASON)]
+    telling = [line for line in said if "ssert" in line] or said[-1:]
+    return telling[0] if telling else ""
+
+
 class Qemu:
     """One QEMU, started by :meth:`start` and gone for certain after :meth:`close`.
 
@@ -80,8 +91,8 @@ class Qemu:
             *(
                 "-chardev",
                 f"socket,id=qmp,fd={theirs.fileno()}",
-                "-mon",
-                "chardev=qmp,mode=control",
+                "-qmp",
+                "chardev:qmp",  # 11.1 calls -mon deprecated
             ),
         ]
         try:
@@ -177,8 +188,8 @@ class Qemu:
             how = f"was killed by {signal.Signals(-code).name}"
         else:
             how = f"exited with status {code}"
-        said = self.stderr().strip().splitlines()
-        return MachineDied(f"QEMU {how} during {during}" + (f": {said[-1]}" if said else ""))
+        said = last_words(self.stderr())
+        return MachineDied(f"QEMU {how} during {during}" + (f": {said}" if said else ""))
 
     def alive(self, patience: float = 0.0) -> bool:
         """Whether the process still runs, also after so many seconds."""

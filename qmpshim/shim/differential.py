@@ -185,7 +185,7 @@ def _normal(message: Any) -> Any:
 def _direct(build: Build) -> Iterator[_Wire]:
     ours, theirs = socket.socketpair()
     words = ["-machine", "none", "-nodefaults", "-display", "none", "-no-user-config"]
-    words += ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control"]
+    words += ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-qmp", "chardev:qmp"]
     with theirs:
         process = subprocess.Popen(
             dies_with_owner([*build.command(), *words]),

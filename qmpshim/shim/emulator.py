@@ -71,7 +71,7 @@ class Emulator(Qemu):
         monitor = f"socket,id={MONITOR},fd={theirs.fileno()}"
         argv = [
             *dies_with_owner(self.argv),
-            *("-chardev", monitor, "-mon", f"chardev={MONITOR},mode=control"),
+            *("-chardev", monitor, "-qmp", f"chardev:{MONITOR}"),
         ]
         try:
             with theirs:

@@ -24,7 +24,7 @@ from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import CUT, RECONNECT, RealSystem
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine import builds
-from qmpshim.machine.builds import Build
+from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.gated_chain import Form
 from qmpshim.model.explorer import Mode, explore
 from qmpshim.model.verdict import Verdict
@@ -241,6 +241,9 @@ def test_metadata_can_be_held_too(stage: Stage) -> None:
 
 
 def test_a_bundle_tells_all_there_is(tmp_path: Path, qemu_build: Build) -> None:
+    (known,) = [one for one in load_known(KNOWN) if "overlapping-write" in one.id]
+    if not known.concerns(read_version(qemu_build)[0]):
+        pytest.skip(f"{qemu_build.name} does not abort here (written up)")
     finding = load_finding(KNOWN / "checkpoint-then-overlapping-write-aborts.json")
     save_finding(tmp_path / "bundle", finding, qemu_build)
     parts = {path.name: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from qemu.qmp import QMPClient
 
-from qmpshim.machine.builds import Build
+from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.gate import Event, Gate, HeldIO, Kind
 from qmpshim.machine.nbd_proto import Op
 from qmpshim.machine.store import MemoryStore
@@ -240,7 +240,8 @@ def test_new_data_waits_for_the_old_step_by_step(tmp_path: Path, qemu_build: Bui
             assert gate.snapshot("hidden")[save.offset :][:CLUSTER] == OLD
             # qcow2 keeps the L2 entry that points there in its cache until a flush.
             await c.finish(call(guest.flush), keep=new)
-            await hidden_has_old(c)  # a crash here loses nothing
+            if read_version(qemu_build)[0] >= (6, 0, 0):  # before, it reached the active disk only
+                await hidden_has_old(c)  # a crash here loses nothing
             c.steps.append(new)
             gate.release(new)
 

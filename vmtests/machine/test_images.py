@@ -16,6 +16,7 @@ from test_qcow2 import KiB, MiB, Tables, build, tool
 
 from qmpshim.errors import HostError, MachineHung
 from qmpshim.machine import images
+from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.images import (
     CheckResult,
     ImageView,
@@ -211,11 +212,14 @@ def test_libqcow_refuses_in_one_line(path: Path) -> None:
 
 # -- QEMU's tools ------------------------------------------------------------------------------
 
+PRESENT = (6, 1, 0)  # since then `qemu-img map` tells what is present
 
-def test_qemu_img_map(path: Path) -> None:
+
+def test_qemu_img_map(path: Path, qemu_build: Build) -> None:
     extents = qemu_img_map(path)
     tables = Tables(bytearray(path.read_bytes()))
-    assert extents[0] == MapExtent(0, 128 * KiB, 0, True, False, True, tables.data(0))
+    present = True if read_version(qemu_build)[0] >= PRESENT else None
+    assert extents[0] == MapExtent(0, 128 * KiB, 0, present, False, True, tables.data(0))
     assert [extent.alloc for extent in extents[:6]] == [
         DATA,
         UNALLOCATED,
@@ -305,7 +309,11 @@ def script(path: Path, text: str) -> str:
         ),
     ],
 )
-def test_agree_convicts_a_lying_map(path: Path, tmp_path: Path, edit: str, sentence: str) -> None:
+def test_agree_convicts_a_lying_map(
+    path: Path, tmp_path: Path, edit: str, sentence: str, qemu_build: Build
+) -> None:
+    if "present" in edit and read_version(qemu_build)[0] < PRESENT:
+        pytest.skip("this qemu-img map does not tell what is present")
     liar = script(
         tmp_path / "liar",
         f'if [ $1 = map ]; then qemu-img "$@" | sed \'{edit}\'; else exec qemu-img "$@"; fi',

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.images import map_file
 from qmpshim.machine.qcow2 import ImageError, Incompatible, Qcow2, Run, Severity
 from qmpshim.model.disk import Alloc
@@ -297,7 +298,7 @@ SABOTAGE: dict[str, tuple[Callable[[Tables], None], str]] = {
 
 @pytest.mark.parametrize("name", SABOTAGE)
 def test_sabotage_is_convicted_here_and_by_qemu(
-    image: bytearray, tmp_path: Path, name: str
+    image: bytearray, tmp_path: Path, name: str, qemu_build: Build
 ) -> None:
     sabotage, text = SABOTAGE[name]
     sabotage(Tables(image))
@@ -306,6 +307,8 @@ def test_sabotage_is_convicted_here_and_by_qemu(
     corruptions = [f.text for f in findings if f.severity is Severity.CORRUPTION]
     assert any(re.search(text, told) for told in corruptions), findings
     assert findings[0].severity is Severity.CORRUPTION  # the worst comes first
+    if "reserved" in name and read_version(qemu_build)[0] < (6, 2, 0):
+        return  # `qemu-img check` looks at reserved bits since 6.2 (block/qcow2-refcount.c)
     assert qemu_convicts(tmp_path / "bad.qcow2")
 
 

@@ -63,7 +63,7 @@ class Process:
         words: list[str] = []
         for number, (_, theirs) in enumerate(pairs):
             words += ["-chardev", f"socket,id=mon{number},fd={theirs.fileno()}"]
-            words += ["-mon", f"chardev=mon{number},mode=control"]
+            words += ["-qmp", f"chardev:mon{number}"]
         self.process = subprocess.Popen(
             dies_with_owner([*build.command(), *args, *words]),
             stdin=subprocess.DEVNULL,

@@ -351,7 +351,7 @@ def test_an_endpoint_that_is_given_up_leaves_no_qemu(loop: Loop, qemu_build: Bui
 def _children(name: str) -> list[str]:
     """Processes that this one started and that run *name*."""
     listed = subprocess.run(
-        ["pgrep", "-P", str(os.getpid()), name], capture_output=True, text=True, check=False
+        ["pgrep", "-P", str(os.getpid()), "-f", name], capture_output=True, text=True, check=False
     )
     return listed.stdout.split()
 
