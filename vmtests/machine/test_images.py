@@ -216,10 +216,11 @@ PRESENT = (6, 1, 0)  # since then `qemu-img map` tells what is present
 
 
 def test_qemu_img_map(path: Path, qemu_build: Build) -> None:
+    if read_version(qemu_build)[0] < PRESENT:
+        pytest.skip("this qemu-img map does not tell what is present")
     extents = qemu_img_map(path)
     tables = Tables(bytearray(path.read_bytes()))
-    present = True if read_version(qemu_build)[0] >= PRESENT else None
-    assert extents[0] == MapExtent(0, 128 * KiB, 0, present, False, True, tables.data(0))
+    assert extents[0] == MapExtent(0, 128 * KiB, 0, True, False, True, tables.data(0))
     assert [extent.alloc for extent in extents[:6]] == [
         DATA,
         UNALLOCATED,
