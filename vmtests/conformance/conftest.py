@@ -9,6 +9,17 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 
+from qmpshim.conformance.explore.stage import Stage
+from qmpshim.machine.builds import Build
+
+
+@pytest.fixture(scope="module")
+def stage(qemu_build: Build) -> Iterator[Stage]:
+    """A QEMU of the build under test that is explored again and again."""
+    stage = Stage(qemu_build)
+    yield stage
+    stage.close()
+
 
 @pytest.fixture
 def qmpshim(tmp_path: Path, qemu_on_path: None) -> Iterator[CommandLine]:

@@ -6,6 +6,8 @@ from qmpshim.conformance import pattern
 from qmpshim.conformance.explore.io import Named
 from qmpshim.machine.gated_chain import GatedMachine
 
+REFCOUNTS = 2 * 65536  # bytes: where the first refcount block of a fresh image is
+
 
 def never(machine: GatedMachine, named: Named) -> None:
     """Says that the old data is in the hidden disk, and has lost it."""

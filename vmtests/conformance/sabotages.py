@@ -416,18 +416,23 @@ def small_clusters(spec: ChainSpec, behaviour: Behaviour) -> Oracle:
 # -- the list ------------------------------------------------------------------------------------
 
 
-def liar(qemu_img: Sequence[str]) -> tuple[str, ...]:
-    """A ``qemu-img`` whose map calls data zeroes."""
+def lying(qemu_img: Sequence[str], old: bytes, new: bytes, of: str = "") -> tuple[str, ...]:
+    """A ``qemu-img`` that says *new* for *old*, where a word of its command line has *of*."""
     return (
         sys.executable,
         "-c",
         "import subprocess, sys\n"
         f"done = subprocess.run([*{list(qemu_img)!r}, *sys.argv[1:]], capture_output=True)\n"
-        'out = done.stdout.replace(b\'"zero": false, "data": true\','
-        ' b\'"zero": true, "data": false\')\n'
+        f"lie = any({of!r} in word for word in sys.argv)\n"
+        f"out = done.stdout.replace({old!r}, {new!r}) if lie else done.stdout\n"
         "sys.stdout.buffer.write(out); sys.stderr.buffer.write(done.stderr)\n"
         "sys.exit(done.returncode)",
     )
+
+
+def liar(qemu_img: Sequence[str]) -> tuple[str, ...]:
+    """A ``qemu-img`` whose map calls data zeroes."""
+    return lying(qemu_img, b'"zero": false, "data": true', b'"zero": true, "data": false')
 
 
 def everything(_: Operation) -> bool:

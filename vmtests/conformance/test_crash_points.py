@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
+from gate_lies import REFCOUNTS
 
-from qmpshim.conformance.explore import crash_points
-from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore import crash_points, scenarios
 from qmpshim.conformance.explore.crash_points import after_a_crash, after_a_crash_thoroughly
 from qmpshim.conformance.explore.judge import RealViolation
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import RealSystem
 from qmpshim.machine import gated_chain
-from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.model.explorer import Mode, explore
 from qmpshim.model.verdict import Verdict
 from qmpshim.model.walk import Budget
 
 Check = Callable[[RealSystem], RealViolation | None]
-REFCOUNTS = 2 * 65536  # where the first refcount block of a fresh image is
-
-
-@pytest.fixture(scope="module")
-def stage(qemu_build: Build) -> Iterator[Stage]:
-    stage = Stage(qemu_build)
-    yield stage
-    stage.close()
 
 
 def looked_at(stage: Stage, name: str, check: Check) -> set[tuple[Verdict, str]]:

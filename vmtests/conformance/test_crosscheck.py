@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
-from sabotages import Data, Meddled, Meddler, flip, l2_entry, word
+from sabotages import Data, Meddled, Meddler, flip, l2_entry, lying, word
 
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.session import run_case
@@ -258,16 +257,7 @@ def test_the_tools_are_asked_about_every_overlay(
     node: str, operations: list[Operation], workspace: Workspace, qemu_build: Build
 ) -> None:
     def liar(qemu_img: Sequence[str]) -> tuple[str, ...]:
-        return (
-            sys.executable,
-            "-c",
-            "import subprocess, sys\n"
-            f"done = subprocess.run([*{list(qemu_img)!r}, *sys.argv[1:]], capture_output=True)\n"
-            f"lie = any('/{node}.' in word for word in sys.argv)\n"
-            "old, new = b'\"data\": true', b'\"data\": false'\n"
-            "sys.stdout.buffer.write(done.stdout.replace(old, new) if lie else done.stdout)\n"
-            "sys.exit(done.returncode)",
-        )
+        return lying(qemu_img, b'"data": true', b'"data": false', of=f"/{node}.")
 
     found = diverged(qemu_build, Meddled, operations, workspace, tools=liar)
     assert found is not None

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.explore import evidence
-from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore import evidence, scenarios
 from qmpshim.conformance.explore.evidence import collect
 from qmpshim.conformance.explore.finding_files import load_finding
 from qmpshim.conformance.explore.stage import Stage

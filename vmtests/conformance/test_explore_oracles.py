@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from gate_lies import Early, drop_guest, drop_new, never, new_for_old
+from gate_lies import REFCOUNTS, Early, drop_guest, drop_new, never, new_for_old
 
 from qmpshim.conformance.explore import ops as real_ops
-from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.io import Named
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import RealSystem, Release, honestly
-from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.model.explorer import Mode, explore
 from qmpshim.model.scenario import Op
 from qmpshim.model.verdict import Verdict
 from qmpshim.model.walk import Budget
-
-REFCOUNTS = 2 * 65536  # where the first refcount block of a fresh image is
-
-
-@pytest.fixture(scope="module")
-def stage(qemu_build: Build) -> Iterator[Stage]:
-    stage = Stage(qemu_build)
-    yield stage
-    stage.close()
 
 
 def found(stage: Stage, name: str, release: Release, most: int = 60) -> dict[Verdict, set[str]]:

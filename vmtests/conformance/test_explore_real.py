@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.confirm import confirm
 from qmpshim.conformance.explore.crash_points import after_a_crash, after_a_crash_thoroughly
 from qmpshim.conformance.explore.directed import DIRECTED, run_directed
@@ -31,13 +30,6 @@ from qmpshim.model.verdict import Verdict
 from qmpshim.model.walk import Budget
 
 KNOWN = Path(__file__).with_name("known")
-
-
-@pytest.fixture(scope="module")
-def stage(qemu_build: Build) -> Iterator[Stage]:
-    stage = Stage(qemu_build)
-    yield stage
-    stage.close()
 
 
 @pytest.mark.parametrize("name", ["WR", "WV", "WP"])

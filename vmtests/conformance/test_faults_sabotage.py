@@ -6,7 +6,7 @@ run of the same schedules is judged to be as it should.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -20,7 +20,6 @@ from qmpshim.conformance.explore.report import ExploreReport, ScenarioResult, re
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.straight import Seen
 from qmpshim.conformance.explore.system import RealSystem, honestly
-from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.model.explorer import Mode, explore
 from qmpshim.model.scenario import Op
@@ -37,13 +36,6 @@ FAILOVER = scenarios.RealScenario(
     (Op("guest_write", 16, 8), Op("guest_write", 2 * C + 16, 8)),
     size=3 * C,
 )
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    stage = Stage(Build.system())
-    yield stage
-    stage.close()
 
 
 def one(name: str) -> scenarios.RealScenario:

@@ -6,19 +6,18 @@ just like a QEMU that does it wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from gate_lies import Early, ForgetfulFlush, drop_guest, drop_new, never, new_for_old, twice
 
-from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.io import Named
 from qmpshim.conformance.explore.scenarios import C
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import RealSystem, honestly
 from qmpshim.errors import BuildError
-from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.model.explorer import Mode, explore
 from qmpshim.model.scenario import Op
@@ -26,13 +25,6 @@ from qmpshim.model.verdict import Verdict
 from qmpshim.model.walk import Budget
 
 Release = Callable[[GatedMachine, Named], None]
-
-
-@pytest.fixture(scope="module")
-def stage(qemu_build: Build) -> Iterator[Stage]:
-    stage = Stage(qemu_build)
-    yield stage
-    stage.close()
 
 
 def causes(

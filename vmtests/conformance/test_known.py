@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.finding_files import load_finding
 from qmpshim.conformance.explore.findings import Finding, Sighting, group
 from qmpshim.conformance.explore.judge import RealViolation

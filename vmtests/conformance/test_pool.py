@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.exploration import explore_real
 from qmpshim.errors import HostError
 from qmpshim.machine.builds import Build

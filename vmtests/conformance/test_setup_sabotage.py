@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qmpshim.conformance.check.cluster_maps import maps_of_schedule
-from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.exploration import explore_real, render
 from qmpshim.conformance.explore.finding_files import save_finding
 from qmpshim.conformance.explore.stage import Stage

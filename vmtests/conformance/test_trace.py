@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios as scenarios
+from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.findings import Sighting, group
 from qmpshim.conformance.explore.judge import RealViolation
 from qmpshim.conformance.explore.schedule_diagram import diagram
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import CUT, RECONNECT, RealSystem
 from qmpshim.conformance.explore.trace import Line, What, read_line
-from qmpshim.machine.builds import Build
 from qmpshim.model.verdict import Verdict
-
-
-@pytest.fixture(scope="module")
-def stage(qemu_build: Build) -> Iterator[Stage]:
-    stage = Stage(qemu_build)
-    yield stage
-    stage.close()
 
 
 def executed(stage: Stage, errno: int | None) -> RealSystem:
