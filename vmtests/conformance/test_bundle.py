@@ -121,7 +121,9 @@ def test_an_existing_bundle_is_not_overwritten(saved: Path) -> None:
     assert sorted(path.name for path in saved.parent.iterdir()) == ["bundle", "bundle-2"]
 
 
-def test_a_schedule_s_bundle_is_whole_or_not_there(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_schedule_s_bundle_is_whole_or_not_there(
+    tmp_path: Path, monkeypatch: Any, qemu_build: Build
+) -> None:
     """Also when QEMU, run once more for the evidence, finds the disk full."""
     finding = finding_files.load_finding(DIRECTORY / "checkpoint-corrupts-overlay.json")
     for name in ("new", "new-2"):
@@ -133,7 +135,7 @@ def test_a_schedule_s_bundle_is_whole_or_not_there(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(finding_files, "collect", full)
     with pytest.raises(HostError, match="full"):
-        finding_files.save_finding(tmp_path / "bad", finding, Build.system())
+        finding_files.save_finding(tmp_path / "bad", finding, qemu_build)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "new-2"]
 
 

@@ -107,9 +107,9 @@ def test_stopped_in_the_middle_and_resumed(qmpshim: CommandLine, number: signal.
     assert Counter(one["case"] for one in after) == Counter(f"v{n}" for n in range(8))  # nor twice
 
 
-def test_nobody_resumes_what_is_being_done(qmpshim: CommandLine) -> None:
+def test_nobody_resumes_what_is_being_done(qmpshim: CommandLine, qemu_build: Build) -> None:
     suite = suite_named(str(suite_file(qmpshim.home, 1)))
-    with closing(campaign.begin(qmpshim.home / "out", {"system": Build.system()}, suite)):
+    with closing(campaign.begin(qmpshim.home / "out", {qemu_build.name: qemu_build}, suite)):
         other = qmpshim.run("check", "--resume", "out")
     assert other.returncode == 2
     assert other.stderr == "qmpshim: the run in out is being done right now\n"
@@ -195,15 +195,15 @@ def test_the_quick_suite_has_every_pair_once() -> None:
     assert len(names) == len(set(names))
 
 
-def test_check_takes_the_schedules_that_explore_takes(tmp_path: Path) -> None:
+def test_check_takes_the_schedules_that_explore_takes(tmp_path: Path, qemu_build: Build) -> None:
     case = Case("explore", "e", {"scenarios": ["WR"]})
-    outcome = runner_of("explore")(Build.system(), case, tmp_path)
-    alone = explore_real(Build.system(), named("WR"), MODES["exhaustive"])
+    outcome = runner_of("explore")(qemu_build, case, tmp_path)
+    alone = explore_real(qemu_build, named("WR"), MODES["exhaustive"])
     assert alone.mode == "stateful"
     assert outcome.figures["schedules"] == alone.schedules
     # The words of the command line are those of a suite.
     dpor = replace(case, arguments={**case.arguments, "mode": "dpor"})
-    outcome = runner_of("explore")(Build.system(), dpor, tmp_path)
+    outcome = runner_of("explore")(qemu_build, dpor, tmp_path)
     assert outcome.figures["schedules"] > alone.schedules
 
 

@@ -5,24 +5,21 @@ The other half is in ``test_directed_sabotage.py``: whatever else goes wrong is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from directed_spoilt import Sabotage, run_spoilt
 
 from qmpshim.conformance import pattern
 from qmpshim.conformance.explore import directed_storage
-from qmpshim.conformance.explore.directed import DIRECTED, run_directed
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gate import HeldIO
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.machine.nbd_proto import Op
 from qmpshim.model.verdict import Verdict
 
-CASES = {case.name: case for case in DIRECTED}
 CHECKPOINT = "xen-colo-do-checkpoint"
-Sabotage = Callable[[GatedMachine], None]
 
 
 def forgetting(image: str, at_once: bool) -> Sabotage:
@@ -131,15 +128,9 @@ def test_a_directed_case_sees(
     verdict: Verdict,
     cause: str,
     monkeypatch: pytest.MonkeyPatch,
+    qemu_build: Build,
 ) -> None:
     monkeypatch.setattr(directed_storage, "_DELAYED", 5.0)
-    case = CASES[name]
-
-    def run(machine: GatedMachine) -> object:
-        machine.settle()
-        sabotage(machine)
-        return case.run(machine)
-
-    found = run_directed(replace(case, run=run, reconnect=reconnect), Build.system())
+    found = run_spoilt(name, sabotage, qemu_build, reconnect=reconnect)
     assert found is not None
     assert (found.kind, found.cause) == (verdict, cause), found.text

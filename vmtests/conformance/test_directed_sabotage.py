@@ -12,17 +12,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from directed_spoilt import CASES, Sabotage, run_spoilt
 
-from qmpshim.conformance.explore.directed import DIRECTED, run_directed
-from qmpshim.errors import BuildError
+from qmpshim.conformance.explore.directed import run_directed
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gate import HeldIO
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.machine.nbd_proto import Op
 from qmpshim.model.verdict import Verdict
-
-CASES = {case.name: case for case in DIRECTED}
-Sabotage = Callable[[GatedMachine], None]
 
 
 def at_once(machine: GatedMachine, hit: Callable[[HeldIO], bool]) -> None:
@@ -93,17 +90,7 @@ def dead(machine: GatedMachine) -> None:
 def test_what_goes_wrong_is_a_finding(
     name: str, sabotage: Sabotage, verdict: Verdict, cause: str, qemu_build: Build
 ) -> None:
-    case = CASES[name]
-
-    def run(machine: GatedMachine) -> object:
-        machine.settle()
-        sabotage(machine)
-        return case.run(machine)
-
-    try:
-        found = run_directed(replace(case, run=run), qemu_build)
-    except BuildError as error:
-        pytest.skip(str(error))
+    found = run_spoilt(name, sabotage, qemu_build)
     assert found is not None
     assert (found.kind, found.cause[: len(cause)]) == (verdict, cause), found.text
 

@@ -328,10 +328,12 @@ def test_what_the_model_predicts_of_defects_is_written_up() -> None:
         assert write_up(name).keys() == {"title", "reason", "source", "versions"}
 
 
-def test_a_report_tells_what_is_written_of_a_predicted_defect(tmp_path: Path) -> None:
+def test_a_report_tells_what_is_written_of_a_predicted_defect(
+    tmp_path: Path, qemu_build: Build
+) -> None:
     arguments = {"operations": 300, "seed": 1, "size": 1 << 20}
     case = Case("verify", "verify/it", arguments)
-    outcome = runner_of("verify")(Build.system(), case, tmp_path)
+    outcome = runner_of("verify")(qemu_build, case, tmp_path)
     assert outcome.status is Status.OK
     (found,) = outcome.findings
     assert found.known == "stop-always-fails"
