@@ -263,7 +263,8 @@ class RealRun:
         dead = [named for named in now.held.values() if named.io.seq not in alive]
         if dead:
             now.held = {n: named for n, named in now.held.items() if named not in dead}
-        for io in held:
+        # Each image has a connection of its own; which of them was read first is our doing.
+        for io in sorted(held, key=lambda io: (io.image, io.seq)):
             if io.seq not in known:
                 again = (io.image, io.op, io.offset, io.length)
                 mover = next((one.op for one in dead if one.request == again), self._mover)
