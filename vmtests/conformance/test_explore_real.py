@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import shutil
+from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +21,11 @@ from qmpshim.conformance.explore.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.judge import RealViolation
 from qmpshim.conformance.explore.known import Known, load_directed, load_known
 from qmpshim.conformance.explore.replay import replay_schedule
+from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import CUT, RECONNECT, RealSystem
 from qmpshim.errors import BuildError, InputError
-from qmpshim.machine import builds
+from qmpshim.machine import builds, reactor
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.gated_chain import Form
 from qmpshim.model.explorer import Mode, explore
@@ -88,6 +91,41 @@ def test_a_schedule_goes_the_same_way_each_time(stage: Stage) -> None:
         system.finish()
         traces.add(tuple(system.now.lines))
     assert len(traces) == 1
+
+
+class _Told(RealSystem):
+    """Keeps what every execution looked like."""
+
+    def __init__(self, stage: Stage, scenario: RealScenario) -> None:
+        super().__init__(stage, scenario)
+        self.traces: list[tuple[str, ...]] = []
+
+    def finish(self) -> Hashable:
+        outcome = super().finish()
+        self.traces.append(tuple(self.now.lines))
+        return outcome
+
+
+@pytest.mark.parametrize("name", ["WR", "RO", "PC"])
+def test_when_we_look_decides_nothing(
+    stage: Stage, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine sockets become readable in another order, and one after the other."""
+    (scenario,) = scenarios.named(name)
+    calm = _Told(stage, scenario)
+    explore(calm, Mode.STATEFUL, stop=False)
+    look, chance = reactor._Selector.look, random.Random(name)
+
+    def one_at_a_time(selector: reactor._Selector, seconds: float) -> bool:
+        look(selector, seconds)
+        selector._found = selector._found and [chance.choice(selector._found)]
+        return bool(selector._found)
+
+    monkeypatch.setattr(reactor._Selector, "look", one_at_a_time)
+    for _ in range(3):
+        busy = _Told(stage, scenario)
+        explore(busy, Mode.STATEFUL, stop=False)
+        assert busy.traces == calm.traces
 
 
 def test_stillness_seen_from_outside_is_stillness_asked_for(stage: Stage) -> None:
