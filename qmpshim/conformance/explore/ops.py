@@ -65,8 +65,8 @@ def answer(
             return None
         try:
             value = machine.qmp.take(op.do, running.key)
-        except CommandFailed as error:
-            return error.desc, None
+        except CommandFailed as error:  # some name a node by its place in the workspace
+            return error.desc.replace(str(machine.workspace.path), "."), None
         if op.do == "status" and isinstance(value, dict) and value.get("error"):
             return str(value.get("desc", "error")), None
         return "ok", None
