@@ -34,6 +34,7 @@ from qmpshim.model.verdict import Verdict
 
 EIO = 5
 BEFORE = "before the scenario begins: "  # begins the causes of what goes wrong there
+_RECONNECTS = 10.0  # seconds until a broken connection is made again, mostly a few milliseconds
 PATIENCE = 1.0  # seconds until an operation that nothing holds up counts as hung
 
 Release = Callable[[GatedMachine, Named], None]
@@ -163,7 +164,7 @@ class RealRun:
             now.lines.append(f"cut the connection of {say(name)}; it may be made again")
             gate.cut(named.io)
             image = named.io.image
-            self.machine.reactor.until(lambda: bool(gate.connections(image)), PATIENCE)
+            self.machine.reactor.until(lambda: bool(gate.connections(image)), _RECONNECTS)
             return
         gone = errno == CUT
         # Failover's commit goes on after its answer, and what a client asked for after it is gone.
