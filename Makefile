@@ -34,7 +34,8 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	@./.ci/need-debs $(TEST_DEBS) spin gcc
-	@for bench in vmtests/bench/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || true; done
+	@failed=0; for bench in vmtests/bench/bench_*.py; do \
+		echo "== $$bench"; $(BIN)/python $$bench || failed=1; done; exit $$failed
 
 $(STAMP): pyproject.toml Makefile
 	@./.ci/need-debs $(DEBS)
