@@ -148,6 +148,7 @@ def search(scenario: RealScenario, build: Build) -> Finding | None:
     try:
         system = RealSystem(stage, scenario)
         explore(system, Mode.DPOR, Budget(seconds=_SMALLER), stop=False)
+        system.leave()
         sightings = [
             Sighting(scenario, one.violation, one.schedule, one.lines, one.count)
             for one in system.found.values()
@@ -166,6 +167,7 @@ def _search(scenario: RealScenario, finding: Finding, stage: Stage) -> Finding |
     check = CrashPoints(finding.crash_points).check
     system = RealSystem(stage, scenario, plan=plan, each_step=check)
     explore(system, Mode.STATEFUL, Budget(seconds=_SMALLER), stop=False)
+    system.leave()
     assert finding.verdict is not None
     found = system.found.get((finding.verdict, finding.cause))
     if found is None:

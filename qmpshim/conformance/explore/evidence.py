@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from qmpshim.conformance.explore.findings import Finding
-from qmpshim.conformance.explore.replay import follow, system_of
+from qmpshim.conformance.explore.replay import follow_finding, system_of
 from qmpshim.conformance.explore.schedule_diagram import diagram
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.errors import HostError, MachineError, QmpshimError
@@ -46,7 +46,7 @@ def collect(finding: Finding, build: Build, directory: Path) -> None:
         machine = system.machine
         if finding.verdict is Verdict.CRASH and machine.alive():
             gdb = _Gdb.attach(machine.pid, directory / "backtrace.txt")
-        follow(system, finding.schedule)
+        follow_finding(system, finding)
         _write(machine, directory)
     except QmpshimError as error:
         log.warning("the bundle has no images: %s", error)

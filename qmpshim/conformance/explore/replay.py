@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from qmpshim.conformance.explore.crash_points import CrashPoints
 from qmpshim.conformance.explore.findings import Finding
 from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.run import AFTER
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import RealSystem, Release, honestly
 from qmpshim.machine.builds import Build, read_version
@@ -52,8 +53,8 @@ def _replay(finding: Finding, stage: Stage, release: Release) -> Replay:
     system = system_of(finding, stage, release)
     system.reset()
     version = read_version(stage.build)[0]
-    followed = follow(system, finding.schedule)
-    return Replay(system.violation, followed, tuple(system.now.lines), version)
+    followed, violation = follow_finding(system, finding)
+    return Replay(violation, followed, tuple(system.now.lines), version)
 
 
 def system_of(
@@ -74,19 +75,37 @@ def system_of(
     )
 
 
+def follow_finding(system: RealSystem, finding: Finding) -> tuple[bool, RealViolation | None]:
+    """Take a finding's steps, and then what shows it: the end, or going back to the beginning.
+
+    :returns: whether every step could be taken, and what is wrong
+    """
+    if not finding.cause.startswith(AFTER):
+        return follow(system, finding.schedule), system.violation
+    followed = _take(system, finding.schedule)
+    if not system.enabled():  # else the rest was not done either when it was found
+        system.finish()
+    return followed, system.leave()
+
+
 def follow(system: RealSystem, schedule: Sequence[Choice]) -> bool:
     """Take these steps and finish; whether every one could be taken.
 
     Another build may do without some of the I/O, or do more: steps that are not there are left out,
     and what is left in the end goes in order of arrival.
     """
+    followed = _take(system, schedule)
+    while system.violation is None and (left := system.enabled()):
+        system.take(left[0])
+    system.finish()
+    return followed
+
+
+def _take(system: RealSystem, schedule: Sequence[Choice]) -> bool:
     followed = True
     for choice in schedule:
         if system.offers(choice):
             system.take(choice)
         elif system.violation is None:
             followed = False
-    while system.violation is None and (left := system.enabled()):
-        system.take(left[0])
-    system.finish()
     return followed

@@ -33,7 +33,8 @@ from qmpshim.model.system import Choice
 from qmpshim.model.verdict import Verdict
 
 EIO = 5
-BEFORE = "before the scenario begins: "  # begins the causes of what goes wrong there
+BEFORE = "before the scenario begins: "  # begins the causes of what goes wrong there,
+AFTER = "taken apart: "  # and those of what goes wrong once the execution is over
 _RECONNECTS = 10.0  # seconds until a broken connection is made again, mostly a few milliseconds
 PATIENCE = 1.0  # seconds until an operation that nothing holds up counts as hung
 

@@ -94,6 +94,7 @@ def explore_scenario(
         except BuildError as error:
             result.skipped = str(error)
             return result
+        system.leave()
         if not plan:
             plans = _faults(system.names, task.errnos)
         statistics = explored.statistics

@@ -13,21 +13,26 @@ Three ways back to the start, from cheap to dear:
 
 That nothing is an artefact of the reuse is proved afterwards: each finding is run again in fresh
 processes (see :mod:`qmpshim.conformance.explore.findings`).
+
+A QEMU that ends on the way back shows a defect of what it did before (see :meth:`Stage.back`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections import Counter
 
 from qmpshim.conformance import pattern
 from qmpshim.conformance.explore.ops import command
 from qmpshim.conformance.explore.scenarios import BASE, HOLES, RealScenario
-from qmpshim.errors import CommandFailed, MachineError
+from qmpshim.errors import CommandFailed, MachineDied, MachineError, MachineHung
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import Form, GatedMachine, Shape, filled_qcow2
 from qmpshim.machine.secondary import SECTOR
+
+log = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -59,6 +64,9 @@ class Stage:
         self.resets: Counter[str] = Counter()
         self._running = False  # replication or backup was started and never stopped
         self._doubtful = False  # what QEMU has in memory may be broken
+        self._base = b""  # what the secondary disk holds at the beginning
+        self._at_start = False  # nothing happened since the beginning
+        self._apart = False  # there is no chain
 
     def prepare(self, scenario: RealScenario, reconnect: int = 0) -> GatedMachine:
         """Bring QEMU to the start: the chain open over fresh images, replication or backup running.
@@ -71,25 +79,57 @@ class Stage:
         sizes = scenario.size * SECTOR, scenario.cluster * SECTOR
         holes = any(op.do in HOLES for op in (*scenario.setup, *scenario.ops))
         shape = Shape(scenario.form, *sizes, reconnect, holes, scenario.secondary)
-        base = base_image(self.build, scenario.size, scenario.cluster, scenario.secondary)
         machine = self.machine
         if machine is not None and (machine.shape != shape or not self.reuse):
             self.discard()
-            machine = None
-        if machine is not None:
-            try:
-                self._again(machine, base)
-                return machine
-            except MachineError:  # whatever it was: not fit for use
-                self.discard()
+        self._base = base_image(self.build, scenario.size, scenario.cluster, scenario.secondary)
+        try:
+            self.back()
+        except MachineError as error:  # who wants to know has asked before
+            log.warning("between two schedules: %s", error)
+            self.discard()
+        machine = self.machine
+        if machine is None:
+            machine = self._fresh(shape)
+        self._at_start = False
+        return machine
+
+    def _fresh(self, shape: Shape) -> GatedMachine:
         self.resets["fresh"] += 1
         machine = self.machine = GatedMachine(self.build, shape)
-        if scenario.secondary == "raw":
-            machine.stores["secondary"].restore(base)
+        if shape.secondary == "raw":
+            machine.stores["secondary"].restore(self._base)
             self._start(machine)
         else:  # QEMU has read the tables of the empty one
-            self._rebuild(machine, base)
+            self._rebuild(machine, self._base)
         return machine
+
+    def back(self, apart: bool = False) -> None:
+        """Let the QEMU that was used come to rest and go back to the beginning, if there is one.
+
+        What goes wrong there comes of what was done before: a use after free or a count that is
+        wrong often shows only when the chain is taken apart, or at the next checkpoint. Then the
+        process is still there, to be looked at, but no longer fit for use.
+
+        :param apart: in the end take the chain apart, also where a checkpoint would do
+        :raises MachineDied: QEMU ended
+        :raises MachineHung: it does not come to rest or does not let go
+        """
+        machine = self.machine
+        if machine is None:
+            return
+        try:
+            if not self._at_start and not (apart and self._apart):
+                self._again(machine, self._base)
+                self._at_start = True
+            if apart and not self._apart:
+                self._take_apart(machine)
+        except MachineError as error:
+            told = machine.explained(error)
+            if isinstance(told, MachineDied | MachineHung):
+                raise told from error
+            log.info("QEMU is not used again: %s", told)
+            self.discard()
 
     def _again(self, machine: GatedMachine, base: bytes) -> None:
         for name in machine.images:
@@ -110,12 +150,18 @@ class Stage:
             return
         self._rebuild(machine, base)
 
-    def _rebuild(self, machine: GatedMachine, base: bytes) -> None:
+    def _take_apart(self, machine: GatedMachine) -> None:
         self._end(machine)
         machine.tear_down()
+        self._running, self._at_start, self._apart = False, False, True
+
+    def _rebuild(self, machine: GatedMachine, base: bytes) -> None:
+        if not self._apart:
+            self._take_apart(machine)
         for name, store in machine.stores.items():
             store.restore(base if name == "secondary" else machine._blank)
         machine.build_chain()
+        self._apart = False
         self.resets["rebuild"] += 1
         self._start(machine)
 
@@ -159,7 +205,7 @@ class Stage:
         if self.machine is not None:
             self.machine.close()
             self.machine = None
-        self._running = False
+        self._running = self._at_start = self._apart = False
 
     def close(self) -> None:
         """End QEMU."""

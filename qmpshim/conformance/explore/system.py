@@ -11,15 +11,22 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from qmpshim.conformance.explore import end as real_end
-from qmpshim.conformance.explore.execution import CUT, RECONNECT, Found
+from qmpshim.conformance.explore.execution import CUT, RECONNECT, Found, stable
 from qmpshim.conformance.explore.faults import FaultyJudge
 from qmpshim.conformance.explore.footprints import EVERYTHING, Footprints
 from qmpshim.conformance.explore.judge import Judge, RealViolation, keeps_to
-from qmpshim.conformance.explore.run import BEFORE, PATIENCE, RealRun, Release, honestly
+from qmpshim.conformance.explore.run import (
+    AFTER,
+    BEFORE,
+    PATIENCE,
+    RealRun,
+    Release,
+    honestly,
+)
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.straight import Seen
-from qmpshim.errors import MachineError
+from qmpshim.errors import MachineDied, MachineError, MachineHung
 from qmpshim.model.behaviour import behaviour_of
 from qmpshim.model.system import NOTHING, Choice, Footprint
 from qmpshim.model.verdict import Verdict
@@ -74,6 +81,7 @@ class RealSystem(RealRun):
         self.found: dict[tuple[Verdict, str], Found] = {}
         self._judge = judge
         self._faulty: FaultyJudge | None = None
+        self._left = True  # nothing is under way
         self._footprints = Footprints(scenario)
 
     # -- System ------------------------------------------------------------------------------------
@@ -88,7 +96,9 @@ class RealSystem(RealRun):
         return self._state.fingerprint(self.now)
 
     def reset(self) -> None:
+        self.leave(apart=False)
         again = RECONNECT in (*self.errnos, *self.plan.values())
+        self._left = False
         try:
             self.begin(_COMES_BACK if again else 0)
         except MachineError as error:
@@ -174,6 +184,31 @@ class RealSystem(RealRun):
             self.stage.doubt()
             return str(self.violation.kind), self.violation.cause
         return tuple(self.now.answers), tuple(self.now.data)
+
+    def leave(self, apart: bool = True) -> RealViolation | None:
+        """Go back to the beginning: QEMU has to live through that, whatever the execution did.
+
+        What is wrong then is kept in :attr:`found`, with the steps and lines of that execution.
+
+        :param apart: take the chain apart, too; to be called after the last execution
+        """
+        if self._left:
+            return None
+        self._left = True
+        try:
+            self.stage.back(apart)
+        except (MachineDied, MachineHung) as error:
+            text, kind = str(error), Verdict.HANG
+            telling = text
+            if isinstance(error, MachineDied):
+                kind, telling = Verdict.CRASH, text.split(": ", 1)[-1]
+            wrong = RealViolation(kind, f"{AFTER}{text}", cause=AFTER + stable(telling))
+            self.now.lines += ["afterwards: taken apart", f"{kind}: {wrong.text}"]
+            self._keep(wrong)
+            if not self.keeping:
+                self.stage.discard()
+            return wrong
+        return None
 
     def _keep(self, violation: RealViolation) -> None:
         key = (violation.kind, violation.cause)

@@ -1,0 +1,94 @@
+"""A QEMU that does not live through being taken apart is a finding of what it did before that."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.exploration import explore_real, render
+from qmpshim.conformance.explore.finding_files import load_finding, save_finding
+from qmpshim.conformance.explore.replay import replay_schedule
+from qmpshim.machine import gated_chain
+from qmpshim.machine.builds import Build
+from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.model.verdict import Verdict
+
+
+def strike(patch: pytest.MonkeyPatch, command: str, number: int) -> None:
+    """QEMU gets this signal in the moment that the stage gives it this command."""
+    call, batch = GatedMachine.call, GatedMachine.batch
+
+    def struck(self: GatedMachine, given: str) -> None:
+        if given == command:
+            patch.setattr(gated_chain, "_LIMIT", 1.0)
+            os.kill(self.pid, number)
+
+    def struck_call(
+        self: GatedMachine, given: str, arguments: Mapping[str, Any] | None = None
+    ) -> Any:
+        struck(self, given)
+        return call(self, given, arguments)
+
+    def struck_batch(self: GatedMachine, commands: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+        struck(self, commands[0][0])
+        return batch(self, commands)
+
+    patch.setattr(GatedMachine, "call", struck_call)
+    patch.setattr(GatedMachine, "batch", struck_batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("backup-WH", "blockdev-del"),
+        ("WH", "block-export-del"),  # only after the last execution
+        ("WH", "xen-colo-do-checkpoint"),
+    ],
+)
+def test_a_qemu_that_dies_between_two_schedules(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, qemu_build: Build, name: str, command: str
+) -> None:
+    with monkeypatch.context() as patch:
+        strike(patch, command, signal.SIGSEGV)
+        report = explore_real(qemu_build, scenarios.named(name))
+        (finding,) = report.findings
+        assert finding.verdict is Verdict.CRASH and finding.contract and not finding.known
+        assert finding.cause == "taken apart: QEMU was killed by SIGSEGV"
+        assert finding.lines[-2:] == ("afterwards: taken apart", f"crash: {finding.text}")
+        assert len(finding.scenario.ops) == 1
+        assert "no divergence" not in render(report)
+        bundle = save_finding(tmp_path / "bundle", finding, qemu_build)
+        assert "blockdev-add" in (bundle / "qmp.log").read_text()
+        assert replay_schedule(load_finding(bundle), qemu_build).shows(finding)
+    honest = replay_schedule(finding, qemu_build)
+    assert honest.followed and honest.violation is None and not honest.shows(finding)
+
+
+def test_a_qemu_that_hangs_between_two_schedules(
+    monkeypatch: pytest.MonkeyPatch, qemu_build: Build
+) -> None:
+    strike(monkeypatch, "blockdev-del", signal.SIGSTOP)
+    (finding,) = explore_real(qemu_build, scenarios.named("H")).findings
+    assert (finding.verdict, finding.cause) == (
+        Verdict.HANG,
+        "taken apart: blockdev-del: no answer in N s",
+    )
+
+
+def test_trouble_that_is_not_qemus_is_none(
+    monkeypatch: pytest.MonkeyPatch, qemu_build: Build
+) -> None:
+    """A chain that cannot be taken apart costs a fresh QEMU, and no more."""
+
+    def busy(self: GatedMachine) -> None:
+        self.call("blockdev-del", {"node-name": "nothing of this name"})
+
+    monkeypatch.setattr(GatedMachine, "tear_down", busy)
+    report = explore_real(qemu_build, scenarios.named("backup-WH"))
+    assert not report.findings and not report.unconfirmed and report.exhaustive
