@@ -13,6 +13,10 @@ class InputError(QmpshimError):
     """The user's words are wrong: an option's value, a bundle, a scenario file."""
 
 
+class NoSuchBuild(InputError):
+    """The name of a build that there is not; a place where one should be is another matter."""
+
+
 class HostError(QmpshimError):
     """This machine lacks something: a program, a library, disk space, a permission."""
 

@@ -28,7 +28,7 @@ from qmpshim.conformance.check.suites import Suite, suite_named
 from qmpshim.conformance.explore.finding_files import CASE as SCHEDULE
 from qmpshim.conformance.explore.finding_files import is_schedule, load_finding
 from qmpshim.conformance.pair import bundle as pair_bundle
-from qmpshim.errors import BuildError, HostError, InputError, QmpshimError
+from qmpshim.errors import BuildError, HostError, InputError, NoSuchBuild, QmpshimError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build
 from qmpshim.machine.workspace import Workspace
@@ -37,7 +37,8 @@ from qmpshim.shim import differential
 _EPILOG = """\
 Exit status: 0 all as predicted, 1 something new was found (with --strict: anything), 2 the command
 or the environment is wrong, or a case could not be carried out, 125 no build can do any of it.
-With --bisect: 0 good, 1 bad, 125 cannot be tested, 128 the question is wrong.
+With --bisect: 0 good, 1 bad, 125 cannot be tested (nothing usable at the build's path), 128 the
+question is wrong (a name that no build has, no such bundle); never 2, which git takes for bad.
 
   qmpshim check --build system --build debian:sid
   qmpshim check --build debian:sid --baseline last-week/ --out this-week/
@@ -350,6 +351,9 @@ def _bisect(args: argparse.Namespace, console: Console) -> int:
                 write_reports(compare(Results.of(journal), None, args.strict), directory)
             console.line(told.text)
             return told.status
+    except NoSuchBuild as error:  # no commit can mend that
+        print(f"qmpshim: {error}", file=sys.stderr)
+        return ABORT
     except (InputError, BuildError) as error:  # of the build: not there, not made, does not start
         console.line(f"cannot be tested: {error}")
         return SKIP

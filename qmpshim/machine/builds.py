@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from qmpshim.errors import BuildError, HostError, InputError, QmpshimError
+from qmpshim.errors import BuildError, HostError, InputError, NoSuchBuild, QmpshimError
 from qmpshim.machine import registry
 from qmpshim.machine.loader import library_directories, private_loader
 from qmpshim.machine.workspace import dies_with_owner
@@ -125,7 +125,8 @@ def resolve(name_or_path: str | None) -> Build:
 
     :param name_or_path: None or ``system``: the system's; a registered name; a path to an
         emulator, a build tree or an unpacked prefix; or a program on PATH
-    :raises InputError: there is no such build, or it is not a QEMU emulator
+    :raises NoSuchBuild: it is no path, and no build has this name
+    :raises InputError: there is nothing at that path, or it is not a QEMU emulator
     :raises HostError: the system's is wanted and there is none
     :raises BuildError: it is a QEMU that does not start or was not made
     """
@@ -140,9 +141,9 @@ def _find(wanted: str | None) -> Build:
     if registry.has(wanted):
         return _registered(wanted)
     if wanted.startswith(registry.FETCHED) and not os.path.exists(wanted):
-        raise InputError(f"{wanted} is not here yet: qmpshim builds fetch {wanted}")
+        raise NoSuchBuild(f"{wanted} is not here yet: qmpshim builds fetch {wanted}")
     if not wanted:
-        raise InputError("the build's name or path is empty")
+        raise NoSuchBuild("the build's name or path is empty")
     path = Path(os.path.expanduser(wanted))
     if os.path.isdir(path):
         return _from_directory(wanted, path.resolve())
@@ -151,7 +152,7 @@ def _find(wanted: str | None) -> Build:
     if found := shutil.which(wanted):
         return _from_binary(wanted, Path(found))
     known = ", ".join(["system", *registry.names()])
-    raise InputError(f"no build named {wanted}: give a path to a QEMU, or one of {known}")
+    raise NoSuchBuild(f"no build named {wanted}: give a path to a QEMU, or one of {known}")
 
 
 def read_version(build: Build) -> tuple[Version, str]:

@@ -129,7 +129,9 @@ def test_the_first_bad_commit_is_found_by_a_bundle(
     [
         (["--build", "honest"], 0, "good: 1 case"),
         (["--build", "late-start"], 1, "bad: error-contract: guest read"),
-        (["--build", "missing"], 125, "cannot be tested: .*missing"),
+        (["--build", "./missing"], 125, "cannot be tested: .*missing does not exist"),
+        (["--build", "missing"], 128, "no build named missing: give a path"),
+        (["--build", "debian:missing"], 128, "debian:missing is not here yet: qmpshim builds"),
         (["--build", "empty"], 125, "cannot be tested: .*holds no qemu-system"),
         (["--build", "tree"], 125, "cannot be tested: .*a tree without .* build it there first"),
         (["--build", "kills-its-owner"], 125, "cannot be tested: the check was killed by SIGSEGV"),
