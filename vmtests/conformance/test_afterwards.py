@@ -14,6 +14,7 @@ from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.exploration import explore_real, render
 from qmpshim.conformance.explore.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.replay import replay_schedule
+from qmpshim.conformance.explore.run import RealRun
 from qmpshim.machine import gated_chain
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import GatedMachine
@@ -92,3 +93,21 @@ def test_trouble_that_is_not_qemus_is_none(
     monkeypatch.setattr(GatedMachine, "tear_down", busy)
     report = explore_real(qemu_build, scenarios.named("backup-WH"))
     assert not report.findings and not report.unconfirmed and report.exhaustive
+
+
+def test_who_died_before_does_not_die_again(
+    monkeypatch: pytest.MonkeyPatch, qemu_build: Build
+) -> None:
+    """An execution is left where its end is known; then nobody has looked at the process yet."""
+    start = RealRun._start
+
+    def struck(self: RealRun, index: int) -> None:
+        start(self, index)
+        if self.scenario.ops[index].do == "guest_write":
+            os.kill(self.machine.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(RealRun, "_start", struck)
+    report = explore_real(qemu_build, scenarios.named("WG"), minimise=False)
+    (finding,) = report.findings
+    assert not report.unconfirmed
+    assert (finding.verdict, finding.cause) == (Verdict.CRASH, "QEMU was killed by SIGKILL")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
+from qmpshim.conformance.divergence import verdict_of
 from qmpshim.conformance.explore import end as real_end
 from qmpshim.conformance.explore.execution import CUT, RECONNECT, Found, stable
 from qmpshim.conformance.explore.faults import FaultyJudge
@@ -195,13 +196,15 @@ class RealSystem(RealRun):
         if self._left:
             return None
         self._left = True
+        if self.violation is not None and self.violation.kind in (Verdict.CRASH, Verdict.HANG):
+            if not self.keeping:
+                self.stage.discard()  # it is over already, and told (or the same as one that is)
+            return None
         try:
             self.stage.back(apart)
         except (MachineDied, MachineHung) as error:
-            text, kind = str(error), Verdict.HANG
-            telling = text
-            if isinstance(error, MachineDied):
-                kind, telling = Verdict.CRASH, text.split(": ", 1)[-1]
+            text, kind = str(error), verdict_of(error)
+            telling = text.split(": ", 1)[-1] if kind is Verdict.CRASH else text
             wrong = RealViolation(kind, f"{AFTER}{text}", cause=AFTER + stable(telling))
             self.now.lines += ["afterwards: taken apart", f"{kind}: {wrong.text}"]
             self._keep(wrong)
