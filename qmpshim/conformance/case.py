@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from qmpshim.errors import InputError, MachineDied, MachineError, MachineHung
+from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build
 from qmpshim.model.verdict import Verdict
 
@@ -122,13 +122,6 @@ class CaseOutcome:
             "figures": dict(self.figures),
             "seconds": round(self.seconds, 3),
         }
-
-
-def verdict_of(error: MachineError) -> Verdict:
-    """What a QEMU that misbehaved is found guilty of."""
-    if isinstance(error, MachineDied):
-        return Verdict.CRASH
-    return Verdict.HANG if isinstance(error, MachineHung) else Verdict.PROTOCOL
 
 
 def case_from_json(value: Any) -> Case:

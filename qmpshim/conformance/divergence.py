@@ -28,7 +28,11 @@ _VERDICTS: tuple[tuple[type[MachineError], Verdict], ...] = (
 
 
 def verdict_of(error: MachineError) -> Verdict:
-    """What it is called that QEMU or its guest went wrong so, where success was predicted."""
+    """What it is called that QEMU or its guest went wrong so, where success was predicted.
+
+    A command that is refused is an error that must not be; an answer that makes no sense is
+    another matter, of the protocol.
+    """
     return next((said for kind, said in _VERDICTS if isinstance(error, kind)), Verdict.PROTOCOL)
 
 

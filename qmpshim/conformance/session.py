@@ -16,7 +16,7 @@ import numpy as np
 
 from qmpshim.conformance import pattern
 from qmpshim.conformance.crosscheck import CrossCheck
-from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.divergence import Divergence, verdict_of
 from qmpshim.conformance.exchange import (
     answer,
     command,
@@ -27,13 +27,19 @@ from qmpshim.conformance.exchange import (
 )
 from qmpshim.conformance.oracle import Oracle, Prediction
 from qmpshim.conformance.workload import Kind, Operation, Side
-from qmpshim.errors import BuildError, CommandFailed, IOFailed, MachineDied, MachineHung
+from qmpshim.errors import (
+    BuildError,
+    CommandFailed,
+    IOFailed,
+    MachineDied,
+    MachineError,
+    MachineHung,
+)
 from qmpshim.machine.nbd_client import BlockClient
 from qmpshim.machine.process import COMMAND_LIMIT, Qemu
 from qmpshim.machine.secondary import SECTOR, ChainSpec, SecondaryChain
 from qmpshim.model.behaviour import Behaviour, Known
 from qmpshim.model.disk import PAGE
-from qmpshim.model.verdict import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -207,12 +213,8 @@ class Session:
                     self._count(counts)
                     self._report(str(operation))
                     await asyncio.sleep(0)  # lets Ctrl-C and events through
-        except MachineDied as error:
-            self.result.divergence = self._machine(Verdict.CRASH, operation, error)
-        except MachineHung as error:
-            self.result.divergence = self._machine(Verdict.HANG, operation, error)
-        except (CommandFailed, IOFailed) as error:
-            self.result.divergence = self._machine(Verdict.PROTOCOL, operation, error)
+        except (MachineDied, MachineHung, CommandFailed, IOFailed) as error:
+            self.result.divergence = self._machine(operation, error)
         self.result.seconds = time.monotonic() - began
         self._count(counts)
         self.result.clusters = self._check.clusters
@@ -228,14 +230,12 @@ class Session:
         if self._progress is not None:
             self._progress(self.result, doing)
 
-    def _machine(
-        self, verdict: Verdict, operation: Operation | None, error: Exception
-    ) -> Divergence:
+    def _machine(self, operation: Operation | None, error: MachineError) -> Divergence:
         # A process that was killed closes its sockets a little before it can be waited for.
         if isinstance(error, MachineDied) and not self.rig.qemu.alive(patience=1.0):
             error = self.rig.qemu.died(str(operation or "the start"))
         number = operation.number if operation else 0
-        return Divergence(verdict, "QEMU", number, "an answer", str(error))
+        return Divergence(verdict_of(error), "QEMU", number, "an answer", str(error))
 
     # -- I/O ------------------------------------------------------------
 
@@ -306,10 +306,8 @@ class Session:
         """The last cross-check: everything, everywhere."""
         try:
             self.result.divergence = await self.check(self._last, full=True)
-        except MachineDied as error:
-            self.result.divergence = self._machine(Verdict.CRASH, None, error)
-        except MachineHung as error:
-            self.result.divergence = self._machine(Verdict.HANG, None, error)
+        except (MachineDied, MachineHung) as error:
+            self.result.divergence = self._machine(None, error)
         self.result.clusters = self._check.clusters
 
     async def close(self) -> None:
@@ -345,8 +343,8 @@ async def run_case(
     try:
         rig = await opener(setup, directory)
     except (MachineDied, MachineHung) as error:
-        verdict = Verdict.CRASH if isinstance(error, MachineDied) else Verdict.HANG
-        result = Result(Divergence(verdict, "QEMU, building the chain", 0, "a chain", str(error)))
+        where = "QEMU, building the chain"
+        result = Result(Divergence(verdict_of(error), where, 0, "a chain", str(error)))
         if at_end is not None:
             at_end(None, result)
         return result

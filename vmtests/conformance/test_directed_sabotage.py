@@ -60,7 +60,7 @@ def nothing_held(machine: GatedMachine) -> None:
 
 
 def deaf_primary(machine: GatedMachine) -> None:
-    """QEMU hangs up on the primary's client, and lives."""
+    """QEMU hangs up on the primary's client, and lives; replication cannot be started then."""
     machine.call("block-export-del", {"id": "primary", "mode": "hard"})
 
 
@@ -83,7 +83,7 @@ def dead(machine: GatedMachine) -> None:
         ("empty-fails", nothing_held, Verdict.ORDER, "xen-colo-do-checkpoint: other I/O"),
         ("failover-fails", nothing_held, Verdict.ORDER, "failover: other I/O than predicted"),
         ("disk-back-in-time", nothing_held, Verdict.ORDER, "a primary write: other I/O"),
-        ("quit-running", deaf_primary, Verdict.PROTOCOL, "quit-running: error"),
+        ("quit-running", deaf_primary, Verdict.ERROR_CONTRACT, "quit-running: error-contract"),
         ("quit-running", dead, Verdict.CRASH, "quit-running: crash"),
     ],
 )

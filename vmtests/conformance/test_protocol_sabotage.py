@@ -32,7 +32,7 @@ def test_an_honest_build_is_acquitted(qemu_build: Build, tmp_path: Path) -> None
         ("unknown-event", Verdict.PROTOCOL, "event NO_SUCH", "it is not in the schema"),
         ("wrong-class", Verdict.PROTOCOL, "query-block", "is refused with CommandNotFound"),
         ("takes-nonsense", Verdict.PROTOCOL, "query-chardev", "is accepted, and answered []"),
-        ("refuses", Verdict.PROTOCOL, "cont: protocol", "cont: not now"),
+        ("refuses", Verdict.ERROR_CONTRACT, "cont: error-contract", "cont: not now"),
         ("says-nothing", Verdict.HANG, "query-block: hang", "query-block: no answer in 5 s"),
         ("dies-of-a-query", Verdict.CRASH, "query-chardev: crash", "was killed by SIGABRT"),
         ("writes-fail", Verdict.ERROR_CONTRACT, "a primary write", "errno 28"),

@@ -60,7 +60,7 @@ def test_a_qemu_that_refuses_to_start_replication(
 
     monkeypatch.setattr(Stage, "_start", start)
     (finding,) = explore_real(qemu_build, WR).findings
-    assert finding.verdict is Verdict.PROTOCOL
+    assert finding.verdict is Verdict.ERROR_CONTRACT
     assert finding.cause.startswith("before the scenario begins: xen-set-replication: ")
 
 

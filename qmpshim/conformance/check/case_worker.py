@@ -13,11 +13,12 @@ import resource
 import sys
 from pathlib import Path
 
-from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status, verdict_of
+from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.case_process import OUTCOME, RESULTS, Order
 from qmpshim.conformance.check.identity import another_build
 from qmpshim.conformance.check.kinds import load
 from qmpshim.conformance.check.runners import timed
+from qmpshim.conformance.divergence import verdict_of
 from qmpshim.errors import BuildError, MachineError, QmpshimError
 
 

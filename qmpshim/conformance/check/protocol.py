@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance import pattern
-from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status, verdict_of
+from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.divergence import verdict_of
 from qmpshim.conformance.explore.stage import BACKUP_JOB
 from qmpshim.errors import BuildError, CommandFailed, MachineError
 from qmpshim.machine.builds import Build

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qmpshim.conformance.case import verdict_of
+from qmpshim.conformance.divergence import verdict_of
 from qmpshim.conformance.explore import directed_replication as replication
 from qmpshim.conformance.explore import directed_storage as storage
 from qmpshim.conformance.explore.directed_tools import CLUSTER, SIZE, Broken

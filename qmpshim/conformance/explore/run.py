@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from qmpshim.conformance.divergence import verdict_of
 from qmpshim.conformance.explore import ops as real_ops
 from qmpshim.conformance.explore.execution import CUT, RECONNECT, Execution, say, stable
 from qmpshim.conformance.explore.images import places_of
@@ -309,10 +310,8 @@ class RealRun:
             self.machine = self.stage.machine
             if self.machine.qmp.lost or not self.machine.alive():
                 error = self.machine.died()
-        verdict, telling = Verdict.PROTOCOL, str(error)
-        if isinstance(error, MachineDied):
-            verdict, telling = Verdict.CRASH, telling.split(": ", 1)[-1]
-        elif isinstance(error, MachineHung):
-            verdict = Verdict.HANG
+        verdict, telling = verdict_of(error), str(error)
+        if verdict is Verdict.CRASH:
+            telling = telling.split(": ", 1)[-1]
         self.violation = RealViolation(verdict, f"{BEFORE}{error}", cause=BEFORE + stable(telling))
         self.now.lines.append(f"{verdict}: {self.violation.text}")
