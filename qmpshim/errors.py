@@ -43,6 +43,10 @@ class MachineHung(MachineError):
     """QEMU did not answer, or an operation did not end, before the watchdog's limit."""
 
 
+class ProtocolBroken(MachineError):
+    """QEMU said something on its monitor that QMP does not know; nothing more can be asked."""
+
+
 class GuestPanicked(MachineError):
     """The guest's kernel gave up; the text is what its console said."""
 

@@ -189,8 +189,10 @@ class GatedMachine:
             ours.close()
             raise HostError(f"cannot run {argv[0]}: {error.strerror}") from error
         self.qmp = WireQmp(self.reactor, ours)
-        if not self.reactor.until(lambda: self.qmp.greeting is not None or self.qmp.lost, _LIMIT):
+        if not self.reactor.until(lambda: self.qmp.greeting is not None or self.qmp.over, _LIMIT):
             raise BuildError(f"{self.build.name} did not greet in {_LIMIT:g} s")
+        if self.qmp.wrong is not None:
+            raise BuildError(f"{self.build.name} does not speak QMP: {self.qmp.wrong}")
         if self.qmp.greeting is None:
             said = self.stderr().strip().splitlines()
             raise BuildError(f"{self.build.name} ended at once" + (f": {said[-1]}" if said else ""))
@@ -330,6 +332,7 @@ class GatedMachine:
 
         :raises MachineDied: it ended
         :raises MachineHung: it is busy all the time
+        :raises ProtocolBroken: what its monitor says is not QMP
         """
         poll, asleep = self.reactor.poll, self._stillness.asleep
         if not self._stillness.known:
@@ -339,8 +342,8 @@ class GatedMachine:
             calm = asleep()
             if poll(0.0):
                 continue
-            if self.qmp.lost:
-                raise self.died()
+            if self.qmp.over:
+                raise self.ended()
             if calm:
                 return
             # Let QEMU have the processor; what it sends wakes us.
@@ -360,8 +363,8 @@ class GatedMachine:
             until = time.monotonic() + 0.1  # a blocked monitor does not answer: the settle time
             while number not in self.qmp.answers and time.monotonic() < until:
                 self.reactor.poll(0.02)
-                if self.qmp.lost:
-                    raise self.died()
+                if self.qmp.over:
+                    raise self.ended()
             self.qmp.answers.pop(number, None)
             quiet = quiet + 1 if self._signs() == before else 0
             if time.monotonic() > deadline:
@@ -384,6 +387,10 @@ class GatedMachine:
     def alive(self) -> bool:
         """Whether the process still runs."""
         return self.process is not None and self.process.poll() is None
+
+    def ended(self) -> MachineError:
+        """Why nothing more comes from QEMU's monitor."""
+        return self.qmp.wrong or self.died()
 
     def died(self) -> MachineDied:
         """How QEMU ended, in one line: the assertion if there was one, else the signal."""

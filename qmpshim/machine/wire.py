@@ -16,7 +16,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Any
 
-from qmpshim.errors import CommandFailed, MachineDied, MachineHung
+from qmpshim.errors import CommandFailed, MachineDied, MachineHung, ProtocolBroken
 from qmpshim.machine import nbd_proto as nbd
 from qmpshim.machine.reactor import Reactor
 
@@ -28,6 +28,7 @@ class WireQmp:
     """A QMP connection over a connected socket; answers are kept by id until they are taken.
 
     :ivar lost: the connection ended
+    :ivar wrong: what came is not QMP, and no more is read
     :ivar log: the latest messages of both sides
     """
 
@@ -36,11 +37,13 @@ class WireQmp:
         self._sock = sock
         self._buffer = b""
         self._count = 0
+        self._unanswered: set[int] = set()
         self.answers: dict[int, dict[str, Any]] = {}
         self.events: list[dict[str, Any]] = []
         self.greeting: dict[str, Any] | None = None
         self.log: deque[dict[str, Any]] = deque(maxlen=_LOG)
         self.lost = False
+        self.wrong: ProtocolBroken | None = None
         sock.setblocking(False)
         reactor.loop.add_reader(sock.fileno(), self._readable)
 
@@ -54,6 +57,7 @@ class WireQmp:
         if arguments:
             message["arguments"] = dict(arguments)
         self.log.append(message)
+        self._unanswered.add(self._count)
         try:
             self._sock.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
@@ -78,6 +82,7 @@ class WireQmp:
         :raises CommandFailed: it was answered with an error
         :raises MachineDied: the connection ended
         :raises MachineHung: no answer within *limit* seconds
+        :raises ProtocolBroken: something else came
         """
         number = self.send(command, arguments)
         self.wait(command, number, limit)
@@ -85,10 +90,15 @@ class WireQmp:
 
     def wait(self, command: str, number: int, limit: float = 20.0) -> None:
         """Wait for an answer; see :meth:`call`."""
-        if not self._reactor.until(lambda: number in self.answers or self.lost, limit):
+        if not self._reactor.until(lambda: number in self.answers or self.over, limit):
             raise MachineHung(f"{command}: no answer in {limit:g} s")
         if number not in self.answers:
-            raise MachineDied(f"QEMU went away during {command}")
+            raise self.wrong or MachineDied(f"QEMU went away during {command}")
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come: the connection ended, or what came is not QMP."""
+        return self.lost or self.wrong is not None
 
     def _readable(self) -> None:
         try:
@@ -103,21 +113,42 @@ class WireQmp:
             return
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
-            if not line.strip():
-                continue
+            if line.strip() and (fault := self._take_in(line)):
+                said = line.strip().decode(errors="replace")[:200]
+                self.wrong = ProtocolBroken(f"QEMU's monitor said {said!r}: {fault}")
+                self._reactor.loop.remove_reader(self._sock.fileno())
+                return
+
+    def _take_in(self, line: bytes) -> str:
+        """Keep a message; what is wrong with it, if anything."""
+        try:
             message = json.loads(line)
-            self.log.append(message)
-            if "event" in message:
-                self.events.append(message)
-            elif "QMP" in message:
-                self.greeting = message
-            else:
-                self.answers[message["id"]] = message
+        except ValueError:
+            return "that is no JSON"
+        if not isinstance(message, dict):
+            return "that is no message"
+        self.log.append(message)
+        if "event" in message:
+            self.events.append(message)
+        elif "QMP" in message:
+            self.greeting = message
+        elif "return" not in message and not _is_error(message.get("error")):
+            return "neither an event nor an answer"
+        elif not isinstance(number := message.get("id"), int) or number not in self._unanswered:
+            return "an answer to nothing that was asked"
+        else:
+            self._unanswered.remove(number)
+            self.answers[number] = message
+        return ""
 
     def close(self) -> None:
         """Close the connection."""
         self._reactor.loop.remove_reader(self._sock.fileno())
         self._sock.close()
+
+
+def _is_error(value: Any) -> bool:
+    return isinstance(value, dict) and {"class", "desc"} <= value.keys()
 
 
 @dataclass(slots=True)

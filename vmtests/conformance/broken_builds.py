@@ -300,6 +300,13 @@ def _refuses(_middle: Middle, name: str, message: Message) -> list[Message]:
     return [message]
 
 
+def _forgets_the_id(_middle: Middle, name: str, message: Message) -> list[Message]:
+    """An answer does not say to what."""
+    if name == "query-xen-replication-status":
+        del message["id"]
+    return [message]
+
+
 def _says_nothing(_middle: Middle, name: str, message: Message) -> list[Message]:
     """One command is never answered."""
     return [] if name == "query-block" else [message]
@@ -317,6 +324,13 @@ def _two_faced(real: str, arguments: list[str], _script: str) -> None:
     """Gives its errors another class, and not where the shim asks: its monitor is called x-shim."""
     Middle(real, arguments).relay(
         lambda line: line.replace(b'"CommandNotFound"', b'"GenericError"')
+    )
+
+
+def _babbles(real: str, arguments: list[str], _script: str) -> None:
+    """Somebody left a printf() in."""
+    Middle(real, arguments).relay(
+        lambda line: b"here we stop\n" + line if b'"event": "STOP"' in line else line
     )
 
 
@@ -412,6 +426,8 @@ BROKEN: dict[str, Callable[[str, list[str], str], None]] = {
     "wrong-class": _answering(_wrong_class),
     "takes-nonsense": _answering(_takes_nonsense),
     "refuses": _answering(_refuses),
+    "forgets-the-id": _answering(_forgets_the_id),
+    "babbles": _babbles,
     "says-nothing": _answering(_says_nothing),
     "dies-of-a-query": _answering(_dies_of_a_query),
     "writes-fail": _writes_fail,

@@ -9,10 +9,13 @@ from broken_builds import make
 
 from qmpshim.conformance.case import Case, Status
 from qmpshim.conformance.check.kinds import runner_of
+from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.exploration import explore_real
 from qmpshim.machine import gated_chain
 from qmpshim.machine.builds import Build, resolve
 from qmpshim.model.verdict import Verdict
 
+STATUS = "query-xen-replication-status"
 CASE = Case("protocol", "protocol/schema")
 
 
@@ -33,6 +36,8 @@ def test_an_honest_build_is_acquitted(qemu_build: Build, tmp_path: Path) -> None
         ("wrong-class", Verdict.PROTOCOL, "query-block", "is refused with CommandNotFound"),
         ("takes-nonsense", Verdict.PROTOCOL, "query-chardev", "is accepted, and answered []"),
         ("refuses", Verdict.ERROR_CONTRACT, "cont: error-contract", "cont: not now"),
+        ("forgets-the-id", Verdict.PROTOCOL, f"{STATUS}: protocol", "nothing that was asked"),
+        ("babbles", Verdict.PROTOCOL, "stop: protocol", "said 'here we stop': that is no JSON"),
         ("says-nothing", Verdict.HANG, "query-block: hang", "query-block: no answer in 5 s"),
         ("dies-of-a-query", Verdict.CRASH, "query-chardev: crash", "was killed by SIGABRT"),
         ("writes-fail", Verdict.ERROR_CONTRACT, "a primary write", "errno 28"),
@@ -54,3 +59,14 @@ def test_each_lie_is_convicted(
     (found,) = outcome.findings
     assert (found.verdict, found.cause) == (verdict, cause), found
     assert observed in found.observed
+
+
+@pytest.mark.usefixtures("qemu_on_path")
+def test_the_explorer_does_not_wait_for_an_answer_that_came(tmp_path: Path) -> None:
+    """Nor is it QEMU that hangs, or we who lost the way."""
+    build = resolve(str(make("forgets-the-id", tmp_path / "build")))
+    report = explore_real(build, scenarios.named("WQ"))
+    (found,) = report.findings
+    assert (found.verdict, len(found.schedule)) == (Verdict.PROTOCOL, 1)
+    assert found.cause.endswith(": an answer to nothing that was asked")
+    assert not report.unconfirmed and not any(one.derailed for one in report.scenarios)

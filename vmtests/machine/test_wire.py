@@ -1,4 +1,4 @@
-"""The reactor's clients: a QEMU that goes away is told as such."""
+"""The reactor's clients: a QEMU that goes away, or talks nonsense, is told as such."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from qmpshim.errors import MachineDied
+from qmpshim.errors import CommandFailed, MachineDied, ProtocolBroken
 from qmpshim.machine.reactor import Reactor
-from qmpshim.machine.wire import WireNbd
+from qmpshim.machine.wire import WireNbd, WireQmp
 
 
 def test_an_nbd_server_that_goes_away_before_the_handshake(
@@ -31,3 +31,43 @@ def test_an_nbd_server_that_goes_away_before_the_handshake(
     monkeypatch.setattr(socket, "socket", Left)
     with contextlib.closing(Reactor()) as reactor, pytest.raises(MachineDied, match="NBD"):
         WireNbd(reactor, tmp_path / "s", "e")
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"qemu: warning", "no JSON"),
+        (b"[1]", "no message"),
+        (b'{"return": {}}', "nothing that was asked"),
+        (b'{"return": {}, "id": 2}', "nothing that was asked"),
+        (b'{"return": {}, "id": [1]}', "nothing that was asked"),
+        (b'{"id": 1}', "neither an event nor an answer"),
+        (b'{"error": "no", "id": 1}', "neither an event nor an answer"),
+        (b"\xff\xfe", "no JSON"),
+    ],
+)
+def test_what_is_not_qmp_is_told_at_once(said: bytes, why: str) -> None:
+    ours, theirs = socket.socketpair()
+    with (
+        theirs,
+        contextlib.closing(Reactor()) as reactor,
+        contextlib.closing(WireQmp(reactor, ours)) as qmp,
+    ):
+        theirs.sendall(said + b"\r\n")
+        with pytest.raises(ProtocolBroken, match=why):
+            qmp.call("query-name")
+
+
+def test_an_answer_is_taken_once() -> None:
+    ours, theirs = socket.socketpair()
+    with (
+        theirs,
+        contextlib.closing(Reactor()) as reactor,
+        contextlib.closing(WireQmp(reactor, ours)) as qmp,
+    ):
+        theirs.sendall(b'{"error": {"class": "GenericError", "desc": "no"}, "id": 1}\n')
+        with pytest.raises(CommandFailed, match="query-name: no"):
+            qmp.call("query-name")
+        theirs.sendall(b'{"return": {}, "id": 1}\n')
+        with pytest.raises(ProtocolBroken, match="nothing that was asked"):
+            qmp.call("query-name")

@@ -23,11 +23,11 @@ from qmpshim.conformance.explore.scenarios import (
     RealScenario,
     words,
 )
-from qmpshim.conformance.explore.stage import Stage
+from qmpshim.conformance.explore.stage import BROKEN, Stage
 from qmpshim.conformance.explore.state import StateOf
 from qmpshim.conformance.explore.straight import Hit
 from qmpshim.conformance.explore.watch import Watch
-from qmpshim.errors import MachineDied, MachineError, MachineHung
+from qmpshim.errors import MachineError
 from qmpshim.machine.gate import HeldIO
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.model.system import Choice
@@ -253,8 +253,8 @@ class RealRun:
     def _look(self) -> None:
         """What became visible: new requests, and answers."""
         machine, now = self.machine, self.now
-        if machine.qmp.lost:
-            raise machine.died()
+        if machine.qmp.over:
+            raise machine.ended()
         known = {named.io.seq for named in now.held.values()}
         known |= {io.seq for io in self._passing}
         unfinished = [i for i in now.running if i not in now.over]
@@ -294,14 +294,14 @@ class RealRun:
             text = str(self.machine.died())
             telling = text.split(": ", 1)[-1]
             self.violation = RealViolation(Verdict.CRASH, text, cause=stable(telling))
-        elif not isinstance(error, MachineHung | MachineDied):  # it is we who went wrong
+        elif not isinstance(error, BROKEN):  # it is we who went wrong
             self.now.lines.append(f"cannot go on: {error}")
             self.now.lost = True
             self.derailed += 1
             self.stage.discard()
             return
         else:
-            self.violation = RealViolation(Verdict.HANG, str(error), cause=stable(str(error)))
+            self.violation = RealViolation(verdict_of(error), str(error), cause=stable(str(error)))
         self.now.lines.append(f"{self.violation.kind}: {self.violation.text}")
 
     def _never_began(self, error: MachineError) -> None:

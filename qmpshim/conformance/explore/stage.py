@@ -27,12 +27,21 @@ from collections import Counter
 from qmpshim.conformance import pattern
 from qmpshim.conformance.explore.ops import command
 from qmpshim.conformance.explore.scenarios import BASE, HOLES, RealScenario
-from qmpshim.errors import CommandFailed, MachineDied, MachineError, MachineHung
+from qmpshim.errors import (
+    CommandFailed,
+    MachineDied,
+    MachineError,
+    MachineHung,
+    ProtocolBroken,
+)
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import Form, GatedMachine, Shape, filled_qcow2
 from qmpshim.machine.secondary import SECTOR
 
 log = logging.getLogger(__name__)
+
+#: What is QEMU's doing, whatever was asked of it, and after which it can be asked for nothing more.
+BROKEN = MachineDied, MachineHung, ProtocolBroken
 
 
 @functools.cache
@@ -114,6 +123,7 @@ class Stage:
         :param apart: in the end take the chain apart, also where a checkpoint would do
         :raises MachineDied: QEMU ended
         :raises MachineHung: it does not come to rest or does not let go
+        :raises ProtocolBroken: what its monitor says is not QMP
         """
         machine = self.machine
         if machine is None:
@@ -126,7 +136,7 @@ class Stage:
                 self._take_apart(machine)
         except MachineError as error:
             told = machine.explained(error)
-            if isinstance(told, MachineDied | MachineHung):
+            if isinstance(told, BROKEN):
                 raise told from error
             log.info("QEMU is not used again: %s", told)
             self.discard()

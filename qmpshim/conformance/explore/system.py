@@ -25,13 +25,14 @@ from qmpshim.conformance.explore.run import (
     honestly,
 )
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.stage import Stage
+from qmpshim.conformance.explore.stage import BROKEN, Stage
 from qmpshim.conformance.explore.straight import Seen
-from qmpshim.errors import MachineDied, MachineError, MachineHung
+from qmpshim.errors import MachineError
 from qmpshim.model.behaviour import behaviour_of
 from qmpshim.model.system import NOTHING, Choice, Footprint
 from qmpshim.model.verdict import Verdict
 
+_OVER = Verdict.CRASH, Verdict.HANG, Verdict.PROTOCOL  # after which QEMU is of no use any more
 _COMES_BACK = 20  # seconds that QEMU waits for a connection to its disks
 
 
@@ -179,7 +180,7 @@ class RealSystem(RealRun):
         self.finished += 1
         if self.violation is not None:
             self._keep(self.violation)
-            over = self.violation.kind in (Verdict.CRASH, Verdict.HANG)
+            over = self.violation.kind in _OVER
             if (over or self.violation.cause.startswith(BEFORE)) and not self.keeping:
                 self.stage.discard()
             self.stage.doubt()
@@ -196,13 +197,13 @@ class RealSystem(RealRun):
         if self._left:
             return None
         self._left = True
-        if self.violation is not None and self.violation.kind in (Verdict.CRASH, Verdict.HANG):
+        if self.violation is not None and self.violation.kind in _OVER:
             if not self.keeping:
                 self.stage.discard()  # it is over already, and told (or the same as one that is)
             return None
         try:
             self.stage.back(apart)
-        except (MachineDied, MachineHung) as error:
+        except BROKEN as error:
             text, kind = str(error), verdict_of(error)
             telling = text.split(": ", 1)[-1] if kind is Verdict.CRASH else text
             wrong = RealViolation(kind, f"{AFTER}{text}", cause=AFTER + stable(telling))
