@@ -27,6 +27,10 @@ class BuildError(QmpshimError):
     exit_code = 125
 
 
+class NotStarted(BuildError):
+    """QEMU never greeted, though nothing was asked of it: nothing can be tested with this build."""
+
+
 class DriverMissing(BuildError):
     """The build was made without a driver that only some of the work needs."""
 

@@ -26,6 +26,7 @@ from qmpshim.errors import (
     MachineDied,
     MachineError,
     MachineHung,
+    NotStarted,
 )
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gate import Gate
@@ -190,12 +191,12 @@ class GatedMachine:
             raise HostError(f"cannot run {argv[0]}: {error.strerror}") from error
         self.qmp = WireQmp(self.reactor, ours)
         if not self.reactor.until(lambda: self.qmp.greeting is not None or self.qmp.over, _LIMIT):
-            raise BuildError(f"{self.build.name} did not greet in {_LIMIT:g} s")
+            raise NotStarted(f"{self.build.name} did not greet in {_LIMIT:g} s")
         if self.qmp.wrong is not None:
-            raise BuildError(f"{self.build.name} does not speak QMP: {self.qmp.wrong}")
+            raise NotStarted(f"{self.build.name} does not speak QMP: {self.qmp.wrong}")
         if self.qmp.greeting is None:
             said = self.stderr().strip().splitlines()
-            raise BuildError(f"{self.build.name} ended at once" + (f": {said[-1]}" if said else ""))
+            raise NotStarted(f"{self.build.name} ended at once" + (f": {said[-1]}" if said else ""))
         assert self.process is not None
         self._stillness = Stillness(self.process.pid)
 

@@ -119,11 +119,11 @@ class Qemu:
         except (QMPError, TimeoutError, OSError, EOFError) as error:
             code = self._reap(1.0)
             self.kill()
+            how = f"within {self.start_limit:g} s" if code is None else f"(exit status {code})"
             said = self.stderr().strip().splitlines()
             raise BuildError(
-                f"{self.argv[0]} did not answer QMP"
-                + (f" (exit status {code})" if code is not None else "")
-                + (f": {'; '.join(said)[:400]}" if said else f": {type(error).__name__}")
+                f"{self.argv[0]} did not answer QMP {how}"
+                + (f": {'; '.join(said)[:400]}" if said else "")
             ) from error
         except BaseException:  # cancelled: nobody may have it in hand yet to close it
             self.kill()

@@ -386,19 +386,37 @@ def _dies_at_checkpoint(real: str, arguments: list[str], _script: str) -> None:
     middle.run(command)
 
 
-def _hangs(_real: str, _arguments: list[str], _script: str) -> None:
+def _ends_at_once(_real: str, _arguments: list[str], _script: str) -> None:
+    sys.exit("qemu: cannot set up guest memory")
+
+
+def _then(does: Callable[[], None]) -> Callable[[str, list[str], str], None]:
+    """A build that starts well and goes wrong with the first disk."""
+
+    def be(real: str, arguments: list[str], _script: str) -> None:
+        def command(message: Message) -> list[Message]:
+            if message.get("execute") == "blockdev-add":
+                does()
+            return [message]
+
+        Middle(real, arguments).run(command)
+
+    return be
+
+
+def _hangs() -> None:
     while True:
         time.sleep(60)
 
 
-def _eats_memory(real: str, arguments: list[str], _script: str) -> None:
+def _eats_memory() -> None:
     eaten = bytearray(1200 << 20)
     for at in range(0, len(eaten), 4096):
         eaten[at] = 1
-    _hangs(real, arguments, "")
+    _hangs()
 
 
-def _fills_the_disk(real: str, arguments: list[str], _script: str) -> None:
+def _fills_the_disk() -> None:
     with open(Path(os.environ["TMPDIR"]) / "core", "wb") as file:
         while True:
             file.write(bytes(1 << 20))
@@ -432,8 +450,9 @@ BROKEN: dict[str, Callable[[str, list[str], str], None]] = {
     "dies-of-a-query": _answering(_dies_of_a_query),
     "writes-fail": _writes_fail,
     "two-faced": _two_faced,
-    "hangs": _hangs,
-    "eats-memory": _eats_memory,
-    "fills-the-disk": _fills_the_disk,
+    "ends-at-once": _ends_at_once,
+    "hangs": _then(_hangs),
+    "eats-memory": _then(_eats_memory),
+    "fills-the-disk": _then(_fills_the_disk),
     "kills-its-owner": _kills_who_started_it,
 }

@@ -178,3 +178,28 @@ def test_what_goes_wrong_costs_its_own_case(tmp_path: Path) -> None:
                     continue
                 status, text = GREEDY[name]
                 assert outcome.status is status and re.search(text, outcome.text), outcome
+
+
+@pytest.mark.usefixtures("qemu_on_path")
+def test_a_build_that_does_not_start_is_told_once(qmpshim: CommandLine) -> None:
+    """Not for each case, and not by doing each; another build's cases are done all the same."""
+    for name in ("ends-at-once", "honest"):
+        make(name, qmpshim.home / name)
+    (qmpshim.home / "quit.json").write_text(
+        json.dumps({"cases": [{"kind": "directed", "name": f"quit {n}",
+                               "arguments": {"case": "quit-running"}} for n in range(3)]})
+    )  # fmt: skip
+    words = ("check", "--suite", "quit.json", "--build", "./ends-at-once")
+    done = qmpshim.run(*words, "--out", "alone")
+    why = "qemu: cannot set up guest memory"
+    told = rf"skipped on \./ends-at-once: quit 0 and 2 more: .*\(exit status 1\): {why}"
+    assert done.returncode == 125 and len(re.findall(told, done.stdout)) == 1, done
+    assert not list((qmpshim.home / "alone" / "cases").rglob("*")), "a case was done"
+    done = qmpshim.run(*words, "--build", "./honest", "--out", "both")
+    assert done.returncode == 0 and len(re.findall(told, done.stdout)) == 1, done
+    assert re.search(r"^\./honest +3 ok, ", done.stdout, re.M), done
+    done = qmpshim.run("check", "--bisect", *words[1:])
+    assert done.returncode == 125 and "cannot be tested: " in done.stdout, done
+    done = qmpshim.run("explore", "--scenario", "pairs", "--build", "./ends-at-once")
+    assert done.returncode == 125, done
+    assert done.stderr == f"qmpshim: ./ends-at-once ended at once: {why}\n"

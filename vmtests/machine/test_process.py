@@ -175,7 +175,7 @@ def test_what_is_no_qemu(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"/bin/true did not answer QMP \(exit status 0\)"):
         asyncio.run(run(["/bin/true"]))
     # It runs and says nothing: after the limit that is enough.
-    with pytest.raises(BuildError, match="sh did not answer QMP: TimeoutError"):
+    with pytest.raises(BuildError, match=r"sh did not answer QMP within [0-9.]+ s"):
         asyncio.run(run(["/bin/sh", "-c", "exec sleep 60"]))
     with pytest.raises((BuildError, HostError), match=r"no/such/binary.*(No such file|status 127)"):
         asyncio.run(run(["/no/such/binary"]))

@@ -6,12 +6,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from qmpshim.conformance.case import Status
+from qmpshim.conformance.case import Case, CaseOutcome, Status
 from qmpshim.conformance.check import kinds
-from qmpshim.conformance.check.case_process import Order
+from qmpshim.conformance.check.case_process import Delivery, Order
 from qmpshim.conformance.check.executors import Executor
 from qmpshim.conformance.check.identity import identify
 from qmpshim.conformance.check.journal import Journal, Key, Plan
@@ -46,6 +46,8 @@ class Standing:
 
 #: How long a case of a kind takes, beside the others; for :meth:`Standing.left` only.
 _WEIGHTS = {"explore": 5.0, "guest": 6.0, "pair": 6.0, "verify": 2.0}
+
+_STARTING = 60.0  # seconds that a QEMU may take to greet
 
 Tell = Callable[[Standing], None]
 
@@ -90,7 +92,7 @@ def resume(directory: Path) -> tuple[Journal, dict[str, Build]]:
 
 
 def carry_on(journal: Journal, builds: Sequence[Build], executor: Executor, tell: Tell) -> Standing:
-    """Do what is missing of a run.
+    """Do what is missing of a run; on a build that does not even start that is done at once.
 
     :param tell: told, from several threads, when something begins or ends
     """
@@ -115,15 +117,39 @@ def carry_on(journal: Journal, builds: Sequence[Build], executor: Executor, tell
             standing.running[order.key] = time.monotonic()
             tell(standing)
 
+    def ended(key: Key, status: Status) -> None:
+        with lock:
+            standing.running.pop(key, None)
+            standing.weight_here += weights[key]
+            standing.weight_left -= weights[key]
+            count(status)
+            tell(standing)
+
     for outcome in journal.outcomes.values():
         count(outcome.status)
+    dead = _not_starting(orders, executor, started)
+    for order in [order for order in orders if order.build.name in dead]:
+        orders.remove(order)
+        journal.record(Delivery(order.key, dead[order.build.name]))
+        ended(order.key, Status.SKIPPED)
+    standing.running.clear()
     with contextlib.closing(executor.run(orders, started)) as deliveries:
         for delivery in deliveries:
             journal.record(delivery)
-            with lock:
-                standing.running.pop(delivery.key, None)
-                standing.weight_here += weights[delivery.key]
-                standing.weight_left -= weights[delivery.key]
-                count(delivery.outcome.status)
-                tell(standing)
+            ended(delivery.key, delivery.outcome.status)
     return standing
+
+
+def _not_starting(
+    orders: Sequence[Order], executor: Executor, started: Callable[[Order], None]
+) -> dict[str, CaseOutcome]:
+    """The builds that do not even start, and what comes of all their cases."""
+    first = Case("start", "start", budget=_STARTING)
+    builds = {order.build.name: order for order in orders}.values()
+    starts = [replace(order, case=first, runner=kinds.name_of(first.kind)) for order in builds]
+    with contextlib.closing(executor.run(starts, started)) as deliveries:
+        return {
+            delivery.key[0]: delivery.outcome
+            for delivery in deliveries
+            if delivery.outcome.status is Status.SKIPPED
+        }

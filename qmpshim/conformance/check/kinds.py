@@ -13,6 +13,7 @@ from qmpshim.conformance.case import Case, Runner
 from qmpshim.errors import InputError
 
 KINDS: dict[str, str] = {
+    "start": "qmpshim.conformance.check.runners:start",
     "verify": "qmpshim.conformance.check.runners:verify",
     "explore": "qmpshim.conformance.check.runners:explore",
     "directed": "qmpshim.conformance.check.runners:directed",

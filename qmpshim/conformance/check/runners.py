@@ -32,6 +32,7 @@ from qmpshim.conformance.verify import replay, setup_for
 from qmpshim.conformance.verify import verify as run_verify
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build, read_version
+from qmpshim.machine.process import Qemu
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.machine.workspace import Workspace
 from qmpshim.model.chain import Workflow
@@ -56,6 +57,22 @@ def _only(case: Case, *names: str) -> None:
         raise InputError(
             f"{case.name}: {case.kind} takes {', '.join(names)}, not {', '.join(sorted(unknown))}"
         )
+
+
+# -- start -------------------------------------------------------------------------------------
+
+
+def start(build: Build, case: Case, directory: Path) -> CaseOutcome:
+    """No arguments. Whether QEMU starts at all and greets: what every run asks of it first."""
+    _only(case)
+    asyncio.run(_start(build, directory))
+    return CaseOutcome(Status.OK, "QEMU greets")
+
+
+async def _start(build: Build, directory: Path) -> None:
+    qemu = Qemu(build.command(), directory, env=build.env)
+    await qemu.start()
+    await qemu.close()
 
 
 # -- verify ------------------------------------------------------------------------------------

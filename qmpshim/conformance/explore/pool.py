@@ -137,7 +137,8 @@ def _worker(talk: Connection, task: Task, began: float, jobs: int) -> None:
             seconds = _share(task, began, waiting, jobs)
             talk.send(("done", (place, explore_scenario(stage, scenario, task, seconds, tick))))
     except QmpshimError as error:
-        talk.send(("failed", error))
+        with contextlib.suppress(OSError):  # another one told it first
+            talk.send(("failed", error))
     except (EOFError, BrokenPipeError):
         pass  # nobody listens any more
     finally:

@@ -16,7 +16,7 @@ from qmpshim.conformance.explore.run import BEFORE
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import RealSystem
-from qmpshim.errors import BuildError
+from qmpshim.errors import BuildError, NotStarted
 from qmpshim.machine.builds import Build
 from qmpshim.model.behaviour import behaviour_of
 from qmpshim.model.explorer import Mode, explore
@@ -64,6 +64,8 @@ def explore_scenario(
     """Explore one scenario on *stage*, for at most so many *seconds*.
 
     With faults a third of the time goes to exploring without, which tells what can fail.
+
+    :raises NotStarted: QEMU does not even start
     """
     result = ScenarioResult(scenario.name, scenario.contract)
     judge = Judge(scenario, behaviour_of(task.version))
@@ -91,6 +93,8 @@ def explore_scenario(
             left /= 3 if task.errnos and not plan else len(plans) + 1
         try:
             explored = explore(system, task.mode, Budget(left), stop=False, seed=task.seed)
+        except NotStarted:
+            raise  # nor can anything else be explored
         except BuildError as error:
             result.skipped = str(error)
             return result
