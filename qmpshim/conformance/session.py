@@ -126,7 +126,8 @@ async def open_rig(setup: Setup, directory: Path) -> Rig:
         await rig.close()
         raise BuildError(f"{setup.command[0]} cannot build the chain: {error}") from error
     except MachineDied as error:
-        how = error if qemu.alive(patience=1.0) else qemu.died("the building of the chain")
+        code = await qemu.ended(1.0)
+        how = error if code is None else qemu.died("the building of the chain")
         await rig.close()
         raise how from error
     except BaseException:
@@ -214,7 +215,7 @@ class Session:
                     self._report(str(operation))
                     await asyncio.sleep(0)  # lets Ctrl-C and events through
         except (MachineDied, MachineHung, CommandFailed, IOFailed) as error:
-            self.result.divergence = self._machine(operation, error)
+            self.result.divergence = await self._machine(operation, error)
         self.result.seconds = time.monotonic() - began
         self._count(counts)
         self.result.clusters = self._check.clusters
@@ -230,9 +231,9 @@ class Session:
         if self._progress is not None:
             self._progress(self.result, doing)
 
-    def _machine(self, operation: Operation | None, error: MachineError) -> Divergence:
+    async def _machine(self, operation: Operation | None, error: MachineError) -> Divergence:
         # A process that was killed closes its sockets a little before it can be waited for.
-        if isinstance(error, MachineDied) and not self.rig.qemu.alive(patience=1.0):
+        if isinstance(error, MachineDied) and await self.rig.qemu.ended(1.0) is not None:
             error = self.rig.qemu.died(str(operation or "the start"))
         number = operation.number if operation else 0
         return Divergence(verdict_of(error), "QEMU", number, "an answer", str(error))
@@ -307,7 +308,7 @@ class Session:
         try:
             self.result.divergence = await self.check(self._last, full=True)
         except (MachineDied, MachineHung) as error:
-            self.result.divergence = self._machine(None, error)
+            self.result.divergence = await self._machine(None, error)
         self.result.clusters = self._check.clusters
 
     async def close(self) -> None:

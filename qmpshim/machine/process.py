@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from qmpshim.machine.workspace import dies_with_owner
 log = logging.getLogger(__name__)
 
 COMMAND_LIMIT = 30.0  # seconds a QMP command may take before QEMU counts as hung
+_ENDING = 5.0  # seconds that it may take from the end of its connection to its own
+_GLANCE = 0.02  # seconds between two looks
 
 
 def escaped(path: Path) -> str:
@@ -117,7 +120,7 @@ class Qemu:
             async with asyncio.timeout(self.start_limit):
                 await self._client.connect(ours)
         except (QMPError, TimeoutError, OSError, EOFError) as error:
-            code = self._reap(1.0)
+            code = await self.ended(1.0)
             self.kill()
             how = f"within {self.start_limit:g} s" if code is None else f"(exit status {code})"
             said = self.stderr().strip().splitlines()
@@ -175,13 +178,25 @@ class Qemu:
             self._note("<-", {"qmpshim": f"no answer in {self.limit} s"})
             raise MachineHung(f"{command}: no answer in {self.limit:g} s") from error
         except (QMPError, EOFError, OSError) as error:
-            raise self.died(command) from error
+            await self.ended(_ENDING)
+            raise self.died(command, 0.0) from error
         self._note("<-", {"return": result})
         return result
 
-    def died(self, during: str) -> MachineDied:
-        """The exception that tells how QEMU ended while *during* was going on."""
-        code = self._reap(5.0)
+    async def ended(self, patience: float) -> int | None:
+        """Wait so many seconds for the process to end: its exit status, None if it still runs."""
+        deadline = time.monotonic() + patience
+        while (code := self.exit_status) is None and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_GLANCE)
+        return code
+
+    def died(self, during: str, patience: float = _ENDING) -> MachineDied:
+        """The exception that tells how QEMU ended while *during* was going on.
+
+        :param patience: seconds that it may still need for that; they are waited for, so where a
+            loop runs :meth:`ended` comes first
+        """
+        code = self._reap(patience)
         if code is None:
             how = "closed its connection but still runs"
         elif code < 0:
@@ -227,23 +242,28 @@ class Qemu:
 
     async def close(self) -> int | None:
         """Ask QEMU to quit, insist if it does not, and give its exit status."""
-        patience = min(5.0, self.limit)
-        if self.alive():
-            try:
-                async with asyncio.timeout(patience):
-                    await self._client.execute("quit")
-            except TimeoutError:
-                self.kill()  # it is deaf, so there is nothing to wait for
-            except (QMPError, EOFError, OSError):
-                log.debug("quit was not answered")
-            if self._reap(patience) is None:
-                self.kill()
+        try:
+            await self._quit(min(_ENDING, self.limit))
+        finally:  # cancelled or not
+            self.kill()
         try:
             await self._client.disconnect()
         except (QMPError, EOFError, OSError):
             log.debug("QMP connection ended with QEMU")
         self._close_log()
         return self._process.returncode if self._process else None
+
+    async def _quit(self, patience: float) -> None:
+        if not self.alive():
+            return
+        try:
+            async with asyncio.timeout(patience):
+                await self._client.execute("quit")
+        except TimeoutError:
+            return  # it is deaf, so there is nothing to wait for
+        except (QMPError, EOFError, OSError):
+            log.debug("quit was not answered")
+        await self.ended(patience)
 
     def _close_log(self) -> None:
         if self._log is not None:

@@ -83,7 +83,7 @@ class Emulator(Qemu):
         try:
             await self.shim.start(self.limit)
         except MachineError as error:
-            code = self._reap(1.0)
+            code = await self.ended(1.0)
             self.kill()
             await self.shim.close()
             said = self.stderr().strip().splitlines()

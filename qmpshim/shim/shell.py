@@ -428,7 +428,8 @@ async def _autopsy(served: Served | None, shell: Shell) -> str:
             await shell.until_ended()
     if served is None or served.emulator is None:
         return shell.how_ended
-    died = str(served.emulator.died("this session"))
+    await served.emulator.ended(5.0)
+    died = str(served.emulator.died("this session", 0.0))
     if served.emulator.exited_well or served.watch.found is None:
         return died
     try:

@@ -111,6 +111,51 @@ def test_a_qemu_that_hangs(tmp_path: Path, qemu_build: Build) -> None:
     assert "no answer in 2" in (tmp_path / "qmp.log").read_text()
 
 
+def test_nobody_else_waits_while_a_qemu_does_not_end(tmp_path: Path, qemu_build: Build) -> None:
+    """One that has lost its connection and still runs is waited for, but not by the whole loop."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0.01)
+            turns += 1
+
+    async def run() -> None:
+        nonlocal turns
+        qemu = Qemu(qemu_build.command(), tmp_path, env=qemu_build.env, limit=2.0)
+        await qemu.start()
+        os.kill(qemu.pid, signal.SIGSTOP)
+        await qemu.client.disconnect()
+        beside = asyncio.ensure_future(others())
+        with pytest.raises(MachineDied, match="closed its connection but still runs"):
+            await qemu.execute("query-version")
+        assert turns > 10
+        turns = 0
+        assert await qemu.close() == -signal.SIGKILL
+        assert turns > 10
+        beside.cancel()
+
+    asyncio.run(run())
+
+
+def test_who_is_interrupted_while_it_waits_for_the_end_leaves_nothing_running(
+    tmp_path: Path, qemu_build: Build
+) -> None:
+    async def run() -> None:
+        qemu = Qemu(qemu_build.command(), tmp_path, env=qemu_build.env)
+        await qemu.start()
+        os.kill(qemu.pid, signal.SIGSTOP)
+        closing = asyncio.ensure_future(qemu.close())
+        await asyncio.sleep(0.1)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert qemu.exit_status == -signal.SIGKILL
+
+    asyncio.run(run())
+
+
 def test_an_interruption_in_the_moment_of_the_answer_is_not_lost(
     tmp_path: Path, qemu_build: Build
 ) -> None:

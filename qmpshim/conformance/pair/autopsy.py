@@ -59,8 +59,8 @@ class Autopsy:
         if log:
             self._log[role] = log[-1]
         said = f"; it said: {log[-1]}" if log else ""
-        if not qemu.alive(patience=0.2):
-            code = qemu.exit_status
+        code = await qemu.ended(0.2)
+        if not qemu.alive():
             how = signal.Signals(-code).name if code is not None and code < 0 else f"status {code}"
             self._ends[role] = how
             self.lines.append(f"{name}: ended by {how}{said}")
