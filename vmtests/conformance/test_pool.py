@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+from errno import EIO
 from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.exploration import explore_real
+from qmpshim.conformance.explore import pool, scenarios
+from qmpshim.conformance.explore.exploration import Progress, explore_real
 from qmpshim.errors import HostError
 from qmpshim.machine.builds import Build
+from qmpshim.model.verdict import Verdict
 
 
 def explorers() -> list[int]:
@@ -30,6 +32,22 @@ def test_every_scenario_is_explored_in_its_place(qemu_build: Build) -> None:
     report = explore_real(qemu_build, every, jobs=2)
     assert [one.name for one in report.scenarios] == [one.name for one in every]
     assert report.exhaustive and all(one.schedules for one in report.scenarios)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_progress_is_of_all_that_is_explored(
+    jobs: int, qemu_build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With faults a scenario is explored once for each I/O that fails: nothing begins anew."""
+    monkeypatch.setattr(pool, "_TICK", 0.0)
+    told: list[Progress] = []
+    every = [*scenarios.named("WV"), *scenarios.named("WR")]
+    report = explore_real(qemu_build, every, faults=(EIO,), jobs=jobs, progress=told.append)
+    schedules = [one.schedules for one in told]
+    assert schedules == sorted(schedules) and schedules[-1] == report.schedules
+    assert len(set(schedules)) > (report.schedules // 2 if jobs == 1 else 3)
+    errors = [one.verdicts[Verdict.ERROR_CONTRACT.value] for one in told]
+    assert errors == sorted(errors)
 
 
 def test_a_process_that_is_killed_is_not_overlooked(qemu_build: Build) -> None:

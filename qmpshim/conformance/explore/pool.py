@@ -15,9 +15,8 @@ from multiprocessing.context import SpawnProcess
 
 from qmpshim.conformance.explore.report import ScenarioResult
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.search import Task, explore_scenario
+from qmpshim.conformance.explore.search import Live, Task, explore_scenario
 from qmpshim.conformance.explore.stage import Stage
-from qmpshim.conformance.explore.system import RealSystem
 from qmpshim.errors import HostError, QmpshimError
 
 _TICK = 0.2  # seconds between two words of progress
@@ -54,7 +53,7 @@ class Board:
         self.progress = progress
         self.began = time.monotonic()
         self.done: list[ScenarioResult] = []
-        self.live: dict[int, tuple[str, int, int, dict[str, int]]] = {}
+        self.live: dict[int, Live] = {}
         self._last = 0.0
 
     def tell(self, force: bool = False) -> None:
@@ -67,10 +66,10 @@ class Board:
         for one in self.done:
             for sighting in one.sightings:
                 verdicts[sighting.violation.kind.value] += sighting.count
-        for _, _, _, counts in self.live.values():
-            verdicts.update(counts)
+        for live in self.live.values():
+            verdicts.update(live.verdicts)
         schedules = sum(one.schedules for one in self.done)
-        schedules += sum(live[1] for live in self.live.values())
+        schedules += sum(live.schedules for live in self.live.values())
         self.progress(
             Progress(
                 len(self.done),
@@ -79,16 +78,9 @@ class Board:
                 sum(one.distinct for one in self.done),
                 now - self.began,
                 verdicts,
-                ", ".join(live[0] for live in self.live.values()),
+                ", ".join(live.name for live in self.live.values()),
             )
         )
-
-
-def _state(system: RealSystem) -> tuple[str, int, int, dict[str, int]]:
-    counts: Counter[str] = Counter()
-    for (kind, _), found in system.found.items():
-        counts[kind.value] += found.count
-    return system.scenario.name, system.finished, system.derailed, dict(counts)
 
 
 def _share(task: Task, began: float, waiting: int, jobs: int) -> float | None:
@@ -105,8 +97,8 @@ def here(
     stage = Stage(task.build)
     began = time.monotonic()
 
-    def tick(system: RealSystem) -> None:
-        board.live[0] = _state(system)
+    def tick(live: Live) -> None:
+        board.live[0] = live
         board.tell()
 
     try:
@@ -125,11 +117,11 @@ def _worker(talk: Connection, task: Task, began: float, jobs: int) -> None:
     stage = Stage(task.build)
     last = 0.0
 
-    def tick(system: RealSystem) -> None:
+    def tick(live: Live) -> None:
         nonlocal last
         if time.monotonic() - last > _TICK:
             last = time.monotonic()
-            talk.send(("at", _state(system)))
+            talk.send(("at", live))
 
     try:
         while (given := talk.recv()) is not None:

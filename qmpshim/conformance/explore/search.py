@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from errno import ENOSPC
@@ -41,17 +42,34 @@ class Task:
     crash_points: CrashPoints = CrashPoints.NONE
 
 
-class _Counting(RealSystem):
-    """Tells now and then how far it is."""
+@dataclass(frozen=True, slots=True)
+class Live:
+    """How far the exploration of a scenario is.
 
-    def __init__(self, *words: Any, tick: Callable[[RealSystem], None], **named: Any) -> None:
+    :ivar schedules: executions that are over, of all that is explored of it
+    :ivar verdicts: schedules that ended with each verdict
+    """
+
+    name: str
+    schedules: int
+    verdicts: Counter[str]
+
+
+class _Counting(RealSystem):
+    """Tells with each execution how far it is.
+
+    :ivar over: executions before the present one, those that were cut short among them
+    """
+
+    def __init__(self, *words: Any, tick: Callable[[_Counting], None], **named: Any) -> None:
         super().__init__(*words, **named)
         self._tick = tick
+        self.over = -1
 
-    def finish(self) -> Any:
-        outcome = super().finish()
+    def reset(self) -> None:
+        super().reset()
+        self.over += 1
         self._tick(self)
-        return outcome
 
 
 def explore_scenario(
@@ -59,7 +77,7 @@ def explore_scenario(
     scenario: RealScenario,
     task: Task,
     seconds: float | None,
-    tick: Callable[[RealSystem], None] = lambda system: None,
+    tick: Callable[[Live], None] = lambda live: None,
 ) -> ScenarioResult:
     """Explore one scenario on *stage*, for at most so many *seconds*.
 
@@ -75,6 +93,15 @@ def explore_scenario(
     plans: list[dict[Choice, int]] = [{}]
     result.exhaustive = True
     again_left = _AGAIN
+
+    def tell(system: _Counting) -> None:
+        verdicts: Counter[str] = Counter()
+        for sighting in found.values():
+            verdicts[sighting.violation.kind.value] += sighting.count
+        for one in system.found.values():
+            verdicts[one.violation.kind.value] += one.count
+        tick(Live(scenario.name, result.schedules + system.over, verdicts))
+
     while plans:
         plan = plans.pop()
         system = _Counting(
@@ -83,7 +110,7 @@ def explore_scenario(
             judge=judge,
             plan=plan,
             each_step=task.crash_points.check,
-            tick=tick,
+            tick=tell,
         )
         left = None if seconds is None else seconds - (time.monotonic() - began)
         if left is not None and left <= 0:
