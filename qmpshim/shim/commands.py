@@ -107,6 +107,8 @@ class Commands:
             if not backup and (error := chain.status()) is not None:
                 told["error"] = error
             status["chain"] = told
+        elif watch.unmet:
+            status["not-modelled"] = watch.unmet
         return status
 
     async def _predict(self, arguments: dict[str, Value]) -> object:

@@ -60,6 +60,7 @@ OBJECTS: Mapping[str, tuple[Field, ...]] = {
         Field("doubts", "[str]"),
         Field("endpoints", "[XShimEndpoint]"),
         Field("chain", "XShimChain", True),
+        Field("not-modelled", "str", True),
     ),
     "XShimExtent": (
         Field("offset", "int"),

@@ -6,14 +6,21 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.oracle import Oracle
 from qmpshim.conformance.workload import Kind, Operation, Side
-from qmpshim.errors import CommandFailed, HostError, InputError, MachineDied, MachineError
+from qmpshim.errors import (
+    CommandFailed,
+    HostError,
+    InputError,
+    MachineDied,
+    MachineError,
+    QmpshimError,
+)
 from qmpshim.machine.blklog import LogError
 from qmpshim.machine.images import map_file
 from qmpshim.machine.qcow2 import BytesLike
@@ -39,6 +46,7 @@ log = logging.getLogger(__name__)
 
 _SETTLE = 2.0  # seconds a command waits for I/O under way before it passes anyhow
 _JOB_ENDS = ("BLOCK_JOB_CANCELLED", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_ERROR")
+_NO_CHAIN = "the disks are no such chain: a raw or qcow2 disk under a qcow2 one"
 _CHECKPOINT = Command("xen-colo-do-checkpoint", None, None, False)
 _START = Command("xen-set-replication", {"enable": True, "primary": False}, None, False)
 _BACKUP = Command(
@@ -55,6 +63,7 @@ class Watch:
     :param directory: private; sockets and what was written go there
     :param behaviour: what the model is told about this QEMU version
     :ivar hand: holds the I/O, where the chain is gated
+    :ivar unmet: why the chain that was started last is not modelled, or ``""``
     """
 
     def __init__(self, shim: Shim, directory: Path, behaviour: Behaviour) -> None:
@@ -68,6 +77,7 @@ class Watch:
         self.endpoints = Endpoints(shim, directory, lambda export: Eye(self, export))
         self.divergences: list[Divergence] = []
         self.doubts: list[str] = []  # why the model may no longer say what must be
+        self.unmet = ""
         self._job = ""
         for name in ("blockdev-backup", "drive-backup"):
             shim.intercepts[name] = self._backup
@@ -153,14 +163,9 @@ class Watch:
         arguments = command.arguments or {}
         if arguments.get("sync") != "none":
             return await self.shim.ask(command)
-        found = None
-        with contextlib.suppress(CommandFailed, KeyError):
-            found = await find_backup(
-                self.shim.execute, str(arguments.get("device")), str(arguments.get("target"))
-            )
+        device, target = str(arguments.get("device")), str(arguments.get("target"))
         async with self._still():
-            if found is not None and self.oracle is None:
-                await self.adopt(found)
+            found = await self._meet(find_backup(self.shim.execute, device, target))
             reply = await self._ask(Kind.START, command)
             if found is not None and reply is not None and not reply.failed:
                 self._job = str(arguments.get("job-id") or arguments.get("device"))
@@ -177,12 +182,8 @@ class Watch:
         if arguments.get("primary") is True:
             return await self.shim.ask(command)
         async with self._still():
-            if arguments.get("enable") is True and self.oracle is None:
-                with contextlib.suppress(CommandFailed, KeyError):
-                    found = await find_replication(self.shim.execute)
-                    if found is not None:
-                        await self.adopt(found)
             if arguments.get("enable") is True:
+                await self._meet(find_replication(self.shim.execute))
                 reply = await self._ask(Kind.START, command)
                 self._step(Kind.START, reply, lambda oracle: oracle.chain.start())
             elif arguments.get("failover") is True:
@@ -252,6 +253,26 @@ class Watch:
         self.shim.emit("X_SHIM_DIVERGENCE", found.to_json())
 
     # -- adoption ------------------------------------------------------------
+
+    async def _meet(self, finding: Awaitable[Found | None]) -> Found | None:
+        """Begin to model the chain that a client starts, unless there is one already.
+
+        QEMU does what it is told in any case; why there is no model is told who asks for it.
+        """
+        found = None
+        try:
+            found = await finding
+            if self.oracle is None:
+                self.unmet = "" if found else _NO_CHAIN
+                if found is not None:
+                    await self.adopt(found)
+        except KeyError as error:
+            self.unmet = f"QEMU does not tell of {error} how its disks hang together"
+        except QmpshimError as error:
+            self.unmet = str(error)
+        if self.unmet:
+            log.warning("the chain is not modelled: %s", self.unmet)
+        return found
 
     async def adopt(self, found: Found) -> None:
         """Begin to model a chain; what is on its secondary disk now is where it starts from."""
@@ -348,6 +369,8 @@ class Watch:
         """
         self.catch_up()
         if self.found is None or self.oracle is None:
+            if self.unmet:
+                raise InputError(f"the chain is not modelled: {self.unmet}")
             raise InputError(
                 "no chain is modelled yet: start replication (xen-set-replication) or a backup "
                 "job with sync=none"

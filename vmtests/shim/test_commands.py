@@ -24,6 +24,7 @@ from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.model.chain import Workflow
 from qmpshim.shim.definitions import COMMANDS
+from qmpshim.shim.endpoints import OWN_EXPORT
 from qmpshim.shim.serve import Options, Served, endpoint
 from qmpshim.shim.server import WINDOW
 from qmpshim.shim.session import Command
@@ -276,6 +277,64 @@ def test_a_chain_that_a_client_builds_for_plain_backup(
             if not wire.ask("query-jobs")["return"]:
                 break
         _write(uri, b"m" * 512, 0)
+        assert _verified(wire)["as-predicted"]
+    finally:
+        service.close()
+
+
+@pytest.mark.parametrize("workflow", [Workflow.BACKUP, Workflow.REPLICATION])
+def test_why_a_chain_is_not_modelled(
+    loop: Loop, tmp_path: Path, qemu_build: Build, workflow: Workflow
+) -> None:
+    """Whoever started it is told, and may try again."""
+    service = Service(loop, Options(build=qemu_build))
+    try:
+        wire = service.client()
+        for name in ("h", "a"):
+            os.system(f"qemu-img create -q -f qcow2 {tmp_path}/{name} {SIZE}")
+        (tmp_path / "d").write_bytes(bytes(SIZE))
+        replication = workflow is Workflow.REPLICATION
+
+        def add(driver: str, name: str, **more: Any) -> None:
+            file = {"driver": "file", "filename": f"{tmp_path}/{name}"}
+            arguments = {"driver": driver, "node-name": name, "file": file, **more}
+            assert wire.ask("blockdev-add", arguments) == {"return": {}}
+
+        def export(name: str, node: str, writable: bool) -> None:
+            more = {"node-name": node, "writable": writable}
+            arguments = {"type": "nbd", "id": name, "name": name, **more}
+            assert wire.ask("block-export-add", arguments) == {"return": {}}
+
+        add("raw", "d")
+        addr = {"type": "unix", "data": {"path": str(tmp_path / "nbd")}}
+        wire.ask("nbd-server-start", {"addr": addr})
+        export("e", "d", True)
+        export(OWN_EXPORT, "d", False)  # what the shim reads the disk by
+        add("qcow2", "h", backing="d")
+        start, stop = (
+            ("blockdev-backup", {"job-id": "j", "device": "d", "target": "h", "sync": "none"}),
+            ("block-job-cancel", {"device": "j"}),
+        )
+        if replication:
+            add("qcow2", "a", backing="h")
+            add("replication", "t", mode="secondary", **{"top-id": "t"}, file="a")
+            start, stop = (
+                ("xen-set-replication", {"enable": True, "primary": False}),
+                ("xen-set-replication", {"enable": False, "primary": False}),
+            )
+        assert wire.ask(*start) == {"return": {}}
+        status = wire.ask("x-shim-status")["return"]
+        assert "chain" not in status and OWN_EXPORT in status["not-modelled"], status
+        for question in ("x-shim-verify", "x-shim-map", "x-shim-record"):
+            said = wire.ask(question)["error"]["desc"]
+            assert said == f"the chain is not modelled: {status['not-modelled']}"
+        wire.ask(*stop)
+        wait_until(lambda: not wire.ask("query-jobs")["return"])
+        wire.ask("block-export-del", {"id": OWN_EXPORT})
+        wait_until(lambda: len(wire.ask("query-block-exports")["return"]) == 1)
+        assert wire.ask(*start) == {"return": {}}
+        status = wire.ask("x-shim-status")["return"]
+        assert status["chain"]["workflow"] == workflow.value and "not-modelled" not in status
         assert _verified(wire)["as-predicted"]
     finally:
         service.close()
