@@ -123,7 +123,8 @@ def build_options(
         type=seconds,
         default=30.0,
         metavar="SECONDS",
-        help="after this long without an answer QEMU counts as hung (default 30)",
+        help="after this long without an answer QEMU counts as hung (default 30; more where "
+        "a checkpoint goes through millions of clusters)",
     )
 
 

@@ -116,7 +116,8 @@ async def open_rig(setup: Setup, directory: Path) -> Rig:
 
     :raises BuildError: this QEMU cannot build the chain
     """
-    qemu = Qemu(setup.command, directory, machine=setup.machine, env=setup.env, limit=setup.limit)
+    limit = setup.limit + setup.spec.emptying
+    qemu = Qemu(setup.command, directory, machine=setup.machine, env=setup.env, limit=limit)
     await qemu.start()
     chain = setup.chain(qemu, setup.spec, directory, setup.qemu_img)
     rig = Rig(qemu, chain, setup.oracle(setup.spec, setup.behaviour), directory)

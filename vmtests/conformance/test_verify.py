@@ -55,6 +55,16 @@ SHAPES = {
 }
 
 
+def test_many_small_clusters_are_slow_and_no_hang(workspace: Workspace, qemu_build: Build) -> None:
+    """An overlay whose L1 table is too long is emptied cluster by cluster."""
+    small, large = ChainSpec(R, 506 * MiB, 512), ChainSpec(R, 512 * MiB, 512)
+    assert not small.emptying and large.emptying > 20.0
+    setup = setup_for(qemu_build, large, limit=0.5)
+    operations = [Operation(1, Side.CHAIN, Kind.START)]  # it empties them, too
+    result = asyncio.run(run_case(setup, operations, workspace.subdirectory("large")))
+    assert result.divergence is None and result.done == 1
+
+
 @pytest.mark.parametrize("workflow", Workflow)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_qemu_does_what_is_predicted(
