@@ -10,70 +10,97 @@ Two ways, and the simpler one that can express the schedule is taken:
 
 from __future__ import annotations
 
-import json
+import pprint
+from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.explore.execution import CUT, RECONNECT
 from qmpshim.conformance.explore.findings import Finding
-from qmpshim.conformance.explore.scenarios import VANISH
+from qmpshim.conformance.explore.scenarios import CHAIN_COMMANDS, HOLES
+from qmpshim.conformance.explore.signs import arrivals, sign_of
+from qmpshim.conformance.explore.system import COMES_BACK
 from qmpshim.conformance.explore.trace import What, read_line
 from qmpshim.errors import InputError
-from qmpshim.machine.gated_chain import Form
+from qmpshim.machine.gated_chain import IMAGES, Form
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
 
-def export_script(finding: Finding) -> str:
+def export_script(finding: Finding, breakpoints: bool = True) -> str:
     """The reproducer's text, a Python program: run it with the QEMU binary as its argument.
 
-    :raises InputError: the finding is a schedule that showed nothing wrong, or one that neither way
-        can do
+    :param breakpoints: False: hold the requests by NBD even where blkdebug can
+    :raises InputError: the finding is a schedule that showed nothing wrong
     """
-    _check(finding)
     if finding.verdict is None:
         raise InputError("this schedule was recorded as one that shows nothing wrong")
+    scenario = finding.scenario
+    overlays = IMAGES[1:] if scenario.form is Form.REPLICATION else IMAGES[1:2]
     case = {
         "title": f"{finding.verdict}: {finding.text}",
         "build": finding.build,
-        "form": finding.scenario.form.value,
-        "size": finding.scenario.size,
-        "cluster": finding.scenario.cluster,
-        "setup": [[op.do, op.start, op.count] for op in finding.scenario.setup],
-        "ops": [[op.do, op.start, op.count] for op in finding.scenario.ops],
-        "schedule": [list(choice) for choice in finding.schedule],
-        "trace": list(finding.lines),
-        "verdict": finding.verdict.value,
+        "form": scenario.form.value,
+        "size": scenario.size,
+        "cluster": scenario.cluster,
+        "qcow2": [*overlays] if scenario.secondary == "raw" else ["secondary", *overlays],
+        "setup": [[op.do, op.start, op.count] for op in scenario.setup],
+        "ops": [[op.do, op.start, op.count] for op in scenario.ops],
+        "trace": finding.lines,
+        "sign": sign_of(finding),
     }
-    breakpoints = blkdebug_steps(finding)
-    if breakpoints is not None:
-        case["schedule"] = breakpoints
-        return _fill("blkdebug.py.in", case)
+    steps = blkdebug_steps(finding) if breakpoints else None
+    if steps is not None:
+        return _fill("blkdebug.py.in", {**case, "schedule": steps})
+    again = RECONNECT in (*finding.errnos, *(step[-1] for step in finding.schedule))
+    case |= {
+        "holes": any(op.do in HOLES for op in (*scenario.setup, *scenario.ops)),
+        "reconnect": COMES_BACK if again else 0,
+        "everything": any(" meta " in str(step[2]) for step in finding.schedule if len(step) > 2),
+        "schedule": nbd_steps(finding),
+    }
     return _fill("nbd.py.in", case)
-
-
-def _check(finding: Finding) -> None:
-    scenario = finding.scenario
-    cannot = ""
-    if any(step[0] == "fail" and step[-1] in (CUT, RECONNECT) for step in finding.schedule):
-        cannot = "a connection that is cut"
-    elif any(op.do in VANISH for op in scenario.ops):
-        cannot = "a client that vanishes"
-    elif scenario.secondary != "raw":
-        cannot = "a qcow2 secondary disk"
-    if cannot:
-        raise InputError(f"a stand-alone script cannot do {cannot}; `qmpshim replay` can")
 
 
 def _fill(name: str, case: dict[str, Any]) -> str:
     text = (_TEMPLATES / name).read_text()
-    text = text.replace("@COMMON@\n", (_TEMPLATES / "common.py.in").read_text())
+    for part in ("common", "end"):
+        text = text.replace(f"@{part.upper()}@\n", (_TEMPLATES / f"{part}.py.in").read_text())
     lines = "\n".join(f"    {line}" for line in case.pop("trace"))
+    driver = "replication driver" if case["form"] == "replication" else "NBD driver"
+    text = text.replace("@NEEDS@", driver)
     text = text.replace("@TITLE@", case["title"].replace('"""', "'''").replace("\\", "/"))
     text = text.replace("@TRACE@", lines.replace("\\", "/"))
-    rows = ",\n".join(f"    {json.dumps(key)}: {value!r}" for key, value in case.items())
-    return text.replace("@CASE@", "{\n" + rows + ",\n}")
+    return text.replace("@CASE@", pprint.pformat(case, width=96, sort_dicts=False))
+
+
+def nbd_steps(finding: Finding) -> list[list[Any]]:
+    """The schedule for who does not know whose a request is: by its name and number alone.
+
+    Steps are ``["start", operation]``, ``["complete", name, number]``, ``["fail", name, number,
+    errno]``, and ``cut`` and ``reconnect`` of the connection that a request came by.
+    """
+    there = Counter[tuple[int, str]]()
+    number: dict[tuple[object, ...], int] = {}
+    for asked, of_all, whose in chain.from_iterable(arrivals(finding)):
+        number[whose, asked, there[whose, asked]] = of_all
+        there[whose, asked] += 1
+    steps: list[list[Any]] = []
+    for choice in finding.schedule:
+        if choice[0] == "start":
+            steps.append(["start", choice[1]])
+            continue
+        op, name, nth, *errno = choice[1:]
+        what = [name, number.get((op, name, nth), nth)]
+        if not errno:
+            steps.append(["complete", *what])
+        elif errno[0] in (CUT, RECONNECT):
+            steps.append(["cut" if errno[0] == CUT else "reconnect", *what])
+        else:
+            steps.append(["fail", *what, errno[0]])
+    return steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +118,25 @@ def blkdebug_steps(finding: Finding) -> list[list[Any]] | None:
 
     They can when at most one request at a time has to wait while an operation starts, and when it
     is a read or write of the secondary disk that the start of its own operation made at once: a
-    breakpoint catches the next request of a kind, whosever it is. Steps are ``["break", event]``,
-    ``["start", operation]``, ``["resume"]``.
+    breakpoint catches the next request of a kind, whosever it is. A command that waits for what is
+    held keeps the monitor, and with it the breakpoint's end, from us: a checkpoint does so on 5.1
+    to 6.0 (``blk_unref()`` in ``secondary_do_checkpoint()`` drains). Steps are ``["break",
+    event]``, ``["start", operation]``, ``["resume"]``.
     """
-    if finding.scenario.form is not Form.REPLICATION or finding.errnos:
+    scenario = finding.scenario
+    if scenario.form is not Form.REPLICATION or scenario.secondary != "raw":
+        return None
+    failing = finding.errnos or any(step[0] == "fail" for step in finding.schedule)
+    if failing or sign_of(finding)["kind"] in ("corruption now", "requests"):
         return None
     spans = _spans(finding)
+    if any(
+        scenario.ops[command].do in CHAIN_COMMANDS and start < span.end <= end
+        for command, start, end in _running(finding)
+        for span in spans
+        if span.arrival < end
+    ):
+        return None
     starts = [place for place, choice in enumerate(finding.schedule) if choice[0] == "start"]
     waiting = [s for s in spans if any(s.arrival < start < s.end for start in starts)]
     for span in waiting:
@@ -121,6 +161,19 @@ def blkdebug_steps(finding: Finding) -> list[list[Any]] | None:
             steps.append(["start", choice[1]])
     steps += [["resume"] for span in waiting if span.end >= len(finding.schedule)]
     return steps
+
+
+def _running(finding: Finding) -> list[tuple[int, int, int]]:
+    """From the trace: each operation with the steps that started and ended it."""
+    place, found = -1, {}
+    for line in finding.lines:
+        told = read_line(line)
+        place += told.what.is_step
+        if told.what is What.START and told.op is not None:
+            found[told.op] = (place, len(finding.schedule))
+        elif told.what is What.ENDS and told.op in found:
+            found[told.op] = (found[told.op][0], place)
+    return [(op, start, end) for op, (start, end) in found.items()]
 
 
 def _spans(finding: Finding) -> list[_Span]:

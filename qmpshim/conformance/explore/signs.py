@@ -1,0 +1,143 @@
+"""What a finding looks like to somebody who has no qmpshim: the sign its reproducer looks for.
+
+A sign is a dictionary with a ``kind``, which the templates know (``templates/end.py.in``):
+
+* ``crash``, ``hang``, ``corruption``, ``corruption now``, ``setup``, ``unreadable``, ``probe``:
+  what there is to see is said by the word;
+* ``answers``: these operations answer so, ``status``: so does replication's status in the end;
+* ``requests``: these requests are made, which must not be yet;
+* ``new data``: the guest reads what one of these operations wrote;
+* ``orders``: what was seen fits none of the ends that the model gives for each order;
+* ``unknown``: somebody has to look.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from qmpshim.conformance.explore.crash_points import AFTER_A_CRASH
+from qmpshim.conformance.explore.findings import Finding
+from qmpshim.conformance.explore.judge import Judge
+from qmpshim.conformance.explore.run import BEFORE
+from qmpshim.conformance.explore.straight import Seen
+from qmpshim.conformance.explore.trace import What, read_line
+from qmpshim.model.behaviour import behaviour_of
+from qmpshim.model.verdict import Verdict
+
+Sign = dict[str, Any]
+_UNKNOWN: Sign = {"kind": "unknown"}
+_NOWADAYS = (10, 0, 0)  # the version of a finding that does not say
+_FAULT = re.compile(r", (?:after|beside) (?:a failed \w+ \w+|the \w+ disk went away)$")
+_PROBES = ("the view changes with the next primary write", "a primary write afterwards fails",
+           "a read afterwards fails")  # fmt: skip
+_PATHS = r" json:\{.*\}"  # a node's description, with temporary paths
+_WHOLE = re.compile(r"(guest_read|primary_read|view|secondary|hidden|active): .* instead of .*")
+
+
+def sign_of(finding: Finding) -> Sign:
+    """What the reproducer of a finding looks for."""
+    cause = _FAULT.sub("", finding.cause)
+    if finding.verdict in (Verdict.CRASH, Verdict.HANG):
+        return _UNKNOWN if AFTER_A_CRASH in cause else {"kind": finding.verdict.value}
+    if cause.startswith(BEFORE):
+        return {"kind": "setup"}
+    if finding.verdict is Verdict.CORRUPTION:
+        if not cause.endswith(AFTER_A_CRASH):
+            return {"kind": "corruption"}
+        return _UNKNOWN if "a fresh QEMU" in cause else {"kind": "corruption now"}
+    if cause in _PROBES:
+        return {"kind": "probe"}
+    if cause == "the view cannot be read":
+        return {"kind": "unreadable"}
+    if cause == "new data before old is saved":
+        return _requests(finding)
+    if cause.endswith(": new data after an I/O error"):
+        return {"kind": "new data", "owners": _primaries(finding)}
+    if cause.endswith(": not in the status"):
+        return {"kind": "status", "status": None}
+    if found := re.fullmatch(r"final status (.*)", cause):
+        return {"kind": "status", "status": None if found[1] == "None" else found[1]}
+    if found := re.match(r"(\w+) (?:answers|says success after) ", cause):
+        return _answers(finding, found[1])
+    if _WHOLE.fullmatch(cause) or cause in (
+        "reads and disks fit no order",
+        "answers do not fit together",
+    ):
+        return _orders(finding)
+    return _UNKNOWN
+
+
+def arrivals(finding: Finding) -> list[list[tuple[str, int, int]]]:
+    """What was asked for before the first step and after each: name, number of the name, operation.
+
+    The number counts all requests of that name, whosever: a reproducer does not know whose one is.
+    """
+    found: list[list[tuple[str, int, int]]] = [[]]
+    count: dict[str, int] = {}
+    for line in finding.lines:
+        told = read_line(line)
+        if told.what.is_step:
+            found.append([])
+        elif told.what is What.ARRIVES and told.op is not None:
+            number = count[told.name] = count.get(told.name, -1) + 1
+            found[-1].append((told.name, number, told.op))
+    return found
+
+
+def _requests(finding: Finding) -> Sign:
+    last = [[name, number] for name, number, _ in arrivals(finding)[-1]]
+    return {"kind": "requests", "requests": last} if last else _UNKNOWN
+
+
+def _primaries(finding: Finding) -> list[int]:
+    scenario = finding.scenario
+    return [scenario.number(i) for i, op in enumerate(scenario.ops) if op.do == "primary_write"]
+
+
+def _answers(finding: Finding, do: str) -> Sign:
+    lines = [read_line(line) for line in finding.lines]
+    told = {t.op: t.text for t in lines if t.what is What.ENDS and t.op is not None}
+    plain = {i: re.sub(_PATHS, "", text) for i, text in told.items()}
+    same = {i: text for i, text in plain.items() if finding.scenario.ops[i].do == do}
+    # Of several operations of this kind those that answered so.
+    wrong = {i: text for i, text in same.items() if f"{do} answers {text}" in finding.cause}
+    return {"kind": "answers", "answers": wrong or same} if same else _UNKNOWN
+
+
+def _orders(finding: Finding) -> Sign:
+    """All ends that the model allows, by order and cell by cell (see :mod:`.judge`)."""
+    if any(step[0] == "fail" for step in finding.schedule):
+        return _UNKNOWN
+    version = tuple(finding.build.get("version", ())) or _NOWADAYS
+    judge = Judge(finding.scenario, behaviour_of(version))
+    orders: list[dict[str, Any]] = []
+    for order, end in judge.straight.items():
+        told = _end(finding, end, judge.cells)
+        if told is None:
+            return _UNKNOWN
+        told = {"order": [step for step in order if step >= 0], **told}
+        if told not in orders:
+            orders.append(told)
+    return {"kind": "orders", "cells": [list(cell) for cell in judge.cells], "orders": orders}
+
+
+def _end(finding: Finding, end: Seen, cells: list[tuple[int, int]]) -> dict[str, Any] | None:
+    """One end: the answers, and by what is read the owner in each cell; ``None``: not so simple."""
+    whole: dict[str, Any] = {
+        name: getattr(end, name) for name in ("secondary", "hidden", "active", "view")
+    }
+    for index, data in enumerate(end.data):
+        if data is not None:
+            op, size = finding.scenario.ops[index], finding.scenario.size
+            after = (None,) * (size - op.start - op.count)
+            whole[f"read {index}"] = ((None,) * op.start) + data + after
+    told: dict[str, Any] = {"answers": list(end.answers)}
+    for name, sectors in whole.items():
+        if sectors is None:
+            continue
+        pieces = [set(sectors[low:high]) for low, high in cells]
+        if any(len(piece) != 1 for piece in pieces):
+            return None
+        told[name] = [piece.pop() for piece in pieces]
+    return told
