@@ -114,6 +114,12 @@ def add(commands: Any) -> None:
         "export", help="write an explored finding as a script that needs no qmpshim"
     )
     exporting.add_argument("bundle", type=Path)
+    exporting.add_argument(
+        "--nbd",
+        action="store_true",
+        help="hold the requests by an NBD server in the script even where breakpoints of blkdebug "
+        "would do: follows the schedule to the letter, also on QEMU 5.1 to 6.0",
+    )
     exporting.set_defaults(run=_export)
 
 
@@ -210,7 +216,8 @@ def _export(args: argparse.Namespace, console: Console) -> int:
             f"{args.bundle} holds no schedule of `explore`, which alone makes a script; "
             "`qmpshim replay` shows it"
         )
-    console.line(export_script(load_finding(args.bundle)).rstrip("\n"))
+    script = export_script(load_finding(args.bundle), breakpoints=not args.nbd)
+    console.line(script.rstrip("\n"))
     return OK
 
 

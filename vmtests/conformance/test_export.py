@@ -2,104 +2,330 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.explore.execution import CUT
+from qmpshim.conformance.explore.execution import CUT, RECONNECT
 from qmpshim.conformance.explore.export import blkdebug_steps, export_script
-from qmpshim.conformance.explore.findings import finding_from_json
-from qmpshim.conformance.explore.known import load_known
+from qmpshim.conformance.explore.finding_files import load_finding
+from qmpshim.conformance.explore.findings import Finding, finding_from_json
+from qmpshim.conformance.explore.known import Known
+from qmpshim.conformance.explore.replay import replay_schedule
+from qmpshim.conformance.explore.scenarios import LETTERS, RealScenario
+from qmpshim.conformance.explore.signs import sign_of
+from qmpshim.conformance.known import DIRECTORY, known_findings
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build, read_version
+from qmpshim.model.system import Choice
+from qmpshim.model.verdict import Verdict
 
-KNOWN = Path(__file__).with_name("known")
-
-
-def run(name: str, build: Build, directory: Path) -> tuple[str, str]:
-    """The script of a known finding, and what it says on a build; skips where it can show nothing.
-
-    A script does one schedule, as some version of QEMU went through it, and only that.
-    """
-    value = json.loads((KNOWN / f"{name}.json").read_text())
-    finding = finding_from_json(value["case"])
-    recorded, version = tuple(value["case"]["build"]["version"]), read_version(build)[0]
-    (known,) = (one for one in load_known(KNOWN) if one.id == name)
-    if not known.since <= version < known.until:
-        pytest.skip(f"{build.name}: {name} is known of {value['versions']}, not of {version}")
-    script = export_script(finding)
-    if "driver=blkdebug" in script and (5, 1) <= version < (6, 1):
-        # secondary_do_checkpoint(): blk_unref() of the BlockBackend made to empty the hidden disk
-        # is a blk_drain().
-        pytest.skip(f"{build.name}: a checkpoint waits for the I/O that the breakpoint holds")
-    path = directory / "reproducer.py"
-    path.write_text(script)
-    command = [sys.executable, "-I", "-S", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
-    if version[:2] != recorded[:2] and "this build takes another way" in done.stderr:
-        pytest.skip(f"{build.name}, for a schedule of {recorded}: {done.stderr.strip()}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return script, done.stdout + done.stderr
+NOT_SEEN, SEEN, UNTESTED = 0, 1, 125
+CHECKPOINT_DRAINS = ((5, 1), (6, 1))  # waits for what a breakpoint holds
+MADE_UP = "reads and disks fit no order"  # a cause that has to be told from the model's ends
 
 
-@pytest.mark.usefixtures("qemu_on_path")
-def test_a_crash_with_nothing_but_blkdebug(tmp_path: Path, qemu_build: Build) -> None:
-    script, said = run("checkpoint-then-overlapping-write-aborts", qemu_build, tmp_path)
-    assert "driver=blkdebug" in script and "block_copy_task_create" in said
-    assert "QEMU ended with -6" in said
+class Reproducer:
+    """Runs a script as somebody would who has nothing else, and sees that it leaves nothing."""
+
+    def __init__(self, directory: Path, temporary: Path) -> None:
+        self._path, self._temporary = directory / "reproducer.py", temporary
+
+    def start(self, script: str, *words: str) -> subprocess.Popen[str]:
+        ast.parse(script, feature_version=(3, 8))
+        self._path.write_text(script)
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-u", str(self._path), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "TMPDIR": str(self._temporary)},
+        )
+
+    def end(self, process: subprocess.Popen[str]) -> tuple[int, str]:
+        said, _ = process.communicate(timeout=240)
+        assert list(self._temporary.iterdir()) == []
+        return process.returncode, said
+
+    def __call__(self, script: str, *words: str) -> tuple[int, str]:
+        """How it exits, and what it says."""
+        return self.end(self.start(script, *words))
 
 
-@pytest.mark.usefixtures("qemu_on_path")
-@pytest.mark.parametrize(
-    ("name", "sign"),
-    [
-        ("checkpoint-corrupts-overlay", "refcount=0 reference=1"),
-        ("failover-reports-io-error", "I/O error occurred"),
-        ("snapshot-read-returns-new-data", "returned [0, 128): operation 2"),
-        ("snapshot-discard-aborts", "QEMU ended with -6"),
-    ],
+@pytest.fixture
+def reproducer(tmp_path: Path, qemu_on_path: None) -> Iterator[Reproducer]:
+    # Not below tmp_path: a socket's path must be short.
+    with tempfile.TemporaryDirectory(prefix="export-") as temporary:
+        yield Reproducer(tmp_path, Path(temporary))
+
+
+def known(name: str) -> Finding:
+    return load_finding(DIRECTORY / f"{name}.json")
+
+
+def drains(build: Build) -> bool:
+    since, until = CHECKPOINT_DRAINS
+    return since <= read_version(build)[0] < until
+
+
+def io(op: int, what: str, nth: int = 0) -> Choice:
+    return "io", op, what, nth
+
+
+def shown(
+    build: Build,
+    letters: str,
+    *schedule: Choice,
+    secondary: str = "raw",
+) -> Finding:
+    """What comes of a schedule on a build."""
+    ops = tuple(LETTERS[letter] for letter in letters)
+    scenario = RealScenario(letters, ops, contract=False, secondary=secondary)
+    errnos = tuple(step[-1] for step in schedule if step[0] == "fail")
+    case = Finding(
+        Verdict.ISOLATION, MADE_UP, MADE_UP, False, 1, (letters,), scenario, schedule, (),
+        errnos=tuple(int(errno) for errno in errnos),
+    )  # fmt: skip
+    again = replay_schedule(case, build)
+    assert again.followed, again.lines
+    case = replace(case, lines=again.lines, build={"version": list(again.version)})
+    if again.violation is None:
+        return case
+    wrong = again.violation
+    return replace(case, verdict=wrong.kind, cause=wrong.cause, text=wrong.text)
+
+
+# A checkpoint throws away the cluster that a guest's write has allocated: all versions do that.
+CORRUPTS: tuple[Choice, ...] = (
+    ("start", 0),
+    ("start", 1),
+    io(0, "secondary read 0+128"),
+    io(0, "active write 0+128"),
 )
+
+
+@pytest.mark.parametrize("one", known_findings(), ids=lambda one: one.id)
 def test_what_was_found_is_seen_without_qmpshim(
-    tmp_path: Path, name: str, sign: str, qemu_build: Build
+    one: Known, qemu_build: Build, reproducer: Reproducer
 ) -> None:
-    script, said = run(name, qemu_build, tmp_path)
-    assert "qmpshim" not in script.split("import", 1)[1].split("print(")[0]
-    assert sign in said
+    script = export_script(known(one.id), breakpoints=not drains(qemu_build))
+    assert "qmpshim" not in script.split("import", 1)[1].replace(repr(known(one.id).build), "")
+    status, said = reproducer(script)
+    if one.concerns(read_version(qemu_build)[0]):
+        assert status == SEEN, said
+    else:
+        assert status in (NOT_SEEN, UNTESTED), said
 
 
-@pytest.mark.parametrize("words", [["--help"], ["/no/such/qemu"]])
-def test_a_script_without_its_qemu(tmp_path: Path, words: list[str]) -> None:
-    """One line, and nothing left behind."""
-    value = json.loads((KNOWN / "failover-reports-io-error.json").read_text())
-    script = tmp_path / "script.py"
-    script.write_text(export_script(finding_from_json(value["case"])))
-    done = subprocess.run(
-        [sys.executable, str(script), *words], capture_output=True, text=True, timeout=60
+def test_a_crash_with_nothing_but_blkdebug(qemu_build: Build, reproducer: Reproducer) -> None:
+    """It is seen, or the script says why it cannot be, and does not lock up."""
+    script = export_script(known("checkpoint-then-overlapping-write-aborts"))
+    assert "driver=blkdebug" in script
+    status, said = reproducer(script)
+    if read_version(qemu_build)[0] >= (7, 0):
+        assert status == SEEN and "block_copy_task_create" in said
+        assert "QEMU ended with status -6" in said
+    elif drains(qemu_build):
+        assert status == UNTESTED
+        assert said.endswith("a command waits for the request that the breakpoint holds\n")
+
+
+def test_what_a_breakpoint_cannot_hold_is_held_by_nbd(
+    qemu_build: Build, reproducer: Reproducer
+) -> None:
+    """A checkpoint that waits for it keeps the monitor: nobody could end the breakpoint."""
+    finding = shown(qemu_build, "PC", *CORRUPTS)
+    assert (blkdebug_steps(finding) is None) == drains(qemu_build)
+    status, said = reproducer(export_script(finding))
+    assert status == SEEN, said
+
+
+def cut(op: int, what: str, how: int = CUT) -> Choice:
+    return "fail", op, what, 0, how
+
+
+CASES: dict[str, tuple[str, str, tuple[Choice, ...], str]] = {
+    # by name: letters, format of the secondary disk, schedule, what the script says
+    "cut": (
+        "W", "raw", (("start", 0), cut(0, "secondary read 0+128")),
+        "(primary_write): errno 5",
+    ),
+    "cut-the-hidden-disk": (
+        "W", "qcow2",
+        (("start", 0), io(0, "secondary read 0+128"), cut(0, "hidden write 0+128")),
+        "(primary_write): errno 5",
+    ),
+    "reconnect": (
+        "PC", "raw",
+        (
+            ("start", 0), cut(0, "secondary read 0+128", RECONNECT), ("start", 1),
+            io(0, "secondary read 0+128", 1), io(0, "active write 0+128"),
+        ),
+        "complete secondary read 0+128 #2",
+    ),
+    "vanish": (
+        "WK", "raw", (("start", 0), ("start", 1), ("fail", 0, "secondary read 0+128", 0, 5)),
+        "(primary_write): gone",
+    ),
+    "qcow2": ("PC", "qcow2", CORRUPTS, "the secondary disk itself holds: [0, 256): operation 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_all_that_a_schedule_may_have(name: str, qemu_build: Build, reproducer: Reproducer) -> None:
+    letters, secondary, schedule, sign = CASES[name]
+    finding = shown(qemu_build, letters, *schedule, secondary=secondary)
+    assert finding.text != MADE_UP
+    status, said = reproducer(export_script(finding, breakpoints=False))
+    assert status == SEEN and sign in said and "never sent" not in said, said
+
+
+def test_the_images_as_a_crash_leaves_them(qemu_build: Build, reproducer: Reproducer) -> None:
+    """qcow2 empties an image in steps; in the middle its refcounts are wrong (and it is dirty)."""
+    whole = known("failed-checkpoint-forgets-copies")
+    finding = replace(
+        whole,
+        schedule=whole.schedule[:7],
+        verdict=Verdict.CORRUPTION,
+        cause="active broken, says our reader, after a crash",
     )
-    assert done.returncode == 1
-    assert done.stderr == f"no program {words[0]}; usage: {script} [QEMU-SYSTEM-BINARY]\n"
+    status, said = reproducer(export_script(finding))
+    assert status == SEEN and "qemu-img check active as it is now" in said, said
 
 
-def test_what_a_script_cannot_do_is_refused() -> None:
-    value = json.loads((KNOWN / "failed-flush-leaves-l1-entry.json").read_text())
-    finding = finding_from_json(value["case"])
-    assert "errno" in export_script(finding)
-    cut = tuple((*step[:-1], CUT) if step[0] == "fail" else step for step in finding.schedule)
-    with pytest.raises(InputError, match="cut"):
-        export_script(replace(finding, schedule=cut))
-    with pytest.raises(InputError, match="qcow2"):
-        export_script(replace(finding, scenario=replace(finding.scenario, secondary="qcow2")))
+COPIED: tuple[Choice, ...] = (
+    ("start", 0),
+    io(0, "secondary read 0+128"),
+    io(0, "hidden write 0+128"),
+    ("start", 1),
+    io(0, "secondary write 0+128"),
+    io(1, "hidden read 0+128"),
+    io(1, "secondary read 128+128"),
+)
+
+
+def test_the_models_ends_tell_right_from_wrong(qemu_build: Build, reproducer: Reproducer) -> None:
+    script = export_script(shown(qemu_build, "WR", *COPIED))
+    status, said = reproducer(script)
+    assert status == NOT_SEEN and "never sent" not in said, said
+    for right, wrong in (("'read 1': [1, 1]", "[2, 1]"), ("'secondary': [2, 1]", "[1, 1]")):
+        assert right in script
+        spoilt = script.replace(right, right.split(":")[0] + ": " + wrong)
+        assert reproducer(spoilt)[0] == SEEN
+    assert reproducer(script.replace("[['ok'], ['ok']]", "[['ok'], ['errno 5']]"))[0] == SEEN
+
+
+def test_a_request_that_never_ends(qemu_build: Build, reproducer: Reproducer) -> None:
+    """A script that does not let go what it holds sees a hang, and is not stuck itself."""
+    finding = replace(shown(qemu_build, "WR", *COPIED), schedule=COPIED[:1], verdict=Verdict.HANG)
+    script = export_script(finding, breakpoints=False)
+    assert reproducer(script)[0] == NOT_SEEN
+    script = script.replace("\nlet_all_go()\n", "\n").replace("PATIENCE = 10", "PATIENCE = 2")
+    status, said = reproducer(script)
+    assert status == SEEN and "no answer" in said
+
+
+def test_a_build_that_takes_another_way(qemu_build: Build, reproducer: Reproducer) -> None:
+    """Nothing to let go: it goes on, and does not say that all is well. Nothing to fail: no."""
+    finding = shown(qemu_build, "WR", *COPIED)
+    script = export_script(finding).replace("TIMERS = 5", "TIMERS = 1")
+    script = script.replace("'hidden read 0+128'", "'hidden read 7+128'")
+    status, said = reproducer(script)
+    assert status == UNTESTED and "QEMU never sent: hidden read 7+128" in said
+    assert said.endswith("not seen, but this build takes another way\n")
+    script = export_script(known("failed-secondary-not-in-status"))
+    script = script.replace("TIMERS = 5", "TIMERS = 1")
+    script = script.replace("'secondary read 0+128'", "'secondary read 7+128'")
+    status, said = reproducer(script)
+    assert status == UNTESTED and said.endswith("takes another way: there is nothing to fail\n")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["/no/such/qemu"], ["sh", "/no/such/qemu-img"]])
+def test_a_script_without_its_qemu(words: list[str], reproducer: Reproducer) -> None:
+    """One line, and nothing left behind."""
+    status, said = reproducer(export_script(known("failover-reports-io-error")), *words)
+    assert status == UNTESTED
+    assert said.startswith(f"no program {words[-1]}; usage: ") and said.count("\n") == 1
+
+
+def test_a_qemu_that_is_none(reproducer: Reproducer) -> None:
+    status, said = reproducer(export_script(known("failover-reports-io-error")), "true")
+    assert (status, said) == (UNTESTED, "QEMU ended at once with status 0\n")
+
+
+def test_a_script_that_is_ended(reproducer: Reproducer) -> None:
+    script = export_script(known("failover-reports-io-error"))
+    process = reproducer.start(script.replace("    settle()\nlive = True", "live = True"))
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("start"):
+        pass
+    process.terminate()
+    assert reproducer.end(process) == (UNTESTED, "ended by a signal\n")
+    status, said = reproducer(script.replace("LIMIT = 180", "LIMIT = 0.2"))
+    assert status == UNTESTED and said.endswith("gave up after 0 s\n")
+
+
+def test_what_showed_nothing_wrong_is_no_reproducer() -> None:
+    case = json.loads((DIRECTORY / "failed-flush-leaves-l1-entry.json").read_text())["case"]
+    with pytest.raises(InputError, match="nothing wrong"):
+        export_script(finding_from_json({**case, "verdict": None}))
 
 
 def test_breakpoints_are_used_only_where_they_suffice() -> None:
-    def steps(name: str) -> object:
-        value = json.loads((KNOWN / f"{name}.json").read_text())
-        return blkdebug_steps(finding_from_json(value["case"]))
+    assert blkdebug_steps(known("failover-reports-io-error")) is None  # a flush is held
+    assert blkdebug_steps(known("snapshot-read-returns-new-data")) is None  # no replication
+    finding = known("checkpoint-then-overlapping-write-aborts")
+    assert blkdebug_steps(finding) is not None
+    scenario = replace(finding.scenario, secondary="qcow2")
+    assert blkdebug_steps(replace(finding, scenario=scenario)) is None
 
-    assert steps("failover-reports-io-error") is None  # a flush is held
-    assert steps("snapshot-read-returns-new-data") is None  # no replication
-    assert steps("checkpoint-then-overlapping-write-aborts") is not None
+
+def test_requests_are_told_by_what_and_how_often() -> None:
+    """A script does not know whose a request is: the second operation's first is the second."""
+    lines = ("start 0: primary flush", "    secondary flush (of 0)", "start 1: guest flush",
+             "    secondary flush (of 1)", "complete secondary flush (of 1)")  # fmt: skip
+    ops = (LETTERS["H"], LETTERS["F"])
+    schedule = (("start", 0), ("start", 1), io(1, "secondary flush"))
+    finding = Finding(
+        Verdict.CONTENT, "", "", True, 1, (), RealScenario("HF", ops), schedule, lines
+    )
+    assert "['complete', 'secondary flush', 1]" in export_script(finding)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "cause", "sign"),
+    [
+        ("crash", "x: Assertion", {"kind": "crash"}),
+        ("crash", "before the scenario begins: x", {"kind": "crash"}),
+        ("protocol", "before the scenario begins: x", {"kind": "setup"}),
+        ("corruption", "chain broken, says a fresh QEMU, after a crash", {"kind": "unknown"}),
+        ("order", "new data before old is saved",
+         {"kind": "requests", "requests": [["secondary write 0+128", 0]]}),
+        ("isolation", "view: new data after an I/O error", {"kind": "new data", "owners": [2]}),
+        ("error-contract", "primary_write answers errno N, after a failed hidden write",
+         {"kind": "answers", "answers": {0: "errno 5"}}),
+        ("error-contract", "final status oh", {"kind": "status", "status": "oh"}),
+        ("error-contract", "the view cannot be read, after the hidden disk went away",
+         {"kind": "unreadable"}),
+        ("lost-write", "commit not flushed", {"kind": "unknown"}),
+        ("content", "hidden: new data instead of the old data, after a failed hidden write",
+         {"kind": "unknown"}),
+    ],
+)  # fmt: skip
+def test_what_a_script_looks_for(verdict: str, cause: str, sign: dict[str, object]) -> None:
+    lines = ("start 0: primary write [0, 128)", "    0 ends: errno 5",
+             "    secondary write 0+128 (of 0)")  # fmt: skip
+    scenario = RealScenario("W", (LETTERS["W"],))
+    schedule: tuple[Choice, ...] = (("start", 0),)
+    if "after a failed" in cause:
+        schedule += (("fail", 0, "hidden write 0+128", 0, 5),)
+    finding = Finding(Verdict(verdict), cause, "", True, 1, (), scenario, schedule, lines)
+    assert sign_of(finding) == sign

@@ -27,6 +27,11 @@ from qmpshim.errors import InputError
 from qmpshim.machine.gated_chain import IMAGES, Form
 
 _TEMPLATES = Path(__file__).with_name("templates")
+_NEEDS = {
+    Form.REPLICATION: "with the replication driver",
+    Form.BACKUP: "with the NBD driver",
+    Form.FLEECING: "of 7.0 or later",
+}
 
 
 def export_script(finding: Finding, breakpoints: bool = True) -> str:
@@ -69,8 +74,7 @@ def _fill(name: str, case: dict[str, Any]) -> str:
     for part in ("common", "end"):
         text = text.replace(f"@{part.upper()}@\n", (_TEMPLATES / f"{part}.py.in").read_text())
     lines = "\n".join(f"    {line}" for line in case.pop("trace"))
-    driver = "replication driver" if case["form"] == "replication" else "NBD driver"
-    text = text.replace("@NEEDS@", driver)
+    text = text.replace("@NEEDS@", _NEEDS[Form(case["form"])])
     text = text.replace("@TITLE@", case["title"].replace('"""', "'''").replace("\\", "/"))
     text = text.replace("@TRACE@", lines.replace("\\", "/"))
     return text.replace("@CASE@", pprint.pformat(case, width=96, sort_dicts=False))
@@ -120,7 +124,8 @@ def blkdebug_steps(finding: Finding) -> list[list[Any]] | None:
     is a read or write of the secondary disk that the start of its own operation made at once: a
     breakpoint catches the next request of a kind, whosever it is. A command that waits for what is
     held keeps the monitor, and with it the breakpoint's end, from us: a checkpoint does so on 5.1
-    to 6.0 (``blk_unref()`` in ``secondary_do_checkpoint()`` drains). Steps are ``["break",
+    to 6.0 (``blk_unref()`` in ``secondary_do_checkpoint()`` drains), the removal of an export even
+    after its answer. Steps are ``["break",
     event]``, ``["start", operation]``, ``["resume"]``.
     """
     scenario = finding.scenario
@@ -130,13 +135,12 @@ def blkdebug_steps(finding: Finding) -> list[list[Any]] | None:
     if failing or sign_of(finding)["kind"] in ("corruption now", "requests"):
         return None
     spans = _spans(finding)
-    if any(
-        scenario.ops[command].do in CHAIN_COMMANDS and start < span.end <= end
-        for command, start, end in _running(finding)
-        for span in spans
-        if span.arrival < end
-    ):
-        return None
+    for command, start, end in _running(finding):
+        do = scenario.ops[command].do
+        if do != "checkpoint":  # who knows what it leaves to be done after its answer
+            end = len(finding.schedule)
+        if do in CHAIN_COMMANDS and any(s.arrival < end and start < s.end <= end for s in spans):
+            return None
     starts = [place for place, choice in enumerate(finding.schedule) if choice[0] == "start"]
     waiting = [s for s in spans if any(s.arrival < start < s.end for start in starts)]
     for span in waiting:

@@ -20,6 +20,7 @@ from qmpshim.conformance.explore.crash_points import AFTER_A_CRASH
 from qmpshim.conformance.explore.findings import Finding
 from qmpshim.conformance.explore.judge import Judge
 from qmpshim.conformance.explore.run import BEFORE
+from qmpshim.conformance.explore.scenarios import cut_off
 from qmpshim.conformance.explore.straight import Seen
 from qmpshim.conformance.explore.trace import What, read_line
 from qmpshim.model.behaviour import behaviour_of
@@ -132,7 +133,11 @@ def _end(finding: Finding, end: Seen, cells: list[tuple[int, int]]) -> dict[str,
             op, size = finding.scenario.ops[index], finding.scenario.size
             after = (None,) * (size - op.start - op.count)
             whole[f"read {index}"] = ((None,) * op.start) + data + after
-    told: dict[str, Any] = {"answers": list(end.answers)}
+    # Who is cut off does not learn how it went.
+    cut = cut_off(finding.scenario.ops)
+    maybe = [["gone"] if op.do in cut else [] for op in finding.scenario.ops]
+    answers = [[text, *gone] for text, gone in zip(end.answers, maybe, strict=True)]
+    told: dict[str, Any] = {"answers": answers}
     for name, sectors in whole.items():
         if sectors is None:
             continue
