@@ -21,7 +21,6 @@ from qmpshim.conformance.explore.execution import CUT, RECONNECT
 from qmpshim.conformance.explore.findings import Finding
 from qmpshim.conformance.explore.scenarios import CHAIN_COMMANDS, HOLES
 from qmpshim.conformance.explore.signs import arrivals, sign_of
-from qmpshim.conformance.explore.system import COMES_BACK
 from qmpshim.conformance.explore.trace import What, read_line
 from qmpshim.errors import InputError
 from qmpshim.machine.gated_chain import IMAGES, Form
@@ -59,10 +58,9 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
     steps = blkdebug_steps(finding) if breakpoints else None
     if steps is not None:
         return _fill("blkdebug.py.in", {**case, "schedule": steps})
-    again = RECONNECT in (*finding.errnos, *(step[-1] for step in finding.schedule))
     case |= {
         "holes": any(op.do in HOLES for op in (*scenario.setup, *scenario.ops)),
-        "reconnect": COMES_BACK if again else 0,
+        "reconnect": RECONNECT in (*finding.errnos, *(step[-1] for step in finding.schedule)),
         "everything": any(" meta " in str(step[2]) for step in finding.schedule if len(step) > 2),
         "schedule": nbd_steps(finding),
     }

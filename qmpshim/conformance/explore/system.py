@@ -33,7 +33,7 @@ from qmpshim.model.system import NOTHING, Choice, Footprint
 from qmpshim.model.verdict import Verdict
 
 _OVER = Verdict.CRASH, Verdict.HANG, Verdict.PROTOCOL  # after which QEMU is of no use any more
-COMES_BACK = 20  # seconds that QEMU waits for a connection to its disks
+_COMES_BACK = 20  # seconds that QEMU waits for a connection to its disks
 
 
 class RealSystem(RealRun):
@@ -102,7 +102,7 @@ class RealSystem(RealRun):
         again = RECONNECT in (*self.errnos, *self.plan.values())
         self._left = False
         try:
-            self.begin(COMES_BACK if again else 0)
+            self.begin(_COMES_BACK if again else 0)
         except MachineError as error:
             self._never_began(error)
             return
