@@ -17,10 +17,12 @@ from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import RealSystem
 from qmpshim.machine import gated_chain
 from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.machine.qcow2 import Incompatible
 from qmpshim.model.explorer import Mode, explore
 from qmpshim.model.verdict import Verdict
 from qmpshim.model.walk import Budget
 
+_INCOMPATIBLE = 72  # where a qcow2 header has these flags
 Check = Callable[[RealSystem], RealViolation | None]
 
 
@@ -83,3 +85,43 @@ def test_a_fresh_qemu_that_ends_or_stops(
     monkeypatch.setattr(crash_points, "GatedMachine", Fresh)
     found = looked_at(stage, "WP", after_a_crash_thoroughly)
     assert found == {(verdict, "reopening after a crash")}
+
+
+def half_emptied(check: Check) -> Check:
+    """As a checkpoint leaves the active disk for a moment: no refcounts, but marked dirty."""
+
+    def spoil(system: RealSystem) -> RealViolation | None:
+        store = system.machine.stores["active"]
+        store.write(REFCOUNTS, bytes(65536))
+        flags = int.from_bytes(store.read(_INCOMPATIBLE, 8)) | Incompatible.DIRTY
+        store.write(_INCOMPATIBLE, int(flags).to_bytes(8))
+        return check(system)
+
+    return spoil
+
+
+@pytest.mark.parametrize("check", [after_a_crash, after_a_crash_thoroughly])
+def test_a_dirty_image_is_counted_anew(stage: Stage, check: Check) -> None:
+    assert looked_at(stage, "WP", half_emptied(check)) == set()
+
+
+def test_who_does_not_count_anew_is_convicted(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lazy(GatedMachine):
+        def build_chain(self) -> None:
+            if not self.commands:  # the first time, over empty images
+                super().build_chain()
+
+    monkeypatch.setattr(crash_points, "GatedMachine", Lazy)
+    found = looked_at(stage, "WP", half_emptied(after_a_crash_thoroughly))
+    assert found == {(Verdict.CORRUPTION, "active broken, says a fresh QEMU, after a crash")}
+
+
+def test_a_checkpoint_empties_its_disks_safely(stage: Stage) -> None:
+    """In the middle of it the overlays are dirty."""
+    (scenario,) = scenarios.named("HC")
+    system = RealSystem(stage, scenario, each_step=after_a_crash)
+    assert explore(system, Mode.STATEFUL, stop=False).exhaustive
+    stage.discard()
+    assert set(system.found) == set()

@@ -52,9 +52,7 @@ def _read(image: bytes, size: int, cluster: int, name: str) -> Overlay:
     try:
         qcow2 = Qcow2.parse(image)
         found = qcow2.clusters()
-        faults = [str(f) for f in qcow2.check() if f.severity is Severity.CORRUPTION]
-        if Incompatible.DIRTY in qcow2.header.flags:  # who opens it counts anew
-            faults = [fault for fault in faults if "refcount" not in fault]
+        faults = faults_of(qcow2)
     except ImageError as error:
         faults, found = [str(error)], None
     if faults or found is None:
@@ -77,6 +75,17 @@ def _read(image: bytes, size: int, cluster: int, name: str) -> Overlay:
         else:
             content[start:end] = [0] * (end - start)
     return Overlay(tuple(content), tuple(kinds))
+
+
+def faults_of(qcow2: Qcow2) -> list[str]:
+    """What is broken in an image; the refcounts of a dirty one are not: who opens it counts anew.
+
+    :raises ImageError: it is more than our reader can judge
+    """
+    faults = [str(f) for f in qcow2.check() if f.severity is Severity.CORRUPTION]
+    if Incompatible.DIRTY in qcow2.header.flags:
+        faults = [fault for fault in faults if "refcount" not in fault]
+    return faults
 
 
 def places_of(machine: GatedMachine, name: str) -> dict[int, int]:
