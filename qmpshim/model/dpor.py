@@ -65,6 +65,8 @@ class SourceDpor:
             if choice in sleep:
                 continue
             footprint = walk.take(choice)
+            if len(state.enabled) > 1 and not walk.system.enabled():  # it ended everybody else, too
+                state.backtrack += [c for c in state.enabled if c not in state.backtrack]
             self._events.append(_Event(choice, footprint, self._past(choice, footprint)))
             self._races()
             below = {c: f for c, f in sleep.items() if not f.conflicts(footprint)}

@@ -111,7 +111,6 @@ def count_schedules(system: System) -> int:
 
     The system must be able to tell its states apart.
     """
-    system.reset()
     walk = Walk(system, UNLIMITED, stop=False)
     counts: dict[Hashable, int] = {}
 

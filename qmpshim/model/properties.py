@@ -35,7 +35,8 @@ class Watch:
         self.failed: tuple[Fault, ...] = ()
         self._done: list[tuple[tuple[str | None, str, int], ...]] = [()] * len(scenario.ops)
         self._bases: list[tuple[int, ...]] = []
-        self._born = [0] * len(scenario.ops)  # how many bases there were when each began
+        # For each operation under way the base at its start.
+        self._born: list[int | None] = [None] * len(scenario.ops)
         self._primaries = {
             number for number, op in enumerate(scenario.setup, 1) if op.do in PRIMARY
         } | {scenario.number(i) for i, op in enumerate(scenario.ops) if op.do in PRIMARY}
@@ -44,7 +45,11 @@ class Watch:
     def state(self) -> Hashable:
         """What the watch knows and a fingerprint has to know, too."""
         faults = (self.failed, tuple(self._done)) if self.scenario.faults else None
-        return tuple(self.results), self._bases[-1], tuple(self._born), faults
+        # Whoever is under way may still see any base since its start; and what is wrong already
+        # keeps what comes after it from being told.
+        first = min((b for b in self._born if b is not None), default=len(self._bases) - 1)
+        wrong = self.violation and (self.violation.kind, self.violation.op)
+        return tuple(self.results), tuple(self._bases[first:]), tuple(self._born), faults, wrong
 
     def new_base(self) -> None:
         """What the secondary disk holds now is what readers see from now on."""
@@ -101,7 +106,7 @@ class Watch:
             self._check_isolation(op, what, seen)
         else:
             self.results[op] = "ok"
-        self._born[op] = 0
+        self._born[op] = None
         if what.do == "start" and self.scenario.workflow is Workflow.BACKUP:
             self.new_base()
 
@@ -141,7 +146,7 @@ class Watch:
             return
         cells = self.cells
         cells.read(cells.number("base", 0))
-        bases = self._bases[self._born[op] :]
+        bases = self._bases[self._born[op] or 0 :]
         for piece, found in zip(cells.pieces(what.start, what.count), seen, strict=True):
             if abs(found) in self._primaries and all(base[piece] != found for base in bases):
                 text = f"the reader sees {owner(found)}, which is not in the last checkpoint"

@@ -95,6 +95,8 @@ class Stateful:
                 walk.statistics.asleep += 1
             else:
                 footprint = walk.take(choice)
+                if len(enabled) > 1 and not system.enabled():  # it ended everybody else, too
+                    chosen += [other for other in enabled if other not in chosen]
                 below = {c: s for c, s in slept.items() if not s.footprint.conflicts(footprint)}
                 sleeper = _Sleeper(footprint, self._visit(below))
                 walk.back()

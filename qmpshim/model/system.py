@@ -15,7 +15,8 @@ from qmpshim.model.verdict import Verdict
 Choice: TypeAlias = tuple[str | int, ...]
 """A step's name: ``("start", operation)``, ``("io", operation, n-th I/O)``, ...  A name stands for
 the same event in every execution in which what it depends on happened before it, is offered until
-it is taken, and is taken at most once."""
+it is taken, and is taken at most once.  A step may end everything, as a crash does: then nothing is
+offered any more, and its footprint conflicts with all others."""
 
 
 class Footprint(NamedTuple):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, reject, settings
 from hypothesis import strategies as st
 from made_scenarios import scenarios
+from random_systems import RandomSystem
 
 from qmpshim.model.discipline import HONEST, Discipline
 from qmpshim.model.explorer import Budget, Exploration, Mode, count_schedules, explore
@@ -15,11 +16,16 @@ from qmpshim.model.model_system import ModelSystem
 from qmpshim.model.sabotage import SABOTAGES, Sabotage
 from qmpshim.model.scenario import Scenario
 from qmpshim.model.scenarios import SCENARIOS
+from qmpshim.model.verdict import Verdict
 
 NAIVE = 1500  # schedules at most, to enumerate each of them
 REDUCED = (Mode.STATEFUL, Mode.DPOR, Mode.STATES)
 PATIENT = settings(deadline=None, suppress_health_check=list(HealthCheck))
 GENERIC = sorted(name for name, sabotage in SABOTAGES.items() if name != "only-newest")
+
+
+def kinds(found: Exploration) -> set[Verdict]:
+    return {violation.kind for violation, _ in found.violations}
 
 
 def compare(make: Callable[[], ModelSystem]) -> Exploration:
@@ -32,7 +38,7 @@ def compare(make: Callable[[], ModelSystem]) -> Exploration:
         reduced = explore(make(), mode, stop=False)
         assert reduced.exhaustive
         assert reduced.outcomes == naive.outcomes, mode
-        assert bool(reduced.violations) == bool(naive.violations), mode
+        assert kinds(reduced) == kinds(naive), mode
         assert reduced.statistics.schedules <= naive.statistics.schedules or mode is Mode.STATES
     return naive
 
@@ -47,6 +53,30 @@ def test_no_outcome_is_lost(scenario: Scenario, honest: type[Discipline], late: 
 @given(scenarios(), st.sampled_from(GENERIC))
 def test_no_outcome_of_a_sabotaged_model_is_lost(scenario: Scenario, name: str) -> None:
     compare(lambda: SABOTAGES[name].system(scenario))
+
+
+def compare_random(seed: int, exact: bool, fatal: bool) -> None:
+    def make() -> RandomSystem:
+        return RandomSystem(seed, exact, fatal)
+
+    if not 2 <= count_schedules(make()) <= 400:
+        reject()
+    naive = explore(make(), Mode.NAIVE, stop=False)
+    for mode in REDUCED:
+        assert explore(make(), mode, stop=False).outcomes == naive.outcomes, mode
+
+
+@settings(PATIENT, max_examples=500)
+@given(st.integers(0, 1 << 32), st.booleans(), st.booleans())
+def test_no_outcome_of_a_random_system_is_lost(seed: int, exact: bool, fatal: bool) -> None:
+    compare_random(seed, exact, fatal)
+
+
+@pytest.mark.full
+@settings(PATIENT, max_examples=5000)
+@given(st.integers(0, 1 << 32), st.booleans(), st.booleans())
+def test_no_outcome_of_a_random_system_is_lost_long(seed: int, exact: bool, fatal: bool) -> None:
+    compare_random(seed, exact, fatal)
 
 
 @pytest.mark.full
@@ -73,11 +103,15 @@ def test_states_agree_on_bigger_scenarios(scenario: Scenario, honest: type[Disci
     for mode in (Mode.STATEFUL, Mode.DPOR):
         reduced = explore(ModelSystem(scenario, honest, honest), mode, stop=False)
         assert reduced.outcomes == every.outcomes
-        assert bool(reduced.violations) == bool(every.violations)
+        assert kinds(reduced) == kinds(every)
 
 
-@pytest.mark.parametrize("name", ["write-read", "write-write", "write-read-read", "copy-fails"])
-@pytest.mark.parametrize("sabotage", [None, "none", "no-wait"])
+@pytest.mark.parametrize(
+    "name", ["write-read", "write-write", "write-read-read", "copy-fails", "copy-fails-two"]
+)
+@pytest.mark.parametrize(
+    "sabotage", [None, "none", "no-wait", "copies-in-background", "errors-swallowed"]
+)
 def test_shipped_scenarios_agree(name: str, sabotage: str | None) -> None:
     broken: Sabotage | None = SABOTAGES[sabotage] if sabotage else None
     for honest in HONEST:

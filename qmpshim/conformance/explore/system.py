@@ -162,6 +162,8 @@ class RealSystem(RealRun):
             return EVERYTHING
         if self.violation is None and self.each_step is not None:
             self.violation = self.each_step(self)
+        if self.violation is not None:
+            return EVERYTHING  # nobody goes on from here
         thread = self.thread(choice)
         if now.over - before - {thread}:
             return EVERYTHING  # it ended somebody else, too
