@@ -41,6 +41,8 @@ class Behaviour:
     :ivar copy_range: replication's backup job uses copy offload (``BackupPerf.use_copy_range``).
     :ivar backup_copy_range: so does ``blockdev-backup`` when not told otherwise; until 5.2, after
         that it must be asked for with ``x-perf``.
+    :ivar snapshot_discard_rounds: a discard through ``snapshot-access`` is rounded inwards to
+        backup's clusters, also at the disk's end (``cbw_co_pdiscard_snapshot``, 9.1).
     :ivar known: defects to predict.
     """
 
@@ -48,6 +50,7 @@ class Behaviour:
     unmap_passes_job: bool = True
     copy_range: bool = True
     backup_copy_range: bool = False
+    snapshot_discard_rounds: bool = False
     known: frozenset[Known] = frozenset()
 
 
@@ -61,5 +64,6 @@ def behaviour_of(version: tuple[int, ...], strict: bool = False) -> Behaviour:
         discard_passes_job=version < (4, 2),
         unmap_passes_job=version < (9, 1),
         backup_copy_range=version < (6, 0),
+        snapshot_discard_rounds=version >= (9, 1),
         known=known,
     )

@@ -121,7 +121,7 @@ class Chain:
         yield from self.secondary.zero(start, count, -op, unmap)
 
     def primary_discard(self, start: int, count: int, op: int) -> Co[None]:
-        """Operation *op* discards; while backup runs newer QEMUs copy, and then do nothing."""
+        """Operation *op* discards; while backup runs newer QEMUs do nothing, not even a copy."""
         if self.job is not None:
             if not self.behaviour.discard_passes_job:
                 return
@@ -178,19 +178,28 @@ class Chain:
 
     def snapshot_discard(self, start: int, count: int, op: int) -> Co[None]:
         """A backup program has no more use for a range of the snapshot."""
-        if self.job is not None:
-            yield from self.discipline.snapshot_discard(self.job, start, count, op)
+        if self.job is None:
+            return
+        end = start + count
+        if self.behaviour.snapshot_discard_rounds:
+            size = self.job.cluster_size
+            start, end = start + -start % size, end - end % size
+        if start < end:
+            yield from self.discipline.snapshot_discard(self.job, start, end - start, op)
 
     def guest_write(self, start: int, count: int, op: int) -> Co[None]:
         """Operation *op* writes its data through the replication filter.
 
         :raises ModelIOError: replication has not been started
         """
+        yield from self._filter_write(start, owned(op, count))
+
+    def _filter_write(self, start: int, owners: Owners) -> Co[None]:
         self._check_stage()
         if self.stage is Stage.FAILOVER_FAILED:
-            yield from self._write_where_it_is(start, owned(op, count))
-            return
-        yield from self.top[0].write(start, owned(op, count), self._fill)
+            yield from self._write_where_it_is(start, owners)
+        else:
+            yield from self.top[0].write(start, owners, self._fill)
 
     def _write_where_it_is(self, start: int, owners: Owners) -> Co[None]:
         """After a failed failover a write goes where the guest's data of its place is.
@@ -209,8 +218,7 @@ class Chain:
 
     def guest_zero(self, start: int, count: int, op: int) -> Co[None]:
         """The filter has no ``bdrv_co_pwrite_zeroes``: zeroes arrive as written data."""
-        self._check_stage()
-        yield from self.top[0].write(start, owned(-op, count), self._fill)
+        yield from self._filter_write(start, owned(-op, count))
 
     def guest_discard(self, start: int, count: int, op: int) -> Co[None]:
         """The filter has no ``bdrv_co_pdiscard``: nothing happens, and that is not an error."""

@@ -194,8 +194,8 @@ class Qcow2(Image):
         self.backed = backed
         # By cluster index; absent is UNALLOCATED.
         self.alloc: dict[int, Alloc] = memory.table(f"{name} allocation")
-        # The clusters being allocated (s->cluster_allocs).
         self.preallocated: set[int] = set()  # zero clusters that keep their host cluster
+        # The clusters being allocated (s->cluster_allocs).
         self.in_flight: dict[int, CoQueue] = memory.table(f"{name} in flight")
 
     def runs(self, start: int, count: int) -> Iterator[tuple[int, int, Alloc]]:

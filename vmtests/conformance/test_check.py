@@ -354,7 +354,7 @@ def written_up(version: tuple[int, ...], *outcomes: CaseOutcome) -> list[tuple[s
 def test_what_is_written_up_and_was_not_seen_is_gone() -> None:
     """Only for a version it is written up for, and only when its own case was done."""
     why = "written up for this version"
-    overlay, failover = "checkpoint-corrupts-overlay", "directed/failover-fails"  # until 6.0
+    overlay, failover = "checkpoint-corrupts-overlay", "directed/failover-fails"  # until 6.1
     seen = [
         CaseOutcome(Status.OK, "", (replace(finding("1"), known=key),))
         for key in (overlay, failover)

@@ -29,6 +29,7 @@ from qmpshim.machine import builds, reactor
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.gated_chain import Form
 from qmpshim.model.explorer import Mode, explore
+from qmpshim.model.scenario import Op
 from qmpshim.model.verdict import Verdict
 from qmpshim.model.walk import Budget
 
@@ -259,6 +260,16 @@ def test_the_secondary_disk_may_be_qcow2(stage: Stage) -> None:
         explored = explore(system, Mode.STATEFUL, Budget(seconds=60), stop=False)
         assert explored.exhaustive and not system.found and not system.derailed
         assert any(str(name[2]).startswith("secondary write") for name in system.names)
+
+
+def test_the_snapshot_forgets_whole_clusters_only(each_build: Build) -> None:
+    """Since 9.1 what of a cluster was not asked for keeps its old data."""
+    if read_version(each_build)[0] < (9, 1):
+        pytest.skip("older builds abort (snapshot-discard-aborts)")
+    ops = (Op("primary_write", 0, 8), Op("guest_discard", 8, 16, after=0))
+    scenario = RealScenario("made", ops, form=Form.FLEECING, size=320, cluster=8)
+    report = explore_real(each_build, [scenario], minimise=False)
+    assert not report.findings and not report.unconfirmed and not report.scenarios[0].skipped
 
 
 def test_metadata_can_be_held_too(stage: Stage) -> None:

@@ -168,6 +168,11 @@ def failed_failover(machine: GatedMachine) -> None:
         if read(machine, "guest", start, 4) != bytes(pattern.data_of(number, start, 4)):
             text = f"after a failed failover the guest's write to sector {start} is lost"
             raise Broken(Verdict.LOST_WRITE, text, "guest write after failed failover is lost")
+    # Zeroes, too, go where the guest's data of their place is: neither overlay has this cluster.
+    machine.clients["guest"].call(Nbd.WRITE_ZEROES, 132 * 512, 4 * 512)
+    if any(machine.gate.store("secondary").read(132 * 512, 4 * 512)):
+        text = "after a failed failover the guest's zeroes do not reach the secondary disk"
+        raise Broken(Verdict.LOST_WRITE, text, "guest zeroes after failed failover are lost")
 
 
 def stop_flushes_all(machine: GatedMachine) -> None:

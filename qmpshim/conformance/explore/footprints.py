@@ -1,38 +1,38 @@
 """What each step of a real QEMU may touch: so the explorer knows whose order matters.
 
 A place is a backup cluster, on whatever image: that two operations on one cluster keep out of each
-other's way is what is to be found out, not assumed. A step counts as touching all clusters of its
-operation, but for two cases: reads that are let go only look, and an I/O that is let go without
-anything coming of it yet (another of the same operation is still to come) touched its own clusters.
-Commands and flushes touch everything.
+other's way is what is to be found out, not assumed. (It has 64 KiB at least, however small qcow2's
+clusters are: copies of two of them in one wait for each other.) A step counts as touching all
+clusters of its operation, but for two cases: reads that are let go only look, and an I/O that is
+let go without anything coming of it yet (another of the same operation is still to come) touched
+its own clusters. Commands and flushes touch everything.
 """
 
 from __future__ import annotations
 
 from qmpshim.conformance.explore.io import Named
 from qmpshim.conformance.explore.scenarios import COMMANDS, FLUSHES, VANISH, RealScenario
+from qmpshim.model.cow_request import BACKUP_CLUSTER_SIZE_DEFAULT
 from qmpshim.model.scenario import Op
 from qmpshim.model.system import Choice, Footprint
 
-_ALL = (1 << 60) - 1
-EVERYTHING = Footprint(_ALL, _ALL)
-_STATUS = Footprint(1 << 59, 1 << 59)
+EVERYTHING = Footprint(-1, -1)  # every bit: a disk may have any number of clusters
+_STATUS = Footprint(1, 1)  # the place before those of the clusters
 
 
 class Footprints:
     """The footprints of *scenario*'s steps."""
 
     def __init__(self, scenario: RealScenario) -> None:
-        self._cluster = scenario.cluster
+        self._cluster = max(BACKUP_CLUSTER_SIZE_DEFAULT, scenario.cluster)
         self._ops = [self._works_with(op) for op in scenario.ops]
-        self._narrow = [op.count > 0 and len(self._range(op.start, op.count)) == 1
-                        for op in scenario.ops]  # fmt: skip
-
-    def _range(self, start: int, count: int) -> range:
-        return range(start // self._cluster, -(-(start + count) // self._cluster))
+        self._narrow = [
+            op.count > 0 and len(_clusters(op.start, op.count, scenario.cluster)) == 1
+            for op in scenario.ops
+        ]
 
     def _places(self, start: int, count: int) -> int:
-        return sum(1 << n for n in self._range(start, count))
+        return sum(2 << n for n in _clusters(start, count, self._cluster))
 
     def _works_with(self, op: Op) -> Footprint:
         if op.do == "status":
@@ -61,3 +61,7 @@ class Footprints:
     def alone(self, thread: int) -> bool:
         """Whether an operation has at most one I/O at a time: then only that can move it."""
         return self._narrow[thread]
+
+
+def _clusters(start: int, count: int, size: int) -> range:
+    return range(start // size, -(-(start + count) // size))
