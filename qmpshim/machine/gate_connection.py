@@ -275,7 +275,8 @@ class Connection(asyncio.Protocol):
     def _read(self, store: Store, request: Request) -> bytes:
         """A READ's reply, with holes as holes where the client can take them."""
         flags, _, cookie, at, length, _ = request
-        if not self._structured or flags & nbd.CMD_DF or not store.has_hole(at, length):
+        whole = not self._structured or flags & nbd.CMD_DF or not length
+        if whole or not store.has_hole(at, length):
             return self.content(request, store.read(at, length))
         chunks = []
         end = at + length

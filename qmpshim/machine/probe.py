@@ -337,9 +337,10 @@ def _remember(path: Path, text: str) -> None:
     """Write a cache file whole or not at all; a cache that cannot be written is no error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as parts:
+            part = Path(parts) / path.name
+            part.write_text(text)
+            os.replace(part, path)
     except OSError as error:
         logger.info("%s is not remembered: %s", path.name, error)
 

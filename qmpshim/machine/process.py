@@ -85,8 +85,8 @@ class Qemu:
     async def start(self) -> None:
         """Start QEMU and negotiate QMP.
 
-        :raises HostError: the binary cannot be run
-        :raises BuildError: it ran, but is no QEMU or ended before it answered
+        :raises HostError: nothing can be run, or nothing be written to the directory
+        :raises BuildError: the binary cannot be run, is no QEMU or ended before it answered
         """
         ours, theirs = socket.socketpair()
         argv = [
@@ -114,7 +114,8 @@ class Qemu:
                 )
         except OSError as error:
             ours.close()
-            raise HostError(f"cannot run {self.argv[0]}: {error.strerror}") from error
+            where = f"{error.filename}: " if error.filename else ""
+            raise HostError(f"cannot start {self.argv[0]}: {where}{error.strerror}") from error
         ours.setblocking(False)
         try:
             async with asyncio.timeout(self.start_limit):

@@ -87,6 +87,8 @@ class Store(ABC):
         if not length:
             return
         at, end = offset, offset + length
+        if self._base is not None:  # before it can fail half-way
+            self._touched.update(range(offset // BLOCK, -(-end // BLOCK)))
         for extent in list(self._runs(offset, end)):
             if not extent.state & STATE_ZERO:
                 for start in range(at, at + extent.length, _PIECE):

@@ -45,7 +45,6 @@ class Closes:
 class Workspace(Closes):
     """A temporary directory (mode 0700) for sockets, images and logs; a context manager.
 
-    :param keep: leave the directory behind on :meth:`close`
     :raises HostError: no directory can be made
     """
 
@@ -68,13 +67,17 @@ class Workspace(Closes):
                 f"{self.path.parent} is too long a path for UNIX sockets in it: "
                 "set TMPDIR to a shorter one"
             )
-        self._janitor = subprocess.Popen(
-            ["/bin/sh", "-c", _JANITOR, "qmpshim-janitor", str(self.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        try:
+            self._janitor = subprocess.Popen(
+                ["/bin/sh", "-c", _JANITOR, "qmpshim-janitor", str(self.path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self.path.rmdir()
+            raise HostError(f"no process can be started: {error.strerror}") from error
 
     def subdirectory(self, name: str) -> Path:
         """A new directory in the workspace; a number is added if *name* is taken."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -244,6 +245,17 @@ def test_a_cache_that_cannot_be_written(fake: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("QMPSHIM_CACHE", "/proc/nosuch")
     with pytest.raises(HostError, match=r"cannot write /proc/nosuch/builds .* set QMPSHIM_CACHE"):
         builds.add("mine", fake)
+
+
+def test_what_cannot_be_remembered_leaves_nothing(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    probe._remember(cache / "probe" / "some.json", "{}")
+    assert list((cache / "probe").iterdir()) == []
 
 
 def test_the_cache_is_where_xdg_says(monkeypatch: pytest.MonkeyPatch) -> None:

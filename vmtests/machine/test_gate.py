@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import random
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -178,6 +179,27 @@ def test_file_store_knows_the_holes_of_its_file(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_zero_that_fails_half_way_is_taken_back_by_the_next_restore() -> None:
+    class Full(MemoryStore):
+        full = False
+
+        def _put(self, offset: int, data: bytes) -> None:
+            if self.full and offset:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super()._put(offset, data)
+
+    base = random.Random(1).randbytes(3 * MB)
+    store = Full(base)
+    store.restore(base)
+    store.full = True
+    with pytest.raises(OSError, match="No space left"):
+        store.zero(0, 3 * MB)
+    store.full = False
+    assert store.snapshot() != base
+    store.restore(base)
+    assert store.snapshot() == base
+
+
 def test_store_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         MemoryStore(0)
@@ -301,6 +323,17 @@ def test_qemu_io(tmp_path: Path) -> None:
             assert "Pattern verification failed" in wrong
 
     play(main())
+
+
+def test_a_read_of_nothing_in_a_hole_is_answered(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with gated(tmp_path, disk=MemoryStore(2 * BLOCK)) as gate:
+            handle = await client(gate, "disk", strict=False)
+            async with asyncio.timeout(20):
+                assert await call(handle.pread, 0, 100) == b""
+            await call(handle.shutdown)
+
+    asyncio.run(main())
 
 
 def test_libnbd_on_several_connections(tmp_path: Path) -> None:

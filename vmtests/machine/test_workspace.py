@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -165,6 +166,16 @@ def test_a_place_too_deep_for_sockets(temporary: Path, monkeypatch: pytest.Monke
     with pytest.raises(HostError, match="too long a path for UNIX sockets in it: set TMPDIR to"):
         Workspace()
     assert list(deep.iterdir()) == []
+
+
+def test_without_a_process_to_clean_up(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(subprocess, "Popen", exhausted)
+    with pytest.raises(HostError, match="no process can be started: Resource temporarily"):
+        Workspace()
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_child_that_starts_when_the_owner_is_gone_already(tmp_path: Path) -> None:
