@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,16 @@ def _each(config: pytest.Config) -> list[str]:
         return list(dict.fromkeys(given))
     fetched = (name for name in registry.names() if name.startswith(registry.FETCHED))
     return ["system", *(n for n in fetched if n in QUICK or config.getoption("--full"))]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A shell's background job or nohup ignores these, and all that tests start would, too."""
+    for number, usual in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
