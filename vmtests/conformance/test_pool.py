@@ -6,6 +6,7 @@ import os
 import signal
 from errno import EIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,27 @@ def test_the_progress_is_of_all_that_is_explored(
     assert len(set(schedules)) > (report.schedules // 2 if jobs == 1 else 3)
     errors = [one.verdicts[Verdict.ERROR_CONTRACT.value] for one in told]
     assert errors == sorted(errors)
+
+
+def test_what_was_cut_short_is_explored_with_what_is_left(
+    qemu_build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share, shares = pool._share, iter([0.001, 0.001])
+
+    def mean(*words: Any) -> float | None:
+        return next(shares, share(*words))
+
+    monkeypatch.setattr(pool, "_share", mean)
+    monkeypatch.setattr(pool, "_TICK", 0.0)
+    told: list[Progress] = []
+    every = [*scenarios.named("WV"), *scenarios.named("HQ"), *scenarios.named("WR")]
+    report = explore_real(qemu_build, every, budget=600.0, progress=told.append)
+    assert report.exhaustive and [one.name for one in report.scenarios] == ["WV", "HQ", "WR"]
+    whole = explore_real(qemu_build, every)
+    assert report.schedules == whole.schedules + 2, "one schedule of each came to nothing"
+    assert told[-1].schedules == report.schedules and told[-1].scenarios == 3
+    schedules = [one.schedules for one in told]
+    assert schedules == sorted(schedules)
 
 
 def test_a_process_that_is_killed_is_not_overlooked(qemu_build: Build) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from qmpshim.conformance.explore.confirm import confirm
 from qmpshim.conformance.explore.crash_points import CrashPoints
@@ -20,6 +21,10 @@ from qmpshim.conformance.explore.search import Task
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.model.explorer import Mode
+
+Run = Callable[[Task, Sequence[RealScenario], int, Board], list[ScenarioResult]]
+
+_WORTH_IT = 0.1  # of the budget
 
 __all__ = ["ExploreReport", "Progress", "ScenarioResult", "explore_real", "render"]
 
@@ -56,8 +61,8 @@ def explore_real(
     if mode in (Mode.RANDOM, Mode.PREEMPTION) and budget is None:
         task.budget = budget = 60.0
     board = Board(len(scenarios), progress)
-    run = in_processes if jobs > 1 and len(scenarios) > 1 else here
-    results = run(task, scenarios, jobs, board)
+    run: Run = in_processes if jobs > 1 and len(scenarios) > 1 else here
+    results = _explore(run, task, scenarios, jobs, board)
     if results and all(one.skipped for one in results):
         raise BuildError(f"{build.name}: {results[0].skipped}")
     sightings = [sighting for one in results for sighting in one.sightings]
@@ -79,3 +84,25 @@ def explore_real(
         jobs,
         [finding for finding in confirmed if not finding.confirmed],
     )
+
+
+def _explore(
+    run: Run, task: Task, scenarios: Sequence[RealScenario], jobs: int, board: Board
+) -> list[ScenarioResult]:
+    """Explore them all; those that their share of the budget cut short once more, with the rest."""
+    began = time.monotonic()
+    results = run(task, scenarios, jobs, board)
+    given_up: list[tuple[int, ScenarioResult]] = []
+    while task.budget is not None:
+        left = task.budget - (time.monotonic() - began)
+        short = [n for n, one in enumerate(results) if not (one.exhaustive or one.skipped)]
+        if not short or left < _WORTH_IT * task.budget:
+            break
+        given_up += [(n, results[n]) for n in short]
+        board.again([results[n] for n in short])
+        again = run(replace(task, budget=left), [scenarios[n] for n in short], jobs, board)
+        for n, one in zip(short, again, strict=True):
+            results[n] = one
+    for n, one in given_up:
+        results[n].add(one)
+    return results

@@ -18,6 +18,7 @@ from qmpshim.model.system import Choice
 from qmpshim.model.verdict import Verdict
 
 FORMAT = 1
+SightingKey = tuple[Verdict, str, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,11 @@ class Sighting:
     schedule: tuple[Choice, ...]
     lines: tuple[str, ...]
     count: int
+
+    @property
+    def key(self) -> SightingKey:
+        """What went wrong, why, and what failed: of several that are equal here one is enough."""
+        return self.violation.kind, self.violation.cause, failing(self.schedule)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,12 @@ class Board:
         self.done: list[ScenarioResult] = []
         self.live: dict[int, Live] = {}
         self._last = 0.0
+        self._before = 0  # schedules of scenarios that are explored again
+
+    def again(self, results: Sequence[ScenarioResult]) -> None:
+        """These are not done after all."""
+        self.done = [one for one in self.done if one not in results]
+        self._before += sum(one.schedules for one in results)
 
     def tell(self, force: bool = False) -> None:
         """Report, if it is time to."""
@@ -68,7 +74,7 @@ class Board:
                 verdicts[sighting.violation.kind.value] += sighting.count
         for live in self.live.values():
             verdicts.update(live.verdicts)
-        schedules = sum(one.schedules for one in self.done)
+        schedules = self._before + sum(one.schedules for one in self.done)
         schedules += sum(live.schedules for live in self.live.values())
         self.progress(
             Progress(
@@ -96,6 +102,7 @@ def here(
 ) -> list[ScenarioResult]:
     stage = Stage(task.build)
     began = time.monotonic()
+    results: list[ScenarioResult] = []
 
     def tick(live: Live) -> None:
         board.live[0] = live
@@ -104,12 +111,13 @@ def here(
     try:
         for number, scenario in enumerate(scenarios):
             seconds = _share(task, began, len(scenarios) - number, 1)
-            board.done.append(explore_scenario(stage, scenario, task, seconds, tick))
+            results.append(explore_scenario(stage, scenario, task, seconds, tick))
+            board.done.append(results[-1])
             board.live.clear()
         board.tell(force=True)
     finally:
         stage.close()
-    return board.done
+    return results
 
 
 def _worker(talk: Connection, task: Task, began: float, jobs: int) -> None:

@@ -32,6 +32,16 @@ class ScenarioResult:
     skipped: str = ""
     sightings: list[Sighting] = field(default_factory=list)
 
+    def add(self, before: ScenarioResult) -> None:
+        """Count in what was done of this scenario before it was begun anew."""
+        self.schedules += before.schedules
+        self.steps += before.steps
+        self.seconds += before.seconds
+        self.derailed += before.derailed
+        self.in_part += before.in_part
+        seen = {one.key for one in self.sightings}
+        self.sightings += [one for one in before.sightings if one.key not in seen]
+
 
 @dataclass(slots=True)
 class ExploreReport:

@@ -10,7 +10,7 @@ from errno import ENOSPC
 from typing import Any
 
 from qmpshim.conformance.explore.crash_points import CrashPoints
-from qmpshim.conformance.explore.findings import Sighting, failing
+from qmpshim.conformance.explore.findings import Sighting, SightingKey
 from qmpshim.conformance.explore.judge import Judge
 from qmpshim.conformance.explore.report import ScenarioResult
 from qmpshim.conformance.explore.run import BEFORE
@@ -22,10 +22,8 @@ from qmpshim.machine.builds import Build
 from qmpshim.model.behaviour import behaviour_of
 from qmpshim.model.explorer import Mode, explore
 from qmpshim.model.system import Choice
-from qmpshim.model.verdict import Verdict
 from qmpshim.model.walk import Budget
 
-_Seen = tuple[Verdict, str, frozenset[str]]  # what went wrong, why, and what failed
 _AGAIN = 3  # times that an exploration is repeated because it could not be followed
 
 
@@ -88,7 +86,7 @@ def explore_scenario(
     result = ScenarioResult(scenario.name, scenario.contract)
     judge = Judge(scenario, behaviour_of(task.version))
     began = time.monotonic()
-    found: dict[_Seen, Sighting] = {}
+    found: dict[SightingKey, Sighting] = {}
     outcomes: set[Any] = set()
     plans: list[dict[Choice, int]] = [{}]
     result.exhaustive = True
@@ -159,13 +157,14 @@ def _faults(names: Iterable[Choice], errnos: Sequence[int]) -> list[dict[Choice,
     ]
 
 
-def _collect(system: RealSystem, scenario: RealScenario, found: dict[_Seen, Sighting]) -> None:
-    """Add what was seen, keeping the shortest schedule of each cause and of what fails for it."""
-    for (kind, cause), seen in system.found.items():
-        key = kind, cause, failing(seen.schedule)
-        old = found.get(key)
-        count = seen.count + (old.count if old else 0)
-        if old is not None and len(old.schedule) <= len(seen.schedule):
-            found[key] = replace(old, count=count)
-        else:
-            found[key] = Sighting(scenario, seen.violation, seen.schedule, seen.lines, count)
+def _collect(
+    system: RealSystem, scenario: RealScenario, found: dict[SightingKey, Sighting]
+) -> None:
+    """Add what was seen, keeping the shortest schedule of each."""
+    for seen in system.found.values():
+        new = Sighting(scenario, seen.violation, seen.schedule, seen.lines, seen.count)
+        old = found.get(new.key)
+        if old is not None:
+            shortest = min(old, new, key=lambda one: len(one.schedule))
+            new = replace(shortest, count=old.count + new.count)
+        found[new.key] = new
