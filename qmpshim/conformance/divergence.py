@@ -14,8 +14,12 @@ from qmpshim.errors import (
     MachineDied,
     MachineError,
     MachineHung,
+    ProtocolBroken,
 )
 from qmpshim.model.verdict import Verdict
+
+#: What is QEMU's doing, whatever was asked of it, and after which it can be asked for nothing more.
+BROKEN = MachineDied, MachineHung, ProtocolBroken
 
 _VERDICTS: tuple[tuple[type[MachineError], Verdict], ...] = (
     (MachineDied, Verdict.CRASH),

@@ -16,7 +16,7 @@ import numpy as np
 
 from qmpshim.conformance import pattern
 from qmpshim.conformance.crosscheck import CrossCheck
-from qmpshim.conformance.divergence import Divergence, verdict_of
+from qmpshim.conformance.divergence import BROKEN, Divergence, verdict_of
 from qmpshim.conformance.exchange import (
     answer,
     command,
@@ -33,7 +33,6 @@ from qmpshim.errors import (
     IOFailed,
     MachineDied,
     MachineError,
-    MachineHung,
 )
 from qmpshim.machine.nbd_client import BlockClient
 from qmpshim.machine.process import COMMAND_LIMIT, Qemu
@@ -215,7 +214,7 @@ class Session:
                     self._count(counts)
                     self._report(str(operation))
                     await asyncio.sleep(0)  # lets Ctrl-C and events through
-        except (MachineDied, MachineHung, CommandFailed, IOFailed) as error:
+        except (*BROKEN, CommandFailed, IOFailed) as error:
             self.result.divergence = await self._machine(operation, error)
         self.result.seconds = time.monotonic() - began
         self._count(counts)
@@ -308,7 +307,7 @@ class Session:
         """The last cross-check: everything, everywhere."""
         try:
             self.result.divergence = await self.check(self._last, full=True)
-        except (MachineDied, MachineHung) as error:
+        except BROKEN as error:
             self.result.divergence = await self._machine(None, error)
         self.result.clusters = self._check.clusters
 
@@ -344,7 +343,7 @@ async def run_case(
     """
     try:
         rig = await opener(setup, directory)
-    except (MachineDied, MachineHung) as error:
+    except BROKEN as error:
         where = "QEMU, building the chain"
         result = Result(Divergence(verdict_of(error), where, 0, "a chain", str(error)))
         if at_end is not None:

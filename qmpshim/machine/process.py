@@ -15,8 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp.error import ProtocolError
 
-from qmpshim.errors import BuildError, CommandFailed, HostError, MachineDied, MachineHung
+from qmpshim.errors import (
+    BuildError,
+    CommandFailed,
+    HostError,
+    MachineDied,
+    MachineHung,
+    ProtocolBroken,
+)
 from qmpshim.machine.workspace import dies_with_owner
 
 log = logging.getLogger(__name__)
@@ -151,6 +159,7 @@ class Qemu:
         :raises CommandFailed: QEMU answered with an error
         :raises MachineDied: QEMU went away
         :raises MachineHung: no answer within the limit
+        :raises ProtocolBroken: something else came
         """
         return await self._execute(command, arguments, oob=False)
 
@@ -179,10 +188,26 @@ class Qemu:
             self._note("<-", {"qmpshim": f"no answer in {self.limit} s"})
             raise MachineHung(f"{command}: no answer in {self.limit:g} s") from error
         except (QMPError, EOFError, OSError) as error:
+            if (fault := await self._nonsense(error)) is not None:
+                told = " ".join(str(fault).split())
+                said = f"QEMU's monitor said what is no QMP ({command}): {told}"
+                raise ProtocolBroken(said) from error
             await self.ended(_ENDING)
             raise self.died(command, 0.0) from error
         self._note("<-", {"return": result})
         return result
+
+    async def _nonsense(self, error: Exception) -> ProtocolError | None:
+        """What was wrong with what QEMU said, if that ended the connection."""
+        if isinstance(error, ProtocolError):
+            return error
+        try:
+            await self._client.disconnect()  # gives what its reader met
+        except ProtocolError as met:
+            return met
+        except (QMPError, EOFError, OSError):
+            pass
+        return None
 
     async def ended(self, patience: float) -> int | None:
         """Wait so many seconds for the process to end: its exit status, None if it still runs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from qmpshim.conformance.case import Case, Status
 from qmpshim.conformance.check.kinds import runner_of
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.exploration import explore_real
+from qmpshim.errors import ProtocolBroken
 from qmpshim.machine import gated_chain
 from qmpshim.machine.builds import Build, resolve
+from qmpshim.machine.process import Qemu
 from qmpshim.model.verdict import Verdict
 
 STATUS = "query-xen-replication-status"
@@ -70,3 +73,20 @@ def test_the_explorer_does_not_wait_for_an_answer_that_came(tmp_path: Path) -> N
     assert (found.verdict, len(found.schedule)) == (Verdict.PROTOCOL, 1)
     assert found.cause.endswith(": an answer to nothing that was asked")
     assert not report.unconfirmed and not any(one.derailed for one in report.scenarios)
+
+
+@pytest.mark.usefixtures("qemu_on_path")
+def test_whoever_asks_is_told_of_text_that_is_no_answer(tmp_path: Path) -> None:
+    build = resolve(str(make("babbles", tmp_path / "build")))
+
+    async def stop() -> None:
+        qemu = Qemu(build.command(), tmp_path)
+        await qemu.start()
+        try:
+            with pytest.raises(ProtocolBroken, match=r"no QMP \(\S+\): .*here we stop"):
+                await qemu.execute("stop")
+                await qemu.execute("query-status")  # what came before STOP may be the answer
+        finally:
+            await qemu.close()
+
+    asyncio.run(stop())

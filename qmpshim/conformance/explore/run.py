@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from qmpshim.conformance.divergence import verdict_of
+from qmpshim.conformance.divergence import BROKEN, verdict_of
 from qmpshim.conformance.explore import ops as real_ops
 from qmpshim.conformance.explore.execution import CUT, RECONNECT, Execution, say, stable
 from qmpshim.conformance.explore.images import places_of
@@ -23,7 +23,7 @@ from qmpshim.conformance.explore.scenarios import (
     RealScenario,
     words,
 )
-from qmpshim.conformance.explore.stage import BROKEN, Stage
+from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.state import StateOf
 from qmpshim.conformance.explore.straight import Hit
 from qmpshim.conformance.explore.watch import Watch

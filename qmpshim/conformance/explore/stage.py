@@ -25,23 +25,15 @@ import logging
 from collections import Counter
 
 from qmpshim.conformance import pattern
+from qmpshim.conformance.divergence import BROKEN
 from qmpshim.conformance.explore.ops import command
 from qmpshim.conformance.explore.scenarios import BASE, HOLES, RealScenario
-from qmpshim.errors import (
-    CommandFailed,
-    MachineDied,
-    MachineError,
-    MachineHung,
-    ProtocolBroken,
-)
+from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import Form, GatedMachine, Shape, filled_qcow2
 from qmpshim.machine.secondary import SECTOR
 
 log = logging.getLogger(__name__)
-
-#: What is QEMU's doing, whatever was asked of it, and after which it can be asked for nothing more.
-BROKEN = MachineDied, MachineHung, ProtocolBroken
 
 
 @functools.cache

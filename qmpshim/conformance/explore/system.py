@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from qmpshim.conformance.divergence import verdict_of
+from qmpshim.conformance.divergence import BROKEN, verdict_of
 from qmpshim.conformance.explore import end as real_end
 from qmpshim.conformance.explore.execution import CUT, RECONNECT, Found, stable
 from qmpshim.conformance.explore.faults import FaultyJudge
@@ -25,7 +25,7 @@ from qmpshim.conformance.explore.run import (
     honestly,
 )
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.stage import BROKEN, Stage
+from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.straight import Seen
 from qmpshim.errors import MachineError
 from qmpshim.model.behaviour import behaviour_of
