@@ -42,10 +42,14 @@ def _each(config: pytest.Config) -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A shell's background job or nohup ignores these, and all that tests start would, too."""
+    """A shell's background job or nohup ignores these, and all that tests start would, too.
+
+    What has a handler here is as usual in a program that is started from here: so nohup goes on
+    to keep the tests themselves alive.
+    """
     for number, usual in (
         (signal.SIGINT, signal.default_int_handler),
-        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGHUP, lambda *_: None),
     ):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)

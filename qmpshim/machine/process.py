@@ -16,6 +16,7 @@ from typing import Any
 
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError
 from qemu.qmp.error import ProtocolError
+from qemu.qmp.message import DeserializationError
 
 from qmpshim.errors import (
     BuildError,
@@ -204,7 +205,8 @@ class Qemu:
         try:
             await self._client.disconnect()  # gives what its reader met
         except ProtocolError as met:
-            return met
+            half = isinstance(met, DeserializationError) and not met.raw.endswith(b"\n")
+            return None if half else met  # half a line: it ended while it spoke
         except (QMPError, EOFError, OSError):
             pass
         return None

@@ -71,6 +71,25 @@ def test_a_qemu_that_dies_between_two_schedules(
     assert honest.followed and honest.violation is None and not honest.shows(finding)
 
 
+def test_what_goes_wrong_before_is_told_by_a_replay(
+    monkeypatch: pytest.MonkeyPatch, qemu_build: Build
+) -> None:
+    """On another build the same defect may show itself earlier."""
+    with monkeypatch.context() as patch:
+        strike(patch, "xen-colo-do-checkpoint", signal.SIGSEGV)
+        (finding,) = explore_real(qemu_build, scenarios.named("WH"), minimise=False).findings
+    start = RealRun._start
+
+    def struck(self: RealRun, index: int) -> None:
+        start(self, index)
+        os.kill(self.machine.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(RealRun, "_start", struck)
+    again = replay_schedule(finding, qemu_build)
+    assert again.violation is not None and not again.shows(finding)
+    assert again.violation.cause == "QEMU was killed by SIGKILL"
+
+
 def test_a_qemu_that_hangs_between_two_schedules(
     monkeypatch: pytest.MonkeyPatch, qemu_build: Build
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class Standing:
 #: How long a case of a kind takes, beside the others; for :meth:`Standing.left` only.
 _WEIGHTS = {"explore": 5.0, "guest": 6.0, "pair": 6.0, "verify": 2.0}
 
-_STARTING = 60.0  # seconds that a QEMU may take to greet
+_STARTING = 240.0  # seconds for finding out whether a QEMU starts; half of them to greet
 
 Tell = Callable[[Standing], None]
 
@@ -127,12 +127,18 @@ def carry_on(journal: Journal, builds: Sequence[Build], executor: Executor, tell
 
     for outcome in journal.outcomes.values():
         count(outcome.status)
-    dead = _not_starting(orders, executor, started)
+    dead: dict[str, CaseOutcome] = {}
+    for delivery in _starts(orders, executor, started):
+        with lock:
+            standing.running.pop(delivery.key, None)
+            tell(standing)
+        if delivery.outcome.status is Status.SKIPPED:
+            dead[delivery.key[0]] = delivery.outcome
+    standing.began = time.monotonic()
     for order in [order for order in orders if order.build.name in dead]:
         orders.remove(order)
         journal.record(Delivery(order.key, dead[order.build.name]))
         ended(order.key, Status.SKIPPED)
-    standing.running.clear()
     with contextlib.closing(executor.run(orders, started)) as deliveries:
         for delivery in deliveries:
             journal.record(delivery)
@@ -140,16 +146,12 @@ def carry_on(journal: Journal, builds: Sequence[Build], executor: Executor, tell
     return standing
 
 
-def _not_starting(
+def _starts(
     orders: Sequence[Order], executor: Executor, started: Callable[[Order], None]
-) -> dict[str, CaseOutcome]:
-    """The builds that do not even start, and what comes of all their cases."""
+) -> Iterator[Delivery]:
+    """Whether each build starts at all; skipped, if not."""
     first = Case("start", "start", budget=_STARTING)
     builds = {order.build.name: order for order in orders}.values()
     starts = [replace(order, case=first, runner=kinds.name_of(first.kind)) for order in builds]
     with contextlib.closing(executor.run(starts, started)) as deliveries:
-        return {
-            delivery.key[0]: delivery.outcome
-            for delivery in deliveries
-            if delivery.outcome.status is Status.SKIPPED
-        }
+        yield from deliveries

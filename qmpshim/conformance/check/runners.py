@@ -65,12 +65,12 @@ def _only(case: Case, *names: str) -> None:
 def start(build: Build, case: Case, directory: Path) -> CaseOutcome:
     """No arguments. Whether QEMU starts at all and greets: what every run asks of it first."""
     _only(case)
-    asyncio.run(_start(build, directory))
+    asyncio.run(_start(build, directory, case.budget / 2))
     return CaseOutcome(Status.OK, "QEMU greets")
 
 
-async def _start(build: Build, directory: Path) -> None:
-    qemu = Qemu(build.command(), directory, env=build.env)
+async def _start(build: Build, directory: Path, limit: float) -> None:
+    qemu = Qemu(build.command(), directory, env=build.env, start_limit=limit)
     await qemu.start()
     await qemu.close()
 

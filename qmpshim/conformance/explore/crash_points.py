@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 
+from qmpshim.conformance.divergence import verdict_of
 from qmpshim.conformance.explore.images import faults_of
 from qmpshim.conformance.explore.judge import RealViolation
 from qmpshim.conformance.explore.system import RealSystem
-from qmpshim.errors import CommandFailed, MachineError, MachineHung
+from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.machine.images import qemu_img_check
 from qmpshim.machine.qcow2 import ImageError, Incompatible, Qcow2
@@ -88,9 +89,8 @@ def _reopened(machine: GatedMachine) -> RealViolation | None:
     except ImageError as error:
         return _broken("chain", "a fresh QEMU", f"it leaves: {error}")
     except MachineError as error:
-        verdict = Verdict.HANG if isinstance(error, MachineHung) else Verdict.CRASH
         text = f"reopening after a crash: {error}"
-        return RealViolation(verdict, text, cause=f"reopening {AFTER_A_CRASH}")
+        return RealViolation(verdict_of(error), text, cause=f"reopening {AFTER_A_CRASH}")
     finally:
         fresh.close()
     return None

@@ -63,7 +63,7 @@ def explore_real(
     board = Board(len(scenarios), progress)
     run: Run = in_processes if jobs > 1 and len(scenarios) > 1 else here
     results = _explore(run, task, scenarios, jobs, board)
-    if results and all(one.skipped for one in results):
+    if results and all(one.skipped and not one.sightings for one in results):
         raise BuildError(f"{build.name}: {results[0].skipped}")
     sightings = [sighting for one in results for sighting in one.sightings]
     findings = group(sightings, recogniser(known, version))
@@ -95,7 +95,7 @@ def _explore(
     given_up: list[tuple[int, ScenarioResult]] = []
     while task.budget is not None:
         left = task.budget - (time.monotonic() - began)
-        short = [n for n, one in enumerate(results) if not (one.exhaustive or one.skipped)]
+        short = [n for n, one in enumerate(results) if one.cut_short and not one.skipped]
         if not short or left < _WORTH_IT * task.budget:
             break
         given_up += [(n, results[n]) for n in short]

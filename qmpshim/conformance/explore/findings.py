@@ -36,6 +36,11 @@ class Sighting:
         """What went wrong, why, and what failed: of several that are equal here one is enough."""
         return self.violation.kind, self.violation.cause, failing(self.schedule)
 
+    def joined(self, other: Sighting) -> Sighting:
+        """Both, which are equal: the shorter schedule, and how many there were."""
+        shortest = min(self, other, key=lambda one: len(one.schedule))
+        return replace(shortest, count=self.count + other.count)
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:

@@ -30,22 +30,27 @@ class Known(WriteUp):
     :ivar needs: concurrent operations: one of each of these has to be there
     :ivar fails: the I/Os that fail, ``hidden write`` for one: something does, and only these do;
         empty: it does not matter
+    :ivar errnos: how they fail (an errno, CUT, RECONNECT): so and not otherwise; empty: it does
+        not matter
     """
 
     forms: frozenset[Form]
     needs: tuple[frozenset[str], ...]
     fails: frozenset[str]
+    errnos: frozenset[int]
 
     def covers(self, finding: Finding, version: Version) -> bool:
         """Whether *finding*, seen on QEMU *version*, is this one."""
         scenario, failed = finding.scenario, failing(finding.schedule)
         there = {op.do for op in scenario.ops}
+        errnos = {step[-1] for step in finding.schedule if step[0] == "fail"}
         return (
             self.concerns(version)
             and self.tells_of(finding.verdict, finding.cause, finding.contract)
             and scenario.form in self.forms
             and all(there & ways for ways in self.needs)
             and (not self.fails or (bool(failed) and failed <= self.fails))
+            and (not self.errnos or errnos <= self.errnos)
         )
 
 
@@ -97,4 +102,5 @@ def _known(name: str, value: dict[str, Any]) -> Known:
         forms=frozenset(Form(word) for word in value.get("forms", [case.scenario.form])),
         needs=tuple(frozenset(ways) for ways in needs),
         fails=fails,
+        errnos=frozenset(int(errno) for errno in value.get("errnos", ())),
     )

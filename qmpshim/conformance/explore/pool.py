@@ -55,12 +55,12 @@ class Board:
         self.done: list[ScenarioResult] = []
         self.live: dict[int, Live] = {}
         self._last = 0.0
-        self._before = 0  # schedules of scenarios that are explored again
+        self._before: list[ScenarioResult] = []  # of scenarios that are explored again
 
     def again(self, results: Sequence[ScenarioResult]) -> None:
         """These are not done after all."""
         self.done = [one for one in self.done if one not in results]
-        self._before += sum(one.schedules for one in results)
+        self._before += results
 
     def tell(self, force: bool = False) -> None:
         """Report, if it is time to."""
@@ -69,12 +69,13 @@ class Board:
             return
         self._last = now
         verdicts: Counter[str] = Counter()
-        for one in self.done:
+        explored = [*self._before, *self.done]
+        for one in explored:
             for sighting in one.sightings:
                 verdicts[sighting.violation.kind.value] += sighting.count
         for live in self.live.values():
             verdicts.update(live.verdicts)
-        schedules = self._before + sum(one.schedules for one in self.done)
+        schedules = sum(one.schedules for one in explored)
         schedules += sum(live.schedules for live in self.live.values())
         self.progress(
             Progress(

@@ -85,7 +85,7 @@ def follow_finding(system: RealSystem, finding: Finding) -> tuple[bool, RealViol
     followed = _take(system, finding.schedule)
     if not system.enabled():  # else the rest was not done either when it was found
         system.finish()
-    return followed, system.leave()
+    return followed, system.leave() or system.violation
 
 
 def follow(system: RealSystem, schedule: Sequence[Choice]) -> bool:

@@ -13,6 +13,7 @@ class ScenarioResult:
     """What exploring one scenario gave.
 
     :ivar exhaustive: every schedule was taken, or is equivalent to one that was
+    :ivar cut_short: its time was over before that
     :ivar derailed: executions that could not be followed; too many mean a harness at fault
     :ivar in_part: executions in which an I/O failed that the model does not do: what cannot have
         met it was judged, the rest not
@@ -22,6 +23,7 @@ class ScenarioResult:
     name: str
     contract: bool
     exhaustive: bool = False
+    cut_short: bool = False
     schedules: int = 0
     steps: int = 0
     depth: int = 0
@@ -39,8 +41,10 @@ class ScenarioResult:
         self.seconds += before.seconds
         self.derailed += before.derailed
         self.in_part += before.in_part
-        seen = {one.key for one in self.sightings}
-        self.sightings += [one for one in before.sightings if one.key not in seen]
+        seen = {one.key: one for one in self.sightings}
+        for one in before.sightings:
+            seen[one.key] = seen[one.key].joined(one) if one.key in seen else one
+        self.sightings = list(seen.values())
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.state import StateOf
 from qmpshim.conformance.explore.straight import Hit
 from qmpshim.conformance.explore.watch import Watch
-from qmpshim.errors import MachineError
+from qmpshim.errors import MachineDied, MachineError
 from qmpshim.machine.gate import HeldIO
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.model.system import Choice
@@ -301,7 +301,9 @@ class RealRun:
             self.stage.discard()
             return
         else:
-            self.violation = RealViolation(verdict_of(error), str(error), cause=stable(str(error)))
+            # It lives: what went away is a client's connection.
+            kind = Verdict.HANG if isinstance(error, MachineDied) else verdict_of(error)
+            self.violation = RealViolation(kind, str(error), cause=stable(str(error)))
         self.now.lines.append(f"{self.violation.kind}: {self.violation.text}")
 
     def _never_began(self, error: MachineError) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from errno import ENOSPC
 from typing import Any
 
@@ -81,7 +81,7 @@ def explore_scenario(
 
     With faults a third of the time goes to exploring without, which tells what can fail.
 
-    :raises NotStarted: QEMU does not even start
+    :raises NotStarted: QEMU does not even start; where it did before, only this scenario is skipped
     """
     result = ScenarioResult(scenario.name, scenario.contract)
     judge = Judge(scenario, behaviour_of(task.version))
@@ -112,17 +112,19 @@ def explore_scenario(
         )
         left = None if seconds is None else seconds - (time.monotonic() - began)
         if left is not None and left <= 0:
-            result.exhaustive = False
+            result.exhaustive, result.cut_short = False, True
             break
         if left is not None:
             left /= 3 if task.errnos and not plan else len(plans) + 1
         try:
             explored = explore(system, task.mode, Budget(left), stop=False, seed=task.seed)
-        except NotStarted:
-            raise  # nor can anything else be explored
         except BuildError as error:
-            result.skipped = str(error)
-            return result
+            never = stage.machine is None and stage.resets["fresh"] == 1
+            if isinstance(error, NotStarted) and never:
+                raise  # nor can anything else be explored
+            result.exhaustive, result.skipped = False, str(error)
+            _collect(system, scenario, found)
+            break
         system.leave()
         if not plan:
             plans = _faults(system.names, task.errnos)
@@ -135,6 +137,7 @@ def explore_scenario(
         begun = not any(cause.startswith(BEFORE) for _, cause in system.found)
         complete = explored.exhaustive and not system.derailed and begun
         result.exhaustive = result.exhaustive and (complete or again)
+        result.cut_short = result.cut_short or not explored.exhaustive
         result.schedules += statistics.schedules
         result.steps += statistics.steps
         result.depth = max(result.depth, statistics.depth)
@@ -164,7 +167,4 @@ def _collect(
     for seen in system.found.values():
         new = Sighting(scenario, seen.violation, seen.schedule, seen.lines, seen.count)
         old = found.get(new.key)
-        if old is not None:
-            shortest = min(old, new, key=lambda one: len(one.schedule))
-            new = replace(shortest, count=old.count + new.count)
-        found[new.key] = new
+        found[new.key] = old.joined(new) if old is not None else new
