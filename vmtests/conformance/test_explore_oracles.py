@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from gate_lies import REFCOUNTS, Early, drop_guest, drop_new, never, new_for_old
 
+from qmpshim.conformance.explore import end, scenarios
 from qmpshim.conformance.explore import ops as real_ops
-from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.io import Named
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import RealSystem, Release, honestly
-from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.machine.gated_chain import Form, GatedMachine
 from qmpshim.model.explorer import Mode, explore
 from qmpshim.model.scenario import Op
 from qmpshim.model.verdict import Verdict
@@ -80,3 +81,49 @@ def test_an_export_that_goes_with_its_client_is_missed(
     causes = found(stage, name, honestly, most=3)
     stage.discard()
     assert set(causes) == {Verdict.HANG}, causes
+
+
+@pytest.mark.parametrize(
+    ("do", "name", "verdict", "cause"),
+    [
+        ("stop", "backup-SQ", Verdict.HANG, "the backup job does not go"),
+        ("stop", "backup-RS", Verdict.HANG, "the backup job does not go"),
+        ("unexport", "QX", Verdict.HANG, "the primary's export does not go"),
+        ("unexport", "backup-RX", Verdict.HANG, "the primary's export does not go"),
+        ("status", "backup-WQ", Verdict.ERROR_CONTRACT, "status answers no job"),
+        ("status", "backup-QX", Verdict.ERROR_CONTRACT, "status answers no job"),
+    ],
+)
+def test_a_command_that_does_nothing_is_missed(
+    stage: Stage,
+    do: str,
+    name: str,
+    verdict: Verdict,
+    cause: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It answers well: the job has to end, the export to go, the job to be told of."""
+    command = real_ops.command
+
+    def swallow(form: Form, what: str) -> tuple[str, dict[str, Any]]:
+        return ("query-iothreads", {}) if what == do else command(form, what)
+
+    monkeypatch.setattr(end, "_REMOVAL", 0.5)
+    assert found(stage, name, honestly) == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(real_ops, "command", swallow)
+        assert found(stage, name, honestly, most=2) == {verdict: {cause}}
+    stage.discard()
+
+
+def test_a_job_that_ends_by_itself_is_missed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = real_ops.begin
+
+    def cancel_too(machine: GatedMachine, op: Op, number: int) -> real_ops.Running:
+        machine.qmp.send("block-job-cancel", {"device": "backup"})
+        return begin(machine, op, number)
+
+    monkeypatch.setattr(real_ops, "begin", cancel_too)
+    causes = found(stage, "backup-RH", honestly, most=2)
+    stage.discard()
+    assert causes == {Verdict.ERROR_CONTRACT: {"the backup job is gone"}}

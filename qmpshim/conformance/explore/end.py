@@ -17,6 +17,7 @@ from qmpshim.model.verdict import Verdict
 
 PROBE = 4000  # the operation whose data the aftermath writes
 _EFFECTS = (Kind.PASS, Kind.RELEASE, Kind.APPLY)
+_REMOVAL = 5.0  # seconds for an export or a job to go
 _COMMIT = 10.0  # seconds for the commit that failover leaves running
 
 
@@ -27,6 +28,44 @@ def stuck(scenario: RealScenario, now: Execution) -> RealViolation | None:
         text = f"{words(op)} does not end although nothing is held"
         return RealViolation(Verdict.HANG, text, index, cause=f"{op.do} hangs")
     return None
+
+
+def remaining(
+    machine: GatedMachine, scenario: RealScenario, now: Execution
+) -> RealViolation | None:
+    """Whether the job and the exports are there that must be.
+
+    A job that was cancelled and an export that was removed go when nothing is in flight any more:
+    they are waited for.
+    """
+    done = {op.do for op in scenario.setup}
+    done |= {op.do for op, told in zip(scenario.ops, now.answers, strict=True) if told == "ok"}
+    if "unexport" in done and not machine.reactor.until(
+        lambda: "primary" not in _names(machine, "query-block-exports", "id"), _REMOVAL
+    ):
+        return _remains("the primary's export", "removed")
+    if scenario.form is not Form.BACKUP:
+        return None
+    if "stop" not in done:
+        if "backup" in _names(machine, "query-block-jobs", "device"):
+            return None
+        text = "the backup job is gone, though nobody ended it"
+        return RealViolation(Verdict.ERROR_CONTRACT, text, cause="the backup job is gone")
+    if machine.reactor.until(
+        lambda: "backup" not in _names(machine, "query-block-jobs", "device"), _REMOVAL
+    ):
+        return None
+    return _remains("the backup job", "cancelled")
+
+
+def _names(machine: GatedMachine, query: str, key: str) -> set[str]:
+    machine.settle()
+    return {str(one.get(key)) for one in machine.call(query)}
+
+
+def _remains(what: str, how: str) -> RealViolation:
+    text = f"{what} was {how}, and does not go although nothing is held"
+    return RealViolation(Verdict.HANG, text, cause=f"{what} does not go")
 
 
 def await_commit(machine: GatedMachine) -> RealViolation | None:

@@ -8,6 +8,7 @@ from qmpshim.conformance import pattern
 from qmpshim.conformance.explore.execution import Running
 from qmpshim.conformance.explore.io import owners
 from qmpshim.conformance.explore.scenarios import COMMANDS, READS, VANISH, words
+from qmpshim.conformance.explore.straight import NO_JOB
 from qmpshim.errors import CommandFailed, MachineError, MachineHung
 from qmpshim.machine.gated_chain import Form, GatedMachine
 from qmpshim.machine.nbd_proto import Op as Nbd
@@ -69,6 +70,8 @@ def answer(
             return error.desc.replace(str(machine.workspace.path), "."), None
         if op.do == "status" and isinstance(value, dict) and value.get("error"):
             return str(value.get("desc", "error")), None
+        if op.do == "status" and isinstance(value, list):
+            return ("ok" if any(job.get("device") == "backup" for job in value) else NO_JOB), None
         return "ok", None
     if running.kind == "vanish":
         return "ok", None

@@ -28,6 +28,8 @@ from qmpshim.model.discipline import CopyBeforeWriteDiscipline
 from qmpshim.model.disk import Alloc, Qcow2, owned
 from qmpshim.model.scenario import Op
 
+NO_JOB = "no job"  # what the status tells in plain backup when the job is over
+ENDING = "ok, or no job"  # the status of a job that was cancelled: it ends when it finds time to
 FAILS = "an error"  # the answer of a command that an I/O error befell; its text is QEMU's affair
 # Of operations. ``~n`` is the commit that failover *n* leaves running, ``~(n + operations)`` the
 # moment from which the status says that it is over.
@@ -208,8 +210,10 @@ def run_in_order(
         index = step if step >= 0 else ~step
         op = scenario.ops[index]
         if op.do == "status":
-            replication = scenario.form is Form.REPLICATION
-            answers[index] = (chain.status() if replication else None) or "ok"
+            if scenario.form is Form.REPLICATION:
+                answers[index] = chain.status() or "ok"
+            else:
+                answers[index] = "ok" if chain.job is not None else ENDING
             continue
         if op.do in gone:
             answers[index] = "gone"

@@ -243,6 +243,8 @@ class RealSystem(RealRun):
         machine.gate.open()
         if any(op.do == "failover" for op in scenario.ops):
             wrong = real_end.await_commit(machine)
+        if wrong is None and not now.gone():
+            wrong = real_end.remaining(machine, scenario, now)
         unflushed = real_end.unflushed(machine, scenario, now)
         seen, broken = real_end.look(machine, scenario, now)
         now.seen = seen
