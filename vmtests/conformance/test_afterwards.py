@@ -15,6 +15,7 @@ from qmpshim.conformance.explore.exploration import explore_real, render
 from qmpshim.conformance.explore.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.replay import replay_schedule
 from qmpshim.conformance.explore.run import RealRun
+from qmpshim.conformance.explore.stage import Stage
 from qmpshim.machine import gated_chain
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import GatedMachine
@@ -101,15 +102,19 @@ def test_a_qemu_that_hangs_between_two_schedules(
     )
 
 
-def test_trouble_that_is_not_qemus_is_none(
+def test_a_node_that_is_still_in_use_is_missed_where_nothing_explains_it(
     monkeypatch: pytest.MonkeyPatch, qemu_build: Build
 ) -> None:
-    """A chain that cannot be taken apart costs a fresh QEMU, and no more."""
+    """Where I/O failed a chain that cannot be taken apart costs a fresh QEMU, and no more."""
 
     def busy(self: GatedMachine) -> None:
         self.call("blockdev-del", {"node-name": "nothing of this name"})
 
     monkeypatch.setattr(GatedMachine, "tear_down", busy)
+    (finding,) = explore_real(qemu_build, scenarios.named("backup-WH"), minimise=False).findings
+    assert (finding.verdict, finding.replays) == (Verdict.ERROR_CONTRACT, (3, 3))
+    assert finding.cause.startswith("taken apart: blockdev-del: ")
+    monkeypatch.setattr(Stage, "_doubtful", property(lambda self: True, lambda *_: None), False)
     report = explore_real(qemu_build, scenarios.named("backup-WH"))
     assert not report.findings and not report.unconfirmed and report.exhaustive
 

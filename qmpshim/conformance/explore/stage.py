@@ -116,10 +116,12 @@ class Stage:
         :raises MachineDied: QEMU ended
         :raises MachineHung: it does not come to rest or does not let go
         :raises ProtocolBroken: what its monitor says is not QMP
+        :raises CommandFailed: it refuses, though nothing was done that might be a reason
         """
         machine = self.machine
         if machine is None:
             return
+        reasons = self._doubtful
         try:
             if not self._at_start and not (apart and self._apart):
                 self._again(machine, self._base)
@@ -130,6 +132,8 @@ class Stage:
             told = machine.explained(error)
             if isinstance(told, BROKEN):
                 raise told from error
+            if isinstance(error, CommandFailed) and not reasons:
+                raise
             log.info("QEMU is not used again: %s", told)
             self.discard()
 

@@ -27,7 +27,7 @@ from qmpshim.conformance.explore.run import (
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.straight import Seen
-from qmpshim.errors import MachineError
+from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.model.behaviour import behaviour_of
 from qmpshim.model.system import NOTHING, Choice, Footprint
 from qmpshim.model.verdict import Verdict
@@ -205,7 +205,7 @@ class RealSystem(RealRun):
             return None
         try:
             self.stage.back(apart)
-        except BROKEN as error:
+        except (*BROKEN, CommandFailed) as error:
             text, kind = str(error), verdict_of(error)
             telling = text.split(": ", 1)[-1] if kind is Verdict.CRASH else text
             wrong = RealViolation(kind, f"{AFTER}{text}", cause=AFTER + stable(telling))
