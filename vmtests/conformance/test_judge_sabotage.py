@@ -1,0 +1,138 @@
+"""The oracles that QEMU gives no occasion to: what they look at is falsified, and they say so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from test_explore_oracles import found
+from test_faults_sabotage import causes, explored, meta_write, one
+
+from qmpshim.conformance import pattern
+from qmpshim.conformance.explore import confirm
+from qmpshim.conformance.explore import ops as real_ops
+from qmpshim.conformance.explore.exploration import explore_real
+from qmpshim.conformance.explore.findings import Finding
+from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.replay import Replay
+from qmpshim.conformance.explore.scenarios import BASE, C, RealScenario
+from qmpshim.conformance.explore.stage import Stage
+from qmpshim.conformance.explore.straight import Seen
+from qmpshim.conformance.explore.system import RealSystem, honestly
+from qmpshim.machine.builds import Build
+from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.machine.nbd_proto import Op as Nbd
+from qmpshim.machine.secondary import SECTOR
+from qmpshim.model.scenario import Op
+from qmpshim.model.verdict import Verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "do"),
+    [
+        ("WC", "checkpoint"),
+        ("WQ", "status"),
+        ("WX", "unexport"),
+        ("backup-WS", "stop"),
+        ("WR", "guest_read"),
+        ("WH", "primary_flush"),
+    ],
+)
+def test_an_operation_that_never_ends_hangs(
+    stage: Stage, name: str, do: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer does not come, though nothing is held up any more."""
+    answer = real_ops.answer
+
+    def deaf(
+        machine: GatedMachine, op: Op, running: real_ops.Running
+    ) -> tuple[str, tuple[int, ...] | None] | None:
+        return None if op.do == do else answer(machine, op, running)
+
+    monkeypatch.setattr(real_ops, "answer", deaf)
+    wrong = found(stage, name, honestly, most=1)
+    stage.discard()
+    assert wrong == {Verdict.HANG: {f"{do} hangs"}}
+
+
+@pytest.mark.parametrize("name", ["RH", "GH"])
+def test_a_cluster_that_nobody_wrote_is_not_allocated(
+    stage: Stage, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old data once more, a layer higher: all that is read is as it was."""
+    begin = real_ops.begin
+
+    def write_too(machine: GatedMachine, op: Op, number: int) -> real_ops.Running:
+        if op.do == "primary_flush":
+            old = bytes(pattern.data_of(BASE, C, C))
+            machine.clients["guest"].send(Nbd.WRITE, C * SECTOR, 0, old)
+        return begin(machine, op, number)
+
+    monkeypatch.setattr(real_ops, "begin", write_too)
+    wrong = found(stage, name, honestly)
+    stage.discard()
+    assert wrong == {Verdict.ALLOCATION: {"active cluster data instead of unallocated"}}
+    monkeypatch.undo()
+    assert found(stage, name, honestly) == {}
+
+
+def test_answers_that_do_not_fit_together_are_found_out(stage: Stage) -> None:
+    """Of two stops that wait for a write either may be the first, but not both."""
+
+    class Both(RealSystem):
+        def _verdict(self, seen: Seen) -> RealViolation | None:
+            return super()._verdict(replace(seen, answers=(seen.answers[0], "ok", "ok")))
+
+    scenario = RealScenario("WSS", (*one("W").ops, Op("stop"), Op("stop")))
+    assert not explored(stage, scenario).found
+    wrong = explored(stage, scenario, Both).found
+    assert (Verdict.PROTOCOL, "answers do not fit together") in wrong, wrong
+
+
+def test_a_finding_that_shows_itself_now_and_then_is_not_confirmed(
+    qemu_build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two times of three, whatever the setup is made to be."""
+    replayed, tries = confirm.replay_schedule, 0
+
+    def now_and_then(finding: Finding, build: Build) -> Replay:
+        nonlocal tries
+        tries += 1
+        again = replayed(finding, build)
+        return again if tries % 3 else replace(again, violation=None)
+
+    def explored_once() -> tuple[list[Finding], list[Finding]]:
+        report = explore_real(qemu_build, [one("PC")], minimise=False)
+        return report.findings, report.unconfirmed
+
+    sure, unsure = explored_once()
+    assert sure and not unsure
+    monkeypatch.setattr(confirm, "replay_schedule", now_and_then)
+    still, now_unsure = explored_once()
+    assert not still
+    assert [(f.cause, f.replays) for f in now_unsure] == [(f.cause, (2, 3)) for f in sure]
+
+
+@pytest.mark.parametrize("where", ["read", "view"])
+def test_new_data_is_seen_by_nobody_whatever_failed(stage: Stage, where: str) -> None:
+    """Also where a failed write of tables excuses the rest."""
+
+    class Leaking(RealSystem):
+        def _verdict(self, seen: Seen) -> RealViolation | None:
+            new = self.scenario.number(0)
+            if where == "read" and seen.data[1]:
+                data = (seen.data[0], (new,) * len(seen.data[1]))
+                seen = replace(seen, data=data)
+            if where == "view" and seen.view:
+                seen = replace(seen, view=(new, *seen.view[1:]))
+            return super()._verdict(seen)
+
+    scenario = one("WR")
+    fails = meta_write(stage, scenario)
+    cause = {
+        "read": "guest_read: new data after an I/O error",
+        "view": "view: new data after an I/O error",
+    }[where]
+    assert cause not in causes(explored(stage, scenario, fails=fails, everything=True))
+    leaking = explored(stage, scenario, Leaking, fails, everything=True)
+    assert (Verdict.ISOLATION, cause) in leaking.found, leaking.found
