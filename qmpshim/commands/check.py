@@ -21,7 +21,7 @@ from qmpshim.conformance.check.again import replay_command
 from qmpshim.conformance.check.bisect import ABORT, SKIP, answer
 from qmpshim.conformance.check.compare import Comparison, State, compare
 from qmpshim.conformance.check.executors import DaskExecutor, Executor, LocalExecutor
-from qmpshim.conformance.check.journal import Journal, slug
+from qmpshim.conformance.check.journal import Journal
 from qmpshim.conformance.check.reports import HTML, JUNIT, RESULTS, TAP, write_reports
 from qmpshim.conformance.check.results import Results, load_results
 from qmpshim.conformance.check.suites import Suite, suite_named
@@ -31,6 +31,7 @@ from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.errors import BuildError, HostError, InputError, NoSuchBuild, QmpshimError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build
+from qmpshim.machine.files import slug
 from qmpshim.machine.workspace import Workspace
 from qmpshim.shim import differential
 

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -282,6 +283,11 @@ def check_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def replay_command(bundle: Path) -> str:
+    """The command that shows a bundle again, to be pasted into a shell."""
+    return f"qmpshim replay {shlex.quote(str(bundle))}"
 
 
 def write_json(path: Path | None, value: Any) -> None:

@@ -21,6 +21,7 @@ from qmpshim.commands.console import (
     count,
     on_each,
     output_options,
+    replay_command,
     run_interruptible,
     seconds,
     write_json,
@@ -47,6 +48,7 @@ from qmpshim.conformance.known import known_findings
 from qmpshim.conformance.pair.bundle import is_pair
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build
+from qmpshim.machine.files import slug
 from qmpshim.model.explorer import MODES
 from qmpshim.model.scenario import Scenario
 
@@ -183,7 +185,7 @@ def _explore_build(
     )
     console.line(render(report))
     for finding in report.new:
-        console.line(f"replay it: qmpshim replay {_kept(finding, args.keep or BUNDLES, build)}")
+        console.line(f"replay it: {replay_command(_kept(finding, args.keep or BUNDLES, build))}")
     known_ones = len(report.findings) - len(report.new)
     console.line()
     console.line(
@@ -206,7 +208,7 @@ def _real_scenarios(what: str) -> list[RealScenario]:
 
 
 def _kept(finding: Finding, directory: Path, build: Build) -> Path:
-    name = f"explore-{finding.verdict}-{finding.scenario.name}"
+    name = slug(f"explore-{finding.verdict}-{finding.scenario.name}")
     return save_finding(directory / name, finding, build)
 
 

@@ -17,6 +17,7 @@ from qmpshim.commands.console import (
     chosen_build,
     count,
     output_options,
+    replay_command,
     run_cancellable,
     seconds,
     write_json,
@@ -148,7 +149,7 @@ def _show(outcome: PairOutcome, bundle: Path | None, console: Console) -> None:
         console.line(f"    predicted: {found.predicted}")
         console.line(f"    observed:  {found.observed}")
     if bundle is not None:
-        console.line(f"  replay it: qmpshim replay {bundle}")
+        console.line(f"  replay it: {replay_command(bundle)}")
     new = [finding for finding in outcome.findings if not finding.known]
     state = "DIVERGED" if new else "known defects only" if outcome.findings else "all as predicted"
     console.line(f"{state}: {summary(outcome)}, {outcome.seconds:.1f} s")

@@ -22,19 +22,20 @@ from qmpshim.commands.console import (
     in_words,
     on_each,
     output_options,
+    replay_command,
     run_cancellable,
     run_interruptible,
     size,
     write_json,
 )
 from qmpshim.conformance import bundle as bundles
-from qmpshim.conformance.check.journal import slug
 from qmpshim.conformance.explore.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.replay import replay_schedule
 from qmpshim.conformance.pair.bundle import is_pair
 from qmpshim.conformance.verify import Outcome, replay, setup_for, split, verify
 from qmpshim.errors import DriverMissing, InputError
 from qmpshim.machine.builds import Build, read_version
+from qmpshim.machine.files import slug
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.machine.workspace import Workspace
 from qmpshim.model.chain import Workflow
@@ -184,7 +185,7 @@ def _show(outcome: Outcome, console: Console) -> None:
         console.line(f"    {operation}")
     if len(outcome.operations) > 30:
         console.line(f"    ... and {len(outcome.operations) - 30} more")
-    console.line(f"  replay it: qmpshim replay {outcome.bundle}")
+    console.line(f"  replay it: {replay_command(outcome.bundle)}")
 
 
 def _replay(args: argparse.Namespace, console: Console) -> int:

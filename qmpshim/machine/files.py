@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,11 @@ from qmpshim.errors import HostError
 _PIECE = 1 << 20  # bytes
 _BLOCK = 1 << 16  # bytes that are left out when they are all zero
 _PLENTY = 256 << 20  # bytes that the checks of all images do not take up while one is mapped
+
+
+def slug(name: str) -> str:
+    """A name as one component of a path, which a shell takes as it is."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "x"
 
 
 def map_file(path: str | Path) -> memoryview:

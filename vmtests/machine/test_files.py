@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import namedtuple
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from qmpshim.machine.files import (
     copy_tree,
     file_extents,
     map_file,
+    slug,
     write_directory,
     write_sparse,
 )
@@ -105,3 +107,11 @@ def test_a_file_with_holes_on_a_full_disk_is_read(
     with path.open("r+b") as file:
         file.write(b"HEAD")
     assert bytes(view[:4]) == (b"HEAD" if free else b"head")
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("explore-crash-fleecing-HU'", "explore-crash-fleecing-HU"), ("a/../b $c", "a-..-b-c")],
+)
+def test_a_name_becomes_one_part_of_a_path_that_a_shell_takes(name: str, part: str) -> None:
+    assert slug(name) == part == shlex.quote(part)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 
 from qmpshim.conformance.case import CaseFinding
-from qmpshim.conformance.check.journal import CASES, Key, Plan, slug
+from qmpshim.conformance.check.journal import CASES, Key, Plan
+from qmpshim.machine.files import slug
 
 
 def bundle_place(key: Key, finding: CaseFinding) -> str:

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from qmpshim.conformance.case import (
 from qmpshim.conformance.check.case_process import Delivery, unpack
 from qmpshim.conformance.check.identity import Identity, identity_from_json
 from qmpshim.errors import HostError, InputError
+from qmpshim.machine.files import slug
 
 FORMAT = 1
 JOURNAL, CASES = "journal.jsonl", "cases"
@@ -197,8 +197,3 @@ class Journal:
     def close(self) -> None:
         """Let others have it."""
         self._file.close()
-
-
-def slug(name: str) -> str:
-    """A name as one component of a path."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "x"

@@ -32,6 +32,7 @@ from qmpshim.conformance.verify import replay, setup_for
 from qmpshim.conformance.verify import verify as run_verify
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build, read_version
+from qmpshim.machine.files import slug
 from qmpshim.machine.process import Qemu
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.machine.workspace import Workspace
@@ -224,7 +225,7 @@ def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
 def _of_schedule(finding: Finding, build: Build, directory: Path) -> CaseFinding:
     """A finding of the explorer's, kept as a bundle, with its diagram and maps."""
     assert finding.verdict is not None
-    place = save_finding(directory / f"{finding.verdict}-{finding.scenario.name}", finding)
+    place = save_finding(directory / slug(f"{finding.verdict}-{finding.scenario.name}"), finding)
     lanes = [f"op {index}: {words(op)}" for index, op in enumerate(finding.scenario.ops)]
     scenario = finding.scenario
     setup = ", ".join(words(op) for op in scenario.setup)
