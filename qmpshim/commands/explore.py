@@ -72,7 +72,8 @@ def add(commands: Any) -> None:
         "--mode",
         choices=list(MODES),
         default="exhaustive",
-        help="default exhaustive; pct bounds preemptions, pct and random need a --budget",
+        help="default exhaustive, which is auto: the best that a system can do; pct, which bounds "
+        "preemptions (preemption is the same), and random go by chance and need a --budget",
     )
     exploring.add_argument(
         "--faults",
@@ -130,7 +131,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
         return _explore_model(args, console)
     if args.discipline or args.schedule:
         raise InputError("--discipline and --schedule go with --model")
-    if args.mode != "exhaustive" and args.budget is None and args.scenario != "list":
+    if MODES[args.mode].by_chance and args.budget is None and args.scenario != "list":
         raise InputError(f"--mode {args.mode} never ends by itself: add a --budget, e.g. 60s")
     if args.scenario == "list":
         for one in named("all"):

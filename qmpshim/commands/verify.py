@@ -185,7 +185,8 @@ def _show(outcome: Outcome, console: Console) -> None:
         console.line(f"    {operation}")
     if len(outcome.operations) > 30:
         console.line(f"    ... and {len(outcome.operations) - 30} more")
-    console.line(f"  replay it: {replay_command(outcome.bundle)}")
+    if outcome.bundle is not None:
+        console.line(f"  replay it: {replay_command(outcome.bundle)}")
 
 
 def _replay(args: argparse.Namespace, console: Console) -> int:

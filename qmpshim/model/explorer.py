@@ -26,6 +26,11 @@ class Mode(StrEnum):
     RANDOM = "random"
     PREEMPTION = "preemption"
 
+    @property
+    def by_chance(self) -> bool:
+        """Whether it never ends by itself: only a budget ends it."""
+        return self in (Mode.RANDOM, Mode.PREEMPTION)
+
 
 #: How modes are called on the command line and in suites: two words for people, and their names.
 MODES: Mapping[str, Mode] = {

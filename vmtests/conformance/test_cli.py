@@ -253,11 +253,20 @@ def test_explore_is_told_what_it_cannot_do(qmpshim: CommandLine) -> None:
     (qmpshim.home / "file").touch()
     done = qmpshim.run("explore", "--keep", qmpshim.home / "file" / "kept")
     refuses(done, "cannot write .*file/kept: Not a directory")
-    refuses(qmpshim.run("explore", "--mode", "pct"), "--mode pct never ends by itself: add a --bud")
+    for mode in ("pct", "preemption", "random"):
+        done = qmpshim.run("explore", "--mode", mode)
+        refuses(done, f"--mode {mode} never ends by itself: add a --budget")
     for words in (["--build", "system"], ["--faults"], ["--strict"], ["--crash-points"]):
         done = qmpshim.run("explore", "--model", *words)
         refuses(done, f"{words[0]} goes with a real QEMU, not with --model")
     refuses(qmpshim.run("explore", "--schedule", "io:0:0"), "go with --model")
+
+
+@pytest.mark.parametrize("mode", ["auto", "stateful", "dpor", "states", "naive"])
+def test_modes_that_end_by_themselves_need_no_budget(qmpshim: CommandLine, mode: str) -> None:
+    done = qmpshim.run("explore", "--mode", mode, "--scenario", "HF", "--jobs", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].endswith(" schedules, exhausted")
 
 
 def test_no_libnbd(qmpshim: CommandLine) -> None:

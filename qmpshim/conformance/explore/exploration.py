@@ -58,7 +58,7 @@ def explore_real(
     version = read_version(build)[0]
     began = time.monotonic()
     task = Task(build, version, mode, tuple(faults), budget, seed, crash_points)
-    if mode in (Mode.RANDOM, Mode.PREEMPTION) and budget is None:
+    if mode.by_chance and budget is None:
         task.budget = budget = 60.0
     board = Board(len(scenarios), progress)
     run: Run = in_processes if jobs > 1 and len(scenarios) > 1 else here
