@@ -12,6 +12,7 @@ from qmpshim.commands.console import (
     BUNDLES,
     DIVERGED,
     OK,
+    UNTESTABLE,
     Console,
     build_options,
     check_directory,
@@ -62,7 +63,13 @@ def add(commands: Any) -> None:
     output_options(verifying, "images, logs and bundles")
     verifying.set_defaults(run=_verify)
 
-    replaying = commands.add_parser("replay", help="show a bundle's divergence again")
+    replaying = commands.add_parser(
+        "replay",
+        help="show a bundle's divergence again",
+        epilog="Exit status: 1 where the build diverges (like the bundle or otherwise), 0 where "
+        "all went as predicted, 125 where that cannot be told: the build does other I/O than the "
+        "schedule is of, or cannot do the scenario.",
+    )
     replaying.add_argument("bundle", type=Path)
     build_options(replaying)
     replaying.set_defaults(run=_replay)
@@ -211,8 +218,13 @@ def _replay_schedule(args: argparse.Namespace, console: Console) -> int:
     if again.shows(finding):
         console.line("reproduced: as allowed")
         return OK
-    how = "went as allowed" if again.followed else "could not be followed on this build"
-    console.line(f"not reproduced: the schedule {how}; the bundle says {finding.text}")
+    if not again.followed:
+        console.line(
+            "cannot be tested: the schedule could not be followed on this build; "
+            f"the bundle says {finding.text}"
+        )
+        return UNTESTABLE
+    console.line(f"not reproduced: the schedule went as allowed; the bundle says {finding.text}")
     return OK
 
 

@@ -262,6 +262,24 @@ def test_explore_is_told_what_it_cannot_do(qmpshim: CommandLine) -> None:
     refuses(qmpshim.run("explore", "--schedule", "io:0:0"), "go with --model")
 
 
+def test_a_schedule_that_cannot_be_followed_tells_nothing(qmpshim: CommandLine) -> None:
+    """Neither that the build has the defect nor that it has not: as the exported script says."""
+    written_up = Path(__file__).with_name("known") / "checkpoint-corrupts-overlay.json"
+    case = json.loads(written_up.read_text())["case"]
+    case["scenario"] = {"ops": [{"do": "primary_flush"}]}
+    case["schedule"] = [["start", 0]]
+    bundle = qmpshim.home / "case.json"
+    bundle.write_text(json.dumps(case))
+    done = qmpshim.run("replay", bundle)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nnot reproduced: the schedule went as allowed; the bundle says " in done.stdout
+    case["schedule"] += [["io", 0, "hidden write 0+128", 0]]
+    bundle.write_text(json.dumps(case))
+    done = qmpshim.run("replay", bundle)
+    assert (done.returncode, done.stderr) == (125, "")
+    assert "\ncannot be tested: the schedule could not be followed on this build; " in done.stdout
+
+
 @pytest.mark.parametrize("mode", ["auto", "stateful", "dpor", "states", "naive"])
 def test_modes_that_end_by_themselves_need_no_budget(qmpshim: CommandLine, mode: str) -> None:
     done = qmpshim.run("explore", "--mode", mode, "--scenario", "HF", "--jobs", "1")
