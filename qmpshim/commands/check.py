@@ -36,9 +36,10 @@ from qmpshim.machine.workspace import Workspace
 from qmpshim.shim import differential
 
 _EPILOG = """\
-Exit status: 0 all as predicted, 1 something new was found (with --strict: anything), 2 the command
-or the environment is wrong, or a case could not be carried out, 125 no build can do any of it.
-With --bisect: 0 good, 1 bad, 125 cannot be tested (nothing usable at the build's path), 128 the
+Exit status: 0 all as predicted, 1 something new was found (with --strict: anything), also where it
+did not show itself again every time, 2 the command or the environment is wrong, or a case could not
+be carried out, 125 no build can do any of it. With --bisect: 0 good, 1 bad, 125 cannot be tested
+(nothing usable at the build's path, or what is new did not show itself every time), 128 the
 question is wrong (a name that no build has, no such bundle); never 2, which git takes for bad.
 
   qmpshim check --build system --build debian:sid
@@ -258,7 +259,7 @@ def _tell(comparison: Comparison, directory: Path, console: Console) -> None:
         )
     for row in comparison.rows:
         sight = row.smallest
-        if row.state is not State.NEW and not comparison.strict:
+        if row.state not in (State.NEW, State.UNCONFIRMED) and not comparison.strict:
             continue
         finding = sight.best
         side = "contract" if finding.contract else "robustness"
@@ -305,7 +306,11 @@ def _rest(comparison: Comparison, directory: Path, console: Console) -> None:
     console.line(f"reports: {directory}/{{{HTML},{RESULTS},{JUNIT},{TAP}}}")
     new = sum(row.state is State.NEW for row in comparison.rows)
     verdict = {0: "all as predicted", 1: "DIVERGED", 2: "NOT ALL CARRIED OUT", 125: "untestable"}
-    console.line(f"{verdict[comparison.exit_status]}: {new} new finding(s), {len(known)} known")
+    unsure = sum(row.state is State.UNCONFIRMED for row in comparison.rows)
+    console.line(
+        f"{verdict[comparison.exit_status]}: {new} new finding(s), {len(known)} known"
+        + (f", {unsure} that did not show themselves every time" if unsure else "")
+    )
 
 
 # -- bisect ------------------------------------------------------------------------------------

@@ -112,6 +112,11 @@ def add(commands: Any) -> None:
         "--schedule", metavar="STEPS", help="with --model: replay the steps a violation printed"
     )
     exploring.set_defaults(run=_explore)
+    exploring.epilog = (
+        "Exit status: 0 all as predicted or known, 1 something new was found (with --strict: "
+        "anything), also where it did not show itself again on each of the fresh QEMUs it is "
+        "confirmed with, 2 the command or the environment is wrong, 125 the build cannot do it."
+    )
 
     exporting = commands.add_parser(
         "export", help="write an explored finding as a script that needs no qmpshim"
@@ -147,7 +152,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
     def on(build: Build) -> int:
         def explore() -> int:
             reports.append(_explore_build(args, build, scenarios, console))
-            return DIVERGED if reports[-1].new else OK
+            return DIVERGED if reports[-1].new or reports[-1].unexplained else OK
 
         return run_interruptible(explore)
 
@@ -185,13 +190,14 @@ def _explore_build(
         crash_points=CrashPoints(args.crash_points),
     )
     console.line(render(report))
-    for finding in report.new:
+    for finding in (*report.new, *report.unexplained):
         console.line(f"replay it: {replay_command(_kept(finding, args.keep or BUNDLES, build))}")
     known_ones = len(report.findings) - len(report.new)
     console.line()
     console.line(
         f"{len(report.new)} new finding(s), {known_ones} known, "
-        f"{len(report.unconfirmed)} that did not replay every time; "
+        f"{len(report.unconfirmed)} that did not replay every time"
+        f"{' (they fail the run, too)' if report.unexplained else ''}; "
         f"{report.schedules} schedules, {'exhausted' if report.exhaustive else 'NOT exhausted'}"
     )
     return report

@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios
+from qmpshim.cli import main
+from qmpshim.commands.console import DIVERGED
+from qmpshim.conformance.explore import exploration, scenarios
+from qmpshim.conformance.explore.confirm import confirm
 from qmpshim.conformance.explore.exploration import explore_real, render
 from qmpshim.conformance.explore.finding_files import load_finding, save_finding
+from qmpshim.conformance.explore.findings import Finding
 from qmpshim.conformance.explore.replay import replay_schedule
 from qmpshim.conformance.explore.run import RealRun
 from qmpshim.conformance.explore.stage import Stage
@@ -135,3 +139,26 @@ def test_who_died_before_does_not_die_again(
     (finding,) = report.findings
     assert not report.unconfirmed
     assert (finding.verdict, finding.cause) == (Verdict.CRASH, "QEMU was killed by SIGKILL")
+
+
+def test_what_does_not_show_itself_again_is_no_calm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """QEMU dies in exploring, and never again: something diverged, and the summary says so."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def healed(finding: Finding, *rest: Any) -> Finding:
+            patch.undo()
+            return confirm(finding, *rest)
+
+        patch.setattr(exploration, "confirm", healed)
+        strike(patch, "blockdev-del", signal.SIGSEGV)
+        words = ["explore", "--scenario", "backup-WH", "--jobs", "1", "--keep", str(tmp_path)]
+        status = main(words)
+    told = capsys.readouterr().out
+    assert status == DIVERGED and "no divergence" not in told
+    assert "CRASH (contract, NEW, NOT CONFIRMED): " in told and "killed by SIGSEGV" in told
+    assert "replays 0 of 3 on fresh QEMUs" in told
+    (bundle,) = tmp_path.iterdir()
+    assert f"replay it: qmpshim replay {bundle}\n" in told
+    assert "0 new finding(s), 0 known, 1 that did not replay every time (they fail" in told

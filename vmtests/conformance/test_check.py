@@ -19,6 +19,7 @@ from command_line import LIMIT, CommandLine
 
 from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check import campaign
+from qmpshim.conformance.check.bisect import BAD, GOOD, SKIP, answer
 from qmpshim.conformance.check.case_process import Delivery
 from qmpshim.conformance.check.compare import State, compare
 from qmpshim.conformance.check.identity import Identity
@@ -392,9 +393,14 @@ def test_what_is_known_and_was_not_there_before_is_told() -> None:
     assert not compare(found, results(a=Status.SKIPPED)).rows[0].sights["a"].differs
 
 
-def test_what_did_not_show_itself_again_fails_nothing() -> None:
+def test_what_did_not_show_itself_again_fails_the_run_but_blames_no_commit() -> None:
     compared = compare(results(a=[finding("1", confirmed=False)]))
-    assert compared.rows[0].state is State.UNCONFIRMED and compared.exit_status == 0
+    assert compared.rows[0].state is State.UNCONFIRMED and compared.exit_status == 1
+    assert answer(compared).status == SKIP
+    compared = compare(results(a=[finding("1", confirmed=False), finding("2")]))
+    assert answer(compared).status == BAD and "2" in answer(compared).text
+    known = compare(results(a=[finding("1", confirmed=False, known="an-id")]))
+    assert known.exit_status == 0 and answer(known).status == GOOD
 
 
 def test_the_smallest_case_speaks_for_a_finding() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qmpshim.conformance.case import CaseOutcome, Status
-from qmpshim.conformance.check.compare import Comparison
+from qmpshim.conformance.check.compare import Comparison, State
 
 GOOD, BAD, SKIP, ABORT = 0, 1, 125, 128
 
@@ -27,7 +27,8 @@ def answer(comparison: Comparison) -> Answer:
     """What a run of one build says.
 
     A bundle's finding is bad where it shows itself, written up or not; another divergence in its
-    place leaves the question open. Of other cases whatever is new is bad.
+    place leaves the question open. Of other cases whatever is new is bad, if it shows itself each
+    time: a commit is not blamed for what may be luck, nor cleared.
     """
     outcomes = comparison.results.outcomes
     bundles = {
@@ -44,7 +45,10 @@ def answer(comparison: Comparison) -> Answer:
         if any((sight.build, case) not in bundles for case in sight.cases)
     ]
     if others:
-        row, sight = others[0]
+        sure = [(row, sight) for row, sight in others if sight.state is not State.UNCONFIRMED]
+        row, sight = (sure or others)[0]
+        if not sure:
+            return Answer(SKIP, f"cannot be tested: {row.key} did not show itself every time")
         return Answer(BAD, f"bad: {row.key} in {sight.smallest}: {sight.best.title}")
     for outcome in outcomes.values():
         if outcome.status is Status.BROKEN:

@@ -110,8 +110,9 @@ class Comparison:
                     yield row, sight
 
     def fails(self, sight: Sight) -> bool:
-        """Whether the run fails for it."""
-        return sight.state is State.NEW or (self.strict and sight.state is State.KNOWN)
+        """Whether the run fails for it: what nobody can explain, seen once or each time."""
+        new = sight.state in (State.NEW, State.UNCONFIRMED)
+        return new or (self.strict and sight.state is State.KNOWN)
 
     @property
     def reference(self) -> str:

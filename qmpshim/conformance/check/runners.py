@@ -211,7 +211,7 @@ def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
         + (f"; {len(report.unconfirmed)} did not replay every time" if report.unconfirmed else "")
     )
     return CaseOutcome(
-        Status.DIVERGED if report.new else Status.OK,
+        Status.DIVERGED if report.new or report.unexplained else Status.OK,
         text,
         tuple(findings),
         {

@@ -53,7 +53,7 @@ class ExploreReport:
 
     :ivar build: name and version
     :ivar findings: new ones first, then known ones; each showed itself again on fresh QEMUs
-    :ivar unconfirmed: what did not do so every time; no finding, but a reason to look closer
+    :ivar unconfirmed: what did not do so every time: a race of QEMU's, or a harness at fault
     """
 
     build: str
@@ -71,6 +71,11 @@ class ExploreReport:
     def new(self) -> list[Finding]:
         """Findings that nobody has written up yet and that replay."""
         return [finding for finding in self.findings if not finding.known]
+
+    @property
+    def unexplained(self) -> list[Finding]:
+        """What nobody has written up yet and did not replay every time: something diverged."""
+        return [finding for finding in self.unconfirmed if not finding.known]
 
     @property
     def schedules(self) -> int:
@@ -146,11 +151,13 @@ def render(report: ExploreReport) -> str:
         lines.append(
             f"{_many(in_part, 'schedule')} judged in part: an I/O failed that the model does not do"
         )
-    if not report.findings:
+    if not report.findings and not report.unconfirmed:
         lines.append("no divergence")
-    for finding in report.findings:
+    for finding in (*report.findings, *report.unconfirmed):
         side = "contract" if finding.contract else "robustness"
         state = f"known: {finding.known}" if finding.known else "NEW"
+        if not finding.confirmed:
+            state += ", NOT CONFIRMED"
         lines.append("")
         lines.append(f"{str(finding.verdict).upper()} ({side}, {state}): {finding.text}")
         lines.append(
@@ -159,12 +166,6 @@ def render(report: ExploreReport) -> str:
             + f"; replays {finding.replays[0]} of {finding.replays[1]} on fresh QEMUs"
         )
         lines += [f"    {line}" for line in finding.lines]
-    for finding in report.unconfirmed:
-        lines.append("")
-        lines.append(
-            f"not confirmed (replays {finding.replays[0]} of {finding.replays[1]}): "
-            f"{finding.verdict}: {finding.text}"
-        )
     return "\n".join(lines)
 
 
