@@ -42,7 +42,13 @@ from qmpshim.conformance.explore.model_run import (
     scenarios_for,
     summary,
 )
-from qmpshim.conformance.explore.scenarios import RealScenario, named, scenario_from_json, words
+from qmpshim.conformance.explore.scenarios import (
+    SETS,
+    RealScenario,
+    described,
+    named,
+    scenario_from_json,
+)
 from qmpshim.conformance.explore.system import CUT, RECONNECT
 from qmpshim.conformance.known import known_findings
 from qmpshim.conformance.pair.bundle import is_pair
@@ -65,8 +71,10 @@ def add(commands: Any) -> None:
         "--scenario",
         default=None,
         metavar="S",
-        help="a set (pairs, follow-ups, triples, all), one by name, or a JSON file; "
-        "`list` shows them (default pairs; with --model all)",
+        help=f"a set ({', '.join(SETS)}; replication, backup and fleecing are the pairs of that "
+        "form), one by name, or a JSON file; qcow2- in front, as in qcow2-pairs, takes a secondary "
+        "disk in qcow2; `list` shows them, those outside of what QEMU's documents allow as "
+        "`robustness` (default pairs; with --model all)",
     )
     exploring.add_argument(
         "--mode",
@@ -140,7 +148,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"--mode {args.mode} never ends by itself: add a --budget, e.g. 60s")
     if args.scenario == "list":
         for one in named("all"):
-            console.line(f"{one.name:20} {', '.join(words(op) for op in one.ops)}")
+            console.line(f"{one.name:20} {described(one)}")
         return OK
     scenarios = _real_scenarios(args.scenario or "pairs")
     chosen = chosen_builds(args)

@@ -297,6 +297,15 @@ def test_a_bundle_tells_all_there_is(tmp_path: Path, qemu_build: Build) -> None:
         assert b"abort" in parts["backtrace.txt"]
 
 
+def test_a_scenario_is_told_in_full() -> None:
+    told = {one.name: scenarios.described(one) for one in scenarios.named("all")}
+    assert told["WR"] == "primary write [0, 128), guest read [0, 256)"
+    assert told["CW-CR"] == (
+        "checkpoint, primary write [0, 128), guest read [0, 256) after operation 0; "
+        "before: primary write [192, 224), guest write [144, 152); robustness"
+    )
+
+
 def test_a_scenario_survives_json() -> None:
     for scenario in (*scenarios.pairs(), *scenarios.pairs(Form.FLEECING), *scenarios.follow_ups()):
         again = scenarios.scenario_from_json(json.loads(json.dumps(scenario.to_json())))

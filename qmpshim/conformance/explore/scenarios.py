@@ -129,6 +129,17 @@ def words(op: Op) -> str:
     return f"{what} [{op.start}, {op.start + op.count})" if op.count else what
 
 
+def described(scenario: RealScenario) -> str:
+    """A scenario to read: its operations, what was before them, on which side of the contract."""
+    ops = ", ".join(
+        words(op) + (f" after operation {op.after}" if op.after is not None else "")
+        for op in scenario.ops
+    )
+    before = ", ".join(words(op) for op in scenario.setup)
+    side = "" if scenario.contract else "; robustness"
+    return ops + (f"; before: {before}" if before else "") + side
+
+
 # The letters of the quick set. Two clusters; everything overlaps with everything.
 LETTERS: dict[str, Op] = {
     "W": Op("primary_write", 0, C),
@@ -214,8 +225,25 @@ def follow_ups() -> list[RealScenario]:
     return found
 
 
+def _all() -> list[RealScenario]:
+    every = [s for form in Form for s in (*pairs(form), *triples(form))]
+    return every + follow_ups() + vanishing()
+
+
+SETS: Mapping[str, Callable[[], list[RealScenario]]] = {
+    "pairs": lambda: [s for form in Form for s in pairs(form)],
+    "triples": lambda: [s for form in Form for s in triples(form)],
+    "follow-ups": follow_ups,
+    "vanishing": vanishing,
+    "replication": lambda: pairs(),
+    "backup": lambda: pairs(Form.BACKUP),
+    "fleecing": lambda: pairs(Form.FLEECING),
+    "all": _all,
+}
+
+
 def named(name: str) -> list[RealScenario]:
-    """The scenarios a name stands for: ``pairs``, ``triples``, ``all`` or letters like ``WR``.
+    """The scenarios a name stands for: one of :data:`SETS`, or letters like ``WR``.
 
     ``backup-`` and ``fleecing-`` in front choose the form, ``qcow2-`` before all that the format of
     the secondary disk.
@@ -227,20 +255,8 @@ def named(name: str) -> list[RealScenario]:
             replace(one, name=_QCOW2 + one.name, secondary="qcow2")
             for one in named(name.removeprefix(_QCOW2))
         ]
-    groups: dict[str, Callable[[], list[RealScenario]]] = {
-        "pairs": lambda: [s for form in Form for s in pairs(form)],
-        "triples": lambda: [s for form in Form for s in triples(form)],
-        "follow-ups": follow_ups,
-        "vanishing": vanishing,
-        "replication": lambda: pairs(),
-        "backup": lambda: pairs(Form.BACKUP),
-        "fleecing": lambda: pairs(Form.FLEECING),
-    }
-    if name in groups:
-        return groups[name]()
-    if name == "all":
-        every = [s for form in Form for s in (*pairs(form), *triples(form))]
-        return every + follow_ups() + vanishing()
+    if name in SETS:
+        return SETS[name]()
     for scenario in follow_ups():
         if scenario.name == name:
             return [scenario]
@@ -250,7 +266,7 @@ def named(name: str) -> list[RealScenario]:
             form, letters = other, name[len(other.value) + 1 :]
     if not letters or not all(letter in _LETTERS[form] + "KL" for letter in letters):
         raise InputError(
-            f"no scenario {name!r}: there are {', '.join(groups)}, all, and words of the letters "
+            f"no scenario {name!r}: there are {', '.join(SETS)}, and words of the letters "
             + ", ".join(f"{letter} ({words(op)})" for letter, op in LETTERS.items())
         )
     return [_scenario(tuple(letters), form)]
