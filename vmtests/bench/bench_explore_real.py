@@ -24,7 +24,7 @@ from qmpshim.model.walk import Budget
 
 SCENARIOS = {
     "WV": "two overlapping primary writes",
-    "WH": "primary write, guest write of a whole cluster",
+    "WH": "primary write, primary flush",
 }
 SECONDS = 4.0
 TRIPS = 1000
