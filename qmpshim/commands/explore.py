@@ -102,7 +102,11 @@ def add(commands: Any) -> None:
     )
     exploring.add_argument("--budget", type=seconds, metavar="TIME", help="e.g. 30s or 5m")
     exploring.add_argument(
-        "--jobs", type=count, default=os.cpu_count() or 1, metavar="N", help="processes"
+        "--jobs",
+        type=count,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes at most; each scenario is explored by one (default: one a CPU)",
     )
     exploring.add_argument("--seed", type=int, default=0, help="for the modes that go by chance")
     output_options(exploring, "the bundles of new findings")

@@ -174,9 +174,11 @@ def test_a_broken_image_at_a_crash_point_is_corruption(stage: Stage) -> None:
 
 def test_the_report_of_an_honest_pair(stage: Stage, qemu_build: Build) -> None:
     ticks = []
-    report = explore_real(qemu_build, scenarios.named("WG"), progress=ticks.append)
+    report = explore_real(qemu_build, scenarios.named("WG"), jobs=2, progress=ticks.append)
+    assert report.jobs == 1 and " with 1 process\n" in render(report)
     assert report.exhaustive and not report.findings and not report.unconfirmed
     assert ticks and ticks[-1].schedules == report.schedules > 10
+    assert ticks[-1].distinct == report.scenarios[0].distinct > 0
     assert json.loads(json.dumps(report.to_json()))["schedules"] == report.schedules
     assert "no divergence" in render(report)
 

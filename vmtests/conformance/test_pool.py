@@ -49,6 +49,10 @@ def test_the_progress_is_of_all_that_is_explored(
     schedules = [one.schedules for one in told]
     assert schedules == sorted(schedules) and schedules[-1] == report.schedules
     assert len(set(schedules)) > (report.schedules // 2 if jobs == 1 else 3)
+    distinct = [one.distinct for one in told]
+    assert distinct == sorted(distinct)
+    assert distinct[-1] == sum(one.distinct for one in report.scenarios)
+    assert any(one.distinct for one in told if not one.scenarios)  # in the middle of the first
     errors = [one.verdicts[Verdict.ERROR_CONTRACT.value] for one in told]
     assert errors == sorted(errors)
 

@@ -48,20 +48,21 @@ def explore_real(
         tells where an execution is
     :param faults: errnos a held I/O may end with instead; empty: no faults
     :param budget: seconds for exploring, shared out among the scenarios; those by chance need one
-    :param jobs: processes, each with a QEMU of its own
+    :param jobs: processes at most, each with a QEMU of its own; a scenario is explored by one
     :param crash_points: look at the images after each step, as a crash would leave them
     :param known: findings that are written up
     :raises BuildError: the build cannot do any of the scenarios
     """
     if mode is Mode.AUTO:
         mode = Mode.STATEFUL
+    jobs = max(1, min(jobs, len(scenarios)))
     version = read_version(build)[0]
     began = time.monotonic()
     task = Task(build, version, mode, tuple(faults), budget, seed, crash_points)
     if mode.by_chance and budget is None:
         task.budget = budget = 60.0
     board = Board(len(scenarios), progress)
-    run: Run = in_processes if jobs > 1 and len(scenarios) > 1 else here
+    run: Run = in_processes if jobs > 1 else here
     results = _explore(run, task, scenarios, jobs, board)
     if results and all(one.skipped and not one.sightings for one in results):
         raise BuildError(f"{build.name}: {results[0].skipped}")

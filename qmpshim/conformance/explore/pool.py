@@ -82,7 +82,8 @@ class Board:
                 len(self.done),
                 self.total,
                 schedules,
-                sum(one.distinct for one in self.done),
+                sum(one.distinct for one in self.done)
+                + sum(live.distinct for live in self.live.values()),
                 now - self.began,
                 verdicts,
                 ", ".join(live.name for live in self.live.values()),

@@ -45,11 +45,13 @@ class Live:
     """How far the exploration of a scenario is.
 
     :ivar schedules: executions that are over, of all that is explored of it
+    :ivar distinct: outcomes that differ, of what is over
     :ivar verdicts: schedules that ended with each verdict
     """
 
     name: str
     schedules: int
+    distinct: int
     verdicts: Counter[str]
 
 
@@ -57,17 +59,30 @@ class _Counting(RealSystem):
     """Tells with each execution how far it is.
 
     :ivar over: executions before the present one, those that were cut short among them
+    :ivar outcomes: what executions ended as
     """
 
-    def __init__(self, *words: Any, tick: Callable[[_Counting], None], **named: Any) -> None:
+    def __init__(
+        self,
+        *words: Any,
+        tick: Callable[[_Counting], None],
+        outcomes: set[Any],
+        **named: Any,
+    ) -> None:
         super().__init__(*words, **named)
         self._tick = tick
         self.over = -1
+        self.outcomes = outcomes
 
     def reset(self) -> None:
         super().reset()
         self.over += 1
         self._tick(self)
+
+    def finish(self) -> Any:
+        outcome = super().finish()
+        self.outcomes.add(outcome)
+        return outcome
 
 
 def explore_scenario(
@@ -98,7 +113,7 @@ def explore_scenario(
             verdicts[sighting.violation.kind.value] += sighting.count
         for one in system.found.values():
             verdicts[one.violation.kind.value] += one.count
-        tick(Live(scenario.name, result.schedules + system.over, verdicts))
+        tick(Live(scenario.name, result.schedules + system.over, len(outcomes), verdicts))
 
     while plans:
         plan = plans.pop()
@@ -109,6 +124,7 @@ def explore_scenario(
             plan=plan,
             each_step=task.crash_points.check,
             tick=tell,
+            outcomes=outcomes,
         )
         left = None if seconds is None else seconds - (time.monotonic() - began)
         if left is not None and left <= 0:
@@ -143,7 +159,6 @@ def explore_scenario(
         result.depth = max(result.depth, statistics.depth)
         result.derailed += system.derailed
         result.in_part += system.in_part
-        outcomes |= explored.outcomes
         _collect(system, scenario, found)
     result.distinct, result.seconds = len(outcomes), time.monotonic() - began
     result.sightings = list(found.values())
