@@ -60,6 +60,14 @@ def test_new_data_before_the_old_is_saved_is_order(stage: Stage, form: str) -> N
     assert (Verdict.ORDER, "new data before old is saved") in found
 
 
+@pytest.mark.parametrize("name", ["fleecing-WX", "backup-WX"])
+def test_a_command_besides_hides_nothing_of_it(stage: Stage, name: str) -> None:
+    assert verdicts(stage, name, honestly) == set()
+    assert (Verdict.ORDER, "new data before old is saved") in causes(stage, name, Early(), most=50)
+    # Where there is a setup it is seen in that already.
+    assert verdicts(stage, name, new_for_old) & {Verdict.CONTENT, Verdict.LOST_WRITE}
+
+
 def test_a_copy_that_never_arrives_is_found_out(stage: Stage) -> None:
     """Seen twice: when the new data arrives, and if nobody looks then, by what is read later."""
     assert verdicts(stage, "WR", never) == {Verdict.ORDER}

@@ -166,7 +166,7 @@ _QCOW2 = "qcow2-"
 _LETTERS = {
     Form.REPLICATION: "WVDZRPGFHCOSQX",
     Form.BACKUP: "WVDZRHSQX",
-    Form.FLEECING: "WVDZRHTU",
+    Form.FLEECING: "WVDZRHTUX",
 }
 # What a command finds: a copied cluster in the hidden disk, a written one in the active disk.
 _PAST = (Op("primary_write", C + 64, 32), Op("guest_write", C + 16, 8))
