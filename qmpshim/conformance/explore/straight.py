@@ -212,6 +212,8 @@ def run_in_order(
         if op.do == "status":
             if scenario.form is Form.REPLICATION:
                 answers[index] = chain.status() or "ok"
+            elif scenario.form is Form.FLEECING:
+                answers[index] = NO_JOB
             else:
                 answers[index] = "ok" if chain.job is not None else ENDING
             continue
