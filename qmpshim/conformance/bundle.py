@@ -146,7 +146,11 @@ def to_json(case: Case) -> dict[str, Any]:
             "secondary": spec.secondary,
         },
         "model": {
-            **dataclasses.asdict(case.behaviour),
+            **{
+                field.name: getattr(case.behaviour, field.name)
+                for field in dataclasses.fields(case.behaviour)
+                if field.name != "snapshot_discard_rounds"  # no operation here discards one
+            },
             "known": sorted(case.behaviour.known),
         },
         "seed": case.seed,
