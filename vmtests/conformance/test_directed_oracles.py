@@ -13,7 +13,7 @@ from directed_spoilt import Sabotage, run_spoilt
 
 from qmpshim.conformance import pattern
 from qmpshim.conformance.explore import directed_storage
-from qmpshim.machine.builds import Build
+from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.gate import HeldIO
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.machine.nbd_proto import Op
@@ -85,6 +85,20 @@ def new_data_early(machine: GatedMachine) -> None:
     machine.gate.release_all = write_and_release  # type: ignore[method-assign]
 
 
+def zeroes_forgotten(machine: GatedMachine) -> None:
+    """Zeroes that are written to the secondary disk are answered and forgotten."""
+    hold = machine.gate.hold
+
+    def forget(io: HeldIO) -> bool:
+        zeroes = io.op is Op.WRITE_ZEROES or (io.op is Op.WRITE and not any(io.data))
+        hit = io.image == "secondary" and zeroes
+        if hit:
+            machine.reactor.loop.call_soon(lambda: machine.gate.drop(io))
+        return hit
+
+    machine.gate.open = lambda: hold(forget)  # type: ignore[method-assign]
+
+
 def nothing(machine: GatedMachine) -> None:
     """Honest."""
 
@@ -134,3 +148,20 @@ def test_a_directed_case_sees(
     found = run_spoilt(name, sabotage, qemu_build, reconnect=reconnect)
     assert found is not None
     assert (found.kind, found.cause) == (verdict, cause), found.text
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "cause"),
+    [
+        (forgetting("secondary", False), "guest write after failed failover is lost"),
+        (zeroes_forgotten, "guest zeroes after failed failover are lost"),
+    ],
+)
+def test_what_is_written_after_a_failed_failover_is_missed(
+    sabotage: Sabotage, cause: str, qemu_build: Build
+) -> None:
+    if read_version(qemu_build)[0] < (6, 1):
+        pytest.skip("it aborts before that (failed-failover-write-aborts)")
+    found = run_spoilt("failover-fails", sabotage, qemu_build)
+    assert found is not None
+    assert (found.kind, found.cause) == (Verdict.LOST_WRITE, cause), found.text
