@@ -92,13 +92,21 @@ def add(commands: Any) -> None:
     exploring.add_argument(
         "--crash-points",
         nargs="?",
-        const=CrashPoints.FULL.value,
-        default=CrashPoints.NONE.value,
-        choices=[one.value for one in CrashPoints],
-        metavar="HOW",
+        const="full",
+        default="none",
+        metavar="HOW[:STEPS]",
         help="after every step look at the images as a crash would leave them now: `quick` by our "
         "own reader, `full` (the default of this option) also by qemu-img check and a fresh QEMU "
-        "that opens the chain; slow, best with one --scenario",
+        "that opens the chain; slow, best with one --scenario. After some steps only: "
+        "`full:3,5-8` by their numbers, `full:checkpoint,hidden write` by words of their lines. "
+        "With --all-io also between the writes of qcow2's own tables",
+    )
+    exploring.add_argument(
+        "--all-io",
+        action="store_true",
+        help="hold (and with --faults fail) every request to the images: qcow2's tables, flushes "
+        "and questions for block status, too, which else pass at once; many more schedules, best "
+        "with one --scenario or a --budget",
     )
     exploring.add_argument("--budget", type=seconds, metavar="TIME", help="e.g. 30s or 5m")
     exploring.add_argument(
@@ -154,6 +162,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
         for one in named("all"):
             console.line(f"{one.name:20} {described(one)}")
         return OK
+    CrashPoints.parse(args.crash_points)
     scenarios = _real_scenarios(args.scenario or "pairs")
     chosen = chosen_builds(args)
     check_writable(args.json)
@@ -199,7 +208,8 @@ def _explore_build(
         args.seed,
         tell,
         known,
-        crash_points=CrashPoints(args.crash_points),
+        crash_points=CrashPoints.parse(args.crash_points),
+        all_io=args.all_io,
     )
     console.line(render(report))
     for finding in (*report.new, *report.unexplained):
@@ -250,7 +260,8 @@ def _explore_model(args: argparse.Namespace, console: Console) -> int:
         "--build": args.build,
         "--qemu": args.qemu,
         "--faults": args.faults,
-        "--crash-points": args.crash_points != CrashPoints.NONE.value,
+        "--crash-points": args.crash_points != "none",
+        "--all-io": args.all_io,
         "--keep": args.keep,
         "--strict": args.strict,
     }

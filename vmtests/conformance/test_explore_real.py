@@ -276,7 +276,7 @@ def test_the_snapshot_forgets_whole_clusters_only(each_build: Build) -> None:
 
 def test_metadata_can_be_held_too(stage: Stage) -> None:
     (scenario,) = scenarios.named("WP")
-    system = RealSystem(stage, scenario, everything=True)
+    system = RealSystem(stage, scenario, all_io=True)
     explore(system, Mode.STATEFUL, Budget(schedules=12), stop=False)
     assert system.finished and not system.found and not system.derailed
     held = {str(name[2]) for name in system.names}

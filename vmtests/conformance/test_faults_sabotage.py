@@ -51,14 +51,12 @@ def explored(
     fails: str | None = None,
     errno: int = EIO,
     release: Callable[[GatedMachine, Named], None] = honestly,
-    everything: bool = False,
+    all_io: bool = False,
     nth: int = 0,
 ) -> RealSystem:
     """All schedules of *scenario* (or the first of many) in which the *nth* I/O *fails* does so."""
     plan: dict[Choice, int] = {("io", 0, fails, nth): errno} if fails else {}
-    system = kind(
-        stage, scenario, plan=plan, release=release, everything=everything, watching=False
-    )
+    system = kind(stage, scenario, plan=plan, release=release, all_io=all_io, watching=False)
     explore(system, Mode.STATEFUL, Budget(schedules=60), stop=False)
     assert system.finished and not system.derailed
     assert not plan or plan.keys() <= system.names, system.names
@@ -256,7 +254,7 @@ def test_a_view_that_cannot_be_read_is_an_error(stage: Stage) -> None:
 
 def meta_write(stage: Stage, scenario: scenarios.RealScenario) -> str:
     """The first write of the hidden disk's tables in a scenario."""
-    system = RealSystem(stage, scenario, everything=True)
+    system = RealSystem(stage, scenario, all_io=True)
     system.reset()
     while left := system.enabled():
         system.take(left[-1])
@@ -279,9 +277,9 @@ def test_beside_a_failed_write_of_tables_the_others_are_judged(stage: Stage) -> 
             return
         honestly(machine, named)
 
-    honest = explored(stage, scenario, fails=fails, everything=True)
+    honest = explored(stage, scenario, fails=fails, all_io=True)
     assert honest.in_part and not causes(honest) - {"case 3. backup failed: not in the status"}
-    spoilt = explored(stage, scenario, fails=fails, everything=True, release=new_for_old)
+    spoilt = explored(stage, scenario, fails=fails, all_io=True, release=new_for_old)
     assert {verdict for verdict, _ in spoilt.found} >= {Verdict.ISOLATION}
 
 

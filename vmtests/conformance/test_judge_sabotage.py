@@ -133,6 +133,6 @@ def test_new_data_is_seen_by_nobody_whatever_failed(stage: Stage, where: str) ->
         "read": "guest_read: new data after an I/O error",
         "view": "view: new data after an I/O error",
     }[where]
-    assert cause not in causes(explored(stage, scenario, fails=fails, everything=True))
-    leaking = explored(stage, scenario, Leaking, fails, everything=True)
+    assert cause not in causes(explored(stage, scenario, fails=fails, all_io=True))
+    leaking = explored(stage, scenario, Leaking, fails, all_io=True)
     assert (Verdict.ISOLATION, cause) in leaking.found, leaking.found

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qmpshim.conformance.explore.crash_points import AFTER_A_CRASH, CrashPoints
+from qmpshim.conformance.explore.crash_points import (
+    AFTER_A_CRASH,
+    NO_CRASH_POINTS,
+    CrashPoints,
+)
 from qmpshim.conformance.explore.findings import Finding, Sighting, group
 from qmpshim.conformance.explore.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario
@@ -28,21 +32,24 @@ def confirm(
     build: Build,
     minimise: bool = True,
     errnos: Sequence[int] = (),
-    crash_points: CrashPoints = CrashPoints.NONE,
+    crash_points: CrashPoints = NO_CRASH_POINTS,
+    all_io: bool = False,
 ) -> Finding:
     """Make a finding small and run it again on fresh QEMUs.
 
     :param crash_points: how the images were looked at when it was found
+    :param all_io: whether qcow2's own I/O was held then
     """
     if not finding.cause.endswith(AFTER_A_CRASH):
-        crash_points = CrashPoints.NONE
+        crash_points = NO_CRASH_POINTS
     # Only what it needs: a QEMU that waits for a disk to come back takes longer to see it gone.
     needed = {step[-1] for step in finding.schedule if step[0] == "fail"}
     finding = replace(
         finding,
         errnos=tuple(errno for errno in errnos if errno in needed),
         build={"name": build.name},
-        crash_points=crash_points.value,
+        crash_points=str(crash_points),
+        all_io=all_io,
     )
     if minimise and not finding.known:
         finding = _fewer_operations(finding, build)
@@ -86,6 +93,8 @@ def _fewer_operations(finding: Finding, build: Build) -> Finding:
     """Leave out operations, of the setup too, as long as the same is seen without."""
     stage = Stage(build)
     try:
+        if finding.all_io:  # perhaps it does not take that
+            finding = _search(finding.scenario, replace(finding, all_io=False), stage) or finding
         again = True
         while again:
             again = False
@@ -164,8 +173,8 @@ def _search(scenario: RealScenario, finding: Finding, stage: Stage) -> Finding |
     plan: dict[Choice, int] = {
         ("io", *step[1:-1]): int(step[-1]) for step in finding.schedule if step[0] == "fail"
     }
-    check = CrashPoints(finding.crash_points).check
-    system = RealSystem(stage, scenario, plan=plan, each_step=check)
+    check = CrashPoints.parse(finding.crash_points).check
+    system = RealSystem(stage, scenario, plan=plan, all_io=finding.all_io, each_step=check)
     explore(system, Mode.STATEFUL, Budget(seconds=_SMALLER), stop=False)
     system.leave()
     assert finding.verdict is not None

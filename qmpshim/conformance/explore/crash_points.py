@@ -2,40 +2,97 @@
 
 The gate's effects are durable at once, so its bytes after a step are what is on "disk" then. They
 are read by our own reader; ``qemu-img check`` and a fresh QEMU that opens the chain take longer and
-are asked where wanted. Leaked clusters are no corruption: qcow2 promises to lose space at most.
-An image that is marked dirty (an overlay while a checkpoint empties it) may have any refcounts: who
-opens it next counts anew, so there the fresh QEMU is asked, and what it leaves must be sound.
+are asked where wanted, and after all steps or some. Leaked clusters are no corruption: qcow2
+promises to lose space at most. An image that is marked dirty (an overlay while a checkpoint empties
+it) may have any refcounts: who opens it next counts anew, so there the fresh QEMU is asked, and
+what it leaves must be sound.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 
 from qmpshim.conformance.divergence import verdict_of
+from qmpshim.conformance.explore.execution import Execution
 from qmpshim.conformance.explore.images import faults_of
 from qmpshim.conformance.explore.judge import RealViolation
 from qmpshim.conformance.explore.system import RealSystem
-from qmpshim.errors import CommandFailed, MachineError
+from qmpshim.conformance.explore.trace import read_line
+from qmpshim.errors import CommandFailed, InputError, MachineError
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.machine.images import qemu_img_check
 from qmpshim.machine.qcow2 import ImageError, Incompatible, Qcow2
 from qmpshim.model.verdict import Verdict
 
+_NUMBERS = re.compile(r"(\d+)(-(\d*))?")
 AFTER_A_CRASH = "after a crash"  # ends the causes of what only looking at crash points shows
 
 
-class CrashPoints(StrEnum):
-    """How the images are looked at after each step."""
+class How(StrEnum):
+    """How the images are looked at."""
 
     NONE = "none"
     QUICK = "quick"  # by our own reader
     FULL = "full"  # also by qemu-img check, and reopened by a fresh QEMU
 
+
+@dataclass(frozen=True, slots=True)
+class CrashPoints:
+    """How the images are looked at, and after which steps.
+
+    :ivar at: numbers of steps, the first being 1, or words that their lines in the trace have,
+        ``hidden write`` for one; empty: after all
+    """
+
+    how: How = How.NONE
+    at: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> CrashPoints:
+        """Read ``full``, ``quick:2,4-6`` or ``full:hidden write,checkpoint``.
+
+        :raises InputError: it is nothing of that kind
+        """
+        how, colon, at = text.partition(":")
+        steps = tuple(step.strip() for step in at.split(","))
+        if how not in list(How) or (colon and not all(steps)):
+            raise InputError(
+                f"crash points are {', '.join(How)}, and after a colon the steps, as in full:2,4-6 "
+                f"or quick:checkpoint,hidden write; not {text!r}"
+            )
+        return cls(How(how), steps if colon else ())
+
+    def __str__(self) -> str:
+        return f"{self.how}:{','.join(self.at)}" if self.at else self.how.value
+
     @property
     def check(self) -> Callable[[RealSystem], RealViolation | None] | None:
         """What to call after each step."""
-        return {"quick": after_a_crash, "full": after_a_crash_thoroughly}.get(self.value)
+        if self.how is How.NONE:
+            return None
+        return self._look
+
+    def _look(self, system: RealSystem) -> RealViolation | None:
+        if self.at and not any(_is(step, system.now) for step in self.at):
+            return None
+        thoroughly = self.how is How.FULL
+        return after_a_crash_thoroughly(system) if thoroughly else after_a_crash(system)
+
+
+NO_CRASH_POINTS = CrashPoints()
+
+
+def _is(step: str, now: Execution) -> bool:
+    """Whether the step that was taken last is the one that is meant."""
+    numbers = _NUMBERS.fullmatch(step)
+    if numbers:
+        first = int(numbers[1])
+        last = int(numbers[3] or len(now.steps)) if numbers[2] else first
+        return first <= len(now.steps) <= last
+    return step in next(line for line in reversed(now.lines) if read_line(line).what.is_step)
 
 
 def after_a_crash(system: RealSystem) -> RealViolation | None:

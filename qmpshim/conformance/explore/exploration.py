@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from qmpshim.conformance.explore.confirm import confirm
-from qmpshim.conformance.explore.crash_points import CrashPoints
+from qmpshim.conformance.explore.crash_points import NO_CRASH_POINTS, CrashPoints
 from qmpshim.conformance.explore.findings import group
 from qmpshim.conformance.explore.known import Known, recogniser
 from qmpshim.conformance.explore.pool import Board, Progress, here, in_processes
@@ -40,7 +40,8 @@ def explore_real(
     progress: Callable[[Progress], None] | None = None,
     known: Sequence[Known] = (),
     minimise: bool = True,
-    crash_points: CrashPoints = CrashPoints.NONE,
+    crash_points: CrashPoints = NO_CRASH_POINTS,
+    all_io: bool = False,
 ) -> ExploreReport:
     """Explore *scenarios* on *build*.
 
@@ -50,6 +51,7 @@ def explore_real(
     :param budget: seconds for exploring, shared out among the scenarios; those by chance need one
     :param jobs: processes at most, each with a QEMU of its own; a scenario is explored by one
     :param crash_points: look at the images after each step, as a crash would leave them
+    :param all_io: hold every request to the images, qcow2's own among them
     :param known: findings that are written up
     :raises BuildError: the build cannot do any of the scenarios
     """
@@ -58,7 +60,7 @@ def explore_real(
     jobs = max(1, min(jobs, len(scenarios)))
     version = read_version(build)[0]
     began = time.monotonic()
-    task = Task(build, version, mode, tuple(faults), budget, seed, crash_points)
+    task = Task(build, version, mode, tuple(faults), budget, seed, crash_points, all_io)
     if mode.by_chance and budget is None:
         task.budget = budget = 60.0
     board = Board(len(scenarios), progress)
@@ -69,7 +71,7 @@ def explore_real(
     sightings = [sighting for one in results for sighting in one.sightings]
     findings = group(sightings, recogniser(known, version))
     confirmed = [
-        confirm(finding, build, minimise, task.errnos, crash_points) for finding in findings
+        confirm(finding, build, minimise, task.errnos, crash_points, all_io) for finding in findings
     ]
     confirmed.sort(key=lambda f: (bool(f.known), not f.contract, f.verdict, f.cause))
     seconds = time.monotonic() - began

@@ -61,7 +61,7 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
     case |= {
         "holes": any(op.do in HOLES for op in (*scenario.setup, *scenario.ops)),
         "reconnect": RECONNECT in (*finding.errnos, *(step[-1] for step in finding.schedule)),
-        "everything": any(" meta " in str(step[2]) for step in finding.schedule if len(step) > 2),
+        "all_io": finding.all_io,
         "schedule": nbd_steps(finding),
     }
     return _fill("nbd.py.in", case)

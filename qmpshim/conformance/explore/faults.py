@@ -8,8 +8,10 @@ but the status to look at; the active disk failing (5) to who asked; the failove
 status, and the guest's data stay where they are. (1 and 2 are the primary's, 6 is in
 :mod:`~qmpshim.conformance.explore.directed`.)
 
-Where no straight run meets the failures (the I/O is qcow2's own affair), the operations that cannot
-have met them are judged, and the rest is counted as not judged.
+Where no straight run meets the failures (the I/O is qcow2's own affair: which of its tables it
+reads and writes when is for no model to say), each operation is held to its own answer: who says
+success must have done it all, who says an error may have done any part of it and must name the
+error that there was, and nobody else may notice.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from itertools import combinations, product
 
 from qmpshim.conformance.explore.io import Named, tags
 from qmpshim.conformance.explore.judge import Judge, RealViolation, Spared, keeps_to
-from qmpshim.conformance.explore.scenarios import CHANGES, COMMANDS, PRIMARY, words
+from qmpshim.conformance.explore.scenarios import CHANGES, COMMANDS, PRIMARY, cut_off, words
 from qmpshim.conformance.explore.straight import (
     AnyRead,
     Fate,
@@ -44,7 +46,7 @@ class FaultyJudge:
     """Judges executions of one scenario in which something failed.
 
     :param judge: the one for executions in which nothing does
-    :ivar in_part: executions of which only what the failure cannot have met was judged
+    :ivar in_part: executions of which what ended with an error was not looked at any closer
     """
 
     def __init__(self, judge: Judge) -> None:
@@ -67,8 +69,7 @@ class FaultyJudge:
         if ends:
             wrong = self._compare(seen, ends, hits)
         else:
-            self.in_part += 1
-            wrong = self._others(seen, hits, precedence)
+            wrong = self._by_answers(seen, hits, precedence)
         lenient = self._judge.lenient
         if wrong is not None and lenient is not None:
             if self._lenient is None:
@@ -176,14 +177,19 @@ class FaultyJudge:
         raw = image == "secondary" and self._scenario.secondary == "raw"
         return lost if raw else lost | {image}
 
-    def _others(
+    def _by_answers(
         self, seen: Seen, hits: tuple[Hit, ...], precedence: Sequence[frozenset[int]]
     ) -> RealViolation | None:
-        """What the failures cannot have met must be as if those that may have met them had been
-        done or not."""
+        """Each operation must be as it says itself: done, or failed and perhaps done in part."""
         judge, ops = self._judge, self._scenario.ops
         may = frozenset(op for hit in hits for op in self._may_have_met(hit))
-        ways = [[False, True] if op in may else [False] for op in range(len(ops))]
+        failed = frozenset(op for op in may if self._says_failed(seen, op))
+        self.in_part += bool(failed)
+        for index in sorted(failed):
+            wrong = self._other_error(seen, index, hits)
+            if wrong is not None:
+                return wrong
+        ways = [[False, True] if index in failed else [False] for index in range(len(ops))]
         ends = [
             run_in_order(
                 self._scenario,
@@ -197,24 +203,41 @@ class FaultyJudge:
         ]
         cluster = self._scenario.cluster
         clusters: set[int] = set()
-        for op in (ops[index] for index in may):
+        for op in (ops[index] for index in failed):
             if op.do in COMMANDS:
                 clusters.update(range(-(-self._scenario.size // cluster)))
             elif op.do in CHANGES:
                 clusters.update(range(op.start // cluster, -(-(op.start + op.count) // cluster)))
-        names = (
-            {"status"}
-            if not self._commits() or any(ops[op].do == "failover" for op in may)
-            else set()
-        )
+        commits = any(op.do == "failover" for op in ops)
+        failover_failed = any(ops[op].do == "failover" for op in failed)
+        names = {"status"} if not commits or failover_failed else set()
         for hit in hits:
             if hit.gone:
                 names |= self._lost_with(hit.image, seen)
-        spared = Spared(frozenset(names), may, frozenset(clusters))
+        if seen.view is None and self._ejected(seen):
+            names.add("view")
+        spared = Spared(frozenset(names), failed, frozenset(clusters))
         wrong = judge.compare(seen, ends, spared)
         if wrong is None:
             return self._isolation(seen)
         return replace(wrong, cause=f"{wrong.cause}, beside {self._what(hits)}")
+
+    def _says_failed(self, seen: Seen, op: int) -> bool:
+        """Whether it says so; failover answers at once, and the status tells of its commit."""
+        if self._scenario.ops[op].do == "failover" and seen.status is not None:
+            return True
+        return seen.answers[op] != "ok"
+
+    def _other_error(self, seen: Seen, op: int, hits: tuple[Hit, ...]) -> RealViolation | None:
+        """An I/O is answered with the error that there was, or its client is gone."""
+        do, told = self._scenario.ops[op].do, seen.answers[op]
+        if do in COMMANDS or told in {f"errno {hit.errno}" for hit in hits}:
+            return None
+        if told == "gone" and do in cut_off(self._scenario.ops):
+            return None
+        text = f"{words(self._scenario.ops[op])} answers {told!r}, after {self._what(hits)}"
+        cause = f"{do} answers {told}, after {self._what(hits)}"
+        return RealViolation(Verdict.ERROR_CONTRACT, text, op, cause=cause)
 
     def _may_have_met(self, hit: Hit) -> list[int]:
         if not hit.gone:
@@ -299,9 +322,13 @@ class FaultyJudge:
             return None
         if any(op.do in ("checkpoint", "failover", "stop", "start") for op in scenario.ops):
             return None
+        refused = any(
+            op.do in PRIMARY and seen.answers[index].startswith("errno")
+            for index, op in enumerate(scenario.ops)
+        )
         for hit in hits:
             case = None
-            if hit.image == "hidden" and hit.verb in ("write", "zero"):
+            if hit.image == "hidden" and (refused or hit.verb in ("write", "zero")):
                 case = "3. backup failed"
             elif hit.image == "secondary":
                 case = "4. I/O error on the secondary disk"

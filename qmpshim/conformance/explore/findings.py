@@ -54,6 +54,8 @@ class Finding:
     :ivar lines: what happened, a line a step
     :ivar replays: how often it showed itself again, of how many times
     :ivar known: id of the known finding this is, or ``""``
+    :ivar crash_points: how the images are looked at, as in :class:`~.crash_points.CrashPoints`
+    :ivar all_io: qcow2's own I/O is held, too
     """
 
     verdict: Verdict | None
@@ -70,6 +72,7 @@ class Finding:
     errnos: tuple[int, ...] = ()
     build: dict[str, Any] = field(default_factory=dict)
     crash_points: str = "none"
+    all_io: bool = False
 
     @property
     def confirmed(self) -> bool:
@@ -96,6 +99,7 @@ class Finding:
             "known": self.known,
             "build": self.build,
             "crash_points": self.crash_points,
+            "all_io": self.all_io,
         }
 
 
@@ -122,6 +126,7 @@ def finding_from_json(value: Any) -> Finding:
             tuple(value.get("errnos", ())),
             dict(value.get("build", {})),
             str(value.get("crash_points", "none")),
+            bool(value.get("all_io", False)),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"not a finding: {type(error).__name__}: {error}") from error

@@ -5,7 +5,8 @@ other's way is what is to be found out, not assumed. (It has 64 KiB at least, ho
 clusters are: copies of two of them in one wait for each other.) A step counts as touching all
 clusters of its operation, but for two cases: reads that are let go only look, and an I/O that is
 let go without anything coming of it yet (another of the same operation is still to come) touched
-its own clusters. Commands and flushes touch everything.
+its own clusters. Commands and flushes touch everything; so do all, where qcow2's own I/O is held:
+one table is about the clusters of many.
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ _STATUS = Footprint(1, 1)  # the place before those of the clusters
 
 
 class Footprints:
-    """The footprints of *scenario*'s steps."""
+    """The footprints of *scenario*'s steps.
 
-    def __init__(self, scenario: RealScenario) -> None:
+    :param all_io: qcow2's own I/O is held, too
+    """
+
+    def __init__(self, scenario: RealScenario, all_io: bool = False) -> None:
+        self._all_io = all_io
         self._cluster = max(BACKUP_CLUSTER_SIZE_DEFAULT, scenario.cluster)
         self._ops = [self._works_with(op) for op in scenario.ops]
         self._narrow = [
-            op.count > 0 and len(_clusters(op.start, op.count, scenario.cluster)) == 1
+            not all_io
+            and op.count > 0
+            and len(_clusters(op.start, op.count, scenario.cluster)) == 1
             for op in scenario.ops
         ]
 
@@ -37,7 +44,7 @@ class Footprints:
     def _works_with(self, op: Op) -> Footprint:
         if op.do == "status":
             return _STATUS
-        if op.do in COMMANDS + VANISH + FLUSHES:
+        if self._all_io or op.do in COMMANDS + VANISH + FLUSHES:
             return EVERYTHING
         places = self._places(op.start, op.count)
         return Footprint(places, places)

@@ -4,7 +4,7 @@ Where qcow2 puts a cluster in its file depends on who came first, so host offset
 a request carries is: every sector of our data says which operation wrote it and where it belongs
 (:mod:`qmpshim.conformance.pattern`). So a write to an overlay is *data* when it carries such a
 sector, and is named by the guest sector; the place is remembered, and reads of it are data, too.
-Everything else in an overlay is metadata, which passes at once unless all is to be held.
+Everything else in an overlay is metadata; it passes at once unless all I/O is to be held.
 
 A request belongs to the operation whose step made it possible, unless its data says better.
 """
@@ -106,7 +106,7 @@ class Names:
 
     :param ops: the concurrent operations
     :param numbers: under which each writes
-    :param everything: hold metadata, too
+    :param all_io: hold every request, metadata among them
     :param secondary: where the secondary disk's sectors are in its file, by place; ``None``: raw
     """
 
@@ -114,12 +114,12 @@ class Names:
         self,
         ops: Sequence[Op],
         numbers: Sequence[int],
-        everything: bool = False,
+        all_io: bool = False,
         secondary: Mapping[int, int] | None = None,
     ) -> None:
         self._ops = ops
         self._by_number = {number: index for index, number in enumerate(numbers)}
-        self._everything = everything
+        self._all_io = all_io
         self._places: dict[str, dict[int, int]] = {}  # image: host sector -> guest sector
         self._nth: Counter[Choice] = Counter()
         self._raw = secondary is None
@@ -138,11 +138,11 @@ class Names:
     def is_data(self, io: HeldIO) -> bool:
         """Whether this request is to be held; what it tells about places is remembered."""
         if io.op is Nbd.BLOCK_STATUS:
-            return False
+            return self._all_io
         if io.image == "secondary" and self._raw:
             return True
         if io.op is Nbd.FLUSH:
-            return self.flushing or self._everything
+            return self.flushing or self._all_io
         if io.op is Nbd.WRITE:
             found = tags(io.data)
             if found:
@@ -154,7 +154,7 @@ class Names:
                 return True
         elif io.op is Nbd.READ and self.guest_sector(io) is not None:
             return True
-        return self._everything
+        return self._all_io
 
     def guest_sector(self, io: HeldIO) -> int | None:
         """The guest sector of a request."""
@@ -199,24 +199,28 @@ class Names:
                 index = self._by_number.get(number)
                 if index is not None and index in unfinished:
                     return index
-        fitting = [i for i in unfinished if self._may(self._ops[i], io.image, verb, start, count)]
+        meta = verb != "flush" and self.guest_sector(io) is None
+        fitting = [
+            i for i in unfinished if self._may(self._ops[i], io.image, verb, start, count, meta)
+        ]
         if mover in fitting or not fitting:
             return mover
         return fitting[0]
 
     @staticmethod
-    def _may(op: Op, image: str, verb: str, start: int, count: int) -> bool:
-        """Whether an operation could need such a request."""
+    def _may(op: Op, image: str, verb: str, start: int, count: int, meta: bool) -> bool:
+        """Whether an operation could need such a request; one table is about many clusters."""
         if verb == "flush":
             return op.do in ("primary_flush", "guest_flush", "failover", "checkpoint", "stop")
         if op.do in ("failover", "start", "checkpoint", "stop"):
             return op.do != "checkpoint" or image != "secondary"
         first, end = op.start // _NEAR * _NEAR, -(-(op.start + op.count) // _NEAR) * _NEAR
-        near = first < start + count and start < end
+        near = meta or (first < start + count and start < end)
         if not near or not op.count:
             return False
+        looks = verb in ("read", "status")
         if op.do == "guest_read" or op.do == "primary_read":
-            return verb == "read"
+            return looks
         if op.do == "guest_write":
-            return image == "active" or verb == "read"
-        return image == "secondary" or (image == "hidden" and verb != "read")
+            return image == "active" or looks
+        return image == "secondary" or (image == "hidden" and (meta or not looks))

@@ -18,7 +18,7 @@ from qmpshim.machine.gated_chain import IMAGES, Form
 from qmpshim.model.verdict import Verdict
 
 _DO = frozenset((*DATA, *COMMANDS, *VANISH))
-_VERBS = ("read", "write", "zero", "discard", "flush")
+_VERBS = ("read", "write", "zero", "discard", "flush", "status")
 _FAILS = frozenset(f"{image} {verb}" for image in IMAGES for verb in _VERBS)
 
 

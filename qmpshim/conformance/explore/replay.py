@@ -70,7 +70,8 @@ def system_of(
         errnos=finding.errnos,
         most_faults=99,
         release=release,
-        each_step=CrashPoints(finding.crash_points).check,
+        all_io=finding.all_io,
+        each_step=CrashPoints.parse(finding.crash_points).check,
         keeping=keeping,
     )
 

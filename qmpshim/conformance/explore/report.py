@@ -149,7 +149,8 @@ def render(report: ExploreReport) -> str:
     in_part = sum(one.in_part for one in report.scenarios)
     if in_part:
         lines.append(
-            f"{_many(in_part, 'schedule')} judged in part: an I/O failed that the model does not do"
+            f"{_many(in_part, 'schedule')} judged in part: an I/O of qcow2's own failed, "
+            "and what then ended with an error may have done any part of it"
         )
     if not report.findings and not report.unconfirmed:
         lines.append("no divergence")

@@ -50,7 +50,7 @@ def honestly(machine: GatedMachine, named: Named) -> None:
 class RealRun:
     """Executions of one scenario, one after another.
 
-    :param everything: hold the overlays' metadata, too
+    :param all_io: hold every request, qcow2's own, flushes and block status among them
     :param release: how a request is let go; sabotage comes in here
     :param watching: judge requests as they arrive, too (False: only what comes of them)
     :ivar violation: what is wrong with the present one, :ivar now: what happened in it
@@ -62,13 +62,13 @@ class RealRun:
         self,
         stage: Stage,
         scenario: RealScenario,
-        everything: bool = False,
+        all_io: bool = False,
         release: Release = honestly,
         watching: bool = True,
     ) -> None:
         self.stage = stage
         self.scenario = scenario
-        self.everything = everything
+        self.all_io = all_io
         self.release = release
         self.watching = watching
         self.names: set[Choice] = set()
@@ -97,9 +97,9 @@ class RealRun:
         machine = self.machine = self.stage.prepare(self.scenario, reconnect)
         machine.gate.trace.clear()
         places = None if self.scenario.secondary == "raw" else places_of(machine, "secondary")
-        self._names = Names(self.scenario.ops, self._numbers, self.everything, places)
+        self._names = Names(self.scenario.ops, self._numbers, self.all_io, places)
         self.watch = Watch(self.scenario, machine, self._names)
-        self._state = StateOf(self.scenario)
+        self._state = StateOf(self.scenario, self.all_io)
         self._mover = 0
         self._live = False
         self._passing: list[HeldIO] = []
@@ -134,7 +134,7 @@ class RealRun:
             self._mover = named.op
             self.now.lines.append(f"complete {say(choice)}")
             self._state.completing(named, self._stored(named))
-            if named.verb not in ("read", "flush"):
+            if named.verb not in ("read", "status", "flush"):
                 self.now.wrote[named.io.seq] = named.op
             self.release(self.machine, named)
             self.watch.answered(named.io)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from errno import ENOSPC
 from typing import Any
 
-from qmpshim.conformance.explore.crash_points import CrashPoints
+from qmpshim.conformance.explore.crash_points import NO_CRASH_POINTS, CrashPoints
 from qmpshim.conformance.explore.findings import Sighting, SightingKey
 from qmpshim.conformance.explore.judge import Judge
 from qmpshim.conformance.explore.report import ScenarioResult
@@ -37,7 +37,8 @@ class Task:
     errnos: tuple[int, ...]
     budget: float | None
     seed: int
-    crash_points: CrashPoints = CrashPoints.NONE
+    crash_points: CrashPoints = NO_CRASH_POINTS
+    all_io: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ def explore_scenario(
             scenario,
             judge=judge,
             plan=plan,
+            all_io=task.all_io,
             each_step=task.crash_points.check,
             tick=tell,
             outcomes=outcomes,
@@ -171,7 +173,7 @@ def _faults(names: Iterable[Choice], errnos: Sequence[int]) -> list[dict[Choice,
         {name: errno}
         for name in sorted(names)
         for errno in errnos
-        if errno != ENOSPC or str(name[2]).split()[1] in ("write", "zero")
+        if errno != ENOSPC or str(name[2]).split()[1] not in ("read", "status")
     ]
 
 

@@ -7,7 +7,8 @@ order matters only where two meet. What is taken down here is no less than that:
 * who has come before whom: the unfinished ones in the order in which they started, those of them
   that wait in the order in which they began to, and whom each has seen end before it started;
 * what waits at the gate, and what it carries;
-* the images: for each sector the write that was last there;
+* the images: for each sector the write that was last there; where qcow2's own I/O is held, the
+  order of all that was written to its tables, and where in the file each cluster is;
 * for commands, which do things that are not held (a checkpoint empties tables and resets a bitmap):
   all of this as it was when the command began, and every step until it ended.
 
@@ -25,9 +26,14 @@ from qmpshim.model.system import Choice
 
 
 class StateOf:
-    """Follows one execution of *scenario*."""
+    """Follows one execution of *scenario*.
 
-    def __init__(self, scenario: RealScenario) -> None:
+    :param all_io: qcow2's own I/O is held, too
+    """
+
+    def __init__(self, scenario: RealScenario, all_io: bool = False) -> None:
+        self._all_io = all_io
+        self._tables: dict[str, int] = {}  # by image, all that was written to them, in order
         self._commands = {i for i, op in enumerate(scenario.ops) if op.do in CHAIN_COMMANDS}
         self._during: dict[int, list[Hashable]] = {}  # by command: where it began, and the steps
         self._size = scenario.size
@@ -49,8 +55,15 @@ class StateOf:
     def completing(self, named: Named, before: bytes) -> None:
         """A request is being let go; a read will return *before*."""
         carried = hash(before if named.verb == "read" else named.io.data)
+        if self._all_io:
+            carried = hash((carried, named.io.offset))
         self._done[named.op][named.choice] = carried
-        if named.verb not in ("read", "flush"):
+        if named.verb in ("read", "status", "flush"):
+            return
+        if named.meta:
+            image = named.io.image
+            self._tables[image] = hash((self._tables.get(image), named.choice, carried))
+        else:
             sectors = self._content.setdefault(named.io.image, [0] * self._size)
             mark = hash((named.choice, carried))
             sectors[named.start : named.start + named.count] = [mark] * named.count
@@ -71,8 +84,12 @@ class StateOf:
             tuple(now.answers),
             tuple(now.data),
             tuple(frozenset(done.items()) for done in self._done),
-            frozenset((name, named.io.data) for name, named in now.held.items()),
+            frozenset(self._waits(name, named) for name, named in now.held.items()),
             tuple(hash(tuple(sectors)) for _, sectors in sorted(self._content.items())),
+            tuple(sorted(self._tables.items())),
             now.faults,
             tuple((command, *steps) for command, steps in self._during.items()),
         )
+
+    def _waits(self, name: Choice, named: Named) -> Hashable:
+        return name, named.io.data, named.io.offset if self._all_io else None

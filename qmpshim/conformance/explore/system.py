@@ -45,7 +45,7 @@ class RealSystem(RealRun):
     :param most_faults: of them in one execution
     :param plan: by name, I/Os that end with an error in every execution; the first only. Partial
         order reduction knows steps, not ways for one step to end: so faults are planned, not chosen
-    :param everything: hold the overlays' metadata, too
+    :param all_io: hold every request, qcow2's own, flushes and block status among them
     :param release: how a request is let go; sabotage comes in here
     :param probe: after the end, write everything once more and see that the view stands
     :param watching: judge requests as they arrive, too (False: only what comes of them)
@@ -65,14 +65,14 @@ class RealSystem(RealRun):
         errnos: Sequence[int] = (),
         most_faults: int = 1,
         plan: Mapping[Choice, int] | None = None,
-        everything: bool = False,
+        all_io: bool = False,
         release: Release = honestly,
         probe: bool = True,
         watching: bool = True,
         keeping: bool = False,
         each_step: Callable[[RealSystem], RealViolation | None] | None = None,
     ) -> None:
-        super().__init__(stage, scenario, everything, release, watching)
+        super().__init__(stage, scenario, all_io, release, watching)
         self.errnos = tuple(errnos)
         self.most_faults = most_faults
         self.plan = dict(plan or {})
@@ -84,7 +84,7 @@ class RealSystem(RealRun):
         self._judge = judge
         self._faulty: FaultyJudge | None = None
         self._left = True  # nothing is under way
-        self._footprints = Footprints(scenario)
+        self._footprints = Footprints(scenario, all_io)
 
     # -- System ------------------------------------------------------------------------------------
 

@@ -98,14 +98,18 @@ class Watch:
 
     def flushed(self, now: Execution, flush: int) -> RealViolation | None:
         """What is wrong now that the flush with this index ended well."""
-        if not self.quiet or now.faults:
+        if not self.quiet or now.gone():
             return None
         scenario = self._scenario
         primary = scenario.ops[flush].do == "primary_flush"
         verb, name = ("primary_write", "secondary") if primary else ("guest_write", "active")
         if name not in self._machine.images:
             return None
-        before = [i for i in now.precedence[flush] if scenario.ops[i].do == verb]
+        before = [
+            i
+            for i in now.precedence[flush]
+            if scenario.ops[i].do == verb and now.answers[i] == "ok"
+        ]
         if not before:
             return None
         if primary and scenario.secondary == "raw":
