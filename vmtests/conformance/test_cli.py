@@ -256,10 +256,18 @@ def test_explore_is_told_what_it_cannot_do(qmpshim: CommandLine) -> None:
     for mode in ("pct", "preemption", "random"):
         done = qmpshim.run("explore", "--mode", mode)
         refuses(done, f"--mode {mode} never ends by itself: add a --budget")
-    for words in (["--build", "system"], ["--faults"], ["--strict"], ["--crash-points"]):
+    for words in (
+        ["--build", "system"],
+        ["--faults"],
+        ["--strict"],
+        ["--crash-points"],
+        ["--all-io"],
+    ):
         done = qmpshim.run("explore", "--model", *words)
         refuses(done, f"{words[0]} goes with a real QEMU, not with --model")
     refuses(qmpshim.run("explore", "--schedule", "io:0:0"), "go with --model")
+    done = qmpshim.run("explore", "--crash-points", "all")
+    refuses(done, "crash points are none, quick, full, and after a colon the steps")
 
 
 def test_a_schedule_that_cannot_be_followed_tells_nothing(qmpshim: CommandLine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -11,10 +12,16 @@ import pytest
 from gate_lies import REFCOUNTS
 
 from qmpshim.conformance.explore import crash_points, scenarios
-from qmpshim.conformance.explore.crash_points import after_a_crash, after_a_crash_thoroughly
+from qmpshim.conformance.explore.crash_points import (
+    CrashPoints,
+    after_a_crash,
+    after_a_crash_thoroughly,
+)
+from qmpshim.conformance.explore.io import Named
 from qmpshim.conformance.explore.judge import RealViolation
 from qmpshim.conformance.explore.stage import Stage
-from qmpshim.conformance.explore.system import RealSystem
+from qmpshim.conformance.explore.system import RealSystem, honestly
+from qmpshim.errors import InputError
 from qmpshim.machine import gated_chain
 from qmpshim.machine.gated_chain import GatedMachine
 from qmpshim.machine.qcow2 import Incompatible
@@ -22,11 +29,12 @@ from qmpshim.model.explorer import Mode, explore
 from qmpshim.model.verdict import Verdict
 from qmpshim.model.walk import Budget
 
+L1 = 3 * 65536  # where a new image has its L1 table
 _INCOMPATIBLE = 72  # where a qcow2 header has these flags
 Check = Callable[[RealSystem], RealViolation | None]
 
 
-def looked_at(stage: Stage, name: str, check: Check) -> set[tuple[Verdict, str]]:
+def looked_at(stage: Stage, name: str, check: Check | None) -> set[tuple[Verdict, str]]:
     """What looking at the images after each step of one schedule finds."""
     (scenario,) = scenarios.named(name)
     system = RealSystem(stage, scenario, each_step=check)
@@ -85,6 +93,68 @@ def test_a_fresh_qemu_that_ends_or_stops(
     monkeypatch.setattr(crash_points, "GatedMachine", Fresh)
     found = looked_at(stage, "WP", after_a_crash_thoroughly)
     assert found == {(verdict, "reopening after a crash")}
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [
+        ("quick", r".*"),
+        ("quick:1", r"1 .*"),
+        ("quick:2,4-5", r"[245] .*"),
+        ("full:7-", r"[789] .*"),
+        ("quick:guest write", r"\d start 1: guest write.*"),
+        ("full:hidden write", r"\d complete hidden write.*"),
+        ("quick:8,start 0", r"8 .*|\d start 0.*"),
+        ("quick:checkpoint", r"-"),
+    ],
+)
+def test_the_steps_that_are_chosen_are_looked_at(
+    stage: Stage, text: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def look(system: RealSystem) -> None:
+        line = [line for line in system.now.lines if line[0] != " "][-1]
+        seen.append(f"{len(system.now.steps)} {line}")
+
+    looked_at(stage, "WP", look)
+    steps, seen[:] = seen.copy(), []
+    assert len(steps) >= 8
+    monkeypatch.setattr(crash_points, "after_a_crash", look)
+    monkeypatch.setattr(crash_points, "after_a_crash_thoroughly", look)
+    points = CrashPoints.parse(text)
+    assert str(points) == text
+    assert looked_at(stage, "WP", points.check) == set()
+    assert seen == [step for step in steps if re.fullmatch(chosen, step)]
+    assert seen or chosen == "-"
+
+
+@pytest.mark.parametrize("text", ["all", "full:", "quick:1,,2", "none of them", ""])
+def test_crash_points_that_are_none(text: str) -> None:
+    with pytest.raises(InputError, match="crash points are none, quick, full, and after a colon"):
+        CrashPoints.parse(text)
+
+
+def test_between_the_writes_of_tables_are_crash_points_too(stage: Stage) -> None:
+    """qcow2 links a table when it has been written; whoever links first is convicted."""
+    (scenario,) = scenarios.named("WR")
+
+    def too_early(machine: GatedMachine, named: Named) -> None:
+        honestly(machine, named)
+        if named.io.image == "hidden" and named.meta and named.verb == "write":
+            machine.gate.store("hidden").write(L1, (8 << 16 | 1 << 63).to_bytes(8))
+
+    for release, found in ((honestly, 0), (too_early, 1)):
+        system = RealSystem(
+            stage,
+            scenario,
+            all_io=True,
+            release=release,
+            each_step=CrashPoints.parse("quick:meta").check,
+        )
+        explore(system, Mode.STATEFUL, Budget(schedules=40), stop=False)
+        assert len(system.found) == found, system.found
+        stage.discard()
 
 
 def half_emptied(check: Check) -> Check:

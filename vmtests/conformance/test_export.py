@@ -194,7 +194,7 @@ def test_the_images_as_a_crash_leaves_them(qemu_build: Build, reproducer: Reprod
     whole = known("failed-checkpoint-forgets-copies")
     finding = replace(
         whole,
-        schedule=whole.schedule[:7],
+        schedule=whole.schedule[:10],
         verdict=Verdict.CORRUPTION,
         cause="active broken, says our reader, after a crash",
     )
@@ -263,8 +263,10 @@ def test_a_qemu_that_is_none(reproducer: Reproducer) -> None:
 
 
 def test_a_script_that_is_ended(reproducer: Reproducer) -> None:
-    script = export_script(known("failover-reports-io-error"))
-    process = reproducer.start(script.replace("    settle()\nlive = True", "live = True"))
+    script = export_script(known("failover-reports-io-error"), breakpoints=False)
+    step = "        take(step)\n"
+    assert step in script
+    process = reproducer.start(script.replace(step, f"{step}        time.sleep(60)\n"))
     assert process.stdout is not None
     while not process.stdout.readline().startswith("start"):
         pass

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from gate_lies import REFCOUNTS
 
 from qmpshim.conformance import pattern
 from qmpshim.conformance.explore import scenarios
@@ -281,6 +282,46 @@ def test_beside_a_failed_write_of_tables_the_others_are_judged(stage: Stage) -> 
     assert honest.in_part and not causes(honest) - {"case 3. backup failed: not in the status"}
     spoilt = explored(stage, scenario, fails=fails, all_io=True, release=new_for_old)
     assert {verdict for verdict, _ in spoilt.found} >= {Verdict.ISOLATION}
+
+
+def test_after_a_failed_write_of_tables_success_is_taken_at_its_word(stage: Stage) -> None:
+    """Who says it is done must have done it, whatever of qcow2's own failed."""
+    fails = meta_write(stage, one("WR"))
+    found = explored(stage, one("WR"), Swallowing, fails, all_io=True).found
+    assert {verdict for verdict, _ in found} == {Verdict.LOST_WRITE}
+
+
+def test_a_failed_write_of_tables_is_told_with_its_own_error(stage: Stage) -> None:
+    class Mixing(RealSystem):
+        def _answered(self, index: int) -> None:
+            super()._answered(index)
+            if self.now.answers[index] == f"errno {EIO}":
+                self.now.answers[index] = "errno 22"
+
+    fails = meta_write(stage, one("WR"))
+    cause = "primary_write answers errno 22, after a failed hidden metadata"
+    assert causes(explored(stage, one("WR"), Mixing, fails, all_io=True)) == {cause}
+
+
+@pytest.mark.parametrize("fails", ["active flush", "secondary flush"])
+def test_a_flush_that_hides_its_failure_is_found_out(stage: Stage, fails: str) -> None:
+    """It says success, and what had been written before is not on the disk."""
+    letters = "HW" if fails.startswith("secondary") else "FP"
+    flush, write = one(letters).ops
+    scenario = replace(one(letters), ops=(replace(flush, after=1), write))
+
+    class Forgetting(Swallowing):
+        def _answered(self, index: int) -> None:
+            super()._answered(index)
+            if index == 0 and self.now.answers[0] == "ok":  # a cache that is lost
+                image = fails.split()[0]
+                offset = 16 * 512 if image == "secondary" else REFCOUNTS
+                self.machine.gate.store(image).write(offset, bytes(65536))
+
+    honest = explored(stage, scenario, fails=fails)
+    assert {verdict for verdict, _ in honest.found} <= {Verdict.ERROR_CONTRACT}, honest.found
+    found = explored(stage, scenario, Forgetting, fails).found
+    assert found, found
 
 
 def test_what_was_judged_in_part_is_in_the_report() -> None:

@@ -24,6 +24,16 @@ def test_commands_and_flushes_meet_every_cluster(do: str, sector: int) -> None:
     assert write.conflicts(other)
 
 
+def test_all_meet_in_qcow2s_tables() -> None:
+    ops = Op("primary_write", 0, 8), Op("guest_write", FAR, 8)
+    near, far = starts(*ops)
+    assert not near.conflicts(far)
+    feet = Footprints(RealScenario("made", ops, size=128 * 64), all_io=True)
+    assert feet.step(("start", 0), 0, None, True).conflicts(near)
+    assert feet.step(("start", 0), 0, None, True).conflicts(far)
+    assert not feet.alone(0) and not feet.alone(1)
+
+
 def test_writes_meet_in_one_backup_cluster_however_small_those_of_qcow2_are() -> None:
     one, two, far = (Op("primary_write", sector, 8) for sector in (0, 64, FAR))
     a, b, c = starts(one, two, far, cluster=8)

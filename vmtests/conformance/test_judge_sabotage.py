@@ -121,8 +121,8 @@ def test_new_data_is_seen_by_nobody_whatever_failed(stage: Stage, where: str) ->
         def _verdict(self, seen: Seen) -> RealViolation | None:
             new = self.scenario.number(0)
             if where == "read" and seen.data[1]:
-                data = (seen.data[0], (new,) * len(seen.data[1]))
-                seen = replace(seen, data=data)
+                read = (new,) * C + seen.data[1][C:]  # where the write that failed was, too
+                seen = replace(seen, data=(seen.data[0], read))
             if where == "view" and seen.view:
                 seen = replace(seen, view=(new, *seen.view[1:]))
             return super()._verdict(seen)

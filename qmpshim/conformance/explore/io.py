@@ -162,20 +162,25 @@ class Names:
             return io.offset // SECTOR
         return self._places.get(io.image, {}).get(io.offset // SECTOR)
 
-    def name(self, io: HeldIO, mover: int, unfinished: Sequence[int]) -> Named:
+    def name(
+        self, io: HeldIO, mover: int, unfinished: Sequence[int], still: Sequence[int] | None = None
+    ) -> Named:
         """Give a held request its name.
 
         :param mover: the operation whose step let this request happen
-        :param unfinished: the operations that are under way
+        :param unfinished: the operations that were under way then
+        :param still: those of them that are now, too; ``None``: all
         """
         verb = VERBS[io.op]
         guest = self.guest_sector(io)
         start, count = guest or 0, -(-io.length // SECTOR)
         carried = [number for _, number, _ in tags(io.data)] if io.op is Nbd.WRITE else []
-        op = self._owner(io, verb, start, count, carried, mover, unfinished)
+        meta = guest is None and verb != "flush"
+        asking = still if meta and still is not None else unfinished
+        op = self._owner(io, verb, start, count, meta, carried, mover, asking)
         if io.op is Nbd.FLUSH:
             place = ""
-        elif guest is None:
+        elif meta:
             place = f" meta {io.offset}+{io.length}"
         else:
             place = f" {start}+{count}"
@@ -190,6 +195,7 @@ class Names:
         verb: str,
         start: int,
         count: int,
+        meta: bool,
         carried: list[int],
         mover: int,
         unfinished: Sequence[int],
@@ -199,7 +205,6 @@ class Names:
                 index = self._by_number.get(number)
                 if index is not None and index in unfinished:
                     return index
-        meta = verb != "flush" and self.guest_sector(io) is None
         fitting = [
             i for i in unfinished if self._may(self._ops[i], io.image, verb, start, count, meta)
         ]

@@ -179,7 +179,8 @@ class RealRun:
         hit = Hit(
             named.io.image, "metadata" if named.meta else named.verb, named.start,
             0 if named.meta else named.count, EIO if gone else errno, gone,
-            over, unstarted, named.op if self.scenario.ops[named.op].do in READS else None,
+            over, unstarted,
+            named.op if self.scenario.ops[named.op].do in READS and not named.meta else None,
         )  # fmt: skip
         now.failed.append((named, hit))
         if gone:
@@ -271,7 +272,8 @@ class RealRun:
             if io.seq not in known:
                 again = (io.image, io.op, io.offset, io.length)
                 mover = next((one.op for one in dead if one.request == again), self._mover)
-                named = self._names.name(io, mover, unfinished)
+                still = [i for i in unfinished if i not in now.over]
+                named = self._names.name(io, mover, unfinished, still)
                 now.held[named.choice] = named
                 self.names.add(named.choice)
                 now.lines.append(f"    {say(named.choice)}")

@@ -215,10 +215,11 @@ def follow_ups() -> list[RealScenario]:
         ("C", "W", "R"), ("C", "V", "R"), ("C", "G", "R"), ("C", "P", "R"), ("C", "R", "R"),
         ("C", "W", "V"), ("O", "W", "R"), ("O", "G", "R"), ("O", "P", "W"), ("S", "W", "R"),
         ("W", "R", "V"), ("P", "W", "V"), ("O", "C", "Q"), ("O", "R", "Q"), ("C", "P", "G"),
+        ("C", "Q", "O"),
     ):  # fmt: skip
         made = _scenario((first, other, then), Form.REPLICATION)
         ops = (*made.ops[:2], replace(made.ops[2], after=0))
-        contract = made.contract and first != "C"
+        contract = made.contract and (first != "C" or other == "Q")
         found.append(
             replace(made, name=f"{first}{other}-{first}{then}", ops=ops, contract=contract)
         )
