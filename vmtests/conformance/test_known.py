@@ -97,7 +97,7 @@ def test_a_write_up_covers_its_own_case_on_its_versions_only(known: Known) -> No
     assert not known.covers(replace(case, verdict=Verdict.LOST_WRITE), has_it)
     if known.fails:
         assert not known.covers(replace(case, schedule=()), has_it)
-        other: Choice = ("fail", 0, "secondary status", 0, 5)
+        other: Choice = ("fail", 0, "another disk read", 0, 5)
         assert not known.covers(replace(case, schedule=(*case.schedule, other)), has_it)
     if known.errnos:
         fails = [(*step[:-1], 5) if step[0] == "fail" else step for step in case.schedule]
