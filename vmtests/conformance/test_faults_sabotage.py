@@ -334,6 +334,24 @@ def test_a_flush_that_hides_its_failure_is_found_out(
     assert cause in causes(explored(stage, scenario, Forgetting, fails))
 
 
+def test_an_ejected_disk_excuses_errors_and_nothing_else(stage: Stage) -> None:
+    """A checkpoint that cannot empty a disk says so; then the guest's write may fail, not lie."""
+    ops = Op("checkpoint"), Op("guest_write", 16, 8, after=0)
+    scenario = replace(one("CP"), ops=ops, contract=True)
+    fails = "hidden zero meta 196608+65536"  # the refcounts are gone, so qcow2 ejects the disk
+
+    class Lying(RealSystem):
+        def _answered(self, index: int) -> None:
+            super()._answered(index)
+            if index == 1 and self.now.answers[1].startswith("errno"):
+                self.now.answers[1] = "ok"
+
+    honest = explored(stage, scenario, fails=fails, all_io=True)
+    assert honest.in_part and not honest.found
+    cause = "active cluster unallocated instead of data, beside a failed hidden metadata"
+    assert causes(explored(stage, scenario, Lying, fails, all_io=True)) == {cause}
+
+
 def test_what_was_judged_in_part_is_in_the_report() -> None:
     result = ScenarioResult("WR", contract=True, exhaustive=True, schedules=5, in_part=2)
     report = ExploreReport("a build", (7, 2), "stateful", 0, True, [result], [], 1.0, 1)

@@ -34,7 +34,7 @@ from qmpshim.conformance.explore.straight import (
     Seen,
     run_in_order,
 )
-from qmpshim.machine.gated_chain import Form
+from qmpshim.machine.gated_chain import IMAGES, Form
 from qmpshim.model.verdict import Verdict
 
 _MOST = 4  # I/Os on one image that an operation under way may have had behind it
@@ -188,13 +188,17 @@ class FaultyJudge:
             wrong = self._other_error(seen, index, hits)
             if wrong is not None:
                 return wrong
-        ways = [[False, True] if index in failed else [False] for index in range(len(ops))]
+        ways = [self._ways(index, index in failed) for index in range(len(ops))]
         ends = [
             run_in_order(
                 self._scenario,
                 judge.behaviour,
                 order,
-                [NothingDone(hits[0], op) for op, failed in enumerate(choice) if failed],
+                [
+                    NothingDone(hits[0], index, images)
+                    for index, images in enumerate(choice)
+                    if images
+                ],
             )
             for order in judge.orders
             if keeps_to(order, precedence)
@@ -203,7 +207,7 @@ class FaultyJudge:
         cluster = self._scenario.cluster
         clusters: set[int] = set()
         for op in (ops[index] for index in failed):
-            if op.do in COMMANDS:
+            if op.do in COMMANDS and op.do not in _EMPTIES:
                 clusters.update(range(-(-self._scenario.size // cluster)))
             elif op.do in CHANGES:
                 clusters.update(range(op.start // cluster, -(-(op.start + op.count) // cluster)))
@@ -215,11 +219,20 @@ class FaultyJudge:
                 names |= self._lost_with(hit.image, seen)
         if seen.view is None and self._ejected(seen):
             names.add("view")
+        if self._emptying(seen, hits):
+            names |= {hit.image for hit in hits if hit.image != "secondary"}
         spared = Spared(frozenset(names), failed, frozenset(clusters))
         wrong = judge.compare(seen, ends, spared)
         if wrong is None:
             return self._isolation(seen)
         return replace(wrong, cause=f"{wrong.cause}, beside {self._what(hits)}")
+
+    def _ways(self, index: int, failed: bool) -> list[tuple[str, ...]]:
+        """On which images an operation may have got nothing done: one disk may be empty already."""
+        if not failed:
+            return [()]
+        one = [("hidden",), ("active",)] if self._scenario.ops[index].do in _EMPTIES else []
+        return [(), IMAGES, *one]
 
     def _says_failed(self, seen: Seen, op: int) -> bool:
         """Whether it says so; failover answers at once, and the status tells of its commit."""

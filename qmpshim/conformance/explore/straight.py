@@ -8,7 +8,7 @@ wait for it), so the judge tries each.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from qmpshim.conformance.explore.scenarios import (
     RealScenario,
     cut_off,
 )
-from qmpshim.machine.gated_chain import Form
+from qmpshim.machine.gated_chain import IMAGES, Form
 from qmpshim.model.behaviour import Behaviour
 from qmpshim.model.chain import Chain, CommandError, Stage, Workflow
 from qmpshim.model.co import Io, ModelIOError, OperationError, run_straight
@@ -151,11 +151,15 @@ class AnyRead(Fate):
 
 
 class NothingDone(Fate):
-    """The operation *victim* gets nothing done, a failover its commit."""
+    """The operation *victim* gets nothing done on these images, a failover its commit."""
+
+    def __init__(self, hit: Hit, victim: int, images: Collection[str] = IMAGES) -> None:
+        super().__init__(hit, victim)
+        self._images = images
 
     def of(self, op: int) -> Callable[[Io], int]:
         self.met = True
-        return lambda io: self.hit.errno if op == self.victim else 0
+        return lambda io: self.hit.errno if op == self.victim and io.disk in self._images else 0
 
 
 class Nobodys(Fate):
