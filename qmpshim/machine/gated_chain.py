@@ -3,6 +3,9 @@
 The synchronous sister of :class:`~qmpshim.machine.secondary.SecondaryChain`: the same nodes and
 exports (``secondary``, ``hidden``, ``active``, ``top``; ``primary``, ``guest``), but each image is
 an NBD export of ours, and every call returns only when QEMU is still. Offsets are bytes.
+
+The primary's chain is here, too: ``primary``, its own disk, and ``secondary``, which stands for the
+NBD export of the other side, below ``forward`` and ``top``; ``guest`` is its one export.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ from qmpshim.machine.workspace import Workspace, dies_with_owner
 
 log = logging.getLogger(__name__)
 
-IMAGES = ("secondary", "hidden", "active")
+IMAGES = ("secondary", "hidden", "active")  # of the secondary's chain
+PRIMARY_IMAGES = ("primary", "secondary")  # of the primary's: raw, both
 _ROOM = 1 << 20  # bytes a qcow2 image may grow to, beyond its virtual size
 _LIMIT = 20.0  # seconds for what needs nobody's help
 
@@ -53,6 +57,15 @@ class Form(StrEnum):
     BACKUP = "backup"  # secondary <- hidden, with blockdev-backup sync=none
     FLEECING = "fleecing"  # copy-before-write on the secondary disk, hidden disk as its target,
     # and snapshot-access above: no job (QEMU 7.2 and later)
+    PRIMARY = "primary"  # the other side: quorum on the primary disk and on the replication filter
+    # that forwards to the secondary disk
+
+
+def images_of(form: Form) -> tuple[str, ...]:
+    """The names of the images of a chain."""
+    if form is Form.PRIMARY:
+        return PRIMARY_IMAGES
+    return IMAGES if form is Form.REPLICATION else IMAGES[:2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +141,7 @@ class GatedMachine:
         self.workspace = Workspace("gate-")
         self.gate = Gate(tracing=True)
         self.stores: dict[str, MemoryStore] = {}
-        self.images = IMAGES if shape.form is Form.REPLICATION else IMAGES[:2]
+        self.images = images_of(shape.form)
         self.clients: dict[str, WireNbd] = {}
         self._status: WireStatus | None = None  # of the primary's export
         self.commands: list[dict[str, Any]] = []  # what was sent to set the chain up
@@ -144,10 +157,10 @@ class GatedMachine:
 
     def _open(self) -> None:
         for name in self.images:
-            raw = name == "secondary" and self.shape.secondary == "raw"
+            raw = name not in self.overlays
             store = MemoryStore(self.shape.size if raw else self._blank)
             self.stores[name] = store
-            silent = name == "secondary" and not self.shape.holes
+            silent = name in PRIMARY_IMAGES and not self.shape.holes
             self.gate.add(name, store, without={Op.BLOCK_STATUS} if silent else ())
         self.reactor.run(self.gate.start(self.workspace.path / "gate"))
         self._spawn()
@@ -203,7 +216,8 @@ class GatedMachine:
     @property
     def overlays(self) -> tuple[str, ...]:
         """Which of the images are qcow2 and can break: the secondary disk too, if it is one."""
-        return self.images[1 if self.shape.secondary == "raw" else 0 :]
+        raw = PRIMARY_IMAGES if self.shape.secondary == "raw" else PRIMARY_IMAGES[:1]
+        return tuple(name for name in self.images if name not in raw)
 
     @property
     def version(self) -> tuple[int, int, int]:
@@ -228,7 +242,15 @@ class GatedMachine:
         """
         form = self.shape.form
         batch: list[tuple[str, dict[str, Any]]] = [self._node("secondary", self.shape.secondary)]
-        if form is Form.FLEECING:
+        if form is Form.PRIMARY:
+            quorum = {"read_pattern": "fifo", "vote_threshold": 1}
+            batch += [
+                self._node("primary", "raw"),
+                _add("replication", "forward", mode="primary", file="secondary"),
+                _add("quorum", "top", children=["primary", "forward"], **quorum),
+                _export("guest", "top", True),
+            ]
+        elif form is Form.FLEECING:
             batch += [
                 self._node("hidden", "qcow2", "secondary"),
                 _add("copy-before-write", "filter", file="secondary", target="hidden"),
@@ -255,7 +277,7 @@ class GatedMachine:
             {"execute": command, "arguments": arguments} for command, arguments in batch
         ]
         self.batch(batch)
-        for name in ("primary", "guest"):
+        for name in ("guest",) if form is Form.PRIMARY else ("primary", "guest"):
             self.connect(name)
 
     def connect(self, name: str) -> None:
@@ -315,6 +337,7 @@ class GatedMachine:
             Form.REPLICATION: ("top", "active", "hidden", "secondary"),
             Form.BACKUP: ("hidden", "secondary"),
             Form.FLEECING: ("snapshot", "filter", "hidden", "secondary"),
+            Form.PRIMARY: ("top", "forward", "primary", "secondary"),
         }[form]
         with contextlib.suppress(CommandFailed):  # it was removed by an operation
             self.call("block-export-del", {"id": "guest", "mode": "hard"})

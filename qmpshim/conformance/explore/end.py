@@ -89,7 +89,8 @@ def _committed(machine: GatedMachine) -> bool:
 
 def unflushed(machine: GatedMachine, scenario: RealScenario, now: Execution) -> bool:
     """Whether what a failover's commit wrote has not been flushed so far."""
-    commits = {index for index, op in enumerate(scenario.ops) if op.do == "failover"}
+    failovers = {index for index, op in enumerate(scenario.ops) if op.do == "failover"}
+    commits = failovers if scenario.commits else set()
     written = False
     flushes: set[int] = set()  # those that began after the last write
     for event in machine.gate.trace if commits else ():
@@ -125,7 +126,7 @@ def look(
         view = tuple(owners(answer.data, 0))
     _flush(machine, now)
     status: str | None = None
-    if scenario.form is Form.REPLICATION:
+    if scenario.replicates:
         told = machine.call("query-xen-replication-status")
         status = told.get("desc", "") if told["error"] else None
     return _read(machine, scenario, now, view, status)
@@ -146,8 +147,13 @@ def _read(
     size = scenario.size
     secondary, unsound = _secondary(machine, scenario)
     nothing = Overlay((None,) * size, (0,) * -(-size // scenario.cluster))
-    overlays = [read_overlay(machine, scenario, name) for name in machine.images[1:]]
-    hidden, active = (*overlays, nothing)[:2]
+    hidden, active = (
+        read_overlay(machine, scenario, name) if name in machine.images else nothing
+        for name in ("hidden", "active")
+    )
+    primary = None
+    if scenario.form is Form.PRIMARY:
+        primary = tuple(owners(machine.gate.snapshot("primary"), 0))
     seen = Seen(
         tuple(now.answers),
         tuple(now.data),
@@ -155,8 +161,9 @@ def _read(
         hidden.content,
         active.content,
         view,
-        (hidden.kinds, active.kinds),
+        () if scenario.form is Form.PRIMARY else (hidden.kinds, active.kinds),
         status,
+        primary,
     )
     return seen, unsound or hidden.violation or active.violation
 
@@ -196,6 +203,8 @@ def aftermath(
     over = any(op.do in ("failover", "stop", "unexport", "guest_discard") for op in scenario.ops)
     if over or seen.view is None:
         return None
+    if scenario.form is Form.PRIMARY:
+        return _both_written(machine, scenario, now)
     size = scenario.size
     answer = machine.clients["primary"].call(
         Nbd.WRITE, 0, 0, bytes(pattern.data_of(PROBE, 0, size))
@@ -219,6 +228,26 @@ def aftermath(
         cluster=sector // scenario.cluster,
         cause="the view changes with the next primary write",
     )
+
+
+def _both_written(
+    machine: GatedMachine, scenario: RealScenario, now: Execution
+) -> RealViolation | None:
+    """One more guest write everywhere: it is on both disks, so replication lives."""
+    data = bytes(pattern.data_of(PROBE, 0, scenario.size))
+    answer = machine.clients["guest"].call(Nbd.WRITE, 0, 0, data)
+    now.lines.append("afterwards: guest write of everything")
+    if answer.errno:
+        text = f"a guest write afterwards fails with errno {answer.errno}"
+        return RealViolation(Verdict.ERROR_CONTRACT, text, cause="a guest write afterwards fails")
+    for name in machine.images:
+        if bytes(machine.gate.snapshot(name)) != data:
+            return RealViolation(
+                Verdict.LOST_WRITE,
+                f"one more guest write is not on the {name} disk, though nothing failed",
+                cause=f"the next guest write is not on the {name} disk",
+            )
+    return None
 
 
 def _whose(owner: int) -> str:

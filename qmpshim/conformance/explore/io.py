@@ -122,7 +122,7 @@ class Names:
         self._all_io = all_io
         self._places: dict[str, dict[int, int]] = {}  # image: host sector -> guest sector
         self._nth: Counter[Choice] = Counter()
-        self._raw = secondary is None
+        self._raw = {"primary", "secondary"} if secondary is None else {"primary"}
         if secondary is not None:
             self._places["secondary"] = dict(secondary)
         self.flushing = False  # a flush is an operation now, and to be held
@@ -139,7 +139,7 @@ class Names:
         """Whether this request is to be held; what it tells about places is remembered."""
         if io.op is Nbd.BLOCK_STATUS:
             return self._all_io
-        if io.image == "secondary" and self._raw:
+        if io.image in self._raw:
             return True
         if io.op is Nbd.FLUSH:
             return self.flushing or self._all_io
@@ -158,7 +158,7 @@ class Names:
 
     def guest_sector(self, io: HeldIO) -> int | None:
         """The guest sector of a request."""
-        if io.image == "secondary" and self._raw:
+        if io.image in self._raw:
             return io.offset // SECTOR
         return self._places.get(io.image, {}).get(io.offset // SECTOR)
 
@@ -200,7 +200,7 @@ class Names:
         mover: int,
         unfinished: Sequence[int],
     ) -> int:
-        if (io.image == "secondary" or io.image == "active") and verb == "write":
+        if io.image in ("primary", "secondary", "active") and verb == "write":
             for number in carried:
                 index = self._by_number.get(number)
                 if index is not None and index in unfinished:
@@ -227,5 +227,6 @@ class Names:
         if op.do == "guest_read" or op.do == "primary_read":
             return looks
         if op.do == "guest_write":
-            return image == "active" or looks
-        return image == "secondary" or (image == "hidden" and (meta or not looks))
+            return image in ("primary", "active") or looks
+        own = image in ("primary", "secondary")
+        return own or (image == "hidden" and (meta or not looks))

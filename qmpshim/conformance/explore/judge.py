@@ -40,7 +40,7 @@ class RealViolation(Violation):
 class Spared:
     """What of an end is not looked at.
 
-    :ivar names: ``secondary``, ``hidden``, ``active``, ``view``, ``status``
+    :ivar names: ``primary``, ``secondary``, ``hidden``, ``active``, ``view``, ``status``
     :ivar ops: operations whose answers are, and what they read
     :ivar clusters: what they hold
     """
@@ -94,6 +94,7 @@ class Judge:
         """
         known = self.behaviour.known
         asked = {"failover", "status"} <= {op.do for op in self.scenario.ops}
+        asked = asked and self.scenario.commits
         if not asked or Known.FAILOVER_REPORTS_ERROR in known:
             return None
         known |= {Known.FAILOVER_REPORTS_ERROR}
@@ -178,7 +179,7 @@ class Judge:
             low, high = max(start, op.start) - op.start, min(end, op.start + op.count) - op.start
             if low < high and want[low:high] != have[low:high]:
                 return False
-        for name in ("secondary", "view"):
+        for name in ("primary", "secondary", "view"):
             want_all, have_all = getattr(one, name), getattr(seen, name)
             if name in free or want_all is None or have_all is None:
                 continue
@@ -210,7 +211,7 @@ class Judge:
                 return self._wrong(
                     f"{words(op)} returns", op.do, have[low:high], wanted, where, cluster, index
                 )
-        for name in ("secondary", "view", "hidden", "active"):
+        for name in ("primary", "secondary", "view", "hidden", "active"):
             if name in free:
                 continue
             have_all = getattr(seen, name)
@@ -224,6 +225,14 @@ class Judge:
                     continue
                 what = "the guest's view ends as" if name == "view" else f"{name} disk ends as"
                 return self._wrong(what, name, have_all[start:end], wanted, where, cluster, None)
+        if seen.primary is not None and seen.primary[start:end] != seen.secondary[start:end]:
+            return RealViolation(
+                Verdict.CONTENT,
+                f"in {where} the primary and the secondary disk hold the data of operations that "
+                f"were done on them in different orders",
+                cluster=cluster,
+                cause="primary and secondary disk differ",
+            )
         text = f"in {where} what reads returned and what the disks hold fit no order"
         return RealViolation(
             Verdict.ISOLATION, text, cluster=cluster, cause="reads and disks fit no order"
@@ -244,7 +253,7 @@ class Judge:
         verdict = Verdict.CONTENT
         if name in ("guest_read", "view") and "new data" in kinds:
             verdict = Verdict.ISOLATION
-        elif name in ("secondary", "active", "primary_read", "view", "guest_read"):
+        elif name in ("primary", "secondary", "active", "primary_read", "view", "guest_read"):
             verdict = Verdict.LOST_WRITE
         text = f"{what} {_runs(kinds)} in {where}, predicted {' or '.join(told)}"
         cause = f"{name}: {kinds[0]} instead of {' or '.join(told)}"
@@ -255,8 +264,10 @@ class Judge:
         if owner is None:
             return "nothing"
         if owner == 0:
-            zeroed = any(op.do in ("primary_zero", "primary_discard") for op in self.scenario.ops)
-            return "new data" if zeroed else "zeroes"
+            does = {op.do for op in self.scenario.ops}
+            if "guest_zero" in does:
+                return "the guest's zeroes"
+            return "new data" if does & {"primary_zero", "primary_discard"} else "zeroes"
         if owner < 0:
             return "garbage"
         if owner == BASE:
@@ -274,7 +285,7 @@ class Judge:
 def _orders(scenario: RealScenario, behaviour: Behaviour) -> list[Order]:
     """The orders that keep to what comes after what; failover's commit goes on after its answer."""
     ops = scenario.ops
-    failovers = [index for index, op in enumerate(ops) if op.do == "failover"]
+    failovers = [i for i, op in enumerate(ops) if op.do == "failover" and scenario.commits]
     commits = [~index for index in failovers]
     ends = [commit - len(ops) for commit in commits]
     later = [(op.after, index) for index, op in enumerate(ops) if op.after is not None]

@@ -22,7 +22,6 @@ _NBD = {
     "discard": Nbd.TRIM,
     "flush": Nbd.FLUSH,
 }
-_STOP = {"enable": False, "primary": False}
 _SETUP = 10.0  # seconds for an operation of the setup
 
 
@@ -41,18 +40,19 @@ def begin(machine: GatedMachine, op: Op, number: int) -> Running:
 
 def command(form: Form, do: str) -> tuple[str, dict[str, Any]]:
     """The QMP command that does *do* on a chain of this form, with its arguments."""
-    replication = form is Form.REPLICATION
+    replication = form in (Form.REPLICATION, Form.PRIMARY)
+    primary = {"primary": form is Form.PRIMARY}
     if do == "unexport":
         return "block-export-del", {"id": "primary", "mode": "hard"}
     if do == "checkpoint":
         return "xen-colo-do-checkpoint", {}
     if do == "failover":
-        return "xen-set-replication", {**_STOP, "failover": True}
+        return "xen-set-replication", {"enable": False, **primary, "failover": True}
     if do == "start":
-        return "xen-set-replication", {"enable": True, "primary": False}
+        return "xen-set-replication", {"enable": True, **primary}
     if do == "stop":
         if replication:
-            return "xen-set-replication", {**_STOP, "failover": False}
+            return "xen-set-replication", {"enable": False, **primary, "failover": False}
         return "block-job-cancel", {"device": "backup"}
     return ("query-xen-replication-status" if replication else "query-block-jobs"), {}
 

@@ -20,11 +20,12 @@ C = 128  # sectors of a cluster
 BASE = 1  # the operation whose data the secondary disk holds at the beginning
 
 PRIMARY = ("primary_write", "primary_zero", "primary_discard", "primary_read", "primary_flush")
-GUEST = ("guest_read", "guest_write", "guest_flush", "guest_discard")
+GUEST = ("guest_read", "guest_write", "guest_zero", "guest_flush", "guest_discard")
 DATA = (*PRIMARY, *GUEST)
 READS = ("primary_read", "guest_read")
-CHANGES = ("primary_write", "primary_zero", "primary_discard", "guest_write", "guest_discard")
-HOLES = ("primary_zero", "primary_discard")
+CHANGES = ("primary_write", "primary_zero", "primary_discard",
+           "guest_write", "guest_zero", "guest_discard")  # fmt: skip
+HOLES = ("primary_zero", "primary_discard", "guest_zero")
 COMMANDS = ("start", "checkpoint", "failover", "stop", "status", "unexport")
 CHAIN_COMMANDS = ("start", "checkpoint", "failover", "stop", "unexport")  # change the chain
 VANISH = ("primary_vanish", "guest_vanish")  # the client of an export is gone at once
@@ -35,7 +36,8 @@ FLUSHES = ("primary_flush", "guest_flush")
 class RealScenario:
     """Operations that run at the same time on a real chain.
 
-    In fleecing and in plain backup the *guest* is who reads the snapshot.
+    In fleecing and in plain backup the *guest* is who reads the snapshot; on the primary it is the
+    guest that runs there, and nobody else does anything.
 
     :ivar size: virtual size in sectors
     :ivar cluster: qcow2 cluster in sectors
@@ -57,6 +59,16 @@ class RealScenario:
     def number(self, index: int) -> int:
         """The number of concurrent operation *index*."""
         return BASE + len(self.setup) + 1 + index
+
+    @property
+    def replicates(self) -> bool:
+        """Whether there is a replication filter, with a status."""
+        return self.form in (Form.REPLICATION, Form.PRIMARY)
+
+    @property
+    def commits(self) -> bool:
+        """Whether a failover leaves a commit running: the secondary's does."""
+        return self.form is Form.REPLICATION and any(op.do == "failover" for op in self.ops)
 
     def to_json(self) -> dict[str, Any]:
         """As :func:`scenario_from_json` reads it."""
@@ -109,11 +121,25 @@ def scenario_from_json(value: Any) -> RealScenario:
         raise InputError(f"not a scenario: {error}") from error
     if scenario.secondary not in ("raw", "qcow2"):
         raise InputError(f"the secondary disk is raw or qcow2, not {scenario.secondary}")
+    if scenario.form is Form.PRIMARY:
+        _check_primary(scenario)
     for op in (*scenario.setup, *scenario.ops):
         inside = op.start >= 0 and op.start + op.count <= scenario.size
         if not inside or (op.do in DATA and op.do not in FLUSHES and not op.count):
             raise InputError(f"{words(op)} is not inside the disk's {scenario.size} sectors")
     return scenario
+
+
+def _check_primary(scenario: RealScenario) -> None:
+    """Whether the primary's chain can do all this: it has no export of the secondary disk.
+
+    :raises InputError: it cannot
+    """
+    if scenario.secondary != "raw":
+        raise InputError("the primary's chain has raw disks only")
+    for op in (*scenario.setup, *scenario.ops):
+        if op.do.startswith("primary_") or op.do == "unexport":
+            raise InputError(f"the primary's chain has only its guest, and cannot do: {words(op)}")
 
 
 def cut_off(ops: Sequence[Op]) -> tuple[str, ...]:
@@ -158,16 +184,21 @@ LETTERS: dict[str, Op] = {
     "X": Op("unexport"),
     "T": Op("guest_discard", 0, C),
     "U": Op("guest_discard", 32, 64),  # part of a cluster
+    "M": Op("guest_write", C // 2, C),  # half of either cluster
+    "E": Op("guest_zero", 0, C),
+    "A": Op("start"),  # again
     "K": Op("primary_vanish"),
     "L": Op("guest_vanish"),
 }
-_COMMANDS = "COSX"
+_COMMANDS = "COSXA"
 _QCOW2 = "qcow2-"
 _LETTERS = {
     Form.REPLICATION: "WVDZRPGFHCOSQX",
     Form.BACKUP: "WVDZRHSQX",
     Form.FLEECING: "WVDZRHTUX",
+    Form.PRIMARY: "RPGMEFCOSAQ",
 }
+_MORE = {form: "L" if form is Form.PRIMARY else "KL" for form in Form}  # not in pairs
 # What a command finds: a copied cluster in the hidden disk, a written one in the active disk.
 _PAST = (Op("primary_write", C + 64, 32), Op("guest_write", C + 16, 8))
 
@@ -175,14 +206,14 @@ _PAST = (Op("primary_write", C + 64, 32), Op("guest_write", C + 16, 8))
 def _scenario(letters: tuple[str, ...], form: Form) -> RealScenario:
     ops = tuple(LETTERS[letter] for letter in letters)
     commands = [letter for letter in letters if letter in _COMMANDS]
-    data = [letter for letter in letters if letter not in "COSQ"]
+    data = [letter for letter in letters if letter not in "COSAQ"]
     # Guest I/O may go on while failing over (docs/block-replication.txt: "The vm should be stopped
     # ... except failover"). Everything else must have settled when a command comes.
-    guest_only = all(letter in "RPGF" for letter in data)
+    guest_only = all(letter in "RPGMEF" for letter in data)
     contract = not commands or not data or (commands == ["O"] and guest_only)
     setup: tuple[Op, ...] = ()
     if commands:
-        setup = _PAST if form is Form.REPLICATION else _PAST[:1]
+        setup = {Form.REPLICATION: _PAST, Form.PRIMARY: _PAST[1:]}.get(form, _PAST[:1])
     prefix = "" if form is Form.REPLICATION else f"{form.value}-"
     return RealScenario(prefix + "".join(letters), ops, setup, form, contract=contract)
 
@@ -204,25 +235,29 @@ def vanishing() -> list[RealScenario]:
         for form in Form
         for client, letters in (("K", "WVZHD"), ("L", "RPGFTU"))
         for letter in letters
-        if letter in _LETTERS[form]
+        if letter in _LETTERS[form] and client in _MORE[form]
     ]
+
+
+_THEN = {
+    Form.REPLICATION: (
+        "CWR", "CVR", "CGR", "CPR", "CRR", "CWV", "OWR", "OGR", "OPW", "SWR", "WRV", "PWV",
+        "OCQ", "ORQ", "CPG", "CQO",
+    ),
+    Form.PRIMARY: ("GPR", "MGR", "PGF", "GRQ", "OGR", "SGR", "OPG", "SRA", "OGQ"),
+}  # fmt: skip
 
 
 def follow_ups() -> list[RealScenario]:
     """Pairs, and an operation after the first of them: what the first left behind is seen."""
     found = []
-    for first, other, then in (
-        ("C", "W", "R"), ("C", "V", "R"), ("C", "G", "R"), ("C", "P", "R"), ("C", "R", "R"),
-        ("C", "W", "V"), ("O", "W", "R"), ("O", "G", "R"), ("O", "P", "W"), ("S", "W", "R"),
-        ("W", "R", "V"), ("P", "W", "V"), ("O", "C", "Q"), ("O", "R", "Q"), ("C", "P", "G"),
-        ("C", "Q", "O"),
-    ):  # fmt: skip
-        made = _scenario((first, other, then), Form.REPLICATION)
-        ops = (*made.ops[:2], replace(made.ops[2], after=0))
-        contract = made.contract and (first != "C" or other == "Q")
-        found.append(
-            replace(made, name=f"{first}{other}-{first}{then}", ops=ops, contract=contract)
-        )
+    for form, threes in _THEN.items():
+        for first, other, then in map(tuple, threes):
+            made = _scenario((first, other, then), form)
+            ops = (*made.ops[:2], replace(made.ops[2], after=0))
+            contract = made.contract and (first != "C" or other == "Q")
+            name = made.name.removesuffix(then) + f"-{first}{then}"
+            found.append(replace(made, name=name, ops=ops, contract=contract))
     return found
 
 
@@ -239,6 +274,7 @@ SETS: Mapping[str, Callable[[], list[RealScenario]]] = {
     "replication": lambda: pairs(),
     "backup": lambda: pairs(Form.BACKUP),
     "fleecing": lambda: pairs(Form.FLEECING),
+    "primary": lambda: pairs(Form.PRIMARY),
     "all": _all,
 }
 
@@ -246,28 +282,30 @@ SETS: Mapping[str, Callable[[], list[RealScenario]]] = {
 def named(name: str) -> list[RealScenario]:
     """The scenarios a name stands for: one of :data:`SETS`, or letters like ``WR``.
 
-    ``backup-`` and ``fleecing-`` in front choose the form, ``qcow2-`` before all that the format of
-    the secondary disk.
+    ``backup-``, ``fleecing-`` and ``primary-`` in front choose the form, ``qcow2-`` before all that
+    the format of the secondary disk.
 
     :raises InputError: it stands for none
     """
     if name.startswith(_QCOW2):
-        return [
-            replace(one, name=_QCOW2 + one.name, secondary="qcow2")
-            for one in named(name.removeprefix(_QCOW2))
-        ]
+        plain = named(name.removeprefix(_QCOW2))
+        if any(one.form is Form.PRIMARY for one in plain):
+            raise InputError(f"no scenario {name!r}: the primary's chain has raw disks only")
+        return [replace(one, name=_QCOW2 + one.name, secondary="qcow2") for one in plain]
     if name in SETS:
         return SETS[name]()
     for scenario in follow_ups():
         if scenario.name == name:
             return [scenario]
     form, letters = Form.REPLICATION, name
-    for other in (Form.BACKUP, Form.FLEECING):
+    for other in (Form.BACKUP, Form.FLEECING, Form.PRIMARY):
         if name.startswith(f"{other.value}-"):
             form, letters = other, name[len(other.value) + 1 :]
-    if not letters or not all(letter in _LETTERS[form] + "KL" for letter in letters):
+    known = _LETTERS[form] + _MORE[form]
+    if not letters or not all(letter in known for letter in letters):
         raise InputError(
             f"no scenario {name!r}: there are {', '.join(SETS)}, and words of the letters "
-            + ", ".join(f"{letter} ({words(op)})" for letter, op in LETTERS.items())
+            + ", ".join(f"{letter} ({words(LETTERS[letter])})" for letter in known)
+            + (f", of the form {form}" if form is not Form.REPLICATION else "")
         )
     return [_scenario(tuple(letters), form)]

@@ -6,7 +6,8 @@ Three ways back to the start, from cheap to dear:
   are put back behind QEMU's back and a checkpoint empties the overlays and the bitmap: that is just
   what starting replication does. A raw node keeps no data, but since 6.2 the last block status it
   was told; with that it asks for less, and the same schedule goes another way. So in the beginning
-  it is told again, whichever way was taken: all is data.
+  it is told again, whichever way was taken: all is data. The primary has no overlays, and nothing
+  to empty: there the bytes of both disks are put back.
 * *rebuild*: the chain is taken apart and opened again in the same process, over fresh images. Also
   where a command came while I/O was in flight, which may have broken what QEMU has in memory.
 * *fresh*: another process.
@@ -30,7 +31,13 @@ from qmpshim.conformance.explore.ops import command
 from qmpshim.conformance.explore.scenarios import BASE, HOLES, RealScenario
 from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.machine.builds import Build
-from qmpshim.machine.gated_chain import Form, GatedMachine, Shape, filled_qcow2
+from qmpshim.machine.gated_chain import (
+    PRIMARY_IMAGES,
+    Form,
+    GatedMachine,
+    Shape,
+    filled_qcow2,
+)
 from qmpshim.machine.secondary import SECTOR
 
 log = logging.getLogger(__name__)
@@ -65,7 +72,7 @@ class Stage:
         self.resets: Counter[str] = Counter()
         self._running = False  # replication or backup was started and never stopped
         self._doubtful = False  # what QEMU has in memory may be broken
-        self._base = b""  # what the secondary disk holds at the beginning
+        self._base = b""  # what the disks that are no overlays hold at the beginning
         self._at_start = False  # nothing happened since the beginning
         self._apart = False  # there is no chain
 
@@ -99,7 +106,7 @@ class Stage:
         self.resets["fresh"] += 1
         machine = self.machine = GatedMachine(self.build, shape)
         if shape.secondary == "raw":
-            machine.stores["secondary"].restore(self._base)
+            self._put_back(machine, self._base)
             self._start(machine)
         else:  # QEMU has read the tables of the empty one
             self._rebuild(machine, self._base)
@@ -144,13 +151,14 @@ class Stage:
         machine.gate.release_all()
         machine.settle()
         shape = machine.shape
-        simple = shape.form is Form.REPLICATION and shape.secondary == "raw"
+        simple = shape.form in (Form.REPLICATION, Form.PRIMARY) and shape.secondary == "raw"
         if simple and self._running and not self._doubtful:
             for name, client in machine.clients.items():
                 if client.lost:
                     machine.connect(name)
-            machine.stores["secondary"].restore(base)
-            machine.call("xen-colo-do-checkpoint")
+            self._put_back(machine, base)
+            if shape.form is Form.REPLICATION:
+                machine.call("xen-colo-do-checkpoint")
             self._teach_block_status(machine)
             self.resets["checkpoint"] += 1
             return
@@ -164,22 +172,32 @@ class Stage:
     def _rebuild(self, machine: GatedMachine, base: bytes) -> None:
         if not self._apart:
             self._take_apart(machine)
+        self._put_back(machine, base)
         for name, store in machine.stores.items():
-            store.restore(base if name == "secondary" else machine._blank)
+            if name not in PRIMARY_IMAGES:
+                store.restore(machine._blank)
         machine.build_chain()
         self._apart = False
         self.resets["rebuild"] += 1
         self._start(machine)
 
     @staticmethod
+    def _put_back(machine: GatedMachine, base: bytes) -> None:
+        """Give the disk its bytes back; on the primary both disks, which begin as equals."""
+        for name in PRIMARY_IMAGES:
+            if name in machine.stores:
+                machine.stores[name].restore(base)
+
+    @staticmethod
     def _teach_block_status(machine: GatedMachine) -> None:
-        if machine.shape.secondary == "raw" and machine.version >= (6, 2):
+        copies = machine.shape.form is not Form.PRIMARY  # there nothing asks for it
+        if copies and machine.shape.secondary == "raw" and machine.version >= (6, 2):
             machine.learn_block_status()
 
     def _start(self, machine: GatedMachine) -> None:
         form = machine.shape.form
-        if form is Form.REPLICATION:
-            machine.call("xen-set-replication", {"enable": True, "primary": False})
+        if form in (Form.REPLICATION, Form.PRIMARY):
+            machine.call(*command(form, "start"))
         elif form is Form.BACKUP:
             machine.call("blockdev-backup", BACKUP_JOB)
         self._running, self._doubtful = True, False

@@ -20,12 +20,13 @@ from qmpshim.conformance.explore.scenarios import (
     RealScenario,
     cut_off,
 )
-from qmpshim.machine.gated_chain import IMAGES, Form
+from qmpshim.machine.gated_chain import IMAGES, PRIMARY_IMAGES, Form
 from qmpshim.model.behaviour import Behaviour
 from qmpshim.model.chain import Chain, CommandError, Stage, Workflow
 from qmpshim.model.co import Io, ModelIOError, OperationError, run_straight
 from qmpshim.model.discipline import CopyBeforeWriteDiscipline
 from qmpshim.model.disk import Alloc, Qcow2, owned
+from qmpshim.model.primary_chain import PrimaryChain
 from qmpshim.model.scenario import Op
 
 NO_JOB = "no job"  # what the status tells in plain backup when the job is over
@@ -35,6 +36,7 @@ FAILS = "an error"  # the answer of a command that an I/O error befell; its text
 # moment from which the status says that it is over.
 Order = tuple[int, ...]
 _CHANGES = frozenset({"write", "zero", "discard"})
+AnyChain = Chain | PrimaryChain
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Seen:
     :ivar view: what is read at the guest's end, ``None`` if it cannot be read
     :ivar alloc: by overlay, by cluster
     :ivar status: the error that replication reports
+    :ivar primary: owners of all sectors of the primary's own disk, ``None`` where there is none
     """
 
     answers: tuple[str, ...]
@@ -59,6 +62,7 @@ class Seen:
     view: tuple[int, ...] | None
     alloc: tuple[tuple[int, ...], ...]
     status: str | None
+    primary: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ class Hit:
         if self.verb == "flush":  # or one that qcow2 needs before it can link a new cluster, or
             # with which it empties itself
             flushes = io.op in _CHANGES or io.op == "empty"
-            return io.op == "flush" or (flushes and self.image != "secondary")
+            return io.op == "flush" or (flushes and self.image not in PRIMARY_IMAGES)
         alike = io.op == self.verb or {io.op, self.verb} <= _CHANGES
         return alike and io.start < self.start + self.count and self.start < io.start + io.count
 
@@ -174,19 +178,18 @@ class Nobodys(Fate):
         return lambda io: 0
 
 
-def run_op(chain: Chain, op: Op, number: int, fate: Callable[[Io], int] | None = None) -> Any:
+def run_op(chain: AnyChain, op: Op, number: int, fate: Callable[[Io], int] | None = None) -> Any:
     """Do one operation in the straight model; what a read returns."""
     if op.do in ("status", "unexport", *VANISH):
         return None
     method = getattr(chain, op.do)
     if op.do in COMMANDS or op.do in ("primary_flush", "guest_flush"):
         return run_straight(method(), fate)
+    if isinstance(chain, Chain) and chain.discipline.name == "copy-before-write":
+        snapshot = {"guest_read": chain.snapshot_read, "guest_discard": chain.snapshot_discard}
+        method = snapshot.get(op.do, method)
     if op.do in READS:
-        if op.do == "guest_read" and chain.discipline.name == "copy-before-write":
-            method = chain.snapshot_read
         return run_straight(method(op.start, op.count), fate)
-    if op.do == "guest_discard" and chain.discipline.name == "copy-before-write":
-        method = chain.snapshot_discard
     return run_straight(method(op.start, op.count, number), fate)
 
 
@@ -209,14 +212,15 @@ def run_in_order(
     gone: tuple[str, ...] = ()  # whose clients are no more
     for step in order:
         if ~step >= len(scenario.ops):
-            chain.forget_error()
+            if isinstance(chain, Chain):
+                chain.forget_error()
             continue
         index = step if step >= 0 else ~step
         op = scenario.ops[index]
         if op.do == "status":
-            if scenario.form is Form.REPLICATION:
+            if scenario.replicates:
                 answers[index] = chain.status() or "ok"
-            elif scenario.form is Form.FLEECING:
+            elif scenario.form is Form.FLEECING or isinstance(chain, PrimaryChain):
                 answers[index] = NO_JOB
             else:
                 answers[index] = "ok" if chain.job is not None else ENDING
@@ -231,7 +235,8 @@ def run_in_order(
             return next((errno for way in ways if (errno := way(io))), 0)
 
         if step < 0:
-            run_straight(chain.end_failover(), meet)
+            if isinstance(chain, Chain):
+                run_straight(chain.end_failover(), meet)
             continue
         if op.do == "failover":
             chain.begin_failover()
@@ -244,7 +249,8 @@ def run_in_order(
                 answers[index] = FAILS
                 continue
             for cluster in (copied or {}).get(index, ()):
-                _copy(chain, cluster, meet)
+                if isinstance(chain, Chain):
+                    _copy(chain, cluster, meet)
             # QEMU's NBD server knows no EACCES.
             answers[index] = f"errno {22 if error.errno == 13 else error.errno}"
             continue
@@ -254,6 +260,8 @@ def run_in_order(
         answers[index] = "ok"
         if op.do in READS:
             data[index] = tuple(max(0, owner) for owner in result)
+    if isinstance(chain, PrimaryChain):
+        return _primarys_end(scenario, chain, answers, data)
     return _final(scenario, chain, answers, data)
 
 
@@ -266,7 +274,21 @@ def _copy(chain: Chain, cluster: int, meet: Callable[[Io], int]) -> None:
             run_straight(chain.discipline.before_write(chain.job, cluster * size, count), meet)
 
 
-def _begin(scenario: RealScenario, behaviour: Behaviour) -> Chain:
+def _begin(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
+    chain: AnyChain
+    if scenario.form is Form.PRIMARY:
+        chain = PrimaryChain(scenario.size)
+        chain.primary.contents.write(0, owned(BASE, scenario.size))
+    else:
+        chain = _secondarys(scenario, behaviour)
+    chain.secondary.contents.write(0, owned(BASE, scenario.size))
+    run_straight(chain.start())
+    for number, op in enumerate(scenario.setup, BASE + 1):
+        run_op(chain, op, number)
+    return chain
+
+
+def _secondarys(scenario: RealScenario, behaviour: Behaviour) -> Chain:
     discipline = CopyBeforeWriteDiscipline() if scenario.form is Form.FLEECING else None
     workflow = Workflow.REPLICATION if scenario.form is Form.REPLICATION else Workflow.BACKUP
     chain = Chain(
@@ -277,14 +299,31 @@ def _begin(scenario: RealScenario, behaviour: Behaviour) -> Chain:
         discipline=discipline,
         behaviour=behaviour,
     )
-    chain.secondary.contents.write(0, owned(BASE, scenario.size))
     if isinstance(chain.secondary, Qcow2):
         clusters = range(-(-scenario.size // scenario.cluster))
         chain.secondary.alloc.update(dict.fromkeys(clusters, Alloc.DATA))
-    run_straight(chain.start())
-    for number, op in enumerate(scenario.setup, BASE + 1):
-        run_op(chain, op, number)
     return chain
+
+
+def _primarys_end(
+    scenario: RealScenario,
+    chain: PrimaryChain,
+    answers: list[str],
+    data: list[tuple[int, ...] | None],
+) -> Seen:
+    size = scenario.size
+    view, primary, secondary = (
+        tuple(max(0, owner) for owner in owners)
+        for owners in (
+            run_straight(chain.guest_read(0, size)),
+            chain.primary.contents.read(0, size),
+            chain.secondary.contents.read(0, size),
+        )
+    )
+    nothing = (None,) * size
+    return Seen(
+        tuple(answers), tuple(data), secondary, nothing, nothing, view, (), chain.status(), primary
+    )
 
 
 def _final(

@@ -241,7 +241,7 @@ class RealSystem(RealRun):
         if wrong is not None:
             return wrong
         machine.gate.open()
-        if any(op.do == "failover" for op in scenario.ops):
+        if scenario.commits:
             wrong = real_end.await_commit(machine)
         if wrong is None and not now.gone():
             wrong = real_end.remaining(machine, scenario, now)

@@ -15,7 +15,7 @@ from qmpshim.conformance.explore.io import Names, owners, tags
 from qmpshim.conformance.explore.judge import RealViolation
 from qmpshim.conformance.explore.scenarios import RealScenario, words
 from qmpshim.machine.gate import HeldIO, Kind
-from qmpshim.machine.gated_chain import Form, GatedMachine
+from qmpshim.machine.gated_chain import PRIMARY_IMAGES, Form, GatedMachine
 from qmpshim.machine.nbd_proto import Op as Nbd
 from qmpshim.machine.secondary import SECTOR
 from qmpshim.model.verdict import Verdict
@@ -74,8 +74,8 @@ class Watch:
     def arrived(self, io: HeldIO) -> RealViolation | None:
         """What is wrong with a request that is at the gate now."""
         start, cluster = self._names.guest_sector(io), self._scenario.cluster
-        if not self.quiet or start is None:
-            return None
+        if not self.quiet or start is None or self._scenario.form is Form.PRIMARY:
+            return None  # the primary copies nothing
         if io.image == "secondary" and io.op in _CHANGES:
             touched = _touched(start, io.length // SECTOR, cluster)
             for n in sorted(touched - self._given_up):
@@ -103,6 +103,8 @@ class Watch:
         scenario = self._scenario
         primary = scenario.ops[flush].do == "primary_flush"
         verb, name = ("primary_write", "secondary") if primary else ("guest_write", "active")
+        if scenario.form is Form.PRIMARY:
+            name = "primary"
         if name not in self._machine.images:
             return None
         before = [
@@ -112,7 +114,7 @@ class Watch:
         ]
         if not before:
             return None
-        if primary and scenario.secondary == "raw":
+        if name in PRIMARY_IMAGES and scenario.secondary == "raw":
             found: Sequence[int | None] = owners(self._machine.gate.snapshot(name), 0)
         else:
             found = read_overlay(self._machine, scenario, name).content
