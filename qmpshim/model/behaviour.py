@@ -27,6 +27,13 @@ class Known(StrEnum):
     ``backup_job_completed`` sets ``s->error``: until the commit has ended well the status says
     "I/O error occurred", although nothing failed (block/replication.c, 5.2 to at least 11.1)."""
 
+    QUORUM_MASKS_PRIMARY = "quorum-masks-primary"
+    """On the primary an I/O error of its own disk is told to nobody who asked: with
+    ``vote-threshold=1`` the quorum takes one child's success for its own (``quorum_co_pwritev``,
+    ``quorum_co_flush``), and the replication filter turns each error into success
+    (``replication_return_value``). Without a filter that runs only a flush is masked
+    (block/quorum.c, block/replication.c, 2.8 to at least 11.1)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:

@@ -11,6 +11,7 @@ Coroutines as in :mod:`~qmpshim.model.chain`. Positions and lengths are sectors.
 
 from __future__ import annotations
 
+from qmpshim.model.behaviour import Behaviour, Known
 from qmpshim.model.chain import CommandError, Stage
 from qmpshim.model.co import AioTaskPool, Co, ModelIOError
 from qmpshim.model.disk import Owners, Raw, owned
@@ -21,12 +22,16 @@ class PrimaryChain:
     """The primary's own disk, the secondary disk and the replication filter before that.
 
     :param size: virtual size in sectors
+    :param behaviour: of this version of QEMU
     :param memory: makes the containers that operations share
     :ivar error: a write could not be forwarded since replication was started
     """
 
-    def __init__(self, size: int, memory: Memory = PLAIN) -> None:
+    def __init__(
+        self, size: int, behaviour: Behaviour | None = None, memory: Memory = PLAIN
+    ) -> None:
         self.size = size
+        self.behaviour = behaviour or Behaviour()
         self.primary = Raw("primary", size, memory)
         self.secondary = Raw("secondary", size, memory)
         self.stage = Stage.NONE
@@ -72,31 +77,46 @@ class PrimaryChain:
 
         :raises ModelIOError: the primary's disk cannot be flushed (case 1)
         """
-        both = AioTaskPool()
-        yield from both.start(self.primary.flush())
-        yield from both.start(self._hidden(self.secondary.flush()))
-        yield from both.wait_all()
+        yield from self._side_by_side(self.primary.flush(), self._flush_secondary())
 
     def _both(self, own: Co[None], forwarded: Co[None]) -> Co[None]:
         """A write of the guest's disk, forwarded while replication runs: side by side."""
+        if self.stage is Stage.RUNNING:
+            yield from self._side_by_side(own, self._forward(forwarded))
+        else:
+            yield from own
+
+    def _side_by_side(self, own: Co[None], other: Co[bool]) -> Co[None]:
+        """Do both; the error of the guest's own disk is told, whatever the other says."""
+        others: list[bool] = []
+
+        def beside() -> Co[None]:
+            others.append((yield from other))
+
         both = AioTaskPool()
         yield from both.start(own)
-        if self.stage is Stage.RUNNING:
-            yield from both.start(self._forward(forwarded))
-        yield from both.wait_all()
+        yield from both.start(beside())
+        try:
+            yield from both.wait_all()
+        except ModelIOError:
+            if Known.QUORUM_MASKS_PRIMARY not in self.behaviour.known or not all(others):
+                raise
 
-    def _forward(self, write: Co[None]) -> Co[None]:
+    def _forward(self, write: Co[None]) -> Co[bool]:
+        """Whether the filter says success: it always does."""
         try:
             yield from write
         except ModelIOError:
             self.error = True  # case 2
+        return True
 
-    @staticmethod
-    def _hidden(flush: Co[None]) -> Co[None]:
+    def _flush_secondary(self) -> Co[bool]:
+        """Whether it succeeds."""
         try:
-            yield from flush
+            yield from self.secondary.flush()
         except ModelIOError:
-            return
+            return False
+        return True
 
     # -- the commands ------------------------------------------------------------------------------
 

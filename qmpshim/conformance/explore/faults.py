@@ -5,8 +5,9 @@ have met them; the real end must be like one of these: answers, contents, alloca
 On top of that comes docs/block-replication.txt, which names seven failures and where each is told:
 the backup failing (3) and the secondary disk failing (4) to the FT/HA manager, which has nothing
 but the status to look at; the active disk failing (5) to who asked; the failover failing (7) by the
-status, and the guest's data stay where they are. (1 and 2 are the primary's, 6 is in
-:mod:`~qmpshim.conformance.explore.directed`.)
+status, and the guest's data stay where they are. On the primary an error of its own disk (1) is
+told to who asked, and a write that could not be forwarded (2) by the status; see :mod:`.masked`.
+(6 is in :mod:`~qmpshim.conformance.explore.directed`.)
 
 Where no straight run meets the failures (the I/O is qcow2's own affair: which of its tables it
 reads and writes when is for no model to say), each operation is held to its own answer: who says
@@ -23,6 +24,7 @@ from itertools import combinations, product
 
 from qmpshim.conformance.explore.io import Named, tags
 from qmpshim.conformance.explore.judge import Judge, RealViolation, Spared, keeps_to
+from qmpshim.conformance.explore.masked import NOT_IN_STATUS, late_for, masked
 from qmpshim.conformance.explore.scenarios import CHANGES, COMMANDS, PRIMARY, cut_off, words
 from qmpshim.conformance.explore.straight import (
     AnyRead,
@@ -34,7 +36,7 @@ from qmpshim.conformance.explore.straight import (
     Seen,
     run_in_order,
 )
-from qmpshim.machine.gated_chain import IMAGES, Form
+from qmpshim.machine.gated_chain import IMAGES, PRIMARY_IMAGES, Form
 from qmpshim.model.verdict import Verdict
 
 _MOST = 4  # I/Os on one image that an operation under way may have had behind it
@@ -62,19 +64,40 @@ class FaultyJudge:
     ) -> RealViolation | None:
         """What is wrong with the end of an execution in which these I/Os failed."""
         hits = tuple(hit for _, hit in failed)
-        wrong = self._silence(seen, failed)
+        on_primary = self._scenario.form is Form.PRIMARY
+        wrong = None if on_primary else self._silence(seen, failed)
         if wrong is not None:
             return wrong
         ends = self._fitting(hits, precedence)
         wrong = self._compare(seen, ends, hits) if ends else None
         if not ends or (wrong is not None and self._emptying(seen, hits)):
             wrong = self._by_answers(seen, hits, precedence)
+        if on_primary:
+            return self._on_primary(wrong, seen, precedence, failed)
         lenient = self._judge.lenient
         if wrong is not None and lenient is not None:
             if self._lenient is None:
                 self._lenient = FaultyJudge(lenient)
             return wrong if self._lenient.judge(seen, precedence, failed) else lenient.misled()
         return wrong or self._unreported(seen, hits)
+
+    def _on_primary(
+        self,
+        wrong: RealViolation | None,
+        seen: Seen,
+        precedence: Sequence[frozenset[int]],
+        failed: Sequence[tuple[Named, Hit]],
+    ) -> RealViolation | None:
+        """What is wrong on the primary; what a masked error alone explains is called so."""
+        masking = self._judge.masking
+        if masking is None:
+            return wrong
+        if wrong is None:
+            return self._silence(seen, failed)
+        if self._lenient is None:
+            self._lenient = FaultyJudge(masking)
+        more = self._lenient.judge(seen, precedence, failed)
+        return more or masked(self._scenario, seen, precedence, failed) or wrong
 
     # -- by the model ------------------------------------------------------------------------------
 
@@ -122,7 +145,7 @@ class FaultyJudge:
     def _victims(self, hit: Hit) -> list[Callable[[], Fate]]:
         """Who may meet a failure; an image that is gone, after how many I/Os of whom."""
         under_way = self._under_way(hit)
-        empties = hit.image != "secondary" and any(op.do in _EMPTIES for op in self._scenario.ops)
+        empties = hit.image not in PRIMARY_IMAGES and any(op.do in _EMPTIES for op in self._scenario.ops)
         emptied = (False, True) if empties else (False,)
         if not hit.gone:
             ways: list[Callable[[], Fate]] = [
@@ -152,7 +175,8 @@ class FaultyJudge:
     def _compare(
         self, seen: Seen, ends: Sequence[Seen], hits: tuple[Hit, ...]
     ) -> RealViolation | None:
-        spared: set[str] = {"status"} if not self._commits() else set()
+        told = self._commits() or self._scenario.form is Form.PRIMARY
+        spared: set[str] = set() if told else {"status"}
         for hit in hits:
             if hit.gone:
                 spared |= self._lost_with(hit.image, seen)
@@ -162,6 +186,8 @@ class FaultyJudge:
         wrong = self._judge.compare(seen, ends, Spared(frozenset(spared)))
         if wrong is None:
             return self._isolation(seen)
+        if self._scenario.form is Form.PRIMARY and wrong.cause == "final status None":
+            return replace(wrong, cause=NOT_IN_STATUS)
         return replace(wrong, cause=f"{wrong.cause}, after {self._what(hits)}")
 
     def _ejected(self, seen: Seen) -> bool:
@@ -173,7 +199,7 @@ class FaultyJudge:
         """What cannot be looked at when an image is gone: the tables of a qcow2 that it still owes
         to its file, and the view, if it falls through to there."""
         lost = {"view"} if seen.view is None else set()
-        raw = image == "secondary" and self._scenario.secondary == "raw"
+        raw = image in PRIMARY_IMAGES and self._scenario.secondary == "raw"
         return lost if raw else lost | {image}
 
     def _by_answers(
@@ -211,7 +237,7 @@ class FaultyJudge:
                 clusters.update(range(-(-self._scenario.size // cluster)))
             elif op.do in CHANGES:
                 clusters.update(range(op.start // cluster, -(-(op.start + op.count) // cluster)))
-        commits = any(op.do == "failover" for op in ops)
+        commits = self._commits()
         failover_failed = any(ops[op].do == "failover" for op in failed)
         names = {"status"} if not commits or failover_failed else set()
         for hit in hits:
@@ -271,13 +297,16 @@ class FaultyJudge:
         return [op for op in range(len(self._scenario.ops)) if op not in hit.over]
 
     def _commits(self) -> bool:
-        return any(op.do == "failover" for op in self._scenario.ops)
+        return self._scenario.commits
 
     def _loosened(self, end: Seen, seen: Seen, hits: tuple[Hit, ...]) -> Iterator[Seen]:
-        """The same end, when a commit failed: it may have come anywhere.
+        """The same end, when a commit failed: it may have come anywhere; or an error too late.
 
         One that has nothing to write need not even ask for the disk that is gone.
         """
+        if self._scenario.form is Form.PRIMARY:
+            yield from self._late(end, seen, hits)
+            return
         if self._commits() and end.view == end.secondary:
             yield replace(end, status=None)
         secondary = list(end.secondary)
@@ -291,6 +320,17 @@ class FaultyJudge:
         loose = replace(end, secondary=tuple(secondary))
         if loose != end:
             yield loose
+
+    def _late(self, end: Seen, seen: Seen, hits: tuple[Hit, ...]) -> Iterator[Seen]:
+        """The same end, when the status may tell of an error or not, who knows."""
+        if late_for(self._scenario, hits):
+            asked = [n for n, op in enumerate(self._scenario.ops) if op.do == "status"]
+            answers = tuple(
+                seen.answers[n] if n in asked and not any(n in hit.over for hit in hits) else text
+                for n, text in enumerate(end.answers)
+            )
+            for status in (None, "I/O error occurred"):
+                yield replace(end, status=status, answers=answers)
 
     def _uncommitted(self, failover: int, hits: tuple[Hit, ...]) -> list[Seen]:
         """The ends if the commit had not written anything, nor anything else failed."""
@@ -335,6 +375,8 @@ class FaultyJudge:
         for named, hit in failed:
             for _, number, _ in tags(named.io.data):
                 index = numbers.get(number)
+                if named.io.image == "secondary" and self._scenario.form is Form.PRIMARY:
+                    continue  # that the guest is not told: case 2
                 if index is None or index in hit.over or index != named.op:
                     continue  # another's affair: a commit's, which writes what was answered before
                 if seen.answers[index] == "ok":

@@ -19,6 +19,7 @@ from typing import Any
 
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario, cut_off, words
 from qmpshim.conformance.explore.straight import ENDING, FAILS, NO_JOB, Order, Seen, run_in_order
+from qmpshim.machine.gated_chain import Form
 from qmpshim.model.behaviour import Behaviour, Known
 from qmpshim.model.disk import Alloc
 from qmpshim.model.linearise import fits
@@ -98,6 +99,18 @@ class Judge:
         if not asked or Known.FAILOVER_REPORTS_ERROR in known:
             return None
         known |= {Known.FAILOVER_REPORTS_ERROR}
+        return Judge(self.scenario, replace(self.behaviour, known=known))
+
+    @cached_property
+    def masking(self) -> Judge | None:
+        """A judge for whom an error of the primary disk may be masked, as QEMU's quorum does.
+
+        ``None``: there is no quorum, or this one is that judge.
+        """
+        known = self.behaviour.known
+        if self.scenario.form is not Form.PRIMARY or Known.QUORUM_MASKS_PRIMARY in known:
+            return None
+        known |= {Known.QUORUM_MASKS_PRIMARY}
         return Judge(self.scenario, replace(self.behaviour, known=known))
 
     def misled(self) -> RealViolation:

@@ -96,6 +96,7 @@ class RealRun:
         self.now = Execution.of(len(self.scenario.ops))
         machine = self.machine = self.stage.prepare(self.scenario, reconnect)
         machine.gate.trace.clear()
+        machine.qmp.events.clear()
         places = None if self.scenario.secondary == "raw" else places_of(machine, "secondary")
         self._names = Names(self.scenario.ops, self._numbers, self.all_io, places)
         self.watch = Watch(self.scenario, machine, self._names)

@@ -12,6 +12,7 @@ from typing import Any
 from qmpshim.conformance.explore.crash_points import NO_CRASH_POINTS, CrashPoints
 from qmpshim.conformance.explore.findings import Sighting, SightingKey
 from qmpshim.conformance.explore.judge import Judge
+from qmpshim.conformance.explore.masked import both_refused
 from qmpshim.conformance.explore.report import ScenarioResult
 from qmpshim.conformance.explore.run import BEFORE
 from qmpshim.conformance.explore.scenarios import RealScenario
@@ -145,7 +146,7 @@ def explore_scenario(
             break
         system.leave()
         if not plan:
-            plans = _faults(system.names, task.errnos)
+            plans = _faults(system.names, task.errnos) + both_refused(system.names, task.errnos)
         statistics = explored.statistics
         # A block job's timer may come between under load; then all of it once more.
         again = bool(system.derailed) and again_left > 0 and explored.exhaustive

@@ -63,6 +63,7 @@ class Stage:
 
     :param reuse: False starts a fresh process each time
     :ivar resets: how often each way was taken
+    :ivar told: kinds of errors that this process has told of in an event, for who wants to know
     """
 
     def __init__(self, build: Build, reuse: bool = True) -> None:
@@ -75,6 +76,7 @@ class Stage:
         self._base = b""  # what the disks that are no overlays hold at the beginning
         self._at_start = False  # nothing happened since the beginning
         self._apart = False  # there is no chain
+        self.told: set[str] = set()
 
     def prepare(self, scenario: RealScenario, reconnect: int = 0) -> GatedMachine:
         """Bring QEMU to the start: the chain open over fresh images, replication or backup running.
@@ -229,6 +231,7 @@ class Stage:
         if self.machine is not None:
             self.machine.close()
             self.machine = None
+            self.told.clear()
         self._running = self._at_start = self._apart = False
 
     def close(self) -> None:

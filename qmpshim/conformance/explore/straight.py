@@ -157,7 +157,9 @@ class AnyRead(Fate):
 class NothingDone(Fate):
     """The operation *victim* gets nothing done on these images, a failover its commit."""
 
-    def __init__(self, hit: Hit, victim: int, images: Collection[str] = IMAGES) -> None:
+    def __init__(
+        self, hit: Hit, victim: int, images: Collection[str] = (*IMAGES, *PRIMARY_IMAGES)
+    ) -> None:
         super().__init__(hit, victim)
         self._images = images
 
@@ -277,7 +279,7 @@ def _copy(chain: Chain, cluster: int, meet: Callable[[Io], int]) -> None:
 def _begin(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
     chain: AnyChain
     if scenario.form is Form.PRIMARY:
-        chain = PrimaryChain(scenario.size)
+        chain = PrimaryChain(scenario.size, behaviour)
         chain.primary.contents.write(0, owned(BASE, scenario.size))
     else:
         chain = _secondarys(scenario, behaviour)

@@ -16,6 +16,7 @@ from qmpshim.conformance.explore.execution import CUT, RECONNECT, Found, stable
 from qmpshim.conformance.explore.faults import FaultyJudge
 from qmpshim.conformance.explore.footprints import EVERYTHING, Footprints
 from qmpshim.conformance.explore.judge import Judge, RealViolation, keeps_to
+from qmpshim.conformance.explore.masked import untold
 from qmpshim.conformance.explore.run import (
     AFTER,
     BEFORE,
@@ -43,7 +44,7 @@ class RealSystem(RealRun):
     :param errnos: errors a held I/O may be ended with instead, :data:`CUT` and :data:`RECONNECT`
         among them; empty: no faults
     :param most_faults: of them in one execution
-    :param plan: by name, I/Os that end with an error in every execution; the first only. Partial
+    :param plan: by name, I/Os that end with an error in every execution, each once. Partial
         order reduction knows steps, not ways for one step to end: so faults are planned, not chosen
     :param all_io: hold every request, qcow2's own, flushes and block status among them
     :param release: how a request is let go; sabotage comes in here
@@ -116,7 +117,7 @@ class RealSystem(RealRun):
         if self.violation is not None or now.lost:
             return ()
         found: list[Choice] = [("start", index) for index in self._startable()]
-        if self.plan and not now.faults:
+        if self.plan and now.faults < len(self.plan):
             found += [
                 ("fail", *name[1:], self.plan[name]) if name in self.plan else name
                 for name in now.held
@@ -245,6 +246,8 @@ class RealSystem(RealRun):
             wrong = real_end.await_commit(machine)
         if wrong is None and not now.gone():
             wrong = real_end.remaining(machine, scenario, now)
+        if wrong is None:  # before the look at the end, which may fail, and be told of instead
+            wrong = untold(machine, scenario, now, self.stage.told)
         unflushed = real_end.unflushed(machine, scenario, now)
         seen, broken = real_end.look(machine, scenario, now)
         now.seen = seen
