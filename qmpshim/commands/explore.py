@@ -71,10 +71,10 @@ def add(commands: Any) -> None:
         "--scenario",
         default=None,
         metavar="S",
-        help=f"a set ({', '.join(SETS)}; replication, backup and fleecing are the pairs of that "
-        "form), one by name, or a JSON file; qcow2- in front, as in qcow2-pairs, takes a secondary "
-        "disk in qcow2; `list` shows them, those outside of what QEMU's documents allow as "
-        "`robustness` (default pairs; with --model all)",
+        help=f"a set ({', '.join(SETS)}; replication, backup, fleecing and primary are the pairs "
+        "of that form), one by name, or a JSON file; qcow2- in front, as in qcow2-pairs, takes a "
+        "secondary disk in qcow2; `list` shows them, those outside of what QEMU's documents allow "
+        "as `robustness` (default pairs; with --model all)",
     )
     exploring.add_argument(
         "--mode",

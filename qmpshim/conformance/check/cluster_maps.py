@@ -21,6 +21,7 @@ from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.straight import Seen
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build
+from qmpshim.machine.gated_chain import images_of
 from qmpshim.machine.images import map_file
 from qmpshim.machine.qcow2 import ImageError, Qcow2
 from qmpshim.machine.secondary import SECTOR
@@ -55,11 +56,10 @@ def _compare(scenario: RealScenario, seen: Seen, possible: Sequence[Seen]) -> di
     want = min(possible, key=lambda one: _distance(one, seen), default=None)
     whose = _namer(scenario)
     disks = []
-    for place, name in enumerate(("secondary", "hidden", "active")):
-        if name == "active" and scenario.form.value != "replication":
-            continue
-        kinds = (None, None) if not place else (
-            want.alloc[place - 1] if want else None, seen.alloc[place - 1]
+    for name in images_of(scenario.form):
+        layer = ("hidden", "active").index(name) if name in ("hidden", "active") else None
+        kinds = (None, None) if layer is None else (
+            want.alloc[layer] if want else None, seen.alloc[layer]
         )  # fmt: skip
         disks.append(
             _disk(
@@ -92,6 +92,8 @@ def _distance(want: Seen, seen: Seen) -> int:
         differs += sum(
             a != b for a, b in zip(wants, haves, strict=True) if a is not None and b is not None
         )
+    if want.primary is not None and seen.primary is not None:
+        differs += sum(a != b for a, b in zip(want.primary, seen.primary, strict=True))
     if want.view is not None and seen.view is not None:
         differs += sum(a != b for a, b in zip(want.view, seen.view, strict=True))
     for a, b in zip(want.data, seen.data, strict=True):

@@ -154,11 +154,11 @@ def _sharded(value: Any) -> list[Case]:
 _ABOUT = (
     ("checkpoint", "C"),
     ("failover", "O"),
-    ("stop", "S"),
+    ("stop", "SA"),
     ("unexport", "X"),
     ("status-flush", "QFH"),
-    ("zero-discard", "DZTU"),
-    ("read-write", "WVRPG"),
+    ("zero-discard", "DZTUE"),
+    ("read-write", "WVRPGM"),
 )
 
 

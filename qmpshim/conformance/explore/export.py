@@ -23,13 +23,14 @@ from qmpshim.conformance.explore.scenarios import CHAIN_COMMANDS, HOLES
 from qmpshim.conformance.explore.signs import arrivals, sign_of
 from qmpshim.conformance.explore.trace import What, read_line
 from qmpshim.errors import InputError
-from qmpshim.machine.gated_chain import IMAGES, Form
+from qmpshim.machine.gated_chain import PRIMARY_IMAGES, Form, images_of
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _NEEDS = {
     Form.REPLICATION: "with the replication driver",
     Form.BACKUP: "with the NBD driver",
     Form.FLEECING: "of 7.0 or later",
+    Form.PRIMARY: "with the replication and the quorum driver",
 }
 
 
@@ -42,11 +43,12 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
     if finding.verdict is None:
         raise InputError("this schedule was recorded as one that shows nothing wrong")
     scenario = finding.scenario
-    overlays = IMAGES[1:] if scenario.form is Form.REPLICATION else IMAGES[1:2]
+    overlays = [name for name in images_of(scenario.form) if name not in PRIMARY_IMAGES]
     case = {
         "title": f"{finding.verdict}: {finding.text}",
         "build": finding.build,
         "form": scenario.form.value,
+        "images": [*images_of(scenario.form)],
         "size": scenario.size,
         "cluster": scenario.cluster,
         "qcow2": [*overlays] if scenario.secondary == "raw" else ["secondary", *overlays],

@@ -283,7 +283,7 @@ class FaultyJudge:
         qcow2 may have ejected it (``fail_broken_refcounts``, block/qcow2.c): nobody's I/O that
         comes later need succeed. To fail over is then the manager's to decide, and may fail, too.
         """
-        if all(hit.image == "secondary" for hit in hits):
+        if all(hit.image in PRIMARY_IMAGES for hit in hits):
             return False
         straight = self._judge.straight.values()
         return any(

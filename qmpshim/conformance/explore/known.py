@@ -14,12 +14,12 @@ from typing import Any
 from qmpshim.conformance.explore.findings import Finding, failing, finding_from_json
 from qmpshim.conformance.explore.scenarios import COMMANDS, DATA, VANISH
 from qmpshim.conformance.write_ups import Version, WriteUp, common, load
-from qmpshim.machine.gated_chain import IMAGES, Form
+from qmpshim.machine.gated_chain import IMAGES, PRIMARY_IMAGES, Form
 from qmpshim.model.verdict import Verdict
 
 _DO = frozenset((*DATA, *COMMANDS, *VANISH))
 _VERBS = ("read", "write", "zero", "discard", "flush", "status")
-_FAILS = frozenset(f"{image} {verb}" for image in IMAGES for verb in _VERBS)
+_FAILS = frozenset(f"{image} {verb}" for image in {*IMAGES, *PRIMARY_IMAGES} for verb in _VERBS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ Failed = Sequence[tuple[Named, Hit]]
 
 _MASKED = {"guest_write": "write", "guest_zero": "write", "guest_flush": "flush"}
 _LATE = 5.0  # seconds until an event must be there: QEMU keeps it back for one at most
+NOT_READ_BACK = ", and is not read back"
 NOT_IN_STATUS = "case 2. forwarding a write failed: not in the status"
 
 
@@ -47,9 +48,7 @@ def masked(
     reader = _not_read_back(scenario, seen, precedence, index)
     if reader is not None:
         what += f", and {words(scenario.ops[reader])} after it does not return its data"
-        return RealViolation(
-            Verdict.LOST_WRITE, what, index, cause=f"{cause}, and is not read back"
-        )
+        return RealViolation(Verdict.LOST_WRITE, what, index, cause=f"{cause}{NOT_READ_BACK}")
     return RealViolation(Verdict.ERROR_CONTRACT, what, index, cause=cause)
 
 

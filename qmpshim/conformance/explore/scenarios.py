@@ -288,8 +288,8 @@ def named(name: str) -> list[RealScenario]:
     :raises InputError: it stands for none
     """
     if name.startswith(_QCOW2):
-        plain = named(name.removeprefix(_QCOW2))
-        if any(one.form is Form.PRIMARY for one in plain):
+        plain = [s for s in named(name.removeprefix(_QCOW2)) if s.form is not Form.PRIMARY]
+        if not plain:
             raise InputError(f"no scenario {name!r}: the primary's chain has raw disks only")
         return [replace(one, name=_QCOW2 + one.name, secondary="qcow2") for one in plain]
     if name in SETS:

@@ -4,7 +4,8 @@ A sign is a dictionary with a ``kind``, which the templates know (``templates/en
 
 * ``crash``, ``hang``, ``corruption``, ``corruption now``, ``setup``, ``unreadable``, ``probe``:
   what there is to see is said by the word;
-* ``answers``: these operations answer so, ``status``: so does replication's status in the end;
+* ``answers``: these operations answer so, and those that are ``unread`` return nothing of that
+  operation's; ``status``: so does replication's status in the end;
 * ``requests``: these requests are made, which must not be yet;
 * ``new data``: the guest reads what one of these operations wrote;
 * ``orders``: what was seen fits none of the ends that the model gives for each order;
@@ -19,6 +20,7 @@ from typing import Any
 from qmpshim.conformance.explore.crash_points import AFTER_A_CRASH
 from qmpshim.conformance.explore.findings import Finding
 from qmpshim.conformance.explore.judge import Judge
+from qmpshim.conformance.explore.masked import NOT_READ_BACK
 from qmpshim.conformance.explore.run import BEFORE
 from qmpshim.conformance.explore.scenarios import cut_off
 from qmpshim.conformance.explore.straight import Seen
@@ -31,9 +33,13 @@ _UNKNOWN: Sign = {"kind": "unknown"}
 _NOWADAYS = (10, 0, 0)  # the version of a finding that does not say
 _FAULT = re.compile(r", (?:after|beside) (?:a failed \w+ \w+|the \w+ disk went away)$")
 _PROBES = ("the view changes with the next primary write", "a primary write afterwards fails",
-           "a read afterwards fails")  # fmt: skip
+           "a read afterwards fails", "a guest write afterwards fails",
+           "the next guest write is not on the primary disk",
+           "the next guest write is not on the secondary disk")  # fmt: skip
 _PATHS = r" json:\{.*\}"  # a node's description, with temporary paths
-_WHOLE = re.compile(r"(guest_read|primary_read|view|secondary|hidden|active): .* instead of .*")
+_WHOLE = re.compile(
+    r"(guest_read|primary_read|view|primary|secondary|hidden|active): .* instead of .*"
+)
 
 
 def sign_of(finding: Finding) -> Sign:
@@ -64,6 +70,7 @@ def sign_of(finding: Finding) -> Sign:
     if _WHOLE.fullmatch(cause) or cause in (
         "reads and disks fit no order",
         "answers do not fit together",
+        "primary and secondary disk differ",
     ):
         return _orders(finding)
     return _UNKNOWN
@@ -103,7 +110,15 @@ def _answers(finding: Finding, do: str) -> Sign:
     same = {i: text for i, text in plain.items() if finding.scenario.ops[i].do == do}
     # Of several operations of this kind those that answered so.
     wrong = {i: text for i, text in same.items() if f"{do} answers {text}" in finding.cause}
-    return {"kind": "answers", "answers": wrong or same} if same else _UNKNOWN
+    if not same:
+        return _UNKNOWN
+    sign: Sign = {"kind": "answers", "answers": wrong or same}
+    if finding.cause.endswith(NOT_READ_BACK):
+        ops, write = finding.scenario.ops, next(iter(same))
+        own = finding.scenario.number(write) if do == "guest_write" else 0
+        reads = [i for i, op in enumerate(ops) if op.do == "guest_read"]
+        sign["unread"] = dict.fromkeys(reads, own)
+    return sign
 
 
 def _orders(finding: Finding) -> Sign:
@@ -126,7 +141,7 @@ def _orders(finding: Finding) -> Sign:
 def _end(finding: Finding, end: Seen, cells: list[tuple[int, int]]) -> dict[str, Any] | None:
     """One end: the answers, and by what is read the owner in each cell; ``None``: not so simple."""
     whole: dict[str, Any] = {
-        name: getattr(end, name) for name in ("secondary", "hidden", "active", "view")
+        name: getattr(end, name) for name in ("primary", "secondary", "hidden", "active", "view")
     }
     for index, data in enumerate(end.data):
         if data is not None:
