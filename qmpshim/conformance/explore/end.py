@@ -9,14 +9,13 @@ from qmpshim.conformance.explore.io import GARBAGE, owners
 from qmpshim.conformance.explore.judge import RealViolation
 from qmpshim.conformance.explore.scenarios import VANISH, RealScenario, words
 from qmpshim.conformance.explore.straight import Seen
-from qmpshim.machine.gate import Kind
+from qmpshim.conformance.explore.watch import left_unflushed
 from qmpshim.machine.gated_chain import Form, GatedMachine
 from qmpshim.machine.nbd_proto import Op as Nbd
 from qmpshim.machine.secondary import SECTOR
 from qmpshim.model.verdict import Verdict
 
 PROBE = 4000  # the operation whose data the aftermath writes
-_EFFECTS = (Kind.PASS, Kind.RELEASE, Kind.APPLY)
 _REMOVAL = 5.0  # seconds for an export or a job to go
 _COMMIT = 10.0  # seconds for the commit that failover leaves running
 
@@ -90,19 +89,7 @@ def _committed(machine: GatedMachine) -> bool:
 def unflushed(machine: GatedMachine, scenario: RealScenario, now: Execution) -> bool:
     """Whether what a failover's commit wrote has not been flushed so far."""
     failovers = {index for index, op in enumerate(scenario.ops) if op.do == "failover"}
-    commits = failovers if scenario.commits else set()
-    written = False
-    flushes: set[int] = set()  # those that began after the last write
-    for event in machine.gate.trace if commits else ():
-        if event.image != "secondary":
-            continue
-        if now.wrote.get(event.io) in commits and event.kind in _EFFECTS:
-            written, flushes = True, set()
-        if event.op is Nbd.FLUSH and event.kind in (Kind.ARRIVE, Kind.PASS):
-            flushes.add(event.io)
-        if event.io in flushes and event.kind in _EFFECTS:
-            written = False
-    return written
+    return scenario.commits and left_unflushed(machine, now, "secondary", failovers)
 
 
 def not_durable(scenario: RealScenario) -> RealViolation:

@@ -2,12 +2,13 @@
 
 * *order*: new data comes to the secondary disk only when the hidden disk has the old;
 * *copies*: what is sent to the hidden disk is old data;
-* *flushes*: what had been written before a flush began is on the disk when it ends.
+* *flushes*: what had been written before a flush began is on the disk when it ends; on the primary
+  that disk was flushed meanwhile, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from qmpshim.conformance.explore.execution import Execution
 from qmpshim.conformance.explore.images import read_overlay
@@ -129,6 +130,10 @@ class Watch:
                         sector // scenario.cluster,
                         f"{verb} not on disk after {scenario.ops[flush].do}",
                     )
+        if name == "primary" and left_unflushed(self._machine, now, name, before):
+            text = f"{words(scenario.ops[flush])} ends, and the primary disk was not flushed"
+            cause = "guest_flush does not flush the primary disk"
+            return RealViolation(Verdict.LOST_WRITE, text, flush, cause=cause)
         return None
 
     def _may_be_there(self, now: Execution, write: int, sector: int) -> set[int | None]:
@@ -146,6 +151,24 @@ class Watch:
                 elif op.do.endswith(("zero", "discard")):
                     allowed |= {0, None}
         return allowed
+
+
+def left_unflushed(
+    machine: GatedMachine, now: Execution, image: str, writers: Collection[int]
+) -> bool:
+    """Whether no flush of an image that began after the last write of *writers* to it is done."""
+    written = False
+    flushes: set[int] = set()  # those that began after the last write
+    for event in machine.gate.trace:
+        if event.image != image:
+            continue
+        if now.wrote.get(event.io) in writers and event.kind in _EFFECTS:
+            written, flushes = True, set()
+        if event.op is Nbd.FLUSH and event.kind in (Kind.ARRIVE, Kind.PASS):
+            flushes.add(event.io)
+        if event.io in flushes and event.kind in _EFFECTS:
+            written = False
+    return written
 
 
 def _touched(start: int, count: int, cluster: int) -> set[int]:
