@@ -42,6 +42,30 @@ def drop_guest(machine: GatedMachine, named: Named) -> None:
     machine.gate.release(named.io)
 
 
+def drop_primary(machine: GatedMachine, named: Named) -> None:
+    """A write to the primary's own disk is answered and forgotten."""
+    if named.io.image == "primary" and named.verb == "write":
+        machine.gate.drop(named.io)
+        return
+    machine.gate.release(named.io)
+
+
+def drop_primary_flush(machine: GatedMachine, named: Named) -> None:
+    """A flush of the primary's own disk is answered and not done."""
+    if named.io.image == "primary" and named.verb == "flush":
+        machine.gate.drop(named.io)
+        return
+    machine.gate.release(named.io)
+
+
+def stale_primary_read(machine: GatedMachine, named: Named) -> None:
+    """A read of the primary's own disk returns what was there at the beginning."""
+    if named.io.image == "primary" and named.verb == "read":
+        machine.gate.corrupt(named.io, bytes(pattern.data_of(1, named.start, named.count)))
+        return
+    machine.gate.release(named.io)
+
+
 def twice(machine: GatedMachine, named: Named) -> None:
     """An answer comes twice."""
     if named.verb in ("read", "write"):
