@@ -77,17 +77,22 @@ class PrimaryChain:
 
         :raises ModelIOError: the primary's disk cannot be flushed (case 1)
         """
-        yield from self._side_by_side(self.primary.flush(), self._flush_secondary())
+        masks = Known.QUORUM_MASKS_FLUSH
+        yield from self._side_by_side(self.primary.flush(), self._flush_secondary(), masks)
 
     def _both(self, own: Co[None], forwarded: Co[None]) -> Co[None]:
         """A write of the guest's disk, forwarded while replication runs: side by side."""
         if self.stage is Stage.RUNNING:
-            yield from self._side_by_side(own, self._forward(forwarded))
+            masks = Known.QUORUM_MASKS_PRIMARY
+            yield from self._side_by_side(own, self._forward(forwarded), masks)
         else:
             yield from own
 
-    def _side_by_side(self, own: Co[None], other: Co[bool]) -> Co[None]:
-        """Do both; the error of the guest's own disk is told, whatever the other says."""
+    def _side_by_side(self, own: Co[None], other: Co[bool], masks: Known) -> Co[None]:
+        """Do both; the error of the guest's own disk is told, whatever the other says.
+
+        :param masks: the defect by which it is not
+        """
         others: list[bool] = []
 
         def beside() -> Co[None]:
@@ -99,7 +104,7 @@ class PrimaryChain:
         try:
             yield from both.wait_all()
         except ModelIOError:
-            if Known.QUORUM_MASKS_PRIMARY not in self.behaviour.known or not all(others):
+            if masks not in self.behaviour.known or not all(others):
                 raise
 
     def _forward(self, write: Co[None]) -> Co[bool]:

@@ -20,6 +20,7 @@ from qmpshim.conformance.explore.straight import Seen
 from qmpshim.conformance.explore.system import RealSystem, Release, honestly
 from qmpshim.machine.gated_chain import Form
 from qmpshim.machine.wire import WireQmp
+from qmpshim.model.behaviour import Known
 from qmpshim.model.co import Co, ModelIOError
 from qmpshim.model.disk import Owners
 from qmpshim.model.primary_chain import PrimaryChain
@@ -138,9 +139,9 @@ def test_a_model_that_is_wrong_is_not_agreed_with(
 class Masks(PrimaryChain):
     """Case 1 as QEMU has it."""
 
-    def _side_by_side(self, own: Co[None], other: Co[bool]) -> Co[None]:
+    def _side_by_side(self, own: Co[None], other: Co[bool], masks: Known) -> Co[None]:
         try:
-            yield from super()._side_by_side(own, other)
+            yield from super()._side_by_side(own, other, masks)
         except ModelIOError:
             return
 

@@ -97,7 +97,7 @@ def test_it_is_started_once() -> None:
 
 def test_a_quorum_masks_what_only_it_can() -> None:
     """With the defect: while the filter runs; a flush always, as long as one disk does it."""
-    chain = running(Known.QUORUM_MASKS_PRIMARY)
+    chain = running(Known.QUORUM_MASKS_PRIMARY, Known.QUORUM_MASKS_FLUSH)
     run_straight(chain.guest_write(0, 128, 1), refusing("primary"))
     assert on(chain) == ({0}, {1}) and chain.status() is None
     run_straight(chain.guest_write(0, 128, 2), refusing("primary", "secondary"))

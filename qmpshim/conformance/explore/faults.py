@@ -55,6 +55,7 @@ class FaultyJudge:
         self._judge = judge
         self._scenario = judge.scenario
         self._lenient: FaultyJudge | None = None
+        self._masking: list[FaultyJudge] = []
         self._before: dict[tuple[Hit, int], list[Seen]] = {}
         self._ends: dict[tuple[Hit, ...], list[tuple[Order, Seen]]] = {}
         self.in_part = 0
@@ -89,15 +90,16 @@ class FaultyJudge:
         failed: Sequence[tuple[Named, Hit]],
     ) -> RealViolation | None:
         """What is wrong on the primary; what a masked error alone explains is called so."""
-        masking = self._judge.masking
-        if masking is None:
+        if not self._judge.masking:
             return wrong
         if wrong is None:
             return self._silence(seen, failed)
-        if self._lenient is None:
-            self._lenient = FaultyJudge(masking)
-        more = self._lenient.judge(seen, precedence, failed)
-        return more or masked(self._scenario, seen, precedence, failed) or wrong
+        if not self._masking:
+            self._masking = [FaultyJudge(judge) for judge in self._judge.masking]
+        more = [judge.judge(seen, precedence, failed) for judge in self._masking]
+        if all(more):
+            return more[0]
+        return masked(self._scenario, seen, precedence, failed) or wrong
 
     # -- by the model ------------------------------------------------------------------------------
 

@@ -102,16 +102,21 @@ class Judge:
         return Judge(self.scenario, replace(self.behaviour, known=known))
 
     @cached_property
-    def masking(self) -> Judge | None:
-        """A judge for whom an error of the primary disk may be masked, as QEMU's quorum does.
+    def masking(self) -> tuple[Judge, ...]:
+        """Judges for whom an error of the primary disk may be masked, as QEMU's quorum does.
 
-        ``None``: there is no quorum, or this one is that judge.
+        None where there is no quorum, or this one is such a judge.
         """
         known = self.behaviour.known
         if self.scenario.form is not Form.PRIMARY or Known.QUORUM_MASKS_PRIMARY in known:
-            return None
-        known |= {Known.QUORUM_MASKS_PRIMARY}
-        return Judge(self.scenario, replace(self.behaviour, known=known))
+            return ()
+        return tuple(
+            Judge(self.scenario, replace(self.behaviour, known=known | masks))
+            for masks in (
+                {Known.QUORUM_MASKS_PRIMARY, Known.QUORUM_MASKS_FLUSH},
+                {Known.QUORUM_MASKS_PRIMARY},
+            )
+        )
 
     def misled(self) -> RealViolation:
         """The violation that this defect is, when it alone explains an execution."""

@@ -38,6 +38,7 @@ from qmpshim.machine.gated_chain import (
     Shape,
     filled_qcow2,
 )
+from qmpshim.machine.nbd_proto import Op as Nbd
 from qmpshim.machine.secondary import SECTOR
 
 log = logging.getLogger(__name__)
@@ -161,6 +162,8 @@ class Stage:
             self._put_back(machine, base)
             if shape.form is Form.REPLICATION:
                 machine.call("xen-colo-do-checkpoint")
+            else:  # up to 5.2 what was written before decides how a quorum is flushed
+                machine.clients["guest"].call(Nbd.FLUSH)
             self._teach_block_status(machine)
             self.resets["checkpoint"] += 1
             return
