@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _MARK = (
     "qemu_chain(workflow='replication', size=4 MiB, cluster=64 KiB, secondary='raw'): "
     "the chain, in bytes, for secondary_chain and qmp_shim; gated_chain takes form, size, cluster "
-    "(form: replication, backup or fleecing)"
+    "(form: replication, backup, fleecing or primary)"
 )
 
 
