@@ -147,7 +147,9 @@ class FaultyJudge:
     def _victims(self, hit: Hit) -> list[Callable[[], Fate]]:
         """Who may meet a failure; an image that is gone, after how many I/Os of whom."""
         under_way = self._under_way(hit)
-        empties = hit.image not in PRIMARY_IMAGES and any(op.do in _EMPTIES for op in self._scenario.ops)
+        empties = hit.image not in PRIMARY_IMAGES and any(
+            op.do in _EMPTIES for op in self._scenario.ops
+        )
         emptied = (False, True) if empties else (False,)
         if not hit.gone:
             ways: list[Callable[[], Fate]] = [
