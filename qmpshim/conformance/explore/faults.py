@@ -157,6 +157,9 @@ class FaultyJudge:
             ]
             if hit.reader is not None:
                 ways.append(partial(AnyRead, hit, hit.reader))
+            if self._scenario.form is Form.PRIMARY and late_for(self._scenario, [hit]):
+                # To who came in between the write may look like one that came after the stop.
+                ways.append(partial(Nobodys, hit))
             does = {self._scenario.ops[op].do for op in under_way}
             if hit.verb == "flush" and does & set(_CLOSES):
                 ways.append(partial(Nobodys, hit))

@@ -102,6 +102,8 @@ class Watch:
         if not self.quiet or now.gone():
             return None
         scenario = self._scenario
+        if scenario.form is Form.PRIMARY and now.failed:
+            return None  # what the quorum masks is told in other words
         primary = scenario.ops[flush].do == "primary_flush"
         verb, name = ("primary_write", "secondary") if primary else ("guest_write", "active")
         if scenario.form is Form.PRIMARY:
