@@ -157,8 +157,9 @@ class FaultyJudge:
             ]
             if hit.reader is not None:
                 ways.append(partial(AnyRead, hit, hit.reader))
-            if self._scenario.form is Form.PRIMARY and late_for(self._scenario, [hit]):
-                # To who came in between the write may look like one that came after the stop.
+            stops = any(op.do in _CLOSES for op in self._scenario.ops)
+            if self._scenario.form is Form.PRIMARY and hit.image == "secondary" and stops:
+                # To who reads in between the write may look like one that came after the stop.
                 ways.append(partial(Nobodys, hit))
             does = {self._scenario.ops[op].do for op in under_way}
             if hit.verb == "flush" and does & set(_CLOSES):
