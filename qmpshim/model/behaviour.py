@@ -27,13 +27,13 @@ class Known(StrEnum):
     ``backup_job_completed`` sets ``s->error``: until the commit has ended well the status says
     "I/O error occurred", although nothing failed (block/replication.c, 5.2 to at least 11.1)."""
 
-    QUORUM_MASKS_PRIMARY = "quorum-masks-primary"
+    QUORUM_MASKS_PRIMARY = "primary-error-masked"
     """On the primary an I/O error of its own disk is told to nobody who asked: with
     ``vote-threshold=1`` the quorum takes one child's success for its own (``quorum_co_pwritev``),
     and the replication filter turns each error into success (``replication_return_value``) as long
     as it runs (block/quorum.c, block/replication.c, 5.2 to at least 11.1)."""
 
-    QUORUM_MASKS_FLUSH = "quorum-masks-flush"
+    QUORUM_MASKS_FLUSH = "primary-flush-error-masked"
     """The same of a flush (``quorum_co_flush``), whether the filter runs or not. 5.2 flushes the
     children once more behind the quorum's back, and may tell what the quorum masks."""
 
