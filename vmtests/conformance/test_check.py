@@ -208,6 +208,17 @@ def test_check_takes_the_schedules_that_explore_takes(tmp_path: Path, qemu_build
     assert outcome.figures["schedules"] > alone.schedules
 
 
+def test_check_holds_all_io_and_looks_at_crash_points(tmp_path: Path, qemu_build: Build) -> None:
+    words = {"scenarios": ["WR"], "all_io": True, "crash_points": "quick:meta"}
+    outcome = runner_of("explore")(qemu_build, Case("explore", "e", words), tmp_path)
+    plain = runner_of("explore")(qemu_build, Case("explore", "e", {"scenarios": ["WR"]}), tmp_path)
+    assert outcome.status is Status.OK and not outcome.findings
+    assert outcome.figures["schedules"] > plain.figures["schedules"]
+    wrong = Case("explore", "e", {**words, "crash_points": "all"})
+    with pytest.raises(InputError, match="crash points are none, quick, full"):
+        runner_of("explore")(qemu_build, wrong, tmp_path)
+
+
 def test_every_kind_can_be_found() -> None:
     for kind in KINDS:
         assert callable(runner_of(kind))

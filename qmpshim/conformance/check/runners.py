@@ -20,6 +20,7 @@ from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.cluster_maps import maps_of_bundle, maps_of_schedule
 from qmpshim.conformance.check.sequence import steps_of_lines, steps_of_operations
 from qmpshim.conformance.explore.confirm import search, show_again
+from qmpshim.conformance.explore.crash_points import CrashPoints
 from qmpshim.conformance.explore.directed import DIRECTED, run_directed
 from qmpshim.conformance.explore.exploration import explore_real
 from qmpshim.conformance.explore.finding_files import load_finding, save_finding
@@ -181,8 +182,8 @@ def _plain(**details: Any) -> Mapping[str, Any]:
 
 def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
     """``scenarios`` (names or scenario objects), ``mode`` (as ``explore --mode``), ``faults``
-    (errnos), ``seconds``, ``seed``."""
-    _only(case, "scenarios", "mode", "faults", "seconds", "seed")
+    (errnos), ``all_io`` (a bool), ``crash_points`` (as the option), ``seconds``, ``seed``."""
+    _only(case, "scenarios", "mode", "faults", "all_io", "crash_points", "seconds", "seed")
     scenarios: list[RealScenario] = []
     for what in _argument(case, "scenarios", ["pairs"]):
         scenarios += named(what) if isinstance(what, str) else [scenario_from_json(what)]
@@ -198,6 +199,8 @@ def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
         None if seconds is None else float(seconds),
         seed=_argument(case, "seed", 0),
         known=known_findings(),
+        crash_points=CrashPoints.parse(_argument(case, "crash_points", "none")),
+        all_io=_argument(case, "all_io", False),
     )
     findings = [
         _of_schedule(finding, build, directory)

@@ -216,13 +216,23 @@ def _quick() -> list[Case]:
 
 
 def _full() -> list[Case]:
-    """What takes hours: triples, faults, more and longer workloads."""
+    """What takes hours: triples, faults, qcow2's own I/O, more and longer workloads."""
     faulty = [
         replace(
             case,
             name=f"{case.name}/faults",
             arguments={**case.arguments, "faults": [5, 28]},
             budget=3600.0,
+        )
+        for form in Form
+        for case in _grouped(form, pairs(form), "")
+    ]
+    all_io = [
+        replace(
+            case,
+            name=f"{case.name}/all-io",
+            arguments={**case.arguments, "all_io": True, "seconds": 600},
+            budget=1200.0,
         )
         for form in Form
         for case in _grouped(form, pairs(form), "")
@@ -236,7 +246,7 @@ def _full() -> list[Case]:
         Case("explore", "explore/follow-ups", {"scenarios": [s.name for s in follow_ups()]}, 1800.0)
     ]
     long = [replace(case, budget=900.0) for case in _verify(20_000, range(2, 7))]
-    return [*threes, *faulty, *then, *_quick(), *long, *_guest(), *_pair()]
+    return [*threes, *faulty, *all_io, *then, *_quick(), *long, *_guest(), *_pair()]
 
 
 def _pair() -> list[Case]:
