@@ -23,6 +23,7 @@ from qmpshim.conformance.explore.known import Known, load_directed, load_known
 from qmpshim.conformance.explore.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.stage import Stage
+from qmpshim.conformance.explore.straight import Seen
 from qmpshim.conformance.explore.system import CUT, RECONNECT, RealSystem
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine import builds, reactor
@@ -67,6 +68,41 @@ def test_known_states_hide_no_violation(stage: Stage, name: str, all_io: bool) -
         assert explored.exhaustive and not system.derailed
         found.append((explored.outcomes, set(system.found)))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "fails"),
+    [
+        ("OR", "active read 128+128"),
+        ("OG", "secondary write 128+128"),
+        ("WR", "hidden write 0+128"),
+    ],
+)
+def test_known_states_hide_nothing_of_what_is_judged_after_a_failure(
+    stage: Stage, name: str, fails: str
+) -> None:
+    """A failover answers before its commit is over: what began before the failure matters then."""
+    (scenario,) = scenarios.named(name)
+    judged: list[set[tuple[object, ...]]] = []
+
+    class Judged(RealSystem):
+        def _verdict(self, seen: Seen) -> RealViolation | None:
+            hits = tuple(hit for _, hit in self.now.failed)
+            judged[-1].add((seen, tuple(self.now.precedence), hits))
+            return super()._verdict(seen)
+
+    for mode in (Mode.DPOR, Mode.STATEFUL):
+        judged.append(set())
+        system = Judged(stage, scenario, plan={("io", 0, fails, 0): 5})
+        explored = explore(system, mode, Budget(seconds=60), stop=False)
+        assert explored.exhaustive and not system.derailed
+    assert judged[0] == judged[1]
+
+
+def test_a_setup_that_cannot_be_done_is_told(qemu_build: Build) -> None:
+    scenario = scenarios.RealScenario("made", (Op("status"),), (Op("start"),))
+    with pytest.raises(InputError, match="made: the setup cannot be done: start: "):
+        explore_real(qemu_build, [scenario])
 
 
 def test_what_was_done_before_does_not_decide_how_much_is_copied_at_once(stage: Stage) -> None:
@@ -342,10 +378,15 @@ def test_a_scenario_survives_json() -> None:
     for wrong in (
         {"form": "primary", "ops": [{"do": "primary_write", "at": [0, 8]}]},
         {"form": "primary", "ops": [{"do": "unexport"}]},
-        {"form": "primary", "ops": [{"do": "status"}], "secondary": "qcow2"},
+        {"form": "backup", "ops": [{"do": "guest_write", "at": [0, 8]}]},
+        {"form": "fleecing", "ops": [{"do": "guest_zero", "at": [0, 8]}]},
+        {"ops": [{"do": "guest_zero", "at": [0, 8]}]},
     ):
-        with pytest.raises(InputError, match="the primary's chain has"):
+        with pytest.raises(InputError, match=r"a chain of the form \w+ cannot do: "):
             scenarios.scenario_from_json(wrong)
+    wrong = {"form": "primary", "ops": [{"do": "status"}], "secondary": "qcow2"}
+    with pytest.raises(InputError, match="the primary's chain has raw disks only"):
+        scenarios.scenario_from_json(wrong)
     with pytest.raises(InputError, match="raw disks only"):
         scenarios.named("qcow2-primary")
     assert not any(one.form is Form.PRIMARY for one in scenarios.named("qcow2-pairs"))

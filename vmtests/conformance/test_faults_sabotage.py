@@ -14,14 +14,18 @@ import pytest
 from qmpshim.conformance import pattern
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.execution import CUT
+from qmpshim.conformance.explore.faults import FaultyJudge
 from qmpshim.conformance.explore.io import Named
-from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.judge import Judge, RealViolation
 from qmpshim.conformance.explore.report import ExploreReport, ScenarioResult, render
 from qmpshim.conformance.explore.stage import Stage
-from qmpshim.conformance.explore.straight import Seen
+from qmpshim.conformance.explore.straight import Hit, Seen
 from qmpshim.conformance.explore.system import RealSystem, honestly
 from qmpshim.machine.builds import read_version
-from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.machine.gate import HeldIO
+from qmpshim.machine.gated_chain import Form, GatedMachine
+from qmpshim.machine.nbd_proto import Op as Nbd
+from qmpshim.model.behaviour import behaviour_of
 from qmpshim.model.explorer import Mode, explore
 from qmpshim.model.scenario import Op
 from qmpshim.model.system import Choice
@@ -332,6 +336,46 @@ def test_a_flush_that_hides_its_failure_is_found_out(
     honest = explored(stage, scenario, fails=fails)
     assert {verdict for verdict, _ in honest.found} <= {Verdict.ERROR_CONTRACT}, honest.found
     assert cause in causes(explored(stage, scenario, Forgetting, fails))
+
+
+SECOND = Op("primary_write", 64, 128)  # half of either cluster
+
+
+@pytest.mark.parametrize(
+    ("form", "ops", "hit", "answers", "cause"),
+    [
+        (  # who says success in the same cluster must have written
+            Form.BACKUP, (Op("primary_write", 0, 128), SECOND), "hidden",
+            ("errno 5", "ok"), "secondary: ",
+        ),
+        (
+            Form.REPLICATION, (Op("guest_write", 16, 8), Op("guest_write", 64, 8)), "active",
+            ("errno 5", "ok"), "view: ",
+        ),
+        (  # a status that tells of an error excuses no disk
+            Form.BACKUP, (Op("primary_write", 0, 128), Op("stop"), Op("status")), "hidden",
+            ("ok", "ok", "no job"), "secondary: ",
+        ),
+        (  # nor does the active disk excuse the primary's write
+            Form.REPLICATION, (Op("primary_write", 0, 128), Op("checkpoint")), "active",
+            ("errno 5", "an error"), "primary_write answers errno 5",
+        ),
+    ],
+)  # fmt: skip
+def test_one_failure_excuses_nobody_else(
+    form: Form, ops: tuple[Op, ...], hit: str, answers: tuple[str, ...], cause: str
+) -> None:
+    """Ends that were made up: nothing at all was done."""
+    scenario = scenarios.RealScenario("made", ops, form=form)
+    judge = Judge(scenario, behaviour_of((7, 2, 22)))
+    old, none = (scenarios.BASE,) * scenario.size, (None,) * scenario.size
+    data = (None,) * len(ops)
+    seen = Seen(answers, data, old, none, none, old, ((0, 0), (0, 0)), None)
+    io = HeldIO(0, hit, Nbd.WRITE, 0, 512, b"", False, False, 0)
+    named = Named(("io", 0, f"{hit} write meta 0+512", 0), io, 0, "write", 0, 1)
+    failed = [(named, Hit(hit, "metadata", 0, 0, EIO))]
+    wrong = FaultyJudge(judge).judge(seen, (frozenset(),) * len(ops), failed)
+    assert wrong is not None and wrong.cause.startswith(cause), wrong
 
 
 def test_an_ejected_disk_excuses_errors_and_nothing_else(stage: Stage) -> None:

@@ -192,6 +192,21 @@ def test_a_lying_disk_is_convicted(
     assert told(explored(stage, single(*ops), release=lie)) == {verdict: {cause}}
 
 
+@pytest.mark.parametrize("write", [WRITE, Op("guest_zero", 0, 128)])
+def test_a_flush_that_is_dropped_is_found_out_after_a_failure_too(stage: Stage, write: Op) -> None:
+    """Where the forwarded write failed, or zeroes were written: the own disk is owed it still."""
+    scenario = single(write, replace(FLUSH, after=0))
+    fails = FORWARDED if write is WRITE else None
+    cause = "guest_flush does not flush the primary disk"
+    assert cause not in causes(explored(stage, scenario, fails=fails))
+    assert cause in causes(explored(stage, scenario, fails=fails, release=drop_primary_flush))
+
+
+def test_a_primary_that_was_stopped_before_forwards_nothing(stage: Stage) -> None:
+    scenario = replace(single(WRITE), setup=(STOP,))
+    assert not explored(stage, scenario).found
+
+
 @pytest.mark.parametrize("fails", [OWN, FORWARDED])
 def test_a_refused_write_that_happened_nevertheless_is_found_out(stage: Stage, fails: str) -> None:
     lying = explored(stage, single(WRITE), Lying, fails)

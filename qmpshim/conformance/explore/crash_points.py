@@ -58,7 +58,8 @@ class CrashPoints:
         """
         how, colon, at = text.partition(":")
         steps = tuple(step.strip() for step in at.split(","))
-        if how not in list(How) or (colon and not all(steps)):
+        good = all(map(_possible, steps)) and how != How.NONE if colon else True
+        if how not in list(How) or not good:
             raise InputError(
                 f"crash points are {', '.join(How)}, and after a colon the steps, as in full:2,4-6 "
                 f"or quick:checkpoint,hidden write; not {text!r}"
@@ -83,6 +84,12 @@ class CrashPoints:
 
 
 NO_CRASH_POINTS = CrashPoints()
+
+
+def _possible(step: str) -> bool:
+    """Whether there may be such a step: they are counted from 1."""
+    numbers = _NUMBERS.fullmatch(step)
+    return bool(step) and (not numbers or 0 < int(numbers[1]) <= int(numbers[3] or numbers[1]))
 
 
 def _is(step: str, now: Execution) -> bool:

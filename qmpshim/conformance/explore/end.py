@@ -187,7 +187,8 @@ def aftermath(
 
     So a bitmap that forgot or invented a copy is found out, and replication proved to live.
     """
-    over = any(op.do in ("failover", "stop", "unexport", "guest_discard") for op in scenario.ops)
+    done = (*scenario.setup, *scenario.ops)
+    over = any(op.do in ("failover", "stop", "unexport", "guest_discard") for op in done)
     if over or seen.view is None:
         return None
     if scenario.form is Form.PRIMARY:
@@ -208,12 +209,17 @@ def aftermath(
     sector = next((i for i in range(size) if view[i] != seen.view[i]), None)
     if sector is None:
         return None
+    failed = any(
+        op.do == "checkpoint" and answer != "ok"
+        for op, answer in zip(scenario.ops, now.answers, strict=True)
+    )
     return RealViolation(
         Verdict.ISOLATION if view[sector] == PROBE else Verdict.CONTENT,
         f"after one more primary write the guest's view of sector {sector} changes from "
         f"{_whose(seen.view[sector])} to {_whose(view[sector])}",
         cluster=sector // scenario.cluster,
-        cause="the view changes with the next primary write",
+        cause="the view changes with the next primary write"
+        + (", after a failed checkpoint" if failed else ""),
     )
 
 
@@ -231,7 +237,7 @@ def _both_written(
         if bytes(machine.gate.snapshot(name)) != data:
             return RealViolation(
                 Verdict.LOST_WRITE,
-                f"one more guest write is not on the {name} disk, though nothing failed",
+                f"one more guest write is not on the {name} disk, though it says success",
                 cause=f"the next guest write is not on the {name} disk",
             )
     return None

@@ -37,6 +37,7 @@ from qmpshim.conformance.explore.straight import (
     run_in_order,
 )
 from qmpshim.machine.gated_chain import IMAGES, PRIMARY_IMAGES, Form
+from qmpshim.model.cow_request import BACKUP_CLUSTER_SIZE_DEFAULT
 from qmpshim.model.verdict import Verdict
 
 _MOST = 4  # I/Os on one image that an operation under way may have had behind it
@@ -217,6 +218,8 @@ class FaultyJudge:
         judge, ops = self._judge, self._scenario.ops
         may = frozenset(op for hit in hits for op in self._may_have_met(hit, seen))
         failed = frozenset(op for op in may if self._says_failed(seen, op))
+        if all(hit.image == "active" for hit in hits):  # where no primary's I/O goes
+            failed = frozenset(op for op in failed if ops[op].do not in PRIMARY)
         self.in_part += bool(failed)
         for index in sorted(failed) if not self._emptying(seen, hits) else ():
             wrong = self._other_error(seen, index, hits)
@@ -239,12 +242,17 @@ class FaultyJudge:
             for choice in product(*ways)
         ]
         cluster = self._scenario.cluster
+        big = max(BACKUP_CLUSTER_SIZE_DEFAULT, cluster)
+        ranges: set[tuple[int, int]] = set()
         clusters: set[int] = set()
         for op in (ops[index] for index in failed):
-            if op.do in COMMANDS and op.do not in _EMPTIES:
+            if op.do == "failover":
+                ranges.add((0, self._scenario.size))
                 clusters.update(range(-(-self._scenario.size // cluster)))
             elif op.do in CHANGES:
-                clusters.update(range(op.start // cluster, -(-(op.start + op.count) // cluster)))
+                ranges.add((op.start, op.start + op.count))
+                first, end = op.start // big * big, -(-(op.start + op.count) // big) * big
+                clusters.update(range(first // cluster, end // cluster))
         commits = self._commits()
         failover_failed = any(ops[op].do == "failover" for op in failed)
         names = {"status"} if not commits or failover_failed else set()
@@ -255,7 +263,7 @@ class FaultyJudge:
             names.add("view")
         if self._emptying(seen, hits):
             names |= {hit.image for hit in hits if hit.image != "secondary"}
-        spared = Spared(frozenset(names), failed, frozenset(clusters))
+        spared = Spared(frozenset(names), failed, frozenset(ranges), frozenset(clusters))
         wrong = judge.compare(seen, ends, spared)
         if wrong is None:
             return self._isolation(seen)

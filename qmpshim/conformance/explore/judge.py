@@ -43,11 +43,13 @@ class Spared:
 
     :ivar names: ``primary``, ``secondary``, ``hidden``, ``active``, ``view``, ``status``
     :ivar ops: operations whose answers are, and what they read
-    :ivar clusters: what they hold
+    :ivar ranges: first and end sector of what all disks hold
+    :ivar clusters: what the overlays hold, and whether it is allocated there
     """
 
     names: frozenset[str] = frozenset()
     ops: frozenset[int] = frozenset()
+    ranges: frozenset[tuple[int, int]] = frozenset()
     clusters: frozenset[int] = frozenset()
 
 
@@ -147,10 +149,12 @@ class Judge:
             return RealViolation(Verdict.ERROR_CONTRACT, text, cause="the view cannot be read")
         free = spared.names
         for start, end in self.cells:
-            if start // self.scenario.cluster in spared.clusters:
+            if any(first < end and start < last for first, last in spared.ranges):
                 continue
-            if not self._explained(possible, seen, start, end, free):
-                return self._explain(seen, possible, start, end, free)
+            copied = start // self.scenario.cluster in spared.clusters
+            looked = free | {"hidden", "active"} if copied else free
+            if not self._explained(possible, seen, start, end, looked):
+                return self._explain(seen, possible, start, end, looked)
         for image, found in enumerate(seen.alloc):
             name = ("hidden", "active")[image]
             for cluster, kind in enumerate(found if name not in free else ()):
@@ -261,7 +265,14 @@ class Judge:
                     continue
                 what = "the guest's view ends as" if name == "view" else f"{name} disk ends as"
                 return self._wrong(what, name, have_all[start:end], wanted, where, cluster, None)
-        if seen.primary is not None and seen.primary[start:end] != seen.secondary[start:end]:
+        writes = sum(
+            op.do in ("guest_write", "guest_zero")
+            and op.start < end
+            and start < op.start + op.count
+            for op in self.scenario.ops
+        )
+        differ = seen.primary and seen.primary[start:end] != seen.secondary[start:end]
+        if writes > 1 and differ:
             return RealViolation(
                 Verdict.CONTENT,
                 f"in {where} the primary and the secondary disk hold the data of operations that "

@@ -15,8 +15,8 @@ class ScenarioResult:
     :ivar exhaustive: every schedule was taken, or is equivalent to one that was
     :ivar cut_short: its time was over before that
     :ivar derailed: executions that could not be followed; too many mean a harness at fault
-    :ivar in_part: executions in which an I/O failed that the model does not do: what cannot have
-        met it was judged, the rest not
+    :ivar in_part: executions in which an I/O failed that the model does not do: what then ended
+        with an error was not looked at any closer
     :ivar skipped: why this build cannot do the scenario, or ``""``
     """
 

@@ -31,6 +31,16 @@ CHAIN_COMMANDS = ("start", "checkpoint", "failover", "stop", "unexport")  # chan
 VANISH = ("primary_vanish", "guest_vanish")  # the client of an export is gone at once
 FLUSHES = ("primary_flush", "guest_flush")
 
+# What each form of the chain has an export, a filter or a job for.
+_CAN: Mapping[Form, frozenset[str]] = {
+    Form.REPLICATION: frozenset((*DATA, *COMMANDS, *VANISH)) - {"guest_zero"},
+    Form.BACKUP: frozenset((*PRIMARY, *VANISH, "guest_read", "stop", "status", "unexport")),
+    Form.FLEECING: frozenset(
+        (*PRIMARY, *VANISH, "guest_read", "guest_discard", "status", "unexport")
+    ),
+    Form.PRIMARY: frozenset((*GUEST, *COMMANDS, "guest_vanish")) - {"unexport"},
+}
+
 
 @dataclass(frozen=True, slots=True)
 class RealScenario:
@@ -121,25 +131,15 @@ def scenario_from_json(value: Any) -> RealScenario:
         raise InputError(f"not a scenario: {error}") from error
     if scenario.secondary not in ("raw", "qcow2"):
         raise InputError(f"the secondary disk is raw or qcow2, not {scenario.secondary}")
-    if scenario.form is Form.PRIMARY:
-        _check_primary(scenario)
+    if scenario.form is Form.PRIMARY and scenario.secondary != "raw":
+        raise InputError("the primary's chain has raw disks only")
     for op in (*scenario.setup, *scenario.ops):
+        if op.do not in _CAN[scenario.form]:
+            raise InputError(f"a chain of the form {scenario.form} cannot do: {words(op)}")
         inside = op.start >= 0 and op.start + op.count <= scenario.size
         if not inside or (op.do in DATA and op.do not in FLUSHES and not op.count):
             raise InputError(f"{words(op)} is not inside the disk's {scenario.size} sectors")
     return scenario
-
-
-def _check_primary(scenario: RealScenario) -> None:
-    """Whether the primary's chain can do all this: it has no export of the secondary disk.
-
-    :raises InputError: it cannot
-    """
-    if scenario.secondary != "raw":
-        raise InputError("the primary's chain has raw disks only")
-    for op in (*scenario.setup, *scenario.ops):
-        if op.do.startswith("primary_") or op.do == "unexport":
-            raise InputError(f"the primary's chain has only its guest, and cannot do: {words(op)}")
 
 
 def cut_off(ops: Sequence[Op]) -> tuple[str, ...]:

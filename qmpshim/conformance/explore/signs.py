@@ -53,7 +53,7 @@ def sign_of(finding: Finding) -> Sign:
         if not cause.endswith(AFTER_A_CRASH):
             return {"kind": "corruption"}
         return _UNKNOWN if "a fresh QEMU" in cause else {"kind": "corruption now"}
-    if cause in _PROBES:
+    if cause.removesuffix(", after a failed checkpoint") in _PROBES:
         return {"kind": "probe"}
     if cause == "the view cannot be read":
         return {"kind": "unreadable"}

@@ -9,6 +9,7 @@ order matters only where two meet. What is taken down here is no less than that:
 * what waits at the gate, and what it carries;
 * the images: for each sector the write that was last there; where qcow2's own I/O is held, the
   order of all that was written to its tables, and where in the file each cluster is;
+* what failed, and who had begun and ended then;
 * for commands, which do things that are not held (a checkpoint empties tables and resets a bitmap):
   all of this as it was when the command began, and every step until it ended.
 
@@ -88,6 +89,7 @@ class StateOf:
             tuple(hash(tuple(sectors)) for _, sectors in sorted(self._content.items())),
             tuple(sorted(self._tables.items())),
             now.faults,
+            tuple(hit for _, hit in now.failed),
             tuple((command, *steps) for command, steps in self._during.items()),
         )
 

@@ -19,7 +19,9 @@ from qmpshim.conformance.explore.scenarios import (
     VANISH,
     RealScenario,
     cut_off,
+    words,
 )
+from qmpshim.errors import InputError
 from qmpshim.machine.gated_chain import IMAGES, PRIMARY_IMAGES, Form
 from qmpshim.model.behaviour import Behaviour
 from qmpshim.model.chain import Chain, CommandError, Stage, Workflow
@@ -286,7 +288,11 @@ def _begin(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
     chain.secondary.contents.write(0, owned(BASE, scenario.size))
     run_straight(chain.start())
     for number, op in enumerate(scenario.setup, BASE + 1):
-        run_op(chain, op, number)
+        try:
+            run_op(chain, op, number)
+        except OperationError as error:
+            text = f"{scenario.name}: the setup cannot be done: {words(op)}: {error}"
+            raise InputError(text) from error
     return chain
 
 

@@ -96,7 +96,9 @@ class RealSystem(RealRun):
     def fingerprint(self) -> Hashable | None:
         if self.violation is not None:
             return self.violation
-        return self._state.fingerprint(self.now)
+        # While a commit goes on, who moved last may be taken for who asks for its flushes.
+        commits = self.scenario.commits and self._mover
+        return self._state.fingerprint(self.now), commits
 
     def reset(self) -> None:
         self.leave(apart=False)
@@ -230,7 +232,7 @@ class RealSystem(RealRun):
 
     @property
     def in_part(self) -> int:
-        """Executions of which only what the failed I/O cannot have met was judged."""
+        """Executions of which what ended with an error was not looked at any closer."""
         return self._faulty.in_part if self._faulty is not None else 0
 
     # -- the end -----------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ class Watch:
         if not self.quiet or now.gone():
             return None
         scenario = self._scenario
-        if scenario.form is Form.PRIMARY and now.failed:
+        if any(named.io.image == "primary" for named, _ in now.failed):
             return None  # what the quorum masks is told in other words
         primary = scenario.ops[flush].do == "primary_flush"
         verb, name = ("primary_write", "secondary") if primary else ("guest_write", "active")
@@ -115,6 +115,10 @@ class Watch:
             for i in now.precedence[flush]
             if scenario.ops[i].do == verb and now.answers[i] == "ok"
         ]
+        if name == "primary" and self._never_flushed(now, flush):
+            text = f"{words(scenario.ops[flush])} ends, and the primary disk was not flushed"
+            cause = "guest_flush does not flush the primary disk"
+            return RealViolation(Verdict.LOST_WRITE, text, flush, cause=cause)
         if not before:
             return None
         if name in PRIMARY_IMAGES and scenario.secondary == "raw":
@@ -132,11 +136,17 @@ class Watch:
                         sector // scenario.cluster,
                         f"{verb} not on disk after {scenario.ops[flush].do}",
                     )
-        if name == "primary" and left_unflushed(self._machine, now, name, before):
-            text = f"{words(scenario.ops[flush])} ends, and the primary disk was not flushed"
-            cause = "guest_flush does not flush the primary disk"
-            return RealViolation(Verdict.LOST_WRITE, text, flush, cause=cause)
         return None
+
+    def _never_flushed(self, now: Execution, flush: int) -> bool:
+        """Whether what had been written before a flush to the primary's disk was not flushed."""
+        writers = [
+            index
+            for index in now.precedence[flush]
+            if self._scenario.ops[index].do in ("guest_write", "guest_zero")
+            and now.answers[index] == "ok"
+        ]
+        return left_unflushed(self._machine, now, "primary", writers)
 
     def _may_be_there(self, now: Execution, write: int, sector: int) -> set[int | None]:
         """Whose a sector may be once a write to it is done: its own, or of who changed it later.
