@@ -98,8 +98,8 @@ def add(commands: Any) -> None:
         help="after every step of the schedules it takes look at the images as a crash would leave "
         "them now: `quick` by our own reader, `full` (the default of this option) also by qemu-img "
         "check and a fresh QEMU that opens the chain; slow, best with one --scenario. After some "
-        "steps only: `full:3,5-8` by their numbers, `full:checkpoint,hidden write` by words of their "
-        "lines. With --all-io also between the writes of qcow2's own tables",
+        "steps only: `full:3,5-8` by their numbers, `full:checkpoint,hidden write` by words of "
+        "their lines. With --all-io also between the writes of qcow2's own tables",
     )
     exploring.add_argument(
         "--all-io",
