@@ -162,7 +162,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
         for one in named("all"):
             console.line(f"{one.name:20} {described(one)}")
         return OK
-    CrashPoints.parse(args.crash_points)
+    crash_points = CrashPoints.parse(args.crash_points)
     scenarios = _real_scenarios(args.scenario or "pairs")
     chosen = chosen_builds(args)
     check_writable(args.json)
@@ -172,7 +172,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
 
     def on(build: Build) -> int:
         def explore() -> int:
-            reports.append(_explore_build(args, build, scenarios, console))
+            reports.append(_explore_build(args, build, scenarios, crash_points, console))
             return DIVERGED if reports[-1].new or reports[-1].unexplained else OK
 
         return run_interruptible(explore)
@@ -186,7 +186,11 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
 
 
 def _explore_build(
-    args: argparse.Namespace, build: Build, scenarios: list[RealScenario], console: Console
+    args: argparse.Namespace,
+    build: Build,
+    scenarios: list[RealScenario],
+    crash_points: CrashPoints,
+    console: Console,
 ) -> ExploreReport:
     known = () if args.strict else known_findings()
 
@@ -208,7 +212,7 @@ def _explore_build(
         args.seed,
         tell,
         known,
-        crash_points=CrashPoints.parse(args.crash_points),
+        crash_points=crash_points,
         all_io=args.all_io,
     )
     console.line(render(report))

@@ -2,68 +2,74 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 from qmpshim.conformance import pattern
 from qmpshim.conformance.explore.io import Named
+from qmpshim.conformance.explore.system import honestly
 from qmpshim.machine.gated_chain import GatedMachine
 
 REFCOUNTS = 2 * 65536  # bytes: where the first refcount block of a fresh image is
 
 
+Lie = Callable[[GatedMachine, Named], None]
+
+
+def of(image: str, verb: str) -> Callable[[Lie], Lie]:
+    """A lie about these requests of this image; all others are let go as they should."""
+
+    def only(lie: Lie) -> Lie:
+        @functools.wraps(lie)
+        def release(machine: GatedMachine, named: Named) -> None:
+            here = named.io.image == image and named.verb == verb
+            (lie if here else honestly)(machine, named)
+
+        return release
+
+    return only
+
+
+@of("hidden", "write")
 def never(machine: GatedMachine, named: Named) -> None:
     """Says that the old data is in the hidden disk, and has lost it."""
-    if named.io.image == "hidden" and named.verb == "write":
-        machine.gate.corrupt(named.io, bytes(named.io.length))
-        return
-    machine.gate.release(named.io)
+    machine.gate.corrupt(named.io, bytes(named.io.length))
 
 
+@of("secondary", "read")
 def new_for_old(machine: GatedMachine, named: Named) -> None:
     """A read of the old data returns what is about to be written."""
-    if named.io.image == "secondary" and named.verb == "read":
-        data = bytes(pattern.data_of(2, named.start, named.count))
-        machine.gate.corrupt(named.io, data)
-        return
-    machine.gate.release(named.io)
+    machine.gate.corrupt(named.io, bytes(pattern.data_of(2, named.start, named.count)))
 
 
+@of("secondary", "write")
 def drop_new(machine: GatedMachine, named: Named) -> None:
     """A write to the secondary disk is answered and forgotten."""
-    if named.io.image == "secondary" and named.verb == "write":
-        machine.gate.drop(named.io)
-        return
-    machine.gate.release(named.io)
+    machine.gate.drop(named.io)
 
 
+@of("active", "write")
 def drop_guest(machine: GatedMachine, named: Named) -> None:
     """A write to the active disk is answered and forgotten."""
-    if named.io.image == "active" and named.verb == "write":
-        machine.gate.drop(named.io)
-        return
-    machine.gate.release(named.io)
+    machine.gate.drop(named.io)
 
 
+@of("primary", "write")
 def drop_primary(machine: GatedMachine, named: Named) -> None:
     """A write to the primary's own disk is answered and forgotten."""
-    if named.io.image == "primary" and named.verb == "write":
-        machine.gate.drop(named.io)
-        return
-    machine.gate.release(named.io)
+    machine.gate.drop(named.io)
 
 
+@of("primary", "flush")
 def drop_primary_flush(machine: GatedMachine, named: Named) -> None:
     """A flush of the primary's own disk is answered and not done."""
-    if named.io.image == "primary" and named.verb == "flush":
-        machine.gate.drop(named.io)
-        return
-    machine.gate.release(named.io)
+    machine.gate.drop(named.io)
 
 
+@of("primary", "read")
 def stale_primary_read(machine: GatedMachine, named: Named) -> None:
     """A read of the primary's own disk returns what was there at the beginning."""
-    if named.io.image == "primary" and named.verb == "read":
-        machine.gate.corrupt(named.io, bytes(pattern.data_of(1, named.start, named.count)))
-        return
-    machine.gate.release(named.io)
+    machine.gate.corrupt(named.io, bytes(pattern.data_of(1, named.start, named.count)))
 
 
 def twice(machine: GatedMachine, named: Named) -> None:

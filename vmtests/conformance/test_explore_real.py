@@ -278,7 +278,7 @@ def test_the_directed_cases_do_as_known(qemu_build: Build) -> None:
 @pytest.mark.parametrize(
     ("name", "all_io"),
     [
-        *((name, False) for name in ("RG", "PL", "RK", "primary-RG", "primary-GO")),
+        *((name, False) for name in ("RG", "PL", "RK", "CQ", "primary-RG", "primary-GO")),
         *((name, True) for name in ("OQ", "FQ")),
     ],
 )
@@ -295,7 +295,7 @@ def test_whatever_fails_nothing_but_the_known_comes_of_it(
     )
     assert report.exhaustive and not report.unconfirmed
     assert not report.new, render(report)
-    assert report.schedules > 10
+    assert name == "CQ" or report.schedules > 10
 
 
 def test_a_client_that_vanishes_leaves_the_export_to_the_next(stage: Stage) -> None:

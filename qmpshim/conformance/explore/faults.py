@@ -184,7 +184,7 @@ class FaultyJudge:
     def _compare(
         self, seen: Seen, ends: Sequence[Seen], hits: tuple[Hit, ...]
     ) -> RealViolation | None:
-        told = self._commits() or self._scenario.form is Form.PRIMARY
+        told = self._scenario.commits or self._scenario.form is Form.PRIMARY
         spared: set[str] = set() if told else {"status"}
         for hit in hits:
             if hit.gone:
@@ -253,9 +253,8 @@ class FaultyJudge:
                 ranges.add((op.start, op.start + op.count))
                 first, end = op.start // big * big, -(-(op.start + op.count) // big) * big
                 clusters.update(range(first // cluster, end // cluster))
-        commits = self._commits()
         failover_failed = any(ops[op].do == "failover" for op in failed)
-        names = {"status"} if not commits or failover_failed else set()
+        names = {"status"} if not self._scenario.commits or failover_failed else set()
         for hit in hits:
             if hit.gone:
                 names |= self._lost_with(hit.image, seen)
@@ -312,9 +311,6 @@ class FaultyJudge:
             return self._under_way(hit)
         return [op for op in range(len(self._scenario.ops)) if op not in hit.over]
 
-    def _commits(self) -> bool:
-        return self._scenario.commits
-
     def _loosened(self, end: Seen, seen: Seen, hits: tuple[Hit, ...]) -> Iterator[Seen]:
         """The same end, when a commit failed: it may have come anywhere; or an error too late.
 
@@ -323,7 +319,7 @@ class FaultyJudge:
         if self._scenario.form is Form.PRIMARY:
             yield from self._late(end, seen, hits)
             return
-        if self._commits() and end.view == end.secondary:
+        if self._scenario.commits and end.view == end.secondary:
             yield replace(end, status=None)
         secondary = list(end.secondary)
         for index, op in enumerate(self._scenario.ops):
