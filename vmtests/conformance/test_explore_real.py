@@ -48,6 +48,8 @@ def test_reduction_loses_no_outcome(stage: Stage, name: str) -> None:
         found.append((explored.outcomes, explored.statistics.schedules))
     assert found[0][0] == found[1][0] == found[2][0]
     assert found[0][1] >= found[1][1] >= found[2][1] and found[0][1] > found[2][1]
+    # On the primary these two meet in all they do: no order can be left out without known states.
+    assert name.startswith("primary-") or found[0][1] > found[1][1]
 
 
 @pytest.mark.parametrize(
