@@ -49,7 +49,11 @@ def add(commands: Any) -> None:
     server.set_defaults(run=_serve)
 
     shell = commands.add_parser("shell", help="talk QMP with completion and the chain at hand")
-    shell.add_argument("address", nargs="?", help="of a shim or a QEMU; none: start a QEMU")
+    shell.add_argument(
+        "address",
+        nargs="?",
+        help="unix:PATH, a socket's path or HOST:PORT of a shim or a QEMU; none: start a QEMU",
+    )
     _chain_options(shell)
     shell.add_argument(
         "-c", dest="commands", action="append", default=[], metavar="COMMAND", help="run and end"

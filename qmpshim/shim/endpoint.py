@@ -40,7 +40,9 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """``unix:PATH``, a path with a slash in it, or ``HOST:PORT`` (``tcp:`` may precede it).
+        """``unix:PATH``, a path, or ``HOST:PORT`` (``tcp:`` may precede it).
+
+        A path without a slash in it is taken for one when a socket is there.
 
         :raises InputError: it is none of these
         """
@@ -53,7 +55,11 @@ class Address:
             return cls(path=Path(text))
         found = re.fullmatch(r"(?:tcp:)?(?:\[([0-9a-fA-F:]+)\]|([^:\[\]]*)):(\d{1,5})", text)
         if found is None or int(found[3]) > 65535:
-            raise InputError(f"{text!r} is no address: write unix:PATH or HOST:PORT")
+            if Path(text).is_socket():
+                return cls(path=Path(text))
+            raise InputError(
+                f"{text!r} is no address, and no socket is there: write unix:PATH or HOST:PORT"
+            )
         return cls(host=found[1] or found[2] or "localhost", port=int(found[3]))
 
     def __str__(self) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from shlex import quote
 from typing import Any, TextIO
 
 from prompt_toolkit import PromptSession
@@ -33,10 +34,11 @@ from qmpshim.shim.shell_client import ShellClient
 from qmpshim.shim.shell_colours import Colours
 from qmpshim.shim.shell_completion import Live, Schema, candidates
 from qmpshim.shim.shell_io import Flights, in_thread
-from qmpshim.shim.shell_language import Local, Request, complete, parse
+from qmpshim.shim.shell_language import Local, Request, complete, in_transaction, parse
 from qmpshim.shim.shell_words import Words
 
 OK, FAILED = 0, 1
+_LEAVE = (":quit", "exit")  # end the shell, or a script
 _MOST_SOURCES = 16
 _BUNDLES = Path("qmpshim-bundles")
 
@@ -155,7 +157,7 @@ class Shell:
         self.schema = Schema(await self.client.execute("query-qmp-schema"))
         self._words = Words(
             *(self.client, self.schema, self._say, self._run_file, self._switch, _width),
-            self._flights,
+            *(self._flights, address),
         )
         with suppress(CommandFailed):  # a plain QEMU, or a shim without a gate
             await self.client.execute("x-shim-held")
@@ -172,6 +174,7 @@ class Shell:
             self.live.jobs = sorted(job["id"] for job in await self.client.execute("query-jobs"))
             exports = await self.client.execute("query-block-exports")
             self.live.exports = sorted(export["id"] for export in exports)
+            self.live.disks = sorted(e["id"] for e in exports if e["type"] == "nbd")
 
     async def run_line(self, line: str) -> bool:
         """Do one line; gives whether it succeeded.
@@ -183,7 +186,7 @@ class Shell:
             if item is None:
                 return True
             if self._log is not None and line.split()[0] != ":log":
-                self._log.write(line.replace("\\\n", " ").replace("\n", " ") + "\n")
+                self._log.write(line + "\n")
                 self._log.flush()
             if isinstance(item, Local):
                 return await self._words.run(item.name, item.words)
@@ -229,7 +232,7 @@ class Shell:
             pending = f"{pending}\n{line}" if pending else line
             if not complete(pending):
                 continue
-            if pending.strip() == ":quit":
+            if pending.strip() in _LEAVE:
                 return True
             if not await self.run_line(pending):
                 return False
@@ -267,7 +270,9 @@ class Shell:
             multiline=True,
             key_bindings=self._keys(),
             complete_while_typing=True,
-            prompt_continuation="... ",
+            prompt_continuation=lambda *_: (
+                "TRANS> " if in_transaction(session.default_buffer.text) else "... "
+            ),
         )
         self._prompt = session
         with patch_stdout(raw=True):
@@ -282,10 +287,23 @@ class Shell:
                     continue
                 except EOFError:
                     return OK
-                if line.strip() == ":quit":
+                if self._leaves(line.strip()):
                     return OK
                 await self._interruptible(line)
                 self._refreshing = asyncio.ensure_future(self._refresh())
+
+    def _leaves(self, line: str) -> bool:
+        """Whether a line that a person typed ends the shell.
+
+        ``quit`` is meant for what the person began: a QEMU that runs already is not ended by
+        habit. In scripts it is QEMU's command, as in qmp-shell.
+        """
+        address = self._options.address
+        if line != "quit" or address is None:
+            return line in _LEAVE
+        command = f"qmpshim shell {quote(str(address))} -c quit"
+        self._say(f'QEMU lives on. To end it: {command} (or {{"execute": "quit"}} in the shell)')
+        return True
 
     async def _interruptible(self, line: str) -> None:
         """Run a line; Ctrl-C stops waiting for it (QEMU goes on with it)."""

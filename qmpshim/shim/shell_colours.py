@@ -9,6 +9,8 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.lexers import Lexer
 
+from qmpshim.shim.shell_language import in_transaction
+
 KEY, STRING, WORD, NUMBER, COMMAND, LOCAL = (
     *("ansicyan", "ansigreen", "ansimagenta", "ansiyellow", "bold", "ansimagenta"),
 )
@@ -16,7 +18,8 @@ _JSON = re.compile(
     r"""("(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?)(\s*:)?|\b(true|false|null)\b|(-?\b\d[\d.eE+-]*)"""
 )
 _PLAIN = re.compile(
-    r"""(?<!\S)([\w.-]+)(=)|("[^"]*"?|'[^']*'?)|(?<![\w-])(true|false|null)(?![\w-])
+    r"""(?<!\S)([\w.-]+)(=)|("(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?)
+    |(?<![\w-])([Tt]rue|[Ff]alse|null|None)(?![\w-])
     |(?<![\w.-])(-?\d[\w.]*)(?![\w-])""",
     re.VERBOSE,
 )
@@ -66,9 +69,10 @@ class Colours(Lexer):
     def lex_document(self, document: Document) -> Callable[[int], StyleAndTextTuples]:
         """How each line of *document* looks."""
         whole = document.text.lstrip().startswith("{")
+        actions = in_transaction(document.text)
 
         def line(number: int) -> StyleAndTextTuples:
             text = document.lines[number]
-            return _json(text) if whole or number else _plain(text)
+            return _json(text) if whole or (number and not actions) else _plain(text)
 
         return line

@@ -7,23 +7,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qmpshim.shim.shell_json import locate
+from qmpshim.shim.shell_language import in_transaction
 
 LOCAL = {
     ":checkpoint": "take a checkpoint as the contract wants it",
-    ":discard": "primary|guest OFFSET LENGTH: discard through an endpoint",
+    ":discard": "EXPORT OFFSET LENGTH: discard through an endpoint",
     ":events": "on or off: show events",
     ":fail": "NUMBER ERROR: end a held I/O with an error, e.g. EIO",
-    ":flush": "primary|guest: flush through an endpoint",
+    ":flush": "EXPORT: flush through an endpoint",
     ":graph": "draw the block graph",
     ":held": "what is held and what is in flight (on a gated chain)",
-    ":help": "[COMMAND [driver=qcow2]]: a command's arguments and their types",
+    ":help": "[COMMAND [driver=qcow2]]: a command's arguments and their types; qmp-shell: "
+    "what is written differently there",
+    ":hmp": "LINE: a line for the human monitor, as it stands",
     ":hold": "[DISK] [OPERATION] [metadata]: hold such I/O from now on (on a gated chain)",
     ":let": "hold nothing any more, and let go what is held",
     ":log": "FILE: write the lines there as they are typed, for --script; off: stop",
     ":map": "draw the clusters of the three disks",
     ":predict": "NODE [OFFSET [LENGTH]]: what the model says must be there",
-    ":quit": "leave; a QEMU that the shell started ends",
-    ":read": "primary|guest OFFSET LENGTH: read through an endpoint",
+    ":quit": "(or exit) leave; a QEMU that the shell started ends",
+    ":read": "EXPORT OFFSET LENGTH: read through an endpoint",
     ":record": "FILE: write what was done so far as a bundle for `qmpshim replay`",
     ":release": "NUMBER...|all: let go what is held",
     ":schedule": "what was done, in the explorer's words; BUNDLE [N]: take its (first N) steps",
@@ -32,12 +35,14 @@ LOCAL = {
     ":verbose": "on or off: show the wire",
     ":verify": "hold QEMU against the model now",
     ":wait": "until nothing is in flight",
-    ":write": "primary|guest OFFSET LENGTH pattern|zero|0xNN: write through an endpoint",
+    ":write": "EXPORT OFFSET LENGTH pattern|zero|0xNN: write through an endpoint; EXPORT is "
+    "primary, guest or the id of an NBD export",
 }
 _HOLD = (
     *("secondary", "hidden", "active"),
     *("read", "write", "zero", "discard", "flush", "metadata"),
 )
+_HELP = (":help", "help", "?")
 _NODES = frozenset(
     (
         *("node-name", "node", "device", "target", "file", "backing"),
@@ -67,6 +72,7 @@ class Live:
     nodes: list[str] = field(default_factory=list)
     jobs: list[str] = field(default_factory=list)
     exports: list[str] = field(default_factory=list)
+    disks: list[str] = field(default_factory=list)  # exports over NBD
 
 
 class Schema:
@@ -186,6 +192,9 @@ def candidates(text: str, schema: Schema, live: Live) -> Iterator[Candidate]:
     if stripped.startswith("{"):
         yield from _in_json(stripped, schema, live)
         return
+    if in_transaction(stripped):
+        yield from _in_transaction(stripped, schema, live)
+        return
     words = stripped.split(" ")
     last = words[-1]
     if len(words) == 1:
@@ -196,16 +205,16 @@ def candidates(text: str, schema: Schema, live: Live) -> Iterator[Candidate]:
                 if word.startswith(last)
             )
             return
-        yield from _starting(last, schema.commands)
-    elif words[0] == ":help" and len(words) == 2:
-        yield from _starting(last, schema.commands)
-    elif words[0] == ":help" and len(words) == 3 and words[1] in schema.commands:
+        yield from _starting(last, [*schema.commands, "help", "exit"])
+    elif words[0] in _HELP and len(words) == 2:
+        yield from _starting(last, [*schema.commands, "qmp-shell"])
+    elif words[0] in _HELP and len(words) == 3 and words[1] in schema.commands:
         tag, cases = schema.cases(words[1])
         yield from _starting(last, [f"{tag}={case}" for case in cases])
     elif words[0] == ":predict" and len(words) == 2:
         yield from _starting(last, ["secondary", "hidden", "active", "top", *live.nodes])
     elif words[0] in (":write", ":read", ":discard", ":flush") and len(words) == 2:
-        yield from _starting(last, ["primary", "guest"])
+        yield from _starting(last, ["primary", "guest", *live.disks])
     elif words[0] == ":write" and len(words) == 5:
         yield from _starting(last, ["pattern", "zero"])
     elif words[0] == ":hold":
@@ -218,7 +227,22 @@ def candidates(text: str, schema: Schema, live: Live) -> Iterator[Candidate]:
     elif words[0] in (":events", ":verbose") and len(words) == 2:
         yield from _starting(last, ["on", "off"])
     elif not words[0].startswith(":"):
-        yield from _argument(words[0], words[1:-1], last, schema, live)
+        at = _Arguments(words[0], (), _given(words[1:-1]))
+        yield from _argument(at, words[1:-1], last, schema, live)
+
+
+def _in_transaction(text: str, schema: Schema, live: Live) -> Iterator[Candidate]:
+    """An action of ``transaction(``: one a line."""
+    action = text.removeprefix("transaction(").rpartition("\n")[2].lstrip()
+    name, *words = action.split(" ")
+    path = ("actions", 0)
+    if not words:
+        kind = schema.member("transaction", [*path, "type"], {})
+        yield from _starting(name, schema.values(kind["type"]) if kind is not None else [])
+        return
+    given = {"actions": [{"type": name, "data": _given(words[:-1])}]}
+    at = _Arguments("transaction", (*path, "data"), given)
+    yield from _argument(at, words[:-1], words[-1], schema, live)
 
 
 def _starting(part: str, names: Iterable[str]) -> Iterator[Candidate]:
@@ -241,17 +265,30 @@ def _given(words: Iterable[str]) -> dict[str, Any]:
     return given
 
 
+@dataclass(frozen=True, slots=True)
+class _Arguments:
+    """Which arguments are being typed.
+
+    :ivar command: the command's name
+    :ivar path: where in its arguments they are
+    :ivar given: the command's arguments so far
+    """
+
+    command: str
+    path: tuple[str | int, ...]
+    given: Mapping[str, Any]
+
+
 def _argument(
-    command: str, before: list[str], last: str, schema: Schema, live: Live
+    at: _Arguments, before: list[str], last: str, schema: Schema, live: Live
 ) -> Iterator[Candidate]:
-    given = _given(before)
     key, equals, value = last.partition("=")
     *path, name = key.split(".")
-    members = schema.members(command, path, given)
+    members = schema.members(at.command, (*at.path, *path), at.given)
     if equals:
         member = next((member for member in members if member["name"] == name), None)
         if member is not None:
-            names = _values(command, member, schema, live)
+            names = _values(at.command, member, schema, live)
             yield from _starting(value, names)
         return
     used = {word.partition("=")[0] for word in before}
@@ -259,7 +296,8 @@ def _argument(
         full = ".".join([*path, member["name"]])
         if full in used or not full.startswith(key):
             continue
-        nested = bool(schema.members(command, [*path, member["name"]], given))
+        inner = (*at.path, *path, member["name"])
+        nested = bool(schema.members(at.command, inner, at.given))
         scalar = schema.values(member["type"])
         ending = "." if nested and not scalar else "="
         optional = "" if "default" not in member else "optional, "

@@ -19,6 +19,7 @@ T = TypeVar("T")
 _FOREVER = 1e9  # seconds: a person holds the I/O
 _LARGEST = 32 << 20  # bytes of data QEMU takes in one request (NBD_MAX_BUFFER_SIZE)
 _MOST_READ = 64 << 20  # bytes, more than anybody reads as a hex dump
+_SIDES = ("primary", "guest")  # of a chain, whatever their exports are called
 _GLANCE = 0.1  # seconds until one looks whether something is held
 
 
@@ -102,7 +103,7 @@ class Flights:
 
 
 class Disks:
-    """The two sides of a chain, by their NBD endpoints."""
+    """What is exported, by its NBD endpoints: ``primary``, ``guest``, or an export's id."""
 
     def __init__(self, client: ShellClient, flights: Flights) -> None:
         self._client = client
@@ -112,21 +113,23 @@ class Disks:
         self._writes = 0
 
     async def _uri(self, side: str) -> str:
-        if side not in ("primary", "guest"):
-            raise InputError(f"{side!r} is neither primary nor guest")
         if side in self._uris:
             return self._uris[side]
         told = await self._client.execute("x-shim-status")
         nodes = {n["disk"]: n["node"] for n in told.get("chain", {}).get("nodes", [])}
-        wanted = nodes.get(
-            "secondary" if side == "primary" else "top" if "top" in nodes else "hidden"
-        )
+        wanted = None
+        if side in _SIDES:
+            guest = "top" if "top" in nodes else "hidden"
+            wanted = nodes.get("secondary" if side == "primary" else guest)
         for endpoint in told["endpoints"]:
             if endpoint["node"] == wanted or (wanted is None and endpoint["export"] == side):
                 if wanted is not None:
                     self._uris[side] = str(endpoint["uri"])
                 return str(endpoint["uri"])
-        raise InputError(f"there is no NBD export for the {side} side: block-export-add one")
+        if side in _SIDES:
+            raise InputError(f"there is no NBD export for the {side} side: block-export-add one")
+        there = ", ".join([*_SIDES, *(endpoint["export"] for endpoint in told["endpoints"])])
+        raise InputError(f"there is no NBD export {side!r}: {there}")
 
     async def _use(self, side: str, work: Callable[[NbdClient], T]) -> T:
         """Do *work* on a connection, in a thread that nobody waits for at the end."""

@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from qmpshim.errors import InputError
+from qmpshim.shim.endpoint import Address
 from qmpshim.shim.shell_client import ShellClient
 from qmpshim.shim.shell_completion import LOCAL, Schema
 from qmpshim.shim.shell_gated import WORDS as GATED
 from qmpshim.shim.shell_gated import Gated
 from qmpshim.shim.shell_io import Disks, Flights
-from qmpshim.shim.shell_language import size
+from qmpshim.shim.shell_language import DEVIATIONS, size
 
 _CELLS = {"unallocated": ".", "zero": "0", "allocated": "+", "data": "#"}
 _RANK = ".0+#"
+_OF_THE_SHIM = frozenset(
+    (
+        *("checkpoint", "map", "predict", "record", "status", "verify"),
+        *("discard", "flush", "read", "write"),
+        *(word for word in GATED if word != "wait"),
+    )
+)
 
 
 def draw_map(told: Mapping[str, Any], width: int) -> list[str]:
@@ -100,6 +109,7 @@ class Words:
     :param run_file: runs the lines of a file
     :param switch: turns an option of the shell on or off, or sets it
     :param flights: what is under way
+    :param address: whom the shell talks to
     """
 
     def __init__(
@@ -111,6 +121,7 @@ class Words:
         switch: Callable[[str, str], None],
         width: Callable[[], int],
         flights: Flights,
+        address: Address,
     ) -> None:
         self._client = client
         self._schema = schema
@@ -119,6 +130,7 @@ class Words:
         self._switch = switch
         self._width = width
         self._flights = flights
+        self._address = address
         self._disks = Disks(client, flights)
         self._gated = Gated(client, self._disks, flights, say)
 
@@ -127,13 +139,18 @@ class Words:
 
         :raises QmpshimError: it cannot be done
         """
+        self._needs_shim(name)
         match name, *words:
+            case ("help", "qmp-shell"):
+                self._show(f"{d.here}; qmp-shell: {d.there}    {d.line!r}" for d in DEVIATIONS)
             case "help", command, *tag if len(tag) <= 1:
                 self._show(explain(self._schema, command, *tag))
             case ("help",):
                 self._show(f"{word:12} {text}" for word, text in LOCAL.items())
             case "map", *_:
                 self._show(draw_map(await self._client.execute("x-shim-map"), self._width() - 12))
+            case "hmp", line:
+                await self._flights.wait(f"hmp {line}", self._hmp(line))
             case ("graph",):
                 told = await self._client.execute("x-debug-query-block-graph")
                 self._show(draw_graph(told))
@@ -174,6 +191,24 @@ class Words:
                     else f"write :{name} {known}"
                 )
         return True
+
+    def _needs_shim(self, name: str) -> None:
+        """Refuse a word that a plain QEMU knows nothing of.
+
+        :raises InputError: the other side is no shim
+        """
+        if name in _OF_THE_SHIM and "x-shim-status" not in self._schema.commands:
+            here = quote(str(self._address))
+            raise InputError(
+                f":{name} asks a shim, and this is a plain QEMU: leave, start "
+                f"`qmpshim serve --qmp {here} --listen ./shim.sock`, and then "
+                "`qmpshim shell ./shim.sock`"
+            )
+
+    async def _hmp(self, line: str) -> str:
+        arguments = {"command-line": line}
+        told = str(await self._client.execute("human-monitor-command", arguments))
+        return told.replace("\r", "").rstrip("\n")
 
     def close(self) -> None:
         """Hang up at the disks."""
