@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qmpshim.machine.blocking import BlockingChain
     from qmpshim.machine.builds import Build
     from qmpshim.machine.gated_chain import GatedMachine
-    from qmpshim.shim.serve import Served
+    from qmpshim.shim.background import BlockingShim
 
 _MARK = (
     "qemu_chain(workflow='replication', size=4 MiB, cluster=64 KiB, secondary='raw'): "
@@ -104,7 +104,13 @@ def qemu_build(request: pytest.FixtureRequest) -> Build:
 
 @pytest.fixture
 def secondary_chain(request: pytest.FixtureRequest, qemu_build: Build) -> Iterator[BlockingChain]:
-    """A QEMU with the secondary's chain open over files, and an NBD client at each end."""
+    """A QEMU with the secondary's chain open over files, and an NBD client at each end.
+
+    ``primary`` and ``guest`` have ``read(length, offset)``, ``write(data, offset)``,
+    ``zero(length, offset)``, ``discard(length, offset)`` and ``flush()``: bytes, and each returns
+    when QEMU has answered. They raise :exc:`~qmpshim.errors.IOFailed` with QEMU's ``errno``,
+    :exc:`~qmpshim.errors.MachineDied` and :exc:`~qmpshim.errors.MachineHung`.
+    """
     from qmpshim.machine.blocking import BlockingChain
     from qmpshim.machine.secondary import ChainSpec
     from qmpshim.model.chain import Workflow
@@ -122,7 +128,12 @@ def secondary_chain(request: pytest.FixtureRequest, qemu_build: Build) -> Iterat
 
 @pytest.fixture
 def gated_chain(request: pytest.FixtureRequest, qemu_build: Build) -> Iterator[GatedMachine]:
-    """A QEMU whose images are all on a gate that holds, fails and releases each I/O."""
+    """A QEMU whose images are all on a gate that holds, fails and releases each I/O.
+
+    ``clients["primary"]`` and ``clients["guest"]`` have ``read``, ``write``, ``zero``, ``discard``
+    and ``flush`` as those of :func:`secondary_chain`; with ``send`` a request is not waited for,
+    as one must be that is held.
+    """
     from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
 
     words = _marked(request, {"form": "replication", "size": 128 << 10, "cluster": 64 << 10})
@@ -137,10 +148,11 @@ def gated_chain(request: pytest.FixtureRequest, qemu_build: Build) -> Iterator[G
 
 
 @pytest.fixture
-def qmp_shim(request: pytest.FixtureRequest, qemu_build: Build) -> Iterator[Served]:
+def qmp_shim(request: pytest.FixtureRequest, qemu_build: Build) -> Iterator[BlockingShim]:
     """The shim in front of a QEMU; a chain is there when the test is marked ``qemu_chain``.
 
-    ``qmp_shim.addresses[0]`` is where QMP clients may come.
+    ``qmp_shim.addresses[0]`` is where QMP clients may come; ``execute()`` is one. ``primary`` and
+    ``guest`` are clients at the chain's two ends, as those of :func:`secondary_chain`.
     """
     from qmpshim.machine.secondary import ChainSpec
     from qmpshim.model.chain import Workflow

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from qmpshim.errors import BuildError, CommandFailed
 from qmpshim.machine.builds import Build
-from qmpshim.machine.nbd_client import BlockClient, NbdClient
+from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.process import COMMAND_LIMIT, Qemu
 from qmpshim.machine.secondary import ChainSpec, SecondaryChain
 from qmpshim.machine.workspace import Closes, Workspace
@@ -60,9 +60,11 @@ class BlockingChain(Closes):
         return self.chain.primary
 
     @property
-    def guest(self) -> BlockClient:
+    def guest(self) -> NbdClient:
         """A client of the export where a guest would be."""
-        return self.chain.guest
+        client = self.chain.guest
+        assert isinstance(client, NbdClient)  # no guest is in the way here
+        return client
 
     def image(self, node: str) -> Path:
         """The file behind ``secondary``, ``hidden`` or ``active``."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from qmpshim.errors import HostError, IOFailed, MachineDied, MachineHung
 
 SECTOR = 512
+_PIECE = 8 << 20  # bytes of data in one request
 
 
 def _libnbd() -> Any:
@@ -137,16 +138,35 @@ class NbdClient:
             return IOFailed(f"NBD {what}", number)
         return MachineDied(f"the NBD connection broke during a {what}: {error.string}")
 
+    # Each returns when the server has answered, and raises what :meth:`wait` raises.
+
     def read(self, length: int, offset: int) -> bytearray:
         """Read *length* bytes at *offset*, in pieces no larger than a server must take."""
         whole = bytearray(length)
         view = memoryview(whole)
-        step = 8 << 20
-        for done in range(0, length, step):
-            piece = bytearray(min(step, length - done))
+        for done in range(0, length, _PIECE):
+            piece = bytearray(min(_PIECE, length - done))
             self.wait(self.submit_read(piece, offset + done))
             view[done : done + len(piece)] = piece
         return whole
+
+    def write(self, data: bytes | bytearray | memoryview, offset: int) -> None:
+        """Write *data* at *offset* bytes, in pieces no larger than a server must take."""
+        view = memoryview(data).cast("B")
+        for done in range(0, len(view), _PIECE):
+            self.wait(self.submit_write(view[done : done + _PIECE], offset + done))
+
+    def zero(self, length: int, offset: int) -> None:
+        """Write *length* zeroes at *offset* bytes; the server may punch a hole."""
+        self.wait(self.submit_zero(length, offset))
+
+    def discard(self, length: int, offset: int) -> None:
+        """Discard (trim) *length* bytes at *offset*."""
+        self.wait(self.submit_discard(length, offset))
+
+    def flush(self) -> None:
+        """Flush."""
+        self.wait(self.submit_flush())
 
     def data_extents(self) -> list[tuple[int, int]]:
         """(offset, length) of what ``base:allocation`` does not report as reading zeroes."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Any
 
-from qmpshim.errors import CommandFailed, MachineDied, MachineHung, ProtocolBroken
+from qmpshim.errors import CommandFailed, IOFailed, MachineDied, MachineHung, ProtocolBroken
 from qmpshim.machine import nbd_proto as nbd
 from qmpshim.machine.reactor import Reactor
 
@@ -255,6 +255,39 @@ class WireNbd:
         if cookie not in self.answers:
             raise MachineDied(f"the NBD connection broke during a {op.name}")
         return self.answers.pop(cookie)
+
+    # Each returns when QEMU has answered. What the gate holds is not: MachineHung.
+
+    def read(self, length: int, offset: int) -> bytes:
+        """Read *length* bytes at *offset*.
+
+        :raises IOFailed: QEMU answered with an error
+        :raises MachineDied: the connection ended
+        :raises MachineHung: no answer
+        """
+        return self._done(nbd.Op.READ, offset, length)
+
+    def write(self, data: bytes, offset: int) -> None:
+        """Write *data*, 32 MiB at most, at *offset* bytes; raises as :meth:`read` does."""
+        self._done(nbd.Op.WRITE, offset, len(data), data)
+
+    def zero(self, length: int, offset: int) -> None:
+        """Write *length* zeroes at *offset* bytes, or punch a hole; raises as :meth:`read` does."""
+        self._done(nbd.Op.WRITE_ZEROES, offset, length)
+
+    def discard(self, length: int, offset: int) -> None:
+        """Discard (trim) *length* bytes at *offset*; raises as :meth:`read` does."""
+        self._done(nbd.Op.TRIM, offset, length)
+
+    def flush(self) -> None:
+        """Flush; raises as :meth:`read` does."""
+        self._done(nbd.Op.FLUSH)
+
+    def _done(self, op: nbd.Op, offset: int = 0, length: int = 0, data: bytes = b"") -> bytes:
+        answer = self.call(op, offset, length, data)
+        if answer.errno:
+            raise IOFailed(f"NBD {op.name.lower()}", answer.errno)
+        return answer.data
 
     def _readable(self) -> None:
         try:

@@ -5,13 +5,86 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
 
+from qmpshim.errors import InputError
+from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.shim.serve import Options, Served, endpoint
+from qmpshim.shim.shell_client import ShellClient
+
+T = TypeVar("T")
+
+
+class BlockingShim(Served):
+    """A running endpoint, and clients of it for plain functions.
+
+    :param loop: where *served* runs
+    :param limit: seconds an NBD request may take
+    """
+
+    def __init__(self, served: Served, loop: asyncio.AbstractEventLoop, limit: float) -> None:
+        super().__init__(**{field.name: getattr(served, field.name) for field in fields(served)})
+        self._loop = loop
+        self._limit = limit
+        self._qmp: ShellClient | None = None
+        self._disks: dict[str, NbdClient] = {}
+
+    def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Run a QMP command, QEMU's or the shim's, as a client of the shim; gives what it returns.
+
+        :raises CommandFailed: it was answered with an error
+        :raises MachineDied: QEMU has ended
+        """
+        return self._run(self._execute(command, arguments))
+
+    async def _execute(self, command: str, arguments: Mapping[str, Any] | None) -> Any:
+        if self._qmp is None:
+            client = ShellClient(lambda _: None, lambda *_: None, lambda: None)
+            await client.connect(self.addresses[0], self._limit)
+            self._qmp = client
+        return await self._qmp.execute(command, arguments)
+
+    @property
+    def primary(self) -> NbdClient:
+        """A client of the secondary disk's export; the test has a chain."""
+        return self.disk("primary")
+
+    @property
+    def guest(self) -> NbdClient:
+        """A client of the export where a guest would be; the test has a chain."""
+        return self.disk("guest")
+
+    def disk(self, export: str) -> NbdClient:
+        """A client of the NBD export with that id, the same at each call.
+
+        :raises InputError: there is none
+        :raises MachineDied: the server does not answer
+        """
+        if export not in self._disks:
+            told = self._run(self.watch.endpoints.told())
+            uris = {one["export"]: str(one["uri"]) for one in told}
+            if export not in uris:
+                raise InputError(f"no NBD export {export!r}: {', '.join(uris) or 'none is there'}")
+            self._disks[export] = NbdClient(uris[export], self._limit, plain=True)
+        return self._disks[export]
+
+    def hang_up(self) -> None:
+        """End the clients' connections."""
+        for client in self._disks.values():
+            client.close()
+        self._disks.clear()
+        if self._qmp is not None:
+            self._run(self._qmp.close())
+            self._qmp = None
+
+    def _run(self, what: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(what, self._loop).result()
 
 
 @contextlib.contextmanager
-def background(options: Options) -> Iterator[Served]:
+def background(options: Options) -> Iterator[BlockingShim]:
     """Serve while the context lasts; whoever enters it may block.
 
     Raises what :func:`qmpshim.shim.serve.endpoint` raises.
@@ -38,7 +111,12 @@ def background(options: Options) -> Iterator[Served]:
 
     serving = asyncio.run_coroutine_threadsafe(serve(), loop)
     try:
-        yield asyncio.run_coroutine_threadsafe(until_ready(), loop).result()
+        served = asyncio.run_coroutine_threadsafe(until_ready(), loop).result()
+        shim = BlockingShim(served, loop, options.limit)
+        try:
+            yield shim
+        finally:
+            shim.hang_up()
     finally:
         loop.call_soon_threadsafe(leave.set)
         try:

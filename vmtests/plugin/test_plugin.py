@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +18,7 @@ import errno
 
 import pytest
 
-from qmpshim.errors import IOFailed
+from qmpshim.errors import InputError, IOFailed
 from qmpshim.machine.nbd_proto import Op
 
 
@@ -38,6 +41,51 @@ def test_backup(secondary_chain):
     assert guest.read(65536, 0) == old
     assert secondary_chain.execute("query-block-jobs")[0]["device"] == "backup"
     secondary_chain.stop()
+
+
+@pytest.mark.parametrize("end", ["primary", "guest"])
+@pytest.mark.qemu_chain(workflow="replication", size=32 << 20)
+def test_each_end_of_a_chain(secondary_chain, end):
+    secondary_chain.start()
+    io_of(getattr(secondary_chain, end), 32 << 20)
+
+
+@pytest.mark.qemu_chain(size=16 << 20)
+def test_each_end_behind_a_shim(qmp_shim):
+    qmp_shim.execute("xen-set-replication", {"enable": True, "primary": False})
+    io_of(qmp_shim.primary, 16 << 20)
+    io_of(qmp_shim.guest, 16 << 20)
+    assert qmp_shim.execute("x-shim-verify")["as-predicted"]
+    assert qmp_shim.execute("x-shim-status")["operations"] > 10
+    with pytest.raises(InputError, match="no NBD export 'other': guest, primary"):
+        qmp_shim.disk("other")
+
+
+@pytest.mark.qemu_chain(form="backup", size=1 << 20)
+def test_each_end_of_a_gated_chain(gated_chain):
+    io_of(gated_chain.clients["primary"], 1 << 20)
+    guest = gated_chain.clients["guest"]  # a read-only export
+    for refused in (
+        lambda: guest.write(b"x" * 512, 0),
+        lambda: guest.zero(512, 0),
+        lambda: guest.discard(512, 0),
+        lambda: guest.read(512, 2 << 20),  # beyond its end
+    ):
+        with pytest.raises(IOFailed) as failed:
+            refused()
+        assert failed.value.errno == errno.EINVAL
+
+
+def io_of(client, size):
+    # Each operation and what is there after it; with room, more data than one request takes.
+    data = bytes(range(256)) * ((size >> 1) // 256)
+    client.write(data, 4096)
+    assert client.read(len(data), 4096) == data
+    client.zero(1024, 8192)
+    assert client.read(2048, 8192) == bytes(1024) + data[5120:6144]
+    client.discard(65536, 65536)
+    client.flush()
+    assert client.read(512, 4096) == data[:512]
 
 
 def test_replication(secondary_chain):
@@ -99,8 +147,17 @@ def test_it_is_found_by_its_entry_point(pytester: pytest.Pytester) -> None:
 
 def test_without_the_option_the_systems_qemu_is_used(project: pytest.Pytester) -> None:
     result = project.runpytest_subprocess("-v", "--strict-markers")
-    result.assert_outcomes(passed=7)
+    result.assert_outcomes(passed=11)
     result.stdout.fnmatch_lines(["*::test_build?system? PASSED*", "*::test_gate?system? PASSED*"])
+
+
+def test_the_readmes_example(pytester: pytest.Pytester, qemu_on_path: None) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    after = text.partition("* Your own tests:")[2]
+    block = re.search(r"\n\n((?: {6}.*\n|\n)+)", after)
+    assert block is not None
+    pytester.makepyfile(test_example=textwrap.dedent(block[1]))
+    pytester.runpytest_subprocess("--strict-markers").assert_outcomes(passed=1)
 
 
 def test_once_per_build_side_by_side(project: pytest.Pytester) -> None:
@@ -110,7 +167,7 @@ def test_once_per_build_side_by_side(project: pytest.Pytester) -> None:
     arguments = ("--qemu-build=system", f"--qemu-build={MICROVM}", "-rs")
     for more in ((), ("-n", "2")):
         result = project.runpytest_subprocess(*arguments, *more)
-        result.assert_outcomes(passed=12, skipped=2)
+        result.assert_outcomes(passed=17, skipped=5)
         result.stdout.fnmatch_lines(["*SKIP*has no replication driver*--enable-replication*"])
 
 
