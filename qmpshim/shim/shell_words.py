@@ -19,7 +19,8 @@ from qmpshim.shim.shell_language import DEVIATIONS, size
 
 _CELLS = {"unallocated": ".", "zero": "0", "allocated": "+", "data": "#"}
 _RANK = ".0+#"
-_OF_THE_SHIM = frozenset(
+#: Words that only a shim can answer; a plain QEMU does not know its commands.
+NEEDS_SHIM = frozenset(
     (
         *("checkpoint", "map", "predict", "record", "status", "verify"),
         *("discard", "flush", "read", "write"),
@@ -197,7 +198,7 @@ class Words:
 
         :raises InputError: the other side is no shim
         """
-        if name in _OF_THE_SHIM and "x-shim-status" not in self._schema.commands:
+        if name in NEEDS_SHIM and "x-shim-status" not in self._schema.commands:
             here = quote(str(self._address))
             raise InputError(
                 f":{name} asks a shim, and this is a plain QEMU: leave, start "
