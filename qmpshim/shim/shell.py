@@ -27,6 +27,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.patch_stdout import patch_stdout
 
 from qmpshim.errors import CommandFailed, InputError, MachineDied, QmpshimError
+from qmpshim.model.chain import Workflow
 from qmpshim.shim.endpoint import Address
 from qmpshim.shim.replays import record
 from qmpshim.shim.serve import Options, Served, endpoint
@@ -39,6 +40,10 @@ from qmpshim.shim.shell_words import Words
 
 OK, FAILED = 0, 1
 _LEAVE = (":quit", "exit")  # end the shell, or a script
+_BEGIN = {  # what starts the chain that `--workflow` has built
+    Workflow.BACKUP: "blockdev-backup job-id=backup device=secondary target=hidden sync=none",
+    Workflow.REPLICATION: "xen-set-replication enable=true primary=false",
+}
 _MOST_SOURCES = 16
 _BUNDLES = Path("qmpshim-bundles")
 
@@ -280,6 +285,9 @@ class Shell:
             version = self.client.greeting["QMP"]["version"]["qemu"]
             number = ".".join(str(version[part]) for part in ("major", "minor", "micro"))
             self._say(f"QEMU {number}. :help lists the shell's own words; Tab completes.")
+            serve = self._options.serve
+            if serve.chain is not None and not serve.gated:
+                self._say(f"The model follows the disks from: {_BEGIN[serve.chain.workflow]}")
             while True:
                 try:
                     line = await session.prompt_async("qmp> ", pre_run=self._still_there)

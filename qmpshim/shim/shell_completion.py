@@ -17,8 +17,7 @@ LOCAL = {
     ":flush": "EXPORT: flush through an endpoint",
     ":graph": "draw the block graph",
     ":held": "what is held and what is in flight (on a gated chain)",
-    ":help": "[COMMAND [driver=qcow2]]: a command's arguments and their types; qmp-shell: "
-    "what is written differently there",
+    ":help": "[COMMAND [driver=qcow2]]: its arguments and types; qmp-shell: what differs there",
     ":hmp": "LINE: a line for the human monitor, as it stands",
     ":hold": "[DISK] [OPERATION] [metadata]: hold such I/O from now on (on a gated chain)",
     ":let": "hold nothing any more, and let go what is held",
@@ -35,8 +34,7 @@ LOCAL = {
     ":verbose": "on or off: show the wire",
     ":verify": "hold QEMU against the model now",
     ":wait": "until nothing is in flight",
-    ":write": "EXPORT OFFSET LENGTH pattern|zero|0xNN: write through an endpoint; EXPORT is "
-    "primary, guest or the id of an NBD export",
+    ":write": "EXPORT (primary, guest or an NBD export's id) OFFSET LENGTH pattern|zero|0xNN",
 }
 _HOLD = (
     *("secondary", "hidden", "active"),

@@ -167,7 +167,7 @@ def in_transaction(text: str) -> bool:
 
 
 def _local(text: str) -> Local:
-    name, *rest = text.split(None, 1)[:2] or [""]
+    name, *rest = text.split(None, 1) or [""]
     if name == "hmp":  # the human monitor has a syntax of its own
         return Local(name, tuple(rest))
     words = _words(text)

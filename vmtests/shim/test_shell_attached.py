@@ -76,8 +76,8 @@ def run_lines(address: str, lines: list[str]) -> list[tuple[str, tuple[bool, str
 
 
 @contextmanager
-def typed(directory: Path, *words: str) -> Iterator[pexpect.spawn]:
-    """A shell on a terminal, ready for a line."""
+def typed(directory: Path, *words: str, until: str = "qmp>") -> Iterator[pexpect.spawn]:
+    """A shell on a terminal that has said *until*: a regular expression; else ready for a line."""
     env = {**os.environ, "XDG_STATE_HOME": str(directory / "state"), "TERM": "xterm"}
     child = pexpect.spawn(
         QMPSHIM[0], [*QMPSHIM[1:], "shell", *words],
@@ -85,7 +85,7 @@ def typed(directory: Path, *words: str) -> Iterator[pexpect.spawn]:
     )  # fmt: skip
     try:
         child.expect("QEMU [0-9.]+.*:help")
-        child.expect("qmp>")
+        child.expect(until)
         yield child
     finally:
         child.close(force=True)
@@ -305,3 +305,16 @@ def test_colours_in_a_transaction() -> None:
     assert [(part[1], part[0]) for part in lines(1) if part[0]] == [
         ("abort", COMMAND), ("a", KEY), ("1", NUMBER), ("b", KEY), ("True", WORD),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("workflow", ["backup", "replication"])
+def test_it_says_what_starts_its_chain(tmp_path: Path, qemu_build: Build, workflow: str) -> None:
+    """And that line, typed as it stands, is what the model waits for."""
+    words = ("--build", qemu_build.name, "--workflow", workflow)
+    with typed(tmp_path, *words, until="disks from: ([^\r]*)") as terminal:
+        line = terminal.match[1]
+        terminal.expect("qmp>")
+        terminal.send(f"{line}\r")
+        terminal.expect(r"\{\}")
+        terminal.send(":verify\r")
+        terminal.expect("as predicted: ")
