@@ -18,7 +18,7 @@ from qmpshim.conformance import bundle as bundles
 from qmpshim.conformance.case import Case, Status
 from qmpshim.conformance.check import campaign, kinds
 from qmpshim.conformance.check.again import replay_command
-from qmpshim.conformance.check.bisect import ABORT, SKIP, answer
+from qmpshim.conformance.check.bisect import ABORT, SKIP, answer, asked
 from qmpshim.conformance.check.compare import Comparison, State, compare
 from qmpshim.conformance.check.executors import DaskExecutor, Executor, LocalExecutor
 from qmpshim.conformance.check.journal import Journal
@@ -337,6 +337,7 @@ def _bisect(args: argparse.Namespace, console: Console) -> int:
         if args.resume or args.baseline or args.list:
             raise InputError("--bisect goes with --build, --case, --suite, --jobs, --strict, --out")
         suite = _in_haste(_suite(args))
+        suite = asked(suite) if args.case else suite
     except QmpshimError as error:
         print(f"qmpshim: {error}", file=sys.stderr)
         return ABORT
@@ -352,7 +353,7 @@ def _bisect(args: argparse.Namespace, console: Console) -> int:
             status = _run(executor, journal, list(chosen.values()), console)
             if status:
                 return status  # 128 and above: the bisection ends
-            told = answer(compare(Results.of(journal), None, args.strict))
+            told = answer(compare(Results.of(journal), None, args.strict), bool(args.case))
             if args.out:
                 write_reports(compare(Results.of(journal), None, args.strict), directory)
             console.line(told.text)

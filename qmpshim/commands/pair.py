@@ -10,6 +10,7 @@ from qmpshim.commands.console import (
     BUNDLES,
     DIVERGED,
     OK,
+    UNTESTABLE,
     Console,
     build_options,
     check_directory,
@@ -173,4 +174,8 @@ async def replay(bundle: Path, build: Build, console: Console) -> int:
         console.line(f"  bundle: {again}")
     if not outcome.findings:
         console.line(f"not reproduced: {summary(outcome)}")
-    return DIVERGED if outcome.findings else OK
+        return OK
+    if wanted and not same:
+        console.line("cannot be tested: something else went wrong than what the bundle shows")
+        return UNTESTABLE
+    return DIVERGED

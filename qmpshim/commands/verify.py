@@ -32,6 +32,8 @@ from qmpshim.commands.console import (
 from qmpshim.conformance import bundle as bundles
 from qmpshim.conformance.explore.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.replay import replay_schedule
+from qmpshim.conformance.explore.run import BEFORE
+from qmpshim.conformance.explore.setup_state import other_state
 from qmpshim.conformance.pair.bundle import is_pair
 from qmpshim.conformance.verify import Outcome, replay, setup_for, split, verify
 from qmpshim.errors import DriverMissing, InputError
@@ -66,9 +68,10 @@ def add(commands: Any) -> None:
     replaying = commands.add_parser(
         "replay",
         help="show a bundle's divergence again",
-        epilog="Exit status: 1 where the build diverges (like the bundle or otherwise), 0 where "
-        "all went as predicted, 125 where that cannot be told: the build does other I/O than the "
-        "schedule is of, or cannot do the scenario.",
+        epilog="Exit status: 1 where the bundle's divergence shows itself (any, if the bundle is "
+        "one of a run that showed none), 0 where all went as predicted, 125 where that cannot be "
+        "told: another divergence came first, the build does other I/O than the schedule is of, "
+        "the setup leaves another state, or the build cannot do the scenario.",
     )
     replaying.add_argument("bundle", type=Path)
     build_options(replaying)
@@ -212,12 +215,18 @@ def _replay_schedule(args: argparse.Namespace, console: Console) -> int:
     for line in again.lines:
         console.line(f"  {line}")
     if again.violation is not None:
-        how = "reproduced" if again.shows(finding) else "another divergence"
-        console.line(f"{how}: {again.violation.kind}: {again.violation.text}")
+        wrong = f"{again.violation.kind}: {again.violation.text}"
+        if not again.shows(finding):
+            began = not again.violation.cause.startswith(BEFORE)
+            return _another(wrong, finding.verdict is None and began, console)
+        console.line(f"reproduced: {wrong}")
         return DIVERGED
     if again.shows(finding):
         console.line("reproduced: as allowed")
         return OK
+    if other := other_state(finding, build):
+        console.line(f"cannot be tested: {other}")
+        return UNTESTABLE
     if not again.followed:
         console.line(
             "cannot be tested: the schedule could not be followed on this build; "
@@ -241,6 +250,16 @@ async def _replay_one(args: argparse.Namespace, console: Console) -> int:
         says = "" if case.divergence is None else f"; the bundle says {case.shows}"
         console.line(f"{how}: {result.done} operations went as predicted{says}")
         return OK
-    same = case.shown_by(found)
-    console.line(("reproduced: " if same else "another divergence: ") + str(found))
+    if not case.shown_by(found):
+        return _another(str(found), case.divergence is None, console)
+    console.line(f"reproduced: {found}")
     return DIVERGED
+
+
+def _another(wrong: str, nothing_wanted: bool, console: Console) -> int:
+    """Something else went wrong, which only tells something where nothing should."""
+    if nothing_wanted:
+        console.line(f"another divergence: {wrong}")
+        return DIVERGED
+    console.line(f"cannot be tested: another divergence: {wrong}")
+    return UNTESTABLE

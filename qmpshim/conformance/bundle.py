@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import qmpshim
 from qmpshim.conformance.case_file import check_format, read_case
 from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.explore.execution import stable
 from qmpshim.conformance.oracle import Oracle
 from qmpshim.conformance.session import Rig, Setup
 from qmpshim.conformance.workload import Kind, Operation, Side
@@ -22,6 +24,7 @@ from qmpshim.machine.secondary import SECTOR, ChainSpec
 from qmpshim.model.behaviour import Behaviour, Known
 from qmpshim.model.chain import Workflow
 from qmpshim.model.disk import Qcow2
+from qmpshim.model.verdict import Verdict
 
 FORMAT = 1
 CASE = "case.json"
@@ -48,10 +51,28 @@ class Case:
         return "that all goes as predicted" if self.divergence is None else str(self.divergence)
 
     def shown_by(self, found: Divergence | None) -> bool:
-        """Whether a replay that *found* this showed the same."""
-        if found is None or self.divergence is None:
-            return found is self.divergence
-        return found.signature == self.divergence.signature
+        """Whether a replay that *found* this showed the same.
+
+        QEMU may end or hang for many reasons: it has to do so in the same operation, and to end in
+        the same way, with the same words.
+        """
+        wanted = self.divergence
+        if found is None or wanted is None:
+            return found is wanted
+        if found.signature != wanted.signature:
+            return False
+        if found.verdict in (Verdict.CRASH, Verdict.HANG) and found.operation != wanted.operation:
+            return False
+        return found.verdict is not Verdict.CRASH or _ending(found) == _ending(wanted)
+
+
+_ENDING = re.compile(r"QEMU (.*?) during (?:\d+: [^:]*|the start)(?:: (.*))?", re.DOTALL)
+
+
+def _ending(crash: Divergence) -> tuple[str, str]:
+    """How QEMU ended, and its last words."""
+    told = _ENDING.fullmatch(crash.observed)
+    return (told[1], stable(told[2] or "")) if told else (stable(crash.observed), "")
 
 
 def save(directory: Path, case: Case, rig: Rig | None, setup: Setup) -> Path:

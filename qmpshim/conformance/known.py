@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.explore.known import DirectedKnown, Known, load_directed, load_known
+from qmpshim.errors import InputError
 
 #: In the source tree a link to ``vmtests/conformance/known``, in a wheel the files themselves.
 DIRECTORY = Path(__file__).with_name("known")
@@ -29,6 +30,17 @@ def known_directed() -> dict[str, DirectedKnown]:
     :raises InputError: one of the files is damaged
     """
     return load_directed(DIRECTORY / "directed")
+
+
+def known_path(name: str) -> Path:
+    """The file of a finding of the explorer's.
+
+    :raises InputError: there is none of that name
+    """
+    path = DIRECTORY / f"{name}.json"
+    if not path.is_file():
+        raise InputError(f"no known finding {name!r}")
+    return path
 
 
 def write_up(name: str) -> dict[str, Any]:

@@ -94,9 +94,12 @@ class NbdClient:
         """Write *data* at *offset*; it must stay unchanged until the cookie was waited for."""
         return self._submit("write", lambda: self._handle.aio_pwrite(data, offset))
 
-    def submit_zero(self, length: int, offset: int) -> int:
-        """Write zeroes; the server may punch a hole."""
-        return self._submit("write zeroes", lambda: self._handle.aio_zero(length, offset))
+    def submit_zero(self, length: int, offset: int, no_hole: bool = False) -> int:
+        """Write zeroes; the server may punch a hole, unless *no_hole*."""
+        flags = self._nbd.CMD_FLAG_NO_HOLE if no_hole else 0
+        return self._submit(
+            "write zeroes", lambda: self._handle.aio_zero(length, offset, flags=flags)
+        )
 
     def submit_discard(self, length: int, offset: int) -> int:
         """Discard (trim)."""

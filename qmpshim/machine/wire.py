@@ -221,9 +221,12 @@ class WireNbd:
         del self._buffer[:size]
         self._ready = True
 
-    def send(self, op: nbd.Op, offset: int = 0, length: int = 0, data: bytes = b"") -> int:
+    def send(
+        self, op: nbd.Op, offset: int = 0, length: int = 0, data: bytes = b"", flags: int = 0
+    ) -> int:
         """Send a request.
 
+        :param flags: NBD_CMD_FLAG_*
         :returns: the key its answer will have in :attr:`answers`
         """
         self._count += 1
@@ -232,7 +235,7 @@ class WireNbd:
             self._lengths[cookie] = length
         self.flying.add(cookie)
         size = len(data) or length
-        packet = _REQUEST.pack(nbd.REQUEST_MAGIC, 0, op.value, cookie, offset, size)
+        packet = _REQUEST.pack(nbd.REQUEST_MAGIC, flags, op.value, cookie, offset, size)
         try:
             self._sock.setblocking(True)  # QEMU's server always reads: 16 requests a client
             self._sock.sendall(packet + data)

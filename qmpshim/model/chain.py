@@ -116,6 +116,13 @@ class Chain:
         Whether the flag reaches the secondary disk while backup runs depends on the version.
         """
         unmap = self.job is None or self.behaviour.unmap_passes_job
+        return self._primary_zero(start, count, op, unmap)
+
+    def primary_zero_no_hole(self, start: int, count: int, op: int) -> Co[None]:
+        """Operation *op* writes zeroes and does not allow unmapping: NBD_CMD_FLAG_NO_HOLE."""
+        return self._primary_zero(start, count, op, unmap=False)
+
+    def _primary_zero(self, start: int, count: int, op: int, unmap: bool) -> Co[None]:
         if self.job is not None:
             yield from self._before_write(self.job, start, count)
         yield from self.secondary.zero(start, count, -op, unmap)

@@ -16,6 +16,7 @@ from qmpshim.model.chain import Workflow
 DATA_OPS = (
     "primary_write",
     "primary_zero",
+    "primary_zero_no_hole",
     "primary_discard",
     "guest_write",
     "guest_zero",
@@ -25,7 +26,7 @@ DATA_OPS = (
 )
 COMMANDS = ("start", "checkpoint", "failover", "stop")
 READS = ("guest_read", "snapshot_read")
-PRIMARY = ("primary_write", "primary_zero", "primary_discard")
+PRIMARY = ("primary_write", "primary_zero", "primary_zero_no_hole", "primary_discard")
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,9 @@ class Eye:
         if schedule is not None and side is not None and request.type in _KINDS:
             start = request.offset // SECTOR
             count = -(-(request.offset + request.length) // SECTOR) - start
-            step = schedule.begins(f"{side}_{_KINDS[request.type]}", start, count)
+            kept = request.type == Op.WRITE_ZEROES.value and request.flags & CMD_NO_HOLE
+            do = f"{side}_{_KINDS[request.type]}" + ("_no_hole" if kept else "")
+            step = schedule.begins(do, start, count)
         self._flying[self._token] = _Flying(request, step)
         return self._token
 

@@ -34,7 +34,8 @@ LOCAL = {
     ":verbose": "on or off: show the wire",
     ":verify": "hold QEMU against the model now",
     ":wait": "until nothing is in flight",
-    ":write": "EXPORT (primary, guest or an NBD export's id) OFFSET LENGTH pattern|zero|0xNN",
+    ":write": "EXPORT (primary, guest or an NBD export's id) OFFSET LENGTH "
+    "pattern|zero|zero-no-hole|0xNN",
 }
 _HOLD = (
     *("secondary", "hidden", "active"),
@@ -214,7 +215,7 @@ def candidates(text: str, schema: Schema, live: Live) -> Iterator[Candidate]:
     elif words[0] in (":write", ":read", ":discard", ":flush") and len(words) == 2:
         yield from _starting(last, ["primary", "guest", *live.disks])
     elif words[0] == ":write" and len(words) == 5:
-        yield from _starting(last, ["pattern", "zero"])
+        yield from _starting(last, ["pattern", "zero", "zero-no-hole"])
     elif words[0] == ":hold":
         unused = [word for word in _HOLD if word not in words[1:-1]]
         yield from _starting(last, unused)

@@ -147,13 +147,13 @@ class Gated:
     def _job(self, op: Op) -> Coroutine[Any, Any, str]:
         if op.do in COMMANDS:
             return self._command(*_QMP[op.do])
-        side, verb = op.do.split("_")
+        side, verb = op.do.split("_", 1)
         place = op.start * SECTOR, op.count * SECTOR
         match verb:
             case "write":
                 return self._disks.write(side, *place, "pattern")
-            case "zero":
-                return self._disks.write(side, *place, "zero")
+            case "zero" | "zero_no_hole":
+                return self._disks.write(side, *place, verb.replace("_", "-"))
             case "discard":
                 return self._disks.discard(side, *place)
             case "flush":

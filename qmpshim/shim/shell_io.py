@@ -156,11 +156,12 @@ class Disks:
             raise
 
     async def write(self, side: str, offset: int, length: int, what: str) -> str:
-        """Write a *what*: ``pattern``, ``zero`` or a byte."""
-        if what != "zero" and length > _LARGEST:
+        """Write a *what*: ``pattern``, ``zero``, ``zero-no-hole`` (no unmapping) or a byte."""
+        zeroes, no_hole = what in ("zero", "zero-no-hole"), what == "zero-no-hole"
+        if not zeroes and length > _LARGEST:
             raise InputError(f"QEMU takes {_LARGEST >> 20}M of data at once")
-        if what == "zero":
-            await self._use(side, lambda c: c.wait(c.submit_zero(length, offset)))
+        if zeroes:
+            await self._use(side, lambda c: c.wait(c.submit_zero(length, offset, no_hole)))
         else:
             data = await self._data(offset, length, what)
             await self._use(side, lambda c: c.wait(c.submit_write(data, offset)))
@@ -171,7 +172,9 @@ class Disks:
             try:
                 return bytes([int(what, 0)]) * length
             except ValueError as error:
-                raise InputError(f"{what!r}: write pattern, zero or a byte like 0x5a") from error
+                raise InputError(
+                    f"{what!r}: write pattern, zero, zero-no-hole or a byte like 0x5a"
+                ) from error
         if offset % SECTOR or length % SECTOR:
             raise InputError("a pattern fills whole sectors of 512 bytes")
         self._writes += 1

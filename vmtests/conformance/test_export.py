@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from qmpshim.model.system import Choice
 from qmpshim.model.verdict import Verdict
 
 NOT_SEEN, SEEN, UNTESTED = 0, 1, 125
+CHECKPOINT_ASSERTS = (7, 0)
 CHECKPOINT_DRAINS = ((5, 1), (6, 1))  # waits for what a breakpoint holds
 MADE_UP = "reads and disks fit no order"  # a cause that has to be told from the model's ends
 
@@ -38,9 +40,11 @@ class Reproducer:
     """Runs a script as somebody would who has nothing else, and sees that it leaves nothing."""
 
     def __init__(self, directory: Path, temporary: Path) -> None:
-        self._path, self._temporary = directory / "reproducer.py", temporary
+        self._path, self.temporary = directory / "reproducer.py", temporary
 
-    def start(self, script: str, *words: str) -> subprocess.Popen[str]:
+    def start(
+        self, script: str, *words: str, temporary: Path | None = None
+    ) -> subprocess.Popen[str]:
         ast.parse(script, feature_version=(3, 8))
         self._path.write_text(script)
         return subprocess.Popen(
@@ -48,12 +52,12 @@ class Reproducer:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "TMPDIR": str(self._temporary)},
+            env={**os.environ, "TMPDIR": str(temporary or self.temporary)},
         )
 
-    def end(self, process: subprocess.Popen[str]) -> tuple[int, str]:
+    def end(self, process: subprocess.Popen[str], temporary: Path | None = None) -> tuple[int, str]:
         said, _ = process.communicate(timeout=240)
-        assert list(self._temporary.iterdir()) == []
+        assert list((temporary or self.temporary).iterdir()) == []
         return process.returncode, said
 
     def __call__(self, script: str, *words: str) -> tuple[int, str]:
@@ -226,12 +230,15 @@ def test_the_models_ends_tell_right_from_wrong(qemu_build: Build, reproducer: Re
 
 def test_a_request_that_never_ends(qemu_build: Build, reproducer: Reproducer) -> None:
     """A script that does not let go what it holds sees a hang, and is not stuck itself."""
-    finding = replace(shown(qemu_build, "WR", *COPIED), schedule=COPIED[:1], verdict=Verdict.HANG)
+    whole = shown(qemu_build, "WR", *COPIED)
+    finding = replace(whole, schedule=COPIED[:1], lines=whole.lines[:2], verdict=Verdict.HANG)
     script = export_script(finding, breakpoints=False)
     assert reproducer(script)[0] == NOT_SEEN
     script = script.replace("\nlet_all_go()\n", "\n").replace("PATIENCE = 10", "PATIENCE = 2")
     status, said = reproducer(script)
     assert status == SEEN and "no answer" in said
+    status, said = reproducer(script.replace("'unanswered': [0]", "'unanswered': [1]"))
+    assert status == UNTESTED and said.endswith("something else was seen: QEMU hangs\n"), said
 
 
 def test_a_build_that_takes_another_way(qemu_build: Build, reproducer: Reproducer) -> None:
@@ -257,9 +264,121 @@ def test_a_script_without_its_qemu(words: list[str], reproducer: Reproducer) -> 
     assert said.startswith(f"no program {words[-1]}; usage: ") and said.count("\n") == 1
 
 
-def test_a_qemu_that_is_none(reproducer: Reproducer) -> None:
-    status, said = reproducer(export_script(known("failover-reports-io-error")), "true")
-    assert (status, said) == (UNTESTED, "QEMU ended with status 0\n")
+START = {  # what stands where QEMU should be, and what the script says of it
+    "false": ("exec /bin/false", "exited with status 1"),
+    "true": ("exec /bin/true", "exited with status 0"),
+    "127": ("exit 127", "exited with status 127"),
+    "segv": ("kill -SEGV $$", "was killed by SIGSEGV"),
+    "abort": (
+        'echo "x.c:1: block_copy_task_create: Assertion \\`0\' failed." >&2; kill -ABRT $$',
+        "was killed by SIGABRT: x.c:1: block_copy_task_create: Assertion `0' failed.",
+    ),
+}
+CRASH, DIVISION = "checkpoint-then-overlapping-write-aborts", "snapshot-discard-aborts"
+
+
+@pytest.mark.parametrize("name", START)
+@pytest.mark.parametrize("case", [CRASH, DIVISION, "failover-reports-io-error"])
+def test_a_qemu_that_cannot_start(
+    name: str, case: str, reproducer: Reproducer, tmp_path: Path
+) -> None:
+    """Whatever the finding is, also the signal and the words of its own crash: too early."""
+    qemu = tmp_path / "qemu"
+    qemu.write_text(f"#!/bin/sh\n{START[name][0]}\n")
+    qemu.chmod(0o755)
+    status, said = reproducer(export_script(known(case)), str(qemu), "qemu-img")
+    how = "QEMU ended, not as it is looked for: before anything was done it "
+    assert (status, said) == (UNTESTED, f"{how}{START[name][1]}\n")
+
+
+@pytest.mark.parametrize("odd", ["a,b", "-a b:c%d'e"])
+def test_a_temporary_directory_with_an_odd_name(
+    odd: str, qemu_build: Build, reproducer: Reproducer
+) -> None:
+    """The way of the breakpoints and the other one: it makes no difference."""
+    script = export_script(known(CRASH))
+    if not read_version(qemu_build)[0] >= CHECKPOINT_ASSERTS:
+        pytest.skip("it would need a finding that every version has")
+    place = reproducer.temporary / odd
+    place.mkdir()
+    for one in (script, export_script(known(CRASH), breakpoints=False)):
+        status, said = reproducer.end(reproducer.start(one, temporary=place), place)
+        assert status == SEEN, said
+    place.rmdir()
+
+
+OTHER_WORDS = """#!{python}
+import ctypes, os, subprocess, sys
+ends_with_us = lambda: ctypes.CDLL(None).prctl(1, 9)
+command = ["qemu-system-x86_64", *sys.argv[1:]]
+done = subprocess.run(command, stderr=subprocess.PIPE, text=True, preexec_fn=ends_with_us)
+sys.stderr.write(done.stderr.replace("block_copy_task_create", "another_function"))
+sys.stderr.flush()
+os.kill(os.getpid(), -done.returncode) if done.returncode < 0 else sys.exit(done.returncode)
+"""
+
+
+def test_another_assertion_at_the_same_step(
+    qemu_build: Build, reproducer: Reproducer, tmp_path: Path
+) -> None:
+    if not read_version(qemu_build)[0] >= CHECKPOINT_ASSERTS:
+        pytest.skip("this version does not abort")
+    qemu = tmp_path / "qemu"
+    qemu.write_text(OTHER_WORDS.format(python=sys.executable))
+    qemu.chmod(0o755)
+    status, said = reproducer(export_script(known(CRASH)), str(qemu), "qemu-img")
+    assert status == UNTESTED, said
+    assert re.search(
+        r"\nQEMU ended, not as it is looked for: after step 4 of 4 it was killed by SIGABRT: .*"
+        r"another_function: Assertion .*\n$",
+        said,
+    )
+
+
+@pytest.mark.parametrize(("after", "seen"), [(1, False), (3, False), (4, True)])
+def test_its_own_end_at_another_step(
+    after: int, seen: bool, qemu_build: Build, reproducer: Reproducer
+) -> None:
+    """The finding's signal and words, by somebody else's hand: it counts when all was done."""
+    finding = known(CRASH)
+    script = export_script(finding)
+    step = "    time.sleep(0.3)\n"
+    dies = (
+        f"    if taken == {after}:\n"
+        "        with open(at('stderr'), 'w') as file:\n"
+        f"            file.write({finding.cause!r})\n"
+        "        qemu.send_signal(signal.SIGABRT)\n"
+        "        qemu.wait()\n"
+    )
+    assert script.count(step) == 1
+    # Each step is begun, and nothing of it comes to QEMU.
+    script = script.replace("        breakpoint_(", "        (lambda _: None)(")
+    script = script.replace("        begin(step[1])\n", "        pass\n")
+    script = script.replace(step, dies)
+    status, said = reproducer(script)
+    assert status == (SEEN if seen else UNTESTED), said
+    assert seen or f"not as it is looked for: after step {after} of 4" in said, said
+
+
+@pytest.mark.parametrize(
+    "case", [CRASH, "checkpoint-corrupts-overlay", "failover-reports-io-error"]
+)
+def test_a_qemu_that_leaves_in_the_middle(case: str, reproducer: Reproducer) -> None:
+    """It ends well, with status 0, when it should not end at all: nothing was seen then."""
+    script = export_script(known(case))
+    script = script.replace("\nset_up()\n", "\nset_up()\nqemu.terminate()\nqemu.wait()\n")
+    status, said = reproducer(script)
+    assert status == UNTESTED, said
+    last = said.splitlines()[-1]
+    assert "as it is looked for: after step 0 of" in last and " exited with status 0: " in last
+
+
+def test_a_breakpoint_that_is_never_reached(qemu_build: Build, reproducer: Reproducer) -> None:
+    """Not seen, but nothing was held either: no answer."""
+    script = export_script(known(CRASH)).replace("'read_aio'", "'l1_grow_alloc_table'")
+    status, said = reproducer(script)
+    assert status == UNTESTED, said
+    assert said.endswith("not seen, but this build takes another way\n")
 
 
 def test_a_script_that_is_ended(reproducer: Reproducer) -> None:
@@ -315,9 +434,17 @@ def test_requests_are_told_by_what_and_how_often() -> None:
 @pytest.mark.parametrize(
     ("verdict", "cause", "sign"),
     [
-        ("crash", "x: Assertion", {"kind": "crash"}),
-        ("crash", "before the scenario begins: x", {"kind": "crash"}),
-        ("protocol", "before the scenario begins: x", {"kind": "setup"}),
+        ("crash", "x: Assertion",
+         {"kind": "crash", "phases": ["steps", "end"], "steps": 1, "how": "was killed by SIGABRT",
+          "prefix": "", "cause": r"x:\ Assertion"}),
+        ("crash", "taken apart: QEMU was killed by SIGSEGV",
+         {"kind": "crash", "phases": ["steps", "end"], "steps": 1, "how": "was killed by SIGABRT",
+          "prefix": "taken apart: ", "cause": r"taken\ apart:\ QEMU\ was\ killed\ by\ SIGSEGV"}),
+        ("crash", "before the scenario begins: x",
+         {"kind": "crash", "phases": ["setup"], "steps": 1, "how": "was killed by SIGABRT",
+          "prefix": "before the scenario begins: ", "cause": r"before\ the\ scenario\ begins:\ x"}),
+        ("protocol", "before the scenario begins: x", {"kind": "setup", "text": "x"}),
+        ("hang", "primary_write hangs", {"kind": "hang", "unanswered": []}),
         ("corruption", "chain broken, says a fresh QEMU, after a crash", {"kind": "unknown"}),
         ("order", "new data before old is saved",
          {"kind": "requests", "requests": [["secondary write 0+128", 0]]}),
@@ -342,5 +469,6 @@ def test_what_a_script_looks_for(verdict: str, cause: str, sign: dict[str, objec
     schedule: tuple[Choice, ...] = (("start", 0),)
     if "after a failed" in cause:
         schedule += (("fail", 0, "hidden write 0+128", 0, 5),)
-    finding = Finding(Verdict(verdict), cause, "", True, 1, (), scenario, schedule, lines)
+    text = "QEMU was killed by SIGABRT: x" if verdict == "crash" else ""
+    finding = Finding(Verdict(verdict), cause, text, True, 1, (), scenario, schedule, lines)
     assert sign_of(finding) == sign

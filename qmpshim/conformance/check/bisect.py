@@ -7,10 +7,13 @@ such bundle) ends the bisection rather than blaming a commit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from qmpshim.conformance.case import CaseOutcome, Status
+from qmpshim.conformance.case import Case, CaseOutcome, Status
 from qmpshim.conformance.check.compare import Comparison, State
+from qmpshim.conformance.check.suites import Suite
+from qmpshim.conformance.explore.finding_files import load_finding
+from qmpshim.conformance.known import known_path
 
 GOOD, BAD, SKIP, ABORT = 0, 1, 125, 128
 
@@ -23,14 +26,39 @@ class Answer:
     text: str
 
 
-def answer(comparison: Comparison) -> Answer:
+def asked(suite: Suite) -> Suite:
+    """A suite of cases that were chosen by their names, as bisecting takes them.
+
+    Who names a known finding asks for it, whether the build is one that is known to have it or not:
+    its case is the bundle in its write-up.
+
+    :raises InputError: a case has no write-up
+    """
+    return replace(suite, cases=tuple(map(_asked, suite.cases)))
+
+
+def _asked(case: Case) -> Case:
+    if case.kind != "known":
+        return case
+    content = load_finding(known_path(str(case.arguments.get("id", case.name)))).to_json()
+    return replace(case, kind="bundle", arguments={"content": content}, budget=300.0)
+
+
+def answer(comparison: Comparison, named: bool = False) -> Answer:
     """What a run of one build says.
 
     A bundle's finding is bad where it shows itself, written up or not; another divergence in its
     place leaves the question open. Of other cases whatever is new is bad, if it shows itself each
     time: a commit is not blamed for what may be luck, nor cleared.
+
+    :param named: the cases were chosen by their names (see :func:`asked`): then what a directed
+        case shows is what was asked for, written up or not
     """
     outcomes = comparison.results.outcomes
+    directed = {case.name for case in comparison.results.cases if case.kind == "directed"}
+    for (_, name), outcome in outcomes.items() if named else ():
+        if name in directed and outcome.findings:
+            return Answer(BAD, f"bad: {name}: {outcome.findings[0].title}")
     bundles = {
         key: outcome
         for key, outcome in outcomes.items()

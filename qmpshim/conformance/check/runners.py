@@ -27,7 +27,7 @@ from qmpshim.conformance.explore.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.findings import Finding, finding_from_json
 from qmpshim.conformance.explore.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario, named, scenario_from_json, words
-from qmpshim.conformance.known import DIRECTORY, known_directed, known_findings, write_up
+from qmpshim.conformance.known import known_directed, known_findings, known_path, write_up
 from qmpshim.conformance.pair import checks as pair_checks
 from qmpshim.conformance.verify import replay, setup_for
 from qmpshim.conformance.verify import verify as run_verify
@@ -262,15 +262,18 @@ def known(build: Build, case: Case, directory: Path) -> CaseOutcome:
     """``id``: of a finding that is written up; does this build still have it?"""
     _only(case, "id")
     name = _argument(case, "id", case.name)
-    path = DIRECTORY / f"{name}.json"
-    if not path.is_file():
-        raise InputError(f"{case.name}: no known finding {name!r}")
+    try:
+        path = known_path(name)
+    except InputError as error:
+        raise InputError(f"{case.name}: {error}") from error
     (written,) = [one for one in known_findings() if one.id == name]
     version = read_version(build)[0]
     expected = written.since <= version < written.until
-    found = show_again(load_finding(path), build)
+    shown = show_again(load_finding(path), build)
+    found = shown.finding
     if found is None:
         text = "not seen" + (", though it is written up for this version" if expected else "")
+        text += f" ({shown.unsure})" if shown.unsure else ""
         return CaseOutcome(Status.OK, text, figures={"seen": 0})
     told = replace(found, known=name if expected else "", contract=written.contract)
     return CaseOutcome(
@@ -334,10 +337,12 @@ def bundle(build: Build, case: Case, directory: Path) -> CaseOutcome:
 def _schedule_bundle(build: Build, wanted: Finding, directory: Path) -> CaseOutcome:
     if wanted.verdict is None:  # recorded by hand, with nothing wrong
         return _recorded(build, wanted, directory)
-    found = show_again(wanted, build)
-    if found is not None:
+    shown = show_again(wanted, build)
+    if (found := shown.finding) is not None:
         finding = _of_schedule(replace(found, known=""), build, directory)
         return CaseOutcome(Status.DIVERGED, *_same_or_not(True, found.text, finding))
+    if shown.unsure:
+        return CaseOutcome(Status.SKIPPED, f"not seen, but {shown.unsure}")
     other = search(wanted.scenario, build)
     if other is None:
         return CaseOutcome(Status.OK, "not seen in any schedule")

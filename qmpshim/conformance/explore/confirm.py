@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from qmpshim.conformance.explore.crash_points import (
     AFTER_A_CRASH,
@@ -13,6 +13,7 @@ from qmpshim.conformance.explore.crash_points import (
 from qmpshim.conformance.explore.findings import Finding, Sighting, group
 from qmpshim.conformance.explore.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.setup_state import allocation_after_setup, other_state
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import RealSystem
 from qmpshim.machine.builds import Build
@@ -56,7 +57,7 @@ def confirm(
     best = _with_past(finding, build)
     if not best.confirmed and minimise and finding.known:
         best = _with_past(_fewer_operations(finding, build), build)
-    return best
+    return replace(best, allocation=dict(allocation_after_setup(best, build)))
 
 
 def _with_past(finding: Finding, build: Build) -> Finding:
@@ -94,16 +95,17 @@ def _fewer_operations(finding: Finding, build: Build) -> Finding:
     stage = Stage(build)
     try:
         if finding.all_io:  # perhaps it does not take that
-            finding = _search(finding.scenario, replace(finding, all_io=False), stage) or finding
+            plain, _ = _search(finding.scenario, replace(finding, all_io=False), stage)
+            finding = plain or finding
         again = True
         while again:
             again = False
             for smaller in _without_one(finding.scenario):
-                found = _search(smaller, finding, stage)
+                found, _ = _search(smaller, finding, stage)
                 if found is not None:
                     finding, again = found, True
                     break
-        found = _search(finding.scenario, finding, stage)
+        found, _ = _search(finding.scenario, finding, stage)
         if found is not None and len(found.schedule) <= len(finding.schedule):
             finding = found
     finally:
@@ -129,23 +131,47 @@ def _without_one(scenario: RealScenario) -> list[RealScenario]:
     return smaller
 
 
-def show_again(finding: Finding, build: Build) -> Finding | None:
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Whether a finding showed itself again.
+
+    :ivar finding: as it did, ``None`` where it did not
+    :ivar unsure: why nothing follows from that it did not, or ``""``
+    """
+
+    finding: Finding | None
+    unsure: str = ""
+
+
+def show_again(finding: Finding, build: Build) -> Shown:
     """The same verdict and cause on *build*, by the same steps or by any of its scenario.
 
-    Another version does other I/O, so that a schedule cannot always be followed to the letter.
+    Another version does other I/O, so that a schedule cannot always be followed to the letter. Not
+    seen is evidence where it could be, or where all schedules of the scenario were taken; and only
+    where they begin with the state that the finding began with.
 
     :raises BuildError: the build cannot do the scenario
     """
     again = replay_schedule(finding, build)
     told = {"name": build.name, "version": list(again.version)}
     if again.shows(finding):
-        return replace(finding, lines=again.lines, build=told, replays=(1, 1))
+        return Shown(replace(finding, lines=again.lines, build=told, replays=(1, 1)))
     stage = Stage(build)
     try:
-        found = _search(finding.scenario, finding, stage)
+        found, exhausted = _search(finding.scenario, finding, stage)
     finally:
         stage.close()
-    return None if found is None else replace(found, build=told, replays=(1, 1))
+    if found is not None:
+        return Shown(replace(found, build=told, replays=(1, 1)))
+    if other := other_state(finding, build):
+        return Shown(None, other)
+    if exhausted or (again.followed and again.violation is None):
+        return Shown(None)
+    return Shown(
+        None,
+        "the schedule cannot be followed on this build, and there are more schedules than "
+        f"{_SMALLER:g} s suffice for",
+    )
 
 
 def search(scenario: RealScenario, build: Build) -> Finding | None:
@@ -168,23 +194,28 @@ def search(scenario: RealScenario, build: Build) -> Finding | None:
     return min(found, key=lambda one: len(one.schedule), default=None)
 
 
-def _search(scenario: RealScenario, finding: Finding, stage: Stage) -> Finding | None:
-    """The same finding in *scenario*, with its shortest schedule; ``None``: not found."""
+def _search(scenario: RealScenario, finding: Finding, stage: Stage) -> tuple[Finding | None, bool]:
+    """The same finding in *scenario*, with its shortest schedule; ``None``: not found.
+
+    :returns: it, and whether all schedules were taken, as far as they could be
+    """
     plan: dict[Choice, int] = {
         ("io", *step[1:-1]): int(step[-1]) for step in finding.schedule if step[0] == "fail"
     }
     check = CrashPoints.parse(finding.crash_points).check
     system = RealSystem(stage, scenario, plan=plan, all_io=finding.all_io, each_step=check)
-    explore(system, Mode.STATEFUL, Budget(seconds=_SMALLER), stop=False)
+    explored = explore(system, Mode.STATEFUL, Budget(seconds=_SMALLER), stop=False)
     system.leave()
+    exhausted = explored.exhaustive and not system.derailed
     assert finding.verdict is not None
     found = system.found.get((finding.verdict, finding.cause))
     if found is None:
-        return None
-    return replace(
+        return None, exhausted
+    smaller = replace(
         finding,
         scenario=scenario,
         schedule=found.schedule,
         lines=found.lines,
         text=found.violation.text,
     )
+    return smaller, exhausted

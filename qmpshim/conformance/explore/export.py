@@ -44,7 +44,7 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         raise InputError("this schedule was recorded as one that shows nothing wrong")
     scenario = finding.scenario
     overlays = [name for name in images_of(scenario.form) if name not in PRIMARY_IMAGES]
-    case = {
+    case: dict[str, Any] = {
         "title": f"{finding.verdict}: {finding.text}",
         "build": finding.build,
         "form": scenario.form.value,
@@ -59,6 +59,8 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
     }
     steps = blkdebug_steps(finding) if breakpoints else None
     if steps is not None:
+        if "steps" in case["sign"]:
+            case["sign"]["steps"] = len(steps)
         return _fill("blkdebug.py.in", {**case, "schedule": steps})
     case |= {
         "holes": any(op.do in HOLES for op in (*scenario.setup, *scenario.ops)),
@@ -126,7 +128,7 @@ def blkdebug_steps(finding: Finding) -> list[list[Any]] | None:
     held keeps the monitor, and with it the breakpoint's end, from us: a checkpoint does so on 5.1
     to 6.0 (``blk_unref()`` in ``secondary_do_checkpoint()`` drains), the removal of an export even
     after its answer. Steps are ``["break",
-    event]``, ``["start", operation]``, ``["resume"]``.
+    event]``, ``["start", operation]``, ``["resume"]``; what is held after the last is let go then.
     """
     scenario = finding.scenario
     if scenario.form is not Form.REPLICATION or scenario.secondary != "raw":
@@ -163,7 +165,6 @@ def blkdebug_steps(finding: Finding) -> list[list[Any]] | None:
                 steps.append(["resume"])
         if choice[0] == "start":
             steps.append(["start", choice[1]])
-    steps += [["resume"] for span in waiting if span.end >= len(finding.schedule)]
     return steps
 
 

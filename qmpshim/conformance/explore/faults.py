@@ -25,7 +25,14 @@ from itertools import combinations, product
 from qmpshim.conformance.explore.io import Named, tags
 from qmpshim.conformance.explore.judge import Judge, RealViolation, Spared, keeps_to
 from qmpshim.conformance.explore.masked import NOT_IN_STATUS, late_for, masked
-from qmpshim.conformance.explore.scenarios import CHANGES, COMMANDS, PRIMARY, cut_off, words
+from qmpshim.conformance.explore.scenarios import (
+    CHANGES,
+    COMMANDS,
+    PRIMARY,
+    ZEROES,
+    cut_off,
+    words,
+)
 from qmpshim.conformance.explore.straight import (
     AnyRead,
     Fate,
@@ -364,7 +371,7 @@ class FaultyJudge:
         primaries = {
             scenario.number(index) if op.do == "primary_write" else 0
             for index, op in enumerate(scenario.ops)
-            if op.do in ("primary_write", "primary_zero", "primary_discard")
+            if op.do in ("primary_write", *ZEROES)
         }
         if any(op.do == "guest_discard" for op in scenario.ops):
             primaries.discard(0)

@@ -56,6 +56,8 @@ class Finding:
     :ivar known: id of the known finding this is, or ``""``
     :ivar crash_points: how the images are looked at, as in :class:`~.crash_points.CrashPoints`
     :ivar all_io: qcow2's own I/O is held, too
+    :ivar allocation: what the setup left in each qcow2 image, as in :mod:`~.setup_state`; empty:
+        not recorded
     """
 
     verdict: Verdict | None
@@ -73,6 +75,7 @@ class Finding:
     build: dict[str, Any] = field(default_factory=dict)
     crash_points: str = "none"
     all_io: bool = False
+    allocation: dict[str, str] = field(default_factory=dict)
 
     @property
     def confirmed(self) -> bool:
@@ -100,6 +103,7 @@ class Finding:
             "build": self.build,
             "crash_points": self.crash_points,
             "all_io": self.all_io,
+            **({"allocation": self.allocation} if self.allocation else {}),
         }
 
 
@@ -127,6 +131,7 @@ def finding_from_json(value: Any) -> Finding:
             dict(value.get("build", {})),
             str(value.get("crash_points", "none")),
             bool(value.get("all_io", False)),
+            {str(name): str(told) for name, told in dict(value.get("allocation", {})).items()},
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"not a finding: {type(error).__name__}: {error}") from error

@@ -17,7 +17,7 @@ from functools import cached_property
 from itertools import pairwise, permutations
 from typing import Any
 
-from qmpshim.conformance.explore.scenarios import BASE, RealScenario, cut_off, words
+from qmpshim.conformance.explore.scenarios import BASE, ZEROES, RealScenario, cut_off, words
 from qmpshim.conformance.explore.straight import ENDING, FAILS, NO_JOB, Order, Seen, run_in_order
 from qmpshim.machine.gated_chain import Form
 from qmpshim.model.behaviour import Behaviour, Known
@@ -314,7 +314,7 @@ class Judge:
             does = {op.do for op in self.scenario.ops}
             if "guest_zero" in does:
                 return "the guest's zeroes"
-            return "new data" if does & {"primary_zero", "primary_discard"} else "zeroes"
+            return "new data" if does & set(ZEROES) else "zeroes"
         if owner < 0:
             return "garbage"
         if owner == BASE:

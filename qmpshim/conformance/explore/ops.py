@@ -11,6 +11,7 @@ from qmpshim.conformance.explore.scenarios import COMMANDS, READS, VANISH, words
 from qmpshim.conformance.explore.straight import NO_JOB
 from qmpshim.errors import CommandFailed, MachineError, MachineHung
 from qmpshim.machine.gated_chain import Form, GatedMachine
+from qmpshim.machine.nbd_proto import CMD_NO_HOLE
 from qmpshim.machine.nbd_proto import Op as Nbd
 from qmpshim.machine.secondary import SECTOR
 from qmpshim.model.scenario import Op
@@ -19,6 +20,7 @@ _NBD = {
     "read": Nbd.READ,
     "write": Nbd.WRITE,
     "zero": Nbd.WRITE_ZEROES,
+    "zero_no_hole": Nbd.WRITE_ZEROES,
     "discard": Nbd.TRIM,
     "flush": Nbd.FLUSH,
 }
@@ -29,12 +31,14 @@ def begin(machine: GatedMachine, op: Op, number: int) -> Running:
     """Send an operation to QEMU; *number* is under which it writes."""
     if op.do in COMMANDS:
         return Running("qmp", machine.qmp.send(*command(machine.shape.form, op.do)))
-    side, verb = op.do.split("_")
+    side, verb = op.do.split("_", 1)
     if op.do in VANISH:
         machine.clients[side].close()
         return Running("vanish", 0)
     data = bytes(pattern.data_of(number, op.start, op.count)) if verb == "write" else b""
-    key = machine.clients[side].send(_NBD[verb], op.start * SECTOR, op.count * SECTOR, data)
+    flags = CMD_NO_HOLE if verb == "zero_no_hole" else 0
+    place = op.start * SECTOR, op.count * SECTOR
+    key = machine.clients[side].send(_NBD[verb], *place, data, flags)
     return Running(side, key)
 
 

@@ -13,6 +13,7 @@ from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.system import RealSystem, Release, honestly
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.model.system import Choice
+from qmpshim.model.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +22,24 @@ class Replay:
 
     :ivar violation: what was wrong, ``None`` if nothing
     :ivar followed: whether every step could be taken
+    :ivar early: it went wrong before the last step could be taken
     """
 
     violation: RealViolation | None
     followed: bool
     lines: tuple[str, ...]
     version: tuple[int, ...]
+    early: bool = False
 
     def shows(self, finding: Finding) -> bool:
-        """Whether the finding was seen again."""
+        """Whether the finding was seen again.
+
+        QEMU may end by the same signal for another reason: so it has to get as far as it did then.
+        """
         if self.violation is None or finding.verdict is None:
             return self.followed and self.violation is None and finding.verdict is None
+        if self.early and self.violation.kind in (Verdict.CRASH, Verdict.HANG):
+            return False
         return (self.violation.kind, self.violation.cause) == (finding.verdict, finding.cause)
 
 
@@ -53,8 +61,8 @@ def _replay(finding: Finding, stage: Stage, release: Release) -> Replay:
     system = system_of(finding, stage, release)
     system.reset()
     version = read_version(stage.build)[0]
-    followed, violation = follow_finding(system, finding)
-    return Replay(violation, followed, tuple(system.now.lines), version)
+    followed, early, violation = follow_finding(system, finding)
+    return Replay(violation, followed, tuple(system.now.lines), version, early)
 
 
 def system_of(
@@ -76,17 +84,19 @@ def system_of(
     )
 
 
-def follow_finding(system: RealSystem, finding: Finding) -> tuple[bool, RealViolation | None]:
+def follow_finding(system: RealSystem, finding: Finding) -> tuple[bool, bool, RealViolation | None]:
     """Take a finding's steps, and then what shows it: the end, or going back to the beginning.
 
-    :returns: whether every step could be taken, and what is wrong
+    :returns: whether every step could be taken, whether it went wrong before the last of them, and
+        what is wrong
     """
+    followed, early = _take(system, finding.schedule)
     if not finding.cause.startswith(AFTER):
-        return follow(system, finding.schedule), system.violation
-    followed = _take(system, finding.schedule)
+        _finish(system)
+        return followed, early, system.violation
     if not system.enabled():  # else the rest was not done either when it was found
         system.finish()
-    return followed, system.leave() or system.violation
+    return followed, early, system.leave() or system.violation
 
 
 def follow(system: RealSystem, schedule: Sequence[Choice]) -> bool:
@@ -95,18 +105,25 @@ def follow(system: RealSystem, schedule: Sequence[Choice]) -> bool:
     Another build may do without some of the I/O, or do more: steps that are not there are left out,
     and what is left in the end goes in order of arrival.
     """
-    followed = _take(system, schedule)
-    while system.violation is None and (left := system.enabled()):
-        system.take(left[0])
-    system.finish()
+    followed, _ = _take(system, schedule)
+    _finish(system)
     return followed
 
 
-def _take(system: RealSystem, schedule: Sequence[Choice]) -> bool:
+def _finish(system: RealSystem) -> None:
+    while system.violation is None and (left := system.enabled()):
+        system.take(left[0])
+    system.finish()
+
+
+def _take(system: RealSystem, schedule: Sequence[Choice]) -> tuple[bool, bool]:
+    """Whether every step could be taken, and whether something went wrong before the last."""
     followed = True
     for choice in schedule:
+        if system.violation is not None:
+            return followed, True
         if system.offers(choice):
             system.take(choice)
         elif system.violation is None:
             followed = False
-    return followed
+    return followed, False

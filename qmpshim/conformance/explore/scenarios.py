@@ -19,13 +19,13 @@ from qmpshim.model.scenario import Op
 C = 128  # sectors of a cluster
 BASE = 1  # the operation whose data the secondary disk holds at the beginning
 
-PRIMARY = ("primary_write", "primary_zero", "primary_discard", "primary_read", "primary_flush")
+ZEROES = ("primary_zero", "primary_zero_no_hole", "primary_discard")  # what leaves zeroes
+PRIMARY = ("primary_write", *ZEROES, "primary_read", "primary_flush")
 GUEST = ("guest_read", "guest_write", "guest_zero", "guest_flush", "guest_discard")
 DATA = (*PRIMARY, *GUEST)
 READS = ("primary_read", "guest_read")
-CHANGES = ("primary_write", "primary_zero", "primary_discard",
-           "guest_write", "guest_zero", "guest_discard")  # fmt: skip
-HOLES = ("primary_zero", "primary_discard", "guest_zero")
+CHANGES = ("primary_write", *ZEROES, "guest_write", "guest_zero", "guest_discard")
+HOLES = (*ZEROES, "guest_zero")
 COMMANDS = ("start", "checkpoint", "failover", "stop", "status", "unexport")
 CHAIN_COMMANDS = ("start", "checkpoint", "failover", "stop", "unexport")  # change the chain
 VANISH = ("primary_vanish", "guest_vanish")  # the client of an export is gone at once
@@ -172,6 +172,7 @@ LETTERS: dict[str, Op] = {
     "V": Op("primary_write", C // 2, C),  # half of either cluster
     "D": Op("primary_discard", 0, C),
     "Z": Op("primary_zero", 0, C),
+    "N": Op("primary_zero_no_hole", 0, C),
     "R": Op("guest_read", 0, 2 * C),
     "P": Op("guest_write", 16, 8),
     "G": Op("guest_write", 0, C),
@@ -198,7 +199,7 @@ _LETTERS = {
     Form.FLEECING: "WVDZRHTUX",
     Form.PRIMARY: "RPGMEFCOSAQ",
 }
-_MORE = {form: "L" if form is Form.PRIMARY else "KL" for form in Form}  # not in pairs
+_MORE = {form: "L" if form is Form.PRIMARY else "KLN" for form in Form}  # not in pairs
 # What a command finds: a copied cluster in the hidden disk, a written one in the active disk.
 _PAST = (Op("primary_write", C + 64, 32), Op("guest_write", C + 16, 8))
 

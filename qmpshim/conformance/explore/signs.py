@@ -2,8 +2,13 @@
 
 A sign is a dictionary with a ``kind``, which the templates know (``templates/end.py.in``):
 
-* ``crash``, ``hang``, ``corruption``, ``corruption now``, ``setup``, ``unreadable``, ``probe``:
-  what there is to see is said by the word;
+* ``corruption``, ``corruption now``, ``unreadable``, ``probe``: what there is to see is said by
+  the word;
+* ``crash``: QEMU ends in one of the ``phases`` (of the setup, the steps, the end), when so many
+  ``steps`` of the script's were taken, ``how`` it did (a signal or an exit status), and what it
+  said, after the ``prefix``, fits the regular expression ``cause``;
+* ``hang``: one of the operations ``unanswered`` is not answered, or QEMU hangs in the end;
+* ``setup``: an operation of the setup fails with this ``text``;
 * ``answers``: these operations answer so, and those that are ``unread`` return nothing of that
   operation's; ``status``: so does replication's status in the end;
 * ``requests``: these requests are made, which must not be yet;
@@ -21,10 +26,11 @@ from qmpshim.conformance.explore.crash_points import AFTER_A_CRASH
 from qmpshim.conformance.explore.findings import Finding
 from qmpshim.conformance.explore.judge import Judge
 from qmpshim.conformance.explore.masked import NOT_READ_BACK
-from qmpshim.conformance.explore.run import BEFORE
+from qmpshim.conformance.explore.run import AFTER, BEFORE
 from qmpshim.conformance.explore.scenarios import cut_off
 from qmpshim.conformance.explore.straight import Seen
 from qmpshim.conformance.explore.trace import What, read_line
+from qmpshim.conformance.known import known_findings
 from qmpshim.model.behaviour import behaviour_of
 from qmpshim.model.verdict import Verdict
 
@@ -36,6 +42,7 @@ _PROBES = ("the view changes with the next primary write", "a primary write afte
            "a read afterwards fails", "a guest write afterwards fails",
            "the next guest write is not on the primary disk",
            "the next guest write is not on the secondary disk")  # fmt: skip
+_HOW = re.compile(r"QEMU (was killed by \w+|exited with status \d+)")
 _PATHS = r" json:\{.*\}"  # a node's description, with temporary paths
 _WHOLE = re.compile(
     r"(guest_read|primary_read|view|primary|secondary|hidden|active): .* instead of .*"
@@ -45,10 +52,14 @@ _WHOLE = re.compile(
 def sign_of(finding: Finding) -> Sign:
     """What the reproducer of a finding looks for."""
     cause = _FAULT.sub("", finding.cause)
-    if finding.verdict in (Verdict.CRASH, Verdict.HANG):
-        return _UNKNOWN if AFTER_A_CRASH in cause else {"kind": finding.verdict.value}
+    if finding.verdict in (Verdict.CRASH, Verdict.HANG) and AFTER_A_CRASH in cause:
+        return _UNKNOWN
+    if finding.verdict is Verdict.CRASH:
+        return _crash(finding)
     if cause.startswith(BEFORE):
-        return {"kind": "setup"}
+        return {"kind": "setup", "text": cause.removeprefix(BEFORE)}
+    if finding.verdict is Verdict.HANG:
+        return {"kind": "hang", "unanswered": _unanswered(finding)}
     if finding.verdict is Verdict.CORRUPTION:
         if not cause.endswith(AFTER_A_CRASH):
             return {"kind": "corruption"}
@@ -74,6 +85,35 @@ def sign_of(finding: Finding) -> Sign:
     ):
         return _orders(finding)
     return _UNKNOWN
+
+
+def _crash(finding: Finding) -> Sign:
+    """How QEMU ends, where, and with which words; a write-up says how else builds put them."""
+    ways = [one.cause for one in known_findings() if one.covers(finding, _version(finding))]
+    prefix = next((one for one in (BEFORE, AFTER) if finding.cause.startswith(one)), "")
+    phases = ["setup"] if prefix == BEFORE else ["steps", "end"]
+    if not prefix and _unanswered(finding):
+        phases = ["steps"]
+    how = _HOW.search(finding.text)
+    return {
+        "kind": "crash",
+        "phases": phases,
+        "steps": len(finding.schedule),
+        "how": how[1] if how else None,
+        "prefix": prefix,
+        "cause": "|".join(ways) or re.escape(finding.cause),
+    }
+
+
+def _unanswered(finding: Finding) -> list[int]:
+    """The operations that were started and not answered."""
+    lines = [read_line(line) for line in finding.lines]
+    over = {told.op for told in lines if told.what is What.ENDS}
+    return [t.op for t in lines if t.what is What.START and t.op is not None and t.op not in over]
+
+
+def _version(finding: Finding) -> tuple[int, ...]:
+    return tuple(finding.build.get("version", ())) or _NOWADAYS
 
 
 def arrivals(finding: Finding) -> list[list[tuple[str, int, int]]]:
@@ -125,8 +165,7 @@ def _orders(finding: Finding) -> Sign:
     """All ends that the model allows, by order and cell by cell (see :mod:`.judge`)."""
     if any(step[0] == "fail" for step in finding.schedule):
         return _UNKNOWN
-    version = tuple(finding.build.get("version", ())) or _NOWADAYS
-    judge = Judge(finding.scenario, behaviour_of(version))
+    judge = Judge(finding.scenario, behaviour_of(_version(finding)))
     orders: list[dict[str, Any]] = []
     for order, end in judge.straight.items():
         told = _end(finding, end, judge.cells)

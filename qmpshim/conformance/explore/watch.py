@@ -14,7 +14,7 @@ from qmpshim.conformance.explore.execution import Execution
 from qmpshim.conformance.explore.images import read_overlay
 from qmpshim.conformance.explore.io import Names, owners, tags
 from qmpshim.conformance.explore.judge import RealViolation
-from qmpshim.conformance.explore.scenarios import RealScenario, words
+from qmpshim.conformance.explore.scenarios import CHANGES, RealScenario, words
 from qmpshim.machine.gate import HeldIO, Kind
 from qmpshim.machine.gated_chain import PRIMARY_IMAGES, Form, GatedMachine
 from qmpshim.machine.nbd_proto import Op as Nbd
@@ -160,7 +160,7 @@ class Watch:
             if op.start <= sector < op.start + op.count and op.do.startswith(side):
                 if op.do.endswith("write"):
                     allowed.add(self._scenario.number(index))
-                elif op.do.endswith(("zero", "discard")):
+                elif op.do in CHANGES:
                     allowed |= {0, None}
         return allowed
 
