@@ -182,6 +182,8 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
         return status
     told = [report.to_json() for report in reports]
     write_json(args.json, told[0] if len(chosen) == 1 else {"reports": told})
+    if status == OK and (nothing := next(filter(None, (r.chose_nothing for r in reports)), "")):
+        raise InputError(nothing)
     return status
 
 
@@ -237,6 +239,8 @@ def _real_scenarios(what: str) -> list[RealScenario]:
     except (OSError, ValueError) as error:
         raise InputError(f"{what}: {error}") from error
     values = value if isinstance(value, list) else [value]
+    if not values:
+        raise InputError(f"{what}: no scenarios")
     return [scenario_from_json(one) for one in values]
 
 

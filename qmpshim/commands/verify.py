@@ -177,6 +177,8 @@ def _show(outcome: Outcome, console: Console) -> None:
         sides.setdefault(side, []).append(f"{number} {kind}")
     for side, kinds in sides.items():
         console.line(f"  {side:8} {', '.join(kinds)}")
+    if outcome.never:
+        console.line(f"  never: {', '.join(name.removeprefix('chain ') for name in outcome.never)}")
     console.line(
         f"  {result.done} operations and {result.checks} cross-checks "
         f"({result.clusters} clusters) in {result.seconds:.1f} s"

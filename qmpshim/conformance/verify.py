@@ -13,7 +13,7 @@ from qmpshim.conformance import bundle
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.session import Result, Rig, Setup, run_case
 from qmpshim.conformance.shrink import shrink
-from qmpshim.conformance.workload import Operation, Workload
+from qmpshim.conformance.workload import Operation, Workload, all_kinds
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.files import copy_tree
 from qmpshim.machine.process import COMMAND_LIMIT
@@ -43,6 +43,12 @@ class Outcome:
     bundle: Path | None = None
     operations: tuple[Operation, ...] = ()
 
+    @property
+    def never(self) -> list[str]:
+        """Kinds of operation that the chain can do and that did not occur, ``side kind``."""
+        kinds = {f"{side} {kind}" for side, kind in all_kinds(self.setup.spec.workflow)}
+        return sorted(kinds - self.result.operations.keys())
+
     def to_json(self) -> dict[str, Any]:
         """The summary as data."""
         spec, result = self.setup.spec, self.result
@@ -56,6 +62,7 @@ class Outcome:
             "secondary": spec.secondary,
             "seed": self.seed,
             "operations": dict(sorted(result.operations.items())),
+            "never": self.never,
             "checks": result.checks,
             "clusters_compared": result.clusters,
             "seconds": round(result.seconds, 3),

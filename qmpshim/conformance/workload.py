@@ -112,6 +112,23 @@ _MIX: Mapping[Workflow, Mapping[tuple[Side, Kind], int]] = {
     },
 }
 
+# A whole life, with every command that there is; at its end nothing runs and all is fresh.
+_LIFE: Mapping[Workflow, tuple[Kind, ...]] = {
+    Workflow.BACKUP: (Kind.START, Kind.STOP, Kind.REBUILD),
+    Workflow.REPLICATION: (
+        *(Kind.START, Kind.STATUS, Kind.CHECKPOINT, Kind.FAILOVER, Kind.REBUILD),
+        *(Kind.START, Kind.STOP, Kind.REBUILD),
+    ),
+}
+
+
+def all_kinds(workflow: Workflow) -> frozenset[tuple[Side, Kind]]:
+    """Every kind of operation that a workload of *workflow* may have."""
+    commands = (*_LIFE[workflow], Kind.CHECK)
+    return frozenset((*_MIX[workflow], *((Side.CHAIN, kind) for kind in commands)))
+
+
+_PERIOD = 1000  # operations between two checkpoints, at most
 _SMALL = 128  # sectors: backup's smallest granularity
 _FILL_MOST = 8 << 11  # sectors of the secondary disk that are written before anything starts
 
@@ -120,7 +137,8 @@ class Workload:
     """An endless seeded stream of operations on one chain; :meth:`take` cuts it off.
 
     Positions favour a few hot clusters (where operations meet) and the end of the disk (where a
-    cluster may be cut short); lengths range from one sector to several clusters.
+    cluster may be cut short); lengths range from one sector to several clusters. Every kind of
+    operation occurs, if there is room for it: what chance left out comes at the end.
     """
 
     def __init__(self, spec: ChainSpec, seed: int) -> None:
@@ -135,20 +153,67 @@ class Workload:
         hot = min(self._size, 24 * self._cluster)
         self._hot = self._random.randrange(0, self._size - hot + 1, 8)
         self._hot_length = hot
+        self._missing = set(all_kinds(spec.workflow)) - {(Side.CHAIN, Kind.CHECK)}
+        self._running = False  # replication or backup
+        self._fresh = True  # the hidden and active disks, since nothing ran on them
 
     def take(self, count: int) -> Iterator[Operation]:
         """The first *count* operations; the last is a check."""
         stream = self._stream(count)
-        for _ in range(count - 1):
-            yield next(stream)
+        left = count - 1
+        while left > self._room():
+            yield self._noted(next(stream))
+            left -= 1
+        for operation in itertools.islice(self._left_out(), left):
+            yield self._noted(operation)
+            left -= 1
+        for _ in range(left):
+            yield self._noted(self._io())
         yield self._command(Kind.CHECK)
+
+    def _noted(self, operation: Operation) -> Operation:
+        # What ends or renews a life without one is refused, and so is not what was wanted.
+        if self._running or operation.kind not in (Kind.CHECKPOINT, Kind.STOP, Kind.FAILOVER):
+            self._missing.discard((operation.side, operation.kind))
+        if operation.kind is Kind.START:
+            self._running, self._fresh = True, False
+        elif operation.kind in (Kind.STOP, Kind.FAILOVER):
+            self._running = False
+        elif operation.kind is Kind.REBUILD:
+            self._running, self._fresh = False, True
+        return operation
+
+    def _room(self) -> int:
+        """How many operations it takes at most to do what did not occur yet."""
+        return len(self._missing) + (1 + len(self._life) if self._commands_missing else 0)
+
+    @property
+    def _life(self) -> tuple[Kind, ...]:
+        return _LIFE[self._spec.workflow]
+
+    @property
+    def _commands_missing(self) -> bool:
+        return any(side is Side.CHAIN for side, _ in self._missing)
+
+    def _left_out(self) -> Iterator[Operation]:
+        """What did not occur yet; a command has its place in a life, so that comes as a whole."""
+        ios = [pair for pair in self._kinds if pair in self._missing]
+        life = self._life if self._commands_missing else ()
+        if life and not self._running and not self._fresh:
+            yield self._command(Kind.REBUILD)
+        if life and not self._running:
+            yield self._command(Kind.START)
+        for side, kind in ios:
+            yield self._io_of(side, kind)
+        for kind in life[1:]:
+            yield self._command(kind)
 
     def _stream(self, total: int) -> Iterator[Operation]:
         pick = self._random
         yield from self._fill(min(16, max(1, total // 20)))
         replication = self._spec.workflow is Workflow.REPLICATION
         # A short run must see every command, too: there they come closer together.
-        period = max(20, min(8000, total // 4))
+        period = max(20, min(_PERIOD, total // 4))
         for turn in itertools.count():
             yield from self._ios(2, 8)
             if pick.random() < 0.3:
@@ -204,7 +269,9 @@ class Workload:
         yield Operation(self._number, Side.PRIMARY, Kind.WRITE, self._size - tail, tail)
 
     def _io(self) -> Operation:
-        side, kind = self._random.choices(self._kinds, self._weights)[0]
+        return self._io_of(*self._random.choices(self._kinds, self._weights)[0])
+
+    def _io_of(self, side: Side, kind: Kind) -> Operation:
         self._number += 1
         if kind is Kind.FLUSH:
             return Operation(self._number, side, kind)

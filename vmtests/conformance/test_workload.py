@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpshim.conformance.workload import Kind, Operation, Side, Workload
+from qmpshim.conformance.workload import Kind, Operation, Side, Workload, all_kinds
 from qmpshim.errors import InputError
 from qmpshim.machine.secondary import SECTOR, ChainSpec
 from qmpshim.model.chain import Workflow
@@ -65,6 +65,35 @@ def test_every_kind_occurs_and_commands_come_in_order(workflow: Workflow) -> Non
     # After a rebuild nothing runs, so that there is always a start before the next stop counts.
     commands = [o.kind for o in operations if o.side is Side.CHAIN]
     assert commands.count(Kind.START) >= commands.count(Kind.REBUILD)
+
+
+@pytest.mark.parametrize("count", [40, 100, 700, 2000])
+@pytest.mark.parametrize("workflow", Workflow)
+def test_each_workload_has_every_kind(workflow: Workflow, count: int) -> None:
+    """Whatever the seed is; and a command where something runs, so that it is not just refused."""
+    for seed in range(1, 12):
+        seen, running = set[tuple[Side, Kind]](), False
+        for one in Workload(ChainSpec(workflow), seed).take(count):
+            needs = one.kind in (Kind.CHECKPOINT, Kind.STOP, Kind.FAILOVER)
+            if running or not needs:
+                seen.add((one.side, one.kind))
+            ends = one.kind in (Kind.STOP, Kind.FAILOVER, Kind.REBUILD)
+            running = one.kind is Kind.START or (running and not ends)
+        assert seen == all_kinds(workflow), seed
+
+
+@pytest.mark.parametrize(
+    ("workflow", "command"),
+    [(Workflow.BACKUP, Kind.STOP), (Workflow.REPLICATION, Kind.CHECKPOINT)],
+)
+def test_a_longer_workload_has_more_of_the_commands(workflow: Workflow, command: Kind) -> None:
+    """Their share grows with the number of operations: none is left to luck."""
+    for seed in range(1, 4):
+        few, many = (
+            Counter(o.kind for o in Workload(ChainSpec(workflow), seed).take(count))[command]
+            for count in (4000, 32_000)
+        )
+        assert many >= 3 * few, (seed, few, many)
 
 
 def test_every_shape_occurs() -> None:

@@ -206,6 +206,8 @@ def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
         _of_schedule(finding, build, directory)
         for finding in (*report.findings, *report.unconfirmed)
     ]
+    if report.chose_nothing and not findings:
+        raise InputError(f"{case.name}: {report.chose_nothing}")
     skipped = [one for one in report.scenarios if one.skipped]
     text = (
         f"{len(report.scenarios) - len(skipped)} scenarios, {report.schedules} schedules"

@@ -11,6 +11,7 @@ what it leaves must be sound.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -76,9 +77,18 @@ class CrashPoints:
             return None
         return self._look
 
+    def unmet(self, looks: Counter[str]) -> list[str]:
+        """Which of the steps that were chosen there never were.
+
+        :param looks: as :attr:`RealSystem.looks` has them
+        """
+        return [step for step in self.at if not looks[step]]
+
     def _look(self, system: RealSystem) -> RealViolation | None:
-        if self.at and not any(_is(step, system.now) for step in self.at):
+        chosen = [step for step in self.at if _is(step, system.now)]
+        if self.at and not chosen:
             return None
+        system.looks.update(["", *chosen])
         thoroughly = self.how is How.FULL
         return after_a_crash_thoroughly(system) if thoroughly else after_a_crash(system)
 

@@ -18,7 +18,7 @@ from qmpshim.conformance.explore.pool import Board, Progress, here, in_processes
 from qmpshim.conformance.explore.report import ExploreReport, ScenarioResult, render
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search import Task
-from qmpshim.errors import BuildError
+from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.model.explorer import Mode
 
@@ -54,7 +54,10 @@ def explore_real(
     :param all_io: hold every request to the images, qcow2's own among them
     :param known: findings that are written up
     :raises BuildError: the build cannot do any of the scenarios
+    :raises InputError: there are none
     """
+    if not scenarios:
+        raise InputError("there is no scenario to explore")
     if mode is Mode.AUTO:
         mode = Mode.STATEFUL
     jobs = max(1, min(jobs, len(scenarios)))
@@ -86,6 +89,7 @@ def explore_real(
         seconds,
         jobs,
         [finding for finding in confirmed if not finding.confirmed],
+        crash_points,
     )
 
 

@@ -140,7 +140,10 @@ def scenarios_for(what: str) -> list[Scenario]:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{what}: {error}") from error
-    return [scenario_from_json(each) for each in (value if isinstance(value, list) else [value])]
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise InputError(f"{what}: no scenarios")
+    return [scenario_from_json(each) for each in values]
 
 
 def explore_model(
@@ -172,6 +175,8 @@ def explore_model(
         for name in disciplines
         if not scenario.disciplines or name in scenario.disciplines or name not in HONEST_NAMES
     ]
+    if not pairs:
+        raise InputError("none of these scenarios is one for any of these disciplines")
     runs, skipped = [], []
     for index, (name, scenario) in enumerate(pairs):
         left = None if end is None else end - time.monotonic()

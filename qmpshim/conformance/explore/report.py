@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from qmpshim.conformance.explore.crash_points import NO_CRASH_POINTS, CrashPoints, How
 from qmpshim.conformance.explore.findings import Finding, Sighting
 
 
@@ -17,6 +19,7 @@ class ScenarioResult:
     :ivar derailed: executions that could not be followed; too many mean a harness at fault
     :ivar in_part: executions in which an I/O failed that the model does not do: what then ended
         with an error was not looked at any closer
+    :ivar looks: at crash points, as :attr:`RealSystem.looks` has them
     :ivar skipped: why this build cannot do the scenario, or ``""``
     """
 
@@ -32,6 +35,7 @@ class ScenarioResult:
     derailed: int = 0
     in_part: int = 0
     skipped: str = ""
+    looks: Counter[str] = field(default_factory=Counter)
     sightings: list[Sighting] = field(default_factory=list)
 
     def add(self, before: ScenarioResult) -> None:
@@ -41,6 +45,7 @@ class ScenarioResult:
         self.seconds += before.seconds
         self.derailed += before.derailed
         self.in_part += before.in_part
+        self.looks += before.looks
         seen = {one.key: one for one in self.sightings}
         for one in before.sightings:
             seen[one.key] = seen[one.key].joined(one) if one.key in seen else one
@@ -53,6 +58,7 @@ class ExploreReport:
 
     :ivar build: name and version
     :ivar findings: new ones first, then known ones; each showed itself again on fresh QEMUs
+    :ivar crash_points: at which the images were looked at
     :ivar unconfirmed: what did not do so every time: a race of QEMU's, or a harness at fault
     """
 
@@ -66,6 +72,20 @@ class ExploreReport:
     seconds: float
     jobs: int
     unconfirmed: list[Finding] = field(default_factory=list)
+    crash_points: CrashPoints = NO_CRASH_POINTS
+
+    @property
+    def looks(self) -> Counter[str]:
+        """At crash points, as :attr:`RealSystem.looks` has them."""
+        return sum((one.looks for one in self.scenarios), Counter())
+
+    @property
+    def chose_nothing(self) -> str:
+        """Why no crash point was looked at although some were asked for; ``""``: one was."""
+        if self.crash_points.how is How.NONE or self.looks[""]:
+            return ""
+        where = _many(self.schedules, "schedule")
+        return f"--crash-points {self.crash_points}: none in {where}"
 
     @property
     def new(self) -> list[Finding]:
@@ -103,6 +123,11 @@ class ExploreReport:
             "schedules": self.schedules,
             "steps": self.steps,
             "exhaustive": self.exhaustive,
+            "crash_points": {
+                "chosen": str(self.crash_points),
+                "looked_at": self.looks[""],
+                "never": self.crash_points.unmet(self.looks),
+            },
             "scenarios": [
                 {
                     "name": one.name,
@@ -113,6 +138,7 @@ class ExploreReport:
                     "depth": one.depth,
                     "distinct": one.distinct,
                     "seconds": round(one.seconds, 3),
+                    "crash_points": one.looks[""],
                     "derailed": one.derailed,
                     "judged_in_part": one.in_part,
                     "skipped": one.skipped,
@@ -146,6 +172,12 @@ def render(report: ExploreReport) -> str:
     if derailed:
         many = _many(derailed, "schedule")
         lines.append(f"{many} could not be followed (a timer of QEMU's came between)")
+    if report.crash_points.how is not How.NONE:
+        never = report.crash_points.unmet(report.looks)
+        lines.append(
+            f"{_many(report.looks[''], 'crash point')} looked at"
+            + (f"; no step is {', '.join(map(repr, never))}" if never else "")
+        )
     in_part = sum(one.in_part for one in report.scenarios)
     if in_part:
         lines.append(

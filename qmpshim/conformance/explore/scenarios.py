@@ -129,6 +129,8 @@ def scenario_from_json(value: Any) -> RealScenario:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a scenario: {error}") from error
+    if not scenario.ops:
+        raise InputError(f"scenario {scenario.name}: no operations")
     if scenario.secondary not in ("raw", "qcow2"):
         raise InputError(f"the secondary disk is raw or qcow2, not {scenario.secondary}")
     if scenario.form is Form.PRIMARY and scenario.secondary != "raw":

@@ -162,6 +162,7 @@ def explore_scenario(
         result.depth = max(result.depth, statistics.depth)
         result.derailed += system.derailed
         result.in_part += system.in_part
+        result.looks += system.looks
         _collect(system, scenario, found)
     result.distinct, result.seconds = len(outcomes), time.monotonic() - began
     result.sightings = list(found.values())

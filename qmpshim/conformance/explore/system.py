@@ -8,6 +8,7 @@ what, nth, errno)``. How a step is taken is in :mod:`~qmpshim.conformance.explor
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from qmpshim.conformance.divergence import BROKEN, verdict_of
@@ -54,6 +55,7 @@ class RealSystem(RealRun):
     :param each_step: called after every step with this system (crash points, for one)
     :ivar names: of all held I/Os seen so far
     :ivar found: what went wrong so far, by verdict and cause
+    :ivar looks: at crash points so far: under ``""`` all, and by what each was chosen by
     :ivar finished: executions so far, :ivar derailed: those that could not be followed
     """
 
@@ -80,6 +82,7 @@ class RealSystem(RealRun):
         self.probe = probe
         self.keeping = keeping
         self.each_step = each_step
+        self.looks: Counter[str] = Counter()
         self.finished = 0
         self.found: dict[tuple[Verdict, str], Found] = {}
         self._judge = judge
