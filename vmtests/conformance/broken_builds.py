@@ -386,6 +386,19 @@ def _dies_at_checkpoint(real: str, arguments: list[str], _script: str) -> None:
     middle.run(command)
 
 
+def _dies_building(real: str, arguments: list[str], _script: str) -> None:
+    """It aborts with the first disk, in words that a finding may have."""
+    middle = Middle(real, arguments)
+
+    def command(message: Message) -> list[Message]:
+        if message.get("execute") == "blockdev-add":
+            os.write(2, b"qemu: checkpoint.c:7: do_checkpoint: Assertion `0' failed.\n")
+            os.kill(middle.process.pid, signal.SIGABRT)
+        return [message]
+
+    middle.run(command)
+
+
 def _ends_at_once(_real: str, _arguments: list[str], _script: str) -> None:
     sys.exit("qemu: cannot set up guest memory")
 
@@ -438,6 +451,7 @@ BROKEN: dict[str, Callable[[str, list[str], str], None]] = {
     "substituted": _substituted,
     "exit-status-lies": _exit_status_lies,
     "dies-at-checkpoint": _dies_at_checkpoint,
+    "dies-building": _dies_building,
     "misanswers": _answering(_misanswers),
     "forgets-a-type": _answering(_forgets_a_type),
     "unknown-event": _answering(_unknown_event),
