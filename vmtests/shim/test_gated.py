@@ -172,6 +172,19 @@ def test_what_was_done_is_a_bundle_that_replays(gated: Gated, tmp_path: Path) ->
     assert again == {"reproduced": True, "operations": 3}
 
 
+def test_zeroes_without_a_hole_are_another_operation(gated: Gated, tmp_path: Path) -> None:
+    """NBD's NO_HOLE is part of what was done: a replay that may unmap would be another case."""
+    for no_hole in (True, False):
+        gated.start("primary", lambda c, f=no_hole: c.wait(c.submit_zero(CLUSTER, 0, no_hole=f)))
+        gated.until_over()
+    told = gated.ask("x-shim-record")
+    path = tmp_path / "bundle.json"
+    path.write_text(json.dumps(told["case"]))
+    scenario = load_finding(path).scenario
+    done = [op.do for op in (*scenario.setup, *scenario.ops)]
+    assert done == ["primary_zero_no_hole", "primary_zero"]
+
+
 def test_a_client_that_leaves_takes_no_knowledge_along(gated: Gated) -> None:
     """What QEMU was asked it does, although nobody waits for it any more: the model knows."""
     gated.ask("x-shim-hold", disk="hidden", operation="write")
