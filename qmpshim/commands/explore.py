@@ -6,6 +6,7 @@ import argparse
 import errno
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from qmpshim.conformance.explore.crash_points import CrashPoints
 from qmpshim.conformance.explore.exploration import ExploreReport, Progress, explore_real, render
 from qmpshim.conformance.explore.export import export_script
 from qmpshim.conformance.explore.finding_files import load_finding, save_finding
-from qmpshim.conformance.explore.findings import Finding
+from qmpshim.conformance.explore.findings import Finding, group
+from qmpshim.conformance.explore.known import recogniser
 from qmpshim.conformance.explore.model_run import (
     HONEST_NAMES,
     ModelReport,
@@ -53,7 +55,7 @@ from qmpshim.conformance.explore.system import CUT, RECONNECT
 from qmpshim.conformance.known import known_findings
 from qmpshim.conformance.pair.bundle import is_pair
 from qmpshim.errors import InputError
-from qmpshim.machine.builds import Build
+from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.files import slug
 from qmpshim.model.explorer import MODES
 from qmpshim.model.scenario import Scenario
@@ -108,7 +110,12 @@ def add(commands: Any) -> None:
         "and questions for block status, too, which else pass at once; many more schedules, best "
         "with one --scenario or a --budget",
     )
-    exploring.add_argument("--budget", type=seconds, metavar="TIME", help="e.g. 30s or 5m")
+    exploring.add_argument(
+        "--budget",
+        type=seconds,
+        metavar="TIME",
+        help="e.g. 30s or 5m: end after that long (and at most 10 s more), confirming included",
+    )
     exploring.add_argument(
         "--jobs",
         type=count,
@@ -172,16 +179,15 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
 
     def on(build: Build) -> int:
         def explore() -> int:
-            reports.append(_explore_build(args, build, scenarios, crash_points, console))
+            _explore_build(args, build, scenarios, crash_points, console, reports)
             return DIVERGED if reports[-1].new or reports[-1].unexplained else OK
 
         return run_interruptible(explore)
 
     status = on_each(chosen, console, on)
-    if status not in (OK, DIVERGED):  # interrupted, or none could be tested
-        return status
-    told = [report.to_json() for report in reports]
-    write_json(args.json, told[0] if len(chosen) == 1 else {"reports": told})
+    if reports:  # also those of an interrupted run
+        told = [report.to_json() for report in reports]
+        write_json(args.json, told[0] if len(chosen) == 1 else {"reports": told})
     if status == OK and (nothing := next(filter(None, (r.chose_nothing for r in reports)), "")):
         raise InputError(nothing)
     return status
@@ -193,10 +199,26 @@ def _explore_build(
     scenarios: list[RealScenario],
     crash_points: CrashPoints,
     console: Console,
-) -> ExploreReport:
+    into: list[ExploreReport],
+) -> None:
+    began = time.monotonic()
     known = () if args.strict else known_findings()
+    recognise = recogniser(known, read_version(build)[0])
+    told: set[tuple[str, str]] = set()
+    looked_at = 0
 
     def tell(progress: Progress) -> None:
+        nonlocal looked_at
+        fresh = len(progress.sightings) != looked_at
+        looked_at = len(progress.sightings)
+        for finding in group(progress.sightings, recognise) if fresh else ():
+            key = str(finding.verdict), finding.cause
+            if not finding.known and key not in told:
+                told.add(key)
+                where = finding.scenario.name
+                console.line(
+                    f"seen in {where}, not confirmed yet: {finding.verdict}: {finding.text}"
+                )
         verdicts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(progress.verdicts.items()))
         console.progress(
             f"{progress.scenarios}/{progress.of} scenarios, {progress.schedules} schedules "
@@ -204,31 +226,52 @@ def _explore_build(
             f"{progress.doing}"
         )
 
-    report = explore_real(
-        build,
-        scenarios,
-        MODES[args.mode],
-        FAULTS if args.faults else (),
-        args.budget,
-        args.jobs,
-        args.seed,
-        tell,
-        known,
-        crash_points=crash_points,
-        all_io=args.all_io,
+    def show(report: ExploreReport) -> None:
+        into.append(report)
+        console.line(render(report))
+        late = args.budget is not None and time.monotonic() - began > args.budget
+        # What else can be seen of a finding takes another run of it.
+        evidence = None if report.interrupted or late else build
+        for finding in (*report.new, *report.unexplained):
+            kept = _kept(finding, args.keep or BUNDLES, evidence)
+            console.line(f"replay it: {replay_command(kept)}")
+        console.line()
+        console.line(_summary(report))
+
+    show(
+        explore_real(
+            build,
+            scenarios,
+            MODES[args.mode],
+            FAULTS if args.faults else (),
+            args.budget,
+            args.jobs,
+            args.seed,
+            tell,
+            known,
+            crash_points=crash_points,
+            all_io=args.all_io,
+            interrupted=show,
+        )
     )
-    console.line(render(report))
-    for finding in (*report.new, *report.unexplained):
-        console.line(f"replay it: {replay_command(_kept(finding, args.keep or BUNDLES, build))}")
-    known_ones = len(report.findings) - len(report.new)
-    console.line()
-    console.line(
-        f"{len(report.new)} new finding(s), {known_ones} known, "
-        f"{len(report.unconfirmed)} that did not replay every time"
-        f"{' (they fail the run, too)' if report.unexplained else ''}; "
-        f"{report.schedules} schedules, {'exhausted' if report.exhaustive else 'NOT exhausted'}"
+
+
+def _summary(report: ExploreReport) -> str:
+    untried = len(report.untried)
+    return (
+        f"{len(report.new)} new finding(s), {len(report.findings) - len(report.new)} known, "
+        f"{len(report.unconfirmed) - untried} that did not replay every time"
+        + (f", {untried} seen and not confirmed" if untried else "")
+        + (" (they fail the run, too)" if report.unexplained else "")
+        + f"; {report.schedules} schedules, "
+        + (
+            "interrupted"
+            if report.interrupted
+            else "exhausted"
+            if report.exhaustive
+            else "NOT exhausted"
+        )
     )
-    return report
 
 
 def _real_scenarios(what: str) -> list[RealScenario]:
@@ -244,7 +287,7 @@ def _real_scenarios(what: str) -> list[RealScenario]:
     return [scenario_from_json(one) for one in values]
 
 
-def _kept(finding: Finding, directory: Path, build: Build) -> Path:
+def _kept(finding: Finding, directory: Path, build: Build | None) -> Path:
     name = slug(f"explore-{finding.verdict}-{finding.scenario.name}")
     return save_finding(directory / name, finding, build)
 

@@ -36,7 +36,7 @@ from qmpshim.machine.gate import Gate
 from qmpshim.machine.nbd_proto import Op
 from qmpshim.machine.process import last_words
 from qmpshim.machine.reactor import Reactor
-from qmpshim.machine.stillness import Stillness
+from qmpshim.machine.stillness import Stillness, resting
 from qmpshim.machine.store import MemoryStore
 from qmpshim.machine.wire import WireNbd, WireQmp
 from qmpshim.machine.wire_status import WireStatus
@@ -48,6 +48,7 @@ IMAGES = ("secondary", "hidden", "active")  # of the secondary's chain
 PRIMARY_IMAGES = ("primary", "secondary")  # of the primary's: raw, both
 _ROOM = 1 << 20  # bytes a qcow2 image may grow to, beyond its virtual size
 _LIMIT = 20.0  # seconds for what needs nobody's help
+_ASLEEP = 10.0  # seconds for which QEMU may have slept already when it is looked at
 
 
 class Form(StrEnum):
@@ -131,13 +132,16 @@ class GatedMachine:
 
     :param build: which QEMU
     :param shape: the chain to build
+    :param deadline: of all that is waited for, by time.monotonic()
     :raises BuildError: this QEMU cannot build it
+    :raises OutOfBudget: the deadline is over, here and wherever something is waited for
     """
 
-    def __init__(self, build: Build, shape: Shape) -> None:
+    def __init__(self, build: Build, shape: Shape, deadline: float | None = None) -> None:
         self.build = build
         self.shape = shape
         self.reactor = Reactor()
+        self.reactor.deadline = deadline
         self.workspace = Workspace("gate-")
         self.gate = Gate(tracing=True)
         self.stores: dict[str, MemoryStore] = {}
@@ -212,6 +216,7 @@ class GatedMachine:
             raise NotStarted(f"{self.build.name} ended at once" + (f": {said[-1]}" if said else ""))
         assert self.process is not None
         self._stillness = Stillness(self.process.pid)
+        self.reactor.hopeless = self.hopeless
 
     @property
     def overlays(self) -> tuple[str, ...]:
@@ -358,7 +363,7 @@ class GatedMachine:
         :raises MachineHung: it is busy all the time
         :raises ProtocolBroken: what its monitor says is not QMP
         """
-        poll, asleep = self.reactor.poll, self._stillness.asleep
+        poll, asleep, stopped = self.reactor.poll, self._stillness.asleep, self._stillness.stopped
         if not self._stillness.known:
             return self._settle_by_asking(limit)
         deadline = 0.0
@@ -375,8 +380,27 @@ class GatedMachine:
             now = time.monotonic()
             if not deadline:
                 deadline = now + limit
+            elif stopped():
+                raise MachineHung("QEMU was stopped by a signal")
             elif now > deadline:
                 raise MachineHung(f"QEMU is busy for {limit:g} s with nothing to do")
+
+    def hopeless(self, seconds: float) -> bool:
+        """Whether nothing comes from QEMU within so many *seconds* by itself: it is asleep, none of
+        its requests is unanswered, and no timer of its fires before. Or it was stopped.
+        """
+        stillness = self._stillness
+        if self.gate.held:
+            return False
+        if stillness.stopped():
+            return True
+        asleep = not stillness.known or stillness.asleep()
+        if not asleep or self.reactor.poll(0.0) or self.gate.held:
+            return False
+        timer = stillness.timer() if stillness.known else resting(self.pid)
+        if not stillness.known and self.reactor.poll(0.0):
+            return False
+        return timer > seconds + _ASLEEP
 
     def _settle_by_asking(self, limit: float) -> None:
         deadline = time.monotonic() + limit
@@ -462,6 +486,7 @@ class GatedMachine:
         if self._closed:
             return
         self._closed = True
+        self.reactor.deadline = None
         if self.process is not None:
             self.process.kill()
             self.process.wait()

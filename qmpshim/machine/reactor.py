@@ -13,7 +13,10 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from qmpshim.model.walk import OutOfBudget
+
 T = TypeVar("T")
+_GLANCE = 0.05  # seconds between two looks at a condition
 
 
 class _Selector(selectors.DefaultSelector):
@@ -46,19 +49,29 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class Reactor:
-    """Owns an asyncio loop."""
+    """Owns an asyncio loop.
+
+    :ivar deadline: of everything that is waited for here, by time.monotonic(); None: there is none
+    :ivar hopeless: whether nothing will come within so many seconds, so that waiting is of no use;
+        asked only when nothing came for a while
+    """
 
     def __init__(self) -> None:
         self._selector = _Selector()
         self.loop = _Loop(self._selector)
         self.polls = 0
+        self.deadline: float | None = None
+        self.hopeless: Callable[[float], bool] = lambda seconds: False
 
     def poll(self, seconds: float = 0.0) -> bool:
         """Handle what the sockets have, waiting up to *seconds* for something.
 
         :returns: whether any socket had something
+        :raises OutOfBudget: the deadline is over
         """
         self.polls += 1
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise OutOfBudget
         ready = self._selector.look(seconds)
         # "If stop() is called before run_forever() is called, the loop will poll the I/O selector
         # once with a timeout of zero, run all callbacks scheduled in response to I/O events (and
@@ -74,7 +87,8 @@ class Reactor:
     def until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Poll until ``condition()`` holds.
 
-        :returns: False when the time ran out
+        :returns: False when the time ran out, or nothing can come before that
+        :raises OutOfBudget: the deadline is over
         """
         if condition():
             return True
@@ -83,9 +97,11 @@ class Reactor:
             left = deadline - time.monotonic()
             if left <= 0:
                 return condition()
-            self.poll(min(left, 0.05))
+            came = self.poll(min(left, _GLANCE))
             if condition():
                 return True
+            if not came and self.hopeless(left):
+                return condition()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end."""

@@ -8,7 +8,9 @@ stream into messages.
 from __future__ import annotations
 
 import json
+import math
 import socket
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,7 +83,7 @@ class WireQmp:
 
         :raises CommandFailed: it was answered with an error
         :raises MachineDied: the connection ended
-        :raises MachineHung: no answer within *limit* seconds
+        :raises MachineHung: no answer within *limit* seconds, or none that can come any more
         :raises ProtocolBroken: something else came
         """
         number = self.send(command, arguments)
@@ -90,8 +92,9 @@ class WireQmp:
 
     def wait(self, command: str, number: int, limit: float = 20.0) -> None:
         """Wait for an answer; see :meth:`call`."""
+        began = time.monotonic()
         if not self._reactor.until(lambda: number in self.answers or self.over, limit):
-            raise MachineHung(f"{command}: no answer in {limit:g} s")
+            raise MachineHung(f"{command}: no answer in {_waited(began, limit)}")
         if number not in self.answers:
             raise self.wrong or MachineDied(f"QEMU went away during {command}")
 
@@ -145,6 +148,11 @@ class WireQmp:
         """Close the connection."""
         self._reactor.loop.remove_reader(self._sock.fileno())
         self._sock.close()
+
+
+def _waited(began: float, limit: float) -> str:
+    """In whole seconds, for how long an answer did not come."""
+    return f"{min(limit, math.ceil(time.monotonic() - began)):g} s"
 
 
 def _is_error(value: Any) -> bool:
@@ -250,11 +258,11 @@ class WireNbd:
         """Send a request and wait for its answer.
 
         :raises MachineDied: the connection ended
-        :raises MachineHung: no answer within *limit* seconds
+        :raises MachineHung: no answer within *limit* seconds, or none that can come any more
         """
-        cookie = self.send(op, offset, length, data)
+        cookie, began = self.send(op, offset, length, data), time.monotonic()
         if not self._reactor.until(lambda: cookie in self.answers or self.lost, limit):
-            raise MachineHung(f"an NBD {op.name} was not answered in {limit:g} s")
+            raise MachineHung(f"an NBD {op.name} was not answered in {_waited(began, limit)}")
         if cookie not in self.answers:
             raise MachineDied(f"the NBD connection broke during a {op.name}")
         return self.answers.pop(cookie)

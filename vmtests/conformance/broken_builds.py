@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import re
 import shlex
 import shutil
@@ -399,6 +400,33 @@ def _dies_building(real: str, arguments: list[str], _script: str) -> None:
     middle.run(command)
 
 
+def _stops_now_and_then(real: str, arguments: list[str], _script: str) -> None:
+    """In every second checkpoint or stop, on the average, it stands still for good (SIGSTOP)."""
+    middle = Middle(real, arguments)
+    chance = random.Random(os.getpid())
+
+    def command(message: Message) -> list[Message]:
+        does = message.get("execute") in ("xen-colo-do-checkpoint", "xen-set-replication")
+        if does and chance.random() < 0.5:
+            os.kill(middle.process.pid, signal.SIGSTOP)
+        return [message]
+
+    middle.run(command)
+
+
+def _stops_itself(real: str, arguments: list[str], _script: str) -> None:
+    """A second after the start it stands still for good; there is nobody between it and us."""
+    pid = os.getpid()
+    if os.fork() == 0:
+        if os.fork() == 0:  # nobody's child
+            time.sleep(1.0)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        os._exit(0)
+    os.wait()
+    os.execv(real, [real, *arguments])
+
+
 def _ends_at_once(_real: str, _arguments: list[str], _script: str) -> None:
     sys.exit("qemu: cannot set up guest memory")
 
@@ -464,6 +492,8 @@ BROKEN: dict[str, Callable[[str, list[str], str], None]] = {
     "dies-of-a-query": _answering(_dies_of_a_query),
     "writes-fail": _writes_fail,
     "two-faced": _two_faced,
+    "stops-now-and-then": _stops_now_and_then,
+    "stops-itself": _stops_itself,
     "ends-at-once": _ends_at_once,
     "hangs": _then(_hangs),
     "eats-memory": _then(_eats_memory),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from test_explore_oracles import found
@@ -95,10 +96,10 @@ def test_a_finding_that_shows_itself_now_and_then_is_not_confirmed(
     """Two times of three, whatever the setup is made to be."""
     replayed, tries = confirm.replay_schedule, 0
 
-    def now_and_then(finding: Finding, build: Build) -> Replay:
+    def now_and_then(finding: Finding, build: Build, **named: Any) -> Replay:
         nonlocal tries
         tries += 1
-        again = replayed(finding, build)
+        again = replayed(finding, build, **named)
         return again if tries % 3 else replace(again, violation=None)
 
     def explored_once() -> tuple[list[Finding], list[Finding]]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from qmpshim.errors import MachineHung
 from qmpshim.machine.builds import EMULATOR, Build, resolve
 from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
 from qmpshim.machine.nbd_proto import Op
+from qmpshim.machine.stillness import family
+from qmpshim.model.walk import OutOfBudget
 
 SHAPE = Shape(Form.BACKUP, 256 << 10, 64 << 10)
 
@@ -48,3 +54,56 @@ def test_what_was_sent_has_been_handled(machine: GatedMachine) -> None:
         machine.gate.release_all()
         machine.settle()
         assert cookie in client.answers
+
+
+def test_with_nothing_to_do_nothing_more_comes(machine: GatedMachine) -> None:
+    """Of a QEMU that is asleep that can be told at once, wrapped or not; not while we hold."""
+    machine.settle()
+    assert machine.reactor.until(lambda: machine.hopeless(60.0), 60.0)
+    assert not machine.hopeless(1e9)  # qcow2 cleans its caches every ten minutes
+    machine.gate.hold("secondary")
+    machine.clients["primary"].send(Op.READ, 0, 512)
+    assert machine.reactor.until(lambda: bool(machine.gate.held), 60.0)
+    assert not machine.hopeless(0.0)
+
+
+def test_a_timer_may_still_fire(machine: GatedMachine) -> None:
+    """What waits for one is no hang: throttled reads, each a second and more after the other."""
+    limits = {"iops-total": 1}
+    machine.call("object-add", {"qom-type": "throttle-group", "id": "g", "limits": limits})
+    throttled = {"driver": "throttle", "node-name": "t", "throttle-group": "g"}
+    machine.call("blockdev-add", {**throttled, "file": "secondary"})
+    export = {"type": "nbd", "id": "slow", "name": "slow", "node-name": "t"}
+    machine.call("block-export-add", export)
+    machine.connect("slow")
+    client = machine.clients["slow"]
+    cookies = [client.send(Op.READ, n * 4096, 512) for n in range(4)]
+    waited = 0
+    while client.answers.keys() != set(cookies):
+        machine.settle()
+        if client.answers.keys() != set(cookies):
+            assert not machine.hopeless(20.0)
+            waited += 1
+        machine.reactor.poll(0.05)
+    assert waited
+
+
+def test_a_stopped_qemu_is_no_busy_one(machine: GatedMachine) -> None:
+    pids = family(machine.pid)
+    os.kill(pids[-1], signal.SIGSTOP)  # QEMU itself, wrapped or not
+    try:
+        assert machine.reactor.until(lambda: machine.hopeless(0.0), 60.0)
+        with pytest.raises(MachineHung, match=r"stopped by a signal|query-name: no answer"):
+            machine.settle()
+            machine.call("query-name")
+    finally:
+        os.kill(pids[-1], signal.SIGCONT)
+    machine.settle()
+    assert not machine._stillness.stopped()
+
+
+def test_time_is_up_wherever_qemu_is_waited_for(machine: GatedMachine) -> None:
+    machine.reactor.deadline = time.monotonic()
+    for wait in (machine.settle, lambda: machine.call("query-name")):
+        with pytest.raises(OutOfBudget):
+            wait()

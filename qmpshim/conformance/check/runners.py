@@ -22,7 +22,7 @@ from qmpshim.conformance.check.sequence import steps_of_lines, steps_of_operatio
 from qmpshim.conformance.explore.confirm import search, show_again
 from qmpshim.conformance.explore.crash_points import CrashPoints
 from qmpshim.conformance.explore.directed import DIRECTED, run_directed
-from qmpshim.conformance.explore.exploration import explore_real
+from qmpshim.conformance.explore.exploration import ExploreReport, explore_real
 from qmpshim.conformance.explore.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.findings import Finding, finding_from_json
 from qmpshim.conformance.explore.replay import replay_schedule
@@ -40,6 +40,8 @@ from qmpshim.machine.workspace import Workspace
 from qmpshim.model.chain import Workflow
 from qmpshim.model.explorer import MODES
 from qmpshim.model.verdict import Verdict
+
+_OF_BUDGET = 0.9  # of a case's budget; the rest is for starting, and for bundles and maps
 
 
 def _argument(case: Case, name: str, default: Any) -> Any:
@@ -201,6 +203,8 @@ def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
         known=known_findings(),
         crash_points=CrashPoints.parse(_argument(case, "crash_points", "none")),
         all_io=_argument(case, "all_io", False),
+        # What was found is told before the case is ended from outside, and all is lost.
+        limit=case.budget * _OF_BUDGET,
     )
     findings = [
         _of_schedule(finding, build, directory)
@@ -213,7 +217,7 @@ def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
         f"{len(report.scenarios) - len(skipped)} scenarios, {report.schedules} schedules"
         + ("" if report.exhaustive else ", NOT exhausted")
         + (f"; {len(skipped)} skipped: {skipped[0].skipped}" if skipped else "")
-        + (f"; {len(report.unconfirmed)} did not replay every time" if report.unconfirmed else "")
+        + (f"; {_unsure(report)}" if report.unconfirmed else "")
     )
     return CaseOutcome(
         Status.DIVERGED if report.new or report.unexplained else Status.OK,
@@ -225,6 +229,14 @@ def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
             "steps": report.steps,
         },
     )
+
+
+def _unsure(report: ExploreReport) -> str:
+    untried = len(report.untried)
+    tried = len(report.unconfirmed) - untried
+    said = [f"{tried} did not replay every time"] if tried else []
+    said += [f"{untried} seen, not confirmed: time was up"] if untried else []
+    return "; ".join(said)
 
 
 def _of_schedule(finding: Finding, build: Build, directory: Path) -> CaseFinding:

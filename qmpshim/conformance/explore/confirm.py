@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,7 +22,7 @@ from qmpshim.machine.gated_chain import Form
 from qmpshim.model.explorer import Mode, explore
 from qmpshim.model.scenario import Op
 from qmpshim.model.system import Choice
-from qmpshim.model.walk import Budget
+from qmpshim.model.walk import Budget, OutOfBudget
 
 TIMES = 3  # how often a finding has to show itself again
 _PAST = 3  # checkpoints that a finding may need to have behind it
@@ -35,11 +36,14 @@ def confirm(
     errnos: Sequence[int] = (),
     crash_points: CrashPoints = NO_CRASH_POINTS,
     all_io: bool = False,
+    deadline: float | None = None,
 ) -> Finding:
     """Make a finding small and run it again on fresh QEMUs.
 
     :param crash_points: how the images were looked at when it was found
     :param all_io: whether qcow2's own I/O was held then
+    :param deadline: by time.monotonic(); half of the time until then is for making it small. What
+        could not be run again before is given back as not tried
     """
     if not finding.cause.endswith(AFTER_A_CRASH):
         crash_points = NO_CRASH_POINTS
@@ -53,46 +57,58 @@ def confirm(
         all_io=all_io,
     )
     if minimise and not finding.known:
-        finding = _fewer_operations(finding, build)
-    best = _with_past(finding, build)
-    if not best.confirmed and minimise and finding.known:
-        best = _with_past(_fewer_operations(finding, build), build)
+        finding = _fewer_operations(finding, build, _half_way(deadline))
+    try:
+        best = _with_past(finding, build, deadline)
+        if not best.confirmed and minimise and finding.known:
+            smaller = _fewer_operations(finding, build, _half_way(deadline))
+            best = _with_past(smaller, build, deadline)
+    except OutOfBudget:
+        return finding
     return replace(best, allocation=dict(allocation_after_setup(best, build)))
 
 
-def _with_past(finding: Finding, build: Build) -> Finding:
+def _half_way(deadline: float | None) -> float | None:
+    now = time.monotonic()
+    return None if deadline is None else now + (deadline - now) / 2
+
+
+def _with_past(finding: Finding, build: Build, deadline: float | None) -> Finding:
     """Run a finding again, if need be after some checkpoints.
 
     A QEMU that has taken checkpoints before is no artefact of the harness, but then the case has to
     say so: what the reused process had behind it becomes part of the setup.
     """
-    best = _run_again(finding, build)
+    best = _run_again(finding, build, deadline)
     if best.confirmed or finding.scenario.form is not Form.REPLICATION:
         return best
     for past in range(1, _PAST + 1):
         setup = (Op("checkpoint"),) * past + finding.scenario.setup
         longer = replace(finding, scenario=replace(finding.scenario, setup=setup))
-        again = _run_again(longer, build)
+        again = _run_again(longer, build, deadline)
         if again.confirmed:
             return again
     return best
 
 
-def _run_again(finding: Finding, build: Build) -> Finding:
+def _run_again(finding: Finding, build: Build, deadline: float | None) -> Finding:
     """Take the schedule in fresh processes and count how often the finding shows itself."""
     seen = 0
     lines = finding.lines
     for _ in range(TIMES):
-        again = replay_schedule(finding, build)
+        again = replay_schedule(finding, build, deadline=deadline)
         finding.build["version"] = list(again.version)
         if again.shows(finding):
             seen, lines = seen + 1, again.lines
     return replace(finding, replays=(seen, TIMES), lines=lines)
 
 
-def _fewer_operations(finding: Finding, build: Build) -> Finding:
-    """Leave out operations, of the setup too, as long as the same is seen without."""
-    stage = Stage(build)
+def _fewer_operations(finding: Finding, build: Build, deadline: float | None) -> Finding:
+    """Leave out operations, of the setup too, as long as the same is seen without.
+
+    :param deadline: then it is as small as it was made until then
+    """
+    stage = Stage(build, deadline=deadline)
     try:
         if finding.all_io:  # perhaps it does not take that
             plain, _ = _search(finding.scenario, replace(finding, all_io=False), stage)
@@ -108,6 +124,8 @@ def _fewer_operations(finding: Finding, build: Build) -> Finding:
         found, _ = _search(finding.scenario, finding, stage)
         if found is not None and len(found.schedule) <= len(finding.schedule):
             finding = found
+    except OutOfBudget:
+        pass
     finally:
         stage.close()
     return finding

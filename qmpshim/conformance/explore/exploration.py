@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from qmpshim.conformance.explore.confirm import confirm
 from qmpshim.conformance.explore.crash_points import NO_CRASH_POINTS, CrashPoints
-from qmpshim.conformance.explore.findings import group
+from qmpshim.conformance.explore.findings import Finding, group
 from qmpshim.conformance.explore.known import Known, recogniser
 from qmpshim.conformance.explore.pool import Board, Progress, here, in_processes
 from qmpshim.conformance.explore.report import ExploreReport, ScenarioResult, render
@@ -25,6 +25,9 @@ from qmpshim.model.explorer import Mode
 Run = Callable[[Task, Sequence[RealScenario], int, Board], list[ScenarioResult]]
 
 _WORTH_IT = 0.1  # of the budget
+_EXPLORING = 0.8  # of the time that there is: what was found has to be confirmed, too
+_LONGEST = 0.9  # of a limit, for exploring
+_CONFIRMING = 3.0  # seconds beyond the budget, for what was found late
 
 __all__ = ["ExploreReport", "Progress", "ScenarioResult", "explore_real", "render"]
 
@@ -42,17 +45,22 @@ def explore_real(
     minimise: bool = True,
     crash_points: CrashPoints = NO_CRASH_POINTS,
     all_io: bool = False,
+    limit: float | None = None,
+    interrupted: Callable[[ExploreReport], None] = lambda report: None,
 ) -> ExploreReport:
     """Explore *scenarios* on *build*.
 
     :param mode: ``AUTO`` is ``STATEFUL`` here, since :mod:`~qmpshim.conformance.explore.state`
         tells where an execution is
     :param faults: errnos a held I/O may end with instead; empty: no faults
-    :param budget: seconds for exploring, shared out among the scenarios; those by chance need one
+    :param budget: seconds for everything, shared out among the scenarios; modes by chance need one.
+        What was found late is confirmed for a few seconds more
     :param jobs: processes at most, each with a QEMU of its own; a scenario is explored by one
     :param crash_points: look at the images after each step, as a crash would leave them
     :param all_io: hold every request to the images, qcow2's own among them
     :param known: findings that are written up
+    :param limit: seconds for everything, not shared out: where it is over everything ends
+    :param interrupted: at a KeyboardInterrupt, which is passed on, told what there is by then
     :raises BuildError: the build cannot do any of the scenarios
     :raises InputError: there are none
     """
@@ -65,32 +73,64 @@ def explore_real(
     began = time.monotonic()
     task = Task(build, version, mode, tuple(faults), budget, seed, crash_points, all_io)
     if mode.by_chance and budget is None:
-        task.budget = budget = 60.0
+        budget = 60.0
+    end: float | None = None  # of everything
+    if budget is not None:
+        task.budget, task.deadline, end = budget * _EXPLORING, began + budget, budget + _CONFIRMING
+    if limit is not None and (end is None or limit < end):
+        task.deadline, end = began + limit * _LONGEST, limit
     board = Board(len(scenarios), progress)
-    run: Run = in_processes if jobs > 1 else here
-    results = _explore(run, task, scenarios, jobs, board)
-    if results and all(one.skipped and not one.sightings for one in results):
-        raise BuildError(f"{build.name}: {results[0].skipped}")
+    recognise = recogniser(known, version)
+    results: list[ScenarioResult] | None = None
+    findings: list[Finding] = []
+    confirmed: list[Finding] = []
+
+    def report(results: list[ScenarioResult], findings: list[Finding]) -> ExploreReport:
+        findings.sort(key=lambda f: (bool(f.known), not f.contract, f.verdict, f.cause))
+        return ExploreReport(
+            build.name,
+            version,
+            mode.value,
+            seed,
+            bool(faults),
+            results,
+            [finding for finding in findings if finding.confirmed],
+            time.monotonic() - began,
+            jobs,
+            [finding for finding in findings if not finding.confirmed],
+            crash_points,
+        )
+
+    try:
+        run: Run = in_processes if jobs > 1 else here
+        results = _explore(run, task, scenarios, jobs, board)
+        if results and all(one.skipped and not one.sightings for one in results):
+            raise BuildError(f"{build.name}: {results[0].skipped}")
+        findings = _grouped(results, recognise)
+        for number, finding in enumerate(findings):
+            until = None
+            if end is not None:
+                now = time.monotonic()
+                until = now + (began + end - now) / (len(findings) - number)
+            words = (build, minimise, task.errnos, crash_points, all_io, until)
+            confirmed.append(confirm(finding, *words))
+    except KeyboardInterrupt:
+        if results is None:
+            results = board.so_far()
+            findings = _grouped(results, recognise)
+        partial = report(results, [*confirmed, *findings[len(confirmed) :]])
+        partial.interrupted = True
+        interrupted(partial)
+        raise
+    return report(results, confirmed)
+
+
+def _grouped(
+    results: Sequence[ScenarioResult], recognise: Callable[[Finding], str]
+) -> list[Finding]:
+    """What was seen, new things first: should time be short, they are confirmed."""
     sightings = [sighting for one in results for sighting in one.sightings]
-    findings = group(sightings, recogniser(known, version))
-    confirmed = [
-        confirm(finding, build, minimise, task.errnos, crash_points, all_io) for finding in findings
-    ]
-    confirmed.sort(key=lambda f: (bool(f.known), not f.contract, f.verdict, f.cause))
-    seconds = time.monotonic() - began
-    return ExploreReport(
-        build.name,
-        version,
-        mode.value,
-        seed,
-        bool(faults),
-        results,
-        [finding for finding in confirmed if finding.confirmed],
-        seconds,
-        jobs,
-        [finding for finding in confirmed if not finding.confirmed],
-        crash_points,
-    )
+    return sorted(group(sightings, recognise), key=lambda finding: bool(finding.known))
 
 
 def _explore(

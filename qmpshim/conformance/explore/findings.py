@@ -80,7 +80,12 @@ class Finding:
     @property
     def confirmed(self) -> bool:
         """Whether it showed itself every time."""
-        return self.replays[1] > 0 and self.replays[0] == self.replays[1]
+        return self.tried and self.replays[0] == self.replays[1]
+
+    @property
+    def tried(self) -> bool:
+        """Whether it was run again at all: there may have been no time for that."""
+        return self.replays[1] > 0
 
     def to_json(self) -> dict[str, Any]:
         """As :func:`finding_from_json` reads it."""

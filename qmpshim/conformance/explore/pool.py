@@ -13,6 +13,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
+from qmpshim.conformance.explore.findings import Sighting
 from qmpshim.conformance.explore.report import ScenarioResult
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search import Live, Task, explore_scenario
@@ -21,6 +22,7 @@ from qmpshim.errors import HostError, QmpshimError
 
 _TICK = 0.2  # seconds between two words of progress
 _LEAVE = 5.0  # seconds for a process to end its QEMU
+_LATE = 2.0  # seconds after the deadline until a process is not waited for any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Progress:
 
     :ivar schedules: executions so far, :ivar distinct: outcomes of scenarios so far
     :ivar verdicts: schedules that ended with each verdict
+    :ivar sightings: what went wrong in them
     """
 
     scenarios: int
@@ -38,6 +41,7 @@ class Progress:
     seconds: float
     verdicts: Counter[str]
     doing: str
+    sightings: tuple[Sighting, ...] = ()
 
     @property
     def rate(self) -> float:
@@ -62,6 +66,17 @@ class Board:
         self.done = [one for one in self.done if one not in results]
         self._before += results
 
+    def so_far(self) -> list[ScenarioResult]:
+        """What is known of the scenarios that were begun, should everything end here."""
+        results = [*self.done, *(live.result() for live in self.live.values())]
+        by_name = {one.name: one for one in results}
+        for before in self._before:
+            if before.name in by_name:
+                by_name[before.name].add(before)
+            else:
+                by_name[before.name] = before
+        return list(by_name.values())
+
     def tell(self, force: bool = False) -> None:
         """Report, if it is time to."""
         now = time.monotonic()
@@ -70,11 +85,10 @@ class Board:
         self._last = now
         verdicts: Counter[str] = Counter()
         explored = [*self._before, *self.done]
-        for one in explored:
-            for sighting in one.sightings:
-                verdicts[sighting.violation.kind.value] += sighting.count
-        for live in self.live.values():
-            verdicts.update(live.verdicts)
+        sightings = [one for result in explored for one in result.sightings]
+        sightings += [one for live in self.live.values() for one in live.sightings]
+        for sighting in sightings:
+            verdicts[sighting.violation.kind.value] += sighting.count
         schedules = sum(one.schedules for one in explored)
         schedules += sum(live.schedules for live in self.live.values())
         self.progress(
@@ -86,7 +100,8 @@ class Board:
                 + sum(live.distinct for live in self.live.values()),
                 now - self.began,
                 verdicts,
-                ", ".join(live.name for live in self.live.values()),
+                ", ".join(live.scenario.name for live in self.live.values()),
+                tuple(sightings),
             )
         )
 
@@ -125,12 +140,13 @@ def here(
 def _worker(talk: Connection, task: Task, began: float, jobs: int) -> None:
     """A process of its own: explores what it is given until that is nothing."""
     stage = Stage(task.build)
-    last = 0.0
+    last, seen = 0.0, 0
 
     def tick(live: Live) -> None:
-        nonlocal last
-        if time.monotonic() - last > _TICK:
-            last = time.monotonic()
+        nonlocal last, seen
+        # What is new is told at once: it must not be lost, whatever happens to this process.
+        if time.monotonic() - last > _TICK or len(live.sightings) != seen:
+            last, seen = time.monotonic(), len(live.sightings)
             talk.send(("at", live))
 
     try:
@@ -151,6 +167,8 @@ def in_processes(
     task: Task, scenarios: Sequence[RealScenario], jobs: int, board: Board
 ) -> list[ScenarioResult]:
     """Explore in so many processes, each of which has a pipe of its own to here.
+
+    What has not come a little after the task's deadline is cut short.
 
     :raises HostError: one of them ended without a word; what it was exploring is not explored
     """
@@ -180,7 +198,10 @@ def in_processes(
                 worker.start()
             give(talk)
         while len(ordered) < len(scenarios):
-            ready = wait(list(at))
+            left = None if task.deadline is None else task.deadline + _LATE - time.monotonic()
+            ready = wait(list(at), left if left is None else max(0.0, left))
+            if not ready:
+                break
             for talk in [one for one in at if one in ready]:
                 try:
                     what, value = talk.recv()
@@ -201,13 +222,30 @@ def in_processes(
     finally:
         for talk in workers:
             talk.close()  # who explores will know that nobody listens
+        leave = time.monotonic() + _LEAVE
         for worker in workers.values():
-            worker.join(_LEAVE)
+            worker.join(max(0.0, leave - time.monotonic()))
             if worker.is_alive():
                 worker.terminate()
                 worker.join()
+    for place, scenario in enumerate(scenarios):
+        if place not in ordered:
+            ordered[place] = _cut_short(scenario, board)
     board.tell(force=True)
     return [ordered[place] for place in sorted(ordered)]
+
+
+def _cut_short(scenario: RealScenario, board: Board) -> ScenarioResult:
+    """What is known of a scenario whose process did not come back in time."""
+    for number, live in list(board.live.items()):
+        if live.scenario == scenario:
+            del board.live[number]
+            result = live.result()
+            break
+    else:
+        result = ScenarioResult(scenario.name, scenario.contract, cut_short=True)
+    board.done.append(result)
+    return result
 
 
 @contextlib.contextmanager

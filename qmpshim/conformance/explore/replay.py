@@ -44,13 +44,19 @@ class Replay:
 
 
 def replay_schedule(
-    finding: Finding, build: Build, release: Release = honestly, reuse: bool = False
+    finding: Finding,
+    build: Build,
+    release: Release = honestly,
+    reuse: bool = False,
+    deadline: float | None = None,
 ) -> Replay:
     """Take a finding's exact steps on *build*, in a fresh process.
 
+    :param deadline: by time.monotonic()
     :raises BuildError: the build cannot do the scenario
+    :raises OutOfBudget: the deadline is over
     """
-    stage = Stage(build, reuse)
+    stage = Stage(build, reuse, deadline)
     try:
         return _replay(finding, stage, release)
     finally:

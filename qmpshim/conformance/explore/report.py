@@ -59,7 +59,9 @@ class ExploreReport:
     :ivar build: name and version
     :ivar findings: new ones first, then known ones; each showed itself again on fresh QEMUs
     :ivar crash_points: at which the images were looked at
-    :ivar unconfirmed: what did not do so every time: a race of QEMU's, or a harness at fault
+    :ivar unconfirmed: what did not do so every time (a race of QEMU's, or a harness at fault), or
+        could not be tried for want of time
+    :ivar interrupted: this is what there was until somebody ended it
     """
 
     build: str
@@ -73,6 +75,7 @@ class ExploreReport:
     jobs: int
     unconfirmed: list[Finding] = field(default_factory=list)
     crash_points: CrashPoints = NO_CRASH_POINTS
+    interrupted: bool = False
 
     @property
     def looks(self) -> Counter[str]:
@@ -86,6 +89,11 @@ class ExploreReport:
             return ""
         where = _many(self.schedules, "schedule")
         return f"--crash-points {self.crash_points}: none in {where}"
+
+    @property
+    def untried(self) -> list[Finding]:
+        """What was seen, and not run again for want of time."""
+        return [finding for finding in self.unconfirmed if not finding.tried]
 
     @property
     def new(self) -> list[Finding]:
@@ -108,7 +116,7 @@ class ExploreReport:
     @property
     def exhaustive(self) -> bool:
         """Whether every scenario that this build can do was exhausted."""
-        return all(one.exhaustive or one.skipped for one in self.scenarios)
+        return not self.interrupted and all(one.exhaustive or one.skipped for one in self.scenarios)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON."""
@@ -128,6 +136,7 @@ class ExploreReport:
                 "looked_at": self.looks[""],
                 "never": self.crash_points.unmet(self.looks),
             },
+            "interrupted": self.interrupted,
             "scenarios": [
                 {
                     "name": one.name,
@@ -196,10 +205,16 @@ def render(report: ExploreReport) -> str:
         lines.append(
             f"  {_many(finding.count, 'schedule')} in {', '.join(finding.scenarios[:6])}"
             + (" ..." if len(finding.scenarios) > 6 else "")
-            + f"; replays {finding.replays[0]} of {finding.replays[1]} on fresh QEMUs"
+            + f"; {_replays(finding, report.interrupted)}"
         )
         lines += [f"    {line}" for line in finding.lines]
     return "\n".join(lines)
+
+
+def _replays(finding: Finding, interrupted: bool) -> str:
+    if not finding.tried:
+        return f"seen, not confirmed: {'interrupted' if interrupted else 'time was up'}"
+    return f"replays {finding.replays[0]} of {finding.replays[1]} on fresh QEMUs"
 
 
 def _many(count: int, noun: str) -> str:

@@ -37,7 +37,7 @@ EIO = 5
 BEFORE = "before the scenario begins: "  # begins the causes of what goes wrong there,
 AFTER = "taken apart: "  # and those of what goes wrong once the execution is over
 _RECONNECTS = 10.0  # seconds until a broken connection is made again, mostly a few milliseconds
-PATIENCE = 1.0  # seconds until an operation that nothing holds up counts as hung
+PATIENCE = 1.0  # seconds for which an operation that nothing holds up may wait for a timer
 
 Release = Callable[[GatedMachine, Named], None]
 
@@ -243,9 +243,11 @@ class RealRun:
                 machine.settle()
 
     def _wait(self) -> None:
-        """Nothing is held, and yet somebody is not done: perhaps a timer has to fire."""
+        """Nothing is held, and yet somebody is not done: a hang, unless a timer has to fire."""
         deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
+        while (left := deadline - time.monotonic()) > 0:
+            if self.machine.hopeless(left):
+                return
             self.machine.reactor.poll(0.02)
             self._be_still()
             self._look()

@@ -21,16 +21,20 @@ from qmpshim.conformance.explore.system import RealSystem
 from qmpshim.errors import BuildError, NotStarted
 from qmpshim.machine.builds import Build
 from qmpshim.model.behaviour import behaviour_of
-from qmpshim.model.explorer import Mode, explore
+from qmpshim.model.explorer import Exploration, Mode, explore
 from qmpshim.model.system import Choice
-from qmpshim.model.walk import Budget
+from qmpshim.model.walk import Budget, OutOfBudget
 
 _AGAIN = 3  # times that an exploration is repeated because it could not be followed
 
 
 @dataclass(slots=True)
 class Task:
-    """What is the same for all scenarios of a run."""
+    """What is the same for all scenarios of a run.
+
+    :ivar budget: seconds that are shared out among the scenarios
+    :ivar deadline: when all of them have ended, by time.monotonic(), whatever QEMU does
+    """
 
     build: Build
     version: tuple[int, ...]
@@ -40,6 +44,7 @@ class Task:
     seed: int
     crash_points: CrashPoints = NO_CRASH_POINTS
     all_io: bool = False
+    deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +53,28 @@ class Live:
 
     :ivar schedules: executions that are over, of all that is explored of it
     :ivar distinct: outcomes that differ, of what is over
-    :ivar verdicts: schedules that ended with each verdict
+    :ivar sightings: what went wrong in them
     """
 
-    name: str
+    scenario: RealScenario
     schedules: int
     distinct: int
-    verdicts: Counter[str]
+    sightings: tuple[Sighting, ...]
+
+    @property
+    def verdicts(self) -> Counter[str]:
+        """Schedules that ended with each verdict."""
+        verdicts: Counter[str] = Counter()
+        for sighting in self.sightings:
+            verdicts[sighting.violation.kind.value] += sighting.count
+        return verdicts
+
+    def result(self) -> ScenarioResult:
+        """What is known of the scenario, should its exploration end here."""
+        result = ScenarioResult(self.scenario.name, self.scenario.contract, cut_short=True)
+        result.schedules, result.distinct = self.schedules, self.distinct
+        result.sightings = list(self.sightings)
+        return result
 
 
 class _Counting(RealSystem):
@@ -96,7 +116,8 @@ def explore_scenario(
 ) -> ScenarioResult:
     """Explore one scenario on *stage*, for at most so many *seconds*.
 
-    With faults a third of the time goes to exploring without, which tells what can fail.
+    With faults a third of the time goes to exploring without, which tells what can fail. At the
+    task's deadline it ends wherever it is, with what was seen before.
 
     :raises NotStarted: QEMU does not even start; where it did before, only this scenario is skipped
     """
@@ -109,14 +130,18 @@ def explore_scenario(
     result.exhaustive = True
     again_left = _AGAIN
 
-    def tell(system: _Counting) -> None:
-        verdicts: Counter[str] = Counter()
-        for sighting in found.values():
-            verdicts[sighting.violation.kind.value] += sighting.count
-        for one in system.found.values():
-            verdicts[one.violation.kind.value] += one.count
-        tick(Live(scenario.name, result.schedules + system.over, len(outcomes), verdicts))
+    seen: tuple[_Counting | None, int, tuple[Sighting, ...]] = (None, 0, ())
 
+    def tell(system: _Counting) -> None:
+        nonlocal seen
+        violations = sum(one.count for one in system.found.values())
+        if seen[:2] != (system, violations):
+            sightings = dict(found)
+            _collect(system, scenario, sightings)
+            seen = system, violations, tuple(sightings.values())
+        tick(Live(scenario, result.schedules + system.over, len(outcomes), seen[2]))
+
+    stage.deadline = task.deadline
     while plans:
         plan = plans.pop()
         system = _Counting(
@@ -129,12 +154,15 @@ def explore_scenario(
             tick=tell,
             outcomes=outcomes,
         )
-        left = None if seconds is None else seconds - (time.monotonic() - began)
-        if left is not None and left <= 0:
+        now = time.monotonic()
+        left = None if seconds is None else seconds - (now - began)
+        late = task.deadline is not None and now >= task.deadline
+        if late or (left is not None and left <= 0):
             result.exhaustive, result.cut_short = False, True
             break
         if left is not None:
             left /= 3 if task.errnos and not plan else len(plans) + 1
+        explored: Exploration | None
         try:
             explored = explore(system, task.mode, Budget(left), stop=False, seed=task.seed)
         except BuildError as error:
@@ -144,7 +172,14 @@ def explore_scenario(
             result.exhaustive, result.skipped = False, str(error)
             _collect(system, scenario, found)
             break
-        system.leave()
+        except OutOfBudget:  # before the first step
+            explored = None
+        if explored is None or not _left(system):
+            stage.discard()
+            result.exhaustive, result.cut_short = False, True
+            result.schedules += max(0, system.over)
+            _collect(system, scenario, found)
+            break
         if not plan:
             plans = _faults(system.names, task.errnos) + both_refused(system.names, task.errnos)
         statistics = explored.statistics
@@ -167,6 +202,15 @@ def explore_scenario(
     result.distinct, result.seconds = len(outcomes), time.monotonic() - began
     result.sightings = list(found.values())
     return result
+
+
+def _left(system: RealSystem) -> bool:
+    """Go back to the beginning; whether there was time for that."""
+    try:
+        system.leave()
+    except OutOfBudget:
+        return False
+    return True
 
 
 def _faults(names: Iterable[Choice], errnos: Sequence[int]) -> list[dict[Choice, int]]:

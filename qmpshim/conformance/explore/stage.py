@@ -63,13 +63,16 @@ class Stage:
     """One build's QEMU, kept as long as it is fit to be used again.
 
     :param reuse: False starts a fresh process each time
+    :param deadline: of all that is done on it, by time.monotonic(): then OutOfBudget is raised
+        wherever QEMU is waited for, and the process is not fit for use any more
     :ivar resets: how often each way was taken
     :ivar told: kinds of errors that this process has told of in an event, for who wants to know
     """
 
-    def __init__(self, build: Build, reuse: bool = True) -> None:
+    def __init__(self, build: Build, reuse: bool = True, deadline: float | None = None) -> None:
         self.build = build
         self.reuse = reuse
+        self.deadline = deadline
         self.machine: GatedMachine | None = None
         self.resets: Counter[str] = Counter()
         self._running = False  # replication or backup was started and never stopped
@@ -107,7 +110,7 @@ class Stage:
 
     def _fresh(self, shape: Shape) -> GatedMachine:
         self.resets["fresh"] += 1
-        machine = self.machine = GatedMachine(self.build, shape)
+        machine = self.machine = GatedMachine(self.build, shape, self.deadline)
         if shape.secondary == "raw":
             self._put_back(machine, self._base)
             self._start(machine)
