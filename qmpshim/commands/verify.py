@@ -26,16 +26,25 @@ from qmpshim.commands.console import (
     replay_command,
     run_cancellable,
     run_interruptible,
+    seconds,
     size,
     write_json,
 )
 from qmpshim.conformance import bundle as bundles
+from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.explore.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.replay import replay_schedule
 from qmpshim.conformance.explore.run import BEFORE
 from qmpshim.conformance.explore.setup_state import other_state
 from qmpshim.conformance.pair.bundle import is_pair
-from qmpshim.conformance.verify import Outcome, replay, setup_for, split, verify
+from qmpshim.conformance.verify import (
+    SHRINK_SECONDS,
+    Outcome,
+    replay,
+    setup_for,
+    split,
+    verify,
+)
 from qmpshim.errors import DriverMissing, InputError
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.files import slug
@@ -62,6 +71,13 @@ def add(commands: Any) -> None:
         "--cluster", type=size, default=64 << 10, help="qcow2 cluster size (default 64k)"
     )
     verifying.add_argument("--secondary", choices=["raw", "qcow2"], default="raw")
+    verifying.add_argument(
+        "--shrink",
+        type=seconds,
+        default=SHRINK_SECONDS,
+        metavar="TIME",
+        help=f"for making the case of a divergence small (default {SHRINK_SECONDS:g}s)",
+    )
     output_options(verifying, "images, logs and bundles")
     verifying.set_defaults(run=_verify)
 
@@ -104,7 +120,7 @@ def _verify(args: argparse.Namespace, console: Console) -> int:
             raise InputError(str(error)) from error
 
     status = on_each(chosen, console, on)
-    if status not in (OK, DIVERGED):  # interrupted, or none could be tested
+    if not outcomes:
         return status
     found = [one.result.divergence for one in outcomes if one.result.divergence]
     write_json(
@@ -139,6 +155,16 @@ async def _verify_build(
     }
     console.line(f"QEMU {version}")
     outcomes: list[Outcome] = []
+
+    def done(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        into.append(outcome)
+        _show(outcome, console)
+
+    def at_once(divergence: Divergence) -> None:
+        console.line(f"{divergence}")
+        console.line(f"  making the case small, for {args.shrink:g} s at most")
+
     with Workspace() as workspace:
         for workflow, share in split(args.ops, workflows).items():
             outcome = await verify(
@@ -150,9 +176,11 @@ async def _verify_build(
                 keep or BUNDLES,
                 console.progress,
                 keep,
+                args.shrink,
+                at_once,
+                done,
             )
-            outcomes.append(outcome)
-            _show(outcome, console)
+            done(outcome)
     diverged = [outcome for outcome in outcomes if outcome.result.divergence]
     total = sum(outcome.result.done for outcome in outcomes)
     seconds = sum(outcome.result.seconds for outcome in outcomes)
@@ -161,7 +189,6 @@ async def _verify_build(
         f"{'DIVERGED' if diverged else 'all as predicted'}: {total} operations, "
         f"{clusters} clusters compared, {seconds:.1f} s"
     )
-    into += outcomes
     return DIVERGED if diverged else OK
 
 
@@ -187,12 +214,14 @@ def _show(outcome: Outcome, console: Console) -> None:
         console.line(f"  known defect, as predicted: {known} ({number}x)")
     found = result.divergence
     if found is None:
-        console.line("  verdict: as predicted")
+        how = "as predicted, until it was interrupted" if outcome.interrupted else "as predicted"
+        console.line(f"  verdict: {how}")
         return
     console.line(f"  verdict: {found.verdict} ({found.where})")
     console.line(f"    predicted: {found.predicted}")
     console.line(f"    observed:  {found.observed}")
-    console.line(f"  minimal case, {len(outcome.operations)} operations:")
+    smallest = "smallest case so far" if outcome.interrupted else "minimal case"
+    console.line(f"  {smallest}, {len(outcome.operations)} operations:")
     for operation in outcome.operations[:30]:
         console.line(f"    {operation}")
     if len(outcome.operations) > 30:

@@ -42,6 +42,7 @@ from qmpshim.model.disk import PAGE
 
 log = logging.getLogger(__name__)
 
+SILENCE = 5.0  # seconds for which QEMU may do nothing at all while it owes an answer
 _TICK = 0.2  # seconds between two progress reports
 _UNPREDICTED = Prediction()
 _LONGEST = 2048  # sectors of the writes whose data is made in place
@@ -56,6 +57,7 @@ class Setup:
     :ivar qemu_img: how to run the matching ``qemu-img``
     :ivar behaviour: what the model is told about this version
     :ivar limit: seconds any one command or request may take
+    :ivar silence: seconds of those for which QEMU may do nothing at all
     :ivar chain: the class that builds the real chain; sabotage comes in here
     :ivar oracle: the class that predicts; and here
     """
@@ -69,6 +71,7 @@ class Setup:
     limit: float = COMMAND_LIMIT
     chain: Callable[[Qemu, ChainSpec, Path, Sequence[str]], SecondaryChain] = SecondaryChain
     oracle: Callable[[ChainSpec, Behaviour], Oracle] = Oracle
+    silence: float = SILENCE
 
 
 @dataclass(slots=True)
@@ -79,6 +82,7 @@ class Result:
     :ivar operations: how many of each ``side kind`` were done
     :ivar known: how often a prediction rested on a known defect, and QEMU did just that
     :ivar clusters: clusters' worth of bytes compared
+    :ivar slowest: seconds that the longest operation took, of those that ended
     """
 
     divergence: Divergence | None = None
@@ -87,6 +91,7 @@ class Result:
     clusters: int = 0
     checks: int = 0
     seconds: float = 0.0
+    slowest: float = 0.0
 
     @property
     def done(self) -> int:
@@ -117,6 +122,7 @@ async def open_rig(setup: Setup, directory: Path) -> Rig:
     """
     limit = setup.limit + setup.spec.emptying
     qemu = Qemu(setup.command, directory, machine=setup.machine, env=setup.env, limit=limit)
+    qemu.silence = setup.silence
     await qemu.start()
     chain = setup.chain(qemu, setup.spec, directory, setup.qemu_img)
     rig = Rig(qemu, chain, setup.oracle(setup.spec, setup.behaviour), directory)
@@ -180,6 +186,7 @@ class Session:
     async def run(self, operations: Iterable[Operation]) -> Result:
         """Do *operations* until the first divergence or the end."""
         began = time.monotonic()
+        now, slowest = began, 0.0
         tick = began + _TICK
         operation = None
         counts: Counter[tuple[Side, Kind]] = Counter()
@@ -207,7 +214,9 @@ class Session:
                 if found is not None:
                     self.result.divergence = found
                     break
-                now = time.monotonic()
+                before, now = now, time.monotonic()
+                if now - before > slowest:
+                    self.result.slowest = slowest = now - before
                 if now > tick:
                     tick = now + _TICK
                     self.result.seconds = now - began

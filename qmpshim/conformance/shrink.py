@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -16,7 +17,7 @@ async def shrink(
     divergence: Divergence,
     reproduce: Reproduce,
     seconds: float = 60.0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[Sequence[Operation], Divergence, int], None] | None = None,
 ) -> tuple[list[Operation], Divergence]:
     """Leave out operations, then make the rest smaller, as long as the signature stays.
 
@@ -24,8 +25,9 @@ async def shrink(
     2002): halves first, then smaller pieces, until no single operation can be left out.
 
     :param reproduce: runs a list of operations on a fresh chain and gives what diverged
-    :param seconds: stop after about this long, with the smallest list so far
-    :param progress: called with runs done and operations left
+    :param seconds: stop after this long, with the smallest list so far; a run that does not end
+        by then shows nothing
+    :param progress: called with the operations that are left, what they showed, and runs done
     """
     deadline = time.monotonic() + seconds
     # Nothing after the operation that showed it matters; a check after it may be what shows it.
@@ -36,12 +38,16 @@ async def shrink(
     async def still(candidate: list[Operation]) -> bool:
         nonlocal best, found, runs
         runs += 1
-        seen = await reproduce(candidate)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                seen = await reproduce(candidate)
+        except TimeoutError:
+            return False
         if seen is None or seen.signature != divergence.signature:
             return False
         best, found = candidate, seen
         if progress is not None:
-            progress(runs, len(best))
+            progress(best, found, runs)
         return True
 
     if not await still(list(best)):

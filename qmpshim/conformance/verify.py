@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -25,7 +26,9 @@ from qmpshim.model.chain import Workflow
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
-SHRINK_SECONDS = 60.0
+SHRINK_SECONDS = 20.0
+_EVIDENCE = 10.0  # seconds that the run for the bundle may take longer than all of the workload
+_SHORTEST_SILENCE = 0.5  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Outcome:
 
     :ivar bundle: where the replay bundle is, if there is one
     :ivar operations: of the shrunk case
+    :ivar interrupted: this is what there was until somebody ended it
     """
 
     setup: Setup
@@ -42,6 +46,7 @@ class Outcome:
     version: str
     bundle: Path | None = None
     operations: tuple[Operation, ...] = ()
+    interrupted: bool = False
 
     @property
     def never(self) -> list[str]:
@@ -70,6 +75,7 @@ class Outcome:
             "divergence": found.to_json() if found else None,
             "minimal": [str(operation) for operation in self.operations],
             "bundle": str(self.bundle) if self.bundle else None,
+            "interrupted": self.interrupted,
         }
 
 
@@ -109,6 +115,8 @@ async def verify(
     progress: Progress,
     keep: Path | None = None,
     shrinking: float = SHRINK_SECONDS,
+    diverged: Callable[[Divergence], None] = lambda divergence: None,
+    interrupted: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Outcome:
     """Run *count* operations of workload *seed*; shrink and bundle the first divergence.
 
@@ -117,11 +125,16 @@ async def verify(
     :param progress: is told what is going on, now and then
     :param keep: copy images and logs there when all went as predicted
     :param shrinking: seconds that making a case small may take
+    :param diverged: told of a divergence at once, before it is made small
+    :param interrupted: at a cancellation, which is passed on, told what there is by then
     """
     operations = list(Workload(setup.spec, seed).take(count))
     workflow = setup.spec.workflow
+    so_far = Result()
 
     def tell(result: Result, doing: str) -> None:
+        nonlocal so_far
+        so_far = result
         rate = result.done / result.seconds if result.seconds else 0
         progress(f"{workflow}: {result.done}/{count} operations, {rate:,.0f}/s, {doing}")
 
@@ -129,71 +142,110 @@ async def verify(
         if keep is not None and rig is not None and result.divergence is None:
             copy_tree(rig.directory, keep / workflow.value, "*.sock", "*.copy")
 
-    result = await run_case(setup, operations, workspace.subdirectory(workflow.value), tell, at_end)
+    directory = workspace.subdirectory(workflow.value)
+    try:
+        result = await run_case(setup, operations, directory, tell, at_end)
+    except asyncio.CancelledError:
+        interrupted(Outcome(setup, seed, so_far, version, interrupted=True))
+        raise
     if result.divergence is None:
         return Outcome(setup, seed, result, version)
-    progress(f"{workflow}: {result.divergence.verdict} found; looking for a minimal case")
-    minimal, saved = await minimise(
-        setup,
-        version,
-        operations,
-        result.divergence,
-        seed,
-        workspace,
-        bundles,
-        progress,
-        shrinking,
-    )
-    result.divergence = minimal[1]
-    return Outcome(setup, seed, result, version, saved, tuple(minimal[0]))
+    diverged(result.divergence)
+    minimising = Minimising(setup, version, seed, workspace, bundles, progress)
+    try:
+        await minimising.run(operations, result, shrinking)
+    except asyncio.CancelledError:
+        minimising.save_as_it_is()
+        interrupted(minimising.outcome(result, interrupted=True))
+        raise
+    return minimising.outcome(result)
 
 
-async def minimise(
-    setup: Setup,
-    version: str,
-    operations: Sequence[Operation],
-    divergence: Divergence,
-    seed: int,
-    workspace: Workspace,
-    bundles: Path,
-    progress: Progress,
-    seconds: float = SHRINK_SECONDS,
-) -> tuple[tuple[list[Operation], Divergence], Path]:
-    """Shrink a diverging case and save its bundle.
+class Minimising:
+    """Makes a diverging case small and saves its bundle.
 
-    :returns: the minimal operations with their divergence, and where the bundle is
+    :ivar operations: the smallest case so far, :ivar found: what it shows
+    :ivar saved: where the bundle is, once there is one
     """
-    # A hang must not cost the full limit at each try.
-    quick = replace(setup, limit=min(setup.limit, 5.0))
 
-    async def reproduce(candidate: Sequence[Operation]) -> Divergence | None:
-        directory = workspace.subdirectory("shrink")
+    def __init__(
+        self,
+        setup: Setup,
+        version: str,
+        seed: int,
+        workspace: Workspace,
+        bundles: Path,
+        progress: Progress,
+    ) -> None:
+        self.setup, self.version, self.seed = setup, version, seed
+        self._workspace, self._bundles, self._progress = workspace, bundles, progress
+        self.operations: list[Operation] = []
+        self.found: Divergence | None = None
+        self.saved: Path | None = None
+
+    async def run(
+        self, operations: Sequence[Operation], result: Result, seconds: float = SHRINK_SECONDS
+    ) -> None:
+        """Do it.
+
+        :param result: what the operations showed
+        :param seconds: for making the case small
+        """
+        first = self.found = result.divergence
+        assert first is not None
+        self.operations = [one for one in operations if one.number <= first.operation]
+        # A hang must not cost the full limit at each try: QEMU does nothing for many times as long
+        # as any of these operations took.
+        silence = min(self.setup.silence, max(_SHORTEST_SILENCE, 10 * result.slowest))
+        quick = replace(self.setup, limit=min(self.setup.limit, 5.0), silence=silence)
+
+        async def reproduce(candidate: Sequence[Operation]) -> Divergence | None:
+            directory = self._workspace.subdirectory("shrink")
+            try:
+                return (await run_case(quick, candidate, directory)).divergence
+            finally:
+                shutil.rmtree(directory, ignore_errors=True)
+
+        minimal, self.found = await shrink(operations, first, reproduce, seconds, self._smaller)
+        self.operations = minimal
+        directory = self._workspace.subdirectory("bundle")
         try:
-            return (await run_case(quick, candidate, directory)).divergence
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            async with asyncio.timeout(result.seconds + _EVIDENCE):
+                await run_case(quick, minimal, directory, at_end=self._save)
+        except TimeoutError:
+            self.save_as_it_is()
 
-    def tell(runs: int, left: int) -> None:
-        progress(f"{setup.spec.workflow}: shrinking, {left} operations left after {runs} runs")
+    def _smaller(self, operations: Sequence[Operation], found: Divergence, runs: int) -> None:
+        self.operations, self.found = list(operations), found
+        left = len(operations)
+        workflow = self.setup.spec.workflow
+        self._progress(f"{workflow}: shrinking, {left} operations left after {runs} runs")
 
-    minimal, found = await shrink(operations, divergence, reproduce, seconds, tell)
-    target = bundles / f"{setup.spec.workflow}-{found.verdict}-seed{seed}"
-    build = {"version": version, "command": list(setup.command), "machine": setup.machine}
+    def save_as_it_is(self) -> None:
+        """Save the case without another run of it, if it is not saved yet."""
+        if self.saved is None and self.found is not None:
+            self._save(None, Result(self.found))
 
-    def save(rig: Rig | None, result: Result) -> None:
-        nonlocal target
+    def _save(self, rig: Rig | None, result: Result) -> None:
+        assert self.found is not None
+        setup, seed = self.setup, self.seed
+        build = {"version": self.version, "command": list(setup.command), "machine": setup.machine}
         case = bundle.Case(
             setup.spec,
             setup.behaviour,
-            tuple(minimal),
-            result.divergence or found,
+            tuple(self.operations),
+            result.divergence or self.found,
             seed,
             build,
         )
-        target = bundle.save(target, case, rig, setup)
+        target = self._bundles / f"{setup.spec.workflow}-{self.found.verdict}-seed{seed}"
+        self.saved = bundle.save(target, case, rig, setup)
 
-    await run_case(quick, minimal, workspace.subdirectory("bundle"), at_end=save)
-    return (minimal, found), target
+    def outcome(self, result: Result, interrupted: bool = False) -> Outcome:
+        """The outcome of a verification whose whole workload had this result."""
+        result.divergence = self.found
+        case = tuple(self.operations)
+        return Outcome(self.setup, self.seed, result, self.version, self.saved, case, interrupted)
 
 
 async def replay(

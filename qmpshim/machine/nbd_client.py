@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import math
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from qmpshim.errors import HostError, IOFailed, MachineDied, MachineHung
 
 SECTOR = 512
 _PIECE = 8 << 20  # bytes of data in one request
+_LOOK = 0.25  # seconds between two looks at a server that owes an answer
 
 
 def _libnbd() -> Any:
@@ -65,12 +68,20 @@ class NbdClient:
     :param plain: no structured replies. With them QEMU's server answers a read of what block status
         calls zero without reading it (``nbd_co_send_sparse_read``), so that the read never meets
         the filters above the image, as a guest's would
+    :param is_silent: asked now and then while an answer is waited for: whether none will come
     :raises MachineDied: the server does not answer or does not know the export
     """
 
-    def __init__(self, uri: str, limit: float = 30.0, plain: bool = False) -> None:
+    def __init__(
+        self,
+        uri: str,
+        limit: float = 30.0,
+        plain: bool = False,
+        is_silent: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._nbd = _libnbd()
         self._limit = limit
+        self._is_silent = is_silent
         self._handle: Any = self._nbd.NBD()
         if plain:
             self._handle.set_request_structured_replies(False)
@@ -123,15 +134,20 @@ class NbdClient:
         :raises MachineHung: no answer within the limit
         """
         handle = self._handle
-        deadline = 0.0
+        deadline = look = 0.0
         try:
             while not handle.aio_command_completed(cookie):
                 now = time.monotonic()
                 if not deadline:
-                    deadline = now + self._limit
+                    deadline, look = now + self._limit, now + _LOOK
                 elif now > deadline:
                     raise MachineHung(f"an NBD request was not answered in {self._limit:g} s")
-                handle.poll(int(min(1.0, deadline - now) * 1000) + 1)
+                elif now > look:
+                    look = now + _LOOK
+                    if self._is_silent():
+                        waited = min(self._limit, math.ceil(now - deadline + self._limit))
+                        raise MachineHung(f"an NBD request was not answered in {waited:g} s")
+                handle.poll(int(min(_LOOK, deadline - now) * 1000) + 1)
         except self._nbd.Error as error:
             raise self._failure("request", error) from error
 

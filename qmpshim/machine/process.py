@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,13 @@ from qmpshim.errors import (
     MachineHung,
     ProtocolBroken,
 )
+from qmpshim.machine.stillness import Idleness
 from qmpshim.machine.workspace import dies_with_owner
 
 log = logging.getLogger(__name__)
 
 COMMAND_LIMIT = 30.0  # seconds a QMP command may take before QEMU counts as hung
+_LOOK = 0.25  # seconds between two looks at a QEMU that owes one
 _ENDING = 5.0  # seconds that it may take from the end of its connection to its own
 _GLANCE = 0.02  # seconds between two looks
 
@@ -62,6 +66,8 @@ class Qemu:
     :param limit: seconds a command may take
     :param pass_fds: descriptors that the arguments speak of
     :param start_limit: seconds it may take from exec to the first answer, if that is more
+    :ivar silence: seconds that it may do nothing at all while it owes an answer: to be set where
+        nothing but QEMU itself can be what it waits for
     """
 
     def __init__(
@@ -78,6 +84,8 @@ class Qemu:
         self.directory = directory
         self.start_limit = max(limit, start_limit)
         self.limit = limit
+        self.silence = math.inf
+        self._idleness: Idleness | None = None
         self.argv = [
             *command,
             *("-machine", machine, "-nodefaults", "-display", "none", "-no-user-config"),
@@ -125,6 +133,7 @@ class Qemu:
             ours.close()
             where = f"{error.filename}: " if error.filename else ""
             raise HostError(f"cannot start {self.argv[0]}: {where}{error.strerror}") from error
+        self._idleness = Idleness(self._process.pid)
         ours.setblocking(False)
         try:
             async with asyncio.timeout(self.start_limit):
@@ -175,19 +184,22 @@ class Qemu:
         if arguments:
             message["arguments"] = dict(arguments)
         self._note("->", message)
+        began = time.monotonic()
         try:
             # Not asyncio.wait_for(): until Python 3.12 it swallows a cancellation that comes in
             # the moment of the answer, and Ctrl-C would have no effect.
-            async with asyncio.timeout(self.limit):
-                result = await self._client.execute(command, message.get("arguments"), oob=oob)
+            async with asyncio.timeout(self.limit) as timer:
+                with self._watched(timer):
+                    result = await self._client.execute(command, message.get("arguments"), oob=oob)
         except ExecuteError as error:
             self._note(
                 "<-", {"error": {"class": error.error_class, "desc": error.error.error.desc}}
             )
             raise CommandFailed(command, error.error_class, error.error.error.desc) from error
         except TimeoutError as error:
-            self._note("<-", {"qmpshim": f"no answer in {self.limit} s"})
-            raise MachineHung(f"{command}: no answer in {self.limit:g} s") from error
+            waited = min(self.limit, math.ceil(time.monotonic() - began))
+            self._note("<-", {"qmpshim": f"no answer in {waited:g} s"})
+            raise MachineHung(f"{command}: no answer in {waited:g} s") from error
         except (QMPError, EOFError, OSError) as error:
             if (fault := await self._nonsense(error)) is not None:
                 told = " ".join(str(fault).split())
@@ -197,6 +209,31 @@ class Qemu:
             raise self.died(command, 0.0) from error
         self._note("<-", {"return": result})
         return result
+
+    def is_silent(self) -> bool:
+        """Whether QEMU has done nothing for longer than it may; to be asked again and again while
+        it owes an answer.
+        """
+        return self._idleness is not None and self._idleness.seconds() >= self.silence
+
+    @contextlib.contextmanager
+    def _watched(self, timer: asyncio.Timeout) -> Iterator[None]:
+        """Let *timer* run out when QEMU is silent."""
+        loop = asyncio.get_running_loop()
+        next_look: asyncio.TimerHandle | None = None
+
+        def look() -> None:
+            nonlocal next_look
+            if self.is_silent():
+                timer.reschedule(loop.time())
+            else:
+                next_look = loop.call_later(_LOOK, look)
+
+        next_look = loop.call_later(_LOOK, look)
+        try:
+            yield
+        finally:
+            next_look.cancel()
 
     async def _nonsense(self, error: Exception) -> ProtocolError | None:
         """What was wrong with what QEMU said, if that ended the connection."""

@@ -241,11 +241,11 @@ class SecondaryChain:
         return nbd_uri(self.named(export), self.socket)
 
     def _connect(self, export: str) -> NbdClient:
-        return NbdClient(self.uri(export), self.qemu.limit, plain=True)
+        return NbdClient(self.uri(export), self.qemu.limit, True, self.qemu.is_silent)
 
     def inspect(self, export: str) -> NbdClient:
         """Another connection to an export, with block status; the caller closes it."""
-        return NbdClient(self.uri(export), self.qemu.limit)
+        return NbdClient(self.uri(export), self.qemu.limit, is_silent=self.qemu.is_silent)
 
     async def _unexport(self, name: str) -> None:
         name = self.named(name)

@@ -58,6 +58,7 @@ class Emulator(Qemu):
         self._keep_fds = tuple(keep_fds)
         self._own_stdin = own_stdin
         self._process = None
+        self._idleness = None  # the shim's watchdog sees to that
         self._log = None
         self.shim: Shim
 

@@ -9,7 +9,7 @@ from sabotages import SABOTAGES, Sabotage
 
 from qmpshim.conformance import bundle
 from qmpshim.conformance.session import run_case
-from qmpshim.conformance.verify import minimise, replay, setup_for
+from qmpshim.conformance.verify import Minimising, replay, setup_for
 from qmpshim.conformance.workload import Workload
 from qmpshim.machine.builds import Build
 from qmpshim.machine.workspace import Workspace
@@ -29,22 +29,18 @@ async def convict(sabotage: Sabotage, build: Build, workspace: Workspace) -> Non
     # A short workload need not contain what is sabotaged, or lets another one notice it first.
     for seed in range(1, 9):
         operations = [o for o in Workload(setup.spec, seed).take(100) if sabotage.of(o)]
-        found = (await run_case(setup, operations, workspace.subdirectory("all"))).divergence
+        whole = await run_case(setup, operations, workspace.subdirectory("all"))
+        found = whole.divergence
         if found is not None and found.where == sabotage.where:
             break
     assert found is not None, "nobody noticed"
     assert (found.verdict, found.where) == (sabotage.verdict, sabotage.where), str(found)
     runs: list[str] = []
-    (minimal, found), saved = await minimise(
-        setup,
-        build.name,
-        operations,
-        found,
-        seed,
-        workspace,
-        workspace.path / "bundles",
-        runs.append,
-    )
+    bundles = workspace.path / "bundles"
+    minimising = Minimising(setup, build.name, seed, workspace, bundles, runs.append)
+    await minimising.run(operations, whole, 60.0)
+    minimal, found, saved = minimising.operations, minimising.found, minimising.saved
+    assert found is not None and saved is not None
     assert (found.verdict, found.where) == (sabotage.verdict, sabotage.where), str(found)
     assert len(minimal) <= sabotage.most, [str(operation) for operation in minimal]
     # The bundle shows it again, as long as the sabotage is there, and an honest QEMU does not.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -23,9 +24,10 @@ def wait_for(what: Callable[[], object], limit: float = LIMIT) -> None:
         time.sleep(0.01)
 
 
-def running(qmpshim: CommandLine) -> subprocess.Popen[str]:
+def running(qmpshim: CommandLine, *words: str) -> subprocess.Popen[str]:
     """A verification in full swing."""
-    process = qmpshim.start("verify", "--ops", OPERATIONS, "--size", "16M", "--workflow", "backup")
+    usual = ("--ops", OPERATIONS, "--size", "16M", "--workflow", "backup")
+    process = qmpshim.start("verify", *usual, *words)
     assert process.stdout is not None
     while not re.match(rf"backup: \d+/{OPERATIONS} operations", line := process.stdout.readline()):
         assert line, process.communicate()
@@ -97,14 +99,19 @@ def test_interrupted_at_any_moment(qmpshim: CommandLine) -> None:
 
 
 def test_interrupted_while_a_case_is_shrunk(qmpshim: CommandLine) -> None:
-    process = running(qmpshim)
+    """What was found is not lost: the case is kept as small as it is by then."""
+    process = running(qmpshim, "--json", "told.json")
     os.kill(qmpshim.emulators()[0], signal.SIGKILL)
     wait_for(lambda: list(qmpshim.temporary.glob("qmpshim-*/shrink/nbd.sock")))
     process.send_signal(signal.SIGINT)
     status, said = ended(process, LIMIT)
     assert status == 128 + signal.SIGINT, said
     assert qmpshim.left() == []
-    assert not list(qmpshim.home.glob("qmpshim-bundles/*"))
+    (bundle,) = qmpshim.home.glob("qmpshim-bundles/backup-crash-seed1")
+    assert json.loads((bundle / "case.json").read_text())["operations"]
+    told = json.loads((qmpshim.home / "told.json").read_text())
+    (run,) = told["runs"]
+    assert run["interrupted"] and run["divergence"]["verdict"] == "crash"
 
 
 def test_qemu_is_killed(qmpshim: CommandLine) -> None:
