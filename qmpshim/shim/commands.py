@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.oracle import Oracle, View
-from qmpshim.errors import InputError
+from qmpshim.errors import InputError, MachineHung
 from qmpshim.machine.builds import Build
 from qmpshim.machine.secondary import SECTOR
 from qmpshim.model.chain import Workflow
@@ -91,8 +91,10 @@ class Commands:
             "operations": watch.ledger.operations,
             "divergences": len(watch.divergences),
             "doubts": list(watch.doubts),
-            "endpoints": await watch.endpoints.told(),
+            "endpoints": await self._endpoints(),
         }
+        if shim.watchdog.is_hung:
+            status["hung"] = int(shim.upstream.silent_for)
         if watch.found is not None and watch.oracle is not None:
             found, chain = watch.found, watch.oracle.chain
             running = "running" if chain.job is not None else "none"
@@ -110,6 +112,14 @@ class Commands:
         elif watch.unmet:
             status["not-modelled"] = watch.unmet
         return status
+
+    async def _endpoints(self) -> object:
+        """Those that there are, or were when QEMU answered last."""
+        endpoints = self._watch.endpoints
+        try:
+            return await endpoints.told()
+        except MachineHung:
+            return endpoints.known()
 
     async def _predict(self, arguments: dict[str, Value]) -> object:
         found, oracle = self._watch.model()

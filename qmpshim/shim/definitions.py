@@ -59,6 +59,7 @@ OBJECTS: Mapping[str, tuple[Field, ...]] = {
         Field("divergences", "int"),
         Field("doubts", "[str]"),
         Field("endpoints", "[XShimEndpoint]"),
+        Field("hung", "int", True),
         Field("chain", "XShimChain", True),
         Field("not-modelled", "str", True),
     ),
@@ -137,6 +138,8 @@ OBJECTS: Mapping[str, tuple[Field, ...]] = {
     "XShimSchedule": (Field("steps", "[str]"),),
     "XShimWatched": (Field("node", "str"),),
     "XShimNothing": (),
+    "XShimHung": (Field("seconds", "int"), Field("commands", "[str]")),
+    "XShimAnswers": (Field("seconds", "int"),),
     "XShimGone": (
         Field("reason", "str"),
         Field("status", "int", True),
@@ -180,7 +183,9 @@ COMMANDS: Mapping[str, Definition] = {
 EVENTS: Mapping[str, str] = {
     "X_SHIM_DIVERGENCE": "XShimVerdict",
     "X_SHIM_HELD": "XShimHeldIO",
+    "X_SHIM_QEMU_ANSWERS": "XShimAnswers",
     "X_SHIM_QEMU_GONE": "XShimGone",
+    "X_SHIM_QEMU_HUNG": "XShimHung",
 }
 _JSON_TYPES = {"int": "int", "str": "string", "bool": "boolean", "any": "value"}
 _EXPECTED = {**_JSON_TYPES, "int": "integer"}

@@ -194,6 +194,7 @@ async def _chained(
             *(gate, emulator.pid, schedule),
             lambda held: watch.shim.emit("X_SHIM_HELD", held_io(held)),
         )
+        served.shim.watchdog.excused = lambda: bool(gate.held)
         stack.push_async_callback(hand.close)  # or QEMU would never end
         with hand.aside():
             await watch.start()

@@ -26,7 +26,8 @@ from qmpshim.shim.session import (
     error_reply,
     return_reply,
 )
-from qmpshim.shim.upstream import Reply, Upstream
+from qmpshim.shim.upstream import Overdue, Reply, Upstream
+from qmpshim.shim.watchdog import HUNG, Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,11 @@ log = logging.getLogger(__name__)
 #: out-of-band command always gets through.
 WINDOW = 7
 BACKLOG_LIMIT = 16 << 20  # bytes that may wait for a client that does not read
+_LIMIT = 30.0  # seconds that QEMU may take to answer, unless it is said
+#: Arguments of qmp_capabilities that a QEMU which offers out-of-band execution accepts.
+_GOOD: tuple[dict[str, Value] | None, ...] = (None, {}, {"enable": []}, {"enable": ["oob"]})
+#: Commands whose reply is the same as long as QEMU lives.
+_CONSTANT = frozenset({"query-qmp-schema", "query-commands"})
 _FAREWELL = 5.0  # seconds a client has to read the last words
 #: The id of exports that the shim makes for itself; clients are not told when they end.
 OWN_EXPORT = "x-shim-view"
@@ -93,10 +99,13 @@ class Shim:
         self._event_waiters: list[Callable[[bytes], None]] = []
         self.upstream = Upstream(sock, self.batch, self._on_event, self._on_gone)
         self._descriptors = Descriptors(self.upstream, self._finish)
+        self.watchdog = Watchdog(self.upstream, self.emit)
+        self._constant: dict[str, Reply] = {}  # the latest replies to _CONSTANT
 
     async def start(self, limit: float = 30.0) -> None:
-        """Negotiate with QEMU.
+        """Negotiate with QEMU, and watch it from then on.
 
+        :param limit: seconds that it may take to answer anything
         :raises MachineDied: QEMU went away
         :raises MachineHung: no greeting, or no answer, within *limit* seconds
         """
@@ -120,6 +129,7 @@ class Shim:
             ) from error
         greeting = {"QMP": self.upstream.greeting["QMP"]}
         self._greeting = json.dumps(greeting).encode() + b"\r\n"
+        self.watchdog.start(limit)
 
     # -- clients ------------------------------------------------------------
 
@@ -170,6 +180,8 @@ class Shim:
             self._negotiate(client, work)
         elif work.name in self.handlers:
             self._own(client, work)
+        elif self.watchdog.is_hung and not work.oob:
+            self._answer_without_qemu(client, work)
         elif work.name in self.intercepts and not work.oob:
             self._later(self._intercept(client, work))
         elif work.name in WITH_FD:
@@ -181,16 +193,41 @@ class Shim:
         def answered(reply: Reply | None) -> None:
             self._finish(client, command, reply)
 
-        self.upstream.send(command.name, command.arguments, answered, command.oob)
+        def late(reply: Reply) -> None:
+            self._watched(command, reply)
+
+        self.upstream.send(command.name, command.arguments, answered, command.oob, late=late)
+
+    def _answer_without_qemu(self, client: Client, command: Command) -> None:
+        """What is known of a QEMU that does not answer is told, for all else there is an error."""
+        known = self._constant.get(command.name)
+        if known is None or command.arguments:
+            self._answer(client, command, self.watchdog.refusal.with_id(command.id))
+        else:
+            self._answer(client, command, self.patches[command.name](known).with_id(command.id))
+
+    def _answer(self, client: Client, command: Command, text: bytes) -> None:
+        """Answer a command while its client is being served, which will go on with the next."""
+        client.answered(text, command.oob)
+        if not command.oob:
+            self._in_band -= 1
+
+    def _watched(self, command: Command, reply: Reply) -> None:
+        """The shim learns what QEMU said to a command."""
+        watcher = self.watchers.get(command.name)
+        if watcher is not None:
+            watcher(command, reply)
+        if command.name in _CONSTANT and not reply.failed:
+            self._constant[command.name] = reply
 
     def _finish(self, client: Client, command: Command, reply: Reply | None) -> None:
         if reply is None:
             desc = "QEMU went away before it answered"
             text = b"" if self._shut_down else error_reply(GENERIC, desc, command.id)
+        elif isinstance(reply, Overdue):
+            text = reply.with_id(command.id)
         else:
-            watcher = self.watchers.get(command.name)
-            if watcher is not None:
-                watcher(command, reply)
+            self._watched(command, reply)
             patch = self.patches.get(command.name)
             if patch is not None and not reply.failed:
                 reply = patch(reply)
@@ -205,26 +242,35 @@ class Shim:
         client.pump()
 
     def _negotiate(self, client: Client, command: Command) -> None:
-        """Let QEMU judge the arguments: it has negotiated, so to good ones it says just that."""
+        """QEMU has negotiated with us: what is wrong in the arguments it says, the rest is ours."""
 
         def judged(reply: Reply | None) -> None:
             if reply is None or reply.value().get("error", {}).get("class") != NOT_FOUND:
                 self._finish(client, command, reply)
                 return
-            enable = (command.arguments or {}).get("enable", [])
-            assert isinstance(enable, list)
-            if "oob" in enable and not self.upstream.oob:
-                text = error_reply(GENERIC, "Capability oob not available", command.id)
-            else:
-                client.session.oob = "oob" in enable
-                client.session.negotiated = True
-                self.spread()  # not to the newcomer
-                if client in self.clients:
-                    self._listeners[client] = None
-                text = return_reply({}, command.id)
-            self._finish_with(client, command, text)
+            self._finish_with(client, command, self._negotiated(client, command))
 
-        self.upstream.send(command.name, command.arguments, judged)
+        if command.arguments in _GOOD:
+            self._answer(client, command, self._negotiated(client, command))
+            if self.watchdog.is_hung:
+                client.link.write(self._event(HUNG, self.watchdog.event))
+        elif self.watchdog.is_hung:
+            self._answer(client, command, self.watchdog.refusal.with_id(command.id))
+        else:
+            self.upstream.send(command.name, command.arguments, judged)
+
+    def _negotiated(self, client: Client, command: Command) -> bytes:
+        """Let a client in, or not; the reply to it."""
+        enable = (command.arguments or {}).get("enable", [])
+        assert isinstance(enable, list)
+        if "oob" in enable and not self.upstream.oob:
+            return error_reply(GENERIC, "Capability oob not available", command.id)
+        client.session.oob = "oob" in enable
+        client.session.negotiated = True
+        self.spread()  # not to the newcomer
+        if client in self.clients:
+            self._listeners[client] = None
+        return return_reply({}, command.id)
 
     # -- the shim's own commands ------------------------------------------------------------
 
@@ -256,6 +302,8 @@ class Shim:
 
     async def ask(self, command: Command) -> Reply | None:
         """Send a client's command to QEMU; None when QEMU goes away first."""
+        if self.watchdog.is_hung:
+            return self.watchdog.refusal
         future: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
 
         def answered(reply: Reply | None) -> None:
@@ -279,14 +327,20 @@ class Shim:
             self._finish_with(client, command, text)
 
     async def execute(
-        self, command: str, arguments: Mapping[str, Any] | None = None, limit: float = 30.0
+        self, command: str, arguments: Mapping[str, Any] | None = None, limit: float | None = None
     ) -> Any:
         """Run a command for the shim itself.
 
+        :param limit: seconds that it may take, if not as long as any other
         :raises CommandFailed: QEMU answered with an error
         :raises MachineDied: QEMU went away
         :raises MachineHung: no answer within *limit* seconds
         """
+        if self.watchdog.is_hung:
+            silent = self.upstream.silent_for
+            raise MachineHung(f"{command}: QEMU has not answered for {silent:.0f} s")
+        if limit is None:
+            limit = self.watchdog.limit or _LIMIT
         future: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
 
         def answered(reply: Reply | None) -> None:
@@ -301,6 +355,8 @@ class Shim:
             raise MachineHung(f"{command}: no answer in {limit:g} s") from error
         if reply is None:
             raise MachineDied(f"QEMU went away during {command}")
+        if isinstance(reply, Overdue):
+            raise MachineHung(f"{command}: no answer in {self.watchdog.limit:g} s")
         value = reply.value()
         if "error" in value:
             raise CommandFailed(command, value["error"]["class"], value["error"]["desc"])
@@ -358,14 +414,18 @@ class Shim:
 
     def emit(self, event: str, data: Mapping[str, object]) -> None:
         """Send an event of the shim's own to every client."""
+        with self.batch:
+            self._on_event(self._event(event, data))
+
+    @staticmethod
+    def _event(event: str, data: Mapping[str, object]) -> bytes:
         micros = time.time_ns() // 1000
         message = {
             "timestamp": {"seconds": micros // 1_000_000, "microseconds": micros % 1_000_000},
             "event": event,
             "data": data,
         }
-        with self.batch:
-            self._on_event(json.dumps(message).encode() + b"\r\n")
+        return json.dumps(message).encode() + b"\r\n"
 
     def _on_gone(self) -> None:
         with self.batch:
@@ -382,6 +442,7 @@ class Shim:
         while self.gone.is_set() and self._tasks and (left := deadline - time.monotonic()) > 0:
             # What needs QEMU fails by itself now, and whoever asked for it shall hear of it.
             await asyncio.wait(tuple(self._tasks), timeout=left)
+        self.watchdog.stop()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -6,13 +6,16 @@ import json
 import logging
 import re
 import socket
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from qmpshim.errors import MachineDied, MachineError
 from qmpshim.shim.json_grammar import Dialect
 from qmpshim.shim.json_text import Value, as_qemu_reads
 from qmpshim.shim.link import Batch, Link
+from qmpshim.shim.session import GENERIC
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +53,25 @@ class Reply:
         return value
 
 
+class Overdue(Reply):
+    """In the place of a reply that did not come in time: an error."""
+
+    def __init__(self, desc: str) -> None:
+        error = {"class": GENERIC, "desc": desc}
+        super().__init__(b'{"error": ' + json.dumps(error).encode() + b"}")
+
+
 #: Told the reply, or None when QEMU went away first.
 Callback = Callable[[Reply | None], None]
+
+
+@dataclass(slots=True)
+class _Request:
+    """What QEMU was asked, and who wants to know."""
+
+    name: str
+    callback: Callback
+    late: Callable[[Reply], None] = lambda reply: None
 
 
 class Upstream:
@@ -59,6 +79,8 @@ class Upstream:
 
     :param on_event: told each event as the text QEMU sent, line end included
     :param on_gone: told once, when the connection ends
+    :ivar on_late: told when a reply comes that was given up, and for how many seconds QEMU said
+        nothing
     """
 
     def __init__(
@@ -68,12 +90,16 @@ class Upstream:
         on_event: Callable[[bytes], None],
         on_gone: Callable[[], None],
     ) -> None:
+        self.batch = batch
         self._on_event = on_event
         self._on_gone = on_gone
         self._on_greeting: Callable[[], None] | None = None
         self._buffer = b""
         self._pretty: list[bytes] = []
-        self._pending: dict[int, Callback] = {}
+        self._pending: dict[int, _Request] = {}
+        self._late: dict[int, _Request] = {}  # those that were given up
+        self._since = 0.0  # the latest moment at which it was not silent
+        self.on_late: Callable[[float], None] = lambda silent: None
         self._number = 0
         self.greeting: dict[str, Any] = {}
         self.oob = False
@@ -104,7 +130,7 @@ class Upstream:
             self.send("qmp_capabilities", {"enable": enable} if enable else None, negotiated)
 
         self._on_greeting = greeted
-        self._pending[0] = negotiated  # until the greeting: told when QEMU goes away
+        self._pending[0] = _Request("", negotiated)  # until the greeting: told when QEMU goes away
         self.link.read()
 
     def send(
@@ -114,18 +140,50 @@ class Upstream:
         callback: Callback,
         oob: bool = False,
         fd: int | None = None,
+        late: Callable[[Reply], None] = lambda reply: None,
     ) -> None:
-        """Send a command; *callback* gets its reply."""
+        """Send a command; *callback* gets its reply.
+
+        :param late: gets the reply, should it come after *callback* got an :class:`Overdue`
+        """
         if self.gone:
             callback(None)
             return
+        if not self._pending and not self._late:
+            self.restart_clock()
         self._number += 1
-        self._pending[self._number] = callback
+        self._pending[self._number] = _Request(name, callback, late)
         text = b'{"exec-oob": ' if oob else b'{"execute": '
         text += json.dumps(name).encode()
         if arguments is not None:
             text += b', "arguments": ' + as_qemu_reads(arguments)
         self.link.write(text + b', "id": %d}\n' % self._number, fd)
+
+    # -- a QEMU that hangs -------------------------------------------------------------
+
+    def restart_clock(self) -> None:
+        """QEMU owes nothing yet, or has just shown that it lives."""
+        self._since = time.monotonic()
+
+    @property
+    def silent_for(self) -> float:
+        """For how many seconds there was no reply, though there should have been; 0.0: it owes
+        none.
+        """
+        return time.monotonic() - self._since if self._pending or self._late else 0.0
+
+    @property
+    def owed(self) -> list[str]:
+        """The commands that QEMU has not answered."""
+        return [request.name for one in (self._late, self._pending) for request in one.values()]
+
+    def give_up(self, desc: str) -> None:
+        """Whoever waits for a reply gets an error with this text instead."""
+        given_up, self._pending = self._pending, {}
+        self._late.update(given_up)
+        with self.batch:
+            for request in given_up.values():
+                request.callback(Overdue(desc))
 
     # -- told by the link ------------------------------------------------------------
 
@@ -190,11 +248,16 @@ class Upstream:
             log.error("QEMU answered what was not asked: %r", line[:200])
 
     def _reply(self, number: int, body: bytes) -> None:
-        callback = self._pending.pop(number, None)
-        if callback is None:
-            log.error("QEMU answered twice, or what was not asked: %r", body[:200])
+        silent, reply = self.silent_for, Reply(body)
+        self.restart_clock()
+        request = self._pending.pop(number, None)
+        if request is not None:
+            request.callback(reply)
+        elif (request := self._late.pop(number, None)) is not None:
+            self.on_late(silent)
+            request.late(reply)
         else:
-            callback(Reply(body))
+            log.error("QEMU answered twice, or what was not asked: %r", body[:200])
 
     def ended(self, gone: bool) -> None:
         """QEMU closed its side: who waits is told, then everybody."""
@@ -202,9 +265,10 @@ class Upstream:
             return
         self.gone = True
         self.link.close()
+        self._late.clear()
         pending, self._pending = self._pending, {}
-        for callback in pending.values():
-            callback(None)
+        for request in pending.values():
+            request.callback(None)
         self._on_gone()
 
     def drained(self) -> None:

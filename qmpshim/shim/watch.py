@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -85,6 +85,7 @@ class Watch:
         shim.intercepts["xen-set-replication"] = self._set_replication
         shim.intercepts["xen-colo-do-checkpoint"] = self._checkpoint
         shim.on_event(self._event)
+        shim.watchdog.noticed = self._hung
 
     @property
     def oracle(self) -> Oracle | None:
@@ -139,6 +140,12 @@ class Watch:
         """The model may no longer say what must be."""
         if why not in self.doubts:
             self.doubts.append(why)
+
+    def _hung(self, commands: Sequence[str]) -> None:
+        """What QEMU does with what it does not answer is not known; a query changes nothing."""
+        for name in commands:
+            if not name.startswith("query-"):
+                self.doubt(f"QEMU did not answer {name}")
 
     async def start(self) -> None:
         """Start replication, or the backup job, on the chain that the shim built.
