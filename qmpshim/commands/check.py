@@ -135,6 +135,8 @@ def _check(args: argparse.Namespace, console: Console) -> int:
         comparison = compare(Results.of(journal), baseline, args.strict)
         write_reports(comparison, journal.directory)
         if status:
+            if journal.outcomes:
+                _tell_found(comparison, journal.directory, console)
             console.line(
                 f"interrupted: {len(journal.outcomes)} of {len(journal.plan.keys)} done and kept; "
                 f"go on with: qmpshim check --resume {journal.directory}"
@@ -242,6 +244,12 @@ def _progress(standing: campaign.Standing, console: Console) -> None:
 
 
 def _tell(comparison: Comparison, directory: Path, console: Console) -> None:
+    _tell_found(comparison, directory, console)
+    _rest(comparison, directory, console)
+
+
+def _tell_found(comparison: Comparison, directory: Path, console: Console) -> None:
+    """By build how its cases ended, and each finding that fails the run."""
     results = comparison.results
     console.line()
     width = max(len(build.name) for build in results.builds)
@@ -280,7 +288,6 @@ def _tell(comparison: Comparison, directory: Path, console: Console) -> None:
             console.line(f"    ... and {len(finding.trace) - 12} more")
         command = replay_command(comparison.results.plan, (sight.build, sight.smallest), finding)
         console.line(f"  again (in {directory}): {command}")
-    _rest(comparison, directory, console)
 
 
 def _rest(comparison: Comparison, directory: Path, console: Console) -> None:

@@ -123,6 +123,15 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
     )
     console.line(f"primary:   QEMU {read_version(primary)[1]}")
     console.line(f"secondary: QEMU {read_version(secondary)[1]}")
+
+    def show(outcome: PairOutcome, bundle: Path | None) -> None:
+        _show(outcome, bundle, console)
+        write_json(args.json, pair_bundle.to_json(outcome, (primary, secondary)))
+
+    def interrupted(outcome: PairOutcome, bundle: Path | None) -> None:
+        console.line("interrupted; until then:")
+        show(outcome, bundle)
+
     outcome, bundle = await run_plan(
         plan,
         (primary, secondary),
@@ -130,9 +139,9 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
         known=[] if args.strict else load_known(KNOWN),
         progress=lambda done, text: console.progress(f"{done.seconds:7.1f} s  {text}"),
         keep=args.keep,
+        interrupted=interrupted,
     )
-    _show(outcome, bundle, console)
-    write_json(args.json, pair_bundle.to_json(outcome, (primary, secondary)))
+    show(outcome, bundle)
     return DIVERGED if any(not finding.known for finding in outcome.findings) else OK
 
 

@@ -54,6 +54,7 @@ async def run_plan(
     progress: Progress | None = None,
     keep: Path | None = None,
     make: Callable[..., Pair] = Pair,
+    interrupted: Callable[[PairOutcome, Path | None], None] = lambda outcome, bundle: None,
 ) -> tuple[PairOutcome, Path | None]:
     """Run *plan* and bundle what it found.
 
@@ -61,14 +62,32 @@ async def run_plan(
     :param bundles: directory for the bundle
     :param known: findings that are written up
     :param keep: where the logs and disks of a run go that found nothing
+    :param interrupted: at a cancellation, which is passed on, told what there is by then
     :returns: the outcome, and where the bundle is
     :raises BuildError: a build cannot take part in a pair
     """
     with Workspace("qmps-") as workspace:
         kind: type[PairRun] = ColoRun if plan.colo else BlockRun
         run = kind(plan, builds, workspace.subdirectory("pair"), progress, make)
-        outcome = await run.run()
-        # Of the sides as they were when it was found: a secondary may have taken over before.
+        try:
+            await run.run()
+        except asyncio.CancelledError:
+            interrupted(run.outcome, _keep(run, builds, bundles, known, keep))
+            raise
+        return run.outcome, _keep(run, builds, bundles, known, keep)
+
+
+def _keep(
+    run: PairRun,
+    builds: tuple[Build, Build],
+    bundles: Path,
+    known: Sequence[KnownPair],
+    keep: Path | None,
+) -> Path | None:
+    """Name what is known, and bundle what was found; where the bundle is."""
+    plan, outcome = run.plan, run.outcome
+    # Of the sides as they were when it was found: a secondary may have taken over before.
+    if outcome.findings:
         versions = (run.pair.primary.version, run.pair.secondary.version)
         outcome.findings[:] = [
             replace(
@@ -77,22 +96,21 @@ async def run_plan(
             )
             for finding in outcome.findings
         ]
-        for member in run.pair.everybody:
-            pair_bundle.note_command(member.directory, member.qemu.argv)
-        bundle = None
-        if outcome.findings:
-            name = "colo" if plan.colo else "blocks"
-            verdict = outcome.findings[0].divergence.verdict
-            bundle = pair_bundle.save(
-                bundles / f"pair-{name}-{verdict}",
-                outcome,
-                builds,
-                run.directory,
-                bytes(run.model.disk),
-            )
-        elif keep is not None:
-            pair_bundle.keep(keep / ("colo" if plan.colo else "blocks"), run.directory)
-    return outcome, bundle
+    for member in run.pair.everybody:
+        pair_bundle.note_command(member.directory, member.qemu.argv)
+    if outcome.findings:
+        name = "colo" if plan.colo else "blocks"
+        verdict = outcome.findings[0].divergence.verdict
+        return pair_bundle.save(
+            bundles / f"pair-{name}-{verdict}",
+            outcome,
+            builds,
+            run.directory,
+            bytes(run.model.disk),
+        )
+    if keep is not None:
+        pair_bundle.keep(keep / ("colo" if plan.colo else "blocks"), run.directory)
+    return None
 
 
 def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
