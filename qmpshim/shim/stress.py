@@ -17,6 +17,7 @@ from qmpshim.errors import HostError, InputError, MachineError, MachineHung
 from qmpshim.shim.endpoint import Address
 
 LIMIT = 30.0  # seconds for any one answer
+_GREETING = 10.0  # seconds for the first answers, when nothing else is going on
 LEAK = 16 << 20  # bytes that may stay: an allocator gives back what it likes
 _WAVE = 200  # clients that are there at once
 _WARM = 100  # clients before memory is looked at: what stays after them stays once
@@ -68,9 +69,10 @@ class Figures:
         return " and ".join(left)
 
 
-def connect(address: Address) -> socket.socket:
+def connect(address: Address, limit: float = LIMIT) -> socket.socket:
     """A plain client that has negotiated.
 
+    :param limit: seconds for any one answer
     :raises InputError: nobody listens there
     :raises MachineError: it does not answer as QMP does
     """
@@ -80,7 +82,7 @@ def connect(address: Address) -> socket.socket:
     else:
         sock = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
         place = (address.host, address.port)
-    sock.settimeout(LIMIT)
+    sock.settimeout(limit)
     try:
         sock.connect(place)  # type: ignore[arg-type]
     except OSError as error:
@@ -104,7 +106,7 @@ def _line(sock: socket.socket) -> bytes:
             data = sock.recv(1 << 16)
         except TimeoutError as error:
             raise MachineHung(
-                f"no answer in {LIMIT:g} s (a plain QEMU talks to one client at a time)"
+                f"no answer in {sock.gettimeout():g} s (a plain QEMU talks to one client at a time)"
             ) from error
         except OSError as error:
             raise MachineError(f"the connection broke: {error.strerror}") from error
@@ -112,6 +114,24 @@ def _line(sock: socket.socket) -> bytes:
             raise MachineError("the endpoint hung up")
         line += data
     return bytes(line)
+
+
+def check_shim(address: Address) -> None:
+    """See that a shim answers: a plain QEMU serves one client at a time, and would only hang.
+
+    :raises InputError: nobody listens there, or no shim does
+    :raises MachineError: it does not answer as QMP does
+    """
+    with closing(connect(address, _GREETING)) as sock:
+        sock.sendall(b"{'execute': 'x-shim-status', 'id': 'who'}")
+        text = b""
+        while b'"id": "who"' not in text:
+            text = _line(sock)
+        if b'"error"' in text:
+            raise InputError(
+                f"{address} is a QEMU and no shim: it serves one client at a time. Put a shim "
+                f"before it: qmpshim serve --qmp {address}"
+            )
 
 
 def process_of(address: Address) -> int | None:
@@ -227,9 +247,11 @@ def stress(
 ) -> Figures:
     """Do all of it to the endpoint at *address*.
 
-    :raises InputError: nobody listens there
+    :raises InputError: nobody listens there, or no shim does
     :raises MachineError: it did not stand it: hung up, did not answer, mixed up its clients
     """
+    progress(f"seeing whether a shim answers at {address}")
+    check_shim(address)
     pid = process_of(address)
     crowd(address, _WARM, progress)
     nonsense(address, 500, seed, progress)
