@@ -200,11 +200,13 @@ class Shim:
 
     def _answer_without_qemu(self, client: Client, command: Command) -> None:
         """What is known of a QEMU that does not answer is told, for all else there is an error."""
-        known = self._constant.get(command.name)
-        if known is None or command.arguments:
-            self._answer(client, command, self.watchdog.refusal.with_id(command.id))
-        else:
-            self._answer(client, command, self.patches[command.name](known).with_id(command.id))
+        reply = None if command.arguments else self._constant.get(command.name)
+        patch = self.patches.get(command.name)
+        if reply is None:
+            reply = self.watchdog.refusal
+        elif patch is not None:
+            reply = patch(reply)
+        self._answer(client, command, reply.with_id(command.id))
 
     def _answer(self, client: Client, command: Command, text: bytes) -> None:
         """Answer a command while its client is being served, which will go on with the next."""
