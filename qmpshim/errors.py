@@ -35,6 +35,19 @@ class DriverMissing(BuildError):
     """The build was made without a driver that only some of the work needs."""
 
 
+class UnsupportedFeature(QmpshimError):
+    """An image uses a feature that qmpshim's own reader does not know: nothing is wrong with it.
+
+    :param feature: the feature's name, e.g. ``LUKS encryption``
+    """
+
+    exit_code = 125
+
+    def __init__(self, feature: str) -> None:
+        super().__init__(f"cannot judge: {feature}")
+        self.feature = feature
+
+
 class MachineError(QmpshimError):
     """A QEMU that was running misbehaved; conformance turns this into a verdict."""
 

@@ -24,9 +24,9 @@ import numpy as np
 import pyqcow
 from numpy.typing import NDArray
 
-from qmpshim.errors import HostError, MachineHung
+from qmpshim.errors import HostError, MachineHung, UnsupportedFeature
 from qmpshim.machine.files import map_file as map_file
-from qmpshim.machine.qcow2 import BytesLike, ImageError, Qcow2, Run, Severity
+from qmpshim.machine.qcow2 import BytesLike, ImageError, Incompatible, Qcow2, Run, Severity
 from qmpshim.model.disk import Alloc
 
 QEMU_IMG = ("qemu-img",)
@@ -54,30 +54,40 @@ class ImageView:
 
     :param image: the image file's bytes; kept, not copied
     :param raw: a raw image instead of qcow2, all of it DATA
+    :param data: the bytes of the image's external data file, if it has one; kept, not copied
     :raises ImageError: as :meth:`Qcow2.parse` and :meth:`Qcow2.clusters`
+    :raises UnsupportedFeature: the same, and an external data file without *data*
     """
 
-    def __init__(self, image: BytesLike, *, raw: bool = False) -> None:
+    def __init__(
+        self, image: BytesLike, *, raw: bool = False, data: BytesLike | None = None
+    ) -> None:
         self._image = memoryview(image).cast("B")
         self._runs: list[Run]
         if raw:
-            self.virtual_size = self.cluster_size = len(self._image)
+            self.virtual_size = self.cluster_size = self._unit_size = len(self._image)
             self._runs = [Run(0, self.virtual_size, Alloc.DATA, 0)]
             self._clusters = None
         else:
             qcow2 = Qcow2.parse(image)
             self.virtual_size, self.cluster_size = qcow2.virtual_size, qcow2.cluster_size
+            self._unit_size = qcow2.unit_size
+            if qcow2.header.external_data:
+                if data is None:
+                    raise UnsupportedFeature("an external data file that is out of reach")
+                self._image = memoryview(data).cast("B")
             self._clusters = qcow2.clusters()
             self._runs = list(qcow2.runs(self._clusters))
         self._starts = [run.offset for run in self._runs]
 
     @classmethod
     def open(cls, path: str | Path, *, raw: bool = False) -> ImageView:
-        """As the constructor, on a file.
+        """As the constructor, on a file; an external data file is where the header says.
 
-        :raises HostError: the file cannot be opened
+        :raises HostError: a file cannot be opened
         """
-        return cls(map_file(path), raw=raw)
+        image = map_file(path)
+        return cls(image, raw=raw, data=None if raw else external_data(path, Qcow2.parse(image)))
 
     def runs(self, offset: int = 0, length: int | None = None) -> Iterator[Run]:
         """All of a range, in order and without gaps: UNALLOCATED runs included.
@@ -121,7 +131,7 @@ class ImageView:
         length = max(0, min(length, self.virtual_size - offset))
         if self._clusters is None or not length:
             return np.frombuffer(self._image[offset : offset + length], np.uint8)
-        size, found = self.cluster_size, self._clusters
+        size, found = self._unit_size, self._clusters
         first, last = offset // size, (offset + length - 1) // size
         here = slice(*np.searchsorted(found.index, (first, last + 1)))
         data = found.kind[here] == Alloc.DATA
@@ -137,6 +147,18 @@ class ImageView:
         out = np.zeros((last + 1 - first, size), np.uint8)
         out[index] = file[host]
         return out.reshape(-1)[offset - first * size :][:length]
+
+
+def external_data(path: str | Path, qcow2: Qcow2) -> BytesLike | None:
+    """The bytes of the external data file that an image's header names; None without a name.
+
+    :param path: of the image, whose directory a relative name begins at
+    :raises HostError: the file cannot be opened
+    """
+    name = qcow2.header.data_file
+    if not qcow2.header.external_data or name is None:
+        return None
+    return map_file(Path(path).parent / name)
 
 
 def through(
@@ -161,6 +183,13 @@ def through(
 
 
 # -- libqcow -----------------------------------------------------------------------------------
+
+
+_NOT_LIBQCOWS = {
+    Incompatible.EXTERNAL_DATA: "an external data file",
+    Incompatible.COMPRESSION_TYPE: "another compression type than zlib",
+    Incompatible.EXTENDED_L2: "extended L2 entries",
+}
 
 
 class Backing(Protocol):
@@ -205,14 +234,19 @@ class QcowReader:
       likewise. It also refuses the corrupt bit, header lengths other than 104 and 112, and an L1
       table of no entries (a disk of size 0, which has no content to read anyway).
     - It keeps caches and the file's length from when it was opened: one reader per moment.
+    - Extended L2 entries, external data files and other compression than zlib: it refuses them all.
 
     :param image: the image file's bytes; kept, not copied
     :param backing: what unallocated clusters read through to; without it they read as zeroes
     :raises ImageError: either reader refuses the image
+    :raises UnsupportedFeature: a feature that one of the readers does not know
     """
 
     def __init__(self, image: BytesLike, backing: Backing | None = None) -> None:
         qcow2 = Qcow2.parse(image)
+        for flag, feature in _NOT_LIBQCOWS.items():
+            if flag in qcow2.flags:
+                raise UnsupportedFeature(f"{feature}")
         self._view = ImageView(image)
         self._backing = backing
         self.virtual_size = qcow2.virtual_size
@@ -441,16 +475,33 @@ def _complaint(done: subprocess.CompletedProcess[str]) -> str:
 # -- all against all ---------------------------------------------------------------------------
 
 
+class Agreement(NamedTuple):
+    """What the readers of one image said of each other.
+
+    :ivar disagreements: a sentence for each disagreement on health, allocation or content
+    :ivar unconsulted: a sentence for each reader that does not know a feature of the image
+    """
+
+    disagreements: list[str]
+    unconsulted: list[str]
+
+
 def agree(
     path: str | Path, tool: Sequence[str] = QEMU_IMG, *, force_share: bool = False
 ) -> list[str]:
+    """The disagreements that :func:`consult` finds; parameters and errors as there."""
+    return consult(path, tool, force_share=force_share).disagreements
+
+
+def consult(
+    path: str | Path, tool: Sequence[str] = QEMU_IMG, *, force_share: bool = False
+) -> Agreement:
     """Holds the three readers of one qcow2 file against each other, without its backing chain.
 
     An image that all of them convict is no disagreement: ask :meth:`Qcow2.check` for its health.
 
     :param path: a qcow2 file that nobody writes to meanwhile
-    :returns: a sentence for each disagreement on health, allocation or content
-    :raises HostError: the file or qemu-img is missing
+    :raises HostError: the file, its external data file or qemu-img is missing
     :raises MachineHung: qemu-img did not end in time
     """
     image = map_file(path)
@@ -462,7 +513,13 @@ def agree(
             "file": {"driver": "file", "filename": os.path.abspath(path)},
         }
     )
-    disagreements, convicted = _disagree_on_health(image, alone, tool, force_share)
+    unconsulted: list[str] = []
+    disagreements: list[str] = []
+    convicted = False
+    try:
+        disagreements, convicted = _disagree_on_health(image, alone, tool, force_share)
+    except UnsupportedFeature as error:
+        unconsulted.append(f"the independent check: {error.feature}")
     extents = view = None
     refusals = []
     try:
@@ -470,24 +527,33 @@ def agree(
     except ImageError as error:
         refusals.append(str(error))
     try:
-        view = ImageView(image)
+        view = ImageView.open(path)
     except ImageError as error:
         refusals.append(f"the independent reader refuses the image: {error}")
+    except UnsupportedFeature as error:
+        unconsulted.append(f"the independent reader: {error.feature}")
+        return Agreement(disagreements, unconsulted)
     if extents is None or view is None:
-        return disagreements if convicted or len(refusals) == 2 else disagreements + refusals
+        silent = convicted or len(refusals) == 2
+        return Agreement(disagreements + ([] if silent else refusals), unconsulted)
     disagreements += _disagree_on_allocation(extents, view)
     try:
         reader = QcowReader(image)
         disagreements += _disagree_on_content(reader, view, Qcow2.parse(image).cluster_size)
     except ImageError as error:
         disagreements += [] if convicted else [f"the independent reader reads the image; {error}"]
-    return disagreements
+    except UnsupportedFeature as error:
+        unconsulted.append(f"libqcow: {error.feature}")
+    return Agreement(disagreements, unconsulted)
 
 
 def _disagree_on_health(
     image: memoryview, alone: str, tool: Sequence[str], force_share: bool
 ) -> tuple[list[str], bool]:
-    """The sentences, and whether both checks convict the image: then either may refuse it."""
+    """The sentences, and whether both checks convict the image: then either may refuse it.
+
+    :raises UnsupportedFeature: the independent check cannot tell
+    """
     ours, leaks = "", 0
     try:
         findings = Qcow2.parse(image).check()

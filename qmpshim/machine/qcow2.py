@@ -1,9 +1,14 @@
 """Reads a qcow2 image's tables from its bytes, by the format's document and not by QEMU's code.
 
-Source for every field and bit: docs/interop/qcow2.txt of QEMU 7.2.0. The image is any buffer: an
-``mmap`` of a file, or the ``bytearray`` that an in-memory NBD export writes to. Nothing here does
-I/O. A buffer must hold still while it is looked at: a ``bytearray`` cannot be resized as long as a
-:class:`Qcow2` on it lives, and touching an ``mmap`` of a file that was cut short is a SIGBUS.
+Source for every field and bit: docs/interop/qcow2.txt of QEMU 7.2.0. Extended L2 entries and
+external data files are read; what is not (encryption, compressed clusters, unknown incompatible
+bits; for :meth:`Qcow2.check` also internal snapshots and persistent bitmaps) raises
+:class:`~qmpshim.errors.UnsupportedFeature`.
+
+The image is any buffer: an ``mmap`` of a file, or the ``bytearray`` that an in-memory NBD export
+writes to. Nothing here does I/O. A buffer must hold still while it is looked at: a ``bytearray``
+cannot be resized as long as a :class:`Qcow2` on it lives, and touching an ``mmap`` of a file that
+was cut short is a SIGBUS.
 
 Bytes past the end of the file read as zeroes, as they do in QEMU's block layer: the last host
 cluster may be cut short, so long as it starts inside the file.
@@ -21,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qmpshim.errors import MachineError
+from qmpshim.errors import MachineError, UnsupportedFeature
 from qmpshim.model.disk import Alloc
 
 BytesLike = bytes | bytearray | memoryview | mmap.mmap
@@ -37,19 +42,25 @@ _ZERO = np.uint64(1)
 _L1_RESERVED = np.uint64(0x7F00_0000_0000_01FF)
 _L2_RESERVED = np.uint64(0x3F00_0000_0000_01FE)
 _REFTABLE_RESERVED = np.uint64(0x1FF)
+_BITMAP = np.uint64(0xFFFF_FFFF)  # the allocation bits of a subcluster bitmap; zero bits are above
+SUBCLUSTERS = 32  # in a cluster of an image with extended L2 entries
 _GATHER_BYTES = 256 << 10  # L2 tables looked at in one go: few enough to stay in the CPU cache
 
 # QEMU's own limits (the notes in qcow2.txt): beyond them no QEMU opens the image.
 _CLUSTER_BITS = range(9, 22)
+_EXTENDED_CLUSTER_BITS = range(14, 22)
 _MAX_L1_BYTES = 32 << 20
 _MAX_REFTABLE_BYTES = 8 << 20
 
 _EXT_BACKING_FORMAT = 0xE2792ACA
 _EXT_BITMAPS = 0x23852875
+_EXT_DATA_FILE = 0x44415441
+_ENCRYPTION = {1: "AES", 2: "LUKS"}
+_COMPRESSION_ZSTD = 1
 
 
 class ImageError(MachineError):
-    """An image's bytes are not valid, or use a feature that qmpshim's images never have."""
+    """An image's bytes are not valid."""
 
 
 class Incompatible(IntFlag):
@@ -71,10 +82,11 @@ class Severity(StrEnum):
 
 
 class Run(NamedTuple):
-    """A stretch of allocated guest clusters that one slice can hold.
+    """A stretch of allocated guest clusters or subclusters that one slice can hold.
 
-    ``offset`` and ``length`` in guest bytes; ``host_offset`` in bytes of the image file, None for
-    ZERO (a preallocated ZERO cluster's host bytes are never read).
+    ``offset`` and ``length`` in guest bytes; ``host_offset`` in bytes of the file that holds the
+    data (the image file or its external data file), None for ZERO (a preallocated ZERO cluster's
+    host bytes are never read).
     """
 
     offset: int
@@ -95,11 +107,13 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Clusters:
-    """The allocated clusters of an image as arrays of equal length, in guest order.
+    """The allocated units of an image as arrays of equal length, in guest order.
 
-    :param index: guest cluster numbers (guest offset in bytes / cluster size)
+    A unit is a cluster, or a subcluster where the image has extended L2 entries.
+
+    :param index: guest unit numbers (guest offset in bytes / unit size)
     :param kind: ``Alloc.ZERO`` or ``Alloc.DATA``
-    :param host: offset in the image file in bytes; -1 for a ZERO cluster without one
+    :param host: offset in bytes in the file that holds the data; -1 for a ZERO unit without one
     """
 
     index: Ints
@@ -129,6 +143,22 @@ class Header:
     reftable_clusters: int
     snapshots: int
     has_bitmaps: bool
+    data_file: str | None
+
+    @property
+    def extended_l2(self) -> bool:
+        """L2 entries of 128 bits, which tell the allocation of subclusters."""
+        return Incompatible.EXTENDED_L2 in self.flags
+
+    @property
+    def external_data(self) -> bool:
+        """Guest data is in another file, named ``data_file`` unless QEMU was told another name."""
+        return Incompatible.EXTERNAL_DATA in self.flags
+
+    @property
+    def l2_entry_size(self) -> int:
+        """Bytes of one L2 entry."""
+        return 16 if self.extended_l2 else 8
 
 
 class Qcow2:
@@ -136,6 +166,8 @@ class Qcow2:
 
     :param image: the image file's bytes; kept, not copied
     :param header: what :meth:`parse` read from it
+    :ivar unit_size: bytes whose allocation one bit tells: a subcluster's size where the image has
+        extended L2 entries, the cluster size elsewhere
     """
 
     def __init__(self, image: memoryview, header: Header) -> None:
@@ -145,6 +177,7 @@ class Qcow2:
         self.version = header.version
         self.virtual_size = header.virtual_size
         self.cluster_size = 1 << header.cluster_bits
+        self.unit_size = self.cluster_size // (SUBCLUSTERS if header.extended_l2 else 1)
         self.backing_file = header.backing_file
         self.flags = header.flags
 
@@ -152,8 +185,8 @@ class Qcow2:
     def parse(cls, image: BytesLike) -> Qcow2:
         """Reads the header.
 
-        :raises ImageError: not a qcow2 image, cut short, a header that no QEMU would open, or a
-            feature that qmpshim's images never have (the text then starts with "unsupported")
+        :raises ImageError: not a qcow2 image, cut short, or a header that no QEMU would open
+        :raises UnsupportedFeature: encryption, an unknown version, feature bit or compression type
         """
         view = memoryview(image).cast("B")
         return cls(view, _parse_header(view))
@@ -163,42 +196,69 @@ class Qcow2:
         """How many clusters the virtual disk has, the last one perhaps cut short."""
         return -(-self.virtual_size // self.cluster_size)
 
-    def clusters(self) -> Clusters:
-        """The allocated clusters inside the virtual size; costs what is allocated, not the size.
+    @property
+    def guest_units(self) -> int:
+        """How many units the virtual disk has, the last one perhaps cut short."""
+        return -(-self.virtual_size // self.unit_size)
 
-        :raises ImageError: an entry that cannot be followed, or a compressed cluster
+    def clusters(self) -> Clusters:
+        """The allocated units inside the virtual size; costs what is allocated, not the size.
+
+        :raises ImageError: an entry that cannot be followed
+        :raises UnsupportedFeature: a compressed cluster
         """
+        l2 = self._sound_l2()
+        has_host = self._has_host(l2)
+        host = np.where(has_host, l2.host, -1)
+        if self.header.extended_l2:
+            index, kind, host = _subclusters(l2, host, self.unit_size)
+        else:
+            zero = (l2.raw & _ZERO) != 0
+            index = l2.index
+            kind = np.where(zero, np.uint8(Alloc.ZERO), np.uint8(Alloc.DATA))
+            kind[~zero & ~has_host] = Alloc.UNALLOCATED
+        keep = (kind != Alloc.UNALLOCATED) & (index < self.guest_units)
+        return Clusters(index[keep], kind[keep], host[keep])
+
+    def host_clusters(self) -> list[int]:
+        """Numbers of the guest clusters that have a host cluster, whatever they read as.
+
+        :raises ImageError: as :meth:`clusters`
+        :raises UnsupportedFeature: as :meth:`clusters`
+        """
+        l2 = self._sound_l2()
+        numbers: list[int] = l2.index[self._has_host(l2)].tolist()
+        return numbers
+
+    def _sound_l2(self) -> _Entries:
         l1, l2 = self._walk()
         for fault in (*self._l1_faults(l1), *self._l2_faults(l2)):
             raise ImageError(fault)
-        inside = l2.index < self.guest_clusters
-        index, raw = l2.index[inside], l2.raw[inside]
-        zero = (raw & _ZERO) != 0
-        host = (raw & _OFFSET).astype(np.int64)
-        keep = zero | (host != 0)
-        kind = np.where(zero, np.uint8(Alloc.ZERO), np.uint8(Alloc.DATA))
-        return Clusters(index[keep], kind[keep], np.where(host == 0, -1, host)[keep])
+        _refuse_compressed(l2)
+        return l2
 
     def allocation(self) -> dict[int, Alloc]:
-        """The allocated clusters as {guest cluster number: ZERO or DATA}; UNALLOCATED is absent.
+        """The allocated units as {guest unit number: ZERO or DATA}; UNALLOCATED is absent.
 
         :raises ImageError: as :meth:`clusters`
+        :raises UnsupportedFeature: as :meth:`clusters`
         """
         found = self.clusters()
         return dict(zip(found.index.tolist(), map(Alloc, found.kind.tolist()), strict=True))
 
     def runs(self, clusters: Clusters | None = None) -> Iterator[Run]:
-        """The allocated clusters, in guest order, joined wherever one slice can hold them.
+        """The allocated units, in guest order, joined wherever one slice can hold them.
 
         :param clusters: what :meth:`clusters` found, if that is at hand
         :raises ImageError: as :meth:`clusters`
+        :raises UnsupportedFeature: as :meth:`clusters`
         """
         found = self.clusters() if clusters is None else clusters
         if not len(found):
             return
         data = found.kind[1:] == Alloc.DATA
         joins = (np.diff(found.index) == 1) & (np.diff(found.kind) == 0)
-        joins &= ~data | (np.diff(found.host) == self.cluster_size)
+        joins &= ~data | (np.diff(found.host) == self.unit_size)
         starts = np.concatenate(([0], np.flatnonzero(~joins) + 1))
         counts = np.diff(np.concatenate((starts, [len(found)])))
         for index, count, kind, host in zip(
@@ -208,8 +268,8 @@ class Qcow2:
             found.host[starts].tolist(),
             strict=True,
         ):
-            offset = index * self.cluster_size
-            length = min(count * self.cluster_size, self.virtual_size - offset)
+            offset = index * self.unit_size
+            length = min(count * self.unit_size, self.virtual_size - offset)
             if kind == Alloc.DATA:
                 yield Run(offset, length, Alloc.DATA, host)
             else:
@@ -220,14 +280,17 @@ class Qcow2:
 
         What ``qemu-img check`` convicts is convicted here. Beyond it: the corrupt and dirty bits,
         a host cluster with two uses and a refcount to match (without internal snapshots nothing
-        explains that), a COPIED flag without an offset, and compressed clusters. As there, a
-        refcount for a cluster past the end of the file is no leak: it holds no space.
+        explains that), a COPIED flag without an offset, and a guest cluster that has another place
+        in an external data file than its own. As there, a refcount for a cluster past the end of
+        the file is no leak: it holds no space.
 
-        :raises ImageError: "unsupported": internal snapshots or persistent bitmaps, whose
-            references are not followed
+        :raises UnsupportedFeature: internal snapshots, persistent bitmaps or compressed clusters,
+            whose references are not followed
         """
-        if self.header.snapshots or self.header.has_bitmaps:
-            raise ImageError("unsupported: refcounts of internal snapshots and persistent bitmaps")
+        if self.header.snapshots:
+            raise UnsupportedFeature("internal snapshots")
+        if self.header.has_bitmaps:
+            raise UnsupportedFeature("persistent bitmaps")
         return sorted(self._findings(), key=lambda finding: list(Severity).index(finding.severity))
 
     # -- walking ---------------------------------------------------------------------------
@@ -251,10 +314,11 @@ class Qcow2:
             for at in range(0, len(tables), step)
         ]
         if not parts:
-            return l1, _Entries(np.empty(0, np.int64), np.empty(0, np.uint64))
+            return l1, _Entries.nonzero(np.empty(0, np.uint64))
         return l1, _Entries(
             np.concatenate([part.index for part in parts]),
             np.concatenate([part.raw for part in parts]),
+            np.concatenate([part.bitmap for part in parts]),
         )
 
     def _gather(self, numbers: Ints, tables: Ints) -> _Entries:
@@ -262,18 +326,20 @@ class Qcow2:
 
         :param numbers: each table's place in the L1 table
         """
-        entries = self.cluster_size // 8
+        words = self.cluster_size // 8
         whole = self._file_size // self.cluster_size
-        file = np.frombuffer(self._image, np.uint64, whole * entries).reshape(whole, entries)
-        found = np.zeros((len(tables), entries), np.uint64)
+        file = np.frombuffer(self._image, np.uint64, whole * words).reshape(whole, words)
+        found = np.zeros((len(tables), words), np.uint64)
         inside = tables // self.cluster_size < whole
         found[inside] = file[tables[inside] // self.cluster_size]
         for row in np.flatnonzero(~inside):  # a table that the end of the file cuts short
             found[row] = np.frombuffer(self._bytes(int(tables[row]), self.cluster_size), np.uint64)
-        flat = found.reshape(-1)
-        at = np.flatnonzero(flat)
-        raw = flat[at].view(">u8").astype(np.uint64)
-        return _Entries(numbers[at // entries] * entries + at % entries, raw)
+        entries = self.cluster_size // self.header.l2_entry_size
+        fields = found.reshape(-1, self.header.l2_entry_size // 8)
+        at = np.flatnonzero(fields.any(axis=1) if self.header.extended_l2 else fields)
+        index = numbers[at // entries] * entries + at % entries
+        raw, *bitmap = np.ascontiguousarray(fields[at].T).view(">u8").astype(np.uint64)
+        return _Entries(index, raw, bitmap[0] if bitmap else np.zeros(len(at), np.uint64))
 
     def _unaligned(self, host: Ints) -> Mask:
         unaligned: Mask = host % self.cluster_size != 0
@@ -295,19 +361,40 @@ class Qcow2:
     def _l2_faults(self, l2: _Entries) -> Iterator[str]:
         """What keeps an entry from being followed, or says that something else wrote it."""
         standard = ~l2.compressed
+        has_host = self._has_host(l2)
+        zero_bits, alloc_bits = l2.bitmap >> np.uint64(32), l2.bitmap & _BITMAP
         has_zero_flag = (l2.raw & _ZERO) != 0
-        yield from l2.blame(
-            "L2 entry of guest cluster {index}",
-            {
-                "is unsupported: compressed": l2.compressed,
-                "has reserved bits set": standard & ((l2.raw & _L2_RESERVED) != 0),
-                "has the zero flag, which version 2 lacks": standard
-                & has_zero_flag
-                & (self.version == 2),
-                "points inside a cluster": standard & self._unaligned(l2.host),
-                "points outside the file": standard & self._outside(l2.host),
-            },
-        )
+        faults = {
+            "has reserved bits set": standard & ((l2.raw & _L2_RESERVED) != 0),
+            "has the zero flag, which version 2 lacks": standard
+            & has_zero_flag
+            & (self.version == 2),
+            "has the zero flag, which extended L2 entries lack": standard
+            & has_zero_flag
+            & self.header.extended_l2,
+            "has a subcluster that is allocated and zero": standard
+            & ((zero_bits & alloc_bits) != 0),
+            "has allocated subclusters without an offset": standard & ~has_host & (alloc_bits != 0),
+            "has a subcluster bitmap, but is compressed": l2.compressed & (l2.bitmap != 0),
+            "has COPIED set, but is compressed": l2.compressed & ((l2.raw & _COPIED) != 0),
+            "points inside a cluster": standard & self._unaligned(l2.host),
+        }
+        if self.header.external_data:
+            faults |= {
+                "is compressed, but has an external data file": l2.compressed,
+                "is not at its own offset in the external data file": has_host
+                & (l2.host != l2.index * self.cluster_size),
+            }
+        else:
+            faults["points outside the file"] = standard & self._outside(l2.host)
+        yield from l2.blame("L2 entry of guest cluster {index}", faults)
+
+    def _has_host(self, l2: _Entries) -> Mask:
+        """Which entries have a host cluster; offset 0 is one only in an external data file."""
+        offset: Mask = l2.host != 0
+        if self.header.external_data:
+            offset |= (l2.raw & _COPIED) != 0
+        return offset & ~l2.compressed
 
     # -- checking --------------------------------------------------------------------------
 
@@ -317,6 +404,7 @@ class Qcow2:
         if Incompatible.DIRTY in self.flags:
             yield Finding(Severity.NOTICE, "the image is marked dirty: refcounts may be behind")
         l1, l2 = self._walk()
+        _refuse_compressed(l2)
         reftable = _Entries.nonzero(
             self._words(
                 self.header.reftable_offset, self.header.reftable_clusters * self.cluster_size // 8
@@ -338,8 +426,14 @@ class Qcow2:
         sound = ~self._unaligned(blocks) & ~self._outside(blocks)
         stored = self._stored_refcounts(reftable.index[sound], blocks[sound])
         yield from self._compare_refcounts(self._references(l1, l2, blocks[sound]), stored)
-        yield from self._check_copied("L1 entry {index}", l1, stored)
-        yield from self._check_copied("L2 entry of guest cluster {index}", l2, stored)
+        once = stored.at(l1.host // self.cluster_size) == 1
+        yield from _check_copied("L1 entry {index}", l1, l1.host != 0, once)
+        if self.header.external_data:  # no refcounts: each cluster of that file has one user
+            once = np.ones(len(l2.raw), np.bool_)
+        else:
+            once = stored.at(l2.host // self.cluster_size) == 1
+        where = "L2 entry of guest cluster {index}"
+        yield from _check_copied(where, l2, self._has_host(l2), once)
 
     def _stored_refcounts(self, numbers: Ints, blocks: Ints) -> _Counts:
         """The non-zero refcounts of every host cluster, as the image keeps them."""
@@ -372,6 +466,7 @@ class Qcow2:
             return np.asarray(inside // self.cluster_size)
 
         head = self.header
+        own_data = ~l2.compressed & (not head.external_data)
         return {
             "the header": span(0, 1),
             "the refcount table": span(
@@ -380,7 +475,7 @@ class Qcow2:
             "a refcount block": pointed(blocks),
             "the L1 table": span(head.l1_offset, head.l1_entries * 8),
             "an L2 table": pointed(l1.host),
-            "guest data": pointed(l2.host[~l2.compressed]),
+            "guest data": pointed(l2.host[own_data]),
         }
 
     def _compare_refcounts(self, references: dict[str, Ints], stored: _Counts) -> Iterator[Finding]:
@@ -406,32 +501,22 @@ class Qcow2:
             elif host < self._file_size:
                 yield Finding(Severity.LEAK, text)
 
-    def _check_copied(self, where: str, table: _Entries, stored: _Counts) -> Iterator[Finding]:
-        """COPIED says "refcount exactly one: may be written in place"."""
-        copied = (table.raw & _COPIED) != 0
-        points = ~table.compressed & (table.host != 0)
-        once = stored.at(table.host // self.cluster_size) == 1
-        faults = {
-            "has COPIED set without an offset": ~table.compressed & ~points & copied,
-            "has COPIED set, but its refcount is not 1": points & copied & ~once,
-            "lacks COPIED, but its refcount is 1": points & ~copied & once,
-            "has COPIED set, but is compressed": table.compressed & copied,
-        }
-        for fault in table.blame(where, faults):
-            yield Finding(Severity.CORRUPTION, fault)
-
 
 @dataclass(frozen=True, slots=True)
 class _Entries:
-    """Non-zero L1 or L2 entries, in native byte order, and the number of each in its table."""
+    """Non-zero L1 or L2 entries, in native byte order, and the number of each in its table.
+
+    :ivar bitmap: the second half of an extended L2 entry, zero elsewhere
+    """
 
     index: Ints
     raw: Words
+    bitmap: Words
 
     @classmethod
     def nonzero(cls, table: Words) -> _Entries:
         index = np.flatnonzero(table)
-        return cls(index, table[index])
+        return cls(index, table[index], np.zeros(len(index), np.uint64))
 
     @property
     def host(self) -> Ints:
@@ -464,6 +549,46 @@ class _Counts:
         return np.where(self.keys[place] == wanted, self.values[place], 0).astype(np.uint64)
 
 
+def _check_copied(where: str, table: _Entries, points: Mask, once: Mask) -> Iterator[Finding]:
+    """COPIED says "refcount exactly one: may be written in place".
+
+    :param points: which entries have an offset
+    :param once: the refcounts of which host clusters are 1
+    """
+    copied = (table.raw & _COPIED) != 0
+    faults = {
+        "has COPIED set without an offset": ~table.compressed & ~points & copied,
+        "has COPIED set, but its refcount is not 1": points & copied & ~once,
+        "lacks COPIED, but its refcount is 1": points & ~copied & once,
+    }
+    for fault in table.blame(where, faults):
+        yield Finding(Severity.CORRUPTION, fault)
+
+
+def _refuse_compressed(l2: _Entries) -> None:
+    """Compressed clusters are not read; one with COPIED is no compressed cluster but a fault."""
+    if (l2.compressed & ((l2.raw & _COPIED) == 0)).any():
+        raise UnsupportedFeature("compressed clusters")
+
+
+def _subclusters(l2: _Entries, host: Ints, size: int) -> tuple[Ints, NDArray[np.uint8], Ints]:
+    """Number, kind and host offset of every subcluster of the clusters in *l2*.
+
+    :param host: offset of each cluster in bytes, -1 where it has none
+    :param size: of a subcluster, in bytes
+    """
+    number = np.arange(SUBCLUSTERS)
+    bits = number.astype(np.uint64)
+    allocated = ((l2.bitmap[:, None] >> bits) & np.uint64(1)) != 0
+    zero = ((l2.bitmap[:, None] >> (bits + np.uint64(SUBCLUSTERS))) & np.uint64(1)) != 0
+    kind = np.full(zero.shape, Alloc.UNALLOCATED, np.uint8)
+    kind[allocated] = Alloc.DATA
+    kind[zero] = Alloc.ZERO
+    index = l2.index[:, None] * SUBCLUSTERS + number
+    place = np.where(host[:, None] < 0, -1, host[:, None] + number * size)
+    return index.reshape(-1), kind.reshape(-1), place.reshape(-1)
+
+
 def _parse_header(image: memoryview) -> Header:
     if len(image) < 72:
         raise ImageError(f"not a qcow2 image: {len(image)} bytes, a header has at least 72")
@@ -476,7 +601,7 @@ def _parse_header(image: memoryview) -> Header:
     if magic != MAGIC:
         raise ImageError(f"not a qcow2 image: it starts with {magic!r}")
     if version not in (2, 3):
-        raise ImageError(f"unsupported: qcow2 version {version}")
+        raise UnsupportedFeature(f"qcow2 version {version}")
     incompatible, compatible, autoclear, refcount_order, header_length = 0, 0, 0, 4, 72
     if version == 3:
         if len(image) < 104:
@@ -487,19 +612,27 @@ def _parse_header(image: memoryview) -> Header:
     if cluster_bits not in _CLUSTER_BITS:
         raise ImageError(f"impossible header: clusters of 2^{cluster_bits} bytes")
     cluster = 1 << cluster_bits
-    if incompatible & ~int(Incompatible.DIRTY | Incompatible.CORRUPT):  # unknown bits too
-        raise ImageError(f"unsupported: incompatible features {Incompatible(incompatible)!r}")
+    for bit in range(64):
+        if (incompatible & ~sum(Incompatible)) >> bit & 1:
+            raise UnsupportedFeature(f"incompatible feature bit {bit}")
     if crypt:
-        raise ImageError(f"unsupported: encryption (method {crypt})")
+        method = _ENCRYPTION.get(crypt)
+        raise UnsupportedFeature(f"{method} encryption" if method else f"encryption method {crypt}")
+    flags = Incompatible(incompatible)
+    if Incompatible.EXTENDED_L2 in flags and cluster_bits not in _EXTENDED_CLUSTER_BITS:
+        raise ImageError(f"impossible header: subclusters of 2^{cluster_bits - 5} bytes")
     if refcount_order > 6:
         raise ImageError(f"impossible header: refcounts of 2^{refcount_order} bits")
     if header_length % 8 or not (72 if version == 2 else 104) <= header_length <= cluster:
         raise ImageError(f"impossible header: it says it is {header_length} bytes long")
-    if header_length > 104 and bytes(image[104:105]).strip(b"\0"):
-        raise ImageError(
-            f"impossible header: compression type {image[104]} without its feature bit"
-        )
-    l1_covers = l1_entries * (cluster // 8) * cluster
+    compression = image[104] if header_length > 104 else 0
+    if (compression != 0) != (Incompatible.COMPRESSION_TYPE in flags):
+        has = "with" if Incompatible.COMPRESSION_TYPE in flags else "without"
+        raise ImageError(f"impossible header: compression type {compression} {has} its feature bit")
+    if compression > _COMPRESSION_ZSTD:
+        raise UnsupportedFeature(f"compression type {compression}")
+    l2_entries = cluster // (16 if Incompatible.EXTENDED_L2 in flags else 8)
+    l1_covers = l1_entries * l2_entries * cluster
     if l1_covers < virtual_size or l1_entries * 8 > _MAX_L1_BYTES:
         raise ImageError(f"impossible header: {l1_entries} L1 entries for {virtual_size} bytes")
     if not 0 < reftable_clusters * cluster <= _MAX_REFTABLE_BYTES:
@@ -519,13 +652,14 @@ def _parse_header(image: memoryview) -> Header:
     backing_file = _backing_file(image[:cluster], header_length, backing_offset, backing_size)
     extensions = dict(_extensions(image[: backing_offset or cluster], header_length))
     backing_format = extensions.get(_EXT_BACKING_FORMAT)
+    data_file = extensions.get(_EXT_DATA_FILE)
     return Header(
         version=version,
         cluster_bits=cluster_bits,
         virtual_size=virtual_size,
         backing_file=backing_file,
         backing_format=None if backing_format is None else _text(backing_format),
-        flags=Incompatible(incompatible),
+        flags=flags,
         compatible=compatible,
         autoclear=autoclear,
         refcount_bits=1 << refcount_order,
@@ -535,6 +669,7 @@ def _parse_header(image: memoryview) -> Header:
         reftable_clusters=reftable_clusters,
         snapshots=snapshots,
         has_bitmaps=_EXT_BITMAPS in extensions,
+        data_file=None if data_file is None else _text(data_file),
     )
 
 
