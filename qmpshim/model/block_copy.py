@@ -41,7 +41,7 @@ class SerialisingJob(BackupJob):
         tracked = self.tracked
         req = tracked.begin(start, start + len(owners))
         try:
-            tracked.set_serialising(req, self.target.cluster)
+            tracked.set_serialising(req, self.target.info_cluster)
             yield from self.memory.aside(tracked.wait_serialising(req))
             yield from self.target.put(start, owners, kinds)
         finally:

@@ -102,6 +102,13 @@ class Chain:
         self.failed_over = False
         self._fill = _ChainFill(self)
 
+    def place(self, image: Image) -> None:
+        """Put *image* where its name says, in the place of a disk as it was built.
+
+        For an image of another geometry, or one that holds something; before anything begins.
+        """
+        setattr(self, image.name, image)
+
     # -- the primary's side: the NBD export of the secondary disk --------------------------------
 
     def primary_write(self, start: int, count: int, op: int) -> Co[None]:
@@ -215,10 +222,13 @@ class Chain:
         active or hidden disk have allocated, to the secondary disk the rest.
         """
         end = start + len(owners)
-        for index in range(start // self.cluster, -(-end // self.cluster)):
-            low, high = max(start, index * self.cluster), min(end, (index + 1) * self.cluster)
+        step = min(self.active.cluster, self.hidden.cluster)
+        for index in range(start // step, -(-end // step)):
+            low, high = max(start, index * step), min(end, (index + 1) * step)
             part = owners[low - start : high - start]
-            if index in self.active.alloc or index in self.hidden.alloc:
+            if low // self.active.cluster in self.active.alloc or (
+                low // self.hidden.cluster in self.hidden.alloc
+            ):
                 yield from self.active.write(low, part, self._fill)
             else:
                 yield from self.secondary.write(low, part)
@@ -250,7 +260,7 @@ class Chain:
         for first, length, kind in image.runs(start, count):
             if kind is Alloc.UNALLOCATED and below:
                 owners += yield from self.read_through(below, first, length)
-            elif kind in (Alloc.DATA, Alloc.ALLOCATED):
+            elif kind in (Alloc.DATA, Alloc.ALLOCATED, Alloc.UNKNOWN):
                 owners += yield from image.read(first, length)
             else:  # a zero cluster is known from the tables; no I/O
                 owners += image.contents.read(first, length)
@@ -371,7 +381,7 @@ class Chain:
         """
         secondary = self.secondary
         # bdrv_get_default_bitmap_granularity()
-        granule = min(max(8, secondary.cluster), 128) if isinstance(secondary, Qcow2) else 128
+        granule = min(max(8, secondary.info_cluster), 128) if isinstance(secondary, Qcow2) else 128
         dirty: set[int] = set()
         for overlay in (self.active, self.hidden):
             for index in overlay.alloc:

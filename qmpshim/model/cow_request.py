@@ -35,7 +35,7 @@ def backup_calculate_cluster_size(target: Image) -> int:
     Restates ``backup_calculate_cluster_size`` (block/backup.c), later
     ``block_copy_calculate_cluster_size`` (block/block-copy.c, QEMU 7.2).
     """
-    return max(BACKUP_CLUSTER_SIZE_DEFAULT, target.cluster)
+    return max(BACKUP_CLUSTER_SIZE_DEFAULT, target.info_cluster)
 
 
 class BackupJob:

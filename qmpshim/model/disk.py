@@ -22,15 +22,18 @@ _BLANK = array("q", bytes(8 * PAGE))
 
 
 class Alloc(IntEnum):
-    """Allocation of one cluster of an image, as qcow2's L2 table tells it."""
+    """Allocation of one cluster (or subcluster) of an image, as qcow2's L2 table tells it."""
 
     UNALLOCATED = 0  # reads fall through to the backing file
     ZERO = 1  # reads as zeroes, whatever the backing file holds
     DATA = 2  # reads the image's own bytes
     ALLOCATED = 3  # in predictions only: ZERO or DATA, something outside the model decides which
+    UNKNOWN = 4  # in predictions only: it is known what is read there, and nothing else
 
     def admits(self, observed: Alloc) -> bool:
         """Whether *observed* is what this prediction allows."""
+        if self is Alloc.UNKNOWN:
+            return True
         return self is observed or (self is Alloc.ALLOCATED and observed is not Alloc.UNALLOCATED)
 
 
@@ -89,7 +92,10 @@ class Image:
 
     :param name: ``secondary``, ``hidden`` or ``active``
     :param size: virtual size in sectors
-    :param cluster: cluster size in sectors (1 where the format has none)
+    :param cluster: sectors whose allocation is told by one entry: the cluster size, or the size of
+        a subcluster (1 where the format has none)
+    :ivar info_cluster: the cluster size that other parts of QEMU are told, in sectors
+        (``BlockDriverInfo.cluster_size``)
     :param memory: makes the containers that requests share
     """
 
@@ -98,7 +104,7 @@ class Image:
     def __init__(self, name: str, size: int, cluster: int, memory: Memory) -> None:
         self.name = name
         self.size = size
-        self.cluster = cluster
+        self.cluster = self.info_cluster = cluster
         self.memory = memory
         self.contents = memory.contents(name, Contents())
 
@@ -217,9 +223,9 @@ class Qcow2(Image):
         # qcow2_co_block_status() ends a run where the type of cluster changes (an unallocated
         # cluster, a plain zero cluster and a preallocated one are three types of zero), and, among
         # preallocated ones, where the host offsets do not follow each other, which is not modelled.
-        # It never goes beyond one slice of an L2 table (8-byte entries, 64 KiB at the most).
+        # It never goes beyond one slice of an L2 table.
         touched = self.clusters(start, count)
-        entries = min(self.cluster * SECTOR, 1 << 16) // 8
+        entries = self.slice_clusters
         if touched[0] // entries != touched[-1] // entries:
             return Alloc.DATA
         types = set()
@@ -227,12 +233,24 @@ class Qcow2(Image):
             kind = self.alloc.get(index, Alloc.UNALLOCATED)
             if kind is Alloc.ALLOCATED:
                 return Alloc.ALLOCATED
+            if kind is Alloc.UNKNOWN:
+                whole = self.contents.read(start, count)
+                return Alloc.ALLOCATED if is_zero(whole) else Alloc.DATA
             if kind is Alloc.DATA or (kind is Alloc.UNALLOCATED and self.backed):
                 return Alloc.DATA
-            types.add((kind, index in self.preallocated))
+            types.add((kind, self.is_preallocated(index)))
         if len(types) > 1:
             return Alloc.DATA
         return Alloc.ALLOCATED if (Alloc.ZERO, True) in types and len(touched) > 1 else Alloc.ZERO
+
+    @property
+    def slice_clusters(self) -> int:
+        """How many clusters a slice of an L2 table covers (8-byte entries, 64 KiB at the most)."""
+        return min(self.cluster * SECTOR, 1 << 16) // 8
+
+    def is_preallocated(self, index: int) -> bool:
+        """Whether a cluster that is not DATA has a host cluster."""
+        return index in self.preallocated
 
     def clusters(self, start: int, count: int) -> range:
         """Indices of the clusters that *count* sectors from *start* touch."""
@@ -325,8 +343,8 @@ class Qcow2(Image):
             kind = self.alloc.get(index, Alloc.UNALLOCATED)
             if whole:
                 self._become(index, Alloc.ZERO, unmap)
-            elif kind is Alloc.ALLOCATED:
-                pass  # the cluster stays allocated, and its kind unknown
+            elif kind in (Alloc.ALLOCATED, Alloc.UNKNOWN):
+                pass  # an allocated cluster stays so, and its kind unknown
             elif self.status_zero(low, high - low) is Alloc.ZERO:
                 self._become(index, Alloc.ZERO, unmap)
             else:
@@ -342,7 +360,8 @@ class Qcow2(Image):
         for index in self.clusters(start, count):
             low, high = index * self.cluster, min((index + 1) * self.cluster, self.size)
             if start <= low and high <= start + count and (self.backed or index in self.alloc):
-                self._become(index, Alloc.ZERO, unmap=True)
+                if self.alloc.get(index) is not Alloc.UNKNOWN:
+                    self._become(index, Alloc.ZERO, unmap=True)
                 self.contents.write(low, owned(owner, high - low))
 
     def make_empty(self) -> Co[None]:

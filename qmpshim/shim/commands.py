@@ -186,7 +186,7 @@ class Commands:
             image = getattr(oracle.chain, role)
             sectors = found.cluster // SECTOR
             if isinstance(image, Qcow2):
-                kinds = [image.alloc.get(index, Alloc.UNALLOCATED) for index in range(clusters)]
+                kinds = [_kind(image, index * sectors, sectors) for index in range(clusters)]
             else:
                 kinds = [
                     Alloc.DATA
@@ -242,6 +242,14 @@ def _view(oracle: Oracle, role: str) -> View:
             chain = oracle.chain
             return View(chain, (chain.active, chain.hidden, chain.secondary))
     return oracle.guest_view
+
+
+def _kind(image: Qcow2, start: int, count: int) -> Alloc:
+    """The allocation of a range as a whole: what all of it is, or DATA where any of it is."""
+    kinds = {kind for _, _, kind in image.runs(start, min(count, image.size - start))}
+    if len(kinds) == 1:
+        return kinds.pop()
+    return Alloc.DATA if Alloc.DATA in kinds else Alloc.UNKNOWN
 
 
 def _kinds(image: object, start: int, count: int) -> list[Alloc | None]:

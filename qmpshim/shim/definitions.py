@@ -29,7 +29,7 @@ class Definition:
 
 
 _ROLES = ("secondary", "hidden", "active", "top")
-_ALLOCATIONS = ("unallocated", "zero", "data", "allocated")
+_ALLOCATIONS = ("unallocated", "zero", "data", "allocated", "unknown")
 #: Enumerations by type name.
 ENUMS: Mapping[str, tuple[str, ...]] = {
     "XShimDisk": _ROLES,

@@ -14,6 +14,20 @@ Execute = Callable[..., Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class Geometry:
+    """How a qcow2 image is laid out.
+
+    :ivar cluster: bytes
+    :ivar extended_l2: clusters are allocated by subclusters
+    :ivar version: of the format
+    """
+
+    cluster: int
+    extended_l2: bool
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """A chain as it is in QEMU.
 
@@ -22,6 +36,9 @@ class Found:
     :ivar cluster: bytes, of the overlays
     :ivar secondary: the secondary disk's format
     :ivar files: by role, where the image's file lies, for local files
+    :ivar data_files: the same of external data files
+    :ivar geometry: by role, of the qcow2 images
+    :ivar based: the secondary disk has a backing file of its own
     """
 
     workflow: Workflow
@@ -30,6 +47,9 @@ class Found:
     cluster: int
     secondary: str
     files: Mapping[str, Path]
+    data_files: Mapping[str, Path]
+    geometry: Mapping[str, Geometry]
+    based: bool
 
     def role(self, node: str) -> str | None:
         """What *node* is in this chain: a role's name or a node's."""
@@ -84,11 +104,35 @@ def _found(
     size = int(secondary["virtual-size"])
     if hidden["format"] != "qcow2" or secondary["format"] not in ("raw", "qcow2") or size % SECTOR:
         return None
-    files = {}
-    for role, name in roles.items():
+    disks = {role: name for role, name in roles.items() if role != "top"}
+
+    def files(child: str) -> dict[str, Path]:
         # The image's own name is a json: text once a child was given by reference.
-        file = nodes.get(below.get((name, "file"), ""))
-        if role != "top" and file is not None and file["drv"] in ("file", "host_device"):
-            files[role] = Path(file["image"]["filename"])
-    cluster = int(hidden["cluster-size"])
-    return Found(workflow, dict(roles), size, cluster, secondary["format"], files)
+        there = {role: nodes.get(below.get((name, child), "")) for role, name in disks.items()}
+        return {
+            role: Path(file["image"]["filename"])
+            for role, file in there.items()
+            if file is not None and file["drv"] in ("file", "host_device")
+        }
+
+    return Found(
+        workflow,
+        dict(roles),
+        size,
+        int(hidden["cluster-size"]),
+        secondary["format"],
+        files("file"),
+        files("data-file"),
+        {
+            role: _geometry(nodes[name]["image"])
+            for role, name in disks.items()
+            if nodes[name]["image"]["format"] == "qcow2"
+        },
+        (roles["secondary"], "backing") in below,
+    )
+
+
+def _geometry(image: Mapping[str, Any]) -> Geometry:
+    data = image["format-specific"]["data"]
+    version = 2 if data["compat"] == "0.10" else 3
+    return Geometry(int(image["cluster-size"]), data.get("extended-l2", False), version)

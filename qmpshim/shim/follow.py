@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qmpshim.conformance.oracle import Oracle
 from qmpshim.conformance.workload import Kind, Operation, Side
-from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.secondary import SECTOR
 from qmpshim.model.co import Co, ModelIOError, run_straight
-from qmpshim.model.disk import Alloc, Image, owned
+from qmpshim.model.disk import Alloc, Image
 from qmpshim.model.disk import Qcow2 as ModelQcow2
+from qmpshim.shim.baseline import Baseline, Files
+from qmpshim.shim.discovery import Found
 from qmpshim.shim.ledger import Ledger
 
-_BASELINE_LIMIT = 4 << 30  # bytes of old data that are remembered
-_STEP = 8 << 20  # bytes of them read at once
 _MOST = 1_000_000  # operations that a replay bundle may have
 
 
@@ -44,36 +43,33 @@ class Follower:
     :ivar operations: what was done since the chain was met, in the order QEMU answered it; begins
         with what was on the secondary disk
     :ivar whole: whether they are all there
+    :ivar unrecordable: what the disks held that operations on fresh disks do not make, or ``""``
     """
 
     def __init__(self, oracle: Oracle, ledger: Ledger) -> None:
         self.oracle = oracle
         self.operations: list[Operation] = []
         self.whole = True
+        self.unrecordable = ""
         self._ledger = ledger
 
     def command(self, kind: Kind) -> None:
         """A command that acts on the chain as a whole was answered."""
         self._list(Operation(self._ledger.count(), Side.CHAIN, kind))
 
-    def read_baseline(self, uri: str) -> bool:
-        """Read what the secondary disk holds before anything begins; False: it is too much."""
-        contents = self.oracle.chain.secondary.contents
-        with contextlib.closing(NbdClient(uri)) as client:
-            extents = client.data_extents()
-            if sum(length for _, length in extents) > _BASELINE_LIMIT:
-                self.whole = False
-                return False
-            for offset, length in extents:
-                for at in range(offset, offset + length, _STEP):
-                    data = client.read(min(_STEP, offset + length - at), at)
-                    if not any(data):
-                        continue
-                    start, count = at // SECTOR, len(data) // SECTOR
-                    number = self._ledger.note(start, data)
-                    self._list(Operation(number, Side.PRIMARY, Kind.WRITE, start, count))
-                    contents.write(start, owned(number, count))
-        return True
+    def take_baseline(self, found: Found, files: Mapping[str, Files], uri: str) -> list[str]:
+        """Take over what the disks hold before anything begins; gives what cannot be known.
+
+        Parameters and errors as :meth:`Baseline.take`.
+        """
+        baseline = Baseline(self.oracle.chain, found, self._ledger, self._write_before)
+        baseline.take(files, uri)
+        self.unrecordable = baseline.unrecordable
+        return baseline.doubts
+
+    def _write_before(self, start: int, count: int, number: int, data: bool) -> None:
+        kind = Kind.WRITE if data else Kind.ZERO
+        self._list(Operation(number, Side.PRIMARY, kind, start, count))
 
     def _list(self, operation: Operation) -> None:
         if len(self.operations) < _MOST:

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from qmpshim.conformance.crosscheck import merge
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.oracle import Oracle, View
+from qmpshim.conformance.overlay import wrong_allocation
 from qmpshim.conformance.workload import Kind
-from qmpshim.errors import IOFailed, MachineError, MachineHung
+from qmpshim.errors import IOFailed, MachineError, MachineHung, UnsupportedFeature
 from qmpshim.machine.nbd_client import NbdClient
 from qmpshim.machine.qcow2 import ImageError, Qcow2
 from qmpshim.machine.secondary import SECTOR
 from qmpshim.model.chain import Stage, Workflow
-from qmpshim.model.disk import PAGE, Alloc, Owners
+from qmpshim.model.disk import PAGE, Owners
 from qmpshim.model.disk import Qcow2 as ModelQcow2
 from qmpshim.model.verdict import Verdict
+from qmpshim.shim.baseline import flush
 from qmpshim.shim.discovery import children
 from qmpshim.shim.watch import Watch
 
@@ -33,7 +35,8 @@ class Verified:
     """What a verification found.
 
     :ivar compared: bytes whose contents were compared
-    :ivar doubts: why the model may no longer say what must be; then nothing was compared
+    :ivar doubts: why the model may no longer say what must be, then nothing was compared; or
+        what of the images cannot be judged
     """
 
     divergences: tuple[Divergence, ...]
@@ -52,12 +55,15 @@ async def verify(watch: Watch) -> Verified:
         return Verified((), 0, tuple(watch.doubts))
     compared = 0
     divergences: list[Divergence] = []
+    doubts: list[str] = []
     async with watch.still():
         if oracle.chain.failed_over:
             await _until_failed_over(watch)
         for role in _overlays(oracle):
-            await _flush(watch, found.nodes[role])
-            divergences += _allocation(watch, role, found.cluster)
+            await flush(watch.shim.execute, found.nodes[role])
+            wrong_there, untold = _allocation(watch, role)
+            divergences += wrong_there
+            doubts += untold
         for role, view, verdict in _views(oracle):
             async with watch.endpoints.view(found.nodes[role]) as uri:
                 try:
@@ -74,7 +80,7 @@ async def verify(watch: Watch) -> Verified:
     for divergence in divergences:
         watch.divergences.append(divergence)
         watch.shim.emit("X_SHIM_DIVERGENCE", divergence.to_json())
-    return Verified(tuple(divergences), compared, ())
+    return Verified(tuple(divergences), compared, tuple(doubts))
 
 
 def _overlays(oracle: Oracle) -> tuple[str, ...]:
@@ -91,12 +97,6 @@ def _views(oracle: Oracle) -> list[tuple[str, View, Verdict]]:
     return views
 
 
-async def _flush(watch: Watch, node: str) -> None:
-    """Have QEMU write qcow2 tables to the file, without stopping the VM (which all would see)."""
-    line = f'qemu-io {node} "flush"'
-    await watch.shim.execute("human-monitor-command", {"command-line": line})
-
-
 async def _until_failed_over(watch: Watch) -> None:
     """Failover ends in the background: then the filter sits on the secondary disk."""
     found, _ = watch.model()
@@ -109,46 +109,38 @@ async def _until_failed_over(watch: Watch) -> None:
     raise MachineHung(f"failover did not end in {_FAILOVER_LIMIT:g} s")
 
 
-def _allocation(watch: Watch, role: str, cluster: int) -> list[Divergence]:
+def _allocation(watch: Watch, role: str) -> tuple[list[Divergence], list[str]]:
+    """What is wrong with an overlay's file, and what of it cannot be judged."""
     model = watch.image(role)
     assert isinstance(model, ModelQcow2)
     where, operations = f"{role} disk (file)", watch.ledger.operations
+    untold: list[str] = []
     try:
         content = watch.content(role)
         if content is None:
-            return []
+            return [], []
         qcow2 = Qcow2.parse(content)
-        faults = [str(finding) for finding in qcow2.check()]
-        observed = qcow2.allocation()
+        try:
+            faults = [str(finding) for finding in qcow2.check()]
+        except UnsupportedFeature as error:
+            faults = []
+            untold.append(f"{where}: {error}")
+        wrong = None
+        if not faults:
+            wrong = wrong_allocation(model.alloc, qcow2.allocation(), qcow2.unit_size)
+    except UnsupportedFeature as error:
+        return [], [f"{where}: {error}"]
     except (ImageError, OSError) as error:
-        return [
-            Divergence(Verdict.CORRUPTION, where, operations, "a valid qcow2 image", str(error))
-        ]
+        wanted = "a valid qcow2 image"
+        return [Divergence(Verdict.CORRUPTION, where, operations, wanted, str(error))], untold
     if faults:
         said = "; ".join(faults[:3])
-        return [
-            Divergence(Verdict.CORRUPTION, where, operations, "consistent qcow2 metadata", said)
-        ]
-    none = Alloc.UNALLOCATED
-    wrong = [
-        index
-        for index in sorted(model.alloc.keys() | observed.keys())
-        if not model.alloc.get(index, none).admits(observed.get(index, none))
-    ]
-    if not wrong:
-        return []
-    index = wrong[0]
-    say = f"cluster {index} (byte {index * cluster}) "
-    more = f" (and {len(wrong) - 1} more clusters)" if len(wrong) > 1 else ""
-    return [
-        Divergence(
-            Verdict.ALLOCATION,
-            where,
-            operations,
-            say + model.alloc.get(index, none).name.lower(),
-            say + observed.get(index, none).name.lower() + more,
-        )
-    ]
+        wanted = "consistent qcow2 metadata"
+        return [Divergence(Verdict.CORRUPTION, where, operations, wanted, said)], untold
+    if wrong is None:
+        return [], untold
+    told = Divergence(Verdict.ALLOCATION, where, operations, wrong.predicted, wrong.observed)
+    return [told], untold
 
 
 def _compare(watch: Watch, uri: str, view: View) -> tuple[tuple[str, str] | None, int]:

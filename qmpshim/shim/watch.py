@@ -30,6 +30,7 @@ from qmpshim.model.chain import CommandError, Workflow
 from qmpshim.model.co import Co, run_straight
 from qmpshim.model.disk import Image
 from qmpshim.model.verdict import Verdict
+from qmpshim.shim.baseline import Files, flush
 from qmpshim.shim.discovery import Found, find_backup, find_replication
 from qmpshim.shim.endpoints import Endpoints
 from qmpshim.shim.eye import Eye
@@ -287,10 +288,14 @@ class Watch:
         follower = Follower(Oracle(spec, self.behaviour), self.ledger)
         aside = self.hand.aside() if self.hand is not None else contextlib.nullcontext()
         with aside:
+            for role in found.geometry:
+                await flush(self.shim.execute, found.nodes[role])
+            files = {role: self._files(found, role) for role in found.geometry}
+            there = {role: file for role, file in files.items() if file is not None}
             async with self.endpoints.view(found.nodes["secondary"]) as uri:
-                whole = await asyncio.to_thread(follower.read_baseline, uri)
-        if not whole:
-            self.doubt("the secondary disk held too much data to remember it")
+                doubts = await asyncio.to_thread(follower.take_baseline, found, there, uri)
+        for doubt in doubts:
+            self.doubt(doubt)
         self.found, self.follower = found, follower
 
     # -- I/O ------------------------------------------------------------
@@ -395,10 +400,16 @@ class Watch:
 
         :raises OSError: they cannot be read
         """
+        files = self._files(self.model()[0], role)
+        return None if files is None else files.image
+
+    def _files(self, found: Found, role: str) -> Files | None:
         if self.hand is not None:
-            return self.hand.gate.snapshot(role)
-        path = self.model()[0].files.get(role)
-        return None if path is None else map_file(path)
+            return Files(self.hand.gate.snapshot(role))
+        path, data = found.files.get(role), found.data_files.get(role)
+        if path is None:
+            return None
+        return Files(map_file(path), None if data is None else map_file(data))
 
     def operations(self) -> tuple[Operation, ...]:
         """What was done since the chain was met.
@@ -409,6 +420,8 @@ class Watch:
         assert self.follower is not None
         if not self.follower.whole:
             raise InputError("too much was done for a bundle")
+        if self.follower.unrecordable:
+            raise InputError(f"a bundle cannot begin with {self.follower.unrecordable}")
         return tuple(self.follower.operations)
 
     async def close(self) -> None:
