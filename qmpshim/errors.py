@@ -47,6 +47,9 @@ class UnsupportedFeature(QmpshimError):
         super().__init__(f"cannot judge: {feature}")
         self.feature = feature
 
+    def __reduce__(self) -> tuple[type[UnsupportedFeature], tuple[str]]:
+        return type(self), (self.feature,)
+
 
 class MachineError(QmpshimError):
     """A QEMU that was running misbehaved; conformance turns this into a verdict."""

@@ -31,7 +31,10 @@ class Fault:
 
 
 def read_overlay(image: BytesLike) -> tuple[Overlay | None, Fault | None]:
-    """Read a qcow2 image's bytes: what it holds, if that can be told, and what is broken in it."""
+    """Read a qcow2 image's bytes: what it holds, if that can be told, and what is broken in it.
+
+    :raises UnsupportedFeature: it can be sound and our reader cannot tell
+    """
     try:
         qcow2 = Qcow2.parse(image)
         faults = [str(fault) for fault in qcow2.check()]

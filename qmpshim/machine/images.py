@@ -55,6 +55,7 @@ class ImageView:
     :param image: the image file's bytes; kept, not copied
     :param raw: a raw image instead of qcow2, all of it DATA
     :param data: the bytes of the image's external data file, if it has one; kept, not copied
+    :ivar unit_size: of a subcluster, or of a cluster where the image has none; in bytes
     :raises ImageError: as :meth:`Qcow2.parse` and :meth:`Qcow2.clusters`
     :raises UnsupportedFeature: the same, and an external data file without *data*
     """
@@ -65,13 +66,13 @@ class ImageView:
         self._image = memoryview(image).cast("B")
         self._runs: list[Run]
         if raw:
-            self.virtual_size = self.cluster_size = self._unit_size = len(self._image)
+            self.virtual_size = self.cluster_size = self.unit_size = len(self._image)
             self._runs = [Run(0, self.virtual_size, Alloc.DATA, 0)]
             self._clusters = None
         else:
             qcow2 = Qcow2.parse(image)
             self.virtual_size, self.cluster_size = qcow2.virtual_size, qcow2.cluster_size
-            self._unit_size = qcow2.unit_size
+            self.unit_size = qcow2.unit_size
             if qcow2.header.external_data:
                 if data is None:
                     raise UnsupportedFeature("an external data file that is out of reach")
@@ -131,7 +132,7 @@ class ImageView:
         length = max(0, min(length, self.virtual_size - offset))
         if self._clusters is None or not length:
             return np.frombuffer(self._image[offset : offset + length], np.uint8)
-        size, found = self._unit_size, self._clusters
+        size, found = self.unit_size, self._clusters
         first, last = offset // size, (offset + length - 1) // size
         here = slice(*np.searchsorted(found.index, (first, last + 1)))
         data = found.kind[here] == Alloc.DATA
@@ -246,7 +247,7 @@ class QcowReader:
         qcow2 = Qcow2.parse(image)
         for flag, feature in _NOT_LIBQCOWS.items():
             if flag in qcow2.flags:
-                raise UnsupportedFeature(f"{feature}")
+                raise UnsupportedFeature(feature)
         self._view = ImageView(image)
         self._backing = backing
         self.virtual_size = qcow2.virtual_size
@@ -588,9 +589,16 @@ def _disagree_on_allocation(extents: list[MapExtent], view: ImageView) -> Iterat
         end = extent.start + extent.length
         while run is not None and run.offset < end:
             start = max(run.offset, extent.start)
-            theirs = _told(extent.alloc, extent.host_offset, start - extent.start)
+            alloc = extent.alloc
+            if (
+                extent.present is None
+                and alloc is Alloc.ZERO
+                and view.unit_size < view.cluster_size
+            ):
+                alloc = None  # the host cluster may be there for other subclusters
+            theirs = _told(alloc, extent.host_offset, start - extent.start)
             ours = _told(run.alloc, run.host_offset, start - run.offset)
-            if theirs != ours and not (extent.alloc is None and run.alloc is not Alloc.DATA):
+            if theirs != ours and not (alloc is None and run.alloc is not Alloc.DATA):
                 yield (
                     f"at {start:#x}: qemu-img map says {theirs}, the independent reader says {ours}"
                 )

@@ -19,7 +19,7 @@ from qmpshim.conformance.check.identity import another_build
 from qmpshim.conformance.check.kinds import load
 from qmpshim.conformance.check.runners import timed
 from qmpshim.conformance.divergence import verdict_of
-from qmpshim.errors import BuildError, MachineError, QmpshimError
+from qmpshim.errors import BuildError, MachineError, QmpshimError, UnsupportedFeature
 
 
 def main(order_file: str, directory: str) -> int:
@@ -45,7 +45,7 @@ def _do(order: Order, results: Path) -> CaseOutcome:
         outcome = timed(load(order.runner), order.build, order.case, results)
         # Swapped while the case ran: then nobody knows what was tested.
         return another_build(order.build, order.identity) or outcome
-    except BuildError as error:
+    except (BuildError, UnsupportedFeature) as error:
         return CaseOutcome(Status.SKIPPED, str(error))
     except MachineError as error:
         return _misbehaved(order.case, error)

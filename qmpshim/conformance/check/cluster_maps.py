@@ -19,7 +19,7 @@ from qmpshim.conformance.explore.replay import follow, system_of
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario, words
 from qmpshim.conformance.explore.stage import Stage
 from qmpshim.conformance.explore.straight import Seen
-from qmpshim.errors import InputError
+from qmpshim.errors import InputError, UnsupportedFeature
 from qmpshim.machine.builds import Build
 from qmpshim.machine.gated_chain import images_of
 from qmpshim.machine.images import map_file
@@ -257,7 +257,7 @@ def _bundled_disk(
         try:
             qcow2 = Qcow2.parse(image)
             seen = qcow2.clusters()
-        except ImageError as error:
+        except (ImageError, UnsupportedFeature) as error:
             return {"name": name, "clusters": [], "problem": str(error)}
         if (its := qcow2.cluster_size) != cluster * SECTOR:
             problem = f"the image has clusters of {its} bytes, not of {cluster * SECTOR}"

@@ -80,7 +80,7 @@ def _read(image: bytes, size: int, cluster: int, name: str) -> Overlay:
 def faults_of(qcow2: Qcow2) -> list[str]:
     """What is broken in an image; the refcounts of a dirty one are not: who opens it counts anew.
 
-    :raises ImageError: it is more than our reader can judge
+    :raises UnsupportedFeature: it is more than our reader can judge
     """
     faults = [str(f) for f in qcow2.check() if f.severity is Severity.CORRUPTION]
     if Incompatible.DIRTY in qcow2.header.flags:
