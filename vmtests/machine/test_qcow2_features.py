@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_images import converted, node
+from test_images import converted, flat, node, raw
 from test_qcow2 import KiB, MiB, Tables, build, qemu_convicts, tool
 
 from qmpshim.errors import UnsupportedFeature
 from qmpshim.machine import images, qcow2
 from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.images import ImageView, QcowReader, agree, consult, map_file
+from qmpshim.machine.images import ImageView, QcowReader, agree, consult, map_file, through
 from qmpshim.machine.qcow2 import ImageError, Qcow2, Severity
 from qmpshim.model.disk import Alloc
 
@@ -69,6 +69,12 @@ def differs(path: Path) -> list[str]:
         found.append("pieces")
     if view.read(0, view.virtual_size).tobytes() != expected:
         found.append("read")
+    below = raw(path.with_suffix(".below"), view.virtual_size, 99)
+    base = {"driver": "raw", "file": {"driver": "file", "filename": str(below)}}
+    if flat(through([view, ImageView.open(below, raw=True)])) != converted(
+        node(path, base), path.with_suffix(".converted")
+    ):
+        found.append("through")
     return found
 
 
