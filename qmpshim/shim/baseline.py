@@ -118,7 +118,7 @@ class Baseline:
     ) -> None:
         try:
             if files is None or self._found.based:
-                raise UnsupportedFeature("a disk that is more than one file in reach")
+                raise UnsupportedFeature("a disk that is not one file in reach")
             qcow2 = Qcow2.parse(files.image)
             self._allocate(image, qcow2)
             runs = [(run.offset, run.length) for run in qcow2.runs() if run.alloc is Alloc.DATA]
@@ -175,9 +175,7 @@ class Baseline:
         if files is None:
             # Replication empties its overlays when it starts.
             if self._found.workflow is Workflow.BACKUP:
-                self.doubts.append(
-                    f"the {role} disk held what is out of reach: its file is not local"
-                )
+                self.doubts.append(f"cannot judge: the {role} disk's file is out of reach")
             return
         try:
             qcow2 = Qcow2.parse(files.image)

@@ -32,6 +32,7 @@ KiB = 1 << 10
 class Image:
     """How an image is made: its format, ``qemu-img create -o``, and ``qemu-io`` commands.
 
+    :ivar below: a driver between its file and the format
     :ivar encrypted: with LUKS
     :ivar bitmap: it has a persistent bitmap
     """
@@ -39,6 +40,7 @@ class Image:
     format: str = "qcow2"
     options: str = ""
     commands: tuple[str, ...] = ()
+    below: str = ""
     encrypted: bool = False
     bitmap: bool = False
 
@@ -125,7 +127,9 @@ class Chain:
         for name, image in zip(names, [images[0], images[1], images[1]], strict=False):
             path = directory / name
             image.make(build, path)
-            file = {"driver": "file", "filename": str(path), "discard": "unmap"}
+            file: dict[str, Any] = {"driver": "file", "filename": str(path), "discard": "unmap"}
+            if image.below:
+                file = {"driver": image.below, "image": file, "discard": "unmap"}
             self._ask(
                 "blockdev-add",
                 driver=image.format,
@@ -288,6 +292,31 @@ def test_bitmaps_hide_the_health_and_nothing_else(
             client.wait(client.submit_write(b"x" * 512, 3 << 20))
         kinds = {verdict["verdict"] for verdict in _verified(made.wire)["verdicts"]}
         assert kinds == {"allocation", "isolation"}
+
+
+def test_an_overlay_whose_file_is_out_of_reach(
+    loop: Loop, tmp_path: Path, qemu_build: Build
+) -> None:
+    overlay = Image(below="blkdebug")
+    for workflow, doubts in (
+        (Workflow.BACKUP, ["cannot judge: the hidden disk's file is out of reach"]),
+        (Workflow.REPLICATION, []),  # it empties its overlays first
+    ):
+        images = (Image(commands=DATA), overlay)
+        with chain(loop, qemu_build, tmp_path / workflow, workflow, *images) as made:
+            made.start()
+            _write(_uris(made.wire)["primary"], b"n" * 512, 0)
+            verified = _verified(made.wire)
+            assert (verified["verdicts"], verified["doubts"]) == ([], doubts)
+
+
+def test_a_disk_whose_allocation_is_unknown(loop: Loop, tmp_path: Path, each_build: Build) -> None:
+    """Its contents are judged, and the overlays' allocation as far as it follows from them."""
+    disk = Image(commands=MIXED, below="blkdebug")
+    with chain(loop, each_build, tmp_path, Workflow.BACKUP, disk, EMPTY) as made:
+        check_chain(made, Workflow.BACKUP, 3)
+        drawn = {entry["disk"]: entry for entry in made.wire.ask("x-shim-map")["return"]["disks"]}
+        assert "unknown" in {run["allocation"] for run in drawn["secondary"]["runs"]}
 
 
 # -- recording -----------------------------------------------------------------------------------
