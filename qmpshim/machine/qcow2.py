@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from qmpshim.errors import MachineError, UnsupportedFeature
 from qmpshim.model.disk import Alloc
+from qmpshim.model.subclusters import SUBCLUSTERS
 
 BytesLike = bytes | bytearray | memoryview | mmap.mmap
 Ints = NDArray[np.int64]
@@ -43,7 +44,6 @@ _L1_RESERVED = np.uint64(0x7F00_0000_0000_01FF)
 _L2_RESERVED = np.uint64(0x3F00_0000_0000_01FE)
 _REFTABLE_RESERVED = np.uint64(0x1FF)
 _BITMAP = np.uint64(0xFFFF_FFFF)  # the allocation bits of a subcluster bitmap; zero bits are above
-SUBCLUSTERS = 32  # in a cluster of an image with extended L2 entries
 _GATHER_BYTES = 256 << 10  # L2 tables looked at in one go: few enough to stay in the CPU cache
 
 # QEMU's own limits (the notes in qcow2.txt): beyond them no QEMU opens the image.

@@ -318,6 +318,8 @@ class Qcow2(Image):
 
     def _become(self, index: int, kind: Alloc, unmap: bool = False) -> None:
         # zero_in_l2_slice(): without BDRV_REQ_MAY_UNMAP a cluster keeps its place in the file
+        if kind is Alloc.ZERO and not unmap and self.alloc.get(index) is Alloc.UNKNOWN:
+            return  # if it has one
         if kind is not Alloc.ZERO or unmap:
             self.preallocated.discard(index)
         elif self.alloc.get(index) is Alloc.DATA:

@@ -38,6 +38,8 @@ class ExtendedQcow2(Qcow2):
     def _become(self, index: int, kind: Alloc, unmap: bool = False) -> None:
         if kind is Alloc.DATA:
             self.hosts.add(index // SUBCLUSTERS)
+        elif self.alloc.get(index) is Alloc.UNKNOWN:
+            return  # whether its cluster has a host cluster
         self.alloc[index] = kind
 
     def _whole(self, start: int, count: int) -> list[tuple[int, int, int]]:

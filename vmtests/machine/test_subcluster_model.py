@@ -126,4 +126,11 @@ def test_block_status_ends_where_the_type_of_subcluster_changes() -> None:
     run_straight(model.write(CLUSTER, owned(2, unit)))
     assert model.status_zero(CLUSTER + unit, CLUSTER - unit) is zero
     assert model.status_zero(CLUSTER + unit, CLUSTER) is data  # UNALLOCATED_ALLOC, then _PLAIN
+    model.alloc[0] = Alloc.UNKNOWN  # it reads as zeroes
+    assert model.status_zero(0, unit) is Alloc.ALLOCATED
+    run_straight(model.zero(0, unit, -3, False))
+    assert model.alloc[0] is Alloc.UNKNOWN  # whether its cluster has a host cluster stays open
+    assert all(Alloc.UNKNOWN.admits(kind) for kind in Alloc)
+    run_straight(model.write(0, owned(4, 1)))
+    assert (model.alloc[0], model.status_zero(0, unit)) == (data, data)
     assert SUBCLUSTERS * unit == CLUSTER == model.info_cluster

@@ -47,6 +47,8 @@ class Image:
     def make(self, build: Build, path: Path) -> None:
         options = self.options.replace("EXTERNAL", f"{path}.raw")
         words = ["-o", options] if options else []
+        if "backing_file" in options:
+            Path(f"{path}.raw").write_bytes(b"\7" * (SIZE // 2) + bytes(SIZE // 2))
         if self.encrypted:
             luks = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10"
             words = ["--object", SECRET, "-o", luks]
@@ -110,6 +112,10 @@ FULL: dict[str, tuple[Image, Image]] = {
     ),
     "overlays with data": (Image(commands=DATA), Image(commands=MIXED)),
     "overlays with subclusters": (Image(commands=DATA), Image(options=EXTENDED, commands=MIXED)),
+    "a disk with a backing file": (
+        Image(options="backing_file=EXTERNAL,backing_fmt=raw", commands=MIXED),
+        EMPTY,
+    ),
     "a compressed disk": (Image(commands=(*DATA, "write -c -P 9 3M 64k")), EMPTY),
 }
 
