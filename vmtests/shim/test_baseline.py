@@ -197,7 +197,7 @@ class Chain:
 
 @contextmanager
 def chain(
-    loop: Loop, build: Build, directory: Path, workflow: Workflow, *images: Image, **more: Any
+    loop: Loop, build: Build, directory: Path, workflow: Workflow, /, *images: Image, **more: Any
 ) -> Iterator[Chain]:
     directory.mkdir(exist_ok=True)
     service = Service(loop, Options(**{"build": build, **more}))
@@ -271,10 +271,10 @@ def test_what_our_reader_does_not_support_is_named(
             ]
 
 
-def test_an_encrypted_overlay(loop: Loop, tmp_path: Path, each_build: Build) -> None:
+def test_an_encrypted_overlay(loop: Loop, tmp_path: Path, qemu_build: Build) -> None:
     images = (EMPTY, Image(encrypted=True))
     more = {"arguments": (*ARGS, "-object", SECRET)}
-    with chain(loop, each_build, tmp_path, Workflow.BACKUP, *images, **more) as made:
+    with chain(loop, qemu_build, tmp_path, Workflow.BACKUP, *images, **more) as made:
         made.start()
         verified = _verified(made.wire)
         assert (verified["as-predicted"], verified["verdicts"]) == (False, [])
