@@ -1,18 +1,40 @@
-"""Where the command line begins: interrupted at once, it ends as it does later."""
+"""Where the command line begins and ends, however it is ended.
 
-from __future__ import annotations
+Nothing is imported before the working directory is left out of the import path.
+"""
 
 import sys
 
+from qmpshim.machine.safe_path import leave_out_working_directory
+
 
 def main() -> int:
-    """The entry point; returns the exit status (see the README)."""
+    """The entry point of ``qmpshim``; returns the exit status (see the README)."""
+    leave_out_working_directory()
     try:
-        from qmpshim.cli import main as command_line  # which takes a moment
+        from qmpshim.commands import streams
 
-        return command_line()
+        streams.open_missing()
+        try:
+            from qmpshim.cli import main as command_line  # which takes a moment
+
+            status = command_line()
+        except SystemExit as ended:  # argparse's: --help, --version, wrong words
+            status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        except Exception:  # a defect of ours: never 1, which says that QEMU diverged
+            sys.excepthook(*sys.exc_info())
+            status = 2
+        return streams.finish(status)
     except KeyboardInterrupt:
         return 130
+
+
+def stand_in() -> int:
+    """The entry point of ``qmpshim-qemu``."""
+    leave_out_working_directory()
+    from qmpshim.commands.shim import stand_in as stand_in_for_qemu
+
+    return stand_in_for_qemu()
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from errno import ENOSPC
 
 import qmpshim
 from qmpshim.commands import builds, check, explore, guest, pair, shim, stress, verify
-from qmpshim.commands.console import STDOUT, WRONG, Console, Parser
+from qmpshim.commands.console import STDOUT, Console, Parser
+from qmpshim.commands.streams import WRONG, cannot_write, stdout_failure
 from qmpshim.errors import QmpshimError
 
 
@@ -36,7 +36,10 @@ def _in_words(error: OSError) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; returns the exit status (see the README)."""
-    args = _parser().parse_args(argv)
+    try:
+        args = _parser().parse_args(argv)
+    except OSError as error:  # what --help, --version and wrong words print cannot be written
+        return cannot_write(sys.stdout, error)
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.CRITICAL,
         format="%(relativeCreated)6d ms %(name)s: %(message)s",
@@ -44,15 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: Callable[[argparse.Namespace, Console], int] = args.run
     try:
         json_only = getattr(args, "json", None) == STDOUT  # then the words go elsewhere
-        return run(args, Console(sys.stderr if json_only else sys.stdout))
+        console = Console(sys.stderr if json_only else sys.stdout)
+        return console.ending(run(args, console))
     except QmpshimError as error:
         print(f"qmpshim: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:
-        # Nobody reads on: end without a word, at the interpreter's exit, too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return WRONG
     except OSError as error:
+        if (lost := stdout_failure()) is not None:  # of what was written past the console
+            return lost
         print(f"qmpshim: {_in_words(error)}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt:

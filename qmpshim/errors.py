@@ -2,6 +2,41 @@
 
 from __future__ import annotations
 
+import difflib
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+def no_such(kind: str, name: str, there_are: Iterable[str], listing: str) -> str:
+    """One line about a name that there is not: what is nearest to it, and what lists all.
+
+    :param kind: what it should be a name of
+    :param listing: the command that lists all
+    """
+    names = list(there_are)
+    near = difflib.get_close_matches(name, names, n=3)
+    some = f"did you mean {' or '.join(near)}?" if near else f"there is {names[0]}, for one;"
+    return f"no {kind} {name[:80]!r}; {some} `{listing}` shows all"
+
+
+def errno_words(number: int) -> str:
+    """An errno for people: its name and what it means, ``EPERM: Operation not permitted``."""
+    name = errno.errorcode.get(number)
+    return f"{name}: {os.strerror(number)}" if name else f"errno {number}"
+
+
+def name_errnos(text: str) -> str:
+    """A text for people, with the meaning of each ``errno N`` in it."""
+
+    def named(found: re.Match[str]) -> str:
+        number = int(found[1])
+        return f"{found[0]} ({errno_words(number)})" if number in errno.errorcode else found[0]
+
+    return re.sub(r"\berrno (\d+)\b(?! \()", named, text)
+
 
 class QmpshimError(Exception):
     """Anything qmpshim raises on purpose: one line that says what happened and how to mend it."""
@@ -11,6 +46,32 @@ class QmpshimError(Exception):
 
 class InputError(QmpshimError):
     """The user's words are wrong: an option's value, a bundle, a scenario file."""
+
+
+_LONGEST = 400  # characters of a message that may hold what stands in a file
+
+
+@contextmanager
+def decoding(what: str) -> Iterator[None]:
+    """Around the decoding of what a user gave: whatever is wrong with it is said in one line.
+
+    :param what: the file, for the message
+    :raises InputError: it is damaged
+    """
+    try:
+        yield
+    except InputError as error:
+        said = str(error)
+    except KeyError as error:
+        said = f"{what} is damaged: it has no {error}"
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        said = f"{what} is damaged: {error}"
+    except RecursionError:
+        said = f"{what} is damaged: it is nested too deeply"
+    else:
+        return
+    said = " ".join(said.split())
+    raise InputError(said if len(said) <= _LONGEST else f"{said[: _LONGEST - 4]} ...")
 
 
 class NoSuchBuild(InputError):
@@ -107,5 +168,5 @@ class IOFailed(MachineError):
     """
 
     def __init__(self, what: str, errno: int) -> None:
-        super().__init__(f"{what}: errno {errno}")
+        super().__init__(f"{what}: {errno_words(errno)}")
         self.errno = errno

@@ -16,13 +16,16 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from qmpshim.commands.streams import WRONG, Output
 from qmpshim.errors import BuildError, HostError, InputError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build
+from qmpshim.machine.files import check_file, write_file
 
-OK, DIVERGED, WRONG, UNTESTABLE = 0, 1, 2, 125
+OK, DIVERGED, UNTESTABLE = 0, 1, 125
 STDOUT = Path("-")  # as a file to write to
 _TAKEN_DOWN = "QEMU was ended and its files removed"
+MACHINE, LIMIT = "none", 30.0  # the defaults of --machine and of --limit, which is in seconds
 BUNDLES = Path("qmpshim-bundles")  # where replay bundles go unless --keep says otherwise
 
 
@@ -31,6 +34,7 @@ class Console:
 
     def __init__(self, out: TextIO, interval: float = 2.0) -> None:
         self._out = out
+        self._output = Output(out)
         self._terminal = out.isatty()
         self._interval = interval
         self._next = 0.0
@@ -40,12 +44,11 @@ class Console:
         """What is being done right now."""
         now = time.monotonic()
         if self._terminal:
-            self._out.write(f"\r\x1b[K{text[: self._width() - 1]}")
+            self._output.write(f"\r\x1b[K{text[: self._width() - 1]}")
             self._shown = True
         elif now >= self._next:
-            self._out.write(text + "\n")
+            self._output.write(text + "\n")
             self._next = now + self._interval
-        self._out.flush()
 
     def _width(self) -> int:
         try:
@@ -55,11 +58,12 @@ class Console:
 
     def line(self, text: str = "") -> None:
         """A line that stays."""
-        if self._shown:
-            self._out.write("\r\x1b[K")
-            self._shown = False
-        self._out.write(text + "\n")
-        self._out.flush()
+        self._output.write(("\r\x1b[K" if self._shown else "") + text + "\n")
+        self._shown = False
+
+    def ending(self, status: int) -> int:
+        """The exit status of a command that ended with *status*, had all been written."""
+        return self._output.ending(status)
 
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -91,6 +95,13 @@ def count(text: str) -> int:
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage."""
 
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """As the base class; the namespace also says which parser knows the command's defaults."""
+        found, rest = super().parse_known_args(args, namespace)
+        if not hasattr(found, "parser"):  # a command's own parser comes before those it is below
+            found.parser = self
+        return found, rest
+
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG, f"{self.prog}: {message}; see {self.prog} --help\n")
 
@@ -118,15 +129,28 @@ def build_options(
     where.add_argument("--qemu", metavar="PATH", help="a QEMU binary (default: the system's)")
     if not machine:
         return
-    parser.add_argument("--machine", default="none", help="QEMU's -machine (default none)")
+    parser.add_argument("--machine", default=MACHINE, help="QEMU's -machine (default none)")
     parser.add_argument(
         "--limit",
         type=seconds,
-        default=30.0,
+        default=LIMIT,
         metavar="SECONDS",
         help="after this long without an answer QEMU counts as hung (default 30; more where "
         "a checkpoint goes through millions of clusters)",
     )
+
+
+def refuse_unused(args: argparse.Namespace, because: str, *options: str) -> None:
+    """Refuse options that would be passed over without a word.
+
+    :param because: in which combination they have no effect, e.g. ``with --no-colo``
+    :param options: e.g. ``--machine``
+    :raises InputError: one of them was given, with another value than its default
+    """
+    for option in options:
+        name = option.lstrip("-").replace("-", "_")
+        if hasattr(args, name) and getattr(args, name) != args.parser.get_default(name):
+            raise InputError(f"{option} has no effect {because}: leave it out")
 
 
 def output_options(parser: argparse.ArgumentParser, kept: str) -> None:
@@ -269,9 +293,9 @@ def check_writable(path: Path | None) -> None:
     if path is None or path == STDOUT:
         return
     try:
-        path.touch()
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+        check_file(path)
+    except HostError as error:
+        raise InputError(str(error)) from error
 
 
 def check_directory(path: Path) -> None:
@@ -285,9 +309,19 @@ def check_directory(path: Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def replay_command(bundle: Path) -> str:
-    """The command that shows a bundle again, to be pasted into a shell."""
-    return f"qmpshim replay {shlex.quote(str(bundle))}"
+def replay_command(bundle: Path, build: Build, *words: str) -> str:
+    """The command that shows a bundle again, to be pasted into a shell where this one ran.
+
+    :param build: what it was found on
+    :param words: options that it was found with
+    """
+    which = [] if build.name == "system" else ["--build", build.name]
+    return shlex.join(["qmpshim", "replay", str(bundle), *which, *words])
+
+
+def not_kept(why: str) -> str:
+    """What to say when a bundle could not be written."""
+    return f"no bundle: {why}; give a directory that can be written to with --keep DIR"
 
 
 def write_json(path: Path | None, value: Any) -> None:
@@ -301,7 +335,4 @@ def write_json(path: Path | None, value: Any) -> None:
     if path == STDOUT:
         sys.stdout.write(text)
         return
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise HostError(f"cannot write {path}: {error.strerror}") from error
+    write_file(path, text.encode())

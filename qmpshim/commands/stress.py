@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from qmpshim.commands.console import DIVERGED, OK, Console, build_options, chosen_build, count
+from qmpshim.commands.console import (
+    DIVERGED,
+    OK,
+    Console,
+    build_options,
+    chosen_build,
+    count,
+    refuse_unused,
+)
 from qmpshim.errors import BuildError, MachineError
+from qmpshim.machine.safe_path import our_python
 from qmpshim.machine.workspace import Workspace, dies_with_owner
 from qmpshim.shim.endpoint import Address, raise_fd_limit
 from qmpshim.shim.stress import Figures, stress
@@ -34,6 +42,8 @@ def add(commands: Any) -> None:
 
 
 def _stress(args: argparse.Namespace, console: Console) -> int:
+    if args.address:
+        refuse_unused(args, "on a shim that runs already", "--build", "--qemu")
     raise_fd_limit()
     with _endpoint(args) as address:
         try:
@@ -53,7 +63,7 @@ def _endpoint(args: argparse.Namespace) -> Iterator[Address]:
     which = ["--qemu", args.qemu] if args.qemu else ["--build", args.build] if args.build else []
     with Workspace() as workspace:
         address = Address(path=workspace.path / "stressed.sock")
-        command = [sys.executable, "-m", "qmpshim", "serve", "--listen", str(address), *which]
+        command = our_python("qmpshim", "serve", "--listen", str(address), *which)
         said = workspace.path / "stderr"
         with said.open("wb") as err:
             server = subprocess.Popen(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from qmpshim.errors import HostError, InputError
+from qmpshim.machine.programs import find_program
 from qmpshim.machine.workspace import dies_with_owner
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class PrivateApt:
         self.mirror = mirror
         self.suite = suite
         for program, package in (("apt-get", "apt"), ("dpkg-deb", "dpkg")):
-            if shutil.which(program) is None:
+            if find_program(program) is None:
                 raise HostError(f"fetching a Debian suite needs {program}: install {package}")
         if not KEYRING.exists():
             raise HostError(f"{KEYRING} is missing: apt-get install debian-archive-keyring")

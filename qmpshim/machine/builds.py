@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
+import shlex
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ from typing import Literal
 from qmpshim.errors import BuildError, HostError, InputError, NoSuchBuild, QmpshimError
 from qmpshim.machine import registry
 from qmpshim.machine.loader import library_directories, private_loader
+from qmpshim.machine.programs import find_program
 from qmpshim.machine.workspace import dies_with_owner
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class Build:
         :raises HostError: there is none
         """
         for name in _SYSTEM_NAMES:
-            if found := shutil.which(name):
+            if found := find_program(name):
                 binary = Path(found).resolve()
                 # Tools first beside the name on PATH, then beside what it points to.
                 places = dict.fromkeys((Path(found).parent, binary.parent))
@@ -97,7 +98,7 @@ class Build:
         for directory in self.tool_directories:
             if os.access(directory / name, os.X_OK):
                 return [*self.launcher, str(directory / name)]
-        if borrowed := shutil.which(name):
+        if borrowed := find_program(name):
             logger.info("%s has no %s: using %s", self.name, name, borrowed)
             return [borrowed]
         package = "qemu-system-common" if name == "qemu-storage-daemon" else "qemu-utils"
@@ -149,7 +150,7 @@ def _find(wanted: str | None) -> Build:
         return _from_directory(wanted, path.resolve())
     if os.path.exists(path) or os.sep in wanted:
         return _from_binary(wanted, path)
-    if found := shutil.which(wanted):
+    if found := find_program(wanted):
         return _from_binary(wanted, Path(found))
     known = ", ".join(["system", *registry.names()])
     raise NoSuchBuild(f"no build named {wanted}: give a path to a QEMU, or one of {known}")
@@ -233,10 +234,10 @@ def _from_binary(name: str, path: Path) -> Build:
     binary = path.resolve()
     if not binary.is_file():
         raise InputError(f"{path} {_NOT_QEMU}: it is not a file")
-    if not os.access(binary, os.X_OK):
-        raise InputError(f"{path} is not executable: chmod +x {path}")
     if not _is_program(binary):  # execvp(3) would give a text to the shell, line by line
         raise InputError(f"{path} {_NOT_QEMU}: neither an ELF file nor a script")
+    if not os.access(binary, os.X_OK):
+        raise InputError(f"{path} is not executable: chmod +x {shlex.quote(str(path))}")
     for tree in (binary.parent, binary.parent.parent):
         if (tree / "build.ninja").exists() or (tree / "config-host.mak").exists():
             tools = (binary.parent, tree, tree / "storage-daemon")

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from errno import ENXIO
+from errno import EACCES, EISDIR, ENXIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -129,6 +129,57 @@ def write_directory(target: Path, write: Callable[[Path], None]) -> Path:
     except OSError as error:
         raise HostError(f"cannot write {target}: {error.strerror}") from error
     return found
+
+
+def check_file(path: Path) -> None:
+    """Find out whether :func:`write_file` can write a file, and leave no trace of that.
+
+    :raises HostError: it cannot
+    """
+    try:
+        target = _file_to_replace(path)
+        if target is None:
+            if not os.access(path, os.W_OK):  # opening a pipe would wait for its reader
+                raise PermissionError(EACCES, os.strerror(EACCES), str(path))
+            return
+        with tempfile.TemporaryFile(dir=target.parent) as probe:
+            probe.write(b"\n")
+    except OSError as error:
+        raise HostError(f"cannot write {path}: {error.strerror}") from error
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file that appears whole or not at all, over what was there.
+
+    :raises HostError: it cannot be written
+    """
+    try:
+        target = _file_to_replace(path)
+        if target is None:
+            path.write_bytes(data)
+            return
+        handle, part = tempfile.mkstemp(prefix=f".{target.name[:100]}-", dir=target.parent)
+        try:
+            with open(handle, "wb") as file:
+                file.write(data)
+            os.chmod(part, target.stat().st_mode & 0o777 if target.exists() else 0o644)
+            os.replace(part, target)
+        except BaseException:
+            os.unlink(part)
+            raise
+    except OSError as error:
+        raise HostError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _file_to_replace(path: Path) -> Path | None:
+    """The regular file, links followed, that there is or can be; None: it is a device or a pipe.
+
+    :raises OSError: it is a directory
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(EISDIR, os.strerror(EISDIR), str(path))
+    return None if target.exists() and not target.is_file() else target
 
 
 def copy_tree(source: Path, target: Path, *leave_out: str) -> None:

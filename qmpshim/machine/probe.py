@@ -31,7 +31,7 @@ from qmpshim.machine.builds import (
     read_version,
     run_emulator,
 )
-from qmpshim.machine.workspace import dies_with_owner
+from qmpshim.machine.workspace import check_temporary_directory, dies_with_owner
 
 logger = logging.getLogger(__name__)
 
@@ -257,6 +257,7 @@ class _Monitor:
     def __init__(self, build: Build) -> None:
         self._deadline = time.monotonic() + _LIMIT_S
         self._unread = b""
+        check_temporary_directory()
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         bare = ("-machine", "none", "-nodefaults", "-no-user-config", "-display", "none")
         self._process = subprocess.Popen(

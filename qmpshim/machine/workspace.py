@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from qmpshim.errors import HostError
+from qmpshim.machine.programs import find_program
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,26 @@ class Closes:
         self.close()
 
 
+def check_temporary_directory() -> None:
+    """That a byte can be written where TMPDIR says, if it says anything.
+
+    tempfile would silently take another place, perhaps the one that is full.
+
+    :raises HostError: it cannot
+    """
+    wanted = os.environ.get("TMPDIR")
+    if not wanted:
+        return
+    try:
+        with tempfile.TemporaryFile(dir=wanted) as file:
+            file.write(b"\n")
+    except OSError as error:
+        raise HostError(
+            f"TMPDIR={wanted} is no directory to write to ({error.strerror}): "
+            "set it to one with free space"
+        ) from error
+
+
 class Workspace(Closes):
     """A temporary directory (mode 0700) for sockets, images and logs; a context manager.
 
@@ -49,12 +70,7 @@ class Workspace(Closes):
     """
 
     def __init__(self, prefix: str = "qmpshim-") -> None:
-        wanted = os.environ.get("TMPDIR")
-        if wanted and not os.access(wanted, os.W_OK | os.X_OK):
-            # tempfile would silently take another place, perhaps the one that is full.
-            raise HostError(
-                f"TMPDIR={wanted} is no directory to write to: set it to a writable one"
-            )
+        check_temporary_directory()
         try:
             self.path = Path(tempfile.mkdtemp(prefix=prefix))
         except OSError as error:
@@ -73,6 +89,7 @@ class Workspace(Closes):
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                env={"PATH": os.defpath},
                 start_new_session=True,
             )
         except OSError as error:
@@ -106,6 +123,11 @@ def dies_with_owner(command: list[str]) -> list[str]:
     setpriv = shutil.which("setpriv", path=os.defpath + ":/usr/bin:/bin")
     if setpriv is None:
         raise HostError("setpriv is missing: apt-get install util-linux")
+    if os.sep not in command[0]:
+        program = find_program(command[0])
+        if program is None:
+            raise HostError(f"there is no {command[0]} on PATH")
+        command = [program, *command[1:]]
     # The owner may have died before setpriv said so to the kernel; then nobody would be told.
     dying = [setpriv, "--pdeathsig", "KILL", "--"]
     owned = ["/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]

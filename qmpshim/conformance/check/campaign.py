@@ -16,7 +16,7 @@ from qmpshim.conformance.check.executors import Executor
 from qmpshim.conformance.check.identity import identify
 from qmpshim.conformance.check.journal import Journal, Key, Plan
 from qmpshim.conformance.check.suites import Suite
-from qmpshim.errors import InputError
+from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds import Build, resolve
 
 
@@ -46,6 +46,8 @@ class Standing:
 
 #: How long a case of a kind takes, beside the others; for :meth:`Standing.left` only.
 _WEIGHTS = {"explore": 5.0, "guest": 6.0, "pair": 6.0, "verify": 2.0}
+
+_SAME = 8  # cases that break first and in the same way, until the run is given up
 
 _STARTING = 240.0  # seconds for finding out whether a QEMU starts; half of them to greet
 
@@ -95,6 +97,7 @@ def carry_on(journal: Journal, builds: Sequence[Build], executor: Executor, tell
     """Do what is missing of a run; on a build that does not even start that is done at once.
 
     :param tell: told, from several threads, when something begins or ends
+    :raises HostError: the first cases all broke in the same way; the journal does not have them
     """
     by_name = {build.name: build for build in builds}
     identities = {one.name: one for one in journal.plan.builds}
@@ -140,10 +143,30 @@ def carry_on(journal: Journal, builds: Sequence[Build], executor: Executor, tell
         journal.record(Delivery(order.key, dead[order.build.name]))
         ended(order.key, Status.SKIPPED)
     with contextlib.closing(executor.run(orders, started)) as deliveries:
-        for delivery in deliveries:
+        for delivery in _unless_all_break(deliveries, len(orders)):
             journal.record(delivery)
             ended(delivery.key, delivery.outcome.status)
     return standing
+
+
+def _unless_all_break(deliveries: Iterator[Delivery], total: int) -> Iterator[Delivery]:
+    """The deliveries; those that break first are held back until something else comes.
+
+    :raises HostError: :data:`_SAME` of more came, each broken for the same reason
+    """
+    held: list[Delivery] = []
+    for delivery in deliveries:
+        held.append(delivery)
+        texts = {one.outcome.text for one in held}
+        if {one.outcome.status for one in held} != {Status.BROKEN} or len(texts) > 1:
+            break
+        if len(held) == _SAME < total:
+            raise HostError(
+                f"the first {_SAME} cases all broke in the same way, so the other "
+                f"{total - _SAME} were not tried: {texts.pop()}"
+            )
+    yield from held
+    yield from deliveries
 
 
 def _starts(

@@ -13,7 +13,6 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 import uuid
@@ -25,6 +24,7 @@ from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status, out
 from qmpshim.conformance.check.identity import Identity
 from qmpshim.errors import HostError, QmpshimError
 from qmpshim.machine.builds import Build
+from qmpshim.machine.safe_path import our_python
 from qmpshim.machine.workspace import Workspace, dies_with_owner
 from qmpshim.model.verdict import Verdict
 
@@ -94,10 +94,10 @@ class _Watched:
     def __init__(self, order: Order, directory: Path, temporary: Path) -> None:
         self.order, self.directory, self.temporary = order, directory, temporary
         self.mark = uuid.uuid4().hex
-        worker = [sys.executable, "-m", "qmpshim.conformance.check.case_worker"]
+        words = (str(directory / "order"), str(directory))
         with (directory / "output").open("wb") as output:
             self.process = subprocess.Popen(
-                dies_with_owner([*worker, str(directory / "order"), str(directory)]),
+                dies_with_owner(our_python("qmpshim.conformance.check.case_worker", *words)),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from qmpshim.errors import HostError, MachineError, QmpshimError
 from qmpshim.machine.builds import Build
 from qmpshim.machine.files import write_sparse
 from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.machine.programs import find_program
 from qmpshim.model.verdict import Verdict
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class _Gdb:
     @classmethod
     def attach(cls, pid: int, output: Path) -> _Gdb | None:
         """Attach to a process; ``None`` where there is no gdb."""
-        gdb = shutil.which("gdb")
+        gdb = find_program("gdb")
         if gdb is None:
             return None
         script = ["set debuginfod enabled off", "handle SIGUSR1 nostop noprint", "continue",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -137,8 +138,15 @@ def here(
     return results
 
 
-def _worker(talk: Connection, task: Task, began: float, jobs: int) -> None:
-    """A process of its own: explores what it is given until that is nothing."""
+def _worker(
+    talk: Connection, task: Task, began: float, jobs: int, environment: Mapping[str, str]
+) -> None:
+    """A process of its own: explores what it is given until that is nothing.
+
+    :param environment: for what it starts
+    """
+    os.environ.clear()
+    os.environ.update(environment)
     stage = Stage(task.build)
     last, seen = 0.0, 0
 
@@ -192,9 +200,10 @@ def in_processes(
     try:
         for _ in range(min(jobs, len(scenarios))):
             talk, theirs = context.Pipe()
-            worker = context.Process(target=_worker, args=(theirs, task, began, jobs), daemon=True)
+            given = (theirs, task, began, jobs, dict(os.environ))
+            worker = context.Process(target=_worker, args=given, daemon=True)
             workers[talk] = worker
-            with theirs, _deaf_to_ctrl_c():
+            with theirs, _safe_path(), _deaf_to_ctrl_c():
                 worker.start()
             give(talk)
         while len(ordered) < len(scenarios):
@@ -246,6 +255,23 @@ def _cut_short(scenario: RealScenario, board: Board) -> ScenarioResult:
         result = ScenarioResult(scenario.name, scenario.contract, cut_short=True)
     board.done.append(result)
     return result
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """A Python started in here imports nothing from the working directory.
+
+    multiprocessing starts it by ``-c`` and gives it the import path of this process, but only after
+    its first imports.
+    """
+    before = dict(os.environ)
+    os.environ["PYTHONSAFEPATH"] = "1"
+    os.environ.pop("PYTHONPATH", None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextlib.contextmanager
