@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 import textwrap
 import time
@@ -13,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qmpshim.commands.console import Console, Interrupted, count, interruptible
+from qmpshim.commands.console import Console, Interrupted, count, interruptible, refuse_unused
 from qmpshim.conformance import bundle as bundles
 from qmpshim.conformance.case import Case, Status
 from qmpshim.conformance.check import campaign, kinds
@@ -28,7 +29,7 @@ from qmpshim.conformance.check.suites import Suite, suite_named
 from qmpshim.conformance.explore.finding_files import CASE as SCHEDULE
 from qmpshim.conformance.explore.finding_files import is_schedule, load_finding
 from qmpshim.conformance.pair import bundle as pair_bundle
-from qmpshim.errors import BuildError, HostError, InputError, NoSuchBuild, QmpshimError
+from qmpshim.errors import BuildError, HostError, InputError, NoSuchBuild, QmpshimError, name_errnos
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build
 from qmpshim.machine.files import slug
@@ -52,6 +53,9 @@ question is wrong (a name that no build has, no such bundle); never 2, which git
 SHIM = Case("shim", "protocol/shim")
 # The shim is above the floor where checks are: it comes in here.
 kinds.register("shim", differential.run, SHIM)
+
+
+_RUNNING = ("--jobs", "--out", "--dask", "--strict")  # how and where a run is done
 
 
 def add(commands: Any) -> None:
@@ -114,6 +118,10 @@ def add(commands: Any) -> None:
 def _check(args: argparse.Namespace, console: Console) -> int:
     if args.bisect:
         return _bisect(args, console)
+    if args.list:
+        refuse_unused(args, "with --list", *_RUNNING, "--build", "--resume", "--baseline")
+    if args.dask:
+        refuse_unused(args, "with --dask, whose workers it is done by", "--jobs")
     if args.resume and (args.out or args.build or args.suite or args.case):
         raise InputError("--resume goes on with what was begun: no --build, --suite, --case, --out")
     baseline = load_results(args.baseline) if args.baseline else None
@@ -131,7 +139,11 @@ def _check(args: argparse.Namespace, console: Console) -> int:
             journal = campaign.begin(args.out or Path("qmpshim-check"), chosen, suite)
         stack.callback(journal.close)
         _announce(journal, console)
-        status = _run(executor, journal, list(chosen.values()), console)
+        try:
+            status = _run(executor, journal, list(chosen.values()), console)
+        except HostError as error:
+            again = _resume_command(journal, args)
+            raise HostError(f"{error}; when that is mended go on with: {again}") from error
         comparison = compare(Results.of(journal), baseline, args.strict)
         write_reports(comparison, journal.directory)
         if status:
@@ -139,11 +151,20 @@ def _check(args: argparse.Namespace, console: Console) -> int:
                 _tell_found(comparison, journal.directory, console)
             console.line(
                 f"interrupted: {len(journal.outcomes)} of {len(journal.plan.keys)} done and kept; "
-                f"go on with: qmpshim check --resume {journal.directory}"
+                f"go on with: {_resume_command(journal, args)}"
             )
             return status
         _tell(comparison, journal.directory, console)
         return comparison.exit_status
+
+
+def _resume_command(journal: Journal, args: argparse.Namespace) -> str:
+    """The command that goes on with a run as it was begun, to be pasted into a shell."""
+    words = ["qmpshim", "check", "--resume", str(journal.directory)]
+    for option in ("baseline", "dask"):
+        if (value := getattr(args, option)) is not None:
+            words += [f"--{option}", str(value)]
+    return shlex.join([*words, *(["--strict"] if args.strict else [])])
 
 
 def _announce(journal: Journal, console: Console) -> None:
@@ -272,7 +293,9 @@ def _tell_found(comparison: Comparison, directory: Path, console: Console) -> No
         finding = sight.best
         side = "contract" if finding.contract else "robustness"
         console.line()
-        console.line(f"{row.state.upper()} {finding.verdict} ({side}): {finding.title}")
+        console.line(
+            f"{row.state.upper()} {finding.verdict} ({side}): {name_errnos(finding.title)}"
+        )
         for one in row.sights.values():
             other = f", not {comparison.reference}" if one.differs else ""
             console.line(
@@ -281,9 +304,9 @@ def _tell_found(comparison: Comparison, directory: Path, console: Console) -> No
         console.line(f"  smallest case, of {sight.smallest} on {sight.build}:")
         for what, text in (("predicted", finding.predicted), ("observed", finding.observed)):
             if text not in finding.title:
-                console.line(f"    {what + ':':10} {textwrap.shorten(text, 300)}")
+                console.line(f"    {what + ':':10} {textwrap.shorten(name_errnos(text), 300)}")
         for line in finding.trace[:12]:
-            console.line(f"    {line}")
+            console.line(f"    {name_errnos(line)}")
         if len(finding.trace) > 12:
             console.line(f"    ... and {len(finding.trace) - 12} more")
         command = replay_command(comparison.results.plan, (sight.build, sight.smallest), finding)

@@ -20,8 +20,10 @@ from qmpshim.commands.console import (
     check_writable,
     chosen_builds,
     count,
+    not_kept,
     on_each,
     output_options,
+    refuse_unused,
     replay_command,
     run_interruptible,
     seconds,
@@ -54,12 +56,15 @@ from qmpshim.conformance.explore.scenarios import (
 from qmpshim.conformance.explore.system import CUT, RECONNECT
 from qmpshim.conformance.known import known_findings
 from qmpshim.conformance.pair.bundle import is_pair
-from qmpshim.errors import InputError
+from qmpshim.errors import HostError, InputError, decoding
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.files import slug
 from qmpshim.model.explorer import MODES
 from qmpshim.model.scenario import Scenario
 
+# What says how scenarios are explored.
+_EXPLORING = ("--mode", "--faults", "--crash-points", "--all-io", "--budget", "--seed", "--json",
+              "--keep", "--strict", "--build", "--qemu")  # fmt: skip
 FAULTS = (errno.EIO, errno.ENOSPC, CUT, RECONNECT)
 
 
@@ -163,14 +168,19 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
         return _explore_model(args, console)
     if args.discipline or args.schedule:
         raise InputError("--discipline and --schedule go with --model")
-    if MODES[args.mode].by_chance and args.budget is None and args.scenario != "list":
+    mode = MODES[args.mode]
+    if args.scenario == "list":
+        refuse_unused(args, "with --scenario list", *_EXPLORING, "--jobs")
+    elif not mode.by_chance:
+        refuse_unused(args, f"with --mode {args.mode}, which leaves nothing to chance", "--seed")
+    if mode.by_chance and args.budget is None and args.scenario != "list":
         raise InputError(f"--mode {args.mode} never ends by itself: add a --budget, e.g. 60s")
     if args.scenario == "list":
         for one in named("all"):
             console.line(f"{one.name:20} {described(one)}")
         return OK
     crash_points = CrashPoints.parse(args.crash_points)
-    scenarios = _real_scenarios(args.scenario or "pairs")
+    scenarios = real_scenarios(args.scenario or "pairs")
     chosen = chosen_builds(args)
     check_writable(args.json)
     if args.keep is not None:
@@ -233,8 +243,12 @@ def _explore_build(
         # What else can be seen of a finding takes another run of it.
         evidence = None if report.interrupted or late else build
         for finding in (*report.new, *report.unexplained):
-            kept = _kept(finding, args.keep or BUNDLES, evidence)
-            console.line(f"replay it: {replay_command(kept)}")
+            try:
+                kept = _kept(finding, args.keep or BUNDLES, evidence)
+            except HostError as error:  # what was found is printed above
+                console.line(not_kept(str(error)))
+            else:
+                console.line(f"replay it: {replay_command(kept, build)}")
         console.line()
         console.line(_summary(report))
 
@@ -274,13 +288,18 @@ def _summary(report: ExploreReport) -> str:
     )
 
 
-def _real_scenarios(what: str) -> list[RealScenario]:
+def real_scenarios(what: str) -> list[RealScenario]:
+    """The scenarios that a word on the command line means: a name, or a JSON file.
+
+    :raises InputError: it means nothing
+    """
     if not what.endswith(".json"):
         return named(what)
     try:
-        value = json.loads(Path(what).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{what}: {error}") from error
+        with decoding(what):
+            value = json.loads(Path(what).read_text())
+    except OSError as error:
+        raise InputError(f"{what}: {error.strerror}") from error
     values = value if isinstance(value, list) else [value]
     if not values:
         raise InputError(f"{what}: no scenarios")
@@ -318,6 +337,13 @@ def _explore_model(args: argparse.Namespace, console: Console) -> int:
     }
     if unfit := [option for option, given in of_qemu.items() if given]:
         raise InputError(f"{unfit[0]} goes with a real QEMU, not with --model")
+    refuse_unused(args, "with --model", "--jobs")
+    if args.scenario == "list" or "list" in (args.discipline or []):
+        refuse_unused(args, "with list", *_EXPLORING, "--schedule")
+    elif args.schedule is not None:
+        refuse_unused(args, "with --schedule", *_EXPLORING)
+    elif not MODES[args.mode].by_chance:
+        refuse_unused(args, f"with --mode {args.mode}, which leaves nothing to chance", "--seed")
     if "list" in (args.discipline or []):
         for name in discipline_names():
             console.line(name)

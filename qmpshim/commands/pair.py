@@ -17,7 +17,9 @@ from qmpshim.commands.console import (
     check_writable,
     chosen_build,
     count,
+    not_kept,
     output_options,
+    refuse_unused,
     replay_command,
     run_cancellable,
     seconds,
@@ -85,7 +87,9 @@ def add(commands: Any) -> None:
         default="auto",
         help="of the virtual machines (default: tcg; kvm for QEMUs whose COLO needs it)",
     )
-    parser.add_argument("--seed", type=int, default=1, metavar="S", help="for --no-colo")
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="S", help="of the writes (not with --guest boot)"
+    )
     parser.add_argument(
         "--limit",
         type=seconds,
@@ -104,6 +108,12 @@ def _pair(args: argparse.Namespace, console: Console) -> int:
 async def _run(args: argparse.Namespace, console: Console) -> int:
     if args.resume and not args.failover:
         raise InputError("--resume goes on after a --failover: say which")
+    if args.no_colo:
+        refuse_unused(args, "with --no-colo", "--guest", "--accel", "--moment")
+    elif args.guest == "boot":
+        refuse_unused(args, "with the boot sector, which always writes the same", "--seed")
+    if args.failover != Failover.PRIMARY:
+        refuse_unused(args, "without --failover primary", "--moment")
     primary = chosen_build(args)
     secondary = builds.resolve(args.secondary_build) if args.secondary_build else primary
     check_writable(args.json)
@@ -125,7 +135,7 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
     console.line(f"secondary: QEMU {read_version(secondary)[1]}")
 
     def show(outcome: PairOutcome, bundle: Path | None) -> None:
-        _show(outcome, bundle, console)
+        _show(outcome, bundle, primary, console)
         write_json(args.json, pair_bundle.to_json(outcome, (primary, secondary)))
 
     def interrupted(outcome: PairOutcome, bundle: Path | None) -> None:
@@ -145,7 +155,7 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
     return DIVERGED if any(not finding.known for finding in outcome.findings) else OK
 
 
-def _show(outcome: PairOutcome, bundle: Path | None, console: Console) -> None:
+def _show(outcome: PairOutcome, bundle: Path | None, primary: Build, console: Console) -> None:
     for step in outcome.steps:
         if "FOUND" not in step:
             console.line(f"  {step}")
@@ -159,7 +169,9 @@ def _show(outcome: PairOutcome, bundle: Path | None, console: Console) -> None:
         console.line(f"    predicted: {found.predicted}")
         console.line(f"    observed:  {found.observed}")
     if bundle is not None:
-        console.line(f"  replay it: {replay_command(bundle)}")
+        console.line(f"  replay it: {replay_command(bundle, primary)}")
+    if outcome.unsaved:
+        console.line(f"  {not_kept(outcome.unsaved)}")
     new = [finding for finding in outcome.findings if not finding.known]
     state = "DIVERGED" if new else "known defects only" if outcome.findings else "all as predicted"
     console.line(f"{state}: {summary(outcome)}, {outcome.seconds:.1f} s")
@@ -181,6 +193,8 @@ async def replay(bundle: Path, build: Build, console: Console) -> int:
         console.line(f"{how}: {finding.divergence}")
     if again is not None:
         console.line(f"  bundle: {again}")
+    if outcome.unsaved:
+        console.line(f"  no bundle of it: {outcome.unsaved}")
     if not outcome.findings:
         console.line(f"not reproduced: {summary(outcome)}")
         return OK

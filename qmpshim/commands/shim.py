@@ -10,10 +10,12 @@ from typing import Any
 
 from qmpshim.commands.console import (
     DIVERGED,
+    MACHINE,
     OK,
     Console,
     build_options,
     chosen_build,
+    refuse_unused,
     run_cancellable,
     size,
 )
@@ -21,6 +23,7 @@ from qmpshim.errors import InputError, QmpshimError
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.model.chain import Workflow
 from qmpshim.shim import serve as serving
+from qmpshim.shim.emulator import EndedEarly
 from qmpshim.shim.endpoint import Address
 from qmpshim.shim.serve import Options, Served
 from qmpshim.shim.shell import ShellOptions, run_shell
@@ -91,6 +94,10 @@ def _options(args: argparse.Namespace) -> Options:
     attached = getattr(args, "qmp", None)
     if attached:
         _refuse_start(args, "--qmp")
+    if not args.workflow:
+        refuse_unused(args, "without a chain (--workflow)", "--cluster", "--secondary")
+    if getattr(args, "listen", None) == []:
+        refuse_unused(args, "without --listen", "--allow-remote", "--tls")
     if getattr(args, "arguments", ()) and args.machine != "none":
         raise InputError("--machine is for a QEMU without arguments of its own: write -machine")
     if args.size and not args.workflow:
@@ -107,6 +114,7 @@ def _options(args: argparse.Namespace) -> Options:
         allow_remote=getattr(args, "allow_remote", False),
         tls=getattr(args, "tls", None),
         limit=args.limit,
+        hold_stderr=True,
     )
 
 
@@ -118,6 +126,8 @@ def _refuse_start(args: argparse.Namespace, because: str) -> None:
             raise InputError(
                 f"{word} is for a QEMU that the shim starts: leave it or {because} out"
             )
+    chain = ("--machine", "--size", "--cluster", "--secondary")
+    refuse_unused(args, f"on a QEMU that runs already ({because})", *chain)
 
 
 def _chain(args: argparse.Namespace) -> ChainSpec:
@@ -136,7 +146,16 @@ def _serve(args: argparse.Namespace, console: Console) -> int:
         if status == OK:
             console.line(f"the QEMU at {options.qmp} is gone")
         return status
-    status = run_cancellable(serving.serve(options, ready))
+    try:
+        status = run_cancellable(serving.serve(options, ready))
+    except EndedEarly as error:
+        given = options.arguments is not None or options.machine != MACHINE
+        if given and error.status is not None and error.status >= 0:
+            words = error.last_words or "it said nothing"
+            raise InputError(
+                f"QEMU ended with status {error.status} instead of answering QMP: {words}"
+            ) from error
+        raise
     if status < 0:
         print(f"qmpshim: QEMU was killed by {signal.Signals(-status).name}", file=sys.stderr)
         return DIVERGED
@@ -147,6 +166,9 @@ def _shell(args: argparse.Namespace, console: Console) -> int:
     address = Address.parse(args.address) if args.address else None
     if address is not None:
         _refuse_start(args, "the address")
+        refuse_unused(args, "on a QEMU that runs already", "--log-writes", "--limit")
+    if args.commands:
+        refuse_unused(args, "with -c", "--script")
     options = ShellOptions(
         address=address,
         serve=Options() if address else _options(args),

@@ -11,6 +11,8 @@ from qmpshim.commands import pair
 from qmpshim.commands.console import (
     BUNDLES,
     DIVERGED,
+    LIMIT,
+    MACHINE,
     OK,
     UNTESTABLE,
     Console,
@@ -21,8 +23,10 @@ from qmpshim.commands.console import (
     chosen_builds,
     count,
     in_words,
+    not_kept,
     on_each,
     output_options,
+    refuse_unused,
     replay_command,
     run_cancellable,
     run_interruptible,
@@ -45,7 +49,7 @@ from qmpshim.conformance.verify import (
     split,
     verify,
 )
-from qmpshim.errors import DriverMissing, InputError
+from qmpshim.errors import DriverMissing, InputError, name_errnos
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.files import slug
 from qmpshim.machine.secondary import ChainSpec
@@ -159,7 +163,7 @@ async def _verify_build(
     def done(outcome: Outcome) -> None:
         outcomes.append(outcome)
         into.append(outcome)
-        _show(outcome, console)
+        _show(outcome, build, args, console)
 
     def at_once(divergence: Divergence) -> None:
         console.line(f"{divergence}")
@@ -192,7 +196,7 @@ async def _verify_build(
     return DIVERGED if diverged else OK
 
 
-def _show(outcome: Outcome, console: Console) -> None:
+def _show(outcome: Outcome, build: Build, args: argparse.Namespace, console: Console) -> None:
     result, spec = outcome.result, outcome.setup.spec
     console.line(
         f"{spec.workflow}: seed {outcome.seed}, {in_words(spec.size)} disk, "
@@ -222,15 +226,25 @@ def _show(outcome: Outcome, console: Console) -> None:
     console.line(f"    observed:  {found.observed}")
     smallest = "smallest case so far" if outcome.interrupted else "minimal case"
     console.line(f"  {smallest}, {len(outcome.operations)} operations:")
-    for operation in outcome.operations[:30]:
+    shown = outcome.operations if outcome.unsaved else outcome.operations[:30]
+    for operation in shown:
         console.line(f"    {operation}")
-    if len(outcome.operations) > 30:
-        console.line(f"    ... and {len(outcome.operations) - 30} more")
+    if len(outcome.operations) > len(shown):
+        console.line(f"    ... and {len(outcome.operations) - len(shown)} more")
+    if outcome.unsaved:
+        console.line(f"  {not_kept(outcome.unsaved)}")
     if outcome.bundle is not None:
-        console.line(f"  replay it: {replay_command(outcome.bundle)}")
+        words = ["--machine", args.machine] if args.machine != MACHINE else []
+        words += ["--limit", f"{args.limit:g}"] if args.limit != LIMIT else []
+        console.line(f"  replay it: {replay_command(outcome.bundle, build, *words)}")
 
 
 def _replay(args: argparse.Namespace, console: Console) -> int:
+    if is_pair(args.bundle) or is_schedule(args.bundle):
+        kind = "a pair" if is_pair(args.bundle) else "an explored schedule"
+        refuse_unused(
+            args, f"with a bundle of {kind}, which says it itself", "--machine", "--limit"
+        )
     if is_pair(args.bundle):
         return run_cancellable(pair.replay(args.bundle, chosen_build(args), console))
     if is_schedule(args.bundle):
@@ -244,9 +258,9 @@ def _replay_schedule(args: argparse.Namespace, console: Console) -> int:
     console.line(f"QEMU {read_version(build)[1]}")
     again = replay_schedule(finding, build)
     for line in again.lines:
-        console.line(f"  {line}")
+        console.line(f"  {name_errnos(line)}")
     if again.violation is not None:
-        wrong = f"{again.violation.kind}: {again.violation.text}"
+        wrong = f"{again.violation.kind}: {name_errnos(again.violation.text)}"
         if not again.shows(finding):
             began = not again.violation.cause.startswith(BEFORE)
             return _another(wrong, finding.verdict is None and began, console)

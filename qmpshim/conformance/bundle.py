@@ -6,19 +6,19 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import qmpshim
-from qmpshim.conformance.case_file import check_format, read_case
+from qmpshim.conformance.case_file import check_format, fields_like, read_case, strings
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.explore.execution import stable
 from qmpshim.conformance.oracle import Oracle
 from qmpshim.conformance.session import Rig, Setup
 from qmpshim.conformance.workload import Kind, Operation, Side
-from qmpshim.errors import InputError
+from qmpshim.errors import InputError, decoding
 from qmpshim.machine.files import copy_sparse, write_directory
 from qmpshim.machine.secondary import SECTOR, ChainSpec
 from qmpshim.model.behaviour import Behaviour, Known
@@ -192,7 +192,7 @@ def load(directory: Path) -> Case:
     """
     path = directory / CASE if directory.is_dir() else directory
     value = read_case(directory, CASE)
-    try:
+    with decoding(str(path)):
         check_format(value, FORMAT, path)
         chain, model = value["chain"], value["model"]
         return Case(
@@ -202,14 +202,19 @@ def load(directory: Path) -> Case:
                 int(chain["cluster"]),
                 str(chain["secondary"]),
             ),
-            Behaviour(**{**model, "known": frozenset(Known(name) for name in model["known"])}),
+            _behaviour(model),
             _operations(value["operations"], int(chain["size"]) // SECTOR),
             Divergence.from_json(value["divergence"]) if value["divergence"] else None,
             int(value["seed"]),
             dict(value["build"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _behaviour(value: Mapping[str, Any]) -> Behaviour:
+    known = frozenset(Known(name) for name in strings(value["known"]))
+    if unknown := value.keys() - {field.name for field in dataclasses.fields(Behaviour)}:
+        raise ValueError(f"nothing is known of {sorted(unknown)[0]}")
+    return Behaviour(**fields_like(Behaviour(), {**value, "known": known}))
 
 
 def load_prediction(directory: Path) -> dict[str, Any]:
@@ -219,12 +224,11 @@ def load_prediction(directory: Path) -> dict[str, Any]:
     """
     path = directory / "prediction.json"
     try:
-        value = json.loads(path.read_text())
-        return {"disks": dict(value["disks"])}
+        with decoding(str(path)):
+            value = json.loads(path.read_text())
+            return {"disks": dict(value["disks"])}
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {error}") from error
 
 
 def _operations(values: Sequence[Any], sectors: int) -> tuple[Operation, ...]:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from qmpshim.errors import InputError
+from qmpshim.errors import InputError, decoding
 from qmpshim.machine.builds import Build
 from qmpshim.model.verdict import Verdict
 
@@ -129,7 +129,9 @@ def case_from_json(value: Any) -> Case:
 
     :raises InputError: it is no case
     """
-    try:
+    with decoding("the case"):
+        if missing := [name for name in ("kind", "name") if name not in value]:
+            raise InputError(f"a case without {missing[0]}")
         unknown = value.keys() - set(Case.__slots__)
         if unknown:
             raise ValueError(f"nothing is known of {', '.join(sorted(unknown))}")
@@ -141,11 +143,7 @@ def case_from_json(value: Any) -> Case:
             int(value.get("memory", 4 << 30)),
             int(value.get("disk", 4 << 30)),
         )
-    except KeyError as error:
-        raise InputError(f"a case without {error.args[0]}: {value!r}") from error
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"not a case: {error}") from error
-    if case.budget <= 0 or case.memory <= 0 or case.disk <= 0 or not case.name:
+    if not case.budget > 0 or case.memory <= 0 or case.disk <= 0 or not case.name:
         raise InputError(f"case {case.name!r}: name and limits must not be empty or zero")
     return case
 
@@ -155,7 +153,7 @@ def outcome_from_json(value: Any) -> CaseOutcome:
 
     :raises InputError: it is no outcome
     """
-    try:
+    with decoding("the outcome of a case"):
         return CaseOutcome(
             Status(value["status"]),
             str(value["text"]),
@@ -168,8 +166,6 @@ def outcome_from_json(value: Any) -> CaseOutcome:
             dict(value["figures"]),
             float(value["seconds"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"not an outcome: {type(error).__name__}: {error}") from error
 
 
 #: Carries out a case on a build; the directory is its own and is kept with the results.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from qmpshim.errors import InputError
+from qmpshim.errors import InputError, decoding
 
 
 def read_case(path: Path, name: str) -> Any:
@@ -18,14 +20,50 @@ def read_case(path: Path, name: str) -> Any:
     """
     file = path / name if path.is_dir() else path
     try:
-        value = json.loads(file.read_text())
+        with decoding(str(file)):
+            value = json.loads(file.read_text())
     except OSError as error:
         raise InputError(f"{path} is no bundle: {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is damaged: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{file} is no replay bundle")
     return value.get("case", value)
+
+
+def fields_like(default: Any, value: Mapping[str, Any]) -> dict[str, Any]:
+    """What *value* has of a dataclass's fields, each of the type that it has in *default*.
+
+    :param default: an instance with values of the right types
+    :raises TypeError: one is of another type; an int is a float, too
+    """
+    found = {}
+    for field in fields(default):
+        if field.name not in value:
+            continue
+        one, kind = value[field.name], type(getattr(default, field.name))
+        if type(one) is not kind and not (kind is float and type(one) is int):
+            raise TypeError(f"{field.name} is {one!r}, not of type {kind.__name__}")
+        found[field.name] = one
+    return found
+
+
+def strings(value: Any) -> tuple[str, ...]:
+    """A JSON array of strings.
+
+    :raises TypeError: it is none
+    """
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise TypeError(f"{value!r} is no list of texts")
+    return tuple(value)
+
+
+def integers(value: Any) -> tuple[int, ...]:
+    """A JSON array of integers.
+
+    :raises TypeError: it is none
+    """
+    if not isinstance(value, list) or not all(type(one) is int for one in value):
+        raise TypeError(f"{value!r} is no list of integers")
+    return tuple(value)
 
 
 def check_format(value: Any, number: int, path: Path) -> None:

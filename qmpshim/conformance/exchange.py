@@ -12,7 +12,7 @@ from qmpshim.conformance.crosscheck import CrossCheck
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.oracle import Prediction
 from qmpshim.conformance.workload import Kind, Operation
-from qmpshim.errors import CommandFailed, HostError, IOFailed
+from qmpshim.errors import CommandFailed, HostError, IOFailed, errno_words
 from qmpshim.machine.nbd_client import BlockClient
 from qmpshim.machine.secondary import SECTOR, SecondaryChain
 from qmpshim.model.verdict import Verdict
@@ -127,7 +127,7 @@ def wrong_data(
 
 
 def _errno_text(number: int) -> str:
-    return errno.errorcode.get(number, str(number)) if number else "success"
+    return errno_words(number) if number else "success"
 
 
 def check_space(directory: Path) -> None:

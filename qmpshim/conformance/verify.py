@@ -15,9 +15,11 @@ from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.session import Result, Rig, Setup, run_case
 from qmpshim.conformance.shrink import shrink
 from qmpshim.conformance.workload import Operation, Workload, all_kinds
+from qmpshim.errors import HostError
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.files import copy_tree
 from qmpshim.machine.process import COMMAND_LIMIT
+from qmpshim.machine.programs import need_program
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.machine.workspace import Workspace
 from qmpshim.model.behaviour import behaviour_of
@@ -38,6 +40,7 @@ class Outcome:
     :ivar bundle: where the replay bundle is, if there is one
     :ivar operations: of the shrunk case
     :ivar interrupted: this is what there was until somebody ended it
+    :ivar unsaved: why there is no bundle of a divergence, or ``""``
     """
 
     setup: Setup
@@ -47,6 +50,7 @@ class Outcome:
     bundle: Path | None = None
     operations: tuple[Operation, ...] = ()
     interrupted: bool = False
+    unsaved: str = ""
 
     @property
     def never(self) -> list[str]:
@@ -93,7 +97,8 @@ def setup_for(
     version, _ = read_version(build)
     qemu_img = build.tool("qemu-img")
     if build.env:
-        qemu_img = ["env", *(f"{name}={value}" for name, value in build.env.items()), *qemu_img]
+        variables = (f"{name}={value}" for name, value in build.env.items())
+        qemu_img = [need_program("env", "coreutils"), *variables, *qemu_img]
     return Setup(
         spec,
         tuple(build.command()),
@@ -165,7 +170,7 @@ class Minimising:
     """Makes a diverging case small and saves its bundle.
 
     :ivar operations: the smallest case so far, :ivar found: what it shows
-    :ivar saved: where the bundle is, once there is one
+    :ivar saved: where the bundle is, once there is one, :ivar unsaved: why there is none
     """
 
     def __init__(
@@ -182,6 +187,7 @@ class Minimising:
         self.operations: list[Operation] = []
         self.found: Divergence | None = None
         self.saved: Path | None = None
+        self.unsaved = ""
 
     async def run(
         self, operations: Sequence[Operation], result: Result, seconds: float = SHRINK_SECONDS
@@ -239,13 +245,24 @@ class Minimising:
             build,
         )
         target = self._bundles / f"{setup.spec.workflow}-{self.found.verdict}-seed{seed}"
-        self.saved = bundle.save(target, case, rig, setup)
+        try:
+            self.saved = bundle.save(target, case, rig, setup)
+        except HostError as error:  # what was found is not lost with it
+            self.unsaved = str(error)
 
     def outcome(self, result: Result, interrupted: bool = False) -> Outcome:
         """The outcome of a verification whose whole workload had this result."""
         result.divergence = self.found
-        case = tuple(self.operations)
-        return Outcome(self.setup, self.seed, result, self.version, self.saved, case, interrupted)
+        return Outcome(
+            self.setup,
+            self.seed,
+            result,
+            self.version,
+            self.saved,
+            tuple(self.operations),
+            interrupted,
+            self.unsaved,
+        )
 
 
 async def replay(

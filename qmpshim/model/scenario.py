@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qmpshim.errors import InputError
+from qmpshim.errors import InputError, decoding
 from qmpshim.model.chain import Workflow
 
 DATA_OPS = (
@@ -142,12 +142,10 @@ def scenario_from_json(value: Any) -> Scenario:
 
     :raises InputError: it is none; the text names what is wrong
     """
-    try:
+    with decoding("the scenario"):
         scenario = _scenario(dict(value))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"not a scenario: {error!r}") from error
-    check(scenario)
-    return scenario
+        check(scenario)
+        return scenario
 
 
 def _scenario(value: dict[str, Any]) -> Scenario:

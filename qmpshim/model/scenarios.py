@@ -5,7 +5,7 @@ Clusters are 128 sectors (64 KiB) unless a scenario is about something else.
 
 from __future__ import annotations
 
-from qmpshim.errors import InputError
+from qmpshim.errors import InputError, no_such
 from qmpshim.model.chain import Workflow
 from qmpshim.model.scenario import Fault, Op, Scenario
 
@@ -310,5 +310,6 @@ def scenario_named(name: str) -> Scenario:
     """
     every = SCENARIOS | ROBUSTNESS
     if name not in every:
-        raise InputError(f"no scenario {name!r}; there are: {', '.join(every)}")
+        listing = "qmpshim explore --model --scenario list"
+        raise InputError(no_such("scenario", name, every, listing))
     return every[name]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from qmpshim.errors import BuildError, HostError, MachineError
-from qmpshim.machine.process import COMMAND_LIMIT, Qemu
+from qmpshim.machine.process import COMMAND_LIMIT, Qemu, last_words
 from qmpshim.machine.workspace import dies_with_owner
 from qmpshim.shim.server import Shim
 
@@ -23,11 +25,55 @@ class EndedEarly(BuildError):
     """QEMU ended, or did not answer, before there was anything to serve.
 
     :ivar status: its exit status (negative: by that signal); None: it was ended by us
+    :ivar last_words: the line of its stderr that tells why, or ``""``
     """
 
-    def __init__(self, text: str, status: int | None) -> None:
+    def __init__(self, text: str, status: int | None, last_words: str) -> None:
         super().__init__(text)
         self.status = status
+        self.last_words = last_words
+
+
+class _HeldStderr:
+    """What QEMU writes to stderr: held back until :meth:`release`, then passed on to ours."""
+
+    def __init__(self) -> None:
+        self._read, self.end = os.pipe()
+        self._held: bytes | None = b""
+        self._lock = threading.Lock()
+        self._copying = threading.Thread(target=self._copy, daemon=True)
+
+    def start(self) -> None:
+        """Begin to read, now that QEMU has the other end."""
+        os.close(self.end)
+        self._copying.start()
+
+    def _copy(self) -> None:
+        with open(self._read, "rb", buffering=0) as source:
+            while piece := source.read(1 << 16):
+                with self._lock:
+                    if self._held is None:
+                        _to_stderr(piece)
+                    else:
+                        self._held += piece
+
+    def text(self) -> str:
+        """What is held, once QEMU has ended."""
+        self._copying.join(1.0)
+        with self._lock:
+            return (self._held or b"").decode(errors="replace")
+
+    def release(self) -> None:
+        """Pass on what was held, and from now on all."""
+        with self._lock:
+            _to_stderr(self._held or b"")
+            self._held = None
+
+
+def _to_stderr(data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(2, data) :]
 
 
 class Emulator(Qemu):
@@ -38,6 +84,8 @@ class Emulator(Qemu):
     :param env: the whole environment of the process
     :param inherit: leave stdin, stdout and stderr to QEMU, as a stand-in for it must
     :param own_stdin: but keep stdin for ourselves
+    :param hold_stderr: with *inherit*, pass QEMU's stderr on only once QEMU answers: it may say why
+        it does not
     """
 
     def __init__(
@@ -49,6 +97,7 @@ class Emulator(Qemu):
         inherit: bool = False,
         keep_fds: Sequence[int] = (),
         own_stdin: bool = False,
+        hold_stderr: bool = False,
     ) -> None:
         self.directory = directory
         self.limit = limit
@@ -57,6 +106,7 @@ class Emulator(Qemu):
         self._inherit = inherit
         self._keep_fds = tuple(keep_fds)
         self._own_stdin = own_stdin
+        self._held = _HeldStderr() if inherit and hold_stderr else None
         self._process = None
         self._idleness = None  # the shim's watchdog sees to that
         self._log = None
@@ -87,23 +137,42 @@ class Emulator(Qemu):
             code = await self.ended(1.0)
             self.kill()
             await self.shim.close()
-            said = self.stderr().strip().splitlines()
+            said = self._complaint()
             raise EndedEarly(
                 f"{self.argv[0]} did not answer QMP"
                 + (f" (exit status {code})" if code is not None else "")
-                + (f": {said[-1]}" if said else f": {error}"),
+                + (f": {said}" if said else f": {error}"),
                 code,
+                said,
             ) from error
         except BaseException:  # cancelled: nobody has it in hand yet to close it
             self.kill()
             self.shim.upstream.close()
             raise
+        if self._held is not None:
+            self._held.release()
+
+    def _complaint(self) -> str:
+        """The line that says why QEMU ended: the last under its name, as hints follow without."""
+        text = self.stderr()
+        names = tuple(f"{Path(word).name}: " for word in self.argv)
+        own = [line for line in text.splitlines() if line.startswith(names)]
+        return own[-1] if own else last_words(text)
+
+    def stderr(self) -> str:
+        """What QEMU has written to stderr, as far as it was kept."""
+        return super().stderr() if self._held is None else self._held.text()
 
     def _spawn(self, argv: list[str], fds: Sequence[int]) -> None:
         env = self._env or None
         if self._inherit:
             stdin = subprocess.DEVNULL if self._own_stdin else None
-            self._process = subprocess.Popen(argv, stdin=stdin, env=env, pass_fds=fds)
+            err_end = None if self._held is None else self._held.end
+            self._process = subprocess.Popen(
+                argv, stdin=stdin, stderr=err_end, env=env, pass_fds=fds
+            )
+            if self._held is not None:
+                self._held.start()
             return
         out: IO[bytes]
         err: IO[bytes]

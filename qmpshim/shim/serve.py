@@ -51,6 +51,7 @@ class Options:
     :ivar allow_remote: listen where others can reach it; needs *tls*
     :ivar tls: a directory with ca-cert.pem, server-cert.pem and server-key.pem
     :ivar limit: seconds QEMU may take to answer the shim
+    :ivar hold_stderr: see :class:`~qmpshim.shim.emulator.Emulator`
     """
 
     listen: tuple[Address, ...] = ()
@@ -64,6 +65,7 @@ class Options:
     allow_remote: bool = False
     tls: Path | None = None
     limit: float = 30.0
+    hold_stderr: bool = False
 
 
 @dataclass(slots=True)
@@ -152,7 +154,14 @@ async def _started(
         argv += ["-no-user-config"]
     directory = workspace.subdirectory("qemu")
     emulator = Emulator(
-        argv, directory, build.environment(), options.limit, inherit, door.inherited, door.stdio
+        argv,
+        directory,
+        build.environment(),
+        options.limit,
+        inherit,
+        door.inherited,
+        door.stdio,
+        options.hold_stderr,
     )
     await emulator.start()
     stack.push_async_callback(emulator.close)

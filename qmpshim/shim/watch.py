@@ -20,6 +20,7 @@ from qmpshim.errors import (
     MachineDied,
     MachineError,
     QmpshimError,
+    errno_words,
 )
 from qmpshim.machine.blklog import LogError
 from qmpshim.machine.images import map_file
@@ -338,7 +339,8 @@ class Watch:
             return
         if predicted != error and not quiet:
             where = f"write to the {role} at byte {change.offset}"
-            self.diverged(Verdict.ERROR_CONTRACT, where, f"errno {predicted}", f"errno {error}")
+            said = [errno_words(one) if one else "success" for one in (predicted, error)]
+            self.diverged(Verdict.ERROR_CONTRACT, where, *said)
 
     def catch_up(self) -> int:
         """Do in the model what the write logs tell; gives how many changes that were."""

@@ -44,6 +44,7 @@ async def convict(sabotage: Sabotage, build: Build, workspace: Workspace) -> Non
     assert (found.verdict, found.where) == (sabotage.verdict, sabotage.where), str(found)
     assert len(minimal) <= sabotage.most, [str(operation) for operation in minimal]
     # The bundle shows it again, as long as the sabotage is there, and an honest QEMU does not.
+    assert saved is not None
     case = bundle.load(saved)
     assert case.operations == tuple(minimal)
     again = await replay(case, setup, workspace, runs.append)

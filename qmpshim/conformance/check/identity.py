@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qmpshim.conformance.case import CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.case_file import integers
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds import Build, discipline_of, read_version
 from qmpshim.machine.probe import fingerprint
@@ -47,7 +48,7 @@ def identity_from_json(value: Any) -> Identity:
             str(value["name"]),
             str(value["version"]),
             str(value["sha256"]),
-            tuple(value["numbers"]),
+            integers(value["numbers"]),
             str(value["discipline"]),
         )
     except (KeyError, TypeError) as error:

@@ -26,7 +26,7 @@ from qmpshim.conformance.case import (
 )
 from qmpshim.conformance.check.case_process import Delivery, unpack
 from qmpshim.conformance.check.identity import Identity, identity_from_json
-from qmpshim.errors import HostError, InputError
+from qmpshim.errors import HostError, InputError, decoding
 from qmpshim.machine.files import slug
 
 FORMAT = 1
@@ -71,7 +71,7 @@ def plan_from_json(value: Any) -> Plan:
 
     :raises InputError: it is none, or of another format
     """
-    try:
+    with decoding("the plan of the run"):
         if value["format"] != FORMAT:
             raise InputError(f"a journal of format {value['format']}; this reads {FORMAT}")
         return Plan(
@@ -81,8 +81,6 @@ def plan_from_json(value: Any) -> Plan:
             dict(value["places"]),
             str(value.get("called", "")),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"not a journal: {type(error).__name__}: {error}") from error
 
 
 class Journal:
@@ -134,21 +132,17 @@ class Journal:
             raise InputError(f"{directory} holds no run: {path}: {error.strerror}") from error
         lines = file.read().split(b"\n")
         torn = lines.pop()  # what follows the last newline was not written to its end
-        try:
+        with decoding(str(path)):
             values = [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise InputError(f"{path} is damaged: {error}") from error
         if not values:
             raise InputError(f"{path} is empty: begin anew")
         journal = cls(directory, plan_from_json(values[0]), file)
         journal._lock()
         wanted = set(journal.plan.keys)
         for value in values[1:]:
-            try:
+            with decoding(str(path)):
                 key = (str(value["build"]), str(value["case"]))
                 outcome = outcome_from_json(value["outcome"])
-            except (KeyError, TypeError) as error:
-                raise InputError(f"{path} is damaged: {error!r}") from error
             if key not in wanted or key in journal.outcomes:
                 raise InputError(f"{path} is damaged: {key} is not wanted, or there twice")
             journal.outcomes[key] = outcome

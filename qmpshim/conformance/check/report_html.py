@@ -21,6 +21,7 @@ from qmpshim.conformance.check.compare import Comparison, Row, Sight, State
 from qmpshim.conformance.check.drawing import Drawing, draw
 from qmpshim.conformance.check.journal import Key
 from qmpshim.conformance.known import write_up
+from qmpshim.errors import name_errnos
 
 _COLOURS = 8  # that the style sheet has for owners
 
@@ -158,7 +159,7 @@ def _told(comparison: Comparison, row: Row, anchor: str) -> Told:
         sight,
         finding,
         anchor,
-        str(written.get("title") or finding.title),
+        str(written.get("title") or name_errnos(finding.title)),
         draw(diagram) if diagram else None,
         maps,
         any(cell["predicted"] for disk in maps["disks"] for cell in disk["clusters"])

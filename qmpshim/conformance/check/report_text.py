@@ -13,13 +13,14 @@ from qmpshim.conformance.case import CaseFinding, Status
 from qmpshim.conformance.check.again import replay_command
 from qmpshim.conformance.check.compare import Comparison, Row
 from qmpshim.conformance.check.journal import Key
+from qmpshim.errors import name_errnos
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def _told(row: Row, finding: CaseFinding, build: str) -> str:
     side = "contract" if finding.contract else "robustness"
-    return f"{finding.verdict} ({side}, {row.sights[build].state}): {finding.title}"
+    return name_errnos(f"{finding.verdict} ({side}, {row.sights[build].state}): {finding.title}")
 
 
 def junit(comparison: Comparison) -> bytes:
@@ -83,7 +84,7 @@ def _text(comparison: Comparison, key: Key, row: Row, finding: CaseFinding) -> s
     if finding.predicted:
         lines += [f"predicted: {finding.predicted}", f"observed:  {finding.observed}"]
     lines += [*finding.trace, f"again: {replay_command(comparison.results.plan, key, finding)}"]
-    return "\n".join(lines)
+    return name_errnos("\n".join(lines))
 
 
 def _clean(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from qmpshim.conformance.case import Case, CaseOutcome, Status, outcome_from_json
 from qmpshim.conformance.check.identity import Identity
 from qmpshim.conformance.check.journal import Journal, Key, Plan, plan_from_json
-from qmpshim.errors import InputError
+from qmpshim.errors import InputError, decoding
 
 VERSION = 1
 SCHEMA = Path(__file__).with_name("results.schema.json")
@@ -70,7 +70,7 @@ def results_from_json(value: Any) -> Results:
 
     :raises InputError: it is no result, or of another version
     """
-    try:
+    with decoding("the document"):
         if value["version"] != VERSION:
             raise InputError(f"results of version {value['version']}; this reads {VERSION}")
         outcomes = {
@@ -78,8 +78,6 @@ def results_from_json(value: Any) -> Results:
             for one in value["results"]
         }
         return Results(plan_from_json(value["plan"]), outcomes)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"no results: {type(error).__name__}: {error}") from error
 
 
 def load_results(path: Path) -> Results:
@@ -89,10 +87,10 @@ def load_results(path: Path) -> Results:
     """
     file = path / "results.json" if path.is_dir() else path
     try:
-        return results_from_json(json.loads(file.read_text()))
+        with decoding(str(file)):
+            value = json.loads(file.read_text())
+        return results_from_json(value)
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is damaged: {error}") from error
     except InputError as error:
-        raise InputError(f"{file}: {error}") from error
+        raise InputError(f"{file} holds no results of `qmpshim check`: {error}") from error

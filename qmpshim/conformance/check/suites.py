@@ -19,6 +19,7 @@ before anything is handed out: whoever does a case, and wherever, does the same.
 from __future__ import annotations
 
 import json
+import shlex
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -32,8 +33,10 @@ from qmpshim.conformance.explore.scenarios import RealScenario, follow_ups, pair
 from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.known import known_findings
 from qmpshim.conformance.pair.plan import Failover
-from qmpshim.errors import InputError
+from qmpshim.errors import InputError, decoding, no_such
 from qmpshim.machine.gated_chain import Form
+
+_MOST_SHARDS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,12 @@ class Suite:
                 if case.name == name or (name.endswith("*") and case.name.startswith(name[:-1]))
             ]
             if not hits:
-                raise InputError(
-                    f"suite {self.name} has no case {name!r}; `qmpshim check --list` shows them"
-                )
+                listing = "qmpshim check --list"
+                if self.called not in ("", "quick"):
+                    listing = shlex.join([*listing.split(), "--suite", self.called])
+                there_are = [case.name for case in self.cases]
+                said = no_such("case", name, there_are, listing)
+                raise InputError(f"suite {self.name} has {said}")
             chosen |= {case.name: case for case in hits}
         return replace(self, cases=tuple(chosen.values()))
 
@@ -89,12 +95,11 @@ def _from_file(path: Path, inside: tuple[Path, ...]) -> Suite:
     if path in inside:
         raise InputError(f"{path} includes itself")
     try:
-        text = path.read_text()
-        value: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        with decoding(str(path)):
+            text = path.read_text()
+            value: Any = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: a suite is an object with cases")
     unknown = value.keys() - {"name", "include", "cases"}
@@ -102,13 +107,16 @@ def _from_file(path: Path, inside: tuple[Path, ...]) -> Suite:
         raise InputError(f"{path}: nothing is known of {', '.join(sorted(unknown))}")
     cases: list[Case] = []
     for other in _list(path, value, "include"):
+        if not isinstance(other, str):
+            raise InputError(f"{path}: include must be a list of names")
         if other in _SHIPPED:
             cases += _SHIPPED[other]()
         else:
             cases += _from_file(path.parent / str(other), (*inside, path)).cases
     for one in _list(path, value, "cases"):
         try:
-            cases += _sharded(one)
+            with decoding("the case"):
+                cases += _sharded(one)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
     names = [case.name for case in cases]
@@ -133,8 +141,8 @@ def _sharded(value: Any) -> list[Case]:
     shards = value.pop("shards", 1) if isinstance(value, dict) else 1
     case = case_from_json(value)
     name_of(case.kind)
-    if type(shards) is not int or shards < 1:
-        raise InputError(f"{case.name}: shards must be a positive number")
+    if type(shards) is not int or not 1 <= shards <= _MOST_SHARDS:
+        raise InputError(f"{case.name}: shards must be a positive number, at most {_MOST_SHARDS}")
     if shards == 1:
         return [case]
     first = int(case.arguments.get("seed", 1))

@@ -6,14 +6,15 @@ the fewest operations, and it counts only when fresh QEMUs show it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import qmpshim
+from qmpshim.conformance.case_file import integers, strings
 from qmpshim.conformance.explore.judge import RealViolation
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
-from qmpshim.errors import InputError
+from qmpshim.errors import InputError, decoding
 from qmpshim.model.system import Choice
 from qmpshim.model.verdict import Verdict
 
@@ -117,29 +118,51 @@ def finding_from_json(value: Any) -> Finding:
 
     :raises InputError: it is no finding, or one of another format
     """
-    try:
+    with decoding("the finding"):
         if value["format"] != FORMAT or value["kind"] != "schedule":
             raise InputError(f"a finding of format {value['format']}; this reads {FORMAT}")
+        scenario = scenario_from_json(value["scenario"])
         return Finding(
             None if value["verdict"] is None else Verdict(value["verdict"]),
             str(value["cause"]),
             str(value["text"]),
             bool(value["contract"]),
             int(value.get("count", 1)),
-            tuple(value.get("scenarios", ())),
-            scenario_from_json(value["scenario"]),
-            tuple(tuple(choice) for choice in value["schedule"]),
-            tuple(value.get("trace", ())),
+            strings(value.get("scenarios", [])),
+            scenario,
+            tuple(_choice(choice, len(scenario.ops)) for choice in value["schedule"]),
+            strings(value.get("trace", [])),
             (int(value["replays"][0]), int(value["replays"][1])),
             str(value.get("known", "")),
-            tuple(value.get("errnos", ())),
+            integers(value.get("errnos", [])),
             dict(value.get("build", {})),
             str(value.get("crash_points", "none")),
             bool(value.get("all_io", False)),
             {str(name): str(told) for name, told in dict(value.get("allocation", {})).items()},
         )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise InputError(f"not a finding: {type(error).__name__}: {error}") from error
+
+
+#: The types of what follows a step's name: operation, which I/O, the how manieth, errno.
+_STEPS: Mapping[str, tuple[type, ...]] = {
+    "start": (int,),
+    "io": (int, str, int),
+    "fail": (int, str, int, int),
+}
+
+
+def _choice(value: Any, operations: int) -> Choice:
+    """A step of a schedule.
+
+    :param operations: how many there are, concurrent ones
+    :raises TypeError, ValueError: it is none
+    """
+    if not isinstance(value, list) or not value or value[0] not in _STEPS:
+        raise ValueError(f"{value!r} is no step of a schedule")
+    if tuple(type(part) for part in value[1:]) != _STEPS[value[0]]:
+        raise TypeError(f"{value!r} is no step of a schedule")
+    if not -1 <= value[1] < operations:
+        raise ValueError(f"{value!r}: there are {operations} operations")
+    return tuple(value)
 
 
 def failing(schedule: Sequence[Choice]) -> frozenset[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.explore.diagram import render, schedule_from_text, schedule_text
-from qmpshim.errors import InputError
+from qmpshim.errors import InputError, decoding, no_such
 from qmpshim.model.discipline import DISCIPLINES, HONEST, CowRequestDiscipline
 from qmpshim.model.explorer import Mode, explore, shortest
 from qmpshim.model.model_system import ModelSystem
@@ -122,7 +122,8 @@ def system_for(discipline: str, scenario: Scenario, late_wakes: bool = False) ->
         return ModelSystem(scenario, kind, reference, late_wakes=late_wakes)
     if discipline in SABOTAGES:
         return SABOTAGES[discipline].system(scenario)
-    raise InputError(f"no discipline {discipline!r}; there are: {', '.join(discipline_names())}")
+    listing = "qmpshim explore --model --discipline list"
+    raise InputError(no_such("discipline", discipline, discipline_names(), listing))
 
 
 def scenarios_for(what: str) -> list[Scenario]:
@@ -137,9 +138,10 @@ def scenarios_for(what: str) -> list[Scenario]:
     if not (path.suffix == ".json" or path.is_file()):
         return [scenario_named(what)]
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{what}: {error}") from error
+        with decoding(what):
+            value = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{what}: {error.strerror}") from error
     values = value if isinstance(value, list) else [value]
     if not values:
         raise InputError(f"{what}: no scenarios")

@@ -8,6 +8,7 @@ from typing import Any
 
 from qmpshim.conformance.explore.crash_points import NO_CRASH_POINTS, CrashPoints, How
 from qmpshim.conformance.explore.findings import Finding, Sighting
+from qmpshim.errors import name_errnos
 
 
 @dataclass(slots=True)
@@ -208,7 +209,7 @@ def render(report: ExploreReport) -> str:
             + f"; {_replays(finding, report.interrupted)}"
         )
         lines += [f"    {line}" for line in finding.lines]
-    return "\n".join(lines)
+    return name_errnos("\n".join(lines))
 
 
 def _replays(finding: Finding, interrupted: bool) -> str:

@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qmpshim.errors import InputError
+from qmpshim.errors import InputError, decoding, no_such
 from qmpshim.machine.gated_chain import Form
 from qmpshim.model.scenario import Op
 
 C = 128  # sectors of a cluster
+_LARGEST = 1 << 21  # sectors of a disk that is held in memory
+_LARGEST_CLUSTER = 1 << 12  # sectors: 2 MiB, qcow2's largest
 BASE = 1  # the operation whose data the secondary disk holds at the beginning
 
 ZEROES = ("primary_zero", "primary_zero_no_hole", "primary_discard")  # what leaves zeroes
@@ -116,7 +118,7 @@ def scenario_from_json(value: Any) -> RealScenario:
 
     :raises InputError: it is no scenario
     """
-    try:
+    with decoding("the scenario"):
         scenario = RealScenario(
             str(value.get("name", "unnamed")),
             tuple(_op_from_json(op) for op in value["ops"]),
@@ -127,10 +129,21 @@ def scenario_from_json(value: Any) -> RealScenario:
             bool(value.get("contract", True)),
             str(value.get("secondary", "raw")),
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"not a scenario: {error}") from error
+        _check(scenario)
+        return scenario
+
+
+def _check(scenario: RealScenario) -> None:
+    """Whether a scenario makes sense.
+
+    :raises InputError: it does not
+    """
     if not scenario.ops:
-        raise InputError(f"scenario {scenario.name}: no operations")
+        raise InputError("a scenario needs an operation")
+    if not 0 < scenario.size <= _LARGEST:
+        raise InputError(f"a disk has 1 to {_LARGEST} sectors, not {scenario.size}")
+    if not 0 < scenario.cluster <= _LARGEST_CLUSTER or scenario.cluster & (scenario.cluster - 1):
+        raise InputError(f"a cluster has a power of two of sectors, not {scenario.cluster}")
     if scenario.secondary not in ("raw", "qcow2"):
         raise InputError(f"the secondary disk is raw or qcow2, not {scenario.secondary}")
     if scenario.form is Form.PRIMARY and scenario.secondary != "raw":
@@ -141,7 +154,9 @@ def scenario_from_json(value: Any) -> RealScenario:
         inside = op.start >= 0 and op.start + op.count <= scenario.size
         if not inside or (op.do in DATA and op.do not in FLUSHES and not op.count):
             raise InputError(f"{words(op)} is not inside the disk's {scenario.size} sectors")
-    return scenario
+    for index, op in enumerate(scenario.ops):
+        if op.after is not None and not (type(op.after) is int and 0 <= op.after < index):
+            raise InputError(f"{words(op)}: what it comes after must be an operation before it")
 
 
 def cut_off(ops: Sequence[Op]) -> tuple[str, ...]:
@@ -306,9 +321,6 @@ def named(name: str) -> list[RealScenario]:
             form, letters = other, name[len(other.value) + 1 :]
     known = _LETTERS[form] + _MORE[form]
     if not letters or not all(letter in known for letter in letters):
-        raise InputError(
-            f"no scenario {name!r}: there are {', '.join(SETS)}, and words of the letters "
-            + ", ".join(f"{letter} ({words(LETTERS[letter])})" for letter in known)
-            + (f", of the form {form}" if form is not Form.REPLICATION else "")
-        )
+        there_are = [*SETS, *(one.name for one in _all())]
+        raise InputError(no_such("scenario", name, there_are, "qmpshim explore --scenario list"))
     return [_scenario(tuple(letters), form)]

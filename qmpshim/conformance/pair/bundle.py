@@ -12,7 +12,7 @@ from typing import Any
 import qmpshim
 from qmpshim.conformance.case_file import check_format, read_case
 from qmpshim.conformance.pair.plan import PairFinding, PairOutcome, PairPlan
-from qmpshim.errors import HostError, InputError
+from qmpshim.errors import HostError, InputError, decoding
 from qmpshim.machine.builds import Build
 from qmpshim.machine.files import copy_sparse, write_directory, write_sparse
 
@@ -142,12 +142,10 @@ def from_json(value: Any, path: Path) -> tuple[PairPlan, dict[str, Any]]:
     :param path: where that is, for the error
     :raises InputError: it is none
     """
-    try:
+    with decoding(str(path)):
         check_format(value, FORMAT, path)
         findings = value["findings"]
         return PairPlan.from_json(value["plan"]), dict(findings[0]) if findings else {}
-    except (KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{path} is damaged: {error!r}") from error
 
 
 def content(path: Path) -> dict[str, Any]:

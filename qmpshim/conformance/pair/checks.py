@@ -17,6 +17,7 @@ from qmpshim.conformance.pair.colo import ColoRun
 from qmpshim.conformance.pair.known import KnownPair, load_known
 from qmpshim.conformance.pair.plan import PairOutcome, PairPlan
 from qmpshim.conformance.pair.run import PairRun, Progress
+from qmpshim.errors import HostError
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.guest import has_kvm
 from qmpshim.machine.pair import Pair
@@ -63,7 +64,7 @@ async def run_plan(
     :param known: findings that are written up
     :param keep: where the logs and disks of a run go that found nothing
     :param interrupted: at a cancellation, which is passed on, told what there is by then
-    :returns: the outcome, and where the bundle is
+    :returns: the outcome, and where the bundle is, if one could be written
     :raises BuildError: a build cannot take part in a pair
     """
     with Workspace("qmps-") as workspace:
@@ -101,14 +102,17 @@ def _keep(
     if outcome.findings:
         name = "colo" if plan.colo else "blocks"
         verdict = outcome.findings[0].divergence.verdict
-        return pair_bundle.save(
-            bundles / f"pair-{name}-{verdict}",
-            outcome,
-            builds,
-            run.directory,
-            bytes(run.model.disk),
-        )
-    if keep is not None:
+        try:
+            return pair_bundle.save(
+                bundles / f"pair-{name}-{verdict}",
+                outcome,
+                builds,
+                run.directory,
+                bytes(run.model.disk),
+            )
+        except HostError as error:  # what was found is not lost with it
+            outcome.unsaved = str(error)
+    elif keep is not None:
         pair_bundle.keep(keep / ("colo" if plan.colo else "blocks"), run.directory)
     return None
 

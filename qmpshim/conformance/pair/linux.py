@@ -27,6 +27,7 @@ from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.pair.workload import Stuck, Workload
 from qmpshim.conformance.pattern import describe_owner, expected, mismatches
 from qmpshim.conformance.workload import Kind, Operation
+from qmpshim.errors import errno_words
 from qmpshim.machine.blklog import BlkLog, Entry
 from qmpshim.machine.linux_guest import LinuxGuest
 from qmpshim.machine.pair import Pair
@@ -103,7 +104,7 @@ class _Account:
         if operation != due:
             self._differs(Verdict.PROTOCOL, due, f"it told of {operation}")
         elif told.errno:
-            self._differs(Verdict.ERROR_CONTRACT, due, f"it was told errno {told.errno}")
+            self._differs(Verdict.ERROR_CONTRACT, due, f"it was told {errno_words(told.errno)}")
         elif operation.kind is Kind.READ:
             owners = _array(self.owners[operation.start : operation.start + operation.count])
             if wrong := mismatches(told.data, owners, operation.start):

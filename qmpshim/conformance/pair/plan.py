@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from qmpshim.conformance.case_file import fields_like
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.errors import InputError
 from qmpshim.machine import guest_image
@@ -67,6 +68,10 @@ class PairPlan:
     limit: float = 30.0
 
     def __post_init__(self) -> None:
+        if min(self.checkpoints, self.writes, self.size, self.cluster, self.limit) <= 0:
+            raise InputError("a pair's numbers must be positive")
+        if self.accel not in ("tcg", "kvm"):
+            raise InputError(f"{self.accel!r} is neither tcg nor kvm")
         if self.moment and (not self.colo or self.failover is not Failover.PRIMARY):
             raise InputError("only a COLO primary can be killed in a checkpoint")
         if self.guest not in GUESTS:
@@ -103,10 +108,9 @@ class PairPlan:
         :raises InputError: it is no plan
         """
         try:
-            known = {name: value[name] for name in cls.__slots__ if name in value}
-            if "failover" in known:
-                known["failover"] = Failover(known["failover"])
-            return cls(**known)
+            if "failover" in value:
+                value = {**value, "failover": Failover(value["failover"])}
+            return cls(**fields_like(cls(), value))
         except (TypeError, ValueError) as error:
             raise InputError(f"not a plan of a pair: {error}") from error
 
@@ -138,6 +142,7 @@ class PairOutcome:
     :ivar compared: bytes
     :ivar steps: what was done, a line a step
     :ivar figures: others, by name with the unit in it
+    :ivar unsaved: why there is no bundle of what was found, or ``""``
     """
 
     plan: PairPlan
@@ -150,3 +155,4 @@ class PairOutcome:
     findings: list[PairFinding] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
+    unsaved: str = ""
