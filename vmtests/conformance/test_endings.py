@@ -74,9 +74,9 @@ ENDINGS = [
         for command in ("export", "replay", "check --list --suite", "check --case x --baseline")
         if (text, command) != ("[]", "check --list --suite")
     ),
-    Ending("qmpshim explore --scenario nope", 2, "no scenario 'nope'; there is pairs, for one; `qmpshim explore"),
+    Ending("qmpshim explore --scenario nope", 2, "no scenario 'nope'; there is pairs, for one"),
     Ending("qmpshim explore --scenario replicaton", 2, "did you mean replication?"),
-    Ending("qmpshim explore --model --scenario nope", 2, "no scenario 'nope'; there is write-read, for one"),
+    Ending("qmpshim explore --model --scenario nope", 2, "there is write-read, for one"),
     Ending("qmpshim check --case protocol/shima", 2, "did you mean protocol/shim"),
     Ending("qmpshim verify --qemu /etc/passwd", 2, "/etc/passwd is not a QEMU system emulator"),
     # The temporary directory.

@@ -8,7 +8,7 @@ from pathlib import Path
 from qmpshim.conformance.case_file import read_case
 from qmpshim.conformance.explore.evidence import collect
 from qmpshim.conformance.explore.findings import Finding, finding_from_json
-from qmpshim.errors import InputError, decoding
+from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build
 from qmpshim.machine.files import write_directory
 
@@ -54,5 +54,7 @@ def load_finding(path: Path) -> Finding:
     :raises InputError: it is none
     """
     value = read_case(path, CASE)
-    with decoding(str(path)):
+    try:
         return finding_from_json(value)
+    except InputError as error:
+        raise InputError(f"{path} is no finding: {error}") from error
