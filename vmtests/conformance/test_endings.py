@@ -69,7 +69,7 @@ ENDINGS = [
     Ending("qmpshim explore --json . --scenario WR", 2, "cannot write .: Is a directory"),
     # Bad input.
     *(
-        Ending(f"echo '{text}' >f; qmpshim {command} f", 2, "f ", there=("f",))
+        Ending(f"echo '{text}' >f; qmpshim {command} f", 2, "qmpshim: f", there=("f",))
         for text in ("", "{}", "[]", '{"format": 99}', '{"version": 99, "format": 1}')
         for command in ("export", "replay", "check --list --suite", "check --case x --baseline")
         if (text, command) != ("[]", "check --list --suite")
