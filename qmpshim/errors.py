@@ -112,6 +112,10 @@ class UnsupportedFeature(QmpshimError):
         return type(self), (self.feature,)
 
 
+class ExecutorLost(HostError):
+    """Whoever did the work is gone; what was done before is kept."""
+
+
 class MachineError(QmpshimError):
     """A QEMU that was running misbehaved; conformance turns this into a verdict."""
 

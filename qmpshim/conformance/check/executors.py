@@ -7,16 +7,22 @@ nothing: what is done is fixed in the orders, so the results are the same set wh
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import CancelledError
 from typing import Any, Protocol
 
 from qmpshim.conformance.case import CaseOutcome, Status
 from qmpshim.conformance.check.case_process import Cancelled, Delivery, Order, carry_out
-from qmpshim.errors import HostError, InputError, QmpshimError
+from qmpshim.errors import ExecutorLost, HostError, InputError, QmpshimError
+
+logger = logging.getLogger(__name__)
 
 Started = Callable[[Order], None]
+_GLANCE = 1.0  # seconds between two looks at who works
 
 
 class Executor(Protocol):
@@ -97,6 +103,9 @@ class DaskExecutor:
         except ImportError as error:
             raise HostError("--dask needs distributed: pip install 'qmpshim[dask]'") from error
         self._distributed: Any = distributed
+        self._address, self._patience = address, patience
+        if not logger.isEnabledFor(logging.DEBUG):
+            _silence()
         try:
             self._client: Any = self._distributed.Client(address, timeout=patience)
         except ValueError as error:
@@ -110,16 +119,22 @@ class DaskExecutor:
         self.workers = sum(threads.values())
 
     def run(self, orders: Sequence[Order], started: Started) -> Generator[Delivery, None, None]:
-        """See :class:`Executor`."""
+        """See :class:`Executor`.
+
+        :raises ExecutorLost: the scheduler, or the last of its workers, went away
+        """
         futures: dict[Any, Order] = {
             # pure=False: the same order is not taken for done because it once was.
             self._client.submit(carry_out, order, pure=False, retries=0): order
             for order in orders
         }
-        for order in orders:
+        done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for future, order in futures.items():
             started(order)
+            future.add_done_callback(done.put)
         try:
-            for future in self._distributed.as_completed(list(futures)):
+            for _ in orders:
+                future = self._next(done)
                 order = futures[future]
                 try:
                     yield future.result()
@@ -131,10 +146,42 @@ class DaskExecutor:
                 except self._distributed.KilledWorker as error:
                     text = f"the workers that had it were lost: {error}"
                     yield Delivery(order.key, CaseOutcome(Status.BROKEN, text))
+                except CancelledError as error:  # nobody here cancels while it waits
+                    raise ExecutorLost(
+                        f"the Dask scheduler at {self._address} went away"
+                    ) from error
         finally:
-            with contextlib.suppress(OSError, RuntimeError):
-                self._client.cancel(list(futures), force=True)
+            if self._client.status == "running":
+                with contextlib.suppress(OSError, RuntimeError, CancelledError):
+                    self._client.cancel(list(futures), force=True)
+
+    def _next(self, done: queue.SimpleQueue[Any]) -> Any:
+        """Wait for a future that is done, as long as somebody can work.
+
+        :raises ExecutorLost: nobody can, and nobody came for a while
+        """
+        alone_since: float | None = None
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return done.get(timeout=_GLANCE)
+            try:
+                workers = self._client.nthreads()
+            except (OSError, RuntimeError, CancelledError):
+                continue  # the connection is gone: then the futures are cancelled
+            if workers:
+                alone_since = None
+            elif alone_since is None:
+                alone_since = time.monotonic()
+            elif time.monotonic() - alone_since > self._patience:
+                raise ExecutorLost(f"the Dask scheduler at {self._address} has no workers any more")
 
     def close(self) -> None:
         """Leave the cluster, which goes on."""
         self._client.close()
+
+
+def _silence() -> None:
+    """Let ``distributed`` log nothing: what happens to the cluster is told by us, in one line."""
+    for name in ("distributed", *logging.root.manager.loggerDict):
+        if name.split(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
