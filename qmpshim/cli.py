@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from errno import ENOSPC
+from pathlib import Path
 
 import qmpshim
 from qmpshim.commands import builds, check, explore, guest, pair, shim, stress, verify
-from qmpshim.commands.console import STDOUT, Console, Parser
-from qmpshim.commands.streams import WRONG, cannot_write, stdout_failure
+from qmpshim.commands.console import STDOUT, Console, Parser, check_writable, write_json
+from qmpshim.commands.streams import BROKEN_PIPE, WRONG, cannot_write, stdout_failure
+from qmpshim.conformance.document import Document
 from qmpshim.errors import QmpshimError
+
+_UNREAD = "nobody reads the output"
+_INTERRUPTED = {128 + number: number.name for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,26 +42,49 @@ def _in_words(error: OSError) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; returns the exit status (see the README)."""
+    words = sys.argv[1:] if argv is None else argv
     try:
-        args = _parser().parse_args(argv)
+        args = _parser().parse_args(words)
     except OSError as error:  # what --help, --version and wrong words print cannot be written
         return cannot_write(sys.stdout, error)
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.CRITICAL,
         format="%(relativeCreated)6d ms %(name)s: %(message)s",
     )
+    called = " ".join(filter(None, (args.command, getattr(args, "action", None))))
+    args.document = document = Document(called, tuple(words))
+    path: Path | None = getattr(args, "json", None)
+    try:
+        check_writable(path)
+        document.exit_status = _run(args, document)
+        document.interrupted = _INTERRUPTED.get(document.exit_status, document.interrupted)
+        write_json(path, document.to_json() if path else None)
+        return document.exit_status
+    except QmpshimError as error:
+        print(f"qmpshim: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _run(args: argparse.Namespace, document: Document) -> int:
+    """Do what was asked for; the document is told what went wrong."""
     run: Callable[[argparse.Namespace, Console], int] = args.run
     try:
         json_only = getattr(args, "json", None) == STDOUT  # then the words go elsewhere
         console = Console(sys.stderr if json_only else sys.stdout)
-        return console.ending(run(args, console))
+        status = console.ending(run(args, console))
+        if status == BROKEN_PIPE:
+            document.error = _UNREAD
+        return status
     except QmpshimError as error:
-        print(f"qmpshim: {error}", file=sys.stderr)
-        return error.exit_code
+        document.error = str(error)
+        status = error.exit_code
     except OSError as error:
         if (lost := stdout_failure()) is not None:  # of what was written past the console
+            document.error = _UNREAD if lost == BROKEN_PIPE else _in_words(error)
             return lost
-        print(f"qmpshim: {_in_words(error)}", file=sys.stderr)
-        return WRONG
+        document.error = _in_words(error)
+        status = WRONG
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
+    print(f"qmpshim: {document.error}", file=sys.stderr)
+    return status

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from typing import Any
 
-from qmpshim.commands.console import OK, Console
+from qmpshim.commands.console import OK, STDOUT, Console, Listed, json_option, show_list
+from qmpshim.conformance.document import build_object
 from qmpshim.errors import QmpshimError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import read_version
@@ -20,7 +20,8 @@ def add(commands: Any) -> None:
     building = commands.add_parser("builds", help="the QEMU builds there are")
     actions = building.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="all registered builds and the system's")
-    listing.add_argument("--json", action="store_true", help="as JSON")
+    # Without a FILE, as it once was: to stdout.
+    json_option(listing, nargs="?", const=STDOUT)
     listing.set_defaults(run=_builds_list)
     adding = actions.add_parser("add", help="name a binary, a build tree or an unpacked prefix")
     adding.add_argument("name")
@@ -37,21 +38,25 @@ def add(commands: Any) -> None:
     ):
         naming = actions.add_parser(action, help=text)
         naming.add_argument("name")
+        if action == "probe":
+            json_option(naming)
         naming.set_defaults(run=run)
 
 
 def _builds_list(args: argparse.Namespace, console: Console) -> int:
     rows = builds.list_builds()
-    if args.json:
-        console.line(json.dumps([asdict(row) for row in rows], indent=1))
-        return OK
-    width = max(len(row.name) for row in rows)
-    for row in rows:
-        console.line(
-            f"{row.name:{width}} {row.kind:10} {row.discipline:18} {row.problem or row.version}"
+    args.document.builds = [
+        build_object(row.name, row.version, row.place) for row in rows if not row.problem
+    ]
+    items = [
+        Listed(
+            row.name,
+            f"{row.kind:10} {row.discipline:18} {row.problem or row.version}  {row.place}".strip(),
+            asdict(row),
         )
-        console.line(f"{'':{width}} {row.place}")
-    return OK
+        for row in rows
+    ]
+    return show_list(items, args.document, console)
 
 
 def _builds_add(args: argparse.Namespace, console: Console) -> int:
@@ -80,7 +85,11 @@ def _builds_fetch(args: argparse.Namespace, console: Console) -> int:
 
 
 def _builds_probe(args: argparse.Namespace, console: Console) -> int:
-    can = probe(builds.resolve(args.name))
+    build = builds.resolve(args.name)
+    args.document.judges = False
+    args.document.about(build)
+    can = probe(build)
+    args.document.result = can.to_json()
     console.line(f"{can.version_text}")
     console.line(f"  discipline   {can.discipline}")
     console.line(f"  replication  {'yes' if can.replication else 'no'}")

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import shlex
+import signal
 import sys
 import textwrap
 import time
@@ -14,22 +15,42 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qmpshim.commands.console import Console, Interrupted, count, interruptible, refuse_unused
+from qmpshim.commands.console import (
+    Console,
+    Interrupted,
+    Listed,
+    count,
+    interruptible,
+    json_option,
+    list_option,
+    refuse_unused,
+    show_list,
+)
 from qmpshim.conformance import bundle as bundles
-from qmpshim.conformance.case import Case, Status
+from qmpshim.conformance.case import CANNOT_BE_TESTED, Case, Status
 from qmpshim.conformance.check import campaign, kinds
 from qmpshim.conformance.check.again import replay_command
 from qmpshim.conformance.check.bisect import ABORT, SKIP, answer, asked
-from qmpshim.conformance.check.compare import Comparison, State, compare
+from qmpshim.conformance.check.compare import Comparison, State, compare, headline
 from qmpshim.conformance.check.executors import DaskExecutor, Executor, LocalExecutor
-from qmpshim.conformance.check.journal import Journal
-from qmpshim.conformance.check.reports import HTML, JUNIT, RESULTS, TAP, write_reports
+from qmpshim.conformance.check.journal import HTML, JUNIT, RESULTS, TAP, Journal
+from qmpshim.conformance.check.reports import fill, write_reports
 from qmpshim.conformance.check.results import Results, load_results
 from qmpshim.conformance.check.suites import Suite, suite_named
+from qmpshim.conformance.document import Document
 from qmpshim.conformance.explore.finding_files import CASE as SCHEDULE
 from qmpshim.conformance.explore.finding_files import is_schedule, load_finding
+from qmpshim.conformance.known import write_up
 from qmpshim.conformance.pair import bundle as pair_bundle
-from qmpshim.errors import BuildError, HostError, InputError, NoSuchBuild, QmpshimError, name_errnos
+from qmpshim.errors import (
+    BuildError,
+    ExecutorLost,
+    HostError,
+    InputError,
+    NoSuchBuild,
+    QmpshimError,
+    name_errnos,
+)
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build
 from qmpshim.machine.files import slug
@@ -88,7 +109,8 @@ def add(commands: Any) -> None:
         help="only this case of the suite (a * may end it), or a bundle that verify, explore or "
         "pair kept; may be given several times",
     )
-    checking.add_argument("--list", action="store_true", help="show the suite's cases, run nothing")
+    list_option(checking, "the suite's cases")
+    json_option(checking)
     checking.add_argument(
         "--baseline",
         type=Path,
@@ -105,6 +127,9 @@ def add(commands: Any) -> None:
         help="journal, reports, bundles (default ./qmpshim-check)",
     )
     checking.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run")
+    checking.add_argument(
+        "--force", action="store_true", help="begin anew where there is a run already: it is lost"
+    )
     checking.add_argument("--strict", action="store_true", help="what is known fails the run, too")
     checking.add_argument(
         "--dask", metavar="ADDRESS", help="work on a dask.distributed cluster, e.g. tcp://host:8786"
@@ -122,13 +147,13 @@ def _check(args: argparse.Namespace, console: Console) -> int:
         refuse_unused(args, "with --list", *_RUNNING, "--build", "--resume", "--baseline")
     if args.dask:
         refuse_unused(args, "with --dask, whose workers it is done by", "--jobs")
-    if args.resume and (args.out or args.build or args.suite or args.case):
-        raise InputError("--resume goes on with what was begun: no --build, --suite, --case, --out")
+    if args.resume and (args.out or args.build or args.suite or args.case or args.force):
+        raise InputError(
+            "--resume goes on with what was begun: no --build, --suite, --case, --out, --force"
+        )
     baseline = load_results(args.baseline) if args.baseline else None
     if args.list:
-        for case in _suite(args).cases:
-            console.line(f"{case.name:44} {case.kind:10} up to {case.budget:g} s")
-        return 0
+        return show_list([_listed(case) for case in _suite(args).cases], args.document, console)
     with contextlib.ExitStack() as stack:
         if args.resume:
             executor = stack.enter_context(_executor(args))
@@ -136,26 +161,48 @@ def _check(args: argparse.Namespace, console: Console) -> int:
         else:
             suite, chosen = _suite(args), _builds(args.build)
             executor = stack.enter_context(_executor(args))
-            journal = campaign.begin(args.out or Path("qmpshim-check"), chosen, suite)
+            out = args.out or Path("qmpshim-check")
+            journal = campaign.begin(out, chosen, suite, args.force)
         stack.callback(journal.close)
         _announce(journal, console)
+        document: Document = args.document
         try:
-            status = _run(executor, journal, list(chosen.values()), console)
+            _run(executor, journal, list(chosen.values()), console)
+        except Interrupted as interrupted:
+            document.exit_status = 128 + interrupted.number
+            document.interrupted = signal.Signals(interrupted.number).name
+        except ExecutorLost as error:
+            document.exit_status, document.error = error.exit_code, str(error)
         except HostError as error:
             again = _resume_command(journal, args)
             raise HostError(f"{error}; when that is mended go on with: {again}") from error
         comparison = compare(Results.of(journal), baseline, args.strict)
-        write_reports(comparison, journal.directory)
-        if status:
+        fill(document, comparison)
+        write_reports(comparison, journal.directory, document)
+        if journal.missing:
             if journal.outcomes:
                 _tell_found(comparison, journal.directory, console)
             console.line(
-                f"interrupted: {len(journal.outcomes)} of {len(journal.plan.keys)} done and kept; "
+                f"{document.error or 'interrupted'}: "
+                f"{len(journal.outcomes)} of {len(journal.plan.keys)} done and kept; "
                 f"go on with: {_resume_command(journal, args)}"
             )
-            return status
-        _tell(comparison, journal.directory, console)
-        return comparison.exit_status
+        else:
+            _tell(comparison, journal.directory, console)
+        return document.exit_status
+
+
+def _listed(case: Case) -> Listed:
+    """A case, told by what is written up of it or else by its arguments."""
+    arguments = {name: value for name, value in case.arguments.items() if name != "content"}
+    words = ", ".join(f"{name} {_plain(value)}" for name, value in arguments.items())
+    what = write_up(case.name.removeprefix("known/")).get("title", words)
+    about = textwrap.shorten(f"{case.kind}: {what}" if what else case.kind, 100, placeholder=" ...")
+    return Listed(case.name, about, {"kind": case.kind, "budget_seconds": case.budget})
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _resume_command(journal: Journal, args: argparse.Namespace) -> str:
@@ -233,23 +280,21 @@ def _executor(args: argparse.Namespace) -> Iterator[Executor]:
         yield executor
 
 
-def _run(executor: Executor, journal: Journal, chosen: list[Build], console: Console) -> int:
-    """Do what is missing; 0, or the exit status of an interruption."""
-    try:
-        with interruptible():
-            campaign.carry_on(
-                journal, chosen, executor, lambda standing: _progress(standing, console)
-            )
-    except Interrupted as interrupted:
-        return 128 + interrupted.number
-    return 0
+def _run(executor: Executor, journal: Journal, chosen: list[Build], console: Console) -> None:
+    """Do what is missing.
+
+    :raises Interrupted: a signal came
+    :raises ExecutorLost: whoever did the work is gone
+    """
+    with interruptible():
+        campaign.carry_on(journal, chosen, executor, lambda standing: _progress(standing, console))
 
 
 def _progress(standing: campaign.Standing, console: Console) -> None:
     said = [f"{standing.done}/{standing.of} done"]
     for status in (Status.DIVERGED, Status.BROKEN, Status.SKIPPED):
         if number := standing.statuses.get(status):
-            said.append(f"{number} {status}")
+            said.append(f"{number} {status.words}")
     left = standing.left()
     if left is not None:
         said.append(f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left")
@@ -281,8 +326,9 @@ def _tell_found(comparison: Comparison, directory: Path, console: Console) -> No
             row.sights[build.name].state for row in comparison.rows if build.name in row.sights
         ]
         console.line(
-            f"{build.name:{width}}  {counts[Status.OK]} ok, {counts[Status.DIVERGED]} diverged, "
-            f"{counts[Status.SKIPPED]} skipped, {counts[Status.BROKEN]} broken; findings: "
+            f"{build.name:{width}}  "
+            + ", ".join(f"{counts[status]} {status.words}" for status in Status)
+            + "; findings: "
             + ", ".join(f"{states.count(state)} {state}" for state in reversed(State))
             + f"; {sum(o.seconds for o in own):.0f} s"
         )
@@ -323,7 +369,7 @@ def _rest(comparison: Comparison, directory: Path, console: Console) -> None:
             if row.state is State.KNOWN and sight.differs:
                 console.line(f"known, but not {comparison.reference}: {row.key} on {sight.build}")
     for one in comparison.gone:
-        console.line(f"gone on {one.build}: {one.key} ({one.why})")
+        console.line(f"{one.build}: not seen here: {one.key} (expected: {one.why})")
     for build, case, why in comparison.broken:
         console.line(f"could not be carried out on {build}: {case}: {why}")
     by_reason: dict[tuple[str, str], list[str]] = {}
@@ -331,16 +377,10 @@ def _rest(comparison: Comparison, directory: Path, console: Console) -> None:
         by_reason.setdefault((build, why), []).append(case)
     for (build, why), cases in by_reason.items():
         more = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
-        console.line(f"skipped on {build}: {cases[0]}{more}: {why}")
+        console.line(f"{CANNOT_BE_TESTED} on {build}: {cases[0]}{more}: {why}")
     console.line()
     console.line(f"reports: {directory}/{{{HTML},{RESULTS},{JUNIT},{TAP}}}")
-    new = sum(row.state is State.NEW for row in comparison.rows)
-    verdict = {0: "all as predicted", 1: "DIVERGED", 2: "NOT ALL CARRIED OUT", 125: "untestable"}
-    unsure = sum(row.state is State.UNCONFIRMED for row in comparison.rows)
-    console.line(
-        f"{verdict[comparison.exit_status]}: {new} new finding(s), {len(known)} known"
-        + (f", {unsure} that did not show themselves every time" if unsure else "")
-    )
+    console.line(headline(comparison))
 
 
 # -- bisect ------------------------------------------------------------------------------------
@@ -365,35 +405,45 @@ def _bisect(args: argparse.Namespace, console: Console) -> int:
         if len(args.build) != 1:
             raise InputError("--bisect needs exactly one --build")
         if args.resume or args.baseline or args.list:
-            raise InputError("--bisect goes with --build, --case, --suite, --jobs, --strict, --out")
+            raise InputError(
+                "--bisect goes with --build, --case, --suite, --jobs, --strict, --out, --force"
+            )
         suite = _in_haste(_suite(args))
         suite = asked(suite) if args.case else suite
     except QmpshimError as error:
-        print(f"qmpshim: {error}", file=sys.stderr)
-        return ABORT
+        return _abort(args, error)
     try:
         chosen = _builds(args.build)
         with contextlib.ExitStack() as stack:
             directory = args.out or stack.enter_context(Workspace()).path / "check"
             journal = stack.enter_context(
-                contextlib.closing(campaign.begin(directory, chosen, suite))
+                contextlib.closing(campaign.begin(directory, chosen, suite, args.force))
             )
             console.line(f"{args.build[0]}: QEMU {journal.plan.builds[0].version}")
             executor = stack.enter_context(_executor(args))
-            status = _run(executor, journal, list(chosen.values()), console)
-            if status:
-                return status  # 128 and above: the bisection ends
-            told = answer(compare(Results.of(journal), None, args.strict), bool(args.case))
+            _run(executor, journal, list(chosen.values()), console)
+            comparison = compare(Results.of(journal), None, args.strict)
+            told = answer(comparison, bool(args.case))
+            fill(args.document, comparison)
+            args.document.exit_status = told.status
+            args.document.error = told.text if told.status == SKIP else None
             if args.out:
-                write_reports(compare(Results.of(journal), None, args.strict), directory)
+                write_reports(comparison, directory, args.document)
             console.line(told.text)
             return told.status
+    except Interrupted as interrupted:
+        return 128 + interrupted.number  # 128 and above: the bisection ends
     except NoSuchBuild as error:  # no commit can mend that
-        print(f"qmpshim: {error}", file=sys.stderr)
-        return ABORT
+        return _abort(args, error)
     except (InputError, BuildError) as error:  # of the build: not there, not made, does not start
-        console.line(f"cannot be tested: {error}")
+        args.document.error = f"{CANNOT_BE_TESTED}: {error}"
+        console.line(args.document.error)
         return SKIP
     except (HostError, OSError) as error:
-        print(f"qmpshim: {error}", file=sys.stderr)
-        return ABORT
+        return _abort(args, error)
+
+
+def _abort(args: argparse.Namespace, error: Exception) -> int:
+    args.document.error = str(error)
+    print(f"qmpshim: {error}", file=sys.stderr)
+    return ABORT

@@ -12,11 +12,13 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from qmpshim.commands.streams import WRONG, Output
+from qmpshim.conformance.document import Document
 from qmpshim.errors import BuildError, HostError, InputError
 from qmpshim.machine import builds
 from qmpshim.machine.builds import Build
@@ -153,11 +155,54 @@ def refuse_unused(args: argparse.Namespace, because: str, *options: str) -> None
             raise InputError(f"{option} has no effect {because}: leave it out")
 
 
+def json_option(parser: argparse.ArgumentParser, **more: Any) -> None:
+    """Add ``--json``; :func:`qmpshim.cli.main` writes the document there."""
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the result as JSON, whatever it is (-: to stdout)",
+        **more,
+    )
+
+
+def list_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--list``, which shows *what* there is, in words, and runs nothing."""
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help=f"show {what}, one a line with what it is; with --json as data. Nothing is run",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A line of a list: one thing that there is.
+
+    :ivar about: what it is, one line
+    :ivar more: what else a program may want to know
+    """
+
+    name: str
+    about: str
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+def show_list(items: Sequence[Listed], document: Document, console: Console) -> int:
+    """Show what there is: one a line, the name first; the same as data."""
+    width = max((len(item.name) for item in items), default=0)
+    for item in items:
+        console.line(f"{item.name:{width}}  {item.about}")
+    document.judges = False
+    document.result = {
+        "items": [{"name": item.name, "about": item.about, **item.more} for item in items]
+    }
+    return OK
+
+
 def output_options(parser: argparse.ArgumentParser, kept: str) -> None:
     """Add ``--json``, ``--keep`` (of *kept*, in words) and ``--strict``."""
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the summary as JSON (-: to stdout)"
-    )
+    json_option(parser)
     parser.add_argument(
         "--keep",
         type=Path,
@@ -181,21 +226,27 @@ def chosen_builds(args: argparse.Namespace) -> list[Build]:
     ]
 
 
-def on_each(chosen: Sequence[Build], console: Console, run: Callable[[Build], int]) -> int:
+def on_each(
+    chosen: Sequence[Build], document: Document, console: Console, run: Callable[[Build], int]
+) -> int:
     """Do the same on several builds, one after another; the worst exit status.
 
     A build that cannot do it does not keep the others from it; an interruption does.
+
+    :param document: is told which builds, and which of them cannot be tested
     """
+    document.about(*chosen)
     if len(chosen) == 1:
         return run(chosen[0])
     statuses = {}
-    for build in chosen:
+    for build, described in zip(chosen, document.builds, strict=True):
         console.line(f"== {build.name}")
         try:
             statuses[build.name] = run(build)
         except BuildError as error:
             console.line(f"cannot be tested: {error}")
             statuses[build.name] = UNTESTABLE
+            described["cannot_be_tested"] = str(error)
         if statuses[build.name] not in (OK, DIVERGED, UNTESTABLE):
             return statuses[build.name]
         console.line()
@@ -203,6 +254,8 @@ def on_each(chosen: Sequence[Build], console: Console, run: Callable[[Build], in
     for name, status in statuses.items():
         console.line(f"{name:18} {told[status]}")
     found = set(statuses.values())
+    if found == {UNTESTABLE}:
+        document.error = "cannot be tested on any of these builds"
     return DIVERGED if DIVERGED in found else OK if OK in found else UNTESTABLE
 
 

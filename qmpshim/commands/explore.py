@@ -14,12 +14,15 @@ from qmpshim.commands.console import (
     BUNDLES,
     DIVERGED,
     OK,
+    STDOUT,
     Console,
+    Listed,
     build_options,
     check_directory,
-    check_writable,
     chosen_builds,
     count,
+    json_option,
+    list_option,
     not_kept,
     on_each,
     output_options,
@@ -27,9 +30,10 @@ from qmpshim.commands.console import (
     replay_command,
     run_interruptible,
     seconds,
-    write_json,
+    show_list,
 )
 from qmpshim.conformance import bundle as bundles
+from qmpshim.conformance.document import BUDGET, scenario_object
 from qmpshim.conformance.explore.crash_points import CrashPoints
 from qmpshim.conformance.explore.exploration import ExploreReport, Progress, explore_real, render
 from qmpshim.conformance.explore.export import export_script
@@ -41,7 +45,7 @@ from qmpshim.conformance.explore.model_run import (
     ModelReport,
     ModelRun,
     diagram,
-    discipline_names,
+    discipline_list,
     explore_model,
     scenarios_for,
     summary,
@@ -63,8 +67,9 @@ from qmpshim.model.explorer import MODES
 from qmpshim.model.scenario import Scenario
 
 # What says how scenarios are explored.
-_EXPLORING = ("--mode", "--faults", "--crash-points", "--all-io", "--budget", "--seed", "--json",
-              "--keep", "--strict", "--build", "--qemu")  # fmt: skip
+_EXPLORING = ("--mode", "--faults", "--crash-points", "--all-io", "--budget", "--seed", "--keep",
+              "--strict", "--build", "--qemu")  # fmt: skip
+_LIST = "list"  # as a scenario or discipline: an older spelling of --list
 FAULTS = (errno.EIO, errno.ENOSPC, CUT, RECONNECT)
 
 
@@ -80,7 +85,7 @@ def add(commands: Any) -> None:
         metavar="S",
         help=f"a set ({', '.join(SETS)}; replication, backup, fleecing and primary are the pairs "
         "of that form), one by name, or a JSON file; qcow2- in front, as in qcow2-pairs, takes a "
-        "secondary disk in qcow2; `list` shows them, those outside of what QEMU's documents allow "
+        "secondary disk in qcow2; --list shows them, those outside of what QEMU's documents allow "
         "as `robustness` (default pairs; with --model all)",
     )
     exploring.add_argument(
@@ -130,6 +135,7 @@ def add(commands: Any) -> None:
     )
     exploring.add_argument("--seed", type=int, default=0, help="for the modes that go by chance")
     output_options(exploring, "the bundles of new findings")
+    list_option(exploring, "the scenarios (with --model those of the model)")
     exploring.add_argument(
         "--model", action="store_true", help="explore the reference model, without a QEMU"
     )
@@ -160,6 +166,7 @@ def add(commands: Any) -> None:
         help="hold the requests by an NBD server in the script even where breakpoints of blkdebug "
         "would do: follows the schedule to the letter, also on QEMU 5.1 to 6.0",
     )
+    json_option(exporting)
     exporting.set_defaults(run=_export)
 
 
@@ -169,20 +176,17 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
     if args.discipline or args.schedule:
         raise InputError("--discipline and --schedule go with --model")
     mode = MODES[args.mode]
-    if args.scenario == "list":
-        refuse_unused(args, "with --scenario list", *_EXPLORING, "--jobs")
-    elif not mode.by_chance:
+    if args.list or args.scenario == _LIST:
+        refuse_unused(args, "with --list", *_EXPLORING, "--jobs")
+        shown = real_scenarios("all" if args.scenario in (None, _LIST) else args.scenario)
+        return show_list([_listed(one) for one in shown], args.document, console)
+    if not mode.by_chance:
         refuse_unused(args, f"with --mode {args.mode}, which leaves nothing to chance", "--seed")
-    if mode.by_chance and args.budget is None and args.scenario != "list":
+    if mode.by_chance and args.budget is None:
         raise InputError(f"--mode {args.mode} never ends by itself: add a --budget, e.g. 60s")
-    if args.scenario == "list":
-        for one in named("all"):
-            console.line(f"{one.name:20} {described(one)}")
-        return OK
     crash_points = CrashPoints.parse(args.crash_points)
     scenarios = real_scenarios(args.scenario or "pairs")
     chosen = chosen_builds(args)
-    check_writable(args.json)
     if args.keep is not None:
         check_directory(args.keep)
     reports: list[ExploreReport] = []
@@ -194,13 +198,22 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
 
         return run_interruptible(explore)
 
-    status = on_each(chosen, console, on)
-    if reports:  # also those of an interrupted run
-        told = [report.to_json() for report in reports]
-        write_json(args.json, told[0] if len(chosen) == 1 else {"reports": told})
+    status = on_each(chosen, args.document, console, on)
+    told = [report.to_json() for report in reports]  # also those of an interrupted run
+    if len(chosen) > 1:
+        args.document.result = {"reports": told}
+    elif told:
+        args.document.result = told[0]
+    args.document.diverged = any(report.new or report.unexplained for report in reports)
+    if any(one.cut_short for report in reports for one in report.scenarios):
+        args.document.interrupted = BUDGET
     if status == OK and (nothing := next(filter(None, (r.chose_nothing for r in reports)), "")):
         raise InputError(nothing)
     return status
+
+
+def _listed(scenario: RealScenario) -> Listed:
+    return Listed(scenario.name, described(scenario), scenario_object(scenario))
 
 
 def _explore_build(
@@ -245,6 +258,7 @@ def _explore_build(
         for finding in (*report.new, *report.unexplained):
             try:
                 kept = _kept(finding, args.keep or BUNDLES, evidence)
+                report.bundles.append((finding, kept))
             except HostError as error:  # what was found is printed above
                 console.line(not_kept(str(error)))
             else:
@@ -317,8 +331,11 @@ def _export(args: argparse.Namespace, console: Console) -> int:
             f"{args.bundle} holds no schedule of `explore`, which alone makes a script; "
             "`qmpshim replay` shows it"
         )
+    args.document.judges = False
     script = export_script(load_finding(args.bundle), breakpoints=not args.nbd)
-    console.line(script.rstrip("\n"))
+    args.document.result = {"bundle": str(args.bundle), "nbd": args.nbd, "script": script}
+    if args.json != STDOUT:  # then the script is in the document
+        console.line(script.rstrip("\n"))
     return OK
 
 
@@ -338,25 +355,24 @@ def _explore_model(args: argparse.Namespace, console: Console) -> int:
     if unfit := [option for option, given in of_qemu.items() if given]:
         raise InputError(f"{unfit[0]} goes with a real QEMU, not with --model")
     refuse_unused(args, "with --model", "--jobs")
-    if args.scenario == "list" or "list" in (args.discipline or []):
-        refuse_unused(args, "with list", *_EXPLORING, "--schedule")
+    if args.list or _LIST in (args.scenario, *(args.discipline or [])):
+        refuse_unused(args, "with --list", *_EXPLORING, "--schedule")
     elif args.schedule is not None:
         refuse_unused(args, "with --schedule", *_EXPLORING)
     elif not MODES[args.mode].by_chance:
         refuse_unused(args, f"with --mode {args.mode}, which leaves nothing to chance", "--seed")
-    if "list" in (args.discipline or []):
-        for name in discipline_names():
-            console.line(name)
-        return OK
-    if args.scenario == "list":
-        for scenario in scenarios_for("all"):
-            console.line(f"{scenario.name:26} {scenario.about}")
-        return OK
-    disciplines = args.discipline or list(HONEST_NAMES)
+    if _LIST in (args.discipline or []):
+        disciplines = [Listed(name, about) for name, about in discipline_list().items()]
+        return show_list(disciplines, args.document, console)
+    if args.list or args.scenario == _LIST:
+        shown = scenarios_for("all" if args.scenario in (None, _LIST) else args.scenario)
+        items = [Listed(one.name, one.about, scenario_object(one)) for one in shown]
+        return show_list(items, args.document, console)
+    chosen = args.discipline or list(HONEST_NAMES)
     scenarios = scenarios_for(args.scenario or "all")
-    check_writable(args.json)
     if args.schedule is not None:
-        return _replay(args.schedule, disciplines, scenarios, console)
+        args.document.judges = False
+        return _replay(args, chosen, scenarios, console)
 
     def tell(run: ModelRun) -> None:
         console.progress(
@@ -364,7 +380,7 @@ def _explore_model(args: argparse.Namespace, console: Console) -> int:
         )
 
     report = explore_model(
-        disciplines,
+        chosen,
         scenarios,
         args.budget,
         MODES[args.mode],
@@ -374,16 +390,20 @@ def _explore_model(args: argparse.Namespace, console: Console) -> int:
     console.line(summary(report))
     console.line()
     console.line(_verdict(report))
-    write_json(args.json, report.to_json())
+    args.document.result = report.to_json()
+    if not report.exhaustive and args.budget is not None:
+        args.document.interrupted = BUDGET
     return OK if report.clean else DIVERGED
 
 
 def _replay(
-    schedule: str, disciplines: list[str], scenarios: list[Scenario], console: Console
+    args: argparse.Namespace, disciplines: list[str], scenarios: list[Scenario], console: Console
 ) -> int:
     if len(disciplines) != 1 or len(scenarios) != 1:
         raise InputError("--schedule replays one scenario: name it, and one --discipline")
-    console.line(diagram(disciplines[0], scenarios[0], schedule))
+    drawn = diagram(disciplines[0], scenarios[0], args.schedule)
+    args.document.result = {"schedule": args.schedule, "diagram": drawn.splitlines()}
+    console.line(drawn)
     return OK
 
 

@@ -12,10 +12,14 @@ from qmpshim.commands.console import (
     DIVERGED,
     OK,
     Console,
+    Listed,
     build_options,
     check_directory,
     chosen_build,
+    json_option,
+    list_option,
     run_cancellable,
+    show_list,
 )
 from qmpshim.conformance.guest.checks import GuestOutcome, refuse, run_scenario
 from qmpshim.conformance.guest.scenarios import SCENARIOS
@@ -71,6 +75,8 @@ def add(commands: Any) -> None:
     checking.add_argument(
         "--keep", type=Path, metavar="DIR", help="logs and images of what diverged go there"
     )
+    json_option(checking)
+    list_option(checking, "the scenarios")
     checking.set_defaults(run=_guest_check)
 
 
@@ -89,15 +95,29 @@ def _guest_check(args: argparse.Namespace, console: Console) -> int:
     wanted = args.scenarios or list(SCENARIOS)
     if unknown := [name for name in wanted if name not in SCENARIOS]:
         raise InputError(f"no guest scenario {unknown[0]!r}; there are {', '.join(SCENARIOS)}")
+    if args.list:
+        shown = [Listed(name, SCENARIOS[name].about) for name in wanted]
+        return show_list(shown, args.document, console)
     attachment = Attachment(args.device, args.iothread, args.cache, args.aio)
     if args.aio == "native" and not attachment.direct:
         raise InputError("--aio native needs --cache none or directsync")
     if args.keep is not None:
         check_directory(args.keep)
     build = chosen_build(args)
+    args.document.about(build)
     image = guest_image.build(console.progress)
     refuse(build, attachment)
     console.line(f"QEMU {read_version(build)[1]}, {args.device}")
+
+    told: list[dict[str, Any]] = []
+    args.document.result = {
+        "device": args.device,
+        "iothread": args.iothread,
+        "cache": args.cache,
+        "aio": args.aio,
+        "seed": args.seed,
+        "scenarios": told,
+    }
 
     async def main() -> int:
         worst = OK
@@ -107,7 +127,9 @@ def _guest_check(args: argparse.Namespace, console: Console) -> int:
             outcome = await run_scenario(
                 SCENARIOS[name], build, image, attachment, args.seed, keep=keep
             )
+            told.append(outcome.to_json())
             worst = max(worst, _tell(outcome, console))
+            args.document.diverged = worst == DIVERGED
         return worst
 
     return run_cancellable(main())

@@ -14,7 +14,6 @@ from qmpshim.commands.console import (
     Console,
     build_options,
     check_directory,
-    check_writable,
     chosen_build,
     count,
     not_kept,
@@ -23,8 +22,8 @@ from qmpshim.commands.console import (
     replay_command,
     run_cancellable,
     seconds,
-    write_json,
 )
+from qmpshim.conformance.document import Document
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.checks import KNOWN, best_accel, run_plan, summary
 from qmpshim.conformance.pair.known import load_known
@@ -116,7 +115,7 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
         refuse_unused(args, "without --failover primary", "--moment")
     primary = chosen_build(args)
     secondary = builds.resolve(args.secondary_build) if args.secondary_build else primary
-    check_writable(args.json)
+    args.document.about(primary, secondary)
     if args.keep is not None:
         check_directory(args.keep)
     plan = PairPlan(
@@ -136,7 +135,12 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
 
     def show(outcome: PairOutcome, bundle: Path | None) -> None:
         _show(outcome, bundle, primary, console)
-        write_json(args.json, pair_bundle.to_json(outcome, (primary, secondary)))
+        told = pair_bundle.to_json(outcome, (primary, secondary))
+        args.document.result = {
+            **{name: told[name] for name in told if name not in ("qmpshim", "format", "builds")},
+            # The document is a bundle's file, too, for `replay`.
+            "case": {name: told[name] for name in ("format", "kind", "plan", "findings")},
+        }
 
     def interrupted(outcome: PairOutcome, bundle: Path | None) -> None:
         console.line("interrupted; until then:")
@@ -177,7 +181,7 @@ def _show(outcome: PairOutcome, bundle: Path | None, primary: Build, console: Co
     console.line(f"{state}: {summary(outcome)}, {outcome.seconds:.1f} s")
 
 
-async def replay(bundle: Path, build: Build, console: Console) -> int:
+async def replay(bundle: Path, build: Build, document: Document, console: Console) -> int:
     """Run a bundle's plan again."""
     plan, wanted = pair_bundle.load(bundle)
     console.line(f"QEMU {read_version(build)[1]}")
@@ -188,6 +192,10 @@ async def replay(bundle: Path, build: Build, console: Console) -> int:
         progress=lambda done, text: console.progress(f"{done.seconds:7.1f} s  {text}"),
     )
     same = [finding for finding in outcome.findings if pair_bundle.shows(wanted, finding)]
+    document.result |= {
+        "reproduced": bool(same),
+        "observed": [str(finding.divergence) for finding in outcome.findings],
+    }
     for finding in outcome.findings:
         how = "reproduced" if finding in same else "another finding"
         console.line(f"{how}: {finding.divergence}")

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import qmpshim
 from qmpshim.commands import pair
 from qmpshim.commands.console import (
     BUNDLES,
@@ -18,11 +17,11 @@ from qmpshim.commands.console import (
     Console,
     build_options,
     check_directory,
-    check_writable,
     chosen_build,
     chosen_builds,
     count,
     in_words,
+    json_option,
     not_kept,
     on_each,
     output_options,
@@ -32,10 +31,10 @@ from qmpshim.commands.console import (
     run_interruptible,
     seconds,
     size,
-    write_json,
 )
 from qmpshim.conformance import bundle as bundles
 from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.document import Document
 from qmpshim.conformance.explore.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.replay import replay_schedule
 from qmpshim.conformance.explore.run import BEFORE
@@ -95,6 +94,7 @@ def add(commands: Any) -> None:
     )
     replaying.add_argument("bundle", type=Path)
     build_options(replaying)
+    json_option(replaying)
     replaying.set_defaults(run=_replay)
 
 
@@ -105,7 +105,6 @@ def _verify(args: argparse.Namespace, console: Console) -> int:
             f"--ops {args.ops} is too few to see anything; take at least 40 a workflow"
         )
     chosen = chosen_builds(args)
-    check_writable(args.json)
     if args.keep is not None:
         check_directory(args.keep)
     outcomes: list[Outcome] = []
@@ -123,18 +122,13 @@ def _verify(args: argparse.Namespace, console: Console) -> int:
             # It can do the other workflow: the command asks for too much.
             raise InputError(str(error)) from error
 
-    status = on_each(chosen, console, on)
-    if not outcomes:
-        return status
+    status = on_each(chosen, args.document, console, on)
     found = [one.result.divergence for one in outcomes if one.result.divergence]
-    write_json(
-        args.json,
-        {
-            "qmpshim": qmpshim.__version__,
-            "verdicts": [divergence.verdict for divergence in found],
-            "runs": [outcome.to_json() for outcome in outcomes],
-        },
-    )
+    args.document.diverged = bool(found)
+    args.document.result = {
+        "verdicts": [divergence.verdict for divergence in found],
+        "runs": [outcome.to_json() for outcome in outcomes],
+    }
     return status
 
 
@@ -240,43 +234,61 @@ def _show(outcome: Outcome, build: Build, args: argparse.Namespace, console: Con
 
 
 def _replay(args: argparse.Namespace, console: Console) -> int:
+    args.document.result = {"bundle": str(args.bundle)}
     if is_pair(args.bundle) or is_schedule(args.bundle):
         kind = "a pair" if is_pair(args.bundle) else "an explored schedule"
         refuse_unused(
             args, f"with a bundle of {kind}, which says it itself", "--machine", "--limit"
         )
     if is_pair(args.bundle):
-        return run_cancellable(pair.replay(args.bundle, chosen_build(args), console))
+        build = _on(args)
+        return run_cancellable(pair.replay(args.bundle, build, args.document, console))
     if is_schedule(args.bundle):
         return run_interruptible(lambda: _replay_schedule(args, console))
     return run_cancellable(_replay_one(args, console))
 
 
+def _on(args: argparse.Namespace) -> Build:
+    """The build to replay on."""
+    build = chosen_build(args)
+    args.document.about(build)
+    return build
+
+
 def _replay_schedule(args: argparse.Namespace, console: Console) -> int:
     finding = load_finding(args.bundle)
-    build = chosen_build(args)
+    build = _on(args)
     console.line(f"QEMU {read_version(build)[1]}")
     again = replay_schedule(finding, build)
+    seen = again.violation
+    args.document.result |= {
+        "reproduced": again.shows(finding),
+        "observed": [] if seen is None else [f"{seen.kind}: {seen.text}"],
+        "followed": again.followed,
+        "trace": list(again.lines),
+    }
     for line in again.lines:
         console.line(f"  {name_errnos(line)}")
     if again.violation is not None:
         wrong = f"{again.violation.kind}: {name_errnos(again.violation.text)}"
         if not again.shows(finding):
             began = not again.violation.cause.startswith(BEFORE)
-            return _another(wrong, finding.verdict is None and began, console)
+            return _another(wrong, finding.verdict is None and began, args.document, console)
         console.line(f"reproduced: {wrong}")
         return DIVERGED
     if again.shows(finding):
         console.line("reproduced: as allowed")
         return OK
     if other := other_state(finding, build):
-        console.line(f"cannot be tested: {other}")
+        args.document.error = f"cannot be tested: {other}"
+        console.line(args.document.error)
         return UNTESTABLE
     if not again.followed:
-        console.line(
+        args.document.error = (
             "cannot be tested: the schedule could not be followed on this build; "
             f"the bundle says {finding.text}"
         )
+        console.line(args.document.error)
         return UNTESTABLE
     console.line(f"not reproduced: the schedule went as allowed; the bundle says {finding.text}")
     return OK
@@ -284,27 +296,33 @@ def _replay_schedule(args: argparse.Namespace, console: Console) -> int:
 
 async def _replay_one(args: argparse.Namespace, console: Console) -> int:
     case = bundles.load(args.bundle)
-    build = chosen_build(args)
+    build = _on(args)
     setup = setup_for(build, case.spec, args.machine, limit=args.limit)
     console.line(f"QEMU {read_version(build)[1]}")
     with Workspace() as workspace:
         result = await replay(case, setup, workspace, console.progress)
     found = result.divergence
+    args.document.result |= {
+        "reproduced": case.shown_by(found),
+        "observed": [] if found is None else [str(found)],
+        "operations": result.done,
+    }
     if found is None:
         how = "reproduced" if case.shown_by(None) else "not reproduced"
         says = "" if case.divergence is None else f"; the bundle says {case.shows}"
         console.line(f"{how}: {result.done} operations went as predicted{says}")
         return OK
     if not case.shown_by(found):
-        return _another(str(found), case.divergence is None, console)
+        return _another(str(found), case.divergence is None, args.document, console)
     console.line(f"reproduced: {found}")
     return DIVERGED
 
 
-def _another(wrong: str, nothing_wanted: bool, console: Console) -> int:
+def _another(wrong: str, nothing_wanted: bool, document: Document, console: Console) -> int:
     """Something else went wrong, which only tells something where nothing should."""
     if nothing_wanted:
         console.line(f"another divergence: {wrong}")
         return DIVERGED
-    console.line(f"cannot be tested: another divergence: {wrong}")
+    document.error = f"cannot be tested: another divergence: {wrong}"
+    console.line(document.error)
     return UNTESTABLE

@@ -16,14 +16,21 @@ from qmpshim.errors import InputError, decoding
 from qmpshim.machine.builds import Build
 from qmpshim.model.verdict import Verdict
 
+CANNOT_BE_TESTED = "cannot be tested"
+
 
 class Status(StrEnum):
     """How a case ended."""
 
     OK = "ok"  # all as predicted, known findings apart
     DIVERGED = "diverged"  # something was found
-    SKIPPED = "skipped"  # this build cannot do it: 125
+    SKIPPED = "skipped"  # cannot be tested: this build cannot do it, 125
     BROKEN = "broken"  # the check itself could not be done (no disk space, over its budget, ...)
+
+    @property
+    def words(self) -> str:
+        """How it is told, wherever it is: a skipped case is one that cannot be tested."""
+        return CANNOT_BE_TESTED if self is Status.SKIPPED else self.value
 
 
 @dataclass(frozen=True, slots=True)

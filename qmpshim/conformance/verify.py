@@ -20,7 +20,7 @@ from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.files import copy_tree
 from qmpshim.machine.process import COMMAND_LIMIT
 from qmpshim.machine.programs import need_program
-from qmpshim.machine.secondary import ChainSpec
+from qmpshim.machine.secondary import SECTOR, ChainSpec
 from qmpshim.machine.workspace import Workspace
 from qmpshim.model.behaviour import behaviour_of
 from qmpshim.model.chain import Workflow
@@ -66,7 +66,9 @@ class Outcome:
             "workflow": spec.workflow.value,
             "build": self.version,
             "command": list(self.setup.command),
-            "size": spec.size,
+            "size_bytes": spec.size,
+            "cluster_bytes": spec.cluster,
+            "size": spec.size,  # the two as they were called before their unit was in the name
             "cluster": spec.cluster,
             "secondary": spec.secondary,
             "seed": self.seed,
@@ -78,9 +80,21 @@ class Outcome:
             "known": {known.value: count for known, count in sorted(result.known.items())},
             "divergence": found.to_json() if found else None,
             "minimal": [str(operation) for operation in self.operations],
+            "minimal_operations": [_operation(operation) for operation in self.operations],
             "bundle": str(self.bundle) if self.bundle else None,
             "interrupted": self.interrupted,
         }
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    """An operation in a document: positions in bytes, where bundles have sectors."""
+    return {
+        "number": operation.number,
+        "side": operation.side.value,
+        "do": operation.kind.value,
+        "offset_bytes": operation.start * SECTOR,
+        "length_bytes": operation.count * SECTOR,
+    }
 
 
 def setup_for(

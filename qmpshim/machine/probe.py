@@ -96,6 +96,13 @@ class Capabilities:
             commands=("xen-set-replication", "xen-colo-do-checkpoint"), drivers=("replication",)
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with the fields above; sets are sorted."""
+        return {
+            key: sorted(value) if isinstance(value, frozenset) else value
+            for key, value in asdict(self).items()
+        }
+
     def missing(self, *, commands: Iterable[str] = (), drivers: Iterable[str] = ()) -> list[str]:
         """Which of these the build does not have."""
         return [
@@ -128,7 +135,7 @@ def probe(build: Build) -> Capabilities:
     except (OSError, ValueError, TypeError, LookupError) as error:
         logger.info("%s: asking again: %s", remembered, error)
     capabilities = examine(build)
-    _remember(remembered, _to_json(capabilities))
+    _remember(remembered, json.dumps(capabilities.to_json()))
     return capabilities
 
 
@@ -344,15 +351,6 @@ def _remember(path: Path, text: str) -> None:
             os.replace(part, path)
     except OSError as error:
         logger.info("%s is not remembered: %s", path.name, error)
-
-
-def _to_json(capabilities: Capabilities) -> str:
-    return json.dumps(
-        {
-            key: sorted(value) if isinstance(value, frozenset) else value
-            for key, value in asdict(capabilities).items()
-        }
-    )
 
 
 def _from_json(text: str) -> Capabilities:

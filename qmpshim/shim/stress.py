@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qmpshim.errors import HostError, InputError, MachineError, MachineHung
 from qmpshim.shim.endpoint import Address
@@ -35,6 +36,10 @@ class Standing:
 
     memory: int
     descriptors: int
+
+    def to_json(self) -> dict[str, int]:
+        """For a document."""
+        return {"memory_bytes": self.memory, "descriptors": self.descriptors}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,24 @@ class Figures:
         if self.after.memory - self.before.memory > LEAK:
             left.append(f"{(self.after.memory - self.before.memory) >> 20} MiB")
         return " and ".join(left)
+
+    @property
+    def left(self) -> str:
+        """What is left behind of clients too, in words; "" for nothing."""
+        return self.leaks or ("" if self.cut_off else "a stuck client")
+
+    def to_json(self) -> dict[str, Any]:
+        """For a document."""
+        return {
+            "clients": self.clients,
+            "clients_seconds": round(self.clients_seconds, 3),
+            "malformed": self.malformed,
+            "malformed_seconds": round(self.malformed_seconds, 3),
+            "cut_off": self.cut_off,
+            "before": self.before.to_json() if self.before else None,
+            "after": self.after.to_json() if self.after else None,
+            "left": self.left,
+        }
 
 
 def connect(address: Address, limit: float = LIMIT) -> socket.socket:

@@ -192,7 +192,7 @@ def test_a_build_that_does_not_start_is_told_once(qmpshim: CommandLine) -> None:
     words = ("check", "--suite", "quit.json", "--build", "./ends-at-once")
     done = qmpshim.run(*words, "--out", "alone")
     why = "qemu: cannot set up guest memory"
-    told = rf"skipped on \./ends-at-once: quit 0 and 2 more: .*\(exit status 1\): {why}"
+    told = rf"cannot be tested on \./ends-at-once: quit 0 and 2 more: .*\(exit status 1\): {why}"
     assert done.returncode == 125 and len(re.findall(told, done.stdout)) == 1, done
     assert not list((qmpshim.home / "alone" / "cases").rglob("*")), "a case was done"
     done = qmpshim.run(*words, "--build", "./honest", "--out", "both")

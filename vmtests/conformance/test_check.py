@@ -21,9 +21,9 @@ from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check import campaign
 from qmpshim.conformance.check.bisect import BAD, GOOD, SKIP, answer
 from qmpshim.conformance.check.case_process import Delivery
-from qmpshim.conformance.check.compare import State, compare
+from qmpshim.conformance.check.compare import State, compare, headline
 from qmpshim.conformance.check.identity import Identity
-from qmpshim.conformance.check.journal import Journal, Plan
+from qmpshim.conformance.check.journal import JOURNAL, REPORTS, Journal, Plan
 from qmpshim.conformance.check.kinds import KINDS, runner_of
 from qmpshim.conformance.check.results import Results
 from qmpshim.conformance.check.suites import suite_named
@@ -69,7 +69,7 @@ def test_a_run_from_beginning_to_end(qmpshim: CommandLine) -> None:
     done = qmpshim.run("check", "--suite", suite, "--out", "out")
     assert (done.returncode, done.stderr) == (0, ""), done
     assert "suite mine: 3 cases on 1 build(s), 3 in all" in done.stdout
-    assert re.search(r"system  3 ok, 0 diverged, 0 skipped, 0 broken", done.stdout)
+    assert re.search(r"system  3 ok, 0 diverged, 0 cannot be tested, 0 broken", done.stdout)
     assert done.stdout.endswith("all as predicted: 0 new finding(s), 0 known\n")
     out = qmpshim.home / "out"
     assert {path.name for path in out.iterdir()} == {
@@ -78,9 +78,12 @@ def test_a_run_from_beginning_to_end(qmpshim: CommandLine) -> None:
     again = qmpshim.run("check", "--suite", suite, "--out", "out")
     assert again.returncode == 2
     assert "out holds a run already: go on with it by --resume out" in again.stderr
+    assert len(again.stderr.splitlines()) == 1 and "replace it by --force" in again.stderr
     # A run that is done goes on to its end at once.
     idle = qmpshim.run("check", "--resume", "out")
     assert idle.returncode == 0 and "3 of them done before" in idle.stdout
+    both = qmpshim.run("check", "--resume", "out", "--force")
+    assert both.returncode == 2 and "--resume goes on with what was begun" in both.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -323,7 +326,53 @@ def test_a_journal_that_is_damaged(
         Journal.resume(tmp_path / "j")
 
 
+def test_a_run_is_replaced_when_that_is_asked_for(tmp_path: Path) -> None:
+    """And its reports and its cases' files with it; what is none of a run's stays."""
+    place = tmp_path / "j"
+    journal = Journal.begin(place, a_plan("a"))
+    journal.record(Delivery(("a", "x"), OK))
+    for name in (*REPORTS, "mine.txt", "cases/a/x/trace.txt"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text("old")
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="being done right now"):
+        Journal.begin(place, a_plan("b"), replace=True)
+    journal.close()
+    with pytest.raises(InputError, match="holds a run already"):
+        Journal.begin(place, a_plan("b"))
+    assert {path: path.read_bytes() for path in before} == before
+    Journal.begin(place, a_plan("b"), replace=True).close()
+    assert {path.name for path in place.iterdir()} == {JOURNAL, "mine.txt"}
+    again = Journal.resume(place)
+    assert [build.name for build in again.plan.builds] == ["b"] and not again.outcomes
+    again.close()
+    Journal.begin(tmp_path / "new", a_plan("a"), replace=True).close()  # none there: as without
+
+
 # -- the comparison ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "found, strict, status, say",
+    [
+        ([], False, 0, "all as predicted: 0 new finding(s), 0 known"),
+        (["known"], False, 0, "all as predicted: 0 new finding(s), 1 known"),
+        (["known"], True, 1, "DIVERGED: 1 finding(s) fail the run, with --strict: 0 new"),
+        (["new", "known"], False, 1, "DIVERGED: 1 finding(s) fail the run: 1 new"),
+        (["new", "known"], True, 1, "DIVERGED: 2 finding(s) fail the run, with --strict: 1 new"),
+        (["unsure"], False, 1, "DIVERGED: 1 finding(s) fail the run: 0 new finding(s), 0 known, 1"),
+        (Status.BROKEN, False, 2, "NOT ALL CARRIED OUT: 0 of 1 case(s) done"),
+        (Status.SKIPPED, False, 125, "cannot be tested: none of the 1 case(s) on these builds"),
+    ],
+)
+def test_what_is_counted_is_what_decides(
+    found: list[str] | Status, strict: bool, status: int, say: str
+) -> None:
+    kinds = {"known": {"known": "some-id"}, "unsure": {"confirmed": False}, "new": {}}
+    what = found if isinstance(found, Status) else [finding(k, **kinds[k]) for k in found]
+    compared = compare(results(a=what), strict=strict)
+    assert compared.exit_status == status
+    assert headline(compared).startswith(say)
 
 
 def finding(cause: str, **more: Any) -> CaseFinding:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import re
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine
+from command_line import LIMIT, CommandLine
 
 from qmpshim.conformance.case import Case, Status
 from qmpshim.conformance.check import campaign
@@ -131,6 +136,60 @@ def test_the_command(qmpshim: CommandLine, cluster: Any) -> None:
     done = qmpshim.run(*words, "--dask", cluster.scheduler_address)
     assert (done.returncode, done.stderr) == (0, ""), done
     assert "6 ok" in done.stdout
+
+
+@contextmanager
+def processes(place: Path) -> Iterator[tuple[str, dict[str, subprocess.Popen[bytes]]]]:
+    """A scheduler's address, and by name the scheduler and its one worker: as elsewhere."""
+    file = place / "scheduler.json"
+    common = ["--no-dashboard", "--scheduler-file", str(file)]
+    environment = {**os.environ, "DASK_TEMPORARY_DIRECTORY": str(place)}
+    started: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(what: str, *words: str) -> None:
+        command = [sys.executable, "-m", f"distributed.cli.dask_{what}", *common, *words]
+        with (place / f"{what}.log").open("wb") as log:
+            started[what] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    try:
+        start("scheduler", "--host", "127.0.0.1", "--port", "0")
+        deadline = time.monotonic() + LIMIT
+        while not file.exists():
+            assert time.monotonic() < deadline and started["scheduler"].poll() is None
+            time.sleep(0.05)
+        start("worker", "--nthreads", "1", "--no-nanny")
+        yield json.loads(file.read_text())["address"], started
+    finally:
+        for process in started.values():
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("which", ["scheduler", "worker"])
+def test_the_cluster_goes_away(qmpshim: CommandLine, tmp_path: Path, which: str) -> None:
+    """One line; what is done is kept, and goes on elsewhere."""
+    (qmpshim.home / "suite.toml").write_text(SUITE)
+    words = ("check", "--suite", "suite.toml", "--case", "shard/*", "--out", "out")
+    with processes(tmp_path) as (address, cluster):
+        process = qmpshim.start(*words, "--dask", address, "--json", "it.json")
+        journal = qmpshim.home / "out" / "journal.jsonl"
+        deadline = time.monotonic() + LIMIT
+        while not journal.exists() or len(journal.read_bytes().splitlines()) < 2:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        cluster[which].kill()
+        said, complaint = process.communicate(timeout=LIMIT)
+    why = {"scheduler": "went away", "worker": "has no workers any more"}[which]
+    assert (process.returncode, complaint) == (2, ""), (said, complaint)
+    told = rf"the Dask scheduler at {address} {why}: (\d) of 6 done and kept; go on with: (.*)"
+    found = re.fullmatch(told, said.splitlines()[-1])
+    assert found is not None, said
+    assert found[2] == "qmpshim check --resume out"
+    document = json.loads((qmpshim.home / "it.json").read_text())
+    assert len(document["results"]) == int(found[1]) >= 1
+    assert document["verdict"] is None and why in document["error"]
+    done = qmpshim.run("check", "--resume", "out")
+    assert done.returncode == 0 and f"{found[1]} of them done before" in done.stdout, done
 
 
 def test_an_order_can_be_sent(qemu_build: Build) -> None:

@@ -27,6 +27,7 @@ from qmpshim.conformance.check.reports import write_reports
 from qmpshim.conformance.check.results import SCHEMA, Results, load_results
 from qmpshim.conformance.check.runners import bundle
 from qmpshim.conformance.check.sequence import steps_of_lines
+from qmpshim.conformance.document import SCHEMAS
 from qmpshim.conformance.explore.finding_files import load_finding
 from qmpshim.conformance.known import DIRECTORY, known_directed, known_findings, write_up
 from qmpshim.machine.builds import Build
@@ -34,6 +35,7 @@ from qmpshim.model import behaviour
 from qmpshim.model.verdict import Verdict
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+KNOWN = CaseFinding(Verdict.HANG, "k", "it hangs", known="some-id")
 EVIL = "<script>document.title='owned'</script> & \"it's\" \x1b[31m\x00 ]]> # TODO {{ 1 }}"
 
 
@@ -252,6 +254,48 @@ def test_a_page_without_findings(tmp_path: Path) -> None:
     assert "<form" not in dom
 
 
+@pytest.mark.parametrize(
+    "outcome, strict, verdict, say",
+    [
+        (CaseOutcome(Status.BROKEN, "no"), False, 2, "NOT ALL CARRIED OUT: 0 of 1 case(s) done"),
+        (CaseOutcome(Status.SKIPPED, "no"), False, 125, "cannot be tested: none of the 1 case(s)"),
+        (CaseOutcome(Status.OK, "", (KNOWN,)), True, 1, "DIVERGED: 1 finding(s) fail the run"),
+    ],
+)
+def test_the_headline_says_why(
+    tmp_path: Path, outcome: CaseOutcome, strict: bool, verdict: int, say: str
+) -> None:
+    """Red for what is counted; and nothing went as predicted where nothing was done."""
+    builds = (Identity("one", "9.0.0", "ab" * 32, (9, 0, 0)),)
+    plan = Plan("mine", builds, (Case("verify", "x"),), {})
+    write_reports(compare(Results(plan, {("one", "x"): outcome}), strict=strict), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert f'<p class="verdict s{verdict}">\n{say}' in page
+    assert "went as predicted" not in page
+    assert ("None, for no check could be done." in page) == (verdict != 1)
+
+
+def test_one_word_for_what_cannot_be_tested(tmp_path: Path) -> None:
+    """In the page, in JUnit and TAP; a schema's users know it as ``skipped`` in JSON."""
+    builds = tuple(Identity(n, "9.0.0", "ab" * 32, (9, 0, 0)) for n in ("one", "two"))
+    plan = Plan("mine", builds, (Case("verify", "x"), Case("verify", "y")), {})
+    gone = CaseFinding(Verdict.HANG, "k", "it hangs")
+    done = {
+        ("one", "x"): CaseOutcome(Status.SKIPPED, "no replication"),
+        ("one", "y"): CaseOutcome(Status.DIVERGED, "", (gone,)),
+        ("two", "y"): CaseOutcome(Status.OK),
+    }
+    write_reports(compare(Results(plan, done)), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert ">cannot be tested</td>" in page and "<th>cannot be tested</th>" in page
+    assert "<h2>Cannot be tested on these builds (1)</h2>" in page
+    assert "<h2>Not seen here</h2>" in page and "<h2>Gone</h2>" not in page
+    assert 'message="cannot be tested: no replication"' in (tmp_path / "junit.xml").read_text()
+    tap = (tmp_path / "report.tap").read_text()
+    assert "ok 1 - one x # SKIP cannot be tested: no replication\n" in tap
+    assert json.loads((tmp_path / "results.json").read_text())["results"][0]["status"] == "skipped"
+
+
 # -- what a finding shows ------------------------------------------------------------------------
 
 
@@ -266,6 +310,10 @@ def test_the_disks_of_a_finding_are_shown_as_predicted_and_observed(qemu_build: 
     assert any(cell["differs"] for cell in disks["active"])
     assert not any(cell["differs"] for cell in disks["secondary"])
     assert any(line.startswith("active") for line in maps["wrong"])
+    # In bytes, as in all documents: the runs fill the disk of two clusters.
+    assert maps["cluster_bytes"] == 65536
+    lengths = [run["length_bytes"] for c in disks["secondary"] for run in c["observed"]["runs"]]
+    assert sum(lengths) == 131072
 
 
 def test_a_diagram_tells_who_holds_and_who_waits() -> None:
@@ -365,3 +413,5 @@ def test_a_wheel_has_what_is_known_and_the_templates(tmp_path: Path) -> None:
     assert {f"qmpshim/conformance/known/{path}" for path in known} <= names
     assert "qmpshim/conformance/check/templates/report.html.j2" in names
     assert "qmpshim/conformance/check/results.schema.json" in names
+    schemas = {f"qmpshim/conformance/schemas/{path.name}" for path in SCHEMAS.iterdir()}
+    assert schemas and schemas <= names

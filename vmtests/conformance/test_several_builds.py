@@ -25,7 +25,10 @@ def test_verify_on_several_builds(qmpshim: CommandLine) -> None:
     assert "cannot be tested: " in done.stdout
     last = done.stdout.splitlines()[-2:]
     assert [line.split()[-2:] for line in last] == [["as", "predicted"], ["be", "tested"]]
-    assert len(json.loads(report.read_text())["runs"]) == 1
+    document = json.loads(report.read_text())
+    assert len(document["runs"]) == 1
+    able, unable = document["builds"]
+    assert "cannot_be_tested" not in able and "replication" in unable["cannot_be_tested"]
     assert (qmpshim.home / "kept" / "system" / "replication").is_dir()
 
 
@@ -42,8 +45,10 @@ def test_explore_on_several_builds(qmpshim: CommandLine) -> None:
 
 def test_the_list_of_builds_as_json(qmpshim: CommandLine) -> None:
     done = qmpshim.run("builds", "list", "--json")
-    (row,) = json.loads(done.stdout)
-    assert row["name"] == "system" and row["version"] and not row["problem"]
+    document = json.loads(done.stdout)
+    (row,), (build,) = document["items"], document["builds"]
+    assert row["name"] == build["name"] == "system" and not row["problem"]
+    assert row["version"] == build["version"] and build["package"] in row["version"]
 
 
 def test_several_are_fetched_whatever_becomes_of_one(qmpshim: CommandLine) -> None:

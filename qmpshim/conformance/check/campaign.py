@@ -68,9 +68,11 @@ def plan(builds: Mapping[str, Build], suite: Suite) -> Plan:
     return Plan(suite.name, identities, suite.cases, places, suite.called)
 
 
-def begin(directory: Path, builds: Mapping[str, Build], suite: Suite) -> Journal:
-    """Begin a run."""
-    return Journal.begin(directory, plan(builds, suite))
+def begin(
+    directory: Path, builds: Mapping[str, Build], suite: Suite, replace: bool = False
+) -> Journal:
+    """Begin a run; with *replace* in the place of the one that is in *directory*."""
+    return Journal.begin(directory, plan(builds, suite), replace)
 
 
 def resume(directory: Path) -> tuple[Journal, dict[str, Build]]:

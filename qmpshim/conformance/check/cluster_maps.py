@@ -1,7 +1,7 @@
 """The disks' clusters as predicted and as observed, side by side: who owns what, what differs.
 
 A *map* is JSON, made for reports: for each disk its clusters, each with what was predicted and
-what was observed there, as runs of sectors that have one owner.
+what was observed there, as runs of bytes that have one owner.
 """
 
 from __future__ import annotations
@@ -82,7 +82,20 @@ def _compare(scenario: RealScenario, seen: Seen, possible: Sequence[Seen]) -> di
             told = want.data[index] if want else None
             title = f"what op {index} ({words(op)}) returned"
             disks.append(_disk(title, scenario.cluster, told, data, (None, None), whose, op.start))
-    return {"cluster": scenario.cluster, "disks": disks, "wrong": _wrong(disks)}
+    return _map(scenario.cluster, disks)
+
+
+def _map(cluster: int, disks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The map of *disks*, in bytes as all documents are; *cluster* is in sectors, as they are."""
+    wrong = _wrong(disks)
+    for disk in disks:
+        for cell in disk["clusters"]:
+            for side in filter(None, (cell["predicted"], cell["observed"])):
+                side["runs"] = [
+                    {"offset_bytes": at * SECTOR, "length_bytes": count * SECTOR, "owner": whose}
+                    for at, count, whose in side["runs"]
+                ]
+    return {"cluster_bytes": cluster * SECTOR, "disks": list(disks), "wrong": wrong}
 
 
 def _distance(want: Seen, seen: Seen) -> int:
@@ -240,7 +253,7 @@ def maps_of_bundle(directory: Path) -> dict[str, Any] | None:
         if path is None:
             continue
         disks.append(_bundled_disk(name, told, path, case.spec.size // SECTOR, cluster, whose))
-    return {"cluster": cluster, "disks": disks, "wrong": _wrong(disks)}
+    return _map(cluster, disks)
 
 
 def _bundled_disk(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from qmpshim.conformance.case import CaseFinding, Status
+from qmpshim.conformance.case import CANNOT_BE_TESTED, CaseFinding, Status
 from qmpshim.conformance.check.again import replay_command
 from qmpshim.conformance.check.journal import Key
 from qmpshim.conformance.check.results import Results
@@ -91,7 +91,7 @@ class Comparison:
 
     :ivar rows: new ones first
     :ivar broken: what could not be carried out: build, case, why
-    :ivar skipped: what a build cannot do: build, case, why
+    :ivar skipped: what cannot be tested: build, case, why
     """
 
     results: Results
@@ -113,6 +113,11 @@ class Comparison:
         """Whether the run fails for it: what nobody can explain, seen once or each time."""
         new = sight.state in (State.NEW, State.UNCONFIRMED)
         return new or (self.strict and sight.state is State.KNOWN)
+
+    @property
+    def ran(self) -> bool:
+        """Whether any case was done to its end on any build."""
+        return any(self.results.ran(*key) for key in self.results.outcomes)
 
     @property
     def reference(self) -> str:
@@ -165,6 +170,29 @@ class Comparison:
                 for one in self.gone
             ],
         }
+
+
+def headline(comparison: Comparison) -> str:
+    """What a run came to, in one line; what it counts is what decides the exit status."""
+    new, known, unsure = (
+        [row for row in comparison.rows if row.state is state]
+        for state in (State.NEW, State.KNOWN, State.UNCONFIRMED)
+    )
+    found = f"{len(new)} new finding(s), {len(known)} known" + (
+        f", {len(unsure)} that did not show themselves every time" if unsure else ""
+    )
+    status = comparison.exit_status
+    if status == 0:
+        return f"all as predicted: {found}"
+    if status == 1:
+        failing = len({row.key for row, _ in comparison.failing()})
+        why = ", with --strict" if comparison.strict else ""
+        return f"DIVERGED: {failing} finding(s) fail the run{why}: {found}"
+    of = len(comparison.results.plan.keys)
+    if status == 125:
+        return f"{CANNOT_BE_TESTED}: none of the {of} case(s) on these builds"
+    done = sum(comparison.results.ran(*key) for key in comparison.results.outcomes)
+    return f"NOT ALL CARRIED OUT: {done} of {of} case(s) done; {found}"
 
 
 def compare(results: Results, baseline: Results | None = None, strict: bool = False) -> Comparison:

@@ -7,6 +7,7 @@ from typing import Any
 
 from qmpshim.conformance.case import CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.case_file import integers
+from qmpshim.conformance.document import build_object
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds import Build, discipline_of, read_version
 from qmpshim.machine.probe import fingerprint
@@ -19,6 +20,7 @@ class Identity:
 
     :ivar version: in QEMU's own words, with the distribution's package
     :ivar sha256: of the binary
+    :ivar path: of the binary, where the run was begun; older results have none
     """
 
     name: str
@@ -26,6 +28,7 @@ class Identity:
     sha256: str
     numbers: tuple[int, ...] = ()
     discipline: str = ""
+    path: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As :func:`identity_from_json` reads it."""
@@ -35,7 +38,13 @@ class Identity:
             "sha256": self.sha256,
             "numbers": list(self.numbers),
             "discipline": self.discipline,
+            "path": self.path,
         }
+
+    def build_object(self) -> dict[str, Any]:
+        """As a build is in every document."""
+        more = {"sha256": self.sha256, "discipline": self.discipline}
+        return build_object(self.name, self.version, self.path, **more)
 
 
 def identity_from_json(value: Any) -> Identity:
@@ -50,6 +59,7 @@ def identity_from_json(value: Any) -> Identity:
             str(value["sha256"]),
             integers(value["numbers"]),
             str(value["discipline"]),
+            str(value.get("path", "")),
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"not a build: {value!r}") from error
@@ -63,7 +73,7 @@ def identify(build: Build) -> Identity:
     """
     numbers, version = read_version(build)
     sha256 = fingerprint(build.binary)
-    return Identity(build.name, version, sha256, numbers, discipline_of(numbers))
+    return Identity(build.name, version, sha256, numbers, discipline_of(numbers), str(build.binary))
 
 
 def another_build(build: Build, expected: Identity) -> CaseOutcome | None:

@@ -31,6 +31,7 @@ from qmpshim.machine.files import slug
 
 FORMAT = 1
 JOURNAL, CASES = "journal.jsonl", "cases"
+RESULTS, JUNIT, TAP, HTML = REPORTS = "results.json", "junit.xml", "report.tap", "report.html"
 Key = tuple[str, str]  # build, case
 
 
@@ -96,28 +97,42 @@ class Journal:
         self._file = file
 
     @classmethod
-    def begin(cls, directory: Path, plan: Plan) -> Journal:
+    def begin(cls, directory: Path, plan: Plan, replace: bool = False) -> Journal:
         """Begin a run in *directory*, which is made.
 
-        :raises InputError: there is a run already
+        :param replace: remove the run that is there; files that are none of a run's stay
+        :raises InputError: there is a run already (with *replace*: one that is being done)
         :raises HostError: it cannot be written
         """
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            file = (directory / JOURNAL).open("xb")
+            file = (directory / JOURNAL).open("ab" if replace else "xb")
         except FileExistsError as error:
             if directory.is_dir():
                 raise InputError(
                     f"{directory} holds a run already: go on with it by --resume {directory}, "
-                    "or choose another --out"
+                    "replace it by --force, or choose another --out"
                 ) from error
             raise InputError(f"{directory} is no directory") from error
         except OSError as error:
             raise HostError(f"cannot write {directory}: {error.strerror}") from error
         journal = cls(directory, plan, file)
         journal._lock()
+        if replace:
+            journal._empty()
         journal._append(plan.to_json())
         return journal
+
+    def _empty(self) -> None:
+        """Remove what another run left here."""
+        try:
+            self._file.truncate(0)
+            for name in REPORTS:
+                (self.directory / name).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self.directory / CASES)
+        except OSError as error:
+            raise HostError(f"cannot write {self.directory}: {error.strerror}") from error
 
     @classmethod
     def resume(cls, directory: Path) -> Journal:

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader
 import qmpshim
 from qmpshim.conformance.case import CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.again import bundle_place, replay_command
-from qmpshim.conformance.check.compare import Comparison, Row, Sight, State
+from qmpshim.conformance.check.compare import Comparison, Row, Sight, State, headline
 from qmpshim.conformance.check.drawing import Drawing, draw
 from qmpshim.conformance.check.journal import Key
 from qmpshim.conformance.known import write_up
@@ -73,6 +73,7 @@ def html(comparison: Comparison) -> bytes:
         version=qmpshim.__version__,
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         comparison=comparison,
+        headline=headline(comparison),
         results=results,
         builds=[(build, _counts(comparison, build.name)) for build in results.builds],
         short={build.name: _short(build.name) for build in results.builds},
@@ -139,7 +140,7 @@ def _cell_of(
 ) -> Cell:
     title = f"{outcome.text} ({outcome.seconds:.1f} s)"
     if outcome.status is Status.SKIPPED:
-        return Cell("skipped", "cannot", title)
+        return Cell("skipped", outcome.status.words, title)
     if worst is not None:
         kind = {State.BASELINE: "baseline"}.get(worst, worst.value)
         return Cell(kind, f"{len(anchors)} {worst}", title, anchors)
@@ -153,6 +154,8 @@ def _told(comparison: Comparison, row: Row, anchor: str) -> Told:
     finding = sight.best
     diagram = finding.details.get("diagram")
     maps = finding.details.get("maps")
+    if maps and "cluster_bytes" not in maps:  # of a run that an older qmpshim began
+        maps = None
     written = dict(finding.details.get("written") or write_up(finding.known))
     return Told(
         row,
@@ -182,8 +185,8 @@ def _owners(maps: Any) -> dict[str, int]:
     for disk in maps["disks"] if maps else ():
         for cell in disk["clusters"]:
             for side in ("predicted", "observed"):
-                for _, _, whose in (cell[side] or {"runs": ()})["runs"]:
-                    found.setdefault(whose, len(found) % _COLOURS)
+                for run in (cell[side] or {"runs": ()})["runs"]:
+                    found.setdefault(run["owner"], len(found) % _COLOURS)
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from qmpshim.conformance.case import CaseFinding, Status
+from qmpshim.conformance.case import CANNOT_BE_TESTED, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.again import replay_command
 from qmpshim.conformance.check.compare import Comparison, Row
 from qmpshim.conformance.check.journal import Key
@@ -21,6 +21,10 @@ _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def _told(row: Row, finding: CaseFinding, build: str) -> str:
     side = "contract" if finding.contract else "robustness"
     return name_errnos(f"{finding.verdict} ({side}, {row.sights[build].state}): {finding.title}")
+
+
+def _skipped(outcome: CaseOutcome) -> str:
+    return f"{CANNOT_BE_TESTED}: {outcome.text}"
 
 
 def junit(comparison: Comparison) -> bytes:
@@ -54,7 +58,7 @@ def junit(comparison: Comparison) -> bytes:
             failing = [(row, f) for row, f in found if comparison.fails(row.sights[build.name])]
             if outcome.status is Status.SKIPPED:
                 counts["skipped"] += 1
-                ElementTree.SubElement(test, "skipped", message=_clean(outcome.text))
+                ElementTree.SubElement(test, "skipped", message=_clean(_skipped(outcome)))
             elif failing:
                 counts["failures"] += 1
                 row, finding = failing[0]
@@ -102,7 +106,7 @@ def tap(comparison: Comparison) -> str:
         found = comparison.of(key)
         failing = [(row, f) for row, f in found if comparison.fails(row.sights[key[0]])]
         if outcome.status is Status.SKIPPED:
-            lines.append(f"ok {name} # SKIP {_line(outcome.text)}")
+            lines.append(f"ok {name} # SKIP {_line(_skipped(outcome))}")
             continue
         bad = failing or outcome.status is Status.BROKEN
         lines.append(f"{'not ok' if bad else 'ok'} {name}")

@@ -5,22 +5,38 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from qmpshim.conformance.check.compare import Comparison
+from qmpshim.conformance.check.compare import Comparison, headline
+from qmpshim.conformance.check.journal import HTML, JUNIT, RESULTS, TAP
 from qmpshim.conformance.check.report_html import html
 from qmpshim.conformance.check.report_text import junit, tap
+from qmpshim.conformance.document import Document
 from qmpshim.machine.files import write_file
 
-RESULTS, JUNIT, TAP, HTML = "results.json", "junit.xml", "report.tap", "report.html"
+
+def fill(document: Document, comparison: Comparison) -> None:
+    """Put a run's results into the document of its command."""
+    document.builds = [build.build_object() for build in comparison.results.builds]
+    document.result = {**comparison.results.to_json(), "comparison": comparison.summary()}
+    document.diverged = any(comparison.failing())
+    if document.interrupted is None and document.error is None:
+        document.exit_status = comparison.exit_status
+        if document.exit_status not in (0, 1):
+            document.error = headline(comparison)
 
 
-def write_reports(comparison: Comparison, directory: Path) -> None:
+def write_reports(
+    comparison: Comparison, directory: Path, document: Document | None = None
+) -> None:
     """Write ``results.json``, ``junit.xml``, ``report.tap`` and ``report.html``, each whole.
 
+    :param document: of the command, filled; ``None``: of a run that is over
     :raises HostError: one cannot be written
     """
-    document = {**comparison.results.to_json(), "comparison": comparison.summary()}
+    if document is None:
+        document = Document("check")
+        fill(document, comparison)
     for name, content in (
-        (RESULTS, json.dumps(document, indent=1).encode() + b"\n"),
+        (RESULTS, json.dumps(document.to_json(), indent=1).encode() + b"\n"),
         (JUNIT, junit(comparison)),
         (TAP, tap(comparison).encode()),
         (HTML, html(comparison)),

@@ -35,7 +35,7 @@ from qmpshim.errors import InputError
 from qmpshim.machine.builds import Build, read_version
 from qmpshim.machine.files import slug
 from qmpshim.machine.process import Qemu
-from qmpshim.machine.secondary import ChainSpec
+from qmpshim.machine.secondary import SECTOR, ChainSpec
 from qmpshim.machine.workspace import Workspace
 from qmpshim.model.chain import Workflow
 from qmpshim.model.explorer import MODES
@@ -260,8 +260,8 @@ def _of_schedule(finding: Finding, build: Build, directory: Path) -> CaseFinding
         details=_plain(
             diagram=steps_of_lines(lanes, finding.lines),
             maps=maps_of_schedule(finding, build),
-            chain=f"{scenario.form}, {scenario.size} sectors, clusters of {scenario.cluster}"
-            + (f"; before: {setup}" if setup else ""),
+            chain=f"{scenario.form}, {scenario.size * SECTOR} bytes, "
+            f"clusters of {scenario.cluster * SECTOR}" + (f"; before: {setup}" if setup else ""),
             scenarios=list(finding.scenarios),
             replays=list(finding.replays),
             written=write_up(finding.known) if finding.known else None,

@@ -15,6 +15,7 @@ import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +74,34 @@ def owners(data: bytes | memoryview, start: int) -> list[int]:
         result = np.where(~rows.any(axis=1), 0, result)
     values: list[int] = result.tolist()
     return values
+
+
+def step_object(choice: Choice) -> dict[str, Any]:
+    """A step of a schedule in a document, with positions in bytes.
+
+    :param choice: ``("start", operation)``, a request's name as :class:`Named` has it, or that of
+        one that fails: ``("fail", ...)`` with the errno at the end
+    """
+    what, operation, *more = choice
+    if what == "start":
+        return {"step": "start", "operation": operation}
+    name, nth, *errno = more
+    disk, verb, *place = str(name).split()
+    value: dict[str, Any] = {
+        "step": "fail" if what == "fail" else "complete",
+        "operation": operation,
+        "disk": disk,
+        "verb": verb,
+        "meta": "meta" in place,
+        "nth": nth,
+    }
+    if place:
+        unit = 1 if value["meta"] else SECTOR
+        start, count = (int(number) * unit for number in place[-1].split("+"))
+        value |= {"offset_bytes": start, "length_bytes": count}
+    if errno:
+        value["errno"] = errno[0]
+    return value
 
 
 @dataclass(frozen=True, slots=True)

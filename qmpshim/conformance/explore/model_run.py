@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qmpshim.conformance.document import scenario_object
 from qmpshim.conformance.explore.diagram import render, schedule_from_text, schedule_text
 from qmpshim.errors import InputError, decoding, no_such
 from qmpshim.model.discipline import DISCIPLINES, HONEST, CowRequestDiscipline
@@ -67,7 +68,7 @@ class ModelRun:
         """For a report."""
         return {
             "discipline": self.discipline,
-            "scenario": self.scenario.to_json(),
+            "scenario": scenario_object(self.scenario),
             "mode": self.mode.value,
             "exhaustive": self.exhaustive,
             "statistics": asdict(self.statistics),
@@ -104,6 +105,16 @@ class ModelReport:
             "runs": [run.to_json() for run in self.runs],
             "skipped": [list(pair) for pair in self.skipped],
         }
+
+
+def discipline_list() -> dict[str, str]:
+    """Every name :func:`system_for` knows, with what it is in one line."""
+    return {
+        name: SABOTAGES[name].about
+        if name in SABOTAGES and name not in DISCIPLINES
+        else (DISCIPLINES[name].__doc__ or "").split("\n")[0].replace("``", "")
+        for name in discipline_names()
+    }
 
 
 def discipline_names() -> list[str]:

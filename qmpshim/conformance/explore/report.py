@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from qmpshim.conformance.case import CANNOT_BE_TESTED
+from qmpshim.conformance.document import scenario_object
 from qmpshim.conformance.explore.crash_points import NO_CRASH_POINTS, CrashPoints, How
 from qmpshim.conformance.explore.findings import Finding, Sighting
+from qmpshim.conformance.explore.io import step_object
 from qmpshim.errors import name_errnos
 
 
@@ -63,6 +67,7 @@ class ExploreReport:
     :ivar unconfirmed: what did not do so every time (a race of QEMU's, or a harness at fault), or
         could not be tried for want of time
     :ivar interrupted: this is what there was until somebody ended it
+    :ivar bundles: where those that were kept are
     """
 
     build: str
@@ -77,6 +82,7 @@ class ExploreReport:
     unconfirmed: list[Finding] = field(default_factory=list)
     crash_points: CrashPoints = NO_CRASH_POINTS
     interrupted: bool = False
+    bundles: list[tuple[Finding, Path]] = field(default_factory=list)
 
     @property
     def looks(self) -> Counter[str]:
@@ -155,8 +161,21 @@ class ExploreReport:
                 }
                 for one in self.scenarios
             ],
-            "findings": [finding.to_json() for finding in self.findings],
-            "unconfirmed": [finding.to_json() for finding in self.unconfirmed],
+            "findings": [self._told(finding) for finding in self.findings],
+            "unconfirmed": [self._told(finding) for finding in self.unconfirmed],
+        }
+
+    def _told(self, finding: Finding) -> dict[str, Any]:
+        """A finding; what replays it, in sectors, is in its bundle."""
+        value = finding.to_json()
+        for of_bundles in ("qmpshim", "format", "kind"):
+            del value[of_bundles]
+        bundle = next((place for one, place in self.bundles if one is finding), None)
+        return {
+            **value,
+            "scenario": scenario_object(finding.scenario),
+            "schedule": [step_object(choice) for choice in finding.schedule],
+            "bundle": str(bundle) if bundle else None,
         }
 
 
@@ -177,7 +196,7 @@ def render(report: ExploreReport) -> str:
         lines.append(f"not exhausted: {', '.join(left[:8])}{more}")
     for one in report.scenarios:
         if one.skipped:
-            lines.append(f"skipped {one.name}: {one.skipped}")
+            lines.append(f"{CANNOT_BE_TESTED}: {one.name}: {one.skipped}")
     derailed = sum(one.derailed for one in report.scenarios)
     if derailed:
         many = _many(derailed, "schedule")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.divergence import Divergence, verdict_of
@@ -45,6 +46,16 @@ class GuestOutcome:
     divergence: Divergence | None = None
     known: str = ""
     figures: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """For a document."""
+        found = self.divergence
+        return {
+            "name": self.scenario.name,
+            "divergence": found.to_json() if found else None,
+            "known": self.known,
+            "figures": dict(self.figures),
+        }
 
 
 async def run_scenario(
