@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from qmpshim.shim.definitions import COMMANDS, check, schema
 from qmpshim.shim.hand_commands import HandCommands
 from qmpshim.shim.json_text import Value
 from qmpshim.shim.server import Handler, Shim
+from qmpshim.shim.tracker import ModelTracker
 from qmpshim.shim.upstream import Reply
 from qmpshim.shim.verification import verify
 from qmpshim.shim.watch import Watch
@@ -79,9 +81,12 @@ class Commands:
 
         return patch
 
-    async def _status(self, _: dict[str, Value]) -> object:
+    async def _status(self, arguments: dict[str, Value]) -> object:
         shim, watch = self._shim, self._watch
-        watch.catch_up()
+        trackers = watch.chosen(_chain(arguments))
+        if trackers:
+            with contextlib.suppress(MachineHung):  # then those as of the last survey are told
+                await watch.survey()
         counters = shim.counters
         status: dict[str, object] = {
             "clients": len(shim.clients),
@@ -90,26 +95,16 @@ class Commands:
             "events": counters.events,
             "operations": watch.ledger.operations,
             "divergences": len(watch.divergences),
-            "doubts": list(watch.doubts),
+            "doubts": watch.doubts,
             "endpoints": await self._endpoints(),
+            "unobserved": [one for tracker in trackers for one in _unobserved(tracker)],
+            "chains": [_told(tracker) for tracker in trackers],
         }
         if shim.watchdog.is_hung:
             status["hung"] = int(shim.upstream.silent_for)
-        if watch.found is not None and watch.oracle is not None:
-            found, chain = watch.found, watch.oracle.chain
-            running = "running" if chain.job is not None else "none"
-            backup = found.workflow is Workflow.BACKUP
-            told: dict[str, object] = {
-                "workflow": found.workflow.value,
-                "stage": running if backup else chain.stage.value,
-                "size": found.size,
-                "cluster-size": found.cluster,
-                "nodes": [{"disk": role, "node": node} for role, node in found.nodes.items()],
-            }
-            if not backup and (error := chain.status()) is not None:
-                told["error"] = error
-            status["chain"] = told
-        elif watch.unmet:
+        if trackers:
+            status["chain"] = _told(trackers[0])
+        if watch.unmet:
             status["not-modelled"] = watch.unmet
         return status
 
@@ -122,8 +117,9 @@ class Commands:
             return endpoints.known()
 
     async def _predict(self, arguments: dict[str, Value]) -> object:
-        found, oracle = self._watch.model()
         node = str(arguments["node"])
+        tracker = self._with_node(node, _chain(arguments))
+        found, oracle = tracker.found, tracker.oracle
         role = found.role(node)
         if role is None:
             names = ", ".join(found.nodes.values())
@@ -161,23 +157,49 @@ class Commands:
             "length": length,
             "extents": extents,
             "sha256": hashlib.sha256(data).hexdigest(),
+            "unobserved": _unobserved(tracker),
         }
         if arguments.get("data") is True:
             told["data"] = base64.b64encode(data).decode()
         return told
 
-    async def _verify(self, _: dict[str, Value]) -> object:
+    def _with_node(self, node: str, chain: str | None) -> ModelTracker:
+        """The chain that is chosen, or the only one with that node.
+
+        :raises InputError: there is none, or more than one
+        """
+        if chain is None:
+            having = [t for t in self._watch.chosen() if node in t.found.nodes.values()]
+            if len(having) == 1:
+                return having[0]
+        return self._watch.one(chain)
+
+    async def _verify(self, arguments: dict[str, Value]) -> object:
         async with self._shim.no_commands(own=1):
-            verified = await verify(self._watch)
+            trackers = self._watch.chosen(_chain(arguments))
+            verified = await verify(self._watch, trackers)
+        chains = [
+            {
+                "name": one.tracker.name,
+                "as-predicted": one.as_predicted,
+                "verdicts": [divergence.to_json() for divergence in one.divergences],
+                "compared": one.compared,
+                "doubts": list(one.doubts),
+            }
+            for one in verified
+        ]
+        doubts = dict.fromkeys(why for one in verified for why in one.doubts)
         return {
-            "as-predicted": not verified.divergences and not verified.doubts,
-            "verdicts": [divergence.to_json() for divergence in verified.divergences],
-            "compared": verified.compared,
-            "doubts": list(verified.doubts),
+            "as-predicted": bool(verified) and all(one.as_predicted for one in verified),
+            "verdicts": [found.to_json() for one in verified for found in one.divergences],
+            "compared": sum(one.compared for one in verified),
+            "doubts": list(doubts) if verified else [self._watch.why_none],
+            "chains": chains,
         }
 
-    async def _map(self, _: dict[str, Value]) -> object:
-        found, oracle = self._watch.model()
+    async def _map(self, arguments: dict[str, Value]) -> object:
+        tracker = self._watch.one(_chain(arguments))
+        found, oracle = tracker.found, tracker.oracle
         clusters = -(-found.size // found.cluster)
         disks = []
         for role in ("secondary", "hidden", "active"):
@@ -205,7 +227,8 @@ class Commands:
 
     async def _checkpoint(self, _: dict[str, Value]) -> object:
         """As the contract wants it: the VM stopped, I/O of both sides settled."""
-        self._watch.model()
+        if not self._watch.chosen():
+            raise InputError(self._watch.why_none)
         running = (await self._shim.execute("query-status"))["running"]
         if running:
             await self._shim.execute("stop")
@@ -223,13 +246,55 @@ class Commands:
         """On a QEMU of its own of the same build: a bundle needs a fresh chain."""
         return await replays.again(self._known_build(), Path(str(arguments["bundle"])))
 
-    async def _record(self, _: dict[str, Value]) -> object:
-        return await replays.record(self._watch, self._build)
+    async def _record(self, arguments: dict[str, Value]) -> object:
+        return await replays.record(self._watch, self._build, _chain(arguments))
 
     def _known_build(self) -> Build:
         if self._build is None:
             raise InputError("the shim did not start this QEMU and does not know its build")
         return self._build
+
+
+def _chain(arguments: dict[str, Value]) -> str | None:
+    chain = arguments.get("chain")
+    return None if chain is None else str(chain)
+
+
+def _told(tracker: ModelTracker) -> dict[str, object]:
+    """A chain, as ``XShimChain``."""
+    found, chain = tracker.found, tracker.oracle.chain
+    running = "running" if chain.job is not None else "none"
+    backup = found.workflow is Workflow.BACKUP
+    told: dict[str, object] = {
+        "workflow": found.workflow.value,
+        "stage": running if backup else chain.stage.value,
+        "size": found.size,
+        "cluster-size": found.cluster,
+        "nodes": [{"disk": role, "node": node} for role, node in found.nodes.items()],
+        "name": tracker.name,
+        "divergences": len(tracker.divergences),
+        "doubts": list(tracker.doubts),
+    }
+    if tracker.job:
+        told["job"] = tracker.job
+    if not backup and (error := chain.status()) is not None:
+        told["error"] = error
+    return told
+
+
+def _unobserved(tracker: ModelTracker) -> list[dict[str, object]]:
+    """Who may have written to a chain unseen, as ``XShimUnobserved``."""
+    return [
+        {
+            "writer": one.writer.kind.value,
+            "name": one.writer.name,
+            "node": one.node,
+            "since": one.time,
+            "after-operation": one.operation,
+            "chain": tracker.name,
+        }
+        for one in tracker.unobserved.values()
+    ]
 
 
 def _view(oracle: Oracle, role: str) -> View:

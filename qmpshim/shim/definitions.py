@@ -8,6 +8,7 @@ from typing import Any
 
 from qmpshim.errors import InputError
 from qmpshim.shim.json_text import Value
+from qmpshim.shim.writers import WriterKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,21 @@ ENUMS: Mapping[str, tuple[str, ...]] = {
     "XShimAllocation": _ALLOCATIONS,
     "XShimWorkflow": ("backup", "replication"),
     "XShimOperation": ("read", "write", "zero", "discard", "flush"),
+    "XShimWriterKind": tuple(kind.value for kind in WriterKind),
     "XShimBundleKind": ("operations", "schedule"),
 }
 #: Objects by type name.
 OBJECTS: Mapping[str, tuple[Field, ...]] = {
     "XShimEndpoint": (Field("export", "str"), Field("node", "str"), Field("uri", "str")),
     "XShimNode": (Field("disk", "XShimDisk"), Field("node", "str")),
+    "XShimUnobserved": (
+        Field("writer", "XShimWriterKind"),
+        Field("name", "str"),
+        Field("node", "str"),
+        Field("since", "str"),
+        Field("after-operation", "int"),
+        Field("chain", "str"),
+    ),
     "XShimChain": (
         Field("workflow", "XShimWorkflow"),
         Field("stage", "str"),
@@ -49,6 +59,10 @@ OBJECTS: Mapping[str, tuple[Field, ...]] = {
         Field("cluster-size", "int"),
         Field("nodes", "[XShimNode]"),
         Field("error", "str", True),
+        Field("name", "str"),
+        Field("job", "str", True),
+        Field("divergences", "int"),
+        Field("doubts", "[str]"),
     ),
     "XShimStatus": (
         Field("clients", "int"),
@@ -60,6 +74,8 @@ OBJECTS: Mapping[str, tuple[Field, ...]] = {
         Field("doubts", "[str]"),
         Field("endpoints", "[XShimEndpoint]"),
         Field("hung", "int", True),
+        Field("unobserved", "[XShimUnobserved]"),
+        Field("chains", "[XShimChain]"),
         Field("chain", "XShimChain", True),
         Field("not-modelled", "str", True),
     ),
@@ -77,6 +93,7 @@ OBJECTS: Mapping[str, tuple[Field, ...]] = {
         Field("extents", "[XShimExtent]"),
         Field("sha256", "str"),
         Field("data", "str", True),
+        Field("unobserved", "[XShimUnobserved]"),
     ),
     "XShimVerdict": (
         Field("verdict", "str"),
@@ -86,6 +103,14 @@ OBJECTS: Mapping[str, tuple[Field, ...]] = {
         Field("observed", "str"),
     ),
     "XShimVerification": (
+        Field("as-predicted", "bool"),
+        Field("verdicts", "[XShimVerdict]"),
+        Field("compared", "int"),
+        Field("doubts", "[str]"),
+        Field("chains", "[XShimVerifiedChain]"),
+    ),
+    "XShimVerifiedChain": (
+        Field("name", "str"),
         Field("as-predicted", "bool"),
         Field("verdicts", "[XShimVerdict]"),
         Field("compared", "int"),
@@ -146,24 +171,26 @@ OBJECTS: Mapping[str, tuple[Field, ...]] = {
         Field("signal", "int", True),
     ),
 }
+_CHAIN = Field("chain", "str", True)  # which of several: a job's id or a node's name
 #: The commands by name.
 COMMANDS: Mapping[str, Definition] = {
-    "x-shim-status": Definition((), "XShimStatus"),
+    "x-shim-status": Definition((_CHAIN,), "XShimStatus"),
     "x-shim-predict": Definition(
         (
             Field("node", "str"),
             Field("offset", "int", True),
             Field("length", "int", True),
             Field("data", "bool", True),
+            _CHAIN,
         ),
         "XShimPrediction",
     ),
-    "x-shim-verify": Definition((), "XShimVerification"),
-    "x-shim-map": Definition((), "XShimMap"),
+    "x-shim-verify": Definition((_CHAIN,), "XShimVerification"),
+    "x-shim-map": Definition((_CHAIN,), "XShimMap"),
     "x-shim-checkpoint": Definition((), "XShimNothing"),
     "x-shim-watch-node": Definition((Field("node", "str"),), "XShimWatched"),
     "x-shim-replay": Definition((Field("bundle", "str"),), "XShimReplay"),
-    "x-shim-record": Definition((), "XShimRecord"),
+    "x-shim-record": Definition((_CHAIN,), "XShimRecord"),
     "x-shim-hold": Definition(
         (
             Field("disk", "XShimDisk", True),

@@ -1,4 +1,4 @@
-"""Finds the chain of disks in a running QEMU: which node is the secondary, hidden, active disk."""
+"""Finds the chains of disks in a running QEMU: which node is the secondary, hidden, active disk."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 
 from qmpshim.machine.secondary import SECTOR
 from qmpshim.model.chain import Workflow
+from qmpshim.shim.block_graph import LOG_NODE, BlockGraph
 
 Execute = Callable[..., Awaitable[Any]]
+#: Node names by (parent's node name, child's name).
+Below = Mapping[tuple[str | None, str], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,46 +61,73 @@ class Found:
         return next((role for role, name in self.nodes.items() if name == node), None)
 
 
-async def find_replication(execute: Execute) -> Found | None:
-    """The chain under the replication filter in secondary mode, if there is one."""
+async def find_replication(execute: Execute) -> list[Found]:
+    """The chains under the replication filters in secondary mode."""
     nodes = {n["node-name"]: n for n in await execute("query-named-block-nodes")}
-    top = next((name for name, n in nodes.items() if n["drv"] == "replication"), None)
-    if top is None:
-        return None
     below = await children(execute)
-    active = below.get((top, "file"))
-    hidden = below.get((active, "backing"))
-    secondary = below.get((hidden, "backing"))
-    if active is None or hidden is None or secondary is None:
-        return None
-    roles = {"secondary": secondary, "hidden": hidden, "active": active, "top": top}
-    return _found(Workflow.REPLICATION, roles, nodes, below)
+    chains = []
+    for top in (name for name, n in nodes.items() if n["drv"] == "replication"):
+        active = below.get((top, "file"))
+        hidden = below.get((active, "backing"))
+        secondary = below.get((hidden, "backing"))
+        if active is None or hidden is None or secondary is None:
+            continue
+        roles = {"secondary": secondary, "hidden": hidden, "active": active, "top": top}
+        if found := _found(Workflow.REPLICATION, roles, nodes, below):
+            chains.append(found)
+    return chains
 
 
-async def find_backup(execute: Execute, device: str, target: str) -> Found | None:
-    """The two disks of a backup job that was or will be started with these arguments."""
-    nodes = {n["node-name"]: n for n in await execute("query-named-block-nodes")}
+async def source_of_backup(execute: Execute, device: str) -> str:
+    """The node that a job on *device* (a node's or a backend's name) copies from."""
     for block in await execute("query-block"):
         if block["device"] == device and "inserted" in block:
-            device = block["inserted"]["node-name"]
-    if device not in nodes or target not in nodes:
+            return str(block["inserted"]["node-name"])
+    return device
+
+
+async def find_backup(execute: Execute, source: str, target: str | None) -> Found | None:
+    """The two disks of a backup job that was or will be started.
+
+    :param source: a node's name
+    :param target: a node's name; None: the job runs, and made its target itself
+    """
+    nodes = {n["node-name"]: n for n in await execute("query-named-block-nodes")}
+    below = await children(execute)
+    if target is None:
+        target = _target_of(source, below)
+    if source not in nodes or target not in nodes:
         return None
-    roles = {"secondary": device, "hidden": target}
-    return _found(Workflow.BACKUP, roles, nodes, await children(execute))
+    secondary = _under_logs(source, below)
+    if _under_logs(below.get((target, "backing"), ""), below) != secondary:
+        return None  # what is read through the target is not this disk
+    return _found(Workflow.BACKUP, {"secondary": secondary, "hidden": target}, nodes, below)
 
 
 async def children(execute: Execute) -> dict[tuple[str | None, str], str]:
     """Node names by (parent's node name, child's name), e.g. ``("hidden", "backing")``."""
-    graph = await execute("x-debug-query-block-graph")
-    names = {node["id"]: node["name"] for node in graph["nodes"]}
-    return {(names[e["parent"]], e["name"]): names[e["child"]] for e in graph["edges"]}
+    return BlockGraph(await execute("x-debug-query-block-graph")).children()
+
+
+def _target_of(source: str, below: Below) -> str:
+    """Where the filter of the job that runs on *source* copies to."""
+    for (parent, name), child in below.items():
+        if child == source and name in ("file", "backing") and (parent, "target") in below:
+            return below[parent, "target"]
+    return ""
+
+
+def _under_logs(node: str, below: Below) -> str:
+    while node.startswith(LOG_NODE):
+        node = below[node, "file"]
+    return node
 
 
 def _found(
     workflow: Workflow,
     roles: Mapping[str, str],
     nodes: Mapping[str, Mapping[str, Any]],
-    below: Mapping[tuple[str | None, str], str],
+    below: Below,
 ) -> Found | None:
     hidden = nodes[roles["hidden"]]["image"]
     secondary = nodes[roles["secondary"]]["image"]

@@ -14,19 +14,20 @@ from urllib.parse import quote
 from qmpshim.errors import MachineDied
 from qmpshim.machine.nbd_uri import nbd_uri
 from qmpshim.machine.relay import Eye, Relay
+from qmpshim.shim.block_graph import OWN_NODE
 from qmpshim.shim.discovery import children
 from qmpshim.shim.endpoint import Address
+from qmpshim.shim.nbd_front import NbdFront
 from qmpshim.shim.server import OWN_EXPORT, Shim
 from qmpshim.shim.session import Command
 from qmpshim.shim.upstream import Reply
+from qmpshim.shim.writers import Export
 
 #: After these an export's name may stand for another node, or be at another address.
 _CHANGES = (
     *("nbd-server-start", "nbd-server-add", "nbd-server-remove", "nbd-server-stop"),
     *("block-export-add", "block-export-del"),
 )
-#: Begins the names of nodes that the shim made; what is below them is meant.
-OWN_NODE = "x-shim-"
 
 
 class Endpoints:
@@ -34,12 +35,25 @@ class Endpoints:
 
     :param directory: private; sockets go there
     :param eye: makes what sees the requests to an export; it is told the export's name
+    :param on_bypass: told the exports that a client may be writing to past the relays
+    :ivar guarding: stand before the NBD servers that clients start, so as to know who comes there
     """
 
-    def __init__(self, shim: Shim, directory: Path, eye: Callable[[str], Eye]) -> None:
+    def __init__(
+        self,
+        shim: Shim,
+        directory: Path,
+        eye: Callable[[str], Eye],
+        on_bypass: Callable[[set[str]], None],
+    ) -> None:
+        self.guarding = False
         self._shim = shim
         self._directory = directory
         self._eye = eye
+        self._on_bypass = on_bypass
+        self._front: NbdFront | None = None
+        self._private = False  # nobody but the shim knows where the server is
+        self._read_only: dict[str, bool] = {}  # by export's id, where it is known
         self._relays: dict[str, Relay] = {}
         self._exported: dict[str, str] = {}  # node by export's id
         self._names: dict[str, str] = {}  # to NBD clients, where it is not the id
@@ -49,6 +63,8 @@ class Endpoints:
         self._stale = True  # what is known of the exports
         self._telling = asyncio.Lock()
         shim.watchers.update(dict.fromkeys(_CHANGES, self._changed))
+        shim.intercepts["nbd-server-start"] = self._start_server
+        shim.intercepts["nbd-server-stop"] = self._stop_server
 
     # -- the server ------------------------------------------------------------
 
@@ -57,18 +73,58 @@ class Endpoints:
             return
         self._stale = True
         arguments: dict[str, Any] = dict(command.arguments or {})
-        if command.name == "nbd-server-start":
-            self.server_at(arguments.get("addr"))
-        elif command.name == "block-export-add" and arguments.get("type") == "nbd":
-            self._named(arguments["id"], arguments.get("name", arguments["node-name"]))
+        if command.name == "nbd-server-start" and self._front is None:
+            self.server_at(arguments.get("addr"), private=False)
+        elif command.name == "block-export-add":
+            self._read_only[arguments["id"]] = arguments.get("writable") is not True
+            if arguments.get("type") == "nbd":
+                self._named(arguments["id"], arguments.get("name", arguments["node-name"]))
         elif command.name == "nbd-server-add":  # the id is the name
             name = arguments.get("name", arguments["device"])
+            self._read_only[name] = arguments.get("writable") is not True
             self._named(name, name)
         elif command.name == "nbd-server-stop":
             self._server = None
 
-    def server_at(self, addr: Any) -> None:
-        """QEMU's NBD server listens at *addr*, a ``SocketAddressLegacy``."""
+    async def _start_server(self, command: Command) -> Reply | None:
+        """Have QEMU listen elsewhere, and stand where the client wants it to."""
+        arguments: dict[str, Any] = dict(command.arguments or {})
+        match arguments.get("addr"):
+            case {"type": "unix", "data": {"path": str(text)}} if self.guarding:
+                path = Path(text)
+            case _:
+                return await self._shim.ask(command)
+        if not path.is_absolute() or self._front is not None:
+            return await self._shim.ask(command)
+        self._sockets += 1
+        behind = self._directory / f"server-{self._sockets}.sock"
+        arguments["addr"] = {"type": "unix", "data": {"path": str(behind)}}
+        reply = await self._shim.ask(Command(command.name, arguments, command.id, command.oob))
+        if reply is None or reply.failed:
+            return reply
+        front = NbdFront(path, behind, self._bypassed)
+        try:
+            front.start()
+        except OSError:  # QEMU says what is wrong with it
+            await self._shim.execute("nbd-server-stop")
+            return await self._shim.ask(command)
+        self._front = front
+        self._server, self._private = Address(path=behind), False
+        return reply
+
+    async def _stop_server(self, command: Command) -> Reply | None:
+        reply = await self._shim.ask(command)
+        if reply is not None and not reply.failed and self._front is not None:
+            front, self._front = self._front, None
+            await front.close()
+        return reply
+
+    def server_at(self, addr: Any, private: bool) -> None:
+        """QEMU's NBD server listens at *addr*, a ``SocketAddressLegacy``.
+
+        :param private: nobody but the shim knows
+        """
+        self._private = private
         match addr:
             case {"type": "unix", "data": {"path": str(path)}}:
                 self._server = Address(path=Path(path))
@@ -118,6 +174,32 @@ class Endpoints:
         """Wait until QEMU has answered all that went through."""
         for relay in self._relays.values():
             await relay.settled()
+
+    def _bypassed(self, name: str | None) -> None:
+        known = {*self._exported, *self._read_only}
+        self._on_bypass({e for e in known if name is None or self._names.get(e, e) == name})
+
+    def _all_seen(self, export: str) -> bool:
+        """Whether nobody can have written to an NBD export past the relays."""
+        if self._server is None:
+            return False
+        if self._private:
+            return True
+        front = self._front
+        name = self._names.get(export, export)
+        return front is not None and front.asked_for.isdisjoint({None, name})
+
+    async def writable(self) -> list[Export]:
+        """The exports that may be writable, on the nodes where they are now."""
+        await self._learn()
+        return [
+            Export(
+                *(e["id"], e["node-name"], self._nodes.get(e["id"], e["node-name"])),
+                e["type"] == "nbd" and self._all_seen(e["id"]),
+            )
+            for e in await self._shim.execute("query-block-exports")
+            if not (e["id"].startswith(OWN_NODE) or self._read_only.get(e["id"]))
+        ]
 
     async def told(self) -> list[dict[str, Any]]:
         """Export, node and URI of each relay; makes those that are missing."""
@@ -196,6 +278,8 @@ class Endpoints:
 
     async def close(self) -> None:
         """Take the relays down."""
+        if self._front is not None:
+            await self._front.close()
         for relay in self._relays.values():
             with contextlib.suppress(OSError):
                 await relay.close()

@@ -37,8 +37,8 @@ class Teller(Protocol):
     def lost(self, export: str, change: Change) -> None:
         """A request will not be answered."""
 
-    def doubt(self, why: str) -> None:
-        """The model may no longer say what must be."""
+    def doubt(self, export: str, why: str) -> None:
+        """What goes through an export can no longer be followed."""
 
 
 @dataclass(slots=True)
@@ -83,7 +83,8 @@ class Eye:
             return
         if kind in _CHANGES and any(_meet(request, f.request) for f in self._flying.values()):
             self._teller.doubt(
-                "requests to the same sectors were under way at once: which came last is not known"
+                self._export,
+                "requests to the same sectors were under way at once: which came last is not known",
             )
         self._teller.changed(self._export, self._change(kind, request), error)
 

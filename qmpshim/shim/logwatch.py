@@ -21,12 +21,17 @@ from qmpshim.errors import CommandFailed, HostError, MachineError
 from qmpshim.machine.blklog import BlkLog, Entry, Flag
 from qmpshim.machine.process import Qemu
 from qmpshim.machine.secondary import SECTOR, ChainSpec, SecondaryChain
-from qmpshim.shim.endpoints import OWN_NODE
+from qmpshim.shim.block_graph import LOG_NODE, OWN_NODE
 from qmpshim.shim.server import Shim
 from qmpshim.shim.session import Command
 from qmpshim.shim.upstream import Reply
 
-LOG_NODE = f"{OWN_NODE}log-"
+#: By command, the member that says to which node something is attached.
+_ATTACHING = {
+    "block-export-add": "node-name",
+    "nbd-server-add": "device",
+    "device_add": "drive",
+}
 _NODE_NAME = re.compile(r"[a-zA-Z][\w.-]{0,30}", re.ASCII)
 
 
@@ -79,6 +84,8 @@ class LogWatch:
 
     def __init__(self, shim: Shim, directory: Path) -> None:
         self.logs: dict[str, NodeLog] = {}
+        self._watching = False
+        self._devices: dict[str, str] = {}  # the node each was attached to, by its path
         self._shim = shim
         self._directory = directory
 
@@ -121,21 +128,59 @@ class LogWatch:
                 "block-export-add", {"type": "nbd", "id": name, "name": name, "node-name": node}
             )
 
-    def watch_exports(self) -> None:
-        """From now on put each writable export on a log, whatever node its maker names."""
-        self._shim.intercepts["block-export-add"] = self._export
-        self._shim.intercepts["nbd-server-add"] = self._export
+    def watch_writers(self) -> None:
+        """From now on put each writable export, and each device, on a log.
 
-    async def _export(self, command: Command) -> Reply | None:
+        The node that is named is meant by whoever makes it; a device that is there already is put
+        on a log by :meth:`insert_above_devices`.
+        """
+        self._watching = True
+        for name in _ATTACHING:
+            self._shim.intercepts.setdefault(name, self.pass_on)
+
+    async def pass_on(self, command: Command) -> Reply | None:
+        """Pass on a client's command; what it attaches to a node, it attaches to a log above."""
         arguments: dict[str, Any] = dict(command.arguments or {})
-        member = "device" if command.name == "nbd-server-add" else "node-name"
-        if arguments.get("writable") is True and isinstance(node := arguments.get(member), str):
+        member = _ATTACHING.get(command.name)
+        node = arguments.get(member) if member else None
+        writes = command.name == "device_add" or arguments.get("writable") is True
+        if self._watching and member and writes and isinstance(node, str):
             with contextlib.suppress(CommandFailed):  # then QEMU says what is wrong with it
                 arguments[member] = await self.insert(node)
-        return await self._shim.ask(Command(command.name, arguments, command.id, command.oob))
+                other = Command(command.name, arguments, command.id, command.oob)
+                reply = await self._shim.ask(other)
+                if reply is None or not reply.failed:
+                    return reply
+        return await self._shim.ask(command)
+
+    async def insert_above_devices(self, node: str) -> None:
+        """Put the devices that are attached to *node* itself on a log, where that can be done.
+
+        QEMU changes what a device is attached to since 6.2 (its property ``drive``).
+
+        :raises MachineError: QEMU cannot be asked
+        """
+        if not self._watching or node.startswith(LOG_NODE):
+            return
+        for block in await self._shim.execute("query-block"):
+            inserted = block.get("inserted", {})
+            if inserted.get("node-name") != node or inserted.get("ro") or not block.get("qdev"):
+                continue
+            path = str(block["qdev"])
+            path = path if path.startswith("/") else f"/machine/peripheral/{path}"
+            with contextlib.suppress(CommandFailed):  # then it stays unobserved
+                await self._attach(path, await self.insert(node))
+                self._devices[path] = node
+
+    async def _attach(self, device: str, node: str) -> None:
+        arguments = {"path": device, "property": "drive", "value": node}
+        await self._shim.execute("qom-set", arguments, limit=5.0)
 
     async def close(self) -> None:
         """Take out what nobody uses any more."""
+        for device, node in self._devices.items():
+            with contextlib.suppress(MachineError):
+                await self._attach(device, node)
         for number, name in enumerate(self.logs):
             with contextlib.suppress(MachineError):
                 keep = {"id": f"{OWN_NODE}keep-{number}", "mode": "hard"}

@@ -53,17 +53,19 @@ async def again(build: Build, path: Path) -> dict[str, Any]:
     return told
 
 
-async def record(watch: Watch, build: Build | None) -> dict[str, Any]:
+async def record(watch: Watch, build: Build | None, chain: str | None = None) -> dict[str, Any]:
     """What was done so far as a bundle, as ``XShimRecord``; it was replayed once to see what for.
 
+    :param chain: to which of several: a job's id, or a node's name
     :raises InputError: what was done cannot be a bundle
     """
     if watch.hand is not None:
         return await _schedule(watch, build)
-    found, _ = watch.model()
+    tracker = watch.one(chain)
+    found = tracker.found
     spec = ChainSpec(found.workflow, found.size, found.cluster, found.secondary)
-    seen = watch.divergences[0] if watch.divergences else None
-    case = bundles.Case(spec, watch.behaviour, watch.operations(), seen, 0, _told(build))
+    seen = tracker.divergences[0] if tracker.divergences else None
+    case = bundles.Case(spec, watch.behaviour, tracker.operations(), seen, 0, _told(build))
     if build is not None:
         with Workspace() as workspace:
             result = await replay(case, setup_for(build, spec), workspace, lambda _: None)

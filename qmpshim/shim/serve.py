@@ -125,7 +125,7 @@ async def endpoint(options: Options) -> AsyncIterator[Served]:
             served = await _started(options, arguments, workspace, stack, door)
         stack.push_async_callback(served.watch.close)
         if options.log_writes:
-            served.watch.logs.watch_exports()
+            served.watch.logs.watch_writers()
         door.attach_to(served.shim)
         served.addresses = addresses
         yield served
@@ -167,6 +167,7 @@ async def _started(
     stack.push_async_callback(emulator.close)
     version, _ = read_version(build)
     served = _watched(emulator.shim, workspace, behaviour_of(version), build)
+    served.watch.endpoints.guarding = True  # it ends with us
     served.emulator = emulator
     if options.chain is not None:
         await _chained(options, options.chain, served, build, stack)
@@ -195,7 +196,7 @@ async def _chained(
     await chain.build()
     chain.close()  # what is written now must come through the relays
     path = str(emulator.directory / "nbd.sock")
-    watch.endpoints.server_at({"type": "unix", "data": {"path": path}})
+    watch.endpoints.server_at({"type": "unix", "data": {"path": path}}, private=True)
     served.chain = chain
     if gated:
         schedule = Schedule(Form(spec.workflow.value), sectors, spec.cluster // SECTOR)

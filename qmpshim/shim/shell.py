@@ -456,7 +456,7 @@ async def _autopsy(served: Served | None, shell: Shell) -> str:
         return shell.how_ended
     await served.emulator.ended(5.0)
     died = str(served.emulator.died("this session", 0.0))
-    if served.emulator.exited_well or served.watch.found is None:
+    if served.emulator.exited_well or not served.watch.trackers:
         return died
     try:
         told = await record(served.watch, served.build)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ from qmpshim.model.disk import Qcow2 as ModelQcow2
 from qmpshim.model.verdict import Verdict
 from qmpshim.shim.baseline import flush
 from qmpshim.shim.discovery import children
+from qmpshim.shim.tracker import ModelTracker, Unobserved
 from qmpshim.shim.watch import Watch
 
 _PAGE_BYTES = PAGE * SECTOR
@@ -32,55 +33,83 @@ _FAILOVER_LIMIT = 30.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a verification found.
+    """What a verification of one chain found.
 
     :ivar compared: bytes whose contents were compared
-    :ivar doubts: why the model may no longer say what must be, then nothing was compared; or
-        what of the images cannot be judged
+    :ivar doubts: what the model cannot say, and why; when it can say nothing, nothing was compared
     """
 
+    tracker: ModelTracker
     divergences: tuple[Divergence, ...]
     compared: int
     doubts: tuple[str, ...]
 
+    @property
+    def as_predicted(self) -> bool:
+        """Whether everything is."""
+        return not (self.divergences or self.doubts)
 
-async def verify(watch: Watch) -> Verified:
-    """Compare everything; no client's command may run meanwhile.
 
-    :raises InputError: no chain is modelled
+async def verify(watch: Watch, trackers: Sequence[ModelTracker]) -> list[Verified]:
+    """Compare everything of these chains; no client's command may run meanwhile.
+
     :raises MachineError: QEMU cannot be asked
     """
-    found, oracle = watch.model()
-    if watch.doubts:
-        return Verified((), 0, tuple(watch.doubts))
-    compared = 0
-    divergences: list[Divergence] = []
-    doubts: list[str] = []
+    if all(tracker.doubts for tracker in trackers):
+        return [Verified(tracker, (), 0, tuple(tracker.doubts)) for tracker in trackers]
+    verified = []
     async with watch.still():
-        if oracle.chain.failed_over:
-            await _until_failed_over(watch)
-        for role in _overlays(oracle):
-            await flush(watch.shim.execute, found.nodes[role])
-            wrong_there, untold = _allocation(watch, role)
-            divergences += wrong_there
-            doubts += untold
-        for role, view, verdict in _views(oracle):
-            async with watch.endpoints.view(found.nodes[role]) as uri:
-                try:
-                    wrong, count = await asyncio.to_thread(_compare, watch, uri, view)
-                except IOFailed as error:
-                    wrong, count = ("a read that succeeds", str(error)), 0
-                    verdict = Verdict.ERROR_CONTRACT
-            compared += count
-            if wrong is not None:
-                where = f"{role} disk"
-                divergences.append(Divergence(verdict, where, watch.ledger.operations, *wrong))
-    if watch.follower is not None:
-        watch.follower.command(Kind.CHECK)
-    for divergence in divergences:
-        watch.divergences.append(divergence)
-        watch.shim.emit("X_SHIM_DIVERGENCE", divergence.to_json())
-    return Verified(tuple(divergences), compared, tuple(doubts))
+        for tracker in trackers:
+            if tracker.oracle.chain.failed_over:
+                await _until_failed_over(watch, tracker)
+        await watch.survey()
+        for tracker in trackers:
+            verified.append(await _verify_one(watch, tracker))
+    for one in verified:
+        one.tracker.follower.command(Kind.CHECK)
+        for divergence in one.divergences:
+            one.tracker.record(divergence)
+    return verified
+
+
+async def _verify_one(watch: Watch, tracker: ModelTracker) -> Verified:
+    if tracker.doubts:
+        return Verified(tracker, (), 0, tuple(tracker.doubts))
+    found, oracle = tracker.found, tracker.oracle
+    compared = 0
+    seen: list[tuple[str, Divergence]] = []  # with the disk's role
+    doubts: list[str] = []
+    for role in _overlays(oracle):
+        await flush(watch.shim.execute, found.nodes[role])
+        there, untold = _allocation(tracker, role)
+        seen += [(role, wrong) for wrong in there]
+        doubts += untold
+    for role, view, verdict in _views(oracle):
+        async with watch.endpoints.view(found.nodes[role]) as uri:
+            try:
+                difference, count = await asyncio.to_thread(_compare, tracker, uri, view)
+            except IOFailed as error:
+                difference, count = ("a read that succeeds", str(error)), 0
+                verdict = Verdict.ERROR_CONTRACT
+        compared += count
+        if difference is not None:
+            where, operations = f"{role} disk", tracker.ledger.operations
+            seen.append((role, Divergence(verdict, where, operations, *difference)))
+    divergences = []
+    for role, wrong in seen:
+        if suspects := tracker.suspects(role, wrong.verdict):
+            doubts.append(_unexplained(wrong, suspects))
+        else:
+            divergences.append(wrong)
+    return Verified(tracker, tuple(divergences), compared, tuple(doubts))
+
+
+def _unexplained(wrong: Divergence, suspects: Sequence[Unobserved]) -> str:
+    who = ", ".join(f"{one.writer.describe()} (on '{one.node}')" for one in suspects)
+    return (
+        f"{wrong.where}: {who} may have written unobserved; by what was observed, predicted "
+        f"{wrong.predicted}, found {wrong.observed}"
+    )
 
 
 def _overlays(oracle: Oracle) -> tuple[str, ...]:
@@ -97,9 +126,9 @@ def _views(oracle: Oracle) -> list[tuple[str, View, Verdict]]:
     return views
 
 
-async def _until_failed_over(watch: Watch) -> None:
+async def _until_failed_over(watch: Watch, tracker: ModelTracker) -> None:
     """Failover ends in the background: then the filter sits on the secondary disk."""
-    found, _ = watch.model()
+    found = tracker.found
     deadline = time.monotonic() + _FAILOVER_LIMIT
     while time.monotonic() < deadline:
         below = await children(watch.shim.execute)
@@ -109,7 +138,7 @@ async def _until_failed_over(watch: Watch) -> None:
     raise MachineHung(f"failover did not end in {_FAILOVER_LIMIT:g} s")
 
 
-def _allocation(watch: Watch, role: str) -> tuple[list[Divergence], list[str]]:
+def _allocation(watch: ModelTracker, role: str) -> tuple[list[Divergence], list[str]]:
     """What is wrong with an overlay's file, and what of it cannot be judged."""
     model = watch.image(role)
     assert isinstance(model, ModelQcow2)
@@ -143,7 +172,7 @@ def _allocation(watch: Watch, role: str) -> tuple[list[Divergence], list[str]]:
     return [told], untold
 
 
-def _compare(watch: Watch, uri: str, view: View) -> tuple[tuple[str, str] | None, int]:
+def _compare(watch: ModelTracker, uri: str, view: View) -> tuple[tuple[str, str] | None, int]:
     """The first difference in words (predicted, observed), and the bytes compared."""
     compared = 0
     with closing(NbdClient(uri)) as client:

@@ -1,4 +1,4 @@
-"""Keeps the reference model in step with what passes: commands, and I/O through the endpoints."""
+"""Keeps the reference models in step with what passes: commands, and I/O through the endpoints."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.oracle import Oracle
-from qmpshim.conformance.workload import Kind, Operation, Side
+from qmpshim.conformance.workload import Kind, Side
 from qmpshim.errors import (
     CommandFailed,
     HostError,
@@ -20,35 +20,45 @@ from qmpshim.errors import (
     MachineDied,
     MachineError,
     QmpshimError,
-    errno_words,
 )
 from qmpshim.machine.blklog import LogError
-from qmpshim.machine.images import map_file
-from qmpshim.machine.qcow2 import BytesLike
-from qmpshim.machine.secondary import SECTOR, ChainSpec
 from qmpshim.model.behaviour import Behaviour
-from qmpshim.model.chain import CommandError, Workflow
-from qmpshim.model.co import Co, run_straight
-from qmpshim.model.disk import Image
+from qmpshim.model.chain import Workflow
 from qmpshim.model.verdict import Verdict
-from qmpshim.shim.baseline import Files, flush
-from qmpshim.shim.discovery import Found, find_backup, find_replication
+from qmpshim.shim.baseline import flush
+from qmpshim.shim.block_graph import BlockGraph
+from qmpshim.shim.command_effects import NOTED, BackupStart, backup_starts, effects, moves
+from qmpshim.shim.discovery import Found, find_backup, find_replication, source_of_backup
 from qmpshim.shim.endpoints import Endpoints
 from qmpshim.shim.eye import Eye
-from qmpshim.shim.follow import Change, Follower
+from qmpshim.shim.follow import Change
 from qmpshim.shim.hand import Hand
 from qmpshim.shim.ledger import Ledger
 from qmpshim.shim.logwatch import LogWatch
 from qmpshim.shim.schedule import Schedule
 from qmpshim.shim.server import Shim
 from qmpshim.shim.session import Command
+from qmpshim.shim.tracker import ModelTracker, Step
 from qmpshim.shim.upstream import Reply
+from qmpshim.shim.writers import Territory, Writer, WriterKind
 
 log = logging.getLogger(__name__)
 
 _SETTLE = 2.0  # seconds a command waits for I/O under way before it passes anyhow
 _JOB_ENDS = ("BLOCK_JOB_CANCELLED", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_ERROR")
+#: States (``RunState``) in which no guest, and no migration, writes.
+_STOPPED = frozenset(
+    {
+        *("paused", "prelaunch", "shutdown", "io-error", "internal-error", "watchdog"),
+        "guest-panicked",
+    }
+)
 _NO_CHAIN = "the disks are no such chain: a raw or qcow2 disk under a qcow2 one"
+_NONE_YET = (
+    "no chain is modelled yet: start replication (xen-set-replication) or a backup job with "
+    "sync=none"
+)
+_UNDER_WAY = "a command passed while I/O was under way"
 _CHECKPOINT = Command("xen-colo-do-checkpoint", None, None, False)
 _START = Command("xen-set-replication", {"enable": True, "primary": False}, None, False)
 _BACKUP = Command(
@@ -60,44 +70,52 @@ _BACKUP = Command(
 
 
 class Watch:
-    """The model of the chain behind a shim.
+    """The models of the chains behind a shim.
 
     :param directory: private; sockets and what was written go there
-    :param behaviour: what the model is told about this QEMU version
-    :ivar hand: holds the I/O, where the chain is gated
+    :param behaviour: what the models are told about this QEMU version
+    :ivar trackers: the chains, in the order in which they were met
+    :ivar divergences: of all chains, those that are gone included
+    :ivar hand: holds the I/O, where the chain is gated; there is one chain then
     :ivar unmet: why the chain that was started last is not modelled, or ``""``
     """
 
     def __init__(self, shim: Shim, directory: Path, behaviour: Behaviour) -> None:
         self.shim = shim
         self.behaviour = behaviour
-        self.found: Found | None = None
-        self.follower: Follower | None = None
+        self.trackers: list[ModelTracker] = []
         self.hand: Hand | None = None
         self.ledger = Ledger(directory)
         self.logs = LogWatch(shim, directory)
-        self.endpoints = Endpoints(shim, directory, lambda export: Eye(self, export))
+        self.endpoints = Endpoints(
+            shim, directory, lambda export: Eye(self, export), self._exports_bypassed
+        )
         self.divergences: list[Divergence] = []
-        self.doubts: list[str] = []  # why the model may no longer say what must be
         self.unmet = ""
-        self._job = ""
-        for name in ("blockdev-backup", "drive-backup"):
-            shim.intercepts[name] = self._backup
+        self._met_now: list[ModelTracker] = []  # being met: not followed yet
+        self._resumed = 0  # how often the guest began to run
+        self._meeting = asyncio.Lock()
+        self._ended: set[str] = set()  # jobs, since the last was started
+        #: What was relayed past the logs, unordered with them: node, first byte, end.
+        self._beside_logs: list[tuple[str, int, int]] = []
+        for name in ("blockdev-backup", "drive-backup", "transaction"):
+            shim.intercepts[name] = self._noted
         shim.intercepts["block-job-cancel"] = self._cancel
         shim.intercepts["xen-set-replication"] = self._set_replication
         shim.intercepts["xen-colo-do-checkpoint"] = self._checkpoint
+        shim.watchers["blockdev-del"] = self._node_gone
         shim.on_event(self._event)
         shim.watchdog.noticed = self._hung
-
-    @property
-    def oracle(self) -> Oracle | None:
-        """The model, once there is a chain."""
-        return None if self.follower is None else self.follower.oracle
 
     @property
     def schedule(self) -> Schedule | None:
         """Where a gated chain's steps are taken down."""
         return None if self.hand is None else self.hand.schedule
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why the models may no longer say what must be."""
+        return list(dict.fromkeys(why for tracker in self.trackers for why in tracker.doubts))
 
     # -- commands ------------------------------------------------------------
 
@@ -105,7 +123,7 @@ class Watch:
     async def _still(self) -> AsyncIterator[None]:
         """Relayed I/O has ended, and none begins, while the context lasts."""
         if self.hand is not None and self.hand.held:
-            self.doubt("a command passed while I/O was held")
+            self._doubt_all("a command passed while I/O was held")
             yield
             return
         self.endpoints.pause()
@@ -114,8 +132,9 @@ class Watch:
                 async with asyncio.timeout(_SETTLE):
                     await self.endpoints.settled()
             except TimeoutError:
-                self.doubt("a command passed while I/O was under way")
+                self._doubt_all(_UNDER_WAY)
             self.catch_up()
+            self._beside_logs.clear()
             yield
         finally:
             self.endpoints.resume()
@@ -138,16 +157,15 @@ class Watch:
                     "I/O came past the shim's endpoints meanwhile: try again when it rests"
                 )
 
-    def doubt(self, why: str) -> None:
-        """The model may no longer say what must be."""
-        if why not in self.doubts:
-            self.doubts.append(why)
+    def _doubt_all(self, why: str) -> None:
+        for tracker in (*self.trackers, *self._met_now):
+            tracker.doubt(why)
 
     def _hung(self, commands: Sequence[str]) -> None:
         """What QEMU does with what it does not answer is not known; a query changes nothing."""
         for name in commands:
             if not name.startswith("query-"):
-                self.doubt(f"QEMU did not answer {name}")
+                self._doubt_all(f"QEMU did not answer {name}")
 
     async def start(self) -> None:
         """Start replication, or the backup job, on the chain that the shim built.
@@ -159,7 +177,7 @@ class Watch:
         if replication:
             _expect_done(_START, await self._set_replication(_START))
         else:
-            _expect_done(_BACKUP, await self._backup(_BACKUP))
+            _expect_done(_BACKUP, await self._noted(_BACKUP))
 
     async def checkpoint(self) -> None:
         """Take a checkpoint.
@@ -168,21 +186,65 @@ class Watch:
         """
         _expect_done(_CHECKPOINT, await self._checkpoint(_CHECKPOINT))
 
-    async def _backup(self, command: Command) -> Reply | None:
-        arguments = command.arguments or {}
-        if arguments.get("sync") != "none":
-            return await self.shim.ask(command)
-        device, target = str(arguments.get("device")), str(arguments.get("target"))
-        async with self._still():
-            found = await self._meet(find_backup(self.shim.execute, device, target))
+    async def _noted(self, command: Command) -> Reply | None:
+        """Pass on a command that may start a job, write, or bring somebody who writes."""
+        starts = backup_starts(command)
+        if starts:
+            return await self._start_jobs(command, starts)
+        if self.trackers and moves(command):
+            async with self._still():  # or a request would be taken to go where it went before
+                reply = await self.logs.pass_on(command)
+                await self._after(command, reply)
+                return reply
+        reply = await self.logs.pass_on(command)
+        await self._after(command, reply)
+        return reply
+
+    async def _after(self, command: Command, reply: Reply | None) -> None:
+        """Take down what a command may have written, and who is there now."""
+        if not self.trackers or reply is None or reply.failed:
+            return
+        try:
+            graph = await self.survey()
+        except QmpshimError as error:
+            self._doubt_all(f"who may write after {command.name} is not known: {error}")
+            return
+        written = effects(command)
+        for tracker in self.trackers if written else ():
+            territory = Territory(graph, tracker.found.nodes)
+            for effect in written:
+                nodes = [node for name in effect.names if (node := graph.behind(name))]
+                roles = set().union(*(territory.reached(node) for node in nodes))
+                if not nodes:  # it names none that is known: it may be any
+                    roles = set(tracker.found.nodes)
+                for role in roles:
+                    tracker.suspect(Writer(WriterKind.COMMAND, effect.name, role))
+
+    async def _start_jobs(self, command: Command, starts: Sequence[BackupStart]) -> Reply | None:
+        async with self._meeting, self._still():
+            met = [None if s.target is None else await self._meet_backup(s) for s in starts]
+            self._ended.clear()
             reply = await self._ask(Kind.START, command)
-            if found is not None and reply is not None and not reply.failed:
-                self._job = str(arguments.get("job-id") or arguments.get("device"))
-                self._step(Kind.START, reply, lambda oracle: oracle.chain.start())
+            if reply is None or reply.failed:
+                self._met_now.clear()
+                return reply
+            for start, tracker in zip(starts, met, strict=True):
+                if start.target is None:  # the job runs, but nothing was relayed since
+                    tracker = await self._meet_backup(start)
+                if tracker is None:
+                    continue
+                tracker.job_started(start.job)
+                await self._follow(tracker)
+                if start.job in self._ended:
+                    tracker.job_ended()
+            await self._after(command, reply)
             return reply
 
     async def _cancel(self, command: Command) -> Reply | None:
-        if not self._job or (command.arguments or {}).get("device") != self._job:
+        self.catch_up()  # what comes later may or may not be copied
+        arguments = command.arguments or {}
+        name = arguments.get("id" if command.name == "job-cancel" else "device")
+        if not any(tracker.job and tracker.job == name for tracker in self.trackers):
             return await self.shim.ask(command)
         return await self._ask(Kind.STOP, command)
 
@@ -190,10 +252,12 @@ class Watch:
         arguments = command.arguments or {}
         if arguments.get("primary") is True:
             return await self.shim.ask(command)
-        async with self._still():
+        async with self._meeting, self._still():
             if arguments.get("enable") is True:
-                await self._meet(find_replication(self.shim.execute))
+                await self._meet_replication()
                 reply = await self._ask(Kind.START, command)
+                for tracker in tuple(self._met_now):
+                    await self._follow(tracker)
                 self._step(Kind.START, reply, lambda oracle: oracle.chain.start())
             elif arguments.get("failover") is True:
                 reply = await self._ask(Kind.FAILOVER, command)
@@ -216,8 +280,8 @@ class Watch:
         schedule = self.schedule
         if schedule is None:
             reply = await self.shim.ask(command)
-            if self.catch_up():
-                self.doubt("a command passed while I/O was under way")
+            if kind is not Kind.STOP and self.catch_up():
+                self._doubt_all(_UNDER_WAY)
             return reply
         step = schedule.begins(kind.value)
         reply = await self.shim.ask(command)
@@ -225,206 +289,272 @@ class Watch:
         schedule.ends(step, "gone" if reply is None else error["desc"] if error else "ok")
         return reply
 
-    def _step(self, kind: Kind, reply: Reply | None, do: Callable[[Oracle], Co[None]]) -> None:
-        """Do a command in the model, too, and compare how it ended."""
-        follower = self.follower
-        if follower is None:
-            return
-        if follower.oracle.spec.workflow is not Workflow.REPLICATION and kind is not Kind.START:
-            return
+    def _step(self, kind: Kind, reply: Reply | None, do: Step) -> None:
+        """Do a command in all models of replication, too, and compare how it ended."""
+        chains = [t for t in self.trackers if t.found.workflow is Workflow.REPLICATION]
         error = None if reply is None else reply.value().get("error")
-        if error is not None and error["desc"].startswith("Parameter "):
+        if not chains or (error is not None and error["desc"].startswith("Parameter ")):
             return  # it never reached replication
-        observed = None if error is None else str(error["desc"])
-        predicted = None
-        follower.command(kind)
-        try:
-            run_straight(do(follower.oracle))
-        except CommandError as failure:
-            predicted = failure.desc
-        if predicted != observed and not self.doubts:
-            self.diverged(
-                Verdict.ERROR_CONTRACT, kind.value, predicted or "success", observed or "success"
-            )
+        observed = "success" if error is None else str(error["desc"])
+        predicted = {tracker: tracker.step(kind, do) or "success" for tracker in chains}
+        if error is None:
+            wrong = [tracker for tracker, told in predicted.items() if told != observed]
+        else:  # QEMU goes through the filters in an order of its own, up to the first error
+            wrong = [] if observed in predicted.values() else chains[:1]
+            if len(chains) > 1:
+                self._doubt_all(f"which chain {kind.value} failed on is not known")
+        for tracker in wrong:
+            if not tracker.doubts:
+                where = (Verdict.ERROR_CONTRACT, kind.value)
+                tracker.diverged(*where, predicted[tracker], observed)
 
     def _event(self, line: bytes) -> None:
-        if self._job and self.follower and any(name.encode() in line for name in _JOB_ENDS):
-            data = json.loads(line).get("data", {})
-            if data.get("device") == self._job:
-                self._job = ""
-                self.follower.command(Kind.STOP)
-                self.follower.oracle.chain.job = None
+        if b'"event": "RESUME"' in line:
+            self._resumed += 1
+            for tracker in (*self.trackers, *self._met_now):
+                tracker.guest_runs()
+        if b"JOB" not in line:
+            return
+        event = json.loads(line)
+        data = event.get("data", {})
+        over = data.get("device") if event["event"] in _JOB_ENDS else None
+        if over is not None:
+            self._ended.add(over)
+        for tracker in self.trackers:
+            if tracker.job and tracker.job == over:
+                self.catch_up()
+                tracker.job_ended()
+            elif tracker.job and tracker.job == data.get("id"):
+                tracker.ending |= data.get("status") == "aborting"
 
-    def diverged(self, verdict: Verdict, where: str, predicted: str, observed: str) -> None:
-        """Record a divergence and tell all clients."""
-        found = Divergence(verdict, where, self.ledger.operations, predicted, observed)
-        self.divergences.append(found)
-        self.shim.emit("X_SHIM_DIVERGENCE", found.to_json())
+    def _exports_bypassed(self, exports: set[str]) -> None:
+        for tracker in (*self.trackers, *self._met_now):
+            tracker.exports_bypassed(exports)
+
+    def _recorded(self, divergence: Divergence) -> None:
+        self.divergences.append(divergence)
+        self.shim.emit("X_SHIM_DIVERGENCE", divergence.to_json())
 
     # -- adoption ------------------------------------------------------------
 
-    async def _meet(self, finding: Awaitable[Found | None]) -> Found | None:
-        """Begin to model the chain that a client starts, unless there is one already.
+    async def _meet_backup(self, start: BackupStart) -> ModelTracker | None:
+        """Begin to model the chain of a job, unless it is known already.
 
         QEMU does what it is told in any case; why there is no model is told who asks for it.
         """
-        found = None
         try:
-            found = await finding
-            if self.oracle is None:
-                self.unmet = "" if found else _NO_CHAIN
-                if found is not None:
-                    await self.adopt(found)
+            source = await source_of_backup(self.shim.execute, start.device)
+            await self.logs.insert_above_devices(source)
+            found = await find_backup(self.shim.execute, source, start.target)
+            if found is None:
+                self._not_met(_NO_CHAIN)
+                return None
+            return await self._tracker(found)
         except KeyError as error:
-            self.unmet = f"QEMU does not tell of {error} how its disks hang together"
+            self._not_met(f"QEMU does not tell of {error} how its disks hang together")
         except QmpshimError as error:
-            self.unmet = str(error)
-        if self.unmet:
-            log.warning("the chain is not modelled: %s", self.unmet)
-        return found
+            self._not_met(str(error))
+        return None
 
-    async def adopt(self, found: Found) -> None:
-        """Begin to model a chain; what is on its secondary disk now is where it starts from."""
-        spec = ChainSpec(found.workflow, found.size, found.cluster, found.secondary)
-        follower = Follower(Oracle(spec, self.behaviour), self.ledger)
+    async def _meet_replication(self) -> None:
+        """Begin to model the chains under replication filters, but for those known already."""
+        known = {tracker.found.nodes.get("top") for tracker in self.trackers}
+        try:
+            found = await find_replication(self.shim.execute)
+            for chain in found:
+                if chain.nodes["top"] not in known:
+                    await self._tracker(chain)
+            if not found and known <= {None}:
+                self._not_met(_NO_CHAIN)
+        except KeyError as error:
+            self._not_met(f"QEMU does not tell of {error} how its disks hang together")
+        except QmpshimError as error:
+            self._not_met(str(error))
+
+    def _not_met(self, why: str) -> None:
+        self.unmet = why
+        log.warning("the chain is not modelled: %s", why)
+
+    async def _tracker(self, found: Found) -> ModelTracker | None:
+        """The tracker of a chain; a new one has read what is on the secondary disk."""
+        known = next((t for t in self.trackers if t.found.nodes == found.nodes), None)
+        if known is not None and not (known.doubts or known.unobserved):
+            self.unmet = ""
+            return known
+        if self.hand is not None and self.trackers:
+            self._not_met("the chain that is gated is the only one that is modelled")
+            return None
+        rest = (self.behaviour, self.ledger, self._recorded, self.hand)
+        tracker = ModelTracker(found, *rest)
+        self._met_now.append(tracker)
+        try:
+            await self._survey([tracker])
+            await self._read_baseline(tracker)
+        except BaseException:
+            self._met_now.remove(tracker)
+            raise
+        self.unmet = ""
+        return tracker
+
+    async def _read_baseline(self, tracker: ModelTracker) -> None:
+        found = tracker.found
         aside = self.hand.aside() if self.hand is not None else contextlib.nullcontext()
         with aside:
             for role in found.geometry:
                 await flush(self.shim.execute, found.nodes[role])
-            files = {role: self._files(found, role) for role in found.geometry}
+            files = {role: tracker.files(role) for role in found.geometry}
             there = {role: file for role, file in files.items() if file is not None}
             async with self.endpoints.view(found.nodes["secondary"]) as uri:
-                doubts = await asyncio.to_thread(follower.take_baseline, found, there, uri)
+                take = tracker.follower.take_baseline
+                doubts = await asyncio.to_thread(take, found, there, uri)
         for doubt in doubts:
-            self.doubt(doubt)
-        self.found, self.follower = found, follower
+            tracker.doubt(doubt)
+
+    async def _follow(self, tracker: ModelTracker) -> None:
+        """Follow a chain from now on, in the place of what was known of it."""
+        if tracker not in self._met_now:
+            return
+        try:
+            await self._survey([tracker])
+        except QmpshimError as error:
+            tracker.doubt(f"who may write is not known: {error}")
+        tracker.met()
+        self._met_now.remove(tracker)
+        nodes = tracker.found.nodes
+        self.trackers = [known for known in self.trackers if known.found.nodes != nodes]
+        self.trackers.append(tracker)
+        self.shim.intercepts["job-cancel"] = self._cancel
+        for name in NOTED:
+            self.shim.intercepts[name] = self._noted
+
+    def _node_gone(self, command: Command, reply: Reply) -> None:
+        """A node was taken away: a chain without it is none."""
+        name = str((command.arguments or {}).get("node-name"))
+        if not reply.failed:
+            self.trackers = [t for t in self.trackers if name not in t.found.nodes.values()]
+
+    # -- who writes ------------------------------------------------------------
+
+    async def survey(self) -> BlockGraph:
+        """Take down who may write to the chains' disks now; gives the graph.
+
+        :raises MachineError: QEMU cannot be asked
+        """
+        return await self._survey(self.trackers)
+
+    async def _survey(self, trackers: Sequence[ModelTracker]) -> BlockGraph:
+        resumed = self._resumed
+        exports = await self.endpoints.writable()
+        graph = BlockGraph(await self.shim.execute("x-debug-query-block-graph"))
+        runs = (await self.shim.execute("query-status"))["status"] not in _STOPPED
+        ran = runs or self._resumed != resumed
+        jobs = {tracker.job for tracker in (*self.trackers, *self._met_now)}
+        for tracker in trackers:
+            tracker.survey(graph, exports, jobs, ran, runs)
+        return graph
 
     # -- I/O ------------------------------------------------------------
 
     def side(self, export: str) -> Side | None:
         """Whose side an export is; None when it is no disk that may be written to."""
-        if self.found is None:
-            return None
-        role = self.found.role(self.endpoints.node(export))
-        if role == "secondary":
-            return Side.PRIMARY
-        top = "top" if self.found.workflow is Workflow.REPLICATION else "hidden"
-        return Side.GUEST if role == top else None
+        node = self.endpoints.node(export)
+        sides = (tracker.side(node) for tracker in self.trackers)
+        return next((side for side in sides if side is not None), None)
 
     def changed(self, export: str, change: Change, error: int) -> None:
-        """A request through an endpoint was answered: do it in the model."""
-        follower, found = self.follower, self.found
-        if follower is None or found is None:
-            return
-        role = found.role(self.endpoints.node(export))
-        if role is None:
-            return
-        quiet = change.kind in (Kind.READ, Kind.FLUSH)
-        if not quiet and role not in ("secondary", "top"):
-            self.doubt(f"the {role} disk was written to directly")
-            return
-        if self.side(export) is None:
-            return
-        if self.hand is not None and self.hand.failed:
-            self.doubt("an I/O of QEMU's was ended with an error by hand")
-        if not quiet and self.endpoints.exported(export) in self.logs.logs:
-            self.catch_up()  # it is in the log by now, with what came from elsewhere
-            return
-        try:
-            predicted = follower.request(change)
-        except HostError as failure:
-            self.doubt(str(failure))
-            return
-        if self.doubts:
-            return
-        if predicted != error and not quiet:
-            where = f"write to the {role} at byte {change.offset}"
-            said = [errno_words(one) if one else "success" for one in (predicted, error)]
-            self.diverged(Verdict.ERROR_CONTRACT, where, *said)
+        """A request through an endpoint was answered: do it in the models."""
+        node = self.endpoints.node(export)
+        if change.kind not in (Kind.READ, Kind.FLUSH) and self.logs.logs:
+            # In the logs is by now what came before, and it itself where the export is on one.
+            on_log = self.endpoints.exported(export) in self.logs.logs
+            if not on_log:
+                self._beside_logs.append((node, change.offset, change.offset + change.length))
+            self.catch_up()
+            if on_log:
+                return
+        for tracker in self.trackers:
+            tracker.changed(node, change, error)
 
     def catch_up(self) -> int:
-        """Do in the model what the write logs tell; gives how many changes that were."""
+        """Do in the models what the write logs tell; gives how many changes that were."""
         changes = 0
-        try:
-            for log in self.logs.logs.values():
-                for kind, offset, length, data in log.new():
+        for log_ in self.logs.logs.values():
+            try:
+                for kind, offset, length, data in log_.new():
                     changes += 1
-                    self._logged(log.node, kind, offset, length, data)
-        except (LogError, HostError) as error:
-            self.doubt(str(error))
+                    change = Change(Side.PRIMARY, kind, offset, length, data)
+                    self._logged(log_.node, change)
+            except (LogError, HostError) as error:
+                self._doubt_all(str(error))
         return changes
 
-    def _logged(self, node: str, kind: Kind, offset: int, length: int, data: bytes) -> None:
-        follower, found = self.follower, self.found
-        role = None if found is None else found.role(node)
-        if follower is None or role not in ("secondary", "top"):
-            return
-        side = Side.PRIMARY if role == "secondary" else Side.GUEST
-        if follower.request(Change(side, kind, offset, length, data)):
-            self.doubt("a logged request must have failed, which the log does not tell")
-        if kind is Kind.ZERO:
-            chain = follower.oracle.chain
-            image = chain.secondary if side is Side.PRIMARY else chain.active
-            follower.forget_how(image, offset // SECTOR, length // SECTOR)
+    def _logged(self, node: str, change: Change) -> None:
+        end = change.offset + change.length
+        unordered = any(
+            (node, True) == (other, low < end and change.offset < high)
+            for other, low, high in self._beside_logs
+        )
+        for tracker in self.trackers:
+            if unordered and tracker.found.role(node):
+                tracker.doubt("what came first, through an endpoint or past it, is not known")
+            tracker.logged(node, change)
+        for tracker in self._met_now:
+            if tracker.found.role(node):
+                tracker.doubt(_UNDER_WAY)
 
     def lost(self, export: str, change: Change) -> None:
         """A request will not be answered: QEMU, or its NBD server, went away."""
-        if self.follower is not None and self.side(export) is not None:
-            self.doubt("QEMU's NBD server hung up during a request: who knows what it did")
-            with contextlib.suppress(HostError):
-                self.follower.request(change)
+        for tracker in self.trackers:
+            tracker.lost(self.endpoints.node(export), change)
+
+    def doubt(self, export: str, why: str) -> None:
+        """What goes through an export can no longer be followed."""
+        for tracker in self.trackers:
+            if tracker.side(self.endpoints.node(export)) is not None:
+                tracker.doubt(why)
 
     # -- questions ------------------------------------------------------------
 
-    def model(self) -> tuple[Found, Oracle]:
-        """The chain and its model.
+    @property
+    def why_none(self) -> str:
+        """Why no chain is modelled."""
+        return f"the chain is not modelled: {self.unmet}" if self.unmet else _NONE_YET
 
-        :raises InputError: there is no chain that is modelled
+    def chosen(self, name: str | None = None) -> list[ModelTracker]:
+        """The chains that *name* means, brought up to date; all without a name.
+
+        :param name: a job's id, or a node's name
+        :raises InputError: there is none of that name
         """
         self.catch_up()
-        if self.found is None or self.oracle is None:
-            if self.unmet:
-                raise InputError(f"the chain is not modelled: {self.unmet}")
-            raise InputError(
-                "no chain is modelled yet: start replication (xen-set-replication) or a backup "
-                "job with sync=none"
-            )
-        return self.found, self.oracle
+        if name is None:
+            return list(self.trackers)
+        chosen = [tracker for tracker in self.trackers if tracker.goes_by(name)]
+        if not chosen:
+            known = ", ".join(tracker.name for tracker in self.trackers) or "none"
+            raise InputError(f"no chain goes by the name '{name}'; chains: {known}")
+        return chosen
 
-    def image(self, role: str) -> Image:
-        """The model's image of a role."""
-        image = getattr(self.model()[1].chain, role)
-        assert isinstance(image, Image)
-        return image
+    def one(self, name: str | None = None) -> ModelTracker:
+        """The one chain that *name* means.
 
-    def content(self, role: str) -> BytesLike | None:
-        """The bytes of a role's image; None when they are out of our reach.
-
-        :raises OSError: they cannot be read
+        :raises InputError: there is none, or more than one
         """
-        files = self._files(self.model()[0], role)
-        return None if files is None else files.image
+        chosen = self.chosen(name)
+        if not chosen:
+            raise InputError(self.why_none)
+        if len(chosen) > 1:
+            names = ", ".join(tracker.name for tracker in chosen)
+            raise InputError(f"several chains are modelled, say which: {names}")
+        return chosen[0]
 
-    def _files(self, found: Found, role: str) -> Files | None:
-        if self.hand is not None:
-            return Files(self.hand.gate.snapshot(role))
-        path, data = found.files.get(role), found.data_files.get(role)
-        if path is None:
-            return None
-        return Files(map_file(path), None if data is None else map_file(data))
+    def model(self) -> tuple[Found, Oracle]:
+        """The one chain and its model.
 
-    def operations(self) -> tuple[Operation, ...]:
-        """What was done since the chain was met.
-
-        :raises InputError: not all of it is known
+        :raises InputError: there is none that is modelled, or more than one
         """
-        self.model()
-        assert self.follower is not None
-        if not self.follower.whole:
-            raise InputError("too much was done for a bundle")
-        if self.follower.unrecordable:
-            raise InputError(f"a bundle cannot begin with {self.follower.unrecordable}")
-        return tuple(self.follower.operations)
+        tracker = self.one()
+        return tracker.found, tracker.oracle
 
     async def close(self) -> None:
         """Take the endpoints down."""
