@@ -238,6 +238,9 @@ class _Stage:
         wait_until(lambda: not there & {job["id"] for job in self._ask("query-jobs")})
         for number in jobs:
             self._ask("blockdev-backup", **self._job(number))
+        # A chain about which there was doubt is met again, with what its disks hold now.
+        again = {f"d{number}" for number in jobs}
+        self._unseen = {(writer, disk) for writer, disk in self._unseen if disk not in again}
 
     def _direct(self, export: str) -> NbdClient:
         return NbdClient(nbd_uri(export, self._place / "nbd"), plain=True)
