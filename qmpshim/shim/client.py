@@ -6,7 +6,9 @@ import asyncio
 import socket
 from typing import Protocol
 
+from qmpshim.shim.json_text import indented
 from qmpshim.shim.link import READ_SIZE, Batch, Link
+from qmpshim.shim.outbox import Outbox
 from qmpshim.shim.session import Answer, Command, Session
 from qmpshim.shim.upstream import Upstream
 
@@ -38,15 +40,24 @@ class Desk(Protocol):
 
 
 class Client:
-    """One connection: the socket's side of a :class:`Session`."""
+    """One connection: the socket's side of a :class:`Session`.
 
-    def __init__(self, desk: Desk, sock: socket.socket) -> None:
+    :param pretty: print JSON as a monitor with ``pretty=on`` does
+    """
+
+    def __init__(self, desk: Desk, sock: socket.socket, pretty: bool = False) -> None:
         self.desk = desk
         self.session = Session(desk.upstream.dialect, desk.upstream.coarse)
         self.link = Link(sock, self, desk.batch, desk.backlog_limit)
+        self._pretty = pretty
+        self.outbox = Outbox(self.write)
         self.in_line = False  # waits for its turn at QEMU
         self._input_ended = False
         self._again = False
+
+    def write(self, data: bytes) -> None:
+        """Send whole messages now, whatever waits in the outbox."""
+        self.link.write(indented(data) if self._pretty else data)
 
     def received(self, data: bytes, fds: tuple[int, ...]) -> None:
         """Bytes from the client."""
@@ -104,5 +115,10 @@ class Client:
     def answered(self, reply: bytes, oob: bool) -> None:
         """A request has its reply."""
         self.desk.spread()  # what QEMU said before it
-        self.link.write(reply)
+        self.outbox.reply(reply, oob)
         self.session.done(oob)
+
+    def expects(self, oob: bool) -> None:
+        """QEMU has sent a reply that needs work: what QEMU sends after it comes after it."""
+        self.desk.spread()
+        self.outbox.reserve(oob)

@@ -55,6 +55,7 @@ class Descriptors:
                 # A command with wrong arguments leaves the descriptor in QEMU's character
                 # device, where the next one would find it: a real monitor's next client command
                 # may use it, another client of ours must not.
+                client.expects(command.oob)
                 self._take_back(client, lambda: finish(reply))
 
         self._upstream.send(command.name, command.arguments, answered, command.oob, fd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import ssl
@@ -33,7 +34,7 @@ class Door:
 
     def __init__(self, stack: AsyncExitStack) -> None:
         self._stack = stack
-        self._early: list[socket.socket] = []
+        self._early: list[tuple[socket.socket, bool]] = []
         self._shim: Shim | None = None
         self._came = asyncio.Event()
         stack.callback(self._turn_away)
@@ -41,17 +42,22 @@ class Door:
         self.inherited = inherited_fds()
         self.stdio = False
 
-    def _attach(self, sock: socket.socket) -> None:
+    def _attach(self, sock: socket.socket, pretty: bool = False) -> None:
         if self._shim is None:
-            self._early.append(sock)
+            self._early.append((sock, pretty))
             self._came.set()
         else:
-            self._shim.attach(sock)
+            self._shim.attach(sock, pretty)
 
     async def listen(
-        self, address: Address, allow_remote: bool = False, tls: ssl.SSLContext | None = None
+        self,
+        address: Address,
+        allow_remote: bool = False,
+        tls: ssl.SSLContext | None = None,
+        pretty: bool = False,
     ) -> Address:
-        listener = Listener(address, self._attach, allow_remote, tls)
+        attach = functools.partial(self._attach, pretty=pretty)
+        listener = Listener(address, attach, allow_remote, tls)
         self._stack.push_async_callback(listener.close)
         return listener.address
 
@@ -59,19 +65,20 @@ class Door:
         """Make what a monitor of the command line asks for."""
         if monitor.stdio:
             self.stdio = True
-            await self._standard_streams()
+            await self._standard_streams(monitor.pretty)
         elif monitor.fd is not None:
             sock = socket.socket(fileno=monitor.fd)
             if monitor.server:
-                listener = Listener.inherited(sock, self._attach)
+                attach = functools.partial(self._attach, pretty=monitor.pretty)
+                listener = Listener.inherited(sock, attach)
                 self._stack.push_async_callback(listener.close)
             else:
-                self._attach(sock)
+                self._attach(sock, monitor.pretty)
         elif monitor.address is not None and monitor.server:
-            await self.listen(monitor.address)
+            await self.listen(monitor.address, pretty=monitor.pretty)
             self._wait = self._wait or monitor.wait
         elif monitor.address is not None:
-            self._attach(await monitor.address.connect())
+            self._attach(await monitor.address.connect(), monitor.pretty)
 
     async def wait_for_clients(self) -> None:
         """QEMU with ``wait=on`` does nothing before its first client is there."""
@@ -80,20 +87,20 @@ class Door:
 
     def attach_to(self, shim: Shim) -> None:
         self._shim = shim
-        for sock in self._early:
-            shim.attach(sock)
+        for sock, pretty in self._early:
+            shim.attach(sock, pretty)
         self._early.clear()
 
     def _turn_away(self) -> None:
         """Those who came, where there was never a shim for them."""
-        for sock in self._early:
+        for sock, _ in self._early:
             sock.close()
         self._early.clear()
 
-    async def _standard_streams(self) -> None:
+    async def _standard_streams(self, pretty: bool) -> None:
         """Pass them on in threads: they may be files, or a terminal that others share."""
         ours, theirs = socket.socketpair()
-        self._attach(theirs)
+        self._attach(theirs, pretty)
 
         def inwards() -> None:
             with contextlib.suppress(OSError):

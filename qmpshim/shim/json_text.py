@@ -162,6 +162,40 @@ def as_qemu_reads(value: Value) -> bytes:
     return _dump(value, _double_in)
 
 
+_LAYOUT = re.compile(rb'"(?:[^"\\]|\\.)*"|\{\}|\[\]|[{[\]}]|, ?')
+
+
+def indented(text: bytes) -> bytes:
+    """Messages of QEMU's writer as a monitor with ``pretty=on`` prints them.
+
+    Source: QEMU 7.2 ``qobject/json-writer.c``; ``monitor_puts_locked`` makes each line end CRLF.
+
+    :param text: whole messages, a line each
+    """
+    depth = 0
+
+    def laid_out(found: re.Match[bytes]) -> bytes:
+        nonlocal depth
+        token = found[0]
+        if token[:1] == b'"':
+            return token
+        if token in (b"{", b"["):
+            depth += 1
+            return token + _new_line(depth)
+        if token in (b"}", b"]"):
+            depth -= 1
+            return _new_line(depth) + token
+        if token in (b"{}", b"[]"):
+            return token[:1] + _new_line(depth) + token[1:]
+        return b"," + _new_line(depth)
+
+    return _LAYOUT.sub(laid_out, text)
+
+
+def _new_line(depth: int) -> bytes:
+    return b"\r\n" + b"    " * depth
+
+
 def _dump(value: Value, double: Callable[[float], str]) -> bytes:
     if value is None or isinstance(value, (bool, int, str)):
         return json.dumps(value).encode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qmpshim.shim.endpoint import Address
@@ -22,6 +22,7 @@ class Monitor:
     :ivar wait: whether QEMU waits for the first client before it starts
     :ivar fd: an inherited descriptor of a connected (or, with *server*, listening) socket
     :ivar stdio: standard input and output
+    :ivar pretty: whether it prints JSON over several lines
     """
 
     address: Address | None = None
@@ -29,6 +30,7 @@ class Monitor:
     wait: bool = False
     fd: int | None = None
     stdio: bool = False
+    pretty: bool = False
 
 
 def _split(value: str) -> list[tuple[str, str | None]]:
@@ -111,10 +113,17 @@ def extract(arguments: Sequence[str]) -> tuple[list[str], list[Monitor]]:
     for word, value in kept:
         monitor = _monitor(word, value, chardevs, taken)
         if monitor is not None:
-            monitors.append(monitor)
+            monitors.append(replace(monitor, pretty=_is_pretty(word, value)))
         else:
             rest_of += [word] if value is None else [word, value]
     return _without(rest_of, taken), monitors
+
+
+def _is_pretty(word: str, value: str | None) -> bool:
+    option = word.lstrip("-")
+    return option == "qmp-pretty" or (
+        option == "mon" and _is_on(dict(_split(value or "")), "pretty", False)
+    )
 
 
 def _monitor(

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,9 @@ _FAREWELL = 5.0  # seconds a client has to read the last words
 #: The id of exports that the shim makes for itself; clients are not told when they end.
 OWN_EXPORT = "x-shim-view"
 _OWN_EXPORT_EVENT = f'"id": "{OWN_EXPORT}"'.encode()
+
+#: Whose command the current task passes on with :meth:`Shim.ask`.
+_ASKER: ContextVar[Client | None] = ContextVar("asker", default=None)
 
 #: Answers a command of the shim's own; may raise a QmpshimError, whose text the client gets.
 Handler = Callable[[dict[str, Value]], Awaitable[object]]
@@ -133,12 +137,15 @@ class Shim:
 
     # -- clients ------------------------------------------------------------
 
-    def attach(self, sock: socket.socket) -> Client:
-        """Serve a connected client from now on."""
-        client = Client(self, sock)
+    def attach(self, sock: socket.socket, pretty: bool = False) -> Client:
+        """Serve a connected client from now on.
+
+        :param pretty: print JSON as a monitor with ``pretty=on`` does
+        """
+        client = Client(self, sock, pretty)
         self.clients.add(client)
         self.counters.clients += 1
-        client.link.write(self._greeting)
+        client.write(self._greeting)
         client.link.read()
         return client
 
@@ -289,6 +296,7 @@ class Shim:
         task.add_done_callback(self._tasks.discard)
 
     async def _intercept(self, client: Client, command: Command) -> None:
+        _ASKER.set(client)  # seen by this task alone
         try:
             reply = await self.intercepts[command.name](command)
         except QmpshimError as error:
@@ -303,12 +311,19 @@ class Shim:
             self._finish(client, command, reply)
 
     async def ask(self, command: Command) -> Reply | None:
-        """Send a client's command to QEMU; None when QEMU goes away first."""
+        """Send a client's command to QEMU; None when QEMU goes away first.
+
+        The reply keeps its place among what QEMU sends the client, however long an intercept
+        works on after it.
+        """
         if self.watchdog.is_hung:
             return self.watchdog.refusal
         future: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+        asker = _ASKER.get()
 
         def answered(reply: Reply | None) -> None:
+            if asker is not None and reply is not None:
+                asker.expects(oob=False)
             if not future.done():
                 future.set_result(reply)
 
@@ -408,7 +423,7 @@ class Shim:
         data = b"".join(self._unspread)
         self._unspread.clear()
         for listener in list(self._listeners):
-            listener.link.write(data)
+            listener.outbox.event(data)
 
     def on_event(self, waiter: Callable[[bytes], None]) -> None:
         """Tell *waiter* each event, as the text QEMU sent."""

@@ -39,6 +39,8 @@ class Reply:
         """The reply for a client that gave *id_*, ready to send."""
         if id_ is None:
             return self.body + b"\r\n"
+        if self.failed:  # where QEMU's dictionary has it
+            return b'{"id": ' + id_ + b", " + self.body[1:] + b"\r\n"
         return self.body[:-1] + b', "id": ' + id_ + b"}\r\n"
 
     @property

@@ -279,6 +279,12 @@ def client_of(loop: Loop, shim: Shim) -> Wire:
     return Wire(ours)
 
 
+def stand_in(build: Build) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of what stands where *build*'s emulator is expected."""
+    program = Path(sys.executable).parent / "qmpshim-qemu"
+    return [str(program)], {**os.environ, "QMPSHIM_BUILD": build.name}
+
+
 def wait_until(what: Callable[[], bool], seconds: float = LIMIT) -> None:
     """Wait for something to become true."""
     deadline = time.monotonic() + seconds

@@ -413,7 +413,9 @@ def test_extract() -> None:
     assert one("-qmp", "stdio") == Monitor(stdio=True)
     socket_ = "socket,id=m,path=/a,,b"
     assert one("-chardev", socket_, "-mon", "chardev=m,mode=control") == Monitor(path)
-    assert one("-mon", "m,mode=control,pretty=on", "-chardev", "socket,id=m,fd=7") == Monitor(fd=7)
+    assert one("-mon", "m,mode=control,pretty=on", "-chardev", "socket,id=m,fd=7") == Monitor(
+        fd=7, pretty=True
+    )
     for kept in (
         ["-chardev", socket_, "-mon", "chardev=m,mode=readline"],
         ["-chardev", "socket,id=m,path=/x,telnet=on", "-mon", "chardev=m,mode=control"],
