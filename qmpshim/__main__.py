@@ -32,7 +32,7 @@ def main() -> int:
 def stand_in() -> int:
     """The entry point of ``qmpshim-qemu``."""
     leave_out_working_directory()
-    from qmpshim.commands.shim import stand_in as stand_in_for_qemu
+    from qmpshim.commands.stand_in import main as stand_in_for_qemu
 
     return stand_in_for_qemu()
 

@@ -78,6 +78,10 @@ class NoSuchBuild(InputError):
     """The name of a build that there is not; a place where one should be is another matter."""
 
 
+class NothingToTell(InputError):
+    """What is asked about is not there (no chain is modelled, none is gated); says why."""
+
+
 class HostError(QmpshimError):
     """This machine lacks something: a program, a library, disk space, a permission."""
 

@@ -1,4 +1,4 @@
-"""`qmpshim serve`, `qmpshim shell` and the `qmpshim-qemu` that stands in for a QEMU binary."""
+"""`qmpshim serve` and `qmpshim shell`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qmpshim.commands.console import (
     run_cancellable,
     size,
 )
-from qmpshim.errors import InputError, QmpshimError
+from qmpshim.errors import InputError
 from qmpshim.machine.secondary import ChainSpec
 from qmpshim.model.chain import Workflow
 from qmpshim.shim import serve as serving
@@ -27,7 +27,6 @@ from qmpshim.shim.emulator import EndedEarly
 from qmpshim.shim.endpoint import Address
 from qmpshim.shim.serve import Options, Served
 from qmpshim.shim.shell import ShellOptions, run_shell
-from qmpshim.shim.stand_in import stand_in_main
 
 
 def add(commands: Any) -> None:
@@ -180,12 +179,3 @@ def _shell(args: argparse.Namespace, console: Console) -> int:
         run_shell(options, sys.stdin, sys.stdout, sys.stderr),
         *(["QEMU lives on"] if address is not None else []),
     )
-
-
-def stand_in() -> int:
-    """The entry point of ``qmpshim-qemu``; ``$QMPSHIM_BUILD`` names the build."""
-    try:
-        return stand_in_main()
-    except QmpshimError as error:
-        print(f"qmpshim-qemu: {error}", file=sys.stderr)
-        return 1  # as QEMU does when it cannot start

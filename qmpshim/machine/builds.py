@@ -131,12 +131,16 @@ def resolve(name_or_path: str | None) -> Build:
     :raises HostError: the system's is wanted and there is none
     :raises BuildError: it is a QEMU that does not start or was not made
     """
-    build = _find(name_or_path)
+    build = find(name_or_path)
     read_version(build)
     return build
 
 
-def _find(wanted: str | None) -> Build:
+def find(wanted: str | None) -> Build:
+    """As :func:`resolve`, but whether it starts is found out by starting it.
+
+    Raises what :func:`resolve` raises, but not for a QEMU that does not start.
+    """
     if wanted is None or wanted == "system":
         return Build.system()
     if registry.has(wanted):
@@ -325,7 +329,7 @@ def _row(name: str) -> BuildRow:
         if name != "system":
             entry = registry.read(name)
             kind, place = entry.kind, str(entry.path)
-        build = _find(name)
+        build = find(name)
         version, words = read_version(build)
         return BuildRow(name, words, build.kind, place or str(build.binary), discipline_of(version))
     except QmpshimError as error:

@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.oracle import Oracle, View
-from qmpshim.errors import InputError, MachineHung
+from qmpshim.errors import InputError, MachineHung, NothingToTell
 from qmpshim.machine.builds import Build
 from qmpshim.machine.secondary import SECTOR
 from qmpshim.model.chain import Workflow
 from qmpshim.model.disk import Alloc, Qcow2
-from qmpshim.shim import replays
 from qmpshim.shim.definitions import COMMANDS, check, schema
 from qmpshim.shim.hand_commands import HandCommands
 from qmpshim.shim.json_text import Value
 from qmpshim.shim.server import Handler, Shim
 from qmpshim.shim.tracker import ModelTracker
 from qmpshim.shim.upstream import Reply
-from qmpshim.shim.verification import verify
 from qmpshim.shim.watch import Watch
 
 _MOST = 16 << 20  # bytes x-shim-predict tells of at once
@@ -62,7 +60,13 @@ class Commands:
     def _checked(name: str, handler: Handler) -> Handler:
         async def checked(arguments: dict[str, Value]) -> object:
             check(name, arguments)
-            return await handler(arguments)
+            try:
+                return await handler(arguments)
+            except NothingToTell as error:
+                empty = COMMANDS[name].empty
+                if empty is None or arguments:  # whoever names something wants that very thing
+                    raise
+                return {**empty.rest, empty.why: str(error)}
 
         return checked
 
@@ -175,6 +179,8 @@ class Commands:
         return self._watch.one(chain)
 
     async def _verify(self, arguments: dict[str, Value]) -> object:
+        from qmpshim.shim.verification import verify
+
         async with self._shim.no_commands(own=1):
             trackers = self._watch.chosen(_chain(arguments))
             verified = await verify(self._watch, trackers)
@@ -244,9 +250,13 @@ class Commands:
 
     async def _replay(self, arguments: dict[str, Value]) -> object:
         """On a QEMU of its own of the same build: a bundle needs a fresh chain."""
+        from qmpshim.shim import replays
+
         return await replays.again(self._known_build(), Path(str(arguments["bundle"])))
 
     async def _record(self, arguments: dict[str, Value]) -> object:
+        from qmpshim.shim import replays
+
         return await replays.record(self._watch, self._build, _chain(arguments))
 
     def _known_build(self) -> Build:

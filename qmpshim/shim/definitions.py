@@ -21,12 +21,29 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
+class Empty:
+    """What a query answers where there is nothing it could tell of, as QEMU's own queries do.
+
+    :ivar why: the member that says why
+    :ivar rest: the other members
+    """
+
+    why: str
+    rest: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
 class Definition:
-    """A command as its schema tells it; *oob*: also out of band."""
+    """A command as its schema tells it.
+
+    :ivar oob: also out of band
+    :ivar empty: None for what is no query: there an error says why nothing was done
+    """
 
     arguments: tuple[Field, ...]
     returns: str
     oob: bool = False
+    empty: Empty | None = None
 
 
 _ROLES = ("secondary", "hidden", "active", "top")
@@ -130,6 +147,7 @@ OBJECTS: Mapping[str, tuple[Field, ...]] = {
         Field("cluster-size", "int"),
         Field("clusters", "int"),
         Field("disks", "[XShimDiskMap]"),
+        Field("not-modelled", "str", True),
     ),
     "XShimReplay": (
         Field("reproduced", "bool"),
@@ -137,9 +155,10 @@ OBJECTS: Mapping[str, tuple[Field, ...]] = {
         Field("verdict", "XShimVerdict", True),
     ),
     "XShimRecord": (
-        Field("kind", "XShimBundleKind"),
-        Field("case", "any"),
-        Field("shows", "str"),
+        Field("kind", "XShimBundleKind", True),
+        Field("case", "any", True),
+        Field("shows", "str", True),
+        Field("not-modelled", "str", True),
     ),
     "XShimRule": (
         Field("disk", "XShimDisk", True),
@@ -159,8 +178,9 @@ OBJECTS: Mapping[str, tuple[Field, ...]] = {
         Field("held", "[XShimHeldIO]"),
         Field("in-flight", "[str]"),
         Field("next-operation", "int"),
+        Field("not-gated", "str", True),
     ),
-    "XShimSchedule": (Field("steps", "[str]"),),
+    "XShimSchedule": (Field("steps", "[str]"), Field("not-gated", "str", True)),
     "XShimWatched": (Field("node", "str"),),
     "XShimNothing": (),
     "XShimHung": (Field("seconds", "int"), Field("commands", "[str]")),
@@ -172,6 +192,10 @@ OBJECTS: Mapping[str, tuple[Field, ...]] = {
     ),
 }
 _CHAIN = Field("chain", "str", True)  # which of several: a job's id or a node's name
+_NOT_MODELLED = "not-modelled"
+_NO_MAP = Empty(_NOT_MODELLED, {"cluster-size": 0, "clusters": 0, "disks": []})
+_NO_SCHEDULE = Empty("not-gated", {"steps": []})
+_NONE_HELD = Empty("not-gated", {"rules": [], "held": [], "in-flight": [], "next-operation": 0})
 #: The commands by name.
 COMMANDS: Mapping[str, Definition] = {
     "x-shim-status": Definition((_CHAIN,), "XShimStatus"),
@@ -186,11 +210,11 @@ COMMANDS: Mapping[str, Definition] = {
         "XShimPrediction",
     ),
     "x-shim-verify": Definition((_CHAIN,), "XShimVerification"),
-    "x-shim-map": Definition((_CHAIN,), "XShimMap"),
+    "x-shim-map": Definition((_CHAIN,), "XShimMap", empty=_NO_MAP),
     "x-shim-checkpoint": Definition((), "XShimNothing"),
     "x-shim-watch-node": Definition((Field("node", "str"),), "XShimWatched"),
     "x-shim-replay": Definition((Field("bundle", "str"),), "XShimReplay"),
-    "x-shim-record": Definition((_CHAIN,), "XShimRecord"),
+    "x-shim-record": Definition((_CHAIN,), "XShimRecord", empty=Empty(_NOT_MODELLED, {})),
     "x-shim-hold": Definition(
         (
             Field("disk", "XShimDisk", True),
@@ -199,13 +223,17 @@ COMMANDS: Mapping[str, Definition] = {
         ),
         "XShimHeld",
         oob=True,
+        empty=_NONE_HELD,
     ),
-    "x-shim-let": Definition((), "XShimHeld", oob=True),
-    "x-shim-held": Definition((), "XShimHeld", oob=True),
+    "x-shim-let": Definition((), "XShimHeld", oob=True, empty=_NONE_HELD),
+    "x-shim-held": Definition((), "XShimHeld", oob=True, empty=_NONE_HELD),
     "x-shim-release": Definition(
-        (Field("number", "int", True), Field("errno", "int", True)), "XShimHeld", oob=True
+        (Field("number", "int", True), Field("errno", "int", True)),
+        "XShimHeld",
+        oob=True,
+        empty=_NONE_HELD,
     ),
-    "x-shim-schedule": Definition((), "XShimSchedule", oob=True),
+    "x-shim-schedule": Definition((), "XShimSchedule", oob=True, empty=_NO_SCHEDULE),
 }
 EVENTS: Mapping[str, str] = {
     "X_SHIM_DIVERGENCE": "XShimVerdict",

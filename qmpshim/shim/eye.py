@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from qmpshim.conformance.workload import Kind, Side
 from qmpshim.machine.nbd_proto import CMD_NO_HOLE, Op, Request
 from qmpshim.machine.secondary import SECTOR
 from qmpshim.shim.follow import Change
-from qmpshim.shim.schedule import Schedule
+
+if TYPE_CHECKING:
+    from qmpshim.shim.schedule import Schedule
 
 _KINDS = {
     Op.READ.value: Kind.READ,

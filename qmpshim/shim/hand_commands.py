@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from qmpshim.conformance.explore.io import VERBS
-from qmpshim.errors import InputError
-from qmpshim.shim.hand import Hand, Held, Rule
+from qmpshim.errors import InputError, NothingToTell
 from qmpshim.shim.json_text import Value
 from qmpshim.shim.server import Handler
 from qmpshim.shim.watch import Watch
+
+if TYPE_CHECKING:
+    from qmpshim.shim.hand import Hand, Held, Rule
 
 
 class HandCommands:
@@ -27,10 +29,12 @@ class HandCommands:
 
     def _hand(self) -> Hand:
         if self._watch.hand is None:
-            raise InputError("no chain is gated: start the shim with --gated --workflow NAME")
+            raise NothingToTell("no chain is gated: start the shim with --gated --workflow NAME")
         return self._watch.hand
 
     async def _hold(self, arguments: dict[str, Value]) -> object:
+        from qmpshim.shim.hand import Rule
+
         rule = Rule(
             _text(arguments, "disk"),
             _text(arguments, "operation"),
@@ -79,6 +83,8 @@ class HandCommands:
 
 def held_io(held: Held) -> dict[str, object]:
     """An I/O that is held, for clients."""
+    from qmpshim.conformance.explore.io import VERBS
+
     io = held.io
     return {
         "number": held.number,

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from qmpshim.conformance.explore.stage import base_content
 from qmpshim.errors import InputError
 from qmpshim.machine import builds
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.gate import Gate
-from qmpshim.machine.gated_chain import Form
-from qmpshim.machine.gated_secondary import GatedSecondary
-from qmpshim.machine.secondary import SECTOR, ChainSpec, SecondaryChain
+from qmpshim.machine.builds import Build
 from qmpshim.machine.workspace import Workspace
-from qmpshim.model.behaviour import Behaviour, behaviour_of
-from qmpshim.shim.commands import Commands
 from qmpshim.shim.door import Door
 from qmpshim.shim.emulator import Emulator
 from qmpshim.shim.endpoint import Address, raise_fd_limit, tls_context
-from qmpshim.shim.hand import Hand
-from qmpshim.shim.hand_commands import held_io
-from qmpshim.shim.logwatch import LoggedSecondary
 from qmpshim.shim.monitors import extract
-from qmpshim.shim.schedule import Schedule
 from qmpshim.shim.server import Shim
-from qmpshim.shim.watch import Watch
+
+if TYPE_CHECKING:  # what a QEMU has to wait for, or only a few need, is imported where it is used
+    from qmpshim.machine.secondary import ChainSpec, SecondaryChain
+    from qmpshim.shim.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -118,9 +113,7 @@ async def endpoint(options: Options) -> AsyncIterator[Served]:
             shim = Shim(await options.qmp.connect())
             stack.push_async_callback(shim.close)
             await shim.start(options.limit)
-            version = shim.upstream.greeting["QMP"]["version"]["qemu"]
-            number = (version["major"], version["minor"], version["micro"])
-            served = _watched(shim, workspace, behaviour_of(number), None)
+            served = _watched(shim, workspace, None)
         else:
             served = await _started(options, arguments, workspace, stack, door)
         stack.push_async_callback(served.watch.close)
@@ -131,8 +124,14 @@ async def endpoint(options: Options) -> AsyncIterator[Served]:
         yield served
 
 
-def _watched(shim: Shim, workspace: Workspace, behaviour: Behaviour, build: Build | None) -> Served:
-    watch = Watch(shim, workspace.subdirectory("watch"), behaviour)
+def _watched(shim: Shim, workspace: Workspace, build: Build | None) -> Served:
+    from qmpshim.model.behaviour import behaviour_of
+    from qmpshim.shim.commands import Commands
+    from qmpshim.shim.watch import Watch
+
+    version = shim.upstream.greeting["QMP"]["version"]["qemu"]
+    number = (version["major"], version["minor"], version["micro"])
+    watch = Watch(shim, workspace.subdirectory("watch"), behaviour_of(number))
     Commands(shim, watch, build)
     return Served(shim, watch, build=build)
 
@@ -163,10 +162,16 @@ async def _started(
         door.stdio,
         options.hold_stderr,
     )
-    await emulator.start()
+    starting = asyncio.ensure_future(emulator.start())
+    try:
+        await asyncio.sleep(0)  # QEMU runs now: what follows is done while it starts
+        importlib.import_module("qmpshim.shim.commands")
+        await starting
+    finally:  # it ends QEMU when it is given up
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
     stack.push_async_callback(emulator.close)
-    version, _ = read_version(build)
-    served = _watched(emulator.shim, workspace, behaviour_of(version), build)
+    served = _watched(emulator.shim, workspace, build)
     served.watch.endpoints.guarding = True  # it ends with us
     served.emulator = emulator
     if options.chain is not None:
@@ -178,6 +183,16 @@ async def _chained(
     options: Options, spec: ChainSpec, served: Served, build: Build, stack: AsyncExitStack
 ) -> None:
     """Build a chain on the QEMU that was started."""
+    from qmpshim.conformance.explore.stage import base_content
+    from qmpshim.machine.gate import Gate
+    from qmpshim.machine.gated_chain import Form
+    from qmpshim.machine.gated_secondary import GatedSecondary
+    from qmpshim.machine.secondary import SECTOR, SecondaryChain
+    from qmpshim.shim.hand import Hand
+    from qmpshim.shim.hand_commands import held_io
+    from qmpshim.shim.logwatch import LoggedSecondary
+    from qmpshim.shim.schedule import Schedule
+
     gated, log_writes = options.gated, options.log_writes
     emulator, watch = served.emulator, served.watch
     assert emulator is not None

@@ -77,7 +77,10 @@ class Gated:
 
     async def _ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         # Out of band: a command may be blocked by the very I/O that is to be let go.
-        return await self._client.execute(command, arguments, oob=True)
+        told = await self._client.execute(command, arguments, oob=True)
+        if why := told.get("not-gated"):
+            raise InputError(why)
+        return told
 
     def _show(self, told: dict[str, Any]) -> None:
         for rule in told["rules"]:

@@ -149,7 +149,7 @@ class Words:
             case ("help",):
                 self._show(f"{word:12} {text}" for word, text in LOCAL.items())
             case "map", *_:
-                self._show(draw_map(await self._client.execute("x-shim-map"), self._width() - 12))
+                self._show(draw_map(await self._modelled("x-shim-map"), self._width() - 12))
             case "hmp", line:
                 await self._flights.wait(f"hmp {line}", self._hmp(line))
             case ("graph",):
@@ -215,9 +215,19 @@ class Words:
         """Hang up at the disks."""
         self._disks.close()
 
+    async def _modelled(self, command: str) -> dict[str, Any]:
+        """What a query about the chain answers.
+
+        :raises InputError: there is no chain that is modelled
+        """
+        told: dict[str, Any] = await self._client.execute(command)
+        if why := told.get("not-modelled"):
+            raise InputError(why)
+        return told
+
     async def _record(self, path: str) -> None:
         await self._flights.land(5.0)
-        told = await self._client.execute("x-shim-record")
+        told = await self._modelled("x-shim-record")
         _write(path, json.dumps(told["case"], indent=1) + "\n")
         self._say(f"wrote {path}; `qmpshim replay {path}` shows: {told['shows']}")
 

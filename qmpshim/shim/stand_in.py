@@ -1,21 +1,26 @@
-"""``qmpshim-qemu``: stands where a QEMU binary is expected, the shim before its QMP monitors."""
+"""``qmpshim-qemu``: stands where a QEMU binary is expected, the shim before its QMP monitors.
+
+Test suites start QEMU by the hundred, so a start imports no more than it needs.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from qmpshim.machine import builds
-from qmpshim.shim.emulator import Emulator, EndedEarly
-from qmpshim.shim.monitors import extract
-from qmpshim.shim.serve import Options, Served, serve
+
+if TYPE_CHECKING:
+    from qmpshim.shim.emulator import Emulator
+    from qmpshim.shim.serve import Options, Served
 
 log = logging.getLogger(__name__)
 
+_MONITOR_OPTIONS = {"-qmp", "-qmp-pretty", "-mon"}
 _INFORMATION = {"-version", "-help", "-h", "-daemonize", "-device=help"}
 
 
@@ -25,20 +30,37 @@ def stand_in(arguments: Sequence[str], name: str | None = None) -> int:
     :param name: the build to run, see :func:`qmpshim.machine.builds.resolve`
     :raises QmpshimError: as :func:`endpoint`
     """
-    build = builds.resolve(name)
-    _, monitors = extract(arguments)
-    if not monitors or _INFORMATION & {"-" + word.lstrip("-") for word in arguments}:
-        argv = [*build.command(), *arguments]
-        os.execvpe(argv[0], argv, build.environment())
-    options = Options(build=build, arguments=tuple(arguments), limit=3600.0)
-    status = asyncio.run(_stand_in(options))
+    build = builds.find(name)
+    options = {"-" + word.lstrip("-") for word in arguments}
+    if not _MONITOR_OPTIONS & options or _INFORMATION & options:
+        _become(build, arguments)
+    import asyncio
+
+    from qmpshim.shim.monitors import extract
+    from qmpshim.shim.serve import Options
+
+    if not extract(arguments)[1]:
+        _become(build, arguments)
+    status = asyncio.run(
+        _stand_in(Options(build=build, arguments=tuple(arguments), limit=3600.0), build)
+    )
     if status < 0:  # die of what QEMU died of
         signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     return status
 
 
-async def _stand_in(options: Options) -> int:
+def _become(build: builds.Build, arguments: Sequence[str]) -> NoReturn:
+    argv = [*build.command(), *arguments]
+    os.execvpe(argv[0], argv, build.environment())
+
+
+async def _stand_in(options: Options, build: builds.Build) -> int:
+    import asyncio
+
+    from qmpshim.shim.emulator import EndedEarly
+    from qmpshim.shim.serve import serve
+
     loop = asyncio.get_running_loop()
     emulator: list[Emulator] = []
     early: list[int] = []
@@ -63,6 +85,7 @@ async def _stand_in(options: Options) -> int:
         return -early[0] if early else 1
     except EndedEarly as error:
         log.info("%s", error)
+        builds.read_version(build)  # it may be no QEMU, or one that never starts: that says so
         # QEMU has said on stderr what is wrong, or on stdout what it was asked.
         return 1 if error.status is None else error.status
 
