@@ -14,7 +14,11 @@ TEST_DEBS := libnbd-bin nbdkit socat openssl cpio chromium perl git
 STAMP  := $(VENV)/.installed
 JOBS   ?= $(shell nproc)
 
-.PHONY: verify test full lint bench clean
+# What QEMU's own qtests need to be made, and its iotests to run.
+UPSTREAM_DEBS := gcc make ninja-build pkg-config dpkg-dev libglib2.0-dev libpixman-1-dev \
+	libfdt-dev zlib1g-dev bc jq
+
+.PHONY: verify test full upstream lint bench clean
 
 verify: $(STAMP)
 	$(BIN)/qmpshim verify $(ARGS)
@@ -26,6 +30,11 @@ test: $(STAMP) lint
 full: $(STAMP) lint
 	@./.ci/need-debs $(TEST_DEBS)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --full $(ARGS)
+
+# QEMU's own tests, directly and through qmpshim-qemu: vmtests/upstream/README.md.
+upstream: $(STAMP)
+	@./.ci/need-debs $(UPSTREAM_DEBS)
+	$(BIN)/python vmtests/upstream/upstream.py -j $(JOBS) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

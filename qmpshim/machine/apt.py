@@ -96,10 +96,11 @@ class PrivateApt:
     :param root: that directory; it must not exist
     :param mirror: URI of the archive
     :param suite: the suite's name there
+    :param source: the suite's source packages instead of its binary ones
     :raises HostError: apt is not here, or lacks Debian's keys
     """
 
-    def __init__(self, root: Path, mirror: str, suite: str) -> None:
+    def __init__(self, root: Path, mirror: str, suite: str, *, source: bool = False) -> None:
         self.root = root
         self.mirror = mirror
         self.suite = suite
@@ -129,7 +130,10 @@ class PrivateApt:
                 )
             )
         (root / "sources.list").write_text(
-            "".join(f"deb [signed-by={KEYRING}] {uri} {suite} main\n" for uri, suite in sources)
+            "".join(
+                f"{'deb-src' if source else 'deb'} [signed-by={KEYRING}] {uri} {name} main\n"
+                for uri, name in sources
+            )
         )
         (root / "apt.conf").write_text(self._configuration())
 
@@ -245,6 +249,24 @@ class PrivateApt:
             raise HostError(f"{self.suite} at {self.mirror}: {missing[0]} did not arrive")
         return [archive for archive in found if archive]
 
+    def fetch_source(self, package: str, version: str) -> Path:
+        """Download and verify a source package; nothing is unpacked.
+
+        :param version: its Debian version, with the epoch
+        :returns: its ``.dsc``, the parts beside it
+        :raises InputError: the suite has no such package in this version
+        :raises HostError: the network failed, or what came is not what the lists promise
+        """
+        place = self.root / "archives"
+        words = ("apt-get", "-q", "source", "--download-only", f"{package}={version}")
+        ended = self._apt(*words, limit=_DOWNLOAD_LIMIT_S, cwd=place)
+        if ended.returncode != 0:
+            self._explain(ended.stderr)
+        described = place / f"{package}_{version.partition(':')[2] or version}.dsc"
+        if not described.is_file():
+            raise HostError(f"{self.suite} at {self.mirror}: {described.name} did not arrive")
+        return described
+
     def _explain(self, complaint: str) -> NoReturn:
         """Raise apt's complaint, in one line that says what to do."""
         logger.debug("apt: %s", complaint)
@@ -256,7 +278,11 @@ class PrivateApt:
                 f"{self.mirror} has no suite {self.suite}; one that is no longer supported: "
                 f"set {MIRROR_VARIABLE}=http://archive.debian.org/debian"
             )
-        if "Unable to locate package" in complaint or "no installation candidate" in complaint:
+        if re.search(
+            r"Unable to (locate|find a source) package|no installation candidate"
+            r"|Can not find version",
+            complaint,
+        ):
             raise InputError(f"{where}: {said}")
         if re.search(r"404 +Not Found|Failed to stat|Hash Sum mismatch|unexpected size", complaint):
             raise HostError(f"{where} changed during the fetch: run it again ({said})")

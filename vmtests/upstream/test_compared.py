@@ -1,0 +1,98 @@
+"""What `make upstream` compares: each way to differ is told, and nothing else is."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import upstream
+import upstream_suites
+from upstream_source import Tree, source_version
+from upstream_suites import FAIL, NOT_RUN, PASS, SPEAKS_QMP, Outcome, find_iotests, lacks
+
+from qmpshim.errors import InputError
+
+
+def _outcome(**status: str) -> Outcome:
+    return Outcome(status)
+
+
+@pytest.mark.parametrize(("direct", "shim"), list(itertools.permutations((PASS, FAIL, NOT_RUN), 2)))
+def test_another_end_differs(direct: str, shim: str) -> None:
+    assert lacks(_outcome(a=direct, b=PASS), _outcome(a=shim, b=PASS)) == [
+        f"a: {direct} directly, {shim} through the shim"
+    ]
+
+
+def test_missing_and_additional_parts() -> None:
+    one, both = _outcome(a=PASS), _outcome(a=PASS, b=PASS)
+    assert lacks(both, both) == []
+    assert lacks(both, one) == ["b: pass directly, missing through the shim"]
+    assert lacks(one, both) == []  # a query of ours, that passes
+    assert lacks(one, _outcome(a=PASS, b=FAIL))
+    assert lacks(one, _outcome(a=PASS, b=NOT_RUN))
+
+
+def test_tap() -> None:
+    said = (
+        "TAP version 13\n# running\n1..4\nok 1 /x/a\nnot ok 2 /x/b\nok 3 /x/c # SKIP no kvm\n"
+        "ok qcow2 040\nnot ok qcow2 041\nok qcow2 042 # SKIP\n#    [case not run] 055: no tcg\n"
+    )
+    assert upstream_suites._parts(said) == {
+        "/x/a": PASS, "/x/b": FAIL, "/x/c": NOT_RUN, "qcow2 040": PASS, "qcow2 041": FAIL,
+        "qcow2 042": NOT_RUN, "[case not run] 055: no tcg": NOT_RUN,
+    }  # fmt: skip
+    assert _outcome().summary == FAIL  # one that says nothing has not passed
+    assert _outcome(a=PASS, b=NOT_RUN).summary == PASS
+    assert _outcome(a=NOT_RUN).summary == NOT_RUN
+
+
+def _compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **ends: list[str]) -> str:
+    """The verdict about a test that ends so, one run after the other."""
+
+    def run(tree: Any, programs: Any, name: str, qemu: Path, place: Path) -> Outcome:
+        return _outcome(test=ends[str(qemu)].pop(0))
+
+    monkeypatch.setattr(upstream, "run_iotest", run)
+    programs: Any = SimpleNamespace(direct=Path("direct"), shim=Path("shim"))
+    return upstream.compare(Tree("1", tmp_path), programs, tmp_path, "040").verdict
+
+
+def test_what_fails_now_and_then(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Once through the shim is enough, unless the same happens directly."""
+    always = _compared(monkeypatch, tmp_path, direct=[PASS] * 4, shim=[FAIL])
+    assert always == upstream.DIFFERS
+    by_itself = _compared(monkeypatch, tmp_path, direct=[PASS, PASS, FAIL], shim=[FAIL])
+    assert by_itself == FAIL
+    assert _compared(monkeypatch, tmp_path, direct=[FAIL] * 4, shim=[PASS]) == upstream.DIFFERS
+    assert _compared(monkeypatch, tmp_path, direct=[FAIL], shim=[FAIL]) == FAIL
+
+
+def test_which_iotests(tmp_path: Path) -> None:
+    """Found by what they do; those that only use qemu-img, or are disabled, are not."""
+    tree = Tree("1", tmp_path)
+    (tree.iotests / "tests").mkdir(parents=True)
+    for name, text in {
+        "001": "$QEMU_IO -c 'read 0 64k'",
+        "002": "import iotests\nvm = iotests.VM()",
+        "003": "# group: rw disabled\n. ./common.qemu",
+        "004": "# group: rw\n. ./common.qemu",
+        "005": "$QEMU -qmp stdio",
+        "tests/named": "class T(iotests.QMPTestCase):",
+        "tests/helper": "class T(iotests.QMPTestCase):",
+    }.items():
+        (tree.iotests / name).write_text(text)
+        if "helper" not in name:
+            (tree.iotests / f"{name}.out").touch()
+    assert find_iotests(tree) == ["002", "004", "005", "named"]
+    assert not SPEAKS_QMP.search("qemu-img --qmp-none")
+
+
+def test_versions() -> None:
+    assert source_version("7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)") == "1:7.2+dfsg-7+deb12u18"
+    assert source_version("10.0.13 (Debian 1:10.0.13+ds-0+deb13u1)") == "1:10.0.13+ds-0+deb13u1"
+    with pytest.raises(InputError, match="not Debian's"):
+        source_version("9.2.0")

@@ -1,0 +1,163 @@
+"""`make upstream`: QEMU's own tests see with the shim in between what they see without.
+
+    python vmtests/upstream/upstream.py [--build NAME]... [-j N] [TEST]...
+
+Exit status: 0 nothing differs, 1 something does, 2 it cannot be found out here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from upstream_programs import Programs
+from upstream_source import QTESTS, Tree, tree_of
+from upstream_suites import (
+    FAIL,
+    NOT_RUN,
+    PASS,
+    Outcome,
+    find_iotests,
+    lacks,
+    run_iotest,
+    run_qtest,
+)
+
+from qmpshim.errors import QmpshimError
+from qmpshim.machine import builds, debian, registry
+from qmpshim.machine.builds import Build
+
+BUILDS = ("system", "debian:trixie")
+DIFFERS = "differs"
+#: How often a test is run again, both ways, before what differs counts: QEMU's own tests have
+#: time limits, and some fail now and then without us.
+_AGAIN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one test.
+
+    :ivar verdict: :data:`DIFFERS`, or how it ended both ways
+    :ivar why: where it differs, the parts that do; else what is to be known
+    """
+
+    name: str
+    verdict: str
+    direct: Outcome
+    shim: Outcome
+    why: str = ""
+
+
+def compare(tree: Tree, programs: Programs, place: Path, name: str) -> Result:
+    """Run a test both ways, and again where the ways differ.
+
+    :param place: a directory with a short path
+
+    It differs when it ended through the shim, even once, in a way it never ended directly.
+    """
+    run = run_qtest if name in QTESTS else run_iotest
+    number = iter(range(1_000))
+
+    def once(qemu: Path) -> Outcome:
+        own = place / f"{name[:12]}-{next(number)}"
+        try:
+            return run(tree, programs, name, qemu, own)
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+
+    direct, shim = once(programs.direct), once(programs.shim)
+    differences = lacks(direct, shim)
+    if not differences:
+        return Result(name, direct.summary, direct, shim)
+    for _ in range(_AGAIN):
+        other = once(programs.direct)
+        if not lacks(other, shim):
+            return Result(name, shim.summary, other, shim, "ends directly now this way, now that")
+    return Result(name, DIFFERS, direct, shim, "; ".join(differences))
+
+
+@contextlib.contextmanager
+def _short_directory() -> Iterator[Path]:
+    """Sockets lie in it, and QEMU's tests add long names."""
+    place = Path(tempfile.mkdtemp(prefix="qu-"))
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _build(name: str) -> Build:
+    if name.startswith(registry.FETCHED):
+        debian.fetch(name, print)
+    return builds.resolve(name)
+
+
+def run_all(build: Build, wanted: list[str], jobs: int, place: Path) -> list[Result]:
+    """Run the tests with a QEMU of a build's version, and tell of each."""
+    tree = tree_of(build, print)
+    programs = Programs.of(build, tree, place / "bin")
+    every = [*QTESTS, *find_iotests(tree)]
+    names = [name for name in every if not wanted or name in wanted]
+    print(f"QEMU {tree.version}: {len(names)} tests", flush=True)
+    results = []
+    with ThreadPoolExecutor(jobs) as pool:
+        for result in pool.map(partial(compare, tree, programs, place), names):
+            took = f"{result.direct.seconds:6.1f} s {result.shim.seconds:6.1f} s"
+            print(f"  {result.name:32} {result.verdict:8} {took}  {result.why}", flush=True)
+            if result.verdict == DIFFERS:
+                print(_indented(result.shim.said), flush=True)
+            results.append(result)
+    return results
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"      {line}" for line in text.strip().splitlines())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make upstream", description=__doc__)
+    parser.add_argument("--build", action="append", metavar="NAME", help=f"default: {BUILDS}")
+    parser.add_argument("-j", dest="jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "tests", nargs="*", metavar="TEST", help="an iotest or qtest (default: all)"
+    )
+    args = parser.parse_args()
+    found: dict[str, list[Result]] = {}
+    try:
+        for name in args.build or BUILDS:
+            with _short_directory() as place:
+                found[name] = run_all(_build(name), args.tests, args.jobs, place)
+    except QmpshimError as error:
+        print(f"upstream: {error}", file=sys.stderr)
+        return 2
+    for name, results in found.items():
+        if results and not any(result.verdict == PASS for result in results):
+            print(f"upstream: with {name} no test passes, not even directly", file=sys.stderr)
+            return 2
+    print(f"\n{'':24}{'pass':>8}{'fail':>8}{'not run':>8}{'differ':>8}")
+    print(f"{'':24}{'(both directly and through the shim)':^32}")
+    for name, results in found.items():
+        count = Counter(result.verdict for result in results)
+        numbers = "".join(f"{count[one]:8}" for one in (PASS, FAIL, NOT_RUN, DIFFERS))
+        print(f"{name:24}{numbers}")
+    if args.tests and any(not results for results in found.values()):
+        print(f"upstream: no test of these names: {' '.join(args.tests)}", file=sys.stderr)
+        return 2
+    different = [r.name for results in found.values() for r in results if r.verdict == DIFFERS]
+    print(f"differ: {' '.join(different)}" if different else "nothing differs")
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""QEMU's source of a build's version, from Debian, with its qtests made; kept in the cache."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from qmpshim.errors import HostError, InputError
+from qmpshim.machine import registry
+from qmpshim.machine.apt import PrivateApt, find_mirror, run
+from qmpshim.machine.builds import Build, read_version
+
+QTESTS = ("qmp-test", "qmp-cmd-test", "drive_del-test", "machine-none-test")
+#: Build tools of QEMU's that Debian 12 has too old, or not at all.
+_PYTHON_TOOLS = ("meson>=1.5,<1.6", "pycotap>=1.1", "setuptools", "wheel", "distlib")
+_CONFIGURE = (
+    "--target-list=x86_64-softmmu",
+    "--without-default-features",
+    "--enable-system",
+    "--enable-tools",
+    "--enable-fdt",  # or meson wants to clone it
+    "--enable-replication",  # qmp-cmd-test knows which queries a build as Debian's has
+    "--enable-vnc",
+    "--disable-docs",
+    "--disable-install-blobs",  # Debian's source has none
+    "--disable-werror",
+)
+_UNPACK_LIMIT = 600.0  # seconds
+_BUILD_LIMIT = 2 * 3600.0  # seconds
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A source tree of QEMU's and what was made of it.
+
+    :ivar version: Debian's version of the source package
+    """
+
+    version: str
+    directory: Path
+
+    @property
+    def source(self) -> Path:
+        """The source tree."""
+        return self.directory / "source"
+
+    @property
+    def iotests(self) -> Path:
+        """The directory of the iotests."""
+        return self.source / "tests/qemu-iotests"
+
+    @property
+    def build(self) -> Path:
+        """The build tree."""
+        return self.directory / "build"
+
+    def qtest(self, name: str) -> Path:
+        """A qtest's program."""
+        return self.build / "tests/qtest" / name
+
+    @property
+    def is_made(self) -> bool:
+        """Whether all qtests are there."""
+        return all(os.access(self.qtest(name), os.X_OK) for name in QTESTS)
+
+
+def source_version(words: str) -> str:
+    """The version of the source package of a Debian build.
+
+    :param words: what the emulator calls its version
+    :raises InputError: it is no Debian build
+    """
+    found = re.search(r"\(Debian ([^)]+)\)", words)
+    if found is None:
+        raise InputError(f"QEMU {words} is not Debian's: there is no source package to take")
+    return re.sub(r"\+b\d+$", "", found[1])  # a rebuild of the same source
+
+
+def suites(build: Build) -> list[str]:
+    """The suites that may have a build's source package, likeliest first."""
+    if build.name.startswith(registry.FETCHED):
+        return [build.name.removeprefix(registry.FETCHED).partition("@")[0]]
+    found = re.search(r"(?m)^VERSION_CODENAME=(\S+)", Path("/etc/os-release").read_text())
+    if found is None:
+        raise HostError("/etc/os-release names no Debian suite")
+    return [found[1], f"{found[1]}-security", f"{found[1]}-updates"]
+
+
+def tree_of(build: Build, progress: Progress) -> Tree:
+    """The tree of a build's version: from the cache, else fetched and made.
+
+    :raises InputError: the build is not Debian's, or no suite has its source any more
+    :raises HostError: no network, or it cannot be made here
+    """
+    version = source_version(read_version(build)[1])
+    name = version.partition(":")[2] or version
+    place = registry.cache_directory() / "upstream" / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    tree = Tree(version, place)
+    with _lock(place.parent):
+        if not (place / "source").is_dir():
+            _fetch(build, version, place, progress)
+        if not tree.is_made:
+            _make(tree, progress)
+    return tree
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _fetch(build: Build, version: str, place: Path, progress: Progress) -> None:
+    work = place.with_name(f"{place.name}.work")
+    shutil.rmtree(work, ignore_errors=True)  # of one that was interrupted
+    shutil.rmtree(place, ignore_errors=True)
+    work.mkdir()
+    refused: list[str] = []
+    for suite in suites(build):
+        progress(f"fetching the source of QEMU {version} from {suite}")
+        apt = PrivateApt(work / f"apt-{suite}", find_mirror(), suite, source=True)
+        try:
+            apt.update()
+            described = apt.fetch_source("qemu", version)
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        # apt has verified what the archive's signature covers, each part's hash.
+        run(
+            ["dpkg-source", "--no-check", "-x", str(described), str(work / "source")], _UNPACK_LIMIT
+        )
+        for rest in work.glob("apt-*"):
+            shutil.rmtree(rest)
+        work.rename(place)
+        return
+    raise InputError("; ".join(refused))
+
+
+def _make(tree: Tree, progress: Progress) -> None:
+    """Configure the tree and make its qtests; what was interrupted goes on."""
+    progress(f"making the qtests of QEMU {tree.version}: minutes, once")
+    tree.build.mkdir(exist_ok=True)
+    tools = tree.directory.parent / "tools"
+    python = tools / "bin/python"
+    if not (tools / "bin/meson").exists():
+        run([sys.executable, "-m", "venv", "--clear", str(tools)], 120.0)
+        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        run([str(python), *install, *_PYTHON_TOOLS], _BUILD_LIMIT)
+    configure = tree.directory / "source/configure"
+    bundled = "--meson=" in configure.read_text()  # before QEMU made an environment of its own
+    targets = [f"tests/qtest/{name}" for name in QTESTS]
+    configured = (tree.build / "build.ninja").exists()
+    words = [
+        str(configure),
+        *_CONFIGURE,
+        f"--meson={tools}/bin/meson" if bundled else f"--python={python}",
+    ]
+    log = tree.directory / "build.log"
+    with log.open("wb") as file:
+        for step in ([] if configured else [words]) + [["ninja", *targets]]:
+            try:
+                subprocess.run(
+                    ["nice", *step],
+                    cwd=tree.build,
+                    env={**os.environ, "PATH": f"{tools}/bin:{os.environ['PATH']}"},
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    timeout=_BUILD_LIMIT,
+                    check=True,
+                )
+            except (OSError, subprocess.SubprocessError) as error:
+                raise HostError(
+                    f"QEMU {tree.version} cannot be made ({error}): see {log}"
+                ) from None
