@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qmpshim.conformance.oracle import Oracle
 from qmpshim.conformance.workload import Kind, Operation, Side
@@ -11,9 +12,11 @@ from qmpshim.machine.secondary import SECTOR
 from qmpshim.model.co import Co, ModelIOError, run_straight
 from qmpshim.model.disk import Alloc, Image
 from qmpshim.model.disk import Qcow2 as ModelQcow2
-from qmpshim.shim.baseline import Baseline, Files
 from qmpshim.shim.discovery import Found
 from qmpshim.shim.ledger import Ledger
+
+if TYPE_CHECKING:
+    from qmpshim.shim.baseline import Files
 
 _MOST = 1_000_000  # operations that a replay bundle may have
 
@@ -62,6 +65,8 @@ class Follower:
 
         Parameters and errors as :meth:`Baseline.take`.
         """
+        from qmpshim.shim.baseline import Baseline
+
         baseline = Baseline(self.oracle.chain, found, self._ledger, self._write_before)
         baseline.take(files, uri)
         self.unrecordable = baseline.unrecordable
