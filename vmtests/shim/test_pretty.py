@@ -39,8 +39,10 @@ def _said(command: list[str], env: dict[str, str], option: list[str], path: Path
         with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as sock:
             sock.connect(str(path))
             wire = Wire(sock)
-            wire.send(SCRIPT)
             said = b""
+            while not said.endswith(b"\r\n}\r\n"):  # the greeting
+                said += sock.recv(1 << 16)
+            wire.send(SCRIPT)
             with contextlib.suppress(ConnectionResetError):  # it ends with our last line unread
                 while data := sock.recv(1 << 16):
                     said += data
