@@ -47,6 +47,7 @@ class Options:
     :ivar tls: a directory with ca-cert.pem, server-cert.pem and server-key.pem
     :ivar limit: seconds QEMU may take to answer the shim
     :ivar hold_stderr: see :class:`~qmpshim.shim.emulator.Emulator`
+    :ivar silent_end: do not tell clients how QEMU ended, as QEMU itself does not
     """
 
     listen: tuple[Address, ...] = ()
@@ -61,6 +62,7 @@ class Options:
     tls: Path | None = None
     limit: float = 30.0
     hold_stderr: bool = False
+    silent_end: bool = False
 
 
 @dataclass(slots=True)
@@ -167,6 +169,7 @@ async def _started(
         await asyncio.sleep(0)  # QEMU runs now: what follows is done while it starts
         importlib.import_module("qmpshim.shim.commands")
         await starting
+        emulator.shim.silent_end = options.silent_end
     finally:  # it ends QEMU when it is given up
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)

@@ -99,6 +99,7 @@ class Shim:
         self._hold = asyncio.Lock()
         self._waiting = 0  # in-band commands that wait for it
         self._shut_down = False  # QEMU said SHUTDOWN
+        self.silent_end = False  # when QEMU ends clients are told what QEMU tells them: nothing
         self._tasks: set[asyncio.Task[None]] = set()
         self._event_waiters: list[Callable[[bytes], None]] = []
         self.upstream = Upstream(sock, self.batch, self._on_event, self._on_gone)
@@ -232,7 +233,11 @@ class Shim:
     def _finish(self, client: Client, command: Command, reply: Reply | None) -> None:
         if reply is None:
             desc = "QEMU went away before it answered"
-            text = b"" if self._shut_down else error_reply(GENERIC, desc, command.id)
+            text = (
+                b""
+                if self._shut_down or self.silent_end
+                else error_reply(GENERIC, desc, command.id)
+            )
         elif isinstance(reply, Overdue):
             text = reply.with_id(command.id)
         else:
@@ -448,7 +453,7 @@ class Shim:
         with self.batch:
             for client in list(self.clients):
                 client.pump()
-            if not self._shut_down:
+            if not (self._shut_down or self.silent_end):
                 self.emit("X_SHIM_QEMU_GONE", self._how_ended())
         self.gone.set()
         self._farewell = asyncio.get_running_loop().create_task(self.close())

@@ -42,7 +42,9 @@ def stand_in(arguments: Sequence[str], name: str | None = None) -> int:
     if not extract(arguments)[1]:
         _become(build, arguments)
     status = asyncio.run(
-        _stand_in(Options(build=build, arguments=tuple(arguments), limit=3600.0), build)
+        _stand_in(
+            Options(build=build, arguments=tuple(arguments), limit=3600.0, silent_end=True), build
+        )
     )
     if status < 0:  # die of what QEMU died of
         signal.signal(-status, signal.SIG_DFL)

@@ -54,6 +54,10 @@ class StandIn:
             pass
         return reply
 
+    def rest(self) -> bytes:
+        """All that is still said."""
+        return self._file.read()
+
     def close(self) -> None:
         """End it."""
         self.process.terminate()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from stand_in_harness import ARGS, PROGRAM, StandIn
 
@@ -95,3 +97,13 @@ def test_what_is_no_qemu_is_told() -> None:
     )
     assert ended.returncode == 1
     assert "is not a QEMU system emulator" in ended.stderr
+
+
+def test_the_end_is_silent_as_qemus(qemu_build: Build) -> None:
+    """Whoever talks to a QEMU that dies gets no more than the end of the connection."""
+    with StandIn(qemu_build) as shim:
+        children = Path(f"/proc/{shim.process.pid}/task/{shim.process.pid}/children")
+        for child in children.read_text().split():
+            if "qemu-system" in Path(f"/proc/{child}/cmdline").read_text():
+                os.kill(int(child), signal.SIGKILL)
+        assert shim.rest() == b""
