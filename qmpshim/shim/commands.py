@@ -234,7 +234,7 @@ class Commands:
     async def _checkpoint(self, _: dict[str, Value]) -> object:
         """As the contract wants it: the VM stopped, I/O of both sides settled."""
         if not self._watch.chosen():
-            raise InputError(self._watch.why_none)
+            raise NothingToTell(self._watch.why_none)
         running = (await self._shim.execute("query-status"))["running"]
         if running:
             await self._shim.execute("stop")

@@ -8,26 +8,28 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.oracle import Oracle
 from qmpshim.conformance.workload import Kind, Operation, Side
 from qmpshim.errors import HostError, InputError, errno_words
-from qmpshim.machine.images import map_file
-from qmpshim.machine.qcow2 import BytesLike
 from qmpshim.machine.secondary import SECTOR, ChainSpec
 from qmpshim.model.behaviour import Behaviour
 from qmpshim.model.chain import CommandError, Workflow
 from qmpshim.model.co import Co, run_straight
 from qmpshim.model.disk import Image
 from qmpshim.model.verdict import Verdict
-from qmpshim.shim.baseline import Files
 from qmpshim.shim.block_graph import BlockGraph
 from qmpshim.shim.discovery import Found
 from qmpshim.shim.follow import Change, Follower
-from qmpshim.shim.hand import Hand
 from qmpshim.shim.ledger import Ledger
 from qmpshim.shim.writers import Export, Territory, Writer, WriterKind
+
+if TYPE_CHECKING:  # a start of QEMU need not wait for them
+    from qmpshim.machine.qcow2 import BytesLike
+    from qmpshim.shim.baseline import Files
+    from qmpshim.shim.hand import Hand
 
 log = logging.getLogger(__name__)
 
@@ -310,6 +312,9 @@ class ModelTracker:
 
         :raises OSError: they cannot be read
         """
+        from qmpshim.machine.images import map_file
+        from qmpshim.shim.baseline import Files
+
         if self.hand is not None:
             return Files(self.hand.gate.snapshot(role))
         path, data = self.found.files.get(role), self.found.data_files.get(role)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qmpshim.conformance.divergence import Divergence
 from qmpshim.conformance.oracle import Oracle
@@ -19,28 +20,30 @@ from qmpshim.errors import (
     InputError,
     MachineDied,
     MachineError,
+    NothingToTell,
     QmpshimError,
 )
 from qmpshim.machine.blklog import LogError
 from qmpshim.model.behaviour import Behaviour
 from qmpshim.model.chain import Workflow
 from qmpshim.model.verdict import Verdict
-from qmpshim.shim.baseline import flush
 from qmpshim.shim.block_graph import BlockGraph
 from qmpshim.shim.command_effects import NOTED, BackupStart, backup_starts, effects, moves
 from qmpshim.shim.discovery import Found, find_backup, find_replication, source_of_backup
 from qmpshim.shim.endpoints import Endpoints
 from qmpshim.shim.eye import Eye
 from qmpshim.shim.follow import Change
-from qmpshim.shim.hand import Hand
 from qmpshim.shim.ledger import Ledger
 from qmpshim.shim.logwatch import LogWatch
-from qmpshim.shim.schedule import Schedule
 from qmpshim.shim.server import Shim
 from qmpshim.shim.session import Command
 from qmpshim.shim.tracker import ModelTracker, Step
 from qmpshim.shim.upstream import Reply
 from qmpshim.shim.writers import Territory, Writer, WriterKind
+
+if TYPE_CHECKING:  # a start of QEMU need not wait for them
+    from qmpshim.shim.hand import Hand
+    from qmpshim.shim.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -397,6 +400,8 @@ class Watch:
         return tracker
 
     async def _read_baseline(self, tracker: ModelTracker) -> None:
+        from qmpshim.shim.baseline import flush
+
         found = tracker.found
         aside = self.hand.aside() if self.hand is not None else contextlib.nullcontext()
         with aside:
@@ -542,7 +547,7 @@ class Watch:
         """
         chosen = self.chosen(name)
         if not chosen:
-            raise InputError(self.why_none)
+            raise NothingToTell(self.why_none)
         if len(chosen) > 1:
             names = ", ".join(tracker.name for tracker in chosen)
             raise InputError(f"several chains are modelled, say which: {names}")
