@@ -35,9 +35,8 @@ def _said(command: list[str], env: dict[str, str], option: list[str], path: Path
     """All that a QEMU says over a monitor to the end of the script."""
     process = subprocess.Popen([*command, *ARGS, *option], stdin=subprocess.DEVNULL, env=env)
     try:
-        wait_until(lambda: path.exists() or process.poll() is not None)
         with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as sock:
-            sock.connect(str(path))
+            wait_until(lambda: sock.connect_ex(str(path)) == 0)
             wire = Wire(sock)
             said = b""
             while not said.endswith(b"\r\n}\r\n"):  # the greeting
