@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.machine import builds, registry
-from qmpshim.machine.builds import Build
-from qmpshim.machine.workspace import Workspace
+from qmpshim.machine.builds import build, registry
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.host.workspace import Workspace
 from qmpshim.pytest_plugin import build_named
 
 pytest_plugins = ["pytester"]  # the plugin is tested as another project would use it
@@ -79,7 +79,7 @@ def qemu_on_path(qemu_build: Build, tmp_path_factory: pytest.TempPathFactory) ->
     place = tmp_path_factory.mktemp("bin")
     env = [f"{name}={value}" for name, value in qemu_build.env.items()]
     tools = {name: qemu_build.tool(name) for name in ("qemu-img", "qemu-io", "qemu-nbd")}
-    for name, command in {builds.EMULATOR: qemu_build.command(), **tools}.items():
+    for name, command in {build.EMULATOR: qemu_build.command(), **tools}.items():
         (place / name).write_text(f'#!/bin/sh\nexec {shlex.join(["env", *env, *command])} "$@"\n')
         (place / name).chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:

@@ -2,7 +2,7 @@
  * The guest's own program: writes, reads and verifies traceable data, straight to a disk.
  *
  * Every sector that it writes names the operation that wrote it and its place, with the bytes of
- * qmpshim/conformance/pattern.py: 64 little-endian words TAG ^ STEP * i, TAG = operation << 36 |
+ * qmpshim/conformance/workload/pattern.py: 64 little-endian words TAG ^ STEP * i, TAG = operation << 36 |
  * sector. A read tells whose data it found, so that the model can be asked whether that is right.
  *
  *     workload FILE write OP START COUNT     write COUNT sectors (of 512 bytes) from START on

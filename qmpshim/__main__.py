@@ -5,7 +5,7 @@ Nothing is imported before the working directory is left out of the import path.
 
 import sys
 
-from qmpshim.machine.safe_path import leave_out_working_directory
+from qmpshim.machine.host.safe_path import leave_out_working_directory
 
 
 def main() -> int:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from qmpshim.machine.blocking import BlockingChain
-    from qmpshim.machine.builds import Build
-    from qmpshim.machine.gated_chain import GatedMachine
-    from qmpshim.shim.background import BlockingShim
+    from qmpshim.machine.builds.build import Build
+    from qmpshim.machine.chain.blocking import BlockingChain
+    from qmpshim.machine.chain.gated import GatedMachine
+    from qmpshim.shim.endpoint.background import BlockingShim
 
 _MARK = (
     "qemu_chain(workflow='replication', size=4 MiB, cluster=64 KiB, secondary='raw'): "
@@ -50,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("qemu_build"):
         return
     from qmpshim.errors import QmpshimError
-    from qmpshim.machine.builds import resolve
+    from qmpshim.machine.builds.build import resolve
 
     for name in config.getoption("qemu_build"):
         try:
@@ -90,7 +90,7 @@ def _marked(request: pytest.FixtureRequest, defaults: dict[str, Any]) -> dict[st
 
 def build_named(name: str) -> Build:
     """The build of that name; the test that asks for one that cannot start is skipped."""
-    from qmpshim.machine.builds import resolve
+    from qmpshim.machine.builds.build import resolve
 
     with _or_skip():
         return resolve(name)
@@ -98,7 +98,7 @@ def build_named(name: str) -> Build:
 
 @pytest.fixture(scope="session")
 def qemu_build(request: pytest.FixtureRequest) -> Build:
-    """The build under test (:class:`qmpshim.machine.builds.Build`)."""
+    """The build under test (:class:`qmpshim.machine.builds.build.Build`)."""
     return build_named(request.param)
 
 
@@ -111,9 +111,9 @@ def secondary_chain(request: pytest.FixtureRequest, qemu_build: Build) -> Iterat
     when QEMU has answered. They raise :exc:`~qmpshim.errors.IOFailed` with QEMU's ``errno``,
     :exc:`~qmpshim.errors.MachineDied` and :exc:`~qmpshim.errors.MachineHung`.
     """
-    from qmpshim.machine.blocking import BlockingChain
-    from qmpshim.machine.secondary import ChainSpec
-    from qmpshim.model.chain import Workflow
+    from qmpshim.machine.chain.blocking import BlockingChain
+    from qmpshim.machine.chain.secondary import ChainSpec
+    from qmpshim.model.chain.secondary import Workflow
 
     words = _marked(
         request,
@@ -134,7 +134,7 @@ def gated_chain(request: pytest.FixtureRequest, qemu_build: Build) -> Iterator[G
     and ``flush`` as those of :func:`secondary_chain`; with ``send`` a request is not waited for,
     as one must be that is held.
     """
-    from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
+    from qmpshim.machine.chain.gated import Form, GatedMachine, Shape
 
     words = _marked(request, {"form": "replication", "size": 128 << 10, "cluster": 64 << 10})
     with _or_skip():
@@ -154,10 +154,10 @@ def qmp_shim(request: pytest.FixtureRequest, qemu_build: Build) -> Iterator[Bloc
     ``qmp_shim.addresses[0]`` is where QMP clients may come; ``execute()`` is one. ``primary`` and
     ``guest`` are clients at the chain's two ends, as those of :func:`secondary_chain`.
     """
-    from qmpshim.machine.secondary import ChainSpec
-    from qmpshim.model.chain import Workflow
-    from qmpshim.shim.background import background
-    from qmpshim.shim.serve import Options
+    from qmpshim.machine.chain.secondary import ChainSpec
+    from qmpshim.model.chain.secondary import Workflow
+    from qmpshim.shim.emulator.serve import Options
+    from qmpshim.shim.endpoint.background import background
 
     spec = None
     if request.node.get_closest_marker("qemu_chain"):

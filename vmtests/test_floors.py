@@ -17,7 +17,7 @@ DOORS = ("commands", "cli", "pytest_plugin")  # the only ones that print
 # What the ground floor may use besides the standard library.
 MODEL_MAY: frozenset[str] = frozenset()
 
-# A string that names a module of ours, or something in one: "qmpshim.machine.gate:Gate".
+# A string that names a module of ours, or something in one: "qmpshim.machine.nbd.gate.gate:Gate".
 NAMED = re.compile(r"qmpshim(\.\w+)+(:[\w.]+)?")
 
 MODULES = sorted(HOUSE.rglob("*.py"))
@@ -90,26 +90,26 @@ def test_every_room_has_a_floor() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "fault"),
     [
-        ("qmpshim.model.disk", "import numpy", "1: the model floor imports numpy"),
+        ("qmpshim.model.disks.image", "import numpy", "1: the model floor imports numpy"),
         (
-            "qmpshim.model.disk",
+            "qmpshim.model.disks.image",
             "def f():\n    from qmpshim.machine import gate",
             "2: the model floor imports qmpshim.machine, which is above it",
         ),
         (
-            "qmpshim.machine.gate",
+            "qmpshim.machine.nbd.gate.gate",
             "from qmpshim import conformance",
             "1: the machine floor imports qmpshim.conformance, which is above it",
         ),
         (
-            "qmpshim.conformance.verify",
+            "qmpshim.conformance.workload.verify",
             "from ..shim.server import Server",
-            "1: the conformance floor imports qmpshim.shim.server, which is above it",
+            "1: the conformance floor imports qmpshim.shim.endpoint.server, which is above it",
         ),
         (
             "qmpshim.errors",
-            "import qmpshim.model.disk",
-            "1: the errors floor imports qmpshim.model.disk, which is above it",
+            "import qmpshim.model.disks.image",
+            "1: the errors floor imports qmpshim.model.disks.image, which is above it",
         ),
         (
             "qmpshim.conformance.check.suites",
@@ -117,11 +117,11 @@ def test_every_room_has_a_floor() -> None:
             "1: the conformance floor imports qmpshim.shim.differential, which is above it",
         ),
         (
-            "qmpshim.machine.workspace",
-            'argv = ["-m", "qmpshim.conformance.check.case_worker"]',
-            "1: the machine floor imports qmpshim.conformance.check.case_worker, which is above it",
+            "qmpshim.machine.host.workspace",
+            'argv = ["-m", "qmpshim.conformance.check.run.case_worker"]',
+            "1: the machine floor imports qmpshim.conformance.check.run.case_worker, which is above it",
         ),
-        ("qmpshim.machine.gate", "x = 1\nprint(x)", "2: print() on the machine floor"),
+        ("qmpshim.machine.nbd.gate.gate", "x = 1\nprint(x)", "2: print() on the machine floor"),
     ],
 )
 def test_what_is_convicted(module: str, source: str, fault: str) -> None:
@@ -131,12 +131,18 @@ def test_what_is_convicted(module: str, source: str, fault: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("qmpshim.model.disk", "import enum\nfrom qmpshim.errors import InputError"),
-        ("qmpshim.model.disk", "from qmpshim.model.co import Co\nfrom . import co"),
-        ("qmpshim.machine.gate", "import numpy, qemu.qmp\nfrom qmpshim.model import disk"),
+        ("qmpshim.model.disks.image", "import enum\nfrom qmpshim.errors import InputError"),
+        (
+            "qmpshim.model.disks.image",
+            "from qmpshim.model.runtime.coroutines import Co\nfrom . import co",
+        ),
+        ("qmpshim.machine.nbd.gate.gate", "import numpy, qemu.qmp\nfrom qmpshim.model import disk"),
         ("qmpshim.cli", "from qmpshim.shim import server\nprint()"),
-        ("qmpshim.shim.serve", 'KIND = "qmpshim.conformance.check.runners:verify"'),
-        ("qmpshim.machine.gate", 'SAID = "as qmpshim.shim.server does"'),
+        (
+            "qmpshim.shim.emulator.serve",
+            'KIND = "qmpshim.conformance.check.runners.runners:verify"',
+        ),
+        ("qmpshim.machine.nbd.gate.gate", 'SAID = "as qmpshim.shim.endpoint.server does"'),
         ("qmpshim.commands.verify", "import qmpshim\nprint()"),
     ],
 )

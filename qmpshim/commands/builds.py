@@ -9,10 +9,10 @@ from typing import Any
 from qmpshim.commands.console import OK, STDOUT, Console, Listed, json_option, show_list
 from qmpshim.conformance.document import build_object
 from qmpshim.errors import QmpshimError
-from qmpshim.machine import builds
-from qmpshim.machine.builds import read_version
-from qmpshim.machine.debian import fetch
-from qmpshim.machine.probe import probe
+from qmpshim.machine.builds import build as builds
+from qmpshim.machine.builds.build import read_version
+from qmpshim.machine.builds.debian import fetch
+from qmpshim.machine.builds.probe import probe
 
 
 def add(commands: Any) -> None:

@@ -26,21 +26,22 @@ from qmpshim.commands.console import (
     refuse_unused,
     show_list,
 )
-from qmpshim.conformance import bundle as bundles
-from qmpshim.conformance.case import CANNOT_BE_TESTED, Case, Status
-from qmpshim.conformance.check import campaign, kinds
-from qmpshim.conformance.check.again import replay_command
-from qmpshim.conformance.check.bisect import ABORT, SKIP, answer, asked
-from qmpshim.conformance.check.compare import Comparison, State, compare, headline
-from qmpshim.conformance.check.executors import DaskExecutor, Executor, LocalExecutor
-from qmpshim.conformance.check.journal import HTML, JUNIT, RESULTS, TAP, Journal
-from qmpshim.conformance.check.reports import fill, write_reports
-from qmpshim.conformance.check.results import Results, load_results
+from qmpshim.conformance.bundles import bundle as bundles
+from qmpshim.conformance.check.case import CANNOT_BE_TESTED, Case, Status
+from qmpshim.conformance.check.report.compare import Comparison, State, compare, headline
+from qmpshim.conformance.check.report.reports import fill, write_reports
+from qmpshim.conformance.check.report.results import Results, load_results
+from qmpshim.conformance.check.run import campaign
+from qmpshim.conformance.check.run.again import replay_command
+from qmpshim.conformance.check.run.bisect import ABORT, SKIP, answer, asked
+from qmpshim.conformance.check.run.executors import DaskExecutor, Executor, LocalExecutor
+from qmpshim.conformance.check.run.journal import HTML, JUNIT, RESULTS, TAP, Journal
+from qmpshim.conformance.check.runners import kinds
 from qmpshim.conformance.check.suites import Suite, suite_named
 from qmpshim.conformance.document import Document
-from qmpshim.conformance.explore.finding_files import CASE as SCHEDULE
-from qmpshim.conformance.explore.finding_files import is_schedule, load_finding
-from qmpshim.conformance.known import write_up
+from qmpshim.conformance.explore.report.finding_files import CASE as SCHEDULE
+from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
+from qmpshim.conformance.known.folder import write_up
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.errors import (
     BuildError,
@@ -51,10 +52,10 @@ from qmpshim.errors import (
     QmpshimError,
     name_errnos,
 )
-from qmpshim.machine import builds
-from qmpshim.machine.builds import Build
-from qmpshim.machine.files import slug
-from qmpshim.machine.workspace import Workspace
+from qmpshim.machine.builds import build as builds
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.host.files import slug
+from qmpshim.machine.host.workspace import Workspace
 from qmpshim.shim import differential
 
 _EPILOG = """\

@@ -20,9 +20,9 @@ from typing import Any, NoReturn, TextIO
 from qmpshim.commands.streams import WRONG, Output
 from qmpshim.conformance.document import Document
 from qmpshim.errors import BuildError, HostError, InputError
-from qmpshim.machine import builds
-from qmpshim.machine.builds import Build
-from qmpshim.machine.files import check_file, write_file
+from qmpshim.machine.builds import build as builds
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.host.files import check_file, write_file
 
 OK, DIVERGED, UNTESTABLE = 0, 1, 125
 STDOUT = Path("-")  # as a file to write to

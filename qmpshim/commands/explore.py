@@ -32,15 +32,27 @@ from qmpshim.commands.console import (
     seconds,
     show_list,
 )
-from qmpshim.conformance import bundle as bundles
+from qmpshim.conformance.bundles import bundle as bundles
 from qmpshim.conformance.document import BUDGET, scenario_object
-from qmpshim.conformance.explore.crash_points import CrashPoints
-from qmpshim.conformance.explore.exploration import ExploreReport, Progress, explore_real, render
-from qmpshim.conformance.explore.export import export_script
-from qmpshim.conformance.explore.finding_files import load_finding, save_finding
-from qmpshim.conformance.explore.findings import Finding, group
-from qmpshim.conformance.explore.known import recogniser
-from qmpshim.conformance.explore.model_run import (
+from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
+from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT
+from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
+from qmpshim.conformance.explore.report.findings import Finding, group
+from qmpshim.conformance.explore.reproducer.export import export_script
+from qmpshim.conformance.explore.scenarios import (
+    SETS,
+    RealScenario,
+    described,
+    named,
+    scenario_from_json,
+)
+from qmpshim.conformance.explore.search.exploration import (
+    ExploreReport,
+    Progress,
+    explore_real,
+    render,
+)
+from qmpshim.conformance.explore.search.model_run import (
     HONEST_NAMES,
     ModelReport,
     ModelRun,
@@ -50,20 +62,13 @@ from qmpshim.conformance.explore.model_run import (
     scenarios_for,
     summary,
 )
-from qmpshim.conformance.explore.scenarios import (
-    SETS,
-    RealScenario,
-    described,
-    named,
-    scenario_from_json,
-)
-from qmpshim.conformance.explore.system import CUT, RECONNECT
-from qmpshim.conformance.known import known_findings
+from qmpshim.conformance.known.folder import known_findings
+from qmpshim.conformance.known.matching import recogniser
 from qmpshim.conformance.pair.bundle import is_pair
 from qmpshim.errors import HostError, InputError, decoding
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.files import slug
-from qmpshim.model.explorer import MODES
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.host.files import slug
+from qmpshim.model.explore.explorer import MODES
 from qmpshim.model.scenario import Scenario
 
 # What says how scenarios are explored.

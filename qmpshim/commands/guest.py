@@ -24,10 +24,11 @@ from qmpshim.commands.console import (
 from qmpshim.conformance.guest.checks import GuestOutcome, refuse, run_scenario
 from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.errors import InputError
-from qmpshim.machine import guest, guest_image
-from qmpshim.machine.builds import read_version
-from qmpshim.machine.guest_chain import Attachment, Cache, Device
-from qmpshim.machine.workspace import dies_with_owner
+from qmpshim.machine.builds.build import read_version
+from qmpshim.machine.guest import guest
+from qmpshim.machine.guest import image as guest_image
+from qmpshim.machine.guest.chain import Attachment, Cache, Device
+from qmpshim.machine.host.workspace import dies_with_owner
 
 
 def add(commands: Any) -> None:

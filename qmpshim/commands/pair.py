@@ -24,13 +24,13 @@ from qmpshim.commands.console import (
     seconds,
 )
 from qmpshim.conformance.document import Document
+from qmpshim.conformance.known.pairs import load_known
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.checks import KNOWN, best_accel, run_plan, summary
-from qmpshim.conformance.pair.known import load_known
 from qmpshim.conformance.pair.plan import GUESTS, MOMENTS, Failover, PairOutcome, PairPlan
 from qmpshim.errors import InputError
-from qmpshim.machine import builds
-from qmpshim.machine.builds import Build, read_version
+from qmpshim.machine.builds import build as builds
+from qmpshim.machine.builds.build import Build, read_version
 
 
 def add(commands: Any) -> None:

@@ -20,13 +20,13 @@ from qmpshim.commands.console import (
     size,
 )
 from qmpshim.errors import InputError
-from qmpshim.machine.secondary import ChainSpec
-from qmpshim.model.chain import Workflow
-from qmpshim.shim import serve as serving
-from qmpshim.shim.emulator import EndedEarly
-from qmpshim.shim.endpoint import Address
-from qmpshim.shim.serve import Options, Served
-from qmpshim.shim.shell import ShellOptions, run_shell
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.shim.emulator import serve as serving
+from qmpshim.shim.emulator.emulator import EndedEarly
+from qmpshim.shim.emulator.serve import Options, Served
+from qmpshim.shim.endpoint.listener import Address
+from qmpshim.shim.shell.shell import ShellOptions, run_shell
 
 
 def add(commands: Any) -> None:

@@ -6,7 +6,7 @@ import sys
 import warnings
 
 from qmpshim.errors import QmpshimError
-from qmpshim.shim.stand_in import stand_in_main
+from qmpshim.shim.emulator.stand_in import stand_in_main
 
 
 def main() -> int:

@@ -19,9 +19,9 @@ from qmpshim.commands.console import (
     refuse_unused,
 )
 from qmpshim.errors import BuildError, MachineError
-from qmpshim.machine.safe_path import our_python
-from qmpshim.machine.workspace import Workspace, dies_with_owner
-from qmpshim.shim.endpoint import Address, raise_fd_limit
+from qmpshim.machine.host.safe_path import our_python
+from qmpshim.machine.host.workspace import Workspace, dies_with_owner
+from qmpshim.shim.endpoint.listener import Address, raise_fd_limit
 from qmpshim.shim.stress import Figures, stress
 
 

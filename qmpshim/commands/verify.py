@@ -32,15 +32,15 @@ from qmpshim.commands.console import (
     seconds,
     size,
 )
-from qmpshim.conformance import bundle as bundles
-from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.bundles import bundle as bundles
+from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.document import Document
-from qmpshim.conformance.explore.finding_files import is_schedule, load_finding
-from qmpshim.conformance.explore.replay import replay_schedule
-from qmpshim.conformance.explore.run import BEFORE
-from qmpshim.conformance.explore.setup_state import other_state
+from qmpshim.conformance.explore.harness.run import BEFORE
+from qmpshim.conformance.explore.harness.setup_state import other_state
+from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
+from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.pair.bundle import is_pair
-from qmpshim.conformance.verify import (
+from qmpshim.conformance.workload.verify import (
     SHRINK_SECONDS,
     Outcome,
     replay,
@@ -49,11 +49,11 @@ from qmpshim.conformance.verify import (
     verify,
 )
 from qmpshim.errors import DriverMissing, InputError, name_errnos
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.files import slug
-from qmpshim.machine.secondary import ChainSpec
-from qmpshim.machine.workspace import Workspace
-from qmpshim.model.chain import Workflow
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.host.files import slug
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.chain.secondary import Workflow
 
 
 def add(commands: Any) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 import qmpshim
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.errors import QmpshimError
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.secondary import SECTOR
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.model.scenario import Op, Scenario
 
 #: Raised when a member of the envelope is removed or means something else.

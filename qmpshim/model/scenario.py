@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qmpshim.errors import InputError, decoding
-from qmpshim.model.chain import Workflow
+from qmpshim.model.chain.secondary import Workflow
 
 DATA_OPS = (
     "primary_write",
@@ -33,7 +33,7 @@ PRIMARY = ("primary_write", "primary_zero", "primary_zero_no_hole", "primary_dis
 class Op:
     """One operation.
 
-    :ivar do: a method of :class:`~qmpshim.model.chain.Chain`: one of DATA_OPS or COMMANDS
+    :ivar do: a method of :class:`~qmpshim.model.chain.secondary.Chain`: one of DATA_OPS or COMMANDS
     :ivar start: first sector
     :ivar count: sectors
     :ivar after: index of the concurrent operation that has to end before this one starts

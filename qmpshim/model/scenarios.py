@@ -6,7 +6,7 @@ Clusters are 128 sectors (64 KiB) unless a scenario is about something else.
 from __future__ import annotations
 
 from qmpshim.errors import InputError, no_such
-from qmpshim.model.chain import Workflow
+from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.scenario import Fault, Op, Scenario
 
 C = 128  # sectors of a cluster

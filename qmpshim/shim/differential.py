@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.errors import BuildError, MachineDied, MachineHung
-from qmpshim.machine.builds import Build
-from qmpshim.machine.workspace import dies_with_owner
-from qmpshim.model.verdict import Verdict
-from qmpshim.shim.background import background
-from qmpshim.shim.serve import Options
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.host.workspace import dies_with_owner
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.shim.emulator.serve import Options
+from qmpshim.shim.endpoint.background import background
 
 _LIMIT = 20.0
 #: What QEMU's own tests/qtest/qmp-test.c sends, and more of the kind.

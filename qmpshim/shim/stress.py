@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.errors import HostError, InputError, MachineError, MachineHung
-from qmpshim.shim.endpoint import Address
+from qmpshim.shim.endpoint.listener import Address
 
 LIMIT = 30.0  # seconds for any one answer
 _GREETING = 10.0  # seconds for the first answers, when nothing else is going on

@@ -14,14 +14,14 @@ from contextlib import closing
 from pathlib import Path
 
 from qmpshim.commands.check import SHIM
-from qmpshim.conformance.check import campaign
-from qmpshim.conformance.check.executors import LocalExecutor
-from qmpshim.conformance.check.kinds import runner_of
-from qmpshim.conformance.check.runners import timed
+from qmpshim.conformance.check.run import campaign
+from qmpshim.conformance.check.run.executors import LocalExecutor
+from qmpshim.conformance.check.runners.kinds import runner_of
+from qmpshim.conformance.check.runners.runners import timed
 from qmpshim.conformance.check.suites import Suite, suite_named
 from qmpshim.errors import BuildError
-from qmpshim.machine import builds
-from qmpshim.machine.builds import Build
+from qmpshim.machine.builds import build as builds
+from qmpshim.machine.builds.build import Build
 
 #: For the scaling, cases that take a while each; for the overhead, many that do not.
 SHARE = ("explore/backup/*", "verify/backup/*")

@@ -16,11 +16,11 @@ import time
 from dataclasses import dataclass
 
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.stage import Stage
-from qmpshim.conformance.explore.system import RealSystem
-from qmpshim.machine import builds
-from qmpshim.model.explorer import Mode, explore
-from qmpshim.model.walk import Budget
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.machine.builds import build
+from qmpshim.model.explore.explorer import Mode, explore
+from qmpshim.model.explore.walk import Budget
 
 SCENARIOS = {
     "WV": "two overlapping primary writes",
@@ -41,7 +41,7 @@ class Rates:
 
 
 def measure(name: str, scenario: str, seed: int) -> Rates:
-    stage = Stage(builds.resolve(name))
+    stage = Stage(build.resolve(name))
     try:
         system = RealSystem(stage, *scenarios.named(scenario))
         system.reset()

@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qmpshim.model.discipline import HONEST, CowRequestDiscipline
-from qmpshim.model.explorer import Mode, count_schedules, explore
-from qmpshim.model.model_system import ModelSystem
+from qmpshim.model.chain.protocols import HONEST, CowRequestDiscipline
+from qmpshim.model.explore.explorer import Mode, count_schedules, explore
+from qmpshim.model.explore.model_system import ModelSystem
 from qmpshim.model.scenario import Op, Scenario
 from qmpshim.model.scenarios import SCENARIOS
 

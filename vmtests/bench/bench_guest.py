@@ -14,15 +14,18 @@ from pathlib import Path
 from qmpshim.conformance.guest.disk import PROGRAM
 from qmpshim.conformance.guest.rig import GuestOpener
 from qmpshim.conformance.guest.work import GuestWork
-from qmpshim.conformance.verify import setup_for
-from qmpshim.conformance.workload import Kind
-from qmpshim.machine import builds, guest_image, registry, saved_state
-from qmpshim.machine.builds import Build
-from qmpshim.machine.guest import Guest, GuestSpec, boot
-from qmpshim.machine.guest_image import GuestImage
-from qmpshim.machine.secondary import ChainSpec
-from qmpshim.machine.workspace import Workspace
-from qmpshim.model.chain import Workflow
+from qmpshim.conformance.workload.verify import setup_for
+from qmpshim.conformance.workload.workload import Kind
+from qmpshim.machine.builds import build as builds
+from qmpshim.machine.builds import registry
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.guest import image as guest_image
+from qmpshim.machine.guest import saved_state
+from qmpshim.machine.guest.guest import Guest, GuestSpec, boot
+from qmpshim.machine.guest.image import GuestImage
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.chain.secondary import Workflow
 
 BUILDS = ("system", "debian:bullseye", "debian:trixie", "debian:sid")
 RUNS = 3

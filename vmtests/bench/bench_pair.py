@@ -13,12 +13,12 @@ import sys
 import time
 from pathlib import Path
 
+from qmpshim.conformance.known.pairs import load_known
 from qmpshim.conformance.pair.checks import KNOWN, best_accel, run_plan
 from qmpshim.conformance.pair.colo import ColoRun
-from qmpshim.conformance.pair.known import load_known
 from qmpshim.conformance.pair.plan import PairPlan
-from qmpshim.machine.builds import Build, read_version, resolve
-from qmpshim.machine.workspace import Workspace
+from qmpshim.machine.builds.build import Build, read_version, resolve
+from qmpshim.machine.host.workspace import Workspace
 
 RUNS = 3
 CHECKPOINTS = 100

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from qemu.qmp import QMPClient
 
-from qmpshim.shim.endpoint import Address
+from qmpshim.shim.endpoint.listener import Address
 from qmpshim.shim.stress import stress
 
 QEMU = ["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none"]

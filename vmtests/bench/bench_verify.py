@@ -19,15 +19,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from qmpshim.conformance.crosscheck import CrossCheck
-from qmpshim.conformance.session import Rig, Session, Setup, open_rig
-from qmpshim.conformance.verify import setup_for
-from qmpshim.conformance.workload import Kind, Operation, Side, Workload
+from qmpshim.conformance.compare.crosscheck import CrossCheck
+from qmpshim.conformance.workload.session import Rig, Session, Setup, open_rig
+from qmpshim.conformance.workload.verify import setup_for
+from qmpshim.conformance.workload.workload import Kind, Operation, Side, Workload
 from qmpshim.errors import CommandFailed, IOFailed
-from qmpshim.machine.builds import Build
-from qmpshim.machine.secondary import SECTOR, ChainSpec
-from qmpshim.machine.workspace import Workspace
-from qmpshim.model.chain import Workflow
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.chain.secondary import Workflow
 
 MiB, GiB, TiB = 1 << 20, 1 << 30, 1 << 40
 OPERATIONS = 20_000

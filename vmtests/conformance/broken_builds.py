@@ -75,7 +75,7 @@ class Middle:
     """Sits between the client and QEMU's monitor."""
 
     def __init__(self, real: str, arguments: list[str]) -> None:
-        from qmpshim.machine.workspace import dies_with_owner
+        from qmpshim.machine.host.workspace import dies_with_owner
 
         (at,) = [n for n, word in enumerate(arguments) if word.startswith("socket,id=qmp,fd=")]
         self.client = socket.socket(fileno=int(arguments[at].rpartition("=")[2]))
@@ -204,9 +204,9 @@ def _late_start(real: str, arguments: list[str], _script: str) -> None:
 
 def _lossy_relay(real: str, arguments: list[str], _script: str) -> None:
     """The hidden disk is behind an NBD server that loses each third write to its clusters."""
-    from qmpshim.machine.gate import Gate, HeldIO
-    from qmpshim.machine.nbd_proto import Op
-    from qmpshim.machine.store import FileStore
+    from qmpshim.machine.nbd.gate.gate import Gate, HeldIO
+    from qmpshim.machine.nbd.gate.store import FileStore
+    from qmpshim.machine.nbd.protocol import Op
 
     middle = Middle(real, arguments)
     loop = asyncio.new_event_loop()

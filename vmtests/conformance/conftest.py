@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 
-from qmpshim.conformance.explore.stage import Stage
-from qmpshim.machine.builds import Build
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.machine.builds.build import Build
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.explore.directed import DIRECTED, run_directed
-from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.errors import BuildError
-from qmpshim.machine.builds import Build
-from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import GatedMachine
 
 CASES = {case.name: case for case in DIRECTED}
 Sabotage = Callable[[GatedMachine], None]

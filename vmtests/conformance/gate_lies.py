@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from qmpshim.conformance import pattern
-from qmpshim.conformance.explore.io import Named
-from qmpshim.conformance.explore.system import honestly
-from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.conformance.explore.harness.io_naming import Named
+from qmpshim.conformance.explore.harness.real_system import honestly
+from qmpshim.conformance.workload import pattern
+from qmpshim.machine.chain.gated import GatedMachine
 
 REFCOUNTS = 2 * 65536  # bytes: where the first refcount block of a fresh image is
 

@@ -11,20 +11,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qmpshim.conformance.oracle import Oracle
-from qmpshim.conformance.session import Setup
-from qmpshim.conformance.verify import setup_for
-from qmpshim.conformance.workload import Kind, Operation, Side
+from qmpshim.conformance.compare.oracle import Oracle
+from qmpshim.conformance.workload.session import Setup
+from qmpshim.conformance.workload.verify import setup_for
+from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import CommandFailed
-from qmpshim.machine.builds import Build
-from qmpshim.machine.images import map_file
-from qmpshim.machine.nbd_client import NbdClient
-from qmpshim.machine.qcow2 import Qcow2
-from qmpshim.machine.secondary import SECTOR, ChainSpec, SecondaryChain
-from qmpshim.model.behaviour import Behaviour
-from qmpshim.model.chain import Workflow
-from qmpshim.model.disk import Alloc
-from qmpshim.model.verdict import Verdict
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import SECTOR, ChainSpec, SecondaryChain
+from qmpshim.machine.images.agreement import map_file
+from qmpshim.machine.images.qcow2 import Qcow2
+from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.model.chain.behaviour import Behaviour
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import Alloc
 
 MiB = 1 << 20
 _OFFSET = 0x00FF_FFFF_FFFF_FE00

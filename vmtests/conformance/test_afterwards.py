@@ -12,18 +12,19 @@ import pytest
 
 from qmpshim.cli import main
 from qmpshim.commands.console import DIVERGED
-from qmpshim.conformance.explore import exploration, scenarios
-from qmpshim.conformance.explore.confirm import confirm
-from qmpshim.conformance.explore.exploration import explore_real, render
-from qmpshim.conformance.explore.finding_files import load_finding, save_finding
-from qmpshim.conformance.explore.findings import Finding
-from qmpshim.conformance.explore.replay import replay_schedule
-from qmpshim.conformance.explore.run import RealRun
-from qmpshim.conformance.explore.stage import Stage
-from qmpshim.machine import gated_chain
-from qmpshim.machine.builds import Build
-from qmpshim.machine.gated_chain import GatedMachine
-from qmpshim.model.verdict import Verdict
+from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.run import RealRun
+from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
+from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.reproducer.replay import replay_schedule
+from qmpshim.conformance.explore.search import exploration
+from qmpshim.conformance.explore.search.exploration import explore_real, render
+from qmpshim.conformance.explore.search.minimize import confirm
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain import gated
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.check.verdict import Verdict
 
 
 def strike(patch: pytest.MonkeyPatch, command: str, number: int) -> None:
@@ -32,7 +33,7 @@ def strike(patch: pytest.MonkeyPatch, command: str, number: int) -> None:
 
     def struck(self: GatedMachine, given: str) -> None:
         if given == command:
-            patch.setattr(gated_chain, "_LIMIT", 1.0)
+            patch.setattr(gated, "_LIMIT", 1.0)
             os.kill(self.pid, number)
 
     def struck_call(

@@ -14,19 +14,19 @@ import pytest
 from broken_builds import BROKEN, make
 from command_line import CommandLine
 
-from qmpshim.conformance import bundle
-from qmpshim.conformance.case import Case, Status
-from qmpshim.conformance.check import campaign
-from qmpshim.conformance.check.again import replay_command
-from qmpshim.conformance.check.compare import Comparison, Sight, State, compare
-from qmpshim.conformance.check.executors import LocalExecutor
-from qmpshim.conformance.check.reports import write_reports
-from qmpshim.conformance.check.results import Results
+from qmpshim.conformance.bundles import bundle
+from qmpshim.conformance.check.case import Case, Status
+from qmpshim.conformance.check.report.compare import Comparison, Sight, State, compare
+from qmpshim.conformance.check.report.reports import write_reports
+from qmpshim.conformance.check.report.results import Results
+from qmpshim.conformance.check.run import campaign
+from qmpshim.conformance.check.run.again import replay_command
+from qmpshim.conformance.check.run.executors import LocalExecutor
 from qmpshim.conformance.check.suites import Suite
-from qmpshim.conformance.verify import replay, setup_for
-from qmpshim.machine.builds import resolve
-from qmpshim.machine.workspace import Workspace
-from qmpshim.model.verdict import Verdict
+from qmpshim.conformance.workload.verify import replay, setup_for
+from qmpshim.machine.builds.build import resolve
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.check.verdict import Verdict
 
 WORKLOAD = {"operations": 100, "seed": 2, "size": 1 << 20, "shrink": 1}
 CASES = (

@@ -12,23 +12,23 @@ from typing import Any
 import pytest
 from sabotages import FlippedByte
 
-from qmpshim.conformance import bundle
-from qmpshim.conformance.bundle import Case, load, save
-from qmpshim.conformance.divergence import Divergence
-from qmpshim.conformance.explore import finding_files
-from qmpshim.conformance.known import DIRECTORY
-from qmpshim.conformance.session import Result, Rig, Setup, run_case
-from qmpshim.conformance.verify import replay, setup_for
-from qmpshim.conformance.workload import Kind, Operation, Side
+from qmpshim.conformance.bundles import bundle
+from qmpshim.conformance.bundles.bundle import Case, load, save
+from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.explore.report import finding_files
+from qmpshim.conformance.known.folder import DIRECTORY
+from qmpshim.conformance.workload.session import Result, Rig, Setup, run_case
+from qmpshim.conformance.workload.verify import replay, setup_for
+from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import HostError, InputError
-from qmpshim.machine.builds import Build
-from qmpshim.machine.qcow2 import Qcow2
-from qmpshim.machine.secondary import ChainSpec
-from qmpshim.machine.workspace import Workspace
-from qmpshim.model.behaviour import Behaviour
-from qmpshim.model.chain import Workflow
-from qmpshim.model.disk import Alloc
-from qmpshim.model.verdict import Verdict
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.machine.images.qcow2 import Qcow2
+from qmpshim.model.chain.behaviour import Behaviour
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import Alloc
 
 MiB = 1 << 20
 SPEC = ChainSpec(Workflow.BACKUP, 4 * MiB)

@@ -17,23 +17,23 @@ import pytest
 from broken_builds import make
 from command_line import LIMIT, CommandLine
 
-from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.check import campaign
-from qmpshim.conformance.check.bisect import BAD, GOOD, SKIP, answer
-from qmpshim.conformance.check.case_process import Delivery
-from qmpshim.conformance.check.compare import State, compare, headline
-from qmpshim.conformance.check.identity import Identity
-from qmpshim.conformance.check.journal import JOURNAL, REPORTS, Journal, Plan
-from qmpshim.conformance.check.kinds import KINDS, runner_of
-from qmpshim.conformance.check.results import Results
+from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.check.report.compare import State, compare, headline
+from qmpshim.conformance.check.report.results import Results
+from qmpshim.conformance.check.run import campaign
+from qmpshim.conformance.check.run.bisect import BAD, GOOD, SKIP, answer
+from qmpshim.conformance.check.run.case_process import Delivery
+from qmpshim.conformance.check.run.identity import Identity
+from qmpshim.conformance.check.run.journal import JOURNAL, REPORTS, Journal, Plan
+from qmpshim.conformance.check.runners.kinds import KINDS, runner_of
 from qmpshim.conformance.check.suites import suite_named
-from qmpshim.conformance.explore.exploration import explore_real
 from qmpshim.conformance.explore.scenarios import named, pairs
+from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.errors import InputError
-from qmpshim.machine.builds import Build, read_version, resolve
-from qmpshim.machine.gated_chain import Form
-from qmpshim.model.explorer import MODES
-from qmpshim.model.verdict import Verdict
+from qmpshim.machine.builds.build import Build, read_version, resolve
+from qmpshim.machine.chain.gated import Form
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.explorer import MODES
 
 WORKLOAD = {"workflow": "backup", "operations": 60, "size": 1 << 20}
 

@@ -11,23 +11,24 @@ from types import SimpleNamespace
 import pytest
 from gate_lies import REFCOUNTS
 
-from qmpshim.conformance.explore import crash_points, scenarios
-from qmpshim.conformance.explore.crash_points import (
+from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.checkers import crash_points
+from qmpshim.conformance.explore.checkers.crash_points import (
     CrashPoints,
     after_a_crash,
     after_a_crash_thoroughly,
 )
-from qmpshim.conformance.explore.io import Named
-from qmpshim.conformance.explore.judge import RealViolation
-from qmpshim.conformance.explore.stage import Stage
-from qmpshim.conformance.explore.system import RealSystem, honestly
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.harness.io_naming import Named
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.real_system import RealSystem, honestly
 from qmpshim.errors import InputError
-from qmpshim.machine import gated_chain
-from qmpshim.machine.gated_chain import GatedMachine
-from qmpshim.machine.qcow2 import Incompatible
-from qmpshim.model.explorer import Mode, explore
-from qmpshim.model.verdict import Verdict
-from qmpshim.model.walk import Budget
+from qmpshim.machine.chain import gated
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.images.qcow2 import Incompatible
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.explorer import Mode, explore
+from qmpshim.model.explore.walk import Budget
 
 L1 = 3 * 65536  # where a new image has its L1 table
 _INCOMPATIBLE = 72  # where a qcow2 header has these flags
@@ -87,7 +88,7 @@ def test_a_fresh_qemu_that_ends_or_stops(
         def tear_down(self) -> None:
             os.kill(self.pid, number)
             with monkeypatch.context() as impatient:
-                impatient.setattr(gated_chain, "_LIMIT", 1.0)
+                impatient.setattr(gated, "_LIMIT", 1.0)
                 super().tear_down()
 
     monkeypatch.setattr(crash_points, "GatedMachine", Fresh)

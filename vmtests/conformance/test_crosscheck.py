@@ -9,17 +9,17 @@ from dataclasses import replace
 import pytest
 from sabotages import Data, Meddled, Meddler, flip, l2_entry, lying, word
 
-from qmpshim.conformance.divergence import Divergence
-from qmpshim.conformance.session import run_case
-from qmpshim.conformance.verify import setup_for
-from qmpshim.conformance.workload import Kind, Operation, Side
+from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.workload.session import run_case
+from qmpshim.conformance.workload.verify import setup_for
+from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import CommandFailed, IOFailed
-from qmpshim.machine.builds import Build
-from qmpshim.machine.nbd_client import NbdClient
-from qmpshim.machine.secondary import SECTOR, ChainSpec
-from qmpshim.machine.workspace import Workspace
-from qmpshim.model.chain import Workflow
-from qmpshim.model.verdict import Verdict
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.check.verdict import Verdict
 
 MiB, PAGE = 1 << 20, 128
 P, G, C = Side.PRIMARY, Side.GUEST, Side.CHAIN

@@ -13,27 +13,27 @@ from typing import Any
 import pytest
 
 from qmpshim.commands.explore import real_scenarios
-from qmpshim.conformance import bundle
-from qmpshim.conformance.bundle import Case
-from qmpshim.conformance.case import CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.check.identity import Identity
-from qmpshim.conformance.check.journal import Journal, Plan
-from qmpshim.conformance.check.results import Results, load_results
+from qmpshim.conformance.bundles import bundle
+from qmpshim.conformance.bundles.bundle import Case
+from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.check.report.results import Results, load_results
+from qmpshim.conformance.check.run.identity import Identity
+from qmpshim.conformance.check.run.journal import Journal, Plan
 from qmpshim.conformance.check.suites import suite_named
-from qmpshim.conformance.divergence import Divergence
-from qmpshim.conformance.explore.export import export_script
-from qmpshim.conformance.explore.finding_files import is_schedule, load_finding
-from qmpshim.conformance.explore.model_run import scenarios_for
+from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
+from qmpshim.conformance.explore.reproducer.export import export_script
 from qmpshim.conformance.explore.scenarios import named
-from qmpshim.conformance.known import DIRECTORY
+from qmpshim.conformance.explore.search.model_run import scenarios_for
+from qmpshim.conformance.known.folder import DIRECTORY
 from qmpshim.conformance.pair import bundle as pair_bundle
-from qmpshim.conformance.workload import Kind, Operation, Side
+from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import InputError
-from qmpshim.machine.secondary import ChainSpec
-from qmpshim.model.behaviour import Behaviour
-from qmpshim.model.chain import Workflow
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.model.chain.behaviour import Behaviour
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.scenarios import SCENARIOS
-from qmpshim.model.verdict import Verdict
 
 _CHECK_CASE = suite_named("quick").cases[0]
 

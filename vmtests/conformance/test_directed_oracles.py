@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from directed_spoilt import Sabotage, run_spoilt
 
-from qmpshim.conformance import pattern
-from qmpshim.conformance.explore import directed_storage
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.gate import HeldIO
-from qmpshim.machine.gated_chain import GatedMachine
-from qmpshim.machine.nbd_proto import Op
-from qmpshim.model.verdict import Verdict
+from qmpshim.conformance.explore.directed import storage
+from qmpshim.conformance.workload import pattern
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.machine.nbd.protocol import Op
+from qmpshim.model.check.verdict import Verdict
 
 CHECKPOINT = "xen-colo-do-checkpoint"
 
@@ -144,7 +144,7 @@ def test_a_directed_case_sees(
     monkeypatch: pytest.MonkeyPatch,
     qemu_build: Build,
 ) -> None:
-    monkeypatch.setattr(directed_storage, "_DELAYED", 5.0)
+    monkeypatch.setattr(storage, "_DELAYED", 5.0)
     found = run_spoilt(name, sabotage, qemu_build, reconnect=reconnect)
     assert found is not None
     assert (found.kind, found.cause) == (verdict, cause), found.text

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from directed_spoilt import CASES, Sabotage, run_spoilt
 
-from qmpshim.conformance.explore.directed import run_directed
-from qmpshim.machine.builds import Build
-from qmpshim.machine.gate import HeldIO
-from qmpshim.machine.gated_chain import GatedMachine
-from qmpshim.machine.nbd_proto import Op
-from qmpshim.model.verdict import Verdict
+from qmpshim.conformance.explore.directed.cases import run_directed
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.machine.nbd.protocol import Op
+from qmpshim.model.check.verdict import Verdict
 
 
 def at_once(machine: GatedMachine, hit: Callable[[HeldIO], bool]) -> None:

@@ -16,11 +16,11 @@ from command_line import LIMIT, CommandLine
 from referencing import Registry, Resource
 
 from qmpshim.cli import main
-from qmpshim.conformance.check.results import SCHEMA, load_results, results_from_json
+from qmpshim.conformance.check.report.results import SCHEMA, load_results, results_from_json
 from qmpshim.conformance.document import SCHEMAS, Document, build_object
-from qmpshim.conformance.explore.io import step_object
-from qmpshim.conformance.known import DIRECTORY
-from qmpshim.machine.builds import Build
+from qmpshim.conformance.explore.harness.io_naming import step_object
+from qmpshim.conformance.known.folder import DIRECTORY
+from qmpshim.machine.builds.build import Build
 
 ENVELOPE = {
     *("format", "qmpshim", "command", "arguments", "builds", "verdict", "exit_status", "error"),

@@ -18,9 +18,9 @@ from command_line import LIMIT, QMPSHIM, ROOT, CommandLine
 
 from qmpshim.commands.console import replay_command
 from qmpshim.errors import IOFailed, name_errnos
-from qmpshim.machine.builds import Build
-from qmpshim.machine.files import check_file, write_file
-from qmpshim.machine.safe_path import our_python
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.host.files import check_file, write_file
+from qmpshim.machine.host.safe_path import our_python
 
 PLANTED = "raise SystemExit('a module of the working directory was imported')\n"
 
@@ -270,9 +270,9 @@ def test_python_is_started_in_one_place_only() -> None:
         or (isinstance(node, ast.ImportFrom) and node.module in ("sys", "shutil"))
     }
     assert found == {
-        "qmpshim/machine/safe_path.py",  # our_python
-        "qmpshim/machine/programs.py",  # find_program
-        "qmpshim/machine/workspace.py",  # setpriv, on a PATH of its own
+        "qmpshim/machine/host/safe_path.py",  # our_python
+        "qmpshim/machine/host/programs.py",  # find_program
+        "qmpshim/machine/host/workspace.py",  # setpriv, on a PATH of its own
     }
 
 

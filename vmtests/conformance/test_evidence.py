@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.explore import evidence, scenarios
-from qmpshim.conformance.explore.evidence import collect
-from qmpshim.conformance.explore.finding_files import load_finding
-from qmpshim.conformance.explore.stage import Stage
-from qmpshim.conformance.known import DIRECTORY
-from qmpshim.machine.builds import Build
+from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.report import evidence
+from qmpshim.conformance.explore.report.evidence import collect
+from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.known.folder import DIRECTORY
+from qmpshim.machine.builds.build import Build
 
 
 @pytest.mark.skipif(shutil.which("gdb") is None, reason="there is no gdb")

@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 from command_line import LIMIT, CommandLine
 
-from qmpshim.conformance.case import Case, Status
-from qmpshim.conformance.check import campaign
-from qmpshim.conformance.check.case_process import Order
-from qmpshim.conformance.check.executors import DaskExecutor, Executor, LocalExecutor
-from qmpshim.conformance.check.identity import identify
-from qmpshim.conformance.check.kinds import name_of
+from qmpshim.conformance.check.case import Case, Status
+from qmpshim.conformance.check.run import campaign
+from qmpshim.conformance.check.run.case_process import Order
+from qmpshim.conformance.check.run.executors import DaskExecutor, Executor, LocalExecutor
+from qmpshim.conformance.check.run.identity import identify
+from qmpshim.conformance.check.runners.kinds import name_of
 from qmpshim.conformance.check.suites import Suite, suite_named
-from qmpshim.machine.builds import Build
+from qmpshim.machine.builds.build import Build
 
 dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")

@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 from gate_lies import REFCOUNTS, Early, drop_guest, drop_new, never, new_for_old
 
-from qmpshim.conformance.explore import end, scenarios
-from qmpshim.conformance.explore import ops as real_ops
-from qmpshim.conformance.explore.io import Named
-from qmpshim.conformance.explore.stage import Stage
-from qmpshim.conformance.explore.system import RealSystem, Release, honestly
-from qmpshim.machine.gated_chain import Form, GatedMachine
-from qmpshim.model.explorer import Mode, explore
+from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.checkers import final_state
+from qmpshim.conformance.explore.harness import operations as real_ops
+from qmpshim.conformance.explore.harness.io_naming import Named
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, honestly
+from qmpshim.machine.chain.gated import Form, GatedMachine
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.explorer import Mode, explore
+from qmpshim.model.explore.walk import Budget
 from qmpshim.model.scenario import Op
-from qmpshim.model.verdict import Verdict
-from qmpshim.model.walk import Budget
 
 
 def found(stage: Stage, name: str, release: Release, most: int = 60) -> dict[Verdict, set[str]]:
@@ -108,7 +109,7 @@ def test_a_command_that_does_nothing_is_missed(
     def swallow(form: Form, what: str) -> tuple[str, dict[str, Any]]:
         return ("query-iothreads", {}) if what == do else command(form, what)
 
-    monkeypatch.setattr(end, "_REMOVAL", 0.5)
+    monkeypatch.setattr(final_state, "_REMOVAL", 0.5)
     assert found(stage, name, honestly) == {}
     with monkeypatch.context() as patch:
         patch.setattr(real_ops, "command", swallow)

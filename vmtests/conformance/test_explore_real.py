@@ -13,26 +13,30 @@ from pathlib import Path
 import pytest
 
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.confirm import confirm
-from qmpshim.conformance.explore.crash_points import after_a_crash, after_a_crash_thoroughly
-from qmpshim.conformance.explore.directed import DIRECTED, run_directed
-from qmpshim.conformance.explore.exploration import explore_real, render
-from qmpshim.conformance.explore.finding_files import load_finding, save_finding
-from qmpshim.conformance.explore.judge import RealViolation
-from qmpshim.conformance.explore.known import Known, load_directed, load_known
-from qmpshim.conformance.explore.replay import replay_schedule
+from qmpshim.conformance.explore.checkers.crash_points import (
+    after_a_crash,
+    after_a_crash_thoroughly,
+)
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.checkers.sequential import Seen
+from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT, RealSystem
+from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
+from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.stage import Stage
-from qmpshim.conformance.explore.straight import Seen
-from qmpshim.conformance.explore.system import CUT, RECONNECT, RealSystem
+from qmpshim.conformance.explore.search.exploration import explore_real, render
+from qmpshim.conformance.explore.search.minimize import confirm
+from qmpshim.conformance.known.matching import Known, load_directed, load_known
 from qmpshim.errors import BuildError, InputError
-from qmpshim.machine import builds, reactor
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.gated_chain import Form
-from qmpshim.model.explorer import Mode, explore
+from qmpshim.machine.builds import build as builds
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.chain.gated import Form
+from qmpshim.machine.host import manual_event_loop
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.explorer import Mode, explore
+from qmpshim.model.explore.walk import Budget
 from qmpshim.model.scenario import Op
-from qmpshim.model.verdict import Verdict
-from qmpshim.model.walk import Budget
 
 KNOWN = Path(__file__).with_name("known")
 
@@ -160,14 +164,14 @@ def test_when_we_look_decides_nothing(
     (scenario,) = scenarios.named(name)
     calm = _Told(stage, scenario)
     explore(calm, Mode.STATEFUL, stop=False)
-    look, chance = reactor._Selector.look, random.Random(name)
+    look, chance = manual_event_loop._Selector.look, random.Random(name)
 
-    def one_at_a_time(selector: reactor._Selector, seconds: float) -> bool:
+    def one_at_a_time(selector: manual_event_loop._Selector, seconds: float) -> bool:
         look(selector, seconds)
         selector._found = selector._found and [chance.choice(selector._found)]
         return bool(selector._found)
 
-    monkeypatch.setattr(reactor._Selector, "look", one_at_a_time)
+    monkeypatch.setattr(manual_event_loop._Selector, "look", one_at_a_time)
     for _ in range(3):
         busy = _Told(stage, scenario)
         explore(busy, Mode.STATEFUL, stop=False)

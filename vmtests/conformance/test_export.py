@@ -16,19 +16,19 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 
-from qmpshim.conformance.explore.execution import CUT, RECONNECT
-from qmpshim.conformance.explore.export import blkdebug_steps, export_script
-from qmpshim.conformance.explore.finding_files import load_finding
-from qmpshim.conformance.explore.findings import Finding, finding_from_json
-from qmpshim.conformance.explore.known import Known
-from qmpshim.conformance.explore.replay import replay_schedule
+from qmpshim.conformance.explore.harness.history import CUT, RECONNECT
+from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
+from qmpshim.conformance.explore.reproducer.export import blkdebug_steps, export_script
+from qmpshim.conformance.explore.reproducer.replay import replay_schedule
+from qmpshim.conformance.explore.reproducer.symptoms import sign_of
 from qmpshim.conformance.explore.scenarios import LETTERS, RealScenario
-from qmpshim.conformance.explore.signs import sign_of
-from qmpshim.conformance.known import DIRECTORY, known_findings
+from qmpshim.conformance.known.folder import DIRECTORY, known_findings
+from qmpshim.conformance.known.matching import Known
 from qmpshim.errors import InputError
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.model.system import Choice
-from qmpshim.model.verdict import Verdict
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.system import Choice
 
 NOT_SEEN, SEEN, UNTESTED = 0, 1, 125
 CHECKPOINT_ASSERTS = (7, 0)

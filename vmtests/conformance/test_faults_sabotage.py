@@ -11,26 +11,26 @@ from dataclasses import replace
 
 import pytest
 
-from qmpshim.conformance import pattern
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.execution import CUT
-from qmpshim.conformance.explore.faults import FaultyJudge
-from qmpshim.conformance.explore.io import Named
-from qmpshim.conformance.explore.judge import Judge, RealViolation
-from qmpshim.conformance.explore.report import ExploreReport, ScenarioResult, render
-from qmpshim.conformance.explore.stage import Stage
-from qmpshim.conformance.explore.straight import Hit, Seen
-from qmpshim.conformance.explore.system import RealSystem, honestly
-from qmpshim.machine.builds import read_version
-from qmpshim.machine.gate import HeldIO
-from qmpshim.machine.gated_chain import Form, GatedMachine
-from qmpshim.machine.nbd_proto import Op as Nbd
-from qmpshim.model.behaviour import behaviour_of
-from qmpshim.model.explorer import Mode, explore
+from qmpshim.conformance.explore.checkers.failures import FaultyJudge
+from qmpshim.conformance.explore.checkers.linearizability import Judge, RealViolation
+from qmpshim.conformance.explore.checkers.sequential import Hit, Seen
+from qmpshim.conformance.explore.harness.history import CUT
+from qmpshim.conformance.explore.harness.io_naming import Named
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.real_system import RealSystem, honestly
+from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult, render
+from qmpshim.conformance.workload import pattern
+from qmpshim.machine.builds.build import read_version
+from qmpshim.machine.chain.gated import Form, GatedMachine
+from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.machine.nbd.protocol import Op as Nbd
+from qmpshim.model.chain.behaviour import behaviour_of
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.explorer import Mode, explore
+from qmpshim.model.explore.system import Choice
+from qmpshim.model.explore.walk import Budget
 from qmpshim.model.scenario import Op
-from qmpshim.model.system import Choice
-from qmpshim.model.verdict import Verdict
-from qmpshim.model.walk import Budget
 
 EIO = 5
 C = scenarios.C

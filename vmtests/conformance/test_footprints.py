@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from qmpshim.conformance.explore.footprints import Footprints
+from qmpshim.conformance.explore.harness.footprints import Footprints
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.model.explore.system import Footprint
 from qmpshim.model.scenario import Op
-from qmpshim.model.system import Footprint
 
 FAR = 128 * 61  # a sector of the 62nd backup cluster
 

@@ -13,16 +13,16 @@ import pytest
 from gate_lies import Early, ForgetfulFlush, drop_guest, drop_new, never, new_for_old, twice
 
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.io import Named
+from qmpshim.conformance.explore.harness.io_naming import Named
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.real_system import RealSystem, honestly
 from qmpshim.conformance.explore.scenarios import C
-from qmpshim.conformance.explore.stage import Stage
-from qmpshim.conformance.explore.system import RealSystem, honestly
 from qmpshim.errors import BuildError
-from qmpshim.machine.gated_chain import GatedMachine
-from qmpshim.model.explorer import Mode, explore
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.explorer import Mode, explore
+from qmpshim.model.explore.walk import Budget
 from qmpshim.model.scenario import Op
-from qmpshim.model.verdict import Verdict
-from qmpshim.model.walk import Budget
 
 Release = Callable[[GatedMachine, Named], None]
 

@@ -17,17 +17,18 @@ from broken_builds import make
 from command_line import LIMIT, CommandLine
 from test_signals import wait_for
 
-from qmpshim.conformance.explore import ops as real_ops
-from qmpshim.conformance.explore import run, scenarios
-from qmpshim.conformance.explore.confirm import confirm
-from qmpshim.conformance.explore.exploration import explore_real, render
-from qmpshim.conformance.explore.finding_files import load_finding
-from qmpshim.conformance.explore.stage import Stage
-from qmpshim.conformance.explore.system import RealSystem
-from qmpshim.machine.builds import Build
-from qmpshim.machine.gated_chain import GatedMachine
+from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.harness import operations as real_ops
+from qmpshim.conformance.explore.harness import run
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.explore.search.exploration import explore_real, render
+from qmpshim.conformance.explore.search.minimize import confirm
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.scenario import Op
-from qmpshim.model.verdict import Verdict
 
 STOPS = "./stops/qemu-system-x86_64"
 

@@ -9,23 +9,23 @@ import pytest
 from test_explore_oracles import found
 from test_faults_sabotage import causes, explored, meta_write, one
 
-from qmpshim.conformance import pattern
-from qmpshim.conformance.explore import confirm
-from qmpshim.conformance.explore import ops as real_ops
-from qmpshim.conformance.explore.exploration import explore_real
-from qmpshim.conformance.explore.findings import Finding
-from qmpshim.conformance.explore.judge import RealViolation
-from qmpshim.conformance.explore.replay import Replay
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.checkers.sequential import Seen
+from qmpshim.conformance.explore.harness import operations as real_ops
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.real_system import RealSystem, honestly
+from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.reproducer.replay import Replay
 from qmpshim.conformance.explore.scenarios import BASE, C, RealScenario
-from qmpshim.conformance.explore.stage import Stage
-from qmpshim.conformance.explore.straight import Seen
-from qmpshim.conformance.explore.system import RealSystem, honestly
-from qmpshim.machine.builds import Build
-from qmpshim.machine.gated_chain import GatedMachine
-from qmpshim.machine.nbd_proto import Op as Nbd
-from qmpshim.machine.secondary import SECTOR
+from qmpshim.conformance.explore.search import minimize
+from qmpshim.conformance.explore.search.exploration import explore_real
+from qmpshim.conformance.workload import pattern
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.nbd.protocol import Op as Nbd
+from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.scenario import Op
-from qmpshim.model.verdict import Verdict
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_finding_that_shows_itself_now_and_then_is_not_confirmed(
     qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two times of three, whatever the setup is made to be."""
-    replayed, tries = confirm.replay_schedule, 0
+    replayed, tries = minimize.replay_schedule, 0
 
     def now_and_then(finding: Finding, build: Build, **named: Any) -> Replay:
         nonlocal tries
@@ -108,7 +108,7 @@ def test_a_finding_that_shows_itself_now_and_then_is_not_confirmed(
 
     sure, unsure = explored_once()
     assert sure and not unsure
-    monkeypatch.setattr(confirm, "replay_schedule", now_and_then)
+    monkeypatch.setattr(minimize, "replay_schedule", now_and_then)
     still, now_unsure = explored_once()
     assert not still
     assert [(f.cause, f.replays) for f in now_unsure] == [(f.cause, (2, 3)) for f in sure]

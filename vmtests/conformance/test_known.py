@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.finding_files import load_finding
-from qmpshim.conformance.explore.findings import Finding, Sighting, group
-from qmpshim.conformance.explore.judge import RealViolation
-from qmpshim.conformance.explore.known import Known, load_known, recogniser
-from qmpshim.conformance.explore.masked import NOT_IN_STATUS, NOT_READ_BACK
-from qmpshim.conformance.known import DIRECTORY, known_directed, known_findings
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS, NOT_READ_BACK
+from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
+from qmpshim.conformance.known.folder import DIRECTORY, known_directed, known_findings
+from qmpshim.conformance.known.matching import Known, load_known, recogniser
 from qmpshim.errors import InputError
-from qmpshim.model.system import Choice
-from qmpshim.model.verdict import Verdict
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.system import Choice
 
 SYSTEM = (7, 2, 22)
 SUITES = (SYSTEM, (5, 2, 0), (10, 0, 13), (11, 1, 3))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.explore.diagram import schedule_from_text, schedule_text
-from qmpshim.conformance.explore.model_run import (
+from qmpshim.conformance.explore.report.model_diagram import schedule_from_text, schedule_text
+from qmpshim.conformance.explore.search.model_run import (
     HONEST_NAMES,
     diagram,
     discipline_names,
@@ -19,9 +19,9 @@ from qmpshim.conformance.explore.model_run import (
     system_for,
 )
 from qmpshim.errors import InputError
-from qmpshim.model.explorer import Mode
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.explorer import Mode
 from qmpshim.model.scenarios import SCENARIOS, scenario_named
-from qmpshim.model.verdict import Verdict
 
 PAIR = scenario_named("write-read")
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.known.pairs import KnownPair, load_known
+from qmpshim.conformance.known.write_ups import Version
 from qmpshim.conformance.pair import checks
 from qmpshim.conformance.pair.checks import KNOWN, best_accel
-from qmpshim.conformance.pair.known import KnownPair, load_known
 from qmpshim.conformance.pair.plan import PairFinding, PairPlan
-from qmpshim.conformance.write_ups import Version
-from qmpshim.machine.builds import Build
-from qmpshim.model.verdict import Verdict
+from qmpshim.machine.builds.build import Build
+from qmpshim.model.check.verdict import Verdict
 
 STALE = "the guest of the secondary stands still"
 COMPLETES = "primary: migration is 'completed' instead of 'colo'"

@@ -13,11 +13,11 @@ from qmpshim.conformance.pair.judge import first_difference
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import Failover, PairPlan
 from qmpshim.errors import InputError
-from qmpshim.machine.builds import Build
-from qmpshim.machine.nbd_proto import Op, Request
-from qmpshim.machine.pair import Pair, PairSpec
-from qmpshim.model.behaviour import Behaviour
-from qmpshim.model.disk import Alloc
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.colo.pair import Pair, PairSpec
+from qmpshim.machine.nbd.protocol import Op, Request
+from qmpshim.model.chain.behaviour import Behaviour
+from qmpshim.model.disks.image import Alloc
 
 SIZE, CLUSTER = 1 << 20, 64 << 10
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpshim.conformance.pattern import (
+from qmpshim.conformance.workload.pattern import (
     MAX_OPERATIONS,
     Comparer,
     Mismatch,
@@ -19,7 +19,7 @@ from qmpshim.conformance.pattern import (
     expected,
     mismatches,
 )
-from qmpshim.model.disk import SECTOR, Contents, Owners, owned
+from qmpshim.model.disks.image import SECTOR, Contents, Owners, owned
 
 LAST = (1 << 36) - 1  # the last sector that can be told apart: 32 TiB
 

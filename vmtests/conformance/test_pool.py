@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.explore import pool, scenarios
-from qmpshim.conformance.explore.exploration import Progress, explore_real
-from qmpshim.conformance.explore.run import RealRun
+from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.harness.run import RealRun
+from qmpshim.conformance.explore.search import workers
+from qmpshim.conformance.explore.search.exploration import Progress, explore_real
 from qmpshim.errors import HostError, MachineDied, NotStarted
-from qmpshim.machine.builds import Build
-from qmpshim.machine.gated_chain import GatedMachine
-from qmpshim.model.verdict import Verdict
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.check.verdict import Verdict
 
 
 def explorers() -> list[int]:
@@ -42,7 +43,7 @@ def test_the_progress_is_of_all_that_is_explored(
     jobs: int, qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With faults a scenario is explored once for each I/O that fails: nothing begins anew."""
-    monkeypatch.setattr(pool, "_TICK", 0.0)
+    monkeypatch.setattr(workers, "_TICK", 0.0)
     told: list[Progress] = []
     every = [*scenarios.named("WV"), *scenarios.named("WR")]
     report = explore_real(qemu_build, every, faults=(EIO,), jobs=jobs, progress=told.append)
@@ -60,13 +61,13 @@ def test_the_progress_is_of_all_that_is_explored(
 def test_what_was_cut_short_is_explored_with_what_is_left(
     qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    share, shares = pool._share, iter([0.001, 0.001])
+    share, shares = workers._share, iter([0.001, 0.001])
 
     def mean(*words: Any) -> float | None:
         return next(shares, share(*words))
 
-    monkeypatch.setattr(pool, "_share", mean)
-    monkeypatch.setattr(pool, "_TICK", 0.0)
+    monkeypatch.setattr(workers, "_share", mean)
+    monkeypatch.setattr(workers, "_TICK", 0.0)
     told: list[Progress] = []
     every = [*scenarios.named("WV"), *scenarios.named("HQ"), *scenarios.named("WR")]
     report = explore_real(qemu_build, every, budget=600.0, progress=told.append)

@@ -10,22 +10,22 @@ import pytest
 from gate_lies import drop_new, drop_primary, drop_primary_flush, stale_primary_read
 from test_faults_sabotage import Lying, Swallowing, causes, explored, one
 
-from qmpshim.conformance.explore import masked, straight
-from qmpshim.conformance.explore import ops as real_ops
-from qmpshim.conformance.explore.execution import CUT
-from qmpshim.conformance.explore.judge import RealViolation
+from qmpshim.conformance.explore.checkers import quorum, sequential
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.checkers.sequential import Seen
+from qmpshim.conformance.explore.harness import operations as real_ops
+from qmpshim.conformance.explore.harness.history import CUT
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, honestly
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.stage import Stage
-from qmpshim.conformance.explore.straight import Seen
-from qmpshim.conformance.explore.system import RealSystem, Release, honestly
-from qmpshim.machine.gated_chain import Form
-from qmpshim.machine.wire import WireQmp
-from qmpshim.model.behaviour import Known
-from qmpshim.model.co import Co, ModelIOError
-from qmpshim.model.disk import Owners
-from qmpshim.model.primary_chain import PrimaryChain
+from qmpshim.machine.chain.gated import Form
+from qmpshim.machine.qmp.nonblocking import WireQmp
+from qmpshim.model.chain.behaviour import Known
+from qmpshim.model.chain.primary import PrimaryChain
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import Owners
+from qmpshim.model.runtime.coroutines import Co, ModelIOError
 from qmpshim.model.scenario import Op
-from qmpshim.model.verdict import Verdict
 
 MASKED = "guest_write says success after a refused primary write"
 OWN, FORWARDED = "primary write 0+128", "secondary write 0+128"
@@ -58,7 +58,7 @@ def test_what_qemu_does_is_told_in_its_own_words(stage: Stage) -> None:
     assert not explored(stage, single(WRITE)).found
     assert told(explored(stage, single(WRITE), fails=OWN)) == {Verdict.ERROR_CONTRACT: {MASKED}}
     assert told(explored(stage, single(WRITE, READ), fails=OWN)) == {
-        Verdict.LOST_WRITE: {f"{MASKED}{masked.NOT_READ_BACK}"}
+        Verdict.LOST_WRITE: {f"{MASKED}{quorum.NOT_READ_BACK}"}
     }
     assert not explored(stage, single(WRITE, STATUS), fails=FORWARDED).found
     assert not explored(stage, single(WRITE, STATUS), fails=FORWARDED, errno=CUT).found
@@ -141,7 +141,7 @@ def test_a_model_that_is_wrong_is_not_agreed_with(
 ) -> None:
     scenario, fails, verdict, cause = SPOILT[chain]
     assert not explored(stage, scenario, fails=fails).found
-    monkeypatch.setattr(straight, "PrimaryChain", chain)
+    monkeypatch.setattr(sequential, "PrimaryChain", chain)
     assert told(explored(stage, scenario, fails=fails)) == {verdict: {cause}}
 
 
@@ -159,7 +159,7 @@ def test_a_model_that_masks_errors_finds_no_fault_with_qemu(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its answer: that the data were refused is known without a model."""
-    monkeypatch.setattr(straight, "PrimaryChain", Masks)
+    monkeypatch.setattr(sequential, "PrimaryChain", Masks)
     assert not explored_second(stage, FLUSHED, "primary flush").found
     silent = "guest_write says success after a refused primary write"
     assert causes(explored(stage, single(WRITE), fails=OWN)) == {silent}
@@ -233,7 +233,7 @@ def test_a_write_that_was_not_forwarded_and_not_told_of(stage: Stage) -> None:
         def _verdict(self, seen: Seen) -> RealViolation | None:
             return super()._verdict(replace(seen, status=None))
 
-    assert causes(explored(stage, single(WRITE), Silent, FORWARDED)) == {masked.NOT_IN_STATUS}
+    assert causes(explored(stage, single(WRITE), Silent, FORWARDED)) == {quorum.NOT_IN_STATUS}
 
 
 def test_a_status_that_cries_without_a_reason(stage: Stage) -> None:
@@ -253,7 +253,7 @@ def test_an_error_that_no_event_tells_of(stage: Stage, monkeypatch: pytest.Monke
         return "" if b"QUORUM_REPORT_BAD" in line else take_in(qmp, line)
 
     stage.discard()
-    monkeypatch.setattr(masked, "_LATE", 0.3)
+    monkeypatch.setattr(quorum, "_LATE", 0.3)
     for scenario, fails, run, do in (
         (single(WRITE), OWN, explored_first, "guest_write"),
         (FLUSHED, "primary flush", explored_second, "guest_flush"),
@@ -296,7 +296,7 @@ def test_replication_that_runs_or_not_as_it_should_not(
 
 
 def test_both_refused_is_explored_and_told(stage: Stage) -> None:
-    plan = masked.both_refused([("io", 0, OWN, 0), ("io", 0, FORWARDED, 0)], [CUT, 5])
+    plan = quorum.both_refused([("io", 0, OWN, 0), ("io", 0, FORWARDED, 0)], [CUT, 5])
     assert plan == [{("io", 0, OWN, 0): 5, ("io", 0, FORWARDED, 0): 5}]
     system = RealSystem(stage, single(WRITE), plan=plan[0])
     system.reset()

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from broken_builds import make
 
-from qmpshim.conformance.case import Case, Status
-from qmpshim.conformance.check.kinds import runner_of
+from qmpshim.conformance.check.case import Case, Status
+from qmpshim.conformance.check.runners.kinds import runner_of
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.exploration import explore_real
+from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.errors import ProtocolBroken
-from qmpshim.machine import gated_chain
-from qmpshim.machine.builds import Build, resolve
-from qmpshim.machine.process import Qemu
-from qmpshim.model.verdict import Verdict
+from qmpshim.machine.builds.build import Build, resolve
+from qmpshim.machine.chain import gated
+from qmpshim.machine.host.process import Qemu
+from qmpshim.model.check.verdict import Verdict
 
 STATUS = "query-xen-replication-status"
 CASE = Case("protocol", "protocol/schema")
@@ -55,7 +55,7 @@ def test_each_lie_is_convicted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if name == "says-nothing":
-        monkeypatch.setattr(gated_chain, "_LIMIT", 5.0)
+        monkeypatch.setattr(gated, "_LIMIT", 5.0)
     build = resolve(str(make(name, tmp_path / name)))
     outcome = runner_of("protocol")(build, CASE, tmp_path)
     assert outcome.status is Status.DIVERGED

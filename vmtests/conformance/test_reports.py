@@ -17,22 +17,22 @@ import pytest
 from junitparser import JUnitXml, TestSuite
 from tap.parser import Parser
 
-from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.check.compare import Comparison, compare
-from qmpshim.conformance.check.drawing import draw
-from qmpshim.conformance.check.identity import Identity
-from qmpshim.conformance.check.journal import Plan
-from qmpshim.conformance.check.kinds import runner_of
-from qmpshim.conformance.check.reports import write_reports
-from qmpshim.conformance.check.results import SCHEMA, Results, load_results
-from qmpshim.conformance.check.runners import bundle
-from qmpshim.conformance.check.sequence import steps_of_lines
+from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.check.report.compare import Comparison, compare
+from qmpshim.conformance.check.report.drawing import draw
+from qmpshim.conformance.check.report.reports import write_reports
+from qmpshim.conformance.check.report.results import SCHEMA, Results, load_results
+from qmpshim.conformance.check.report.sequence import steps_of_lines
+from qmpshim.conformance.check.run.identity import Identity
+from qmpshim.conformance.check.run.journal import Plan
+from qmpshim.conformance.check.runners.kinds import runner_of
+from qmpshim.conformance.check.runners.runners import bundle
 from qmpshim.conformance.document import SCHEMAS
-from qmpshim.conformance.explore.finding_files import load_finding
-from qmpshim.conformance.known import DIRECTORY, known_directed, known_findings, write_up
-from qmpshim.machine.builds import Build
-from qmpshim.model import behaviour
-from qmpshim.model.verdict import Verdict
+from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.known.folder import DIRECTORY, known_directed, known_findings, write_up
+from qmpshim.machine.builds.build import Build
+from qmpshim.model.chain import behaviour
+from qmpshim.model.check.verdict import Verdict
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 KNOWN = CaseFinding(Verdict.HANG, "k", "it hangs", known="some-id")

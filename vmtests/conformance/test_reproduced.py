@@ -10,23 +10,23 @@ import pytest
 from broken_builds import make
 from command_line import CommandLine
 
-from qmpshim.conformance import bundle as bundles
-from qmpshim.conformance.bundle import Case
-from qmpshim.conformance.divergence import Divergence
-from qmpshim.conformance.explore import confirm
-from qmpshim.conformance.explore.finding_files import load_finding
-from qmpshim.conformance.explore.findings import Finding
+from qmpshim.conformance.bundles import bundle as bundles
+from qmpshim.conformance.bundles.bundle import Case
+from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.explore.harness.setup_state import allocation_after_setup
+from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.scenarios import scenario_from_json
-from qmpshim.conformance.explore.setup_state import allocation_after_setup
-from qmpshim.conformance.known import DIRECTORY
-from qmpshim.conformance.session import Result, Setup
-from qmpshim.conformance.verify import Outcome
-from qmpshim.conformance.workload import Kind, Operation, Side
-from qmpshim.machine.builds import Build
-from qmpshim.machine.secondary import ChainSpec
-from qmpshim.model.behaviour import Behaviour
-from qmpshim.model.chain import Workflow
-from qmpshim.model.verdict import Verdict
+from qmpshim.conformance.explore.search import minimize
+from qmpshim.conformance.known.folder import DIRECTORY
+from qmpshim.conformance.workload.session import Result, Setup
+from qmpshim.conformance.workload.verify import Outcome
+from qmpshim.conformance.workload.workload import Kind, Operation, Side
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.model.chain.behaviour import Behaviour
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.check.verdict import Verdict
 
 OWN = "do_checkpoint: Assertion `0' failed."  # what the builds say that die
 #: A checkpoint in the second of two steps; on the builds that die there it is where they do.
@@ -177,12 +177,12 @@ def test_not_seen_from_another_state_is_no_answer(
 def test_not_seen_needs_the_schedule_or_all_of_them(
     qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert confirm.show_again(NO_HOLE, qemu_build) == confirm.Shown(None)
+    assert minimize.show_again(NO_HOLE, qemu_build) == minimize.Shown(None)
     another = replace(NO_HOLE, schedule=(("start", 0), ("io", 0, "hidden write 0+128", 0)))
-    assert confirm.show_again(another, qemu_build) == confirm.Shown(None)  # all were taken
-    monkeypatch.setattr(confirm, "_SMALLER", 0.0)
-    monkeypatch.setattr("qmpshim.conformance.explore.run.PATIENCE", 0.1)
-    shown = confirm.show_again(another, qemu_build)
+    assert minimize.show_again(another, qemu_build) == minimize.Shown(None)  # all were taken
+    monkeypatch.setattr(minimize, "_SMALLER", 0.0)
+    monkeypatch.setattr("qmpshim.conformance.explore.harness.run.PATIENCE", 0.1)
+    shown = minimize.show_again(another, qemu_build)
     assert shown.finding is None and "more schedules than 0 s suffice for" in shown.unsure
 
 

@@ -7,12 +7,12 @@ import asyncio
 import pytest
 from sabotages import SABOTAGES, Sabotage
 
-from qmpshim.conformance import bundle
-from qmpshim.conformance.session import run_case
-from qmpshim.conformance.verify import Minimising, replay, setup_for
-from qmpshim.conformance.workload import Workload
-from qmpshim.machine.builds import Build
-from qmpshim.machine.workspace import Workspace
+from qmpshim.conformance.bundles import bundle
+from qmpshim.conformance.workload.session import run_case
+from qmpshim.conformance.workload.verify import Minimising, replay, setup_for
+from qmpshim.conformance.workload.workload import Workload
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.host.workspace import Workspace
 
 CASES = [
     pytest.param(one, id=str(one), marks=[] if one.quick else pytest.mark.full) for one in SABOTAGES

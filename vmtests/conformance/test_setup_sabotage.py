@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.check.cluster_maps import maps_of_schedule
+from qmpshim.conformance.check.report.cluster_maps import maps_of_schedule
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.exploration import explore_real, render
-from qmpshim.conformance.explore.finding_files import save_finding
-from qmpshim.conformance.explore.stage import Stage
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.report.finding_files import save_finding
+from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.errors import BuildError
-from qmpshim.machine import gated_chain
-from qmpshim.machine.builds import Build
-from qmpshim.machine.gated_chain import GatedMachine
-from qmpshim.model.verdict import Verdict
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain import gated
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.check.verdict import Verdict
 
 WR = scenarios.named("WR")
 
@@ -37,7 +37,7 @@ def test_a_qemu_that_ends_or_stops_when_replication_starts(
     def start(self: Stage, machine: GatedMachine) -> None:
         os.kill(machine.pid, number)
         with monkeypatch.context() as impatient:
-            impatient.setattr(gated_chain, "_LIMIT", 1.0)
+            impatient.setattr(gated, "_LIMIT", 1.0)
             before(self, machine)
 
     monkeypatch.setattr(Stage, "_start", start)

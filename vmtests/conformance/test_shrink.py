@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from qmpshim.conformance.divergence import Divergence
-from qmpshim.conformance.shrink import shrink
-from qmpshim.conformance.workload import Kind, Operation, Side
+from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.workload.shrink import shrink
+from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import InputError
-from qmpshim.model.verdict import Verdict
+from qmpshim.model.check.verdict import Verdict
 
 Test = Callable[[Sequence[Operation]], Divergence | None]
 AT = Divergence(Verdict.CONTENT, "hidden disk (file)", 100, "this", "that")

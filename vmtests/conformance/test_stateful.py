@@ -21,12 +21,12 @@ from hypothesis.stateful import (
 )
 from sabotages import AroundQemu, NoCheckpoint, Torn
 
-from qmpshim.conformance.session import Result, Session, Setup, open_rig
-from qmpshim.conformance.verify import setup_for
-from qmpshim.conformance.workload import Kind, Operation, Side
-from qmpshim.machine.builds import Build
-from qmpshim.machine.secondary import SECTOR, ChainSpec
-from qmpshim.model.chain import Workflow
+from qmpshim.conformance.workload.session import Result, Session, Setup, open_rig
+from qmpshim.conformance.workload.verify import setup_for
+from qmpshim.conformance.workload.workload import Kind, Operation, Side
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.model.chain.secondary import Workflow
 
 CLUSTER = 16384
 CLUSTERS = 12  # with 64 KiB as backup's granularity: three copies' worth, and a short one

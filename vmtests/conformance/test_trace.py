@@ -7,13 +7,13 @@ from collections import Counter
 import pytest
 
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.findings import Sighting, group
-from qmpshim.conformance.explore.judge import RealViolation
-from qmpshim.conformance.explore.schedule_diagram import diagram
-from qmpshim.conformance.explore.stage import Stage
-from qmpshim.conformance.explore.system import CUT, RECONNECT, RealSystem
-from qmpshim.conformance.explore.trace import Line, What, read_line
-from qmpshim.model.verdict import Verdict
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT, RealSystem
+from qmpshim.conformance.explore.harness.trace import Line, What, read_line
+from qmpshim.conformance.explore.report.findings import Sighting, group
+from qmpshim.conformance.explore.report.schedule_diagram import diagram
+from qmpshim.model.check.verdict import Verdict
 
 
 def executed(stage: Stage, errno: int | None) -> RealSystem:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.case import Case, CaseOutcome, Status
-from qmpshim.conformance.check import case_worker
-from qmpshim.conformance.check.case_process import Order
-from qmpshim.conformance.check.identity import identify
-from qmpshim.conformance.explore import images
-from qmpshim.conformance.overlay import read_overlay
+from qmpshim.conformance.check.case import Case, CaseOutcome, Status
+from qmpshim.conformance.check.run import case_worker
+from qmpshim.conformance.check.run.case_process import Order
+from qmpshim.conformance.check.run.identity import identify
+from qmpshim.conformance.compare.overlay import read_overlay
+from qmpshim.conformance.explore.harness import overlays
 from qmpshim.errors import UnsupportedFeature
-from qmpshim.machine.builds import Build
+from qmpshim.machine.builds.build import Build
 
 FEATURE = "LUKS encryption"
 
@@ -34,7 +34,7 @@ def test_verify_and_explore_raise_what_they_cannot_judge(encrypted: bytes) -> No
     with pytest.raises(UnsupportedFeature, match=f"cannot judge: {FEATURE}"):
         read_overlay(encrypted)
     with pytest.raises(UnsupportedFeature, match=f"cannot judge: {FEATURE}"):
-        images._read(encrypted, 2048, 128, "hidden")
+        overlays._read(encrypted, 2048, 128, "hidden")
 
 
 def test_it_is_the_same_error_in_another_process() -> None:

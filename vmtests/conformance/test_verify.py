@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from sabotages import FlippedByte
 
-from qmpshim.conformance.session import Setup, run_case
-from qmpshim.conformance.verify import Outcome, setup_for, split, verify
-from qmpshim.conformance.workload import Kind, Operation, Side, Workload
+from qmpshim.conformance.workload.session import Setup, run_case
+from qmpshim.conformance.workload.verify import Outcome, setup_for, split, verify
+from qmpshim.conformance.workload.workload import Kind, Operation, Side, Workload
 from qmpshim.errors import BuildError, InputError
-from qmpshim.machine.builds import Build
-from qmpshim.machine.qcow2 import Qcow2
-from qmpshim.machine.secondary import ChainSpec
-from qmpshim.machine.workspace import Workspace
-from qmpshim.model.behaviour import Known
-from qmpshim.model.chain import Workflow
-from qmpshim.model.verdict import Verdict
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.machine.images.qcow2 import Qcow2
+from qmpshim.model.chain.behaviour import Known
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.check.verdict import Verdict
 
 MiB = 1 << 20
 R, B = Workflow.REPLICATION, Workflow.BACKUP

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpshim.conformance.workload import Kind, Operation, Side, Workload, all_kinds
+from qmpshim.conformance.workload.workload import Kind, Operation, Side, Workload, all_kinds
 from qmpshim.errors import InputError
-from qmpshim.machine.secondary import SECTOR, ChainSpec
-from qmpshim.model.chain import Workflow
+from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.model.chain.secondary import Workflow
 
 MiB = 1 << 20
 SPECS = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qmpshim.machine import guest_image
-from qmpshim.machine.guest_image import GuestImage
+from qmpshim.machine.guest import image as guest_image
+from qmpshim.machine.guest.image import GuestImage
 
 
 @pytest.fixture(scope="session")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
 from qmpshim.conformance.guest.work import Diverged, GuestWork
-from qmpshim.conformance.session import Result, run_case
-from qmpshim.conformance.verify import setup_for
-from qmpshim.conformance.workload import Kind, Operation, Side, Workload
-from qmpshim.machine.builds import Build
-from qmpshim.machine.guest_chain import Attachment
-from qmpshim.machine.guest_image import GuestImage
-from qmpshim.machine.secondary import ChainSpec
-from qmpshim.machine.workspace import Workspace
-from qmpshim.model.chain import Workflow
+from qmpshim.conformance.workload.session import Result, run_case
+from qmpshim.conformance.workload.verify import setup_for
+from qmpshim.conformance.workload.workload import Kind, Operation, Side, Workload
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.guest.chain import Attachment
+from qmpshim.machine.guest.image import GuestImage
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.chain.secondary import Workflow
 
 MiB = 1 << 20
 SPEC = ChainSpec(Workflow.REPLICATION, size=8 * MiB)

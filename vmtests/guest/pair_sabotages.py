@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.pair.plan import Failover
-from qmpshim.machine.nbd_proto import Op, Request
-from qmpshim.machine.pair import NEVER, Pair
-from qmpshim.machine.qcow2 import Qcow2
-from qmpshim.model.verdict import Verdict
+from qmpshim.machine.colo.pair import NEVER, Pair
+from qmpshim.machine.images.qcow2 import Qcow2
+from qmpshim.machine.nbd.protocol import Op, Request
+from qmpshim.model.check.verdict import Verdict
 
 
 class LostWrite(Pair):

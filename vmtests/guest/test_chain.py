@@ -11,16 +11,16 @@ from qmpshim.conformance.guest.checks import known_cause, refuse, run_scenario
 from qmpshim.conformance.guest.rig import ProgramChain
 from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.guest.work import GuestWork
-from qmpshim.conformance.known import known_directed
-from qmpshim.conformance.session import Result
-from qmpshim.conformance.workload import Kind
+from qmpshim.conformance.known.folder import known_directed
+from qmpshim.conformance.workload.session import Result
+from qmpshim.conformance.workload.workload import Kind
 from qmpshim.errors import BuildError
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.guest_chain import Attachment
-from qmpshim.machine.guest_image import GuestImage
-from qmpshim.machine.secondary import ChainSpec
-from qmpshim.machine.workspace import Workspace
-from qmpshim.model.chain import Workflow
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.guest.chain import Attachment
+from qmpshim.machine.guest.image import GuestImage
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.chain.secondary import Workflow
 
 B, R = Workflow.BACKUP, Workflow.REPLICATION
 

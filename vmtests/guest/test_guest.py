@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from qmpshim.errors import GuestFailed, GuestPanicked, InputError, MachineDied, MachineHung
-from qmpshim.machine.builds import Build
-from qmpshim.machine.guest import Guest, boot
-from qmpshim.machine.guest_image import GuestImage
-from qmpshim.machine.workspace import Workspace
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.guest.guest import Guest, boot
+from qmpshim.machine.guest.image import GuestImage
+from qmpshim.machine.host.workspace import Workspace
 
 
 def test_a_guest_does_what_it_is_told_and_its_panic_is_seen(

@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.case import Case, Status
-from qmpshim.conformance.check.runners import directed
+from qmpshim.conformance.check.case import Case, Status
+from qmpshim.conformance.check.runners.runners import directed
 from qmpshim.conformance.guest.checks import run, run_scenario
 from qmpshim.conformance.guest.rig import ProgramChain
 from qmpshim.conformance.guest.scenarios import GuestScenario
 from qmpshim.conformance.guest.work import GuestWork
-from qmpshim.conformance.workload import Kind
+from qmpshim.conformance.workload.workload import Kind
 from qmpshim.errors import BuildError, HostError, InputError
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.guest_chain import Attachment
-from qmpshim.machine.guest_image import GuestImage
-from qmpshim.model.verdict import Verdict
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.guest.chain import Attachment
+from qmpshim.machine.guest.image import GuestImage
+from qmpshim.model.check.verdict import Verdict
 
 
 def qmpshim(*words: str) -> subprocess.CompletedProcess[str]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from qmpshim.errors import InputError
-from qmpshim.machine import guest_image
-from qmpshim.machine.cpio import Tree
-from qmpshim.machine.guest_image import RECIPE, GuestImage
+from qmpshim.machine.guest import image as guest_image
+from qmpshim.machine.guest.cpio import Tree
+from qmpshim.machine.guest.image import RECIPE, GuestImage
 
 
 def test_two_builds_in_different_places_give_the_same_bytes(

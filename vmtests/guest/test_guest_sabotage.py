@@ -14,17 +14,17 @@ from qmpshim.conformance.guest.program import GuestLied, random_operations, read
 from qmpshim.conformance.guest.rig import ProgramChain
 from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.guest.work import GuestWork
-from qmpshim.conformance.workload import Kind, Operation, Side
-from qmpshim.machine import saved_state
-from qmpshim.machine.builds import Build
-from qmpshim.machine.guest import GuestSpec
-from qmpshim.machine.guest_chain import Attachment
-from qmpshim.machine.guest_image import GuestImage
-from qmpshim.machine.saved_state import StaleState
-from qmpshim.machine.secondary import ChainSpec
-from qmpshim.machine.workspace import Workspace
-from qmpshim.model.chain import Workflow
-from qmpshim.model.verdict import Verdict
+from qmpshim.conformance.workload.workload import Kind, Operation, Side
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.guest import saved_state
+from qmpshim.machine.guest.chain import Attachment
+from qmpshim.machine.guest.guest import GuestSpec
+from qmpshim.machine.guest.image import GuestImage
+from qmpshim.machine.guest.saved_state import StaleState
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.check.verdict import Verdict
 
 
 class Bypassed(ProgramChain):

@@ -13,15 +13,15 @@ import pytest
 from pair_sabotages import SABOTAGES, Refused, Sabotage
 
 from qmpshim.cli import main
-from qmpshim.conformance.case import Case, Status
+from qmpshim.conformance.check.case import Case, Status
+from qmpshim.conformance.known.pairs import KnownPair, load_known
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.checks import KNOWN, best_accel, run, run_plan
-from qmpshim.conformance.pair.known import KnownPair, load_known
 from qmpshim.conformance.pair.plan import MOMENTS, Failover, PairOutcome, PairPlan
 from qmpshim.errors import HostError, InputError
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.pair import Pair
-from qmpshim.model.verdict import Verdict
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.colo.pair import Pair
+from qmpshim.model.check.verdict import Verdict
 
 ENDS = [kind for kind in Failover if kind is not Failover.CUT_LATE]
 

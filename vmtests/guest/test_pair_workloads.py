@@ -16,25 +16,25 @@ from pathlib import Path
 import pytest
 from guest_rigs import MiB, at_work
 
-from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.guest.program import PROGRAM, random_operations
 from qmpshim.conformance.guest.work import GuestWork
-from qmpshim.conformance.pair.diary import BootWorkload
+from qmpshim.conformance.pair.guest_log import BootWorkload
 from qmpshim.conformance.pair.judge import PairJudge
 from qmpshim.conformance.pair.linux import LinuxWorkload
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.pair.workload import Workload
-from qmpshim.conformance.pattern import data_of
-from qmpshim.conformance.workload import Kind, Operation
-from qmpshim.machine.boot_guest import BLOCK, BootGuest, console_lines
-from qmpshim.machine.builds import Build
-from qmpshim.machine.guest_image import GuestImage
-from qmpshim.machine.pair import Pair
-from qmpshim.machine.process import Qemu
-from qmpshim.machine.workspace import Workspace
-from qmpshim.model.behaviour import Behaviour
-from qmpshim.model.verdict import Verdict
+from qmpshim.conformance.workload.pattern import data_of
+from qmpshim.conformance.workload.workload import Kind, Operation
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.colo.pair import Pair
+from qmpshim.machine.guest.boot_sector import BLOCK, BootGuest, console_lines
+from qmpshim.machine.guest.image import GuestImage
+from qmpshim.machine.host.process import Qemu
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.chain.behaviour import Behaviour
+from qmpshim.model.check.verdict import Verdict
 
 SIZE = 8 * MiB
 SECTORS = SIZE // 512

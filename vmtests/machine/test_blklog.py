@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from qmpshim.machine.blklog import BlkLog, Entry, Flag, LogError
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.nbd_client import NbdClient
-from qmpshim.machine.process import Qemu
-from qmpshim.machine.workspace import Workspace
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.host.process import Qemu
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.machine.images.write_log import BlkLog, Entry, Flag, LogError
+from qmpshim.machine.nbd.client import NbdClient
 
 SIZE = 1 << 20
 

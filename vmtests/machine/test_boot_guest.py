@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.machine.boot_guest import BLOCK, BootGuest, Line, console_lines
-from qmpshim.machine.builds import Build
-from qmpshim.machine.process import Qemu
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.guest.boot_sector import BLOCK, BootGuest, Line, console_lines
+from qmpshim.machine.host.process import Qemu
 
 
 def test_sector() -> None:

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from qmpshim.errors import BuildError, CommandFailed, HostError, InputError
-from qmpshim.machine import builds, probe, registry
-from qmpshim.machine.builds import Build, discipline_of, resolve
+from qmpshim.machine.builds import build as builds
+from qmpshim.machine.builds import probe, registry
+from qmpshim.machine.builds.build import Build, discipline_of, resolve
 
 EMULATOR = shutil.which(builds.EMULATOR)
 needs_qemu = pytest.mark.skipif(EMULATOR is None, reason="no QEMU is installed")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import struct
 
-from qmpshim.machine.colo_link import ColoLink, ColoMessage
-from qmpshim.machine.workspace import Workspace
+from qmpshim.machine.colo.migration_channel import ColoLink, ColoMessage
+from qmpshim.machine.host.workspace import Workspace
 
 READY, REPLY, LOADED = (struct.pack(">I", number) for number in (0, 2, 6))
 SHUT = struct.pack(">HHI", 1, 4, 0)  # a frame of the return path: MIG_RP_MSG_SHUT, 4 bytes

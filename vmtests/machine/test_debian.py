@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from qmpshim.errors import BuildError, HostError, InputError
-from qmpshim.machine import apt, builds, debian, probe, registry
+from qmpshim.machine.builds import apt, debian, probe, registry
+from qmpshim.machine.builds import build as builds
 
 EMULATOR = shutil.which(builds.EMULATOR)
 LIBRARIES = "usr/lib/x86_64-linux-gnu"

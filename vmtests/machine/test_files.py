@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from qmpshim.errors import HostError
-from qmpshim.machine import files
-from qmpshim.machine.files import (
+from qmpshim.machine.host import files
+from qmpshim.machine.host.files import (
     copy_sparse,
     copy_tree,
     file_extents,

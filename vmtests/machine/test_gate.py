@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmpshim.errors import HostError, InputError, MachineError
-from qmpshim.machine.gate import Gate, HeldIO, Kind
-from qmpshim.machine.nbd_proto import Op
-from qmpshim.machine.store import BLOCK, FileStore, MemoryStore, Store
+from qmpshim.machine.nbd.gate.gate import Gate, HeldIO, Kind
+from qmpshim.machine.nbd.gate.store import BLOCK, FileStore, MemoryStore, Store
+from qmpshim.machine.nbd.protocol import Op
 
 nbd = pytest.importorskip("nbd")
 

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from qemu.qmp import QMPClient
 
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.gate import Event, Gate, HeldIO, Kind
-from qmpshim.machine.nbd_proto import Op
-from qmpshim.machine.store import MemoryStore
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.nbd.gate.gate import Event, Gate, HeldIO, Kind
+from qmpshim.machine.nbd.gate.store import MemoryStore
+from qmpshim.machine.nbd.protocol import Op
 
 nbd = pytest.importorskip("nbd")
 

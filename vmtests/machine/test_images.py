@@ -15,9 +15,9 @@ import pytest
 from test_qcow2 import KiB, MiB, Tables, build, tool
 
 from qmpshim.errors import HostError, MachineHung
-from qmpshim.machine import images
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.images import (
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.images import agreement
+from qmpshim.machine.images.agreement import (
     CheckResult,
     ImageView,
     MapExtent,
@@ -30,8 +30,8 @@ from qmpshim.machine.images import (
     qemu_img_map,
     through,
 )
-from qmpshim.machine.qcow2 import Clusters, ImageError, Qcow2, Run
-from qmpshim.model.disk import Alloc
+from qmpshim.machine.images.qcow2 import Clusters, ImageError, Qcow2, Run
+from qmpshim.model.disks.image import Alloc
 
 UNALLOCATED, ZERO, DATA = Alloc.UNALLOCATED, Alloc.ZERO, Alloc.DATA
 pytestmark = pytest.mark.usefixtures("qemu_on_path")
@@ -392,7 +392,7 @@ def test_agree_convicts_a_lying_libqcow(path: Path, monkeypatch: pytest.MonkeyPa
     assert agree(path) == ["at 0x11170: libqcow and the independent reader read different bytes"]
     lies.add(192 * KiB + 5)
     assert "at 0x30000: libqcow reads data, the independent reader says zero" in agree(path)
-    monkeypatch.setattr(images.pyqcow, "file", BrokenLibqcow)
+    monkeypatch.setattr(agreement.pyqcow, "file", BrokenLibqcow)
     assert agree(path) == [
         "the independent reader reads the image; libqcow refuses the image: OSError"
     ]

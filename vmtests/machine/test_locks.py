@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from qmpshim.machine.locks import deadlock, waiters
+from qmpshim.machine.host.locks import deadlock, waiters
 
 # pthread_mutex_lock(3) on a normal mutex by the thread that has it: it waits for itself.
 SELF = """

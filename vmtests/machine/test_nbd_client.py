@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from qmpshim.errors import HostError, IOFailed, MachineDied, MachineHung
-from qmpshim.machine.nbd_client import NbdClient
+from qmpshim.machine.nbd.client import NbdClient
 
 pytest.importorskip("nbd")
 MiB = 1 << 20

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpshim.errors import MachineError
-from qmpshim.machine import nbd_proto as proto
-from qmpshim.machine.nbd_proto import Extent, Handshake, Request, RequestParser
+from qmpshim.machine.nbd import protocol as proto
+from qmpshim.machine.nbd.protocol import Extent, Handshake, Request, RequestParser
 
 EXPORTS = {
     "disk": proto.Export("disk", 1 << 20, proto.EXPORT_SEND_FLUSH, description="a disk"),

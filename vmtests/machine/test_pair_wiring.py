@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from qmpshim.machine.builds import Build
-from qmpshim.machine.pair import Pair, PairSpec
-from qmpshim.machine.workspace import Workspace
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.colo.pair import Pair, PairSpec
+from qmpshim.machine.host.workspace import Workspace
 
 
 def test_a_directory_with_a_name_that_means_something(

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from qmpshim.errors import BuildError, CommandFailed, HostError, MachineDied, MachineHung
-from qmpshim.machine.builds import Build
-from qmpshim.machine.process import Qemu
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.host.process import Qemu
 
 Test = Callable[[Qemu], Coroutine[Any, Any, None]]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from qmpshim.errors import UnsupportedFeature
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.images import map_file
-from qmpshim.machine.qcow2 import ImageError, Incompatible, Qcow2, Run, Severity
-from qmpshim.model.disk import Alloc
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.images.agreement import map_file
+from qmpshim.machine.images.qcow2 import ImageError, Incompatible, Qcow2, Run, Severity
+from qmpshim.model.disks.image import Alloc
 
 DATA, ZERO = Alloc.DATA, Alloc.ZERO
 KiB, MiB, GiB, TiB = (1 << 10 * power for power in (1, 2, 3, 4))

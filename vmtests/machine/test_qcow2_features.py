@@ -11,11 +11,18 @@ from test_images import converted, flat, node, raw
 from test_qcow2 import KiB, MiB, Tables, build, qemu_convicts, tool
 
 from qmpshim.errors import UnsupportedFeature
-from qmpshim.machine import images, qcow2
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.images import ImageView, QcowReader, agree, consult, map_file, through
-from qmpshim.machine.qcow2 import ImageError, Qcow2, Severity
-from qmpshim.model.disk import Alloc
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.images import agreement, qcow2
+from qmpshim.machine.images.agreement import (
+    ImageView,
+    QcowReader,
+    agree,
+    consult,
+    map_file,
+    through,
+)
+from qmpshim.machine.images.qcow2 import ImageError, Qcow2, Severity
+from qmpshim.model.disks.image import Alloc
 
 DATA, ZERO = Alloc.DATA, Alloc.ZERO
 pytestmark = pytest.mark.usefixtures("qemu_on_path")
@@ -233,7 +240,7 @@ MUTANTS: dict[str, tuple[object, str, object, str]] = {
     "all subclusters are the first": (qcow2, "_subclusters", _one_offset_a_cluster, "extended"),
     "offset 0 is no offset": (Qcow2, "_has_host", _offset_zero_is_none, "data file"),
     "data is in the image": (
-        images,
+        agreement,
         "external_data",
         lambda path, qcow2: map_file(path),
         "data file",

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from qmpshim.errors import IOFailed, MachineDied
-from qmpshim.machine.gate import Gate
-from qmpshim.machine.nbd_client import NbdClient
-from qmpshim.machine.nbd_link import NbdLink
-from qmpshim.machine.nbd_proto import Op, Request
-from qmpshim.machine.store import MemoryStore
-from qmpshim.machine.workspace import Workspace
+from qmpshim.machine.colo.nbd_link import NbdLink
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.machine.nbd.gate.gate import Gate
+from qmpshim.machine.nbd.gate.store import MemoryStore
+from qmpshim.machine.nbd.protocol import Op, Request
 
 SIZE = 1 << 20
 

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from qmpshim.errors import BuildError, CommandFailed, HostError, IOFailed
-from qmpshim.machine.builds import Build
-from qmpshim.machine.images import map_file
-from qmpshim.machine.nbd_client import NbdClient
-from qmpshim.machine.process import Qemu
-from qmpshim.machine.qcow2 import Qcow2
-from qmpshim.machine.secondary import ChainSpec, SecondaryChain
-from qmpshim.machine.workspace import Workspace
-from qmpshim.model.chain import Workflow
-from qmpshim.model.disk import Alloc
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
+from qmpshim.machine.host.process import Qemu
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.machine.images.agreement import map_file
+from qmpshim.machine.images.qcow2 import Qcow2
+from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.disks.image import Alloc
 
 MiB, CLUSTER = 1 << 20, 65536
 B, R = Workflow.BACKUP, Workflow.REPLICATION

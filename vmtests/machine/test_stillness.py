@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from qmpshim.errors import MachineHung
-from qmpshim.machine.builds import EMULATOR, Build, resolve
-from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
-from qmpshim.machine.nbd_proto import Op
-from qmpshim.machine.stillness import family
-from qmpshim.model.walk import OutOfBudget
+from qmpshim.machine.builds.build import EMULATOR, Build, resolve
+from qmpshim.machine.chain.gated import Form, GatedMachine, Shape
+from qmpshim.machine.chain.quiescence import family
+from qmpshim.machine.nbd.protocol import Op
+from qmpshim.model.explore.walk import OutOfBudget
 
 SHAPE = Shape(Form.BACKUP, 256 << 10, 64 << 10)
 
@@ -33,7 +33,7 @@ def machine(
         wrapper.write_text(
             f"#!{sys.executable}\n"
             "import subprocess, sys\n"
-            "from qmpshim.machine.workspace import dies_with_owner\n"
+            "from qmpshim.machine.host.workspace import dies_with_owner\n"
             f"words = dies_with_owner([{shutil.which(EMULATOR)!r}, *sys.argv[1:]])\n"
             "sys.exit(subprocess.run(words, close_fds=False).returncode)\n"
         )

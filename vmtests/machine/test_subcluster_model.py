@@ -10,11 +10,11 @@ import pytest
 from test_images import raw
 from test_qcow2 import KiB, build
 
-from qmpshim.machine.images import ImageView, map_file
-from qmpshim.machine.qcow2 import Qcow2 as Tables
-from qmpshim.model.co import Co, run_straight
-from qmpshim.model.disk import SECTOR, Alloc, Fill, Owners, Qcow2, owned
-from qmpshim.model.subclusters import SUBCLUSTERS, ExtendedQcow2
+from qmpshim.machine.images.agreement import ImageView, map_file
+from qmpshim.machine.images.qcow2 import Qcow2 as Tables
+from qmpshim.model.disks.image import SECTOR, Alloc, Fill, Owners, Qcow2, owned
+from qmpshim.model.disks.subclusters import SUBCLUSTERS, ExtendedQcow2
+from qmpshim.model.runtime.coroutines import Co, run_straight
 
 CLUSTER = 64 * KiB // SECTOR
 BELOW = 99  # what the backing file holds

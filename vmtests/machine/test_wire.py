@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from qmpshim.errors import CommandFailed, MachineDied, ProtocolBroken
-from qmpshim.machine.reactor import Reactor
-from qmpshim.machine.wire import WireNbd, WireQmp
+from qmpshim.machine.host.manual_event_loop import Reactor
+from qmpshim.machine.qmp.nonblocking import WireNbd, WireQmp
 
 
 def test_an_nbd_server_that_goes_away_before_the_handshake(

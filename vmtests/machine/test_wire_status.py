@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from qmpshim.errors import MachineDied
-from qmpshim.machine.builds import Build
-from qmpshim.machine.gated_chain import Form, GatedMachine, Shape
-from qmpshim.machine.nbd_proto import Op
-from qmpshim.machine.wire_status import WireStatus
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import Form, GatedMachine, Shape
+from qmpshim.machine.nbd.protocol import Op
+from qmpshim.machine.nbd.status_client import WireStatus
 
 CLUSTER = 1 << 16
 SHAPE = Shape(Form.REPLICATION, 2 * CLUSTER, CLUSTER)

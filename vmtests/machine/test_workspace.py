@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from qmpshim.errors import HostError
-from qmpshim.machine import workspace
-from qmpshim.machine.workspace import Workspace, dies_with_owner
+from qmpshim.machine.host import workspace
+from qmpshim.machine.host.workspace import Workspace, dies_with_owner
 
 OWNER = """\
 import signal, subprocess, sys, time

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from qmpshim.model.chain import Workflow
+from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.scenario import Fault, Op, Scenario
 
 C = 128

@@ -8,8 +8,8 @@ import random
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from qmpshim.model.system import Choice, Footprint, Violation
-from qmpshim.model.verdict import Verdict
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.system import Choice, Footprint, Violation
 
 _VALUES = 5
 _ALL = Footprint(-1, -1)

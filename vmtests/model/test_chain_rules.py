@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from qmpshim.model.behaviour import behaviour_of
-from qmpshim.model.chain import Chain, Stage, Workflow
-from qmpshim.model.co import run_straight
-from qmpshim.model.discipline import CopyBeforeWriteDiscipline
-from qmpshim.model.disk import Alloc
+from qmpshim.model.chain.behaviour import behaviour_of
+from qmpshim.model.chain.protocols import CopyBeforeWriteDiscipline
+from qmpshim.model.chain.secondary import Chain, Stage, Workflow
+from qmpshim.model.disks.image import Alloc
+from qmpshim.model.runtime.coroutines import run_straight
 
 
 @pytest.mark.parametrize("do", ["guest_write", "guest_zero"])

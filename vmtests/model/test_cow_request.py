@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from qmpshim.model.co import Co, Deadlock, Io, ModelIOError, Wait, run_straight
-from qmpshim.model.cow_request import (
+from qmpshim.model.disks.backup_job import (
     BackupJob,
     CowRequest,
     backup_calculate_cluster_size,
@@ -18,7 +17,8 @@ from qmpshim.model.cow_request import (
     backup_do_cow,
     backup_wait_for_overlapping_requests,
 )
-from qmpshim.model.disk import Alloc, Qcow2, Raw, owned
+from qmpshim.model.disks.image import Alloc, Qcow2, Raw, owned
+from qmpshim.model.runtime.coroutines import Co, Deadlock, Io, ModelIOError, Wait, run_straight
 
 
 def make_job(cluster: int = 128, size: int = 1024) -> BackupJob:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from qmpshim.model.block_copy import CopyBeforeWriteJob
-from qmpshim.model.co import ModelIOError, run_straight
-from qmpshim.model.discipline import HONEST, CopyBeforeWriteDiscipline, Discipline
-from qmpshim.model.disk import Qcow2, Raw, owned
-from qmpshim.model.explorer import Mode, explore, replay, shortest
-from qmpshim.model.model_system import ModelSystem
-from qmpshim.model.sabotage import SABOTAGES
+from qmpshim.model.chain.protocols import HONEST, CopyBeforeWriteDiscipline, Discipline
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.block_copy import CopyBeforeWriteJob
+from qmpshim.model.disks.image import Qcow2, Raw, owned
+from qmpshim.model.disks.serialising import TrackedRequests
+from qmpshim.model.explore.explorer import Mode, explore, replay, shortest
+from qmpshim.model.explore.model_system import ModelSystem
+from qmpshim.model.mutants import SABOTAGES
+from qmpshim.model.runtime.coroutines import ModelIOError, run_straight
 from qmpshim.model.scenario import Scenario
 from qmpshim.model.scenarios import ROBUSTNESS, SCENARIOS
-from qmpshim.model.serialising import TrackedRequests
-from qmpshim.model.verdict import Verdict
 
 QUICK = [scenario for scenario in SCENARIOS.values() if not scenario.long]
 LONG = [scenario for scenario in SCENARIOS.values() if scenario.long]

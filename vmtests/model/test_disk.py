@@ -7,8 +7,18 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qmpshim.model.co import Co, Io, run_straight
-from qmpshim.model.disk import PAGE, Alloc, Contents, Fill, Owners, Qcow2, Raw, is_zero, owned
+from qmpshim.model.disks.image import (
+    PAGE,
+    Alloc,
+    Contents,
+    Fill,
+    Owners,
+    Qcow2,
+    Raw,
+    is_zero,
+    owned,
+)
+from qmpshim.model.runtime.coroutines import Co, Io, run_straight
 
 SIZE, CLUSTER = 44, 8  # the last cluster is short
 BELOW = 77  # what the backing file holds everywhere

@@ -7,12 +7,12 @@ from math import comb
 
 import pytest
 
-from qmpshim.model.discipline import CowRequestDiscipline
-from qmpshim.model.explorer import Budget, Mode, count_schedules, explore, replay, shortest
-from qmpshim.model.model_system import ModelSystem
-from qmpshim.model.sabotage import SABOTAGES
+from qmpshim.model.chain.protocols import CowRequestDiscipline
+from qmpshim.model.explore.explorer import Budget, Mode, count_schedules, explore, replay, shortest
+from qmpshim.model.explore.model_system import ModelSystem
+from qmpshim.model.explore.system import Choice, Footprint, Violation
+from qmpshim.model.mutants import SABOTAGES
 from qmpshim.model.scenarios import SCENARIOS
-from qmpshim.model.system import Choice, Footprint, Violation
 
 
 class Counters:

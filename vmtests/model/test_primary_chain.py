@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from qmpshim.model.behaviour import Behaviour, Known
-from qmpshim.model.chain import CommandError
-from qmpshim.model.co import Io, ModelIOError, run_straight
-from qmpshim.model.primary_chain import PrimaryChain
+from qmpshim.model.chain.behaviour import Behaviour, Known
+from qmpshim.model.chain.primary import PrimaryChain
+from qmpshim.model.chain.secondary import CommandError
+from qmpshim.model.runtime.coroutines import Io, ModelIOError, run_straight
 
 BROKEN = "I/O error occurred"
 Fate = Callable[[Io], int]

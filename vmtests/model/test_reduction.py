@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from made_scenarios import scenarios
 from random_systems import RandomSystem
 
-from qmpshim.model.discipline import HONEST, Discipline
-from qmpshim.model.explorer import Budget, Exploration, Mode, count_schedules, explore
-from qmpshim.model.model_system import ModelSystem
-from qmpshim.model.sabotage import SABOTAGES, Sabotage
+from qmpshim.model.chain.protocols import HONEST, Discipline
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.explorer import Budget, Exploration, Mode, count_schedules, explore
+from qmpshim.model.explore.model_system import ModelSystem
+from qmpshim.model.mutants import SABOTAGES, Sabotage
 from qmpshim.model.scenario import Scenario
 from qmpshim.model.scenarios import SCENARIOS
-from qmpshim.model.verdict import Verdict
 
 NAIVE = 1500  # schedules at most, to enumerate each of them
 REDUCED = (Mode.STATEFUL, Mode.DPOR, Mode.STATES)

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qmpshim.machine.builds import Build
-from qmpshim.machine.workspace import dies_with_owner
-from qmpshim.shim.server import Shim
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.host.workspace import dies_with_owner
+from qmpshim.shim.endpoint.server import Shim
 
 T = TypeVar("T")
 LIMIT = 60.0

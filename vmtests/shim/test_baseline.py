@@ -15,14 +15,14 @@ import pytest
 from shim_harness import ARGS, Loop, Process, Wire, wait_until
 from test_commands import Service, _uris, _verified, _write
 
-from qmpshim.machine.builds import Build
-from qmpshim.machine.nbd_client import NbdClient
-from qmpshim.machine.qcow2 import Qcow2 as Tables
-from qmpshim.model.chain import Workflow
-from qmpshim.model.disk import Qcow2
-from qmpshim.shim.baseline import Baseline
-from qmpshim.shim.endpoint import Address
-from qmpshim.shim.serve import Options
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.images.qcow2 import Qcow2 as Tables
+from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.disks.image import Qcow2
+from qmpshim.shim.emulator.serve import Options
+from qmpshim.shim.endpoint.listener import Address
+from qmpshim.shim.tracking.baseline import Baseline
 
 SIZE = 4 << 20
 KiB = 1 << 10

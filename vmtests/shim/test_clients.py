@@ -18,7 +18,7 @@ import pytest
 from shim_harness import ARGS, LIMIT, Loop, Wire, normal, pair
 from test_serve import STAND_IN, address
 
-from qmpshim.machine.builds import Build
+from qmpshim.machine.builds.build import Build
 
 __all__ = ["address"]
 

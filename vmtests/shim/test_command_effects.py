@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from qmpshim.shim.command_effects import BackupStart, Effect, backup_starts, effects, moves
-from qmpshim.shim.session import Command
+from qmpshim.shim.endpoint.session import Command
+from qmpshim.shim.tracking.command_effects import BackupStart, Effect, backup_starts, effects, moves
 
 
 def _command(name: str, arguments: dict[str, Any]) -> Command:

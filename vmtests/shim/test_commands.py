@@ -19,16 +19,16 @@ import pytest
 from shim_arguments import Schema
 from shim_harness import Loop, Wire, wait_until
 
-from qmpshim.machine.builds import Build
-from qmpshim.machine.nbd_client import NbdClient
-from qmpshim.machine.secondary import ChainSpec
-from qmpshim.model.chain import Workflow
-from qmpshim.shim.definitions import COMMANDS
-from qmpshim.shim.endpoints import OWN_EXPORT
-from qmpshim.shim.serve import Options, Served, endpoint
-from qmpshim.shim.server import WINDOW
-from qmpshim.shim.session import Command
-from qmpshim.shim.upstream import Reply
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.shim.emulator.serve import Options, Served, endpoint
+from qmpshim.shim.endpoint.server import WINDOW
+from qmpshim.shim.endpoint.session import Command
+from qmpshim.shim.endpoint.upstream import Reply
+from qmpshim.shim.tracking.definitions import COMMANDS
+from qmpshim.shim.tracking.nbd_exports import OWN_EXPORT
 
 SIZE = 4 << 20
 CLUSTER = 64 << 10

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shim_arguments import Schema
 from shim_harness import Died, Loop, Pair, normal, pair
 
-from qmpshim.machine.builds import Build
+from qmpshim.machine.builds.build import Build
 
 #: QEMU's own tests/qtest/qmp-test.c (test_malformed), and what its texts do not say.
 MALFORMED = [

@@ -17,17 +17,17 @@ import pexpect
 import pytest
 from shim_harness import LIMIT, Loop, Wire, wait_until
 
-from qmpshim.conformance.explore.finding_files import load_finding
-from qmpshim.conformance.explore.replay import replay_schedule
-from qmpshim.conformance.pattern import data_of
+from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.explore.reproducer.replay import replay_schedule
+from qmpshim.conformance.workload.pattern import data_of
 from qmpshim.errors import InputError
-from qmpshim.machine.builds import Build
-from qmpshim.machine.gated_chain import Form
-from qmpshim.machine.nbd_client import NbdClient
-from qmpshim.machine.secondary import SECTOR, ChainSpec
-from qmpshim.model.chain import Workflow
-from qmpshim.shim.schedule import MOST, Schedule
-from qmpshim.shim.serve import Options, Served, endpoint
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import Form
+from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.shim.emulator.serve import Options, Served, endpoint
+from qmpshim.shim.gated.schedule import MOST, Schedule
 
 CLUSTER = 64 << 10
 SECTORS = CLUSTER // SECTOR

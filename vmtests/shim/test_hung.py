@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from shim_harness import Loop, Wire, wait_until
 
-from qmpshim.machine.builds import Build
-from qmpshim.machine.secondary import ChainSpec
-from qmpshim.model.chain import Workflow
-from qmpshim.shim.endpoint import Address
-from qmpshim.shim.serve import Options, Served, endpoint
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.shim.emulator.serve import Options, Served, endpoint
+from qmpshim.shim.endpoint.listener import Address
 
 CHAIN = ChainSpec(Workflow.REPLICATION, 1 << 20, 64 << 10)
 SOON = 3.0  # seconds

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qmpshim.shim.json_grammar import Dialect, Malformed, Parsed
-from qmpshim.shim.json_stream import JsonStream
-from qmpshim.shim.json_text import as_qemu_reads, as_qemu_writes
+from qmpshim.shim.json.grammar import Dialect, Malformed, Parsed
+from qmpshim.shim.json.stream import JsonStream
+from qmpshim.shim.json.text import as_qemu_reads, as_qemu_writes
 
 BOTH = pytest.mark.parametrize("dialect", list(Dialect))
 PIECES = st.lists(

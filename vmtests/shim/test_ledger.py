@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qmpshim.errors import HostError
-from qmpshim.shim.ledger import Ledger
+from qmpshim.shim.tracking.payload_store import Ledger
 
 ROOM = 10_000  # bytes a file may have, no whole number of sectors
 

@@ -14,11 +14,11 @@ from shim_harness import Loop
 from test_commands import CLUSTER, SIZE, Service
 
 from qmpshim.errors import InputError
-from qmpshim.machine.builds import Build
-from qmpshim.machine.nbd_client import NbdClient
-from qmpshim.machine.secondary import ChainSpec
-from qmpshim.model.chain import Workflow
-from qmpshim.shim.serve import Options, endpoint
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.shim.emulator.serve import Options, endpoint
 
 PLAIN = {"enable": True, "primary": False}
 

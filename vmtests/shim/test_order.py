@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from shim_harness import Loop, Process, Wire, client_of, start_shim, wait_until
 
 from qmpshim.errors import QmpshimError
-from qmpshim.machine.builds import Build
-from qmpshim.model.behaviour import behaviour_of
-from qmpshim.shim.commands import Commands
-from qmpshim.shim.outbox import Outbox
-from qmpshim.shim.server import Intercept, Shim
-from qmpshim.shim.session import Command
-from qmpshim.shim.upstream import Reply
-from qmpshim.shim.watch import Watch
+from qmpshim.machine.builds.build import Build
+from qmpshim.model.chain.behaviour import behaviour_of
+from qmpshim.shim.endpoint.outbox import Outbox
+from qmpshim.shim.endpoint.server import Intercept, Shim
+from qmpshim.shim.endpoint.session import Command
+from qmpshim.shim.endpoint.upstream import Reply
+from qmpshim.shim.tracking.chains import Watch
+from qmpshim.shim.tracking.commands import Commands
 
 Send = Callable[..., None]
 

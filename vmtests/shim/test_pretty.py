@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from shim_harness import ARGS, LIMIT, Wire, stand_in, wait_until
 
-from qmpshim.machine.builds import Build
-from qmpshim.machine.workspace import dies_with_owner
-from qmpshim.shim.json_text import indented
-from qmpshim.shim.monitors import extract
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.host.workspace import dies_with_owner
+from qmpshim.shim.emulator.monitors import extract
+from qmpshim.shim.json.text import indented
 
 #: Strings that look like JSON, empty objects and arrays, all depths, errors, an event.
 SCRIPT = b"""

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 from shim_harness import Difference, Loop, Pair, pair
 
-from qmpshim.conformance.case import Case, Status
-from qmpshim.machine.builds import Build
-from qmpshim.model.verdict import Verdict
-from qmpshim.shim import differential, json_text, session
-from qmpshim.shim.client import Client
-from qmpshim.shim.json_stream import JsonStream
-from qmpshim.shim.server import Shim
-from qmpshim.shim.upstream import Reply
+from qmpshim.conformance.check.case import Case, Status
+from qmpshim.machine.builds.build import Build
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.shim import differential
+from qmpshim.shim.endpoint import session
+from qmpshim.shim.endpoint.client import Client
+from qmpshim.shim.endpoint.server import Shim
+from qmpshim.shim.endpoint.upstream import Reply
+from qmpshim.shim.json import text
+from qmpshim.shim.json.stream import JsonStream
 
 BATTERY = [
     b"{'execute': 'query-name', 'id': 1}",
@@ -92,7 +94,7 @@ def _no_recovery(patch: pytest.MonkeyPatch) -> None:
 
 
 def _doubles_become_integers(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(json_text, "_double_in", lambda number: f"{number:.17g}")
+    patch.setattr(text, "_double_in", lambda number: f"{number:.17g}")
 
 
 def _strict_json_only(patch: pytest.MonkeyPatch) -> None:

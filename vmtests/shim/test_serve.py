@@ -24,12 +24,12 @@ from qemu.qmp import QMPClient
 from shim_harness import ARGS, LIMIT, Loop, Process, Wire, wait_until
 
 from qmpshim.errors import InputError
-from qmpshim.machine.builds import Build
-from qmpshim.machine.secondary import ChainSpec
-from qmpshim.model.chain import Workflow
-from qmpshim.shim.endpoint import Address, Listener, tls_context
-from qmpshim.shim.monitors import Monitor, extract
-from qmpshim.shim.serve import Options, endpoint
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.shim.emulator.monitors import Monitor, extract
+from qmpshim.shim.emulator.serve import Options, endpoint
+from qmpshim.shim.endpoint.listener import Address, Listener, tls_context
 
 SERVE = """
 import asyncio, sys
@@ -41,7 +41,7 @@ def ready(served):
     print(served.emulator.pid if served.emulator else 0, flush=True)
 sys.exit(asyncio.run(serve(options, ready)))
 """
-STAND_IN = "import sys; from qmpshim.shim.stand_in import stand_in_main; sys.exit(stand_in_main())"
+STAND_IN = "import sys; from qmpshim.shim.emulator.stand_in import stand_in_main; sys.exit(stand_in_main())"
 
 
 @contextlib.contextmanager

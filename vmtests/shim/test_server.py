@@ -26,8 +26,8 @@ from shim_harness import (
     wait_until,
 )
 
-from qmpshim.machine.builds import Build
-from qmpshim.shim.server import Shim
+from qmpshim.machine.builds.build import Build
+from qmpshim.shim.endpoint.server import Shim
 
 Connect = Callable[[], Wire]
 

@@ -21,12 +21,12 @@ from prompt_toolkit.document import Document
 from shim_harness import ARGS, wait_until
 
 from qmpshim.errors import InputError
-from qmpshim.machine.workspace import dies_with_owner
-from qmpshim.shim.shell import Shell, ShellOptions
-from qmpshim.shim.shell_colours import COMMAND, KEY, LOCAL, NUMBER, STRING, WORD, Colours
-from qmpshim.shim.shell_completion import Live, Schema, candidates
-from qmpshim.shim.shell_language import Local, Request, complete, parse, size
-from qmpshim.shim.shell_words import draw_graph, draw_map, explain
+from qmpshim.machine.host.workspace import dies_with_owner
+from qmpshim.shim.shell.colours import COMMAND, KEY, LOCAL, NUMBER, STRING, WORD, Colours
+from qmpshim.shim.shell.completion import Live, Schema, candidates
+from qmpshim.shim.shell.language import Local, Request, complete, parse, size
+from qmpshim.shim.shell.shell import Shell, ShellOptions
+from qmpshim.shim.shell.words import draw_graph, draw_map, explain
 
 SHELL = """
 import asyncio, sys

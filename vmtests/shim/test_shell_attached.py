@@ -20,13 +20,13 @@ from prompt_toolkit.document import Document
 from shim_harness import ARGS, wait_until
 
 from qmpshim.errors import InputError
-from qmpshim.machine.builds import Build
-from qmpshim.machine.workspace import dies_with_owner
-from qmpshim.shim.endpoint import Address
-from qmpshim.shim.shell import Shell, ShellOptions
-from qmpshim.shim.shell_colours import COMMAND, KEY, NUMBER, WORD, Colours
-from qmpshim.shim.shell_completion import Live, Schema, candidates
-from qmpshim.shim.shell_words import NEEDS_SHIM
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.host.workspace import dies_with_owner
+from qmpshim.shim.endpoint.listener import Address
+from qmpshim.shim.shell.colours import COMMAND, KEY, NUMBER, WORD, Colours
+from qmpshim.shim.shell.completion import Live, Schema, candidates
+from qmpshim.shim.shell.shell import Shell, ShellOptions
+from qmpshim.shim.shell.words import NEEDS_SHIM
 
 QMPSHIM = (sys.executable, "-m", "qmpshim")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qemu.qmp.qmp_shell import QMPShell, QMPShellError
 
 from qmpshim.errors import InputError
-from qmpshim.shim.shell_language import DEVIATIONS, Local, Request, complete, parse
+from qmpshim.shim.shell.language import DEVIATIONS, Local, Request, complete, parse
 
 REFUSED = "refused"
 CORPUS = r"""

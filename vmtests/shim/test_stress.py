@@ -14,11 +14,11 @@ import pytest
 from shim_harness import LIMIT, Loop, Process, start_shim, wait_until
 
 from qmpshim.errors import InputError, MachineError
-from qmpshim.machine.builds import Build
-from qmpshim.shim.client import Client
-from qmpshim.shim.endpoint import Address, Listener
-from qmpshim.shim.server import Shim
-from qmpshim.shim.session import Answer, Command
+from qmpshim.machine.builds.build import Build
+from qmpshim.shim.endpoint.client import Client
+from qmpshim.shim.endpoint.listener import Address, Listener
+from qmpshim.shim.endpoint.server import Shim
+from qmpshim.shim.endpoint.session import Answer, Command
 from qmpshim.shim.stress import Figures, connect, crowd, stress
 
 

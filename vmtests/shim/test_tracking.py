@@ -14,9 +14,9 @@ import pytest
 from shim_harness import Loop, Wire, wait_until
 from test_commands import CLUSTER, SIZE, Service
 
-from qmpshim.machine.builds import Build
-from qmpshim.machine.nbd_client import NbdClient
-from qmpshim.shim.serve import Options
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.shim.emulator.serve import Options
 
 NO_MACHINE = ("-machine", "none", "-nodefaults", "-display", "none")
 #: Writes 512 zero bytes to sector 128 for ever (BIOS, int 13h, function 43h).

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from shim_harness import Loop
 from tracking_scenarios import Act, Disk, Scenario, Way, Write, Wrong, check, scenarios
 
-from qmpshim.machine.builds import Build
-from qmpshim.shim import watch
-from qmpshim.shim.logwatch import NodeLog
-from qmpshim.shim.tracker import ModelTracker
-from qmpshim.shim.watch import Watch
+from qmpshim.machine.builds.build import Build
+from qmpshim.shim.tracking import chains
+from qmpshim.shim.tracking.chains import Watch
+from qmpshim.shim.tracking.tracker import ModelTracker
+from qmpshim.shim.tracking.write_logs import NodeLog
 
 RAW, QCOW2 = Disk("raw", True, False), Disk("qcow2", False, False)
 DEVICE = Disk("raw", True, True)
@@ -100,7 +100,7 @@ def _relayed_write_is_dropped(patch: pytest.MonkeyPatch) -> None:
 def _one_relayed_write_is_dropped(patch: pytest.MonkeyPatch) -> None:
     real, seen = ModelTracker.changed, [0]
 
-    def changed(self: ModelTracker, node: str, change: watch.Change, error: int) -> None:
+    def changed(self: ModelTracker, node: str, change: chains.Change, error: int) -> None:
         seen[0] += self.found.role(node) is not None
         if seen[0] != 2:
             real(self, node, change, error)
@@ -126,22 +126,22 @@ def _nobody_is_suspected(patch: pytest.MonkeyPatch) -> None:
 
 def _bypass_is_not_noticed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ModelTracker, "exports_bypassed", lambda self, exports: None)
-    patch.setattr(watch.Endpoints, "_all_seen", lambda self, export: True)
+    patch.setattr(chains.Endpoints, "_all_seen", lambda self, export: True)
 
 
 def _commands_have_no_effects(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(watch, "effects", lambda command: [])
+    patch.setattr(chains, "effects", lambda command: [])
 
 
 def _transactions_are_passed_over(patch: pytest.MonkeyPatch) -> None:
-    real = watch.backup_starts
-    patch.setattr(watch, "backup_starts", lambda c: [] if c.name == "transaction" else real(c))
+    real = chains.backup_starts
+    patch.setattr(chains, "backup_starts", lambda c: [] if c.name == "transaction" else real(c))
 
 
 def _refused_jobs_are_followed(patch: pytest.MonkeyPatch) -> None:
     real = Watch._tracker
 
-    async def tracker(self: Watch, found: watch.Found) -> ModelTracker | None:
+    async def tracker(self: Watch, found: chains.Found) -> ModelTracker | None:
         met = await real(self, found)
         if met is not None:
             await self._follow(met)
@@ -181,14 +181,14 @@ def _job_never_ends(patch: pytest.MonkeyPatch) -> None:
 
 
 def _devices_stay_off_the_logs(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(watch, "_STOPPED", frozenset())
-    patch.setattr("qmpshim.shim.logwatch._ATTACHING", {"block-export-add": "node-name"})
-    real = watch.LogWatch.insert_above_devices
+    patch.setattr(chains, "_STOPPED", frozenset())
+    patch.setattr("qmpshim.shim.tracking.write_logs._ATTACHING", {"block-export-add": "node-name"})
+    real = chains.LogWatch.insert_above_devices
 
-    async def nothing(self: watch.LogWatch, node: str) -> None:
+    async def nothing(self: chains.LogWatch, node: str) -> None:
         assert real is not None
 
-    patch.setattr(watch.LogWatch, "insert_above_devices", nothing)
+    patch.setattr(chains.LogWatch, "insert_above_devices", nothing)
 
 
 MUTANTS: list[tuple[Mutant, Scenario]] = [

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from shim_harness import Loop, Wire, wait_until
 from test_commands import SIZE, Service
 
-from qmpshim.machine.builds import Build
-from qmpshim.machine.nbd_client import NbdClient
-from qmpshim.machine.nbd_uri import nbd_uri
-from qmpshim.shim.serve import Options
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.machine.nbd.uri import nbd_uri
+from qmpshim.shim.emulator.serve import Options
 
 SECTOR = 512
 SECTORS = SIZE // SECTOR

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, Self
 
-from qmpshim.machine.builds import Build
+from qmpshim.machine.builds.build import Build
 
 ARGS = ("-machine", "none", "-nodefaults", "-display", "none", "-no-user-config")
 PROGRAM = Path(sys.executable).parent / "qmpshim-qemu"

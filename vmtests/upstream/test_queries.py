@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from stand_in_harness import StandIn
 
-from qmpshim.machine.builds import Build
-from qmpshim.shim.definitions import COMMANDS
+from qmpshim.machine.builds.build import Build
+from qmpshim.shim.tracking.definitions import COMMANDS
 
 #: Those of ours that are an errand of their own: they answer for the whole shim.
 STATUS = {"x-shim-status", "x-shim-verify"}

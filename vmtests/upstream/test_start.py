@@ -10,13 +10,13 @@ from pathlib import Path
 
 from stand_in_harness import ARGS, PROGRAM, StandIn
 
-from qmpshim.machine.builds import Build
+from qmpshim.machine.builds.build import Build
 
 #: What costs tens of milliseconds, or belongs to work that few clients ask for.
 HEAVY = {
     "numpy", "prompt_toolkit", "jinja2", "nbd", "pyqcow", "pexpect", "argparse",
-    "qmpshim.conformance.session", "qmpshim.conformance.explore", "qmpshim.machine.gate",
-    "qmpshim.shim.shell", "qmpshim.commands.console",
+    "qmpshim.conformance.workload.session", "qmpshim.conformance.explore", "qmpshim.machine.nbd.gate.gate",
+    "qmpshim.shim.shell.shell", "qmpshim.commands.console",
 }  # fmt: skip
 IMPORTS = """
 import atexit, sys
@@ -43,7 +43,7 @@ def _imported(build: Build, *words: str) -> set[str]:
 
 def test_a_start_imports_little(qemu_build: Build) -> None:
     imported = _imported(qemu_build, "-qmp", "stdio")
-    assert "qmpshim.shim.server" in imported
+    assert "qmpshim.shim.endpoint.server" in imported
     assert not imported & HEAVY
 
 

@@ -34,8 +34,9 @@ from upstream_suites import (
 )
 
 from qmpshim.errors import QmpshimError
-from qmpshim.machine import builds, debian, registry
-from qmpshim.machine.builds import Build
+from qmpshim.machine.builds import build as builds
+from qmpshim.machine.builds import debian, registry
+from qmpshim.machine.builds.build import Build
 
 BUILDS = ("system", "debian:trixie")
 DIFFERS = "differs"

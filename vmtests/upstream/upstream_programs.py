@@ -18,8 +18,8 @@ from pathlib import Path
 from upstream_source import Tree
 
 from qmpshim.errors import HostError
-from qmpshim.machine import builds
-from qmpshim.machine.builds import Build
+from qmpshim.machine.builds import build as builds
+from qmpshim.machine.builds.build import Build
 
 _TOOLS = {
     "QEMU_IMG_PROG": "qemu-img",

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qmpshim.errors import HostError, InputError
-from qmpshim.machine import registry
-from qmpshim.machine.apt import PrivateApt, find_mirror, run
-from qmpshim.machine.builds import Build, read_version
+from qmpshim.machine.builds import registry
+from qmpshim.machine.builds.apt import PrivateApt, find_mirror, run
+from qmpshim.machine.builds.build import Build, read_version
 
 QTESTS = ("qmp-test", "qmp-cmd-test", "drive_del-test", "machine-none-test")
 #: Build tools of QEMU's that Debian 12 has too old, or not at all.

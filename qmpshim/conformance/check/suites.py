@@ -26,15 +26,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.case import Case, case_from_json
-from qmpshim.conformance.check.kinds import MORE_QUICK, name_of
-from qmpshim.conformance.explore.directed import DIRECTED
+from qmpshim.conformance.check.case import Case, case_from_json
+from qmpshim.conformance.check.runners.kinds import MORE_QUICK, name_of
+from qmpshim.conformance.explore.directed.cases import DIRECTED
 from qmpshim.conformance.explore.scenarios import RealScenario, follow_ups, pairs, triples
 from qmpshim.conformance.guest.scenarios import SCENARIOS
-from qmpshim.conformance.known import known_findings
+from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.pair.plan import Failover
 from qmpshim.errors import InputError, decoding, no_such
-from qmpshim.machine.gated_chain import Form
+from qmpshim.machine.chain.gated import Form
 
 _MOST_SHARDS = 10_000
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qmpshim.errors import InputError, decoding, no_such
-from qmpshim.machine.gated_chain import Form
+from qmpshim.machine.chain.gated import Form
 from qmpshim.model.scenario import Op
 
 C = 128  # sectors of a cluster

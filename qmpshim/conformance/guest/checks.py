@@ -13,24 +13,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.divergence import Divergence, verdict_of
-from qmpshim.conformance.exchange import check_space
-from qmpshim.conformance.explore.directed import crash_cause
+from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.compare.divergence import Divergence, verdict_of
+from qmpshim.conformance.compare.exchange import check_space
+from qmpshim.conformance.explore.directed.cases import crash_cause
 from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
 from qmpshim.conformance.guest.scenarios import SCENARIOS, GuestScenario
 from qmpshim.conformance.guest.work import Diverged, GuestWork
-from qmpshim.conformance.known import known_directed, write_up
-from qmpshim.conformance.verify import setup_for
+from qmpshim.conformance.known.folder import known_directed, write_up
+from qmpshim.conformance.workload.verify import setup_for
 from qmpshim.errors import BuildError, GuestFailed, GuestPanicked, InputError, MachineError
-from qmpshim.machine import guest_image
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.files import copy_tree
-from qmpshim.machine.guest_chain import Attachment
-from qmpshim.machine.guest_image import GuestImage
-from qmpshim.machine.secondary import ChainSpec
-from qmpshim.machine.workspace import Workspace
-from qmpshim.model.chain import Workflow
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.guest import image as guest_image
+from qmpshim.machine.guest.chain import Attachment
+from qmpshim.machine.guest.image import GuestImage
+from qmpshim.machine.host.files import copy_tree
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.chain.secondary import Workflow
 
 
 @dataclass(slots=True)

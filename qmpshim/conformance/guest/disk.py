@@ -1,22 +1,22 @@
 """The guest's end of a chain when there is a guest: its own program does the I/O.
 
-To a :class:`~qmpshim.conformance.session.Session` that looks like an NBD client.
+To a :class:`~qmpshim.conformance.workload.session.Session` that looks like an NBD client.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from qmpshim.conformance import pattern
 from qmpshim.conformance.guest.program import PROGRAM, GuestLied, read_lines
-from qmpshim.conformance.workload import Kind, Operation, Side
+from qmpshim.conformance.workload import pattern
+from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import IOFailed
-from qmpshim.machine.guest import RUN_LIMIT, Guest
-from qmpshim.model.disk import SECTOR
+from qmpshim.machine.guest.guest import RUN_LIMIT, Guest
+from qmpshim.model.disks.image import SECTOR
 
 
 class GuestDisk:
-    """A disk of the guest as a :class:`~qmpshim.machine.nbd_client.BlockClient`, one I/O at a time.
+    """A disk of the guest as a :class:`~qmpshim.machine.nbd.client.BlockClient`, one I/O at a time.
 
     :param disk: its device in the guest, e.g. ``/dev/vda``
     :param limit: seconds an operation may take

@@ -1,7 +1,7 @@
 """The guest's own program (``guest-images/workload.c``): what it chooses, and the lines it tells.
 
-It writes the sectors of :mod:`qmpshim.conformance.pattern` and tells whose sectors it reads; what
-it does at random follows from its seed, so it is known here as well.
+It writes the sectors of :mod:`qmpshim.conformance.workload.pattern` and tells whose sectors it
+reads; what it does at random follows from its seed, so it is known here as well.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qmpshim.conformance import pattern
-from qmpshim.conformance.workload import Kind, Operation, Side
+from qmpshim.conformance.workload import pattern
+from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import MachineError
-from qmpshim.model.disk import SECTOR
+from qmpshim.model.disks.image import SECTOR
 
 PROGRAM = "/bin/workload"
 # A console at its prompt has no newline before the program's first line.

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qmpshim.conformance.guest.disk import GuestDisk
-from qmpshim.conformance.session import Rig, Setup
+from qmpshim.conformance.workload.session import Rig, Setup
 from qmpshim.errors import BuildError, CommandFailed
-from qmpshim.machine import saved_state
-from qmpshim.machine.builds import Build
-from qmpshim.machine.guest import Guest, GuestSpec
-from qmpshim.machine.guest_chain import Attachment, GuestChain
-from qmpshim.machine.guest_image import GuestImage
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.guest import saved_state
+from qmpshim.machine.guest.chain import Attachment, GuestChain
+from qmpshim.machine.guest.guest import Guest, GuestSpec
+from qmpshim.machine.guest.image import GuestImage
 
 log = logging.getLogger(__name__)
 

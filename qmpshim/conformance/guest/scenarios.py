@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.guest.work import Diverged, GuestWork
-from qmpshim.conformance.workload import Kind
-from qmpshim.machine.guest import Guest
-from qmpshim.machine.guest_chain import Attachment
-from qmpshim.model.verdict import Verdict
+from qmpshim.conformance.workload.workload import Kind
+from qmpshim.machine.guest.chain import Attachment
+from qmpshim.machine.guest.guest import Guest
+from qmpshim.model.check.verdict import Verdict
 
 MiB = 1 << 20
 _REGION = 4096  # sectors in which both sides meet

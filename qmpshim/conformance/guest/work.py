@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from qmpshim.conformance import pattern
-from qmpshim.conformance.crosscheck import CrossCheck
-from qmpshim.conformance.divergence import Divergence
-from qmpshim.conformance.exchange import (
+from qmpshim.conformance.compare.crosscheck import CrossCheck
+from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.exchange import (
     answer,
     command,
     submit,
@@ -23,13 +22,14 @@ from qmpshim.conformance.exchange import (
 )
 from qmpshim.conformance.guest.program import PROGRAM, random_operations, read_lines
 from qmpshim.conformance.guest.rig import GuestRig
-from qmpshim.conformance.workload import Kind, Operation, Side
-from qmpshim.machine.blklog import BlkLog, Entry, Flag
-from qmpshim.machine.files import map_file
-from qmpshim.machine.guest import RUN_LIMIT
-from qmpshim.machine.guest_chain import Attachment, GuestChain
-from qmpshim.machine.secondary import SECTOR
-from qmpshim.model.verdict import Verdict
+from qmpshim.conformance.workload import pattern
+from qmpshim.conformance.workload.workload import Kind, Operation, Side
+from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.guest.chain import Attachment, GuestChain
+from qmpshim.machine.guest.guest import RUN_LIMIT
+from qmpshim.machine.host.files import map_file
+from qmpshim.machine.images.write_log import BlkLog, Entry, Flag
+from qmpshim.model.check.verdict import Verdict
 
 
 class Diverged(Exception):

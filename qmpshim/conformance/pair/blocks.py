@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from qmpshim.conformance.pair.run import PairRun
 from qmpshim.conformance.pair.workload import ExportWorkload
-from qmpshim.machine.pair_member import Member
+from qmpshim.machine.colo.node import Member
 
 
 class BlockRun(PairRun):

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import qmpshim
-from qmpshim.conformance.case_file import check_format, read_case
+from qmpshim.conformance.bundles.case_file import check_format, read_case
 from qmpshim.conformance.pair.plan import PairFinding, PairOutcome, PairPlan
 from qmpshim.errors import HostError, InputError, decoding
-from qmpshim.machine.builds import Build
-from qmpshim.machine.files import copy_sparse, write_directory, write_sparse
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.host.files import copy_sparse, write_directory, write_sparse
 
 FORMAT = 1
 CASE = "pair.json"

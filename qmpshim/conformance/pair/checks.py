@@ -9,19 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.case import Case, CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.known import DIRECTORY
+from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.known.folder import DIRECTORY
+from qmpshim.conformance.known.pairs import KnownPair, load_known
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.blocks import BlockRun
 from qmpshim.conformance.pair.colo import ColoRun
-from qmpshim.conformance.pair.known import KnownPair, load_known
 from qmpshim.conformance.pair.plan import PairOutcome, PairPlan
 from qmpshim.conformance.pair.run import PairRun, Progress
 from qmpshim.errors import HostError
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.guest import has_kvm
-from qmpshim.machine.pair import Pair
-from qmpshim.machine.workspace import Workspace
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.colo.pair import Pair
+from qmpshim.machine.guest.guest import has_kvm
+from qmpshim.machine.host.workspace import Workspace
 
 #: Where the write-ups of known findings are.
 KNOWN = DIRECTORY / "pair"

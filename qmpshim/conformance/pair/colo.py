@@ -12,9 +12,9 @@ from collections.abc import Callable
 from qmpshim.conformance.pair.plan import Failover
 from qmpshim.conformance.pair.run import PairRun
 from qmpshim.conformance.pair.workload import Stuck
-from qmpshim.machine.colo_link import ColoMessage
-from qmpshim.machine.pair import NEVER
-from qmpshim.machine.pair_member import Member
+from qmpshim.machine.colo.migration_channel import ColoMessage
+from qmpshim.machine.colo.node import Member
+from qmpshim.machine.colo.pair import NEVER
 
 _BETWEEN = 4  # every so many checkpoints both sides are stopped and judged in between, too
 _BOOT_LIMIT = 90.0  # seconds until the first write; KVM inside a virtual machine takes 20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qmpshim.machine.pair_member import Member
+from qmpshim.machine.colo.node import Member
 
 
 class Console:

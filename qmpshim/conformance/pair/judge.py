@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from qmpshim.conformance.divergence import Divergence
-from qmpshim.conformance.overlay import read_overlay, wrong_allocation
+from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.overlay import read_overlay, wrong_allocation
 from qmpshim.conformance.pair.model import PairModel
-from qmpshim.machine.files import map_file
-from qmpshim.machine.images import ImageView
-from qmpshim.machine.pair_member import Member
-from qmpshim.machine.qcow2 import ImageError
-from qmpshim.machine.secondary import SECTOR
-from qmpshim.model.disk import Alloc
-from qmpshim.model.verdict import Verdict
+from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.colo.node import Member
+from qmpshim.machine.host.files import map_file
+from qmpshim.machine.images.agreement import ImageView
+from qmpshim.machine.images.qcow2 import ImageError
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import Alloc
 
 Bytes = bytes | bytearray | memoryview
 

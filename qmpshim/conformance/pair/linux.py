@@ -18,23 +18,23 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.guest.program import GuestLied, Told, random_operations, read_lines
 from qmpshim.conformance.pair.console import Console
 from qmpshim.conformance.pair.judge import PairJudge
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.pair.workload import Stuck, Workload
-from qmpshim.conformance.pattern import describe_owner, expected, mismatches
-from qmpshim.conformance.workload import Kind, Operation
+from qmpshim.conformance.workload.pattern import describe_owner, expected, mismatches
+from qmpshim.conformance.workload.workload import Kind, Operation
 from qmpshim.errors import errno_words
-from qmpshim.machine.blklog import BlkLog, Entry
-from qmpshim.machine.linux_guest import LinuxGuest
-from qmpshim.machine.pair import Pair
-from qmpshim.machine.pair_member import Member
-from qmpshim.machine.secondary import SECTOR
-from qmpshim.model.disk import owned
-from qmpshim.model.verdict import Verdict
+from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.colo.linux_guest import LinuxGuest
+from qmpshim.machine.colo.node import Member
+from qmpshim.machine.colo.pair import Pair
+from qmpshim.machine.images.write_log import BlkLog, Entry
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import owned
 
 Ints = npt.NDArray[np.int64]
 

@@ -1,7 +1,7 @@
 """The model of a pair's disks: told what passed the NBD link and what the secondary's guest wrote.
 
-Allocation comes from the reference model (:class:`qmpshim.model.chain.Chain`), whose owners are
-numbered writes; this module keeps the bytes they stand for.
+Allocation comes from the reference model (:class:`qmpshim.model.chain.secondary.Chain`), whose
+owners are numbered writes; this module keeps the bytes they stand for.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qmpshim.machine.nbd_proto import Op, Request
-from qmpshim.machine.secondary import SECTOR
-from qmpshim.model.behaviour import Behaviour
-from qmpshim.model.chain import Chain, Workflow
-from qmpshim.model.co import run_straight
-from qmpshim.model.disk import PAGE, Alloc, Owners, Qcow2, owned
+from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.nbd.protocol import Op, Request
+from qmpshim.model.chain.behaviour import Behaviour
+from qmpshim.model.chain.secondary import Chain, Workflow
+from qmpshim.model.disks.image import PAGE, Alloc, Owners, Qcow2, owned
+from qmpshim.model.runtime.coroutines import run_straight
 
 
 @dataclass(frozen=True, slots=True)

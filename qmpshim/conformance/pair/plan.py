@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from qmpshim.conformance.case_file import fields_like
-from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.bundles.case_file import fields_like
+from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.errors import InputError
-from qmpshim.machine import guest_image
-from qmpshim.machine.boot_guest import BootGuest
-from qmpshim.machine.linux_guest import LinuxGuest
-from qmpshim.machine.pair import PairSpec
+from qmpshim.machine.colo.linux_guest import LinuxGuest
+from qmpshim.machine.colo.pair import PairSpec
+from qmpshim.machine.guest import image as guest_image
+from qmpshim.machine.guest.boot_sector import BootGuest
 
 MIB = 1 << 20
 

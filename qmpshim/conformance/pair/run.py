@@ -10,23 +10,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from qmpshim.conformance.divergence import Divergence, verdict_of
-from qmpshim.conformance.exchange import check_space
-from qmpshim.conformance.pair.autopsy import Autopsy
-from qmpshim.conformance.pair.diary import BootWorkload
+from qmpshim.conformance.compare.divergence import Divergence, verdict_of
+from qmpshim.conformance.compare.exchange import check_space
+from qmpshim.conformance.pair.guest_log import BootWorkload
 from qmpshim.conformance.pair.judge import PairJudge
 from qmpshim.conformance.pair.linux import LinuxWorkload
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import Failover, PairFinding, PairOutcome, PairPlan
+from qmpshim.conformance.pair.post_mortem import Autopsy
 from qmpshim.conformance.pair.workload import ExportWorkload, Stuck, Workload
 from qmpshim.errors import MachineError
-from qmpshim.machine.boot_guest import BootGuest
-from qmpshim.machine.builds import Build, read_version
-from qmpshim.machine.nbd_proto import Request
-from qmpshim.machine.pair import Pair
-from qmpshim.machine.pair_member import Member
-from qmpshim.model.behaviour import behaviour_of
-from qmpshim.model.verdict import Verdict
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.colo.node import Member
+from qmpshim.machine.colo.pair import Pair
+from qmpshim.machine.guest.boot_sector import BootGuest
+from qmpshim.machine.nbd.protocol import Request
+from qmpshim.model.chain.behaviour import behaviour_of
+from qmpshim.model.check.verdict import Verdict
 
 _AHEAD = 15  # writes by which the side that is going to die is ahead
 

@@ -8,18 +8,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from qmpshim.conformance.divergence import Divergence
+from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.pair.judge import PairJudge, first_difference, in_words
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
-from qmpshim.conformance.pattern import data_of
+from qmpshim.conformance.workload.pattern import data_of
 from qmpshim.errors import MachineError
-from qmpshim.machine.nbd_client import NbdClient
-from qmpshim.machine.nbd_uri import nbd_uri
-from qmpshim.machine.pair import Pair
-from qmpshim.machine.pair_member import Member
-from qmpshim.machine.secondary import SECTOR
-from qmpshim.model.verdict import Verdict
+from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.colo.node import Member
+from qmpshim.machine.colo.pair import Pair
+from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.machine.nbd.uri import nbd_uri
+from qmpshim.model.check.verdict import Verdict
 
 _LONGEST = 256  # sectors a write
 

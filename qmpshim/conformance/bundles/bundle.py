@@ -1,0 +1,240 @@
+"""A replay bundle: one directory with all it takes to show a divergence again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import qmpshim
+from qmpshim.conformance.bundles.case_file import check_format, fields_like, read_case, strings
+from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.oracle import Oracle
+from qmpshim.conformance.explore.harness.history import stable
+from qmpshim.conformance.workload.session import Rig, Setup
+from qmpshim.conformance.workload.workload import Kind, Operation, Side
+from qmpshim.errors import InputError, decoding
+from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.machine.host.files import copy_sparse, write_directory
+from qmpshim.model.chain.behaviour import Behaviour, Known
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import Qcow2
+
+FORMAT = 1
+CASE = "case.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a bundle replays.
+
+    :ivar divergence: what it shows; None: that all goes as predicted
+    :ivar build: what the divergence was found on, for the reader: command, version, machine
+    """
+
+    spec: ChainSpec
+    behaviour: Behaviour
+    operations: tuple[Operation, ...]
+    divergence: Divergence | None
+    seed: int
+    build: dict[str, Any]
+
+    @property
+    def shows(self) -> str:
+        """What it shows, in words."""
+        return "that all goes as predicted" if self.divergence is None else str(self.divergence)
+
+    def shown_by(self, found: Divergence | None) -> bool:
+        """Whether a replay that *found* this showed the same.
+
+        QEMU may end or hang for many reasons: it has to do so in the same operation, and to end in
+        the same way, with the same words.
+        """
+        wanted = self.divergence
+        if found is None or wanted is None:
+            return found is wanted
+        if found.signature != wanted.signature:
+            return False
+        if found.verdict in (Verdict.CRASH, Verdict.HANG) and found.operation != wanted.operation:
+            return False
+        return found.verdict is not Verdict.CRASH or _ending(found) == _ending(wanted)
+
+
+_ENDING = re.compile(r"QEMU (.*?) during (?:\d+: [^:]*|the start)(?:: (.*))?", re.DOTALL)
+
+
+def _ending(crash: Divergence) -> tuple[str, str]:
+    """How QEMU ended, and its last words."""
+    told = _ENDING.fullmatch(crash.observed)
+    return (told[1], stable(told[2] or "")) if told else (stable(crash.observed), "")
+
+
+def save(directory: Path, case: Case, rig: Rig | None, setup: Setup) -> Path:
+    """Write a bundle; it appears whole or not at all.
+
+    :param directory: what it is to be called; a number is added when that is taken
+    :param rig: the rig on which the divergence was seen last, still running or just dead
+    :returns: where it is
+    :raises HostError: the directory cannot be written
+    """
+    return write_directory(directory, lambda parts: _write(parts, case, rig, setup))
+
+
+def _write(parts: Path, case: Case, rig: Rig | None, setup: Setup) -> None:
+    _dump(parts / CASE, to_json(case))
+    (parts / "README").write_text(_README.format(case=case, operations=len(case.operations)))
+    (parts / "operations.txt").write_text("".join(f"{o}\n" for o in case.operations))
+    _dump(parts / "observation.json", _divergence(case))
+    if rig is None:
+        return
+    _dump(parts / "prediction.json", _prediction(rig.oracle))
+    (parts / "command-line.txt").write_text(" ".join(rig.qemu.argv) + "\n")
+    for name in ("qmp.log", "stderr", "stdout"):
+        if (rig.directory / name).exists():
+            shutil.copyfile(rig.directory / name, parts / name)
+    images = parts / "images"
+    images.mkdir()
+    for node in ("secondary", *rig.chain.overlays):
+        path = rig.chain.image(node)
+        if path.exists():
+            copy_sparse(path, images / path.name)
+
+
+_README = """\
+{case.shows}
+
+Replay it:  qmpshim replay THIS-DIRECTORY [--build NAME | --qemu PATH]
+
+case.json         what is replayed: chain, model, {operations} operations, the divergence
+operations.txt    the same operations to read: number, side, what, offset+length in bytes
+prediction.json   the model: allocation and owners of every disk when it diverged
+observation.json  what QEMU did instead
+images/           the disks as they were when it diverged
+qmp.log, stderr, stdout, command-line.txt   of the QEMU that showed it
+"""
+
+
+def _dump(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def _prediction(oracle: Oracle) -> dict[str, Any]:
+    chain = oracle.chain
+    disks: dict[str, Any] = {}
+    for image in (chain.secondary, chain.hidden, chain.active):
+        disks[image.name] = {
+            "allocation": {str(i): kind.name.lower() for i, kind in sorted(image.alloc.items())}
+            if isinstance(image, Qcow2)
+            else "raw",
+            "owners": _runs(image.contents.pages),
+        }
+    return {"stage": chain.stage.value, "backup job": chain.job is not None, "disks": disks}
+
+
+def _runs(pages: Any) -> list[list[int]]:
+    """[first sector, sectors, owner] of everything that has an owner."""
+    from qmpshim.model.disks.image import PAGE
+
+    runs: list[list[int]] = []
+    for page in sorted(pages):
+        for offset, owner in enumerate(pages[page]):
+            sector = page * PAGE + offset
+            if not owner:
+                continue
+            if runs and runs[-1][2] == owner and sum(runs[-1][:2]) == sector:
+                runs[-1][1] += 1
+            else:
+                runs.append([sector, 1, owner])
+    return runs
+
+
+def to_json(case: Case) -> dict[str, Any]:
+    """The case as JSON."""
+    spec = case.spec
+    return {
+        "qmpshim": qmpshim.__version__,
+        "format": FORMAT,
+        "chain": {
+            "workflow": spec.workflow.value,
+            "size": spec.size,
+            "cluster": spec.cluster,
+            "secondary": spec.secondary,
+        },
+        "model": {
+            **{
+                field.name: getattr(case.behaviour, field.name)
+                for field in dataclasses.fields(case.behaviour)
+                if field.name != "snapshot_discard_rounds"  # no operation here discards one
+            },
+            "known": sorted(case.behaviour.known),
+        },
+        "seed": case.seed,
+        "build": case.build,
+        "operations": [operation.to_json() for operation in case.operations],
+        "divergence": _divergence(case),
+    }
+
+
+def _divergence(case: Case) -> dict[str, Any] | None:
+    return None if case.divergence is None else case.divergence.to_json()
+
+
+def load(directory: Path) -> Case:
+    """Read a bundle.
+
+    :raises InputError: it is no bundle, or one of another format
+    """
+    path = directory / CASE if directory.is_dir() else directory
+    value = read_case(directory, CASE)
+    with decoding(str(path)):
+        check_format(value, FORMAT, path)
+        chain, model = value["chain"], value["model"]
+        return Case(
+            ChainSpec(
+                Workflow(chain["workflow"]),
+                int(chain["size"]),
+                int(chain["cluster"]),
+                str(chain["secondary"]),
+            ),
+            _behaviour(model),
+            _operations(value["operations"], int(chain["size"]) // SECTOR),
+            Divergence.from_json(value["divergence"]) if value["divergence"] else None,
+            int(value["seed"]),
+            dict(value["build"]),
+        )
+
+
+def _behaviour(value: Mapping[str, Any]) -> Behaviour:
+    known = frozenset(Known(name) for name in strings(value["known"]))
+    if unknown := value.keys() - {field.name for field in dataclasses.fields(Behaviour)}:
+        raise ValueError(f"nothing is known of {sorted(unknown)[0]}")
+    return Behaviour(**fields_like(Behaviour(), {**value, "known": known}))
+
+
+def load_prediction(directory: Path) -> dict[str, Any]:
+    """The model's disks at the divergence, as :func:`save` wrote them.
+
+    :raises InputError: there is no prediction: QEMU ended before there was a chain
+    """
+    path = directory / "prediction.json"
+    try:
+        with decoding(str(path)):
+            value = json.loads(path.read_text())
+            return {"disks": dict(value["disks"])}
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+
+
+def _operations(values: Sequence[Any], sectors: int) -> tuple[Operation, ...]:
+    operations = tuple(Operation.from_json(value) for value in values)
+    for operation in operations:
+        touches = operation.side is not Side.CHAIN and operation.kind is not Kind.FLUSH
+        if operation.start + operation.count > sectors or touches != (operation.count > 0):
+            raise InputError(f"operation {operation} reaches beyond the disk or touches nothing")
+    return operations

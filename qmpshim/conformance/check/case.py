@@ -1,0 +1,180 @@
+"""A check's case and its outcome: what `qmpshim check` hands out, and what comes back.
+
+A *kind* of check is a function (a :data:`Runner`) that carries out a :class:`Case` on a build and
+says how it went. It does not decide what is new or what to print: it reports what it found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from qmpshim.errors import InputError, decoding
+from qmpshim.machine.builds.build import Build
+from qmpshim.model.check.verdict import Verdict
+
+CANNOT_BE_TESTED = "cannot be tested"
+
+
+class Status(StrEnum):
+    """How a case ended."""
+
+    OK = "ok"  # all as predicted, known findings apart
+    DIVERGED = "diverged"  # something was found
+    SKIPPED = "skipped"  # cannot be tested: this build cannot do it, 125
+    BROKEN = "broken"  # the check itself could not be done (no disk space, over its budget, ...)
+
+    @property
+    def words(self) -> str:
+        """How it is told, wherever it is: a skipped case is one that cannot be tested."""
+        return CANNOT_BE_TESTED if self is Status.SKIPPED else self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One unit of work.
+
+    :ivar kind: which :data:`Runner` carries it out
+    :ivar name: unique within a suite
+    :ivar arguments: JSON values, whose meaning is the kind's affair
+    :ivar budget: seconds after which it is ended from outside
+    :ivar memory: bytes that all its processes may use together
+    :ivar disk: bytes that it may have in its temporary directory
+    """
+
+    kind: str
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    budget: float = 120.0
+    memory: int = 4 << 30
+    disk: int = 4 << 30
+
+    def to_json(self) -> dict[str, Any]:
+        """As :func:`case_from_json` reads it."""
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "arguments": dict(self.arguments),
+            "budget": self.budget,
+            "memory": self.memory,
+            "disk": self.disk,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CaseFinding:
+    """One thing found, with one cause.
+
+    :ivar cause: stable across runs, builds and machines; with the verdict it tells findings apart
+    :ivar title: one line for people
+    :ivar contract: seen within QEMU's documented contract
+    :ivar known: id of the written-up finding that this is, or ``""``
+    :ivar count: how often it was seen
+    :ivar trace: the schedule or operation list, a line a step
+    :ivar bundle: the replay bundle, relative to the directory the runner was given, or ``""``
+    :ivar replay: the command that shows it again, to which a report adds the build; ``{bundle}``
+        stands for the bundle's path, and ``""`` for doing the case once more
+    :ivar confirmed: it showed itself again each time it was tried; what did not is no failure
+    :ivar details: JSON values for reports (cluster maps, console tails, ...)
+    """
+
+    verdict: Verdict
+    cause: str
+    title: str
+    predicted: str = ""
+    observed: str = ""
+    contract: bool = True
+    known: str = ""
+    count: int = 1
+    trace: tuple[str, ...] = ()
+    bundle: str = ""
+    replay: str = ""
+    confirmed: bool = True
+    details: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def key(self) -> str:
+        """What makes findings in other cases, builds and runs the same one."""
+        return self.known or f"{self.verdict.value}: {self.cause}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As :func:`outcome_from_json` reads it."""
+        value = {name: getattr(self, name) for name in self.__slots__}
+        return {**value, "verdict": self.verdict.value, "trace": list(self.trace)}
+
+
+@dataclass(frozen=True, slots=True)
+class CaseOutcome:
+    """How a case went on a build.
+
+    :ivar text: one line: what was done, or why it was skipped or broke
+    :ivar figures: numbers by name, with the unit in the name: ``operations``, ``boot seconds``
+    """
+
+    status: Status
+    text: str = ""
+    findings: tuple[CaseFinding, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict, hash=False)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """As :func:`outcome_from_json` reads it."""
+        return {
+            "status": self.status.value,
+            "text": self.text,
+            "findings": [finding.to_json() for finding in self.findings],
+            "figures": dict(self.figures),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def case_from_json(value: Any) -> Case:
+    """The reverse of :meth:`Case.to_json`; only ``kind`` and ``name`` are required.
+
+    :raises InputError: it is no case
+    """
+    with decoding("the case"):
+        if missing := [name for name in ("kind", "name") if name not in value]:
+            raise InputError(f"a case without {missing[0]}")
+        unknown = value.keys() - set(Case.__slots__)
+        if unknown:
+            raise ValueError(f"nothing is known of {', '.join(sorted(unknown))}")
+        case = Case(
+            str(value["kind"]),
+            str(value["name"]),
+            dict(value.get("arguments", {})),
+            float(value.get("budget", 120.0)),
+            int(value.get("memory", 4 << 30)),
+            int(value.get("disk", 4 << 30)),
+        )
+    if not case.budget > 0 or case.memory <= 0 or case.disk <= 0 or not case.name:
+        raise InputError(f"case {case.name!r}: name and limits must not be empty or zero")
+    return case
+
+
+def outcome_from_json(value: Any) -> CaseOutcome:
+    """The reverse of :meth:`CaseOutcome.to_json`.
+
+    :raises InputError: it is no outcome
+    """
+    with decoding("the outcome of a case"):
+        return CaseOutcome(
+            Status(value["status"]),
+            str(value["text"]),
+            tuple(
+                CaseFinding(
+                    **{**one, "verdict": Verdict(one["verdict"]), "trace": tuple(one["trace"])}
+                )
+                for one in value["findings"]
+            ),
+            dict(value["figures"]),
+            float(value["seconds"]),
+        )
+
+
+#: Carries out a case on a build; the directory is its own and is kept with the results.
+#: Raises BuildError where the build cannot do it, and no exception for what QEMU does wrong.
+Runner = Callable[[Build, Case, Path], CaseOutcome]

@@ -1,0 +1,1 @@
+"""Results compared between builds, and rendered."""

@@ -1,0 +1,308 @@
+"""The disks' clusters as predicted and as observed, side by side: who owns what, what differs.
+
+A *map* is JSON, made for reports: for each disk its clusters, each with what was predicted and
+what was observed there, as runs of bytes that have one owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from qmpshim.conformance.bundles import bundle
+from qmpshim.conformance.explore.checkers.final_state import PROBE
+from qmpshim.conformance.explore.checkers.sequential import Seen
+from qmpshim.conformance.explore.harness.io_naming import GARBAGE, owners
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.reproducer.replay import follow, system_of
+from qmpshim.conformance.explore.scenarios import BASE, RealScenario, words
+from qmpshim.errors import InputError, UnsupportedFeature
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import images_of
+from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.images.agreement import map_file
+from qmpshim.machine.images.qcow2 import ImageError, Qcow2
+from qmpshim.model.disks.image import Alloc
+
+Owner = int | None  # None: the image has nothing here
+Whose = Callable[[Owner], str]
+_MOST = 48  # clusters of a disk that are shown
+
+
+def maps_of_schedule(finding: Finding, build: Build) -> dict[str, Any] | None:
+    """Take a finding's schedule once more, on a fresh QEMU, and look at the disks.
+
+    :returns: None where the schedule cannot be followed, or nothing ever began
+    :raises BuildError: the build cannot do the scenario
+    """
+    stage = Stage(build, reuse=False)
+    try:
+        system = system_of(finding, stage, keeping=True)
+        system.reset()
+        followed = follow(system, finding.schedule)
+        if not followed or system.now.lost or not system.now.started:
+            return None
+        seen = system.now.seen or system.disks()
+        return _compare(finding.scenario, seen, [] if system.now.failed else system.predictions())
+    finally:
+        stage.close()
+
+
+def _compare(scenario: RealScenario, seen: Seen, possible: Sequence[Seen]) -> dict[str, Any]:
+    """The maps of what was seen and of the prediction that comes nearest."""
+    want = min(possible, key=lambda one: _distance(one, seen), default=None)
+    whose = _namer(scenario)
+    disks = []
+    for name in images_of(scenario.form):
+        layer = ("hidden", "active").index(name) if name in ("hidden", "active") else None
+        kinds = (None, None) if layer is None else (
+            want.alloc[layer] if want else None, seen.alloc[layer]
+        )  # fmt: skip
+        disks.append(
+            _disk(
+                name,
+                scenario.cluster,
+                getattr(want, name) if want else None,
+                getattr(seen, name),
+                kinds,
+                whose,
+            )
+        )
+    if seen.view is not None:
+        told = want.view if want else None
+        disks.append(
+            _disk("the guest's view", scenario.cluster, told, seen.view, (None, None), whose)
+        )
+    for index, op in enumerate(scenario.ops):
+        data = seen.data[index]
+        if data is not None:
+            told = want.data[index] if want else None
+            title = f"what op {index} ({words(op)}) returned"
+            disks.append(_disk(title, scenario.cluster, told, data, (None, None), whose, op.start))
+    return _map(scenario.cluster, disks)
+
+
+def _map(cluster: int, disks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The map of *disks*, in bytes as all documents are; *cluster* is in sectors, as they are."""
+    wrong = _wrong(disks)
+    for disk in disks:
+        for cell in disk["clusters"]:
+            for side in filter(None, (cell["predicted"], cell["observed"])):
+                side["runs"] = [
+                    {"offset_bytes": at * SECTOR, "length_bytes": count * SECTOR, "owner": whose}
+                    for at, count, whose in side["runs"]
+                ]
+    return {"cluster_bytes": cluster * SECTOR, "disks": list(disks), "wrong": wrong}
+
+
+def _distance(want: Seen, seen: Seen) -> int:
+    """How many sectors and clusters differ."""
+    differs = sum(a != b for a, b in zip(want.secondary, seen.secondary, strict=True))
+    for wants, haves in ((want.hidden, seen.hidden), (want.active, seen.active)):
+        differs += sum(
+            a != b for a, b in zip(wants, haves, strict=True) if a is not None and b is not None
+        )
+    if want.primary is not None and seen.primary is not None:
+        differs += sum(a != b for a, b in zip(want.primary, seen.primary, strict=True))
+    if want.view is not None and seen.view is not None:
+        differs += sum(a != b for a, b in zip(want.view, seen.view, strict=True))
+    for a, b in zip(want.data, seen.data, strict=True):
+        if a is not None and b is not None:
+            differs += sum(x != y for x, y in zip(a, b, strict=True))
+    differs += sum(
+        kind != -1 and not Alloc(kind).admits(Alloc(found))
+        for kinds, founds in zip(want.alloc, seen.alloc, strict=True)
+        for kind, found in zip(kinds, founds, strict=True)
+    )
+    return differs
+
+
+def _namer(scenario: RealScenario) -> Whose:
+    def whose(owner: Owner) -> str:
+        if owner is None:
+            return "nothing"
+        if owner == GARBAGE:
+            return "bytes nobody wrote"
+        if owner == 0:
+            return "zeroes"
+        if owner == BASE:
+            return "old data"
+        if owner == PROBE:
+            return "a later probe"
+        index = owner - BASE - 1
+        if index < len(scenario.setup):
+            return f"setup: {words(scenario.setup[index])}"
+        index -= len(scenario.setup)
+        if index < len(scenario.ops):
+            return f"op {index}: {words(scenario.ops[index])}"
+        return f"operation {owner}"
+
+    return whose
+
+
+def _disk(
+    name: str,
+    cluster: int,
+    predicted: Sequence[Owner] | None,
+    observed: Sequence[Owner],
+    kinds: tuple[Sequence[int] | None, Sequence[int] | None],
+    whose: Whose,
+    start: int = 0,
+) -> dict[str, Any]:
+    """One disk's map; positions count from the disk's beginning.
+
+    :param kinds: by cluster, how it is allocated: predicted and observed; -1: nobody cares
+    :param start: the sector that the first owner is of
+    """
+    clusters = []
+    end = start + len(observed)
+    for index in range(start // cluster, -(-end // cluster)):
+        low, high = max(index * cluster, start), min((index + 1) * cluster, end)
+        have = _cell(observed[low - start : high - start], low, _at(kinds[1], index), whose)
+        cell: dict[str, Any] = {"index": index, "observed": have, "predicted": None}
+        differs = False
+        if predicted is not None:
+            want = _cell(predicted[low - start : high - start], low, _at(kinds[0], index), whose)
+            cell["predicted"] = want
+            differs = want["alloc"] != "any" and want != have
+            if want["alloc"] in _NAMES and have["alloc"] in _NAMES:
+                admitted = _NAMES[want["alloc"]].admits(_NAMES[have["alloc"]])
+                differs = not admitted or want["runs"] != have["runs"]
+        clusters.append({**cell, "differs": differs})
+    return {"name": name, "clusters": clusters}
+
+
+_NAMES = {kind.name.lower(): kind for kind in Alloc}
+
+
+def _at(kinds: Sequence[int] | None, index: int) -> int | None:
+    return None if kinds is None else kinds[index]
+
+
+def _cell(owned: Sequence[Owner], start: int, kind: int | None, whose: Whose) -> dict[str, Any]:
+    alloc = "" if kind is None else "any" if kind == -1 else Alloc(kind).name.lower()
+    if alloc == "unallocated":
+        return {"alloc": alloc, "runs": []}
+    runs, at = [], start
+    for owner, group in groupby(owned):
+        count = len(list(group))
+        runs.append([at, count, whose(owner)])
+        at += count
+    return {"alloc": alloc, "runs": runs}
+
+
+def _wrong(disks: Iterable[dict[str, Any]]) -> list[str]:
+    """What is wrong and whose it is, a line for each run of sectors."""
+    lines = []
+    for disk in disks:
+        if "problem" in disk:
+            lines.append(f"{disk['name']}: {disk['problem']}")
+        for cell in disk["clusters"]:
+            if not cell["differs"]:
+                continue
+            want, have = cell["predicted"], cell["observed"]
+            if want["alloc"] != have["alloc"]:
+                lines.append(
+                    f"{disk['name']}, cluster {cell['index']}: "
+                    f"{have['alloc'] or 'data'}, predicted {want['alloc'] or 'data'}"
+                )
+                continue
+            for at, count, whose in have["runs"]:
+                told = _runs_at(want["runs"], at, count)
+                if told != {whose}:
+                    lines.append(
+                        f"{disk['name']}, sectors {at}..{at + count - 1}: {whose}, "
+                        f"predicted {' and '.join(sorted(told))}"
+                    )
+    return lines
+
+
+def _runs_at(runs: Iterable[Sequence[Any]], start: int, count: int) -> set[str]:
+    return {w for at, n, w in runs if at < start + count and start < at + n} or {"nothing"}
+
+
+# -- of a bundle of verify ---------------------------------------------------------------------
+
+
+def maps_of_bundle(directory: Path) -> dict[str, Any] | None:
+    """The maps of a bundle of ``verify``, from the prediction and the images in it.
+
+    :returns: None where it has none: QEMU died before there was a chain
+    """
+    try:
+        case = bundle.load(directory)
+        prediction = bundle.load_prediction(directory)
+    except InputError:
+        return None
+    cluster = case.spec.cluster // SECTOR
+    numbers = {operation.number: str(operation) for operation in case.operations}
+
+    def whose(owner: Owner) -> str:
+        if owner is None:
+            return "nothing"
+        if owner == GARBAGE:
+            return "bytes nobody wrote"
+        return f"op {numbers.get(owner, owner)}" if owner > 0 else "zeroes"
+
+    disks = []
+    for name, told in prediction["disks"].items():
+        path = next(iter((directory / "images").glob(f"{name}.*")), None)
+        if path is None:
+            continue
+        disks.append(_bundled_disk(name, told, path, case.spec.size // SECTOR, cluster, whose))
+    return _map(cluster, disks)
+
+
+def _bundled_disk(
+    name: str, told: Any, path: Path, size: int, cluster: int, whose: Whose
+) -> dict[str, Any]:
+    want: dict[int, int] = {}
+    for start, count, owner in told["owners"]:
+        want.update(dict.fromkeys(range(start, start + count), max(0, owner)))
+    image = map_file(path)
+    clusters: list[dict[str, Any]] = []
+    raw = told["allocation"] == "raw"
+    found: dict[int, tuple[Alloc, int]] = {}
+    if not raw:
+        try:
+            qcow2 = Qcow2.parse(image)
+            seen = qcow2.clusters()
+        except (ImageError, UnsupportedFeature) as error:
+            return {"name": name, "clusters": [], "problem": str(error)}
+        if (its := qcow2.cluster_size) != cluster * SECTOR:
+            problem = f"the image has clusters of {its} bytes, not of {cluster * SECTOR}"
+            return {"name": name, "clusters": [], "problem": problem}
+        found = {
+            index: (Alloc(kind), host)
+            for index, kind, host in zip(
+                seen.index.tolist(), seen.kind.tolist(), seen.host.tolist(), strict=True
+            )
+        }
+        planned = {int(i): Alloc[kind.upper()] for i, kind in told["allocation"].items()}
+        touched = sorted(planned.keys() | found.keys())
+    else:
+        touched = sorted({sector // cluster for sector in want})
+        planned = {}
+    for index in touched:
+        low, high = index * cluster, min((index + 1) * cluster, size)
+        have: list[Owner] = [0] * (high - low)
+        kind, host = found.get(index, (Alloc.UNALLOCATED, 0))
+        if raw or kind is Alloc.DATA:
+            at = low * SECTOR if raw else host
+            piece = bytes(image[at : at + (high - low) * SECTOR])
+            have = list(owners(piece + bytes((high - low) * SECTOR - len(piece)), low))
+        plan = None if raw else int(planned.get(index, Alloc.UNALLOCATED))
+        wanted = _cell([want.get(s, 0) for s in range(low, high)], low, plan, whose)
+        seen_cell = _cell(have, low, None if raw else int(kind), whose)
+        differs = wanted != seen_cell
+        if not raw and differs and wanted["runs"] == seen_cell["runs"]:
+            differs = not _NAMES[wanted["alloc"]].admits(_NAMES[seen_cell["alloc"]])
+        clusters.append(
+            {"index": index, "predicted": wanted, "observed": seen_cell, "differs": differs}
+        )
+    clusters.sort(key=lambda cell: (not cell["differs"], cell["index"]))
+    shown = sorted(clusters[:_MOST], key=lambda cell: int(cell["index"]))
+    return {"name": name, "clusters": shown, "left out": len(clusters) - len(shown)}

@@ -1,0 +1,206 @@
+"""The report as one self-contained HTML page: no network, no other file, readable without scripts.
+
+The page is made from ``templates/report.html.j2``; everything that comes from outside (names,
+QEMU's words) is escaped there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+
+import qmpshim
+from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.check.report.compare import Comparison, Row, Sight, State, headline
+from qmpshim.conformance.check.report.drawing import Drawing, draw
+from qmpshim.conformance.check.run.again import bundle_place, replay_command
+from qmpshim.conformance.check.run.journal import Key
+from qmpshim.conformance.known.folder import write_up
+from qmpshim.errors import name_errnos
+
+_COLOURS = 8  # that the style sheet has for owners
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A case on a build, in the matrix.
+
+    :ivar kind: what it looks like: ok, known, new, unconfirmed, baseline, skipped, broken, missing
+    :ivar anchors: of the findings it leads to, with how they are called
+    """
+
+    kind: str
+    word: str
+    title: str
+    anchors: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A finding as it is shown."""
+
+    row: Row
+    sight: Sight
+    finding: CaseFinding
+    anchor: str
+    title: str
+    drawing: Drawing | None
+    maps: Any
+    predicted: bool
+    owners: dict[str, int]
+    written: dict[str, Any]
+    commands: tuple[tuple[str, str], ...]
+    more: dict[str, list[str]]
+
+
+def html(comparison: Comparison) -> bytes:
+    """The page."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    results = comparison.results
+    anchors = {row.key: f"f{number}" for number, row in enumerate(comparison.rows, 1)}
+    told = [_told(comparison, row, anchors[row.key]) for row in comparison.rows]
+    page = environment.get_template("report.html.j2").render(
+        version=qmpshim.__version__,
+        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        comparison=comparison,
+        headline=headline(comparison),
+        results=results,
+        builds=[(build, _counts(comparison, build.name)) for build in results.builds],
+        short={build.name: _short(build.name) for build in results.builds},
+        groups=list(_groups(comparison, anchors)),
+        new=[one for one in told if one.row.state in (State.NEW, State.BASELINE)],
+        known=[one for one in told if one.row.state is State.KNOWN],
+        unconfirmed=[one for one in told if one.row.state is State.UNCONFIRMED],
+        told=told,
+        State=State,
+        verdicts=sorted({one.finding.verdict.value for one in told}),
+        done=sum(1 for key in results.plan.keys if key in results.outcomes),
+    )
+    return page.encode()
+
+
+def _short(name: str) -> str:
+    """A build's name where there is little room: of a path the telling end."""
+    if "/" not in name:
+        return name
+    path = Path(name)
+    return f"…/{path.parent.name}/" if path.name.startswith("qemu-system") else f"…/{path.name}"
+
+
+def _counts(comparison: Comparison, build: str) -> dict[str, int]:
+    outcomes = [o for (name, _), o in comparison.results.outcomes.items() if name == build]
+    counts = {status.value: sum(o.status is status for o in outcomes) for status in Status}
+    states = [row.sights[build].state for row in comparison.rows if build in row.sights]
+    counts |= {state.value: states.count(state) for state in State}
+    return {**counts, "cases": len(outcomes), "seconds": round(sum(o.seconds for o in outcomes))}
+
+
+def _groups(
+    comparison: Comparison, anchors: dict[str, str]
+) -> Iterator[tuple[str, list[tuple[str, list[Cell]]]]]:
+    """The matrix: groups of cases, each with a cell for each build."""
+    groups: dict[str, list[tuple[str, list[Cell]]]] = {}
+    for case in comparison.results.cases:
+        group, _, name = case.name.partition("/")
+        cells = [
+            _cell(comparison, (build.name, case.name), anchors)
+            for build in comparison.results.builds
+        ]
+        groups.setdefault(group, []).append((name or group, cells))
+    yield from groups.items()
+
+
+def _cell(comparison: Comparison, key: Key, anchors: dict[str, str]) -> Cell:
+    outcome = comparison.results.outcomes.get(key)
+    if outcome is None:
+        return Cell("missing", "not done", "not done yet")
+    found = comparison.of(key)
+    links: dict[str, str] = {}
+    worst: State | None = None
+    for row, _ in found:
+        state = row.sights[key[0]].state
+        if worst is None or list(State).index(state) > list(State).index(worst):
+            worst = state
+        links[anchors[row.key]] = row.key
+    return _cell_of(outcome, worst, tuple(links.items()))
+
+
+def _cell_of(
+    outcome: CaseOutcome, worst: State | None, anchors: tuple[tuple[str, str], ...]
+) -> Cell:
+    title = f"{outcome.text} ({outcome.seconds:.1f} s)"
+    if outcome.status is Status.SKIPPED:
+        return Cell("skipped", outcome.status.words, title)
+    if worst is not None:
+        kind = {State.BASELINE: "baseline"}.get(worst, worst.value)
+        return Cell(kind, f"{len(anchors)} {worst}", title, anchors)
+    if outcome.status is Status.BROKEN:
+        return Cell("broken", "broken", title)
+    return Cell("ok", "ok", title)
+
+
+def _told(comparison: Comparison, row: Row, anchor: str) -> Told:
+    sight = row.smallest
+    finding = sight.best
+    diagram = finding.details.get("diagram")
+    maps = finding.details.get("maps")
+    if maps and "cluster_bytes" not in maps:  # of a run that an older qmpshim began
+        maps = None
+    written = dict(finding.details.get("written") or write_up(finding.known))
+    return Told(
+        row,
+        sight,
+        finding,
+        anchor,
+        str(written.get("title") or name_errnos(finding.title)),
+        draw(diagram) if diagram else None,
+        maps,
+        any(cell["predicted"] for disk in maps["disks"] for cell in disk["clusters"])
+        if maps
+        else False,
+        _owners(maps),
+        written,
+        tuple(_commands(comparison, sight)),
+        {
+            name: value
+            for name, value in finding.details.items()
+            if isinstance(value, list) and name not in ("scenarios", "replays")
+        },
+    )
+
+
+def _owners(maps: Any) -> dict[str, int]:
+    """A colour for each owner that occurs: two that are always the same, then one by one."""
+    found = {"old data": 0, "zeroes": 1}
+    for disk in maps["disks"] if maps else ():
+        for cell in disk["clusters"]:
+            for side in ("predicted", "observed"):
+                for run in (cell[side] or {"runs": ()})["runs"]:
+                    found.setdefault(run["owner"], len(found) % _COLOURS)
+    return found
+
+
+def _commands(comparison: Comparison, sight: Sight) -> Iterator[tuple[str, str]]:
+    key = (sight.build, sight.smallest)
+    finding = sight.best
+    yield "see it again", replay_command(comparison.results.plan, key, finding)
+    if not finding.bundle:
+        return
+    place = bundle_place(key, finding)
+    if "scenarios" in finding.details:
+        yield "as a script without qmpshim", f"qmpshim export {place} > reproducer.py"
+    yield (
+        "find the commit",
+        "git bisect run sh -c 'ninja -C build qemu-system-x86_64 || exit 125; "
+        f"qmpshim check --bisect --build build/ --case REPORT-DIR/{place}'",
+    )

@@ -1,0 +1,57 @@
+"""A finding's steps as data for a sequence diagram: who moves, what is held, who waits for it.
+
+Made from the lines of a trace (see :class:`~qmpshim.conformance.explore.harness.history.Execution`)
+or from a list of operations; drawn by :mod:`qmpshim.conformance.check.report.drawing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from qmpshim.conformance.explore.harness.trace import What, read_line
+
+
+def steps_of_lines(lanes: Sequence[str], lines: Iterable[str]) -> dict[str, Any]:
+    """The diagram of an explored schedule.
+
+    :param lanes: the operations, in words
+    :param lines: the trace
+    :returns: ``lanes`` and ``steps``; a step has the ``lane`` that moves (None: nobody's), its
+        ``kind`` (start, complete, fail, cut, note), the ``io`` that it is about, and ``text``: the
+        operation, or how the I/O ended; the I/Os that arrive at the gate (``arrives``: lane and
+        text) and the operations that end (``ends``)
+    """
+    steps: list[dict[str, Any]] = []
+    for line in lines:
+        told = read_line(line)
+        if told.what is What.ARRIVES and steps:
+            steps[-1]["arrives"].append([told.op, told.io])
+        elif told.what is What.ENDS and steps:
+            steps[-1]["ends"].append([told.op, told.text])
+        elif told.what.is_step:
+            steps.append(_step(told.op, told.what.value, told.text, told.io))
+        else:
+            steps.append(_step(None, What.NOTE.value, line.strip()))
+    return {"lanes": list(lanes), "steps": steps}
+
+
+def _step(lane: int | None, kind: str, text: str, io: str = "") -> dict[str, Any]:
+    return {"lane": lane, "kind": kind, "text": text, "io": io, "arrives": [], "ends": []}
+
+
+#: Whoever does an operation of a straight workload.
+SIDES = ("primary", "guest", "chain")
+
+
+def steps_of_operations(operations: Iterable[tuple[str, str]], wrong: str) -> dict[str, Any]:
+    """The diagram of a straight workload: one operation after another.
+
+    :param operations: side and words of each
+    :param wrong: what is wrong after the last
+    """
+    steps = [_step(SIDES.index(side), "start", text) for side, text in operations]
+    return {
+        "lanes": ["primary (NBD)", "guest", "monitor (QMP)"],
+        "steps": [*steps, _step(None, "note", wrong)],
+    }

@@ -1,0 +1,1 @@
+"""A check's run: cases in processes of their own or on a cluster, and the journal."""

@@ -1,0 +1,30 @@
+"""How a finding of a run is seen again: where its bundle is, and the command."""
+
+from __future__ import annotations
+
+import shlex
+
+from qmpshim.conformance.check.case import CaseFinding
+from qmpshim.conformance.check.run.journal import CASES, Key, Plan
+from qmpshim.machine.host.files import slug
+
+
+def bundle_place(key: Key, finding: CaseFinding) -> str:
+    """Where a finding's bundle is, from the run's directory."""
+    return "/".join((CASES, *(slug(part) for part in key), finding.bundle))
+
+
+def replay_command(plan: Plan, key: Key, finding: CaseFinding) -> str:
+    """The command that shows a finding again, from the run's directory."""
+    build, case = key
+    called = plan.places.get(build, build)
+    if finding.replay.startswith("qmpshim builds"):
+        return f"{finding.replay} {shlex.quote(called)}"
+    if "{bundle}" in finding.replay:
+        which = "--qemu" if "/" in called else "--build"
+        place = shlex.quote(bundle_place(key, finding))
+        return f"{finding.replay.replace('{bundle}', place)} {which} {shlex.quote(called)}"
+    words = ["qmpshim", "check", "--case", case]
+    if plan.called not in ("", "quick"):
+        words += ["--suite", plan.called]
+    return shlex.join([*words, "--build", called])

@@ -1,0 +1,97 @@
+"""Which QEMU a build is, so that another one in its place is noticed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qmpshim.conformance.bundles.case_file import integers
+from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.document import build_object
+from qmpshim.errors import BuildError, InputError
+from qmpshim.machine.builds.build import Build, discipline_of, read_version
+from qmpshim.machine.builds.probe import fingerprint
+from qmpshim.model.check.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells one binary from another.
+
+    :ivar version: in QEMU's own words, with the distribution's package
+    :ivar sha256: of the binary
+    :ivar path: of the binary, where the run was begun; older results have none
+    """
+
+    name: str
+    version: str
+    sha256: str
+    numbers: tuple[int, ...] = ()
+    discipline: str = ""
+    path: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As :func:`identity_from_json` reads it."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "sha256": self.sha256,
+            "numbers": list(self.numbers),
+            "discipline": self.discipline,
+            "path": self.path,
+        }
+
+    def build_object(self) -> dict[str, Any]:
+        """As a build is in every document."""
+        more = {"sha256": self.sha256, "discipline": self.discipline}
+        return build_object(self.name, self.version, self.path, **more)
+
+
+def identity_from_json(value: Any) -> Identity:
+    """The reverse of :meth:`Identity.to_json`.
+
+    :raises InputError: it is none
+    """
+    try:
+        return Identity(
+            str(value["name"]),
+            str(value["version"]),
+            str(value["sha256"]),
+            integers(value["numbers"]),
+            str(value["discipline"]),
+            str(value.get("path", "")),
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"not a build: {value!r}") from error
+
+
+def identify(build: Build) -> Identity:
+    """Ask a build who it is.
+
+    :raises InputError: it is no QEMU
+    :raises BuildError: it does not start
+    """
+    numbers, version = read_version(build)
+    sha256 = fingerprint(build.binary)
+    return Identity(build.name, version, sha256, numbers, discipline_of(numbers), str(build.binary))
+
+
+def another_build(build: Build, expected: Identity) -> CaseOutcome | None:
+    """A finding, when the build is not the one that the run began with."""
+    try:
+        now = identify(build)
+    except (InputError, BuildError) as error:
+        text = f"the build does not answer as it did when the run began: {error}"
+        return CaseOutcome(Status.BROKEN, text)
+    if (now.version, now.sha256) == (expected.version, expected.sha256):
+        return None
+    title = f"another QEMU is in the place of {build.name} than when the run began"
+    finding = CaseFinding(
+        Verdict.PROTOCOL,
+        "another build was substituted",
+        title,
+        f"{expected.version} (sha256 {expected.sha256[:12]})",
+        f"{now.version} (sha256 {now.sha256[:12]})",
+        replay="qmpshim builds probe",
+    )
+    return CaseOutcome(Status.DIVERGED, title, (finding,))

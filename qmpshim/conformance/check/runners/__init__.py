@@ -1,0 +1,1 @@
+"""The kinds of check, and the functions that carry them out."""

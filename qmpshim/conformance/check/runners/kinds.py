@@ -1,0 +1,59 @@
+"""The kinds of check: by name, the function that carries one out.
+
+Kept as ``module:function``, so that a worker process loads only what it needs, and an order tells
+it also of kinds that a floor above brought in.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from typing import cast
+
+from qmpshim.conformance.check.case import Case, Runner
+from qmpshim.errors import InputError
+
+KINDS: dict[str, str] = {
+    "start": "qmpshim.conformance.check.runners.runners:start",
+    "verify": "qmpshim.conformance.check.runners.runners:verify",
+    "explore": "qmpshim.conformance.check.runners.runners:explore",
+    "directed": "qmpshim.conformance.check.runners.runners:directed",
+    "known": "qmpshim.conformance.check.runners.runners:known",
+    "bundle": "qmpshim.conformance.check.runners.runners:bundle",
+    "guest": "qmpshim.conformance.guest.checks:run",
+    "pair": "qmpshim.conformance.pair.checks:run",
+    "protocol": "qmpshim.conformance.check.runners.protocol:run",
+}
+#: Cases of the shipped quick suite that floors above this one bring in.
+MORE_QUICK: dict[str, Case] = {}
+
+
+def register(kind: str, runner: Runner, *quick: Case) -> None:
+    """A kind of check from a floor above this one.
+
+    :param quick: its cases in the shipped quick suite
+    """
+    KINDS[kind] = f"{runner.__module__}:{runner.__qualname__}"
+    MORE_QUICK.update({case.name: case for case in quick})
+
+
+def name_of(kind: str) -> str:
+    """The ``module:function`` of a kind.
+
+    :raises InputError: there is no such kind
+    """
+    if kind not in KINDS:
+        raise InputError(f"no kind of check {kind!r}; there are {', '.join(sorted(KINDS))}")
+    return KINDS[kind]
+
+
+def load(name: str) -> Runner:
+    """The function of that ``module:function``."""
+    return cast(Runner, pkgutil.resolve_name(name))
+
+
+def runner_of(kind: str) -> Runner:
+    """The function that carries out a kind of check.
+
+    :raises InputError: there is no such kind
+    """
+    return load(name_of(kind))

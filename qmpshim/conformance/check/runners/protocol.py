@@ -1,0 +1,180 @@
+"""A kind of check: QMP answers and events against what the build's own schema promises.
+
+On a running replication chain (a plain backup where there is no replication): every ``query-``
+command that needs no argument is asked and its answer held against its return type; every command
+must refuse arguments it does not know, miss those it needs, and refuse what has the wrong type,
+with an error object and without dying of it; every event that comes must be in the schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.compare.divergence import verdict_of
+from qmpshim.conformance.explore.harness.qemu_pool import BACKUP_JOB
+from qmpshim.conformance.workload import pattern
+from qmpshim.errors import BuildError, CommandFailed, MachineError
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.builds.qapi import Schema
+from qmpshim.machine.chain.gated import Form, GatedMachine, Shape
+from qmpshim.machine.nbd.protocol import Op
+from qmpshim.model.check.verdict import Verdict
+
+_SHAPE = 256 << 10, 64 << 10
+_DATA = bytes(pattern.data_of(1, 0, 128))
+#: What is done to the chain, so that there is something to be told of.
+_USES: Mapping[Form, list[tuple[str, Mapping[str, Any]]]] = {
+    Form.BACKUP: [("blockdev-backup", BACKUP_JOB)],
+    Form.REPLICATION: [
+        ("xen-set-replication", {"enable": True, "primary": False}),
+        ("stop", {}),
+        ("xen-colo-do-checkpoint", {}),
+        ("cont", {}),
+    ],
+}
+#: Commands whose arguments are open (``'gen': false`` in QEMU's schema): they say less than they
+#: take.
+_OPEN = {"device_add", "netdev_add", "object-add", "qmp_capabilities", "query-qmp-schema"}
+#: QEMU qapi/error.json
+_CLASSES = {
+    "GenericError",
+    "CommandNotFound",
+    "DeviceNotActive",
+    "DeviceNotFound",
+    "KVMMissingCap",
+}
+
+
+def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
+    """No arguments."""
+    machine, form = _machine(build)
+    check = _Check(machine, case.name)
+    try:
+        check.everything(form)
+    except MachineError as error:
+        misdeed = machine.explained(error)
+        verdict = verdict_of(misdeed)
+        check.report(verdict, f"{check.doing}: {verdict}", "an answer", str(misdeed))
+    finally:
+        machine.close()
+    events = len(machine.qmp.events)
+    return CaseOutcome(
+        Status.DIVERGED if check.found else Status.OK,
+        f"{check.asked} requests, {events} events, {form}",
+        tuple(check.found.values()),
+        {"requests": check.asked, "events": events},
+    )
+
+
+class _Check:
+    """What is asked of one machine.
+
+    :ivar doing: what is being done to it
+    :ivar asked: how many requests were held against the schema
+    :ivar found: by verdict and cause
+    """
+
+    def __init__(self, machine: GatedMachine, case: str) -> None:
+        self.machine = machine
+        self.case = case
+        self.doing = ""
+        self.asked = 0
+        self.found: dict[str, CaseFinding] = {}
+
+    def report(self, verdict: Verdict, cause: str, predicted: str, observed: str) -> None:
+        """Keep a finding, the first of its cause."""
+        self.found.setdefault(
+            f"{verdict}{cause}",
+            CaseFinding(
+                verdict,
+                cause,
+                f"{cause}: {observed}",
+                predicted,
+                observed,
+            ),
+        )
+
+    def everything(self, form: Form) -> None:
+        """Ask.
+
+        :raises MachineError: there is no going on
+        """
+        self.doing = "query-qmp-schema"
+        schema = Schema(self.machine.call(self.doing))
+        for type_ in schema.dangling():
+            self.report(Verdict.PROTOCOL, self.doing, "types that are there", f"no {type_}")
+        if self.found:
+            return  # nothing can be held against that
+        self._use_the_chain(form)
+        for self.doing in schema.commands:
+            if self.doing.startswith("query-") and not schema.required(self.doing):
+                self.asked += 1
+                for fault in _asked(self.machine, schema, self.doing):
+                    self.report(
+                        Verdict.PROTOCOL, self.doing, "an answer as its schema promises", fault
+                    )
+            for words in _wrong(schema, self.doing):
+                self._refused(words, "GenericError")
+        self.doing = "x-no-such-command"
+        self._refused({}, "CommandNotFound")
+        self.machine.settle()
+        for event in self.machine.qmp.events:
+            for fault in schema.event_faults(event):
+                cause = f"event {event['event']}"
+                self.report(Verdict.PROTOCOL, cause, "an event as its schema promises", fault)
+
+    def _use_the_chain(self, form: Form) -> None:
+        """So that there is something to be told of."""
+        self.doing = "a primary write"
+        errno = self.machine.clients["primary"].call(Op.WRITE, 0, 0, _DATA).errno
+        if errno:
+            self.report(Verdict.ERROR_CONTRACT, self.doing, "no error", f"errno {errno}")
+        for self.doing, arguments in _USES[form]:
+            self.machine.call(self.doing, arguments)
+
+    def _refused(self, words: dict[str, Any], error_class: str) -> None:
+        """Send arguments that must be refused, with that class of error."""
+        self.asked += 1
+        told = ""
+        try:
+            value = self.machine.call(self.doing, words)
+            told = f"{words} is accepted, and answered {str(value)[:80]}"
+        except CommandFailed as error:
+            if error.error_class != error_class:
+                told = f"{words} is refused with {error.error_class}, not {error_class}"
+            elif not error.desc:
+                told = f"{words} is refused without a word"
+        if told:
+            self.report(Verdict.PROTOCOL, self.doing, f"an error of class {error_class}", told)
+
+
+def _machine(build: Build) -> tuple[GatedMachine, Form]:
+    try:
+        return GatedMachine(build, Shape(Form.REPLICATION, *_SHAPE)), Form.REPLICATION
+    except BuildError:
+        return GatedMachine(build, Shape(Form.BACKUP, *_SHAPE)), Form.BACKUP
+
+
+def _asked(machine: GatedMachine, schema: Schema, command: str) -> list[str]:
+    try:
+        value = machine.call(command)
+    except CommandFailed as error:
+        return [] if error.error_class in _CLASSES else [f"error class {error.error_class}"]
+    return schema.answer_faults(command, value)[:3]
+
+
+def _wrong(schema: Schema, command: str) -> list[dict[str, Any]]:
+    """Arguments that must be refused before anything is done."""
+    if command in _OPEN:
+        return []
+    found: list[dict[str, Any]] = [{"x-no-such-argument": 1}]
+    for member in schema.members(command):
+        wanted = schema.json_type(str(member["type"]))
+        if wanted in ("string", "int", "boolean"):
+            # All that is needed may be missing, too: either is reason enough.
+            found.append({str(member["name"]): {"wrong": []}})
+            break
+    return found

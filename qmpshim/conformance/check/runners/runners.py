@@ -1,0 +1,396 @@
+"""The kinds of check that need nothing but the block layer: see :mod:`~.suites`.
+
+Each is a :data:`~qmpshim.conformance.check.case.Runner`. Findings come with what a report shows of
+them: the steps as a diagram, the disks as predicted and as observed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qmpshim.conformance.bundles import bundle as bundles
+from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.check.report.cluster_maps import maps_of_bundle, maps_of_schedule
+from qmpshim.conformance.check.report.sequence import steps_of_lines, steps_of_operations
+from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
+from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
+from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
+from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
+from qmpshim.conformance.explore.reproducer.replay import replay_schedule
+from qmpshim.conformance.explore.scenarios import RealScenario, named, scenario_from_json, words
+from qmpshim.conformance.explore.search.exploration import ExploreReport, explore_real
+from qmpshim.conformance.explore.search.minimize import search, show_again
+from qmpshim.conformance.known.folder import known_directed, known_findings, known_path, write_up
+from qmpshim.conformance.pair import checks as pair_checks
+from qmpshim.conformance.workload.verify import replay, setup_for
+from qmpshim.conformance.workload.verify import verify as run_verify
+from qmpshim.errors import InputError
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.machine.host.files import slug
+from qmpshim.machine.host.process import Qemu
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.explorer import MODES
+
+_OF_BUDGET = 0.9  # of a case's budget; the rest is for starting, and for bundles and maps
+
+
+def _argument(case: Case, name: str, default: Any) -> Any:
+    """An argument of the case's, of the default's type.
+
+    :raises InputError: it has another type
+    """
+    value = case.arguments.get(name, default)
+    if type(value) is not type(default):
+        raise InputError(f"{case.name}: {name} must be like {default!r}, not {value!r}")
+    return value
+
+
+def _only(case: Case, *names: str) -> None:
+    unknown = case.arguments.keys() - set(names)
+    if unknown:
+        raise InputError(
+            f"{case.name}: {case.kind} takes {', '.join(names)}, not {', '.join(sorted(unknown))}"
+        )
+
+
+# -- start -------------------------------------------------------------------------------------
+
+
+def start(build: Build, case: Case, directory: Path) -> CaseOutcome:
+    """No arguments. Whether QEMU starts at all and greets: what every run asks of it first."""
+    _only(case)
+    asyncio.run(_start(build, directory, case.budget / 2))
+    return CaseOutcome(Status.OK, "QEMU greets")
+
+
+async def _start(build: Build, directory: Path, limit: float) -> None:
+    qemu = Qemu(build.command(), directory, env=build.env, start_limit=limit)
+    await qemu.start()
+    await qemu.close()
+
+
+# -- verify ------------------------------------------------------------------------------------
+
+
+def verify(build: Build, case: Case, directory: Path) -> CaseOutcome:
+    """``workflow``, ``operations``, ``seed``, ``size``, ``cluster`` (bytes), ``secondary``,
+    ``shrink`` (seconds for making a case small)."""
+    _only(case, "workflow", "operations", "seed", "size", "cluster", "secondary", "shrink")
+    try:
+        workflow = Workflow(_argument(case, "workflow", "replication"))
+    except ValueError as error:
+        raise InputError(f"{case.name}: {error}") from error
+    spec = ChainSpec(
+        workflow,
+        _argument(case, "size", 64 << 20),
+        _argument(case, "cluster", 64 << 10),
+        _argument(case, "secondary", "raw"),
+    )
+    count, seed = _argument(case, "operations", 2000), _argument(case, "seed", 1)
+    _, version = read_version(build)
+    setup = setup_for(build, spec)
+    with Workspace() as workspace:
+        outcome = asyncio.run(
+            run_verify(
+                setup,
+                version,
+                count,
+                seed,
+                workspace,
+                directory,
+                _nobody,
+                shrinking=float(_argument(case, "shrink", 30)),
+            )
+        )
+    result = outcome.result
+    found = [
+        CaseFinding(
+            Verdict.ERROR_CONTRACT,
+            known.value,
+            "stop fails with 'Backup job was cancelled unexpectedly'",
+            "no error",
+            "Backup job was cancelled unexpectedly",
+            known=known.value,
+            count=number,
+            trace=("start", "stop"),
+            details={"written": write_up(known.value)},
+        )
+        for known, number in sorted(result.known.items())
+    ]
+    if result.divergence is not None:
+        assert outcome.bundle is not None
+        found.insert(0, _of_verify(bundles.load(outcome.bundle), outcome.bundle))
+    return CaseOutcome(
+        Status.DIVERGED if result.divergence else Status.OK,
+        f"{result.done} operations, {result.checks} cross-checks, {result.clusters} clusters",
+        tuple(found),
+        {
+            "operations": result.done,
+            "cross-checks": result.checks,
+            "clusters": result.clusters,
+            "run seconds": round(result.seconds, 3),
+        },
+    )
+
+
+def _nobody(_text: str) -> None:
+    """Progress of a single case is nobody's affair."""
+
+
+def _of_verify(case: bundles.Case, place: Path) -> CaseFinding:
+    found = case.divergence
+    assert found is not None
+    steps = [(operation.side.value, str(operation)) for operation in case.operations]
+    return CaseFinding(
+        found.verdict,
+        f"{found.where}: {_stable(found.predicted)} / {_stable(found.observed)}",
+        f"{found.where}: predicted {found.predicted}; observed {found.observed}",
+        found.predicted,
+        found.observed,
+        trace=tuple(str(operation) for operation in case.operations),
+        bundle=place.name,
+        replay="qmpshim replay {bundle}",
+        details=_plain(
+            diagram=steps_of_operations(steps, f"{found.verdict}: {found.observed}"),
+            maps=maps_of_bundle(place),
+            chain=f"{case.spec.workflow}, {case.spec.secondary} secondary, "
+            f"{case.spec.size} bytes, clusters of {case.spec.cluster}",
+        ),
+    )
+
+
+def _stable(text: str) -> str:
+    """A text without what differs from one workload to the next: numbers, and how many more."""
+    text = re.sub(r" \(and \d+ more [^)]*\)|in sectors .*|during \d+: .*?(?=: |$)", "", text)
+    return re.sub(r"0x[0-9a-f]+|\d+", "N", text).strip()[:120]
+
+
+def _plain(**details: Any) -> Mapping[str, Any]:
+    return {name: value for name, value in details.items() if value}
+
+
+# -- explore -----------------------------------------------------------------------------------
+
+
+def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
+    """``scenarios`` (names or scenario objects), ``mode`` (as ``explore --mode``), ``faults``
+    (errnos), ``all_io`` (a bool), ``crash_points`` (as the option), ``seconds``, ``seed``."""
+    _only(case, "scenarios", "mode", "faults", "all_io", "crash_points", "seconds", "seed")
+    scenarios: list[RealScenario] = []
+    for what in _argument(case, "scenarios", ["pairs"]):
+        scenarios += named(what) if isinstance(what, str) else [scenario_from_json(what)]
+    mode = _argument(case, "mode", "exhaustive")
+    if mode not in MODES:
+        raise InputError(f"{case.name}: mode {mode!r} is none of {', '.join(MODES)}")
+    seconds = case.arguments.get("seconds")
+    report = explore_real(
+        build,
+        scenarios,
+        MODES[mode],
+        tuple(_argument(case, "faults", [])),
+        None if seconds is None else float(seconds),
+        seed=_argument(case, "seed", 0),
+        known=known_findings(),
+        crash_points=CrashPoints.parse(_argument(case, "crash_points", "none")),
+        all_io=_argument(case, "all_io", False),
+        # What was found is told before the case is ended from outside, and all is lost.
+        limit=case.budget * _OF_BUDGET,
+    )
+    findings = [
+        _of_schedule(finding, build, directory)
+        for finding in (*report.findings, *report.unconfirmed)
+    ]
+    if report.chose_nothing and not findings:
+        raise InputError(f"{case.name}: {report.chose_nothing}")
+    skipped = [one for one in report.scenarios if one.skipped]
+    text = (
+        f"{len(report.scenarios) - len(skipped)} scenarios, {report.schedules} schedules"
+        + ("" if report.exhaustive else ", NOT exhausted")
+        + (f"; {len(skipped)} skipped: {skipped[0].skipped}" if skipped else "")
+        + (f"; {_unsure(report)}" if report.unconfirmed else "")
+    )
+    return CaseOutcome(
+        Status.DIVERGED if report.new or report.unexplained else Status.OK,
+        text,
+        tuple(findings),
+        {
+            "scenarios": len(report.scenarios),
+            "schedules": report.schedules,
+            "steps": report.steps,
+        },
+    )
+
+
+def _unsure(report: ExploreReport) -> str:
+    untried = len(report.untried)
+    tried = len(report.unconfirmed) - untried
+    said = [f"{tried} did not replay every time"] if tried else []
+    said += [f"{untried} seen, not confirmed: time was up"] if untried else []
+    return "; ".join(said)
+
+
+def _of_schedule(finding: Finding, build: Build, directory: Path) -> CaseFinding:
+    """A finding of the explorer's, kept as a bundle, with its diagram and maps."""
+    assert finding.verdict is not None
+    place = save_finding(directory / slug(f"{finding.verdict}-{finding.scenario.name}"), finding)
+    lanes = [f"op {index}: {words(op)}" for index, op in enumerate(finding.scenario.ops)]
+    scenario = finding.scenario
+    setup = ", ".join(words(op) for op in scenario.setup)
+    return CaseFinding(
+        finding.verdict,
+        finding.cause,
+        finding.text,
+        contract=finding.contract,
+        known=finding.known,
+        count=finding.count,
+        trace=finding.lines,
+        bundle=place.name,
+        replay="qmpshim replay {bundle}",
+        confirmed=finding.confirmed,
+        details=_plain(
+            diagram=steps_of_lines(lanes, finding.lines),
+            maps=maps_of_schedule(finding, build),
+            chain=f"{scenario.form}, {scenario.size * SECTOR} bytes, "
+            f"clusters of {scenario.cluster * SECTOR}" + (f"; before: {setup}" if setup else ""),
+            scenarios=list(finding.scenarios),
+            replays=list(finding.replays),
+            written=write_up(finding.known) if finding.known else None,
+        ),
+    )
+
+
+# -- known, directed, bundle -------------------------------------------------------------------
+
+
+def known(build: Build, case: Case, directory: Path) -> CaseOutcome:
+    """``id``: of a finding that is written up; does this build still have it?"""
+    _only(case, "id")
+    name = _argument(case, "id", case.name)
+    try:
+        path = known_path(name)
+    except InputError as error:
+        raise InputError(f"{case.name}: {error}") from error
+    (written,) = [one for one in known_findings() if one.id == name]
+    version = read_version(build)[0]
+    expected = written.since <= version < written.until
+    shown = show_again(load_finding(path), build)
+    found = shown.finding
+    if found is None:
+        text = "not seen" + (", though it is written up for this version" if expected else "")
+        text += f" ({shown.unsure})" if shown.unsure else ""
+        return CaseOutcome(Status.OK, text, figures={"seen": 0})
+    told = replace(found, known=name if expected else "", contract=written.contract)
+    return CaseOutcome(
+        Status.OK if expected else Status.DIVERGED,
+        "seen" if expected else "seen, though it is written up for other versions",
+        (_of_schedule(told, build, directory),),
+        {"seen": 1},
+    )
+
+
+def directed(build: Build, case: Case, directory: Path) -> CaseOutcome:
+    """``case``: the name of a directed case."""
+    _only(case, "case")
+    name = _argument(case, "case", case.name)
+    try:
+        (one,) = [one for one in DIRECTED if one.name == name]
+    except ValueError as error:
+        names = ", ".join(one.name for one in DIRECTED)
+        raise InputError(f"{case.name}: no directed case {name!r}; there are {names}") from error
+    version = read_version(build)[0]
+    found = run_directed(one, build)
+    if found is None:
+        return CaseOutcome(Status.OK, one.about)
+    written = known_directed().get(name)
+    is_known = written is not None and written.covers(found.kind, found.cause, version)
+    finding = CaseFinding(
+        found.kind,
+        found.cause,
+        found.text,
+        one.about,
+        found.text,
+        one.contract,
+        f"directed/{name}" if is_known else "",
+        details=_plain(written=write_up(f"directed/{name}") if is_known else None),
+    )
+    return CaseOutcome(Status.OK if is_known else Status.DIVERGED, one.about, (finding,))
+
+
+def bundle(build: Build, case: Case, directory: Path) -> CaseOutcome:
+    """``content``: of a bundle's case file, of verify, explore or pair; does this build show it?"""
+    _only(case, "content")
+    content = case.arguments["content"]
+    if "schedule" in content:
+        return _schedule_bundle(build, finding_from_json(content), directory)
+    if content.get("kind") == "pair":
+        return _pair_bundle(build, content, directory)
+    place = directory / "bundle"
+    place.mkdir()
+    (place / bundles.CASE).write_text(json.dumps(content))
+    wanted = bundles.load(place)
+    with Workspace() as workspace:
+        result = asyncio.run(replay(wanted, setup_for(build, wanted.spec), workspace, _nobody))
+    found = result.divergence
+    if found is None:
+        return CaseOutcome(Status.OK, f"{result.done} operations as predicted")
+    same = wanted.shown_by(found)
+    finding = _of_verify(replace(wanted, divergence=found), place)
+    return CaseOutcome(Status.DIVERGED, *_same_or_not(same, str(found), finding))
+
+
+def _schedule_bundle(build: Build, wanted: Finding, directory: Path) -> CaseOutcome:
+    if wanted.verdict is None:  # recorded by hand, with nothing wrong
+        return _recorded(build, wanted, directory)
+    shown = show_again(wanted, build)
+    if (found := shown.finding) is not None:
+        finding = _of_schedule(replace(found, known=""), build, directory)
+        return CaseOutcome(Status.DIVERGED, *_same_or_not(True, found.text, finding))
+    if shown.unsure:
+        return CaseOutcome(Status.SKIPPED, f"not seen, but {shown.unsure}")
+    other = search(wanted.scenario, build)
+    if other is None:
+        return CaseOutcome(Status.OK, "not seen in any schedule")
+    finding = _of_schedule(replace(other, known=""), build, directory)
+    return CaseOutcome(Status.DIVERGED, *_same_or_not(False, other.text, finding))
+
+
+def _pair_bundle(build: Build, content: Mapping[str, Any], directory: Path) -> CaseOutcome:
+    outcome, findings, same = pair_checks.again(build, content, directory)
+    if not findings:
+        return CaseOutcome(Status.OK, pair_checks.summary(outcome))
+    text, _, figures = _same_or_not(same, findings[0].title, findings[0])
+    return CaseOutcome(Status.DIVERGED, text, findings, figures)
+
+
+def _recorded(build: Build, wanted: Finding, directory: Path) -> CaseOutcome:
+    again = replay_schedule(wanted, build)
+    wrong = again.violation
+    if wrong is None:
+        return CaseOutcome(Status.OK, "as it was recorded")
+    found = replace(
+        wanted, verdict=wrong.kind, cause=wrong.cause, text=wrong.text, lines=again.lines
+    )
+    finding = _of_schedule(found, build, directory)
+    return CaseOutcome(Status.DIVERGED, *_same_or_not(False, found.text, finding))
+
+
+def _same_or_not(same: bool, text: str, finding: CaseFinding) -> tuple[Any, ...]:
+    how = "reproduced" if same else "another divergence"
+    return f"{how}: {text}", (finding,), {"reproduced": int(same)}
+
+
+def timed(runner: Any, build: Build, case: Case, directory: Path) -> CaseOutcome:
+    """Carry out a case and note how long it took."""
+    began = time.monotonic()
+    outcome: CaseOutcome = runner(build, case, directory)
+    return replace(outcome, seconds=time.monotonic() - began)

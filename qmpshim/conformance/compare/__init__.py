@@ -1,0 +1,1 @@
+"""One real chain against the model: answers, contents, allocation."""

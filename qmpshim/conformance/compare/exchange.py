@@ -1,0 +1,142 @@
+"""One operation on a chain: how it is put to QEMU, and what is wrong with the answer."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+from qmpshim.conformance.compare.crosscheck import CrossCheck
+from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.oracle import Prediction
+from qmpshim.conformance.workload import pattern
+from qmpshim.conformance.workload.workload import Kind, Operation
+from qmpshim.errors import CommandFailed, HostError, IOFailed, errno_words
+from qmpshim.machine.chain.secondary import SECTOR, SecondaryChain
+from qmpshim.machine.nbd.client import BlockClient
+from qmpshim.model.check.verdict import Verdict
+
+
+def submit(client: BlockClient, operation: Operation, payload: Any) -> int:
+    """Begin an I/O.
+
+    :param payload: the data of a write, the buffer of a read
+    :returns: its cookie, for :func:`answer`
+    """
+    kind, offset = operation.kind, operation.start * SECTOR
+    if kind is Kind.READ:
+        return client.submit_read(payload, offset)
+    if kind is Kind.WRITE:
+        return client.submit_write(payload, offset)
+    if kind is Kind.ZERO:
+        return client.submit_zero(operation.count * SECTOR, offset)
+    if kind is Kind.DISCARD:
+        return client.submit_discard(operation.count * SECTOR, offset)
+    return client.submit_flush()
+
+
+def answer(client: BlockClient, cookie: int) -> int:
+    """Wait for an I/O; the errno it ended with, 0 for success."""
+    try:
+        client.wait(cookie)
+    except IOFailed as error:
+        return error.errno
+    return 0
+
+
+async def command(chain: SecondaryChain, kind: Kind) -> str | None:
+    """Carry out a command; what QEMU says: an error, of the status the error that it reports."""
+    try:
+        if kind is Kind.STATUS:
+            return await chain.status()
+        if kind is Kind.START:
+            await chain.start()
+        elif kind is Kind.CHECKPOINT:
+            await chain.checkpoint()
+        elif kind is Kind.STOP:
+            await chain.stop()
+        elif kind is Kind.FAILOVER:
+            await chain.failover()
+        elif kind is Kind.REBUILD:
+            await chain.rebuild()
+    except CommandFailed as error:
+        return error.desc
+    return None
+
+
+def wrong_error(
+    operation: Operation, prediction: Prediction, observed: str | None
+) -> Divergence | None:
+    """What is wrong with a command's answer, if anything."""
+    if observed == prediction.error:
+        return None
+    return Divergence(
+        Verdict.ERROR_CONTRACT,
+        str(operation.kind),
+        operation.number,
+        f"the error {prediction.error!r}" if prediction.error else "no error",
+        f"the error {observed!r}" if observed else "no error",
+    )
+
+
+def wrong_errno(
+    operation: Operation, prediction: Prediction, observed: int, directory: Path
+) -> Divergence | None:
+    """What is wrong with the errno of an I/O, if anything.
+
+    :param observed: an errno, 0 for success
+    :param directory: where the images are
+    :raises HostError: the disk under *directory* is full, which explains it
+    """
+    if observed == prediction.errno:
+        return None
+    if observed == errno.ENOSPC:
+        check_space(directory)
+    return Divergence(
+        Verdict.ERROR_CONTRACT,
+        f"{operation.side} {operation.kind}",
+        operation.number,
+        _errno_text(prediction.errno),
+        _errno_text(observed),
+    )
+
+
+def wrong_data(
+    operation: Operation,
+    data: pattern.Bytes,
+    wrong: list[pattern.Mismatch],
+    check: CrossCheck,
+) -> Divergence:
+    """What it is called that a read brought something else.
+
+    :param data: what it brought
+    :param wrong: where that differs; not empty
+    :param check: knows who wrote what
+    """
+    first = wrong[0]
+    at = (first.start - operation.start) * SECTOR
+    return Divergence(
+        check.read_verdict(operation.side, first, data[at : at + SECTOR]),
+        f"{operation.side} read",
+        operation.number,
+        f"{pattern.describe_owner(first.predicted)} in sectors "
+        f"{first.start}..{first.start + first.count - 1}",
+        first.found,
+    )
+
+
+def _errno_text(number: int) -> str:
+    return errno_words(number) if number else "success"
+
+
+def check_space(directory: Path) -> None:
+    """Tell a full host disk from a QEMU that invents ENOSPC.
+
+    :raises HostError: the disk under *directory* is full
+    """
+    free = os.statvfs(directory)
+    if free.f_bavail * free.f_frsize < 1 << 20:
+        raise HostError(
+            f"the disk under {directory} is full: free some space, or set TMPDIR to another disk"
+        )

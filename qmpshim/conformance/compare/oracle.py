@@ -1,0 +1,140 @@
+"""The straight model as an oracle: what each operation must answer, before QEMU is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qmpshim.conformance.workload.workload import Kind, Operation, Side
+from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.model.chain.behaviour import Behaviour
+from qmpshim.model.chain.secondary import Chain, CommandError, Workflow
+from qmpshim.model.disks.image import Image, Owners
+from qmpshim.model.runtime.coroutines import Co, ModelIOError, run_straight
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What an operation must answer.
+
+    :ivar errno: the error an I/O must end with, 0 for success
+    :ivar error: the text a command must fail with, ``None`` for success; for a status query the
+        error that must be reported
+    :ivar owners: what a read must return
+    """
+
+    errno: int = 0
+    error: str | None = None
+    owners: Owners | None = None
+
+
+_DONE = Prediction()
+
+
+class View:
+    """What is read through some images of the chain, with the interface of ``Contents.read``."""
+
+    def __init__(self, chain: Chain, images: tuple[Image, ...]) -> None:
+        self._chain = chain
+        self._images = images
+
+    def read(self, start: int, count: int) -> Owners:
+        """The owners of *count* sectors from sector *start*."""
+        return run_straight(self._chain.read_through(self._images, start, count))
+
+    def pages(self) -> set[int]:
+        """The pages of owners in which any of the images holds something."""
+        return set().union(*(image.contents.pages.keys() for image in self._images))
+
+
+class Oracle:
+    """The model of one chain, advanced operation by operation."""
+
+    def __init__(self, spec: ChainSpec, behaviour: Behaviour) -> None:
+        self.spec = spec
+        self.chain = Chain(
+            spec.workflow,
+            spec.size // SECTOR,
+            spec.cluster // SECTOR,
+            spec.secondary,
+            behaviour=behaviour,
+        )
+        chain = self.chain
+        self._primary_changes = {
+            Kind.WRITE: chain.primary_write,
+            Kind.ZERO: chain.primary_zero,
+            Kind.DISCARD: chain.primary_discard,
+        }
+        self._guest_changes = {
+            Kind.WRITE: chain.guest_write,
+            Kind.ZERO: chain.guest_zero,
+            Kind.DISCARD: chain.guest_discard,
+        }
+
+    def predict(self, operation: Operation) -> Prediction:
+        """Do *operation* in the model and say what the real one must answer."""
+        if operation.side is Side.CHAIN:
+            return self._command(operation.kind)
+        try:
+            owners = run_straight(self._io(operation))
+        except ModelIOError as error:
+            return Prediction(errno=error.errno)
+        return _DONE if owners is None else Prediction(owners=owners)
+
+    def _io(self, operation: Operation) -> Co[Owners | None]:
+        chain, start, count, number = (
+            self.chain,
+            operation.start,
+            operation.count,
+            operation.number,
+        )
+        primary, kind = operation.side is Side.PRIMARY, operation.kind
+        if kind is Kind.READ:
+            return (chain.primary_read if primary else chain.guest_read)(start, count)
+        if kind is Kind.FLUSH:
+            return chain.primary_flush() if primary else chain.guest_flush()
+        change = (self._primary_changes if primary else self._guest_changes)[kind]
+        return change(start, count, number)
+
+    def _command(self, kind: Kind) -> Prediction:
+        chain = self.chain
+        match kind:
+            case Kind.REBUILD:
+                chain.rebuild()
+                return _DONE
+            case Kind.STATUS:
+                return Prediction(error=chain.status())
+            case Kind.START:
+                command = chain.start()
+            case Kind.CHECKPOINT:
+                command = chain.checkpoint()
+            case Kind.STOP:
+                command = chain.stop()
+            case Kind.FAILOVER:
+                command = chain.failover()
+            case _:
+                return _DONE
+        try:
+            run_straight(command)
+        except CommandError as error:
+            return Prediction(error=error.desc)
+        return _DONE
+
+    @property
+    def guest_view(self) -> View:
+        """What the guest reads; in the backup workflow a reader of the hidden disk."""
+        return View(self.chain, self.chain.top)
+
+    @property
+    def hidden_view(self) -> View:
+        """What is read through the hidden disk."""
+        return View(self.chain, (self.chain.hidden, self.chain.secondary))
+
+    @property
+    def primary_view(self) -> View:
+        """What the secondary disk holds."""
+        return View(self.chain, (self.chain.secondary,))
+
+    @property
+    def readable(self) -> bool:
+        """Whether the guest's export answers reads at all."""
+        return self.spec.workflow is Workflow.BACKUP or self.chain.stage.value != "none"

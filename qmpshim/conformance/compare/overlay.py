@@ -1,0 +1,74 @@
+"""An overlay's file as our own reader sees it: what it holds, what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qmpshim.machine.images.agreement import ImageView
+from qmpshim.machine.images.qcow2 import BytesLike, ImageError, Qcow2
+from qmpshim.model.disks.image import Alloc
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """A qcow2 image that could be read.
+
+    :ivar allocation: by cluster
+    :ivar view: its contents
+    """
+
+    allocation: dict[int, Alloc]
+    view: ImageView
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something wrong in it: what was predicted, and what was observed, in words."""
+
+    predicted: str
+    observed: str
+
+
+def read_overlay(image: BytesLike) -> tuple[Overlay | None, Fault | None]:
+    """Read a qcow2 image's bytes: what it holds, if that can be told, and what is broken in it.
+
+    :raises UnsupportedFeature: it can be sound and our reader cannot tell
+    """
+    try:
+        qcow2 = Qcow2.parse(image)
+        faults = [str(fault) for fault in qcow2.check()]
+        overlay = Overlay(qcow2.allocation(), ImageView(image))
+    except ImageError as error:
+        return None, Fault("a valid qcow2 image", str(error))
+    if not faults:
+        return overlay, None
+    return overlay, Fault("consistent qcow2 metadata", "; ".join(faults[:3]))
+
+
+def wrong_allocation(
+    predicted: Mapping[int, Alloc], observed: Mapping[int, Alloc], cluster: int
+) -> Fault | None:
+    """The first cluster whose allocation is not as predicted, if there is one.
+
+    :param predicted: by cluster; which is left out is unallocated
+    :param observed: the same
+    :param cluster: bytes
+    """
+    if predicted == observed:
+        return None
+    none = Alloc.UNALLOCATED
+    wrong = [
+        index
+        for index in sorted(predicted.keys() | observed.keys())
+        if not predicted.get(index, none).admits(observed.get(index, none))
+    ]
+    if not wrong:
+        return None
+    index = wrong[0]
+    more = f" (and {len(wrong) - 1} more clusters)" if len(wrong) > 1 else ""
+    say = f"cluster {index} (byte {index * cluster}) "
+    return Fault(
+        say + predicted.get(index, none).name.lower(),
+        say + observed.get(index, none).name.lower() + more,
+    )

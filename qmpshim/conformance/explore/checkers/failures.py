@@ -1,0 +1,447 @@
+"""What may come of an execution in which I/Os failed, by the model and QEMU's failure contract.
+
+The straight run is made to meet the same failures, in every order and by each operation that may
+have met them; the real end must be like one of these: answers, contents, allocation and status.
+On top of that comes docs/block-replication.txt, which names seven failures and where each is told:
+the backup failing (3) and the secondary disk failing (4) to the FT/HA manager, which has nothing
+but the status to look at; the active disk failing (5) to who asked; the failover failing (7) by the
+status, and the guest's data stay where they are. On the primary an error of its own disk (1) is
+told to who asked, and a write that could not be forwarded (2) by the status; see :mod:`.masked`.
+(6 is in :mod:`~qmpshim.conformance.explore.directed.cases`.)
+
+Where no straight run meets the failures (the I/O is qcow2's own affair: which of its tables it
+reads and writes when is for no model to say), each operation is held to its own answer: who says
+success must have done it all, who says an error may have done any part of it and must name the
+error that there was, and nobody else may notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import combinations, product
+
+from qmpshim.conformance.explore.checkers.linearizability import (
+    Judge,
+    RealViolation,
+    Spared,
+    keeps_to,
+)
+from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS, late_for, masked
+from qmpshim.conformance.explore.checkers.sequential import (
+    AnyRead,
+    Fate,
+    Hit,
+    Nobodys,
+    NothingDone,
+    Order,
+    Seen,
+    run_in_order,
+)
+from qmpshim.conformance.explore.harness.io_naming import Named, tags
+from qmpshim.conformance.explore.scenarios import (
+    CHANGES,
+    COMMANDS,
+    PRIMARY,
+    ZEROES,
+    cut_off,
+    words,
+)
+from qmpshim.machine.chain.gated import IMAGES, PRIMARY_IMAGES, Form
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
+
+_MOST = 4  # I/Os on one image that an operation under way may have had behind it
+_EMPTIES = ("start", "checkpoint", "stop")
+_CLOSES = ("failover", "stop")  # end a job and close its filter, which flushes
+
+
+class FaultyJudge:
+    """Judges executions of one scenario in which something failed.
+
+    :param judge: the one for executions in which nothing does
+    :ivar in_part: executions of which what ended with an error was not looked at any closer
+    """
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._scenario = judge.scenario
+        self._lenient: FaultyJudge | None = None
+        self._masking: list[FaultyJudge] = []
+        self._before: dict[tuple[Hit, int], list[Seen]] = {}
+        self._ends: dict[tuple[Hit, ...], list[tuple[Order, Seen]]] = {}
+        self.in_part = 0
+
+    def judge(
+        self, seen: Seen, precedence: Sequence[frozenset[int]], failed: Sequence[tuple[Named, Hit]]
+    ) -> RealViolation | None:
+        """What is wrong with the end of an execution in which these I/Os failed."""
+        hits = tuple(hit for _, hit in failed)
+        on_primary = self._scenario.form is Form.PRIMARY
+        wrong = None if on_primary else self._silence(seen, failed)
+        if wrong is not None:
+            return wrong
+        ends = self._fitting(hits, precedence)
+        wrong = self._compare(seen, ends, hits) if ends else None
+        if not ends or (wrong is not None and self._emptying(seen, hits)):
+            wrong = self._by_answers(seen, hits, precedence)
+        if on_primary:
+            return self._on_primary(wrong, seen, precedence, failed)
+        lenient = self._judge.lenient
+        if wrong is not None and lenient is not None:
+            if self._lenient is None:
+                self._lenient = FaultyJudge(lenient)
+            return wrong if self._lenient.judge(seen, precedence, failed) else lenient.misled()
+        return wrong or self._unreported(seen, hits)
+
+    def _on_primary(
+        self,
+        wrong: RealViolation | None,
+        seen: Seen,
+        precedence: Sequence[frozenset[int]],
+        failed: Sequence[tuple[Named, Hit]],
+    ) -> RealViolation | None:
+        """What is wrong on the primary; what a masked error alone explains is called so."""
+        if not self._judge.masking:
+            return wrong
+        if wrong is None:
+            return self._silence(seen, failed)
+        if not self._masking:
+            self._masking = [FaultyJudge(judge) for judge in self._judge.masking]
+        more = [judge.judge(seen, precedence, failed) for judge in self._masking]
+        if all(more):
+            return more[0]
+        return masked(self._scenario, seen, precedence, failed) or wrong
+
+    # -- by the model ------------------------------------------------------------------------------
+
+    def _fitting(self, hits: tuple[Hit, ...], precedence: Sequence[frozenset[int]]) -> list[Seen]:
+        if hits not in self._ends:
+            self._ends[hits] = list(dict.fromkeys(self._straight(hits)))
+        ends = [end for order, end in self._ends[hits] if keeps_to(order, precedence)]
+        return list(dict.fromkeys(ends))
+
+    def _straight(self, hits: tuple[Hit, ...]) -> Iterator[tuple[Order, Seen]]:
+        """The ends of the straight runs that meet all these failures."""
+        judge = self._judge
+        for order in judge.orders:
+            for choice in product(*(self._victims(hit) for hit in hits)):
+                for copied in self._copied(order, choice, hits):
+                    fates = [how() for how in choice]
+                    end = run_in_order(self._scenario, judge.behaviour, order, fates, copied)
+                    if all(fate.met or fate.hit.gone for fate in fates):
+                        yield order, end
+
+    def _copied(
+        self, order: Order, choice: Sequence[Callable[[], Fate]], hits: tuple[Hit, ...]
+    ) -> Iterator[dict[int, tuple[int, ...]]]:
+        """Which clusters the operation that fails may have copied nevertheless, by operation."""
+        yield {}
+        fates = [how() for how in choice]
+        plain = run_in_order(self._scenario, self._judge.behaviour, order, fates)
+        cluster = max(128, self._scenario.cluster)  # the backup's
+        # With a checkpoint between a cluster may be copied twice, and only once fail.
+        twice = any(op.do in _EMPTIES for op in self._scenario.ops)
+        met = {
+            n
+            for hit in (() if twice else hits)
+            if hit.count and not hit.gone
+            for n in range(hit.start // cluster, -(-(hit.start + hit.count) // cluster))
+        }
+        for index, op in enumerate(self._scenario.ops):
+            if not plain.answers[index].startswith("errno") or op.do not in PRIMARY or not op.count:
+                continue
+            own = range(op.start // cluster, -(-(op.start + op.count) // cluster))
+            others = [n for n in own if n not in met]
+            for many in range(1, len(others) + 1):
+                yield from ({index: some} for some in combinations(others, many))
+
+    def _victims(self, hit: Hit) -> list[Callable[[], Fate]]:
+        """Who may meet a failure; an image that is gone, after how many I/Os of whom."""
+        under_way = self._under_way(hit)
+        empties = hit.image not in PRIMARY_IMAGES and any(
+            op.do in _EMPTIES for op in self._scenario.ops
+        )
+        emptied = (False, True) if empties else (False,)
+        if not hit.gone:
+            ways: list[Callable[[], Fate]] = [
+                partial(Fate, hit, op, emptied=way) for op in under_way for way in emptied
+            ]
+            if hit.reader is not None:
+                ways.append(partial(AnyRead, hit, hit.reader))
+            stops = any(op.do in _CLOSES for op in self._scenario.ops)
+            if self._scenario.form is Form.PRIMARY and hit.image == "secondary" and stops:
+                # To who reads in between the write may look like one that came after the stop.
+                ways.append(partial(Nobodys, hit))
+            does = {self._scenario.ops[op].do for op in under_way}
+            if hit.verb == "flush" and does & set(_CLOSES):
+                ways.append(partial(Nobodys, hit))
+            if hit.verb == "read" and hit.image == "secondary":
+                # Before it begins a commit may look at what it will write to (11.1).
+                commits = [op for op in under_way if self._scenario.ops[op].do == "failover"]
+                ways += [partial(NothingDone, hit, op) for op in commits]
+            return ways
+        return [
+            partial(Fate, hit, done=dict(zip(under_way, done, strict=True)), emptied=way)
+            for done in product(range(_MOST), repeat=len(under_way))
+            for way in emptied
+        ]
+
+    def _under_way(self, hit: Hit) -> list[int]:
+        """The operations that may have met it."""
+        count = len(self._scenario.ops)
+        return [op for op in range(count) if op not in hit.over | hit.unstarted]
+
+    def _compare(
+        self, seen: Seen, ends: Sequence[Seen], hits: tuple[Hit, ...]
+    ) -> RealViolation | None:
+        told = self._scenario.commits or self._scenario.form is Form.PRIMARY
+        spared: set[str] = set() if told else {"status"}
+        for hit in hits:
+            if hit.gone:
+                spared |= self._lost_with(hit.image, seen)
+        if seen.view is None and self._ejected(seen):
+            spared.add("view")
+        ends = [*ends, *(loose for end in ends for loose in self._loosened(end, seen, hits))]
+        wrong = self._judge.compare(seen, ends, Spared(frozenset(spared)))
+        if wrong is None:
+            return self._isolation(seen)
+        if self._scenario.form is Form.PRIMARY and wrong.cause == "final status None":
+            return replace(wrong, cause=NOT_IN_STATUS)
+        return replace(wrong, cause=f"{wrong.cause}, after {self._what(hits)}")
+
+    def _ejected(self, seen: Seen) -> bool:
+        """Whether an overlay may be: qcow2 ejects one that it cannot empty, which is told."""
+        ops = self._scenario.ops
+        return any(op.do in _EMPTIES and seen.answers[i] != "ok" for i, op in enumerate(ops))
+
+    def _lost_with(self, image: str, seen: Seen) -> set[str]:
+        """What cannot be looked at when an image is gone: the tables of a qcow2 that it still owes
+        to its file, and the view, if it falls through to there."""
+        lost = {"view"} if seen.view is None else set()
+        raw = image in PRIMARY_IMAGES and self._scenario.secondary == "raw"
+        return lost if raw else lost | {image}
+
+    def _by_answers(
+        self, seen: Seen, hits: tuple[Hit, ...], precedence: Sequence[frozenset[int]]
+    ) -> RealViolation | None:
+        """Each operation must be as it says itself: done, or failed and perhaps done in part."""
+        judge, ops = self._judge, self._scenario.ops
+        may = frozenset(op for hit in hits for op in self._may_have_met(hit, seen))
+        failed = frozenset(op for op in may if self._says_failed(seen, op))
+        if all(hit.image == "active" for hit in hits):  # where no primary's I/O goes
+            failed = frozenset(op for op in failed if ops[op].do not in PRIMARY)
+        self.in_part += bool(failed)
+        for index in sorted(failed) if not self._emptying(seen, hits) else ():
+            wrong = self._other_error(seen, index, hits)
+            if wrong is not None:
+                return wrong
+        ways = [self._ways(index, index in failed) for index in range(len(ops))]
+        ends = [
+            run_in_order(
+                self._scenario,
+                judge.behaviour,
+                order,
+                [
+                    NothingDone(hits[0], index, images)
+                    for index, images in enumerate(choice)
+                    if images
+                ],
+            )
+            for order in judge.orders
+            if keeps_to(order, precedence)
+            for choice in product(*ways)
+        ]
+        cluster = self._scenario.cluster
+        big = max(BACKUP_CLUSTER_SIZE_DEFAULT, cluster)
+        ranges: set[tuple[int, int]] = set()
+        clusters: set[int] = set()
+        for op in (ops[index] for index in failed):
+            if op.do == "failover":
+                ranges.add((0, self._scenario.size))
+                clusters.update(range(-(-self._scenario.size // cluster)))
+            elif op.do in CHANGES:
+                ranges.add((op.start, op.start + op.count))
+                first, end = op.start // big * big, -(-(op.start + op.count) // big) * big
+                clusters.update(range(first // cluster, end // cluster))
+        failover_failed = any(ops[op].do == "failover" for op in failed)
+        names = {"status"} if not self._scenario.commits or failover_failed else set()
+        for hit in hits:
+            if hit.gone:
+                names |= self._lost_with(hit.image, seen)
+        if seen.view is None and self._ejected(seen):
+            names.add("view")
+        if self._emptying(seen, hits):
+            names |= {hit.image for hit in hits if hit.image != "secondary"}
+        spared = Spared(frozenset(names), failed, frozenset(ranges), frozenset(clusters))
+        wrong = judge.compare(seen, ends, spared)
+        if wrong is None:
+            return self._isolation(seen)
+        return replace(wrong, cause=f"{wrong.cause}, beside {self._what(hits)}")
+
+    def _ways(self, index: int, failed: bool) -> list[tuple[str, ...]]:
+        """On which images an operation may have got nothing done: one disk may be empty already."""
+        if not failed:
+            return [()]
+        one = [("hidden",), ("active",)] if self._scenario.ops[index].do in _EMPTIES else []
+        return [(), IMAGES, *one]
+
+    def _says_failed(self, seen: Seen, op: int) -> bool:
+        """Whether it says so; failover answers at once, and the status tells of its commit."""
+        if self._scenario.ops[op].do == "failover" and seen.status is not None:
+            return True
+        return seen.answers[op] != "ok"
+
+    def _other_error(self, seen: Seen, op: int, hits: tuple[Hit, ...]) -> RealViolation | None:
+        """An I/O is answered with the error that there was, or its client is gone."""
+        do, told = self._scenario.ops[op].do, seen.answers[op]
+        if do in COMMANDS or told in {f"errno {hit.errno}" for hit in hits}:
+            return None
+        if told == "gone" and do in cut_off(self._scenario.ops):
+            return None
+        text = f"{words(self._scenario.ops[op])} answers {told!r}, after {self._what(hits)}"
+        cause = f"{do} answers {told}, after {self._what(hits)}"
+        return RealViolation(Verdict.ERROR_CONTRACT, text, op, cause=cause)
+
+    def _emptying(self, seen: Seen, hits: tuple[Hit, ...]) -> bool:
+        """Whether an overlay could not be emptied: case 6, which the command's error tells of.
+
+        qcow2 may have ejected it (``fail_broken_refcounts``, block/qcow2.c): nobody's I/O that
+        comes later need succeed. To fail over is then the manager's to decide, and may fail, too.
+        """
+        if all(hit.image in PRIMARY_IMAGES for hit in hits):
+            return False
+        straight = self._judge.straight.values()
+        return any(
+            op.do in _EMPTIES and all(one.answers[index] != seen.answers[index] for one in straight)
+            for index, op in enumerate(self._scenario.ops)
+        )
+
+    def _may_have_met(self, hit: Hit, seen: Seen) -> list[int]:
+        if not hit.gone and not self._emptying(seen, (hit,)):
+            return self._under_way(hit)
+        return [op for op in range(len(self._scenario.ops)) if op not in hit.over]
+
+    def _loosened(self, end: Seen, seen: Seen, hits: tuple[Hit, ...]) -> Iterator[Seen]:
+        """The same end, when a commit failed: it may have come anywhere; or an error too late.
+
+        One that has nothing to write need not even ask for the disk that is gone.
+        """
+        if self._scenario.form is Form.PRIMARY:
+            yield from self._late(end, seen, hits)
+            return
+        if self._scenario.commits and end.view == end.secondary:
+            yield replace(end, status=None)
+        secondary = list(end.secondary)
+        for index, op in enumerate(self._scenario.ops):
+            if op.do == "failover" and end.status is not None:
+                for before in self._uncommitted(index, hits):
+                    for sector, owner in enumerate(seen.secondary):
+                        view = end.view[sector] if end.view else None
+                        if owner in (before.secondary[sector], view):
+                            secondary[sector] = owner
+        loose = replace(end, secondary=tuple(secondary))
+        if loose != end:
+            yield loose
+
+    def _late(self, end: Seen, seen: Seen, hits: tuple[Hit, ...]) -> Iterator[Seen]:
+        """The same end, when the status may tell of an error or not, who knows."""
+        if late_for(self._scenario, hits):
+            asked = [n for n, op in enumerate(self._scenario.ops) if op.do == "status"]
+            answers = tuple(
+                seen.answers[n] if n in asked and not any(n in hit.over for hit in hits) else text
+                for n, text in enumerate(end.answers)
+            )
+            for status in (None, "I/O error occurred"):
+                yield replace(end, status=status, answers=answers)
+
+    def _uncommitted(self, failover: int, hits: tuple[Hit, ...]) -> list[Seen]:
+        """The ends if the commit had not written anything, nor anything else failed."""
+        key = hits[0], failover
+        if key not in self._before:
+            judge = self._judge
+            fates = [NothingDone(hits[0], failover)]
+            self._before[key] = [
+                run_in_order(self._scenario, judge.behaviour, order, fates)
+                for order in judge.orders
+            ]
+        return self._before[key]
+
+    def _isolation(self, seen: Seen) -> RealViolation | None:
+        """No reader above the hidden disk sees what the primary wrote, whatever failed."""
+        scenario = self._scenario
+        if any(op.do in ("checkpoint", "failover", "stop", "start") for op in scenario.ops):
+            return None
+        primaries = {
+            scenario.number(index) if op.do == "primary_write" else 0
+            for index, op in enumerate(scenario.ops)
+            if op.do in ("primary_write", *ZEROES)
+        }
+        if any(op.do == "guest_discard" for op in scenario.ops):
+            primaries.discard(0)
+        for index, data in enumerate(seen.data):
+            if data and scenario.ops[index].do == "guest_read" and primaries & set(data):
+                text = f"{words(scenario.ops[index])} returns new data after an I/O error"
+                cause = "guest_read: new data after an I/O error"
+                return RealViolation(Verdict.ISOLATION, text, index, cause=cause)
+        if seen.view and primaries & set(seen.view):
+            text = "the guest's view shows new data after an I/O error"
+            cause = "view: new data after an I/O error"
+            return RealViolation(Verdict.ISOLATION, text, cause=cause)
+        return None
+
+    # -- by the contract ---------------------------------------------------------------------------
+
+    def _silence(self, seen: Seen, failed: Sequence[tuple[Named, Hit]]) -> RealViolation | None:
+        """The operation whose own data was refused must not say success."""
+        numbers = {self._scenario.number(i): i for i in range(len(self._scenario.ops))}
+        for named, hit in failed:
+            for _, number, _ in tags(named.io.data):
+                index = numbers.get(number)
+                if named.io.image == "secondary" and self._scenario.form is Form.PRIMARY:
+                    continue  # that the guest is not told: case 2
+                if index is None or index in hit.over or index != named.op:
+                    continue  # another's affair: a commit's, which writes what was answered before
+                if seen.answers[index] == "ok":
+                    op = self._scenario.ops[index]
+                    return RealViolation(
+                        Verdict.ERROR_CONTRACT,
+                        f"{words(op)} says success, though its data was refused by the "
+                        f"{named.io.image} disk",
+                        index,
+                        cause=f"{op.do} says success after a refused {named.io.image} write",
+                    )
+        return None
+
+    def _unreported(self, seen: Seen, hits: tuple[Hit, ...]) -> RealViolation | None:
+        """Failures 3 and 4 are told to the FT/HA manager: by the status, there is nothing else."""
+        scenario = self._scenario
+        if scenario.form is not Form.REPLICATION or seen.status is not None:
+            return None
+        if any(op.do in ("checkpoint", "failover", "stop", "start") for op in scenario.ops):
+            return None
+        refused = any(
+            op.do in PRIMARY and seen.answers[index].startswith("errno")
+            for index, op in enumerate(scenario.ops)
+        )
+        for hit in hits:
+            case = None
+            if hit.image == "hidden" and (refused or hit.verb in ("write", "zero")):
+                case = "3. backup failed"
+            elif hit.image == "secondary":
+                case = "4. I/O error on the secondary disk"
+            if case is not None:
+                return RealViolation(
+                    Verdict.ERROR_CONTRACT,
+                    f"case {case}: query-xen-replication-status reports no error",
+                    cause=f"case {case}: not in the status",
+                )
+        return None
+
+    @staticmethod
+    def _what(hits: tuple[Hit, ...]) -> str:
+        hit = hits[0]
+        if hit.gone:
+            return f"the {hit.image} disk went away"
+        return f"a failed {hit.image} {hit.verb}"

@@ -1,0 +1,188 @@
+"""What must hold at every instant of an execution, not only at its end.
+
+* *order*: new data comes to the secondary disk only when the hidden disk has the old;
+* *copies*: what is sent to the hidden disk is old data;
+* *flushes*: what had been written before a flush began is on the disk when it ends; on the primary
+  that disk was flushed meanwhile, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.harness.history import Execution
+from qmpshim.conformance.explore.harness.io_naming import Names, owners, tags
+from qmpshim.conformance.explore.harness.overlays import read_overlay
+from qmpshim.conformance.explore.scenarios import CHANGES, RealScenario, words
+from qmpshim.machine.chain.gated import PRIMARY_IMAGES, Form, GatedMachine
+from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.nbd.gate.gate import HeldIO, Kind
+from qmpshim.machine.nbd.protocol import Op as Nbd
+from qmpshim.model.check.verdict import Verdict
+
+_EFFECTS = (Kind.PASS, Kind.RELEASE, Kind.APPLY)
+_CHANGES = (Nbd.WRITE, Nbd.WRITE_ZEROES, Nbd.TRIM)
+
+
+class Watch:
+    """Watches one execution of *scenario*.
+
+    :param names: knows the places of the overlays' data
+    :ivar quiet: no command changes the chain meanwhile; otherwise little can be said here
+    """
+
+    def __init__(self, scenario: RealScenario, machine: GatedMachine, names: Names) -> None:
+        self._scenario = scenario
+        self._machine = machine
+        self._names = names
+        self._copies: dict[int, HeldIO] = {}  # by cluster, the write that brings its old data
+        self._done: set[int] = set()  # writes that reached their image
+        self._read = 0  # how far in the gate's trace
+        self._primaries = {
+            scenario.number(index)
+            for index, op in enumerate(scenario.ops)
+            if op.do == "primary_write"
+        }
+        self.quiet = not any(
+            op.do in ("checkpoint", "failover", "stop", "start") for op in scenario.ops
+        )
+        # Whoever discards part of a snapshot does without it, and without its copy.
+        self._given_up = {
+            cluster
+            for op in (*scenario.setup, *scenario.ops)
+            if op.do == "guest_discard" and scenario.form is Form.FLEECING
+            for cluster in _touched(op.start, op.count, scenario.cluster)
+        }
+
+    def answered(self, io: HeldIO) -> None:
+        """QEMU was told that this request is done; if it is, is looked at when it matters."""
+        start, cluster = self._names.guest_sector(io), self._scenario.cluster
+        if io.image == "hidden" and io.op is Nbd.WRITE and start is not None:
+            for n in range(-(-start // cluster), (start + io.length // SECTOR) // cluster):
+                self._copies[n] = io
+
+    def _saved(self, cluster: int) -> bool:
+        """Whether the hidden disk has the old data of a cluster: by the gate's effects."""
+        trace = self._machine.gate.trace
+        for event in trace[self._read :]:
+            if event.kind in _EFFECTS and event.op is Nbd.WRITE:
+                self._done.add(event.io)
+        self._read = len(trace)
+        copy = self._copies.get(cluster)
+        return copy is not None and copy.seq in self._done
+
+    def arrived(self, io: HeldIO) -> RealViolation | None:
+        """What is wrong with a request that is at the gate now."""
+        start, cluster = self._names.guest_sector(io), self._scenario.cluster
+        if not self.quiet or start is None or self._scenario.form is Form.PRIMARY:
+            return None  # the primary copies nothing
+        if io.image == "secondary" and io.op in _CHANGES:
+            touched = _touched(start, io.length // SECTOR, cluster)
+            for n in sorted(touched - self._given_up):
+                if not self._saved(n):
+                    text = "new data is sent to the secondary disk before the old is saved"
+                    return RealViolation(
+                        Verdict.ORDER, text, cluster=n, cause="new data before old is saved"
+                    )
+        elif any(number in self._primaries for _, number, _ in self._copied(io)):
+            text = "the copy that goes to the hidden disk holds new data"
+            return RealViolation(
+                Verdict.CONTENT, text, cluster=start // cluster, cause="the copy holds new data"
+            )
+        return None
+
+    @staticmethod
+    def _copied(io: HeldIO) -> tuple[tuple[int, int, int], ...]:
+        """What a request writes to the hidden disk."""
+        return tags(io.data) if io.image == "hidden" and io.op is Nbd.WRITE else ()
+
+    def flushed(self, now: Execution, flush: int) -> RealViolation | None:
+        """What is wrong now that the flush with this index ended well."""
+        if not self.quiet or now.gone():
+            return None
+        scenario = self._scenario
+        if any(named.io.image == "primary" for named, _ in now.failed):
+            return None  # what the quorum masks is told in other words
+        primary = scenario.ops[flush].do == "primary_flush"
+        verb, name = ("primary_write", "secondary") if primary else ("guest_write", "active")
+        if scenario.form is Form.PRIMARY:
+            name = "primary"
+        if name not in self._machine.images:
+            return None
+        before = [
+            i
+            for i in now.precedence[flush]
+            if scenario.ops[i].do == verb and now.answers[i] == "ok"
+        ]
+        if name == "primary" and self._never_flushed(now, flush):
+            text = f"{words(scenario.ops[flush])} ends, and the primary disk was not flushed"
+            cause = "guest_flush does not flush the primary disk"
+            return RealViolation(Verdict.LOST_WRITE, text, flush, cause=cause)
+        if not before:
+            return None
+        if name in PRIMARY_IMAGES and scenario.secondary == "raw":
+            found: Sequence[int | None] = owners(self._machine.gate.snapshot(name), 0)
+        else:
+            found = read_overlay(self._machine, scenario, name).content
+        for index in before:
+            op = scenario.ops[index]
+            for sector in range(op.start, op.start + op.count):
+                if found[sector] not in self._may_be_there(now, index, sector):
+                    return RealViolation(
+                        Verdict.LOST_WRITE,
+                        f"{words(op)} is not on the {name} disk when the flush after it ends",
+                        index,
+                        sector // scenario.cluster,
+                        f"{verb} not on disk after {scenario.ops[flush].do}",
+                    )
+        return None
+
+    def _never_flushed(self, now: Execution, flush: int) -> bool:
+        """Whether what had been written before a flush to the primary's disk was not flushed."""
+        writers = [
+            index
+            for index in now.precedence[flush]
+            if self._scenario.ops[index].do in ("guest_write", "guest_zero")
+            and now.answers[index] == "ok"
+        ]
+        return left_unflushed(self._machine, now, "primary", writers)
+
+    def _may_be_there(self, now: Execution, write: int, sector: int) -> set[int | None]:
+        """Whose a sector may be once a write to it is done: its own, or of who changed it later.
+
+        Later is who had not ended when the write began.
+        """
+        ops, side = self._scenario.ops, self._scenario.ops[write].do.split("_")[0]
+        allowed: set[int | None] = set()
+        for index in now.started - now.precedence[write]:
+            op = ops[index]
+            if op.start <= sector < op.start + op.count and op.do.startswith(side):
+                if op.do.endswith("write"):
+                    allowed.add(self._scenario.number(index))
+                elif op.do in CHANGES:
+                    allowed |= {0, None}
+        return allowed
+
+
+def left_unflushed(
+    machine: GatedMachine, now: Execution, image: str, writers: Collection[int]
+) -> bool:
+    """Whether no flush of an image that began after the last write of *writers* to it is done."""
+    written = False
+    flushes: set[int] = set()  # those that began after the last write
+    for event in machine.gate.trace:
+        if event.image != image:
+            continue
+        if now.wrote.get(event.io) in writers and event.kind in _EFFECTS:
+            written, flushes = True, set()
+        if event.op is Nbd.FLUSH and event.kind in (Kind.ARRIVE, Kind.PASS):
+            flushes.add(event.io)
+        if event.io in flushes and event.kind in _EFFECTS:
+            written = False
+    return written
+
+
+def _touched(start: int, count: int, cluster: int) -> set[int]:
+    """The clusters that a range of sectors touches."""
+    return set(range(start // cluster, -(-(start + count) // cluster)))

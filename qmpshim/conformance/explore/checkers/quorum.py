@@ -1,0 +1,152 @@
+"""Failures 1 and 2 of docs/block-replication.txt: an error of the primary disk that nobody is told.
+
+With ``vote-threshold=1`` a quorum says success as soon as one child does, and the replication
+filter of a primary always does (``replication_return_value`` of block/replication.c): so the one
+error the guest needs to know of is outvoted by a write that is of no use to it. The straight model
+can do as QEMU does there (``Known.QUORUM_MASKS_PRIMARY`` of the behaviour), and what that
+alone explains is told in the words of this module; what it does not explain is another finding.
+
+What remains is QEMU's event ``QUORUM_REPORT_BAD``, which says which child failed. It is limited to
+one a second by QEMU's monitor, so a process shows each kind once, and a fresh one always does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.checkers.sequential import Hit, Seen
+from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, Execution
+from qmpshim.conformance.explore.harness.io_naming import Named
+from qmpshim.conformance.explore.scenarios import RealScenario, words
+from qmpshim.machine.chain.gated import Form, GatedMachine
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.system import Choice
+
+Failed = Sequence[tuple[Named, Hit]]
+
+_MASKED = {"guest_write": "write", "guest_zero": "write", "guest_flush": "flush"}
+_LATE = 5.0  # seconds until an event must be there: QEMU keeps it back for one at most
+NOT_READ_BACK = ", and is not read back"
+NOT_IN_STATUS = "case 2. forwarding a write failed: not in the status"
+
+
+def masked(
+    scenario: RealScenario, seen: Seen, precedence: Sequence[frozenset[int]], failed: Failed
+) -> RealViolation | None:
+    """What is wrong where an operation says success though the primary disk refused its I/O."""
+    index = next(iter(_in_silence(scenario, seen.answers, failed)), None)
+    if index is None:
+        return None
+    op = scenario.ops[index]
+    what = f"{words(op)} says success, though the primary disk refused it"
+    cause = f"{op.do} says success after a refused primary {_MASKED[op.do]}"
+    if any(hit.image == "secondary" and named.op == index for named, hit in failed):
+        what, cause = f"{what}, and the secondary disk, too", f"{cause} and a refused secondary one"
+        return RealViolation(Verdict.LOST_WRITE, what, index, cause=cause)
+    reader = _not_read_back(scenario, seen, precedence, index)
+    if reader is not None:
+        what += f", and {words(scenario.ops[reader])} after it does not return its data"
+        return RealViolation(Verdict.LOST_WRITE, what, index, cause=f"{cause}{NOT_READ_BACK}")
+    return RealViolation(Verdict.ERROR_CONTRACT, what, index, cause=cause)
+
+
+def _in_silence(scenario: RealScenario, answers: Sequence[str], failed: Failed) -> Iterable[int]:
+    """Operations that say success though the primary disk refused their I/O.
+
+    When the disk is gone for good, these are all that had not ended before.
+    """
+    for named, hit in failed:
+        if hit.image != "primary":
+            continue
+        met = [named.op]
+        if hit.gone:
+            met += [n for n in range(len(answers)) if n not in hit.over and n != named.op]
+        for index in met:
+            if scenario.ops[index].do in _MASKED and answers[index] == "ok":
+                yield index
+
+
+def _not_read_back(
+    scenario: RealScenario, seen: Seen, precedence: Sequence[frozenset[int]], write: int
+) -> int | None:
+    """A read that began after the write had ended, and has none of its data where it reads it."""
+    op = scenario.ops[write]
+    own = scenario.number(write) if op.do == "guest_write" else 0
+    for index, data in enumerate(seen.data):
+        reader = scenario.ops[index]
+        low, high = (
+            max(op.start, reader.start),
+            min(op.start + op.count, reader.start + reader.count),
+        )
+        if data is None or write not in precedence[index] or low >= high:
+            continue
+        if own not in data[low - reader.start : high - reader.start]:
+            return index
+    return None
+
+
+def late_for(scenario: RealScenario, hits: Sequence[Hit]) -> bool:
+    """Whether a write that was being forwarded fails when replication was stopped already.
+
+    Then nobody says whether the status tells of it: stop does not wait for what is in flight.
+    """
+    ends = {n for n, op in enumerate(scenario.ops) if op.do in ("stop", "failover")}
+    return any(hit.image == "secondary" and ends - hit.unstarted for hit in hits)
+
+
+def both_refused(names: Iterable[Choice], errnos: Sequence[int]) -> list[dict[Choice, int]]:
+    """Each guest write refused by both disks: one failure alone cannot show what comes of that."""
+    errno = next((errno for errno in errnos if errno not in (CUT, RECONNECT)), None)
+    there = set(names)
+    plans = []
+    for name in sorted(there):
+        verb, _, place = str(name[2]).removeprefix("primary ").partition(" ")
+        twin = (*name[:2], f"secondary write {place}", *name[3:])
+        own = str(name[2]).startswith("primary ") and verb in ("write", "zero")
+        if own and twin in there and errno is not None:
+            plans.append({name: errno, twin: errno})
+    return plans
+
+
+def untold(
+    machine: GatedMachine, scenario: RealScenario, now: Execution, told: set[str]
+) -> RealViolation | None:
+    """Whether a failed I/O of the primary disk came to nobody's ears: neither error nor event.
+
+    :param told: the kinds of which this QEMU has told in an event before: of these it may have
+        sent another one already within the second, and be silent now
+    """
+    if scenario.form is not Form.PRIMARY:
+        return None
+    silent = list(_in_silence(scenario, now.answers, now.failed))
+    # An event that QEMU keeps back gives way to a later one of the same disk.
+    others = len(set(silent)) > 1 or any(text.startswith("errno") for text in now.answers)
+    for index in silent:
+        op = scenario.ops[index]
+        kind = _MASKED[op.do]
+        where = None if kind == "flush" else (op.start, op.count)
+        reported = partial(_reported, machine, None if others else kind, None if others else where)
+        if kind in told or machine.reactor.until(reported, _LATE):
+            told.add(kind)
+            continue
+        text = f"{words(op)} says success though the primary disk refused it, and no event says so"
+        cause = f"{op.do}: neither an error nor QUORUM_REPORT_BAD"
+        return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=cause)
+    return None
+
+
+def _reported(machine: GatedMachine, kind: str | None, where: tuple[int, int] | None) -> bool:
+    """Whether there is an event for the primary disk, of this kind and place (``None``: of any)."""
+    for event in machine.qmp.events:
+        data = event.get("data", {})
+        if (
+            event["event"] == "QUORUM_REPORT_BAD"
+            and data.get("node-name") == "primary"
+            and "error" in data
+            and kind in (None, data.get("type"))
+            and where in (None, (data.get("sector-num"), data.get("sectors-count")))
+        ):
+            return True
+    return False

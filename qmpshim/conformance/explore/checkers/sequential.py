@@ -1,0 +1,378 @@
+"""The straight model's run of a scenario in one order, with I/Os that fail if need be: what to see.
+
+A failed I/O fails in the straight run, too, wherever the operation that is to meet it does an I/O
+of that kind at that place. Which operation meets it is QEMU's affair (a copy is shared by all who
+wait for it), so the judge tries each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qmpshim.conformance.explore.scenarios import (
+    BASE,
+    COMMANDS,
+    READS,
+    VANISH,
+    RealScenario,
+    cut_off,
+    words,
+)
+from qmpshim.errors import InputError
+from qmpshim.machine.chain.gated import IMAGES, PRIMARY_IMAGES, Form
+from qmpshim.model.chain.behaviour import Behaviour
+from qmpshim.model.chain.primary import PrimaryChain
+from qmpshim.model.chain.protocols import CopyBeforeWriteDiscipline
+from qmpshim.model.chain.secondary import Chain, CommandError, Stage, Workflow
+from qmpshim.model.disks.image import Alloc, Qcow2, owned
+from qmpshim.model.runtime.coroutines import Io, ModelIOError, OperationError, run_straight
+from qmpshim.model.scenario import Op
+
+NO_JOB = "no job"  # what the status tells in plain backup when the job is over
+ENDING = "ok, or no job"  # the status of a job that was cancelled: it ends when it finds time to
+FAILS = "an error"  # the answer of a command that an I/O error befell; its text is QEMU's affair
+# Of operations. ``~n`` is the commit that failover *n* leaves running, ``~(n + operations)`` the
+# moment from which the status says that it is over.
+Order = tuple[int, ...]
+_CHANGES = frozenset({"write", "zero", "discard"})
+AnyChain = Chain | PrimaryChain
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The end of an execution, straight or real.
+
+    :ivar answers: by operation: ``ok``, ``errno N`` or an error's text
+    :ivar data: by reading operation: the owners of its sectors
+    :ivar secondary: owners of all sectors
+    :ivar hidden: owners, ``None`` where the image has nothing
+    :ivar active: the same
+    :ivar view: what is read at the guest's end, ``None`` if it cannot be read
+    :ivar alloc: by overlay, by cluster
+    :ivar status: the error that replication reports
+    :ivar primary: owners of all sectors of the primary's own disk, ``None`` where there is none
+    """
+
+    answers: tuple[str, ...]
+    data: tuple[tuple[int, ...] | None, ...]
+    secondary: tuple[int, ...]
+    hidden: tuple[int | None, ...]
+    active: tuple[int | None, ...]
+    view: tuple[int, ...] | None
+    alloc: tuple[tuple[int, ...], ...]
+    status: str | None
+    primary: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An I/O that failed.
+
+    :ivar start: first sector, :ivar count: sectors (0 for a flush)
+    :ivar reader: the reading operation that met it, if it was one
+    :ivar gone: the image is gone for good with it, and all its I/O fails from then on
+    :ivar over: operations that had ended before, :ivar unstarted: those that began after
+    """
+
+    image: str
+    verb: str
+    start: int
+    count: int
+    errno: int
+    gone: bool = False
+    over: frozenset[int] = frozenset()
+    unstarted: frozenset[int] = frozenset()
+    reader: int | None = None
+
+    def fits(self, io: Io) -> bool:
+        """Whether the straight run's *io* is this one."""
+        if io.disk != self.image:
+            return False
+        if self.verb == "flush":  # or one that qcow2 needs before it can link a new cluster, or
+            # with which it empties itself
+            flushes = io.op in _CHANGES or io.op == "empty"
+            return io.op == "flush" or (flushes and self.image not in PRIMARY_IMAGES)
+        alike = io.op == self.verb or {io.op, self.verb} <= _CHANGES
+        return alike and io.start < self.start + self.count and self.start < io.start + io.count
+
+
+class Fate:
+    """Lets I/Os of the operations fail: *victim* meets *hit*.
+
+    For an image that is gone: *done* tells how many I/Os on it each operation, of those under way
+    then, had done when it went away.
+
+    :param emptied: an overlay that fails while it is emptied is empty all the same: it is many
+        writes, and only the last may fail (``make_completely_empty``, block/qcow2.c)
+    """
+
+    def __init__(
+        self,
+        hit: Hit,
+        victim: int = -1,
+        done: Mapping[int, int] | None = None,
+        emptied: bool = False,
+    ) -> None:
+        self.hit = hit
+        self.victim = victim
+        self.emptied = emptied
+        self.met = False
+        self._left = dict(done or {})
+
+    def of(self, op: int) -> Callable[[Io], int]:
+        """The fate of operation *op*'s I/Os."""
+        hit = self.hit
+
+        def gone(io: Io) -> int:
+            if io.disk != hit.image or op in hit.over:
+                return 0
+            if self._left.get(op, 0):
+                self._left[op] -= 1
+                return 0
+            return self._strike(io)
+
+        def once(io: Io) -> int:
+            if self.met or op != self.victim or not hit.fits(io):
+                return 0
+            return self._strike(io)
+
+        return gone if hit.gone else once
+
+    def _strike(self, io: Io) -> int:
+        self.met = True
+        if self.emptied and io.op == "empty":
+            io.perform()
+        return self.hit.errno
+
+
+class AnyRead(Fate):
+    """The read *victim* fails, wherever it reads: QEMU may have looked in another place."""
+
+    def of(self, op: int) -> Callable[[Io], int]:
+        self.met = True
+        return lambda io: self.hit.errno if op == self.victim else 0
+
+
+class NothingDone(Fate):
+    """The operation *victim* gets nothing done on these images, a failover its commit."""
+
+    def __init__(
+        self, hit: Hit, victim: int, images: Collection[str] = (*IMAGES, *PRIMARY_IMAGES)
+    ) -> None:
+        super().__init__(hit, victim)
+        self._images = images
+
+    def of(self, op: int) -> Callable[[Io], int]:
+        self.met = True
+        return lambda io: self.hit.errno if op == self.victim and io.disk in self._images else 0
+
+
+class Nobodys(Fate):
+    """What nobody needs: a flush of nodes and jobs being closed, before a commit or after it.
+
+    That the commit's own flushes are not taken for such is seen by
+    :func:`~qmpshim.conformance.explore.checkers.final_state.unflushed`.
+    """
+
+    def of(self, op: int) -> Callable[[Io], int]:
+        self.met = True
+        return lambda io: 0
+
+
+def run_op(chain: AnyChain, op: Op, number: int, fate: Callable[[Io], int] | None = None) -> Any:
+    """Do one operation in the straight model; what a read returns."""
+    if op.do in ("status", "unexport", *VANISH):
+        return None
+    method = getattr(chain, op.do)
+    if op.do in COMMANDS or op.do in ("primary_flush", "guest_flush"):
+        return run_straight(method(), fate)
+    if isinstance(chain, Chain) and chain.discipline.name == "copy-before-write":
+        snapshot = {"guest_read": chain.snapshot_read, "guest_discard": chain.snapshot_discard}
+        method = snapshot.get(op.do, method)
+    if op.do in READS:
+        return run_straight(method(op.start, op.count), fate)
+    return run_straight(method(op.start, op.count, number), fate)
+
+
+def run_in_order(
+    scenario: RealScenario,
+    behaviour: Behaviour,
+    order: Order,
+    fates: Sequence[Fate] = (),
+    copied: Mapping[int, Sequence[int]] | None = None,
+) -> Seen:
+    """Run the scenario's operations one after another and look at the end.
+
+    :param order: each operation once, and for each failover when its commit runs and is over
+    :param copied: by operation, clusters that it copies even though it fails: the copies of one
+        write go on side by side, and not all of them need to fail
+    """
+    chain = _begin(scenario, behaviour)
+    answers = ["?"] * len(scenario.ops)
+    data: list[tuple[int, ...] | None] = [None] * len(scenario.ops)
+    gone: tuple[str, ...] = ()  # whose clients are no more
+    for step in order:
+        if ~step >= len(scenario.ops):
+            if isinstance(chain, Chain):
+                chain.forget_error()
+            continue
+        index = step if step >= 0 else ~step
+        op = scenario.ops[index]
+        if op.do == "status":
+            if scenario.replicates:
+                answers[index] = chain.status() or "ok"
+            elif scenario.form is Form.FLEECING or isinstance(chain, PrimaryChain):
+                answers[index] = NO_JOB
+            else:
+                answers[index] = "ok" if chain.job is not None else ENDING
+            continue
+        if op.do in gone:
+            answers[index] = "gone"
+            continue
+        gone += cut_off([op])
+        ways = [fate.of(index) for fate in fates]
+
+        def meet(io: Io, ways: Sequence[Callable[[Io], int]] = ways) -> int:
+            return next((errno for way in ways if (errno := way(io))), 0)
+
+        if step < 0:
+            if isinstance(chain, Chain):
+                run_straight(chain.end_failover(), meet)
+            continue
+        if op.do == "failover":
+            chain.begin_failover()
+            answers[index] = "ok"
+            continue
+        try:
+            result = run_op(chain, op, scenario.number(index), meet)
+        except ModelIOError as error:
+            if op.do in COMMANDS:
+                answers[index] = FAILS
+                continue
+            for cluster in (copied or {}).get(index, ()):
+                if isinstance(chain, Chain):
+                    _copy(chain, cluster, meet)
+            # QEMU's NBD server knows no EACCES.
+            answers[index] = f"errno {22 if error.errno == 13 else error.errno}"
+            continue
+        except (CommandError, OperationError) as error:
+            answers[index] = str(error)
+            continue
+        answers[index] = "ok"
+        if op.do in READS:
+            data[index] = tuple(max(0, owner) for owner in result)
+    if isinstance(chain, PrimaryChain):
+        return _primarys_end(scenario, chain, answers, data)
+    return _final(scenario, chain, answers, data)
+
+
+def _copy(chain: Chain, cluster: int, meet: Callable[[Io], int]) -> None:
+    """Copy one backup cluster, if that is still to be done and can be."""
+    if chain.job is not None:
+        size = chain.job.cluster_size
+        count = min(size, chain.size - cluster * size)
+        with contextlib.suppress(ModelIOError):
+            run_straight(chain.discipline.before_write(chain.job, cluster * size, count), meet)
+
+
+def _begin(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
+    chain: AnyChain
+    if scenario.form is Form.PRIMARY:
+        chain = PrimaryChain(scenario.size, behaviour)
+        chain.primary.contents.write(0, owned(BASE, scenario.size))
+    else:
+        chain = _secondarys(scenario, behaviour)
+    chain.secondary.contents.write(0, owned(BASE, scenario.size))
+    run_straight(chain.start())
+    for number, op in enumerate(scenario.setup, BASE + 1):
+        try:
+            run_op(chain, op, number)
+        except OperationError as error:
+            text = f"{scenario.name}: the setup cannot be done: {words(op)}: {error}"
+            raise InputError(text) from error
+    return chain
+
+
+def _secondarys(scenario: RealScenario, behaviour: Behaviour) -> Chain:
+    discipline = CopyBeforeWriteDiscipline() if scenario.form is Form.FLEECING else None
+    workflow = Workflow.REPLICATION if scenario.form is Form.REPLICATION else Workflow.BACKUP
+    chain = Chain(
+        workflow,
+        scenario.size,
+        scenario.cluster,
+        scenario.secondary,
+        discipline=discipline,
+        behaviour=behaviour,
+    )
+    if isinstance(chain.secondary, Qcow2):
+        clusters = range(-(-scenario.size // scenario.cluster))
+        chain.secondary.alloc.update(dict.fromkeys(clusters, Alloc.DATA))
+    return chain
+
+
+def _primarys_end(
+    scenario: RealScenario,
+    chain: PrimaryChain,
+    answers: list[str],
+    data: list[tuple[int, ...] | None],
+) -> Seen:
+    size = scenario.size
+    view, primary, secondary = (
+        tuple(max(0, owner) for owner in owners)
+        for owners in (
+            run_straight(chain.guest_read(0, size)),
+            chain.primary.contents.read(0, size),
+            chain.secondary.contents.read(0, size),
+        )
+    )
+    nothing = (None,) * size
+    return Seen(
+        tuple(answers), tuple(data), secondary, nothing, nothing, view, (), chain.status(), primary
+    )
+
+
+def _final(
+    scenario: RealScenario, chain: Chain, answers: list[str], data: list[tuple[int, ...] | None]
+) -> Seen:
+    size, cluster = scenario.size, scenario.cluster
+    held: list[tuple[int | None, ...]] = []
+    kinds: list[tuple[int, ...]] = []
+    for image in (chain.hidden, chain.active):
+        contents = image.contents.read(0, size)
+        alloc = [image.alloc.get(n, Alloc.UNALLOCATED) for n in range(-(-size // cluster))]
+        kinds.append(tuple(int(kind) for kind in alloc))
+        held.append(
+            tuple(
+                None if alloc[sector // cluster] is Alloc.UNALLOCATED else max(0, owner)
+                for sector, owner in enumerate(contents)
+            )
+        )
+    view: tuple[int, ...] | None = None
+    try:
+        if chain.discipline.name == "copy-before-write":
+            owners = run_straight(chain.snapshot_read(0, size))
+        else:
+            owners = run_straight(chain.guest_read(0, size))
+        view = tuple(max(0, owner) for owner in owners)
+    except OperationError:
+        pass
+    secondary = tuple(max(0, o) for o in chain.secondary.contents.read(0, size))
+    status = chain.status() if chain.workflow is Workflow.REPLICATION else None
+    if scenario_gives_up(scenario):  # nobody may read it any more, so nobody cares what is there
+        held[0], kinds[0] = (None,) * size, (-1,) * len(kinds[0])
+    if chain.stage is Stage.DONE and chain.failed_over:
+        # What the overlays hold is nobody's affair any more.
+        held = [(None,) * size] * 2
+        kinds = [(-1,) * len(kinds[0])] * 2
+    return Seen(
+        tuple(answers), tuple(data), secondary, held[0], held[1], view, tuple(kinds), status
+    )
+
+
+def scenario_gives_up(scenario: RealScenario) -> bool:
+    """Whether the reader of the snapshot discards part of it."""
+    fleecing = scenario.form is Form.FLEECING
+    return fleecing and any(op.do == "guest_discard" for op in scenario.ops)

@@ -1,0 +1,1 @@
+"""Directed cases: sequences of commands that lead into QEMU's error paths."""

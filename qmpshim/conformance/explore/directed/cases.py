@@ -1,0 +1,105 @@
+"""Directed cases: sequences of commands at which QEMU's error paths are looked at, one by one.
+
+Where no interleaving is needed, a few commands on a fresh chain are enough. Each case says what
+QEMU promises; what it does instead is a :class:`RealViolation`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qmpshim.conformance.compare.divergence import verdict_of
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.directed import replication as replication
+from qmpshim.conformance.explore.directed import storage as storage
+from qmpshim.conformance.explore.directed.tools import CLUSTER, SIZE, Broken
+from qmpshim.conformance.explore.harness.history import stable
+from qmpshim.conformance.explore.harness.qemu_pool import base_content
+from qmpshim.errors import MachineError
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import Form, GatedMachine, Shape
+from qmpshim.model.check.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Directed:
+    """One case.
+
+    :ivar about: what is done, and what QEMU's documents promise of it
+    """
+
+    name: str
+    about: str
+    contract: bool
+    run: Callable[[GatedMachine], RealViolation | None]
+    reconnect: int = 0  # seconds that QEMU waits for a broken connection to its disks
+
+
+def run_directed(case: Directed, build: Build) -> RealViolation | None:
+    """Run one case on a fresh QEMU, and end that in its own way.
+
+    :raises BuildError: the build cannot build the chain
+    """
+    machine = GatedMachine(build, Shape(Form.REPLICATION, SIZE, CLUSTER, case.reconnect))
+    try:
+        machine.stores["secondary"].restore(base_content(SIZE // 512))
+        found = case.run(machine)
+        if found is None:
+            machine.gate.open()
+            machine.gate.release_all()
+            machine.quit()
+        return found
+    except Broken as broken:
+        return broken.violation
+    except MachineError as error:
+        told = machine.explained(error)
+        verdict = verdict_of(told)
+        how = "error" if verdict is Verdict.PROTOCOL else str(verdict)
+        cause = f"{case.name}: {how}"
+        if verdict is Verdict.CRASH:
+            cause = crash_cause(case.name, str(told))
+        return RealViolation(verdict, str(told), cause=cause)
+    finally:
+        machine.close()
+
+
+def crash_cause(case: str, text: str) -> str:
+    """How a crash is called: a crash somewhere else is another finding.
+
+    :param case: the directed case that ends so
+    :param text: how QEMU ended, with its last words
+    """
+    said = re.search(r": ([\w-]*qemu[\w-]*: .*)", text)  # what went on then may hold a colon, too
+    return f"{case}: crash: {stable(said[1] if said else text.split(': ', 1)[-1])}"
+
+
+def _case(
+    name: str, contract: bool, run: Callable[[GatedMachine], None], reconnect: int = 0
+) -> Directed:
+    def go(machine: GatedMachine) -> RealViolation | None:
+        run(machine)
+        return None
+
+    about = " ".join((run.__doc__ or "").split())
+    return Directed(name, about, contract, go, reconnect)
+
+
+DIRECTED: tuple[Directed, ...] = (
+    _case("start-busy-twice", False, replication.busy_start),
+    _case("start-bad-top-twice", False, replication.bad_top),
+    _case("copy-fails", True, replication.failed_copy),
+    _case("old-read-fails", True, replication.failed_old_read),
+    _case("new-write-fails", True, replication.failed_new_write),
+    _case("empty-fails", True, replication.failed_empty),
+    _case("start-fails", True, replication.failed_start),
+    _case("failover-fails", True, replication.failed_failover),
+    _case("quit-running", True, replication.quit_running),
+    _case("nbd-answer-waits", True, storage.answer_waits),
+    _case("snapshot-after-checkpoint", True, storage.snapshot_after_checkpoint),
+    _case("disk-back-in-time", True, storage.back_in_time, 10),
+    _case("disk-back-too-late", True, storage.back_too_late, 1),
+    _case("iothread-client-leaves", True, storage.client_of_iothread),
+    _case("stop-leaves-nodes-unflushed", True, replication.stop_flushes_all),
+)

@@ -1,0 +1,191 @@
+"""Directed cases about replication's commands and the failures its document names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qmpshim.conformance.explore.directed.tools import (
+    FAILOVER,
+    PATIENCE,
+    SIZE,
+    START,
+    Broken,
+    answered,
+    comes,
+    fails,
+    held,
+    read,
+    status,
+    write,
+    written,
+)
+from qmpshim.conformance.workload import pattern
+from qmpshim.errors import CommandFailed
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.images.qcow2 import Qcow2
+from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.machine.nbd.protocol import Op as Nbd
+from qmpshim.model.check.verdict import Verdict
+
+
+def busy_start(machine: GatedMachine) -> None:
+    """Replication cannot start: the secondary disk belongs to another job. Then again."""
+    machine.batch([("blockdev-add", {"driver": "null-co", "node-name": "nowhere", "size": SIZE})])
+    job = {"job-id": "other", "device": "secondary", "target": "nowhere", "sync": "none"}
+    machine.call("blockdev-backup", job)
+    fails(machine, "xen-set-replication", START)
+    fails(machine, "xen-set-replication", START)
+
+
+def bad_top(machine: GatedMachine) -> None:
+    """A filter whose top-id names nothing: starting fails, and fails again."""
+    machine.clients.pop("guest").close()
+    machine.call("block-export-del", {"id": "guest", "mode": "hard"})
+    comes(machine, lambda: len(machine.call("query-block-exports")) == 1, "block-export-del")
+    machine.call("blockdev-del", {"node-name": "top"})
+    words = {"driver": "replication", "node-name": "top", "mode": "secondary", "file": "active"}
+    machine.call("blockdev-add", {**words, "top-id": "nobody"})
+    fails(machine, "xen-set-replication", START)
+    fails(machine, "xen-set-replication", START)
+
+
+def failed_copy(machine: GatedMachine) -> None:
+    """Copying fails (3. of the seven failures): it is to be reported to the FT/HA manager."""
+    _failing(machine, "hidden", Nbd.WRITE, "Backup failed (writing the hidden disk)")
+
+
+def failed_old_read(machine: GatedMachine) -> None:
+    """The secondary disk fails (4. of the seven): it is to be reported to the FT/HA manager."""
+    _failing(machine, "secondary", Nbd.READ, "I/O error on the secondary disk (reading old data)")
+
+
+def failed_new_write(machine: GatedMachine) -> None:
+    """The same with the new data."""
+    _failing(machine, "secondary", Nbd.WRITE, "I/O error on the secondary disk (new data)")
+
+
+def _failing(machine: GatedMachine, image: str, op: Nbd, what: str) -> None:
+    machine.call("xen-set-replication", START)
+    machine.settle()
+
+    def hold(io: HeldIO) -> bool:
+        return io.image == image and io.op is op and io.length >= 512
+
+    machine.gate.hold(hold)
+    cookie = machine.clients["primary"].send(Nbd.WRITE, 0, 0, bytes(pattern.data_of(2, 0, 128)))
+    machine.settle()
+    for io in held(machine, "a primary write"):
+        machine.gate.fail(io, 5)
+    machine.gate.open()
+    errno = answered(machine, "primary", cookie, "a primary write whose I/O failed")
+    machine.settle()
+    if errno != 5:
+        text = f"{what}: the primary's write says {errno}, not EIO"
+        raise Broken(Verdict.ERROR_CONTRACT, text, f"{what}: no EIO")
+    if status(machine) is None:
+        text = (
+            f"{what}: query-xen-replication-status reports no error, though the document says "
+            "it is reported to the FT/HA manager"
+        )
+        raise Broken(Verdict.ERROR_CONTRACT, text, f"{what}: not in the status")
+
+
+def failed_empty(machine: GatedMachine) -> None:
+    """Emptying the hidden disk fails (6.): reported, and the next checkpoint makes all well."""
+    machine.call("xen-set-replication", START)
+    written(machine, "primary", 2, 0, 128)
+    written(machine, "guest", 3, 128, 128)
+    if _succeeds_without_hidden_disk(machine, "xen-colo-do-checkpoint"):
+        text = "emptying the hidden disk fails, and the checkpoint says success"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "make_empty's failure is silent")
+    machine.call("xen-colo-do-checkpoint")
+    written(machine, "primary", 4, 0, 128)
+    wanted = bytes(pattern.data_of(2, 0, 128)) + bytes(pattern.data_of(1, 128, 128))
+    if read(machine, "guest", 0, 256) != wanted:
+        text = "the guest does not see the state of the checkpoint that follows a failed one"
+        raise Broken(Verdict.ISOLATION, text, "the next checkpoint does not make all well")
+
+
+def failed_start(machine: GatedMachine) -> None:
+    """Starting fails while it empties the hidden disk: then replication does not run."""
+    if _succeeds_without_hidden_disk(machine, "xen-set-replication", START):
+        text = "emptying the hidden disk fails, and starting says success"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "make_empty's failure is silent at the start")
+    if status(machine) is None:
+        text = "starting replication fails, and its status says that it runs without error"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "a failed start leaves replication running")
+
+
+def _succeeds_without_hidden_disk(
+    machine: GatedMachine, command: str, arguments: Mapping[str, object] | None = None
+) -> bool:
+    """What a command says while nothing can be written to the hidden disk."""
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "hidden" and io.op is not Nbd.READ)
+    number = machine.qmp.send(command, arguments)
+    machine.settle()
+    waiting = held(machine, command)
+    while waiting:
+        machine.gate.fail(waiting[0], 5)
+        machine.settle()
+        waiting = machine.gate.held
+    machine.gate.open()
+    machine.qmp.wait(command, number, PATIENCE)
+    try:
+        machine.qmp.take(command, number)
+    except CommandFailed:
+        return False
+    return True
+
+
+def quit_running(machine: GatedMachine) -> None:
+    """Quit while replication runs: QEMU ends with status 0."""
+    machine.call("xen-set-replication", START)
+    written(machine, "primary", 2, 0, 128)
+
+
+def failed_failover(machine: GatedMachine) -> None:
+    """The commit fails (7.): the guest goes on reading what it wrote, and its writes arrive."""
+    machine.call("xen-set-replication", START)
+    written(machine, "primary", 2, 0, 128)
+    written(machine, "guest", 3, 16, 8)
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.WRITE)
+    machine.call("xen-set-replication", FAILOVER)
+    machine.settle()
+    for io in held(machine, "failover"):
+        machine.gate.fail(io, 5)
+    machine.gate.open()
+    machine.settle()
+    if status(machine) is None:
+        text = "failover's commit fails, and the status reports no error"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "failed failover is not in the status")
+    for start, number in ((0, 4), (128, 5), (20, 6)):
+        if write(machine, "guest", number, start, 8):
+            text = "after a failed failover a guest write fails"
+            raise Broken(Verdict.ERROR_CONTRACT, text, "guest write after failed failover fails")
+    for start, number in ((0, 4), (128, 5), (20, 6), (16, 3)):
+        if read(machine, "guest", start, 4) != bytes(pattern.data_of(number, start, 4)):
+            text = f"after a failed failover the guest's write to sector {start} is lost"
+            raise Broken(Verdict.LOST_WRITE, text, "guest write after failed failover is lost")
+    # Zeroes, too, go where the guest's data of their place is: neither overlay has this cluster.
+    machine.clients["guest"].call(Nbd.WRITE_ZEROES, 132 * 512, 4 * 512)
+    if any(machine.gate.store("secondary").read(132 * 512, 4 * 512)):
+        text = "after a failed failover the guest's zeroes do not reach the secondary disk"
+        raise Broken(Verdict.LOST_WRITE, text, "guest zeroes after failed failover are lost")
+
+
+def stop_flushes_all(machine: GatedMachine) -> None:
+    """Stop flushes all disks (do_vm_stop()), those that nobody but the monitor owns as well."""
+    machine.call("xen-set-replication", START)
+    written(machine, "guest", 2, 0, 128)
+    machine.call("xen-set-replication", FAILOVER)
+    comes(machine, lambda: status(machine) is None, "failover")
+    machine.call("stop")
+    machine.settle()
+    if not Qcow2.parse(memoryview(machine.stores["active"].snapshot())).allocation():
+        text = (
+            "after failover and stop the active disk's file has no cluster, though the guest "
+            "wrote one: its metadata is still in QEMU's memory"
+        )
+        raise Broken(Verdict.ALLOCATION, text, "stop does not flush every node")

@@ -1,0 +1,176 @@
+"""Directed cases about the storage under the chain, and about who else looks at it."""
+
+from __future__ import annotations
+
+import time
+
+from qmpshim.conformance.explore.directed.tools import (
+    CLUSTER,
+    PATIENCE,
+    SIZE,
+    START,
+    Broken,
+    answered,
+    held,
+    read,
+    write,
+    written,
+)
+from qmpshim.conformance.explore.harness.io_naming import owners
+from qmpshim.conformance.workload import pattern
+from qmpshim.errors import BuildError
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.nbd.protocol import Op as Nbd
+from qmpshim.machine.qmp.nonblocking import WireNbd
+from qmpshim.model.check.verdict import Verdict
+
+_DELAYED = 20.0  # seconds for a write that QEMU keeps through a reconnect-delay of up to 10 s
+
+
+def answer_waits(machine: GatedMachine) -> None:
+    """Two reads are in flight on one NBD connection: the first is done when its answer is there."""
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.READ)
+    client = machine.clients["primary"]
+    first = client.send(Nbd.READ, 0, 512)
+    machine.settle()
+    second = client.send(Nbd.READ, CLUSTER, 512)
+    machine.settle()
+    one, other = held(machine, "two primary reads", 2)
+    machine.gate.release(one)
+    machine.settle()
+    done = machine.reactor.until(lambda: first in client.answers, PATIENCE)
+    machine.gate.release(other)
+    for cookie in (first, second):
+        answered(machine, "primary", cookie, "a primary read")
+    if not done:
+        text = (
+            f"a read of an NBD node does not end within {PATIENCE:g} s of its answer, but only "
+            "when the answer of another one comes"
+        )
+        raise Broken(Verdict.HANG, text, "an NBD request waits for another one's answer")
+
+
+def _cut_while_writing(machine: GatedMachine) -> int:
+    """Break the connection to the secondary disk under a primary write; its cookie."""
+    machine.call("xen-set-replication", START)
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.WRITE)
+    cookie = machine.clients["primary"].send(Nbd.WRITE, 0, 0, bytes(pattern.data_of(2, 0, 128)))
+    machine.settle()
+    held(machine, "a primary write", 1)
+    machine.gate.refuse("secondary")
+    machine.gate.cut("secondary")
+    machine.gate.open()
+    machine.settle()
+    return cookie
+
+
+def back_in_time(machine: GatedMachine) -> None:
+    """The disk is back within reconnect-delay: the write is sent again, nobody notices."""
+    client, cookie = machine.clients["primary"], _cut_while_writing(machine)
+    if machine.reactor.until(lambda: cookie in client.answers, 0.5):
+        text = "a write fails although reconnect-delay is not over"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "reconnect-delay is not kept")
+    machine.gate.refuse("secondary", False)
+    errno = answered(machine, "primary", cookie, "a write whose disk is back", _DELAYED)
+    _expect_content(machine, errno, "its disk came back in time")
+
+
+def back_too_late(machine: GatedMachine) -> None:
+    """It is not: the write fails when the delay is over, and the next one works again."""
+    cookie = _cut_while_writing(machine)
+    errno = answered(machine, "primary", cookie, "a write whose disk is gone", _DELAYED)
+    if errno != 5:
+        text = f"the write says {errno}, not EIO"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "no EIO after reconnect-delay")
+    machine.gate.refuse("secondary", False)
+    errnos = []
+    until = time.monotonic() + _DELAYED
+    while time.monotonic() < until:  # the connection is made beside the requests, which do not wait
+        errnos.append(write(machine, "primary", 2, 0, 128))
+        if not errnos[-1]:
+            break
+        machine.reactor.poll(0.05)
+    _expect_content(machine, errnos[-1], "its disk is back")
+
+
+def _expect_content(machine: GatedMachine, errno: int, when: str) -> None:
+    if errno:
+        text = f"a write fails with errno {errno} although {when}"
+        raise Broken(Verdict.ERROR_CONTRACT, text, f"a write fails although {when}")
+    if machine.gate.store("secondary").read(0, 128 * 512) != bytes(pattern.data_of(2, 0, 128)):
+        raise Broken(Verdict.LOST_WRITE, f"a write is lost although {when}", f"lost, {when}")
+    if read(machine, "guest", 0, 128) != bytes(pattern.data_of(1, 0, 128)):
+        text = f"the guest does not see the old data although {when}"
+        raise Broken(Verdict.ISOLATION, text, f"not the old data, {when}")
+
+
+def snapshot_after_checkpoint(machine: GatedMachine) -> None:
+    """A snapshot-access on the filter of replication's own job shows the last checkpoint.
+
+    ``backup_do_checkpoint`` resets the copy bitmap and not the filter's ``done_bitmap``, so a
+    cluster that is "done" is read from the hidden disk though it is empty again. From there it
+    falls through to the secondary disk, and the hidden disk's tracked requests keep the next copy
+    waiting as long as that takes.
+    """
+    machine.call("xen-set-replication", START)
+    nodes = machine.call("query-named-block-nodes", {"flat": True})
+    filters = [node["node-name"] for node in nodes if node["drv"] == "copy-before-write"]
+    if not filters or machine.version < (7, 1):
+        raise BuildError("this QEMU has no snapshot-access")
+    words = {"driver": "snapshot-access", "node-name": "snapshot", "file": filters[0]}
+    machine.call("blockdev-add", words)
+    export = {"type": "nbd", "id": "snapshot", "name": "snapshot", "node-name": "snapshot"}
+    machine.call("block-export-add", export)
+    machine.connect("snapshot")
+    for number in (2, 3):
+        _see(machine, number - 1, "before a write")
+        written(machine, "primary", number, 0, 128)
+        _see(machine, number - 1, "after a write")
+        machine.settle()
+        machine.call("xen-colo-do-checkpoint")
+    machine.settle()
+    # Now a read that is under way while the next write would copy and then write.
+    machine.gate.hold(lambda io: io.length >= CLUSTER)
+    reader, writer = machine.clients["snapshot"], machine.clients["primary"]
+    reading = reader.send(Nbd.READ, 0, CLUSTER)
+    machine.settle()
+    (first,) = held(machine, "a read of the snapshot", 1)
+    writing = writer.send(Nbd.WRITE, 0, 0, bytes(pattern.data_of(4, 0, 128)))
+    machine.settle()
+    while others := [io for io in machine.gate.held if io != first]:
+        machine.gate.release(others[0])
+        machine.settle()
+    machine.gate.open()
+    machine.gate.release_all()
+    for side, cookie in (("snapshot", reading), ("primary", writing)):
+        if errno := answered(machine, side, cookie, f"the {side}'s request"):
+            text = f"the {side}'s request fails with errno {errno} while the other is in flight"
+            raise Broken(Verdict.ERROR_CONTRACT, text, f"{side} fails beside the other")
+    _is_of(reader.answers[reading].data, 3, "while a write is under way")
+
+
+def _see(machine: GatedMachine, number: int, when: str) -> None:
+    _is_of(read(machine, "snapshot", 0, CLUSTER // 512), number, when)
+
+
+def _is_of(data: bytes, number: int, when: str) -> None:
+    if set(owners(data, 0)) != {number}:
+        text = f"the snapshot does not show the last checkpoint {when}"
+        raise Broken(Verdict.ISOLATION, text, f"snapshot-access {when}")
+
+
+def client_of_iothread(machine: GatedMachine) -> None:
+    """A client of an export that an iothread serves comes and goes, as any backup program does."""
+    machine.batch(
+        [
+            ("object-add", {"qom-type": "iothread", "id": "io"}),
+            ("blockdev-add", {"driver": "null-co", "node-name": "nowhere", "size": SIZE}),
+        ]
+    )
+    export = {"type": "nbd", "id": "threaded", "name": "threaded", "node-name": "nowhere"}
+    machine.call("block-export-add", {**export, "iothread": "io"})
+    WireNbd(machine.reactor, machine.workspace.path / "nbd", "threaded").close()
+    machine.settle()
+    machine.call("query-status")

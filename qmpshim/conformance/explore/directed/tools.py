@@ -1,0 +1,114 @@
+"""What directed cases are made of: a chain of two clusters, and a way to say what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.workload import pattern
+from qmpshim.errors import CommandFailed, MachineDied, MachineHung
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.machine.nbd.protocol import Op as Nbd
+from qmpshim.model.check.verdict import Verdict
+
+SIZE, CLUSTER = 256 * 512, 128 * 512
+PATIENCE = 10.0  # seconds for what has to come by itself, also on a host that is busy
+START = {"enable": True, "primary": False}
+FAILOVER = {"enable": False, "primary": False, "failover": True}
+
+
+class Broken(Exception):
+    """What a case found."""
+
+    def __init__(self, verdict: Verdict, text: str, cause: str) -> None:
+        super().__init__(text)
+        self.violation = RealViolation(verdict, text, cause=cause)
+
+
+def fails(machine: GatedMachine, command: str, arguments: dict[str, Any]) -> str:
+    """The error that a command must end with."""
+    try:
+        machine.call(command, arguments)
+    except CommandFailed as error:
+        return error.desc
+    text = f"{command} says success where it cannot have had any"
+    raise Broken(Verdict.ERROR_CONTRACT, text, f"{command} fails silently")
+
+
+def write(machine: GatedMachine, side: str, number: int, start: int, count: int) -> int:
+    """Write data of operation *number* to *count* sectors from *start*; the errno."""
+    data = bytes(pattern.data_of(number, start, count))
+    return machine.clients[side].call(Nbd.WRITE, start * 512, 0, data).errno
+
+
+def written(machine: GatedMachine, side: str, number: int, start: int, count: int) -> None:
+    """Write as :func:`write` does, where nothing is in the way of it.
+
+    :raises Broken: it fails
+    """
+    if errno := write(machine, side, number, start, count):
+        text = f"a {side} write fails with errno {errno}, though all disks are well"
+        raise Broken(Verdict.ERROR_CONTRACT, text, f"{side} write fails")
+
+
+def read(machine: GatedMachine, side: str, start: int, count: int) -> bytes:
+    """What *count* sectors from *start* hold to a side.
+
+    :raises Broken: the read fails
+    """
+    answer = machine.clients[side].call(Nbd.READ, start * 512, count * 512)
+    if answer.errno:
+        text = f"a {side} read fails with errno {answer.errno}, though all disks are well"
+        raise Broken(Verdict.ERROR_CONTRACT, text, f"{side} read fails")
+    return answer.data
+
+
+def held(machine: GatedMachine, doing: str, count: int | None = None) -> list[HeldIO]:
+    """The I/O that waits at the gate now.
+
+    :param doing: what makes QEMU do it
+    :param count: how many there must be; by default some
+    :raises Broken: there are others
+    """
+    waiting = machine.gate.held
+    if len(waiting) == count or (count is None and waiting):
+        return waiting
+    there = ", ".join(f"{io.image} {io.op.name.lower()}" for io in waiting) or "nothing"
+    text = f"{doing}: {there} reaches the disks, not {count or 'any'} I/O that could be held"
+    raise Broken(Verdict.ORDER, text, f"{doing}: other I/O than predicted")
+
+
+def answered(
+    machine: GatedMachine, side: str, cookie: int, what: str, patience: float = PATIENCE
+) -> int:
+    """The errno of a request in flight, which ends by itself.
+
+    :param what: it is, for the error
+    :param patience: seconds
+    :raises MachineHung: it does not end
+    :raises MachineDied: the connection ended
+    """
+    client = machine.clients[side]
+    comes(machine, lambda: cookie in client.answers or client.lost, what, patience)
+    if cookie not in client.answers:
+        raise MachineDied(f"the NBD connection broke during {what}")
+    return client.answers[cookie].errno
+
+
+def comes(
+    machine: GatedMachine, condition: Callable[[], bool], what: str, patience: float = PATIENCE
+) -> None:
+    """Wait for what has to come by itself, *patience* seconds.
+
+    :raises MachineHung: it does not
+    """
+    if not machine.reactor.until(condition, patience):
+        raise MachineHung(f"{what} does not end within {patience:g} s")
+
+
+def status(machine: GatedMachine) -> str | None:
+    """The error that replication reports."""
+    told = machine.call("query-xen-replication-status")
+    return str(told.get("desc", "")) if told["error"] else None

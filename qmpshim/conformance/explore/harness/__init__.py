@@ -1,0 +1,1 @@
+"""A real QEMU as a system that can be explored."""

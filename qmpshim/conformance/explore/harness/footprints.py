@@ -1,0 +1,74 @@
+"""What each step of a real QEMU may touch: so the explorer knows whose order matters.
+
+A place is a backup cluster, on whatever image: that two operations on one cluster keep out of each
+other's way is what is to be found out, not assumed. (It has 64 KiB at least, however small qcow2's
+clusters are: copies of two of them in one wait for each other.) A step counts as touching all
+clusters of its operation, but for two cases: reads that are let go only look, and an I/O that is
+let go without anything coming of it yet (another of the same operation is still to come) touched
+its own clusters. Commands and flushes touch everything; so do all, where qcow2's own I/O is held:
+one table is about the clusters of many.
+"""
+
+from __future__ import annotations
+
+from qmpshim.conformance.explore.harness.io_naming import Named
+from qmpshim.conformance.explore.scenarios import COMMANDS, FLUSHES, VANISH, RealScenario
+from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
+from qmpshim.model.explore.system import Choice, Footprint
+from qmpshim.model.scenario import Op
+
+EVERYTHING = Footprint(-1, -1)  # every bit: a disk may have any number of clusters
+_STATUS = Footprint(1, 1)  # the place before those of the clusters
+
+
+class Footprints:
+    """The footprints of *scenario*'s steps.
+
+    :param all_io: qcow2's own I/O is held, too
+    """
+
+    def __init__(self, scenario: RealScenario, all_io: bool = False) -> None:
+        self._all_io = all_io
+        self._cluster = max(BACKUP_CLUSTER_SIZE_DEFAULT, scenario.cluster)
+        self._ops = [self._works_with(op) for op in scenario.ops]
+        self._narrow = [
+            not all_io
+            and op.count > 0
+            and len(_clusters(op.start, op.count, scenario.cluster)) == 1
+            for op in scenario.ops
+        ]
+
+    def _places(self, start: int, count: int) -> int:
+        return sum(2 << n for n in _clusters(start, count, self._cluster))
+
+    def _works_with(self, op: Op) -> Footprint:
+        if op.do == "status":
+            return _STATUS
+        if self._all_io or op.do in COMMANDS + VANISH + FLUSHES:
+            return EVERYTHING
+        places = self._places(op.start, op.count)
+        return Footprint(places, places)
+
+    def step(self, choice: Choice, thread: int, named: Named | None, more: bool) -> Footprint:
+        """The footprint of a step that was taken.
+
+        :param named: the I/O that was let go; ``None``: an operation was started
+        :param more: the operation goes on without anything new to see of it
+        """
+        whole = self._ops[thread]
+        if named is None or choice[0] == "fail" or not named.count:
+            return EVERYTHING if choice[0] == "fail" else whole
+        if whole in (EVERYTHING, _STATUS):
+            return whole
+        if more:
+            places = self._places(named.start, named.count)
+            return Footprint(places, 0 if named.verb == "read" else places)
+        return Footprint(whole.reads, 0) if named.verb == "read" else whole
+
+    def alone(self, thread: int) -> bool:
+        """Whether an operation has at most one I/O at a time: then only that can move it."""
+        return self._narrow[thread]
+
+
+def _clusters(start: int, count: int, size: int) -> range:
+    return range(start // size, -(-(start + count) // size))

@@ -1,0 +1,101 @@
+"""What happened in one execution on a real QEMU: its steps, answers, held I/Os, and its trace."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.checkers.sequential import Hit, Seen
+from qmpshim.conformance.explore.harness.io_naming import Named
+from qmpshim.model.explore.system import Choice
+
+# In place of an errno: the connection breaks, with all that waits on it, and
+CUT = 0  # the image is gone for good;
+RECONNECT = -1  # the next one is accepted, and QEMU was told to wait for that
+
+
+@dataclass(slots=True)
+class Running:
+    """An operation under way."""
+
+    kind: str  # "primary", "guest" or "qmp"
+    key: int
+
+
+@dataclass(slots=True)
+class Execution:
+    """What happened since the reset.
+
+    :ivar precedence: by operation, those that had ended when it started
+    :ivar over: operations that ended
+    :ivar held: by name, what waits at the gate
+    :ivar wrote: changes that were let go, by the request's number: whose they were
+    :ivar failed: I/Os that were ended with an error, and what that means for the model
+    :ivar faults: I/Os that did not end well, cut connections that were made again among them
+    :ivar lines: the trace, a line a step and what it made visible
+    :ivar lost: the schedule could not be followed
+    :ivar seen: the end, once everything there was looked at
+    """
+
+    steps: list[Choice] = field(default_factory=list)
+    running: dict[int, Running] = field(default_factory=dict)
+    answers: list[str] = field(default_factory=list)
+    data: list[tuple[int, ...] | None] = field(default_factory=list)
+    precedence: list[frozenset[int]] = field(default_factory=list)
+    over: set[int] = field(default_factory=set)
+    started: set[int] = field(default_factory=set)
+    held: dict[Choice, Named] = field(default_factory=dict)
+    wrote: dict[int, int] = field(default_factory=dict)
+    failed: list[tuple[Named, Hit]] = field(default_factory=list)
+    faults: int = 0
+    lines: list[str] = field(default_factory=list)
+    lost: bool = False
+    seen: Seen | None = None
+
+    @classmethod
+    def of(cls, operations: int) -> Execution:
+        """Nothing has happened yet, of so many operations."""
+        return cls(
+            answers=["?"] * operations,
+            data=[None] * operations,
+            precedence=[frozenset()] * operations,
+        )
+
+    def gone(self) -> bool:
+        """Whether an image is gone for good."""
+        return any(hit.gone for _, hit in self.failed)
+
+
+@dataclass(slots=True)
+class Found:
+    """A violation with the shortest schedule it was seen in, and how often it was seen."""
+
+    violation: RealViolation
+    schedule: tuple[Choice, ...]
+    lines: tuple[str, ...]
+    count: int
+
+
+def say(choice: Choice) -> str:
+    """The name of an I/O to read: ``hidden write 0+128 (of 0)``."""
+    _, op, what, nth = choice[:4]
+    again = f" #{int(nth) + 1}" if nth else ""
+    return f"{what}{again} (of {op})"
+
+
+def stable(text: str) -> str:
+    """A text without what differs between runs and builds: numbers, programs, source lines.
+
+    A cluster in use that counts as free is another matter than one that is used twice.
+    """
+    text = re.sub(r"refcount (\d+), but (\d+) references", _compared, text)
+    text = re.sub(r"^[\w-]*qemu[\w-]*: |(?:\.\./)*[\w/-]+\.[ch]:\d+: ", "", text)
+    return re.sub(r"0x[0-9a-f]+|\d+", "N", text)[:160]
+
+
+def _compared(found: re.Match[str]) -> str:
+    refcount, references = int(found[1]), int(found[2])
+    if refcount == 0:
+        return "in use, but free"
+    return f"refcount {'above' if refcount > references else 'below'} references"

@@ -1,0 +1,261 @@
+"""Which I/O is held, what it is called, and whose it is.
+
+Where qcow2 puts a cluster in its file depends on who came first, so host offsets are no names. What
+a request carries is: every sector of our data says which operation wrote it and where it belongs
+(:mod:`qmpshim.conformance.workload.pattern`). So a write to an overlay is *data* when it carries
+such a sector, and is named by the guest sector; the place is remembered, and reads of it are data,
+too. Everything else in an overlay is metadata; it passes at once unless all I/O is to be held.
+
+A request belongs to the operation whose step made it possible, unless its data says better.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qmpshim.conformance.workload import pattern
+from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.machine.nbd.protocol import Op as Nbd
+from qmpshim.model.explore.system import Choice
+from qmpshim.model.scenario import Op
+
+_STEP1 = int(pattern._STEP[1])
+_BITS = pattern.SECTOR_BITS
+_MASK = (1 << _BITS) - 1
+_NEAR = 128  # sectors: an operation on part of a cluster may need all of it
+GARBAGE = -(1 << 62)  # the owner of a sector whose bytes nobody wrote
+
+#: What requests are called.
+VERBS = {
+    Nbd.READ: "read",
+    Nbd.WRITE: "write",
+    Nbd.WRITE_ZEROES: "zero",
+    Nbd.TRIM: "discard",
+    Nbd.FLUSH: "flush",
+    Nbd.BLOCK_STATUS: "status",
+}
+
+
+@functools.lru_cache(maxsize=256)  # schedule after schedule writes the same
+def tags(data: bytes) -> tuple[tuple[int, int, int], ...]:
+    """(place, operation, sector) of the first and the following differing traceable sectors.
+
+    :returns: one entry for each run of sectors of one operation; places are sectors in *data*
+    """
+    found: list[tuple[int, int, int]] = []
+    for at in range(0, len(data) - 15, SECTOR):
+        tag = int.from_bytes(data[at : at + 8], "little")
+        if tag >> _BITS and int.from_bytes(data[at + 8 : at + 16], "little") == tag ^ _STEP1:
+            operation = tag >> _BITS
+            if not found or found[-1][1] != operation:
+                found.append((at // SECTOR, operation, tag & _MASK))
+    return tuple(found)
+
+
+def owners(data: bytes | memoryview, start: int) -> list[int]:
+    """Whose each sector is: an operation, 0 for zeroes, or :data:`GARBAGE`.
+
+    :param start: the sector at which the first belongs; data from elsewhere is garbage
+    """
+    rows = np.frombuffer(data, dtype=np.uint64).reshape(-1, pattern.WORDS)
+    first = rows[:, 0]
+    home = np.arange(start, start + len(rows), dtype=np.uint64)
+    whole = ((rows ^ first[:, None]) == pattern._STEP).all(axis=1)
+    good = whole & ((first & np.uint64(_MASK)) == home) & (first >> np.uint64(_BITS) > 0)
+    result = np.where(good, (first >> np.uint64(_BITS)).astype(np.int64), GARBAGE)
+    if not good.all():
+        result = np.where(~rows.any(axis=1), 0, result)
+    values: list[int] = result.tolist()
+    return values
+
+
+def step_object(choice: Choice) -> dict[str, Any]:
+    """A step of a schedule in a document, with positions in bytes.
+
+    :param choice: ``("start", operation)``, a request's name as :class:`Named` has it, or that of
+        one that fails: ``("fail", ...)`` with the errno at the end
+    """
+    what, operation, *more = choice
+    if what == "start":
+        return {"step": "start", "operation": operation}
+    name, nth, *errno = more
+    disk, verb, *place = str(name).split()
+    value: dict[str, Any] = {
+        "step": "fail" if what == "fail" else "complete",
+        "operation": operation,
+        "disk": disk,
+        "verb": verb,
+        "meta": "meta" in place,
+        "nth": nth,
+    }
+    if place:
+        unit = 1 if value["meta"] else SECTOR
+        start, count = (int(number) * unit for number in place[-1].split("+"))
+        value |= {"offset_bytes": start, "length_bytes": count}
+    if errno:
+        value["errno"] = errno[0]
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A held request with its name.
+
+    :ivar choice: ``("io", operation, "hidden write 0+128", n-th of that name)``
+    :ivar start: guest sector, :ivar count: sectors (0 for a flush)
+    """
+
+    choice: Choice
+    io: HeldIO
+    op: int
+    verb: str
+    start: int
+    count: int
+
+    @property
+    def meta(self) -> bool:
+        """Whether it is about an overlay's tables, not data."""
+        return " meta " in str(self.choice[2])
+
+    @property
+    def request(self) -> tuple[str, Nbd, int, int]:
+        """What was asked for, to know it again when it is asked for again."""
+        return self.io.image, self.io.op, self.io.offset, self.io.length
+
+
+class Names:
+    """Names the requests of one execution.
+
+    :param ops: the concurrent operations
+    :param numbers: under which each writes
+    :param all_io: hold every request, metadata among them
+    :param secondary: where the secondary disk's sectors are in its file, by place; ``None``: raw
+    """
+
+    def __init__(
+        self,
+        ops: Sequence[Op],
+        numbers: Sequence[int],
+        all_io: bool = False,
+        secondary: Mapping[int, int] | None = None,
+    ) -> None:
+        self._ops = ops
+        self._by_number = {number: index for index, number in enumerate(numbers)}
+        self._all_io = all_io
+        self._places: dict[str, dict[int, int]] = {}  # image: host sector -> guest sector
+        self._nth: Counter[Choice] = Counter()
+        self._raw = {"primary", "secondary"} if secondary is None else {"primary"}
+        if secondary is not None:
+            self._places["secondary"] = dict(secondary)
+        self.flushing = False  # a flush is an operation now, and to be held
+
+    def forget_places(self) -> None:
+        """The overlays are empty (again)."""
+        self._places.clear()
+
+    def joined(self, number: int) -> None:
+        """One more operation was appended to the concurrent ones; it writes under *number*."""
+        self._by_number[number] = len(self._ops) - 1
+
+    def is_data(self, io: HeldIO) -> bool:
+        """Whether this request is to be held; what it tells about places is remembered."""
+        if io.op is Nbd.BLOCK_STATUS:
+            return self._all_io
+        if io.image in self._raw:
+            return True
+        if io.op is Nbd.FLUSH:
+            return self.flushing or self._all_io
+        if io.op is Nbd.WRITE:
+            found = tags(io.data)
+            if found:
+                place, _, sector = found[0]
+                places = self._places.setdefault(io.image, {})
+                host = io.offset // SECTOR
+                for index in range(-(-io.length // SECTOR)):
+                    places[host + index] = sector - place + index
+                return True
+        elif io.op is Nbd.READ and self.guest_sector(io) is not None:
+            return True
+        return self._all_io
+
+    def guest_sector(self, io: HeldIO) -> int | None:
+        """The guest sector of a request."""
+        if io.image in self._raw:
+            return io.offset // SECTOR
+        return self._places.get(io.image, {}).get(io.offset // SECTOR)
+
+    def name(
+        self, io: HeldIO, mover: int, unfinished: Sequence[int], still: Sequence[int] | None = None
+    ) -> Named:
+        """Give a held request its name.
+
+        :param mover: the operation whose step let this request happen
+        :param unfinished: the operations that were under way then
+        :param still: those of them that are now, too; ``None``: all
+        """
+        verb = VERBS[io.op]
+        guest = self.guest_sector(io)
+        start, count = guest or 0, -(-io.length // SECTOR)
+        carried = [number for _, number, _ in tags(io.data)] if io.op is Nbd.WRITE else []
+        meta = guest is None and verb != "flush"
+        asking = still if meta and still is not None else unfinished
+        op = self._owner(io, verb, start, count, meta, carried, mover, asking)
+        if io.op is Nbd.FLUSH:
+            place = ""
+        elif meta:
+            place = f" meta {io.offset}+{io.length}"
+        else:
+            place = f" {start}+{count}"
+        key: Choice = ("io", op, f"{io.image} {verb}{place}")
+        nth = self._nth[key]
+        self._nth[key] += 1
+        return Named((*key, nth), io, op, verb, start, count)
+
+    def _owner(
+        self,
+        io: HeldIO,
+        verb: str,
+        start: int,
+        count: int,
+        meta: bool,
+        carried: list[int],
+        mover: int,
+        unfinished: Sequence[int],
+    ) -> int:
+        if io.image in ("primary", "secondary", "active") and verb == "write":
+            for number in carried:
+                index = self._by_number.get(number)
+                if index is not None and index in unfinished:
+                    return index
+        fitting = [
+            i for i in unfinished if self._may(self._ops[i], io.image, verb, start, count, meta)
+        ]
+        if mover in fitting or not fitting:
+            return mover
+        return fitting[0]
+
+    @staticmethod
+    def _may(op: Op, image: str, verb: str, start: int, count: int, meta: bool) -> bool:
+        """Whether an operation could need such a request; one table is about many clusters."""
+        if verb == "flush":
+            return op.do in ("primary_flush", "guest_flush", "failover", "checkpoint", "stop")
+        if op.do in ("failover", "start", "checkpoint", "stop"):
+            return op.do != "checkpoint" or image != "secondary"
+        first, end = op.start // _NEAR * _NEAR, -(-(op.start + op.count) // _NEAR) * _NEAR
+        near = meta or (first < start + count and start < end)
+        if not near or not op.count:
+            return False
+        looks = verb in ("read", "status")
+        if op.do == "guest_read" or op.do == "primary_read":
+            return looks
+        if op.do == "guest_write":
+            return image in ("primary", "active") or looks
+        own = image in ("primary", "secondary")
+        return own or (image == "hidden" and (meta or not looks))

@@ -1,0 +1,242 @@
+"""Brings a real QEMU to the beginning of a scenario, in the cheapest way that is safe.
+
+Three ways back to the start, from cheap to dear:
+
+* *checkpoint*: replication still runs and nothing odd happened. The bytes of the secondary disk
+  are put back behind QEMU's back and a checkpoint empties the overlays and the bitmap: that is just
+  what starting replication does. A raw node keeps no data, but since 6.2 the last block status it
+  was told; with that it asks for less, and the same schedule goes another way. So in the beginning
+  it is told again, whichever way was taken: all is data. The primary has no overlays, and nothing
+  to empty: there the bytes of both disks are put back.
+* *rebuild*: the chain is taken apart and opened again in the same process, over fresh images. Also
+  where a command came while I/O was in flight, which may have broken what QEMU has in memory.
+* *fresh*: another process.
+
+That nothing is an artefact of the reuse is proved afterwards: each finding is run again in fresh
+processes (see :mod:`qmpshim.conformance.explore.report.findings`).
+
+A QEMU that ends on the way back shows a defect of what it did before (see :meth:`Stage.back`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections import Counter
+
+from qmpshim.conformance.compare.divergence import BROKEN
+from qmpshim.conformance.explore.harness.operations import command
+from qmpshim.conformance.explore.scenarios import BASE, HOLES, RealScenario
+from qmpshim.conformance.workload import pattern
+from qmpshim.errors import CommandFailed, MachineError
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import PRIMARY_IMAGES, Form, GatedMachine, Shape, filled_qcow2
+from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.nbd.protocol import Op as Nbd
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def base_content(sectors: int) -> bytes:
+    """What the secondary disk holds at the beginning: the data of operation 1."""
+    return bytes(pattern.data_of(BASE, 0, sectors))
+
+
+@functools.cache
+def base_image(build: Build, sectors: int, cluster: int, image_format: str) -> bytes:
+    """An image whose disk holds :func:`base_content`; *cluster* in sectors."""
+    content = base_content(sectors)
+    if image_format == "raw":
+        return content
+    return filled_qcow2(build, content, cluster * SECTOR)
+
+
+class Stage:
+    """One build's QEMU, kept as long as it is fit to be used again.
+
+    :param reuse: False starts a fresh process each time
+    :param deadline: of all that is done on it, by time.monotonic(): then OutOfBudget is raised
+        wherever QEMU is waited for, and the process is not fit for use any more
+    :ivar resets: how often each way was taken
+    :ivar told: kinds of errors that this process has told of in an event, for who wants to know
+    """
+
+    def __init__(self, build: Build, reuse: bool = True, deadline: float | None = None) -> None:
+        self.build = build
+        self.reuse = reuse
+        self.deadline = deadline
+        self.machine: GatedMachine | None = None
+        self.resets: Counter[str] = Counter()
+        self._running = False  # replication or backup was started and never stopped
+        self._doubtful = False  # what QEMU has in memory may be broken
+        self._base = b""  # what the disks that are no overlays hold at the beginning
+        self._at_start = False  # nothing happened since the beginning
+        self._apart = False  # there is no chain
+        self.told: set[str] = set()
+
+    def prepare(self, scenario: RealScenario, reconnect: int = 0) -> GatedMachine:
+        """Bring QEMU to the start: the chain open over fresh images, replication or backup running.
+
+        :param reconnect: seconds that QEMU waits for a broken connection to its disks
+
+        :raises BuildError: this build cannot do the scenario
+        :raises MachineError: QEMU misbehaved before the scenario even began
+        """
+        sizes = scenario.size * SECTOR, scenario.cluster * SECTOR
+        holes = any(op.do in HOLES for op in (*scenario.setup, *scenario.ops))
+        shape = Shape(scenario.form, *sizes, reconnect, holes, scenario.secondary)
+        machine = self.machine
+        if machine is not None and (machine.shape != shape or not self.reuse):
+            self.discard()
+        self._base = base_image(self.build, scenario.size, scenario.cluster, scenario.secondary)
+        try:
+            self.back()
+        except MachineError as error:  # who wants to know has asked before
+            log.warning("between two schedules: %s", error)
+            self.discard()
+        machine = self.machine
+        if machine is None:
+            machine = self._fresh(shape)
+        self._at_start = False
+        return machine
+
+    def _fresh(self, shape: Shape) -> GatedMachine:
+        self.resets["fresh"] += 1
+        machine = self.machine = GatedMachine(self.build, shape, self.deadline)
+        if shape.secondary == "raw":
+            self._put_back(machine, self._base)
+            self._start(machine)
+        else:  # QEMU has read the tables of the empty one
+            self._rebuild(machine, self._base)
+        return machine
+
+    def back(self, apart: bool = False) -> None:
+        """Let the QEMU that was used come to rest and go back to the beginning, if there is one.
+
+        What goes wrong there comes of what was done before: a use after free or a count that is
+        wrong often shows only when the chain is taken apart, or at the next checkpoint. Then the
+        process is still there, to be looked at, but no longer fit for use.
+
+        :param apart: in the end take the chain apart, also where a checkpoint would do
+        :raises MachineDied: QEMU ended
+        :raises MachineHung: it does not come to rest or does not let go
+        :raises ProtocolBroken: what its monitor says is not QMP
+        :raises CommandFailed: it refuses, though nothing was done that might be a reason
+        """
+        machine = self.machine
+        if machine is None:
+            return
+        reasons = self._doubtful
+        try:
+            if not self._at_start and not (apart and self._apart):
+                self._again(machine, self._base)
+                self._at_start = True
+            if apart and not self._apart:
+                self._take_apart(machine)
+        except MachineError as error:
+            told = machine.explained(error)
+            if isinstance(told, BROKEN):
+                raise told from error
+            if isinstance(error, CommandFailed) and not reasons:
+                raise
+            log.info("QEMU is not used again: %s", told)
+            self.discard()
+
+    def _again(self, machine: GatedMachine, base: bytes) -> None:
+        for name in machine.images:
+            machine.gate.refuse(name, False)
+        machine.gate.open()
+        machine.gate.release_all()
+        machine.settle()
+        shape = machine.shape
+        simple = shape.form in (Form.REPLICATION, Form.PRIMARY) and shape.secondary == "raw"
+        if simple and self._running and not self._doubtful:
+            for name, client in machine.clients.items():
+                if client.lost:
+                    machine.connect(name)
+            self._put_back(machine, base)
+            if shape.form is Form.REPLICATION:
+                machine.call("xen-colo-do-checkpoint")
+            else:  # up to 5.2 what was written before decides how a quorum is flushed
+                machine.clients["guest"].call(Nbd.FLUSH)
+            self._teach_block_status(machine)
+            self.resets["checkpoint"] += 1
+            return
+        self._rebuild(machine, base)
+
+    def _take_apart(self, machine: GatedMachine) -> None:
+        self._end(machine)
+        machine.tear_down()
+        self._running, self._at_start, self._apart = False, False, True
+
+    def _rebuild(self, machine: GatedMachine, base: bytes) -> None:
+        if not self._apart:
+            self._take_apart(machine)
+        self._put_back(machine, base)
+        for name, store in machine.stores.items():
+            if name not in PRIMARY_IMAGES:
+                store.restore(machine._blank)
+        machine.build_chain()
+        self._apart = False
+        self.resets["rebuild"] += 1
+        self._start(machine)
+
+    @staticmethod
+    def _put_back(machine: GatedMachine, base: bytes) -> None:
+        """Give the disk its bytes back; on the primary both disks, which begin as equals."""
+        for name in PRIMARY_IMAGES:
+            if name in machine.stores:
+                machine.stores[name].restore(base)
+
+    @staticmethod
+    def _teach_block_status(machine: GatedMachine) -> None:
+        copies = machine.shape.form is not Form.PRIMARY  # there nothing asks for it
+        if copies and machine.shape.secondary == "raw" and machine.version >= (6, 2):
+            machine.learn_block_status()
+
+    def _start(self, machine: GatedMachine) -> None:
+        form = machine.shape.form
+        if form in (Form.REPLICATION, Form.PRIMARY):
+            machine.call(*command(form, "start"))
+        elif form is Form.BACKUP:
+            machine.call("blockdev-backup", BACKUP_JOB)
+        self._running, self._doubtful = True, False
+        self._teach_block_status(machine)
+        machine.settle()
+        machine.gate.trace.clear()
+
+    def _end(self, machine: GatedMachine) -> None:
+        if not self._running:
+            return
+        form = machine.shape.form
+        if form is Form.FLEECING:
+            return
+        with contextlib.suppress(CommandFailed):  # an operation did it; replication always says so
+            machine.call(*command(form, "stop"))
+        machine.reactor.until(lambda: not machine.call("query-block-jobs"), 5.0)
+
+    def will(self, do: str) -> None:
+        """This operation is about to be done; some end what :meth:`prepare` started."""
+        if do in ("failover", "stop"):
+            self._running = False
+
+    def doubt(self) -> None:
+        """Commands were done at moments when they should not be, or I/O failed."""
+        self._doubtful = True
+
+    def discard(self) -> None:
+        """The process is not fit to be used again."""
+        if self.machine is not None:
+            self.machine.close()
+            self.machine = None
+            self.told.clear()
+        self._running = self._at_start = self._apart = False
+
+    def close(self) -> None:
+        """End QEMU."""
+        self.discard()
+
+
+BACKUP_JOB = {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "none"}

@@ -1,0 +1,284 @@
+"""A real QEMU as a system that can be explored: steps are starting an operation, letting go an I/O.
+
+Implements :class:`qmpshim.model.explore.system.System`, so the model's explorer drives it. A choice
+is ``("start", operation)`` or ``("io", operation, what, nth)``, with faults also ``("fail",
+operation, what, nth, errno)``. How a step is taken is in
+:mod:`~qmpshim.conformance.explore.harness.run`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+from qmpshim.conformance.compare.divergence import BROKEN, verdict_of
+from qmpshim.conformance.explore.checkers import final_state as real_end
+from qmpshim.conformance.explore.checkers.failures import FaultyJudge
+from qmpshim.conformance.explore.checkers.linearizability import Judge, RealViolation, keeps_to
+from qmpshim.conformance.explore.checkers.quorum import untold
+from qmpshim.conformance.explore.checkers.sequential import Seen
+from qmpshim.conformance.explore.harness.footprints import EVERYTHING, Footprints
+from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, Found, stable
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.run import (
+    AFTER,
+    BEFORE,
+    PATIENCE,
+    RealRun,
+    Release,
+    honestly,
+)
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.errors import CommandFailed, MachineError
+from qmpshim.model.chain.behaviour import behaviour_of
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.system import NOTHING, Choice, Footprint
+
+_OVER = Verdict.CRASH, Verdict.HANG, Verdict.PROTOCOL  # after which QEMU is of no use any more
+_COMES_BACK = 20  # seconds that QEMU waits for a connection to its disks
+
+
+class RealSystem(RealRun):
+    """One scenario on one build (a :class:`~qmpshim.model.explore.system.System`).
+
+    :param stage: where the QEMU comes from
+    :param errnos: errors a held I/O may be ended with instead, :data:`CUT` and :data:`RECONNECT`
+        among them; empty: no faults
+    :param most_faults: of them in one execution
+    :param plan: by name, I/Os that end with an error in every execution, each once. Partial
+        order reduction knows steps, not ways for one step to end: so faults are planned, not chosen
+    :param all_io: hold every request, qcow2's own, flushes and block status among them
+    :param release: how a request is let go; sabotage comes in here
+    :param probe: after the end, write everything once more and see that the view stands
+    :param watching: judge requests as they arrive, too (False: only what comes of them)
+    :param keeping: leave QEMU as it is after a violation, to be looked at
+    :param each_step: called after every step with this system (crash points, for one)
+    :ivar names: of all held I/Os seen so far
+    :ivar found: what went wrong so far, by verdict and cause
+    :ivar looks: at crash points so far: under ``""`` all, and by what each was chosen by
+    :ivar finished: executions so far, :ivar derailed: those that could not be followed
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        scenario: RealScenario,
+        *,
+        judge: Judge | None = None,
+        errnos: Sequence[int] = (),
+        most_faults: int = 1,
+        plan: Mapping[Choice, int] | None = None,
+        all_io: bool = False,
+        release: Release = honestly,
+        probe: bool = True,
+        watching: bool = True,
+        keeping: bool = False,
+        each_step: Callable[[RealSystem], RealViolation | None] | None = None,
+    ) -> None:
+        super().__init__(stage, scenario, all_io, release, watching)
+        self.errnos = tuple(errnos)
+        self.most_faults = most_faults
+        self.plan = dict(plan or {})
+        self.probe = probe
+        self.keeping = keeping
+        self.each_step = each_step
+        self.looks: Counter[str] = Counter()
+        self.finished = 0
+        self.found: dict[tuple[Verdict, str], Found] = {}
+        self._judge = judge
+        self._faulty: FaultyJudge | None = None
+        self._left = True  # nothing is under way
+        self._footprints = Footprints(scenario, all_io)
+
+    # -- System ------------------------------------------------------------------------------------
+
+    def movers(self, thread: int) -> Sequence[Choice] | None:
+        own = [choice for choice in self.enabled() if self.thread(choice) == thread]
+        return own if own and self._footprints.alone(thread) else None
+
+    def fingerprint(self) -> Hashable | None:
+        if self.violation is not None:
+            return self.violation
+        # While a commit goes on, who moved last may be taken for who asks for its flushes.
+        commits = self.scenario.commits and self._mover
+        return self._state.fingerprint(self.now), commits
+
+    def reset(self) -> None:
+        self.leave(apart=False)
+        again = RECONNECT in (*self.errnos, *self.plan.values())
+        self._left = False
+        try:
+            self.begin(_COMES_BACK if again else 0)
+        except MachineError as error:
+            self._never_began(error)
+            return
+        if self._judge is None:
+            self._judge = Judge(self.scenario, behaviour_of(self.machine.version))
+        if self._faulty is None:
+            self._faulty = FaultyJudge(self._judge)
+
+    def enabled(self) -> Sequence[Choice]:
+        now = self.now
+        if self.violation is not None or now.lost:
+            return ()
+        found: list[Choice] = [("start", index) for index in self._startable()]
+        if self.plan and now.faults < len(self.plan):
+            found += [
+                ("fail", *name[1:], self.plan[name]) if name in self.plan else name
+                for name in now.held
+            ]
+            return found
+        found += now.held
+        if self.errnos and now.faults < self.most_faults:
+            for name in now.held:
+                found += [("fail", *name[1:], errno) for errno in self.errnos]
+        return found
+
+    def offers(self, choice: Choice) -> bool:
+        """Whether a step can be taken; what it waits for may be late (a timer, a busy host)."""
+        deadline = time.monotonic() + PATIENCE
+        while choice not in self.enabled():
+            if self.violation is not None or self.now.lost or time.monotonic() > deadline:
+                return False
+            try:
+                self.machine.reactor.poll(0.02)
+                self._settle()
+            except MachineError as error:
+                self._failed(error)
+        return True
+
+    def take(self, choice: Choice) -> Footprint:
+        now = self.now
+        if now.lost or self.violation is not None:
+            return NOTHING
+        if not self.offers(choice):
+            now.lines.append(f"cannot {choice}: there are {list(self.enabled())}")
+            now.lost = True
+            self.derailed += 1
+            self.stage.discard()
+            return NOTHING
+        now.steps.append(choice)
+        before = set(now.over)
+        named, known = now.held.get(choice), set(now.held)
+        try:
+            self._do(choice)
+            self._settle()
+        except MachineError as error:
+            self._failed(error)
+            return EVERYTHING
+        if self.violation is None and self.each_step is not None:
+            self.violation = self.each_step(self)
+        if self.violation is not None:
+            return EVERYTHING  # nobody goes on from here
+        thread = self.thread(choice)
+        if now.over - before - {thread}:
+            return EVERYTHING  # it ended somebody else, too
+        fresh = {now.held[name].op for name in now.held.keys() - known}
+        more = thread not in now.over and thread not in fresh
+        return self._footprints.step(choice, thread, named, more)
+
+    def finish(self) -> Hashable:
+        if not self.now.lost and self.violation is None:
+            try:
+                self.violation = self._end()
+            except MachineError as error:
+                self._failed(error)
+        if self.now.lost:
+            return "lost"
+        self.finished += 1
+        if self.violation is not None:
+            self._keep(self.violation)
+            over = self.violation.kind in _OVER
+            if (over or self.violation.cause.startswith(BEFORE)) and not self.keeping:
+                self.stage.discard()
+            self.stage.doubt()
+            return str(self.violation.kind), self.violation.cause
+        return tuple(self.now.answers), tuple(self.now.data)
+
+    def leave(self, apart: bool = True) -> RealViolation | None:
+        """Go back to the beginning: QEMU has to live through that, whatever the execution did.
+
+        What is wrong then is kept in :attr:`found`, with the steps and lines of that execution.
+
+        :param apart: take the chain apart, too; to be called after the last execution
+        """
+        if self._left:
+            return None
+        self._left = True
+        if self.violation is not None and self.violation.kind in _OVER:
+            if not self.keeping:
+                self.stage.discard()  # it is over already, and told (or the same as one that is)
+            return None
+        try:
+            self.stage.back(apart)
+        except (*BROKEN, CommandFailed) as error:
+            text, kind = str(error), verdict_of(error)
+            telling = text.split(": ", 1)[-1] if kind is Verdict.CRASH else text
+            wrong = RealViolation(kind, f"{AFTER}{text}", cause=AFTER + stable(telling))
+            self.now.lines += ["afterwards: taken apart", f"{kind}: {wrong.text}"]
+            self._keep(wrong)
+            if not self.keeping:
+                self.stage.discard()
+            return wrong
+        return None
+
+    def _keep(self, violation: RealViolation) -> None:
+        key = (violation.kind, violation.cause)
+        steps, lines = tuple(self.now.steps), tuple(self.now.lines)
+        if key not in self.found:
+            self.found[key] = Found(violation, steps, lines, 1)
+            return
+        best = self.found[key]
+        best.count += 1
+        if len(steps) < len(best.schedule):
+            best.violation, best.schedule, best.lines = violation, steps, lines
+
+    @property
+    def in_part(self) -> int:
+        """Executions of which what ended with an error was not looked at any closer."""
+        return self._faulty.in_part if self._faulty is not None else 0
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def _end(self) -> RealViolation | None:
+        """Look at everything and judge it."""
+        now, machine, scenario = self.now, self.machine, self.scenario
+        wrong = real_end.stuck(scenario, now)
+        if wrong is not None:
+            return wrong
+        machine.gate.open()
+        if scenario.commits:
+            wrong = real_end.await_commit(machine)
+        if wrong is None and not now.gone():
+            wrong = real_end.remaining(machine, scenario, now)
+        if wrong is None:  # before the look at the end, which may fail, and be told of instead
+            wrong = untold(machine, scenario, now, self.stage.told)
+        unflushed = real_end.unflushed(machine, scenario, now)
+        seen, broken = real_end.look(machine, scenario, now)
+        now.seen = seen
+        wrong = wrong or broken or self._verdict(seen)
+        if wrong is None and unflushed and seen.status is None:
+            wrong = real_end.not_durable(scenario)
+        if wrong is None and self.probe and not now.gone():
+            wrong = real_end.aftermath(machine, scenario, now, seen)
+        return wrong
+
+    def _verdict(self, seen: Seen) -> RealViolation | None:
+        assert self._judge is not None and self._faulty is not None
+        if self.now.failed:
+            return self._faulty.judge(seen, self.now.precedence, self.now.failed)
+        return self._judge.judge(seen, self.now.precedence)
+
+    def disks(self) -> Seen:
+        """What is on the disks at this moment, QEMU alive or not; for reports."""
+        return real_end.disks(self.machine, self.scenario, self.now)
+
+    def predictions(self) -> list[Seen]:
+        """The straight ends that the order of starts and ends leaves possible."""
+        assert self._judge is not None
+        straight = self._judge.straight.items()
+        return [end for order, end in straight if keeps_to(order, self.now.precedence)]
+
+
+__all__ = ["CUT", "PATIENCE", "RECONNECT", "RealSystem", "Release", "honestly"]

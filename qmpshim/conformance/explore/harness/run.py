@@ -1,0 +1,324 @@
+"""One execution on a real QEMU: operations are begun, I/Os held and let go, and what comes is seen.
+
+After each step the machine runs until it is still, and what became visible is looked at: requests
+at the gate, answers to clients and commands.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from qmpshim.conformance.compare.divergence import BROKEN, verdict_of
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.checkers.online import Watch
+from qmpshim.conformance.explore.checkers.sequential import Hit
+from qmpshim.conformance.explore.harness import operations as real_ops
+from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, Execution, say, stable
+from qmpshim.conformance.explore.harness.io_naming import Named, Names
+from qmpshim.conformance.explore.harness.overlays import places_of
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.state import StateOf
+from qmpshim.conformance.explore.scenarios import (
+    BASE,
+    CHAIN_COMMANDS,
+    FLUSHES,
+    READS,
+    RealScenario,
+    words,
+)
+from qmpshim.errors import MachineDied, MachineError
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.system import Choice
+
+EIO = 5
+BEFORE = "before the scenario begins: "  # begins the causes of what goes wrong there,
+AFTER = "taken apart: "  # and those of what goes wrong once the execution is over
+_RECONNECTS = 10.0  # seconds until a broken connection is made again, mostly a few milliseconds
+PATIENCE = 1.0  # seconds for which an operation that nothing holds up may wait for a timer
+
+Release = Callable[[GatedMachine, Named], None]
+
+
+def honestly(machine: GatedMachine, named: Named) -> None:
+    """Let a request go as it should: its effect, then its answer."""
+    machine.gate.release(named.io)
+
+
+class RealRun:
+    """Executions of one scenario, one after another.
+
+    :param all_io: hold every request, qcow2's own, flushes and block status among them
+    :param release: how a request is let go; sabotage comes in here
+    :param watching: judge requests as they arrive, too (False: only what comes of them)
+    :ivar violation: what is wrong with the present one, :ivar now: what happened in it
+    :ivar names: of all held I/Os seen so far
+    :ivar derailed: executions that could not be followed
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        scenario: RealScenario,
+        all_io: bool = False,
+        release: Release = honestly,
+        watching: bool = True,
+    ) -> None:
+        self.stage = stage
+        self.scenario = scenario
+        self.all_io = all_io
+        self.release = release
+        self.watching = watching
+        self.names: set[Choice] = set()
+        self.violation: RealViolation | None = None
+        self.now = Execution()
+        self.derailed = 0
+        self._numbers = [scenario.number(index) for index in range(len(scenario.ops))]
+
+    @property
+    def threads(self) -> int:
+        """How many operations there are."""
+        return len(self.scenario.ops)
+
+    def thread(self, choice: Choice) -> int:
+        """The operation whose step this is."""
+        assert isinstance(choice[1], int)
+        return choice[1]
+
+    def begin(self, reconnect: int) -> None:
+        """Go to the beginning of the scenario.
+
+        :param reconnect: seconds that QEMU waits for a broken connection to its disks
+        """
+        self.violation = None
+        self.now = Execution.of(len(self.scenario.ops))
+        machine = self.machine = self.stage.prepare(self.scenario, reconnect)
+        machine.gate.trace.clear()
+        machine.qmp.events.clear()
+        places = None if self.scenario.secondary == "raw" else places_of(machine, "secondary")
+        self._names = Names(self.scenario.ops, self._numbers, self.all_io, places)
+        self.watch = Watch(self.scenario, machine, self._names)
+        self._state = StateOf(self.scenario, self.all_io)
+        self._mover = 0
+        self._live = False
+        self._passing: list[HeldIO] = []
+        if not self.scenario.contract:
+            self.stage.doubt()
+        machine.gate.hold(self._arrives)
+        for number, op in enumerate(self.scenario.setup, BASE + 1):
+            self.stage.will(op.do)
+            real_ops.do_alone(machine, op, number)
+        machine.settle()
+        self._live = True
+
+    def _startable(self) -> list[int]:
+        """Operations that may be started now."""
+        now = self.now
+        return [
+            index
+            for index, op in enumerate(self.scenario.ops)
+            if index not in now.started and (op.after is None or op.after in now.over)
+        ]
+
+    def _do(self, choice: Choice) -> None:
+        self._state.step(choice, self.now)
+        if choice[0] == "start":
+            self._start(self.thread(choice))
+        elif choice[0] == "fail":
+            name: Choice = ("io", *choice[1:-1])
+            assert isinstance(choice[-1], int)
+            self._fail(name, choice[-1])
+        else:
+            named = self.now.held.pop(choice)
+            self._mover = named.op
+            self.now.lines.append(f"complete {say(choice)}")
+            self._state.completing(named, self._stored(named))
+            if named.verb not in ("read", "status", "flush"):
+                self.now.wrote[named.io.seq] = named.op
+            self.release(self.machine, named)
+            self.watch.answered(named.io)
+
+    def _stored(self, named: Named) -> bytes:
+        """What a read will return."""
+        if named.verb != "read":
+            return b""
+        return self.machine.gate.store(named.io.image).read(named.io.offset, named.io.length)
+
+    def _start(self, index: int) -> None:
+        now, op = self.now, self.scenario.ops[index]
+        self._mover = index
+        now.started.add(index)
+        now.precedence[index] = frozenset(now.over)
+        now.lines.append(f"start {index}: {words(op)}")
+        self.stage.will(op.do)
+        now.running[index] = real_ops.begin(self.machine, op, self._numbers[index])
+        self._names.flushing = any(self.scenario.ops[i].do in FLUSHES for i in now.running)
+
+    def _fail(self, name: Choice, errno: int) -> None:
+        now = self.now
+        named = now.held.pop(name)
+        self._mover = named.op
+        now.faults += 1
+        self.stage.doubt()
+        gate = self.machine.gate
+        if errno == RECONNECT:
+            now.lines.append(f"cut the connection of {say(name)}; it may be made again")
+            gate.cut(named.io)
+            image = named.io.image
+            self.machine.reactor.until(lambda: bool(gate.connections(image)), _RECONNECTS)
+            return
+        gone = errno == CUT
+        # Failover's commit goes on after its answer, and what a client asked for after it is gone.
+        over = frozenset(
+            i
+            for i in now.over
+            if self.scenario.ops[i].do != "failover" and now.answers[i] != "gone"
+        )
+        unstarted = frozenset(range(self.threads)) - now.started
+        hit = Hit(
+            named.io.image, "metadata" if named.meta else named.verb, named.start,
+            0 if named.meta else named.count, EIO if gone else errno, gone,
+            over, unstarted,
+            named.op if self.scenario.ops[named.op].do in READS and not named.meta else None,
+        )  # fmt: skip
+        now.failed.append((named, hit))
+        if gone:
+            now.lines.append(f"cut the connection of {say(name)} for good")
+            gate.refuse(named.io.image)
+            gate.cut(named.io.image)
+        else:
+            now.lines.append(f"fail {say(name)} with errno {errno}")
+            gate.fail(named.io, errno)
+
+    def _arrives(self, io: HeldIO) -> bool:
+        """The gate's policy: what to hold. Also where what must never be asked for is seen.
+
+        What is not to be held as a choice passes at once where nobody else waits for the same
+        connection. Else, how QEMU goes on may depend on how fast an answer comes (whether a
+        coroutine yields or not), so such a request waits until QEMU is still: :meth:`_be_still`.
+        """
+        data = self._names.is_data(io)
+        if not self._live:
+            if data:
+                self.watch.answered(io)
+            return False
+        if data:
+            if self.watching and self.violation is None:
+                self.violation = self.watch.arrived(io)
+            return True
+        if self._alone(io.image):
+            return False
+        self._passing.append(io)
+        return True
+
+    def _alone(self, image: str) -> bool:
+        """Whether nobody else waits for an answer from this image, and no command is under way."""
+        now, ops = self.now, self.scenario.ops
+        under_way = now.running.keys() - now.over
+        if len(under_way) < 2:
+            return True
+        if any(ops[op].do in CHAIN_COMMANDS for op in under_way) or self._passing:
+            return False
+        return all(io.image != image for io in self.machine.gate.held)
+
+    def _settle(self) -> None:
+        now = self.now
+        self._be_still()
+        self._look()
+        if not now.held and not self._startable() and len(now.over) < len(now.started):
+            self._wait()
+        self._state.settled(now)
+
+    def _be_still(self) -> None:
+        """Let pass what need not wait, one by one, until QEMU asks for no more of that."""
+        machine = self.machine
+        machine.settle()
+        while self._passing:
+            self._passing.sort(key=lambda io: (io.image, io.seq))
+            io = self._passing.pop(0)
+            if machine.gate.holds(io):  # its connection may have broken meanwhile
+                machine.gate.release(io)
+                machine.settle()
+
+    def _wait(self) -> None:
+        """Nothing is held, and yet somebody is not done: a hang, unless a timer has to fire."""
+        deadline = time.monotonic() + PATIENCE
+        while (left := deadline - time.monotonic()) > 0:
+            if self.machine.hopeless(left):
+                return
+            self.machine.reactor.poll(0.02)
+            self._be_still()
+            self._look()
+            if self.now.held or len(self.now.over) == len(self.now.started):
+                return
+
+    def _look(self) -> None:
+        """What became visible: new requests, and answers."""
+        machine, now = self.machine, self.now
+        if machine.qmp.over:
+            raise machine.ended()
+        known = {named.io.seq for named in now.held.values()}
+        known |= {io.seq for io in self._passing}
+        unfinished = [i for i in now.running if i not in now.over]
+        for index in unfinished:
+            self._answered(index)
+        held = machine.gate.held
+        alive = {io.seq for io in held}
+        # A connection of QEMU's went away with what it had asked for, which it may ask for again.
+        dead = [named for named in now.held.values() if named.io.seq not in alive]
+        if dead:
+            now.held = {n: named for n, named in now.held.items() if named not in dead}
+        # Each image has a connection of its own; which of them was read first is our doing.
+        for io in sorted(held, key=lambda io: (io.image, io.seq)):
+            if io.seq not in known:
+                again = (io.image, io.op, io.offset, io.length)
+                mover = next((one.op for one in dead if one.request == again), self._mover)
+                still = [i for i in unfinished if i not in now.over]
+                named = self._names.name(io, mover, unfinished, still)
+                now.held[named.choice] = named
+                self.names.add(named.choice)
+                now.lines.append(f"    {say(named.choice)}")
+
+    def _answered(self, index: int) -> None:
+        """Take an operation's answer, if it is there."""
+        now, op = self.now, self.scenario.ops[index]
+        found = real_ops.answer(self.machine, op, now.running[index])
+        if found is None:
+            return
+        now.answers[index], now.data[index] = found
+        now.over.add(index)
+        now.lines.append(f"    {index} ends: {found[0]}")
+        if op.do in FLUSHES and found[0] == "ok" and self.violation is None:
+            self.violation = self.watch.flushed(now, index)
+
+    def _failed(self, error: MachineError) -> None:
+        """QEMU died or is stuck."""
+        if self.machine.qmp.lost or not self.machine.alive():
+            text = str(self.machine.died())
+            telling = text.split(": ", 1)[-1]
+            self.violation = RealViolation(Verdict.CRASH, text, cause=stable(telling))
+        elif not isinstance(error, BROKEN):  # it is we who went wrong
+            self.now.lines.append(f"cannot go on: {error}")
+            self.now.lost = True
+            self.derailed += 1
+            self.stage.discard()
+            return
+        else:
+            # It lives: what went away is a client's connection.
+            kind = Verdict.HANG if isinstance(error, MachineDied) else verdict_of(error)
+            self.violation = RealViolation(kind, str(error), cause=stable(str(error)))
+        self.now.lines.append(f"{self.violation.kind}: {self.violation.text}")
+
+    def _never_began(self, error: MachineError) -> None:
+        """QEMU died, is stuck or refuses to work in the setup: that is no less a finding."""
+        if self.stage.machine is not None:
+            self.machine = self.stage.machine
+            if self.machine.qmp.lost or not self.machine.alive():
+                error = self.machine.died()
+        verdict, telling = verdict_of(error), str(error)
+        if verdict is Verdict.CRASH:
+            telling = telling.split(": ", 1)[-1]
+        self.violation = RealViolation(verdict, f"{BEFORE}{error}", cause=BEFORE + stable(telling))
+        self.now.lines.append(f"{verdict}: {self.violation.text}")

@@ -1,0 +1,210 @@
+"""Findings: grouped by cause.
+
+A thousand schedules that hit one assertion are one finding. It is shown by its shortest schedule of
+the fewest operations, and it counts only when fresh QEMUs show it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import qmpshim
+from qmpshim.conformance.bundles.case_file import integers, strings
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
+from qmpshim.errors import InputError, decoding
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.system import Choice
+
+FORMAT = 1
+SightingKey = tuple[Verdict, str, frozenset[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A violation in one scenario: its shortest schedule, and in how many it was seen."""
+
+    scenario: RealScenario
+    violation: RealViolation
+    schedule: tuple[Choice, ...]
+    lines: tuple[str, ...]
+    count: int
+
+    @property
+    def key(self) -> SightingKey:
+        """What went wrong, why, and what failed: of several that are equal here one is enough."""
+        return self.violation.kind, self.violation.cause, failing(self.schedule)
+
+    def joined(self, other: Sighting) -> Sighting:
+        """Both, which are equal: the shorter schedule, and how many there were."""
+        shortest = min(self, other, key=lambda one: len(one.schedule))
+        return replace(shortest, count=self.count + other.count)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One cause, with the smallest case that shows it.
+
+    :ivar verdict: None in a schedule that was recorded by hand and showed nothing wrong
+    :ivar contract: seen in a scenario that keeps to QEMU's documents
+    :ivar count: schedules in which it was seen
+    :ivar scenarios: names of those it was seen in
+    :ivar schedule: of :attr:`scenario`, the steps to take
+    :ivar lines: what happened, a line a step
+    :ivar replays: how often it showed itself again, of how many times
+    :ivar known: id of the known finding this is, or ``""``
+    :ivar crash_points: how the images are looked at, as in :class:`~.crash_points.CrashPoints`
+    :ivar all_io: qcow2's own I/O is held, too
+    :ivar allocation: what the setup left in each qcow2 image, as in :mod:`~.setup_state`; empty:
+        not recorded
+    """
+
+    verdict: Verdict | None
+    cause: str
+    text: str
+    contract: bool
+    count: int
+    scenarios: tuple[str, ...]
+    scenario: RealScenario
+    schedule: tuple[Choice, ...]
+    lines: tuple[str, ...]
+    replays: tuple[int, int] = (0, 0)
+    known: str = ""
+    errnos: tuple[int, ...] = ()
+    build: dict[str, Any] = field(default_factory=dict)
+    crash_points: str = "none"
+    all_io: bool = False
+    allocation: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether it showed itself every time."""
+        return self.tried and self.replays[0] == self.replays[1]
+
+    @property
+    def tried(self) -> bool:
+        """Whether it was run again at all: there may have been no time for that."""
+        return self.replays[1] > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As :func:`finding_from_json` reads it."""
+        return {
+            "qmpshim": qmpshim.__version__,
+            "format": FORMAT,
+            "kind": "schedule",
+            "verdict": None if self.verdict is None else self.verdict.value,
+            "cause": self.cause,
+            "text": self.text,
+            "contract": self.contract,
+            "count": self.count,
+            "scenarios": list(self.scenarios),
+            "scenario": self.scenario.to_json(),
+            "errnos": list(self.errnos),
+            "schedule": [list(choice) for choice in self.schedule],
+            "trace": list(self.lines),
+            "replays": list(self.replays),
+            "known": self.known,
+            "build": self.build,
+            "crash_points": self.crash_points,
+            "all_io": self.all_io,
+            **({"allocation": self.allocation} if self.allocation else {}),
+        }
+
+
+def finding_from_json(value: Any) -> Finding:
+    """The reverse of :meth:`Finding.to_json`.
+
+    :raises InputError: it is no finding, or one of another format
+    """
+    with decoding("the finding"):
+        if value["format"] != FORMAT or value["kind"] != "schedule":
+            raise InputError(f"a finding of format {value['format']}; this reads {FORMAT}")
+        scenario = scenario_from_json(value["scenario"])
+        return Finding(
+            None if value["verdict"] is None else Verdict(value["verdict"]),
+            str(value["cause"]),
+            str(value["text"]),
+            bool(value["contract"]),
+            int(value.get("count", 1)),
+            strings(value.get("scenarios", [])),
+            scenario,
+            tuple(_choice(choice, len(scenario.ops)) for choice in value["schedule"]),
+            strings(value.get("trace", [])),
+            (int(value["replays"][0]), int(value["replays"][1])),
+            str(value.get("known", "")),
+            integers(value.get("errnos", [])),
+            dict(value.get("build", {})),
+            str(value.get("crash_points", "none")),
+            bool(value.get("all_io", False)),
+            {str(name): str(told) for name, told in dict(value.get("allocation", {})).items()},
+        )
+
+
+#: The types of what follows a step's name: operation, which I/O, the how manieth, errno.
+_STEPS: Mapping[str, tuple[type, ...]] = {
+    "start": (int,),
+    "io": (int, str, int),
+    "fail": (int, str, int, int),
+}
+
+
+def _choice(value: Any, operations: int) -> Choice:
+    """A step of a schedule.
+
+    :param operations: how many there are, concurrent ones
+    :raises TypeError, ValueError: it is none
+    """
+    if not isinstance(value, list) or not value or value[0] not in _STEPS:
+        raise ValueError(f"{value!r} is no step of a schedule")
+    if tuple(type(part) for part in value[1:]) != _STEPS[value[0]]:
+        raise TypeError(f"{value!r} is no step of a schedule")
+    if not -1 <= value[1] < operations:
+        raise ValueError(f"{value!r}: there are {operations} operations")
+    return tuple(value)
+
+
+def failing(schedule: Sequence[Choice]) -> frozenset[str]:
+    """The I/Os that a schedule lets fail: image and verb, as in ``hidden write``."""
+    return frozenset(" ".join(str(step[2]).split()[:2]) for step in schedule if step[0] == "fail")
+
+
+def group(
+    sightings: Sequence[Sighting], known: Callable[[Finding], str] = lambda finding: ""
+) -> list[Finding]:
+    """One finding for each verdict and cause; contract scenarios speak for it if there are any.
+
+    What is known and what is not are not one, though they have the same cause: each sighting is
+    asked for.
+
+    :param known: the id of the known finding that this is, or ``""``
+    """
+    groups: dict[tuple[Verdict, str, str], list[Finding]] = {}
+    for sighting in sightings:
+        finding = _alone(sighting)
+        finding = replace(finding, known=known(finding))
+        key = (sighting.violation.kind, finding.cause, finding.known)
+        groups.setdefault(key, []).append(finding)
+    findings = []
+    for same in groups.values():
+        best = min(same, key=lambda f: (not f.contract, len(f.scenario.ops), len(f.schedule)))
+        scenarios = tuple(dict.fromkeys(name for one in same for name in one.scenarios))
+        count = sum(one.count for one in same)
+        findings.append(replace(best, count=count, scenarios=scenarios))
+    return findings
+
+
+def _alone(sighting: Sighting) -> Finding:
+    violation, scenario = sighting.violation, sighting.scenario
+    return Finding(
+        violation.kind,
+        violation.cause,
+        violation.text,
+        scenario.contract,
+        sighting.count,
+        (scenario.name,),
+        scenario,
+        sighting.schedule,
+        sighting.lines,
+    )

@@ -1,0 +1,243 @@
+"""What an exploration of a real QEMU gave: by scenario, by finding; as JSON and as text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qmpshim.conformance.check.case import CANNOT_BE_TESTED
+from qmpshim.conformance.document import scenario_object
+from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints, How
+from qmpshim.conformance.explore.harness.io_naming import step_object
+from qmpshim.conformance.explore.report.findings import Finding, Sighting
+from qmpshim.errors import name_errnos
+
+
+@dataclass(slots=True)
+class ScenarioResult:
+    """What exploring one scenario gave.
+
+    :ivar exhaustive: every schedule was taken, or is equivalent to one that was
+    :ivar cut_short: its time was over before that
+    :ivar derailed: executions that could not be followed; too many mean a harness at fault
+    :ivar in_part: executions in which an I/O failed that the model does not do: what then ended
+        with an error was not looked at any closer
+    :ivar looks: at crash points, as :attr:`RealSystem.looks` has them
+    :ivar skipped: why this build cannot do the scenario, or ``""``
+    """
+
+    name: str
+    contract: bool
+    exhaustive: bool = False
+    cut_short: bool = False
+    schedules: int = 0
+    steps: int = 0
+    depth: int = 0
+    distinct: int = 0
+    seconds: float = 0.0
+    derailed: int = 0
+    in_part: int = 0
+    skipped: str = ""
+    looks: Counter[str] = field(default_factory=Counter)
+    sightings: list[Sighting] = field(default_factory=list)
+
+    def add(self, before: ScenarioResult) -> None:
+        """Count in what was done of this scenario before it was begun anew."""
+        self.schedules += before.schedules
+        self.steps += before.steps
+        self.seconds += before.seconds
+        self.derailed += before.derailed
+        self.in_part += before.in_part
+        self.looks += before.looks
+        seen = {one.key: one for one in self.sightings}
+        for one in before.sightings:
+            seen[one.key] = seen[one.key].joined(one) if one.key in seen else one
+        self.sightings = list(seen.values())
+
+
+@dataclass(slots=True)
+class ExploreReport:
+    """An exploration's result.
+
+    :ivar build: name and version
+    :ivar findings: new ones first, then known ones; each showed itself again on fresh QEMUs
+    :ivar crash_points: at which the images were looked at
+    :ivar unconfirmed: what did not do so every time (a race of QEMU's, or a harness at fault), or
+        could not be tried for want of time
+    :ivar interrupted: this is what there was until somebody ended it
+    :ivar bundles: where those that were kept are
+    """
+
+    build: str
+    version: tuple[int, ...]
+    mode: str
+    seed: int
+    faults: bool
+    scenarios: list[ScenarioResult]
+    findings: list[Finding]
+    seconds: float
+    jobs: int
+    unconfirmed: list[Finding] = field(default_factory=list)
+    crash_points: CrashPoints = NO_CRASH_POINTS
+    interrupted: bool = False
+    bundles: list[tuple[Finding, Path]] = field(default_factory=list)
+
+    @property
+    def looks(self) -> Counter[str]:
+        """At crash points, as :attr:`RealSystem.looks` has them."""
+        return sum((one.looks for one in self.scenarios), Counter())
+
+    @property
+    def chose_nothing(self) -> str:
+        """Why no crash point was looked at although some were asked for; ``""``: one was."""
+        if self.crash_points.how is How.NONE or self.looks[""]:
+            return ""
+        where = _many(self.schedules, "schedule")
+        return f"--crash-points {self.crash_points}: none in {where}"
+
+    @property
+    def untried(self) -> list[Finding]:
+        """What was seen, and not run again for want of time."""
+        return [finding for finding in self.unconfirmed if not finding.tried]
+
+    @property
+    def new(self) -> list[Finding]:
+        """Findings that nobody has written up yet and that replay."""
+        return [finding for finding in self.findings if not finding.known]
+
+    @property
+    def unexplained(self) -> list[Finding]:
+        """What nobody has written up yet and did not replay every time: something diverged."""
+        return [finding for finding in self.unconfirmed if not finding.known]
+
+    @property
+    def schedules(self) -> int:
+        return sum(one.schedules for one in self.scenarios)
+
+    @property
+    def steps(self) -> int:
+        return sum(one.steps for one in self.scenarios)
+
+    @property
+    def exhaustive(self) -> bool:
+        """Whether every scenario that this build can do was exhausted."""
+        return not self.interrupted and all(one.exhaustive or one.skipped for one in self.scenarios)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON."""
+        return {
+            "build": self.build,
+            "version": list(self.version),
+            "mode": self.mode,
+            "seed": self.seed,
+            "faults": self.faults,
+            "seconds": round(self.seconds, 3),
+            "jobs": self.jobs,
+            "schedules": self.schedules,
+            "steps": self.steps,
+            "exhaustive": self.exhaustive,
+            "crash_points": {
+                "chosen": str(self.crash_points),
+                "looked_at": self.looks[""],
+                "never": self.crash_points.unmet(self.looks),
+            },
+            "interrupted": self.interrupted,
+            "scenarios": [
+                {
+                    "name": one.name,
+                    "contract": one.contract,
+                    "exhaustive": one.exhaustive,
+                    "schedules": one.schedules,
+                    "steps": one.steps,
+                    "depth": one.depth,
+                    "distinct": one.distinct,
+                    "seconds": round(one.seconds, 3),
+                    "crash_points": one.looks[""],
+                    "derailed": one.derailed,
+                    "judged_in_part": one.in_part,
+                    "skipped": one.skipped,
+                }
+                for one in self.scenarios
+            ],
+            "findings": [self._told(finding) for finding in self.findings],
+            "unconfirmed": [self._told(finding) for finding in self.unconfirmed],
+        }
+
+    def _told(self, finding: Finding) -> dict[str, Any]:
+        """A finding; what replays it, in sectors, is in its bundle."""
+        value = finding.to_json()
+        for of_bundles in ("qmpshim", "format", "kind"):
+            del value[of_bundles]
+        bundle = next((place for one, place in self.bundles if one is finding), None)
+        return {
+            **value,
+            "scenario": scenario_object(finding.scenario),
+            "schedule": [step_object(choice) for choice in finding.schedule],
+            "bundle": str(bundle) if bundle else None,
+        }
+
+
+def render(report: ExploreReport) -> str:
+    """The report as text."""
+    version = ".".join(map(str, report.version))
+    contract = [one for one in report.scenarios if one.contract]
+    many = _many(len(report.scenarios), "scenario")
+    lines = [
+        f"{report.build} (QEMU {version}), {report.mode}: {many} "
+        f"({len(contract)} within the contract), {_many(report.schedules, 'schedule')}, "
+        f"{_many(report.steps, 'step')} in {report.seconds:.1f} s with "
+        f"{_many(report.jobs, 'process')}" + (", with faults" if report.faults else ""),
+    ]
+    left = [one.name for one in report.scenarios if not one.exhaustive and not one.skipped]
+    if left:
+        more = f" and {len(left) - 8} more" if len(left) > 8 else ""
+        lines.append(f"not exhausted: {', '.join(left[:8])}{more}")
+    for one in report.scenarios:
+        if one.skipped:
+            lines.append(f"{CANNOT_BE_TESTED}: {one.name}: {one.skipped}")
+    derailed = sum(one.derailed for one in report.scenarios)
+    if derailed:
+        many = _many(derailed, "schedule")
+        lines.append(f"{many} could not be followed (a timer of QEMU's came between)")
+    if report.crash_points.how is not How.NONE:
+        never = report.crash_points.unmet(report.looks)
+        lines.append(
+            f"{_many(report.looks[''], 'crash point')} looked at"
+            + (f"; no step is {', '.join(map(repr, never))}" if never else "")
+        )
+    in_part = sum(one.in_part for one in report.scenarios)
+    if in_part:
+        lines.append(
+            f"{_many(in_part, 'schedule')} judged in part: an I/O of qcow2's own failed, "
+            "and what then ended with an error may have done any part of it"
+        )
+    if not report.findings and not report.unconfirmed:
+        lines.append("no divergence")
+    for finding in (*report.findings, *report.unconfirmed):
+        side = "contract" if finding.contract else "robustness"
+        state = f"known: {finding.known}" if finding.known else "NEW"
+        if not finding.confirmed:
+            state += ", NOT CONFIRMED"
+        lines.append("")
+        lines.append(f"{str(finding.verdict).upper()} ({side}, {state}): {finding.text}")
+        lines.append(
+            f"  {_many(finding.count, 'schedule')} in {', '.join(finding.scenarios[:6])}"
+            + (" ..." if len(finding.scenarios) > 6 else "")
+            + f"; {_replays(finding, report.interrupted)}"
+        )
+        lines += [f"    {line}" for line in finding.lines]
+    return name_errnos("\n".join(lines))
+
+
+def _replays(finding: Finding, interrupted: bool) -> str:
+    if not finding.tried:
+        return f"seen, not confirmed: {'interrupted' if interrupted else 'time was up'}"
+    return f"replays {finding.replays[0]} of {finding.replays[1]} on fresh QEMUs"
+
+
+def _many(count: int, noun: str) -> str:
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun}{'es' if noun.endswith('s') else 's'}"

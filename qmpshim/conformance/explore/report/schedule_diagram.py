@@ -1,0 +1,46 @@
+"""A finding as a sequence diagram in text: a lane for each operation, time downwards."""
+
+from __future__ import annotations
+
+from qmpshim.conformance.explore.harness.trace import What, read_line
+from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.report.model_diagram import LANE, row
+from qmpshim.conformance.explore.scenarios import words
+
+_CELLS = {
+    What.START: "* starts",
+    What.COMPLETE: "* {0.io}",
+    What.FAIL: "* FAILS: {0.io} {0.text}",
+    What.CUT: "* CUT: {0.io} {0.text}",
+    What.ARRIVES: "| asks: {0.io}",
+    What.ENDS: "| ends: {0.text}",
+}
+
+
+def diagram(finding: Finding) -> str:
+    """The diagram of a finding's trace.
+
+    ``*`` is a step that the schedule takes, ``|`` what QEMU does on its own: asks its disks for
+    something, or ends an operation.
+    """
+    ops = finding.scenario.ops
+    lines = [f"scenario {finding.scenario.name}"]
+    if finding.scenario.setup:
+        lines.append("before: " + ", ".join(words(op) for op in finding.scenario.setup))
+    lines += ["", *row("", [f"op {index}: {words(op)}" for index, op in enumerate(ops)])]
+    lines += row("", ["-" * (LANE - 2)] * len(ops))
+    number = 0
+    for line in finding.lines:
+        told = read_line(line)
+        if told.op is None:
+            lines.append(f"      {told.text}")
+            continue
+        cells = ["|"] * len(ops)
+        cells[told.op] = _CELLS[told.what].format(told)
+        label = ""
+        if told.what.is_step:
+            number += 1
+            label = str(number)
+        lines += row(label, cells)
+    lines += ["", f"{finding.verdict}: {finding.text}"]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Findings replayed here or exported as stand-alone scripts."""

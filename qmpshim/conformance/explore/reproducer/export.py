@@ -1,0 +1,207 @@
+"""Writes a finding as a script of its own, to attach to a bug report: Python, a QEMU, nothing else.
+
+Two ways, and the simpler one that can express the schedule is taken:
+
+* *blkdebug*: everything is QEMU's own. One request at the secondary disk is caught by a breakpoint
+  (``qemu-io DRIVE "break read_aio A"``) while the other operations run, and then resumed.
+* *NBD*: the script is the NBD server of all three disks and holds the requests itself, for
+  schedules that blkdebug's breakpoints cannot tell apart.
+"""
+
+from __future__ import annotations
+
+import pprint
+from collections import Counter
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from qmpshim.conformance.explore.harness.history import CUT, RECONNECT
+from qmpshim.conformance.explore.harness.trace import What, read_line
+from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.reproducer.symptoms import arrivals, sign_of
+from qmpshim.conformance.explore.scenarios import CHAIN_COMMANDS, HOLES
+from qmpshim.errors import InputError
+from qmpshim.machine.chain.gated import PRIMARY_IMAGES, Form, images_of
+
+_TEMPLATES = Path(__file__).with_name("templates")
+_NEEDS = {
+    Form.REPLICATION: "with the replication driver",
+    Form.BACKUP: "with the NBD driver",
+    Form.FLEECING: "of 7.0 or later",
+    Form.PRIMARY: "with the replication and the quorum driver",
+}
+
+
+def export_script(finding: Finding, breakpoints: bool = True) -> str:
+    """The reproducer's text, a Python program: run it with the QEMU binary as its argument.
+
+    :param breakpoints: False: hold the requests by NBD even where blkdebug can
+    :raises InputError: the finding is a schedule that showed nothing wrong
+    """
+    if finding.verdict is None:
+        raise InputError("this schedule was recorded as one that shows nothing wrong")
+    scenario = finding.scenario
+    overlays = [name for name in images_of(scenario.form) if name not in PRIMARY_IMAGES]
+    case: dict[str, Any] = {
+        "title": f"{finding.verdict}: {finding.text}",
+        "build": finding.build,
+        "form": scenario.form.value,
+        "images": [*images_of(scenario.form)],
+        "size": scenario.size,
+        "cluster": scenario.cluster,
+        "qcow2": [*overlays] if scenario.secondary == "raw" else ["secondary", *overlays],
+        "setup": [[op.do, op.start, op.count] for op in scenario.setup],
+        "ops": [[op.do, op.start, op.count] for op in scenario.ops],
+        "trace": finding.lines,
+        "sign": sign_of(finding),
+    }
+    steps = blkdebug_steps(finding) if breakpoints else None
+    if steps is not None:
+        if "steps" in case["sign"]:
+            case["sign"]["steps"] = len(steps)
+        return _fill("blkdebug.py.in", {**case, "schedule": steps})
+    case |= {
+        "holes": any(op.do in HOLES for op in (*scenario.setup, *scenario.ops)),
+        "reconnect": RECONNECT in (*finding.errnos, *(step[-1] for step in finding.schedule)),
+        "all_io": finding.all_io,
+        "schedule": nbd_steps(finding),
+    }
+    return _fill("nbd.py.in", case)
+
+
+def _fill(name: str, case: dict[str, Any]) -> str:
+    text = (_TEMPLATES / name).read_text()
+    for part in ("common", "end"):
+        text = text.replace(f"@{part.upper()}@\n", (_TEMPLATES / f"{part}.py.in").read_text())
+    lines = "\n".join(f"    {line}" for line in case.pop("trace"))
+    text = text.replace("@NEEDS@", _NEEDS[Form(case["form"])])
+    text = text.replace("@TITLE@", case["title"].replace('"""', "'''").replace("\\", "/"))
+    text = text.replace("@TRACE@", lines.replace("\\", "/"))
+    return text.replace("@CASE@", pprint.pformat(case, width=96, sort_dicts=False))
+
+
+def nbd_steps(finding: Finding) -> list[list[Any]]:
+    """The schedule for who does not know whose a request is: by its name and number alone.
+
+    Steps are ``["start", operation]``, ``["complete", name, number]``, ``["fail", name, number,
+    errno]``, and ``cut`` and ``reconnect`` of the connection that a request came by.
+    """
+    there = Counter[tuple[int, str]]()
+    number: dict[tuple[object, ...], int] = {}
+    for asked, of_all, whose in chain.from_iterable(arrivals(finding)):
+        number[whose, asked, there[whose, asked]] = of_all
+        there[whose, asked] += 1
+    steps: list[list[Any]] = []
+    for choice in finding.schedule:
+        if choice[0] == "start":
+            steps.append(["start", choice[1]])
+            continue
+        op, name, nth, *errno = choice[1:]
+        what = [name, number.get((op, name, nth), nth)]
+        if not errno:
+            steps.append(["complete", *what])
+        elif errno[0] in (CUT, RECONNECT):
+            steps.append(["cut" if errno[0] == CUT else "reconnect", *what])
+        else:
+            steps.append(["fail", *what, errno[0]])
+    return steps
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A request that was held: from which step on, and which step completed it."""
+
+    what: str
+    op: int
+    arrival: int
+    end: int
+
+
+def blkdebug_steps(finding: Finding) -> list[list[Any]] | None:
+    """The schedule in breakpoints, or ``None`` where they cannot express it.
+
+    They can when at most one request at a time has to wait while an operation starts, and when it
+    is a read or write of the secondary disk that the start of its own operation made at once: a
+    breakpoint catches the next request of a kind, whosever it is. A command that waits for what is
+    held keeps the monitor, and with it the breakpoint's end, from us: a checkpoint does so on 5.1
+    to 6.0 (``blk_unref()`` in ``secondary_do_checkpoint()`` drains), the removal of an export even
+    after its answer. Steps are ``["break",
+    event]``, ``["start", operation]``, ``["resume"]``; what is held after the last is let go then.
+    """
+    scenario = finding.scenario
+    if scenario.form is not Form.REPLICATION or scenario.secondary != "raw":
+        return None
+    failing = finding.errnos or any(step[0] == "fail" for step in finding.schedule)
+    if failing or sign_of(finding)["kind"] in ("corruption now", "requests"):
+        return None
+    spans = _spans(finding)
+    for command, start, end in _running(finding):
+        do = scenario.ops[command].do
+        if do != "checkpoint":  # who knows what it leaves to be done after its answer
+            end = len(finding.schedule)
+        if do in CHAIN_COMMANDS and any(s.arrival < end and start < s.end <= end for s in spans):
+            return None
+    starts = [place for place, choice in enumerate(finding.schedule) if choice[0] == "start"]
+    waiting = [s for s in spans if any(s.arrival < start < s.end for start in starts)]
+    for span in waiting:
+        image, verb = span.what.split()[:2]
+        alone = [s for s in spans if s.arrival == span.arrival] == [span]
+        others = [s for s in waiting if s.arrival < span.end and span.arrival < s.end]
+        own = finding.schedule[span.arrival] == ("start", span.op)
+        if image != "secondary" or verb not in ("read", "write") or not own:
+            return None
+        if not alone or others != [span]:
+            return None
+    if not waiting and len(starts) > 1 and any(start > 1 for start in starts):
+        return None  # nothing would keep the operations apart as the schedule does
+    steps: list[list[Any]] = []
+    for place, choice in enumerate(finding.schedule):
+        for span in waiting:
+            if span.arrival == place:
+                steps.append(["break", f"{span.what.split()[1]}_aio"])
+            if span.end == place:
+                steps.append(["resume"])
+        if choice[0] == "start":
+            steps.append(["start", choice[1]])
+    return steps
+
+
+def _running(finding: Finding) -> list[tuple[int, int, int]]:
+    """From the trace: each operation with the steps that started and ended it."""
+    place, found = -1, {}
+    for line in finding.lines:
+        told = read_line(line)
+        place += told.what.is_step
+        if told.what is What.START and told.op is not None:
+            found[told.op] = (place, len(finding.schedule))
+        elif told.what is What.ENDS and told.op in found:
+            found[told.op] = (found[told.op][0], place)
+    return [(op, start, end) for op, (start, end) in found.items()]
+
+
+def _spans(finding: Finding) -> list[_Span]:
+    """What was held when, from the trace."""
+    place = -1
+    arrived: list[tuple[str, int, int]] = []
+    for line in finding.lines:
+        told = read_line(line)
+        if told.what.is_step:
+            place += 1
+        elif told.what is What.ARRIVES and told.op is not None:
+            arrived.append((told.name, told.op, place))
+    spans = []
+    for what, op, arrival in arrived:
+        end = next(
+            (
+                later
+                for later in range(arrival + 1, len(finding.schedule))
+                if finding.schedule[later][0] != "start"
+                and finding.schedule[later][1] == op
+                and f"{finding.schedule[later][2]}" == what
+            ),
+            len(finding.schedule),
+        )
+        spans.append(_Span(what, op, arrival, end))
+    return spans

@@ -1,0 +1,202 @@
+"""What a finding looks like to somebody who has no qmpshim: the sign its reproducer looks for.
+
+A sign is a dictionary with a ``kind``, which the templates know (``templates/end.py.in``):
+
+* ``corruption``, ``corruption now``, ``unreadable``, ``probe``: what there is to see is said by
+  the word;
+* ``crash``: QEMU ends in one of the ``phases`` (of the setup, the steps, the end), when so many
+  ``steps`` of the script's were taken, ``how`` it did (a signal or an exit status), and what it
+  said, after the ``prefix``, fits the regular expression ``cause``;
+* ``hang``: one of the operations ``unanswered`` is not answered, or QEMU hangs in the end;
+* ``setup``: an operation of the setup fails with this ``text``;
+* ``answers``: these operations answer so, and those that are ``unread`` return nothing of that
+  operation's; ``status``: so does replication's status in the end;
+* ``requests``: these requests are made, which must not be yet;
+* ``new data``: the guest reads what one of these operations wrote;
+* ``orders``: what was seen fits none of the ends that the model gives for each order;
+* ``unknown``: somebody has to look.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from qmpshim.conformance.explore.checkers.crash_points import AFTER_A_CRASH
+from qmpshim.conformance.explore.checkers.linearizability import Judge
+from qmpshim.conformance.explore.checkers.quorum import NOT_READ_BACK
+from qmpshim.conformance.explore.checkers.sequential import Seen
+from qmpshim.conformance.explore.harness.run import AFTER, BEFORE
+from qmpshim.conformance.explore.harness.trace import What, read_line
+from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.scenarios import cut_off
+from qmpshim.conformance.known.folder import known_findings
+from qmpshim.model.chain.behaviour import behaviour_of
+from qmpshim.model.check.verdict import Verdict
+
+Sign = dict[str, Any]
+_UNKNOWN: Sign = {"kind": "unknown"}
+_NOWADAYS = (10, 0, 0)  # the version of a finding that does not say
+_FAULT = re.compile(r", (?:after|beside) (?:a failed \w+ \w+|the \w+ disk went away)$")
+_PROBES = ("the view changes with the next primary write", "a primary write afterwards fails",
+           "a read afterwards fails", "a guest write afterwards fails",
+           "the next guest write is not on the primary disk",
+           "the next guest write is not on the secondary disk")  # fmt: skip
+_HOW = re.compile(r"QEMU (was killed by \w+|exited with status \d+)")
+_PATHS = r" json:\{.*\}"  # a node's description, with temporary paths
+_WHOLE = re.compile(
+    r"(guest_read|primary_read|view|primary|secondary|hidden|active): .* instead of .*"
+)
+
+
+def sign_of(finding: Finding) -> Sign:
+    """What the reproducer of a finding looks for."""
+    cause = _FAULT.sub("", finding.cause)
+    if finding.verdict in (Verdict.CRASH, Verdict.HANG) and AFTER_A_CRASH in cause:
+        return _UNKNOWN
+    if finding.verdict is Verdict.CRASH:
+        return _crash(finding)
+    if cause.startswith(BEFORE):
+        return {"kind": "setup", "text": cause.removeprefix(BEFORE)}
+    if finding.verdict is Verdict.HANG:
+        return {"kind": "hang", "unanswered": _unanswered(finding)}
+    if finding.verdict is Verdict.CORRUPTION:
+        if not cause.endswith(AFTER_A_CRASH):
+            return {"kind": "corruption"}
+        return _UNKNOWN if "a fresh QEMU" in cause else {"kind": "corruption now"}
+    if cause.removesuffix(", after a failed checkpoint") in _PROBES:
+        return {"kind": "probe"}
+    if cause == "the view cannot be read":
+        return {"kind": "unreadable"}
+    if cause == "new data before old is saved":
+        return _requests(finding)
+    if cause.endswith(": new data after an I/O error"):
+        return {"kind": "new data", "owners": _primaries(finding)}
+    if cause.endswith(": not in the status"):
+        return {"kind": "status", "status": None}
+    if found := re.fullmatch(r"final status (.*)", cause):
+        return {"kind": "status", "status": None if found[1] == "None" else found[1]}
+    if found := re.match(r"(\w+) (?:answers|says success after) ", cause):
+        return _answers(finding, found[1])
+    if _WHOLE.fullmatch(cause) or cause in (
+        "reads and disks fit no order",
+        "answers do not fit together",
+        "primary and secondary disk differ",
+    ):
+        return _orders(finding)
+    return _UNKNOWN
+
+
+def _crash(finding: Finding) -> Sign:
+    """How QEMU ends, where, and with which words; a write-up says how else builds put them."""
+    ways = [one.cause for one in known_findings() if one.covers(finding, _version(finding))]
+    prefix = next((one for one in (BEFORE, AFTER) if finding.cause.startswith(one)), "")
+    phases = ["setup"] if prefix == BEFORE else ["steps", "end"]
+    if not prefix and _unanswered(finding):
+        phases = ["steps"]
+    how = _HOW.search(finding.text)
+    return {
+        "kind": "crash",
+        "phases": phases,
+        "steps": len(finding.schedule),
+        "how": how[1] if how else None,
+        "prefix": prefix,
+        "cause": "|".join(ways) or re.escape(finding.cause),
+    }
+
+
+def _unanswered(finding: Finding) -> list[int]:
+    """The operations that were started and not answered."""
+    lines = [read_line(line) for line in finding.lines]
+    over = {told.op for told in lines if told.what is What.ENDS}
+    return [t.op for t in lines if t.what is What.START and t.op is not None and t.op not in over]
+
+
+def _version(finding: Finding) -> tuple[int, ...]:
+    return tuple(finding.build.get("version", ())) or _NOWADAYS
+
+
+def arrivals(finding: Finding) -> list[list[tuple[str, int, int]]]:
+    """What was asked for before the first step and after each: name, number of the name, operation.
+
+    The number counts all requests of that name, whosever: a reproducer does not know whose one is.
+    """
+    found: list[list[tuple[str, int, int]]] = [[]]
+    count: dict[str, int] = {}
+    for line in finding.lines:
+        told = read_line(line)
+        if told.what.is_step:
+            found.append([])
+        elif told.what is What.ARRIVES and told.op is not None:
+            number = count[told.name] = count.get(told.name, -1) + 1
+            found[-1].append((told.name, number, told.op))
+    return found
+
+
+def _requests(finding: Finding) -> Sign:
+    last = [[name, number] for name, number, _ in arrivals(finding)[-1]]
+    return {"kind": "requests", "requests": last} if last else _UNKNOWN
+
+
+def _primaries(finding: Finding) -> list[int]:
+    scenario = finding.scenario
+    return [scenario.number(i) for i, op in enumerate(scenario.ops) if op.do == "primary_write"]
+
+
+def _answers(finding: Finding, do: str) -> Sign:
+    lines = [read_line(line) for line in finding.lines]
+    told = {t.op: t.text for t in lines if t.what is What.ENDS and t.op is not None}
+    plain = {i: re.sub(_PATHS, "", text) for i, text in told.items()}
+    same = {i: text for i, text in plain.items() if finding.scenario.ops[i].do == do}
+    # Of several operations of this kind those that answered so.
+    wrong = {i: text for i, text in same.items() if f"{do} answers {text}" in finding.cause}
+    if not same:
+        return _UNKNOWN
+    sign: Sign = {"kind": "answers", "answers": wrong or same}
+    if finding.cause.endswith(NOT_READ_BACK):
+        ops, write = finding.scenario.ops, next(iter(same))
+        own = finding.scenario.number(write) if do == "guest_write" else 0
+        reads = [i for i, op in enumerate(ops) if op.do == "guest_read"]
+        sign["unread"] = dict.fromkeys(reads, own)
+    return sign
+
+
+def _orders(finding: Finding) -> Sign:
+    """All ends that the model allows, by order and cell by cell (see :mod:`.judge`)."""
+    if any(step[0] == "fail" for step in finding.schedule):
+        return _UNKNOWN
+    judge = Judge(finding.scenario, behaviour_of(_version(finding)))
+    orders: list[dict[str, Any]] = []
+    for order, end in judge.straight.items():
+        told = _end(finding, end, judge.cells)
+        if told is None:
+            return _UNKNOWN
+        told = {"order": [step for step in order if step >= 0], **told}
+        if told not in orders:
+            orders.append(told)
+    return {"kind": "orders", "cells": [list(cell) for cell in judge.cells], "orders": orders}
+
+
+def _end(finding: Finding, end: Seen, cells: list[tuple[int, int]]) -> dict[str, Any] | None:
+    """One end: the answers, and by what is read the owner in each cell; ``None``: not so simple."""
+    whole: dict[str, Any] = {
+        name: getattr(end, name) for name in ("primary", "secondary", "hidden", "active", "view")
+    }
+    for index, data in enumerate(end.data):
+        if data is not None:
+            op, size = finding.scenario.ops[index], finding.scenario.size
+            after = (None,) * (size - op.start - op.count)
+            whole[f"read {index}"] = ((None,) * op.start) + data + after
+    # Who is cut off does not learn how it went.
+    cut = cut_off(finding.scenario.ops)
+    maybe = [["gone"] if op.do in cut else [] for op in finding.scenario.ops]
+    answers = [[text, *gone] for text, gone in zip(end.answers, maybe, strict=True)]
+    told: dict[str, Any] = {"answers": answers}
+    for name, sectors in whole.items():
+        if sectors is None:
+            continue
+        pieces = [set(sectors[low:high]) for low, high in cells]
+        if any(len(piece) != 1 for piece in pieces):
+            return None
+        told[name] = [piece.pop() for piece in pieces]
+    return told

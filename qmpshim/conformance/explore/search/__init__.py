@@ -1,0 +1,1 @@
+"""Exploration of scenarios in worker processes, and minimization of what is found."""

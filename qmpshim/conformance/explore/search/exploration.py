@@ -1,0 +1,155 @@
+"""``qmpshim explore``: many scenarios' schedules on one real QEMU build, in several processes.
+
+:func:`explore_real` does it all: it explores, groups what it found by cause, makes each finding
+small, proves it by running it again on fresh QEMUs, and sets aside what is known.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
+from qmpshim.conformance.explore.report.findings import Finding, group
+from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult, render
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.search.minimize import confirm
+from qmpshim.conformance.explore.search.search import Task
+from qmpshim.conformance.explore.search.workers import Board, Progress, here, in_processes
+from qmpshim.conformance.known.matching import Known, recogniser
+from qmpshim.errors import BuildError, InputError
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.model.explore.explorer import Mode
+
+Run = Callable[[Task, Sequence[RealScenario], int, Board], list[ScenarioResult]]
+
+_WORTH_IT = 0.1  # of the budget
+_EXPLORING = 0.8  # of the time that there is: what was found has to be confirmed, too
+_LONGEST = 0.9  # of a limit, for exploring
+_CONFIRMING = 3.0  # seconds beyond the budget, for what was found late
+
+__all__ = ["ExploreReport", "Progress", "ScenarioResult", "explore_real", "render"]
+
+
+def explore_real(
+    build: Build,
+    scenarios: Sequence[RealScenario],
+    mode: Mode = Mode.AUTO,
+    faults: Sequence[int] = (),
+    budget: float | None = None,
+    jobs: int = 1,
+    seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+    known: Sequence[Known] = (),
+    minimise: bool = True,
+    crash_points: CrashPoints = NO_CRASH_POINTS,
+    all_io: bool = False,
+    limit: float | None = None,
+    interrupted: Callable[[ExploreReport], None] = lambda report: None,
+) -> ExploreReport:
+    """Explore *scenarios* on *build*.
+
+    :param mode: ``AUTO`` is ``STATEFUL`` here, since
+        :mod:`~qmpshim.conformance.explore.harness.state` tells where an execution is
+    :param faults: errnos a held I/O may end with instead; empty: no faults
+    :param budget: seconds for everything, shared out among the scenarios; modes by chance need one.
+        What was found late is confirmed for a few seconds more
+    :param jobs: processes at most, each with a QEMU of its own; a scenario is explored by one
+    :param crash_points: look at the images after each step, as a crash would leave them
+    :param all_io: hold every request to the images, qcow2's own among them
+    :param known: findings that are written up
+    :param limit: seconds for everything, not shared out: where it is over everything ends
+    :param interrupted: at a KeyboardInterrupt, which is passed on, told what there is by then
+    :raises BuildError: the build cannot do any of the scenarios
+    :raises InputError: there are none
+    """
+    if not scenarios:
+        raise InputError("there is no scenario to explore")
+    if mode is Mode.AUTO:
+        mode = Mode.STATEFUL
+    jobs = max(1, min(jobs, len(scenarios)))
+    version = read_version(build)[0]
+    began = time.monotonic()
+    task = Task(build, version, mode, tuple(faults), budget, seed, crash_points, all_io)
+    if mode.by_chance and budget is None:
+        budget = 60.0
+    end: float | None = None  # of everything
+    if budget is not None:
+        task.budget, task.deadline, end = budget * _EXPLORING, began + budget, budget + _CONFIRMING
+    if limit is not None and (end is None or limit < end):
+        task.deadline, end = began + limit * _LONGEST, limit
+    board = Board(len(scenarios), progress)
+    recognise = recogniser(known, version)
+    results: list[ScenarioResult] | None = None
+    findings: list[Finding] = []
+    confirmed: list[Finding] = []
+
+    def report(results: list[ScenarioResult], findings: list[Finding]) -> ExploreReport:
+        findings.sort(key=lambda f: (bool(f.known), not f.contract, f.verdict, f.cause))
+        return ExploreReport(
+            build.name,
+            version,
+            mode.value,
+            seed,
+            bool(faults),
+            results,
+            [finding for finding in findings if finding.confirmed],
+            time.monotonic() - began,
+            jobs,
+            [finding for finding in findings if not finding.confirmed],
+            crash_points,
+        )
+
+    try:
+        run: Run = in_processes if jobs > 1 else here
+        results = _explore(run, task, scenarios, jobs, board)
+        if results and all(one.skipped and not one.sightings for one in results):
+            raise BuildError(f"{build.name}: {results[0].skipped}")
+        findings = _grouped(results, recognise)
+        for number, finding in enumerate(findings):
+            until = None
+            if end is not None:
+                now = time.monotonic()
+                until = now + (began + end - now) / (len(findings) - number)
+            words = (build, minimise, task.errnos, crash_points, all_io, until)
+            confirmed.append(confirm(finding, *words))
+    except KeyboardInterrupt:
+        if results is None:
+            results = board.so_far()
+            findings = _grouped(results, recognise)
+        partial = report(results, [*confirmed, *findings[len(confirmed) :]])
+        partial.interrupted = True
+        interrupted(partial)
+        raise
+    return report(results, confirmed)
+
+
+def _grouped(
+    results: Sequence[ScenarioResult], recognise: Callable[[Finding], str]
+) -> list[Finding]:
+    """What was seen, new things first: should time be short, they are confirmed."""
+    sightings = [sighting for one in results for sighting in one.sightings]
+    return sorted(group(sightings, recognise), key=lambda finding: bool(finding.known))
+
+
+def _explore(
+    run: Run, task: Task, scenarios: Sequence[RealScenario], jobs: int, board: Board
+) -> list[ScenarioResult]:
+    """Explore them all; those that their share of the budget cut short once more, with the rest."""
+    began = time.monotonic()
+    results = run(task, scenarios, jobs, board)
+    given_up: list[tuple[int, ScenarioResult]] = []
+    while task.budget is not None:
+        left = task.budget - (time.monotonic() - began)
+        short = [n for n, one in enumerate(results) if one.cut_short and not one.skipped]
+        if not short or left < _WORTH_IT * task.budget:
+            break
+        given_up += [(n, results[n]) for n in short]
+        board.again([results[n] for n in short])
+        again = run(replace(task, budget=left), [scenarios[n] for n in short], jobs, board)
+        for n, one in zip(short, again, strict=True):
+            results[n] = one
+    for n, one in given_up:
+        results[n].add(one)
+    return results

@@ -1,0 +1,277 @@
+"""Exploring the model: which discipline, which scenarios, how long; the result is data."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qmpshim.conformance.document import scenario_object
+from qmpshim.conformance.explore.report.model_diagram import (
+    render,
+    schedule_from_text,
+    schedule_text,
+)
+from qmpshim.errors import InputError, decoding, no_such
+from qmpshim.model.chain.protocols import DISCIPLINES, HONEST, CowRequestDiscipline
+from qmpshim.model.explore.explorer import Mode, explore, shortest
+from qmpshim.model.explore.model_system import ModelSystem
+from qmpshim.model.explore.system import Violation
+from qmpshim.model.explore.walk import Budget, Schedule, Statistics
+from qmpshim.model.mutants import SABOTAGES
+from qmpshim.model.scenario import Scenario, scenario_from_json
+from qmpshim.model.scenarios import SCENARIOS, scenario_named
+
+HONEST_NAMES = tuple(kind.name for kind in HONEST)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A violation and how to see it again.
+
+    :ivar minimal: there is no shorter schedule with a violation
+    """
+
+    violation: Violation
+    schedule: Schedule
+    minimal: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """For a report."""
+        violation = self.violation
+        return {
+            "verdict": violation.kind.value,
+            "text": violation.text,
+            "operation": violation.op,
+            "cluster": violation.cluster,
+            "schedule": schedule_text(self.schedule),
+            "steps": len(self.schedule),
+            "minimal": self.minimal,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRun:
+    """One scenario under one discipline.
+
+    :ivar exhaustive: every schedule was taken, or an equivalent one
+    """
+
+    discipline: str
+    scenario: Scenario
+    mode: Mode
+    exhaustive: bool
+    statistics: Statistics
+    outcomes: int
+    findings: tuple[Finding, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For a report."""
+        return {
+            "discipline": self.discipline,
+            "scenario": scenario_object(self.scenario),
+            "mode": self.mode.value,
+            "exhaustive": self.exhaustive,
+            "statistics": asdict(self.statistics),
+            "outcomes": self.outcomes,
+            "findings": [finding.to_json() for finding in self.findings],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """Everything that was explored.
+
+    :ivar skipped: runs the budget left no time for, as (discipline, scenario)
+    """
+
+    runs: tuple[ModelRun, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+    @property
+    def clean(self) -> bool:
+        """No violation anywhere."""
+        return not any(run.findings for run in self.runs)
+
+    @property
+    def exhaustive(self) -> bool:
+        """Nothing was left out."""
+        return not self.skipped and all(run.exhaustive for run in self.runs)
+
+    def to_json(self) -> dict[str, Any]:
+        """For a report."""
+        return {
+            "clean": self.clean,
+            "exhaustive": self.exhaustive,
+            "runs": [run.to_json() for run in self.runs],
+            "skipped": [list(pair) for pair in self.skipped],
+        }
+
+
+def discipline_list() -> dict[str, str]:
+    """Every name :func:`system_for` knows, with what it is in one line."""
+    return {
+        name: SABOTAGES[name].about
+        if name in SABOTAGES and name not in DISCIPLINES
+        else (DISCIPLINES[name].__doc__ or "").split("\n")[0].replace("``", "")
+        for name in discipline_names()
+    }
+
+
+def discipline_names() -> list[str]:
+    """Every name :func:`system_for` knows: disciplines, then sabotaged ones."""
+    return [*DISCIPLINES, *(name for name in SABOTAGES if name not in DISCIPLINES)]
+
+
+def system_for(discipline: str, scenario: Scenario, late_wakes: bool = False) -> ModelSystem:
+    """A scenario under a discipline or a sabotaged one, by name, judged by an honest one.
+
+    :raises InputError: there is no such discipline
+    """
+    if discipline in DISCIPLINES:
+        kind = DISCIPLINES[discipline]
+        reference = kind if kind in HONEST else CowRequestDiscipline
+        return ModelSystem(scenario, kind, reference, late_wakes=late_wakes)
+    if discipline in SABOTAGES:
+        return SABOTAGES[discipline].system(scenario)
+    listing = "qmpshim explore --model --discipline list"
+    raise InputError(no_such("discipline", discipline, discipline_names(), listing))
+
+
+def scenarios_for(what: str) -> list[Scenario]:
+    """The scenarios that a word on the command line means.
+
+    :param what: ``all``, the name of a shipped one, or a JSON file with one or a list of them
+    :raises InputError: it means nothing
+    """
+    if what == "all":
+        return list(SCENARIOS.values())
+    path = Path(what)
+    if not (path.suffix == ".json" or path.is_file()):
+        return [scenario_named(what)]
+    try:
+        with decoding(what):
+            value = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{what}: {error.strerror}") from error
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise InputError(f"{what}: no scenarios")
+    return [scenario_from_json(each) for each in values]
+
+
+def explore_model(
+    disciplines: Iterable[str] = HONEST_NAMES,
+    scenarios: Iterable[Scenario] = tuple(SCENARIOS.values()),
+    seconds: float | None = None,
+    mode: Mode = Mode.AUTO,
+    *,
+    stop: bool = True,
+    seed: int = 0,
+    preemptions: int = 3,
+    late_wakes: bool = False,
+    progress: Callable[[ModelRun], None] | None = None,
+) -> ModelReport:
+    """Explore scenarios under disciplines.
+
+    :param seconds: for all of it together; ``None``: no limit (the modes by chance need one)
+    :param stop: at a run's first violation; its schedule is then made as short as possible
+    :param late_wakes: also explore how late woken coroutines go on
+    :param progress: hears of every run
+    :raises InputError: there is no such discipline, or a mode by chance has no limit
+    """
+    if seconds is None and mode in (Mode.RANDOM, Mode.PREEMPTION):
+        raise InputError(f"mode {mode.value} goes on for ever without a budget")
+    end = None if seconds is None else time.monotonic() + seconds
+    pairs = [
+        (name, scenario)
+        for scenario in scenarios
+        for name in disciplines
+        if not scenario.disciplines or name in scenario.disciplines or name not in HONEST_NAMES
+    ]
+    if not pairs:
+        raise InputError("none of these scenarios is one for any of these disciplines")
+    runs, skipped = [], []
+    for index, (name, scenario) in enumerate(pairs):
+        left = None if end is None else end - time.monotonic()
+        if left is not None and left <= 0:
+            skipped.append((name, scenario.name))
+            continue
+        if left is not None and mode in (Mode.RANDOM, Mode.PREEMPTION):
+            left /= len(pairs) - index  # otherwise the first would take it all
+        system = system_for(name, scenario, late_wakes)
+        result = explore(system, mode, Budget(left), stop=stop, seed=seed, preemptions=preemptions)
+        run = ModelRun(
+            name,
+            scenario,
+            result.mode,
+            result.exhaustive,
+            result.statistics,
+            len(result.outcomes),
+            tuple(_finding(system, *found) for found in result.violations),
+        )
+        runs.append(run)
+        if progress is not None:
+            progress(run)
+    return ModelReport(tuple(runs), tuple(skipped))
+
+
+def _finding(system: ModelSystem, violation: Violation, schedule: Schedule) -> Finding:
+    shorter = shortest(system, len(schedule) - 1)
+    if shorter is None:
+        return Finding(violation, schedule, minimal=False)
+    seen = replay_model(system, shorter)
+    assert seen is not None
+    return Finding(seen, shorter, minimal=True)
+
+
+def replay_model(system: ModelSystem, schedule: Sequence[Any] | str) -> Violation | None:
+    """Take exactly these steps again and say what is wrong after them.
+
+    :param schedule: choices, or the text of a report
+    :raises InputError: one of the steps is not enabled when its turn comes
+    """
+    steps = schedule_from_text(schedule) if isinstance(schedule, str) else tuple(schedule)
+    system.reset()
+    for choice in steps:
+        if choice not in system.enabled():
+            known = schedule_text(system.enabled())
+            raise InputError(f"{schedule_text([choice])} is not enabled there; there are: {known}")
+        system.take(choice)
+    if system.violation is None and not system.enabled():
+        system.finish()
+    return system.violation
+
+
+def diagram(discipline: str, scenario: Scenario, schedule: Sequence[Any] | str) -> str:
+    """The sequence diagram of a schedule.
+
+    :raises InputError: a step is not enabled when its turn comes, or there is no such discipline
+    """
+    steps = schedule_from_text(schedule) if isinstance(schedule, str) else tuple(schedule)
+    replay_model(system := system_for(discipline, scenario), steps)
+    return f"discipline {discipline}, {render(system, steps)}"
+
+
+def summary(report: ModelReport) -> str:
+    """A table, a line a run, and the diagrams of what was found."""
+    lines = [f"{'scenario':<26} {'discipline':<26} {'schedules':>9} {'states':>7} {'depth':>5} "
+             f"{'seconds':>7}  result"]  # fmt: skip
+    diagrams = []
+    for run in report.runs:
+        s = run.statistics
+        result = "exhausted" if run.exhaustive else "not exhausted"
+        if run.findings:
+            result = ", ".join(finding.violation.kind.value for finding in run.findings)
+        lines.append(
+            f"{run.scenario.name:<26} {run.discipline:<26} {s.schedules:>9} {s.states:>7} "
+            f"{s.depth:>5} {s.seconds:>7.2f}  {result}"
+        )
+        diagrams += [
+            diagram(run.discipline, run.scenario, finding.schedule) for finding in run.findings
+        ]
+    lines += [f"{scenario:<26} {name:<26} not started" for name, scenario in report.skipped]
+    return "\n\n".join(["\n".join(lines), *diagrams])

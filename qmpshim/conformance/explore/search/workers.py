@@ -1,0 +1,297 @@
+"""Where scenarios are explored, here or in processes of their own, and how far they are."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+
+from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.report.findings import Sighting
+from qmpshim.conformance.explore.report.report import ScenarioResult
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.search.search import Live, Task, explore_scenario
+from qmpshim.errors import HostError, QmpshimError
+
+_TICK = 0.2  # seconds between two words of progress
+_LEAVE = 5.0  # seconds for a process to end its QEMU
+_LATE = 2.0  # seconds after the deadline until a process is not waited for any more
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an exploration is.
+
+    :ivar schedules: executions so far, :ivar distinct: outcomes of scenarios so far
+    :ivar verdicts: schedules that ended with each verdict
+    :ivar sightings: what went wrong in them
+    """
+
+    scenarios: int
+    of: int
+    schedules: int
+    distinct: int
+    seconds: float
+    verdicts: Counter[str]
+    doing: str
+    sightings: tuple[Sighting, ...] = ()
+
+    @property
+    def rate(self) -> float:
+        """Schedules per second."""
+        return self.schedules / self.seconds if self.seconds else 0.0
+
+
+class Board:
+    """Collects progress from wherever it comes."""
+
+    def __init__(self, total: int, progress: Callable[[Progress], None] | None) -> None:
+        self.total = total
+        self.progress = progress
+        self.began = time.monotonic()
+        self.done: list[ScenarioResult] = []
+        self.live: dict[int, Live] = {}
+        self._last = 0.0
+        self._before: list[ScenarioResult] = []  # of scenarios that are explored again
+
+    def again(self, results: Sequence[ScenarioResult]) -> None:
+        """These are not done after all."""
+        self.done = [one for one in self.done if one not in results]
+        self._before += results
+
+    def so_far(self) -> list[ScenarioResult]:
+        """What is known of the scenarios that were begun, should everything end here."""
+        results = [*self.done, *(live.result() for live in self.live.values())]
+        by_name = {one.name: one for one in results}
+        for before in self._before:
+            if before.name in by_name:
+                by_name[before.name].add(before)
+            else:
+                by_name[before.name] = before
+        return list(by_name.values())
+
+    def tell(self, force: bool = False) -> None:
+        """Report, if it is time to."""
+        now = time.monotonic()
+        if self.progress is None or (not force and now - self._last < _TICK):
+            return
+        self._last = now
+        verdicts: Counter[str] = Counter()
+        explored = [*self._before, *self.done]
+        sightings = [one for result in explored for one in result.sightings]
+        sightings += [one for live in self.live.values() for one in live.sightings]
+        for sighting in sightings:
+            verdicts[sighting.violation.kind.value] += sighting.count
+        schedules = sum(one.schedules for one in explored)
+        schedules += sum(live.schedules for live in self.live.values())
+        self.progress(
+            Progress(
+                len(self.done),
+                self.total,
+                schedules,
+                sum(one.distinct for one in self.done)
+                + sum(live.distinct for live in self.live.values()),
+                now - self.began,
+                verdicts,
+                ", ".join(live.scenario.name for live in self.live.values()),
+                tuple(sightings),
+            )
+        )
+
+
+def _share(task: Task, began: float, waiting: int, jobs: int) -> float | None:
+    """How long the next scenario may take."""
+    if task.budget is None:
+        return None
+    left = task.budget - (time.monotonic() - began)
+    return max(0.05, left * jobs / max(waiting, jobs))
+
+
+def here(
+    task: Task, scenarios: Sequence[RealScenario], jobs: int, board: Board
+) -> list[ScenarioResult]:
+    stage = Stage(task.build)
+    began = time.monotonic()
+    results: list[ScenarioResult] = []
+
+    def tick(live: Live) -> None:
+        board.live[0] = live
+        board.tell()
+
+    try:
+        for number, scenario in enumerate(scenarios):
+            seconds = _share(task, began, len(scenarios) - number, 1)
+            results.append(explore_scenario(stage, scenario, task, seconds, tick))
+            board.done.append(results[-1])
+            board.live.clear()
+        board.tell(force=True)
+    finally:
+        stage.close()
+    return results
+
+
+def _worker(
+    talk: Connection, task: Task, began: float, jobs: int, environment: Mapping[str, str]
+) -> None:
+    """A process of its own: explores what it is given until that is nothing.
+
+    :param environment: for what it starts
+    """
+    os.environ.clear()
+    os.environ.update(environment)
+    stage = Stage(task.build)
+    last, seen = 0.0, 0
+
+    def tick(live: Live) -> None:
+        nonlocal last, seen
+        # What is new is told at once: it must not be lost, whatever happens to this process.
+        if time.monotonic() - last > _TICK or len(live.sightings) != seen:
+            last, seen = time.monotonic(), len(live.sightings)
+            talk.send(("at", live))
+
+    try:
+        while (given := talk.recv()) is not None:
+            place, scenario, waiting = given
+            seconds = _share(task, began, waiting, jobs)
+            talk.send(("done", (place, explore_scenario(stage, scenario, task, seconds, tick))))
+    except QmpshimError as error:
+        with contextlib.suppress(OSError):  # another one told it first
+            talk.send(("failed", error))
+    except (EOFError, BrokenPipeError):
+        pass  # nobody listens any more
+    finally:
+        stage.close()
+
+
+def in_processes(
+    task: Task, scenarios: Sequence[RealScenario], jobs: int, board: Board
+) -> list[ScenarioResult]:
+    """Explore in so many processes, each of which has a pipe of its own to here.
+
+    What has not come a little after the task's deadline is cut short.
+
+    :raises HostError: one of them ended without a word; what it was exploring is not explored
+    """
+    context = multiprocessing.get_context("spawn")
+    began = time.monotonic()
+    workers: dict[Connection, SpawnProcess] = {}
+    todo = deque(enumerate(scenarios))
+    ordered: dict[int, ScenarioResult] = {}
+    at: dict[Connection, str] = {}  # the scenario that each explores
+
+    def give(talk: Connection) -> None:
+        at.pop(talk, None)
+        given = None
+        if todo:
+            place, scenario = todo.popleft()
+            at[talk] = scenario.name
+            given = place, scenario, len(todo) + 1
+        with contextlib.suppress(OSError):  # it has ended: the next look at its pipe tells
+            talk.send(given)
+
+    try:
+        for _ in range(min(jobs, len(scenarios))):
+            talk, theirs = context.Pipe()
+            given = (theirs, task, began, jobs, dict(os.environ))
+            worker = context.Process(target=_worker, args=given, daemon=True)
+            workers[talk] = worker
+            with theirs, _safe_path(), _deaf_to_ctrl_c():
+                worker.start()
+            give(talk)
+        while len(ordered) < len(scenarios):
+            left = None if task.deadline is None else task.deadline + _LATE - time.monotonic()
+            ready = wait(list(at), left if left is None else max(0.0, left))
+            if not ready:
+                break
+            for talk in [one for one in at if one in ready]:
+                try:
+                    what, value = talk.recv()
+                except (EOFError, OSError) as error:
+                    raise _ended(workers[talk], at[talk]) from error
+                number = workers[talk].pid or 0
+                if what == "at":
+                    board.live[number] = value
+                elif what == "failed":
+                    raise value
+                else:
+                    place, result = value
+                    ordered[place] = result
+                    board.done.append(result)
+                    board.live.pop(number, None)
+                    give(talk)
+                board.tell()
+    finally:
+        for talk in workers:
+            talk.close()  # who explores will know that nobody listens
+        leave = time.monotonic() + _LEAVE
+        for worker in workers.values():
+            worker.join(max(0.0, leave - time.monotonic()))
+            if worker.is_alive():
+                worker.terminate()
+                worker.join()
+    for place, scenario in enumerate(scenarios):
+        if place not in ordered:
+            ordered[place] = _cut_short(scenario, board)
+    board.tell(force=True)
+    return [ordered[place] for place in sorted(ordered)]
+
+
+def _cut_short(scenario: RealScenario, board: Board) -> ScenarioResult:
+    """What is known of a scenario whose process did not come back in time."""
+    for number, live in list(board.live.items()):
+        if live.scenario == scenario:
+            del board.live[number]
+            result = live.result()
+            break
+    else:
+        result = ScenarioResult(scenario.name, scenario.contract, cut_short=True)
+    board.done.append(result)
+    return result
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """A Python started in here imports nothing from the working directory.
+
+    multiprocessing starts it by ``-c`` and gives it the import path of this process, but only after
+    its first imports.
+    """
+    before = dict(os.environ)
+    os.environ["PYTHONSAFEPATH"] = "1"
+    os.environ.pop("PYTHONPATH", None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """A process started in here is left alone by Ctrl-C: it ends when nobody listens any more."""
+    resource_tracker.ensure_running()  # it would let SIGINT through again when it is started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _ended(worker: SpawnProcess, scenario: str) -> HostError:
+    """What to say of a process that ended in the middle of a scenario."""
+    worker.join(_LEAVE)
+    how = f"status {worker.exitcode}"
+    if (worker.exitcode or 0) < 0:
+        how = signal.Signals(-(worker.exitcode or 0)).name
+    return HostError(
+        f"a process that explored {scenario} ended with {how}: nothing is known of that scenario; "
+        "if memory was short, explore with fewer jobs"
+    )

@@ -1,0 +1,1 @@
+"""Known defects: the write-ups, and what each of them explains."""

@@ -1,0 +1,177 @@
+"""The boot-sector guest as a workload: what it acknowledged is read off its console."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.pair.console import Console
+from qmpshim.conformance.pair.judge import PairJudge
+from qmpshim.conformance.pair.model import PairModel
+from qmpshim.conformance.pair.plan import PairPlan
+from qmpshim.conformance.pair.workload import Stuck, Workload
+from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.colo.node import Member
+from qmpshim.machine.colo.pair import Pair
+from qmpshim.machine.guest.boot_sector import BLOCK, BootGuest, Line, console_lines
+from qmpshim.model.check.verdict import Verdict
+
+
+class Diary:
+    """What one side's guest acknowledged, and complained of, since the state that it goes on from.
+
+    :ivar written: the numbers of the writes that were acknowledged
+    :ivar complaints: blocks that were not as they had been written, and writes that failed
+    """
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.console = Console(member)
+        self.written: list[int] = []
+        self.complaints: list[Line] = []
+
+    def read(self) -> None:
+        """Take in what has come since the last time."""
+        for line in console_lines(self.console.whole_lines()):
+            if line.kind == "W":
+                self.written.append(line.number)
+            else:
+                self.complaints.append(line)
+
+    def take_over(self, other: Diary, at: int) -> None:
+        """It goes on from the state of *other*; from byte *at* of its console on it speaks so."""
+        other.read()
+        self.console.cut(at, other.console.begun)
+        self.written, self.complaints = [], []
+
+
+class BootWorkload(Workload):
+    """The boot-sector guest in both machines."""
+
+    def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, judge: PairJudge) -> None:
+        super().__init__(plan, pair, model, judge)
+        guest = pair.spec.guest
+        assert isinstance(guest, BootGuest)
+        self.guest: BootGuest = guest
+        self._diaries: dict[str, Diary] = {}
+        self._first = 1  # the first number that the secondary's guest writes anew
+        self._fed = 0  # how many of its writes the model was told
+        self._cut = 0
+
+    async def join(self) -> None:
+        for member in self.pair.members:
+            self._diaries.setdefault(member.name, Diary(member))
+        self._cut = 0
+
+    async def prepare(self) -> None:
+        """Nothing: it boots under COLO."""
+
+    @property
+    def _here(self) -> Diary:
+        return self._diaries[self.pair.primary.name]
+
+    @property
+    def _there(self) -> Diary:
+        return self._diaries[self.pair.secondary.name]
+
+    def secondary_stopped(self) -> None:
+        self._cut = self.pair.secondary.spoken()
+
+    def taken_over(self) -> None:
+        self._there.take_over(self._here, self._cut)
+        last = max(self._here.written, default=0)
+        # A write can be on the disks before its guest was told: then nobody writes it again.
+        done = last + 1 if self._on_disk(self.model.disk, last + 1) else last
+        self._first = done + 1
+        self._fed = 0
+
+    async def write(self, member: Member, count: int, seconds: float = 0.0) -> None:
+        diary = self._diaries[member.name]
+        diary.read()
+        target = len(diary.written) + count
+        deadline = time.monotonic() + max(seconds, self.plan.limit)
+        while len(diary.written) < target:
+            if time.monotonic() > deadline or not member.qemu.alive():
+                raise Stuck(
+                    f"guest of the {member.name}",
+                    f"{count} more writes ({target} in all)",
+                    f"the guest of the {self.pair.role(member)} stands still",
+                )
+            await asyncio.sleep(0.01)
+            diary.read()
+
+    async def write_both(self, count: int) -> None:
+        await self.write(self.pair.primary, count)
+
+    def tell_model(self) -> None:
+        # And the next write, if it is there: it was under way when the guest stopped.
+        self._there.read()
+        written = [number for number in self._there.written if number >= self._first]
+        following = written[-1] + 1 if written else self._first
+        for number in written[self._fed :]:
+            self._wrote(number)
+        self._fed = len(written)
+        if self._reached(following):
+            self._wrote(following)
+            self._fed += 1  # when it is acknowledged it is not told again
+
+    def _wrote(self, number: int) -> None:
+        self.model.guest_wrote(self.guest.place(number) * SECTOR, self.guest.block(number))
+
+    def _reached(self, number: int) -> bool:
+        """Whether write *number* of the secondary's guest is where it goes to."""
+        secondary = self.pair.secondary
+        if self.model.overlaid:
+            return self._on_disk(secondary.disk.read_bytes(), number)
+        return self.judge.holds(
+            secondary.active, self.guest.place(number) * SECTOR, self.guest.block(number)
+        )
+
+    def _on_disk(self, disk: bytes | bytearray, number: int) -> bool:
+        """Whether a disk holds what write *number* writes."""
+        at = self.guest.place(number) * SECTOR
+        return disk[at : at + BLOCK] == self.guest.block(number)
+
+    def complaints(self) -> Iterable[Divergence]:
+        for diary in self._diaries.values():
+            diary.read()
+            for line in diary.complaints:
+                wrong = line.kind == "E"
+                yield Divergence(
+                    Verdict.CONTENT if wrong else Verdict.ERROR_CONTRACT,
+                    f"guest of the {diary.member.name}",
+                    self.model.checkpoints,
+                    f"write {line.number} reads back as written" if wrong else "writes succeed",
+                    "it read something else" if wrong else f"write {line.number} failed",
+                )
+
+    async def promoted(self) -> None:
+        """Nothing: the guest goes on by itself."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    @property
+    def at_checkpoint(self) -> int:
+        return self._first - 1
+
+    def acknowledged(self, member: Member, promised: int) -> Iterable[Divergence]:
+        diary = self._diaries[member.name]
+        diary.read()
+        last = max([promised, *diary.written])
+        disk = member.disk.read_bytes()
+        if self._on_disk(disk, last + 1):
+            last += 1
+        newest = {self.guest.place(number): number for number in range(1, last + 1)}
+        lost = [number for number in newest.values() if not self._on_disk(disk, number)]
+        self.judge.compared += len(newest) * BLOCK
+        if lost:
+            yield Divergence(
+                Verdict.LOST_WRITE,
+                f"acknowledged writes on the disk of the {member.name}",
+                self.model.checkpoints,
+                f"write {lost[0]} of {last}, promised up to {promised}",
+                f"{len(lost)} of {len(newest)} blocks are not as they were acknowledged",
+            )

@@ -1,0 +1,138 @@
+"""What a pair that came to a stop has to say: state, migration, last message, lock, log line."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.errors import MachineError
+from qmpshim.machine.colo.node import Member
+from qmpshim.machine.colo.pair import Pair
+from qmpshim.machine.host.locks import deadlock
+from qmpshim.model.check.verdict import Verdict
+
+_SETTLE = 1.0  # seconds in which what we held up may go on
+_PATIENCE = 3.0  # seconds a side that may be hung is given to answer
+
+
+class Autopsy:
+    """Both sides asked once; see :meth:`perform`.
+
+    :ivar lines: all that was found, a line each
+    """
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.lines: list[str] = []
+        self._alone = False  # one side was taken away: the other is in COLO no longer
+        # By role, so that a cause is called the same whoever took over before:
+        self._ends: dict[str, str] = {}  # how it ended
+        self._locks: dict[str, str] = {}  # its deadlock
+        self._deaf: list[str] = []
+        self._migration: dict[str, tuple[str, str]] = {}  # status, error
+        self._log: dict[str, str] = {}  # the last line of stderr
+
+    async def perform(self) -> None:
+        """Take our hands off, and ask both sides, with little patience."""
+        self.pair.channel.hold()
+        self.pair.channel.release()
+        await asyncio.sleep(_SETTLE)
+        for member in self.pair.members:
+            await self._examine(member)
+        channel = self.pair.channel
+        said = [message.spelling for message, _ in channel.messages]
+        self.lines.append(
+            f"channel: the primary sent {channel.sent} bytes; "
+            f"the secondary said {', '.join(said[-4:]) or 'nothing'}"
+            + (f"; then bytes that are no message: {channel.strange.hex()}" * bool(channel.strange))
+            + (f"; the {channel.closed_by} hung up" if channel.closed_by else "")
+        )
+
+    async def _examine(self, member: Member) -> None:
+        name, role, qemu = member.name, self.pair.role(member), member.qemu
+        if member.given_up:
+            self._alone = True
+            self.lines.append(f"{name}: was killed on purpose")
+            return
+        log = [line for line in qemu.stderr().strip().splitlines() if "warning:" not in line]
+        if log:
+            self._log[role] = log[-1]
+        said = f"; it said: {log[-1]}" if log else ""
+        code = await qemu.ended(0.2)
+        if not qemu.alive():
+            how = signal.Signals(-code).name if code is not None and code < 0 else f"status {code}"
+            self._ends[role] = how
+            self.lines.append(f"{name}: ended by {how}{said}")
+            return
+        locked = deadlock(qemu.pid)
+        if locked:
+            self._locks[role] = locked
+        limit, qemu.limit = qemu.limit, _PATIENCE
+        try:
+            state = await member.status()
+            migration = await qemu.execute("query-migrate")
+            colo = await qemu.execute("query-colo-status")
+            replication = await member.replication_error()
+        except MachineError as error:
+            self._deaf.append(role)
+            self.lines.append(
+                f"{name}: runs and does not answer ({error})"
+                + (f"; {locked}" if locked else "")
+                + said
+            )
+        else:
+            status = str(migration.get("status", "none"))
+            self._migration[role] = status, str(migration.get("error-desc", ""))
+            failed = migration.get("error-desc")
+            self.lines.append(
+                f"{name}: {state}; migration {status}"
+                + (f" ({failed})" if failed else "")
+                + f"; COLO mode {colo['mode']}, reason {colo['reason']}"
+                + f"; replication: {replication or 'no error'}{said}"
+            )
+        finally:
+            qemu.limit = limit
+        events = [event.name for event in member.events if event.name != "MIGRATION_PASS"]
+        self.lines.append(f"{name}: last events: {', '.join(events[-4:]) or 'none'}")
+
+    def cause(self, observed: str = "", verdict: Verdict = Verdict.HANG) -> tuple[Verdict, str]:
+        """The one thing that explains it best: a verdict, and words that stay the same.
+
+        :param observed: what is to be said when QEMU itself has nothing to be blamed for
+        :param verdict: what that is called
+        """
+        for role, how in self._ends.items():
+            # By a signal it crashed; with a status it chose to go, as one does that cannot load
+            # what was migrated to it.
+            ended = Verdict.CRASH if how.startswith("SIG") else Verdict.PROTOCOL
+            return ended, f"{role} ended by {how}: {self._log.get(role, 'no last words')}"
+        for role, locked in self._locks.items():
+            return Verdict.HANG, f"{role} deadlocked: {locked.split(',')[0]}"
+        for role in self._deaf:
+            return Verdict.HANG, f"{role} does not answer QMP"
+        if self.pair.spec.colo and not self._alone:
+            for role, (status, error) in self._migration.items():
+                # What went wrong before there was any migration says more than that there is none.
+                if status != "colo" and not (observed and status == "none"):
+                    return (
+                        Verdict.PROTOCOL,
+                        f"{role}: migration is {status!r} instead of 'colo'"
+                        + (f": {error}" if error else ""),
+                    )
+        return verdict, observed or "both sides answer, and nothing moves"
+
+    def divergence(
+        self,
+        where: str,
+        checkpoint: int,
+        predicted: str,
+        observed: str = "",
+        verdict: Verdict = Verdict.HANG,
+    ) -> Divergence:
+        """The verdict as a divergence; see :meth:`cause`.
+
+        :param where: the step that did not end, e.g. ``checkpoint 4``
+        """
+        found, cause = self.cause(observed, verdict)
+        return Divergence(found, where, checkpoint, predicted, cause)

@@ -1,0 +1,1 @@
+"""Seeded workloads: generated, run against a real chain and the model, shrunk."""

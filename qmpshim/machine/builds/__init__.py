@@ -1,0 +1,1 @@
+"""QEMU builds: where they are found or fetched, what they can do, their QMP schema."""

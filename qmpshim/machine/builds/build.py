@@ -1,0 +1,346 @@
+"""What a QEMU build is, where it is found and how its programs are started.
+
+A build is the system's QEMU, a build tree, an unpacked prefix, or a Debian suite fetched by
+:mod:`qmpshim.machine.builds.debian`. A prefix that holds its own dynamic loader is started through
+    it, with nothing of the host's libraries: a QEMU of 2020 and one of tomorrow run side by side.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import signal
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from qmpshim.errors import BuildError, HostError, InputError, NoSuchBuild, QmpshimError
+from qmpshim.machine.builds import registry
+from qmpshim.machine.builds.loader import library_directories, private_loader
+from qmpshim.machine.host.programs import find_program
+from qmpshim.machine.host.workspace import dies_with_owner
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["installed", "tree", "prefix", "debian"]
+Discipline = Literal["cow-request", "serialising-write", "copy-before-write"]
+Version = tuple[int, int, int]
+
+EMULATOR = "qemu-system-x86_64"
+#: Red Hat ships the emulator under this name, outside PATH.
+_SYSTEM_NAMES = (EMULATOR, "qemu-kvm", "/usr/libexec/qemu-kvm")
+#: Where a build tree keeps the emulator; the last two are the layout before meson (QEMU < 5.2).
+_IN_TREE = ("", "build", "x86_64-softmmu", "build/x86_64-softmmu")
+_IN_PREFIX = ("usr/bin", "bin", "usr/local/bin")
+_FIRMWARE = (
+    "usr/share/qemu",
+    "usr/share/seabios",
+    "usr/lib/ipxe/qemu",
+    "share/qemu",
+    "usr/local/share/qemu",
+)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]*")
+_INSTALL_HINT = "apt-get install qemu-system-x86 qemu-utils"
+_NOT_QEMU = "is not a QEMU system emulator"
+_START_LIMIT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One QEMU and the tools made with it.
+
+    :ivar name: what a person calls it: ``system``, a registered name, or the path given
+    :ivar kind: where it comes from
+    :ivar binary: the system emulator itself
+    :ivar launcher: what comes before a program of this build: the build's own loader, or nothing
+    :ivar arguments: what every emulator start needs: ``-L`` for the build's own firmware
+    :ivar env: variables to add to the environment of the emulator and the tools
+    :ivar tool_directories: where qemu-img and its sisters lie, best place first
+    """
+
+    name: str
+    kind: Kind
+    binary: Path
+    launcher: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict, hash=False)
+    tool_directories: tuple[Path, ...] = ()
+
+    @classmethod
+    def system(cls) -> Build:
+        """The emulator installed on this machine.
+
+        :raises HostError: there is none
+        """
+        for name in _SYSTEM_NAMES:
+            if found := find_program(name):
+                binary = Path(found).resolve()
+                # Tools first beside the name on PATH, then beside what it points to.
+                places = dict.fromkeys((Path(found).parent, binary.parent))
+                return cls("system", "installed", binary, tool_directories=tuple(places))
+        raise HostError(f"no {EMULATOR} on PATH: {_INSTALL_HINT}, or name a build with --qemu")
+
+    def command(self) -> list[str]:
+        """The words that start the emulator; machine and devices follow them."""
+        return [*self.launcher, str(self.binary), *self.arguments]
+
+    def tool(self, name: str) -> list[str]:
+        """The words that start ``qemu-img``, ``qemu-io``, ``qemu-nbd``, ``qemu-storage-daemon``.
+
+        A build without that tool (a tree where only the emulator was made) borrows the host's.
+
+        :raises HostError: neither has it
+        """
+        for directory in self.tool_directories:
+            if os.access(directory / name, os.X_OK):
+                return [*self.launcher, str(directory / name)]
+        if borrowed := find_program(name):
+            logger.info("%s has no %s: using %s", self.name, name, borrowed)
+            return [borrowed]
+        package = "qemu-system-common" if name == "qemu-storage-daemon" else "qemu-utils"
+        raise HostError(f"no {name} for {self.name}: apt-get install {package}")
+
+    def environment(self) -> dict[str, str]:
+        """The whole environment to start the emulator and the tools in."""
+        return {**os.environ, **self.env}
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRow:
+    """One line of the table of builds; ``problem`` says why the build cannot be used, or ''."""
+
+    name: str
+    version: str
+    kind: str
+    place: str
+    discipline: str
+    problem: str = ""
+
+
+def resolve(name_or_path: str | None) -> Build:
+    """The build a person means, known to start.
+
+    :param name_or_path: None or ``system``: the system's; a registered name; a path to an
+        emulator, a build tree or an unpacked prefix; or a program on PATH
+    :raises NoSuchBuild: it is no path, and no build has this name
+    :raises InputError: there is nothing at that path, or it is not a QEMU emulator
+    :raises HostError: the system's is wanted and there is none
+    :raises BuildError: it is a QEMU that does not start or was not made
+    """
+    build = find(name_or_path)
+    read_version(build)
+    return build
+
+
+def find(wanted: str | None) -> Build:
+    """As :func:`resolve`, but whether it starts is found out by starting it.
+
+    Raises what :func:`resolve` raises, but not for a QEMU that does not start.
+    """
+    if wanted is None or wanted == "system":
+        return Build.system()
+    if registry.has(wanted):
+        return _registered(wanted)
+    if wanted.startswith(registry.FETCHED) and not os.path.exists(wanted):
+        raise NoSuchBuild(f"{wanted} is not here yet: qmpshim builds fetch {wanted}")
+    if not wanted:
+        raise NoSuchBuild("the build's name or path is empty")
+    path = Path(os.path.expanduser(wanted))
+    if os.path.isdir(path):
+        return _from_directory(wanted, path.resolve())
+    if os.path.exists(path) or os.sep in wanted:
+        return _from_binary(wanted, path)
+    if found := find_program(wanted):
+        return _from_binary(wanted, Path(found))
+    known = ", ".join(["system", *registry.names()])
+    raise NoSuchBuild(f"no build named {wanted}: give a path to a QEMU, or one of {known}")
+
+
+def read_version(build: Build) -> tuple[Version, str]:
+    """Ask the emulator for its version: the numbers, and QEMU's own words with the package.
+
+    :raises InputError: it is not a QEMU system emulator
+    :raises BuildError: it is one, or may be, and does not start
+    """
+    ended = run_emulator(build, "--version")
+    found = re.match(r"QEMU (?:PC )?emulator version ((\d+)\.(\d+)\.(\d+).*)", ended.stdout)
+    if found:
+        return (int(found[2]), int(found[3]), int(found[4])), found[1].strip()
+    complaint = ended.stderr.strip()
+    said = (complaint or ended.stdout.strip() or "nothing").splitlines()[-1]
+    if ended.returncode < 0:
+        reason = signal.strsignal(-ended.returncode)
+        raise BuildError(f"{build.binary} --version was killed by a signal: {reason}")
+    if "shared librar" in complaint or "version `" in complaint:
+        raise BuildError(f"{build.binary} does not start: {said}")
+    raise InputError(f"{build.binary} {_NOT_QEMU}: asked for --version it said {said[:200]!r}")
+
+
+def run_emulator(build: Build, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the emulator for an answer that it prints and ends.
+
+    :raises InputError: it is no program
+    :raises BuildError: it does not end in time
+    """
+    try:
+        ended = subprocess.run(
+            dies_with_owner([*build.command(), *words]),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=build.environment(),
+            timeout=_START_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(
+            f"{build.binary} {words[0]} did not end within {_START_LIMIT_S:.0f} s"
+        ) from error
+    if ended.returncode in (126, 127) and ended.stderr.startswith("setpriv: "):
+        reason = ended.stderr.strip().rpartition(": ")[2]
+        raise InputError(f"{build.binary} {_NOT_QEMU}: {reason}")
+    return ended
+
+
+def discipline_of(version: Version) -> Discipline:
+    """How this QEMU keeps a copy and a new write apart, by version.
+
+    A micro number of 50 and above is the development of the next release.
+    """
+    if version < (2, 12, 50):
+        return "cow-request"
+    return "serialising-write" if version < (6, 0, 50) else "copy-before-write"
+
+
+# -- places ----------------------------------------------------------------------------------
+
+
+def _from_directory(name: str, place: Path) -> Build:
+    for inside in _IN_TREE:
+        if (place / inside / EMULATOR).is_file():
+            return _from_binary(name, place / inside / EMULATOR)
+    for inside in _IN_PREFIX:
+        if (place / inside / EMULATOR).is_file():
+            return from_prefix(name, place / inside / EMULATOR, place)
+    if any((place / mark).exists() for mark in ("build.ninja", "config-host.mak", "meson.build")):
+        raise BuildError(f"{place} is a tree without {EMULATOR}: build it there first")
+    raise InputError(f"{place} holds no {EMULATOR}, neither a build tree nor an unpacked prefix")
+
+
+def _from_binary(name: str, path: Path) -> Build:
+    if not os.path.exists(path):
+        raise InputError(f"{path} does not exist, or is out of reach for this user")
+    binary = path.resolve()
+    if not binary.is_file():
+        raise InputError(f"{path} {_NOT_QEMU}: it is not a file")
+    if not _is_program(binary):  # execvp(3) would give a text to the shell, line by line
+        raise InputError(f"{path} {_NOT_QEMU}: neither an ELF file nor a script")
+    if not os.access(binary, os.X_OK):
+        raise InputError(f"{path} is not executable: chmod +x {shlex.quote(str(path))}")
+    for tree in (binary.parent, binary.parent.parent):
+        if (tree / "build.ninja").exists() or (tree / "config-host.mak").exists():
+            tools = (binary.parent, tree, tree / "storage-daemon")
+            return Build(name, "tree", binary, tool_directories=tuple(dict.fromkeys(tools)))
+    for root in (binary.parent.parent, binary.parent.parent.parent):
+        if private_loader(binary, root):
+            return from_prefix(name, binary, root)
+    return Build(name, "installed", binary, tool_directories=(binary.parent,))
+
+
+def _is_program(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4).startswith((b"\x7fELF", b"#!"))
+    except OSError:  # execute permission alone is enough to run it
+        return True
+
+
+def from_prefix(name: str, binary: Path, root: Path, kind: Kind = "prefix") -> Build:
+    """A build whose firmware, modules and perhaps libraries lie under ``root``."""
+    if root in (Path("/"), Path("/usr"), Path("/usr/local")):
+        return Build(name, "installed", binary, tool_directories=(binary.parent,))
+    env: dict[str, str] = {}
+    modules = [root / "usr/lib/qemu", root / "lib/qemu", *sorted(root.glob("usr/lib/*/qemu"))]
+    if found := [place for place in modules if any(place.glob("*.so"))]:
+        env["QEMU_MODULE_DIR"] = str(found[0])
+    launcher: tuple[str, ...] = ()
+    libraries = library_directories(root)
+    if loader := private_loader(binary, root):
+        if ":" in str(root):
+            raise HostError(f"{root}: a prefix with its own loader must not have ':' in its path")
+        # The host's cache would lead to libraries of another suite. (The loader's built-in
+        # directories still can, for a library that the prefix lacks.)
+        launcher = (str(loader), "--inhibit-cache", "--library-path", ":".join(libraries))
+    elif libraries:
+        env["LD_LIBRARY_PATH"] = ":".join(
+            [*libraries, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+        )
+    firmware = [
+        word for place in _FIRMWARE if (root / place).is_dir() for word in ("-L", str(root / place))
+    ]
+    return Build(name, kind, binary, launcher, tuple(firmware), env, (binary.parent,))
+
+
+# -- registry --------------------------------------------------------------------------------
+
+
+def add(name: str, place: str | os.PathLike[str]) -> Build:
+    """Register a QEMU that lies elsewhere under a short name; nothing is copied.
+
+    :raises InputError: the name is taken or not a name, or ``place`` is no QEMU
+    :raises BuildError: it does not start
+    :raises HostError: the cache directory cannot be written
+    """
+    if not _NAME.fullmatch(name) or name == "system" or name.startswith("debian-"):
+        raise InputError(f"{name!r} cannot name a build: letters, digits, . _ + @ -; not debian-…")
+    where = Path(os.path.expanduser(place)).absolute()
+    build = resolve(str(where))
+    with registry.lock(), registry.workspace() as workspace:
+        ready = workspace / "entry"
+        ready.mkdir()
+        registry.write(registry.Entry(name, build.kind, str(where)), ready)
+        registry.install(ready, name)
+    return replace(build, name=name)
+
+
+def remove(name: str) -> None:
+    """Forget a build; what a fetch unpacked is deleted with it, other places stay as they are.
+
+    :raises InputError: no such name is registered
+    """
+    if name == "system":
+        raise InputError("the system's build is not ours to remove (apt is its owner)")
+    registry.remove(name)
+
+
+def list_builds() -> list[BuildRow]:
+    """The table of builds: the system's first, then the registered ones; broken ones too."""
+    return [_row(name) for name in ["system", *registry.names()]]
+
+
+def _row(name: str) -> BuildRow:
+    kind, place = "installed", ""
+    try:
+        if name != "system":
+            entry = registry.read(name)
+            kind, place = entry.kind, str(entry.path)
+        build = find(name)
+        version, words = read_version(build)
+        return BuildRow(name, words, build.kind, place or str(build.binary), discipline_of(version))
+    except QmpshimError as error:
+        return BuildRow(name, "", kind, place, "", str(error))
+
+
+def _registered(name: str) -> Build:
+    entry = registry.read(name)
+    if entry.kind == "debian":
+        return from_prefix(name, entry.path / "usr/bin" / EMULATOR, entry.path, "debian")
+    if not entry.path.exists():
+        raise InputError(f"build {name} was in {entry.path}, which is gone: remove {name}")
+    place = entry.path
+    return _from_directory(name, place) if place.is_dir() else _from_binary(name, place)

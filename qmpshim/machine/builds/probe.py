@@ -1,0 +1,362 @@
+"""Find out what a QEMU build can do, by asking it; remembered by the binary's content.
+
+The questions go over QMP to a QEMU without a machine. What the schema promises about block
+drivers is tried where it matters: a driver can be in the schema and yet be in a module that is
+not there, or outside the distribution's white list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import select
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qmpshim.errors import BuildError, CommandFailed, InputError, MachineDied, MachineHung
+from qmpshim.machine.builds import registry
+from qmpshim.machine.builds.build import (
+    Build,
+    Discipline,
+    Version,
+    discipline_of,
+    read_version,
+    run_emulator,
+)
+from qmpshim.machine.host.workspace import check_temporary_directory, dies_with_owner
+
+logger = logging.getLogger(__name__)
+
+#: Raised when a remembered answer must not be believed any more: a new field, a new question.
+_FORMAT = 1
+_LIMIT_S = 30.0
+
+_NULL = {"driver": "null-co", "size": 1048576}
+#: Driver to the least it must be told to be opened. An error that is about the arguments still
+#: shows that the driver is there.
+_TRIALS: dict[str, dict[str, Any]] = {
+    "blkdebug": {"image": _NULL},
+    "blklogwrites": {"file": _NULL, "log": _NULL},
+    "copy-before-write": {"file": _NULL, "target": _NULL},
+    "nbd": {"server": {"type": "unix", "path": "/nonexistent/qmpshim"}},
+    "null-co": {},
+    "qcow2": {"file": _NULL},
+    "quorum": {"children": [_NULL], "vote-threshold": 1},
+    "raw": {"file": _NULL},
+    "replication": {"mode": "primary", "file": _NULL},
+    "snapshot-access": {"file": _NULL},
+    "throttle": {"throttle-group": "none", "file": _NULL},
+}
+_ABSENT = ("Unknown driver '{}'", "Driver '{}' is not whitelisted", "Driver '{}' can only be used")
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What one binary can do.
+
+    :ivar sha256: of the binary, in hexadecimal: the build's identity in reports and bundles
+    :ivar version: the numbers; a micro number of 50 and above is development
+    :ivar version_text: QEMU's own words, with the distribution's package
+    :ivar package: QMP's ``package``: the distribution's or git's words, often empty
+    :ivar discipline: how copies and new writes are kept apart
+    :ivar commands: QMP command to the names of its arguments
+    :ivar events: QMP events
+    :ivar drivers: block drivers that can be opened, as far as tried, else as the schema says
+    :ivar migration: migration capabilities (``x-colo``, ``return-path``, …)
+    :ivar accelerators: ``tcg``, ``kvm``, …: made into this build, not necessarily usable here
+    :ivar machines: machine types
+    :ivar trace_events: events that ``trace-event-set-state`` knows
+    """
+
+    sha256: str
+    version: Version
+    version_text: str
+    package: str
+    discipline: Discipline
+    commands: Mapping[str, tuple[str, ...]] = field(hash=False)
+    events: frozenset[str]
+    drivers: frozenset[str]
+    migration: frozenset[str]
+    accelerators: frozenset[str]
+    machines: frozenset[str]
+    trace_events: frozenset[str]
+
+    @property
+    def replication(self) -> bool:
+        """Block replication is there: the driver and the commands that drive it."""
+        return not self.missing(
+            commands=("xen-set-replication", "xen-colo-do-checkpoint"), drivers=("replication",)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with the fields above; sets are sorted."""
+        return {
+            key: sorted(value) if isinstance(value, frozenset) else value
+            for key, value in asdict(self).items()
+        }
+
+    def missing(self, *, commands: Iterable[str] = (), drivers: Iterable[str] = ()) -> list[str]:
+        """Which of these the build does not have."""
+        return [
+            *(f"command {name}" for name in commands if name not in self.commands),
+            *(f"block driver {name}" for name in drivers if name not in self.drivers),
+        ]
+
+    def require(self, *, commands: Iterable[str] = (), drivers: Iterable[str] = ()) -> None:
+        """:raises BuildError: the build does not have all of these."""
+        if lacking := self.missing(commands=commands, drivers=drivers):
+            raise BuildError(f"QEMU {self.version_text} has no {', no '.join(lacking)}")
+
+    def accepts(self, command: str, argument: str) -> bool:
+        """Whether the command exists and takes this argument."""
+        return argument in self.commands.get(command, ())
+
+
+def probe(build: Build) -> Capabilities:
+    """What the build can do; asked once for each content of the binary.
+
+    :raises BuildError: it does not start, or does not answer
+    :raises InputError: it is not a QEMU system emulator
+    """
+    directory = registry.cache_directory() / "probe"
+    remembered = directory / f"{_FORMAT}-{fingerprint(build.binary)}.json"
+    try:
+        return _from_json(remembered.read_text())
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        logger.info("%s: asking again: %s", remembered, error)
+    capabilities = examine(build)
+    _remember(remembered, json.dumps(capabilities.to_json()))
+    return capabilities
+
+
+def examine(build: Build) -> Capabilities:
+    """As :func:`probe`, without remembering.
+
+    :raises BuildError: it does not start, or does not answer
+    :raises InputError: it is not a QEMU system emulator
+    """
+    version, words = read_version(build)
+    # Not qom-list-types: it loads every module, and 10.0 and 11.1 abort (util/module.c,
+    # dso_init_list not empty) when one is of another build, as the host's may be.
+    accelerators = frozenset(
+        re.findall(r"(?m)^(\w+)$", run_emulator(build, "-accel", "help").stdout)
+    )
+    try:
+        with _Monitor(build) as monitor:
+            commands, events, drivers = _read_schema(monitor.ask("query-qmp-schema"))
+            return Capabilities(
+                sha256=_digest(build.binary),
+                version=version,
+                version_text=words,
+                package=monitor.greeting.get("version", {}).get("package", "").strip(" ()"),
+                discipline=discipline_of(version),
+                commands=commands,
+                events=events,
+                drivers=drivers - set(_absent_drivers(monitor, drivers)),
+                migration=_names(monitor, "query-migrate-capabilities", "capability"),
+                accelerators=accelerators,
+                machines=_names(monitor, "query-machines", "name"),
+                trace_events=_names(monitor, "trace-event-get-state", "name"),
+            )
+    except (MachineDied, MachineHung, CommandFailed, BuildError) as error:
+        raise BuildError(f"{build.binary} cannot be asked what it can do: {error}") from error
+
+
+def fingerprint(binary: Path) -> str:
+    """SHA-256 of a binary in hexadecimal; remembered for as long as size and time stay.
+
+    :raises InputError: it cannot be read
+    """
+    try:
+        status = binary.stat()
+    except OSError as error:
+        raise InputError(f"{binary} cannot be read: {error.strerror}") from error
+    mark = f"{binary}\0{status.st_ino}\0{status.st_size}\0{status.st_mtime_ns}"
+    name = hashlib.sha256(os.fsencode(mark)).hexdigest()[:32]
+    remembered = registry.cache_directory() / "probe" / name
+    try:
+        if re.fullmatch("[0-9a-f]{64}", known := remembered.read_text()):
+            return known
+    except (OSError, ValueError):
+        logger.debug("%s: not seen before", binary)
+    digest = _digest(binary)
+    _remember(remembered, digest)
+    return digest
+
+
+def _digest(binary: Path) -> str:
+    try:
+        with open(binary, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{binary} cannot be read: {error.strerror}") from error
+
+
+# -- questions -------------------------------------------------------------------------------
+
+
+def _names(monitor: _Monitor, command: str, key: str, **arguments: str) -> frozenset[str]:
+    """One member of each object of the answer; nothing when the build lacks the command."""
+    if command == "trace-event-get-state":
+        arguments = {"name": "*"}
+    try:
+        return frozenset(item[key] for item in monitor.ask(command, **arguments))
+    except CommandFailed as error:
+        logger.debug("%s", error)
+        return frozenset()
+
+
+def _read_schema(
+    schema: list[dict[str, Any]],
+) -> tuple[dict[str, tuple[str, ...]], frozenset[str], frozenset[str]]:
+    """Commands with their arguments, events and declared block drivers.
+
+    Source: QEMU docs/devel/qapi-code-gen, "Client JSON Protocol introspection".
+    """
+    types = {entity["name"]: entity for entity in schema}
+
+    def members(name: str) -> tuple[str, ...]:
+        kind = types[name]
+        own = [member["name"] for member in kind.get("members", [])]
+        branches = [other for one in kind.get("variants", []) for other in members(one["type"])]
+        return tuple(dict.fromkeys(own + branches))
+
+    commands = {
+        entity["name"]: members(entity["arg-type"])
+        for entity in schema
+        if entity["meta-type"] == "command"
+    }
+    events = frozenset(entity["name"] for entity in schema if entity["meta-type"] == "event")
+    drivers: frozenset[str] = frozenset()
+    if "blockdev-add" in commands:
+        options = types[types["blockdev-add"]["arg-type"]]
+        (tag,) = (member for member in options["members"] if member["name"] == options["tag"])
+        # The values of an enumeration moved from "values" to "members" in QEMU 6.2.
+        drivers = frozenset(types[tag["type"]]["values"])
+    return commands, events, drivers
+
+
+def _absent_drivers(monitor: _Monitor, declared: frozenset[str]) -> Iterator[str]:
+    for driver in declared & _TRIALS.keys():
+        node = f"probe-{driver}"
+        try:
+            monitor.ask("blockdev-add", driver=driver, **{"node-name": node}, **_TRIALS[driver])
+        except CommandFailed as error:
+            if any(text.format(driver) in error.desc for text in _ABSENT):
+                yield driver
+        else:
+            monitor.ask("blockdev-del", **{"node-name": node})
+
+
+class _Monitor:
+    """A QEMU without a machine, its QMP on stdin and stdout, killed at the end."""
+
+    def __init__(self, build: Build) -> None:
+        self._deadline = time.monotonic() + _LIMIT_S
+        self._unread = b""
+        check_temporary_directory()
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
+        bare = ("-machine", "none", "-nodefaults", "-no-user-config", "-display", "none")
+        self._process = subprocess.Popen(
+            dies_with_owner([*build.command(), *bare, "-qmp", "stdio"]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+            env=build.environment(),
+        )
+        self.greeting: dict[str, Any] = {}
+
+    def __enter__(self) -> _Monitor:
+        try:
+            self.greeting = self._read().get("QMP", {})
+            self.ask("qmp_capabilities")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_reason: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._complaints):
+            if pipe:
+                pipe.close()
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """The answer to one command; events are passed over.
+
+        :raises BuildError: this is not QMP
+        :raises CommandFailed: QEMU answers with an error
+        :raises MachineDied: it went away
+        :raises MachineHung: it does not answer in time
+        """
+        assert self._process.stdin
+        line = json.dumps({"execute": command, "arguments": arguments}) + "\n"
+        try:
+            self._process.stdin.write(line.encode())
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            logger.debug("QEMU has gone: the read below says why")
+        while True:
+            message = self._read()
+            if "return" in message:
+                return message["return"]
+            if "error" in message:
+                raise CommandFailed(command, message["error"]["class"], message["error"]["desc"])
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout
+        while b"\n" not in self._unread:
+            left = self._deadline - time.monotonic()
+            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
+                raise MachineHung(f"no QMP answer within {_LIMIT_S:.0f} s")
+            more = os.read(self._process.stdout.fileno(), 1 << 20)
+            if not more:
+                raise MachineDied(self._last_words())
+            self._unread += more
+        line, _, self._unread = self._unread.partition(b"\n")
+        try:
+            message: dict[str, Any] = dict(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise BuildError(f"it speaks no QMP: {line[:80].decode(errors='replace')!r}") from error
+        return message
+
+    def _last_words(self) -> str:
+        status = self._process.wait(timeout=5)
+        self._complaints.seek(0)
+        said = self._complaints.read().decode(errors="replace").strip().splitlines()
+        return f"exit status {status}, {said[-1] if said else 'without a word'}"
+
+
+# -- memory ----------------------------------------------------------------------------------
+
+
+def _remember(path: Path, text: str) -> None:
+    """Write a cache file whole or not at all; a cache that cannot be written is no error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as parts:
+            part = Path(parts) / path.name
+            part.write_text(text)
+            os.replace(part, path)
+    except OSError as error:
+        logger.info("%s is not remembered: %s", path.name, error)
+
+
+def _from_json(text: str) -> Capabilities:
+    stored: dict[str, Any] = dict(json.loads(text))
+    for key, value in stored.items():
+        if isinstance(value, list):
+            stored[key] = tuple(value) if key == "version" else frozenset(value)
+    stored["commands"] = {name: tuple(words) for name, words in stored["commands"].items()}
+    return Capabilities(**stored)

@@ -1,0 +1,514 @@
+"""A real QEMU whose disks are all on the gate, with the whole chain open and nobody moving.
+
+The synchronous sister of :class:`~qmpshim.machine.chain.secondary.SecondaryChain`: the same nodes
+and exports (``secondary``, ``hidden``, ``active``, ``top``; ``primary``, ``guest``), but each image
+is an NBD export of ours, and every call returns only when QEMU is still. Offsets are bytes.
+
+The primary's chain is here, too: ``primary``, its own disk, and ``secondary``, which stands for the
+NBD export of the other side, below ``forward`` and ``top``; ``guest`` is its one export.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from qmpshim.errors import (
+    BuildError,
+    CommandFailed,
+    HostError,
+    MachineDied,
+    MachineError,
+    MachineHung,
+    NotStarted,
+)
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.quiescence import Stillness, resting
+from qmpshim.machine.host.manual_event_loop import Reactor
+from qmpshim.machine.host.process import last_words
+from qmpshim.machine.host.workspace import Workspace, dies_with_owner
+from qmpshim.machine.nbd.gate.gate import Gate
+from qmpshim.machine.nbd.gate.store import MemoryStore
+from qmpshim.machine.nbd.protocol import Op
+from qmpshim.machine.nbd.status_client import WireStatus
+from qmpshim.machine.qmp.nonblocking import WireNbd, WireQmp
+
+log = logging.getLogger(__name__)
+
+IMAGES = ("secondary", "hidden", "active")  # of the secondary's chain
+PRIMARY_IMAGES = ("primary", "secondary")  # of the primary's: raw, both
+_ROOM = 1 << 20  # bytes a qcow2 image may grow to, beyond its virtual size
+_LIMIT = 20.0  # seconds for what needs nobody's help
+_ASLEEP = 10.0  # seconds for which QEMU may have slept already when it is looked at
+
+
+class Form(StrEnum):
+    """What is built."""
+
+    REPLICATION = "replication"  # secondary <- hidden <- active <- replication filter
+    BACKUP = "backup"  # secondary <- hidden, with blockdev-backup sync=none
+    FLEECING = "fleecing"  # copy-before-write on the secondary disk, hidden disk as its target,
+    # and snapshot-access above: no job (QEMU 7.2 and later)
+    PRIMARY = "primary"  # the other side: quorum on the primary disk and on the replication filter
+    # that forwards to the secondary disk
+
+
+def images_of(form: Form) -> tuple[str, ...]:
+    """The names of the images of a chain."""
+    if form is Form.PRIMARY:
+        return PRIMARY_IMAGES
+    return IMAGES if form is Form.REPLICATION else IMAGES[:2]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The chain's shape: virtual ``size`` and qcow2 ``cluster`` in bytes.
+
+    :ivar reconnect: seconds that QEMU waits for a broken connection to come back
+    :ivar holes: the secondary disk tells QEMU where it has holes (NBD's block status)
+    :ivar secondary: format of the secondary disk, ``raw`` or ``qcow2``
+    """
+
+    form: Form
+    size: int
+    cluster: int
+    reconnect: int = 0
+    holes: bool = True
+    secondary: str = "raw"
+
+
+@functools.cache
+def blank_qcow2(build: Build, size: int, cluster: int) -> bytes:
+    """The bytes of an empty qcow2 image as a build makes it, with room to grow behind it.
+
+    :raises HostError: there is no qemu-img
+    """
+    with Workspace() as workspace:
+        path = workspace.path / "blank"
+        create = [*build.tool("qemu-img"), "create", "-q", "-f", "qcow2"]
+        command = [*create, "-o", f"cluster_size={cluster}", str(path), str(size)]
+        env = build.environment()
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=30, env=env)
+        except subprocess.SubprocessError as error:
+            raise HostError(f"qemu-img cannot create a {size}-byte image: {error}") from error
+        content = path.read_bytes()
+    room = max(_ROOM, len(content) + 2 * size + 8 * cluster)
+    return content + bytes(room - len(content))
+
+
+@functools.cache
+def filled_qcow2(build: Build, content: bytes, cluster: int) -> bytes:
+    """The bytes of a qcow2 image whose disk holds *content*, with room to grow behind it.
+
+    :raises HostError: there is no qemu-img
+    """
+    with Workspace() as workspace:
+        raw, made = workspace.path / "raw", workspace.path / "qcow2"
+        raw.write_bytes(content)
+        options = f"cluster_size={cluster}"
+        convert = [*build.tool("qemu-img"), "convert", "-q", "-f", "raw", "-O", "qcow2"]
+        command = [*convert, "-o", options, str(raw), str(made)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, env=build.environment())
+        except (OSError, subprocess.SubprocessError) as error:
+            raise HostError(f"qemu-img cannot convert an image: {error}") from error
+        image = made.read_bytes()
+    room = len(blank_qcow2(build, len(content), cluster))
+    return image + bytes(max(0, room - len(image)))
+
+
+class GatedMachine:
+    """One QEMU process, the gate behind it and the clients before it.
+
+    :param build: which QEMU
+    :param shape: the chain to build
+    :param deadline: of all that is waited for, by time.monotonic()
+    :raises BuildError: this QEMU cannot build it
+    :raises OutOfBudget: the deadline is over, here and wherever something is waited for
+    """
+
+    def __init__(self, build: Build, shape: Shape, deadline: float | None = None) -> None:
+        self.build = build
+        self.shape = shape
+        self.reactor = Reactor()
+        self.reactor.deadline = deadline
+        self.workspace = Workspace("gate-")
+        self.gate = Gate(tracing=True)
+        self.stores: dict[str, MemoryStore] = {}
+        self.images = images_of(shape.form)
+        self.clients: dict[str, WireNbd] = {}
+        self._status: WireStatus | None = None  # of the primary's export
+        self.commands: list[dict[str, Any]] = []  # what was sent to set the chain up
+        self.process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    # -- setting up --------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        for name in self.images:
+            raw = name not in self.overlays
+            store = MemoryStore(self.shape.size if raw else self._blank)
+            self.stores[name] = store
+            silent = name in PRIMARY_IMAGES and not self.shape.holes
+            self.gate.add(name, store, without={Op.BLOCK_STATUS} if silent else ())
+        self.reactor.run(self.gate.start(self.workspace.path / "gate"))
+        self._spawn()
+        self.call("qmp_capabilities")
+        path = {"path": str(self.workspace.path / "nbd")}
+        self.call("nbd-server-start", {"addr": {"type": "unix", "data": path}})
+        try:
+            self.build_chain()
+        except CommandFailed as error:
+            raise BuildError(f"{self.build.name} cannot build the chain: {error}") from error
+
+    @property
+    def _blank(self) -> bytes:
+        return blank_qcow2(self.build, self.shape.size, self.shape.cluster)
+
+    def _spawn(self) -> None:
+        ours, theirs = socket.socketpair()
+        argv = [
+            *self.build.command(),
+            *("-machine", "none", "-nodefaults", "-display", "none", "-no-user-config"),
+            *("-chardev", f"socket,id=qmp,fd={theirs.fileno()}"),
+            *("-qmp", "chardev:qmp"),
+        ]
+        directory = self.workspace.path
+        try:
+            with (
+                theirs,
+                (directory / "stdout").open("wb") as out,
+                (directory / "stderr").open("wb") as err,
+            ):
+                self.process = subprocess.Popen(
+                    dies_with_owner(argv),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    env=self.build.environment(),
+                    pass_fds=(theirs.fileno(),),
+                )
+        except OSError as error:
+            ours.close()
+            raise HostError(f"cannot run {argv[0]}: {error.strerror}") from error
+        self.qmp = WireQmp(self.reactor, ours)
+        if not self.reactor.until(lambda: self.qmp.greeting is not None or self.qmp.over, _LIMIT):
+            raise NotStarted(f"{self.build.name} did not greet in {_LIMIT:g} s")
+        if self.qmp.wrong is not None:
+            raise NotStarted(f"{self.build.name} does not speak QMP: {self.qmp.wrong}")
+        if self.qmp.greeting is None:
+            said = self.stderr().strip().splitlines()
+            raise NotStarted(f"{self.build.name} ended at once" + (f": {said[-1]}" if said else ""))
+        assert self.process is not None
+        self._stillness = Stillness(self.process.pid)
+        self.reactor.hopeless = self.hopeless
+
+    @property
+    def overlays(self) -> tuple[str, ...]:
+        """Which of the images are qcow2 and can break: the secondary disk too, if it is one."""
+        raw = PRIMARY_IMAGES if self.shape.secondary == "raw" else PRIMARY_IMAGES[:1]
+        return tuple(name for name in self.images if name not in raw)
+
+    @property
+    def version(self) -> tuple[int, int, int]:
+        """QEMU's version, as it said."""
+        assert self.qmp.greeting is not None
+        numbers = self.qmp.greeting["QMP"]["version"]["qemu"]
+        return numbers["major"], numbers["minor"], numbers["micro"]
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def call(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Run a QMP command with nothing held (see :meth:`WireQmp.call`)."""
+        return self.qmp.call(command, arguments, _LIMIT)
+
+    def build_chain(self) -> None:
+        """Open the images as they are now, and connect.
+
+        :raises CommandFailed: QEMU cannot
+        """
+        form = self.shape.form
+        batch: list[tuple[str, dict[str, Any]]] = [self._node("secondary", self.shape.secondary)]
+        if form is Form.PRIMARY:
+            quorum = {"read_pattern": "fifo", "vote_threshold": 1}
+            batch += [
+                self._node("primary", "raw"),
+                _add("replication", "forward", mode="primary", file="secondary"),
+                _add("quorum", "top", children=["primary", "forward"], **quorum),
+                _export("guest", "top", True),
+            ]
+        elif form is Form.FLEECING:
+            batch += [
+                self._node("hidden", "qcow2", "secondary"),
+                _add("copy-before-write", "filter", file="secondary", target="hidden"),
+                _add("snapshot-access", "snapshot", file="filter", discard="unmap"),
+                _export("primary", "filter", True),
+                _export("guest", "snapshot", True),  # writable: it may discard
+            ]
+        elif form is Form.BACKUP:
+            batch += [
+                _export("primary", "secondary", True),
+                self._node("hidden", "qcow2", "secondary"),
+                _export("guest", "hidden", False),
+            ]
+        else:
+            top = {"mode": "secondary", "top-id": "top", "file": "active"}
+            batch += [
+                _export("primary", "secondary", True),
+                self._node("hidden", "qcow2", "secondary"),
+                self._node("active", "qcow2", "hidden"),
+                _add("replication", "top", **top),
+                _export("guest", "top", True),
+            ]
+        self.commands = [
+            {"execute": command, "arguments": arguments} for command, arguments in batch
+        ]
+        self.batch(batch)
+        for name in ("guest",) if form is Form.PRIMARY else ("primary", "guest"):
+            self.connect(name)
+
+    def connect(self, name: str) -> None:
+        """Connect to the export *name*, in place of the client that was.
+
+        :raises MachineDied: QEMU does not let us
+        """
+        if name in self.clients:
+            self.clients[name].close()
+        self.clients[name] = WireNbd(self.reactor, self.workspace.path / "nbd", name)
+
+    def learn_block_status(self) -> None:
+        """Have QEMU remember that all of the secondary disk is data.
+
+        Since 6.2 a protocol node keeps the last range it was told to be data, and asks for no more
+        than is in it. So what was done before decides in how many parts a range is copied.
+
+        :raises MachineError: QEMU does not tell
+        """
+        if self._status is None or self._status.lost:
+            self._status = WireStatus(self.reactor, self.workspace.path / "nbd", "primary")
+        self._status.ask(self.shape.size)
+
+    def batch(self, commands: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+        """Send several commands at once and wait for all answers.
+
+        :raises CommandFailed: one failed; the later ones were tried nevertheless
+        """
+        numbers = [(command, self.qmp.send(command, words)) for command, words in commands]
+        for command, number in numbers:
+            self.qmp.wait(command, number, _LIMIT)
+        return [self.qmp.take(command, number) for command, number in numbers]
+
+    def _node(self, name: str, driver: str, backing: str | None = None) -> Any:
+        words: dict[str, Any] = {"discard": "unmap"}
+        words["file"] = {**self.gate.blockdev(name), "discard": "unmap"}
+        if self.shape.reconnect:
+            words["file"]["reconnect-delay"] = self.shape.reconnect
+        if backing is not None:
+            words["backing"] = backing
+        return _add(driver, name, **words)
+
+    def tear_down(self) -> None:
+        """Take the chain apart again, leaving QEMU with its NBD server.
+
+        Nothing may be running: no job, no replication, nothing held.
+
+        :raises MachineError: QEMU does not let go
+        """
+        for client in self.clients.values():
+            client.close()
+        self.clients.clear()
+        if self._status is not None:
+            self._status.close()
+        form = self.shape.form
+        nodes = {
+            Form.REPLICATION: ("top", "active", "hidden", "secondary"),
+            Form.BACKUP: ("hidden", "secondary"),
+            Form.FLEECING: ("snapshot", "filter", "hidden", "secondary"),
+            Form.PRIMARY: ("top", "forward", "primary", "secondary"),
+        }[form]
+        with contextlib.suppress(CommandFailed):  # it was removed by an operation
+            self.call("block-export-del", {"id": "guest", "mode": "hard"})
+        with contextlib.suppress(CommandFailed):
+            self.call("block-export-del", {"id": "primary", "mode": "hard"})
+        deadline = time.monotonic() + _LIMIT
+        while self.call("query-block-exports"):
+            if time.monotonic() > deadline:
+                raise MachineHung("an export did not go away")
+        self.batch([("blockdev-del", {"node-name": node}) for node in nodes])
+
+    # -- stillness -------------------------------------------------------------------------------
+
+    def settle(self, limit: float = _LIMIT) -> None:
+        """Return when QEMU is still (see :mod:`qmpshim.machine.chain.quiescence`).
+
+        :raises MachineDied: it ended
+        :raises MachineHung: it is busy all the time
+        :raises ProtocolBroken: what its monitor says is not QMP
+        """
+        poll, asleep, stopped = self.reactor.poll, self._stillness.asleep, self._stillness.stopped
+        if not self._stillness.known:
+            return self._settle_by_asking(limit)
+        deadline = 0.0
+        while True:
+            calm = asleep()
+            if poll(0.0):
+                continue
+            if self.qmp.over:
+                raise self.ended()
+            if calm:
+                return
+            # Let QEMU have the processor; what it sends wakes us.
+            poll(0.0002)
+            now = time.monotonic()
+            if not deadline:
+                deadline = now + limit
+            elif stopped():
+                raise MachineHung("QEMU was stopped by a signal")
+            elif now > deadline:
+                raise MachineHung(f"QEMU is busy for {limit:g} s with nothing to do")
+
+    def hopeless(self, seconds: float) -> bool:
+        """Whether nothing comes from QEMU within so many *seconds* by itself: it is asleep, none of
+        its requests is unanswered, and no timer of its fires before. Or it was stopped.
+        """
+        stillness = self._stillness
+        if self.gate.held:
+            return False
+        if stillness.stopped():
+            return True
+        asleep = not stillness.known or stillness.asleep()
+        if not asleep or self.reactor.poll(0.0) or self.gate.held:
+            return False
+        timer = stillness.timer() if stillness.known else resting(self.pid)
+        if not stillness.known and self.reactor.poll(0.0):
+            return False
+        return timer > seconds + _ASLEEP
+
+    def _settle_by_asking(self, limit: float) -> None:
+        deadline = time.monotonic() + limit
+        quiet = 0
+        while quiet < 2:
+            before = self._signs()
+            number = self.qmp.send("query-name")
+            until = time.monotonic() + 0.1  # a blocked monitor does not answer: the settle time
+            while number not in self.qmp.answers and time.monotonic() < until:
+                self.reactor.poll(0.02)
+                if self.qmp.over:
+                    raise self.ended()
+            self.qmp.answers.pop(number, None)
+            quiet = quiet + 1 if self._signs() == before else 0
+            if time.monotonic() > deadline:
+                raise MachineHung(f"QEMU is busy for {limit:g} s with nothing to do")
+
+    def _signs(self) -> tuple[int, ...]:
+        """What changes when QEMU does something that we can see."""
+        clients = (len(client.answers) for client in self.clients.values())
+        return self.gate.clock, len(self.qmp.events), *clients
+
+    # -- how it ends -------------------------------------------------------------------------------
+
+    def stderr(self) -> str:
+        """What QEMU wrote to stderr so far."""
+        try:
+            return (self.workspace.path / "stderr").read_text(errors="replace")
+        except OSError:
+            return ""
+
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def ended(self) -> MachineError:
+        """Why nothing more comes from QEMU's monitor."""
+        return self.qmp.wrong or self.died()
+
+    def died(self) -> MachineDied:
+        """How QEMU ended, in one line: the assertion if there was one, else the signal."""
+        assert self.process is not None
+        try:
+            code = self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            return MachineDied("QEMU closed its monitor but still runs")
+        how = f"exited with status {code}"
+        if code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        said = last_words(self.stderr())
+        return MachineDied(f"QEMU {how}" + (f": {said}" if said else ""))
+
+    def explained(self, error: MachineError) -> MachineError:
+        """What an error says of QEMU: a connection that broke may be the first sign of its end."""
+        if self.alive() and not isinstance(error, MachineDied):
+            return error
+        died = self.died()
+        if self.alive() and not self.qmp.lost:
+            return MachineError(str(error))
+        return died
+
+    def quit(self) -> None:
+        """Let QEMU end in its own way, which is a test of it, too.
+
+        :raises MachineDied: it crashed at the end
+        :raises MachineHung: it did not end
+        """
+        assert self.process is not None
+        for client in (*self.clients.values(), self._status):
+            if client is not None:
+                client.close()
+        self.qmp.send("quit")
+        deadline = time.monotonic() + _LIMIT
+        while self.process.poll() is None:
+            self.reactor.poll(0.01)
+            if time.monotonic() > deadline:
+                raise MachineHung("QEMU does not quit")
+        if self.process.returncode:
+            raise self.died()
+
+    def close(self) -> None:
+        """End everything, at once."""
+        if self._closed:
+            return
+        self._closed = True
+        self.reactor.deadline = None
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        for client in (*self.clients.values(), self._status):
+            if client is not None:
+                client.close()
+        if hasattr(self, "qmp"):
+            self.qmp.close()
+        if hasattr(self, "_stillness"):
+            self._stillness.close()
+        self.reactor.run(self.gate.stop())
+        for store in self.stores.values():
+            store.close()
+        self.reactor.close()
+        self.workspace.close()
+
+
+def _add(driver: str, name: str, **words: Any) -> tuple[str, dict[str, Any]]:
+    arguments = {"driver": driver, "node-name": name}
+    return "blockdev-add", {**arguments, **{k.replace("_", "-"): v for k, v in words.items()}}
+
+
+def _export(name: str, node: str, writable: bool) -> tuple[str, dict[str, Any]]:
+    words = {"type": "nbd", "id": name, "name": name, "node-name": node, "writable": writable}
+    return "block-export-add", words

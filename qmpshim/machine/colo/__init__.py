@@ -1,0 +1,1 @@
+"""The two nodes of a COLO pair and the channels between them."""

@@ -1,0 +1,1 @@
+"""Real guests: a small Linux and a boot sector."""

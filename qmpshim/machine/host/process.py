@@ -1,0 +1,336 @@
+"""A real QEMU process and its QMP connection, under a watchdog."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp.error import ProtocolError
+from qemu.qmp.message import DeserializationError
+
+from qmpshim.errors import (
+    BuildError,
+    CommandFailed,
+    HostError,
+    MachineDied,
+    MachineHung,
+    ProtocolBroken,
+)
+from qmpshim.machine.chain.quiescence import Idleness
+from qmpshim.machine.host.workspace import dies_with_owner
+
+log = logging.getLogger(__name__)
+
+COMMAND_LIMIT = 30.0  # seconds a QMP command may take before QEMU counts as hung
+_LOOK = 0.25  # seconds between two looks at a QEMU that owes one
+_ENDING = 5.0  # seconds that it may take from the end of its connection to its own
+_GLANCE = 0.02  # seconds between two looks
+
+
+def escaped(path: Path) -> str:
+    """A path among ``key=value`` options: a comma in it is doubled (QemuOpts)."""
+    return str(path).replace(",", ",,")
+
+
+_NO_REASON = ("warning: ", "Disconnect client, due to: ")  # for an end: said of other things
+
+
+def last_words(stderr: str) -> str:
+    """What QEMU said that tells why it ended: an assertion if there was one, else its last line."""
+    said = [line for line in stderr.splitlines() if line.strip()]
+    said = [line for line in said if not any(word in line for word in _NO_REASON)]
+    telling = [line for line in said if "ssert" in line] or said[-1:]
+    return telling[0] if telling else ""
+
+
+class Qemu:
+    """One QEMU, started by :meth:`start` and gone for certain after :meth:`close`.
+
+    :param command: how to run the binary, e.g. ``["qemu-system-x86_64"]``
+    :param directory: where its stdout, stderr and QMP log go; it must exist
+    :param args: arguments after the standard ones
+    :param machine: value of ``-machine``
+    :param env: variables to add to the environment
+    :param limit: seconds a command may take
+    :param pass_fds: descriptors that the arguments speak of
+    :param start_limit: seconds it may take from exec to the first answer, if that is more
+    :ivar silence: seconds that it may do nothing at all while it owes an answer: to be set where
+        nothing but QEMU itself can be what it waits for
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        directory: Path,
+        args: Sequence[str] = (),
+        machine: str = "none",
+        env: Mapping[str, str] | None = None,
+        limit: float = COMMAND_LIMIT,
+        pass_fds: Sequence[int] = (),
+        start_limit: float = COMMAND_LIMIT,
+    ) -> None:
+        self.directory = directory
+        self.start_limit = max(limit, start_limit)
+        self.limit = limit
+        self.silence = math.inf
+        self._idleness: Idleness | None = None
+        self.argv = [
+            *command,
+            *("-machine", machine, "-nodefaults", "-display", "none", "-no-user-config"),
+            *args,
+        ]
+        self._env = {**os.environ, **(env or {})}
+        self._pass_fds = tuple(pass_fds)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._client = QMPClient("qmpshim")
+        self._log = (
+            None if not directory.is_dir() else (directory / "qmp.log").open("a", buffering=1)
+        )
+
+    async def start(self) -> None:
+        """Start QEMU and negotiate QMP.
+
+        :raises HostError: nothing can be run, or nothing be written to the directory
+        :raises BuildError: the binary cannot be run, is no QEMU or ended before it answered
+        """
+        ours, theirs = socket.socketpair()
+        argv = [
+            *self.argv,
+            *(
+                "-chardev",
+                f"socket,id=qmp,fd={theirs.fileno()}",
+                "-qmp",
+                "chardev:qmp",  # 11.1 calls -mon deprecated
+            ),
+        ]
+        try:
+            with (
+                theirs,
+                (self.directory / "stdout").open("wb") as out,
+                (self.directory / "stderr").open("wb") as err,
+            ):
+                self._process = subprocess.Popen(  # noqa: ASYNC220 (it only forks)
+                    dies_with_owner(argv),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    env=self._env,
+                    pass_fds=(theirs.fileno(), *self._pass_fds),
+                )
+        except OSError as error:
+            ours.close()
+            where = f"{error.filename}: " if error.filename else ""
+            raise HostError(f"cannot start {self.argv[0]}: {where}{error.strerror}") from error
+        self._idleness = Idleness(self._process.pid)
+        ours.setblocking(False)
+        try:
+            async with asyncio.timeout(self.start_limit):
+                await self._client.connect(ours)
+        except (QMPError, TimeoutError, OSError, EOFError) as error:
+            code = await self.ended(1.0)
+            self.kill()
+            how = f"within {self.start_limit:g} s" if code is None else f"(exit status {code})"
+            said = self.stderr().strip().splitlines()
+            raise BuildError(
+                f"{self.argv[0]} did not answer QMP {how}"
+                + (f": {'; '.join(said)[:400]}" if said else "")
+            ) from error
+        except BaseException:  # cancelled: nobody may have it in hand yet to close it
+            self.kill()
+            ours.close()
+            self._close_log()
+            raise
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def client(self) -> QMPClient:
+        """The QMP client, e.g. for listening to events."""
+        return self._client
+
+    async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Run a QMP command and give its return value.
+
+        :raises CommandFailed: QEMU answered with an error
+        :raises MachineDied: QEMU went away
+        :raises MachineHung: no answer within the limit
+        :raises ProtocolBroken: something else came
+        """
+        return await self._execute(command, arguments, oob=False)
+
+    async def execute_oob(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """As :meth:`execute`, out of band: QEMU takes it even while its main loop is blocked."""
+        return await self._execute(command, arguments, oob=True)
+
+    async def _execute(
+        self, command: str, arguments: Mapping[str, Any] | None, *, oob: bool
+    ) -> Any:
+        message: dict[str, Any] = {"exec-oob" if oob else "execute": command}
+        if arguments:
+            message["arguments"] = dict(arguments)
+        self._note("->", message)
+        began = time.monotonic()
+        try:
+            # Not asyncio.wait_for(): until Python 3.12 it swallows a cancellation that comes in
+            # the moment of the answer, and Ctrl-C would have no effect.
+            async with asyncio.timeout(self.limit) as timer:
+                with self._watched(timer):
+                    result = await self._client.execute(command, message.get("arguments"), oob=oob)
+        except ExecuteError as error:
+            self._note(
+                "<-", {"error": {"class": error.error_class, "desc": error.error.error.desc}}
+            )
+            raise CommandFailed(command, error.error_class, error.error.error.desc) from error
+        except TimeoutError as error:
+            waited = min(self.limit, math.ceil(time.monotonic() - began))
+            self._note("<-", {"qmpshim": f"no answer in {waited:g} s"})
+            raise MachineHung(f"{command}: no answer in {waited:g} s") from error
+        except (QMPError, EOFError, OSError) as error:
+            if (fault := await self._nonsense(error)) is not None:
+                told = " ".join(str(fault).split())
+                said = f"QEMU's monitor said what is no QMP ({command}): {told}"
+                raise ProtocolBroken(said) from error
+            await self.ended(_ENDING)
+            raise self.died(command, 0.0) from error
+        self._note("<-", {"return": result})
+        return result
+
+    def is_silent(self) -> bool:
+        """Whether QEMU has done nothing for longer than it may; to be asked again and again while
+        it owes an answer.
+        """
+        return self._idleness is not None and self._idleness.seconds() >= self.silence
+
+    @contextlib.contextmanager
+    def _watched(self, timer: asyncio.Timeout) -> Iterator[None]:
+        """Let *timer* run out when QEMU is silent."""
+        loop = asyncio.get_running_loop()
+        next_look: asyncio.TimerHandle | None = None
+
+        def look() -> None:
+            nonlocal next_look
+            if self.is_silent():
+                timer.reschedule(loop.time())
+            else:
+                next_look = loop.call_later(_LOOK, look)
+
+        next_look = loop.call_later(_LOOK, look)
+        try:
+            yield
+        finally:
+            next_look.cancel()
+
+    async def _nonsense(self, error: Exception) -> ProtocolError | None:
+        """What was wrong with what QEMU said, if that ended the connection."""
+        if isinstance(error, ProtocolError):
+            return error
+        try:
+            await self._client.disconnect()  # gives what its reader met
+        except ProtocolError as met:
+            half = isinstance(met, DeserializationError) and not met.raw.endswith(b"\n")
+            return None if half else met  # half a line: it ended while it spoke
+        except (QMPError, EOFError, OSError):
+            pass
+        return None
+
+    async def ended(self, patience: float) -> int | None:
+        """Wait so many seconds for the process to end: its exit status, None if it still runs."""
+        deadline = time.monotonic() + patience
+        while (code := self.exit_status) is None and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_GLANCE)
+        return code
+
+    def died(self, during: str, patience: float = _ENDING) -> MachineDied:
+        """The exception that tells how QEMU ended while *during* was going on.
+
+        :param patience: seconds that it may still need for that; they are waited for, so where a
+            loop runs :meth:`ended` comes first
+        """
+        code = self._reap(patience)
+        if code is None:
+            how = "closed its connection but still runs"
+        elif code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        else:
+            how = f"exited with status {code}"
+        said = last_words(self.stderr())
+        return MachineDied(f"QEMU {how} during {during}" + (f": {said}" if said else ""))
+
+    def alive(self, patience: float = 0.0) -> bool:
+        """Whether the process still runs, also after so many seconds."""
+        return self._process is not None and self._reap(patience) is None
+
+    @property
+    def exit_status(self) -> int | None:
+        """How the process ended (negative: by that signal); None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    def stderr(self) -> str:
+        """What QEMU has written to stderr so far."""
+        try:
+            return (self.directory / "stderr").read_text(errors="replace")
+        except OSError:
+            return ""
+
+    def _reap(self, seconds: float) -> int | None:
+        if self._process is None:
+            return None
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _note(self, direction: str, message: Mapping[str, Any] | Message) -> None:
+        if self._log is not None:
+            self._log.write(f"{direction} {json.dumps(message)}\n")
+
+    def kill(self) -> None:
+        """End the process now."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    async def close(self) -> int | None:
+        """Ask QEMU to quit, insist if it does not, and give its exit status."""
+        try:
+            await self._quit(min(_ENDING, self.limit))
+        finally:  # cancelled or not
+            self.kill()
+        try:
+            await self._client.disconnect()
+        except (QMPError, EOFError, OSError):
+            log.debug("QMP connection ended with QEMU")
+        self._close_log()
+        return self._process.returncode if self._process else None
+
+    async def _quit(self, patience: float) -> None:
+        if not self.alive():
+            return
+        try:
+            async with asyncio.timeout(patience):
+                await self._client.execute("quit")
+        except TimeoutError:
+            return  # it is deaf, so there is nothing to wait for
+        except (QMPError, EOFError, OSError):
+            log.debug("quit was not answered")
+        await self.ended(patience)
+
+    def _close_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None

@@ -1,0 +1,134 @@
+"""A private directory that vanishes with its owner, however the owner ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from qmpshim.errors import HostError
+from qmpshim.machine.host.programs import find_program
+
+log = logging.getLogger(__name__)
+
+# A UNIX socket's path ends at 107 bytes (sun_path, unix(7)); some are for what is below.
+_LONGEST = 107 - 36
+
+# The janitor outlives its owner by the one moment it takes to remove the directory: it sleeps on
+# a pipe that only the owner holds open, so that even SIGKILL of the owner wakes it.
+_JANITOR = 'cat >/dev/null; for n in 1 2 3; do rm -rf -- "$1" && exit; sleep 1; done'
+
+
+class Closes:
+    """A context manager that closes at the end."""
+
+    def close(self) -> None:
+        """Give everything back."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def check_temporary_directory() -> None:
+    """That a byte can be written where TMPDIR says, if it says anything.
+
+    tempfile would silently take another place, perhaps the one that is full.
+
+    :raises HostError: it cannot
+    """
+    wanted = os.environ.get("TMPDIR")
+    if not wanted:
+        return
+    try:
+        with tempfile.TemporaryFile(dir=wanted) as file:
+            file.write(b"\n")
+    except OSError as error:
+        raise HostError(
+            f"TMPDIR={wanted} is no directory to write to ({error.strerror}): "
+            "set it to one with free space"
+        ) from error
+
+
+class Workspace(Closes):
+    """A temporary directory (mode 0700) for sockets, images and logs; a context manager.
+
+    :raises HostError: no directory can be made
+    """
+
+    def __init__(self, prefix: str = "qmpshim-") -> None:
+        check_temporary_directory()
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix=prefix))
+        except OSError as error:
+            raise HostError(
+                f"no temporary directory: {error.strerror}; set TMPDIR to a writable place"
+            ) from error
+        if len(os.fsencode(self.path)) > _LONGEST:
+            self.path.rmdir()
+            raise HostError(
+                f"{self.path.parent} is too long a path for UNIX sockets in it: "
+                "set TMPDIR to a shorter one"
+            )
+        try:
+            self._janitor = subprocess.Popen(
+                ["/bin/sh", "-c", _JANITOR, "qmpshim-janitor", str(self.path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={"PATH": os.defpath},
+                start_new_session=True,
+            )
+        except OSError as error:
+            self.path.rmdir()
+            raise HostError(f"no process can be started: {error.strerror}") from error
+
+    def subdirectory(self, name: str) -> Path:
+        """A new directory in the workspace; a number is added if *name* is taken."""
+        for number in range(1_000_000):
+            path = self.path / (f"{name}-{number}" if number else name)
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return path
+        raise HostError(f"{self.path} is full of {name}-*")
+
+    def close(self) -> None:
+        """Remove the directory and everything in it."""
+        assert self._janitor.stdin is not None
+        self._janitor.stdin.close()
+        self._janitor.wait()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def dies_with_owner(command: list[str]) -> list[str]:
+    """*command*, so started that the kernel kills it when the process that started it dies.
+
+    This process, that is: whoever runs the result must be the one that asked for it.
+    """
+    setpriv = shutil.which("setpriv", path=os.defpath + ":/usr/bin:/bin")
+    if setpriv is None:
+        raise HostError("setpriv is missing: apt-get install util-linux")
+    if os.sep not in command[0]:
+        program = find_program(command[0])
+        if program is None:
+            raise HostError(f"there is no {command[0]} on PATH")
+        command = [program, *command[1:]]
+    # The owner may have died before setpriv said so to the kernel; then nobody would be told.
+    dying = [setpriv, "--pdeathsig", "KILL", "--"]
+    owned = ["/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
+    return [*dying, *owned, *dying, *command]  # at the end again, for its words about a bad command

@@ -1,0 +1,1 @@
+"""Image contents by independent readers, and QEMU's write log."""

@@ -1,0 +1,1 @@
+"""NBD: the protocol without I/O, a client, a relay, gated storage."""

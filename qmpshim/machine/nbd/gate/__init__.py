@@ -1,0 +1,1 @@
+"""Gated storage: an NBD server whose requests are held, released or failed from outside."""

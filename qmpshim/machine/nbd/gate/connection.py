@@ -1,0 +1,295 @@
+"""One client of a gate: its handshake, then its requests to one image, as the NBD protocol says."""
+
+from __future__ import annotations
+
+import asyncio
+import errno as errnos
+import logging
+from typing import Protocol
+
+from qmpshim.errors import MachineError
+from qmpshim.machine.nbd import protocol as nbd
+from qmpshim.machine.nbd.gate.events import HeldIO
+from qmpshim.machine.nbd.gate.store import Store
+from qmpshim.machine.nbd.protocol import Op, Request
+
+log = logging.getLogger(__name__)
+
+# What one connection may keep waiting before we stop reading from it, so that a rude client
+# costs no more memory than this: bytes, each request counting REQUEST_WEIGHT besides its data.
+_HELD_LIMIT = 64 << 20
+REQUEST_WEIGHT = 64 << 10
+_BATCH = 256 << 10  # replies to pipelined requests are sent together up to this many bytes
+
+OPS = {op.value: op for op in Op}
+_WRITES = frozenset({Op.WRITE, Op.TRIM, Op.WRITE_ZEROES})
+_OFFERS = {
+    Op.FLUSH: nbd.EXPORT_SEND_FLUSH,
+    Op.TRIM: nbd.EXPORT_SEND_TRIM,
+    Op.WRITE_ZEROES: nbd.EXPORT_SEND_WRITE_ZEROES,
+}
+
+
+class Keeper(Protocol):
+    """What a connection tells its gate."""
+
+    def lookup(self, name: str) -> nbd.Export | None: ...
+    def names(self) -> list[str]: ...
+    def accepted(self, connection: Connection) -> int: ...
+    def opened(self, connection: Connection, name: str) -> Image: ...
+    def closed(self, connection: Connection) -> None: ...
+    def arrived(self, connection: Connection, image: Image, request: Request) -> None: ...
+
+
+class Image:
+    """An export: its store, what it offers, how much it was used."""
+
+    def __init__(self, name: str, store: Store, read_only: bool, without: frozenset[Op]) -> None:
+        self.name = name
+        self.store = store
+        self.refused = False
+        self.counts = dict.fromkeys(Op, 0)
+        flags = nbd.EXPORT_SEND_FUA | nbd.EXPORT_CAN_MULTI_CONN
+        flags |= nbd.EXPORT_READ_ONLY if read_only else 0
+        for op, flag in _OFFERS.items():
+            flags |= flag if op not in without else 0
+        if store.fast_zero and Op.WRITE_ZEROES not in without:
+            flags |= nbd.EXPORT_SEND_FAST_ZERO
+        self.export = nbd.Export(name, store.size, flags, Op.BLOCK_STATUS not in without)
+
+
+class Pending:
+    """A held request; ``answer`` is its reply once it was performed."""
+
+    __slots__ = ("answer", "connection", "io", "request")
+
+    def __init__(self, io: HeldIO, connection: Connection, request: Request) -> None:
+        self.io = io
+        self.connection = connection
+        self.request = request
+        self.answer: bytes | None = None
+
+    def performed(self) -> bytes:
+        if self.answer is None:
+            self.answer = self.connection.perform(self.request)
+        return self.answer
+
+
+class Connection(asyncio.Protocol):
+    """One client: its handshake, then its requests to one image."""
+
+    transport: asyncio.Transport
+    image: Image | None = None
+    number = 0
+    weight = 0  # what the gate holds for us, see _HELD_LIMIT
+
+    def __init__(self, gate: Keeper) -> None:
+        self._gate = gate
+        self._handshake = nbd.Handshake(gate.lookup, gate.names)
+        self._parser = nbd.RequestParser()
+        self._allowed: dict[int, int] = {}  # the flags each offered command may have
+        self._structured = False
+        self._batch: list[bytes] | None = None
+        self._batched = 0
+        self._full = False  # the client does not read its replies
+        self._leaving = False  # it sent DISC
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.number = self._gate.accepted(self)
+        transport.write(self._handshake.greeting)
+
+    def data_received(self, data: bytes) -> None:
+        if self.image is None:
+            try:
+                self.transport.write(self._handshake.feed(data))
+            except MachineError as error:
+                self._hang_up(error)
+                return
+            if self._handshake.closed:
+                self.transport.close()
+            if self._handshake.export is None:
+                return
+            self._begin(self._handshake.export)
+            data = self._handshake.rest()
+        self._parser.feed(data)
+        self._pump()
+
+    def pause_writing(self) -> None:
+        self._full = True
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._full = False
+        if self.image is None:
+            self.transport.resume_reading()
+        else:
+            self._pump()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._gate.closed(self)
+
+    # For the gate
+
+    def send(self, answer: bytes) -> None:
+        """Send a reply: at once, or with those of the requests read together with this one."""
+        if self._batch is None:
+            self.transport.write(answer)
+            return
+        self._batch.append(answer)
+        self._batched += len(answer)
+        if self._batched > _BATCH:
+            self._send_batch()
+
+    def settled(self) -> None:
+        """A held request ended: there may be room for the next, or nothing left to wait for."""
+        if self._leaving and not self.weight:
+            self.transport.close()
+        elif not self.transport.is_reading():
+            self._pump()
+
+    def cut(self) -> None:
+        """Break the connection now."""
+        self.transport.abort()
+        self._gate.closed(self)
+
+    def perform(self, request: Request) -> bytes:
+        """Do what the request asks of the image; the reply."""
+        assert self.image is not None
+        store = self.image.store
+        flags, kind, cookie, offset, length, data = request
+        op = OPS[kind]
+        try:
+            if op is Op.READ:
+                return self._read(store, request)
+            if op is Op.WRITE:
+                store.write(offset, data)
+            elif op is Op.WRITE_ZEROES:
+                store.zero(offset, length, hole=not flags & nbd.CMD_NO_HOLE)
+            elif op is Op.TRIM:
+                store.trim(offset, length)
+            elif op is Op.BLOCK_STATUS:
+                extents = store.extents(offset, length, 1 if flags & nbd.CMD_REQ_ONE else 1 << 16)
+                return nbd.block_status_chunk(cookie, extents)
+            if op is Op.FLUSH or flags & nbd.CMD_FUA:
+                store.flush()
+        except OSError as error:
+            log.warning("%s: %s", self.image.name, error)
+            return self.error(request, error.errno or errnos.EIO)
+        return nbd.simple_reply(cookie)
+
+    def content(self, request: Request, data: bytes) -> bytes:
+        """The reply to a READ with this data."""
+        if not self._structured:
+            return nbd.simple_reply(request.cookie, data=data)
+        if not data:
+            return nbd.none_chunk(request.cookie)
+        return nbd.data_chunk(request.cookie, request.offset, data)
+
+    def error(self, request: Request, errno: int) -> bytes:
+        """An error reply."""
+        error = nbd.wire_error(errno)
+        if self._structured:
+            return nbd.error_chunk(request.cookie, error)
+        return nbd.simple_reply(request.cookie, error)
+
+    # Below the surface
+
+    def _begin(self, export: nbd.Export) -> None:
+        """Enter the transmission phase."""
+        handshake = self._handshake
+        self._structured = handshake.structured
+        allowed = {Op.READ: nbd.CMD_DF if self._structured else 0, Op.WRITE: 0, Op.DISC: 0}
+        allowed |= {op: 0 for op, flag in _OFFERS.items() if export.flags & flag}
+        if Op.WRITE_ZEROES in allowed:
+            fast = nbd.CMD_FAST_ZERO if export.flags & nbd.EXPORT_SEND_FAST_ZERO else 0
+            allowed[Op.WRITE_ZEROES] = nbd.CMD_NO_HOLE | fast
+        if handshake.allocation:
+            allowed[Op.BLOCK_STATUS] = nbd.CMD_REQ_ONE
+        self._allowed = {op.value: flags | nbd.CMD_FUA for op, flags in allowed.items()}
+        self.image = self._gate.opened(self, export.name)
+
+    def _pump(self) -> None:
+        """Take requests as long as there are any and the client deserves it."""
+        if self.image is None or self.transport.is_closing():
+            return
+        self._batch = []
+        error = None
+        try:
+            while not self._leaving:
+                if self._full or self.weight >= _HELD_LIMIT:
+                    self.transport.pause_reading()
+                    break
+                request = self._parser.next()
+                if request is None:
+                    self.transport.resume_reading()
+                    break
+                self._take(self.image, request)
+        except MachineError as reason:
+            error = reason
+        self._send_batch()
+        self._batch = None
+        if error is not None:
+            self._hang_up(error)
+        elif self._leaving and not self.weight:
+            self.transport.close()
+
+    def _send_batch(self) -> None:
+        if self._batch:
+            self.transport.write(self._batch[0] if len(self._batch) == 1 else b"".join(self._batch))
+            self._batch = []
+            self._batched = 0
+
+    def _take(self, image: Image, request: Request) -> None:
+        errno = self._fault(image, request)
+        if errno:
+            log.debug("%s: refused with errno %d: %s", image.name, errno, request[:5])
+            self.send(self.error(request, errno))
+        elif request.type == Op.DISC.value:
+            self._leaving = True
+        else:
+            self._gate.arrived(self, image, request)
+
+    def _fault(self, image: Image, request: Request) -> int:
+        """The errno of an unsound request ("Error values"), 0 for a sound one."""
+        flags, kind, _, offset, length, _ = request
+        allowed = self._allowed.get(kind)
+        if allowed is None or flags & ~allowed:
+            return errnos.EINVAL
+        op = OPS[kind]
+        if op in _WRITES and image.export.flags & nbd.EXPORT_READ_ONLY:
+            return errnos.EPERM
+        if length > nbd.MAX_PAYLOAD and (op is Op.READ or op is Op.WRITE):
+            return errnos.EINVAL
+        if offset + length > image.store.size:
+            return errnos.ENOSPC if op is Op.WRITE or op is Op.WRITE_ZEROES else errnos.EINVAL
+        if op is Op.FLUSH and (offset or length):
+            return errnos.EINVAL
+        if op is Op.BLOCK_STATUS and not length:
+            return errnos.EINVAL
+        return 0
+
+    def _read(self, store: Store, request: Request) -> bytes:
+        """A READ's reply, with holes as holes where the client can take them."""
+        flags, _, cookie, at, length, _ = request
+        whole = not self._structured or flags & nbd.CMD_DF or not length
+        if whole or not store.has_hole(at, length):
+            return self.content(request, store.read(at, length))
+        chunks = []
+        end = at + length
+        for extent in store.extents(at, length, length):
+            done = at + extent.length == end
+            if extent.state & nbd.STATE_HOLE:
+                chunks.append(nbd.hole_chunk(cookie, at, extent.length, done))
+            else:
+                data = store.read(at, extent.length)
+                chunks.append(nbd.data_chunk(cookie, at, data, done))
+            at += extent.length
+        return b"".join(chunks)
+
+    def _hang_up(self, error: MachineError) -> None:
+        log.warning("connection %d: %s", self.number, error)
+        self.cut()

@@ -1,0 +1,60 @@
+"""What passes through a gate: requests, and the lines of its trace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from qmpshim.machine.nbd.protocol import Op
+
+
+@dataclass(frozen=True, slots=True)
+class HeldIO:
+    """One request of a client: ``offset`` and ``length`` in bytes, ``data`` that of a WRITE.
+
+    ``seq`` is its place on the gate's clock; ``connection`` numbers the client's connection.
+    """
+
+    seq: int
+    image: str
+    op: Op
+    offset: int
+    length: int
+    data: bytes = field(repr=False)
+    fua: bool
+    no_hole: bool
+    connection: int
+
+    def __str__(self) -> str:
+        return f"#{self.seq} {self.image} {self.op.name.lower()} {self.offset}+{self.length}"
+
+
+class Kind(StrEnum):
+    """What happened to a request (or a connection)."""
+
+    ARRIVE = "arrive"  # held from now on
+    PASS = "pass"  # arrived at an open gate: effect and reply at once
+    RELEASE = "release"  # effect and reply
+    APPLY = "apply"  # effect only
+    REPLY = "reply"  # the reply to an applied request
+    FAIL = "fail"  # an error reply
+    DROP = "drop"  # a success reply, no effect
+    CORRUPT = "corrupt"  # other data than was stored or sent
+    LOST = "lost"  # its connection ended while it was held
+    CONNECT = "connect"
+    DISCONNECT = "disconnect"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the trace. ``io`` is the request's seq; 0 and no ``op`` for a connection's."""
+
+    seq: int
+    kind: Kind
+    io: int
+    image: str
+    op: Op | None
+    offset: int
+    length: int
+    connection: int
+    errno: int = 0

@@ -1,0 +1,271 @@
+"""The bytes of one image behind the gate: in memory or in a file, with allocation and snapshots.
+
+A store keeps one base:allocation state (``STATE_HOLE``, ``STATE_ZERO``) for each 4 KiB block
+beside the bytes. Every effect is durable at once: :meth:`Store.snapshot` is what a crash at this
+instant would leave. All offsets and lengths are bytes; a range must lie inside the image.
+
+Coming back to a snapshot is cheap: a store remembers which blocks were touched since it was last
+restored, so restoring the same snapshot again copies only those.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+
+from qmpshim.errors import HostError, InputError
+from qmpshim.machine.nbd.protocol import STATE_HOLE, STATE_ZERO, Extent
+
+BLOCK = 4096  # granularity of the allocation states, bytes
+
+_HOLE = STATE_HOLE | STATE_ZERO
+_DATA = 0
+_PIECE = 1 << 20  # how much is zeroed or scanned at a time, bytes
+_NOT = {state: re.compile(b"[^%c]" % state) for state in (_DATA, STATE_ZERO, _HOLE)}
+
+
+class Store(ABC):
+    """One image of ``size`` bytes; ``fast_zero`` says that zeroing never costs like writing."""
+
+    fast_zero = True
+
+    def __init__(self, size: int) -> None:
+        if size <= 0:
+            raise InputError(f"an image needs at least one byte, not {size}")
+        self.size = size
+        self._states = bytearray([_HOLE]) * -(-size // BLOCK)
+        self._base: bytes | None = None  # the snapshot restored last
+        self._base_states = b""
+        self._touched: set[int] = set()  # blocks that may differ from it
+
+    @abstractmethod
+    def _get(self, offset: int, length: int) -> bytes: ...
+
+    @abstractmethod
+    def _put(self, offset: int, data: bytes | memoryview) -> None: ...
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Make every effect so far survive a crash of this machine.
+
+        :raises OSError: the host cannot
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back memory and descriptors; the store is of no use afterwards."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes of a range.
+
+        :raises OSError: the host cannot read
+        """
+        self._check(offset, length)
+        return self._get(offset, length)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Put ``data`` at ``offset``.
+
+        :raises OSError: the host cannot write (a full disk under a file)
+        """
+        self._check(offset, len(data))
+        if data:
+            self._mark(offset // BLOCK, -(-(offset + len(data)) // BLOCK), _DATA)
+            self._put(offset, data)
+
+    def zero(self, offset: int, length: int, hole: bool = True) -> None:
+        """Make a range read as zeroes; whole blocks become holes, or stay allocated.
+
+        :raises OSError: the host cannot write
+        """
+        self._check(offset, length)
+        if not length:
+            return
+        at, end = offset, offset + length
+        if self._base is not None:  # before it can fail half-way
+            self._touched.update(range(offset // BLOCK, -(-end // BLOCK)))
+        for extent in list(self._runs(offset, end)):
+            if not extent.state & STATE_ZERO:
+                for start in range(at, at + extent.length, _PIECE):
+                    self._put(start, bytes(min(_PIECE, at + extent.length - start)))
+            at += extent.length
+        # Blocks covered in part keep their state, but a hole that must not be one is filled.
+        inner = range(-(-offset // BLOCK), len(self._states) if end == self.size else end // BLOCK)
+        for edge in (offset // BLOCK, (end - 1) // BLOCK):
+            if edge not in inner:
+                state = self._states[edge]
+                self._mark(edge, edge + 1, STATE_ZERO if state == _HOLE and not hole else state)
+        if inner:
+            self._mark(inner.start, inner.stop, _HOLE if hole else STATE_ZERO)
+
+    def trim(self, offset: int, length: int) -> None:
+        """Discard a range: it reads as zeroes, as a discarded range of a sparse file does."""
+        self.zero(offset, length)
+
+    def extents(self, offset: int, length: int, limit: int = 1 << 16) -> list[Extent]:
+        """The base:allocation extents of a range, at most ``limit``, the last cut to the range."""
+        self._check(offset, length)
+        found = []
+        for extent in self._runs(offset, offset + length):
+            found.append(extent)
+            if len(found) == limit:
+                break
+        return found
+
+    def has_hole(self, offset: int, length: int) -> bool:
+        """Whether a range touches a block that is a hole."""
+        return self._states.find(_HOLE, offset // BLOCK, -(-(offset + length) // BLOCK)) >= 0
+
+    def snapshot(self) -> bytes:
+        """The exact bytes of the whole image, now."""
+        return self._get(0, self.size)
+
+    def restore(self, snapshot: bytes) -> None:
+        """Make the image's bytes those of ``snapshot``; blocks of zeroes become holes.
+
+        The same object given twice in a row costs only the blocks touched in between.
+
+        :raises InputError: the snapshot is of another size
+        :raises OSError: the host cannot write
+        """
+        if len(snapshot) != self.size:
+            raise InputError(f"a snapshot of {len(snapshot)} bytes for an image of {self.size}")
+        states = self._states
+        if snapshot is self._base:
+            with memoryview(snapshot) as view:
+                for block in self._touched:
+                    self._put(block * BLOCK, view[block * BLOCK : (block + 1) * BLOCK])
+                    states[block] = self._base_states[block]
+        else:
+            self._put(0, snapshot)
+            states[:] = _states_of(snapshot)
+            self._base, self._base_states = snapshot, bytes(states)
+        self._touched.clear()
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise InputError(f"{offset}+{length} is outside an image of {self.size} bytes")
+
+    def _mark(self, first: int, last: int, state: int) -> None:
+        """Set the state of the blocks ``first`` to ``last - 1``."""
+        if last - first == 1:
+            self._states[first] = state
+        else:
+            self._states[first:last] = bytes([state]) * (last - first)
+        if self._base is not None:
+            self._touched.update(range(first, last))
+
+    def _runs(self, at: int, end: int) -> Iterator[Extent]:
+        """The extents from byte ``at`` to byte ``end``, neighbours with equal states joined."""
+        while at < end:
+            block = at // BLOCK
+            state = self._states[block]
+            other = _NOT[state].search(self._states, block, -(-end // BLOCK))
+            stop = min(end, other.start() * BLOCK) if other else end
+            yield Extent(stop - at, state)
+            at = stop
+
+
+class MemoryStore(Store):
+    """An image in anonymous memory: what was never written costs nothing.
+
+    :param content: the image's size in bytes (all zeroes), or its bytes
+    :raises InputError: the image would be empty
+    """
+
+    def __init__(self, content: int | bytes) -> None:
+        super().__init__(content if isinstance(content, int) else len(content))
+        self._memory = mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if not isinstance(content, int):
+            self.restore(content)
+
+    def _get(self, offset: int, length: int) -> bytes:
+        return self._memory[offset : offset + length]
+
+    def _put(self, offset: int, data: bytes | memoryview) -> None:
+        self._memory[offset : offset + len(data)] = data
+
+    def flush(self) -> None:
+        """Nothing to do: memory has no later."""
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._memory.close()
+
+
+class FileStore(Store):
+    """An image in a file, which others may read (not write) meanwhile.
+
+    The file's holes, as ``SEEK_DATA`` tells them, are its first allocation states; zeroing writes
+    zeroes. Reads and writes are system calls rather than a mapping, so that a full disk is an
+    ``OSError`` and not a SIGBUS.
+
+    :param path: an existing file; its length is the image's size, or is made so
+    :param size: bytes; None takes the file's length
+    :raises HostError: the file cannot be opened
+    :raises InputError: the image would be empty
+    """
+
+    fast_zero = False
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        try:
+            if size is not None:
+                path.touch()
+                os.truncate(path, size)
+            super().__init__(path.stat().st_size)
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(f"cannot open the image {path}: {error.strerror}") from error
+        for start, end in self._data_ranges():
+            self._mark(start // BLOCK, -(-end // BLOCK), _DATA)
+
+    def _data_ranges(self) -> Iterator[tuple[int, int]]:
+        end = 0
+        while end < self.size:
+            try:
+                start = os.lseek(self._fd, end, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # only a hole is left
+                    return
+                raise
+            end = os.lseek(self._fd, start, os.SEEK_HOLE)
+            yield start, end
+
+    def _get(self, offset: int, length: int) -> bytes:
+        pieces = []
+        while length:
+            piece = os.pread(self._fd, length, offset)
+            if not piece:
+                raise OSError(errno.EIO, "the image file was cut short")
+            pieces.append(piece)
+            offset, length = offset + len(piece), length - len(piece)
+        return b"".join(pieces) if len(pieces) != 1 else pieces[0]
+
+    def _put(self, offset: int, data: bytes | memoryview) -> None:
+        with memoryview(data) as view:
+            done = 0
+            while done < len(view):
+                done += os.pwrite(self._fd, view[done:], offset + done)
+
+    def flush(self) -> None:
+        """``fdatasync`` the file."""
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+def _states_of(image: bytes) -> bytes:
+    """Data for each block with a byte that is not zero, hole for the others."""
+    zeroes = bytes(BLOCK)
+    return bytes(
+        _HOLE if (block := image[start : start + BLOCK]) == zeroes[: len(block)] else _DATA
+        for start in range(0, len(image), BLOCK)
+    )

@@ -1,0 +1,300 @@
+"""An NBD endpoint in front of one of QEMU's exports: passes requests on, and tells what they did.
+
+The client's negotiation is answered here (:class:`qmpshim.machine.nbd.protocol.Handshake`); to QEMU
+there is one connection for each client's, with simple replies. Restates the NBD protocol document,
+sections "Fixed newstyle negotiation", "Request message" and "Simple reply message".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from struct import Struct
+from typing import Protocol
+
+from qmpshim.errors import MachineDied, MachineError, QmpshimError
+from qmpshim.machine.nbd import protocol
+from qmpshim.machine.nbd.protocol import Export, Handshake, Op, Request, RequestParser
+from qmpshim.machine.nbd.uri import nbd_uri
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 1 << 18
+_GREETING = Struct(">QQH")
+_OPTION = Struct(">QII")
+_OPTION_REPLY = Struct(">QIII")
+_REQUEST = Struct(">IHHQQI")
+_SIMPLE = Struct(">IIQ")
+_ACK, _INFO = 1, 3
+_INFO_EXPORT = Struct(">HQH")
+_FAST = 1 << 4  # NBD_CMD_FLAG_FAST_ZERO, and no other flag of structured replies, may pass
+_KEPT_FLAGS = 1 | 2 | _FAST  # FUA, NO_HOLE, FAST_ZERO
+
+#: Makes a connection to QEMU's NBD server.
+Connect = Callable[[], Awaitable[socket.socket]]
+
+
+class Eye(Protocol):
+    """Sees what passes a relay."""
+
+    def begins(self, request: Request) -> int:
+        """A request goes to QEMU; gives what :meth:`ends` is to be called with."""
+
+    def ends(self, token: int, request: Request, error: int) -> None:
+        """QEMU has answered, 0 for success; the client has not heard of it yet."""
+
+    def lost(self, token: int, request: Request) -> None:
+        """QEMU will not answer any more."""
+
+
+class _Upstream:
+    """A connection to QEMU's NBD server, negotiated up to the transmission phase."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.size = 0
+        self.flags = 0
+
+    @classmethod
+    async def connect(cls, connect: Connect, name: str) -> _Upstream:
+        sock = await connect()
+        made = cls(*await asyncio.open_connection(sock=sock))
+        try:
+            await made._negotiate(name)
+        except BaseException:
+            made.writer.transport.abort()
+            raise
+        return made
+
+    async def _negotiate(self, name: str) -> None:
+        magic, option_magic, _ = _GREETING.unpack(await self.reader.readexactly(_GREETING.size))
+        if magic != protocol.NBD_MAGIC or option_magic != protocol.OPTION_MAGIC:
+            raise MachineError("QEMU's NBD server does not speak fixed newstyle NBD")
+        text = name.encode()
+        go = len(text).to_bytes(4, "big") + text + (0).to_bytes(2, "big")
+        self.writer.write((3).to_bytes(4, "big"))  # fixed newstyle, no zeroes
+        self.writer.write(_OPTION.pack(protocol.OPTION_MAGIC, protocol.Option.GO, len(go)) + go)
+        while True:
+            head = await self.reader.readexactly(_OPTION_REPLY.size)
+            _, _, kind, length = _OPTION_REPLY.unpack(head)
+            body = await self.reader.readexactly(length)
+            if kind == _ACK:
+                return
+            if kind != _INFO:
+                raise MachineError(
+                    f"QEMU refuses the export {name}: {body.decode(errors='replace')}"
+                )
+            if body[:2] == b"\0\0":
+                _, self.size, self.flags = _INFO_EXPORT.unpack(body[: _INFO_EXPORT.size])
+
+
+class Relay:
+    """Listens at a unix socket and relays to one export.
+
+    :param connect: makes a connection to QEMU's NBD server
+    :param name: the export's name
+    :param path: where to listen
+    :param eye: sees each request
+    """
+
+    def __init__(self, connect: Connect, name: str, path: Path, eye: Eye) -> None:
+        self._connect = connect
+        self.name = name
+        self.path = path
+        self.eye = eye
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open = asyncio.Event()
+        self._open.set()
+        self.in_flight = 0
+
+    @property
+    def uri(self) -> str:
+        """The endpoint's NBD URI."""
+        return nbd_uri(self.name, self.path)
+
+    async def start(self) -> None:
+        """Listen."""
+        self._server = await asyncio.start_unix_server(self._client, str(self.path))
+        self.path.chmod(0o600)
+
+    def pause(self) -> None:
+        """Let no further request through until :meth:`resume`."""
+        self._open.clear()
+
+    async def settled(self) -> None:
+        """Wait until QEMU has answered all that went through."""
+        while self.in_flight:  # noqa: ASYNC110 (a few milliseconds; nobody else is told)
+            await asyncio.sleep(0.001)
+
+    def resume(self) -> None:
+        """Let requests through again."""
+        self._open.set()
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._serve(reader, writer)
+        except (OSError, EOFError, QmpshimError) as error:
+            log.info("NBD relay %s: %s", self.name, error)
+        finally:
+            self._tasks.discard(task)
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        above = await _Upstream.connect(self._connect, self.name)
+        try:
+            export = Export(self.name, above.size, above.flags & ~(1 << 7), allocation=False)
+            shake = Handshake(
+                lambda name: export if name in ("", self.name) else None, lambda: [self.name]
+            )
+            writer.write(shake.greeting)
+            while shake.export is None:
+                data = await reader.read(_CHUNK)
+                if not data:
+                    return
+                writer.write(shake.feed(data))
+                if shake.closed:
+                    await writer.drain()
+                    return
+            conversation = _Conversation(self, shake.structured, above, reader, writer)
+            await conversation.run(shake.rest())
+        finally:
+            above.writer.transport.abort()
+
+    async def admit(self, request: Request) -> bool:
+        """Wait while paused, then count a request as under way.
+
+        :returns: False when QEMU is never to see it, and the client gets a success for nothing
+        """
+        await self._open.wait()
+        self.in_flight += 1
+        return True
+
+    async def close(self) -> None:
+        """Stop listening and hang up."""
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+
+
+class _Conversation:
+    """One client's transmission phase."""
+
+    def __init__(
+        self,
+        relay: Relay,
+        structured: bool,
+        above: _Upstream,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self._relay = relay
+        self._structured = structured
+        self._above = above
+        self._reader = reader
+        self._writer = writer
+        self._pending: dict[int, tuple[Request, int]] = {}  # with the eye's token
+        self._answered = asyncio.Event()
+        self._gone = False  # the client left
+
+    async def run(self, rest: bytes) -> None:
+        """Until one side hangs up, and QEMU has answered what was asked."""
+        down = asyncio.ensure_future(self._down())
+        up = asyncio.ensure_future(self._up(rest))
+        try:
+            await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
+            if down.done():
+                down.result()
+                return
+            self._gone = True
+            # What QEMU was asked it does, whoever is there to hear of it: wait, so as to know.
+            while self._pending and not down.done():
+                self._answered.clear()
+                waiting = asyncio.ensure_future(self._answered.wait())
+                await asyncio.wait((waiting, down), return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
+            self._above.writer.write(
+                _REQUEST.pack(protocol.REQUEST_MAGIC, 0, Op.DISC.value, 0, 0, 0)
+            )
+            await asyncio.wait((down,), timeout=5.0)
+            if not down.done():
+                log.info("QEMU's NBD server did not hang up")
+            up.result()
+        finally:
+            for task in (up, down):
+                task.cancel()
+            await asyncio.gather(up, down, return_exceptions=True)
+            for request, token in self._pending.values():
+                self._relay.in_flight -= 1
+                self._relay.eye.lost(token, request)
+
+    async def _up(self, data: bytes) -> None:
+        parser = RequestParser()
+        number = 0
+        while True:
+            parser.feed(data)
+            while (request := parser.next()) is not None:
+                if request.type == Op.DISC.value:
+                    return
+                if not await self._relay.admit(request):
+                    self._writer.write(self._reply(request, 0, b""))
+                    continue
+                number += 1
+                self._pending[number] = request, self._relay.eye.begins(request)
+                head = _REQUEST.pack(
+                    protocol.REQUEST_MAGIC,
+                    request.flags & _KEPT_FLAGS,
+                    request.type,
+                    number,
+                    request.offset,
+                    request.length,
+                )
+                self._above.writer.write(head + request.data)
+            await self._above.writer.drain()
+            data = await self._reader.read(_CHUNK)
+            if not data:
+                return
+
+    async def _down(self) -> None:
+        reader = self._above.reader
+        while True:
+            try:
+                head = await reader.readexactly(_SIMPLE.size)
+            except asyncio.IncompleteReadError as error:
+                if error.partial or self._pending:
+                    raise MachineDied("QEMU's NBD server hung up in a request") from error
+                self._writer.close()
+                return
+            _, code, number = _SIMPLE.unpack(head)
+            request, token = self._pending.pop(number)
+            data = b""
+            if request.type == Op.READ.value and not code:
+                data = await reader.readexactly(request.length)
+            self._relay.in_flight -= 1
+            self._relay.eye.ends(token, request, code)
+            self._answered.set()
+            if not self._gone:
+                with contextlib.suppress(OSError):
+                    self._writer.write(self._reply(request, code, data))
+                    await self._writer.drain()
+
+    def _reply(self, request: Request, code: int, data: bytes) -> bytes:
+        if not self._structured:
+            return protocol.simple_reply(request.cookie, code, data)
+        if code:
+            return protocol.error_chunk(request.cookie, code)
+        if data:
+            return protocol.data_chunk(request.cookie, request.offset, data)
+        return protocol.none_chunk(request.cookie)

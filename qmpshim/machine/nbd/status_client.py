@@ -1,0 +1,62 @@
+"""An NBD client that asks QEMU for block status, so that QEMU knows (and keeps) it."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from qmpshim.errors import MachineDied
+from qmpshim.machine.nbd import protocol as nbd
+from qmpshim.machine.qmp.nonblocking import Answer, WireNbd
+
+_CONTEXT = b"base:allocation"
+_REPLY = Struct(">QIII")
+_CHUNK = Struct(">IHHQI")
+_EIO = 5
+_ERROR = 1 << 15  # the bit of a chunk's type that says so
+_LAST = 1  # the flag of a reply's last chunk
+
+
+class WireStatus(WireNbd):
+    """A connection of its own, since it has structured replies; what QEMU tells is not kept."""
+
+    def _shake_hands(self, export: str, limit: float) -> None:
+        name = export.encode()
+        context = b"".join(
+            (
+                *(len(name).to_bytes(4, "big"), name, (1).to_bytes(4, "big")),
+                *(len(_CONTEXT).to_bytes(4, "big"), _CONTEXT),
+            )
+        )
+        flags = nbd.HANDSHAKE_FIXED_NEWSTYLE | nbd.HANDSHAKE_NO_ZEROES
+        self._sock.sendall(flags.to_bytes(4, "big"))
+        self._option(nbd.Option.STRUCTURED_REPLY, b"")
+        self._option(nbd.Option.SET_META_CONTEXT, context)
+        # Greeting, two acknowledgements, and before the second the context's number.
+        size = 18 + 3 * _REPLY.size + 4 + len(_CONTEXT)
+        self._reactor.until(lambda: len(self._buffer) >= size or self.lost, limit)
+        if len(self._buffer) < size or _CONTEXT not in self._buffer:
+            self.close()
+            raise MachineDied(f"NBD connection to {export} has no block status")
+        del self._buffer[18:size]
+        self._enter(export, limit)
+
+    def ask(self, size: int) -> None:
+        """Ask for the status of *size* bytes, and wait until it was told.
+
+        Twice: QEMU's cache holds one range, and what it knows of the beginning it does not ask for.
+
+        :raises MachineDied: the connection ended
+        :raises MachineHung: no answer
+        """
+        for _ in range(2):
+            self.call(nbd.Op.BLOCK_STATUS, 0, size)
+
+    def _parse(self) -> None:
+        while len(self._buffer) >= _CHUNK.size:
+            _, flags, kind, cookie, length = _CHUNK.unpack_from(self._buffer)
+            if len(self._buffer) < _CHUNK.size + length:
+                return
+            del self._buffer[: _CHUNK.size + length]
+            if flags & _LAST:
+                self.answers[cookie] = Answer(_EIO if kind & _ERROR else 0)
+                self.flying.discard(cookie)

@@ -1,0 +1,335 @@
+"""QMP and NBD clients that never wait: what was sent is answered while somebody turns the reactor.
+
+The explorer must see an answer the moment it arrives and must go on when none does, with commands
+and requests of several kinds in flight; and it must be quick: these clients do nothing but cut the
+stream into messages.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from struct import Struct
+from typing import Any
+
+from qmpshim.errors import CommandFailed, IOFailed, MachineDied, MachineHung, ProtocolBroken
+from qmpshim.machine.host.manual_event_loop import Reactor
+from qmpshim.machine.nbd import protocol as nbd
+
+_CHUNK = 1 << 18
+_LOG = 300  # QMP messages
+
+
+class WireQmp:
+    """A QMP connection over a connected socket; answers are kept by id until they are taken.
+
+    :ivar lost: the connection ended
+    :ivar wrong: what came is not QMP, and no more is read
+    :ivar log: the latest messages of both sides
+    """
+
+    def __init__(self, reactor: Reactor, sock: socket.socket) -> None:
+        self._reactor = reactor
+        self._sock = sock
+        self._buffer = b""
+        self._count = 0
+        self._unanswered: set[int] = set()
+        self.answers: dict[int, dict[str, Any]] = {}
+        self.events: list[dict[str, Any]] = []
+        self.greeting: dict[str, Any] | None = None
+        self.log: deque[dict[str, Any]] = deque(maxlen=_LOG)
+        self.lost = False
+        self.wrong: ProtocolBroken | None = None
+        sock.setblocking(False)
+        reactor.loop.add_reader(sock.fileno(), self._readable)
+
+    def send(self, command: str, arguments: Mapping[str, Any] | None = None) -> int:
+        """Send a command.
+
+        :returns: the key its answer will have in :attr:`answers`
+        """
+        self._count += 1
+        message: dict[str, Any] = {"execute": command, "id": self._count}
+        if arguments:
+            message["arguments"] = dict(arguments)
+        self.log.append(message)
+        self._unanswered.add(self._count)
+        try:
+            self._sock.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            self.lost = True
+        return self._count
+
+    def take(self, command: str, number: int) -> Any:
+        """The value a command returned; it must have been answered.
+
+        :raises CommandFailed: it was answered with an error
+        """
+        answer = self.answers.pop(number)
+        if "error" in answer:
+            raise CommandFailed(command, answer["error"]["class"], answer["error"]["desc"])
+        return answer["return"]
+
+    def call(
+        self, command: str, arguments: Mapping[str, Any] | None = None, limit: float = 20.0
+    ) -> Any:
+        """Send a command and wait for what it returns.
+
+        :raises CommandFailed: it was answered with an error
+        :raises MachineDied: the connection ended
+        :raises MachineHung: no answer within *limit* seconds, or none that can come any more
+        :raises ProtocolBroken: something else came
+        """
+        number = self.send(command, arguments)
+        self.wait(command, number, limit)
+        return self.take(command, number)
+
+    def wait(self, command: str, number: int, limit: float = 20.0) -> None:
+        """Wait for an answer; see :meth:`call`."""
+        began = time.monotonic()
+        if not self._reactor.until(lambda: number in self.answers or self.over, limit):
+            raise MachineHung(f"{command}: no answer in {_waited(began, limit)}")
+        if number not in self.answers:
+            raise self.wrong or MachineDied(f"QEMU went away during {command}")
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come: the connection ended, or what came is not QMP."""
+        return self.lost or self.wrong is not None
+
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.lost = True
+            self._reactor.loop.remove_reader(self._sock.fileno())
+            return
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        for line in lines:
+            if line.strip() and (fault := self._take_in(line)):
+                said = line.strip().decode(errors="replace")[:200]
+                self.wrong = ProtocolBroken(f"QEMU's monitor said {said!r}: {fault}")
+                self._reactor.loop.remove_reader(self._sock.fileno())
+                return
+
+    def _take_in(self, line: bytes) -> str:
+        """Keep a message; what is wrong with it, if anything."""
+        try:
+            message = json.loads(line)
+        except ValueError:
+            return "that is no JSON"
+        if not isinstance(message, dict):
+            return "that is no message"
+        self.log.append(message)
+        if "event" in message:
+            self.events.append(message)
+        elif "QMP" in message:
+            self.greeting = message
+        elif "return" not in message and not _is_error(message.get("error")):
+            return "neither an event nor an answer"
+        elif not isinstance(number := message.get("id"), int) or number not in self._unanswered:
+            return "an answer to nothing that was asked"
+        else:
+            self._unanswered.remove(number)
+            self.answers[number] = message
+        return ""
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._reactor.loop.remove_reader(self._sock.fileno())
+        self._sock.close()
+
+
+def _waited(began: float, limit: float) -> str:
+    """In whole seconds, for how long an answer did not come."""
+    return f"{min(limit, math.ceil(time.monotonic() - began)):g} s"
+
+
+def _is_error(value: Any) -> bool:
+    return isinstance(value, dict) and {"class", "desc"} <= value.keys()
+
+
+@dataclass(slots=True)
+class Answer:
+    """How an NBD request ended: an errno (0: well), and the data of a read."""
+
+    errno: int
+    data: bytes = b""
+
+
+_REQUEST = Struct(">IHHQQI")
+_REPLY = Struct(">IIQ")
+_OPTION = Struct(">QII")
+_EXPORT_INFO = Struct(">QH")
+
+
+class WireNbd:
+    """A connection to one NBD export of QEMU, with simple replies; offsets and lengths are bytes.
+
+    Simple replies, so that a read reaches the filters above the image as a guest's would (see
+    :class:`~qmpshim.machine.nbd.client.NbdClient`).
+
+    :ivar lost: the connection ended
+    :raises MachineDied: QEMU does not know the export or does not answer
+    """
+
+    def __init__(self, reactor: Reactor, path: Path, export: str, limit: float = 10.0) -> None:
+        self._reactor = reactor
+        self._buffer = bytearray()
+        self._count = 0
+        self._lengths: dict[int, int] = {}  # of the reads in flight
+        self.flying: set[int] = set()
+        self.answers: dict[int, Answer] = {}
+        self.lost = False
+        self._ready = False
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._sock.connect(str(path))
+        except OSError as error:
+            self._sock.close()
+            raise MachineDied(f"NBD connection to {export}: {error.strerror}") from error
+        self._sock.setblocking(False)
+        reactor.loop.add_reader(self._sock.fileno(), self._readable)
+        self._shake_hands(export, limit)
+
+    def _shake_hands(self, export: str, limit: float) -> None:
+        # Fixed newstyle negotiation with EXPORT_NAME: the shortest there is.
+        flags = nbd.HANDSHAKE_FIXED_NEWSTYLE | nbd.HANDSHAKE_NO_ZEROES
+        self._say(flags.to_bytes(4, "big"))
+        self._enter(export, limit)
+
+    def _option(self, option: nbd.Option, data: bytes) -> None:
+        self._say(_OPTION.pack(nbd.OPTION_MAGIC, option, len(data)) + data)
+
+    def _say(self, data: bytes) -> None:
+        try:
+            self._sock.sendall(data)
+        except OSError:
+            self.lost = True
+
+    def _enter(self, export: str, limit: float) -> None:
+        """Ask for the export itself, and wait for the greeting and its answer."""
+        self._option(nbd.Option.EXPORT_NAME, export.encode())
+        size = 18 + _EXPORT_INFO.size
+        self._reactor.until(lambda: len(self._buffer) >= size or self.lost, limit)
+        if len(self._buffer) < size:
+            self.close()
+            raise MachineDied(f"NBD connection to {export} was refused")
+        self.size, _ = _EXPORT_INFO.unpack_from(self._buffer, 18)
+        del self._buffer[:size]
+        self._ready = True
+
+    def send(
+        self, op: nbd.Op, offset: int = 0, length: int = 0, data: bytes = b"", flags: int = 0
+    ) -> int:
+        """Send a request.
+
+        :param flags: NBD_CMD_FLAG_*
+        :returns: the key its answer will have in :attr:`answers`
+        """
+        self._count += 1
+        cookie = self._count
+        if op is nbd.Op.READ:
+            self._lengths[cookie] = length
+        self.flying.add(cookie)
+        size = len(data) or length
+        packet = _REQUEST.pack(nbd.REQUEST_MAGIC, flags, op.value, cookie, offset, size)
+        try:
+            self._sock.setblocking(True)  # QEMU's server always reads: 16 requests a client
+            self._sock.sendall(packet + data)
+            self._sock.setblocking(False)
+        except OSError:
+            self.lost = True
+        return cookie
+
+    def call(
+        self, op: nbd.Op, offset: int = 0, length: int = 0, data: bytes = b"", limit: float = 20.0
+    ) -> Answer:
+        """Send a request and wait for its answer.
+
+        :raises MachineDied: the connection ended
+        :raises MachineHung: no answer within *limit* seconds, or none that can come any more
+        """
+        cookie, began = self.send(op, offset, length, data), time.monotonic()
+        if not self._reactor.until(lambda: cookie in self.answers or self.lost, limit):
+            raise MachineHung(f"an NBD {op.name} was not answered in {_waited(began, limit)}")
+        if cookie not in self.answers:
+            raise MachineDied(f"the NBD connection broke during a {op.name}")
+        return self.answers.pop(cookie)
+
+    # Each returns when QEMU has answered. What the gate holds is not: MachineHung.
+
+    def read(self, length: int, offset: int) -> bytes:
+        """Read *length* bytes at *offset*.
+
+        :raises IOFailed: QEMU answered with an error
+        :raises MachineDied: the connection ended
+        :raises MachineHung: no answer
+        """
+        return self._done(nbd.Op.READ, offset, length)
+
+    def write(self, data: bytes, offset: int) -> None:
+        """Write *data*, 32 MiB at most, at *offset* bytes; raises as :meth:`read` does."""
+        self._done(nbd.Op.WRITE, offset, len(data), data)
+
+    def zero(self, length: int, offset: int) -> None:
+        """Write *length* zeroes at *offset* bytes, or punch a hole; raises as :meth:`read` does."""
+        self._done(nbd.Op.WRITE_ZEROES, offset, length)
+
+    def discard(self, length: int, offset: int) -> None:
+        """Discard (trim) *length* bytes at *offset*; raises as :meth:`read` does."""
+        self._done(nbd.Op.TRIM, offset, length)
+
+    def flush(self) -> None:
+        """Flush; raises as :meth:`read` does."""
+        self._done(nbd.Op.FLUSH)
+
+    def _done(self, op: nbd.Op, offset: int = 0, length: int = 0, data: bytes = b"") -> bytes:
+        answer = self.call(op, offset, length, data)
+        if answer.errno:
+            raise IOFailed(f"NBD {op.name.lower()}", answer.errno)
+        return answer.data
+
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.lost = True
+            self._reactor.loop.remove_reader(self._sock.fileno())
+            return
+        self._buffer += data
+        if self._ready:
+            self._parse()
+
+    def _parse(self) -> None:
+        while len(self._buffer) >= _REPLY.size:
+            _, errno, cookie = _REPLY.unpack_from(self._buffer)
+            length = self._lengths.get(cookie, 0) if errno == 0 else 0
+            end = _REPLY.size + length
+            if len(self._buffer) < end:
+                return
+            self.answers[cookie] = Answer(errno, bytes(self._buffer[_REPLY.size : end]))
+            del self._buffer[:end]
+            self.flying.discard(cookie)
+            self._lengths.pop(cookie, None)
+
+    def close(self) -> None:
+        """Close the connection, with whatever is in flight."""
+        if self._sock.fileno() >= 0:
+            self._reactor.loop.remove_reader(self._sock.fileno())
+            self._sock.close()
+        self.lost = True

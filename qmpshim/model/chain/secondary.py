@@ -1,0 +1,425 @@
+"""The chain of disks: what primary writes, guest I/O and the commands do to the three images.
+
+Each operation is a coroutine (see :mod:`qmpshim.model.runtime.coroutines`); the straight run, the
+explorer and the run in step with a real QEMU all drive these same coroutines.  Positions and
+lengths are sectors.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from enum import Enum, StrEnum
+
+from qmpshim.model.chain.behaviour import Behaviour, Known
+from qmpshim.model.chain.protocols import Below, CowRequestDiscipline, Discipline
+from qmpshim.model.disks.backup_job import BackupJob, backup_do_checkpoint
+from qmpshim.model.disks.image import Alloc, Fill, Image, Owners, Qcow2, Raw, is_zero, owned
+from qmpshim.model.runtime.containers import PLAIN, Memory
+from qmpshim.model.runtime.coroutines import Co, ModelIOError, OperationError
+
+EIO = 5
+
+
+class Workflow(StrEnum):
+    """The seed's two workflows."""
+
+    BACKUP = "backup"
+    REPLICATION = "replication"
+
+
+class Stage(Enum):
+    """``ReplicationStage`` of block/replication.c."""
+
+    NONE = "none"
+    RUNNING = "running"
+    FAILOVER = "failover"
+    FAILOVER_FAILED = "failover-failed"
+    DONE = "done"
+
+
+class CommandError(OperationError):
+    """A QMP command of the model fails; the text is QEMU's."""
+
+    def __init__(self, desc: str) -> None:
+        super().__init__(desc)
+        self.desc = desc
+
+
+class _ChainFill(Fill):
+    """qcow2's copy-on-write in the active disk reads from the hidden disk downwards."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+
+    def read(self, start: int, count: int) -> Co[Owners]:
+        chain = self._chain
+        below = chain.read_through((chain.hidden, chain.secondary), start, count)
+        return (yield from chain.discipline.fill_read(chain.job, start, count, below))
+
+
+class Chain:
+    """Secondary, hidden and active disk, the backup job between them and the replication filter.
+
+    :param workflow: plain ``sync=none`` backup (no active disk, no filter) or replication
+    :param size: virtual size in sectors
+    :param cluster: cluster size of the qcow2 images in sectors
+    :param secondary: format of the secondary disk, ``raw`` or ``qcow2``
+    :param memory: makes the containers that operations share
+    """
+
+    def __init__(
+        self,
+        workflow: Workflow,
+        size: int,
+        cluster: int,
+        secondary: str = "raw",
+        discipline: Discipline | None = None,
+        behaviour: Behaviour | None = None,
+        memory: Memory = PLAIN,
+    ) -> None:
+        self.workflow = workflow
+        self.size = size
+        self.cluster = cluster
+        self.discipline = discipline or CowRequestDiscipline()
+        self.behaviour = behaviour or Behaviour()
+        self.memory = memory
+        self.secondary: Image = (
+            Raw("secondary", size, memory)
+            if secondary == "raw"
+            else Qcow2("secondary", size, cluster, backed=False, memory=memory)
+        )
+        self.relied_on: Counter[Known] = Counter()  # predictions that rest on a known defect
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Fresh hidden and active disks on the same secondary disk, nothing running."""
+        self.hidden = Qcow2("hidden", self.size, self.cluster, True, self.memory)
+        self.active = Qcow2("active", self.size, self.cluster, True, self.memory)
+        self.job: BackupJob | None = None
+        self.stage = Stage.NONE
+        self.error = False
+        self.failed_over = False
+        self._fill = _ChainFill(self)
+
+    def place(self, image: Image) -> None:
+        """Put *image* where its name says, in the place of a disk as it was built.
+
+        For an image of another geometry, or one that holds something; before anything begins.
+        """
+        setattr(self, image.name, image)
+
+    # -- the primary's side: the NBD export of the secondary disk --------------------------------
+
+    def primary_write(self, start: int, count: int, op: int) -> Co[None]:
+        """Operation *op* writes its data."""
+        if self.job is not None:
+            yield from self._before_write(self.job, start, count)
+        yield from self.secondary.write(start, owned(op, count))
+
+    def primary_zero(self, start: int, count: int, op: int) -> Co[None]:
+        """Operation *op* writes zeroes and allows unmapping.
+
+        Whether the flag reaches the secondary disk while backup runs depends on the version.
+        """
+        unmap = self.job is None or self.behaviour.unmap_passes_job
+        return self._primary_zero(start, count, op, unmap)
+
+    def primary_zero_no_hole(self, start: int, count: int, op: int) -> Co[None]:
+        """Operation *op* writes zeroes and does not allow unmapping: NBD_CMD_FLAG_NO_HOLE."""
+        return self._primary_zero(start, count, op, unmap=False)
+
+    def _primary_zero(self, start: int, count: int, op: int, unmap: bool) -> Co[None]:
+        if self.job is not None:
+            yield from self._before_write(self.job, start, count)
+        yield from self.secondary.zero(start, count, -op, unmap)
+
+    def primary_discard(self, start: int, count: int, op: int) -> Co[None]:
+        """Operation *op* discards; while backup runs newer QEMUs do nothing, not even a copy."""
+        if self.job is not None:
+            if not self.behaviour.discard_passes_job:
+                return
+            yield from self._before_write(self.job, start, count)
+        yield from self.secondary.discard(start, count, -op)
+
+    def _before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:
+        return self.memory.aside(self.discipline.before_write(job, start, count))
+
+    def primary_read(self, start: int, count: int) -> Co[Owners]:
+        """What the primary would read back from the secondary disk."""
+        return (yield from self.read_through((self.secondary,), start, count))
+
+    def primary_flush(self) -> Co[None]:
+        yield from self.secondary.flush()
+
+    # -- the guest's side: the top of the chain ----------------------------------------------------
+
+    @property
+    def top(self) -> tuple[Image, ...]:
+        """What the guest reads through, topmost first."""
+        if self.workflow is Workflow.BACKUP:
+            return (self.hidden, self.secondary)
+        if self.stage is Stage.DONE and self.failed_over:
+            return (self.secondary,)
+        return (self.active, self.hidden, self.secondary)
+
+    def _check_stage(self) -> None:
+        # replication_get_io_status(): before the start the filter refuses all I/O.
+        if self.workflow is Workflow.REPLICATION and self.stage is Stage.NONE:
+            raise ModelIOError(EIO)
+
+    def guest_read(self, start: int, count: int) -> Co[Owners]:
+        """What the guest (in the backup workflow: a reader of the hidden disk) sees.
+
+        :raises ModelIOError: replication has not been started
+        """
+        self._check_stage()
+        read = self.read_through(self.top, start, count)
+        return (yield from self.discipline.replication_read(self.job, start, count, read))
+
+    def snapshot_read(self, start: int, count: int) -> Co[Owners]:
+        """What a backup program reads: the disk as it was when the job started.
+
+        :raises ModelIOError: the discipline has no access to the snapshot (any more)
+        """
+        if self.job is None:
+            return (yield from self.guest_read(start, count))
+        below = Below(
+            lambda first, length: self.read_through((self.hidden, self.secondary), first, length),
+            lambda first, length: self.read_through((self.secondary,), first, length),
+        )
+        return (yield from self.discipline.snapshot_read(self.job, start, count, below))
+
+    def snapshot_discard(self, start: int, count: int, op: int) -> Co[None]:
+        """A backup program has no more use for a range of the snapshot."""
+        if self.job is None:
+            return
+        end = start + count
+        if self.behaviour.snapshot_discard_rounds:
+            size = self.job.cluster_size
+            start, end = start + -start % size, end - end % size
+        if start < end:
+            yield from self.discipline.snapshot_discard(self.job, start, end - start, op)
+
+    def guest_write(self, start: int, count: int, op: int) -> Co[None]:
+        """Operation *op* writes its data through the replication filter.
+
+        :raises ModelIOError: replication has not been started
+        """
+        yield from self._filter_write(start, owned(op, count))
+
+    def _filter_write(self, start: int, owners: Owners) -> Co[None]:
+        self._check_stage()
+        if self.stage is Stage.FAILOVER_FAILED:
+            yield from self._write_where_it_is(start, owners)
+        else:
+            yield from self.top[0].write(start, owners, self._fill)
+
+    def _write_where_it_is(self, start: int, owners: Owners) -> Co[None]:
+        """After a failed failover a write goes where the guest's data of its place is.
+
+        Restates ``replication_co_writev`` (block/replication.c, QEMU 7.2): to the active disk what
+        active or hidden disk have allocated, to the secondary disk the rest.
+        """
+        end = start + len(owners)
+        step = min(self.active.cluster, self.hidden.cluster)
+        for index in range(start // step, -(-end // step)):
+            low, high = max(start, index * step), min(end, (index + 1) * step)
+            part = owners[low - start : high - start]
+            if low // self.active.cluster in self.active.alloc or (
+                low // self.hidden.cluster in self.hidden.alloc
+            ):
+                yield from self.active.write(low, part, self._fill)
+            else:
+                yield from self.secondary.write(low, part)
+
+    def guest_zero(self, start: int, count: int, op: int) -> Co[None]:
+        """The filter has no ``bdrv_co_pwrite_zeroes``: zeroes arrive as written data."""
+        yield from self._filter_write(start, owned(-op, count))
+
+    def guest_discard(self, start: int, count: int, op: int) -> Co[None]:
+        """The filter has no ``bdrv_co_pdiscard``: nothing happens, and that is not an error."""
+        return
+        yield
+
+    def guest_flush(self) -> Co[None]:
+        """A flush of the filter flushes all of its writable children."""
+        for image in self.top:
+            yield from image.flush()
+
+    def read_through(self, images: Sequence[Image], start: int, count: int) -> Co[Owners]:
+        """Read *images* from the first to the last, each falling through where unallocated."""
+        if images[0] is self.hidden and self.job is not None:
+            read = self._read_through(images, start, count)
+            return self.discipline.hidden_read(self.job, start, count, read)
+        return self._read_through(images, start, count)
+
+    def _read_through(self, images: Sequence[Image], start: int, count: int) -> Co[Owners]:
+        image, below = images[0], images[1:]
+        owners = array("q")
+        for first, length, kind in image.runs(start, count):
+            if kind is Alloc.UNALLOCATED and below:
+                owners += yield from self.read_through(below, first, length)
+            elif kind in (Alloc.DATA, Alloc.ALLOCATED, Alloc.UNKNOWN):
+                owners += yield from image.read(first, length)
+            else:  # a zero cluster is known from the tables; no I/O
+                owners += image.contents.read(first, length)
+        return owners
+
+    # -- the commands ------------------------------------------------------------------------------
+
+    def start(self) -> Co[None]:
+        """``blockdev-backup sync=none``, or ``xen-set-replication enable=true primary=false``.
+
+        :raises CommandError: it is running already
+        """
+        if self.workflow is Workflow.BACKUP:
+            if self.job is not None:
+                raise CommandError("a backup job is running on this chain already")
+            self.job = self._new_job(self.behaviour.backup_copy_range)
+            return
+        if self.stage in (Stage.DONE, Stage.FAILOVER):
+            return  # a promoted secondary ignores the request on purpose
+        if self.stage is not Stage.NONE:
+            raise CommandError("Block replication is running or done")
+        self.job = self._new_job(self.behaviour.copy_range)
+        self.stage = Stage.RUNNING
+        yield from self._empty()
+        self.error = False
+
+    def _new_job(self, copy_range: bool) -> BackupJob:
+        return self.discipline.new_job(self.secondary, self.hidden, copy_range, self.memory)
+
+    def checkpoint(self) -> Co[None]:
+        """``xen-colo-do-checkpoint``: what the disks hold now is what the guest starts from.
+
+        :raises CommandError: there is no backup job
+        """
+        if self.stage in (Stage.DONE, Stage.FAILOVER):
+            return
+        yield from self._empty()
+
+    def _empty(self) -> Co[None]:
+        # secondary_do_checkpoint()
+        if self.job is None:
+            raise CommandError("Backup job was cancelled unexpectedly")
+        backup_do_checkpoint(self.job)
+        yield from self.active.make_empty()
+        yield from self.hidden.make_empty()
+
+    def stop(self) -> Co[None]:
+        """``block-job-cancel``, or ``xen-set-replication enable=false``: back to one disk.
+
+        :raises CommandError: it is not running
+        """
+        if self.workflow is Workflow.BACKUP:
+            if self.job is None:
+                raise CommandError("Block job 'backup' not found")
+            self.job = None
+            return
+        if self.stage in (Stage.DONE, Stage.FAILOVER):
+            return
+        if self.stage is not Stage.RUNNING:
+            raise CommandError("Block replication is not running")
+        if Known.STOP_ALWAYS_FAILS in self.behaviour.known:
+            self.relied_on[Known.STOP_ALWAYS_FAILS] += 1
+            self.job = None
+            self.stage = Stage.DONE
+            self.error = True
+            raise CommandError("Backup job was cancelled unexpectedly")
+        yield from self._empty()
+        self.job = None
+        self.stage = Stage.DONE
+
+    def failover(self) -> Co[None]:
+        """``xen-set-replication enable=false failover=true``: the guest's view becomes the disk.
+
+        It never fails: ``qmp_xen_set_replication`` (migration/colo.c) gives the stop no Error to
+        fill in when failover is asked for, so with nothing running nothing happens. When the
+        commit fails the status says so and the disks stay as they are, one behind the other: case 7
+        of the block-replication document (``replication_done``).
+        """
+        self.begin_failover()
+        yield from self.end_failover()
+        self.forget_error()
+
+    def begin_failover(self) -> None:
+        """What is done when the command is answered: the commit is yet to come.
+
+        Until it is over checkpoint and stop are taken for those of a promoted secondary and do
+        nothing (``replication_do_checkpoint``, ``replication_stop``).
+        """
+        if self.stage is not Stage.RUNNING:
+            return
+        self.job = None
+        self.stage = Stage.FAILOVER
+        if Known.FAILOVER_REPORTS_ERROR in self.behaviour.known:
+            self.error = True
+
+    def end_failover(self) -> Co[None]:
+        """The commit that a failover leaves running, if one was begun."""
+        if self.stage is not Stage.FAILOVER:
+            return
+        try:
+            yield from self._commit()
+        except ModelIOError:
+            self.stage = Stage.FAILOVER_FAILED
+            self.error = True
+            return
+        self.stage = Stage.DONE
+        self.failed_over = True
+
+    def forget_error(self) -> None:
+        """What the status says when a commit is over: later than what it wrote has arrived."""
+        if self.failed_over:
+            self.error = False
+
+    def _commit(self) -> Co[None]:
+        """Write every granule in which active or hidden disk hold something into the secondary.
+
+        Restates ``commit_active_start`` and ``mirror_iteration`` (block/mirror.c, QEMU 7.2).
+        """
+        secondary = self.secondary
+        # bdrv_get_default_bitmap_granularity()
+        granule = min(max(8, secondary.info_cluster), 128) if isinstance(secondary, Qcow2) else 128
+        dirty: set[int] = set()
+        for overlay in (self.active, self.hidden):
+            for index in overlay.alloc:
+                low = index * overlay.cluster
+                high = min(low + overlay.cluster, self.size)
+                dirty.update(range(low // granule, (high - 1) // granule + 1))
+        for index in sorted(dirty):
+            start = index * granule
+            count = min(granule, self.size - start)
+            owners = yield from self.read_through(self.top, start, count)
+            if isinstance(secondary, Qcow2) and count == granule >= secondary.cluster:
+                yield from secondary.put(start, owners, self._commit_kind(start, count))
+            elif isinstance(secondary, Qcow2) and is_zero(owners):
+                # How many granules mirror takes at once decides whether whole clusters of the
+                # secondary come together and can be zero clusters.
+                yield from secondary.write(start, owners)
+                for cluster in secondary.clusters(start, count):
+                    low = cluster * secondary.cluster
+                    length = min(secondary.cluster, self.size - low)
+                    if is_zero(secondary.contents.read(low, length)):
+                        secondary.alloc[cluster] = Alloc.ALLOCATED
+            else:
+                yield from secondary.write(start, owners)
+        yield from secondary.flush()  # mirror_run(): before it counts as done
+
+    def _commit_kind(self, start: int, count: int) -> Alloc:
+        """ZERO when one block status covers the whole granule and says zero, else DATA."""
+        for image in self.top:
+            runs = list(image.runs(start, count))
+            if len(runs) > 1:
+                return Alloc.DATA
+            if runs[0][2] is not Alloc.UNALLOCATED:
+                break
+        return image.status_zero(start, count)
+
+    def status(self) -> str | None:
+        """``query-xen-replication-status``: the error's text, or ``None``."""
+        if self.stage is Stage.NONE:
+            return "Block replication is not running"
+        return "I/O error occurred" if self.error else None

@@ -1,0 +1,1 @@
+"""Correctness conditions: linearizability, the invariants of every step, verdicts."""

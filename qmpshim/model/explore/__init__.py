@@ -1,0 +1,1 @@
+"""Exploration of any system that offers choices: reductions, known states, sampling."""

@@ -1,0 +1,276 @@
+"""The model as a system that can be explored: a scenario under a discipline, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+from qmpshim.model.chain.drain import Drain
+from qmpshim.model.chain.protocols import Discipline
+from qmpshim.model.chain.secondary import Chain, Stage
+from qmpshim.model.check.linearizability import Linearisations
+from qmpshim.model.check.online import Watch
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT, BackupJob
+from qmpshim.model.explore.system import Choice, Footprint, Violation
+from qmpshim.model.runtime.coroutines import Co, Io, OperationError, run_straight
+from qmpshim.model.runtime.instrumented import Cells
+from qmpshim.model.runtime.scheduler import Scheduler
+from qmpshim.model.scenario import COMMANDS, Op, Scenario
+
+
+class CellChain(Chain):
+    """A chain whose own state (stage, job) is kept in cells, too."""
+
+    memory: Cells
+
+    def _get(self, name: str) -> Any:
+        self.memory.read(self.memory.number(name, 0))
+        return self.__dict__[name]
+
+    def _set(self, name: str, value: Any) -> None:
+        self.memory.write(self.memory.number(name, 0), value if name != "_job" else bool(value))
+        self.__dict__[name] = value
+
+    job: BackupJob | None = property(  # type: ignore[assignment]
+        lambda self: self._get("_job"), lambda self, value: self._set("_job", value)
+    )
+    stage: Stage = property(  # type: ignore[assignment]
+        lambda self: self._get("_stage"), lambda self, value: self._set("_stage", value)
+    )
+    failed_over: bool = property(  # type: ignore[assignment]
+        lambda self: self._get("_over"), lambda self, value: self._set("_over", value)
+    )
+    error: bool = property(  # type: ignore[assignment]
+        lambda self: self._get("_error"), lambda self, value: self._set("_error", value)
+    )
+
+
+class ModelSystem:
+    """A scenario under a discipline (a :class:`~qmpshim.model.explore.system.System`).
+
+    :param reference: the honest discipline whose straight run says what is allowed; ``None``: judge
+        no final states
+    :param drained: make commands run alone; ``None``: as the scenario's contract says
+    :param late_wakes: a wake-up is a step of its own
+    :param drain: what makes commands run alone
+    :param chain: what the operations are methods of
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        discipline: Callable[[], Discipline],
+        reference: Callable[[], Discipline] | None = None,
+        drained: bool | None = None,
+        late_wakes: bool = False,
+        drain: type[Drain] = Drain,
+        chain: type[CellChain] = CellChain,
+    ) -> None:
+        self.scenario = scenario
+        self._drain = drain
+        self._chain = chain
+        self.discipline = discipline
+        self.drained = scenario.contract if drained is None else drained
+        self.cells = Cells(edges_of(scenario), min(scenario.cluster, 128), len(scenario.ops))
+        self.allowed: Linearisations | None = None
+        heeds: Sequence[Sequence[int]] = [range(len(scenario.ops))] * len(scenario.ops)
+        if reference is not None:
+            self.allowed = Linearisations(scenario, lambda changed: ModelSystem(changed, reference))
+            heeds = self.allowed.rivals
+        self.scheduler = Scheduler(
+            [self._starter(index, op) for index, op in enumerate(scenario.ops)],
+            [op.after for op in scenario.ops],
+            heeds,
+            self.cells,
+            self,
+            late_wakes,
+        )
+        self.steps: list[Choice] = []
+
+    # -- the operations ----------------------------------------------------------------------------
+
+    def _starter(self, index: int, op: Op) -> Callable[[], Co[Any]]:
+        def start() -> Co[Any]:
+            self.watch.started(index)
+            co = self._coroutine(op, self.scenario.number(index))
+            if not self.drained:
+                return co
+            guard = self.drain.command if op.do in COMMANDS else self.drain.request
+            return guard(index, co)
+
+        return start
+
+    def _coroutine(self, op: Op, number: int) -> Co[Any]:
+        method = getattr(self.chain, op.do)
+        if op.do in COMMANDS:
+            co: Co[Any] = method()
+        elif op.do.endswith("read"):
+            co = method(op.start, op.count)
+        else:
+            co = method(op.start, op.count, number)
+        return co
+
+    def pending(self, choice: Choice) -> Io | None:
+        """The I/O that *choice* would perform."""
+        return self.scheduler.pending(choice)
+
+    # -- System --------------------------------------------------------------------------------
+
+    @property
+    def threads(self) -> int:
+        return len(self.scenario.ops)
+
+    @property
+    def violation(self) -> Violation | None:
+        return self.watch.violation
+
+    def reset(self) -> None:
+        cells, scenario = self.cells, self.scenario
+        self.scheduler.reset()
+        cells.begin()
+        discipline = self.discipline()
+        self.chain = self._chain(
+            scenario.workflow,
+            scenario.size,
+            scenario.cluster,
+            scenario.secondary,
+            discipline,
+            discipline.behaviour,
+            cells,
+        )
+        self.drain = self._drain(cells)
+        self.watch = Watch(scenario, self.chain, cells)
+        for number, op in enumerate(scenario.setup, 1):
+            run_straight(self._coroutine(op, number))
+            if op.do in COMMANDS:
+                self.watch.new_base()
+        self.precedence: list[frozenset[int]] = [frozenset()] * len(scenario.ops)
+        self.steps.clear()
+
+    def enabled(self) -> Sequence[Choice]:
+        return self.scheduler.enabled()
+
+    def take(self, choice: Choice) -> Footprint:
+        if choice[0] == "start":
+            op, over = choice[1], self.scheduler.over
+            assert isinstance(op, int)
+            self.precedence[op] = frozenset(i for i in self.scheduler.heeds[op] if over[i])
+        self.steps.append(choice)
+        return self.scheduler.take(choice)
+
+    def thread(self, choice: Choice) -> int:
+        assert isinstance(choice[1], int)
+        return choice[1]
+
+    def movers(self, thread: int) -> Sequence[Choice] | None:
+        return self.scheduler.movers(thread)
+
+    def fingerprint(self) -> Hashable:
+        return (
+            tuple(self.cells.values),
+            self.scheduler.state(),
+            self.watch.state(),
+            tuple(self.precedence),
+        )
+
+    def finish(self) -> Hashable:
+        watch = self.watch
+        outcome = (tuple(watch.results), self.final_state())
+        if watch.violation is None and not all(self.scheduler.over):
+            watch.violation = self._hang()
+        if watch.violation is None:
+            watch.violation = self._leftover()
+        if watch.violation is None and self.allowed is not None:
+            watch.violation = self.allowed.judge(outcome, self.precedence, watch.failed)
+        return outcome
+
+    def final_state(self) -> Hashable:
+        """Contents and allocation of all images, the bitmap and the stage."""
+        chain, edges, job = self.chain, self.cells.edges[:-1], self.chain.job
+        images: list[tuple[int | None, ...]] = [
+            tuple(chain.secondary.contents.read(edge, 1)[0] for edge in edges)
+        ]
+        kinds: list[tuple[int, ...]] = []
+        for image in (chain.hidden, chain.active):
+            alloc = [image.alloc.get(edge // image.cluster) for edge in edges]
+            if job is not None and image is chain.hidden:  # what nobody may read is nobody's affair
+                alloc = [
+                    kind if job.owes(edge // job.cluster_size) else None
+                    for edge, kind in zip(edges, alloc, strict=True)
+                ]
+            kinds.append(tuple(-1 if kind is None else int(kind) for kind in alloc))
+            images.append(
+                tuple(
+                    None if kind is None else image.contents.read(edge, 1)[0]
+                    for edge, kind in zip(edges, alloc, strict=True)
+                )
+            )
+        copied = job and tuple(job.is_copied(cluster) for cluster in job.clusters)
+        return tuple(images), tuple(kinds), copied, chain.stage.value, chain.error
+
+    # -- Listener ----------------------------------------------------------------------------------
+
+    def before_io(self, op: int, io: Io) -> None:
+        self.watch.before_io(op, io)
+
+    def after_io(self, op: int, io: Io) -> None:
+        self.watch.after_io(op, io)
+
+    def ended(self, op: int, result: Any, error: OperationError | None) -> None:
+        self.watch.ended(op, result, error)
+
+    # -- when it is over -------------------------------------------------------------------------
+
+    def _hang(self) -> Violation:
+        over = self.scheduler.over
+        lines = []
+        lost = False
+        sleepers = self.scheduler.sleepers()
+        for task in sleepers:
+            assert task.queue is not None
+            owner = task.queue.owner
+            who = owner if isinstance(owner, int) and owner >= 0 else None
+            lost = lost or (who is not None and over[who])
+            text = f"op {task.op} waits for {task.queue.label}"
+            lines.append(text + (f" of op {who}" if who is not None else ""))
+        op = sleepers[0].op if sleepers else None
+        how = "lost wake-up" if lost else "deadlock"
+        return Violation(Verdict.HANG, f"{how}: {'; '.join(lines)}", op)
+
+    def _leftover(self) -> Violation | None:
+        job = self.chain.job
+        if job is None:
+            return None
+        for name in ("inflight_reqs", "reqs", "frozen_read_reqs", "tracked"):
+            for req in getattr(job, name, ()):
+                text = f"{req.wait_queue.label} stays in the list: who comes next waits for ever"
+                return Violation(Verdict.HANG, text)
+        return None
+
+    def sequential(self, order: Sequence[int]) -> Hashable | None:
+        """The outcome when operations run one after another, each to its end; None: one cannot."""
+        self.reset()
+        for op in order:
+            if not self.run_alone(op):
+                return None
+        return tuple(self.watch.results), self.final_state()
+
+    def run_alone(self, op: int) -> bool:
+        """Run one operation from its start to its end; whether it reached it."""
+        while not self.scheduler.over[op]:
+            own = [choice for choice in self.enabled() if choice[1] == op]
+            if not own:
+                return False
+            self.take(own[0])
+        return True
+
+
+def edges_of(scenario: Scenario) -> list[int]:
+    """Every sector at which an operation, a cluster or the disk begins or ends, in order."""
+    edges = {0, scenario.size}
+    for op in (*scenario.setup, *scenario.ops):
+        edges |= {op.start, op.start + op.count}
+    step = min(scenario.cluster, BACKUP_CLUSTER_SIZE_DEFAULT)
+    edges |= set(range(0, scenario.size, step))
+    return sorted(edges)

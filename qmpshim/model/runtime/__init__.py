@@ -1,0 +1,1 @@
+"""Coroutines without an event loop, the state they share, and their scheduler."""

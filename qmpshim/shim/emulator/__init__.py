@@ -1,0 +1,1 @@
+"""The QEMU behind the shim: started, attached to, or stood in for."""

@@ -1,0 +1,133 @@
+"""Where a served QEMU's clients come in: the addresses it was told, the monitors it replaces."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import socket
+import ssl
+import threading
+import time
+from contextlib import AsyncExitStack
+
+from qmpshim.shim.emulator.monitors import Monitor
+from qmpshim.shim.endpoint.listener import Address, Listener
+from qmpshim.shim.endpoint.server import Shim
+
+
+def inherited_fds() -> tuple[int, ...]:
+    """Descriptors that whoever started this process meant for QEMU."""
+    return tuple(
+        fd
+        for fd in (int(name) for name in os.listdir("/proc/self/fd"))
+        if fd > 2 and os.path.exists(f"/proc/self/fd/{fd}") and os.get_inheritable(fd)
+    )
+
+
+_LAST_WORDS = 1.0  # seconds that standard output may take for them
+
+
+class Door:
+    """Lets clients in before there is a shim: they wait inside."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+        self._early: list[tuple[socket.socket, bool]] = []
+        self._shim: Shim | None = None
+        self._came = asyncio.Event()
+        stack.callback(self._turn_away)
+        self._wait = False
+        self.inherited = inherited_fds()
+        self.stdio = False
+
+    def _attach(self, sock: socket.socket, pretty: bool = False) -> None:
+        if self._shim is None:
+            self._early.append((sock, pretty))
+            self._came.set()
+        else:
+            self._shim.attach(sock, pretty)
+
+    async def listen(
+        self,
+        address: Address,
+        allow_remote: bool = False,
+        tls: ssl.SSLContext | None = None,
+        pretty: bool = False,
+    ) -> Address:
+        attach = functools.partial(self._attach, pretty=pretty)
+        listener = Listener(address, attach, allow_remote, tls)
+        self._stack.push_async_callback(listener.close)
+        return listener.address
+
+    async def open(self, monitor: Monitor) -> None:
+        """Make what a monitor of the command line asks for."""
+        if monitor.stdio:
+            self.stdio = True
+            await self._standard_streams(monitor.pretty)
+        elif monitor.fd is not None:
+            sock = socket.socket(fileno=monitor.fd)
+            if monitor.server:
+                attach = functools.partial(self._attach, pretty=monitor.pretty)
+                listener = Listener.inherited(sock, attach)
+                self._stack.push_async_callback(listener.close)
+            else:
+                self._attach(sock, monitor.pretty)
+        elif monitor.address is not None and monitor.server:
+            await self.listen(monitor.address, pretty=monitor.pretty)
+            self._wait = self._wait or monitor.wait
+        elif monitor.address is not None:
+            self._attach(await monitor.address.connect(), monitor.pretty)
+
+    async def wait_for_clients(self) -> None:
+        """QEMU with ``wait=on`` does nothing before its first client is there."""
+        if self._wait:
+            await self._came.wait()
+
+    def attach_to(self, shim: Shim) -> None:
+        self._shim = shim
+        for sock, pretty in self._early:
+            shim.attach(sock, pretty)
+        self._early.clear()
+
+    def _turn_away(self) -> None:
+        """Those who came, where there was never a shim for them."""
+        for sock, _ in self._early:
+            sock.close()
+        self._early.clear()
+
+    async def _standard_streams(self, pretty: bool) -> None:
+        """Pass them on in threads: they may be files, or a terminal that others share."""
+        ours, theirs = socket.socketpair()
+        self._attach(theirs, pretty)
+
+        def inwards() -> None:
+            with contextlib.suppress(OSError):
+                while data := os.read(0, 1 << 16):
+                    ours.sendall(data)
+            with contextlib.suppress(OSError):
+                ours.shutdown(socket.SHUT_WR)
+
+        def outwards() -> None:
+            with contextlib.suppress(OSError):
+                while data := ours.recv(1 << 16):
+                    while data:
+                        data = data[os.write(1, data) :]
+            with contextlib.suppress(OSError):  # nobody reads: the client is gone
+                ours.shutdown(socket.SHUT_RDWR)
+
+        writing = threading.Thread(target=outwards, daemon=True)
+        writing.start()
+        threading.Thread(target=inwards, daemon=True).start()
+
+        async def end() -> None:
+            deadline = time.monotonic() + _LAST_WORDS
+            while writing.is_alive() and time.monotonic() < deadline:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            with contextlib.suppress(OSError):
+                ours.shutdown(socket.SHUT_RDWR)
+            if not writing.is_alive():
+                ours.close()
+
+        self._stack.push_async_callback(end)

@@ -1,0 +1,97 @@
+"""``qmpshim-qemu``: stands where a QEMU binary is expected, the shim before its QMP monitors.
+
+Test suites start QEMU by the hundred, so a start imports no more than it needs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from qmpshim.machine.builds import build as builds
+
+if TYPE_CHECKING:
+    from qmpshim.shim.emulator.emulator import Emulator
+    from qmpshim.shim.emulator.serve import Options, Served
+
+log = logging.getLogger(__name__)
+
+_MONITOR_OPTIONS = {"-qmp", "-qmp-pretty", "-mon"}
+_INFORMATION = {"-version", "-help", "-h", "-daemonize", "-device=help"}
+
+
+def stand_in(arguments: Sequence[str], name: str | None = None) -> int:
+    """Be QEMU: run the real one with *arguments*, the shim before its QMP monitors.
+
+    :param name: the build to run, see :func:`qmpshim.machine.builds.build.resolve`
+    :raises QmpshimError: as :func:`endpoint`
+    """
+    build = builds.find(name)
+    options = {"-" + word.lstrip("-") for word in arguments}
+    if not _MONITOR_OPTIONS & options or _INFORMATION & options:
+        _become(build, arguments)
+    import asyncio
+
+    from qmpshim.shim.emulator.monitors import extract
+    from qmpshim.shim.emulator.serve import Options
+
+    if not extract(arguments)[1]:
+        _become(build, arguments)
+    status = asyncio.run(
+        _stand_in(
+            Options(build=build, arguments=tuple(arguments), limit=3600.0, silent_end=True), build
+        )
+    )
+    if status < 0:  # die of what QEMU died of
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    return status
+
+
+def _become(build: builds.Build, arguments: Sequence[str]) -> NoReturn:
+    argv = [*build.command(), *arguments]
+    os.execvpe(argv[0], argv, build.environment())
+
+
+async def _stand_in(options: Options, build: builds.Build) -> int:
+    import asyncio
+
+    from qmpshim.shim.emulator.emulator import EndedEarly
+    from qmpshim.shim.emulator.serve import serve
+
+    loop = asyncio.get_running_loop()
+    emulator: list[Emulator] = []
+    early: list[int] = []
+
+    def pass_on(number: int) -> None:
+        if emulator:
+            emulator[0].send_signal(number)
+        else:
+            early.append(number)
+            task.cancel()
+
+    def ready(served: Served) -> None:
+        assert served.emulator is not None
+        emulator.append(served.emulator)
+
+    task = asyncio.ensure_future(serve(options, ready))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, pass_on, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return -early[0] if early else 1
+    except EndedEarly as error:
+        log.info("%s", error)
+        builds.read_version(build)  # it may be no QEMU, or one that never starts: that says so
+        # QEMU has said on stderr what is wrong, or on stdout what it was asked.
+        return 1 if error.status is None else error.status
+
+
+def stand_in_main() -> int:
+    """The entry point of ``qmpshim-qemu``; ``$QMPSHIM_BUILD`` names the build."""
+    return stand_in(sys.argv[1:], os.environ.get("QMPSHIM_BUILD"))

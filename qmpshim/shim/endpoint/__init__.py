@@ -1,0 +1,1 @@
+"""The QMP endpoint: listeners, clients, sessions, and the connection to QEMU."""

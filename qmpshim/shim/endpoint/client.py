@@ -1,0 +1,124 @@
+"""One client of the shim: its socket's side of the protocol, its turn and its backlog."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Protocol
+
+from qmpshim.shim.endpoint.link import READ_SIZE, Batch, Link
+from qmpshim.shim.endpoint.outbox import Outbox
+from qmpshim.shim.endpoint.session import Answer, Command, Session
+from qmpshim.shim.endpoint.upstream import Upstream
+from qmpshim.shim.json.text import indented
+
+_BURST = 64  # requests of one client answered before the others get a turn
+
+
+class Desk(Protocol):
+    """What a client turns to: see :class:`~qmpshim.shim.endpoint.server.Shim`."""
+
+    upstream: Upstream
+    batch: Batch
+    backlog_limit: int
+
+    @property
+    def has_room(self) -> bool:
+        """Whether QEMU may be given another in-band command."""
+
+    def take(self, client: Client, work: Answer | Command) -> None:
+        """Something has to be done for *client*."""
+
+    def line_up(self, client: Client) -> None:
+        """Give *client* its turn when there is room again."""
+
+    def leave(self, client: Client) -> None:
+        """The client is gone."""
+
+    def spread(self) -> None:
+        """Give everybody the events that came."""
+
+
+class Client:
+    """One connection: the socket's side of a :class:`Session`.
+
+    :param pretty: print JSON as a monitor with ``pretty=on`` does
+    """
+
+    def __init__(self, desk: Desk, sock: socket.socket, pretty: bool = False) -> None:
+        self.desk = desk
+        self.session = Session(desk.upstream.dialect, desk.upstream.coarse)
+        self.link = Link(sock, self, desk.batch, desk.backlog_limit)
+        self._pretty = pretty
+        self.outbox = Outbox(self.write)
+        self.in_line = False  # waits for its turn at QEMU
+        self._input_ended = False
+        self._again = False
+
+    def write(self, data: bytes) -> None:
+        """Send whole messages now, whatever waits in the outbox."""
+        self.link.write(indented(data) if self._pretty else data)
+
+    def received(self, data: bytes, fds: tuple[int, ...]) -> None:
+        """Bytes from the client."""
+        self.session.feed(data, fds)
+        self.pump()
+
+    def ended(self, gone: bool) -> None:
+        """The client sends no more: it may still want answers to what it sent."""
+        self._input_ended = True
+        if gone:
+            self.desk.leave(self)
+        else:
+            self.pump()
+
+    def drained(self) -> None:
+        """The client has read what there was."""
+        self.pump()
+
+    def pump(self) -> None:
+        """Take up what the session has to be done, and read on or stop reading."""
+        if self.link.closed:
+            return
+        if self.link.backlog <= READ_SIZE:
+            for _ in range(_BURST):
+                work = self.session.next(self.desk.has_room)
+                if work is None:
+                    break
+                self.desk.take(self, work)
+                if self.link.closed or self.link.backlog > READ_SIZE:
+                    break
+            else:
+                self._soon()
+            if not self.desk.has_room and not self.in_line and self.session.wants_turn:
+                self.desk.line_up(self)
+        if self._input_ended:
+            if self.session.idle and not self.link.backlog:
+                self.desk.leave(self)
+            else:
+                self.link.when_drained()
+            return
+        self.link.read(self.session.waiting < READ_SIZE and self.link.backlog <= READ_SIZE)
+        if self.link.backlog:
+            self.link.when_drained()
+
+    def _soon(self) -> None:
+        if not self._again:
+            self._again = True
+            asyncio.get_running_loop().call_soon(self._pump_again)
+
+    def _pump_again(self) -> None:
+        self._again = False
+        with self.desk.batch:
+            self.pump()
+
+    def answered(self, reply: bytes, oob: bool) -> None:
+        """A request has its reply."""
+        self.desk.spread()  # what QEMU said before it
+        self.outbox.reply(reply, oob)
+        self.session.done(oob)
+
+    def expects(self, oob: bool) -> None:
+        """QEMU has sent a reply that needs work: what QEMU sends after it comes after it."""
+        self.desk.spread()
+        self.outbox.reserve(oob)

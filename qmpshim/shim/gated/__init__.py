@@ -1,0 +1,1 @@
+"""A gated chain by hand: I/O held, released and recorded."""

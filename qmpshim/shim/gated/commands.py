@@ -1,0 +1,110 @@
+"""The shim's commands for a gated chain: hold, see what is held, let go, what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from qmpshim.errors import InputError, NothingToTell
+from qmpshim.shim.endpoint.server import Handler
+from qmpshim.shim.json.text import Value
+from qmpshim.shim.tracking.chains import Watch
+
+if TYPE_CHECKING:
+    from qmpshim.shim.gated.io_controller import Hand, Held, Rule
+
+
+class HandCommands:
+    """The commands, by name in :attr:`handlers`."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self.handlers: dict[str, Handler] = {
+            "x-shim-hold": self._hold,
+            "x-shim-let": self._let,
+            "x-shim-held": self._held,
+            "x-shim-release": self._release,
+            "x-shim-schedule": self._schedule,
+        }
+
+    def _hand(self) -> Hand:
+        if self._watch.hand is None:
+            raise NothingToTell("no chain is gated: start the shim with --gated --workflow NAME")
+        return self._watch.hand
+
+    async def _hold(self, arguments: dict[str, Value]) -> object:
+        from qmpshim.shim.gated.io_controller import Rule
+
+        rule = Rule(
+            _text(arguments, "disk"),
+            _text(arguments, "operation"),
+            arguments.get("metadata") is True,
+        )
+        if rule.disk == "top":
+            raise InputError("the filter has no storage: hold the active disk's")
+        hand = self._hand()
+        if rule not in hand.rules:
+            hand.rules.append(rule)
+        return self._told(hand)
+
+    async def _let(self, _: dict[str, Value]) -> object:
+        hand = self._hand()
+        hand.let_go()
+        return self._told(hand)
+
+    async def _held(self, _: dict[str, Value]) -> object:
+        return self._told(self._hand())
+
+    async def _release(self, arguments: dict[str, Value]) -> object:
+        """One; without a number everything that is held now."""
+        hand = self._hand()
+        errno = arguments.get("errno")
+        number = arguments.get("number")
+        numbers = [held.number for held in hand.held] if number is None else [number]
+        if isinstance(errno, int) and errno < 1:
+            raise InputError(f"{errno} is no errno")
+        for one in numbers:
+            assert isinstance(one, int)
+            hand.release(one, int(errno) if isinstance(errno, int) else 0)
+        return self._told(hand)
+
+    async def _schedule(self, _: dict[str, Value]) -> object:
+        return {"steps": list(self._hand().schedule.lines())}
+
+    @staticmethod
+    def _told(hand: Hand) -> dict[str, object]:
+        return {
+            "rules": [_rule(rule) for rule in hand.rules],
+            "held": [held_io(held) for held in hand.held],
+            "in-flight": hand.schedule.in_flight,
+            "next-operation": hand.schedule.next_number,
+        }
+
+
+def held_io(held: Held) -> dict[str, object]:
+    """An I/O that is held, for clients."""
+    from qmpshim.conformance.explore.harness.io_naming import VERBS
+
+    io = held.io
+    return {
+        "number": held.number,
+        "disk": io.image,
+        "operation": VERBS[io.op],
+        "offset": io.offset,
+        "length": io.length,
+        "step": str(held),
+    }
+
+
+def _rule(rule: Rule) -> dict[str, object]:
+    told: dict[str, object] = {"metadata": rule.metadata}
+    if rule.disk is not None:
+        told["disk"] = rule.disk
+    if rule.operation is not None:
+        told["operation"] = rule.operation
+    return told
+
+
+def _text(arguments: Mapping[str, Value], name: str) -> str | None:
+    value = arguments.get(name)
+    return None if value is None else str(value)

@@ -1,0 +1,193 @@
+"""What was done by hand on a gated chain, in the explorer's words, so that it can be done again.
+
+Operations come one after another; from the first that overlaps with another, or has an I/O held, on
+they are the concurrent ones of a :class:`~qmpshim.conformance.explore.scenarios.RealScenario`. What
+is before is its setup. An I/O that was not held is a step of its own the moment it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from qmpshim.conformance.explore.harness.io_naming import Named, Names
+from qmpshim.conformance.explore.scenarios import BASE, COMMANDS, DATA, FLUSHES, RealScenario, words
+from qmpshim.errors import InputError
+from qmpshim.machine.chain.gated import Form
+from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.model.explore.system import Choice
+from qmpshim.model.scenario import Op
+
+MOST = 6  # concurrent operations: their every order is tried when the end is judged
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One line of the record: an operation's start or end, or an I/O's coming, going or failing."""
+
+    what: str
+    op: int
+    named: Named | None = None
+    say: str = ""
+    errno: int = 0
+
+
+class Schedule:
+    """Takes down what happens.
+
+    :param size: of the disks, in sectors
+    :param cluster: of the overlays, in sectors
+    """
+
+    def __init__(self, form: Form, size: int, cluster: int) -> None:
+        self._form = form
+        self._size = size
+        self._cluster = cluster
+        self._ops: list[Op] = []
+        self._names = Names(self._ops, ())
+        self._lines: list[_Line] = []
+        self._running: list[int] = []
+        self._mover = 0
+        self._first: int | None = None  # operation from which on they are concurrent
+
+    @property
+    def next_number(self) -> int:
+        """The number under which the next operation should write."""
+        return BASE + 1 + len(self._ops)
+
+    @property
+    def in_flight(self) -> list[str]:
+        """The operations under way, in words."""
+        return [words(self._ops[index]) for index in self._running]
+
+    def forget(self) -> None:
+        """What was done so far was the chain's beginning."""
+        self._ops.clear()
+        self._lines.clear()
+
+    # -- what happens ------------------------------------------------------------
+
+    def begins(self, do: str, start: int = 0, count: int = 0) -> int:
+        """An operation begins; positions in sectors. Gives its index, for :meth:`ends`."""
+        index = len(self._ops)
+        self._ops.append(Op(do, start, count))
+        self._names.joined(BASE + 1 + index)
+        if self._running:
+            self._concurrent(min(self._running))
+        self._running.append(index)
+        self._mover = index
+        self._set_flushing()
+        self._lines.append(_Line("start", index))
+        return index
+
+    def ends(self, index: int, answer: str) -> None:
+        """An operation was answered: ``ok``, ``errno N`` or an error's text."""
+        self._running.remove(index)
+        self._set_flushing()
+        self._lines.append(_Line("end", index, say=answer))
+
+    def is_data(self, io: HeldIO) -> bool:
+        """Whether an I/O is about data, and so a step; qcow2's metadata is none."""
+        return self._names.is_data(io)
+
+    def comes(self, io: HeldIO) -> Named:
+        """An I/O about data has come; gives its name."""
+        named = self._names.name(io, self._mover, self._running)
+        self._lines.append(_Line("come", named.op, named))
+        return named
+
+    def held(self, named: Named) -> None:
+        """It is held."""
+        self._concurrent(named.op)
+
+    def goes(self, named: Named) -> None:
+        """It is let go."""
+        self._mover = named.op
+        self._lines.append(_Line("complete", named.op, named))
+
+    def fails(self, named: Named, errno: int) -> None:
+        """It is ended with an error."""
+        self._mover = named.op
+        self._lines.append(_Line("fail", named.op, named, errno=errno))
+
+    def _concurrent(self, index: int) -> None:
+        self._first = index if self._first is None else min(self._first, index)
+
+    def _set_flushing(self) -> None:
+        self._names.flushing = any(self._ops[i].do in FLUSHES for i in self._running)
+
+    # -- what is told ------------------------------------------------------------
+
+    @property
+    def _setup(self) -> int:
+        """How many operations are over before the concurrent ones begin."""
+        return max(0, len(self._ops) - 1) if self._first is None else self._first
+
+    def lines(self) -> Iterator[str]:
+        """As `qmpshim explore` and `replay` tell it; the setup's operations come first."""
+        setup = self._setup
+        for done in self._ops[:setup]:
+            yield f"before: {words(done)}"
+        for line in self._lines:
+            if line.op < setup:
+                continue
+            op = line.op - setup
+            match line.what:
+                case "start":
+                    yield f"start {op}: {words(self._ops[line.op])}"
+                case "end":
+                    yield f"    {op} ends: {line.say}"
+                case "come":
+                    yield f"    {say(line.named, setup)}"
+                case "fail":
+                    yield f"fail {say(line.named, setup)} with errno {line.errno}"
+                case _:
+                    yield f"complete {say(line.named, setup)}"
+
+    def case(
+        self, name: str = "by-hand", dead: bool = False
+    ) -> tuple[RealScenario, tuple[Choice, ...]]:
+        """The scenario and the schedule that was taken.
+
+        :param dead: QEMU did not survive it, so that something may be in flight for ever
+        :raises InputError: something is in flight, or was done that the explorer has no word for
+        """
+        setup = self._setup
+        before, ops = tuple(self._ops[:setup]), tuple(self._ops[setup:])
+        if self._running and not dead:
+            raise InputError(f"{', '.join(self.in_flight)} still in flight: release what is held")
+        if not ops:
+            raise InputError("nothing was done so far")
+        if len(ops) > MOST:
+            raise InputError(
+                f"{len(ops)} operations since the first I/O was held: at most {MOST} can be judged"
+            )
+        for op in self._ops:
+            if op.do not in DATA + COMMANDS or op.do == "guest_zero":  # but on the primary
+                raise InputError(f"the explorer knows no {words(op)}")
+        commands = {op.do for op in ops if op.do in COMMANDS} - {"status"}
+        data = {op.do for op in ops if op.do in DATA}
+        guest_only = all(do.startswith("guest") for do in data)
+        contract = not commands or not data or (commands == {"failover"} and guest_only)
+        scenario = RealScenario(name, ops, before, self._form, self._size, self._cluster, contract)
+        return scenario, tuple(self._choices(setup))
+
+    def _choices(self, setup: int) -> Iterator[Choice]:
+        for line in self._lines:
+            if line.op < setup or line.what in ("end", "come"):
+                continue
+            if line.named is None:
+                yield ("start", line.op - setup)
+                continue
+            _, op, what, nth = line.named.choice
+            name: tuple[Any, ...] = (int(op) - setup, what, nth)
+            yield ("fail", *name, line.errno) if line.what == "fail" else ("io", *name)
+
+
+def say(named: Named | None, setup: int = 0) -> str:
+    """``hidden write 0+128 (of 0)``, with *setup* operations before the first."""
+    assert named is not None
+    _, op, what, nth = named.choice
+    again = f" #{int(nth) + 1}" if nth else ""
+    return f"{what}{again} (of {int(op) - setup})"

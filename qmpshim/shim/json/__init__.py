@@ -1,0 +1,1 @@
+"""JSON exactly as QEMU's parser takes and refuses it."""

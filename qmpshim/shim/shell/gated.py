@@ -1,0 +1,209 @@
+"""The shell's words for a gated chain: hold, see what is held, let go, take a schedule's steps."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.explore.scenarios import BASE, COMMANDS, words
+from qmpshim.errors import InputError
+from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.model.explore.system import Choice
+from qmpshim.model.scenario import Op
+from qmpshim.shim.shell.client import ShellClient
+from qmpshim.shim.shell.io import Disks, Flights
+
+WORDS = ("hold", "held", "let", "release", "fail", "schedule", "wait")
+_DISKS = ("secondary", "hidden", "active")
+_OPERATIONS = ("read", "write", "zero", "discard", "flush")
+_PATIENCE = 10.0  # seconds until a step must have become possible
+_QMP: dict[str, tuple[str, dict[str, Any]]] = {
+    "checkpoint": ("xen-colo-do-checkpoint", {}),
+    "failover": ("xen-set-replication", {"enable": False, "primary": False, "failover": True}),
+    "start": ("xen-set-replication", {"enable": True, "primary": False}),
+    "stop": ("xen-set-replication", {"enable": False, "primary": False, "failover": False}),
+    "status": ("query-xen-replication-status", {}),
+    "unexport": ("block-export-del", {"id": "primary", "mode": "hard"}),
+}
+
+
+class Gated:
+    """Runs them.
+
+    :param say: prints a line
+    """
+
+    def __init__(
+        self, client: ShellClient, disks: Disks, flights: Flights, say: Callable[[str], None]
+    ) -> None:
+        self._client = client
+        self._disks = disks
+        self._flights = flights
+        self._say = say
+
+    async def run(self, name: str, words_: Sequence[str]) -> bool:
+        """Run one; False: there is no such word.
+
+        :raises QmpshimError: it cannot be done
+        """
+        match name, *words_:
+            case ("hold", *what):
+                self._show(await self._ask("x-shim-hold", _rule(what)))
+            case ("held",):
+                self._show(await self._ask("x-shim-held"))
+            case ("let",):
+                self._show(await self._ask("x-shim-let"))
+            case ("release", *which) if which:
+                await self._release(which)
+            case "fail", which, how:
+                number = {"number": _number(which), "errno": _errno(how)}
+                await self._ask("x-shim-release", number)
+            case ("wait",):
+                if not await self._flights.land(_PATIENCE):
+                    raise InputError(f"still in flight: {', '.join(self._flights.there)}")
+            case ("schedule",):
+                for line in (await self._ask("x-shim-schedule"))["steps"]:
+                    self._say(line)
+            case "schedule", path, *most if len(most) <= 1:
+                await self._take(Path(path), _number(most[0]) if most else None)
+            case _:
+                return False
+        return True
+
+    async def _ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        # Out of band: a command may be blocked by the very I/O that is to be let go.
+        told = await self._client.execute(command, arguments, oob=True)
+        if why := told.get("not-gated"):
+            raise InputError(why)
+        return told
+
+    def _show(self, told: dict[str, Any]) -> None:
+        for rule in told["rules"]:
+            what = [rule.get("disk", "any disk"), rule.get("operation", "any I/O")]
+            self._say(" ".join(["holding", *what, *["with metadata"] * rule["metadata"]]))
+        if not told["rules"]:
+            self._say("holding nothing that comes")
+        for held in told["held"]:
+            self._say(f"{held['number']:4} {held['step']}")
+        for line in self._flights.there:
+            self._say(f"in flight as {line}")
+
+    async def _release(self, which: Sequence[str]) -> None:
+        if list(which) == ["all"]:
+            await self._ask("x-shim-release")
+            return
+        for number in [_number(text) for text in which]:
+            await self._ask("x-shim-release", {"number": number})
+
+    # -- schedules ------------------------------------------------------------
+
+    async def _take(self, path: Path, most: int | None) -> None:
+        """Take the steps of a bundle, the first *most* of them; then it is the person's turn."""
+        finding = load_finding(path)
+        told = await self._ask("x-shim-held")
+        if told["held"] or told["in-flight"]:
+            raise InputError("something is held or in flight: end it first")
+        for op in finding.scenario.setup:
+            self._say(f"before: {words(op)}")
+            await self._job(op)
+        await self._ask("x-shim-hold")
+        here: dict[int, int] = {}  # what the schedule's operations are called here
+        for step in finding.schedule[:most]:
+            await self._step(step, finding.scenario.ops, here)
+        if most is None:
+            await self._ask("x-shim-let")
+
+    async def _step(self, step: Choice, ops: Sequence[Op], here: dict[int, int]) -> None:
+        if step[0] == "start":
+            op = ops[int(step[1])]
+            before = int((await self._ask("x-shim-held"))["next-operation"])
+            here[int(step[1])] = before - 1 - BASE
+            self._say(f"start {step[1]}: {words(op)}")
+            await self._flights.wait(words(op), self._job(op))
+            await self._until(lambda told: told["next-operation"] > before or not _listed(op))
+            return
+        _, index, what, nth, *error = step
+        again = f" #{int(nth) + 1}" if nth else ""
+        name = f"{what}{again} (of {here[int(index)]})"
+        number = await self._until(
+            lambda told: next((h["number"] for h in told["held"] if h["step"] == name), None)
+        )
+        if number is None:
+            raise InputError(f"the schedule cannot be followed: {name} is not held")
+        self._say(f"{'fail' if error else 'complete'} {what}{again} (of {index})")
+        how = {"errno": int(error[0]) or errno.EIO} if error else {}
+        await self._ask("x-shim-release", {"number": number, **how})
+
+    async def _until(self, look: Callable[[dict[str, Any]], Any]) -> Any:
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            if found := look(await self._ask("x-shim-held")):
+                return found
+            await asyncio.sleep(0.01)
+        return None
+
+    def _job(self, op: Op) -> Coroutine[Any, Any, str]:
+        if op.do in COMMANDS:
+            return self._command(*_QMP[op.do])
+        side, verb = op.do.split("_", 1)
+        place = op.start * SECTOR, op.count * SECTOR
+        match verb:
+            case "write":
+                return self._disks.write(side, *place, "pattern")
+            case "zero" | "zero_no_hole":
+                return self._disks.write(side, *place, verb.replace("_", "-"))
+            case "discard":
+                return self._disks.discard(side, *place)
+            case "flush":
+                return self._disks.flush(side)
+        return self._quiet_read(side, *place)
+
+    async def _quiet_read(self, side: str, offset: int, length: int) -> str:
+        await self._disks.read(side, offset, length)
+        return f"read {length} bytes at {offset} through {side}"
+
+    async def _command(self, command: str, arguments: dict[str, Any]) -> str:
+        await self._client.execute(command, arguments)
+        return command
+
+
+def _listed(op: Op) -> bool:
+    """Whether the shim takes an operation down: what only asks is no step there."""
+    return op.do not in ("status", "unexport")
+
+
+def _rule(what: Sequence[str]) -> dict[str, Any]:
+    rule: dict[str, Any] = {}
+    for word in what:
+        if word in _DISKS:
+            rule["disk"] = word
+        elif word in _OPERATIONS:
+            rule["operation"] = word
+        elif word == "metadata":
+            rule["metadata"] = True
+        else:
+            raise InputError(
+                f"{word!r}: hold a disk ({', '.join(_DISKS)}), an operation "
+                f"({', '.join(_OPERATIONS)}), metadata"
+            )
+    return rule
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise InputError(f"{text!r} is no number: `:held` lists them")
+    return int(text)
+
+
+def _errno(text: str) -> int:
+    number = getattr(errno, text.upper(), None)
+    if number is None and text.isdecimal() and int(text):
+        number = int(text)
+    if not isinstance(number, int):
+        raise InputError(f"{text!r} is no error: write e.g. EIO or ENOSPC")
+    return number

@@ -1,0 +1,138 @@
+"""Does in the model what a request to a disk does, and keeps the list of what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qmpshim.conformance.compare.oracle import Oracle
+from qmpshim.conformance.workload.workload import Kind, Operation, Side
+from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.model.disks.image import Alloc, Image
+from qmpshim.model.disks.image import Qcow2 as ModelQcow2
+from qmpshim.model.runtime.coroutines import Co, ModelIOError, run_straight
+from qmpshim.shim.tracking.discovery import Found
+from qmpshim.shim.tracking.payload_store import Ledger
+
+if TYPE_CHECKING:
+    from qmpshim.shim.tracking.baseline import Files
+
+_MOST = 1_000_000  # operations that a replay bundle may have
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A request that was answered, as an NBD client or a write log tells it.
+
+    :ivar side: whose: the primary's or the guest's
+    :ivar offset: bytes
+    :ivar length: bytes
+    :ivar data: of a write
+    :ivar mapped: zeroes must not be made by unmapping
+    """
+
+    side: Side
+    kind: Kind
+    offset: int
+    length: int
+    data: bytes | memoryview = b""
+    mapped: bool = False
+
+
+class Follower:
+    """Keeps one chain's model in step.
+
+    :ivar operations: what was done since the chain was met, in the order QEMU answered it; begins
+        with what was on the secondary disk
+    :ivar whole: whether they are all there
+    :ivar unrecordable: what the disks held that operations on fresh disks do not make, or ``""``
+    """
+
+    def __init__(self, oracle: Oracle, ledger: Ledger) -> None:
+        self.oracle = oracle
+        self.operations: list[Operation] = []
+        self.whole = True
+        self.unrecordable = ""
+        self._ledger = ledger
+
+    def command(self, kind: Kind) -> None:
+        """A command that acts on the chain as a whole was answered."""
+        self._list(Operation(self._ledger.count(), Side.CHAIN, kind))
+
+    def take_baseline(self, found: Found, files: Mapping[str, Files], uri: str) -> list[str]:
+        """Take over what the disks hold before anything begins; gives what cannot be known.
+
+        Parameters and errors as :meth:`Baseline.take`.
+        """
+        from qmpshim.shim.tracking.baseline import Baseline
+
+        baseline = Baseline(self.oracle.chain, found, self._ledger, self._write_before)
+        baseline.take(files, uri)
+        self.unrecordable = baseline.unrecordable
+        return baseline.doubts
+
+    def _write_before(self, start: int, count: int, number: int, data: bool) -> None:
+        kind = Kind.WRITE if data else Kind.ZERO
+        self._list(Operation(number, Side.PRIMARY, kind, start, count))
+
+    def _list(self, operation: Operation) -> None:
+        if len(self.operations) < _MOST:
+            self.operations.append(operation)
+        else:
+            self.whole = False
+
+    def request(self, change: Change) -> int:
+        """Do a request in the model; gives the errno that it must have been answered with.
+
+        :raises HostError: there is no room to keep what was written
+        """
+        side, kind = change.side, change.kind
+        start = change.offset // SECTOR
+        count = -(-(change.offset + change.length) // SECTOR) - start
+        if kind in (Kind.READ, Kind.FLUSH) or not count:
+            number = self._ledger.count()
+            if count or kind is Kind.FLUSH:
+                self._list(Operation(number, side, kind, start, count))
+            return 0
+        try:
+            number, kind, operation = self._change(change, start, count)
+            self._list(Operation(number, side, kind, start, count))
+            run_straight(operation)
+        except ModelIOError as failure:
+            return failure.errno
+        return 0
+
+    def _change(self, change: Change, start: int, count: int) -> tuple[int, Kind, Co[None]]:
+        """Operation number, what it is to the model, and what it does there."""
+        chain, note = self.oracle.chain, self._ledger.note
+        guest = change.side is Side.GUEST
+        aligned = not (change.offset % SECTOR or change.length % SECTOR)
+        if change.kind is Kind.DISCARD:
+            number = note(start, None)
+            do = chain.guest_discard if guest else chain.primary_discard
+            return number, Kind.DISCARD, do(start, count, number)
+        if change.kind is Kind.ZERO and aligned and (guest or not change.mapped):
+            number = note(start, None)
+            do = chain.guest_zero if guest else chain.primary_zero
+            return number, Kind.ZERO, do(start, count, number)
+        data = bytearray(change.data or bytes(change.length))
+        if not aligned:
+            view = self.oracle.guest_view if guest else self.oracle.primary_view
+            whole = bytearray(self._ledger.data(view.read(start, count), start))
+            at = change.offset - start * SECTOR
+            whole[at : at + change.length] = data
+            data = whole
+        number = note(start, data)
+        do = chain.guest_write if guest else chain.primary_write
+        return number, Kind.WRITE, do(start, count, number)
+
+    def forget_how(self, image: Image, start: int, count: int) -> None:
+        """Zeroes were written, and it is not known whether as data: either kind of cluster fits."""
+        if not isinstance(image, ModelQcow2):
+            return
+        for at, length, kind in list(image.runs(start, count)):
+            if kind in (Alloc.DATA, Alloc.ZERO):
+                first, last = at // image.cluster, (at + length - 1) // image.cluster
+                for index in range(first, last + 1):
+                    image.alloc[index] = Alloc.ALLOCATED

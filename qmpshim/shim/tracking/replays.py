@@ -1,0 +1,118 @@
+"""What was done behind a shim as a replay bundle, and bundles replayed on a QEMU of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from qmpshim.conformance.bundles import bundle as bundles
+from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
+from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.reproducer.replay import Replay, replay_schedule
+from qmpshim.conformance.workload.verify import replay, setup_for
+from qmpshim.errors import InputError
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.shim.tracking.chains import Watch
+
+_TRIES = 3  # a schedule with a command in it does not always go the same way
+
+
+async def again(build: Build, path: Path) -> dict[str, Any]:
+    """Replay a bundle of either kind on *build*; what it showed, as ``XShimReplay``.
+
+    :raises InputError: it is no bundle
+    :raises BuildError: the build cannot do it
+    """
+    if is_schedule(path):
+        finding = load_finding(path)
+        gone = await asyncio.to_thread(replay_schedule, finding, build)
+        told: dict[str, Any] = {
+            "reproduced": gone.shows(finding),
+            "operations": len(finding.scenario.setup) + len(finding.scenario.ops),
+        }
+        if gone.violation is not None:
+            told["verdict"] = {
+                "verdict": gone.violation.kind.value,
+                "where": gone.violation.cause,
+                "operation": 0,
+                "predicted": "an outcome that some order of the operations has",
+                "observed": gone.violation.text,
+            }
+        return told
+    case = bundles.load(path)
+    with Workspace() as workspace:
+        result = await replay(case, setup_for(build, case.spec), workspace, lambda _: None)
+    found = result.divergence
+    told = {"reproduced": case.shown_by(found), "operations": result.done}
+    if found is not None:
+        told["verdict"] = found.to_json()
+    return told
+
+
+async def record(watch: Watch, build: Build | None, chain: str | None = None) -> dict[str, Any]:
+    """What was done so far as a bundle, as ``XShimRecord``; it was replayed once to see what for.
+
+    :param chain: to which of several: a job's id, or a node's name
+    :raises InputError: what was done cannot be a bundle
+    """
+    if watch.hand is not None:
+        return await _schedule(watch, build)
+    tracker = watch.one(chain)
+    found = tracker.found
+    spec = ChainSpec(found.workflow, found.size, found.cluster, found.secondary)
+    seen = tracker.divergences[0] if tracker.divergences else None
+    case = bundles.Case(spec, watch.behaviour, tracker.operations(), seen, 0, _told(build))
+    if build is not None:
+        with Workspace() as workspace:
+            result = await replay(case, setup_for(build, spec), workspace, lambda _: None)
+        case = dataclasses.replace(case, divergence=result.divergence)
+    shows = "as predicted" if case.divergence is None else str(case.divergence)
+    if seen is not None and case.divergence is None:
+        shows = f"as predicted when done again; the shim saw {seen}"
+    return {"kind": "operations", "case": bundles.to_json(case), "shows": shows}
+
+
+async def _schedule(watch: Watch, build: Build | None) -> dict[str, Any]:
+    assert watch.hand is not None
+    if build is None:
+        raise InputError("the shim did not start this QEMU and does not know its build")
+    scenario, schedule = watch.hand.schedule.case(dead=watch.shim.gone.is_set())
+    errnos = {int(step[-1]) for step in schedule if step[0] == "fail"}
+    finding = Finding(
+        None,
+        "",
+        "",
+        scenario.contract,
+        1,
+        (scenario.name,),
+        scenario,
+        schedule,
+        tuple(watch.hand.schedule.lines()),
+        errnos=tuple(sorted(errnos)),
+        build=_told(build),
+    )
+    for _ in range(_TRIES):
+        gone: Replay = await asyncio.to_thread(replay_schedule, finding, build)
+        if gone.followed:
+            break
+    if not gone.followed:
+        raise InputError("the same steps do not go the same way again: " + gone.lines[-1].strip())
+    violation = gone.violation
+    finding = dataclasses.replace(
+        finding,
+        verdict=None if violation is None else violation.kind,
+        cause="" if violation is None else violation.cause,
+        text="as allowed" if violation is None else violation.text,
+        lines=gone.lines,
+        replays=(1, 1),
+    )
+    shows = finding.text if violation is None else f"{violation.kind}: {violation.text}"
+    return {"kind": "schedule", "case": finding.to_json(), "shows": shows}
+
+
+def _told(build: Build | None) -> dict[str, Any]:
+    return {} if build is None else {"name": build.name}

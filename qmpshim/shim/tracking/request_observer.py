@@ -1,0 +1,116 @@
+"""What sees the requests at one endpoint: tells the model, and the schedule of a gated chain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from qmpshim.conformance.workload.workload import Kind, Side
+from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.nbd.protocol import CMD_NO_HOLE, Op, Request
+from qmpshim.shim.tracking.follow import Change
+
+if TYPE_CHECKING:
+    from qmpshim.shim.gated.schedule import Schedule
+
+_KINDS = {
+    Op.READ.value: Kind.READ,
+    Op.WRITE.value: Kind.WRITE,
+    Op.WRITE_ZEROES.value: Kind.ZERO,
+    Op.TRIM.value: Kind.DISCARD,
+    Op.FLUSH.value: Kind.FLUSH,
+}
+_CHANGES = (Kind.WRITE, Kind.ZERO, Kind.DISCARD)
+
+
+class Teller(Protocol):
+    """Whom an eye tells: see :class:`~qmpshim.shim.tracking.chains.Watch`."""
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """Where a gated chain's steps are taken down."""
+
+    def side(self, export: str) -> Side | None:
+        """Whose side an export is; None when it is no disk that may be written to."""
+
+    def changed(self, export: str, change: Change, error: int) -> None:
+        """A request was answered, with an errno of the NBD protocol."""
+
+    def lost(self, export: str, change: Change) -> None:
+        """A request will not be answered."""
+
+    def doubt(self, export: str, why: str) -> None:
+        """What goes through an export can no longer be followed."""
+
+
+@dataclass(slots=True)
+class _Flying:
+    """A request under way.
+
+    :ivar step: its index in the schedule
+    """
+
+    request: Request
+    step: int | None
+
+
+class Eye:
+    """The eye at one export."""
+
+    def __init__(self, teller: Teller, export: str) -> None:
+        self._teller = teller
+        self._export = export
+        self._flying: dict[int, _Flying] = {}
+        self._token = 0
+
+    def begins(self, request: Request) -> int:
+        """A request goes to QEMU."""
+        self._token += 1
+        side, schedule = self._teller.side(self._export), self._teller.schedule
+        step = None
+        if schedule is not None and side is not None and request.type in _KINDS:
+            start = request.offset // SECTOR
+            count = -(-(request.offset + request.length) // SECTOR) - start
+            kept = request.type == Op.WRITE_ZEROES.value and request.flags & CMD_NO_HOLE
+            do = f"{side}_{_KINDS[request.type]}" + ("_no_hole" if kept else "")
+            step = schedule.begins(do, start, count)
+        self._flying[self._token] = _Flying(request, step)
+        return self._token
+
+    def ends(self, token: int, request: Request, error: int) -> None:
+        """QEMU has answered."""
+        self._over(token, f"errno {error}" if error else "ok")
+        kind = _KINDS.get(request.type)
+        if kind is None:
+            return
+        if kind in _CHANGES and any(_meet(request, f.request) for f in self._flying.values()):
+            self._teller.doubt(
+                self._export,
+                "requests to the same sectors were under way at once: which came last is not known",
+            )
+        self._teller.changed(self._export, self._change(kind, request), error)
+
+    def lost(self, token: int, request: Request) -> None:
+        """QEMU will not answer."""
+        self._over(token, "gone")
+        if (kind := _KINDS.get(request.type)) is not None:
+            self._teller.lost(self._export, self._change(kind, request))
+
+    def _change(self, kind: Kind, request: Request) -> Change:
+        side = self._teller.side(self._export) or Side.GUEST
+        mapped = bool(request.flags & CMD_NO_HOLE)
+        return Change(side, kind, request.offset, request.length, request.data, mapped)
+
+    def _over(self, token: int, answer: str) -> None:
+        flying = self._flying.pop(token)
+        if flying.step is not None and self._teller.schedule is not None:
+            self._teller.schedule.ends(flying.step, answer)
+
+
+def _meet(one: Request, other: Request) -> bool:
+    """Whether two requests change common bytes."""
+    return (
+        _KINDS.get(other.type) in _CHANGES
+        and one.offset < other.offset + other.length
+        and other.offset < one.offset + one.length
+    )

@@ -1,0 +1,209 @@
+"""Holds a watched chain against its model now: contents of the disks, allocation of overlays."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from qmpshim.conformance.compare.crosscheck import merge
+from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.oracle import Oracle, View
+from qmpshim.conformance.compare.overlay import wrong_allocation
+from qmpshim.conformance.workload.workload import Kind
+from qmpshim.errors import IOFailed, MachineError, MachineHung, UnsupportedFeature
+from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.images.qcow2 import ImageError, Qcow2
+from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.model.chain.secondary import Stage, Workflow
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import PAGE, Owners
+from qmpshim.model.disks.image import Qcow2 as ModelQcow2
+from qmpshim.shim.tracking.baseline import flush
+from qmpshim.shim.tracking.chains import Watch
+from qmpshim.shim.tracking.discovery import children
+from qmpshim.shim.tracking.tracker import ModelTracker, Unobserved
+
+_PAGE_BYTES = PAGE * SECTOR
+_STEP = 16  # pages read at once
+_FAILOVER_LIMIT = 30.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a verification of one chain found.
+
+    :ivar compared: bytes whose contents were compared
+    :ivar doubts: what the model cannot say, and why; when it can say nothing, nothing was compared
+    """
+
+    tracker: ModelTracker
+    divergences: tuple[Divergence, ...]
+    compared: int
+    doubts: tuple[str, ...]
+
+    @property
+    def as_predicted(self) -> bool:
+        """Whether everything is."""
+        return not (self.divergences or self.doubts)
+
+
+async def verify(watch: Watch, trackers: Sequence[ModelTracker]) -> list[Verified]:
+    """Compare everything of these chains; no client's command may run meanwhile.
+
+    :raises MachineError: QEMU cannot be asked
+    """
+    if all(tracker.doubts for tracker in trackers):
+        return [Verified(tracker, (), 0, tuple(tracker.doubts)) for tracker in trackers]
+    verified = []
+    async with watch.still():
+        for tracker in trackers:
+            if tracker.oracle.chain.failed_over:
+                await _until_failed_over(watch, tracker)
+        await watch.survey()
+        for tracker in trackers:
+            verified.append(await _verify_one(watch, tracker))
+    for one in verified:
+        one.tracker.follower.command(Kind.CHECK)
+        for divergence in one.divergences:
+            one.tracker.record(divergence)
+    return verified
+
+
+async def _verify_one(watch: Watch, tracker: ModelTracker) -> Verified:
+    if tracker.doubts:
+        return Verified(tracker, (), 0, tuple(tracker.doubts))
+    found, oracle = tracker.found, tracker.oracle
+    compared = 0
+    seen: list[tuple[str, Divergence]] = []  # with the disk's role
+    doubts: list[str] = []
+    for role in _overlays(oracle):
+        await flush(watch.shim.execute, found.nodes[role])
+        there, untold = _allocation(tracker, role)
+        seen += [(role, wrong) for wrong in there]
+        doubts += untold
+    for role, view, verdict in _views(oracle):
+        async with watch.endpoints.view(found.nodes[role]) as uri:
+            try:
+                difference, count = await asyncio.to_thread(_compare, tracker, uri, view)
+            except IOFailed as error:
+                difference, count = ("a read that succeeds", str(error)), 0
+                verdict = Verdict.ERROR_CONTRACT
+        compared += count
+        if difference is not None:
+            where, operations = f"{role} disk", tracker.ledger.operations
+            seen.append((role, Divergence(verdict, where, operations, *difference)))
+    divergences = []
+    for role, wrong in seen:
+        if suspects := tracker.suspects(role, wrong.verdict):
+            doubts.append(_unexplained(wrong, suspects))
+        else:
+            divergences.append(wrong)
+    return Verified(tracker, tuple(divergences), compared, tuple(doubts))
+
+
+def _unexplained(wrong: Divergence, suspects: Sequence[Unobserved]) -> str:
+    who = ", ".join(f"{one.writer.describe()} (on '{one.node}')" for one in suspects)
+    return (
+        f"{wrong.where}: {who} may have written unobserved; by what was observed, predicted "
+        f"{wrong.predicted}, found {wrong.observed}"
+    )
+
+
+def _overlays(oracle: Oracle) -> tuple[str, ...]:
+    return ("hidden",) if oracle.spec.workflow is Workflow.BACKUP else ("hidden", "active")
+
+
+def _views(oracle: Oracle) -> list[tuple[str, View, Verdict]]:
+    views = [
+        ("secondary", oracle.primary_view, Verdict.CONTENT),
+        ("hidden", oracle.hidden_view, Verdict.ISOLATION),
+    ]
+    if oracle.spec.workflow is Workflow.REPLICATION and oracle.chain.stage is not Stage.NONE:
+        views.append(("top", oracle.guest_view, Verdict.ISOLATION))
+    return views
+
+
+async def _until_failed_over(watch: Watch, tracker: ModelTracker) -> None:
+    """Failover ends in the background: then the filter sits on the secondary disk."""
+    found = tracker.found
+    deadline = time.monotonic() + _FAILOVER_LIMIT
+    while time.monotonic() < deadline:
+        below = await children(watch.shim.execute)
+        if below.get((found.nodes["top"], "file")) == found.nodes["secondary"]:
+            return
+        await asyncio.sleep(0.01)
+    raise MachineHung(f"failover did not end in {_FAILOVER_LIMIT:g} s")
+
+
+def _allocation(watch: ModelTracker, role: str) -> tuple[list[Divergence], list[str]]:
+    """What is wrong with an overlay's file, and what of it cannot be judged."""
+    model = watch.image(role)
+    assert isinstance(model, ModelQcow2)
+    where, operations = f"{role} disk (file)", watch.ledger.operations
+    untold: list[str] = []
+    try:
+        content = watch.content(role)
+        if content is None:
+            return [], []
+        qcow2 = Qcow2.parse(content)
+        try:
+            faults = [str(finding) for finding in qcow2.check()]
+        except UnsupportedFeature as error:
+            faults = []
+            untold.append(f"{where}: {error}")
+        wrong = None
+        if not faults:
+            wrong = wrong_allocation(model.alloc, qcow2.allocation(), qcow2.unit_size)
+    except UnsupportedFeature as error:
+        return [], [f"{where}: {error}"]
+    except (ImageError, OSError) as error:
+        wanted = "a valid qcow2 image"
+        return [Divergence(Verdict.CORRUPTION, where, operations, wanted, str(error))], untold
+    if faults:
+        said = "; ".join(faults[:3])
+        wanted = "consistent qcow2 metadata"
+        return [Divergence(Verdict.CORRUPTION, where, operations, wanted, said)], untold
+    if wrong is None:
+        return [], untold
+    told = Divergence(Verdict.ALLOCATION, where, operations, wrong.predicted, wrong.observed)
+    return [told], untold
+
+
+def _compare(watch: ModelTracker, uri: str, view: View) -> tuple[tuple[str, str] | None, int]:
+    """The first difference in words (predicted, observed), and the bytes compared."""
+    compared = 0
+    with closing(NbdClient(uri)) as client:
+        size = client.size
+        pages = view.pages()
+        for offset, length in client.data_extents():
+            pages.update(range(offset // _PAGE_BYTES, (offset + length - 1) // _PAGE_BYTES + 1))
+        for at, length in _pieces(pages, size):
+            data = client.read(length, at)
+            owners = view.read(at // SECTOR, length // SECTOR)
+            wanted = watch.ledger.data(owners, at // SECTOR)
+            compared += length
+            if data != wanted:
+                return _difference(data, wanted, owners, at), compared
+    return None, compared
+
+
+def _pieces(pages: Iterable[int], size: int) -> Iterable[tuple[int, int]]:
+    for first, count in merge(pages):
+        end = min((first + count) * _PAGE_BYTES, size)
+        for at in range(first * _PAGE_BYTES, end, _STEP * _PAGE_BYTES):
+            yield at, min(_STEP * _PAGE_BYTES, end - at)
+
+
+def _difference(data: bytearray, wanted: bytes, owners: Owners, at: int) -> tuple[str, str]:
+    for index, owner in enumerate(owners):
+        low = index * SECTOR
+        found, want = bytes(data[low : low + SECTOR]), wanted[low : low + SECTOR]
+        if found != want:
+            by = "zeroes" if owner <= 0 else f"the data of operation {owner}"
+            place = f"sector {at // SECTOR + index}"
+            seen = "zeroes" if not any(found) else f"bytes {found[:8].hex()}..."
+            return f"{by} in {place}", f"{seen} there"
+    raise MachineError("a difference that vanished")
