@@ -104,7 +104,7 @@ def test_every_room_has_a_floor() -> None:
         (
             "qmpshim.conformance.workload.verify",
             "from ..shim.server import Server",
-            "1: the conformance floor imports qmpshim.shim.endpoint.server, which is above it",
+            "1: the conformance floor imports qmpshim.conformance.shim.server, which is above it",
         ),
         (
             "qmpshim.errors",
@@ -119,7 +119,8 @@ def test_every_room_has_a_floor() -> None:
         (
             "qmpshim.machine.host.workspace",
             'argv = ["-m", "qmpshim.conformance.check.run.case_worker"]',
-            "1: the machine floor imports qmpshim.conformance.check.run.case_worker, which is above it",
+            "1: the machine floor imports qmpshim.conformance.check.run.case_worker, "
+            "which is above it",
         ),
         ("qmpshim.machine.nbd.gate.gate", "x = 1\nprint(x)", "2: print() on the machine floor"),
     ],

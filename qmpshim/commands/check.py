@@ -291,7 +291,7 @@ def _run(executor: Executor, journal: Journal, chosen: list[Build], console: Con
         campaign.carry_on(journal, chosen, executor, lambda standing: _progress(standing, console))
 
 
-def _progress(standing: campaign.Standing, console: Console) -> None:
+def _progress(standing: campaign.RunStatus, console: Console) -> None:
     said = [f"{standing.done}/{standing.of} done"]
     for status in (Status.DIVERGED, Status.BROKEN, Status.SKIPPED):
         if number := standing.statuses.get(status):

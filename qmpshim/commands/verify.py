@@ -42,7 +42,7 @@ from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.pair.bundle import is_pair
 from qmpshim.conformance.workload.verify import (
     SHRINK_SECONDS,
-    Outcome,
+    VerifyOutcome,
     replay,
     setup_for,
     split,
@@ -107,7 +107,7 @@ def _verify(args: argparse.Namespace, console: Console) -> int:
     chosen = chosen_builds(args)
     if args.keep is not None:
         check_directory(args.keep)
-    outcomes: list[Outcome] = []
+    outcomes: list[VerifyOutcome] = []
 
     def on(build: Build) -> int:
         keep = args.keep
@@ -138,7 +138,7 @@ async def _verify_build(
     workflows: list[Workflow],
     keep: Path | None,
     console: Console,
-    into: list[Outcome],
+    into: list[VerifyOutcome],
 ) -> int:
     _, version = read_version(build)
     setups = {
@@ -152,9 +152,9 @@ async def _verify_build(
         for workflow in workflows
     }
     console.line(f"QEMU {version}")
-    outcomes: list[Outcome] = []
+    outcomes: list[VerifyOutcome] = []
 
-    def done(outcome: Outcome) -> None:
+    def done(outcome: VerifyOutcome) -> None:
         outcomes.append(outcome)
         into.append(outcome)
         _show(outcome, build, args, console)
@@ -190,7 +190,7 @@ async def _verify_build(
     return DIVERGED if diverged else OK
 
 
-def _show(outcome: Outcome, build: Build, args: argparse.Namespace, console: Console) -> None:
+def _show(outcome: VerifyOutcome, build: Build, args: argparse.Namespace, console: Console) -> None:
     result, spec = outcome.result, outcome.setup.spec
     console.line(
         f"{spec.workflow}: seed {outcome.seed}, {in_words(spec.size)} disk, "

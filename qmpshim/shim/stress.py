@@ -31,7 +31,7 @@ _NONSENSE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ProcessFigures:
     """What the endpoint's process holds now: resident bytes, open descriptors."""
 
     memory: int
@@ -58,8 +58,8 @@ class Figures:
     malformed: int
     malformed_seconds: float
     cut_off: bool
-    before: Standing | None
-    after: Standing | None
+    before: ProcessFigures | None
+    after: ProcessFigures | None
 
     @property
     def leaks(self) -> str:
@@ -167,7 +167,7 @@ def process_of(address: Address) -> int | None:
     return pid if os.access(f"/proc/{pid}/fd", os.R_OK) else None
 
 
-def standing(pid: int) -> Standing:
+def standing(pid: int) -> ProcessFigures:
     """What a process holds.
 
     :raises HostError: it cannot be looked at
@@ -177,7 +177,7 @@ def standing(pid: int) -> Standing:
         descriptors = len(os.listdir(f"/proc/{pid}/fd"))
     except OSError as error:
         raise HostError(f"cannot look at process {pid}: {error.strerror}") from error
-    return Standing(pages * os.sysconf("SC_PAGE_SIZE"), descriptors)
+    return ProcessFigures(pages * os.sysconf("SC_PAGE_SIZE"), descriptors)
 
 
 def crowd(address: Address, clients: int, progress: Callable[[str], None]) -> float:
@@ -294,7 +294,7 @@ def stress(
     return Figures(clients, took, messages, talked, stopped, before, after)
 
 
-def _settling(pid: int) -> Iterator[Standing]:
+def _settling(pid: int) -> Iterator[ProcessFigures]:
     """What it holds, for as long as it may take to notice that everybody left."""
     for _ in range(100):
         time.sleep(0.05)

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.machine.builds import build
 from qmpshim.model.explore.explorer import Mode, explore
@@ -41,7 +41,7 @@ class Rates:
 
 
 def measure(name: str, scenario: str, seed: int) -> Rates:
-    stage = Stage(build.resolve(name))
+    stage = QemuPool(build.resolve(name))
     try:
         system = RealSystem(stage, *scenarios.named(scenario))
         system.reset()

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qmpshim.model.chain.protocols import HONEST, CowRequestDiscipline
+from qmpshim.model.chain.protocols import HONEST, CowRequestProtocol
 from qmpshim.model.explore.explorer import Mode, count_schedules, explore
 from qmpshim.model.explore.model_system import ModelSystem
 from qmpshim.model.scenario import Op, Scenario
@@ -53,7 +53,7 @@ PAIRS: list[tuple[Scenario, list[str]]] = [
 def ours(scenario: Scenario, mode: Mode) -> dict[str, Any]:
     """Exhaust a scenario under cow-request; the time includes computing what is allowed."""
     began = time.process_time()
-    system = ModelSystem(scenario, CowRequestDiscipline, CowRequestDiscipline)
+    system = ModelSystem(scenario, CowRequestProtocol, CowRequestProtocol)
     result = explore(system, mode)
     seconds = time.process_time() - began
     assert result.exhaustive and not result.violations, result.violations
@@ -137,7 +137,7 @@ def main() -> None:
               f"{states:7} states {states / seconds:7.0f}/s  {seconds:6.2f} s")  # fmt: skip
 
     seed = SCENARIOS["seed"]
-    every = count_schedules(ModelSystem(seed, CowRequestDiscipline, CowRequestDiscipline))
+    every = count_schedules(ModelSystem(seed, CowRequestProtocol, CowRequestProtocol))
     print(f"\nthe seed's scenario: {every} schedules")
     for mode in (Mode.STATES, Mode.DPOR, Mode.STATEFUL):
         found = ours(seed, mode)

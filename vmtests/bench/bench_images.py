@@ -16,7 +16,7 @@ import numpy as np
 
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.images.agreement import ImageView, map_file
-from qmpshim.machine.images.qcow2 import Qcow2
+from qmpshim.machine.images.qcow2 import Qcow2Reader
 
 KiB, MiB, GiB, TiB = (1 << 10 * power for power in (1, 2, 3, 4))
 
@@ -51,7 +51,7 @@ def walking(directory: Path) -> None:
         ("1 GiB, all of it allocated", full),
         ("1 TiB, 1024 scattered clusters", large),
     ):
-        found = Qcow2.parse(map_file(path))
+        found = Qcow2Reader.parse(map_file(path))
         print(
             f"{what:34} runs {1000 * fastest(lambda: list(found.runs())):7.2f} ms, "  # noqa: B023
             f"check {1000 * fastest(found.check):7.2f} ms"

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qmpshim.conformance.compare.crosscheck import CrossCheck
-from qmpshim.conformance.workload.session import Rig, Session, Setup, open_rig
+from qmpshim.conformance.workload.session import Rig, Setup, WorkloadRun, open_rig
 from qmpshim.conformance.workload.verify import setup_for
 from qmpshim.conformance.workload.workload import Kind, Operation, Side, Workload
 from qmpshim.errors import CommandFailed, IOFailed
@@ -39,7 +39,7 @@ TURNS = 3
 
 async def verified(rig: Rig, operations: Sequence[Operation]) -> float:
     """Seconds for all operations with all cross-checks."""
-    session = Session(rig)
+    session = WorkloadRun(rig)
     began = time.perf_counter()
     result = await session.run(operations)
     assert result.divergence is None, result.divergence
@@ -135,10 +135,10 @@ async def rates(setup: Setup, workspace: Workspace, parted: bool) -> None:
 
 async def filled(
     setup: Setup, workspace: Workspace, places: Sequence[int], length: int
-) -> tuple[Rig, Session]:
+) -> tuple[Rig, WorkloadRun]:
     """A chain whose hidden disk holds *length* bytes at each of *places*."""
     rig = await open_rig(setup, workspace.subdirectory("large"))
-    session = Session(rig)
+    session = WorkloadRun(rig)
     operations = [
         Operation(0, Side.PRIMARY, Kind.WRITE, at // SECTOR, length // SECTOR) for at in places
     ]

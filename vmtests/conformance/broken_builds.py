@@ -206,7 +206,7 @@ def _lossy_relay(real: str, arguments: list[str], _script: str) -> None:
     """The hidden disk is behind an NBD server that loses each third write to its clusters."""
     from qmpshim.machine.nbd.gate.gate import Gate, HeldIO
     from qmpshim.machine.nbd.gate.store import FileStore
-    from qmpshim.machine.nbd.protocol import Op
+    from qmpshim.machine.nbd.protocol import NbdCommand
 
     middle = Middle(real, arguments)
     loop = asyncio.new_event_loop()
@@ -219,7 +219,7 @@ def _lossy_relay(real: str, arguments: list[str], _script: str) -> None:
         gate.add("hidden", FileStore(Path(path), size))
 
         def hold(io: HeldIO) -> bool:
-            if io.op is not Op.WRITE or io.length < 4096:
+            if io.op is not NbdCommand.WRITE or io.length < 4096:
                 return False
             seen[0] += 1
             if seen[0] % 3:

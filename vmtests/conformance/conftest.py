@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.machine.builds.build import Build
 
 
 @pytest.fixture(scope="module")
-def stage(qemu_build: Build) -> Iterator[Stage]:
+def stage(qemu_build: Build) -> Iterator[QemuPool]:
     """A QEMU of the build under test that is explored again and again."""
-    stage = Stage(qemu_build)
+    stage = QemuPool(qemu_build)
     yield stage
     stage.close()
 

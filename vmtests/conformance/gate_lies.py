@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from qmpshim.conformance.explore.harness.io_naming import Named
-from qmpshim.conformance.explore.harness.real_system import honestly
+from qmpshim.conformance.explore.harness.io_naming import NamedIo
+from qmpshim.conformance.explore.harness.real_system import faithfully
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 
 REFCOUNTS = 2 * 65536  # bytes: where the first refcount block of a fresh image is
 
 
-Lie = Callable[[GatedMachine, Named], None]
+Lie = Callable[[GatedMachine, NamedIo], None]
 
 
 def of(image: str, verb: str) -> Callable[[Lie], Lie]:
@@ -21,9 +21,9 @@ def of(image: str, verb: str) -> Callable[[Lie], Lie]:
 
     def only(lie: Lie) -> Lie:
         @functools.wraps(lie)
-        def release(machine: GatedMachine, named: Named) -> None:
+        def release(machine: GatedMachine, named: NamedIo) -> None:
             here = named.io.image == image and named.verb == verb
-            (lie if here else honestly)(machine, named)
+            (lie if here else faithfully)(machine, named)
 
         return release
 
@@ -31,48 +31,48 @@ def of(image: str, verb: str) -> Callable[[Lie], Lie]:
 
 
 @of("hidden", "write")
-def never(machine: GatedMachine, named: Named) -> None:
+def never(machine: GatedMachine, named: NamedIo) -> None:
     """Says that the old data is in the hidden disk, and has lost it."""
     machine.gate.corrupt(named.io, bytes(named.io.length))
 
 
 @of("secondary", "read")
-def new_for_old(machine: GatedMachine, named: Named) -> None:
+def new_for_old(machine: GatedMachine, named: NamedIo) -> None:
     """A read of the old data returns what is about to be written."""
     machine.gate.corrupt(named.io, bytes(pattern.data_of(2, named.start, named.count)))
 
 
 @of("secondary", "write")
-def drop_new(machine: GatedMachine, named: Named) -> None:
+def drop_new(machine: GatedMachine, named: NamedIo) -> None:
     """A write to the secondary disk is answered and forgotten."""
     machine.gate.drop(named.io)
 
 
 @of("active", "write")
-def drop_guest(machine: GatedMachine, named: Named) -> None:
+def drop_guest(machine: GatedMachine, named: NamedIo) -> None:
     """A write to the active disk is answered and forgotten."""
     machine.gate.drop(named.io)
 
 
 @of("primary", "write")
-def drop_primary(machine: GatedMachine, named: Named) -> None:
+def drop_primary(machine: GatedMachine, named: NamedIo) -> None:
     """A write to the primary's own disk is answered and forgotten."""
     machine.gate.drop(named.io)
 
 
 @of("primary", "flush")
-def drop_primary_flush(machine: GatedMachine, named: Named) -> None:
+def drop_primary_flush(machine: GatedMachine, named: NamedIo) -> None:
     """A flush of the primary's own disk is answered and not done."""
     machine.gate.drop(named.io)
 
 
 @of("primary", "read")
-def stale_primary_read(machine: GatedMachine, named: Named) -> None:
+def stale_primary_read(machine: GatedMachine, named: NamedIo) -> None:
     """A read of the primary's own disk returns what was there at the beginning."""
     machine.gate.corrupt(named.io, bytes(pattern.data_of(1, named.start, named.count)))
 
 
-def twice(machine: GatedMachine, named: Named) -> None:
+def twice(machine: GatedMachine, named: NamedIo) -> None:
     """An answer comes twice."""
     if named.verb in ("read", "write"):
         machine.gate.reply_twice(named.io)
@@ -87,9 +87,9 @@ class Early:
     """
 
     def __init__(self) -> None:
-        self.kept: list[Named] = []
+        self.kept: list[NamedIo] = []
 
-    def __call__(self, machine: GatedMachine, named: Named) -> None:
+    def __call__(self, machine: GatedMachine, named: NamedIo) -> None:
         if named.io.image == "hidden" and named.verb == "write":
             self.kept.append(named)
             machine.gate.drop(named.io)
@@ -108,10 +108,10 @@ class ForgetfulFlush:
     """
 
     def __init__(self) -> None:
-        self.kept: list[Named] = []
+        self.kept: list[NamedIo] = []
         self.flushed = False
 
-    def __call__(self, machine: GatedMachine, named: Named) -> None:
+    def __call__(self, machine: GatedMachine, named: NamedIo) -> None:
         if self.flushed or named.verb == "read":
             for late in self.kept:
                 machine.stores["secondary"].write(late.io.offset, late.io.data)

@@ -19,7 +19,7 @@ from qmpshim.errors import CommandFailed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import SECTOR, ChainSpec, SecondaryChain
 from qmpshim.machine.images.agreement import map_file
-from qmpshim.machine.images.qcow2 import Qcow2
+from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import Workflow
@@ -79,7 +79,7 @@ class Meddled(SecondaryChain):
 
 def data_cluster(path: Path) -> tuple[int, int] | None:
     """(index, host offset) of an image's first cluster with data."""
-    clusters = Qcow2.parse(map_file(path)).clusters()
+    clusters = Qcow2Reader.parse(map_file(path)).clusters()
     for index, kind, host in zip(clusters.index, clusters.kind, clusters.host, strict=True):
         if kind == Alloc.DATA:
             return int(index), int(host)

@@ -13,7 +13,7 @@ import pytest
 from qmpshim.cli import main
 from qmpshim.commands.console import DIVERGED
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.run import RealRun
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.report.findings import Finding
@@ -119,7 +119,7 @@ def test_a_node_that_is_still_in_use_is_missed_where_nothing_explains_it(
     (finding,) = explore_real(qemu_build, scenarios.named("backup-WH"), minimise=False).findings
     assert (finding.verdict, finding.replays) == (Verdict.ERROR_CONTRACT, (3, 3))
     assert finding.cause.startswith("taken apart: blockdev-del: ")
-    monkeypatch.setattr(Stage, "_doubtful", property(lambda self: True, lambda *_: None), False)
+    monkeypatch.setattr(QemuPool, "_doubtful", property(lambda self: True, lambda *_: None), False)
     report = explore_real(qemu_build, scenarios.named("backup-WH"))
     assert not report.findings and not report.unconfirmed and report.exhaustive
 

@@ -13,7 +13,7 @@ import pytest
 from sabotages import FlippedByte
 
 from qmpshim.conformance.bundles import bundle
-from qmpshim.conformance.bundles.bundle import Case, load, save
+from qmpshim.conformance.bundles.bundle import WorkloadCase, load, save
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.report import finding_files
 from qmpshim.conformance.known.folder import DIRECTORY
@@ -24,7 +24,7 @@ from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.workspace import Workspace
-from qmpshim.machine.images.qcow2 import Qcow2
+from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
@@ -37,7 +37,7 @@ OPERATIONS = (
     Operation(2, Side.CHAIN, Kind.START),
     Operation(5, Side.PRIMARY, Kind.WRITE, 3, 1),
 )
-CASE = Case(
+CASE = WorkloadCase(
     SPEC,
     Behaviour(discard_passes_job=True),
     OPERATIONS,
@@ -88,7 +88,7 @@ def test_a_bundle_has_all_it_takes(qemu_build: Build, workspace: Workspace, tmp_
     assert images.keys() == {"secondary.raw", "hidden.qcow2"}
     assert images["secondary.raw"].stat().st_size == 4 * MiB
     assert images["secondary.raw"].stat().st_blocks * 512 < MiB  # its holes stay holes
-    assert Qcow2.parse(images["hidden.qcow2"].read_bytes()).allocation() == {0: Alloc.DATA}
+    assert Qcow2Reader.parse(images["hidden.qcow2"].read_bytes()).allocation() == {0: Alloc.DATA}
     case = load(target)
     result = asyncio.run(replay(case, setup, workspace, lambda _: None))
     assert result.divergence == found[0]

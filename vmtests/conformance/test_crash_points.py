@@ -19,9 +19,9 @@ from qmpshim.conformance.explore.checkers.crash_points import (
     after_a_crash_thoroughly,
 )
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.harness.io_naming import Named
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
-from qmpshim.conformance.explore.harness.real_system import RealSystem, honestly
+from qmpshim.conformance.explore.harness.io_naming import NamedIo
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
 from qmpshim.errors import InputError
 from qmpshim.machine.chain import gated
 from qmpshim.machine.chain.gated import GatedMachine
@@ -35,7 +35,7 @@ _INCOMPATIBLE = 72  # where a qcow2 header has these flags
 Check = Callable[[RealSystem], RealViolation | None]
 
 
-def looked_at(stage: Stage, name: str, check: Check | None) -> set[tuple[Verdict, str]]:
+def looked_at(stage: QemuPool, name: str, check: Check | None) -> set[tuple[Verdict, str]]:
     """What looking at the images after each step of one schedule finds."""
     (scenario,) = scenarios.named(name)
     system = RealSystem(stage, scenario, each_step=check)
@@ -55,7 +55,7 @@ def spoiling(image: str, offset: int, check: Check) -> Check:
 
 
 @pytest.mark.parametrize("image", ["secondary", "hidden", "active"])
-def test_our_reader_sees_each_image(stage: Stage, image: str) -> None:
+def test_our_reader_sees_each_image(stage: QemuPool, image: str) -> None:
     found = looked_at(stage, "qcow2-WP", spoiling(image, REFCOUNTS, after_a_crash))
     assert found == {(Verdict.CORRUPTION, f"{image} broken, says our reader, after a crash")}
     assert looked_at(stage, "qcow2-WP", after_a_crash) == set()
@@ -63,14 +63,16 @@ def test_our_reader_sees_each_image(stage: Stage, image: str) -> None:
 
 @pytest.mark.parametrize("image", ["secondary", "hidden", "active"])
 def test_qemu_img_sees_what_our_reader_does_not(
-    stage: Stage, image: str, monkeypatch: pytest.MonkeyPatch
+    stage: QemuPool, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(crash_points, "after_a_crash", lambda system: None)
     found = looked_at(stage, "qcow2-WP", spoiling(image, REFCOUNTS, after_a_crash_thoroughly))
     assert found == {(Verdict.CORRUPTION, f"{image} broken, says qemu-img check, after a crash")}
 
 
-def test_a_fresh_qemu_sees_what_neither_does(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fresh_qemu_sees_what_neither_does(
+    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clean = SimpleNamespace(corruptions=0)
     monkeypatch.setattr(crash_points, "after_a_crash", lambda system: None)
     monkeypatch.setattr(crash_points, "qemu_img_check", lambda path, tool: clean)
@@ -82,7 +84,7 @@ def test_a_fresh_qemu_sees_what_neither_does(stage: Stage, monkeypatch: pytest.M
     ("number", "verdict"), [(signal.SIGSTOP, Verdict.HANG), (signal.SIGABRT, Verdict.CRASH)]
 )
 def test_a_fresh_qemu_that_ends_or_stops(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, number: int, verdict: Verdict
+    stage: QemuPool, monkeypatch: pytest.MonkeyPatch, number: int, verdict: Verdict
 ) -> None:
     class Fresh(GatedMachine):
         def tear_down(self) -> None:
@@ -110,7 +112,7 @@ def test_a_fresh_qemu_that_ends_or_stops(
     ],
 )
 def test_the_steps_that_are_chosen_are_looked_at(
-    stage: Stage, text: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+    stage: QemuPool, text: str, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
 
@@ -138,16 +140,16 @@ def test_crash_points_that_are_none(text: str) -> None:
         CrashPoints.parse(text)
 
 
-def test_between_the_writes_of_tables_are_crash_points_too(stage: Stage) -> None:
+def test_between_the_writes_of_tables_are_crash_points_too(stage: QemuPool) -> None:
     """qcow2 links a table when it has been written; whoever links first is convicted."""
     (scenario,) = scenarios.named("WR")
 
-    def too_early(machine: GatedMachine, named: Named) -> None:
-        honestly(machine, named)
+    def too_early(machine: GatedMachine, named: NamedIo) -> None:
+        faithfully(machine, named)
         if named.io.image == "hidden" and named.meta and named.verb == "write":
             machine.gate.store("hidden").write(L1, (8 << 16 | 1 << 63).to_bytes(8))
 
-    for release, found in ((honestly, 0), (too_early, 1)):
+    for release, found in ((faithfully, 0), (too_early, 1)):
         system = RealSystem(
             stage,
             scenario,
@@ -174,12 +176,12 @@ def half_emptied(check: Check) -> Check:
 
 
 @pytest.mark.parametrize("check", [after_a_crash, after_a_crash_thoroughly])
-def test_a_dirty_image_is_counted_anew(stage: Stage, check: Check) -> None:
+def test_a_dirty_image_is_counted_anew(stage: QemuPool, check: Check) -> None:
     assert looked_at(stage, "WP", half_emptied(check)) == set()
 
 
 def test_who_does_not_count_anew_is_convicted(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Lazy(GatedMachine):
         def build_chain(self) -> None:
@@ -191,7 +193,7 @@ def test_who_does_not_count_anew_is_convicted(
     assert found == {(Verdict.CORRUPTION, "active broken, says a fresh QEMU, after a crash")}
 
 
-def test_a_checkpoint_empties_its_disks_safely(stage: Stage) -> None:
+def test_a_checkpoint_empties_its_disks_safely(stage: QemuPool) -> None:
     """In the middle of it the overlays are dirty."""
     (scenario,) = scenarios.named("HC")
     system = RealSystem(stage, scenario, each_step=after_a_crash)

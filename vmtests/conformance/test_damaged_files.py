@@ -14,7 +14,7 @@ import pytest
 
 from qmpshim.commands.explore import real_scenarios
 from qmpshim.conformance.bundles import bundle
-from qmpshim.conformance.bundles.bundle import Case
+from qmpshim.conformance.bundles.bundle import WorkloadCase
 from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.report.results import Results, load_results
 from qmpshim.conformance.check.run.identity import Identity
@@ -44,7 +44,7 @@ def _of(name: str) -> Any:
 
 def _operations() -> Any:
     return bundle.to_json(
-        Case(
+        WorkloadCase(
             ChainSpec(Workflow.BACKUP, 4 << 20),
             Behaviour(discard_passes_job=True),
             (

@@ -16,7 +16,7 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.gate import HeldIO
-from qmpshim.machine.nbd.protocol import Op
+from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.model.check.verdict import Verdict
 
 CHECKPOINT = "xen-colo-do-checkpoint"
@@ -32,7 +32,7 @@ def forgetting(image: str, at_once: bool) -> Sabotage:
         hold = machine.gate.hold
 
         def forget(io: HeldIO) -> bool:
-            hit = io.image == image and io.op is Op.WRITE and io.length >= 4096
+            hit = io.image == image and io.op is NbdCommand.WRITE and io.length >= 4096
             if hit:
                 machine.reactor.loop.call_soon(lambda: machine.gate.drop(io))
             return hit
@@ -90,7 +90,9 @@ def zeroes_forgotten(machine: GatedMachine) -> None:
     hold = machine.gate.hold
 
     def forget(io: HeldIO) -> bool:
-        zeroes = io.op is Op.WRITE_ZEROES or (io.op is Op.WRITE and not any(io.data))
+        zeroes = io.op is NbdCommand.WRITE_ZEROES or (
+            io.op is NbdCommand.WRITE and not any(io.data)
+        )
         hit = io.image == "secondary" and zeroes
         if hit:
             machine.reactor.loop.call_soon(lambda: machine.gate.drop(io))

@@ -18,7 +18,7 @@ from qmpshim.conformance.explore.directed.cases import run_directed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.gate import HeldIO
-from qmpshim.machine.nbd.protocol import Op
+from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.model.check.verdict import Verdict
 
 
@@ -41,7 +41,7 @@ def failing(image: str) -> Sabotage:
         call = machine.call
 
         def hit(io: HeldIO) -> bool:
-            return io.image == image and io.op is Op.WRITE and io.length >= 4096
+            return io.image == image and io.op is NbdCommand.WRITE and io.length >= 4096
 
         def then(command: str, arguments: Mapping[str, Any] | None = None) -> Any:
             value = call(command, arguments)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.report import evidence
 from qmpshim.conformance.explore.report.evidence import collect
 from qmpshim.conformance.explore.report.finding_files import load_finding
@@ -30,13 +30,13 @@ def test_nobody_waits_for_a_crash_that_does_not_come(
             happened.append("gdb asked")
             super().end()
 
-    class Ended(Stage):
+    class Ended(QemuPool):
         def close(self) -> None:
             happened.append("QEMU ended")
             super().close()
 
     monkeypatch.setattr(evidence, "_Gdb", Gdb)
-    monkeypatch.setattr(evidence, "Stage", Ended)
+    monkeypatch.setattr(evidence, "QemuPool", Ended)
     (honest,) = scenarios.named("WP")
     collect(replace(case, scenario=honest, schedule=(), lines=()), qemu_build, tmp_path)
     assert happened == ["QEMU ended", "gdb asked"]

@@ -118,7 +118,7 @@ def test_a_worker_that_dies_costs_its_case(tmp_path: Path, cluster: Any, qemu_bu
     ):
         killed: list[int] = []
 
-        def tell(standing: campaign.Standing) -> None:
+        def tell(standing: campaign.RunStatus) -> None:
             if standing.done == 1 and not killed:
                 worker = next(iter(cluster.workers.values()))
                 killed.append(worker.pid)

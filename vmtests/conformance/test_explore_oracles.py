@@ -11,9 +11,9 @@ from gate_lies import REFCOUNTS, Early, drop_guest, drop_new, never, new_for_old
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers import final_state
 from qmpshim.conformance.explore.harness import operations as real_ops
-from qmpshim.conformance.explore.harness.io_naming import Named
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
-from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, honestly
+from qmpshim.conformance.explore.harness.io_naming import NamedIo
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
 from qmpshim.machine.chain.gated import Form, GatedMachine
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
@@ -21,7 +21,7 @@ from qmpshim.model.explore.walk import Budget
 from qmpshim.model.scenario import Op
 
 
-def found(stage: Stage, name: str, release: Release, most: int = 60) -> dict[Verdict, set[str]]:
+def found(stage: QemuPool, name: str, release: Release, most: int = 60) -> dict[Verdict, set[str]]:
     """By verdict, the causes of what is found in a scenario's first schedules."""
     (scenario,) = scenarios.named(name)
     system = RealSystem(stage, scenario, release=release)
@@ -33,7 +33,7 @@ def found(stage: Stage, name: str, release: Release, most: int = 60) -> dict[Ver
     return causes
 
 
-def spoil(machine: GatedMachine, named: Named) -> None:
+def spoil(machine: GatedMachine, named: NamedIo) -> None:
     """A write to the secondary disk takes its refcounts with it."""
     machine.gate.release(named.io)
     if named.io.image == "secondary" and named.verb == "write":
@@ -58,16 +58,16 @@ def spoil(machine: GatedMachine, named: Named) -> None:
     ],
 )
 def test_a_lying_disk_is_convicted(
-    stage: Stage, name: str, lie: Callable[[], Release], verdict: Verdict
+    stage: QemuPool, name: str, lie: Callable[[], Release], verdict: Verdict
 ) -> None:
     assert verdict in found(stage, name, lie())
     stage.discard()
-    assert found(stage, name, honestly) == {}
+    assert found(stage, name, faithfully) == {}
 
 
 @pytest.mark.parametrize(("name", "side"), [("WK", "primary"), ("PL", "guest")])
 def test_an_export_that_goes_with_its_client_is_missed(
-    stage: Stage, name: str, side: str, monkeypatch: pytest.MonkeyPatch
+    stage: QemuPool, name: str, side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next client has to be served, whatever the one before did."""
     begin = real_ops.begin
@@ -79,7 +79,7 @@ def test_an_export_that_goes_with_its_client_is_missed(
         return running
 
     monkeypatch.setattr(real_ops, "begin", take_along)
-    causes = found(stage, name, honestly, most=3)
+    causes = found(stage, name, faithfully, most=3)
     stage.discard()
     assert set(causes) == {Verdict.HANG}, causes
 
@@ -96,7 +96,7 @@ def test_an_export_that_goes_with_its_client_is_missed(
     ],
 )
 def test_a_command_that_does_nothing_is_missed(
-    stage: Stage,
+    stage: QemuPool,
     do: str,
     name: str,
     verdict: Verdict,
@@ -110,14 +110,16 @@ def test_a_command_that_does_nothing_is_missed(
         return ("query-iothreads", {}) if what == do else command(form, what)
 
     monkeypatch.setattr(final_state, "_REMOVAL", 0.5)
-    assert found(stage, name, honestly) == {}
+    assert found(stage, name, faithfully) == {}
     with monkeypatch.context() as patch:
         patch.setattr(real_ops, "command", swallow)
-        assert found(stage, name, honestly, most=2) == {verdict: {cause}}
+        assert found(stage, name, faithfully, most=2) == {verdict: {cause}}
     stage.discard()
 
 
-def test_a_job_that_ends_by_itself_is_missed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_ends_by_itself_is_missed(
+    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begin = real_ops.begin
 
     def cancel_too(machine: GatedMachine, op: Op, number: int) -> real_ops.Running:
@@ -125,6 +127,6 @@ def test_a_job_that_ends_by_itself_is_missed(stage: Stage, monkeypatch: pytest.M
         return begin(machine, op, number)
 
     monkeypatch.setattr(real_ops, "begin", cancel_too)
-    causes = found(stage, "backup-RH", honestly, most=2)
+    causes = found(stage, "backup-RH", faithfully, most=2)
     stage.discard()
     assert causes == {Verdict.ERROR_CONTRACT: {"the backup job is gone"}}

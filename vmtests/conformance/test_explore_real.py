@@ -18,16 +18,16 @@ from qmpshim.conformance.explore.checkers.crash_points import (
     after_a_crash_thoroughly,
 )
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.checkers.sequential import Seen
+from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT, RealSystem
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.conformance.explore.search.minimize import confirm
-from qmpshim.conformance.known.matching import Known, load_directed, load_known
+from qmpshim.conformance.known.matching import ExplorerWriteUp, load_directed, load_known
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import Build, read_version
@@ -42,7 +42,7 @@ KNOWN = Path(__file__).with_name("known")
 
 
 @pytest.mark.parametrize("name", ["WR", "WV", "WP", "primary-RM", "primary-GF"])
-def test_reduction_loses_no_outcome(stage: Stage, name: str) -> None:
+def test_reduction_loses_no_outcome(stage: QemuPool, name: str) -> None:
     (scenario,) = scenarios.named(name)
     found = []
     for mode in (Mode.NAIVE, Mode.DPOR, Mode.STATEFUL):
@@ -64,7 +64,7 @@ def test_reduction_loses_no_outcome(stage: Stage, name: str) -> None:
         *((name, True) for name in ("WR", "RP", "CQ", "backup-WZ")),
     ],
 )
-def test_known_states_hide_no_violation(stage: Stage, name: str, all_io: bool) -> None:
+def test_known_states_hide_no_violation(stage: QemuPool, name: str, all_io: bool) -> None:
     """With commands, too, which do things that are not held, and with qcow2's own I/O."""
     (scenario,) = scenarios.named(name)
     found = []
@@ -85,14 +85,14 @@ def test_known_states_hide_no_violation(stage: Stage, name: str, all_io: bool) -
     ],
 )
 def test_known_states_hide_nothing_of_what_is_judged_after_a_failure(
-    stage: Stage, name: str, fails: str
+    stage: QemuPool, name: str, fails: str
 ) -> None:
     """A failover answers before its commit is over: what began before the failure matters then."""
     (scenario,) = scenarios.named(name)
     judged: list[set[tuple[object, ...]]] = []
 
     class Judged(RealSystem):
-        def _verdict(self, seen: Seen) -> RealViolation | None:
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
             hits = tuple(hit for _, hit in self.now.failed)
             judged[-1].add((seen, tuple(self.now.precedence), hits))
             return super()._verdict(seen)
@@ -111,7 +111,7 @@ def test_a_setup_that_cannot_be_done_is_told(qemu_build: Build) -> None:
         explore_real(qemu_build, [scenario])
 
 
-def test_what_was_done_before_does_not_decide_how_much_is_copied_at_once(stage: Stage) -> None:
+def test_what_was_done_before_does_not_decide_how_much_is_copied_at_once(stage: QemuPool) -> None:
     """QEMU keeps the last block status: of one cluster after a write of one, at first none."""
     copies = set()
     stage.discard()
@@ -128,7 +128,7 @@ def test_what_was_done_before_does_not_decide_how_much_is_copied_at_once(stage: 
     assert len(copies) == 1, copies
 
 
-def test_a_schedule_goes_the_same_way_each_time(stage: Stage) -> None:
+def test_a_schedule_goes_the_same_way_each_time(stage: QemuPool) -> None:
     (scenario,) = scenarios.named("WP")
     traces = set()
     for fresh in (False, False, True):
@@ -146,7 +146,7 @@ def test_a_schedule_goes_the_same_way_each_time(stage: Stage) -> None:
 class _Told(RealSystem):
     """Keeps what every execution looked like."""
 
-    def __init__(self, stage: Stage, scenario: RealScenario) -> None:
+    def __init__(self, stage: QemuPool, scenario: RealScenario) -> None:
         super().__init__(stage, scenario)
         self.traces: list[tuple[str, ...]] = []
 
@@ -158,7 +158,7 @@ class _Told(RealSystem):
 
 @pytest.mark.parametrize("name", ["WR", "RO", "PC", "primary-PG"])
 def test_when_we_look_decides_nothing(
-    stage: Stage, name: str, monkeypatch: pytest.MonkeyPatch
+    stage: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a busy machine sockets become readable in another order, and one after the other."""
     (scenario,) = scenarios.named(name)
@@ -178,7 +178,7 @@ def test_when_we_look_decides_nothing(
         assert busy.traces == calm.traces
 
 
-def test_stillness_seen_from_outside_is_stillness_asked_for(stage: Stage) -> None:
+def test_stillness_seen_from_outside_is_stillness_asked_for(stage: QemuPool) -> None:
     """What /proc tells and what QMP round trips tell: the same schedules, the same traces."""
     (scenario,) = scenarios.named("WP")
     traces = []
@@ -200,7 +200,7 @@ def test_stillness_seen_from_outside_is_stillness_asked_for(stage: Stage) -> Non
     assert traces[0] == traces[1]
 
 
-def test_a_crash_at_any_instant_leaves_sound_images(stage: Stage) -> None:
+def test_a_crash_at_any_instant_leaves_sound_images(stage: QemuPool) -> None:
     for name, check, most in (("WP", after_a_crash, 40), ("WP", after_a_crash_thoroughly, 2)):
         (scenario,) = scenarios.named(name)
         system = RealSystem(stage, scenario, each_step=check)
@@ -208,7 +208,7 @@ def test_a_crash_at_any_instant_leaves_sound_images(stage: Stage) -> None:
         assert system.finished and not system.found
 
 
-def test_a_broken_image_at_a_crash_point_is_corruption(stage: Stage) -> None:
+def test_a_broken_image_at_a_crash_point_is_corruption(stage: QemuPool) -> None:
     (scenario,) = scenarios.named("WP")
 
     def spoil(system: RealSystem) -> RealViolation | None:
@@ -221,7 +221,7 @@ def test_a_broken_image_at_a_crash_point_is_corruption(stage: Stage) -> None:
     assert {kind for kind, _ in system.found} == {Verdict.CORRUPTION}
 
 
-def test_the_report_of_an_honest_pair(stage: Stage, qemu_build: Build) -> None:
+def test_the_report_of_an_honest_pair(stage: QemuPool, qemu_build: Build) -> None:
     ticks = []
     report = explore_real(qemu_build, scenarios.named("WG"), jobs=2, progress=ticks.append)
     assert report.jobs == 1 and " with 1 process\n" in render(report)
@@ -249,7 +249,7 @@ def test_a_finding_is_grouped_made_small_and_replayed(tmp_path: Path, qemu_build
 
 
 @pytest.mark.parametrize("known", load_known(KNOWN), ids=lambda one: one.id)
-def test_what_is_known_shows_itself_on_this_qemu(known: Known, qemu_build: Build) -> None:
+def test_what_is_known_shows_itself_on_this_qemu(known: ExplorerWriteUp, qemu_build: Build) -> None:
     finding = load_finding(KNOWN / f"{known.id}.json")
     version = builds.read_version(qemu_build)[0]
     try:
@@ -304,7 +304,7 @@ def test_whatever_fails_nothing_but_the_known_comes_of_it(
     assert name == "CQ" or report.schedules > 10
 
 
-def test_a_client_that_vanishes_leaves_the_export_to_the_next(stage: Stage) -> None:
+def test_a_client_that_vanishes_leaves_the_export_to_the_next(stage: QemuPool) -> None:
     for name in ("WK", "PL"):
         (scenario,) = scenarios.named(name)
         system = RealSystem(stage, scenario)
@@ -313,7 +313,7 @@ def test_a_client_that_vanishes_leaves_the_export_to_the_next(stage: Stage) -> N
         assert any("gone" in outcome[0] for outcome in explored.outcomes)  # type: ignore[index]
 
 
-def test_the_secondary_disk_may_be_qcow2(stage: Stage) -> None:
+def test_the_secondary_disk_may_be_qcow2(stage: QemuPool) -> None:
     for name in ("qcow2-WV", "qcow2-PO"):
         (scenario,) = scenarios.named(name)
         system = RealSystem(stage, scenario)
@@ -332,7 +332,7 @@ def test_the_snapshot_forgets_whole_clusters_only(each_build: Build) -> None:
     assert not report.findings and not report.unconfirmed and not report.scenarios[0].skipped
 
 
-def test_metadata_can_be_held_too(stage: Stage) -> None:
+def test_metadata_can_be_held_too(stage: QemuPool) -> None:
     (scenario,) = scenarios.named("WP")
     system = RealSystem(stage, scenario, all_io=True)
     explore(system, Mode.STATEFUL, Budget(schedules=12), stop=False)
@@ -414,7 +414,7 @@ def test_the_directed_cases_on_each_build(each_build: Build) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("known", load_known(KNOWN), ids=lambda one: one.id)
-def test_what_is_known_on_each_build(each_build: Build, known: Known) -> None:
+def test_what_is_known_on_each_build(each_build: Build, known: ExplorerWriteUp) -> None:
     finding = load_finding(KNOWN / f"{known.id}.json")
     try:
         confirmed = confirm(replace(finding), each_build, minimise=False, errnos=finding.errnos)

@@ -21,10 +21,10 @@ from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
 from qmpshim.conformance.explore.reproducer.export import blkdebug_steps, export_script
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
-from qmpshim.conformance.explore.reproducer.symptoms import sign_of
+from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
 from qmpshim.conformance.explore.scenarios import LETTERS, RealScenario
 from qmpshim.conformance.known.folder import DIRECTORY, known_findings
-from qmpshim.conformance.known.matching import Known
+from qmpshim.conformance.known.matching import ExplorerWriteUp
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.check.verdict import Verdict
@@ -119,7 +119,7 @@ CORRUPTS: tuple[Choice, ...] = (
 
 @pytest.mark.parametrize("one", known_findings(), ids=lambda one: one.id)
 def test_what_was_found_is_seen_without_qmpshim(
-    one: Known, qemu_build: Build, reproducer: Reproducer
+    one: ExplorerWriteUp, qemu_build: Build, reproducer: Reproducer
 ) -> None:
     script = export_script(known(one.id), breakpoints=not drains(qemu_build))
     assert "qmpshim" not in script.split("import", 1)[1].replace(repr(known(one.id).build), "")
@@ -471,4 +471,4 @@ def test_what_a_script_looks_for(verdict: str, cause: str, sign: dict[str, objec
         schedule += (("fail", 0, "hidden write 0+128", 0, 5),)
     text = "QEMU was killed by SIGABRT: x" if verdict == "crash" else ""
     finding = Finding(Verdict(verdict), cause, text, True, 1, (), scenario, schedule, lines)
-    assert sign_of(finding) == sign
+    assert symptom_of(finding) == sign

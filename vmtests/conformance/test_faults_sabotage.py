@@ -12,19 +12,22 @@ from dataclasses import replace
 import pytest
 
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.checkers.failures import FaultyJudge
-from qmpshim.conformance.explore.checkers.linearizability import Judge, RealViolation
-from qmpshim.conformance.explore.checkers.sequential import Hit, Seen
+from qmpshim.conformance.explore.checkers.failures import FailureChecker
+from qmpshim.conformance.explore.checkers.linearizability import (
+    LinearizabilityChecker,
+    RealViolation,
+)
+from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
 from qmpshim.conformance.explore.harness.history import CUT
-from qmpshim.conformance.explore.harness.io_naming import Named
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
-from qmpshim.conformance.explore.harness.real_system import RealSystem, honestly
+from qmpshim.conformance.explore.harness.io_naming import NamedIo
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
 from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult, render
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import read_version
 from qmpshim.machine.chain.gated import Form, GatedMachine
 from qmpshim.machine.nbd.gate.gate import HeldIO
-from qmpshim.machine.nbd.protocol import Op as Nbd
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
@@ -49,12 +52,12 @@ def one(name: str) -> scenarios.RealScenario:
 
 
 def explored(
-    stage: Stage,
+    stage: QemuPool,
     scenario: scenarios.RealScenario,
     kind: type[RealSystem] = RealSystem,
     fails: str | None = None,
     errno: int = EIO,
-    release: Callable[[GatedMachine, Named], None] = honestly,
+    release: Callable[[GatedMachine, NamedIo], None] = faithfully,
     all_io: bool = False,
     nth: int = 0,
 ) -> RealSystem:
@@ -98,12 +101,12 @@ class Lying(RealSystem):
         ("secondary", "primary_write says success after a refused secondary write"),
     ],
 )
-def test_an_error_that_is_swallowed_is_found_out(stage: Stage, image: str, cause: str) -> None:
+def test_an_error_that_is_swallowed_is_found_out(stage: QemuPool, image: str, cause: str) -> None:
     """Whether its copy failed or its own data was refused."""
     assert causes(explored(stage, one("WQ"), Swallowing, f"{image} write 0+128")) == {cause}
 
 
-def test_a_client_is_gone_only_where_something_cuts_it_off(stage: Stage) -> None:
+def test_a_client_is_gone_only_where_something_cuts_it_off(stage: QemuPool) -> None:
     class Vanishing(RealSystem):
         def _answered(self, index: int) -> None:
             super()._answered(index)
@@ -117,7 +120,7 @@ def test_a_client_is_gone_only_where_something_cuts_it_off(stage: Stage) -> None
     assert "primary_write answers gone" in causes(explored(stage, cut_off, Vanishing))
 
 
-def test_a_false_error_is_failovers_own_only_while_it_fails_over(stage: Stage) -> None:
+def test_a_false_error_is_failovers_own_only_while_it_fails_over(stage: QemuPool) -> None:
     class Crying(RealSystem):
         def _answered(self, index: int) -> None:
             super()._answered(index)
@@ -131,7 +134,7 @@ def test_a_false_error_is_failovers_own_only_while_it_fails_over(stage: Stage) -
     }
 
 
-def test_the_status_may_tell_the_end_of_a_commit_late(stage: Stage) -> None:
+def test_the_status_may_tell_the_end_of_a_commit_late(stage: QemuPool) -> None:
     """The commit's data was there before the primary's, and yet the commit is not over."""
     system = RealSystem(stage, one("VOQ"))
     assert explore(system, Mode.STATEFUL, Budget(schedules=400), stop=False).exhaustive
@@ -142,7 +145,9 @@ def test_the_status_may_tell_the_end_of_a_commit_late(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("errno", [EIO, CUT])
-def test_a_failed_write_that_happened_nevertheless_is_found_out(stage: Stage, errno: int) -> None:
+def test_a_failed_write_that_happened_nevertheless_is_found_out(
+    stage: QemuPool, errno: int
+) -> None:
     """Whether the disk is there afterwards or gone for good."""
     write = "secondary write 0+128"
     lying = explored(stage, one("WQ"), Lying, write, errno)
@@ -151,19 +156,19 @@ def test_a_failed_write_that_happened_nevertheless_is_found_out(stage: Stage, er
     assert causes(honest) == {"case 4. I/O error on the secondary disk: not in the status"}
 
 
-def test_a_copy_beside_the_failed_one_holds_what_the_setup_left(stage: Stage) -> None:
+def test_a_copy_beside_the_failed_one_holds_what_the_setup_left(stage: QemuPool) -> None:
     """Two copies side by side, since the cluster between has its own: one fails, one does not."""
     setup = (Op("primary_write", 2 * C, C), Op("checkpoint"), Op("primary_write", C + 8, 8))
     ops = (Op("primary_write", 64, 2 * C), Op("status"))
     scenario = scenarios.RealScenario("V", ops, setup, size=3 * C)
 
-    def spoil(machine: GatedMachine, named: Named) -> None:
+    def spoil(machine: GatedMachine, named: NamedIo) -> None:
         """The copy that arrives is of what the disk held at the very beginning."""
         if named.io.image == "hidden" and named.verb == "write" and named.start == 2 * C:
             data = bytes(pattern.data_of(scenarios.BASE, named.start, named.count))
             machine.gate.corrupt(named.io, data)
             return
-        honestly(machine, named)
+        faithfully(machine, named)
 
     failing = "hidden write 0+128"
     honest = explored(stage, scenario, fails=failing)
@@ -173,12 +178,12 @@ def test_a_copy_beside_the_failed_one_holds_what_the_setup_left(stage: Stage) ->
     assert {verdict for verdict, _ in spoilt.found} & {Verdict.CONTENT, Verdict.LOST_WRITE}
 
 
-def test_a_failed_commit_leaves_old_or_new_and_nothing_else(stage: Stage) -> None:
-    def spoil(machine: GatedMachine, named: Named) -> None:
+def test_a_failed_commit_leaves_old_or_new_and_nothing_else(stage: QemuPool) -> None:
+    def spoil(machine: GatedMachine, named: NamedIo) -> None:
         if named.io.image == "secondary" and named.verb == "write":
             machine.gate.corrupt(named.io, bytes(named.io.length))
             return
-        honestly(machine, named)
+        faithfully(machine, named)
 
     failing = "secondary write 256+128"
     assert not explored(stage, FAILOVER, fails=failing).found
@@ -186,18 +191,18 @@ def test_a_failed_commit_leaves_old_or_new_and_nothing_else(stage: Stage) -> Non
     assert {verdict for verdict, _ in spoilt.found} == {Verdict.LOST_WRITE}
 
 
-def test_a_commit_that_is_never_flushed_is_lost(stage: Stage) -> None:
-    def spoil(machine: GatedMachine, named: Named) -> None:
+def test_a_commit_that_is_never_flushed_is_lost(stage: QemuPool) -> None:
+    def spoil(machine: GatedMachine, named: NamedIo) -> None:
         if named.verb == "flush":
             machine.gate.drop(named.io)
             return
-        honestly(machine, named)
+        faithfully(machine, named)
 
     assert not explored(stage, FAILOVER).found
     assert causes(explored(stage, FAILOVER, release=spoil)) == {"commit not flushed"}
 
 
-def test_a_commit_that_fails_is_told(stage: Stage) -> None:
+def test_a_commit_that_fails_is_told(stage: QemuPool) -> None:
     """In its first write or in the flush behind it.
 
     Since 10.0 the cancelled job flushes, too: nobody is told if it cannot, and nothing is lost.
@@ -206,12 +211,12 @@ def test_a_commit_that_fails_is_told(stage: Stage) -> None:
     told = set()
 
     class Telling(RealSystem):
-        def _verdict(self, seen: Seen) -> RealViolation | None:
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
             told.add(seen.status)
             return super()._verdict(seen)
 
     class Silent(RealSystem):
-        def _verdict(self, seen: Seen) -> RealViolation | None:
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
             return super()._verdict(replace(seen, status=None))
 
     for fails, nth, said in (
@@ -226,24 +231,24 @@ def test_a_commit_that_fails_is_told(stage: Stage) -> None:
     assert explored(stage, FAILOVER, Silent, "secondary write 0+128").found
 
 
-def test_what_a_gone_image_does_not_carry_is_judged(stage: Stage) -> None:
+def test_what_a_gone_image_does_not_carry_is_judged(stage: QemuPool) -> None:
     """The secondary disk goes away; the guest's write to the active disk is not excused by it."""
 
-    def spoil(machine: GatedMachine, named: Named) -> None:
+    def spoil(machine: GatedMachine, named: NamedIo) -> None:
         if named.io.image == "active" and named.verb == "write":
             machine.gate.drop(named.io)
             return
-        honestly(machine, named)
+        faithfully(machine, named)
 
     # The whole cluster: nothing is read from below.
     scenario = one("WG")
-    for release, wanted in ((honestly, False), (spoil, True)):
+    for release, wanted in ((faithfully, False), (spoil, True)):
         system = explored(stage, scenario, fails="secondary read 0+128", errno=CUT, release=release)
         found = {verdict for verdict, _ in system.found}
         assert (Verdict.LOST_WRITE in found) is wanted, system.found
 
 
-def test_a_view_that_cannot_be_read_is_an_error(stage: Stage) -> None:
+def test_a_view_that_cannot_be_read_is_an_error(stage: QemuPool) -> None:
     class Unplugged(RealSystem):
         def _end(self) -> RealViolation | None:
             self.machine.gate.refuse("secondary")
@@ -256,7 +261,7 @@ def test_a_view_that_cannot_be_read_is_an_error(stage: Stage) -> None:
 # -- what the model does not do --------------------------------------------------------------------
 
 
-def meta_write(stage: Stage, scenario: scenarios.RealScenario) -> str:
+def meta_write(stage: QemuPool, scenario: scenarios.RealScenario) -> str:
     """The first write of the hidden disk's tables in a scenario."""
     system = RealSystem(stage, scenario, all_io=True)
     system.reset()
@@ -269,17 +274,17 @@ def meta_write(stage: Stage, scenario: scenarios.RealScenario) -> str:
     return names[0]
 
 
-def test_beside_a_failed_write_of_tables_the_others_are_judged(stage: Stage) -> None:
+def test_beside_a_failed_write_of_tables_the_others_are_judged(stage: QemuPool) -> None:
     """And the rest is counted as not judged."""
     scenario = one("WR")
     fails = meta_write(stage, scenario)
 
-    def new_for_old(machine: GatedMachine, named: Named) -> None:
+    def new_for_old(machine: GatedMachine, named: NamedIo) -> None:
         if named.io.image == "secondary" and named.verb == "read" and named.op == 1:
             data = bytes(pattern.data_of(scenario.number(0), named.start, named.count))
             machine.gate.corrupt(named.io, data)
             return
-        honestly(machine, named)
+        faithfully(machine, named)
 
     honest = explored(stage, scenario, fails=fails, all_io=True)
     assert honest.in_part and not causes(honest) - {"case 3. backup failed: not in the status"}
@@ -287,14 +292,14 @@ def test_beside_a_failed_write_of_tables_the_others_are_judged(stage: Stage) -> 
     assert {verdict for verdict, _ in spoilt.found} >= {Verdict.ISOLATION}
 
 
-def test_after_a_failed_write_of_tables_success_is_taken_at_its_word(stage: Stage) -> None:
+def test_after_a_failed_write_of_tables_success_is_taken_at_its_word(stage: QemuPool) -> None:
     """Who says it is done must have done it, whatever of qcow2's own failed."""
     fails = meta_write(stage, one("WR"))
     found = explored(stage, one("WR"), Swallowing, fails, all_io=True).found
     assert {verdict for verdict, _ in found} == {Verdict.LOST_WRITE}
 
 
-def test_a_failed_write_of_tables_is_told_with_its_own_error(stage: Stage) -> None:
+def test_a_failed_write_of_tables_is_told_with_its_own_error(stage: QemuPool) -> None:
     class Mixing(RealSystem):
         def _answered(self, index: int) -> None:
             super()._answered(index)
@@ -314,7 +319,7 @@ def test_a_failed_write_of_tables_is_told_with_its_own_error(stage: Stage) -> No
     ],
 )
 def test_a_flush_that_hides_its_failure_is_found_out(
-    stage: Stage, letters: str, fails: str, cause: str
+    stage: QemuPool, letters: str, fails: str, cause: str
 ) -> None:
     """It says success, and what had been written before is lost in some cache."""
     flush, write = one(letters).ops
@@ -367,18 +372,18 @@ def test_one_failure_excuses_nobody_else(
 ) -> None:
     """Ends that were made up: nothing at all was done."""
     scenario = scenarios.RealScenario("made", ops, form=form)
-    judge = Judge(scenario, behaviour_of((7, 2, 22)))
+    judge = LinearizabilityChecker(scenario, behaviour_of((7, 2, 22)))
     old, none = (scenarios.BASE,) * scenario.size, (None,) * scenario.size
     data = (None,) * len(ops)
-    seen = Seen(answers, data, old, none, none, old, ((0, 0), (0, 0)), None)
+    seen = Outcome(answers, data, old, none, none, old, ((0, 0), (0, 0)), None)
     io = HeldIO(0, hit, Nbd.WRITE, 0, 512, b"", False, False, 0)
-    named = Named(("io", 0, f"{hit} write meta 0+512", 0), io, 0, "write", 0, 1)
-    failed = [(named, Hit(hit, "metadata", 0, 0, EIO))]
-    wrong = FaultyJudge(judge).judge(seen, (frozenset(),) * len(ops), failed)
+    named = NamedIo(("io", 0, f"{hit} write meta 0+512", 0), io, 0, "write", 0, 1)
+    failed = [(named, InjectedFault(hit, "metadata", 0, 0, EIO))]
+    wrong = FailureChecker(judge).judge(seen, (frozenset(),) * len(ops), failed)
     assert wrong is not None and wrong.cause.startswith(cause), wrong
 
 
-def test_an_ejected_disk_excuses_errors_and_nothing_else(stage: Stage) -> None:
+def test_an_ejected_disk_excuses_errors_and_nothing_else(stage: QemuPool) -> None:
     """A checkpoint that cannot empty a disk says so; then the guest's write may fail, not lie."""
     ops = Op("checkpoint"), Op("guest_write", 16, 8, after=0)
     scenario = replace(one("CP"), ops=ops, contract=True)

@@ -20,7 +20,7 @@ from test_signals import wait_for
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness import run
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search.exploration import explore_real, render
@@ -45,7 +45,7 @@ def test_it_is_seen_at_once(qemu_build: Build, monkeypatch: pytest.MonkeyPatch) 
     """QEMU is asleep, nothing is held and no timer will fire: there is nothing to be waited for."""
     monkeypatch.setattr(real_ops, "answer", deaf)
     monkeypatch.setattr(run, "PATIENCE", 2 * LIMIT)
-    stage = Stage(qemu_build)
+    stage = QemuPool(qemu_build)
     system = RealSystem(stage, *scenarios.named("R"))
     try:
         system.reset()

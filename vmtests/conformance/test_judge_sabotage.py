@@ -10,10 +10,10 @@ from test_explore_oracles import found
 from test_faults_sabotage import causes, explored, meta_write, one
 
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.checkers.sequential import Seen
+from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.harness import operations as real_ops
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
-from qmpshim.conformance.explore.harness.real_system import RealSystem, honestly
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.replay import Replay
 from qmpshim.conformance.explore.scenarios import BASE, C, RealScenario
@@ -23,7 +23,7 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.secondary import SECTOR
-from qmpshim.machine.nbd.protocol import Op as Nbd
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.scenario import Op
 
@@ -40,7 +40,7 @@ from qmpshim.model.scenario import Op
     ],
 )
 def test_an_operation_that_never_ends_hangs(
-    stage: Stage, name: str, do: str, monkeypatch: pytest.MonkeyPatch
+    stage: QemuPool, name: str, do: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its answer does not come, though nothing is held up any more."""
     answer = real_ops.answer
@@ -51,14 +51,14 @@ def test_an_operation_that_never_ends_hangs(
         return None if op.do == do else answer(machine, op, running)
 
     monkeypatch.setattr(real_ops, "answer", deaf)
-    wrong = found(stage, name, honestly, most=1)
+    wrong = found(stage, name, faithfully, most=1)
     stage.discard()
     assert wrong == {Verdict.HANG: {f"{do} hangs"}}
 
 
 @pytest.mark.parametrize("name", ["RH", "GH"])
 def test_a_cluster_that_nobody_wrote_is_not_allocated(
-    stage: Stage, name: str, monkeypatch: pytest.MonkeyPatch
+    stage: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The old data once more, a layer higher: all that is read is as it was."""
     begin = real_ops.begin
@@ -70,18 +70,18 @@ def test_a_cluster_that_nobody_wrote_is_not_allocated(
         return begin(machine, op, number)
 
     monkeypatch.setattr(real_ops, "begin", write_too)
-    wrong = found(stage, name, honestly)
+    wrong = found(stage, name, faithfully)
     stage.discard()
     assert wrong == {Verdict.ALLOCATION: {"active cluster data instead of unallocated"}}
     monkeypatch.undo()
-    assert found(stage, name, honestly) == {}
+    assert found(stage, name, faithfully) == {}
 
 
-def test_answers_that_do_not_fit_together_are_found_out(stage: Stage) -> None:
+def test_answers_that_do_not_fit_together_are_found_out(stage: QemuPool) -> None:
     """Of two stops that wait for a write either may be the first, but not both."""
 
     class Both(RealSystem):
-        def _verdict(self, seen: Seen) -> RealViolation | None:
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
             return super()._verdict(replace(seen, answers=(seen.answers[0], "ok", "ok")))
 
     scenario = RealScenario("WSS", (*one("W").ops, Op("stop"), Op("stop")))
@@ -115,11 +115,11 @@ def test_a_finding_that_shows_itself_now_and_then_is_not_confirmed(
 
 
 @pytest.mark.parametrize("where", ["read", "view"])
-def test_new_data_is_seen_by_nobody_whatever_failed(stage: Stage, where: str) -> None:
+def test_new_data_is_seen_by_nobody_whatever_failed(stage: QemuPool, where: str) -> None:
     """Also where a failed write of tables excuses the rest."""
 
     class Leaking(RealSystem):
-        def _verdict(self, seen: Seen) -> RealViolation | None:
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
             new = self.scenario.number(0)
             if where == "read" and seen.data[1]:
                 read = (new,) * C + seen.data[1][C:]  # where the write that failed was, too

@@ -14,7 +14,7 @@ from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS, NOT_READ_
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
 from qmpshim.conformance.known.folder import DIRECTORY, known_directed, known_findings
-from qmpshim.conformance.known.matching import Known, load_known, recogniser
+from qmpshim.conformance.known.matching import ExplorerWriteUp, load_known, recogniser
 from qmpshim.errors import InputError
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.system import Choice
@@ -109,7 +109,7 @@ def test_what_no_write_up_may_excuse(found: Finding) -> None:
 
 
 @pytest.mark.parametrize("known", known_findings(), ids=lambda one: one.id)
-def test_a_write_up_covers_its_own_case_on_its_versions_only(known: Known) -> None:
+def test_a_write_up_covers_its_own_case_on_its_versions_only(known: ExplorerWriteUp) -> None:
     case = load_finding(DIRECTORY / f"{known.id}.json")
     for version in SUITES:
         assert known.covers(case, version) == known.concerns(version)

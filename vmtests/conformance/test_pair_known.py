@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.known.pairs import KnownPair, load_known
+from qmpshim.conformance.known.pairs import PairWriteUp, load_known
 from qmpshim.conformance.known.write_ups import Version
 from qmpshim.conformance.pair import checks
 from qmpshim.conformance.pair.checks import KNOWN, best_accel
@@ -104,6 +104,6 @@ def test_the_accelerator_is_the_write_ups(
 
 def test_each_write_up_covers_its_own_case() -> None:
     for known in load_known(KNOWN):
-        assert isinstance(known, KnownPair)
+        assert isinstance(known, PairWriteUp)
         assert known.plan.guest in known.guests
         assert known.may_come(known.plan, (known.since, known.since))

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from qmpshim.conformance.guest.program import read_lines
-from qmpshim.conformance.pair.console import Console
+from qmpshim.conformance.pair.console import GuestConsole
 from qmpshim.conformance.pair.judge import first_difference
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import Failover, PairPlan
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.colo.pair import Pair, PairSpec
-from qmpshim.machine.nbd.protocol import Op, Request
+from qmpshim.machine.nbd.protocol import NbdCommand, Request
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.disks.image import Alloc
 
@@ -29,7 +29,7 @@ def model(initial: bytes = b"") -> PairModel:
 
 
 def write(made: PairModel, offset: int, data: bytes) -> None:
-    made.passed(Request(0, Op.WRITE.value, 0, offset, len(data), data), 0)
+    made.passed(Request(0, NbdCommand.WRITE.value, 0, offset, len(data), data), 0)
 
 
 def test_primary_write_is_copied_before() -> None:
@@ -67,7 +67,7 @@ def test_failover_keeps_the_guests_view() -> None:
 
 def test_an_unanswered_write_is_none() -> None:
     made = model()
-    made.passed(Request(0, Op.WRITE.value, 0, 0, 512, b"a" * 512), 5)
+    made.passed(Request(0, NbdCommand.WRITE.value, 0, 0, 512, b"a" * 512), 5)
     assert bytes(made.disk[:512]) == bytes(512)
     assert made.writes == 0
     assert made.allocation("hidden") == {}
@@ -84,7 +84,7 @@ def test_first_difference() -> None:
 def test_a_line_counts_when_it_is_whole(tmp_path: Path) -> None:
     said = "[ready] guest# 1 write 8 8 ok\r\n2 read 0 16 0x8+1x8\r\n3 read 0 16 1x1"
     pair = Pair(PairSpec(), (Build.system(), Build.system()), tmp_path, lambda *_: None)
-    console = Console(pair.primary)
+    console = GuestConsole(pair.primary)
     assert console.whole_lines() == b""  # there is no file yet
     pair.primary.console.write_text(said)
     assert [told.operation.number for told in read_lines(console.whole_lines().decode())] == [1, 2]

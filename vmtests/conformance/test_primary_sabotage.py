@@ -12,15 +12,15 @@ from test_faults_sabotage import Lying, Swallowing, causes, explored, one
 
 from qmpshim.conformance.explore.checkers import quorum, sequential
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.checkers.sequential import Seen
+from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness.history import CUT
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
-from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, honestly
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import Form
-from qmpshim.machine.qmp.nonblocking import WireQmp
-from qmpshim.model.chain.behaviour import Known
+from qmpshim.machine.qmp.nonblocking import NonBlockingQmp
+from qmpshim.model.chain.behaviour import KnownDefect
 from qmpshim.model.chain.primary import PrimaryChain
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Owners
@@ -53,7 +53,7 @@ FLUSHED = single(WRITE, replace(FLUSH, after=0))
 # -- QEMU as it is ---------------------------------------------------------------------------------
 
 
-def test_what_qemu_does_is_told_in_its_own_words(stage: Stage) -> None:
+def test_what_qemu_does_is_told_in_its_own_words(stage: QemuPool) -> None:
     """Case 1 is masked, and what comes of that; case 2 is as the document has it."""
     assert not explored(stage, single(WRITE)).found
     assert told(explored(stage, single(WRITE), fails=OWN)) == {Verdict.ERROR_CONTRACT: {MASKED}}
@@ -67,13 +67,13 @@ def test_what_qemu_does_is_told_in_its_own_words(stage: Stage) -> None:
         assert told(explored_second(stage, stopped, fails)) == found
 
 
-def explored_first(stage: Stage, scenario: RealScenario, fails: str) -> RealSystem:
+def explored_first(stage: QemuPool, scenario: RealScenario, fails: str) -> RealSystem:
     """As :func:`explored`."""
     return explored(stage, scenario, fails=fails)
 
 
 def explored_second(
-    stage: Stage,
+    stage: QemuPool,
     scenario: RealScenario,
     fails: str | None,
     kind: type[RealSystem] = RealSystem,
@@ -137,7 +137,7 @@ SPOILT: dict[type[PrimaryChain], tuple[RealScenario, str | None, Verdict, str]] 
 
 @pytest.mark.parametrize("chain", SPOILT, ids=lambda chain: chain.__name__)
 def test_a_model_that_is_wrong_is_not_agreed_with(
-    stage: Stage, chain: type[PrimaryChain], monkeypatch: pytest.MonkeyPatch
+    stage: QemuPool, chain: type[PrimaryChain], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scenario, fails, verdict, cause = SPOILT[chain]
     assert not explored(stage, scenario, fails=fails).found
@@ -148,7 +148,7 @@ def test_a_model_that_is_wrong_is_not_agreed_with(
 class Masks(PrimaryChain):
     """Case 1 as QEMU has it."""
 
-    def _side_by_side(self, own: Co[None], other: Co[bool], masks: Known) -> Co[None]:
+    def _side_by_side(self, own: Co[None], other: Co[bool], masks: KnownDefect) -> Co[None]:
         try:
             yield from super()._side_by_side(own, other, masks)
         except ModelIOError:
@@ -156,7 +156,7 @@ class Masks(PrimaryChain):
 
 
 def test_a_model_that_masks_errors_finds_no_fault_with_qemu(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its answer: that the data were refused is known without a model."""
     monkeypatch.setattr(sequential, "PrimaryChain", Masks)
@@ -186,14 +186,16 @@ def test_a_model_that_masks_errors_finds_no_fault_with_qemu(
     ],
 )  # fmt: skip
 def test_a_lying_disk_is_convicted(
-    stage: Stage, lie: Release, ops: tuple[Op, ...], verdict: Verdict, cause: str
+    stage: QemuPool, lie: Release, ops: tuple[Op, ...], verdict: Verdict, cause: str
 ) -> None:
     assert not explored(stage, single(*ops)).found
     assert told(explored(stage, single(*ops), release=lie)) == {verdict: {cause}}
 
 
 @pytest.mark.parametrize("write", [WRITE, Op("guest_zero", 0, 128)])
-def test_a_flush_that_is_dropped_is_found_out_after_a_failure_too(stage: Stage, write: Op) -> None:
+def test_a_flush_that_is_dropped_is_found_out_after_a_failure_too(
+    stage: QemuPool, write: Op
+) -> None:
     """Where the forwarded write failed, or zeroes were written: the own disk is owed it still."""
     scenario = single(write, replace(FLUSH, after=0))
     fails = FORWARDED if write is WRITE else None
@@ -202,13 +204,15 @@ def test_a_flush_that_is_dropped_is_found_out_after_a_failure_too(stage: Stage, 
     assert cause in causes(explored(stage, scenario, fails=fails, release=drop_primary_flush))
 
 
-def test_a_primary_that_was_stopped_before_forwards_nothing(stage: Stage) -> None:
+def test_a_primary_that_was_stopped_before_forwards_nothing(stage: QemuPool) -> None:
     scenario = replace(single(WRITE), setup=(STOP,))
     assert not explored(stage, scenario).found
 
 
 @pytest.mark.parametrize("fails", [OWN, FORWARDED])
-def test_a_refused_write_that_happened_nevertheless_is_found_out(stage: Stage, fails: str) -> None:
+def test_a_refused_write_that_happened_nevertheless_is_found_out(
+    stage: QemuPool, fails: str
+) -> None:
     lying = explored(stage, single(WRITE), Lying, fails)
     disk = fails.split()[0]
     assert told(lying) == {
@@ -221,35 +225,35 @@ def test_a_refused_write_that_happened_nevertheless_is_found_out(stage: Stage, f
 # -- QEMU ------------------------------------------------------------------------------------------
 
 
-def test_a_swallowed_error_is_found_out_where_qemu_tells_it(stage: Stage) -> None:
+def test_a_swallowed_error_is_found_out_where_qemu_tells_it(stage: QemuPool) -> None:
     """Once replication is over nothing masks it."""
     stopped = single(STOP, replace(WRITE, after=0))
     found = causes(explored_second(stage, stopped, OWN, Swallowing))
     assert found == {"guest_write answers ok, after a failed primary write"}
 
 
-def test_a_write_that_was_not_forwarded_and_not_told_of(stage: Stage) -> None:
+def test_a_write_that_was_not_forwarded_and_not_told_of(stage: QemuPool) -> None:
     class Silent(RealSystem):
-        def _verdict(self, seen: Seen) -> RealViolation | None:
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
             return super()._verdict(replace(seen, status=None))
 
     assert causes(explored(stage, single(WRITE), Silent, FORWARDED)) == {quorum.NOT_IN_STATUS}
 
 
-def test_a_status_that_cries_without_a_reason(stage: Stage) -> None:
+def test_a_status_that_cries_without_a_reason(stage: QemuPool) -> None:
     class Crying(RealSystem):
-        def _verdict(self, seen: Seen) -> RealViolation | None:
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
             return super()._verdict(replace(seen, status="I/O error occurred"))
 
     found = causes(explored(stage, single(WRITE), Crying))
     assert found == {"final status I/O error occurred"}
 
 
-def test_an_error_that_no_event_tells_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_no_event_tells_of(stage: QemuPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither an error nor QUORUM_REPORT_BAD."""
-    take_in = WireQmp._take_in
+    take_in = NonBlockingQmp._take_in
 
-    def deaf(qmp: WireQmp, line: bytes) -> str:
+    def deaf(qmp: NonBlockingQmp, line: bytes) -> str:
         return "" if b"QUORUM_REPORT_BAD" in line else take_in(qmp, line)
 
     stage.discard()
@@ -259,7 +263,7 @@ def test_an_error_that_no_event_tells_of(stage: Stage, monkeypatch: pytest.Monke
         (FLUSHED, "primary flush", explored_second, "guest_flush"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(WireQmp, "_take_in", deaf)
+            patch.setattr(NonBlockingQmp, "_take_in", deaf)
             found = told(run(stage, scenario, fails))
             cause = f"{do}: neither an error nor QUORUM_REPORT_BAD"
             assert found == {Verdict.ERROR_CONTRACT: {cause}}
@@ -276,7 +280,7 @@ def test_an_error_that_no_event_tells_of(stage: Stage, monkeypatch: pytest.Monke
     ],
 )
 def test_replication_that_runs_or_not_as_it_should_not(
-    stage: Stage, do: str, scenario: str, cause: str, monkeypatch: pytest.MonkeyPatch
+    stage: QemuPool, do: str, scenario: str, cause: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stop that does nothing, and a query that stops it."""
     command = real_ops.command
@@ -295,7 +299,7 @@ def test_replication_that_runs_or_not_as_it_should_not(
     assert cause in found, found
 
 
-def test_both_refused_is_explored_and_told(stage: Stage) -> None:
+def test_both_refused_is_explored_and_told(stage: QemuPool) -> None:
     plan = quorum.both_refused([("io", 0, OWN, 0), ("io", 0, FORWARDED, 0)], [CUT, 5])
     assert plan == [{("io", 0, OWN, 0): 5, ("io", 0, FORWARDED, 0): 5}]
     system = RealSystem(stage, single(WRITE), plan=plan[0])
@@ -306,6 +310,6 @@ def test_both_refused_is_explored_and_told(stage: Stage) -> None:
     assert told(system) == {Verdict.LOST_WRITE: {f"{MASKED} and a refused secondary one"}}
 
 
-def test_honest_disks_convict_nobody(stage: Stage) -> None:
+def test_honest_disks_convict_nobody(stage: QemuPool) -> None:
     for name in ("primary-RP", "primary-GF", "primary-EQ", "primary-SQ", "primary-OG"):
-        assert not explored(stage, one(name), release=honestly).found, name
+        assert not explored(stage, one(name), release=faithfully).found, name

@@ -371,7 +371,7 @@ def test_what_the_model_predicts_of_defects_is_written_up() -> None:
     """One file each, as for all others: what a report says of it is nowhere else."""
     written = {path.stem for path in (DIRECTORY / "verify").glob("*.json")}
     explored = {path.stem for path in DIRECTORY.glob("*.json")}  # these have a schedule, too
-    assert written == {known.value for known in behaviour.Known} - explored
+    assert written == {known.value for known in behaviour.KnownDefect} - explored
     for name in written:
         assert write_up(name).keys() == {"title", "reason", "source", "versions"}
 

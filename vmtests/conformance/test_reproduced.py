@@ -11,7 +11,7 @@ from broken_builds import make
 from command_line import CommandLine
 
 from qmpshim.conformance.bundles import bundle as bundles
-from qmpshim.conformance.bundles.bundle import Case
+from qmpshim.conformance.bundles.bundle import WorkloadCase
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.harness.setup_state import allocation_after_setup
 from qmpshim.conformance.explore.report.finding_files import load_finding
@@ -20,7 +20,7 @@ from qmpshim.conformance.explore.scenarios import scenario_from_json
 from qmpshim.conformance.explore.search import minimize
 from qmpshim.conformance.known.folder import DIRECTORY
 from qmpshim.conformance.workload.session import Result, Setup
-from qmpshim.conformance.workload.verify import Outcome
+from qmpshim.conformance.workload.verify import VerifyOutcome
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
@@ -103,7 +103,7 @@ def test_the_same_of_a_workload(
     how = f"QEMU was killed by SIGABRT during {operations[during - 1]}: qemu: x.c:1: {words}"
     found = Divergence(Verdict.CRASH, "QEMU", during, "an answer", how)
     spec = ChainSpec(Workflow.REPLICATION, 1 << 20)
-    case = Case(spec, Behaviour(), operations, found, 1, {})
+    case = WorkloadCase(spec, Behaviour(), operations, found, 1, {})
     bundle = bundles.save(qmpshim.home / "bundle", case, None, Setup(spec))
     for command in (["replay", bundle], ["check", "--bisect", "--case", bundle]):
         done = qmpshim.run(*command, "--build", "./build")
@@ -247,7 +247,7 @@ def test_a_case_that_selects_nothing_is_broken(qmpshim: CommandLine) -> None:
 def test_what_never_occurred_is_told() -> None:
     result = Result()
     result.operations.update({"chain start": 2, "guest read": 1})
-    outcome = Outcome(Setup(ChainSpec(Workflow.BACKUP)), 1, result, "")
+    outcome = VerifyOutcome(Setup(ChainSpec(Workflow.BACKUP)), 1, result, "")
     assert outcome.never == [
         "chain check",
         "chain rebuild",

@@ -10,7 +10,7 @@ import pytest
 
 from qmpshim.conformance.check.report.cluster_maps import maps_of_schedule
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.report.finding_files import save_finding
 from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.errors import BuildError
@@ -32,15 +32,15 @@ def test_a_qemu_that_ends_or_stops_when_replication_starts(
     verdict: Verdict,
     qemu_build: Build,
 ) -> None:
-    before = Stage._start
+    before = QemuPool._start
 
-    def start(self: Stage, machine: GatedMachine) -> None:
+    def start(self: QemuPool, machine: GatedMachine) -> None:
         os.kill(machine.pid, number)
         with monkeypatch.context() as impatient:
             impatient.setattr(gated, "_LIMIT", 1.0)
             before(self, machine)
 
-    monkeypatch.setattr(Stage, "_start", start)
+    monkeypatch.setattr(QemuPool, "_start", start)
     report = explore_real(qemu_build, WR)
     (finding,) = report.findings
     assert (finding.verdict, finding.contract, finding.known) == (verdict, True, "")
@@ -55,10 +55,10 @@ def test_a_qemu_that_ends_or_stops_when_replication_starts(
 def test_a_qemu_that_refuses_to_start_replication(
     monkeypatch: pytest.MonkeyPatch, qemu_build: Build
 ) -> None:
-    def start(self: Stage, machine: GatedMachine) -> None:
+    def start(self: QemuPool, machine: GatedMachine) -> None:
         machine.call("xen-set-replication", {"enable": True, "primary": True})
 
-    monkeypatch.setattr(Stage, "_start", start)
+    monkeypatch.setattr(QemuPool, "_start", start)
     (finding,) = explore_real(qemu_build, WR).findings
     assert finding.verdict is Verdict.ERROR_CONTRACT
     assert finding.cause.startswith("before the scenario begins: xen-set-replication: ")
@@ -67,9 +67,9 @@ def test_a_qemu_that_refuses_to_start_replication(
 def test_a_build_that_cannot_is_no_finding(
     monkeypatch: pytest.MonkeyPatch, qemu_build: Build
 ) -> None:
-    def prepare(self: Stage, *_: object) -> GatedMachine:
+    def prepare(self: QemuPool, *_: object) -> GatedMachine:
         raise BuildError("this build has no replication driver")
 
-    monkeypatch.setattr(Stage, "prepare", prepare)
+    monkeypatch.setattr(QemuPool, "prepare", prepare)
     with pytest.raises(BuildError, match="no replication driver"):
         explore_real(qemu_build, WR)

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 from sabotages import AroundQemu, NoCheckpoint, Torn
 
-from qmpshim.conformance.workload.session import Result, Session, Setup, open_rig
+from qmpshim.conformance.workload.session import Result, Setup, WorkloadRun, open_rig
 from qmpshim.conformance.workload.verify import setup_for
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.machine.builds.build import Build
@@ -59,7 +59,7 @@ class ChainMachine(RuleBasedStateMachine):
         self.directory = Path(tempfile.mkdtemp(prefix="stateful-"))
         self.runner = asyncio.Runner()
         self.rig = self.runner.run(open_rig(self.setup, self.directory))
-        self.session = Session(self.rig)
+        self.session = WorkloadRun(self.rig)
         self.done: list[Operation] = []
         ChainMachine.last = self.done
 

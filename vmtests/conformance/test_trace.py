@@ -8,15 +8,15 @@ import pytest
 
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT, RealSystem
-from qmpshim.conformance.explore.harness.trace import Line, What, read_line
+from qmpshim.conformance.explore.harness.trace import TraceLine, What, read_line
 from qmpshim.conformance.explore.report.findings import Sighting, group
 from qmpshim.conformance.explore.report.schedule_diagram import diagram
 from qmpshim.model.check.verdict import Verdict
 
 
-def executed(stage: Stage, errno: int | None) -> RealSystem:
+def executed(stage: QemuPool, errno: int | None) -> RealSystem:
     """One execution; its first I/O ends with this error."""
     (scenario,) = scenarios.named("WP")
     system = RealSystem(stage, scenario, errnos=() if errno is None else (errno,))
@@ -42,7 +42,7 @@ def executed(stage: Stage, errno: int | None) -> RealSystem:
     ],
 )
 def test_each_line_of_an_execution_is_read(
-    stage: Stage, errno: int | None, what: What, text: str
+    stage: QemuPool, errno: int | None, what: What, text: str
 ) -> None:
     system = executed(stage, errno)
     told = [read_line(line) for line in system.now.lines if not line.startswith("afterwards")]
@@ -63,7 +63,7 @@ def test_each_line_of_an_execution_is_read(
 
 
 def test_what_is_no_line_is_a_note() -> None:
-    assert read_line("crash: QEMU (of 3) died") == Line(
+    assert read_line("crash: QEMU (of 3) died") == TraceLine(
         What.NOTE, None, "", "crash: QEMU (of 3) died"
     )
     assert read_line("    hidden write 0+128 #2 (of 1)").name == "hidden write 0+128"

@@ -10,14 +10,14 @@ import pytest
 from sabotages import FlippedByte
 
 from qmpshim.conformance.workload.session import Setup, run_case
-from qmpshim.conformance.workload.verify import Outcome, setup_for, split, verify
+from qmpshim.conformance.workload.verify import VerifyOutcome, setup_for, split, verify
 from qmpshim.conformance.workload.workload import Kind, Operation, Side, Workload
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.workspace import Workspace
-from qmpshim.machine.images.qcow2 import Qcow2
-from qmpshim.model.chain.behaviour import Known
+from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.model.chain.behaviour import KnownDefect
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
 
@@ -27,7 +27,7 @@ R, B = Workflow.REPLICATION, Workflow.BACKUP
 
 def run(
     setup: Setup, count: int, seed: int, workspace: Workspace, keep: Path | None = None
-) -> Outcome:
+) -> VerifyOutcome:
     said: list[str] = []
     bundles = workspace.path / "bundles"
     outcome = asyncio.run(
@@ -146,7 +146,7 @@ def test_an_outcome_as_data(workspace: Workspace, tmp_path: Path, qemu_build: Bu
     names = {path.name for path in kept.iterdir()}
     assert names >= {"secondary.raw", "hidden.qcow2", "active.qcow2", "qmp.log", "stderr"}
     assert not [path for path in kept.iterdir() if path.is_socket()]
-    assert Qcow2.parse((kept / "hidden.qcow2").read_bytes()).check() == []
+    assert Qcow2Reader.parse((kept / "hidden.qcow2").read_bytes()).check() == []
 
 
 def test_nothing_is_left_in_the_workspace(workspace: Workspace, qemu_build: Build) -> None:
@@ -173,14 +173,14 @@ def test_a_known_defect_is_predicted_unless_that_is_forbidden(
 ) -> None:
     """QEMU 5.2 to 10.0: a stop of replication without failover says that it failed."""
     spec = ChainSpec(R, 4 * MiB)
-    if Known.STOP_ALWAYS_FAILS not in setup_for(qemu_build, spec).behaviour.known:
+    if KnownDefect.STOP_ALWAYS_FAILS not in setup_for(qemu_build, spec).behaviour.known:
         pytest.skip("this QEMU is not known to have the defect")
     for seed in range(1, 9):  # until a workload stops while replication runs
         outcome = run(setup_for(qemu_build, spec), 200, seed, workspace)
         assert outcome.result.divergence is None
         if outcome.result.known:
             break
-    assert outcome.result.known[Known.STOP_ALWAYS_FAILS] > 0
+    assert outcome.result.known[KnownDefect.STOP_ALWAYS_FAILS] > 0
     strict = run(setup_for(qemu_build, spec, strict=True), 200, seed, workspace)
     found = strict.result.divergence
     assert found is not None

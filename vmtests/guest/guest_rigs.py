@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
-from qmpshim.conformance.guest.work import Diverged, GuestWork
+from qmpshim.conformance.guest.work import GuestDiverged, GuestWork
 from qmpshim.conformance.workload.session import Result, run_case
 from qmpshim.conformance.workload.verify import setup_for
 from qmpshim.conformance.workload.workload import Kind, Operation, Side, Workload
@@ -68,7 +68,7 @@ def at_work(
         try:
             await scenario(work)
             return None
-        except Diverged as diverged:
+        except GuestDiverged as diverged:
             return diverged.divergence
         finally:
             await work.close()

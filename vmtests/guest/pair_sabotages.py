@@ -12,8 +12,8 @@ from typing import Any
 
 from qmpshim.conformance.pair.plan import Failover
 from qmpshim.machine.colo.pair import NEVER, Pair
-from qmpshim.machine.images.qcow2 import Qcow2
-from qmpshim.machine.nbd.protocol import Op, Request
+from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.nbd.protocol import NbdCommand, Request
 from qmpshim.model.check.verdict import Verdict
 
 
@@ -26,8 +26,8 @@ class LostWrite(Pair):
 
         def lose(request: Request) -> bool:
             nonlocal seen
-            seen += request.type == Op.WRITE.value
-            return request.type == Op.WRITE.value and seen == 7
+            seen += request.type == NbdCommand.WRITE.value
+            return request.type == NbdCommand.WRITE.value and seen == 7
 
         self.link.lose = lose
 
@@ -57,7 +57,7 @@ class CopiedNothing(Pair):
         observer: Callable[[Request, int], None] = words[3]
 
         def around(request: Request) -> bool:
-            if request.type != Op.WRITE.value:
+            if request.type != NbdCommand.WRITE.value:
                 return False
             with self.secondary.disk.open("r+b") as file:
                 os.pwrite(file.fileno(), request.data, request.offset)
@@ -125,7 +125,7 @@ class HiddenChanged(Pair):
 
     @staticmethod
     def _change(overlay: Path) -> None:
-        for run in Qcow2.parse(overlay.read_bytes()).runs():
+        for run in Qcow2Reader.parse(overlay.read_bytes()).runs():
             if run.host_offset is not None:
                 _put(overlay, run.host_offset + 1234, b"X")
                 return
@@ -145,7 +145,7 @@ class HiddenBroken(Pair):
     async def pause(self) -> None:
         await super().pause()
         hidden = self.secondary.hidden
-        head = Qcow2.parse(hidden.read_bytes()).header
+        head = Qcow2Reader.parse(hidden.read_bytes()).header
         _put(hidden, head.reftable_offset, bytes(8))
 
 
@@ -161,7 +161,7 @@ class SeenOtherwise(Pair):
     async def _change(self) -> None:
         """Has its turn when the judge has looked at the files, and waits for the first read."""
         hidden, active = (
-            Qcow2.parse(path.read_bytes()).allocation()
+            Qcow2Reader.parse(path.read_bytes()).allocation()
             for path in (self.secondary.hidden, self.secondary.active)
         )
         cluster = self.spec.cluster
@@ -210,7 +210,7 @@ class StallAcknowledges(Pair):
         super().__init__(*words)
 
         def stall() -> None:
-            self.link.lose = lambda request: request.type == Op.WRITE.value
+            self.link.lose = lambda request: request.type == NbdCommand.WRITE.value
             self.link.waiting += 1
 
         self.link.stall = stall  # type: ignore[method-assign]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from guest_rigs import at_work, run_workload
 
-from qmpshim.conformance.guest.program import GuestLied, random_operations, read_lines
+from qmpshim.conformance.guest.program import GuestMisreported, random_operations, read_lines
 from qmpshim.conformance.guest.rig import ProgramChain
 from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.guest.work import GuestWork
@@ -140,7 +140,9 @@ def test_a_program_that_tells_of_another_operation_lies(
         Operation(1, Side.CHAIN, Kind.START),
         Operation(2, Side.GUEST, Kind.WRITE, 0, 8),
     ]
-    with pytest.raises(GuestLied, match=r"to do 2: guest write 0x0\+0x1000, and said '9 write"):
+    with pytest.raises(
+        GuestMisreported, match=r"to do 2: guest write 0x0\+0x1000, and said '9 write"
+    ):
         run_workload(qemu_build, image, workspace, operations=operations, chain=SaysItDidAnother)
 
 
@@ -312,7 +314,7 @@ def test_a_damaged_saved_state_is_made_anew(
     "said", ["1 read 0 8 0x7", "1 read 0 8 hello", "1 dance 0 8 ok", "1 read 0 8 1x4+"]
 )
 def test_what_cannot_be_is_no_answer(said: str) -> None:
-    with pytest.raises(GuestLied):
+    with pytest.raises(GuestMisreported):
         list(read_lines(said + "\n"))
 
 

@@ -14,7 +14,7 @@ from pair_sabotages import SABOTAGES, Refused, Sabotage
 
 from qmpshim.cli import main
 from qmpshim.conformance.check.case import Case, Status
-from qmpshim.conformance.known.pairs import KnownPair, load_known
+from qmpshim.conformance.known.pairs import PairWriteUp, load_known
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.checks import KNOWN, best_accel, run, run_plan
 from qmpshim.conformance.pair.plan import MOMENTS, Failover, PairOutcome, PairPlan
@@ -276,7 +276,9 @@ def test_everywhere(each_build: Build, failover: Failover, colo: bool, tmp_path:
 
 @pytest.mark.full
 @pytest.mark.parametrize("known", load_known(KNOWN), ids=lambda known: known.id)
-def test_known_findings_are_as_written(each_build: Build, known: KnownPair, tmp_path: Path) -> None:
+def test_known_findings_are_as_written(
+    each_build: Build, known: PairWriteUp, tmp_path: Path
+) -> None:
     """A build that a write-up covers shows it; one that none covers shows nothing."""
     version = read_version(each_build)[0]
     outcome, _ = go(known.plan, each_build, tmp_path)

@@ -24,7 +24,7 @@ from qmpshim.conformance.pair.judge import PairJudge
 from qmpshim.conformance.pair.linux import LinuxWorkload
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
-from qmpshim.conformance.pair.workload import Workload
+from qmpshim.conformance.pair.workload import PairWorkload
 from qmpshim.conformance.workload.pattern import data_of
 from qmpshim.conformance.workload.workload import Kind, Operation
 from qmpshim.machine.builds.build import Build
@@ -60,7 +60,7 @@ class Recording:
         return Recording(line.sub(lambda found: change(found[0]), self.console), self.disk)
 
 
-def workload(plan: PairPlan, recorded: Recording, directory: Path) -> Iterator[Workload]:
+def workload(plan: PairPlan, recorded: Recording, directory: Path) -> Iterator[PairWorkload]:
     """The workload of a pair whose primary left this behind."""
     model = PairModel(bytes(plan.size), plan.cluster, Behaviour())
     pair = Pair(plan.spec, (Build.system(), Build.system()), directory, lambda *_: None)

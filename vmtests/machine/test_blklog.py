@@ -15,7 +15,7 @@ import pytest
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.host.workspace import Workspace
-from qmpshim.machine.images.write_log import BlkLog, Entry, Flag, LogError
+from qmpshim.machine.images.write_log import Flag, LogEntry, LogError, WriteLog
 from qmpshim.machine.nbd.client import NbdClient
 
 SIZE = 1 << 20
@@ -62,7 +62,7 @@ def on_a_log(build: Build, workspace: Workspace, use: Use, **options: Any) -> by
     return log.read_bytes()
 
 
-def told(entry: Entry) -> tuple[int, int, Flag]:
+def told(entry: LogEntry) -> tuple[int, int, Flag]:
     return entry.offset, entry.length, entry.flags
 
 
@@ -76,14 +76,14 @@ def test_every_kind_of_request(each_build: Build, workspace: Workspace, sector: 
         client.wait(client.submit_discard(65536, 131072))
         client.wait(client.submit_write(data[:sector], 0))
         # No flush so far: there is no super block, and yet all can be read.
-        early = BlkLog(log.read_bytes(), sector)
+        early = WriteLog(log.read_bytes(), sector)
         assert early.promised == 0
         assert len(list(early.entries(live=True))) == 4
         client.wait(client.submit_flush())
         client.wait(client.submit_write(data, 9 * sector))
 
     bytes_ = on_a_log(each_build, workspace, use, **{"log-sector-size": sector})
-    log = BlkLog(bytes_)
+    log = WriteLog(bytes_)
     assert log.sector_size == sector
     # At its end, and in its NBD server when a client hangs up, QEMU may flush once more.
     entries = [entry for entry in log.entries() if not entry.flags & Flag.FLUSH]
@@ -125,7 +125,7 @@ def test_the_log_makes_the_disk_again(each_build: Build, workspace: Workspace) -
             for cookie in cookies:
                 client.wait(cookie)
 
-    log = BlkLog(on_a_log(each_build, workspace, use, **{"log-super-update-interval": 7}))
+    log = WriteLog(on_a_log(each_build, workspace, use, **{"log-super-update-interval": 7}))
     again = bytearray(SIZE)
     writes = [entry for entry in log.entries(live=True) if entry.is_write]
     for entry in writes:
@@ -138,10 +138,10 @@ def test_following_a_log_that_grows(qemu_build: Build, workspace: Workspace) -> 
     seen: list[tuple[int, int, Flag]] = []
 
     def use(client: NbdClient, log: Path) -> None:
-        last: Entry | None = None
+        last: LogEntry | None = None
         for number in range(5):
             client.wait(client.submit_write(bytes([number]) * 512, number * 512))
-            new = list(BlkLog(log.read_bytes()).entries(last, live=True))
+            new = list(WriteLog(log.read_bytes()).entries(last, live=True))
             seen.extend(map(told, new))
             last = new[-1]
 
@@ -164,9 +164,9 @@ def entry(sector: int, sectors: int, flags: int = 0, data: bytes = b"", mark: in
 
 def test_a_torn_tail_ends_a_live_log_only() -> None:
     whole = made(entry(0, 1, data=b"a" * 512), entry(5, 2, data=b"b" * 1024))
-    assert [e.sector for e in BlkLog(whole).entries()] == [0, 5]
+    assert [e.sector for e in WriteLog(whole).entries()] == [0, 5]
     for cut in range(512 * 3, len(whole)):
-        torn = BlkLog(whole[:cut])
+        torn = WriteLog(whole[:cut])
         assert [e.sector for e in torn.entries(live=True)] == [0]
         with pytest.raises(LogError, match="ends in entry 1 of 2"):
             list(torn.entries())
@@ -175,14 +175,14 @@ def test_a_torn_tail_ends_a_live_log_only() -> None:
 def test_a_hole_is_the_end_of_a_live_log() -> None:
     """QEMU gave the place to a request that is still on its way; a later one is there."""
     first, late = entry(0, 1, data=b"a" * 512), entry(9, 1, data=b"c" * 512)
-    log = BlkLog(made(first, bytes(1024), late, promised=1))
+    log = WriteLog(made(first, bytes(1024), late, promised=1))
     assert [e.sector for e in log.entries(live=True)] == [0]
     assert [e.sector for e in log.entries()] == [0]
 
 
 def test_marks_and_fua() -> None:
     """What QEMU never writes, and Linux does."""
-    log = BlkLog(made(entry(0, 0, 8, b"fsck", 4), entry(3, 1, 2, b"d" * 512)))
+    log = WriteLog(made(entry(0, 0, 8, b"fsck", 4), entry(3, 1, 2, b"d" * 512)))
     mark, write = log.entries()
     assert (mark.flags, bytes(mark.data), mark.is_write) == (Flag.MARK, b"fsck", False)
     assert (write.flags, write.sector, write.is_write) == (Flag.FUA, 3, True)
@@ -199,16 +199,16 @@ def test_marks_and_fua() -> None:
 )
 def test_what_is_no_log(log: bytes, complaint: str) -> None:
     with pytest.raises(LogError, match=complaint):
-        BlkLog(log)
+        WriteLog(log)
 
 
 def test_an_entry_that_cannot_be() -> None:
     with pytest.raises(LogError, match="flags 0x30"):
-        list(BlkLog(made(entry(0, 1, 48))).entries(live=True))
+        list(WriteLog(made(entry(0, 1, 48))).entries(live=True))
     with pytest.raises(LogError, match="mark of 500 bytes"):
-        list(BlkLog(made(entry(0, 0, 8, b"", 500))).entries(live=True))
+        list(WriteLog(made(entry(0, 0, 8, b"", 500))).entries(live=True))
 
 
 def test_nothing_was_logged_yet() -> None:
-    assert not list(BlkLog(b"").entries(live=True))
-    assert not list(BlkLog(bytes(512)).entries())
+    assert not list(WriteLog(b"").entries(live=True))
+    assert not list(WriteLog(bytes(512)).entries())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.guest.boot_sector import BLOCK, BootGuest, Line, console_lines
+from qmpshim.machine.guest.boot_sector import BLOCK, BootGuest, ConsoleLine, console_lines
 from qmpshim.machine.host.process import Qemu
 
 
@@ -35,7 +35,7 @@ def test_blocks_differ() -> None:
 
 def test_console() -> None:
     said = b"W00000001\nW00000002\nE0000000a\nW000000"
-    assert console_lines(said) == [Line("W", 1), Line("W", 2), Line("E", 10)]
+    assert console_lines(said) == [ConsoleLine("W", 1), ConsoleLine("W", 2), ConsoleLine("E", 10)]
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -47,13 +47,13 @@ def test_runs_and_finds_damage(damaged: bool, tmp_path: Path, qemu_build: Build)
     words += ["-drive", f"if=none,id=disk,format=raw,file={disk},cache=writeback"]
     words += ["-device", "virtio-blk-pci,drive=disk"]
 
-    def said() -> list[Line]:
+    def said() -> list[ConsoleLine]:
         try:
             return console_lines((tmp_path / "console").read_bytes())
         except OSError:
             return []
 
-    async def check() -> list[Line]:
+    async def check() -> list[ConsoleLine]:
         qemu = Qemu(qemu_build.command(), tmp_path, words, "pc", qemu_build.env)
         await qemu.start()
         try:

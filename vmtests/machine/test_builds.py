@@ -20,7 +20,7 @@ import pytest
 from qmpshim.errors import BuildError, CommandFailed, HostError, InputError
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds import probe, registry
-from qmpshim.machine.builds.build import Build, discipline_of, resolve
+from qmpshim.machine.builds.build import Build, protocol_of, resolve
 
 EMULATOR = shutil.which(builds.EMULATOR)
 needs_qemu = pytest.mark.skipif(EMULATOR is None, reason="no QEMU is installed")
@@ -193,7 +193,7 @@ def test_a_prefix_without_a_loader_of_its_own(tmp_path: Path, script: Script) ->
     ],
 )
 def test_discipline_by_version(version: builds.Version, discipline: str) -> None:
-    assert discipline_of(version) == discipline
+    assert protocol_of(version) == discipline
 
 
 # -- the registry ----------------------------------------------------------------------------
@@ -313,7 +313,7 @@ def test_probe(qemu_build: Build, capable: probe.Capabilities) -> None:
     said = builds.run_emulator(qemu_build, "--version").stdout
     assert "{}.{}.{}".format(*capable.version) in said
     assert capable.version_text in said
-    assert capable.discipline == discipline_of(capable.version)
+    assert capable.discipline == protocol_of(capable.version)
     assert len(capable.sha256) == 64
     assert {"qmp_capabilities", "blockdev-backup", "block-export-add"} <= capable.commands.keys()
     assert capable.accepts("blockdev-backup", "target")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 
-from qmpshim.machine.colo.migration_channel import ColoLink, ColoMessage
+from qmpshim.machine.colo.migration_channel import ColoMessage, MigrationChannel
 from qmpshim.machine.host.workspace import Workspace
 
 READY, REPLY, LOADED = (struct.pack(">I", number) for number in (0, 2, 6))
@@ -16,7 +16,7 @@ class Channel:
     """Both ends in our hands: a server plays the secondary, a client the primary."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self.link = ColoLink(workspace.path / "incoming", workspace.path / "channel")
+        self.link = MigrationChannel(workspace.path / "incoming", workspace.path / "channel")
         self._accepted: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
         self._path = workspace.path / "incoming"
 
@@ -42,7 +42,7 @@ class Channel:
         return await asyncio.wait_for(self.primary[0].readexactly(length), 10)
 
 
-def names(link: ColoLink) -> list[str]:
+def names(link: MigrationChannel) -> list[str]:
     return [message.spelling for message, _ in link.messages]
 
 

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmpshim.errors import HostError, InputError, MachineError
-from qmpshim.machine.nbd.gate.gate import Gate, HeldIO, Kind
+from qmpshim.machine.nbd.gate.gate import EventKind, Gate, HeldIO
 from qmpshim.machine.nbd.gate.store import BLOCK, FileStore, MemoryStore, Store
-from qmpshim.machine.nbd.protocol import Op
+from qmpshim.machine.nbd.protocol import NbdCommand
 
 nbd = pytest.importorskip("nbd")
 
@@ -316,8 +316,10 @@ def test_qemu_io(tmp_path: Path) -> None:
             assert store.extents(64 * KB, 64 * KB) == [(64 * KB, 2)]  # -z: stay allocated
             assert store.extents(128 * KB, 4 * KB) == [(4 * KB, 3)]  # -u: may be a hole
             counts = gate.counts("disk")
-            assert [counts[op] for op in (Op.WRITE, Op.WRITE_ZEROES, Op.TRIM)] == [2, 2, 1]
-            places = [(e.offset, e.length) for e in gate.trace if e.op is Op.WRITE]
+            assert [
+                counts[op] for op in (NbdCommand.WRITE, NbdCommand.WRITE_ZEROES, NbdCommand.TRIM)
+            ] == [2, 2, 1]
+            places = [(e.offset, e.length) for e in gate.trace if e.op is NbdCommand.WRITE]
             assert places == [(0, 256 * KB), (3, 5)]  # as sent: not rounded to any block
             wrong = await qemu_io(gate.uri("disk"), "read -P 9 0 512", fails=True)
             assert "Pattern verification failed" in wrong
@@ -387,7 +389,11 @@ def test_unsound_requests_get_the_errors_of_the_protocol(tmp_path: Path) -> None
         gate = Gate()
         gate.add("disk", MemoryStore(64 * MB))
         gate.add("fixed", MemoryStore(1 * MB), read_only=True)
-        gate.add("plain", FileStore(tmp_path / "f", 1 * MB), without=[Op.TRIM, Op.BLOCK_STATUS])
+        gate.add(
+            "plain",
+            FileStore(tmp_path / "f", 1 * MB),
+            without=[NbdCommand.TRIM, NbdCommand.BLOCK_STATUS],
+        )
         await gate.start(tmp_path / "s")
         disk = await client(gate, "disk", strict=False)
         fixed = await client(gate, "fixed", strict=False)
@@ -514,11 +520,11 @@ def test_replies_nobody_reads_do_not_pile_up(tmp_path: Path) -> None:
             for _ in range(100):
                 raw.send(0, 0, 4 * MB)
             await asyncio.sleep(0.1)
-            assert gate.counts("disk")[Op.READ] < 5
+            assert gate.counts("disk")[NbdCommand.READ] < 5
             raw.transport.resume_reading()
             for _ in range(100):
                 await raw.reply(4 * MB)
-            assert gate.counts("disk")[Op.READ] == 100
+            assert gate.counts("disk")[NbdCommand.READ] == 100
 
     play(main())
 
@@ -583,7 +589,7 @@ OLD, NEW = b"\1" * 512, b"\2" * 512
 def test_release(tmp_path: Path) -> None:
     async def main() -> None:
         async with held_write(tmp_path) as (gate, _, task, io):
-            assert (io.image, io.op, io.offset, io.length) == ("disk", Op.WRITE, 1024, 512)
+            assert (io.image, io.op, io.offset, io.length) == ("disk", NbdCommand.WRITE, 1024, 512)
             assert (io.data, io.fua, io.no_hole) == (NEW, True, False)
             assert io.connection in gate.connections("disk")
             assert str(io) == f"#{io.seq} disk write 1024+512"
@@ -595,7 +601,11 @@ def test_release(tmp_path: Path) -> None:
             with pytest.raises(MachineError, match="not held"):
                 gate.release(io)
             story = [(event.kind, event.io) for event in gate.trace]
-            assert story == [(Kind.CONNECT, 0), (Kind.ARRIVE, io.seq), (Kind.RELEASE, io.seq)]
+            assert story == [
+                (EventKind.CONNECT, 0),
+                (EventKind.ARRIVE, io.seq),
+                (EventKind.RELEASE, io.seq),
+            ]
             clock = [event.seq for event in gate.trace]
             assert clock == sorted(set(clock)) and clock[-1] == gate.clock
 
@@ -617,7 +627,7 @@ def test_fail(tmp_path: Path, sent: int, seen: int) -> None:
                 gate.fail(io, 0)
             gate.fail(io, sent)
             assert await errno_of(task) == seen and disk(gate) == OLD
-            assert gate.trace[-1].kind is Kind.FAIL and gate.trace[-1].errno == sent
+            assert gate.trace[-1].kind is EventKind.FAIL and gate.trace[-1].errno == sent
 
     play(main())
 
@@ -702,7 +712,7 @@ def test_cut_loses_what_was_not_applied(tmp_path: Path) -> None:
             with pytest.raises(nbd.Error):
                 await asyncio.wait_for(task, LIMIT)
             assert disk(gate) == OLD
-            assert [e.kind for e in gate.trace[-2:]] == [Kind.LOST, Kind.DISCONNECT]
+            assert [e.kind for e in gate.trace[-2:]] == [EventKind.LOST, EventKind.DISCONNECT]
             for gone in (gate.cut, gate.release):
                 with pytest.raises(MachineError):
                     gone(io)
@@ -733,7 +743,7 @@ def test_refuse(tmp_path: Path) -> None:
 def test_qemu_sends_a_cut_write_again(tmp_path: Path) -> None:
     async def main() -> None:
         async with gated(tmp_path, disk=MemoryStore(64 * KB)) as gate:
-            gate.hold(lambda io: io.op is Op.WRITE)
+            gate.hold(lambda io: io.op is NbdCommand.WRITE)
             options = (
                 f"driver=nbd,server.type=unix,server.path={tmp_path / 's'},export=disk,"
                 "reconnect-delay=10"
@@ -767,7 +777,7 @@ def test_leaving_with_requests_held(tmp_path: Path) -> None:
             rude.transport.abort()
             assert await gate.until(lambda: not gate.held, LIMIT)
             assert gate.snapshot("disk")[5:7] == b"x\0"
-            assert Kind.LOST in [event.kind for event in gate.trace]
+            assert EventKind.LOST in [event.kind for event in gate.trace]
 
     play(main())
 
@@ -790,13 +800,15 @@ def test_policy_and_waiting(tmp_path: Path) -> None:
             assert not await waits("a")
             gate.hold("a")
             assert await waits("a") and not await waits("b")
-            gate.hold("b", lambda io: io.op is Op.WRITE)
+            gate.hold("b", lambda io: io.op is NbdCommand.WRITE)
             assert await waits("b") and await waits("a", "pwrite") and not await waits("a")
             gate.open()
             assert not await waits("b")
             assert not await gate.arrival(gate.clock, 0.05)
             assert await gate.arrival(0, 0.0)
-            assert gate.counts("a")[Op.READ] == 3 and gate.counts("a")[Op.WRITE] == 1
+            assert (
+                gate.counts("a")[NbdCommand.READ] == 3 and gate.counts("a")[NbdCommand.WRITE] == 1
+            )
             gate.trace.clear()
             gate.tracing = False
             assert not await waits("a") and gate.trace == []

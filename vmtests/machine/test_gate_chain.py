@@ -19,9 +19,9 @@ import pytest
 from qemu.qmp import QMPClient
 
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.nbd.gate.gate import Event, Gate, HeldIO, Kind
+from qmpshim.machine.nbd.gate.gate import Event, EventKind, Gate, HeldIO
 from qmpshim.machine.nbd.gate.store import MemoryStore
-from qmpshim.machine.nbd.protocol import Op
+from qmpshim.machine.nbd.protocol import NbdCommand
 
 nbd = pytest.importorskip("nbd")
 
@@ -171,20 +171,22 @@ def call(function: Callable[..., Any], *arguments: Any) -> asyncio.Task[Any]:
 
 
 def reads_old(io: HeldIO) -> bool:
-    return io.image == "secondary" and io.op is Op.READ
+    return io.image == "secondary" and io.op is NbdCommand.READ
 
 
 def saves_old(io: HeldIO) -> bool:
-    return io.image == "hidden" and io.op is Op.WRITE and io.data == OLD
+    return io.image == "hidden" and io.op is NbdCommand.WRITE and io.data == OLD
 
 
 def writes_new(io: HeldIO) -> bool:
-    return io.image == "secondary" and io.op is Op.WRITE and io.data == NEW
+    return io.image == "secondary" and io.op is NbdCommand.WRITE and io.data == NEW
 
 
 def complaints(trace: list[Event], steps: list[HeldIO]) -> list[str]:
     """What is wrong with the order of effects of one primary write of ``NEW`` over ``OLD``."""
-    effects = {event.io: event.seq for event in trace if event.kind in (Kind.RELEASE, Kind.APPLY)}
+    effects = {
+        event.io: event.seq for event in trace if event.kind in (EventKind.RELEASE, EventKind.APPLY)
+    }
 
     def effect(what: Callable[[HeldIO], bool]) -> int | None:
         return next((effects[io.seq] for io in steps if what(io) and io.seq in effects), None)
@@ -287,7 +289,7 @@ def test_the_check_convicts_a_spoilt_copy(tmp_path: Path, spoil: str, qemu_build
             if spoil == "late":
                 seq = c.gate.clock + 1
                 place = (save.image, save.op, save.offset, save.length, save.connection)
-                trace.append(Event(seq, Kind.APPLY, save.seq, *place))
+                trace.append(Event(seq, EventKind.APPLY, save.seq, *place))
             expected = {
                 "drop": "old data never reached the hidden disk",
                 "late": "new data was sent to the secondary disk before the old was saved",

@@ -30,7 +30,7 @@ from qmpshim.machine.images.agreement import (
     qemu_img_map,
     through,
 )
-from qmpshim.machine.images.qcow2 import Clusters, ImageError, Qcow2, Run
+from qmpshim.machine.images.qcow2 import Clusters, ImageError, Qcow2Reader, Run
 from qmpshim.model.disks.image import Alloc
 
 UNALLOCATED, ZERO, DATA = Alloc.UNALLOCATED, Alloc.ZERO, Alloc.DATA
@@ -357,14 +357,14 @@ def test_an_old_map_leaves_zero_and_unallocated_open(path: Path, tmp_path: Path)
 
 def test_agree_convicts_a_lying_walker(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def altered(change: Callable[[Clusters], Clusters]) -> list[str]:
-        def clusters(self: Qcow2) -> Clusters:
+        def clusters(self: Qcow2Reader) -> Clusters:
             return change(honest(self))
 
         with monkeypatch.context() as patch:
-            patch.setattr(Qcow2, "clusters", clusters)
+            patch.setattr(Qcow2Reader, "clusters", clusters)
             return agree(path)
 
-    honest = Qcow2.clusters
+    honest = Qcow2Reader.clusters
     assert altered(lambda c: c) == []
     data_as_zero = altered(lambda c: Clusters(c.index, np.ones_like(c.kind), c.host))
     assert "at 0x0: libqcow reads data, the independent reader says zero" in data_as_zero
@@ -411,7 +411,7 @@ def test_an_image_that_all_convict_is_no_disagreement(path: Path) -> None:
         path.write_bytes(image)
         assert agree(path) == []
         with pytest.raises(ImageError):
-            list(Qcow2.parse(image).runs())
+            list(Qcow2Reader.parse(image).runs())
 
 
 def test_agree_tells_what_only_one_check_convicts(path: Path) -> None:

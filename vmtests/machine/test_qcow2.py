@@ -15,7 +15,7 @@ import pytest
 from qmpshim.errors import UnsupportedFeature
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.images.agreement import map_file
-from qmpshim.machine.images.qcow2 import ImageError, Incompatible, Qcow2, Run, Severity
+from qmpshim.machine.images.qcow2 import ImageError, Incompatible, Qcow2Reader, Run, Severity
 from qmpshim.model.disks.image import Alloc
 
 DATA, ZERO = Alloc.DATA, Alloc.ZERO
@@ -114,34 +114,37 @@ def test_header_fields(tmp_path: Path) -> None:
         cluster_size=4096,
         refcount_bits=64,
     )
-    found = Qcow2.parse(path.read_bytes())
+    found = Qcow2Reader.parse(path.read_bytes())
     assert (found.virtual_size, found.cluster_size, found.version) == (3 * MiB + 512, 4096, 3)
     assert (found.backing_file, found.header.backing_format) == ("base.qcow2", "qcow2")
     assert (found.flags, found.header.refcount_bits) == (Incompatible(0), 64)
     assert found.guest_clusters == 769
-    assert Qcow2.parse(build(tmp_path / "v2.qcow2", MiB, compat="0.10").read_bytes()).version == 2
+    assert (
+        Qcow2Reader.parse(build(tmp_path / "v2.qcow2", MiB, compat="0.10").read_bytes()).version
+        == 2
+    )
 
 
 def test_runs_join_what_one_slice_can_hold(image: bytearray) -> None:
     tables = Tables(image)
-    assert list(Qcow2.parse(image).runs()) == [
+    assert list(Qcow2Reader.parse(image).runs()) == [
         Run(0, 128 * KiB, DATA, tables.data(0)),
         Run(192 * KiB, 64 * KiB, ZERO, None),
         Run(320 * KiB, 64 * KiB, ZERO, None),
         Run(576 * KiB, 64 * KiB, DATA, tables.data(9)),
     ]
-    found = Qcow2.parse(image).clusters()
+    found = Qcow2Reader.parse(image).clusters()
     assert found.index.tolist() == [0, 1, 3, 5, 9]
     assert found.kind.tolist() == [DATA, DATA, ZERO, ZERO, DATA]
     assert [host > 0 for host in found.host.tolist()] == [True, True, False, True, True]
     assert found.host[2] == -1
-    assert not Qcow2.parse(image).check()
+    assert not Qcow2Reader.parse(image).check()
 
 
 def test_the_last_run_ends_with_the_disk(tmp_path: Path) -> None:
     path = build(tmp_path / "tail.qcow2", 100 * KiB + 512, "write -P 1 64k 37376")
     image = path.read_bytes()
-    ((offset, length, alloc, host),) = Qcow2.parse(image).runs()
+    ((offset, length, alloc, host),) = Qcow2Reader.parse(image).runs()
     assert (offset, length, alloc) == (64 * KiB, 36 * KiB + 512, DATA)
     assert host is not None
     assert image[host : host + length] == b"\1" * length
@@ -149,15 +152,15 @@ def test_the_last_run_ends_with_the_disk(tmp_path: Path) -> None:
 
 def test_an_empty_image_has_no_runs(tmp_path: Path) -> None:
     for size in (0, GiB):
-        found = Qcow2.parse(build(tmp_path / f"{size}.qcow2", size).read_bytes())
+        found = Qcow2Reader.parse(build(tmp_path / f"{size}.qcow2", size).read_bytes())
         assert (list(found.runs()), found.allocation(), found.check()) == ([], {}, [])
 
 
 def test_an_image_in_memory_may_be_longer_than_its_clusters(image: bytearray) -> None:
-    expected = Qcow2.parse(bytes(image)).allocation()
+    expected = Qcow2Reader.parse(bytes(image)).allocation()
     image.extend(bytes(10 * MiB + 7))
-    assert Qcow2.parse(image).allocation() == expected
-    assert Qcow2.parse(memoryview(image)).check() == []
+    assert Qcow2Reader.parse(image).allocation() == expected
+    assert Qcow2Reader.parse(memoryview(image)).check() == []
     image.extend(b"\0")  # nothing on it lives any more, so it can grow
 
 
@@ -174,7 +177,7 @@ def test_allocation_is_what_was_written(tmp_path: Path, cluster: int) -> None:
         commands.append(f"{verb} {first * cluster} {length * cluster}")
         expected |= dict.fromkeys(range(first, first + length), alloc)
     path = build(tmp_path / "image.qcow2", count * cluster, *commands, cluster_size=cluster)
-    found = Qcow2.parse(path.read_bytes())
+    found = Qcow2Reader.parse(path.read_bytes())
     assert found.allocation() == dict(sorted(expected.items()))
     assert found.check() == []
     unrolled = {
@@ -187,7 +190,7 @@ def test_allocation_is_what_was_written(tmp_path: Path, cluster: int) -> None:
 
 def test_a_file_that_ends_inside_its_last_cluster_reads_on_with_zeroes(image: bytearray) -> None:
     del image[-32 * KiB :]
-    found = Qcow2.parse(image)
+    found = Qcow2Reader.parse(image)
     assert found.check() == []
     assert found.allocation()[9] is DATA
 
@@ -200,8 +203,8 @@ def test_an_l2_table_that_the_end_of_the_file_cuts_short(tmp_path: Path) -> None
     tables.put(tables.l1, new | 1 << 63)
     tables.refcount(tables.l2, 0)
     tables.refcount(new, 1)
-    assert Qcow2.parse(image).allocation() == {0: DATA}
-    assert Qcow2.parse(image).check() == []
+    assert Qcow2Reader.parse(image).allocation() == {0: DATA}
+    assert Qcow2Reader.parse(image).check() == []
 
 
 # -- images that are refused -------------------------------------------------------------------
@@ -230,36 +233,36 @@ def test_an_l2_table_that_the_end_of_the_file_cuts_short(tmp_path: Path) -> None
     ],
 )
 def test_impossible_headers(image: bytearray, at: int, code: str, value: int, text: str) -> None:
-    Qcow2.parse(image)
+    Qcow2Reader.parse(image)
     struct.pack_into(code, image, at, value)
     with pytest.raises(ImageError, match=text):
-        Qcow2.parse(image)
+        Qcow2Reader.parse(image)
 
 
 @pytest.mark.parametrize("length", [0, 3, 71, 103, 65536])
 def test_images_cut_short(image: bytearray, length: int) -> None:
     with pytest.raises(ImageError, match=r"not a qcow2 image|cut short|not inside the file"):
-        Qcow2.parse(image[:length])
+        Qcow2Reader.parse(image[:length])
 
 
 def test_features_that_are_not_read(tmp_path: Path) -> None:
     plain = build(tmp_path / "plain.qcow2", MiB, "write -P 1 0 64k")
     compressed = tmp_path / "compressed.qcow2"
     tool("qemu-img", "convert", "-c", "-O", "qcow2", plain, compressed)
-    for look in (Qcow2.clusters, Qcow2.host_clusters, Qcow2.check):
+    for look in (Qcow2Reader.clusters, Qcow2Reader.host_clusters, Qcow2Reader.check):
         with pytest.raises(UnsupportedFeature, match="compressed clusters"):
-            look(Qcow2.parse(compressed.read_bytes()))
+            look(Qcow2Reader.parse(compressed.read_bytes()))
     tool("qemu-img", "snapshot", "-c", "once", plain)
     with pytest.raises(UnsupportedFeature, match="internal snapshots"):
-        Qcow2.parse(plain.read_bytes()).check()
-    assert Qcow2.parse(plain.read_bytes()).allocation() == {0: DATA}
+        Qcow2Reader.parse(plain.read_bytes()).check()
+    assert Qcow2Reader.parse(plain.read_bytes()).allocation() == {0: DATA}
     secret = ("--object", "secret,id=key,data=secret")
     for name, method, more in (("LUKS", "luks", ",encrypt.iter-time=10"), ("AES", "aes", "")):
         path = tmp_path / f"{method}.qcow2"
         options = f"encrypt.format={method},encrypt.key-secret=key{more}"
         tool("qemu-img", "create", "-q", *secret, "-f", "qcow2", "-o", options, path, MiB)
         with pytest.raises(UnsupportedFeature, match=f"^cannot judge: {name} encryption$"):
-            Qcow2.parse(path.read_bytes())
+            Qcow2Reader.parse(path.read_bytes())
 
 
 @pytest.mark.parametrize(
@@ -277,7 +280,7 @@ def test_unknown_features_have_a_name(image: bytearray, at: int, value: int, fea
     if at == 7:
         image[at] = value
     with pytest.raises(UnsupportedFeature) as raised:
-        Qcow2.parse(image)
+        Qcow2Reader.parse(image)
     assert raised.value.feature == feature
     assert raised.value.exit_code == 125
 
@@ -324,7 +327,7 @@ def test_sabotage_is_convicted_here_and_by_qemu(
     sabotage, text = SABOTAGE[name]
     sabotage(Tables(image))
     (tmp_path / "bad.qcow2").write_bytes(image)
-    findings = Qcow2.parse(image).check()
+    findings = Qcow2Reader.parse(image).check()
     corruptions = [f.text for f in findings if f.severity is Severity.CORRUPTION]
     assert any(re.search(text, told) for told in corruptions), findings
     assert findings[0].severity is Severity.CORRUPTION  # the worst comes first
@@ -354,7 +357,7 @@ def test_corruption_that_qemu_img_check_does_not_see(image: bytearray, tmp_path:
         (shared, "is used twice: guest data, guest data"),
         (old, "the zero flag, which version 2 lacks"),
     ):
-        (finding,) = Qcow2.parse(broken).check()
+        (finding,) = Qcow2Reader.parse(broken).check()
         assert finding.severity is Severity.CORRUPTION
         assert text in finding.text
         path.write_bytes(broken)
@@ -367,7 +370,7 @@ def test_leaks_and_notices_are_not_corruption(image: bytearray, tmp_path: Path) 
     image += bytes(64 * KiB)
     tables.refcount(len(image) - 64 * KiB, 1)
     tables.refcount(len(image), 1)  # past the end of the file: no space is lost
-    leak, notice = Qcow2.parse(image).check()
+    leak, notice = Qcow2Reader.parse(image).check()
     assert (leak.severity, notice.severity) == (Severity.LEAK, Severity.NOTICE)
     assert f"host offset {len(image) - 64 * KiB:#x}" in leak.text
     assert str(leak).startswith("leak: ")
@@ -385,9 +388,9 @@ def test_every_refcount_width(tmp_path: Path, bits: int) -> None:
         tmp_path / "i.qcow2", MiB, "write -P 1 0 100k", cluster_size=4096, refcount_bits=bits
     )
     image = bytearray(path.read_bytes())
-    assert Qcow2.parse(image).check() == []
+    assert Qcow2Reader.parse(image).check() == []
     image[Tables(image).block + (bits + 7) // 8 - 1] ^= 1  # the lowest bit of cluster 0's refcount
-    assert [f.text for f in Qcow2.parse(image).check()] == [
+    assert [f.text for f in Qcow2Reader.parse(image).check()] == [
         "host offset 0x0: refcount 0, but 1 references"
     ]
 
@@ -397,7 +400,7 @@ def test_broken_entries_are_not_followed(image: bytearray, what: str) -> None:
     tables = Tables(image)
     tables.flip(tables.l2, 1 << 40)
     with pytest.raises(ImageError, match=r"guest cluster 0 .* points outside the file"):
-        list(getattr(Qcow2.parse(image), what)())
+        list(getattr(Qcow2Reader.parse(image), what)())
 
 
 def flips_agree(path: Path, seed: int, count: int) -> None:
@@ -420,7 +423,9 @@ def flips_agree(path: Path, seed: int, count: int) -> None:
         bad = bytearray(good)
         bad[at] ^= bit
         try:
-            convicted = any(f.severity is not Severity.NOTICE for f in Qcow2.parse(bad).check())
+            convicted = any(
+                f.severity is not Severity.NOTICE for f in Qcow2Reader.parse(bad).check()
+            )
         except (ImageError, UnsupportedFeature):
             convicted = True
         path.write_bytes(bad)
@@ -444,8 +449,8 @@ def test_many_flipped_bits(tmp_path: Path, seed: int) -> None:
 def test_work_follows_allocation(tmp_path: Path) -> None:
     """What it costs is measured in vmtests/bench/bench_images.py."""
     full = build(tmp_path / "full.qcow2", GiB, preallocation="metadata")
-    assert sum(run.length for run in Qcow2.parse(map_file(full)).runs()) == GiB
+    assert sum(run.length for run in Qcow2Reader.parse(map_file(full)).runs()) == GiB
     scattered = (f"write -q {at * 16 * GiB + at * 64 * KiB} 64k" for at in range(64))
     path = build(tmp_path / "large.qcow2", TiB, *scattered)
-    runs = list(Qcow2.parse(map_file(path)).runs())
+    runs = list(Qcow2Reader.parse(map_file(path)).runs())
     assert [run.offset for run in runs] == [at * 16 * GiB + at * 64 * KiB for at in range(64)]

@@ -21,7 +21,7 @@ from qmpshim.machine.images.agreement import (
     map_file,
     through,
 )
-from qmpshim.machine.images.qcow2 import ImageError, Qcow2, Severity
+from qmpshim.machine.images.qcow2 import ImageError, Qcow2Reader, Severity
 from qmpshim.model.disks.image import Alloc
 
 DATA, ZERO = Alloc.DATA, Alloc.ZERO
@@ -139,7 +139,7 @@ def extended(tmp_path: Path) -> bytearray:
 
 
 def test_subclusters(extended: bytearray) -> None:
-    image = Qcow2.parse(extended)
+    image = Qcow2Reader.parse(extended)
     assert image.unit_size == 2 * KiB
     assert image.allocation() == {
         **dict.fromkeys(range(4), DATA),
@@ -164,10 +164,10 @@ def test_broken_bitmaps_are_convicted(
 ) -> None:
     sabotage, text = BROKEN[name]
     sabotage(Tables(extended))
-    findings = Qcow2.parse(extended).check()
+    findings = Qcow2Reader.parse(extended).check()
     assert [f.severity for f in findings][:1] == [Severity.CORRUPTION]
     with pytest.raises(ImageError, match=text):
-        Qcow2.parse(extended).allocation()
+        Qcow2Reader.parse(extended).allocation()
     (tmp_path / "bad.qcow2").write_bytes(extended)
     if read_version(qemu_build)[0] >= (6, 2, 0):  # `qemu-img check` looks at bitmaps since then
         assert qemu_convicts(tmp_path / "bad.qcow2")
@@ -181,7 +181,7 @@ def test_bits_that_flip_in_bitmaps(extended: bytearray, tmp_path: Path) -> None:
         bad[tables.l2 + dice.randrange(16 * 4)] ^= 1 << dice.randrange(8)
         path.write_bytes(bad)
         try:
-            convicted = bool(Qcow2.parse(bad).check())
+            convicted = bool(Qcow2Reader.parse(bad).check())
         except (ImageError, UnsupportedFeature):
             convicted = True
         assert convicted or not qemu_convicts(path)
@@ -192,12 +192,12 @@ def test_an_external_cluster_in_the_wrong_place(tmp_path: Path) -> None:
     data = tmp_path / "external.raw"
     path = build(tmp_path / "i.qcow2", MiB, "write -P 1 0 192k", data_file=data)
     image = bytearray(path.read_bytes())
-    assert (Qcow2.parse(image).check(), len(Qcow2.parse(image).allocation())) == ([], 3)
+    assert (Qcow2Reader.parse(image).check(), len(Qcow2Reader.parse(image).allocation())) == ([], 3)
     tables = Tables(image)
     tables.put(tables.l2 + 8, tables.word(tables.l2 + 16))
-    assert "not at its own offset" in Qcow2.parse(image).check()[0].text
+    assert "not at its own offset" in Qcow2Reader.parse(image).check()[0].text
     tables.put(tables.l2 + 8, 64 * KiB)
-    assert "lacks COPIED" in Qcow2.parse(image).check()[0].text
+    assert "lacks COPIED" in Qcow2Reader.parse(image).check()[0].text
 
 
 # -- mutants -----------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def _one_offset_a_cluster(
     return _subclusters(l2, host, 0)
 
 
-def _offset_zero_is_none(image: Qcow2, l2: qcow2._Entries) -> object:
+def _offset_zero_is_none(image: Qcow2Reader, l2: qcow2._Entries) -> object:
     return l2.host != 0
 
 
@@ -238,7 +238,7 @@ MUTANTS: dict[str, tuple[object, str, object, str]] = {
         "extended",
     ),
     "all subclusters are the first": (qcow2, "_subclusters", _one_offset_a_cluster, "extended"),
-    "offset 0 is no offset": (Qcow2, "_has_host", _offset_zero_is_none, "data file"),
+    "offset 0 is no offset": (Qcow2Reader, "_has_host", _offset_zero_is_none, "data file"),
     "data is in the image": (
         agreement,
         "external_data",

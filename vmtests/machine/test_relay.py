@@ -15,7 +15,7 @@ from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.store import MemoryStore
-from qmpshim.machine.nbd.protocol import Op, Request
+from qmpshim.machine.nbd.protocol import NbdCommand, Request
 
 SIZE = 1 << 20
 
@@ -36,7 +36,7 @@ class Wire:
         self.run(self.link.start)
 
     def _tell(self, request: Request, error: int) -> None:
-        self.told.append((Op(request.type).name, request.offset, error))
+        self.told.append((NbdCommand(request.type).name, request.offset, error))
 
     def run(self, make: Callable[[], object]) -> object:
         async def call() -> object:

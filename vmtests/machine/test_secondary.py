@@ -16,7 +16,7 @@ from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
 from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.images.agreement import map_file
-from qmpshim.machine.images.qcow2 import Qcow2
+from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.disks.image import Alloc
@@ -58,7 +58,7 @@ def read(client: NbdClient, cluster: int) -> bytearray:
 
 async def allocated(chain: SecondaryChain, node: str) -> dict[int, Alloc]:
     await chain.settle()
-    return Qcow2.parse(map_file(chain.image(node))).allocation()
+    return Qcow2Reader.parse(map_file(chain.image(node))).allocation()
 
 
 @pytest.mark.parametrize("secondary", ["raw", "qcow2"])
@@ -195,7 +195,7 @@ def test_the_shape_is_as_asked_for(qemu_build: Build, workspace: Workspace) -> N
         assert chain.overlays == ("hidden", "active")
         assert chain.primary.size == chain.guest.size == spec.size
         for node in ("secondary", *chain.overlays):
-            image = Qcow2.parse(map_file(chain.image(node)))
+            image = Qcow2Reader.parse(map_file(chain.image(node)))
             assert (image.virtual_size, image.cluster_size) == (spec.size, 4096)
         with closing(chain.inspect("primary")) as client:
             assert client.data_extents() == []

@@ -17,7 +17,7 @@ from qmpshim.errors import MachineHung
 from qmpshim.machine.builds.build import EMULATOR, Build, resolve
 from qmpshim.machine.chain.gated import Form, GatedMachine, Shape
 from qmpshim.machine.chain.quiescence import family
-from qmpshim.machine.nbd.protocol import Op
+from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.model.explore.walk import OutOfBudget
 
 SHAPE = Shape(Form.BACKUP, 256 << 10, 64 << 10)
@@ -47,7 +47,7 @@ def test_what_was_sent_has_been_handled(machine: GatedMachine) -> None:
     client = machine.clients["primary"]
     for number in range(5):
         machine.gate.hold("secondary")
-        cookie = client.send(Op.READ, number * 512, 512)
+        cookie = client.send(NbdCommand.READ, number * 512, 512)
         machine.settle()
         assert [io.image for io in machine.gate.held] == ["secondary"]
         assert cookie not in client.answers
@@ -62,7 +62,7 @@ def test_with_nothing_to_do_nothing_more_comes(machine: GatedMachine) -> None:
     assert machine.reactor.until(lambda: machine.hopeless(60.0), 60.0)
     assert not machine.hopeless(1e9)  # qcow2 cleans its caches every ten minutes
     machine.gate.hold("secondary")
-    machine.clients["primary"].send(Op.READ, 0, 512)
+    machine.clients["primary"].send(NbdCommand.READ, 0, 512)
     assert machine.reactor.until(lambda: bool(machine.gate.held), 60.0)
     assert not machine.hopeless(0.0)
 
@@ -77,7 +77,7 @@ def test_a_timer_may_still_fire(machine: GatedMachine) -> None:
     machine.call("block-export-add", export)
     machine.connect("slow")
     client = machine.clients["slow"]
-    cookies = [client.send(Op.READ, n * 4096, 512) for n in range(4)]
+    cookies = [client.send(NbdCommand.READ, n * 4096, 512) for n in range(4)]
     waited = 0
     while client.answers.keys() != set(cookies):
         machine.settle()

@@ -11,10 +11,10 @@ from test_images import raw
 from test_qcow2 import KiB, build
 
 from qmpshim.machine.images.agreement import ImageView, map_file
-from qmpshim.machine.images.qcow2 import Qcow2 as Tables
-from qmpshim.model.disks.image import SECTOR, Alloc, Fill, Owners, Qcow2, owned
+from qmpshim.machine.images.qcow2 import Qcow2Reader as Tables
+from qmpshim.model.disks.image import SECTOR, Alloc, Fill, Owners, Qcow2Image, owned
 from qmpshim.model.disks.subclusters import SUBCLUSTERS, ExtendedQcow2
-from qmpshim.model.runtime.coroutines import Co, run_straight
+from qmpshim.model.runtime.coroutines import Co, run_sequentially
 
 CLUSTER = 64 * KiB // SECTOR
 BELOW = 99  # what the backing file holds
@@ -48,11 +48,11 @@ def differs(directory: Path, seed: int, backed: bool) -> list[str]:
         words = {"write": f"write -P {number}", "zero": "write -z", "unmap": "write -z -u"}
         commands.append(f"{words.get(verb, verb)} {start * SECTOR} {count * SECTOR}")
         if verb == "write":
-            run_straight(model.write(start, owned(number, count), Backing()))
+            run_sequentially(model.write(start, owned(number, count), Backing()))
         elif verb == "discard":
-            run_straight(model.discard(start, count, -number))
+            run_sequentially(model.discard(start, count, -number))
         else:
-            run_straight(model.zero(start, count, -number, verb == "unmap"))
+            run_sequentially(model.zero(start, count, -number, verb == "unmap"))
     options: dict[str, Any] = {"extended_l2": "on"}
     if backed:
         options |= {"backing_file": raw(directory / "below", size * SECTOR, BELOW)}
@@ -80,17 +80,17 @@ def test_the_model_does_what_qemu_does(tmp_path: Path, backed: bool) -> None:
         assert differs(tmp_path, seed, backed) == [], f"seed {seed}"
 
 
-def _whole_cluster_copied(self: Qcow2, start: int, count: int) -> tuple[int, int]:
+def _whole_cluster_copied(self: Qcow2Image, start: int, count: int) -> tuple[int, int]:
     size = self.info_cluster
     return start - start % size, min(-(-(start + count) // size) * size, self.size)
 
 
 def _subclusters_discarded(self: ExtendedQcow2, *args: Any) -> None:
-    Qcow2._do_discard(self, *args)
+    Qcow2Image._do_discard(self, *args)
 
 
 def _nothing_freed(self: ExtendedQcow2, start: int, count: int, owner: int, unmap: bool) -> None:
-    Qcow2._do_zero(self, start, count, owner, unmap)
+    Qcow2Image._do_zero(self, start, count, owner, unmap)
 
 
 def _parts_freed(self: ExtendedQcow2, start: int, count: int) -> list[tuple[int, int, int]]:
@@ -120,17 +120,17 @@ def test_block_status_ends_where_the_type_of_subcluster_changes() -> None:
     model = ExtendedQcow2("hidden", 4 * CLUSTER, CLUSTER, False)
     unit, zero, data = model.cluster, Alloc.ZERO, Alloc.DATA
     assert model.status_zero(0, 4 * CLUSTER) is zero  # not allocated, nothing below
-    run_straight(model.zero(0, CLUSTER, -1, False))
+    run_sequentially(model.zero(0, CLUSTER, -1, False))
     assert model.status_zero(0, CLUSTER) is zero
     assert model.status_zero(0, CLUSTER + unit) is data
-    run_straight(model.write(CLUSTER, owned(2, unit)))
+    run_sequentially(model.write(CLUSTER, owned(2, unit)))
     assert model.status_zero(CLUSTER + unit, CLUSTER - unit) is zero
     assert model.status_zero(CLUSTER + unit, CLUSTER) is data  # UNALLOCATED_ALLOC, then _PLAIN
     model.alloc[0] = Alloc.UNKNOWN  # it reads as zeroes
     assert model.status_zero(0, unit) is Alloc.ALLOCATED
-    run_straight(model.zero(0, unit, -3, False))
+    run_sequentially(model.zero(0, unit, -3, False))
     assert model.alloc[0] is Alloc.UNKNOWN  # whether its cluster has a host cluster stays open
     assert all(Alloc.UNKNOWN.admits(kind) for kind in Alloc)
-    run_straight(model.write(0, owned(4, 1)))
+    run_sequentially(model.write(0, owned(4, 1)))
     assert (model.alloc[0], model.status_zero(0, unit)) == (data, data)
     assert SUBCLUSTERS * unit == CLUSTER == model.info_cluster

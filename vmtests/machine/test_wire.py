@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from qmpshim.errors import CommandFailed, MachineDied, ProtocolBroken
-from qmpshim.machine.host.manual_event_loop import Reactor
-from qmpshim.machine.qmp.nonblocking import WireNbd, WireQmp
+from qmpshim.machine.host.manual_event_loop import ManualEventLoop
+from qmpshim.machine.qmp.nonblocking import NonBlockingNbd, NonBlockingQmp
 
 
 def test_an_nbd_server_that_goes_away_before_the_handshake(
@@ -29,8 +29,8 @@ def test_an_nbd_server_that_goes_away_before_the_handshake(
             listening.close()
 
     monkeypatch.setattr(socket, "socket", Left)
-    with contextlib.closing(Reactor()) as reactor, pytest.raises(MachineDied, match="NBD"):
-        WireNbd(reactor, tmp_path / "s", "e")
+    with contextlib.closing(ManualEventLoop()) as reactor, pytest.raises(MachineDied, match="NBD"):
+        NonBlockingNbd(reactor, tmp_path / "s", "e")
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,8 @@ def test_what_is_not_qmp_is_told_at_once(said: bytes, why: str) -> None:
     ours, theirs = socket.socketpair()
     with (
         theirs,
-        contextlib.closing(Reactor()) as reactor,
-        contextlib.closing(WireQmp(reactor, ours)) as qmp,
+        contextlib.closing(ManualEventLoop()) as reactor,
+        contextlib.closing(NonBlockingQmp(reactor, ours)) as qmp,
     ):
         theirs.sendall(said + b"\r\n")
         with pytest.raises(ProtocolBroken, match=why):
@@ -62,8 +62,8 @@ def test_an_answer_is_taken_once() -> None:
     ours, theirs = socket.socketpair()
     with (
         theirs,
-        contextlib.closing(Reactor()) as reactor,
-        contextlib.closing(WireQmp(reactor, ours)) as qmp,
+        contextlib.closing(ManualEventLoop()) as reactor,
+        contextlib.closing(NonBlockingQmp(reactor, ours)) as qmp,
     ):
         theirs.sendall(b'{"error": {"class": "GenericError", "desc": "no"}, "id": 1}\n')
         with pytest.raises(CommandFailed, match="query-name: no"):

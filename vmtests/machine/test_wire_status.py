@@ -10,8 +10,8 @@ import pytest
 from qmpshim.errors import MachineDied
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import Form, GatedMachine, Shape
-from qmpshim.machine.nbd.protocol import Op
-from qmpshim.machine.nbd.status_client import WireStatus
+from qmpshim.machine.nbd.protocol import NbdCommand
+from qmpshim.machine.nbd.status_client import StatusClient
 
 CLUSTER = 1 << 16
 SHAPE = Shape(Form.REPLICATION, 2 * CLUSTER, CLUSTER)
@@ -22,7 +22,7 @@ def asked(machine: GatedMachine) -> list[tuple[int, int]]:
     found = [
         (event.offset, event.length)
         for event in machine.gate.trace
-        if event.image == "secondary" and event.op is Op.BLOCK_STATUS
+        if event.image == "secondary" and event.op is NbdCommand.BLOCK_STATUS
     ]
     machine.gate.trace.clear()
     return found
@@ -37,7 +37,7 @@ def test_what_it_has_learnt_it_need_not_ask(qemu_build: Build) -> None:
         assert (0, SHAPE.size) in asked(machine)
         machine.learn_block_status()
         assert bool(asked(machine)) is (machine.version < (6, 2))
-        machine.clients["primary"].call(Op.WRITE_ZEROES, 0, 512)
+        machine.clients["primary"].call(NbdCommand.WRITE_ZEROES, 0, 512)
         machine.stores["secondary"].restore(b"\1" * SHAPE.size)
         machine.gate.trace.clear()
         assert machine._status is not None
@@ -50,4 +50,4 @@ def test_an_export_that_is_not_there(qemu_build: Build) -> None:
     with closing(GatedMachine(qemu_build, SHAPE)) as machine:
         path: Path = machine.workspace.path / "nbd"
         with pytest.raises(MachineDied, match="nonsense"):
-            WireStatus(machine.reactor, path, "nonsense", limit=0.3)
+            StatusClient(machine.reactor, path, "nonsense", limit=0.3)

@@ -17,14 +17,14 @@ from qmpshim.model.disks.backup_job import (
     backup_do_cow,
     backup_wait_for_overlapping_requests,
 )
-from qmpshim.model.disks.image import Alloc, Qcow2, Raw, owned
-from qmpshim.model.runtime.coroutines import Co, Deadlock, Io, ModelIOError, Wait, run_straight
+from qmpshim.model.disks.image import Alloc, Qcow2Image, RawImage, owned
+from qmpshim.model.runtime.coroutines import Co, Deadlock, Io, ModelIOError, Wait, run_sequentially
 
 
 def make_job(cluster: int = 128, size: int = 1024) -> BackupJob:
-    source = Raw("secondary", size)
-    run_straight(source.write(0, owned(1, size)))
-    return BackupJob(source, Qcow2("hidden", size, cluster, backed=True))
+    source = RawImage("secondary", size)
+    run_sequentially(source.write(0, owned(1, size)))
+    return BackupJob(source, Qcow2Image("hidden", size, cluster, backed=True))
 
 
 def begin(job: BackupJob, sector: int, count: int) -> CowRequest:
@@ -61,14 +61,14 @@ def test_sectors_are_rounded_outwards_to_clusters(
 
 @pytest.mark.parametrize(("cluster", "expected"), [(8, 128), (128, 128), (256, 256), (4096, 4096)])
 def test_cluster_size_is_at_least_64_kib(cluster: int, expected: int) -> None:
-    assert backup_calculate_cluster_size(Qcow2("hidden", 8192, cluster, True)) == expected
+    assert backup_calculate_cluster_size(Qcow2Image("hidden", 8192, cluster, True)) == expected
     assert make_job(cluster, 8192).cluster_size == expected
 
 
 def test_without_overlap_nobody_waits() -> None:
     job = make_job()
     begin(job, 0, 128)
-    run_straight(backup_wait_for_overlapping_requests(job, 128, 128))
+    run_sequentially(backup_wait_for_overlapping_requests(job, 128, 128))
 
 
 def test_overlap_waits_for_the_request_it_overlaps_with() -> None:
@@ -77,7 +77,7 @@ def test_overlap_waits_for_the_request_it_overlaps_with() -> None:
     begin(job, 256, 128)
     assert sleep(backup_wait_for_overlapping_requests(job, 64, 128)).queue is req.wait_queue
     with pytest.raises(Deadlock):
-        run_straight(backup_wait_for_overlapping_requests(job, 0, 1))
+        run_sequentially(backup_wait_for_overlapping_requests(job, 0, 1))
 
 
 def test_newest_request_is_found_first() -> None:
@@ -152,7 +152,7 @@ def test_failed_copy_sets_no_bit_and_ends_its_request() -> None:
 
 def test_checkpoint_forgets_what_was_copied() -> None:
     job = make_job()
-    run_straight(backup_do_cow(job, 0, 256))
+    run_sequentially(backup_do_cow(job, 0, 256))
     backup_do_checkpoint(job)
     assert not job.done_bitmap
 
@@ -162,7 +162,7 @@ def test_checkpoint_forgets_what_was_copied() -> None:
 )
 def test_checkpoint_of_another_sync_mode_fails(sync: str) -> None:
     job = make_job()
-    run_straight(backup_do_cow(job, 0, 256))
+    run_sequentially(backup_do_cow(job, 0, 256))
     job.sync_mode = sync
     text = "The backup job only supports block checkpoint in sync=none mode"
     with pytest.raises(ValueError, match=text):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from qmpshim.model.chain.protocols import HONEST, CopyBeforeWriteDiscipline, Discipline
+from qmpshim.model.chain.protocols import HONEST, CopyBeforeWriteProtocol, SerializationProtocol
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.block_copy import CopyBeforeWriteJob
-from qmpshim.model.disks.image import Qcow2, Raw, owned
+from qmpshim.model.disks.image import Qcow2Image, RawImage, owned
 from qmpshim.model.disks.serialising import TrackedRequests
 from qmpshim.model.explore.explorer import Mode, explore, replay, shortest
 from qmpshim.model.explore.model_system import ModelSystem
 from qmpshim.model.mutants import SABOTAGES
-from qmpshim.model.runtime.coroutines import ModelIOError, run_straight
+from qmpshim.model.runtime.coroutines import ModelIOError, run_sequentially
 from qmpshim.model.scenario import Scenario
 from qmpshim.model.scenarios import ROBUSTNESS, SCENARIOS
 
@@ -20,7 +20,9 @@ QUICK = [scenario for scenario in SCENARIOS.values() if not scenario.long]
 LONG = [scenario for scenario in SCENARIOS.values() if scenario.long]
 
 
-def keeps_the_promise(scenario: Scenario, honest: type[Discipline], late: bool = False) -> None:
+def keeps_the_promise(
+    scenario: Scenario, honest: type[SerializationProtocol], late: bool = False
+) -> None:
     if scenario.disciplines and honest.name not in scenario.disciplines:
         return
     result = explore(ModelSystem(scenario, honest, honest, late_wakes=late))
@@ -30,14 +32,16 @@ def keeps_the_promise(scenario: Scenario, honest: type[Discipline], late: bool =
 
 @pytest.mark.parametrize("honest", HONEST, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("scenario", QUICK, ids=lambda scenario: scenario.name)
-def test_promise(scenario: Scenario, honest: type[Discipline]) -> None:
+def test_promise(scenario: Scenario, honest: type[SerializationProtocol]) -> None:
     keeps_the_promise(scenario, honest)
     keeps_the_promise(scenario, honest, late=True)
 
 
 @pytest.mark.parametrize("honest", HONEST, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("scenario", LONG, ids=lambda scenario: scenario.name)
-def test_promise_in_the_bigger_scenarios(scenario: Scenario, honest: type[Discipline]) -> None:
+def test_promise_in_the_bigger_scenarios(
+    scenario: Scenario, honest: type[SerializationProtocol]
+) -> None:
     keeps_the_promise(scenario, honest)
 
 
@@ -48,8 +52,8 @@ def test_break_snapshot(scenario: Scenario) -> None:
     The guest's side has no way to hear that the snapshot is broken, so this is for backup alone.
     """
 
-    def broken() -> Discipline:
-        return CopyBeforeWriteDiscipline(break_snapshot=True)
+    def broken() -> SerializationProtocol:
+        return CopyBeforeWriteProtocol(break_snapshot=True)
 
     if scenario.workflow.value != "backup":
         return
@@ -116,9 +120,9 @@ def test_serialising_rounds_outwards() -> None:
 
 
 def cbw_job() -> CopyBeforeWriteJob:
-    source = Raw("secondary", 512)
-    run_straight(source.write(0, owned(1, 512)))
-    return CopyBeforeWriteJob(source, Qcow2("hidden", 512, 128, True))
+    source = RawImage("secondary", 512)
+    run_sequentially(source.write(0, owned(1, 512)))
+    return CopyBeforeWriteJob(source, Qcow2Image("hidden", 512, 128, True))
 
 
 def test_task_clears_bits_at_once_and_sets_them_again_when_it_fails() -> None:
@@ -133,7 +137,7 @@ def test_task_clears_bits_at_once_and_sets_them_again_when_it_fails() -> None:
 
 def test_copied_ranges_are_read_from_the_target() -> None:
     job = cbw_job()
-    run_straight(job.copy_before_write(0, 10))
+    run_sequentially(job.copy_before_write(0, 10))
     assert job.done_bitmap == {0} and job.copy_bitmap == {1, 2, 3}
     assert job.is_copied(0) and not job.is_copied(1)
     job.forget()

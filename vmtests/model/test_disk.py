@@ -13,12 +13,12 @@ from qmpshim.model.disks.image import (
     Contents,
     Fill,
     Owners,
-    Qcow2,
-    Raw,
+    Qcow2Image,
+    RawImage,
     is_zero,
     owned,
 )
-from qmpshim.model.runtime.coroutines import Co, Io, run_straight
+from qmpshim.model.runtime.coroutines import Co, Io, run_sequentially
 
 SIZE, CLUSTER = 44, 8  # the last cluster is short
 BELOW = 77  # what the backing file holds everywhere
@@ -76,23 +76,23 @@ ACTS = st.lists(
 @settings(deadline=None)
 @given(st.booleans(), ACTS)
 def test_qcow2_against_the_oracle(backed: bool, acts: list[tuple[str, tuple[int, int]]]) -> None:
-    image, oracle = Qcow2("hidden", SIZE, CLUSTER, backed), Oracle(backed)
+    image, oracle = Qcow2Image("hidden", SIZE, CLUSTER, backed), Oracle(backed)
     for number, (act, (start, count)) in enumerate(acts, 1):
         if act == "write":
-            run_straight(image.write(start, owned(number, count), Backing()))
+            run_sequentially(image.write(start, owned(number, count), Backing()))
             oracle.write(start, count, number)
         elif act == "discard":
-            run_straight(image.discard(start, count, -number))
+            run_sequentially(image.discard(start, count, -number))
             oracle.discard(start, count, number)
         elif act == "zero":  # whole clusters here; a partial one has a test of its own
             low = start // CLUSTER * CLUSTER
             high = min(-(-(start + count) // CLUSTER) * CLUSTER, SIZE)
-            run_straight(image.zero(low, high - low, -number, unmap=True))
+            run_sequentially(image.zero(low, high - low, -number, unmap=True))
             for sector in range(low, high):
                 oracle.kind[sector // CLUSTER] = Alloc.ZERO
                 oracle.sectors[sector] = -number
         else:
-            run_straight(image.make_empty())
+            run_sequentially(image.make_empty())
             oracle.kind = [Alloc.UNALLOCATED] * 6
             oracle.sectors = [0] * SIZE
         kinds = [image.alloc.get(index, Alloc.UNALLOCATED) for index in range(6)]
@@ -105,9 +105,9 @@ def test_qcow2_against_the_oracle(backed: bool, acts: list[tuple[str, tuple[int,
 
 @given(RANGE)
 def test_runs_cover_the_range_and_tell_the_allocation(where: tuple[int, int]) -> None:
-    image = Qcow2("hidden", SIZE, CLUSTER, True)
-    run_straight(image.write(8, owned(1, 8)))
-    run_straight(image.zero(24, 8, -2, unmap=True))
+    image = Qcow2Image("hidden", SIZE, CLUSTER, True)
+    run_sequentially(image.write(8, owned(1, 8)))
+    run_sequentially(image.zero(24, 8, -2, unmap=True))
     start, count = where
     told: dict[int, Alloc] = {}
     for first, length, kind in image.runs(start, count):
@@ -118,22 +118,22 @@ def test_runs_cover_the_range_and_tell_the_allocation(where: tuple[int, int]) ->
 
 
 def test_partial_zero_of_data_keeps_the_data_around_it() -> None:
-    image = Qcow2("hidden", SIZE, CLUSTER, True)
-    run_straight(image.write(0, owned(1, 8)))
-    run_straight(image.zero(2, 4, -2, unmap=True))
+    image = Qcow2Image("hidden", SIZE, CLUSTER, True)
+    run_sequentially(image.write(0, owned(1, 8)))
+    run_sequentially(image.zero(2, 4, -2, unmap=True))
     assert image.alloc[0] is Alloc.DATA
     assert list(image.contents.read(0, 8)) == [1, 1, -2, -2, -2, -2, 1, 1]
 
 
 def test_partial_zero_of_zeroes_stays_a_zero_cluster() -> None:
-    image = Qcow2("secondary", SIZE, CLUSTER, False)
-    run_straight(image.zero(2, 4, -2, unmap=True))
+    image = Qcow2Image("secondary", SIZE, CLUSTER, False)
+    run_sequentially(image.zero(2, 4, -2, unmap=True))
     assert image.alloc[0] is Alloc.ZERO
 
 
 def test_write_to_a_cluster_that_is_being_allocated_waits() -> None:
     """Also one of the whole cluster: the other's copy-on-write would undo it."""
-    image = Qcow2("active", SIZE, CLUSTER, True)
+    image = Qcow2Image("active", SIZE, CLUSTER, True)
     partial = image.write(2, owned(1, 2), Backing())
     assert isinstance(next(partial), Io)  # the fill is being read
     whole = image.write(0, owned(2, 8), Backing())
@@ -154,9 +154,9 @@ def test_contents_are_an_array_of_owners(writes: list[tuple[int, int]]) -> None:
 
 
 def test_raw_knows_zeroes_only_as_far_as_the_host_tells() -> None:
-    image = Raw("secondary", SIZE)
+    image = RawImage("secondary", SIZE)
     assert image.status_zero(0, SIZE) is Alloc.ALLOCATED
-    run_straight(image.write(0, owned(1, 1)))
+    run_sequentially(image.write(0, owned(1, 1)))
     assert image.status_zero(0, SIZE) is Alloc.DATA
     assert Alloc.ALLOCATED.admits(Alloc.ZERO) and Alloc.ALLOCATED.admits(Alloc.DATA)
     assert not Alloc.ALLOCATED.admits(Alloc.UNALLOCATED)

@@ -7,7 +7,7 @@ from math import comb
 
 import pytest
 
-from qmpshim.model.chain.protocols import CowRequestDiscipline
+from qmpshim.model.chain.protocols import CowRequestProtocol
 from qmpshim.model.explore.explorer import Budget, Mode, count_schedules, explore, replay, shortest
 from qmpshim.model.explore.model_system import ModelSystem
 from qmpshim.model.explore.system import Choice, Footprint, Violation
@@ -70,7 +70,7 @@ def test_dependent_threads_need_all(mode: Mode) -> None:
 
 def test_schedules_are_counted_without_taking_them() -> None:
     assert count_schedules(Counters((3, 3), shared=False)) == comb(6, 3)
-    system = ModelSystem(SCENARIOS["write-write"], CowRequestDiscipline, CowRequestDiscipline)
+    system = ModelSystem(SCENARIOS["write-write"], CowRequestProtocol, CowRequestProtocol)
     naive = explore(system, Mode.NAIVE)
     assert naive.statistics.complete == count_schedules(system)
 
@@ -107,7 +107,7 @@ def test_shortest_is_shortest_and_replays() -> None:
 
 
 def test_executions_are_deterministic() -> None:
-    system = ModelSystem(SCENARIOS["write-read-checkpoint"], CowRequestDiscipline)
+    system = ModelSystem(SCENARIOS["write-read-checkpoint"], CowRequestProtocol)
 
     def run() -> list[object]:
         system.reset()

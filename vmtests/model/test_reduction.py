@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from made_scenarios import scenarios
 from random_systems import RandomSystem
 
-from qmpshim.model.chain.protocols import HONEST, Discipline
+from qmpshim.model.chain.protocols import HONEST, SerializationProtocol
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Budget, Exploration, Mode, count_schedules, explore
 from qmpshim.model.explore.model_system import ModelSystem
-from qmpshim.model.mutants import SABOTAGES, Sabotage
+from qmpshim.model.mutants import SABOTAGES, Mutant
 from qmpshim.model.scenario import Scenario
 from qmpshim.model.scenarios import SCENARIOS
 
@@ -45,7 +45,9 @@ def compare(make: Callable[[], ModelSystem]) -> Exploration:
 
 @settings(PATIENT, max_examples=60)
 @given(scenarios(), st.sampled_from(HONEST), st.booleans())
-def test_no_outcome_is_lost(scenario: Scenario, honest: type[Discipline], late: bool) -> None:
+def test_no_outcome_is_lost(
+    scenario: Scenario, honest: type[SerializationProtocol], late: bool
+) -> None:
     compare(lambda: ModelSystem(scenario, honest, honest, late_wakes=late))
 
 
@@ -82,7 +84,9 @@ def test_no_outcome_of_a_random_system_is_lost_long(seed: int, exact: bool, fata
 @pytest.mark.full
 @settings(PATIENT, max_examples=2000)
 @given(scenarios(), st.sampled_from(HONEST), st.booleans())
-def test_no_outcome_is_lost_long(scenario: Scenario, honest: type[Discipline], late: bool) -> None:
+def test_no_outcome_is_lost_long(
+    scenario: Scenario, honest: type[SerializationProtocol], late: bool
+) -> None:
     compare(lambda: ModelSystem(scenario, honest, honest, late_wakes=late))
 
 
@@ -95,7 +99,9 @@ def test_no_outcome_of_a_sabotaged_model_is_lost_long(scenario: Scenario, name: 
 
 @settings(PATIENT, max_examples=60)
 @given(scenarios(4), st.sampled_from(HONEST))
-def test_states_agree_on_bigger_scenarios(scenario: Scenario, honest: type[Discipline]) -> None:
+def test_states_agree_on_bigger_scenarios(
+    scenario: Scenario, honest: type[SerializationProtocol]
+) -> None:
     """Too many schedules to take each: known states alone, without reduction, are the judge."""
     budget = Budget(schedules=2000)
     every = explore(ModelSystem(scenario, honest, honest), Mode.STATES, budget, stop=False)
@@ -113,10 +119,10 @@ def test_states_agree_on_bigger_scenarios(scenario: Scenario, honest: type[Disci
     "sabotage", [None, "none", "no-wait", "copies-in-background", "errors-swallowed"]
 )
 def test_shipped_scenarios_agree(name: str, sabotage: str | None) -> None:
-    broken: Sabotage | None = SABOTAGES[sabotage] if sabotage else None
+    broken: Mutant | None = SABOTAGES[sabotage] if sabotage else None
     for honest in HONEST:
 
-        def make(kind: type[Discipline] = honest) -> ModelSystem:
+        def make(kind: type[SerializationProtocol] = honest) -> ModelSystem:
             scenario = SCENARIOS[name]
             return broken.system(scenario) if broken else ModelSystem(scenario, kind, kind)
 
@@ -124,7 +130,7 @@ def test_shipped_scenarios_agree(name: str, sabotage: str | None) -> None:
 
 
 @pytest.mark.parametrize("honest", HONEST, ids=lambda kind: kind.name)
-def test_two_writers_two_readers_one_checkpoint(honest: type[Discipline]) -> None:
+def test_two_writers_two_readers_one_checkpoint(honest: type[SerializationProtocol]) -> None:
     """At most 1/50 of the schedules are visited."""
 
     def make() -> ModelSystem:

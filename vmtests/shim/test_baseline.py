@@ -16,10 +16,10 @@ from shim_harness import ARGS, Loop, Process, Wire, wait_until
 from test_commands import Service, _uris, _verified, _write
 
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.images.qcow2 import Qcow2 as Tables
+from qmpshim.machine.images.qcow2 import Qcow2Reader as Tables
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Workflow
-from qmpshim.model.disks.image import Qcow2
+from qmpshim.model.disks.image import Qcow2Image
 from qmpshim.shim.emulator.serve import Options
 from qmpshim.shim.endpoint.listener import Address
 from qmpshim.shim.tracking.baseline import Baseline
@@ -366,11 +366,11 @@ def test_what_cannot_be_recorded_is_refused(loop: Loop, tmp_path: Path, qemu_bui
 # -- mutants -------------------------------------------------------------------------------------
 
 
-def _no_allocation(self: Baseline, image: Qcow2, tables: Tables) -> None:
+def _no_allocation(self: Baseline, image: Qcow2Image, tables: Tables) -> None:
     """The baseline of old: contents alone."""
 
 
-def _no_subclusters(self: Baseline, image: Qcow2, tables: Tables) -> None:
+def _no_subclusters(self: Baseline, image: Qcow2Image, tables: Tables) -> None:
     if image.name == "secondary":
         _allocate(self, image, tables)
 

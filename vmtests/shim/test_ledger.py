@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qmpshim.errors import HostError
-from qmpshim.shim.tracking.payload_store import Ledger
+from qmpshim.shim.tracking.payload_store import PayloadStore
 
 ROOM = 10_000  # bytes a file may have, no whole number of sectors
 
@@ -24,7 +24,7 @@ def little_room() -> Iterator[None]:
 
 
 def test_a_disk_that_gets_full(tmp_path: Path, little_room: None) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = PayloadStore(tmp_path)
     first = ledger.note(0, b"a" * 8192)
     with pytest.raises(HostError, match="no room to keep what was written"):
         ledger.note(16, b"b" * 8192)

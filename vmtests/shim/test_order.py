@@ -20,7 +20,7 @@ from qmpshim.shim.endpoint.outbox import Outbox
 from qmpshim.shim.endpoint.server import Intercept, Shim
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
-from qmpshim.shim.tracking.chains import Watch
+from qmpshim.shim.tracking.chains import TrackedChains
 from qmpshim.shim.tracking.commands import Commands
 
 Send = Callable[..., None]
@@ -65,9 +65,9 @@ class Recorded:
         self.client = client_of(loop, self.shim)
         self.client.negotiate()
 
-    async def _watch(self, directory: Path) -> Watch:
+    async def _watch(self, directory: Path) -> TrackedChains:
         shim = self.shim
-        watch = Watch(shim, directory, behaviour_of((7, 2, 22)))
+        watch = TrackedChains(shim, directory, behaviour_of((7, 2, 22)))
         Commands(shim, watch)
         for name in {*SCRIPTED, *shim.intercepts}:
             shim.intercepts[name] = self._slowly(shim.intercepts.get(name, shim.ask))

@@ -41,7 +41,10 @@ def ready(served):
     print(served.emulator.pid if served.emulator else 0, flush=True)
 sys.exit(asyncio.run(serve(options, ready)))
 """
-STAND_IN = "import sys; from qmpshim.shim.emulator.stand_in import stand_in_main; sys.exit(stand_in_main())"
+STAND_IN = (
+    "import sys; from qmpshim.shim.emulator.stand_in import stand_in_main; "
+    "sys.exit(stand_in_main())"
+)
 
 
 @contextlib.contextmanager

@@ -23,8 +23,8 @@ from shim_harness import ARGS, wait_until
 from qmpshim.errors import InputError
 from qmpshim.machine.host.workspace import dies_with_owner
 from qmpshim.shim.shell.colours import COMMAND, KEY, LOCAL, NUMBER, STRING, WORD, Colours
-from qmpshim.shim.shell.completion import Live, Schema, candidates
-from qmpshim.shim.shell.language import Local, Request, complete, parse, size
+from qmpshim.shim.shell.completion import CommandSchema, LiveNames, candidates
+from qmpshim.shim.shell.language import Local, QmpRequest, complete, parse, size
 from qmpshim.shim.shell.shell import Shell, ShellOptions
 from qmpshim.shim.shell.words import draw_graph, draw_map, explain
 
@@ -81,7 +81,7 @@ SCHEMA = [
 def test_lines() -> None:
     def message(line: str) -> dict[str, object]:
         item = parse(line)
-        assert isinstance(item, Request)
+        assert isinstance(item, QmpRequest)
         return item.message
 
     assert message("stop") == {"execute": "stop"}
@@ -115,7 +115,7 @@ def test_lines() -> None:
 
 
 def test_help_tells_of_the_branches_of_a_union() -> None:
-    schema = Schema(SCHEMA)
+    schema = CommandSchema(SCHEMA)
     assert explain(schema, "blockdev-add", "driver=qcow2") == [
         "blockdev-add",
         "  driver: raw|qcow2",
@@ -132,7 +132,7 @@ def test_help_tells_of_the_branches_of_a_union() -> None:
 
 
 def test_completion() -> None:
-    schema, live = Schema(SCHEMA), Live(["n0", "n1"], ["j0"], ["e0"])
+    schema, live = CommandSchema(SCHEMA), LiveNames(["n0", "n1"], ["j0"], ["e0"])
 
     def texts(line: str) -> list[str]:
         return [found.text for found in candidates(line, schema, live)]

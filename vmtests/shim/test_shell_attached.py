@@ -24,7 +24,7 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.workspace import dies_with_owner
 from qmpshim.shim.endpoint.listener import Address
 from qmpshim.shim.shell.colours import COMMAND, KEY, NUMBER, WORD, Colours
-from qmpshim.shim.shell.completion import Live, Schema, candidates
+from qmpshim.shim.shell.completion import CommandSchema, LiveNames, candidates
 from qmpshim.shim.shell.shell import Shell, ShellOptions
 from qmpshim.shim.shell.words import NEEDS_SHIM
 
@@ -265,7 +265,7 @@ def test_any_export_is_written_to(tmp_path: Path, qemu_build: Build) -> None:
 
 
 def test_completion_in_a_transaction() -> None:
-    schema = Schema(
+    schema = CommandSchema(
         [
             {"name": "str", "meta-type": "builtin", "json-type": "string"},
             {"name": "kind", "meta-type": "enum", "values": ["abort", "bitmap-add"]},
@@ -285,7 +285,7 @@ def test_completion_in_a_transaction() -> None:
             {"name": "transaction", "meta-type": "command", "arg-type": "1", "ret-type": "0"},
         ]
     )  # fmt: skip
-    live = Live(["n0"], [], ["e0", "v0"], ["e0"])
+    live = LiveNames(["n0"], [], ["e0", "v0"], ["e0"])
 
     def texts(line: str) -> list[str]:
         return [found.text for found in candidates(line, schema, live)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qemu.qmp.qmp_shell import QMPShell, QMPShellError
 
 from qmpshim.errors import InputError
-from qmpshim.shim.shell.language import DEVIATIONS, Local, Request, complete, parse
+from qmpshim.shim.shell.language import DEVIATIONS, Local, QmpRequest, complete, parse
 
 REFUSED = "refused"
 CORPUS = r"""
@@ -80,7 +80,7 @@ def ours(text: str) -> Any:
         item = parse(text)
     except InputError:
         return REFUSED
-    return normal(item.message) if isinstance(item, Request) else item
+    return normal(item.message) if isinstance(item, QmpRequest) else item
 
 
 def normal(message: Any) -> Any:

@@ -13,7 +13,7 @@ from tracking_scenarios import Act, Disk, Scenario, Way, Write, Wrong, check, sc
 
 from qmpshim.machine.builds.build import Build
 from qmpshim.shim.tracking import chains
-from qmpshim.shim.tracking.chains import Watch
+from qmpshim.shim.tracking.chains import TrackedChains
 from qmpshim.shim.tracking.tracker import ModelTracker
 from qmpshim.shim.tracking.write_logs import NodeLog
 
@@ -139,27 +139,27 @@ def _transactions_are_passed_over(patch: pytest.MonkeyPatch) -> None:
 
 
 def _refused_jobs_are_followed(patch: pytest.MonkeyPatch) -> None:
-    real = Watch._tracker
+    real = TrackedChains._tracker
 
-    async def tracker(self: Watch, found: chains.Found) -> ModelTracker | None:
+    async def tracker(self: TrackedChains, found: chains.Found) -> ModelTracker | None:
         met = await real(self, found)
         if met is not None:
             await self._follow(met)
         return met
 
-    patch.setattr(Watch, "_tracker", tracker)
+    patch.setattr(TrackedChains, "_tracker", tracker)
 
 
 def _the_second_disk_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    real = Watch._follow
+    real = TrackedChains._follow
 
-    async def follow(self: Watch, tracker: ModelTracker) -> None:
+    async def follow(self: TrackedChains, tracker: ModelTracker) -> None:
         if self.trackers:
             self._met_now.remove(tracker)
         else:
             await real(self, tracker)
 
-    patch.setattr(Watch, "_follow", follow)
+    patch.setattr(TrackedChains, "_follow", follow)
 
 
 def _always_in_doubt(patch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from qmpshim.machine.builds.build import Build
 #: What costs tens of milliseconds, or belongs to work that few clients ask for.
 HEAVY = {
     "numpy", "prompt_toolkit", "jinja2", "nbd", "pyqcow", "pexpect", "argparse",
-    "qmpshim.conformance.workload.session", "qmpshim.conformance.explore", "qmpshim.machine.nbd.gate.gate",
+    "qmpshim.conformance.workload.session", "qmpshim.conformance.explore",
+    "qmpshim.machine.nbd.gate.gate",
     "qmpshim.shim.shell.shell", "qmpshim.commands.console",
 }  # fmt: skip
 IMPORTS = """

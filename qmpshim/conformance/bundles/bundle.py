@@ -21,17 +21,17 @@ from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import InputError, decoding
 from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
 from qmpshim.machine.host.files import copy_sparse, write_directory
-from qmpshim.model.chain.behaviour import Behaviour, Known
+from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.disks.image import Qcow2
+from qmpshim.model.disks.image import Qcow2Image
 
 FORMAT = 1
 CASE = "case.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class WorkloadCase:
     """What a bundle replays.
 
     :ivar divergence: what it shows; None: that all goes as predicted
@@ -75,7 +75,7 @@ def _ending(crash: Divergence) -> tuple[str, str]:
     return (told[1], stable(told[2] or "")) if told else (stable(crash.observed), "")
 
 
-def save(directory: Path, case: Case, rig: Rig | None, setup: Setup) -> Path:
+def save(directory: Path, case: WorkloadCase, rig: Rig | None, setup: Setup) -> Path:
     """Write a bundle; it appears whole or not at all.
 
     :param directory: what it is to be called; a number is added when that is taken
@@ -86,7 +86,7 @@ def save(directory: Path, case: Case, rig: Rig | None, setup: Setup) -> Path:
     return write_directory(directory, lambda parts: _write(parts, case, rig, setup))
 
 
-def _write(parts: Path, case: Case, rig: Rig | None, setup: Setup) -> None:
+def _write(parts: Path, case: WorkloadCase, rig: Rig | None, setup: Setup) -> None:
     _dump(parts / CASE, to_json(case))
     (parts / "README").write_text(_README.format(case=case, operations=len(case.operations)))
     (parts / "operations.txt").write_text("".join(f"{o}\n" for o in case.operations))
@@ -130,7 +130,7 @@ def _prediction(oracle: Oracle) -> dict[str, Any]:
     for image in (chain.secondary, chain.hidden, chain.active):
         disks[image.name] = {
             "allocation": {str(i): kind.name.lower() for i, kind in sorted(image.alloc.items())}
-            if isinstance(image, Qcow2)
+            if isinstance(image, Qcow2Image)
             else "raw",
             "owners": _runs(image.contents.pages),
         }
@@ -154,7 +154,7 @@ def _runs(pages: Any) -> list[list[int]]:
     return runs
 
 
-def to_json(case: Case) -> dict[str, Any]:
+def to_json(case: WorkloadCase) -> dict[str, Any]:
     """The case as JSON."""
     spec = case.spec
     return {
@@ -181,11 +181,11 @@ def to_json(case: Case) -> dict[str, Any]:
     }
 
 
-def _divergence(case: Case) -> dict[str, Any] | None:
+def _divergence(case: WorkloadCase) -> dict[str, Any] | None:
     return None if case.divergence is None else case.divergence.to_json()
 
 
-def load(directory: Path) -> Case:
+def load(directory: Path) -> WorkloadCase:
     """Read a bundle.
 
     :raises InputError: it is no bundle, or one of another format
@@ -195,7 +195,7 @@ def load(directory: Path) -> Case:
     with decoding(str(path)):
         check_format(value, FORMAT, path)
         chain, model = value["chain"], value["model"]
-        return Case(
+        return WorkloadCase(
             ChainSpec(
                 Workflow(chain["workflow"]),
                 int(chain["size"]),
@@ -211,7 +211,7 @@ def load(directory: Path) -> Case:
 
 
 def _behaviour(value: Mapping[str, Any]) -> Behaviour:
-    known = frozenset(Known(name) for name in strings(value["known"]))
+    known = frozenset(KnownDefect(name) for name in strings(value["known"]))
     if unknown := value.keys() - {field.name for field in dataclasses.fields(Behaviour)}:
         raise ValueError(f"nothing is known of {sorted(unknown)[0]}")
     return Behaviour(**fields_like(Behaviour(), {**value, "known": known}))

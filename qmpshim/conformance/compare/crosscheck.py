@@ -30,7 +30,7 @@ from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import PAGE, Alloc, Image
-from qmpshim.model.disks.image import Qcow2 as ModelQcow2
+from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
 
 PAGE_BYTES = PAGE * SECTOR
 _MOST = 1 << 20  # bytes read from QEMU in one request

@@ -9,7 +9,7 @@ from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import Chain, CommandError, Workflow
 from qmpshim.model.disks.image import Image, Owners
-from qmpshim.model.runtime.coroutines import Co, ModelIOError, run_straight
+from qmpshim.model.runtime.coroutines import Co, ModelIOError, run_sequentially
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class View:
 
     def read(self, start: int, count: int) -> Owners:
         """The owners of *count* sectors from sector *start*."""
-        return run_straight(self._chain.read_through(self._images, start, count))
+        return run_sequentially(self._chain.read_through(self._images, start, count))
 
     def pages(self) -> set[int]:
         """The pages of owners in which any of the images holds something."""
@@ -75,7 +75,7 @@ class Oracle:
         if operation.side is Side.CHAIN:
             return self._command(operation.kind)
         try:
-            owners = run_straight(self._io(operation))
+            owners = run_sequentially(self._io(operation))
         except ModelIOError as error:
             return Prediction(errno=error.errno)
         return _DONE if owners is None else Prediction(owners=owners)
@@ -114,7 +114,7 @@ class Oracle:
             case _:
                 return _DONE
         try:
-            run_straight(command)
+            run_sequentially(command)
         except CommandError as error:
             return Prediction(error=error.desc)
         return _DONE

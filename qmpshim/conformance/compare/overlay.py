@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qmpshim.machine.images.agreement import ImageView
-from qmpshim.machine.images.qcow2 import BytesLike, ImageError, Qcow2
+from qmpshim.machine.images.qcow2 import BytesLike, ImageError, Qcow2Reader
 from qmpshim.model.disks.image import Alloc
 
 
@@ -23,32 +23,32 @@ class Overlay:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class OverlayFault:
     """Something wrong in it: what was predicted, and what was observed, in words."""
 
     predicted: str
     observed: str
 
 
-def read_overlay(image: BytesLike) -> tuple[Overlay | None, Fault | None]:
+def read_overlay(image: BytesLike) -> tuple[Overlay | None, OverlayFault | None]:
     """Read a qcow2 image's bytes: what it holds, if that can be told, and what is broken in it.
 
     :raises UnsupportedFeature: it can be sound and our reader cannot tell
     """
     try:
-        qcow2 = Qcow2.parse(image)
+        qcow2 = Qcow2Reader.parse(image)
         faults = [str(fault) for fault in qcow2.check()]
         overlay = Overlay(qcow2.allocation(), ImageView(image))
     except ImageError as error:
-        return None, Fault("a valid qcow2 image", str(error))
+        return None, OverlayFault("a valid qcow2 image", str(error))
     if not faults:
         return overlay, None
-    return overlay, Fault("consistent qcow2 metadata", "; ".join(faults[:3]))
+    return overlay, OverlayFault("consistent qcow2 metadata", "; ".join(faults[:3]))
 
 
 def wrong_allocation(
     predicted: Mapping[int, Alloc], observed: Mapping[int, Alloc], cluster: int
-) -> Fault | None:
+) -> OverlayFault | None:
     """The first cluster whose allocation is not as predicted, if there is one.
 
     :param predicted: by cluster; which is left out is unallocated
@@ -68,7 +68,7 @@ def wrong_allocation(
     index = wrong[0]
     more = f" (and {len(wrong) - 1} more clusters)" if len(wrong) > 1 else ""
     say = f"cluster {index} (byte {index * cluster}) "
-    return Fault(
+    return OverlayFault(
         say + predicted.get(index, none).name.lower(),
         say + observed.get(index, none).name.lower() + more,
     )

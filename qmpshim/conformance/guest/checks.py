@@ -19,7 +19,7 @@ from qmpshim.conformance.compare.exchange import check_space
 from qmpshim.conformance.explore.directed.cases import crash_cause
 from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
 from qmpshim.conformance.guest.scenarios import SCENARIOS, GuestScenario
-from qmpshim.conformance.guest.work import Diverged, GuestWork
+from qmpshim.conformance.guest.work import GuestDiverged, GuestWork
 from qmpshim.conformance.known.folder import known_directed, write_up
 from qmpshim.conformance.workload.verify import setup_for
 from qmpshim.errors import BuildError, GuestFailed, GuestPanicked, InputError, MachineError
@@ -87,7 +87,7 @@ async def run_scenario(
         work = GuestWork(rig, setup.qemu_img)
         try:
             await scenario.run(work, seed)
-        except Diverged as diverged:
+        except GuestDiverged as diverged:
             outcome.divergence = diverged.divergence
         except MachineError as error:
             outcome.divergence = _misbehaved(work, error)

@@ -1,13 +1,13 @@
 """The guest's end of a chain when there is a guest: its own program does the I/O.
 
-To a :class:`~qmpshim.conformance.workload.session.Session` that looks like an NBD client.
+To a :class:`~qmpshim.conformance.workload.session.WorkloadRun` that looks like an NBD client.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from qmpshim.conformance.guest.program import PROGRAM, GuestLied, read_lines
+from qmpshim.conformance.guest.program import PROGRAM, GuestMisreported, read_lines
 from qmpshim.conformance.workload import pattern
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import IOFailed
@@ -66,7 +66,7 @@ class GuestDisk:
         output = self._guest.finish(self._limit, check=False).output
         told = list(read_lines(output))
         if [line.operation for line in told] != [self._submitted]:
-            raise GuestLied(
+            raise GuestMisreported(
                 f"the guest's program was to do {self._submitted}, and said {output.strip()!r}"
             )
         if told[0].errno:

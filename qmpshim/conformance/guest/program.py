@@ -24,12 +24,12 @@ _STEP = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
-class GuestLied(MachineError):
+class GuestMisreported(MachineError):
     """The guest's program told something that cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ProgramReport:
     """What the guest's program said about one operation.
 
     :ivar errno: the error it ended with, 0 for success
@@ -41,7 +41,7 @@ class Told:
     data: bytes = b""
 
 
-def read_lines(output: str) -> Iterator[Told]:
+def read_lines(output: str) -> Iterator[ProgramReport]:
     """What the program said, a line an operation; other lines (the kernel's) are passed over.
 
     :raises GuestLied: it cannot be
@@ -50,13 +50,13 @@ def read_lines(output: str) -> Iterator[Told]:
         try:
             operation = Operation(int(number), Side.GUEST, Kind(kind), int(start), int(count))
         except ValueError as error:
-            raise GuestLied(f"the guest's program did {kind!r}") from error
+            raise GuestMisreported(f"the guest's program did {kind!r}") from error
         if said == "ok":
-            yield Told(operation)
+            yield ProgramReport(operation)
         elif said.isdecimal():
-            yield Told(operation, errno=int(said))
+            yield ProgramReport(operation, errno=int(said))
         else:
-            yield Told(operation, data=_bytes(operation, said))
+            yield ProgramReport(operation, data=_bytes(operation, said))
 
 
 def _bytes(operation: Operation, runs: str) -> bytes:
@@ -66,7 +66,7 @@ def _bytes(operation: Operation, runs: str) -> bytes:
     for run in runs.split("+"):
         found = _RUN.fullmatch(run)
         if not found:
-            raise GuestLied(f"{operation}: the guest's program told {run!r}")
+            raise GuestMisreported(f"{operation}: the guest's program told {run!r}")
         owner, home, strange, count = found[1], found[2], found[3], int(found[4])
         if strange:
             sector = bytes.fromhex(strange) + bytes([_STRANGE]) * (SECTOR - 8)
@@ -78,7 +78,9 @@ def _bytes(operation: Operation, runs: str) -> bytes:
             pieces.append(bytes(pattern.data_of(int(owner), place, count)))
         at += count
     if at != operation.start + operation.count:
-        raise GuestLied(f"{operation}: the guest's program told of {at - operation.start} sectors")
+        raise GuestMisreported(
+            f"{operation}: the guest's program told of {at - operation.start} sectors"
+        )
     return b"".join(pieces)
 
 

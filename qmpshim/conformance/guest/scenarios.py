@@ -1,7 +1,7 @@
 """What is tried with a guest on the chain: each scenario is short, named, and judged throughout.
 
 They start with a guest at its prompt and a chain on which nothing was started, and end with
-:class:`~qmpshim.conformance.guest.work.Diverged` when the model says otherwise.
+:class:`~qmpshim.conformance.guest.work.GuestDiverged` when the model says otherwise.
 :mod:`qmpshim.conformance.guest.checks` runs them.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.guest.work import Diverged, GuestWork
+from qmpshim.conformance.guest.work import GuestDiverged, GuestWork
 from qmpshim.conformance.workload.workload import Kind
 from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.guest.guest import Guest
@@ -234,8 +234,8 @@ def _wrong(
     predicted: object,
     observed: object,
     verdict: Verdict = Verdict.CONTENT,
-) -> Diverged:
-    return Diverged(Divergence(verdict, where, work.number, str(predicted), str(observed)))
+) -> GuestDiverged:
+    return GuestDiverged(Divergence(verdict, where, work.number, str(predicted), str(observed)))
 
 
 SCENARIOS = {

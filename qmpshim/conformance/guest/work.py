@@ -28,11 +28,11 @@ from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.guest.chain import Attachment, GuestChain
 from qmpshim.machine.guest.guest import RUN_LIMIT
 from qmpshim.machine.host.files import map_file
-from qmpshim.machine.images.write_log import BlkLog, Entry, Flag
+from qmpshim.machine.images.write_log import Flag, LogEntry, WriteLog
 from qmpshim.model.check.verdict import Verdict
 
 
-class Diverged(Exception):
+class GuestDiverged(Exception):
     """The first divergence ends what a guest is at.
 
     :ivar divergence: what it is
@@ -46,8 +46,8 @@ class Diverged(Exception):
 class GuestWork:
     """What goes on at a rig beside a session, with every operation numbered and predicted.
 
-    Each method raises :class:`Diverged` when the model says otherwise, and HostError when that is
-    because the disk under the images is full.
+    Each method raises :class:`GuestDiverged` when the model says otherwise, and HostError when that
+    is because the disk under the images is full.
     """
 
     def __init__(self, rig: GuestRig, qemu_img: Sequence[str] = ("qemu-img",)) -> None:
@@ -56,7 +56,7 @@ class GuestWork:
         self.recorded = pattern.Recorded()
         self._writers: dict[int, str] = {}
         self._check = CrossCheck(rig.chain, rig.oracle, self._writers, qemu_img, self.recorded)
-        self._seen: dict[Path, Entry] = {}  # the last entry, by write log
+        self._seen: dict[Path, LogEntry] = {}  # the last entry, by write log
         self._source = Path()
         self._begun: list[Operation] = []
         self._others: list[GuestWork] = []
@@ -72,7 +72,7 @@ class GuestWork:
         """Cross-check everything; the guest must be at rest."""
         for each in (self, *self._others):
             for found in await each._check.run(each.number):
-                raise Diverged(found)
+                raise GuestDiverged(found)
 
     @property
     def clusters(self) -> int:
@@ -179,9 +179,9 @@ class GuestWork:
         if len(told) > len(begun):
             raise self._lied("nothing more", str(told[len(begun)].operation))
 
-    def _lied(self, predicted: str, observed: str) -> Diverged:
+    def _lied(self, predicted: str, observed: str) -> GuestDiverged:
         where = "the guest's program"
-        return Diverged(Divergence(Verdict.PROTOCOL, where, self.number, predicted, observed))
+        return GuestDiverged(Divergence(Verdict.PROTOCOL, where, self.number, predicted, observed))
 
     async def command(self, kind: Kind) -> None:
         """A command of the chain, which means all of the guest's disks."""
@@ -194,7 +194,7 @@ class GuestWork:
             for other in self._others:
                 await other.chain.until_failed_over()
         if found := wrong_error(operation, prediction, observed):
-            raise Diverged(found)
+            raise GuestDiverged(found)
 
     def _next(self, side: Side, kind: Kind, start: int, count: int) -> Operation:
         self.number += 1
@@ -206,11 +206,11 @@ class GuestWork:
     ) -> None:
         prediction = self.rig.oracle.predict(operation)
         if found := wrong_errno(operation, prediction, errno, self.rig.directory):
-            raise Diverged(found)
+            raise GuestDiverged(found)
         if operation.kind is not Kind.READ or prediction.owners is None:
             return
         if wrong := pattern.mismatches(data, prediction.owners, operation.start, self.recorded):
-            raise Diverged(wrong_data(operation, data, wrong, self._check))
+            raise GuestDiverged(wrong_data(operation, data, wrong, self._check))
 
     # -- observation ---------------------------------------------------------------------------
 
@@ -247,9 +247,9 @@ class GuestWork:
             else:
                 self.primary(Kind.WRITE, start, bytes(entry.data))
 
-    def _new_entries(self, log: Path) -> Iterator[Entry]:
+    def _new_entries(self, log: Path) -> Iterator[LogEntry]:
         """The writes and discards that were logged since the last time."""
-        for entry in BlkLog(map_file(log)).entries(self._seen.get(log), live=True):
+        for entry in WriteLog(map_file(log)).entries(self._seen.get(log), live=True):
             self._seen[log] = entry
             if entry.is_write or entry.flags & Flag.DISCARD:
                 yield entry

@@ -7,7 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.known.matching import DirectedKnown, Known, load_directed, load_known
+from qmpshim.conformance.known.matching import (
+    DirectedWriteUp,
+    ExplorerWriteUp,
+    load_directed,
+    load_known,
+)
 from qmpshim.errors import InputError
 
 #: In the source tree a link to ``qmpshim/conformance/known/findings``, in a wheel the files
@@ -16,7 +21,7 @@ DIRECTORY = Path(__file__).with_name("findings")
 
 
 @functools.cache
-def known_findings() -> tuple[Known, ...]:
+def known_findings() -> tuple[ExplorerWriteUp, ...]:
     """The findings of the explorer.
 
     :raises InputError: one of the files is damaged
@@ -25,7 +30,7 @@ def known_findings() -> tuple[Known, ...]:
 
 
 @functools.cache
-def known_directed() -> dict[str, DirectedKnown]:
+def known_directed() -> dict[str, DirectedWriteUp]:
     """Those of the directed cases, by case.
 
     :raises InputError: one of the files is damaged

@@ -23,7 +23,7 @@ _FAILS = frozenset(f"{image} {verb}" for image in {*IMAGES, *PRIMARY_IMAGES} for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known(WriteUp):
+class ExplorerWriteUp(WriteUp):
     """A finding of the explorer's that is written up. What its file leaves out its case says.
 
     :ivar forms: of the chain
@@ -55,7 +55,7 @@ class Known(WriteUp):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DirectedKnown(WriteUp):
+class DirectedWriteUp(WriteUp):
     """A directed case that ends otherwise than QEMU's documents promise, as written up."""
 
     case: str
@@ -65,7 +65,7 @@ class DirectedKnown(WriteUp):
         return self.concerns(version) and self.tells_of(verdict, cause, self.contract)
 
 
-def load_known(directory: Path) -> tuple[Known, ...]:
+def load_known(directory: Path) -> tuple[ExplorerWriteUp, ...]:
     """The findings of the explorer that are written up in *directory*.
 
     :raises InputError: one of the files is damaged
@@ -73,16 +73,16 @@ def load_known(directory: Path) -> tuple[Known, ...]:
     return load(directory, _known)
 
 
-def load_directed(directory: Path) -> dict[str, DirectedKnown]:
+def load_directed(directory: Path) -> dict[str, DirectedWriteUp]:
     """Those of the directed cases, by case.
 
     :raises InputError: one of the files is damaged
     """
-    found = load(directory, lambda name, value: DirectedKnown(**common(name, value), case=name))
+    found = load(directory, lambda name, value: DirectedWriteUp(**common(name, value), case=name))
     return {one.case: one for one in found}
 
 
-def recogniser(known: Sequence[Known], version: Version) -> Callable[[Finding], str]:
+def recogniser(known: Sequence[ExplorerWriteUp], version: Version) -> Callable[[Finding], str]:
     """Tells the id of what a finding on QEMU *version* is, ``""`` if nobody has written it up."""
 
     def recognise(finding: Finding) -> str:
@@ -91,13 +91,13 @@ def recogniser(known: Sequence[Known], version: Version) -> Callable[[Finding], 
     return recognise
 
 
-def _known(name: str, value: dict[str, Any]) -> Known:
+def _known(name: str, value: dict[str, Any]) -> ExplorerWriteUp:
     case = finding_from_json(value["case"])
     needs = value.get("needs", [[op.do] for op in case.scenario.ops])
     fails = frozenset(value.get("fails", failing(case.schedule)))
     if not fails <= _FAILS or not all(ways and set(ways) <= _DO for ways in needs):
         raise ValueError(f"it needs {needs}, and {sorted(fails)} fail")
-    return Known(
+    return ExplorerWriteUp(
         **common(name, value),
         forms=frozenset(Form(word) for word in value.get("forms", [case.scenario.form])),
         needs=tuple(frozenset(ways) for ways in needs),

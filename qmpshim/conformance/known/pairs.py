@@ -11,7 +11,7 @@ from qmpshim.conformance.pair.plan import GUESTS, PairFinding, PairPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KnownPair(WriteUp):
+class PairWriteUp(WriteUp):
     """A finding that is written up.
 
     :ivar side: whose version counts: ``primary`` or ``secondary``
@@ -46,7 +46,7 @@ class KnownPair(WriteUp):
         )
 
 
-def load_known(directory: Path) -> tuple[KnownPair, ...]:
+def load_known(directory: Path) -> tuple[PairWriteUp, ...]:
     """The write-ups in *directory*; none where there is no such directory.
 
     :raises InputError: one of the files is damaged
@@ -54,10 +54,10 @@ def load_known(directory: Path) -> tuple[KnownPair, ...]:
     return load(directory, _known)
 
 
-def _known(name: str, value: dict[str, Any]) -> KnownPair:
+def _known(name: str, value: dict[str, Any]) -> PairWriteUp:
     plan = PairPlan.from_json(value["case"]["plan"])
     side, guests = str(value["side"]), tuple(value.get("guests", [plan.guest]))
     if side not in ("primary", "secondary") or not set(guests) <= set(GUESTS):
         raise ValueError(f"side {side!r}, guests {', '.join(guests)}")
     accel = str(value.get("accel", ""))
-    return KnownPair(**common(name, value), side=side, accel=accel, guests=guests, plan=plan)
+    return PairWriteUp(**common(name, value), side=side, accel=accel, guests=guests, plan=plan)

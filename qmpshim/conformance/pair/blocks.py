@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from qmpshim.conformance.pair.run import PairRun
 from qmpshim.conformance.pair.workload import ExportWorkload
-from qmpshim.machine.colo.node import Member
+from qmpshim.machine.colo.node import ColoNode
 
 
 class BlockRun(PairRun):
@@ -39,5 +39,5 @@ class BlockRun(PairRun):
             await pair.resume()
         self.step(f"{self.plan.checkpoints} checkpoints taken and judged")
 
-    async def _let_run(self, member: Member) -> None:
+    async def _let_run(self, member: ColoNode) -> None:
         await member.qemu.execute("cont")

@@ -11,7 +11,7 @@ from typing import Any
 
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.known.folder import DIRECTORY
-from qmpshim.conformance.known.pairs import KnownPair, load_known
+from qmpshim.conformance.known.pairs import PairWriteUp, load_known
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.blocks import BlockRun
 from qmpshim.conformance.pair.colo import ColoRun
@@ -51,7 +51,7 @@ async def run_plan(
     builds: tuple[Build, Build],
     bundles: Path,
     *,
-    known: Sequence[KnownPair] = (),
+    known: Sequence[PairWriteUp] = (),
     progress: Progress | None = None,
     keep: Path | None = None,
     make: Callable[..., Pair] = Pair,
@@ -82,7 +82,7 @@ def _keep(
     run: PairRun,
     builds: tuple[Build, Build],
     bundles: Path,
-    known: Sequence[KnownPair],
+    known: Sequence[PairWriteUp],
     keep: Path | None,
 ) -> Path | None:
     """Name what is known, and bundle what was found; where the bundle is."""

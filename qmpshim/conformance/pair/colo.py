@@ -13,7 +13,7 @@ from qmpshim.conformance.pair.plan import Failover
 from qmpshim.conformance.pair.run import PairRun
 from qmpshim.conformance.pair.workload import Stuck
 from qmpshim.machine.colo.migration_channel import ColoMessage
-from qmpshim.machine.colo.node import Member
+from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import NEVER
 
 _BETWEEN = 4  # every so many checkpoints both sides are stopped and judged in between, too
@@ -154,7 +154,7 @@ class ColoRun(PairRun):
 
     # -- failover -------------------------------------------------------------------------------
 
-    async def _let_run(self, member: Member) -> None:
+    async def _let_run(self, member: ColoNode) -> None:
         async def running() -> bool:
             return bool(member.heard("COLO_EXIT")) and await member.status() == "running"
 

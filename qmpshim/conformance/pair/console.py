@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from qmpshim.machine.colo.node import Member
+from qmpshim.machine.colo.node import ColoNode
 
 
-class Console:
+class GuestConsole:
     """One side's console.
 
     A guest that takes over another's state goes on in the middle of the line that the other was
@@ -14,7 +14,7 @@ class Console:
     :ivar begun: the line that is being printed
     """
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: ColoNode) -> None:
         self.member = member
         self.begun = b""
         self._from = 0  # what comes before it belongs to a state that was given up

@@ -7,30 +7,30 @@ import time
 from collections.abc import Iterable
 
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.pair.console import Console
+from qmpshim.conformance.pair.console import GuestConsole
 from qmpshim.conformance.pair.judge import PairJudge
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
-from qmpshim.conformance.pair.workload import Stuck, Workload
+from qmpshim.conformance.pair.workload import PairWorkload, Stuck
 from qmpshim.machine.chain.secondary import SECTOR
-from qmpshim.machine.colo.node import Member
+from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
-from qmpshim.machine.guest.boot_sector import BLOCK, BootGuest, Line, console_lines
+from qmpshim.machine.guest.boot_sector import BLOCK, BootGuest, ConsoleLine, console_lines
 from qmpshim.model.check.verdict import Verdict
 
 
-class Diary:
+class GuestLog:
     """What one side's guest acknowledged, and complained of, since the state that it goes on from.
 
     :ivar written: the numbers of the writes that were acknowledged
     :ivar complaints: blocks that were not as they had been written, and writes that failed
     """
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: ColoNode) -> None:
         self.member = member
-        self.console = Console(member)
+        self.console = GuestConsole(member)
         self.written: list[int] = []
-        self.complaints: list[Line] = []
+        self.complaints: list[ConsoleLine] = []
 
     def read(self) -> None:
         """Take in what has come since the last time."""
@@ -40,14 +40,14 @@ class Diary:
             else:
                 self.complaints.append(line)
 
-    def take_over(self, other: Diary, at: int) -> None:
+    def take_over(self, other: GuestLog, at: int) -> None:
         """It goes on from the state of *other*; from byte *at* of its console on it speaks so."""
         other.read()
         self.console.cut(at, other.console.begun)
         self.written, self.complaints = [], []
 
 
-class BootWorkload(Workload):
+class BootWorkload(PairWorkload):
     """The boot-sector guest in both machines."""
 
     def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, judge: PairJudge) -> None:
@@ -55,25 +55,25 @@ class BootWorkload(Workload):
         guest = pair.spec.guest
         assert isinstance(guest, BootGuest)
         self.guest: BootGuest = guest
-        self._diaries: dict[str, Diary] = {}
+        self._diaries: dict[str, GuestLog] = {}
         self._first = 1  # the first number that the secondary's guest writes anew
         self._fed = 0  # how many of its writes the model was told
         self._cut = 0
 
     async def join(self) -> None:
         for member in self.pair.members:
-            self._diaries.setdefault(member.name, Diary(member))
+            self._diaries.setdefault(member.name, GuestLog(member))
         self._cut = 0
 
     async def prepare(self) -> None:
         """Nothing: it boots under COLO."""
 
     @property
-    def _here(self) -> Diary:
+    def _here(self) -> GuestLog:
         return self._diaries[self.pair.primary.name]
 
     @property
-    def _there(self) -> Diary:
+    def _there(self) -> GuestLog:
         return self._diaries[self.pair.secondary.name]
 
     def secondary_stopped(self) -> None:
@@ -87,7 +87,7 @@ class BootWorkload(Workload):
         self._first = done + 1
         self._fed = 0
 
-    async def write(self, member: Member, count: int, seconds: float = 0.0) -> None:
+    async def write(self, member: ColoNode, count: int, seconds: float = 0.0) -> None:
         diary = self._diaries[member.name]
         diary.read()
         target = len(diary.written) + count
@@ -157,7 +157,7 @@ class BootWorkload(Workload):
     def at_checkpoint(self) -> int:
         return self._first - 1
 
-    def acknowledged(self, member: Member, promised: int) -> Iterable[Divergence]:
+    def acknowledged(self, member: ColoNode, promised: int) -> Iterable[Divergence]:
         diary = self._diaries[member.name]
         diary.read()
         last = max([promised, *diary.written])

@@ -11,7 +11,7 @@ from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.overlay import read_overlay, wrong_allocation
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.machine.chain.secondary import SECTOR
-from qmpshim.machine.colo.node import Member
+from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images.agreement import ImageView
 from qmpshim.machine.images.qcow2 import ImageError
@@ -45,7 +45,7 @@ class PairJudge:
         self.compared = 0
         self.checks = 0
 
-    def disks(self, primary: Member, secondary: Member) -> Iterator[Divergence]:
+    def disks(self, primary: ColoNode, secondary: ColoNode) -> Iterator[Divergence]:
         """All I/O has ended: both disks must be equal, and hold what passed the link."""
         self.checks += 1
         model, there = self.model, map_file(secondary.disk)
@@ -96,7 +96,7 @@ class PairJudge:
         self.compared += len(there)
         yield from self._equal(Verdict.LOST_WRITE, where, expected, there)
 
-    def overlay(self, member: Member, node: str) -> Iterator[Divergence]:
+    def overlay(self, member: ColoNode, node: str) -> Iterator[Divergence]:
         """Hidden or active disk: its allocation, then its bytes."""
         where = f"{node} disk"
         overlay, broken = read_overlay(
@@ -140,7 +140,7 @@ class PairJudge:
             piece.data for piece in pieces if piece.data is not None
         )
 
-    def all(self, primary: Member, secondary: Member) -> list[Divergence]:
+    def all(self, primary: ColoNode, secondary: ColoNode) -> list[Divergence]:
         """Everything there is to compare while both sides stand still."""
         found = list(self.disks(primary, secondary))
         for node in ("hidden", "active"):

@@ -19,20 +19,25 @@ import numpy as np
 import numpy.typing as npt
 
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.guest.program import GuestLied, Told, random_operations, read_lines
-from qmpshim.conformance.pair.console import Console
+from qmpshim.conformance.guest.program import (
+    GuestMisreported,
+    ProgramReport,
+    random_operations,
+    read_lines,
+)
+from qmpshim.conformance.pair.console import GuestConsole
 from qmpshim.conformance.pair.judge import PairJudge
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
-from qmpshim.conformance.pair.workload import Stuck, Workload
+from qmpshim.conformance.pair.workload import PairWorkload, Stuck
 from qmpshim.conformance.workload.pattern import describe_owner, expected, mismatches
 from qmpshim.conformance.workload.workload import Kind, Operation
 from qmpshim.errors import errno_words
 from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.colo.linux_guest import LinuxGuest
-from qmpshim.machine.colo.node import Member
+from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
-from qmpshim.machine.images.write_log import BlkLog, Entry
+from qmpshim.machine.images.write_log import LogEntry, WriteLog
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import owned
 
@@ -66,9 +71,9 @@ class _Account:
     :ivar wrong: the first thing that was otherwise: verdict, predicted, observed
     """
 
-    def __init__(self, member: Member, program: _Program, sectors: int) -> None:
+    def __init__(self, member: ColoNode, program: _Program, sectors: int) -> None:
         self.member = member
-        self.console = Console(member)
+        self.console = GuestConsole(member)
         self.last = self.inherited = self.writes = 0
         self.owners: Ints = np.zeros(sectors, dtype=np.int64)
         self.wrong: tuple[Verdict, str, str] | None = None
@@ -79,7 +84,7 @@ class _Account:
         try:
             for told in read_lines(self.console.whole_lines().decode(errors="replace")):
                 self._take(told)
-        except GuestLied as error:
+        except GuestMisreported as error:
             self._differs(Verdict.PROTOCOL, self._program.operation(self.last + 1), str(error))
 
     def take_over(self, other: _Account, at: int) -> None:
@@ -97,7 +102,7 @@ class _Account:
         """The operation after the last that was told of: it may be under way."""
         return self._program.operation(self.last + 1)
 
-    def _take(self, told: Told) -> None:
+    def _take(self, told: ProgramReport) -> None:
         due, operation = self.following(), told.operation
         self.last = operation.number
         self.writes += operation.kind is Kind.WRITE
@@ -120,7 +125,7 @@ class _Account:
             self.wrong = verdict, predicted or f"operation {due} succeeds", observed
 
 
-class LinuxWorkload(Workload):
+class LinuxWorkload(PairWorkload):
     """The guest's program in both machines."""
 
     def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, judge: PairJudge) -> None:
@@ -131,8 +136,10 @@ class LinuxWorkload(Workload):
         self._program = _Program(guest)
         self._accounts: dict[str, _Account] = {}
         self._terminal: asyncio.Task[None] | None = None
-        self._last: Entry | None = None  # of the secondary's write log, that the model was told
-        self._stopped: Entry | None = None  # the last before the guest was stopped to be replaced
+        self._last: LogEntry | None = None  # of the secondary's write log, that the model was told
+        self._stopped: LogEntry | None = (
+            None  # the last before the guest was stopped to be replaced
+        )
         self._cut = 0
         self._begun = False
 
@@ -150,9 +157,9 @@ class LinuxWorkload(Workload):
         await primary.qemu.execute("cont")
         await self.guest.prompt(primary.console, _BOOT_LIMIT)
 
-    def _entries(self) -> list[Entry]:
+    def _entries(self) -> list[LogEntry]:
         """What the secondary's guest has written and the model was not told."""
-        log = BlkLog(self.pair.secondary.log.read_bytes())
+        log = WriteLog(self.pair.secondary.log.read_bytes())
         return list(log.entries(after=self._last, live=True))
 
     def secondary_stopped(self) -> None:
@@ -167,7 +174,7 @@ class LinuxWorkload(Workload):
         there = self._accounts[self.pair.secondary.name]
         there.take_over(self._accounts[self.pair.primary.name], self._cut)
 
-    async def write(self, member: Member, count: int, seconds: float = 0.0) -> None:
+    async def write(self, member: ColoNode, count: int, seconds: float = 0.0) -> None:
         if not self._begun:
             self._begun = True
             console_file = self.pair.primary.console
@@ -209,7 +216,7 @@ class LinuxWorkload(Workload):
     async def promoted(self) -> None:
         """Nothing: the guest goes on by itself."""
 
-    def acknowledged(self, member: Member, promised: int) -> Iterable[Divergence]:
+    def acknowledged(self, member: ColoNode, promised: int) -> Iterable[Divergence]:
         yield from self.complaints()
         account = self._accounts[member.name]
         owners, last, following = account.owners, account.last, account.following()

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from qmpshim.machine.chain.secondary import SECTOR
-from qmpshim.machine.nbd.protocol import Op, Request
+from qmpshim.machine.nbd.protocol import NbdCommand, Request
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import Chain, Workflow
-from qmpshim.model.disks.image import PAGE, Alloc, Owners, Qcow2, owned
-from qmpshim.model.runtime.coroutines import run_straight
+from qmpshim.model.disks.image import PAGE, Alloc, Owners, Qcow2Image, owned
+from qmpshim.model.runtime.coroutines import run_sequentially
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class PairModel:
 
     def start(self) -> None:
         """Replication starts."""
-        run_straight(self.chain.start())
+        run_sequentially(self.chain.start())
 
     def passed(self, request: Request, error: int) -> None:
         """A change came over the link, and the secondary's QEMU has answered it.
@@ -71,12 +71,12 @@ class PairModel:
         start, count = request.offset // SECTOR, request.length // SECTOR
         self.writes += 1
         number = self._next(request.offset, request.data or bytes(request.length))
-        if request.type == Op.WRITE.value:
-            run_straight(self.chain.primary_write(start, count, number))
-        elif request.type == Op.WRITE_ZEROES.value:
-            run_straight(self.chain.primary_zero(start, count, number))
+        if request.type == NbdCommand.WRITE.value:
+            run_sequentially(self.chain.primary_write(start, count, number))
+        elif request.type == NbdCommand.WRITE_ZEROES.value:
+            run_sequentially(self.chain.primary_zero(start, count, number))
         else:
-            run_straight(self.chain.primary_discard(start, count, number))
+            run_sequentially(self.chain.primary_discard(start, count, number))
             if not self.behaviour.discard_passes_job:
                 return
         self._put(self.disk, self._since[number])
@@ -87,7 +87,7 @@ class PairModel:
         :param offset: bytes, as the data whole sectors
         """
         number = self._next(offset, data)
-        run_straight(self.chain.guest_write(offset // SECTOR, len(data) // SECTOR, number))
+        run_sequentially(self.chain.guest_write(offset // SECTOR, len(data) // SECTOR, number))
         if self.overlaid:
             self._put(self.disk, self._since[number])
 
@@ -102,7 +102,7 @@ class PairModel:
 
     def checkpoint(self) -> None:
         """A checkpoint: what the secondary disk holds now is what its guest starts from."""
-        run_straight(self.chain.checkpoint())
+        run_sequentially(self.chain.checkpoint())
         for written in self._since.values():
             end = written.offset + len(written.data)
             self.base[written.offset : end] = self.disk[written.offset : end]
@@ -112,7 +112,7 @@ class PairModel:
 
     def failover(self) -> None:
         """The secondary fails over: what its guest sees becomes the secondary disk."""
-        run_straight(self.chain.failover())
+        run_sequentially(self.chain.failover())
         self.overlaid = True
         for start, data in self._changed():
             self.disk[start : start + len(data)] = data
@@ -127,7 +127,7 @@ class PairModel:
     def view(self, offset: int, length: int) -> bytes:
         """What the secondary's guest reads; *offset* and *length* in bytes, whole sectors."""
         start, count = offset // SECTOR, length // SECTOR
-        owners = run_straight(self.chain.read_through(self.chain.top, start, count))
+        owners = run_sequentially(self.chain.read_through(self.chain.top, start, count))
         return self._bytes(owners, start)
 
     def allocation(self, node: str) -> dict[int, Alloc]:
@@ -142,9 +142,9 @@ class PairModel:
         start, count = offset // SECTOR, length // SECTOR
         return self._bytes(self._overlay(node).contents.read(start, count), start)
 
-    def _overlay(self, node: str) -> Qcow2:
+    def _overlay(self, node: str) -> Qcow2Image:
         image = getattr(self.chain, node)
-        assert isinstance(image, Qcow2)
+        assert isinstance(image, Qcow2Image)
         return image
 
     def _bytes(self, owners: Owners, start: int) -> bytes:

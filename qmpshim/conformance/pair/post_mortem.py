@@ -7,7 +7,7 @@ import signal
 
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.errors import MachineError
-from qmpshim.machine.colo.node import Member
+from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.host.locks import deadlock
 from qmpshim.model.check.verdict import Verdict
@@ -16,7 +16,7 @@ _SETTLE = 1.0  # seconds in which what we held up may go on
 _PATIENCE = 3.0  # seconds a side that may be hung is given to answer
 
 
-class Autopsy:
+class PostMortem:
     """Both sides asked once; see :meth:`perform`.
 
     :ivar lines: all that was found, a line each
@@ -49,7 +49,7 @@ class Autopsy:
             + (f"; the {channel.closed_by} hung up" if channel.closed_by else "")
         )
 
-    async def _examine(self, member: Member) -> None:
+    async def _examine(self, member: ColoNode) -> None:
         name, role, qemu = member.name, self.pair.role(member), member.qemu
         if member.given_up:
             self._alone = True

@@ -17,11 +17,11 @@ from qmpshim.conformance.pair.judge import PairJudge
 from qmpshim.conformance.pair.linux import LinuxWorkload
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import Failover, PairFinding, PairOutcome, PairPlan
-from qmpshim.conformance.pair.post_mortem import Autopsy
-from qmpshim.conformance.pair.workload import ExportWorkload, Stuck, Workload
+from qmpshim.conformance.pair.post_mortem import PostMortem
+from qmpshim.conformance.pair.workload import ExportWorkload, PairWorkload, Stuck
 from qmpshim.errors import MachineError
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.colo.node import Member
+from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.guest.boot_sector import BootGuest
 from qmpshim.machine.nbd.protocol import Request
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[PairOutcome, str], None]
 
 
-class Diverged(Exception):
+class PairDiverged(Exception):
     """Enough was found; the run ends here."""
 
 
@@ -71,7 +71,7 @@ class PairRun(ABC):
         )
         self.judge = PairJudge(self.model)
         self.pair = make(spec, builds, directory, self._passed, plan.limit)
-        kind: type[Workload] = ExportWorkload
+        kind: type[PairWorkload] = ExportWorkload
         if spec.guest is not None:
             kind = BootWorkload if isinstance(spec.guest, BootGuest) else LinuxWorkload
         self.workload = kind(plan, self.pair, self.model, self.judge)
@@ -84,7 +84,7 @@ class PairRun(ABC):
         if not self._mirroring:
             self.model.passed(request, error)
 
-    async def _resume(self, survivor: Member) -> None:
+    async def _resume(self, survivor: ColoNode) -> None:
         """A new secondary, as COLO-FT.txt has it: mirror, stop, attach again; a new model for it.
 
         The survivor stays stopped.
@@ -133,7 +133,7 @@ class PairRun(ABC):
             )
             self.step(f"FOUND {divergence}")
         if some:
-            raise Diverged
+            raise PairDiverged
 
     async def run(self) -> PairOutcome:
         """Do it; QEMUs are gone afterwards, their files are not.
@@ -146,7 +146,7 @@ class PairRun(ABC):
             await self.pair.build()
             self.step("both QEMUs run and are joined")
             await self._act()
-        except Diverged:
+        except PairDiverged:
             log.debug("the run ends with a divergence")
         except Stuck as stuck:
             await self._stuck(stuck.where, stuck.predicted, stuck.observed)
@@ -166,7 +166,7 @@ class PairRun(ABC):
         self, where: str, predicted: str, observed: str, verdict: Verdict = Verdict.HANG
     ) -> None:
         check_space(self.directory)  # QEMU stops a guest whose write finds no room
-        autopsy = Autopsy(self.pair)
+        autopsy = PostMortem(self.pair)
         await autopsy.perform()
         checkpoint = self.model.checkpoints
         divergence = autopsy.divergence(where, checkpoint, predicted, observed, verdict)
@@ -175,7 +175,7 @@ class PairRun(ABC):
         try:
             # x-colo is experimental: between two versions nobody has promised it.
             self.found([divergence], divergence.observed, self._alike, autopsy.lines)
-        except Diverged:
+        except PairDiverged:
             log.debug("stuck: %s", divergence)
 
     async def _act(self) -> None:
@@ -193,7 +193,7 @@ class PairRun(ABC):
     async def _round(self) -> None:
         """Replication from its start, with all its checkpoints."""
 
-    async def _fail_over(self) -> Member:
+    async def _fail_over(self) -> ColoNode:
         """What the plan takes away; the survivor is stopped in the end."""
         kind = self.plan.failover
         self.doing = f"failover ({kind})"
@@ -239,10 +239,10 @@ class PairRun(ABC):
         )
 
     @abstractmethod
-    async def _let_run(self, member: Member) -> None:
+    async def _let_run(self, member: ColoNode) -> None:
         """Wait until the side that is left runs."""
 
-    async def _goes_on(self, member: Member) -> None:
+    async def _goes_on(self, member: ColoNode) -> None:
         """The side that is left runs alone, writes on, and is stopped to be judged."""
         await self._let_run(member)
         await self.workload.write(member, self.plan.writes)

@@ -15,7 +15,7 @@ from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.workload.pattern import data_of
 from qmpshim.errors import MachineError
 from qmpshim.machine.chain.secondary import SECTOR
-from qmpshim.machine.colo.node import Member
+from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.machine.nbd.uri import nbd_uri
@@ -39,7 +39,7 @@ class Stuck(MachineError):
         self.observed = observed
 
 
-class Workload(ABC):
+class PairWorkload(ABC):
     """Writes on both sides, and knows what was acknowledged.
 
     :ivar model: told what the secondary's guest writes; another one after a failover
@@ -68,7 +68,7 @@ class Workload(ABC):
         """The secondary has the primary's state now."""
 
     @abstractmethod
-    async def write(self, member: Member, count: int, seconds: float = 0.0) -> None:
+    async def write(self, member: ColoNode, count: int, seconds: float = 0.0) -> None:
         """Have the guest of one side write so many times more, at least.
 
         :param seconds: how long that may take, if not the plan's limit
@@ -92,7 +92,7 @@ class Workload(ABC):
         """The secondary has taken over."""
 
     @abstractmethod
-    def acknowledged(self, member: Member, promised: int) -> Iterable[Divergence]:
+    def acknowledged(self, member: ColoNode, promised: int) -> Iterable[Divergence]:
         """Whether the disk of the side that is left has all that was acknowledged to its guest.
 
         :param promised: what :attr:`at_checkpoint` was
@@ -108,7 +108,7 @@ class Workload(ABC):
         """Let go of everything."""
 
 
-class ExportWorkload(Workload):
+class ExportWorkload(PairWorkload):
     """Ours: seeded writes over NBD into the quorum of either side, one after the other."""
 
     def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, judge: PairJudge) -> None:
@@ -146,7 +146,7 @@ class ExportWorkload(Workload):
             grid = self._random.choice((1, 8, cluster))
             yield self._random.randrange(0, sectors - length + 1) // grid * grid, length
 
-    async def write(self, member: Member, count: int, seconds: float = 0.0) -> None:
+    async def write(self, member: ColoNode, count: int, seconds: float = 0.0) -> None:
         for start, length in self._places(count):
             self._number += 1
             data = bytes(data_of(self._number, start, length))
@@ -175,7 +175,7 @@ class ExportWorkload(Workload):
         await member.export("again", "quorum")
         self._clients[member.name] = self._client(path, "again")
 
-    def acknowledged(self, member: Member, promised: int) -> Iterable[Divergence]:
+    def acknowledged(self, member: ColoNode, promised: int) -> Iterable[Divergence]:
         if member is self.pair.secondary:
             return ()  # the model has it all
         return self.judge.disk_alone(member.disk, self._expected, "surviving primary's disk")

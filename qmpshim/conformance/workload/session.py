@@ -37,7 +37,7 @@ from qmpshim.errors import (
 from qmpshim.machine.chain.secondary import SECTOR, ChainSpec, SecondaryChain
 from qmpshim.machine.host.process import COMMAND_LIMIT, Qemu
 from qmpshim.machine.nbd.client import BlockClient
-from qmpshim.model.chain.behaviour import Behaviour, Known
+from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.disks.image import PAGE
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Result:
 
     divergence: Divergence | None = None
     operations: Counter[str] = field(default_factory=Counter)
-    known: Counter[Known] = field(default_factory=Counter)
+    known: Counter[KnownDefect] = field(default_factory=Counter)
     clusters: int = 0
     checks: int = 0
     seconds: float = 0.0
@@ -154,7 +154,7 @@ class _Exchange:
     observed: int = 0
 
 
-class Session:
+class WorkloadRun:
     """Does operations on a rig and compares every answer with the prediction.
 
     :param progress: called now and then with the result so far and what is being done
@@ -359,7 +359,7 @@ async def run_case(
             at_end(None, result)
         return result
     try:
-        session = Session(rig, setup.qemu_img, progress)
+        session = WorkloadRun(rig, setup.qemu_img, progress)
         try:
             result = await session.run(operations)
             if result.divergence is None:

@@ -34,7 +34,7 @@ _SHORTEST_SILENCE = 0.5  # seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class VerifyOutcome:
     """How the verification of one workflow ended.
 
     :ivar bundle: where the replay bundle is, if there is one
@@ -135,8 +135,8 @@ async def verify(
     keep: Path | None = None,
     shrinking: float = SHRINK_SECONDS,
     diverged: Callable[[Divergence], None] = lambda divergence: None,
-    interrupted: Callable[[Outcome], None] = lambda outcome: None,
-) -> Outcome:
+    interrupted: Callable[[VerifyOutcome], None] = lambda outcome: None,
+) -> VerifyOutcome:
     """Run *count* operations of workload *seed*; shrink and bundle the first divergence.
 
     :param version: the build's version in words, for the report
@@ -165,10 +165,10 @@ async def verify(
     try:
         result = await run_case(setup, operations, directory, tell, at_end)
     except asyncio.CancelledError:
-        interrupted(Outcome(setup, seed, so_far, version, interrupted=True))
+        interrupted(VerifyOutcome(setup, seed, so_far, version, interrupted=True))
         raise
     if result.divergence is None:
-        return Outcome(setup, seed, result, version)
+        return VerifyOutcome(setup, seed, result, version)
     diverged(result.divergence)
     minimising = Minimising(setup, version, seed, workspace, bundles, progress)
     try:
@@ -250,7 +250,7 @@ class Minimising:
         assert self.found is not None
         setup, seed = self.setup, self.seed
         build = {"version": self.version, "command": list(setup.command), "machine": setup.machine}
-        case = bundle.Case(
+        case = bundle.WorkloadCase(
             setup.spec,
             setup.behaviour,
             tuple(self.operations),
@@ -264,10 +264,10 @@ class Minimising:
         except HostError as error:  # what was found is not lost with it
             self.unsaved = str(error)
 
-    def outcome(self, result: Result, interrupted: bool = False) -> Outcome:
+    def outcome(self, result: Result, interrupted: bool = False) -> VerifyOutcome:
         """The outcome of a verification whose whole workload had this result."""
         result.divergence = self.found
-        return Outcome(
+        return VerifyOutcome(
             self.setup,
             self.seed,
             result,
@@ -280,7 +280,7 @@ class Minimising:
 
 
 async def replay(
-    case: bundle.Case, setup: Setup, workspace: Workspace, progress: Progress
+    case: bundle.WorkloadCase, setup: Setup, workspace: Workspace, progress: Progress
 ) -> Result:
     """Run a bundle's operations again, on whatever build *setup* names."""
 

@@ -207,7 +207,7 @@ def run_emulator(build: Build, *words: str) -> subprocess.CompletedProcess[str]:
     return ended
 
 
-def discipline_of(version: Version) -> Discipline:
+def protocol_of(version: Version) -> Discipline:
     """How this QEMU keeps a copy and a new write apart, by version.
 
     A micro number of 50 and above is the development of the next release.
@@ -303,7 +303,7 @@ def add(name: str, place: str | os.PathLike[str]) -> Build:
     with registry.lock(), registry.workspace() as workspace:
         ready = workspace / "entry"
         ready.mkdir()
-        registry.write(registry.Entry(name, build.kind, str(where)), ready)
+        registry.write(registry.RegisteredBuild(name, build.kind, str(where)), ready)
         registry.install(ready, name)
     return replace(build, name=name)
 
@@ -331,7 +331,7 @@ def _row(name: str) -> BuildRow:
             kind, place = entry.kind, str(entry.path)
         build = find(name)
         version, words = read_version(build)
-        return BuildRow(name, words, build.kind, place or str(build.binary), discipline_of(version))
+        return BuildRow(name, words, build.kind, place or str(build.binary), protocol_of(version))
     except QmpshimError as error:
         return BuildRow(name, "", kind, place, "", str(error))
 

@@ -126,7 +126,7 @@ def _fetch_into(workspace: Path, spec: Spec, tell: Progress) -> Path:
         "fetched": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "packages": sorted(archive.stem for archive in archives),
     }
-    registry.write(registry.Entry(str(spec), "debian", "prefix", origin), prefix.parent)
+    registry.write(registry.RegisteredBuild(str(spec), "debian", "prefix", origin), prefix.parent)
     tell(f"{spec}: QEMU {words} runs")
     return prefix.parent
 

@@ -27,7 +27,7 @@ from qmpshim.machine.builds.build import (
     Build,
     Discipline,
     Version,
-    discipline_of,
+    protocol_of,
     read_version,
     run_emulator,
 )
@@ -159,7 +159,7 @@ def examine(build: Build) -> Capabilities:
                 version=version,
                 version_text=words,
                 package=monitor.greeting.get("version", {}).get("package", "").strip(" ()"),
-                discipline=discipline_of(version),
+                discipline=protocol_of(version),
                 commands=commands,
                 events=events,
                 drivers=drivers - set(_absent_drivers(monitor, drivers)),

@@ -23,7 +23,7 @@ FETCHED = "debian:"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RegisteredBuild:
     """What is on record about a build.
 
     :ivar name: the name it is registered under
@@ -83,7 +83,7 @@ def has(name: str) -> bool:
     return "/" not in name and os.path.isfile(entry_directory(name) / "build.json")
 
 
-def read(name: str) -> Entry:
+def read(name: str) -> RegisteredBuild:
     """The record of a registered build.
 
     :raises HostError: it is damaged
@@ -91,12 +91,14 @@ def read(name: str) -> Entry:
     path = entry_directory(name) / "build.json"
     try:
         record = json.loads(path.read_text())
-        return Entry(name, str(record["kind"]), str(record["place"]), record.get("origin", {}))
+        return RegisteredBuild(
+            name, str(record["kind"]), str(record["place"]), record.get("origin", {})
+        )
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise HostError(f"{path} is damaged: remove {name} and register it again") from error
 
 
-def write(entry: Entry, directory: Path) -> None:
+def write(entry: RegisteredBuild, directory: Path) -> None:
     """Write the record of a build to be; :func:`install` makes it count."""
     (directory / "build.json").write_text(json.dumps(asdict(entry), indent=2) + "\n")
 

@@ -32,15 +32,15 @@ from qmpshim.errors import (
     NotStarted,
 )
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.quiescence import Stillness, resting
-from qmpshim.machine.host.manual_event_loop import Reactor
+from qmpshim.machine.chain.quiescence import Quiescence, resting
+from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.host.process import last_words
 from qmpshim.machine.host.workspace import Workspace, dies_with_owner
 from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.store import MemoryStore
-from qmpshim.machine.nbd.protocol import Op
-from qmpshim.machine.nbd.status_client import WireStatus
-from qmpshim.machine.qmp.nonblocking import WireNbd, WireQmp
+from qmpshim.machine.nbd.protocol import NbdCommand
+from qmpshim.machine.nbd.status_client import StatusClient
+from qmpshim.machine.qmp.nonblocking import NonBlockingNbd, NonBlockingQmp
 
 log = logging.getLogger(__name__)
 
@@ -140,14 +140,14 @@ class GatedMachine:
     def __init__(self, build: Build, shape: Shape, deadline: float | None = None) -> None:
         self.build = build
         self.shape = shape
-        self.reactor = Reactor()
+        self.reactor = ManualEventLoop()
         self.reactor.deadline = deadline
         self.workspace = Workspace("gate-")
         self.gate = Gate(tracing=True)
         self.stores: dict[str, MemoryStore] = {}
         self.images = images_of(shape.form)
-        self.clients: dict[str, WireNbd] = {}
-        self._status: WireStatus | None = None  # of the primary's export
+        self.clients: dict[str, NonBlockingNbd] = {}
+        self._status: StatusClient | None = None  # of the primary's export
         self.commands: list[dict[str, Any]] = []  # what was sent to set the chain up
         self.process: subprocess.Popen[bytes] | None = None
         self._closed = False
@@ -165,7 +165,7 @@ class GatedMachine:
             store = MemoryStore(self.shape.size if raw else self._blank)
             self.stores[name] = store
             silent = name in PRIMARY_IMAGES and not self.shape.holes
-            self.gate.add(name, store, without={Op.BLOCK_STATUS} if silent else ())
+            self.gate.add(name, store, without={NbdCommand.BLOCK_STATUS} if silent else ())
         self.reactor.run(self.gate.start(self.workspace.path / "gate"))
         self._spawn()
         self.call("qmp_capabilities")
@@ -206,7 +206,7 @@ class GatedMachine:
         except OSError as error:
             ours.close()
             raise HostError(f"cannot run {argv[0]}: {error.strerror}") from error
-        self.qmp = WireQmp(self.reactor, ours)
+        self.qmp = NonBlockingQmp(self.reactor, ours)
         if not self.reactor.until(lambda: self.qmp.greeting is not None or self.qmp.over, _LIMIT):
             raise NotStarted(f"{self.build.name} did not greet in {_LIMIT:g} s")
         if self.qmp.wrong is not None:
@@ -215,7 +215,7 @@ class GatedMachine:
             said = self.stderr().strip().splitlines()
             raise NotStarted(f"{self.build.name} ended at once" + (f": {said[-1]}" if said else ""))
         assert self.process is not None
-        self._stillness = Stillness(self.process.pid)
+        self._stillness = Quiescence(self.process.pid)
         self.reactor.hopeless = self.hopeless
 
     @property
@@ -237,7 +237,7 @@ class GatedMachine:
         return self.process.pid
 
     def call(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """Run a QMP command with nothing held (see :meth:`WireQmp.call`)."""
+        """Run a QMP command with nothing held (see :meth:`NonBlockingQmp.call`)."""
         return self.qmp.call(command, arguments, _LIMIT)
 
     def build_chain(self) -> None:
@@ -292,7 +292,7 @@ class GatedMachine:
         """
         if name in self.clients:
             self.clients[name].close()
-        self.clients[name] = WireNbd(self.reactor, self.workspace.path / "nbd", name)
+        self.clients[name] = NonBlockingNbd(self.reactor, self.workspace.path / "nbd", name)
 
     def learn_block_status(self) -> None:
         """Have QEMU remember that all of the secondary disk is data.
@@ -303,7 +303,7 @@ class GatedMachine:
         :raises MachineError: QEMU does not tell
         """
         if self._status is None or self._status.lost:
-            self._status = WireStatus(self.reactor, self.workspace.path / "nbd", "primary")
+            self._status = StatusClient(self.reactor, self.workspace.path / "nbd", "primary")
         self._status.ask(self.shape.size)
 
     def batch(self, commands: list[tuple[str, dict[str, Any]]]) -> list[Any]:

@@ -17,7 +17,7 @@ QMP is read by a thread of its own (``mon_iothread``), which hands commands to t
 Timers remain. A block job sleeps for 100 ms between two slices (BLOCK_JOB_SLICE_TIME), and a
 connection waits to be made again. Such a QEMU is still, and will move later. It can be seen when:
 the thread that runs the timer waits with a time limit, in a system call whose arguments are known
-(:meth:`Stillness.timer`). A QEMU that is still and has no timer does nothing more until it gets
+(:meth:`Quiescence.timer`). A QEMU that is still and has no timer does nothing more until it gets
 something from outside. Each has one, far away: qcow2 cleans its caches every ten minutes.
 
 A process that was stopped (SIGSTOP) is not still: it has work to do and does not do it.
@@ -61,7 +61,7 @@ _STOPPED = 1.0  # seconds for which a process is seen stopped until it counts as
 _LOOK = 0.1  # seconds that one look counts for: we may have been stopped, too
 
 
-class Stillness:
+class Quiescence:
     """Watches the threads of one process.
 
     :ivar known: whether /proc tells; if not, :meth:`asleep` is of no use
@@ -174,7 +174,8 @@ def family(pid: int) -> list[int]:
 
 
 def resting(pid: int) -> float:
-    """As :meth:`Stillness.timer`, of a process and all below it: a QEMU and what was put before it.
+    """As :meth:`Quiescence.timer`, of a process and all below it: a QEMU and what was put before
+    it.
 
     :returns: 0.0 also where one of their threads runs, or has run while we looked
     """
@@ -197,7 +198,7 @@ def resting(pid: int) -> float:
 class Idleness:
     """Watches for how long a process, and all below it, does nothing: it waits, or was stopped.
 
-    For a QEMU whose disks are files, where :class:`Stillness` does not say enough: a thread in the
+    For a QEMU whose disks are files, where :class:`Quiescence` does not say enough: a thread in the
     middle of a read sleeps as well. Here each one has to be in a system call that only waits.
     """
 

@@ -42,7 +42,7 @@ class ColoMessage(IntEnum):
         return self.name.lower().replace("_", "-")
 
 
-class ColoLink:
+class MigrationChannel:
     """Relays the migration channel, and can hold the secondary's messages.
 
     :param target: the secondary's ``-incoming`` socket

@@ -9,17 +9,17 @@ from errno import EIO
 from pathlib import Path
 
 from qmpshim.errors import MachineDied
-from qmpshim.machine.nbd.protocol import Op, Request, wire_error
+from qmpshim.machine.nbd.protocol import NbdCommand, Request, wire_error
 from qmpshim.machine.nbd.relay import Relay
 
 #: Told each change that was answered: the request and the error it got, 0 for success.
 Observer = Callable[[Request, int], None]
 
-_CHANGES = (Op.WRITE.value, Op.WRITE_ZEROES.value, Op.TRIM.value)
+_CHANGES = (NbdCommand.WRITE.value, NbdCommand.WRITE_ZEROES.value, NbdCommand.TRIM.value)
 
 
 class _Changes:
-    """An :class:`~qmpshim.machine.nbd.relay.Eye` for changes only."""
+    """An :class:`~qmpshim.machine.nbd.relay.RelayObserver` for changes only."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer

@@ -27,7 +27,7 @@ class PairEvent:
     at: float = 0.0
 
 
-class Member:
+class ColoNode:
     """One QEMU of the pair.
 
     :param name: ``primary`` or ``secondary``, with a number where there were others before

@@ -24,9 +24,9 @@ from typing import Any
 from qmpshim.errors import BuildError, CommandFailed, HostError, InputError, MachineHung
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.colo.linux_guest import LinuxGuest
-from qmpshim.machine.colo.migration_channel import ColoLink
+from qmpshim.machine.colo.migration_channel import MigrationChannel
 from qmpshim.machine.colo.nbd_link import NbdLink, Observer
-from qmpshim.machine.colo.node import Member
+from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.guest.boot_sector import BootGuest
 from qmpshim.machine.host.process import COMMAND_LIMIT, escaped
 
@@ -102,14 +102,14 @@ class Pair:
         self.limit = limit
         self.generation = 0
         self.primary = self._member("primary", builds[0])
-        self.past: list[Member] = []  # secondaries and primaries that were given up
+        self.past: list[ColoNode] = []  # secondaries and primaries that were given up
         self._renew(builds[1], observer)
 
-    def _member(self, name: str, build: Build) -> Member:
+    def _member(self, name: str, build: Build) -> ColoNode:
         directory = self.directory / name
         directory.mkdir()
         machine = "none" if self.spec.guest is None else self.spec.machine
-        return Member(name, build, directory, machine, self.limit)
+        return ColoNode(name, build, directory, machine, self.limit)
 
     def _renew(self, build: Build, observer: Observer) -> None:
         """A new secondary, and new wires to it."""
@@ -118,19 +118,19 @@ class Pair:
         self.secondary = self._member(f"secondary{tag}", build)
         at = self.secondary.directory
         self.link = NbdLink(at / "nbd.sock", "parent0", at / "link.sock", observer)
-        self.channel = ColoLink(at / "incoming.sock", at / "channel.sock")
+        self.channel = MigrationChannel(at / "incoming.sock", at / "channel.sock")
 
     @property
-    def members(self) -> tuple[Member, Member]:
+    def members(self) -> tuple[ColoNode, ColoNode]:
         """Both sides, the primary first."""
         return self.primary, self.secondary
 
     @property
-    def everybody(self) -> list[Member]:
+    def everybody(self) -> list[ColoNode]:
         """Both sides, and those that were given up."""
         return [*self.members, *self.past]
 
-    def role(self, member: Member) -> str:
+    def role(self, member: ColoNode) -> str:
         """What one of the two sides is now; its name says what it was when it was started."""
         return "primary" if member is self.primary else "secondary"
 
@@ -202,7 +202,7 @@ class Pair:
         """Whether the secondary's guest's writes are recorded."""
         return isinstance(self.spec.guest, LinuxGuest)
 
-    def _top_child(self, secondary: Member) -> str:
+    def _top_child(self, secondary: ColoNode) -> str:
         """The secondary's quorum's child: the filter, or what records its guest's writes above."""
         if not self._observed:
             return "children.0=childs0"
@@ -295,7 +295,7 @@ class Pair:
 
     # -- resuming after a failover ---------------------------------------------------------------
 
-    async def renew(self, survivor: Member, build: Build, observer: Observer) -> None:
+    async def renew(self, survivor: ColoNode, build: Build, observer: Observer) -> None:
         """Give *survivor* a new secondary and mirror its disk there ("resume replication").
 
         Returns with the survivor stopped, both disks equal, and the primary's quorum attached.
@@ -403,7 +403,7 @@ def _file(where: str, path: Path) -> str:
     )
 
 
-def _capabilities(member: Member) -> list[dict[str, Any]]:
+def _capabilities(member: ColoNode) -> list[dict[str, Any]]:
     wanted = ["x-colo", "events"]
     if member.version >= (10, 1, 50):
         # Since then COLO takes the return path; before, the thread that reads the return path

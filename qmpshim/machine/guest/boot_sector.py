@@ -125,7 +125,7 @@ def _machine_code() -> bytes:
     return b"".join(bytes.fromhex(word[0]) for word in words if word and word[0][-1] != ":")
 
 
-class Line(NamedTuple):
+class ConsoleLine(NamedTuple):
     """A line of the console: ``W``, ``E`` or ``F``, and the write's number."""
 
     kind: str
@@ -175,6 +175,6 @@ class BootGuest:
 _LINE = re.compile(rb"([WEF])([0-9a-f]{8})\n")
 
 
-def console_lines(console: bytes) -> list[Line]:
+def console_lines(console: bytes) -> list[ConsoleLine]:
     """The whole lines of what the debug console said."""
-    return [Line(kind.decode(), int(number, 16)) for kind, number in _LINE.findall(console)]
+    return [ConsoleLine(kind.decode(), int(number, 16)) for kind, number in _LINE.findall(console)]

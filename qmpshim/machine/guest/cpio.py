@@ -16,7 +16,7 @@ _TRAILER = "TRAILER!!!"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ArchiveEntry:
     """One file of the archive.
 
     :ivar mode: type and permissions as in ``st_mode``
@@ -33,25 +33,25 @@ class Tree:
     """The files of an archive by absolute path; directories on the way are made."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, ArchiveEntry] = {}
 
     def file(self, path: str, data: bytes, executable: bool = False) -> None:
         """Add a regular file."""
-        self._add(path, Entry(stat.S_IFREG | (0o755 if executable else 0o644), data))
+        self._add(path, ArchiveEntry(stat.S_IFREG | (0o755 if executable else 0o644), data))
 
     def directory(self, path: str) -> None:
         """Add a directory."""
-        self._add(path, Entry(stat.S_IFDIR | 0o755))
+        self._add(path, ArchiveEntry(stat.S_IFDIR | 0o755))
 
     def link(self, path: str, target: str) -> None:
         """Add a symbolic link."""
-        self._add(path, Entry(stat.S_IFLNK | 0o777, target.encode()))
+        self._add(path, ArchiveEntry(stat.S_IFLNK | 0o777, target.encode()))
 
     def character_device(self, path: str, major: int, minor: int) -> None:
         """Add a character device's node."""
-        self._add(path, Entry(stat.S_IFCHR | 0o600, device=(major, minor)))
+        self._add(path, ArchiveEntry(stat.S_IFCHR | 0o600, device=(major, minor)))
 
-    def _add(self, path: str, entry: Entry) -> None:
+    def _add(self, path: str, entry: ArchiveEntry) -> None:
         parent = path.rpartition("/")[0]
         if parent and parent not in self._entries:
             self.directory(parent)
@@ -68,10 +68,10 @@ class Tree:
     def _pieces(self) -> Iterator[bytes]:
         for number, path in enumerate(self.paths(), 1):
             yield from _record(number, path.lstrip("/"), self._entries[path])
-        yield from _record(0, _TRAILER, Entry(0))
+        yield from _record(0, _TRAILER, ArchiveEntry(0))
 
 
-def _record(number: int, name: str, entry: Entry) -> Iterator[bytes]:
+def _record(number: int, name: str, entry: ArchiveEntry) -> Iterator[bytes]:
     words = name.encode() + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
     head = _FIELDS % (

@@ -1,8 +1,8 @@
 """An event loop that is turned by hand, one look at the sockets at a time.
 
 The explorer takes one step, looks until nothing moves any more, and takes the next: there is
-nothing it could do meanwhile. So the loop runs only inside :meth:`Reactor.poll`, and everything
-that is built on asyncio (the gate) works in it unchanged.
+nothing it could do meanwhile. So the loop runs only inside :meth:`ManualEventLoop.poll`, and
+everything that is built on asyncio (the gate) works in it unchanged.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Loop(asyncio.SelectorEventLoop):
         return super().call_soon(*words, **named)
 
 
-class Reactor:
+class ManualEventLoop:
     """Owns an asyncio loop.
 
     :ivar deadline: of everything that is waited for here, by time.monotonic(); None: there is none

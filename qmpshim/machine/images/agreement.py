@@ -26,7 +26,14 @@ from numpy.typing import NDArray
 
 from qmpshim.errors import HostError, MachineHung, UnsupportedFeature
 from qmpshim.machine.host.files import map_file as map_file
-from qmpshim.machine.images.qcow2 import BytesLike, ImageError, Incompatible, Qcow2, Run, Severity
+from qmpshim.machine.images.qcow2 import (
+    BytesLike,
+    ImageError,
+    Incompatible,
+    Qcow2Reader,
+    Run,
+    Severity,
+)
 from qmpshim.model.disks.image import Alloc
 
 QEMU_IMG = ("qemu-img",)
@@ -56,7 +63,7 @@ class ImageView:
     :param raw: a raw image instead of qcow2, all of it DATA
     :param data: the bytes of the image's external data file, if it has one; kept, not copied
     :ivar unit_size: of a subcluster, or of a cluster where the image has none; in bytes
-    :raises ImageError: as :meth:`Qcow2.parse` and :meth:`Qcow2.clusters`
+    :raises ImageError: as :meth:`Qcow2Reader.parse` and :meth:`Qcow2Reader.clusters`
     :raises UnsupportedFeature: the same, and an external data file without *data*
     """
 
@@ -70,7 +77,7 @@ class ImageView:
             self._runs = [Run(0, self.virtual_size, Alloc.DATA, 0)]
             self._clusters = None
         else:
-            qcow2 = Qcow2.parse(image)
+            qcow2 = Qcow2Reader.parse(image)
             self.virtual_size, self.cluster_size = qcow2.virtual_size, qcow2.cluster_size
             self.unit_size = qcow2.unit_size
             if qcow2.header.external_data:
@@ -88,7 +95,9 @@ class ImageView:
         :raises HostError: a file cannot be opened
         """
         image = map_file(path)
-        return cls(image, raw=raw, data=None if raw else external_data(path, Qcow2.parse(image)))
+        return cls(
+            image, raw=raw, data=None if raw else external_data(path, Qcow2Reader.parse(image))
+        )
 
     def runs(self, offset: int = 0, length: int | None = None) -> Iterator[Run]:
         """All of a range, in order and without gaps: UNALLOCATED runs included.
@@ -150,7 +159,7 @@ class ImageView:
         return out.reshape(-1)[offset - first * size :][:length]
 
 
-def external_data(path: str | Path, qcow2: Qcow2) -> BytesLike | None:
+def external_data(path: str | Path, qcow2: Qcow2Reader) -> BytesLike | None:
     """The bytes of the external data file that an image's header names; None without a name.
 
     :param path: of the image, whose directory a relative name begins at
@@ -224,13 +233,14 @@ class QcowReader:
     - ``set_parent`` takes only another pyqcow file, refuses an image without a backing file name
       in its header, and then reads a *zero* cluster from the parent (the sparse flag and "not
       allocated" share one branch of ``libqcow_file.c``); a parent shorter than the overlay is an
-      error. So no parent is ever set: which clusters are unallocated comes from :class:`Qcow2`.
+      error. So no parent is ever set: which clusters are unallocated comes from
+      :class:`Qcow2Reader`.
     - An image with a backing file name refuses every read until a parent is set: libqcow is shown
       a header whose name fields are zero.
     - A last host cluster that the file's end cuts short gives a short read, or an error: libqcow is
       shown a file padded with zeroes to whole clusters.
     - An L2 entry whose offset lies inside a cluster reads as the cluster around it, and no refcount
-      is looked at: for an image's health ask :meth:`Qcow2.check`.
+      is looked at: for an image's health ask :meth:`Qcow2Reader.check`.
     - It refuses compatible feature bits that it does not know, which any reader may ignore: hidden
       likewise. It also refuses the corrupt bit, header lengths other than 104 and 112, and an L1
       table of no entries (a disk of size 0, which has no content to read anyway).
@@ -244,7 +254,7 @@ class QcowReader:
     """
 
     def __init__(self, image: BytesLike, backing: Backing | None = None) -> None:
-        qcow2 = Qcow2.parse(image)
+        qcow2 = Qcow2Reader.parse(image)
         for flag, feature in _NOT_LIBQCOWS.items():
             if flag in qcow2.flags:
                 raise UnsupportedFeature(feature)
@@ -499,7 +509,8 @@ def consult(
 ) -> Agreement:
     """Holds the three readers of one qcow2 file against each other, without its backing chain.
 
-    An image that all of them convict is no disagreement: ask :meth:`Qcow2.check` for its health.
+    An image that all of them convict is no disagreement: ask :meth:`Qcow2Reader.check` for its
+    health.
 
     :param path: a qcow2 file that nobody writes to meanwhile
     :raises HostError: the file, its external data file or qemu-img is missing
@@ -540,7 +551,7 @@ def consult(
     disagreements += _disagree_on_allocation(extents, view)
     try:
         reader = QcowReader(image)
-        disagreements += _disagree_on_content(reader, view, Qcow2.parse(image).cluster_size)
+        disagreements += _disagree_on_content(reader, view, Qcow2Reader.parse(image).cluster_size)
     except ImageError as error:
         disagreements += [] if convicted else [f"the independent reader reads the image; {error}"]
     except UnsupportedFeature as error:
@@ -557,7 +568,7 @@ def _disagree_on_health(
     """
     ours, leaks = "", 0
     try:
-        findings = Qcow2.parse(image).check()
+        findings = Qcow2Reader.parse(image).check()
         ours = next((f.text for f in findings if f.severity is Severity.CORRUPTION), "")
         leaks = sum(f.severity is Severity.LEAK for f in findings)
     except ImageError as error:

@@ -2,13 +2,13 @@
 
 Source for every field and bit: docs/interop/qcow2.txt of QEMU 7.2.0. Extended L2 entries and
 external data files are read; what is not (encryption, compressed clusters, unknown incompatible
-bits; for :meth:`Qcow2.check` also internal snapshots and persistent bitmaps) raises
+bits; for :meth:`Qcow2Reader.check` also internal snapshots and persistent bitmaps) raises
 :class:`~qmpshim.errors.UnsupportedFeature`.
 
 The image is any buffer: an ``mmap`` of a file, or the ``bytearray`` that an in-memory NBD export
 writes to. Nothing here does I/O. A buffer must hold still while it is looked at: a ``bytearray``
-cannot be resized as long as a :class:`Qcow2` on it lives, and touching an ``mmap`` of a file that
-was cut short is a SIGBUS.
+cannot be resized as long as a :class:`Qcow2Reader` on it lives, and touching an ``mmap`` of a file
+that was cut short is a SIGBUS.
 
 Bytes past the end of the file read as zeroes, as they do in QEMU's block layer: the last host
 cluster may be cut short, so long as it starts inside the file.
@@ -74,7 +74,7 @@ class Incompatible(IntFlag):
 
 
 class Severity(StrEnum):
-    """How bad a :class:`Finding` is; the first two are the ones ``qemu-img check`` counts."""
+    """How bad a :class:`Inconsistency` is; the first two are the ones ``qemu-img check`` counts."""
 
     CORRUPTION = "corruption"  # data is wrong, or the next write may make it wrong
     LEAK = "leak"  # space is lost, nothing else
@@ -95,7 +95,7 @@ class Run(NamedTuple):
     host_offset: int | None
 
 
-class Finding(NamedTuple):
+class Inconsistency(NamedTuple):
     """One inconsistency: how bad, and a sentence that says where."""
 
     severity: Severity
@@ -161,7 +161,7 @@ class Header:
         return 16 if self.extended_l2 else 8
 
 
-class Qcow2:
+class Qcow2Reader:
     """One qcow2 image, seen through its tables.
 
     :param image: the image file's bytes; kept, not copied
@@ -182,7 +182,7 @@ class Qcow2:
         self.flags = header.flags
 
     @classmethod
-    def parse(cls, image: BytesLike) -> Qcow2:
+    def parse(cls, image: BytesLike) -> Qcow2Reader:
         """Reads the header.
 
         :raises ImageError: not a qcow2 image, cut short, or a header that no QEMU would open
@@ -275,7 +275,7 @@ class Qcow2:
             else:
                 yield Run(offset, length, Alloc.ZERO, None)
 
-    def check(self) -> list[Finding]:
+    def check(self) -> list[Inconsistency]:
         """Everything inconsistent that the bytes alone tell, worst first.
 
         What ``qemu-img check`` convicts is convicted here. Beyond it: the corrupt and dirty bits,
@@ -398,11 +398,13 @@ class Qcow2:
 
     # -- checking --------------------------------------------------------------------------
 
-    def _findings(self) -> Iterator[Finding]:
+    def _findings(self) -> Iterator[Inconsistency]:
         if Incompatible.CORRUPT in self.flags:
-            yield Finding(Severity.CORRUPTION, "QEMU marked the image corrupt")
+            yield Inconsistency(Severity.CORRUPTION, "QEMU marked the image corrupt")
         if Incompatible.DIRTY in self.flags:
-            yield Finding(Severity.NOTICE, "the image is marked dirty: refcounts may be behind")
+            yield Inconsistency(
+                Severity.NOTICE, "the image is marked dirty: refcounts may be behind"
+            )
         l1, l2 = self._walk()
         _refuse_compressed(l2)
         reftable = _Entries.nonzero(
@@ -421,7 +423,7 @@ class Qcow2:
             },
         )
         for fault in (*self._l1_faults(l1), *self._l2_faults(l2), *reftable_faults):
-            yield Finding(Severity.CORRUPTION, fault)
+            yield Inconsistency(Severity.CORRUPTION, fault)
 
         sound = ~self._unaligned(blocks) & ~self._outside(blocks)
         stored = self._stored_refcounts(reftable.index[sound], blocks[sound])
@@ -478,7 +480,9 @@ class Qcow2:
             "guest data": pointed(l2.host[own_data]),
         }
 
-    def _compare_refcounts(self, references: dict[str, Ints], stored: _Counts) -> Iterator[Finding]:
+    def _compare_refcounts(
+        self, references: dict[str, Ints], stored: _Counts
+    ) -> Iterator[Inconsistency]:
         every = np.concatenate(list(references.values()))
         used = _Counts(*np.unique(every, return_counts=True))
         for cluster in used.keys[used.values > 1].tolist():
@@ -487,7 +491,7 @@ class Qcow2:
                 for who, mine in references.items()
                 for _ in range(np.count_nonzero(mine == cluster))
             ]
-            yield Finding(
+            yield Inconsistency(
                 Severity.CORRUPTION,
                 f"host offset {cluster * self.cluster_size:#x} is used twice: " + ", ".join(users),
             )
@@ -497,9 +501,9 @@ class Qcow2:
             host = int(clusters[at]) * self.cluster_size
             text = f"host offset {host:#x}: refcount {kept[at]}, but {counted[at]} references"
             if kept[at] < counted[at]:
-                yield Finding(Severity.CORRUPTION, text)
+                yield Inconsistency(Severity.CORRUPTION, text)
             elif host < self._file_size:
-                yield Finding(Severity.LEAK, text)
+                yield Inconsistency(Severity.LEAK, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -549,7 +553,7 @@ class _Counts:
         return np.where(self.keys[place] == wanted, self.values[place], 0).astype(np.uint64)
 
 
-def _check_copied(where: str, table: _Entries, points: Mask, once: Mask) -> Iterator[Finding]:
+def _check_copied(where: str, table: _Entries, points: Mask, once: Mask) -> Iterator[Inconsistency]:
     """COPIED says "refcount exactly one: may be written in place".
 
     :param points: which entries have an offset
@@ -562,7 +566,7 @@ def _check_copied(where: str, table: _Entries, points: Mask, once: Mask) -> Iter
         "lacks COPIED, but its refcount is 1": points & ~copied & once,
     }
     for fault in table.blame(where, faults):
-        yield Finding(Severity.CORRUPTION, fault)
+        yield Inconsistency(Severity.CORRUPTION, fault)
 
 
 def _refuse_compressed(l2: _Entries) -> None:

@@ -3,7 +3,7 @@
 Source for every field: the head of QEMU 7.2's ``block/blklogwrites.c``, which restates Linux's
 ``drivers/md/dm-log-writes.c``. All numbers are little-endian. Sector 0 of the log holds the super
 block; each entry is one sector with the header, followed by the sectors that were written. A
-sector is the log's own (:attr:`BlkLog.sector_size` bytes), for places in the log and on the disk
+sector is the log's own (:attr:`WriteLog.sector_size` bytes), for places in the log and on the disk
 alike.
 
 QEMU logs a request once the disk below has answered it, whether well or not, and answers its own
@@ -52,7 +52,7 @@ class Flag(IntFlag):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LogEntry:
     """One request that was logged.
 
     :ivar index: its place in the log's order, from 0
@@ -88,7 +88,7 @@ class Entry:
         return not self.flags & (Flag.DISCARD | Flag.MARK) and self.sectors > 0
 
 
-class BlkLog:
+class WriteLog:
     """A log's bytes.
 
     :param log: the whole log, e.g. an ``mmap`` of its file; entries look into it
@@ -114,7 +114,7 @@ class BlkLog:
         if size & (size - 1) or not _HEADER.size <= size < _LARGEST_SECTOR:
             raise LogError(f"the write log speaks of sectors of {size} bytes")
 
-    def entries(self, after: Entry | None = None, live: bool = False) -> Iterator[Entry]:
+    def entries(self, after: LogEntry | None = None, live: bool = False) -> Iterator[LogEntry]:
         """The entries in the log's order.
 
         :param after: the last entry known already, of this log when it was shorter
@@ -132,7 +132,7 @@ class BlkLog:
             yield entry
             index, at = entry.index + 1, entry.end
 
-    def _entry(self, index: int, at: int) -> Entry | None:
+    def _entry(self, index: int, at: int) -> LogEntry | None:
         """The entry at the log's sector *at*, None when it is not all there."""
         size = self.sector_size
         start = at * size
@@ -146,11 +146,11 @@ class BlkLog:
         if kind & Flag.MARK:
             if text.stop > start + size:
                 raise LogError(f"entry {index} of the write log has a mark of {mark} bytes")
-            return Entry(index, sector, sectors, kind, self._log[text], size, at + 1)
+            return LogEntry(index, sector, sectors, kind, self._log[text], size, at + 1)
         if not (sectors or kind) and index >= self.promised:
             return None  # a hole: QEMU logs no write of nothing
         end = at + 1 if kind & Flag.DISCARD else at + 1 + sectors
         if end * size > len(self._log):
             return None
         data = self._log[start + size : end * size]
-        return Entry(index, sector, sectors, kind, data, size, end)
+        return LogEntry(index, sector, sectors, kind, data, size, end)

@@ -93,7 +93,7 @@ class Info(IntEnum):
     BLOCK_SIZE = 3
 
 
-class Op(Enum):
+class NbdCommand(Enum):
     """The commands of the transmission phase ("Request types"); no IntEnum: READ is no false."""
 
     READ = 0

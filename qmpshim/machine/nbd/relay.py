@@ -18,7 +18,7 @@ from typing import Protocol
 
 from qmpshim.errors import MachineDied, MachineError, QmpshimError
 from qmpshim.machine.nbd import protocol
-from qmpshim.machine.nbd.protocol import Export, Handshake, Op, Request, RequestParser
+from qmpshim.machine.nbd.protocol import Export, Handshake, NbdCommand, Request, RequestParser
 from qmpshim.machine.nbd.uri import nbd_uri
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ _KEPT_FLAGS = 1 | 2 | _FAST  # FUA, NO_HOLE, FAST_ZERO
 Connect = Callable[[], Awaitable[socket.socket]]
 
 
-class Eye(Protocol):
+class RelayObserver(Protocol):
     """Sees what passes a relay."""
 
     def begins(self, request: Request) -> int:
@@ -102,7 +102,7 @@ class Relay:
     :param eye: sees each request
     """
 
-    def __init__(self, connect: Connect, name: str, path: Path, eye: Eye) -> None:
+    def __init__(self, connect: Connect, name: str, path: Path, eye: RelayObserver) -> None:
         self._connect = connect
         self.name = name
         self.path = path
@@ -226,7 +226,7 @@ class _Conversation:
                 await asyncio.wait((waiting, down), return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
             self._above.writer.write(
-                _REQUEST.pack(protocol.REQUEST_MAGIC, 0, Op.DISC.value, 0, 0, 0)
+                _REQUEST.pack(protocol.REQUEST_MAGIC, 0, NbdCommand.DISC.value, 0, 0, 0)
             )
             await asyncio.wait((down,), timeout=5.0)
             if not down.done():
@@ -246,7 +246,7 @@ class _Conversation:
         while True:
             parser.feed(data)
             while (request := parser.next()) is not None:
-                if request.type == Op.DISC.value:
+                if request.type == NbdCommand.DISC.value:
                     return
                 if not await self._relay.admit(request):
                     self._writer.write(self._reply(request, 0, b""))
@@ -280,7 +280,7 @@ class _Conversation:
             _, code, number = _SIMPLE.unpack(head)
             request, token = self._pending.pop(number)
             data = b""
-            if request.type == Op.READ.value and not code:
+            if request.type == NbdCommand.READ.value and not code:
                 data = await reader.readexactly(request.length)
             self._relay.in_flight -= 1
             self._relay.eye.ends(token, request, code)

@@ -6,7 +6,7 @@ from struct import Struct
 
 from qmpshim.errors import MachineDied
 from qmpshim.machine.nbd import protocol as nbd
-from qmpshim.machine.qmp.nonblocking import Answer, WireNbd
+from qmpshim.machine.qmp.nonblocking import NbdAnswer, NonBlockingNbd
 
 _CONTEXT = b"base:allocation"
 _REPLY = Struct(">QIII")
@@ -16,7 +16,7 @@ _ERROR = 1 << 15  # the bit of a chunk's type that says so
 _LAST = 1  # the flag of a reply's last chunk
 
 
-class WireStatus(WireNbd):
+class StatusClient(NonBlockingNbd):
     """A connection of its own, since it has structured replies; what QEMU tells is not kept."""
 
     def _shake_hands(self, export: str, limit: float) -> None:
@@ -49,7 +49,7 @@ class WireStatus(WireNbd):
         :raises MachineHung: no answer
         """
         for _ in range(2):
-            self.call(nbd.Op.BLOCK_STATUS, 0, size)
+            self.call(nbd.NbdCommand.BLOCK_STATUS, 0, size)
 
     def _parse(self) -> None:
         while len(self._buffer) >= _CHUNK.size:
@@ -58,5 +58,5 @@ class WireStatus(WireNbd):
                 return
             del self._buffer[: _CHUNK.size + length]
             if flags & _LAST:
-                self.answers[cookie] = Answer(_EIO if kind & _ERROR else 0)
+                self.answers[cookie] = NbdAnswer(_EIO if kind & _ERROR else 0)
                 self.flying.discard(cookie)

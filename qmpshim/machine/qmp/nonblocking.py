@@ -19,14 +19,14 @@ from struct import Struct
 from typing import Any
 
 from qmpshim.errors import CommandFailed, IOFailed, MachineDied, MachineHung, ProtocolBroken
-from qmpshim.machine.host.manual_event_loop import Reactor
+from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.nbd import protocol as nbd
 
 _CHUNK = 1 << 18
 _LOG = 300  # QMP messages
 
 
-class WireQmp:
+class NonBlockingQmp:
     """A QMP connection over a connected socket; answers are kept by id until they are taken.
 
     :ivar lost: the connection ended
@@ -34,7 +34,7 @@ class WireQmp:
     :ivar log: the latest messages of both sides
     """
 
-    def __init__(self, reactor: Reactor, sock: socket.socket) -> None:
+    def __init__(self, reactor: ManualEventLoop, sock: socket.socket) -> None:
         self._reactor = reactor
         self._sock = sock
         self._buffer = b""
@@ -160,7 +160,7 @@ def _is_error(value: Any) -> bool:
 
 
 @dataclass(slots=True)
-class Answer:
+class NbdAnswer:
     """How an NBD request ended: an errno (0: well), and the data of a read."""
 
     errno: int
@@ -173,7 +173,7 @@ _OPTION = Struct(">QII")
 _EXPORT_INFO = Struct(">QH")
 
 
-class WireNbd:
+class NonBlockingNbd:
     """A connection to one NBD export of QEMU, with simple replies; offsets and lengths are bytes.
 
     Simple replies, so that a read reaches the filters above the image as a guest's would (see
@@ -183,13 +183,15 @@ class WireNbd:
     :raises MachineDied: QEMU does not know the export or does not answer
     """
 
-    def __init__(self, reactor: Reactor, path: Path, export: str, limit: float = 10.0) -> None:
+    def __init__(
+        self, reactor: ManualEventLoop, path: Path, export: str, limit: float = 10.0
+    ) -> None:
         self._reactor = reactor
         self._buffer = bytearray()
         self._count = 0
         self._lengths: dict[int, int] = {}  # of the reads in flight
         self.flying: set[int] = set()
-        self.answers: dict[int, Answer] = {}
+        self.answers: dict[int, NbdAnswer] = {}
         self.lost = False
         self._ready = False
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -230,7 +232,12 @@ class WireNbd:
         self._ready = True
 
     def send(
-        self, op: nbd.Op, offset: int = 0, length: int = 0, data: bytes = b"", flags: int = 0
+        self,
+        op: nbd.NbdCommand,
+        offset: int = 0,
+        length: int = 0,
+        data: bytes = b"",
+        flags: int = 0,
     ) -> int:
         """Send a request.
 
@@ -239,7 +246,7 @@ class WireNbd:
         """
         self._count += 1
         cookie = self._count
-        if op is nbd.Op.READ:
+        if op is nbd.NbdCommand.READ:
             self._lengths[cookie] = length
         self.flying.add(cookie)
         size = len(data) or length
@@ -253,8 +260,13 @@ class WireNbd:
         return cookie
 
     def call(
-        self, op: nbd.Op, offset: int = 0, length: int = 0, data: bytes = b"", limit: float = 20.0
-    ) -> Answer:
+        self,
+        op: nbd.NbdCommand,
+        offset: int = 0,
+        length: int = 0,
+        data: bytes = b"",
+        limit: float = 20.0,
+    ) -> NbdAnswer:
         """Send a request and wait for its answer.
 
         :raises MachineDied: the connection ended
@@ -276,25 +288,27 @@ class WireNbd:
         :raises MachineDied: the connection ended
         :raises MachineHung: no answer
         """
-        return self._done(nbd.Op.READ, offset, length)
+        return self._done(nbd.NbdCommand.READ, offset, length)
 
     def write(self, data: bytes, offset: int) -> None:
         """Write *data*, 32 MiB at most, at *offset* bytes; raises as :meth:`read` does."""
-        self._done(nbd.Op.WRITE, offset, len(data), data)
+        self._done(nbd.NbdCommand.WRITE, offset, len(data), data)
 
     def zero(self, length: int, offset: int) -> None:
         """Write *length* zeroes at *offset* bytes, or punch a hole; raises as :meth:`read` does."""
-        self._done(nbd.Op.WRITE_ZEROES, offset, length)
+        self._done(nbd.NbdCommand.WRITE_ZEROES, offset, length)
 
     def discard(self, length: int, offset: int) -> None:
         """Discard (trim) *length* bytes at *offset*; raises as :meth:`read` does."""
-        self._done(nbd.Op.TRIM, offset, length)
+        self._done(nbd.NbdCommand.TRIM, offset, length)
 
     def flush(self) -> None:
         """Flush; raises as :meth:`read` does."""
-        self._done(nbd.Op.FLUSH)
+        self._done(nbd.NbdCommand.FLUSH)
 
-    def _done(self, op: nbd.Op, offset: int = 0, length: int = 0, data: bytes = b"") -> bytes:
+    def _done(
+        self, op: nbd.NbdCommand, offset: int = 0, length: int = 0, data: bytes = b""
+    ) -> bytes:
         answer = self.call(op, offset, length, data)
         if answer.errno:
             raise IOFailed(f"NBD {op.name.lower()}", answer.errno)
@@ -322,7 +336,7 @@ class WireNbd:
             end = _REPLY.size + length
             if len(self._buffer) < end:
                 return
-            self.answers[cookie] = Answer(errno, bytes(self._buffer[_REPLY.size : end]))
+            self.answers[cookie] = NbdAnswer(errno, bytes(self._buffer[_REPLY.size : end]))
             del self._buffer[:end]
             self.flying.discard(cookie)
             self._lengths.pop(cookie, None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Known(StrEnum):
+class KnownDefect(StrEnum):
     """Defects of real QEMU versions that the model can predict when it is told to.
 
     Without them the model says what QEMU's documentation and interfaces promise.
@@ -61,7 +61,7 @@ class Behaviour:
     copy_range: bool = True
     backup_copy_range: bool = False
     snapshot_discard_rounds: bool = False
-    known: frozenset[Known] = frozenset()
+    known: frozenset[KnownDefect] = frozenset()
 
 
 def behaviour_of(version: tuple[int, ...], strict: bool = False) -> Behaviour:
@@ -69,7 +69,7 @@ def behaviour_of(version: tuple[int, ...], strict: bool = False) -> Behaviour:
 
     :param strict: predict only what is promised, no known defect
     """
-    known = frozenset() if strict else frozenset({Known.STOP_ALWAYS_FAILS})
+    known = frozenset() if strict else frozenset({KnownDefect.STOP_ALWAYS_FAILS})
     return Behaviour(
         discard_passes_job=version < (4, 2),
         unmap_passes_job=version < (9, 1),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from qmpshim.model.runtime.containers import PLAIN, Memory
+from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.runtime.coroutines import Co, CoQueue
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ class Drain:
     :ivar drainers: numbers of the commands that drain
     """
 
-    def __init__(self, memory: Memory = PLAIN) -> None:
+    def __init__(self, memory: StateContainers = PLAIN) -> None:
         self.busy = memory.bits("busy requests")
         self.drainers = memory.bits("draining commands")
         self._resumed = CoQueue("the end of the drained section")

@@ -11,10 +11,10 @@ Coroutines as in :mod:`~qmpshim.model.chain.secondary`. Positions and lengths ar
 
 from __future__ import annotations
 
-from qmpshim.model.chain.behaviour import Behaviour, Known
+from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.chain.secondary import CommandError, Stage
-from qmpshim.model.disks.image import Owners, Raw, owned
-from qmpshim.model.runtime.containers import PLAIN, Memory
+from qmpshim.model.disks.image import Owners, RawImage, owned
+from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.runtime.coroutines import AioTaskPool, Co, ModelIOError
 
 
@@ -28,12 +28,12 @@ class PrimaryChain:
     """
 
     def __init__(
-        self, size: int, behaviour: Behaviour | None = None, memory: Memory = PLAIN
+        self, size: int, behaviour: Behaviour | None = None, memory: StateContainers = PLAIN
     ) -> None:
         self.size = size
         self.behaviour = behaviour or Behaviour()
-        self.primary = Raw("primary", size, memory)
-        self.secondary = Raw("secondary", size, memory)
+        self.primary = RawImage("primary", size, memory)
+        self.secondary = RawImage("secondary", size, memory)
         self.stage = Stage.NONE
         self.error = False
 
@@ -77,18 +77,18 @@ class PrimaryChain:
 
         :raises ModelIOError: the primary's disk cannot be flushed (case 1)
         """
-        masks = Known.QUORUM_MASKS_FLUSH
+        masks = KnownDefect.QUORUM_MASKS_FLUSH
         yield from self._side_by_side(self.primary.flush(), self._flush_secondary(), masks)
 
     def _both(self, own: Co[None], forwarded: Co[None]) -> Co[None]:
         """A write of the guest's disk, forwarded while replication runs: side by side."""
         if self.stage is Stage.RUNNING:
-            masks = Known.QUORUM_MASKS_PRIMARY
+            masks = KnownDefect.QUORUM_MASKS_PRIMARY
             yield from self._side_by_side(own, self._forward(forwarded), masks)
         else:
             yield from own
 
-    def _side_by_side(self, own: Co[None], other: Co[bool], masks: Known) -> Co[None]:
+    def _side_by_side(self, own: Co[None], other: Co[bool], masks: KnownDefect) -> Co[None]:
         """Do both; the error of the guest's own disk is told, whatever the other says.
 
         :param masks: the defect by which it is not

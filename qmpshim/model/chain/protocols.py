@@ -20,22 +20,22 @@ from qmpshim.model.disks.backup_job import (
     copy_cluster,
 )
 from qmpshim.model.disks.block_copy import Below, CopyBeforeWriteJob, SerialisingJob
-from qmpshim.model.disks.image import Image, Owners, Qcow2
-from qmpshim.model.runtime.containers import PLAIN, Memory
+from qmpshim.model.disks.image import Image, Owners, Qcow2Image
+from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.runtime.coroutines import Co
 
 __all__ = [
     "DISCIPLINES",
     "HONEST",
     "Below",
-    "CopyBeforeWriteDiscipline",
-    "CowRequestDiscipline",
-    "Discipline",
-    "SerialisingWriteDiscipline",
+    "CopyBeforeWriteProtocol",
+    "CowRequestProtocol",
+    "SerialisingWriteProtocol",
+    "SerializationProtocol",
 ]
 
 
-class Discipline:
+class SerializationProtocol:
     """``none``: nobody waits for anybody.  Broken on purpose; the base of the others.
 
     :cvar versions: the QEMU versions it stands for
@@ -47,7 +47,7 @@ class Discipline:
     behaviour = Behaviour()
 
     def new_job(
-        self, source: Image, target: Qcow2, copy_range: bool, memory: Memory = PLAIN
+        self, source: Image, target: Qcow2Image, copy_range: bool, memory: StateContainers = PLAIN
     ) -> BackupJob:
         """The backup job that copies from *source* (secondary) to *target* (hidden disk)."""
         return BackupJob(source, target, copy_range, memory)
@@ -92,7 +92,7 @@ class Discipline:
         yield
 
 
-class CowRequestDiscipline(Discipline):
+class CowRequestProtocol(SerializationProtocol):
     """``cow-request`` (QEMU 2.8 to 2.12): the seed.
 
     Backup's before-write notifier keeps a list of :class:`CowRequest`; the replication filter puts
@@ -124,7 +124,7 @@ class CowRequestDiscipline(Discipline):
             backup_cow_request_end(req)
 
 
-class SerialisingWriteDiscipline(Discipline):
+class SerialisingWriteProtocol(SerializationProtocol):
     """``serialising-write`` (QEMU 3.0 to 6.0): backup has the hidden disk's clusters to itself.
 
     The explicit interface is gone from the readers; copies keep the list among themselves.  When
@@ -139,7 +139,7 @@ class SerialisingWriteDiscipline(Discipline):
     behaviour = Behaviour(discard_passes_job=True)
 
     def new_job(
-        self, source: Image, target: Qcow2, copy_range: bool, memory: Memory = PLAIN
+        self, source: Image, target: Qcow2Image, copy_range: bool, memory: StateContainers = PLAIN
     ) -> BackupJob:
         return SerialisingJob(source, target, copy_range, memory)
 
@@ -151,7 +151,7 @@ class SerialisingWriteDiscipline(Discipline):
         return job.read_target(start, count, read)
 
 
-class CopyBeforeWriteDiscipline(SerialisingWriteDiscipline):
+class CopyBeforeWriteProtocol(SerialisingWriteProtocol):
     """``copy-before-write`` (QEMU 6.1 to now; snapshot access since 7.1): a filter node copies.
 
     block-copy's tasks over a dirty bitmap take the place of the list: a task clears its clusters'
@@ -171,7 +171,7 @@ class CopyBeforeWriteDiscipline(SerialisingWriteDiscipline):
         self.break_snapshot = break_snapshot
 
     def new_job(
-        self, source: Image, target: Qcow2, copy_range: bool, memory: Memory = PLAIN
+        self, source: Image, target: Qcow2Image, copy_range: bool, memory: StateContainers = PLAIN
     ) -> BackupJob:
         return CopyBeforeWriteJob(source, target, copy_range, memory, self.break_snapshot)
 
@@ -188,10 +188,10 @@ class CopyBeforeWriteDiscipline(SerialisingWriteDiscipline):
         return job.snapshot_discard(start, count, op)
 
 
-HONEST: tuple[type[Discipline], ...] = (
-    CowRequestDiscipline,
-    SerialisingWriteDiscipline,
-    CopyBeforeWriteDiscipline,
+HONEST: tuple[type[SerializationProtocol], ...] = (
+    CowRequestProtocol,
+    SerialisingWriteProtocol,
+    CopyBeforeWriteProtocol,
 )
-_ALL: tuple[type[Discipline], ...] = (*HONEST, Discipline)
-DISCIPLINES: dict[str, type[Discipline]] = {kind.name: kind for kind in _ALL}
+_ALL: tuple[type[SerializationProtocol], ...] = (*HONEST, SerializationProtocol)
+DISCIPLINES: dict[str, type[SerializationProtocol]] = {kind.name: kind for kind in _ALL}

@@ -12,11 +12,20 @@ from collections import Counter
 from collections.abc import Sequence
 from enum import Enum, StrEnum
 
-from qmpshim.model.chain.behaviour import Behaviour, Known
-from qmpshim.model.chain.protocols import Below, CowRequestDiscipline, Discipline
+from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
+from qmpshim.model.chain.protocols import Below, CowRequestProtocol, SerializationProtocol
 from qmpshim.model.disks.backup_job import BackupJob, backup_do_checkpoint
-from qmpshim.model.disks.image import Alloc, Fill, Image, Owners, Qcow2, Raw, is_zero, owned
-from qmpshim.model.runtime.containers import PLAIN, Memory
+from qmpshim.model.disks.image import (
+    Alloc,
+    Fill,
+    Image,
+    Owners,
+    Qcow2Image,
+    RawImage,
+    is_zero,
+    owned,
+)
+from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.runtime.coroutines import Co, ModelIOError, OperationError
 
 EIO = 5
@@ -75,28 +84,28 @@ class Chain:
         size: int,
         cluster: int,
         secondary: str = "raw",
-        discipline: Discipline | None = None,
+        discipline: SerializationProtocol | None = None,
         behaviour: Behaviour | None = None,
-        memory: Memory = PLAIN,
+        memory: StateContainers = PLAIN,
     ) -> None:
         self.workflow = workflow
         self.size = size
         self.cluster = cluster
-        self.discipline = discipline or CowRequestDiscipline()
+        self.discipline = discipline or CowRequestProtocol()
         self.behaviour = behaviour or Behaviour()
         self.memory = memory
         self.secondary: Image = (
-            Raw("secondary", size, memory)
+            RawImage("secondary", size, memory)
             if secondary == "raw"
-            else Qcow2("secondary", size, cluster, backed=False, memory=memory)
+            else Qcow2Image("secondary", size, cluster, backed=False, memory=memory)
         )
-        self.relied_on: Counter[Known] = Counter()  # predictions that rest on a known defect
+        self.relied_on: Counter[KnownDefect] = Counter()  # predictions that rest on a known defect
         self.rebuild()
 
     def rebuild(self) -> None:
         """Fresh hidden and active disks on the same secondary disk, nothing running."""
-        self.hidden = Qcow2("hidden", self.size, self.cluster, True, self.memory)
-        self.active = Qcow2("active", self.size, self.cluster, True, self.memory)
+        self.hidden = Qcow2Image("hidden", self.size, self.cluster, True, self.memory)
+        self.active = Qcow2Image("active", self.size, self.cluster, True, self.memory)
         self.job: BackupJob | None = None
         self.stage = Stage.NONE
         self.error = False
@@ -322,8 +331,8 @@ class Chain:
             return
         if self.stage is not Stage.RUNNING:
             raise CommandError("Block replication is not running")
-        if Known.STOP_ALWAYS_FAILS in self.behaviour.known:
-            self.relied_on[Known.STOP_ALWAYS_FAILS] += 1
+        if KnownDefect.STOP_ALWAYS_FAILS in self.behaviour.known:
+            self.relied_on[KnownDefect.STOP_ALWAYS_FAILS] += 1
             self.job = None
             self.stage = Stage.DONE
             self.error = True
@@ -354,7 +363,7 @@ class Chain:
             return
         self.job = None
         self.stage = Stage.FAILOVER
-        if Known.FAILOVER_REPORTS_ERROR in self.behaviour.known:
+        if KnownDefect.FAILOVER_REPORTS_ERROR in self.behaviour.known:
             self.error = True
 
     def end_failover(self) -> Co[None]:
@@ -382,7 +391,9 @@ class Chain:
         """
         secondary = self.secondary
         # bdrv_get_default_bitmap_granularity()
-        granule = min(max(8, secondary.info_cluster), 128) if isinstance(secondary, Qcow2) else 128
+        granule = (
+            min(max(8, secondary.info_cluster), 128) if isinstance(secondary, Qcow2Image) else 128
+        )
         dirty: set[int] = set()
         for overlay in (self.active, self.hidden):
             for index in overlay.alloc:
@@ -393,9 +404,9 @@ class Chain:
             start = index * granule
             count = min(granule, self.size - start)
             owners = yield from self.read_through(self.top, start, count)
-            if isinstance(secondary, Qcow2) and count == granule >= secondary.cluster:
+            if isinstance(secondary, Qcow2Image) and count == granule >= secondary.cluster:
                 yield from secondary.put(start, owners, self._commit_kind(start, count))
-            elif isinstance(secondary, Qcow2) and is_zero(owners):
+            elif isinstance(secondary, Qcow2Image) and is_zero(owners):
                 # How many granules mirror takes at once decides whether whole clusters of the
                 # secondary come together and can be zero clusters.
                 yield from secondary.write(start, owners)

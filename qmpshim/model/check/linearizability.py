@@ -38,7 +38,7 @@ class Straight(Protocol):
     def fingerprint(self) -> Hashable: ...
 
 
-class Linearisations:
+class Linearizations:
     """The outcomes of a scenario's straight runs, in every order.
 
     :param straight: makes a system that runs a (changed) scenario one operation at a time

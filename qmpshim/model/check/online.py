@@ -13,11 +13,11 @@ from qmpshim.model.chain.secondary import Chain, Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.system import Violation
 from qmpshim.model.runtime.coroutines import Io, ModelAssertion, ModelIOError, OperationError
-from qmpshim.model.runtime.instrumented import Cells
+from qmpshim.model.runtime.instrumented import InstrumentedMemory
 from qmpshim.model.scenario import PRIMARY, READS, Fault, Op, Scenario
 
 
-class Watch:
+class StepChecker:
     """Lets I/Os fail as the scenario says, and sees every I/O and every end of an operation.
 
     :ivar results: by operation, ``None`` until it ends
@@ -25,7 +25,7 @@ class Watch:
     :ivar failed: the I/Os that did fail, each as a fault that fits it alone
     """
 
-    def __init__(self, scenario: Scenario, chain: Chain, cells: Cells) -> None:
+    def __init__(self, scenario: Scenario, chain: Chain, cells: InstrumentedMemory) -> None:
         self.scenario = scenario
         self.chain = chain
         self.cells = cells

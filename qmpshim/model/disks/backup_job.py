@@ -7,15 +7,15 @@ Callers speak in sectors, the list in clusters.
 
 from __future__ import annotations
 
-from qmpshim.model.disks.image import Alloc, Image, Owners, Qcow2
-from qmpshim.model.disks.request_list import Request, RequestList
-from qmpshim.model.runtime.containers import PLAIN, Memory
+from qmpshim.model.disks.image import Alloc, Image, Owners, Qcow2Image
+from qmpshim.model.disks.request_list import RangeRequest, RequestList
+from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.runtime.coroutines import Co, CoQueue
 
 BACKUP_CLUSTER_SIZE_DEFAULT = 128  # sectors: 64 KiB
 
 
-class CowRequest(Request):
+class CowRequest(RangeRequest):
     """A range of clusters [start, end) that is being copied, or read and to be left alone.
 
     Empty until ``backup_cow_request_begin``, which says in which *list* it is.
@@ -48,7 +48,11 @@ class BackupJob:
     """
 
     def __init__(
-        self, source: Image, target: Qcow2, copy_range: bool = False, memory: Memory = PLAIN
+        self,
+        source: Image,
+        target: Qcow2Image,
+        copy_range: bool = False,
+        memory: StateContainers = PLAIN,
     ) -> None:
         self.source = source
         self.target = target
@@ -174,7 +178,7 @@ def _copied_kinds(job: BackupJob, start: int, count: int) -> dict[int, Alloc] | 
         status = source.status_zero(start, count)
     elif start and source.status_zero(start, count) is not Alloc.DATA:
         status = Alloc.ALLOCATED
-    if status is not Alloc.DATA or not (job.copy_range and isinstance(source, Qcow2)):
+    if status is not Alloc.DATA or not (job.copy_range and isinstance(source, Qcow2Image)):
         return status
     return {
         index: Alloc.DATA

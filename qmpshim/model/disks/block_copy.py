@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qmpshim.model.disks.backup_job import BackupJob, copy_clusters
-from qmpshim.model.disks.image import Alloc, Image, Owners, Qcow2
-from qmpshim.model.disks.request_list import Request
+from qmpshim.model.disks.image import Alloc, Image, Owners, Qcow2Image
+from qmpshim.model.disks.request_list import RangeRequest
 from qmpshim.model.disks.serialising import TrackedRequests
-from qmpshim.model.runtime.containers import PLAIN, Memory
+from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.runtime.coroutines import AioTaskPool, Co, ModelAssertion, ModelIOError
 
 EACCES = 13
@@ -32,7 +32,11 @@ class SerialisingJob(BackupJob):
     """A backup whose writes to the hidden disk are serialising requests (since QEMU 3.0)."""
 
     def __init__(
-        self, source: Image, target: Qcow2, copy_range: bool = False, memory: Memory = PLAIN
+        self,
+        source: Image,
+        target: Qcow2Image,
+        copy_range: bool = False,
+        memory: StateContainers = PLAIN,
     ) -> None:
         super().__init__(source, target, copy_range, memory)
         self.tracked: TrackedRequests = memory.requests("hidden tracked", TrackedRequests)
@@ -58,7 +62,7 @@ class SerialisingJob(BackupJob):
             tracked.end(req)
 
 
-class BlockCopyTask(Request):
+class BlockCopyTask(RangeRequest):
     """A range of clusters [start, end) that is being copied."""
 
     __slots__ = ()
@@ -78,9 +82,9 @@ class CopyBeforeWriteJob(SerialisingJob):
     def __init__(
         self,
         source: Image,
-        target: Qcow2,
+        target: Qcow2Image,
         copy_range: bool = False,
-        memory: Memory = PLAIN,
+        memory: StateContainers = PLAIN,
         break_snapshot: bool = False,
     ) -> None:
         super().__init__(source, target, copy_range, memory)
@@ -149,8 +153,8 @@ class CopyBeforeWriteJob(SerialisingJob):
             start = stop
         return owners
 
-    def _freeze(self, first: int, end: int) -> Request:
-        req = Request(first, end, "frozen read")
+    def _freeze(self, first: int, end: int) -> RangeRequest:
+        req = RangeRequest(first, end, "frozen read")
         self.frozen_read_reqs.insert(0, req)
         return req
 

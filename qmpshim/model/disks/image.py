@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import TypeAlias
 
-from qmpshim.model.runtime.containers import PLAIN, Memory
+from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.runtime.coroutines import Co, CoQueue, Io
 
 SECTOR = 512
@@ -101,7 +101,7 @@ class Image:
 
     format = ""
 
-    def __init__(self, name: str, size: int, cluster: int, memory: Memory) -> None:
+    def __init__(self, name: str, size: int, cluster: int, memory: StateContainers) -> None:
         self.name = name
         self.size = size
         self.cluster = self.info_cluster = cluster
@@ -152,7 +152,7 @@ class Fill:
         raise NotImplementedError
 
 
-class Raw(Image):
+class RawImage(Image):
     """A raw image: every sector is its own; holes are the host file system's affair.
 
     Restates block/file-posix.c: ``pwrite_zeroes`` and (with ``discard=unmap``) ``pdiscard`` leave
@@ -161,7 +161,7 @@ class Raw(Image):
 
     format = "raw"
 
-    def __init__(self, name: str, size: int, memory: Memory = PLAIN) -> None:
+    def __init__(self, name: str, size: int, memory: StateContainers = PLAIN) -> None:
         super().__init__(name, size, 1, memory)
 
     def runs(self, start: int, count: int) -> Iterator[tuple[int, int, Alloc]]:
@@ -182,7 +182,7 @@ class Raw(Image):
         yield Io("discard", self.name, start, count, lambda: self.contents.write(start, zeroes))
 
 
-class Qcow2(Image):
+class Qcow2Image(Image):
     """A qcow2 (version 3) image, with or without something behind it.
 
     Restates block/qcow2.c and block/qcow2-cluster.c of QEMU 7.2: which clusters a write, a write
@@ -194,7 +194,7 @@ class Qcow2(Image):
     format = "qcow2"
 
     def __init__(
-        self, name: str, size: int, cluster: int, backed: bool, memory: Memory = PLAIN
+        self, name: str, size: int, cluster: int, backed: bool, memory: StateContainers = PLAIN
     ) -> None:
         super().__init__(name, size, cluster, memory)
         self.backed = backed

@@ -11,7 +11,7 @@ from typing import Any, SupportsIndex
 from qmpshim.model.runtime.coroutines import Co, CoQueue
 
 
-class Request:
+class RangeRequest:
     """A range [start, end) that somebody works on; who overlaps with it waits in its queue."""
 
     __slots__ = ("end", "start", "wait_queue")

@@ -7,11 +7,11 @@ Positions are sectors.
 
 from __future__ import annotations
 
-from qmpshim.model.disks.request_list import Request, RequestList
+from qmpshim.model.disks.request_list import RangeRequest, RequestList
 from qmpshim.model.runtime.coroutines import Co
 
 
-class TrackedRequest(Request):
+class TrackedRequest(RangeRequest):
     """One request to a node from its first moment to its last.
 
     :ivar serialising: whoever overlaps with it waits, and it waits for whoever it overlaps with

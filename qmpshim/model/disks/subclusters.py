@@ -7,21 +7,21 @@ by subclusters; a discard, and what it frees, is of whole clusters.
 
 from __future__ import annotations
 
-from qmpshim.model.disks.image import SECTOR, Alloc, Qcow2, owned
-from qmpshim.model.runtime.containers import PLAIN, Memory
+from qmpshim.model.disks.image import SECTOR, Alloc, Qcow2Image, owned
+from qmpshim.model.runtime.containers import PLAIN, StateContainers
 
 SUBCLUSTERS = 32  # in a cluster
 
 
-class ExtendedQcow2(Qcow2):
-    """As :class:`Qcow2`; what is a cluster there is a subcluster here.
+class ExtendedQcow2(Qcow2Image):
+    """As :class:`Qcow2Image`; what is a cluster there is a subcluster here.
 
     :param cluster: size of a whole cluster in sectors
     :ivar hosts: numbers of the whole clusters that have a host cluster
     """
 
     def __init__(
-        self, name: str, size: int, cluster: int, backed: bool, memory: Memory = PLAIN
+        self, name: str, size: int, cluster: int, backed: bool, memory: StateContainers = PLAIN
     ) -> None:
         super().__init__(name, size, cluster // SUBCLUSTERS, backed, memory)
         self.info_cluster = cluster

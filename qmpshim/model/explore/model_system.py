@@ -6,23 +6,23 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from qmpshim.model.chain.drain import Drain
-from qmpshim.model.chain.protocols import Discipline
+from qmpshim.model.chain.protocols import SerializationProtocol
 from qmpshim.model.chain.secondary import Chain, Stage
-from qmpshim.model.check.linearizability import Linearisations
-from qmpshim.model.check.online import Watch
+from qmpshim.model.check.linearizability import Linearizations
+from qmpshim.model.check.online import StepChecker
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT, BackupJob
 from qmpshim.model.explore.system import Choice, Footprint, Violation
-from qmpshim.model.runtime.coroutines import Co, Io, OperationError, run_straight
-from qmpshim.model.runtime.instrumented import Cells
+from qmpshim.model.runtime.coroutines import Co, Io, OperationError, run_sequentially
+from qmpshim.model.runtime.instrumented import InstrumentedMemory
 from qmpshim.model.runtime.scheduler import Scheduler
 from qmpshim.model.scenario import COMMANDS, Op, Scenario
 
 
-class CellChain(Chain):
+class InstrumentedChain(Chain):
     """A chain whose own state (stage, job) is kept in cells, too."""
 
-    memory: Cells
+    memory: InstrumentedMemory
 
     def _get(self, name: str) -> Any:
         self.memory.read(self.memory.number(name, 0))
@@ -60,23 +60,25 @@ class ModelSystem:
     def __init__(
         self,
         scenario: Scenario,
-        discipline: Callable[[], Discipline],
-        reference: Callable[[], Discipline] | None = None,
+        discipline: Callable[[], SerializationProtocol],
+        reference: Callable[[], SerializationProtocol] | None = None,
         drained: bool | None = None,
         late_wakes: bool = False,
         drain: type[Drain] = Drain,
-        chain: type[CellChain] = CellChain,
+        chain: type[InstrumentedChain] = InstrumentedChain,
     ) -> None:
         self.scenario = scenario
         self._drain = drain
         self._chain = chain
         self.discipline = discipline
         self.drained = scenario.contract if drained is None else drained
-        self.cells = Cells(edges_of(scenario), min(scenario.cluster, 128), len(scenario.ops))
-        self.allowed: Linearisations | None = None
+        self.cells = InstrumentedMemory(
+            edges_of(scenario), min(scenario.cluster, 128), len(scenario.ops)
+        )
+        self.allowed: Linearizations | None = None
         heeds: Sequence[Sequence[int]] = [range(len(scenario.ops))] * len(scenario.ops)
         if reference is not None:
-            self.allowed = Linearisations(scenario, lambda changed: ModelSystem(changed, reference))
+            self.allowed = Linearizations(scenario, lambda changed: ModelSystem(changed, reference))
             heeds = self.allowed.rivals
         self.scheduler = Scheduler(
             [self._starter(index, op) for index, op in enumerate(scenario.ops)],
@@ -140,9 +142,9 @@ class ModelSystem:
             cells,
         )
         self.drain = self._drain(cells)
-        self.watch = Watch(scenario, self.chain, cells)
+        self.watch = StepChecker(scenario, self.chain, cells)
         for number, op in enumerate(scenario.setup, 1):
-            run_straight(self._coroutine(op, number))
+            run_sequentially(self._coroutine(op, number))
             if op.do in COMMANDS:
                 self.watch.new_base()
         self.precedence: list[frozenset[int]] = [frozenset()] * len(scenario.ops)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qmpshim.model.chain.drain import Drain
-from qmpshim.model.disks.image import Alloc, Fill, Owners, Qcow2
-from qmpshim.model.explore.model_system import CellChain
+from qmpshim.model.disks.image import Alloc, Fill, Owners, Qcow2Image
+from qmpshim.model.explore.model_system import InstrumentedChain
 from qmpshim.model.mutants.register import COW, add
 from qmpshim.model.runtime.coroutines import Co, Io
 
@@ -42,7 +42,7 @@ class _DoesNotResume(Drain):
         return result
 
 
-class _LooseQcow2(Qcow2):
+class _LooseQcow2(Qcow2Image):
     def write(self, start: int, owners: Owners, fill: Fill | None = None) -> Co[None]:
         end = start + len(owners)
         low, high = self._edges(start, len(owners))
@@ -55,15 +55,15 @@ class _LooseQcow2(Qcow2):
         yield Io("write", self.name, start, len(owners), lambda: self._do_write(start, owners))
 
 
-class _LooseChain(CellChain):
+class _LooseChain(InstrumentedChain):
     def rebuild(self) -> None:
         super().rebuild()
         self.active = _LooseQcow2("active", self.size, self.cluster, True, self.memory)
 
 
-class _KeepsActive(CellChain):
+class _KeepsActive(InstrumentedChain):
     def _empty(self) -> Co[None]:
-        active, self.active = self.active, Qcow2("spare", self.size, self.cluster, True)
+        active, self.active = self.active, Qcow2Image("spare", self.size, self.cluster, True)
         try:
             yield from super()._empty()
         finally:

@@ -6,14 +6,14 @@ from collections.abc import Generator
 from contextlib import suppress
 from typing import Any
 
-from qmpshim.model.chain.protocols import CowRequestDiscipline
+from qmpshim.model.chain.protocols import CowRequestProtocol
 from qmpshim.model.disks.backup_job import BackupJob, copy_cluster
-from qmpshim.model.disks.request_list import Request
+from qmpshim.model.disks.request_list import RangeRequest
 from qmpshim.model.mutants.register import COW, add
 from qmpshim.model.runtime.coroutines import Co, ModelIOError, Spawn
 
 
-class _Copier(CowRequestDiscipline):
+class _Copier(CowRequestProtocol):
     """backup_do_cow() in pieces, for the subclasses to break one."""
 
     def before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:
@@ -28,18 +28,18 @@ class _Copier(CowRequestDiscipline):
     def _wait(self, job: BackupJob, first: int, end: int) -> Co[None]:
         yield from job.inflight_reqs.wait_all(first, end)
 
-    def _begin(self, job: BackupJob, first: int, end: int) -> Request:
-        req = Request(first, end, "CowRequest")
+    def _begin(self, job: BackupJob, first: int, end: int) -> RangeRequest:
+        req = RangeRequest(first, end, "CowRequest")
         job.inflight_reqs.insert(0, req)
         return req
 
-    def _copy(self, job: BackupJob, req: Request, first: int, end: int) -> Co[None]:
+    def _copy(self, job: BackupJob, req: RangeRequest, first: int, end: int) -> Co[None]:
         for cluster in range(first, end):
             if cluster not in job.done_bitmap:
                 yield from copy_cluster(job, cluster)
                 job.done_bitmap.add(cluster)
 
-    def _end(self, job: BackupJob, req: Request) -> None:
+    def _end(self, job: BackupJob, req: RangeRequest) -> None:
         if req in job.inflight_reqs:
             job.inflight_reqs.end(req)
 
@@ -51,12 +51,12 @@ class _WriterWaitsForNobody(_Copier):
 
 
 class _WriterSkipsBegin(_Copier):
-    def _begin(self, job: BackupJob, first: int, end: int) -> Request:
-        return Request(first, end)
+    def _begin(self, job: BackupJob, first: int, end: int) -> RangeRequest:
+        return RangeRequest(first, end)
 
 
 class _EndBeforeWrite(_Copier):
-    def _copy(self, job: BackupJob, req: Request, first: int, end: int) -> Co[None]:
+    def _copy(self, job: BackupJob, req: RangeRequest, first: int, end: int) -> Co[None]:
         for cluster in range(first, end):
             if cluster not in job.done_bitmap:
                 copying = copy_cluster(job, cluster)
@@ -77,7 +77,7 @@ def _go_on(co: Generator[Any, Any, None], value: Any) -> Co[None]:
 
 
 class _DoneBeforeCopy(_Copier):
-    def _copy(self, job: BackupJob, req: Request, first: int, end: int) -> Co[None]:
+    def _copy(self, job: BackupJob, req: RangeRequest, first: int, end: int) -> Co[None]:
         for cluster in range(first, end):
             if cluster not in job.done_bitmap:
                 job.done_bitmap.add(cluster)
@@ -85,14 +85,14 @@ class _DoneBeforeCopy(_Copier):
 
 
 class _DoneOnlyFirst(_Copier):
-    def _copy(self, job: BackupJob, req: Request, first: int, end: int) -> Co[None]:
+    def _copy(self, job: BackupJob, req: RangeRequest, first: int, end: int) -> Co[None]:
         yield from super()._copy(job, req, first, first + 1)
         for cluster in range(first + 1, end):
             job.done_bitmap.add(cluster)
 
 
 class _NeverDone(_Copier):
-    def _copy(self, job: BackupJob, req: Request, first: int, end: int) -> Co[None]:
+    def _copy(self, job: BackupJob, req: RangeRequest, first: int, end: int) -> Co[None]:
         for cluster in range(first, end):
             yield from copy_cluster(job, cluster)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from qmpshim.model.disks.block_copy import BlockCopyTask, CopyBeforeWriteJob
-from qmpshim.model.disks.request_list import Request
+from qmpshim.model.disks.request_list import RangeRequest
 from qmpshim.model.mutants.register import CBW, add, with_job
 from qmpshim.model.runtime.coroutines import Co, ModelAssertion, ModelIOError
 
@@ -74,8 +74,8 @@ class _NothingDone(CopyBeforeWriteJob):
 
 
 class _FreezesNothing(CopyBeforeWriteJob):
-    def _freeze(self, first: int, end: int) -> Request:
-        req = Request(0, 0, "frozen read")
+    def _freeze(self, first: int, end: int) -> RangeRequest:
+        req = RangeRequest(0, 0, "frozen read")
         self.frozen_read_reqs.insert(0, req)
         return req
 
@@ -86,7 +86,7 @@ class _AccessIgnored(CopyBeforeWriteJob):
 
 
 class _AssertsNoOverlap(CopyBeforeWriteJob):
-    def _freeze(self, first: int, end: int) -> Request:
+    def _freeze(self, first: int, end: int) -> RangeRequest:
         if self.frozen_read_reqs.find(first, end) is not None:
             raise ModelAssertion("reqlist_init_req: !reqlist_find_conflict(reqs, offset, bytes)")
         return super()._freeze(first, end)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qmpshim.model.chain.protocols import CowRequestDiscipline, Discipline
+from qmpshim.model.chain.protocols import CowRequestProtocol, SerializationProtocol
 from qmpshim.model.disks.backup_job import (
     BackupJob,
     CowRequest,
@@ -16,7 +16,7 @@ from qmpshim.model.mutants.register import COW, add
 from qmpshim.model.runtime.coroutines import Co
 
 
-class _Reader(CowRequestDiscipline):
+class _Reader(CowRequestProtocol):
     """The seed's xxx_co_readv() with its four calls in the wrong order, or fewer of them.
 
     :param calls: ``w`` wait, ``b`` begin, ``r`` read, ``e`` end
@@ -61,14 +61,14 @@ for _name, _about, _calls, _unit, *_scenarios in (
     add(_name, _about, COW, lambda c=_calls, u=_unit: _Reader(c, u), *_scenarios)  # type: ignore[misc]
 
 
-class _Fill28(CowRequestDiscipline):
+class _Fill28(CowRequestProtocol):
     def fill_read(
         self, job: BackupJob | None, start: int, count: int, read: Co[Owners]
     ) -> Co[Owners]:
         return read
 
 
-class _Fleecing28(CowRequestDiscipline):
+class _Fleecing28(CowRequestProtocol):
     def snapshot_read(self, job: BackupJob, start: int, count: int, below: Below) -> Co[Owners]:
         return below.target(start, count)
 
@@ -77,4 +77,4 @@ add("cow-request-2.8-fill", "replication_co_writev does not protect what qcow2 f
      COW, _Fill28, "write-fill", historic="2.8 to 2.12")  # fmt: skip
 add("cow-request-2.8-fleecing", "an export of the hidden disk knows nothing of the interface",
      COW, _Fleecing28, "snapshot", historic="2.8 to 2.12")  # fmt: skip
-add("none", "nobody waits for anybody", COW, Discipline, "write-read")
+add("none", "nobody waits for anybody", COW, SerializationProtocol, "write-read")

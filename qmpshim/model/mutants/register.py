@@ -8,20 +8,20 @@ from typing import Any
 
 from qmpshim.model.chain.drain import Drain
 from qmpshim.model.chain.protocols import (
-    CopyBeforeWriteDiscipline,
-    CowRequestDiscipline,
-    Discipline,
-    SerialisingWriteDiscipline,
+    CopyBeforeWriteProtocol,
+    CowRequestProtocol,
+    SerialisingWriteProtocol,
+    SerializationProtocol,
 )
 from qmpshim.model.disks.backup_job import BackupJob
-from qmpshim.model.disks.image import Image, Qcow2
-from qmpshim.model.explore.model_system import CellChain, ModelSystem
-from qmpshim.model.runtime.containers import PLAIN, Memory
+from qmpshim.model.disks.image import Image, Qcow2Image
+from qmpshim.model.explore.model_system import InstrumentedChain, ModelSystem
+from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.scenario import Scenario
 
 
 @dataclass(frozen=True, slots=True)
-class Sabotage:
+class Mutant:
     """A broken model.
 
     :ivar honest: the discipline it was before
@@ -31,13 +31,13 @@ class Sabotage:
 
     name: str
     about: str
-    honest: type[Discipline]
-    discipline: Callable[[], Discipline]
+    honest: type[SerializationProtocol]
+    discipline: Callable[[], SerializationProtocol]
     scenarios: tuple[str, ...]
     historic: str = ""
     drained: bool | None = None
     drain: type[Drain] = Drain
-    chain: type[CellChain] = CellChain
+    chain: type[InstrumentedChain] = InstrumentedChain
 
     def system(self, scenario: Scenario) -> ModelSystem:
         """The broken model running a scenario, judged by the honest one."""
@@ -51,24 +51,36 @@ class Sabotage:
         )
 
 
-SABOTAGES: dict[str, Sabotage] = {}
+SABOTAGES: dict[str, Mutant] = {}
 
 
-def add(name: str, about: str, honest: type[Discipline], discipline: Callable[[], Discipline],
-         *scenarios: str, **more: Any) -> None:  # fmt: skip
-    SABOTAGES[name] = Sabotage(name, about, honest, discipline, scenarios, **more)
+def add(
+    name: str,
+    about: str,
+    honest: type[SerializationProtocol],
+    discipline: Callable[[], SerializationProtocol],
+    *scenarios: str,
+    **more: Any,
+) -> None:
+    SABOTAGES[name] = Mutant(name, about, honest, discipline, scenarios, **more)
 
 
-def with_job(base: type[Discipline], job: Callable[..., BackupJob]) -> Callable[[], Discipline]:
+def with_job(
+    base: type[SerializationProtocol], job: Callable[..., BackupJob]
+) -> Callable[[], SerializationProtocol]:
     class Sabotaged(base):  # type: ignore[misc, valid-type]
         def new_job(
-            self, source: Image, target: Qcow2, copy_range: bool, memory: Memory = PLAIN
+            self,
+            source: Image,
+            target: Qcow2Image,
+            copy_range: bool,
+            memory: StateContainers = PLAIN,
         ) -> BackupJob:
             return job(source, target, copy_range, memory)
 
     return Sabotaged
 
 
-COW = CowRequestDiscipline
-SERIAL = SerialisingWriteDiscipline
-CBW = CopyBeforeWriteDiscipline
+COW = CowRequestProtocol
+SERIAL = SerialisingWriteProtocol
+CBW = CopyBeforeWriteProtocol

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from qmpshim.model.chain.protocols import CowRequestDiscipline, Discipline
+from qmpshim.model.chain.protocols import CowRequestProtocol, SerializationProtocol
 from qmpshim.model.disks.backup_job import BackupJob
 from qmpshim.model.disks.image import Alloc, Owners
 from qmpshim.model.disks.request_list import RequestList
@@ -69,13 +69,13 @@ class _OnlyNewest(RequestList):
         return None
 
 
-def _with_list(kind: type[RequestList]) -> Callable[[], Discipline]:
+def _with_list(kind: type[RequestList]) -> Callable[[], SerializationProtocol]:
     class Job(BackupJob):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             self.inflight_reqs = self.memory.requests("requests", kind)
 
-    return with_job(CowRequestDiscipline, Job)
+    return with_job(CowRequestProtocol, Job)
 
 
 for _name, _about, _kind, *_scenarios in (

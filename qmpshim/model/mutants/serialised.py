@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from qmpshim.model.chain.protocols import Discipline, SerialisingWriteDiscipline
+from qmpshim.model.chain.protocols import SerialisingWriteProtocol, SerializationProtocol
 from qmpshim.model.disks.block_copy import SerialisingJob
 from qmpshim.model.disks.image import Alloc, Owners
 from qmpshim.model.disks.serialising import TrackedRequest, TrackedRequests
@@ -23,13 +23,13 @@ class _ReadsUntracked(SerialisingJob):
         return read
 
 
-def _with_tracked(kind: type[TrackedRequests]) -> Callable[[], Discipline]:
+def _with_tracked(kind: type[TrackedRequests]) -> Callable[[], SerializationProtocol]:
     class Job(SerialisingJob):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             self.tracked = self.memory.requests("hidden tracked", kind)
 
-    return with_job(SerialisingWriteDiscipline, Job)
+    return with_job(SerialisingWriteProtocol, Job)
 
 
 class _NobodyWaits(TrackedRequests):

@@ -1,7 +1,7 @@
 """Where the model keeps what its coroutines share: plain containers here, watched ones elsewhere.
 
 The straight run uses :data:`PLAIN`, so sharing costs nothing.  The explored run passes its own
-:class:`Memory`, whose containers note who looked at what
+:class:`StateContainers`, whose containers note who looked at what
     (:mod:`qmpshim.model.runtime.instrumented`).
 """
 
@@ -15,7 +15,7 @@ from qmpshim.model.runtime.coroutines import Co
 C = TypeVar("C")
 
 
-class Memory:
+class StateContainers:
     """Makes containers.  Each gets a name, unique within one chain of disks."""
 
     def contents(self, name: str, fresh: C) -> C:
@@ -39,4 +39,4 @@ class Memory:
         return co
 
 
-PLAIN = Memory()
+PLAIN = StateContainers()

@@ -159,7 +159,7 @@ class Deadlock(Exception):
     """A coroutine sleeps and nobody is left to wake it."""
 
 
-def run_straight(co: Co[T], fate: Callable[[Io], int] | None = None) -> T:
+def run_sequentially(co: Co[T], fate: Callable[[Io], int] | None = None) -> T:
     """Drive one coroutine to its end, doing each I/O at once (DESIGN: run 1).
 
     :param fate: the errno with which an I/O is to fail, 0: it is done; ``None``: all are done
@@ -179,7 +179,7 @@ def run_straight(co: Co[T], fate: Callable[[Io], int] | None = None) -> T:
                     continue
                 event = co.send(result)
             elif isinstance(event, Spawn):
-                run_straight(event.co, fate)
+                run_sequentially(event.co, fate)
                 event = next(co)
             else:
                 raise Deadlock(repr(event))

@@ -15,13 +15,13 @@ from typing import Any, SupportsIndex, TypeVar
 from qmpshim.model.disks.image import Contents, Owners
 from qmpshim.model.disks.request_list import RequestList
 from qmpshim.model.disks.serialising import TrackedRequests
-from qmpshim.model.runtime.containers import Memory
+from qmpshim.model.runtime.containers import StateContainers
 from qmpshim.model.runtime.coroutines import OWN, Co, CoQueue
 
 C = TypeVar("C")
 
 
-class Cells(Memory):
+class InstrumentedMemory(StateContainers):
     """Cells, their values, and what the present step does to them.
 
     Cell numbers stay the same from one execution to the next.
@@ -74,13 +74,13 @@ class Cells(Memory):
 
     def contents(self, name: str, fresh: C) -> C:
         assert isinstance(fresh, Contents)
-        return CellContents(self, name)  # type: ignore[return-value]
+        return InstrumentedContents(self, name)  # type: ignore[return-value]
 
     def table(self, name: str) -> dict[int, Any]:
-        return CellTable(self, name)
+        return InstrumentedTable(self, name)
 
     def bits(self, name: str) -> set[int]:
-        return CellBits(self, name)
+        return InstrumentedBits(self, name)
 
     def requests(self, name: str, kind: type[RequestList] = RequestList) -> Any:
         return _cell_kind(kind)().bind(self, name)
@@ -101,12 +101,12 @@ def _cell_kind(kind: type[RequestList]) -> Any:
     return type(f"Cell{kind.__name__}", (_CellRequests, kind), {})
 
 
-class CellContents(Contents):
+class InstrumentedContents(Contents):
     """The owners of an image's sectors; a cell is a stretch between two edges."""
 
     __slots__ = ("_cells", "_numbers")
 
-    def __init__(self, cells: Cells, name: str) -> None:
+    def __init__(self, cells: InstrumentedMemory, name: str) -> None:
         super().__init__()
         self._cells = cells
         self._numbers = [cells.number(name, i) for i in range(len(cells.edges) - 1)]
@@ -131,12 +131,12 @@ class CellContents(Contents):
         super().clear()
 
 
-class CellTable(dict[int, Any]):
+class InstrumentedTable(dict[int, Any]):
     """A table by cluster; a cell is an entry."""
 
     __slots__ = ("_cells", "_name")
 
-    def __init__(self, cells: Cells, name: str) -> None:
+    def __init__(self, cells: InstrumentedMemory, name: str) -> None:
         super().__init__()
         self._cells = cells
         self._name = name
@@ -184,12 +184,12 @@ class CellTable(dict[int, Any]):
         dict.clear(self)
 
 
-class CellBits(set[int]):
+class InstrumentedBits(set[int]):
     """A bitmap; a cell is a bit."""
 
     __slots__ = ("_all", "_cells", "_numbers")
 
-    def __init__(self, cells: Cells, name: str) -> None:
+    def __init__(self, cells: InstrumentedMemory, name: str) -> None:
         super().__init__()
         self._cells = cells
         self._numbers = [cells.number(name, key) for key in cells.keys]
@@ -228,7 +228,7 @@ class CellBits(set[int]):
 class _CellRequests(RequestList):
     """Mixed into a kind of request list; a cell is a cluster, or a stretch between two edges."""
 
-    def bind(self, cells: Cells, name: str) -> _CellRequests:
+    def bind(self, cells: InstrumentedMemory, name: str) -> _CellRequests:
         """Keep the list's cells in *cells*."""
         self._cells = cells
         self._name = name

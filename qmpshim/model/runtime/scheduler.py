@@ -22,7 +22,7 @@ from qmpshim.model.runtime.coroutines import (
     OperationError,
     Spawn,
 )
-from qmpshim.model.runtime.instrumented import Cells
+from qmpshim.model.runtime.instrumented import InstrumentedMemory
 
 
 class Task:
@@ -56,7 +56,7 @@ class Task:
         return (kind, self.op, f"{self.name}.{nth}" if self.name else nth)
 
 
-class Listener(Protocol):
+class StepObserver(Protocol):
     """Who hears what happens in a step."""
 
     def before_io(self, op: int, io: Io) -> None:
@@ -82,8 +82,8 @@ class Scheduler:
         ops: Sequence[Callable[[], Co[Any]]],
         after: Sequence[int | None],
         heeds: Sequence[Sequence[int]],
-        cells: Cells,
-        listener: Listener,
+        cells: InstrumentedMemory,
+        listener: StepObserver,
         late_wakes: bool = False,
     ) -> None:
         self.ops = ops

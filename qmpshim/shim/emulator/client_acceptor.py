@@ -29,7 +29,7 @@ def inherited_fds() -> tuple[int, ...]:
 _LAST_WORDS = 1.0  # seconds that standard output may take for them
 
 
-class Door:
+class ClientAcceptor:
     """Lets clients in before there is a shim: they wait inside."""
 
     def __init__(self, stack: AsyncExitStack) -> None:

@@ -15,7 +15,7 @@ from qmpshim.errors import InputError
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.workspace import Workspace
-from qmpshim.shim.emulator.client_acceptor import Door
+from qmpshim.shim.emulator.client_acceptor import ClientAcceptor
 from qmpshim.shim.emulator.emulator import Emulator
 from qmpshim.shim.emulator.monitors import extract
 from qmpshim.shim.endpoint.listener import Address, raise_fd_limit, tls_context
@@ -23,7 +23,7 @@ from qmpshim.shim.endpoint.server import Shim
 
 if TYPE_CHECKING:  # what a QEMU has to wait for, or only a few need, is imported where it is used
     from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
-    from qmpshim.shim.tracking.chains import Watch
+    from qmpshim.shim.tracking.chains import TrackedChains
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Served:
     """
 
     shim: Shim
-    watch: Watch
+    watch: TrackedChains
     addresses: list[Address] = field(default_factory=list)
     emulator: Emulator | None = None
     chain: SecondaryChain | None = None
@@ -103,7 +103,7 @@ async def endpoint(options: Options) -> AsyncIterator[Served]:
     arguments, monitors = extract(options.arguments or ())
     async with AsyncExitStack() as stack:
         workspace = stack.enter_context(Workspace())
-        door = Door(stack)
+        door = ClientAcceptor(stack)
         listen = list(options.listen)
         if not listen and not monitors:
             listen = [Address(path=workspace.path / "qmp.sock")]
@@ -128,12 +128,12 @@ async def endpoint(options: Options) -> AsyncIterator[Served]:
 
 def _watched(shim: Shim, workspace: Workspace, build: Build | None) -> Served:
     from qmpshim.model.chain.behaviour import behaviour_of
-    from qmpshim.shim.tracking.chains import Watch
+    from qmpshim.shim.tracking.chains import TrackedChains
     from qmpshim.shim.tracking.commands import Commands
 
     version = shim.upstream.greeting["QMP"]["version"]["qemu"]
     number = (version["major"], version["minor"], version["micro"])
-    watch = Watch(shim, workspace.subdirectory("watch"), behaviour_of(number))
+    watch = TrackedChains(shim, workspace.subdirectory("watch"), behaviour_of(number))
     Commands(shim, watch, build)
     return Served(shim, watch, build=build)
 
@@ -143,7 +143,7 @@ async def _started(
     arguments: list[str],
     workspace: Workspace,
     stack: AsyncExitStack,
-    door: Door,
+    door: ClientAcceptor,
 ) -> Served:
     build = options.build or builds.resolve(None)
     inherit = options.arguments is not None
@@ -192,7 +192,7 @@ async def _chained(
     from qmpshim.machine.chain.secondary import SECTOR, SecondaryChain
     from qmpshim.machine.nbd.gate.gate import Gate
     from qmpshim.shim.gated.commands import held_io
-    from qmpshim.shim.gated.io_controller import Hand
+    from qmpshim.shim.gated.io_controller import IoController
     from qmpshim.shim.gated.schedule import Schedule
     from qmpshim.shim.tracking.write_logs import LoggedSecondary
 
@@ -218,7 +218,7 @@ async def _chained(
     served.chain = chain
     if gated:
         schedule = Schedule(Form(spec.workflow.value), sectors, spec.cluster // SECTOR)
-        hand = watch.hand = Hand(
+        hand = watch.hand = IoController(
             *(gate, emulator.pid, schedule),
             lambda held: watch.shim.emit("X_SHIM_HELD", held_io(held)),
         )

@@ -15,7 +15,7 @@ from qmpshim.shim.json.text import indented
 _BURST = 64  # requests of one client answered before the others get a turn
 
 
-class Desk(Protocol):
+class Dispatcher(Protocol):
     """What a client turns to: see :class:`~qmpshim.shim.endpoint.server.Shim`."""
 
     upstream: Upstream
@@ -45,7 +45,7 @@ class Client:
     :param pretty: print JSON as a monitor with ``pretty=on`` does
     """
 
-    def __init__(self, desk: Desk, sock: socket.socket, pretty: bool = False) -> None:
+    def __init__(self, desk: Dispatcher, sock: socket.socket, pretty: bool = False) -> None:
         self.desk = desk
         self.session = Session(desk.upstream.dialect, desk.upstream.coarse)
         self.link = Link(sock, self, desk.batch, desk.backlog_limit)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from qmpshim.errors import InputError, NothingToTell
 from qmpshim.shim.endpoint.server import Handler
 from qmpshim.shim.json.text import Value
-from qmpshim.shim.tracking.chains import Watch
+from qmpshim.shim.tracking.chains import TrackedChains
 
 if TYPE_CHECKING:
-    from qmpshim.shim.gated.io_controller import Hand, Held, Rule
+    from qmpshim.shim.gated.io_controller import Held, IoController, Rule
 
 
-class HandCommands:
+class GatedCommands:
     """The commands, by name in :attr:`handlers`."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: TrackedChains) -> None:
         self._watch = watch
         self.handlers: dict[str, Handler] = {
             "x-shim-hold": self._hold,
@@ -27,7 +27,7 @@ class HandCommands:
             "x-shim-schedule": self._schedule,
         }
 
-    def _hand(self) -> Hand:
+    def _hand(self) -> IoController:
         if self._watch.hand is None:
             raise NothingToTell("no chain is gated: start the shim with --gated --workflow NAME")
         return self._watch.hand
@@ -72,7 +72,7 @@ class HandCommands:
         return {"steps": list(self._hand().schedule.lines())}
 
     @staticmethod
-    def _told(hand: Hand) -> dict[str, object]:
+    def _told(hand: IoController) -> dict[str, object]:
         return {
             "rules": [_rule(rule) for rule in hand.rules],
             "held": [held_io(held) for held in hand.held],

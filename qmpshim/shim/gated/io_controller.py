@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from qmpshim.conformance.explore.harness.io_naming import VERBS, Named
+from qmpshim.conformance.explore.harness.io_naming import VERBS, NamedIo
 from qmpshim.errors import InputError
-from qmpshim.machine.chain.quiescence import Stillness
+from qmpshim.machine.chain.quiescence import Quiescence
 from qmpshim.machine.nbd.gate.gate import Gate, HeldIO
 from qmpshim.shim.gated.schedule import Schedule, say
 
@@ -57,7 +57,7 @@ class Held:
 
     number: int
     io: HeldIO
-    named: Named | None
+    named: NamedIo | None
 
     def __str__(self) -> str:
         io = self.io
@@ -66,7 +66,7 @@ class Held:
         return say(self.named)
 
 
-class Hand:
+class IoController:
     """Leads a gate by rules and by hand.
 
     :param pid: QEMU's
@@ -83,7 +83,7 @@ class Hand:
         self.schedule = schedule
         self.rules: list[Rule] = []
         self._tell = tell
-        self._stillness = Stillness(pid)
+        self._stillness = Quiescence(pid)
         self._number = 0
         self._new: deque[tuple[HeldIO, bool]] = deque()  # came, and whether it is about data
         self._held: dict[int, Held] = {}

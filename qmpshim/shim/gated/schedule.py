@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qmpshim.conformance.explore.harness.io_naming import Named, Names
+from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo
 from qmpshim.conformance.explore.scenarios import BASE, COMMANDS, DATA, FLUSHES, RealScenario, words
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.gated import Form
@@ -28,7 +28,7 @@ class _Line:
 
     what: str
     op: int
-    named: Named | None = None
+    named: NamedIo | None = None
     say: str = ""
     errno: int = 0
 
@@ -45,7 +45,7 @@ class Schedule:
         self._size = size
         self._cluster = cluster
         self._ops: list[Op] = []
-        self._names = Names(self._ops, ())
+        self._names = IoNames(self._ops, ())
         self._lines: list[_Line] = []
         self._running: list[int] = []
         self._mover = 0
@@ -91,22 +91,22 @@ class Schedule:
         """Whether an I/O is about data, and so a step; qcow2's metadata is none."""
         return self._names.is_data(io)
 
-    def comes(self, io: HeldIO) -> Named:
+    def comes(self, io: HeldIO) -> NamedIo:
         """An I/O about data has come; gives its name."""
         named = self._names.name(io, self._mover, self._running)
         self._lines.append(_Line("come", named.op, named))
         return named
 
-    def held(self, named: Named) -> None:
+    def held(self, named: NamedIo) -> None:
         """It is held."""
         self._concurrent(named.op)
 
-    def goes(self, named: Named) -> None:
+    def goes(self, named: NamedIo) -> None:
         """It is let go."""
         self._mover = named.op
         self._lines.append(_Line("complete", named.op, named))
 
-    def fails(self, named: Named, errno: int) -> None:
+    def fails(self, named: NamedIo, errno: int) -> None:
         """It is ended with an error."""
         self._mover = named.op
         self._lines.append(_Line("fail", named.op, named, errno=errno))
@@ -185,7 +185,7 @@ class Schedule:
             yield ("fail", *name, line.errno) if line.what == "fail" else ("io", *name)
 
 
-def say(named: Named | None, setup: int = 0) -> str:
+def say(named: NamedIo | None, setup: int = 0) -> str:
     """``hidden write 0+128 (of 0)``, with *setup* operations before the first."""
     assert named is not None
     _, op, what, nth = named.choice

@@ -44,7 +44,7 @@ class Malformed:
     desc: str
 
 
-class Kind(Enum):
+class TokenKind(Enum):
     """The kinds of tokens."""
 
     PUNCTUATION = auto()
@@ -107,12 +107,12 @@ class _Grammar:
         self._containers: list[dict[str, Value] | list[Value]] = []
         self._keys: list[str | None] = []  # of the pairs under way, one for each dict
 
-    def token(self, kind: Kind, text: bytes) -> None:
+    def token(self, kind: TokenKind, text: bytes) -> None:
         """Take the next token."""
         expect = self._expect
-        if kind is not Kind.PUNCTUATION:
+        if kind is not TokenKind.PUNCTUATION:
             unfit = expect is _Expect.COLON or expect in _SEPARATORS
-            if unfit or (self._placed and expect in _KEYS and kind is not Kind.STRING):
+            if unfit or (self._placed and expect in _KEYS and kind is not TokenKind.STRING):
                 self._unexpected()
             else:
                 self._scalar(kind, text)
@@ -150,15 +150,15 @@ class _Grammar:
     def _unexpected(self) -> None:
         self._fail(self._complaints[self._expect])
 
-    def _scalar(self, kind: Kind, text: bytes) -> None:
-        if kind is Kind.STRING:
+    def _scalar(self, kind: TokenKind, text: bytes) -> None:
+        if kind is TokenKind.STRING:
             try:
                 self._complete(parse_string(text))
             except BadString as error:
                 self._fail(str(error))
-        elif kind is Kind.INTEGER:
+        elif kind is TokenKind.INTEGER:
             self._complete(parse_integer(text))
-        elif kind is Kind.FLOAT:
+        elif kind is TokenKind.FLOAT:
             self._complete(float(text))
         elif text in _KEYWORDS:
             self._complete(_KEYWORDS[text])
@@ -211,7 +211,7 @@ class Framer(Protocol):
         """Whether no value has begun."""
 
     def token(
-        self, kind: Kind, text: bytes, place: Callable[[int], Place], at: int
+        self, kind: TokenKind, text: bytes, place: Callable[[int], Place], at: int
     ) -> Parsed | Malformed | None:
         """Take a token, which is at ``place(at)``; gives a value or an error when one is due."""
 
@@ -234,9 +234,9 @@ class _Classic:
         return not self._count
 
     def token(
-        self, kind: Kind, text: bytes, place: Callable[[int], Place], at: int
+        self, kind: TokenKind, text: bytes, place: Callable[[int], Place], at: int
     ) -> Parsed | Malformed | None:
-        if kind is Kind.PUNCTUATION:
+        if kind is TokenKind.PUNCTUATION:
             self._braces += (text == b"{") - (text == b"}")
             self._brackets += (text == b"[") - (text == b"]")
         grammar = self._grammar
@@ -282,11 +282,11 @@ class _Placed:
         return not self._count
 
     def token(
-        self, kind: Kind, text: bytes, place: Callable[[int], Place], at: int
+        self, kind: TokenKind, text: bytes, place: Callable[[int], Place], at: int
     ) -> Parsed | Malformed | None:
         self._size += len(text)
         self._count += 1
-        if kind is Kind.PUNCTUATION:
+        if kind is TokenKind.PUNCTUATION:
             self._balance(text)
         result: Parsed | Malformed | None = None
         if not self._failed:
@@ -305,7 +305,7 @@ class _Placed:
             self._braces = self._brackets = 0
 
     def _judge(
-        self, kind: Kind, text: bytes, place: Callable[[int], Place], at: int
+        self, kind: TokenKind, text: bytes, place: Callable[[int], Place], at: int
     ) -> Malformed | None:
         if self._size >= MAX_TOKEN_SIZE:
             return Malformed("JSON token size limit exceeded")

@@ -15,7 +15,14 @@ from __future__ import annotations
 import json
 import re
 
-from qmpshim.shim.json.grammar import MAX_TOKEN_SIZE, Dialect, Kind, Malformed, Parsed, framer_of
+from qmpshim.shim.json.grammar import (
+    MAX_TOKEN_SIZE,
+    Dialect,
+    Malformed,
+    Parsed,
+    TokenKind,
+    framer_of,
+)
 from qmpshim.shim.json.text import Value, for_message
 
 _NOT_IN_STRING = rb"\x00-\x1f\xfe\xff"
@@ -33,7 +40,7 @@ _TOKEN = re.compile(
     % {b"no": _NOT_IN_STRING},
     re.VERBOSE | re.DOTALL,
 )
-_KINDS = (Kind.PUNCTUATION, *Kind)  # by group number
+_KINDS = (TokenKind.PUNCTUATION, *TokenKind)  # by group number
 _BLANK = re.compile(rb"[ \t\r\n]*")
 _RECOVERY = re.compile(rb"[^\x00-\x08\x0a-\x1f\xfe\xff\[\]{}:,]*")
 
@@ -78,7 +85,7 @@ class _State:
     def __init__(
         self,
         run: bytes = b"",
-        accept: Kind | None = None,
+        accept: TokenKind | None = None,
         forbidden: bytes = b"",
         closer: int = -1,
     ) -> None:
@@ -103,18 +110,18 @@ def _string_state(quote: bytes) -> _State:
 
 def _start() -> dict[int, _State]:
     digits, nonzero = b"0123456789", b"123456789"
-    exponent = _State(rb"[0-9]*", Kind.FLOAT)
+    exponent = _State(rb"[0-9]*", TokenKind.FLOAT)
     exponent_sign, exponent_e = _State(), _State()
     exponent_sign.on(digits, exponent)
     exponent_e.on(digits, exponent)
     exponent_e.on(b"-+", exponent_sign)
-    fraction = _State(rb"[0-9]*", Kind.FLOAT)
+    fraction = _State(rb"[0-9]*", TokenKind.FLOAT)
     fraction.on(b"eE", exponent_e)
     point = _State()
     point.on(digits, fraction)
-    zero = _State(accept=Kind.INTEGER, forbidden=digits)
+    zero = _State(accept=TokenKind.INTEGER, forbidden=digits)
     zero.on(b".", point)
-    integer = _State(rb"[0-9]*", Kind.INTEGER)
+    integer = _State(rb"[0-9]*", TokenKind.INTEGER)
     integer.on(b".", point)
     integer.on(b"eE", exponent_e)
     sign = _State()
@@ -126,7 +133,7 @@ def _start() -> dict[int, _State]:
     start.on(b"0", zero)
     start.on(nonzero, integer)
     start.on(b"-", sign)
-    start.on(bytes(range(ord("a"), ord("z") + 1)), _State(rb"[a-z]*", Kind.KEYWORD))
+    start.on(bytes(range(ord("a"), ord("z") + 1)), _State(rb"[a-z]*", TokenKind.KEYWORD))
     return start.moves
 
 
@@ -247,7 +254,7 @@ class JsonStream:
         self._token += run
         self._at += len(run)
         if len(self._token) > MAX_TOKEN_SIZE:
-            return self._complete(Kind.STRING)  # too long, whatever it is
+            return self._complete(TokenKind.STRING)  # too long, whatever it is
         if self._at == len(buffer):
             return None
         byte = buffer[self._at]
@@ -258,13 +265,13 @@ class JsonStream:
         self._at += 1
         self._token.append(byte)
         if byte == state.closer:
-            return self._complete(Kind.STRING)
+            return self._complete(TokenKind.STRING)
         if byte in state.moves:
             self._state = state.moves[byte]
             return None
         return self._stray()
 
-    def _complete(self, kind: Kind) -> Parsed | Malformed | None:
+    def _complete(self, kind: TokenKind) -> Parsed | Malformed | None:
         self._state = None
         token, self._token = bytes(self._token), bytearray()
         return self._framer.token(kind, token, lambda _: self._token_place, 0)

@@ -65,7 +65,7 @@ class Candidate:
 
 
 @dataclass(slots=True)
-class Live:
+class LiveNames:
     """Names that exist right now."""
 
     nodes: list[str] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Live:
     disks: list[str] = field(default_factory=list)  # exports over NBD
 
 
-class Schema:
+class CommandSchema:
     """What ``query-qmp-schema`` answered."""
 
     def __init__(self, entities: Iterable[Mapping[str, Any]]) -> None:
@@ -185,7 +185,7 @@ def _inside(here: Any, name: str | int) -> Any:
     return here.get(name, {}) if isinstance(here, Mapping) else {}
 
 
-def candidates(text: str, schema: Schema, live: Live) -> Iterator[Candidate]:
+def candidates(text: str, schema: CommandSchema, live: LiveNames) -> Iterator[Candidate]:
     """What may stand at the end of *text*."""
     stripped = text.lstrip()
     if stripped.startswith("{"):
@@ -230,7 +230,7 @@ def candidates(text: str, schema: Schema, live: Live) -> Iterator[Candidate]:
         yield from _argument(at, words[1:-1], last, schema, live)
 
 
-def _in_transaction(text: str, schema: Schema, live: Live) -> Iterator[Candidate]:
+def _in_transaction(text: str, schema: CommandSchema, live: LiveNames) -> Iterator[Candidate]:
     """An action of ``transaction(``: one a line."""
     action = text.removeprefix("transaction(").rpartition("\n")[2].lstrip()
     name, *words = action.split(" ")
@@ -279,7 +279,7 @@ class _Arguments:
 
 
 def _argument(
-    at: _Arguments, before: list[str], last: str, schema: Schema, live: Live
+    at: _Arguments, before: list[str], last: str, schema: CommandSchema, live: LiveNames
 ) -> Iterator[Candidate]:
     key, equals, value = last.partition("=")
     *path, name = key.split(".")
@@ -303,7 +303,9 @@ def _argument(
         yield Candidate(full + ending, len(key), optional + schema.describe(member["type"]))
 
 
-def _values(command: str, member: Mapping[str, Any], schema: Schema, live: Live) -> list[str]:
+def _values(
+    command: str, member: Mapping[str, Any], schema: CommandSchema, live: LiveNames
+) -> list[str]:
     name = member["name"]
     values = schema.values(member["type"])
     if values:
@@ -317,7 +319,7 @@ def _values(command: str, member: Mapping[str, Any], schema: Schema, live: Live)
     return []
 
 
-def _in_json(text: str, schema: Schema, live: Live) -> Iterator[Candidate]:
+def _in_json(text: str, schema: CommandSchema, live: LiveNames) -> Iterator[Candidate]:
     place = locate(text)
     if not isinstance(place.root, dict) or not place.expects:
         return

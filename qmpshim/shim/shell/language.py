@@ -28,7 +28,7 @@ _NULL = ("null", "None")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class QmpRequest:
     """A QMP request."""
 
     message: dict[str, Any]
@@ -117,7 +117,7 @@ def size(text: str) -> int:
     return number
 
 
-def parse(line: str) -> Request | Local | None:
+def parse(line: str) -> QmpRequest | Local | None:
     """What to do; None for a blank line or a comment.
 
     :raises InputError: it cannot be understood
@@ -132,9 +132,9 @@ def parse(line: str) -> Request | Local | None:
     if line.startswith(":"):
         return _local(line[1:])
     if line.startswith("{"):
-        return Request(_json(line))
+        return QmpRequest(_json(line))
     if in_transaction(line):
-        return Request(_transaction(line))
+        return QmpRequest(_transaction(line))
     name, *words = _words(line)
     if name in ("help", "?"):
         return Local("help", tuple(words))
@@ -143,7 +143,7 @@ def parse(line: str) -> Request | Local | None:
     message: dict[str, Any] = {"execute": name}
     if arguments := _arguments(words):
         message["arguments"] = arguments
-    return Request(message)
+    return QmpRequest(message)
 
 
 def complete(line: str) -> bool:

@@ -32,9 +32,9 @@ from qmpshim.shim.emulator.serve import Options, Served, endpoint
 from qmpshim.shim.endpoint.listener import Address
 from qmpshim.shim.shell.client import ShellClient
 from qmpshim.shim.shell.colours import Colours
-from qmpshim.shim.shell.completion import Live, Schema, candidates
+from qmpshim.shim.shell.completion import CommandSchema, LiveNames, candidates
 from qmpshim.shim.shell.io import Flights, in_thread
-from qmpshim.shim.shell.language import Local, Request, complete, in_transaction, parse
+from qmpshim.shim.shell.language import Local, QmpRequest, complete, in_transaction, parse
 from qmpshim.shim.shell.words import Words
 from qmpshim.shim.tracking.replays import record
 
@@ -96,8 +96,8 @@ class Shell:
         self._busy: asyncio.Task[bool] | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self.how_ended = "QEMU is gone"
-        self.schema = Schema([])
-        self.live = Live()
+        self.schema = CommandSchema([])
+        self.live = LiveNames()
         self.client = ShellClient(self._event, self._wire, self._ended)
         self._sourcing = 0  # files, one within another
         self._flights = Flights(self.client, self._say)
@@ -159,7 +159,7 @@ class Shell:
     async def connect(self, address: Address) -> None:
         """Connect, and learn what this QEMU can do."""
         await self.client.connect(address)
-        self.schema = Schema(await self.client.execute("query-qmp-schema"))
+        self.schema = CommandSchema(await self.client.execute("query-qmp-schema"))
         self._words = Words(
             *(self.client, self.schema, self._say, self._run_file, self._switch, _width),
             *(self._flights, address),
@@ -202,7 +202,7 @@ class Shell:
             self._complain(str(error))
             return False
 
-    async def _request(self, request: Request) -> bool:
+    async def _request(self, request: QmpRequest) -> bool:
         message = request.message
         name = str(message.get("execute") or message.get("exec-oob"))
         failed = False

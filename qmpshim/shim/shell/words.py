@@ -11,7 +11,7 @@ from typing import Any
 from qmpshim.errors import InputError
 from qmpshim.shim.endpoint.listener import Address
 from qmpshim.shim.shell.client import ShellClient
-from qmpshim.shim.shell.completion import LOCAL, Schema
+from qmpshim.shim.shell.completion import LOCAL, CommandSchema
 from qmpshim.shim.shell.gated import WORDS as GATED
 from qmpshim.shim.shell.gated import Gated
 from qmpshim.shim.shell.io import Disks, Flights
@@ -76,7 +76,7 @@ def draw_graph(told: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def explain(schema: Schema, command: str, tag: str = "") -> list[str]:
+def explain(schema: CommandSchema, command: str, tag: str = "") -> list[str]:
     """A command's arguments and their types.
 
     :param tag: of a union's branches only this one, as ``driver=qcow2``
@@ -98,7 +98,7 @@ def explain(schema: Schema, command: str, tag: str = "") -> list[str]:
     return lines
 
 
-def _told(schema: Schema, member: Mapping[str, Any]) -> str:
+def _told(schema: CommandSchema, member: Mapping[str, Any]) -> str:
     optional = " (optional)" if "default" in member else ""
     return f"{member['name']}: {schema.describe(member['type'])}{optional}"
 
@@ -116,7 +116,7 @@ class Words:
     def __init__(
         self,
         client: ShellClient,
-        schema: Schema,
+        schema: CommandSchema,
         say: Callable[[str], None],
         run_file: Callable[[str], Awaitable[bool]],
         switch: Callable[[str, str], None],

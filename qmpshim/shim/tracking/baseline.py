@@ -15,14 +15,14 @@ from typing import Any, TypeAlias
 from qmpshim.errors import UnsupportedFeature
 from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.images.agreement import ImageView
-from qmpshim.machine.images.qcow2 import BytesLike, ImageError, Qcow2
+from qmpshim.machine.images.qcow2 import BytesLike, ImageError, Qcow2Reader
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Chain, Workflow
 from qmpshim.model.disks.image import Alloc, Image, is_zero, owned
-from qmpshim.model.disks.image import Qcow2 as ModelQcow2
+from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
 from qmpshim.model.disks.subclusters import ExtendedQcow2
-from qmpshim.shim.tracking.discovery import Found, Geometry
-from qmpshim.shim.tracking.payload_store import Ledger
+from qmpshim.shim.tracking.discovery import ChainNodes, Geometry
+from qmpshim.shim.tracking.payload_store import PayloadStore
 
 BASELINE_LIMIT = 4 << 30  # bytes of old data that are remembered
 _STEP = 8 << 20  # bytes of them read at once
@@ -55,7 +55,7 @@ class Baseline:
     :ivar unrecordable: why a replay cannot begin with these disks, or ``""``
     """
 
-    def __init__(self, chain: Chain, found: Found, ledger: Ledger, note: Note) -> None:
+    def __init__(self, chain: Chain, found: ChainNodes, ledger: PayloadStore, note: Note) -> None:
         self._chain = chain
         self._found = found
         self._ledger = ledger
@@ -119,7 +119,7 @@ class Baseline:
         try:
             if files is None or self._found.based:
                 raise UnsupportedFeature("a disk that is not one file in reach")
-            qcow2 = Qcow2.parse(files.image)
+            qcow2 = Qcow2Reader.parse(files.image)
             self._allocate(image, qcow2)
             runs = [(run.offset, run.length) for run in qcow2.runs() if run.alloc is Alloc.DATA]
         except (UnsupportedFeature, ImageError):
@@ -155,7 +155,7 @@ class Baseline:
                 image.alloc[index] = Alloc.UNKNOWN
                 self._cannot_record("clusters of zeroes that are allocated")
 
-    def _allocate(self, image: ModelQcow2, qcow2: Qcow2) -> None:
+    def _allocate(self, image: ModelQcow2, qcow2: Qcow2Reader) -> None:
         """What the tables of an image tell.
 
         :raises ImageError: they are broken
@@ -178,7 +178,7 @@ class Baseline:
                 self.doubts.append(f"cannot judge: the {role} disk's file is out of reach")
             return
         try:
-            qcow2 = Qcow2.parse(files.image)
+            qcow2 = Qcow2Reader.parse(files.image)
             self._allocate(image, qcow2)
             if not image.alloc:
                 return

@@ -32,17 +32,22 @@ from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
 from qmpshim.shim.tracking.block_graph import BlockGraph
 from qmpshim.shim.tracking.command_effects import NOTED, BackupStart, backup_starts, effects, moves
-from qmpshim.shim.tracking.discovery import Found, find_backup, find_replication, source_of_backup
+from qmpshim.shim.tracking.discovery import (
+    ChainNodes,
+    find_backup,
+    find_replication,
+    source_of_backup,
+)
 from qmpshim.shim.tracking.follow import Change
 from qmpshim.shim.tracking.nbd_exports import Endpoints
-from qmpshim.shim.tracking.payload_store import Ledger
+from qmpshim.shim.tracking.payload_store import PayloadStore
 from qmpshim.shim.tracking.request_observer import Eye
 from qmpshim.shim.tracking.tracker import ModelTracker, Step
-from qmpshim.shim.tracking.write_logs import LogWatch
+from qmpshim.shim.tracking.write_logs import WriteLogs
 from qmpshim.shim.tracking.writers import Territory, Writer, WriterKind
 
 if TYPE_CHECKING:  # a start of QEMU need not wait for them
-    from qmpshim.shim.gated.io_controller import Hand
+    from qmpshim.shim.gated.io_controller import IoController
     from qmpshim.shim.gated.schedule import Schedule
 
 log = logging.getLogger(__name__)
@@ -72,7 +77,7 @@ _BACKUP = Command(
 )
 
 
-class Watch:
+class TrackedChains:
     """The models of the chains behind a shim.
 
     :param directory: private; sockets and what was written go there
@@ -87,9 +92,9 @@ class Watch:
         self.shim = shim
         self.behaviour = behaviour
         self.trackers: list[ModelTracker] = []
-        self.hand: Hand | None = None
-        self.ledger = Ledger(directory)
-        self.logs = LogWatch(shim, directory)
+        self.hand: IoController | None = None
+        self.ledger = PayloadStore(directory)
+        self.logs = WriteLogs(shim, directory)
         self.endpoints = Endpoints(
             shim, directory, lambda export: Eye(self, export), self._exports_bypassed
         )
@@ -378,7 +383,7 @@ class Watch:
         self.unmet = why
         log.warning("the chain is not modelled: %s", why)
 
-    async def _tracker(self, found: Found) -> ModelTracker | None:
+    async def _tracker(self, found: ChainNodes) -> ModelTracker | None:
         """The tracker of a chain; a new one has read what is on the secondary disk."""
         known = next((t for t in self.trackers if t.found.nodes == found.nodes), None)
         if known is not None and not (known.doubts or known.unobserved):
@@ -553,7 +558,7 @@ class Watch:
             raise InputError(f"several chains are modelled, say which: {names}")
         return chosen[0]
 
-    def model(self) -> tuple[Found, Oracle]:
+    def model(self) -> tuple[ChainNodes, Oracle]:
         """The one chain and its model.
 
         :raises InputError: there is none that is modelled, or more than one

@@ -16,12 +16,12 @@ from qmpshim.errors import InputError, MachineHung, NothingToTell
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.model.chain.secondary import Workflow
-from qmpshim.model.disks.image import Alloc, Qcow2
+from qmpshim.model.disks.image import Alloc, Qcow2Image
 from qmpshim.shim.endpoint.server import Handler, Shim
 from qmpshim.shim.endpoint.upstream import Reply
-from qmpshim.shim.gated.commands import HandCommands
+from qmpshim.shim.gated.commands import GatedCommands
 from qmpshim.shim.json.text import Value
-from qmpshim.shim.tracking.chains import Watch
+from qmpshim.shim.tracking.chains import TrackedChains
 from qmpshim.shim.tracking.definitions import COMMANDS, check, schema
 from qmpshim.shim.tracking.tracker import ModelTracker
 
@@ -34,7 +34,7 @@ class Commands:
     :param build: the build that runs, for replays; None when the shim met a running QEMU
     """
 
-    def __init__(self, shim: Shim, watch: Watch, build: Build | None = None) -> None:
+    def __init__(self, shim: Shim, watch: TrackedChains, build: Build | None = None) -> None:
         self._shim = shim
         self._watch = watch
         self._build = build
@@ -48,7 +48,7 @@ class Commands:
             "x-shim-watch-node": self._watch_node,
             "x-shim-replay": self._replay,
             "x-shim-record": self._record,
-            **HandCommands(watch).handlers,
+            **GatedCommands(watch).handlers,
         }
         for name, handler in handlers.items():
             shim.handlers[name] = self._checked(name, handler)
@@ -213,7 +213,7 @@ class Commands:
                 continue
             image = getattr(oracle.chain, role)
             sectors = found.cluster // SECTOR
-            if isinstance(image, Qcow2):
+            if isinstance(image, Qcow2Image):
                 kinds = [_kind(image, index * sectors, sectors) for index in range(clusters)]
             else:
                 kinds = [
@@ -319,7 +319,7 @@ def _view(oracle: Oracle, role: str) -> View:
     return oracle.guest_view
 
 
-def _kind(image: Qcow2, start: int, count: int) -> Alloc:
+def _kind(image: Qcow2Image, start: int, count: int) -> Alloc:
     """The allocation of a range as a whole: what all of it is, or DATA where any of it is."""
     kinds = {kind for _, _, kind in image.runs(start, min(count, image.size - start))}
     if len(kinds) == 1:
@@ -328,7 +328,7 @@ def _kind(image: Qcow2, start: int, count: int) -> Alloc:
 
 
 def _kinds(image: object, start: int, count: int) -> list[Alloc | None]:
-    if not isinstance(image, Qcow2):
+    if not isinstance(image, Qcow2Image):
         return [None] * count
     kinds: list[Alloc | None] = []
     for _, length, kind in image.runs(start, count):

@@ -31,7 +31,7 @@ class Geometry:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ChainNodes:
     """A chain as it is in QEMU.
 
     :ivar nodes: node names by role: secondary, hidden, and in replication active and top
@@ -61,7 +61,7 @@ class Found:
         return next((role for role, name in self.nodes.items() if name == node), None)
 
 
-async def find_replication(execute: Execute) -> list[Found]:
+async def find_replication(execute: Execute) -> list[ChainNodes]:
     """The chains under the replication filters in secondary mode."""
     nodes = {n["node-name"]: n for n in await execute("query-named-block-nodes")}
     below = await children(execute)
@@ -86,7 +86,7 @@ async def source_of_backup(execute: Execute, device: str) -> str:
     return device
 
 
-async def find_backup(execute: Execute, source: str, target: str | None) -> Found | None:
+async def find_backup(execute: Execute, source: str, target: str | None) -> ChainNodes | None:
     """The two disks of a backup job that was or will be started.
 
     :param source: a node's name
@@ -128,7 +128,7 @@ def _found(
     roles: Mapping[str, str],
     nodes: Mapping[str, Mapping[str, Any]],
     below: Below,
-) -> Found | None:
+) -> ChainNodes | None:
     hidden = nodes[roles["hidden"]]["image"]
     secondary = nodes[roles["secondary"]]["image"]
     size = int(secondary["virtual-size"])
@@ -145,7 +145,7 @@ def _found(
             if file is not None and file["drv"] in ("file", "host_device")
         }
 
-    return Found(
+    return ChainNodes(
         workflow,
         dict(roles),
         size,

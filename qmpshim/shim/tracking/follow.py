@@ -10,10 +10,10 @@ from qmpshim.conformance.compare.oracle import Oracle
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.model.disks.image import Alloc, Image
-from qmpshim.model.disks.image import Qcow2 as ModelQcow2
-from qmpshim.model.runtime.coroutines import Co, ModelIOError, run_straight
-from qmpshim.shim.tracking.discovery import Found
-from qmpshim.shim.tracking.payload_store import Ledger
+from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
+from qmpshim.model.runtime.coroutines import Co, ModelIOError, run_sequentially
+from qmpshim.shim.tracking.discovery import ChainNodes
+from qmpshim.shim.tracking.payload_store import PayloadStore
 
 if TYPE_CHECKING:
     from qmpshim.shim.tracking.baseline import Files
@@ -49,7 +49,7 @@ class Follower:
     :ivar unrecordable: what the disks held that operations on fresh disks do not make, or ``""``
     """
 
-    def __init__(self, oracle: Oracle, ledger: Ledger) -> None:
+    def __init__(self, oracle: Oracle, ledger: PayloadStore) -> None:
         self.oracle = oracle
         self.operations: list[Operation] = []
         self.whole = True
@@ -60,7 +60,7 @@ class Follower:
         """A command that acts on the chain as a whole was answered."""
         self._list(Operation(self._ledger.count(), Side.CHAIN, kind))
 
-    def take_baseline(self, found: Found, files: Mapping[str, Files], uri: str) -> list[str]:
+    def take_baseline(self, found: ChainNodes, files: Mapping[str, Files], uri: str) -> list[str]:
         """Take over what the disks hold before anything begins; gives what cannot be known.
 
         Parameters and errors as :meth:`Baseline.take`.
@@ -98,7 +98,7 @@ class Follower:
         try:
             number, kind, operation = self._change(change, start, count)
             self._list(Operation(number, side, kind, start, count))
-            run_straight(operation)
+            run_sequentially(operation)
         except ModelIOError as failure:
             return failure.errno
         return 0

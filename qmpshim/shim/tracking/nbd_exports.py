@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from qmpshim.errors import MachineDied
-from qmpshim.machine.nbd.relay import Eye, Relay
+from qmpshim.machine.nbd.relay import Relay, RelayObserver
 from qmpshim.machine.nbd.uri import nbd_uri
 from qmpshim.shim.endpoint.listener import Address
 from qmpshim.shim.endpoint.server import OWN_EXPORT, Shim
@@ -43,7 +43,7 @@ class Endpoints:
         self,
         shim: Shim,
         directory: Path,
-        eye: Callable[[str], Eye],
+        eye: Callable[[str], RelayObserver],
         on_bypass: Callable[[set[str]], None],
     ) -> None:
         self.guarding = False

@@ -11,7 +11,7 @@ from qmpshim.errors import HostError
 from qmpshim.model.disks.image import SECTOR, Owners
 
 
-class Ledger:
+class PayloadStore:
     """Data by operation number, kept in an unlinked file.
 
     :param directory: where the file goes

@@ -16,7 +16,7 @@ from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.workspace import Workspace
-from qmpshim.shim.tracking.chains import Watch
+from qmpshim.shim.tracking.chains import TrackedChains
 
 _TRIES = 3  # a schedule with a command in it does not always go the same way
 
@@ -53,7 +53,9 @@ async def again(build: Build, path: Path) -> dict[str, Any]:
     return told
 
 
-async def record(watch: Watch, build: Build | None, chain: str | None = None) -> dict[str, Any]:
+async def record(
+    watch: TrackedChains, build: Build | None, chain: str | None = None
+) -> dict[str, Any]:
     """What was done so far as a bundle, as ``XShimRecord``; it was replayed once to see what for.
 
     :param chain: to which of several: a job's id, or a node's name
@@ -65,7 +67,7 @@ async def record(watch: Watch, build: Build | None, chain: str | None = None) ->
     found = tracker.found
     spec = ChainSpec(found.workflow, found.size, found.cluster, found.secondary)
     seen = tracker.divergences[0] if tracker.divergences else None
-    case = bundles.Case(spec, watch.behaviour, tracker.operations(), seen, 0, _told(build))
+    case = bundles.WorkloadCase(spec, watch.behaviour, tracker.operations(), seen, 0, _told(build))
     if build is not None:
         with Workspace() as workspace:
             result = await replay(case, setup_for(build, spec), workspace, lambda _: None)
@@ -76,7 +78,7 @@ async def record(watch: Watch, build: Build | None, chain: str | None = None) ->
     return {"kind": "operations", "case": bundles.to_json(case), "shows": shows}
 
 
-async def _schedule(watch: Watch, build: Build | None) -> dict[str, Any]:
+async def _schedule(watch: TrackedChains, build: Build | None) -> dict[str, Any]:
     assert watch.hand is not None
     if build is None:
         raise InputError("the shim did not start this QEMU and does not know its build")

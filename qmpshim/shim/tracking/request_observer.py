@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING, Protocol
 
 from qmpshim.conformance.workload.workload import Kind, Side
 from qmpshim.machine.chain.secondary import SECTOR
-from qmpshim.machine.nbd.protocol import CMD_NO_HOLE, Op, Request
+from qmpshim.machine.nbd.protocol import CMD_NO_HOLE, NbdCommand, Request
 from qmpshim.shim.tracking.follow import Change
 
 if TYPE_CHECKING:
     from qmpshim.shim.gated.schedule import Schedule
 
 _KINDS = {
-    Op.READ.value: Kind.READ,
-    Op.WRITE.value: Kind.WRITE,
-    Op.WRITE_ZEROES.value: Kind.ZERO,
-    Op.TRIM.value: Kind.DISCARD,
-    Op.FLUSH.value: Kind.FLUSH,
+    NbdCommand.READ.value: Kind.READ,
+    NbdCommand.WRITE.value: Kind.WRITE,
+    NbdCommand.WRITE_ZEROES.value: Kind.ZERO,
+    NbdCommand.TRIM.value: Kind.DISCARD,
+    NbdCommand.FLUSH.value: Kind.FLUSH,
 }
 _CHANGES = (Kind.WRITE, Kind.ZERO, Kind.DISCARD)
 
 
 class Teller(Protocol):
-    """Whom an eye tells: see :class:`~qmpshim.shim.tracking.chains.Watch`."""
+    """Whom an eye tells: see :class:`~qmpshim.shim.tracking.chains.TrackedChains`."""
 
     @property
     def schedule(self) -> Schedule | None:
@@ -71,7 +71,7 @@ class Eye:
         if schedule is not None and side is not None and request.type in _KINDS:
             start = request.offset // SECTOR
             count = -(-(request.offset + request.length) // SECTOR) - start
-            kept = request.type == Op.WRITE_ZEROES.value and request.flags & CMD_NO_HOLE
+            kept = request.type == NbdCommand.WRITE_ZEROES.value and request.flags & CMD_NO_HOLE
             do = f"{side}_{_KINDS[request.type]}" + ("_no_hole" if kept else "")
             step = schedule.begins(do, start, count)
         self._flying[self._token] = _Flying(request, step)

@@ -19,16 +19,16 @@ from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import CommandError, Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Image
-from qmpshim.model.runtime.coroutines import Co, run_straight
+from qmpshim.model.runtime.coroutines import Co, run_sequentially
 from qmpshim.shim.tracking.block_graph import BlockGraph
-from qmpshim.shim.tracking.discovery import Found
+from qmpshim.shim.tracking.discovery import ChainNodes
 from qmpshim.shim.tracking.follow import Change, Follower
-from qmpshim.shim.tracking.payload_store import Ledger
+from qmpshim.shim.tracking.payload_store import PayloadStore
 from qmpshim.shim.tracking.writers import Export, Territory, Writer, WriterKind
 
 if TYPE_CHECKING:  # a start of QEMU need not wait for them
     from qmpshim.machine.images.qcow2 import BytesLike
-    from qmpshim.shim.gated.io_controller import Hand
+    from qmpshim.shim.gated.io_controller import IoController
     from qmpshim.shim.tracking.baseline import Files
 
 log = logging.getLogger(__name__)
@@ -69,11 +69,11 @@ class ModelTracker:
 
     def __init__(
         self,
-        found: Found,
+        found: ChainNodes,
         behaviour: Behaviour,
-        ledger: Ledger,
+        ledger: PayloadStore,
         emit: Callable[[Divergence], None],
-        hand: Hand | None = None,
+        hand: IoController | None = None,
     ) -> None:
         spec = ChainSpec(found.workflow, found.size, found.cluster, found.secondary)
         self.found = found
@@ -273,7 +273,7 @@ class ModelTracker:
         """Do a command in the model; gives the error it must end with."""
         self.follower.command(kind)
         try:
-            run_straight(do(self.oracle))
+            run_sequentially(do(self.oracle))
         except CommandError as failure:
             return failure.desc
         return None

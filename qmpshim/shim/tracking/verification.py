@@ -15,14 +15,14 @@ from qmpshim.conformance.compare.overlay import wrong_allocation
 from qmpshim.conformance.workload.workload import Kind
 from qmpshim.errors import IOFailed, MachineError, MachineHung, UnsupportedFeature
 from qmpshim.machine.chain.secondary import SECTOR
-from qmpshim.machine.images.qcow2 import ImageError, Qcow2
+from qmpshim.machine.images.qcow2 import ImageError, Qcow2Reader
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Stage, Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import PAGE, Owners
-from qmpshim.model.disks.image import Qcow2 as ModelQcow2
+from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
 from qmpshim.shim.tracking.baseline import flush
-from qmpshim.shim.tracking.chains import Watch
+from qmpshim.shim.tracking.chains import TrackedChains
 from qmpshim.shim.tracking.discovery import children
 from qmpshim.shim.tracking.tracker import ModelTracker, Unobserved
 
@@ -50,7 +50,7 @@ class Verified:
         return not (self.divergences or self.doubts)
 
 
-async def verify(watch: Watch, trackers: Sequence[ModelTracker]) -> list[Verified]:
+async def verify(watch: TrackedChains, trackers: Sequence[ModelTracker]) -> list[Verified]:
     """Compare everything of these chains; no client's command may run meanwhile.
 
     :raises MachineError: QEMU cannot be asked
@@ -72,7 +72,7 @@ async def verify(watch: Watch, trackers: Sequence[ModelTracker]) -> list[Verifie
     return verified
 
 
-async def _verify_one(watch: Watch, tracker: ModelTracker) -> Verified:
+async def _verify_one(watch: TrackedChains, tracker: ModelTracker) -> Verified:
     if tracker.doubts:
         return Verified(tracker, (), 0, tuple(tracker.doubts))
     found, oracle = tracker.found, tracker.oracle
@@ -126,7 +126,7 @@ def _views(oracle: Oracle) -> list[tuple[str, View, Verdict]]:
     return views
 
 
-async def _until_failed_over(watch: Watch, tracker: ModelTracker) -> None:
+async def _until_failed_over(watch: TrackedChains, tracker: ModelTracker) -> None:
     """Failover ends in the background: then the filter sits on the secondary disk."""
     found = tracker.found
     deadline = time.monotonic() + _FAILOVER_LIMIT
@@ -148,7 +148,7 @@ def _allocation(watch: ModelTracker, role: str) -> tuple[list[Divergence], list[
         content = watch.content(role)
         if content is None:
             return [], []
-        qcow2 = Qcow2.parse(content)
+        qcow2 = Qcow2Reader.parse(content)
         try:
             faults = [str(finding) for finding in qcow2.check()]
         except UnsupportedFeature as error:

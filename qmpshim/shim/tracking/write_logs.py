@@ -20,7 +20,7 @@ from qmpshim.conformance.workload.workload import Kind
 from qmpshim.errors import CommandFailed, HostError, MachineError
 from qmpshim.machine.chain.secondary import SECTOR, ChainSpec, SecondaryChain
 from qmpshim.machine.host.process import Qemu
-from qmpshim.machine.images.write_log import BlkLog, Entry, Flag
+from qmpshim.machine.images.write_log import Flag, LogEntry, WriteLog
 from qmpshim.shim.endpoint.server import Shim
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
@@ -46,7 +46,7 @@ class NodeLog:
         self.node = node
         self.name = name
         self.path = path
-        self._last: Entry | None = None
+        self._last: LogEntry | None = None
 
     def new(self) -> Iterator[tuple[Kind, int, int, bytes]]:
         """What was written since: kind, offset and length in bytes, data of a write.
@@ -62,9 +62,9 @@ class NodeLog:
                 log = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise HostError(f"cannot read the write log {self.path}: {error}") from error
-        for entry in BlkLog(log, SECTOR).entries(self._last, live=True):
+        for entry in WriteLog(log, SECTOR).entries(self._last, live=True):
             # Only the place is remembered: its data would keep the whole map.
-            self._last = Entry(
+            self._last = LogEntry(
                 entry.index, entry.sector, 0, entry.flags, memoryview(b""), SECTOR, entry.end
             )
             if entry.flags & Flag.DISCARD:
@@ -75,7 +75,7 @@ class NodeLog:
                 yield kind, entry.offset, entry.length, data if any(data) else b""
 
 
-class LogWatch:
+class WriteLogs:
     """Puts the logs into the graph.
 
     :param directory: private; the logs go there
@@ -195,7 +195,7 @@ class LoggedSecondary(SecondaryChain):
 
     def __init__(
         self,
-        logs: LogWatch,
+        logs: WriteLogs,
         qemu: Qemu,
         spec: ChainSpec,
         directory: Path,

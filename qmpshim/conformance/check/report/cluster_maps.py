@@ -13,9 +13,9 @@ from typing import Any
 
 from qmpshim.conformance.bundles import bundle
 from qmpshim.conformance.explore.checkers.final_state import PROBE
-from qmpshim.conformance.explore.checkers.sequential import Seen
+from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.harness.io_naming import GARBAGE, owners
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.replay import follow, system_of
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario, words
@@ -24,7 +24,7 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import images_of
 from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.images.agreement import map_file
-from qmpshim.machine.images.qcow2 import ImageError, Qcow2
+from qmpshim.machine.images.qcow2 import ImageError, Qcow2Reader
 from qmpshim.model.disks.image import Alloc
 
 Owner = int | None  # None: the image has nothing here
@@ -38,7 +38,7 @@ def maps_of_schedule(finding: Finding, build: Build) -> dict[str, Any] | None:
     :returns: None where the schedule cannot be followed, or nothing ever began
     :raises BuildError: the build cannot do the scenario
     """
-    stage = Stage(build, reuse=False)
+    stage = QemuPool(build, reuse=False)
     try:
         system = system_of(finding, stage, keeping=True)
         system.reset()
@@ -51,7 +51,7 @@ def maps_of_schedule(finding: Finding, build: Build) -> dict[str, Any] | None:
         stage.close()
 
 
-def _compare(scenario: RealScenario, seen: Seen, possible: Sequence[Seen]) -> dict[str, Any]:
+def _compare(scenario: RealScenario, seen: Outcome, possible: Sequence[Outcome]) -> dict[str, Any]:
     """The maps of what was seen and of the prediction that comes nearest."""
     want = min(possible, key=lambda one: _distance(one, seen), default=None)
     whose = _namer(scenario)
@@ -98,7 +98,7 @@ def _map(cluster: int, disks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"cluster_bytes": cluster * SECTOR, "disks": list(disks), "wrong": wrong}
 
 
-def _distance(want: Seen, seen: Seen) -> int:
+def _distance(want: Outcome, seen: Outcome) -> int:
     """How many sectors and clusters differ."""
     differs = sum(a != b for a, b in zip(want.secondary, seen.secondary, strict=True))
     for wants, haves in ((want.hidden, seen.hidden), (want.active, seen.active)):
@@ -268,7 +268,7 @@ def _bundled_disk(
     found: dict[int, tuple[Alloc, int]] = {}
     if not raw:
         try:
-            qcow2 = Qcow2.parse(image)
+            qcow2 = Qcow2Reader.parse(image)
             seen = qcow2.clusters()
         except (ImageError, UnsupportedFeature) as error:
             return {"name": name, "clusters": [], "problem": str(error)}

@@ -41,7 +41,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class TextBlock:
     """A finding as it is shown."""
 
     row: Row
@@ -149,7 +149,7 @@ def _cell_of(
     return Cell("ok", "ok", title)
 
 
-def _told(comparison: Comparison, row: Row, anchor: str) -> Told:
+def _told(comparison: Comparison, row: Row, anchor: str) -> TextBlock:
     sight = row.smallest
     finding = sight.best
     diagram = finding.details.get("diagram")
@@ -157,7 +157,7 @@ def _told(comparison: Comparison, row: Row, anchor: str) -> Told:
     if maps and "cluster_bytes" not in maps:  # of a run that an older qmpshim began
         maps = None
     written = dict(finding.details.get("written") or write_up(finding.known))
-    return Told(
+    return TextBlock(
         row,
         sight,
         finding,

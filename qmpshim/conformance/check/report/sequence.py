@@ -1,6 +1,6 @@
 """A finding's steps as data for a sequence diagram: who moves, what is held, who waits for it.
 
-Made from the lines of a trace (see :class:`~qmpshim.conformance.explore.harness.history.Execution`)
+Made from the lines of a trace (see :class:`~qmpshim.conformance.explore.harness.history.History`)
 or from a list of operations; drawn by :mod:`qmpshim.conformance.check.report.drawing`.
 """
 

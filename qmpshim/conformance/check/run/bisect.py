@@ -19,7 +19,7 @@ GOOD, BAD, SKIP, ABORT = 0, 1, 125, 128
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class BisectAnswer:
     """The exit status, and why."""
 
     status: int
@@ -44,7 +44,7 @@ def _asked(case: Case) -> Case:
     return replace(case, kind="bundle", arguments={"content": content}, budget=300.0)
 
 
-def answer(comparison: Comparison, named: bool = False) -> Answer:
+def answer(comparison: Comparison, named: bool = False) -> BisectAnswer:
     """What a run of one build says.
 
     A bundle's finding is bad where it shows itself, written up or not; another divergence in its
@@ -58,7 +58,7 @@ def answer(comparison: Comparison, named: bool = False) -> Answer:
     directed = {case.name for case in comparison.results.cases if case.kind == "directed"}
     for (_, name), outcome in outcomes.items() if named else ():
         if name in directed and outcome.findings:
-            return Answer(BAD, f"bad: {name}: {outcome.findings[0].title}")
+            return BisectAnswer(BAD, f"bad: {name}: {outcome.findings[0].title}")
     bundles = {
         key: outcome
         for key, outcome in outcomes.items()
@@ -66,7 +66,7 @@ def answer(comparison: Comparison, named: bool = False) -> Answer:
     }
     shown = [outcome for outcome in bundles.values() if outcome.figures.get("reproduced")]
     if shown:
-        return Answer(BAD, f"bad: {shown[0].text}")
+        return BisectAnswer(BAD, f"bad: {shown[0].text}")
     others = [
         (row, sight)
         for row, sight in comparison.failing()
@@ -76,19 +76,19 @@ def answer(comparison: Comparison, named: bool = False) -> Answer:
         sure = [(row, sight) for row, sight in others if sight.state is not State.UNCONFIRMED]
         row, sight = (sure or others)[0]
         if not sure:
-            return Answer(SKIP, f"cannot be tested: {row.key} did not show itself every time")
-        return Answer(BAD, f"bad: {row.key} in {sight.smallest}: {sight.best.title}")
+            return BisectAnswer(SKIP, f"cannot be tested: {row.key} did not show itself every time")
+        return BisectAnswer(BAD, f"bad: {row.key} in {sight.smallest}: {sight.best.title}")
     for outcome in outcomes.values():
         if outcome.status is Status.BROKEN:
-            return Answer(SKIP, f"cannot be tested: {outcome.text}")
+            return BisectAnswer(SKIP, f"cannot be tested: {outcome.text}")
     for outcome in bundles.values():
         if outcome.status is Status.DIVERGED:
-            return Answer(SKIP, f"cannot be tested, {outcome.text}")
+            return BisectAnswer(SKIP, f"cannot be tested, {outcome.text}")
     if all(_skipped(outcome) for outcome in outcomes.values()):
         text = next(iter(outcomes.values())).text if outcomes else "nothing was done"
-        return Answer(SKIP, f"cannot be tested: {text}")
+        return BisectAnswer(SKIP, f"cannot be tested: {text}")
     done = sum(not _skipped(outcome) for outcome in outcomes.values())
-    return Answer(GOOD, f"good: {done} case(s) as predicted")
+    return BisectAnswer(GOOD, f"good: {done} case(s) as predicted")
 
 
 def _skipped(outcome: CaseOutcome) -> bool:

@@ -21,7 +21,7 @@ from qmpshim.machine.builds.build import Build, resolve
 
 
 @dataclass(slots=True)
-class Standing:
+class RunStatus:
     """How far a run is.
 
     :ivar running: since when what is being done
@@ -51,7 +51,7 @@ _SAME = 8  # cases that break first and in the same way, until the run is given 
 
 _STARTING = 240.0  # seconds for finding out whether a QEMU starts; half of them to greet
 
-Tell = Callable[[Standing], None]
+Tell = Callable[[RunStatus], None]
 
 
 def plan(builds: Mapping[str, Build], suite: Suite) -> Plan:
@@ -95,7 +95,9 @@ def resume(directory: Path) -> tuple[Journal, dict[str, Build]]:
     return journal, builds
 
 
-def carry_on(journal: Journal, builds: Sequence[Build], executor: Executor, tell: Tell) -> Standing:
+def carry_on(
+    journal: Journal, builds: Sequence[Build], executor: Executor, tell: Tell
+) -> RunStatus:
     """Do what is missing of a run; on a build that does not even start that is done at once.
 
     :param tell: told, from several threads, when something begins or ends
@@ -108,7 +110,7 @@ def carry_on(journal: Journal, builds: Sequence[Build], executor: Executor, tell
         Order(by_name[build], identities[build], cases[case], kinds.name_of(cases[case].kind))
         for build, case in journal.missing
     ]
-    standing = Standing(len(journal.plan.keys), began=time.monotonic())
+    standing = RunStatus(len(journal.plan.keys), began=time.monotonic())
     weights = {order.key: _WEIGHTS.get(order.case.kind, 1.0) for order in orders}
     standing.weight_left = sum(weights.values())
     lock = threading.Lock()

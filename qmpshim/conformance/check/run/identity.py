@@ -9,7 +9,7 @@ from qmpshim.conformance.bundles.case_file import integers
 from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.document import build_object
 from qmpshim.errors import BuildError, InputError
-from qmpshim.machine.builds.build import Build, discipline_of, read_version
+from qmpshim.machine.builds.build import Build, protocol_of, read_version
 from qmpshim.machine.builds.probe import fingerprint
 from qmpshim.model.check.verdict import Verdict
 
@@ -73,7 +73,7 @@ def identify(build: Build) -> Identity:
     """
     numbers, version = read_version(build)
     sha256 = fingerprint(build.binary)
-    return Identity(build.name, version, sha256, numbers, discipline_of(numbers), str(build.binary))
+    return Identity(build.name, version, sha256, numbers, protocol_of(numbers), str(build.binary))
 
 
 def another_build(build: Build, expected: Identity) -> CaseOutcome | None:

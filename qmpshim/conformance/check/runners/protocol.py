@@ -20,7 +20,7 @@ from qmpshim.errors import BuildError, CommandFailed, MachineError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.qapi import Schema
 from qmpshim.machine.chain.gated import Form, GatedMachine, Shape
-from qmpshim.machine.nbd.protocol import Op
+from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.model.check.verdict import Verdict
 
 _SHAPE = 256 << 10, 64 << 10
@@ -129,7 +129,7 @@ class _Check:
     def _use_the_chain(self, form: Form) -> None:
         """So that there is something to be told of."""
         self.doing = "a primary write"
-        errno = self.machine.clients["primary"].call(Op.WRITE, 0, 0, _DATA).errno
+        errno = self.machine.clients["primary"].call(NbdCommand.WRITE, 0, 0, _DATA).errno
         if errno:
             self.report(Verdict.ERROR_CONTRACT, self.doing, "no error", f"errno {errno}")
         for self.doing, arguments in _USES[form]:

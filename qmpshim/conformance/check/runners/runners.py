@@ -147,7 +147,7 @@ def _nobody(_text: str) -> None:
     """Progress of a single case is nobody's affair."""
 
 
-def _of_verify(case: bundles.Case, place: Path) -> CaseFinding:
+def _of_verify(case: bundles.WorkloadCase, place: Path) -> CaseFinding:
     found = case.divergence
     assert found is not None
     steps = [(operation.side.value, str(operation)) for operation in case.operations]

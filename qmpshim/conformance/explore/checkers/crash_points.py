@@ -18,14 +18,14 @@ from enum import StrEnum
 
 from qmpshim.conformance.compare.divergence import verdict_of
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.harness.history import Execution
+from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.overlays import faults_of
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.harness.trace import read_line
 from qmpshim.errors import CommandFailed, InputError, MachineError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.agreement import qemu_img_check
-from qmpshim.machine.images.qcow2 import ImageError, Incompatible, Qcow2
+from qmpshim.machine.images.qcow2 import ImageError, Incompatible, Qcow2Reader
 from qmpshim.model.check.verdict import Verdict
 
 _NUMBERS = re.compile(r"(\d+)(-(\d*))?")
@@ -102,7 +102,7 @@ def _possible(step: str) -> bool:
     return bool(step) and (not numbers or 0 < int(numbers[1]) <= int(numbers[3] or numbers[1]))
 
 
-def _is(step: str, now: Execution) -> bool:
+def _is(step: str, now: History) -> bool:
     """Whether the step that was taken last is the one that is meant."""
     numbers = _NUMBERS.fullmatch(step)
     if numbers:
@@ -116,7 +116,7 @@ def after_a_crash(system: RealSystem) -> RealViolation | None:
     """What is wrong with the qcow2 images at this instant, by our own reader."""
     for name in system.machine.overlays:
         try:
-            faults = faults_of(Qcow2.parse(system.machine.gate.snapshot(name)))
+            faults = faults_of(Qcow2Reader.parse(system.machine.gate.snapshot(name)))
         except ImageError as error:
             faults = [str(error)]
         if faults:
@@ -154,7 +154,7 @@ def _reopened(machine: GatedMachine) -> RealViolation | None:
         fresh.quit()
         for name in fresh.overlays:
             content = fresh.gate.snapshot(name)
-            left = faults_of(Qcow2.parse(content))
+            left = faults_of(Qcow2Reader.parse(content))
             left += ["it is dirty still"] if _is_dirty(content) else []
             if left:
                 return _broken(name, "a fresh QEMU", f"it leaves: {left[0]}")
@@ -172,7 +172,7 @@ def _reopened(machine: GatedMachine) -> RealViolation | None:
 
 def _is_dirty(content: bytes) -> bool:
     try:
-        return Incompatible.DIRTY in Qcow2.parse(content).header.flags
+        return Incompatible.DIRTY in Qcow2Reader.parse(content).header.flags
     except ImageError:
         return False
 

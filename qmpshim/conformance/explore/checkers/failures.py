@@ -23,23 +23,23 @@ from functools import partial
 from itertools import combinations, product
 
 from qmpshim.conformance.explore.checkers.linearizability import (
-    Judge,
+    LinearizabilityChecker,
     RealViolation,
-    Spared,
+    Unchecked,
     keeps_to,
 )
 from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS, late_for, masked
 from qmpshim.conformance.explore.checkers.sequential import (
     AnyRead,
-    Fate,
-    Hit,
-    Nobodys,
+    FaultPlacement,
+    InjectedFault,
     NothingDone,
     Order,
-    Seen,
+    Outcome,
+    Unobserved,
     run_in_order,
 )
-from qmpshim.conformance.explore.harness.io_naming import Named, tags
+from qmpshim.conformance.explore.harness.io_naming import NamedIo, tags
 from qmpshim.conformance.explore.scenarios import (
     CHANGES,
     COMMANDS,
@@ -57,24 +57,27 @@ _EMPTIES = ("start", "checkpoint", "stop")
 _CLOSES = ("failover", "stop")  # end a job and close its filter, which flushes
 
 
-class FaultyJudge:
+class FailureChecker:
     """Judges executions of one scenario in which something failed.
 
     :param judge: the one for executions in which nothing does
     :ivar in_part: executions of which what ended with an error was not looked at any closer
     """
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: LinearizabilityChecker) -> None:
         self._judge = judge
         self._scenario = judge.scenario
-        self._lenient: FaultyJudge | None = None
-        self._masking: list[FaultyJudge] = []
-        self._before: dict[tuple[Hit, int], list[Seen]] = {}
-        self._ends: dict[tuple[Hit, ...], list[tuple[Order, Seen]]] = {}
+        self._lenient: FailureChecker | None = None
+        self._masking: list[FailureChecker] = []
+        self._before: dict[tuple[InjectedFault, int], list[Outcome]] = {}
+        self._ends: dict[tuple[InjectedFault, ...], list[tuple[Order, Outcome]]] = {}
         self.in_part = 0
 
     def judge(
-        self, seen: Seen, precedence: Sequence[frozenset[int]], failed: Sequence[tuple[Named, Hit]]
+        self,
+        seen: Outcome,
+        precedence: Sequence[frozenset[int]],
+        failed: Sequence[tuple[NamedIo, InjectedFault]],
     ) -> RealViolation | None:
         """What is wrong with the end of an execution in which these I/Os failed."""
         hits = tuple(hit for _, hit in failed)
@@ -91,16 +94,16 @@ class FaultyJudge:
         lenient = self._judge.lenient
         if wrong is not None and lenient is not None:
             if self._lenient is None:
-                self._lenient = FaultyJudge(lenient)
+                self._lenient = FailureChecker(lenient)
             return wrong if self._lenient.judge(seen, precedence, failed) else lenient.misled()
         return wrong or self._unreported(seen, hits)
 
     def _on_primary(
         self,
         wrong: RealViolation | None,
-        seen: Seen,
+        seen: Outcome,
         precedence: Sequence[frozenset[int]],
-        failed: Sequence[tuple[Named, Hit]],
+        failed: Sequence[tuple[NamedIo, InjectedFault]],
     ) -> RealViolation | None:
         """What is wrong on the primary; what a masked error alone explains is called so."""
         if not self._judge.masking:
@@ -108,7 +111,7 @@ class FaultyJudge:
         if wrong is None:
             return self._silence(seen, failed)
         if not self._masking:
-            self._masking = [FaultyJudge(judge) for judge in self._judge.masking]
+            self._masking = [FailureChecker(judge) for judge in self._judge.masking]
         more = [judge.judge(seen, precedence, failed) for judge in self._masking]
         if all(more):
             return more[0]
@@ -116,13 +119,15 @@ class FaultyJudge:
 
     # -- by the model ------------------------------------------------------------------------------
 
-    def _fitting(self, hits: tuple[Hit, ...], precedence: Sequence[frozenset[int]]) -> list[Seen]:
+    def _fitting(
+        self, hits: tuple[InjectedFault, ...], precedence: Sequence[frozenset[int]]
+    ) -> list[Outcome]:
         if hits not in self._ends:
             self._ends[hits] = list(dict.fromkeys(self._straight(hits)))
         ends = [end for order, end in self._ends[hits] if keeps_to(order, precedence)]
         return list(dict.fromkeys(ends))
 
-    def _straight(self, hits: tuple[Hit, ...]) -> Iterator[tuple[Order, Seen]]:
+    def _straight(self, hits: tuple[InjectedFault, ...]) -> Iterator[tuple[Order, Outcome]]:
         """The ends of the straight runs that meet all these failures."""
         judge = self._judge
         for order in judge.orders:
@@ -134,7 +139,10 @@ class FaultyJudge:
                         yield order, end
 
     def _copied(
-        self, order: Order, choice: Sequence[Callable[[], Fate]], hits: tuple[Hit, ...]
+        self,
+        order: Order,
+        choice: Sequence[Callable[[], FaultPlacement]],
+        hits: tuple[InjectedFault, ...],
     ) -> Iterator[dict[int, tuple[int, ...]]]:
         """Which clusters the operation that fails may have copied nevertheless, by operation."""
         yield {}
@@ -157,7 +165,7 @@ class FaultyJudge:
             for many in range(1, len(others) + 1):
                 yield from ({index: some} for some in combinations(others, many))
 
-    def _victims(self, hit: Hit) -> list[Callable[[], Fate]]:
+    def _victims(self, hit: InjectedFault) -> list[Callable[[], FaultPlacement]]:
         """Who may meet a failure; an image that is gone, after how many I/Os of whom."""
         under_way = self._under_way(hit)
         empties = hit.image not in PRIMARY_IMAGES and any(
@@ -165,36 +173,36 @@ class FaultyJudge:
         )
         emptied = (False, True) if empties else (False,)
         if not hit.gone:
-            ways: list[Callable[[], Fate]] = [
-                partial(Fate, hit, op, emptied=way) for op in under_way for way in emptied
+            ways: list[Callable[[], FaultPlacement]] = [
+                partial(FaultPlacement, hit, op, emptied=way) for op in under_way for way in emptied
             ]
             if hit.reader is not None:
                 ways.append(partial(AnyRead, hit, hit.reader))
             stops = any(op.do in _CLOSES for op in self._scenario.ops)
             if self._scenario.form is Form.PRIMARY and hit.image == "secondary" and stops:
                 # To who reads in between the write may look like one that came after the stop.
-                ways.append(partial(Nobodys, hit))
+                ways.append(partial(Unobserved, hit))
             does = {self._scenario.ops[op].do for op in under_way}
             if hit.verb == "flush" and does & set(_CLOSES):
-                ways.append(partial(Nobodys, hit))
+                ways.append(partial(Unobserved, hit))
             if hit.verb == "read" and hit.image == "secondary":
                 # Before it begins a commit may look at what it will write to (11.1).
                 commits = [op for op in under_way if self._scenario.ops[op].do == "failover"]
                 ways += [partial(NothingDone, hit, op) for op in commits]
             return ways
         return [
-            partial(Fate, hit, done=dict(zip(under_way, done, strict=True)), emptied=way)
+            partial(FaultPlacement, hit, done=dict(zip(under_way, done, strict=True)), emptied=way)
             for done in product(range(_MOST), repeat=len(under_way))
             for way in emptied
         ]
 
-    def _under_way(self, hit: Hit) -> list[int]:
+    def _under_way(self, hit: InjectedFault) -> list[int]:
         """The operations that may have met it."""
         count = len(self._scenario.ops)
         return [op for op in range(count) if op not in hit.over | hit.unstarted]
 
     def _compare(
-        self, seen: Seen, ends: Sequence[Seen], hits: tuple[Hit, ...]
+        self, seen: Outcome, ends: Sequence[Outcome], hits: tuple[InjectedFault, ...]
     ) -> RealViolation | None:
         told = self._scenario.commits or self._scenario.form is Form.PRIMARY
         spared: set[str] = set() if told else {"status"}
@@ -204,19 +212,19 @@ class FaultyJudge:
         if seen.view is None and self._ejected(seen):
             spared.add("view")
         ends = [*ends, *(loose for end in ends for loose in self._loosened(end, seen, hits))]
-        wrong = self._judge.compare(seen, ends, Spared(frozenset(spared)))
+        wrong = self._judge.compare(seen, ends, Unchecked(frozenset(spared)))
         if wrong is None:
             return self._isolation(seen)
         if self._scenario.form is Form.PRIMARY and wrong.cause == "final status None":
             return replace(wrong, cause=NOT_IN_STATUS)
         return replace(wrong, cause=f"{wrong.cause}, after {self._what(hits)}")
 
-    def _ejected(self, seen: Seen) -> bool:
+    def _ejected(self, seen: Outcome) -> bool:
         """Whether an overlay may be: qcow2 ejects one that it cannot empty, which is told."""
         ops = self._scenario.ops
         return any(op.do in _EMPTIES and seen.answers[i] != "ok" for i, op in enumerate(ops))
 
-    def _lost_with(self, image: str, seen: Seen) -> set[str]:
+    def _lost_with(self, image: str, seen: Outcome) -> set[str]:
         """What cannot be looked at when an image is gone: the tables of a qcow2 that it still owes
         to its file, and the view, if it falls through to there."""
         lost = {"view"} if seen.view is None else set()
@@ -224,7 +232,7 @@ class FaultyJudge:
         return lost if raw else lost | {image}
 
     def _by_answers(
-        self, seen: Seen, hits: tuple[Hit, ...], precedence: Sequence[frozenset[int]]
+        self, seen: Outcome, hits: tuple[InjectedFault, ...], precedence: Sequence[frozenset[int]]
     ) -> RealViolation | None:
         """Each operation must be as it says itself: done, or failed and perhaps done in part."""
         judge, ops = self._judge, self._scenario.ops
@@ -274,7 +282,7 @@ class FaultyJudge:
             names.add("view")
         if self._emptying(seen, hits):
             names |= {hit.image for hit in hits if hit.image != "secondary"}
-        spared = Spared(frozenset(names), failed, frozenset(ranges), frozenset(clusters))
+        spared = Unchecked(frozenset(names), failed, frozenset(ranges), frozenset(clusters))
         wrong = judge.compare(seen, ends, spared)
         if wrong is None:
             return self._isolation(seen)
@@ -287,13 +295,15 @@ class FaultyJudge:
         one = [("hidden",), ("active",)] if self._scenario.ops[index].do in _EMPTIES else []
         return [(), IMAGES, *one]
 
-    def _says_failed(self, seen: Seen, op: int) -> bool:
+    def _says_failed(self, seen: Outcome, op: int) -> bool:
         """Whether it says so; failover answers at once, and the status tells of its commit."""
         if self._scenario.ops[op].do == "failover" and seen.status is not None:
             return True
         return seen.answers[op] != "ok"
 
-    def _other_error(self, seen: Seen, op: int, hits: tuple[Hit, ...]) -> RealViolation | None:
+    def _other_error(
+        self, seen: Outcome, op: int, hits: tuple[InjectedFault, ...]
+    ) -> RealViolation | None:
         """An I/O is answered with the error that there was, or its client is gone."""
         do, told = self._scenario.ops[op].do, seen.answers[op]
         if do in COMMANDS or told in {f"errno {hit.errno}" for hit in hits}:
@@ -304,7 +314,7 @@ class FaultyJudge:
         cause = f"{do} answers {told}, after {self._what(hits)}"
         return RealViolation(Verdict.ERROR_CONTRACT, text, op, cause=cause)
 
-    def _emptying(self, seen: Seen, hits: tuple[Hit, ...]) -> bool:
+    def _emptying(self, seen: Outcome, hits: tuple[InjectedFault, ...]) -> bool:
         """Whether an overlay could not be emptied: case 6, which the command's error tells of.
 
         qcow2 may have ejected it (``fail_broken_refcounts``, block/qcow2.c): nobody's I/O that
@@ -318,12 +328,14 @@ class FaultyJudge:
             for index, op in enumerate(self._scenario.ops)
         )
 
-    def _may_have_met(self, hit: Hit, seen: Seen) -> list[int]:
+    def _may_have_met(self, hit: InjectedFault, seen: Outcome) -> list[int]:
         if not hit.gone and not self._emptying(seen, (hit,)):
             return self._under_way(hit)
         return [op for op in range(len(self._scenario.ops)) if op not in hit.over]
 
-    def _loosened(self, end: Seen, seen: Seen, hits: tuple[Hit, ...]) -> Iterator[Seen]:
+    def _loosened(
+        self, end: Outcome, seen: Outcome, hits: tuple[InjectedFault, ...]
+    ) -> Iterator[Outcome]:
         """The same end, when a commit failed: it may have come anywhere; or an error too late.
 
         One that has nothing to write need not even ask for the disk that is gone.
@@ -345,7 +357,9 @@ class FaultyJudge:
         if loose != end:
             yield loose
 
-    def _late(self, end: Seen, seen: Seen, hits: tuple[Hit, ...]) -> Iterator[Seen]:
+    def _late(
+        self, end: Outcome, seen: Outcome, hits: tuple[InjectedFault, ...]
+    ) -> Iterator[Outcome]:
         """The same end, when the status may tell of an error or not, who knows."""
         if late_for(self._scenario, hits):
             asked = [n for n, op in enumerate(self._scenario.ops) if op.do == "status"]
@@ -356,7 +370,7 @@ class FaultyJudge:
             for status in (None, "I/O error occurred"):
                 yield replace(end, status=status, answers=answers)
 
-    def _uncommitted(self, failover: int, hits: tuple[Hit, ...]) -> list[Seen]:
+    def _uncommitted(self, failover: int, hits: tuple[InjectedFault, ...]) -> list[Outcome]:
         """The ends if the commit had not written anything, nor anything else failed."""
         key = hits[0], failover
         if key not in self._before:
@@ -368,7 +382,7 @@ class FaultyJudge:
             ]
         return self._before[key]
 
-    def _isolation(self, seen: Seen) -> RealViolation | None:
+    def _isolation(self, seen: Outcome) -> RealViolation | None:
         """No reader above the hidden disk sees what the primary wrote, whatever failed."""
         scenario = self._scenario
         if any(op.do in ("checkpoint", "failover", "stop", "start") for op in scenario.ops):
@@ -393,7 +407,9 @@ class FaultyJudge:
 
     # -- by the contract ---------------------------------------------------------------------------
 
-    def _silence(self, seen: Seen, failed: Sequence[tuple[Named, Hit]]) -> RealViolation | None:
+    def _silence(
+        self, seen: Outcome, failed: Sequence[tuple[NamedIo, InjectedFault]]
+    ) -> RealViolation | None:
         """The operation whose own data was refused must not say success."""
         numbers = {self._scenario.number(i): i for i in range(len(self._scenario.ops))}
         for named, hit in failed:
@@ -414,7 +430,7 @@ class FaultyJudge:
                     )
         return None
 
-    def _unreported(self, seen: Seen, hits: tuple[Hit, ...]) -> RealViolation | None:
+    def _unreported(self, seen: Outcome, hits: tuple[InjectedFault, ...]) -> RealViolation | None:
         """Failures 3 and 4 are told to the FT/HA manager: by the status, there is nothing else."""
         scenario = self._scenario
         if scenario.form is not Form.REPLICATION or seen.status is not None:
@@ -440,7 +456,7 @@ class FaultyJudge:
         return None
 
     @staticmethod
-    def _what(hits: tuple[Hit, ...]) -> str:
+    def _what(hits: tuple[InjectedFault, ...]) -> str:
         hit = hits[0]
         if hit.gone:
             return f"the {hit.image} disk went away"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.online import left_unflushed
-from qmpshim.conformance.explore.checkers.sequential import Seen
-from qmpshim.conformance.explore.harness.history import Execution
+from qmpshim.conformance.explore.checkers.sequential import Outcome
+from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import GARBAGE, owners
-from qmpshim.conformance.explore.harness.overlays import Overlay, read_overlay
+from qmpshim.conformance.explore.harness.overlays import OverlayState, read_overlay
 from qmpshim.conformance.explore.scenarios import VANISH, RealScenario, words
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import Form, GatedMachine
 from qmpshim.machine.chain.secondary import SECTOR
-from qmpshim.machine.nbd.protocol import Op as Nbd
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 
 PROBE = 4000  # the operation whose data the aftermath writes
@@ -20,7 +20,7 @@ _REMOVAL = 5.0  # seconds for an export or a job to go
 _COMMIT = 10.0  # seconds for the commit that failover leaves running
 
 
-def stuck(scenario: RealScenario, now: Execution) -> RealViolation | None:
+def stuck(scenario: RealScenario, now: History) -> RealViolation | None:
     """Whether an operation has not ended, though nothing is held."""
     for index in sorted(now.started - now.over):
         op = scenario.ops[index]
@@ -29,9 +29,7 @@ def stuck(scenario: RealScenario, now: Execution) -> RealViolation | None:
     return None
 
 
-def remaining(
-    machine: GatedMachine, scenario: RealScenario, now: Execution
-) -> RealViolation | None:
+def remaining(machine: GatedMachine, scenario: RealScenario, now: History) -> RealViolation | None:
     """Whether the job and the exports are there that must be.
 
     A job that was cancelled and an export that was removed go when nothing is in flight any more:
@@ -86,7 +84,7 @@ def _committed(machine: GatedMachine) -> bool:
     return under == {"secondary"} or (bool(status["error"]) and not jobs)
 
 
-def unflushed(machine: GatedMachine, scenario: RealScenario, now: Execution) -> bool:
+def unflushed(machine: GatedMachine, scenario: RealScenario, now: History) -> bool:
     """Whether what a failover's commit wrote has not been flushed so far."""
     failovers = {index for index, op in enumerate(scenario.ops) if op.do == "failover"}
     return scenario.commits and left_unflushed(machine, now, "secondary", failovers)
@@ -100,8 +98,8 @@ def not_durable(scenario: RealScenario) -> RealViolation:
 
 
 def look(
-    machine: GatedMachine, scenario: RealScenario, now: Execution
-) -> tuple[Seen, RealViolation | None]:
+    machine: GatedMachine, scenario: RealScenario, now: History
+) -> tuple[Outcome, RealViolation | None]:
     """Everything that can be seen at the end, and what is broken in the images themselves."""
     size = scenario.size
     for op in scenario.ops:
@@ -119,7 +117,7 @@ def look(
     return _read(machine, scenario, now, view, status)
 
 
-def disks(machine: GatedMachine, scenario: RealScenario, now: Execution) -> Seen:
+def disks(machine: GatedMachine, scenario: RealScenario, now: History) -> Outcome:
     """What is on the disks at this moment, QEMU alive or not; half-written metadata is no news."""
     return _read(machine, scenario, now, None, None)[0]
 
@@ -127,13 +125,13 @@ def disks(machine: GatedMachine, scenario: RealScenario, now: Execution) -> Seen
 def _read(
     machine: GatedMachine,
     scenario: RealScenario,
-    now: Execution,
+    now: History,
     view: tuple[int, ...] | None,
     status: str | None,
-) -> tuple[Seen, RealViolation | None]:
+) -> tuple[Outcome, RealViolation | None]:
     size = scenario.size
     secondary, unsound = _secondary(machine, scenario)
-    nothing = Overlay((None,) * size, (0,) * -(-size // scenario.cluster))
+    nothing = OverlayState((None,) * size, (0,) * -(-size // scenario.cluster))
     hidden, active = (
         read_overlay(machine, scenario, name) if name in machine.images else nothing
         for name in ("hidden", "active")
@@ -141,7 +139,7 @@ def _read(
     primary = None
     if scenario.form is Form.PRIMARY:
         primary = tuple(owners(machine.gate.snapshot("primary"), 0))
-    seen = Seen(
+    seen = Outcome(
         tuple(now.answers),
         tuple(now.data),
         secondary,
@@ -165,7 +163,7 @@ def _secondary(
     return tuple(owner or 0 for owner in overlay.content), overlay.violation
 
 
-def _flush(machine: GatedMachine, now: Execution) -> None:
+def _flush(machine: GatedMachine, now: History) -> None:
     """Put qcow2's tables where we can read them; only a flush of the very node does it.
 
     The filter of replication flushes all its disks. Copy-before-write flushes its source only, and
@@ -181,7 +179,7 @@ def _flush(machine: GatedMachine, now: Execution) -> None:
 
 
 def aftermath(
-    machine: GatedMachine, scenario: RealScenario, now: Execution, seen: Seen
+    machine: GatedMachine, scenario: RealScenario, now: History, seen: Outcome
 ) -> RealViolation | None:
     """One more primary write everywhere: what the guest's end sees must not change by it.
 
@@ -224,7 +222,7 @@ def aftermath(
 
 
 def _both_written(
-    machine: GatedMachine, scenario: RealScenario, now: Execution
+    machine: GatedMachine, scenario: RealScenario, now: History
 ) -> RealViolation | None:
     """One more guest write everywhere: it is on both disks, so replication lives."""
     data = bytes(pattern.data_of(PROBE, 0, scenario.size))

@@ -22,12 +22,12 @@ from qmpshim.conformance.explore.checkers.sequential import (
     FAILS,
     NO_JOB,
     Order,
-    Seen,
+    Outcome,
     run_in_order,
 )
 from qmpshim.conformance.explore.scenarios import BASE, ZEROES, RealScenario, cut_off, words
 from qmpshim.machine.chain.gated import Form
-from qmpshim.model.chain.behaviour import Behaviour, Known
+from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.check.linearizability import fits
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
@@ -45,7 +45,7 @@ class RealViolation(Violation):
 
 
 @dataclass(frozen=True, slots=True)
-class Spared:
+class Unchecked:
     """What of an end is not looked at.
 
     :ivar names: ``primary``, ``secondary``, ``hidden``, ``active``, ``view``, ``status``
@@ -60,10 +60,10 @@ class Spared:
     clusters: frozenset[int] = frozenset()
 
 
-NOTHING_SPARED = Spared()
+NOTHING_SPARED = Unchecked()
 
 
-class Judge:
+class LinearizabilityChecker:
     """Knows every straight outcome of one scenario."""
 
     def __init__(self, scenario: RealScenario, behaviour: Behaviour) -> None:
@@ -73,13 +73,13 @@ class Judge:
         self.orders = _orders(scenario, behaviour)
         self._cut_off = cut_off(scenario.ops)
         self._seen: dict[Hashable, RealViolation | None] = {}
-        self.straight: dict[Order, Seen] = {}
+        self.straight: dict[Order, Outcome] = {}
         for order in self.orders:
             self.straight[order] = run_in_order(scenario, behaviour, order)
 
     # -- judging -----------------------------------------------------------------------------------
 
-    def judge(self, seen: Seen, precedence: Sequence[frozenset[int]]) -> RealViolation | None:
+    def judge(self, seen: Outcome, precedence: Sequence[frozenset[int]]) -> RealViolation | None:
         """What is wrong with the end of an execution.
 
         :param precedence: for each operation those that had ended when it started
@@ -89,7 +89,7 @@ class Judge:
             self._seen[key] = self._judge(seen, precedence)
         return self._seen[key]
 
-    def _judge(self, seen: Seen, precedence: Sequence[frozenset[int]]) -> RealViolation | None:
+    def _judge(self, seen: Outcome, precedence: Sequence[frozenset[int]]) -> RealViolation | None:
         straight = [one for order, one in self.straight.items() if keeps_to(order, precedence)]
         wrong = self.compare(seen, straight)
         if wrong is not None and self.lenient is not None:
@@ -97,7 +97,7 @@ class Judge:
         return wrong
 
     @cached_property
-    def lenient(self) -> Judge | None:
+    def lenient(self) -> LinearizabilityChecker | None:
         """A judge for whom failover may report an error, as QEMU's does; ``None``: nobody asks.
 
         So what comes of this one defect is told from what merely looks like it.
@@ -105,25 +105,25 @@ class Judge:
         known = self.behaviour.known
         asked = {"failover", "status"} <= {op.do for op in self.scenario.ops}
         asked = asked and self.scenario.commits
-        if not asked or Known.FAILOVER_REPORTS_ERROR in known:
+        if not asked or KnownDefect.FAILOVER_REPORTS_ERROR in known:
             return None
-        known |= {Known.FAILOVER_REPORTS_ERROR}
-        return Judge(self.scenario, replace(self.behaviour, known=known))
+        known |= {KnownDefect.FAILOVER_REPORTS_ERROR}
+        return LinearizabilityChecker(self.scenario, replace(self.behaviour, known=known))
 
     @cached_property
-    def masking(self) -> tuple[Judge, ...]:
+    def masking(self) -> tuple[LinearizabilityChecker, ...]:
         """Judges for whom an error of the primary disk may be masked, as QEMU's quorum does.
 
         None where there is no quorum, or this one is such a judge.
         """
         known = self.behaviour.known
-        if self.scenario.form is not Form.PRIMARY or Known.QUORUM_MASKS_PRIMARY in known:
+        if self.scenario.form is not Form.PRIMARY or KnownDefect.QUORUM_MASKS_PRIMARY in known:
             return ()
         return tuple(
-            Judge(self.scenario, replace(self.behaviour, known=known | masks))
+            LinearizabilityChecker(self.scenario, replace(self.behaviour, known=known | masks))
             for masks in (
-                {Known.QUORUM_MASKS_PRIMARY, Known.QUORUM_MASKS_FLUSH},
-                {Known.QUORUM_MASKS_PRIMARY},
+                {KnownDefect.QUORUM_MASKS_PRIMARY, KnownDefect.QUORUM_MASKS_FLUSH},
+                {KnownDefect.QUORUM_MASKS_PRIMARY},
             )
         )
 
@@ -135,7 +135,7 @@ class Judge:
         return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=cause)
 
     def compare(
-        self, seen: Seen, straight: Sequence[Seen], spared: Spared = NOTHING_SPARED
+        self, seen: Outcome, straight: Sequence[Outcome], spared: Unchecked = NOTHING_SPARED
     ) -> RealViolation | None:
         """What is wrong with an end that must be like one of those of *straight*."""
         judged = [index for index in range(len(self.scenario.ops)) if index not in spared.ops]
@@ -182,7 +182,7 @@ class Judge:
             return RealViolation(Verdict.ERROR_CONTRACT, text, cause=f"final status {seen.status}")
         return None
 
-    def _same(self, index: int, want: str, seen: Seen) -> bool:
+    def _same(self, index: int, want: str, seen: Outcome) -> bool:
         """Whether an answer is the predicted one; who was cut off cannot know whether it was."""
         have = seen.answers[index]
         if want == ENDING:
@@ -199,7 +199,12 @@ class Judge:
         return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=f"{op.do} answers {found}")
 
     def _explained(
-        self, possible: Sequence[Seen], seen: Seen, start: int, end: int, free: Collection[str]
+        self,
+        possible: Sequence[Outcome],
+        seen: Outcome,
+        start: int,
+        end: int,
+        free: Collection[str],
     ) -> bool:
         """Whether some order explains one cell.
 
@@ -216,7 +221,9 @@ class Judge:
             one.secondary[start:end] == seen.secondary[start:end] for one in possible
         )
 
-    def _explains(self, one: Seen, seen: Seen, start: int, end: int, free: Collection[str]) -> bool:
+    def _explains(
+        self, one: Outcome, seen: Outcome, start: int, end: int, free: Collection[str]
+    ) -> bool:
         """Whether some order explains one cell."""
         cut = slice(start, end)
         for index, op in enumerate(self.scenario.ops):
@@ -243,7 +250,7 @@ class Judge:
         )
 
     def _explain(
-        self, seen: Seen, possible: list[Seen], start: int, end: int, free: Collection[str]
+        self, seen: Outcome, possible: list[Outcome], start: int, end: int, free: Collection[str]
     ) -> RealViolation:
         """In words what no order explains: the first thing wrong in every one of them."""
         where = f"sectors {start}..{end - 1}"
@@ -345,7 +352,7 @@ def _orders(scenario: RealScenario, behaviour: Behaviour) -> list[Order]:
     later = [(op.after, index) for index, op in enumerate(ops) if op.after is not None]
     later += [*zip(failovers, commits, strict=True), *zip(commits, ends, strict=True)]
     # That the status tells the end late matters only where it tells of an error until then.
-    late = Known.FAILOVER_REPORTS_ERROR in behaviour.known
+    late = KnownDefect.FAILOVER_REPORTS_ERROR in behaviour.known
     orders = []
     for order in permutations([*range(len(ops)), *commits, *(ends if late else ())]):
         whole = order if late else (*order, *ends)

@@ -11,28 +11,28 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.harness.history import Execution
-from qmpshim.conformance.explore.harness.io_naming import Names, owners, tags
+from qmpshim.conformance.explore.harness.history import History
+from qmpshim.conformance.explore.harness.io_naming import IoNames, owners, tags
 from qmpshim.conformance.explore.harness.overlays import read_overlay
 from qmpshim.conformance.explore.scenarios import CHANGES, RealScenario, words
 from qmpshim.machine.chain.gated import PRIMARY_IMAGES, Form, GatedMachine
 from qmpshim.machine.chain.secondary import SECTOR
-from qmpshim.machine.nbd.gate.gate import HeldIO, Kind
-from qmpshim.machine.nbd.protocol import Op as Nbd
+from qmpshim.machine.nbd.gate.gate import EventKind, HeldIO
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 
-_EFFECTS = (Kind.PASS, Kind.RELEASE, Kind.APPLY)
+_EFFECTS = (EventKind.PASS, EventKind.RELEASE, EventKind.APPLY)
 _CHANGES = (Nbd.WRITE, Nbd.WRITE_ZEROES, Nbd.TRIM)
 
 
-class Watch:
+class OnlineChecker:
     """Watches one execution of *scenario*.
 
     :param names: knows the places of the overlays' data
     :ivar quiet: no command changes the chain meanwhile; otherwise little can be said here
     """
 
-    def __init__(self, scenario: RealScenario, machine: GatedMachine, names: Names) -> None:
+    def __init__(self, scenario: RealScenario, machine: GatedMachine, names: IoNames) -> None:
         self._scenario = scenario
         self._machine = machine
         self._names = names
@@ -97,7 +97,7 @@ class Watch:
         """What a request writes to the hidden disk."""
         return tags(io.data) if io.image == "hidden" and io.op is Nbd.WRITE else ()
 
-    def flushed(self, now: Execution, flush: int) -> RealViolation | None:
+    def flushed(self, now: History, flush: int) -> RealViolation | None:
         """What is wrong now that the flush with this index ended well."""
         if not self.quiet or now.gone():
             return None
@@ -138,7 +138,7 @@ class Watch:
                     )
         return None
 
-    def _never_flushed(self, now: Execution, flush: int) -> bool:
+    def _never_flushed(self, now: History, flush: int) -> bool:
         """Whether what had been written before a flush to the primary's disk was not flushed."""
         writers = [
             index
@@ -148,7 +148,7 @@ class Watch:
         ]
         return left_unflushed(self._machine, now, "primary", writers)
 
-    def _may_be_there(self, now: Execution, write: int, sector: int) -> set[int | None]:
+    def _may_be_there(self, now: History, write: int, sector: int) -> set[int | None]:
         """Whose a sector may be once a write to it is done: its own, or of who changed it later.
 
         Later is who had not ended when the write began.
@@ -166,7 +166,7 @@ class Watch:
 
 
 def left_unflushed(
-    machine: GatedMachine, now: Execution, image: str, writers: Collection[int]
+    machine: GatedMachine, now: History, image: str, writers: Collection[int]
 ) -> bool:
     """Whether no flush of an image that began after the last write of *writers* to it is done."""
     written = False
@@ -176,7 +176,7 @@ def left_unflushed(
             continue
         if now.wrote.get(event.io) in writers and event.kind in _EFFECTS:
             written, flushes = True, set()
-        if event.op is Nbd.FLUSH and event.kind in (Kind.ARRIVE, Kind.PASS):
+        if event.op is Nbd.FLUSH and event.kind in (EventKind.ARRIVE, EventKind.PASS):
             flushes.add(event.io)
         if event.io in flushes and event.kind in _EFFECTS:
             written = False

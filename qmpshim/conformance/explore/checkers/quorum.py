@@ -16,15 +16,15 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.checkers.sequential import Hit, Seen
-from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, Execution
-from qmpshim.conformance.explore.harness.io_naming import Named
+from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
+from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, History
+from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.scenarios import RealScenario, words
 from qmpshim.machine.chain.gated import Form, GatedMachine
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.system import Choice
 
-Failed = Sequence[tuple[Named, Hit]]
+Failed = Sequence[tuple[NamedIo, InjectedFault]]
 
 _MASKED = {"guest_write": "write", "guest_zero": "write", "guest_flush": "flush"}
 _LATE = 5.0  # seconds until an event must be there: QEMU keeps it back for one at most
@@ -33,7 +33,7 @@ NOT_IN_STATUS = "case 2. forwarding a write failed: not in the status"
 
 
 def masked(
-    scenario: RealScenario, seen: Seen, precedence: Sequence[frozenset[int]], failed: Failed
+    scenario: RealScenario, seen: Outcome, precedence: Sequence[frozenset[int]], failed: Failed
 ) -> RealViolation | None:
     """What is wrong where an operation says success though the primary disk refused its I/O."""
     index = next(iter(_in_silence(scenario, seen.answers, failed)), None)
@@ -69,7 +69,7 @@ def _in_silence(scenario: RealScenario, answers: Sequence[str], failed: Failed) 
 
 
 def _not_read_back(
-    scenario: RealScenario, seen: Seen, precedence: Sequence[frozenset[int]], write: int
+    scenario: RealScenario, seen: Outcome, precedence: Sequence[frozenset[int]], write: int
 ) -> int | None:
     """A read that began after the write had ended, and has none of its data where it reads it."""
     op = scenario.ops[write]
@@ -87,7 +87,7 @@ def _not_read_back(
     return None
 
 
-def late_for(scenario: RealScenario, hits: Sequence[Hit]) -> bool:
+def late_for(scenario: RealScenario, hits: Sequence[InjectedFault]) -> bool:
     """Whether a write that was being forwarded fails when replication was stopped already.
 
     Then nobody says whether the status tells of it: stop does not wait for what is in flight.
@@ -111,7 +111,7 @@ def both_refused(names: Iterable[Choice], errnos: Sequence[int]) -> list[dict[Ch
 
 
 def untold(
-    machine: GatedMachine, scenario: RealScenario, now: Execution, told: set[str]
+    machine: GatedMachine, scenario: RealScenario, now: History, told: set[str]
 ) -> RealViolation | None:
     """Whether a failed I/O of the primary disk came to nobody's ears: neither error nor event.
 

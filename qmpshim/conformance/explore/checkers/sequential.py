@@ -25,10 +25,10 @@ from qmpshim.errors import InputError
 from qmpshim.machine.chain.gated import IMAGES, PRIMARY_IMAGES, Form
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.primary import PrimaryChain
-from qmpshim.model.chain.protocols import CopyBeforeWriteDiscipline
+from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
 from qmpshim.model.chain.secondary import Chain, CommandError, Stage, Workflow
-from qmpshim.model.disks.image import Alloc, Qcow2, owned
-from qmpshim.model.runtime.coroutines import Io, ModelIOError, OperationError, run_straight
+from qmpshim.model.disks.image import Alloc, Qcow2Image, owned
+from qmpshim.model.runtime.coroutines import Io, ModelIOError, OperationError, run_sequentially
 from qmpshim.model.scenario import Op
 
 NO_JOB = "no job"  # what the status tells in plain backup when the job is over
@@ -42,7 +42,7 @@ AnyChain = Chain | PrimaryChain
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Outcome:
     """The end of an execution, straight or real.
 
     :ivar answers: by operation: ``ok``, ``errno N`` or an error's text
@@ -68,7 +68,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
+class InjectedFault:
     """An I/O that failed.
 
     :ivar start: first sector, :ivar count: sectors (0 for a flush)
@@ -99,7 +99,7 @@ class Hit:
         return alike and io.start < self.start + self.count and self.start < io.start + io.count
 
 
-class Fate:
+class FaultPlacement:
     """Lets I/Os of the operations fail: *victim* meets *hit*.
 
     For an image that is gone: *done* tells how many I/Os on it each operation, of those under way
@@ -111,7 +111,7 @@ class Fate:
 
     def __init__(
         self,
-        hit: Hit,
+        hit: InjectedFault,
         victim: int = -1,
         done: Mapping[int, int] | None = None,
         emptied: bool = False,
@@ -148,7 +148,7 @@ class Fate:
         return self.hit.errno
 
 
-class AnyRead(Fate):
+class AnyRead(FaultPlacement):
     """The read *victim* fails, wherever it reads: QEMU may have looked in another place."""
 
     def of(self, op: int) -> Callable[[Io], int]:
@@ -156,11 +156,11 @@ class AnyRead(Fate):
         return lambda io: self.hit.errno if op == self.victim else 0
 
 
-class NothingDone(Fate):
+class NothingDone(FaultPlacement):
     """The operation *victim* gets nothing done on these images, a failover its commit."""
 
     def __init__(
-        self, hit: Hit, victim: int, images: Collection[str] = (*IMAGES, *PRIMARY_IMAGES)
+        self, hit: InjectedFault, victim: int, images: Collection[str] = (*IMAGES, *PRIMARY_IMAGES)
     ) -> None:
         super().__init__(hit, victim)
         self._images = images
@@ -170,7 +170,7 @@ class NothingDone(Fate):
         return lambda io: self.hit.errno if op == self.victim and io.disk in self._images else 0
 
 
-class Nobodys(Fate):
+class Unobserved(FaultPlacement):
     """What nobody needs: a flush of nodes and jobs being closed, before a commit or after it.
 
     That the commit's own flushes are not taken for such is seen by
@@ -188,22 +188,22 @@ def run_op(chain: AnyChain, op: Op, number: int, fate: Callable[[Io], int] | Non
         return None
     method = getattr(chain, op.do)
     if op.do in COMMANDS or op.do in ("primary_flush", "guest_flush"):
-        return run_straight(method(), fate)
+        return run_sequentially(method(), fate)
     if isinstance(chain, Chain) and chain.discipline.name == "copy-before-write":
         snapshot = {"guest_read": chain.snapshot_read, "guest_discard": chain.snapshot_discard}
         method = snapshot.get(op.do, method)
     if op.do in READS:
-        return run_straight(method(op.start, op.count), fate)
-    return run_straight(method(op.start, op.count, number), fate)
+        return run_sequentially(method(op.start, op.count), fate)
+    return run_sequentially(method(op.start, op.count, number), fate)
 
 
 def run_in_order(
     scenario: RealScenario,
     behaviour: Behaviour,
     order: Order,
-    fates: Sequence[Fate] = (),
+    fates: Sequence[FaultPlacement] = (),
     copied: Mapping[int, Sequence[int]] | None = None,
-) -> Seen:
+) -> Outcome:
     """Run the scenario's operations one after another and look at the end.
 
     :param order: each operation once, and for each failover when its commit runs and is over
@@ -240,7 +240,7 @@ def run_in_order(
 
         if step < 0:
             if isinstance(chain, Chain):
-                run_straight(chain.end_failover(), meet)
+                run_sequentially(chain.end_failover(), meet)
             continue
         if op.do == "failover":
             chain.begin_failover()
@@ -275,7 +275,7 @@ def _copy(chain: Chain, cluster: int, meet: Callable[[Io], int]) -> None:
         size = chain.job.cluster_size
         count = min(size, chain.size - cluster * size)
         with contextlib.suppress(ModelIOError):
-            run_straight(chain.discipline.before_write(chain.job, cluster * size, count), meet)
+            run_sequentially(chain.discipline.before_write(chain.job, cluster * size, count), meet)
 
 
 def _begin(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
@@ -286,7 +286,7 @@ def _begin(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
     else:
         chain = _secondarys(scenario, behaviour)
     chain.secondary.contents.write(0, owned(BASE, scenario.size))
-    run_straight(chain.start())
+    run_sequentially(chain.start())
     for number, op in enumerate(scenario.setup, BASE + 1):
         try:
             run_op(chain, op, number)
@@ -297,7 +297,7 @@ def _begin(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
 
 
 def _secondarys(scenario: RealScenario, behaviour: Behaviour) -> Chain:
-    discipline = CopyBeforeWriteDiscipline() if scenario.form is Form.FLEECING else None
+    discipline = CopyBeforeWriteProtocol() if scenario.form is Form.FLEECING else None
     workflow = Workflow.REPLICATION if scenario.form is Form.REPLICATION else Workflow.BACKUP
     chain = Chain(
         workflow,
@@ -307,7 +307,7 @@ def _secondarys(scenario: RealScenario, behaviour: Behaviour) -> Chain:
         discipline=discipline,
         behaviour=behaviour,
     )
-    if isinstance(chain.secondary, Qcow2):
+    if isinstance(chain.secondary, Qcow2Image):
         clusters = range(-(-scenario.size // scenario.cluster))
         chain.secondary.alloc.update(dict.fromkeys(clusters, Alloc.DATA))
     return chain
@@ -318,25 +318,25 @@ def _primarys_end(
     chain: PrimaryChain,
     answers: list[str],
     data: list[tuple[int, ...] | None],
-) -> Seen:
+) -> Outcome:
     size = scenario.size
     view, primary, secondary = (
         tuple(max(0, owner) for owner in owners)
         for owners in (
-            run_straight(chain.guest_read(0, size)),
+            run_sequentially(chain.guest_read(0, size)),
             chain.primary.contents.read(0, size),
             chain.secondary.contents.read(0, size),
         )
     )
     nothing = (None,) * size
-    return Seen(
+    return Outcome(
         tuple(answers), tuple(data), secondary, nothing, nothing, view, (), chain.status(), primary
     )
 
 
 def _final(
     scenario: RealScenario, chain: Chain, answers: list[str], data: list[tuple[int, ...] | None]
-) -> Seen:
+) -> Outcome:
     size, cluster = scenario.size, scenario.cluster
     held: list[tuple[int | None, ...]] = []
     kinds: list[tuple[int, ...]] = []
@@ -353,9 +353,9 @@ def _final(
     view: tuple[int, ...] | None = None
     try:
         if chain.discipline.name == "copy-before-write":
-            owners = run_straight(chain.snapshot_read(0, size))
+            owners = run_sequentially(chain.snapshot_read(0, size))
         else:
-            owners = run_straight(chain.guest_read(0, size))
+            owners = run_sequentially(chain.guest_read(0, size))
         view = tuple(max(0, owner) for owner in owners)
     except OperationError:
         pass
@@ -367,7 +367,7 @@ def _final(
         # What the overlays hold is nobody's affair any more.
         held = [(None,) * size] * 2
         kinds = [(-1,) * len(kinds[0])] * 2
-    return Seen(
+    return Outcome(
         tuple(answers), tuple(data), secondary, held[0], held[1], view, tuple(kinds), status
     )
 

@@ -22,9 +22,9 @@ from qmpshim.conformance.explore.directed.tools import (
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.images.qcow2 import Qcow2
+from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.gate.gate import HeldIO
-from qmpshim.machine.nbd.protocol import Op as Nbd
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 
 
@@ -183,7 +183,7 @@ def stop_flushes_all(machine: GatedMachine) -> None:
     comes(machine, lambda: status(machine) is None, "failover")
     machine.call("stop")
     machine.settle()
-    if not Qcow2.parse(memoryview(machine.stores["active"].snapshot())).allocation():
+    if not Qcow2Reader.parse(memoryview(machine.stores["active"].snapshot())).allocation():
         text = (
             "after failover and stop the active disk's file has no cluster, though the guest "
             "wrote one: its metadata is still in QEMU's memory"

@@ -20,8 +20,8 @@ from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import BuildError
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.nbd.protocol import Op as Nbd
-from qmpshim.machine.qmp.nonblocking import WireNbd
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.qmp.nonblocking import NonBlockingNbd
 from qmpshim.model.check.verdict import Verdict
 
 _DELAYED = 20.0  # seconds for a write that QEMU keeps through a reconnect-delay of up to 10 s
@@ -171,6 +171,6 @@ def client_of_iothread(machine: GatedMachine) -> None:
     )
     export = {"type": "nbd", "id": "threaded", "name": "threaded", "node-name": "nowhere"}
     machine.call("block-export-add", {**export, "iothread": "io"})
-    WireNbd(machine.reactor, machine.workspace.path / "nbd", "threaded").close()
+    NonBlockingNbd(machine.reactor, machine.workspace.path / "nbd", "threaded").close()
     machine.settle()
     machine.call("query-status")

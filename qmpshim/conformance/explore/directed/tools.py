@@ -10,7 +10,7 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, MachineDied, MachineHung
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.gate import HeldIO
-from qmpshim.machine.nbd.protocol import Op as Nbd
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 
 SIZE, CLUSTER = 256 * 512, 128 * 512

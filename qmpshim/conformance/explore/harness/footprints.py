@@ -11,7 +11,7 @@ one table is about the clusters of many.
 
 from __future__ import annotations
 
-from qmpshim.conformance.explore.harness.io_naming import Named
+from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.scenarios import COMMANDS, FLUSHES, VANISH, RealScenario
 from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
 from qmpshim.model.explore.system import Choice, Footprint
@@ -49,7 +49,7 @@ class Footprints:
         places = self._places(op.start, op.count)
         return Footprint(places, places)
 
-    def step(self, choice: Choice, thread: int, named: Named | None, more: bool) -> Footprint:
+    def step(self, choice: Choice, thread: int, named: NamedIo | None, more: bool) -> Footprint:
         """The footprint of a step that was taken.
 
         :param named: the I/O that was let go; ``None``: an operation was started

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, field
 
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.checkers.sequential import Hit, Seen
-from qmpshim.conformance.explore.harness.io_naming import Named
+from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
+from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.model.explore.system import Choice
 
 # In place of an errno: the connection breaks, with all that waits on it, and
@@ -16,7 +16,7 @@ RECONNECT = -1  # the next one is accepted, and QEMU was told to wait for that
 
 
 @dataclass(slots=True)
-class Running:
+class RunningOperation:
     """An operation under way."""
 
     kind: str  # "primary", "guest" or "qmp"
@@ -24,7 +24,7 @@ class Running:
 
 
 @dataclass(slots=True)
-class Execution:
+class History:
     """What happened since the reset.
 
     :ivar precedence: by operation, those that had ended when it started
@@ -39,22 +39,22 @@ class Execution:
     """
 
     steps: list[Choice] = field(default_factory=list)
-    running: dict[int, Running] = field(default_factory=dict)
+    running: dict[int, RunningOperation] = field(default_factory=dict)
     answers: list[str] = field(default_factory=list)
     data: list[tuple[int, ...] | None] = field(default_factory=list)
     precedence: list[frozenset[int]] = field(default_factory=list)
     over: set[int] = field(default_factory=set)
     started: set[int] = field(default_factory=set)
-    held: dict[Choice, Named] = field(default_factory=dict)
+    held: dict[Choice, NamedIo] = field(default_factory=dict)
     wrote: dict[int, int] = field(default_factory=dict)
-    failed: list[tuple[Named, Hit]] = field(default_factory=list)
+    failed: list[tuple[NamedIo, InjectedFault]] = field(default_factory=list)
     faults: int = 0
     lines: list[str] = field(default_factory=list)
     lost: bool = False
-    seen: Seen | None = None
+    seen: Outcome | None = None
 
     @classmethod
-    def of(cls, operations: int) -> Execution:
+    def of(cls, operations: int) -> History:
         """Nothing has happened yet, of so many operations."""
         return cls(
             answers=["?"] * operations,
@@ -68,7 +68,7 @@ class Execution:
 
 
 @dataclass(slots=True)
-class Found:
+class Anomaly:
     """A violation with the shortest schedule it was seen in, and how often it was seen."""
 
     violation: RealViolation

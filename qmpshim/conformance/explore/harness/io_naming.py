@@ -22,7 +22,7 @@ import numpy as np
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.nbd.gate.gate import HeldIO
-from qmpshim.machine.nbd.protocol import Op as Nbd
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.explore.system import Choice
 from qmpshim.model.scenario import Op
 
@@ -79,7 +79,7 @@ def owners(data: bytes | memoryview, start: int) -> list[int]:
 def step_object(choice: Choice) -> dict[str, Any]:
     """A step of a schedule in a document, with positions in bytes.
 
-    :param choice: ``("start", operation)``, a request's name as :class:`Named` has it, or that of
+    :param choice: ``("start", operation)``, a request's name as :class:`NamedIo` has it, or that of
         one that fails: ``("fail", ...)`` with the errno at the end
     """
     what, operation, *more = choice
@@ -105,7 +105,7 @@ def step_object(choice: Choice) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedIo:
     """A held request with its name.
 
     :ivar choice: ``("io", operation, "hidden write 0+128", n-th of that name)``
@@ -130,7 +130,7 @@ class Named:
         return self.io.image, self.io.op, self.io.offset, self.io.length
 
 
-class Names:
+class IoNames:
     """Names the requests of one execution.
 
     :param ops: the concurrent operations
@@ -193,7 +193,7 @@ class Names:
 
     def name(
         self, io: HeldIO, mover: int, unfinished: Sequence[int], still: Sequence[int] | None = None
-    ) -> Named:
+    ) -> NamedIo:
         """Give a held request its name.
 
         :param mover: the operation whose step let this request happen
@@ -216,7 +216,7 @@ class Names:
         key: Choice = ("io", op, f"{io.image} {verb}{place}")
         nth = self._nth[key]
         self._nth[key] += 1
-        return Named((*key, nth), io, op, verb, start, count)
+        return NamedIo((*key, nth), io, op, verb, start, count)
 
     def _owner(
         self,

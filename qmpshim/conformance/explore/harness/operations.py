@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qmpshim.conformance.explore.checkers.sequential import NO_JOB
-from qmpshim.conformance.explore.harness.history import Running
+from qmpshim.conformance.explore.harness.history import RunningOperation
 from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.explore.scenarios import COMMANDS, READS, VANISH, words
 from qmpshim.conformance.workload import pattern
@@ -13,7 +13,7 @@ from qmpshim.errors import CommandFailed, MachineError, MachineHung
 from qmpshim.machine.chain.gated import Form, GatedMachine
 from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.nbd.protocol import CMD_NO_HOLE
-from qmpshim.machine.nbd.protocol import Op as Nbd
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.scenario import Op
 
 _NBD = {
@@ -27,19 +27,19 @@ _NBD = {
 _SETUP = 10.0  # seconds for an operation of the setup
 
 
-def begin(machine: GatedMachine, op: Op, number: int) -> Running:
+def begin(machine: GatedMachine, op: Op, number: int) -> RunningOperation:
     """Send an operation to QEMU; *number* is under which it writes."""
     if op.do in COMMANDS:
-        return Running("qmp", machine.qmp.send(*command(machine.shape.form, op.do)))
+        return RunningOperation("qmp", machine.qmp.send(*command(machine.shape.form, op.do)))
     side, verb = op.do.split("_", 1)
     if op.do in VANISH:
         machine.clients[side].close()
-        return Running("vanish", 0)
+        return RunningOperation("vanish", 0)
     data = bytes(pattern.data_of(number, op.start, op.count)) if verb == "write" else b""
     flags = CMD_NO_HOLE if verb == "zero_no_hole" else 0
     place = op.start * SECTOR, op.count * SECTOR
     key = machine.clients[side].send(_NBD[verb], *place, data, flags)
-    return Running(side, key)
+    return RunningOperation(side, key)
 
 
 def command(form: Form, do: str) -> tuple[str, dict[str, Any]]:
@@ -62,7 +62,7 @@ def command(form: Form, do: str) -> tuple[str, dict[str, Any]]:
 
 
 def answer(
-    machine: GatedMachine, op: Op, running: Running
+    machine: GatedMachine, op: Op, running: RunningOperation
 ) -> tuple[str, tuple[int, ...] | None] | None:
     """How an operation ended, and whose the data is that it read; ``None``: it has not ended."""
     if running.kind == "qmp":

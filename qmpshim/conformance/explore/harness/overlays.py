@@ -11,13 +11,13 @@ from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.secondary import SECTOR
-from qmpshim.machine.images.qcow2 import ImageError, Incompatible, Qcow2, Severity
+from qmpshim.machine.images.qcow2 import ImageError, Incompatible, Qcow2Reader, Severity
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
 
 
 @dataclass(frozen=True, slots=True)
-class Overlay:
+class OverlayState:
     """What an overlay holds.
 
     :ivar content: whose each sector is, ``None`` where the image has nothing
@@ -30,7 +30,7 @@ class Overlay:
     violation: RealViolation | None = None
 
 
-def read_overlay(machine: GatedMachine, scenario: RealScenario, name: str) -> Overlay:
+def read_overlay(machine: GatedMachine, scenario: RealScenario, name: str) -> OverlayState:
     """Read the qcow2 image *name* from the gate's bytes."""
     image = machine.gate.snapshot(name)
     words = scenario.size, scenario.cluster, name
@@ -43,14 +43,14 @@ def read_overlay(machine: GatedMachine, scenario: RealScenario, name: str) -> Ov
 
 
 # Most schedules of a scenario end with one of a few images; to compare is cheaper than to hash.
-_RECENT: deque[tuple[bytes, tuple[int, int, str], Overlay]] = deque(maxlen=16)
+_RECENT: deque[tuple[bytes, tuple[int, int, str], OverlayState]] = deque(maxlen=16)
 
 
-def _read(image: bytes, size: int, cluster: int, name: str) -> Overlay:
+def _read(image: bytes, size: int, cluster: int, name: str) -> OverlayState:
     content: list[int | None] = [None] * size
     kinds = [0] * -(-size // cluster)
     try:
-        qcow2 = Qcow2.parse(image)
+        qcow2 = Qcow2Reader.parse(image)
         found = qcow2.clusters()
         faults = faults_of(qcow2)
     except ImageError as error:
@@ -61,7 +61,7 @@ def _read(image: bytes, size: int, cluster: int, name: str) -> Overlay:
             f"{name} disk: {'; '.join(faults[:3])}",
             cause=f"{name} disk: {stable(faults[0])}",
         )
-        return Overlay(tuple(content), tuple(kinds), violation)
+        return OverlayState(tuple(content), tuple(kinds), violation)
     for index, kind, host in zip(
         found.index.tolist(), found.kind.tolist(), found.host.tolist(), strict=True
     ):
@@ -74,10 +74,10 @@ def _read(image: bytes, size: int, cluster: int, name: str) -> Overlay:
             content[start:end] = owners(piece, start)
         else:
             content[start:end] = [0] * (end - start)
-    return Overlay(tuple(content), tuple(kinds))
+    return OverlayState(tuple(content), tuple(kinds))
 
 
-def faults_of(qcow2: Qcow2) -> list[str]:
+def faults_of(qcow2: Qcow2Reader) -> list[str]:
     """What is broken in an image; the refcounts of a dirty one are not: who opens it counts anew.
 
     :raises UnsupportedFeature: it is more than our reader can judge
@@ -90,7 +90,7 @@ def faults_of(qcow2: Qcow2) -> list[str]:
 
 def places_of(machine: GatedMachine, name: str) -> dict[int, int]:
     """Where the sectors of a qcow2 image's disk are in its file: by place, the disk's sector."""
-    found = Qcow2.parse(machine.gate.snapshot(name)).clusters()
+    found = Qcow2Reader.parse(machine.gate.snapshot(name)).clusters()
     cluster = machine.shape.cluster // SECTOR
     return {
         host // SECTOR + offset: index * cluster + offset

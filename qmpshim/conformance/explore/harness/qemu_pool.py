@@ -15,7 +15,7 @@ Three ways back to the start, from cheap to dear:
 That nothing is an artefact of the reuse is proved afterwards: each finding is run again in fresh
 processes (see :mod:`qmpshim.conformance.explore.report.findings`).
 
-A QEMU that ends on the way back shows a defect of what it did before (see :meth:`Stage.back`).
+A QEMU that ends on the way back shows a defect of what it did before (see :meth:`QemuPool.back`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import PRIMARY_IMAGES, Form, GatedMachine, Shape, filled_qcow2
 from qmpshim.machine.chain.secondary import SECTOR
-from qmpshim.machine.nbd.protocol import Op as Nbd
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def base_image(build: Build, sectors: int, cluster: int, image_format: str) -> b
     return filled_qcow2(build, content, cluster * SECTOR)
 
 
-class Stage:
+class QemuPool:
     """One build's QEMU, kept as long as it is fit to be used again.
 
     :param reuse: False starts a fresh process each time

@@ -14,20 +14,24 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from qmpshim.conformance.compare.divergence import BROKEN, verdict_of
 from qmpshim.conformance.explore.checkers import final_state as real_end
-from qmpshim.conformance.explore.checkers.failures import FaultyJudge
-from qmpshim.conformance.explore.checkers.linearizability import Judge, RealViolation, keeps_to
+from qmpshim.conformance.explore.checkers.failures import FailureChecker
+from qmpshim.conformance.explore.checkers.linearizability import (
+    LinearizabilityChecker,
+    RealViolation,
+    keeps_to,
+)
 from qmpshim.conformance.explore.checkers.quorum import untold
-from qmpshim.conformance.explore.checkers.sequential import Seen
+from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.harness.footprints import EVERYTHING, Footprints
-from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, Found, stable
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, Anomaly, stable
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.run import (
     AFTER,
     BEFORE,
     PATIENCE,
     RealRun,
     Release,
-    honestly,
+    faithfully,
 )
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.errors import CommandFailed, MachineError
@@ -62,15 +66,15 @@ class RealSystem(RealRun):
 
     def __init__(
         self,
-        stage: Stage,
+        stage: QemuPool,
         scenario: RealScenario,
         *,
-        judge: Judge | None = None,
+        judge: LinearizabilityChecker | None = None,
         errnos: Sequence[int] = (),
         most_faults: int = 1,
         plan: Mapping[Choice, int] | None = None,
         all_io: bool = False,
-        release: Release = honestly,
+        release: Release = faithfully,
         probe: bool = True,
         watching: bool = True,
         keeping: bool = False,
@@ -85,9 +89,9 @@ class RealSystem(RealRun):
         self.each_step = each_step
         self.looks: Counter[str] = Counter()
         self.finished = 0
-        self.found: dict[tuple[Verdict, str], Found] = {}
+        self.found: dict[tuple[Verdict, str], Anomaly] = {}
         self._judge = judge
-        self._faulty: FaultyJudge | None = None
+        self._faulty: FailureChecker | None = None
         self._left = True  # nothing is under way
         self._footprints = Footprints(scenario, all_io)
 
@@ -114,9 +118,9 @@ class RealSystem(RealRun):
             self._never_began(error)
             return
         if self._judge is None:
-            self._judge = Judge(self.scenario, behaviour_of(self.machine.version))
+            self._judge = LinearizabilityChecker(self.scenario, behaviour_of(self.machine.version))
         if self._faulty is None:
-            self._faulty = FaultyJudge(self._judge)
+            self._faulty = FailureChecker(self._judge)
 
     def enabled(self) -> Sequence[Choice]:
         now = self.now
@@ -227,7 +231,7 @@ class RealSystem(RealRun):
         key = (violation.kind, violation.cause)
         steps, lines = tuple(self.now.steps), tuple(self.now.lines)
         if key not in self.found:
-            self.found[key] = Found(violation, steps, lines, 1)
+            self.found[key] = Anomaly(violation, steps, lines, 1)
             return
         best = self.found[key]
         best.count += 1
@@ -264,21 +268,21 @@ class RealSystem(RealRun):
             wrong = real_end.aftermath(machine, scenario, now, seen)
         return wrong
 
-    def _verdict(self, seen: Seen) -> RealViolation | None:
+    def _verdict(self, seen: Outcome) -> RealViolation | None:
         assert self._judge is not None and self._faulty is not None
         if self.now.failed:
             return self._faulty.judge(seen, self.now.precedence, self.now.failed)
         return self._judge.judge(seen, self.now.precedence)
 
-    def disks(self) -> Seen:
+    def disks(self) -> Outcome:
         """What is on the disks at this moment, QEMU alive or not; for reports."""
         return real_end.disks(self.machine, self.scenario, self.now)
 
-    def predictions(self) -> list[Seen]:
+    def predictions(self) -> list[Outcome]:
         """The straight ends that the order of starts and ends leaves possible."""
         assert self._judge is not None
         straight = self._judge.straight.items()
         return [end for order, end in straight if keeps_to(order, self.now.precedence)]
 
 
-__all__ = ["CUT", "PATIENCE", "RECONNECT", "RealSystem", "Release", "honestly"]
+__all__ = ["CUT", "PATIENCE", "RECONNECT", "RealSystem", "Release", "faithfully"]

@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 from qmpshim.conformance.compare.divergence import BROKEN, verdict_of
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.checkers.online import Watch
-from qmpshim.conformance.explore.checkers.sequential import Hit
+from qmpshim.conformance.explore.checkers.online import OnlineChecker
+from qmpshim.conformance.explore.checkers.sequential import InjectedFault
 from qmpshim.conformance.explore.harness import operations as real_ops
-from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, Execution, say, stable
-from qmpshim.conformance.explore.harness.io_naming import Named, Names
+from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, History, say, stable
+from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo
 from qmpshim.conformance.explore.harness.overlays import places_of
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.state import StateOf
 from qmpshim.conformance.explore.scenarios import (
     BASE,
@@ -39,10 +39,10 @@ AFTER = "taken apart: "  # and those of what goes wrong once the execution is ov
 _RECONNECTS = 10.0  # seconds until a broken connection is made again, mostly a few milliseconds
 PATIENCE = 1.0  # seconds for which an operation that nothing holds up may wait for a timer
 
-Release = Callable[[GatedMachine, Named], None]
+Release = Callable[[GatedMachine, NamedIo], None]
 
 
-def honestly(machine: GatedMachine, named: Named) -> None:
+def faithfully(machine: GatedMachine, named: NamedIo) -> None:
     """Let a request go as it should: its effect, then its answer."""
     machine.gate.release(named.io)
 
@@ -60,10 +60,10 @@ class RealRun:
 
     def __init__(
         self,
-        stage: Stage,
+        stage: QemuPool,
         scenario: RealScenario,
         all_io: bool = False,
-        release: Release = honestly,
+        release: Release = faithfully,
         watching: bool = True,
     ) -> None:
         self.stage = stage
@@ -73,7 +73,7 @@ class RealRun:
         self.watching = watching
         self.names: set[Choice] = set()
         self.violation: RealViolation | None = None
-        self.now = Execution()
+        self.now = History()
         self.derailed = 0
         self._numbers = [scenario.number(index) for index in range(len(scenario.ops))]
 
@@ -93,13 +93,13 @@ class RealRun:
         :param reconnect: seconds that QEMU waits for a broken connection to its disks
         """
         self.violation = None
-        self.now = Execution.of(len(self.scenario.ops))
+        self.now = History.of(len(self.scenario.ops))
         machine = self.machine = self.stage.prepare(self.scenario, reconnect)
         machine.gate.trace.clear()
         machine.qmp.events.clear()
         places = None if self.scenario.secondary == "raw" else places_of(machine, "secondary")
-        self._names = Names(self.scenario.ops, self._numbers, self.all_io, places)
-        self.watch = Watch(self.scenario, machine, self._names)
+        self._names = IoNames(self.scenario.ops, self._numbers, self.all_io, places)
+        self.watch = OnlineChecker(self.scenario, machine, self._names)
         self._state = StateOf(self.scenario, self.all_io)
         self._mover = 0
         self._live = False
@@ -140,7 +140,7 @@ class RealRun:
             self.release(self.machine, named)
             self.watch.answered(named.io)
 
-    def _stored(self, named: Named) -> bytes:
+    def _stored(self, named: NamedIo) -> bytes:
         """What a read will return."""
         if named.verb != "read":
             return b""
@@ -177,7 +177,7 @@ class RealRun:
             if self.scenario.ops[i].do != "failover" and now.answers[i] != "gone"
         )
         unstarted = frozenset(range(self.threads)) - now.started
-        hit = Hit(
+        hit = InjectedFault(
             named.io.image, "metadata" if named.meta else named.verb, named.start,
             0 if named.meta else named.count, EIO if gone else errno, gone,
             over, unstarted,

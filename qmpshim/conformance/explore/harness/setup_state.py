@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.errors import MachineError
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.images.qcow2 import Clusters, Qcow2
+from qmpshim.machine.images.qcow2 import Clusters, Qcow2Reader
 from qmpshim.model.disks.image import Alloc
 
 #: By image, a letter for each cluster: ``D`` data, ``Z`` zeroes that keep their place in the file,
@@ -28,7 +28,7 @@ def allocation_after_setup(finding: Finding, build: Build) -> Allocation:
     """
     if not finding.scenario.setup:
         return {}
-    stage = Stage(build, reuse=False)
+    stage = QemuPool(build, reuse=False)
     try:
         system = RealSystem(stage, finding.scenario, errnos=finding.errnos)
         system.reset()
@@ -39,7 +39,7 @@ def allocation_after_setup(finding: Finding, build: Build) -> Allocation:
         for name in machine.overlays:
             flush = {"command-line": f"qemu-io {name} flush"}
             machine.call("human-monitor-command", flush)
-        parsed = {name: Qcow2.parse(machine.gate.snapshot(name)) for name in machine.overlays}
+        parsed = {name: Qcow2Reader.parse(machine.gate.snapshot(name)) for name in machine.overlays}
         return {name: _letters(one.clusters(), one.guest_clusters) for name, one in parsed.items()}
     except MachineError:
         return {}

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from qmpshim.conformance.explore.harness.history import Execution
-from qmpshim.conformance.explore.harness.io_naming import Named
+from qmpshim.conformance.explore.harness.history import History
+from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.scenarios import CHAIN_COMMANDS, RealScenario
 from qmpshim.model.explore.system import Choice
 
@@ -43,7 +43,7 @@ class StateOf:
         self._order: list[int] = []  # operations as they started
         self._waiting: list[int] = []  # operations as they began to wait
 
-    def step(self, choice: Choice, now: Execution) -> None:
+    def step(self, choice: Choice, now: History) -> None:
         """A step is about to be taken."""
         for command in self._during:
             if command not in now.over:
@@ -53,7 +53,7 @@ class StateOf:
                 self._during[choice[1]] = [hash(self.fingerprint(now))]
             self._order.append(choice[1])
 
-    def completing(self, named: Named, before: bytes) -> None:
+    def completing(self, named: NamedIo, before: bytes) -> None:
         """A request is being let go; a read will return *before*."""
         carried = hash(before if named.verb == "read" else named.io.data)
         if self._all_io:
@@ -69,13 +69,13 @@ class StateOf:
             mark = hash((named.choice, carried))
             sectors[named.start : named.start + named.count] = [mark] * named.count
 
-    def settled(self, now: Execution) -> None:
+    def settled(self, now: History) -> None:
         """QEMU is still again."""
         busy = {named.op for named in now.held.values()} | now.over
         self._waiting = [op for op in self._waiting if op not in busy]
         self._waiting += [op for op in self._order if op not in busy and op not in self._waiting]
 
-    def fingerprint(self, now: Execution) -> Hashable:
+    def fingerprint(self, now: History) -> Hashable:
         """Equal for two executions at the same place."""
         return (
             frozenset(now.started),
@@ -93,5 +93,5 @@ class StateOf:
             tuple((command, *steps) for command, steps in self._during.items()),
         )
 
-    def _waits(self, name: Choice, named: Named) -> Hashable:
+    def _waits(self, name: Choice, named: NamedIo) -> Hashable:
         return name, named.io.data, named.io.offset if self._all_io else None

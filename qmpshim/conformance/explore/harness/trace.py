@@ -41,7 +41,7 @@ _LINES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TraceLine:
     """A line of a trace.
 
     :ivar op: the operation's index, ``None`` in a note
@@ -60,10 +60,10 @@ class Line:
         return self.io.split(" #", 1)[0]
 
 
-def read_line(line: str) -> Line:
+def read_line(line: str) -> TraceLine:
     """What a line says; what is no line of a trace is a note."""
     for what, pattern in _LINES.items():
         if found := pattern.fullmatch(line):
             told = found.groupdict()
-            return Line(what, int(told["op"]), told.get("io") or "", told["text"])
-    return Line(What.NOTE, None, "", line.strip())
+            return TraceLine(what, int(told["op"]), told.get("io") or "", told["text"])
+    return TraceLine(What.NOTE, None, "", line.strip())

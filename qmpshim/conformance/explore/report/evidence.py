@@ -13,7 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.report.schedule_diagram import diagram
 from qmpshim.conformance.explore.reproducer.replay import follow_finding, system_of
@@ -35,7 +35,7 @@ def collect(finding: Finding, build: Build, directory: Path) -> None:
 
     :raises HostError: it cannot be written
     """
-    stage = Stage(build, reuse=False)
+    stage = QemuPool(build, reuse=False)
     gdb: _Gdb | None = None
     try:
         (directory / "diagram.txt").write_text(diagram(finding) + "\n")

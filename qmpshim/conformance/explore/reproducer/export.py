@@ -20,7 +20,7 @@ from typing import Any
 from qmpshim.conformance.explore.harness.history import CUT, RECONNECT
 from qmpshim.conformance.explore.harness.trace import What, read_line
 from qmpshim.conformance.explore.report.findings import Finding
-from qmpshim.conformance.explore.reproducer.symptoms import arrivals, sign_of
+from qmpshim.conformance.explore.reproducer.symptoms import arrivals, symptom_of
 from qmpshim.conformance.explore.scenarios import CHAIN_COMMANDS, HOLES
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.gated import PRIMARY_IMAGES, Form, images_of
@@ -55,7 +55,7 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         "setup": [[op.do, op.start, op.count] for op in scenario.setup],
         "ops": [[op.do, op.start, op.count] for op in scenario.ops],
         "trace": finding.lines,
-        "sign": sign_of(finding),
+        "sign": symptom_of(finding),
     }
     steps = blkdebug_steps(finding) if breakpoints else None
     if steps is not None:
@@ -134,7 +134,7 @@ def blkdebug_steps(finding: Finding) -> list[list[Any]] | None:
     if scenario.form is not Form.REPLICATION or scenario.secondary != "raw":
         return None
     failing = finding.errnos or any(step[0] == "fail" for step in finding.schedule)
-    if failing or sign_of(finding)["kind"] in ("corruption now", "requests"):
+    if failing or symptom_of(finding)["kind"] in ("corruption now", "requests"):
         return None
     spans = _spans(finding)
     for command, start, end in _running(finding):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
-from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, honestly
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
 from qmpshim.conformance.explore.harness.run import AFTER
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.machine.builds.build import Build, read_version
@@ -46,7 +46,7 @@ class Replay:
 def replay_schedule(
     finding: Finding,
     build: Build,
-    release: Release = honestly,
+    release: Release = faithfully,
     reuse: bool = False,
     deadline: float | None = None,
 ) -> Replay:
@@ -56,14 +56,14 @@ def replay_schedule(
     :raises BuildError: the build cannot do the scenario
     :raises OutOfBudget: the deadline is over
     """
-    stage = Stage(build, reuse, deadline)
+    stage = QemuPool(build, reuse, deadline)
     try:
         return _replay(finding, stage, release)
     finally:
         stage.close()
 
 
-def _replay(finding: Finding, stage: Stage, release: Release) -> Replay:
+def _replay(finding: Finding, stage: QemuPool, release: Release) -> Replay:
     system = system_of(finding, stage, release)
     system.reset()
     version = read_version(stage.build)[0]
@@ -72,7 +72,7 @@ def _replay(finding: Finding, stage: Stage, release: Release) -> Replay:
 
 
 def system_of(
-    finding: Finding, stage: Stage, release: Release = honestly, keeping: bool = False
+    finding: Finding, stage: QemuPool, release: Release = faithfully, keeping: bool = False
 ) -> RealSystem:
     """The system on which a finding's steps can be taken, each that it may have.
 

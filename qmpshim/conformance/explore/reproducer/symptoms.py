@@ -23,9 +23,9 @@ import re
 from typing import Any
 
 from qmpshim.conformance.explore.checkers.crash_points import AFTER_A_CRASH
-from qmpshim.conformance.explore.checkers.linearizability import Judge
+from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.checkers.quorum import NOT_READ_BACK
-from qmpshim.conformance.explore.checkers.sequential import Seen
+from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.harness.run import AFTER, BEFORE
 from qmpshim.conformance.explore.harness.trace import What, read_line
 from qmpshim.conformance.explore.report.findings import Finding
@@ -49,7 +49,7 @@ _WHOLE = re.compile(
 )
 
 
-def sign_of(finding: Finding) -> Sign:
+def symptom_of(finding: Finding) -> Sign:
     """What the reproducer of a finding looks for."""
     cause = _FAULT.sub("", finding.cause)
     if finding.verdict in (Verdict.CRASH, Verdict.HANG) and AFTER_A_CRASH in cause:
@@ -165,7 +165,7 @@ def _orders(finding: Finding) -> Sign:
     """All ends that the model allows, by order and cell by cell (see :mod:`.judge`)."""
     if any(step[0] == "fail" for step in finding.schedule):
         return _UNKNOWN
-    judge = Judge(finding.scenario, behaviour_of(_version(finding)))
+    judge = LinearizabilityChecker(finding.scenario, behaviour_of(_version(finding)))
     orders: list[dict[str, Any]] = []
     for order, end in judge.straight.items():
         told = _end(finding, end, judge.cells)
@@ -177,7 +177,7 @@ def _orders(finding: Finding) -> Sign:
     return {"kind": "orders", "cells": [list(cell) for cell in judge.cells], "orders": orders}
 
 
-def _end(finding: Finding, end: Seen, cells: list[tuple[int, int]]) -> dict[str, Any] | None:
+def _end(finding: Finding, end: Outcome, cells: list[tuple[int, int]]) -> dict[str, Any] | None:
     """One end: the answers, and by what is read the owner in each cell; ``None``: not so simple."""
     whole: dict[str, Any] = {
         name: getattr(end, name) for name in ("primary", "secondary", "hidden", "active", "view")

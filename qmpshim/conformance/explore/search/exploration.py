@@ -15,14 +15,14 @@ from qmpshim.conformance.explore.report.findings import Finding, group
 from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult, render
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.minimize import confirm
-from qmpshim.conformance.explore.search.search import Task
+from qmpshim.conformance.explore.search.search import ScenarioTask
 from qmpshim.conformance.explore.search.workers import Board, Progress, here, in_processes
-from qmpshim.conformance.known.matching import Known, recogniser
+from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.explore.explorer import Mode
 
-Run = Callable[[Task, Sequence[RealScenario], int, Board], list[ScenarioResult]]
+Run = Callable[[ScenarioTask, Sequence[RealScenario], int, Board], list[ScenarioResult]]
 
 _WORTH_IT = 0.1  # of the budget
 _EXPLORING = 0.8  # of the time that there is: what was found has to be confirmed, too
@@ -41,7 +41,7 @@ def explore_real(
     jobs: int = 1,
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
-    known: Sequence[Known] = (),
+    known: Sequence[ExplorerWriteUp] = (),
     minimise: bool = True,
     crash_points: CrashPoints = NO_CRASH_POINTS,
     all_io: bool = False,
@@ -71,7 +71,7 @@ def explore_real(
     jobs = max(1, min(jobs, len(scenarios)))
     version = read_version(build)[0]
     began = time.monotonic()
-    task = Task(build, version, mode, tuple(faults), budget, seed, crash_points, all_io)
+    task = ScenarioTask(build, version, mode, tuple(faults), budget, seed, crash_points, all_io)
     if mode.by_chance and budget is None:
         budget = 60.0
     end: float | None = None  # of everything
@@ -134,7 +134,7 @@ def _grouped(
 
 
 def _explore(
-    run: Run, task: Task, scenarios: Sequence[RealScenario], jobs: int, board: Board
+    run: Run, task: ScenarioTask, scenarios: Sequence[RealScenario], jobs: int, board: Board
 ) -> list[ScenarioResult]:
     """Explore them all; those that their share of the budget cut short once more, with the rest."""
     began = time.monotonic()

@@ -11,7 +11,7 @@ from qmpshim.conformance.explore.checkers.crash_points import (
     NO_CRASH_POINTS,
     CrashPoints,
 )
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.harness.setup_state import allocation_after_setup, other_state
 from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
@@ -108,7 +108,7 @@ def _fewer_operations(finding: Finding, build: Build, deadline: float | None) ->
 
     :param deadline: then it is as small as it was made until then
     """
-    stage = Stage(build, deadline=deadline)
+    stage = QemuPool(build, deadline=deadline)
     try:
         if finding.all_io:  # perhaps it does not take that
             plain, _ = _search(finding.scenario, replace(finding, all_io=False), stage)
@@ -174,7 +174,7 @@ def show_again(finding: Finding, build: Build) -> Shown:
     told = {"name": build.name, "version": list(again.version)}
     if again.shows(finding):
         return Shown(replace(finding, lines=again.lines, build=told, replays=(1, 1)))
-    stage = Stage(build)
+    stage = QemuPool(build)
     try:
         found, exhausted = _search(finding.scenario, finding, stage)
     finally:
@@ -197,7 +197,7 @@ def search(scenario: RealScenario, build: Build) -> Finding | None:
 
     :raises BuildError: the build cannot do the scenario
     """
-    stage = Stage(build)
+    stage = QemuPool(build)
     try:
         system = RealSystem(stage, scenario)
         explore(system, Mode.DPOR, Budget(seconds=_SMALLER), stop=False)
@@ -212,7 +212,9 @@ def search(scenario: RealScenario, build: Build) -> Finding | None:
     return min(found, key=lambda one: len(one.schedule), default=None)
 
 
-def _search(scenario: RealScenario, finding: Finding, stage: Stage) -> tuple[Finding | None, bool]:
+def _search(
+    scenario: RealScenario, finding: Finding, stage: QemuPool
+) -> tuple[Finding | None, bool]:
     """The same finding in *scenario*, with its shortest schedule; ``None``: not found.
 
     :returns: it, and whether all schedules were taken, as far as they could be

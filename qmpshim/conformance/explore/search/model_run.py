@@ -16,7 +16,7 @@ from qmpshim.conformance.explore.report.model_diagram import (
     schedule_text,
 )
 from qmpshim.errors import InputError, decoding, no_such
-from qmpshim.model.chain.protocols import DISCIPLINES, HONEST, CowRequestDiscipline
+from qmpshim.model.chain.protocols import DISCIPLINES, HONEST, CowRequestProtocol
 from qmpshim.model.explore.explorer import Mode, explore, shortest
 from qmpshim.model.explore.model_system import ModelSystem
 from qmpshim.model.explore.system import Violation
@@ -29,7 +29,7 @@ HONEST_NAMES = tuple(kind.name for kind in HONEST)
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ModelFinding:
     """A violation and how to see it again.
 
     :ivar minimal: there is no shorter schedule with a violation
@@ -66,7 +66,7 @@ class ModelRun:
     exhaustive: bool
     statistics: Statistics
     outcomes: int
-    findings: tuple[Finding, ...]
+    findings: tuple[ModelFinding, ...]
 
     def to_json(self) -> dict[str, Any]:
         """For a report."""
@@ -133,7 +133,7 @@ def system_for(discipline: str, scenario: Scenario, late_wakes: bool = False) ->
     """
     if discipline in DISCIPLINES:
         kind = DISCIPLINES[discipline]
-        reference = kind if kind in HONEST else CowRequestDiscipline
+        reference = kind if kind in HONEST else CowRequestProtocol
         return ModelSystem(scenario, kind, reference, late_wakes=late_wakes)
     if discipline in SABOTAGES:
         return SABOTAGES[discipline].system(scenario)
@@ -219,13 +219,13 @@ def explore_model(
     return ModelReport(tuple(runs), tuple(skipped))
 
 
-def _finding(system: ModelSystem, violation: Violation, schedule: Schedule) -> Finding:
+def _finding(system: ModelSystem, violation: Violation, schedule: Schedule) -> ModelFinding:
     shorter = shortest(system, len(schedule) - 1)
     if shorter is None:
-        return Finding(violation, schedule, minimal=False)
+        return ModelFinding(violation, schedule, minimal=False)
     seen = replay_model(system, shorter)
     assert seen is not None
-    return Finding(seen, shorter, minimal=True)
+    return ModelFinding(seen, shorter, minimal=True)
 
 
 def replay_model(system: ModelSystem, schedule: Sequence[Any] | str) -> Violation | None:

@@ -10,9 +10,9 @@ from errno import ENOSPC
 from typing import Any
 
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
-from qmpshim.conformance.explore.checkers.linearizability import Judge
+from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.checkers.quorum import both_refused
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.harness.run import BEFORE
 from qmpshim.conformance.explore.report.findings import Sighting, SightingKey
@@ -29,7 +29,7 @@ _AGAIN = 3  # times that an exploration is repeated because it could not be foll
 
 
 @dataclass(slots=True)
-class Task:
+class ScenarioTask:
     """What is the same for all scenarios of a run.
 
     :ivar budget: seconds that are shared out among the scenarios
@@ -48,7 +48,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class LiveFindings:
     """How far the exploration of a scenario is.
 
     :ivar schedules: executions that are over, of all that is explored of it
@@ -108,11 +108,11 @@ class _Counting(RealSystem):
 
 
 def explore_scenario(
-    stage: Stage,
+    stage: QemuPool,
     scenario: RealScenario,
-    task: Task,
+    task: ScenarioTask,
     seconds: float | None,
-    tick: Callable[[Live], None] = lambda live: None,
+    tick: Callable[[LiveFindings], None] = lambda live: None,
 ) -> ScenarioResult:
     """Explore one scenario on *stage*, for at most so many *seconds*.
 
@@ -122,7 +122,7 @@ def explore_scenario(
     :raises NotStarted: QEMU does not even start; where it did before, only this scenario is skipped
     """
     result = ScenarioResult(scenario.name, scenario.contract)
-    judge = Judge(scenario, behaviour_of(task.version))
+    judge = LinearizabilityChecker(scenario, behaviour_of(task.version))
     began = time.monotonic()
     found: dict[SightingKey, Sighting] = {}
     outcomes: set[Any] = set()
@@ -139,7 +139,7 @@ def explore_scenario(
             sightings = dict(found)
             _collect(system, scenario, sightings)
             seen = system, violations, tuple(sightings.values())
-        tick(Live(scenario, result.schedules + system.over, len(outcomes), seen[2]))
+        tick(LiveFindings(scenario, result.schedules + system.over, len(outcomes), seen[2]))
 
     stage.deadline = task.deadline
     while plans:

@@ -14,11 +14,11 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from qmpshim.conformance.explore.harness.qemu_pool import Stage
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.report.findings import Sighting
 from qmpshim.conformance.explore.report.report import ScenarioResult
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.search.search import Live, Task, explore_scenario
+from qmpshim.conformance.explore.search.search import LiveFindings, ScenarioTask, explore_scenario
 from qmpshim.errors import HostError, QmpshimError
 
 _TICK = 0.2  # seconds between two words of progress
@@ -58,7 +58,7 @@ class Board:
         self.progress = progress
         self.began = time.monotonic()
         self.done: list[ScenarioResult] = []
-        self.live: dict[int, Live] = {}
+        self.live: dict[int, LiveFindings] = {}
         self._last = 0.0
         self._before: list[ScenarioResult] = []  # of scenarios that are explored again
 
@@ -107,7 +107,7 @@ class Board:
         )
 
 
-def _share(task: Task, began: float, waiting: int, jobs: int) -> float | None:
+def _share(task: ScenarioTask, began: float, waiting: int, jobs: int) -> float | None:
     """How long the next scenario may take."""
     if task.budget is None:
         return None
@@ -116,13 +116,13 @@ def _share(task: Task, began: float, waiting: int, jobs: int) -> float | None:
 
 
 def here(
-    task: Task, scenarios: Sequence[RealScenario], jobs: int, board: Board
+    task: ScenarioTask, scenarios: Sequence[RealScenario], jobs: int, board: Board
 ) -> list[ScenarioResult]:
-    stage = Stage(task.build)
+    stage = QemuPool(task.build)
     began = time.monotonic()
     results: list[ScenarioResult] = []
 
-    def tick(live: Live) -> None:
+    def tick(live: LiveFindings) -> None:
         board.live[0] = live
         board.tell()
 
@@ -139,7 +139,7 @@ def here(
 
 
 def _worker(
-    talk: Connection, task: Task, began: float, jobs: int, environment: Mapping[str, str]
+    talk: Connection, task: ScenarioTask, began: float, jobs: int, environment: Mapping[str, str]
 ) -> None:
     """A process of its own: explores what it is given until that is nothing.
 
@@ -147,10 +147,10 @@ def _worker(
     """
     os.environ.clear()
     os.environ.update(environment)
-    stage = Stage(task.build)
+    stage = QemuPool(task.build)
     last, seen = 0.0, 0
 
-    def tick(live: Live) -> None:
+    def tick(live: LiveFindings) -> None:
         nonlocal last, seen
         # What is new is told at once: it must not be lost, whatever happens to this process.
         if time.monotonic() - last > _TICK or len(live.sightings) != seen:
@@ -172,7 +172,7 @@ def _worker(
 
 
 def in_processes(
-    task: Task, scenarios: Sequence[RealScenario], jobs: int, board: Board
+    task: ScenarioTask, scenarios: Sequence[RealScenario], jobs: int, board: Board
 ) -> list[ScenarioResult]:
     """Explore in so many processes, each of which has a pipe of its own to here.
 

@@ -11,7 +11,7 @@ from qmpshim.errors import MachineError
 from qmpshim.machine.nbd import protocol as nbd
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.gate.store import Store
-from qmpshim.machine.nbd.protocol import Op, Request
+from qmpshim.machine.nbd.protocol import NbdCommand, Request
 
 log = logging.getLogger(__name__)
 
@@ -21,12 +21,12 @@ _HELD_LIMIT = 64 << 20
 REQUEST_WEIGHT = 64 << 10
 _BATCH = 256 << 10  # replies to pipelined requests are sent together up to this many bytes
 
-OPS = {op.value: op for op in Op}
-_WRITES = frozenset({Op.WRITE, Op.TRIM, Op.WRITE_ZEROES})
+OPS = {op.value: op for op in NbdCommand}
+_WRITES = frozenset({NbdCommand.WRITE, NbdCommand.TRIM, NbdCommand.WRITE_ZEROES})
 _OFFERS = {
-    Op.FLUSH: nbd.EXPORT_SEND_FLUSH,
-    Op.TRIM: nbd.EXPORT_SEND_TRIM,
-    Op.WRITE_ZEROES: nbd.EXPORT_SEND_WRITE_ZEROES,
+    NbdCommand.FLUSH: nbd.EXPORT_SEND_FLUSH,
+    NbdCommand.TRIM: nbd.EXPORT_SEND_TRIM,
+    NbdCommand.WRITE_ZEROES: nbd.EXPORT_SEND_WRITE_ZEROES,
 }
 
 
@@ -36,26 +36,28 @@ class Keeper(Protocol):
     def lookup(self, name: str) -> nbd.Export | None: ...
     def names(self) -> list[str]: ...
     def accepted(self, connection: Connection) -> int: ...
-    def opened(self, connection: Connection, name: str) -> Image: ...
+    def opened(self, connection: Connection, name: str) -> ExportedImage: ...
     def closed(self, connection: Connection) -> None: ...
-    def arrived(self, connection: Connection, image: Image, request: Request) -> None: ...
+    def arrived(self, connection: Connection, image: ExportedImage, request: Request) -> None: ...
 
 
-class Image:
+class ExportedImage:
     """An export: its store, what it offers, how much it was used."""
 
-    def __init__(self, name: str, store: Store, read_only: bool, without: frozenset[Op]) -> None:
+    def __init__(
+        self, name: str, store: Store, read_only: bool, without: frozenset[NbdCommand]
+    ) -> None:
         self.name = name
         self.store = store
         self.refused = False
-        self.counts = dict.fromkeys(Op, 0)
+        self.counts = dict.fromkeys(NbdCommand, 0)
         flags = nbd.EXPORT_SEND_FUA | nbd.EXPORT_CAN_MULTI_CONN
         flags |= nbd.EXPORT_READ_ONLY if read_only else 0
         for op, flag in _OFFERS.items():
             flags |= flag if op not in without else 0
-        if store.fast_zero and Op.WRITE_ZEROES not in without:
+        if store.fast_zero and NbdCommand.WRITE_ZEROES not in without:
             flags |= nbd.EXPORT_SEND_FAST_ZERO
-        self.export = nbd.Export(name, store.size, flags, Op.BLOCK_STATUS not in without)
+        self.export = nbd.Export(name, store.size, flags, NbdCommand.BLOCK_STATUS not in without)
 
 
 class Pending:
@@ -79,7 +81,7 @@ class Connection(asyncio.Protocol):
     """One client: its handshake, then its requests to one image."""
 
     transport: asyncio.Transport
-    image: Image | None = None
+    image: ExportedImage | None = None
     number = 0
     weight = 0  # what the gate holds for us, see _HELD_LIMIT
 
@@ -163,18 +165,18 @@ class Connection(asyncio.Protocol):
         flags, kind, cookie, offset, length, data = request
         op = OPS[kind]
         try:
-            if op is Op.READ:
+            if op is NbdCommand.READ:
                 return self._read(store, request)
-            if op is Op.WRITE:
+            if op is NbdCommand.WRITE:
                 store.write(offset, data)
-            elif op is Op.WRITE_ZEROES:
+            elif op is NbdCommand.WRITE_ZEROES:
                 store.zero(offset, length, hole=not flags & nbd.CMD_NO_HOLE)
-            elif op is Op.TRIM:
+            elif op is NbdCommand.TRIM:
                 store.trim(offset, length)
-            elif op is Op.BLOCK_STATUS:
+            elif op is NbdCommand.BLOCK_STATUS:
                 extents = store.extents(offset, length, 1 if flags & nbd.CMD_REQ_ONE else 1 << 16)
                 return nbd.block_status_chunk(cookie, extents)
-            if op is Op.FLUSH or flags & nbd.CMD_FUA:
+            if op is NbdCommand.FLUSH or flags & nbd.CMD_FUA:
                 store.flush()
         except OSError as error:
             log.warning("%s: %s", self.image.name, error)
@@ -202,13 +204,17 @@ class Connection(asyncio.Protocol):
         """Enter the transmission phase."""
         handshake = self._handshake
         self._structured = handshake.structured
-        allowed = {Op.READ: nbd.CMD_DF if self._structured else 0, Op.WRITE: 0, Op.DISC: 0}
+        allowed = {
+            NbdCommand.READ: nbd.CMD_DF if self._structured else 0,
+            NbdCommand.WRITE: 0,
+            NbdCommand.DISC: 0,
+        }
         allowed |= {op: 0 for op, flag in _OFFERS.items() if export.flags & flag}
-        if Op.WRITE_ZEROES in allowed:
+        if NbdCommand.WRITE_ZEROES in allowed:
             fast = nbd.CMD_FAST_ZERO if export.flags & nbd.EXPORT_SEND_FAST_ZERO else 0
-            allowed[Op.WRITE_ZEROES] = nbd.CMD_NO_HOLE | fast
+            allowed[NbdCommand.WRITE_ZEROES] = nbd.CMD_NO_HOLE | fast
         if handshake.allocation:
-            allowed[Op.BLOCK_STATUS] = nbd.CMD_REQ_ONE
+            allowed[NbdCommand.BLOCK_STATUS] = nbd.CMD_REQ_ONE
         self._allowed = {op.value: flags | nbd.CMD_FUA for op, flags in allowed.items()}
         self.image = self._gate.opened(self, export.name)
 
@@ -243,17 +249,17 @@ class Connection(asyncio.Protocol):
             self._batch = []
             self._batched = 0
 
-    def _take(self, image: Image, request: Request) -> None:
+    def _take(self, image: ExportedImage, request: Request) -> None:
         errno = self._fault(image, request)
         if errno:
             log.debug("%s: refused with errno %d: %s", image.name, errno, request[:5])
             self.send(self.error(request, errno))
-        elif request.type == Op.DISC.value:
+        elif request.type == NbdCommand.DISC.value:
             self._leaving = True
         else:
             self._gate.arrived(self, image, request)
 
-    def _fault(self, image: Image, request: Request) -> int:
+    def _fault(self, image: ExportedImage, request: Request) -> int:
         """The errno of an unsound request ("Error values"), 0 for a sound one."""
         flags, kind, _, offset, length, _ = request
         allowed = self._allowed.get(kind)
@@ -262,13 +268,17 @@ class Connection(asyncio.Protocol):
         op = OPS[kind]
         if op in _WRITES and image.export.flags & nbd.EXPORT_READ_ONLY:
             return errnos.EPERM
-        if length > nbd.MAX_PAYLOAD and (op is Op.READ or op is Op.WRITE):
+        if length > nbd.MAX_PAYLOAD and (op is NbdCommand.READ or op is NbdCommand.WRITE):
             return errnos.EINVAL
         if offset + length > image.store.size:
-            return errnos.ENOSPC if op is Op.WRITE or op is Op.WRITE_ZEROES else errnos.EINVAL
-        if op is Op.FLUSH and (offset or length):
+            return (
+                errnos.ENOSPC
+                if op is NbdCommand.WRITE or op is NbdCommand.WRITE_ZEROES
+                else errnos.EINVAL
+            )
+        if op is NbdCommand.FLUSH and (offset or length):
             return errnos.EINVAL
-        if op is Op.BLOCK_STATUS and not length:
+        if op is NbdCommand.BLOCK_STATUS and not length:
             return errnos.EINVAL
         return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from qmpshim.machine.nbd.protocol import Op
+from qmpshim.machine.nbd.protocol import NbdCommand
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class HeldIO:
 
     seq: int
     image: str
-    op: Op
+    op: NbdCommand
     offset: int
     length: int
     data: bytes = field(repr=False)
@@ -29,7 +29,7 @@ class HeldIO:
         return f"#{self.seq} {self.image} {self.op.name.lower()} {self.offset}+{self.length}"
 
 
-class Kind(StrEnum):
+class EventKind(StrEnum):
     """What happened to a request (or a connection)."""
 
     ARRIVE = "arrive"  # held from now on
@@ -50,10 +50,10 @@ class Event:
     """One line of the trace. ``io`` is the request's seq; 0 and no ``op`` for a connection's."""
 
     seq: int
-    kind: Kind
+    kind: EventKind
     io: int
     image: str
-    op: Op | None
+    op: NbdCommand | None
     offset: int
     length: int
     connection: int

@@ -30,13 +30,19 @@ from pathlib import Path
 
 from qmpshim.errors import HostError, InputError, MachineError
 from qmpshim.machine.nbd import protocol as nbd
-from qmpshim.machine.nbd.gate.connection import OPS, REQUEST_WEIGHT, Connection, Image, Pending
-from qmpshim.machine.nbd.gate.events import Event, HeldIO, Kind
+from qmpshim.machine.nbd.gate.connection import (
+    OPS,
+    REQUEST_WEIGHT,
+    Connection,
+    ExportedImage,
+    Pending,
+)
+from qmpshim.machine.nbd.gate.events import Event, EventKind, HeldIO
 from qmpshim.machine.nbd.gate.store import Store
-from qmpshim.machine.nbd.protocol import Op, Request
+from qmpshim.machine.nbd.protocol import NbdCommand, Request
 from qmpshim.machine.nbd.uri import nbd_uri
 
-__all__ = ["Event", "Gate", "HeldIO", "Kind"]
+__all__ = ["Event", "EventKind", "Gate", "HeldIO"]
 
 
 class Gate:
@@ -54,7 +60,7 @@ class Gate:
         self.trace: list[Event] = []  # clear it at will
         self.clock = 0  # the seq of the latest request or event
         self._last_arrival = 0
-        self._images: dict[str, Image] = {}
+        self._images: dict[str, ExportedImage] = {}
         self._policy: Callable[[HeldIO], bool] | None = None
         self._pending: dict[int, Pending] = {}
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[bool]]] = []
@@ -66,7 +72,12 @@ class Gate:
     # Images and the server
 
     def add(
-        self, name: str, store: Store, *, read_only: bool = False, without: Iterable[Op] = ()
+        self,
+        name: str,
+        store: Store,
+        *,
+        read_only: bool = False,
+        without: Iterable[NbdCommand] = (),
     ) -> None:
         """Export ``store`` as ``name``.
 
@@ -75,7 +86,7 @@ class Gate:
         """
         if name in self._images:
             raise InputError(f"the gate has an image {name!r} already")
-        self._images[name] = Image(name, store, read_only, frozenset(without))
+        self._images[name] = ExportedImage(name, store, read_only, frozenset(without))
 
     def store(self, name: str) -> Store:
         """The store behind an image.
@@ -91,7 +102,7 @@ class Gate:
         """
         return self.store(name).snapshot()
 
-    def counts(self, name: str) -> dict[Op, int]:
+    def counts(self, name: str) -> dict[NbdCommand, int]:
         """How many requests of each kind arrived for an image, held or passed.
 
         :raises InputError: no such image
@@ -209,7 +220,7 @@ class Gate:
     def release(self, io: HeldIO) -> None:
         """Perform the request on the image (unless applied before) and reply."""
         pending = self._take(io)
-        self._end(pending, Kind.RELEASE, pending.performed())
+        self._end(pending, EventKind.RELEASE, pending.performed())
 
     def release_all(self) -> None:
         """Release everything that is held, in order of arrival."""
@@ -225,7 +236,7 @@ class Gate:
         if errno <= 0:
             raise InputError(f"{errno} is no errno")
         pending = self._take(io)
-        self._end(pending, Kind.FAIL, pending.connection.error(pending.request, errno), errno)
+        self._end(pending, EventKind.FAIL, pending.connection.error(pending.request, errno), errno)
 
     def apply(self, io: HeldIO) -> None:
         """Perform the request on the image and go on holding the reply.
@@ -235,7 +246,7 @@ class Gate:
         pending = self._take(io, keep=True)
         if pending.answer is None:
             pending.performed()
-            self._note(Kind.APPLY, io)
+            self._note(EventKind.APPLY, io)
 
     def reply(self, io: HeldIO) -> None:
         """Send the reply of an applied request.
@@ -245,37 +256,37 @@ class Gate:
         if self._take(io, keep=True).answer is None:
             raise InputError(f"{io}: apply it before the reply, or drop it")
         pending = self._take(io)
-        self._end(pending, Kind.REPLY, pending.performed())
+        self._end(pending, EventKind.REPLY, pending.performed())
 
     def drop(self, io: HeldIO) -> None:
         """Reply success to a WRITE, WRITE_ZEROES, TRIM or FLUSH without performing it.
 
         :raises InputError: the request wants data, which only the image or :meth:`corrupt` has
         """
-        if io.op in (Op.READ, Op.BLOCK_STATUS):
+        if io.op in (NbdCommand.READ, NbdCommand.BLOCK_STATUS):
             raise InputError(f"{io}: only a request without data in the reply can be dropped")
         pending = self._take(io)
-        self._end(pending, Kind.DROP, nbd.simple_reply(pending.request.cookie))
+        self._end(pending, EventKind.DROP, nbd.simple_reply(pending.request.cookie))
 
     def corrupt(self, io: HeldIO, data: bytes) -> None:
         """Reply ``data`` to a READ, or put ``data`` into the image for a WRITE and reply success.
 
         :raises InputError: another request, or data of another length
         """
-        if io.op not in (Op.READ, Op.WRITE) or len(data) != io.length:
+        if io.op not in (NbdCommand.READ, NbdCommand.WRITE) or len(data) != io.length:
             raise InputError(f"{io}: cannot be corrupted with {len(data)} bytes")
         pending = self._take(io)
         connection, request = pending.connection, pending.request._replace(data=data)
-        if io.op is Op.READ:
-            self._end(pending, Kind.CORRUPT, connection.content(request, data))
+        if io.op is NbdCommand.READ:
+            self._end(pending, EventKind.CORRUPT, connection.content(request, data))
         else:
-            self._end(pending, Kind.CORRUPT, connection.perform(request))
+            self._end(pending, EventKind.CORRUPT, connection.perform(request))
 
     def reply_twice(self, io: HeldIO) -> None:
         """Release the request, and send its reply a second time."""
         pending = self._take(io)
-        self._end(pending, Kind.RELEASE, pending.performed() * 2)
-        self._note(Kind.REPLY, io)
+        self._end(pending, EventKind.RELEASE, pending.performed() * 2)
+        self._note(EventKind.REPLY, io)
 
     def cut(self, what: HeldIO | int | str) -> None:
         """Drop the connection of a request, a connection by number, or all those of an image.
@@ -317,9 +328,9 @@ class Gate:
         self._connections[self._connection_count] = connection
         return self._connection_count
 
-    def opened(self, connection: Connection, name: str) -> Image:
+    def opened(self, connection: Connection, name: str) -> ExportedImage:
         """A connection begins its transmission phase."""
-        self._note_connection(Kind.CONNECT, connection.number, name)
+        self._note_connection(EventKind.CONNECT, connection.number, name)
         return self._images[name]
 
     def closed(self, connection: Connection) -> None:
@@ -328,10 +339,10 @@ class Gate:
             return
         for pending in [p for p in self._pending.values() if p.connection is connection]:
             del self._pending[pending.io.seq]
-            self._note(Kind.LOST, pending.io)
-        self._note_connection(Kind.DISCONNECT, connection.number, connection.image.name)
+            self._note(EventKind.LOST, pending.io)
+        self._note_connection(EventKind.DISCONNECT, connection.number, connection.image.name)
 
-    def arrived(self, connection: Connection, image: Image, request: Request) -> None:
+    def arrived(self, connection: Connection, image: ExportedImage, request: Request) -> None:
         """A sound request came in: pass or hold it."""
         flags, kind, _, offset, length, data = request
         self.clock = self._last_arrival = seq = self.clock + 1
@@ -345,12 +356,14 @@ class Gate:
             if policy(io):
                 self._pending[seq] = Pending(io, connection, request)
                 connection.weight += REQUEST_WEIGHT + len(data)
-                self._record(Event(seq, Kind.ARRIVE, seq, image.name, op, offset, length, number))
+                self._record(
+                    Event(seq, EventKind.ARRIVE, seq, image.name, op, offset, length, number)
+                )
                 return
         connection.send(connection.perform(request))
         if self.tracing or self._waiters:
             self._record(
-                Event(seq, Kind.PASS, seq, image.name, op, offset, length, connection.number)
+                Event(seq, EventKind.PASS, seq, image.name, op, offset, length, connection.number)
             )
 
     # Below the surface
@@ -361,7 +374,7 @@ class Gate:
             raise InputError("the gate was not started")
         return str(self._path)
 
-    def _image(self, name: str) -> Image:
+    def _image(self, name: str) -> ExportedImage:
         try:
             return self._images[name]
         except KeyError:
@@ -375,19 +388,19 @@ class Gate:
             del self._pending[io.seq]
         return pending
 
-    def _end(self, pending: Pending, kind: Kind, answer: bytes, errno: int = 0) -> None:
+    def _end(self, pending: Pending, kind: EventKind, answer: bytes, errno: int = 0) -> None:
         io, connection = pending.io, pending.connection
         connection.weight -= REQUEST_WEIGHT + len(io.data)
         connection.send(answer)
         self._note(kind, io, errno)
         connection.settled()
 
-    def _note(self, kind: Kind, io: HeldIO, errno: int = 0) -> None:
+    def _note(self, kind: EventKind, io: HeldIO, errno: int = 0) -> None:
         self.clock += 1
         place = (io.seq, io.image, io.op, io.offset, io.length, io.connection)
         self._record(Event(self.clock, kind, *place, errno))
 
-    def _note_connection(self, kind: Kind, number: int, image_name: str) -> None:
+    def _note_connection(self, kind: EventKind, number: int, image_name: str) -> None:
         self.clock += 1
         self._record(Event(self.clock, kind, 0, image_name, None, 0, 0, number))
 
