@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from made_scenarios import scenarios
 
 from qmpshim.errors import InputError
 from qmpshim.model.scenario import Scenario, check, scenario_from_json
 from qmpshim.model.scenarios import ROBUSTNESS, SCENARIOS, scenario_named
+from vmtests.support.scenarios import scenarios
 
 WRITE = {"do": "primary_write", "at": [0, 8]}
 

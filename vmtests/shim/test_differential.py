@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shim_arguments import Schema
-from shim_harness import Died, Loop, Pair, normal, pair
 
 from qmpshim.machine.builds.build import Build
+from vmtests.support.qmp_arguments import Schema
+from vmtests.support.shim_harness import Died, Loop, Pair, normal, pair
 
 #: QEMU's own tests/qtest/qmp-test.c (test_malformed), and what its texts do not say.
 MALFORMED = [

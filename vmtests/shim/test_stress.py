@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shim_harness import LIMIT, Loop, Process, start_shim, wait_until
 
 from qmpshim.errors import InputError, MachineError
 from qmpshim.machine.builds.build import Build
@@ -20,6 +19,7 @@ from qmpshim.shim.endpoint.listener import Address, Listener
 from qmpshim.shim.endpoint.server import Shim
 from qmpshim.shim.endpoint.session import Answer, Command
 from qmpshim.shim.stress import Figures, connect, crowd, stress
+from vmtests.support.shim_harness import LIMIT, Loop, Process, start_shim, wait_until
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from stand_in_harness import StandIn
 
 from qmpshim.machine.builds.build import Build
 from qmpshim.shim.tracking.definitions import COMMANDS
+from vmtests.support.stand_in import StandIn
 
 #: Those of ours that are an errand of their own: they answer for the whole shim.
 STATUS = {"x-shim-status", "x-shim-verify"}

@@ -8,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stand_in_harness import ARGS, PROGRAM, StandIn
-
 from qmpshim.machine.builds.build import Build
+from vmtests.support.stand_in import ARGS, PROGRAM, StandIn
 
 #: What costs tens of milliseconds, or belongs to work that few clients ask for.
 HEAVY = {

@@ -1,0 +1,175 @@
+"""The tool is interrupted or killed: no process, socket or file of it stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+
+from vmtests.support.command_line import LIMIT, CommandLine
+
+OPERATIONS = "60000"  # a minute of work
+GONE = 60.0  # seconds within which everything must be gone after a SIGKILL
+
+
+def wait_for(what: Callable[[], object], limit: float = LIMIT) -> None:
+    deadline = time.monotonic() + limit
+    while not what():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.01)
+
+
+def running(qmpshim: CommandLine, *words: str) -> subprocess.Popen[str]:
+    """A verification in full swing."""
+    usual = ("--ops", OPERATIONS, "--size", "16M", "--workflow", "backup")
+    process = qmpshim.start("verify", *usual, *words)
+    assert process.stdout is not None
+    while not re.match(rf"backup: \d+/{OPERATIONS} operations", line := process.stdout.readline()):
+        assert line, process.communicate()
+    assert qmpshim.emulators()
+    assert list(qmpshim.temporary.glob("qmpshim-*/backup/nbd.sock"))
+    return process
+
+
+def ended(process: subprocess.Popen[str], limit: float) -> tuple[int, str]:
+    """Exit status, and what it said on stderr."""
+    try:
+        _, said = process.communicate(timeout=limit)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(qmpshim: CommandLine, number: signal.Signals) -> None:
+    process = running(qmpshim)
+    process.send_signal(number)
+    status, said = ended(process, LIMIT)
+    assert status == 128 + number
+    assert said == "interrupted; QEMU was ended and its files removed\n"
+    assert qmpshim.left() == []
+    assert not (qmpshim.home / "qmpshim-bundles").exists()
+
+
+def test_killed(qmpshim: CommandLine) -> None:
+    process = running(qmpshim)
+    process.kill()
+    assert ended(process, LIMIT)[0] == -signal.SIGKILL
+    assert qmpshim.left(patience=GONE) == []
+
+
+def test_killed_while_qemu_is_stopped(qmpshim: CommandLine) -> None:
+    """A QEMU that does nothing any more goes, too."""
+    process = running(qmpshim)
+    for pid in qmpshim.emulators():
+        os.kill(pid, signal.SIGSTOP)
+    process.kill()
+    ended(process, LIMIT)
+    assert qmpshim.left(patience=GONE) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_qemu_is_stopped(qmpshim: CommandLine, number: signal.Signals) -> None:
+    """Who sees that nothing moves presses Ctrl-C: that must not take until the limit."""
+    process = running(qmpshim)
+    for pid in qmpshim.emulators():
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(0.3)
+    process.send_signal(number)
+    status, _ = ended(process, LIMIT)
+    assert status == 128 + number
+    assert qmpshim.left() == []
+
+
+def test_interrupted_at_any_moment(qmpshim: CommandLine) -> None:
+    """From the first moment on, wherever it is: something may be printed, nothing may stay."""
+    for tenths in (1, 2, 3, 4, 5, 6, 8):
+        process = qmpshim.start("verify", "--ops", "2000", "--size", "16M")
+        time.sleep(tenths / 10)
+        process.terminate()
+        status, _ = ended(process, LIMIT)
+        assert status in (-signal.SIGTERM, 128 + signal.SIGTERM, 0)
+        assert qmpshim.left(patience=GONE) == []
+
+
+def test_interrupted_while_a_case_is_shrunk(qmpshim: CommandLine) -> None:
+    """What was found is not lost: the case is kept as small as it is by then."""
+    process = running(qmpshim, "--json", "told.json")
+    os.kill(qmpshim.emulators()[0], signal.SIGKILL)
+    wait_for(lambda: list(qmpshim.temporary.glob("qmpshim-*/shrink/nbd.sock")))
+    process.send_signal(signal.SIGINT)
+    status, said = ended(process, LIMIT)
+    assert status == 128 + signal.SIGINT, said
+    assert qmpshim.left() == []
+    (bundle,) = qmpshim.home.glob("qmpshim-bundles/backup-crash-seed1")
+    assert json.loads((bundle / "case.json").read_text())["operations"]
+    told = json.loads((qmpshim.home / "told.json").read_text())
+    (run,) = told["runs"]
+    assert run["interrupted"] and run["divergence"]["verdict"] == "crash"
+
+
+def test_qemu_is_killed(qmpshim: CommandLine) -> None:
+    """That is a finding, told as one, and no traceback; it does not come again when replayed."""
+    process = qmpshim.start("verify", "--ops", "20000", "--size", "16M", "--workflow", "backup")
+    wait_for(lambda: list(qmpshim.temporary.glob("qmpshim-*/backup/nbd.sock")))
+    os.kill(qmpshim.emulators()[0], signal.SIGSEGV)
+    said, errors = process.communicate(timeout=LIMIT)
+    assert (process.returncode, errors) == (1, "")
+    assert "  verdict: crash (QEMU" in said
+    assert "killed by SIGSEGV" in said
+    bundle = next(qmpshim.home.glob("qmpshim-bundles/backup-crash-seed1"))
+    assert "killed by SIGSEGV" in (bundle / "README").read_text()
+
+
+# -- exploring, whose processes are many -----------------------------------------------------------
+
+
+def exploring(qmpshim: CommandLine, *words: str) -> subprocess.Popen[str]:
+    """Every interleaving of hundreds of scenarios, in two processes, well begun."""
+    process = qmpshim.start("explore", "--scenario", "triples", "--jobs", "2", *words)
+    assert process.stdout is not None
+    while not re.search(r"/\d+ scenarios, [1-9]\d* schedules", line := process.stdout.readline()):
+        assert line, process.communicate()
+    wait_for(lambda: len(qmpshim.emulators()) == 2)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("to", ["group", "process"])
+def test_exploring_is_interrupted(qmpshim: CommandLine, number: signal.Signals, to: str) -> None:
+    process = exploring(qmpshim)
+    if to == "group" and number == signal.SIGINT:  # as a terminal does
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    status, said = ended(process, LIMIT)
+    assert (status, said) == (
+        128 + number,
+        "interrupted; QEMU was ended and its files removed\n",
+    )
+    assert qmpshim.left() == []
+
+
+def test_exploring_is_killed(qmpshim: CommandLine) -> None:
+    process = exploring(qmpshim)
+    process.kill()
+    ended(process, LIMIT)
+    assert qmpshim.left(patience=GONE) == []
+
+
+def test_interrupted_before_anything_is_read(qmpshim: CommandLine) -> None:
+    """Once Python itself is up: while modules are loaded, and any time after."""
+    for hundredths in (8, 15, 25, 40, 60):
+        process = qmpshim.start("explore", "--model")
+        time.sleep(hundredths / 100)
+        process.send_signal(signal.SIGINT)
+        status, said = ended(process, LIMIT)
+        assert status == 130 or "/qmpshim/" not in said, said
+        assert status != 130 or said in ("", "interrupted; nothing was running but the model\n")

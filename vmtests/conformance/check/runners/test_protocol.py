@@ -1,0 +1,92 @@
+"""The protocol check convicts: a QEMU with somebody in the middle of its monitor who misanswers."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from qmpshim.conformance.check.case import Case, Status
+from qmpshim.conformance.check.runners.kinds import runner_of
+from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.search.exploration import explore_real
+from qmpshim.errors import ProtocolBroken
+from qmpshim.machine.builds.build import Build, resolve
+from qmpshim.machine.chain import gated
+from qmpshim.machine.host.process import Qemu
+from qmpshim.model.check.verdict import Verdict
+from vmtests.support.broken_builds import make
+
+STATUS = "query-xen-replication-status"
+CASE = Case("protocol", "protocol/schema")
+
+
+def test_an_honest_build_is_acquitted(qemu_build: Build, tmp_path: Path) -> None:
+    outcome = runner_of("protocol")(qemu_build, CASE, tmp_path)
+    assert (outcome.status, outcome.findings) == (Status.OK, ())
+    assert outcome.figures["requests"] > 300  # every command is asked at least once
+    assert outcome.figures["events"] >= 2  # STOP and RESUME at least
+
+
+@pytest.mark.usefixtures("qemu_on_path")
+@pytest.mark.parametrize(
+    ("name", "verdict", "cause", "observed"),
+    [
+        ("misanswers", Verdict.PROTOCOL, "query-status", "return.running is no boolean"),
+        ("forgets-a-type", Verdict.PROTOCOL, "query-qmp-schema", "no "),
+        ("unknown-event", Verdict.PROTOCOL, "event NO_SUCH", "it is not in the schema"),
+        ("wrong-class", Verdict.PROTOCOL, "query-block", "is refused with CommandNotFound"),
+        ("takes-nonsense", Verdict.PROTOCOL, "query-chardev", "is accepted, and answered []"),
+        ("refuses", Verdict.ERROR_CONTRACT, "cont: error-contract", "cont: not now"),
+        ("forgets-the-id", Verdict.PROTOCOL, f"{STATUS}: protocol", "nothing that was asked"),
+        ("babbles", Verdict.PROTOCOL, "stop: protocol", "said 'here we stop': that is no JSON"),
+        ("says-nothing", Verdict.HANG, "query-block: hang", "query-block: no answer in 5 s"),
+        ("dies-of-a-query", Verdict.CRASH, "query-chardev: crash", "was killed by SIGABRT"),
+        ("writes-fail", Verdict.ERROR_CONTRACT, "a primary write", "errno 28"),
+    ],
+)
+def test_each_lie_is_convicted(
+    name: str,
+    verdict: Verdict,
+    cause: str,
+    observed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if name == "says-nothing":
+        monkeypatch.setattr(gated, "_LIMIT", 5.0)
+    build = resolve(str(make(name, tmp_path / name)))
+    outcome = runner_of("protocol")(build, CASE, tmp_path)
+    assert outcome.status is Status.DIVERGED
+    (found,) = outcome.findings
+    assert (found.verdict, found.cause) == (verdict, cause), found
+    assert observed in found.observed
+
+
+@pytest.mark.usefixtures("qemu_on_path")
+def test_the_explorer_does_not_wait_for_an_answer_that_came(tmp_path: Path) -> None:
+    """Nor is it QEMU that hangs, or we who lost the way."""
+    build = resolve(str(make("forgets-the-id", tmp_path / "build")))
+    report = explore_real(build, scenarios.named("WQ"))
+    (found,) = report.findings
+    assert (found.verdict, len(found.schedule)) == (Verdict.PROTOCOL, 1)
+    assert found.cause.endswith(": an answer to nothing that was asked")
+    assert not report.unconfirmed and not any(one.derailed for one in report.scenarios)
+
+
+@pytest.mark.usefixtures("qemu_on_path")
+def test_whoever_asks_is_told_of_text_that_is_no_answer(tmp_path: Path) -> None:
+    build = resolve(str(make("babbles", tmp_path / "build")))
+
+    async def stop() -> None:
+        qemu = Qemu(build.command(), tmp_path)
+        await qemu.start()
+        try:
+            with pytest.raises(ProtocolBroken, match=r"no QMP \(\S+\): .*here we stop"):
+                await qemu.execute("stop")
+                await qemu.execute("query-status")  # what came before STOP may be the answer
+        finally:
+            await qemu.close()
+
+    asyncio.run(stop())

@@ -1,0 +1,139 @@
+"""The oracles that QEMU gives no occasion to: what they look at is falsified, and they say so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.checkers.sequential import Outcome
+from qmpshim.conformance.explore.harness import operations as real_ops
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
+from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.reproducer.replay import Replay
+from qmpshim.conformance.explore.scenarios import BASE, C, RealScenario
+from qmpshim.conformance.explore.search import minimize
+from qmpshim.conformance.explore.search.exploration import explore_real
+from qmpshim.conformance.workload import pattern
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.scenario import Op
+from vmtests.conformance.explore.checkers.test_failures import causes, explored, meta_write, one
+from vmtests.conformance.explore.checkers.test_final_state import found
+
+
+@pytest.mark.parametrize(
+    ("name", "do"),
+    [
+        ("WC", "checkpoint"),
+        ("WQ", "status"),
+        ("WX", "unexport"),
+        ("backup-WS", "stop"),
+        ("WR", "guest_read"),
+        ("WH", "primary_flush"),
+    ],
+)
+def test_an_operation_that_never_ends_hangs(
+    stage: QemuPool, name: str, do: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer does not come, though nothing is held up any more."""
+    answer = real_ops.answer
+
+    def deaf(
+        machine: GatedMachine, op: Op, running: real_ops.Running
+    ) -> tuple[str, tuple[int, ...] | None] | None:
+        return None if op.do == do else answer(machine, op, running)
+
+    monkeypatch.setattr(real_ops, "answer", deaf)
+    wrong = found(stage, name, faithfully, most=1)
+    stage.discard()
+    assert wrong == {Verdict.HANG: {f"{do} hangs"}}
+
+
+@pytest.mark.parametrize("name", ["RH", "GH"])
+def test_a_cluster_that_nobody_wrote_is_not_allocated(
+    stage: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old data once more, a layer higher: all that is read is as it was."""
+    begin = real_ops.begin
+
+    def write_too(machine: GatedMachine, op: Op, number: int) -> real_ops.Running:
+        if op.do == "primary_flush":
+            old = bytes(pattern.data_of(BASE, C, C))
+            machine.clients["guest"].send(Nbd.WRITE, C * SECTOR, 0, old)
+        return begin(machine, op, number)
+
+    monkeypatch.setattr(real_ops, "begin", write_too)
+    wrong = found(stage, name, faithfully)
+    stage.discard()
+    assert wrong == {Verdict.ALLOCATION: {"active cluster data instead of unallocated"}}
+    monkeypatch.undo()
+    assert found(stage, name, faithfully) == {}
+
+
+def test_answers_that_do_not_fit_together_are_found_out(stage: QemuPool) -> None:
+    """Of two stops that wait for a write either may be the first, but not both."""
+
+    class Both(RealSystem):
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
+            return super()._verdict(replace(seen, answers=(seen.answers[0], "ok", "ok")))
+
+    scenario = RealScenario("WSS", (*one("W").ops, Op("stop"), Op("stop")))
+    assert not explored(stage, scenario).found
+    wrong = explored(stage, scenario, Both).found
+    assert (Verdict.PROTOCOL, "answers do not fit together") in wrong, wrong
+
+
+def test_a_finding_that_shows_itself_now_and_then_is_not_confirmed(
+    qemu_build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two times of three, whatever the setup is made to be."""
+    replayed, tries = minimize.replay_schedule, 0
+
+    def now_and_then(finding: Finding, build: Build, **named: Any) -> Replay:
+        nonlocal tries
+        tries += 1
+        again = replayed(finding, build, **named)
+        return again if tries % 3 else replace(again, violation=None)
+
+    def explored_once() -> tuple[list[Finding], list[Finding]]:
+        report = explore_real(qemu_build, [one("PC")], minimise=False)
+        return report.findings, report.unconfirmed
+
+    sure, unsure = explored_once()
+    assert sure and not unsure
+    monkeypatch.setattr(minimize, "replay_schedule", now_and_then)
+    still, now_unsure = explored_once()
+    assert not still
+    assert [(f.cause, f.replays) for f in now_unsure] == [(f.cause, (2, 3)) for f in sure]
+
+
+@pytest.mark.parametrize("where", ["read", "view"])
+def test_new_data_is_seen_by_nobody_whatever_failed(stage: QemuPool, where: str) -> None:
+    """Also where a failed write of tables excuses the rest."""
+
+    class Leaking(RealSystem):
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
+            new = self.scenario.number(0)
+            if where == "read" and seen.data[1]:
+                read = (new,) * C + seen.data[1][C:]  # where the write that failed was, too
+                seen = replace(seen, data=(seen.data[0], read))
+            if where == "view" and seen.view:
+                seen = replace(seen, view=(new, *seen.view[1:]))
+            return super()._verdict(seen)
+
+    scenario = one("WR")
+    fails = meta_write(stage, scenario)
+    cause = {
+        "read": "guest_read: new data after an I/O error",
+        "view": "view: new data after an I/O error",
+    }[where]
+    assert cause not in causes(explored(stage, scenario, fails=fails, all_io=True))
+    leaking = explored(stage, scenario, Leaking, fails, all_io=True)
+    assert (Verdict.ISOLATION, cause) in leaking.found, leaking.found

@@ -1,0 +1,321 @@
+"""The primary's oracles convict: what they look at is spoilt once, in the model or in QEMU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qmpshim.conformance.explore.checkers import quorum, sequential
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.checkers.sequential import Outcome
+from qmpshim.conformance.explore.harness import operations as real_ops
+from qmpshim.conformance.explore.harness.history import CUT
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.machine.chain.gated import Form
+from qmpshim.machine.qmp.nonblocking import NonBlockingQmp
+from qmpshim.model.chain.behaviour import KnownDefect
+from qmpshim.model.chain.primary import PrimaryChain
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import Owners
+from qmpshim.model.runtime.coroutines import Co, ModelIOError
+from qmpshim.model.scenario import Op
+from vmtests.conformance.explore.checkers.test_failures import (
+    Lying,
+    Swallowing,
+    causes,
+    explored,
+    one,
+)
+from vmtests.support.gate import drop_new, drop_primary, drop_primary_flush, stale_primary_read
+
+MASKED = "guest_write says success after a refused primary write"
+OWN, FORWARDED = "primary write 0+128", "secondary write 0+128"
+
+
+def told(system: RealSystem) -> dict[Verdict, set[str]]:
+    found: dict[Verdict, set[str]] = {}
+    for kind, cause in system.found:
+        found.setdefault(kind, set()).add(cause)
+    return found
+
+
+def single(*ops: Op) -> RealScenario:
+    return RealScenario("made", ops, form=Form.PRIMARY)
+
+
+WRITE, READ, FLUSH = Op("guest_write", 0, 128), Op("guest_read", 0, 256, 0), Op("guest_flush")
+STATUS, STOP = Op("status", after=0), Op("stop")
+
+
+# A write first: up to 5.2 a quorum with nothing to flush leaves it to its children.
+FLUSHED = single(WRITE, replace(FLUSH, after=0))
+
+
+# -- QEMU as it is ---------------------------------------------------------------------------------
+
+
+def test_what_qemu_does_is_told_in_its_own_words(stage: QemuPool) -> None:
+    """Case 1 is masked, and what comes of that; case 2 is as the document has it."""
+    assert not explored(stage, single(WRITE)).found
+    assert told(explored(stage, single(WRITE), fails=OWN)) == {Verdict.ERROR_CONTRACT: {MASKED}}
+    assert told(explored(stage, single(WRITE, READ), fails=OWN)) == {
+        Verdict.LOST_WRITE: {f"{MASKED}{quorum.NOT_READ_BACK}"}
+    }
+    assert not explored(stage, single(WRITE, STATUS), fails=FORWARDED).found
+    assert not explored(stage, single(WRITE, STATUS), fails=FORWARDED, errno=CUT).found
+    stopped = single(STOP, replace(WRITE, after=0))
+    for fails, found in ((None, {}), (OWN, {})):
+        assert told(explored_second(stage, stopped, fails)) == found
+
+
+def explored_first(stage: QemuPool, scenario: RealScenario, fails: str) -> RealSystem:
+    """As :func:`explored`."""
+    return explored(stage, scenario, fails=fails)
+
+
+def explored_second(
+    stage: QemuPool,
+    scenario: RealScenario,
+    fails: str | None,
+    kind: type[RealSystem] = RealSystem,
+) -> RealSystem:
+    """As :func:`explored`, but it is the second operation's I/O that fails."""
+    system = kind(stage, scenario, plan={("io", 1, fails, 0): 5} if fails else {})
+    system.reset()
+    while left := system.enabled():
+        system.take(left[0])
+    system.finish()
+    return system
+
+
+# -- the model -------------------------------------------------------------------------------------
+
+
+class ForwardsNothing(PrimaryChain):
+    def _both(self, own: Co[None], forwarded: Co[None]) -> Co[None]:
+        yield from own
+
+
+class HidesItsError(PrimaryChain):
+    def _forward(self, write: Co[None]) -> Co[bool]:
+        told = yield from super()._forward(write)
+        self.error = False
+        return told
+
+
+class ReadsTheOther(PrimaryChain):
+    def guest_read(self, start: int, count: int) -> Co[Owners]:
+        return (yield from self.secondary.read(start, count))
+
+
+class ForgetsAtACheckpoint(PrimaryChain):
+    def checkpoint(self) -> Co[None]:
+        self.error = False
+        return
+        yield
+
+
+class KeepsForwarding(PrimaryChain):
+    def begin_failover(self) -> None:
+        self.error = False
+
+
+SPOILT: dict[type[PrimaryChain], tuple[RealScenario, str | None, Verdict, str]] = {
+    ForwardsNothing: (single(WRITE), None, Verdict.LOST_WRITE,
+                      "secondary: the guest's data instead of the old data"),
+    HidesItsError: (single(WRITE), FORWARDED, Verdict.ERROR_CONTRACT,
+                    "final status I/O error occurred, after a failed secondary write"),
+    ReadsTheOther: (single(WRITE, READ), FORWARDED, Verdict.LOST_WRITE,
+                    "guest_read: the guest's data instead of the old data, "
+                    "after a failed secondary write"),
+    ForgetsAtACheckpoint: (single(WRITE, Op("checkpoint", after=0)), FORWARDED,
+                           Verdict.ERROR_CONTRACT,
+                           "final status I/O error occurred, after a failed secondary write"),
+    KeepsForwarding: (single(STOP, replace(WRITE, after=0)), None, Verdict.LOST_WRITE,
+                      "secondary: the old data instead of the guest's data"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("chain", SPOILT, ids=lambda chain: chain.__name__)
+def test_a_model_that_is_wrong_is_not_agreed_with(
+    stage: QemuPool, chain: type[PrimaryChain], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario, fails, verdict, cause = SPOILT[chain]
+    assert not explored(stage, scenario, fails=fails).found
+    monkeypatch.setattr(sequential, "PrimaryChain", chain)
+    assert told(explored(stage, scenario, fails=fails)) == {verdict: {cause}}
+
+
+class Masks(PrimaryChain):
+    """Case 1 as QEMU has it."""
+
+    def _side_by_side(self, own: Co[None], other: Co[bool], masks: KnownDefect) -> Co[None]:
+        try:
+            yield from super()._side_by_side(own, other, masks)
+        except ModelIOError:
+            return
+
+
+def test_a_model_that_masks_errors_finds_no_fault_with_qemu(
+    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its answer: that the data were refused is known without a model."""
+    monkeypatch.setattr(sequential, "PrimaryChain", Masks)
+    assert not explored_second(stage, FLUSHED, "primary flush").found
+    silent = "guest_write says success after a refused primary write"
+    assert causes(explored(stage, single(WRITE), fails=OWN)) == {silent}
+
+
+# -- the disks under QEMU --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lie", "ops", "verdict", "cause"),
+    [
+        (drop_new, (WRITE,), Verdict.LOST_WRITE,
+         "secondary: the old data instead of the guest's data"),
+        (drop_primary, (WRITE,), Verdict.LOST_WRITE,
+         "primary: the old data instead of the guest's data"),
+        (drop_primary, (WRITE, READ), Verdict.LOST_WRITE,
+         "guest_read: the old data instead of the guest's data"),
+        (stale_primary_read, (WRITE, READ), Verdict.LOST_WRITE,
+         "guest_read: the old data instead of the guest's data"),
+        (drop_primary, (WRITE, replace(FLUSH, after=0)), Verdict.LOST_WRITE,
+         "guest_write not on disk after guest_flush"),
+        (drop_primary_flush, (WRITE, replace(FLUSH, after=0)), Verdict.LOST_WRITE,
+         "guest_flush does not flush the primary disk"),
+    ],
+)  # fmt: skip
+def test_a_lying_disk_is_convicted(
+    stage: QemuPool, lie: Release, ops: tuple[Op, ...], verdict: Verdict, cause: str
+) -> None:
+    assert not explored(stage, single(*ops)).found
+    assert told(explored(stage, single(*ops), release=lie)) == {verdict: {cause}}
+
+
+@pytest.mark.parametrize("write", [WRITE, Op("guest_zero", 0, 128)])
+def test_a_flush_that_is_dropped_is_found_out_after_a_failure_too(
+    stage: QemuPool, write: Op
+) -> None:
+    """Where the forwarded write failed, or zeroes were written: the own disk is owed it still."""
+    scenario = single(write, replace(FLUSH, after=0))
+    fails = FORWARDED if write is WRITE else None
+    cause = "guest_flush does not flush the primary disk"
+    assert cause not in causes(explored(stage, scenario, fails=fails))
+    assert cause in causes(explored(stage, scenario, fails=fails, release=drop_primary_flush))
+
+
+def test_a_primary_that_was_stopped_before_forwards_nothing(stage: QemuPool) -> None:
+    scenario = replace(single(WRITE), setup=(STOP,))
+    assert not explored(stage, scenario).found
+
+
+@pytest.mark.parametrize("fails", [OWN, FORWARDED])
+def test_a_refused_write_that_happened_nevertheless_is_found_out(
+    stage: QemuPool, fails: str
+) -> None:
+    lying = explored(stage, single(WRITE), Lying, fails)
+    disk = fails.split()[0]
+    assert told(lying) == {
+        Verdict.LOST_WRITE: {
+            f"{disk}: the guest's data instead of the old data, after a failed {disk} write"
+        }
+    }
+
+
+# -- QEMU ------------------------------------------------------------------------------------------
+
+
+def test_a_swallowed_error_is_found_out_where_qemu_tells_it(stage: QemuPool) -> None:
+    """Once replication is over nothing masks it."""
+    stopped = single(STOP, replace(WRITE, after=0))
+    found = causes(explored_second(stage, stopped, OWN, Swallowing))
+    assert found == {"guest_write answers ok, after a failed primary write"}
+
+
+def test_a_write_that_was_not_forwarded_and_not_told_of(stage: QemuPool) -> None:
+    class Silent(RealSystem):
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
+            return super()._verdict(replace(seen, status=None))
+
+    assert causes(explored(stage, single(WRITE), Silent, FORWARDED)) == {quorum.NOT_IN_STATUS}
+
+
+def test_a_status_that_cries_without_a_reason(stage: QemuPool) -> None:
+    class Crying(RealSystem):
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
+            return super()._verdict(replace(seen, status="I/O error occurred"))
+
+    found = causes(explored(stage, single(WRITE), Crying))
+    assert found == {"final status I/O error occurred"}
+
+
+def test_an_error_that_no_event_tells_of(stage: QemuPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither an error nor QUORUM_REPORT_BAD."""
+    take_in = NonBlockingQmp._take_in
+
+    def deaf(qmp: NonBlockingQmp, line: bytes) -> str:
+        return "" if b"QUORUM_REPORT_BAD" in line else take_in(qmp, line)
+
+    stage.discard()
+    monkeypatch.setattr(quorum, "_LATE", 0.3)
+    for scenario, fails, run, do in (
+        (single(WRITE), OWN, explored_first, "guest_write"),
+        (FLUSHED, "primary flush", explored_second, "guest_flush"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(NonBlockingQmp, "_take_in", deaf)
+            found = told(run(stage, scenario, fails))
+            cause = f"{do}: neither an error nor QUORUM_REPORT_BAD"
+            assert found == {Verdict.ERROR_CONTRACT: {cause}}
+        stage.discard()
+        masks = f"{do} says success after a refused primary {do.split('_')[1]}"
+        assert causes(run(stage, scenario, fails)) == {masks}
+
+
+@pytest.mark.parametrize(
+    ("do", "scenario", "cause"),
+    [
+        ("stop", "primary-SG-SR", "secondary: the guest's data instead of the old data"),
+        ("status", "primary-GQ", "the next guest write is not on the secondary disk"),
+    ],
+)
+def test_replication_that_runs_or_not_as_it_should_not(
+    stage: QemuPool, do: str, scenario: str, cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop that does nothing, and a query that stops it."""
+    command = real_ops.command
+    instead: Callable[[Form], tuple[str, dict[str, Any]]] = {
+        "stop": lambda form: ("query-iothreads", {}),
+        "status": lambda form: command(form, "failover"),
+    }[do]
+
+    def other(form: Form, what: str) -> tuple[str, dict[str, Any]]:
+        return instead(form) if what == do else command(form, what)
+
+    assert not explored(stage, one(scenario)).found
+    monkeypatch.setattr(real_ops, "command", other)
+    found = causes(explored(stage, one(scenario)))
+    stage.discard()
+    assert cause in found, found
+
+
+def test_both_refused_is_explored_and_told(stage: QemuPool) -> None:
+    plan = quorum.both_refused([("io", 0, OWN, 0), ("io", 0, FORWARDED, 0)], [CUT, 5])
+    assert plan == [{("io", 0, OWN, 0): 5, ("io", 0, FORWARDED, 0): 5}]
+    system = RealSystem(stage, single(WRITE), plan=plan[0])
+    system.reset()
+    while left := system.enabled():
+        system.take(left[0])
+    system.finish()
+    assert told(system) == {Verdict.LOST_WRITE: {f"{MASKED} and a refused secondary one"}}
+
+
+def test_honest_disks_convict_nobody(stage: QemuPool) -> None:
+    for name in ("primary-RP", "primary-GF", "primary-EQ", "primary-SQ", "primary-OG"):
+        assert not explored(stage, one(name), release=faithfully).found, name

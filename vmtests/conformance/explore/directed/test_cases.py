@@ -1,0 +1,169 @@
+"""Each thing that a directed case looks at is looked at: QEMU is honest, its disks lie about that.
+
+The other half is in ``test_directed_sabotage.py``: whatever else goes wrong is a finding, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from qmpshim.conformance.explore.directed import storage
+from qmpshim.conformance.workload import pattern
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.machine.nbd.protocol import NbdCommand
+from qmpshim.model.check.verdict import Verdict
+from vmtests.support.directed import Sabotage, run_spoilt
+
+CHECKPOINT = "xen-colo-do-checkpoint"
+
+
+def forgetting(image: str, at_once: bool) -> Sabotage:
+    """Data that is written to an image is answered and forgotten.
+
+    :param at_once: also what a case holds; else from when it holds no more
+    """
+
+    def sabotage(machine: GatedMachine) -> None:
+        hold = machine.gate.hold
+
+        def forget(io: HeldIO) -> bool:
+            hit = io.image == image and io.op is NbdCommand.WRITE and io.length >= 4096
+            if hit:
+                machine.reactor.loop.call_soon(lambda: machine.gate.drop(io))
+            return hit
+
+        machine.gate.open = lambda: hold(forget)  # type: ignore[method-assign]
+        if at_once:
+            machine.gate.open()
+            machine.gate.hold = lambda policy: hold(  # type: ignore[method-assign]
+                lambda io: forget(io) or policy(io)
+            )
+
+    return sabotage
+
+
+def patient_disk(machine: GatedMachine) -> None:
+    """The disk that should refuse connections takes them."""
+    machine.gate.refuse = lambda *what: None  # type: ignore[method-assign]
+
+
+def disk_gone_for_good(machine: GatedMachine) -> None:
+    """The disk that should be back is not."""
+    refuse = machine.gate.refuse
+    machine.gate.refuse = lambda image, no=True: refuse(image)  # type: ignore[method-assign]
+
+
+def disks_that_do_not_fail(machine: GatedMachine) -> None:
+    """What should fail succeeds, as if QEMU did not mind."""
+    release = machine.gate.release
+    machine.gate.fail = lambda io, errno: release(io)  # type: ignore[method-assign]
+
+
+def swallowed(machine: GatedMachine) -> None:
+    """A checkpoint says success and does nothing."""
+    call = machine.call
+
+    def swallow(command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        return {} if command == CHECKPOINT else call(command, arguments)
+
+    machine.call = swallow  # type: ignore[method-assign]
+
+
+def new_data_early(machine: GatedMachine) -> None:
+    """What is about to be written is on the secondary disk before the read in flight is done."""
+    release = machine.gate.release_all
+
+    def write_and_release() -> None:
+        machine.gate.store("secondary").write(0, bytes(pattern.data_of(4, 0, 128)))
+        release()
+
+    machine.gate.release_all = write_and_release  # type: ignore[method-assign]
+
+
+def zeroes_forgotten(machine: GatedMachine) -> None:
+    """Zeroes that are written to the secondary disk are answered and forgotten."""
+    hold = machine.gate.hold
+
+    def forget(io: HeldIO) -> bool:
+        zeroes = io.op is NbdCommand.WRITE_ZEROES or (
+            io.op is NbdCommand.WRITE and not any(io.data)
+        )
+        hit = io.image == "secondary" and zeroes
+        if hit:
+            machine.reactor.loop.call_soon(lambda: machine.gate.drop(io))
+        return hit
+
+    machine.gate.open = lambda: hold(forget)  # type: ignore[method-assign]
+
+
+def nothing(machine: GatedMachine) -> None:
+    """Honest."""
+
+
+@pytest.mark.parametrize(
+    ("name", "sabotage", "reconnect", "verdict", "cause"),
+    [
+        ("empty-fails", disks_that_do_not_fail, 0, Verdict.ERROR_CONTRACT,
+         "make_empty's failure is silent"),
+        ("empty-fails", forgetting("hidden", False), 0, Verdict.ISOLATION,
+         "the next checkpoint does not make all well"),
+        ("start-fails", disks_that_do_not_fail, 0, Verdict.ERROR_CONTRACT,
+         "make_empty's failure is silent at the start"),
+        ("copy-fails", disks_that_do_not_fail, 0, Verdict.ERROR_CONTRACT,
+         "Backup failed (writing the hidden disk): no EIO"),
+        ("snapshot-after-checkpoint", swallowed, 0, Verdict.ISOLATION,
+         "snapshot-access before a write"),
+        ("snapshot-after-checkpoint", forgetting("hidden", True), 0, Verdict.ISOLATION,
+         "snapshot-access after a write"),
+        ("snapshot-after-checkpoint", new_data_early, 0, Verdict.ISOLATION,
+         "snapshot-access while a write is under way"),
+        ("disk-back-in-time", nothing, 0, Verdict.ERROR_CONTRACT, "reconnect-delay is not kept"),
+        ("disk-back-in-time", disk_gone_for_good, 2, Verdict.ERROR_CONTRACT,
+         "a write fails although its disk came back in time"),
+        ("disk-back-in-time", forgetting("secondary", False), 10, Verdict.LOST_WRITE,
+         "lost, its disk came back in time"),
+        ("disk-back-in-time", forgetting("hidden", True), 10, Verdict.ISOLATION,
+         "not the old data, its disk came back in time"),
+        ("disk-back-too-late", patient_disk, 1, Verdict.ERROR_CONTRACT,
+         "no EIO after reconnect-delay"),
+        ("disk-back-too-late", disk_gone_for_good, 1, Verdict.ERROR_CONTRACT,
+         "a write fails although its disk is back"),
+        ("disk-back-too-late", forgetting("secondary", False), 1, Verdict.LOST_WRITE,
+         "lost, its disk is back"),
+    ],
+)  # fmt: skip
+def test_a_directed_case_sees(
+    name: str,
+    sabotage: Sabotage,
+    reconnect: int,
+    verdict: Verdict,
+    cause: str,
+    monkeypatch: pytest.MonkeyPatch,
+    qemu_build: Build,
+) -> None:
+    monkeypatch.setattr(storage, "_DELAYED", 5.0)
+    found = run_spoilt(name, sabotage, qemu_build, reconnect=reconnect)
+    assert found is not None
+    assert (found.kind, found.cause) == (verdict, cause), found.text
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "cause"),
+    [
+        (forgetting("secondary", False), "guest write after failed failover is lost"),
+        (zeroes_forgotten, "guest zeroes after failed failover are lost"),
+    ],
+)
+def test_what_is_written_after_a_failed_failover_is_missed(
+    sabotage: Sabotage, cause: str, qemu_build: Build
+) -> None:
+    if read_version(qemu_build)[0] < (6, 1):
+        pytest.skip("it aborts before that (failed-failover-write-aborts)")
+    found = run_spoilt("failover-fails", sabotage, qemu_build)
+    assert found is not None
+    assert (found.kind, found.cause) == (Verdict.LOST_WRITE, cause), found.text

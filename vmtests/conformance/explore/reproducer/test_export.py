@@ -1,0 +1,474 @@
+"""The reproducers stand alone: no qmpshim, no libraries, and QEMU shows the same to them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qmpshim.conformance.explore.harness.history import CUT, RECONNECT
+from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
+from qmpshim.conformance.explore.reproducer.export import blkdebug_steps, export_script
+from qmpshim.conformance.explore.reproducer.replay import replay_schedule
+from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
+from qmpshim.conformance.explore.scenarios import LETTERS, RealScenario
+from qmpshim.conformance.known.folder import DIRECTORY, known_findings
+from qmpshim.conformance.known.matching import ExplorerWriteUp
+from qmpshim.errors import InputError
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.system import Choice
+from vmtests.support.command_line import CommandLine
+
+NOT_SEEN, SEEN, UNTESTED = 0, 1, 125
+CHECKPOINT_ASSERTS = (7, 0)
+CHECKPOINT_DRAINS = ((5, 1), (6, 1))  # waits for what a breakpoint holds
+MADE_UP = "reads and disks fit no order"  # a cause that has to be told from the model's ends
+
+
+class Reproducer:
+    """Runs a script as somebody would who has nothing else, and sees that it leaves nothing."""
+
+    def __init__(self, directory: Path, temporary: Path) -> None:
+        self._path, self.temporary = directory / "reproducer.py", temporary
+
+    def start(
+        self, script: str, *words: str, temporary: Path | None = None
+    ) -> subprocess.Popen[str]:
+        ast.parse(script, feature_version=(3, 8))
+        self._path.write_text(script)
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-u", str(self._path), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "TMPDIR": str(temporary or self.temporary)},
+        )
+
+    def end(self, process: subprocess.Popen[str], temporary: Path | None = None) -> tuple[int, str]:
+        said, _ = process.communicate(timeout=240)
+        assert list((temporary or self.temporary).iterdir()) == []
+        return process.returncode, said
+
+    def __call__(self, script: str, *words: str) -> tuple[int, str]:
+        """How it exits, and what it says."""
+        return self.end(self.start(script, *words))
+
+
+@pytest.fixture
+def reproducer(tmp_path: Path, qemu_on_path: None) -> Iterator[Reproducer]:
+    # Not below tmp_path: a socket's path must be short.
+    with tempfile.TemporaryDirectory(prefix="export-") as temporary:
+        yield Reproducer(tmp_path, Path(temporary))
+
+
+def known(name: str) -> Finding:
+    return load_finding(DIRECTORY / f"{name}.json")
+
+
+def drains(build: Build) -> bool:
+    since, until = CHECKPOINT_DRAINS
+    return since <= read_version(build)[0] < until
+
+
+def io(op: int, what: str, nth: int = 0) -> Choice:
+    return "io", op, what, nth
+
+
+def shown(
+    build: Build,
+    letters: str,
+    *schedule: Choice,
+    secondary: str = "raw",
+) -> Finding:
+    """What comes of a schedule on a build."""
+    ops = tuple(LETTERS[letter] for letter in letters)
+    scenario = RealScenario(letters, ops, contract=False, secondary=secondary)
+    errnos = tuple(step[-1] for step in schedule if step[0] == "fail")
+    case = Finding(
+        Verdict.ISOLATION, MADE_UP, MADE_UP, False, 1, (letters,), scenario, schedule, (),
+        errnos=tuple(int(errno) for errno in errnos),
+    )  # fmt: skip
+    again = replay_schedule(case, build)
+    assert again.followed, again.lines
+    case = replace(case, lines=again.lines, build={"version": list(again.version)})
+    if again.violation is None:
+        return case
+    wrong = again.violation
+    return replace(case, verdict=wrong.kind, cause=wrong.cause, text=wrong.text)
+
+
+# A checkpoint throws away the cluster that a guest's write has allocated: all versions do that.
+CORRUPTS: tuple[Choice, ...] = (
+    ("start", 0),
+    ("start", 1),
+    io(0, "secondary read 0+128"),
+    io(0, "active write 0+128"),
+)
+
+
+@pytest.mark.parametrize("one", known_findings(), ids=lambda one: one.id)
+def test_what_was_found_is_seen_without_qmpshim(
+    one: ExplorerWriteUp, qemu_build: Build, reproducer: Reproducer
+) -> None:
+    script = export_script(known(one.id), breakpoints=not drains(qemu_build))
+    assert "qmpshim" not in script.split("import", 1)[1].replace(repr(known(one.id).build), "")
+    status, said = reproducer(script)
+    if one.concerns(read_version(qemu_build)[0]):
+        assert status == SEEN, said
+    else:
+        assert status in (NOT_SEEN, UNTESTED), said
+
+
+def test_a_crash_with_nothing_but_blkdebug(qemu_build: Build, reproducer: Reproducer) -> None:
+    """It is seen, or the script says why it cannot be, and does not lock up."""
+    script = export_script(known("checkpoint-then-overlapping-write-aborts"))
+    assert "driver=blkdebug" in script
+    status, said = reproducer(script)
+    if read_version(qemu_build)[0] >= (7, 0):
+        assert status == SEEN and "block_copy_task_create" in said
+        assert "QEMU ended with status -6" in said
+    elif drains(qemu_build):
+        assert status == UNTESTED
+        assert said.endswith("a command waits for the request that the breakpoint holds\n")
+
+
+def test_what_a_breakpoint_cannot_hold_is_held_by_nbd(
+    qemu_build: Build, reproducer: Reproducer
+) -> None:
+    """A checkpoint that waits for it keeps the monitor: nobody could end the breakpoint."""
+    finding = shown(qemu_build, "PC", *CORRUPTS)
+    assert (blkdebug_steps(finding) is None) == drains(qemu_build)
+    status, said = reproducer(export_script(finding))
+    assert status == SEEN, said
+
+
+def cut(op: int, what: str, how: int = CUT) -> Choice:
+    return "fail", op, what, 0, how
+
+
+CASES: dict[str, tuple[str, str, tuple[Choice, ...], str]] = {
+    # by name: letters, format of the secondary disk, schedule, what the script says
+    "cut": (
+        "W", "raw", (("start", 0), cut(0, "secondary read 0+128")),
+        "(primary_write): errno 5",
+    ),
+    "cut-the-hidden-disk": (
+        "W", "qcow2",
+        (("start", 0), io(0, "secondary read 0+128"), cut(0, "hidden write 0+128")),
+        "(primary_write): errno 5",
+    ),
+    "reconnect": (
+        "PC", "raw",
+        (
+            ("start", 0), cut(0, "secondary read 0+128", RECONNECT), ("start", 1),
+            io(0, "secondary read 0+128", 1), io(0, "active write 0+128"),
+        ),
+        "complete secondary read 0+128 #2",
+    ),
+    "vanish": (
+        "WK", "raw", (("start", 0), ("start", 1), ("fail", 0, "secondary read 0+128", 0, 5)),
+        "(primary_write): gone",
+    ),
+    "qcow2": ("PC", "qcow2", CORRUPTS, "the secondary disk itself holds: [0, 256): operation 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_all_that_a_schedule_may_have(name: str, qemu_build: Build, reproducer: Reproducer) -> None:
+    letters, secondary, schedule, sign = CASES[name]
+    finding = shown(qemu_build, letters, *schedule, secondary=secondary)
+    assert finding.text != MADE_UP
+    status, said = reproducer(export_script(finding, breakpoints=False))
+    assert status == SEEN and sign in said and "never sent" not in said, said
+
+
+def test_the_images_as_a_crash_leaves_them(qemu_build: Build, reproducer: Reproducer) -> None:
+    """qcow2 empties an image in steps; in the middle its refcounts are wrong (and it is dirty)."""
+    whole = known("failed-checkpoint-forgets-copies")
+    finding = replace(
+        whole,
+        schedule=whole.schedule[:10],
+        verdict=Verdict.CORRUPTION,
+        cause="active broken, says our reader, after a crash",
+    )
+    status, said = reproducer(export_script(finding))
+    assert status == SEEN and "qemu-img check active as it is now" in said, said
+
+
+COPIED: tuple[Choice, ...] = (
+    ("start", 0),
+    io(0, "secondary read 0+128"),
+    io(0, "hidden write 0+128"),
+    ("start", 1),
+    io(0, "secondary write 0+128"),
+    io(1, "hidden read 0+128"),
+    io(1, "secondary read 128+128"),
+)
+
+
+def test_the_models_ends_tell_right_from_wrong(qemu_build: Build, reproducer: Reproducer) -> None:
+    script = export_script(shown(qemu_build, "WR", *COPIED))
+    status, said = reproducer(script)
+    assert status == NOT_SEEN and "never sent" not in said, said
+    for right, wrong in (("'read 1': [1, 1]", "[2, 1]"), ("'secondary': [2, 1]", "[1, 1]")):
+        assert right in script
+        spoilt = script.replace(right, right.split(":")[0] + ": " + wrong)
+        assert reproducer(spoilt)[0] == SEEN
+    assert reproducer(script.replace("[['ok'], ['ok']]", "[['ok'], ['errno 5']]"))[0] == SEEN
+
+
+def test_a_request_that_never_ends(qemu_build: Build, reproducer: Reproducer) -> None:
+    """A script that does not let go what it holds sees a hang, and is not stuck itself."""
+    whole = shown(qemu_build, "WR", *COPIED)
+    finding = replace(whole, schedule=COPIED[:1], lines=whole.lines[:2], verdict=Verdict.HANG)
+    script = export_script(finding, breakpoints=False)
+    assert reproducer(script)[0] == NOT_SEEN
+    script = script.replace("\nlet_all_go()\n", "\n").replace("PATIENCE = 10", "PATIENCE = 2")
+    status, said = reproducer(script)
+    assert status == SEEN and "no answer" in said
+    status, said = reproducer(script.replace("'unanswered': [0]", "'unanswered': [1]"))
+    assert status == UNTESTED and said.endswith("something else was seen: QEMU hangs\n"), said
+
+
+def test_a_build_that_takes_another_way(qemu_build: Build, reproducer: Reproducer) -> None:
+    """Nothing to let go: it goes on, and does not say that all is well. Nothing to fail: no."""
+    finding = shown(qemu_build, "WR", *COPIED)
+    script = export_script(finding).replace("TIMERS = 5", "TIMERS = 1")
+    script = script.replace("'hidden read 0+128'", "'hidden read 7+128'")
+    status, said = reproducer(script)
+    assert status == UNTESTED and "QEMU never sent: hidden read 7+128" in said
+    assert said.endswith("not seen, but this build takes another way\n")
+    script = export_script(known("failed-secondary-not-in-status"))
+    script = script.replace("TIMERS = 5", "TIMERS = 1")
+    script = script.replace("'secondary read 0+128'", "'secondary read 7+128'")
+    status, said = reproducer(script)
+    assert status == UNTESTED and said.endswith("takes another way: there is nothing to fail\n")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["/no/such/qemu"], ["sh", "/no/such/qemu-img"]])
+def test_a_script_without_its_qemu(words: list[str], reproducer: Reproducer) -> None:
+    """One line, and nothing left behind."""
+    status, said = reproducer(export_script(known("failover-reports-io-error")), *words)
+    assert status == UNTESTED
+    assert said.startswith(f"no program {words[-1]}; usage: ") and said.count("\n") == 1
+
+
+START = {  # what stands where QEMU should be, and what the script says of it
+    "false": ("exec /bin/false", "exited with status 1"),
+    "true": ("exec /bin/true", "exited with status 0"),
+    "127": ("exit 127", "exited with status 127"),
+    "segv": ("kill -SEGV $$", "was killed by SIGSEGV"),
+    "abort": (
+        'echo "x.c:1: block_copy_task_create: Assertion \\`0\' failed." >&2; kill -ABRT $$',
+        "was killed by SIGABRT: x.c:1: block_copy_task_create: Assertion `0' failed.",
+    ),
+}
+CRASH, DIVISION = "checkpoint-then-overlapping-write-aborts", "snapshot-discard-aborts"
+
+
+@pytest.mark.parametrize("name", START)
+@pytest.mark.parametrize("case", [CRASH, DIVISION, "failover-reports-io-error"])
+def test_a_qemu_that_cannot_start(
+    name: str, case: str, reproducer: Reproducer, tmp_path: Path
+) -> None:
+    """Whatever the finding is, also the signal and the words of its own crash: too early."""
+    qemu = tmp_path / "qemu"
+    qemu.write_text(f"#!/bin/sh\n{START[name][0]}\n")
+    qemu.chmod(0o755)
+    status, said = reproducer(export_script(known(case)), str(qemu), "qemu-img")
+    how = "QEMU ended, not as it is looked for: before anything was done it "
+    assert (status, said) == (UNTESTED, f"{how}{START[name][1]}\n")
+
+
+@pytest.mark.parametrize("odd", ["a,b", "-a b:c%d'e"])
+def test_a_temporary_directory_with_an_odd_name(
+    odd: str, qemu_build: Build, reproducer: Reproducer
+) -> None:
+    """The way of the breakpoints and the other one: it makes no difference."""
+    script = export_script(known(CRASH))
+    if not read_version(qemu_build)[0] >= CHECKPOINT_ASSERTS:
+        pytest.skip("it would need a finding that every version has")
+    place = reproducer.temporary / odd
+    place.mkdir()
+    for one in (script, export_script(known(CRASH), breakpoints=False)):
+        status, said = reproducer.end(reproducer.start(one, temporary=place), place)
+        assert status == SEEN, said
+    place.rmdir()
+
+
+OTHER_WORDS = """#!{python}
+import ctypes, os, subprocess, sys
+ends_with_us = lambda: ctypes.CDLL(None).prctl(1, 9)
+command = ["qemu-system-x86_64", *sys.argv[1:]]
+done = subprocess.run(command, stderr=subprocess.PIPE, text=True, preexec_fn=ends_with_us)
+sys.stderr.write(done.stderr.replace("block_copy_task_create", "another_function"))
+sys.stderr.flush()
+os.kill(os.getpid(), -done.returncode) if done.returncode < 0 else sys.exit(done.returncode)
+"""
+
+
+def test_another_assertion_at_the_same_step(
+    qemu_build: Build, reproducer: Reproducer, tmp_path: Path
+) -> None:
+    if not read_version(qemu_build)[0] >= CHECKPOINT_ASSERTS:
+        pytest.skip("this version does not abort")
+    qemu = tmp_path / "qemu"
+    qemu.write_text(OTHER_WORDS.format(python=sys.executable))
+    qemu.chmod(0o755)
+    status, said = reproducer(export_script(known(CRASH)), str(qemu), "qemu-img")
+    assert status == UNTESTED, said
+    assert re.search(
+        r"\nQEMU ended, not as it is looked for: after step 4 of 4 it was killed by SIGABRT: .*"
+        r"another_function: Assertion .*\n$",
+        said,
+    )
+
+
+@pytest.mark.parametrize(("after", "seen"), [(1, False), (3, False), (4, True)])
+def test_its_own_end_at_another_step(
+    after: int, seen: bool, qemu_build: Build, reproducer: Reproducer
+) -> None:
+    """The finding's signal and words, by somebody else's hand: it counts when all was done."""
+    finding = known(CRASH)
+    script = export_script(finding)
+    step = "    time.sleep(0.3)\n"
+    dies = (
+        f"    if taken == {after}:\n"
+        "        with open(at('stderr'), 'w') as file:\n"
+        f"            file.write({finding.cause!r})\n"
+        "        qemu.send_signal(signal.SIGABRT)\n"
+        "        qemu.wait()\n"
+    )
+    assert script.count(step) == 1
+    # Each step is begun, and nothing of it comes to QEMU.
+    script = script.replace("        breakpoint_(", "        (lambda _: None)(")
+    script = script.replace("        begin(step[1])\n", "        pass\n")
+    script = script.replace(step, dies)
+    status, said = reproducer(script)
+    assert status == (SEEN if seen else UNTESTED), said
+    assert seen or f"not as it is looked for: after step {after} of 4" in said, said
+
+
+@pytest.mark.parametrize(
+    "case", [CRASH, "checkpoint-corrupts-overlay", "failover-reports-io-error"]
+)
+def test_a_qemu_that_leaves_in_the_middle(case: str, reproducer: Reproducer) -> None:
+    """It ends well, with status 0, when it should not end at all: nothing was seen then."""
+    script = export_script(known(case))
+    script = script.replace("\nset_up()\n", "\nset_up()\nqemu.terminate()\nqemu.wait()\n")
+    status, said = reproducer(script)
+    assert status == UNTESTED, said
+    last = said.splitlines()[-1]
+    assert "as it is looked for: after step 0 of" in last and " exited with status 0: " in last
+
+
+def test_a_breakpoint_that_is_never_reached(qemu_build: Build, reproducer: Reproducer) -> None:
+    """Not seen, but nothing was held either: no answer."""
+    script = export_script(known(CRASH)).replace("'read_aio'", "'l1_grow_alloc_table'")
+    status, said = reproducer(script)
+    assert status == UNTESTED, said
+    assert said.endswith("not seen, but this build takes another way\n")
+
+
+def test_a_script_that_is_ended(reproducer: Reproducer) -> None:
+    script = export_script(known("failover-reports-io-error"), breakpoints=False)
+    step = "        take(step)\n"
+    assert step in script
+    process = reproducer.start(script.replace(step, f"{step}        time.sleep(60)\n"))
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("start"):
+        pass
+    process.terminate()
+    status, said = reproducer.end(process)
+    steps = [line for line in said.splitlines() if line[0] != " "]  # else what QEMU asks for
+    assert (status, steps) == (UNTESTED, ["ended by a signal"])
+    status, said = reproducer(script.replace("LIMIT = 180", "LIMIT = 0.2"))
+    assert status == UNTESTED and said.endswith("gave up after 0 s\n")
+
+
+def test_what_showed_nothing_wrong_is_no_reproducer() -> None:
+    case = json.loads((DIRECTORY / "failed-flush-leaves-l1-entry.json").read_text())["case"]
+    with pytest.raises(InputError, match="nothing wrong"):
+        export_script(finding_from_json({**case, "verdict": None}))
+
+
+def test_breakpoints_are_used_only_where_they_suffice() -> None:
+    assert blkdebug_steps(known("failover-reports-io-error")) is None  # a flush is held
+    assert blkdebug_steps(known("snapshot-read-returns-new-data")) is None  # no replication
+    finding = known("checkpoint-then-overlapping-write-aborts")
+    assert blkdebug_steps(finding) is not None
+    scenario = replace(finding.scenario, secondary="qcow2")
+    assert blkdebug_steps(replace(finding, scenario=scenario)) is None
+
+
+def test_breakpoints_can_be_declined(qmpshim: CommandLine) -> None:
+    bundle = DIRECTORY / "checkpoint-corrupts-overlay.json"
+    for words, way in ((["export"], "driver=blkdebug"), (["export", "--nbd"], "the NBD server")):
+        done = qmpshim.run(*words, bundle)
+        assert done.returncode == 0 and way in done.stdout, done
+
+
+def test_requests_are_told_by_what_and_how_often() -> None:
+    """A script does not know whose a request is: the second operation's first is the second."""
+    lines = ("start 0: primary flush", "    secondary flush (of 0)", "start 1: guest flush",
+             "    secondary flush (of 1)", "complete secondary flush (of 1)")  # fmt: skip
+    ops = (LETTERS["H"], LETTERS["F"])
+    schedule = (("start", 0), ("start", 1), io(1, "secondary flush"))
+    finding = Finding(
+        Verdict.CONTENT, "", "", True, 1, (), RealScenario("HF", ops), schedule, lines
+    )
+    assert "['complete', 'secondary flush', 1]" in export_script(finding)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "cause", "sign"),
+    [
+        ("crash", "x: Assertion",
+         {"kind": "crash", "phases": ["steps", "end"], "steps": 1, "how": "was killed by SIGABRT",
+          "prefix": "", "cause": r"x:\ Assertion"}),
+        ("crash", "taken apart: QEMU was killed by SIGSEGV",
+         {"kind": "crash", "phases": ["steps", "end"], "steps": 1, "how": "was killed by SIGABRT",
+          "prefix": "taken apart: ", "cause": r"taken\ apart:\ QEMU\ was\ killed\ by\ SIGSEGV"}),
+        ("crash", "before the scenario begins: x",
+         {"kind": "crash", "phases": ["setup"], "steps": 1, "how": "was killed by SIGABRT",
+          "prefix": "before the scenario begins: ", "cause": r"before\ the\ scenario\ begins:\ x"}),
+        ("protocol", "before the scenario begins: x", {"kind": "setup", "text": "x"}),
+        ("hang", "primary_write hangs", {"kind": "hang", "unanswered": []}),
+        ("corruption", "chain broken, says a fresh QEMU, after a crash", {"kind": "unknown"}),
+        ("order", "new data before old is saved",
+         {"kind": "requests", "requests": [["secondary write 0+128", 0]]}),
+        ("isolation", "view: new data after an I/O error", {"kind": "new data", "owners": [2]}),
+        ("error-contract", "primary_write answers errno N, after a failed hidden write",
+         {"kind": "answers", "answers": {0: "errno 5"}}),
+        ("error-contract", "final status oh", {"kind": "status", "status": "oh"}),
+        ("error-contract", "the view cannot be read, after the hidden disk went away",
+         {"kind": "unreadable"}),
+        ("lost-write", "commit not flushed", {"kind": "unknown"}),
+        ("lost-write", "the next guest write is not on the secondary disk", {"kind": "probe"}),
+        ("error-contract", "case 2. forwarding a write failed: not in the status",
+         {"kind": "status", "status": None}),
+        ("content", "hidden: new data instead of the old data, after a failed hidden write",
+         {"kind": "unknown"}),
+    ],
+)  # fmt: skip
+def test_what_a_script_looks_for(verdict: str, cause: str, sign: dict[str, object]) -> None:
+    lines = ("start 0: primary write [0, 128)", "    0 ends: errno 5",
+             "    secondary write 0+128 (of 0)")  # fmt: skip
+    scenario = RealScenario("W", (LETTERS["W"],))
+    schedule: tuple[Choice, ...] = (("start", 0),)
+    if "after a failed" in cause:
+        schedule += (("fail", 0, "hidden write 0+128", 0, 5),)
+    text = "QEMU was killed by SIGABRT: x" if verdict == "crash" else ""
+    finding = Finding(Verdict(verdict), cause, text, True, 1, (), scenario, schedule, lines)
+    assert symptom_of(finding) == sign

@@ -1,0 +1,425 @@
+"""Every interleaving on the real QEMU: the explorer, its judge and the findings that are known."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import shutil
+from collections.abc import Hashable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.checkers.crash_points import (
+    after_a_crash,
+    after_a_crash_thoroughly,
+)
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.checkers.sequential import Outcome
+from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT, RealSystem
+from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
+from qmpshim.conformance.explore.reproducer.replay import replay_schedule
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.search.exploration import explore_real, render
+from qmpshim.conformance.explore.search.minimize import confirm
+from qmpshim.conformance.known import folder
+from qmpshim.conformance.known.matching import ExplorerWriteUp, load_directed, load_known
+from qmpshim.errors import BuildError, InputError
+from qmpshim.machine.builds import build as builds
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.chain.gated import Form
+from qmpshim.machine.host import manual_event_loop
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.explorer import Mode, explore
+from qmpshim.model.explore.walk import Budget
+from qmpshim.model.scenario import Op
+
+KNOWN = folder.DIRECTORY
+
+
+@pytest.mark.parametrize("name", ["WR", "WV", "WP", "primary-RM", "primary-GF"])
+def test_reduction_loses_no_outcome(stage: QemuPool, name: str) -> None:
+    (scenario,) = scenarios.named(name)
+    found = []
+    for mode in (Mode.NAIVE, Mode.DPOR, Mode.STATEFUL):
+        system = RealSystem(stage, scenario)
+        explored = explore(system, mode, Budget(seconds=60), stop=False)
+        assert explored.exhaustive and not system.found and not system.derailed
+        found.append((explored.outcomes, explored.statistics.schedules))
+    assert found[0][0] == found[1][0] == found[2][0]
+    assert found[0][1] >= found[1][1] >= found[2][1] and found[0][1] > found[2][1]
+    # On the primary these two meet in all they do: no order can be left out without known states.
+    assert name.startswith("primary-") or found[0][1] > found[1][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "all_io"),
+    [
+        *((name, False) for name in ("WC", "PC", "CQ", "DCX", "RO")),
+        *((name, False) for name in ("primary-PG", "primary-SG-SR")),
+        *((name, True) for name in ("WR", "RP", "CQ", "backup-WZ")),
+    ],
+)
+def test_known_states_hide_no_violation(stage: QemuPool, name: str, all_io: bool) -> None:
+    """With commands, too, which do things that are not held, and with qcow2's own I/O."""
+    (scenario,) = scenarios.named(name)
+    found = []
+    for mode in (Mode.DPOR, Mode.STATEFUL):
+        system = RealSystem(stage, scenario, all_io=all_io)
+        explored = explore(system, mode, Budget(seconds=60), stop=False)
+        assert explored.exhaustive and not system.derailed
+        found.append((explored.outcomes, set(system.found)))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "fails"),
+    [
+        ("OR", "active read 128+128"),
+        ("OG", "secondary write 128+128"),
+        ("WR", "hidden write 0+128"),
+    ],
+)
+def test_known_states_hide_nothing_of_what_is_judged_after_a_failure(
+    stage: QemuPool, name: str, fails: str
+) -> None:
+    """A failover answers before its commit is over: what began before the failure matters then."""
+    (scenario,) = scenarios.named(name)
+    judged: list[set[tuple[object, ...]]] = []
+
+    class Judged(RealSystem):
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
+            hits = tuple(hit for _, hit in self.now.failed)
+            judged[-1].add((seen, tuple(self.now.precedence), hits))
+            return super()._verdict(seen)
+
+    for mode in (Mode.DPOR, Mode.STATEFUL):
+        judged.append(set())
+        system = Judged(stage, scenario, plan={("io", 0, fails, 0): 5})
+        explored = explore(system, mode, Budget(seconds=60), stop=False)
+        assert explored.exhaustive and not system.derailed
+    assert judged[0] == judged[1]
+
+
+def test_a_setup_that_cannot_be_done_is_told(qemu_build: Build) -> None:
+    scenario = scenarios.RealScenario("made", (Op("status"),), (Op("start"),))
+    with pytest.raises(InputError, match="made: the setup cannot be done: start: "):
+        explore_real(qemu_build, [scenario])
+
+
+def test_what_was_done_before_does_not_decide_how_much_is_copied_at_once(stage: QemuPool) -> None:
+    """QEMU keeps the last block status: of one cluster after a write of one, at first none."""
+    copies = set()
+    stage.discard()
+    for name in ("WQ", "VQ", "fresh", "VQ"):
+        if name == "fresh":
+            stage.discard()
+            continue
+        (scenario,) = scenarios.named(name)
+        system = RealSystem(stage, scenario)
+        system.reset()
+        system.take(("start", 0))
+        if name == "VQ":
+            copies.add(tuple(system.now.held))  # and there it is left, as at a known state
+    assert len(copies) == 1, copies
+
+
+def test_a_schedule_goes_the_same_way_each_time(stage: QemuPool) -> None:
+    (scenario,) = scenarios.named("WP")
+    traces = set()
+    for fresh in (False, False, True):
+        if fresh:
+            stage.discard()
+        system = RealSystem(stage, scenario)
+        system.reset()
+        while left := system.enabled():
+            system.take(left[-1])
+        system.finish()
+        traces.add(tuple(system.now.lines))
+    assert len(traces) == 1
+
+
+class _Told(RealSystem):
+    """Keeps what every execution looked like."""
+
+    def __init__(self, stage: QemuPool, scenario: RealScenario) -> None:
+        super().__init__(stage, scenario)
+        self.traces: list[tuple[str, ...]] = []
+
+    def finish(self) -> Hashable:
+        outcome = super().finish()
+        self.traces.append(tuple(self.now.lines))
+        return outcome
+
+
+@pytest.mark.parametrize("name", ["WR", "RO", "PC", "primary-PG"])
+def test_when_we_look_decides_nothing(
+    stage: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine sockets become readable in another order, and one after the other."""
+    (scenario,) = scenarios.named(name)
+    calm = _Told(stage, scenario)
+    explore(calm, Mode.STATEFUL, stop=False)
+    look, chance = manual_event_loop._Selector.look, random.Random(name)
+
+    def one_at_a_time(selector: manual_event_loop._Selector, seconds: float) -> bool:
+        look(selector, seconds)
+        selector._found = selector._found and [chance.choice(selector._found)]
+        return bool(selector._found)
+
+    monkeypatch.setattr(manual_event_loop._Selector, "look", one_at_a_time)
+    for _ in range(3):
+        busy = _Told(stage, scenario)
+        explore(busy, Mode.STATEFUL, stop=False)
+        assert busy.traces == calm.traces
+
+
+def test_stillness_seen_from_outside_is_stillness_asked_for(stage: QemuPool) -> None:
+    """What /proc tells and what QMP round trips tell: the same schedules, the same traces."""
+    (scenario,) = scenarios.named("WP")
+    traces = []
+    for outside in (True, False):
+        stage.prepare(scenario)
+        assert stage.machine is not None
+        stage.machine._stillness.known = outside
+        seen: list[tuple[str, ...]] = []
+
+        class Telling(RealSystem):
+            def finish(self) -> object:
+                outcome = super().finish()
+                seen.append(tuple(self.now.lines))  # noqa: B023
+                return outcome
+
+        explore(Telling(stage, scenario), Mode.DPOR, Budget(schedules=12), stop=False)
+        traces.append(seen)
+    stage.discard()
+    assert traces[0] == traces[1]
+
+
+def test_a_crash_at_any_instant_leaves_sound_images(stage: QemuPool) -> None:
+    for name, check, most in (("WP", after_a_crash, 40), ("WP", after_a_crash_thoroughly, 2)):
+        (scenario,) = scenarios.named(name)
+        system = RealSystem(stage, scenario, each_step=check)
+        explore(system, Mode.DPOR, Budget(schedules=most), stop=False)
+        assert system.finished and not system.found
+
+
+def test_a_broken_image_at_a_crash_point_is_corruption(stage: QemuPool) -> None:
+    (scenario,) = scenarios.named("WP")
+
+    def spoil(system: RealSystem) -> RealViolation | None:
+        store = system.machine.stores["hidden"]
+        store.write(2 * 65536, bytes(65536))  # the first refcount block
+        return after_a_crash(system)
+
+    system = RealSystem(stage, scenario, each_step=spoil)
+    explore(system, Mode.DPOR, Budget(schedules=1), stop=False)
+    assert {kind for kind, _ in system.found} == {Verdict.CORRUPTION}
+
+
+def test_the_report_of_an_honest_pair(stage: QemuPool, qemu_build: Build) -> None:
+    ticks = []
+    report = explore_real(qemu_build, scenarios.named("WG"), jobs=2, progress=ticks.append)
+    assert report.jobs == 1 and " with 1 process\n" in render(report)
+    assert report.exhaustive and not report.findings and not report.unconfirmed
+    assert ticks and ticks[-1].schedules == report.schedules > 10
+    assert ticks[-1].distinct == report.scenarios[0].distinct > 0
+    assert json.loads(json.dumps(report.to_json()))["schedules"] == report.schedules
+    assert "no divergence" in render(report)
+
+
+def test_a_finding_is_grouped_made_small_and_replayed(tmp_path: Path, qemu_build: Build) -> None:
+    """A checkpoint in the middle of a guest write breaks the active disk, on every QEMU so far."""
+    report = explore_real(qemu_build, scenarios.named("PC"))
+    (finding,) = [f for f in report.findings if f.verdict == "corruption"]
+    assert finding.confirmed and not finding.contract and not finding.known
+    assert not finding.scenario.setup  # it was not needed
+    save_finding(tmp_path / "bundle", finding)
+    again = load_finding(tmp_path / "bundle")
+    assert (again.schedule, again.scenario) == (finding.schedule, finding.scenario)
+    assert replay_schedule(again, qemu_build).shows(finding)
+    known = load_known(KNOWN)
+    assert any(one.covers(finding, report.version) for one in known)
+    with pytest.raises(InputError):
+        load_finding(tmp_path)
+
+
+@pytest.mark.parametrize("known", load_known(KNOWN), ids=lambda one: one.id)
+def test_what_is_known_shows_itself_on_this_qemu(known: ExplorerWriteUp, qemu_build: Build) -> None:
+    finding = load_finding(KNOWN / f"{known.id}.json")
+    version = builds.read_version(qemu_build)[0]
+    try:
+        seen = replay_schedule(finding, qemu_build)
+    except BuildError as error:
+        pytest.skip(str(error))
+    if known.concerns(version):
+        assert seen.shows(finding), seen.lines
+    else:
+        assert not seen.shows(finding), "fixed? write down in which version"
+
+
+def directed(build: Build) -> None:
+    """Every case ends as it is written up, and for the reason that is written there."""
+    version = builds.read_version(build)[0]
+    written = load_directed(KNOWN / "directed")
+    expected = {name for name, one in written.items() if one.concerns(version)}
+    seen: dict[str, RealViolation] = {}
+    for case in DIRECTED:
+        with contextlib.suppress(BuildError):  # it has no snapshot-access
+            if (found := run_directed(case, build)) is not None:
+                seen[case.name] = found
+    assert seen.keys() == expected, seen
+    for name, found in seen.items():
+        assert written[name].covers(found.kind, found.cause, version), found
+
+
+def test_the_directed_cases_do_as_known(qemu_build: Build) -> None:
+    directed(qemu_build)
+
+
+@pytest.mark.parametrize(
+    ("name", "all_io"),
+    [
+        *((name, False) for name in ("RG", "PL", "RK", "CQ", "primary-RG", "primary-GO")),
+        *((name, True) for name in ("OQ", "FQ")),
+    ],
+)
+def test_whatever_fails_nothing_but_the_known_comes_of_it(
+    name: str, all_io: bool, qemu_build: Build
+) -> None:
+    """EIO, ENOSPC, a disk that goes away, one that comes back: the model says what then."""
+    report = explore_real(
+        qemu_build,
+        scenarios.named(name),
+        faults=(5, 28, CUT, RECONNECT),
+        known=load_known(KNOWN),
+        all_io=all_io,
+    )
+    assert report.exhaustive and not report.unconfirmed
+    assert not report.new, render(report)
+    assert name == "CQ" or report.schedules > 10
+
+
+def test_a_client_that_vanishes_leaves_the_export_to_the_next(stage: QemuPool) -> None:
+    for name in ("WK", "PL"):
+        (scenario,) = scenarios.named(name)
+        system = RealSystem(stage, scenario)
+        explored = explore(system, Mode.STATEFUL, Budget(seconds=30), stop=False)
+        assert explored.exhaustive and not system.found and not system.derailed
+        assert any("gone" in outcome[0] for outcome in explored.outcomes)  # type: ignore[index]
+
+
+def test_the_secondary_disk_may_be_qcow2(stage: QemuPool) -> None:
+    for name in ("qcow2-WV", "qcow2-PO"):
+        (scenario,) = scenarios.named(name)
+        system = RealSystem(stage, scenario)
+        explored = explore(system, Mode.STATEFUL, Budget(seconds=60), stop=False)
+        assert explored.exhaustive and not system.found and not system.derailed
+        assert any(str(name[2]).startswith("secondary write") for name in system.names)
+
+
+def test_the_snapshot_forgets_whole_clusters_only(each_build: Build) -> None:
+    """Since 9.1 what of a cluster was not asked for keeps its old data."""
+    if read_version(each_build)[0] < (9, 1):
+        pytest.skip("older builds abort (snapshot-discard-aborts)")
+    ops = (Op("primary_write", 0, 8), Op("guest_discard", 8, 16, after=0))
+    scenario = RealScenario("made", ops, form=Form.FLEECING, size=320, cluster=8)
+    report = explore_real(each_build, [scenario], minimise=False)
+    assert not report.findings and not report.unconfirmed and not report.scenarios[0].skipped
+
+
+def test_metadata_can_be_held_too(stage: QemuPool) -> None:
+    (scenario,) = scenarios.named("WP")
+    system = RealSystem(stage, scenario, all_io=True)
+    explore(system, Mode.STATEFUL, Budget(schedules=12), stop=False)
+    assert system.finished and not system.found and not system.derailed
+    held = {str(name[2]) for name in system.names}
+    assert any(" meta " in name for name in held) and any("flush" in name for name in held)
+
+
+def test_a_bundle_tells_all_there_is(tmp_path: Path, qemu_build: Build) -> None:
+    (known,) = [one for one in load_known(KNOWN) if "then-overlapping-write" in one.id]
+    if not known.concerns(read_version(qemu_build)[0]):
+        pytest.skip(f"{qemu_build.name} does not abort here (written up)")
+    finding = load_finding(KNOWN / "checkpoint-then-overlapping-write-aborts.json")
+    save_finding(tmp_path / "bundle", finding, qemu_build)
+    parts = {path.name: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
+    assert b"Assertion" in parts["stderr.txt"]
+    assert b"xen-colo-do-checkpoint" in parts["qmp.log"]
+    assert b"hidden" in parts["disk-requests.log"]
+    assert parts["diagram.txt"].count(b"* starts") == len(finding.scenario.ops)
+    assert parts["hidden.img"][:4] == b"QFI\xfb" and len(parts["secondary.img"]) == 2 * 65536
+    if shutil.which("gdb"):
+        assert b"abort" in parts["backtrace.txt"]
+
+
+def test_a_scenario_is_told_in_full() -> None:
+    told = {one.name: scenarios.described(one) for one in scenarios.named("all")}
+    assert told["primary-GS"] == (
+        "guest write [0, 128), stop; before: guest write [144, 152); robustness"
+    )
+    assert "robustness" not in told["primary-GO"]
+    assert told["WR"] == "primary write [0, 128), guest read [0, 256)"
+    assert told["CW-CR"] == (
+        "checkpoint, primary write [0, 128), guest read [0, 256) after operation 0; "
+        "before: primary write [192, 224), guest write [144, 152); robustness"
+    )
+
+
+def test_a_scenario_survives_json() -> None:
+    forms = [s for form in Form for s in scenarios.pairs(form)]
+    for scenario in (*forms, *scenarios.follow_ups()):
+        again = scenarios.scenario_from_json(json.loads(json.dumps(scenario.to_json())))
+        assert again == scenario
+    with pytest.raises(InputError):
+        scenarios.scenario_from_json({"ops": [{"do": "dance"}]})
+    with pytest.raises(InputError):
+        scenarios.named("nonsense")
+    with pytest.raises(InputError, match=r"words of the letters R \(guest read.*form primary"):
+        scenarios.named("primary-WR")
+    for wrong in (
+        {"form": "primary", "ops": [{"do": "primary_write", "at": [0, 8]}]},
+        {"form": "primary", "ops": [{"do": "unexport"}]},
+        {"form": "backup", "ops": [{"do": "guest_write", "at": [0, 8]}]},
+        {"form": "fleecing", "ops": [{"do": "guest_zero", "at": [0, 8]}]},
+        {"ops": [{"do": "guest_zero", "at": [0, 8]}]},
+    ):
+        with pytest.raises(InputError, match=r"a chain of the form \w+ cannot do: "):
+            scenarios.scenario_from_json(wrong)
+    wrong = {"form": "primary", "ops": [{"do": "status"}], "secondary": "qcow2"}
+    with pytest.raises(InputError, match="the primary's chain has raw disks only"):
+        scenarios.scenario_from_json(wrong)
+    with pytest.raises(InputError, match="raw disks only"):
+        scenarios.named("qcow2-primary")
+    assert not any(one.form is Form.PRIMARY for one in scenarios.named("qcow2-pairs"))
+
+
+@pytest.mark.full
+def test_the_quick_set_is_green_for_the_known(each_build: Build) -> None:
+    """All pairs of all forms, to exhaustion; every finding shows itself each time."""
+    every = [s for form in Form for s in scenarios.pairs(form)]
+    report = explore_real(each_build, every, jobs=2, known=load_known(KNOWN))
+    assert report.exhaustive
+    assert not report.new and not report.unconfirmed, render(report)
+
+
+@pytest.mark.full
+def test_the_directed_cases_on_each_build(each_build: Build) -> None:
+    directed(each_build)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("known", load_known(KNOWN), ids=lambda one: one.id)
+def test_what_is_known_on_each_build(each_build: Build, known: ExplorerWriteUp) -> None:
+    finding = load_finding(KNOWN / f"{known.id}.json")
+    try:
+        confirmed = confirm(replace(finding), each_build, minimise=False, errnos=finding.errnos)
+    except BuildError as error:
+        pytest.skip(str(error))
+    expected = known.concerns(builds.read_version(each_build)[0])
+    assert confirmed.confirmed == expected, confirmed.lines

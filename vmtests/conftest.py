@@ -1,0 +1,48 @@
+"""Fixtures that tests of more than one package use."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.guest import image as guest_image
+from qmpshim.machine.guest.image import GuestImage
+from vmtests.support.command_line import CommandLine
+from vmtests.support.shim_harness import Loop
+
+
+@pytest.fixture(scope="session")
+def image() -> GuestImage:
+    """The guest image; on a new machine it is built from Debian's mirror."""
+    return guest_image.build()
+
+
+@pytest.fixture(scope="module")
+def stage(qemu_build: Build) -> Iterator[QemuPool]:
+    """A QEMU of the build under test that is explored again and again."""
+    stage = QemuPool(qemu_build)
+    yield stage
+    stage.close()
+
+
+@pytest.fixture
+def qmpshim(tmp_path: Path, qemu_on_path: None) -> Iterator[CommandLine]:
+    """The command line, on the build under test; the test fails when it leaves something behind."""
+    # Not below tmp_path: a socket's path must be short.
+    with tempfile.TemporaryDirectory(prefix="cli-") as temporary:
+        line = CommandLine(tmp_path, Path(temporary))
+        yield line
+        assert line.left(patience=30.0) == []
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    """A running event loop in its own thread."""
+    made = Loop()
+    yield made
+    made.close()

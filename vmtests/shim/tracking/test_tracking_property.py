@@ -1,0 +1,233 @@
+"""The shim is right about random disks, jobs and writers, or says that it cannot say."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from qmpshim.machine.builds.build import Build
+from qmpshim.shim.tracking import chains
+from qmpshim.shim.tracking.chains import TrackedChains
+from qmpshim.shim.tracking.tracker import ModelTracker
+from qmpshim.shim.tracking.write_logs import NodeLog
+from vmtests.support.shim_harness import Loop
+from vmtests.support.tracking_scenarios import (
+    Act,
+    Disk,
+    Scenario,
+    Way,
+    Write,
+    Wrong,
+    check,
+    scenarios,
+)
+
+RAW, QCOW2 = Disk("raw", True, False), Disk("qcow2", False, False)
+DEVICE = Disk("raw", True, True)
+RELAYED = Scenario(
+    *((RAW, QCOW2), False, True, True),
+    (
+        Write(Way.RELAY, 0, "write", 100, 300),
+        Write(Way.RELAY, 1, "write", 7, 9),
+        Act.READ_DIRECTLY,
+        Act.VERIFY,
+        Write(Way.RELAY, 1, "zero", 0, 400),
+        Act.RESTART,
+        Write(Way.RELAY, 0, "write", 3000, 30),
+    ),
+)
+DIRECT = Scenario(
+    *((QCOW2,), False, False, False),
+    (Write(Way.RELAY, 0, "write", 100, 30), Write(Way.DIRECT, 0, "write", 110, 300)),
+)
+BY_MONITOR = Scenario(
+    *((RAW, RAW), False, False, False),
+    (Write(Way.MONITOR, 1, "write", 110, 300), Write(Way.RELAY, 0, "write", 110, 300)),
+)
+BY_DEVICE = Scenario(
+    *((DEVICE,), False, False, False), (Act.RUN, Write(Way.DEVICE, 0, "write", 110, 300))
+)
+LOGGED = Scenario(
+    *((DEVICE, QCOW2), True, True, False),
+    (
+        Write(Way.DEVICE, 0, "write", 110, 300),
+        Write(Way.DIRECT, 1, "write", 110, 300),
+        Write(Way.MONITOR, 1, "zero", 0, 128),
+        Write(Way.RELAY, 0, "write", 200, 3),
+        Act.RUN,
+    ),
+)
+
+
+def _play(loop: Loop, build: Build, scenario: Scenario) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        check(loop, build, scenario, Path(place))
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [RELAYED, DIRECT, BY_MONITOR, BY_DEVICE, LOGGED],
+    ids=["relayed", "direct", "by-monitor", "by-device", "logged"],
+)
+def test_the_verdict_is_right(loop: Loop, each_build: Build, scenario: Scenario) -> None:
+    _play(loop, each_build, scenario)
+
+
+def test_the_verdict_on_random_scenarios_is_right(
+    loop: Loop, qemu_build: Build, request: pytest.FixtureRequest
+) -> None:
+    full = request.config.getoption("--full")
+
+    @settings(
+        max_examples=300 if full else 15,
+        deadline=None,
+        derandomize=not full,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+        phases=(Phase.generate,),  # a scenario has few steps anyhow, and each takes a QEMU
+    )
+    @given(scenarios())
+    def holds(scenario: Scenario) -> None:
+        _play(loop, qemu_build, scenario)
+
+    holds()
+
+
+# -- each mutant of the shim is killed by one of the scenarios -----------------------------------
+
+Mutant = Callable[[pytest.MonkeyPatch], None]
+
+
+def _relayed_write_is_dropped(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ModelTracker, "changed", lambda self, node, change, error: None)
+
+
+def _one_relayed_write_is_dropped(patch: pytest.MonkeyPatch) -> None:
+    real, seen = ModelTracker.changed, [0]
+
+    def changed(self: ModelTracker, node: str, change: chains.Change, error: int) -> None:
+        seen[0] += self.found.role(node) is not None
+        if seen[0] != 2:
+            real(self, node, change, error)
+
+    patch.setattr(ModelTracker, "changed", changed)
+
+
+def _one_logged_write_is_dropped(patch: pytest.MonkeyPatch) -> None:
+    real, seen = NodeLog.new, [False]
+
+    def new(self: NodeLog) -> object:
+        for entry in real(self):
+            if seen[0]:
+                yield entry
+            seen[0] = True
+
+    patch.setattr(NodeLog, "new", new)
+
+
+def _nobody_is_suspected(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ModelTracker, "suspect", lambda self, writer: None)
+
+
+def _bypass_is_not_noticed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ModelTracker, "exports_bypassed", lambda self, exports: None)
+    patch.setattr(chains.Endpoints, "_all_seen", lambda self, export: True)
+
+
+def _commands_have_no_effects(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(chains, "effects", lambda command: [])
+
+
+def _transactions_are_passed_over(patch: pytest.MonkeyPatch) -> None:
+    real = chains.backup_starts
+    patch.setattr(chains, "backup_starts", lambda c: [] if c.name == "transaction" else real(c))
+
+
+def _refused_jobs_are_followed(patch: pytest.MonkeyPatch) -> None:
+    real = TrackedChains._tracker
+
+    async def tracker(self: TrackedChains, found: chains.Found) -> ModelTracker | None:
+        met = await real(self, found)
+        if met is not None:
+            await self._follow(met)
+        return met
+
+    patch.setattr(TrackedChains, "_tracker", tracker)
+
+
+def _the_second_disk_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    real = TrackedChains._follow
+
+    async def follow(self: TrackedChains, tracker: ModelTracker) -> None:
+        if self.trackers:
+            self._met_now.remove(tracker)
+        else:
+            await real(self, tracker)
+
+    patch.setattr(TrackedChains, "_follow", follow)
+
+
+def _always_in_doubt(patch: pytest.MonkeyPatch) -> None:
+    real = ModelTracker.met
+
+    def met(self: ModelTracker) -> None:
+        real(self)
+        self.doubt("who knows")
+
+    patch.setattr(ModelTracker, "met", met)
+
+
+def _readers_raise_doubt(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ModelTracker, "exports_bypassed", lambda self, _: self.doubt("a client came"))
+
+
+def _job_never_ends(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ModelTracker, "job_ended", lambda self: None)
+
+
+def _devices_stay_off_the_logs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(chains, "_STOPPED", frozenset())
+    patch.setattr("qmpshim.shim.tracking.write_logs._ATTACHING", {"block-export-add": "node-name"})
+    real = chains.LogWatch.insert_above_devices
+
+    async def nothing(self: chains.LogWatch, node: str) -> None:
+        assert real is not None
+
+    patch.setattr(chains.LogWatch, "insert_above_devices", nothing)
+
+
+MUTANTS: list[tuple[Mutant, Scenario]] = [
+    (_relayed_write_is_dropped, RELAYED),
+    (_one_relayed_write_is_dropped, RELAYED),
+    (_one_logged_write_is_dropped, LOGGED),
+    (_nobody_is_suspected, DIRECT),
+    (_nobody_is_suspected, BY_DEVICE),
+    (_bypass_is_not_noticed, DIRECT),
+    (_commands_have_no_effects, BY_MONITOR),
+    (_transactions_are_passed_over, RELAYED),
+    (_refused_jobs_are_followed, RELAYED),
+    (_the_second_disk_is_forgotten, RELAYED),
+    (_always_in_doubt, RELAYED),
+    (_readers_raise_doubt, RELAYED),
+    (_job_never_ends, RELAYED),
+    (_devices_stay_off_the_logs, LOGGED),
+]
+
+
+@pytest.mark.parametrize(
+    ("mutant", "scenario"), MUTANTS, ids=lambda value: getattr(value, "__name__", "").strip("_")
+)
+def test_a_mutant_is_killed(
+    mutant: Mutant,
+    scenario: Scenario,
+    loop: Loop,
+    qemu_build: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mutant(monkeypatch)
+    with pytest.raises(Wrong):
+        _play(loop, qemu_build, scenario)
