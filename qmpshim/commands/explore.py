@@ -68,6 +68,8 @@ from qmpshim.conformance.pair.bundle import is_pair
 from qmpshim.errors import HostError, InputError, decoding
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.files import slug
+from qmpshim.model.check.cause import Cause
+from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import MODES
 from qmpshim.model.scenario import Scenario
 
@@ -232,7 +234,7 @@ def _explore_build(
     began = time.monotonic()
     known = () if args.strict else known_findings()
     recognise = recogniser(known, read_version(build)[0])
-    told: set[tuple[str, str]] = set()
+    told: set[tuple[Verdict | None, Cause]] = set()
     looked_at = 0
 
     def tell(progress: Progress) -> None:
@@ -240,7 +242,7 @@ def _explore_build(
         fresh = len(progress.sightings) != looked_at
         looked_at = len(progress.sightings)
         for finding in group(progress.sightings, recognise) if fresh else ():
-            key = str(finding.verdict), finding.cause
+            key = finding.verdict, finding.cause
             if not finding.known and key not in told:
                 told.add(key)
                 where = finding.scenario.name

@@ -35,7 +35,6 @@ from qmpshim.commands.console import (
 from qmpshim.conformance.bundles import bundle as bundles
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.document import Document
-from qmpshim.conformance.explore.harness.run import BEFORE
 from qmpshim.conformance.explore.harness.setup_state import other_state
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
@@ -54,6 +53,7 @@ from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.files import slug
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.check.cause import Phase
 
 
 def add(commands: Any) -> None:
@@ -272,7 +272,7 @@ def _replay_schedule(args: argparse.Namespace, console: Console) -> int:
     if again.violation is not None:
         wrong = f"{again.violation.kind}: {name_errnos(again.violation.text)}"
         if not again.shows(finding):
-            began = not again.violation.cause.startswith(BEFORE)
+            began = again.violation.cause.phase is not Phase.SETUP
             return _another(wrong, finding.verdict is None and began, args.document, console)
         console.line(f"reproduced: {wrong}")
         return DIVERGED

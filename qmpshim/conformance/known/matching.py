@@ -15,6 +15,7 @@ from qmpshim.conformance.explore.report.findings import Finding, failing, findin
 from qmpshim.conformance.explore.scenarios import COMMANDS, DATA, VANISH
 from qmpshim.conformance.known.write_ups import Version, WriteUp, common, load
 from qmpshim.machine.chain.gated import IMAGES, PRIMARY_IMAGES, Form
+from qmpshim.model.check.cause import Cause
 from qmpshim.model.check.verdict import Verdict
 
 _DO = frozenset((*DATA, *COMMANDS, *VANISH))
@@ -46,7 +47,7 @@ class ExplorerWriteUp(WriteUp):
         errnos = {step[-1] for step in finding.schedule if step[0] == "fail"}
         return (
             self.concerns(version)
-            and self.tells_of(finding.verdict, finding.cause, finding.contract)
+            and self.explains(finding.verdict, finding.cause, finding.contract)
             and scenario.form in self.forms
             and all(there & ways for ways in self.needs)
             and (not self.fails or (bool(failed) and failed <= self.fails))
@@ -60,9 +61,9 @@ class DirectedWriteUp(WriteUp):
 
     case: str
 
-    def covers(self, verdict: Verdict, cause: str, version: Version) -> bool:
+    def covers(self, verdict: Verdict, cause: Cause, version: Version) -> bool:
         """Whether this is what was seen on QEMU *version*."""
-        return self.concerns(version) and self.tells_of(verdict, cause, self.contract)
+        return self.concerns(version) and self.explains(verdict, cause, self.contract)
 
 
 def load_known(directory: Path) -> tuple[ExplorerWriteUp, ...]:

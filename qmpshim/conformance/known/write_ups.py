@@ -14,10 +14,95 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qmpshim.errors import InputError
+from qmpshim.model.check.cause import Cause, CauseKind, FaultContext, Phase, Relation
 from qmpshim.model.check.verdict import Verdict
 
 Version = tuple[int, ...]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class FaultPattern:
+    """Whether the injected fault of a cause is of these.
+
+    :ivar what: of :class:`FaultContext`; empty: any, or none at all
+    :ivar gone: whether the image is gone for good
+    :ivar relation: None: either
+    """
+
+    what: frozenset[str] = frozenset()
+    gone: bool = False
+    relation: Relation | None = None
+
+    def matches(self, fault: FaultContext | None) -> bool:
+        """Whether a cause with this fault may match."""
+        if not self.what:
+            return True
+        return (
+            fault is not None
+            and fault.what in self.what
+            and fault.gone is self.gone
+            and self.relation in (None, fault.relation)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CausePattern:
+    """The causes that a write-up explains.
+
+    :ivar subjects: one of these; empty: any
+    :ivar detail: a regular expression for all of QEMU's own words
+    :ivar predicted: the first of what was predicted
+    :ivar phases: in one of these
+    :ivar faults: with one of these; empty: the cause names no fault
+    """
+
+    kind: CauseKind
+    subjects: frozenset[str]
+    detail: re.Pattern[str]
+    predicted: tuple[str, ...]
+    phases: frozenset[Phase]
+    faults: tuple[FaultPattern, ...]
+
+    def matches(self, cause: Cause) -> bool:
+        """Whether *cause* is one of these."""
+        return (
+            cause.kind is self.kind
+            and (not self.subjects or cause.subject in self.subjects)
+            and self.detail.fullmatch(cause.detail) is not None
+            and cause.predicted[: len(self.predicted)] == self.predicted
+            and cause.phase in self.phases
+            and (
+                any(fault.matches(cause.fault) for fault in self.faults)
+                if self.faults
+                else cause.fault is None
+            )
+        )
+
+
+def pattern_from_json(value: dict[str, Any]) -> CausePattern:
+    """One of a write-up's ``causes``.
+
+    :raises KeyError, TypeError, ValueError, re.error: it is none
+    """
+    unknown = value.keys() - {"kind", "subjects", "detail", "predicted", "phases", "faults"}
+    if unknown:
+        raise ValueError(f"a cause has no {', '.join(sorted(unknown))}")
+    return CausePattern(
+        CauseKind(value["kind"]),
+        frozenset(value.get("subjects", ())),
+        re.compile(value.get("detail", ".*"), re.DOTALL),
+        tuple(value.get("predicted", ())),
+        frozenset(Phase(one) for one in value.get("phases", [Phase.EXECUTION])),
+        tuple(
+            FaultPattern(
+                frozenset(one.get("what", ())),
+                bool(one.get("gone", False)),
+                Relation(one["relation"]) if "relation" in one else None,
+            )
+            for one in value.get("faults", ())
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +110,7 @@ class WriteUp:
     """A finding that is written up.
 
     :ivar id: the file's name without its suffix
-    :ivar cause: a regular expression for the whole cause of what was found
+    :ivar causes: what the finding's cause has to be one of
     :ivar since: first version that has it, :ivar until: first version that has it no more
     :ivar contract: also within the contract; one about robustness never excuses a breach of that
     """
@@ -35,7 +120,7 @@ class WriteUp:
     reason: str
     source: str
     verdicts: tuple[Verdict, ...]
-    cause: str
+    causes: tuple[CausePattern, ...]
     since: Version
     until: Version
     contract: bool
@@ -44,15 +129,15 @@ class WriteUp:
         """Whether QEMU *version* has it."""
         return self.since <= version < self.until
 
-    def tells_of(self, verdict: Verdict | None, cause: str, contract: bool) -> bool:
-        """Whether something that went wrong is this, as far as its words say so.
+    def explains(self, verdict: Verdict | None, cause: Cause, contract: bool) -> bool:
+        """Whether something that went wrong is this, as far as verdict and cause say so.
 
         :param contract: it was seen within the contract
         """
         return (
             verdict in self.verdicts
             and (self.contract or not contract)
-            and re.fullmatch(self.cause, cause) is not None
+            and any(pattern.matches(cause) for pattern in self.causes)
         )
 
 
@@ -61,14 +146,13 @@ def common(name: str, value: dict[str, Any]) -> dict[str, Any]:
 
     :raises KeyError, TypeError, ValueError: one is missing or wrong
     """
-    re.compile(cause := str(value["cause"]))
     return {
         "id": name,
         "title": str(value["title"]),
         "reason": str(value["reason"]),
         "source": str(value["source"]),
         "verdicts": tuple(Verdict(word) for word in value["verdicts"]),
-        "cause": cause,
+        "causes": tuple(pattern_from_json(one) for one in value["causes"]),
         "since": _version(value["versions"].get("since", "0")),
         "until": _version(value["versions"].get("fixed", "999")),
         "contract": bool(value["contract"]),

@@ -16,6 +16,7 @@ from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.shim.tracking.chains import TrackedChains
 
 _TRIES = 3  # a schedule with a command in it does not always go the same way
@@ -37,7 +38,7 @@ async def again(build: Build, path: Path) -> dict[str, Any]:
         if gone.violation is not None:
             told["verdict"] = {
                 "verdict": gone.violation.kind.value,
-                "where": gone.violation.cause,
+                "where": str(gone.violation.cause),
                 "operation": 0,
                 "predicted": "an outcome that some order of the operations has",
                 "observed": gone.violation.text,
@@ -86,7 +87,7 @@ async def _schedule(watch: TrackedChains, build: Build | None) -> dict[str, Any]
     errnos = {int(step[-1]) for step in schedule if step[0] == "fail"}
     finding = Finding(
         None,
-        "",
+        Cause(CauseKind.ENDED),
         "",
         scenario.contract,
         1,
@@ -107,7 +108,7 @@ async def _schedule(watch: TrackedChains, build: Build | None) -> dict[str, Any]
     finding = dataclasses.replace(
         finding,
         verdict=None if violation is None else violation.kind,
-        cause="" if violation is None else violation.cause,
+        cause=Cause(CauseKind.ENDED) if violation is None else violation.cause,
         text="as allowed" if violation is None else violation.text,
         lines=gone.lines,
         replays=(1, 1),

@@ -10,12 +10,14 @@ import pytest
 
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS, NOT_READ_BACK
+from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS
+from qmpshim.conformance.explore.directed.cases import crash_cause
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
 from qmpshim.conformance.known.folder import DIRECTORY, known_directed, known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp, load_known, recogniser
 from qmpshim.errors import InputError
+from qmpshim.model.check.cause import Cause, CauseKind, cause_from_text
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.system import Choice
 
@@ -36,7 +38,7 @@ A_READ: Choice = ("fail", 0, "secondary read 0+128", 0, 5)
 
 def sighting(name: str, verdict: Verdict, cause: str, *schedule: Choice) -> Sighting:
     (scenario,) = scenarios.named(name)
-    violation = RealViolation(verdict, cause, cause=cause)
+    violation = RealViolation(verdict, cause, cause=cause_from_text(cause))
     return Sighting(scenario, violation, schedule, (), 1)
 
 
@@ -86,9 +88,9 @@ def finding(name: str, verdict: Verdict, cause: str, *schedule: Choice) -> Findi
         finding("primary-GR", Verdict.LOST_WRITE, "view: the old data instead of the guest's data"),
         finding("primary-GR", Verdict.ERROR_CONTRACT, MASKED),
         finding("primary-GR", Verdict.ERROR_CONTRACT, MASKED, A_FORWARDED),
-        finding("primary-GF", Verdict.LOST_WRITE, f"{MASKED}{NOT_READ_BACK}", A_PRIMARY),
+        finding("primary-GF", Verdict.LOST_WRITE, f"{MASKED}, and is not read back", A_PRIMARY),
         finding("GR", Verdict.ERROR_CONTRACT, MASKED, A_PRIMARY),
-        finding("primary-GQ", Verdict.ERROR_CONTRACT, NOT_IN_STATUS, A_FORWARDED),
+        finding("primary-GQ", Verdict.ERROR_CONTRACT, str(NOT_IN_STATUS), A_FORWARDED),
         finding(
             "primary-GF", Verdict.ERROR_CONTRACT, "guest_write: neither an error nor "
             "QUORUM_REPORT_BAD", A_PRIMARY
@@ -153,25 +155,30 @@ def test_the_known_does_not_hide_the_new_of_the_same_words() -> None:
 def test_a_directed_case_is_known_by_its_cause() -> None:
     """Each has more than one way to go wrong; only one of them is written up."""
     copy, start = known_directed()["copy-fails"], known_directed()["start-fails"]
+
+    def promise(name: str) -> Cause:
+        return Cause(CauseKind.DIRECTED, detail=name)
+
     what = "Backup failed (writing the hidden disk)"
-    assert copy.covers(Verdict.ERROR_CONTRACT, f"{what}: not in the status", SYSTEM)
-    assert not copy.covers(Verdict.ERROR_CONTRACT, f"{what}: no EIO", SYSTEM)
-    silent = "make_empty's failure is silent at the start"
+    assert copy.covers(Verdict.ERROR_CONTRACT, promise(f"{what}: not in the status"), SYSTEM)
+    assert not copy.covers(Verdict.ERROR_CONTRACT, promise(f"{what}: no EIO"), SYSTEM)
+    silent = promise("make_empty's failure is silent at the start")
     assert not start.covers(Verdict.ERROR_CONTRACT, silent, SYSTEM)
-    assert start.covers(Verdict.ERROR_CONTRACT, "a failed start leaves replication running", SYSTEM)
+    running = promise("a failed start leaves replication running")
+    assert start.covers(Verdict.ERROR_CONTRACT, running, SYSTEM)
     for name in ("start-busy-twice", "start-bad-top-twice"):
         told = known_directed()[name]
-        crash = f"{name}: crash: "
-        assert told.covers(
-            Verdict.CRASH, crash + "error_setv: Assertion `*errp == NULL' failed.", SYSTEM
-        )
-        assert not told.covers(Verdict.CRASH, crash + "QEMU was killed by SIGSEGV", SYSTEM)
+        abort = crash_cause(name, "qemu: error_setv: Assertion `*errp == NULL' failed.")
+        assert told.covers(Verdict.CRASH, abort, SYSTEM)
+        other = crash_cause(name, "QEMU was killed by SIGSEGV")
+        assert not told.covers(Verdict.CRASH, other, SYSTEM)
 
 
 @pytest.mark.parametrize(
     "field",
     [{"fails": ["hidden wiggle"]}, {"needs": [["dance"]]}, {"needs": [[]]}, {"forms": ["tree"]},
-     {"cause": "("}, {"verdicts": ["bad"]}],
+     {"causes": [{"kind": "ended", "detail": "("}]}, {"causes": [{"kind": "?"}]},
+     {"causes": [{"kind": "ended", "words": "x"}]}, {"verdicts": ["bad"]}],
 )  # fmt: skip
 def test_a_damaged_write_up_is_told(tmp_path: Path, field: dict[str, object]) -> None:
     value = json.loads((DIRECTORY / "checkpoint-corrupts-overlay.json").read_text())

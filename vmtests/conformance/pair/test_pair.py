@@ -20,6 +20,7 @@ from qmpshim.conformance.pair.plan import MOMENTS, Failover, PairOutcome, PairPl
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.colo.pair import Pair
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.pairs import SABOTAGES, Refused, Sabotage
 
@@ -174,7 +175,8 @@ def test_write_ups_are_bundles(tmp_path: Path) -> None:
         plan, wanted = pair_bundle.load(KNOWN / f"{known.id}.json")
         assert plan == known.plan
         assert Verdict(wanted["verdict"]) in known.verdicts
-        assert re.fullmatch(known.cause, wanted["cause"])
+        cause = Cause(CauseKind.PAIR, detail=wanted["cause"])
+        assert any(pattern.matches(cause) for pattern in known.causes)
         assert pair_bundle.is_pair(KNOWN / f"{known.id}.json")
     (tmp_path / "bad.json").write_text('{"title": "x"}')
     with pytest.raises(InputError, match=r"bad\.json is damaged"):

@@ -248,7 +248,7 @@ def _of_schedule(finding: Finding, build: Build, directory: Path) -> CaseFinding
     setup = ", ".join(words(op) for op in scenario.setup)
     return CaseFinding(
         finding.verdict,
-        finding.cause,
+        str(finding.cause),
         finding.text,
         contract=finding.contract,
         known=finding.known,
@@ -315,7 +315,7 @@ def directed(build: Build, case: Case, directory: Path) -> CaseOutcome:
     is_known = written is not None and written.covers(found.kind, found.cause, version)
     finding = CaseFinding(
         found.kind,
-        found.cause,
+        str(found.cause),
         found.text,
         one.about,
         found.text,

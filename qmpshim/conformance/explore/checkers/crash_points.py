@@ -26,10 +26,11 @@ from qmpshim.errors import CommandFailed, InputError, MachineError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.agreement import qemu_img_check
 from qmpshim.machine.images.qcow2 import ImageError, Incompatible, Qcow2Reader
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 
+FRESH_QEMU = "a fresh QEMU"  # the reader that opens the whole chain
 _NUMBERS = re.compile(r"(\d+)(-(\d*))?")
-AFTER_A_CRASH = "after a crash"  # ends the causes of what only looking at crash points shows
 
 
 class How(StrEnum):
@@ -157,14 +158,14 @@ def _reopened(machine: GatedMachine) -> RealViolation | None:
             left = faults_of(Qcow2Reader.parse(content))
             left += ["it is dirty still"] if _is_dirty(content) else []
             if left:
-                return _broken(name, "a fresh QEMU", f"it leaves: {left[0]}")
+                return _broken(name, FRESH_QEMU, f"it leaves: {left[0]}")
     except CommandFailed as error:
-        return _broken("chain", "a fresh QEMU", error.desc)
+        return _broken("chain", FRESH_QEMU, error.desc)
     except ImageError as error:
-        return _broken("chain", "a fresh QEMU", f"it leaves: {error}")
+        return _broken("chain", FRESH_QEMU, f"it leaves: {error}")
     except MachineError as error:
         text = f"reopening after a crash: {error}"
-        return RealViolation(verdict_of(error), text, cause=f"reopening {AFTER_A_CRASH}")
+        return RealViolation(verdict_of(error), text, cause=Cause(CauseKind.UNUSABLE_AFTER_CRASH))
     finally:
         fresh.close()
     return None
@@ -181,5 +182,5 @@ def _broken(name: str, reader: str, text: str) -> RealViolation:
     return RealViolation(
         Verdict.CORRUPTION,
         f"after a crash at this instant {reader} finds the {name} broken: {text}",
-        cause=f"{name} broken, says {reader}, {AFTER_A_CRASH}",
+        cause=Cause(CauseKind.BROKEN_BY_CRASH, name, reader),
     )

@@ -49,6 +49,7 @@ from qmpshim.conformance.explore.scenarios import (
     words,
 )
 from qmpshim.machine.chain.gated import IMAGES, PRIMARY_IMAGES, Form
+from qmpshim.model.check.cause import Cause, CauseKind, FaultContext, Relation
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
 
@@ -215,9 +216,11 @@ class FailureChecker:
         wrong = self._judge.compare(seen, ends, Unchecked(frozenset(spared)))
         if wrong is None:
             return self._isolation(seen)
-        if self._scenario.form is Form.PRIMARY and wrong.cause == "final status None":
+        if self._scenario.form is Form.PRIMARY and wrong.cause == Cause(
+            CauseKind.FINAL_STATUS, detail="None"
+        ):
             return replace(wrong, cause=NOT_IN_STATUS)
-        return replace(wrong, cause=f"{wrong.cause}, after {self._what(hits)}")
+        return replace(wrong, cause=wrong.cause.beside(self._fault(hits, Relation.AFTER)))
 
     def _ejected(self, seen: Outcome) -> bool:
         """Whether an overlay may be: qcow2 ejects one that it cannot empty, which is told."""
@@ -286,7 +289,7 @@ class FailureChecker:
         wrong = judge.compare(seen, ends, spared)
         if wrong is None:
             return self._isolation(seen)
-        return replace(wrong, cause=f"{wrong.cause}, beside {self._what(hits)}")
+        return replace(wrong, cause=wrong.cause.beside(self._fault(hits, Relation.BESIDE)))
 
     def _ways(self, index: int, failed: bool) -> list[tuple[str, ...]]:
         """On which images an operation may have got nothing done: one disk may be empty already."""
@@ -310,8 +313,9 @@ class FailureChecker:
             return None
         if told == "gone" and do in cut_off(self._scenario.ops):
             return None
-        text = f"{words(self._scenario.ops[op])} answers {told!r}, after {self._what(hits)}"
-        cause = f"{do} answers {told}, after {self._what(hits)}"
+        fault = self._fault(hits, Relation.AFTER)
+        text = f"{words(self._scenario.ops[op])} answers {told!r}, {fault}"
+        cause = Cause(CauseKind.WRONG_ANSWER, do, told, fault=fault)
         return RealViolation(Verdict.ERROR_CONTRACT, text, op, cause=cause)
 
     def _emptying(self, seen: Outcome, hits: tuple[InjectedFault, ...]) -> bool:
@@ -397,11 +401,11 @@ class FailureChecker:
         for index, data in enumerate(seen.data):
             if data and scenario.ops[index].do == "guest_read" and primaries & set(data):
                 text = f"{words(scenario.ops[index])} returns new data after an I/O error"
-                cause = "guest_read: new data after an I/O error"
+                cause = Cause(CauseKind.NEW_DATA_AFTER_ERROR, "guest_read")
                 return RealViolation(Verdict.ISOLATION, text, index, cause=cause)
         if seen.view and primaries & set(seen.view):
             text = "the guest's view shows new data after an I/O error"
-            cause = "view: new data after an I/O error"
+            cause = Cause(CauseKind.NEW_DATA_AFTER_ERROR, "view")
             return RealViolation(Verdict.ISOLATION, text, cause=cause)
         return None
 
@@ -426,7 +430,7 @@ class FailureChecker:
                         f"{words(op)} says success, though its data was refused by the "
                         f"{named.io.image} disk",
                         index,
-                        cause=f"{op.do} says success after a refused {named.io.image} write",
+                        cause=Cause(CauseKind.ERROR_MASKED, op.do, f"{named.io.image} write"),
                     )
         return None
 
@@ -444,20 +448,19 @@ class FailureChecker:
         for hit in hits:
             case = None
             if hit.image == "hidden" and (refused or hit.verb in ("write", "zero")):
-                case = "3. backup failed"
+                case = "3", "backup failed"
             elif hit.image == "secondary":
-                case = "4. I/O error on the secondary disk"
+                case = "4", "I/O error on the secondary disk"
             if case is not None:
                 return RealViolation(
                     Verdict.ERROR_CONTRACT,
-                    f"case {case}: query-xen-replication-status reports no error",
-                    cause=f"case {case}: not in the status",
+                    f"case {'. '.join(case)}: query-xen-replication-status reports no error",
+                    cause=Cause(CauseKind.NOT_IN_STATUS, *case),
                 )
         return None
 
     @staticmethod
-    def _what(hits: tuple[InjectedFault, ...]) -> str:
+    def _fault(hits: tuple[InjectedFault, ...], relation: Relation) -> FaultContext:
         hit = hits[0]
-        if hit.gone:
-            return f"the {hit.image} disk went away"
-        return f"a failed {hit.image} {hit.verb}"
+        what = hit.image if hit.gone else f"{hit.image} {hit.verb}"
+        return FaultContext(relation, what, hit.gone)

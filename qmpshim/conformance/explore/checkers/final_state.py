@@ -13,6 +13,7 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import Form, GatedMachine
 from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 
 PROBE = 4000  # the operation whose data the aftermath writes
@@ -25,7 +26,7 @@ def stuck(scenario: RealScenario, now: History) -> RealViolation | None:
     for index in sorted(now.started - now.over):
         op = scenario.ops[index]
         text = f"{words(op)} does not end although nothing is held"
-        return RealViolation(Verdict.HANG, text, index, cause=f"{op.do} hangs")
+        return RealViolation(Verdict.HANG, text, index, cause=Cause(CauseKind.HANGS, op.do))
     return None
 
 
@@ -47,7 +48,7 @@ def remaining(machine: GatedMachine, scenario: RealScenario, now: History) -> Re
         if "backup" in _names(machine, "query-block-jobs", "device"):
             return None
         text = "the backup job is gone, though nobody ended it"
-        return RealViolation(Verdict.ERROR_CONTRACT, text, cause="the backup job is gone")
+        return RealViolation(Verdict.ERROR_CONTRACT, text, cause=Cause(CauseKind.JOB_GONE))
     if machine.reactor.until(
         lambda: "backup" not in _names(machine, "query-block-jobs", "device"), _REMOVAL
     ):
@@ -62,7 +63,7 @@ def _names(machine: GatedMachine, query: str, key: str) -> set[str]:
 
 def _remains(what: str, how: str) -> RealViolation:
     text = f"{what} was {how}, and does not go although nothing is held"
-    return RealViolation(Verdict.HANG, text, cause=f"{what} does not go")
+    return RealViolation(Verdict.HANG, text, cause=Cause(CauseKind.STAYS, what))
 
 
 def await_commit(machine: GatedMachine) -> RealViolation | None:
@@ -70,7 +71,7 @@ def await_commit(machine: GatedMachine) -> RealViolation | None:
     if machine.reactor.until(lambda: _committed(machine), _COMMIT):
         return None
     text = "failover's commit does not end"
-    return RealViolation(Verdict.HANG, text, cause="failover's commit hangs")
+    return RealViolation(Verdict.HANG, text, cause=Cause(CauseKind.COMMIT_HANGS))
 
 
 def _committed(machine: GatedMachine) -> bool:
@@ -94,7 +95,7 @@ def not_durable(scenario: RealScenario) -> RealViolation:
     """A failover is over only when what its commit wrote is flushed; else it has to say so."""
     index = next(i for i, op in enumerate(scenario.ops) if op.do == "failover")
     text = "failover is done, and what its commit wrote to the secondary disk was never flushed"
-    return RealViolation(Verdict.LOST_WRITE, text, index, cause="commit not flushed")
+    return RealViolation(Verdict.LOST_WRITE, text, index, cause=Cause(CauseKind.COMMIT_NOT_FLUSHED))
 
 
 def look(
@@ -198,11 +199,15 @@ def aftermath(
     now.lines.append("afterwards: primary write of everything")
     if answer.errno:
         text = f"a primary write afterwards fails with errno {answer.errno}"
-        return RealViolation(Verdict.ERROR_CONTRACT, text, cause="a primary write afterwards fails")
+        return RealViolation(
+            Verdict.ERROR_CONTRACT, text, cause=Cause(CauseKind.PROBE_FAILS, "primary write")
+        )
     found = machine.clients["guest"].call(Nbd.READ, 0, size * SECTOR)
     if found.errno:
         text = f"a read afterwards fails with errno {found.errno}"
-        return RealViolation(Verdict.ERROR_CONTRACT, text, cause="a read afterwards fails")
+        return RealViolation(
+            Verdict.ERROR_CONTRACT, text, cause=Cause(CauseKind.PROBE_FAILS, "read")
+        )
     view = owners(found.data, 0)
     sector = next((i for i in range(size) if view[i] != seen.view[i]), None)
     if sector is None:
@@ -216,8 +221,9 @@ def aftermath(
         f"after one more primary write the guest's view of sector {sector} changes from "
         f"{_whose(seen.view[sector])} to {_whose(view[sector])}",
         cluster=sector // scenario.cluster,
-        cause="the view changes with the next primary write"
-        + (", after a failed checkpoint" if failed else ""),
+        cause=Cause(
+            CauseKind.VIEW_CHANGES_AFTER_FAILED_CHECKPOINT if failed else CauseKind.VIEW_CHANGES
+        ),
     )
 
 
@@ -230,13 +236,15 @@ def _both_written(
     now.lines.append("afterwards: guest write of everything")
     if answer.errno:
         text = f"a guest write afterwards fails with errno {answer.errno}"
-        return RealViolation(Verdict.ERROR_CONTRACT, text, cause="a guest write afterwards fails")
+        return RealViolation(
+            Verdict.ERROR_CONTRACT, text, cause=Cause(CauseKind.PROBE_FAILS, "guest write")
+        )
     for name in machine.images:
         if bytes(machine.gate.snapshot(name)) != data:
             return RealViolation(
                 Verdict.LOST_WRITE,
                 f"one more guest write is not on the {name} disk, though it says success",
-                cause=f"the next guest write is not on the {name} disk",
+                cause=Cause(CauseKind.PROBE_LOST, name),
             )
     return None
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise, permutations
 from typing import Any
@@ -28,6 +28,7 @@ from qmpshim.conformance.explore.checkers.sequential import (
 from qmpshim.conformance.explore.scenarios import BASE, ZEROES, RealScenario, cut_off, words
 from qmpshim.machine.chain.gated import Form
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.linearizability import fits
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
@@ -41,7 +42,7 @@ class RealViolation(Violation):
     :ivar cause: the same for all schedules that fail in the same way; groups findings
     """
 
-    cause: str = ""
+    cause: Cause = field(kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ class LinearizabilityChecker:
         """The violation that this defect is, when it alone explains an execution."""
         index = next(i for i, op in enumerate(self.scenario.ops) if op.do == "status")
         text = "status answers 'I/O error occurred' while failing over, though nothing failed"
-        cause = "status answers I/O error occurred while failing over"
+        cause = Cause(CauseKind.MISLEADING_STATUS)
         return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=cause)
 
     def compare(
@@ -150,10 +151,14 @@ class LinearizabilityChecker:
         ]
         if not possible:
             text = f"the answers {seen.answers} fit no order of the operations"
-            return RealViolation(Verdict.PROTOCOL, text, cause="answers do not fit together")
+            return RealViolation(
+                Verdict.PROTOCOL, text, cause=Cause(CauseKind.ANSWERS_FIT_NO_ORDER)
+            )
         if "view" not in spared.names and seen.view is None and all(one.view for one in possible):
             text = "the disk cannot be read at the guest's end, though nothing keeps it from that"
-            return RealViolation(Verdict.ERROR_CONTRACT, text, cause="the view cannot be read")
+            return RealViolation(
+                Verdict.ERROR_CONTRACT, text, cause=Cause(CauseKind.VIEW_UNREADABLE)
+            )
         free = spared.names
         for start, end in self.cells:
             if any(first < end and start < last for first, last in spared.ranges):
@@ -169,17 +174,22 @@ class LinearizabilityChecker:
                     continue
                 told = {one.alloc[image][cluster] for one in possible}
                 if not any(want == -1 or Alloc(want).admits(Alloc(kind)) for want in told):
-                    wanted = " or ".join(Alloc(want).name.lower() for want in sorted(told))
+                    kinds = tuple(Alloc(want).name.lower() for want in sorted(told))
+                    there = Alloc(kind).name.lower()
                     text = (
-                        f"cluster {cluster} of the {name} disk is {Alloc(kind).name.lower()}, "
-                        f"predicted {wanted}"
+                        f"cluster {cluster} of the {name} disk is {there}, "
+                        f"predicted {' or '.join(kinds)}"
                     )
-                    cause = f"{name} cluster {Alloc(kind).name.lower()} instead of {wanted}"
+                    cause = Cause(CauseKind.ALLOCATION, name, there, kinds)
                     return RealViolation(Verdict.ALLOCATION, text, cluster=cluster, cause=cause)
         if "status" not in free and all(one.status != seen.status for one in possible):
             wanted = " or ".join(sorted({str(one.status) for one in possible}))
             text = f"replication's status at the end is {seen.status!r}, predicted {wanted}"
-            return RealViolation(Verdict.ERROR_CONTRACT, text, cause=f"final status {seen.status}")
+            return RealViolation(
+                Verdict.ERROR_CONTRACT,
+                text,
+                cause=Cause(CauseKind.FINAL_STATUS, detail=str(seen.status)),
+            )
         return None
 
     def _same(self, index: int, want: str, seen: Outcome) -> bool:
@@ -196,7 +206,8 @@ class LinearizabilityChecker:
         op = self.scenario.ops[index]
         text = f"{words(op)} answers {found!r}, predicted {' or '.join(map(repr, wanted))}"
         found = re.sub(r" json:\{.*\}", "", found)  # a node's description, with temporary paths
-        return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=f"{op.do} answers {found}")
+        cause = Cause(CauseKind.WRONG_ANSWER, op.do, found)
+        return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=cause)
 
     def _explained(
         self,
@@ -292,11 +303,11 @@ class LinearizabilityChecker:
                 f"in {where} the primary and the secondary disk hold the data of operations that "
                 f"were done on them in different orders",
                 cluster=cluster,
-                cause="primary and secondary disk differ",
+                cause=Cause(CauseKind.DISKS_DIFFER),
             )
         text = f"in {where} what reads returned and what the disks hold fit no order"
         return RealViolation(
-            Verdict.ISOLATION, text, cluster=cluster, cause="reads and disks fit no order"
+            Verdict.ISOLATION, text, cluster=cluster, cause=Cause(CauseKind.DATA_FITS_NO_ORDER)
         )
 
     def _wrong(
@@ -317,8 +328,8 @@ class LinearizabilityChecker:
         elif name in ("primary", "secondary", "active", "primary_read", "view", "guest_read"):
             verdict = Verdict.LOST_WRITE
         text = f"{what} {_runs(kinds)} in {where}, predicted {' or '.join(told)}"
-        cause = f"{name}: {kinds[0]} instead of {' or '.join(told)}"
-        return RealViolation(verdict, text, index, cluster, cause)
+        cause = Cause(CauseKind.WRONG_DATA, name, kinds[0], tuple(told))
+        return RealViolation(verdict, text, index, cluster, cause=cause)
 
     def _kind(self, owner: int | None) -> str:
         """Whose data, in words that are the same for all scenarios."""

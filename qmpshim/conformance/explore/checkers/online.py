@@ -19,6 +19,7 @@ from qmpshim.machine.chain.gated import PRIMARY_IMAGES, Form, GatedMachine
 from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.nbd.gate.gate import EventKind, HeldIO
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 
 _EFFECTS = (EventKind.PASS, EventKind.RELEASE, EventKind.APPLY)
@@ -83,12 +84,15 @@ class OnlineChecker:
                 if not self._saved(n):
                     text = "new data is sent to the secondary disk before the old is saved"
                     return RealViolation(
-                        Verdict.ORDER, text, cluster=n, cause="new data before old is saved"
+                        Verdict.ORDER, text, cluster=n, cause=Cause(CauseKind.NEW_BEFORE_OLD)
                     )
         elif any(number in self._primaries for _, number, _ in self._copied(io)):
             text = "the copy that goes to the hidden disk holds new data"
             return RealViolation(
-                Verdict.CONTENT, text, cluster=start // cluster, cause="the copy holds new data"
+                Verdict.CONTENT,
+                text,
+                cluster=start // cluster,
+                cause=Cause(CauseKind.COPY_OF_NEW_DATA),
             )
         return None
 
@@ -117,7 +121,7 @@ class OnlineChecker:
         ]
         if name == "primary" and self._never_flushed(now, flush):
             text = f"{words(scenario.ops[flush])} ends, and the primary disk was not flushed"
-            cause = "guest_flush does not flush the primary disk"
+            cause = Cause(CauseKind.PRIMARY_NOT_FLUSHED, "guest_flush")
             return RealViolation(Verdict.LOST_WRITE, text, flush, cause=cause)
         if not before:
             return None
@@ -134,7 +138,7 @@ class OnlineChecker:
                         f"{words(op)} is not on the {name} disk when the flush after it ends",
                         index,
                         sector // scenario.cluster,
-                        f"{verb} not on disk after {scenario.ops[flush].do}",
+                        cause=Cause(CauseKind.NOT_ON_DISK, verb, scenario.ops[flush].do),
                     )
         return None
 

@@ -13,6 +13,7 @@ one a second by QEMU's monitor, so a process shows each kind once, and a fresh o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
@@ -21,6 +22,7 @@ from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, History
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.scenarios import RealScenario, words
 from qmpshim.machine.chain.gated import Form, GatedMachine
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.system import Choice
 
@@ -28,8 +30,7 @@ Failed = Sequence[tuple[NamedIo, InjectedFault]]
 
 _MASKED = {"guest_write": "write", "guest_zero": "write", "guest_flush": "flush"}
 _LATE = 5.0  # seconds until an event must be there: QEMU keeps it back for one at most
-NOT_READ_BACK = ", and is not read back"
-NOT_IN_STATUS = "case 2. forwarding a write failed: not in the status"
+NOT_IN_STATUS = Cause(CauseKind.NOT_IN_STATUS, "2", "forwarding a write failed")
 
 
 def masked(
@@ -41,14 +42,16 @@ def masked(
         return None
     op = scenario.ops[index]
     what = f"{words(op)} says success, though the primary disk refused it"
-    cause = f"{op.do} says success after a refused primary {_MASKED[op.do]}"
+    cause = Cause(CauseKind.ERROR_MASKED, op.do, f"primary {_MASKED[op.do]}")
     if any(hit.image == "secondary" and named.op == index for named, hit in failed):
-        what, cause = f"{what}, and the secondary disk, too", f"{cause} and a refused secondary one"
+        what += ", and the secondary disk, too"
+        cause = replace(cause, kind=CauseKind.ERROR_MASKED_BY_BOTH)
         return RealViolation(Verdict.LOST_WRITE, what, index, cause=cause)
     reader = _not_read_back(scenario, seen, precedence, index)
     if reader is not None:
         what += f", and {words(scenario.ops[reader])} after it does not return its data"
-        return RealViolation(Verdict.LOST_WRITE, what, index, cause=f"{cause}{NOT_READ_BACK}")
+        cause = replace(cause, kind=CauseKind.ERROR_MASKED_OLD_DATA)
+        return RealViolation(Verdict.LOST_WRITE, what, index, cause=cause)
     return RealViolation(Verdict.ERROR_CONTRACT, what, index, cause=cause)
 
 
@@ -132,7 +135,7 @@ def untold(
             told.add(kind)
             continue
         text = f"{words(op)} says success though the primary disk refused it, and no event says so"
-        cause = f"{op.do}: neither an error nor QUORUM_REPORT_BAD"
+        cause = Cause(CauseKind.NO_QUORUM_EVENT, op.do)
         return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=cause)
     return None
 

@@ -20,6 +20,7 @@ from qmpshim.conformance.explore.harness.qemu_pool import base_content
 from qmpshim.errors import MachineError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import Form, GatedMachine, Shape
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 
 
@@ -57,7 +58,7 @@ def run_directed(case: Directed, build: Build) -> RealViolation | None:
         told = machine.explained(error)
         verdict = verdict_of(told)
         how = "error" if verdict is Verdict.PROTOCOL else str(verdict)
-        cause = f"{case.name}: {how}"
+        cause = Cause(CauseKind.DIRECTED_FAILED, case.name, how)
         if verdict is Verdict.CRASH:
             cause = crash_cause(case.name, str(told))
         return RealViolation(verdict, str(told), cause=cause)
@@ -65,14 +66,15 @@ def run_directed(case: Directed, build: Build) -> RealViolation | None:
         machine.close()
 
 
-def crash_cause(case: str, text: str) -> str:
+def crash_cause(case: str, text: str) -> Cause:
     """How a crash is called: a crash somewhere else is another finding.
 
     :param case: the directed case that ends so
     :param text: how QEMU ended, with its last words
     """
     said = re.search(r": ([\w-]*qemu[\w-]*: .*)", text)  # what went on then may hold a colon, too
-    return f"{case}: crash: {stable(said[1] if said else text.split(': ', 1)[-1])}"
+    telling = said[1] if said else text.split(": ", 1)[-1]
+    return Cause(CauseKind.DIRECTED_ENDED, case, stable(telling))
 
 
 def _case(

@@ -11,6 +11,7 @@ from qmpshim.errors import CommandFailed, MachineDied, MachineHung
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.gate import HeldIO
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 
 SIZE, CLUSTER = 256 * 512, 128 * 512
@@ -22,8 +23,10 @@ FAILOVER = {"enable": False, "primary": False, "failover": True}
 class Broken(Exception):
     """What a case found."""
 
-    def __init__(self, verdict: Verdict, text: str, cause: str) -> None:
+    def __init__(self, verdict: Verdict, text: str, promise: str) -> None:
+        """:param promise: the name of what does not hold, for write-ups to match"""
         super().__init__(text)
+        cause = Cause(CauseKind.DIRECTED, detail=promise)
         self.violation = RealViolation(verdict, text, cause=cause)
 
 

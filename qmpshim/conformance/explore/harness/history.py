@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
+from qmpshim.model.check.cause import Cause, CauseKind, Phase
 from qmpshim.model.explore.system import Choice
 
 # In place of an errno: the connection breaks, with all that waits on it, and
@@ -82,6 +83,14 @@ def say(choice: Choice) -> str:
     _, op, what, nth = choice[:4]
     again = f" #{int(nth) + 1}" if nth else ""
     return f"{what}{again} (of {op})"
+
+
+def ended(text: str, phase: Phase = Phase.EXECUTION) -> Cause:
+    """The cause of what QEMU ended or broke off with.
+
+    :param text: QEMU's last words, or what it did not do
+    """
+    return Cause(CauseKind.ENDED, detail=stable(text), phase=phase)
 
 
 def stable(text: str) -> str:

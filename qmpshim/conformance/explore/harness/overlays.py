@@ -12,6 +12,7 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.images.qcow2 import ImageError, Incompatible, Qcow2Reader, Severity
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
 
@@ -59,7 +60,7 @@ def _read(image: bytes, size: int, cluster: int, name: str) -> OverlayState:
         violation = RealViolation(
             Verdict.CORRUPTION,
             f"{name} disk: {'; '.join(faults[:3])}",
-            cause=f"{name} disk: {stable(faults[0])}",
+            cause=Cause(CauseKind.CORRUPTION, name, stable(faults[0])),
         )
         return OverlayState(tuple(content), tuple(kinds), violation)
     for index, kind, host in zip(

@@ -23,11 +23,9 @@ from qmpshim.conformance.explore.checkers.linearizability import (
 from qmpshim.conformance.explore.checkers.quorum import untold
 from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.harness.footprints import EVERYTHING, Footprints
-from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, Anomaly, stable
+from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, Anomaly, ended
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.run import (
-    AFTER,
-    BEFORE,
     PATIENCE,
     RealRun,
     Release,
@@ -36,6 +34,7 @@ from qmpshim.conformance.explore.harness.run import (
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.model.chain.behaviour import behaviour_of
+from qmpshim.model.check.cause import Cause, Phase
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.system import NOTHING, Choice, Footprint
 
@@ -89,7 +88,7 @@ class RealSystem(RealRun):
         self.each_step = each_step
         self.looks: Counter[str] = Counter()
         self.finished = 0
-        self.found: dict[tuple[Verdict, str], Anomaly] = {}
+        self.found: dict[tuple[Verdict, Cause], Anomaly] = {}
         self._judge = judge
         self._faulty: FailureChecker | None = None
         self._left = True  # nothing is under way
@@ -194,7 +193,7 @@ class RealSystem(RealRun):
         if self.violation is not None:
             self._keep(self.violation)
             over = self.violation.kind in _OVER
-            if (over or self.violation.cause.startswith(BEFORE)) and not self.keeping:
+            if (over or self.violation.cause.phase is Phase.SETUP) and not self.keeping:
                 self.stage.discard()
             self.stage.doubt()
             return str(self.violation.kind), self.violation.cause
@@ -219,7 +218,8 @@ class RealSystem(RealRun):
         except (*BROKEN, CommandFailed) as error:
             text, kind = str(error), verdict_of(error)
             telling = text.split(": ", 1)[-1] if kind is Verdict.CRASH else text
-            wrong = RealViolation(kind, f"{AFTER}{text}", cause=AFTER + stable(telling))
+            cause = ended(telling, Phase.TEAR_DOWN)
+            wrong = RealViolation(kind, f"taken apart: {text}", cause=cause)
             self.now.lines += ["afterwards: taken apart", f"{kind}: {wrong.text}"]
             self._keep(wrong)
             if not self.keeping:

@@ -14,7 +14,7 @@ from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.online import OnlineChecker
 from qmpshim.conformance.explore.checkers.sequential import InjectedFault
 from qmpshim.conformance.explore.harness import operations as real_ops
-from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, History, say, stable
+from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, History, ended, say
 from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo
 from qmpshim.conformance.explore.harness.overlays import places_of
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
@@ -30,12 +30,11 @@ from qmpshim.conformance.explore.scenarios import (
 from qmpshim.errors import MachineDied, MachineError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.model.check.cause import Phase
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.system import Choice
 
 EIO = 5
-BEFORE = "before the scenario begins: "  # begins the causes of what goes wrong there,
-AFTER = "taken apart: "  # and those of what goes wrong once the execution is over
 _RECONNECTS = 10.0  # seconds until a broken connection is made again, mostly a few milliseconds
 PATIENCE = 1.0  # seconds for which an operation that nothing holds up may wait for a timer
 
@@ -298,7 +297,7 @@ class RealRun:
         if self.machine.qmp.lost or not self.machine.alive():
             text = str(self.machine.died())
             telling = text.split(": ", 1)[-1]
-            self.violation = RealViolation(Verdict.CRASH, text, cause=stable(telling))
+            self.violation = RealViolation(Verdict.CRASH, text, cause=ended(telling))
         elif not isinstance(error, BROKEN):  # it is we who went wrong
             self.now.lines.append(f"cannot go on: {error}")
             self.now.lost = True
@@ -308,7 +307,7 @@ class RealRun:
         else:
             # It lives: what went away is a client's connection.
             kind = Verdict.HANG if isinstance(error, MachineDied) else verdict_of(error)
-            self.violation = RealViolation(kind, str(error), cause=stable(str(error)))
+            self.violation = RealViolation(kind, str(error), cause=ended(str(error)))
         self.now.lines.append(f"{self.violation.kind}: {self.violation.text}")
 
     def _never_began(self, error: MachineError) -> None:
@@ -320,5 +319,6 @@ class RealRun:
         verdict, telling = verdict_of(error), str(error)
         if verdict is Verdict.CRASH:
             telling = telling.split(": ", 1)[-1]
-        self.violation = RealViolation(verdict, f"{BEFORE}{error}", cause=BEFORE + stable(telling))
+        cause = ended(telling, Phase.SETUP)
+        self.violation = RealViolation(verdict, f"before the scenario begins: {error}", cause=cause)
         self.now.lines.append(f"{verdict}: {self.violation.text}")

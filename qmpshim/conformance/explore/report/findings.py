@@ -15,11 +15,12 @@ from qmpshim.conformance.bundles.case_file import integers, strings
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
 from qmpshim.errors import InputError, decoding
+from qmpshim.model.check.cause import Cause, cause_from_json, cause_from_text
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.system import Choice
 
 FORMAT = 1
-SightingKey = tuple[Verdict, str, frozenset[str]]
+SightingKey = tuple[Verdict, Cause, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Finding:
     """
 
     verdict: Verdict | None
-    cause: str
+    cause: Cause
     text: str
     contract: bool
     count: int
@@ -95,7 +96,8 @@ class Finding:
             "format": FORMAT,
             "kind": "schedule",
             "verdict": None if self.verdict is None else self.verdict.value,
-            "cause": self.cause,
+            "cause": str(self.cause),
+            "cause_fields": self.cause.to_json(),
             "text": self.text,
             "contract": self.contract,
             "count": self.count,
@@ -124,7 +126,7 @@ def finding_from_json(value: Any) -> Finding:
         scenario = scenario_from_json(value["scenario"])
         return Finding(
             None if value["verdict"] is None else Verdict(value["verdict"]),
-            str(value["cause"]),
+            _cause(value),
             str(value["text"]),
             bool(value["contract"]),
             int(value.get("count", 1)),
@@ -165,6 +167,13 @@ def _choice(value: Any, operations: int) -> Choice:
     return tuple(value)
 
 
+def _cause(value: dict[str, Any]) -> Cause:
+    """A finding's cause; older ones have its text alone."""
+    if "cause_fields" in value:
+        return cause_from_json(value["cause_fields"])
+    return cause_from_text(str(value["cause"]))
+
+
 def failing(schedule: Sequence[Choice]) -> frozenset[str]:
     """The I/Os that a schedule lets fail: image and verb, as in ``hidden write``."""
     return frozenset(" ".join(str(step[2]).split()[:2]) for step in schedule if step[0] == "fail")
@@ -180,7 +189,7 @@ def group(
 
     :param known: the id of the known finding that this is, or ``""``
     """
-    groups: dict[tuple[Verdict, str, str], list[Finding]] = {}
+    groups: dict[tuple[Verdict, Cause, str], list[Finding]] = {}
     for sighting in sightings:
         finding = _alone(sighting)
         finding = replace(finding, known=known(finding))

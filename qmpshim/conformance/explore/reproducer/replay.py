@@ -9,9 +9,9 @@ from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
-from qmpshim.conformance.explore.harness.run import AFTER
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.model.check.cause import Phase
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.system import Choice
 
@@ -97,7 +97,7 @@ def follow_finding(system: RealSystem, finding: Finding) -> tuple[bool, bool, Re
         what is wrong
     """
     followed, early = _take(system, finding.schedule)
-    if not finding.cause.startswith(AFTER):
+    if finding.cause.phase is not Phase.TEAR_DOWN:
         _finish(system)
         return followed, early, system.violation
     if not system.enabled():  # else the rest was not done either when it was found

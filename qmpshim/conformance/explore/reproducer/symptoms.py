@@ -6,7 +6,7 @@ A sign is a dictionary with a ``kind``, which the templates know (``templates/en
   the word;
 * ``crash``: QEMU ends in one of the ``phases`` (of the setup, the steps, the end), when so many
   ``steps`` of the script's were taken, ``how`` it did (a signal or an exit status), and what it
-  said, after the ``prefix``, fits the regular expression ``cause``;
+  said fits the regular expression ``cause``;
 * ``hang``: one of the operations ``unanswered`` is not answered, or QEMU hangs in the end;
 * ``setup``: an operation of the setup fails with this ``text``;
 * ``answers``: these operations answer so, and those that are ``unread`` return nothing of that
@@ -22,77 +22,83 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from qmpshim.conformance.explore.checkers.crash_points import AFTER_A_CRASH
+from qmpshim.conformance.explore.checkers.crash_points import FRESH_QEMU
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
-from qmpshim.conformance.explore.checkers.quorum import NOT_READ_BACK
 from qmpshim.conformance.explore.checkers.sequential import Outcome
-from qmpshim.conformance.explore.harness.run import AFTER, BEFORE
 from qmpshim.conformance.explore.harness.trace import What, read_line
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.scenarios import cut_off
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.model.chain.behaviour import behaviour_of
+from qmpshim.model.check.cause import CauseKind, Phase
 from qmpshim.model.check.verdict import Verdict
 
 Sign = dict[str, Any]
 _UNKNOWN: Sign = {"kind": "unknown"}
 _NOWADAYS = (10, 0, 0)  # the version of a finding that does not say
-_FAULT = re.compile(r", (?:after|beside) (?:a failed \w+ \w+|the \w+ disk went away)$")
-_PROBES = ("the view changes with the next primary write", "a primary write afterwards fails",
-           "a read afterwards fails", "a guest write afterwards fails",
-           "the next guest write is not on the primary disk",
-           "the next guest write is not on the secondary disk")  # fmt: skip
 _HOW = re.compile(r"QEMU (was killed by \w+|exited with status \d+)")
+_MISLEADING = "I/O error occurred"  # what the status says during every failover
 _PATHS = r" json:\{.*\}"  # a node's description, with temporary paths
-_WHOLE = re.compile(
-    r"(guest_read|primary_read|view|primary|secondary|hidden|active): .* instead of .*"
-)
 
 
 def symptom_of(finding: Finding) -> Sign:
     """What the reproducer of a finding looks for."""
-    cause = _FAULT.sub("", finding.cause)
-    if finding.verdict in (Verdict.CRASH, Verdict.HANG) and AFTER_A_CRASH in cause:
+    cause = finding.cause
+    if cause.kind.after_crash and finding.verdict in (Verdict.CRASH, Verdict.HANG):
         return _UNKNOWN
     if finding.verdict is Verdict.CRASH:
         return _crash(finding)
-    if cause.startswith(BEFORE):
-        return {"kind": "setup", "text": cause.removeprefix(BEFORE)}
+    if cause.phase is Phase.SETUP:
+        return {"kind": "setup", "text": cause.detail}
     if finding.verdict is Verdict.HANG:
         return {"kind": "hang", "unanswered": _unanswered(finding)}
-    if finding.verdict is Verdict.CORRUPTION:
-        if not cause.endswith(AFTER_A_CRASH):
-            return {"kind": "corruption"}
-        return _UNKNOWN if "a fresh QEMU" in cause else {"kind": "corruption now"}
-    if cause.removesuffix(", after a failed checkpoint") in _PROBES:
+    if cause.kind.of_probe:
         return {"kind": "probe"}
-    if cause == "the view cannot be read":
-        return {"kind": "unreadable"}
-    if cause == "new data before old is saved":
-        return _requests(finding)
-    if cause.endswith(": new data after an I/O error"):
-        return {"kind": "new data", "owners": _primaries(finding)}
-    if cause.endswith(": not in the status"):
-        return {"kind": "status", "status": None}
-    if found := re.fullmatch(r"final status (.*)", cause):
-        return {"kind": "status", "status": None if found[1] == "None" else found[1]}
-    if found := re.match(r"(\w+) (?:answers|says success after) ", cause):
-        return _answers(finding, found[1])
-    if _WHOLE.fullmatch(cause) or cause in (
-        "reads and disks fit no order",
-        "answers do not fit together",
-        "primary and secondary disk differ",
-    ):
-        return _orders(finding)
+    match cause.kind:
+        case CauseKind.BROKEN_BY_CRASH:
+            return _UNKNOWN if cause.detail == FRESH_QEMU else {"kind": "corruption now"}
+        case CauseKind.CORRUPTION:
+            return {"kind": "corruption"}
+        case CauseKind.VIEW_UNREADABLE:
+            return {"kind": "unreadable"}
+        case CauseKind.NEW_BEFORE_OLD:
+            return _requests(finding)
+        case CauseKind.NEW_DATA_AFTER_ERROR:
+            return {"kind": "new data", "owners": _primaries(finding)}
+        case CauseKind.NOT_IN_STATUS:
+            return {"kind": "status", "status": None}
+        case CauseKind.FINAL_STATUS:
+            return {"kind": "status", "status": None if cause.detail == "None" else cause.detail}
+        case (
+            CauseKind.WRONG_ANSWER
+            | CauseKind.MISLEADING_STATUS
+            | CauseKind.ERROR_MASKED
+            | CauseKind.ERROR_MASKED_BY_BOTH
+            | CauseKind.ERROR_MASKED_OLD_DATA
+        ):
+            return _answers(finding)
+        case (
+            CauseKind.WRONG_DATA
+            | CauseKind.DATA_FITS_NO_ORDER
+            | CauseKind.ANSWERS_FIT_NO_ORDER
+            | CauseKind.DISKS_DIFFER
+        ):
+            return _orders(finding)
     return _UNKNOWN
 
 
 def _crash(finding: Finding) -> Sign:
     """How QEMU ends, where, and with which words; a write-up says how else builds put them."""
-    ways = [one.cause for one in known_findings() if one.covers(finding, _version(finding))]
-    prefix = next((one for one in (BEFORE, AFTER) if finding.cause.startswith(one)), "")
-    phases = ["setup"] if prefix == BEFORE else ["steps", "end"]
-    if not prefix and _unanswered(finding):
+    cause = finding.cause
+    ways = [
+        pattern.detail.pattern
+        for one in known_findings()
+        if one.covers(finding, _version(finding))
+        for pattern in one.causes
+        if pattern.matches(cause)
+    ]
+    phases = ["setup"] if cause.phase is Phase.SETUP else ["steps", "end"]
+    if cause.phase is Phase.EXECUTION and _unanswered(finding):
         phases = ["steps"]
     how = _HOW.search(finding.text)
     return {
@@ -100,8 +106,7 @@ def _crash(finding: Finding) -> Sign:
         "phases": phases,
         "steps": len(finding.schedule),
         "how": how[1] if how else None,
-        "prefix": prefix,
-        "cause": "|".join(ways) or re.escape(finding.cause),
+        "cause": "|".join(ways) or re.escape(cause.detail),
     }
 
 
@@ -143,17 +148,20 @@ def _primaries(finding: Finding) -> list[int]:
     return [scenario.number(i) for i, op in enumerate(scenario.ops) if op.do == "primary_write"]
 
 
-def _answers(finding: Finding, do: str) -> Sign:
+def _answers(finding: Finding) -> Sign:
+    cause = finding.cause
+    do = "status" if cause.kind is CauseKind.MISLEADING_STATUS else cause.subject
     lines = [read_line(line) for line in finding.lines]
     told = {t.op: t.text for t in lines if t.what is What.ENDS and t.op is not None}
     plain = {i: re.sub(_PATHS, "", text) for i, text in told.items()}
     same = {i: text for i, text in plain.items() if finding.scenario.ops[i].do == do}
     # Of several operations of this kind those that answered so.
-    wrong = {i: text for i, text in same.items() if f"{do} answers {text}" in finding.cause}
+    answer = _MISLEADING if cause.kind is CauseKind.MISLEADING_STATUS else cause.detail
+    wrong = {i: text for i, text in same.items() if text == answer}
     if not same:
         return _UNKNOWN
     sign: Sign = {"kind": "answers", "answers": wrong or same}
-    if finding.cause.endswith(NOT_READ_BACK):
+    if cause.kind is CauseKind.ERROR_MASKED_OLD_DATA:
         ops, write = finding.scenario.ops, next(iter(same))
         own = finding.scenario.number(write) if do == "guest_write" else 0
         reads = [i for i, op in enumerate(ops) if op.do == "guest_read"]

@@ -86,7 +86,7 @@ def explore_real(
     confirmed: list[Finding] = []
 
     def report(results: list[ScenarioResult], findings: list[Finding]) -> ExploreReport:
-        findings.sort(key=lambda f: (bool(f.known), not f.contract, f.verdict, f.cause))
+        findings.sort(key=lambda f: (bool(f.known), not f.contract, f.verdict, str(f.cause)))
         return ExploreReport(
             build.name,
             version,

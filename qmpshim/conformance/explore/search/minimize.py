@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qmpshim.conformance.explore.checkers.crash_points import (
-    AFTER_A_CRASH,
     NO_CRASH_POINTS,
     CrashPoints,
 )
@@ -45,7 +44,7 @@ def confirm(
     :param deadline: by time.monotonic(); half of the time until then is for making it small. What
         could not be run again before is given back as not tried
     """
-    if not finding.cause.endswith(AFTER_A_CRASH):
+    if not finding.cause.kind.after_crash:
         crash_points = NO_CRASH_POINTS
     # Only what it needs: a QEMU that waits for a disk to come back takes longer to see it gone.
     needed = {step[-1] for step in finding.schedule if step[0] == "fail"}

@@ -14,13 +14,13 @@ from qmpshim.conformance.explore.checkers.linearizability import Linearizability
 from qmpshim.conformance.explore.checkers.quorum import both_refused
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
-from qmpshim.conformance.explore.harness.run import BEFORE
 from qmpshim.conformance.explore.report.findings import Sighting, SightingKey
 from qmpshim.conformance.explore.report.report import ScenarioResult
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.errors import BuildError, NotStarted
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.chain.behaviour import behaviour_of
+from qmpshim.model.check.cause import Phase
 from qmpshim.model.explore.explorer import Exploration, Mode, explore
 from qmpshim.model.explore.system import Choice
 from qmpshim.model.explore.walk import Budget, OutOfBudget
@@ -188,7 +188,7 @@ def explore_scenario(
         if again:
             again_left -= 1
             plans.append(plan)
-        begun = not any(cause.startswith(BEFORE) for _, cause in system.found)
+        begun = all(cause.phase is not Phase.SETUP for _, cause in system.found)
         complete = explored.exhaustive and not system.derailed and begun
         result.exhaustive = result.exhaustive and (complete or again)
         result.cut_short = result.cut_short or not explored.exhaustive

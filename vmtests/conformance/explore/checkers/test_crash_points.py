@@ -25,6 +25,7 @@ from qmpshim.errors import InputError
 from qmpshim.machine.chain import gated
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Incompatible
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
@@ -35,7 +36,7 @@ _INCOMPATIBLE = 72  # where a qcow2 header has these flags
 Check = Callable[[RealSystem], RealViolation | None]
 
 
-def looked_at(stage: QemuPool, name: str, check: Check | None) -> set[tuple[Verdict, str]]:
+def looked_at(stage: QemuPool, name: str, check: Check | None) -> set[tuple[Verdict, Cause]]:
     """What looking at the images after each step of one schedule finds."""
     (scenario,) = scenarios.named(name)
     system = RealSystem(stage, scenario, each_step=check)
@@ -54,10 +55,14 @@ def spoiling(image: str, offset: int, check: Check) -> Check:
     return spoil
 
 
+def broken(image: str, reader: str) -> Cause:
+    return Cause(CauseKind.BROKEN_BY_CRASH, image, reader)
+
+
 @pytest.mark.parametrize("image", ["secondary", "hidden", "active"])
 def test_our_reader_sees_each_image(stage: QemuPool, image: str) -> None:
     found = looked_at(stage, "qcow2-WP", spoiling(image, REFCOUNTS, after_a_crash))
-    assert found == {(Verdict.CORRUPTION, f"{image} broken, says our reader, after a crash")}
+    assert found == {(Verdict.CORRUPTION, broken(image, "our reader"))}
     assert looked_at(stage, "qcow2-WP", after_a_crash) == set()
 
 
@@ -67,7 +72,7 @@ def test_qemu_img_sees_what_our_reader_does_not(
 ) -> None:
     monkeypatch.setattr(crash_points, "after_a_crash", lambda system: None)
     found = looked_at(stage, "qcow2-WP", spoiling(image, REFCOUNTS, after_a_crash_thoroughly))
-    assert found == {(Verdict.CORRUPTION, f"{image} broken, says qemu-img check, after a crash")}
+    assert found == {(Verdict.CORRUPTION, broken(image, "qemu-img check"))}
 
 
 def test_a_fresh_qemu_sees_what_neither_does(
@@ -77,7 +82,7 @@ def test_a_fresh_qemu_sees_what_neither_does(
     monkeypatch.setattr(crash_points, "after_a_crash", lambda system: None)
     monkeypatch.setattr(crash_points, "qemu_img_check", lambda path, tool: clean)
     found = looked_at(stage, "WP", spoiling("active", 0, after_a_crash_thoroughly))
-    assert found == {(Verdict.CORRUPTION, "chain broken, says a fresh QEMU, after a crash")}
+    assert found == {(Verdict.CORRUPTION, broken("chain", "a fresh QEMU"))}
 
 
 @pytest.mark.parametrize(
@@ -95,7 +100,7 @@ def test_a_fresh_qemu_that_ends_or_stops(
 
     monkeypatch.setattr(crash_points, "GatedMachine", Fresh)
     found = looked_at(stage, "WP", after_a_crash_thoroughly)
-    assert found == {(verdict, "reopening after a crash")}
+    assert found == {(verdict, Cause(CauseKind.UNUSABLE_AFTER_CRASH))}
 
 
 @pytest.mark.parametrize(
@@ -190,7 +195,7 @@ def test_who_does_not_count_anew_is_convicted(
 
     monkeypatch.setattr(crash_points, "GatedMachine", Lazy)
     found = looked_at(stage, "WP", half_emptied(after_a_crash_thoroughly))
-    assert found == {(Verdict.CORRUPTION, "active broken, says a fresh QEMU, after a crash")}
+    assert found == {(Verdict.CORRUPTION, broken("active", "a fresh QEMU"))}
 
 
 def test_a_checkpoint_empties_its_disks_safely(stage: QemuPool) -> None:

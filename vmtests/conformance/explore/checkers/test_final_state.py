@@ -29,7 +29,7 @@ def found(stage: QemuPool, name: str, release: Release, most: int = 60) -> dict[
     assert system.finished and not system.derailed
     causes: dict[Verdict, set[str]] = {}
     for kind, cause in system.found:
-        causes.setdefault(kind, set()).add(cause)
+        causes.setdefault(kind, set()).add(str(cause))
     return causes
 
 

@@ -18,6 +18,7 @@ from qmpshim.conformance.explore.harness.real_system import RealSystem, faithful
 from qmpshim.conformance.explore.scenarios import C
 from qmpshim.errors import BuildError
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
@@ -45,7 +46,7 @@ def causes(
     except BuildError as error:
         pytest.skip(str(error))
     assert system.finished
-    return set(system.found)
+    return {(kind, str(cause)) for kind, cause in system.found}
 
 
 def verdicts(
@@ -132,7 +133,8 @@ def test_a_dropped_write_is_missed_by_the_flush_after_it(
             return
         machine.gate.release(named.io)
 
-    wanted = {(Verdict.LOST_WRITE, f"{side}_write not on disk after {side}_flush")}
+    cause = Cause(CauseKind.NOT_ON_DISK, f"{side}_write", f"{side}_flush")
+    wanted = {(Verdict.LOST_WRITE, cause)}
     for release, told in ((drop_second, wanted), (faithfully, set())):
         system = RealSystem(stage, scenario, release=release)
         explore(system, Mode.DPOR, Budget(schedules=50), stop=False)

@@ -22,6 +22,7 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.scenario import Op
 from vmtests.conformance.explore.checkers.test_failures import causes, explored, meta_write, one
@@ -87,7 +88,7 @@ def test_answers_that_do_not_fit_together_are_found_out(stage: QemuPool) -> None
     scenario = RealScenario("WSS", (*one("W").ops, Op("stop"), Op("stop")))
     assert not explored(stage, scenario).found
     wrong = explored(stage, scenario, Both).found
-    assert (Verdict.PROTOCOL, "answers do not fit together") in wrong, wrong
+    assert (Verdict.PROTOCOL, Cause(CauseKind.ANSWERS_FIT_NO_ORDER)) in wrong, wrong
 
 
 def test_a_finding_that_shows_itself_now_and_then_is_not_confirmed(
@@ -130,10 +131,8 @@ def test_new_data_is_seen_by_nobody_whatever_failed(stage: QemuPool, where: str)
 
     scenario = one("WR")
     fails = meta_write(stage, scenario)
-    cause = {
-        "read": "guest_read: new data after an I/O error",
-        "view": "view: new data after an I/O error",
-    }[where]
-    assert cause not in causes(explored(stage, scenario, fails=fails, all_io=True))
+    subject = {"read": "guest_read", "view": "view"}[where]
+    cause = Cause(CauseKind.NEW_DATA_AFTER_ERROR, subject)
+    assert str(cause) not in causes(explored(stage, scenario, fails=fails, all_io=True))
     leaking = explored(stage, scenario, Leaking, fails, all_io=True)
     assert (Verdict.ISOLATION, cause) in leaking.found, leaking.found

@@ -40,7 +40,7 @@ OWN, FORWARDED = "primary write 0+128", "secondary write 0+128"
 def told(system: RealSystem) -> dict[Verdict, set[str]]:
     found: dict[Verdict, set[str]] = {}
     for kind, cause in system.found:
-        found.setdefault(kind, set()).add(cause)
+        found.setdefault(kind, set()).add(str(cause))
     return found
 
 
@@ -64,7 +64,7 @@ def test_what_qemu_does_is_told_in_its_own_words(stage: QemuPool) -> None:
     assert not explored(stage, single(WRITE)).found
     assert told(explored(stage, single(WRITE), fails=OWN)) == {Verdict.ERROR_CONTRACT: {MASKED}}
     assert told(explored(stage, single(WRITE, READ), fails=OWN)) == {
-        Verdict.LOST_WRITE: {f"{MASKED}{quorum.NOT_READ_BACK}"}
+        Verdict.LOST_WRITE: {f"{MASKED}, and is not read back"}
     }
     assert not explored(stage, single(WRITE, STATUS), fails=FORWARDED).found
     assert not explored(stage, single(WRITE, STATUS), fails=FORWARDED, errno=CUT).found
@@ -243,7 +243,7 @@ def test_a_write_that_was_not_forwarded_and_not_told_of(stage: QemuPool) -> None
         def _verdict(self, seen: Outcome) -> RealViolation | None:
             return super()._verdict(replace(seen, status=None))
 
-    assert causes(explored(stage, single(WRITE), Silent, FORWARDED)) == {quorum.NOT_IN_STATUS}
+    assert causes(explored(stage, single(WRITE), Silent, FORWARDED)) == {str(quorum.NOT_IN_STATUS)}
 
 
 def test_a_status_that_cries_without_a_reason(stage: QemuPool) -> None:

@@ -149,7 +149,7 @@ def test_a_directed_case_sees(
     monkeypatch.setattr(storage, "_DELAYED", 5.0)
     found = run_spoilt(name, sabotage, qemu_build, reconnect=reconnect)
     assert found is not None
-    assert (found.kind, found.cause) == (verdict, cause), found.text
+    assert (found.kind, str(found.cause)) == (verdict, cause), found.text
 
 
 @pytest.mark.parametrize(
@@ -166,4 +166,4 @@ def test_what_is_written_after_a_failed_failover_is_missed(
         pytest.skip("it aborts before that (failed-failover-write-aborts)")
     found = run_spoilt("failover-fails", sabotage, qemu_build)
     assert found is not None
-    assert (found.kind, found.cause) == (Verdict.LOST_WRITE, cause), found.text
+    assert (found.kind, str(found.cause)) == (Verdict.LOST_WRITE, cause), found.text

@@ -92,7 +92,7 @@ def test_what_goes_wrong_is_a_finding(
 ) -> None:
     found = run_spoilt(name, sabotage, qemu_build)
     assert found is not None
-    assert (found.kind, found.cause[: len(cause)]) == (verdict, cause), found.text
+    assert (found.kind, str(found.cause)[: len(cause)]) == (verdict, cause), found.text
 
 
 def test_an_answer_that_is_late_is_no_hang(qemu_build: Build) -> None:

@@ -44,7 +44,7 @@ def test_a_qemu_that_ends_or_stops_when_replication_starts(
     report = explore_real(qemu_build, WR)
     (finding,) = report.findings
     assert (finding.verdict, finding.contract, finding.known) == (verdict, True, "")
-    assert finding.cause.startswith("before the scenario begins: ")
+    assert str(finding.cause).startswith("before the scenario begins: ")
     assert not report.exhaustive and not any(one.skipped for one in report.scenarios)
     assert "no divergence" not in render(report)
     assert maps_of_schedule(finding, qemu_build) is None
@@ -61,7 +61,7 @@ def test_a_qemu_that_refuses_to_start_replication(
     monkeypatch.setattr(QemuPool, "_start", start)
     (finding,) = explore_real(qemu_build, WR).findings
     assert finding.verdict is Verdict.ERROR_CONTRACT
-    assert finding.cause.startswith("before the scenario begins: xen-set-replication: ")
+    assert str(finding.cause).startswith("before the scenario begins: xen-set-replication: ")
 
 
 def test_a_build_that_cannot_is_no_finding(

@@ -13,6 +13,7 @@ from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT, Real
 from qmpshim.conformance.explore.harness.trace import TraceLine, What, read_line
 from qmpshim.conformance.explore.report.findings import Sighting, group
 from qmpshim.conformance.explore.report.schedule_diagram import diagram
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 
 
@@ -54,7 +55,7 @@ def test_each_line_of_an_execution_is_read(
     for step, line in zip(system.now.steps, [one for one in told if one.what.is_step], strict=True):
         assert step[1] == line.op
         assert not line.io or step[2] == line.name
-    violation = RealViolation(Verdict.HANG, "wrong", cause="wrong")
+    violation = RealViolation(Verdict.HANG, "wrong", cause=Cause(CauseKind.HANGS, "wrong"))
     sighting = Sighting(system.scenario, violation, (), tuple(system.now.lines), 1)
     drawn = diagram(group([sighting])[0])
     assert drawn.count("* starts") == 2

@@ -115,7 +115,7 @@ def test_a_qemu_that_starts_no_more_hides_nothing(
     monkeypatch.setattr(RealRun, "_start", struck)
     monkeypatch.setattr(GatedMachine, "_spawn", not_again)
     (finding,) = explore_real(qemu_build, scenarios.named("WG"), minimise=False).findings
-    assert finding.cause == "QEMU was killed by SIGKILL"
+    assert str(finding.cause) == "QEMU was killed by SIGKILL"
 
 
 def test_a_process_that_is_killed_is_not_overlooked(qemu_build: Build) -> None:

@@ -1,0 +1,300 @@
+"""Causes: what went wrong, as data that is the same for all schedules that fail in the same way.
+
+A cause groups findings, is what a replay looks for, and is what a write-up of a known defect
+matches. Nothing decides by its text: that is rendered last, from :data:`WORDING`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+
+class CauseKind(StrEnum):
+    """What went wrong. In a :class:`Cause` *subject* and *detail* say of what, and how."""
+
+    # The process or its monitor. Detail: QEMU's last words, without numbers and paths.
+    ENDED = "ended"
+    # The same in a directed case, which is the subject.
+    DIRECTED_ENDED = "directed-ended"
+    # Operations. Subject: the operation.
+    HANGS = "hangs"
+    WRONG_ANSWER = "wrong-answer"  # detail: the answer
+    ERROR_MASKED = "error-masked"  # detail: image and verb of the I/O that failed
+    ERROR_MASKED_BY_BOTH = "error-masked-by-both"  # detail: the same; the other disk's failed, too
+    ERROR_MASKED_OLD_DATA = "error-masked-old-data"  # detail: the same; a read returns old data
+    NO_QUORUM_EVENT = "no-quorum-event"
+    # Commands and jobs.
+    MISLEADING_STATUS = "misleading-status"
+    FINAL_STATUS = "final-status"  # detail: the error that the status reports, or "None"
+    NOT_IN_STATUS = "not-in-status"  # subject, detail: the failure, docs/block-replication.txt's
+    ANSWERS_FIT_NO_ORDER = "answers-fit-no-order"
+    STAYS = "stays"  # subject: an export or a job that was removed
+    JOB_GONE = "job-gone"
+    COMMIT_HANGS = "commit-hangs"
+    COMMIT_NOT_FLUSHED = "commit-not-flushed"
+    # What reads return and disks hold. Subject: the read or the disk.
+    WRONG_DATA = "wrong-data"  # detail: whose data there is
+    NEW_DATA_AFTER_ERROR = "new-data-after-error"
+    VIEW_UNREADABLE = "view-unreadable"
+    DISKS_DIFFER = "disks-differ"
+    DATA_FITS_NO_ORDER = "data-fits-no-order"
+    ALLOCATION = "allocation"  # subject: the overlay; detail: what kind of cluster there is
+    CORRUPTION = "corruption"  # subject: the overlay; detail: what the reader says
+    # Order of I/O.
+    NEW_BEFORE_OLD = "new-before-old"
+    COPY_OF_NEW_DATA = "copy-of-new-data"
+    PRIMARY_NOT_FLUSHED = "primary-not-flushed"
+    NOT_ON_DISK = "not-on-disk"  # subject: the write; detail: the flush
+    # What was done after the execution to see whether the chain works still.
+    PROBE_FAILS = "probe-fails"  # subject: the probe
+    PROBE_LOST = "probe-lost"  # subject: the disk
+    VIEW_CHANGES = "view-changes"
+    VIEW_CHANGES_AFTER_FAILED_CHECKPOINT = "view-changes-after-failed-checkpoint"
+    # What a crash leaves.
+    BROKEN_BY_CRASH = "broken-by-crash"  # subject: the image; detail: who says so
+    UNUSABLE_AFTER_CRASH = "unusable-after-crash"
+    # What a directed case promises and does not hold. Detail: the name it has there.
+    DIRECTED = "directed"
+    DIRECTED_FAILED = "directed-failed"  # subject: the case; detail: the verdict
+    # A COLO pair. Detail: which side, and how it stands.
+    PAIR = "pair"
+
+    @property
+    def after_crash(self) -> bool:
+        """Whether only crash points show it."""
+        return self in (CauseKind.BROKEN_BY_CRASH, CauseKind.UNUSABLE_AFTER_CRASH)
+
+    @property
+    def of_probe(self) -> bool:
+        """Whether only what is done after the execution shows it."""
+        return self in (
+            CauseKind.PROBE_FAILS,
+            CauseKind.PROBE_LOST,
+            CauseKind.VIEW_CHANGES,
+            CauseKind.VIEW_CHANGES_AFTER_FAILED_CHECKPOINT,
+        )
+
+
+class Phase(StrEnum):
+    """When it went wrong."""
+
+    SETUP = "setup"
+    EXECUTION = "execution"
+    TEAR_DOWN = "tear-down"
+
+
+class Relation(StrEnum):
+    """How an injected fault bears on what went wrong."""
+
+    AFTER = "after"  # every operation that met it is as the model says
+    BESIDE = "beside"  # operations were taken at their own word
+
+
+@dataclass(frozen=True, slots=True)
+class FaultContext:
+    """The injected fault beside which it went wrong.
+
+    :ivar what: ``failed hidden write``, or ``hidden`` for an image that is gone for good
+    :ivar gone: the image is gone for good
+    """
+
+    relation: Relation
+    what: str
+    gone: bool = False
+
+    def __str__(self) -> str:
+        what = f"the {self.what} disk went away" if self.gone else f"a failed {self.what}"
+        return f"{self.relation} {what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What went wrong.
+
+    :ivar subject: of what: an operation, a disk; see :class:`CauseKind`
+    :ivar detail: how
+    :ivar predicted: what was predicted in place of *detail*, each possibility
+    :ivar fault: the injected fault that it came of, where that is part of the cause
+    """
+
+    kind: CauseKind
+    subject: str = ""
+    detail: str = ""
+    predicted: tuple[str, ...] = ()
+    phase: Phase = Phase.EXECUTION
+    fault: FaultContext | None = None
+
+    def beside(self, fault: FaultContext) -> Cause:
+        """The same, with an injected fault."""
+        return replace(self, fault=fault)
+
+    def __str__(self) -> str:
+        text = WORDING[self.kind].format(
+            subject=self.subject, detail=self.detail, predicted=_OR.join(self.predicted)
+        )
+        behind = f", {self.fault}" if self.fault else ""
+        return f"{_PHASES[self.phase]}{text}{behind}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As :func:`cause_from_json` reads it; what is empty is left out."""
+        value: dict[str, Any] = {"kind": self.kind.value}
+        if self.subject:
+            value["subject"] = self.subject
+        if self.detail:
+            value["detail"] = self.detail
+        if self.predicted:
+            value["predicted"] = list(self.predicted)
+        if self.phase is not Phase.EXECUTION:
+            value["phase"] = self.phase.value
+        if self.fault is not None:
+            value["fault"] = {
+                "relation": self.fault.relation.value,
+                "what": self.fault.what,
+                "gone": self.fault.gone,
+            }
+        return value
+
+
+def cause_from_json(value: dict[str, Any]) -> Cause:
+    """The reverse of :meth:`Cause.to_json`.
+
+    :raises KeyError, TypeError, ValueError: it is no cause
+    """
+    told = value.get("fault")
+    fault = None
+    if told is not None:
+        if not isinstance(told, dict):
+            raise TypeError(f"{told!r} is no fault")
+        fault = FaultContext(Relation(told["relation"]), str(told["what"]), bool(told["gone"]))
+    return Cause(
+        CauseKind(str(value["kind"])),
+        str(value.get("subject", "")),
+        str(value.get("detail", "")),
+        tuple(map(str, value.get("predicted", ()))),
+        Phase(str(value.get("phase", Phase.EXECUTION))),
+        fault,
+    )
+
+
+#: How each kind is put in words.
+WORDING: dict[CauseKind, str] = {
+    CauseKind.HANGS: "{subject} hangs",
+    CauseKind.WRONG_ANSWER: "{subject} answers {detail}",
+    CauseKind.ERROR_MASKED: "{subject} says success after a refused {detail}",
+    CauseKind.ERROR_MASKED_BY_BOTH: (
+        "{subject} says success after a refused {detail} and a refused secondary one"
+    ),
+    CauseKind.ERROR_MASKED_OLD_DATA: (
+        "{subject} says success after a refused {detail}, and is not read back"
+    ),
+    CauseKind.NO_QUORUM_EVENT: "{subject}: neither an error nor QUORUM_REPORT_BAD",
+    CauseKind.MISLEADING_STATUS: "status answers I/O error occurred while failing over",
+    CauseKind.FINAL_STATUS: "final status {detail}",
+    CauseKind.NOT_IN_STATUS: "case {subject}. {detail}: not in the status",
+    CauseKind.ANSWERS_FIT_NO_ORDER: "answers do not fit together",
+    CauseKind.STAYS: "{subject} does not go",
+    CauseKind.JOB_GONE: "the backup job is gone",
+    CauseKind.COMMIT_HANGS: "failover's commit hangs",
+    CauseKind.COMMIT_NOT_FLUSHED: "commit not flushed",
+    CauseKind.WRONG_DATA: "{subject}: {detail} instead of {predicted}",
+    CauseKind.NEW_DATA_AFTER_ERROR: "{subject}: new data after an I/O error",
+    CauseKind.VIEW_UNREADABLE: "the view cannot be read",
+    CauseKind.DISKS_DIFFER: "primary and secondary disk differ",
+    CauseKind.DATA_FITS_NO_ORDER: "reads and disks fit no order",
+    CauseKind.ALLOCATION: "{subject} cluster {detail} instead of {predicted}",
+    CauseKind.CORRUPTION: "{subject} disk: {detail}",
+    CauseKind.NEW_BEFORE_OLD: "new data before old is saved",
+    CauseKind.COPY_OF_NEW_DATA: "the copy holds new data",
+    CauseKind.PRIMARY_NOT_FLUSHED: "{subject} does not flush the primary disk",
+    CauseKind.NOT_ON_DISK: "{subject} not on disk after {detail}",
+    CauseKind.PROBE_FAILS: "a {subject} afterwards fails",
+    CauseKind.PROBE_LOST: "the next guest write is not on the {subject} disk",
+    CauseKind.VIEW_CHANGES: "the view changes with the next primary write",
+    CauseKind.VIEW_CHANGES_AFTER_FAILED_CHECKPOINT: (
+        "the view changes with the next primary write, after a failed checkpoint"
+    ),
+    CauseKind.BROKEN_BY_CRASH: "{subject} broken, says {detail}, after a crash",
+    CauseKind.UNUSABLE_AFTER_CRASH: "reopening after a crash",
+    CauseKind.DIRECTED_ENDED: "{subject}: crash: {detail}",
+    CauseKind.DIRECTED_FAILED: "{subject}: {detail}",
+    CauseKind.DIRECTED: "{detail}",
+    CauseKind.PAIR: "{detail}",
+    CauseKind.ENDED: "{detail}",
+}
+
+_OR = " or "
+_PHASES = {
+    Phase.SETUP: "before the scenario begins: ",
+    Phase.EXECUTION: "",
+    Phase.TEAR_DOWN: "taken apart: ",
+}
+
+# -- bundles of format 1 have the text alone ---------------------------------------------------
+
+_FIELDS = {
+    "subject": r"(?P<subject>[\w' ]+?)",
+    "detail": r"(?P<detail>.+)",
+    "predicted": r"(?P<predicted>.+)",
+}
+#: What a format-1 text may only be where its fields are these.
+_NARROWER = {
+    CauseKind.HANGS: {"subject": r"(?P<subject>\w+)"},
+    CauseKind.WRONG_ANSWER: {"subject": r"(?P<subject>\w+)"},
+    CauseKind.ERROR_MASKED: {"detail": r"(?P<detail>\w+ \w+)"},
+    CauseKind.ERROR_MASKED_BY_BOTH: {"detail": r"(?P<detail>\w+ \w+)"},
+    CauseKind.ERROR_MASKED_OLD_DATA: {"detail": r"(?P<detail>\w+ \w+)"},
+    CauseKind.WRONG_DATA: {
+        "subject": r"(?P<subject>guest_read|primary_read|view|primary|secondary|hidden|active)",
+        "detail": r"(?P<detail>.+?)",
+    },
+    CauseKind.NEW_DATA_AFTER_ERROR: {"subject": r"(?P<subject>guest_read|view)"},
+    CauseKind.ALLOCATION: {
+        "subject": r"(?P<subject>hidden|active)",
+        "detail": r"(?P<detail>\w+)",
+    },
+    CauseKind.CORRUPTION: {"subject": r"(?P<subject>hidden|active|secondary)"},
+    CauseKind.NOT_IN_STATUS: {"subject": r"(?P<subject>\d)"},
+}
+_FAULT = re.compile(
+    r"(?P<text>.*), (?P<relation>after|beside) "
+    r"(?:a failed (?P<failed>\w+ \w+)|the (?P<gone>\w+) disk went away)"
+)
+
+
+def _reader(kind: CauseKind) -> Callable[[str], re.Match[str] | None]:
+    fields = {**_FIELDS, **_NARROWER.get(kind, {})}
+    parts = re.split(r"\{(\w+)\}", WORDING[kind])
+    pattern = "".join(
+        fields[part] if index % 2 else re.escape(part) for index, part in enumerate(parts)
+    )
+    return re.compile(pattern, re.DOTALL).fullmatch
+
+
+#: A directed case's and QEMU's own words may be anything. Fixed words go before all others.
+_READERS = {
+    kind: _reader(kind)
+    for kind in sorted(WORDING, key=lambda kind: "{" in WORDING[kind])
+    if "directed" not in kind and kind not in (CauseKind.ENDED, CauseKind.PAIR)
+}
+
+
+def cause_from_text(text: str) -> Cause:
+    """The cause that a bundle of format 1 gives as text; what fits no wording is QEMU's own."""
+    phase, fault = Phase.EXECUTION, None
+    for one, prefix in _PHASES.items():
+        if prefix and text.startswith(prefix):
+            phase, text = one, text.removeprefix(prefix)
+    if found := _FAULT.fullmatch(text):
+        gone = found["gone"] is not None
+        fault = FaultContext(Relation(found["relation"]), found["gone"] or found["failed"], gone)
+        text = found["text"]
+    for kind, read in _READERS.items():
+        if (match := read(text)) is not None:
+            read_out = match.groupdict()
+            predicted = tuple(one for one in read_out.pop("predicted", "").split(_OR) if one)
+            return Cause(kind, **read_out, predicted=predicted, phase=phase, fault=fault)
+    return Cause(CauseKind.ENDED, detail=text, phase=phase, fault=fault)
