@@ -69,7 +69,7 @@ class GatedCommands:
         return self._told(hand)
 
     async def _schedule(self, _: dict[str, Value]) -> object:
-        return {"steps": list(self._hand().schedule.lines())}
+        return {"steps": [str(event) for event in self._hand().schedule.events()]}
 
     @staticmethod
     def _told(hand: IoController) -> dict[str, object]:

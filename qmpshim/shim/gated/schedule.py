@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from qmpshim.conformance.explore.harness.history import io_event
 from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo
+from qmpshim.conformance.explore.harness.trace import TraceEvent, What, note
 from qmpshim.conformance.explore.scenarios import BASE, COMMANDS, DATA, FLUSHES, RealScenario, words
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.gated import Form
@@ -26,7 +28,7 @@ MOST = 6  # concurrent operations: their every order is tried when the end is ju
 class _Line:
     """One line of the record: an operation's start or end, or an I/O's coming, going or failing."""
 
-    what: str
+    what: What
     op: int
     named: NamedIo | None = None
     say: str = ""
@@ -78,14 +80,14 @@ class Schedule:
         self._running.append(index)
         self._mover = index
         self._set_flushing()
-        self._lines.append(_Line("start", index))
+        self._lines.append(_Line(What.START, index))
         return index
 
     def ends(self, index: int, answer: str) -> None:
         """An operation was answered: ``ok``, ``errno N`` or an error's text."""
         self._running.remove(index)
         self._set_flushing()
-        self._lines.append(_Line("end", index, say=answer))
+        self._lines.append(_Line(What.ENDS, index, say=answer))
 
     def is_data(self, io: HeldIO) -> bool:
         """Whether an I/O is about data, and so a step; qcow2's metadata is none."""
@@ -94,7 +96,7 @@ class Schedule:
     def comes(self, io: HeldIO) -> NamedIo:
         """An I/O about data has come; gives its name."""
         named = self._names.name(io, self._mover, self._running)
-        self._lines.append(_Line("come", named.op, named))
+        self._lines.append(_Line(What.ARRIVES, named.op, named))
         return named
 
     def held(self, named: NamedIo) -> None:
@@ -104,12 +106,12 @@ class Schedule:
     def goes(self, named: NamedIo) -> None:
         """It is let go."""
         self._mover = named.op
-        self._lines.append(_Line("complete", named.op, named))
+        self._lines.append(_Line(What.COMPLETE, named.op, named))
 
     def fails(self, named: NamedIo, errno: int) -> None:
         """It is ended with an error."""
         self._mover = named.op
-        self._lines.append(_Line("fail", named.op, named, errno=errno))
+        self._lines.append(_Line(What.FAIL, named.op, named, errno=errno))
 
     def _concurrent(self, index: int) -> None:
         self._first = index if self._first is None else min(self._first, index)
@@ -124,26 +126,21 @@ class Schedule:
         """How many operations are over before the concurrent ones begin."""
         return max(0, len(self._ops) - 1) if self._first is None else self._first
 
-    def lines(self) -> Iterator[str]:
-        """As `qmpshim explore` and `replay` tell it; the setup's operations come first."""
+    def events(self) -> Iterator[TraceEvent]:
+        """What happened, as the explorer notes it; the setup's operations come first."""
         setup = self._setup
         for done in self._ops[:setup]:
-            yield f"before: {words(done)}"
+            yield note(f"before: {words(done)}")
         for line in self._lines:
             if line.op < setup:
                 continue
-            op = line.op - setup
-            match line.what:
-                case "start":
-                    yield f"start {op}: {words(self._ops[line.op])}"
-                case "end":
-                    yield f"    {op} ends: {line.say}"
-                case "come":
-                    yield f"    {say(line.named, setup)}"
-                case "fail":
-                    yield f"fail {say(line.named, setup)} with errno {line.errno}"
-                case _:
-                    yield f"complete {say(line.named, setup)}"
+            if line.named is not None:
+                text = f"with errno {line.errno}" if line.what is What.FAIL else ""
+                yield io_event(line.what, _shifted(line.named, setup), text)
+            elif line.what is What.START:
+                yield TraceEvent(What.START, line.op - setup, text=words(self._ops[line.op]))
+            else:
+                yield TraceEvent(line.what, line.op - setup, text=line.say)
 
     def case(
         self, name: str = "by-hand", dead: bool = False
@@ -175,19 +172,23 @@ class Schedule:
 
     def _choices(self, setup: int) -> Iterator[Choice]:
         for line in self._lines:
-            if line.op < setup or line.what in ("end", "come"):
+            if line.op < setup or not line.what.is_step:
                 continue
             if line.named is None:
                 yield ("start", line.op - setup)
                 continue
             _, op, what, nth = line.named.choice
             name: tuple[Any, ...] = (int(op) - setup, what, nth)
-            yield ("fail", *name, line.errno) if line.what == "fail" else ("io", *name)
+            yield ("fail", *name, line.errno) if line.what is What.FAIL else ("io", *name)
 
 
-def say(named: NamedIo | None, setup: int = 0) -> str:
-    """``hidden write 0+128 (of 0)``, with *setup* operations before the first."""
-    assert named is not None
-    _, op, what, nth = named.choice
-    again = f" #{int(nth) + 1}" if nth else ""
-    return f"{what}{again} (of {int(op) - setup})"
+def _shifted(named: NamedIo, setup: int) -> Choice:
+    """The choice that an I/O is, with *setup* operations before the first concurrent one."""
+    kind, op, what, nth = named.choice
+    assert isinstance(op, int)
+    return kind, op - setup, what, nth
+
+
+def say(named: NamedIo) -> str:
+    """``hidden write 0+128 (of 0)``."""
+    return str(io_event(What.ARRIVES, named.choice)).strip()

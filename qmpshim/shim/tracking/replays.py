@@ -94,7 +94,7 @@ async def _schedule(watch: TrackedChains, build: Build | None) -> dict[str, Any]
         (scenario.name,),
         scenario,
         schedule,
-        tuple(watch.hand.schedule.lines()),
+        tuple(watch.hand.schedule.events()),
         errnos=tuple(sorted(errnos)),
         build=_told(build),
     )
@@ -110,7 +110,7 @@ async def _schedule(watch: TrackedChains, build: Build | None) -> dict[str, Any]
         verdict=None if violation is None else violation.kind,
         cause=Cause(CauseKind.ENDED) if violation is None else violation.cause,
         text="as allowed" if violation is None else violation.text,
-        lines=gone.lines,
+        events=gone.events,
         replays=(1, 1),
     )
     shows = finding.text if violation is None else f"{violation.kind}: {violation.text}"

@@ -1,6 +1,6 @@
 """A finding's steps as data for a sequence diagram: who moves, what is held, who waits for it.
 
-Made from the lines of a trace (see :class:`~qmpshim.conformance.explore.harness.history.History`)
+Made from the events of a trace (see :class:`~qmpshim.conformance.explore.harness.history.History`)
 or from a list of operations; drawn by :mod:`qmpshim.conformance.check.report.drawing`.
 """
 
@@ -9,30 +9,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from qmpshim.conformance.explore.harness.trace import What, read_line
+from qmpshim.conformance.explore.harness.trace import TraceEvent, What
 
 
-def steps_of_lines(lanes: Sequence[str], lines: Iterable[str]) -> dict[str, Any]:
+def steps_of_events(lanes: Sequence[str], events: Iterable[TraceEvent]) -> dict[str, Any]:
     """The diagram of an explored schedule.
 
     :param lanes: the operations, in words
-    :param lines: the trace
+    :param events: the trace
     :returns: ``lanes`` and ``steps``; a step has the ``lane`` that moves (None: nobody's), its
         ``kind`` (start, complete, fail, cut, note), the ``io`` that it is about, and ``text``: the
         operation, or how the I/O ended; the I/Os that arrive at the gate (``arrives``: lane and
         text) and the operations that end (``ends``)
     """
     steps: list[dict[str, Any]] = []
-    for line in lines:
-        told = read_line(line)
-        if told.what is What.ARRIVES and steps:
-            steps[-1]["arrives"].append([told.op, told.io])
-        elif told.what is What.ENDS and steps:
-            steps[-1]["ends"].append([told.op, told.text])
-        elif told.what.is_step:
-            steps.append(_step(told.op, told.what.value, told.text, told.io))
+    for event in events:
+        if event.what is What.ARRIVES and steps:
+            steps[-1]["arrives"].append([event.op, event.io])
+        elif event.what is What.ENDS and steps:
+            steps[-1]["ends"].append([event.op, event.text])
+        elif event.what.is_step:
+            steps.append(_step(event.op, event.what.value, event.text, event.io))
         else:
-            steps.append(_step(None, What.NOTE.value, line.strip()))
+            steps.append(_step(None, What.NOTE.value, str(event).strip()))
     return {"lanes": list(lanes), "steps": steps}
 
 

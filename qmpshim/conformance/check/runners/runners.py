@@ -18,7 +18,7 @@ from typing import Any
 from qmpshim.conformance.bundles import bundle as bundles
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.report.cluster_maps import maps_of_bundle, maps_of_schedule
-from qmpshim.conformance.check.report.sequence import steps_of_lines, steps_of_operations
+from qmpshim.conformance.check.report.sequence import steps_of_events, steps_of_operations
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
@@ -258,7 +258,7 @@ def _of_schedule(finding: Finding, build: Build, directory: Path) -> CaseFinding
         replay="qmpshim replay {bundle}",
         confirmed=finding.confirmed,
         details=_plain(
-            diagram=steps_of_lines(lanes, finding.lines),
+            diagram=steps_of_events(lanes, finding.events),
             maps=maps_of_schedule(finding, build),
             chain=f"{scenario.form}, {scenario.size * SECTOR} bytes, "
             f"clusters of {scenario.cluster * SECTOR}" + (f"; before: {setup}" if setup else ""),
@@ -378,7 +378,7 @@ def _recorded(build: Build, wanted: Finding, directory: Path) -> CaseOutcome:
     if wrong is None:
         return CaseOutcome(Status.OK, "as it was recorded")
     found = replace(
-        wanted, verdict=wrong.kind, cause=wrong.cause, text=wrong.text, lines=again.lines
+        wanted, verdict=wrong.kind, cause=wrong.cause, text=wrong.text, events=again.events
     )
     finding = _of_schedule(found, build, directory)
     return CaseOutcome(Status.DIVERGED, *_same_or_not(False, found.text, finding))

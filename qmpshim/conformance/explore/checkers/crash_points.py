@@ -21,7 +21,6 @@ from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.overlays import faults_of
 from qmpshim.conformance.explore.harness.real_system import RealSystem
-from qmpshim.conformance.explore.harness.trace import read_line
 from qmpshim.errors import CommandFailed, InputError, MachineError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.agreement import qemu_img_check
@@ -110,7 +109,7 @@ def _is(step: str, now: History) -> bool:
         first = int(numbers[1])
         last = int(numbers[3] or len(now.steps)) if numbers[2] else first
         return first <= len(now.steps) <= last
-    return step in next(line for line in reversed(now.lines) if read_line(line).what.is_step)
+    return step in str(next(event for event in reversed(now.events) if event.what.is_step))
 
 
 def after_a_crash(system: RealSystem) -> RealViolation | None:

@@ -8,6 +8,7 @@ from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import GARBAGE, owners
 from qmpshim.conformance.explore.harness.overlays import OverlayState, read_overlay
+from qmpshim.conformance.explore.harness.trace import note
 from qmpshim.conformance.explore.scenarios import VANISH, RealScenario, words
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import Form, GatedMachine
@@ -196,7 +197,7 @@ def aftermath(
     answer = machine.clients["primary"].call(
         Nbd.WRITE, 0, 0, bytes(pattern.data_of(PROBE, 0, size))
     )
-    now.lines.append("afterwards: primary write of everything")
+    now.events.append(note("afterwards: primary write of everything"))
     if answer.errno:
         text = f"a primary write afterwards fails with errno {answer.errno}"
         return RealViolation(
@@ -233,7 +234,7 @@ def _both_written(
     """One more guest write everywhere: it is on both disks, so replication lives."""
     data = bytes(pattern.data_of(PROBE, 0, scenario.size))
     answer = machine.clients["guest"].call(Nbd.WRITE, 0, 0, data)
-    now.lines.append("afterwards: guest write of everything")
+    now.events.append(note("afterwards: guest write of everything"))
     if answer.errno:
         text = f"a guest write afterwards fails with errno {answer.errno}"
         return RealViolation(

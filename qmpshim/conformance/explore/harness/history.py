@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
+from qmpshim.conformance.explore.harness.trace import TraceEvent, What
 from qmpshim.model.check.cause import Cause, CauseKind, Phase
 from qmpshim.model.explore.system import Choice
 
@@ -34,7 +35,7 @@ class History:
     :ivar wrote: changes that were let go, by the request's number: whose they were
     :ivar failed: I/Os that were ended with an error, and what that means for the model
     :ivar faults: I/Os that did not end well, cut connections that were made again among them
-    :ivar lines: the trace, a line a step and what it made visible
+    :ivar events: the trace: the steps, and what each made visible
     :ivar lost: the schedule could not be followed
     :ivar seen: the end, once everything there was looked at
     """
@@ -50,7 +51,7 @@ class History:
     wrote: dict[int, int] = field(default_factory=dict)
     failed: list[tuple[NamedIo, InjectedFault]] = field(default_factory=list)
     faults: int = 0
-    lines: list[str] = field(default_factory=list)
+    events: list[TraceEvent] = field(default_factory=list)
     lost: bool = False
     seen: Outcome | None = None
 
@@ -63,6 +64,11 @@ class History:
             precedence=[frozenset()] * operations,
         )
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The trace as text."""
+        return tuple(map(str, self.events))
+
     def gone(self) -> bool:
         """Whether an image is gone for good."""
         return any(hit.gone for _, hit in self.failed)
@@ -74,15 +80,15 @@ class Anomaly:
 
     violation: RealViolation
     schedule: tuple[Choice, ...]
-    lines: tuple[str, ...]
+    events: tuple[TraceEvent, ...]
     count: int
 
 
-def say(choice: Choice) -> str:
-    """The name of an I/O to read: ``hidden write 0+128 (of 0)``."""
-    _, op, what, nth = choice[:4]
-    again = f" #{int(nth) + 1}" if nth else ""
-    return f"{what}{again} (of {op})"
+def io_event(what: What, choice: Choice, text: str = "") -> TraceEvent:
+    """What befell a held I/O."""
+    _, op, name, nth = choice[:4]
+    assert isinstance(op, int)
+    return TraceEvent(what, op, f"{name} #{int(nth) + 1}" if nth else str(name), text)
 
 
 def ended(text: str, phase: Phase = Phase.EXECUTION) -> Cause:

@@ -31,6 +31,7 @@ from qmpshim.conformance.explore.harness.run import (
     Release,
     faithfully,
 )
+from qmpshim.conformance.explore.harness.trace import note
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.model.chain.behaviour import behaviour_of
@@ -156,7 +157,7 @@ class RealSystem(RealRun):
         if now.lost or self.violation is not None:
             return NOTHING
         if not self.offers(choice):
-            now.lines.append(f"cannot {choice}: there are {list(self.enabled())}")
+            now.events.append(note(f"cannot {choice}: there are {list(self.enabled())}"))
             now.lost = True
             self.derailed += 1
             self.stage.discard()
@@ -220,7 +221,7 @@ class RealSystem(RealRun):
             telling = text.split(": ", 1)[-1] if kind is Verdict.CRASH else text
             cause = ended(telling, Phase.TEAR_DOWN)
             wrong = RealViolation(kind, f"taken apart: {text}", cause=cause)
-            self.now.lines += ["afterwards: taken apart", f"{kind}: {wrong.text}"]
+            self.now.events += [note("afterwards: taken apart"), note(f"{kind}: {wrong.text}")]
             self._keep(wrong)
             if not self.keeping:
                 self.stage.discard()
@@ -229,14 +230,14 @@ class RealSystem(RealRun):
 
     def _keep(self, violation: RealViolation) -> None:
         key = (violation.kind, violation.cause)
-        steps, lines = tuple(self.now.steps), tuple(self.now.lines)
+        steps, events = tuple(self.now.steps), tuple(self.now.events)
         if key not in self.found:
-            self.found[key] = Anomaly(violation, steps, lines, 1)
+            self.found[key] = Anomaly(violation, steps, events, 1)
             return
         best = self.found[key]
         best.count += 1
         if len(steps) < len(best.schedule):
-            best.violation, best.schedule, best.lines = violation, steps, lines
+            best.violation, best.schedule, best.events = violation, steps, events
 
     @property
     def in_part(self) -> int:

@@ -14,11 +14,12 @@ from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.online import OnlineChecker
 from qmpshim.conformance.explore.checkers.sequential import InjectedFault
 from qmpshim.conformance.explore.harness import operations as real_ops
-from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, History, ended, say
+from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, History, ended, io_event
 from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo
 from qmpshim.conformance.explore.harness.overlays import places_of
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.state import StateOf
+from qmpshim.conformance.explore.harness.trace import FOR_GOOD, MADE_AGAIN, TraceEvent, What, note
 from qmpshim.conformance.explore.scenarios import (
     BASE,
     CHAIN_COMMANDS,
@@ -132,7 +133,7 @@ class RealRun:
         else:
             named = self.now.held.pop(choice)
             self._mover = named.op
-            self.now.lines.append(f"complete {say(choice)}")
+            self.now.events.append(io_event(What.COMPLETE, choice))
             self._state.completing(named, self._stored(named))
             if named.verb not in ("read", "status", "flush"):
                 self.now.wrote[named.io.seq] = named.op
@@ -150,7 +151,7 @@ class RealRun:
         self._mover = index
         now.started.add(index)
         now.precedence[index] = frozenset(now.over)
-        now.lines.append(f"start {index}: {words(op)}")
+        now.events.append(TraceEvent(What.START, index, text=words(op)))
         self.stage.will(op.do)
         now.running[index] = real_ops.begin(self.machine, op, self._numbers[index])
         self._names.flushing = any(self.scenario.ops[i].do in FLUSHES for i in now.running)
@@ -163,7 +164,7 @@ class RealRun:
         self.stage.doubt()
         gate = self.machine.gate
         if errno == RECONNECT:
-            now.lines.append(f"cut the connection of {say(name)}; it may be made again")
+            now.events.append(io_event(What.CUT, name, MADE_AGAIN))
             gate.cut(named.io)
             image = named.io.image
             self.machine.reactor.until(lambda: bool(gate.connections(image)), _RECONNECTS)
@@ -184,11 +185,11 @@ class RealRun:
         )  # fmt: skip
         now.failed.append((named, hit))
         if gone:
-            now.lines.append(f"cut the connection of {say(name)} for good")
+            now.events.append(io_event(What.CUT, name, FOR_GOOD))
             gate.refuse(named.io.image)
             gate.cut(named.io.image)
         else:
-            now.lines.append(f"fail {say(name)} with errno {errno}")
+            now.events.append(io_event(What.FAIL, name, f"with errno {errno}"))
             gate.fail(named.io, errno)
 
     def _arrives(self, io: HeldIO) -> bool:
@@ -278,7 +279,7 @@ class RealRun:
                 named = self._names.name(io, mover, unfinished, still)
                 now.held[named.choice] = named
                 self.names.add(named.choice)
-                now.lines.append(f"    {say(named.choice)}")
+                now.events.append(io_event(What.ARRIVES, named.choice))
 
     def _answered(self, index: int) -> None:
         """Take an operation's answer, if it is there."""
@@ -288,7 +289,7 @@ class RealRun:
             return
         now.answers[index], now.data[index] = found
         now.over.add(index)
-        now.lines.append(f"    {index} ends: {found[0]}")
+        now.events.append(TraceEvent(What.ENDS, index, text=found[0]))
         if op.do in FLUSHES and found[0] == "ok" and self.violation is None:
             self.violation = self.watch.flushed(now, index)
 
@@ -299,7 +300,7 @@ class RealRun:
             telling = text.split(": ", 1)[-1]
             self.violation = RealViolation(Verdict.CRASH, text, cause=ended(telling))
         elif not isinstance(error, BROKEN):  # it is we who went wrong
-            self.now.lines.append(f"cannot go on: {error}")
+            self.now.events.append(note(f"cannot go on: {error}"))
             self.now.lost = True
             self.derailed += 1
             self.stage.discard()
@@ -308,7 +309,7 @@ class RealRun:
             # It lives: what went away is a client's connection.
             kind = Verdict.HANG if isinstance(error, MachineDied) else verdict_of(error)
             self.violation = RealViolation(kind, str(error), cause=ended(str(error)))
-        self.now.lines.append(f"{self.violation.kind}: {self.violation.text}")
+        self.now.events.append(note(f"{self.violation.kind}: {self.violation.text}"))
 
     def _never_began(self, error: MachineError) -> None:
         """QEMU died, is stuck or refuses to work in the setup: that is no less a finding."""
@@ -321,4 +322,4 @@ class RealRun:
             telling = telling.split(": ", 1)[-1]
         cause = ended(telling, Phase.SETUP)
         self.violation = RealViolation(verdict, f"before the scenario begins: {error}", cause=cause)
-        self.now.lines.append(f"{verdict}: {self.violation.text}")
+        self.now.events.append(note(f"{verdict}: {self.violation.text}"))

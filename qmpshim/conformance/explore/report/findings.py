@@ -13,6 +13,11 @@ from typing import Any
 import qmpshim
 from qmpshim.conformance.bundles.case_file import integers, strings
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.harness.trace import (
+    TraceEvent,
+    event_from_json,
+    event_from_line,
+)
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
 from qmpshim.errors import InputError, decoding
 from qmpshim.model.check.cause import Cause, cause_from_json, cause_from_text
@@ -30,7 +35,7 @@ class Sighting:
     scenario: RealScenario
     violation: RealViolation
     schedule: tuple[Choice, ...]
-    lines: tuple[str, ...]
+    events: tuple[TraceEvent, ...]
     count: int
 
     @property
@@ -53,7 +58,7 @@ class Finding:
     :ivar count: schedules in which it was seen
     :ivar scenarios: names of those it was seen in
     :ivar schedule: of :attr:`scenario`, the steps to take
-    :ivar lines: what happened, a line a step
+    :ivar events: what happened
     :ivar replays: how often it showed itself again, of how many times
     :ivar known: id of the known finding this is, or ``""``
     :ivar crash_points: how the images are looked at, as in :class:`~.crash_points.CrashPoints`
@@ -70,7 +75,7 @@ class Finding:
     scenarios: tuple[str, ...]
     scenario: RealScenario
     schedule: tuple[Choice, ...]
-    lines: tuple[str, ...]
+    events: tuple[TraceEvent, ...]
     replays: tuple[int, int] = (0, 0)
     known: str = ""
     errnos: tuple[int, ...] = ()
@@ -78,6 +83,11 @@ class Finding:
     crash_points: str = "none"
     all_io: bool = False
     allocation: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What happened, as text."""
+        return tuple(map(str, self.events))
 
     @property
     def confirmed(self) -> bool:
@@ -106,6 +116,7 @@ class Finding:
             "errnos": list(self.errnos),
             "schedule": [list(choice) for choice in self.schedule],
             "trace": list(self.lines),
+            "events": [event.to_json() for event in self.events],
             "replays": list(self.replays),
             "known": self.known,
             "build": self.build,
@@ -133,7 +144,7 @@ def finding_from_json(value: Any) -> Finding:
             strings(value.get("scenarios", [])),
             scenario,
             tuple(_choice(choice, len(scenario.ops)) for choice in value["schedule"]),
-            strings(value.get("trace", [])),
+            _events(value),
             (int(value["replays"][0]), int(value["replays"][1])),
             str(value.get("known", "")),
             integers(value.get("errnos", [])),
@@ -172,6 +183,13 @@ def _cause(value: dict[str, Any]) -> Cause:
     if "cause_fields" in value:
         return cause_from_json(value["cause_fields"])
     return cause_from_text(str(value["cause"]))
+
+
+def _events(value: dict[str, Any]) -> tuple[TraceEvent, ...]:
+    """What happened; older findings have the lines alone."""
+    if "events" in value:
+        return tuple(event_from_json(event) for event in value["events"])
+    return tuple(event_from_line(line) for line in strings(value.get("trace", [])))
 
 
 def failing(schedule: Sequence[Choice]) -> frozenset[str]:
@@ -215,5 +233,5 @@ def _alone(sighting: Sighting) -> Finding:
         (scenario.name,),
         scenario,
         sighting.schedule,
-        sighting.lines,
+        sighting.events,
     )

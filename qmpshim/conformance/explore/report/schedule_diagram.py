@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qmpshim.conformance.explore.harness.trace import What, read_line
+from qmpshim.conformance.explore.harness.trace import What
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.report.model_diagram import LANE, row
 from qmpshim.conformance.explore.scenarios import words
@@ -30,15 +30,14 @@ def diagram(finding: Finding) -> str:
     lines += ["", *row("", [f"op {index}: {words(op)}" for index, op in enumerate(ops)])]
     lines += row("", ["-" * (LANE - 2)] * len(ops))
     number = 0
-    for line in finding.lines:
-        told = read_line(line)
-        if told.op is None:
-            lines.append(f"      {told.text}")
+    for event in finding.events:
+        if event.op is None:
+            lines.append(f"      {event.text}")
             continue
         cells = ["|"] * len(ops)
-        cells[told.op] = _CELLS[told.what].format(told)
+        cells[event.op] = _CELLS[event.what].format(event)
         label = ""
-        if told.what.is_step:
+        if event.what.is_step:
             number += 1
             label = str(number)
         lines += row(label, cells)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.explore.harness.history import CUT, RECONNECT
-from qmpshim.conformance.explore.harness.trace import What, read_line
+from qmpshim.conformance.explore.harness.trace import What
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.symptoms import arrivals, symptom_of
 from qmpshim.conformance.explore.scenarios import CHAIN_COMMANDS, HOLES
@@ -171,13 +171,12 @@ def blkdebug_steps(finding: Finding) -> list[list[Any]] | None:
 def _running(finding: Finding) -> list[tuple[int, int, int]]:
     """From the trace: each operation with the steps that started and ended it."""
     place, found = -1, {}
-    for line in finding.lines:
-        told = read_line(line)
-        place += told.what.is_step
-        if told.what is What.START and told.op is not None:
-            found[told.op] = (place, len(finding.schedule))
-        elif told.what is What.ENDS and told.op in found:
-            found[told.op] = (found[told.op][0], place)
+    for event in finding.events:
+        place += event.what.is_step
+        if event.what is What.START and event.op is not None:
+            found[event.op] = (place, len(finding.schedule))
+        elif event.what is What.ENDS and event.op in found:
+            found[event.op] = (found[event.op][0], place)
     return [(op, start, end) for op, (start, end) in found.items()]
 
 
@@ -185,12 +184,11 @@ def _spans(finding: Finding) -> list[_Span]:
     """What was held when, from the trace."""
     place = -1
     arrived: list[tuple[str, int, int]] = []
-    for line in finding.lines:
-        told = read_line(line)
-        if told.what.is_step:
+    for event in finding.events:
+        if event.what.is_step:
             place += 1
-        elif told.what is What.ARRIVES and told.op is not None:
-            arrived.append((told.name, told.op, place))
+        elif event.what is What.ARRIVES and event.op is not None:
+            arrived.append((event.name, event.op, place))
     spans = []
     for what, op, arrival in arrived:
         end = next(

@@ -9,6 +9,7 @@ from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
+from qmpshim.conformance.explore.harness.trace import TraceEvent
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.check.cause import Phase
@@ -27,9 +28,14 @@ class Replay:
 
     violation: RealViolation | None
     followed: bool
-    lines: tuple[str, ...]
+    events: tuple[TraceEvent, ...]
     version: tuple[int, ...]
     early: bool = False
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What happened, as text."""
+        return tuple(map(str, self.events))
 
     def shows(self, finding: Finding) -> bool:
         """Whether the finding was seen again.
@@ -68,7 +74,7 @@ def _replay(finding: Finding, stage: QemuPool, release: Release) -> Replay:
     system.reset()
     version = read_version(stage.build)[0]
     followed, early, violation = follow_finding(system, finding)
-    return Replay(violation, followed, tuple(system.now.lines), version, early)
+    return Replay(violation, followed, tuple(system.now.events), version, early)
 
 
 def system_of(

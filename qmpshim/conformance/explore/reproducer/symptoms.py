@@ -25,7 +25,7 @@ from typing import Any
 from qmpshim.conformance.explore.checkers.crash_points import FRESH_QEMU
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.checkers.sequential import Outcome
-from qmpshim.conformance.explore.harness.trace import What, read_line
+from qmpshim.conformance.explore.harness.trace import What
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.scenarios import cut_off
 from qmpshim.conformance.known.folder import known_findings
@@ -112,9 +112,12 @@ def _crash(finding: Finding) -> Sign:
 
 def _unanswered(finding: Finding) -> list[int]:
     """The operations that were started and not answered."""
-    lines = [read_line(line) for line in finding.lines]
-    over = {told.op for told in lines if told.what is What.ENDS}
-    return [t.op for t in lines if t.what is What.START and t.op is not None and t.op not in over]
+    over = {event.op for event in finding.events if event.what is What.ENDS}
+    return [
+        event.op
+        for event in finding.events
+        if event.what is What.START and event.op is not None and event.op not in over
+    ]
 
 
 def _version(finding: Finding) -> tuple[int, ...]:
@@ -128,13 +131,12 @@ def arrivals(finding: Finding) -> list[list[tuple[str, int, int]]]:
     """
     found: list[list[tuple[str, int, int]]] = [[]]
     count: dict[str, int] = {}
-    for line in finding.lines:
-        told = read_line(line)
-        if told.what.is_step:
+    for event in finding.events:
+        if event.what.is_step:
             found.append([])
-        elif told.what is What.ARRIVES and told.op is not None:
-            number = count[told.name] = count.get(told.name, -1) + 1
-            found[-1].append((told.name, number, told.op))
+        elif event.what is What.ARRIVES and event.op is not None:
+            number = count[event.name] = count.get(event.name, -1) + 1
+            found[-1].append((event.name, number, event.op))
     return found
 
 
@@ -151,9 +153,12 @@ def _primaries(finding: Finding) -> list[int]:
 def _answers(finding: Finding) -> Sign:
     cause = finding.cause
     do = "status" if cause.kind is CauseKind.MISLEADING_STATUS else cause.subject
-    lines = [read_line(line) for line in finding.lines]
-    told = {t.op: t.text for t in lines if t.what is What.ENDS and t.op is not None}
-    plain = {i: re.sub(_PATHS, "", text) for i, text in told.items()}
+    answers = {
+        event.op: event.text
+        for event in finding.events
+        if event.what is What.ENDS and event.op is not None
+    }
+    plain = {i: re.sub(_PATHS, "", text) for i, text in answers.items()}
     same = {i: text for i, text in plain.items() if finding.scenario.ops[i].do == do}
     # Of several operations of this kind those that answered so.
     answer = _MISLEADING if cause.kind is CauseKind.MISLEADING_STATUS else cause.detail

@@ -93,13 +93,13 @@ def _with_past(finding: Finding, build: Build, deadline: float | None) -> Findin
 def _run_again(finding: Finding, build: Build, deadline: float | None) -> Finding:
     """Take the schedule in fresh processes and count how often the finding shows itself."""
     seen = 0
-    lines = finding.lines
+    events = finding.events
     for _ in range(TIMES):
         again = replay_schedule(finding, build, deadline=deadline)
         finding.build["version"] = list(again.version)
         if again.shows(finding):
-            seen, lines = seen + 1, again.lines
-    return replace(finding, replays=(seen, TIMES), lines=lines)
+            seen, events = seen + 1, again.events
+    return replace(finding, replays=(seen, TIMES), events=events)
 
 
 def _fewer_operations(finding: Finding, build: Build, deadline: float | None) -> Finding:
@@ -172,7 +172,7 @@ def show_again(finding: Finding, build: Build) -> Shown:
     again = replay_schedule(finding, build)
     told = {"name": build.name, "version": list(again.version)}
     if again.shows(finding):
-        return Shown(replace(finding, lines=again.lines, build=told, replays=(1, 1)))
+        return Shown(replace(finding, events=again.events, build=told, replays=(1, 1)))
     stage = QemuPool(build)
     try:
         found, exhausted = _search(finding.scenario, finding, stage)
@@ -202,7 +202,7 @@ def search(scenario: RealScenario, build: Build) -> Finding | None:
         explore(system, Mode.DPOR, Budget(seconds=_SMALLER), stop=False)
         system.leave()
         sightings = [
-            Sighting(scenario, one.violation, one.schedule, one.lines, one.count)
+            Sighting(scenario, one.violation, one.schedule, one.events, one.count)
             for one in system.found.values()
         ]
     finally:
@@ -234,7 +234,7 @@ def _search(
         finding,
         scenario=scenario,
         schedule=found.schedule,
-        lines=found.lines,
+        events=found.events,
         text=found.violation.text,
     )
     return smaller, exhausted

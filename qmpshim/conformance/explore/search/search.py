@@ -228,6 +228,6 @@ def _collect(
 ) -> None:
     """Add what was seen, keeping the shortest schedule of each."""
     for seen in system.found.values():
-        new = Sighting(scenario, seen.violation, seen.schedule, seen.lines, seen.count)
+        new = Sighting(scenario, seen.violation, seen.schedule, seen.events, seen.count)
         old = found.get(new.key)
         found[new.key] = old.joined(new) if old is not None else new

@@ -22,12 +22,13 @@ from qmpshim.conformance.check.report.compare import Comparison, compare
 from qmpshim.conformance.check.report.drawing import draw
 from qmpshim.conformance.check.report.reports import write_reports
 from qmpshim.conformance.check.report.results import SCHEMA, Results, load_results
-from qmpshim.conformance.check.report.sequence import steps_of_lines
+from qmpshim.conformance.check.report.sequence import steps_of_events
 from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.conformance.check.run.journal import Plan
 from qmpshim.conformance.check.runners.kinds import runner_of
 from qmpshim.conformance.check.runners.runners import bundle
 from qmpshim.conformance.document import SCHEMAS
+from qmpshim.conformance.explore.harness.trace import event_from_line
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.known.folder import DIRECTORY, known_directed, known_findings, write_up
 from qmpshim.machine.builds.build import Build
@@ -317,17 +318,20 @@ def test_the_disks_of_a_finding_are_shown_as_predicted_and_observed(qemu_build: 
 
 
 def test_a_diagram_tells_who_holds_and_who_waits() -> None:
-    diagram = steps_of_lines(
+    diagram = steps_of_events(
         ["write", "checkpoint"],
-        [
-            "start 0: write",
-            "    hidden write 0+128 (of 0)",
-            "start 1: checkpoint",
-            "complete hidden write 0+128 (of 0)",
-            "    0 ends: ok",
-            "    1 ends: ok",
-            "crash: QEMU was killed",
-        ],
+        map(
+            event_from_line,
+            [
+                "start 0: write",
+                "    hidden write 0+128 (of 0)",
+                "start 1: checkpoint",
+                "complete hidden write 0+128 (of 0)",
+                "    0 ends: ok",
+                "    1 ends: ok",
+                "crash: QEMU was killed",
+            ],
+        ),
     )
     assert [step["kind"] for step in diagram["steps"]] == ["start", "start", "complete", "note"]
     drawing = draw(diagram)
@@ -338,17 +342,20 @@ def test_a_diagram_tells_who_holds_and_who_waits() -> None:
 
 
 def test_a_cut_connection_ends_what_waits_on_it() -> None:
-    diagram = steps_of_lines(
+    diagram = steps_of_events(
         ["write", "read"],
-        [
-            "start 0: write",
-            "    secondary write 0+128 (of 0)",
-            "start 1: read",
-            "    secondary read 0+128 (of 1)",
-            "cut the connection of secondary write 0+128 (of 0) for good",
-            "    0 ends: errno 5",
-            "    1 ends: errno 5",
-        ],
+        map(
+            event_from_line,
+            [
+                "start 0: write",
+                "    secondary write 0+128 (of 0)",
+                "start 1: read",
+                "    secondary read 0+128 (of 1)",
+                "cut the connection of secondary write 0+128 (of 0) for good",
+                "    0 ends: errno 5",
+                "    1 ends: errno 5",
+            ],
+        ),
     )
     assert [step["kind"] for step in diagram["steps"]] == ["start", "start", "cut"]
     drawing = draw(diagram)
@@ -411,7 +418,7 @@ def test_a_wheel_has_what_is_known_and_the_templates(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     known = {path.relative_to(DIRECTORY) for path in DIRECTORY.rglob("*.json")}
     assert {f"qmpshim/conformance/known/findings/{path}" for path in known} <= names
-    assert "qmpshim/conformance/check/templates/report.html.j2" in names
-    assert "qmpshim/conformance/check/results.schema.json" in names
+    assert "qmpshim/conformance/check/report/templates/report.html.j2" in names
+    assert "qmpshim/conformance/check/report/results.schema.json" in names
     schemas = {f"qmpshim/conformance/schemas/{path.name}" for path in SCHEMAS.iterdir()}
     assert schemas and schemas <= names

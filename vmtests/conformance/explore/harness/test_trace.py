@@ -1,4 +1,4 @@
-"""Every line that an execution writes is read again, whatever befell its I/Os."""
+"""Events: one line each, by which old bundles are read, and a codec."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT, RealSystem
-from qmpshim.conformance.explore.harness.trace import TraceLine, What, read_line
+from qmpshim.conformance.explore.harness.trace import (
+    What,
+    event_from_json,
+    event_from_line,
+    note,
+)
 from qmpshim.conformance.explore.report.findings import Sighting, group
 from qmpshim.conformance.explore.report.schedule_diagram import diagram
 from qmpshim.model.check.cause import Cause, CauseKind
@@ -42,11 +47,13 @@ def executed(stage: QemuPool, errno: int | None) -> RealSystem:
         (RECONNECT, What.CUT, "it may be made again"),
     ],
 )
-def test_each_line_of_an_execution_is_read(
+def test_each_event_of_an_execution_is_read_again(
     stage: QemuPool, errno: int | None, what: What, text: str
 ) -> None:
     system = executed(stage, errno)
-    told = [read_line(line) for line in system.now.lines if not line.startswith("afterwards")]
+    told = [event for event in system.now.events if not event.text.startswith("afterwards")]
+    for event in system.now.events:
+        assert event_from_line(str(event)) == event == event_from_json(event.to_json())
     count = Counter(one.what for one in told)
     assert not count[What.NOTE]
     assert count[What.START] == 2 == count[What.ENDS]
@@ -56,7 +63,7 @@ def test_each_line_of_an_execution_is_read(
         assert step[1] == line.op
         assert not line.io or step[2] == line.name
     violation = RealViolation(Verdict.HANG, "wrong", cause=Cause(CauseKind.HANGS, "wrong"))
-    sighting = Sighting(system.scenario, violation, (), tuple(system.now.lines), 1)
+    sighting = Sighting(system.scenario, violation, (), tuple(system.now.events), 1)
     drawn = diagram(group([sighting])[0])
     assert drawn.count("* starts") == 2
     assert drawn.count("* CUT: ") == (what is What.CUT)
@@ -64,7 +71,5 @@ def test_each_line_of_an_execution_is_read(
 
 
 def test_what_is_no_line_is_a_note() -> None:
-    assert read_line("crash: QEMU (of 3) died") == TraceLine(
-        What.NOTE, None, "", "crash: QEMU (of 3) died"
-    )
-    assert read_line("    hidden write 0+128 #2 (of 1)").name == "hidden write 0+128"
+    assert event_from_line("crash: QEMU (of 3) died") == note("crash: QEMU (of 3) died")
+    assert event_from_line("    hidden write 0+128 #2 (of 1)").name == "hidden write 0+128"

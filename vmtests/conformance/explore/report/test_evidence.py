@@ -38,7 +38,7 @@ def test_nobody_waits_for_a_crash_that_does_not_come(
     monkeypatch.setattr(evidence, "_Gdb", Gdb)
     monkeypatch.setattr(evidence, "QemuPool", Ended)
     (honest,) = scenarios.named("WP")
-    collect(replace(case, scenario=honest, schedule=(), lines=()), qemu_build, tmp_path)
+    collect(replace(case, scenario=honest, schedule=(), events=()), qemu_build, tmp_path)
     assert happened == ["QEMU ended", "gdb asked"]
     assert (tmp_path / "stderr.txt").read_text() == ""
     assert "SIGABRT" not in (tmp_path / "backtrace.txt").read_text()

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from qmpshim.conformance.explore.harness.history import CUT, RECONNECT
+from qmpshim.conformance.explore.harness.trace import event_from_line
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
 from qmpshim.conformance.explore.reproducer.export import blkdebug_steps, export_script
@@ -103,7 +104,7 @@ def shown(
     )  # fmt: skip
     again = replay_schedule(case, build)
     assert again.followed, again.lines
-    case = replace(case, lines=again.lines, build={"version": list(again.version)})
+    case = replace(case, events=again.events, build={"version": list(again.version)})
     if again.violation is None:
         return case
     wrong = again.violation
@@ -436,7 +437,7 @@ def test_requests_are_told_by_what_and_how_often() -> None:
         (),
         RealScenario("HF", ops),
         schedule,
-        lines,
+        tuple(map(event_from_line, lines)),
     )
     assert "['complete', 'secondary flush', 1]" in export_script(finding)
 
@@ -481,6 +482,14 @@ def test_what_a_script_looks_for(verdict: str, cause: str, sign: dict[str, objec
         schedule += (("fail", 0, "hidden write 0+128", 0, 5),)
     text = "QEMU was killed by SIGABRT: x" if verdict == "crash" else ""
     finding = Finding(
-        Verdict(verdict), cause_from_text(cause), text, True, 1, (), scenario, schedule, lines
+        Verdict(verdict),
+        cause_from_text(cause),
+        text,
+        True,
+        1,
+        (),
+        scenario,
+        schedule,
+        tuple(map(event_from_line, lines)),
     )
     assert symptom_of(finding) == sign
