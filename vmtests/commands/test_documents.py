@@ -17,7 +17,7 @@ from referencing import Registry, Resource
 from qmpshim.cli import main
 from qmpshim.conformance.check.report.results import SCHEMA, load_results, results_from_json
 from qmpshim.conformance.document import SCHEMAS, Document, build_object
-from qmpshim.conformance.explore.harness.io_naming import step_object
+from qmpshim.conformance.explore.harness.choices import Complete, Fail, io_id, step_object
 from qmpshim.conformance.known.folder import DIRECTORY
 from qmpshim.machine.builds.build import Build
 from vmtests.support.command_line import LIMIT, CommandLine
@@ -142,13 +142,13 @@ def test_of_explore_and_of_its_replay_and_script(qmpshim: CommandLine, qemu_buil
 
 def test_a_step_is_told_in_bytes() -> None:
     name = "hidden write 16+128"
-    assert step_object(("fail", 1, name, 2, 28)) == {
+    assert step_object(Fail(io_id(1, name, 2), 28)) == {
         **{"step": "fail", "operation": 1, "disk": "hidden", "verb": "write", "meta": False},
         **{"nth": 2, "offset_bytes": 8192, "length_bytes": 65536, "errno": 28},
     }
-    tables = step_object(("io", 0, "active write meta 65536+512", 0))
+    tables = step_object(Complete(io_id(0, "active write meta 65536+512")))
     assert (tables["meta"], tables["offset_bytes"], tables["length_bytes"]) == (True, 65536, 512)
-    assert "offset_bytes" not in step_object(("io", 0, "active flush", 0))
+    assert "offset_bytes" not in step_object(Complete(io_id(0, "active flush")))
 
 
 def test_of_explore_on_the_model(qmpshim: CommandLine) -> None:

@@ -24,6 +24,7 @@ from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.conformance.explore.search.minimize import confirm
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.scenario import Op
 from vmtests.commands.test_signals import wait_for
@@ -53,7 +54,7 @@ def test_it_is_seen_at_once(qemu_build: Build, monkeypatch: pytest.MonkeyPatch) 
         while enabled := system.enabled():
             system.take(enabled[0])
         system.finish()
-        assert [cause for _, cause in system.found] == ["guest_read hangs"]
+        assert [cause for _, cause in system.found] == [Cause(CauseKind.HANGS, "guest_read")]
         assert time.monotonic() - began < run.PATIENCE
     finally:
         stage.close()

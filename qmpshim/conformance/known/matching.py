@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qmpshim.conformance.explore.harness.choices import failures
 from qmpshim.conformance.explore.report.findings import Finding, failing, finding_from_json
 from qmpshim.conformance.explore.scenarios import COMMANDS, DATA, VANISH
 from qmpshim.conformance.known.write_ups import Version, WriteUp, common, load
@@ -44,7 +45,7 @@ class ExplorerWriteUp(WriteUp):
         """Whether *finding*, seen on QEMU *version*, is this one."""
         scenario, failed = finding.scenario, failing(finding.schedule)
         there = {op.do for op in scenario.ops}
-        errnos = {step[-1] for step in finding.schedule if step[0] == "fail"}
+        errnos = {step.fault for step in failures(finding.schedule)}
         return (
             self.concerns(version)
             and self.explains(finding.verdict, finding.cause, finding.contract)

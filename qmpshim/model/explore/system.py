@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from qmpshim.model.check.verdict import Verdict
 
-Choice: TypeAlias = tuple[str | int, ...]
-"""A step's name: ``("start", operation)``, ``("io", operation, n-th I/O)``, ...  A name stands for
+Choice: TypeAlias = tuple[Any, ...]
+"""A step's name, of a form that each system chooses.  A name stands for
 the same event in every execution in which what it depends on happened before it, is offered until
 it is taken, and is taken at most once.  A step may end everything, as a crash does: then nothing is
 offered any more, and its footprint conflicts with all others."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from qmpshim.conformance.explore.harness.choices import Complete, Fail, IoId, RealChoice, Start
 from qmpshim.conformance.explore.harness.history import io_event
 from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo
 from qmpshim.conformance.explore.harness.trace import TraceEvent, What, note
@@ -18,7 +18,6 @@ from qmpshim.conformance.explore.scenarios import BASE, COMMANDS, DATA, FLUSHES,
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.gated import Form
 from qmpshim.machine.nbd.gate.gate import HeldIO
-from qmpshim.model.explore.system import Choice
 from qmpshim.model.scenario import Op
 
 MOST = 6  # concurrent operations: their every order is tried when the end is judged
@@ -144,7 +143,7 @@ class Schedule:
 
     def case(
         self, name: str = "by-hand", dead: bool = False
-    ) -> tuple[RealScenario, tuple[Choice, ...]]:
+    ) -> tuple[RealScenario, tuple[RealChoice, ...]]:
         """The scenario and the schedule that was taken.
 
         :param dead: QEMU did not survive it, so that something may be in flight for ever
@@ -170,25 +169,22 @@ class Schedule:
         scenario = RealScenario(name, ops, before, self._form, self._size, self._cluster, contract)
         return scenario, tuple(self._choices(setup))
 
-    def _choices(self, setup: int) -> Iterator[Choice]:
+    def _choices(self, setup: int) -> Iterator[RealChoice]:
         for line in self._lines:
             if line.op < setup or not line.what.is_step:
                 continue
             if line.named is None:
-                yield ("start", line.op - setup)
+                yield Start(line.op - setup)
                 continue
-            _, op, what, nth = line.named.choice
-            name: tuple[Any, ...] = (int(op) - setup, what, nth)
-            yield ("fail", *name, line.errno) if line.what is What.FAIL else ("io", *name)
+            io = _shifted(line.named, setup)
+            yield Fail(io, line.errno) if line.what is What.FAIL else Complete(io)
 
 
-def _shifted(named: NamedIo, setup: int) -> Choice:
-    """The choice that an I/O is, with *setup* operations before the first concurrent one."""
-    kind, op, what, nth = named.choice
-    assert isinstance(op, int)
-    return kind, op - setup, what, nth
+def _shifted(named: NamedIo, setup: int) -> IoId:
+    """What an I/O is called, with *setup* operations before the first concurrent one."""
+    return named.id._replace(op=named.op - setup)
 
 
 def say(named: NamedIo) -> str:
     """``hidden write 0+128 (of 0)``."""
-    return str(io_event(What.ARRIVES, named.choice)).strip()
+    return str(io_event(What.ARRIVES, named.id)).strip()

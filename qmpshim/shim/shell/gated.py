@@ -9,11 +9,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+from qmpshim.conformance.explore.harness.choices import Fail, RealChoice, Start
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.scenarios import BASE, COMMANDS, words
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.secondary import SECTOR
-from qmpshim.model.explore.system import Choice
 from qmpshim.model.scenario import Op
 from qmpshim.shim.shell.client import ShellClient
 from qmpshim.shim.shell.io import Disks, Flights
@@ -118,24 +118,23 @@ class Gated:
         if most is None:
             await self._ask("x-shim-let")
 
-    async def _step(self, step: Choice, ops: Sequence[Op], here: dict[int, int]) -> None:
-        if step[0] == "start":
-            op = ops[int(step[1])]
+    async def _step(self, step: RealChoice, ops: Sequence[Op], here: dict[int, int]) -> None:
+        if isinstance(step, Start):
+            op = ops[step.op]
             before = int((await self._ask("x-shim-held"))["next-operation"])
-            here[int(step[1])] = before - 1 - BASE
-            self._say(f"start {step[1]}: {words(op)}")
+            here[step.op] = before - 1 - BASE
+            self._say(f"start {step.op}: {words(op)}")
             await self._flights.wait(words(op), self._job(op))
             await self._until(lambda told: told["next-operation"] > before or not _listed(op))
             return
-        _, index, what, nth, *error = step
-        again = f" #{int(nth) + 1}" if nth else ""
-        name = f"{what}{again} (of {here[int(index)]})"
+        error = [step.fault] if isinstance(step, Fail) else []
+        name = f"{step.io} (of {here[step.op]})"
         number = await self._until(
             lambda told: next((h["number"] for h in told["held"] if h["step"] == name), None)
         )
         if number is None:
             raise InputError(f"the schedule cannot be followed: {name} is not held")
-        self._say(f"{'fail' if error else 'complete'} {what}{again} (of {index})")
+        self._say(f"{'fail' if error else 'complete'} {step.io} (of {step.op})")
         how = {"errno": int(error[0]) or errno.EIO} if error else {}
         await self._ask("x-shim-release", {"number": number, **how})
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.bundles import bundle as bundles
+from qmpshim.conformance.explore.harness.choices import failures
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.replay import Replay, replay_schedule
@@ -84,7 +85,7 @@ async def _schedule(watch: TrackedChains, build: Build | None) -> dict[str, Any]
     if build is None:
         raise InputError("the shim did not start this QEMU and does not know its build")
     scenario, schedule = watch.hand.schedule.case(dead=watch.shim.gone.is_set())
-    errnos = {int(step[-1]) for step in schedule if step[0] == "fail"}
+    errnos = {step.fault for step in failures(schedule)}
     finding = Finding(
         None,
         Cause(CauseKind.ENDED),

@@ -20,6 +20,7 @@ from qmpshim.conformance.explore.checkers.crash_points import (
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
+from qmpshim.conformance.explore.harness.choices import Start, io_id
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT, RealSystem
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
@@ -100,7 +101,7 @@ def test_known_states_hide_nothing_of_what_is_judged_after_a_failure(
 
     for mode in (Mode.DPOR, Mode.STATEFUL):
         judged.append(set())
-        system = Judged(stage, scenario, plan={("io", 0, fails, 0): 5})
+        system = Judged(stage, scenario, plan={io_id(0, fails): 5})
         explored = explore(system, mode, Budget(seconds=60), stop=False)
         assert explored.exhaustive and not system.derailed
     assert judged[0] == judged[1]
@@ -123,7 +124,7 @@ def test_what_was_done_before_does_not_decide_how_much_is_copied_at_once(stage: 
         (scenario,) = scenarios.named(name)
         system = RealSystem(stage, scenario)
         system.reset()
-        system.take(("start", 0))
+        system.take(Start(0))
         if name == "VQ":
             copies.add(tuple(system.now.held))  # and there it is left, as at a known state
     assert len(copies) == 1, copies

@@ -12,6 +12,7 @@ from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS
 from qmpshim.conformance.explore.directed.cases import crash_cause
+from qmpshim.conformance.explore.harness.choices import Fail, RealChoice, io_id
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
 from qmpshim.conformance.known.folder import DIRECTORY, known_directed, known_findings
@@ -19,30 +20,29 @@ from qmpshim.conformance.known.matching import ExplorerWriteUp, load_known, reco
 from qmpshim.errors import InputError
 from qmpshim.model.check.cause import Cause, CauseKind, cause_from_text
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.explore.system import Choice
 
 SYSTEM = (7, 2, 22)
 SUITES = (SYSTEM, (5, 2, 0), (10, 0, 13), (11, 1, 3))
 PERM = "bdrv_co_write_req_prepare: Assertion"
 FREE = "disk: corruption: host offset N: in use, but free"
 SHARED = "disk: corruption: host offset N: refcount below references"
-A_FLUSH: Choice = ("fail", 0, "active flush", 0, 5)
-A_WRITE: Choice = ("fail", 0, "hidden write 0+128", 0, 5)
-A_PRIMARY: Choice = ("fail", 0, "primary write 0+128", 0, 5)
-A_FORWARDED: Choice = ("fail", 0, "secondary write 0+128", 0, 5)
-A_FULL: Choice = ("fail", 0, "primary write 0+128", 0, 28)
+A_FLUSH: Fail = Fail(io_id(0, "active flush", 0), 5)
+A_WRITE: Fail = Fail(io_id(0, "hidden write 0+128", 0), 5)
+A_PRIMARY: Fail = Fail(io_id(0, "primary write 0+128", 0), 5)
+A_FORWARDED: Fail = Fail(io_id(0, "secondary write 0+128", 0), 5)
+A_FULL: Fail = Fail(io_id(0, "primary write 0+128", 0), 28)
 MASKED = "guest_write says success after a refused primary write"
 TOO_FULL = "guest_write answers errno 5, after a failed primary write"
-A_READ: Choice = ("fail", 0, "secondary read 0+128", 0, 5)
+A_READ: Fail = Fail(io_id(0, "secondary read 0+128", 0), 5)
 
 
-def sighting(name: str, verdict: Verdict, cause: str, *schedule: Choice) -> Sighting:
+def sighting(name: str, verdict: Verdict, cause: str, *schedule: RealChoice) -> Sighting:
     (scenario,) = scenarios.named(name)
     violation = RealViolation(verdict, cause, cause=cause_from_text(cause))
     return Sighting(scenario, violation, schedule, (), 1)
 
 
-def finding(name: str, verdict: Verdict, cause: str, *schedule: Choice) -> Finding:
+def finding(name: str, verdict: Verdict, cause: str, *schedule: RealChoice) -> Finding:
     (found,) = group([sighting(name, verdict, cause, *schedule)])
     return found
 
@@ -121,10 +121,12 @@ def test_a_write_up_covers_its_own_case_on_its_versions_only(known: ExplorerWrit
     assert not known.covers(replace(case, verdict=other_verdict), has_it)
     if known.fails:
         assert not known.covers(replace(case, schedule=()), has_it)
-        other: Choice = ("fail", 0, "another disk read", 0, 5)
+        other: Fail = Fail(io_id(0, "another disk read", 0), 5)
         assert not known.covers(replace(case, schedule=(*case.schedule, other)), has_it)
     if known.errnos:
-        fails = [(*step[:-1], 5) if step[0] == "fail" else step for step in case.schedule]
+        fails = [
+            step._replace(fault=5) if isinstance(step, Fail) else step for step in case.schedule
+        ]
         assert not known.covers(replace(case, schedule=tuple(fails)), has_it)
 
 
@@ -132,7 +134,7 @@ def test_a_write_up_covers_its_own_case_on_its_versions_only(known: ExplorerWrit
     ("name", "image"), [("GH", "active"), ("WH", "hidden"), ("backup-VH", "hidden")]
 )
 def test_a_failed_flush_is_qcow2s_own_affair_in_every_form(name: str, image: str) -> None:
-    flush: Choice = ("fail", 0, f"{image} flush", 2, 5)
+    flush: Fail = Fail(io_id(0, f"{image} flush", 2), 5)
     found = finding(name, Verdict.CORRUPTION, f"{image} {FREE}", flush)
     told = recogniser(known_findings(), SYSTEM)(found)
     assert told == "failed-flush-leaves-l1-entry"

@@ -16,6 +16,7 @@ from typing import Any
 import pexpect
 import pytest
 
+from qmpshim.conformance.explore.harness.choices import Start
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.known import folder
@@ -281,12 +282,12 @@ def test_a_schedule_cannot_hold_everything() -> None:
         running = schedule.begins("guest_read", 0, 8)
         schedule.ends(running, "ok")
     scenario, steps = schedule.case()  # one after another: all but the last are the setup
-    assert (len(scenario.setup), len(scenario.ops), steps) == (MOST, 1, (("start", 0),))
+    assert (len(scenario.setup), len(scenario.ops), steps) == (MOST, 1, (Start(0),))
     both = schedule.begins("guest_read", 0, 8), schedule.begins("checkpoint")
     for index in both:
         schedule.ends(index, "ok")
     scenario, steps = schedule.case()
-    assert steps == (("start", 0), ("start", 1)) and not scenario.contract
+    assert steps == (Start(0), Start(1)) and not scenario.contract
     schedule.ends(schedule.begins("guest_zero", 0, 8), "ok")
     with pytest.raises(InputError, match="guest zero"):
         schedule.case()

@@ -18,13 +18,13 @@ from functools import partial
 
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
-from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, History
+from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, IoId
+from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.scenarios import RealScenario, words
 from qmpshim.machine.chain.gated import Form, GatedMachine
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.explore.system import Choice
 
 Failed = Sequence[tuple[NamedIo, InjectedFault]]
 
@@ -99,15 +99,14 @@ def late_for(scenario: RealScenario, hits: Sequence[InjectedFault]) -> bool:
     return any(hit.image == "secondary" and ends - hit.unstarted for hit in hits)
 
 
-def both_refused(names: Iterable[Choice], errnos: Sequence[int]) -> list[dict[Choice, int]]:
+def both_refused(names: Iterable[IoId], errnos: Sequence[int]) -> list[dict[IoId, int]]:
     """Each guest write refused by both disks: one failure alone cannot show what comes of that."""
     errno = next((errno for errno in errnos if errno not in (CUT, RECONNECT)), None)
     there = set(names)
     plans = []
     for name in sorted(there):
-        verb, _, place = str(name[2]).removeprefix("primary ").partition(" ")
-        twin = (*name[:2], f"secondary write {place}", *name[3:])
-        own = str(name[2]).startswith("primary ") and verb in ("write", "zero")
+        twin = name._replace(image="secondary", verb="write")
+        own = name.image == "primary" and name.verb in ("write", "zero")
         if own and twin in there and errno is not None:
             plans.append({name: errno, twin: errno})
     return plans

@@ -11,10 +11,11 @@ one table is about the clusters of many.
 
 from __future__ import annotations
 
+from qmpshim.conformance.explore.harness.choices import Fail, RealChoice, Start
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.scenarios import COMMANDS, FLUSHES, VANISH, RealScenario
 from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
-from qmpshim.model.explore.system import Choice, Footprint
+from qmpshim.model.explore.system import Footprint
 from qmpshim.model.scenario import Op
 
 EVERYTHING = Footprint(-1, -1)  # every bit: a disk may have any number of clusters
@@ -49,15 +50,17 @@ class Footprints:
         places = self._places(op.start, op.count)
         return Footprint(places, places)
 
-    def step(self, choice: Choice, thread: int, named: NamedIo | None, more: bool) -> Footprint:
+    def step(self, choice: RealChoice, thread: int, named: NamedIo | None, more: bool) -> Footprint:
         """The footprint of a step that was taken.
 
         :param named: the I/O that was let go; ``None``: an operation was started
         :param more: the operation goes on without anything new to see of it
         """
         whole = self._ops[thread]
-        if named is None or choice[0] == "fail" or not named.count:
-            return EVERYTHING if choice[0] == "fail" else whole
+        if isinstance(choice, Fail):
+            return EVERYTHING
+        if isinstance(choice, Start) or named is None or not named.count:
+            return whole
         if whole in (EVERYTHING, _STATUS):
             return whole
         if more:

@@ -7,14 +7,10 @@ from dataclasses import dataclass, field
 
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
+from qmpshim.conformance.explore.harness.choices import IoId, RealChoice
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.trace import TraceEvent, What
 from qmpshim.model.check.cause import Cause, CauseKind, Phase
-from qmpshim.model.explore.system import Choice
-
-# In place of an errno: the connection breaks, with all that waits on it, and
-CUT = 0  # the image is gone for good;
-RECONNECT = -1  # the next one is accepted, and QEMU was told to wait for that
 
 
 @dataclass(slots=True)
@@ -40,14 +36,14 @@ class History:
     :ivar seen: the end, once everything there was looked at
     """
 
-    steps: list[Choice] = field(default_factory=list)
+    steps: list[RealChoice] = field(default_factory=list)
     running: dict[int, RunningOperation] = field(default_factory=dict)
     answers: list[str] = field(default_factory=list)
     data: list[tuple[int, ...] | None] = field(default_factory=list)
     precedence: list[frozenset[int]] = field(default_factory=list)
     over: set[int] = field(default_factory=set)
     started: set[int] = field(default_factory=set)
-    held: dict[Choice, NamedIo] = field(default_factory=dict)
+    held: dict[IoId, NamedIo] = field(default_factory=dict)
     wrote: dict[int, int] = field(default_factory=dict)
     failed: list[tuple[NamedIo, InjectedFault]] = field(default_factory=list)
     faults: int = 0
@@ -79,16 +75,14 @@ class Anomaly:
     """A violation with the shortest schedule it was seen in, and how often it was seen."""
 
     violation: RealViolation
-    schedule: tuple[Choice, ...]
+    schedule: tuple[RealChoice, ...]
     events: tuple[TraceEvent, ...]
     count: int
 
 
-def io_event(what: What, choice: Choice, text: str = "") -> TraceEvent:
+def io_event(what: What, io: IoId, text: str = "") -> TraceEvent:
     """What befell a held I/O."""
-    _, op, name, nth = choice[:4]
-    assert isinstance(op, int)
-    return TraceEvent(what, op, f"{name} #{int(nth) + 1}" if nth else str(name), text)
+    return TraceEvent(what, io.op, str(io), text)
 
 
 def ended(text: str, phase: Phase = Phase.EXECUTION) -> Cause:

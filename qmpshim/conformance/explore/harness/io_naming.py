@@ -15,15 +15,14 @@ import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from qmpshim.conformance.explore.harness.choices import IoId
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.nbd.gate.gate import HeldIO
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
-from qmpshim.model.explore.system import Choice
 from qmpshim.model.scenario import Op
 
 _STEP1 = int(pattern._STEP[1])
@@ -76,53 +75,32 @@ def owners(data: bytes | memoryview, start: int) -> list[int]:
     return values
 
 
-def step_object(choice: Choice) -> dict[str, Any]:
-    """A step of a schedule in a document, with positions in bytes.
-
-    :param choice: ``("start", operation)``, a request's name as :class:`NamedIo` has it, or that of
-        one that fails: ``("fail", ...)`` with the errno at the end
-    """
-    what, operation, *more = choice
-    if what == "start":
-        return {"step": "start", "operation": operation}
-    name, nth, *errno = more
-    disk, verb, *place = str(name).split()
-    value: dict[str, Any] = {
-        "step": "fail" if what == "fail" else "complete",
-        "operation": operation,
-        "disk": disk,
-        "verb": verb,
-        "meta": "meta" in place,
-        "nth": nth,
-    }
-    if place:
-        unit = 1 if value["meta"] else SECTOR
-        start, count = (int(number) * unit for number in place[-1].split("+"))
-        value |= {"offset_bytes": start, "length_bytes": count}
-    if errno:
-        value["errno"] = errno[0]
-    return value
-
-
 @dataclass(frozen=True, slots=True)
 class NamedIo:
     """A held request with its name.
 
-    :ivar choice: ``("io", operation, "hidden write 0+128", n-th of that name)``
     :ivar start: guest sector, :ivar count: sectors (0 for a flush)
     """
 
-    choice: Choice
+    id: IoId
     io: HeldIO
-    op: int
-    verb: str
     start: int
     count: int
 
     @property
+    def op(self) -> int:
+        """The operation that it belongs to."""
+        return self.id.op
+
+    @property
+    def verb(self) -> str:
+        """What is done."""
+        return self.id.verb
+
+    @property
     def meta(self) -> bool:
         """Whether it is about an overlay's tables, not data."""
-        return " meta " in str(self.choice[2])
+        return self.id.meta
 
     @property
     def request(self) -> tuple[str, Nbd, int, int]:
@@ -150,7 +128,7 @@ class IoNames:
         self._by_number = {number: index for index, number in enumerate(numbers)}
         self._all_io = all_io
         self._places: dict[str, dict[int, int]] = {}  # image: host sector -> guest sector
-        self._nth: Counter[Choice] = Counter()
+        self._nth: Counter[IoId] = Counter()
         self._raw = {"primary", "secondary"} if secondary is None else {"primary"}
         if secondary is not None:
             self._places["secondary"] = dict(secondary)
@@ -210,13 +188,13 @@ class IoNames:
         if io.op is Nbd.FLUSH:
             place = ""
         elif meta:
-            place = f" meta {io.offset}+{io.length}"
+            place = f"meta {io.offset}+{io.length}"
         else:
-            place = f" {start}+{count}"
-        key: Choice = ("io", op, f"{io.image} {verb}{place}")
-        nth = self._nth[key]
-        self._nth[key] += 1
-        return NamedIo((*key, nth), io, op, verb, start, count)
+            place = f"{start}+{count}"
+        first = IoId(op, io.image, verb, place)
+        nth = self._nth[first]
+        self._nth[first] += 1
+        return NamedIo(first._replace(nth=nth) if nth else first, io, start, count)
 
     def _owner(
         self,

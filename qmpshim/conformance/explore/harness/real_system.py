@@ -1,8 +1,7 @@
 """A real QEMU as a system that can be explored: steps are starting an operation, letting go an I/O.
 
 Implements :class:`qmpshim.model.explore.system.System`, so the model's explorer drives it. A choice
-is ``("start", operation)`` or ``("io", operation, what, nth)``, with faults also ``("fail",
-operation, what, nth, errno)``. How a step is taken is in
+is one of :mod:`~qmpshim.conformance.explore.harness.choices`; how it is taken is in
 :mod:`~qmpshim.conformance.explore.harness.run`.
 """
 
@@ -22,8 +21,17 @@ from qmpshim.conformance.explore.checkers.linearizability import (
 )
 from qmpshim.conformance.explore.checkers.quorum import untold
 from qmpshim.conformance.explore.checkers.sequential import Outcome
+from qmpshim.conformance.explore.harness.choices import (
+    CUT,
+    RECONNECT,
+    Complete,
+    Fail,
+    IoId,
+    RealChoice,
+    Start,
+)
 from qmpshim.conformance.explore.harness.footprints import EVERYTHING, Footprints
-from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, Anomaly, ended
+from qmpshim.conformance.explore.harness.history import Anomaly, ended
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.run import (
     PATIENCE,
@@ -72,7 +80,7 @@ class RealSystem(RealRun):
         judge: LinearizabilityChecker | None = None,
         errnos: Sequence[int] = (),
         most_faults: int = 1,
-        plan: Mapping[Choice, int] | None = None,
+        plan: Mapping[IoId, int] | None = None,
         all_io: bool = False,
         release: Release = faithfully,
         probe: bool = True,
@@ -122,21 +130,19 @@ class RealSystem(RealRun):
         if self._faulty is None:
             self._faulty = FailureChecker(self._judge)
 
-    def enabled(self) -> Sequence[Choice]:
+    def enabled(self) -> Sequence[RealChoice]:
         now = self.now
         if self.violation is not None or now.lost:
             return ()
-        found: list[Choice] = [("start", index) for index in self._startable()]
+        found: list[RealChoice] = [Start(index) for index in self._startable()]
         if self.plan and now.faults < len(self.plan):
             found += [
-                ("fail", *name[1:], self.plan[name]) if name in self.plan else name
-                for name in now.held
+                Fail(io, self.plan[io]) if io in self.plan else Complete(io) for io in now.held
             ]
             return found
-        found += now.held
+        found += map(Complete, now.held)
         if self.errnos and now.faults < self.most_faults:
-            for name in now.held:
-                found += [("fail", *name[1:], errno) for errno in self.errnos]
+            found += [Fail(io, errno) for io in now.held for errno in self.errnos]
         return found
 
     def offers(self, choice: Choice) -> bool:
@@ -154,6 +160,7 @@ class RealSystem(RealRun):
 
     def take(self, choice: Choice) -> Footprint:
         now = self.now
+        assert isinstance(choice, Start | Complete | Fail)
         if now.lost or self.violation is not None:
             return NOTHING
         if not self.offers(choice):
@@ -164,7 +171,8 @@ class RealSystem(RealRun):
             return NOTHING
         now.steps.append(choice)
         before = set(now.over)
-        named, known = now.held.get(choice), set(now.held)
+        named = None if isinstance(choice, Start) else now.held.get(choice.io)
+        known = set(now.held)
         try:
             self._do(choice)
             self._settle()

@@ -14,7 +14,16 @@ from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.online import OnlineChecker
 from qmpshim.conformance.explore.checkers.sequential import InjectedFault
 from qmpshim.conformance.explore.harness import operations as real_ops
-from qmpshim.conformance.explore.harness.history import CUT, RECONNECT, History, ended, io_event
+from qmpshim.conformance.explore.harness.choices import (
+    CUT,
+    RECONNECT,
+    Complete,
+    Fail,
+    IoId,
+    RealChoice,
+    Start,
+)
+from qmpshim.conformance.explore.harness.history import History, ended, io_event
 from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo
 from qmpshim.conformance.explore.harness.overlays import places_of
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
@@ -71,7 +80,7 @@ class RealRun:
         self.all_io = all_io
         self.release = release
         self.watching = watching
-        self.names: set[Choice] = set()
+        self.names: set[IoId] = set()
         self.violation: RealViolation | None = None
         self.now = History()
         self.derailed = 0
@@ -84,8 +93,8 @@ class RealRun:
 
     def thread(self, choice: Choice) -> int:
         """The operation whose step this is."""
-        assert isinstance(choice[1], int)
-        return choice[1]
+        assert isinstance(choice, Start | Complete | Fail)
+        return choice.op
 
     def begin(self, reconnect: int) -> None:
         """Go to the beginning of the scenario.
@@ -122,23 +131,24 @@ class RealRun:
             if index not in now.started and (op.after is None or op.after in now.over)
         ]
 
-    def _do(self, choice: Choice) -> None:
+    def _do(self, choice: RealChoice) -> None:
         self._state.step(choice, self.now)
-        if choice[0] == "start":
-            self._start(self.thread(choice))
-        elif choice[0] == "fail":
-            name: Choice = ("io", *choice[1:-1])
-            assert isinstance(choice[-1], int)
-            self._fail(name, choice[-1])
-        else:
-            named = self.now.held.pop(choice)
-            self._mover = named.op
-            self.now.events.append(io_event(What.COMPLETE, choice))
-            self._state.completing(named, self._stored(named))
-            if named.verb not in ("read", "status", "flush"):
-                self.now.wrote[named.io.seq] = named.op
-            self.release(self.machine, named)
-            self.watch.answered(named.io)
+        match choice:
+            case Start(op):
+                self._start(op)
+            case Complete(io):
+                self._complete(self.now.held.pop(io))
+            case Fail(io, fault):
+                self._fail(io, fault)
+
+    def _complete(self, named: NamedIo) -> None:
+        self._mover = named.op
+        self.now.events.append(io_event(What.COMPLETE, named.id))
+        self._state.completing(named, self._stored(named))
+        if named.verb not in ("read", "status", "flush"):
+            self.now.wrote[named.io.seq] = named.op
+        self.release(self.machine, named)
+        self.watch.answered(named.io)
 
     def _stored(self, named: NamedIo) -> bytes:
         """What a read will return."""
@@ -156,7 +166,7 @@ class RealRun:
         now.running[index] = real_ops.begin(self.machine, op, self._numbers[index])
         self._names.flushing = any(self.scenario.ops[i].do in FLUSHES for i in now.running)
 
-    def _fail(self, name: Choice, errno: int) -> None:
+    def _fail(self, name: IoId, errno: int) -> None:
         now = self.now
         named = now.held.pop(name)
         self._mover = named.op
@@ -277,9 +287,9 @@ class RealRun:
                 mover = next((one.op for one in dead if one.request == again), self._mover)
                 still = [i for i in unfinished if i not in now.over]
                 named = self._names.name(io, mover, unfinished, still)
-                now.held[named.choice] = named
-                self.names.add(named.choice)
-                now.events.append(io_event(What.ARRIVES, named.choice))
+                now.held[named.id] = named
+                self.names.add(named.id)
+                now.events.append(io_event(What.ARRIVES, named.id))
 
     def _answered(self, index: int) -> None:
         """Take an operation's answer, if it is there."""

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
+from qmpshim.conformance.explore.harness.choices import IoId, RealChoice, Start
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.scenarios import CHAIN_COMMANDS, RealScenario
-from qmpshim.model.explore.system import Choice
 
 
 class StateOf:
@@ -38,35 +38,35 @@ class StateOf:
         self._commands = {i for i, op in enumerate(scenario.ops) if op.do in CHAIN_COMMANDS}
         self._during: dict[int, list[Hashable]] = {}  # by command: where it began, and the steps
         self._size = scenario.size
-        self._done: list[dict[Choice, int]] = [{} for _ in scenario.ops]
+        self._done: list[dict[IoId, int]] = [{} for _ in scenario.ops]
         self._content: dict[str, list[int]] = {}
         self._order: list[int] = []  # operations as they started
         self._waiting: list[int] = []  # operations as they began to wait
 
-    def step(self, choice: Choice, now: History) -> None:
+    def step(self, choice: RealChoice, now: History) -> None:
         """A step is about to be taken."""
         for command in self._during:
             if command not in now.over:
                 self._during[command].append(choice)
-        if choice[0] == "start" and isinstance(choice[1], int):
-            if choice[1] in self._commands:
-                self._during[choice[1]] = [hash(self.fingerprint(now))]
-            self._order.append(choice[1])
+        if isinstance(choice, Start):
+            if choice.op in self._commands:
+                self._during[choice.op] = [hash(self.fingerprint(now))]
+            self._order.append(choice.op)
 
     def completing(self, named: NamedIo, before: bytes) -> None:
         """A request is being let go; a read will return *before*."""
         carried = hash(before if named.verb == "read" else named.io.data)
         if self._all_io:
             carried = hash((carried, named.io.offset))
-        self._done[named.op][named.choice] = carried
+        self._done[named.op][named.id] = carried
         if named.verb in ("read", "status", "flush"):
             return
         if named.meta:
             image = named.io.image
-            self._tables[image] = hash((self._tables.get(image), named.choice, carried))
+            self._tables[image] = hash((self._tables.get(image), named.id, carried))
         else:
             sectors = self._content.setdefault(named.io.image, [0] * self._size)
-            mark = hash((named.choice, carried))
+            mark = hash((named.id, carried))
             sectors[named.start : named.start + named.count] = [mark] * named.count
 
     def settled(self, now: History) -> None:
@@ -93,5 +93,5 @@ class StateOf:
             tuple((command, *steps) for command, steps in self._during.items()),
         )
 
-    def _waits(self, name: Choice, named: NamedIo) -> Hashable:
+    def _waits(self, name: IoId, named: NamedIo) -> Hashable:
         return name, named.io.data, named.io.offset if self._all_io else None

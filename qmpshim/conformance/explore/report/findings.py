@@ -6,13 +6,19 @@ the fewest operations, and it counts only when fresh QEMUs show it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import qmpshim
 from qmpshim.conformance.bundles.case_file import integers, strings
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.harness.choices import (
+    RealChoice,
+    choice_from_json,
+    choice_to_json,
+    failures,
+)
 from qmpshim.conformance.explore.harness.trace import (
     TraceEvent,
     event_from_json,
@@ -22,7 +28,6 @@ from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_js
 from qmpshim.errors import InputError, decoding
 from qmpshim.model.check.cause import Cause, cause_from_json, cause_from_text
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.explore.system import Choice
 
 FORMAT = 1
 SightingKey = tuple[Verdict, Cause, frozenset[str]]
@@ -34,7 +39,7 @@ class Sighting:
 
     scenario: RealScenario
     violation: RealViolation
-    schedule: tuple[Choice, ...]
+    schedule: tuple[RealChoice, ...]
     events: tuple[TraceEvent, ...]
     count: int
 
@@ -74,7 +79,7 @@ class Finding:
     count: int
     scenarios: tuple[str, ...]
     scenario: RealScenario
-    schedule: tuple[Choice, ...]
+    schedule: tuple[RealChoice, ...]
     events: tuple[TraceEvent, ...]
     replays: tuple[int, int] = (0, 0)
     known: str = ""
@@ -114,7 +119,7 @@ class Finding:
             "scenarios": list(self.scenarios),
             "scenario": self.scenario.to_json(),
             "errnos": list(self.errnos),
-            "schedule": [list(choice) for choice in self.schedule],
+            "schedule": [choice_to_json(choice) for choice in self.schedule],
             "trace": list(self.lines),
             "events": [event.to_json() for event in self.events],
             "replays": list(self.replays),
@@ -155,27 +160,16 @@ def finding_from_json(value: Any) -> Finding:
         )
 
 
-#: The types of what follows a step's name: operation, which I/O, the how manieth, errno.
-_STEPS: Mapping[str, tuple[type, ...]] = {
-    "start": (int,),
-    "io": (int, str, int),
-    "fail": (int, str, int, int),
-}
-
-
-def _choice(value: Any, operations: int) -> Choice:
+def _choice(value: Any, operations: int) -> RealChoice:
     """A step of a schedule.
 
     :param operations: how many there are, concurrent ones
     :raises TypeError, ValueError: it is none
     """
-    if not isinstance(value, list) or not value or value[0] not in _STEPS:
-        raise ValueError(f"{value!r} is no step of a schedule")
-    if tuple(type(part) for part in value[1:]) != _STEPS[value[0]]:
-        raise TypeError(f"{value!r} is no step of a schedule")
-    if not -1 <= value[1] < operations:
+    choice = choice_from_json(value)
+    if not -1 <= choice.op < operations:
         raise ValueError(f"{value!r}: there are {operations} operations")
-    return tuple(value)
+    return choice
 
 
 def _cause(value: dict[str, Any]) -> Cause:
@@ -192,9 +186,9 @@ def _events(value: dict[str, Any]) -> tuple[TraceEvent, ...]:
     return tuple(event_from_line(line) for line in strings(value.get("trace", [])))
 
 
-def failing(schedule: Sequence[Choice]) -> frozenset[str]:
+def failing(schedule: Sequence[RealChoice]) -> frozenset[str]:
     """The I/Os that a schedule lets fail: image and verb, as in ``hidden write``."""
-    return frozenset(" ".join(str(step[2]).split()[:2]) for step in schedule if step[0] == "fail")
+    return frozenset(step.io.kind for step in failures(schedule))
 
 
 def group(

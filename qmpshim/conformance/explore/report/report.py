@@ -10,7 +10,7 @@ from typing import Any
 from qmpshim.conformance.check.case import CANNOT_BE_TESTED
 from qmpshim.conformance.document import scenario_object
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints, How
-from qmpshim.conformance.explore.harness.io_naming import step_object
+from qmpshim.conformance.explore.harness.choices import step_object
 from qmpshim.conformance.explore.report.findings import Finding, Sighting
 from qmpshim.errors import name_errnos
 

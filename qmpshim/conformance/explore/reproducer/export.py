@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.explore.harness.history import CUT, RECONNECT
+from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, Fail, Start, failures
 from qmpshim.conformance.explore.harness.trace import What
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.symptoms import arrivals, symptom_of
@@ -64,7 +64,8 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         return _fill("blkdebug.py.in", {**case, "schedule": steps})
     case |= {
         "holes": any(op.do in HOLES for op in (*scenario.setup, *scenario.ops)),
-        "reconnect": RECONNECT in (*finding.errnos, *(step[-1] for step in finding.schedule)),
+        "reconnect": RECONNECT
+        in (*finding.errnos, *(one.fault for one in failures(finding.schedule))),
         "all_io": finding.all_io,
         "schedule": nbd_steps(finding),
     }
@@ -95,17 +96,20 @@ def nbd_steps(finding: Finding) -> list[list[Any]]:
         there[whose, asked] += 1
     steps: list[list[Any]] = []
     for choice in finding.schedule:
-        if choice[0] == "start":
-            steps.append(["start", choice[1]])
+        if isinstance(choice, Start):
+            steps.append(["start", choice.op])
             continue
-        op, name, nth, *errno = choice[1:]
-        what = [name, number.get((op, name, nth), nth)]
-        if not errno:
-            steps.append(["complete", *what])
-        elif errno[0] in (CUT, RECONNECT):
-            steps.append(["cut" if errno[0] == CUT else "reconnect", *what])
-        else:
-            steps.append(["fail", *what, errno[0]])
+        io = choice.io
+        what = [io.name, number.get((io.op, io.name, io.nth), io.nth)]
+        match choice:
+            case Fail(fault=fault) if fault == CUT:
+                steps.append(["cut", *what])
+            case Fail(fault=fault) if fault == RECONNECT:
+                steps.append(["reconnect", *what])
+            case Fail(fault=errno):
+                steps.append(["fail", *what, errno])
+            case _:
+                steps.append(["complete", *what])
     return steps
 
 
@@ -133,7 +137,7 @@ def blkdebug_steps(finding: Finding) -> list[list[Any]] | None:
     scenario = finding.scenario
     if scenario.form is not Form.REPLICATION or scenario.secondary != "raw":
         return None
-    failing = finding.errnos or any(step[0] == "fail" for step in finding.schedule)
+    failing = finding.errnos or failures(finding.schedule)
     if failing or symptom_of(finding)["kind"] in ("corruption now", "requests"):
         return None
     spans = _spans(finding)
@@ -143,13 +147,13 @@ def blkdebug_steps(finding: Finding) -> list[list[Any]] | None:
             end = len(finding.schedule)
         if do in CHAIN_COMMANDS and any(s.arrival < end and start < s.end <= end for s in spans):
             return None
-    starts = [place for place, choice in enumerate(finding.schedule) if choice[0] == "start"]
+    starts = [place for place, choice in enumerate(finding.schedule) if isinstance(choice, Start)]
     waiting = [s for s in spans if any(s.arrival < start < s.end for start in starts)]
     for span in waiting:
         image, verb = span.what.split()[:2]
         alone = [s for s in spans if s.arrival == span.arrival] == [span]
         others = [s for s in waiting if s.arrival < span.end and span.arrival < s.end]
-        own = finding.schedule[span.arrival] == ("start", span.op)
+        own = finding.schedule[span.arrival] == Start(span.op)
         if image != "secondary" or verb not in ("read", "write") or not own:
             return None
         if not alone or others != [span]:
@@ -163,8 +167,8 @@ def blkdebug_steps(finding: Finding) -> list[list[Any]] | None:
                 steps.append(["break", f"{span.what.split()[1]}_aio"])
             if span.end == place:
                 steps.append(["resume"])
-        if choice[0] == "start":
-            steps.append(["start", choice[1]])
+        if isinstance(choice, Start):
+            steps.append(["start", choice.op])
     return steps
 
 
@@ -195,9 +199,8 @@ def _spans(finding: Finding) -> list[_Span]:
             (
                 later
                 for later in range(arrival + 1, len(finding.schedule))
-                if finding.schedule[later][0] != "start"
-                and finding.schedule[later][1] == op
-                and f"{finding.schedule[later][2]}" == what
+                if not isinstance(step := finding.schedule[later], Start)
+                and (step.op, step.io.name) == (op, what)
             ),
             len(finding.schedule),
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.harness.choices import RealChoice
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
 from qmpshim.conformance.explore.harness.trace import TraceEvent
@@ -14,7 +15,6 @@ from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.check.cause import Phase
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.explore.system import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def follow_finding(system: RealSystem, finding: Finding) -> tuple[bool, bool, Re
     return followed, early, system.leave() or system.violation
 
 
-def follow(system: RealSystem, schedule: Sequence[Choice]) -> bool:
+def follow(system: RealSystem, schedule: Sequence[RealChoice]) -> bool:
     """Take these steps and finish; whether every one could be taken.
 
     Another build may do without some of the I/O, or do more: steps that are not there are left out,
@@ -128,7 +128,7 @@ def _finish(system: RealSystem) -> None:
     system.finish()
 
 
-def _take(system: RealSystem, schedule: Sequence[Choice]) -> tuple[bool, bool]:
+def _take(system: RealSystem, schedule: Sequence[RealChoice]) -> tuple[bool, bool]:
     """Whether every step could be taken, and whether something went wrong before the last."""
     followed = True
     for choice in schedule:

@@ -25,6 +25,7 @@ from typing import Any
 from qmpshim.conformance.explore.checkers.crash_points import FRESH_QEMU
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.checkers.sequential import Outcome
+from qmpshim.conformance.explore.harness.choices import failures
 from qmpshim.conformance.explore.harness.trace import What
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.scenarios import cut_off
@@ -176,7 +177,7 @@ def _answers(finding: Finding) -> Sign:
 
 def _orders(finding: Finding) -> Sign:
     """All ends that the model allows, by order and cell by cell (see :mod:`.judge`)."""
-    if any(step[0] == "fail" for step in finding.schedule):
+    if failures(finding.schedule):
         return _UNKNOWN
     judge = LinearizabilityChecker(finding.scenario, behaviour_of(_version(finding)))
     orders: list[dict[str, Any]] = []

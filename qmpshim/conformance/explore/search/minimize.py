@@ -10,6 +10,7 @@ from qmpshim.conformance.explore.checkers.crash_points import (
     NO_CRASH_POINTS,
     CrashPoints,
 )
+from qmpshim.conformance.explore.harness.choices import failures
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.harness.setup_state import allocation_after_setup, other_state
@@ -19,7 +20,6 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import Form
 from qmpshim.model.explore.explorer import Mode, explore
-from qmpshim.model.explore.system import Choice
 from qmpshim.model.explore.walk import Budget, OutOfBudget
 from qmpshim.model.scenario import Op
 
@@ -47,7 +47,7 @@ def confirm(
     if not finding.cause.kind.after_crash:
         crash_points = NO_CRASH_POINTS
     # Only what it needs: a QEMU that waits for a disk to come back takes longer to see it gone.
-    needed = {step[-1] for step in finding.schedule if step[0] == "fail"}
+    needed = {step.fault for step in failures(finding.schedule)}
     finding = replace(
         finding,
         errnos=tuple(errno for errno in errnos if errno in needed),
@@ -218,9 +218,7 @@ def _search(
 
     :returns: it, and whether all schedules were taken, as far as they could be
     """
-    plan: dict[Choice, int] = {
-        ("io", *step[1:-1]): int(step[-1]) for step in finding.schedule if step[0] == "fail"
-    }
+    plan = {step.io: step.fault for step in failures(finding.schedule)}
     check = CrashPoints.parse(finding.crash_points).check
     system = RealSystem(stage, scenario, plan=plan, all_io=finding.all_io, each_step=check)
     explored = explore(system, Mode.STATEFUL, Budget(seconds=_SMALLER), stop=False)

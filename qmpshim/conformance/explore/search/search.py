@@ -12,6 +12,7 @@ from typing import Any
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.checkers.quorum import both_refused
+from qmpshim.conformance.explore.harness.choices import IoId
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.report.findings import Sighting, SightingKey
@@ -22,7 +23,6 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.cause import Phase
 from qmpshim.model.explore.explorer import Exploration, Mode, explore
-from qmpshim.model.explore.system import Choice
 from qmpshim.model.explore.walk import Budget, OutOfBudget
 
 _AGAIN = 3  # times that an exploration is repeated because it could not be followed
@@ -126,7 +126,7 @@ def explore_scenario(
     began = time.monotonic()
     found: dict[SightingKey, Sighting] = {}
     outcomes: set[Any] = set()
-    plans: list[dict[Choice, int]] = [{}]
+    plans: list[dict[IoId, int]] = [{}]
     result.exhaustive = True
     again_left = _AGAIN
 
@@ -213,13 +213,13 @@ def _left(system: RealSystem) -> bool:
     return True
 
 
-def _faults(names: Iterable[Choice], errnos: Sequence[int]) -> list[dict[Choice, int]]:
+def _faults(names: Iterable[IoId], errnos: Sequence[int]) -> list[dict[IoId, int]]:
     """Every I/O that was seen is to fail once, in each way that makes sense for it."""
     return [
         {name: errno}
         for name in sorted(names)
         for errno in errnos
-        if errno != ENOSPC or str(name[2]).split()[1] not in ("read", "status")
+        if errno != ENOSPC or name.verb not in ("read", "status")
     ]
 
 

@@ -18,7 +18,7 @@ from qmpshim.conformance.explore.checkers.linearizability import (
     RealViolation,
 )
 from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
-from qmpshim.conformance.explore.harness.history import CUT
+from qmpshim.conformance.explore.harness.choices import CUT, IoId, io_id
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
@@ -31,7 +31,6 @@ from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
-from qmpshim.model.explore.system import Choice
 from qmpshim.model.explore.walk import Budget
 from qmpshim.model.scenario import Op
 
@@ -62,7 +61,7 @@ def explored(
     nth: int = 0,
 ) -> RealSystem:
     """All schedules of *scenario* (or the first of many) in which the *nth* I/O *fails* does so."""
-    plan: dict[Choice, int] = {("io", 0, fails, nth): errno} if fails else {}
+    plan = {io_id(0, fails, nth): errno} if fails else {}
     system = kind(stage, scenario, plan=plan, release=release, all_io=all_io, watching=False)
     explore(system, Mode.STATEFUL, Budget(schedules=60), stop=False)
     assert system.finished and not system.derailed
@@ -86,7 +85,7 @@ class Swallowing(RealSystem):
 class Lying(RealSystem):
     """A disk that does what it says has failed."""
 
-    def _fail(self, name: Choice, errno: int) -> None:
+    def _fail(self, name: IoId, errno: int) -> None:
         self.machine.gate.apply(self.now.held[name].io)
         super()._fail(name, errno)
 
@@ -268,7 +267,7 @@ def meta_write(stage: QemuPool, scenario: scenarios.RealScenario) -> str:
     while left := system.enabled():
         system.take(left[-1])
     names = sorted(
-        str(n[2]) for n in system.names if n[1] == 0 and "hidden write meta" in str(n[2])
+        io.name for io in system.names if io.op == 0 and io.kind == "hidden write" and io.meta
     )
     assert names
     return names[0]
@@ -377,7 +376,7 @@ def test_one_failure_excuses_nobody_else(
     data = (None,) * len(ops)
     seen = Outcome(answers, data, old, none, none, old, ((0, 0), (0, 0)), None)
     io = HeldIO(0, hit, Nbd.WRITE, 0, 512, b"", False, False, 0)
-    named = NamedIo(("io", 0, f"{hit} write meta 0+512", 0), io, 0, "write", 0, 1)
+    named = NamedIo(io_id(0, f"{hit} write meta 0+512"), io, 0, 1)
     failed = [(named, InjectedFault(hit, "metadata", 0, 0, EIO))]
     wrong = FailureChecker(judge).judge(seen, (frozenset(),) * len(ops), failed)
     assert wrong is not None and str(wrong.cause).startswith(cause), wrong

@@ -12,7 +12,7 @@ from qmpshim.conformance.explore.checkers import quorum, sequential
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.harness import operations as real_ops
-from qmpshim.conformance.explore.harness.history import CUT
+from qmpshim.conformance.explore.harness.choices import CUT, io_id
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
 from qmpshim.conformance.explore.scenarios import RealScenario
@@ -85,7 +85,7 @@ def explored_second(
     kind: type[RealSystem] = RealSystem,
 ) -> RealSystem:
     """As :func:`explored`, but it is the second operation's I/O that fails."""
-    system = kind(stage, scenario, plan={("io", 1, fails, 0): 5} if fails else {})
+    system = kind(stage, scenario, plan={io_id(1, fails): 5} if fails else {})
     system.reset()
     while left := system.enabled():
         system.take(left[0])
@@ -306,8 +306,8 @@ def test_replication_that_runs_or_not_as_it_should_not(
 
 
 def test_both_refused_is_explored_and_told(stage: QemuPool) -> None:
-    plan = quorum.both_refused([("io", 0, OWN, 0), ("io", 0, FORWARDED, 0)], [CUT, 5])
-    assert plan == [{("io", 0, OWN, 0): 5, ("io", 0, FORWARDED, 0): 5}]
+    plan = quorum.both_refused([io_id(0, OWN), io_id(0, FORWARDED)], [CUT, 5])
+    assert plan == [{io_id(0, OWN): 5, io_id(0, FORWARDED): 5}]
     system = RealSystem(stage, single(WRITE), plan=plan[0])
     system.reset()
     while left := system.enabled():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qmpshim.conformance.explore.harness.choices import Start
 from qmpshim.conformance.explore.harness.footprints import Footprints
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.model.explore.system import Footprint
@@ -14,7 +15,7 @@ FAR = 128 * 61  # a sector of the 62nd backup cluster
 
 def starts(*ops: Op, cluster: int = 128) -> list[Footprint]:
     feet = Footprints(RealScenario("made", ops, size=128 * 64, cluster=cluster))
-    return [feet.step(("start", n), n, None, False) for n in range(len(ops))]
+    return [feet.step(Start(n), n, None, False) for n in range(len(ops))]
 
 
 @pytest.mark.parametrize("do", ["checkpoint", "failover", "guest_flush"])
@@ -29,8 +30,8 @@ def test_all_meet_in_qcow2s_tables() -> None:
     near, far = starts(*ops)
     assert not near.conflicts(far)
     feet = Footprints(RealScenario("made", ops, size=128 * 64), all_io=True)
-    assert feet.step(("start", 0), 0, None, True).conflicts(near)
-    assert feet.step(("start", 0), 0, None, True).conflicts(far)
+    assert feet.step(Start(0), 0, None, True).conflicts(near)
+    assert feet.step(Start(0), 0, None, True).conflicts(far)
     assert not feet.alone(0) and not feet.alone(1)
 
 

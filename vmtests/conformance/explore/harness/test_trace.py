@@ -8,6 +8,7 @@ import pytest
 
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.harness.choices import Fail, Start
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT, RealSystem
 from qmpshim.conformance.explore.harness.trace import (
@@ -28,9 +29,9 @@ def executed(stage: QemuPool, errno: int | None) -> RealSystem:
     system = RealSystem(stage, scenario, errnos=() if errno is None else (errno,))
     system.reset()
     for index in range(2):
-        system.take(("start", index))
+        system.take(Start(index))
     while left := system.enabled():
-        failing = [choice for choice in left if choice[0] == "fail"]
+        failing = [choice for choice in left if isinstance(choice, Fail)]
         system.take(failing[0] if failing and not system.now.faults else left[0])
     system.finish()
     stage.discard()
@@ -60,8 +61,8 @@ def test_each_event_of_an_execution_is_read_again(
     assert sum(one.what.is_step for one in told) == len(system.now.steps)
     assert (what, text) in {(one.what, one.text) for one in told}
     for step, line in zip(system.now.steps, [one for one in told if one.what.is_step], strict=True):
-        assert step[1] == line.op
-        assert not line.io or step[2] == line.name
+        assert step.op == line.op
+        assert not line.io or step.io.name == line.name
     violation = RealViolation(Verdict.HANG, "wrong", cause=Cause(CauseKind.HANGS, "wrong"))
     sighting = Sighting(system.scenario, violation, (), tuple(system.now.events), 1)
     drawn = diagram(group([sighting])[0])

@@ -15,7 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.explore.harness.history import CUT, RECONNECT
+from qmpshim.conformance.explore.harness.choices import (
+    CUT,
+    RECONNECT,
+    Complete,
+    Fail,
+    RealChoice,
+    Start,
+    failures,
+    io_id,
+)
 from qmpshim.conformance.explore.harness.trace import event_from_line
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
@@ -29,7 +38,6 @@ from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.check.cause import Cause, CauseKind, cause_from_text
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.explore.system import Choice
 from vmtests.support.command_line import CommandLine
 
 NOT_SEEN, SEEN, UNTESTED = 0, 1, 125
@@ -83,20 +91,20 @@ def drains(build: Build) -> bool:
     return since <= read_version(build)[0] < until
 
 
-def io(op: int, what: str, nth: int = 0) -> Choice:
-    return "io", op, what, nth
+def io(op: int, what: str, nth: int = 0) -> Complete:
+    return Complete(io_id(op, what, nth))
 
 
 def shown(
     build: Build,
     letters: str,
-    *schedule: Choice,
+    *schedule: RealChoice,
     secondary: str = "raw",
 ) -> Finding:
     """What comes of a schedule on a build."""
     ops = tuple(LETTERS[letter] for letter in letters)
     scenario = RealScenario(letters, ops, contract=False, secondary=secondary)
-    errnos = tuple(step[-1] for step in schedule if step[0] == "fail")
+    errnos = tuple(step.fault for step in failures(schedule))
     cause = Cause(CauseKind.DATA_FITS_NO_ORDER)
     case = Finding(
         Verdict.ISOLATION, cause, MADE_UP, False, 1, (letters,), scenario, schedule, (),
@@ -112,9 +120,9 @@ def shown(
 
 
 # A checkpoint throws away the cluster that a guest's write has allocated: all versions do that.
-CORRUPTS: tuple[Choice, ...] = (
-    ("start", 0),
-    ("start", 1),
+CORRUPTS: tuple[RealChoice, ...] = (
+    Start(0),
+    Start(1),
     io(0, "secondary read 0+128"),
     io(0, "active write 0+128"),
 )
@@ -156,31 +164,31 @@ def test_what_a_breakpoint_cannot_hold_is_held_by_nbd(
     assert status == SEEN, said
 
 
-def cut(op: int, what: str, how: int = CUT) -> Choice:
-    return "fail", op, what, 0, how
+def cut(op: int, what: str, how: int = CUT) -> Fail:
+    return Fail(io_id(op, what), how)
 
 
-CASES: dict[str, tuple[str, str, tuple[Choice, ...], str]] = {
+CASES: dict[str, tuple[str, str, tuple[RealChoice, ...], str]] = {
     # by name: letters, format of the secondary disk, schedule, what the script says
     "cut": (
-        "W", "raw", (("start", 0), cut(0, "secondary read 0+128")),
+        "W", "raw", (Start(0), cut(0, "secondary read 0+128")),
         "(primary_write): errno 5",
     ),
     "cut-the-hidden-disk": (
         "W", "qcow2",
-        (("start", 0), io(0, "secondary read 0+128"), cut(0, "hidden write 0+128")),
+        (Start(0), io(0, "secondary read 0+128"), cut(0, "hidden write 0+128")),
         "(primary_write): errno 5",
     ),
     "reconnect": (
         "PC", "raw",
         (
-            ("start", 0), cut(0, "secondary read 0+128", RECONNECT), ("start", 1),
+            Start(0), cut(0, "secondary read 0+128", RECONNECT), Start(1),
             io(0, "secondary read 0+128", 1), io(0, "active write 0+128"),
         ),
         "complete secondary read 0+128 #2",
     ),
     "vanish": (
-        "WK", "raw", (("start", 0), ("start", 1), ("fail", 0, "secondary read 0+128", 0, 5)),
+        "WK", "raw", (Start(0), Start(1), Fail(io_id(0, "secondary read 0+128", 0), 5)),
         "(primary_write): gone",
     ),
     "qcow2": ("PC", "qcow2", CORRUPTS, "the secondary disk itself holds: [0, 256): operation 1"),
@@ -209,11 +217,11 @@ def test_the_images_as_a_crash_leaves_them(qemu_build: Build, reproducer: Reprod
     assert status == SEEN and "qemu-img check active as it is now" in said, said
 
 
-COPIED: tuple[Choice, ...] = (
-    ("start", 0),
+COPIED: tuple[RealChoice, ...] = (
+    Start(0),
     io(0, "secondary read 0+128"),
     io(0, "hidden write 0+128"),
-    ("start", 1),
+    Start(1),
     io(0, "secondary write 0+128"),
     io(1, "hidden read 0+128"),
     io(1, "secondary read 128+128"),
@@ -427,7 +435,7 @@ def test_requests_are_told_by_what_and_how_often() -> None:
     lines = ("start 0: primary flush", "    secondary flush (of 0)", "start 1: guest flush",
              "    secondary flush (of 1)", "complete secondary flush (of 1)")  # fmt: skip
     ops = (LETTERS["H"], LETTERS["F"])
-    schedule = (("start", 0), ("start", 1), io(1, "secondary flush"))
+    schedule = (Start(0), Start(1), io(1, "secondary flush"))
     finding = Finding(
         Verdict.CONTENT,
         Cause(CauseKind.ENDED),
@@ -477,9 +485,9 @@ def test_what_a_script_looks_for(verdict: str, cause: str, sign: dict[str, objec
     lines = ("start 0: primary write [0, 128)", "    0 ends: errno 5",
              "    secondary write 0+128 (of 0)")  # fmt: skip
     scenario = RealScenario("W", (LETTERS["W"],))
-    schedule: tuple[Choice, ...] = (("start", 0),)
+    schedule: tuple[RealChoice, ...] = (Start(0),)
     if "after a failed" in cause:
-        schedule += (("fail", 0, "hidden write 0+128", 0, 5),)
+        schedule += (Fail(io_id(0, "hidden write 0+128", 0), 5),)
     text = "QEMU was killed by SIGABRT: x" if verdict == "crash" else ""
     finding = Finding(
         Verdict(verdict),

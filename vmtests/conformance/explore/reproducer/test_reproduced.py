@@ -11,7 +11,10 @@ import pytest
 from qmpshim.conformance.bundles import bundle as bundles
 from qmpshim.conformance.bundles.bundle import WorkloadCase
 from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.explore.harness.choices import Complete, Start, io_id
+from qmpshim.conformance.explore.harness.history import ended
 from qmpshim.conformance.explore.harness.setup_state import allocation_after_setup
+from qmpshim.conformance.explore.harness.trace import event_from_line
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.scenarios import scenario_from_json
@@ -32,23 +35,23 @@ OWN = "do_checkpoint: Assertion `0' failed."  # what the builds say that die
 #: A checkpoint in the second of two steps; on the builds that die there it is where they do.
 CHECKPOINT = Finding(
     Verdict.CRASH,
-    OWN.replace("0", "N"),
+    ended(OWN),
     f"QEMU was killed by SIGABRT: {OWN}",
     False,
     1,
     ("made up",),
     scenario_from_json({"ops": [{"do": "status"}, {"do": "checkpoint"}]}),
-    (("start", 0), ("start", 1)),
-    ("start 0: status", "    0 ends: ok", "start 1: checkpoint"),
+    (Start(0), Start(1)),
+    tuple(map(event_from_line, ("start 0: status", "    0 ends: ok", "start 1: checkpoint"))),
 )
 LATER = replace(
     CHECKPOINT,
     scenario=scenario_from_json(
         {"ops": [{"do": "checkpoint"}, {"do": "status"}, {"do": "status", "after": 0}]}
     ),
-    schedule=(("start", 0), ("start", 1), ("start", 2)),
+    schedule=(Start(0), Start(1), Start(2)),
 )
-ANOTHER = replace(CHECKPOINT, cause="another_function: Assertion `N' failed.")
+ANOTHER = replace(CHECKPOINT, cause=ended("another_function: Assertion `0' failed."))
 
 
 def as_file(directory: Path, finding: Finding) -> Path:
@@ -129,7 +132,7 @@ def test_one_name_has_one_answer(qmpshim: CommandLine) -> None:
 
 NO_HOLE = Finding(
     Verdict.CONTENT,
-    "made up",
+    ended("made up"),
     "made up",
     True,
     1,
@@ -142,8 +145,8 @@ NO_HOLE = Finding(
             "ops": [{"do": "status"}],
         }
     ),
-    (("start", 0),),
-    ("start 0: status", "    0 ends: ok"),
+    (Start(0),),
+    tuple(map(event_from_line, ("start 0: status", "    0 ends: ok"))),
 )
 
 
@@ -178,7 +181,7 @@ def test_not_seen_needs_the_schedule_or_all_of_them(
     qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert minimize.show_again(NO_HOLE, qemu_build) == minimize.Shown(None)
-    another = replace(NO_HOLE, schedule=(("start", 0), ("io", 0, "hidden write 0+128", 0)))
+    another = replace(NO_HOLE, schedule=(Start(0), Complete(io_id(0, "hidden write 0+128"))))
     assert minimize.show_again(another, qemu_build) == minimize.Shown(None)  # all were taken
     monkeypatch.setattr(minimize, "_SMALLER", 0.0)
     monkeypatch.setattr("qmpshim.conformance.explore.harness.run.PATIENCE", 0.1)
