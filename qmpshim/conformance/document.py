@@ -19,8 +19,8 @@ import qmpshim
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.errors import QmpshimError
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.model.scenario import Op, Scenario
+from qmpshim.model.units import SECTOR
 
 #: Raised when a member of the envelope is removed or means something else.
 VERSION = 1

@@ -25,9 +25,10 @@ from qmpshim.conformance.workload.verify import setup_for
 from qmpshim.conformance.workload.workload import Kind, Operation, Side, Workload
 from qmpshim.errors import CommandFailed, IOFailed
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.units import SECTOR
 
 MiB, GiB, TiB = 1 << 20, 1 << 30, 1 << 40
 OPERATIONS = 20_000

@@ -17,7 +17,7 @@ from qmpshim.conformance.workload.verify import setup_for
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import CommandFailed
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.secondary import SECTOR, ChainSpec, SecondaryChain
+from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
 from qmpshim.machine.images.agreement import map_file
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.client import NbdClient
@@ -25,6 +25,7 @@ from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
+from qmpshim.model.units import SECTOR
 
 MiB = 1 << 20
 _OFFSET = 0x00FF_FFFF_FFFF_FE00

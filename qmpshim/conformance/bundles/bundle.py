@@ -19,12 +19,13 @@ from qmpshim.conformance.explore.harness.history import stable
 from qmpshim.conformance.workload.session import Rig, Setup
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import InputError, decoding
-from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.files import copy_sparse, write_directory
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Qcow2Image
+from qmpshim.model.units import SECTOR
 
 FORMAT = 1
 CASE = "case.json"

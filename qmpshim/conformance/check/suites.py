@@ -34,7 +34,7 @@ from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.pair.plan import Failover
 from qmpshim.errors import InputError, decoding, no_such
-from qmpshim.machine.chain.gated import Form
+from qmpshim.machine.chain.topology import Form
 
 _MOST_SHARDS = 10_000
 

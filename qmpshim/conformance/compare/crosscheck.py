@@ -23,7 +23,7 @@ from qmpshim.conformance.workload.pattern import (
 )
 from qmpshim.conformance.workload.workload import Side
 from qmpshim.errors import IOFailed
-from qmpshim.machine.chain.secondary import SECTOR, SecondaryChain
+from qmpshim.machine.chain.secondary import SecondaryChain
 from qmpshim.machine.host.files import copy_sparse, file_extents, map_file
 from qmpshim.machine.images.agreement import ImageView, agree
 from qmpshim.machine.nbd.client import NbdClient
@@ -31,6 +31,7 @@ from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import PAGE, Alloc, Image
 from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
+from qmpshim.model.units import SECTOR
 
 PAGE_BYTES = PAGE * SECTOR
 _MOST = 1 << 20  # bytes read from QEMU in one request

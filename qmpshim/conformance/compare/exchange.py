@@ -13,9 +13,10 @@ from qmpshim.conformance.compare.oracle import Prediction
 from qmpshim.conformance.workload import pattern
 from qmpshim.conformance.workload.workload import Kind, Operation
 from qmpshim.errors import CommandFailed, HostError, IOFailed, errno_words
-from qmpshim.machine.chain.secondary import SECTOR, SecondaryChain
+from qmpshim.machine.chain.secondary import SecondaryChain
 from qmpshim.machine.nbd.client import BlockClient
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.units import SECTOR
 
 
 def submit(client: BlockClient, operation: Operation, payload: Any) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
-from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import Chain, CommandError, Workflow
 from qmpshim.model.disks.image import Image, Owners
 from qmpshim.model.runtime.coroutines import Co, ModelIOError, run_sequentially
+from qmpshim.model.units import SECTOR
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qmpshim.errors import InputError, decoding, no_such
-from qmpshim.machine.chain.gated import Form
+from qmpshim.machine.chain.topology import Form, Options, Topology, topology_of
 from qmpshim.model.scenario import Op
 
 C = 128  # sectors of a cluster
@@ -56,6 +56,7 @@ class RealScenario:
     :ivar setup: operations done before, one after another, once replication (or backup) runs
     :ivar ops: the concurrent operations
     :ivar secondary: format of the secondary disk, ``raw`` or ``qcow2``
+    :ivar options: more options of the chain's nodes
     :ivar contract: within what QEMU's documents allow; otherwise it is about robustness
     """
 
@@ -67,15 +68,25 @@ class RealScenario:
     cluster: int = C
     contract: bool = True
     secondary: str = "raw"
+    options: Options = ()
 
     def number(self, index: int) -> int:
         """The number of concurrent operation *index*."""
         return BASE + len(self.setup) + 1 + index
 
     @property
+    def topology(self) -> Topology:
+        """What the chain is made of."""
+        return topology_of(self.form, self.secondary, self.options)
+
+    def has(self, driver: str) -> bool:
+        """Whether the chain has a node of this driver."""
+        return self.topology.has(driver)
+
+    @property
     def replicates(self) -> bool:
         """Whether there is a replication filter, with a status."""
-        return self.form in (Form.REPLICATION, Form.PRIMARY)
+        return self.has("replication")
 
     @property
     def commits(self) -> bool:
@@ -84,7 +95,7 @@ class RealScenario:
 
     def to_json(self) -> dict[str, Any]:
         """As :func:`scenario_from_json` reads it."""
-        return {
+        value: dict[str, Any] = {
             "name": self.name,
             "form": self.form.value,
             "size": self.size,
@@ -94,6 +105,9 @@ class RealScenario:
             "setup": [_op_to_json(op) for op in self.setup],
             "ops": [_op_to_json(op) for op in self.ops],
         }
+        if self.options:
+            value["options"] = [list(option) for option in self.options]
+        return value
 
 
 def _op_to_json(op: Op) -> dict[str, Any]:
@@ -128,7 +142,9 @@ def scenario_from_json(value: Any) -> RealScenario:
             int(value.get("cluster", C)),
             bool(value.get("contract", True)),
             str(value.get("secondary", "raw")),
+            tuple((str(node), str(name), what) for node, name, what in value.get("options", ())),
         )
+        _ = scenario.topology  # a node that there is
         _check(scenario)
         return scenario
 

@@ -12,7 +12,7 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import IOFailed
 from qmpshim.machine.guest.guest import RUN_LIMIT, Guest
-from qmpshim.model.disks.image import SECTOR
+from qmpshim.model.units import SECTOR
 
 
 class GuestDisk:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from qmpshim.conformance.workload import pattern
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import MachineError
-from qmpshim.model.disks.image import SECTOR
+from qmpshim.model.units import SECTOR
 
 PROGRAM = "/bin/workload"
 # A console at its prompt has no newline before the program's first line.

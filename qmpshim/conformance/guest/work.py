@@ -24,12 +24,12 @@ from qmpshim.conformance.guest.program import PROGRAM, random_operations, read_l
 from qmpshim.conformance.guest.rig import GuestRig
 from qmpshim.conformance.workload import pattern
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
-from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.guest.chain import Attachment, GuestChain
 from qmpshim.machine.guest.guest import RUN_LIMIT
 from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images.write_log import Flag, LogEntry, WriteLog
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.units import SECTOR
 
 
 class GuestDiverged(Exception):

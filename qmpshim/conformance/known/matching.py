@@ -15,7 +15,7 @@ from qmpshim.conformance.explore.harness.choices import failures
 from qmpshim.conformance.explore.report.findings import Finding, failing, finding_from_json
 from qmpshim.conformance.explore.scenarios import COMMANDS, DATA, VANISH
 from qmpshim.conformance.known.write_ups import Version, WriteUp, common, load
-from qmpshim.machine.chain.gated import IMAGES, PRIMARY_IMAGES, Form
+from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES, Form
 from qmpshim.model.check.cause import Cause
 from qmpshim.model.check.verdict import Verdict
 

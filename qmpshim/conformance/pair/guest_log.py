@@ -12,11 +12,11 @@ from qmpshim.conformance.pair.judge import PairJudge
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.pair.workload import PairWorkload, Stuck
-from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.guest.boot_sector import BLOCK, BootGuest, ConsoleLine, console_lines
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.units import SECTOR
 
 
 class GuestLog:

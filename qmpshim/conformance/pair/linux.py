@@ -33,13 +33,13 @@ from qmpshim.conformance.pair.workload import PairWorkload, Stuck
 from qmpshim.conformance.workload.pattern import describe_owner, expected, mismatches
 from qmpshim.conformance.workload.workload import Kind, Operation
 from qmpshim.errors import errno_words
-from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.colo.linux_guest import LinuxGuest
 from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.images.write_log import LogEntry, WriteLog
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import owned
+from qmpshim.model.units import SECTOR
 
 Ints = npt.NDArray[np.int64]
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.nbd.protocol import NbdCommand, Request
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import Chain, Workflow
 from qmpshim.model.disks.image import PAGE, Alloc, Owners, Qcow2Image, owned
 from qmpshim.model.runtime.coroutines import run_sequentially
+from qmpshim.model.units import SECTOR
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.workload.pattern import data_of
 from qmpshim.errors import MachineError
-from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.machine.nbd.uri import nbd_uri
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.units import SECTOR
 
 _LONGEST = 256  # sectors a write
 

@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from qmpshim.model.disks.image import PAGE, SECTOR, Owners
+from qmpshim.model.disks.image import PAGE, Owners
+from qmpshim.model.units import SECTOR
 
 Words = npt.NDArray[np.uint64]
 Bytes = bytes | bytearray | memoryview

@@ -34,11 +34,12 @@ from qmpshim.errors import (
     MachineDied,
     MachineError,
 )
-from qmpshim.machine.chain.secondary import SECTOR, ChainSpec, SecondaryChain
+from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
 from qmpshim.machine.host.process import COMMAND_LIMIT, Qemu
 from qmpshim.machine.nbd.client import BlockClient
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.disks.image import PAGE
+from qmpshim.model.units import SECTOR
 
 log = logging.getLogger(__name__)
 

@@ -17,13 +17,14 @@ from qmpshim.conformance.workload.shrink import shrink
 from qmpshim.conformance.workload.workload import Operation, Workload, all_kinds
 from qmpshim.errors import HostError
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.files import copy_tree
 from qmpshim.machine.host.process import COMMAND_LIMIT
 from qmpshim.machine.host.programs import need_program
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.units import SECTOR
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ from enum import StrEnum
 from typing import Any
 
 from qmpshim.errors import InputError
-from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.units import SECTOR
 
 
 class Side(StrEnum):

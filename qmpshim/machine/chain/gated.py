@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from qmpshim.errors import (
@@ -33,6 +31,15 @@ from qmpshim.errors import (
 )
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.quiescence import Quiescence, resting
+from qmpshim.machine.chain.topology import (
+    PRIMARY_IMAGES,
+    Export,
+    Form,
+    Node,
+    Options,
+    Topology,
+    topology_of,
+)
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.host.process import last_words
 from qmpshim.machine.host.workspace import Workspace, dies_with_owner
@@ -42,31 +49,9 @@ from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.machine.nbd.status_client import StatusClient
 from qmpshim.machine.qmp.nonblocking import NonBlockingNbd, NonBlockingQmp
 
-log = logging.getLogger(__name__)
-
-IMAGES = ("secondary", "hidden", "active")  # of the secondary's chain
-PRIMARY_IMAGES = ("primary", "secondary")  # of the primary's: raw, both
 _ROOM = 1 << 20  # bytes a qcow2 image may grow to, beyond its virtual size
 _LIMIT = 20.0  # seconds for what needs nobody's help
 _ASLEEP = 10.0  # seconds for which QEMU may have slept already when it is looked at
-
-
-class Form(StrEnum):
-    """What is built."""
-
-    REPLICATION = "replication"  # secondary <- hidden <- active <- replication filter
-    BACKUP = "backup"  # secondary <- hidden, with blockdev-backup sync=none
-    FLEECING = "fleecing"  # copy-before-write on the secondary disk, hidden disk as its target,
-    # and snapshot-access above: no job (QEMU 7.2 and later)
-    PRIMARY = "primary"  # the other side: quorum on the primary disk and on the replication filter
-    # that forwards to the secondary disk
-
-
-def images_of(form: Form) -> tuple[str, ...]:
-    """The names of the images of a chain."""
-    if form is Form.PRIMARY:
-        return PRIMARY_IMAGES
-    return IMAGES if form is Form.REPLICATION else IMAGES[:2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +61,7 @@ class Shape:
     :ivar reconnect: seconds that QEMU waits for a broken connection to come back
     :ivar holes: the secondary disk tells QEMU where it has holes (NBD's block status)
     :ivar secondary: format of the secondary disk, ``raw`` or ``qcow2``
+    :ivar options: more options of nodes
     """
 
     form: Form
@@ -84,6 +70,12 @@ class Shape:
     reconnect: int = 0
     holes: bool = True
     secondary: str = "raw"
+    options: Options = ()
+
+    @property
+    def topology(self) -> Topology:
+        """What the chain is made of."""
+        return topology_of(self.form, self.secondary, self.options)
 
 
 @functools.cache
@@ -145,7 +137,8 @@ class GatedMachine:
         self.workspace = Workspace("gate-")
         self.gate = Gate(tracing=True)
         self.stores: dict[str, MemoryStore] = {}
-        self.images = images_of(shape.form)
+        self.topology = shape.topology
+        self.images = self.topology.images
         self.clients: dict[str, NonBlockingNbd] = {}
         self._status: StatusClient | None = None  # of the primary's export
         self.commands: list[dict[str, Any]] = []  # what was sent to set the chain up
@@ -221,8 +214,7 @@ class GatedMachine:
     @property
     def overlays(self) -> tuple[str, ...]:
         """Which of the images are qcow2 and can break: the secondary disk too, if it is one."""
-        raw = PRIMARY_IMAGES if self.shape.secondary == "raw" else PRIMARY_IMAGES[:1]
-        return tuple(name for name in self.images if name not in raw)
+        return self.topology.qcow2
 
     @property
     def version(self) -> tuple[int, int, int]:
@@ -245,45 +237,41 @@ class GatedMachine:
 
         :raises CommandFailed: QEMU cannot
         """
-        form = self.shape.form
-        batch: list[tuple[str, dict[str, Any]]] = [self._node("secondary", self.shape.secondary)]
-        if form is Form.PRIMARY:
-            quorum = {"read_pattern": "fifo", "vote_threshold": 1}
-            batch += [
-                self._node("primary", "raw"),
-                _add("replication", "forward", mode="primary", file="secondary"),
-                _add("quorum", "top", children=["primary", "forward"], **quorum),
-                _export("guest", "top", True),
-            ]
-        elif form is Form.FLEECING:
-            batch += [
-                self._node("hidden", "qcow2", "secondary"),
-                _add("copy-before-write", "filter", file="secondary", target="hidden"),
-                _add("snapshot-access", "snapshot", file="filter", discard="unmap"),
-                _export("primary", "filter", True),
-                _export("guest", "snapshot", True),  # writable: it may discard
-            ]
-        elif form is Form.BACKUP:
-            batch += [
-                _export("primary", "secondary", True),
-                self._node("hidden", "qcow2", "secondary"),
-                _export("guest", "hidden", False),
-            ]
-        else:
-            top = {"mode": "secondary", "top-id": "top", "file": "active"}
-            batch += [
-                _export("primary", "secondary", True),
-                self._node("hidden", "qcow2", "secondary"),
-                self._node("active", "qcow2", "hidden"),
-                _add("replication", "top", **top),
-                _export("guest", "top", True),
-            ]
+        batch = [self._opens(part) for part in self.topology.parts]
         self.commands = [
             {"execute": command, "arguments": arguments} for command, arguments in batch
         ]
         self.batch(batch)
-        for name in ("guest",) if form is Form.PRIMARY else ("primary", "guest"):
-            self.connect(name)
+        for export in self.topology.exports:
+            self.connect(export.name)
+
+    def _opens(self, part: Node | Export) -> tuple[str, dict[str, Any]]:
+        """The command that opens a part of the chain."""
+        if isinstance(part, Export):
+            words = {"id": part.name, "name": part.name, "node-name": part.node}
+            return "block-export-add", {"type": "nbd", **words, "writable": part.writable}
+        options = dict(part.options)
+        if part.image:
+            options["file"] = {**self.gate.blockdev(part.name), "discard": "unmap"}
+            if self.shape.reconnect:
+                options["file"]["reconnect-delay"] = self.shape.reconnect
+        return "blockdev-add", {"driver": part.driver, "node-name": part.name, **options}
+
+    def do(self, operation: str) -> Any:
+        """Run the command that does an operation of this chain, with nothing held.
+
+        :raises CommandFailed: QEMU refuses
+        """
+        command = self.topology.commands[operation]
+        return self.call(command.name, command.arguments)
+
+    def start(self) -> None:
+        """Start what copies, once the chain is open.
+
+        :raises CommandFailed: QEMU refuses
+        """
+        if self.topology.begins is not None:
+            self.call(self.topology.begins.name, self.topology.begins.arguments)
 
     def connect(self, name: str) -> None:
         """Connect to the export *name*, in place of the client that was.
@@ -316,15 +304,6 @@ class GatedMachine:
             self.qmp.wait(command, number, _LIMIT)
         return [self.qmp.take(command, number) for command, number in numbers]
 
-    def _node(self, name: str, driver: str, backing: str | None = None) -> Any:
-        words: dict[str, Any] = {"discard": "unmap"}
-        words["file"] = {**self.gate.blockdev(name), "discard": "unmap"}
-        if self.shape.reconnect:
-            words["file"]["reconnect-delay"] = self.shape.reconnect
-        if backing is not None:
-            words["backing"] = backing
-        return _add(driver, name, **words)
-
     def tear_down(self) -> None:
         """Take the chain apart again, leaving QEMU with its NBD server.
 
@@ -337,22 +316,15 @@ class GatedMachine:
         self.clients.clear()
         if self._status is not None:
             self._status.close()
-        form = self.shape.form
-        nodes = {
-            Form.REPLICATION: ("top", "active", "hidden", "secondary"),
-            Form.BACKUP: ("hidden", "secondary"),
-            Form.FLEECING: ("snapshot", "filter", "hidden", "secondary"),
-            Form.PRIMARY: ("top", "forward", "primary", "secondary"),
-        }[form]
-        with contextlib.suppress(CommandFailed):  # it was removed by an operation
-            self.call("block-export-del", {"id": "guest", "mode": "hard"})
-        with contextlib.suppress(CommandFailed):
-            self.call("block-export-del", {"id": "primary", "mode": "hard"})
+        for export in reversed(self.topology.exports):
+            with contextlib.suppress(CommandFailed):  # it was removed by an operation
+                self.call("block-export-del", {"id": export.name, "mode": "hard"})
         deadline = time.monotonic() + _LIMIT
         while self.call("query-block-exports"):
             if time.monotonic() > deadline:
                 raise MachineHung("an export did not go away")
-        self.batch([("blockdev-del", {"node-name": node}) for node in nodes])
+        nodes = reversed(self.topology.nodes)
+        self.batch([("blockdev-del", {"node-name": node.name}) for node in nodes])
 
     # -- stillness -------------------------------------------------------------------------------
 
@@ -502,13 +474,3 @@ class GatedMachine:
             store.close()
         self.reactor.close()
         self.workspace.close()
-
-
-def _add(driver: str, name: str, **words: Any) -> tuple[str, dict[str, Any]]:
-    arguments = {"driver": driver, "node-name": name}
-    return "blockdev-add", {**arguments, **{k.replace("_", "-"): v for k, v in words.items()}}
-
-
-def _export(name: str, node: str, writable: bool) -> tuple[str, dict[str, Any]]:
-    words = {"type": "nbd", "id": name, "name": name, "node-name": node, "writable": writable}
-    return "block-export-add", words

@@ -18,8 +18,8 @@ from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.nbd.client import BlockClient, NbdClient
 from qmpshim.machine.nbd.uri import nbd_uri
 from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.units import SECTOR
 
-SECTOR = 512
 _ENTRY = 8  # bytes of an L1 or L2 entry
 _DISCARD = 20e-6  # seconds for one cluster; 2 to 3 us were measured on a busy machine
 

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 from qmpshim.errors import HostError, IOFailed, MachineDied, MachineHung
 
-SECTOR = 512
 _PIECE = 8 << 20  # bytes of data in one request
 _LOOK = 0.25  # seconds between two looks at a server that owes an answer
 

@@ -13,8 +13,8 @@ from typing import TypeAlias
 
 from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.runtime.coroutines import Co, CoQueue, Io
+from qmpshim.model.units import SECTOR
 
-SECTOR = 512
 PAGE = 128  # sectors of owners kept together; 64 KiB of disk is 1 KiB of model
 
 Owners: TypeAlias = "array[int]"  # one owner a sector, typecode "q"

@@ -7,8 +7,9 @@ by subclusters; a discard, and what it frees, is of whole clusters.
 
 from __future__ import annotations
 
-from qmpshim.model.disks.image import SECTOR, Alloc, Qcow2Image, owned
+from qmpshim.model.disks.image import Alloc, Qcow2Image, owned
 from qmpshim.model.runtime.containers import PLAIN, StateContainers
+from qmpshim.model.units import SECTOR
 
 SUBCLUSTERS = 32  # in a cluster
 

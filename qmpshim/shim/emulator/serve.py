@@ -187,10 +187,11 @@ async def _chained(
 ) -> None:
     """Build a chain on the QEMU that was started."""
     from qmpshim.conformance.explore.harness.qemu_pool import base_content
-    from qmpshim.machine.chain.gated import Form
     from qmpshim.machine.chain.gated_secondary import GatedSecondary
-    from qmpshim.machine.chain.secondary import SECTOR, SecondaryChain
+    from qmpshim.machine.chain.secondary import SecondaryChain
+    from qmpshim.machine.chain.topology import Form
     from qmpshim.machine.nbd.gate.gate import Gate
+    from qmpshim.model.units import SECTOR
     from qmpshim.shim.gated.commands import held_io
     from qmpshim.shim.gated.io_controller import IoController
     from qmpshim.shim.gated.schedule import Schedule

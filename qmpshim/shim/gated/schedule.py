@@ -16,7 +16,7 @@ from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo
 from qmpshim.conformance.explore.harness.trace import TraceEvent, What, note
 from qmpshim.conformance.explore.scenarios import BASE, COMMANDS, DATA, FLUSHES, RealScenario, words
 from qmpshim.errors import InputError
-from qmpshim.machine.chain.gated import Form
+from qmpshim.machine.chain.topology import Form
 from qmpshim.machine.nbd.gate.gate import HeldIO
 from qmpshim.model.scenario import Op
 

@@ -13,8 +13,8 @@ from qmpshim.conformance.explore.harness.choices import Fail, RealChoice, Start
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.scenarios import BASE, COMMANDS, words
 from qmpshim.errors import InputError
-from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.model.scenario import Op
+from qmpshim.model.units import SECTOR
 from qmpshim.shim.shell.client import ShellClient
 from qmpshim.shim.shell.io import Disks, Flights
 

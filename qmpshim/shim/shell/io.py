@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from qmpshim.conformance.workload.pattern import data_of
 from qmpshim.errors import InputError, MachineDied, QmpshimError
-from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.model.units import SECTOR
 from qmpshim.shim.shell.client import ShellClient
 
 T = TypeVar("T")

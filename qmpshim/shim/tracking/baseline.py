@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from qmpshim.errors import UnsupportedFeature
-from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.images.agreement import ImageView
 from qmpshim.machine.images.qcow2 import BytesLike, ImageError, Qcow2Reader
 from qmpshim.machine.nbd.client import NbdClient
@@ -21,6 +20,7 @@ from qmpshim.model.chain.secondary import Chain, Workflow
 from qmpshim.model.disks.image import Alloc, Image, is_zero, owned
 from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
 from qmpshim.model.disks.subclusters import ExtendedQcow2
+from qmpshim.model.units import SECTOR
 from qmpshim.shim.tracking.discovery import ChainNodes, Geometry
 from qmpshim.shim.tracking.payload_store import PayloadStore
 

@@ -14,9 +14,9 @@ from typing import Any
 from qmpshim.conformance.compare.oracle import Oracle, View
 from qmpshim.errors import InputError, MachineHung, NothingToTell
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.disks.image import Alloc, Qcow2Image
+from qmpshim.model.units import SECTOR
 from qmpshim.shim.endpoint.server import Handler, Shim
 from qmpshim.shim.endpoint.upstream import Reply
 from qmpshim.shim.gated.commands import GatedCommands

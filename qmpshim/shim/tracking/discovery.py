@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.units import SECTOR
 from qmpshim.shim.tracking.block_graph import LOG_NODE, BlockGraph
 
 Execute = Callable[..., Awaitable[Any]]

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from qmpshim.conformance.compare.oracle import Oracle
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
-from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.model.disks.image import Alloc, Image
 from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
 from qmpshim.model.runtime.coroutines import Co, ModelIOError, run_sequentially
+from qmpshim.model.units import SECTOR
 from qmpshim.shim.tracking.discovery import ChainNodes
 from qmpshim.shim.tracking.payload_store import PayloadStore
 

@@ -8,7 +8,8 @@ from itertools import groupby
 from pathlib import Path
 
 from qmpshim.errors import HostError
-from qmpshim.model.disks.image import SECTOR, Owners
+from qmpshim.model.disks.image import Owners
+from qmpshim.model.units import SECTOR
 
 
 class PayloadStore:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from qmpshim.conformance.workload.workload import Kind, Side
-from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.nbd.protocol import CMD_NO_HOLE, NbdCommand, Request
+from qmpshim.model.units import SECTOR
 from qmpshim.shim.tracking.follow import Change
 
 if TYPE_CHECKING:

@@ -14,12 +14,13 @@ from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.oracle import Oracle
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import HostError, InputError, errno_words
-from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import CommandError, Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Image
 from qmpshim.model.runtime.coroutines import Co, run_sequentially
+from qmpshim.model.units import SECTOR
 from qmpshim.shim.tracking.block_graph import BlockGraph
 from qmpshim.shim.tracking.discovery import ChainNodes
 from qmpshim.shim.tracking.follow import Change, Follower

@@ -14,13 +14,13 @@ from qmpshim.conformance.compare.oracle import Oracle, View
 from qmpshim.conformance.compare.overlay import wrong_allocation
 from qmpshim.conformance.workload.workload import Kind
 from qmpshim.errors import IOFailed, MachineError, MachineHung, UnsupportedFeature
-from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.images.qcow2 import ImageError, Qcow2Reader
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Stage, Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import PAGE, Owners
 from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
+from qmpshim.model.units import SECTOR
 from qmpshim.shim.tracking.baseline import flush
 from qmpshim.shim.tracking.chains import TrackedChains
 from qmpshim.shim.tracking.discovery import children

@@ -18,9 +18,10 @@ from typing import Any
 
 from qmpshim.conformance.workload.workload import Kind
 from qmpshim.errors import CommandFailed, HostError, MachineError
-from qmpshim.machine.chain.secondary import SECTOR, ChainSpec, SecondaryChain
+from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
 from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.images.write_log import Flag, LogEntry, WriteLog
+from qmpshim.model.units import SECTOR
 from qmpshim.shim.endpoint.server import Shim
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply

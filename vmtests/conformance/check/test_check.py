@@ -29,7 +29,7 @@ from qmpshim.conformance.explore.scenarios import named, pairs
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version, resolve
-from qmpshim.machine.chain.gated import Form
+from qmpshim.machine.chain.topology import Form
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import MODES
 from vmtests.support.broken_builds import make

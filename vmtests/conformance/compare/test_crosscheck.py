@@ -14,11 +14,12 @@ from qmpshim.conformance.workload.verify import setup_for
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import CommandFailed, IOFailed
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.units import SECTOR
 from vmtests.support.chains import Data, Meddled, Meddler, flip, l2_entry, lying, word
 
 MiB, PAGE = 1 << 20, 128

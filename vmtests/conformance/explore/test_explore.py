@@ -33,7 +33,7 @@ from qmpshim.conformance.known.matching import ExplorerWriteUp, load_directed, l
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.chain.gated import Form
+from qmpshim.machine.chain.topology import Form
 from qmpshim.machine.host import manual_event_loop
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore

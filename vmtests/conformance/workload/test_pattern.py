@@ -19,7 +19,8 @@ from qmpshim.conformance.workload.pattern import (
     expected,
     mismatches,
 )
-from qmpshim.model.disks.image import SECTOR, Contents, Owners, owned
+from qmpshim.model.disks.image import Contents, Owners, owned
+from qmpshim.model.units import SECTOR
 
 LAST = (1 << 36) - 1  # the last sector that can be told apart: 32 TiB
 

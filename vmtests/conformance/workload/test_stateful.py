@@ -24,8 +24,9 @@ from qmpshim.conformance.workload.session import Result, Setup, WorkloadRun, ope
 from qmpshim.conformance.workload.verify import setup_for
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.units import SECTOR
 from vmtests.support.chains import AroundQemu, NoCheckpoint, Torn
 
 CLUSTER = 16384

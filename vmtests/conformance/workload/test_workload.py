@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from qmpshim.conformance.workload.workload import Kind, Operation, Side, Workload, all_kinds
 from qmpshim.errors import InputError
-from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.units import SECTOR
 
 MiB = 1 << 20
 SPECS = [

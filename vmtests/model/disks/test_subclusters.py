@@ -10,9 +10,10 @@ import pytest
 
 from qmpshim.machine.images.agreement import ImageView, map_file
 from qmpshim.machine.images.qcow2 import Qcow2Reader as Tables
-from qmpshim.model.disks.image import SECTOR, Alloc, Fill, Owners, Qcow2Image, owned
+from qmpshim.model.disks.image import Alloc, Fill, Owners, Qcow2Image, owned
 from qmpshim.model.disks.subclusters import SUBCLUSTERS, ExtendedQcow2
 from qmpshim.model.runtime.coroutines import Co, run_sequentially
+from qmpshim.model.units import SECTOR
 from vmtests.machine.images.test_agreement import raw
 from vmtests.machine.images.test_qcow2 import KiB, build
 

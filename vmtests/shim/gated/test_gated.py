@@ -23,10 +23,11 @@ from qmpshim.conformance.known import folder
 from qmpshim.conformance.workload.pattern import data_of
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.gated import Form
-from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.chain.topology import Form
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.units import SECTOR
 from qmpshim.shim.emulator.serve import Options, Served, endpoint
 from qmpshim.shim.gated.schedule import MOST, Schedule
 from vmtests.support.shim_harness import LIMIT, Loop, Wire, wait_until

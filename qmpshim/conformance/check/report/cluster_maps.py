@@ -21,11 +21,11 @@ from qmpshim.conformance.explore.reproducer.replay import follow, system_of
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario, words
 from qmpshim.errors import InputError, UnsupportedFeature
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.gated import images_of
-from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.machine.images.agreement import map_file
 from qmpshim.machine.images.qcow2 import ImageError, Qcow2Reader
 from qmpshim.model.disks.image import Alloc
+from qmpshim.model.units import SECTOR
 
 Owner = int | None  # None: the image has nothing here
 Whose = Callable[[Owner], str]
@@ -56,7 +56,7 @@ def _compare(scenario: RealScenario, seen: Outcome, possible: Sequence[Outcome])
     want = min(possible, key=lambda one: _distance(one, seen), default=None)
     whose = _namer(scenario)
     disks = []
-    for name in images_of(scenario.form):
+    for name in TOPOLOGIES[scenario.form].images:
         layer = ("hidden", "active").index(name) if name in ("hidden", "active") else None
         kinds = (None, None) if layer is None else (
             want.alloc[layer] if want else None, seen.alloc[layer]

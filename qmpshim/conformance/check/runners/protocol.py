@@ -14,26 +14,21 @@ from typing import Any
 
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.compare.divergence import verdict_of
-from qmpshim.conformance.explore.harness.qemu_pool import BACKUP_JOB
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import BuildError, CommandFailed, MachineError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.qapi import Schema
-from qmpshim.machine.chain.gated import Form, GatedMachine, Shape
+from qmpshim.machine.chain.gated import GatedMachine, Shape
+from qmpshim.machine.chain.topology import Form
 from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.model.check.verdict import Verdict
 
 _SHAPE = 256 << 10, 64 << 10
 _DATA = bytes(pattern.data_of(1, 0, 128))
-#: What is done to the chain, so that there is something to be told of.
+#: What is done to the chain once it runs, so that there is something to be told of.
 _USES: Mapping[Form, list[tuple[str, Mapping[str, Any]]]] = {
-    Form.BACKUP: [("blockdev-backup", BACKUP_JOB)],
-    Form.REPLICATION: [
-        ("xen-set-replication", {"enable": True, "primary": False}),
-        ("stop", {}),
-        ("xen-colo-do-checkpoint", {}),
-        ("cont", {}),
-    ],
+    Form.BACKUP: [],
+    Form.REPLICATION: [("stop", {}), ("xen-colo-do-checkpoint", {}), ("cont", {})],
 }
 #: Commands whose arguments are open (``'gen': false`` in QEMU's schema): they say less than they
 #: take.
@@ -132,7 +127,9 @@ class _Check:
         errno = self.machine.clients["primary"].call(NbdCommand.WRITE, 0, 0, _DATA).errno
         if errno:
             self.report(Verdict.ERROR_CONTRACT, self.doing, "no error", f"errno {errno}")
-        for self.doing, arguments in _USES[form]:
+        begins = self.machine.topology.begins
+        assert begins is not None
+        for self.doing, arguments in [(begins.name, begins.arguments), *_USES[form]]:
             self.machine.call(self.doing, arguments)
 
     def _refused(self, words: dict[str, Any], error_class: str) -> None:

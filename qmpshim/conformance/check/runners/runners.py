@@ -33,13 +33,14 @@ from qmpshim.conformance.workload.verify import replay, setup_for
 from qmpshim.conformance.workload.verify import verify as run_verify
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.chain.secondary import SECTOR, ChainSpec
+from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.files import slug
 from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import MODES
+from qmpshim.model.units import SECTOR
 
 _OF_BUDGET = 0.9  # of a case's budget; the rest is for starting, and for bundles and maps
 

@@ -48,7 +48,7 @@ from qmpshim.conformance.explore.scenarios import (
     cut_off,
     words,
 )
-from qmpshim.machine.chain.gated import IMAGES, PRIMARY_IMAGES, Form
+from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES, Form
 from qmpshim.model.check.cause import Cause, CauseKind, FaultContext, Relation
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
@@ -82,7 +82,7 @@ class FailureChecker:
     ) -> RealViolation | None:
         """What is wrong with the end of an execution in which these I/Os failed."""
         hits = tuple(hit for _, hit in failed)
-        on_primary = self._scenario.form is Form.PRIMARY
+        on_primary = self._scenario.has("quorum")
         wrong = None if on_primary else self._silence(seen, failed)
         if wrong is not None:
             return wrong
@@ -180,7 +180,7 @@ class FailureChecker:
             if hit.reader is not None:
                 ways.append(partial(AnyRead, hit, hit.reader))
             stops = any(op.do in _CLOSES for op in self._scenario.ops)
-            if self._scenario.form is Form.PRIMARY and hit.image == "secondary" and stops:
+            if self._scenario.has("quorum") and hit.image == "secondary" and stops:
                 # To who reads in between the write may look like one that came after the stop.
                 ways.append(partial(Unobserved, hit))
             does = {self._scenario.ops[op].do for op in under_way}
@@ -205,7 +205,7 @@ class FailureChecker:
     def _compare(
         self, seen: Outcome, ends: Sequence[Outcome], hits: tuple[InjectedFault, ...]
     ) -> RealViolation | None:
-        told = self._scenario.commits or self._scenario.form is Form.PRIMARY
+        told = self._scenario.commits or self._scenario.has("quorum")
         spared: set[str] = set() if told else {"status"}
         for hit in hits:
             if hit.gone:
@@ -216,7 +216,7 @@ class FailureChecker:
         wrong = self._judge.compare(seen, ends, Unchecked(frozenset(spared)))
         if wrong is None:
             return self._isolation(seen)
-        if self._scenario.form is Form.PRIMARY and wrong.cause == Cause(
+        if self._scenario.has("quorum") and wrong.cause == Cause(
             CauseKind.FINAL_STATUS, detail="None"
         ):
             return replace(wrong, cause=NOT_IN_STATUS)
@@ -344,7 +344,7 @@ class FailureChecker:
 
         One that has nothing to write need not even ask for the disk that is gone.
         """
-        if self._scenario.form is Form.PRIMARY:
+        if self._scenario.has("quorum"):
             yield from self._late(end, seen, hits)
             return
         if self._scenario.commits and end.view == end.secondary:
@@ -419,7 +419,7 @@ class FailureChecker:
         for named, hit in failed:
             for _, number, _ in tags(named.io.data):
                 index = numbers.get(number)
-                if named.io.image == "secondary" and self._scenario.form is Form.PRIMARY:
+                if named.io.image == "secondary" and self._scenario.has("quorum"):
                     continue  # that the guest is not told: case 2
                 if index is None or index in hit.over or index != named.op:
                     continue  # another's affair: a commit's, which writes what was answered before

@@ -11,11 +11,12 @@ from qmpshim.conformance.explore.harness.overlays import OverlayState, read_over
 from qmpshim.conformance.explore.harness.trace import note
 from qmpshim.conformance.explore.scenarios import VANISH, RealScenario, words
 from qmpshim.conformance.workload import pattern
-from qmpshim.machine.chain.gated import Form, GatedMachine
-from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.topology import Form
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.units import SECTOR
 
 PROBE = 4000  # the operation whose data the aftermath writes
 _REMOVAL = 5.0  # seconds for an export or a job to go
@@ -139,7 +140,7 @@ def _read(
         for name in ("hidden", "active")
     )
     primary = None
-    if scenario.form is Form.PRIMARY:
+    if scenario.has("quorum"):
         primary = tuple(owners(machine.gate.snapshot("primary"), 0))
     seen = Outcome(
         tuple(now.answers),
@@ -148,7 +149,7 @@ def _read(
         hidden.content,
         active.content,
         view,
-        () if scenario.form is Form.PRIMARY else (hidden.kinds, active.kinds),
+        () if scenario.has("quorum") else (hidden.kinds, active.kinds),
         status,
         primary,
     )
@@ -191,7 +192,7 @@ def aftermath(
     over = any(op.do in ("failover", "stop", "unexport", "guest_discard") for op in done)
     if over or seen.view is None:
         return None
-    if scenario.form is Form.PRIMARY:
+    if scenario.has("quorum"):
         return _both_written(machine, scenario, now)
     size = scenario.size
     answer = machine.clients["primary"].call(

@@ -26,7 +26,6 @@ from qmpshim.conformance.explore.checkers.sequential import (
     run_in_order,
 )
 from qmpshim.conformance.explore.scenarios import BASE, ZEROES, RealScenario, cut_off, words
-from qmpshim.machine.chain.gated import Form
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.linearizability import fits
@@ -118,7 +117,7 @@ class LinearizabilityChecker:
         None where there is no quorum, or this one is such a judge.
         """
         known = self.behaviour.known
-        if self.scenario.form is not Form.PRIMARY or KnownDefect.QUORUM_MASKS_PRIMARY in known:
+        if not self.scenario.has("quorum") or KnownDefect.QUORUM_MASKS_PRIMARY in known:
             return ()
         return tuple(
             LinearizabilityChecker(self.scenario, replace(self.behaviour, known=known | masks))
@@ -225,7 +224,7 @@ class LinearizabilityChecker:
         if any(self._explains(one, seen, start, end, free) for one in possible):
             return True
         does = {op.do for op in self.scenario.ops}
-        if self.scenario.form is not Form.PRIMARY or not does & {"stop", "failover"}:
+        if not self.scenario.has("quorum") or not does & {"stop", "failover"}:
             return False
         rest = {*free, "secondary"}
         return any(self._explains(one, seen, start, end, rest) for one in possible) and any(

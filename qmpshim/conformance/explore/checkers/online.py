@@ -15,12 +15,13 @@ from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import IoNames, owners, tags
 from qmpshim.conformance.explore.harness.overlays import read_overlay
 from qmpshim.conformance.explore.scenarios import CHANGES, RealScenario, words
-from qmpshim.machine.chain.gated import PRIMARY_IMAGES, Form, GatedMachine
-from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.topology import PRIMARY_IMAGES
 from qmpshim.machine.nbd.gate.gate import EventKind, HeldIO
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.units import SECTOR
 
 _EFFECTS = (EventKind.PASS, EventKind.RELEASE, EventKind.APPLY)
 _CHANGES = (Nbd.WRITE, Nbd.WRITE_ZEROES, Nbd.TRIM)
@@ -52,7 +53,7 @@ class OnlineChecker:
         self._given_up = {
             cluster
             for op in (*scenario.setup, *scenario.ops)
-            if op.do == "guest_discard" and scenario.form is Form.FLEECING
+            if op.do == "guest_discard" and scenario.has("snapshot-access")
             for cluster in _touched(op.start, op.count, scenario.cluster)
         }
 
@@ -76,7 +77,7 @@ class OnlineChecker:
     def arrived(self, io: HeldIO) -> RealViolation | None:
         """What is wrong with a request that is at the gate now."""
         start, cluster = self._names.guest_sector(io), self._scenario.cluster
-        if not self.quiet or start is None or self._scenario.form is Form.PRIMARY:
+        if not self.quiet or start is None or self._scenario.has("quorum"):
             return None  # the primary copies nothing
         if io.image == "secondary" and io.op in _CHANGES:
             touched = _touched(start, io.length // SECTOR, cluster)
@@ -110,7 +111,7 @@ class OnlineChecker:
             return None  # what the quorum masks is told in other words
         primary = scenario.ops[flush].do == "primary_flush"
         verb, name = ("primary_write", "secondary") if primary else ("guest_write", "active")
-        if scenario.form is Form.PRIMARY:
+        if scenario.has("quorum"):
             name = "primary"
         if name not in self._machine.images:
             return None

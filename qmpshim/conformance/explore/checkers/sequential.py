@@ -22,7 +22,7 @@ from qmpshim.conformance.explore.scenarios import (
     words,
 )
 from qmpshim.errors import InputError
-from qmpshim.machine.chain.gated import IMAGES, PRIMARY_IMAGES, Form
+from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES, Form
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.primary import PrimaryChain
 from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
@@ -224,7 +224,7 @@ def run_in_order(
         if op.do == "status":
             if scenario.replicates:
                 answers[index] = chain.status() or "ok"
-            elif scenario.form is Form.FLEECING or isinstance(chain, PrimaryChain):
+            elif scenario.has("snapshot-access") or isinstance(chain, PrimaryChain):
                 answers[index] = NO_JOB
             else:
                 answers[index] = "ok" if chain.job is not None else ENDING
@@ -280,7 +280,7 @@ def _copy(chain: Chain, cluster: int, meet: Callable[[Io], int]) -> None:
 
 def _begin(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
     chain: AnyChain
-    if scenario.form is Form.PRIMARY:
+    if scenario.has("quorum"):
         chain = PrimaryChain(scenario.size, behaviour)
         chain.primary.contents.write(0, owned(BASE, scenario.size))
     else:
@@ -297,7 +297,7 @@ def _begin(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
 
 
 def _secondarys(scenario: RealScenario, behaviour: Behaviour) -> Chain:
-    discipline = CopyBeforeWriteProtocol() if scenario.form is Form.FLEECING else None
+    discipline = CopyBeforeWriteProtocol() if scenario.has("snapshot-access") else None
     workflow = Workflow.REPLICATION if scenario.form is Form.REPLICATION else Workflow.BACKUP
     chain = Chain(
         workflow,
@@ -374,5 +374,5 @@ def _final(
 
 def scenario_gives_up(scenario: RealScenario) -> bool:
     """Whether the reader of the snapshot discards part of it."""
-    fleecing = scenario.form is Form.FLEECING
+    fleecing = scenario.has("snapshot-access")
     return fleecing and any(op.do == "guest_discard" for op in scenario.ops)

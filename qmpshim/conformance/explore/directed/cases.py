@@ -19,7 +19,8 @@ from qmpshim.conformance.explore.harness.history import stable
 from qmpshim.conformance.explore.harness.qemu_pool import base_content
 from qmpshim.errors import MachineError
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.gated import Form, GatedMachine, Shape
+from qmpshim.machine.chain.gated import GatedMachine, Shape
+from qmpshim.machine.chain.topology import Form
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 

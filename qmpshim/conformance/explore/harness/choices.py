@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
-from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.model.units import SECTOR
 
 # How an I/O fails other than with an errno: its connection breaks, with all that waits on it, and
 CUT = 0  # the image is gone for good;

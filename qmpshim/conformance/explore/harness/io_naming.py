@@ -20,10 +20,10 @@ import numpy as np
 
 from qmpshim.conformance.explore.harness.choices import IoId
 from qmpshim.conformance.workload import pattern
-from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.nbd.gate.gate import HeldIO
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.scenario import Op
+from qmpshim.model.units import SECTOR
 
 _STEP1 = int(pattern._STEP[1])
 _BITS = pattern.SECTOR_BITS

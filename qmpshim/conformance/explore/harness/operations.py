@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from qmpshim.conformance.explore.checkers.sequential import NO_JOB
@@ -10,11 +11,11 @@ from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.explore.scenarios import COMMANDS, READS, VANISH, words
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, MachineError, MachineHung
-from qmpshim.machine.chain.gated import Form, GatedMachine
-from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.protocol import CMD_NO_HOLE
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.scenario import Op
+from qmpshim.model.units import SECTOR
 
 _NBD = {
     "read": Nbd.READ,
@@ -30,7 +31,7 @@ _SETUP = 10.0  # seconds for an operation of the setup
 def begin(machine: GatedMachine, op: Op, number: int) -> RunningOperation:
     """Send an operation to QEMU; *number* is under which it writes."""
     if op.do in COMMANDS:
-        return RunningOperation("qmp", machine.qmp.send(*command(machine.shape.form, op.do)))
+        return RunningOperation("qmp", machine.qmp.send(*command(machine, op.do)))
     side, verb = op.do.split("_", 1)
     if op.do in VANISH:
         machine.clients[side].close()
@@ -42,23 +43,10 @@ def begin(machine: GatedMachine, op: Op, number: int) -> RunningOperation:
     return RunningOperation(side, key)
 
 
-def command(form: Form, do: str) -> tuple[str, dict[str, Any]]:
-    """The QMP command that does *do* on a chain of this form, with its arguments."""
-    replication = form in (Form.REPLICATION, Form.PRIMARY)
-    primary = {"primary": form is Form.PRIMARY}
-    if do == "unexport":
-        return "block-export-del", {"id": "primary", "mode": "hard"}
-    if do == "checkpoint":
-        return "xen-colo-do-checkpoint", {}
-    if do == "failover":
-        return "xen-set-replication", {"enable": False, **primary, "failover": True}
-    if do == "start":
-        return "xen-set-replication", {"enable": True, **primary}
-    if do == "stop":
-        if replication:
-            return "xen-set-replication", {"enable": False, **primary, "failover": False}
-        return "block-job-cancel", {"device": "backup"}
-    return ("query-xen-replication-status" if replication else "query-block-jobs"), {}
+def command(machine: GatedMachine, do: str) -> tuple[str, Mapping[str, Any]]:
+    """The QMP command that does *do* on this chain, with its arguments."""
+    found = machine.topology.commands[do]
+    return found.name, found.arguments
 
 
 def answer(

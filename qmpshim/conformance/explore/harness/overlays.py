@@ -10,11 +10,11 @@ from qmpshim.conformance.explore.harness.history import stable
 from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.images.qcow2 import ImageError, Incompatible, Qcow2Reader, Severity
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
+from qmpshim.model.units import SECTOR
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,14 +26,14 @@ import logging
 from collections import Counter
 
 from qmpshim.conformance.compare.divergence import BROKEN
-from qmpshim.conformance.explore.harness.operations import command
 from qmpshim.conformance.explore.scenarios import BASE, HOLES, RealScenario
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.gated import PRIMARY_IMAGES, Form, GatedMachine, Shape, filled_qcow2
-from qmpshim.machine.chain.secondary import SECTOR
+from qmpshim.machine.chain.gated import GatedMachine, Shape, filled_qcow2
+from qmpshim.machine.chain.topology import PRIMARY_IMAGES
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.model.units import SECTOR
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class QemuPool:
         """
         sizes = scenario.size * SECTOR, scenario.cluster * SECTOR
         holes = any(op.do in HOLES for op in (*scenario.setup, *scenario.ops))
-        shape = Shape(scenario.form, *sizes, reconnect, holes, scenario.secondary)
+        shape = Shape(scenario.form, *sizes, reconnect, holes, scenario.secondary, scenario.options)
         machine = self.machine
         if machine is not None and (machine.shape != shape or not self.reuse):
             self.discard()
@@ -151,14 +151,14 @@ class QemuPool:
         machine.gate.release_all()
         machine.settle()
         shape = machine.shape
-        simple = shape.form in (Form.REPLICATION, Form.PRIMARY) and shape.secondary == "raw"
+        simple = machine.topology.has("replication") and shape.secondary == "raw"
         if simple and self._running and not self._doubtful:
             for name, client in machine.clients.items():
                 if client.lost:
                     machine.connect(name)
             self._put_back(machine, base)
-            if shape.form is Form.REPLICATION:
-                machine.call("xen-colo-do-checkpoint")
+            if machine.topology.overlays:
+                machine.do("checkpoint")
             else:  # up to 5.2 what was written before decides how a quorum is flushed
                 machine.clients["guest"].call(Nbd.FLUSH)
             self._teach_block_status(machine)
@@ -176,7 +176,7 @@ class QemuPool:
             self._take_apart(machine)
         self._put_back(machine, base)
         for name, store in machine.stores.items():
-            if name not in PRIMARY_IMAGES:
+            if name in machine.topology.overlays:
                 store.restore(machine._blank)
         machine.build_chain()
         self._apart = False
@@ -192,16 +192,12 @@ class QemuPool:
 
     @staticmethod
     def _teach_block_status(machine: GatedMachine) -> None:
-        copies = machine.shape.form is not Form.PRIMARY  # there nothing asks for it
+        copies = bool(machine.topology.overlays)  # else nothing asks for it
         if copies and machine.shape.secondary == "raw" and machine.version >= (6, 2):
             machine.learn_block_status()
 
     def _start(self, machine: GatedMachine) -> None:
-        form = machine.shape.form
-        if form in (Form.REPLICATION, Form.PRIMARY):
-            machine.call(*command(form, "start"))
-        elif form is Form.BACKUP:
-            machine.call("blockdev-backup", BACKUP_JOB)
+        machine.start()
         self._running, self._doubtful = True, False
         self._teach_block_status(machine)
         machine.settle()
@@ -210,11 +206,10 @@ class QemuPool:
     def _end(self, machine: GatedMachine) -> None:
         if not self._running:
             return
-        form = machine.shape.form
-        if form is Form.FLEECING:
+        if machine.topology.begins is None:
             return
         with contextlib.suppress(CommandFailed):  # an operation did it; replication always says so
-            machine.call(*command(form, "stop"))
+            machine.do("stop")
         machine.reactor.until(lambda: not machine.call("query-block-jobs"), 5.0)
 
     def will(self, do: str) -> None:
@@ -237,6 +232,3 @@ class QemuPool:
     def close(self) -> None:
         """End QEMU."""
         self.discard()
-
-
-BACKUP_JOB = {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "none"}

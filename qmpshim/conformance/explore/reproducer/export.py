@@ -23,15 +23,9 @@ from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.symptoms import arrivals, symptom_of
 from qmpshim.conformance.explore.scenarios import CHAIN_COMMANDS, HOLES
 from qmpshim.errors import InputError
-from qmpshim.machine.chain.gated import PRIMARY_IMAGES, Form, images_of
+from qmpshim.machine.chain.topology import TOPOLOGIES, Form
 
 _TEMPLATES = Path(__file__).with_name("templates")
-_NEEDS = {
-    Form.REPLICATION: "with the replication driver",
-    Form.BACKUP: "with the NBD driver",
-    Form.FLEECING: "of 7.0 or later",
-    Form.PRIMARY: "with the replication and the quorum driver",
-}
 
 
 def export_script(finding: Finding, breakpoints: bool = True) -> str:
@@ -43,15 +37,18 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
     if finding.verdict is None:
         raise InputError("this schedule was recorded as one that shows nothing wrong")
     scenario = finding.scenario
-    overlays = [name for name in images_of(scenario.form) if name not in PRIMARY_IMAGES]
+    topology = scenario.topology
     case: dict[str, Any] = {
         "title": f"{finding.verdict}: {finding.text}",
         "build": finding.build,
         "form": scenario.form.value,
-        "images": [*images_of(scenario.form)],
+        "parts": topology.parts_to_json(),
+        "commands": {do: command.to_json() for do, command in topology.commands.items()},
+        "begins": topology.begins and topology.begins.to_json(),
+        "images": [*topology.images],
         "size": scenario.size,
         "cluster": scenario.cluster,
-        "qcow2": [*overlays] if scenario.secondary == "raw" else ["secondary", *overlays],
+        "qcow2": [*topology.qcow2],
         "setup": [[op.do, op.start, op.count] for op in scenario.setup],
         "ops": [[op.do, op.start, op.count] for op in scenario.ops],
         "trace": finding.lines,
@@ -77,7 +74,7 @@ def _fill(name: str, case: dict[str, Any]) -> str:
     for part in ("common", "end"):
         text = text.replace(f"@{part.upper()}@\n", (_TEMPLATES / f"{part}.py.in").read_text())
     lines = "\n".join(f"    {line}" for line in case.pop("trace"))
-    text = text.replace("@NEEDS@", _NEEDS[Form(case["form"])])
+    text = text.replace("@NEEDS@", TOPOLOGIES[Form(case["form"])].needs)
     text = text.replace("@TITLE@", case["title"].replace('"""', "'''").replace("\\", "/"))
     text = text.replace("@TRACE@", lines.replace("\\", "/"))
     return text.replace("@CASE@", pprint.pformat(case, width=96, sort_dicts=False))

@@ -18,7 +18,7 @@ from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.gated import Form
+from qmpshim.machine.chain.topology import Form
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget, OutOfBudget
 from qmpshim.model.scenario import Op

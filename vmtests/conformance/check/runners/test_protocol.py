@@ -71,7 +71,7 @@ def test_the_explorer_does_not_wait_for_an_answer_that_came(tmp_path: Path) -> N
     report = explore_real(build, scenarios.named("WQ"))
     (found,) = report.findings
     assert (found.verdict, len(found.schedule)) == (Verdict.PROTOCOL, 1)
-    assert found.cause.endswith(": an answer to nothing that was asked")
+    assert str(found.cause).endswith(": an answer to nothing that was asked")
     assert not report.unconfirmed and not any(one.derailed for one in report.scenarios)
 
 

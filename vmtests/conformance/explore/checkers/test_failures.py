@@ -25,7 +25,8 @@ from qmpshim.conformance.explore.harness.real_system import RealSystem, faithful
 from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult, render
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import read_version
-from qmpshim.machine.chain.gated import Form, GatedMachine
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.topology import Form
 from qmpshim.machine.nbd.gate.gate import HeldIO
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.chain.behaviour import behaviour_of

@@ -13,7 +13,7 @@ from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
-from qmpshim.machine.chain.gated import Form, GatedMachine
+from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
@@ -106,8 +106,8 @@ def test_a_command_that_does_nothing_is_missed(
     """It answers well: the job has to end, the export to go, the job to be told of."""
     command = real_ops.command
 
-    def swallow(form: Form, what: str) -> tuple[str, dict[str, Any]]:
-        return ("query-iothreads", {}) if what == do else command(form, what)
+    def swallow(machine: GatedMachine, what: str) -> tuple[str, dict[str, Any]]:
+        return ("query-iothreads", {}) if what == do else command(machine, what)
 
     monkeypatch.setattr(final_state, "_REMOVAL", 0.5)
     assert found(stage, name, faithfully) == {}

@@ -20,11 +20,11 @@ from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.chain.secondary import SECTOR
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.scenario import Op
+from qmpshim.model.units import SECTOR
 from vmtests.conformance.explore.checkers.test_failures import causes, explored, meta_write, one
 from vmtests.conformance.explore.checkers.test_final_state import found
 

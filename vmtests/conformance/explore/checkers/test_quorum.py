@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,8 @@ from qmpshim.conformance.explore.harness.choices import CUT, io_id
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.machine.chain.gated import Form
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.topology import Form
 from qmpshim.machine.qmp.nonblocking import NonBlockingQmp
 from qmpshim.model.chain.behaviour import KnownDefect
 from qmpshim.model.chain.primary import PrimaryChain
@@ -290,13 +291,13 @@ def test_replication_that_runs_or_not_as_it_should_not(
 ) -> None:
     """A stop that does nothing, and a query that stops it."""
     command = real_ops.command
-    instead: Callable[[Form], tuple[str, dict[str, Any]]] = {
-        "stop": lambda form: ("query-iothreads", {}),
-        "status": lambda form: command(form, "failover"),
+    instead: Callable[[GatedMachine], tuple[str, Mapping[str, Any]]] = {
+        "stop": lambda machine: ("query-iothreads", {}),
+        "status": lambda machine: command(machine, "failover"),
     }[do]
 
-    def other(form: Form, what: str) -> tuple[str, dict[str, Any]]:
-        return instead(form) if what == do else command(form, what)
+    def other(machine: GatedMachine, what: str) -> tuple[str, Mapping[str, Any]]:
+        return instead(machine) if what == do else command(machine, what)
 
     assert not explored(stage, one(scenario)).found
     monkeypatch.setattr(real_ops, "command", other)
