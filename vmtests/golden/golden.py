@@ -2,7 +2,7 @@
 
 ``golden.py record`` writes the corpus, ``golden.py compare`` runs everything again and prints each
 value that is another one; ``--part`` and ``--build`` choose. Only values that do not depend on
-time, place or a build's exact version are kept: exit statuses, verdicts, counts of schedules, names.
+time, place or a build's exact version are kept: exit statuses, verdicts, counts, names.
 """
 
 from __future__ import annotations

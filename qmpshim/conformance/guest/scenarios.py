@@ -16,6 +16,7 @@ from qmpshim.conformance.workload.workload import Kind
 from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.guest.guest import Guest
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.units import SECTOR
 
 MiB = 1 << 20
 _REGION = 4096  # sectors in which both sides meet
@@ -112,7 +113,7 @@ async def _two_disks(work: GuestWork, seed: int) -> None:
 
 def _fill(work: GuestWork) -> None:
     """Old contents worth keeping, with gaps."""
-    for start in range(0, 8 * MiB // 512, 1024):
+    for start in range(0, 8 * MiB // SECTOR, 1024):
         work.primary(Kind.WRITE, start, 512)
 
 

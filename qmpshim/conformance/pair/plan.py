@@ -14,6 +14,7 @@ from qmpshim.machine.colo.linux_guest import LinuxGuest
 from qmpshim.machine.colo.pair import PairSpec
 from qmpshim.machine.guest import image as guest_image
 from qmpshim.machine.guest.boot_sector import BootGuest
+from qmpshim.model.units import SECTOR
 
 MIB = 1 << 20
 
@@ -89,7 +90,7 @@ class PairPlan:
             guest = BootGuest()
         elif self.colo and self.guest != "none":
             image, booting = guest_image.build(), self.guest == "linux-booting"
-            guest = LinuxGuest(image, self.size // 512, seed=self.seed, booting=booting)
+            guest = LinuxGuest(image, self.size // SECTOR, seed=self.seed, booting=booting)
         return PairSpec(self.size, self.cluster, self.colo, guest, accel=self.accel)
 
     @property

@@ -11,6 +11,7 @@ from qmpshim.errors import MachineHung
 from qmpshim.machine.guest.guest import GuestSpec, arguments
 from qmpshim.machine.guest.image import GuestImage
 from qmpshim.machine.host.process import escaped
+from qmpshim.model.units import SECTOR
 
 PROMPT = b"[ready] guest# "
 _FOR_EVER = 1_000_000_000  # operations
@@ -36,7 +37,7 @@ class LinuxGuest:
     @property
     def end(self) -> int:
         """The size in bytes that the disk must have at least."""
-        return self.sectors * 512
+        return self.sectors * SECTOR
 
     def sector(self) -> bytes:
         """What the disk begins with: nothing."""

@@ -18,8 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qmpshim.model.units import SECTOR
+
 BLOCK = 4096  # bytes a write
-SECTORS = BLOCK // 512
+SECTORS = BLOCK // SECTOR
 LAG = 5  # a block is read back this many numbers later
 _PRIME = 0x9E3779B1  # 2**32 divided by the golden ratio: odd, so that multiplying permutes
 _LOAD = 0x7C00
@@ -148,7 +150,7 @@ class BootGuest:
     @property
     def end(self) -> int:
         """The size in bytes that the disk must have at least."""
-        return self.base * 512 + self.blocks * BLOCK
+        return self.base * SECTOR + self.blocks * BLOCK
 
     @staticmethod
     def words(console: Path, terminal: bool = False) -> list[str]:

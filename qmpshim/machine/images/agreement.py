@@ -35,11 +35,11 @@ from qmpshim.machine.images.qcow2 import (
     Severity,
 )
 from qmpshim.model.disks.image import Alloc
+from qmpshim.model.units import SECTOR
 
 QEMU_IMG = ("qemu-img",)
 _TIMEOUT = 60.0  # seconds
 _CHUNK = 16 << 20  # bytes compared in one go
-_SECTOR = 512
 
 
 # -- our own walk ------------------------------------------------------------------------------
@@ -634,7 +634,7 @@ def _disagree_on_content(reader: QcowReader, view: ImageView, cluster_size: int)
         if piece.data is None:
             step = cluster_size if piece.alloc is Alloc.ZERO else piece.length
             for at in range(piece.offset, end, step):
-                if any(reader.own(at, min(_SECTOR, end - at))):
+                if any(reader.own(at, min(SECTOR, end - at))):
                     yield (
                         f"at {at:#x}: libqcow reads data, "
                         f"the independent reader says {piece.alloc.name.lower()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from errno import EIO
 from struct import Struct
 
 from qmpshim.errors import MachineDied
@@ -11,7 +12,6 @@ from qmpshim.machine.qmp.nonblocking import NbdAnswer, NonBlockingNbd
 _CONTEXT = b"base:allocation"
 _REPLY = Struct(">QIII")
 _CHUNK = Struct(">IHHQI")
-_EIO = 5
 _ERROR = 1 << 15  # the bit of a chunk's type that says so
 _LAST = 1  # the flag of a reply's last chunk
 
@@ -58,5 +58,5 @@ class StatusClient(NonBlockingNbd):
                 return
             del self._buffer[: _CHUNK.size + length]
             if flags & _LAST:
-                self.answers[cookie] = NbdAnswer(_EIO if kind & _ERROR else 0)
+                self.answers[cookie] = NbdAnswer(EIO if kind & _ERROR else 0)
                 self.flying.discard(cookie)

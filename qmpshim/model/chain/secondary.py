@@ -11,6 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from enum import Enum, StrEnum
+from errno import EIO
 
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.chain.protocols import Below, CowRequestProtocol, SerializationProtocol
@@ -27,8 +28,6 @@ from qmpshim.model.disks.image import (
 )
 from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.runtime.coroutines import Co, ModelIOError, OperationError
-
-EIO = 5
 
 
 class Workflow(StrEnum):

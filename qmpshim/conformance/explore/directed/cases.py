@@ -23,6 +23,7 @@ from qmpshim.machine.chain.gated import GatedMachine, Shape
 from qmpshim.machine.chain.topology import Form
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.units import SECTOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def run_directed(case: Directed, build: Build) -> RealViolation | None:
     """
     machine = GatedMachine(build, Shape(Form.REPLICATION, SIZE, CLUSTER, case.reconnect))
     try:
-        machine.stores["secondary"].restore(base_content(SIZE // 512))
+        machine.stores["secondary"].restore(base_content(SIZE // SECTOR))
         found = case.run(machine)
         if found is None:
             machine.gate.open()

@@ -26,6 +26,7 @@ from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.gate.gate import HeldIO
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.units import SECTOR
 
 
 def busy_start(machine: GatedMachine) -> None:
@@ -169,8 +170,8 @@ def failed_failover(machine: GatedMachine) -> None:
             text = f"after a failed failover the guest's write to sector {start} is lost"
             raise Broken(Verdict.LOST_WRITE, text, "guest write after failed failover is lost")
     # Zeroes, too, go where the guest's data of their place is: neither overlay has this cluster.
-    machine.clients["guest"].call(Nbd.WRITE_ZEROES, 132 * 512, 4 * 512)
-    if any(machine.gate.store("secondary").read(132 * 512, 4 * 512)):
+    machine.clients["guest"].call(Nbd.WRITE_ZEROES, 132 * SECTOR, 4 * SECTOR)
+    if any(machine.gate.store("secondary").read(132 * SECTOR, 4 * SECTOR)):
         text = "after a failed failover the guest's zeroes do not reach the secondary disk"
         raise Broken(Verdict.LOST_WRITE, text, "guest zeroes after failed failover are lost")
 

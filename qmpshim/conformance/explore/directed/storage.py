@@ -23,6 +23,7 @@ from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NonBlockingNbd
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.units import SECTOR
 
 _DELAYED = 20.0  # seconds for a write that QEMU keeps through a reconnect-delay of up to 10 s
 
@@ -99,7 +100,7 @@ def _expect_content(machine: GatedMachine, errno: int, when: str) -> None:
     if errno:
         text = f"a write fails with errno {errno} although {when}"
         raise Broken(Verdict.ERROR_CONTRACT, text, f"a write fails although {when}")
-    if machine.gate.store("secondary").read(0, 128 * 512) != bytes(pattern.data_of(2, 0, 128)):
+    if machine.gate.store("secondary").read(0, 128 * SECTOR) != bytes(pattern.data_of(2, 0, 128)):
         raise Broken(Verdict.LOST_WRITE, f"a write is lost although {when}", f"lost, {when}")
     if read(machine, "guest", 0, 128) != bytes(pattern.data_of(1, 0, 128)):
         text = f"the guest does not see the old data although {when}"
@@ -152,7 +153,7 @@ def snapshot_after_checkpoint(machine: GatedMachine) -> None:
 
 
 def _see(machine: GatedMachine, number: int, when: str) -> None:
-    _is_of(read(machine, "snapshot", 0, CLUSTER // 512), number, when)
+    _is_of(read(machine, "snapshot", 0, CLUSTER // SECTOR), number, when)
 
 
 def _is_of(data: bytes, number: int, when: str) -> None:

@@ -13,8 +13,9 @@ from qmpshim.machine.nbd.gate.gate import HeldIO
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.units import SECTOR
 
-SIZE, CLUSTER = 256 * 512, 128 * 512
+SIZE, CLUSTER = 256 * SECTOR, 128 * SECTOR
 PATIENCE = 10.0  # seconds for what has to come by itself, also on a host that is busy
 START = {"enable": True, "primary": False}
 FAILOVER = {"enable": False, "primary": False, "failover": True}
@@ -43,7 +44,7 @@ def fails(machine: GatedMachine, command: str, arguments: dict[str, Any]) -> str
 def write(machine: GatedMachine, side: str, number: int, start: int, count: int) -> int:
     """Write data of operation *number* to *count* sectors from *start*; the errno."""
     data = bytes(pattern.data_of(number, start, count))
-    return machine.clients[side].call(Nbd.WRITE, start * 512, 0, data).errno
+    return machine.clients[side].call(Nbd.WRITE, start * SECTOR, 0, data).errno
 
 
 def written(machine: GatedMachine, side: str, number: int, start: int, count: int) -> None:
@@ -61,7 +62,7 @@ def read(machine: GatedMachine, side: str, start: int, count: int) -> bytes:
 
     :raises Broken: the read fails
     """
-    answer = machine.clients[side].call(Nbd.READ, start * 512, count * 512)
+    answer = machine.clients[side].call(Nbd.READ, start * SECTOR, count * SECTOR)
     if answer.errno:
         text = f"a {side} read fails with errno {answer.errno}, though all disks are well"
         raise Broken(Verdict.ERROR_CONTRACT, text, f"{side} read fails")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from errno import EIO
 
 from qmpshim.conformance.compare.divergence import BROKEN, verdict_of
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
@@ -44,7 +45,6 @@ from qmpshim.model.check.cause import Phase
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.system import Choice
 
-EIO = 5
 _RECONNECTS = 10.0  # seconds until a broken connection is made again, mostly a few milliseconds
 PATIENCE = 1.0  # seconds for which an operation that nothing holds up may wait for a timer
 
