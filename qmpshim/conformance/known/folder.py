@@ -15,8 +15,7 @@ from qmpshim.conformance.known.matching import (
 )
 from qmpshim.errors import InputError
 
-#: In the source tree a link to ``qmpshim/conformance/known/findings``, in a wheel the files
-#: themselves.
+#: Package data: one JSON file a write-up.
 DIRECTORY = Path(__file__).with_name("findings")
 
 
@@ -25,6 +24,7 @@ def known_findings() -> tuple[ExplorerWriteUp, ...]:
     """The findings of the explorer.
 
     :raises InputError: one of the files is damaged
+    :raises HostError: they are missing
     """
     return load_known(DIRECTORY)
 

@@ -53,7 +53,7 @@ def pair_cause(finding: PairFinding) -> Cause:
 
 
 def load_known(directory: Path) -> tuple[PairWriteUp, ...]:
-    """The write-ups in *directory*; none where there is no such directory.
+    """The write-ups in *directory*.
 
     :raises InputError: one of the files is damaged
     """

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qmpshim.errors import InputError
+from qmpshim.errors import HostError, InputError
 from qmpshim.model.check.cause import Cause, CauseKind, FaultContext, Phase, Relation
 from qmpshim.model.check.verdict import Verdict
 
@@ -160,12 +160,15 @@ def common(name: str, value: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(directory: Path, make: Callable[[str, dict[str, Any]], T]) -> tuple[T, ...]:
-    """Every write-up in *directory*, in the order of their names; none if it is not there.
+    """Every write-up in *directory*, in the order of their names.
 
     :param make: makes one of its name and its file's value; KeyError, TypeError and ValueError
         say that it cannot
     :raises InputError: one of the files is damaged
+    :raises HostError: the directory is missing; without it each known defect would be a new one
     """
+    if not directory.is_dir():
+        raise HostError(f"{directory} is missing: install qmpshim again")
     found = []
     for path in sorted(directory.glob("*.json")):
         try:

@@ -17,7 +17,7 @@ from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
 from qmpshim.conformance.known.folder import DIRECTORY, known_directed, known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp, load_known, recogniser
-from qmpshim.errors import InputError
+from qmpshim.errors import HostError, InputError
 from qmpshim.model.check.cause import Cause, CauseKind, cause_from_text
 from qmpshim.model.check.verdict import Verdict
 
@@ -174,6 +174,11 @@ def test_a_directed_case_is_known_by_its_cause() -> None:
         assert told.covers(Verdict.CRASH, abort, SYSTEM)
         other = crash_cause(name, "QEMU was killed by SIGSEGV")
         assert not told.covers(Verdict.CRASH, other, SYSTEM)
+
+
+def test_without_its_write_ups_nothing_is_called_new(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"missing: install qmpshim again"):
+        load_known(tmp_path / "gone")
 
 
 @pytest.mark.parametrize(
