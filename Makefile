@@ -18,7 +18,7 @@ JOBS   ?= $(shell nproc)
 UPSTREAM_DEBS := gcc make ninja-build pkg-config dpkg-dev libglib2.0-dev libpixman-1-dev \
 	libfdt-dev zlib1g-dev bc jq
 
-.PHONY: verify test full upstream lint bench clean
+.PHONY: verify test full upstream lint bench clean findings golden
 
 verify: $(STAMP)
 	$(BIN)/qmpshim verify $(ARGS)
@@ -54,3 +54,11 @@ $(STAMP): pyproject.toml Makefile
 
 clean:
 	rm -rf $(VENV) build *.egg-info qmpshim-bundles
+
+# The catalogue of known defects, from the write-ups.
+findings: $(STAMP)
+	$(BIN)/python -c 'from qmpshim.conformance.known import catalogue as c; c.CATALOGUE.write_text(c.catalogue())'
+
+# What the commands answer today, kept: vmtests/golden/README.md.
+golden: $(STAMP)
+	$(BIN)/python vmtests/golden/golden.py compare $(ARGS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.known import folder
+from qmpshim.machine.builds.build import resolve
 
 CORPUS = Path(__file__).with_name("corpus")
 BUILDS = ("system", "debian:bullseye", "debian:trixie", "debian:sid")
 LIMIT = 1800  # seconds for one command
-QMPSHIM = (sys.executable, "-P", "-m", "qmpshim")
+#: What is run; ``--qmpshim`` names that of another checkout, to be held against this corpus.
+QMPSHIM = [str(Path(sys.executable).with_name("qmpshim"))]
 
 #: One part of the corpus for one build: names and values.
 Values = dict[str, Any]
@@ -136,10 +139,6 @@ def export(build: str) -> Values:
 
 def _wrapped(build: str) -> str:
     """The shell command that starts a build's QEMU."""
-    import shlex
-
-    from qmpshim.machine.builds.build import resolve
-
     found = resolve(build)
     env = [f"{name}={value}" for name, value in found.env.items()]
     return shlex.join(["exec", "env", *env, *found.command()])
@@ -160,7 +159,12 @@ def verify(build: str) -> Values:
 
 def _workloads(document: Any) -> list[Any]:
     return [
-        [r["workflow"], r["operations"], r["clusters"], (r.get("divergence") or {}).get("verdict")]
+        [
+            r["workflow"],
+            r["operations"],
+            r["clusters_compared"],
+            (r["divergence"] or {}).get("verdict"),
+        ]
         for r in document["runs"]
     ]
 
@@ -174,7 +178,7 @@ def check(build: str) -> Values:
     return {
         "status": run.status,
         "cases": {
-            row["name"]: [row["status"], sorted(str(f["known"]) for f in row["findings"])]
+            row["case"]: [row["status"], sorted(str(f["known"]) for f in row["findings"])]
             for row in results["results"]
         },
     }
@@ -208,7 +212,9 @@ def main() -> int:
     parser.add_argument("do", choices=["record", "compare"])
     parser.add_argument("--part", action="append", choices=list(PARTS))
     parser.add_argument("--build", action="append")
+    parser.add_argument("--qmpshim", help="the program to run, of another checkout")
     options = parser.parse_args()
+    QMPSHIM[:] = [options.qmpshim] if options.qmpshim else QMPSHIM
     wrong = 0
     for part in options.part or PARTS:
         for build in options.build or BUILDS:

@@ -153,8 +153,8 @@ def test_without_the_option_the_systems_qemu_is_used(project: pytest.Pytester) -
 
 def test_the_readmes_example(pytester: pytest.Pytester, qemu_on_path: None) -> None:
     text = (Path(__file__).parents[2] / "README.md").read_text()
-    after = text.partition("* Your own tests:")[2]
-    block = re.search(r"\n\n((?: {6}.*\n|\n)+)", after)
+    after = text.partition("## Your own tests")[2]
+    block = re.search(r"\n\n((?: {4}.*\n|\n)+)", after)
     assert block is not None
     pytester.makepyfile(test_example=textwrap.dedent(block[1]))
     pytester.runpytest_subprocess("--strict-markers").assert_outcomes(passed=1)
