@@ -83,7 +83,7 @@ def test_every_room_stands_on_the_floors_below(path: Path) -> None:
 
 def test_every_room_has_a_floor() -> None:
     rooms = {room(name_of(path)) for path in MODULES} - {""}
-    assert rooms <= set(FLOORS), "put it into FLOORS and into DESIGN.md"
+    assert rooms <= set(FLOORS), "put it into FLOORS and into qmpshim/README.md"
     assert rooms >= {"errors", "model", "machine", "conformance", "cli"}
 
 

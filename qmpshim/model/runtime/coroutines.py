@@ -160,7 +160,7 @@ class Deadlock(Exception):
 
 
 def run_sequentially(co: Co[T], fate: Callable[[Io], int] | None = None) -> T:
-    """Drive one coroutine to its end, doing each I/O at once (DESIGN: run 1).
+    """Drive one coroutine to its end, doing each I/O at once: the sequential specification.
 
     :param fate: the errno with which an I/O is to fail, 0: it is done; ``None``: all are done
     :raises Deadlock: it waits, although nothing else is running that could wake it
