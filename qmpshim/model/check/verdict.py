@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """What kind of divergence a finding is (the kinds of divergence, in CLI, JSON, JUnit and HTML alike)."""
+    """What kind of divergence a finding is: one vocabulary for CLI, JSON, JUnit and HTML."""
 
     CONTENT = "content"  # hidden, active or secondary disk differ from the prediction
     ISOLATION = "isolation"  # a reader saw what it must not
