@@ -22,7 +22,7 @@ from qmpshim.errors import BuildError, MachineError
 from qmpshim.machine.host.safe_path import our_python
 from qmpshim.machine.host.workspace import Workspace, dies_with_owner
 from qmpshim.shim.endpoint.listener import Address, raise_fd_limit
-from qmpshim.shim.stress import Figures, stress
+from qmpshim.shim.stress import Figures, check_shim, stress
 
 
 def add(commands: Any) -> None:
@@ -49,6 +49,9 @@ def _stress(args: argparse.Namespace, console: Console) -> int:
     raise_fd_limit()
     with _endpoint(args) as address:
         try:
+            if args.address:
+                console.progress(f"seeing whether a shim answers at {address}")
+                check_shim(address)
             figures = stress(address, args.clients, args.messages, args.seed, console.progress)
         except MachineError as error:
             args.document.result = {"address": str(address), "left": str(error)}

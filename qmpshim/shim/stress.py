@@ -270,11 +270,9 @@ def stress(
 ) -> Figures:
     """Do all of it to the endpoint at *address*.
 
-    :raises InputError: nobody listens there, or no shim does
+    :raises InputError: nobody listens there
     :raises MachineError: it did not stand it: hung up, did not answer, mixed up its clients
     """
-    progress(f"seeing whether a shim answers at {address}")
-    check_shim(address)
     pid = process_of(address)
     crowd(address, _WARM, progress)
     nonsense(address, 500, seed, progress)

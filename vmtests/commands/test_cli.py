@@ -194,7 +194,7 @@ def test_no_qemu(qmpshim: CommandLine) -> None:
 def test_what_is_no_qemu(qmpshim: CommandLine) -> None:
     text = qmpshim.home / "notes"
     text.write_text("not a program\n")
-    refuses(qmpshim.run("verify", "--qemu", text), "is not executable: chmod")
+    refuses(qmpshim.run("verify", "--qemu", text), "is not a QEMU system emulator: neither an ELF")
     text.chmod(0o755)
     refuses(qmpshim.run("verify", "--qemu", text), "is not a QEMU system emulator")
     refuses(qmpshim.run("verify", "--qemu", "/bin/true"), "/true is not a QEMU system emulator")

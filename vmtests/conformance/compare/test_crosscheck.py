@@ -280,7 +280,10 @@ def test_another_error_number_is_noticed(workspace: Workspace, qemu_build: Build
     found = diverged(qemu_build, OtherNumber, [Operation(1, G, Kind.READ, 0, 8)], workspace)
     assert found is not None
     assert (found.verdict, found.where) == (Verdict.ERROR_CONTRACT, "guest read")
-    assert (found.predicted, found.observed) == ("EIO", "EPERM")
+    assert (found.predicted, found.observed) == (
+        "EIO: Input/output error",
+        "EPERM: Operation not permitted",
+    )
 
 
 def test_another_error_text_is_noticed(workspace: Workspace, qemu_build: Build) -> None:

@@ -381,7 +381,7 @@ def test_a_scenario_survives_json() -> None:
         scenarios.scenario_from_json({"ops": [{"do": "dance"}]})
     with pytest.raises(InputError):
         scenarios.named("nonsense")
-    with pytest.raises(InputError, match=r"words of the letters R \(guest read.*form primary"):
+    with pytest.raises(InputError, match=r"no scenario 'primary-WR'; did you mean primary-"):
         scenarios.named("primary-WR")
     for wrong in (
         {"form": "primary", "ops": [{"do": "primary_write", "at": [0, 8]}]},

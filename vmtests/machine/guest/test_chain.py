@@ -46,10 +46,17 @@ SHAPES = {
 }
 
 
-def agrees(result: Result) -> None:
+#: What 7.2 says; blockdev-reopen finds the node drained less often than it thinks.
+REOPENED = "bdrv_parent_drained_end_single_no_poll: Assertion `c->parent_quiesce_counter > 0'"
+
+
+def agrees(result: Result, spec: ChainSpec = SPEC) -> None:
+    if result.divergence is not None and REOPENED in result.divergence.observed:
+        pytest.xfail("7.2 aborts when an IDE disk leaves a chain whose replication was stopped")
     assert result.divergence is None, str(result.divergence)
     assert result.operations["guest read"] > 30
-    assert result.operations["chain rebuild"] == 1  # the disk was unplugged and came back
+    rebuilds = 3 if spec.workflow is R else 1
+    assert result.operations["chain rebuild"] == rebuilds  # the disk was unplugged and came back
     assert result.checks > 5
 
 
@@ -69,7 +76,7 @@ def test_it_does_so_on_every_kind_of_disk(
         result = run_workload(qemu_build, image, workspace, attachment, spec=spec)
     except BuildError as error:
         pytest.skip(str(error))
-    agrees(result)
+    agrees(result, spec)
 
 
 @pytest.mark.parametrize("device", ["virtio-blk", "virtio-scsi"])

@@ -155,7 +155,10 @@ def test_another_place_is_not_taken_silently(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(temporary / "missing"))
-    with pytest.raises(HostError, match=r"TMPDIR=.*missing is no directory to write to: set it"):
+    with pytest.raises(
+        HostError,
+        match=r"TMPDIR=.*missing is no directory to write to \(No such file or directory\): set it",
+    ):
         Workspace()
 
 

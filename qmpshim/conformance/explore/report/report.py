@@ -143,7 +143,6 @@ class ExploreReport:
                 "looked_at": self.looks[""],
                 "never": self.crash_points.unmet(self.looks),
             },
-            "interrupted": self.interrupted,
             "scenarios": [
                 {
                     "name": one.name,

@@ -184,7 +184,7 @@ def test_the_cluster_goes_away(qmpshim: CommandLine, tmp_path: Path, which: str)
     told = rf"the Dask scheduler at {address} {why}: (\d) of 6 done and kept; go on with: (.*)"
     found = re.fullmatch(told, said.splitlines()[-1])
     assert found is not None, said
-    assert found[2] == "qmpshim check --resume out"
+    assert found[2] == f"qmpshim check --resume out --dask {address}"
     document = json.loads((qmpshim.home / "it.json").read_text())
     assert len(document["results"]) == int(found[1]) >= 1
     assert document["verdict"] is None and why in document["error"]

@@ -220,7 +220,7 @@ def test_crash_points_that_there_are_not(
     ("words", "content", "said"),
     [
         (["explore"], [], "no scenarios"),
-        (["explore"], {"ops": []}, "no operations"),
+        (["explore"], {"ops": []}, "a scenario needs an operation"),
         (["explore", "--model"], [], "no scenarios"),
         (["check", "--suite"], {"cases": []}, "no cases"),
     ],

@@ -75,8 +75,10 @@ def test_scenarios_by_name_by_file_and_all(tmp_path: Path) -> None:
 
 
 def test_unknown_discipline_lists_the_known() -> None:
-    with pytest.raises(InputError, match="copy-before-write"):
-        explore_model(["nonsense"], [PAIR])
+    with pytest.raises(
+        InputError, match=r"no discipline 'copy-before-rite'; did you mean copy-before-write"
+    ):
+        explore_model(["copy-before-rite"], [PAIR])
     assert len(discipline_names()) == len(set(discipline_names()))
 
 
