@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from qmpshim.commands.console import replay_command
+from qmpshim.conformance.known.folder import DIRECTORY
 from qmpshim.errors import IOFailed, name_errnos
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.files import check_file, write_file
@@ -42,9 +43,8 @@ class Ending:
 
 
 _SHORT = "verify --workflow backup --ops 60 --size 1M"
-_KNOWN = ROOT / "vmtests" / "conformance" / "known"
-_SCHEDULE = _KNOWN / "checkpoint-corrupts-overlay.json"
-_PAIR = _KNOWN / "pair" / "colo-primary-deadlocks-under-tcg.json"
+_SCHEDULE = DIRECTORY / "checkpoint-corrupts-overlay.json"
+_PAIR = DIRECTORY / "pair" / "colo-primary-deadlocks-under-tcg.json"
 
 ENDINGS = [
     # Streams.

@@ -20,7 +20,7 @@ from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.guest.image import GuestImage
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.secondary import Workflow
-from vmtests.support.guest_rigs import MiB, at_work, run_workload
+from vmtests.support.guest_rigs import SPEC, MiB, at_work, run_workload
 
 B, R = Workflow.BACKUP, Workflow.REPLICATION
 

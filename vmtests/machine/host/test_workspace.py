@@ -21,7 +21,7 @@ from qmpshim.machine.host.workspace import Workspace, dies_with_owner
 
 OWNER = """\
 import signal, subprocess, sys, time
-from qmpshim.machine.workspace import Workspace, dies_with_owner
+from qmpshim.machine.host.workspace import Workspace, dies_with_owner
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in the background
 made = Workspace()
 (made.path / "image").write_bytes(bytes(100000))

@@ -31,10 +31,10 @@ from vmtests.support.shim_harness import ARGS, wait_until
 SHELL = """
 import asyncio, sys
 from pathlib import Path
-from qmpshim.machine.secondary import ChainSpec
-from qmpshim.model.chain import Workflow
-from qmpshim.shim.serve import Options
-from qmpshim.shim.shell import ShellOptions, run_shell
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.shim.emulator.serve import Options
+from qmpshim.shim.shell.shell import ShellOptions, run_shell
 chain = ChainSpec(Workflow.REPLICATION, 4 << 20) if sys.argv[1] == "chain" else None
 options = ShellOptions(serve=Options(chain=chain), commands=tuple(sys.argv[2:]))
 sys.exit(asyncio.run(run_shell(options, sys.stdin, sys.stdout, sys.stderr)))

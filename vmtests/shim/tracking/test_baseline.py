@@ -296,8 +296,10 @@ def test_bitmaps_hide_the_health_and_nothing_else(
         made.export("past", "h", True)
         with closing(NbdClient(f"nbd+unix:///past?socket={tmp_path / 'nbd'}")) as client:
             client.wait(client.submit_write(b"x" * 512, 3 << 20))
-        kinds = {verdict["verdict"] for verdict in _verified(made.wire)["verdicts"]}
-        assert kinds == {"allocation", "isolation"}
+        # What is different is found; as somebody wrote there unseen, it is not called a defect.
+        verified = _verified(made.wire)
+        assert verified["verdicts"] == []
+        assert any("may have written unobserved" in doubt for doubt in verified["doubts"])
 
 
 def test_an_overlay_whose_file_is_out_of_reach(
