@@ -321,7 +321,7 @@ def test_the_secondary_disk_may_be_qcow2(stage: QemuPool) -> None:
         system = RealSystem(stage, scenario)
         explored = explore(system, Mode.STATEFUL, Budget(seconds=60), stop=False)
         assert explored.exhaustive and not system.found and not system.derailed
-        assert any(str(name[2]).startswith("secondary write") for name in system.names)
+        assert any(name.name.startswith("secondary write") for name in system.names)
 
 
 def test_the_snapshot_forgets_whole_clusters_only(each_build: Build) -> None:
@@ -339,7 +339,7 @@ def test_metadata_can_be_held_too(stage: QemuPool) -> None:
     system = RealSystem(stage, scenario, all_io=True)
     explore(system, Mode.STATEFUL, Budget(schedules=12), stop=False)
     assert system.finished and not system.found and not system.derailed
-    held = {str(name[2]) for name in system.names}
+    held = {name.name for name in system.names}
     assert any(" meta " in name for name in held) and any("flush" in name for name in held)
 
 

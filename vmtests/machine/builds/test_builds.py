@@ -269,7 +269,7 @@ def test_the_cache_is_where_xdg_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_writer_at_a_time(fake: Path, cache: Path) -> None:
-    holder = "import sys; from qmpshim.machine import registry\n" + textwrap.dedent("""
+    holder = "import sys; from qmpshim.machine.builds import registry\n" + textwrap.dedent("""
         with registry.lock():
             print("held", flush=True)
             sys.stdin.readline()
@@ -412,7 +412,9 @@ def test_a_driver_is_believed_when_it_opens() -> None:
 @needs_qemu
 def test_the_asked_qemu_dies_with_its_asker(script: Script, tmp_path: Path) -> None:
     stuck = script("stuck", f"{VERSION}\ntouch {tmp_path}/up\n{LISTEN}; while :; do sleep 1; done")
-    code = f"from qmpshim.machine import builds, probe; probe.examine(builds.resolve('{stuck}'))"
+    code = (
+        f"from qmpshim.machine.builds import build, probe; probe.examine(build.resolve('{stuck}'))"
+    )
     # When the asker dies the stuck one's stdin ends too: it goes on, and only a signal helps.
     with subprocess.Popen([sys.executable, "-c", code]) as asker:
         end = time.monotonic() + 60

@@ -365,7 +365,7 @@ def test_no_space(archive: Archive, cache: Path, monkeypatch: pytest.MonkeyPatch
 FETCH = """
 import sys
 from pathlib import Path
-from qmpshim.machine import apt, debian
+from qmpshim.machine.builds import apt, debian
 apt.KEYRING = Path(sys.argv[1])
 debian.fetch("debian:made", lambda words: print(words, flush=True))
 """
@@ -513,7 +513,8 @@ def test_real_suites(suite: str, version: tuple[int, int], discipline: str) -> N
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
 def test_nobody_can_fetch() -> None:
     code = (
-        "from qmpshim.machine import debian, probe; print(probe.probe(debian.fetch('debian:sid')))"
+        "from qmpshim.machine.builds import debian, probe; "
+        "print(probe.probe(debian.fetch('debian:sid')))"
     )
     with tempfile.TemporaryDirectory(dir="/tmp") as home:  # within nobody's reach
         os.chown(home, 65534, 65534)

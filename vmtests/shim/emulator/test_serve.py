@@ -33,7 +33,7 @@ from vmtests.support.shim_harness import ARGS, LIMIT, Loop, Process, Wire, wait_
 
 SERVE = """
 import asyncio, sys
-from qmpshim.shim.endpoint import Address
+from qmpshim.shim.endpoint.listener import Address
 from qmpshim.shim.emulator.serve import Options, serve
 qmp = Address.parse(sys.argv[2]) if sys.argv[2:] else None
 options = Options(listen=(Address.parse(sys.argv[1]),), qmp=qmp)

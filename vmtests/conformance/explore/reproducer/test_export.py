@@ -242,7 +242,7 @@ def test_the_models_ends_tell_right_from_wrong(qemu_build: Build, reproducer: Re
 def test_a_request_that_never_ends(qemu_build: Build, reproducer: Reproducer) -> None:
     """A script that does not let go what it holds sees a hang, and is not stuck itself."""
     whole = shown(qemu_build, "WR", *COPIED)
-    finding = replace(whole, schedule=COPIED[:1], lines=whole.lines[:2], verdict=Verdict.HANG)
+    finding = replace(whole, schedule=COPIED[:1], events=whole.events[:2], verdict=Verdict.HANG)
     script = export_script(finding, breakpoints=False)
     assert reproducer(script)[0] == NOT_SEEN
     script = script.replace("\nlet_all_go()\n", "\n").replace("PATIENCE = 10", "PATIENCE = 2")
@@ -357,7 +357,7 @@ def test_its_own_end_at_another_step(
     dies = (
         f"    if taken == {after}:\n"
         "        with open(at('stderr'), 'w') as file:\n"
-        f"            file.write({finding.cause!r})\n"
+        f"            file.write({finding.cause.detail!r})\n"
         "        qemu.send_signal(signal.SIGABRT)\n"
         "        qemu.wait()\n"
     )
