@@ -375,29 +375,21 @@ def _substituted(real: str, arguments: list[str], script: str) -> None:
     os.execv(real, [real, *arguments])
 
 
-def _dies_at_checkpoint(real: str, arguments: list[str], _script: str) -> None:
-    middle = Middle(real, arguments)
+def _dies_at(name: str) -> Callable[[str, list[str], str], None]:
+    """It aborts at the first command of that name, in words that a finding may have."""
 
-    def command(message: Message) -> list[Message]:
-        if message.get("execute") == "xen-colo-do-checkpoint":
-            os.write(2, b"qemu: checkpoint.c:7: do_checkpoint: Assertion `0' failed.\n")
-            os.kill(middle.process.pid, signal.SIGABRT)
-        return [message]
+    def broken(real: str, arguments: list[str], _script: str) -> None:
+        middle = Middle(real, arguments)
 
-    middle.run(command)
+        def command(message: Message) -> list[Message]:
+            if message.get("execute") == name:
+                os.write(2, b"qemu: checkpoint.c:7: do_checkpoint: Assertion `0' failed.\n")
+                os.kill(middle.process.pid, signal.SIGABRT)
+            return [message]
 
+        middle.run(command)
 
-def _dies_building(real: str, arguments: list[str], _script: str) -> None:
-    """It aborts with the first disk, in words that a finding may have."""
-    middle = Middle(real, arguments)
-
-    def command(message: Message) -> list[Message]:
-        if message.get("execute") == "blockdev-add":
-            os.write(2, b"qemu: checkpoint.c:7: do_checkpoint: Assertion `0' failed.\n")
-            os.kill(middle.process.pid, signal.SIGABRT)
-        return [message]
-
-    middle.run(command)
+    return broken
 
 
 def _stops_now_and_then(real: str, arguments: list[str], _script: str) -> None:
@@ -478,8 +470,8 @@ BROKEN: dict[str, Callable[[str, list[str], str], None]] = {
     "lossy-relay": _lossy_relay,
     "substituted": _substituted,
     "exit-status-lies": _exit_status_lies,
-    "dies-at-checkpoint": _dies_at_checkpoint,
-    "dies-building": _dies_building,
+    "dies-at-checkpoint": _dies_at("xen-colo-do-checkpoint"),
+    "dies-building": _dies_at("blockdev-add"),
     "misanswers": _answering(_misanswers),
     "forgets-a-type": _answering(_forgets_a_type),
     "unknown-event": _answering(_unknown_event),

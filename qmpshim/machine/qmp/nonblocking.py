@@ -104,12 +104,9 @@ class NonBlockingQmp:
         return self.lost or self.wrong is not None
 
     def _readable(self) -> None:
-        try:
-            data = self._sock.recv(_CHUNK)
-        except BlockingIOError:
+        data = _received(self._sock)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             self.lost = True
             self._reactor.loop.remove_reader(self._sock.fileno())
@@ -148,6 +145,16 @@ class NonBlockingQmp:
         """Close the connection."""
         self._reactor.loop.remove_reader(self._sock.fileno())
         self._sock.close()
+
+
+def _received(sock: socket.socket) -> bytes | None:
+    """What came, up to ``_CHUNK`` bytes: None where nothing did, empty where the peer is gone."""
+    try:
+        return sock.recv(_CHUNK)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
 
 
 def _waited(began: float, limit: float) -> str:
@@ -315,12 +322,9 @@ class NonBlockingNbd:
         return answer.data
 
     def _readable(self) -> None:
-        try:
-            data = self._sock.recv(_CHUNK)
-        except BlockingIOError:
+        data = _received(self._sock)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             self.lost = True
             self._reactor.loop.remove_reader(self._sock.fileno())
