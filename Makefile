@@ -10,7 +10,7 @@ DEBS   := qemu-system-x86 qemu-utils python3-libnbd python3-venv
 # What only the tests need: NBD clients of other hands to try ours against, a relay and
 # certificates for the shim, an archiver to read the guest's initramfs, a browser and prove for the
 # reports, git to bisect with.
-TEST_DEBS := libnbd-bin nbdkit socat openssl cpio chromium perl git
+TEST_DEBS := libnbd-bin nbdkit socat openssl cpio chromium perl git gcc libc6-dev
 STAMP  := $(VENV)/.installed
 JOBS   ?= $(shell nproc)
 
@@ -18,7 +18,7 @@ JOBS   ?= $(shell nproc)
 UPSTREAM_DEBS := gcc make ninja-build pkg-config dpkg-dev libglib2.0-dev libpixman-1-dev \
 	libfdt-dev zlib1g-dev bc jq
 
-.PHONY: verify test full upstream lint bench clean findings golden
+.PHONY: verify test full upstream mutation lint bench clean findings golden
 
 verify: $(STAMP)
 	$(BIN)/qmpshim verify $(ARGS)
@@ -35,6 +35,11 @@ full: $(STAMP) lint
 upstream: $(STAMP)
 	@./.ci/need-debs $(UPSTREAM_DEBS)
 	$(BIN)/python vmtests/upstream/upstream.py -j $(JOBS) $(ARGS)
+
+# Faults in QEMU's own code, and whether they are found: vmtests/mutation/README.md.
+mutation: $(STAMP)
+	@./.ci/need-debs $(UPSTREAM_DEBS)
+	$(BIN)/python vmtests/mutation/mutation.py -j $(JOBS) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +73,49 @@ class Tree:
         """Whether all qtests are there."""
         return all(os.access(self.qtest(name), os.X_OK) for name in QTESTS)
 
+    def make(self, options: Sequence[str], targets: Sequence[str]) -> None:
+        """Configure the tree, once, and make what is wanted; what was interrupted goes on.
+
+        :param options: of QEMU's ``configure``
+        :raises HostError: it cannot be made here
+        """
+        self.build.mkdir(exist_ok=True)
+        python = _python_tools(registry.cache_directory() / "upstream" / "tools")
+        configure = self.source / "configure"
+        bundled = "--meson=" in configure.read_text()  # before QEMU made an environment of its own
+        meson = f"--meson={python.parent}/meson" if bundled else f"--python={python}"
+        steps = [["ninja", *targets]]
+        if not (self.build / "build.ninja").exists():
+            steps.insert(0, [str(configure), *options, meson])
+        log = self.directory / "build.log"
+        with log.open("wb") as file:
+            for step in steps:
+                try:
+                    subprocess.run(
+                        ["nice", *step],
+                        cwd=self.build,
+                        env={**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}"},
+                        stdin=subprocess.DEVNULL,
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                        timeout=_BUILD_LIMIT,
+                        check=True,
+                    )
+                except (OSError, subprocess.SubprocessError) as error:
+                    raise HostError(
+                        f"QEMU {self.version} cannot be made ({error}): see {log}"
+                    ) from None
+
+
+def _python_tools(directory: Path) -> Path:
+    """The Python whose environment has the build tools."""
+    python = directory / "bin/python"
+    if not (directory / "bin/meson").exists():
+        run([sys.executable, "-m", "venv", "--clear", str(directory)], 120.0)
+        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        run([str(python), *install, *_PYTHON_TOOLS], _BUILD_LIMIT)
+    return python
+
 
 def source_version(words: str) -> str:
     """The version of the source package of a Debian build.
@@ -96,27 +139,38 @@ def suites(build: Build) -> list[str]:
     return [found[1], f"{found[1]}-security", f"{found[1]}-updates"]
 
 
-def tree_of(build: Build, progress: Progress) -> Tree:
-    """The tree of a build's version: from the cache, else fetched and made.
+def source_of(build: Build, progress: Progress) -> Tree:
+    """The source tree of a build's version, with nothing made of it yet: from the cache, else fetched.
 
     :raises InputError: the build is not Debian's, or no suite has its source any more
-    :raises HostError: no network, or it cannot be made here
+    :raises HostError: no network
     """
     version = source_version(read_version(build)[1])
     name = version.partition(":")[2] or version
     place = registry.cache_directory() / "upstream" / name
     place.parent.mkdir(parents=True, exist_ok=True)
-    tree = Tree(version, place)
-    with _lock(place.parent):
+    with lock(place.parent):
         if not (place / "source").is_dir():
             _fetch(build, version, place, progress)
+    return Tree(version, place)
+
+
+def tree_of(build: Build, progress: Progress) -> Tree:
+    """The tree of a build's version with its qtests made: from the cache, else fetched and made.
+
+    :raises InputError, HostError: as :func:`source_of`; or it cannot be made here
+    """
+    tree = source_of(build, progress)
+    with lock(tree.directory.parent):
         if not tree.is_made:
-            _make(tree, progress)
+            progress(f"making the qtests of QEMU {tree.version}: minutes, once")
+            tree.make(_CONFIGURE, [f"tests/qtest/{name}" for name in QTESTS])
     return tree
 
 
 @contextmanager
-def _lock(directory: Path) -> Iterator[None]:
+def lock(directory: Path) -> Iterator[None]:
+    """Hold a directory of the cache, so that only one process makes what is to be in it."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -149,42 +203,3 @@ def _fetch(build: Build, version: str, place: Path, progress: Progress) -> None:
         work.rename(place)
         return
     raise InputError("; ".join(refused))
-
-
-def _make(tree: Tree, progress: Progress) -> None:
-    """Configure the tree and make its qtests; what was interrupted goes on."""
-    progress(f"making the qtests of QEMU {tree.version}: minutes, once")
-    tree.build.mkdir(exist_ok=True)
-    tools = tree.directory.parent / "tools"
-    python = tools / "bin/python"
-    if not (tools / "bin/meson").exists():
-        run([sys.executable, "-m", "venv", "--clear", str(tools)], 120.0)
-        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        run([str(python), *install, *_PYTHON_TOOLS], _BUILD_LIMIT)
-    configure = tree.directory / "source/configure"
-    bundled = "--meson=" in configure.read_text()  # before QEMU made an environment of its own
-    targets = [f"tests/qtest/{name}" for name in QTESTS]
-    configured = (tree.build / "build.ninja").exists()
-    words = [
-        str(configure),
-        *_CONFIGURE,
-        f"--meson={tools}/bin/meson" if bundled else f"--python={python}",
-    ]
-    log = tree.directory / "build.log"
-    with log.open("wb") as file:
-        for step in ([] if configured else [words]) + [["ninja", *targets]]:
-            try:
-                subprocess.run(
-                    ["nice", *step],
-                    cwd=tree.build,
-                    env={**os.environ, "PATH": f"{tools}/bin:{os.environ['PATH']}"},
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    timeout=_BUILD_LIMIT,
-                    check=True,
-                )
-            except (OSError, subprocess.SubprocessError) as error:
-                raise HostError(
-                    f"QEMU {tree.version} cannot be made ({error}): see {log}"
-                ) from None

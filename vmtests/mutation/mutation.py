@@ -1,0 +1,168 @@
+"""`make mutation`: which faults in QEMU's own code does qmpshim find, and how soon.
+
+    python vmtests/mutation/mutation.py [--sample N] [--seed S] [--file NAME]... [--check]
+
+Exit status: 0 every mutant that was reached is killed or known to be equivalent, 1 one is not, 2 it
+cannot be found out here. What is done is kept: the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+
+from mutation_build import FILES, PARTS, MutatedQemu, mutated_qemu
+from mutation_kill import Outcome, attempt, pristine_reach, scenarios_to_try
+from mutation_operators import Mutant
+
+from qmpshim.errors import QmpshimError
+
+SURVIVORS = Path(__file__).with_name("survivors.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Survivor:
+    """What is known of a mutant that nothing killed.
+
+    :ivar equivalent: no client can see it
+    :ivar reason: why, or which hole it shows
+    """
+
+    equivalent: bool
+    reason: str
+
+
+def known_survivors() -> dict[str, Survivor]:
+    """The survivors that were looked at, by name of the mutant."""
+    return {name: Survivor(**value) for name, value in json.loads(SURVIVORS.read_text()).items()}
+
+
+class Results:
+    """What was found out so far, in a file to which each result is appended."""
+
+    def __init__(self, file: Path, digest: str) -> None:
+        self._file = file
+        self._digest = digest
+        self.by_name: dict[str, Outcome] = {}
+        for line in file.read_text().splitlines() if file.exists() else ():
+            value = json.loads(line)
+            if value.pop("digest") == digest:
+                outcome = Outcome(**value)
+                self.by_name[outcome.mutant] = outcome
+
+    def add(self, outcome: Outcome) -> None:
+        """Keep a result."""
+        self.by_name[outcome.mutant] = outcome
+        with self._file.open("a") as file:
+            file.write(json.dumps({**asdict(outcome), "digest": self._digest}) + "\n")
+
+
+def reach(qemu: MutatedQemu, jobs: int) -> dict[str, set[int]]:
+    """Which mutants each scenario reaches on a QEMU that is none of them; kept beside it."""
+    file = qemu.directory / f"reach-{qemu.digest[:12]}.json"
+    if not file.exists():
+        names = [one.name for one in scenarios_to_try()]
+        print(f"looking which mutants {len(names)} scenarios reach", flush=True)
+        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+            shares = [names[n::jobs] for n in range(jobs)]
+            parts = pool.map(pristine_reach, [qemu] * jobs, shares)
+            found = {name: sorted(numbers) for part in parts for name, numbers in part.items()}
+        file.write_text(json.dumps(found))
+    return {name: set(numbers) for name, numbers in json.loads(file.read_text()).items()}
+
+
+def sample(mutants: Sequence[Mutant], files: Sequence[str], many: int, seed: int) -> list[Mutant]:
+    """Some mutants of these files, each operator's share as it is in all."""
+    chosen = [one for one in mutants if not files or one.file in files]
+    return random.Random(seed).sample(chosen, min(many, len(chosen)))
+
+
+def run(
+    qemu: MutatedQemu, chosen: Sequence[Mutant], budget: float, check: bool, jobs: int
+) -> Iterator[Outcome]:
+    """Try to kill each of the mutants."""
+    reached = reach(qemu, jobs)
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        tasks = []
+        for mutant in chosen:
+            names = [name for name, numbers in reached.items() if mutant.number in numbers]
+            tasks.append(pool.submit(attempt, qemu, mutant, names, budget, check))
+        for task in tasks:
+            yield task.result()
+
+
+def table(outcomes: Mapping[str, Outcome], mutants: Sequence[Mutant]) -> str:
+    """The outcomes by file and by operator, to read."""
+    known = known_survivors()
+    lines = []
+    for title, key in (("file", lambda m: m.file), ("operator", lambda m: m.operator)):
+        lines.append(f"\n{title:22}{'tried':>7}{'reached':>9}{'killed':>8}{'equiv.':>8}"
+                     f"{'alive':>7}{'score':>8}{'median':>9}")  # fmt: skip
+        groups: dict[str, list[Outcome]] = defaultdict(list)
+        for mutant in mutants:
+            if mutant.name in outcomes:
+                groups[key(mutant)].append(outcomes[mutant.name])
+        for name, group in [*groups.items(), ("all", [one for g in groups.values() for one in g])]:
+            reached = [one for one in group if one.reached]
+            killed = [one for one in reached if one.killed_by]
+            alive = [one for one in reached if not one.killed_by]
+            same = [o for o in alive if o.mutant in known and known[o.mutant].equivalent]
+            count = len(reached) - len(same)
+            score = f"{len(killed) / count:8.1%}" if count else f"{'-':>8}"
+            after = f"{median(o.seconds for o in killed):7.1f} s" if killed else f"{'-':>9}"
+            lines.append(f"{name:22}{len(group):7}{len(reached):9}{len(killed):8}{len(same):8}"
+                         f"{len(alive) - len(same):7}{score}{after}")  # fmt: skip
+    by = Counter(one.killed_by.partition(":")[0] for one in outcomes.values() if one.killed_by)
+    lines.append("\nkilled by " + ", ".join(f"{name} {count}" for name, count in by.most_common()))
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make mutation", description=__doc__)
+    parser.add_argument("--sample", type=int, default=300, help="how many mutants (default 300)")
+    parser.add_argument("--seed", type=int, default=1, help="which ones (default 1)")
+    parser.add_argument("--file", action="append", choices=[*FILES, *PARTS], help="only of these")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds to explore a mutant")
+    parser.add_argument("--check", action="store_true", help="then the quick suite, too")
+    parser.add_argument("--mutant", action="append", help="only this one, whatever is known of it")
+    parser.add_argument("--alive", action="store_true", help="list the survivors and end")
+    parser.add_argument("-j", dest="jobs", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    try:
+        qemu = mutated_qemu(print)
+    except QmpshimError as error:
+        print(f"mutation: {error}", file=sys.stderr)
+        return 2
+    chosen = sample(qemu.mutants, args.file or (), args.sample, args.seed)
+    if args.mutant:
+        chosen = [one for one in qemu.mutants if one.name in args.mutant]
+    results = Results(qemu.directory / "results.jsonl", qemu.digest)
+    todo = [one for one in chosen if args.mutant or one.name not in results.by_name]
+    if not args.alive:
+        for outcome in run(qemu, todo, args.budget, args.check, args.jobs):
+            results.add(outcome)
+            print(outcome.line, flush=True)
+    done = {m.name: results.by_name[m.name] for m in chosen if m.name in results.by_name}
+    known = known_survivors()
+    alive = [o for o in done.values() if o.reached and not o.killed_by]
+    left = [one for one in alive if not (one.mutant in known and known[one.mutant].equivalent)]
+    by_name = {one.name: one for one in qemu.mutants}
+    for one in left:
+        mutant = by_name[one.mutant]
+        print(f"alive: {one.mutant} in {mutant.function}(): {' '.join(mutant.original.split())}")
+    print(table(done, chosen))
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""A QEMU with all mutants in it: built once from Debian's source, kept in the cache.
+
+Each mutant stands behind a switch that is read when QEMU starts (``QMPSHIM_MUTANT``, a number; 0 or
+unset: none). Which mutants were reached is recorded in the file that ``QMPSHIM_REACHED`` names, one
+byte a mutant: a file of zeroes as long as there are mutants, which many QEMUs may share.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "upstream"))
+
+from mutation_operators import Mutant, find, instrument
+from upstream_source import Progress, Tree, lock, source_of
+
+from qmpshim.machine.builds.build import resolve
+
+BUILD = "debian:trixie"
+EMULATOR, IMAGE_TOOL = "qemu-system-x86_64", "qemu-img"
+#: The files of block/ that carry the promise, each as a whole.
+FILES = (
+    "block-copy.c",
+    "copy-before-write.c",
+    "reqlist.c",
+    "backup.c",
+    "replication.c",
+    "snapshot-access.c",
+    "quorum.c",
+    "dirty-bitmap.c",
+)
+#: What these rely on elsewhere: functions by file.
+PARTS = {
+    "io.c": (
+        "tracked_request_begin",
+        "tracked_request_end",
+        "tracked_request_overlaps",
+        "tracked_request_set_serialising",
+        "bdrv_find_conflicting_request",
+        "bdrv_wait_serialising_requests_locked",
+        "bdrv_make_request_serialising",
+        "bdrv_wait_serialising_requests",
+        "bdrv_co_write_req_prepare",
+        "bdrv_co_write_req_finish",
+        "bdrv_co_do_zero_pwritev",
+        "bdrv_co_do_pwrite_zeroes",
+        "bdrv_aligned_pwritev",
+        "bdrv_co_do_copy_on_readv",
+        "bdrv_co_preadv_snapshot",
+        "bdrv_co_pdiscard_snapshot",
+        "bdrv_co_pdiscard",
+        "bdrv_co_flush",
+    ),
+}
+_CONFIGURE = (
+    "--target-list=x86_64-softmmu",
+    "--without-default-features",
+    "--enable-system",
+    "--enable-tools",
+    "--enable-fdt",  # or meson wants to clone it
+    "--enable-replication",
+    "--disable-docs",
+    "--disable-install-blobs",  # Debian's source has none
+    "--disable-werror",
+)
+_HEADER = (
+    b"extern int qmpshim_mutant_chosen; extern volatile unsigned char *qmpshim_mutants_reached; "
+    b"static inline int qmpshim_mutant(int number) { qmpshim_mutants_reached[number] = 1; "
+    b"return number == qmpshim_mutant_chosen; }\n#line 1\n"
+)
+_RUNTIME = """
+#include <sys/mman.h>
+int qmpshim_mutant_chosen;
+static unsigned char qmpshim_unrecorded[{count}];
+volatile unsigned char *qmpshim_mutants_reached = qmpshim_unrecorded;
+static void __attribute__((constructor)) qmpshim_read_switch(void)
+{{
+    const char *number = getenv("QMPSHIM_MUTANT"), *record = getenv("QMPSHIM_REACHED");
+    int file = record ? open(record, O_RDWR) : -1;
+    qmpshim_mutant_chosen = number ? atoi(number) : 0;
+    if (file >= 0) {{
+        void *bytes = mmap(NULL, {count}, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+        if (bytes != MAP_FAILED) {{
+            qmpshim_mutants_reached = bytes;
+        }}
+        close(file);
+    }}
+}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class MutatedQemu:
+    """A QEMU that can be any of its mutants.
+
+    :ivar mutants: by number, from 1 on
+    """
+
+    directory: Path
+    mutants: tuple[Mutant, ...]
+
+    @property
+    def digest(self) -> str:
+        """The same for the same mutants of the same source."""
+        text = json.dumps([asdict(one) for one in self.mutants]) + _RUNTIME
+        return sha256(text.encode()).hexdigest()
+
+    def wrapper(self, place: Path, number: int = 0, reached: Path | None = None) -> Path:
+        """A program that is one mutant, in a directory of its own beside its qemu-img.
+
+        :param number: 0: none of them
+        :param reached: where it records which mutants it reached
+        """
+        place.mkdir(parents=True)
+        words = [f"QMPSHIM_MUTANT={number}"]
+        if reached is not None:
+            reached.write_bytes(bytes(len(self.mutants) + 1))
+            words.append(f"QMPSHIM_REACHED={reached}")
+        for name, env in ((EMULATOR, words), (IMAGE_TOOL, [])):
+            program = place / name
+            command = shlex.join(["env", *env, str(self.directory / "build" / name)])
+            program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+            program.chmod(0o755)
+        return place / EMULATOR
+
+
+def reached_in(record: Path) -> set[int]:
+    """The numbers of the mutants that a record names."""
+    return {number for number, byte in enumerate(record.read_bytes()) if byte}
+
+
+def mutants_of(source: Path) -> list[Mutant]:
+    """All mutants of a source tree, numbered from 1 on."""
+    found: list[Mutant] = []
+    for name in (*FILES, *PARTS):
+        text = (source / "block" / name).read_bytes()
+        wanted = [
+            one for one in find(name, text) if name not in PARTS or one.function in PARTS[name]
+        ]
+        for one in wanted:
+            values = {**asdict(one), "number": len(found) + 1}
+            found.append(Mutant(**values))
+    return found
+
+
+def mutated_qemu(progress: Progress) -> MutatedQemu:
+    """The QEMU with all mutants: from the cache, else built, in five minutes on two cores.
+
+    :raises InputError, HostError: the source cannot be had, or not be built here
+    """
+    tree = source_of(resolve(BUILD), progress)
+    place = tree.directory.parents[1] / "mutation" / tree.directory.name
+    mutants = mutants_of(tree.source)
+    made = MutatedQemu(place, tuple(mutants))
+    stamp = place / "made-of"
+    with lock(tree.directory.parents[1]):
+        if stamp.exists() and stamp.read_text() == made.digest:
+            return made
+        progress(f"building QEMU {tree.version} with {len(mutants)} mutants: minutes, once")
+        own = Tree(tree.version, place)
+        if not own.source.exists():
+            place.parent.mkdir(exist_ok=True)
+            shutil.copytree(tree.source, own.source, symlinks=True)
+        _write(tree.source, own.source, mutants)
+        own.make(_CONFIGURE, (EMULATOR, IMAGE_TOOL))
+        stamp.write_text(made.digest)
+    return made
+
+
+def _write(original: Path, changed: Path, mutants: Sequence[Mutant]) -> None:
+    """Put the mutants into the files."""
+    for name in (*FILES, *PARTS):
+        text = (original / "block" / name).read_bytes()
+        here = [one for one in mutants if one.file == name]
+        runtime = _RUNTIME.format(count=len(mutants) + 1) if name == FILES[0] else ""
+        (changed / "block" / name).write_bytes(_HEADER + instrument(text, here) + runtime.encode())
