@@ -140,7 +140,7 @@ def suites(build: Build) -> list[str]:
 
 
 def source_of(build: Build, progress: Progress) -> Tree:
-    """The source tree of a build's version, with nothing made of it yet: from the cache, else fetched.
+    """The source tree of a build's version, with nothing made: from the cache, else fetched.
 
     :raises InputError: the build is not Debian's, or no suite has its source any more
     :raises HostError: no network
