@@ -2,49 +2,75 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
+from qmpshim.conformance.known.entries import Entry, by_severity, entries
 from qmpshim.conformance.known.folder import DIRECTORY
+from qmpshim.conformance.known.meaning import Use
 
 CATALOGUE = DIRECTORY.with_name("FINDINGS.md")
 
 _HEAD = """\
 # Known defects of QEMU
 
-Made from the write-ups in `findings/` by `make findings`; do not edit it. Each has its minimal
-case there, and `qmpshim replay FILE` shows it again. *Versions* are those that have it, by the
-builds that were tested and by QEMU's sources.
+Made from the write-ups in `findings/` by `make findings`; do not edit it. The worst come first.
+`qmpshim findings show NAME` shows one with its diagram, `qmpshim findings report NAME` makes a text
+for QEMU's tracker of it, `qmpshim assess` tries which of them a build has. *Versions* are those
+that have it, by the builds that were tested and by QEMU's sources; *seen on* are those that were
+run.
+
 """
-_SECTIONS = {
-    True: "Within QEMU's documented contract",
-    False: "Robustness: commands while I/O is in flight or after a failure",
-}
 
 
 def catalogue() -> str:
-    """All write-ups by contract and name, as Markdown."""
-    written = [(path, json.loads(path.read_text())) for path in sorted(DIRECTORY.rglob("*.json"))]
-    parts = [_HEAD]
-    for contract, title in _SECTIONS.items():
-        parts.append(
-            f"\n## {title}\n\n| finding | versions | what happens, and why |\n|---|---|---|\n"
+    """All write-ups by severity, as Markdown: by use, in a table, and one by one."""
+    found = by_severity(entries())
+    return "".join(
+        (
+            _HEAD,
+            "## By use\n\n| use | findings, the worst first |\n|---|---|\n",
+            *(_of_use(use, found) for use in Use),
+            "\n## All\n\n| finding | severity | when | affects | versions |\n|---|---|---|---|---|",
+            "\n",
+            *(_row(one) for one in found),
+            "\n## One by one\n",
+            *(_section(one) for one in found),
         )
-        parts += [_row(path, value) for path, value in written if _contract(value) is contract]
-    return "".join(parts)
+    )
 
 
-def _contract(value: dict[str, Any]) -> bool:
-    return bool(value.get("contract", True))
+def _of_use(use: Use, found: list[Entry]) -> str:
+    names = [f"[`{one.name}`](#{_anchor(one)})" for one in found if use in one.meaning.affects]
+    return f"| {use.words} | {', '.join(names) or 'none known'} |\n"
 
 
-def _row(path: Path, value: dict[str, Any]) -> str:
-    name = path.relative_to(DIRECTORY).with_suffix("").as_posix()
-    since, fixed = (value["versions"].get(key, "") for key in ("since", "fixed"))
-    versions = f"{since or '…'} to before {fixed}" if fixed else f"from {since}" if since else "all"
-    return f"| `{name}` | {versions} | **{_cell(value['title'])}.** {_cell(value['reason'])} |\n"
+def _row(one: Entry) -> str:
+    meaning = one.meaning
+    return (
+        f"| `{one.name}` | {meaning.severity.words} | {meaning.trigger.words} "
+        f"| {', '.join(use.words for use in meaning.affects)} | {one.versions} |\n"
+    )
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").rstrip(".")
+def _section(one: Entry) -> str:
+    meaning = one.meaning
+    rows = {
+        "Affects": ", ".join(use.words for use in meaning.affects),
+        "Severity": f"{meaning.severity.words}, {meaning.trigger.words}",
+        "When": meaning.situation,
+        "Then": meaning.consequence,
+        "Avoid it": meaning.workaround,
+        "Versions": f"{one.versions}; seen on {', '.join(meaning.seen) or 'none that was run'}",
+        "Upstream": _upstream(one),
+        "Why": one.reason,
+        "Where": one.source,
+    }
+    text = "".join(f"* **{name}**: {value.rstrip('.')}.\n" for name, value in rows.items())
+    return f'\n<a id="{_anchor(one)}"></a>\n### {one.title}\n\n`{one.name}`\n\n{text}'
+
+
+def _upstream(one: Entry) -> str:
+    fix = f"; {one.meaning.fix}" if one.meaning.fix else ""
+    return f"{one.meaning.upstream.value}{fix}"
+
+
+def _anchor(one: Entry) -> str:
+    return one.name.replace("/", "-")

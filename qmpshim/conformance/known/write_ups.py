@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qmpshim.conformance.known.meaning import Meaning, meaning_from_json
 from qmpshim.errors import HostError, InputError
 from qmpshim.model.check.cause import Cause, CauseKind, FaultContext, Phase, Relation
 from qmpshim.model.check.verdict import Verdict
@@ -113,6 +114,7 @@ class WriteUp:
     :ivar causes: what the finding's cause has to be one of
     :ivar since: first version that has it, :ivar until: first version that has it no more
     :ivar contract: also within the contract; one about robustness never excuses a breach of that
+    :ivar meaning: for users; None in a write-up that an older qmpshim was given
     """
 
     id: str
@@ -124,6 +126,7 @@ class WriteUp:
     since: Version
     until: Version
     contract: bool
+    meaning: Meaning | None = None
 
     def concerns(self, version: Version) -> bool:
         """Whether QEMU *version* has it."""
@@ -156,6 +159,7 @@ def common(name: str, value: dict[str, Any]) -> dict[str, Any]:
         "since": _version(value["versions"].get("since", "0")),
         "until": _version(value["versions"].get("fixed", "999")),
         "contract": bool(value["contract"]),
+        "meaning": meaning_from_json(value["meaning"]) if "meaning" in value else None,
     }
 
 

@@ -1,0 +1,216 @@
+"""What a finding means to somebody who uses QEMU: which use it hits, how badly, when, what to do.
+
+The sentences are read by operators of COLO and by authors of backup tools: they name what the user
+does and sees, not QEMU's functions, which are in the write-up's ``reason``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from qmpshim.model.check.verdict import Verdict
+
+
+class Use(StrEnum):
+    """What QEMU's block layer is used for."""
+
+    COLO_PRIMARY = "colo-primary"
+    COLO_SECONDARY = "colo-secondary"
+    SYNC_NONE_BACKUP = "sync-none-backup"
+    FLEECING = "fleecing"
+    FULL_BACKUP = "full-backup"
+    INCREMENTAL_BACKUP = "incremental-backup"
+    BITMAPS = "bitmaps"
+    NBD_EXPORT = "nbd-export"
+
+    @property
+    def words(self) -> str:
+        """What it is called in a sentence."""
+        return _USES[self]
+
+
+_USES = {
+    Use.COLO_PRIMARY: "COLO, the primary",
+    Use.COLO_SECONDARY: "COLO, the secondary",
+    Use.SYNC_NONE_BACKUP: "backup with sync=none",
+    Use.FLEECING: "image fleecing",
+    Use.FULL_BACKUP: "full backup",
+    Use.INCREMENTAL_BACKUP: "incremental backup",
+    Use.BITMAPS: "dirty bitmaps",
+    Use.NBD_EXPORT: "NBD export",
+}
+
+
+class Severity(StrEnum):
+    """How bad it is, the worst first. A damaged image that no error announces is wrong data."""
+
+    SILENT_WRONG_DATA = "silent-wrong-data"
+    LOST_WRITE = "lost-write"
+    STALE_READ = "stale-read"
+    CRASH = "crash"
+    HANG = "hang"
+    DAMAGE_AFTER_ERROR = "damage-after-error"
+    WRONG_STATUS = "wrong-status"
+    COSMETIC = "cosmetic"
+
+    @property
+    def rank(self) -> int:
+        """Its place, 0 for the worst."""
+        return list(Severity).index(self)
+
+    @property
+    def serious(self) -> bool:
+        """Data or service is lost, and nothing warns of it in time."""
+        return self.rank <= Severity.HANG.rank
+
+    @property
+    def words(self) -> str:
+        """What it is called in a sentence."""
+        return self.value.replace("-", " ")
+
+
+class Trigger(StrEnum):
+    """What it takes beside an ordinary use of QEMU."""
+
+    LOAD = "load"  # nothing: the right requests at the right time
+    FAILURE = "failure"  # a disk, a link or a host fails
+    MISUSE = "misuse"  # what QEMU's documents forbid
+
+    @property
+    def words(self) -> str:
+        """As a condition in a sentence."""
+        return _TRIGGERS[self]
+
+
+_TRIGGERS = {
+    Trigger.LOAD: "in ordinary use",
+    Trigger.FAILURE: "when a disk, a link or a host fails",
+    Trigger.MISUSE: "only against QEMU's documented rules",
+}
+
+
+class Upstream(StrEnum):
+    """Whether QEMU's current code still has it."""
+
+    PRESENT = "present"
+    FIXED = "fixed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Fix:
+    """What ended it upstream, as far as that is established.
+
+    :ivar commit: abbreviated hash, ``""``: not established
+    :ivar title: of the commit or series, ``""``: not established
+    :ivar release: the first with it
+    """
+
+    commit: str
+    title: str
+    release: str
+
+    def __str__(self) -> str:
+        commit = f"commit {self.commit}" if self.commit else "commit not established"
+        title = f" ({self.title})" if self.title else ""
+        return f"{commit}{title}, first in {self.release}"
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a finding means.
+
+    :ivar affects: the uses in which it is met
+    :ivar situation: when a user meets it, one sentence
+    :ivar consequence: what happens to them then, one sentence
+    :ivar workaround: how to avoid it, one sentence
+    :ivar seen: QEMU versions on which it was seen, oldest first; a release that was not run is not
+        among them
+    :ivar fix: None where none is known
+    """
+
+    affects: tuple[Use, ...]
+    severity: Severity
+    trigger: Trigger
+    situation: str
+    consequence: str
+    workaround: str
+    seen: tuple[str, ...]
+    fix: Fix | None
+    upstream: Upstream
+
+    @property
+    def disqualifies(self) -> bool:
+        """Whether a build that shows it is not reliable for the uses it affects."""
+        return self.severity.serious and self.trigger is not Trigger.MISUSE
+
+    def to_json(self) -> dict[str, Any]:
+        """As :func:`meaning_from_json` reads it."""
+        fix = self.fix
+        return {
+            "affects": [use.value for use in self.affects],
+            "severity": self.severity.value,
+            "trigger": self.trigger.value,
+            "situation": self.situation,
+            "consequence": self.consequence,
+            "workaround": self.workaround,
+            "seen": list(self.seen),
+            "fix": fix and {"commit": fix.commit, "title": fix.title, "release": fix.release},
+            "upstream": self.upstream.value,
+        }
+
+
+def meaning_from_json(value: Any) -> Meaning:
+    """A write-up's ``meaning``.
+
+    :raises KeyError, TypeError, ValueError: it is none, or one of its sentences is not filled in
+    """
+    fix = value["fix"]
+    meaning = Meaning(
+        tuple(Use(one) for one in value["affects"]),
+        Severity(value["severity"]),
+        Trigger(value["trigger"]),
+        _sentence(value, "situation"),
+        _sentence(value, "consequence"),
+        _sentence(value, "workaround"),
+        tuple(str(one) for one in value["seen"]),
+        fix and Fix(str(fix["commit"]), str(fix["title"]), str(fix["release"])),
+        Upstream(value["upstream"]),
+    )
+    if not meaning.affects or len(set(meaning.affects)) != len(meaning.affects):
+        raise ValueError("affects: at least one use, and each once")
+    return meaning
+
+
+#: What a draft has in the place of a sentence that somebody has to write.
+TO_WRITE = "TO BE WRITTEN"
+
+
+def _sentence(value: Any, name: str) -> str:
+    """One sentence: it begins like one, ends with a full stop, and holds no second one.
+
+    :raises KeyError, ValueError: it is none
+    """
+    text = str(value[name])
+    if TO_WRITE in text:
+        raise ValueError(f"{name} has to be written")
+    if not text.endswith(".") or text != text.strip() or ". " in text or "\n" in text:
+        raise ValueError(f"{name} is no single sentence: {text!r}")
+    return text
+
+
+#: How bad a divergence is that nobody has explained yet.
+SEVERITY_OF: dict[Verdict, Severity] = {
+    Verdict.CONTENT: Severity.SILENT_WRONG_DATA,
+    Verdict.ISOLATION: Severity.SILENT_WRONG_DATA,
+    Verdict.CORRUPTION: Severity.SILENT_WRONG_DATA,
+    Verdict.ORDER: Severity.SILENT_WRONG_DATA,
+    Verdict.LOST_WRITE: Severity.LOST_WRITE,
+    Verdict.CRASH: Severity.CRASH,
+    Verdict.HANG: Severity.HANG,
+    Verdict.ERROR_CONTRACT: Severity.WRONG_STATUS,
+    Verdict.PROTOCOL: Severity.WRONG_STATUS,
+    Verdict.ALLOCATION: Severity.COSMETIC,
+}

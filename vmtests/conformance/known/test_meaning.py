@@ -1,0 +1,119 @@
+"""Every finding says what it means to a user: all fields, from the enums, one sentence each."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from qmpshim.conformance.known.entries import Entry, by_severity, entries, entry, read_entry
+from qmpshim.conformance.known.folder import DIRECTORY, known_directed, known_findings
+from qmpshim.conformance.known.meaning import (
+    SEVERITY_OF,
+    TO_WRITE,
+    Meaning,
+    Severity,
+    Trigger,
+    Upstream,
+    Use,
+    meaning_from_json,
+)
+from qmpshim.errors import InputError
+from qmpshim.model.chain.behaviour import KnownDefect
+from qmpshim.model.check.verdict import Verdict
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def test_every_write_up_has_one() -> None:
+    files = {p.relative_to(DIRECTORY).with_suffix("").as_posix() for p in DIRECTORY.rglob("*.json")}
+    assert {one.name for one in entries()} == files and len(files) > 40
+    assert all(one.meaning is not None for one in known_findings())
+    assert all(one.meaning is not None for one in known_directed().values())
+
+
+@pytest.mark.parametrize("defect", KnownDefect)
+def test_what_the_model_predicts_has_one(defect: KnownDefect) -> None:
+    assert entry(defect.value).id == defect.value
+
+
+@pytest.mark.parametrize("one", entries(), ids=lambda one: one.name)
+def test_a_meaning_agrees_with_its_write_up(one: Entry) -> None:
+    meaning = one.meaning
+    assert json.loads(one.path.read_text())["meaning"] == meaning.to_json()
+    # What is only possible against QEMU's documents is a matter of robustness.
+    if meaning.trigger is Trigger.MISUSE:
+        assert not one.contract
+    # A version on which it was seen is one of those that have it.
+    assert all(one.concerns(numbers(version)) for version in meaning.seen)
+    assert list(meaning.seen) == sorted(meaning.seen, key=numbers)
+    if meaning.upstream is Upstream.PRESENT:
+        assert not one.fixed and meaning.seen
+    if meaning.upstream is Upstream.FIXED:
+        assert one.fixed
+    if meaning.fix is not None:
+        assert meaning.upstream is Upstream.FIXED
+        assert not meaning.fix.commit or meaning.fix.commit in f"{one.reason} {one.source}"
+    # What the finding is called must not be milder than what was seen.
+    worst = min(SEVERITY_OF[Verdict(word)].rank for word in one.verdicts)
+    if worst <= Severity.HANG.rank and Verdict.CORRUPTION not in map(Verdict, one.verdicts):
+        assert meaning.severity.serious or one.name == "directed/nbd-answer-waits"
+
+
+GOOD: dict[str, Any] = entry("snapshot-read-returns-new-data").meaning.to_json()
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"affects": []},
+        {"affects": ["fleecing", "fleecing"]},
+        {"affects": ["flying"]},
+        {"severity": "bad"},
+        {"trigger": "moon"},
+        {"upstream": "perhaps"},
+        {"situation": ""},
+        {"situation": "It happens. And then."},
+        {"consequence": "without a full stop"},
+        {"workaround": f"{TO_WRITE}."},
+    ],
+)
+def test_a_meaning_that_is_none_is_refused(field: dict[str, Any]) -> None:
+    assert isinstance(meaning_from_json(GOOD), Meaning)
+    with pytest.raises(ValueError):
+        meaning_from_json({**GOOD, **field})
+
+
+@pytest.mark.parametrize("name", list(GOOD))
+def test_a_field_that_is_missing_is_refused(name: str) -> None:
+    with pytest.raises(KeyError):
+        meaning_from_json({key: value for key, value in GOOD.items() if key != name})
+
+
+def test_each_verdict_has_a_severity_and_each_use_a_name() -> None:
+    assert set(SEVERITY_OF) == set(Verdict)
+    assert len({use.words for use in Use}) == len(Use)
+
+
+def test_the_worst_comes_first() -> None:
+    ordered = by_severity(entries())
+    ranks = [one.meaning.severity.rank for one in ordered]
+    assert ranks == sorted(ranks)
+    assert ordered[0].meaning.trigger is Trigger.LOAD
+
+
+def test_a_finding_is_found_by_its_id_and_its_file() -> None:
+    assert entry("stop-always-fails") is entry("verify/stop-always-fails")
+    assert entry("colo-migration-completes").kind == "pair"
+    with pytest.raises(InputError, match="did you mean snapshot-discard-aborts"):
+        entry("snapshot-discard-abort")
+
+
+def test_a_damaged_write_up_is_refused(tmp_path: Any) -> None:
+    path = tmp_path / "x.json"
+    path.write_text("{}")
+    with pytest.raises(InputError, match=r"x\.json is damaged"):
+        read_entry(path)
