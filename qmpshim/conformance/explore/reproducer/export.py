@@ -53,6 +53,7 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         "ops": [[op.do, op.start, op.count] for op in scenario.ops],
         "trace": finding.lines,
         "sign": symptom_of(finding),
+        "allocation": finding.allocation,
     }
     steps = blkdebug_steps(finding) if breakpoints else None
     if steps is not None:

@@ -25,13 +25,15 @@ from qmpshim.conformance.explore.harness.choices import (
     failures,
     io_id,
 )
+from qmpshim.conformance.explore.harness.history import ended
+from qmpshim.conformance.explore.harness.setup_state import allocation_after_setup
 from qmpshim.conformance.explore.harness.trace import event_from_line
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
 from qmpshim.conformance.explore.reproducer.export import blkdebug_steps, export_script
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
-from qmpshim.conformance.explore.scenarios import LETTERS, RealScenario
+from qmpshim.conformance.explore.scenarios import LETTERS, RealScenario, scenario_from_json
 from qmpshim.conformance.known.folder import DIRECTORY, known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp
 from qmpshim.errors import InputError
@@ -501,3 +503,50 @@ def test_what_a_script_looks_for(verdict: str, cause: str, sign: dict[str, objec
         tuple(map(event_from_line, lines)),
     )
     assert symptom_of(finding) == sign
+
+
+# -- the state that the setup leaves ---------------------------------------------------------------
+
+SETUPS = {  # with what this setup leaves, as recorded on another build
+    "qcow2 secondary": (
+        {
+            "form": "backup",
+            "secondary": "qcow2",
+            "setup": [{"do": "primary_zero_no_hole", "at": [0, 128]}, {"do": "stop"}],
+            "ops": [{"do": "status"}],
+        },
+        {"secondary": "ZD", "hidden": "D-"},
+    ),
+    "blkdebug": (
+        {"setup": [{"do": "guest_write", "at": [128, 8]}], "ops": [{"do": "status"}]},
+        {"hidden": "--", "active": "-D"},
+    ),
+}
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_not_seen_from_another_state_is_no_answer(
+    setup: str, qemu_build: Build, reproducer: Reproducer
+) -> None:
+    """Compared only with what was recorded, and by a process of its own, which has to flush."""
+    scenario, allocation = SETUPS[setup]
+    finding = Finding(
+        Verdict.CRASH, ended("made up"), "made up", True, 1, (), scenario_from_json(scenario),
+        (Start(0),), tuple(map(event_from_line, ("start 0: status", "    0 ends: ok"))),
+    )  # fmt: skip
+    assert allocation_after_setup(finding, qemu_build) == allocation
+    name = min(allocation)
+    other = {name: allocation[name].swapcase().translate(str.maketrans("-d", "D-"))}
+    for recorded, status, last in (
+        ({}, NOT_SEEN, "not seen"),
+        (allocation, NOT_SEEN, "not seen"),
+        (
+            other,
+            UNTESTED,
+            f"not seen, but the setup leaves another state on this build: the {name} disk's "
+            f"clusters are {allocation[name]}, recorded were {other[name]} (D data, Z zeroes with "
+            "a place in the file, z zeroes without, - nothing)",
+        ),
+    ):
+        done, said = reproducer(export_script(replace(finding, allocation=recorded)))
+        assert (done, said.splitlines()[-1]) == (status, last), said
