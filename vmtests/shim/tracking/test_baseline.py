@@ -34,7 +34,7 @@ class Image:
 
     :ivar below: a driver between its file and the format
     :ivar encrypted: with LUKS
-    :ivar bitmap: it has a persistent bitmap
+    :ivar tools: ``qemu-img`` with these words before the image's path and one after it, in the end
     """
 
     format: str = "qcow2"
@@ -42,7 +42,7 @@ class Image:
     commands: tuple[str, ...] = ()
     below: str = ""
     encrypted: bool = False
-    bitmap: bool = False
+    tools: tuple[tuple[str, ...], ...] = ()
 
     def make(self, build: Build, path: Path) -> None:
         options = self.options.replace("EXTERNAL", f"{path}.raw")
@@ -55,8 +55,8 @@ class Image:
         _tool(build, "qemu-img", "create", "-q", "-f", self.format, *words, path, SIZE)
         for command in self.commands:
             _tool(build, "qemu-io", "-d", "unmap", "-f", self.format, "-c", command, path)
-        if self.bitmap:
-            _tool(build, "qemu-img", "bitmap", "--add", path, "b")
+        for *words, last in self.tools:
+            _tool(build, "qemu-img", *words, path, *([last] if last else []))
 
     @property
     def how(self) -> dict[str, Any]:
@@ -281,18 +281,24 @@ def test_an_encrypted_overlay(loop: Loop, tmp_path: Path, qemu_build: Build) -> 
         assert verified["doubts"] == ["hidden disk: cannot judge: LUKS encryption"]
 
 
-def test_bitmaps_hide_the_health_and_nothing_else(
-    loop: Loop, tmp_path: Path, qemu_build: Build
+@pytest.mark.parametrize(
+    ("tool", "feature"),
+    [
+        (("bitmap", "--add", "b"), "persistent bitmaps"),
+        (("snapshot", "-c", "s", ""), "internal snapshots"),
+    ],
+)
+def test_what_holds_clusters_besides_hides_the_health_and_nothing_else(
+    loop: Loop, tmp_path: Path, qemu_build: Build, tool: tuple[str, ...], feature: str
 ) -> None:
-    with chain(
-        loop, qemu_build, tmp_path, Workflow.BACKUP, Image(commands=DATA), Image(bitmap=True)
-    ) as made:
+    overlay = Image(tools=(tool,))
+    with chain(loop, qemu_build, tmp_path, Workflow.BACKUP, Image(commands=DATA), overlay) as made:
         made.start()
         _write(_uris(made.wire)["primary"], b"n" * 512, 0)
         verified = _verified(made.wire)
         assert verified["verdicts"] == []
         assert verified["compared"] >= 1 << 20
-        assert verified["doubts"] == ["hidden disk (file): cannot judge: persistent bitmaps"]
+        assert verified["doubts"] == [f"hidden disk (file): cannot judge: {feature}"]
         made.export("past", "h", True)
         with closing(NbdClient(f"nbd+unix:///past?socket={tmp_path / 'nbd'}")) as client:
             client.wait(client.submit_write(b"x" * 512, 3 << 20))

@@ -286,6 +286,42 @@ def test_an_export_of_another_node_above_a_followed_disk(disks_of_each: Disks) -
     assert told["verdicts"] == [] and "export 'q'" in told["doubts"][0], told
 
 
+def test_exports_that_no_relay_can_stand_before(disks_of_each: Disks) -> None:
+    """Whoever writes to a file of FUSE's or over vhost-user does it unseen."""
+    disks = disks_of_each
+    kinds = _export_types(disks)
+    unobserved = []
+    if "vhost-user-blk" in kinds:
+        addr = {"type": "unix", "path": f"{disks.place}/vhost"}
+        words = {"node-name": "a", "writable": True, "addr": addr}
+        disks.ask("block-export-add", type="vhost-user-blk", id="v", **words)
+        unobserved.append(("export", "v", "a"))
+    mounted = disks.place / "fuse"
+    mounted.touch()
+    if "fuse" in kinds and os.access("/dev/fuse", os.R_OK | os.W_OK):
+        words = {"node-name": "b", "writable": True, "mountpoint": str(mounted)}
+        if "error" not in disks.wire.ask("block-export-add", {"type": "fuse", "id": "f", **words}):
+            unobserved.append(("export", "f", "b"))
+    disks.backup("a", "sa")
+    disks.backup("b", "sb")
+    assert disks.unobserved() == unobserved
+    assert disks.verify()["as-predicted"]  # they may have written, and have not
+    if ("export", "f", "b") in unobserved:
+        with mounted.open("r+b", buffering=0) as file:
+            file.write(b"1" * CLUSTER)
+        told = disks.verify(chain="sb")
+        assert told["verdicts"] == [] and "export 'f'" in told["doubts"][0], told
+    if not unobserved:
+        pytest.skip(f"this QEMU exports by {', '.join(sorted(kinds))}")
+
+
+def _export_types(disks: Disks) -> set[str]:
+    """What `block-export-add` takes as a type."""
+    schema = {one["name"]: one for one in disks.ask("query-qmp-schema")}
+    add = schema[schema["block-export-add"]["arg-type"]]
+    return {variant["case"] for variant in add["variants"]}
+
+
 def test_a_server_that_others_reach_past_the_shim(disks: Disks) -> None:
     """Who comes to a TCP port of QEMU's is not known: the export is unobserved from the start."""
     with socket.socket() as free:
