@@ -66,6 +66,7 @@ _NONE_YET = (
     "no chain is modelled yet: start replication (xen-set-replication) or a backup job with "
     "sync=none"
 )
+_REPLICATION = "xen-set-replication"
 _UNDER_WAY = "a command passed while I/O was under way"
 _CHECKPOINT = Command("xen-colo-do-checkpoint", None, None, False)
 _START = Command("xen-set-replication", {"enable": True, "primary": False}, None, False)
@@ -86,6 +87,7 @@ class TrackedChains:
     :ivar divergences: of all chains, those that are gone included
     :ivar hand: holds the I/O, where the chain is gated; there is one chain then
     :ivar unmet: why the chain that was started last is not modelled, or ``""``
+    :ivar passed_over: what runs on a chain that is not modelled, with why: jobs by id, replication
     """
 
     def __init__(self, shim: Shim, directory: Path, behaviour: Behaviour) -> None:
@@ -100,6 +102,7 @@ class TrackedChains:
         )
         self.divergences: list[Divergence] = []
         self.unmet = ""
+        self.passed_over: dict[str, str] = {}
         self._met_now: list[ModelTracker] = []  # being met: not followed yet
         self._resumed = 0  # how often the guest began to run
         self._meeting = asyncio.Lock()
@@ -235,11 +238,15 @@ class TrackedChains:
             reply = await self._ask(Kind.START, command)
             if reply is None or reply.failed:
                 self._met_now.clear()
+                for start in starts:
+                    self.passed_over.pop(start.job, None)
                 return reply
             for start, tracker in zip(starts, met, strict=True):
                 if start.target is None:  # the job runs, but nothing was relayed since
                     tracker = await self._meet_backup(start)
                 if tracker is None:
+                    if start.job in self._ended:
+                        self.passed_over.pop(start.job, None)
                     continue
                 tracker.job_started(start.job)
                 await self._follow(tracker)
@@ -264,13 +271,17 @@ class TrackedChains:
             if arguments.get("enable") is True:
                 await self._meet_replication()
                 reply = await self._ask(Kind.START, command)
+                if reply is None or reply.failed:
+                    self.passed_over.pop(_REPLICATION, None)
                 for tracker in tuple(self._met_now):
                     await self._follow(tracker)
                 self._step(Kind.START, reply, lambda oracle: oracle.chain.start())
             elif arguments.get("failover") is True:
+                self.passed_over.pop(_REPLICATION, None)
                 reply = await self._ask(Kind.FAILOVER, command)
                 self._step(Kind.FAILOVER, reply, lambda oracle: oracle.chain.failover())
             elif arguments.get("enable") is False:
+                self.passed_over.pop(_REPLICATION, None)
                 reply = await self._ask(Kind.STOP, command)
                 self._step(Kind.STOP, reply, lambda oracle: oracle.chain.stop())
             else:
@@ -328,6 +339,7 @@ class TrackedChains:
         over = data.get("device") if event["event"] in _JOB_ENDS else None
         if over is not None:
             self._ended.add(over)
+            self.passed_over.pop(over, None)
         for tracker in self.trackers:
             if tracker.job and tracker.job == over:
                 self.catch_up()
@@ -350,34 +362,39 @@ class TrackedChains:
 
         QEMU does what it is told in any case; why there is no model is told who asks for it.
         """
+        self.passed_over.pop(start.job, None)
         try:
             source = await source_of_backup(self.shim.execute, start.device)
             await self.logs.insert_above_devices(source)
             found = await find_backup(self.shim.execute, source, start.target)
             if found is None:
                 self._not_met(_NO_CHAIN)
-                return None
-            return await self._tracker(found)
+            elif tracker := await self._tracker(found):
+                return tracker
         except KeyError as error:
             self._not_met(f"QEMU does not tell of {error} how its disks hang together")
         except QmpshimError as error:
             self._not_met(str(error))
+        self.passed_over[start.job] = f"job '{start.job}' is not modelled: {self.unmet}"
         return None
 
     async def _meet_replication(self) -> None:
         """Begin to model the chains under replication filters, but for those known already."""
+        self.passed_over.pop(_REPLICATION, None)
         known = {tracker.found.nodes.get("top") for tracker in self.trackers}
         try:
             found = await find_replication(self.shim.execute)
             for chain in found:
                 if chain.nodes["top"] not in known:
                     await self._tracker(chain)
-            if not found and known <= {None}:
-                self._not_met(_NO_CHAIN)
+            if found or known > {None}:
+                return
+            self._not_met(_NO_CHAIN)
         except KeyError as error:
             self._not_met(f"QEMU does not tell of {error} how its disks hang together")
         except QmpshimError as error:
             self._not_met(str(error))
+        self.passed_over[_REPLICATION] = f"replication is not modelled: {self.unmet}"
 
     def _not_met(self, why: str) -> None:
         self.unmet = why
@@ -529,6 +546,13 @@ class TrackedChains:
     def why_none(self) -> str:
         """Why no chain is modelled."""
         return f"the chain is not modelled: {self.unmet}" if self.unmet else _NONE_YET
+
+    @property
+    def not_modelled(self) -> str:
+        """Why something that runs, or was started last, is not modelled; or ``""``."""
+        if self.trackers and self.passed_over:
+            return "; ".join(self.passed_over.values())
+        return self.unmet
 
     def chosen(self, name: str | None = None) -> list[ModelTracker]:
         """The chains that *name* means, brought up to date; all without a name.

@@ -108,8 +108,8 @@ class Commands:
             status["hung"] = int(shim.upstream.silent_for)
         if trackers:
             status["chain"] = _told(trackers[0])
-        if watch.unmet:
-            status["not-modelled"] = watch.unmet
+        if why := watch.not_modelled:
+            status["not-modelled"] = why
         return status
 
     async def _endpoints(self) -> object:
@@ -184,6 +184,8 @@ class Commands:
         async with self._shim.no_commands(own=1):
             trackers = self._watch.chosen(_chain(arguments))
             verified = await verify(self._watch, trackers)
+        named = _chain(arguments) is not None
+        passed_over = [] if named else self._watch.passed_over.values()
         chains = [
             {
                 "name": one.tracker.name,
@@ -195,8 +197,11 @@ class Commands:
             for one in verified
         ]
         doubts = dict.fromkeys(why for one in verified for why in one.doubts)
+        doubts |= dict.fromkeys(passed_over)
         return {
-            "as-predicted": bool(verified) and all(one.as_predicted for one in verified),
+            "as-predicted": bool(verified)
+            and not passed_over
+            and all(one.as_predicted for one in verified),
             "verdicts": [found.to_json() for one in verified for found in one.divergences],
             "compared": sum(one.compared for one in verified),
             "doubts": list(doubts) if verified else [self._watch.why_none],
