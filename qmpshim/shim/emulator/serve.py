@@ -18,7 +18,7 @@ from qmpshim.machine.host.workspace import Workspace
 from qmpshim.shim.emulator.client_acceptor import ClientAcceptor
 from qmpshim.shim.emulator.emulator import Emulator
 from qmpshim.shim.emulator.monitors import extract
-from qmpshim.shim.endpoint.listener import Address, raise_fd_limit, tls_context
+from qmpshim.shim.endpoint.listener import Address, check_address, raise_fd_limit, tls_context
 from qmpshim.shim.endpoint.server import Shim
 
 if TYPE_CHECKING:  # what a QEMU has to wait for, or only a few need, is imported where it is used
@@ -107,7 +107,8 @@ async def endpoint(options: Options) -> AsyncIterator[Served]:
         listen = list(options.listen)
         if not listen and not monitors:
             listen = [Address(path=workspace.path / "qmp.sock")]
-        addresses = [await door.listen(address, options.allow_remote, tls) for address in listen]
+        for address in listen:  # before QEMU runs; who comes there finds one that has come up
+            check_address(address, options.allow_remote, tls)
         for monitor in monitors:
             await door.open(monitor)
         await door.wait_for_clients()
@@ -122,7 +123,9 @@ async def endpoint(options: Options) -> AsyncIterator[Served]:
         if options.log_writes:
             served.watch.logs.watch_writers()
         door.attach_to(served.shim)
-        served.addresses = addresses
+        served.addresses = [
+            await door.listen(address, options.allow_remote, tls) for address in listen
+        ]
         yield served
 
 

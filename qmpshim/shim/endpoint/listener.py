@@ -150,17 +150,7 @@ class Listener:
         allow_remote: bool = False,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        if not address.is_loopback and not allow_remote:
-            raise InputError(
-                f"{address} can be reached from other machines, and whoever reaches QMP owns "
-                "QEMU: use a unix socket or localhost, or --allow-remote with --tls DIR"
-            )
-        if not address.is_loopback and tls is None:
-            raise InputError(f"{address}: --allow-remote needs --tls DIR")
-        try:
-            sock = self._bind(address)
-        except OSError as error:
-            raise InputError(f"cannot listen at {address}: {error.strerror or error}") from error
+        sock = _bound(address, allow_remote, tls, listening=True)
         self._begin(sock, address, attach, tls if address.path is None else None)
 
     @classmethod
@@ -187,31 +177,6 @@ class Listener:
         self.address = self._actual(address) if address is not None else Address()
         sock.setblocking(False)
         self._loop.add_reader(sock, self._accept)
-
-    def _bind(self, address: Address) -> socket.socket:
-        if address.path is None:
-            info = socket.getaddrinfo(
-                address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-            family, _, _, _, place = info[0]
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            where: object = place
-        else:
-            _clear(address.path)
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            where = str(address.path)
-        # The socket must never exist with a mode that lets others in.
-        before = os.umask(0o177)
-        try:
-            sock.bind(where)  # type: ignore[arg-type]
-            sock.listen(_BACKLOG)
-        except OSError:
-            sock.close()
-            raise
-        finally:
-            os.umask(before)
-        return sock
 
     def _actual(self, address: Address) -> Address:
         if address.path is not None:
@@ -318,6 +283,61 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write_eof()
     else:
         writer.close()
+
+
+def check_address(
+    address: Address, allow_remote: bool = False, tls: ssl.SSLContext | None = None
+) -> None:
+    """See that a :class:`Listener` could be there, and leave nothing: nobody is to come yet.
+
+    :raises InputError: as :class:`Listener`
+    """
+    _bound(address, allow_remote, tls, listening=False).close()
+    if address.path is not None:
+        address.path.unlink(missing_ok=True)
+
+
+def _bound(
+    address: Address, allow_remote: bool, tls: ssl.SSLContext | None, listening: bool
+) -> socket.socket:
+    if not address.is_loopback and not allow_remote:
+        raise InputError(
+            f"{address} can be reached from other machines, and whoever reaches QMP owns "
+            "QEMU: use a unix socket or localhost, or --allow-remote with --tls DIR"
+        )
+    if not address.is_loopback and tls is None:
+        raise InputError(f"{address}: --allow-remote needs --tls DIR")
+    try:
+        return _bind(address, listening)
+    except OSError as error:
+        raise InputError(f"cannot listen at {address}: {error.strerror or error}") from error
+
+
+def _bind(address: Address, listening: bool) -> socket.socket:
+    where: object
+    if address.path is None:
+        info = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, _, _, _, where = info[0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    else:
+        _clear(address.path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        where = str(address.path)
+    # The socket must never exist with a mode that lets others in.
+    before = os.umask(0o177)
+    try:
+        sock.bind(where)
+        if listening:
+            sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        os.umask(before)
+    return sock
 
 
 def _clear(path: Path) -> None:

@@ -169,6 +169,28 @@ def test_where_nobody_said_where_to_listen_it_is_private(loop: Loop) -> None:
     assert not path.parent.exists()
 
 
+def test_who_comes_finds_a_qemu_that_has_come_up(tmp_path: Path, qemu_build: Build) -> None:
+    """Else a client would wait for one that hangs before it greets, and be told nothing."""
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    script = tmp_path / "qemu-system-x86_64"
+    wait = f"touch {begun}; until [ -e {go} ]; do sleep 0.05; done"
+    words = [f"{name}={value}" for name, value in qemu_build.env.items()] + qemu_build.command()
+    script.write_text(f'#!/bin/sh\n{wait}; exec env {" ".join(words)} "$@"\n')
+    script.chmod(0o755)
+    path = tmp_path / "s"
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with _python(SERVE, f"unix:{path}", env=env) as process:
+        wait_until(begun.exists)
+        assert not path.exists()
+        go.touch()
+        assert process.stdout is not None and process.stdout.readline()
+        with contextlib.closing(_client(path)) as client:
+            assert "QMP" in client.message()
+            assert client.ask("qmp_capabilities") == {"return": {}}
+            assert client.ask("quit") == {"return": {}}
+        assert process.wait(LIMIT) == 0
+
+
 def test_addresses() -> None:
     assert Address.parse("unix:a b").path == Path("a b")
     assert Address.parse("/x/y").path == Path("/x/y")
