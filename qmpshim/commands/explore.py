@@ -116,7 +116,8 @@ def add(commands: Any) -> None:
         metavar="HOW[:STEPS]",
         help="after every step of the schedules it takes look at the images as a crash would leave "
         "them now: `quick` by our own reader, `full` (the default of this option) also by qemu-img "
-        "check and a fresh QEMU that opens the chain; slow, best with one --scenario. After some "
+        "check and a fresh QEMU that opens the chain; slow, best with one --scenario; "
+        "`power-loss` by our own reader, with any part lost of what is not flushed. After some "
         "steps only: `full:3,5-8` by their numbers, `full:checkpoint,hidden write` by words of "
         "their lines. With --all-io also between the writes of qcow2's own tables",
     )

@@ -1,8 +1,9 @@
 """Crash points: the images as a crash at this instant leaves them, looked at by three readers.
 
-The gate's effects are durable at once, so its bytes after a step are what is on "disk" then. They
-are read by our own reader; ``qemu-img check`` and a fresh QEMU that opens the chain take longer and
-are asked where wanted, and after all steps or some. Leaked clusters are no corruption: qcow2
+A crash of QEMU leaves what its disks were given: the gate's bytes after a step (what a loss of
+power leaves is in :mod:`.power_loss`). They are read by our own reader; ``qemu-img check`` and a
+fresh QEMU that opens the chain take longer and are asked where wanted, and after all steps or some.
+Leaked clusters are no corruption: qcow2
 promises to lose space at most. An image that is marked dirty (an overlay while a checkpoint empties
 it) may have any refcounts: who opens it next counts anew, so there the fresh QEMU is asked, and
 what it leaves must be sound.
@@ -18,6 +19,7 @@ from enum import StrEnum
 
 from qmpshim.conformance.compare.divergence import verdict_of
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.checkers.power_loss import after_power_loss
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.overlays import faults_of
 from qmpshim.conformance.explore.harness.real_system import RealSystem
@@ -38,6 +40,7 @@ class How(StrEnum):
     NONE = "none"
     QUICK = "quick"  # by our own reader
     FULL = "full"  # also by qemu-img check, and reopened by a fresh QEMU
+    POWER_LOSS = "power-loss"  # by our own reader, whatever part of what is not flushed is lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,8 @@ class CrashPoints:
         if self.at and not chosen:
             return None
         system.looks.update(["", *chosen])
+        if self.how is How.POWER_LOSS:
+            return after_power_loss(system)
         thoroughly = self.how is How.FULL
         return after_a_crash_thoroughly(system) if thoroughly else after_a_crash(system)
 

@@ -2,8 +2,8 @@
 
 * *order*: new data comes to the secondary disk only when the hidden disk has the old;
 * *copies*: what is sent to the hidden disk is old data;
-* *flushes*: what had been written before a flush began is on the disk when it ends; on the primary
-  that disk was flushed meanwhile, too.
+* *flushes*: what had been written before a flush began outlives a loss of power when it ends; on
+  the primary that disk was flushed meanwhile, too.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Collection, Sequence
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import IoNames, owners, tags
-from qmpshim.conformance.explore.harness.overlays import read_overlay
-from qmpshim.conformance.explore.scenarios import CHANGES, RealScenario, words
+from qmpshim.conformance.explore.harness.overlays import overlay_in
+from qmpshim.conformance.explore.scenarios import CHANGES, FLUSHES, RealScenario, words
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.topology import PRIMARY_IMAGES
 from qmpshim.machine.nbd.gate.gate import EventKind, HeldIO
@@ -109,39 +109,71 @@ class OnlineChecker:
         scenario = self._scenario
         if any(named.io.image == "primary" for named, _ in now.failed):
             return None  # what the quorum masks is told in other words
-        primary = scenario.ops[flush].do == "primary_flush"
-        verb, name = ("primary_write", "secondary") if primary else ("guest_write", "active")
-        if scenario.has("quorum"):
-            name = "primary"
+        name = self._flushed_by(scenario.ops[flush].do)
         if name not in self._machine.images:
             return None
-        before = [
-            i
-            for i in now.precedence[flush]
-            if scenario.ops[i].do == verb and now.answers[i] == "ok"
-        ]
+        before = self._written_before(now, flush)
         if name == "primary" and self._never_flushed(now, flush):
             text = f"{words(scenario.ops[flush])} ends, and the primary disk was not flushed"
             cause = Cause(CauseKind.PRIMARY_NOT_FLUSHED, "guest_flush")
             return RealViolation(Verdict.LOST_WRITE, text, flush, cause=cause)
         if not before:
             return None
+        return self._missing(
+            now, flush, before, name, self._machine.gate.journal(name).after_loss()
+        )
+
+    def lost(self, now: History, name: str, image: bytes) -> RealViolation | None:
+        """What is missing in a disk that a flush which is over has acknowledged.
+
+        :param image: the bytes that a loss of power left of the disk *name*
+        """
+        if not self.quiet or now.gone() or now.failed:
+            return None
+        for flush in sorted(now.over):
+            op = self._scenario.ops[flush]
+            if op.do in FLUSHES and now.answers[flush] == "ok" and self._flushed_by(op.do) == name:
+                before = self._written_before(now, flush)
+                if wrong := self._missing(now, flush, before, name, image):
+                    return wrong
+        return None
+
+    def _missing(
+        self, now: History, flush: int, before: Sequence[int], name: str, image: bytes
+    ) -> RealViolation | None:
+        """Which of the writes *before* a flush is not in the bytes of the disk *name*."""
+        scenario = self._scenario
         if name in PRIMARY_IMAGES and scenario.secondary == "raw":
-            found: Sequence[int | None] = owners(self._machine.gate.snapshot(name), 0)
+            found: Sequence[int | None] = owners(image, 0)
         else:
-            found = read_overlay(self._machine, scenario, name).content
+            found = overlay_in(image, scenario, name).content
         for index in before:
             op = scenario.ops[index]
             for sector in range(op.start, op.start + op.count):
                 if found[sector] not in self._may_be_there(now, index, sector):
                     return RealViolation(
                         Verdict.LOST_WRITE,
-                        f"{words(op)} is not on the {name} disk when the flush after it ends",
+                        f"{words(op)} may be lost from the {name} disk after the flush behind it",
                         index,
                         sector // scenario.cluster,
-                        cause=Cause(CauseKind.NOT_ON_DISK, verb, scenario.ops[flush].do),
+                        cause=Cause(CauseKind.NOT_ON_DISK, op.do, scenario.ops[flush].do),
                     )
         return None
+
+    def _flushed_by(self, do: str) -> str:
+        """The disk that a flush is for."""
+        if do == "primary_flush":
+            return "secondary"
+        return "primary" if self._scenario.has("quorum") else "active"
+
+    def _written_before(self, now: History, flush: int) -> list[int]:
+        """The writes of a flush's client that were answered before it began."""
+        side = self._scenario.ops[flush].do.removesuffix("flush")
+        return [
+            index
+            for index in now.precedence[flush]
+            if self._scenario.ops[index].do == f"{side}write" and now.answers[index] == "ok"
+        ]
 
     def _never_flushed(self, now: History, flush: int) -> bool:
         """Whether what had been written before a flush to the primary's disk was not flushed."""

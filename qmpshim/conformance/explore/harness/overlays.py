@@ -33,7 +33,11 @@ class OverlayState:
 
 def read_overlay(machine: GatedMachine, scenario: RealScenario, name: str) -> OverlayState:
     """Read the qcow2 image *name* from the gate's bytes."""
-    image = machine.gate.snapshot(name)
+    return overlay_in(machine.gate.snapshot(name), scenario, name)
+
+
+def overlay_in(image: bytes, scenario: RealScenario, name: str) -> OverlayState:
+    """Read the bytes of the qcow2 image *name*."""
     words = scenario.size, scenario.cluster, name
     for known, its_words, overlay in _RECENT:
         if its_words == words and known == image:

@@ -120,6 +120,7 @@ class RealRun:
             self.stage.will(op.do)
             real_ops.do_alone(machine, op, number)
         machine.settle()
+        machine.gate.keep_journals()
         self._live = True
 
     def _startable(self) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Protocol
 from qmpshim.errors import MachineError
 from qmpshim.machine.nbd import protocol as nbd
 from qmpshim.machine.nbd.gate.events import HeldIO
+from qmpshim.machine.nbd.gate.journal import Journal
 from qmpshim.machine.nbd.gate.store import Store
 from qmpshim.machine.nbd.protocol import NbdCommand, Request
 
@@ -42,7 +43,10 @@ class Keeper(Protocol):
 
 
 class ExportedImage:
-    """An export: its store, what it offers, how much it was used."""
+    """An export: its store, what it offers, how much it was used.
+
+    :ivar journal: notes what a loss of power may undo; None: nobody asks for that
+    """
 
     def __init__(
         self, name: str, store: Store, read_only: bool, without: frozenset[NbdCommand]
@@ -50,6 +54,7 @@ class ExportedImage:
         self.name = name
         self.store = store
         self.refused = False
+        self.journal: Journal | None = None
         self.counts = dict.fromkeys(NbdCommand, 0)
         flags = nbd.EXPORT_SEND_FUA | nbd.EXPORT_CAN_MULTI_CONN
         flags |= nbd.EXPORT_READ_ONLY if read_only else 0
@@ -161,10 +166,11 @@ class Connection(asyncio.Protocol):
     def perform(self, request: Request) -> bytes:
         """Do what the request asks of the image; the reply."""
         assert self.image is not None
-        store = self.image.store
+        store, journal = self.image.store, self.image.journal
         flags, kind, cookie, offset, length, data = request
         op = OPS[kind]
         try:
+            before = store.read(offset, length) if journal and op in _WRITES else b""
             if op is NbdCommand.READ:
                 return self._read(store, request)
             if op is NbdCommand.WRITE:
@@ -178,6 +184,10 @@ class Connection(asyncio.Protocol):
                 return nbd.block_status_chunk(cookie, extents)
             if op is NbdCommand.FLUSH or flags & nbd.CMD_FUA:
                 store.flush()
+            if before and journal:
+                journal.note(offset, before, bool(flags & nbd.CMD_FUA))
+            if op is NbdCommand.FLUSH and journal:
+                journal.flush_ends((self.number, cookie))
         except OSError as error:
             log.warning("%s: %s", self.image.name, error)
             return self.error(request, error.errno or errnos.EIO)

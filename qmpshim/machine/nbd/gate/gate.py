@@ -7,8 +7,9 @@ QEMU opens its images with ``driver=nbd`` on a :class:`Gate`; each request it ma
 * The effect happens at release, not at arrival: a held write has not reached the image, a held
   read sees what is there when it is released. Effects happen in the order of the calls.
   :meth:`Gate.apply` and :meth:`Gate.reply` do the two halves apart.
-* Effects are durable at once: :meth:`Gate.snapshot` is what a crash now would leave. There is no
-  volatile cache to model: a FLUSH is an ordinary request (of length 0) that may be held too.
+* Effects are in the image at once: :meth:`Gate.snapshot` is what a crash of QEMU now would leave.
+  What a loss of power would leave, :meth:`Gate.journal` says, once :meth:`Gate.keep_journals` was
+  called. A FLUSH is an ordinary request (of length 0) that may be held too.
 * Arrival order is exact within a connection. Between connections it is the order in which the
   event loop read the sockets; only a request that QEMU sent *because of* a reply surely follows.
 * The calls are plain functions for the thread of the event loop. The client must be another
@@ -38,6 +39,7 @@ from qmpshim.machine.nbd.gate.connection import (
     Pending,
 )
 from qmpshim.machine.nbd.gate.events import Event, EventKind, HeldIO
+from qmpshim.machine.nbd.gate.journal import Journal
 from qmpshim.machine.nbd.gate.store import Store
 from qmpshim.machine.nbd.protocol import NbdCommand, Request
 from qmpshim.machine.nbd.uri import nbd_uri
@@ -101,6 +103,23 @@ class Gate:
         :raises InputError: no such image
         """
         return self.store(name).snapshot()
+
+    def keep_journals(self) -> None:
+        """Note from now on what a loss of power may undo; all that is there is durable."""
+        for image in self._images.values():
+            if image.journal is None:
+                image.journal = Journal(image.store)
+            image.journal.restart()
+
+    def journal(self, name: str) -> Journal:
+        """What a loss of power may undo of an image.
+
+        :raises InputError: no such image, or no journals are kept
+        """
+        journal = self._image(name).journal
+        if journal is None:
+            raise InputError("the gate keeps no journals")
+        return journal
 
     def counts(self, name: str) -> dict[NbdCommand, int]:
         """How many requests of each kind arrived for an image, held or passed.
@@ -348,6 +367,8 @@ class Gate:
         self.clock = self._last_arrival = seq = self.clock + 1
         op = OPS[kind]
         image.counts[op] += 1
+        if op is NbdCommand.FLUSH and image.journal is not None:
+            image.journal.flush_begins((connection.number, request.cookie))
         policy = self._policy
         if policy is not None:
             fua, no_hole = flags & nbd.CMD_FUA != 0, flags & nbd.CMD_NO_HOLE != 0
