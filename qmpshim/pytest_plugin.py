@@ -135,12 +135,12 @@ def gated_chain(request: pytest.FixtureRequest, qemu_build: Build) -> Iterator[G
     as one must be that is held.
     """
     from qmpshim.machine.chain.gated import GatedMachine, Shape
-    from qmpshim.machine.chain.topology import Form
+    from qmpshim.machine.chain.topology import TOPOLOGIES
 
     words = _marked(request, {"form": "replication", "size": 128 << 10, "cluster": 64 << 10})
     with _or_skip():
         machine = GatedMachine(
-            qemu_build, Shape(Form(words["form"]), words["size"], words["cluster"])
+            qemu_build, Shape(TOPOLOGIES[words["form"]], words["size"], words["cluster"])
         )
     try:
         yield machine

@@ -34,7 +34,7 @@ from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.pair.plan import Failover
 from qmpshim.errors import InputError, decoding, no_such
-from qmpshim.machine.chain.topology import Form
+from qmpshim.machine.chain.topology import TOPOLOGIES
 
 _MOST_SHARDS = 10_000
 
@@ -170,7 +170,7 @@ _ABOUT = (
 )
 
 
-def _grouped(form: Form, scenarios: Iterable[RealScenario], what: str) -> list[Case]:
+def _grouped(form: str, scenarios: Iterable[RealScenario], what: str) -> list[Case]:
     groups: dict[str, list[str]] = {}
     for scenario in scenarios:
         letters = scenario.name.rpartition("-")[2]
@@ -215,7 +215,7 @@ def _small() -> list[Case]:
 def _quick() -> list[Case]:
     """What takes about two minutes a build: every pair, every known finding, usual workloads."""
     return [
-        *(case for form in Form for case in _grouped(form, pairs(form), "")),
+        *(case for form in TOPOLOGIES for case in _grouped(form, pairs(form), "")),
         *_verify(2000, (1,)),
         Case("pair", "pair/short", {"colo": False, "checkpoints": 3, "failover": "primary"}),
         Case("pair", "pair/short/colo", {"guest": "none", "checkpoints": 3}),
@@ -232,7 +232,7 @@ def _full() -> list[Case]:
             arguments={**case.arguments, "faults": [5, 28]},
             budget=3600.0,
         )
-        for form in Form
+        for form in TOPOLOGIES
         for case in _grouped(form, pairs(form), "")
     ]
     all_io = [
@@ -242,12 +242,12 @@ def _full() -> list[Case]:
             arguments={**case.arguments, "all_io": True, "seconds": 600},
             budget=1200.0,
         )
-        for form in Form
+        for form in TOPOLOGIES
         for case in _grouped(form, pairs(form), "")
     ]
     threes = [
         replace(case, budget=7200.0)
-        for form in Form
+        for form in TOPOLOGIES
         for case in _grouped(form, triples(form), "triples/")
     ]
     then = [

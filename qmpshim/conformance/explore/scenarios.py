@@ -7,13 +7,14 @@ them, and each writes traceable data under its number.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from qmpshim.errors import InputError, decoding, no_such
-from qmpshim.machine.chain.topology import Form, Options, Topology, topology_of
+from qmpshim.machine.chain.topology import TOPOLOGIES, Options, Topology, chain_name, topology_of
 from qmpshim.model.scenario import Op
 
 C = 128  # sectors of a cluster
@@ -32,16 +33,6 @@ COMMANDS = ("start", "checkpoint", "failover", "stop", "status", "unexport")
 CHAIN_COMMANDS = ("start", "checkpoint", "failover", "stop", "unexport")  # change the chain
 VANISH = ("primary_vanish", "guest_vanish")  # the client of an export is gone at once
 FLUSHES = ("primary_flush", "guest_flush")
-
-# What each form of the chain has an export, a filter or a job for.
-_CAN: Mapping[Form, frozenset[str]] = {
-    Form.REPLICATION: frozenset((*DATA, *COMMANDS, *VANISH)) - {"guest_zero"},
-    Form.BACKUP: frozenset((*PRIMARY, *VANISH, "guest_read", "stop", "status", "unexport")),
-    Form.FLEECING: frozenset(
-        (*PRIMARY, *VANISH, "guest_read", "guest_discard", "status", "unexport")
-    ),
-    Form.PRIMARY: frozenset((*GUEST, *COMMANDS, "guest_vanish")) - {"unexport"},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +54,7 @@ class RealScenario:
     name: str
     ops: tuple[Op, ...]
     setup: tuple[Op, ...] = ()
-    form: Form = Form.REPLICATION
+    form: str = "replication"
     size: int = 2 * C
     cluster: int = C
     contract: bool = True
@@ -91,13 +82,13 @@ class RealScenario:
     @property
     def commits(self) -> bool:
         """Whether a failover leaves a commit running: the secondary's does."""
-        return self.form is Form.REPLICATION and any(op.do == "failover" for op in self.ops)
+        return self.topology.commits and any(op.do == "failover" for op in self.ops)
 
     def to_json(self) -> dict[str, Any]:
         """As :func:`scenario_from_json` reads it."""
         value: dict[str, Any] = {
             "name": self.name,
-            "form": self.form.value,
+            "form": self.form,
             "size": self.size,
             "cluster": self.cluster,
             "contract": self.contract,
@@ -137,7 +128,7 @@ def scenario_from_json(value: Any) -> RealScenario:
             str(value.get("name", "unnamed")),
             tuple(_op_from_json(op) for op in value["ops"]),
             tuple(_op_from_json(op) for op in value.get("setup", ())),
-            Form(value.get("form", "replication")),
+            chain_name(value.get("form", "replication")),
             int(value.get("size", 2 * C)),
             int(value.get("cluster", C)),
             bool(value.get("contract", True)),
@@ -162,10 +153,11 @@ def _check(scenario: RealScenario) -> None:
         raise InputError(f"a cluster has a power of two of sectors, not {scenario.cluster}")
     if scenario.secondary not in ("raw", "qcow2"):
         raise InputError(f"the secondary disk is raw or qcow2, not {scenario.secondary}")
-    if scenario.form is Form.PRIMARY and scenario.secondary != "raw":
-        raise InputError("the primary's chain has raw disks only")
+    topology = scenario.topology
+    if scenario.secondary not in topology.formats:
+        raise InputError(f"the {scenario.form}'s chain has {topology.formats[0]} disks only")
     for op in (*scenario.setup, *scenario.ops):
-        if op.do not in _CAN[scenario.form]:
+        if op.do not in topology.operations:
             raise InputError(f"a chain of the form {scenario.form} cannot do: {words(op)}")
         inside = op.start >= 0 and op.start + op.count <= scenario.size
         if not inside or (op.do in DATA and op.do not in FLUSHES and not op.count):
@@ -224,61 +216,70 @@ LETTERS: dict[str, Op] = {
     "K": Op("primary_vanish"),
     "L": Op("guest_vanish"),
 }
-_COMMANDS = "COSXA"
 _QCOW2 = "qcow2-"
 _LETTERS = {
-    Form.REPLICATION: "WVDZRPGFHCOSQX",
-    Form.BACKUP: "WVDZRHSQX",
-    Form.FLEECING: "WVDZRHTUX",
-    Form.PRIMARY: "RPGMEFCOSAQ",
+    "replication": "WVDZRPGFHCOSQX",
+    "backup": "WVDZRHSQX",
+    "fleecing": "WVDZRHTUX",
+    "primary": "RPGMEFCOSAQ",
 }
-_MORE = {form: "L" if form is Form.PRIMARY else "KLN" for form in Form}  # not in pairs
+_NOT_IN_PAIRS = "KLN"
 # What a command finds: a copied cluster in the hidden disk, a written one in the active disk.
 _PAST = (Op("primary_write", C + 64, 32), Op("guest_write", C + 16, 8))
 
 
-def _scenario(letters: tuple[str, ...], form: Form) -> RealScenario:
+def _letters(form: str) -> str:
+    """The letters of the pairs of a chain: what it can do, where no choice of them is made."""
+    if form in _LETTERS:
+        return _LETTERS[form]
+    can = (letter for letter in LETTERS if LETTERS[letter].do in TOPOLOGIES[form].operations)
+    return "".join(letter for letter in can if letter not in _NOT_IN_PAIRS)
+
+
+def _more(form: str) -> str:
+    """The letters of a chain that are not in pairs."""
+    operations = TOPOLOGIES[form].operations
+    return "".join(letter for letter in _NOT_IN_PAIRS if LETTERS[letter].do in operations)
+
+
+def _scenario(letters: tuple[str, ...], form: str) -> RealScenario:
     ops = tuple(LETTERS[letter] for letter in letters)
-    commands = [letter for letter in letters if letter in _COMMANDS]
-    data = [letter for letter in letters if letter not in "COSAQ"]
-    # Guest I/O may go on while failing over (docs/block-replication.txt: "The vm should be stopped
-    # ... except failover"). Everything else must have settled when a command comes.
-    guest_only = all(letter in "RPGMEF" for letter in data)
-    contract = not commands or not data or (commands == ["O"] and guest_only)
+    topology = TOPOLOGIES[form]
+    contract = topology.keeps_contract([op.do for op in ops])
     setup: tuple[Op, ...] = ()
-    if commands:
-        setup = {Form.REPLICATION: _PAST, Form.PRIMARY: _PAST[1:]}.get(form, _PAST[:1])
-    prefix = "" if form is Form.REPLICATION else f"{form.value}-"
+    if any(op.do in CHAIN_COMMANDS for op in ops):
+        setup = tuple(op for op in _PAST if op.do in topology.operations)
+    prefix = "" if form == "replication" else f"{form}-"
     return RealScenario(prefix + "".join(letters), ops, setup, form, contract=contract)
 
 
-def pairs(form: Form = Form.REPLICATION) -> list[RealScenario]:
+def pairs(form: str = "replication") -> list[RealScenario]:
     """Every pair of different operations (W and V are one that overlaps the other)."""
-    return [_scenario(two, form) for two in itertools.combinations(_LETTERS[form], 2)]
+    return [_scenario(two, form) for two in itertools.combinations(_letters(form), 2)]
 
 
-def triples(form: Form = Form.REPLICATION) -> list[RealScenario]:
+def triples(form: str = "replication") -> list[RealScenario]:
     """Every triple of different operations."""
-    return [_scenario(three, form) for three in itertools.combinations(_LETTERS[form], 3)]
+    return [_scenario(three, form) for three in itertools.combinations(_letters(form), 3)]
 
 
 def vanishing() -> list[RealScenario]:
     """A client of an export that is gone in the middle of its request, by form and request."""
     return [
         _scenario((letter, client), form)
-        for form in Form
+        for form in TOPOLOGIES
         for client, letters in (("K", "WVZHD"), ("L", "RPGFTU"))
         for letter in letters
-        if letter in _LETTERS[form] and client in _MORE[form]
+        if letter in _letters(form) and client in _more(form)
     ]
 
 
 _THEN = {
-    Form.REPLICATION: (
+    "replication": (
         "CWR", "CVR", "CGR", "CPR", "CRR", "CWV", "OWR", "OGR", "OPW", "SWR", "WRV", "PWV",
         "OCQ", "ORQ", "CPG", "CQO",
     ),
-    Form.PRIMARY: ("GPR", "MGR", "PGF", "GRQ", "OGR", "SGR", "OPG", "SRA", "OGQ"),
+    "primary": ("GPR", "MGR", "PGF", "GRQ", "OGR", "SGR", "OPG", "SRA", "OGQ"),
 }  # fmt: skip
 
 
@@ -296,19 +297,16 @@ def follow_ups() -> list[RealScenario]:
 
 
 def _all() -> list[RealScenario]:
-    every = [s for form in Form for s in (*pairs(form), *triples(form))]
+    every = [s for form in TOPOLOGIES for s in (*pairs(form), *triples(form))]
     return every + follow_ups() + vanishing()
 
 
 SETS: Mapping[str, Callable[[], list[RealScenario]]] = {
-    "pairs": lambda: [s for form in Form for s in pairs(form)],
-    "triples": lambda: [s for form in Form for s in triples(form)],
+    "pairs": lambda: [s for form in TOPOLOGIES for s in pairs(form)],
+    "triples": lambda: [s for form in TOPOLOGIES for s in triples(form)],
     "follow-ups": follow_ups,
     "vanishing": vanishing,
-    "replication": lambda: pairs(),
-    "backup": lambda: pairs(Form.BACKUP),
-    "fleecing": lambda: pairs(Form.FLEECING),
-    "primary": lambda: pairs(Form.PRIMARY),
+    **{form: functools.partial(pairs, form) for form in TOPOLOGIES},
     "all": _all,
 }
 
@@ -322,7 +320,7 @@ def named(name: str) -> list[RealScenario]:
     :raises InputError: it stands for none
     """
     if name.startswith(_QCOW2):
-        plain = [s for s in named(name.removeprefix(_QCOW2)) if s.form is not Form.PRIMARY]
+        plain = [s for s in named(name.removeprefix(_QCOW2)) if "qcow2" in s.topology.formats]
         if not plain:
             raise InputError(f"no scenario {name!r}: the primary's chain has raw disks only")
         return [replace(one, name=_QCOW2 + one.name, secondary="qcow2") for one in plain]
@@ -331,11 +329,11 @@ def named(name: str) -> list[RealScenario]:
     for scenario in follow_ups():
         if scenario.name == name:
             return [scenario]
-    form, letters = Form.REPLICATION, name
-    for other in (Form.BACKUP, Form.FLEECING, Form.PRIMARY):
-        if name.startswith(f"{other.value}-"):
-            form, letters = other, name[len(other.value) + 1 :]
-    known = _LETTERS[form] + _MORE[form]
+    form, letters = "replication", name
+    for other in TOPOLOGIES:
+        if other != form and name.startswith(f"{other}-"):
+            form, letters = other, name[len(other) + 1 :]
+    known = _letters(form) + _more(form)
     if not letters or not all(letter in known for letter in letters):
         there_are = [*SETS, *(one.name for one in _all())]
         raise InputError(no_such("scenario", name, there_are, "qmpshim explore --scenario list"))

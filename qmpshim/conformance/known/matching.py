@@ -15,7 +15,7 @@ from qmpshim.conformance.explore.harness.choices import failures
 from qmpshim.conformance.explore.report.findings import Finding, failing, finding_from_json
 from qmpshim.conformance.explore.scenarios import COMMANDS, DATA, VANISH
 from qmpshim.conformance.known.write_ups import Version, WriteUp, common, load
-from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES, Form
+from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES, chain_name
 from qmpshim.model.check.cause import Cause
 from qmpshim.model.check.verdict import Verdict
 
@@ -36,7 +36,7 @@ class ExplorerWriteUp(WriteUp):
         not matter
     """
 
-    forms: frozenset[Form]
+    forms: frozenset[str]
     needs: tuple[frozenset[str], ...]
     fails: frozenset[str]
     errnos: frozenset[int]
@@ -101,7 +101,7 @@ def _known(name: str, value: dict[str, Any]) -> ExplorerWriteUp:
         raise ValueError(f"it needs {needs}, and {sorted(fails)} fail")
     return ExplorerWriteUp(
         **common(name, value),
-        forms=frozenset(Form(word) for word in value.get("forms", [case.scenario.form])),
+        forms=frozenset(chain_name(word) for word in value.get("forms", [case.scenario.form])),
         needs=tuple(frozenset(ways) for ways in needs),
         fails=fails,
         errnos=frozenset(int(errno) for errno in value.get("errnos", ())),

@@ -30,16 +30,9 @@ from qmpshim.errors import (
     NotStarted,
 )
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.build import export_removal, opening, removals
 from qmpshim.machine.chain.quiescence import Quiescence, resting
-from qmpshim.machine.chain.topology import (
-    PRIMARY_IMAGES,
-    Export,
-    Form,
-    Node,
-    Options,
-    Topology,
-    topology_of,
-)
+from qmpshim.machine.chain.topology import PRIMARY_IMAGES, QmpCommand, Topology
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.host.process import last_words
 from qmpshim.machine.host.workspace import Workspace, dies_with_owner
@@ -56,38 +49,35 @@ _ASLEEP = 10.0  # seconds for which QEMU may have slept already when it is looke
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The chain's shape: virtual ``size`` and qcow2 ``cluster`` in bytes.
+    """What to open, with virtual ``size`` and qcow2 ``cluster`` in bytes.
 
     :ivar reconnect: seconds that QEMU waits for a broken connection to come back
     :ivar holes: the secondary disk tells QEMU where it has holes (NBD's block status)
-    :ivar secondary: format of the secondary disk, ``raw`` or ``qcow2``
-    :ivar options: more options of nodes
     """
 
-    form: Form
+    topology: Topology
     size: int
     cluster: int
     reconnect: int = 0
     holes: bool = True
-    secondary: str = "raw"
-    options: Options = ()
-
-    @property
-    def topology(self) -> Topology:
-        """What the chain is made of."""
-        return topology_of(self.form, self.secondary, self.options)
 
 
 @functools.cache
-def blank_qcow2(build: Build, size: int, cluster: int) -> bytes:
+def blank_qcow2(
+    build: Build, size: int, cluster: int, create: tuple[tuple[str, str], ...] = ()
+) -> bytes:
     """The bytes of an empty qcow2 image as a build makes it, with room to grow behind it.
 
+    :param create: more options of ``qemu-img create -o``
     :raises HostError: there is no qemu-img
     """
     with Workspace() as workspace:
         path = workspace.path / "blank"
-        create = [*build.tool("qemu-img"), "create", "-q", "-f", "qcow2"]
-        command = [*create, "-o", f"cluster_size={cluster}", str(path), str(size)]
+        options = ",".join(
+            f"{name}={value}" for name, value in (("cluster_size", cluster), *create)
+        )
+        making = [*build.tool("qemu-img"), "create", "-q", "-f", "qcow2"]
+        command = [*making, "-o", options, str(path), str(size)]
         env = build.environment()
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=30, env=env)
@@ -155,7 +145,7 @@ class GatedMachine:
     def _open(self) -> None:
         for name in self.images:
             raw = name not in self.overlays
-            store = MemoryStore(self.shape.size if raw else self._blank)
+            store = MemoryStore(self.shape.size if raw else self.blank(name))
             self.stores[name] = store
             silent = name in PRIMARY_IMAGES and not self.shape.holes
             self.gate.add(name, store, without={NbdCommand.BLOCK_STATUS} if silent else ())
@@ -169,9 +159,14 @@ class GatedMachine:
         except CommandFailed as error:
             raise BuildError(f"{self.build.name} cannot build the chain: {error}") from error
 
-    @property
-    def _blank(self) -> bytes:
-        return blank_qcow2(self.build, self.shape.size, self.shape.cluster)
+    def cluster(self, node: str) -> int:
+        """Bytes of a cluster of an image."""
+        return self.topology.image(node).cluster or self.shape.cluster
+
+    def blank(self, node: str) -> bytes:
+        """The bytes of an image that is empty."""
+        create = self.topology.image(node).create
+        return blank_qcow2(self.build, self.shape.size, self.cluster(node), create)
 
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
@@ -237,32 +232,28 @@ class GatedMachine:
 
         :raises CommandFailed: QEMU cannot
         """
-        batch = [self._opens(part) for part in self.topology.parts]
+        batch = [opening(part, self._storage) for part in self.topology.parts]
         self.commands = [
-            {"execute": command, "arguments": arguments} for command, arguments in batch
+            {"execute": command.name, "arguments": command.arguments} for command in batch
         ]
         self.batch(batch)
         for export in self.topology.exports:
             self.connect(export.name)
 
-    def _opens(self, part: Node | Export) -> tuple[str, dict[str, Any]]:
-        """The command that opens a part of the chain."""
-        if isinstance(part, Export):
-            words = {"id": part.name, "name": part.name, "node-name": part.node}
-            return "block-export-add", {"type": "nbd", **words, "writable": part.writable}
-        options = dict(part.options)
-        if part.image:
-            options["file"] = {**self.gate.blockdev(part.name), "discard": "unmap"}
-            if self.shape.reconnect:
-                options["file"]["reconnect-delay"] = self.shape.reconnect
-        return "blockdev-add", {"driver": part.driver, "node-name": part.name, **options}
+    def _storage(self, node: str) -> dict[str, Any]:
+        """Where QEMU finds an image's bytes."""
+        waits = {"reconnect-delay": self.shape.reconnect} if self.shape.reconnect else {}
+        return {**self.gate.blockdev(node), **waits}
 
     def do(self, operation: str) -> Any:
         """Run the command that does an operation of this chain, with nothing held.
 
         :raises CommandFailed: QEMU refuses
         """
-        command = self.topology.commands[operation]
+        return self.send(self.topology.commands[operation])
+
+    def send(self, command: QmpCommand) -> Any:
+        """Run a command with nothing held (see :meth:`NonBlockingQmp.call`)."""
         return self.call(command.name, command.arguments)
 
     def start(self) -> None:
@@ -271,7 +262,7 @@ class GatedMachine:
         :raises CommandFailed: QEMU refuses
         """
         if self.topology.begins is not None:
-            self.call(self.topology.begins.name, self.topology.begins.arguments)
+            self.send(self.topology.begins)
 
     def connect(self, name: str) -> None:
         """Connect to the export *name*, in place of the client that was.
@@ -294,12 +285,12 @@ class GatedMachine:
             self._status = StatusClient(self.reactor, self.workspace.path / "nbd", "primary")
         self._status.ask(self.shape.size)
 
-    def batch(self, commands: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+    def batch(self, commands: list[QmpCommand]) -> list[Any]:
         """Send several commands at once and wait for all answers.
 
         :raises CommandFailed: one failed; the later ones were tried nevertheless
         """
-        numbers = [(command, self.qmp.send(command, words)) for command, words in commands]
+        numbers = [(one.name, self.qmp.send(one.name, one.arguments)) for one in commands]
         for command, number in numbers:
             self.qmp.wait(command, number, _LIMIT)
         return [self.qmp.take(command, number) for command, number in numbers]
@@ -316,15 +307,15 @@ class GatedMachine:
         self.clients.clear()
         if self._status is not None:
             self._status.close()
-        for export in reversed(self.topology.exports):
+        exports, closing = removals(self.topology.parts)
+        for export in exports:
             with contextlib.suppress(CommandFailed):  # it was removed by an operation
-                self.call("block-export-del", {"id": export.name, "mode": "hard"})
+                self.send(export_removal(export))
         deadline = time.monotonic() + _LIMIT
         while self.call("query-block-exports"):
             if time.monotonic() > deadline:
                 raise MachineHung("an export did not go away")
-        nodes = reversed(self.topology.nodes)
-        self.batch([("blockdev-del", {"node-name": node.name}) for node in nodes])
+        self.batch(closing)
 
     # -- stillness -------------------------------------------------------------------------------
 

@@ -1,28 +1,31 @@
-"""Topologies: the nodes, images, exports and commands of a chain, as data.
+"""Topologies: nodes, images, exports, jobs, operations and contract of a chain, as data.
 
-A topology is opened in the order of its parts and taken apart in the reverse order. A chain with
-another node, or with another option of a node, is another value: see :data:`TOPOLOGIES` and
-:meth:`Topology.with_options`. Names are QEMU's own (qapi/block-core.json).
+A topology is opened in the order of its parts and taken apart in the reverse order
+(:mod:`qmpshim.machine.chain.build`). Another chain is another value in :data:`TOPOLOGIES`; another
+option of a node is :meth:`Topology.with_options`. Names of drivers, options and commands are QEMU's
+own (qapi/block-core.json); names of operations are those of scenarios.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Any
 
 
-class Form(StrEnum):
-    """The topologies by name."""
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """How the image of a node is made.
 
-    REPLICATION = "replication"  # secondary <- hidden <- active <- replication filter
-    BACKUP = "backup"  # secondary <- hidden, with blockdev-backup sync=none
-    FLEECING = "fleecing"  # copy-before-write on the secondary disk, hidden disk as its target,
-    # and snapshot-access above: no job (QEMU 7.2 and later)
-    PRIMARY = "primary"  # the other side: quorum on the primary disk and on the replication filter
-    # that forwards to the secondary disk
+    :ivar overlay: it is empty in the beginning; the others hold what the run begins with
+    :ivar cluster: bytes of a qcow2 cluster; None: the chain's
+    :ivar create: more options of ``qemu-img create -o``, names and values
+    """
+
+    overlay: bool = False
+    cluster: int | None = None
+    create: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +33,18 @@ class Node:
     """A block node.
 
     :ivar options: of ``blockdev-add``, beyond ``driver``, ``node-name``, and ``file`` of an image
-    :ivar image: it has an image of its own, of the same name
-    :ivar overlay: that image is empty in the beginning, and qcow2
+    :ivar image: its own image, of the same name; its format is the driver
     """
 
     name: str
     driver: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    image: bool = False
-    overlay: bool = False
+    image: ImageSpec | None = None
+
+    @property
+    def overlay(self) -> bool:
+        """Whether it has an image that is empty in the beginning."""
+        return self.image is not None and self.image.overlay
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +70,32 @@ class QmpCommand:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """What a chain is made of.
+    """What a chain is made of, and what can be done with it.
 
     :ivar parts: nodes and exports, in the order in which they are opened
     :ivar commands: by operation, what does it in QEMU; ``status`` is a query
     :ivar begins: the command that starts it, once it is open; None: nothing needs to be started
     :ivar needs: what a build must have, for who is to choose one
+    :ivar operations: what can be done: it has an export, a filter or a job for that
+    :ivar allows: by command, the operations that may be in flight while it runs, as QEMU's
+        documents have it; a command that is not here wants all I/O settled
+    :ivar outside: the operations that no document allows while the chain is in use
+    :ivar job: the id of the block job that ``begins`` starts; None: there is none to be seen
+    :ivar formats: the formats that the secondary disk may have
+    :ivar prefix: of the names of nodes, exports and jobs: several chains on one QEMU
     """
 
-    form: Form
+    name: str
     parts: tuple[Node | Export, ...]
     commands: Mapping[str, QmpCommand]
     begins: QmpCommand | None
     needs: str
+    operations: frozenset[str]
+    allows: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    outside: frozenset[str] = frozenset({"unexport"})
+    job: str | None = None
+    formats: tuple[str, ...] = ("raw", "qcow2")
+    prefix: str = ""
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -91,7 +110,7 @@ class Topology:
     @property
     def images(self) -> tuple[str, ...]:
         """The names of the images, those that clients see first."""
-        own = [node for node in self.nodes if node.image]
+        own = [node for node in self.nodes if node.image is not None]
         return tuple(node.name for node in sorted(own, key=lambda node: node.name != "primary"))
 
     @property
@@ -108,6 +127,26 @@ class Topology:
             if any(node.name == name and node.driver == "qcow2" for node in self.nodes)
         )
 
+    def image(self, node: str) -> ImageSpec:
+        """How the image of a node is made.
+
+        :raises KeyError: there is no such node, or it has no image
+        """
+        for one in self.nodes:
+            if one.name == node and one.image is not None:
+                return one.image
+        raise KeyError(node)
+
+    def format(self, node: str) -> str:
+        """The driver of a node: of its image, the format.
+
+        :raises KeyError: there is no such node
+        """
+        for one in self.nodes:
+            if one.name == node:
+                return one.driver
+        raise KeyError(node)
+
     def parts_to_json(self) -> list[dict[str, Any]]:
         """The parts, for a script that opens them: ``part`` is ``node`` or ``export``."""
         return [
@@ -117,7 +156,7 @@ class Topology:
                 "part": "node",
                 "name": part.name,
                 "driver": part.driver,
-                "image": part.image,
+                "image": part.image is not None,
                 "options": dict(part.options),
             }
             for part in self.parts
@@ -126,6 +165,81 @@ class Topology:
     def has(self, driver: str) -> bool:
         """Whether there is a node of this driver."""
         return any(node.driver == driver for node in self.nodes)
+
+    @property
+    def replication_mode(self) -> str | None:
+        """``primary`` or ``secondary``, the side of the replication filter; None: there is none."""
+        modes = [n.options["mode"] for n in self.nodes if n.driver == "replication"]
+        return modes[0] if modes else None
+
+    @property
+    def commits(self) -> bool:
+        """Whether a failover commits overlays into the secondary disk, in the background."""
+        return "failover" in self.operations and bool(self.overlays)
+
+    @property
+    def renewed(self) -> tuple[Node | Export, ...]:
+        """The parts that have to be opened again when the overlays are: they and all above them."""
+        found: list[Node | Export] = []
+        names: set[str] = set()
+        for part in self.parts:
+            if isinstance(part, Export):
+                again = part.node in names
+            else:
+                again = part.overlay or not names.isdisjoint(_nodes_below(part))
+            if again:
+                found.append(part)
+                if isinstance(part, Node):
+                    names.add(part.name)
+        return tuple(found)
+
+    def keeps_contract(self, operations: Collection[str]) -> bool:
+        """Whether QEMU's documents allow these operations at the same time.
+
+        :param operations: I/O and commands that change the chain; queries are always allowed
+        """
+        commands = [do for do in operations if do in self.commands and do != "status"]
+        io = [do for do in operations if do not in self.commands]
+        nothing: frozenset[str] = frozenset()
+        return self.outside.isdisjoint(operations) and all(
+            do in self.allows.get(command, nothing) for command in commands for do in io
+        )
+
+    def prefixed(self, prefix: str) -> Topology:
+        """The same chain under other names: *prefix* before each name of node, export and job."""
+        own = {part.name for part in self.parts} | {self.job}
+
+        def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                key: _prefixed(value, prefix, own) if key in _REFERENCES else value
+                for key, value in options.items()
+            }
+
+        def command(one: QmpCommand) -> QmpCommand:
+            return replace(one, arguments=renamed(one.arguments))
+
+        parts = tuple(
+            replace(part, name=prefix + part.name, node=prefix + part.node)
+            if isinstance(part, Export)
+            else replace(part, name=prefix + part.name, options=renamed(part.options))
+            for part in self.parts
+        )
+        return replace(
+            self,
+            parts=parts,
+            commands={do: command(one) for do, one in self.commands.items()},
+            begins=self.begins and command(self.begins),
+            job=self.job and prefix + self.job,
+            prefix=prefix + self.prefix,
+        )
+
+    def with_image(self, node: str, **changes: Any) -> Topology:
+        """The same with another image of a node: see :class:`ImageSpec`.
+
+        :raises KeyError: there is no such node, or it has no image
+        """
+        changed = replace(self.image(node), **changes)
+        return self._with(node, lambda one: replace(one, image=changed))
 
     def with_format(self, node: str, driver: str) -> Topology:
         """The same with another image format for a node."""
@@ -155,21 +269,42 @@ class Topology:
         return replace(self, parts=parts)
 
 
+#: Options and arguments that are names of nodes, exports or jobs.
+_REFERENCES = frozenset(
+    {"file", "backing", "target", "children", "top-id", "device", "job-id", "id", "node-name"}
+)
+
+
+def _nodes_below(node: Node) -> set[str]:
+    """The names of the nodes that a node refers to."""
+    found: set[str] = set()
+    for key in ("file", "backing", "target", "children"):
+        value = node.options.get(key)
+        found.update([value] if isinstance(value, str) else value or ())
+    return found
+
+
+def _prefixed(value: Any, prefix: str, own: Collection[str | None]) -> Any:
+    if isinstance(value, list):
+        return [_prefixed(one, prefix, own) for one in value]
+    return prefix + value if value in own else value
+
+
 #: More options of nodes: node, option, value.
 Options = tuple[tuple[str, str, Any], ...]
 
 
 @functools.lru_cache(maxsize=256)
-def topology_of(form: Form, secondary: str = "raw", options: Options = ()) -> Topology:
-    """The chain of a form.
+def topology_of(name: str, secondary: str = "raw", options: Options = ()) -> Topology:
+    """A chain of :data:`TOPOLOGIES`.
 
     :param secondary: format of the secondary disk, ``raw`` or ``qcow2``
-    :raises KeyError: there is no node of a name that *options* has
+    :raises KeyError: there is no chain of this name, or no node of a name that *options* has
     """
     by_node: dict[str, dict[str, Any]] = {}
     for node, option, value in options:
         by_node.setdefault(node, {})[option] = value
-    return TOPOLOGIES[form].with_format("secondary", secondary).with_options(by_node)
+    return TOPOLOGIES[name].with_format("secondary", secondary).with_options(by_node)
 
 
 def _replication(primary: bool) -> dict[str, QmpCommand]:
@@ -185,21 +320,30 @@ def _replication(primary: bool) -> dict[str, QmpCommand]:
     }
 
 
+_PRIMARY_IO = frozenset(
+    f"primary_{do}"
+    for do in ("write", "zero", "zero_no_hole", "discard", "read", "flush", "vanish")
+)
+_GUEST_IO = frozenset(f"guest_{do}" for do in ("read", "write", "zero", "flush"))
+_REPLICATION = frozenset(("start", "checkpoint", "failover", "stop", "status"))
+# docs/block-replication.txt: "The vm should be stopped ... except failover".
+_FAILOVER: Mapping[str, frozenset[str]] = {"failover": _GUEST_IO}
+
 _UNMAP = {"discard": "unmap"}
 _UNEXPORT = {"unexport": QmpCommand("block-export-del", {"id": "primary", "mode": "hard"})}
 _JOBS = {"status": QmpCommand("query-block-jobs")}
-_SECONDARY = Node("secondary", "raw", _UNMAP, image=True)
-_HIDDEN = Node("hidden", "qcow2", {**_UNMAP, "backing": "secondary"}, image=True, overlay=True)
-_ACTIVE = Node("active", "qcow2", {**_UNMAP, "backing": "hidden"}, image=True, overlay=True)
+_SECONDARY = Node("secondary", "raw", _UNMAP, ImageSpec())
+_HIDDEN = Node("hidden", "qcow2", {**_UNMAP, "backing": "secondary"}, ImageSpec(overlay=True))
+_ACTIVE = Node("active", "qcow2", {**_UNMAP, "backing": "hidden"}, ImageSpec(overlay=True))
 _BACKUP_JOB = QmpCommand(
     "blockdev-backup",
     {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "none"},
 )
 
-#: The chains there are.
-TOPOLOGIES: dict[Form, Topology] = {
-    Form.REPLICATION: Topology(
-        Form.REPLICATION,
+_CHAINS = (
+    # secondary <- hidden <- active <- replication filter
+    Topology(
+        "replication",
         (
             _SECONDARY,
             Export("primary", "secondary", True),
@@ -211,9 +355,13 @@ TOPOLOGIES: dict[Form, Topology] = {
         {**_replication(primary=False), **_UNEXPORT},
         _replication(primary=False)["start"],
         "with the replication driver",
+        (_PRIMARY_IO | _GUEST_IO | _REPLICATION | {"guest_discard", "guest_vanish", "unexport"})
+        - {"guest_zero"},
+        _FAILOVER,
     ),
-    Form.BACKUP: Topology(
-        Form.BACKUP,
+    # secondary <- hidden, with blockdev-backup sync=none
+    Topology(
+        "backup",
         (
             _SECONDARY,
             Export("primary", "secondary", True),
@@ -223,9 +371,13 @@ TOPOLOGIES: dict[Form, Topology] = {
         {"stop": QmpCommand("block-job-cancel", {"device": "backup"}), **_JOBS, **_UNEXPORT},
         _BACKUP_JOB,
         "with the NBD driver",
+        _PRIMARY_IO | {"guest_read", "guest_vanish", "stop", "status", "unexport"},
+        job="backup",
     ),
-    Form.FLEECING: Topology(
-        Form.FLEECING,
+    # copy-before-write on the secondary disk, hidden disk as its target, and snapshot-access above:
+    # no job (QEMU 7.2 and later)
+    Topology(
+        "fleecing",
         (
             _SECONDARY,
             _HIDDEN,
@@ -237,12 +389,15 @@ TOPOLOGIES: dict[Form, Topology] = {
         {**_JOBS, **_UNEXPORT},
         None,
         "of 7.0 or later",
+        _PRIMARY_IO | {"guest_read", "guest_discard", "guest_vanish", "status", "unexport"},
     ),
-    Form.PRIMARY: Topology(
-        Form.PRIMARY,
+    # the other side: quorum on the primary disk and on the replication filter that forwards to the
+    # secondary disk
+    Topology(
+        "primary",
         (
             _SECONDARY,
-            Node("primary", "raw", _UNMAP, image=True),
+            Node("primary", "raw", _UNMAP, ImageSpec()),
             Node("forward", "replication", {"mode": "primary", "file": "secondary"}),
             Node(
                 "top",
@@ -258,9 +413,26 @@ TOPOLOGIES: dict[Form, Topology] = {
         _replication(primary=True),
         _replication(primary=True)["start"],
         "with the replication and the quorum driver",
+        _GUEST_IO | _REPLICATION | {"guest_discard", "guest_vanish"},
+        _FAILOVER,
+        formats=("raw",),
     ),
-}
+)
+
+#: The chains there are, by name.
+TOPOLOGIES: dict[str, Topology] = {topology.name: topology for topology in _CHAINS}
+
+
+def chain_name(word: Any) -> str:
+    """A word that names one of :data:`TOPOLOGIES`.
+
+    :raises ValueError: it names none
+    """
+    if word not in TOPOLOGIES:
+        raise ValueError(f"no chain {word!r}; there are {', '.join(TOPOLOGIES)}")
+    return str(word)
+
 
 #: The images of the secondary's chain, and of the primary's: those are raw, both.
-IMAGES = TOPOLOGIES[Form.REPLICATION].images
-PRIMARY_IMAGES = TOPOLOGIES[Form.PRIMARY].images
+IMAGES = TOPOLOGIES["replication"].images
+PRIMARY_IMAGES = TOPOLOGIES["primary"].images

@@ -192,7 +192,6 @@ async def _chained(
     from qmpshim.conformance.explore.harness.qemu_pool import base_content
     from qmpshim.machine.chain.gated_secondary import GatedSecondary
     from qmpshim.machine.chain.secondary import SecondaryChain
-    from qmpshim.machine.chain.topology import Form
     from qmpshim.machine.nbd.gate.gate import Gate
     from qmpshim.model.units import SECTOR
     from qmpshim.shim.gated.commands import held_io
@@ -221,7 +220,7 @@ async def _chained(
     watch.endpoints.server_at({"type": "unix", "data": {"path": path}}, private=True)
     served.chain = chain
     if gated:
-        schedule = Schedule(Form(spec.workflow.value), sectors, spec.cluster // SECTOR)
+        schedule = Schedule(spec.workflow.value, sectors, spec.cluster // SECTOR)
         hand = watch.hand = IoController(
             *(gate, emulator.pid, schedule),
             lambda held: watch.shim.emit("X_SHIM_HELD", held_io(held)),

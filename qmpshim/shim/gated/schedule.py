@@ -16,7 +16,6 @@ from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo
 from qmpshim.conformance.explore.harness.trace import TraceEvent, What, note
 from qmpshim.conformance.explore.scenarios import BASE, COMMANDS, DATA, FLUSHES, RealScenario, words
 from qmpshim.errors import InputError
-from qmpshim.machine.chain.topology import Form
 from qmpshim.machine.nbd.gate.gate import HeldIO
 from qmpshim.model.scenario import Op
 
@@ -41,7 +40,7 @@ class Schedule:
     :param cluster: of the overlays, in sectors
     """
 
-    def __init__(self, form: Form, size: int, cluster: int) -> None:
+    def __init__(self, form: str, size: int, cluster: int) -> None:
         self._form = form
         self._size = size
         self._cluster = cluster

@@ -29,7 +29,7 @@ from qmpshim.conformance.explore.scenarios import named, pairs
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version, resolve
-from qmpshim.machine.chain.topology import Form
+from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import MODES
 from vmtests.support.broken_builds import make
@@ -191,7 +191,7 @@ def test_the_suites_cases_are_shown(qmpshim: CommandLine) -> None:
 
 
 def test_the_quick_suite_has_every_pair_once() -> None:
-    wanted = sorted(one.name for form in Form for one in pairs(form))
+    wanted = sorted(one.name for form in TOPOLOGIES for one in pairs(form))
     cases = suite_named("quick").cases
     had = [n for case in cases if case.kind == "explore" for n in case.arguments["scenarios"]]
     assert sorted(had) == wanted

@@ -33,7 +33,7 @@ from qmpshim.conformance.known.matching import ExplorerWriteUp, load_directed, l
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.chain.topology import Form
+from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.machine.host import manual_event_loop
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
@@ -329,7 +329,7 @@ def test_the_snapshot_forgets_whole_clusters_only(each_build: Build) -> None:
     if read_version(each_build)[0] < (9, 1):
         pytest.skip("older builds abort (snapshot-discard-aborts)")
     ops = (Op("primary_write", 0, 8), Op("guest_discard", 8, 16, after=0))
-    scenario = RealScenario("made", ops, form=Form.FLEECING, size=320, cluster=8)
+    scenario = RealScenario("made", ops, form="fleecing", size=320, cluster=8)
     report = explore_real(each_build, [scenario], minimise=False)
     assert not report.findings and not report.unconfirmed and not report.scenarios[0].skipped
 
@@ -373,7 +373,7 @@ def test_a_scenario_is_told_in_full() -> None:
 
 
 def test_a_scenario_survives_json() -> None:
-    forms = [s for form in Form for s in scenarios.pairs(form)]
+    forms = [s for form in TOPOLOGIES for s in scenarios.pairs(form)]
     for scenario in (*forms, *scenarios.follow_ups()):
         again = scenarios.scenario_from_json(json.loads(json.dumps(scenario.to_json())))
         assert again == scenario
@@ -397,13 +397,13 @@ def test_a_scenario_survives_json() -> None:
         scenarios.scenario_from_json(wrong)
     with pytest.raises(InputError, match="raw disks only"):
         scenarios.named("qcow2-primary")
-    assert not any(one.form is Form.PRIMARY for one in scenarios.named("qcow2-pairs"))
+    assert not any(one.form == "primary" for one in scenarios.named("qcow2-pairs"))
 
 
 @pytest.mark.full
 def test_the_quick_set_is_green_for_the_known(each_build: Build) -> None:
     """All pairs of all forms, to exhaustion; every finding shows itself each time."""
-    every = [s for form in Form for s in scenarios.pairs(form)]
+    every = [s for form in TOPOLOGIES for s in scenarios.pairs(form)]
     report = explore_real(each_build, every, jobs=2, known=load_known(KNOWN))
     assert report.exhaustive
     assert not report.new and not report.unconfirmed, render(report)

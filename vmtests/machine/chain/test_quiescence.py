@@ -17,11 +17,11 @@ from qmpshim.errors import MachineHung
 from qmpshim.machine.builds.build import EMULATOR, Build, resolve
 from qmpshim.machine.chain.gated import GatedMachine, Shape
 from qmpshim.machine.chain.quiescence import family
-from qmpshim.machine.chain.topology import Form
+from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.model.explore.walk import OutOfBudget
 
-SHAPE = Shape(Form.BACKUP, 256 << 10, 64 << 10)
+SHAPE = Shape(TOPOLOGIES["backup"], 256 << 10, 64 << 10)
 
 
 @pytest.fixture(params=["itself", "child of a wrapper"])

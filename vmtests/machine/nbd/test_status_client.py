@@ -10,12 +10,12 @@ import pytest
 from qmpshim.errors import MachineDied
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine, Shape
-from qmpshim.machine.chain.topology import Form
+from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.machine.nbd.status_client import StatusClient
 
 CLUSTER = 1 << 16
-SHAPE = Shape(Form.REPLICATION, 2 * CLUSTER, CLUSTER)
+SHAPE = Shape(TOPOLOGIES["replication"], 2 * CLUSTER, CLUSTER)
 
 
 def asked(machine: GatedMachine) -> list[tuple[int, int]]:

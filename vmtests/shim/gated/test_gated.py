@@ -24,7 +24,6 @@ from qmpshim.conformance.workload.pattern import data_of
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
-from qmpshim.machine.chain.topology import Form
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.units import SECTOR
@@ -271,7 +270,7 @@ def test_what_is_no_gated_chain(loop: Loop, qemu_build: Build) -> None:
 
 
 def test_a_schedule_cannot_hold_everything() -> None:
-    schedule = Schedule(Form.REPLICATION, 2 * SECTORS, SECTORS)
+    schedule = Schedule("replication", 2 * SECTORS, SECTORS)
     with pytest.raises(InputError, match="nothing was done"):
         schedule.case()
     running = schedule.begins("primary_write", 0, 8)

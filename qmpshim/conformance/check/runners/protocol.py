@@ -19,16 +19,16 @@ from qmpshim.errors import BuildError, CommandFailed, MachineError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.qapi import Schema
 from qmpshim.machine.chain.gated import GatedMachine, Shape
-from qmpshim.machine.chain.topology import Form
+from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.model.check.verdict import Verdict
 
 _SHAPE = 256 << 10, 64 << 10
 _DATA = bytes(pattern.data_of(1, 0, 128))
 #: What is done to the chain once it runs, so that there is something to be told of.
-_USES: Mapping[Form, list[tuple[str, Mapping[str, Any]]]] = {
-    Form.BACKUP: [],
-    Form.REPLICATION: [("stop", {}), ("xen-colo-do-checkpoint", {}), ("cont", {})],
+_USES: Mapping[str, list[tuple[str, Mapping[str, Any]]]] = {
+    "backup": [],
+    "replication": [("stop", {}), ("xen-colo-do-checkpoint", {}), ("cont", {})],
 }
 #: Commands whose arguments are open (``'gen': false`` in QEMU's schema): they say less than they
 #: take.
@@ -92,7 +92,7 @@ class _Check:
             ),
         )
 
-    def everything(self, form: Form) -> None:
+    def everything(self, form: str) -> None:
         """Ask.
 
         :raises MachineError: there is no going on
@@ -121,7 +121,7 @@ class _Check:
                 cause = f"event {event['event']}"
                 self.report(Verdict.PROTOCOL, cause, "an event as its schema promises", fault)
 
-    def _use_the_chain(self, form: Form) -> None:
+    def _use_the_chain(self, form: str) -> None:
         """So that there is something to be told of."""
         self.doing = "a primary write"
         errno = self.machine.clients["primary"].call(NbdCommand.WRITE, 0, 0, _DATA).errno
@@ -148,11 +148,11 @@ class _Check:
             self.report(Verdict.PROTOCOL, self.doing, f"an error of class {error_class}", told)
 
 
-def _machine(build: Build) -> tuple[GatedMachine, Form]:
+def _machine(build: Build) -> tuple[GatedMachine, str]:
     try:
-        return GatedMachine(build, Shape(Form.REPLICATION, *_SHAPE)), Form.REPLICATION
+        return GatedMachine(build, Shape(TOPOLOGIES["replication"], *_SHAPE)), "replication"
     except BuildError:
-        return GatedMachine(build, Shape(Form.BACKUP, *_SHAPE)), Form.BACKUP
+        return GatedMachine(build, Shape(TOPOLOGIES["backup"], *_SHAPE)), "backup"
 
 
 def _asked(machine: GatedMachine, schema: Schema, command: str) -> list[str]:

@@ -48,7 +48,7 @@ from qmpshim.conformance.explore.scenarios import (
     cut_off,
     words,
 )
-from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES, Form
+from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES
 from qmpshim.model.check.cause import Cause, CauseKind, FaultContext, Relation
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
@@ -437,7 +437,7 @@ class FailureChecker:
     def _unreported(self, seen: Outcome, hits: tuple[InjectedFault, ...]) -> RealViolation | None:
         """Failures 3 and 4 are told to the FT/HA manager: by the status, there is nothing else."""
         scenario = self._scenario
-        if scenario.form is not Form.REPLICATION or seen.status is not None:
+        if scenario.topology.replication_mode != "secondary" or seen.status is not None:
             return None
         if any(op.do in ("checkpoint", "failover", "stop", "start") for op in scenario.ops):
             return None

@@ -12,7 +12,6 @@ from qmpshim.conformance.explore.harness.trace import note
 from qmpshim.conformance.explore.scenarios import VANISH, RealScenario, words
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.chain.topology import Form
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
@@ -44,15 +43,16 @@ def remaining(machine: GatedMachine, scenario: RealScenario, now: History) -> Re
         lambda: "primary" not in _names(machine, "query-block-exports", "id"), _REMOVAL
     ):
         return _remains("the primary's export", "removed")
-    if scenario.form is not Form.BACKUP:
+    job = scenario.topology.job
+    if job is None:
         return None
     if "stop" not in done:
-        if "backup" in _names(machine, "query-block-jobs", "device"):
+        if job in _names(machine, "query-block-jobs", "device"):
             return None
         text = "the backup job is gone, though nobody ended it"
         return RealViolation(Verdict.ERROR_CONTRACT, text, cause=Cause(CauseKind.JOB_GONE))
     if machine.reactor.until(
-        lambda: "backup" not in _names(machine, "query-block-jobs", "device"), _REMOVAL
+        lambda: job not in _names(machine, "query-block-jobs", "device"), _REMOVAL
     ):
         return None
     return _remains("the backup job", "cancelled")
@@ -172,7 +172,8 @@ def _flush(machine: GatedMachine, now: History) -> None:
     The filter of replication flushes all its disks. Copy-before-write flushes its source only, and
     QEMU 10.0's ``stop`` does not reach a target that nobody else uses.
     """
-    through = machine.shape.form is Form.REPLICATION and not machine.clients["guest"].lost
+    through = machine.topology.replication_mode == "secondary"
+    through = through and not machine.clients["guest"].lost
     through = through and not now.faults  # a broken image keeps no other from its flush
     if through and machine.version >= (6, 0):  # before, a filter's flush reached one child only
         machine.clients["guest"].call(Nbd.FLUSH)

@@ -22,7 +22,7 @@ from qmpshim.conformance.explore.scenarios import (
     words,
 )
 from qmpshim.errors import InputError
-from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES, Form
+from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.primary import PrimaryChain
 from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
@@ -298,7 +298,8 @@ def _begin(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
 
 def _secondarys(scenario: RealScenario, behaviour: Behaviour) -> Chain:
     discipline = CopyBeforeWriteProtocol() if scenario.has("snapshot-access") else None
-    workflow = Workflow.REPLICATION if scenario.form is Form.REPLICATION else Workflow.BACKUP
+    replicates = scenario.topology.replication_mode == "secondary"
+    workflow = Workflow.REPLICATION if replicates else Workflow.BACKUP
     chain = Chain(
         workflow,
         scenario.size,

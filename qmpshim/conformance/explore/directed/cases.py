@@ -20,7 +20,7 @@ from qmpshim.conformance.explore.harness.qemu_pool import base_content
 from qmpshim.errors import MachineError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine, Shape
-from qmpshim.machine.chain.topology import Form
+from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR
@@ -45,7 +45,7 @@ def run_directed(case: Directed, build: Build) -> RealViolation | None:
 
     :raises BuildError: the build cannot build the chain
     """
-    machine = GatedMachine(build, Shape(Form.REPLICATION, SIZE, CLUSTER, case.reconnect))
+    machine = GatedMachine(build, Shape(TOPOLOGIES["replication"], SIZE, CLUSTER, case.reconnect))
     try:
         machine.stores["secondary"].restore(base_content(SIZE // SECTOR))
         found = case.run(machine)

@@ -31,7 +31,7 @@ from qmpshim.model.units import SECTOR
 
 def busy_start(machine: GatedMachine) -> None:
     """Replication cannot start: the secondary disk belongs to another job. Then again."""
-    machine.batch([("blockdev-add", {"driver": "null-co", "node-name": "nowhere", "size": SIZE})])
+    machine.call("blockdev-add", {"driver": "null-co", "node-name": "nowhere", "size": SIZE})
     job = {"job-id": "other", "device": "secondary", "target": "nowhere", "sync": "none"}
     machine.call("blockdev-backup", job)
     fails(machine, "xen-set-replication", START)

@@ -20,6 +20,7 @@ from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import BuildError
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.topology import QmpCommand
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NonBlockingNbd
 from qmpshim.model.check.verdict import Verdict
@@ -166,8 +167,8 @@ def client_of_iothread(machine: GatedMachine) -> None:
     """A client of an export that an iothread serves comes and goes, as any backup program does."""
     machine.batch(
         [
-            ("object-add", {"qom-type": "iothread", "id": "io"}),
-            ("blockdev-add", {"driver": "null-co", "node-name": "nowhere", "size": SIZE}),
+            QmpCommand("object-add", {"qom-type": "iothread", "id": "io"}),
+            QmpCommand("blockdev-add", {"driver": "null-co", "node-name": "nowhere", "size": SIZE}),
         ]
     )
     export = {"type": "nbd", "id": "threaded", "name": "threaded", "node-name": "nowhere"}

@@ -96,7 +96,7 @@ def faults_of(qcow2: Qcow2Reader) -> list[str]:
 def places_of(machine: GatedMachine, name: str) -> dict[int, int]:
     """Where the sectors of a qcow2 image's disk are in its file: by place, the disk's sector."""
     found = Qcow2Reader.parse(machine.gate.snapshot(name)).clusters()
-    cluster = machine.shape.cluster // SECTOR
+    cluster = machine.cluster(name) // SECTOR
     return {
         host // SECTOR + offset: index * cluster + offset
         for index, kind, host in zip(

@@ -86,7 +86,7 @@ class QemuPool:
         """
         sizes = scenario.size * SECTOR, scenario.cluster * SECTOR
         holes = any(op.do in HOLES for op in (*scenario.setup, *scenario.ops))
-        shape = Shape(scenario.form, *sizes, reconnect, holes, scenario.secondary, scenario.options)
+        shape = Shape(scenario.topology, *sizes, reconnect, holes)
         machine = self.machine
         if machine is not None and (machine.shape != shape or not self.reuse):
             self.discard()
@@ -105,7 +105,7 @@ class QemuPool:
     def _fresh(self, shape: Shape) -> GatedMachine:
         self.resets["fresh"] += 1
         machine = self.machine = GatedMachine(self.build, shape, self.deadline)
-        if shape.secondary == "raw":
+        if machine.topology.format("secondary") == "raw":
             self._put_back(machine, self._base)
             self._start(machine)
         else:  # QEMU has read the tables of the empty one
@@ -150,8 +150,8 @@ class QemuPool:
         machine.gate.open()
         machine.gate.release_all()
         machine.settle()
-        shape = machine.shape
-        simple = machine.topology.has("replication") and shape.secondary == "raw"
+        topology = machine.topology
+        simple = topology.has("replication") and topology.format("secondary") == "raw"
         if simple and self._running and not self._doubtful:
             for name, client in machine.clients.items():
                 if client.lost:
@@ -177,7 +177,7 @@ class QemuPool:
         self._put_back(machine, base)
         for name, store in machine.stores.items():
             if name in machine.topology.overlays:
-                store.restore(machine._blank)
+                store.restore(machine.blank(name))
         machine.build_chain()
         self._apart = False
         self.resets["rebuild"] += 1
@@ -193,7 +193,7 @@ class QemuPool:
     @staticmethod
     def _teach_block_status(machine: GatedMachine) -> None:
         copies = bool(machine.topology.overlays)  # else nothing asks for it
-        if copies and machine.shape.secondary == "raw" and machine.version >= (6, 2):
+        if copies and machine.topology.format("secondary") == "raw" and machine.version >= (6, 2):
             machine.learn_block_status()
 
     def _start(self, machine: GatedMachine) -> None:

@@ -23,7 +23,7 @@ from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.symptoms import arrivals, symptom_of
 from qmpshim.conformance.explore.scenarios import CHAIN_COMMANDS, HOLES
 from qmpshim.errors import InputError
-from qmpshim.machine.chain.topology import TOPOLOGIES, Form
+from qmpshim.machine.chain.topology import TOPOLOGIES
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -41,7 +41,7 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
     case: dict[str, Any] = {
         "title": f"{finding.verdict}: {finding.text}",
         "build": finding.build,
-        "form": scenario.form.value,
+        "form": scenario.form,
         "parts": topology.parts_to_json(),
         "commands": {do: command.to_json() for do, command in topology.commands.items()},
         "begins": topology.begins and topology.begins.to_json(),
@@ -75,7 +75,7 @@ def _fill(name: str, case: dict[str, Any]) -> str:
     for part in ("common", "end"):
         text = text.replace(f"@{part.upper()}@\n", (_TEMPLATES / f"{part}.py.in").read_text())
     lines = "\n".join(f"    {line}" for line in case.pop("trace"))
-    text = text.replace("@NEEDS@", TOPOLOGIES[Form(case["form"])].needs)
+    text = text.replace("@NEEDS@", TOPOLOGIES[case["form"]].needs)
     text = text.replace("@TITLE@", case["title"].replace('"""', "'''").replace("\\", "/"))
     text = text.replace("@TRACE@", lines.replace("\\", "/"))
     return text.replace("@CASE@", pprint.pformat(case, width=96, sort_dicts=False))
@@ -133,7 +133,7 @@ def blkdebug_steps(finding: Finding) -> list[list[Any]] | None:
     event]``, ``["start", operation]``, ``["resume"]``; what is held after the last is let go then.
     """
     scenario = finding.scenario
-    if scenario.form is not Form.REPLICATION or scenario.secondary != "raw":
+    if scenario.topology.replication_mode != "secondary" or scenario.secondary != "raw":
         return None
     failing = finding.errnos or failures(finding.schedule)
     if failing or symptom_of(finding)["kind"] in ("corruption now", "requests"):

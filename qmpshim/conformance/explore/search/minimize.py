@@ -18,7 +18,6 @@ from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.topology import Form
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget, OutOfBudget
 from qmpshim.model.scenario import Op
@@ -79,7 +78,7 @@ def _with_past(finding: Finding, build: Build, deadline: float | None) -> Findin
     say so: what the reused process had behind it becomes part of the setup.
     """
     best = _run_again(finding, build, deadline)
-    if best.confirmed or finding.scenario.form is not Form.REPLICATION:
+    if best.confirmed or finding.scenario.topology.replication_mode != "secondary":
         return best
     for past in range(1, _PAST + 1):
         setup = (Op("checkpoint"),) * past + finding.scenario.setup

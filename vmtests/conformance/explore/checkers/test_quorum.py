@@ -17,7 +17,6 @@ from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.chain.topology import Form
 from qmpshim.machine.qmp.nonblocking import NonBlockingQmp
 from qmpshim.model.chain.behaviour import KnownDefect
 from qmpshim.model.chain.primary import PrimaryChain
@@ -46,7 +45,7 @@ def told(system: RealSystem) -> dict[Verdict, set[str]]:
 
 
 def single(*ops: Op) -> RealScenario:
-    return RealScenario("made", ops, form=Form.PRIMARY)
+    return RealScenario("made", ops, form="primary")
 
 
 WRITE, READ, FLUSH = Op("guest_write", 0, 128), Op("guest_read", 0, 256, 0), Op("guest_flush")

@@ -24,6 +24,7 @@ from qmpshim.conformance.explore.search.minimize import confirm
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain import gated
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.topology import QmpCommand
 from qmpshim.model.check.verdict import Verdict
 
 
@@ -42,8 +43,8 @@ def strike(patch: pytest.MonkeyPatch, command: str, number: int) -> None:
         struck(self, given)
         return call(self, given, arguments)
 
-    def struck_batch(self: GatedMachine, commands: list[tuple[str, dict[str, Any]]]) -> list[Any]:
-        struck(self, commands[0][0])
+    def struck_batch(self: GatedMachine, commands: list[QmpCommand]) -> list[Any]:
+        struck(self, commands[0].name)
         return batch(self, commands)
 
     patch.setattr(GatedMachine, "call", struck_call)
