@@ -120,6 +120,9 @@ def _explored(program: Path, names: Sequence[str], deadline: float, faults: Sequ
             for finding in (*report.new, *(one for one in report.unconfirmed if not one.known)):
                 how = "explore --faults" if faults else "explore"
                 return f"{how}: {finding.verdict} in {finding.scenario.name}"
+            for result in report.scenarios:
+                if result.skipped:  # without the mutant it can be done
+                    return f"start: {result.name}: {result.skipped}"
             at, many = at + many, many * 2
     except QmpshimError as error:
         return f"start: {error}"
