@@ -11,7 +11,17 @@ from errno import ENOSPC
 from pathlib import Path
 
 import qmpshim
-from qmpshim.commands import builds, check, explore, guest, pair, shim, stress, verify
+from qmpshim.commands import (
+    builds,
+    check,
+    explore,
+    findings,
+    guest,
+    pair,
+    shim,
+    stress,
+    verify,
+)
 from qmpshim.commands.console import STDOUT, Console, Parser, check_writable, write_json
 from qmpshim.commands.streams import BROKEN_PIPE, WRONG, cannot_write, stdout_failure
 from qmpshim.conformance.document import Document
@@ -29,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qmpshim {qmpshim.__version__}")
     parser.add_argument("--debug", action="store_true", help="log what is done to stderr")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (verify, explore, check, guest, pair, shim, stress, builds):
+    for command in (verify, explore, check, findings, guest, pair, shim, stress, builds):
         command.add(commands)
     return parser
 

@@ -233,6 +233,8 @@ def test_of_check_and_what_it_leaves(qmpshim: CommandLine) -> None:
         ("pair", 2, ("--resume",), "say which"),
         ("stress", 2, ("unix:/nonexistent/sock",), "cannot connect"),
         ("builds probe", 2, ("nosuch",), "no build named"),
+        ("findings show", 2, ("nosuch",), "no finding 'nosuch'"),
+        ("findings new", 2, ("nosuch",), "nosuch"),
     ],
 )
 def test_of_a_command_that_fails(
@@ -286,6 +288,7 @@ def test_every_command_with_a_result_has_a_schema() -> None:
     assert names == {
         *("envelope", "list", "verify", "explore", "replay", "export", "check", "guest-check"),
         *("pair", "stress", "builds-list", "builds-probe"),
+        *("findings-list", "findings-show", "findings-report", "findings-new"),
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.known.folder import DIRECTORY
-from qmpshim.conformance.known.meaning import Meaning, meaning_from_json
+from qmpshim.conformance.known.meaning import TO_WRITE, Meaning, meaning_from_json
 from qmpshim.errors import InputError, no_such
 
 
@@ -83,6 +83,8 @@ def read_entry(path: Path) -> Entry:
     try:
         value = json.loads(path.read_text())
         versions = value["versions"]
+        if any(TO_WRITE in str(value[name]) for name in ("title", "reason", "source")):
+            raise ValueError("title, reason and source have to be written")
         return Entry(
             path.relative_to(DIRECTORY).with_suffix("").as_posix()
             if path.is_relative_to(DIRECTORY)

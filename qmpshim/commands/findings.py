@@ -1,0 +1,156 @@
+"""`qmpshim findings`: what is known of QEMU's defects, to read, to report and to write."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from qmpshim.commands.console import (
+    OK,
+    STDOUT,
+    Console,
+    Listed,
+    check_writable,
+    json_option,
+    show_list,
+)
+from qmpshim.conformance.known.draft import draft, draft_text
+from qmpshim.conformance.known.entries import Entry, by_severity, entries, entry
+from qmpshim.conformance.known.meaning import Severity, Use
+from qmpshim.conformance.known.tracker import command_of, diagram_of, script_of, tracker_text
+from qmpshim.errors import InputError
+from qmpshim.machine.builds import build as builds
+from qmpshim.machine.builds.build import read_version
+from qmpshim.machine.host.files import write_file
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("findings", help="the defects of QEMU that are written up")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="all of them, the worst first")
+    listing.add_argument(
+        "--build",
+        metavar="NAME",
+        help="only those written up for this build's version; `qmpshim assess` tries which it has",
+    )
+    listing.add_argument("--affects", choices=[use.value for use in Use], help="only of this use")
+    listing.add_argument(
+        "--severity",
+        choices=[one.value for one in Severity],
+        help="only those that are this bad or worse",
+    )
+    json_option(listing)
+    listing.set_defaults(run=_list)
+    showing = actions.add_parser("show", help="what happens, when, why, and how to avoid it")
+    showing.add_argument("name")
+    json_option(showing)
+    showing.set_defaults(run=_show)
+    reporting = actions.add_parser("report", help="a text for QEMU's tracker, with a script")
+    reporting.add_argument("name")
+    reporting.add_argument(
+        "--attach",
+        type=Path,
+        metavar="FILE",
+        help="write the script there instead of into the text",
+    )
+    json_option(reporting)
+    reporting.set_defaults(run=_report)
+    drafting = actions.add_parser("new", help="a draft of a write-up, from a bundle")
+    drafting.add_argument("bundle", type=Path)
+    drafting.add_argument(
+        "--out", type=Path, metavar="FILE", help="write it there (default: stdout)"
+    )
+    json_option(drafting)
+    drafting.set_defaults(run=_new)
+
+
+def entry_object(one: Entry) -> dict[str, Any]:
+    """A write-up in a document."""
+    return {
+        "id": one.id,
+        "title": one.title,
+        "versions": one.versions,
+        "contract": one.contract,
+        "meaning": one.meaning.to_json(),
+        "reason": one.reason,
+        "source": one.source,
+        "again": command_of(one),
+    }
+
+
+def _list(args: argparse.Namespace, console: Console) -> int:
+    found = by_severity(entries())
+    if args.build:
+        build = builds.resolve(args.build)
+        args.document.about(build)
+        version = read_version(build)[0]
+        found = [one for one in found if one.concerns(version)]
+    if args.affects:
+        found = [one for one in found if Use(args.affects) in one.meaning.affects]
+    if args.severity:
+        worst = Severity(args.severity).rank
+        found = [one for one in found if one.meaning.severity.rank <= worst]
+    width = max((len(one.meaning.severity.words) for one in found), default=0)
+    items = [
+        Listed(one.name, f"{one.meaning.severity.words:{width}}  {one.title}", entry_object(one))
+        for one in found
+    ]
+    return show_list(items, args.document, console)
+
+
+def _show(args: argparse.Namespace, console: Console) -> int:
+    one = entry(args.name)
+    meaning = one.meaning
+    diagram = diagram_of(one)
+    args.document.judges = False
+    args.document.result = {"finding": {"name": one.name, **entry_object(one)}, "diagram": diagram}
+    console.line(one.title)
+    console.line()
+    for name, text in (
+        ("affects", ", ".join(use.words for use in meaning.affects)),
+        ("severity", f"{meaning.severity.words}, {meaning.trigger.words}"),
+        ("when", meaning.situation),
+        ("then", meaning.consequence),
+        ("avoid it", meaning.workaround),
+        ("versions", f"{one.versions}; seen on {', '.join(meaning.seen) or 'none that was run'}"),
+        ("upstream", f"{meaning.upstream.value}{f'; {meaning.fix}' if meaning.fix else ''}"),
+        ("why", one.reason),
+        ("where", one.source),
+        ("see it", command_of(one)),
+    ):
+        console.line(f"{name + ':':10} {text}")
+    if diagram:
+        console.line()
+        console.line(diagram)
+    return OK
+
+
+def _report(args: argparse.Namespace, console: Console) -> int:
+    one = entry(args.name)
+    script = script_of(one)
+    if args.attach is not None and not script:
+        raise InputError(f"{one.name} has no schedule to make a script of: leave --attach out")
+    check_writable(args.attach)
+    if args.attach is not None:
+        write_file(args.attach, script.encode())
+    text = tracker_text(one, args.attach.name if args.attach else "")
+    args.document.judges = False
+    args.document.result = {"finding": one.name, "text": text, "script": script}
+    if args.json != STDOUT:
+        console.line(text.rstrip("\n"))
+    return OK
+
+
+def _new(args: argparse.Namespace, console: Console) -> int:
+    check_writable(args.out)
+    args.document.judges = False
+    args.document.result = {"draft": draft(args.bundle)}
+    text = draft_text(args.bundle)
+    if args.out is not None:
+        write_file(args.out, text.encode())
+        console.line(f"{args.out}: fill in what says TO BE WRITTEN, and check the rest")
+    elif args.json != STDOUT:
+        console.line(text.rstrip("\n"))
+    return OK

@@ -1,0 +1,133 @@
+"""A draft of a write-up, made from a bundle: all is filled in that follows from what was run.
+
+What somebody has to find out or to put in words is :data:`~.meaning.TO_WRITE`; as long as that is
+there, the write-up is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
+from qmpshim.conformance.explore.report.findings import Finding, failing
+from qmpshim.conformance.known.meaning import (
+    SEVERITY_OF,
+    TO_WRITE,
+    Meaning,
+    Severity,
+    Trigger,
+    Upstream,
+    Use,
+)
+from qmpshim.conformance.pair import bundle as pair_bundle
+from qmpshim.conformance.pair.plan import Failover
+from qmpshim.errors import InputError
+from qmpshim.machine.chain.topology import Form
+from qmpshim.model.check.cause import Cause, Phase
+from qmpshim.model.check.verdict import Verdict
+
+#: The use that each chain stands for.
+USE_OF_FORM: dict[Form, Use] = {
+    Form.REPLICATION: Use.COLO_SECONDARY,
+    Form.PRIMARY: Use.COLO_PRIMARY,
+    Form.BACKUP: Use.SYNC_NONE_BACKUP,
+    Form.FLEECING: Use.FLEECING,
+}
+
+
+def draft(bundle: Path) -> dict[str, Any]:
+    """The draft, as JSON.
+
+    :param bundle: of `explore`, of a session by hand, or of `pair`
+    :raises InputError: it is none of these, or shows nothing wrong
+    """
+    if pair_bundle.is_pair(bundle):
+        return _of_pair(bundle)
+    if is_schedule(bundle):
+        return _of_schedule(load_finding(bundle))
+    raise InputError(
+        f"{bundle}: a write-up is made from a bundle of `explore` or `pair`; a workload's "
+        "operations can be explored as a scenario (`qmpshim explore --scenario FILE`)"
+    )
+
+
+def _of_schedule(finding: Finding) -> dict[str, Any]:
+    if finding.verdict is None:
+        raise InputError("this schedule was recorded as one that shows nothing wrong")
+    failed = failing(finding.schedule)
+    use = USE_OF_FORM[finding.scenario.form]
+    trigger = Trigger.FAILURE if failed else Trigger.LOAD if finding.contract else Trigger.MISUSE
+    version = ".".join(map(str, finding.build.get("version", ())))
+    return {
+        **_head(finding.text, (use,), finding.verdict, trigger, version),
+        "causes": [_pattern(finding.cause)],
+        "versions": {},
+        "reason": TO_WRITE,
+        "source": TO_WRITE,
+        "contract": finding.contract,
+        "case": finding.to_json(),
+    }
+
+
+def _of_pair(bundle: Path) -> dict[str, Any]:
+    content = pair_bundle.content(bundle)
+    plan, wanted = pair_bundle.from_json(content, bundle)
+    if not wanted:
+        raise InputError(f"{bundle} shows nothing wrong")
+        side = "secondary" if "secondary" in str(wanted["cause"]) else "primary"
+    trigger = Trigger.LOAD if plan.failover is Failover.NONE else Trigger.FAILURE
+    use = Use.COLO_SECONDARY if side == "secondary" else Use.COLO_PRIMARY
+    return {
+        **_head(str(wanted["cause"]), (use,), Verdict(wanted["verdict"]), trigger, ""),
+        "causes": [{"kind": "pair", "detail": re.escape(str(wanted["cause"]))}],
+        "versions": {},
+        "side": side,
+        "accel": plan.accel,
+        "reason": TO_WRITE,
+        "source": TO_WRITE,
+        "contract": bool(wanted.get("contract", True)),
+        "case": {name: content[name] for name in ("format", "kind", "plan", "findings")},
+    }
+
+
+def _head(
+    text: str, uses: tuple[Use, ...], verdict: Verdict, trigger: Trigger, version: str
+) -> dict[str, Any]:
+    meaning = Meaning(
+        uses,
+        SEVERITY_OF.get(verdict, Severity.COSMETIC),
+        trigger,
+        f"{TO_WRITE}: when a user meets it.",
+        f"{TO_WRITE}: what happens then.",
+        f"{TO_WRITE}: how to avoid it.",
+        (version,) if version else (),
+        None,
+        Upstream.UNKNOWN,
+    )
+    return {"title": text, "meaning": meaning.to_json(), "verdicts": [verdict.value]}
+
+
+def _pattern(cause: Cause) -> dict[str, Any]:
+    """What matches this cause and no other."""
+    value: dict[str, Any] = {"kind": cause.kind.value, "detail": re.escape(cause.detail)}
+    if cause.subject:
+        value["subjects"] = [cause.subject]
+    if cause.predicted:
+        value["predicted"] = list(cause.predicted)
+    if cause.phase is not Phase.EXECUTION:
+        value["phases"] = [cause.phase.value]
+    if (fault := cause.fault) is not None:
+        relation = fault.relation.value
+        value["faults"] = [{"what": [fault.what], "gone": fault.gone, "relation": relation}]
+    return value
+
+
+def draft_text(bundle: Path) -> str:
+    """The draft as a file's content.
+
+    :raises InputError: as for :func:`draft`
+    """
+    return json.dumps(draft(bundle), indent=1, ensure_ascii=False) + "\n"

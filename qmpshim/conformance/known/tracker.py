@@ -1,0 +1,106 @@
+"""A finding as a text for QEMU's tracker: Markdown, complete, to be pasted as it is."""
+
+from __future__ import annotations
+
+from qmpshim.conformance.explore.directed.cases import DIRECTED
+from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.report.schedule_diagram import diagram
+from qmpshim.conformance.explore.reproducer.export import export_script
+from qmpshim.conformance.known.entries import Entry
+from qmpshim.errors import name_errnos
+from qmpshim.model.check.verdict import Verdict
+
+#: What QEMU promises, by what is found not to hold.
+EXPECTED: dict[Verdict, str] = {
+    Verdict.CONTENT: "Each disk holds what some order of the operations leaves on it.",
+    Verdict.ISOLATION: "A reader of the saved state sees the data of before, never newer data.",
+    Verdict.ORDER: "Old data is saved before new data reaches the disk.",
+    Verdict.ALLOCATION: "The overlays' allocation and metadata are as the operations leave them.",
+    Verdict.CRASH: "QEMU carries the operations out, or answers with an error, and goes on.",
+    Verdict.HANG: "Each request and each command ends.",
+    Verdict.CORRUPTION: "`qemu-img check` finds the image whole.",
+    Verdict.ERROR_CONTRACT: "An error is reported to the one who has to know of it, and no other.",
+    Verdict.PROTOCOL: "The command or the migration ends as QEMU's documents say.",
+    Verdict.LOST_WRITE: "A write that was answered with success is on the disk.",
+}
+
+
+def script_of(entry: Entry) -> str:
+    """The stand-alone script that shows it; ``""`` where it has no schedule to make one of."""
+    return export_script(load_finding(entry.path)) if entry.kind == "explore" else ""
+
+
+def diagram_of(entry: Entry) -> str:
+    """The interleaving that shows it; ``""`` where a sequence of commands does."""
+    return diagram(load_finding(entry.path)) if entry.kind == "explore" else ""
+
+
+def command_of(entry: Entry) -> str:
+    """The command that shows it again; a build's name may be added."""
+    match entry.kind:
+        case "directed":
+            return f"qmpshim check --strict --case {entry.name}"
+        case "verify":
+            return "qmpshim verify --workflow replication --strict"
+    return f"qmpshim replay {entry.path}"
+
+
+def tracker_text(entry: Entry, attached: str = "") -> str:
+    """The report of a finding.
+
+    :param attached: name of the file that the script was written to; ``""``: it is in the text
+    """
+    meaning = entry.meaning
+    expected = " ".join(EXPECTED[Verdict(one)] for one in entry.verdicts)
+    fix = f"Fixed: {meaning.fix}." if meaning.fix else f"No fix is known here; see {entry.source}."
+    parts = (
+        f"# {entry.title}",
+        f"## Affected versions\n\nRun and seen on: {', '.join(meaning.seen) or 'none so far'}. "
+        f"By QEMU's sources: {entry.versions}. Upstream: {meaning.upstream.value}.",
+        f"## Impact\n\n{meaning.situation} {meaning.consequence}\n\n"
+        f"Severity: {meaning.severity.words}, {meaning.trigger.words}.",
+        f"## Steps to reproduce\n\n{_steps(entry, attached)}",
+        f"## Expected\n\n{expected}",
+        f"## Actual\n\n{_actual(entry)}",
+        f"## Analysis\n\n{entry.reason.rstrip('.')}.\n\nIn: {entry.source}",
+        f"## Fix\n\n{fix}",
+        f"## Workaround\n\n{meaning.workaround}",
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _steps(entry: Entry, attached: str) -> str:
+    script = script_of(entry)
+    if not script:
+        return f"{_about(entry)}\n\nWith qmpshim: `{command_of(entry)}`"
+    name = attached or "reproducer.py"
+    how = (
+        f"    python3 {name} QEMU-SYSTEM-BINARY QEMU-IMG\n\n"
+        "It needs Python 3 and QEMU alone. It exits with 1 where it sees the defect, with 0 where "
+        "it does not, with 125 where this QEMU cannot be tested in this way."
+    )
+    if attached:
+        return f"Run the attached script:\n\n{how}"
+    return f"Save the script at the end of this section as `{name}`:\n\n{how}\n\n{_block(script)}"
+
+
+def _about(entry: Entry) -> str:
+    for one in DIRECTED:
+        if entry.name == f"directed/{one.name}":
+            return one.about
+    if entry.kind == "pair":
+        plan = ", ".join(f"{name} {value}" for name, value in entry.case["plan"].items())
+        return f"Start a COLO pair as docs/COLO-FT.txt tells: {plan}."
+    return entry.meaning.situation
+
+
+def _actual(entry: Entry) -> str:
+    if entry.kind != "explore":
+        return entry.meaning.consequence
+    finding: Finding = load_finding(entry.path)
+    return f"{name_errnos(finding.text)}\n\n{_block(diagram(finding), '')}"
+
+
+def _block(text: str, language: str = "python") -> str:
+    return f"```{language}\n{text.rstrip()}\n```"

@@ -1,0 +1,151 @@
+"""`qmpshim findings`: what is known, to read, to report to QEMU, and to write down anew."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmpshim.cli import main
+from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.known import matching, pairs
+from qmpshim.conformance.known.entries import entries, entry, read_entry
+from qmpshim.conformance.known.folder import DIRECTORY, known_findings
+from qmpshim.conformance.known.meaning import TO_WRITE, Severity
+from qmpshim.conformance.known.tracker import tracker_text
+from qmpshim.conformance.pair.plan import PairPlan
+from qmpshim.errors import InputError
+from qmpshim.machine.builds.build import Build
+from vmtests.commands.test_documents import validator
+
+SNAPSHOT = "snapshot-read-returns-new-data"
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> str:
+    assert main(["findings", *words]) == status
+    return capsys.readouterr().out
+
+
+def document(tmp_path: Path, *words: str) -> Any:
+    path = tmp_path / "it.json"
+    assert main(["findings", *words, "--json", str(path)]) == 0
+    value = json.loads(path.read_text())
+    validator(f"findings {words[0]}").validate(value)
+    return value
+
+
+def test_the_list_has_all_and_can_be_narrowed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert len(run(capsys, "list").splitlines()) == len(entries())
+    fleecing = document(tmp_path, "list", "--affects", "fleecing", "--severity", "crash")
+    names = [one["name"] for one in fleecing["items"]]
+    assert SNAPSHOT in names and "failed-flush-leaves-l1-entry" not in names
+    for one in fleecing["items"]:
+        assert "fleecing" in one["meaning"]["affects"]
+        assert Severity(one["meaning"]["severity"]).rank <= Severity.CRASH.rank
+
+
+def test_the_list_of_a_build_has_what_is_written_up_for_its_version(
+    capsys: pytest.CaptureFixture[str], qemu_build: Build
+) -> None:
+    told = run(capsys, "list", "--build", qemu_build.name)
+    assert "overlapping-writes-part-the-disks" in told
+    assert len(told.splitlines()) < len(entries())
+
+
+@pytest.mark.parametrize("one", entries(), ids=lambda one: one.name)
+def test_each_is_shown_and_reported(one: Any, tmp_path: Path) -> None:
+    shown = document(tmp_path, "show", one.name)
+    assert shown["finding"]["meaning"]["situation"] == one.meaning.situation
+    assert bool(shown["diagram"]) is (one.kind == "explore")
+    report = document(tmp_path, "report", one.name)
+    for heading in ("Affected versions", "Steps to reproduce", "Expected", "Actual", "Analysis"):
+        assert f"\n## {heading}\n" in report["text"]
+    assert one.source in report["text"]
+    assert bool(report["script"]) is (one.kind == "explore")
+
+
+def test_a_report_can_be_followed_with_python_and_a_qemu_alone(tmp_path: Path) -> None:
+    """What is between the fences of the text, run where qmpshim is not."""
+    text = tracker_text(entry("checkpoint-corrupts-overlay"))
+    script = tmp_path / "reproducer.py"
+    script.write_text(text.partition("```python\n")[2].partition("\n```\n")[0] + "\n")
+    qemu, qemu_img = shutil.which("qemu-system-x86_64"), shutil.which("qemu-img")
+    assert qemu and qemu_img
+    done = subprocess.run(
+        [sys.executable, "-I", script, qemu, qemu_img],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1, done
+
+
+def test_a_script_is_attached(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    script = tmp_path / "snapshot.py"
+    text = run(capsys, "report", SNAPSHOT, "--attach", str(script))
+    assert "attached script" in text and "snapshot.py" in text and "import" not in text
+    compile(script.read_text(), str(script), "exec")
+    run(capsys, "report", "directed/start-fails", "--attach", str(script), status=2)
+
+
+# -- drafts ----------------------------------------------------------------------------------------
+
+
+def drafted(tmp_path: Path, bundle: Path) -> Path:
+    draft = tmp_path / "known" / "found.json"
+    draft.parent.mkdir()
+    assert main(["findings", "new", str(bundle), "--out", str(draft)]) == 0
+    with pytest.raises(InputError, match="have to be written"):
+        read_entry(draft)
+    return draft
+
+
+def filled(draft: Path) -> Path:
+    value = json.loads(draft.read_text())
+    value |= {"reason": "it is so", "source": "block/x.c f()"}
+    value["title"] = "A title"
+    for name in ("situation", "consequence", "workaround"):
+        assert TO_WRITE in value["meaning"][name]
+        value["meaning"][name] = "A sentence."
+    draft.write_text(json.dumps(value))
+    return draft
+
+
+@pytest.mark.parametrize("known", known_findings(), ids=lambda one: one.id)
+def test_a_draft_of_a_schedule_is_accepted_once_it_is_filled_in(
+    known: matching.ExplorerWriteUp, tmp_path: Path
+) -> None:
+    """It covers what it was made of, and what the real write-up covers has the same use."""
+    path = DIRECTORY / f"{known.id}.json"
+    draft = drafted(tmp_path, path)
+    with pytest.raises(InputError):
+        matching.load_known(draft.parent)
+    (written,) = matching.load_known(filled(draft).parent)
+    found = load_finding(path)
+    assert written.covers(found, (7, 2, 22))
+    assert written.meaning is not None and known.meaning is not None
+    assert set(written.meaning.affects) <= set(known.meaning.affects)
+    assert read_entry(draft).title == "A title"
+    other = next(one for one in known_findings() if one.causes != known.causes)
+    assert not written.covers(load_finding(DIRECTORY / f"{other.id}.json"), (7, 2, 22))
+
+
+def test_a_draft_of_a_pair_is_accepted_once_it_is_filled_in(tmp_path: Path) -> None:
+    path = DIRECTORY / "pair" / "colo-migration-completes.json"
+    draft = drafted(tmp_path, path)
+    (written,) = pairs.load_known(filled(draft).parent)
+    assert written.side == "primary" and isinstance(written.plan, PairPlan)
+
+
+def test_what_shows_nothing_makes_no_draft(tmp_path: Path) -> None:
+    value = json.loads((DIRECTORY / f"{SNAPSHOT}.json").read_text())["case"]
+    (tmp_path / "schedule.json").write_text(json.dumps({**value, "verdict": None}))
+    assert main(["findings", "new", str(tmp_path)]) == 2
