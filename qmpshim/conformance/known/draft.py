@@ -22,20 +22,12 @@ from qmpshim.conformance.known.meaning import (
     Upstream,
     Use,
 )
+from qmpshim.conformance.known.uses import uses_of
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.plan import Failover
 from qmpshim.errors import InputError
-from qmpshim.machine.chain.topology import Form
 from qmpshim.model.check.cause import Cause, Phase
 from qmpshim.model.check.verdict import Verdict
-
-#: The use that each chain stands for.
-USE_OF_FORM: dict[Form, Use] = {
-    Form.REPLICATION: Use.COLO_SECONDARY,
-    Form.PRIMARY: Use.COLO_PRIMARY,
-    Form.BACKUP: Use.SYNC_NONE_BACKUP,
-    Form.FLEECING: Use.FLEECING,
-}
 
 
 def draft(bundle: Path) -> dict[str, Any]:
@@ -58,11 +50,11 @@ def _of_schedule(finding: Finding) -> dict[str, Any]:
     if finding.verdict is None:
         raise InputError("this schedule was recorded as one that shows nothing wrong")
     failed = failing(finding.schedule)
-    use = USE_OF_FORM[finding.scenario.form]
+    uses = uses_of(finding.scenario.form)
     trigger = Trigger.FAILURE if failed else Trigger.LOAD if finding.contract else Trigger.MISUSE
     version = ".".join(map(str, finding.build.get("version", ())))
     return {
-        **_head(finding.text, (use,), finding.verdict, trigger, version),
+        **_head(finding.text, uses, finding.verdict, trigger, version),
         "causes": [_pattern(finding.cause)],
         "versions": {},
         "reason": TO_WRITE,
@@ -77,7 +69,7 @@ def _of_pair(bundle: Path) -> dict[str, Any]:
     plan, wanted = pair_bundle.from_json(content, bundle)
     if not wanted:
         raise InputError(f"{bundle} shows nothing wrong")
-        side = "secondary" if "secondary" in str(wanted["cause"]) else "primary"
+    side = "secondary" if "secondary" in str(wanted["cause"]) else "primary"
     trigger = Trigger.LOAD if plan.failover is Failover.NONE else Trigger.FAILURE
     use = Use.COLO_SECONDARY if side == "secondary" else Use.COLO_PRIMARY
     return {

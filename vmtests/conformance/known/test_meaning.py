@@ -19,7 +19,9 @@ from qmpshim.conformance.known.meaning import (
     Use,
     meaning_from_json,
 )
+from qmpshim.conformance.known.uses import USES
 from qmpshim.errors import InputError
+from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.model.chain.behaviour import KnownDefect
 from qmpshim.model.check.verdict import Verdict
 
@@ -96,6 +98,14 @@ def test_a_field_that_is_missing_is_refused(name: str) -> None:
 def test_each_verdict_has_a_severity_and_each_use_a_name() -> None:
     assert set(SEVERITY_OF) == set(Verdict)
     assert len({use.words for use in Use}) == len(Use)
+
+
+def test_each_chain_stands_for_a_use() -> None:
+    assert set(USES) == set(TOPOLOGIES)
+    for known in known_findings():
+        meaning = known.meaning
+        assert meaning is not None
+        assert {use for form in known.forms for use in USES[form]} <= set(meaning.affects), known.id
 
 
 def test_the_worst_comes_first() -> None:
