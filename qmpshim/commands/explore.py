@@ -62,6 +62,8 @@ from qmpshim.conformance.explore.search.model_run import (
     scenarios_for,
     summary,
 )
+from qmpshim.conformance.explore.space.grammar import DIMENSIONS
+from qmpshim.conformance.explore.space.naming import array, is_name, point_named, scenario_of
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.known.matching import recogniser
 from qmpshim.conformance.pair.bundle import is_pair
@@ -94,6 +96,14 @@ def add(commands: Any) -> None:
         "of that form), one by name, or a JSON file; qcow2- in front, as in qcow2-pairs, takes a "
         "secondary disk in qcow2; --list shows them, those outside of what QEMU's documents allow "
         "as `robustness` (default pairs; with --model all)",
+    )
+    exploring.add_argument(
+        "--strength",
+        type=count,
+        metavar="N",
+        help="scenarios that are generated: every possible combination of the values of any N "
+        "dimensions (operations, geometry, cluster size, history, node options ...) occurs in one "
+        "of them; --seed makes other ones. Their names are taken by --scenario, too",
     )
     exploring.add_argument(
         "--mode",
@@ -141,7 +151,9 @@ def add(commands: Any) -> None:
         metavar="N",
         help="processes at most; each scenario is explored by one (default: one a CPU)",
     )
-    exploring.add_argument("--seed", type=int, default=0, help="for the modes that go by chance")
+    exploring.add_argument(
+        "--seed", type=int, default=0, help="of generated scenarios and of modes that go by chance"
+    )
     output_options(exploring, "the bundles of new findings")
     list_option(exploring, "the scenarios (with --model those of the model)")
     exploring.add_argument(
@@ -184,16 +196,19 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
     if args.discipline or args.schedule:
         raise InputError("--discipline and --schedule go with --model")
     mode = MODES[args.mode]
+    if args.strength is not None and args.scenario is not None:
+        raise InputError("--strength generates the scenarios that --scenario would name")
     if args.list or args.scenario == _LIST:
         refuse_unused(args, "with --list", *_EXPLORING, "--jobs")
-        shown = real_scenarios("all" if args.scenario in (None, _LIST) else args.scenario)
+        every = args.scenario in (None, _LIST) and args.strength is None
+        shown = real_scenarios("all") if every else _chosen(args)
         return show_list([_listed(one) for one in shown], args.document, console)
-    if not mode.by_chance:
+    if not mode.by_chance and args.strength is None:
         refuse_unused(args, f"with --mode {args.mode}, which leaves nothing to chance", "--seed")
     if mode.by_chance and args.budget is None:
         raise InputError(f"--mode {args.mode} never ends by itself: add a --budget, e.g. 60s")
     crash_points = CrashPoints.parse(args.crash_points)
-    scenarios = real_scenarios(args.scenario or "pairs")
+    scenarios = _chosen(args)
     chosen = chosen_builds(args)
     if args.keep is not None:
         check_directory(args.keep)
@@ -218,6 +233,15 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
     if status == OK and (nothing := next(filter(None, (r.chose_nothing for r in reports)), "")):
         raise InputError(nothing)
     return status
+
+
+def _chosen(args: argparse.Namespace) -> list[RealScenario]:
+    """The scenarios that the options mean."""
+    if args.strength is None:
+        return real_scenarios(args.scenario or "pairs")
+    if args.strength > len(DIMENSIONS):
+        raise InputError(f"--strength is 1 to {len(DIMENSIONS)}, the dimensions that there are")
+    return array(args.strength, args.seed)
 
 
 def _listed(scenario: RealScenario) -> Listed:
@@ -316,7 +340,7 @@ def real_scenarios(what: str) -> list[RealScenario]:
     :raises InputError: it means nothing
     """
     if not what.endswith(".json"):
-        return named(what)
+        return [scenario_of(point_named(what))] if is_name(what) else named(what)
     try:
         with decoding(what):
             value = json.loads(Path(what).read_text())
@@ -359,6 +383,7 @@ def _explore_model(args: argparse.Namespace, console: Console) -> int:
         "--all-io": args.all_io,
         "--keep": args.keep,
         "--strict": args.strict,
+        "--strength": args.strength is not None,
     }
     if unfit := [option for option, given in of_qemu.items() if given]:
         raise InputError(f"{unfit[0]} goes with a real QEMU, not with --model")

@@ -30,6 +30,7 @@ class ExplorerWriteUp(WriteUp):
 
     :ivar forms: of the chain
     :ivar needs: concurrent operations: one of each of these has to be there
+    :ivar needs_before: operations: one of each, concurrent or done before
     :ivar fails: the I/Os that fail, ``hidden write`` for one: something does, and only these do;
         empty: it does not matter
     :ivar errnos: how they fail (an errno, CUT, RECONNECT): so and not otherwise; empty: it does
@@ -38,6 +39,7 @@ class ExplorerWriteUp(WriteUp):
 
     forms: frozenset[str]
     needs: tuple[frozenset[str], ...]
+    needs_before: tuple[frozenset[str], ...]
     fails: frozenset[str]
     errnos: frozenset[int]
 
@@ -45,12 +47,14 @@ class ExplorerWriteUp(WriteUp):
         """Whether *finding*, seen on QEMU *version*, is this one."""
         scenario, failed = finding.scenario, failing(finding.schedule)
         there = {op.do for op in scenario.ops}
+        ever = there | {op.do for op in scenario.setup}
         errnos = {step.fault for step in failures(finding.schedule)}
         return (
             self.concerns(version)
             and self.explains(finding.verdict, finding.cause, finding.contract)
             and scenario.form in self.forms
             and all(there & ways for ways in self.needs)
+            and all(ever & ways for ways in self.needs_before)
             and (not self.fails or (bool(failed) and failed <= self.fails))
             and (not self.errnos or errnos <= self.errnos)
         )
@@ -95,14 +99,16 @@ def recogniser(known: Sequence[ExplorerWriteUp], version: Version) -> Callable[[
 
 def _known(name: str, value: dict[str, Any]) -> ExplorerWriteUp:
     case = finding_from_json(value["case"])
-    needs = value.get("needs", [[op.do] for op in case.scenario.ops])
+    before = value.get("needs_before", [])
+    needs = value.get("needs", [] if before else [[op.do] for op in case.scenario.ops])
     fails = frozenset(value.get("fails", failing(case.schedule)))
-    if not fails <= _FAILS or not all(ways and set(ways) <= _DO for ways in needs):
+    if not fails <= _FAILS or not all(ways and set(ways) <= _DO for ways in (*needs, *before)):
         raise ValueError(f"it needs {needs}, and {sorted(fails)} fail")
     return ExplorerWriteUp(
         **common(name, value),
         forms=frozenset(chain_name(word) for word in value.get("forms", [case.scenario.form])),
         needs=tuple(frozenset(ways) for ways in needs),
+        needs_before=tuple(frozenset(ways) for ways in before),
         fails=fails,
         errnos=frozenset(int(errno) for errno in value.get("errnos", ())),
     )

@@ -97,6 +97,10 @@ class Image:
     :ivar info_cluster: the cluster size that other parts of QEMU are told, in sectors
         (``BlockDriverInfo.cluster_size``)
     :param memory: makes the containers that requests share
+    :ivar discards: its node has ``discard=unmap``; without that ``bdrv_co_pdiscard`` does nothing
+        and ``bdrv_co_do_pwrite_zeroes`` takes BDRV_REQ_MAY_UNMAP away (block/io.c)
+    :ivar detects_zeroes: its node has ``detect-zeroes``: a request whose bytes are all zero becomes
+        a write of zeroes (``bdrv_aligned_pwritev``, block/io.c)
     """
 
     format = ""
@@ -106,6 +110,8 @@ class Image:
         self.size = size
         self.cluster = self.info_cluster = cluster
         self.memory = memory
+        self.discards = True
+        self.detects_zeroes = False
         self.contents = memory.contents(name, Contents())
 
     def read(self, start: int, count: int) -> Co[Owners]:
@@ -178,6 +184,8 @@ class RawImage(Image):
         yield Io("zero", self.name, start, count, lambda: self.contents.write(start, zeroes))
 
     def discard(self, start: int, count: int, owner: int) -> Co[None]:
+        if not self.discards:
+            return
         zeroes = owned(owner, count)
         yield Io("discard", self.name, start, count, lambda: self.contents.write(start, zeroes))
 
@@ -314,7 +322,14 @@ class Qcow2Image(Image):
     def _do_put(self, start: int, owners: Owners, kinds: dict[int, Alloc] | Alloc) -> None:
         self.contents.write(start, owners)
         for index in self.clusters(start, len(owners)):
-            self._become(index, kinds if isinstance(kinds, Alloc) else kinds[index])
+            kind = kinds if isinstance(kinds, Alloc) else kinds[index]
+            if kind is Alloc.DATA and self.detects_zeroes and self._reads_zero(index):
+                kind = Alloc.ALLOCATED  # whether all of the request was zero is not known here
+            self._become(index, kind)
+
+    def _reads_zero(self, index: int) -> bool:
+        low = index * self.cluster
+        return is_zero(self.contents.read(low, min(self.cluster, self.size - low)))
 
     def _become(self, index: int, kind: Alloc, unmap: bool = False) -> None:
         # zero_in_l2_slice(): without BDRV_REQ_MAY_UNMAP a cluster keeps its place in the file
@@ -332,6 +347,7 @@ class Qcow2Image(Image):
             self._become(index, Alloc.DATA)
 
     def zero(self, start: int, count: int, owner: int, unmap: bool) -> Co[None]:
+        unmap = unmap and self.discards
         yield Io("zero", self.name, start, count, lambda: self._do_zero(start, count, owner, unmap))
 
     def _do_zero(self, start: int, count: int, owner: int, unmap: bool) -> None:
@@ -354,6 +370,8 @@ class Qcow2Image(Image):
             self.contents.write(first, owned(owner, last - first))
 
     def discard(self, start: int, count: int, owner: int) -> Co[None]:
+        if not self.discards:
+            return
         yield Io("discard", self.name, start, count, lambda: self._do_discard(start, count, owner))
 
     def _do_discard(self, start: int, count: int, owner: int) -> None:

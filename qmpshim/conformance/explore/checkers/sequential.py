@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qmpshim.conformance.explore.scenarios import (
@@ -22,7 +22,7 @@ from qmpshim.conformance.explore.scenarios import (
     words,
 )
 from qmpshim.errors import InputError
-from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES
+from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES, Node
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.primary import PrimaryChain
 from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
@@ -300,6 +300,9 @@ def _secondarys(scenario: RealScenario, behaviour: Behaviour) -> Chain:
     discipline = CopyBeforeWriteProtocol() if scenario.has("snapshot-access") else None
     replicates = scenario.topology.replication_mode == "secondary"
     workflow = Workflow.REPLICATION if replicates else Workflow.BACKUP
+    nodes = {node.name: node for node in scenario.topology.nodes}
+    if any(n.driver == "copy-before-write" and unmaps(n) for n in nodes.values()):
+        behaviour = replace(behaviour, discard_passes_job=True, unmap_passes_job=True)
     chain = Chain(
         workflow,
         scenario.size,
@@ -311,7 +314,16 @@ def _secondarys(scenario: RealScenario, behaviour: Behaviour) -> Chain:
     if isinstance(chain.secondary, Qcow2Image):
         clusters = range(-(-scenario.size // scenario.cluster))
         chain.secondary.alloc.update(dict.fromkeys(clusters, Alloc.DATA))
+    for image in (chain.secondary, chain.hidden, chain.active):
+        if image.name in nodes:
+            image.discards = unmaps(nodes[image.name])
+            image.detects_zeroes = nodes[image.name].options.get("detect-zeroes", "off") != "off"
     return chain
+
+
+def unmaps(node: Node) -> bool:
+    """Whether a node was opened with BDRV_O_UNMAP."""
+    return node.options.get("discard") == "unmap"
 
 
 def _primarys_end(

@@ -1,0 +1,1 @@
+"""The scenario space: a grammar of dimensions, covering arrays over it, and what was covered."""

@@ -1,0 +1,200 @@
+"""Covering arrays with constraints: few points that contain every possible tuple of values.
+
+A *space* has dimensions with values, and constraints that some combinations must satisfy. A *tuple*
+of strength t chooses a value in each of t dimensions; it is *possible* if some point of the space
+contains it. A covering array of strength t is a set of points that contains all possible ones
+(Cohen, Dwyer, Shi, "Constructing interaction test suites for highly-configurable systems in the
+presence of constraints", TSE 2008). Generation is greedy, one point at a time, as in AETG.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+Point = Mapping[str, str]  # a value for each dimension
+Tuple = tuple[tuple[str, str], ...]  # (dimension, value), in the order of the dimensions
+
+_CANDIDATES = 4  # points from which each row of an array is chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """One thing that varies.
+
+    :ivar values: its values; the first is the default
+    """
+
+    name: str
+    values: tuple[str, ...]
+
+    @property
+    def default(self) -> str:
+        """The value that a name leaves out."""
+        return self.values[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A condition on the values of some dimensions.
+
+    :ivar reason: why the combinations that it excludes make no sense
+    """
+
+    dimensions: tuple[str, ...]
+    holds: Callable[..., bool]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Space:
+    """Dimensions and constraints.
+
+    :ivar dimensions: in the order in which a point is completed: those that constrain others first
+    """
+
+    dimensions: tuple[Dimension, ...]
+    constraints: tuple[Constraint, ...]
+    _possible: dict[frozenset[tuple[str, str]], bool] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    _about: dict[str, list[tuple[tuple[str, ...], Callable[..., bool]]]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        for one in self.dimensions:
+            self._about[one.name] = [
+                (constraint.dimensions, constraint.holds)
+                for constraint in self.constraints
+                if one.name in constraint.dimensions
+            ]
+
+    def dimension(self, name: str) -> Dimension:
+        """The dimension of a name.
+
+        :raises KeyError: there is none
+        """
+        return {one.name: one for one in self.dimensions}[name]
+
+    def broken(self, values: Point) -> Constraint | None:
+        """A constraint that these values violate, whatever the missing ones are."""
+        for constraint in self.constraints:
+            if all(name in values for name in constraint.dimensions) and not constraint.holds(
+                *(values[name] for name in constraint.dimensions)
+            ):
+                return constraint
+        return None
+
+    def _keeps(self, values: Point, name: str) -> bool:
+        """Whether no constraint is violated by the value of one dimension."""
+        for names, holds in self._about[name]:
+            if all(one in values for one in names) and not holds(*(values[n] for n in names)):
+                return False
+        return True
+
+    def complete(self, values: Point) -> Point | None:
+        """A point that contains *values*, defaults where they can be; ``None``: there is none."""
+        chosen = dict(values)
+        if self.broken(chosen):
+            return None
+        missing = [one for one in self.dimensions if one.name not in chosen]
+
+        def extend(index: int) -> bool:
+            if index == len(missing):
+                return True
+            name = missing[index].name
+            for value in missing[index].values:
+                chosen[name] = value
+                if self._keeps(chosen, name) and extend(index + 1):
+                    return True
+            del chosen[name]
+            return False
+
+        if not extend(0):
+            return None
+        return {one.name: chosen[one.name] for one in self.dimensions}
+
+    def possible(self, pairs: Tuple) -> bool:
+        """Whether some point contains this tuple."""
+        key = frozenset(pairs)
+        if key not in self._possible:
+            self._possible[key] = self.complete(dict(pairs)) is not None
+        return self._possible[key]
+
+    def tuples(self, strength: int) -> Iterator[Tuple]:
+        """Every possible tuple of a strength."""
+        for names in itertools.combinations(self.dimensions, strength):
+            for values in itertools.product(*(one.values for one in names)):
+                pairs = tuple(zip((one.name for one in names), values, strict=True))
+                if self.possible(pairs):
+                    yield pairs
+
+    def tuples_of(self, point: Point, strength: int) -> Iterator[Tuple]:
+        """The tuples that a point contains."""
+        values = tuple((one.name, point[one.name]) for one in self.dimensions)
+        return itertools.combinations(values, strength)
+
+    def covering_array(self, strength: int, seed: int = 0) -> list[Point]:
+        """Points that contain every possible tuple; each of them contains as many as can be found.
+
+        :param seed: the same seed gives the same points in the same order
+        """
+        rng = random.Random(seed)
+        left = dict.fromkeys(self.tuples(strength))  # ordered, unlike a set
+        array: list[Point] = []
+        while left:
+            first = next(iter(left))
+            best, gain = None, 0
+            for _ in range(_CANDIDATES):
+                point = self._grown(first, left, rng)
+                count = sum(pairs in left for pairs in self.tuples_of(point, strength))
+                if count > gain:
+                    best, gain = point, count
+            assert best is not None  # it contains the first
+            array.append(best)
+            for pairs in self.tuples_of(best, strength):
+                left.pop(pairs, None)
+        return array
+
+    def _grown(self, first: Tuple, left: Mapping[Tuple, None], rng: random.Random) -> Point:
+        """A point around a tuple; each further value completes the most tuples that are left."""
+        chosen = dict(first)
+        missing = [one for one in self.dimensions if one.name not in chosen]
+        rng.shuffle(missing)
+        order = {one.name: index for index, one in enumerate(self.dimensions)}
+        strength = len(first)
+
+        def new(name: str, value: str) -> int:
+            added = name, value
+            place = order[name]
+            count = 0
+            ordered = sorted(chosen.items(), key=lambda pair: order[pair[0]])
+            for others in itertools.combinations(ordered, strength - 1):
+                before = sum(order[other] < place for other, _ in others)
+                count += (*others[:before], added, *others[before:]) in left
+            return count
+
+        for dimension in missing:
+            name, values = dimension.name, list(dimension.values)
+            rng.shuffle(values)
+            for value in sorted(values, key=lambda value: -new(name, value)):
+                if self.complete({**chosen, name: value}) is not None:
+                    chosen[name] = value
+                    break
+        return {one.name: chosen[one.name] for one in self.dimensions}
+
+    def cover_most_first(
+        self, points: Iterable[Point], strength: int, first: Sequence[Point] = ()
+    ) -> list[Point]:
+        """The same points, each time the one that adds the most tuples to those before it."""
+        remaining = list(points)
+        seen = {pairs for point in first for pairs in self.tuples_of(point, strength)}
+        ordered: list[Point] = []
+        while remaining:
+            gains = [sum(p not in seen for p in self.tuples_of(one, strength)) for one in remaining]
+            ordered.append(remaining.pop(gains.index(max(gains))))
+            seen.update(self.tuples_of(ordered[-1], strength))
+        return ordered

@@ -1,0 +1,209 @@
+"""The scenario space: what varies from scenario to scenario, and which combinations make sense.
+
+Operations work on a disk of three to four *granules*. A granule is what one copy consists of: the
+larger of 64 KiB and the overlays' cluster (``block_copy_calculate_cluster_size``,
+block/block-copy.c). The ranges of the two placed operations are in one of Allen's relations; the
+inverse of a relation is the same with the operations exchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qmpshim.conformance.explore.space.covering import Constraint, Dimension, Space
+from qmpshim.machine.chain.topology import TOPOLOGIES
+
+NONE = "none"
+_COMMANDS = ("checkpoint", "failover", "stop", "start", "unexport", "status")
+_UNPLACED = frozenset((*_COMMANDS, "primary_flush", "guest_flush", "primary_vanish",
+                       "guest_vanish"))  # fmt: skip
+_FORMS = ("replication", "backup", "fleecing", "primary")
+
+#: What each form can do.
+OPERATIONS: Mapping[str, frozenset[str]] = {form: TOPOLOGIES[form].operations for form in _FORMS}
+
+#: Sectors of a cluster, by value of the dimension.
+CLUSTERS: Mapping[str, int] = {"64k": 128, "4k": 8, "512": 1, "256k": 512}
+_GRANULE = 128  # sectors, the least
+
+#: Boundaries of the ranges of the first and the second operation, in steps of the placement.
+RELATIONS: Mapping[str, tuple[int, int, int, int]] = {
+    "equals": (1, 3, 1, 3),
+    "before": (0, 1, 2, 3),
+    "meets": (0, 1, 1, 3),
+    "overlaps": (0, 2, 1, 3),
+    "starts": (1, 2, 1, 3),
+    "during": (1, 2, 0, 3),
+    "finishes": (2, 3, 1, 3),
+}
+
+#: What was done before, by value and form; places are in granules, then in sectors beyond.
+_HISTORY: Mapping[str, tuple[tuple[str, int, int, int], ...]] = {
+    NONE: (),
+    "copied": (("primary_write", 1, 0, 1),),
+    "copied-part": (("primary_write", 1, 40, 0),),
+    "active": (("guest_write", 1, 16, 0),),
+    "both": (("primary_write", 1, 40, 0), ("guest_write", 1, 16, 0)),
+    "zeroed": (("primary_zero", 0, 0, 2),),
+    "zero-copied": (
+        ("primary_zero", 0, 0, 2),
+        ("checkpoint", 0, 0, 0),
+        ("primary_write", 0, 0, 1),
+    ),
+    "discarded": (("primary_discard", 0, 0, 2),),
+    "given-up": (("guest_discard", 1, 0, 1),),
+    "checkpointed": (
+        ("primary_write", 0, 0, 2),
+        ("guest_write", 1, 16, 0),
+        ("checkpoint", 0, 0, 0),
+    ),
+}
+_PART = 8  # sectors of an operation of the history that is smaller than a granule
+
+#: More options of nodes, by value of the dimension and form.
+_OPTIONS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
+    NONE: dict.fromkeys(OPERATIONS, ()),
+    "filter-unmap": {
+        "replication": (("top", "discard", "unmap"),),
+        "fleecing": (("filter", "discard", "unmap"),),
+        "primary": (("forward", "discard", "unmap"),),
+    },
+    "secondary-keeps": dict.fromkeys(OPERATIONS, (("secondary", "discard", "ignore"),)),
+    "hidden-keeps": dict.fromkeys(
+        ("replication", "backup", "fleecing"), (("hidden", "discard", "ignore"),)
+    ),
+    "detect-zeroes": dict.fromkeys(
+        ("replication", "backup", "fleecing"), (("hidden", "detect-zeroes", "unmap"),)
+    ),
+    "detect-zeroes-below": dict.fromkeys(OPERATIONS, (("secondary", "detect-zeroes", "unmap"),)),
+}
+
+DIMENSIONS = (
+    Dimension("form", tuple(OPERATIONS)),
+    Dimension(
+        "first",
+        ("primary_write", "primary_zero", "primary_zero_no_hole", "primary_discard", "guest_read",
+         "guest_write", "guest_zero", "guest_discard"),
+    ),
+    Dimension(
+        "second",
+        ("guest_read", "primary_write", "primary_zero", "primary_zero_no_hole", "primary_discard",
+         "primary_read", "guest_write", "guest_zero", "guest_discard", "primary_flush",
+         "guest_flush", *_COMMANDS, "primary_vanish", "guest_vanish"),
+    ),
+    Dimension("then", (NONE, "guest_read", "primary_write", "guest_write")),
+    Dimension("relation", tuple(RELATIONS)),
+    Dimension("place", ("granules", "ragged", "small", "end")),
+    Dimension("disk", ("whole", "half", "odd")),
+    Dimension("cluster", tuple(CLUSTERS)),
+    Dimension("secondary", ("raw", "qcow2")),
+    Dimension("history", tuple(_HISTORY)),
+    Dimension("options", tuple(_OPTIONS)),
+)  # fmt: skip
+
+
+def _then_fits(form: str, then: str) -> bool:
+    return then == NONE or then in OPERATIONS[form]
+
+
+def _history_fits(form: str, history: str) -> bool:
+    names = {name for name, *_ in _HISTORY[history]}
+    return names <= OPERATIONS[form] and not (history == "given-up" and form == "replication")
+
+
+SPACE = Space(
+    DIMENSIONS,
+    (
+        Constraint(
+            ("form", "first"),
+            lambda form, first: first in OPERATIONS[form],
+            "the chain has no export or command for the first operation",
+        ),
+        Constraint(
+            ("form", "second"),
+            lambda form, second: second in OPERATIONS[form],
+            "the chain has no export or command for the second operation",
+        ),
+        Constraint(("form", "then"), _then_fits, "the chain has no export for what comes then"),
+        Constraint(("form", "history"), _history_fits, "the chain cannot have this history"),
+        Constraint(
+            ("form", "options"),
+            lambda form, options: form in _OPTIONS[options],
+            "the chain has no such node",
+        ),
+        Constraint(
+            ("form", "secondary"),
+            lambda form, secondary: form != "primary" or secondary == "raw",
+            "the primary's chain has raw disks only",
+        ),
+        Constraint(
+            ("form", "cluster"),
+            lambda form, cluster: form != "primary" or cluster == "64k",
+            "the primary's chain has no qcow2 image",
+        ),
+        Constraint(
+            ("second", "relation"),
+            lambda second, relation: second not in _UNPLACED or relation == "equals",
+            "the second operation has no range",
+        ),
+    ),
+)
+
+
+def granule(point: Mapping[str, str]) -> int:
+    """Sectors of a granule."""
+    return max(_GRANULE, CLUSTERS[point["cluster"]])
+
+
+def size(point: Mapping[str, str]) -> int:
+    """Sectors of the disk."""
+    unit = granule(point)
+    return {"whole": 4 * unit, "half": 3 * unit + unit // 2, "odd": 3 * unit + 1}[point["disk"]]
+
+
+def _boundaries(point: Mapping[str, str]) -> list[int]:
+    """The four sectors between which operations can be placed."""
+    unit, end = granule(point), size(point)
+    place = point["place"]
+    if place == "end":
+        return [end - 3 * unit, end - 2 * unit, end - unit, end]
+    step = unit // 16 if place == "small" else unit
+    offset = {"granules": 0, "ragged": unit // 3, "small": unit // 8 + 1}[place]
+    return [min(offset + n * step, end) for n in range(4)]
+
+
+def _history(point: Mapping[str, str]) -> list[dict[str, Any]]:
+    unit = granule(point)
+    return [
+        {"do": name, "at": [first * unit + beyond, many * unit or _PART]}
+        if name not in _UNPLACED
+        else {"do": name}
+        for name, first, beyond, many in _HISTORY[point["history"]]
+    ]
+
+
+def scenario_object(point: Mapping[str, str], name: str) -> dict[str, Any]:
+    """The scenario of a point of the space, as JSON."""
+    edges = _boundaries(point)
+    a, b, c, d = (edges[n] for n in RELATIONS[point["relation"]])
+    ops: list[dict[str, Any]] = [{"do": point["first"], "at": [a, b - a]}]
+    ops.append({"do": point["second"]})
+    if point["second"] not in _UNPLACED:
+        ops[1]["at"] = [c, d - c]
+    if (then := point["then"]) != NONE:
+        low, high = (0, size(point)) if then == "guest_read" else (a, b)
+        ops.append({"do": then, "at": [low, high - low], "after": 0})
+    return {
+        "name": name,
+        "form": point["form"],
+        "size": size(point),
+        "cluster": CLUSTERS[point["cluster"]],
+        "contract": TOPOLOGIES[point["form"]].keeps_contract(
+            [op["do"] for op in ops if op["do"] != "status"]
+        ),
+        "secondary": point["secondary"],
+        "setup": _history(point),
+        "ops": ops,
+        "options": [list(one) for one in _OPTIONS[point["options"]][point["form"]]],
+    }
