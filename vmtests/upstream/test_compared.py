@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +18,7 @@ from upstream_source import Tree, source_version
 from upstream_suites import FAIL, NOT_RUN, PASS, SPEAKS_QMP, Outcome, find_iotests, lacks
 
 from qmpshim.errors import InputError
+from vmtests.support.shim_harness import wait_until
 
 
 def _outcome(**status: str) -> Outcome:
@@ -69,6 +74,49 @@ def test_what_fails_now_and_then(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert by_itself == FAIL
     assert _compared(monkeypatch, tmp_path, direct=[FAIL] * 4, shim=[PASS]) == upstream.DIFFERS
     assert _compared(monkeypatch, tmp_path, direct=[FAIL], shim=[FAIL]) == FAIL
+
+
+def test_what_a_test_leaves_is_ended(tmp_path: Path) -> None:
+    """In whatever session; and of a runner that was killed by the next one."""
+    pids = []
+    for number, runner in enumerate((os.getpid(), 0)):
+        pid = tmp_path / f"pid{number}"
+        script = f"setsid sleep 600 & echo $! > {pid}; echo ok it"
+        words = ["sh", "-c", script if runner else f"{script}; kill -9 $PPID"]
+        if runner:
+            assert upstream_suites._run(words, {}, tmp_path).status == {"it": PASS}
+        else:
+            code = (
+                f"import upstream_suites as u; u._run({words!r}, {{}}, u.Path({str(tmp_path)!r}))"
+            )
+            where = {**os.environ, "PYTHONPATH": str(Path(upstream_suites.__file__).parent)}
+            done = subprocess.run([sys.executable, "-c", code], env=where, check=False)
+            assert done.returncode == -signal.SIGKILL
+            assert _lives(int(pid.read_text()))
+            upstream_suites.end_leftovers()
+        pids.append(int(pid.read_text()))
+    wait_until(lambda: not any(map(_lives, pids)))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_run_is_gone_on_with(tmp_path: Path) -> None:
+    """What differed is done again, and what is of another version."""
+    record = upstream.Record(tmp_path / "file")
+    assert record.done("1") == []
+    one = _outcome(a=PASS)
+    for version, verdict in (("1", PASS), ("2", FAIL), ("1", upstream.DIFFERS)):
+        record.add(version, upstream.Result(f"{version}-{verdict}", verdict, one, one))
+    assert [(r.name, r.verdict) for r in record.done("1")] == [("1-pass", PASS)]
+    assert [(r.name, r.verdict) for r in record.done("2")] == [("2-fail", FAIL)]
+    nothing = upstream.Record(None)
+    nothing.add("1", upstream.Result("x", PASS, one, one))
+    assert nothing.done("1") == []
 
 
 def test_which_iotests(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """`make upstream`: QEMU's own tests see with the shim in between what they see without.
 
-    python vmtests/upstream/upstream.py [--build NAME]... [-j N] [TEST]...
+    python vmtests/upstream/upstream.py [--build NAME]... [-j N] [--resume FILE] [TEST]...
 
 Exit status: 0 nothing differs, 1 something does, 2 it cannot be found out here.
 """
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -27,6 +29,7 @@ from upstream_suites import (
     NOT_RUN,
     PASS,
     Outcome,
+    end_leftovers,
     find_iotests,
     lacks,
     run_iotest,
@@ -39,6 +42,7 @@ from qmpshim.machine.builds import debian, registry
 from qmpshim.machine.builds.build import Build
 
 BUILDS = ("system", "debian:trixie")
+WAYS = ("direct", "shim")
 DIFFERS = "differs"
 #: How often a test is run again, both ways, before what differs counts: QEMU's own tests have
 #: time limits, and some fail now and then without us.
@@ -80,12 +84,48 @@ def compare(tree: Tree, programs: Programs, place: Path, name: str) -> Result:
     direct, shim = once(programs.direct), once(programs.shim)
     differences = lacks(direct, shim)
     if not differences:
-        return Result(name, direct.summary, direct, shim)
+        return Result(name, direct.summary, direct, shim, _failing(direct))
     for _ in range(_AGAIN):
         other = once(programs.direct)
         if not lacks(other, shim):
             return Result(name, shim.summary, other, shim, "ends directly now this way, now that")
     return Result(name, DIFFERS, direct, shim, "; ".join(differences))
+
+
+def _failing(both: Outcome) -> str:
+    """Which parts of a test fail both ways."""
+    parts = [part for part, how in both.status.items() if how == FAIL]
+    return f"fails both ways: {', '.join(parts)}" if parts else ""
+
+
+class Record:
+    """Results on disk, one a line, so that a run can be gone on with.
+
+    :param path: None: nothing is kept
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    def done(self, version: str) -> list[Result]:
+        """What is known of a version; what differed is done again."""
+        if self._path is None or not self._path.exists():
+            return []
+        entries = [json.loads(line) for line in self._path.read_text().splitlines()]
+        return [
+            Result(entry["name"], entry["verdict"], *(Outcome({}, entry[way]) for way in WAYS))
+            for entry in entries
+            if entry["version"] == version and entry["verdict"] != DIFFERS
+        ]
+
+    def add(self, version: str, result: Result) -> None:
+        """Keep a result."""
+        if self._path is None:
+            return
+        entry = {"version": version, "name": result.name, "verdict": result.verdict}
+        seconds = {"direct": result.direct.seconds, "shim": result.shim.seconds}
+        with self._path.open("a") as file:
+            file.write(json.dumps({**entry, **seconds}) + "\n")
 
 
 @contextlib.contextmanager
@@ -104,20 +144,25 @@ def _build(name: str) -> Build:
     return builds.resolve(name)
 
 
-def run_all(build: Build, wanted: list[str], jobs: int, place: Path) -> list[Result]:
+def run_all(
+    build: Build, wanted: list[str], jobs: int, place: Path, record: Record
+) -> list[Result]:
     """Run the tests with a QEMU of a build's version, and tell of each."""
     tree = tree_of(build, print)
     programs = Programs.of(build, tree, place / "bin")
     every = [*QTESTS, *find_iotests(tree)]
     names = [name for name in every if not wanted or name in wanted]
-    print(f"QEMU {tree.version}: {len(names)} tests", flush=True)
-    results = []
+    results = [result for result in record.done(tree.version) if result.name in names]
+    known = {result.name for result in results}
+    names = [name for name in names if name not in known]
+    print(f"QEMU {tree.version}: {len(names)} tests, {len(known)} done before", flush=True)
     with ThreadPoolExecutor(jobs) as pool:
         for result in pool.map(partial(compare, tree, programs, place), names):
             took = f"{result.direct.seconds:6.1f} s {result.shim.seconds:6.1f} s"
             print(f"  {result.name:32} {result.verdict:8} {took}  {result.why}", flush=True)
             if result.verdict == DIFFERS:
                 print(_indented(result.shim.said), flush=True)
+            record.add(tree.version, result)
             results.append(result)
     return results
 
@@ -131,14 +176,22 @@ def main() -> int:
     parser.add_argument("--build", action="append", metavar="NAME", help=f"default: {BUILDS}")
     parser.add_argument("-j", dest="jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
+        "--resume", type=Path, metavar="FILE", help="keep results there, and do not repeat them"
+    )
+    parser.add_argument(
         "tests", nargs="*", metavar="TEST", help="an iotest or qtest (default: all)"
     )
     args = parser.parse_args()
     found: dict[str, list[Result]] = {}
+    # What is under way is ended then, wherever it is.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
+    end_leftovers()
     try:
         for name in args.build or BUILDS:
             with _short_directory() as place:
-                found[name] = run_all(_build(name), args.tests, args.jobs, place)
+                found[name] = run_all(
+                    _build(name), args.tests, args.jobs, place, Record(args.resume)
+                )
     except QmpshimError as error:
         print(f"upstream: {error}", file=sys.stderr)
         return 2

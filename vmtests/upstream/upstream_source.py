@@ -164,7 +164,10 @@ def tree_of(build: Build, progress: Progress) -> Tree:
     with lock(tree.directory.parent):
         if not tree.is_made:
             progress(f"making the qtests of QEMU {tree.version}: minutes, once")
-            tree.make(_CONFIGURE, [f"tests/qtest/{name}" for name in QTESTS])
+            # An option since 8.2, and VNC needs it.
+            has_pixman = "option('pixman'" in (tree.source / "meson_options.txt").read_text()
+            options = [*_CONFIGURE, *(["--enable-pixman"] if has_pixman else [])]
+            tree.make(options, [f"tests/qtest/{name}" for name in QTESTS])
     return tree
 
 

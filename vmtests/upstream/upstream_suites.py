@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,8 @@ FORMATS = ("qcow2", "raw")
 _LIMIT = 900.0  # seconds; QEMU's own are 180 on a machine that does nothing else
 PASS, FAIL, NOT_RUN = "pass", "fail", "not run"
 AS_A_WHOLE = "(as a whole)"
+#: In the environment of all that a test starts: the process of ours that runs it.
+_OURS = "QMPSHIM_UPSTREAM"
 _TAP = re.compile(r"(?m)^(not ok|ok) (?:\d+ )?(.+?)( +# SKIP.*)?$")
 _LEFT_OUT = re.compile(r"(?m)^# *(\[case not run\].*)$")
 
@@ -146,12 +148,13 @@ def run_qtest(tree: Tree, programs: Programs, name: str, qemu: Path, place: Path
 def _run(words: Sequence[str], env: Mapping[str, str], place: Path) -> Outcome:
     """Run a test that prints TAP, and whatever it started, to its end."""
     place.mkdir(parents=True, exist_ok=True)
+    mark = f"{os.getpid()}:{place}"
     before = os.times().elapsed
     with (place / "out").open("w+b") as out, (place / "err").open("w+b") as err:
         process = subprocess.Popen(
             words,
             cwd=place,
-            env={**os.environ, **env},
+            env={**os.environ, **env, _OURS: mark},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
@@ -165,6 +168,7 @@ def _run(words: Sequence[str], env: Mapping[str, str], place: Path) -> Outcome:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            _end(lambda one: one == mark)  # some make sessions of their own
         out.seek(0)
         err.seek(0)
         said = out.read().decode(errors="replace")
@@ -173,6 +177,23 @@ def _run(words: Sequence[str], env: Mapping[str, str], place: Path) -> Outcome:
     if code and FAIL not in status.values():
         status[AS_A_WHOLE] = FAIL
     return Outcome(status, os.times().elapsed - before, f"{said[-2000:]}\n{complaint[-4000:]}")
+
+
+def end_leftovers() -> None:
+    """End what tests started whose runner was killed."""
+    _end(lambda mark: not Path(f"/proc/{mark.partition(':')[0]}").exists())
+
+
+def _end(which: Callable[[str], bool]) -> None:
+    """Kill the processes with such a mark."""
+    found = re.compile(rb"(?:^|\0)" + _OURS.encode() + rb"=([^\0]*)")
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            mark = found.search(entry.read_bytes())
+            if mark is not None and which(mark[1].decode(errors="replace")):
+                os.kill(int(entry.parent.name), signal.SIGKILL)
+        except (OSError, ValueError):  # it is gone, or another user's
+            continue
 
 
 def _parts(said: str) -> dict[str, str]:
