@@ -12,6 +12,7 @@ from pathlib import Path
 
 import qmpshim
 from qmpshim.commands import (
+    assess,
     builds,
     check,
     explore,
@@ -39,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"qmpshim {qmpshim.__version__}")
     parser.add_argument("--debug", action="store_true", help="log what is done to stderr")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (verify, explore, check, findings, guest, pair, shim, stress, builds):
+    for command in (assess, verify, explore, check, findings, guest, pair, shim, stress, builds):
         command.add(commands)
     return parser
 

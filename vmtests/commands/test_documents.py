@@ -289,6 +289,7 @@ def test_every_command_with_a_result_has_a_schema() -> None:
         *("envelope", "list", "verify", "explore", "replay", "export", "check", "guest-check"),
         *("pair", "stress", "builds-list", "builds-probe"),
         *("findings-list", "findings-show", "findings-report", "findings-new"),
+        "assess",
     }
 
 

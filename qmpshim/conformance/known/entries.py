@@ -21,6 +21,7 @@ class Entry:
     :ivar name: its file below ``findings/``, without the suffix; the part before a ``/`` says what
         shows it: ``directed``, ``pair``, ``verify``, and nothing for the explorer
     :ivar since: first version that has it, :ivar fixed: first that has it no more; ``""``: unknown
+    :ivar causes: as :func:`~.write_ups.pattern_from_json` reads them
     :ivar case: what shows it again; empty: the directed case, or the workload, of its name
     """
 
@@ -32,6 +33,7 @@ class Entry:
     fixed: str
     contract: bool
     verdicts: tuple[str, ...]
+    causes: tuple[dict[str, Any], ...]
     meaning: Meaning
     case: dict[str, Any]
 
@@ -96,6 +98,7 @@ def read_entry(path: Path) -> Entry:
             str(versions.get("fixed", "")),
             bool(value.get("contract", True)),
             tuple(value.get("verdicts", [value.get("verdict", "")])),
+            tuple(value.get("causes", ())),
             meaning_from_json(value["meaning"]),
             dict(value.get("case", {})),
         )

@@ -1,0 +1,185 @@
+"""`qmpshim assess`: can I rely on this build?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qmpshim.commands.console import (
+    BUNDLES,
+    DIVERGED,
+    OK,
+    UNTESTABLE,
+    Console,
+    build_options,
+    check_directory,
+    check_writable,
+    chosen_builds,
+    count,
+    json_option,
+    not_kept,
+    replay_command,
+    run_interruptible,
+    seconds,
+)
+from qmpshim.conformance.assess.assess import Assessment, assess
+from qmpshim.conformance.assess.document import assessment_object
+from qmpshim.conformance.assess.judgement import Answer, Judgement, Reason
+from qmpshim.conformance.assess.page import page
+from qmpshim.conformance.explore.report.finding_files import save_finding
+from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.known.tracker import command_of
+from qmpshim.errors import HostError
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.host.files import slug, write_file
+
+_EPILOG = """\
+Nothing is concluded from a version string: each known finding that affects the use is tried on the
+binary itself, and then pairs of operations are explored in every interleaving, as far as the budget
+goes. NOT RELIABLE: something was shown that loses data or service in ordinary use or when a disk or
+link fails, and nothing warns of it in time. CANNOT TELL: nothing was shown, and not all was tried.
+
+Exit status: 0 reliable for every use that was asked for, 1 not reliable for one of them, 2 the
+command or the environment is wrong, 125 nothing was found, and it cannot be told of all of them.
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "assess",
+        help="can I rely on this build? by use, with reasons",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    build_options(parser, machine=False, several=True)
+    parser.add_argument(
+        "--use",
+        action="append",
+        choices=[use.value for use in Use],
+        help="what QEMU is used for; may be given several times (default: all)",
+    )
+    parser.add_argument(
+        "--budget",
+        type=seconds,
+        default=60.0,
+        metavar="TIME",
+        help="for the fresh exploration of a build (default 60s); trying what is known takes up to "
+        "45 s more",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=count,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes at most (default: one a CPU)",
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one HTML page, to hand on")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help=f"bundles of what is new (default ./{BUNDLES})"
+    )
+    json_option(parser)
+    parser.set_defaults(run=_assess)
+
+
+def _assess(args: argparse.Namespace, console: Console) -> int:
+    check_writable(args.html)
+    chosen = chosen_builds(args)
+    if args.keep is not None:
+        check_directory(args.keep)
+    args.document.about(*chosen)
+    uses = [use for use in Use if args.use is None or use.value in args.use]
+    done: list[Assessment] = []
+    again: dict[Reason, str] = {}
+
+    def work() -> int:
+        for build in chosen:
+            one = assess(build, uses, args.budget, args.jobs, console.progress)
+            done.append(one)
+            for judgement in one.judgements:
+                for reason in (*judgement.reasons, *judgement.remarks):
+                    again[reason] = _again(reason, build, args.keep or BUNDLES, console)
+            _show(one, again, console)
+        return _status(done)
+
+    status = run_interruptible(work)
+    args.document.result = {"assessments": [assessment_object(one, again) for one in done]}
+    if done:
+        args.document.diverged = _status(done) == DIVERGED
+        if len(done) > 1:
+            _table(done, console)
+        if args.html is not None:
+            write_file(args.html, page(done, again))
+            console.line(f"page: {args.html}")
+    if status == UNTESTABLE:
+        args.document.error = "it cannot be told of every use that was asked for"
+    return status
+
+
+def _status(done: Sequence[Assessment]) -> int:
+    answers = {judgement.answer for one in done for judgement in one.judgements}
+    if Answer.NOT_RELIABLE in answers:
+        return DIVERGED
+    return UNTESTABLE if Answer.CANNOT_TELL in answers else OK
+
+
+def _again(reason: Reason, build: Build, keep: Path, console: Console) -> str:
+    """The command that shows it; what is new is kept as a bundle for that."""
+    if reason.entry is not None:
+        which = [] if build.name == "system" else ["--build", build.name]
+        return shlex.join([*shlex.split(command_of(reason.entry)), *which])
+    assert reason.finding is not None
+    name = slug(f"assess-{reason.finding.verdict}-{reason.finding.scenario.name}")
+    try:
+        return replay_command(save_finding(keep / name, reason.finding), build)
+    except HostError as error:
+        console.line(not_kept(str(error)))
+        return ""
+
+
+def _show(one: Assessment, again: dict[Reason, str], console: Console) -> None:
+    console.line(f"{one.build.name}: QEMU {one.version}")
+    for judgement in one.judgements:
+        console.line()
+        console.line(f"{judgement.use.words}: {judgement.answer}")
+        console.line(f"  tried: {judgement.figures}")
+        for reason in judgement.reasons:
+            _show_reason(reason, again[reason], console)
+        for doubt in judgement.doubts:
+            console.line(f"  cannot tell: {doubt}")
+        if judgement.remarks:
+            words = "; ".join(
+                f"{remark.severity.words}: {remark.text}" for remark in judgement.remarks
+            )
+            console.line(f"  known, and harmless where QEMU's rules are kept: {words}")
+    console.line()
+    console.line(f"{one.seconds:.0f} s")
+
+
+def _show_reason(reason: Reason, command: str, console: Console) -> None:
+    console.line(f"  {reason.severity.words}: {reason.text}")
+    for name, text in (
+        ("when", reason.when),
+        ("then", reason.then),
+        ("avoid it", reason.avoid),
+        ("see it", command),
+    ):
+        if text:
+            console.line(f"    {name + ':':9} {text}")
+
+
+def _table(done: Sequence[Assessment], console: Console) -> None:
+    """Several builds side by side."""
+    rows: list[list[str]] = [["", *(one.build.name for one in done)]]
+    for at, judgement in enumerate(done[0].judgements):
+        cells: list[Judgement] = [one.judgements[at] for one in done]
+        rows.append([judgement.use.words, *(cell.answer.value for cell in cells)])
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    for row in rows:
+        console.line(
+            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        )

@@ -1,0 +1,1 @@
+"""Whether a build can be relied on, by use."""

@@ -1,0 +1,70 @@
+"""Assesses a build: tries what is known, explores, and judges each use."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from qmpshim.conformance.assess.exploration import explore_uses
+from qmpshim.conformance.assess.judgement import Answer, Judgement, judge
+from qmpshim.conformance.assess.trials import Trial, try_findings
+from qmpshim.conformance.explore.search.exploration import Progress
+from qmpshim.conformance.known.entries import by_severity, entries
+from qmpshim.conformance.known.meaning import Use
+from qmpshim.machine.builds.build import Build, read_version
+
+#: Seconds for trying what is known; with the default budget a build takes two minutes at most.
+TRYING = 45.0
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What is to be said of a build."""
+
+    build: Build
+    version: str
+    judgements: tuple[Judgement, ...]
+    trials: tuple[Trial, ...]
+    seconds: float
+
+    @property
+    def reliable(self) -> bool:
+        """Whether it is, for every use that was asked for."""
+        return all(one.answer is Answer.RELIABLE for one in self.judgements)
+
+
+def assess(
+    build: Build,
+    uses: Sequence[Use],
+    budget: float,
+    jobs: int,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Assessment:
+    """Assess *build* for *uses*.
+
+    :param budget: seconds for the exploration; trying what is known has :data:`TRYING`
+    :param jobs: processes at a time
+    :raises BuildError: the build does not start
+    """
+    began = time.monotonic()
+    wanted = [one for one in by_severity(entries()) if set(one.meaning.affects) & set(uses)]
+
+    def exploring(at: Progress) -> None:
+        progress(f"exploring: {at.scenarios}/{at.of} scenarios, {at.schedules} schedules")
+
+    trials = try_findings(
+        build,
+        wanted,
+        jobs,
+        TRYING,
+        lambda done: progress(f"trying what is known: {done}/{len(wanted)}"),
+    )
+    explored = explore_uses(build, uses, budget, jobs, exploring)
+    return Assessment(
+        build,
+        read_version(build)[1],
+        tuple(judge(use, trials, explored[use]) for use in uses),
+        tuple(trials),
+        time.monotonic() - began,
+    )

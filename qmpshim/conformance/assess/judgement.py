@@ -1,0 +1,138 @@
+"""From what was tried on a build to an answer for each use. Pure: it runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from qmpshim.conformance.assess.exploration import Explored
+from qmpshim.conformance.assess.trials import Seen, Trial
+from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.known.entries import Entry, by_id
+from qmpshim.conformance.known.meaning import SEVERITY_OF, Severity, Use
+from qmpshim.errors import name_errnos
+
+
+class Answer(StrEnum):
+    """Whether a build can be relied on for a use."""
+
+    RELIABLE = "RELIABLE"
+    NOT_RELIABLE = "NOT RELIABLE"
+    CANNOT_TELL = "CANNOT TELL"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reason:
+    """Why, in words for users. Two are never the same one, so each can have its command.
+
+    :ivar text: what happens, :ivar when: and when, :ivar then: what comes of it,
+        :ivar avoid: and how to avoid it; all but *text* are ``""`` of what nobody has explained
+    :ivar entry: the write-up, None: there is none
+    :ivar finding: of the exploration, None: it was tried from the write-up
+    """
+
+    severity: Severity
+    text: str
+    when: str = ""
+    then: str = ""
+    avoid: str = ""
+    entry: Entry | None = None
+    finding: Finding | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The answer for a use.
+
+    :ivar reasons: why it is not reliable, the worst first
+    :ivar doubts: why more cannot be told, one line each
+    :ivar remarks: what was shown and does not make it unreliable, the worst first
+    """
+
+    use: Use
+    answer: Answer
+    reasons: tuple[Reason, ...]
+    doubts: tuple[str, ...]
+    remarks: tuple[Reason, ...]
+    tried: tuple[Trial, ...]
+    explored: Explored
+
+    @property
+    def figures(self) -> str:
+        """What was tried, in words."""
+        explored = self.explored
+        text = f"{len(self.tried)} known findings tried"
+        if not explored.scenarios:
+            return f"{text}, nothing explored"
+        return (
+            f"{text}, {explored.schedules} schedules of {explored.reached} of "
+            f"{explored.scenarios} scenarios explored ({explored.exhausted} exhausted)"
+        )
+
+
+def judge(use: Use, trials: Sequence[Trial], explored: Explored) -> Judgement:
+    """The answer for *use*.
+
+    :param trials: of all findings; those that do not affect the use are passed over
+    :param explored: the scenarios of this use
+    """
+    own = tuple(trial for trial in trials if use in trial.entry.meaning.affects)
+    shown = {trial.entry.name: _of_entry(trial.entry) for trial in own if trial.seen is Seen.SHOWN}
+    new: list[Reason] = []
+    doubts = []
+    for finding in explored.confirmed:
+        entry = by_id(finding.known) if finding.known else None
+        if entry is None:
+            new.append(_of_finding(finding))
+        elif use in entry.meaning.affects:
+            shown.setdefault(entry.name, _of_entry(entry))
+    everything = sorted((*shown.values(), *new), key=lambda one: one.severity.rank)
+    reasons = tuple(one for one in everything if _disqualifies(one))
+    if explored.impossible:
+        doubts.append(f"this build cannot do it: {explored.impossible}")
+    elif not explored.scenarios:
+        doubts.append(f"there is no exploration of {use.words} in this qmpshim")
+    elif explored.reached < explored.scenarios:
+        left = explored.scenarios - explored.reached
+        doubts.append(f"{left} of {explored.scenarios} scenarios were not come to in the budget")
+    doubts += [
+        f"seen once, and not each time: {finding.verdict}: {name_errnos(finding.text)}"
+        for finding in explored.unconfirmed
+        if not finding.known and finding.contract
+    ]
+    doubts += [
+        f"{trial.entry.name}: {trial.why}"
+        for trial in own
+        if trial.seen is Seen.UNSURE
+        and trial.entry.meaning.disqualifies
+        and trial.entry.name not in shown
+    ]
+    answer = Answer.NOT_RELIABLE if reasons else Answer.CANNOT_TELL if doubts else Answer.RELIABLE
+    remarks = tuple(one for one in everything if not _disqualifies(one))
+    return Judgement(use, answer, reasons, tuple(doubts), remarks, own, explored)
+
+
+def _disqualifies(reason: Reason) -> bool:
+    """What is known by its meaning; what nobody has explained if it is within the contract."""
+    if reason.entry is not None:
+        return reason.entry.meaning.disqualifies
+    return reason.finding is None or reason.finding.contract
+
+
+def _of_entry(entry: Entry) -> Reason:
+    meaning = entry.meaning
+    return Reason(
+        meaning.severity,
+        entry.title,
+        meaning.situation,
+        meaning.consequence,
+        meaning.workaround,
+        entry,
+    )
+
+
+def _of_finding(finding: Finding) -> Reason:
+    assert finding.verdict is not None
+    text = f"{finding.verdict}: {name_errnos(finding.text)}"
+    return Reason(SEVERITY_OF[finding.verdict], text, finding=finding)

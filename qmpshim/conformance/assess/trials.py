@@ -1,0 +1,212 @@
+"""Tries which of the written-up findings a build shows now.
+
+Nothing is concluded from its version: each write-up's case is run on the binary itself, in
+processes of their own, so that a QEMU that hangs or takes the check with it costs its batch alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.check.run.case_process import Cancelled, Order, carry_out
+from qmpshim.conformance.check.run.identity import identify
+from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
+from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.explore.search.minimize import show_again
+from qmpshim.conformance.known.entries import Entry, entries, entry
+from qmpshim.conformance.known.folder import known_directed
+from qmpshim.conformance.known.pairs import pair_cause
+from qmpshim.conformance.known.write_ups import pattern_from_json
+from qmpshim.conformance.pair.checks import run_plan
+from qmpshim.conformance.pair.plan import PairFinding, PairPlan
+from qmpshim.conformance.workload.verify import replay, setup_for
+from qmpshim.conformance.workload.workload import Kind, Operation, Side
+from qmpshim.errors import BuildError, MachineError
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.chain.behaviour import Behaviour
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.check.verdict import Verdict
+
+_BATCH = 4  # findings tried by one process: it takes a second to start
+_PAIR_LIMIT = 10.0  # seconds for a step of a pair
+_LATE = "no time was left to try it"
+_ELSE = "something else went wrong"
+
+
+class Seen(StrEnum):
+    """What came of trying a finding on a build."""
+
+    SHOWN = "shown"
+    NOT_SEEN = "not seen here"
+    UNSURE = "cannot tell"  # something else went wrong, or it could not be followed to its end
+    IMPOSSIBLE = "not possible here"  # the build cannot do what it takes
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A finding that was tried.
+
+    :ivar why: what was seen, or why nothing follows, one line
+    """
+
+    entry: Entry
+    seen: Seen
+    why: str = ""
+
+
+def try_findings(
+    build: Build,
+    wanted: Sequence[Entry],
+    jobs: int,
+    seconds: float,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Trial]:
+    """Try them all, as far as the time suffices; what was not come to is unsure.
+
+    :param jobs: processes at a time
+    :param progress: is given how many are done
+    :raises BuildError: the build does not start
+    """
+    identity = identify(build)
+    runner = f"{run_batch.__module__}:{run_batch.__qualname__}"
+    quick = [one.name for one in wanted if one.kind != "pair"]
+    batches = [quick[at : at + _BATCH] for at in range(0, len(quick), _BATCH)]
+    batches += [[one.name] for one in sorted(wanted, key=_cost) if one.kind == "pair"]
+    orders = [
+        Order(build, identity, Case("trial", names[0], {"names": names}, seconds), runner)
+        for names in batches
+    ]
+    found: dict[str, Trial] = {}
+    end = time.monotonic() + seconds
+    ended = threading.Event()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            late = lambda: ended.is_set() or time.monotonic() > end  # noqa: E731
+            futures = [pool.submit(carry_out, order, late) for order in orders]
+            for future in as_completed(futures):
+                with contextlib.suppress(Cancelled):
+                    _note(found, orders[futures.index(future)], future.result().outcome)
+                    progress(len(found))
+        finally:
+            ended.set()
+    return [found.get(one.name) or Trial(one, Seen.UNSURE, _LATE) for one in wanted]
+
+
+def _cost(one: Entry) -> int:
+    """How much it takes to try a pair's finding: a guest that boots most."""
+    return int(str(one.case.get("plan", {}).get("guest", "")).startswith("linux"))
+
+
+def _note(found: dict[str, Trial], order: Order, outcome: CaseOutcome) -> None:
+    """What a batch reported. A finding that any batch showed is shown."""
+    for finding in outcome.findings:
+        name = finding.cause
+        trial = Trial(entry(name), Seen(finding.observed), finding.title)
+        if name not in found or trial.seen is Seen.SHOWN:
+            found[name] = trial
+    for name in order.case.arguments["names"]:
+        found.setdefault(name, Trial(entry(name), Seen.UNSURE, outcome.text))
+
+
+def run_batch(build: Build, case: Case, directory: Path) -> CaseOutcome:
+    """``names``: of write-ups. Tries each; its finding's ``observed`` is a :class:`Seen`."""
+    found = [
+        CaseFinding(
+            Verdict(trial.entry.verdicts[0]),
+            trial.entry.name,
+            trial.why,
+            observed=trial.seen.value,
+        )
+        for name in case.arguments["names"]
+        for trial in try_finding(build, entry(name), directory)
+    ]
+    return CaseOutcome(Status.OK, findings=tuple(found))
+
+
+def try_finding(build: Build, one: Entry, directory: Path) -> list[Trial]:
+    """Try a single finding, here and now; others that show themselves with it are reported, too.
+
+    :param directory: for what a pair leaves
+    """
+    try:
+        match one.kind:
+            case "directed":
+                return [_directed(build, one)]
+            case "pair":
+                return _pair(build, one, directory)
+            case "verify":
+                return [_stop(build, one)]
+        return [_schedule(build, one)]
+    except BuildError as error:
+        return [Trial(one, Seen.IMPOSSIBLE, str(error))]
+    except MachineError as error:
+        return [Trial(one, Seen.UNSURE, f"{_ELSE}: {error}")]
+
+
+def _schedule(build: Build, one: Entry) -> Trial:
+    shown = show_again(load_finding(one.path), build)
+    if shown.finding is not None:
+        return Trial(one, Seen.SHOWN, shown.finding.text)
+    return Trial(one, Seen.UNSURE if shown.unsure else Seen.NOT_SEEN, shown.unsure)
+
+
+def _directed(build: Build, one: Entry) -> Trial:
+    name = one.name.partition("/")[2]
+    (case,) = (case for case in DIRECTED if case.name == name)
+    found = run_directed(case, build)
+    if found is None:
+        return Trial(one, Seen.NOT_SEEN)
+    if known_directed()[name].explains(found.kind, found.cause, case.contract):
+        return Trial(one, Seen.SHOWN, found.text)
+    return Trial(one, Seen.UNSURE, f"{_ELSE}: {found.text}")
+
+
+def _pair(build: Build, one: Entry, directory: Path) -> list[Trial]:
+    plan = PairPlan.from_json(one.case["plan"])
+    plan = replace(plan, limit=min(plan.limit, _PAIR_LIMIT))
+    outcome, _ = asyncio.run(run_plan(plan, (build, build), directory))
+    trials, others = [], []
+    for finding in outcome.findings:
+        told = [known for known in entries() if known.kind == "pair" and _shows(finding, known)]
+        trials += [Trial(known, Seen.SHOWN, finding.cause) for known in told]
+        others += [] if one in told else [finding.cause]
+    if all(trial.entry != one for trial in trials):
+        why = f"{_ELSE}: {'; '.join(others)}" if others else ""
+        trials.append(Trial(one, Seen.UNSURE if others else Seen.NOT_SEEN, why))
+    return trials
+
+
+def _shows(finding: PairFinding, known: Entry) -> bool:
+    """Whether a pair's finding is a known one, whatever the versions."""
+    cause = pair_cause(finding)
+    return finding.divergence.verdict in known.verdicts and any(
+        pattern_from_json(pattern).matches(cause) for pattern in known.causes
+    )
+
+
+def _stop(build: Build, one: Entry) -> Trial:
+    """The model's own known defect: replication that is started and stopped."""
+    spec = ChainSpec(Workflow.REPLICATION, 1 << 20, 64 << 10, "raw")
+    operations = (Operation(1, Side.CHAIN, Kind.START), Operation(2, Side.CHAIN, Kind.STOP))
+    case = WorkloadCase(spec, Behaviour(), operations, None, 1, {})
+    with Workspace() as workspace:
+        setup = setup_for(build, spec, strict=True)
+        result = asyncio.run(replay(case, setup, workspace, lambda text: None))
+    found = result.divergence
+    if found is None:
+        return Trial(one, Seen.NOT_SEEN)
+    if found.verdict in one.verdicts and found.where == "stop":
+        return Trial(one, Seen.SHOWN, found.observed)
+    return Trial(one, Seen.UNSURE, f"{_ELSE}: {found}")
