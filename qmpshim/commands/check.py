@@ -26,6 +26,7 @@ from qmpshim.commands.console import (
     refuse_unused,
     show_list,
 )
+from qmpshim.conformance.assess.seen import would_say
 from qmpshim.conformance.bundles import bundle as bundles
 from qmpshim.conformance.check.case import CANNOT_BE_TESTED, Case, Status
 from qmpshim.conformance.check.report.compare import Comparison, State, compare, headline
@@ -381,6 +382,10 @@ def _rest(comparison: Comparison, directory: Path, console: Console) -> None:
         console.line(f"{CANNOT_BE_TESTED} on {build}: {cases[0]}{more}: {why}")
     console.line()
     console.line(f"reports: {directory}/{{{HTML},{RESULTS},{JUNIT},{TAP}}}")
+    for build in comparison.results.builds:
+        console.line(
+            f"assess would say of this, {build.name}: {would_say(comparison.seen_on(build.name))}"
+        )
     console.line(headline(comparison))
 
 

@@ -23,6 +23,7 @@ from qmpshim.commands.console import (
     run_cancellable,
     seconds,
 )
+from qmpshim.conformance.assess.seen import SeenFinding, would_say
 from qmpshim.conformance.document import Document
 from qmpshim.conformance.known.pairs import load_known
 from qmpshim.conformance.pair import bundle as pair_bundle
@@ -179,6 +180,11 @@ def _show(outcome: PairOutcome, bundle: Path | None, primary: Build, console: Co
     new = [finding for finding in outcome.findings if not finding.known]
     state = "DIVERGED" if new else "known defects only" if outcome.findings else "all as predicted"
     console.line(f"{state}: {summary(outcome)}, {outcome.seconds:.1f} s")
+    seen = [
+        SeenFinding(one.divergence.verdict, one.cause, one.contract, one.known)
+        for one in outcome.findings
+    ]
+    console.line(f"assess would say of this: {would_say(seen)}")
 
 
 async def replay(bundle: Path, build: Build, document: Document, console: Console) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from qmpshim.conformance.assess.seen import SeenFinding
 from qmpshim.conformance.check.case import CANNOT_BE_TESTED, CaseFinding, Status
 from qmpshim.conformance.check.report.results import Results
 from qmpshim.conformance.check.run.again import replay_command
@@ -108,6 +109,15 @@ class Comparison:
             for sight in row.sights.values():
                 if self.fails(sight):
                     yield row, sight
+
+    def seen_on(self, build: str) -> list[SeenFinding]:
+        """What was seen on a build each time it was tried, for what it means to a user."""
+        return [
+            SeenFinding(sight.best.verdict, sight.best.title, sight.best.contract, sight.best.known)
+            for row in self.rows
+            for sight in (row.sights.get(build),)
+            if sight is not None and sight.state is not State.UNCONFIRMED
+        ]
 
     def fails(self, sight: Sight) -> bool:
         """Whether the run fails for it: what nobody can explain, seen once or each time."""

@@ -1,0 +1,88 @@
+"""What `assess` would say of what a run saw. Nothing more is tried, so it never says reliable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from qmpshim.conformance.known.entries import Entry, by_id
+from qmpshim.conformance.known.meaning import SEVERITY_OF, Meaning, Severity, Use
+from qmpshim.model.check.verdict import Verdict
+
+
+class Standing(StrEnum):
+    """What a run's findings come to for a user; the badge of its report."""
+
+    NOTHING = "nothing known"
+    HARMLESS = "known and harmless"
+    NOT_RELIABLE = "not reliable"
+
+
+@dataclass(frozen=True, slots=True)
+class SeenFinding:
+    """A finding as a run reports it.
+
+    :ivar known: id of its write-up, or ``""``
+    """
+
+    verdict: Verdict
+    title: str
+    contract: bool
+    known: str = ""
+
+    @property
+    def entry(self) -> Entry | None:
+        """Its write-up."""
+        return by_id(self.known) if self.known else None
+
+    @property
+    def meaning(self) -> Meaning | None:
+        """What its write-up says of it."""
+        return self.entry.meaning if self.entry else None
+
+    @property
+    def severity(self) -> Severity:
+        """By its write-up, or by what was seen."""
+        return self.meaning.severity if self.meaning else SEVERITY_OF[self.verdict]
+
+    @property
+    def disqualifies(self) -> bool:
+        """What nobody has explained does if it is within the contract."""
+        return self.meaning.disqualifies if self.meaning else self.contract
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        return self.entry.title if self.entry else self.title
+
+
+def standing(found: Iterable[SeenFinding]) -> Standing:
+    """What they come to."""
+    all_found = list(found)
+    if any(one.disqualifies for one in all_found):
+        return Standing.NOT_RELIABLE
+    return Standing.HARMLESS if all_found else Standing.NOTHING
+
+
+def worst(found: Iterable[SeenFinding]) -> SeenFinding | None:
+    """The worst of those that make it unreliable."""
+    bad = [one for one in found if one.disqualifies]
+    return min(bad, key=lambda one: one.severity.rank, default=None)
+
+
+def uses_hit(found: Iterable[SeenFinding]) -> list[Use]:
+    """The uses for which it is not reliable by what is written up."""
+    hit = {u for one in found if one.disqualifies and one.meaning for u in one.meaning.affects}
+    return [use for use in Use if use in hit]
+
+
+def would_say(found: Iterable[SeenFinding]) -> str:
+    """The line, without the command that tries the rest."""
+    all_found = list(found)
+    bad = worst(all_found)
+    if bad is None:
+        known = len(all_found)
+        return f"{known} known and harmless finding(s)" if known else "nothing known was seen"
+    hit = ", ".join(use.words for use in uses_hit(all_found)) or "what was tried here"
+    return f"NOT RELIABLE for {hit}: {bad.severity.words}: {bad.text}"

@@ -1,0 +1,100 @@
+"""Real builds assessed: what they have is named, and no version string is believed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qmpshim.conformance.assess.assess import assess
+from qmpshim.conformance.assess.exploration import explore_uses
+from qmpshim.conformance.assess.judgement import Answer, judge
+from qmpshim.conformance.assess.trials import Seen, try_findings
+from qmpshim.conformance.known.entries import Entry, entries, entry
+from qmpshim.conformance.known.meaning import Use
+from qmpshim.machine.builds.build import Build, read_version, resolve
+from vmtests.support.broken_builds import make
+
+SNAPSHOT = entry("snapshot-read-returns-new-data")
+QUICK = [entry(name) for name in (SNAPSHOT.name, "verify/stop-always-fails", "directed/copy-fails")]
+
+
+def calls_itself(version: str, real: str, directory: Path) -> Build:
+    """A build that gives another version and is otherwise what it is."""
+    directory.mkdir()
+    script = directory / "qemu-system-x86_64"
+    script.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && echo "QEMU emulator version {version}" && exit\n'
+        f'exec {real} "$@"\n'
+    )
+    script.chmod(0o755)
+    image_tool = shutil.which("qemu-img")
+    assert image_tool is not None
+    (directory / "qemu-img").symlink_to(image_tool)
+    return resolve(str(script))
+
+
+def has(build: Build, known: Entry) -> bool:
+    return known.concerns(read_version(build)[0])
+
+
+def test_each_kind_of_finding_is_tried(qemu_build: Build) -> None:
+    for trial in try_findings(qemu_build, QUICK, 1, 60.0):
+        if trial.seen is not Seen.IMPOSSIBLE:
+            assert (trial.seen is Seen.SHOWN) is has(qemu_build, trial.entry), trial
+
+
+def test_a_build_is_not_believed_its_version(tmp_path: Path, qemu_build: Build) -> None:
+    """7.2 that calls itself 11.1.3, where the defect is written up as mended."""
+    if not has(qemu_build, SNAPSHOT):
+        pytest.skip("this QEMU does not have the defect")
+    liar = calls_itself("11.1.3", str(qemu_build.binary), tmp_path / "liar")
+    assert not has(liar, SNAPSHOT)
+    (trial,) = try_findings(liar, [SNAPSHOT], 1, 60.0)
+    assert trial.seen is Seen.SHOWN
+
+
+def test_without_time_nothing_is_told(qemu_build: Build) -> None:
+    trials = try_findings(qemu_build, QUICK, 1, 0.01)
+    assert {trial.seen for trial in trials} == {Seen.UNSURE}
+
+
+def test_a_build_that_dies_is_never_reliable(tmp_path: Path) -> None:
+    """At the first disk: nothing can be tried on it."""
+    build = resolve(str(make("dies-building", tmp_path / "broken")))
+    told = assess(build, [Use.FLEECING, Use.BITMAPS], 1.0, 1)
+    assert all(one.answer is not Answer.RELIABLE for one in told.judgements)
+    assert not told.reliable
+
+
+@pytest.mark.full
+def test_a_checkpoint_that_is_swallowed_is_found_by_the_exploration(tmp_path: Path) -> None:
+    """No write-up says so: the fresh exploration alone does."""
+    build = resolve(str(make("checkpoint-swallowed", tmp_path / "broken")))
+    use = Use.COLO_SECONDARY
+    explored = explore_uses(build, [use], 60.0, 2)[use]
+    told = judge(use, [], explored)
+    assert told.answer is Answer.NOT_RELIABLE
+    assert any(reason.finding is not None for reason in told.reasons)
+
+
+@pytest.mark.full
+def test_a_whole_assessment(qemu_build: Build) -> None:
+    """For every use it names the most severe of the findings written up for this version."""
+    told = assess(qemu_build, list(Use), 60.0, 2)
+    assert told.seconds < 120 or pytest.skip("this machine is busy")
+    for judgement in told.judgements:
+        expected = [
+            one
+            for one in entries()
+            if judgement.use in one.meaning.affects
+            and one.kind != "pair"
+            and one.meaning.disqualifies
+            and has(qemu_build, one)
+        ]
+        named = {reason.entry.name for reason in judgement.reasons if reason.entry}
+        worst = min((one.meaning.severity.rank for one in expected), default=None)
+        assert worst is None or any(
+            one.name in named for one in expected if one.meaning.severity.rank == worst
+        )

@@ -1,0 +1,100 @@
+"""What follows from what was tried: an answer that is never better than what was seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qmpshim.conformance.assess.exploration import Explored, scenarios_of
+from qmpshim.conformance.assess.judgement import Answer, judge
+from qmpshim.conformance.assess.trials import Seen, Trial
+from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.known.entries import entries, entry
+from qmpshim.conformance.known.meaning import Use
+
+ALL = Explored(scenarios=36, reached=36, exhausted=30, schedules=400)
+NONE_SEEN = [Trial(one, Seen.NOT_SEEN) for one in entries()]
+SNAPSHOT = entry("snapshot-read-returns-new-data")
+NEW = replace(load_finding(SNAPSHOT.path), known="", replays=(3, 3))
+
+
+def with_trial(name: str, seen: Seen) -> list[Trial]:
+    return [
+        replace(one, seen=seen, why="w") if one.entry.name == name else one for one in NONE_SEEN
+    ]
+
+
+def test_nothing_seen_and_all_tried_is_reliable() -> None:
+    told = judge(Use.FLEECING, NONE_SEEN, ALL)
+    assert (told.answer, told.reasons, told.doubts, told.remarks) == (Answer.RELIABLE, (), (), ())
+    assert "400 schedules of 36 of 36 scenarios" in told.figures
+
+
+@pytest.mark.parametrize("one", entries(), ids=lambda one: one.name)
+def test_what_is_shown_counts_by_its_meaning_for_its_uses_alone(one: object) -> None:
+    (known,) = [other for other in entries() if other is one]
+    trials = with_trial(known.name, Seen.SHOWN)
+    for use in Use:
+        told = judge(use, trials, ALL)
+        if use not in known.meaning.affects:
+            assert told.answer is Answer.RELIABLE
+        elif known.meaning.disqualifies:
+            assert told.answer is Answer.NOT_RELIABLE
+            assert [reason.entry for reason in told.reasons] == [known]
+        else:
+            assert told.answer is Answer.RELIABLE
+            assert [remark.entry for remark in told.remarks] == [known]
+
+
+def test_the_worst_comes_first() -> None:
+    trials = [Trial(one, Seen.SHOWN) for one in reversed(entries())]
+    for use in (Use.FLEECING, Use.COLO_PRIMARY, Use.COLO_SECONDARY):
+        ranks = [reason.severity.rank for reason in judge(use, trials, ALL).reasons]
+        assert len(ranks) > 2 and ranks == sorted(ranks)
+
+
+@pytest.mark.parametrize(
+    "trials, explored",
+    [
+        (with_trial(SNAPSHOT.name, Seen.UNSURE), ALL),
+        (NONE_SEEN, Explored()),  # there is no exploration of this use
+        (NONE_SEEN, replace(ALL, reached=35)),
+        (NONE_SEEN, replace(ALL, impossible="no driver")),
+        (NONE_SEEN, replace(ALL, unconfirmed=[replace(NEW, replays=(1, 3))])),
+    ],
+)
+def test_what_was_not_tried_is_never_reliable(trials: list[Trial], explored: Explored) -> None:
+    told = judge(Use.FLEECING, trials, explored)
+    assert told.answer is Answer.CANNOT_TELL and len(told.doubts) == 1
+    shown = [*trials, Trial(entry("snapshot-discard-aborts"), Seen.SHOWN)]
+    assert judge(Use.FLEECING, shown, explored).answer is Answer.NOT_RELIABLE
+
+
+def test_what_the_build_cannot_do_is_no_doubt_about_what_it_can() -> None:
+    assert judge(Use.FLEECING, with_trial(SNAPSHOT.name, Seen.IMPOSSIBLE), ALL).answer is (
+        Answer.RELIABLE
+    )
+
+
+def test_what_is_new_is_not_reliable_within_the_contract() -> None:
+    found = replace(ALL, confirmed=[NEW])
+    told = judge(Use.FLEECING, NONE_SEEN, found)
+    assert told.answer is Answer.NOT_RELIABLE and told.reasons[0].finding is NEW
+    outside = replace(ALL, confirmed=[replace(NEW, contract=False)])
+    told = judge(Use.FLEECING, NONE_SEEN, outside)
+    assert told.answer is Answer.RELIABLE and told.remarks[0].finding is not None
+
+
+def test_what_the_exploration_saw_of_a_known_finding_counts_though_its_trial_did_not() -> None:
+    found = replace(ALL, confirmed=[replace(NEW, known=SNAPSHOT.id)])
+    told = judge(Use.FLEECING, NONE_SEEN, found)
+    assert [reason.entry for reason in told.reasons] == [SNAPSHOT]
+
+
+def test_each_use_with_a_chain_is_explored() -> None:
+    explored = {use for use in Use if scenarios_of(use)}
+    assert explored == {
+        *(Use.COLO_PRIMARY, Use.COLO_SECONDARY, Use.SYNC_NONE_BACKUP, Use.FLEECING),
+        Use.NBD_EXPORT,
+    }
