@@ -382,11 +382,10 @@ def _rest(comparison: Comparison, directory: Path, console: Console) -> None:
         console.line(f"{CANNOT_BE_TESTED} on {build}: {cases[0]}{more}: {why}")
     console.line()
     console.line(f"reports: {directory}/{{{HTML},{RESULTS},{JUNIT},{TAP}}}")
-    for build in comparison.results.builds:
-        console.line(
-            f"assess would say of this, {build.name}: {would_say(comparison.seen_on(build.name))}"
-        )
     console.line(headline(comparison))
+    for tested in comparison.results.builds:
+        said = would_say(comparison.seen_on(tested.name))
+        console.line(f"assess would say of this, {tested.name}: {said}")
 
 
 # -- bisect ------------------------------------------------------------------------------------
