@@ -149,6 +149,8 @@ def source_of(build: Build, progress: Progress) -> Tree:
     name = version.partition(":")[2] or version
     place = registry.cache_directory() / "upstream" / name
     place.parent.mkdir(parents=True, exist_ok=True)
+    if tree.is_made:  # or it would wait for another tree that is being made
+        return tree
     with lock(place.parent):
         if not (place / "source").is_dir():
             _fetch(build, version, place, progress)
