@@ -139,6 +139,10 @@ def suites(build: Build) -> list[str]:
     return [found[1], f"{found[1]}-security", f"{found[1]}-updates"]
 
 
+def _place(version: str) -> Path:
+    return registry.cache_directory() / "upstream" / (version.partition(":")[2] or version)
+
+
 def source_of(build: Build, progress: Progress) -> Tree:
     """The source tree of a build's version, with nothing made: from the cache, else fetched.
 
@@ -146,11 +150,8 @@ def source_of(build: Build, progress: Progress) -> Tree:
     :raises HostError: no network
     """
     version = source_version(read_version(build)[1])
-    name = version.partition(":")[2] or version
-    place = registry.cache_directory() / "upstream" / name
+    place = _place(version)
     place.parent.mkdir(parents=True, exist_ok=True)
-    if tree.is_made:  # or it would wait for another tree that is being made
-        return tree
     with lock(place.parent):
         if not (place / "source").is_dir():
             _fetch(build, version, place, progress)
@@ -162,6 +163,10 @@ def tree_of(build: Build, progress: Progress) -> Tree:
 
     :raises InputError, HostError: as :func:`source_of`; or it cannot be made here
     """
+    version = source_version(read_version(build)[1])
+    tree = Tree(version, _place(version))
+    if tree.is_made:  # or it would wait for another tree that is being made
+        return tree
     tree = source_of(build, progress)
     with lock(tree.directory.parent):
         if not tree.is_made:
