@@ -1,4 +1,4 @@
-"""The command line: the door to everything below."""
+"""The command line: parses the arguments and runs one of the commands."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from qmpshim.commands.streams import BROKEN_PIPE, WRONG, cannot_write, stdout_fa
 from qmpshim.conformance.document import Document
 from qmpshim.errors import QmpshimError
 
-_UNREAD = "nobody reads the output"
+_UNREAD = "the output is not read"
 _INTERRUPTED = {128 + number: number.name for number in (signal.SIGINT, signal.SIGTERM)}
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="qmpshim",
         description="Makes QEMU's live block backup and block replication (COLO) checkable.",
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; returns the exit status (see the README)."""
     words = sys.argv[1:] if argv is None else argv
     try:
-        args = _parser().parse_args(words)
+        args = build_parser().parse_args(words)
     except OSError as error:  # what --help, --version and wrong words print cannot be written
         return cannot_write(sys.stdout, error)
     logging.basicConfig(
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, document: Document) -> int:
-    """Do what was asked for; the document is told what went wrong."""
+    """Run the chosen command; an exception is recorded in the JSON document."""
     run: Callable[[argparse.Namespace, Console], int] = args.run
     try:
         json_only = getattr(args, "json", None) == STDOUT  # then the words go elsewhere

@@ -1,4 +1,4 @@
-"""The one exception hierarchy: each class says whose fault it is and what the CLI exits with."""
+"""The exception hierarchy: each class names where the fault is and the CLI's exit code."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def name_errnos(text: str) -> str:
 
 
 class QmpshimError(Exception):
-    """Anything qmpshim raises on purpose: one line that says what happened and how to mend it."""
+    """Base of all exceptions of qmpshim; the message is one line: what happened, how to fix it."""
 
     exit_code = 2
 
@@ -53,7 +53,7 @@ _LONGEST = 400  # characters of a message that may hold what stands in a file
 
 @contextmanager
 def decoding(what: str) -> Iterator[None]:
-    """Around the decoding of what a user gave: whatever is wrong with it is said in one line.
+    """Wraps the decoding of user input: every decoding error becomes one InputError of one line.
 
     :param what: the file, for the message
     :raises InputError: it is damaged
@@ -61,17 +61,17 @@ def decoding(what: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        said = str(error)
+        message = str(error)
     except KeyError as error:
-        said = f"{what} is damaged: it has no {error}"
+        message = f"{what} is damaged: it has no {error}"
     except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
-        said = f"{what} is damaged: {error}"
+        message = f"{what} is damaged: {error}"
     except RecursionError:
-        said = f"{what} is damaged: it is nested too deeply"
+        message = f"{what} is damaged: it is nested too deeply"
     else:
         return
-    said = " ".join(said.split())
-    raise InputError(said if len(said) <= _LONGEST else f"{said[: _LONGEST - 4]} ...")
+    message = " ".join(message.split())
+    raise InputError(message if len(message) <= _LONGEST else f"{message[: _LONGEST - 4]} ...")
 
 
 class NoSuchBuild(InputError):
@@ -79,7 +79,7 @@ class NoSuchBuild(InputError):
 
 
 class NothingToTell(InputError):
-    """What is asked about is not there (no chain is modelled, none is gated); says why."""
+    """What was requested does not exist (no chain is modelled or gated); gives the reason."""
 
 
 class HostError(QmpshimError):
@@ -93,7 +93,7 @@ class BuildError(QmpshimError):
 
 
 class NotStarted(BuildError):
-    """QEMU never greeted, though nothing was asked of it: nothing can be tested with this build."""
+    """QEMU sent no QMP greeting; this build cannot be tested."""
 
 
 class DriverMissing(BuildError):
@@ -133,11 +133,11 @@ class MachineHung(MachineError):
 
 
 class ProtocolBroken(MachineError):
-    """QEMU said something on its monitor that QMP does not know; nothing more can be asked."""
+    """QEMU's monitor sent data that is not QMP; no further command can be sent."""
 
 
 class GuestPanicked(MachineError):
-    """The guest's kernel gave up; the text is what its console said."""
+    """The guest's kernel panicked; the message is the end of its console output."""
 
 
 class GuestFailed(MachineError):
@@ -148,8 +148,10 @@ class GuestFailed(MachineError):
     """
 
     def __init__(self, command: str, status: int, output: str) -> None:
-        said = output.strip().splitlines()
-        super().__init__(f"{command} ended with status {status}: {said[-1] if said else 'silence'}")
+        message = output.strip().splitlines()
+        super().__init__(
+            f"{command} ended with status {status}: {message[-1] if message else 'silence'}"
+        )
         self.status = status
         self.output = output
 

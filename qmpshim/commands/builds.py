@@ -17,27 +17,31 @@ from qmpshim.machine.builds.probe import probe
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    building = commands.add_parser("builds", help="the QEMU builds there are")
+    building = commands.add_parser("builds", help="manage the QEMU builds to test")
     actions = building.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="all registered builds and the system's")
     # Without a FILE, as it once was: to stdout.
     json_option(listing, nargs="?", const=STDOUT)
     listing.set_defaults(run=_builds_list)
     adding = actions.add_parser("add", help="name a binary, a build tree or an unpacked prefix")
-    adding.add_argument("name")
-    adding.add_argument("place")
+    adding.add_argument("name", help="the short name to register it under")
+    adding.add_argument("place", help="path of the binary, build tree or prefix")
     adding.set_defaults(run=_builds_add)
-    fetching = actions.add_parser(
-        "fetch", help="get some from Debian, without root: debian:bullseye debian:trixie ..."
+    fetching = actions.add_parser("fetch", help="download builds from Debian, without root")
+    fetching.add_argument(
+        "specs",
+        nargs="+",
+        metavar="debian:SUITE[@VERSION]",
+        help="a Debian suite, e.g. debian:trixie, and a version of its QEMU package (default: the "
+        "newest)",
     )
-    fetching.add_argument("specs", nargs="+", metavar="debian:SUITE[@VERSION]")
     fetching.set_defaults(run=_builds_fetch)
     for action, text, run in (
         ("probe", "what a build can do", _builds_probe),
         ("remove", "forget a build; a fetched one is deleted", _builds_remove),
     ):
         naming = actions.add_parser(action, help=text)
-        naming.add_argument("name")
+        naming.add_argument("name", help="a build by its name in `qmpshim builds list`")
         if action == "probe":
             json_option(naming)
         naming.set_defaults(run=run)

@@ -74,7 +74,7 @@ question is wrong (a name that no build has, no such bundle); never 2, which git
 
 
 SHIM = Case("shim", "protocol/shim")
-# The shim is above the floor where checks are: it comes in here.
+# The shim is a layer above the checks, so its check is registered here.
 kinds.register("shim", differential.run, SHIM)
 
 
@@ -87,7 +87,6 @@ def add(commands: Any) -> None:
         "check",
         help="run a suite of checks on several builds, and compare",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     checking.add_argument(
         "--build",
@@ -101,7 +100,7 @@ def add(commands: Any) -> None:
         "--suite",
         default=None,
         metavar="S",
-        help="quick, guest, pair, full or a file (default quick)",
+        help="quick, guest, pair, full or a file (default: quick)",
     )
     checking.add_argument(
         "--case",
@@ -120,19 +119,25 @@ def add(commands: Any) -> None:
         help="results.json of an earlier run: only what is not there counts as new",
     )
     checking.add_argument(
-        "--jobs", type=count, default=os.cpu_count() or 1, metavar="N", help="cases at a time"
+        "--jobs",
+        type=count,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="cases at a time (default: one a CPU)",
     )
     checking.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="journal, reports, bundles (default ./qmpshim-check)",
+        help="directory of the journal, reports and bundles (default: ./qmpshim-check)",
     )
-    checking.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run")
+    checking.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR")
     checking.add_argument(
-        "--force", action="store_true", help="begin anew where there is a run already: it is lost"
+        "--force", action="store_true", help="replace a run that is already in the directory"
     )
-    checking.add_argument("--strict", action="store_true", help="what is known fails the run, too")
+    checking.add_argument(
+        "--strict", action="store_true", help="known QEMU defects fail the run, too"
+    )
     checking.add_argument(
         "--dask", metavar="ADDRESS", help="work on a dask.distributed cluster, e.g. tcp://host:8786"
     )
@@ -195,7 +200,7 @@ def _check(args: argparse.Namespace, console: Console) -> int:
 
 
 def _listed(case: Case) -> Listed:
-    """A case, told by what is written up of it or else by its arguments."""
+    """A case's description: what its write-up gives, else its arguments."""
     arguments = {name: value for name, value in case.arguments.items() if name != "content"}
     words = ", ".join(f"{name} {_plain(value)}" for name, value in arguments.items())
     what = write_up(case.name.removeprefix("known/")).get("title", words)
@@ -392,7 +397,7 @@ def _rest(comparison: Comparison, directory: Path, console: Console) -> None:
 
 
 def _in_haste(suite: Suite) -> Suite:
-    """Nobody looks at what is found while bisecting, so nothing is made small."""
+    """While bisecting, findings are not minimized: only the exit status is used."""
     return replace(
         suite,
         cases=tuple(

@@ -11,6 +11,7 @@ import re
 import shlex
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,8 @@ OK, DIVERGED, UNTESTABLE = 0, 1, 125
 STDOUT = Path("-")  # as a file to write to
 _TAKEN_DOWN = "QEMU was ended and its files removed"
 MACHINE, LIMIT = "none", 30.0  # the defaults of --machine and of --limit, which is in seconds
-BUNDLES = Path("qmpshim-bundles")  # where replay bundles go unless --keep says otherwise
+BUNDLES = Path("qmpshim-bundles")  # where replay bundles go without --keep
+_MOST_CHOICES = 32  # characters of an option's choices that fit into the usage
 
 
 class Console:
@@ -94,11 +96,59 @@ def count(text: str) -> int:
     return int(text)
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Help that fits the terminal and breaks lines between words only.
+
+    An option with a long list of choices shows its metavar instead, and the choices in its text.
+    """
+
+    def _metavar_formatter(
+        self, action: argparse.Action, default_metavar: str
+    ) -> Callable[[int], tuple[str, ...]]:
+        metavar = action.dest.upper() if _long_choices(action) else default_metavar
+        if metavar is default_metavar:
+            return super()._metavar_formatter(action, default_metavar)
+        return lambda number: (metavar,) * number
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text = super()._expand_help(action)
+        return text + _long_choices(action)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Paragraphs are filled; one that is indented is an example and stays as it is."""
+        return "\n\n".join(
+            part
+            if part.startswith(" ")
+            else textwrap.fill(
+                " ".join(part.split()),
+                width,
+                initial_indent=indent,
+                subsequent_indent=indent,
+                break_on_hyphens=False,
+            )
+            for part in text.rstrip().split("\n\n")
+        )
+
+
+def _long_choices(action: argparse.Action) -> str:
+    """What an option's help adds about its choices if there are too many for the usage, or ''."""
+    choices = [str(choice) for choice in action.choices or ()]
+    if action.metavar is not None or sum(map(len, choices)) <= _MOST_CHOICES:
+        return ""
+    return f"; one of {', '.join(choices)}"
+
+
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
+    """Reports a usage error in one line, without the usage."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **{"formatter_class": HelpFormatter, **more})
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        """As the base class; the namespace also says which parser knows the command's defaults."""
+        """As the base class; the namespace also names the parser with the command's defaults."""
         found, rest = super().parse_known_args(args, namespace)
         if not hasattr(found, "parser"):  # a command's own parser comes before those it is below
             found.parser = self
@@ -125,25 +175,25 @@ def build_options(
         "--build",
         metavar="NAME",
         action="append" if several else "store",
-        help="a build `qmpshim builds list` shows"
+        help="a build by its name in `qmpshim builds list`"
         + ("; may be given several times" if several else ""),
     )
     where.add_argument("--qemu", metavar="PATH", help="a QEMU binary (default: the system's)")
     if not machine:
         return
-    parser.add_argument("--machine", default=MACHINE, help="QEMU's -machine (default none)")
+    parser.add_argument("--machine", default=MACHINE, help="QEMU's -machine (default: none)")
     parser.add_argument(
         "--limit",
         type=seconds,
         default=LIMIT,
         metavar="SECONDS",
-        help="after this long without an answer QEMU counts as hung (default 30; more where "
-        "a checkpoint goes through millions of clusters)",
+        help="seconds without an answer after which QEMU counts as hung, or 5m for minutes "
+        "(default: 30; more where a checkpoint goes through millions of clusters)",
     )
 
 
 def refuse_unused(args: argparse.Namespace, because: str, *options: str) -> None:
-    """Refuse options that would be passed over without a word.
+    """Refuse options that would be ignored.
 
     :param because: in which combination they have no effect, e.g. ``with --no-colo``
     :param options: e.g. ``--machine``
@@ -161,17 +211,17 @@ def json_option(parser: argparse.ArgumentParser, **more: Any) -> None:
         "--json",
         type=Path,
         metavar="FILE",
-        help="write the result as JSON, whatever it is (-: to stdout)",
+        help="write the result as JSON, also after a failure (-: to stdout)",
         **more,
     )
 
 
 def list_option(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add ``--list``, which shows *what* there is, in words, and runs nothing."""
+    """Add ``--list``, which lists *what* and runs nothing."""
     parser.add_argument(
         "--list",
         action="store_true",
-        help=f"show {what}, one a line with what it is; with --json as data. Nothing is run",
+        help=f"list {what}, one a line with a description (with --json as data); run nothing",
     )
 
 
@@ -201,16 +251,16 @@ def show_list(items: Sequence[Listed], document: Document, console: Console) -> 
 
 
 def output_options(parser: argparse.ArgumentParser, kept: str) -> None:
-    """Add ``--json``, ``--keep`` (of *kept*, in words) and ``--strict``."""
+    """Add ``--json``, ``--keep`` (*kept*: what it keeps) and ``--strict``."""
     json_option(parser)
     parser.add_argument(
         "--keep",
         type=Path,
         metavar="DIR",
-        help=f"keep {kept} in DIR (without it bundles alone go to ./{BUNDLES})",
+        help=f"keep {kept} in DIR (default: keep bundles only, in ./{BUNDLES})",
     )
     parser.add_argument(
-        "--strict", action="store_true", help="report known defects of QEMU as divergences, too"
+        "--strict", action="store_true", help="report known QEMU defects as divergences, too"
     )
 
 
@@ -229,11 +279,11 @@ def chosen_builds(args: argparse.Namespace) -> list[Build]:
 def on_each(
     chosen: Sequence[Build], document: Document, console: Console, run: Callable[[Build], int]
 ) -> int:
-    """Do the same on several builds, one after another; the worst exit status.
+    """Run the same on several builds, one after another; return the worst exit status.
 
     A build that cannot do it does not keep the others from it; an interruption does.
 
-    :param document: is told which builds, and which of them cannot be tested
+    :param document: records the builds, and which of them cannot be tested
     """
     document.about(*chosen)
     if len(chosen) == 1:
@@ -250,9 +300,9 @@ def on_each(
         if statuses[build.name] not in (OK, DIVERGED, UNTESTABLE):
             return statuses[build.name]
         console.line()
-    told = {OK: "all as predicted", DIVERGED: "DIVERGED", UNTESTABLE: "cannot be tested"}
+    results = {OK: "all as predicted", DIVERGED: "DIVERGED", UNTESTABLE: "cannot be tested"}
     for name, status in statuses.items():
-        console.line(f"{name:18} {told[status]}")
+        console.line(f"{name:18} {results[status]}")
     found = set(statuses.values())
     if found == {UNTESTABLE}:
         document.error = "cannot be tested on any of these builds"
@@ -262,7 +312,7 @@ def on_each(
 def run_cancellable(main: Coroutine[Any, Any, int], then: str = _TAKEN_DOWN) -> int:
     """Run to the end; SIGINT and SIGTERM cancel it, so that everything is taken down.
 
-    :param then: what that means, in words
+    :param then: the consequence, for the message
     """
 
     async def guarded() -> int:
@@ -373,7 +423,7 @@ def replay_command(bundle: Path, build: Build, *words: str) -> str:
 
 
 def not_kept(why: str) -> str:
-    """What to say when a bundle could not be written."""
+    """The message for a bundle that could not be written."""
     return f"no bundle: {why}; give a directory that can be written to with --keep DIR"
 
 

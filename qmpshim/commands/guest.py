@@ -35,46 +35,55 @@ def add(commands: Any) -> None:
     """Add the command to the parser."""
     building = commands.add_parser("guest", help="the small Linux that the guest checks boot")
     actions = building.add_subparsers(dest="action", required=True, metavar="ACTION")
-    making = actions.add_parser("build", help="make it of Debian's packages, or say where it is")
+    making = actions.add_parser("build", help="make it of Debian's packages, or show where it is")
     making.add_argument(
         "--refresh", action="store_true", help="make it again of what the mirror has today"
     )
     making.set_defaults(run=_guest_build)
     booting = actions.add_parser("boot", help="boot it here, with a shell; Ctrl-A X ends it")
     build_options(booting, machine=False)
-    booting.add_argument("--machine", default="pc", help="QEMU's -machine (default pc)")
+    booting.add_argument("--machine", default="pc", help="QEMU's -machine (default: pc)")
     booting.add_argument(
-        "arguments", nargs=argparse.REMAINDER, help="more of QEMU's arguments, after --"
+        "arguments", nargs=argparse.REMAINDER, help="further QEMU arguments, after --"
     )
     booting.set_defaults(run=_guest_boot)
     checking = actions.add_parser(
         "check",
-        help="scenarios with a guest on the chain of disks, judged by the model",
+        help="run scenarios with a guest on the chain of disks, checked by the model",
         description="Scenarios: "
         + "; ".join(f"{scenario.name} ({scenario.about})" for scenario in SCENARIOS.values()),
     )
     checking.add_argument(
-        "scenarios", nargs="*", metavar="SCENARIO", help="which ones (default: all)"
+        "scenarios", nargs="*", metavar="SCENARIO", help="the scenarios to run (default: all)"
     )
     build_options(checking, machine=False)
     checking.add_argument(
-        "--device", choices=get_args(Device), default="virtio-blk", help="the guest's controller"
+        "--device",
+        choices=get_args(Device),
+        default="virtio-blk",
+        help="the guest's controller (default: virtio-blk)",
     )
     checking.add_argument(
         "--iothread", action="store_true", help="serve the disk in a thread of its own"
     )
     checking.add_argument(
-        "--cache", choices=get_args(Cache), default="unsafe", help="QEMU's cache mode of the images"
+        "--cache",
+        choices=get_args(Cache),
+        default="unsafe",
+        help="QEMU's cache mode of the images (default: unsafe)",
     )
     checking.add_argument(
         "--aio",
         choices=("threads", "native", "io_uring"),
         default="threads",
-        help="how QEMU reads and writes the images (native needs --cache none or directsync)",
+        help="how QEMU reads and writes the images (default: threads); native needs --cache none "
+        "or directsync",
     )
-    checking.add_argument("--seed", type=int, default=1, help="of the guest's work (default 1)")
     checking.add_argument(
-        "--keep", type=Path, metavar="DIR", help="logs and images of what diverged go there"
+        "--seed", type=int, default=1, help="of the guest's workload (default: 1)"
+    )
+    checking.add_argument(
+        "--keep", type=Path, metavar="DIR", help="keep logs and images of divergences in DIR"
     )
     json_option(checking)
     list_option(checking, "the scenarios")

@@ -39,18 +39,26 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "pair",
         help="run a COLO pair, compare all disks at each checkpoint, fail over",
-        description="Starts a primary and a secondary QEMU joined as docs/COLO-FT.txt tells, and "
+        description="Starts a primary and a secondary QEMU joined as in docs/COLO-FT.txt, and "
         "compares their disks with each other and with the model at every checkpoint.",
     )
     build_options(parser, machine=False)
-    parser.add_argument("--secondary-build", metavar="NAME", help="another build for the secondary")
-    parser.add_argument("--checkpoints", type=count, default=10, metavar="N", help="default 10")
+    parser.add_argument(
+        "--secondary-build", metavar="NAME", help="the secondary's build (default: the primary's)"
+    )
+    parser.add_argument(
+        "--checkpoints",
+        type=count,
+        default=10,
+        metavar="N",
+        help="checkpoints to take (default: 10)",
+    )
     parser.add_argument(
         "--writes",
         type=count,
         default=20,
         metavar="N",
-        help="writes of the primary's guest between two checkpoints, at least (default 20)",
+        help="writes of the primary's guest between two checkpoints, at least (default: 20)",
     )
     parser.add_argument(
         "--no-colo",
@@ -61,20 +69,21 @@ def add(commands: Any) -> None:
         "--guest",
         choices=GUESTS,
         default="boot",
-        help="what runs in the virtual machines: a boot sector that writes (default), Linux "
-        "(qmpshim guest), or none: machines without a CPU, whose writes come over NBD",
+        help="what runs in the virtual machines: a boot sector that writes, Linux (qmpshim guest), "
+        "or none: machines without a CPU, whose writes come over NBD (default: boot)",
     )
     parser.add_argument(
         "--failover",
         choices=[kind.value for kind in Failover if kind is not Failover.NONE],
-        help="in the end kill one side, cut the NBD link, or let it fall silent; "
-        "cut-late: COLO takes one more checkpoint after the cut",
+        help="in the end kill one side, cut the NBD link, or stall it; cut-late: COLO takes one "
+        "more checkpoint after the cut",
     )
     parser.add_argument(
         "--moment",
         choices=MOMENTS,
         default="",
-        help="with --failover primary: kill it in a checkpoint, when the secondary says this",
+        help="with --failover primary: kill it in a checkpoint, when the secondary sends this "
+        "message",
     )
     parser.add_argument(
         "--resume",
@@ -85,17 +94,22 @@ def add(commands: Any) -> None:
         "--accel",
         choices=["auto", "tcg", "kvm"],
         default="auto",
-        help="of the virtual machines (default: tcg; kvm for QEMUs whose COLO needs it)",
+        help="accelerator of the virtual machines (default: auto, which is tcg, or kvm for QEMUs "
+        "whose COLO needs it)",
     )
     parser.add_argument(
-        "--seed", type=int, default=1, metavar="S", help="of the writes (not with --guest boot)"
+        "--seed",
+        type=int,
+        default=1,
+        metavar="S",
+        help="of the writes, not with --guest boot (default: 1)",
     )
     parser.add_argument(
         "--limit",
         type=seconds,
         default=30.0,
         metavar="SECONDS",
-        help="how long a step may take (default 30)",
+        help="seconds a step may take, or 5m for minutes (default: 30)",
     )
     output_options(parser, "logs, disks and bundles")
     parser.set_defaults(run=_pair)

@@ -39,18 +39,27 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="ADDRESS",
-        help="unix:PATH or HOST:PORT (default: a socket in a private directory)",
+        help="unix:PATH or HOST:PORT; may be given several times (default: a socket in a private "
+        "directory)",
     )
-    server.add_argument("--allow-remote", action="store_true", help="needs --tls")
-    server.add_argument("--tls", type=Path, metavar="DIR", help="certificates, named as QEMU's")
-    server.add_argument("--qmp", metavar="ADDRESS", help="attach to a QEMU that runs already")
+    server.add_argument(
+        "--allow-remote",
+        action="store_true",
+        help="listen on other than local addresses (needs --tls)",
+    )
+    server.add_argument(
+        "--tls", type=Path, metavar="DIR", help="directory of certificates, named as QEMU's"
+    )
+    server.add_argument("--qmp", metavar="ADDRESS", help="attach to a running QEMU")
     _chain_options(server)
     server.add_argument(
         "arguments", nargs="*", metavar="-- QEMU-ARGS", help="start QEMU with these arguments"
     )
     server.set_defaults(run=_serve)
 
-    shell = commands.add_parser("shell", help="talk QMP with completion and the chain at hand")
+    shell = commands.add_parser(
+        "shell", help="an interactive QMP client with completion and commands for the chain"
+    )
     shell.add_argument(
         "address",
         nargs="?",
@@ -58,10 +67,15 @@ def add(commands: Any) -> None:
     )
     _chain_options(shell)
     shell.add_argument(
-        "-c", dest="commands", action="append", default=[], metavar="COMMAND", help="run and end"
+        "-c",
+        dest="commands",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="run COMMAND and exit",
     )
-    shell.add_argument("--script", type=Path, metavar="FILE", help="run the lines of a file")
-    shell.add_argument("--verbose", action="store_true", help="show what goes over the wire")
+    shell.add_argument("--script", type=Path, metavar="FILE", help="run the lines of FILE and exit")
+    shell.add_argument("--verbose", action="store_true", help="show all QMP messages")
     shell.set_defaults(run=_shell)
 
 
@@ -75,18 +89,33 @@ def _chain_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gated",
         action="store_true",
-        help="with --workflow: its disks' I/O can be held by hand (x-shim-hold, :hold); the "
+        help="with --workflow: hold its disks' I/O with x-shim-hold or :hold; the "
         "secondary disk is full of data, and the backup or replication runs",
     )
     parser.add_argument(
         "--log-writes",
         action="store_true",
-        help="put writable exports on blklogwrites nodes, so that I/O past the shim's endpoints is "
-        "seen, too",
+        help="put writable exports on blklogwrites nodes, so that I/O that bypasses the shim's "
+        "endpoints is observed, too",
     )
-    parser.add_argument("--size", type=size, help="of its disks (default 64M; gated: two clusters)")
-    parser.add_argument("--cluster", type=size, default=64 << 10, help="(default 64k)")
-    parser.add_argument("--secondary", choices=["raw", "qcow2"], default="raw")
+    parser.add_argument(
+        "--size",
+        type=size,
+        help="virtual size of the disks in bytes, or with k, M, G (default: 64M, with --gated two "
+        "clusters)",
+    )
+    parser.add_argument(
+        "--cluster",
+        type=size,
+        default=64 << 10,
+        help="qcow2 cluster size in bytes, or with k, M (default: 64k)",
+    )
+    parser.add_argument(
+        "--secondary",
+        choices=["raw", "qcow2"],
+        default="raw",
+        help="format of the secondary disk (default: raw)",
+    )
 
 
 def _options(args: argparse.Namespace) -> Options:
@@ -118,7 +147,7 @@ def _options(args: argparse.Namespace) -> Options:
 
 
 def _refuse_start(args: argparse.Namespace, because: str) -> None:
-    """Where a QEMU runs already, options that say how to start one would be passed over."""
+    """Refuse the options for starting a QEMU when one is attached."""
     for option in ("build", "qemu", "workflow", "gated", "arguments"):
         if getattr(args, option, None):
             word = "QEMU-ARGS" if option == "arguments" else f"--{option}"

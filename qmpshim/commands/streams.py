@@ -1,4 +1,4 @@
-"""The standard streams: present from the beginning, and told about when they fail.
+"""The standard streams: present from the beginning; a failure to write is reported.
 
 Python finds out at the interpreter's end, with a traceback, that what was printed could not be
 written; here that is one line and an exit status, and what a command has found is kept first.
@@ -43,7 +43,7 @@ class Output:
     """A stream to write to, whose failure does not stop the work.
 
     When the first write fails nothing has been done yet, and it raises; a later failure is kept
-    until the command has ended. Nobody reading any more is never more than that.
+    until the command has ended. A closed pipe is never more than that.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -69,7 +69,7 @@ class Output:
                 raise HostError(_words(self._stream, error)) from error
 
     def ending(self, status: int) -> int:
-        """The exit status, which says so when something could not be written."""
+        """The exit status; it shows when something could not be written."""
         return status if self.failure is None else cannot_write(self._stream, self.failure)
 
 
@@ -79,7 +79,7 @@ def finish(status: int) -> int:
 
 
 def stdout_failure() -> int | None:
-    """The exit status where stdout cannot be written to, once that is told; None: it can."""
+    """Report that stdout cannot be written to and return the exit status; None: it can."""
     output = Output(sys.stdout)
     with contextlib.suppress(HostError):
         output.write("")
@@ -87,11 +87,11 @@ def stdout_failure() -> int | None:
 
 
 def cannot_write(stream: TextIO, error: OSError) -> int:
-    """The exit status when a stream failed, once that is told; nobody reading is not told."""
+    """Report a failed stream and return the exit status; a closed pipe is not reported."""
     _silence(stream)
     if isinstance(error, BrokenPipeError):
         return BROKEN_PIPE
-    with contextlib.suppress(OSError):  # stderr is where that is told
+    with contextlib.suppress(OSError):  # stderr itself failed
         print(f"qmpshim: {_words(stream, error)}", file=sys.stderr, flush=True)
     return WRONG
 

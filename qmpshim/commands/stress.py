@@ -28,17 +28,31 @@ from qmpshim.shim.stress import Figures, check_shim, stress
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     stressing = commands.add_parser(
-        "stress", help="load and abuse for a shim: crowds that vanish, nonsense, stuck clients"
+        "stress", help="load a shim: many short-lived, malformed and stuck clients"
     )
-    stressing.add_argument("address", nargs="?", help="of a shim; none: start one with a QEMU")
+    stressing.add_argument(
+        "address",
+        nargs="?",
+        help="unix:PATH or HOST:PORT of a shim (default: start one with a QEMU)",
+    )
     build_options(stressing, machine=False)
     stressing.add_argument(
-        "--clients", type=count, default=1000, metavar="N", help="that come and go (default 1000)"
+        "--clients",
+        type=count,
+        default=1000,
+        metavar="N",
+        help="short-lived clients (default: 1000)",
     )
     stressing.add_argument(
-        "--messages", type=count, default=20_000, metavar="N", help="malformed (default 20000)"
+        "--messages",
+        type=count,
+        default=20_000,
+        metavar="N",
+        help="malformed messages (default: 20000)",
     )
-    stressing.add_argument("--seed", type=int, default=1, metavar="S")
+    stressing.add_argument(
+        "--seed", type=int, default=1, metavar="S", help="of the malformed messages (default: 1)"
+    )
     json_option(stressing)
     stressing.set_defaults(run=_stress)
 

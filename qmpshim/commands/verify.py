@@ -59,27 +59,46 @@ from qmpshim.model.check.cause import Phase
 def add(commands: Any) -> None:
     """Add both commands to the parser."""
     verifying = commands.add_parser(
-        "verify", help="hold a real QEMU against the model with a random workload"
+        "verify", help="compare a real QEMU with the model under a random workload"
     )
     build_options(verifying, several=True)
-    verifying.add_argument("--workflow", choices=["backup", "replication", "both"], default="both")
     verifying.add_argument(
-        "--ops", type=count, default=4000, metavar="N", help="operations in all (default 4000)"
-    )
-    verifying.add_argument("--seed", type=int, default=1, metavar="S")
-    verifying.add_argument(
-        "--size", type=size, default=64 << 20, help="virtual size of the disks (default 64M)"
+        "--workflow",
+        choices=["backup", "replication", "both"],
+        default="both",
+        help="the chain of disks to build (default: both, one after the other)",
     )
     verifying.add_argument(
-        "--cluster", type=size, default=64 << 10, help="qcow2 cluster size (default 64k)"
+        "--ops", type=count, default=4000, metavar="N", help="operations in all (default: 4000)"
     )
-    verifying.add_argument("--secondary", choices=["raw", "qcow2"], default="raw")
+    verifying.add_argument(
+        "--seed", type=int, default=1, metavar="S", help="of the random workload (default: 1)"
+    )
+    verifying.add_argument(
+        "--size",
+        type=size,
+        default=64 << 20,
+        help="virtual size of the disks in bytes, or with k, M, G (default: 64M)",
+    )
+    verifying.add_argument(
+        "--cluster",
+        type=size,
+        default=64 << 10,
+        help="qcow2 cluster size in bytes, or with k, M (default: 64k)",
+    )
+    verifying.add_argument(
+        "--secondary",
+        choices=["raw", "qcow2"],
+        default="raw",
+        help="format of the secondary disk (default: raw)",
+    )
     verifying.add_argument(
         "--shrink",
         type=seconds,
         default=SHRINK_SECONDS,
         metavar="TIME",
-        help=f"for making the case of a divergence small (default {SHRINK_SECONDS:g}s)",
+        help="seconds to spend on minimizing a divergence, or 5m for minutes "
+        f"(default: {SHRINK_SECONDS:g})",
     )
     output_options(verifying, "images, logs and bundles")
     verifying.set_defaults(run=_verify)
@@ -92,7 +111,9 @@ def add(commands: Any) -> None:
         "told: another divergence came first, the build does other I/O than the schedule is of, "
         "the setup leaves another state, or the build cannot do the scenario.",
     )
-    replaying.add_argument("bundle", type=Path)
+    replaying.add_argument(
+        "bundle", type=Path, help="a directory that verify, explore, pair or check kept"
+    )
     build_options(replaying)
     json_option(replaying)
     replaying.set_defaults(run=_replay)
@@ -119,7 +140,7 @@ def _verify(args: argparse.Namespace, console: Console) -> int:
         except DriverMissing as error:
             if len(chosen) > 1:
                 raise
-            # It can do the other workflow: the command asks for too much.
+            # It can do the other workflow: the command requests too much.
             raise InputError(str(error)) from error
 
     status = on_each(chosen, args.document, console, on)
@@ -319,7 +340,7 @@ async def _replay_one(args: argparse.Namespace, console: Console) -> int:
 
 
 def _another(wrong: str, nothing_wanted: bool, document: Document, console: Console) -> int:
-    """Something else went wrong, which only tells something where nothing should."""
+    """Another failure, which is a result only where none was expected."""
     if nothing_wanted:
         console.line(f"another divergence: {wrong}")
         return DIVERGED

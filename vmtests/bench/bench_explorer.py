@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qmpshim.model.chain.protocols import HONEST, CowRequestProtocol
+from qmpshim.model.chain.protocols import REFERENCE_PROTOCOLS, CowRequestProtocol
 from qmpshim.model.explore.explorer import Mode, count_schedules, explore
 from qmpshim.model.explore.model_system import ModelSystem
 from qmpshim.model.scenario import Op, Scenario
@@ -123,7 +123,7 @@ def main() -> None:
     report: dict[str, Any] = {"speed": [], "spin": []}
 
     print("all shipped scenarios, exhausted")
-    for honest in HONEST:
+    for honest in REFERENCE_PROTOCOLS:
         began = time.process_time()
         schedules = states = 0
         for scenario in SCENARIOS.values():

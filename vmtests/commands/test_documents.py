@@ -376,5 +376,5 @@ def test_older_spellings_of_lists(
         listed = told(*words, "--list")
         assert listed and told(*words, "--scenario", "list") == listed
     disciplines = told("explore", "--model", "--discipline", "list")
-    assert re.search(r"^none +none: nobody waits", disciplines, re.M)
+    assert re.search(r"^none +none: no operation waits", disciplines, re.M)
     assert [line.split()[0] for line in told("builds", "list").splitlines()] == ["system"]

@@ -69,7 +69,7 @@ def find_mirror(directory: Path = Path("/etc/apt")) -> str:
 
 
 def system_sources(directory: Path) -> Iterator[Source]:
-    """What ``sources.list`` and ``sources.list.d`` say, in both their forms (sources.list(5))."""
+    """The entries of ``sources.list`` and ``sources.list.d``, in both forms (sources.list(5))."""
     one_line = [directory / "sources.list", *sorted(directory.glob("sources.list.d/*.list"))]
     for path in filter(Path.is_file, one_line):
         for line in path.read_text(errors="replace").splitlines():
@@ -121,7 +121,7 @@ class PrivateApt:
         elif suite == "experimental":
             sources.append((mirror, "sid"))
         if len(sources) > 1:
-            # Such a suite can be NotAutomatic: apt takes nothing from it unless told to.
+            # Such a suite can be NotAutomatic: apt takes a package from it only when it is pinned.
             # Its own name is its code name for some suites, its suite name for others.
             (root / "preferences").write_text(
                 "".join(
@@ -156,7 +156,7 @@ class PrivateApt:
             "Dir::Cache": root,
             "Dir::Cache::archives": root / "archives",
             "Dir::Log": root / "log",
-            "APT::Sandbox::User": "",  # the packages lie where only this user can write
+            "APT::Sandbox::User": "",  # the packages are where only this user can write
             "APT::Architectures": run(["dpkg", "--print-architecture"], 10).stdout.strip(),
             "APT::Install-Recommends": "false",
             "APT::Update::Error-Mode": "any",
@@ -214,7 +214,7 @@ class PrivateApt:
         return archives, sum(int(length) for _name, length in files)
 
     def download(self, *packages: str) -> None:
-        """Fetch and verify the archives that :meth:`plan` tells of.
+        """Fetch and verify the archives that :meth:`plan` returned.
 
         :raises HostError: the network failed, or what came is not what the lists promise
         """
@@ -268,11 +268,11 @@ class PrivateApt:
         return described
 
     def _explain(self, complaint: str) -> NoReturn:
-        """Raise apt's complaint, in one line that says what to do."""
+        """Raise apt's complaint as one line with what to do about it."""
         logger.debug("apt: %s", complaint)
         where = f"{self.suite} at {self.mirror}"
         errors = [line[2:].strip() for line in complaint.splitlines() if line.startswith("E:")]
-        said = errors[0] if errors else (complaint.strip() or "no reason given").splitlines()[-1]
+        reason = errors[0] if errors else (complaint.strip() or "no reason given").splitlines()[-1]
         if "does not have a Release file" in complaint and "Could not" not in complaint:
             raise InputError(
                 f"{self.mirror} has no suite {self.suite}; one that is no longer supported: "
@@ -283,19 +283,19 @@ class PrivateApt:
             r"|Can not find version",
             complaint,
         ):
-            raise InputError(f"{where}: {said}")
+            raise InputError(f"{where}: {reason}")
         if re.search(r"404 +Not Found|Failed to stat|Hash Sum mismatch|unexpected size", complaint):
-            raise HostError(f"{where} changed during the fetch: run it again ({said})")
+            raise HostError(f"{where} changed during the fetch: run it again ({reason})")
         if re.search(r"not signed|NO_PUBKEY|signatures? (were|was) invalid|EXPKEYSIG", complaint):
             raise HostError(
                 f"{where} is not signed by a key in {KEYRING}: "
-                f"apt-get install debian-archive-keyring, or set {MIRROR_VARIABLE} ({said})"
+                f"apt-get install debian-archive-keyring, or set {MIRROR_VARIABLE} ({reason})"
             )
         if "is not valid yet" in complaint or "is expired" in complaint:
-            raise HostError(f"{where}: {said} (is this machine's clock right?)")
+            raise HostError(f"{where}: {reason} (is this machine's clock right?)")
         if "unmet dependencies" in complaint or "broken packages" in complaint:
             raise HostError(f"{where}: the packages do not fit together today")
-        raise HostError(f"{where} cannot be used: {said}")
+        raise HostError(f"{where} cannot be used: {reason}")
 
 
 def run(
@@ -326,8 +326,8 @@ def run(
     except subprocess.TimeoutExpired as error:
         raise HostError(f"{words[0]} did not end within {limit:.0f} s") from error
     if check and ended.returncode != 0:
-        said = (ended.stderr.strip() or f"exit status {ended.returncode}").splitlines()[-1]
-        raise HostError(f"{' '.join(words[:2])}: {said}")
+        reason = (ended.stderr.strip() or f"exit status {ended.returncode}").splitlines()[-1]
+        raise HostError(f"{' '.join(words[:2])}: {reason}")
     return ended
 
 
@@ -356,7 +356,7 @@ def _leads_out(archive: Path, root: Path) -> str:
             with tarfile.open(fileobj=lister.stdout, mode="r|") as members:
                 parents = {os.path.dirname(member.name): member.name for member in members}
         except tarfile.TarError:
-            return ""  # damaged: whoever unpacks it says how
+            return ""  # damaged: unpacking it raises the precise error
     for parent, name in parents.items():
         place = os.path.realpath(f"{inside}/{parent}")
         if place != inside and not place.startswith(f"{inside}/"):

@@ -27,7 +27,7 @@ from qmpshim.machine.host.workspace import dies_with_owner
 logger = logging.getLogger(__name__)
 
 Kind = Literal["installed", "tree", "prefix", "debian"]
-Discipline = Literal["cow-request", "serialising-write", "copy-before-write"]
+ProtocolName = Literal["cow-request", "serialising-write", "copy-before-write"]
 Version = tuple[int, int, int]
 
 EMULATOR = "qemu-system-x86_64"
@@ -59,7 +59,7 @@ class Build:
     :ivar launcher: what comes before a program of this build: the build's own loader, or nothing
     :ivar arguments: what every emulator start needs: ``-L`` for the build's own firmware
     :ivar env: variables to add to the environment of the emulator and the tools
-    :ivar tool_directories: where qemu-img and its sisters lie, best place first
+    :ivar tool_directories: the directories of qemu-img and the other tools, best first
     """
 
     name: str
@@ -111,7 +111,7 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class BuildRow:
-    """One line of the table of builds; ``problem`` says why the build cannot be used, or ''."""
+    """One row of the table of builds; ``problem``: why the build cannot be used, or ''."""
 
     name: str
     version: str
@@ -161,7 +161,7 @@ def find(wanted: str | None) -> Build:
 
 
 def read_version(build: Build) -> tuple[Version, str]:
-    """Ask the emulator for its version: the numbers, and QEMU's own words with the package.
+    """Query the emulator's version: the numbers, and QEMU's own text with the package.
 
     :raises InputError: it is not a QEMU system emulator
     :raises BuildError: it is one, or may be, and does not start
@@ -171,13 +171,13 @@ def read_version(build: Build) -> tuple[Version, str]:
     if found:
         return (int(found[2]), int(found[3]), int(found[4])), found[1].strip()
     complaint = ended.stderr.strip()
-    said = (complaint or ended.stdout.strip() or "nothing").splitlines()[-1]
+    output = (complaint or ended.stdout.strip() or "nothing").splitlines()[-1]
     if ended.returncode < 0:
         reason = signal.strsignal(-ended.returncode)
         raise BuildError(f"{build.binary} --version was killed by a signal: {reason}")
     if "shared librar" in complaint or "version `" in complaint:
-        raise BuildError(f"{build.binary} does not start: {said}")
-    raise InputError(f"{build.binary} {_NOT_QEMU}: asked for --version it said {said[:200]!r}")
+        raise BuildError(f"{build.binary} does not start: {output}")
+    raise InputError(f"{build.binary} {_NOT_QEMU}: asked for --version it said {output[:200]!r}")
 
 
 def run_emulator(build: Build, *words: str) -> subprocess.CompletedProcess[str]:
@@ -207,7 +207,7 @@ def run_emulator(build: Build, *words: str) -> subprocess.CompletedProcess[str]:
     return ended
 
 
-def protocol_of(version: Version) -> Discipline:
+def protocol_of(version: Version) -> ProtocolName:
     """How this QEMU keeps a copy and a new write apart, by version.
 
     A micro number of 50 and above is the development of the next release.
@@ -261,7 +261,7 @@ def _is_program(path: Path) -> bool:
 
 
 def from_prefix(name: str, binary: Path, root: Path, kind: Kind = "prefix") -> Build:
-    """A build whose firmware, modules and perhaps libraries lie under ``root``."""
+    """A build whose firmware, modules and perhaps libraries are under ``root``."""
     if root in (Path("/"), Path("/usr"), Path("/usr/local")):
         return Build(name, "installed", binary, tool_directories=(binary.parent,))
     env: dict[str, str] = {}
@@ -290,7 +290,7 @@ def from_prefix(name: str, binary: Path, root: Path, kind: Kind = "prefix") -> B
 
 
 def add(name: str, place: str | os.PathLike[str]) -> Build:
-    """Register a QEMU that lies elsewhere under a short name; nothing is copied.
+    """Register an existing QEMU under a short name; nothing is copied.
 
     :raises InputError: the name is taken or not a name, or ``place`` is no QEMU
     :raises BuildError: it does not start

@@ -80,7 +80,7 @@ def fetch(text: str, progress: Progress | None = None, *, refresh: bool = False)
     An interrupted fetch leaves nothing that counts; two at once wait for each other.
 
     :param text: ``debian:SUITE`` or ``debian:SUITE@VERSION``; it becomes the build's name
-    :param progress: told in a few words what goes on
+    :param progress: called with a short text at each step
     :param refresh: fetch again, and replace the one that is here
     :raises InputError: not a specification, or the mirror has no such suite or version
     :raises HostError: no network, no space, no apt, or a signature that does not verify
@@ -88,22 +88,22 @@ def fetch(text: str, progress: Progress | None = None, *, refresh: bool = False)
     """
     spec = Spec.parse(text)
     name = str(spec)
-    tell = progress or logger.info
+    report = progress or logger.info
     if registry.has(name) and not refresh:
         return builds.resolve(name)
-    with registry.lock(lambda: tell("waiting for another fetch to end")):
+    with registry.lock(lambda: report("waiting for another fetch to end")):
         if refresh or not registry.has(name):
             with registry.workspace() as workspace:
-                ready = _fetch_into(workspace, spec, tell)
+                ready = _fetch_into(workspace, spec, report)
                 registry.install(ready, name, replace=True)
     return builds.resolve(name)
 
 
-def _fetch_into(workspace: Path, spec: Spec, tell: Progress) -> Path:
+def _fetch_into(workspace: Path, spec: Spec, report: Progress) -> Path:
     """Make the registry entry of ``spec`` in the workspace."""
     mirror = find_mirror()
     apt = PrivateApt(workspace / "apt", mirror, spec.suite)
-    tell(f"{spec}: reading the package lists of {mirror}")
+    report(f"{spec}: reading the package lists of {mirror}")
     apt.update()
     if spec.version:
         _pin_version(apt, spec)
@@ -114,9 +114,9 @@ def _fetch_into(workspace: Path, spec: Spec, tell: Progress) -> Path:
             f"{spec} needs {needed >> 20} MiB in {registry.cache_directory()}, where "
             f"{free >> 20} MiB are free: set QMPSHIM_CACHE to a directory with more"
         )
-    tell(f"{spec}: downloading {len(archives)} packages, {size >> 20} MiB")
+    report(f"{spec}: downloading {len(archives)} packages, {size >> 20} MiB")
     apt.download(*_PACKAGES)
-    tell(f"{spec}: unpacking")
+    report(f"{spec}: unpacking")
     prefix = workspace / "entry" / "prefix"
     prefix.mkdir(parents=True)
     unpack(archives, prefix, _UNPACK_LIMIT_S)
@@ -127,7 +127,7 @@ def _fetch_into(workspace: Path, spec: Spec, tell: Progress) -> Path:
         "packages": sorted(archive.stem for archive in archives),
     }
     registry.write(registry.RegisteredBuild(str(spec), "debian", "prefix", origin), prefix.parent)
-    tell(f"{spec}: QEMU {words} runs")
+    report(f"{spec}: QEMU {words} runs")
     return prefix.parent
 
 
@@ -201,7 +201,7 @@ def _libraries(build: Build, prefix: Path) -> set[Path]:
 
 
 def _prune_libraries(prefix: Path, used: set[Path]) -> None:
-    """Delete other programs' plug-ins, which lie in directories beside the libraries."""
+    """Delete other programs' plug-ins, which are in directories beside the libraries."""
     for base in (prefix / "lib", prefix / "usr/lib"):
         for directory in base.glob("*-linux-*/*/"):
             needed = any(place.is_relative_to(directory) for place in used)

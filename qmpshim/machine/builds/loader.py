@@ -22,7 +22,7 @@ def library_directories(root: Path) -> list[str]:
 
 
 def private_loader(binary: Path, root: Path) -> Path | None:
-    """The dynamic loader that ``binary`` asks for, if ``root`` has one that is not the host's."""
+    """The dynamic loader that ``binary`` requests, if ``root`` has one that is not the host's."""
     interpreter = interpreter_of(binary)
     if interpreter is None:
         return None

@@ -1,8 +1,8 @@
-"""Find out what a QEMU build can do, by asking it; remembered by the binary's content.
+"""Probes what a QEMU build can do; the result is cached by the binary's content.
 
-The questions go over QMP to a QEMU without a machine. What the schema promises about block
-drivers is tried where it matters: a driver can be in the schema and yet be in a module that is
-not there, or outside the distribution's white list.
+The queries go over QMP to a QEMU without a machine. Block drivers that matter are opened as well:
+a driver can be in the schema and yet be in a module that is not installed, or outside the
+distribution's white list.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qmpshim.errors import BuildError, CommandFailed, InputError, MachineDied, M
 from qmpshim.machine.builds import registry
 from qmpshim.machine.builds.build import (
     Build,
-    Discipline,
+    ProtocolName,
     Version,
     protocol_of,
     read_version,
@@ -40,8 +40,8 @@ _FORMAT = 1
 _LIMIT_S = 30.0
 
 _NULL = {"driver": "null-co", "size": 1048576}
-#: Driver to the least it must be told to be opened. An error that is about the arguments still
-#: shows that the driver is there.
+#: Driver to the fewest options with which it can be opened. An error about the options still shows
+#: that the driver is there.
 _TRIALS: dict[str, dict[str, Any]] = {
     "blkdebug": {"image": _NULL},
     "blklogwrites": {"file": _NULL, "log": _NULL},
@@ -66,10 +66,10 @@ class Capabilities:
     :ivar version: the numbers; a micro number of 50 and above is development
     :ivar version_text: QEMU's own words, with the distribution's package
     :ivar package: QMP's ``package``: the distribution's or git's words, often empty
-    :ivar discipline: how copies and new writes are kept apart
+    :ivar discipline: the serialization protocol: how copies and new writes are kept apart
     :ivar commands: QMP command to the names of its arguments
     :ivar events: QMP events
-    :ivar drivers: block drivers that can be opened, as far as tried, else as the schema says
+    :ivar drivers: block drivers: opened where tried, else as listed in the schema
     :ivar migration: migration capabilities (``x-colo``, ``return-path``, …)
     :ivar accelerators: ``tcg``, ``kvm``, …: made into this build, not necessarily usable here
     :ivar machines: machine types
@@ -80,7 +80,7 @@ class Capabilities:
     version: Version
     version_text: str
     package: str
-    discipline: Discipline
+    discipline: ProtocolName
     commands: Mapping[str, tuple[str, ...]] = field(hash=False)
     events: frozenset[str]
     drivers: frozenset[str]
@@ -121,7 +121,7 @@ class Capabilities:
 
 
 def probe(build: Build) -> Capabilities:
-    """What the build can do; asked once for each content of the binary.
+    """What the build can do; probed once for each content of the binary.
 
     :raises BuildError: it does not start, or does not answer
     :raises InputError: it is not a QEMU system emulator
@@ -133,7 +133,7 @@ def probe(build: Build) -> Capabilities:
     except FileNotFoundError:
         pass
     except (OSError, ValueError, TypeError, LookupError) as error:
-        logger.info("%s: asking again: %s", remembered, error)
+        logger.info("%s: probing again: %s", remembered, error)
     capabilities = examine(build)
     _remember(remembered, json.dumps(capabilities.to_json()))
     return capabilities
@@ -153,7 +153,7 @@ def examine(build: Build) -> Capabilities:
     )
     try:
         with _Monitor(build) as monitor:
-            commands, events, drivers = _read_schema(monitor.ask("query-qmp-schema"))
+            commands, events, drivers = _read_schema(monitor.execute("query-qmp-schema"))
             return Capabilities(
                 sha256=_digest(build.binary),
                 version=version,
@@ -210,7 +210,7 @@ def _names(monitor: _Monitor, command: str, key: str, **arguments: str) -> froze
     if command == "trace-event-get-state":
         arguments = {"name": "*"}
     try:
-        return frozenset(item[key] for item in monitor.ask(command, **arguments))
+        return frozenset(item[key] for item in monitor.execute(command, **arguments))
     except CommandFailed as error:
         logger.debug("%s", error)
         return frozenset()
@@ -250,12 +250,12 @@ def _absent_drivers(monitor: _Monitor, declared: frozenset[str]) -> Iterator[str
     for driver in declared & _TRIALS.keys():
         node = f"probe-{driver}"
         try:
-            monitor.ask("blockdev-add", driver=driver, **{"node-name": node}, **_TRIALS[driver])
+            monitor.execute("blockdev-add", driver=driver, **{"node-name": node}, **_TRIALS[driver])
         except CommandFailed as error:
             if any(text.format(driver) in error.desc for text in _ABSENT):
                 yield driver
         else:
-            monitor.ask("blockdev-del", **{"node-name": node})
+            monitor.execute("blockdev-del", **{"node-name": node})
 
 
 class _Monitor:
@@ -279,7 +279,7 @@ class _Monitor:
     def __enter__(self) -> _Monitor:
         try:
             self.greeting = self._read().get("QMP", {})
-            self.ask("qmp_capabilities")
+            self.execute("qmp_capabilities")
         except BaseException:
             self.__exit__()
             raise
@@ -292,7 +292,7 @@ class _Monitor:
             if pipe:
                 pipe.close()
 
-    def ask(self, command: str, **arguments: Any) -> Any:
+    def execute(self, command: str, **arguments: Any) -> Any:
         """The answer to one command; events are passed over.
 
         :raises BuildError: this is not QMP
@@ -306,7 +306,7 @@ class _Monitor:
             self._process.stdin.write(line.encode())
             self._process.stdin.flush()
         except BrokenPipeError:
-            logger.debug("QEMU has gone: the read below says why")
+            logger.debug("QEMU has ended: the read below raises the reason")
         while True:
             message = self._read()
             if "return" in message:
@@ -334,8 +334,8 @@ class _Monitor:
     def _last_words(self) -> str:
         status = self._process.wait(timeout=5)
         self._complaints.seek(0)
-        said = self._complaints.read().decode(errors="replace").strip().splitlines()
-        return f"exit status {status}, {said[-1] if said else 'without a word'}"
+        output = self._complaints.read().decode(errors="replace").strip().splitlines()
+        return f"exit status {status}, {output[-1] if output else 'without a word'}"
 
 
 # -- memory ----------------------------------------------------------------------------------

@@ -91,8 +91,8 @@ class Schema:
             for item in value:
                 yield from self._faults(str(entity["element-type"]), item, f"{at}[]")
         elif kind == "alternate":
-            told = [list(self._faults(str(m["type"]), value, at)) for m in entity["members"]]
-            if all(told):
+            faults = [list(self._faults(str(m["type"]), value, at)) for m in entity["members"]]
+            if all(faults):
                 yield f"{at} is none of its alternatives"
         elif kind == "object":
             yield from self._object(entity, value, at)

@@ -1,6 +1,6 @@
 """The registered builds on disk: one directory each, with a ``build.json``.
 
-Entries appear and vanish by one rename, so readers need no lock; writers hold one.
+One rename adds or removes an entry, so readers need no lock; writers hold one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class RegisteredBuild:
 
     :ivar name: the name it is registered under
     :ivar kind: see :data:`qmpshim.machine.builds.build.Kind`
-    :ivar place: the file or directory where it lies; relative: inside the entry's directory
+    :ivar place: its file or directory; relative: inside the entry's directory
     :ivar origin: for a fetched build, where it came from: mirror, time, packages
     """
 
@@ -64,7 +64,7 @@ def builds_directory() -> Path:
 def entry_directory(name: str) -> Path:
     """A registered build's own directory.
 
-    ``debian:SUITE`` lies in ``debian-SUITE``, since ':' splits library paths; an epoch in a
+    ``debian:SUITE`` is stored in ``debian-SUITE``, since ':' splits library paths; an epoch in a
     Debian version is left out.
     """
     if name.startswith(FETCHED):

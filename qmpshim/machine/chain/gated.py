@@ -283,7 +283,7 @@ class GatedMachine:
         """
         if self._status is None or self._status.lost:
             self._status = StatusClient(self.reactor, self.workspace.path / "nbd", "primary")
-        self._status.ask(self.shape.size)
+        self._status.query(self.shape.size)
 
     def batch(self, commands: list[QmpCommand]) -> list[Any]:
         """Send several commands at once and wait for all answers.

@@ -9,7 +9,7 @@ from errno import EIO
 from pathlib import Path
 
 from qmpshim.errors import MachineDied
-from qmpshim.machine.nbd.protocol import NbdCommand, Request, wire_error
+from qmpshim.machine.nbd.protocol import NbdCommand, Request, error_code
 from qmpshim.machine.nbd.relay import Relay
 
 #: Told each change that was answered: the request and the error it got, 0 for success.
@@ -32,7 +32,7 @@ class _Changes:
             self._observer(request, error)
 
     def lost(self, token: int, request: Request) -> None:
-        self.ends(token, request, wire_error(EIO))
+        self.ends(token, request, error_code(EIO))
 
 
 def connector(path: Path) -> Callable[[], asyncio.Future[socket.socket]]:

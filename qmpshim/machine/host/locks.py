@@ -1,9 +1,9 @@
-"""Who waits for a lock that its owner will never give back: a deadlock, seen from outside.
+"""Finds the threads of another process that wait for a mutex, to recognize a deadlock.
 
-A thread that sleeps in futex(2) tells so in ``/proc/PID/task/TID/syscall`` with the futex's
-address, and glibc keeps the owner beside it: ``struct __pthread_mutex_s`` (bits/struct_mutex.h,
-x86-64) is ``__lock``, ``__count``, ``__owner``, ... of 32 bits each. So no debugger is needed to
-see that a thread waits for itself.
+``/proc/PID/task/TID/syscall`` shows a thread that sleeps in futex(2) and the futex's address, and
+glibc keeps the owner beside it: ``struct __pthread_mutex_s`` (bits/struct_mutex.h, x86-64) is
+``__lock``, ``__count``, ``__owner``, ... of 32 bits each. So a thread that waits for itself is
+found without a debugger.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 _FUTEX = {"x86_64": 202, "aarch64": 98}
 _WAIT, _PRIVATE = 0, 128
-_CONTENDED = 2  # __lock: taken, and somebody waits
+_CONTENDED = 2  # __lock: taken, with at least one waiter
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Waiter:
 
 
 def waiters(pid: int) -> list[Waiter]:
-    """The threads of a process that wait for a mutex now; none where the kernel does not tell."""
+    """The threads of a process that wait for a mutex; [] where the kernel does not show it."""
     found = []
     try:
         with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:

@@ -1,8 +1,7 @@
-"""An event loop that is turned by hand, one look at the sockets at a time.
+"""A manual event loop: an asyncio loop that runs only while it is polled.
 
-The explorer takes one step, looks until nothing moves any more, and takes the next: there is
-nothing it could do meanwhile. So the loop runs only inside :meth:`ManualEventLoop.poll`, and
-everything that is built on asyncio (the gate) works in it unchanged.
+The explorer takes one step, polls until QEMU is quiescent, and takes the next step. The loop runs
+only inside :meth:`ManualEventLoop.poll`; code built on asyncio (the gate) works in it unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _GLANCE = 0.05  # seconds between two looks at a condition
 
 
 class _Selector(selectors.DefaultSelector):
-    """What one look at the sockets found is given to whoever asks next, without another look."""
+    """A selector whose :meth:`look` result is what the next ``select`` returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +36,7 @@ class _Selector(selectors.DefaultSelector):
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """Knows whether something was asked to run soon and has not run yet."""
+    """An asyncio loop that records whether a callback is scheduled and has not run yet."""
 
     pending = False
 
@@ -53,7 +52,7 @@ class ManualEventLoop:
 
     :ivar deadline: of everything that is waited for here, by time.monotonic(); None: there is none
     :ivar hopeless: whether nothing will come within so many seconds, so that waiting is of no use;
-        asked only when nothing came for a while
+        called only when nothing came for a while
     """
 
     def __init__(self) -> None:

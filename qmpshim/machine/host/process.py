@@ -44,15 +44,15 @@ def escaped(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
-_NO_REASON = ("warning: ", "Disconnect client, due to: ")  # for an end: said of other things
+_NO_REASON = ("warning: ", "Disconnect client, due to: ")  # lines that do not explain an exit
 
 
 def last_words(stderr: str) -> str:
-    """What QEMU said that tells why it ended: an assertion if there was one, else its last line."""
-    said = [line for line in stderr.splitlines() if line.strip()]
-    said = [line for line in said if not any(word in line for word in _NO_REASON)]
-    telling = [line for line in said if "ssert" in line] or said[-1:]
-    return telling[0] if telling else ""
+    """The line of QEMU's stderr that explains its exit: a failed assertion, else the last line."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    lines = [line for line in lines if not any(word in line for word in _NO_REASON)]
+    reasons = [line for line in lines if "ssert" in line] or lines[-1:]
+    return reasons[0] if reasons else ""
 
 
 class Qemu:
@@ -142,12 +142,14 @@ class Qemu:
             code = await self.ended(1.0)
             self.kill()
             how = f"within {self.start_limit:g} s" if code is None else f"(exit status {code})"
-            said = self.stderr().strip().splitlines()
+            reason = self.stderr().strip().splitlines()
             raise BuildError(
                 f"{self.argv[0]} did not answer QMP {how}"
-                + (f": {'; '.join(said)[:400]}" if said else "")
+                + (f": {'; '.join(reason)[:400]}" if reason else "")
             ) from error
-        except BaseException:  # cancelled: nobody may have it in hand yet to close it
+        except (
+            BaseException
+        ):  # cancelled: perhaps no caller has a reference yet by which to close it
             self.kill()
             ours.close()
             self._close_log()
@@ -202,17 +204,17 @@ class Qemu:
             raise MachineHung(f"{command}: no answer in {waited:g} s") from error
         except (QMPError, EOFError, OSError) as error:
             if (fault := await self._nonsense(error)) is not None:
-                told = " ".join(str(fault).split())
-                said = f"QEMU's monitor said what is no QMP ({command}): {told}"
-                raise ProtocolBroken(said) from error
+                what = " ".join(str(fault).split())
+                explained = f"QEMU's monitor said what is no QMP ({command}): {what}"
+                raise ProtocolBroken(explained) from error
             await self.ended(_ENDING)
             raise self.died(command, 0.0) from error
         self._note("<-", {"return": result})
         return result
 
     def is_silent(self) -> bool:
-        """Whether QEMU has done nothing for longer than it may; to be asked again and again while
-        it owes an answer.
+        """Whether QEMU has been idle for longer than ``silence`` seconds; to be polled while an
+        answer is outstanding.
         """
         return self._idleness is not None and self._idleness.seconds() >= self.silence
 
@@ -236,7 +238,7 @@ class Qemu:
             next_look.cancel()
 
     async def _nonsense(self, error: Exception) -> ProtocolError | None:
-        """What was wrong with what QEMU said, if that ended the connection."""
+        """The protocol error in QEMU's output that ended the connection, if one did."""
         if isinstance(error, ProtocolError):
             return error
         try:
@@ -256,7 +258,7 @@ class Qemu:
         return code
 
     def died(self, during: str, patience: float = _ENDING) -> MachineDied:
-        """The exception that tells how QEMU ended while *during* was going on.
+        """The exception that describes how QEMU ended during *during*.
 
         :param patience: seconds that it may still need for that; they are waited for, so where a
             loop runs :meth:`ended` comes first
@@ -268,8 +270,8 @@ class Qemu:
             how = f"was killed by {signal.Signals(-code).name}"
         else:
             how = f"exited with status {code}"
-        said = last_words(self.stderr())
-        return MachineDied(f"QEMU {how} during {during}" + (f": {said}" if said else ""))
+        reason = last_words(self.stderr())
+        return MachineDied(f"QEMU {how} during {during}" + (f": {reason}" if reason else ""))
 
     def alive(self, patience: float = 0.0) -> bool:
         """Whether the process still runs, also after so many seconds."""
@@ -306,7 +308,7 @@ class Qemu:
             self._process.wait()
 
     async def close(self) -> int | None:
-        """Ask QEMU to quit, insist if it does not, and give its exit status."""
+        """Send ``quit``, kill QEMU if it does not end, and return its exit status."""
         try:
             await self._quit(min(_ENDING, self.limit))
         finally:  # cancelled or not

@@ -1,6 +1,6 @@
 """What keeps the working directory out of ``sys.path`` and PATH, here and in processes of ours.
 
-A module or program that lies in the working directory may be anybody's. This module imports only
+A module or program in the working directory may be anybody's. This module imports only
 what the interpreter has loaded before it looks anywhere: it runs before the path is safe, which is
 also why it has no ``from __future__`` line.
 """
@@ -59,7 +59,7 @@ def program_path() -> str:
 def leave_out_working_directory() -> None:
     """Make this process's ``sys.path`` and PATH safe: the first thing that an entry point does.
 
-    Where the package itself lies in the working directory, it stays importable, as the last choice.
+    Where the package itself is in the working directory, it stays importable, as the last choice.
     """
     entries = import_path()
     home = os.path.dirname(package_root())
@@ -72,7 +72,7 @@ def leave_out_working_directory() -> None:
 def our_python(module: str, *words: str) -> list[str]:
     """The command line that runs a module of this package in a Python of its own.
 
-    Nothing is imported from the working directory, whatever PYTHONPATH says: the process has the
+    Nothing is imported from the working directory, whatever PYTHONPATH holds: the process has the
     import path of this one, and the package from where this one has it.
 
     :param module: e.g. ``qmpshim.conformance.check.run.case_worker``

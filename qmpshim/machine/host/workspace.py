@@ -1,4 +1,4 @@
-"""A private directory that vanishes with its owner, however the owner ends."""
+"""A private directory that is removed when its owner ends, however the owner ends."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Closes:
 
 
 def check_temporary_directory() -> None:
-    """That a byte can be written where TMPDIR says, if it says anything.
+    """Check that a byte can be written in the directory TMPDIR names, if it is set.
 
     tempfile would silently take another place, perhaps the one that is full.
 
@@ -118,7 +118,7 @@ class Workspace(Closes):
 def dies_with_owner(command: list[str]) -> list[str]:
     """*command*, so started that the kernel kills it when the process that started it dies.
 
-    This process, that is: whoever runs the result must be the one that asked for it.
+    The owner is this process: the caller must start the returned command itself.
     """
     setpriv = shutil.which("setpriv", path=os.defpath + ":/usr/bin:/bin")
     if setpriv is None:
@@ -128,7 +128,12 @@ def dies_with_owner(command: list[str]) -> list[str]:
         if program is None:
             raise HostError(f"there is no {command[0]} on PATH")
         command = [program, *command[1:]]
-    # The owner may have died before setpriv said so to the kernel; then nobody would be told.
+    # The owner may die before setpriv registers the signal; sh then sees another PPID.
     dying = [setpriv, "--pdeathsig", "KILL", "--"]
     owned = ["/bin/sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
-    return [*dying, *owned, *dying, *command]  # at the end again, for its words about a bad command
+    return [
+        *dying,
+        *owned,
+        *dying,
+        *command,
+    ]  # last again, for its error message about a bad command

@@ -1,8 +1,8 @@
-"""Reads what an image holds in three independent ways, and says where they disagree.
+"""Reads an image in three independent ways and reports where they disagree.
 
 The ways: QEMU's own tools (:func:`qemu_img_map`, :func:`qemu_img_check`), qmpshim's own walk of the
 qcow2 tables (:class:`ImageView`), and libqcow (:class:`QcowReader`). :func:`agree` holds all three
-against each other. Offsets and lengths are guest bytes unless a name says "host".
+against each other. Offsets and lengths are guest bytes unless a name contains "host".
 
 An image must hold still while it is looked at. A file is mapped, not copied: reading a mapping
 after QEMU cut the file short (a checkpoint empties an overlay that way) is a SIGBUS.
@@ -90,7 +90,7 @@ class ImageView:
 
     @classmethod
     def open(cls, path: str | Path, *, raw: bool = False) -> ImageView:
-        """As the constructor, on a file; an external data file is where the header says.
+        """As the constructor, on a file; the header names an external data file.
 
         :raises HostError: a file cannot be opened
         """
@@ -102,7 +102,7 @@ class ImageView:
     def runs(self, offset: int = 0, length: int | None = None) -> Iterator[Run]:
         """All of a range, in order and without gaps: UNALLOCATED runs included.
 
-        :param length: None means up to the end; what lies past the virtual size is left out
+        :param length: None means up to the end; bytes past the virtual size are left out
         """
         end = self.virtual_size if length is None else min(self.virtual_size, offset + length)
         first = max(0, bisect_right(self._starts, offset) - 1)
@@ -177,7 +177,7 @@ def through(
     """A range as a reader of a chain of images sees it: every piece is DATA or ZERO.
 
     :param chain: the top image first, each one's backing file after it; the range is clipped to the
-        top's size, and what no image holds (or lies past the end of a shorter backing file) is ZERO
+        top's size, and what no image holds (or is past the end of a shorter backing file) is ZERO
     """
     top, below = chain[0], chain[1:]
     for piece in top.pieces(offset, length):
@@ -239,8 +239,8 @@ class QcowReader:
       a header whose name fields are zero.
     - A last host cluster that the file's end cuts short gives a short read, or an error: libqcow is
       shown a file padded with zeroes to whole clusters.
-    - An L2 entry whose offset lies inside a cluster reads as the cluster around it, and no refcount
-      is looked at: for an image's health ask :meth:`Qcow2Reader.check`.
+    - An L2 entry whose offset is inside a cluster reads as the cluster around it, and no refcount
+      is looked at: for an image's health use :meth:`Qcow2Reader.check`.
     - It refuses compatible feature bits that it does not know, which any reader may ignore: hidden
       likewise. It also refuses the corrupt bit, header lengths other than 104 and 112, and an L1
       table of no entries (a disk of size 0, which has no content to read anyway).
@@ -344,8 +344,8 @@ class _ShownToLibqcow:
 
 def _innermost(error: BaseException) -> str:
     """libqcow's reason, out of a message that goes "pyqcow_f: text. innermost: text. outer: …"."""
-    told = re.findall(r"\b(?:py|lib)\w+: ([^.]+)", str(error))
-    return told[min(1, len(told) - 1)] if told else type(error).__name__
+    message = re.findall(r"\b(?:py|lib)\w+: ([^.]+)", str(error))
+    return message[min(1, len(message) - 1)] if message else type(error).__name__
 
 
 # -- QEMU's tools ------------------------------------------------------------------------------
@@ -357,7 +357,7 @@ class MapExtent:
 
     :param start: guest offset, bytes
     :param depth: which image of the chain holds it; 0 is the image itself
-    :param present: some image of the chain holds it; None before QEMU 6.1, which does not say
+    :param present: some image of the chain holds it; None before QEMU 6.1, which does not report it
     :param host_offset: where in that image's file, bytes; None if nowhere
     """
 
@@ -400,7 +400,7 @@ def qemu_img_map(
 
     :param image: a path, or any name that qemu-img opens (``json:{...}``, ``nbd+unix://...``)
     :param tool: the command qemu-img is started with
-    :param driver: the image's format; None for a name that says it (``json:``). Never left to
+    :param driver: the image's format; None for a name that contains it (``json:``). Never left to
         QEMU's probing: an overlay with a broken header would pass as a healthy raw image.
     :param force_share: ``-U``: read although a QEMU has the image open
     :param timeout: seconds
@@ -487,7 +487,7 @@ def _complaint(done: subprocess.CompletedProcess[str]) -> str:
 
 
 class Agreement(NamedTuple):
-    """What the readers of one image said of each other.
+    """The result of comparing the readers of one image.
 
     :ivar disagreements: a sentence for each disagreement on health, allocation or content
     :ivar unconsulted: a sentence for each reader that does not know a feature of the image
@@ -509,10 +509,10 @@ def consult(
 ) -> Agreement:
     """Holds the three readers of one qcow2 file against each other, without its backing chain.
 
-    An image that all of them convict is no disagreement: ask :meth:`Qcow2Reader.check` for its
-    health.
+    An image that all of them call corrupt is no disagreement: use :meth:`Qcow2Reader.check` for
+    its health.
 
-    :param path: a qcow2 file that nobody writes to meanwhile
+    :param path: a qcow2 file that is not written to meanwhile
     :raises HostError: the file, its external data file or qemu-img is missing
     :raises MachineHung: qemu-img did not end in time
     """
@@ -527,9 +527,9 @@ def consult(
     )
     unconsulted: list[str] = []
     disagreements: list[str] = []
-    convicted = False
+    both_corrupt = False
     try:
-        disagreements, convicted = _disagree_on_health(image, alone, tool, force_share)
+        disagreements, both_corrupt = _disagree_on_health(image, alone, tool, force_share)
     except UnsupportedFeature as error:
         unconsulted.append(f"the independent check: {error.feature}")
     extents = view = None
@@ -546,14 +546,16 @@ def consult(
         unconsulted.append(f"the independent reader: {error.feature}")
         return Agreement(disagreements, unconsulted)
     if extents is None or view is None:
-        silent = convicted or len(refusals) == 2
+        silent = both_corrupt or len(refusals) == 2
         return Agreement(disagreements + ([] if silent else refusals), unconsulted)
     disagreements += _disagree_on_allocation(extents, view)
     try:
         reader = QcowReader(image)
         disagreements += _disagree_on_content(reader, view, Qcow2Reader.parse(image).cluster_size)
     except ImageError as error:
-        disagreements += [] if convicted else [f"the independent reader reads the image; {error}"]
+        disagreements += (
+            [] if both_corrupt else [f"the independent reader reads the image; {error}"]
+        )
     except UnsupportedFeature as error:
         unconsulted.append(f"libqcow: {error.feature}")
     return Agreement(disagreements, unconsulted)
@@ -562,9 +564,9 @@ def consult(
 def _disagree_on_health(
     image: memoryview, alone: str, tool: Sequence[str], force_share: bool
 ) -> tuple[list[str], bool]:
-    """The sentences, and whether both checks convict the image: then either may refuse it.
+    """The disagreements, and whether both checks call it corrupt: then either may refuse it.
 
-    :raises UnsupportedFeature: the independent check cannot tell
+    :raises UnsupportedFeature: the independent check does not support the image
     """
     ours, leaks = "", 0
     try:
@@ -580,11 +582,11 @@ def _disagree_on_health(
     else:
         theirs = f"{result.corruptions} corruptions" if result.corruptions else ""
     if bool(ours) != bool(theirs):
-        told = f"qemu-img check: {theirs or 'no corruption'}; the independent check: "
-        return [told + (ours or "no corruption")], False
+        message = f"qemu-img check: {theirs or 'no corruption'}; the independent check: "
+        return [message + (ours or "no corruption")], False
     if not ours and leaks != result.leaks:
-        told = f"qemu-img check counts {result.leaks} leaks, the independent check {leaks}"
-        return [told], False
+        message = f"qemu-img check counts {result.leaks} leaks, the independent check {leaks}"
+        return [message], False
     return [], bool(ours)
 
 
@@ -607,8 +609,8 @@ def _disagree_on_allocation(extents: list[MapExtent], view: ImageView) -> Iterat
                 and view.unit_size < view.cluster_size
             ):
                 alloc = None  # the host cluster may be there for other subclusters
-            theirs = _told(alloc, extent.host_offset, start - extent.start)
-            ours = _told(run.alloc, run.host_offset, start - run.offset)
+            theirs = _placed(alloc, extent.host_offset, start - extent.start)
+            ours = _placed(run.alloc, run.host_offset, start - run.offset)
             if theirs != ours and not (alloc is None and run.alloc is not Alloc.DATA):
                 yield (
                     f"at {start:#x}: qemu-img map says {theirs}, the independent reader says {ours}"
@@ -618,7 +620,7 @@ def _disagree_on_allocation(extents: list[MapExtent], view: ImageView) -> Iterat
             run = next(runs, None)
 
 
-def _told(alloc: Alloc | None, host: int | None, skipped: int) -> str:
+def _placed(alloc: Alloc | None, host: int | None, skipped: int) -> str:
     if alloc is Alloc.DATA and host is not None:
         return f"data (host offset {host + skipped:#x})"
     return "nothing certain" if alloc is None else alloc.name.lower()

@@ -96,7 +96,7 @@ class Run(NamedTuple):
 
 
 class Inconsistency(NamedTuple):
-    """One inconsistency: how bad, and a sentence that says where."""
+    """One inconsistency: its severity, and a sentence with its place."""
 
     severity: Severity
     text: str
@@ -147,12 +147,12 @@ class Header:
 
     @property
     def extended_l2(self) -> bool:
-        """L2 entries of 128 bits, which tell the allocation of subclusters."""
+        """L2 entries of 128 bits, which hold the allocation of subclusters."""
         return Incompatible.EXTENDED_L2 in self.flags
 
     @property
     def external_data(self) -> bool:
-        """Guest data is in another file, named ``data_file`` unless QEMU was told another name."""
+        """Guest data is in another file, named ``data_file`` unless QEMU's options give another."""
         return Incompatible.EXTERNAL_DATA in self.flags
 
     @property
@@ -166,7 +166,7 @@ class Qcow2Reader:
 
     :param image: the image file's bytes; kept, not copied
     :param header: what :meth:`parse` read from it
-    :ivar unit_size: bytes whose allocation one bit tells: a subcluster's size where the image has
+    :ivar unit_size: bytes whose allocation one bit holds: a subcluster's size where the image has
         extended L2 entries, the cluster size elsewhere
     """
 
@@ -249,7 +249,7 @@ class Qcow2Reader:
     def runs(self, clusters: Clusters | None = None) -> Iterator[Run]:
         """The allocated units, in guest order, joined wherever one slice can hold them.
 
-        :param clusters: what :meth:`clusters` found, if that is at hand
+        :param clusters: the result of :meth:`clusters`, if the caller has it
         :raises ImageError: as :meth:`clusters`
         :raises UnsupportedFeature: as :meth:`clusters`
         """
@@ -276,9 +276,9 @@ class Qcow2Reader:
                 yield Run(offset, length, Alloc.ZERO, None)
 
     def check(self) -> list[Inconsistency]:
-        """Everything inconsistent that the bytes alone tell, worst first.
+        """All inconsistencies that the bytes alone show, worst first.
 
-        What ``qemu-img check`` convicts is convicted here. Beyond it: the corrupt and dirty bits,
+        Finds all that ``qemu-img check`` finds. Beyond it: the corrupt and dirty bits,
         a host cluster with two uses and a refcount to match (without internal snapshots nothing
         explains that), a COPIED flag without an offset, and a guest cluster that has another place
         in an external data file than its own. As there, a refcount for a cluster past the end of
@@ -359,7 +359,7 @@ class Qcow2Reader:
         )
 
     def _l2_faults(self, l2: _Entries) -> Iterator[str]:
-        """What keeps an entry from being followed, or says that something else wrote it."""
+        """Why an entry cannot be followed, or was not written by QEMU."""
         standard = ~l2.compressed
         has_host = self._has_host(l2)
         zero_bits, alloc_bits = l2.bitmap >> np.uint64(32), l2.bitmap & _BITMAP
@@ -487,8 +487,8 @@ class Qcow2Reader:
         used = _Counts(*np.unique(every, return_counts=True))
         for cluster in used.keys[used.values > 1].tolist():
             users = [
-                who
-                for who, mine in references.items()
+                user
+                for user, mine in references.items()
                 for _ in range(np.count_nonzero(mine == cluster))
             ]
             yield Inconsistency(
@@ -554,7 +554,7 @@ class _Counts:
 
 
 def _check_copied(where: str, table: _Entries, points: Mask, once: Mask) -> Iterator[Inconsistency]:
-    """COPIED says "refcount exactly one: may be written in place".
+    """COPIED means "refcount exactly one: may be written in place".
 
     :param points: which entries have an offset
     :param once: the refcounts of which host clusters are 1

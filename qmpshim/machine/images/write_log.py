@@ -10,8 +10,8 @@ QEMU logs a request once the disk below has answered it, whether well or not, an
 client after that. It takes a request's place in the log before it writes there, so that while
 requests overlap the last entries may be holes or half written; it writes the super block at each
 flush and each ``log-super-update-interval`` requests only. A log that is still written to is
-therefore read with ``live``: up to the first entry that is not whole, whatever the super block
-says. Give QEMU an empty file to log to: what an older log left behind would look like entries.
+therefore read with ``live``: up to the first entry that is incomplete, whatever the super block
+holds. Give QEMU an empty file to log to: what an older log left behind would look like entries.
 
 A write of zeroes is logged as a write with its zeroes. QEMU 5.2 spoils the log when another request
 overlaps with it; upstream's "Fix a bug when logging "write zeroes" operations" mends that, in 7.2
@@ -115,11 +115,11 @@ class WriteLog:
             raise LogError(f"the write log speaks of sectors of {size} bytes")
 
     def entries(self, after: LogEntry | None = None, live: bool = False) -> Iterator[LogEntry]:
-        """The entries in the log's order.
+        """Yields the entries in the log's order.
 
         :param after: the last entry known already, of this log when it was shorter
         :param live: the log is written to now: the first entry that is not whole is the end;
-            else the log ends where the super block says, or where there is nothing more
+            else the log ends at the super block's count, or where there is nothing more
         :raises LogError: an entry cannot be (always), or is cut short (unless *live*)
         """
         index, at = (0, 1) if after is None else (after.index + 1, after.end)

@@ -33,7 +33,7 @@ class BlockClient(Protocol):
     """
 
     def submit_read(self, buffer: bytearray, offset: int) -> int:
-        """Ask for ``len(buffer)`` bytes at *offset* into *buffer*."""
+        """Read ``len(buffer)`` bytes at *offset* into *buffer*."""
 
     def submit_write(self, data: bytes | bytearray | memoryview, offset: int) -> int:
         """Write *data* at *offset*; it must stay unchanged until the cookie was waited for."""
@@ -67,7 +67,7 @@ class NbdClient:
     :param plain: no structured replies. With them QEMU's server answers a read of what block status
         calls zero without reading it (``nbd_co_send_sparse_read``), so that the read never meets
         the filters above the image, as a guest's would
-    :param is_silent: asked now and then while an answer is waited for: whether none will come
+    :param is_silent: polled while an answer is awaited: whether none will come
     :raises MachineDied: the server does not answer or does not know the export
     """
 
@@ -97,7 +97,7 @@ class NbdClient:
         return int(self._handle.get_size())
 
     def submit_read(self, buffer: bytearray, offset: int) -> int:
-        """Ask for ``len(buffer)`` bytes at *offset* into *buffer*."""
+        """Read ``len(buffer)`` bytes at *offset* into *buffer*."""
         return self._submit("read", lambda: self._handle.aio_pread(buffer, offset))
 
     def submit_write(self, data: bytes | bytearray | memoryview, offset: int) -> int:
@@ -214,9 +214,9 @@ class NbdClient:
         return extents
 
     def close(self) -> None:
-        """Disconnect, saying so without waiting: a server that hangs would never hear it."""
+        """Send a disconnect request without waiting: a server that hangs would never read it."""
         if self._handle is None:
             return
-        with contextlib.suppress(self._nbd.Error):  # gone already: nobody to be polite to
+        with contextlib.suppress(self._nbd.Error):  # the server has gone already
             self._handle.aio_disconnect()
         self._handle = None  # the binding closes the socket when the handle goes

@@ -1,4 +1,4 @@
-"""The server half of the NBD wire format, without I/O: bytes in, requests out; replies as bytes.
+"""The server half of the NBD protocol, without I/O: bytes in, requests out; replies as bytes.
 
 Everything here restates the NBD protocol document (``doc/proto.md`` of NetworkBlockDevice/nbd):
 sections "Fixed newstyle negotiation", "Option types", "Request message", "Simple reply message",
@@ -55,11 +55,11 @@ MIN_BLOCK = 1
 PREFERRED_BLOCK = 4096
 MAX_PAYLOAD = 32 << 20
 MAX_NAME = 4096  # "MUST be no longer than 4096 bytes"
-MAX_OPTION = 64 << 10  # ours: room for a name and many metadata queries
+MAX_OPTION = 64 << 10  # bytes; our limit: enough for a name and many metadata queries
 
 
 class Option(IntEnum):
-    """What a client may ask for before transmission ("Option types")."""
+    """The options a client may send before transmission ("Option types")."""
 
     EXPORT_NAME = 1
     ABORT = 2
@@ -85,7 +85,7 @@ class OptionReply(IntEnum):
 
 
 class Info(IntEnum):
-    """What INFO and GO tell about an export (``NBD_REP_INFO``)."""
+    """The information types of the replies to INFO and GO (``NBD_REP_INFO``)."""
 
     EXPORT = 0
     NAME = 1
@@ -123,7 +123,7 @@ class Extent(NamedTuple):
 
 
 class Request(NamedTuple):
-    """One request message as it was on the wire; ``type`` and ``flags`` may be unknown ones.
+    """One request message as received; ``type`` and ``flags`` may be unknown ones.
 
     ``data`` is a WRITE's payload; it is empty when ``length`` exceeds :data:`MAX_PAYLOAD`,
     in which case the parser has skipped the payload.
@@ -161,7 +161,7 @@ _U32 = Struct(">I")
 _DONE = 1  # NBD_REPLY_FLAG_DONE
 
 # "Error values": the errors a server may send; the rest become EINVAL.
-_WIRE_ERRORS = {
+_ERROR_CODES = {
     errno.EPERM: 1,
     errno.EACCES: 1,
     errno.EROFS: 1,
@@ -177,9 +177,9 @@ _WIRE_ERRORS = {
 }
 
 
-def wire_error(code: int) -> int:
+def error_code(code: int) -> int:
     """The NBD error that stands for a system ``errno`` (EINVAL where NBD has none)."""
-    return _WIRE_ERRORS.get(code, 22)
+    return _ERROR_CODES.get(code, 22)
 
 
 def simple_reply(cookie: int, error: int = 0, data: bytes = b"") -> bytes:
@@ -276,7 +276,7 @@ class Handshake:
     """One connection's negotiation: from :attr:`greeting` to :attr:`export`.
 
     :param lookup: gives the export of a name, or None where there is none (now)
-    :param names: the names LIST tells
+    :param names: the export names in the reply to LIST
 
     Feed it what the client sends and send what :meth:`feed` returns. It is over when
     :attr:`export` is set (transmission begins, :meth:`rest` has what the client sent beyond the
@@ -396,19 +396,19 @@ class Handshake:
     def _info(self, option: int, body: bytes) -> bytes:
         fields = _Fields(body)
         name = fields.string()
-        asked = {fields.u16() for _ in range(fields.u16())}
+        requested = {fields.u16() for _ in range(fields.u16())}
         fields.end()
         export = self._lookup(name)
         if export is None:
             return _reply(option, OptionReply.ERR_UNKNOWN, b"no such export")
-        # Block sizes are told unasked, which the protocol allows.
+        # Block sizes are sent unrequested, which the protocol allows.
         infos = [
             Struct(">HQH").pack(Info.EXPORT, export.size, self._flags(export)),
             Struct(">HIII").pack(Info.BLOCK_SIZE, MIN_BLOCK, PREFERRED_BLOCK, MAX_PAYLOAD),
         ]
-        if Info.NAME in asked:
+        if Info.NAME in requested:
             infos.append(_U16.pack(Info.NAME) + export.name.encode())
-        if Info.DESCRIPTION in asked and export.description:
+        if Info.DESCRIPTION in requested and export.description:
             infos.append(_U16.pack(Info.DESCRIPTION) + export.description.encode())
         if option == Option.GO:
             self.export = export

@@ -1,4 +1,4 @@
-"""An NBD endpoint in front of one of QEMU's exports: passes requests on, and tells what they did.
+"""An NBD endpoint in front of a QEMU export: forwards requests and reports them to an observer.
 
 The client's negotiation is answered here (:class:`qmpshim.machine.nbd.protocol.Handshake`); to QEMU
 there is one connection for each client's, with simple replies. Restates the NBD protocol document,
@@ -45,7 +45,7 @@ class RelayObserver(Protocol):
         """A request goes to QEMU; gives what :meth:`ends` is to be called with."""
 
     def ends(self, token: int, request: Request, error: int) -> None:
-        """QEMU has answered, 0 for success; the client has not heard of it yet."""
+        """QEMU has answered, 0 for success; the reply is not yet sent to the client."""
 
     def lost(self, token: int, request: Request) -> None:
         """QEMU will not answer any more."""
@@ -99,14 +99,14 @@ class Relay:
     :param connect: makes a connection to QEMU's NBD server
     :param name: the export's name
     :param path: where to listen
-    :param eye: sees each request
+    :param observer: its methods are called for each request
     """
 
-    def __init__(self, connect: Connect, name: str, path: Path, eye: RelayObserver) -> None:
+    def __init__(self, connect: Connect, name: str, path: Path, observer: RelayObserver) -> None:
         self._connect = connect
         self.name = name
         self.path = path
-        self.eye = eye
+        self.observer = observer
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = asyncio.Event()
@@ -129,7 +129,7 @@ class Relay:
 
     async def settled(self) -> None:
         """Wait until QEMU has answered all that went through."""
-        while self.in_flight:  # noqa: ASYNC110 (a few milliseconds; nobody else is told)
+        while self.in_flight:  # noqa: ASYNC110 (a few milliseconds; no other event marks it)
             await asyncio.sleep(0.001)
 
     def resume(self) -> None:
@@ -205,12 +205,12 @@ class _Conversation:
         self._above = above
         self._reader = reader
         self._writer = writer
-        self._pending: dict[int, tuple[Request, int]] = {}  # with the eye's token
+        self._pending: dict[int, tuple[Request, int]] = {}  # with the observer's token
         self._answered = asyncio.Event()
         self._gone = False  # the client left
 
     async def run(self, rest: bytes) -> None:
-        """Until one side hangs up, and QEMU has answered what was asked."""
+        """Forward until one side disconnects and QEMU has answered all requests it received."""
         down = asyncio.ensure_future(self._down())
         up = asyncio.ensure_future(self._up(rest))
         try:
@@ -219,7 +219,7 @@ class _Conversation:
                 down.result()
                 return
             self._gone = True
-            # What QEMU was asked it does, whoever is there to hear of it: wait, so as to know.
+            # QEMU completes what it received even without a client: wait for the results.
             while self._pending and not down.done():
                 self._answered.clear()
                 waiting = asyncio.ensure_future(self._answered.wait())
@@ -238,7 +238,7 @@ class _Conversation:
             await asyncio.gather(up, down, return_exceptions=True)
             for request, token in self._pending.values():
                 self._relay.in_flight -= 1
-                self._relay.eye.lost(token, request)
+                self._relay.observer.lost(token, request)
 
     async def _up(self, data: bytes) -> None:
         parser = RequestParser()
@@ -252,7 +252,7 @@ class _Conversation:
                     self._writer.write(self._reply(request, 0, b""))
                     continue
                 number += 1
-                self._pending[number] = request, self._relay.eye.begins(request)
+                self._pending[number] = request, self._relay.observer.begins(request)
                 head = _REQUEST.pack(
                     protocol.REQUEST_MAGIC,
                     request.flags & _KEPT_FLAGS,
@@ -283,7 +283,7 @@ class _Conversation:
             if request.type == NbdCommand.READ.value and not code:
                 data = await reader.readexactly(request.length)
             self._relay.in_flight -= 1
-            self._relay.eye.ends(token, request, code)
+            self._relay.observer.ends(token, request, code)
             self._answered.set()
             if not self._gone:
                 with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""An NBD client that asks QEMU for block status, so that QEMU knows (and keeps) it."""
+"""An NBD client that queries block status, so that QEMU determines and caches it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from qmpshim.machine.qmp.nonblocking import NbdAnswer, NonBlockingNbd
 _CONTEXT = b"base:allocation"
 _REPLY = Struct(">QIII")
 _CHUNK = Struct(">IHHQI")
-_ERROR = 1 << 15  # the bit of a chunk's type that says so
+_ERROR = 1 << 15  # the error bit of a chunk's type
 _LAST = 1  # the flag of a reply's last chunk
 
 
 class StatusClient(NonBlockingNbd):
-    """A connection of its own, since it has structured replies; what QEMU tells is not kept."""
+    """A separate connection, since it needs structured replies; the answers are discarded."""
 
-    def _shake_hands(self, export: str, limit: float) -> None:
+    def _handshake(self, export: str, limit: float) -> None:
         name = export.encode()
         context = b"".join(
             (
@@ -33,17 +33,17 @@ class StatusClient(NonBlockingNbd):
         self._option(nbd.Option.SET_META_CONTEXT, context)
         # Greeting, two acknowledgements, and before the second the context's number.
         size = 18 + 3 * _REPLY.size + 4 + len(_CONTEXT)
-        self._reactor.until(lambda: len(self._buffer) >= size or self.lost, limit)
+        self._event_loop.until(lambda: len(self._buffer) >= size or self.lost, limit)
         if len(self._buffer) < size or _CONTEXT not in self._buffer:
             self.close()
             raise MachineDied(f"NBD connection to {export} has no block status")
         del self._buffer[18:size]
         self._enter(export, limit)
 
-    def ask(self, size: int) -> None:
-        """Ask for the status of *size* bytes, and wait until it was told.
+    def query(self, size: int) -> None:
+        """Query the block status of *size* bytes, and wait for the reply.
 
-        Twice: QEMU's cache holds one range, and what it knows of the beginning it does not ask for.
+        Twice: QEMU's cache holds one range, and it does not query the part that is cached.
 
         :raises MachineDied: the connection ended
         :raises MachineHung: no answer

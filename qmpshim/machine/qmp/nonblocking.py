@@ -1,4 +1,4 @@
-"""QMP and NBD clients that never wait: what was sent is answered while somebody turns the reactor.
+"""Non-blocking QMP and NBD clients: answers arrive while the manual event loop is polled.
 
 The explorer must see an answer the moment it arrives and must go on when none does, with commands
 and requests of several kinds in flight; and it must be quick: these clients do nothing but cut the
@@ -34,8 +34,8 @@ class NonBlockingQmp:
     :ivar log: the latest messages of both sides
     """
 
-    def __init__(self, reactor: ManualEventLoop, sock: socket.socket) -> None:
-        self._reactor = reactor
+    def __init__(self, event_loop: ManualEventLoop, sock: socket.socket) -> None:
+        self._event_loop = event_loop
         self._sock = sock
         self._buffer = b""
         self._count = 0
@@ -47,7 +47,7 @@ class NonBlockingQmp:
         self.lost = False
         self.wrong: ProtocolBroken | None = None
         sock.setblocking(False)
-        reactor.loop.add_reader(sock.fileno(), self._readable)
+        event_loop.loop.add_reader(sock.fileno(), self._readable)
 
     def send(self, command: str, arguments: Mapping[str, Any] | None = None) -> int:
         """Send a command.
@@ -93,7 +93,7 @@ class NonBlockingQmp:
     def wait(self, command: str, number: int, limit: float = 20.0) -> None:
         """Wait for an answer; see :meth:`call`."""
         began = time.monotonic()
-        if not self._reactor.until(lambda: number in self.answers or self.over, limit):
+        if not self._event_loop.until(lambda: number in self.answers or self.over, limit):
             raise MachineHung(f"{command}: no answer in {_waited(began, limit)}")
         if number not in self.answers:
             raise self.wrong or MachineDied(f"QEMU went away during {command}")
@@ -109,14 +109,14 @@ class NonBlockingQmp:
             return
         if not data:
             self.lost = True
-            self._reactor.loop.remove_reader(self._sock.fileno())
+            self._event_loop.loop.remove_reader(self._sock.fileno())
             return
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
             if line.strip() and (fault := self._take_in(line)):
-                said = line.strip().decode(errors="replace")[:200]
-                self.wrong = ProtocolBroken(f"QEMU's monitor said {said!r}: {fault}")
-                self._reactor.loop.remove_reader(self._sock.fileno())
+                text = line.strip().decode(errors="replace")[:200]
+                self.wrong = ProtocolBroken(f"QEMU's monitor said {text!r}: {fault}")
+                self._event_loop.loop.remove_reader(self._sock.fileno())
                 return
 
     def _take_in(self, line: bytes) -> str:
@@ -143,7 +143,7 @@ class NonBlockingQmp:
 
     def close(self) -> None:
         """Close the connection."""
-        self._reactor.loop.remove_reader(self._sock.fileno())
+        self._event_loop.loop.remove_reader(self._sock.fileno())
         self._sock.close()
 
 
@@ -191,9 +191,9 @@ class NonBlockingNbd:
     """
 
     def __init__(
-        self, reactor: ManualEventLoop, path: Path, export: str, limit: float = 10.0
+        self, event_loop: ManualEventLoop, path: Path, export: str, limit: float = 10.0
     ) -> None:
-        self._reactor = reactor
+        self._event_loop = event_loop
         self._buffer = bytearray()
         self._count = 0
         self._lengths: dict[int, int] = {}  # of the reads in flight
@@ -208,29 +208,29 @@ class NonBlockingNbd:
             self._sock.close()
             raise MachineDied(f"NBD connection to {export}: {error.strerror}") from error
         self._sock.setblocking(False)
-        reactor.loop.add_reader(self._sock.fileno(), self._readable)
-        self._shake_hands(export, limit)
+        event_loop.loop.add_reader(self._sock.fileno(), self._readable)
+        self._handshake(export, limit)
 
-    def _shake_hands(self, export: str, limit: float) -> None:
+    def _handshake(self, export: str, limit: float) -> None:
         # Fixed newstyle negotiation with EXPORT_NAME: the shortest there is.
         flags = nbd.HANDSHAKE_FIXED_NEWSTYLE | nbd.HANDSHAKE_NO_ZEROES
-        self._say(flags.to_bytes(4, "big"))
+        self._send(flags.to_bytes(4, "big"))
         self._enter(export, limit)
 
     def _option(self, option: nbd.Option, data: bytes) -> None:
-        self._say(_OPTION.pack(nbd.OPTION_MAGIC, option, len(data)) + data)
+        self._send(_OPTION.pack(nbd.OPTION_MAGIC, option, len(data)) + data)
 
-    def _say(self, data: bytes) -> None:
+    def _send(self, data: bytes) -> None:
         try:
             self._sock.sendall(data)
         except OSError:
             self.lost = True
 
     def _enter(self, export: str, limit: float) -> None:
-        """Ask for the export itself, and wait for the greeting and its answer."""
+        """Negotiate the export and wait for the server's reply."""
         self._option(nbd.Option.EXPORT_NAME, export.encode())
         size = 18 + _EXPORT_INFO.size
-        self._reactor.until(lambda: len(self._buffer) >= size or self.lost, limit)
+        self._event_loop.until(lambda: len(self._buffer) >= size or self.lost, limit)
         if len(self._buffer) < size:
             self.close()
             raise MachineDied(f"NBD connection to {export} was refused")
@@ -280,7 +280,7 @@ class NonBlockingNbd:
         :raises MachineHung: no answer within *limit* seconds, or none that can come any more
         """
         cookie, began = self.send(op, offset, length, data), time.monotonic()
-        if not self._reactor.until(lambda: cookie in self.answers or self.lost, limit):
+        if not self._event_loop.until(lambda: cookie in self.answers or self.lost, limit):
             raise MachineHung(f"an NBD {op.name} was not answered in {_waited(began, limit)}")
         if cookie not in self.answers:
             raise MachineDied(f"the NBD connection broke during a {op.name}")
@@ -327,7 +327,7 @@ class NonBlockingNbd:
             return
         if not data:
             self.lost = True
-            self._reactor.loop.remove_reader(self._sock.fileno())
+            self._event_loop.loop.remove_reader(self._sock.fileno())
             return
         self._buffer += data
         if self._ready:
@@ -348,6 +348,6 @@ class NonBlockingNbd:
     def close(self) -> None:
         """Close the connection, with whatever is in flight."""
         if self._sock.fileno() >= 0:
-            self._reactor.loop.remove_reader(self._sock.fileno())
+            self._event_loop.loop.remove_reader(self._sock.fileno())
             self._sock.close()
         self.lost = True

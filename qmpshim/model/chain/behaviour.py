@@ -10,32 +10,32 @@ from enum import StrEnum
 
 
 class KnownDefect(StrEnum):
-    """Defects of real QEMU versions that the model can predict when it is told to.
+    """Defects of real QEMU versions that the model predicts when they are in ``Behaviour.known``.
 
-    Without them the model says what QEMU's documentation and interfaces promise.
+    Without them the model predicts what QEMU's documentation and interfaces promise.
     """
 
     STOP_ALWAYS_FAILS = "stop-always-fails"
     """``xen-set-replication enable=false failover=false`` on a running secondary cancels the
     backup job and then reports "Backup job was cancelled unexpectedly", because
     ``replication_stop`` calls ``secondary_do_checkpoint`` after ``backup_job_cleanup`` has cleared
-    ``s->backup_job``.  Active and hidden disk keep their contents, and the status says
+    ``s->backup_job``.  Active and hidden disk keep their contents, and the status stays
     "I/O error occurred" for ever (block/replication.c, 5.2 to at least 10.0)."""
 
     FAILOVER_REPORTS_ERROR = "failover-reports-io-error"
     """``replication_stop`` cancels the backup job while the stage is still RUNNING, so that
-    ``backup_job_completed`` sets ``s->error``: until the commit has ended well the status says
+    ``backup_job_completed`` sets ``s->error``: until the commit has ended well the status is
     "I/O error occurred", although nothing failed (block/replication.c, 5.2 to at least 11.1)."""
 
     QUORUM_MASKS_PRIMARY = "primary-error-masked"
-    """On the primary an I/O error of its own disk is told to nobody who asked: with
+    """On the primary an I/O error of its own disk is not reported to the request: with
     ``vote-threshold=1`` the quorum takes one child's success for its own (``quorum_co_pwritev``),
     and the replication filter turns each error into success (``replication_return_value``) as long
     as it runs (block/quorum.c, block/replication.c, 5.2 to at least 11.1)."""
 
     QUORUM_MASKS_FLUSH = "primary-flush-error-masked"
     """The same of a flush (``quorum_co_flush``), whether the filter runs or not. 5.2 flushes the
-    children once more behind the quorum's back, and may tell what the quorum masks."""
+    children once more outside the quorum, and may report what the quorum masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class Behaviour:
         It did while only ``bdrv_co_pwrite_zeroes`` looked at the flags of the node below it
         (block/io.c, 7.2); since ``bdrv_co_do_pwrite_zeroes`` looks at its own node's (10.0), not.
     :ivar copy_range: replication's backup job uses copy offload (``BackupPerf.use_copy_range``).
-    :ivar backup_copy_range: so does ``blockdev-backup`` when not told otherwise; until 5.2, after
-        that it must be asked for with ``x-perf``.
+    :ivar backup_copy_range: so does ``blockdev-backup`` by default until 5.2; later only with
+        ``x-perf``.
     :ivar snapshot_discard_rounds: a discard through ``snapshot-access`` is rounded inwards to
         backup's clusters, also at the disk's end (``cbw_co_pdiscard_snapshot``, 9.1).
     :ivar known: defects to predict.

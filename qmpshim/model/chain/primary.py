@@ -1,10 +1,11 @@
-"""The primary's disk: what the guest's I/O does to its own disk, and to the secondary's far away.
+"""The primary's disk: what the guest's I/O does to its own disk and to the remote secondary's.
 
 A quorum of two children, the primary's own disk first (``read-pattern=fifo``, ``vote-threshold=1``)
 and then the replication filter in mode ``primary``, which forwards writes to the NBD export of the
 secondary disk. Restates docs/block-replication.txt and docs/COLO-FT.txt, and of the seven failures
-there those of this side: an I/O error on the primary disk (1) is told "to the disk layer", that is
-to who asked; a write that could not be forwarded (2) to the FT/HA manager, by the status alone.
+there those of this side: an I/O error on the primary disk (1) is reported "to the disk layer", that
+is to the request; a write that could not be forwarded (2) to the FT/HA manager, by the status
+alone.
 
 Coroutines as in :mod:`~qmpshim.model.chain.secondary`. Positions and lengths are sectors.
 """
@@ -89,7 +90,7 @@ class PrimaryChain:
             yield from own
 
     def _side_by_side(self, own: Co[None], other: Co[bool], masks: KnownDefect) -> Co[None]:
-        """Do both; the error of the guest's own disk is told, whatever the other says.
+        """Do both; an error of the guest's own disk is raised, whatever the result of the other.
 
         :param masks: the defect by which it is not
         """
@@ -108,7 +109,7 @@ class PrimaryChain:
                 raise
 
     def _forward(self, write: Co[None]) -> Co[bool]:
-        """Whether the filter says success: it always does."""
+        """Whether the filter returns success: it always does."""
         try:
             yield from write
         except ModelIOError:

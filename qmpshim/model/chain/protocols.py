@@ -1,9 +1,9 @@
-"""Who waits for whom: the disciplines by which QEMU has kept the promise over the years.
+"""The serialization protocols by which QEMU has kept the promise over the years.
 
-A discipline wraps the moments of the chain at which copying and reading can meet: the copy before
+A protocol wraps the moments of the chain at which copying and reading can meet: the copy before
 a write to the secondary disk, a read by the guest's side, and a read that arrives at the hidden
 disk.  All of them keep the same promise: before new data reaches the secondary disk the old data
-is in the hidden disk, and nobody who reads through the hidden disk sees anything but the old data.
+is in the hidden disk, and every read through the hidden disk returns the old data.
 Positions and lengths are sectors.
 """
 
@@ -25,8 +25,8 @@ from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.runtime.coroutines import Co
 
 __all__ = [
-    "DISCIPLINES",
-    "HONEST",
+    "PROTOCOLS",
+    "REFERENCE_PROTOCOLS",
     "Below",
     "CopyBeforeWriteProtocol",
     "CowRequestProtocol",
@@ -36,7 +36,7 @@ __all__ = [
 
 
 class SerializationProtocol:
-    """``none``: nobody waits for anybody.  Broken on purpose; the base of the others.
+    """``none``: no operation waits for another.  Broken on purpose; the base of the others.
 
     :cvar versions: the QEMU versions it stands for
     :cvar behaviour: what else those versions do
@@ -155,9 +155,10 @@ class CopyBeforeWriteProtocol(SerialisingWriteProtocol):
     """``copy-before-write`` (QEMU 6.1 to now; snapshot access since 7.1): a filter node copies.
 
     block-copy's tasks over a dirty bitmap take the place of the list: a task clears its clusters'
-    bits when it is created and sets them again when it fails, and who finds nothing dirty waits for
-    the tasks in its way and looks again.  Its writes to the hidden disk still are serialising.
-    Reads through ``snapshot-access`` freeze what they read from the secondary disk instead.
+    bits when it is created and sets them again when it fails, and a write that finds nothing dirty
+    waits for the conflicting tasks and looks again.  Its writes to the hidden disk still are
+    serialising. Reads through ``snapshot-access`` freeze what they read from the secondary disk
+    instead.
 
     :param break_snapshot: ``on-cbw-error=break-snapshot``: an error of the copy breaks the
         snapshot, not the guest's write
@@ -188,10 +189,10 @@ class CopyBeforeWriteProtocol(SerialisingWriteProtocol):
         return job.snapshot_discard(start, count, op)
 
 
-HONEST: tuple[type[SerializationProtocol], ...] = (
+REFERENCE_PROTOCOLS: tuple[type[SerializationProtocol], ...] = (
     CowRequestProtocol,
     SerialisingWriteProtocol,
     CopyBeforeWriteProtocol,
 )
-_ALL: tuple[type[SerializationProtocol], ...] = (*HONEST, SerializationProtocol)
-DISCIPLINES: dict[str, type[SerializationProtocol]] = {kind.name: kind for kind in _ALL}
+_ALL: tuple[type[SerializationProtocol], ...] = (*REFERENCE_PROTOCOLS, SerializationProtocol)
+PROTOCOLS: dict[str, type[SerializationProtocol]] = {kind.name: kind for kind in _ALL}

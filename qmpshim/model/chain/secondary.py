@@ -1,8 +1,8 @@
 """The chain of disks: what primary writes, guest I/O and the commands do to the three images.
 
-Each operation is a coroutine (see :mod:`qmpshim.model.runtime.coroutines`); the straight run, the
-explorer and the run in step with a real QEMU all drive these same coroutines.  Positions and
-lengths are sectors.
+Each operation is a coroutine (see :mod:`qmpshim.model.runtime.coroutines`); the sequential
+driver, the explorer and the run in step with a real QEMU all drive these same coroutines.
+Positions and lengths are sectors.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class _ChainFill(Fill):
     def read(self, start: int, count: int) -> Co[Owners]:
         chain = self._chain
         below = chain.read_through((chain.hidden, chain.secondary), start, count)
-        return (yield from chain.discipline.fill_read(chain.job, start, count, below))
+        return (yield from chain.protocol.fill_read(chain.job, start, count, below))
 
 
 class Chain:
@@ -83,14 +83,14 @@ class Chain:
         size: int,
         cluster: int,
         secondary: str = "raw",
-        discipline: SerializationProtocol | None = None,
+        protocol: SerializationProtocol | None = None,
         behaviour: Behaviour | None = None,
         memory: StateContainers = PLAIN,
     ) -> None:
         self.workflow = workflow
         self.size = size
         self.cluster = cluster
-        self.discipline = discipline or CowRequestProtocol()
+        self.protocol = protocol or CowRequestProtocol()
         self.behaviour = behaviour or Behaviour()
         self.memory = memory
         self.secondary: Image = (
@@ -112,7 +112,7 @@ class Chain:
         self._fill = _ChainFill(self)
 
     def place(self, image: Image) -> None:
-        """Put *image* where its name says, in the place of a disk as it was built.
+        """Replace the disk of the same name by *image*.
 
         For an image of another geometry, or one that holds something; before anything begins.
         """
@@ -152,7 +152,7 @@ class Chain:
         yield from self.secondary.discard(start, count, -op)
 
     def _before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:
-        return self.memory.aside(self.discipline.before_write(job, start, count))
+        return self.memory.aside(self.protocol.before_write(job, start, count))
 
     def primary_read(self, start: int, count: int) -> Co[Owners]:
         """What the primary would read back from the secondary disk."""
@@ -184,12 +184,12 @@ class Chain:
         """
         self._check_stage()
         read = self.read_through(self.top, start, count)
-        return (yield from self.discipline.replication_read(self.job, start, count, read))
+        return (yield from self.protocol.replication_read(self.job, start, count, read))
 
     def snapshot_read(self, start: int, count: int) -> Co[Owners]:
         """What a backup program reads: the disk as it was when the job started.
 
-        :raises ModelIOError: the discipline has no access to the snapshot (any more)
+        :raises ModelIOError: the protocol has no access to the snapshot (any more)
         """
         if self.job is None:
             return (yield from self.guest_read(start, count))
@@ -197,7 +197,7 @@ class Chain:
             lambda first, length: self.read_through((self.hidden, self.secondary), first, length),
             lambda first, length: self.read_through((self.secondary,), first, length),
         )
-        return (yield from self.discipline.snapshot_read(self.job, start, count, below))
+        return (yield from self.protocol.snapshot_read(self.job, start, count, below))
 
     def snapshot_discard(self, start: int, count: int, op: int) -> Co[None]:
         """A backup program has no more use for a range of the snapshot."""
@@ -208,7 +208,7 @@ class Chain:
             size = self.job.cluster_size
             start, end = start + -start % size, end - end % size
         if start < end:
-            yield from self.discipline.snapshot_discard(self.job, start, end - start, op)
+            yield from self.protocol.snapshot_discard(self.job, start, end - start, op)
 
     def guest_write(self, start: int, count: int, op: int) -> Co[None]:
         """Operation *op* writes its data through the replication filter.
@@ -260,7 +260,7 @@ class Chain:
         """Read *images* from the first to the last, each falling through where unallocated."""
         if images[0] is self.hidden and self.job is not None:
             read = self._read_through(images, start, count)
-            return self.discipline.hidden_read(self.job, start, count, read)
+            return self.protocol.hidden_read(self.job, start, count, read)
         return self._read_through(images, start, count)
 
     def _read_through(self, images: Sequence[Image], start: int, count: int) -> Co[Owners]:
@@ -297,7 +297,7 @@ class Chain:
         self.error = False
 
     def _new_job(self, copy_range: bool) -> BackupJob:
-        return self.discipline.new_job(self.secondary, self.hidden, copy_range, self.memory)
+        return self.protocol.new_job(self.secondary, self.hidden, copy_range, self.memory)
 
     def checkpoint(self) -> Co[None]:
         """``xen-colo-do-checkpoint``: what the disks hold now is what the guest starts from.
@@ -344,9 +344,9 @@ class Chain:
         """``xen-set-replication enable=false failover=true``: the guest's view becomes the disk.
 
         It never fails: ``qmp_xen_set_replication`` (migration/colo.c) gives the stop no Error to
-        fill in when failover is asked for, so with nothing running nothing happens. When the
-        commit fails the status says so and the disks stay as they are, one behind the other: case 7
-        of the block-replication document (``replication_done``).
+        fill in when failover is requested, so with nothing running nothing happens. When the
+        commit fails the status reports it and the disks stay as they are, one behind the other:
+        case 7 of the block-replication document (``replication_done``).
         """
         self.begin_failover()
         yield from self.end_failover()
@@ -379,7 +379,7 @@ class Chain:
         self.failed_over = True
 
     def forget_error(self) -> None:
-        """What the status says when a commit is over: later than what it wrote has arrived."""
+        """The status when a commit is over: it changes after the commit's writes have arrived."""
         if self.failed_over:
             self.error = False
 
@@ -419,7 +419,7 @@ class Chain:
         yield from secondary.flush()  # mirror_run(): before it counts as done
 
     def _commit_kind(self, start: int, count: int) -> Alloc:
-        """ZERO when one block status covers the whole granule and says zero, else DATA."""
+        """ZERO when one block status covers the whole granule and is zero, else DATA."""
         for image in self.top:
             runs = list(image.runs(start, count))
             if len(runs) > 1:

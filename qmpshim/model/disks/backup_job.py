@@ -18,7 +18,7 @@ BACKUP_CLUSTER_SIZE_DEFAULT = 128  # sectors: 64 KiB
 class CowRequest(RangeRequest):
     """A range of clusters [start, end) that is being copied, or read and to be left alone.
 
-    Empty until ``backup_cow_request_begin``, which says in which *list* it is.
+    Empty until ``backup_cow_request_begin``, which sets the *list* it is in.
     """
 
     __slots__ = ("list",)
@@ -120,7 +120,7 @@ def backup_cow_request_begin(
 
 
 def backup_cow_request_end(req: CowRequest) -> None:
-    """Take *req* out of its list and wake all who wait for it."""
+    """Take *req* out of its list and wake all that wait for it."""
     req.list.end(req)
 
 
@@ -155,7 +155,7 @@ def copy_cluster(job: BackupJob, cluster: int) -> Co[None]:
 
 
 def copy_clusters(job: BackupJob, first: int, end: int) -> Co[None]:
-    """Copy the clusters [first, end) in one go; block status must say the same of all of them."""
+    """Copy the clusters [first, end) in one go; all must have the same block status."""
     start = first * job.cluster_size
     count = min(end * job.cluster_size, job.len) - start
     owners = yield from job.source.read(start, count)

@@ -75,7 +75,7 @@ class CopyBeforeWriteJob(SerialisingJob):
     :ivar reqs: the tasks (``BlockCopyState.reqs``)
     :ivar access_bitmap: clusters that snapshot reads may see
     :ivar done_bitmap: clusters copied, for snapshot reads; a checkpoint does not reset it
-    :ivar frozen_read_reqs: snapshot reads from the secondary disk; nobody may write there
+    :ivar frozen_read_reqs: snapshot reads from the secondary disk; no write may touch them
     :param break_snapshot: ``on-cbw-error=break-snapshot`` instead of ``break-guest-write``
     """
 

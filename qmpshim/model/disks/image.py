@@ -1,7 +1,7 @@
 """Symbolic disks: which operation owns each sector, and which clusters are allocated.
 
 An *owner* stands for a sector's 512 bytes: ``+n`` is the data operation *n* wrote there, ``-n``
-zeroes that operation *n* made, ``0`` zeroes nobody ever wrote.  All positions are in sectors.
+zeroes that operation *n* made, ``0`` zeroes that were never written.  All positions are in sectors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BLANK = array("q", bytes(8 * PAGE))
 
 
 class Alloc(IntEnum):
-    """Allocation of one cluster (or subcluster) of an image, as qcow2's L2 table tells it."""
+    """Allocation of one cluster (or subcluster) of an image, as in qcow2's L2 table."""
 
     UNALLOCATED = 0  # reads fall through to the backing file
     ZERO = 1  # reads as zeroes, whatever the backing file holds
@@ -87,14 +87,14 @@ def is_zero(owners: Owners) -> bool:
 class Image:
     """One image of the chain; the two formats below fill in what differs.
 
-    Coroutines of this class only ask for I/O (they yield :class:`Io`); what an I/O does to the
+    Coroutines of this class only request I/O (they yield :class:`Io`); what an I/O does to the
     image happens in the ``_do_*`` functions, in one piece, when the driver performs it.
 
     :param name: ``secondary``, ``hidden`` or ``active``
     :param size: virtual size in sectors
-    :param cluster: sectors whose allocation is told by one entry: the cluster size, or the size of
+    :param cluster: sectors whose allocation one entry holds: the cluster size, or the size of
         a subcluster (1 where the format has none)
-    :ivar info_cluster: the cluster size that other parts of QEMU are told, in sectors
+    :ivar info_cluster: the cluster size reported to other parts of QEMU, in sectors
         (``BlockDriverInfo.cluster_size``)
     :param memory: makes the containers that requests share
     :ivar discards: its node has ``discard=unmap``; without that ``bdrv_co_pdiscard`` does nothing
@@ -130,7 +130,7 @@ class Image:
         raise NotImplementedError
 
     def status_zero(self, start: int, count: int) -> Alloc:
-        """Whether one ``bdrv_block_status`` answer covers the range and says zero.
+        """Whether one ``bdrv_block_status`` answer covers the range and is zero.
 
         ``ZERO`` when it does, ``DATA`` when it does not, ``ALLOCATED`` when the model cannot know:
         zeroes in a raw file may be a hole or may be data, that is for the host's file system.
@@ -162,7 +162,7 @@ class RawImage(Image):
     """A raw image: every sector is its own; holes are the host file system's affair.
 
     Restates block/file-posix.c: ``pwrite_zeroes`` and (with ``discard=unmap``) ``pdiscard`` leave
-    zeroes exactly where they were asked to.
+    zeroes exactly in the requested range.
     """
 
     format = "raw"
@@ -274,8 +274,8 @@ class Qcow2Image(Image):
         end = start + len(owners)
         low, high = self._edges(start, len(owners))
         clusters = self.clusters(start, len(owners))
-        # handle_dependencies(): who comes to a cluster that is being allocated waits for it, even
-        # to write all of it: the other's copy-on-write would undo what was written meanwhile.
+        # handle_dependencies(): a write to a cluster that is being allocated waits for it, even
+        # when it writes all of it: the other's copy-on-write would undo what was written meanwhile.
         yield from self.memory.aside(self._wait_for_allocations(clusters))
         fresh = [i for i in clusters if self.alloc.get(i) is not Alloc.DATA]
         queue = CoQueue(f"allocation in {self.name}")

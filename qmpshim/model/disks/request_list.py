@@ -1,4 +1,4 @@
-"""Lists of overlapping requests: who is in the way of a range, and waiting until nobody is.
+"""Lists of overlapping requests: finding a conflict with a range, and waiting until none is left.
 
 Restates block/reqlist.c (QEMU 7.2) and its forerunner, the ``inflight_reqs`` list of block/backup.c
 (QEMU 2.8).  Positions are whatever the list's user counts in: clusters or sectors.
@@ -12,7 +12,7 @@ from qmpshim.model.runtime.coroutines import Co, CoQueue
 
 
 class RangeRequest:
-    """A range [start, end) that somebody works on; who overlaps with it waits in its queue."""
+    """A request in progress over [start, end); overlapping requests wait in its queue."""
 
     __slots__ = ("end", "start", "wait_queue")
 
@@ -25,12 +25,12 @@ class RangeRequest:
 class RequestList(list[Any]):
     """Requests in flight, newest first.
 
-    :meth:`looked` and :meth:`changed` are for whoever needs to know which ranges a step of a
-    coroutine depends on or changes; here they do nothing.
+    :meth:`looked` and :meth:`changed` are overridden to record which ranges a step of a coroutine
+    depends on or changes; here they do nothing.
     """
 
     def looked(self, start: int, end: int) -> None:
-        """Somebody asked who is in [start, end)."""
+        """The requests in [start, end) were looked up."""
 
     def changed(self, start: int, end: int) -> None:
         """A request over [start, end) came, went, or changed."""
@@ -65,7 +65,7 @@ class RequestList(list[Any]):
             yield from req.wait_queue.wait()
 
     def end(self, req: Any) -> None:
-        """Take *req* out of the list and wake all who wait for it (``reqlist_remove_req``)."""
+        """Take *req* out of the list and wake all that wait for it (``reqlist_remove_req``)."""
         self.remove(req)
         req.wait_queue.restart_all()
 

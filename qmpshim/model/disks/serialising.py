@@ -15,7 +15,7 @@ class TrackedRequest(RangeRequest):
     """One request to a node from its first moment to its last.
 
     :ivar serialising: whoever overlaps with it waits, and it waits for whoever it overlaps with
-    :ivar waiting_for: the request it sleeps for; nobody waits for a request that waits itself
+    :ivar waiting_for: the request it sleeps for; a request that waits is itself not waited for
     """
 
     __slots__ = ("serialising", "waiting_for")
@@ -54,7 +54,7 @@ class TrackedRequests(RequestList):
         return None
 
     def wait_serialising(self, own: TrackedRequest) -> Co[None]:
-        """Sleep until *own* conflicts with nobody (``bdrv_wait_serialising_requests``)."""
+        """Sleep until *own* has no conflict (``bdrv_wait_serialising_requests``)."""
         while (req := self.conflicting(own)) is not None:
             own.waiting_for = req
             self.changed(own.start, own.end)

@@ -1,6 +1,6 @@
 """Dynamic partial-order reduction without memory: source sets and sleep sets.
 
-For systems whose states cannot be told apart, like a real QEMU.  Restates Algorithm 1 of Abdulla,
+For systems whose states cannot be compared, like a real QEMU.  Restates Algorithm 1 of Abdulla,
 Aronis, Jonsson and Sagonas, "Optimal dynamic partial order reduction" (POPL 2014).  An event here
 is a choice: it is offered from the step that made it possible until it is taken, and taken once; so
 "happens before" is "made it possible" and "came first of two that conflict", closed.

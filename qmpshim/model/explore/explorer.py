@@ -25,7 +25,7 @@ UNLIMITED = Budget()
 class Mode(StrEnum):
     """How to explore."""
 
-    AUTO = "auto"  # STATEFUL if the system can tell its states apart, else DPOR
+    AUTO = "auto"  # STATEFUL if the system's states can be compared, else DPOR
     STATEFUL = "stateful"  # persistent sets, sleep sets, known states
     DPOR = "dpor"  # source sets and sleep sets
     STATES = "states"  # every step of every state, each state once
@@ -121,7 +121,7 @@ def _run_naive(walk: Walk) -> None:
 def count_schedules(system: System) -> int:
     """How many schedules there are, without taking each of them.
 
-    The system must be able to tell its states apart.
+    The system's states must be comparable.
     """
     walk = Walk(system, UNLIMITED, stop=False)
     counts: dict[Hashable, int] = {}
@@ -176,7 +176,7 @@ def shortest(system: System, limit: int, patience: int = 50_000) -> Schedule | N
 
 
 def replay(system: System, schedule: Schedule) -> Violation | None:
-    """Take exactly these steps and say what is wrong after them.
+    """Take exactly these steps and return what is wrong after them.
 
     :raises ValueError: one of them is not enabled when its turn comes
     """

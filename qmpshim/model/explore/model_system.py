@@ -1,4 +1,4 @@
-"""The model as a system that can be explored: a scenario under a discipline, step by step."""
+"""The model as a system to explore: a scenario under a serialization protocol, step by step."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class InstrumentedChain(Chain):
 
 
 class ModelSystem:
-    """A scenario under a discipline (a :class:`~qmpshim.model.explore.system.System`).
+    """A scenario under a protocol (a :class:`~qmpshim.model.explore.system.System`).
 
-    :param reference: the honest discipline whose straight run says what is allowed; ``None``: judge
-        no final states
-    :param drained: make commands run alone; ``None``: as the scenario's contract says
+    :param reference: the correct protocol, whose sequential execution gives what is allowed;
+        ``None``: final states are not checked
+    :param drained: make commands run alone; ``None``: as the scenario's contract requires
     :param late_wakes: a wake-up is a step of its own
     :param drain: what makes commands run alone
     :param chain: what the operations are methods of
@@ -60,7 +60,7 @@ class ModelSystem:
     def __init__(
         self,
         scenario: Scenario,
-        discipline: Callable[[], SerializationProtocol],
+        protocol: Callable[[], SerializationProtocol],
         reference: Callable[[], SerializationProtocol] | None = None,
         drained: bool | None = None,
         late_wakes: bool = False,
@@ -70,7 +70,7 @@ class ModelSystem:
         self.scenario = scenario
         self._drain = drain
         self._chain = chain
-        self.discipline = discipline
+        self.protocol = protocol
         self.drained = scenario.contract if drained is None else drained
         self.cells = InstrumentedMemory(
             edges_of(scenario), min(scenario.cluster, 128), len(scenario.ops)
@@ -131,14 +131,14 @@ class ModelSystem:
         cells, scenario = self.cells, self.scenario
         self.scheduler.reset()
         cells.begin()
-        discipline = self.discipline()
+        protocol = self.protocol()
         self.chain = self._chain(
             scenario.workflow,
             scenario.size,
             scenario.cluster,
             scenario.secondary,
-            discipline,
-            discipline.behaviour,
+            protocol,
+            protocol.behaviour,
             cells,
         )
         self.drain = self._drain(cells)
@@ -196,7 +196,7 @@ class ModelSystem:
         kinds: list[tuple[int, ...]] = []
         for image in (chain.hidden, chain.active):
             alloc = [image.alloc.get(edge // image.cluster) for edge in edges]
-            if job is not None and image is chain.hidden:  # what nobody may read is nobody's affair
+            if job is not None and image is chain.hidden:  # what may not be read is not compared
                 alloc = [
                     kind if job.owes(edge // job.cluster_size) else None
                     for edge, kind in zip(edges, alloc, strict=True)
@@ -232,10 +232,10 @@ class ModelSystem:
         for task in sleepers:
             assert task.queue is not None
             owner = task.queue.owner
-            who = owner if isinstance(owner, int) and owner >= 0 else None
-            lost = lost or (who is not None and over[who])
+            waker = owner if isinstance(owner, int) and owner >= 0 else None
+            lost = lost or (waker is not None and over[waker])
             text = f"op {task.op} waits for {task.queue.label}"
-            lines.append(text + (f" of op {who}" if who is not None else ""))
+            lines.append(text + (f" of op {waker}" if waker is not None else ""))
         op = sleepers[0].op if sleepers else None
         how = "lost wake-up" if lost else "deadlock"
         return Violation(Verdict.HANG, f"{how}: {'; '.join(lines)}", op)

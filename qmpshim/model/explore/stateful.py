@@ -1,10 +1,10 @@
 """Dynamic partial-order reduction with memory: persistent sets, sleep sets and known states.
 
 Caching states breaks the usual reduction, which plans detours by looking back along the path it
-came: what lies behind a known state would plan none.  So here every state plans its own, from what
+came: what follows a known state would plan none.  So here every state plans its own, from what
 can still happen after each of its steps; that depends on the state alone and can be kept with it:
 
-* A state's *future* says, for each thread, all that its steps may touch from there on.
+* A state's *future* is, for each thread, all that its steps may touch from there on.
 * After a step t the state looks at t's future.  For each thread with something in conflict with t
   it adds a step that this thread cannot go on without.  When nothing more is added the steps chosen
   are a persistent set (Godefroid, "Partial-Order Methods", 1996, chapter 4): nothing that can
@@ -57,7 +57,7 @@ class Stateful:
     def _visit(self, sleep: dict[Choice, _Sleeper]) -> Future:
         walk = self.walk
         here = walk.system.fingerprint()
-        assert here is not None, "a system that cannot tell its states apart"
+        assert here is not None, "the system's states cannot be compared"
         known = self._known.get(here)
         if known is not None:
             if known.sleep <= sleep.keys():

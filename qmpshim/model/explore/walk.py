@@ -30,7 +30,7 @@ class Statistics:
     :ivar schedules: executions, whole ones and ones cut short
     :ivar complete: executions that reached an end
     :ivar steps: steps taken, those to get back to a state among them
-    :ivar states: different states, where the system can tell
+    :ivar states: different states, where the system can compare them
     :ivar known: executions cut because they came to a known state
     :ivar asleep: steps not taken because another order of the same steps was taken already
     :ivar unneeded: steps not taken because no other step depends on their place

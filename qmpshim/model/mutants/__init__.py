@@ -1,14 +1,14 @@
-"""Disciplines with one piece removed: what the explorer must convict, or it proves nothing.
+"""Protocols with one part removed: mutants that the explorer must kill, or it proves nothing.
 
-Each :class:`Mutant` says which honest discipline it breaks and in which shipped scenarios that
-shows.  The ones called historic are no inventions: real QEMU versions are like that.
+Each :class:`Mutant` names the correct protocol it breaks and the shipped scenarios that show it.
+The historic ones are real QEMU versions.
 """
 
 from qmpshim.model.mutants import commands, copies, filters, readers, requests, serialised
-from qmpshim.model.mutants.register import SABOTAGES, Mutant
+from qmpshim.model.mutants.register import MUTANTS, Mutant
 
 __all__ = [
-    "SABOTAGES",
+    "MUTANTS",
     "Mutant",
     "commands",
     "copies",

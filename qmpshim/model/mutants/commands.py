@@ -1,4 +1,4 @@
-"""Sabotaged commands and images."""
+"""Mutants of commands and images."""
 
 from __future__ import annotations
 

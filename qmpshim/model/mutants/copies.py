@@ -1,4 +1,4 @@
-"""Sabotaged copies before a write, by the seed."""
+"""Mutants of the copy before a write in QEMU 2.8's protocol (``block_backup.h``)."""
 
 from __future__ import annotations
 

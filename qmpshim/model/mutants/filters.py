@@ -1,4 +1,4 @@
-"""Sabotaged copy-before-write filters."""
+"""Mutants of the copy-before-write filter."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ for _name, _about, _cbw, *_scenarios in (
     ("bits-not-restored", "a failed task's bits stay cleared", _BitsNotRestored, "copy-fails"),
     ("no-wait-for-tasks", "a write does not wait for another's copy", _NoWaitForTasks,
      "write-write"),
-    ("no-second-look", "who waited for a task takes its success for granted", _NoSecondLook,
+    ("no-second-look", "a write that waited for a task assumes its success", _NoSecondLook,
      "copy-fails-two"),
     ("shrink-loses-tail", "what a task lets go of is not dirty again", _ShrinkLosesTail,
      "half-zero"),

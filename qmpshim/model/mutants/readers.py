@@ -1,4 +1,4 @@
-"""Sabotaged readers: the seed's interface in the wrong order, or not at all."""
+"""Mutants of readers: QEMU 2.8's ``block_backup.h`` used in the wrong order, or not at all."""
 
 from __future__ import annotations
 
@@ -77,4 +77,4 @@ add("cow-request-2.8-fill", "replication_co_writev does not protect what qcow2 f
      COW, _Fill28, "write-fill", historic="2.8 to 2.12")  # fmt: skip
 add("cow-request-2.8-fleecing", "an export of the hidden disk knows nothing of the interface",
      COW, _Fleecing28, "snapshot", historic="2.8 to 2.12")  # fmt: skip
-add("none", "nobody waits for anybody", COW, SerializationProtocol, "write-read")
+add("none", "no operation waits for another", COW, SerializationProtocol, "write-read")

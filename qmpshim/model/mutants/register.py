@@ -1,4 +1,4 @@
-"""What a sabotage is, and the register of them."""
+"""The class of a mutant, and the register of them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from qmpshim.model.scenario import Scenario
 class Mutant:
     """A broken model.
 
-    :ivar honest: the discipline it was before
+    :ivar reference: the correct protocol it was made from
+    :ivar protocol: makes the broken one
     :ivar scenarios: names of shipped scenarios that show it, the best first
     :ivar historic: the QEMU versions that are like this, if any
     """
 
     name: str
     about: str
-    honest: type[SerializationProtocol]
-    discipline: Callable[[], SerializationProtocol]
+    reference: type[SerializationProtocol]
+    protocol: Callable[[], SerializationProtocol]
     scenarios: tuple[str, ...]
     historic: str = ""
     drained: bool | None = None
@@ -40,35 +41,35 @@ class Mutant:
     chain: type[InstrumentedChain] = InstrumentedChain
 
     def system(self, scenario: Scenario) -> ModelSystem:
-        """The broken model running a scenario, judged by the honest one."""
+        """The broken model running a scenario, compared with the correct one."""
         return ModelSystem(
             scenario,
-            self.discipline,
-            self.honest,
+            self.protocol,
+            self.reference,
             drained=self.drained,
             drain=self.drain,
             chain=self.chain,
         )
 
 
-SABOTAGES: dict[str, Mutant] = {}
+MUTANTS: dict[str, Mutant] = {}
 
 
 def add(
     name: str,
     about: str,
-    honest: type[SerializationProtocol],
-    discipline: Callable[[], SerializationProtocol],
+    reference: type[SerializationProtocol],
+    protocol: Callable[[], SerializationProtocol],
     *scenarios: str,
     **more: Any,
 ) -> None:
-    SABOTAGES[name] = Mutant(name, about, honest, discipline, scenarios, **more)
+    MUTANTS[name] = Mutant(name, about, reference, protocol, scenarios, **more)
 
 
 def with_job(
     base: type[SerializationProtocol], job: Callable[..., BackupJob]
 ) -> Callable[[], SerializationProtocol]:
-    class Sabotaged(base):  # type: ignore[misc, valid-type]
+    class Broken(base):  # type: ignore[misc, valid-type]
         def new_job(
             self,
             source: Image,
@@ -78,7 +79,7 @@ def with_job(
         ) -> BackupJob:
             return job(source, target, copy_range, memory)
 
-    return Sabotaged
+    return Broken
 
 
 COW = CowRequestProtocol

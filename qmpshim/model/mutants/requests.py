@@ -1,4 +1,4 @@
-"""Sabotaged lists of requests, rounding and bitmaps of the seed."""
+"""Mutants of request lists, rounding and bitmaps in QEMU 2.8's ``block_backup.h``."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def _with_list(kind: type[RequestList]) -> Callable[[], SerializationProtocol]:
 
 
 for _name, _about, _kind, *_scenarios in (
-    ("wait-once", "after one wake-up nobody looks again", _WaitOnce, "write-write2-read2"),
-    ("no-wait", "nobody waits for overlapping requests", _NoWait, "write-read"),
-    ("no-wake-up", "the end of a request wakes nobody", _NoWakeUp, "write-read"),
-    ("wake-first-only", "the end of a request wakes one of all who wait", _WakeFirstOnly,
+    ("wait-once", "no second check after a wake-up", _WaitOnce, "write-write2-read2"),
+    ("no-wait", "overlapping requests are not waited for", _NoWait, "write-read"),
+    ("no-wake-up", "the end of a request wakes no waiter", _NoWakeUp, "write-read"),
+    ("wake-first-only", "the end of a request wakes only one of its waiters", _WakeFirstOnly,
      "write-read-read"),
     ("never-removed", "a request stays in the list", _NeverRemoved, "write-read"),
     ("overlap-misses-last", "the overlap test is off by one at the end", _OverlapMissesLast,

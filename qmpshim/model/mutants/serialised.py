@@ -1,4 +1,4 @@
-"""Sabotaged serialising writes."""
+"""Mutants of serialising writes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ add("target-not-serialising", "backup's writes to the hidden disk are ordinary o
 add("reads-untracked", "a read of the hidden disk is over before it has fallen through", SERIAL,
      with_job(SERIAL, _ReadsUntracked), "write-read")  # fmt: skip
 for _name, _about, _tracked, *_scenarios in (
-    ("serialising-in-name-only", "nobody waits for a serialising request", _NobodyWaits,
+    ("serialising-in-name-only", "a serialising request is not waited for", _NobodyWaits,
      "write-read"),
     ("serialising-does-not-wait", "a serialising write waits for no read", _WritesDoNotWait,
      "write-read"),
@@ -89,7 +89,7 @@ for _name, _about, _tracked, *_scenarios in (
      _SerialisingWaitsOnce, "write-read-read"),
     ("waits-for-waiting", "requests wait for requests that wait for them", _WaitsForWaiting,
      "write-read-read"),
-    ("tracked-no-wake-up", "the end of a tracked request wakes nobody", _TrackedNoWakeUp,
+    ("tracked-no-wake-up", "the end of a tracked request wakes no waiter", _TrackedNoWakeUp,
      "write-read"),
 ):  # fmt: skip
     add(_name, _about, SERIAL, _with_tracked(_tracked), *_scenarios)

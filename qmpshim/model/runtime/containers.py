@@ -1,8 +1,7 @@
-"""Where the model keeps what its coroutines share: plain containers here, watched ones elsewhere.
+"""Containers for the state that the model's coroutines share; these are the plain ones.
 
-The straight run uses :data:`PLAIN`, so sharing costs nothing.  The explored run passes its own
-:class:`StateContainers`, whose containers note who looked at what
-    (:mod:`qmpshim.model.runtime.instrumented`).
+Sequential execution uses :data:`PLAIN`, which costs nothing.  An explored run passes containers
+that record each task's accesses (:mod:`qmpshim.model.runtime.instrumented`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Coroutines without an event loop: what the model yields, and the queue its tasks wait in.
 
 A model coroutine is a plain generator.  It yields an :class:`Io` for every I/O it wants done, a
-:class:`Wait` when it must sleep, a :class:`Spawn` to have another run beside it; whoever drives it
-(the straight run, a scheduler, a real QEMU in step) decides when that happens.  Between two yields
+:class:`Wait` when it must sleep, a :class:`Spawn` to have another run beside it; its driver (the
+sequential one, a scheduler, a real QEMU in step) decides when that happens.  Between two yields
 a coroutine runs undisturbed, exactly as a QEMU coroutine does between two yield points of one
 AioContext.
 """
@@ -24,7 +24,7 @@ class ModelAssertion(OperationError):
 
 
 class ModelIOError(OperationError):
-    """An I/O of the model failed; thrown into the coroutine that asked for it.
+    """An I/O of the model failed; thrown into the coroutine that requested it.
 
     :param errno: the errno QEMU would see (positive)
     """
@@ -91,10 +91,10 @@ OWN = -1  # a queue's owner: the operation that sleeps in it, by another of its 
 
 
 class CoQueue:
-    """QEMU's ``CoQueue``: first in, first out; who wakes must check its condition again.
+    """QEMU's ``CoQueue``: first in, first out; a woken coroutine must check its condition again.
 
     The driver appends whatever it uses as a task handle to :attr:`waiters` when a coroutine yields
-    a :class:`Wait`; :meth:`restart_all` hands every handle to its wake-up function.
+    a :class:`Wait`; :meth:`restart_all` calls every handle's wake-up function.
 
     Restates util/qemu-coroutine-lock.c (``qemu_co_queue_wait``, ``qemu_co_queue_restart_all``).
     """
@@ -156,7 +156,7 @@ class AioTaskPool:
 
 
 class Deadlock(Exception):
-    """A coroutine sleeps and nobody is left to wake it."""
+    """A coroutine sleeps and nothing is left that would wake it."""
 
 
 def run_sequentially(co: Co[T], fate: Callable[[Io], int] | None = None) -> T:

@@ -1,4 +1,4 @@
-"""A memory that notes who looks at what: the footprints and fingerprints of explored runs.
+"""Instrumented memory: records accesses, for the footprints and fingerprints of explored runs.
 
 Everything the model's coroutines share is kept in numbered *cells*, as fine as a cluster's bit or
 a stretch of sectors that is always written as one.  A step's footprint is which cells it looked at
@@ -91,7 +91,7 @@ class InstrumentedMemory(StateContainers):
         return range(bisect_right(self.edges, start) - 1, bisect_left(self.edges, end))
 
     def queued(self, queue: CoQueue, sleepers: Hashable) -> None:
-        """Who now sleeps in *queue*."""
+        """The tasks that now sleep in *queue*."""
         owner = queue.owner if isinstance(queue.owner, int) else OWN
         self.write(self.number(queue.label, owner), sleepers)
 

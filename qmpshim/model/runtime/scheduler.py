@@ -2,7 +2,7 @@
 
 A step starts an operation or performs one I/O, then runs coroutines until each of them waits for an
 I/O or in a queue.  Coroutines that are woken run within the step, in the order in which QEMU enters
-them: first in, first out, and who is woken by a woken one comes before the rest
+them: first in, first out, and one woken by a woken one comes before the rest
 (``qemu_aio_coroutine_enter``, util/qemu-coroutine.c, QEMU 7.2).  With *late_wakes* a wake-up is a
 step of its own, as it is when the coroutines belong to different threads.
 """
@@ -57,7 +57,7 @@ class Task:
 
 
 class StepObserver(Protocol):
-    """Who hears what happens in a step."""
+    """The callbacks for what happens in a step."""
 
     def before_io(self, op: int, io: Io) -> None:
         """An I/O is about to be performed; raise ModelIOError to let it fail."""
@@ -263,7 +263,7 @@ class Scheduler:
         def wake() -> None:
             task.queue = None
             task.woken = True
-            task.wakes += self.late_wakes  # otherwise nobody needs a name for it
+            task.wakes += self.late_wakes  # otherwise a wake-up needs no name
             if self._sleepers.pop(queue, None):
                 self.cells.queued(queue, None)
             self._woken.append(task)

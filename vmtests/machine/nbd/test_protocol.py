@@ -281,5 +281,5 @@ def test_replies() -> None:
         (errno.ENOENT, 22),
     ],
 )
-def test_errors_on_the_wire(system: int, wire: int) -> None:
-    assert proto.wire_error(system) == wire
+def test_error_codes(system: int, wire: int) -> None:
+    assert proto.error_code(system) == wire

@@ -1,17 +1,21 @@
-"""The honest disciplines keep the promise in every interleaving; the sabotaged ones do not."""
+"""The correct protocols keep the promise in every interleaving; the mutants do not."""
 
 from __future__ import annotations
 
 import pytest
 
-from qmpshim.model.chain.protocols import HONEST, CopyBeforeWriteProtocol, SerializationProtocol
+from qmpshim.model.chain.protocols import (
+    REFERENCE_PROTOCOLS,
+    CopyBeforeWriteProtocol,
+    SerializationProtocol,
+)
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.block_copy import CopyBeforeWriteJob
 from qmpshim.model.disks.image import Qcow2Image, RawImage, owned
 from qmpshim.model.disks.serialising import TrackedRequests
 from qmpshim.model.explore.explorer import Mode, explore, replay, shortest
 from qmpshim.model.explore.model_system import ModelSystem
-from qmpshim.model.mutants import SABOTAGES
+from qmpshim.model.mutants import MUTANTS
 from qmpshim.model.runtime.coroutines import ModelIOError, run_sequentially
 from qmpshim.model.scenario import Scenario
 from qmpshim.model.scenarios import ROBUSTNESS, SCENARIOS
@@ -21,28 +25,28 @@ LONG = [scenario for scenario in SCENARIOS.values() if scenario.long]
 
 
 def keeps_the_promise(
-    scenario: Scenario, honest: type[SerializationProtocol], late: bool = False
+    scenario: Scenario, correct: type[SerializationProtocol], late: bool = False
 ) -> None:
-    if scenario.disciplines and honest.name not in scenario.disciplines:
+    if scenario.disciplines and correct.name not in scenario.disciplines:
         return
-    result = explore(ModelSystem(scenario, honest, honest, late_wakes=late))
+    result = explore(ModelSystem(scenario, correct, correct, late_wakes=late))
     assert not result.violations
     assert result.exhaustive
 
 
-@pytest.mark.parametrize("honest", HONEST, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("correct", REFERENCE_PROTOCOLS, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("scenario", QUICK, ids=lambda scenario: scenario.name)
-def test_promise(scenario: Scenario, honest: type[SerializationProtocol]) -> None:
-    keeps_the_promise(scenario, honest)
-    keeps_the_promise(scenario, honest, late=True)
+def test_promise(scenario: Scenario, correct: type[SerializationProtocol]) -> None:
+    keeps_the_promise(scenario, correct)
+    keeps_the_promise(scenario, correct, late=True)
 
 
-@pytest.mark.parametrize("honest", HONEST, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("correct", REFERENCE_PROTOCOLS, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("scenario", LONG, ids=lambda scenario: scenario.name)
 def test_promise_in_the_bigger_scenarios(
-    scenario: Scenario, honest: type[SerializationProtocol]
+    scenario: Scenario, correct: type[SerializationProtocol]
 ) -> None:
-    keeps_the_promise(scenario, honest)
+    keeps_the_promise(scenario, correct)
 
 
 @pytest.mark.parametrize("scenario", QUICK, ids=lambda scenario: scenario.name)
@@ -61,22 +65,22 @@ def test_break_snapshot(scenario: Scenario) -> None:
     assert result.exhaustive and not result.violations
 
 
-def test_there_are_enough_sabotages() -> None:
-    assert len(SABOTAGES) >= 25
-    assert {sabotage.honest for sabotage in SABOTAGES.values()} == set(HONEST)
+def test_there_are_enough_mutants() -> None:
+    assert len(MUTANTS) >= 25
+    assert {mutant.reference for mutant in MUTANTS.values()} == set(REFERENCE_PROTOCOLS)
 
 
-@pytest.mark.parametrize("name", SABOTAGES)
-def test_sabotage_is_convicted(name: str) -> None:
-    sabotage = SABOTAGES[name]
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_killed(name: str) -> None:
+    mutant = MUTANTS[name]
     found = []
-    for scenario in sabotage.scenarios:
+    for scenario in mutant.scenarios:
         for mode in (Mode.STATEFUL, Mode.DPOR):
-            result = explore(sabotage.system(SCENARIOS[scenario]), mode)
+            result = explore(mutant.system(SCENARIOS[scenario]), mode)
             assert result.violations, (scenario, mode)
-        schedule = shortest(sabotage.system(SCENARIOS[scenario]), 12)
+        schedule = shortest(mutant.system(SCENARIOS[scenario]), 12)
         assert schedule is not None
-        assert replay(sabotage.system(SCENARIOS[scenario]), schedule)
+        assert replay(mutant.system(SCENARIOS[scenario]), schedule)
         found.append(schedule)
     assert min(map(len, found)) <= 12
 
@@ -84,20 +88,20 @@ def test_sabotage_is_convicted(name: str) -> None:
 @pytest.mark.parametrize("name", ROBUSTNESS)
 def test_beyond_the_contract_the_promise_breaks(name: str) -> None:
     scenario = ROBUSTNESS[name]
-    for honest in HONEST:
-        if not scenario.disciplines or honest.name in scenario.disciplines:
-            assert explore(ModelSystem(scenario, honest, honest)).violations
+    for correct in REFERENCE_PROTOCOLS:
+        if not scenario.disciplines or correct.name in scenario.disciplines:
+            assert explore(ModelSystem(scenario, correct, correct)).violations
 
 
 def test_counterexample_of_the_fill_that_2_8_does_not_protect() -> None:
     """The guest writes 8 sectors, and the primary's new data fills up the rest of the cluster."""
-    sabotage = SABOTAGES["cow-request-2.8-fill"]
-    result = explore(sabotage.system(SCENARIOS["write-fill"]))
+    mutant = MUTANTS["cow-request-2.8-fill"]
+    result = explore(mutant.system(SCENARIOS["write-fill"]))
     ((violation, _),) = result.violations
     assert violation.kind is Verdict.ISOLATION
 
 
-# -- the parts of the newer disciplines ------------------------------------------------------------
+# -- the parts of the newer protocols --------------------------------------------------------------
 
 
 def test_nobody_waits_for_a_request_that_waits() -> None:

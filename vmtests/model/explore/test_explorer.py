@@ -11,7 +11,7 @@ from qmpshim.model.chain.protocols import CowRequestProtocol
 from qmpshim.model.explore.explorer import Budget, Mode, count_schedules, explore, replay, shortest
 from qmpshim.model.explore.model_system import ModelSystem
 from qmpshim.model.explore.system import Choice, Footprint, Violation
-from qmpshim.model.mutants import SABOTAGES
+from qmpshim.model.mutants import MUTANTS
 from qmpshim.model.scenarios import SCENARIOS
 
 
@@ -84,7 +84,7 @@ def test_budget_ends_it() -> None:
 
 @pytest.mark.parametrize("mode", [Mode.RANDOM, Mode.PREEMPTION])
 def test_chance_finds_what_there_is_to_find(mode: Mode) -> None:
-    sabotage = SABOTAGES["reader-skips-begin"]
+    sabotage = MUTANTS["reader-skips-begin"]
     result = explore(
         sabotage.system(SCENARIOS["write-read"]), mode, Budget(schedules=500), preemptions=2
     )
@@ -96,7 +96,7 @@ def test_chance_finds_what_there_is_to_find(mode: Mode) -> None:
 
 
 def test_shortest_is_shortest_and_replays() -> None:
-    sabotage = SABOTAGES["none"]
+    sabotage = MUTANTS["none"]
     scenario = SCENARIOS["write-read"]
     schedule = shortest(sabotage.system(scenario), 12)
     assert schedule is not None

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, assume, given, reject, settings
 from hypothesis import strategies as st
 
-from qmpshim.model.chain.protocols import HONEST, SerializationProtocol
+from qmpshim.model.chain.protocols import REFERENCE_PROTOCOLS, SerializationProtocol
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Budget, Exploration, Mode, count_schedules, explore
 from qmpshim.model.explore.model_system import ModelSystem
-from qmpshim.model.mutants import SABOTAGES, Mutant
+from qmpshim.model.mutants import MUTANTS, Mutant
 from qmpshim.model.scenario import Scenario
 from qmpshim.model.scenarios import SCENARIOS
 from vmtests.support.random_systems import RandomSystem
@@ -21,7 +21,7 @@ from vmtests.support.scenarios import scenarios
 NAIVE = 1500  # schedules at most, to enumerate each of them
 REDUCED = (Mode.STATEFUL, Mode.DPOR, Mode.STATES)
 PATIENT = settings(deadline=None, suppress_health_check=list(HealthCheck))
-GENERIC = sorted(name for name, sabotage in SABOTAGES.items() if name != "only-newest")
+GENERIC = sorted(name for name, sabotage in MUTANTS.items() if name != "only-newest")
 
 
 def kinds(found: Exploration) -> set[Verdict]:
@@ -44,7 +44,7 @@ def compare(make: Callable[[], ModelSystem]) -> Exploration:
 
 
 @settings(PATIENT, max_examples=60)
-@given(scenarios(), st.sampled_from(HONEST), st.booleans())
+@given(scenarios(), st.sampled_from(REFERENCE_PROTOCOLS), st.booleans())
 def test_no_outcome_is_lost(
     scenario: Scenario, honest: type[SerializationProtocol], late: bool
 ) -> None:
@@ -54,7 +54,7 @@ def test_no_outcome_is_lost(
 @settings(PATIENT, max_examples=60)
 @given(scenarios(), st.sampled_from(GENERIC))
 def test_no_outcome_of_a_sabotaged_model_is_lost(scenario: Scenario, name: str) -> None:
-    compare(lambda: SABOTAGES[name].system(scenario))
+    compare(lambda: MUTANTS[name].system(scenario))
 
 
 def compare_random(seed: int, exact: bool, fatal: bool) -> None:
@@ -83,7 +83,7 @@ def test_no_outcome_of_a_random_system_is_lost_long(seed: int, exact: bool, fata
 
 @pytest.mark.full
 @settings(PATIENT, max_examples=2000)
-@given(scenarios(), st.sampled_from(HONEST), st.booleans())
+@given(scenarios(), st.sampled_from(REFERENCE_PROTOCOLS), st.booleans())
 def test_no_outcome_is_lost_long(
     scenario: Scenario, honest: type[SerializationProtocol], late: bool
 ) -> None:
@@ -94,11 +94,11 @@ def test_no_outcome_is_lost_long(
 @settings(PATIENT, max_examples=2000)
 @given(scenarios(), st.sampled_from(GENERIC))
 def test_no_outcome_of_a_sabotaged_model_is_lost_long(scenario: Scenario, name: str) -> None:
-    compare(lambda: SABOTAGES[name].system(scenario))
+    compare(lambda: MUTANTS[name].system(scenario))
 
 
 @settings(PATIENT, max_examples=60)
-@given(scenarios(4), st.sampled_from(HONEST))
+@given(scenarios(4), st.sampled_from(REFERENCE_PROTOCOLS))
 def test_states_agree_on_bigger_scenarios(
     scenario: Scenario, honest: type[SerializationProtocol]
 ) -> None:
@@ -119,8 +119,8 @@ def test_states_agree_on_bigger_scenarios(
     "sabotage", [None, "none", "no-wait", "copies-in-background", "errors-swallowed"]
 )
 def test_shipped_scenarios_agree(name: str, sabotage: str | None) -> None:
-    broken: Mutant | None = SABOTAGES[sabotage] if sabotage else None
-    for honest in HONEST:
+    broken: Mutant | None = MUTANTS[sabotage] if sabotage else None
+    for honest in REFERENCE_PROTOCOLS:
 
         def make(kind: type[SerializationProtocol] = honest) -> ModelSystem:
             scenario = SCENARIOS[name]
@@ -129,7 +129,7 @@ def test_shipped_scenarios_agree(name: str, sabotage: str | None) -> None:
         compare(make)
 
 
-@pytest.mark.parametrize("honest", HONEST, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("honest", REFERENCE_PROTOCOLS, ids=lambda kind: kind.name)
 def test_two_writers_two_readers_one_checkpoint(honest: type[SerializationProtocol]) -> None:
     """At most 1/50 of the schedules are visited."""
 
@@ -150,7 +150,7 @@ def test_an_unsound_reduction_is_seen() -> None:
             return super().take(choice)._replace(reads=0)
 
     scenario = SCENARIOS["write-read"]
-    none = SABOTAGES["none"]
+    none = MUTANTS["none"]
     naive = explore(none.system(scenario), Mode.NAIVE, stop=False)
-    blind = explore(Blind(scenario, none.discipline, none.honest), Mode.DPOR, stop=False)
+    blind = explore(Blind(scenario, none.protocol, none.reference), Mode.DPOR, stop=False)
     assert blind.outcomes < naive.outcomes

@@ -189,7 +189,7 @@ def run_op(chain: AnyChain, op: Op, number: int, fate: Callable[[Io], int] | Non
     method = getattr(chain, op.do)
     if op.do in COMMANDS or op.do in ("primary_flush", "guest_flush"):
         return run_sequentially(method(), fate)
-    if isinstance(chain, Chain) and chain.discipline.name == "copy-before-write":
+    if isinstance(chain, Chain) and chain.protocol.name == "copy-before-write":
         snapshot = {"guest_read": chain.snapshot_read, "guest_discard": chain.snapshot_discard}
         method = snapshot.get(op.do, method)
     if op.do in READS:
@@ -275,7 +275,7 @@ def _copy(chain: Chain, cluster: int, meet: Callable[[Io], int]) -> None:
         size = chain.job.cluster_size
         count = min(size, chain.size - cluster * size)
         with contextlib.suppress(ModelIOError):
-            run_sequentially(chain.discipline.before_write(chain.job, cluster * size, count), meet)
+            run_sequentially(chain.protocol.before_write(chain.job, cluster * size, count), meet)
 
 
 def _begin(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
@@ -308,7 +308,7 @@ def _secondarys(scenario: RealScenario, behaviour: Behaviour) -> Chain:
         scenario.size,
         scenario.cluster,
         scenario.secondary,
-        discipline=discipline,
+        protocol=discipline,
         behaviour=behaviour,
     )
     if isinstance(chain.secondary, Qcow2Image):
@@ -365,7 +365,7 @@ def _final(
         )
     view: tuple[int, ...] | None = None
     try:
-        if chain.discipline.name == "copy-before-write":
+        if chain.protocol.name == "copy-before-write":
             owners = run_sequentially(chain.snapshot_read(0, size))
         else:
             owners = run_sequentially(chain.guest_read(0, size))

@@ -16,16 +16,16 @@ from qmpshim.conformance.explore.report.model_diagram import (
     schedule_text,
 )
 from qmpshim.errors import InputError, decoding, no_such
-from qmpshim.model.chain.protocols import DISCIPLINES, HONEST, CowRequestProtocol
+from qmpshim.model.chain.protocols import PROTOCOLS, REFERENCE_PROTOCOLS, CowRequestProtocol
 from qmpshim.model.explore.explorer import Mode, explore, shortest
 from qmpshim.model.explore.model_system import ModelSystem
 from qmpshim.model.explore.system import Violation
 from qmpshim.model.explore.walk import Budget, Schedule, Statistics
-from qmpshim.model.mutants import SABOTAGES
+from qmpshim.model.mutants import MUTANTS
 from qmpshim.model.scenario import Scenario, scenario_from_json
 from qmpshim.model.scenarios import SCENARIOS, scenario_named
 
-HONEST_NAMES = tuple(kind.name for kind in HONEST)
+HONEST_NAMES = tuple(kind.name for kind in REFERENCE_PROTOCOLS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +114,16 @@ class ModelReport:
 def discipline_list() -> dict[str, str]:
     """Every name :func:`system_for` knows, with what it is in one line."""
     return {
-        name: SABOTAGES[name].about
-        if name in SABOTAGES and name not in DISCIPLINES
-        else (DISCIPLINES[name].__doc__ or "").split("\n")[0].replace("``", "")
+        name: MUTANTS[name].about
+        if name in MUTANTS and name not in PROTOCOLS
+        else (PROTOCOLS[name].__doc__ or "").split("\n")[0].replace("``", "")
         for name in discipline_names()
     }
 
 
 def discipline_names() -> list[str]:
     """Every name :func:`system_for` knows: disciplines, then sabotaged ones."""
-    return [*DISCIPLINES, *(name for name in SABOTAGES if name not in DISCIPLINES)]
+    return [*PROTOCOLS, *(name for name in MUTANTS if name not in PROTOCOLS)]
 
 
 def system_for(discipline: str, scenario: Scenario, late_wakes: bool = False) -> ModelSystem:
@@ -131,12 +131,12 @@ def system_for(discipline: str, scenario: Scenario, late_wakes: bool = False) ->
 
     :raises InputError: there is no such discipline
     """
-    if discipline in DISCIPLINES:
-        kind = DISCIPLINES[discipline]
-        reference = kind if kind in HONEST else CowRequestProtocol
+    if discipline in PROTOCOLS:
+        kind = PROTOCOLS[discipline]
+        reference = kind if kind in REFERENCE_PROTOCOLS else CowRequestProtocol
         return ModelSystem(scenario, kind, reference, late_wakes=late_wakes)
-    if discipline in SABOTAGES:
-        return SABOTAGES[discipline].system(scenario)
+    if discipline in MUTANTS:
+        return MUTANTS[discipline].system(scenario)
     listing = "qmpshim explore --model --discipline list"
     raise InputError(no_such("discipline", discipline, discipline_names(), listing))
 

@@ -1,4 +1,4 @@
-"""One client of a gate: its handshake, then its requests to one image, as the NBD protocol says."""
+"""One client of a gate: its NBD handshake, then its requests to one image."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _OFFERS = {
 
 
 class Keeper(Protocol):
-    """What a connection tells its gate."""
+    """The callbacks from a connection to its gate."""
 
     def lookup(self, name: str) -> nbd.Export | None: ...
     def names(self) -> list[str]: ...
@@ -152,7 +152,7 @@ class Connection(asyncio.Protocol):
             self._send_batch()
 
     def settled(self) -> None:
-        """A held request ended: there may be room for the next, or nothing left to wait for."""
+        """A held request ended: the next may be read, or none is left to wait for."""
         if self._leaving and not self.weight:
             self.transport.close()
         elif not self.transport.is_reading():
@@ -164,7 +164,7 @@ class Connection(asyncio.Protocol):
         self._gate.closed(self)
 
     def perform(self, request: Request) -> bytes:
-        """Do what the request asks of the image; the reply."""
+        """Perform the request on the image; return the reply."""
         assert self.image is not None
         store, journal = self.image.store, self.image.journal
         flags, kind, cookie, offset, length, data = request
@@ -203,7 +203,7 @@ class Connection(asyncio.Protocol):
 
     def error(self, request: Request, errno: int) -> bytes:
         """An error reply."""
-        error = nbd.wire_error(errno)
+        error = nbd.error_code(errno)
         if self._structured:
             return nbd.error_chunk(request.cookie, error)
         return nbd.simple_reply(request.cookie, error)

@@ -1,8 +1,8 @@
-"""Gated storage: an NBD server whose every request can be held, released, failed or spoilt by hand.
+"""Gated storage: an NBD server whose caller holds, releases, fails or corrupts each request.
 
 QEMU opens its images with ``driver=nbd`` on a :class:`Gate`; each request it makes becomes a
-:class:`HeldIO` that stays in :attr:`Gate.held` until somebody decides how it ends. A policy
-(:meth:`Gate.hold`) says which requests wait; the others pass at once (an *open* gate).
+:class:`HeldIO` that stays in :attr:`Gate.held` until the caller decides how it ends. A policy
+(:meth:`Gate.hold`) selects the requests that wait; the others pass at once (an *open* gate).
 
 * The effect happens at release, not at arrival: a held write has not reached the image, a held
   read sees what is there when it is released. Effects happen in the order of the calls.
@@ -17,7 +17,7 @@ QEMU opens its images with ``driver=nbd`` on a :class:`Gate`; each request it ma
 * Replies are handed to the socket in the order of the calls; :meth:`Gate.cut` discards what the
   socket had not taken yet, as a broken network would.
 
-The block sizes told to QEMU are minimum 1, preferred 4096, maximum 32 MiB: ``nbd_refresh_limits``
+The advertised block sizes are minimum 1, preferred 4096, maximum 32 MiB: ``nbd_refresh_limits``
 (QEMU 7.2 block/nbd.c) makes the minimum its ``request_alignment``, so 1 lets every request through
 as the layer above made it, neither rounded nor read-modify-written, and 32 MiB is the most that
 driver sends anyhow. QEMU keeps at most 16 requests in flight on a connection (MAX_NBD_REQUESTS).
@@ -48,7 +48,7 @@ __all__ = ["Event", "EventKind", "Gate", "HeldIO"]
 
 
 class Gate:
-    """An NBD server on a unix socket with several images, and the hand on its requests.
+    """An NBD server on a unix socket with several images, whose requests can be held.
 
     :param tracing: whether :attr:`trace` grows; a plain attribute, to be changed at any time
 
@@ -330,7 +330,7 @@ class Gate:
         """
         self._image(name).refused = refused
 
-    # What the connections tell
+    # Callbacks of the connections
 
     def lookup(self, name: str) -> nbd.Export | None:
         """What a new client may know of an image; None when there is none or it is refused."""
@@ -338,7 +338,7 @@ class Gate:
         return None if image is None or image.refused else image.export
 
     def names(self) -> list[str]:
-        """The images that LIST tells."""
+        """The images that LIST names."""
         return [image.name for image in self._images.values() if not image.refused]
 
     def accepted(self, connection: Connection) -> int:
@@ -353,7 +353,7 @@ class Gate:
         return self._images[name]
 
     def closed(self, connection: Connection) -> None:
-        """A connection ended; may be told twice."""
+        """A connection ended; may be called twice."""
         if self._connections.pop(connection.number, None) is None or connection.image is None:
             return
         for pending in [p for p in self._pending.values() if p.connection is connection]:

@@ -2,7 +2,7 @@
 
 A store keeps one base:allocation state (``STATE_HOLE``, ``STATE_ZERO``) for each 4 KiB block
 beside the bytes. Every effect is durable at once: :meth:`Store.snapshot` is what a crash at this
-instant would leave. All offsets and lengths are bytes; a range must lie inside the image.
+instant would leave. All offsets and lengths are bytes; a range must be inside the image.
 
 Coming back to a snapshot is cheap: a store remembers which blocks were touched since it was last
 restored, so restoring the same snapshot again copies only those.
@@ -30,7 +30,7 @@ _NOT = {state: re.compile(b"[^%c]" % state) for state in (_DATA, STATE_ZERO, _HO
 
 
 class Store(ABC):
-    """One image of ``size`` bytes; ``fast_zero`` says that zeroing never costs like writing."""
+    """One image of ``size`` bytes; ``fast_zero``: zeroing never costs as much as writing."""
 
     fast_zero = True
 
@@ -201,7 +201,7 @@ class MemoryStore(Store):
 class FileStore(Store):
     """An image in a file, which others may read (not write) meanwhile.
 
-    The file's holes, as ``SEEK_DATA`` tells them, are its first allocation states; zeroing writes
+    The file's holes, found with ``SEEK_DATA``, are its first allocation states; zeroing writes
     zeroes. Reads and writes are system calls rather than a mapping, so that a full disk is an
     ``OSError`` and not a SIGBUS.
 
