@@ -87,7 +87,7 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
                 cases = [
                     b'{"execute": "%s", "arguments": {"x-no-such": 1}, "id": 7}' % name.encode()
                     for name in names
-                    if name != "query-qmp-schema"  # takes it in 5.2, and tells of x-shim commands
+                    if name != "query-qmp-schema"  # takes it in 5.2, and lists x-shim commands
                 ]
     return CaseOutcome(
         Status.DIVERGED if found else Status.OK,

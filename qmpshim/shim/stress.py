@@ -1,4 +1,4 @@
-"""Load and abuse for a QMP endpoint: crowds that vanish, nonsense, a client that never reads."""
+"""Load for a QMP endpoint: many short-lived clients, malformed input, a client that never reads."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ProcessFigures:
 class Figures:
     """How it went.
 
-    :ivar clients: that connected, talked and vanished
+    :ivar clients: that connected, sent requests and disconnected
     :ivar malformed: messages that are none; each was answered, and the connection lived on
     :ivar cut_off: whether the client that never reads was cut off, or no longer read from
     :ivar before: the endpoint's process once it was warm; None where it cannot be looked at
@@ -142,7 +142,7 @@ def _line(sock: socket.socket) -> bytes:
 def check_shim(address: Address) -> None:
     """See that a shim answers: a plain QEMU serves one client at a time, and would only hang.
 
-    :raises InputError: nobody listens there, or no shim does
+    :raises InputError: nothing listens there, or no shim does
     :raises MachineError: it does not answer as QMP does
     """
     with closing(connect(address, _GREETING)) as sock:
@@ -181,7 +181,7 @@ def standing(pid: int) -> ProcessFigures:
 
 
 def crowd(address: Address, clients: int, progress: Callable[[str], None]) -> float:
-    """Clients connect, talk and vanish, every other one in the middle of a request; seconds."""
+    """Clients connect, send and disconnect, every other one amid a request; returns seconds."""
     begin = time.monotonic()
     done = 0
     while done < clients:
@@ -229,7 +229,7 @@ def nonsense(address: Address, messages: int, seed: int, progress: Callable[[str
 
 
 def glutton(address: Address, progress: Callable[[str], None], most: int = 4000) -> bool:
-    """A client that asks and never reads: whether it was stopped, and the others served."""
+    """A client that sends and never reads: whether it was stopped, and the others served."""
     with closing(connect(address)) as sock, closing(connect(address)) as other:
         sock.settimeout(0.5)
         stopped = False

@@ -1,4 +1,4 @@
-"""Where a served QEMU's clients come in: the addresses it was told, the monitors it replaces."""
+"""Accepts a served QEMU's clients: at the given addresses, and at the monitors it replaces."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ClientAcceptor:
         return listener.address
 
     async def open(self, monitor: Monitor) -> None:
-        """Make what a monitor of the command line asks for."""
+        """Open the listener or connection that a monitor of the command line requests."""
         if monitor.stdio:
             self.stdio = True
             await self._standard_streams(monitor.pretty)
@@ -92,7 +92,7 @@ class ClientAcceptor:
         self._early.clear()
 
     def _turn_away(self) -> None:
-        """Those who came, where there was never a shim for them."""
+        """The clients that connected before a shim existed for them."""
         for sock, _ in self._early:
             sock.close()
         self._early.clear()
@@ -114,7 +114,7 @@ class ClientAcceptor:
                 while data := ours.recv(1 << 16):
                     while data:
                         data = data[os.write(1, data) :]
-            with contextlib.suppress(OSError):  # nobody reads: the client is gone
+            with contextlib.suppress(OSError):  # the client is gone
                 ours.shutdown(socket.SHUT_RDWR)
 
         writing = threading.Thread(target=outwards, daemon=True)

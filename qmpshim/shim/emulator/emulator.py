@@ -25,7 +25,7 @@ class EndedEarly(BuildError):
     """QEMU ended, or did not answer, before there was anything to serve.
 
     :ivar status: its exit status (negative: by that signal); None: it was ended by us
-    :ivar last_words: the line of its stderr that tells why, or ``""``
+    :ivar last_words: the line of its stderr that gives the reason, or ``""``
     """
 
     def __init__(self, text: str, status: int | None, last_words: str) -> None:
@@ -145,7 +145,7 @@ class Emulator(Qemu):
                 code,
                 said,
             ) from error
-        except BaseException:  # cancelled: nobody has it in hand yet to close it
+        except BaseException:  # cancelled: no caller has a reference yet by which to close it
             self.kill()
             self.shim.upstream.close()
             raise
@@ -153,7 +153,7 @@ class Emulator(Qemu):
             self._held.release()
 
     def _complaint(self) -> str:
-        """The line that says why QEMU ended: the last under its name, as hints follow without."""
+        """The line with the reason why QEMU ended: the last with its name, as hints follow without."""
         text = self.stderr()
         names = tuple(f"{Path(word).name}: " for word in self.argv)
         own = [line for line in text.splitlines() if line.startswith(names)]
@@ -199,7 +199,7 @@ class Emulator(Qemu):
 
     @property
     def exited_well(self) -> bool:
-        """Whether QEMU ended as if asked to."""
+        """Whether QEMU ended as after ``quit``."""
         return self._reap(0.0) == 0
 
     def send_signal(self, number: int) -> None:
@@ -215,7 +215,7 @@ class Emulator(Qemu):
         return code
 
     async def close(self) -> int | None:
-        """Ask QEMU to quit, insist if it does not, and give its exit status."""
+        """Send ``quit``, kill QEMU if it does not end, and return its exit status."""
         if self._process is None:
             return None
         if self.alive() and not self.shim.upstream.gone:

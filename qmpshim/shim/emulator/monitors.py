@@ -15,7 +15,7 @@ _SOCKET_OPTIONS = {"id", "path", "host", "port", "fd", "server", "wait", "nodela
 
 @dataclass(frozen=True, slots=True)
 class Monitor:
-    """One QMP monitor that a command line asks for.
+    """One QMP monitor that a command line requests.
 
     :ivar address: where it listens or connects; None for *fd* and *stdio*
     :ivar server: whether it listens

@@ -47,7 +47,7 @@ class Options:
     :ivar tls: a directory with ca-cert.pem, server-cert.pem and server-key.pem
     :ivar limit: seconds QEMU may take to answer the shim
     :ivar hold_stderr: see :class:`~qmpshim.shim.emulator.emulator.Emulator`
-    :ivar silent_end: do not tell clients how QEMU ended, as QEMU itself does not
+    :ivar silent_end: do not report to clients how QEMU ended, as QEMU itself does not
     """
 
     listen: tuple[Address, ...] = ()
@@ -236,7 +236,7 @@ async def _chained(
 async def serve(options: Options, ready: Callable[[Served], None]) -> int:
     """Serve until QEMU ends, or until cancelled; gives QEMU's exit status.
 
-    :param ready: told once clients may come
+    :param ready: called once clients may connect
 
     A QEMU that was started is ended on the way out; one that was met lives on. Raises what
     :func:`endpoint` raises.

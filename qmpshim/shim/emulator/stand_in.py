@@ -87,8 +87,8 @@ async def _stand_in(options: Options, build: builds.Build) -> int:
         return -early[0] if early else 1
     except EndedEarly as error:
         log.info("%s", error)
-        builds.read_version(build)  # it may be no QEMU, or one that never starts: that says so
-        # QEMU has said on stderr what is wrong, or on stdout what it was asked.
+        builds.read_version(build)  # raises if it is no QEMU or does not start
+        # QEMU has printed the error on stderr, or the requested output on stdout.
         return 1 if error.status is None else error.status
 
 

@@ -30,7 +30,7 @@ class Dispatcher(Protocol):
         """Something has to be done for *client*."""
 
     def line_up(self, client: Client) -> None:
-        """Give *client* its turn when there is room again."""
+        """Schedule *client* when there is capacity again."""
 
     def leave(self, client: Client) -> None:
         """The client is gone."""
@@ -114,7 +114,7 @@ class Client:
 
     def answered(self, reply: bytes, oob: bool) -> None:
         """A request has its reply."""
-        self.desk.spread()  # what QEMU said before it
+        self.desk.spread()  # the events QEMU sent before it
         self.outbox.reply(reply, oob)
         self.session.done(oob)
 

@@ -20,7 +20,7 @@ _SPACE = socket.CMSG_SPACE(_MAX_FDS * 4)
 
 
 class Receiver(Protocol):
-    """Who is told what happens on a link."""
+    """The callbacks of a link."""
 
     def received(self, data: bytes, fds: tuple[int, ...]) -> None:
         """Bytes came in, and with their first byte *fds*, which now belong to the receiver."""
@@ -29,7 +29,7 @@ class Receiver(Protocol):
         """No more bytes will come; *gone*: nor will any that are sent arrive."""
 
     def drained(self) -> None:
-        """As :meth:`Link.when_drained` asked: the kernel has all that was written."""
+        """After :meth:`Link.when_drained`: the kernel has all that was written."""
 
 
 class _Nobody:
@@ -228,7 +228,7 @@ class Link:
             self._receiver.drained()
 
     def when_drained(self) -> None:
-        """Tell the receiver, once, when nothing waits to be sent any more."""
+        """Call the receiver, once, when nothing waits to be sent any more."""
         self._tell_drained = True
 
     def _keep_rest(self, data: bytes, sent: int, count: int) -> None:
@@ -252,13 +252,13 @@ class Link:
         self._receiver.ended(True)
 
     def abort(self) -> None:
-        """Cut the peer off, and tell the receiver soon."""
+        """Disconnect the peer; the receiver is called from the event loop."""
         if not self.closed:
             self.close()
             self._loop.call_soon(self._receiver.ended, True)
 
     def release(self) -> None:
-        """Close, and tell the receiver nothing any more."""
+        """Close; the receiver is not called any more."""
         self.close()
         self._receiver = _NOBODY
 

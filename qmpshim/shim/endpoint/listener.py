@@ -80,7 +80,7 @@ class Address:
     async def connect(self) -> socket.socket:
         """Connect to it.
 
-        :raises InputError: nobody is there
+        :raises InputError: nothing listens there
         """
         loop = asyncio.get_running_loop()
         try:
@@ -129,7 +129,7 @@ def tls_context(directory: Path) -> ssl.SSLContext:
 
 
 def raise_fd_limit() -> int:
-    """Allow as many open files as the hard limit says; gives that number."""
+    """Raise the limit of open files to the hard limit; return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -137,7 +137,7 @@ def raise_fd_limit() -> int:
 
 
 class Listener:
-    """Listens at an address and hands each welcome connection to *attach*.
+    """Listens at an address and passes each accepted connection to *attach*.
 
     :param allow_remote: take an address others can reach; needs *tls*
     :raises InputError: the address is taken, unusable, or open to others without TLS
@@ -341,7 +341,7 @@ def _bind(address: Address, listening: bool) -> socket.socket:
 
 
 def _clear(path: Path) -> None:
-    """Remove a socket nobody listens at any more, and nothing else."""
+    """Remove a socket that has no listener any more, and nothing else."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -361,7 +361,7 @@ def _clear(path: Path) -> None:
 
 
 def _is_friend(sock: socket.socket) -> bool:
-    """Whether the peer is of the same user, or root (who could do it anyway)."""
+    """Whether the peer is of the same user, or root (which could do it anyway)."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, uid, _ = _CREDENTIALS.unpack(credentials)
     return uid in (os.geteuid(), 0)

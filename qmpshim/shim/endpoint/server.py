@@ -36,13 +36,13 @@ log = logging.getLogger(__name__)
 #: out-of-band command always gets through.
 WINDOW = 7
 BACKLOG_LIMIT = 16 << 20  # bytes that may wait for a client that does not read
-_LIMIT = 30.0  # seconds that QEMU may take to answer, unless it is said
+_LIMIT = 30.0  # seconds that QEMU may take to answer, by default
 #: Arguments of qmp_capabilities that a QEMU which offers out-of-band execution accepts.
 _GOOD: tuple[dict[str, Value] | None, ...] = (None, {}, {"enable": []}, {"enable": ["oob"]})
 #: Commands whose reply is the same as long as QEMU lives.
 _CONSTANT = frozenset({"query-qmp-schema", "query-commands"})
 _FAREWELL = 5.0  # seconds a client has to read the last words
-#: The id of exports that the shim makes for itself; clients are not told when they end.
+#: The id of exports that the shim makes for itself; their end is not reported to clients.
 OWN_EXPORT = "x-shim-view"
 _OWN_EXPORT_EVENT = f'"id": "{OWN_EXPORT}"'.encode()
 
@@ -51,9 +51,9 @@ _ASKER: ContextVar[Client | None] = ContextVar("asker", default=None)
 
 #: Answers a command of the shim's own; may raise a QmpshimError, whose text the client gets.
 Handler = Callable[[dict[str, Value]], Awaitable[object]]
-#: Told a command of QEMU's and its reply.
+#: Called with a command of QEMU's and its reply.
 Watcher = Callable[[Command, Reply], None]
-#: Told a command of QEMU's before QEMU is; gives QEMU's reply, see :meth:`Shim.ask`.
+#: Called with a command before it is sent to QEMU; returns QEMU's reply, see :meth:`Shim.ask`.
 Intercept = Callable[[Command], Awaitable[Reply | None]]
 
 
@@ -71,7 +71,7 @@ class Shim:
     """The endpoint: one QEMU above, clients below.
 
     :param sock: a socket connected to QEMU's monitor
-    :param how_ended: what to tell clients of QEMU's end, for the data of ``X_SHIM_QEMU_GONE``
+    :param how_ended: how QEMU ended, for the data of ``X_SHIM_QEMU_GONE``
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Shim:
         self.patches: dict[str, Callable[[Reply], Reply]] = {}
         self.watchers: dict[str, Watcher] = {}
         self.intercepts: dict[str, Intercept] = {}
-        self._listeners: dict[Client, None] = {}  # who gets events
+        self._listeners: dict[Client, None] = {}  # the clients that get events
         self._unspread: list[bytes] = []  # events they have not got yet
         self._how_ended = how_ended
         self._line: deque[Client] = deque()
@@ -98,8 +98,8 @@ class Shim:
         self._held = False
         self._hold = asyncio.Lock()
         self._waiting = 0  # in-band commands that wait for it
-        self._shut_down = False  # QEMU said SHUTDOWN
-        self.silent_end = False  # when QEMU ends clients are told what QEMU tells them: nothing
+        self._shut_down = False  # QEMU sent SHUTDOWN
+        self.silent_end = False  # send clients no more than QEMU does when it ends: nothing
         self._tasks: set[asyncio.Task[None]] = set()
         self._event_waiters: list[Callable[[bytes], None]] = []
         self.upstream = Upstream(sock, self.batch, self._on_event, self._on_gone)
@@ -165,7 +165,7 @@ class Shim:
         return self._in_band < WINDOW and not self._held
 
     def line_up(self, client: Client) -> None:
-        """Give *client* its turn when there is room again."""
+        """Schedule *client* when there is capacity again."""
         client.in_line = True
         self._line.append(client)
 
@@ -207,7 +207,7 @@ class Shim:
         self.upstream.send(command.name, command.arguments, answered, command.oob, late=late)
 
     def _answer_without_qemu(self, client: Client, command: Command) -> None:
-        """What is known of a QEMU that does not answer is told, for all else there is an error."""
+        """While QEMU does not answer: status queries are answered, all else with an error."""
         reply = None if command.arguments else self._constant.get(command.name)
         patch = self.patches.get(command.name)
         if reply is None:
@@ -223,7 +223,7 @@ class Shim:
             self._in_band -= 1
 
     def _watched(self, command: Command, reply: Reply) -> None:
-        """The shim learns what QEMU said to a command."""
+        """Record QEMU's reply to a command."""
         watcher = self.watchers.get(command.name)
         if watcher is not None:
             watcher(command, reply)
@@ -256,7 +256,7 @@ class Shim:
         client.pump()
 
     def _negotiate(self, client: Client, command: Command) -> None:
-        """QEMU has negotiated with us: what is wrong in the arguments it says, the rest is ours."""
+        """QEMU has negotiated with the shim: it checks the arguments, the shim does the rest."""
 
         def judged(reply: Reply | None) -> None:
             if reply is None or reply.value().get("error", {}).get("class") != NOT_FOUND:
@@ -431,7 +431,7 @@ class Shim:
             listener.outbox.event(data)
 
     def on_event(self, waiter: Callable[[bytes], None]) -> None:
-        """Tell *waiter* each event, as the text QEMU sent."""
+        """Call *waiter* with each event, as the text QEMU sent."""
         self._event_waiters.append(waiter)
 
     def emit(self, event: str, data: Mapping[str, object]) -> None:
@@ -462,7 +462,7 @@ class Shim:
         """Let clients read the last words, and hang up."""
         deadline = time.monotonic() + _FAREWELL
         while self.gone.is_set() and self._tasks and (left := deadline - time.monotonic()) > 0:
-            # What needs QEMU fails by itself now, and whoever asked for it shall hear of it.
+            # Commands that need QEMU fail now; their clients must still get that reply.
             await asyncio.wait(tuple(self._tasks), timeout=left)
         self.watchdog.stop()
         for task in list(self._tasks):
@@ -478,6 +478,6 @@ class Shim:
 
 
 def _defect(command: Command, error: Exception) -> bytes:
-    """The answer where we are to blame: whoever asked must not wait for ever."""
+    """The reply to a command that failed in the shim: its client must not wait for ever."""
     log.error("%s", command.name, exc_info=error)
     return error_reply(GENERIC, f"defect in the shim: {error!r}", command.id)

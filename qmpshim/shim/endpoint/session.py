@@ -107,7 +107,7 @@ def _fault(request: dict[str, Value], oob_allowed: bool) -> str | None:
 class Session:
     """What QEMU knows about one monitor connection.
 
-    Feed it bytes; take work with :meth:`next`, and say :meth:`done` when it has been answered.
+    Feed it bytes; take work with :meth:`next`, and call :meth:`done` when it has been answered.
     Out-of-band work overtakes what is queued, and QEMU reads on only when it is done.
 
     :param dialect: which of QEMU's parsers this QEMU has

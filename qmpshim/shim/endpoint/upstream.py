@@ -19,7 +19,7 @@ from qmpshim.shim.json.text import Value, as_qemu_reads
 
 log = logging.getLogger(__name__)
 
-#: Bad JSON and a bad request: the complaints tell which of QEMU's parsers and writers this is.
+#: Bad JSON and a bad request: the error texts show which of QEMU's parsers and writers this is.
 _PROBE = b'[1 2]\n{"id": 0.0078125}\n'
 _ID_FIRST = re.compile(rb'\{"id": (\d+), ')
 
@@ -63,13 +63,13 @@ class Overdue(Reply):
         super().__init__(b'{"error": ' + json.dumps(error).encode() + b"}")
 
 
-#: Told the reply, or None when QEMU went away first.
+#: Called with the reply, or None when QEMU disconnected first.
 Callback = Callable[[Reply | None], None]
 
 
 @dataclass(slots=True)
 class _Request:
-    """What QEMU was asked, and who wants to know."""
+    """A request to QEMU, and the callback for its reply."""
 
     name: str
     callback: Callback
@@ -79,9 +79,9 @@ class _Request:
 class Upstream:
     """One negotiated QMP connection to QEMU.
 
-    :param on_event: told each event as the text QEMU sent, line end included
-    :param on_gone: told once, when the connection ends
-    :ivar on_late: told when a reply comes that was given up, and for how many seconds QEMU said
+    :param on_event: called with each event as the text QEMU sent, line end included
+    :param on_gone: called once, when the connection ends
+    :ivar on_late: called when a reply comes that was given up, and for how many seconds QEMU sent
         nothing
     """
 
@@ -132,7 +132,7 @@ class Upstream:
             self.send("qmp_capabilities", {"enable": enable} if enable else None, negotiated)
 
         self._on_greeting = greeted
-        self._pending[0] = _Request("", negotiated)  # until the greeting: told when QEMU goes away
+        self._pending[0] = _Request("", negotiated)  # until the greeting: called when QEMU disconnects
         self.link.read()
 
     def send(
@@ -187,7 +187,7 @@ class Upstream:
             for request in given_up.values():
                 request.callback(Overdue(desc))
 
-    # -- told by the link ------------------------------------------------------------
+    # -- callbacks of the link -------------------------------------------------------
 
     def received(self, data: bytes, fds: tuple[int, ...]) -> None:
         """Cut what QEMU sends into messages: each is one line, or with ``pretty=on`` several."""
@@ -247,7 +247,7 @@ class Upstream:
         elif isinstance(number := value.pop("id", None), int):
             self._reply(number, json.dumps(value).encode())
         else:
-            log.error("QEMU answered what was not asked: %r", line[:200])
+            log.error("QEMU answered an unknown request: %r", line[:200])
 
     def _reply(self, number: int, body: bytes) -> None:
         silent, reply = self.silent_for, Reply(body)
@@ -259,10 +259,10 @@ class Upstream:
             self.on_late(silent)
             request.late(reply)
         else:
-            log.error("QEMU answered twice, or what was not asked: %r", body[:200])
+            log.error("QEMU answered twice, or an unknown request: %r", body[:200])
 
     def ended(self, gone: bool) -> None:
-        """QEMU closed its side: who waits is told, then everybody."""
+        """QEMU closed its side: pending callbacks are called first, then ``on_gone``."""
         if self.gone:
             return
         self.gone = True
@@ -277,7 +277,7 @@ class Upstream:
         """Nothing waits for this."""
 
     def close(self) -> None:
-        """Leave QEMU alone; nobody is told."""
+        """Close the connection without calling any callback."""
         self.gone = True
         self._pending.clear()
         self.link.close()

@@ -1,4 +1,4 @@
-"""Notices that QEMU answers no more, says so to everybody, and what becomes of what waits for it.
+"""Notices that QEMU no longer answers, reports it to all clients and ends what waits for it.
 
 QEMU does one in-band command of a monitor at a time. So it has not answered for as long as no reply
 came while something was asked of it. At the limit
@@ -11,7 +11,7 @@ came while something was asked of it. At the limit
 * the shim's own commands answer as far as that needs no QEMU.
 
 When QEMU answers after all there is the event ``X_SHIM_QEMU_ANSWERS``. Its late reply goes to no
-client: whoever waited for it was told otherwise. The shim itself learns from it what QEMU did.
+client: its client already got an error. The shim itself learns from it what QEMU did.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Watchdog:
     :param emit: sends an event to every client
     :ivar limit: seconds that QEMU may take to answer
     :ivar excused: whether it may take as long as it likes, e.g. since its I/O is held by us
-    :ivar noticed: told of each hang, before anybody else, which commands QEMU owes an answer
+    :ivar noticed: called first at each hang, with the commands QEMU has not answered
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Watchdog:
         self._look_again(self.limit - silent)
 
     def _answers(self, silent: float) -> None:
-        """A reply came that nobody waits for any more."""
+        """A reply came after its request was given up."""
         if self.is_hung:
             self.is_hung, self._owed = False, ()
             self._emit(ANSWERS, {"seconds": int(silent)})

@@ -1,1 +1,1 @@
-"""A gated chain by hand: I/O held, released and recorded."""
+"""Interactive control of a gated chain: I/O held, released and recorded."""

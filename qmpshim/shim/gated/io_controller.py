@@ -1,4 +1,4 @@
-"""The hand on a gated chain: which I/O is held, what is held, and how it ends.
+"""The I/O controller of a gated chain: which I/O is held, and how it ends.
 
 As in the explorer one step is taken at a time: an I/O that no rule holds is let go, too, only when
 QEMU is still, so that what is done by hand can be done again in the same order.
@@ -67,11 +67,11 @@ class Held:
 
 
 class IoController:
-    """Leads a gate by rules and by hand.
+    """Controls a gate by rules and by single commands.
 
     :param pid: QEMU's
     :param schedule: takes down what happens
-    :param tell: told of each I/O when it is held
+    :param on_held: called with each I/O when it is held
     :ivar failed: an I/O was ended with an error
     """
 
@@ -203,7 +203,7 @@ class IoController:
             self.release(held.number)
 
     async def close(self) -> None:
-        """Take the hand away: everything passes."""
+        """Remove all rules: everything passes."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._stillness.close()

@@ -1,4 +1,4 @@
-"""What was done by hand on a gated chain, in the explorer's words, so that it can be done again.
+"""Records the commands on a gated chain as an explorer's schedule, so that it can be replayed.
 
 Operations come one after another; from the first that overlaps with another, or has an I/O held, on
 they are the concurrent ones of a :class:`~qmpshim.conformance.explore.scenarios.RealScenario`. What
@@ -117,7 +117,7 @@ class Schedule:
     def _set_flushing(self) -> None:
         self._names.flushing = any(self._ops[i].do in FLUSHES for i in self._running)
 
-    # -- what is told ------------------------------------------------------------
+    # -- events to record --------------------------------------------------------
 
     @property
     def _setup(self) -> int:

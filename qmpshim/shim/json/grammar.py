@@ -39,7 +39,7 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """What QEMU says of text that is no value; parsing goes on after it."""
+    """QEMU's error for text that is no value; parsing goes on after it."""
 
     desc: str
 
@@ -204,7 +204,7 @@ class _Grammar:
 
 
 class Framer(Protocol):
-    """Tells where a value ends in the stream of tokens."""
+    """Finds where a value ends in the stream of tokens."""
 
     @property
     def idle(self) -> bool:

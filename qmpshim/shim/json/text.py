@@ -27,7 +27,7 @@ _OVERLONG = (0x80, 0x800, 0x10000, 0x200000, 0x4000000)
 
 
 class BadString(Exception):
-    """A string that the lexer lets through and the parser does not; says why."""
+    """A string that the lexer accepts and the parser does not; the message is QEMU's."""
 
 
 def is_character(codepoint: int) -> bool:
@@ -134,7 +134,7 @@ def parse_integer(token: bytes) -> int | float:
 
 def _double_out(number: float) -> str:
     # json_writer_double() prints %.17g, which is no JSON for an infinity.
-    return "%.17g" % number  # noqa: UP031 (an f-string cannot say g with C's exponent form)
+    return "%.17g" % number  # noqa: UP031 (an f-string has no g with C's exponent form)
 
 
 def _double_out_coarsely(number: float) -> str:

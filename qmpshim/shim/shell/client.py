@@ -1,4 +1,4 @@
-"""The shell's QMP connection: requests by number, events as they come, the wire for who asks."""
+"""The shell's QMP connection: numbered requests, events as they come, traffic on request."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _LINE = 256 << 20  # bytes a message may have; QEMU sends no longer ones
 class ShellClient:
     """One negotiated connection to a shim or to a plain QEMU.
 
-    :param on_event: told each event
-    :param on_wire: told each line that goes out (``->``) or comes in (``<-``)
-    :param on_end: told when the connection ends
+    :param on_event: called with each event
+    :param on_line: called with each line that is sent (``->``) or received (``<-``)
+    :param on_end: called when the connection ends
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class ShellClient:
     async def connect(self, address: Address, limit: float = 10.0) -> None:
         """Connect and negotiate.
 
-        :raises InputError: nobody listens there
-        :raises MachineHung: nobody answers: a plain QEMU talks to one client at a time
+        :raises InputError: nothing listens there
+        :raises MachineHung: no answer: a plain QEMU talks to one client at a time
         """
         sock = await address.connect()
         self._reader, self._writer = await asyncio.open_connection(sock=sock, limit=_LINE)

@@ -23,7 +23,7 @@ LOCAL = {
     ":let": "hold nothing any more, and let go what is held",
     ":log": "FILE: write the lines there as they are typed, for --script; off: stop",
     ":map": "draw the clusters of the three disks",
-    ":predict": "NODE [OFFSET [LENGTH]]: what the model says must be there",
+    ":predict": "NODE [OFFSET [LENGTH]]: what the model predicts",
     ":quit": "(or exit) leave; a QEMU that the shell started ends",
     ":read": "EXPORT OFFSET LENGTH: read through an endpoint",
     ":record": "FILE: write what was done so far as a bundle for `qmpshim replay`",
@@ -31,7 +31,7 @@ LOCAL = {
     ":schedule": "what was done, in the explorer's words; BUNDLE [N]: take its (first N) steps",
     ":source": "FILE: run its lines",
     ":status": "what the shim knows",
-    ":verbose": "on or off: show the wire",
+    ":verbose": "on or off: show all QMP messages",
     ":verify": "hold QEMU against the model now",
     ":wait": "until nothing is in flight",
     ":write": "EXPORT (primary, guest or an NBD export's id) OFFSET LENGTH "

@@ -35,7 +35,7 @@ _QMP: dict[str, tuple[str, dict[str, Any]]] = {
 class Gated:
     """Runs them.
 
-    :param say: prints a line
+    :param write_line: prints a line
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Gated:
 
 
 def _listed(op: Op) -> bool:
-    """Whether the shim takes an operation down: what only asks is no step there."""
+    """Whether the shim records an operation: a mere query is no step there."""
     return op.do not in ("status", "unexport")
 
 

@@ -1,4 +1,4 @@
-"""Reads and writes by hand through a shim's endpoints, which may take as long as somebody holds."""
+"""Single reads and writes through a shim's endpoints, which last as long as they are held."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _GLANCE = 0.1  # seconds until one looks whether something is held
 class Flights:
     """What is under way: a prompt need not wait for what is held.
 
-    :param say: prints a line
+    :param write_line: prints a line
     :ivar gated: whether I/O can be held at all
     """
 
@@ -43,7 +43,7 @@ class Flights:
         return [f"{number}: {what}" for number, (what, _) in self._tasks.items()]
 
     async def wait(self, what: str, job: Coroutine[Any, Any, str]) -> bool:
-        """Say what *job* gives; go on without it when it waits for what is held.
+        """Print *job*'s result; return before it ends when its I/O is held.
 
         :param what: the job in words
         :returns: whether it is done
@@ -132,7 +132,7 @@ class Disks:
         raise InputError(f"there is no NBD export {side!r}: {there}")
 
     async def _use(self, side: str, work: Callable[[NbdClient], T]) -> T:
-        """Do *work* on a connection, in a thread that nobody waits for at the end."""
+        """Do *work* on a connection, in a daemon thread."""
         uri = await self._uri(side)
         idle = self._idle.setdefault(side, [])
 
@@ -209,7 +209,7 @@ class Disks:
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Do *work* in a thread that nobody waits for at the end; raises what it raises."""
+    """Do *work* in a daemon thread; raises what it raises."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

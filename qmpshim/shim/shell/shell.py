@@ -52,10 +52,10 @@ _BUNDLES = Path("qmpshim-bundles")
 class ShellOptions:
     """What the shell talks to, and what it is to do.
 
-    :ivar address: a shim or a QEMU; None: start one as *serve* says
+    :ivar address: a shim or a QEMU; None: start one with the options *serve*
     :ivar commands: run these and leave
     :ivar script: run its lines and leave
-    :ivar verbose: show the wire
+    :ivar verbose: show all QMP messages
     """
 
     address: Address | None = None
@@ -103,7 +103,7 @@ class Shell:
         self._flights = Flights(self.client, self._say)
         self._words: Words
 
-    # -- what is told ------------------------------------------------------------
+    # -- callbacks ---------------------------------------------------------------
 
     def _say(self, text: str) -> None:
         self._out.write(text + "\n")
@@ -135,7 +135,7 @@ class Shell:
             self._prompt.app.exit(exception=MachineDied(self.how_ended))
 
     def _still_there(self) -> None:
-        """QEMU may have gone while no prompt was there to be told."""
+        """QEMU may have ended while no prompt was shown."""
         if self.client.ended:
             self._ended()
 

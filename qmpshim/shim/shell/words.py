@@ -1,4 +1,4 @@
-"""The shell's own ``:words``: drawings, questions to the model, I/O by hand."""
+"""The shell's own ``:commands``: drawings, queries of the model, held I/O."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def draw_map(told: Mapping[str, Any], width: int) -> list[str]:
 
 
 def draw_graph(told: Mapping[str, Any]) -> list[str]:
-    """The block graph as trees, from what nobody is above.
+    """The block graph as trees, from the nodes without a parent.
 
     :param told: what ``x-debug-query-block-graph`` returned
     """
@@ -106,11 +106,11 @@ def _told(schema: CommandSchema, member: Mapping[str, Any]) -> str:
 class Words:
     """Runs the ``:words``.
 
-    :param say: prints a line
+    :param write_line: prints a line
     :param run_file: runs the lines of a file
     :param switch: turns an option of the shell on or off, or sets it
     :param flights: what is under way
-    :param address: whom the shell talks to
+    :param address: of the shim or QEMU
     """
 
     def __init__(

@@ -28,7 +28,7 @@ BASELINE_LIMIT = 4 << 30  # bytes of old data that are remembered
 _STEP = 8 << 20  # bytes of them read at once
 _MOST_UNKNOWN = 1 << 20  # clusters of a disk whose allocation is not known
 
-#: Told of what a replay has to write before anything begins: first sector, sectors, operation's
+#: Called with what a replay has to write before anything begins: first sector, sectors, operation's
 #: number, and whether it is data.
 Note: TypeAlias = Callable[[int, int, int, bool], None]
 
@@ -50,7 +50,7 @@ async def flush(execute: Callable[..., Awaitable[Any]], node: str) -> None:
 class Baseline:
     """Takes over into a model what the disks hold.
 
-    :param note: told of each write that a replay has to do first
+    :param note: called with each write that a replay has to do first
     :ivar doubts: what the model cannot know, so that it must not judge
     :ivar unrecordable: why a replay cannot begin with these disks, or ``""``
     """
@@ -68,7 +68,7 @@ class Baseline:
 
         :param files: by role, as far as they are in reach; nothing may change in them meanwhile
         :param uri: of a read-only NBD export of the secondary disk
-        :raises HostError: no room to keep the data
+        :raises HostError: no space to keep the data
         :raises IOFailed: the secondary disk cannot be read
         """
         for role, geometry in self._found.geometry.items():
@@ -156,7 +156,7 @@ class Baseline:
                 self._cannot_record("clusters of zeroes that are allocated")
 
     def _allocate(self, image: ModelQcow2, qcow2: Qcow2Reader) -> None:
-        """What the tables of an image tell.
+        """The allocation that an image's tables hold.
 
         :raises ImageError: they are broken
         :raises UnsupportedFeature: they cannot be read

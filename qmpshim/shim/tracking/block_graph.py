@@ -1,7 +1,7 @@
-"""QEMU's block graph at one moment: which node is whose child, and who may write to it.
+"""QEMU's block graph at one moment: the nodes, their parents, and which may write.
 
 Restates the answer of ``x-debug-query-block-graph`` (QEMU's ``qapi/block-core.json``): the nodes
-are block drivers, block backends and block jobs, and each edge tells the permissions that its
+are block drivers, block backends and block jobs, and each edge holds the permissions that its
 parent has taken. QEMU requires ``write`` of whoever writes: no attached writer is missing here.
 """
 

@@ -82,10 +82,10 @@ class TrackedChains:
     """The models of the chains behind a shim.
 
     :param directory: private; sockets and what was written go there
-    :param behaviour: what the models are told about this QEMU version
+    :param behaviour: how this QEMU version behaves, for the models
     :ivar trackers: the chains, in the order in which they were met
     :ivar divergences: of all chains, those that are gone included
-    :ivar hand: holds the I/O, where the chain is gated; there is one chain then
+    :ivar controller: holds the I/O, where the chain is gated; there is one chain then
     :ivar unmet: why the chain that was started last is not modelled, or ``""``
     :ivar passed_over: what runs on a chain that is not modelled, with why: jobs by id, replication
     """
@@ -125,7 +125,7 @@ class TrackedChains:
 
     @property
     def doubts(self) -> list[str]:
-        """Why the models may no longer say what must be."""
+        """Record why the models' predictions may no longer hold."""
         return list(dict.fromkeys(why for tracker in self.trackers for why in tracker.doubts))
 
     # -- commands ------------------------------------------------------------
@@ -198,7 +198,7 @@ class TrackedChains:
         _expect_done(_CHECKPOINT, await self._checkpoint(_CHECKPOINT))
 
     async def _noted(self, command: Command) -> Reply | None:
-        """Pass on a command that may start a job, write, or bring somebody who writes."""
+        """Pass on a command that may start a job, write, or add a writer."""
         starts = backup_starts(command)
         if starts:
             return await self._start_jobs(command, starts)
@@ -360,7 +360,7 @@ class TrackedChains:
     async def _meet_backup(self, start: BackupStart) -> ModelTracker | None:
         """Begin to model the chain of a job, unless it is known already.
 
-        QEMU does what it is told in any case; why there is no model is told who asks for it.
+        QEMU runs the command in any case; why there is no model is in the reply to queries.
         """
         self.passed_over.pop(start.job, None)
         try:
@@ -460,12 +460,12 @@ class TrackedChains:
         if not reply.failed:
             self.trackers = [t for t in self.trackers if name not in t.found.nodes.values()]
 
-    # -- who writes ------------------------------------------------------------
+    # -- writers ---------------------------------------------------------------
 
     async def survey(self) -> BlockGraph:
         """Take down who may write to the chains' disks now; gives the graph.
 
-        :raises MachineError: QEMU cannot be asked
+        :raises MachineError: QEMU cannot be queried
         """
         return await self._survey(self.trackers)
 
@@ -503,7 +503,7 @@ class TrackedChains:
             tracker.changed(node, change, error)
 
     def catch_up(self) -> int:
-        """Do in the models what the write logs tell; gives how many changes that were."""
+        """Apply the changes in the write logs to the models; return their number."""
         changes = 0
         for log_ in self.logs.logs.values():
             try:

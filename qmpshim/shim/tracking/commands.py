@@ -25,7 +25,7 @@ from qmpshim.shim.tracking.chains import TrackedChains
 from qmpshim.shim.tracking.definitions import COMMANDS, check, schema
 from qmpshim.shim.tracking.tracker import ModelTracker
 
-_MOST = 16 << 20  # bytes x-shim-predict tells of at once
+_MOST = 16 << 20  # bytes in a reply of x-shim-predict
 
 
 class Commands:
@@ -89,7 +89,7 @@ class Commands:
         shim, watch = self._shim, self._watch
         trackers = watch.chosen(_chain(arguments))
         if trackers:
-            with contextlib.suppress(MachineHung):  # then those as of the last survey are told
+            with contextlib.suppress(MachineHung):  # then those of the last survey are returned
                 await watch.survey()
         counters = shim.counters
         status: dict[str, object] = {

@@ -22,9 +22,9 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Empty:
-    """What a query answers where there is nothing it could tell of, as QEMU's own queries do.
+    """The reply to a query that has nothing to report, as QEMU's own queries give.
 
-    :ivar why: the member that says why
+    :ivar why: the member with the reason
     :ivar rest: the other members
     """
 
@@ -34,10 +34,10 @@ class Empty:
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A command as its schema tells it.
+    """A command as in its schema.
 
     :ivar oob: also out of band
-    :ivar empty: None for what is no query: there an error says why nothing was done
+    :ivar empty: None for what is no query: it fails with the reason
     """
 
     arguments: tuple[Field, ...]

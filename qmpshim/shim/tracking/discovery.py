@@ -38,7 +38,7 @@ class ChainNodes:
     :ivar size: bytes
     :ivar cluster: bytes, of the overlays
     :ivar secondary: the secondary disk's format
-    :ivar files: by role, where the image's file lies, for local files
+    :ivar files: by role, the path of the image's file, for local files
     :ivar data_files: the same of external data files
     :ivar geometry: by role, of the qcow2 images
     :ivar based: the secondary disk has a backing file of its own

@@ -23,7 +23,7 @@ _MOST = 1_000_000  # operations that a replay bundle may have
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A request that was answered, as an NBD client or a write log tells it.
+    """A request that was answered, as seen at an NBD client or in a write log.
 
     :ivar side: whose: the primary's or the guest's
     :ivar offset: bytes
@@ -85,7 +85,7 @@ class Follower:
     def request(self, change: Change) -> int:
         """Do a request in the model; gives the errno that it must have been answered with.
 
-        :raises HostError: there is no room to keep what was written
+        :raises HostError: there is no space to keep what was written
         """
         side, kind = change.side, change.kind
         start = change.offset // SECTOR

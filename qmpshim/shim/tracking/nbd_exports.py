@@ -1,4 +1,4 @@
-"""QEMU's NBD exports as the shim hands them out: a relay before each, and exports for itself."""
+"""QEMU's NBD exports as the shim offers them: a relay before each, and exports for itself."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Endpoints:
     """The relays of one shim.
 
     :param directory: private; sockets go there
-    :param eye: makes what sees the requests to an export; it is told the export's name
-    :param on_bypass: told the exports that a client may be writing to past the relays
-    :ivar guarding: stand before the NBD servers that clients start, so as to know who comes there
+    :param observe: makes the observer of the requests to an export, from the export's name
+    :param on_bypass: called with the exports that a client may be writing to past the relays
+    :ivar guarding: stand before the NBD servers that clients start, to observe their clients
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Endpoints:
         self._eye = eye
         self._on_bypass = on_bypass
         self._front: NbdFront | None = None
-        self._private = False  # nobody but the shim knows where the server is
+        self._private = False  # only the shim knows where the server is
         self._read_only: dict[str, bool] = {}  # by export's id, where it is known
         self._relays: dict[str, Relay] = {}
         self._exported: dict[str, str] = {}  # node by export's id
@@ -105,7 +105,7 @@ class Endpoints:
         front = NbdFront(path, behind, self._bypassed)
         try:
             front.start()
-        except OSError:  # QEMU says what is wrong with it
+        except OSError:  # QEMU's reply gives the error
             await self._shim.execute("nbd-server-stop")
             return await self._shim.ask(command)
         self._front = front
@@ -122,7 +122,7 @@ class Endpoints:
     def server_at(self, addr: Any, private: bool) -> None:
         """QEMU's NBD server listens at *addr*, a ``SocketAddressLegacy``.
 
-        :param private: nobody but the shim knows
+        :param private: only the shim knows
         """
         self._private = private
         match addr:
@@ -132,7 +132,7 @@ class Endpoints:
                 self._server = Address(host=host, port=int(port))
 
     def _named(self, export: str, name: str) -> None:
-        """An export was made under a *name* for NBD clients, which QEMU tells nobody later."""
+        """An export was made under a *name* for NBD clients, which QEMU does not report later."""
         self._names[export] = name
         if export in self._relays:
             self._relays[export].name = name
@@ -180,7 +180,7 @@ class Endpoints:
         self._on_bypass({e for e in known if name is None or self._names.get(e, e) == name})
 
     def _all_seen(self, export: str) -> bool:
-        """Whether nobody can have written to an NBD export past the relays."""
+        """Whether no client can have written to an NBD export past the relays."""
         if self._server is None:
             return False
         if self._private:
@@ -219,14 +219,14 @@ class Endpoints:
             return self.known()
 
     def known(self) -> list[dict[str, Any]]:
-        """As :meth:`told`, without a look at QEMU."""
+        """As :meth:`known`, without querying QEMU."""
         return [
             {"export": name, "node": self._nodes[name], "uri": relay.uri}
             for name, relay in sorted(self._relays.items())
         ]
 
     async def _learn(self) -> set[str]:
-        """Ask QEMU which node each export is; gives the exports."""
+        """Query which node each export is; return the exports."""
         self._stale = False
         exports = {
             e["id"]: e["node-name"]

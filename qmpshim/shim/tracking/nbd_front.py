@@ -1,7 +1,7 @@
-"""Stands at the address of QEMU's NBD server, passes every byte on, and tells who comes.
+"""Takes the address of QEMU's NBD server, forwards every byte, and reports the clients.
 
 A client that connects there goes past the shim's endpoints: what it writes is not seen, but that it
-came is, and which export it asks for. TLS, structured replies and whatever a version adds pass as
+came is, and which export it requests. TLS, structured replies and whatever a version adds pass as
 they are. Restates the NBD protocol document, section "Option haggling".
 """
 
@@ -28,7 +28,7 @@ _MOST = 1 << 16  # bytes of an option that is read
 class _Haggling:
     """A client's option haggling.
 
-    :param on_export: told the name of each export that the client asks for; None: it cannot be
+    :param on_export: called with the name of each export that the client requests; None: it cannot be
         known which
     """
 
@@ -73,7 +73,7 @@ class NbdFront:
 
     :param path: where clients expect QEMU
     :param behind: where QEMU listens
-    :param on_export: told the name of the export that a client asks for, before QEMU is asked;
+    :param on_export: called with the name of the export that a client requests, before QEMU gets it;
         None: it cannot be known which
     :ivar asked_for: those names so far
     """
@@ -139,7 +139,7 @@ class NbdFront:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._sock.close()
         with contextlib.suppress(OSError):
-            if self._path.stat().st_ino == self._identity:  # nobody else's by now
+            if self._path.stat().st_ino == self._identity:  # not replaced by another by now
                 os.unlink(self._path)
 
 

@@ -32,7 +32,7 @@ class PayloadStore:
     def note(self, start: int, data: bytes | bytearray | memoryview | None) -> int:
         """Enter a write to sector *start*, or of zeroes (None); gives its operation number.
 
-        :raises HostError: no room for the data
+        :raises HostError: no space for the data
         """
         number = self.count()
         if data is not None:

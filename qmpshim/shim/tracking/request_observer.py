@@ -1,4 +1,4 @@
-"""What sees the requests at one endpoint: tells the model, and the schedule of a gated chain."""
+"""Observes the requests at one endpoint, for the model and the schedule of a gated chain."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHANGES = (Kind.WRITE, Kind.ZERO, Kind.DISCARD)
 
 
 class Teller(Protocol):
-    """Whom an eye tells: see :class:`~qmpshim.shim.tracking.chains.TrackedChains`."""
+    """What an observer reports to: see :class:`~qmpshim.shim.tracking.chains.TrackedChains`."""
 
     @property
     def schedule(self) -> Schedule | None:
@@ -55,7 +55,7 @@ class _Flying:
 
 
 class Eye:
-    """The eye at one export."""
+    """The observer of one export."""
 
     def __init__(self, teller: Teller, export: str) -> None:
         self._teller = teller

@@ -59,13 +59,13 @@ class ModelTracker:
     """One chain.
 
     :param found: its disks
-    :param emit: tells all clients of a divergence
-    :param hand: holds the I/O, where the chain is gated
+    :param emit: reports a divergence to all clients
+    :param controller: holds the I/O, where the chain is gated
     :ivar job: the backup job's id while it runs; ``""`` in replication
     :ivar ending: the job is about to end: what is written now may or may not be copied
     :ivar divergences: what was found so far
-    :ivar doubts: why the model may no longer say what must be
-    :ivar unobserved: who may have written unseen, however long ago
+    :ivar doubts: why the model's predictions may no longer hold
+    :ivar unobserved: the writers that may have written unobserved, however long ago
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class ModelTracker:
         return bool(name) and (name == self.job or name in self.found.nodes.values())
 
     def doubt(self, why: str) -> None:
-        """The model may no longer say what must be."""
+        """Record why the model's predictions may no longer hold."""
         if why not in self.doubts:
             self.doubts.append(why)
 
     def diverged(self, verdict: Verdict, where: str, predicted: str, observed: str) -> None:
-        """Record a divergence and tell all clients."""
+        """Record a divergence and report it to all clients."""
         self.record(Divergence(verdict, where, self.ledger.operations, predicted, observed))
 
     def record(self, divergence: Divergence) -> None:
@@ -120,7 +120,7 @@ class ModelTracker:
         self.divergences.append(divergence)
         self._emit(divergence)
 
-    # -- who writes unseen ------------------------------------------------------------
+    # -- unobserved writers -----------------------------------------------------------
 
     def met(self) -> None:
         """From now on the model knows the disks' contents, but for what it did not see."""
@@ -134,7 +134,7 @@ class ModelTracker:
         guest_ran: bool,
         guest_runs: bool,
     ) -> None:
-        """Take down who is attached now.
+        """Record the writers that are attached now.
 
         :param exports: those that may be writable
         :param jobs: those of all chains
@@ -176,7 +176,7 @@ class ModelTracker:
             log.info("%s may write unseen to %s", writer.describe(), node)
 
     def suspects(self, role: str, verdict: Verdict) -> list[Unobserved]:
-        """Who may be why the disk of a *role* is not as predicted.
+        """The writers that may be why the disk of a *role* is not as predicted.
 
         :param verdict: what it would be called
         """
@@ -187,7 +187,7 @@ class ModelTracker:
 
         While the backup job runs what is read through the hidden disk is the disk as it was at the
         job's start, whoever writes to the secondary disk: that is the promise, and is judged once
-        nobody writes any more. (A read that races with a write may see new data in plain backup.)
+        no client writes any more. (A read that races with a write may see new data in plain backup.)
         """
         writer = one.writer
         active = writer in self._attached and (
@@ -243,7 +243,7 @@ class ModelTracker:
             self.diverged(Verdict.ERROR_CONTRACT, where, *said)
 
     def logged(self, node: str, change: Change) -> None:
-        """A write log tells of a change to *node*."""
+        """A write log has a change to *node*."""
         role = self.found.role(node)
         if role == "hidden" and self.found.workflow is Workflow.BACKUP:
             self.doubt("the hidden disk was written to directly")

@@ -36,7 +36,7 @@ class Verified:
     """What a verification of one chain found.
 
     :ivar compared: bytes whose contents were compared
-    :ivar doubts: what the model cannot say, and why; when it can say nothing, nothing was compared
+    :ivar doubts: what the model cannot predict, and why; when all of it, nothing was compared
     """
 
     tracker: ModelTracker
@@ -53,7 +53,7 @@ class Verified:
 async def verify(watch: TrackedChains, trackers: Sequence[ModelTracker]) -> list[Verified]:
     """Compare everything of these chains; no client's command may run meanwhile.
 
-    :raises MachineError: QEMU cannot be asked
+    :raises MachineError: QEMU cannot be queried
     """
     if all(tracker.doubts for tracker in trackers):
         return [Verified(tracker, (), 0, tuple(tracker.doubts)) for tracker in trackers]
@@ -206,4 +206,4 @@ def _difference(data: bytearray, wanted: bytes, owners: Owners, at: int) -> tupl
             place = f"sector {at // SECTOR + index}"
             seen = "zeroes" if not any(found) else f"bytes {found[:8].hex()}..."
             return f"{by} in {place}", f"{seen} there"
-    raise MachineError("a difference that vanished")
+    raise MachineError("a difference was not there when it was looked for again")

@@ -3,7 +3,7 @@
 A ``blklogwrites`` node is put above the node in question; what is attached to it (exports, devices)
 is seen. Above a replication filter it has to be the filter's ``top-id``.
 
-The log cannot say three things: whether a request failed; whether zeroes were written as data or as
+The log does not show three things: whether a request failed; whether zeroes were written as data or as
 zeroes; and in which order requests to different nodes came.
 """
 
@@ -27,7 +27,7 @@ from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
 from qmpshim.shim.tracking.block_graph import LOG_NODE, OWN_NODE
 
-#: By command, the member that says to which node something is attached.
+#: By command, the member that names the node to which something is attached.
 _ATTACHING = {
     "block-export-add": "node-name",
     "nbd-server-add": "device",
@@ -146,7 +146,7 @@ class WriteLogs:
         node = arguments.get(member) if member else None
         writes = command.name == "device_add" or arguments.get("writable") is True
         if self._watching and member and writes and isinstance(node, str):
-            with contextlib.suppress(CommandFailed):  # then QEMU says what is wrong with it
+            with contextlib.suppress(CommandFailed):  # then QEMU's reply gives the error
                 arguments[member] = await self.insert(node)
                 other = Command(command.name, arguments, command.id, command.oob)
                 reply = await self._shim.ask(other)
@@ -159,7 +159,7 @@ class WriteLogs:
 
         QEMU changes what a device is attached to since 6.2 (its property ``drive``).
 
-        :raises MachineError: QEMU cannot be asked
+        :raises MachineError: QEMU cannot be queried
         """
         if not self._watching or node.startswith(LOG_NODE):
             return
@@ -178,7 +178,7 @@ class WriteLogs:
         await self._shim.execute("qom-set", arguments, limit=5.0)
 
     async def close(self) -> None:
-        """Take out what nobody uses any more."""
+        """Remove the nodes that are no longer used."""
         for device, node in self._devices.items():
             with contextlib.suppress(MachineError):
                 await self._attach(device, node)

@@ -1,6 +1,6 @@
 """What may write to the disks of a chain, and whether the shim sees it.
 
-A chain's *territory* are its disks' nodes and what holds their data below them. Who has taken the
+A chain's *territory* are its disks' nodes and what holds their data below them. What has taken the
 permission to write to a node of it from outside is a writer, however many nodes are between.
 """
 
@@ -104,7 +104,7 @@ class Territory:
                 self._descend(edge.child, role)
 
     def writers(self) -> Iterator[Writer]:
-        """Who may write now without being seen in a log."""
+        """The writers that may write now without being seen in a log."""
         for number, role in self.roles.items():
             if number in self._logged:
                 continue
