@@ -60,10 +60,10 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
         socket.socket(socket.AF_UNIX) as sock,
     ):
         sock.connect(str(served.addresses[0].path))
-        through = _Wire(sock)
-        wires = (direct, through)
+        through = _Connection(sock)
+        connections = (direct, through)
         cases = [*MALFORMED, b"{'execute': 'qmp_capabilities'}", *MALFORMED]
-        first = [_normal(wire.message()) for wire in wires]
+        first = [_normal(connection.message()) for connection in connections]
         if first[0] != first[1]:
             found.append(_difference(case, b"(nothing)", first[0], first[1]))
         sent = 0
@@ -72,7 +72,7 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
             data = cases.pop(0)
             sent += 1
             try:
-                answers = [wire.exchange(data) for wire in wires]
+                answers = [connection.exchange(data) for connection in connections]
             except (MachineDied, MachineHung) as error:
                 verdict = Verdict.CRASH if isinstance(error, MachineDied) else Verdict.HANG
                 found.append(_found(case, verdict, data, "an answer", str(error)))
@@ -130,7 +130,7 @@ class _Number(str):
     __hash__ = str.__hash__
 
 
-class _Wire:
+class _Connection:
     """A blocking client."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -182,7 +182,7 @@ def _normal(message: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _direct(build: Build) -> Iterator[_Wire]:
+def _direct(build: Build) -> Iterator[_Connection]:
     ours, theirs = socket.socketpair()
     words = ["-machine", "none", "-nodefaults", "-display", "none", "-no-user-config"]
     words += ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-qmp", "chardev:qmp"]
@@ -197,7 +197,7 @@ def _direct(build: Build) -> Iterator[_Wire]:
         )
     try:
         with ours:
-            yield _Wire(ours)
+            yield _Connection(ours)
     except MachineDied as error:
         raise BuildError(f"{build.name} ended before it greeted") from error
     finally:

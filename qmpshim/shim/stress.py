@@ -162,8 +162,8 @@ def process_of(address: Address) -> int | None:
     if address.path is None:
         return None
     with closing(connect(address)) as sock:
-        told = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid = int(_CREDENTIALS.unpack(told)[0])
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid = int(_CREDENTIALS.unpack(credentials)[0])
     return pid if os.access(f"/proc/{pid}/fd", os.R_OK) else None
 
 

@@ -137,13 +137,13 @@ class Emulator(Qemu):
             code = await self.ended(1.0)
             self.kill()
             await self.shim.close()
-            said = self._complaint()
+            complaint = self._complaint()
             raise EndedEarly(
                 f"{self.argv[0]} did not answer QMP"
                 + (f" (exit status {code})" if code is not None else "")
-                + (f": {said}" if said else f": {error}"),
+                + (f": {complaint}" if complaint else f": {error}"),
                 code,
-                said,
+                complaint,
             ) from error
         except BaseException:  # cancelled: no caller has a reference yet by which to close it
             self.kill()
@@ -153,7 +153,7 @@ class Emulator(Qemu):
             self._held.release()
 
     def _complaint(self) -> str:
-        """The line with the reason why QEMU ended: the last with its name, as hints follow without."""
+        """The line with the reason why QEMU ended: the last with its name; hints follow without."""
         text = self.stderr()
         names = tuple(f"{Path(word).name}: " for word in self.argv)
         own = [line for line in text.splitlines() if line.startswith(names)]

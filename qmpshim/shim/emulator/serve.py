@@ -103,28 +103,28 @@ async def endpoint(options: Options) -> AsyncIterator[Served]:
     arguments, monitors = extract(options.arguments or ())
     async with AsyncExitStack() as stack:
         workspace = stack.enter_context(Workspace())
-        door = ClientAcceptor(stack)
+        acceptor = ClientAcceptor(stack)
         listen = list(options.listen)
         if not listen and not monitors:
             listen = [Address(path=workspace.path / "qmp.sock")]
         for address in listen:  # before QEMU runs; who comes there finds one that has come up
             check_address(address, options.allow_remote, tls)
         for monitor in monitors:
-            await door.open(monitor)
-        await door.wait_for_clients()
+            await acceptor.open(monitor)
+        await acceptor.wait_for_clients()
         if options.qmp is not None:
             shim = Shim(await options.qmp.connect())
             stack.push_async_callback(shim.close)
             await shim.start(options.limit)
             served = _watched(shim, workspace, None)
         else:
-            served = await _started(options, arguments, workspace, stack, door)
+            served = await _started(options, arguments, workspace, stack, acceptor)
         stack.push_async_callback(served.watch.close)
         if options.log_writes:
             served.watch.logs.watch_writers()
-        door.attach_to(served.shim)
+        acceptor.attach_to(served.shim)
         served.addresses = [
-            await door.listen(address, options.allow_remote, tls) for address in listen
+            await acceptor.listen(address, options.allow_remote, tls) for address in listen
         ]
         yield served
 
@@ -146,7 +146,7 @@ async def _started(
     arguments: list[str],
     workspace: Workspace,
     stack: AsyncExitStack,
-    door: ClientAcceptor,
+    acceptor: ClientAcceptor,
 ) -> Served:
     build = options.build or builds.resolve(None)
     inherit = options.arguments is not None
@@ -163,8 +163,8 @@ async def _started(
         build.environment(),
         options.limit,
         inherit,
-        door.inherited,
-        door.stdio,
+        acceptor.inherited,
+        acceptor.stdio,
         options.hold_stderr,
     )
     starting = asyncio.ensure_future(emulator.start())
@@ -221,16 +221,16 @@ async def _chained(
     served.chain = chain
     if gated:
         schedule = Schedule(spec.workflow.value, sectors, spec.cluster // SECTOR)
-        hand = watch.hand = IoController(
+        controller = watch.controller = IoController(
             *(gate, emulator.pid, schedule),
             lambda held: watch.shim.emit("X_SHIM_HELD", held_io(held)),
         )
         served.shim.watchdog.excused = lambda: bool(gate.held)
-        stack.push_async_callback(hand.close)  # or QEMU would never end
-        with hand.aside():
+        stack.push_async_callback(controller.close)  # or QEMU would never end
+        with controller.aside():
             await watch.start()
         schedule.forget()
-    await watch.endpoints.told()
+    await watch.endpoints.entries()
 
 
 async def serve(options: Options, ready: Callable[[Served], None]) -> int:

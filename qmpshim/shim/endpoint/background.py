@@ -63,8 +63,8 @@ class BlockingShim(Served):
         :raises MachineDied: the server does not answer
         """
         if export not in self._disks:
-            told = self._run(self.watch.endpoints.told())
-            uris = {one["export"]: str(one["uri"]) for one in told}
+            exports = self._run(self.watch.endpoints.entries())
+            uris = {one["export"]: str(one["uri"]) for one in exports}
             if export not in uris:
                 raise InputError(f"no NBD export {export!r}: {', '.join(uris) or 'none is there'}")
             self._disks[export] = NbdClient(uris[export], self._limit, plain=True)

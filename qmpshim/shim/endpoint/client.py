@@ -23,7 +23,7 @@ class Dispatcher(Protocol):
     backlog_limit: int
 
     @property
-    def has_room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether QEMU may be given another in-band command."""
 
     def take(self, client: Client, work: Answer | Command) -> None:
@@ -45,10 +45,10 @@ class Client:
     :param pretty: print JSON as a monitor with ``pretty=on`` does
     """
 
-    def __init__(self, desk: Dispatcher, sock: socket.socket, pretty: bool = False) -> None:
-        self.desk = desk
-        self.session = Session(desk.upstream.dialect, desk.upstream.coarse)
-        self.link = Link(sock, self, desk.batch, desk.backlog_limit)
+    def __init__(self, dispatcher: Dispatcher, sock: socket.socket, pretty: bool = False) -> None:
+        self.dispatcher = dispatcher
+        self.session = Session(dispatcher.upstream.dialect, dispatcher.upstream.coarse)
+        self.link = Link(sock, self, dispatcher.batch, dispatcher.backlog_limit)
         self._pretty = pretty
         self.outbox = Outbox(self.write)
         self.in_line = False  # waits for its turn at QEMU
@@ -68,7 +68,7 @@ class Client:
         """The client sends no more: it may still want answers to what it sent."""
         self._input_ended = True
         if gone:
-            self.desk.leave(self)
+            self.dispatcher.leave(self)
         else:
             self.pump()
 
@@ -82,19 +82,19 @@ class Client:
             return
         if self.link.backlog <= READ_SIZE:
             for _ in range(_BURST):
-                work = self.session.next(self.desk.has_room)
+                work = self.session.next(self.dispatcher.has_capacity)
                 if work is None:
                     break
-                self.desk.take(self, work)
+                self.dispatcher.take(self, work)
                 if self.link.closed or self.link.backlog > READ_SIZE:
                     break
             else:
                 self._soon()
-            if not self.desk.has_room and not self.in_line and self.session.wants_turn:
-                self.desk.line_up(self)
+            if not self.dispatcher.has_capacity and not self.in_line and self.session.wants_turn:
+                self.dispatcher.line_up(self)
         if self._input_ended:
             if self.session.idle and not self.link.backlog:
-                self.desk.leave(self)
+                self.dispatcher.leave(self)
             else:
                 self.link.when_drained()
             return
@@ -109,16 +109,16 @@ class Client:
 
     def _pump_again(self) -> None:
         self._again = False
-        with self.desk.batch:
+        with self.dispatcher.batch:
             self.pump()
 
     def answered(self, reply: bytes, oob: bool) -> None:
         """A request has its reply."""
-        self.desk.spread()  # the events QEMU sent before it
+        self.dispatcher.spread()  # the events QEMU sent before it
         self.outbox.reply(reply, oob)
         self.session.done(oob)
 
     def expects(self, oob: bool) -> None:
         """QEMU has sent a reply that needs work: what QEMU sends after it comes after it."""
-        self.desk.spread()
+        self.dispatcher.spread()
         self.outbox.reserve(oob)

@@ -32,7 +32,7 @@ class Receiver(Protocol):
         """After :meth:`Link.when_drained`: the kernel has all that was written."""
 
 
-class _Nobody:
+class _NoReceiver:
     """Takes the receiver's place when it has no more interest: a link in a cycle lives too long."""
 
     def received(self, data: bytes, fds: tuple[int, ...]) -> None:
@@ -46,7 +46,7 @@ class _Nobody:
         pass
 
 
-_NOBODY = _Nobody()
+_NO_RECEIVER = _NoReceiver()
 
 
 class Batch:
@@ -112,7 +112,7 @@ class Link:
         self._queued = 0
         self._blocked = False
         self._reading = False
-        self._tell_drained = False
+        self._report_drained = False
         self.backlog = 0  # bytes
         self.closed = False
         sock.setblocking(False)
@@ -223,13 +223,13 @@ class Link:
         if self._blocked and not self.closed:
             self._blocked = False
             self._loop.remove_writer(self._sock)
-        if self._tell_drained and not self.closed:
-            self._tell_drained = False
+        if self._report_drained and not self.closed:
+            self._report_drained = False
             self._receiver.drained()
 
     def when_drained(self) -> None:
         """Call the receiver, once, when nothing waits to be sent any more."""
-        self._tell_drained = True
+        self._report_drained = True
 
     def _keep_rest(self, data: bytes, sent: int, count: int) -> None:
         """Of the first *count* items, joined in *data*, only *sent* bytes have left."""
@@ -260,7 +260,7 @@ class Link:
     def release(self) -> None:
         """Close; the receiver is not called any more."""
         self.close()
-        self._receiver = _NOBODY
+        self._receiver = _NO_RECEIVER
 
     def close(self) -> None:
         """Close the socket; what waits to be sent is lost."""

@@ -46,14 +46,14 @@ _FAREWELL = 5.0  # seconds a client has to read the last words
 OWN_EXPORT = "x-shim-view"
 _OWN_EXPORT_EVENT = f'"id": "{OWN_EXPORT}"'.encode()
 
-#: Whose command the current task passes on with :meth:`Shim.ask`.
+#: Whose command the current task passes on with :meth:`Shim.forward`.
 _ASKER: ContextVar[Client | None] = ContextVar("asker", default=None)
 
 #: Answers a command of the shim's own; may raise a QmpshimError, whose text the client gets.
 Handler = Callable[[dict[str, Value]], Awaitable[object]]
 #: Called with a command of QEMU's and its reply.
 Watcher = Callable[[Command, Reply], None]
-#: Called with a command before it is sent to QEMU; returns QEMU's reply, see :meth:`Shim.ask`.
+#: Called with a command before it is sent to QEMU; returns QEMU's reply, see :meth:`Shim.forward`.
 Intercept = Callable[[Command], Awaitable[Reply | None]]
 
 
@@ -160,7 +160,7 @@ class Shim:
         client.session.close()
 
     @property
-    def has_room(self) -> bool:
+    def has_capacity(self) -> bool:
         """Whether QEMU may be given another in-band command."""
         return self._in_band < WINDOW and not self._held
 
@@ -170,7 +170,7 @@ class Shim:
         self._line.append(client)
 
     def _next_turns(self) -> None:
-        while self._line and self.has_room:
+        while self._line and self.has_capacity:
             client = self._line.popleft()
             client.in_line = False
             client.pump()
@@ -306,7 +306,7 @@ class Shim:
             reply = await self.intercepts[command.name](command)
         except QmpshimError as error:
             log.warning("%s: %s", command.name, error)
-            reply = await self.ask(command)
+            reply = await self.forward(command)
         except Exception as error:
             text = _defect(command, error)
             with self.batch:
@@ -315,7 +315,7 @@ class Shim:
         with self.batch:
             self._finish(client, command, reply)
 
-    async def ask(self, command: Command) -> Reply | None:
+    async def forward(self, command: Command) -> Reply | None:
         """Send a client's command to QEMU; None when QEMU goes away first.
 
         The reply keeps its place among what QEMU sends the client, however long an intercept

@@ -132,7 +132,7 @@ class Upstream:
             self.send("qmp_capabilities", {"enable": enable} if enable else None, negotiated)
 
         self._on_greeting = greeted
-        self._pending[0] = _Request("", negotiated)  # until the greeting: called when QEMU disconnects
+        self._pending[0] = _Request("", negotiated)  # before the greeting: its callback
         self.link.read()
 
     def send(

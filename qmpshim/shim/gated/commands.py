@@ -27,10 +27,10 @@ class GatedCommands:
             "x-shim-schedule": self._schedule,
         }
 
-    def _hand(self) -> IoController:
-        if self._watch.hand is None:
+    def _controller(self) -> IoController:
+        if self._watch.controller is None:
             raise NothingToTell("no chain is gated: start the shim with --gated --workflow NAME")
-        return self._watch.hand
+        return self._watch.controller
 
     async def _hold(self, arguments: dict[str, Value]) -> object:
         from qmpshim.shim.gated.io_controller import Rule
@@ -42,42 +42,42 @@ class GatedCommands:
         )
         if rule.disk == "top":
             raise InputError("the filter has no storage: hold the active disk's")
-        hand = self._hand()
-        if rule not in hand.rules:
-            hand.rules.append(rule)
-        return self._told(hand)
+        controller = self._controller()
+        if rule not in controller.rules:
+            controller.rules.append(rule)
+        return self._describe(controller)
 
     async def _let(self, _: dict[str, Value]) -> object:
-        hand = self._hand()
-        hand.let_go()
-        return self._told(hand)
+        controller = self._controller()
+        controller.let_go()
+        return self._describe(controller)
 
     async def _held(self, _: dict[str, Value]) -> object:
-        return self._told(self._hand())
+        return self._describe(self._controller())
 
     async def _release(self, arguments: dict[str, Value]) -> object:
         """One; without a number everything that is held now."""
-        hand = self._hand()
+        controller = self._controller()
         errno = arguments.get("errno")
         number = arguments.get("number")
-        numbers = [held.number for held in hand.held] if number is None else [number]
+        numbers = [held.number for held in controller.held] if number is None else [number]
         if isinstance(errno, int) and errno < 1:
             raise InputError(f"{errno} is no errno")
         for one in numbers:
             assert isinstance(one, int)
-            hand.release(one, int(errno) if isinstance(errno, int) else 0)
-        return self._told(hand)
+            controller.release(one, int(errno) if isinstance(errno, int) else 0)
+        return self._describe(controller)
 
     async def _schedule(self, _: dict[str, Value]) -> object:
-        return {"steps": [str(event) for event in self._hand().schedule.events()]}
+        return {"steps": [str(event) for event in self._controller().schedule.events()]}
 
     @staticmethod
-    def _told(hand: IoController) -> dict[str, object]:
+    def _describe(controller: IoController) -> dict[str, object]:
         return {
-            "rules": [_rule(rule) for rule in hand.rules],
-            "held": [held_io(held) for held in hand.held],
-            "in-flight": hand.schedule.in_flight,
-            "next-operation": hand.schedule.next_number,
+            "rules": [_rule(rule) for rule in controller.rules],
+            "held": [held_io(held) for held in controller.held],
+            "in-flight": controller.schedule.in_flight,
+            "next-operation": controller.schedule.next_number,
         }
 
 
@@ -97,12 +97,12 @@ def held_io(held: Held) -> dict[str, object]:
 
 
 def _rule(rule: Rule) -> dict[str, object]:
-    told: dict[str, object] = {"metadata": rule.metadata}
+    reply: dict[str, object] = {"metadata": rule.metadata}
     if rule.disk is not None:
-        told["disk"] = rule.disk
+        reply["disk"] = rule.disk
     if rule.operation is not None:
-        told["operation"] = rule.operation
-    return told
+        reply["operation"] = rule.operation
+    return reply
 
 
 def _text(arguments: Mapping[str, Value], name: str) -> str | None:

@@ -76,14 +76,14 @@ class IoController:
     """
 
     def __init__(
-        self, gate: Gate, pid: int, schedule: Schedule, tell: Callable[[Held], None]
+        self, gate: Gate, pid: int, schedule: Schedule, on_held: Callable[[Held], None]
     ) -> None:
         self.failed = False
         self.gate = gate
         self.schedule = schedule
         self.rules: list[Rule] = []
-        self._tell = tell
-        self._stillness = Quiescence(pid)
+        self._on_held = on_held
+        self._quiescence = Quiescence(pid)
         self._number = 0
         self._new: deque[tuple[HeldIO, bool]] = deque()  # came, and whether it is about data
         self._held: dict[int, Held] = {}
@@ -134,7 +134,7 @@ class IoController:
         """Wait until QEMU has done all it can do before the next step."""
         for _ in range(_MOST_NAPS):
             clock = self.gate.clock
-            asleep = self._stillness.asleep() if self._stillness.known else True
+            asleep = self._quiescence.asleep() if self._quiescence.known else True
             for _ in range(_ROUNDS):
                 await asyncio.sleep(0)
             if asleep and self.gate.clock == clock:
@@ -153,7 +153,7 @@ class IoController:
             held = self._held[self._number] = Held(self._number, io, named)
             if named is not None:
                 self.schedule.held(named)
-            self._tell(held)
+            self._on_held(held)
 
     def _step(self) -> bool:
         """Let one I/O go, decided ones first; False: there is none."""
@@ -206,6 +206,6 @@ class IoController:
         """Remove all rules: everything passes."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self._stillness.close()
+        self._quiescence.close()
         self.gate.open()
         self.gate.release_all()

@@ -114,8 +114,8 @@ def _escape(token: bytes, begin: int) -> tuple[str, int]:
         else:
             codepoint = -1
     if codepoint < 0 or not is_character(codepoint):
-        said = for_message(token[begin:at])
-        raise BadString(f"{said} is not a valid Unicode character")
+        shown = for_message(token[begin:at])
+        raise BadString(f"{shown} is not a valid Unicode character")
     return chr(codepoint), at
 
 

@@ -25,11 +25,11 @@ class ShellClient:
     def __init__(
         self,
         on_event: Callable[[dict[str, Any]], None],
-        on_wire: Callable[[str, str], None],
+        on_line: Callable[[str, str], None],
         on_end: Callable[[], None],
     ) -> None:
         self._on_event = on_event
-        self._on_wire = on_wire
+        self._on_line = on_line
         self._on_end = on_end
         self._number = 0
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -67,7 +67,7 @@ class ShellClient:
         try:
             with contextlib.suppress(OSError):
                 while line := await self._reader.readline():
-                    self._on_wire("<-", line.decode().rstrip())
+                    self._on_line("<-", line.decode().rstrip())
                     self._take(json.loads(line))
         finally:
             self.ended = True
@@ -96,7 +96,7 @@ class ShellClient:
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         text = json.dumps({**request, "id": number})
-        self._on_wire("->", text)
+        self._on_line("->", text)
         self._writer.write(text.encode() + b"\n")
         try:
             reply = dict(await future)

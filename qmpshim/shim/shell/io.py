@@ -30,10 +30,10 @@ class Flights:
     :ivar gated: whether I/O can be held at all
     """
 
-    def __init__(self, client: ShellClient, say: Callable[[str], None]) -> None:
+    def __init__(self, client: ShellClient, write_line: Callable[[str], None]) -> None:
         self.gated = False
         self._client = client
-        self._say = say
+        self._write_line = write_line
         self._number = 0
         self._tasks: dict[int, tuple[str, asyncio.Task[str]]] = {}
 
@@ -60,7 +60,7 @@ class Flights:
             task.cancel()
             raise
         if text := task.result():
-            self._say(text)
+            self._write_line(text)
         return True
 
     async def land(self, limit: float) -> bool:
@@ -75,14 +75,14 @@ class Flights:
         return not self._tasks
 
     async def _held(self) -> bool:
-        told = await self._client.execute("x-shim-held", oob=True)
-        return bool(told["held"])
+        reply = await self._client.execute("x-shim-held", oob=True)
+        return bool(reply["held"])
 
     def _let_fly(self, what: str, task: asyncio.Task[str]) -> None:
         self._number += 1
         number = self._number
         self._tasks[number] = (what, task)
-        self._say(f"in flight as {number}: {what}")
+        self._write_line(f"in flight as {number}: {what}")
 
         def over(_: object) -> None:
             del self._tasks[number]
@@ -90,9 +90,9 @@ class Flights:
                 return
             try:
                 text = task.result()
-                self._say(f"{number} done: {what}" + (f": {text}" if text else ""))
+                self._write_line(f"{number} done: {what}" + (f": {text}" if text else ""))
             except QmpshimError as error:
-                self._say(f"{number} failed: {what}: {error}")
+                self._write_line(f"{number} failed: {what}: {error}")
 
         task.add_done_callback(over)
 
@@ -115,20 +115,20 @@ class Disks:
     async def _uri(self, side: str) -> str:
         if side in self._uris:
             return self._uris[side]
-        told = await self._client.execute("x-shim-status")
-        nodes = {n["disk"]: n["node"] for n in told.get("chain", {}).get("nodes", [])}
+        reply = await self._client.execute("x-shim-status")
+        nodes = {n["disk"]: n["node"] for n in reply.get("chain", {}).get("nodes", [])}
         wanted = None
         if side in _SIDES:
             guest = "top" if "top" in nodes else "hidden"
             wanted = nodes.get("secondary" if side == "primary" else guest)
-        for endpoint in told["endpoints"]:
+        for endpoint in reply["endpoints"]:
             if endpoint["node"] == wanted or (wanted is None and endpoint["export"] == side):
                 if wanted is not None:
                     self._uris[side] = str(endpoint["uri"])
                 return str(endpoint["uri"])
         if side in _SIDES:
             raise InputError(f"there is no NBD export for the {side} side: block-export-add one")
-        there = ", ".join([*_SIDES, *(endpoint["export"] for endpoint in told["endpoints"])])
+        there = ", ".join([*_SIDES, *(endpoint["export"] for endpoint in reply["endpoints"])])
         raise InputError(f"there is no NBD export {side!r}: {there}")
 
     async def _use(self, side: str, work: Callable[[NbdClient], T]) -> T:
@@ -180,8 +180,8 @@ class Disks:
         self._writes += 1
         number = self._writes
         if self._flights.gated:  # the number under which the explorer would write it
-            told = await self._client.execute("x-shim-held", oob=True)
-            number = int(told["next-operation"])
+            reply = await self._client.execute("x-shim-held", oob=True)
+            number = int(reply["next-operation"])
         return data_of(number, offset // SECTOR, length // SECTOR)
 
     async def discard(self, side: str, offset: int, length: int) -> str:

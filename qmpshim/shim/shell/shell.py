@@ -98,14 +98,14 @@ class Shell:
         self.how_ended = "QEMU is gone"
         self.schema = CommandSchema([])
         self.live = LiveNames()
-        self.client = ShellClient(self._event, self._wire, self._ended)
+        self.client = ShellClient(self._event, self._show_message, self._ended)
         self._sourcing = 0  # files, one within another
-        self._flights = Flights(self.client, self._say)
+        self._flights = Flights(self.client, self._write_line)
         self._words: Words
 
     # -- callbacks ---------------------------------------------------------------
 
-    def _say(self, text: str) -> None:
+    def _write_line(self, text: str) -> None:
         self._out.write(text + "\n")
         self._out.flush()
 
@@ -124,9 +124,9 @@ class Shell:
         text = f"{message['event']} {json.dumps(data)}" if data else message["event"]
         if message["event"] == "X_SHIM_HELD":
             text = f"held {data['number']}: {data['step']}"
-        (self._say if self._terminal else self._complain)(f"[{clock}] {text}")
+        (self._write_line if self._terminal else self._complain)(f"[{clock}] {text}")
 
-    def _wire(self, direction: str, line: str) -> None:
+    def _show_message(self, direction: str, line: str) -> None:
         if self._verbose:
             self._complain(f"{direction} {line}")
 
@@ -161,7 +161,7 @@ class Shell:
         await self.client.connect(address)
         self.schema = CommandSchema(await self.client.execute("query-qmp-schema"))
         self._words = Words(
-            *(self.client, self.schema, self._say, self._run_file, self._switch, _width),
+            *(self.client, self.schema, self._write_line, self._run_file, self._switch, _width),
             *(self._flights, address),
         )
         with suppress(CommandFailed):  # a plain QEMU, or a shim without a gate
@@ -284,10 +284,11 @@ class Shell:
             self._out, self._err = sys.stdout, sys.stdout
             version = self.client.greeting["QMP"]["version"]["qemu"]
             number = ".".join(str(version[part]) for part in ("major", "minor", "micro"))
-            self._say(f"QEMU {number}. :help lists the shell's own words; Tab completes.")
+            self._write_line(f"QEMU {number}. :help lists the shell's own words; Tab completes.")
             serve = self._options.serve
             if serve.chain is not None and not serve.gated:
-                self._say(f"The model follows the disks from: {_BEGIN[serve.chain.workflow]}")
+                begin = _BEGIN[serve.chain.workflow]
+                self._write_line(f"The model follows the disks from: {begin}")
             while True:
                 try:
                     line = await session.prompt_async("qmp> ", pre_run=self._still_there)
@@ -310,7 +311,9 @@ class Shell:
         if line != "quit" or address is None:
             return line in _LEAVE
         command = f"qmpshim shell {quote(str(address))} -c quit"
-        self._say(f'QEMU lives on. To end it: {command} (or {{"execute": "quit"}} in the shell)')
+        self._write_line(
+            f'QEMU lives on. To end it: {command} (or {{"execute": "quit"}} in the shell)'
+        )
         return True
 
     async def _interruptible(self, line: str) -> None:
@@ -412,7 +415,7 @@ async def run_shell(options: ShellOptions, source: TextIO, out: TextIO, err: Tex
                 done = await shell.run_script(_as_they_come(source))
             return OK if done else FAILED
         except MachineDied as error:
-            err.write(f"{await _autopsy(served, shell) or error}\n")
+            err.write(f"{await _post_mortem(served, shell) or error}\n")
             return FAILED
 
 
@@ -447,7 +450,7 @@ def _script(path: Path) -> list[str]:
         raise InputError(f"{path} is not UTF-8 text") from error
 
 
-async def _autopsy(served: Served | None, shell: Shell) -> str:
+async def _post_mortem(served: Served | None, shell: Shell) -> str:
     """How QEMU ended, and if it crashed on a chain of ours, what led to it as a bundle."""
     with suppress(TimeoutError):
         async with asyncio.timeout(2.0):
@@ -459,13 +462,13 @@ async def _autopsy(served: Served | None, shell: Shell) -> str:
     if served.emulator.exited_well or not served.watch.trackers:
         return died
     try:
-        told = await record(served.watch, served.build)
+        reply = await record(served.watch, served.build)
         for number in count(1):
             path = _BUNDLES / f"by-hand-{number}.json"
             if not path.exists():
                 break
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(told["case"], indent=1) + "\n")
+        path.write_text(json.dumps(reply["case"], indent=1) + "\n")
     except (QmpshimError, OSError) as error:
         return f"{died}\nno bundle of it: {error}"
-    return f"{died}\nwrote {path}; `qmpshim replay {path}` shows: {told['shows']}"
+    return f"{died}\nwrote {path}; `qmpshim replay {path}` shows: {reply['shows']}"

@@ -29,16 +29,16 @@ NEEDS_SHIM = frozenset(
 )
 
 
-def draw_map(told: Mapping[str, Any], width: int) -> list[str]:
+def draw_map(reply: Mapping[str, Any], width: int) -> list[str]:
     """The disks' clusters, one line a disk; a cell stands for one cluster or more.
 
-    :param told: what ``x-shim-map`` returned
+    :param reply: what ``x-shim-map`` returned
     :param width: cells
     """
-    clusters = int(told["clusters"])
+    clusters = int(reply["clusters"])
     per_cell = max(1, -(-clusters // width))
-    lines = [f"{clusters} clusters of {told['cluster-size']} bytes, {per_cell} to a cell"]
-    for disk in told["disks"]:
+    lines = [f"{clusters} clusters of {reply['cluster-size']} bytes, {per_cell} to a cell"]
+    for disk in reply["disks"]:
         cells = ["."] * -(-clusters // per_cell)
         for run in disk["runs"]:
             mark = _CELLS[run["allocation"]]
@@ -49,14 +49,14 @@ def draw_map(told: Mapping[str, Any], width: int) -> list[str]:
     return [*lines, "          . falls through  0 zeroes  # data  + one of the two"]
 
 
-def draw_graph(told: Mapping[str, Any]) -> list[str]:
+def draw_graph(reply: Mapping[str, Any]) -> list[str]:
     """The block graph as trees, from the nodes without a parent.
 
-    :param told: what ``x-debug-query-block-graph`` returned
+    :param reply: what ``x-debug-query-block-graph`` returned
     """
-    nodes = {node["id"]: node for node in told["nodes"]}
+    nodes = {node["id"]: node for node in reply["nodes"]}
     children: dict[int, list[tuple[str, int]]] = {}
-    for edge in told["edges"]:
+    for edge in reply["edges"]:
         children.setdefault(edge["parent"], []).append((edge["name"], edge["child"]))
     below = {child for edges in children.values() for _, child in edges}
     lines: list[str] = []
@@ -85,7 +85,7 @@ def explain(schema: CommandSchema, command: str, tag: str = "") -> list[str]:
     if command not in schema.commands:
         raise InputError(f"{command} is no command of this build")
     common = schema.members(command, [], {})
-    lines = [command, *(f"  {_told(schema, member)}" for member in common)]
+    lines = [command, *(f"  {_describe_member(schema, member)}" for member in common)]
     name, cases = schema.cases(command)
     branches = {f"{name}={case}": case for case in cases}
     if tag and tag not in branches:
@@ -94,11 +94,11 @@ def explain(schema: CommandSchema, command: str, tag: str = "") -> list[str]:
         own = schema.members(command, [], {name: case})[len(common) :]
         if own and tag in ("", branch):
             lines.append(f"  with {branch}")
-            lines += [f"    {_told(schema, member)}" for member in own]
+            lines += [f"    {_describe_member(schema, member)}" for member in own]
     return lines
 
 
-def _told(schema: CommandSchema, member: Mapping[str, Any]) -> str:
+def _describe_member(schema: CommandSchema, member: Mapping[str, Any]) -> str:
     optional = " (optional)" if "default" in member else ""
     return f"{member['name']}: {schema.describe(member['type'])}{optional}"
 
@@ -117,7 +117,7 @@ class Words:
         self,
         client: ShellClient,
         schema: CommandSchema,
-        say: Callable[[str], None],
+        write_line: Callable[[str], None],
         run_file: Callable[[str], Awaitable[bool]],
         switch: Callable[[str, str], None],
         width: Callable[[], int],
@@ -126,14 +126,14 @@ class Words:
     ) -> None:
         self._client = client
         self._schema = schema
-        self._say = say
+        self._write_line = write_line
         self._run_file = run_file
         self._switch = switch
         self._width = width
         self._flights = flights
         self._address = address
         self._disks = Disks(client, flights)
-        self._gated = Gated(client, self._disks, flights, say)
+        self._gated = Gated(client, self._disks, flights, write_line)
 
     async def run(self, name: str, words: Sequence[str]) -> bool:
         """Run one; gives whether all is as it should be.
@@ -153,10 +153,10 @@ class Words:
             case "hmp", line:
                 await self._flights.wait(f"hmp {line}", self._hmp(line))
             case ("graph",):
-                told = await self._client.execute("x-debug-query-block-graph")
-                self._show(draw_graph(told))
+                reply = await self._client.execute("x-debug-query-block-graph")
+                self._show(draw_graph(reply))
             case ("status",):
-                self._say(json.dumps(await self._client.execute("x-shim-status"), indent=2))
+                self._write_line(json.dumps(await self._client.execute("x-shim-status"), indent=2))
             case ("checkpoint",):
                 await self._client.execute("x-shim-checkpoint")
             case ("verify",):
@@ -208,8 +208,8 @@ class Words:
 
     async def _hmp(self, line: str) -> str:
         arguments = {"command-line": line}
-        told = str(await self._client.execute("human-monitor-command", arguments))
-        return told.replace("\r", "").rstrip("\n")
+        reply = str(await self._client.execute("human-monitor-command", arguments))
+        return reply.replace("\r", "").rstrip("\n")
 
     def close(self) -> None:
         """Hang up at the disks."""
@@ -220,45 +220,45 @@ class Words:
 
         :raises InputError: there is no chain that is modelled
         """
-        told: dict[str, Any] = await self._client.execute(command)
-        if why := told.get("not-modelled"):
+        reply: dict[str, Any] = await self._client.execute(command)
+        if why := reply.get("not-modelled"):
             raise InputError(why)
-        return told
+        return reply
 
     async def _record(self, path: str) -> None:
         await self._flights.land(5.0)
-        told = await self._modelled("x-shim-record")
-        _write(path, json.dumps(told["case"], indent=1) + "\n")
-        self._say(f"wrote {path}; `qmpshim replay {path}` shows: {told['shows']}")
+        reply = await self._modelled("x-shim-record")
+        _write(path, json.dumps(reply["case"], indent=1) + "\n")
+        self._write_line(f"wrote {path}; `qmpshim replay {path}` shows: {reply['shows']}")
 
     def _show(self, lines: Any) -> None:
         for line in lines:
-            self._say(line)
+            self._write_line(line)
 
     async def _verify(self) -> bool:
-        told = await self._client.execute("x-shim-verify")
-        for verdict in told["verdicts"]:
-            self._say(
+        reply = await self._client.execute("x-shim-verify")
+        for verdict in reply["verdicts"]:
+            self._write_line(
                 f"{verdict['verdict']}: {verdict['where']}: predicted {verdict['predicted']}; "
                 f"observed {verdict['observed']}"
             )
-        for doubt in told["doubts"]:
-            self._say(f"cannot say: {doubt}")
-        if told["as-predicted"]:
-            self._say(f"as predicted: {told['compared']} bytes compared")
-        return bool(told["as-predicted"])
+        for doubt in reply["doubts"]:
+            self._write_line(f"cannot say: {doubt}")
+        if reply["as-predicted"]:
+            self._write_line(f"as predicted: {reply['compared']} bytes compared")
+        return bool(reply["as-predicted"])
 
     async def _predict(self, node: str, place: Sequence[str]) -> None:
         arguments: dict[str, Any] = {"node": node}
         for name, text in zip(("offset", "length"), place, strict=False):
             arguments[name] = size(text)
-        told = await self._client.execute("x-shim-predict", arguments)
-        for extent in told["extents"]:
+        reply = await self._client.execute("x-shim-predict", arguments)
+        for extent in reply["extents"]:
             owner = f"operation {extent['operation']}" if extent["operation"] else "nobody"
             what = f"zeroes of {owner}" if extent["zero"] else f"data of {owner}"
             kind = f", {extent['allocation']}" if "allocation" in extent else ""
-            self._say(f"{extent['offset']:#12x} +{extent['length']:#x} {what}{kind}")
-        self._say(f"sha256 {told['sha256']}")
+            self._write_line(f"{extent['offset']:#12x} +{extent['length']:#x} {what}{kind}")
+        self._write_line(f"sha256 {reply['sha256']}")
 
 
 def _write(path: str, text: str) -> None:

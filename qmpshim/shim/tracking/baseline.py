@@ -55,10 +55,10 @@ class Baseline:
     :ivar unrecordable: why a replay cannot begin with these disks, or ``""``
     """
 
-    def __init__(self, chain: Chain, found: ChainNodes, ledger: PayloadStore, note: Note) -> None:
+    def __init__(self, chain: Chain, found: ChainNodes, payloads: PayloadStore, note: Note) -> None:
         self._chain = chain
         self._found = found
-        self._ledger = ledger
+        self._payloads = payloads
         self._note = note
         self.doubts: list[str] = []
         self.unrecordable = ""
@@ -102,7 +102,7 @@ class Baseline:
         if not any(data):
             return
         start, count = at // SECTOR, len(data) // SECTOR
-        number = self._ledger.note(start, data)
+        number = self._payloads.note(start, data)
         if image is self._chain.secondary:
             self._note(start, count, number, True)
         image.contents.write(start, owned(number, count))
@@ -141,7 +141,7 @@ class Baseline:
             elif kind is Alloc.ZERO:
                 if any(map(image.is_preallocated, image.clusters(start, count))):
                     self._cannot_record("clusters of zeroes that are allocated")
-                self._note(start, count, self._ledger.note(start, None), False)
+                self._note(start, count, self._payloads.note(start, None), False)
 
     def _distrust_zeroes(self, image: ModelQcow2, start: int, count: int) -> None:
         """DATA that is zero may be told as either where the image was preallocated.

@@ -54,18 +54,18 @@ class Edge:
 class BlockGraph:
     """The graph.
 
-    :param told: what ``x-debug-query-block-graph`` returned
+    :param described: what ``x-debug-query-block-graph`` returned
     """
 
-    def __init__(self, told: Mapping[str, Any]) -> None:
+    def __init__(self, described: Mapping[str, Any]) -> None:
         self.vertices = {
             node["id"]: Vertex(node["id"], VertexKind(node["type"]), node["name"])
-            for node in told["nodes"]
+            for node in described["nodes"]
         }
         self._nodes = {v.name: v for v in self.vertices.values() if v.kind is VertexKind.DRIVER}
         self._above: dict[int, list[Edge]] = defaultdict(list)
         self._below: dict[int, list[Edge]] = defaultdict(list)
-        for edge in told["edges"]:
+        for edge in described["edges"]:
             made = Edge(
                 self.vertices[edge["parent"]],
                 self.vertices[edge["child"]],

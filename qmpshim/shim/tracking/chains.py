@@ -41,7 +41,7 @@ from qmpshim.shim.tracking.discovery import (
 from qmpshim.shim.tracking.follow import Change
 from qmpshim.shim.tracking.nbd_exports import Endpoints
 from qmpshim.shim.tracking.payload_store import PayloadStore
-from qmpshim.shim.tracking.request_observer import Eye
+from qmpshim.shim.tracking.request_observer import ExportObserver
 from qmpshim.shim.tracking.tracker import ModelTracker, Step
 from qmpshim.shim.tracking.write_logs import WriteLogs
 from qmpshim.shim.tracking.writers import Territory, Writer, WriterKind
@@ -94,11 +94,11 @@ class TrackedChains:
         self.shim = shim
         self.behaviour = behaviour
         self.trackers: list[ModelTracker] = []
-        self.hand: IoController | None = None
-        self.ledger = PayloadStore(directory)
+        self.controller: IoController | None = None
+        self.payloads = PayloadStore(directory)
         self.logs = WriteLogs(shim, directory)
         self.endpoints = Endpoints(
-            shim, directory, lambda export: Eye(self, export), self._exports_bypassed
+            shim, directory, lambda export: ExportObserver(self, export), self._exports_bypassed
         )
         self.divergences: list[Divergence] = []
         self.unmet = ""
@@ -121,7 +121,7 @@ class TrackedChains:
     @property
     def schedule(self) -> Schedule | None:
         """Where a gated chain's steps are taken down."""
-        return None if self.hand is None else self.hand.schedule
+        return None if self.controller is None else self.controller.schedule
 
     @property
     def doubts(self) -> list[str]:
@@ -133,7 +133,7 @@ class TrackedChains:
     @asynccontextmanager
     async def _still(self) -> AsyncIterator[None]:
         """Relayed I/O has ended, and none begins, while the context lasts."""
-        if self.hand is not None and self.hand.held:
+        if self.controller is not None and self.controller.held:
             self._doubt_all("a command passed while I/O was held")
             yield
             return
@@ -156,12 +156,13 @@ class TrackedChains:
 
         :raises MachineError: I/O does not end
         """
-        if self.hand is not None and self.hand.held:
+        if self.controller is not None and self.controller.held:
             raise MachineError("I/O is held: release it first")
         async with self._still():
             if self.endpoints.in_flight:
                 raise MachineError("I/O through the shim's endpoints does not end: try again later")
-            with self.hand.aside() if self.hand is not None else contextlib.nullcontext():
+            controller = self.controller
+            with controller.aside() if controller is not None else contextlib.nullcontext():
                 yield
             if self.catch_up():
                 raise MachineError(
@@ -235,7 +236,7 @@ class TrackedChains:
         async with self._meeting, self._still():
             met = [None if s.target is None else await self._meet_backup(s) for s in starts]
             self._ended.clear()
-            reply = await self._ask(Kind.START, command)
+            reply = await self._forward(Kind.START, command)
             if reply is None or reply.failed:
                 self._met_now.clear()
                 for start in starts:
@@ -260,17 +261,17 @@ class TrackedChains:
         arguments = command.arguments or {}
         name = arguments.get("id" if command.name == "job-cancel" else "device")
         if not any(tracker.job and tracker.job == name for tracker in self.trackers):
-            return await self.shim.ask(command)
-        return await self._ask(Kind.STOP, command)
+            return await self.shim.forward(command)
+        return await self._forward(Kind.STOP, command)
 
     async def _set_replication(self, command: Command) -> Reply | None:
         arguments = command.arguments or {}
         if arguments.get("primary") is True:
-            return await self.shim.ask(command)
+            return await self.shim.forward(command)
         async with self._meeting, self._still():
             if arguments.get("enable") is True:
                 await self._meet_replication()
-                reply = await self._ask(Kind.START, command)
+                reply = await self._forward(Kind.START, command)
                 if reply is None or reply.failed:
                     self.passed_over.pop(_REPLICATION, None)
                 for tracker in tuple(self._met_now):
@@ -278,32 +279,32 @@ class TrackedChains:
                 self._step(Kind.START, reply, lambda oracle: oracle.chain.start())
             elif arguments.get("failover") is True:
                 self.passed_over.pop(_REPLICATION, None)
-                reply = await self._ask(Kind.FAILOVER, command)
+                reply = await self._forward(Kind.FAILOVER, command)
                 self._step(Kind.FAILOVER, reply, lambda oracle: oracle.chain.failover())
             elif arguments.get("enable") is False:
                 self.passed_over.pop(_REPLICATION, None)
-                reply = await self._ask(Kind.STOP, command)
+                reply = await self._forward(Kind.STOP, command)
                 self._step(Kind.STOP, reply, lambda oracle: oracle.chain.stop())
             else:
-                reply = await self.shim.ask(command)
+                reply = await self.shim.forward(command)
             return reply
 
     async def _checkpoint(self, command: Command) -> Reply | None:
         async with self._still():
-            reply = await self._ask(Kind.CHECKPOINT, command)
+            reply = await self._forward(Kind.CHECKPOINT, command)
             self._step(Kind.CHECKPOINT, reply, lambda oracle: oracle.chain.checkpoint())
             return reply
 
-    async def _ask(self, kind: Kind, command: Command) -> Reply | None:
+    async def _forward(self, kind: Kind, command: Command) -> Reply | None:
         """Send a command of the chain's; it is a step of the schedule, too."""
         schedule = self.schedule
         if schedule is None:
-            reply = await self.shim.ask(command)
+            reply = await self.shim.forward(command)
             if kind is not Kind.STOP and self.catch_up():
                 self._doubt_all(_UNDER_WAY)
             return reply
         step = schedule.begins(kind.value)
-        reply = await self.shim.ask(command)
+        reply = await self.shim.forward(command)
         error = None if reply is None else reply.value().get("error")
         schedule.ends(step, "gone" if reply is None else error["desc"] if error else "ok")
         return reply
@@ -317,7 +318,7 @@ class TrackedChains:
         observed = "success" if error is None else str(error["desc"])
         predicted = {tracker: tracker.step(kind, do) or "success" for tracker in chains}
         if error is None:
-            wrong = [tracker for tracker, told in predicted.items() if told != observed]
+            wrong = [tracker for tracker, result in predicted.items() if result != observed]
         else:  # QEMU goes through the filters in an order of its own, up to the first error
             wrong = [] if observed in predicted.values() else chains[:1]
             if len(chains) > 1:
@@ -406,10 +407,10 @@ class TrackedChains:
         if known is not None and not (known.doubts or known.unobserved):
             self.unmet = ""
             return known
-        if self.hand is not None and self.trackers:
+        if self.controller is not None and self.trackers:
             self._not_met("the chain that is gated is the only one that is modelled")
             return None
-        rest = (self.behaviour, self.ledger, self._recorded, self.hand)
+        rest = (self.behaviour, self.payloads, self._recorded, self.controller)
         tracker = ModelTracker(found, *rest)
         self._met_now.append(tracker)
         try:
@@ -425,7 +426,7 @@ class TrackedChains:
         from qmpshim.shim.tracking.baseline import flush
 
         found = tracker.found
-        aside = self.hand.aside() if self.hand is not None else contextlib.nullcontext()
+        aside = self.controller.aside() if self.controller is not None else contextlib.nullcontext()
         with aside:
             for role in found.geometry:
                 await flush(self.shim.execute, found.nodes[role])
@@ -594,7 +595,7 @@ class TrackedChains:
         """Take the endpoints down."""
         await self.logs.close()
         await self.endpoints.close()
-        self.ledger.close()
+        self.payloads.close()
 
 
 def _expect_done(command: Command, reply: Reply | None) -> None:

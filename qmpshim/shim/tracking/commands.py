@@ -97,17 +97,17 @@ class Commands:
             "commands": counters.commands,
             "malformed": counters.malformed,
             "events": counters.events,
-            "operations": watch.ledger.operations,
+            "operations": watch.payloads.operations,
             "divergences": len(watch.divergences),
             "doubts": watch.doubts,
             "endpoints": await self._endpoints(),
             "unobserved": [one for tracker in trackers for one in _unobserved(tracker)],
-            "chains": [_told(tracker) for tracker in trackers],
+            "chains": [_describe(tracker) for tracker in trackers],
         }
         if shim.watchdog.is_hung:
             status["hung"] = int(shim.upstream.silent_for)
         if trackers:
-            status["chain"] = _told(trackers[0])
+            status["chain"] = _describe(trackers[0])
         if why := watch.not_modelled:
             status["not-modelled"] = why
         return status
@@ -116,7 +116,7 @@ class Commands:
         """Those that there are, or were when QEMU answered last."""
         endpoints = self._watch.endpoints
         try:
-            return await endpoints.told()
+            return await endpoints.entries()
         except MachineHung:
             return endpoints.known()
 
@@ -154,8 +154,8 @@ class Commands:
             extents.append(extent)
             at += count
         low = offset - start * SECTOR
-        data = self._watch.ledger.data(owners, start)[low : low + length]
-        told: dict[str, object] = {
+        data = self._watch.payloads.data(owners, start)[low : low + length]
+        reply: dict[str, object] = {
             "node": found.nodes[role],
             "offset": offset,
             "length": length,
@@ -164,8 +164,8 @@ class Commands:
             "unobserved": _unobserved(tracker),
         }
         if arguments.get("data") is True:
-            told["data"] = base64.b64encode(data).decode()
-        return told
+            reply["data"] = base64.b64encode(data).decode()
+        return reply
 
     def _with_node(self, node: str, chain: str | None) -> ModelTracker:
         """The chain that is chosen, or the only one with that node.
@@ -275,12 +275,12 @@ def _chain(arguments: dict[str, Value]) -> str | None:
     return None if chain is None else str(chain)
 
 
-def _told(tracker: ModelTracker) -> dict[str, object]:
+def _describe(tracker: ModelTracker) -> dict[str, object]:
     """A chain, as ``XShimChain``."""
     found, chain = tracker.found, tracker.oracle.chain
     running = "running" if chain.job is not None else "none"
     backup = found.workflow is Workflow.BACKUP
-    told: dict[str, object] = {
+    reply: dict[str, object] = {
         "workflow": found.workflow.value,
         "stage": running if backup else chain.stage.value,
         "size": found.size,
@@ -291,10 +291,10 @@ def _told(tracker: ModelTracker) -> dict[str, object]:
         "doubts": list(tracker.doubts),
     }
     if tracker.job:
-        told["job"] = tracker.job
+        reply["job"] = tracker.job
     if not backup and (error := chain.status()) is not None:
-        told["error"] = error
-    return told
+        reply["error"] = error
+    return reply
 
 
 def _unobserved(tracker: ModelTracker) -> list[dict[str, object]]:

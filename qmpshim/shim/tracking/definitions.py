@@ -285,9 +285,9 @@ def schema() -> list[dict[str, Any]]:
         for name in _JSON_TYPES  # QEMU has them, unless it uses none
     ]
     for name, values in ENUMS.items():
-        told = [{"name": value} for value in values]
+        listed = [{"name": value} for value in values]
         entities.append(
-            {"name": name, "meta-type": "enum", "values": list(values), "members": told}
+            {"name": name, "meta-type": "enum", "values": list(values), "members": listed}
         )
     arrays: set[str] = set()
     for name, fields in OBJECTS.items():

@@ -49,16 +49,16 @@ class Follower:
     :ivar unrecordable: what the disks held that operations on fresh disks do not make, or ``""``
     """
 
-    def __init__(self, oracle: Oracle, ledger: PayloadStore) -> None:
+    def __init__(self, oracle: Oracle, payloads: PayloadStore) -> None:
         self.oracle = oracle
         self.operations: list[Operation] = []
         self.whole = True
         self.unrecordable = ""
-        self._ledger = ledger
+        self._payloads = payloads
 
     def command(self, kind: Kind) -> None:
         """A command that acts on the chain as a whole was answered."""
-        self._list(Operation(self._ledger.count(), Side.CHAIN, kind))
+        self._list(Operation(self._payloads.count(), Side.CHAIN, kind))
 
     def take_baseline(self, found: ChainNodes, files: Mapping[str, Files], uri: str) -> list[str]:
         """Take over what the disks hold before anything begins; gives what cannot be known.
@@ -67,7 +67,7 @@ class Follower:
         """
         from qmpshim.shim.tracking.baseline import Baseline
 
-        baseline = Baseline(self.oracle.chain, found, self._ledger, self._write_before)
+        baseline = Baseline(self.oracle.chain, found, self._payloads, self._write_before)
         baseline.take(files, uri)
         self.unrecordable = baseline.unrecordable
         return baseline.doubts
@@ -91,7 +91,7 @@ class Follower:
         start = change.offset // SECTOR
         count = -(-(change.offset + change.length) // SECTOR) - start
         if kind in (Kind.READ, Kind.FLUSH) or not count:
-            number = self._ledger.count()
+            number = self._payloads.count()
             if count or kind is Kind.FLUSH:
                 self._list(Operation(number, side, kind, start, count))
             return 0
@@ -105,7 +105,7 @@ class Follower:
 
     def _change(self, change: Change, start: int, count: int) -> tuple[int, Kind, Co[None]]:
         """Operation number, what it is to the model, and what it does there."""
-        chain, note = self.oracle.chain, self._ledger.note
+        chain, note = self.oracle.chain, self._payloads.note
         guest = change.side is Side.GUEST
         aligned = not (change.offset % SECTOR or change.length % SECTOR)
         if change.kind is Kind.DISCARD:
@@ -119,7 +119,7 @@ class Follower:
         data = bytearray(change.data or bytes(change.length))
         if not aligned:
             view = self.oracle.guest_view if guest else self.oracle.primary_view
-            whole = bytearray(self._ledger.data(view.read(start, count), start))
+            whole = bytearray(self._payloads.data(view.read(start, count), start))
             at = change.offset - start * SECTOR
             whole[at : at + change.length] = data
             data = whole

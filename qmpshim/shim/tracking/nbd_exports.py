@@ -43,13 +43,13 @@ class Endpoints:
         self,
         shim: Shim,
         directory: Path,
-        eye: Callable[[str], RelayObserver],
+        observe: Callable[[str], RelayObserver],
         on_bypass: Callable[[set[str]], None],
     ) -> None:
         self.guarding = False
         self._shim = shim
         self._directory = directory
-        self._eye = eye
+        self._observe = observe
         self._on_bypass = on_bypass
         self._front: NbdFront | None = None
         self._private = False  # only the shim knows where the server is
@@ -61,7 +61,7 @@ class Endpoints:
         self._server: Address | None = None  # QEMU's NBD server, where a client started it
         self._sockets = 0
         self._stale = True  # what is known of the exports
-        self._telling = asyncio.Lock()
+        self._lock = asyncio.Lock()
         shim.watchers.update(dict.fromkeys(_CHANGES, self._changed))
         shim.intercepts["nbd-server-start"] = self._start_server
         shim.intercepts["nbd-server-stop"] = self._stop_server
@@ -93,13 +93,13 @@ class Endpoints:
             case {"type": "unix", "data": {"path": str(text)}} if self.guarding:
                 path = Path(text)
             case _:
-                return await self._shim.ask(command)
+                return await self._shim.forward(command)
         if not path.is_absolute() or self._front is not None:
-            return await self._shim.ask(command)
+            return await self._shim.forward(command)
         self._sockets += 1
         behind = self._directory / f"server-{self._sockets}.sock"
         arguments["addr"] = {"type": "unix", "data": {"path": str(behind)}}
-        reply = await self._shim.ask(Command(command.name, arguments, command.id, command.oob))
+        reply = await self._shim.forward(Command(command.name, arguments, command.id, command.oob))
         if reply is None or reply.failed:
             return reply
         front = NbdFront(path, behind, self._bypassed)
@@ -107,13 +107,13 @@ class Endpoints:
             front.start()
         except OSError:  # QEMU's reply gives the error
             await self._shim.execute("nbd-server-stop")
-            return await self._shim.ask(command)
+            return await self._shim.forward(command)
         self._front = front
         self._server, self._private = Address(path=behind), False
         return reply
 
     async def _stop_server(self, command: Command) -> Reply | None:
-        reply = await self._shim.ask(command)
+        reply = await self._shim.forward(command)
         if reply is not None and not reply.failed and self._front is not None:
             front, self._front = self._front, None
             await front.close()
@@ -187,7 +187,7 @@ class Endpoints:
             return True
         front = self._front
         name = self._names.get(export, export)
-        return front is not None and front.asked_for.isdisjoint({None, name})
+        return front is not None and front.requested.isdisjoint({None, name})
 
     async def writable(self) -> list[Export]:
         """The exports that may be writable, on the nodes where they are now."""
@@ -201,9 +201,9 @@ class Endpoints:
             if not (e["id"].startswith(OWN_NODE) or self._read_only.get(e["id"]))
         ]
 
-    async def told(self) -> list[dict[str, Any]]:
+    async def entries(self) -> list[dict[str, Any]]:
         """Export, node and URI of each relay; makes those that are missing."""
-        async with self._telling:  # or two would make, or take down, the same
+        async with self._lock:  # or two would make, or take down, the same
             if self._server is None:
                 return []
             exports = await self._learn()
@@ -213,13 +213,13 @@ class Endpoints:
                 self._sockets += 1
                 path = self._directory / f"relay-{self._sockets}.sock"
                 called = self._names.get(name, name)
-                relay = Relay(self._reach, called, path, self._eye(name))
+                relay = Relay(self._reach, called, path, self._observe(name))
                 await relay.start()
                 self._relays[name] = relay
             return self.known()
 
     def known(self) -> list[dict[str, Any]]:
-        """As :meth:`known`, without querying QEMU."""
+        """As :meth:`entries`, without querying QEMU."""
         return [
             {"export": name, "node": self._nodes[name], "uri": relay.uri}
             for name, relay in sorted(self._relays.items())

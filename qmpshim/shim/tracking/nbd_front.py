@@ -28,8 +28,8 @@ _MOST = 1 << 16  # bytes of an option that is read
 class _Haggling:
     """A client's option haggling.
 
-    :param on_export: called with the name of each export that the client requests; None: it cannot be
-        known which
+    :param on_export: called with the name of each export that the client requests; None: it cannot
+        be known which
     """
 
     def __init__(self, on_export: Callable[[str | None], None]) -> None:
@@ -73,13 +73,13 @@ class NbdFront:
 
     :param path: where clients expect QEMU
     :param behind: where QEMU listens
-    :param on_export: called with the name of the export that a client requests, before QEMU gets it;
-        None: it cannot be known which
-    :ivar asked_for: those names so far
+    :param on_export: called with the name of the export that a client requests, before QEMU gets
+        it; None: it cannot be known which
+    :ivar requested: those names so far
     """
 
     def __init__(self, path: Path, behind: Path, on_export: Callable[[str | None], None]) -> None:
-        self.asked_for: set[str | None] = set()
+        self.requested: set[str | None] = set()
         self._path = path
         self._behind = behind
         self._on_export = on_export
@@ -122,13 +122,13 @@ class NbdFront:
             client.setblocking(False)
             qemu.setblocking(False)
             await loop.sock_connect(qemu, str(self._behind))
-            haggling = _Haggling(self._asked)
+            haggling = _Haggling(self._note_export)
             await asyncio.gather(
                 _pass_on(client, qemu, haggling.feed), _pass_on(qemu, client, lambda _: None)
             )
 
-    def _asked(self, export: str | None) -> None:
-        self.asked_for.add(export)
+    def _note_export(self, export: str | None) -> None:
+        self.requested.add(export)
         self._on_export(export)
 
     async def close(self) -> None:

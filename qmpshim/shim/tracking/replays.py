@@ -32,27 +32,27 @@ async def again(build: Build, path: Path) -> dict[str, Any]:
     if is_schedule(path):
         finding = load_finding(path)
         gone = await asyncio.to_thread(replay_schedule, finding, build)
-        told: dict[str, Any] = {
+        reply: dict[str, Any] = {
             "reproduced": gone.shows(finding),
             "operations": len(finding.scenario.setup) + len(finding.scenario.ops),
         }
         if gone.violation is not None:
-            told["verdict"] = {
+            reply["verdict"] = {
                 "verdict": gone.violation.kind.value,
                 "where": str(gone.violation.cause),
                 "operation": 0,
                 "predicted": "an outcome that some order of the operations has",
                 "observed": gone.violation.text,
             }
-        return told
+        return reply
     case = bundles.load(path)
     with Workspace() as workspace:
         result = await replay(case, setup_for(build, case.spec), workspace, lambda _: None)
     found = result.divergence
-    told = {"reproduced": case.shown_by(found), "operations": result.done}
+    reply = {"reproduced": case.shown_by(found), "operations": result.done}
     if found is not None:
-        told["verdict"] = found.to_json()
-    return told
+        reply["verdict"] = found.to_json()
+    return reply
 
 
 async def record(
@@ -63,13 +63,15 @@ async def record(
     :param chain: to which of several: a job's id, or a node's name
     :raises InputError: what was done cannot be a bundle
     """
-    if watch.hand is not None:
+    if watch.controller is not None:
         return await _schedule(watch, build)
     tracker = watch.one(chain)
     found = tracker.found
     spec = ChainSpec(found.workflow, found.size, found.cluster, found.secondary)
     seen = tracker.divergences[0] if tracker.divergences else None
-    case = bundles.WorkloadCase(spec, watch.behaviour, tracker.operations(), seen, 0, _told(build))
+    case = bundles.WorkloadCase(
+        spec, watch.behaviour, tracker.operations(), seen, 0, _build_object(build)
+    )
     if build is not None:
         with Workspace() as workspace:
             result = await replay(case, setup_for(build, spec), workspace, lambda _: None)
@@ -81,10 +83,10 @@ async def record(
 
 
 async def _schedule(watch: TrackedChains, build: Build | None) -> dict[str, Any]:
-    assert watch.hand is not None
+    assert watch.controller is not None
     if build is None:
         raise InputError("the shim did not start this QEMU and does not know its build")
-    scenario, schedule = watch.hand.schedule.case(dead=watch.shim.gone.is_set())
+    scenario, schedule = watch.controller.schedule.case(dead=watch.shim.gone.is_set())
     errnos = {step.fault for step in failures(schedule)}
     finding = Finding(
         None,
@@ -95,9 +97,9 @@ async def _schedule(watch: TrackedChains, build: Build | None) -> dict[str, Any]
         (scenario.name,),
         scenario,
         schedule,
-        tuple(watch.hand.schedule.events()),
+        tuple(watch.controller.schedule.events()),
         errnos=tuple(sorted(errnos)),
-        build=_told(build),
+        build=_build_object(build),
     )
     for _ in range(_TRIES):
         gone: Replay = await asyncio.to_thread(replay_schedule, finding, build)
@@ -118,5 +120,5 @@ async def _schedule(watch: TrackedChains, build: Build | None) -> dict[str, Any]
     return {"kind": "schedule", "case": finding.to_json(), "shows": shows}
 
 
-def _told(build: Build | None) -> dict[str, Any]:
+def _build_object(build: Build | None) -> dict[str, Any]:
     return {} if build is None else {"name": build.name}

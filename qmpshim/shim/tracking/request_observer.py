@@ -54,7 +54,7 @@ class _Flying:
     step: int | None
 
 
-class Eye:
+class ExportObserver:
     """The observer of one export."""
 
     def __init__(self, teller: Teller, export: str) -> None:

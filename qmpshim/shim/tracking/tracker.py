@@ -72,15 +72,15 @@ class ModelTracker:
         self,
         found: ChainNodes,
         behaviour: Behaviour,
-        ledger: PayloadStore,
+        payloads: PayloadStore,
         emit: Callable[[Divergence], None],
-        hand: IoController | None = None,
+        controller: IoController | None = None,
     ) -> None:
         spec = ChainSpec(found.workflow, found.size, found.cluster, found.secondary)
         self.found = found
-        self.follower = Follower(Oracle(spec, behaviour), ledger)
-        self.ledger = ledger
-        self.hand = hand
+        self.follower = Follower(Oracle(spec, behaviour), payloads)
+        self.payloads = payloads
+        self.controller = controller
         self.job = ""
         self.ending = False
         self.divergences: list[Divergence] = []
@@ -113,7 +113,7 @@ class ModelTracker:
 
     def diverged(self, verdict: Verdict, where: str, predicted: str, observed: str) -> None:
         """Record a divergence and report it to all clients."""
-        self.record(Divergence(verdict, where, self.ledger.operations, predicted, observed))
+        self.record(Divergence(verdict, where, self.payloads.operations, predicted, observed))
 
     def record(self, divergence: Divergence) -> None:
         """As :meth:`diverged`."""
@@ -171,7 +171,7 @@ class ModelTracker:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             at_start = not self._met
             node = self.found.nodes[writer.role]
-            operation = self.ledger.operations
+            operation = self.payloads.operations
             self.unobserved[writer] = Unobserved(writer, node, now, operation, at_start)
             log.info("%s may write unseen to %s", writer.describe(), node)
 
@@ -187,7 +187,8 @@ class ModelTracker:
 
         While the backup job runs what is read through the hidden disk is the disk as it was at the
         job's start, whoever writes to the secondary disk: that is the promise, and is judged once
-        no client writes any more. (A read that races with a write may see new data in plain backup.)
+        no client writes any more. (A read that races with a write may see new data in plain
+        backup.)
         """
         writer = one.writer
         active = writer in self._attached and (
@@ -228,7 +229,7 @@ class ModelTracker:
         side = self.side(node)
         if side is None:
             return
-        if self.hand is not None and self.hand.failed:
+        if self.controller is not None and self.controller.failed:
             self.doubt("an I/O of QEMU's was ended with an error by hand")
         if not quiet and self.ending:
             self.doubt("I/O was under way when the job ended")
@@ -239,8 +240,8 @@ class ModelTracker:
             return
         if predicted != error and not quiet and not self.doubts:
             where = f"write to the {role} at byte {change.offset}"
-            said = [errno_words(one) if one else "success" for one in (predicted, error)]
-            self.diverged(Verdict.ERROR_CONTRACT, where, *said)
+            texts = [errno_words(one) if one else "success" for one in (predicted, error)]
+            self.diverged(Verdict.ERROR_CONTRACT, where, *texts)
 
     def logged(self, node: str, change: Change) -> None:
         """A write log has a change to *node*."""
@@ -316,8 +317,8 @@ class ModelTracker:
         from qmpshim.machine.images.agreement import map_file
         from qmpshim.shim.tracking.baseline import Files
 
-        if self.hand is not None:
-            return Files(self.hand.gate.snapshot(role))
+        if self.controller is not None:
+            return Files(self.controller.gate.snapshot(role))
         path, data = self.found.files.get(role), self.found.data_files.get(role)
         if path is None:
             return None

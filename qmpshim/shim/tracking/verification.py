@@ -93,7 +93,7 @@ async def _verify_one(watch: TrackedChains, tracker: ModelTracker) -> Verified:
                 verdict = Verdict.ERROR_CONTRACT
         compared += count
         if difference is not None:
-            where, operations = f"{role} disk", tracker.ledger.operations
+            where, operations = f"{role} disk", tracker.payloads.operations
             seen.append((role, Divergence(verdict, where, operations, *difference)))
     divergences = []
     for role, wrong in seen:
@@ -142,7 +142,7 @@ def _allocation(watch: ModelTracker, role: str) -> tuple[list[Divergence], list[
     """What is wrong with an overlay's file, and what of it cannot be judged."""
     model = watch.image(role)
     assert isinstance(model, ModelQcow2)
-    where, operations = f"{role} disk (file)", watch.ledger.operations
+    where, operations = f"{role} disk (file)", watch.payloads.operations
     untold: list[str] = []
     try:
         content = watch.content(role)
@@ -163,13 +163,13 @@ def _allocation(watch: ModelTracker, role: str) -> tuple[list[Divergence], list[
         wanted = "a valid qcow2 image"
         return [Divergence(Verdict.CORRUPTION, where, operations, wanted, str(error))], untold
     if faults:
-        said = "; ".join(faults[:3])
+        text = "; ".join(faults[:3])
         wanted = "consistent qcow2 metadata"
-        return [Divergence(Verdict.CORRUPTION, where, operations, wanted, said)], untold
+        return [Divergence(Verdict.CORRUPTION, where, operations, wanted, text)], untold
     if wrong is None:
         return [], untold
-    told = Divergence(Verdict.ALLOCATION, where, operations, wrong.predicted, wrong.observed)
-    return [told], untold
+    found = Divergence(Verdict.ALLOCATION, where, operations, wrong.predicted, wrong.observed)
+    return [found], untold
 
 
 def _compare(watch: ModelTracker, uri: str, view: View) -> tuple[tuple[str, str] | None, int]:
@@ -183,7 +183,7 @@ def _compare(watch: ModelTracker, uri: str, view: View) -> tuple[tuple[str, str]
         for at, length in _pieces(pages, size):
             data = client.read(length, at)
             owners = view.read(at // SECTOR, length // SECTOR)
-            wanted = watch.ledger.data(owners, at // SECTOR)
+            wanted = watch.payloads.data(owners, at // SECTOR)
             compared += length
             if data != wanted:
                 return _difference(data, wanted, owners, at), compared

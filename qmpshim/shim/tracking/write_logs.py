@@ -3,8 +3,8 @@
 A ``blklogwrites`` node is put above the node in question; what is attached to it (exports, devices)
 is seen. Above a replication filter it has to be the filter's ``top-id``.
 
-The log does not show three things: whether a request failed; whether zeroes were written as data or as
-zeroes; and in which order requests to different nodes came.
+The log does not show three things: whether a request failed; whether zeroes were written as data or
+as zeroes; and in which order requests to different nodes came.
 """
 
 from __future__ import annotations
@@ -149,10 +149,10 @@ class WriteLogs:
             with contextlib.suppress(CommandFailed):  # then QEMU's reply gives the error
                 arguments[member] = await self.insert(node)
                 other = Command(command.name, arguments, command.id, command.oob)
-                reply = await self._shim.ask(other)
+                reply = await self._shim.forward(other)
                 if reply is None or not reply.failed:
                     return reply
-        return await self._shim.ask(command)
+        return await self._shim.forward(command)
 
     async def insert_above_devices(self, node: str) -> None:
         """Put the devices that are attached to *node* itself on a log, where that can be done.

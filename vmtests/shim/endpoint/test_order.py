@@ -219,7 +219,7 @@ def test_an_intercept_that_fails_has_its_answer_in_place(loop: Loop, qemu_build:
     shim: Shim = start_shim(loop, process)
 
     async def fails(command: Command) -> Reply | None:
-        await shim.ask(command)
+        await shim.forward(command)
         raise QmpshimError("no more")
 
     shim.intercepts["stop"] = fails
