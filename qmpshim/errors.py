@@ -117,7 +117,7 @@ class UnsupportedFeature(QmpshimError):
 
 
 class ExecutorLost(HostError):
-    """Whoever did the work is gone; what was done before is kept."""
+    """The executor of the work is gone; what was done before is kept."""
 
 
 class MachineError(QmpshimError):

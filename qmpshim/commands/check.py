@@ -34,7 +34,7 @@ from qmpshim.conformance.check.report.reports import fill, write_reports
 from qmpshim.conformance.check.report.results import Results, load_results
 from qmpshim.conformance.check.run import campaign
 from qmpshim.conformance.check.run.again import replay_command
-from qmpshim.conformance.check.run.bisect import ABORT, SKIP, answer, asked
+from qmpshim.conformance.check.run.bisect import ABORT, SKIP, answer, named_cases
 from qmpshim.conformance.check.run.executors import DaskExecutor, Executor, LocalExecutor
 from qmpshim.conformance.check.run.journal import HTML, JUNIT, RESULTS, TAP, Journal
 from qmpshim.conformance.check.runners import kinds
@@ -188,14 +188,14 @@ def _check(args: argparse.Namespace, console: Console) -> int:
         write_reports(comparison, journal.directory, document)
         if journal.missing:
             if journal.outcomes:
-                _tell_found(comparison, journal.directory, console)
+                _show_found(comparison, journal.directory, console)
             console.line(
                 f"{document.error or 'interrupted'}: "
                 f"{len(journal.outcomes)} of {len(journal.plan.keys)} done and kept; "
                 f"go on with: {_resume_command(journal, args)}"
             )
         else:
-            _tell(comparison, journal.directory, console)
+            _show(comparison, journal.directory, console)
         return document.exit_status
 
 
@@ -279,7 +279,7 @@ def _bundle_case(path: Path) -> Case:
 
 @contextlib.contextmanager
 def _executor(args: argparse.Namespace) -> Iterator[Executor]:
-    """Whoever does the work; found before anything is begun."""
+    """The executor that runs the cases; found before anything is begun."""
     if not args.dask:
         yield LocalExecutor(args.jobs)
         return
@@ -291,37 +291,37 @@ def _run(executor: Executor, journal: Journal, chosen: list[Build], console: Con
     """Do what is missing.
 
     :raises Interrupted: a signal came
-    :raises ExecutorLost: whoever did the work is gone
+    :raises ExecutorLost: the executor is gone
     """
     with interruptible():
         campaign.carry_on(journal, chosen, executor, lambda standing: _progress(standing, console))
 
 
 def _progress(standing: campaign.RunStatus, console: Console) -> None:
-    said = [f"{standing.done}/{standing.of} done"]
+    parts = [f"{standing.done}/{standing.of} done"]
     for status in (Status.DIVERGED, Status.BROKEN, Status.SKIPPED):
         if number := standing.statuses.get(status):
-            said.append(f"{number} {status.words}")
+            parts.append(f"{number} {status.words}")
     left = standing.left()
     if left is not None:
-        said.append(f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left")
+        parts.append(f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left")
     now = time.monotonic()
     running = [
         f"{build} {case}" + (f" ({now - since:.0f} s)" if now - since > 5 else "")
         for (build, case), since in list(standing.running.items())[:2]
     ]
-    console.progress(", ".join(said) + (f": {'; '.join(running)}" if running else ""))
+    console.progress(", ".join(parts) + (f": {'; '.join(running)}" if running else ""))
 
 
 # -- the end -----------------------------------------------------------------------------------
 
 
-def _tell(comparison: Comparison, directory: Path, console: Console) -> None:
-    _tell_found(comparison, directory, console)
+def _show(comparison: Comparison, directory: Path, console: Console) -> None:
+    _show_found(comparison, directory, console)
     _rest(comparison, directory, console)
 
 
-def _tell_found(comparison: Comparison, directory: Path, console: Console) -> None:
+def _show_found(comparison: Comparison, directory: Path, console: Console) -> None:
     """By build how its cases ended, and each finding that fails the run."""
     results = comparison.results
     console.line()
@@ -419,7 +419,7 @@ def _bisect(args: argparse.Namespace, console: Console) -> int:
                 "--bisect goes with --build, --case, --suite, --jobs, --strict, --out, --force"
             )
         suite = _in_haste(_suite(args))
-        suite = asked(suite) if args.case else suite
+        suite = named_cases(suite) if args.case else suite
     except QmpshimError as error:
         return _abort(args, error)
     try:
@@ -433,14 +433,14 @@ def _bisect(args: argparse.Namespace, console: Console) -> int:
             executor = stack.enter_context(_executor(args))
             _run(executor, journal, list(chosen.values()), console)
             comparison = compare(Results.of(journal), None, args.strict)
-            told = answer(comparison, bool(args.case))
+            ruling = answer(comparison, bool(args.case))
             fill(args.document, comparison)
-            args.document.exit_status = told.status
-            args.document.error = told.text if told.status == SKIP else None
+            args.document.exit_status = ruling.status
+            args.document.error = ruling.text if ruling.status == SKIP else None
             if args.out:
                 write_reports(comparison, directory, args.document)
-            console.line(told.text)
-            return told.status
+            console.line(ruling.text)
+            return ruling.status
     except Interrupted as interrupted:
         return 128 + interrupted.number  # 128 and above: the bisection ends
     except NoSuchBuild as error:  # no commit can mend that

@@ -119,14 +119,14 @@ def _guest_check(args: argparse.Namespace, console: Console) -> int:
     refuse(build, attachment)
     console.line(f"QEMU {read_version(build)[1]}, {args.device}")
 
-    told: list[dict[str, Any]] = []
+    outcomes: list[dict[str, Any]] = []
     args.document.result = {
         "device": args.device,
         "iothread": args.iothread,
         "cache": args.cache,
         "aio": args.aio,
         "seed": args.seed,
-        "scenarios": told,
+        "scenarios": outcomes,
     }
 
     async def main() -> int:
@@ -137,15 +137,15 @@ def _guest_check(args: argparse.Namespace, console: Console) -> int:
             outcome = await run_scenario(
                 SCENARIOS[name], build, image, attachment, args.seed, keep=keep
             )
-            told.append(outcome.to_json())
-            worst = max(worst, _tell(outcome, console))
+            outcomes.append(outcome.to_json())
+            worst = max(worst, _show(outcome, console))
             args.document.diverged = worst == DIVERGED
         return worst
 
     return run_cancellable(main())
 
 
-def _tell(outcome: GuestOutcome, console: Console) -> int:
+def _show(outcome: GuestOutcome, console: Console) -> int:
     figures, found = outcome.figures, outcome.divergence
     done = (
         f"{figures['operations']:.0f} operations, {figures['clusters']:.0f} clusters compared, "

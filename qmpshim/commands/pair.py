@@ -150,11 +150,15 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
 
     def show(outcome: PairOutcome, bundle: Path | None) -> None:
         _show(outcome, bundle, primary, console)
-        told = pair_bundle.to_json(outcome, (primary, secondary))
+        document = pair_bundle.to_json(outcome, (primary, secondary))
         args.document.result = {
-            **{name: told[name] for name in told if name not in ("qmpshim", "format", "builds")},
+            **{
+                name: document[name]
+                for name in document
+                if name not in ("qmpshim", "format", "builds")
+            },
             # The document is a bundle's file, too, for `replay`.
-            "case": {name: told[name] for name in ("format", "kind", "plan", "findings")},
+            "case": {name: document[name] for name in ("format", "kind", "plan", "findings")},
         }
 
     def interrupted(outcome: PairOutcome, bundle: Path | None) -> None:

@@ -11,7 +11,7 @@ from qmpshim.shim.emulator.stand_in import stand_in_main
 
 def main() -> int:
     """Be QEMU; ``$QMPSHIM_BUILD`` names the build."""
-    warnings.simplefilter("ignore")  # stderr is QEMU's, whatever $PYTHONWARNINGS asks for
+    warnings.simplefilter("ignore")  # stderr is QEMU's, whatever $PYTHONWARNINGS requests
     try:
         return stand_in_main()
     except QmpshimError as error:

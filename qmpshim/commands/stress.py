@@ -85,8 +85,8 @@ def _endpoint(args: argparse.Namespace) -> Iterator[Address]:
     with Workspace() as workspace:
         address = Address(path=workspace.path / "stressed.sock")
         command = our_python("qmpshim", "serve", "--listen", str(address), *which)
-        said = workspace.path / "stderr"
-        with said.open("wb") as err:
+        stderr = workspace.path / "stderr"
+        with stderr.open("wb") as err:
             server = subprocess.Popen(
                 dies_with_owner(command),
                 stdout=subprocess.PIPE,
@@ -96,7 +96,7 @@ def _endpoint(args: argparse.Namespace) -> Iterator[Address]:
         try:
             assert server.stdout is not None
             if not server.stdout.readline():
-                raise BuildError(said.read_text().strip() or "qmpshim serve did not start")
+                raise BuildError(stderr.read_text().strip() or "qmpshim serve did not start")
             yield address
         finally:
             server.terminate()

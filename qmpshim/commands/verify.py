@@ -330,8 +330,8 @@ async def _replay_one(args: argparse.Namespace, console: Console) -> int:
     }
     if found is None:
         how = "reproduced" if case.shown_by(None) else "not reproduced"
-        says = "" if case.divergence is None else f"; the bundle says {case.shows}"
-        console.line(f"{how}: {result.done} operations went as predicted{says}")
+        note = "" if case.divergence is None else f"; the bundle says {case.shows}"
+        console.line(f"{how}: {result.done} operations went as predicted{note}")
         return OK
     if not case.shown_by(found):
         return _another(str(found), case.divergence is None, args.document, console)

@@ -96,7 +96,7 @@ def connect(address: Address, limit: float = LIMIT) -> socket.socket:
     """A plain client that has negotiated.
 
     :param limit: seconds for any one answer
-    :raises InputError: nobody listens there
+    :raises InputError: nothing listens there
     :raises MachineError: it does not answer as QMP does
     """
     if address.path is not None:
@@ -270,7 +270,7 @@ def stress(
 ) -> Figures:
     """Do all of it to the endpoint at *address*.
 
-    :raises InputError: nobody listens there
+    :raises InputError: nothing listens there
     :raises MachineError: it did not stand it: hung up, did not answer, mixed up its clients
     """
     pid = process_of(address)

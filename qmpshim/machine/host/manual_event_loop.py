@@ -107,6 +107,6 @@ class ManualEventLoop:
         return self.loop.run_until_complete(coroutine)
 
     def close(self) -> None:
-        """Close the loop; its sockets belong to whoever made them."""
+        """Close the loop; its sockets belong to their makers."""
         self.poll()
         self.loop.close()

@@ -27,7 +27,7 @@ def _libnbd() -> Any:
 
 
 class BlockClient(Protocol):
-    """Whoever does I/O at one end of a chain; offsets and lengths are bytes.
+    """A client that does I/O at one end of a chain; offsets and lengths are bytes.
 
     Submitting gives a cookie; the buffer of a read is filled once its cookie was waited for.
     """

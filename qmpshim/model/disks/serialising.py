@@ -14,7 +14,7 @@ from qmpshim.model.runtime.coroutines import Co
 class TrackedRequest(RangeRequest):
     """One request to a node from its first moment to its last.
 
-    :ivar serialising: whoever overlaps with it waits, and it waits for whoever it overlaps with
+    :ivar serialising: it waits for every request it overlaps with, and each of them for it
     :ivar waiting_for: the request it sleeps for; a request that waits is itself not waited for
     """
 

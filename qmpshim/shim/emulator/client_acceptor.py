@@ -18,7 +18,7 @@ from qmpshim.shim.endpoint.server import Shim
 
 
 def inherited_fds() -> tuple[int, ...]:
-    """Descriptors that whoever started this process meant for QEMU."""
+    """The inherited descriptors that this process's parent meant for QEMU."""
     return tuple(
         fd
         for fd in (int(name) for name in os.listdir("/proc/self/fd"))

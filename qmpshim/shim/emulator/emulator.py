@@ -84,8 +84,8 @@ class Emulator(Qemu):
     :param env: the whole environment of the process
     :param inherit: leave stdin, stdout and stderr to QEMU, as a stand-in for it must
     :param own_stdin: but keep stdin for ourselves
-    :param hold_stderr: with *inherit*, pass QEMU's stderr on only once QEMU answers: it may say why
-        it does not
+    :param hold_stderr: with *inherit*, pass QEMU's stderr on only once QEMU answers: it may hold
+        why it does not
     """
 
     def __init__(

@@ -38,8 +38,8 @@ class Options:
     :ivar arguments: QEMU's arguments; its QMP monitors become the shim's. None: a QEMU for block
         devices alone
     :ivar chain: a chain of disks to build before clients come
-    :ivar gated: hold its storage in our hands: the secondary disk holds data, and replication (or
-        backup) runs, as where the explorer begins
+    :ivar gated: serve its images from a gate of ours: the secondary disk holds data, and
+        replication (or backup) runs, as where the explorer begins
     :ivar log_writes: put writable exports on nodes that log for us: I/O is seen whichever way it
         comes
     :ivar machine: QEMU's ``-machine``, when it is for block devices alone
@@ -107,7 +107,9 @@ async def endpoint(options: Options) -> AsyncIterator[Served]:
         listen = list(options.listen)
         if not listen and not monitors:
             listen = [Address(path=workspace.path / "qmp.sock")]
-        for address in listen:  # before QEMU runs; who comes there finds one that has come up
+        for (
+            address
+        ) in listen:  # before QEMU runs; a client that connects finds one that has come up
             check_address(address, options.allow_remote, tls)
         for monitor in monitors:
             await acceptor.open(monitor)

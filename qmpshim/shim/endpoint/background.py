@@ -85,7 +85,7 @@ class BlockingShim(Served):
 
 @contextlib.contextmanager
 def background(options: Options) -> Iterator[BlockingShim]:
-    """Serve while the context lasts; whoever enters it may block.
+    """Serve while the context lasts; its user may block.
 
     Raises what :func:`qmpshim.shim.emulator.serve.endpoint` raises.
     """

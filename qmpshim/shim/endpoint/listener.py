@@ -288,7 +288,8 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 def check_address(
     address: Address, allow_remote: bool = False, tls: ssl.SSLContext | None = None
 ) -> None:
-    """See that a :class:`Listener` could be there, and leave nothing: nobody is to come yet.
+    """Check that a :class:`Listener` can listen there, and leave nothing: no client may connect
+    yet.
 
     :raises InputError: as :class:`Listener`
     """

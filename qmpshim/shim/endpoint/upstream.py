@@ -180,7 +180,7 @@ class Upstream:
         return [request.name for one in (self._late, self._pending) for request in one.values()]
 
     def give_up(self, desc: str) -> None:
-        """Whoever waits for a reply gets an error with this text instead."""
+        """End all pending requests with an error of this text."""
         given_up, self._pending = self._pending, {}
         self._late.update(given_up)
         with self.batch:

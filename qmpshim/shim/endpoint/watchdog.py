@@ -1,7 +1,7 @@
 """Notices that QEMU no longer answers, reports it to all clients and ends what waits for it.
 
 QEMU does one in-band command of a monitor at a time. So it has not answered for as long as no reply
-came while something was asked of it. At the limit
+came while a command was outstanding. At the limit
 
 * each client gets the event ``X_SHIM_QEMU_HUNG``, also one that comes later;
 * each command that waits gets an error in the place of its reply, which keeps the order of replies:

@@ -1,7 +1,7 @@
 """The I/O controller of a gated chain: which I/O is held, and how it ends.
 
 As in the explorer one step is taken at a time: an I/O that no rule holds is let go, too, only when
-QEMU is still, so that what is done by hand can be done again in the same order.
+QEMU is quiescent, so that a recorded schedule can be replayed in the same order.
 """
 
 from __future__ import annotations

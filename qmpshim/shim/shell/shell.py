@@ -425,7 +425,7 @@ async def _each(lines: Iterable[str]) -> AsyncIterator[str]:
 
 
 async def _as_they_come(source: TextIO) -> AsyncIterator[str]:
-    """The lines of a pipe: whoever writes them may wait for the answers in between."""
+    """The lines of a pipe: its writer may wait for the answers in between."""
 
     def line() -> str:
         try:

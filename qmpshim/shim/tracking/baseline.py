@@ -144,9 +144,9 @@ class Baseline:
                 self._note(start, count, self._payloads.note(start, None), False)
 
     def _distrust_zeroes(self, image: ModelQcow2, start: int, count: int) -> None:
-        """DATA that is zero may be told as either where the image was preallocated.
+        """DATA that is zero may be reported as either where the image was preallocated.
 
-        Block status then asks the file, too, whether it has a hole there
+        Block status then queries the file, too, whether it has a hole there
         (``qcow2_co_block_status``, ``BDRV_BLOCK_RECURSE``).
         """
         for index in image.clusters(start, count):

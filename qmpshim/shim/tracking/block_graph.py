@@ -2,7 +2,7 @@
 
 Restates the answer of ``x-debug-query-block-graph`` (QEMU's ``qapi/block-core.json``): the nodes
 are block drivers, block backends and block jobs, and each edge holds the permissions that its
-parent has taken. QEMU requires ``write`` of whoever writes: no attached writer is missing here.
+parent has taken. QEMU requires ``write`` of each writer: no attached writer is missing here.
 """
 
 from __future__ import annotations

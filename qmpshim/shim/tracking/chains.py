@@ -213,7 +213,7 @@ class TrackedChains:
         return reply
 
     async def _after(self, command: Command, reply: Reply | None) -> None:
-        """Take down what a command may have written, and who is there now."""
+        """Record what a command may have written, and the writers now."""
         if not self.trackers or reply is None or reply.failed:
             return
         try:
@@ -464,7 +464,7 @@ class TrackedChains:
     # -- writers ---------------------------------------------------------------
 
     async def survey(self) -> BlockGraph:
-        """Take down who may write to the chains' disks now; gives the graph.
+        """Record the writers of the chains' disks now; return the graph.
 
         :raises MachineError: QEMU cannot be queried
         """

@@ -64,7 +64,9 @@ class Commands:
                 return await handler(arguments)
             except NothingToTell as error:
                 empty = COMMANDS[name].empty
-                if empty is None or arguments:  # whoever names something wants that very thing
+                if (
+                    empty is None or arguments
+                ):  # a client that names something wants that very thing
                     raise
                 return {**empty.rest, empty.why: str(error)}
 
@@ -298,7 +300,7 @@ def _describe(tracker: ModelTracker) -> dict[str, object]:
 
 
 def _unobserved(tracker: ModelTracker) -> list[dict[str, object]]:
-    """Who may have written to a chain unseen, as ``XShimUnobserved``."""
+    """The writers that may have written to a chain unobserved, as ``XShimUnobserved``."""
     return [
         {
             "writer": one.writer.kind.value,

@@ -186,7 +186,7 @@ class ModelTracker:
         """Whether writes that were not seen explain a divergence.
 
         While the backup job runs what is read through the hidden disk is the disk as it was at the
-        job's start, whoever writes to the secondary disk: that is the promise, and is judged once
+        job's start, whatever writes to the secondary disk: that is the promise, and is judged once
         no client writes any more. (A read that races with a write may see new data in plain
         backup.)
         """

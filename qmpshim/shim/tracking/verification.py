@@ -105,9 +105,9 @@ async def _verify_one(watch: TrackedChains, tracker: ModelTracker) -> Verified:
 
 
 def _unexplained(wrong: Divergence, suspects: Sequence[Unobserved]) -> str:
-    who = ", ".join(f"{one.writer.describe()} (on '{one.node}')" for one in suspects)
+    writers = ", ".join(f"{one.writer.describe()} (on '{one.node}')" for one in suspects)
     return (
-        f"{wrong.where}: {who} may have written unobserved; by what was observed, predicted "
+        f"{wrong.where}: {writers} may have written unobserved; by what was observed, predicted "
         f"{wrong.predicted}, found {wrong.observed}"
     )
 

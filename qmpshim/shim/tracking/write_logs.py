@@ -132,8 +132,8 @@ class WriteLogs:
     def watch_writers(self) -> None:
         """From now on put each writable export, and each device, on a log.
 
-        The node that is named is meant by whoever makes it; a device that is there already is put
-        on a log by :meth:`insert_above_devices`.
+        A command that makes something means the node it names; a device that is there already is
+        put on a log by :meth:`insert_above_devices`.
         """
         self._watching = True
         for name in _ATTACHING:

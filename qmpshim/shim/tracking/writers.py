@@ -47,7 +47,7 @@ class Export:
 
     :ivar node: which is exported
     :ivar disk: which is meant by it: what is relayed to the export is done to that
-    :ivar seen: whoever wrote through it so far came through a relay
+    :ivar seen: all writes through it so far came through a relay
     """
 
     id: str

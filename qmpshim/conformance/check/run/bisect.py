@@ -26,18 +26,18 @@ class BisectAnswer:
     text: str
 
 
-def asked(suite: Suite) -> Suite:
+def named_cases(suite: Suite) -> Suite:
     """A suite of cases that were chosen by their names, as bisecting takes them.
 
-    Who names a known finding asks for it, whether the build is one that is known to have it or not:
-    its case is the bundle in its write-up.
+    A known finding that is named is checked on any build, also on one not known to have it: its
+    case is the bundle in its write-up.
 
     :raises InputError: a case has no write-up
     """
-    return replace(suite, cases=tuple(map(_asked, suite.cases)))
+    return replace(suite, cases=tuple(map(_named_case, suite.cases)))
 
 
-def _asked(case: Case) -> Case:
+def _named_case(case: Case) -> Case:
     if case.kind != "known":
         return case
     content = load_finding(known_path(str(case.arguments.get("id", case.name)))).to_json()
