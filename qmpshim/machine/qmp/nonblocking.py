@@ -11,6 +11,7 @@ import json
 import math
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,17 +27,43 @@ _CHUNK = 1 << 18
 _LOG = 300  # QMP messages
 
 
-class NonBlockingQmp:
-    """A QMP connection over a connected socket; answers are kept by id until they are taken.
+class _Connection(ABC):
+    """A socket that is read from the event loop without waiting.
 
     :ivar lost: the connection ended
-    :ivar wrong: what came is not QMP, and no more is read
-    :ivar log: the latest messages of both sides
     """
 
     def __init__(self, event_loop: ManualEventLoop, sock: socket.socket) -> None:
         self._event_loop = event_loop
         self._sock = sock
+        self.lost = False
+        sock.setblocking(False)
+        event_loop.loop.add_reader(sock.fileno(), self._readable)
+
+    @abstractmethod
+    def _take(self, data: bytes) -> None:
+        """Process what was received."""
+
+    def _readable(self) -> None:
+        data = _received(self._sock)
+        if data is None:
+            return
+        if not data:
+            self.lost = True
+            self._event_loop.loop.remove_reader(self._sock.fileno())
+            return
+        self._take(data)
+
+
+class NonBlockingQmp(_Connection):
+    """A QMP connection over a connected socket; answers are kept by id until they are taken.
+
+    :ivar wrong: what came is not QMP, and no more is read
+    :ivar log: the latest messages of both sides
+    """
+
+    def __init__(self, event_loop: ManualEventLoop, sock: socket.socket) -> None:
+        super().__init__(event_loop, sock)
         self._buffer = b""
         self._count = 0
         self._unanswered: set[int] = set()
@@ -44,10 +71,7 @@ class NonBlockingQmp:
         self.events: list[dict[str, Any]] = []
         self.greeting: dict[str, Any] | None = None
         self.log: deque[dict[str, Any]] = deque(maxlen=_LOG)
-        self.lost = False
         self.wrong: ProtocolBroken | None = None
-        sock.setblocking(False)
-        event_loop.loop.add_reader(sock.fileno(), self._readable)
 
     def send(self, command: str, arguments: Mapping[str, Any] | None = None) -> int:
         """Send a command.
@@ -103,14 +127,7 @@ class NonBlockingQmp:
         """Whether nothing more will come: the connection ended, or what came is not QMP."""
         return self.lost or self.wrong is not None
 
-    def _readable(self) -> None:
-        data = _received(self._sock)
-        if data is None:
-            return
-        if not data:
-            self.lost = True
-            self._event_loop.loop.remove_reader(self._sock.fileno())
-            return
+    def _take(self, data: bytes) -> None:
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
             if line.strip() and (fault := self._take_in(line)):
@@ -180,35 +197,31 @@ _OPTION = Struct(">QII")
 _EXPORT_INFO = Struct(">QH")
 
 
-class NonBlockingNbd:
+class NonBlockingNbd(_Connection):
     """A connection to one NBD export of QEMU, with simple replies; offsets and lengths are bytes.
 
     Simple replies, so that a read reaches the filters above the image as a guest's would (see
     :class:`~qmpshim.machine.nbd.client.NbdClient`).
 
-    :ivar lost: the connection ended
     :raises MachineDied: QEMU does not know the export or does not answer
     """
 
     def __init__(
         self, event_loop: ManualEventLoop, path: Path, export: str, limit: float = 10.0
     ) -> None:
-        self._event_loop = event_loop
         self._buffer = bytearray()
         self._count = 0
         self._lengths: dict[int, int] = {}  # of the reads in flight
         self.flying: set[int] = set()
         self.answers: dict[int, NbdAnswer] = {}
-        self.lost = False
         self._ready = False
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._sock.connect(str(path))
+            sock.connect(str(path))
         except OSError as error:
-            self._sock.close()
+            sock.close()
             raise MachineDied(f"NBD connection to {export}: {error.strerror}") from error
-        self._sock.setblocking(False)
-        event_loop.loop.add_reader(self._sock.fileno(), self._readable)
+        super().__init__(event_loop, sock)
         self._handshake(export, limit)
 
     def _handshake(self, export: str, limit: float) -> None:
@@ -321,14 +334,7 @@ class NonBlockingNbd:
             raise IOFailed(f"NBD {op.name.lower()}", answer.errno)
         return answer.data
 
-    def _readable(self) -> None:
-        data = _received(self._sock)
-        if data is None:
-            return
-        if not data:
-            self.lost = True
-            self._event_loop.loop.remove_reader(self._sock.fileno())
-            return
+    def _take(self, data: bytes) -> None:
         self._buffer += data
         if self._ready:
             self._parse()
