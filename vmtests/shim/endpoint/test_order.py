@@ -70,7 +70,7 @@ class Recorded:
         watch = TrackedChains(shim, directory, behaviour_of((7, 2, 22)))
         Commands(shim, watch)
         for name in {*SCRIPTED, *shim.intercepts}:
-            shim.intercepts[name] = self._slowly(shim.intercepts.get(name, shim.ask))
+            shim.intercepts[name] = self._slowly(shim.intercepts.get(name, shim.forward))
         scripted: set[int] = set()
         send, reply, on_event = (
             shim.upstream.send,
