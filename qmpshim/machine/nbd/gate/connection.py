@@ -45,7 +45,7 @@ class Keeper(Protocol):
 class ExportedImage:
     """An export: its store, what it offers, how much it was used.
 
-    :ivar journal: notes what a loss of power may undo; None: nobody asks for that
+    :ivar journal: notes what a loss of power may undo; None: not needed
     """
 
     def __init__(

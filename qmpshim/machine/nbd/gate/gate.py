@@ -8,7 +8,7 @@ QEMU opens its images with ``driver=nbd`` on a :class:`Gate`; each request it ma
   read sees what is there when it is released. Effects happen in the order of the calls.
   :meth:`Gate.apply` and :meth:`Gate.reply` do the two halves apart.
 * Effects are in the image at once: :meth:`Gate.snapshot` is what a crash of QEMU now would leave.
-  What a loss of power would leave, :meth:`Gate.journal` says, once :meth:`Gate.keep_journals` was
+  What a loss of power would leave is in :meth:`Gate.journal`, once :meth:`Gate.keep_journals` was
   called. A FLUSH is an ordinary request (of length 0) that may be held too.
 * Arrival order is exact within a connection. Between connections it is the order in which the
   event loop read the sockets; only a request that QEMU sent *because of* a reply surely follows.

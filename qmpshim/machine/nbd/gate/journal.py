@@ -62,7 +62,7 @@ class Journal:
         self.volatile.append(Effect(offset, before, after, fua))
 
     def flush_begins(self, flush: Hashable) -> None:
-        """A flush was asked for: what is answered by now will be durable when it ends."""
+        """A flush was requested: what is answered by now will be durable when it ends."""
         self._flushes[flush] = self._dropped + len(self.volatile)
 
     def flush_ends(self, flush: Hashable) -> None:
