@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import html as htmls
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,7 +19,7 @@ from qmpshim.conformance.known.entries import entries
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.machine.builds.build import Build
 from vmtests.commands.test_documents import validator
-from vmtests.conformance.check.report.test_reports import chromium
+from vmtests.conformance.check.report.test_reports import in_a_frame
 
 ALL = Explored(scenarios=36, reached=36, exhausted=30, schedules=400)
 EVIL = "<script>document.title='owned'</script>"
@@ -131,29 +129,12 @@ def test_the_page_in_a_browser(width: int, dark: bool, tmp_path: Path, qemu_buil
     }
     text = page(both, again).decode()
     assert text.count("<script") == 0
-    # The headless browser has no window narrower than 500: the page is shown in a frame.
     inner = tmp_path / "inner.html"
     inner.write_text(text.replace("</body>", PROBE + "</body>"))
-    scheme = ["--blink-settings=preferredColorScheme=0"] if dark else []
-    told = probed(inner, width, tmp_path, *scheme)
+    told = in_a_frame(inner, width, tmp_path, dark)
     assert told["title"].startswith("Can this QEMU be relied on?")
     assert told["dark"] is dark
     assert told["wide"], "the page scrolls sideways"
     assert told["hint"] is (width == 400)
     assert told["contrast"] >= 4.5
     assert re.match(r"H1 H2 H2 H3", told["headings"])
-
-
-def probed(inner: Path, width: int, tmp_path: Path, *options: str) -> Any:
-    """What the probe in a page reports when it is *width* pixels wide."""
-    outer = tmp_path / "outer.html"
-    outer.write_text(
-        f'<iframe src="{inner.as_uri()}" style="width:{width}px;height:900px;border:0"></iframe>'
-        "<script>addEventListener('load', () => setTimeout(() => document.body.dataset.told = "
-        "document.querySelector('iframe').contentDocument.body.dataset.told))</script>"
-    )
-    options = ("--allow-file-access-from-files", "--window-size=1300,900", *options)
-    dom = chromium(outer, tmp_path, *options)
-    found = re.search(r'data-told="([^"]*)"', dom)
-    assert found is not None, dom[-1000:]
-    return json.loads(htmls.unescape(found[1]))

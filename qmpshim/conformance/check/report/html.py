@@ -7,7 +7,7 @@ QEMU's words) is escaped there.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 import qmpshim
+from qmpshim.conformance.assess.seen import SeenFinding, Standing, standing, would_say
 from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.report.compare import Comparison, Row, Sight, State, headline
 from qmpshim.conformance.check.report.drawing import Drawing, draw
 from qmpshim.conformance.check.run.again import bundle_place, replay_command
 from qmpshim.conformance.check.run.journal import Key
 from qmpshim.conformance.known.folder import write_up
+from qmpshim.conformance.known.meaning import Meaning
 from qmpshim.errors import name_errnos
 
 _COLOURS = 8  # that the style sheet has for owners
@@ -45,6 +47,8 @@ class TextBlock:
     """A finding as it is shown."""
 
     row: Row
+    seen: SeenFinding
+    meaning: Meaning | None
     sight: Sight
     finding: CaseFinding
     anchor: str
@@ -58,6 +62,15 @@ class TextBlock:
     more: dict[str, list[str]]
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the findings of a build come to for its user."""
+
+    build: str
+    standing: Standing
+    said: str
+
+
 def html(comparison: Comparison) -> bytes:
     """The page."""
     environment = Environment(
@@ -69,6 +82,9 @@ def html(comparison: Comparison) -> bytes:
     results = comparison.results
     anchors = {row.key: f"f{number}" for number, row in enumerate(comparison.rows, 1)}
     told = [_told(comparison, row, anchors[row.key]) for row in comparison.rows]
+    told.sort(key=lambda one: (not one.seen.disqualifies, one.seen.severity.rank))
+    groups = list(_groups(comparison, anchors))
+    answers = [_answer(comparison, build.name) for build in results.builds]
     page = environment.get_template("report.html.j2").render(
         version=qmpshim.__version__,
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -77,16 +93,38 @@ def html(comparison: Comparison) -> bytes:
         results=results,
         builds=[(build, _counts(comparison, build.name)) for build in results.builds],
         short={build.name: _short(build.name) for build in results.builds},
-        groups=list(_groups(comparison, anchors)),
-        new=[one for one in told if one.row.state in (State.NEW, State.BASELINE)],
-        known=[one for one in told if one.row.state is State.KNOWN],
-        unconfirmed=[one for one in told if one.row.state is State.UNCONFIRMED],
+        groups=_those(groups, fine=False),
+        fine=_those(groups, fine=True),
+        fine_count=sum(len(cases) for _, cases in _those(groups, fine=True)),
         told=told,
+        standing=_worst(answer.standing for answer in answers),
+        answers=answers,
         State=State,
         verdicts=sorted({one.finding.verdict.value for one in told}),
         done=sum(1 for key in results.plan.keys if key in results.outcomes),
     )
     return page.encode()
+
+
+Groups = list[tuple[str, list[tuple[str, list[Cell]]]]]
+
+
+def _those(groups: Groups, fine: bool) -> Groups:
+    """The checks that went as predicted on every build, or the others."""
+    found = [
+        (group, [(n, cells) for n, cells in cases if all(c.kind == "ok" for c in cells) is fine])
+        for group, cases in groups
+    ]
+    return [(group, cases) for group, cases in found if cases]
+
+
+def _answer(comparison: Comparison, build: str) -> Answer:
+    found = comparison.seen_on(build)
+    return Answer(build, standing(found), would_say(found))
+
+
+def _worst(standings: Iterable[Standing]) -> Standing:
+    return max(standings, key=list(Standing).index)
 
 
 def _short(name: str) -> str:
@@ -157,8 +195,11 @@ def _told(comparison: Comparison, row: Row, anchor: str) -> TextBlock:
     if maps and "cluster_bytes" not in maps:  # of a run that an older qmpshim began
         maps = None
     written = dict(finding.details.get("written") or write_up(finding.known))
+    seen = SeenFinding(finding.verdict, finding.title, finding.contract, finding.known)
     return TextBlock(
         row,
+        seen,
+        seen.meaning,
         sight,
         finding,
         anchor,

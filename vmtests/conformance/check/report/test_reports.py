@@ -233,6 +233,60 @@ def test_the_page_in_a_browser(
     assert told["wide"] and told["open"]
 
 
+NARROW = """
+<script>
+addEventListener("load", () => {
+  for (const one of document.querySelectorAll("details")) one.open = true;
+  document.body.dataset.told = JSON.stringify({
+    wide: document.documentElement.scrollWidth <= innerWidth,
+    filter: getComputedStyle(document.querySelector(".filter")).position,
+    hint: getComputedStyle(document.querySelector(".hint")).display !== "none",
+    dark: matchMedia("(prefers-color-scheme: dark)").matches,
+    first: document.querySelector("h2").textContent,
+  });
+});
+</script>
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1200])
+def test_the_page_is_read_on_a_telephone_too(
+    reported: tuple[Comparison, Path], tmp_path: Path, width: int, dark: bool
+) -> None:
+    """The answer comes first, the filter covers nothing, nothing sticks out without a hint."""
+    _, place = reported
+    inner = tmp_path / "inner.html"
+    inner.write_text((place / "report.html").read_text().replace("</body>", NARROW + "</body>"))
+    told = in_a_frame(inner, width, tmp_path, dark)
+    assert told == {
+        "wide": True,
+        "filter": "static" if width == 400 else "sticky",
+        "hint": width == 400,
+        "dark": dark,
+        "first": "The answer",
+    }
+
+
+def in_a_frame(inner: Path, width: int, tmp_path: Path, dark: bool) -> Any:
+    """What a probe in a page reports when it is *width* pixels wide.
+
+    The headless browser has no window narrower than 500, so the page is shown in a frame.
+    """
+    outer = tmp_path / "outer.html"
+    outer.write_text(
+        f'<iframe src="{inner.as_uri()}" style="width:{width}px;height:900px;border:0"></iframe>'
+        "<script>addEventListener('load', () => setTimeout(() => document.body.dataset.told = "
+        "document.querySelector('iframe').contentDocument.body.dataset.told))</script>"
+    )
+    options = ["--allow-file-access-from-files", "--window-size=1300,900"]
+    options += ["--blink-settings=preferredColorScheme=0"] if dark else []
+    dom = chromium(outer, tmp_path, *options)
+    found = re.search(r'data-told="([^"]*)"', dom)
+    assert found is not None, dom[-1000:]
+    return json.loads(htmls.unescape(found[1]))
+
+
 def test_the_page_without_scripts(reported: tuple[Comparison, Path], tmp_path: Path) -> None:
     _, place = reported
     policy = '<meta http-equiv="Content-Security-Policy" content="script-src \'none\'">'

@@ -1,0 +1,69 @@
+"""What a run's findings come to for a user: never harmless where data is silently wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qmpshim.conformance.assess.seen import SeenFinding, Standing, standing, would_say
+from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.check.report.compare import compare
+from qmpshim.conformance.check.report.reports import write_reports
+from qmpshim.conformance.check.report.results import Results
+from qmpshim.conformance.check.run.identity import Identity
+from qmpshim.conformance.check.run.journal import Plan
+from qmpshim.conformance.known.entries import Entry, entries
+from qmpshim.model.check.verdict import Verdict
+
+
+def of(one: Entry) -> SeenFinding:
+    return SeenFinding(Verdict(one.verdicts[0]), "t", one.contract, one.id)
+
+
+@pytest.mark.parametrize("one", entries(), ids=lambda one: one.name)
+def test_a_known_finding_stands_for_what_it_means(one: Entry) -> None:
+    bad = one.meaning.disqualifies
+    assert standing([of(one)]) is (Standing.NOT_RELIABLE if bad else Standing.HARMLESS)
+    said = would_say([of(one)])
+    assert said.startswith("NOT RELIABLE for ") is bad
+    if bad:
+        assert one.title in said and one.meaning.severity.words in said
+        assert all(use.words in said for use in one.meaning.affects)
+
+
+def test_the_worst_is_named() -> None:
+    said = would_say([of(one) for one in reversed(entries())])
+    assert "silent wrong data: " in said
+
+
+def test_what_nobody_has_explained_is_not_harmless_within_the_contract() -> None:
+    new = SeenFinding(Verdict.ERROR_CONTRACT, "it is odd", contract=True)
+    assert standing([new]) is Standing.NOT_RELIABLE and "it is odd" in would_say([new])
+    assert standing([SeenFinding(Verdict.CRASH, "x", contract=False)]) is Standing.HARMLESS
+    assert standing([]) is Standing.NOTHING and would_say([]) == "nothing known was seen"
+
+
+@pytest.mark.parametrize(
+    "known, verdict, badge",
+    [
+        ("snapshot-read-returns-new-data", Verdict.ISOLATION, "not-reliable"),
+        ("failover-reports-io-error", Verdict.ERROR_CONTRACT, "harmless"),
+        ("", None, "nothing"),
+    ],
+)
+def test_the_badge_is_not_green_over_silent_corruption(
+    known: str, verdict: Verdict | None, badge: str, tmp_path: Path
+) -> None:
+    builds = (Identity("one", "7.2.22", "ab" * 32, (7, 2, 22)),)
+    found = (CaseFinding(verdict, "c", "title", known=known),) if verdict else ()
+    plan = Plan("mine", builds, (Case("verify", "x"),), {})
+    compared = compare(Results(plan, {("one", "x"): CaseOutcome(Status.OK, "", found)}))
+    assert compared.exit_status == 0
+    write_reports(compared, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert f'<p class="verdict {badge}">' in page
+    assert f'<span class="state {badge}">' in page
+    # The answer first, then the findings, then the checks.
+    order = [page.index(f"<h2>{name}</h2>") for name in ("The answer", "Findings", "Checks")]
+    assert order == sorted(order)
