@@ -19,7 +19,8 @@ import qmpshim
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.errors import QmpshimError
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.model.scenario import Op, Scenario
+from qmpshim.model.operations import Operation
+from qmpshim.model.scenario import Scenario
 from qmpshim.model.units import SECTOR
 
 #: Raised when a member of the envelope is removed or means something else.
@@ -119,9 +120,9 @@ def build_object(name: str, version: str, path: str, **more: Any) -> dict[str, A
     }
 
 
-def operation_object(op: Op) -> dict[str, Any]:
+def operation_object(op: Operation) -> dict[str, Any]:
     """An operation of a scenario in a document: positions in bytes."""
-    value: dict[str, Any] = {"do": op.do}
+    value: dict[str, Any] = {"do": op.name}
     if op.count:
         value |= {"offset_bytes": op.start * SECTOR, "length_bytes": op.count * SECTOR}
     if op.after is not None:

@@ -12,51 +12,15 @@ from typing import Any
 
 from qmpshim.errors import InputError, decoding
 from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.operations import NAMES, Operation, operation, operation_from_json
 
-DATA_OPS = (
-    "primary_write",
-    "primary_zero",
-    "primary_zero_no_hole",
-    "primary_discard",
-    "guest_write",
-    "guest_zero",
-    "guest_read",
-    "snapshot_read",
-    "snapshot_discard",
+#: What the model's explorer does: all but what changes and reads no disk.
+MODELLED = tuple(
+    name
+    for name in NAMES
+    if (op := operation(name)).reconfigures != (op.changes or (op.reads and not op.is_primary))
+    and name not in ("guest_discard", "unexport")
 )
-COMMANDS = ("start", "checkpoint", "failover", "stop")
-READS = ("guest_read", "snapshot_read")
-PRIMARY = ("primary_write", "primary_zero", "primary_zero_no_hole", "primary_discard")
-
-
-@dataclass(frozen=True, slots=True)
-class Op:
-    """One operation.
-
-    :ivar do: a method of :class:`~qmpshim.model.chain.secondary.Chain`: one of DATA_OPS or COMMANDS
-    :ivar start: first sector
-    :ivar count: sectors
-    :ivar after: index of the concurrent operation that has to end before this one starts
-    """
-
-    do: str
-    start: int = 0
-    count: int = 0
-    after: int | None = None
-
-    def __str__(self) -> str:
-        words = self.do.replace("_", " ")
-        where = "" if self.do in COMMANDS else f" [{self.start}, {self.start + self.count})"
-        return words + where
-
-    def to_json(self) -> dict[str, Any]:
-        """As :func:`scenario_from_json` reads it."""
-        value: dict[str, Any] = {"do": self.do}
-        if self.do not in COMMANDS:
-            value["at"] = [self.start, self.count]
-        if self.after is not None:
-            value["after"] = self.after
-        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +59,11 @@ class Scenario:
     :ivar contract: commands run in a drained section, as the contract demands
     :ivar disciplines: those it makes sense with; empty: all
     :ivar long: too big for a quick test
-    :ivar numbers: owners that the concurrent operations write as, where not one after another
     """
 
     name: str
-    ops: tuple[Op, ...]
-    setup: tuple[Op, ...] = ()
+    ops: tuple[Operation, ...]
+    setup: tuple[Operation, ...] = ()
     about: str = ""
     workflow: Workflow = Workflow.REPLICATION
     size: int = 256
@@ -110,12 +73,9 @@ class Scenario:
     contract: bool = True
     disciplines: tuple[str, ...] = ()
     long: bool = field(default=False, compare=False)
-    numbers: tuple[int, ...] = ()
 
     def number(self, index: int) -> int:
         """The owner that concurrent operation *index* writes as."""
-        if self.numbers:
-            return self.numbers[index]
         return len(self.setup) + index + 1
 
     def to_json(self) -> dict[str, Any]:
@@ -160,19 +120,18 @@ def _scenario(value: dict[str, Any]) -> Scenario:
     return Scenario(
         **{"name": "unnamed", **known},
         workflow=Workflow(value.get("workflow", "replication")),
-        setup=tuple(_op(op) for op in value.get("setup", [{"do": "start"}])),
-        ops=tuple(_op(op) for op in value["ops"]),
+        setup=tuple(_operation(op) for op in value.get("setup", [{"do": "start"}])),
+        ops=tuple(_operation(op) for op in value["ops"]),
         faults=tuple(Fault(**fault) for fault in value.get("faults", [])),
         disciplines=tuple(value.get("disciplines", ())),
     )
 
 
-def _op(value: Mapping[str, Any]) -> Op:
-    start, count = value.get("at", (0, 0))
+def _operation(value: Mapping[str, Any]) -> Operation:
     unknown = set(value) - {"do", "at", "after"}
     if unknown:
         raise ValueError(f"unknown field {sorted(unknown)[0]!r} of an operation")
-    return Op(value["do"], int(start), int(count), value.get("after"))
+    return operation_from_json(value)
 
 
 def check(scenario: Scenario) -> None:
@@ -181,10 +140,10 @@ def check(scenario: Scenario) -> None:
     :raises InputError: it does not
     """
     for index, op in enumerate((*scenario.setup, *scenario.ops)):
-        if op.do not in DATA_OPS + COMMANDS:
-            raise InputError(f"no such operation: {op.do!r}; there are {DATA_OPS + COMMANDS}")
+        if op.name not in MODELLED:
+            raise InputError(f"no such operation: {op.name!r}; there are {MODELLED}")
         inside = op.start >= 0 and op.start + op.count <= scenario.size
-        if op.do in DATA_OPS and not (inside and op.count > 0):
+        if not op.is_command and not (inside and op.count > 0):
             raise InputError(f"{op} is not inside the disk's {scenario.size} sectors")
         if op.after is not None and not 0 <= op.after < index - len(scenario.setup):
             raise InputError(f"{op}: 'after' must name an earlier concurrent operation")

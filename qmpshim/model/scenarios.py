@@ -7,29 +7,40 @@ from __future__ import annotations
 
 from qmpshim.errors import InputError, no_such
 from qmpshim.model.chain.secondary import Workflow
-from qmpshim.model.scenario import Fault, Op, Scenario
+from qmpshim.model.operations import Operation, operation
+from qmpshim.model.scenario import Fault, Scenario
 
 C = 128  # sectors of a cluster
 
 
-def _write(start: int, count: int = C, after: int | None = None) -> Op:
-    return Op("primary_write", start, count, after)
+def _write(start: int, count: int = C, after: int | None = None) -> Operation:
+    return operation("primary_write", start, count, after)
 
 
-def _read(start: int, count: int = C, after: int | None = None) -> Op:
-    return Op("guest_read", start, count, after)
+def _read(start: int, count: int = C, after: int | None = None) -> Operation:
+    return operation("guest_read", start, count, after)
 
 
-def _guest(start: int, count: int = C, after: int | None = None) -> Op:
-    return Op("guest_write", start, count, after)
+def _guest(start: int, count: int = C, after: int | None = None) -> Operation:
+    return operation("guest_write", start, count, after)
 
 
-def _snap(start: int, count: int = C, after: int | None = None) -> Op:
-    return Op("snapshot_read", start, count, after)
+def _zero(start: int, count: int = C) -> Operation:
+    return operation("primary_zero", start, count)
 
 
-START = Op("start")
-CHECKPOINT = Op("checkpoint")
+def _discard(start: int, count: int = C) -> Operation:
+    return operation("primary_discard", start, count)
+
+
+def _snap(start: int, count: int = C, after: int | None = None) -> Operation:
+    return operation("snapshot_read", start, count, after)
+
+
+START = operation("start")
+CHECKPOINT = operation("checkpoint")
+FAILOVER = operation("failover")
+STOP = operation("stop")
 OLD = (_write(0, 2 * C), START)  # old data on both clusters, then replication starts
 OLD3 = (_write(0, 3 * C), START)
 BACKUP = Workflow.BACKUP
@@ -51,8 +62,8 @@ _PAIRS = (
     ),
     Scenario("part-write-read", (_write(16, 8), _read(0)), OLD, "a part of a cluster is written"),
     Scenario("part-write-tail", (_write(C + 8, 8), _read(C)), OLD, "the same in another cluster"),
-    Scenario("zero-read", (Op("primary_zero", 0, C), _read(0)), OLD, "zeroes over old data"),
-    Scenario("discard-read", (Op("primary_discard", 0, C), _read(0)), OLD, "old data discarded"),
+    Scenario("zero-read", (_zero(0), _read(0)), OLD, "zeroes over old data"),
+    Scenario("discard-read", (_discard(0), _read(0)), OLD, "old data discarded"),
     Scenario("write-write", (_write(0), _write(0)), OLD, "one copy for two writes"),
     Scenario("write-write-part", (_write(0, 80), _write(40, 80)), OLD, "two overlapping writes"),
     Scenario("write-fill", (_write(0), _guest(16, 8)), OLD, "qcow2 fills up what it reads below"),
@@ -63,9 +74,9 @@ _PAIRS = (
         "guest-read", (_guest(0, 2 * C), _read(0, 2 * C)), OLD, "the guest reads what it writes"
     ),
     Scenario("write-checkpoint", (_write(0), CHECKPOINT), OLD, "the copy bitmap is reset"),
-    Scenario("write-failover", (_write(0), Op("failover")), OLD, "the secondary takes over"),
-    Scenario("write-stop", (_write(0), Op("stop")), OLD, "replication stops"),
-    Scenario("checkpoint-failover", (CHECKPOINT, Op("failover")), (*OLD, _write(0)), "commands"),
+    Scenario("write-failover", (_write(0), FAILOVER), OLD, "the secondary takes over"),
+    Scenario("write-stop", (_write(0), STOP), OLD, "replication stops"),
+    Scenario("checkpoint-failover", (CHECKPOINT, FAILOVER), (*OLD, _write(0)), "commands"),
 )
 _TRIPLES = (
     Scenario("write-read-read", (_write(0), _read(0), _read(0)), OLD, "two readers in the way"),
@@ -94,11 +105,11 @@ _TRIPLES = (
     ),
     Scenario(
         "guest-failover-read",
-        (_guest(16, 8), Op("failover"), _read(0, C, after=1)),
+        (_guest(16, 8), FAILOVER, _read(0, C, after=1)),
         OLD,
         "what the guest wrote is what it reads after failover",
     ),
-    Scenario("write-stop-read", (_write(0), Op("stop"), _read(0)), OLD, "the filter lets go"),
+    Scenario("write-stop-read", (_write(0), STOP, _read(0)), OLD, "the filter lets go"),
     Scenario(
         "write-write-apart-read", (_write(0), _write(C), _read(0)), OLD, "a third in the list"
     ),
@@ -224,8 +235,8 @@ _BACKUP = (
         "a cluster is copied already",
         BACKUP,
     ),
-    Scenario("snapshot-zero", (Op("primary_zero", 0, C), _snap(0)), OLD, "zeroes", BACKUP),
-    Scenario("snapshot-discarding", (Op("primary_discard", 0, C), _snap(0)), OLD, "TRIM", BACKUP),
+    Scenario("snapshot-zero", (_zero(0), _snap(0)), OLD, "zeroes", BACKUP),
+    Scenario("snapshot-discarding", (_discard(0), _snap(0)), OLD, "TRIM", BACKUP),
     Scenario("hidden-read", (_write(0), _read(0)), OLD, "a reader of the hidden disk", BACKUP),
     Scenario(
         "snapshot-copy-fails",
@@ -237,13 +248,13 @@ _BACKUP = (
     ),
     Scenario(
         "snapshot-given-up",
-        (Op("snapshot_discard", 0, C), _write(0), _snap(C), _snap(0, C, after=0)),
+        (operation("snapshot_discard", 0, C), _write(0), _snap(C), _snap(0, C, after=0)),
         OLD,
         "the reader gives up a cluster: no more copy, no more access",
         BACKUP,
         disciplines=CBW,
     ),
-    Scenario("backup-stop", (_write(0), Op("stop")), OLD, "the job is cancelled", BACKUP),
+    Scenario("backup-stop", (_write(0), STOP), OLD, "the job is cancelled", BACKUP),
 )
 _LONG = (
     Scenario(
@@ -279,14 +290,14 @@ _ROBUSTNESS = (
     ),
     Scenario(
         "failover-meets-copy",
-        (_write(0), _read(0), Op("failover")),
+        (_write(0), _read(0), FAILOVER),
         OLD,
         "a failover while a copy is in flight",
         contract=False,
     ),
     Scenario(
         "snapshot-discard-meets-read",
-        (_snap(0), Op("snapshot_discard", 0, C)),
+        (_snap(0), operation("snapshot_discard", 0, C)),
         (*OLD, _write(0)),
         "a reader gives up what it is still reading",
         BACKUP,

@@ -24,7 +24,8 @@ from typing import Any
 from qmpshim.model.chain.protocols import REFERENCE_PROTOCOLS, CowRequestProtocol
 from qmpshim.model.explore.explorer import Mode, count_schedules, explore
 from qmpshim.model.explore.model_system import ModelSystem
-from qmpshim.model.scenario import Op, Scenario
+from qmpshim.model.operations import operation
+from qmpshim.model.scenario import Scenario
 from qmpshim.model.scenarios import SCENARIOS
 
 MODEL = Path(__file__).parent / "spin" / "cow_request.pml"
@@ -33,12 +34,12 @@ C = 128
 
 def apart(writers: int, readers: int, clusters: int) -> Scenario:
     """Writers and readers of single clusters, and a checkpoint."""
-    writes = tuple(Op("primary_write", i % clusters * C, C) for i in range(writers))
-    reads = tuple(Op("guest_read", i % clusters * C, C) for i in range(readers))
+    writes = tuple(operation("primary_write", i % clusters * C, C) for i in range(writers))
+    reads = tuple(operation("guest_read", i % clusters * C, C) for i in range(readers))
     return Scenario(
         f"{writers} writers, {readers} readers, {clusters} clusters",
-        (*writes, *reads, Op("checkpoint")),
-        (Op("primary_write", 0, clusters * C), Op("start")),
+        (*writes, *reads, operation("checkpoint")),
+        (operation("primary_write", 0, clusters * C), operation("start")),
         size=clusters * C,
     )
 

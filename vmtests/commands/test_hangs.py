@@ -26,7 +26,7 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.scenario import Op
+from qmpshim.model.operations import Operation
 from vmtests.commands.test_signals import wait_for
 from vmtests.support.broken_builds import make
 from vmtests.support.command_line import LIMIT, CommandLine
@@ -34,9 +34,9 @@ from vmtests.support.command_line import LIMIT, CommandLine
 STOPS = "./stops/qemu-system-x86_64"
 
 
-def deaf(machine: GatedMachine, op: Op, running: real_ops.Running) -> Any:
+def deaf(machine: GatedMachine, op: Operation, running: real_ops.Running) -> Any:
     """The answer to a guest's read is never seen."""
-    return None if op.do == "guest_read" else _answer(machine, op, running)
+    return None if op.name == "guest_read" else _answer(machine, op, running)
 
 
 _answer = real_ops.answer

@@ -29,7 +29,7 @@ def test_made_scenarios_survive_json(scenario: Scenario) -> None:
 
 def test_only_operations_are_required() -> None:
     scenario = scenario_from_json({"ops": [WRITE]})
-    assert [op.do for op in scenario.setup] == ["start"]
+    assert [op.name for op in scenario.setup] == ["start"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from qmpshim.model.chain.secondary import Workflow
-from qmpshim.model.scenario import Fault, Op, Scenario
+from qmpshim.model.operations import operation
+from qmpshim.model.scenario import Fault, Scenario
 
 C = 128
 RANGES = st.sampled_from([(0, C), (C, C), (0, 2 * C), (16, 8), (C - 8, 16), (C + 8, 8)])
@@ -30,10 +31,10 @@ def scenarios(draw: st.DrawFn, most: int = 3) -> Scenario:
         kind = draw(st.sampled_from(kinds))
         after = draw(st.sampled_from([None, None, None, *range(index)]))
         start, count = draw(RANGES) if "_" in kind else (0, 0)
-        ops.append(Op(kind, start, count, after))
-    setup = [Op("primary_write", 0, 2 * C), Op("start")]
+        ops.append(operation(kind, start, count, after))
+    setup = [operation("primary_write", 0, 2 * C), operation("start")]
     if draw(st.booleans()):
-        setup.append(Op("primary_write", *draw(RANGES)))
+        setup.append(operation("primary_write", *draw(RANGES)))
     return Scenario(
         "made",
         tuple(ops),

@@ -9,30 +9,25 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from qmpshim.errors import InputError, decoding, no_such
 from qmpshim.machine.chain.topology import TOPOLOGIES, Options, Topology, chain_name, topology_of
-from qmpshim.model.scenario import Op
+from qmpshim.model.operations import (
+    Operation,
+    Side,
+    Verb,
+    does,
+    operation,
+    operation_from_json,
+)
 
 C = 128  # sectors of a cluster
 _LARGEST = 1 << 21  # sectors of a disk that is held in memory
 _LARGEST_CLUSTER = 1 << 12  # sectors: 2 MiB, qcow2's largest
 BASE = 1  # the operation whose data the secondary disk holds at the beginning
-
-ZEROES = ("primary_zero", "primary_zero_no_hole", "primary_discard")  # what leaves zeroes
-PRIMARY = ("primary_write", *ZEROES, "primary_read", "primary_flush")
-GUEST = ("guest_read", "guest_write", "guest_zero", "guest_flush", "guest_discard")
-DATA = (*PRIMARY, *GUEST)
-READS = ("primary_read", "guest_read")
-CHANGES = ("primary_write", *ZEROES, "guest_write", "guest_zero", "guest_discard")
-HOLES = (*ZEROES, "guest_zero")
-COMMANDS = ("start", "checkpoint", "failover", "stop", "status", "unexport")
-CHAIN_COMMANDS = ("start", "checkpoint", "failover", "stop", "unexport")  # change the chain
-VANISH = ("primary_vanish", "guest_vanish")  # the client of an export is gone at once
-FLUSHES = ("primary_flush", "guest_flush")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +47,8 @@ class RealScenario:
     """
 
     name: str
-    ops: tuple[Op, ...]
-    setup: tuple[Op, ...] = ()
+    ops: tuple[Operation, ...]
+    setup: tuple[Operation, ...] = ()
     form: str = "replication"
     size: int = 2 * C
     cluster: int = C
@@ -80,9 +75,15 @@ class RealScenario:
         return self.has("replication")
 
     @property
+    def leaves_holes(self) -> bool:
+        """Whether an operation leaves zeroes on a raw disk, which may be holes of its file."""
+        every = (*self.setup, *self.ops)
+        return any(op.zeroes and (op.is_primary or op.verb is Verb.ZERO) for op in every)
+
+    @property
     def commits(self) -> bool:
         """Whether a failover leaves a commit running: the secondary's does."""
-        return self.topology.commits and any(op.do == "failover" for op in self.ops)
+        return self.topology.commits and does(self.ops, Verb.FAILOVER)
 
     def to_json(self) -> dict[str, Any]:
         """As :func:`scenario_from_json` reads it."""
@@ -93,29 +94,19 @@ class RealScenario:
             "cluster": self.cluster,
             "contract": self.contract,
             "secondary": self.secondary,
-            "setup": [_op_to_json(op) for op in self.setup],
-            "ops": [_op_to_json(op) for op in self.ops],
+            "setup": [op.to_json() for op in self.setup],
+            "ops": [op.to_json() for op in self.ops],
         }
         if self.options:
             value["options"] = [list(option) for option in self.options]
         return value
 
 
-def _op_to_json(op: Op) -> dict[str, Any]:
-    value: dict[str, Any] = {"do": op.do}
-    if op.count:
-        value["at"] = [op.start, op.count]
-    if op.after is not None:
-        value["after"] = op.after
-    return value
-
-
-def _op_from_json(value: Mapping[str, Any]) -> Op:
-    start, count = value.get("at", (0, 0))
-    there_are = DATA + COMMANDS + VANISH
-    if value["do"] not in there_are:
-        raise ValueError(f"no operation {value['do']!r}; there are {', '.join(there_are)}")
-    return Op(str(value["do"]), int(start), int(count), value.get("after"))
+def _operation(value: Mapping[str, Any]) -> Operation:
+    op = operation_from_json(value)
+    if op.side is Side.SNAPSHOT:
+        raise ValueError(f"no operation {op.name!r} on a real chain")
+    return op
 
 
 def scenario_from_json(value: Any) -> RealScenario:
@@ -126,8 +117,8 @@ def scenario_from_json(value: Any) -> RealScenario:
     with decoding("the scenario"):
         scenario = RealScenario(
             str(value.get("name", "unnamed")),
-            tuple(_op_from_json(op) for op in value["ops"]),
-            tuple(_op_from_json(op) for op in value.get("setup", ())),
+            tuple(map(_operation, value["ops"])),
+            tuple(map(_operation, value.get("setup", ()))),
             chain_name(value.get("form", "replication")),
             int(value.get("size", 2 * C)),
             int(value.get("cluster", C)),
@@ -157,64 +148,57 @@ def _check(scenario: RealScenario) -> None:
     if scenario.secondary not in topology.formats:
         raise InputError(f"the {scenario.form}'s chain has {topology.formats[0]} disks only")
     for op in (*scenario.setup, *scenario.ops):
-        if op.do not in topology.operations:
-            raise InputError(f"a chain of the form {scenario.form} cannot do: {words(op)}")
+        if op.name not in topology.operations:
+            raise InputError(f"a chain of the form {scenario.form} cannot do: {op}")
         inside = op.start >= 0 and op.start + op.count <= scenario.size
-        if not inside or (op.do in DATA and op.do not in FLUSHES and not op.count):
-            raise InputError(f"{words(op)} is not inside the disk's {scenario.size} sectors")
+        if not inside or (op.is_request and not op.flushes and not op.count):
+            raise InputError(f"{op} is not inside the disk's {scenario.size} sectors")
     for index, op in enumerate(scenario.ops):
         if op.after is not None and not (type(op.after) is int and 0 <= op.after < index):
-            raise InputError(f"{words(op)}: what it comes after must be an operation before it")
+            raise InputError(f"{op}: what it comes after must be an operation before it")
 
 
-def cut_off(ops: Sequence[Op]) -> tuple[str, ...]:
-    """What can be done no more once all of *ops* are: the client or the export is gone."""
-    does = {op.do for op in ops}
-    primary = PRIMARY if does & {"unexport", "primary_vanish"} else ()
-    return primary + (GUEST if "guest_vanish" in does else ())
-
-
-def words(op: Op) -> str:
-    """An operation to read: what, and where in sectors."""
-    what = op.do.replace("_", " ")
-    return f"{what} [{op.start}, {op.start + op.count})" if op.count else what
+def cut_off(ops: Collection[Operation]) -> frozenset[Side]:
+    """The exports by which nothing can be done once all of *ops* are: it or its client is gone."""
+    gone = {op.side for op in ops if op.disconnects}
+    return frozenset(gone | {Side.PRIMARY} if does(ops, Verb.UNEXPORT) else gone)
 
 
 def described(scenario: RealScenario) -> str:
     """A scenario to read: its operations, what was before them, on which side of the contract."""
     ops = ", ".join(
-        words(op) + (f" after operation {op.after}" if op.after is not None else "")
+        f"{op} after operation {op.after}" if op.after is not None else str(op)
         for op in scenario.ops
     )
-    before = ", ".join(words(op) for op in scenario.setup)
+    before = ", ".join(map(str, scenario.setup))
     side = "" if scenario.contract else "; robustness"
     return ops + (f"; before: {before}" if before else "") + side
 
 
 # The letters of the quick set. Two clusters; everything overlaps with everything.
-LETTERS: dict[str, Op] = {
-    "W": Op("primary_write", 0, C),
-    "V": Op("primary_write", C // 2, C),  # half of either cluster
-    "D": Op("primary_discard", 0, C),
-    "Z": Op("primary_zero", 0, C),
-    "N": Op("primary_zero_no_hole", 0, C),
-    "R": Op("guest_read", 0, 2 * C),
-    "P": Op("guest_write", 16, 8),
-    "G": Op("guest_write", 0, C),
-    "F": Op("guest_flush"),
-    "H": Op("primary_flush"),
-    "C": Op("checkpoint"),
-    "O": Op("failover"),
-    "S": Op("stop"),
-    "Q": Op("status"),
-    "X": Op("unexport"),
-    "T": Op("guest_discard", 0, C),
-    "U": Op("guest_discard", 32, 64),  # part of a cluster
-    "M": Op("guest_write", C // 2, C),  # half of either cluster
-    "E": Op("guest_zero", 0, C),
-    "A": Op("start"),  # again
-    "K": Op("primary_vanish"),
-    "L": Op("guest_vanish"),
+LETTERS: dict[str, Operation] = {
+    "W": operation("primary_write", 0, C),
+    "V": operation("primary_write", C // 2, C),  # half of either cluster
+    "D": operation("primary_discard", 0, C),
+    "Z": operation("primary_zero", 0, C),
+    "N": operation("primary_zero_no_hole", 0, C),
+    "R": operation("guest_read", 0, 2 * C),
+    "P": operation("guest_write", 16, 8),
+    "G": operation("guest_write", 0, C),
+    "F": operation("guest_flush"),
+    "H": operation("primary_flush"),
+    "C": operation("checkpoint"),
+    "O": operation("failover"),
+    "S": operation("stop"),
+    "Q": operation("status"),
+    "X": operation("unexport"),
+    "T": operation("guest_discard", 0, C),
+    "U": operation("guest_discard", 32, 64),  # part of a cluster
+    "M": operation("guest_write", C // 2, C),  # half of either cluster
+    "E": operation("guest_zero", 0, C),
+    "A": operation("start"),  # again
+    "K": operation("primary_vanish"),
+    "L": operation("guest_vanish"),
 }
 _QCOW2 = "qcow2-"
 _LETTERS = {
@@ -225,30 +209,30 @@ _LETTERS = {
 }
 _NOT_IN_PAIRS = "KLN"
 # What a command finds: a copied cluster in the hidden disk, a written one in the active disk.
-_PAST = (Op("primary_write", C + 64, 32), Op("guest_write", C + 16, 8))
+_PAST = (operation("primary_write", C + 64, 32), operation("guest_write", C + 16, 8))
 
 
 def _letters(form: str) -> str:
     """The letters of the pairs of a chain: what it can do, where no choice of them is made."""
     if form in _LETTERS:
         return _LETTERS[form]
-    can = (letter for letter in LETTERS if LETTERS[letter].do in TOPOLOGIES[form].operations)
+    can = (letter for letter in LETTERS if LETTERS[letter].name in TOPOLOGIES[form].operations)
     return "".join(letter for letter in can if letter not in _NOT_IN_PAIRS)
 
 
 def _more(form: str) -> str:
     """The letters of a chain that are not in pairs."""
     operations = TOPOLOGIES[form].operations
-    return "".join(letter for letter in _NOT_IN_PAIRS if LETTERS[letter].do in operations)
+    return "".join(letter for letter in _NOT_IN_PAIRS if LETTERS[letter].name in operations)
 
 
 def _scenario(letters: tuple[str, ...], form: str) -> RealScenario:
     ops = tuple(LETTERS[letter] for letter in letters)
     topology = TOPOLOGIES[form]
-    contract = topology.keeps_contract([op.do for op in ops])
-    setup: tuple[Op, ...] = ()
-    if any(op.do in CHAIN_COMMANDS for op in ops):
-        setup = tuple(op for op in _PAST if op.do in topology.operations)
+    contract = topology.keeps_contract([op.name for op in ops])
+    setup: tuple[Operation, ...] = ()
+    if any(op.reconfigures for op in ops):
+        setup = tuple(op for op in _PAST if op.name in topology.operations)
     prefix = "" if form == "replication" else f"{form}-"
     return RealScenario(prefix + "".join(letters), ops, setup, form, contract=contract)
 

@@ -13,13 +13,12 @@ from typing import Any
 
 from qmpshim.conformance.explore.harness.choices import failures
 from qmpshim.conformance.explore.report.findings import Finding, failing, finding_from_json
-from qmpshim.conformance.explore.scenarios import COMMANDS, DATA, VANISH
 from qmpshim.conformance.known.write_ups import Version, WriteUp, common, load
 from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES, chain_name
 from qmpshim.model.check.cause import Cause
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import NAMES
 
-_DO = frozenset((*DATA, *COMMANDS, *VANISH))
 _VERBS = ("read", "write", "zero", "discard", "flush", "status")
 _FAILS = frozenset(f"{image} {verb}" for image in {*IMAGES, *PRIMARY_IMAGES} for verb in _VERBS)
 
@@ -46,8 +45,8 @@ class ExplorerWriteUp(WriteUp):
     def covers(self, finding: Finding, version: Version) -> bool:
         """Whether *finding*, seen on QEMU *version*, is this one."""
         scenario, failed = finding.scenario, failing(finding.schedule)
-        there = {op.do for op in scenario.ops}
-        ever = there | {op.do for op in scenario.setup}
+        there = {op.name for op in scenario.ops}
+        ever = there | {op.name for op in scenario.setup}
         errnos = {step.fault for step in failures(finding.schedule)}
         return (
             self.concerns(version)
@@ -100,9 +99,11 @@ def recogniser(known: Sequence[ExplorerWriteUp], version: Version) -> Callable[[
 def _known(name: str, value: dict[str, Any]) -> ExplorerWriteUp:
     case = finding_from_json(value["case"])
     before = value.get("needs_before", [])
-    needs = value.get("needs", [] if before else [[op.do] for op in case.scenario.ops])
+    needs = value.get("needs", [] if before else [[op.name] for op in case.scenario.ops])
     fails = frozenset(value.get("fails", failing(case.schedule)))
-    if not fails <= _FAILS or not all(ways and set(ways) <= _DO for ways in (*needs, *before)):
+    if not fails <= _FAILS or not all(
+        ways and set(ways) <= set(NAMES) for ways in (*needs, *before)
+    ):
         raise ValueError(f"it needs {needs}, and {sorted(fails)} fail")
     return ExplorerWriteUp(
         **common(name, value),

@@ -9,18 +9,21 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
+from qmpshim.model.answers import OK, UNANSWERED, Answer, ReportedError
 from qmpshim.model.chain.secondary import Chain, Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.system import Violation
+from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.runtime.coroutines import Io, ModelAssertion, ModelIOError, OperationError
 from qmpshim.model.runtime.instrumented import InstrumentedMemory
-from qmpshim.model.scenario import PRIMARY, READS, Fault, Op, Scenario
+from qmpshim.model.scenario import Fault, Scenario
 
 
 class StepChecker:
     """Lets I/Os fail as the scenario says, and sees every I/O and every end of an operation.
 
-    :ivar results: by operation, ``None`` until it ends
+    :ivar answers: by operation
+    :ivar data: by operation, the owner of each piece that it read; ``None``: it read nothing
     :ivar violation: the first thing that went wrong
     :ivar failed: the I/Os that did fail, each as a fault that fits it alone
     """
@@ -29,7 +32,8 @@ class StepChecker:
         self.scenario = scenario
         self.chain = chain
         self.cells = cells
-        self.results: list[Hashable] = [None] * len(scenario.ops)
+        self.answers: list[Answer] = [UNANSWERED] * len(scenario.ops)
+        self.data: list[tuple[int, ...] | None] = [None] * len(scenario.ops)
         self.violation: Violation | None = None
         self.fits = cells.table("faults")
         self.failed: tuple[Fault, ...] = ()
@@ -38,8 +42,8 @@ class StepChecker:
         # For each operation under way the base at its start.
         self._born: list[int | None] = [None] * len(scenario.ops)
         self._primaries = {
-            number for number, op in enumerate(scenario.setup, 1) if op.do in PRIMARY
-        } | {scenario.number(i) for i, op in enumerate(scenario.ops) if op.do in PRIMARY}
+            number for number, op in enumerate(scenario.setup, 1) if op.is_primary
+        } | {scenario.number(i) for i, op in enumerate(scenario.ops) if op.is_primary}
         self.new_base()
 
     def state(self) -> Hashable:
@@ -49,7 +53,8 @@ class StepChecker:
         # keeps what comes after it from being told.
         first = min((b for b in self._born if b is not None), default=len(self._bases) - 1)
         wrong = self.violation and (self.violation.kind, self.violation.op)
-        return tuple(self.results), tuple(self._bases[first:]), tuple(self._born), faults, wrong
+        ended = tuple(self.answers), tuple(self.data)
+        return ended, tuple(self._bases[first:]), tuple(self._born), faults, wrong
 
     def new_base(self) -> None:
         """What the secondary disk holds now is what readers see from now on."""
@@ -87,7 +92,7 @@ class StepChecker:
     def after_io(self, op: int, io: Io) -> None:
         if io.disk == "hidden" and io.op == "empty":
             self.new_base()
-        if self.scenario.ops[op].do not in PRIMARY:
+        if not self.scenario.ops[op].is_primary:
             return
         if io.disk == "secondary" and io.op in ("write", "zero", "discard"):
             self._check_order(op, io)
@@ -99,15 +104,15 @@ class StepChecker:
         if isinstance(error, ModelAssertion):
             self._wrong(Verdict.CRASH, f"QEMU aborts: {error}", op)
         if error is not None:
-            self.results[op] = ("error", str(error))
-        elif what.do in READS:
+            self.answers[op] = ReportedError(str(error))
+        elif what.reads:
             seen = tuple(result[edge - what.start] for edge in self._edges(what))
-            self.results[op] = seen
+            self.answers[op], self.data[op] = OK, seen
             self._check_isolation(op, what, seen)
         else:
-            self.results[op] = "ok"
+            self.answers[op] = OK
         self._born[op] = None
-        if what.do == "start" and self.scenario.workflow is Workflow.BACKUP:
+        if what.verb is Verb.START and self.scenario.workflow is Workflow.BACKUP:
             self.new_base()
 
     # -- the checks --------------------------------------------------------------------------------
@@ -117,7 +122,7 @@ class StepChecker:
             cluster = None if sector is None else sector // max(128, self.scenario.cluster)
             self.violation = Violation(kind, text, op, cluster)
 
-    def _edges(self, op: Op) -> list[int]:
+    def _edges(self, op: Operation) -> list[int]:
         pieces = self.cells.pieces(op.start, op.count)
         return self.cells.edges[pieces.start : pieces.stop]
 
@@ -141,7 +146,7 @@ class StepChecker:
                 text = f"the copy holds {owner(found)}; at the checkpoint it was {owner(base)}"
                 self._wrong(Verdict.CONTENT, text, op, cells.edges[piece])
 
-    def _check_isolation(self, op: int, what: Op, seen: tuple[int, ...]) -> None:
+    def _check_isolation(self, op: int, what: Operation, seen: tuple[int, ...]) -> None:
         if self.chain.job is None:
             return
         cells = self.cells

@@ -9,14 +9,17 @@ from qmpshim.model.chain.drain import Drain
 from qmpshim.model.chain.protocols import SerializationProtocol
 from qmpshim.model.chain.secondary import Chain, Stage
 from qmpshim.model.check.linearizability import Linearizations
+from qmpshim.model.check.observables import Aspect, Observable, Observations
 from qmpshim.model.check.online import StepChecker
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT, BackupJob
+from qmpshim.model.disks.image import Alloc
 from qmpshim.model.explore.system import Choice, Footprint, Violation
+from qmpshim.model.operations import Operation
 from qmpshim.model.runtime.coroutines import Co, Io, OperationError, run_sequentially
 from qmpshim.model.runtime.instrumented import InstrumentedMemory
 from qmpshim.model.runtime.scheduler import Scheduler
-from qmpshim.model.scenario import COMMANDS, Op, Scenario
+from qmpshim.model.scenario import Scenario
 
 
 class InstrumentedChain(Chain):
@@ -92,22 +95,22 @@ class ModelSystem:
 
     # -- the operations ----------------------------------------------------------------------------
 
-    def _starter(self, index: int, op: Op) -> Callable[[], Co[Any]]:
+    def _starter(self, index: int, op: Operation) -> Callable[[], Co[Any]]:
         def start() -> Co[Any]:
             self.watch.started(index)
             co = self._coroutine(op, self.scenario.number(index))
             if not self.drained:
                 return co
-            guard = self.drain.command if op.do in COMMANDS else self.drain.request
+            guard = self.drain.command if op.is_command else self.drain.request
             return guard(index, co)
 
         return start
 
-    def _coroutine(self, op: Op, number: int) -> Co[Any]:
-        method = getattr(self.chain, op.do)
-        if op.do in COMMANDS:
+    def _coroutine(self, op: Operation, number: int) -> Co[Any]:
+        method = getattr(self.chain, op.name)
+        if op.is_command:
             co: Co[Any] = method()
-        elif op.do.endswith("read"):
+        elif op.reads:
             co = method(op.start, op.count)
         else:
             co = method(op.start, op.count, number)
@@ -145,7 +148,7 @@ class ModelSystem:
         self.watch = StepChecker(scenario, self.chain, cells)
         for number, op in enumerate(scenario.setup, 1):
             run_sequentially(self._coroutine(op, number))
-            if op.do in COMMANDS:
+            if op.is_command:
                 self.watch.new_base()
         self.precedence: list[frozenset[int]] = [frozenset()] * len(scenario.ops)
         self.steps.clear()
@@ -178,7 +181,7 @@ class ModelSystem:
 
     def finish(self) -> Hashable:
         watch = self.watch
-        outcome = (tuple(watch.results), self.final_state())
+        outcome = self.observations()
         if watch.violation is None and not all(self.scheduler.over):
             watch.violation = self._hang()
         if watch.violation is None:
@@ -187,29 +190,34 @@ class ModelSystem:
             watch.violation = self.allowed.judge(outcome, self.precedence, watch.failed)
         return outcome
 
-    def final_state(self) -> Hashable:
-        """Contents and allocation of all images, the bitmap and the stage."""
-        chain, edges, job = self.chain, self.cells.edges[:-1], self.chain.job
-        images: list[tuple[int | None, ...]] = [
-            tuple(chain.secondary.contents.read(edge, 1)[0] for edge in edges)
-        ]
-        kinds: list[tuple[int, ...]] = []
-        for image in (chain.hidden, chain.active):
-            alloc = [image.alloc.get(edge // image.cluster) for edge in edges]
-            if job is not None and image is chain.hidden:  # what may not be read is not compared
-                alloc = [
-                    kind if job.owes(edge // job.cluster_size) else None
-                    for edge, kind in zip(edges, alloc, strict=True)
-                ]
-            kinds.append(tuple(-1 if kind is None else int(kind) for kind in alloc))
-            images.append(
-                tuple(
-                    None if kind is None else image.contents.read(edge, 1)[0]
-                    for edge, kind in zip(edges, alloc, strict=True)
-                )
-            )
-        copied = job and tuple(job.is_copied(cluster) for cluster in job.clusters)
-        return tuple(images), tuple(kinds), copied, chain.stage.value, chain.error
+    def observations(self) -> Observations:
+        """Answers, what was read, contents and allocation of all images, the bitmap, the stage."""
+        chain, job, found = self.chain, self.chain.job, Observations()
+        for index, answer in enumerate(self.watch.answers):
+            found[Observable(Aspect.ANSWER, index)] = answer
+        found[Observable(Aspect.STAGE)] = chain.stage.value
+        found[Observable(Aspect.STATUS)] = chain.error
+        for cell, edge in enumerate(self.cells.edges[:-1]):
+            for index, op in enumerate(self.scenario.ops):
+                data = self.watch.data[index]
+                if data is not None and edge in op.sectors:
+                    first = self.cells.pieces(op.start, op.count).start
+                    found[Observable(Aspect.DATA, index, cell)] = data[cell - first]
+            owner = chain.secondary.contents.read(edge, 1)[0]
+            found[Observable(Aspect.DISK, "secondary", cell)] = owner
+            for name, image in (("hidden", chain.hidden), ("active", chain.active)):
+                kind = image.alloc.get(edge // image.cluster)
+                if image is chain.hidden and job and not job.owes(edge // job.cluster_size):
+                    kind = None  # what may not be read is not observed
+                if kind is not None:
+                    owner = image.contents.read(edge, 1)[0]
+                    found[Observable(Aspect.DISK, name, cell)] = owner
+                there = Alloc.UNALLOCATED if kind is None else kind
+                found[Observable(Aspect.ALLOCATION, name, cell)] = int(there)
+            if job is not None:
+                copied = job.is_copied(edge // job.cluster_size)
+                found[Observable(Aspect.COPIED, "", cell)] = copied
+        return found
 
     # -- Listener ----------------------------------------------------------------------------------
 
@@ -250,13 +258,13 @@ class ModelSystem:
                 return Violation(Verdict.HANG, text)
         return None
 
-    def sequential(self, order: Sequence[int]) -> Hashable | None:
+    def sequential(self, order: Sequence[int]) -> Observations | None:
         """The outcome when operations run one after another, each to its end; None: one cannot."""
         self.reset()
         for op in order:
             if not self.run_alone(op):
                 return None
-        return tuple(self.watch.results), self.final_state()
+        return self.observations()
 
     def run_alone(self, op: int) -> bool:
         """Run one operation from its start to its end; whether it reached it."""

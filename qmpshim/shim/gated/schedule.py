@@ -11,13 +11,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qmpshim.conformance.explore.harness.choices import Complete, Fail, IoId, RealChoice, Start
-from qmpshim.conformance.explore.harness.history import io_event
+from qmpshim.conformance.explore.harness.events import (
+    Arrived,
+    Completed,
+    Ended,
+    Event,
+    Failed,
+    Note,
+    Started,
+    What,
+)
 from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo
-from qmpshim.conformance.explore.harness.trace import TraceEvent, What, note
-from qmpshim.conformance.explore.scenarios import BASE, COMMANDS, DATA, FLUSHES, RealScenario, words
+from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.errors import InputError
 from qmpshim.machine.nbd.gate.gate import HeldIO
-from qmpshim.model.scenario import Op
+from qmpshim.model.answers import UNANSWERED, Answer
+from qmpshim.model.operations import Operation, Verb, operation
 
 MOST = 6  # concurrent operations: their every order is tried when the end is judged
 
@@ -29,7 +38,7 @@ class _Line:
     what: What
     op: int
     named: NamedIo | None = None
-    say: str = ""
+    answer: Answer = UNANSWERED
     errno: int = 0
 
 
@@ -44,7 +53,7 @@ class Schedule:
         self._form = form
         self._size = size
         self._cluster = cluster
-        self._ops: list[Op] = []
+        self._ops: list[Operation] = []
         self._names = IoNames(self._ops, ())
         self._lines: list[_Line] = []
         self._running: list[int] = []
@@ -59,7 +68,7 @@ class Schedule:
     @property
     def in_flight(self) -> list[str]:
         """The operations under way, in words."""
-        return [words(self._ops[index]) for index in self._running]
+        return [str(self._ops[index]) for index in self._running]
 
     def forget(self) -> None:
         """What was done so far was the chain's beginning."""
@@ -71,7 +80,7 @@ class Schedule:
     def begins(self, do: str, start: int = 0, count: int = 0) -> int:
         """An operation begins; positions in sectors. Gives its index, for :meth:`ends`."""
         index = len(self._ops)
-        self._ops.append(Op(do, start, count))
+        self._ops.append(operation(do, start, count))
         self._names.joined(BASE + 1 + index)
         if self._running:
             self._concurrent(min(self._running))
@@ -81,11 +90,11 @@ class Schedule:
         self._lines.append(_Line(What.START, index))
         return index
 
-    def ends(self, index: int, answer: str) -> None:
-        """An operation was answered: ``ok``, ``errno N`` or an error's text."""
+    def ends(self, index: int, answer: Answer) -> None:
+        """An operation was answered."""
         self._running.remove(index)
         self._set_flushing()
-        self._lines.append(_Line(What.ENDS, index, say=answer))
+        self._lines.append(_Line(What.ENDS, index, answer=answer))
 
     def is_data(self, io: HeldIO) -> bool:
         """Whether an I/O is about data, and so a step; qcow2's metadata is none."""
@@ -115,7 +124,7 @@ class Schedule:
         self._first = index if self._first is None else min(self._first, index)
 
     def _set_flushing(self) -> None:
-        self._names.flushing = any(self._ops[i].do in FLUSHES for i in self._running)
+        self._names.flushing = any(self._ops[i].flushes for i in self._running)
 
     # -- events to record --------------------------------------------------------
 
@@ -124,21 +133,27 @@ class Schedule:
         """How many operations are over before the concurrent ones begin."""
         return max(0, len(self._ops) - 1) if self._first is None else self._first
 
-    def events(self) -> Iterator[TraceEvent]:
+    def events(self) -> Iterator[Event]:
         """What happened, as the explorer notes it; the setup's operations come first."""
         setup = self._setup
         for done in self._ops[:setup]:
-            yield note(f"before: {words(done)}")
+            yield Note(f"before: {done}")
         for line in self._lines:
             if line.op < setup:
                 continue
             if line.named is not None:
-                text = f"with errno {line.errno}" if line.what is What.FAIL else ""
-                yield io_event(line.what, _shifted(line.named, setup), text)
+                io = _shifted(line.named, setup)
+                match line.what:
+                    case What.FAIL:
+                        yield Failed(io, line.errno)
+                    case What.COMPLETE:
+                        yield Completed(io)
+                    case _:
+                        yield Arrived(io)
             elif line.what is What.START:
-                yield TraceEvent(What.START, line.op - setup, text=words(self._ops[line.op]))
+                yield Started(line.op - setup, self._ops[line.op])
             else:
-                yield TraceEvent(line.what, line.op - setup, text=line.say)
+                yield Ended(line.op - setup, line.answer)
 
     def case(
         self, name: str = "by-hand", dead: bool = False
@@ -159,12 +174,12 @@ class Schedule:
                 f"{len(ops)} operations since the first I/O was held: at most {MOST} can be judged"
             )
         for op in self._ops:
-            if op.do not in DATA + COMMANDS or op.do == "guest_zero":  # but on the primary
-                raise InputError(f"the explorer knows no {words(op)}")
-        commands = {op.do for op in ops if op.do in COMMANDS} - {"status"}
-        data = {op.do for op in ops if op.do in DATA}
-        guest_only = all(do.startswith("guest") for do in data)
-        contract = not commands or not data or (commands == {"failover"} and guest_only)
+            if op.disconnects or (op.is_guest and op.verb is Verb.ZERO):
+                raise InputError(f"the explorer knows no {op}")
+        commands = {op.verb for op in ops if op.reconfigures}
+        data = [op for op in ops if op.is_request]
+        guest_only = all(op.is_guest for op in data)
+        contract = not commands or not data or (commands == {Verb.FAILOVER} and guest_only)
         scenario = RealScenario(name, ops, before, self._form, self._size, self._cluster, contract)
         return scenario, tuple(self._choices(setup))
 
@@ -186,4 +201,4 @@ def _shifted(named: NamedIo, setup: int) -> IoId:
 
 def say(named: NamedIo) -> str:
     """``hidden write 0+128 (of 0)``."""
-    return str(io_event(What.ARRIVES, named.id)).strip()
+    return str(Arrived(named.id)).strip()

@@ -11,9 +11,9 @@ from typing import Any
 
 from qmpshim.conformance.explore.harness.choices import Fail, RealChoice, Start
 from qmpshim.conformance.explore.report.finding_files import load_finding
-from qmpshim.conformance.explore.scenarios import BASE, COMMANDS, words
+from qmpshim.conformance.explore.scenarios import BASE
 from qmpshim.errors import InputError
-from qmpshim.model.scenario import Op
+from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.units import SECTOR
 from qmpshim.shim.shell.client import ShellClient
 from qmpshim.shim.shell.io import Disks, Flights
@@ -109,7 +109,7 @@ class Gated:
         if told["held"] or told["in-flight"]:
             raise InputError("something is held or in flight: end it first")
         for op in finding.scenario.setup:
-            self._say(f"before: {words(op)}")
+            self._say(f"before: {op}")
             await self._job(op)
         await self._ask("x-shim-hold")
         here: dict[int, int] = {}  # what the schedule's operations are called here
@@ -118,13 +118,13 @@ class Gated:
         if most is None:
             await self._ask("x-shim-let")
 
-    async def _step(self, step: RealChoice, ops: Sequence[Op], here: dict[int, int]) -> None:
+    async def _step(self, step: RealChoice, ops: Sequence[Operation], here: dict[int, int]) -> None:
         if isinstance(step, Start):
             op = ops[step.op]
             before = int((await self._ask("x-shim-held"))["next-operation"])
             here[step.op] = before - 1 - BASE
-            self._say(f"start {step.op}: {words(op)}")
-            await self._flights.wait(words(op), self._job(op))
+            self._say(f"start {step.op}: {op}")
+            await self._flights.wait(str(op), self._job(op))
             await self._until(lambda told: told["next-operation"] > before or not _listed(op))
             return
         error = [step.fault] if isinstance(step, Fail) else []
@@ -146,19 +146,19 @@ class Gated:
             await asyncio.sleep(0.01)
         return None
 
-    def _job(self, op: Op) -> Coroutine[Any, Any, str]:
-        if op.do in COMMANDS:
-            return self._command(*_QMP[op.do])
-        side, verb = op.do.split("_", 1)
+    def _job(self, op: Operation) -> Coroutine[Any, Any, str]:
+        if op.is_command:
+            return self._command(*_QMP[op.verb])
+        side = op.side
         place = op.start * SECTOR, op.count * SECTOR
-        match verb:
-            case "write":
+        match op.verb:
+            case Verb.WRITE:
                 return self._disks.write(side, *place, "pattern")
-            case "zero" | "zero_no_hole":
-                return self._disks.write(side, *place, verb.replace("_", "-"))
-            case "discard":
+            case Verb.ZERO | Verb.ZERO_NO_HOLE:
+                return self._disks.write(side, *place, op.verb.replace("_", "-"))
+            case Verb.DISCARD:
                 return self._disks.discard(side, *place)
-            case "flush":
+            case Verb.FLUSH:
                 return self._disks.flush(side)
         return self._quiet_read(side, *place)
 
@@ -171,9 +171,9 @@ class Gated:
         return command
 
 
-def _listed(op: Op) -> bool:
+def _listed(op: Operation) -> bool:
     """Whether the shim records an operation: a mere query is no step there."""
-    return op.do not in ("status", "unexport")
+    return op.verb not in (Verb.STATUS, Verb.UNEXPORT)
 
 
 def _rule(what: Sequence[str]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from qmpshim.errors import (
     QmpshimError,
 )
 from qmpshim.machine.images.write_log import LogError
+from qmpshim.model.answers import DISCONNECTED, OK, ReportedError
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
@@ -276,15 +277,15 @@ class TrackedChains:
                     self.passed_over.pop(_REPLICATION, None)
                 for tracker in tuple(self._met_now):
                     await self._follow(tracker)
-                self._step(Kind.START, reply, lambda oracle: oracle.chain.start())
+                self._step(Kind.START, command, reply, lambda oracle: oracle.chain.start())
             elif arguments.get("failover") is True:
                 self.passed_over.pop(_REPLICATION, None)
                 reply = await self._forward(Kind.FAILOVER, command)
-                self._step(Kind.FAILOVER, reply, lambda oracle: oracle.chain.failover())
+                self._step(Kind.FAILOVER, command, reply, lambda oracle: oracle.chain.failover())
             elif arguments.get("enable") is False:
                 self.passed_over.pop(_REPLICATION, None)
                 reply = await self._forward(Kind.STOP, command)
-                self._step(Kind.STOP, reply, lambda oracle: oracle.chain.stop())
+                self._step(Kind.STOP, command, reply, lambda oracle: oracle.chain.stop())
             else:
                 reply = await self.shim.forward(command)
             return reply
@@ -292,7 +293,7 @@ class TrackedChains:
     async def _checkpoint(self, command: Command) -> Reply | None:
         async with self._still():
             reply = await self._forward(Kind.CHECKPOINT, command)
-            self._step(Kind.CHECKPOINT, reply, lambda oracle: oracle.chain.checkpoint())
+            self._step(Kind.CHECKPOINT, command, reply, lambda oracle: oracle.chain.checkpoint())
             return reply
 
     async def _forward(self, kind: Kind, command: Command) -> Reply | None:
@@ -306,14 +307,17 @@ class TrackedChains:
         step = schedule.begins(kind.value)
         reply = await self.shim.forward(command)
         error = None if reply is None else reply.value().get("error")
-        schedule.ends(step, "gone" if reply is None else error["desc"] if error else "ok")
+        if reply is None:
+            schedule.ends(step, DISCONNECTED)
+        else:
+            schedule.ends(step, ReportedError(str(error["desc"])) if error else OK)
         return reply
 
-    def _step(self, kind: Kind, reply: Reply | None, do: Step) -> None:
+    def _step(self, kind: Kind, command: Command, reply: Reply | None, do: Step) -> None:
         """Do a command in all models of replication, too, and compare how it ended."""
         chains = [t for t in self.trackers if t.found.workflow is Workflow.REPLICATION]
         error = None if reply is None else reply.value().get("error")
-        if not chains or (error is not None and error["desc"].startswith("Parameter ")):
+        if not chains or not _accepted(kind, command):
             return  # it never reached replication
         observed = "success" if error is None else str(error["desc"])
         predicted = {tracker: tracker.step(kind, do) or "success" for tracker in chains}
@@ -596,6 +600,23 @@ class TrackedChains:
         await self.logs.close()
         await self.endpoints.close()
         self.payloads.close()
+
+
+def _accepted(kind: Kind, command: Command) -> bool:
+    """Whether a command's arguments are such that QEMU hands it on to block replication.
+
+    As ``xen-set-replication`` of qapi/migration.json and ``qmp_xen_set_replication`` of
+    migration/colo.c have it (2.9 to 11.1).
+    """
+    arguments = command.arguments or {}
+    if kind is Kind.CHECKPOINT:
+        return not arguments
+    names = arguments.keys()
+    return (
+        {"enable", "primary"} <= names <= {"enable", "primary", "failover"}
+        and all(isinstance(value, bool) for value in arguments.values())
+        and not (arguments["enable"] and "failover" in names)
+    )
 
 
 def _expect_done(command: Command, reply: Reply | None) -> None:

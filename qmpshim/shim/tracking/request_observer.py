@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from qmpshim.conformance.workload.workload import Kind, Side
 from qmpshim.machine.nbd.protocol import CMD_NO_HOLE, NbdCommand, Request
+from qmpshim.model.answers import DISCONNECTED, OK, Answer, io_error
 from qmpshim.model.units import SECTOR
 from qmpshim.shim.tracking.follow import Change
 
@@ -79,7 +80,7 @@ class ExportObserver:
 
     def ends(self, token: int, request: Request, error: int) -> None:
         """QEMU has answered."""
-        self._over(token, f"errno {error}" if error else "ok")
+        self._over(token, io_error(error) if error else OK)
         kind = _KINDS.get(request.type)
         if kind is None:
             return
@@ -92,7 +93,7 @@ class ExportObserver:
 
     def lost(self, token: int, request: Request) -> None:
         """QEMU will not answer."""
-        self._over(token, "gone")
+        self._over(token, DISCONNECTED)
         if (kind := _KINDS.get(request.type)) is not None:
             self._teller.lost(self._export, self._change(kind, request))
 
@@ -101,7 +102,7 @@ class ExportObserver:
         mapped = bool(request.flags & CMD_NO_HOLE)
         return Change(side, kind, request.offset, request.length, request.data, mapped)
 
-    def _over(self, token: int, answer: str) -> None:
+    def _over(self, token: int, answer: Answer) -> None:
         flying = self._flying.pop(token)
         if flying.step is not None and self._teller.schedule is not None:
             self._teller.schedule.ends(flying.step, answer)

@@ -35,10 +35,11 @@ from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.machine.host import manual_event_loop
+from qmpshim.model.answers import DISCONNECTED
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
-from qmpshim.model.scenario import Op
+from qmpshim.model.operations import operation
 
 KNOWN = folder.DIRECTORY
 
@@ -108,7 +109,7 @@ def test_known_states_hide_nothing_of_what_is_judged_after_a_failure(
 
 
 def test_a_setup_that_cannot_be_done_is_told(qemu_build: Build) -> None:
-    scenario = scenarios.RealScenario("made", (Op("status"),), (Op("start"),))
+    scenario = scenarios.RealScenario("made", (operation("status"),), (operation("start"),))
     with pytest.raises(InputError, match="made: the setup cannot be done: start: "):
         explore_real(qemu_build, [scenario])
 
@@ -312,7 +313,7 @@ def test_a_client_that_vanishes_leaves_the_export_to_the_next(stage: QemuPool) -
         system = RealSystem(stage, scenario)
         explored = explore(system, Mode.STATEFUL, Budget(seconds=30), stop=False)
         assert explored.exhaustive and not system.found and not system.derailed
-        assert any("gone" in outcome[0] for outcome in explored.outcomes)  # type: ignore[index]
+        assert any(DISCONNECTED in outcome[0] for outcome in explored.outcomes)  # type: ignore[index]
 
 
 def test_the_secondary_disk_may_be_qcow2(stage: QemuPool) -> None:
@@ -328,7 +329,7 @@ def test_the_snapshot_forgets_whole_clusters_only(each_build: Build) -> None:
     """Since 9.1 what of a cluster was not asked for keeps its old data."""
     if read_version(each_build)[0] < (9, 1):
         pytest.skip("older builds abort (snapshot-discard-aborts)")
-    ops = (Op("primary_write", 0, 8), Op("guest_discard", 8, 16, after=0))
+    ops = (operation("primary_write", 0, 8), operation("guest_discard", 8, 16, after=0))
     scenario = RealScenario("made", ops, form="fleecing", size=320, cluster=8)
     report = explore_real(each_build, [scenario], minimise=False)
     assert not report.findings and not report.unconfirmed and not report.scenarios[0].skipped

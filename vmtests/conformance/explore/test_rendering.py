@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.checkers import (
-    failures,
-    final_state,
-    linearizability,
-    online,
-    quorum,
+from qmpshim.conformance.explore.harness.events import (
+    Arrived,
+    Completed,
+    Ended,
+    Failed,
+    Started,
 )
-from qmpshim.conformance.explore.harness import run
-from qmpshim.conformance.explore.harness.trace import TraceEvent
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
 from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.machine.builds.build import Build
+from qmpshim.model.answers import _Described
 from qmpshim.model.check.cause import Cause
+from qmpshim.model.operations import Operation
 
 #: With findings of most kinds: known ones on some build, and with faults on all.
 NAMES = ("fleecing-WR", "WC", "primary-PG", "OQ")
@@ -63,9 +63,8 @@ def gibberish(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     with monkeypatch.context() as patch:
         patch.setattr(Cause, "__str__", spoilt)
-        patch.setattr(TraceEvent, "__str__", spoilt)
-        for module in (run, linearizability, failures, final_state, online, quorum):
-            patch.setattr(module, "words", spoilt)
+        for kind in (Started, Completed, Failed, Arrived, Ended, _Described, Operation):
+            patch.setattr(kind, "__str__", spoilt)
         yield
 
 

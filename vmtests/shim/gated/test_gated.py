@@ -25,6 +25,7 @@ from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.model.answers import OK
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.units import SECTOR
 from qmpshim.shim.emulator.serve import Options, Served, endpoint
@@ -183,7 +184,7 @@ def test_zeroes_without_a_hole_are_another_operation(gated: Gated, tmp_path: Pat
     path = tmp_path / "bundle.json"
     path.write_text(json.dumps(told["case"]))
     scenario = load_finding(path).scenario
-    done = [op.do for op in (*scenario.setup, *scenario.ops)]
+    done = [op.name for op in (*scenario.setup, *scenario.ops)]
     assert done == ["primary_zero_no_hole", "primary_zero"]
 
 
@@ -277,18 +278,18 @@ def test_a_schedule_cannot_hold_everything() -> None:
     with pytest.raises(InputError, match="still in flight"):
         schedule.case()
     assert len(schedule.case(dead=True)[0].ops) == 1
-    schedule.ends(running, "ok")
+    schedule.ends(running, OK)
     for _ in range(MOST):
         running = schedule.begins("guest_read", 0, 8)
-        schedule.ends(running, "ok")
+        schedule.ends(running, OK)
     scenario, steps = schedule.case()  # one after another: all but the last are the setup
     assert (len(scenario.setup), len(scenario.ops), steps) == (MOST, 1, (Start(0),))
     both = schedule.begins("guest_read", 0, 8), schedule.begins("checkpoint")
     for index in both:
-        schedule.ends(index, "ok")
+        schedule.ends(index, OK)
     scenario, steps = schedule.case()
     assert steps == (Start(0), Start(1)) and not scenario.contract
-    schedule.ends(schedule.begins("guest_zero", 0, 8), "ok")
+    schedule.ends(schedule.begins("guest_zero", 0, 8), OK)
     with pytest.raises(InputError, match="guest zero"):
         schedule.case()
 

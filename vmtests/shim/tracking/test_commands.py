@@ -159,6 +159,25 @@ def test_a_command_that_answers_otherwise_than_the_model(service: Service) -> No
     assert service.served.watch.divergences[0].verdict == "error-contract"
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("xen-set-replication", {"enable": True, "primary": False, "failover": True}),
+        ("xen-set-replication", {"enable": False}),
+        ("xen-set-replication", {"enable": True, "primary": False, "more": 1}),
+        ("xen-set-replication", {"enable": True, "primary": 0}),
+        ("xen-colo-do-checkpoint", {"more": 1}),
+    ],
+)
+def test_a_command_whose_arguments_qemu_refuses_never_reaches_the_chain(
+    service: Service, command: str, arguments: dict[str, Any]
+) -> None:
+    wire = service.client()
+    wire.ask("xen-set-replication", {"enable": True, "primary": False})
+    assert "error" in wire.ask(command, arguments)
+    assert wire.ask("x-shim-status")["return"]["divergences"] == 0
+
+
 def test_what_was_done_is_a_bundle_that_replays(service: Service, tmp_path: Path) -> None:
     wire = service.client()
     uris = _uris(wire)

@@ -18,7 +18,7 @@ from qmpshim.conformance.explore.harness.io_naming import GARBAGE, owners
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.replay import follow, system_of
-from qmpshim.conformance.explore.scenarios import BASE, RealScenario, words
+from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.errors import InputError, UnsupportedFeature
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.topology import TOPOLOGIES
@@ -80,7 +80,7 @@ def _compare(scenario: RealScenario, seen: Outcome, possible: Sequence[Outcome])
         data = seen.data[index]
         if data is not None:
             told = want.data[index] if want else None
-            title = f"what op {index} ({words(op)}) returned"
+            title = f"what op {index} ({op}) returned"
             disks.append(_disk(title, scenario.cluster, told, data, (None, None), whose, op.start))
     return _map(scenario.cluster, disks)
 
@@ -134,10 +134,10 @@ def _namer(scenario: RealScenario) -> Whose:
             return "a later probe"
         index = owner - BASE - 1
         if index < len(scenario.setup):
-            return f"setup: {words(scenario.setup[index])}"
+            return f"setup: {scenario.setup[index]}"
         index -= len(scenario.setup)
         if index < len(scenario.ops):
-            return f"op {index}: {words(scenario.ops[index])}"
+            return f"op {index}: {scenario.ops[index]}"
         return f"operation {owner}"
 
     return whose

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from textwrap import wrap
 from typing import Any
 
+from qmpshim.model.answers import OK, answer_from_json
+
 LEFT, LANE, HEAD, LINE, PAD = 44, 292, 20, 17, 11
 _CHARACTERS = 36  # of the diagram's font in a lane
 
@@ -122,7 +124,7 @@ def _step(
     for other, answer in step["ends"]:
         if 0 <= other < len(states):
             states[other].ended = True
-            well = "ends" if answer == "ok" else "fails"
+            well = "ends" if answer_from_json(answer) == OK else "fails"
             rows.setdefault(other, []).append((f"ends: {answer}", well))
     holders = [index for index, one in enumerate(states) if one.state == "held"]
     if not straight:

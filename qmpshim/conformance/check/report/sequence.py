@@ -9,10 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from qmpshim.conformance.explore.harness.trace import TraceEvent, What
+from qmpshim.conformance.explore.harness.events import (
+    Arrived,
+    Completed,
+    Ended,
+    Event,
+    Failed,
+    Started,
+    What,
+)
+from qmpshim.model.answers import answer_to_json
 
 
-def steps_of_events(lanes: Sequence[str], events: Iterable[TraceEvent]) -> dict[str, Any]:
+def steps_of_events(lanes: Sequence[str], events: Iterable[Event]) -> dict[str, Any]:
     """The diagram of an explored schedule.
 
     :param lanes: the operations, in words
@@ -24,14 +33,17 @@ def steps_of_events(lanes: Sequence[str], events: Iterable[TraceEvent]) -> dict[
     """
     steps: list[dict[str, Any]] = []
     for event in events:
-        if event.what is What.ARRIVES and steps:
-            steps[-1]["arrives"].append([event.op, event.io])
-        elif event.what is What.ENDS and steps:
-            steps[-1]["ends"].append([event.op, event.text])
-        elif event.what.is_step:
-            steps.append(_step(event.op, event.what.value, event.text, event.io))
-        else:
-            steps.append(_step(None, What.NOTE.value, str(event).strip()))
+        match event:
+            case Arrived(io) if steps:
+                steps[-1]["arrives"].append([io.op, str(io)])
+            case Ended(op, answer) if steps:
+                steps[-1]["ends"].append([op, answer_to_json(answer)])
+            case Started(op):
+                steps.append(_step(op, event.what.value, event.text))
+            case Completed(io) | Failed(io):
+                steps.append(_step(io.op, event.what.value, event.text, str(io)))
+            case _:
+                steps.append(_step(None, What.NOTE.value, str(event).strip()))
     return {"lanes": list(lanes), "steps": steps}
 
 

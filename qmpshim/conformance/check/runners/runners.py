@@ -24,7 +24,7 @@ from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
-from qmpshim.conformance.explore.scenarios import RealScenario, named, scenario_from_json, words
+from qmpshim.conformance.explore.scenarios import RealScenario, named, scenario_from_json
 from qmpshim.conformance.explore.search.exploration import ExploreReport, explore_real
 from qmpshim.conformance.explore.search.minimize import search, show_again
 from qmpshim.conformance.known.folder import known_directed, known_findings, known_path, write_up
@@ -244,9 +244,9 @@ def _of_schedule(finding: Finding, build: Build, directory: Path) -> CaseFinding
     """A finding of the explorer's, kept as a bundle, with its diagram and maps."""
     assert finding.verdict is not None
     place = save_finding(directory / slug(f"{finding.verdict}-{finding.scenario.name}"), finding)
-    lanes = [f"op {index}: {words(op)}" for index, op in enumerate(finding.scenario.ops)]
+    lanes = [f"op {index}: {op}" for index, op in enumerate(finding.scenario.ops)]
     scenario = finding.scenario
-    setup = ", ".join(words(op) for op in scenario.setup)
+    setup = ", ".join(map(str, scenario.setup))
     return CaseFinding(
         finding.verdict,
         str(finding.cause),

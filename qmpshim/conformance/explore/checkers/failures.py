@@ -40,22 +40,18 @@ from qmpshim.conformance.explore.checkers.sequential import (
     run_in_order,
 )
 from qmpshim.conformance.explore.harness.io_naming import NamedIo, tags
-from qmpshim.conformance.explore.scenarios import (
-    CHANGES,
-    COMMANDS,
-    PRIMARY,
-    ZEROES,
-    cut_off,
-    words,
-)
+from qmpshim.conformance.explore.scenarios import cut_off
 from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES
+from qmpshim.model.answers import DISCONNECTED, OK, IoError, answer_to_json, io_error
 from qmpshim.model.check.cause import Cause, CauseKind, FaultContext, Relation
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
+from qmpshim.model.operations import Verb, does
 
 _MOST = 4  # I/Os on one image that an operation under way may have had behind it
-_EMPTIES = ("start", "checkpoint", "stop")
-_CLOSES = ("failover", "stop")  # end a job and close its filter, which flushes
+_EMPTIES = (Verb.START, Verb.CHECKPOINT, Verb.STOP)  # the overlays
+_CLOSES = (Verb.FAILOVER, Verb.STOP)  # end a job and close its filter, which flushes
+_ALL_CHAIN = (*_EMPTIES, Verb.FAILOVER)  # what changes the chain
 
 
 class FailureChecker:
@@ -151,7 +147,7 @@ class FailureChecker:
         plain = run_in_order(self._scenario, self._judge.behaviour, order, fates)
         cluster = max(128, self._scenario.cluster)  # the backup's
         # With a checkpoint between a cluster may be copied twice, and only once fail.
-        twice = any(op.do in _EMPTIES for op in self._scenario.ops)
+        twice = does(self._scenario.ops, *_EMPTIES)
         met = {
             n
             for hit in (() if twice else hits)
@@ -159,7 +155,7 @@ class FailureChecker:
             for n in range(hit.start // cluster, -(-(hit.start + hit.count) // cluster))
         }
         for index, op in enumerate(self._scenario.ops):
-            if not plain.answers[index].startswith("errno") or op.do not in PRIMARY or not op.count:
+            if not isinstance(plain.answers[index], IoError) or not op.is_primary or not op.count:
                 continue
             own = range(op.start // cluster, -(-(op.start + op.count) // cluster))
             others = [n for n in own if n not in met]
@@ -169,9 +165,7 @@ class FailureChecker:
     def _victims(self, hit: InjectedFault) -> list[Callable[[], FaultPlacement]]:
         """Who may meet a failure; an image that is gone, after how many I/Os of whom."""
         under_way = self._under_way(hit)
-        empties = hit.image not in PRIMARY_IMAGES and any(
-            op.do in _EMPTIES for op in self._scenario.ops
-        )
+        empties = hit.image not in PRIMARY_IMAGES and does(self._scenario.ops, *_EMPTIES)
         emptied = (False, True) if empties else (False,)
         if not hit.gone:
             ways: list[Callable[[], FaultPlacement]] = [
@@ -179,16 +173,16 @@ class FailureChecker:
             ]
             if hit.reader is not None:
                 ways.append(partial(AnyRead, hit, hit.reader))
-            stops = any(op.do in _CLOSES for op in self._scenario.ops)
+            stops = does(self._scenario.ops, *_CLOSES)
             if self._scenario.has("quorum") and hit.image == "secondary" and stops:
                 # To who reads in between the write may look like one that came after the stop.
                 ways.append(partial(Unobserved, hit))
-            does = {self._scenario.ops[op].do for op in under_way}
-            if hit.verb == "flush" and does & set(_CLOSES):
+            closing = does([self._scenario.ops[op] for op in under_way], *_CLOSES)
+            if hit.verb == "flush" and closing:
                 ways.append(partial(Unobserved, hit))
             if hit.verb == "read" and hit.image == "secondary":
                 # Before it begins a commit may look at what it will write to (11.1).
-                commits = [op for op in under_way if self._scenario.ops[op].do == "failover"]
+                commits = [op for op in under_way if self._scenario.ops[op].verb is Verb.FAILOVER]
                 ways += [partial(NothingDone, hit, op) for op in commits]
             return ways
         return [
@@ -225,7 +219,7 @@ class FailureChecker:
     def _ejected(self, seen: Outcome) -> bool:
         """Whether an overlay may be: qcow2 ejects one that it cannot empty, which is told."""
         ops = self._scenario.ops
-        return any(op.do in _EMPTIES and seen.answers[i] != "ok" for i, op in enumerate(ops))
+        return any(op.verb in _EMPTIES and seen.answers[i] != OK for i, op in enumerate(ops))
 
     def _lost_with(self, image: str, seen: Outcome) -> set[str]:
         """What cannot be looked at when an image is gone: the tables of a qcow2 that it still owes
@@ -242,7 +236,7 @@ class FailureChecker:
         may = frozenset(op for hit in hits for op in self._may_have_met(hit, seen))
         failed = frozenset(op for op in may if self._says_failed(seen, op))
         if all(hit.image == "active" for hit in hits):  # where no primary's I/O goes
-            failed = frozenset(op for op in failed if ops[op].do not in PRIMARY)
+            failed = frozenset(op for op in failed if not ops[op].is_primary)
         self.in_part += bool(failed)
         for index in sorted(failed) if not self._emptying(seen, hits) else ():
             wrong = self._other_error(seen, index, hits)
@@ -269,14 +263,14 @@ class FailureChecker:
         ranges: set[tuple[int, int]] = set()
         clusters: set[int] = set()
         for op in (ops[index] for index in failed):
-            if op.do == "failover":
+            if op.verb is Verb.FAILOVER:
                 ranges.add((0, self._scenario.size))
                 clusters.update(range(-(-self._scenario.size // cluster)))
-            elif op.do in CHANGES:
+            elif op.changes:
                 ranges.add((op.start, op.start + op.count))
                 first, end = op.start // big * big, -(-(op.start + op.count) // big) * big
                 clusters.update(range(first // cluster, end // cluster))
-        failover_failed = any(ops[op].do == "failover" for op in failed)
+        failover_failed = any(ops[op].verb is Verb.FAILOVER for op in failed)
         names = {"status"} if not self._scenario.commits or failover_failed else set()
         for hit in hits:
             if hit.gone:
@@ -295,27 +289,27 @@ class FailureChecker:
         """On which images an operation may have got nothing done: one disk may be empty already."""
         if not failed:
             return [()]
-        one = [("hidden",), ("active",)] if self._scenario.ops[index].do in _EMPTIES else []
+        one = [("hidden",), ("active",)] if self._scenario.ops[index].verb in _EMPTIES else []
         return [(), IMAGES, *one]
 
     def _says_failed(self, seen: Outcome, op: int) -> bool:
         """Whether it says so; failover answers at once, and the status tells of its commit."""
-        if self._scenario.ops[op].do == "failover" and seen.status is not None:
+        if self._scenario.ops[op].verb is Verb.FAILOVER and seen.status is not None:
             return True
-        return seen.answers[op] != "ok"
+        return seen.answers[op] != OK
 
     def _other_error(
         self, seen: Outcome, op: int, hits: tuple[InjectedFault, ...]
     ) -> RealViolation | None:
         """An I/O is answered with the error that there was, or its client is gone."""
-        do, told = self._scenario.ops[op].do, seen.answers[op]
-        if do in COMMANDS or told in {f"errno {hit.errno}" for hit in hits}:
+        what, told = self._scenario.ops[op], seen.answers[op]
+        if what.is_command or told in {io_error(hit.errno) for hit in hits}:
             return None
-        if told == "gone" and do in cut_off(self._scenario.ops):
+        if told == DISCONNECTED and what.side in cut_off(self._scenario.ops):
             return None
         fault = self._fault(hits, Relation.AFTER)
-        text = f"{words(self._scenario.ops[op])} answers {told!r}, {fault}"
-        cause = Cause(CauseKind.WRONG_ANSWER, do, told, fault=fault)
+        text = f"{what} answers {str(told)!r}, {fault}"
+        cause = Cause(CauseKind.WRONG_ANSWER, what.name, answer_to_json(told), fault=fault)
         return RealViolation(Verdict.ERROR_CONTRACT, text, op, cause=cause)
 
     def _emptying(self, seen: Outcome, hits: tuple[InjectedFault, ...]) -> bool:
@@ -328,7 +322,8 @@ class FailureChecker:
             return False
         straight = self._judge.straight.values()
         return any(
-            op.do in _EMPTIES and all(one.answers[index] != seen.answers[index] for one in straight)
+            op.verb in _EMPTIES
+            and all(one.answers[index] != seen.answers[index] for one in straight)
             for index, op in enumerate(self._scenario.ops)
         )
 
@@ -351,7 +346,7 @@ class FailureChecker:
             yield replace(end, status=None)
         secondary = list(end.secondary)
         for index, op in enumerate(self._scenario.ops):
-            if op.do == "failover" and end.status is not None:
+            if op.verb is Verb.FAILOVER and end.status is not None:
                 for before in self._uncommitted(index, hits):
                     for sector, owner in enumerate(seen.secondary):
                         view = end.view[sector] if end.view else None
@@ -366,7 +361,7 @@ class FailureChecker:
     ) -> Iterator[Outcome]:
         """The same end, when the status may tell of an error or not, who knows."""
         if late_for(self._scenario, hits):
-            asked = [n for n, op in enumerate(self._scenario.ops) if op.do == "status"]
+            asked = [n for n, op in enumerate(self._scenario.ops) if op.queries]
             answers = tuple(
                 seen.answers[n] if n in asked and not any(n in hit.over for hit in hits) else text
                 for n, text in enumerate(end.answers)
@@ -389,18 +384,18 @@ class FailureChecker:
     def _isolation(self, seen: Outcome) -> RealViolation | None:
         """No reader above the hidden disk sees what the primary wrote, whatever failed."""
         scenario = self._scenario
-        if any(op.do in ("checkpoint", "failover", "stop", "start") for op in scenario.ops):
+        if does(scenario.ops, *_ALL_CHAIN):
             return None
         primaries = {
-            scenario.number(index) if op.do == "primary_write" else 0
+            scenario.number(index) if op.writes else 0
             for index, op in enumerate(scenario.ops)
-            if op.do in ("primary_write", *ZEROES)
+            if op.is_primary and op.changes
         }
-        if any(op.do == "guest_discard" for op in scenario.ops):
+        if any(op.is_guest and op.verb is Verb.DISCARD for op in scenario.ops):
             primaries.discard(0)
         for index, data in enumerate(seen.data):
-            if data and scenario.ops[index].do == "guest_read" and primaries & set(data):
-                text = f"{words(scenario.ops[index])} returns new data after an I/O error"
+            if data and scenario.ops[index].is_guest and primaries & set(data):
+                text = f"{scenario.ops[index]} returns new data after an I/O error"
                 cause = Cause(CauseKind.NEW_DATA_AFTER_ERROR, "guest_read")
                 return RealViolation(Verdict.ISOLATION, text, index, cause=cause)
         if seen.view and primaries & set(seen.view):
@@ -423,14 +418,14 @@ class FailureChecker:
                     continue  # that the guest is not told: case 2
                 if index is None or index in hit.over or index != named.op:
                     continue  # another's affair: a commit's, which writes what was answered before
-                if seen.answers[index] == "ok":
+                if seen.answers[index] == OK:
                     op = self._scenario.ops[index]
                     return RealViolation(
                         Verdict.ERROR_CONTRACT,
-                        f"{words(op)} says success, though its data was refused by the "
+                        f"{op} says success, though its data was refused by the "
                         f"{named.io.image} disk",
                         index,
-                        cause=Cause(CauseKind.ERROR_MASKED, op.do, f"{named.io.image} write"),
+                        cause=Cause(CauseKind.ERROR_MASKED, op.name, f"{named.io.image} write"),
                     )
         return None
 
@@ -439,10 +434,10 @@ class FailureChecker:
         scenario = self._scenario
         if scenario.topology.replication_mode != "secondary" or seen.status is not None:
             return None
-        if any(op.do in ("checkpoint", "failover", "stop", "start") for op in scenario.ops):
+        if does(scenario.ops, *_ALL_CHAIN):
             return None
         refused = any(
-            op.do in PRIMARY and seen.answers[index].startswith("errno")
+            op.is_primary and isinstance(seen.answers[index], IoError)
             for index, op in enumerate(scenario.ops)
         )
         for hit in hits:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.online import left_unflushed
 from qmpshim.conformance.explore.checkers.sequential import Outcome
+from qmpshim.conformance.explore.harness.events import Note
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import GARBAGE, owners
 from qmpshim.conformance.explore.harness.overlays import OverlayState, read_overlay
-from qmpshim.conformance.explore.harness.trace import note
-from qmpshim.conformance.explore.scenarios import VANISH, RealScenario, words
+from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.model.answers import OK
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Verb, does
 from qmpshim.model.units import SECTOR
 
 PROBE = 4000  # the operation whose data the aftermath writes
@@ -26,8 +28,8 @@ def stuck(scenario: RealScenario, now: History) -> RealViolation | None:
     """Whether an operation has not ended, though nothing is held."""
     for index in sorted(now.started - now.over):
         op = scenario.ops[index]
-        text = f"{words(op)} does not end although nothing is held"
-        return RealViolation(Verdict.HANG, text, index, cause=Cause(CauseKind.HANGS, op.do))
+        text = f"{op} does not end although nothing is held"
+        return RealViolation(Verdict.HANG, text, index, cause=Cause(CauseKind.HANGS, op.name))
     return None
 
 
@@ -37,16 +39,16 @@ def remaining(machine: GatedMachine, scenario: RealScenario, now: History) -> Re
     A job that was cancelled and an export that was removed go when nothing is in flight any more:
     they are waited for.
     """
-    done = {op.do for op in scenario.setup}
-    done |= {op.do for op, told in zip(scenario.ops, now.answers, strict=True) if told == "ok"}
-    if "unexport" in done and not machine.reactor.until(
+    done = {op.verb for op in scenario.setup}
+    done |= {op.verb for op, told in zip(scenario.ops, now.answers, strict=True) if told == OK}
+    if Verb.UNEXPORT in done and not machine.reactor.until(
         lambda: "primary" not in _names(machine, "query-block-exports", "id"), _REMOVAL
     ):
         return _remains("the primary's export", "removed")
     job = scenario.topology.job
     if job is None:
         return None
-    if "stop" not in done:
+    if Verb.STOP not in done:
         if job in _names(machine, "query-block-jobs", "device"):
             return None
         text = "the backup job is gone, though nobody ended it"
@@ -89,13 +91,13 @@ def _committed(machine: GatedMachine) -> bool:
 
 def unflushed(machine: GatedMachine, scenario: RealScenario, now: History) -> bool:
     """Whether what a failover's commit wrote has not been flushed so far."""
-    failovers = {index for index, op in enumerate(scenario.ops) if op.do == "failover"}
+    failovers = {index for index, op in enumerate(scenario.ops) if op.verb is Verb.FAILOVER}
     return scenario.commits and left_unflushed(machine, now, "secondary", failovers)
 
 
 def not_durable(scenario: RealScenario) -> RealViolation:
     """A failover is over only when what its commit wrote is flushed; else it has to say so."""
-    index = next(i for i, op in enumerate(scenario.ops) if op.do == "failover")
+    index = next(i for i, op in enumerate(scenario.ops) if op.verb is Verb.FAILOVER)
     text = "failover is done, and what its commit wrote to the secondary disk was never flushed"
     return RealViolation(Verdict.LOST_WRITE, text, index, cause=Cause(CauseKind.COMMIT_NOT_FLUSHED))
 
@@ -106,8 +108,8 @@ def look(
     """Everything that can be seen at the end, and what is broken in the images themselves."""
     size = scenario.size
     for op in scenario.ops:
-        if op.do in VANISH:  # the export must serve the next client
-            machine.connect(op.do.split("_")[0])
+        if op.disconnects:  # the export must serve the next client
+            machine.connect(op.side)
     view: tuple[int, ...] | None = None
     answer = machine.clients["guest"].call(Nbd.READ, 0, size * SECTOR)
     if not answer.errno:
@@ -190,7 +192,9 @@ def aftermath(
     So a bitmap that forgot or invented a copy is found out, and replication proved to live.
     """
     done = (*scenario.setup, *scenario.ops)
-    over = any(op.do in ("failover", "stop", "unexport", "guest_discard") for op in done)
+    over = does(done, Verb.FAILOVER, Verb.STOP, Verb.UNEXPORT) or any(
+        op.is_guest and op.verb is Verb.DISCARD for op in done
+    )
     if over or seen.view is None:
         return None
     if scenario.has("quorum"):
@@ -199,7 +203,7 @@ def aftermath(
     answer = machine.clients["primary"].call(
         Nbd.WRITE, 0, 0, bytes(pattern.data_of(PROBE, 0, size))
     )
-    now.events.append(note("afterwards: primary write of everything"))
+    now.events.append(Note("afterwards: primary write of everything"))
     if answer.errno:
         text = f"a primary write afterwards fails with errno {answer.errno}"
         return RealViolation(
@@ -216,7 +220,7 @@ def aftermath(
     if sector is None:
         return None
     failed = any(
-        op.do == "checkpoint" and answer != "ok"
+        op.verb is Verb.CHECKPOINT and answer != OK
         for op, answer in zip(scenario.ops, now.answers, strict=True)
     )
     return RealViolation(
@@ -236,7 +240,7 @@ def _both_written(
     """One more guest write everywhere: it is on both disks, so replication lives."""
     data = bytes(pattern.data_of(PROBE, 0, scenario.size))
     answer = machine.clients["guest"].call(Nbd.WRITE, 0, 0, data)
-    now.events.append(note("afterwards: guest write of everything"))
+    now.events.append(Note("afterwards: guest write of everything"))
     if answer.errno:
         text = f"a guest write afterwards fails with errno {answer.errno}"
         return RealViolation(

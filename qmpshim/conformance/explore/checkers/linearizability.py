@@ -1,37 +1,41 @@
-"""What a real QEMU may answer and leave behind: the straight model in every order that fits.
+"""Whether some order of the operations, run by the sequential model, explains an end.
 
-A block device promises something for each sector, not for an operation as a whole: two writes may
-come out in one order here and in the other there. So the disk is cut into *cells*, the longest
-ranges in which the same operations are at work and which no cluster boundary crosses, and in each
-cell there must be an order of the operations, in which nobody comes before somebody who had ended
-before it started, such that the straight model gives what was seen there: what reads returned and
-what the disks hold. For the answers of commands and the errors there must be one order as a whole.
+What is looked at is a map of observables; how it is explained is in
+:mod:`qmpshim.model.check.observables`. Here are the orders that are possible, the cells of the
+disk, and what an unexplained observable means as a verdict and a cause.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise, permutations
-from typing import Any
 
-from qmpshim.conformance.explore.checkers.sequential import (
-    ENDING,
-    FAILS,
-    NO_JOB,
-    Order,
-    Outcome,
-    run_in_order,
+from qmpshim.conformance.explore.checkers.sequential import Order, Outcome, run_in_order
+from qmpshim.conformance.explore.scenarios import BASE, RealScenario, cut_off
+from qmpshim.model.answers import (
+    IoError,
+    Ok,
+    OrDisconnected,
+    answer_to_json,
 )
-from qmpshim.conformance.explore.scenarios import BASE, ZEROES, RealScenario, cut_off, words
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.linearizability import fits
+from qmpshim.model.check.observables import (
+    COMMON,
+    Aspect,
+    Observable,
+    Observations,
+    Unexplained,
+    unexplained,
+)
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.explore.system import Violation
+from qmpshim.model.operations import Verb, does
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,12 @@ class LinearizabilityChecker:
         self.cells = _cells(scenario)
         self.orders = _orders(scenario, behaviour)
         self._cut_off = cut_off(scenario.ops)
+        # Whether a write may be forwarded although replication was stopped before it.
+        self._forwards_late = scenario.has("quorum") and does(
+            scenario.ops, Verb.STOP, Verb.FAILOVER
+        )
         self._seen: dict[Hashable, RealViolation | None] = {}
+        self._predictions: dict[Outcome, Observations] = {}
         self.straight: dict[Order, Outcome] = {}
         for order in self.orders:
             self.straight[order] = run_in_order(scenario, behaviour, order)
@@ -103,8 +112,7 @@ class LinearizabilityChecker:
         So what comes of this one defect is told from what merely looks like it.
         """
         known = self.behaviour.known
-        asked = {"failover", "status"} <= {op.do for op in self.scenario.ops}
-        asked = asked and self.scenario.commits
+        asked = self.scenario.commits and does(self.scenario.ops, Verb.STATUS)
         if not asked or KnownDefect.FAILOVER_REPORTS_ERROR in known:
             return None
         known |= {KnownDefect.FAILOVER_REPORTS_ERROR}
@@ -129,7 +137,7 @@ class LinearizabilityChecker:
 
     def misled(self) -> RealViolation:
         """The violation that this defect is, when it alone explains an execution."""
-        index = next(i for i, op in enumerate(self.scenario.ops) if op.do == "status")
+        index = next(i for i, op in enumerate(self.scenario.ops) if op.queries)
         text = "status answers 'I/O error occurred' while failing over, though nothing failed"
         cause = Cause(CauseKind.MISLEADING_STATUS)
         return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=cause)
@@ -138,217 +146,187 @@ class LinearizabilityChecker:
         self, seen: Outcome, straight: Sequence[Outcome], spared: Unchecked = NOTHING_SPARED
     ) -> RealViolation | None:
         """What is wrong with an end that must be like one of those of *straight*."""
-        judged = [index for index in range(len(self.scenario.ops)) if index not in spared.ops]
-        for index in judged:
-            answers = {one.answers[index] for one in straight}
-            if not any(self._same(index, want, seen) for want in answers):
-                return self._wrong_answer(index, seen.answers[index], sorted(answers))
-        possible = [
-            one
-            for one in straight
-            if all(self._same(index, one.answers[index], seen) for index in judged)
-        ]
-        if not possible:
-            text = f"the answers {seen.answers} fit no order of the operations"
-            return RealViolation(
-                Verdict.PROTOCOL, text, cause=Cause(CauseKind.ANSWERS_FIT_NO_ORDER)
-            )
-        if "view" not in spared.names and seen.view is None and all(one.view for one in possible):
-            text = "the disk cannot be read at the guest's end, though nothing keeps it from that"
-            return RealViolation(
-                Verdict.ERROR_CONTRACT, text, cause=Cause(CauseKind.VIEW_UNREADABLE)
-            )
-        free = spared.names
-        for start, end in self.cells:
-            if any(first < end and start < last for first, last in spared.ranges):
-                continue
-            copied = start // self.scenario.cluster in spared.clusters
-            looked = free | {"hidden", "active"} if copied else free
-            if not self._explained(possible, seen, start, end, looked):
-                return self._explain(seen, possible, start, end, looked)
-        for image, found in enumerate(seen.alloc):
-            name = ("hidden", "active")[image]
-            for cluster, kind in enumerate(found if name not in free else ()):
-                if cluster in spared.clusters:
-                    continue
-                told = {one.alloc[image][cluster] for one in possible}
-                if not any(want == -1 or Alloc(want).admits(Alloc(kind)) for want in told):
-                    kinds = tuple(Alloc(want).name.lower() for want in sorted(told))
-                    there = Alloc(kind).name.lower()
-                    text = (
-                        f"cluster {cluster} of the {name} disk is {there}, "
-                        f"predicted {' or '.join(kinds)}"
-                    )
-                    cause = Cause(CauseKind.ALLOCATION, name, there, kinds)
-                    return RealViolation(Verdict.ALLOCATION, text, cluster=cluster, cause=cause)
-        if "status" not in free and all(one.status != seen.status for one in possible):
-            wanted = " or ".join(sorted({str(one.status) for one in possible}))
-            text = f"replication's status at the end is {seen.status!r}, predicted {wanted}"
-            return RealViolation(
-                Verdict.ERROR_CONTRACT,
-                text,
-                cause=Cause(CauseKind.FINAL_STATUS, detail=str(seen.status)),
-            )
-        return None
+        observed = self.observations(seen)
+        checked = {one: value for one, value in observed.items() if self._checks(one, spared)}
+        orders = [self.predictions(one) for one in straight]
+        wrong = unexplained(checked, orders, self._together)
+        return None if wrong is None else self._violation(wrong, seen)
 
-    def _same(self, index: int, want: str, seen: Outcome) -> bool:
-        """Whether an answer is the predicted one; who was cut off cannot know whether it was."""
-        have = seen.answers[index]
-        if want == ENDING:
-            return have in ("ok", NO_JOB)
-        if want == FAILS:
-            return have not in ("ok", "gone")
-        cut_off = have == "gone" and self.scenario.ops[index].do in self._cut_off
-        return want == have or (cut_off and (want == "ok" or want.startswith("errno")))
+    # -- observables -------------------------------------------------------------------------------
 
-    def _wrong_answer(self, index: int, found: str, wanted: list[str]) -> RealViolation:
+    def observations(self, end: Outcome) -> Observations:
+        """An end as observables, in the order in which they are to be explained."""
+        found = Observations()
+        for index, answer in enumerate(end.answers):
+            found[Observable(Aspect.ANSWER, index)] = answer
+        found[Observable(Aspect.READABLE)] = end.view is not None
+        disks = (
+            ("primary", end.primary),
+            ("secondary", end.secondary),
+            ("view", end.view),
+            ("hidden", end.hidden),
+            ("active", end.active),
+        )
+        for cell, (start, last) in enumerate(self.cells):
+            for index, op in enumerate(self.scenario.ops):
+                data = end.data[index]
+                if data is not None and op.overlaps(start, last):
+                    low, high = max(start, op.start) - op.start, last - op.start
+                    found[Observable(Aspect.DATA, index, cell)] = data[low:high]
+            for name, sectors in disks:
+                if sectors is not None and sectors[start] is not None:
+                    found[Observable(Aspect.DISK, name, cell)] = sectors[start:last]
+        for name, kinds in zip(("hidden", "active"), end.alloc, strict=False):
+            for cluster, kind in enumerate(kinds):
+                if kind >= 0:
+                    found[Observable(Aspect.ALLOCATION, name, cluster)] = kind
+        found[Observable(Aspect.STATUS)] = end.status
+        return found
+
+    def predictions(self, end: Outcome) -> Observations:
+        """A sequential end as observables; a client that is cut off need not learn its answer."""
+        if end not in self._predictions:
+            found = self.observations(end)
+            for index, op in enumerate(self.scenario.ops):
+                answer = end.answers[index]
+                if op.is_request and op.side in self._cut_off and isinstance(answer, Ok | IoError):
+                    found[Observable(Aspect.ANSWER, index)] = OrDisconnected(answer)
+            self._predictions[end] = found
+        return self._predictions[end]
+
+    def _together(self, one: Observable) -> Hashable:
+        """What the same order has to explain.
+
+        On the primary, whether a write is still forwarded when replication stops is decided when it
+        begins, and so by another order than what a read beside it returns.
+        """
+        match one.aspect:
+            case Aspect.ANSWER:
+                return COMMON
+            case Aspect.DATA:
+                return one.place
+            case Aspect.DISK if not (self._forwards_late and one.of == "secondary"):
+                return one.place
+        return one
+
+    def _checks(self, one: Observable, unchecked: Unchecked) -> bool:
+        """Whether an observable is looked at."""
+        match one.aspect:
+            case Aspect.ANSWER:
+                return one.of not in unchecked.ops
+            case Aspect.READABLE:
+                return "view" not in unchecked.names
+            case Aspect.STATUS:
+                return "status" not in unchecked.names
+            case Aspect.ALLOCATION:
+                return one.of not in unchecked.names and one.place not in unchecked.clusters
+        start, last = self.cells[one.place]
+        if any(first < last and start < end for first, end in unchecked.ranges):
+            return False
+        if one.aspect is Aspect.DATA:
+            return True
+        copied = start // self.scenario.cluster in unchecked.clusters
+        return one.of not in unchecked.names and not (copied and one.of in ("hidden", "active"))
+
+    # -- what is not explained, as a violation -----------------------------------------------------
+
+    def _violation(self, wrong: Unexplained, seen: Outcome) -> RealViolation:
+        one = wrong.observable
+        if one is None:
+            return self._no_order(wrong, seen)
+        match one:
+            case Observable(Aspect.ANSWER, int(index)):
+                return self._wrong_answer(index, wrong)
+            case Observable(Aspect.READABLE):
+                text = "the disk cannot be read at the guest's end, though nothing prevents it"
+                cause = Cause(CauseKind.VIEW_UNREADABLE)
+                return RealViolation(Verdict.ERROR_CONTRACT, text, cause=cause)
+            case Observable(Aspect.DATA, int(index), cell):
+                op = self.scenario.ops[index]
+                return self._wrong_data(f"{op} returns", op.name, wrong, cell, index)
+            case Observable(Aspect.DISK, name, cell):
+                what = "the guest's view ends as" if name == "view" else f"{name} disk ends as"
+                return self._wrong_data(what, str(name), wrong, cell, None)
+            case Observable(Aspect.ALLOCATION, name, cluster):
+                there = Alloc(wrong.observed).name.lower()
+                kinds = tuple(Alloc(want).name.lower() for want in sorted(wrong.predicted))
+                text = f"cluster {cluster} of the {name} disk is {there}"
+                text += f", predicted {' or '.join(kinds)}"
+                cause = Cause(CauseKind.ALLOCATION, str(name), there, kinds)
+                return RealViolation(Verdict.ALLOCATION, text, cluster=cluster, cause=cause)
+        assert one.aspect is Aspect.STATUS
+        wanted = " or ".join(sorted(map(str, wrong.predicted)))
+        text = f"replication's status at the end is {wrong.observed!r}, predicted {wanted}"
+        cause = Cause(CauseKind.FINAL_STATUS, detail=str(wrong.observed))
+        return RealViolation(Verdict.ERROR_CONTRACT, text, cause=cause)
+
+    def _no_order(self, wrong: Unexplained, seen: Outcome) -> RealViolation:
+        """Each answer, or each thing in a cell, is given by some order, and all by none."""
+        if wrong.group == COMMON:
+            text = f"the answers {tuple(map(str, seen.answers))} fit no order of the operations"
+            cause = Cause(CauseKind.ANSWERS_FIT_NO_ORDER)
+            return RealViolation(Verdict.PROTOCOL, text, cause=cause)
+        assert isinstance(wrong.group, int)
+        start, end = self.cells[wrong.group]
+        cluster, where = start // self.scenario.cluster, f"sectors {start}..{end - 1}"
+        writes = sum(
+            op.is_guest and op.changes and op.overlaps(start, end) for op in self.scenario.ops
+        )
+        if writes > 1 and seen.primary and seen.primary[start:end] != seen.secondary[start:end]:
+            text = (
+                f"in {where} the primary and the secondary disk hold the data of operations that "
+                f"were done on them in different orders"
+            )
+            cause = Cause(CauseKind.DISKS_DIFFER)
+            return RealViolation(Verdict.CONTENT, text, cluster=cluster, cause=cause)
+        text = f"in {where} what reads returned and what the disks hold fit no order"
+        cause = Cause(CauseKind.DATA_FITS_NO_ORDER)
+        return RealViolation(Verdict.ISOLATION, text, cluster=cluster, cause=cause)
+
+    def _wrong_answer(self, index: int, wrong: Unexplained) -> RealViolation:
         op = self.scenario.ops[index]
-        text = f"{words(op)} answers {found!r}, predicted {' or '.join(map(repr, wanted))}"
-        found = re.sub(r" json:\{.*\}", "", found)  # a node's description, with temporary paths
-        cause = Cause(CauseKind.WRONG_ANSWER, op.do, found)
+        told = " or ".join(sorted({repr(str(one)) for one in wrong.predicted}))
+        text = f"{op} answers {str(wrong.observed)!r}, predicted {told}"
+        detail = answer_to_json(wrong.observed)
+        detail = re.sub(r" json:\{.*\}", "", detail)  # a node's description, with temporary paths
+        cause = Cause(CauseKind.WRONG_ANSWER, op.name, detail)
         return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=cause)
 
-    def _explained(
-        self,
-        possible: Sequence[Outcome],
-        seen: Outcome,
-        start: int,
-        end: int,
-        free: Collection[str],
-    ) -> bool:
-        """Whether some order explains one cell.
-
-        Whether a write is still forwarded when replication stops is decided when it begins, and so
-        by another order than what a read beside it returns.
-        """
-        if any(self._explains(one, seen, start, end, free) for one in possible):
-            return True
-        does = {op.do for op in self.scenario.ops}
-        if not self.scenario.has("quorum") or not does & {"stop", "failover"}:
-            return False
-        rest = {*free, "secondary"}
-        return any(self._explains(one, seen, start, end, rest) for one in possible) and any(
-            one.secondary[start:end] == seen.secondary[start:end] for one in possible
-        )
-
-    def _explains(
-        self, one: Outcome, seen: Outcome, start: int, end: int, free: Collection[str]
-    ) -> bool:
-        """Whether some order explains one cell."""
-        cut = slice(start, end)
-        for index, op in enumerate(self.scenario.ops):
-            want, have = one.data[index], seen.data[index]
-            if want is None or have is None:
-                continue
-            low, high = max(start, op.start) - op.start, min(end, op.start + op.count) - op.start
-            if low < high and want[low:high] != have[low:high]:
-                return False
-        for name in ("primary", "secondary", "view"):
-            want_all, have_all = getattr(one, name), getattr(seen, name)
-            if name in free or want_all is None or have_all is None:
-                continue
-            if want_all[cut] != have_all[cut]:
-                return False
-        # Where only one of them has something allocated, allocation is what differs.
-        return all(
-            want_one is None or have_one is None or want_one == have_one
-            for name in ("hidden", "active")
-            if name not in free
-            for want_one, have_one in zip(
-                getattr(one, name)[cut], getattr(seen, name)[cut], strict=True
-            )
-        )
-
-    def _explain(
-        self, seen: Outcome, possible: list[Outcome], start: int, end: int, free: Collection[str]
+    def _wrong_data(
+        self, what: str, name: str, wrong: Unexplained, cell: int, index: int | None
     ) -> RealViolation:
-        """In words what no order explains: the first thing wrong in every one of them."""
-        where = f"sectors {start}..{end - 1}"
-        cluster = start // self.scenario.cluster
-        for index, op in enumerate(self.scenario.ops):
-            have = seen.data[index]
-            if have is None or not (op.start < end and start < op.start + op.count):
-                continue
-            low, high = max(start, op.start) - op.start, min(end, op.start + op.count) - op.start
-            wanted = {one.data[index][low:high] for one in possible if one.data[index] is not None}  # type: ignore[index]
-            if have[low:high] not in wanted:
-                return self._wrong(
-                    f"{words(op)} returns", op.do, have[low:high], wanted, where, cluster, index
-                )
-        for name in ("primary", "secondary", "view", "hidden", "active"):
-            if name in free:
-                continue
-            have_all = getattr(seen, name)
-            wanted = {
-                getattr(one, name)[start:end] for one in possible if getattr(one, name) is not None
-            }
-            if have_all is not None and wanted and have_all[start:end] not in wanted:
-                if name in ("hidden", "active") and (
-                    None in have_all[start:end] or any(None in want for want in wanted)
-                ):
-                    continue
-                what = "the guest's view ends as" if name == "view" else f"{name} disk ends as"
-                return self._wrong(what, name, have_all[start:end], wanted, where, cluster, None)
-        writes = sum(
-            op.do in ("guest_write", "guest_zero")
-            and op.start < end
-            and start < op.start + op.count
-            for op in self.scenario.ops
-        )
-        differ = seen.primary and seen.primary[start:end] != seen.secondary[start:end]
-        if writes > 1 and differ:
-            return RealViolation(
-                Verdict.CONTENT,
-                f"in {where} the primary and the secondary disk hold the data of operations that "
-                f"were done on them in different orders",
-                cluster=cluster,
-                cause=Cause(CauseKind.DISKS_DIFFER),
-            )
-        text = f"in {where} what reads returned and what the disks hold fit no order"
-        return RealViolation(
-            Verdict.ISOLATION, text, cluster=cluster, cause=Cause(CauseKind.DATA_FITS_NO_ORDER)
-        )
-
-    def _wrong(
-        self,
-        what: str,
-        name: str,
-        have: tuple[int | None, ...],
-        wanted: set[Any],
-        where: str,
-        cluster: int,
-        index: int | None,
-    ) -> RealViolation:
-        kinds = [self._kind(owner) for owner in have]
-        told = sorted({self._kind(want[0]) for want in wanted})
+        start, end = self.cells[cell]
+        kinds = [self._kind(owner) for owner in wrong.observed]
+        told = sorted({self._kind(want[0]) for want in wrong.predicted})
         verdict = Verdict.CONTENT
         if name in ("guest_read", "view") and "new data" in kinds:
             verdict = Verdict.ISOLATION
         elif name in ("primary", "secondary", "active", "primary_read", "view", "guest_read"):
             verdict = Verdict.LOST_WRITE
+        where = f"sectors {start}..{end - 1}"
         text = f"{what} {_runs(kinds)} in {where}, predicted {' or '.join(told)}"
         cause = Cause(CauseKind.WRONG_DATA, name, kinds[0], tuple(told))
-        return RealViolation(verdict, text, index, cluster, cause=cause)
+        return RealViolation(verdict, text, index, start // self.scenario.cluster, cause=cause)
 
     def _kind(self, owner: int | None) -> str:
         """Whose data, in words that are the same for all scenarios."""
         if owner is None:
             return "nothing"
         if owner == 0:
-            does = {op.do for op in self.scenario.ops}
-            if "guest_zero" in does:
+            ops = self.scenario.ops
+            if any(op.is_guest and op.verb is Verb.ZERO for op in ops):
                 return "the guest's zeroes"
-            return "new data" if does & set(ZEROES) else "zeroes"
+            return "new data" if any(op.is_primary and op.zeroes for op in ops) else "zeroes"
         if owner < 0:
             return "garbage"
         if owner == BASE:
             return "the old data"
         index = owner - BASE - 1
         if index < len(self.scenario.setup):
-            return f"earlier {self.scenario.setup[index].do.replace('_', ' ')}'s data"
+            return f"earlier {self.scenario.setup[index].name.replace('_', ' ')}'s data"
         index -= len(self.scenario.setup)
         if index < len(self.scenario.ops):
-            guest = self.scenario.ops[index].do == "guest_write"
+            guest = self.scenario.ops[index].is_guest
             return "the guest's data" if guest else "new data"
         return "the probe's data"
 
@@ -356,7 +334,7 @@ class LinearizabilityChecker:
 def _orders(scenario: RealScenario, behaviour: Behaviour) -> list[Order]:
     """The orders that keep to what comes after what; failover's commit goes on after its answer."""
     ops = scenario.ops
-    failovers = [i for i, op in enumerate(ops) if op.do == "failover" and scenario.commits]
+    failovers = [i for i, op in enumerate(ops) if op.verb is Verb.FAILOVER and scenario.commits]
     commits = [~index for index in failovers]
     ends = [commit - len(ops) for commit in commits]
     later = [(op.after, index) for index, op in enumerate(ops) if op.after is not None]

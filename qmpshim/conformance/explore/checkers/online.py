@@ -14,13 +14,15 @@ from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import IoNames, owners, tags
 from qmpshim.conformance.explore.harness.overlays import overlay_in
-from qmpshim.conformance.explore.scenarios import CHANGES, FLUSHES, RealScenario, words
+from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.topology import PRIMARY_IMAGES
 from qmpshim.machine.nbd.gate.gate import EventKind, HeldIO
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.model.answers import OK
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Operation, Verb, does
 from qmpshim.model.units import SECTOR
 
 _EFFECTS = (EventKind.PASS, EventKind.RELEASE, EventKind.APPLY)
@@ -44,16 +46,14 @@ class OnlineChecker:
         self._primaries = {
             scenario.number(index)
             for index, op in enumerate(scenario.ops)
-            if op.do == "primary_write"
+            if op.is_primary and op.writes
         }
-        self.quiet = not any(
-            op.do in ("checkpoint", "failover", "stop", "start") for op in scenario.ops
-        )
+        self.quiet = not does(scenario.ops, Verb.CHECKPOINT, Verb.FAILOVER, Verb.STOP, Verb.START)
         # Whoever discards part of a snapshot does without it, and without its copy.
         self._given_up = {
             cluster
             for op in (*scenario.setup, *scenario.ops)
-            if op.do == "guest_discard" and scenario.has("snapshot-access")
+            if op.is_guest and op.verb is Verb.DISCARD and scenario.has("snapshot-access")
             for cluster in _touched(op.start, op.count, scenario.cluster)
         }
 
@@ -109,12 +109,12 @@ class OnlineChecker:
         scenario = self._scenario
         if any(named.io.image == "primary" for named, _ in now.failed):
             return None  # what the quorum masks is told in other words
-        name = self._flushed_by(scenario.ops[flush].do)
+        name = self._flushed_by(scenario.ops[flush])
         if name not in self._machine.images:
             return None
         before = self._written_before(now, flush)
         if name == "primary" and self._never_flushed(now, flush):
-            text = f"{words(scenario.ops[flush])} ends, and the primary disk was not flushed"
+            text = f"{scenario.ops[flush]} ends, and the primary disk was not flushed"
             cause = Cause(CauseKind.PRIMARY_NOT_FLUSHED, "guest_flush")
             return RealViolation(Verdict.LOST_WRITE, text, flush, cause=cause)
         if not before:
@@ -132,7 +132,7 @@ class OnlineChecker:
             return None
         for flush in sorted(now.over):
             op = self._scenario.ops[flush]
-            if op.do in FLUSHES and now.answers[flush] == "ok" and self._flushed_by(op.do) == name:
+            if op.flushes and now.answers[flush] == OK and self._flushed_by(op) == name:
                 before = self._written_before(now, flush)
                 if wrong := self._missing(now, flush, before, name, image):
                     return wrong
@@ -153,26 +153,28 @@ class OnlineChecker:
                 if found[sector] not in self._may_be_there(now, index, sector):
                     return RealViolation(
                         Verdict.LOST_WRITE,
-                        f"{words(op)} may be lost from the {name} disk after the flush behind it",
+                        f"{op} may be lost from the {name} disk after the flush behind it",
                         index,
                         sector // scenario.cluster,
-                        cause=Cause(CauseKind.NOT_ON_DISK, op.do, scenario.ops[flush].do),
+                        cause=Cause(CauseKind.NOT_ON_DISK, op.name, scenario.ops[flush].name),
                     )
         return None
 
-    def _flushed_by(self, do: str) -> str:
+    def _flushed_by(self, flush: Operation) -> str:
         """The disk that a flush is for."""
-        if do == "primary_flush":
+        if flush.is_primary:
             return "secondary"
         return "primary" if self._scenario.has("quorum") else "active"
 
     def _written_before(self, now: History, flush: int) -> list[int]:
         """The writes of a flush's client that were answered before it began."""
-        side = self._scenario.ops[flush].do.removesuffix("flush")
+        side = self._scenario.ops[flush].side
         return [
             index
             for index in now.precedence[flush]
-            if self._scenario.ops[index].do == f"{side}write" and now.answers[index] == "ok"
+            if (op := self._scenario.ops[index]).side is side
+            and op.writes
+            and now.answers[index] == OK
         ]
 
     def _never_flushed(self, now: History, flush: int) -> bool:
@@ -180,8 +182,9 @@ class OnlineChecker:
         writers = [
             index
             for index in now.precedence[flush]
-            if self._scenario.ops[index].do in ("guest_write", "guest_zero")
-            and now.answers[index] == "ok"
+            if self._scenario.ops[index].is_guest
+            and self._scenario.ops[index].changes
+            and now.answers[index] == OK
         ]
         return left_unflushed(self._machine, now, "primary", writers)
 
@@ -190,14 +193,14 @@ class OnlineChecker:
 
         Later is who had not ended when the write began.
         """
-        ops, side = self._scenario.ops, self._scenario.ops[write].do.split("_")[0]
+        ops, side = self._scenario.ops, self._scenario.ops[write].side
         allowed: set[int | None] = set()
         for index in now.started - now.precedence[write]:
             op = ops[index]
-            if op.start <= sector < op.start + op.count and op.do.startswith(side):
-                if op.do.endswith("write"):
+            if sector in op.sectors and op.side is side:
+                if op.writes:
                     allowed.add(self._scenario.number(index))
-                elif op.do in CHANGES:
+                elif op.changes:
                     allowed |= {0, None}
         return allowed
 

@@ -21,14 +21,16 @@ from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outco
 from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, IoId
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
-from qmpshim.conformance.explore.scenarios import RealScenario, words
+from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.answers import OK, IoError, Prediction
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Verb
 
 Failed = Sequence[tuple[NamedIo, InjectedFault]]
 
-_MASKED = {"guest_write": "write", "guest_zero": "write", "guest_flush": "flush"}
+_MASKED = {Verb.WRITE: "write", Verb.ZERO: "write", Verb.FLUSH: "flush"}  # of the guest
 _LATE = 5.0  # seconds until an event must be there: QEMU keeps it back for one at most
 NOT_IN_STATUS = Cause(CauseKind.NOT_IN_STATUS, "2", "forwarding a write failed")
 
@@ -41,21 +43,23 @@ def masked(
     if index is None:
         return None
     op = scenario.ops[index]
-    what = f"{words(op)} says success, though the primary disk refused it"
-    cause = Cause(CauseKind.ERROR_MASKED, op.do, f"primary {_MASKED[op.do]}")
+    what = f"{op} says success, though the primary disk refused it"
+    cause = Cause(CauseKind.ERROR_MASKED, op.name, f"primary {_MASKED[op.verb]}")
     if any(hit.image == "secondary" and named.op == index for named, hit in failed):
         what += ", and the secondary disk, too"
         cause = replace(cause, kind=CauseKind.ERROR_MASKED_BY_BOTH)
         return RealViolation(Verdict.LOST_WRITE, what, index, cause=cause)
     reader = _not_read_back(scenario, seen, precedence, index)
     if reader is not None:
-        what += f", and {words(scenario.ops[reader])} after it does not return its data"
+        what += f", and {scenario.ops[reader]} after it does not return its data"
         cause = replace(cause, kind=CauseKind.ERROR_MASKED_OLD_DATA)
         return RealViolation(Verdict.LOST_WRITE, what, index, cause=cause)
     return RealViolation(Verdict.ERROR_CONTRACT, what, index, cause=cause)
 
 
-def _in_silence(scenario: RealScenario, answers: Sequence[str], failed: Failed) -> Iterable[int]:
+def _in_silence(
+    scenario: RealScenario, answers: Sequence[Prediction], failed: Failed
+) -> Iterable[int]:
     """Operations that say success though the primary disk refused their I/O.
 
     When the disk is gone for good, these are all that had not ended before.
@@ -67,7 +71,7 @@ def _in_silence(scenario: RealScenario, answers: Sequence[str], failed: Failed) 
         if hit.gone:
             met += [n for n in range(len(answers)) if n not in hit.over and n != named.op]
         for index in met:
-            if scenario.ops[index].do in _MASKED and answers[index] == "ok":
+            if scenario.ops[index].verb in _MASKED and answers[index] == OK:
                 yield index
 
 
@@ -76,7 +80,7 @@ def _not_read_back(
 ) -> int | None:
     """A read that began after the write had ended, and has none of its data where it reads it."""
     op = scenario.ops[write]
-    own = scenario.number(write) if op.do == "guest_write" else 0
+    own = scenario.number(write) if op.writes else 0
     for index, data in enumerate(seen.data):
         reader = scenario.ops[index]
         low, high = (
@@ -95,7 +99,7 @@ def late_for(scenario: RealScenario, hits: Sequence[InjectedFault]) -> bool:
 
     Then nobody says whether the status tells of it: stop does not wait for what is in flight.
     """
-    ends = {n for n, op in enumerate(scenario.ops) if op.do in ("stop", "failover")}
+    ends = {n for n, op in enumerate(scenario.ops) if op.verb in (Verb.STOP, Verb.FAILOVER)}
     return any(hit.image == "secondary" and ends - hit.unstarted for hit in hits)
 
 
@@ -124,17 +128,17 @@ def untold(
         return None
     silent = list(_in_silence(scenario, now.answers, now.failed))
     # An event that QEMU keeps back gives way to a later one of the same disk.
-    others = len(set(silent)) > 1 or any(text.startswith("errno") for text in now.answers)
+    others = len(set(silent)) > 1 or any(isinstance(answer, IoError) for answer in now.answers)
     for index in silent:
         op = scenario.ops[index]
-        kind = _MASKED[op.do]
+        kind = _MASKED[op.verb]
         where = None if kind == "flush" else (op.start, op.count)
         reported = partial(_reported, machine, None if others else kind, None if others else where)
         if kind in told or machine.reactor.until(reported, _LATE):
             told.add(kind)
             continue
-        text = f"{words(op)} says success though the primary disk refused it, and no event says so"
-        cause = Cause(CauseKind.NO_QUORUM_EVENT, op.do)
+        text = f"{op} says success though the primary disk refused it, and no event says so"
+        cause = Cause(CauseKind.NO_QUORUM_EVENT, op.name)
         return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=cause)
     return None
 

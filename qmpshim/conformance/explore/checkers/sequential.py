@@ -10,30 +10,31 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from errno import EACCES, EINVAL
 from typing import Any
 
-from qmpshim.conformance.explore.scenarios import (
-    BASE,
-    COMMANDS,
-    READS,
-    VANISH,
-    RealScenario,
-    cut_off,
-    words,
-)
+from qmpshim.conformance.explore.scenarios import BASE, RealScenario, cut_off
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES, Node
+from qmpshim.model.answers import (
+    ANY_ERROR,
+    DISCONNECTED,
+    JOB_ENDING,
+    NO_JOB,
+    OK,
+    UNANSWERED,
+    Prediction,
+    ReportedError,
+    io_error,
+)
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.primary import PrimaryChain
 from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
 from qmpshim.model.chain.secondary import Chain, CommandError, Stage, Workflow
 from qmpshim.model.disks.image import Alloc, Qcow2Image, owned
+from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.runtime.coroutines import Io, ModelIOError, OperationError, run_sequentially
-from qmpshim.model.scenario import Op
 
-NO_JOB = "no job"  # what the status tells in plain backup when the job is over
-ENDING = "ok, or no job"  # the status of a job that was cancelled: it ends when it finds time to
-FAILS = "an error"  # the answer of a command that an I/O error befell; its text is QEMU's affair
 # Of operations. ``~n`` is the commit that failover *n* leaves running, ``~(n + operations)`` the
 # moment from which the status says that it is over.
 Order = tuple[int, ...]
@@ -45,7 +46,7 @@ AnyChain = Chain | PrimaryChain
 class Outcome:
     """The end of an execution, straight or real.
 
-    :ivar answers: by operation: ``ok``, ``errno N`` or an error's text
+    :ivar answers: by operation, predicted or real
     :ivar data: by reading operation: the owners of its sectors
     :ivar secondary: owners of all sectors
     :ivar hidden: owners, ``None`` where the image has nothing
@@ -56,7 +57,7 @@ class Outcome:
     :ivar primary: owners of all sectors of the primary's own disk, ``None`` where there is none
     """
 
-    answers: tuple[str, ...]
+    answers: tuple[Prediction, ...]
     data: tuple[tuple[int, ...] | None, ...]
     secondary: tuple[int, ...]
     hidden: tuple[int | None, ...]
@@ -182,17 +183,20 @@ class Unobserved(FaultPlacement):
         return lambda io: 0
 
 
-def run_op(chain: AnyChain, op: Op, number: int, fate: Callable[[Io], int] | None = None) -> Any:
+def run_op(
+    chain: AnyChain, op: Operation, number: int, fate: Callable[[Io], int] | None = None
+) -> Any:
     """Do one operation in the straight model; what a read returns."""
-    if op.do in ("status", "unexport", *VANISH):
+    if op.disconnects or op.verb in (Verb.STATUS, Verb.UNEXPORT):
         return None
-    method = getattr(chain, op.do)
-    if op.do in COMMANDS or op.do in ("primary_flush", "guest_flush"):
+    method = getattr(chain, op.name)
+    if op.is_command or op.flushes:
         return run_sequentially(method(), fate)
     if isinstance(chain, Chain) and chain.protocol.name == "copy-before-write":
-        snapshot = {"guest_read": chain.snapshot_read, "guest_discard": chain.snapshot_discard}
-        method = snapshot.get(op.do, method)
-    if op.do in READS:
+        snapshot = {Verb.READ: chain.snapshot_read, Verb.DISCARD: chain.snapshot_discard}
+        if op.is_guest and op.verb in snapshot:
+            method = snapshot[op.verb]
+    if op.reads:
         return run_sequentially(method(op.start, op.count), fate)
     return run_sequentially(method(op.start, op.count, number), fate)
 
@@ -211,9 +215,9 @@ def run_in_order(
         write go on side by side, and not all of them need to fail
     """
     chain = _begin(scenario, behaviour)
-    answers = ["?"] * len(scenario.ops)
+    answers: list[Prediction] = [UNANSWERED] * len(scenario.ops)
     data: list[tuple[int, ...] | None] = [None] * len(scenario.ops)
-    gone: tuple[str, ...] = ()  # whose clients are no more
+    gone: frozenset[Side] = frozenset()  # exports whose clients are no more
     for step in order:
         if ~step >= len(scenario.ops):
             if isinstance(chain, Chain):
@@ -221,18 +225,19 @@ def run_in_order(
             continue
         index = step if step >= 0 else ~step
         op = scenario.ops[index]
-        if op.do == "status":
+        if op.queries:
             if scenario.replicates:
-                answers[index] = chain.status() or "ok"
+                error = chain.status()
+                answers[index] = ReportedError(error) if error else OK
             elif scenario.has("snapshot-access") or isinstance(chain, PrimaryChain):
                 answers[index] = NO_JOB
             else:
-                answers[index] = "ok" if chain.job is not None else ENDING
+                answers[index] = OK if chain.job is not None else JOB_ENDING
             continue
-        if op.do in gone:
-            answers[index] = "gone"
+        if op.is_request and op.side in gone:
+            answers[index] = DISCONNECTED
             continue
-        gone += cut_off([op])
+        gone |= cut_off([op])
         ways = [fate.of(index) for fate in fates]
 
         def meet(io: Io, ways: Sequence[Callable[[Io], int]] = ways) -> int:
@@ -242,27 +247,27 @@ def run_in_order(
             if isinstance(chain, Chain):
                 run_sequentially(chain.end_failover(), meet)
             continue
-        if op.do == "failover":
+        if op.verb is Verb.FAILOVER:
             chain.begin_failover()
-            answers[index] = "ok"
+            answers[index] = OK
             continue
         try:
             result = run_op(chain, op, scenario.number(index), meet)
         except ModelIOError as error:
-            if op.do in COMMANDS:
-                answers[index] = FAILS
+            if op.is_command:
+                answers[index] = ANY_ERROR
                 continue
             for cluster in (copied or {}).get(index, ()):
                 if isinstance(chain, Chain):
                     _copy(chain, cluster, meet)
             # QEMU's NBD server knows no EACCES.
-            answers[index] = f"errno {22 if error.errno == 13 else error.errno}"
+            answers[index] = io_error(EINVAL if error.errno == EACCES else error.errno)
             continue
         except (CommandError, OperationError) as error:
-            answers[index] = str(error)
+            answers[index] = ReportedError(str(error))
             continue
-        answers[index] = "ok"
-        if op.do in READS:
+        answers[index] = OK
+        if op.reads:
             data[index] = tuple(max(0, owner) for owner in result)
     if isinstance(chain, PrimaryChain):
         return _primarys_end(scenario, chain, answers, data)
@@ -291,7 +296,7 @@ def _begin(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
         try:
             run_op(chain, op, number)
         except OperationError as error:
-            text = f"{scenario.name}: the setup cannot be done: {words(op)}: {error}"
+            text = f"{scenario.name}: the setup cannot be done: {op}: {error}"
             raise InputError(text) from error
     return chain
 
@@ -329,7 +334,7 @@ def unmaps(node: Node) -> bool:
 def _primarys_end(
     scenario: RealScenario,
     chain: PrimaryChain,
-    answers: list[str],
+    answers: list[Prediction],
     data: list[tuple[int, ...] | None],
 ) -> Outcome:
     size = scenario.size
@@ -348,7 +353,10 @@ def _primarys_end(
 
 
 def _final(
-    scenario: RealScenario, chain: Chain, answers: list[str], data: list[tuple[int, ...] | None]
+    scenario: RealScenario,
+    chain: Chain,
+    answers: list[Prediction],
+    data: list[tuple[int, ...] | None],
 ) -> Outcome:
     size, cluster = scenario.size, scenario.cluster
     held: list[tuple[int | None, ...]] = []
@@ -388,4 +396,4 @@ def _final(
 def scenario_gives_up(scenario: RealScenario) -> bool:
     """Whether the reader of the snapshot discards part of it."""
     fleecing = scenario.has("snapshot-access")
-    return fleecing and any(op.do == "guest_discard" for op in scenario.ops)
+    return fleecing and any(op.is_guest and op.verb is Verb.DISCARD for op in scenario.ops)

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from qmpshim.conformance.explore.harness.choices import Fail, RealChoice, Start
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
-from qmpshim.conformance.explore.scenarios import COMMANDS, FLUSHES, VANISH, RealScenario
+from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
 from qmpshim.model.explore.system import Footprint
-from qmpshim.model.scenario import Op
+from qmpshim.model.operations import Operation
 
 EVERYTHING = Footprint(-1, -1)  # every bit: a disk may have any number of clusters
 _STATUS = Footprint(1, 1)  # the place before those of the clusters
@@ -42,10 +42,10 @@ class Footprints:
     def _places(self, start: int, count: int) -> int:
         return sum(2 << n for n in _clusters(start, count, self._cluster))
 
-    def _works_with(self, op: Op) -> Footprint:
-        if op.do == "status":
+    def _works_with(self, op: Operation) -> Footprint:
+        if op.queries:
             return _STATUS
-        if self._all_io or op.do in COMMANDS + VANISH + FLUSHES:
+        if self._all_io or not op.is_request or op.flushes:
             return EVERYTHING
         places = self._places(op.start, op.count)
         return Footprint(places, places)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
 from qmpshim.conformance.explore.harness.choices import IoId, RealChoice
+from qmpshim.conformance.explore.harness.events import Event
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
-from qmpshim.conformance.explore.harness.trace import TraceEvent, What
+from qmpshim.model.answers import UNANSWERED, Answer
 from qmpshim.model.check.cause import Cause, CauseKind, Phase
 
 
@@ -38,7 +39,7 @@ class History:
 
     steps: list[RealChoice] = field(default_factory=list)
     running: dict[int, RunningOperation] = field(default_factory=dict)
-    answers: list[str] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
     data: list[tuple[int, ...] | None] = field(default_factory=list)
     precedence: list[frozenset[int]] = field(default_factory=list)
     over: set[int] = field(default_factory=set)
@@ -47,7 +48,7 @@ class History:
     wrote: dict[int, int] = field(default_factory=dict)
     failed: list[tuple[NamedIo, InjectedFault]] = field(default_factory=list)
     faults: int = 0
-    events: list[TraceEvent] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     lost: bool = False
     seen: Outcome | None = None
 
@@ -55,7 +56,7 @@ class History:
     def of(cls, operations: int) -> History:
         """Nothing has happened yet, of so many operations."""
         return cls(
-            answers=["?"] * operations,
+            answers=[UNANSWERED] * operations,
             data=[None] * operations,
             precedence=[frozenset()] * operations,
         )
@@ -76,13 +77,8 @@ class Anomaly:
 
     violation: RealViolation
     schedule: tuple[RealChoice, ...]
-    events: tuple[TraceEvent, ...]
+    events: tuple[Event, ...]
     count: int
-
-
-def io_event(what: What, io: IoId, text: str = "") -> TraceEvent:
-    """What befell a held I/O."""
-    return TraceEvent(what, io.op, str(io), text)
 
 
 def ended(text: str, phase: Phase = Phase.EXECUTION) -> Cause:

@@ -22,7 +22,7 @@ from qmpshim.conformance.explore.harness.choices import IoId
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.nbd.gate.gate import HeldIO
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
-from qmpshim.model.scenario import Op
+from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.units import SECTOR
 
 _STEP1 = int(pattern._STEP[1])
@@ -119,7 +119,7 @@ class IoNames:
 
     def __init__(
         self,
-        ops: Sequence[Op],
+        ops: Sequence[Operation],
         numbers: Sequence[int],
         all_io: bool = False,
         secondary: Mapping[int, int] | None = None,
@@ -220,20 +220,20 @@ class IoNames:
         return fitting[0]
 
     @staticmethod
-    def _may(op: Op, image: str, verb: str, start: int, count: int, meta: bool) -> bool:
+    def _may(op: Operation, image: str, verb: str, start: int, count: int, meta: bool) -> bool:
         """Whether an operation could need such a request; one table is about many clusters."""
         if verb == "flush":
-            return op.do in ("primary_flush", "guest_flush", "failover", "checkpoint", "stop")
-        if op.do in ("failover", "start", "checkpoint", "stop"):
-            return op.do != "checkpoint" or image != "secondary"
+            return op.flushes or op.verb in (Verb.FAILOVER, Verb.CHECKPOINT, Verb.STOP)
+        if op.verb in (Verb.FAILOVER, Verb.START, Verb.CHECKPOINT, Verb.STOP):
+            return op.verb is not Verb.CHECKPOINT or image != "secondary"
         first, end = op.start // _NEAR * _NEAR, -(-(op.start + op.count) // _NEAR) * _NEAR
         near = meta or (first < start + count and start < end)
         if not near or not op.count:
             return False
         looks = verb in ("read", "status")
-        if op.do == "guest_read" or op.do == "primary_read":
+        if op.reads:
             return looks
-        if op.do == "guest_write":
+        if op.is_guest and op.writes:
             return image in ("primary", "active") or looks
         own = image in ("primary", "secondary")
         return own or (image == "hidden" and (meta or not looks))

@@ -26,13 +26,14 @@ import logging
 from collections import Counter
 
 from qmpshim.conformance.compare.divergence import BROKEN
-from qmpshim.conformance.explore.scenarios import BASE, HOLES, RealScenario
+from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine, Shape, filled_qcow2
 from qmpshim.machine.chain.topology import PRIMARY_IMAGES
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.units import SECTOR
 
 log = logging.getLogger(__name__)
@@ -70,11 +71,11 @@ class QemuPool:
         self.machine: GatedMachine | None = None
         self.resets: Counter[str] = Counter()
         self._running = False  # replication or backup was started and never stopped
-        self._doubtful = False  # what QEMU has in memory may be broken
+        self._tainted = False  # what QEMU has in memory may be broken
         self._base = b""  # what the disks that are no overlays hold at the beginning
         self._at_start = False  # nothing happened since the beginning
         self._apart = False  # there is no chain
-        self.told: set[str] = set()
+        self.reported_errors: set[str] = set()
 
     def prepare(self, scenario: RealScenario, reconnect: int = 0) -> GatedMachine:
         """Bring QEMU to the start: the chain open over fresh images, replication or backup running.
@@ -85,8 +86,7 @@ class QemuPool:
         :raises MachineError: QEMU misbehaved before the scenario even began
         """
         sizes = scenario.size * SECTOR, scenario.cluster * SECTOR
-        holes = any(op.do in HOLES for op in (*scenario.setup, *scenario.ops))
-        shape = Shape(scenario.topology, *sizes, reconnect, holes)
+        shape = Shape(scenario.topology, *sizes, reconnect, scenario.leaves_holes)
         machine = self.machine
         if machine is not None and (machine.shape != shape or not self.reuse):
             self.discard()
@@ -128,7 +128,7 @@ class QemuPool:
         machine = self.machine
         if machine is None:
             return
-        reasons = self._doubtful
+        reasons = self._tainted
         try:
             if not self._at_start and not (apart and self._apart):
                 self._again(machine, self._base)
@@ -152,7 +152,7 @@ class QemuPool:
         machine.settle()
         topology = machine.topology
         simple = topology.has("replication") and topology.format("secondary") == "raw"
-        if simple and self._running and not self._doubtful:
+        if simple and self._running and not self._tainted:
             for name, client in machine.clients.items():
                 if client.lost:
                     machine.connect(name)
@@ -198,7 +198,7 @@ class QemuPool:
 
     def _start(self, machine: GatedMachine) -> None:
         machine.start()
-        self._running, self._doubtful = True, False
+        self._running, self._tainted = True, False
         self._teach_block_status(machine)
         machine.settle()
         machine.gate.trace.clear()
@@ -212,21 +212,21 @@ class QemuPool:
             machine.do("stop")
         machine.reactor.until(lambda: not machine.call("query-block-jobs"), 5.0)
 
-    def will(self, do: str) -> None:
+    def note_command(self, op: Operation) -> None:
         """This operation is about to be done; some end what :meth:`prepare` started."""
-        if do in ("failover", "stop"):
+        if op.verb in (Verb.FAILOVER, Verb.STOP):
             self._running = False
 
-    def doubt(self) -> None:
+    def mark_tainted(self) -> None:
         """Commands were done at moments when they should not be, or I/O failed."""
-        self._doubtful = True
+        self._tainted = True
 
     def discard(self) -> None:
         """The process is not fit to be used again."""
         if self.machine is not None:
             self.machine.close()
             self.machine = None
-            self.told.clear()
+            self.reported_errors.clear()
         self._running = self._at_start = self._apart = False
 
     def close(self) -> None:

@@ -30,6 +30,7 @@ from qmpshim.conformance.explore.harness.choices import (
     RealChoice,
     Start,
 )
+from qmpshim.conformance.explore.harness.events import Note
 from qmpshim.conformance.explore.harness.footprints import EVERYTHING, Footprints
 from qmpshim.conformance.explore.harness.history import Anomaly, ended
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
@@ -39,7 +40,6 @@ from qmpshim.conformance.explore.harness.run import (
     Release,
     faithfully,
 )
-from qmpshim.conformance.explore.harness.trace import note
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.model.chain.behaviour import behaviour_of
@@ -164,7 +164,7 @@ class RealSystem(RealRun):
         if now.lost or self.violation is not None:
             return NOTHING
         if not self.offers(choice):
-            now.events.append(note(f"cannot {choice}: there are {list(self.enabled())}"))
+            now.events.append(Note(f"cannot {choice}: there are {list(self.enabled())}"))
             now.lost = True
             self.derailed += 1
             self.stage.discard()
@@ -204,7 +204,7 @@ class RealSystem(RealRun):
             over = self.violation.kind in _OVER
             if (over or self.violation.cause.phase is Phase.SETUP) and not self.keeping:
                 self.stage.discard()
-            self.stage.doubt()
+            self.stage.mark_tainted()
             return str(self.violation.kind), self.violation.cause
         return tuple(self.now.answers), tuple(self.now.data)
 
@@ -229,7 +229,7 @@ class RealSystem(RealRun):
             telling = text.split(": ", 1)[-1] if kind is Verdict.CRASH else text
             cause = ended(telling, Phase.TEAR_DOWN)
             wrong = RealViolation(kind, f"taken apart: {text}", cause=cause)
-            self.now.events += [note("afterwards: taken apart"), note(f"{kind}: {wrong.text}")]
+            self.now.events += [Note("afterwards: taken apart"), Note(f"{kind}: {wrong.text}")]
             self._keep(wrong)
             if not self.keeping:
                 self.stage.discard()
@@ -266,7 +266,7 @@ class RealSystem(RealRun):
         if wrong is None and not now.gone():
             wrong = real_end.remaining(machine, scenario, now)
         if wrong is None:  # before the look at the end, which may fail, and be told of instead
-            wrong = untold(machine, scenario, now, self.stage.told)
+            wrong = untold(machine, scenario, now, self.stage.reported_errors)
         unflushed = real_end.unflushed(machine, scenario, now)
         seen, broken = real_end.look(machine, scenario, now)
         now.seen = seen

@@ -24,26 +24,28 @@ from qmpshim.conformance.explore.harness.choices import (
     RealChoice,
     Start,
 )
-from qmpshim.conformance.explore.harness.history import History, ended, io_event
+from qmpshim.conformance.explore.harness.events import (
+    Arrived,
+    Completed,
+    Ended,
+    Failed,
+    Note,
+    Started,
+)
+from qmpshim.conformance.explore.harness.history import History, ended
 from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo
 from qmpshim.conformance.explore.harness.overlays import places_of
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.state import StateOf
-from qmpshim.conformance.explore.harness.trace import FOR_GOOD, MADE_AGAIN, TraceEvent, What, note
-from qmpshim.conformance.explore.scenarios import (
-    BASE,
-    CHAIN_COMMANDS,
-    FLUSHES,
-    READS,
-    RealScenario,
-    words,
-)
+from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.errors import MachineDied, MachineError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.model.answers import DISCONNECTED, OK
 from qmpshim.model.check.cause import Phase
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.system import Choice
+from qmpshim.model.operations import Verb
 
 _RECONNECTS = 10.0  # seconds until a broken connection is made again, mostly a few milliseconds
 PATIENCE = 1.0  # seconds for which an operation that nothing holds up may wait for a timer
@@ -114,10 +116,10 @@ class RealRun:
         self._live = False
         self._passing: list[HeldIO] = []
         if not self.scenario.contract:
-            self.stage.doubt()
+            self.stage.mark_tainted()
         machine.gate.hold(self._arrives)
         for number, op in enumerate(self.scenario.setup, BASE + 1):
-            self.stage.will(op.do)
+            self.stage.note_command(op)
             real_ops.do_alone(machine, op, number)
         machine.settle()
         machine.gate.keep_journals()
@@ -144,7 +146,7 @@ class RealRun:
 
     def _complete(self, named: NamedIo) -> None:
         self._mover = named.op
-        self.now.events.append(io_event(What.COMPLETE, named.id))
+        self.now.events.append(Completed(named.id))
         self._state.completing(named, self._stored(named))
         if named.verb not in ("read", "status", "flush"):
             self.now.wrote[named.io.seq] = named.op
@@ -162,20 +164,20 @@ class RealRun:
         self._mover = index
         now.started.add(index)
         now.precedence[index] = frozenset(now.over)
-        now.events.append(TraceEvent(What.START, index, text=words(op)))
-        self.stage.will(op.do)
+        now.events.append(Started(index, op))
+        self.stage.note_command(op)
         now.running[index] = real_ops.begin(self.machine, op, self._numbers[index])
-        self._names.flushing = any(self.scenario.ops[i].do in FLUSHES for i in now.running)
+        self._names.flushing = any(self.scenario.ops[i].flushes for i in now.running)
 
     def _fail(self, name: IoId, errno: int) -> None:
         now = self.now
         named = now.held.pop(name)
         self._mover = named.op
         now.faults += 1
-        self.stage.doubt()
+        self.stage.mark_tainted()
         gate = self.machine.gate
         if errno == RECONNECT:
-            now.events.append(io_event(What.CUT, name, MADE_AGAIN))
+            now.events.append(Failed(name, errno))
             gate.cut(named.io)
             image = named.io.image
             self.machine.reactor.until(lambda: bool(gate.connections(image)), _RECONNECTS)
@@ -185,22 +187,22 @@ class RealRun:
         over = frozenset(
             i
             for i in now.over
-            if self.scenario.ops[i].do != "failover" and now.answers[i] != "gone"
+            if self.scenario.ops[i].verb is not Verb.FAILOVER and now.answers[i] != DISCONNECTED
         )
         unstarted = frozenset(range(self.threads)) - now.started
         hit = InjectedFault(
             named.io.image, "metadata" if named.meta else named.verb, named.start,
             0 if named.meta else named.count, EIO if gone else errno, gone,
             over, unstarted,
-            named.op if self.scenario.ops[named.op].do in READS and not named.meta else None,
+            named.op if self.scenario.ops[named.op].reads and not named.meta else None,
         )  # fmt: skip
         now.failed.append((named, hit))
         if gone:
-            now.events.append(io_event(What.CUT, name, FOR_GOOD))
+            now.events.append(Failed(name, errno))
             gate.refuse(named.io.image)
             gate.cut(named.io.image)
         else:
-            now.events.append(io_event(What.FAIL, name, f"with errno {errno}"))
+            now.events.append(Failed(name, errno))
             gate.fail(named.io, errno)
 
     def _arrives(self, io: HeldIO) -> bool:
@@ -230,7 +232,7 @@ class RealRun:
         under_way = now.running.keys() - now.over
         if len(under_way) < 2:
             return True
-        if any(ops[op].do in CHAIN_COMMANDS for op in under_way) or self._passing:
+        if any(ops[op].reconfigures for op in under_way) or self._passing:
             return False
         return all(io.image != image for io in self.machine.gate.held)
 
@@ -290,7 +292,7 @@ class RealRun:
                 named = self._names.name(io, mover, unfinished, still)
                 now.held[named.id] = named
                 self.names.add(named.id)
-                now.events.append(io_event(What.ARRIVES, named.id))
+                now.events.append(Arrived(named.id))
 
     def _answered(self, index: int) -> None:
         """Take an operation's answer, if it is there."""
@@ -300,8 +302,8 @@ class RealRun:
             return
         now.answers[index], now.data[index] = found
         now.over.add(index)
-        now.events.append(TraceEvent(What.ENDS, index, text=found[0]))
-        if op.do in FLUSHES and found[0] == "ok" and self.violation is None:
+        now.events.append(Ended(index, found[0]))
+        if op.flushes and found[0] == OK and self.violation is None:
             self.violation = self.watch.flushed(now, index)
 
     def _failed(self, error: MachineError) -> None:
@@ -311,7 +313,7 @@ class RealRun:
             telling = text.split(": ", 1)[-1]
             self.violation = RealViolation(Verdict.CRASH, text, cause=ended(telling))
         elif not isinstance(error, BROKEN):  # it is we who went wrong
-            self.now.events.append(note(f"cannot go on: {error}"))
+            self.now.events.append(Note(f"cannot go on: {error}"))
             self.now.lost = True
             self.derailed += 1
             self.stage.discard()
@@ -320,7 +322,7 @@ class RealRun:
             # It lives: what went away is a client's connection.
             kind = Verdict.HANG if isinstance(error, MachineDied) else verdict_of(error)
             self.violation = RealViolation(kind, str(error), cause=ended(str(error)))
-        self.now.events.append(note(f"{self.violation.kind}: {self.violation.text}"))
+        self.now.events.append(Note(f"{self.violation.kind}: {self.violation.text}"))
 
     def _never_began(self, error: MachineError) -> None:
         """QEMU died, is stuck or refuses to work in the setup: that is no less a finding."""
@@ -333,4 +335,4 @@ class RealRun:
             telling = telling.split(": ", 1)[-1]
         cause = ended(telling, Phase.SETUP)
         self.violation = RealViolation(verdict, f"before the scenario begins: {error}", cause=cause)
-        self.now.events.append(note(f"{verdict}: {self.violation.text}"))
+        self.now.events.append(Note(f"{verdict}: {self.violation.text}"))

@@ -23,7 +23,7 @@ from collections.abc import Hashable
 from qmpshim.conformance.explore.harness.choices import IoId, RealChoice, Start
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
-from qmpshim.conformance.explore.scenarios import CHAIN_COMMANDS, RealScenario
+from qmpshim.conformance.explore.scenarios import RealScenario
 
 
 class StateOf:
@@ -35,7 +35,7 @@ class StateOf:
     def __init__(self, scenario: RealScenario, all_io: bool = False) -> None:
         self._all_io = all_io
         self._tables: dict[str, int] = {}  # by image, all that was written to them, in order
-        self._commands = {i for i, op in enumerate(scenario.ops) if op.do in CHAIN_COMMANDS}
+        self._commands = {i for i, op in enumerate(scenario.ops) if op.reconfigures}
         self._during: dict[int, list[Hashable]] = {}  # by command: where it began, and the steps
         self._size = scenario.size
         self._done: list[dict[IoId, int]] = [{} for _ in scenario.ops]

@@ -19,10 +19,11 @@ from qmpshim.conformance.explore.harness.choices import (
     choice_to_json,
     failures,
 )
-from qmpshim.conformance.explore.harness.trace import (
-    TraceEvent,
+from qmpshim.conformance.explore.harness.events import (
+    Event,
     event_from_json,
-    event_from_line,
+    event_to_json,
+    events_from_lines,
 )
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
 from qmpshim.errors import InputError, decoding
@@ -40,7 +41,7 @@ class Sighting:
     scenario: RealScenario
     violation: RealViolation
     schedule: tuple[RealChoice, ...]
-    events: tuple[TraceEvent, ...]
+    events: tuple[Event, ...]
     count: int
 
     @property
@@ -80,7 +81,7 @@ class Finding:
     scenarios: tuple[str, ...]
     scenario: RealScenario
     schedule: tuple[RealChoice, ...]
-    events: tuple[TraceEvent, ...]
+    events: tuple[Event, ...]
     replays: tuple[int, int] = (0, 0)
     known: str = ""
     errnos: tuple[int, ...] = ()
@@ -121,7 +122,7 @@ class Finding:
             "errnos": list(self.errnos),
             "schedule": [choice_to_json(choice) for choice in self.schedule],
             "trace": list(self.lines),
-            "events": [event.to_json() for event in self.events],
+            "events": [event_to_json(event) for event in self.events],
             "replays": list(self.replays),
             "known": self.known,
             "build": self.build,
@@ -149,7 +150,7 @@ def finding_from_json(value: Any) -> Finding:
             strings(value.get("scenarios", [])),
             scenario,
             tuple(_choice(choice, len(scenario.ops)) for choice in value["schedule"]),
-            _events(value),
+            _events(value, scenario),
             (int(value["replays"][0]), int(value["replays"][1])),
             str(value.get("known", "")),
             integers(value.get("errnos", [])),
@@ -179,11 +180,11 @@ def _cause(value: dict[str, Any]) -> Cause:
     return cause_from_text(str(value["cause"]))
 
 
-def _events(value: dict[str, Any]) -> tuple[TraceEvent, ...]:
+def _events(value: dict[str, Any], scenario: RealScenario) -> tuple[Event, ...]:
     """What happened; older findings have the lines alone."""
     if "events" in value:
-        return tuple(event_from_json(event) for event in value["events"])
-    return tuple(event_from_line(line) for line in strings(value.get("trace", [])))
+        return tuple(event_from_json(event, scenario.ops) for event in value["events"])
+    return events_from_lines(strings(value.get("trace", [])), scenario.ops)
 
 
 def failing(schedule: Sequence[RealChoice]) -> frozenset[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 
+from qmpshim.model.answers import OK, UNANSWERED
 from qmpshim.model.check.online import owner
 from qmpshim.model.explore.model_system import ModelSystem
 from qmpshim.model.explore.system import Choice, Violation
@@ -81,14 +82,15 @@ def _standing(system: ModelSystem) -> dict[int, str]:
         who = task.queue.owner
         whose = f" of op {who}" if isinstance(who, int) and who >= 0 else ""
         standing[task.op] = f"waits for {task.queue.label}{whose}"
-    for op, result in enumerate(system.watch.results):
-        if isinstance(result, str):
+    for op, answer in enumerate(system.watch.answers):
+        data = system.watch.data[op]
+        if data is not None:
+            unlike = ", ".join(owner(number) for number in dict.fromkeys(data))
+            standing[op] = f"ends: sees {unlike}"
+        elif answer == OK:
             standing[op] = "ends"
-        elif isinstance(result, tuple) and result[:1] == ("error",):
-            standing[op] = f"ends: {result[1]}"
-        elif isinstance(result, tuple):
-            unlike = list(dict.fromkeys(result))
-            standing[op] = f"ends: sees {', '.join(owner(number) for number in unlike)}"
+        elif answer != UNANSWERED:
+            standing[op] = f"ends: {answer}"
     return standing
 
 
@@ -100,11 +102,11 @@ def render(system: ModelSystem, schedule: Sequence[Choice]) -> str:
     steps, violation = trace(system, schedule)
     scenario = system.scenario
     lanes = len(scenario.ops)
-    heads = [f"op {i}: {op} = data {scenario.number(i)}" if "write" in op.do else f"op {i}: {op}"
+    heads = [f"op {i}: {op} = data {scenario.number(i)}" if op.writes else f"op {i}: {op}"
              for i, op in enumerate(scenario.ops)]  # fmt: skip
     lines = [f"scenario {scenario.name}: {scenario.about}"]
     if scenario.setup:
-        done = [f"{op} = data {number}" if "write" in op.do else str(op)
+        done = [f"{op} = data {number}" if op.writes else str(op)
                 for number, op in enumerate(scenario.setup, 1)]  # fmt: skip
         lines.append(f"before: {', '.join(done)}")
     lines += ["", *row("", heads), *row("", ["-" * (LANE - 2)] * lanes)]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from qmpshim.conformance.explore.harness.trace import What
+from qmpshim.conformance.explore.harness.events import What
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.report.model_diagram import LANE, row
-from qmpshim.conformance.explore.scenarios import words
 
 _CELLS = {
     What.START: "* starts",
@@ -26,8 +25,8 @@ def diagram(finding: Finding) -> str:
     ops = finding.scenario.ops
     lines = [f"scenario {finding.scenario.name}"]
     if finding.scenario.setup:
-        lines.append("before: " + ", ".join(words(op) for op in finding.scenario.setup))
-    lines += ["", *row("", [f"op {index}: {words(op)}" for index, op in enumerate(ops)])]
+        lines.append("before: " + ", ".join(map(str, finding.scenario.setup)))
+    lines += ["", *row("", [f"op {index}: {op}" for index, op in enumerate(ops)])]
     lines += row("", ["-" * (LANE - 2)] * len(ops))
     number = 0
     for event in finding.events:

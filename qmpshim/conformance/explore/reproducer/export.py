@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, Fail, Start, failures
-from qmpshim.conformance.explore.harness.trace import What
+from qmpshim.conformance.explore.harness.events import Arrived, Ended, Started
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.symptoms import arrivals, symptom_of
-from qmpshim.conformance.explore.scenarios import CHAIN_COMMANDS, HOLES
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.topology import TOPOLOGIES
+from qmpshim.model.operations import Verb
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -49,8 +49,8 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         "size": scenario.size,
         "cluster": scenario.cluster,
         "qcow2": [*topology.qcow2],
-        "setup": [[op.do, op.start, op.count] for op in scenario.setup],
-        "ops": [[op.do, op.start, op.count] for op in scenario.ops],
+        "setup": [[op.name, op.start, op.count] for op in scenario.setup],
+        "ops": [[op.name, op.start, op.count] for op in scenario.ops],
         "trace": finding.lines,
         "sign": symptom_of(finding),
         "allocation": finding.allocation,
@@ -61,7 +61,7 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
             case["sign"]["steps"] = len(steps)
         return _fill("blkdebug.py.in", {**case, "schedule": steps})
     case |= {
-        "holes": any(op.do in HOLES for op in (*scenario.setup, *scenario.ops)),
+        "holes": scenario.leaves_holes,
         "reconnect": RECONNECT
         in (*finding.errnos, *(one.fault for one in failures(finding.schedule))),
         "all_io": finding.all_io,
@@ -140,10 +140,10 @@ def blkdebug_steps(finding: Finding) -> list[list[Any]] | None:
         return None
     spans = _spans(finding)
     for command, start, end in _running(finding):
-        do = scenario.ops[command].do
-        if do != "checkpoint":  # who knows what it leaves to be done after its answer
+        op = scenario.ops[command]
+        if op.verb is not Verb.CHECKPOINT:  # who knows what it leaves to be done after its answer
             end = len(finding.schedule)
-        if do in CHAIN_COMMANDS and any(s.arrival < end and start < s.end <= end for s in spans):
+        if op.reconfigures and any(s.arrival < end and start < s.end <= end for s in spans):
             return None
     starts = [place for place, choice in enumerate(finding.schedule) if isinstance(choice, Start)]
     waiting = [s for s in spans if any(s.arrival < start < s.end for start in starts)]
@@ -175,10 +175,11 @@ def _running(finding: Finding) -> list[tuple[int, int, int]]:
     place, found = -1, {}
     for event in finding.events:
         place += event.what.is_step
-        if event.what is What.START and event.op is not None:
-            found[event.op] = (place, len(finding.schedule))
-        elif event.what is What.ENDS and event.op in found:
-            found[event.op] = (found[event.op][0], place)
+        match event:
+            case Started(op):
+                found[op] = (place, len(finding.schedule))
+            case Ended(op) if op in found:
+                found[op] = (found[op][0], place)
     return [(op, start, end) for op, (start, end) in found.items()]
 
 
@@ -189,8 +190,8 @@ def _spans(finding: Finding) -> list[_Span]:
     for event in finding.events:
         if event.what.is_step:
             place += 1
-        elif event.what is What.ARRIVES and event.op is not None:
-            arrived.append((event.name, event.op, place))
+        elif isinstance(event, Arrived):
+            arrived.append((event.io.name, event.op, place))
     spans = []
     for what, op, arrival in arrived:
         end = next(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.harness.choices import RealChoice
+from qmpshim.conformance.explore.harness.events import Event
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
-from qmpshim.conformance.explore.harness.trace import TraceEvent
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.check.cause import Phase
@@ -28,7 +28,7 @@ class Replay:
 
     violation: RealViolation | None
     followed: bool
-    events: tuple[TraceEvent, ...]
+    events: tuple[Event, ...]
     version: tuple[int, ...]
     early: bool = False
 

@@ -24,14 +24,14 @@ from typing import Any
 
 from qmpshim.conformance.explore.checkers.crash_points import FRESH_QEMU
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
-from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.harness.choices import failures
-from qmpshim.conformance.explore.harness.trace import What
+from qmpshim.conformance.explore.harness.events import Arrived, Ended, Started
 from qmpshim.conformance.explore.report.findings import Finding
-from qmpshim.conformance.explore.scenarios import cut_off
 from qmpshim.conformance.known.folder import known_findings
+from qmpshim.model.answers import ANY_ERROR, admitted, answer_to_json
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.cause import CauseKind, Phase
+from qmpshim.model.check.observables import Aspect, Observable, Observations
 from qmpshim.model.check.verdict import Verdict
 
 Sign = dict[str, Any]
@@ -113,11 +113,9 @@ def _crash(finding: Finding) -> Sign:
 
 def _unanswered(finding: Finding) -> list[int]:
     """The operations that were started and not answered."""
-    over = {event.op for event in finding.events if event.what is What.ENDS}
+    over = {event.op for event in finding.events if isinstance(event, Ended)}
     return [
-        event.op
-        for event in finding.events
-        if event.what is What.START and event.op is not None and event.op not in over
+        event.op for event in finding.events if isinstance(event, Started) and event.op not in over
     ]
 
 
@@ -135,9 +133,10 @@ def arrivals(finding: Finding) -> list[list[tuple[str, int, int]]]:
     for event in finding.events:
         if event.what.is_step:
             found.append([])
-        elif event.what is What.ARRIVES and event.op is not None:
-            number = count[event.name] = count.get(event.name, -1) + 1
-            found[-1].append((event.name, number, event.op))
+        elif isinstance(event, Arrived):
+            name = event.io.name
+            number = count[name] = count.get(name, -1) + 1
+            found[-1].append((name, number, event.op))
     return found
 
 
@@ -148,19 +147,19 @@ def _requests(finding: Finding) -> Sign:
 
 def _primaries(finding: Finding) -> list[int]:
     scenario = finding.scenario
-    return [scenario.number(i) for i, op in enumerate(scenario.ops) if op.do == "primary_write"]
+    return [scenario.number(i) for i, op in enumerate(scenario.ops) if op.is_primary and op.writes]
 
 
 def _answers(finding: Finding) -> Sign:
     cause = finding.cause
     do = "status" if cause.kind is CauseKind.MISLEADING_STATUS else cause.subject
     answers = {
-        event.op: event.text
+        event.op: answer_to_json(event.answer)
         for event in finding.events
-        if event.what is What.ENDS and event.op is not None
+        if isinstance(event, Ended)
     }
     plain = {i: re.sub(_PATHS, "", text) for i, text in answers.items()}
-    same = {i: text for i, text in plain.items() if finding.scenario.ops[i].do == do}
+    same = {i: text for i, text in plain.items() if finding.scenario.ops[i].name == do}
     # Of several operations of this kind those that answered so.
     answer = _MISLEADING if cause.kind is CauseKind.MISLEADING_STATUS else cause.detail
     wrong = {i: text for i, text in same.items() if text == answer}
@@ -169,48 +168,44 @@ def _answers(finding: Finding) -> Sign:
     sign: Sign = {"kind": "answers", "answers": wrong or same}
     if cause.kind is CauseKind.ERROR_MASKED_OLD_DATA:
         ops, write = finding.scenario.ops, next(iter(same))
-        own = finding.scenario.number(write) if do == "guest_write" else 0
-        reads = [i for i, op in enumerate(ops) if op.do == "guest_read"]
+        own = finding.scenario.number(write) if ops[write].writes else 0
+        reads = [i for i, op in enumerate(ops) if op.is_guest and op.reads]
         sign["unread"] = dict.fromkeys(reads, own)
     return sign
 
 
 def _orders(finding: Finding) -> Sign:
-    """All ends that the model allows, by order and cell by cell (see :mod:`.judge`)."""
+    """The observables that the model predicts, by order, as data."""
     if failures(finding.schedule):
         return _UNKNOWN
-    judge = LinearizabilityChecker(finding.scenario, behaviour_of(_version(finding)))
+    checker = LinearizabilityChecker(finding.scenario, behaviour_of(_version(finding)))
     orders: list[dict[str, Any]] = []
-    for order, end in judge.straight.items():
-        told = _end(finding, end, judge.cells)
-        if told is None:
+    for order, end in checker.straight.items():
+        predicted = _predicted(checker.predictions(end), len(checker.cells))
+        if predicted is None:
             return _UNKNOWN
-        told = {"order": [step for step in order if step >= 0], **told}
-        if told not in orders:
-            orders.append(told)
-    return {"kind": "orders", "cells": [list(cell) for cell in judge.cells], "orders": orders}
+        predicted = {"order": [step for step in order if step >= 0], **predicted}
+        if predicted not in orders:
+            orders.append(predicted)
+    return {"kind": "orders", "cells": [list(cell) for cell in checker.cells], "orders": orders}
 
 
-def _end(finding: Finding, end: Outcome, cells: list[tuple[int, int]]) -> dict[str, Any] | None:
-    """One end: the answers, and by what is read the owner in each cell; ``None``: not so simple."""
-    whole: dict[str, Any] = {
-        name: getattr(end, name) for name in ("primary", "secondary", "hidden", "active", "view")
-    }
-    for index, data in enumerate(end.data):
-        if data is not None:
-            op, size = finding.scenario.ops[index], finding.scenario.size
-            after = (None,) * (size - op.start - op.count)
-            whole[f"read {index}"] = ((None,) * op.start) + data + after
-    # Who is cut off does not learn how it went.
-    cut = cut_off(finding.scenario.ops)
-    maybe = [["gone"] if op.do in cut else [] for op in finding.scenario.ops]
-    answers = [[text, *gone] for text, gone in zip(end.answers, maybe, strict=True)]
-    told: dict[str, Any] = {"answers": answers}
-    for name, sectors in whole.items():
-        if sectors is None:
-            continue
-        pieces = [set(sectors[low:high]) for low, high in cells]
-        if any(len(piece) != 1 for piece in pieces):
-            return None
-        told[name] = [piece.pop() for piece in pieces]
-    return told
+def _predicted(predictions: Observations, cells: int) -> dict[str, Any] | None:
+    """The answers that are as predicted, and by read and by disk the owner in each cell.
+
+    :returns: ``None`` where a cell has more than one owner, or too many answers are as predicted
+    """
+    answers: list[list[str]] = []
+    owners: dict[str, list[int | None]] = {}
+    for one, value in predictions.items():
+        match one:
+            case Observable(Aspect.ANSWER):
+                if value == ANY_ERROR:
+                    return None
+                answers.append([answer_to_json(answer) for answer in admitted(value)])
+            case Observable(Aspect.DATA | Aspect.DISK, of, cell):
+                if len(set(value)) != 1:
+                    return None
+                name = f"read {of}" if one.aspect is Aspect.DATA else str(of)
+                owners.setdefault(name, [None] * cells)[cell] = value[0]
+    return {"answers": answers, **owners}

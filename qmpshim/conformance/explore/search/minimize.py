@@ -20,7 +20,7 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget, OutOfBudget
-from qmpshim.model.scenario import Op
+from qmpshim.model.operations import operation
 
 TIMES = 3  # how often a finding has to show itself again
 _PAST = 3  # checkpoints that a finding may need to have behind it
@@ -81,7 +81,7 @@ def _with_past(finding: Finding, build: Build, deadline: float | None) -> Findin
     if best.confirmed or finding.scenario.topology.replication_mode != "secondary":
         return best
     for past in range(1, _PAST + 1):
-        setup = (Op("checkpoint"),) * past + finding.scenario.setup
+        setup = (operation("checkpoint"),) * past + finding.scenario.setup
         longer = replace(finding, scenario=replace(finding.scenario, setup=setup))
         again = _run_again(longer, build, deadline)
         if again.confirmed:

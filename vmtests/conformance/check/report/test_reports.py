@@ -28,12 +28,13 @@ from qmpshim.conformance.check.run.journal import Plan
 from qmpshim.conformance.check.runners.kinds import runner_of
 from qmpshim.conformance.check.runners.runners import bundle
 from qmpshim.conformance.document import SCHEMAS
-from qmpshim.conformance.explore.harness.trace import event_from_line
+from qmpshim.conformance.explore.harness.events import events_from_lines
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.known.folder import DIRECTORY, known_directed, known_findings, write_up
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.chain import behaviour
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import operation
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 KNOWN = CaseFinding(Verdict.HANG, "k", "it hangs", known="some-id")
@@ -371,11 +372,13 @@ def test_the_disks_of_a_finding_are_shown_as_predicted_and_observed(qemu_build: 
     assert sum(lengths) == 131072
 
 
+TWO = (operation("primary_write", 0, 128), operation("guest_read", 0, 128))
+
+
 def test_a_diagram_tells_who_holds_and_who_waits() -> None:
     diagram = steps_of_events(
         ["write", "checkpoint"],
-        map(
-            event_from_line,
+        events_from_lines(
             [
                 "start 0: write",
                 "    hidden write 0+128 (of 0)",
@@ -385,6 +388,7 @@ def test_a_diagram_tells_who_holds_and_who_waits() -> None:
                 "    1 ends: ok",
                 "crash: QEMU was killed",
             ],
+            TWO,
         ),
     )
     assert [step["kind"] for step in diagram["steps"]] == ["start", "start", "complete", "note"]
@@ -398,8 +402,7 @@ def test_a_diagram_tells_who_holds_and_who_waits() -> None:
 def test_a_cut_connection_ends_what_waits_on_it() -> None:
     diagram = steps_of_events(
         ["write", "read"],
-        map(
-            event_from_line,
+        events_from_lines(
             [
                 "start 0: write",
                 "    secondary write 0+128 (of 0)",
@@ -409,6 +412,7 @@ def test_a_cut_connection_ends_what_waits_on_it() -> None:
                 "    0 ends: errno 5",
                 "    1 ends: errno 5",
             ],
+            TWO,
         ),
     )
     assert [step["kind"] for step in diagram["steps"]] == ["start", "start", "cut"]

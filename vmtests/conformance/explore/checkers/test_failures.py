@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from errno import EINVAL
 
 import pytest
 
@@ -28,19 +29,29 @@ from qmpshim.machine.builds.build import read_version
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.gate import HeldIO
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.model.answers import (
+    DISCONNECTED,
+    NO_JOB,
+    OK,
+    UNANSWERED,
+    Answer,
+    IoError,
+    ReportedError,
+    io_error,
+)
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
-from qmpshim.model.scenario import Op
+from qmpshim.model.operations import Operation, operation
 
 EIO = 5
 C = scenarios.C
 # Two clusters that are not neighbours: the commit writes each on its own.
 FAILOVER = scenarios.RealScenario(
     "O",
-    (Op("failover"),),
-    (Op("guest_write", 16, 8), Op("guest_write", 2 * C + 16, 8)),
+    (operation("failover"),),
+    (operation("guest_write", 16, 8), operation("guest_write", 2 * C + 16, 8)),
     size=3 * C,
 )
 
@@ -78,8 +89,8 @@ class Swallowing(RealSystem):
 
     def _answered(self, index: int) -> None:
         super()._answered(index)
-        if self.now.answers[index].startswith("errno"):
-            self.now.answers[index] = "ok"
+        if isinstance(self.now.answers[index], IoError):
+            self.now.answers[index] = OK
 
 
 class Lying(RealSystem):
@@ -109,13 +120,13 @@ def test_a_client_is_gone_only_where_something_cuts_it_off(stage: QemuPool) -> N
     class Vanishing(RealSystem):
         def _answered(self, index: int) -> None:
             super()._answered(index)
-            if self.scenario.ops[index].do == "primary_write" and self.now.answers[index] == "ok":
-                self.now.answers[index] = "gone"
+            if self.scenario.ops[index].writes and self.now.answers[index] == OK:
+                self.now.answers[index] = DISCONNECTED
 
     assert causes(explored(stage, one("WQ"), Vanishing)) == {"primary_write answers gone"}
     assert not explored(stage, one("WK"), Vanishing).found
     # The guest's client is gone; the primary has no excuse.
-    cut_off = replace(one("WQ"), ops=(*one("WQ").ops[:1], Op("guest_vanish")))
+    cut_off = replace(one("WQ"), ops=(*one("WQ").ops[:1], operation("guest_vanish")))
     assert "primary_write answers gone" in causes(explored(stage, cut_off, Vanishing))
 
 
@@ -123,8 +134,8 @@ def test_a_false_error_is_failovers_own_only_while_it_fails_over(stage: QemuPool
     class Crying(RealSystem):
         def _answered(self, index: int) -> None:
             super()._answered(index)
-            if self.scenario.ops[index].do == "status" and self.now.answers[index] != "?":
-                self.now.answers[index] = "I/O error occurred"
+            if self.scenario.ops[index].queries and self.now.answers[index] != UNANSWERED:
+                self.now.answers[index] = ReportedError("I/O error occurred")
 
     known = {"status answers I/O error occurred while failing over"}
     assert causes(explored(stage, one("OQ"))) == known
@@ -157,8 +168,12 @@ def test_a_failed_write_that_happened_nevertheless_is_found_out(
 
 def test_a_copy_beside_the_failed_one_holds_what_the_setup_left(stage: QemuPool) -> None:
     """Two copies side by side, since the cluster between has its own: one fails, one does not."""
-    setup = (Op("primary_write", 2 * C, C), Op("checkpoint"), Op("primary_write", C + 8, 8))
-    ops = (Op("primary_write", 64, 2 * C), Op("status"))
+    setup = (
+        operation("primary_write", 2 * C, C),
+        operation("checkpoint"),
+        operation("primary_write", C + 8, 8),
+    )
+    ops = (operation("primary_write", 64, 2 * C), operation("status"))
     scenario = scenarios.RealScenario("V", ops, setup, size=3 * C)
 
     def spoil(machine: GatedMachine, named: NamedIo) -> None:
@@ -302,8 +317,8 @@ def test_a_failed_write_of_tables_is_told_with_its_own_error(stage: QemuPool) ->
     class Mixing(RealSystem):
         def _answered(self, index: int) -> None:
             super()._answered(index)
-            if self.now.answers[index] == f"errno {EIO}":
-                self.now.answers[index] = "errno 22"
+            if self.now.answers[index] == io_error(EIO):
+                self.now.answers[index] = io_error(EINVAL)
 
     fails = meta_write(stage, one("WR"))
     cause = "primary_write answers errno 22, after a failed hidden metadata"
@@ -342,32 +357,32 @@ def test_a_flush_that_hides_its_failure_is_found_out(
     assert cause in causes(explored(stage, scenario, Forgetting, fails))
 
 
-SECOND = Op("primary_write", 64, 128)  # half of either cluster
+SECOND = operation("primary_write", 64, 128)  # half of either cluster
 
 
 @pytest.mark.parametrize(
     ("form", "ops", "hit", "answers", "cause"),
     [
         (  # who says success in the same cluster must have written
-            "backup", (Op("primary_write", 0, 128), SECOND), "hidden",
-            ("errno 5", "ok"), "secondary: ",
+            "backup", (operation("primary_write", 0, 128), SECOND), "hidden",
+            (io_error(EIO), OK), "secondary: ",
         ),
         (
-            "replication", (Op("guest_write", 16, 8), Op("guest_write", 64, 8)), "active",
-            ("errno 5", "ok"), "view: ",
+            "replication", (scenarios.LETTERS["P"], operation("guest_write", 64, 8)), "active",
+            (io_error(EIO), OK), "view: ",
         ),
         (  # a status that tells of an error excuses no disk
-            "backup", (Op("primary_write", 0, 128), Op("stop"), Op("status")), "hidden",
-            ("ok", "ok", "no job"), "secondary: ",
+            "backup", (*one("W").ops, *one("SQ").ops), "hidden",
+            (OK, OK, NO_JOB), "secondary: ",
         ),
         (  # nor does the active disk excuse the primary's write
-            "replication", (Op("primary_write", 0, 128), Op("checkpoint")), "active",
-            ("errno 5", "an error"), "primary_write answers errno 5",
+            "replication", one("WC").ops, "active",
+            (io_error(EIO), ReportedError("an error")), "primary_write answers errno 5",
         ),
     ],
 )  # fmt: skip
 def test_one_failure_excuses_nobody_else(
-    form: str, ops: tuple[Op, ...], hit: str, answers: tuple[str, ...], cause: str
+    form: str, ops: tuple[Operation, ...], hit: str, answers: tuple[Answer, ...], cause: str
 ) -> None:
     """Ends that were made up: nothing at all was done."""
     scenario = scenarios.RealScenario("made", ops, form=form)
@@ -384,15 +399,15 @@ def test_one_failure_excuses_nobody_else(
 
 def test_an_ejected_disk_excuses_errors_and_nothing_else(stage: QemuPool) -> None:
     """A checkpoint that cannot empty a disk says so; then the guest's write may fail, not lie."""
-    ops = Op("checkpoint"), Op("guest_write", 16, 8, after=0)
+    ops = operation("checkpoint"), operation("guest_write", 16, 8, after=0)
     scenario = replace(one("CP"), ops=ops, contract=True)
     fails = "hidden zero meta 196608+65536"  # the refcounts are gone, so qcow2 ejects the disk
 
     class Lying(RealSystem):
         def _answered(self, index: int) -> None:
             super()._answered(index)
-            if index == 1 and self.now.answers[1].startswith("errno"):
-                self.now.answers[1] = "ok"
+            if index == 1 and isinstance(self.now.answers[1], IoError):
+                self.now.answers[1] = OK
 
     honest = explored(stage, scenario, fails=fails, all_io=True)
     assert honest.in_part and not honest.found

@@ -17,7 +17,7 @@ from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
-from qmpshim.model.scenario import Op
+from qmpshim.model.operations import Operation
 from vmtests.support.gate import REFCOUNTS, Early, drop_guest, drop_new, never, new_for_old
 
 
@@ -72,9 +72,9 @@ def test_an_export_that_goes_with_its_client_is_missed(
     """The next client has to be served, whatever the one before did."""
     begin = real_ops.begin
 
-    def take_along(machine: GatedMachine, op: Op, number: int) -> real_ops.Running:
+    def take_along(machine: GatedMachine, op: Operation, number: int) -> real_ops.Running:
         running = begin(machine, op, number)
-        if op.do == f"{side}_vanish":
+        if op.name == f"{side}_vanish":
             machine.qmp.send("block-export-del", {"id": side, "mode": "hard"})
         return running
 
@@ -122,7 +122,7 @@ def test_a_job_that_ends_by_itself_is_missed(
 ) -> None:
     begin = real_ops.begin
 
-    def cancel_too(machine: GatedMachine, op: Op, number: int) -> real_ops.Running:
+    def cancel_too(machine: GatedMachine, op: Operation, number: int) -> real_ops.Running:
         machine.qmp.send("block-job-cancel", {"device": "backup"})
         return begin(machine, op, number)
 

@@ -22,7 +22,7 @@ from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
-from qmpshim.model.scenario import Op
+from qmpshim.model.operations import operation
 from vmtests.support.gate import (
     Early,
     ForgetfulFlush,
@@ -106,7 +106,7 @@ def test_a_dropped_write_is_lost(stage: QemuPool, name: str, drop: Release) -> N
 def test_a_write_behind_its_flush_is_lost(stage: QemuPool) -> None:
     """The bytes at the moment the flush was answered are what a crash then leaves."""
     letters = scenarios.LETTERS
-    ops = (letters["W"], replace(letters["H"], after=0), Op("primary_read", 0, 8, after=1))
+    ops = (letters["W"], replace(letters["H"], after=0), operation("primary_read", 0, 8, after=1))
     scenario = scenarios.RealScenario("write-flush-read", ops)
     for release, wanted in ((ForgetfulFlush(), {Verdict.LOST_WRITE}), (faithfully, set())):
         system = RealSystem(stage, scenario, release=release)
@@ -121,8 +121,8 @@ def test_a_dropped_write_is_missed_by_the_flush_after_it(
 ) -> None:
     """Nothing may be there but what was written since; an earlier write's data are not."""
     image = {"guest": "active", "primary": "secondary"}[side]
-    ops = (Op(f"{side}_write", 0, C), Op(f"{side}_write", 0, C, after=0))
-    ops = (*ops, Op(f"{side}_flush", after=1))
+    ops = (operation(f"{side}_write", 0, C), operation(f"{side}_write", 0, C, after=0))
+    ops = (*ops, operation(f"{side}_flush", after=1))
     scenario = scenarios.RealScenario("write-write-flush", ops, secondary=secondary)
     written: list[NamedIo] = []
 

@@ -21,9 +21,10 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.model.answers import OK, Answer
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.scenario import Op
+from qmpshim.model.operations import Operation, operation
 from qmpshim.model.units import SECTOR
 from vmtests.conformance.explore.checkers.test_failures import causes, explored, meta_write, one
 from vmtests.conformance.explore.checkers.test_final_state import found
@@ -47,9 +48,9 @@ def test_an_operation_that_never_ends_hangs(
     answer = real_ops.answer
 
     def deaf(
-        machine: GatedMachine, op: Op, running: real_ops.Running
-    ) -> tuple[str, tuple[int, ...] | None] | None:
-        return None if op.do == do else answer(machine, op, running)
+        machine: GatedMachine, op: Operation, running: real_ops.Running
+    ) -> tuple[Answer, tuple[int, ...] | None] | None:
+        return None if op.name == do else answer(machine, op, running)
 
     monkeypatch.setattr(real_ops, "answer", deaf)
     wrong = found(stage, name, faithfully, most=1)
@@ -64,8 +65,8 @@ def test_a_cluster_that_nobody_wrote_is_not_allocated(
     """The old data once more, a layer higher: all that is read is as it was."""
     begin = real_ops.begin
 
-    def write_too(machine: GatedMachine, op: Op, number: int) -> real_ops.Running:
-        if op.do == "primary_flush":
+    def write_too(machine: GatedMachine, op: Operation, number: int) -> real_ops.Running:
+        if op.name == "primary_flush":
             old = bytes(pattern.data_of(BASE, C, C))
             machine.clients["guest"].send(Nbd.WRITE, C * SECTOR, 0, old)
         return begin(machine, op, number)
@@ -83,9 +84,9 @@ def test_answers_that_do_not_fit_together_are_found_out(stage: QemuPool) -> None
 
     class Both(RealSystem):
         def _verdict(self, seen: Outcome) -> RealViolation | None:
-            return super()._verdict(replace(seen, answers=(seen.answers[0], "ok", "ok")))
+            return super()._verdict(replace(seen, answers=(seen.answers[0], OK, OK)))
 
-    scenario = RealScenario("WSS", (*one("W").ops, Op("stop"), Op("stop")))
+    scenario = RealScenario("WSS", (*one("W").ops, operation("stop"), operation("stop")))
     assert not explored(stage, scenario).found
     wrong = explored(stage, scenario, Both).found
     assert (Verdict.PROTOCOL, Cause(CauseKind.ANSWERS_FIT_NO_ORDER)) in wrong, wrong

@@ -22,8 +22,8 @@ from qmpshim.model.chain.behaviour import KnownDefect
 from qmpshim.model.chain.primary import PrimaryChain
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Owners
+from qmpshim.model.operations import Operation, operation
 from qmpshim.model.runtime.coroutines import Co, ModelIOError
-from qmpshim.model.scenario import Op
 from vmtests.conformance.explore.checkers.test_failures import (
     Lying,
     Swallowing,
@@ -44,12 +44,16 @@ def told(system: RealSystem) -> dict[Verdict, set[str]]:
     return found
 
 
-def single(*ops: Op) -> RealScenario:
+def single(*ops: Operation) -> RealScenario:
     return RealScenario("made", ops, form="primary")
 
 
-WRITE, READ, FLUSH = Op("guest_write", 0, 128), Op("guest_read", 0, 256, 0), Op("guest_flush")
-STATUS, STOP = Op("status", after=0), Op("stop")
+WRITE, READ, FLUSH = (
+    operation("guest_write", 0, 128),
+    operation("guest_read", 0, 256, 0),
+    operation("guest_flush"),
+)
+STATUS, STOP = operation("status", after=0), operation("stop")
 
 
 # A write first: up to 5.2 a quorum with nothing to flush leaves it to its children.
@@ -133,7 +137,7 @@ SPOILT: dict[type[PrimaryChain], tuple[RealScenario, str | None, Verdict, str]] 
     ReadsTheOther: (single(WRITE, READ), FORWARDED, Verdict.LOST_WRITE,
                     "guest_read: the guest's data instead of the old data, "
                     "after a failed secondary write"),
-    ForgetsAtACheckpoint: (single(WRITE, Op("checkpoint", after=0)), FORWARDED,
+    ForgetsAtACheckpoint: (single(WRITE, operation("checkpoint", after=0)), FORWARDED,
                            Verdict.ERROR_CONTRACT,
                            "final status I/O error occurred, after a failed secondary write"),
     KeepsForwarding: (single(STOP, replace(WRITE, after=0)), None, Verdict.LOST_WRITE,
@@ -192,15 +196,15 @@ def test_a_model_that_masks_errors_finds_no_fault_with_qemu(
     ],
 )  # fmt: skip
 def test_a_lying_disk_is_convicted(
-    stage: QemuPool, lie: Release, ops: tuple[Op, ...], verdict: Verdict, cause: str
+    stage: QemuPool, lie: Release, ops: tuple[Operation, ...], verdict: Verdict, cause: str
 ) -> None:
     assert not explored(stage, single(*ops)).found
     assert told(explored(stage, single(*ops), release=lie)) == {verdict: {cause}}
 
 
-@pytest.mark.parametrize("write", [WRITE, Op("guest_zero", 0, 128)])
+@pytest.mark.parametrize("write", [WRITE, operation("guest_zero", 0, 128)])
 def test_a_flush_that_is_dropped_is_found_out_after_a_failure_too(
-    stage: QemuPool, write: Op
+    stage: QemuPool, write: Operation
 ) -> None:
     """Where the forwarded write failed, or zeroes were written: the own disk is owed it still."""
     scenario = single(write, replace(FLUSH, after=0))

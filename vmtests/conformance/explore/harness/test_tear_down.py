@@ -120,7 +120,7 @@ def test_a_node_that_is_still_in_use_is_missed_where_nothing_explains_it(
     (finding,) = explore_real(qemu_build, scenarios.named("backup-WH"), minimise=False).findings
     assert (finding.verdict, finding.replays) == (Verdict.ERROR_CONTRACT, (3, 3))
     assert str(finding.cause).startswith("taken apart: blockdev-del: ")
-    monkeypatch.setattr(QemuPool, "_doubtful", property(lambda self: True, lambda *_: None), False)
+    monkeypatch.setattr(QemuPool, "_tainted", property(lambda self: True, lambda *_: None), False)
     report = explore_real(qemu_build, scenarios.named("backup-WH"))
     assert not report.findings and not report.unconfirmed and report.exhaustive
 
@@ -133,7 +133,7 @@ def test_who_died_before_does_not_die_again(
 
     def struck(self: RealRun, index: int) -> None:
         start(self, index)
-        if self.scenario.ops[index].do == "guest_write":
+        if self.scenario.ops[index].name == "guest_write":
             os.kill(self.machine.pid, signal.SIGKILL)
 
     monkeypatch.setattr(RealRun, "_start", struck)

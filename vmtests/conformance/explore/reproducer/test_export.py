@@ -25,9 +25,9 @@ from qmpshim.conformance.explore.harness.choices import (
     failures,
     io_id,
 )
+from qmpshim.conformance.explore.harness.events import events_from_lines
 from qmpshim.conformance.explore.harness.history import ended
 from qmpshim.conformance.explore.harness.setup_state import allocation_after_setup
-from qmpshim.conformance.explore.harness.trace import event_from_line
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
 from qmpshim.conformance.explore.reproducer.export import blkdebug_steps, export_script
@@ -447,7 +447,7 @@ def test_requests_are_told_by_what_and_how_often() -> None:
         (),
         RealScenario("HF", ops),
         schedule,
-        tuple(map(event_from_line, lines)),
+        events_from_lines(lines, ops),
     )
     assert "['complete', 'secondary flush', 1]" in export_script(finding)
 
@@ -500,7 +500,7 @@ def test_what_a_script_looks_for(verdict: str, cause: str, sign: dict[str, objec
         (),
         scenario,
         schedule,
-        tuple(map(event_from_line, lines)),
+        events_from_lines(lines, scenario.ops),
     )
     assert symptom_of(finding) == sign
 
@@ -532,7 +532,9 @@ def test_not_seen_from_another_state_is_no_answer(
     scenario, allocation = SETUPS[setup]
     finding = Finding(
         Verdict.CRASH, ended("made up"), "made up", True, 1, (), scenario_from_json(scenario),
-        (Start(0),), tuple(map(event_from_line, ("start 0: status", "    0 ends: ok"))),
+        (Start(0),), events_from_lines(
+            ("start 0: status", "    0 ends: ok"), scenario_from_json(scenario).ops
+        ),
     )  # fmt: skip
     assert allocation_after_setup(finding, qemu_build) == allocation
     name = min(allocation)

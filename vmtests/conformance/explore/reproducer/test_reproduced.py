@@ -12,9 +12,9 @@ from qmpshim.conformance.bundles import bundle as bundles
 from qmpshim.conformance.bundles.bundle import WorkloadCase
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.harness.choices import Complete, Start, io_id
+from qmpshim.conformance.explore.harness.events import events_from_lines
 from qmpshim.conformance.explore.harness.history import ended
 from qmpshim.conformance.explore.harness.setup_state import allocation_after_setup
-from qmpshim.conformance.explore.harness.trace import event_from_line
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.scenarios import scenario_from_json
@@ -28,6 +28,7 @@ from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import operation
 from vmtests.support.broken_builds import make
 from vmtests.support.command_line import CommandLine
 
@@ -42,7 +43,10 @@ CHECKPOINT = Finding(
     ("made up",),
     scenario_from_json({"ops": [{"do": "status"}, {"do": "checkpoint"}]}),
     (Start(0), Start(1)),
-    tuple(map(event_from_line, ("start 0: status", "    0 ends: ok", "start 1: checkpoint"))),
+    events_from_lines(
+        ("start 0: status", "    0 ends: ok", "start 1: checkpoint"),
+        (operation("status"), operation("checkpoint")),
+    ),
 )
 LATER = replace(
     CHECKPOINT,
@@ -146,7 +150,7 @@ NO_HOLE = Finding(
         }
     ),
     (Start(0),),
-    tuple(map(event_from_line, ("start 0: status", "    0 ends: ok"))),
+    events_from_lines(("start 0: status", "    0 ends: ok"), (operation("status"),)),
 )
 
 

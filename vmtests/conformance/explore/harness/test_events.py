@@ -8,19 +8,25 @@ import pytest
 
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.harness.choices import Fail, Start
-from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT, RealSystem
-from qmpshim.conformance.explore.harness.trace import (
+from qmpshim.conformance.explore.harness.choices import Complete, Fail, Start, io_id
+from qmpshim.conformance.explore.harness.events import (
+    Arrived,
+    Completed,
+    Failed,
+    Note,
+    Started,
     What,
     event_from_json,
     event_from_line,
-    note,
+    event_to_json,
 )
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT, RealSystem
 from qmpshim.conformance.explore.report.findings import Sighting, group
 from qmpshim.conformance.explore.report.schedule_diagram import diagram
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import operation
 
 
 def executed(stage: QemuPool, errno: int | None) -> RealSystem:
@@ -52,9 +58,11 @@ def test_each_event_of_an_execution_is_read_again(
     stage: QemuPool, errno: int | None, what: What, text: str
 ) -> None:
     system = executed(stage, errno)
+    ops = system.scenario.ops
     told = [event for event in system.now.events if not event.text.startswith("afterwards")]
     for event in system.now.events:
-        assert event_from_line(str(event)) == event == event_from_json(event.to_json())
+        assert event_from_line(str(event), ops) == event
+        assert event_from_json(event_to_json(event), ops) == event
     count = Counter(one.what for one in told)
     assert not count[What.NOTE]
     assert count[What.START] == 2 == count[What.ENDS]
@@ -62,7 +70,9 @@ def test_each_event_of_an_execution_is_read_again(
     assert (what, text) in {(one.what, one.text) for one in told}
     for step, line in zip(system.now.steps, [one for one in told if one.what.is_step], strict=True):
         assert step.op == line.op
-        assert not line.io or step.io.name == line.name
+        if isinstance(line, Completed | Failed):
+            assert isinstance(step, Complete | Fail)
+            assert step.io == line.io
     violation = RealViolation(Verdict.HANG, "wrong", cause=Cause(CauseKind.HANGS, "wrong"))
     sighting = Sighting(system.scenario, violation, (), tuple(system.now.events), 1)
     drawn = diagram(group([sighting])[0])
@@ -72,5 +82,9 @@ def test_each_event_of_an_execution_is_read_again(
 
 
 def test_what_is_no_line_is_a_note() -> None:
-    assert event_from_line("crash: QEMU (of 3) died") == note("crash: QEMU (of 3) died")
-    assert event_from_line("    hidden write 0+128 #2 (of 1)").name == "hidden write 0+128"
+    assert event_from_line("crash: QEMU (of 3) died", ()) == Note("crash: QEMU (of 3) died")
+    line = "    hidden write 0+128 #2 (of 1)"
+    assert event_from_line(line, ()) == Arrived(io_id(1, "hidden write 0+128", 1))
+    assert event_from_line("start 0: status", (operation("status"),)) == Started(
+        0, operation("status")
+    )

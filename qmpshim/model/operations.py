@@ -1,0 +1,192 @@
+"""Operations: what a client of a chain asks for, or a command; the only ones that there are.
+
+Positions and lengths are sectors. An operation's name, as in ``primary_write``, is what scenarios,
+bundles and write-ups call it; it is also the method of the model's chain that does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Side(StrEnum):
+    """Where an operation enters the chain."""
+
+    __hash__ = str.__hash__  # Enum's is slow
+
+    PRIMARY = "primary"  # the export of the secondary disk, by which the primary writes
+    GUEST = "guest"  # the export of the top; in plain backup and fleecing of the snapshot
+    SNAPSHOT = "snapshot"  # the model's reader of a snapshot that is not the guest
+    CHAIN = "chain"  # the monitor
+
+
+class Verb(StrEnum):
+    """What an operation does."""
+
+    __hash__ = str.__hash__
+
+    READ = "read"
+    WRITE = "write"
+    ZERO = "zero"
+    ZERO_NO_HOLE = "zero_no_hole"  # zeroes that stay allocated
+    DISCARD = "discard"
+    FLUSH = "flush"
+    DISCONNECT = "vanish"  # the client is gone at once
+    START = "start"
+    CHECKPOINT = "checkpoint"
+    FAILOVER = "failover"
+    STOP = "stop"
+    STATUS = "status"
+    UNEXPORT = "unexport"  # the primary's export is removed
+
+
+_ZEROES = frozenset((Verb.ZERO, Verb.ZERO_NO_HOLE, Verb.DISCARD))
+_CHANGES = _ZEROES | {Verb.WRITE}
+#: What the primary and the guest may ask for.
+REQUESTS = tuple(verb for verb in Verb if verb in _CHANGES | {Verb.READ, Verb.FLUSH})
+#: What the monitor may be asked for.
+COMMANDS = (Verb.START, Verb.CHECKPOINT, Verb.FAILOVER, Verb.STOP, Verb.STATUS, Verb.UNEXPORT)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation.
+
+    :ivar start: first sector
+    :ivar count: sectors; 0 where it has no place
+    :ivar after: index of the concurrent operation that has to end before this one starts
+    """
+
+    side: Side
+    verb: Verb
+    start: int = 0
+    count: int = 0
+    after: int | None = None
+
+    @property
+    def name(self) -> str:
+        """``primary_write`` or ``checkpoint``."""
+        return self.verb.value if self.is_command else f"{self.side.value}_{self.verb.value}"
+
+    @property
+    def is_command(self) -> bool:
+        """Whether it goes to the monitor."""
+        return self.side is Side.CHAIN
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether it goes to the export of the secondary disk."""
+        return self.side is Side.PRIMARY
+
+    @property
+    def is_guest(self) -> bool:
+        """Whether it goes to the export of the top."""
+        return self.side is Side.GUEST
+
+    @property
+    def is_request(self) -> bool:
+        """Whether it is a request to an export."""
+        return not self.is_command and not self.disconnects
+
+    @property
+    def reads(self) -> bool:
+        """Whether it returns data."""
+        return self.verb is Verb.READ
+
+    @property
+    def writes(self) -> bool:
+        """Whether it brings data of its own."""
+        return self.verb is Verb.WRITE
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes what a disk holds where it is."""
+        return self.verb in _CHANGES
+
+    @property
+    def zeroes(self) -> bool:
+        """Whether it leaves zeroes."""
+        return self.verb in _ZEROES
+
+    @property
+    def flushes(self) -> bool:
+        """Whether it is a flush."""
+        return self.verb is Verb.FLUSH
+
+    @property
+    def disconnects(self) -> bool:
+        """Whether the client goes away."""
+        return self.verb is Verb.DISCONNECT
+
+    @property
+    def queries(self) -> bool:
+        """Whether it only asks the monitor for something."""
+        return self.verb is Verb.STATUS
+
+    @property
+    def reconfigures(self) -> bool:
+        """Whether it is a command that changes the chain."""
+        return self.is_command and not self.queries
+
+    @property
+    def sectors(self) -> range:
+        """Its sectors."""
+        return range(self.start, self.start + self.count)
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether one of its sectors is in ``[start, end)``."""
+        return self.start < end and start < self.start + self.count
+
+    def __str__(self) -> str:
+        what = self.name.replace("_", " ")
+        return f"{what} [{self.start}, {self.start + self.count})" if self.count else what
+
+    def to_json(self) -> dict[str, Any]:
+        """As :func:`operation_from_json` reads it."""
+        value: dict[str, Any] = {"do": self.name}
+        if self.count:
+            value["at"] = [self.start, self.count]
+        if self.after is not None:
+            value["after"] = self.after
+        return value
+
+
+def operation(name: str, start: int = 0, count: int = 0, after: int | None = None) -> Operation:
+    """The operation of a name such as ``primary_write`` or ``checkpoint``.
+
+    :raises ValueError: there is none of that name
+    """
+    if name not in _NAMED:
+        raise ValueError(f"no operation {name!r}; there are {', '.join(_NAMED)}")
+    return Operation(*_NAMED[name], start, count, after)
+
+
+def operation_from_json(value: Mapping[str, Any]) -> Operation:
+    """The reverse of :meth:`Operation.to_json`.
+
+    :raises KeyError, TypeError, ValueError: it is none
+    """
+    start, count = value.get("at", (0, 0))
+    return operation(value["do"], int(start), int(count), value.get("after"))
+
+
+def does(ops: Iterable[Operation], *verbs: Verb) -> bool:
+    """Whether one of the operations does one of these."""
+    return any(op.verb in verbs for op in ops)
+
+
+#: What operations there are, by name.
+_NAMED: dict[str, tuple[Side, Verb]] = {
+    one.name: (one.side, one.verb)
+    for one in (
+        *(Operation(Side.PRIMARY, verb) for verb in REQUESTS),
+        *(Operation(Side.GUEST, verb) for verb in REQUESTS if verb is not Verb.ZERO_NO_HOLE),
+        *(Operation(Side.SNAPSHOT, verb) for verb in (Verb.READ, Verb.DISCARD)),
+        *(Operation(Side.CHAIN, verb) for verb in COMMANDS),
+        *(Operation(side, Verb.DISCONNECT) for side in (Side.PRIMARY, Side.GUEST)),
+    )
+}
+NAMES = tuple(_NAMED)
