@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.bundles import bundle
-from qmpshim.conformance.explore.checkers.final_state import PROBE
+from qmpshim.conformance.explore.checkers.probe import PROBE
 from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.harness.io_naming import GARBAGE, owners
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
@@ -45,7 +45,7 @@ def maps_of_schedule(finding: Finding, build: Build) -> dict[str, Any] | None:
         followed = follow(system, finding.schedule)
         if not followed or system.now.lost or not system.now.started:
             return None
-        seen = system.now.seen or system.disks()
+        seen = system.now.outcome or system.disks()
         return _compare(finding.scenario, seen, [] if system.now.failed else system.predictions())
     finally:
         stage.close()

@@ -1,4 +1,4 @@
-"""What may come of an execution in which I/Os failed, by the model and QEMU's failure contract.
+"""Failures: what may come of an execution in which I/Os failed, by the model and QEMU's contract.
 
 The straight run is made to meet the same failures, in every order and by each operation that may
 have met them; the real end must be like one of these: answers, contents, allocation and status.

@@ -1,4 +1,4 @@
-"""Whether some order of the operations, run by the sequential model, explains an end.
+"""Linearizability: some order of the operations, run by the sequential model, explains the end.
 
 What is looked at is a map of observables; how it is explained is in
 :mod:`qmpshim.model.check.observables`. Here are the orders that are possible, the cells of the

@@ -1,4 +1,4 @@
-"""What must hold at every instant of an execution, not only at its end.
+"""Online: order of I/O, copies and flushes, which hold at every step and not only at the end.
 
 * *order*: new data comes to the secondary disk only when the hidden disk has the old;
 * *copies*: what is sent to the hidden disk is old data;

@@ -1,4 +1,4 @@
-"""Failures 1 and 2 of docs/block-replication.txt: an error of the primary disk that nobody is told.
+"""Quorum: failures 1 and 2 of docs/block-replication.txt: an error of the primary disk is reported.
 
 With ``vote-threshold=1`` a quorum says success as soon as one child does, and the replication
 filter of a primary always does (``replication_return_value`` of block/replication.c): so the one
@@ -16,10 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
 from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, IoId
-from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import GatedMachine
@@ -116,14 +116,13 @@ def both_refused(names: Iterable[IoId], errnos: Sequence[int]) -> list[dict[IoId
     return plans
 
 
-def untold(
-    machine: GatedMachine, scenario: RealScenario, now: History, told: set[str]
-) -> RealViolation | None:
-    """Whether a failed I/O of the primary disk came to nobody's ears: neither error nor event.
+def error_is_reported(end: End) -> RealViolation | None:
+    """Whether a failed I/O of the primary disk was reported, by an error or an event.
 
-    :param told: the kinds of which this QEMU has told in an event before: of these it may have
-        sent another one already within the second, and be silent now
+    Of the kinds that this QEMU has sent an event about before it may have sent another one already
+    within the second, and send none now.
     """
+    machine, scenario, now = end.machine, end.scenario, end.history
     if not scenario.has("quorum"):
         return None
     silent = list(_in_silence(scenario, now.answers, now.failed))
@@ -134,8 +133,8 @@ def untold(
         kind = _MASKED[op.verb]
         where = None if kind == "flush" else (op.start, op.count)
         reported = partial(_reported, machine, None if others else kind, None if others else where)
-        if kind in told or machine.reactor.until(reported, _LATE):
-            told.add(kind)
+        if kind in end.reported_errors or machine.reactor.until(reported, _LATE):
+            end.reported_errors.add(kind)
             continue
         text = f"{op} says success though the primary disk refused it, and no event says so"
         cause = Cause(CauseKind.NO_QUORUM_EVENT, op.name)

@@ -1,4 +1,4 @@
-"""The straight model's run of a scenario in one order, with I/Os that fail if need be: what to see.
+"""Sequential execution: what a scenario gives in one order of its operations, with failing I/Os.
 
 A failed I/O fails in the straight run, too, wherever the operation that is to meet it does an I/O
 of that kind at that place. Which operation meets it is QEMU's affair (a copy is shared by all who
@@ -175,7 +175,7 @@ class Unobserved(FaultPlacement):
     """What nobody needs: a flush of nodes and jobs being closed, before a commit or after it.
 
     That the commit's own flushes are not taken for such is seen by
-    :func:`~qmpshim.conformance.explore.checkers.final_state.unflushed`.
+    :func:`~qmpshim.conformance.explore.checkers.durability.unflushed`.
     """
 
     def of(self, op: int) -> Callable[[Io], int]:

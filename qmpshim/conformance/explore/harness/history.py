@@ -34,7 +34,7 @@ class History:
     :ivar faults: I/Os that did not end well, cut connections that were made again among them
     :ivar events: the trace: the steps, and what each made visible
     :ivar lost: the schedule could not be followed
-    :ivar seen: the end, once everything there was looked at
+    :ivar outcome: the end, once everything there was looked at
     """
 
     steps: list[RealChoice] = field(default_factory=list)
@@ -50,7 +50,7 @@ class History:
     faults: int = 0
     events: list[Event] = field(default_factory=list)
     lost: bool = False
-    seen: Outcome | None = None
+    outcome: Outcome | None = None
 
     @classmethod
     def of(cls, operations: int) -> History:

@@ -12,14 +12,15 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from qmpshim.conformance.compare.divergence import BROKEN, verdict_of
-from qmpshim.conformance.explore.checkers import final_state as real_end
+from qmpshim.conformance.explore.checkers import final_state
+from qmpshim.conformance.explore.checkers.at_end import check_end
+from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.failures import FailureChecker
 from qmpshim.conformance.explore.checkers.linearizability import (
     LinearizabilityChecker,
     RealViolation,
     keeps_to,
 )
-from qmpshim.conformance.explore.checkers.quorum import untold
 from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.harness.choices import (
     CUT,
@@ -255,27 +256,10 @@ class RealSystem(RealRun):
     # -- the end -----------------------------------------------------------------------------------
 
     def _end(self) -> RealViolation | None:
-        """Look at everything and judge it."""
-        now, machine, scenario = self.now, self.machine, self.scenario
-        wrong = real_end.stuck(scenario, now)
-        if wrong is not None:
-            return wrong
-        machine.gate.open()
-        if scenario.commits:
-            wrong = real_end.await_commit(machine)
-        if wrong is None and not now.gone():
-            wrong = real_end.remaining(machine, scenario, now)
-        if wrong is None:  # before the look at the end, which may fail, and be told of instead
-            wrong = untold(machine, scenario, now, self.stage.reported_errors)
-        unflushed = real_end.unflushed(machine, scenario, now)
-        seen, broken = real_end.look(machine, scenario, now)
-        now.seen = seen
-        wrong = wrong or broken or self._verdict(seen)
-        if wrong is None and unflushed and seen.status is None:
-            wrong = real_end.not_durable(scenario)
-        if wrong is None and self.probe and not now.gone():
-            wrong = real_end.aftermath(machine, scenario, now, seen)
-        return wrong
+        """Look at everything, and ask the checkers."""
+        errors = self.stage.reported_errors
+        end = End(self.machine, self.scenario, self.now, errors, self._verdict, self.probe)
+        return check_end(end)
 
     def _verdict(self, seen: Outcome) -> RealViolation | None:
         assert self._judge is not None and self._faulty is not None
@@ -285,7 +269,7 @@ class RealSystem(RealRun):
 
     def disks(self) -> Outcome:
         """What is on the disks at this moment, QEMU alive or not; for reports."""
-        return real_end.disks(self.machine, self.scenario, self.now)
+        return final_state.disks(self.machine, self.scenario, self.now)
 
     def predictions(self) -> list[Outcome]:
         """The straight ends that the order of starts and ends leaves possible."""

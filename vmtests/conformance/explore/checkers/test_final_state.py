@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.checkers import final_state
+from qmpshim.conformance.explore.checkers import liveness
 from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
@@ -109,7 +109,7 @@ def test_a_command_that_does_nothing_is_missed(
     def swallow(machine: GatedMachine, what: str) -> tuple[str, dict[str, Any]]:
         return ("query-iothreads", {}) if what == do else command(machine, what)
 
-    monkeypatch.setattr(final_state, "_REMOVAL", 0.5)
+    monkeypatch.setattr(liveness, "_REMOVAL", 0.5)
     assert found(stage, name, faithfully) == {}
     with monkeypatch.context() as patch:
         patch.setattr(real_ops, "command", swallow)

@@ -1,0 +1,149 @@
+"""The checkers: what each looks at, the verdicts it may give, and tests whose mutants it kills.
+
+The table in this folder's README is :func:`table`; a test compares.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qmpshim.model.check.verdict import Verdict
+
+_HERE = Path(__file__).parent
+#: What checkers share, and are none themselves.
+SHARED = ("at_end", "end", "register", "sequential")
+
+
+@dataclass(frozen=True, slots=True)
+class Checker:
+    """One checker.
+
+    :ivar module: its file, without ``.py``
+    :ivar looks_at: the observables
+    :ivar verdicts: what it may find
+    :ivar kills: tests in ``vmtests/conformance/explore/checkers`` (file without ``test_`` and
+        ``.py``, test without ``test_``), each with mutants that it kills
+    """
+
+    module: str
+    looks_at: str
+    verdicts: Sequence[Verdict]
+    kills: Sequence[tuple[str, str]]
+
+    @property
+    def summary(self) -> str:
+        """What it does: the first line of its module."""
+        text = ast.get_docstring(ast.parse((_HERE / f"{self.module}.py").read_text())) or ""
+        return text.splitlines()[0].partition(": ")[2].rstrip(".")
+
+
+CHECKERS: tuple[Checker, ...] = (
+    Checker(
+        "online",
+        "each request as it arrives; the disk when a flush ends",
+        (Verdict.ORDER, Verdict.CONTENT, Verdict.LOST_WRITE),
+        (
+            ("gate_mutants", "new_data_before_the_old_is_saved_is_order"),
+            ("gate_mutants", "new_data_for_an_old_read_is_seen_in_the_copy"),
+            ("gate_mutants", "a_dropped_write_is_missed_by_the_flush_after_it"),
+        ),
+    ),
+    Checker(
+        "liveness",
+        "answers, jobs, exports, the commit of a failover",
+        (Verdict.HANG, Verdict.ERROR_CONTRACT),
+        (
+            ("linearizability", "an_operation_that_never_ends_hangs"),
+            ("final_state", "a_command_that_does_nothing_is_missed"),
+            ("final_state", "a_job_that_ends_by_itself_is_missed"),
+        ),
+    ),
+    Checker(
+        "final_state",
+        "the bytes of all images, by our own reader",
+        (Verdict.CORRUPTION,),
+        (("final_state", "a_lying_disk_is_convicted"),),
+    ),
+    Checker(
+        "linearizability",
+        "answer and data of each operation, each disk and the guest's view in each cell, "
+        "allocation of each cluster, replication's status",
+        (
+            Verdict.ALLOCATION,
+            Verdict.CONTENT,
+            Verdict.ERROR_CONTRACT,
+            Verdict.ISOLATION,
+            Verdict.LOST_WRITE,
+            Verdict.PROTOCOL,
+        ),
+        (
+            ("linearizability", "a_cluster_that_nobody_wrote_is_not_allocated"),
+            ("linearizability", "answers_that_do_not_fit_together_are_found_out"),
+            ("gate_mutants", "new_data_for_an_old_read_is_content_or_isolation"),
+            ("gate_mutants", "a_dropped_write_is_lost"),
+        ),
+    ),
+    Checker(
+        "failures",
+        "the same, where I/Os failed; failures 3 to 7 of docs/block-replication.txt",
+        (Verdict.ERROR_CONTRACT, Verdict.ISOLATION),
+        (
+            ("failures", "an_error_that_is_swallowed_is_found_out"),
+            ("failures", "a_failed_write_that_happened_nevertheless_is_found_out"),
+            ("failures", "one_failure_excuses_nobody_else"),
+        ),
+    ),
+    Checker(
+        "quorum",
+        "the same on the primary; events QUORUM_REPORT_BAD",
+        (Verdict.ERROR_CONTRACT, Verdict.LOST_WRITE),
+        (
+            ("quorum", "a_swallowed_error_is_found_out_where_qemu_tells_it"),
+            ("quorum", "an_error_that_no_event_tells_of"),
+        ),
+    ),
+    Checker(
+        "durability",
+        "flushes of the secondary disk after a failover's commit",
+        (Verdict.LOST_WRITE,),
+        (("failures", "a_commit_that_is_never_flushed_is_lost"),),
+    ),
+    Checker(
+        "probe",
+        "answers, the guest's view and the disks after one more write",
+        (Verdict.CONTENT, Verdict.ERROR_CONTRACT, Verdict.ISOLATION, Verdict.LOST_WRITE),
+        (("quorum", "replication_that_runs_or_not_as_it_should_not"),),
+    ),
+    Checker(
+        "crash_points",
+        "the images after a step, by our own reader, qemu-img check and a fresh QEMU",
+        (Verdict.CORRUPTION, Verdict.CRASH, Verdict.HANG),
+        (
+            ("crash_points", "our_reader_sees_each_image"),
+            ("crash_points", "qemu_img_sees_what_our_reader_does_not"),
+            ("crash_points", "a_fresh_qemu_sees_what_neither_does"),
+        ),
+    ),
+    Checker(
+        "power_loss",
+        "the images after a step, without any part of what was not flushed",
+        (Verdict.CORRUPTION, Verdict.LOST_WRITE),
+        (
+            ("power_loss", "an_answered_flush_has_reached_the_image"),
+            ("power_loss", "tables_are_ordered_by_flushes"),
+        ),
+    ),
+)
+
+
+def table() -> str:
+    """The checkers as a table in Markdown."""
+    rows = ["| checker | checks | looks at | verdicts | mutants killed |", "|---|---|---|---|---|"]
+    for one in CHECKERS:
+        verdicts = ", ".join(sorted(one.verdicts))
+        kills = "; ".join(f"{name.replace('_', ' ')} (`{file}`)" for file, name in one.kills)
+        rows.append(f"| `{one.module}` | {one.summary} | {one.looks_at} | {verdicts} | {kills} |")
+    return "\n".join(rows)
