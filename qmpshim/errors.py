@@ -125,7 +125,16 @@ class MachineError(QmpshimError):
 
 
 class MachineDied(MachineError):
-    """QEMU went away on its own: a signal, an assertion, an unexpected exit."""
+    """QEMU went away on its own: a signal, an assertion, an unexpected exit.
+
+    :ivar how: ``was killed by SIGABRT``, ``exited with status 1``; empty: not known
+    :ivar last_words: what it wrote last, or what the system reported; may be empty
+    """
+
+    def __init__(self, text: str, how: str = "", last_words: str = "") -> None:
+        super().__init__(text)
+        self.how = how
+        self.last_words = last_words
 
 
 class MachineHung(MachineError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 
-class _Described:
+class Described:
     """An answer or a prediction; as text it is what :func:`answer_to_json` gives."""
 
     __slots__ = ()
@@ -18,24 +18,24 @@ class _Described:
 
 
 @dataclass(frozen=True, slots=True)
-class Unanswered(_Described):
+class Unanswered(Described):
     """Not answered so far."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ok(_Described):
+class Ok(Described):
     """Success."""
 
 
 @dataclass(frozen=True, slots=True)
-class IoError(_Described):
+class IoError(Described):
     """An I/O request ended with an errno."""
 
     errno: int
 
 
 @dataclass(frozen=True, slots=True)
-class ReportedError(_Described):
+class ReportedError(Described):
     """A command ended with an error, or a status query reports one; QEMU's text.
 
     QEMU's error class is left out: the commands that are modelled give ``GenericError`` alone.
@@ -45,12 +45,12 @@ class ReportedError(_Described):
 
 
 @dataclass(frozen=True, slots=True)
-class NoJob(_Described):
+class NoJob(Described):
     """A status query reports that the backup job is over."""
 
 
 @dataclass(frozen=True, slots=True)
-class Disconnected(_Described):
+class Disconnected(Described):
     """The connection went away before an answer came."""
 
 
@@ -64,17 +64,17 @@ io_error = functools.lru_cache(maxsize=64)(IoError)  # the few that there are, e
 
 
 @dataclass(frozen=True, slots=True)
-class AnyError(_Described):
+class AnyError(Described):
     """Predicted: an error, whose text is QEMU's own choice."""
 
 
 @dataclass(frozen=True, slots=True)
-class JobEnding(_Described):
+class JobEnding(Described):
     """Predicted: the status of a job that was cancelled, and is over sooner or later."""
 
 
 @dataclass(frozen=True, slots=True)
-class OrDisconnected(_Described):
+class OrDisconnected(Described):
     """Predicted: this, or the client is cut off before it learns of it."""
 
     answer: Ok | IoError

@@ -414,7 +414,7 @@ class GatedMachine:
         if code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
         said = last_words(self.stderr())
-        return MachineDied(f"QEMU {how}" + (f": {said}" if said else ""))
+        return MachineDied(f"QEMU {how}" + (f": {said}" if said else ""), how, said)
 
     def explained(self, error: MachineError) -> MachineError:
         """What an error says of QEMU: a connection that broke may be the first sign of its end."""

@@ -220,7 +220,8 @@ class NonBlockingNbd(_Connection):
             sock.connect(str(path))
         except OSError as error:
             sock.close()
-            raise MachineDied(f"NBD connection to {export}: {error.strerror}") from error
+            text = f"NBD connection to {export}: {error.strerror}"
+            raise MachineDied(text, last_words=str(error.strerror)) from error
         super().__init__(event_loop, sock)
         self._handshake(export, limit)
 

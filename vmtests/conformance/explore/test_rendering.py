@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count
+import ast
 from typing import Any
 
 import pytest
 
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.harness.events import (
-    Arrived,
-    Completed,
-    Ended,
-    Failed,
-    Started,
-)
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
+from qmpshim.conformance.explore.reproducer.export import export_script
 from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.machine.builds.build import Build
-from qmpshim.model.answers import _Described
-from qmpshim.model.check.cause import Cause
-from qmpshim.model.operations import Operation
+from vmtests.conformance.explore.reproducer.test_export import Reproducer, known, reproducer
+from vmtests.support.gibberish import gibberish
+
+__all__ = ["reproducer"]
 
 #: With findings of most kinds: known ones on some build, and with faults on all.
 NAMES = ("fleecing-WR", "WC", "primary-PG", "OQ")
 FAULTY = ("WQ", "backup-WH", "primary-GR")
+READ = ("title", "trace")  # of a script's case, what it shows to who reads it
 
 
 def decided(build: Build, names: tuple[str, ...], errnos: tuple[int, ...]) -> list[Any]:
@@ -43,6 +38,7 @@ def decided(build: Build, names: tuple[str, ...], errnos: tuple[int, ...]) -> li
             finding.cause.kind.value,
             str(symptom_of(finding)),
             str(symptom_of(again(finding))),
+            script_data(finding),
         )
         for finding in (*report.findings, *report.unconfirmed)
     )
@@ -53,19 +49,14 @@ def again(finding: Finding) -> Finding:
     return finding_from_json(finding.to_json())
 
 
-@pytest.fixture
-def gibberish(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every rendering is another text each time."""
-    number = count()
-
-    def spoilt(*_words: object) -> str:
-        return f"gibberish {next(number)}"
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Cause, "__str__", spoilt)
-        for kind in (Started, Completed, Failed, Arrived, Ended, _Described, Operation):
-            patch.setattr(kind, "__str__", spoilt)
-        yield
+def script_data(finding: Finding) -> str:
+    """All that decides how the finding's script ends: its case, without what is only read."""
+    (case,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse(export_script(finding)).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CASE"
+    )
+    return str({name: value for name, value in case.items() if name not in READ})
 
 
 @pytest.mark.parametrize(("names", "errnos"), [(NAMES, ()), (FAULTY, (5,))])
@@ -73,9 +64,18 @@ def test_no_text_decides(
     qemu_build: Build,
     names: tuple[str, ...],
     errnos: tuple[int, ...],
-    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain = decided(qemu_build, names, errnos)
     assert plain
-    request.getfixturevalue("gibberish")
-    assert decided(qemu_build, names, errnos) == plain
+    with gibberish(monkeypatch):
+        assert decided(qemu_build, names, errnos) == plain
+
+
+def test_a_script_that_was_written_in_gibberish_ends_as_it_should(
+    reproducer: Reproducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gibberish(monkeypatch):
+        script = export_script(known("snapshot-read-returns-new-data"))
+    assert "gibberish" in script
+    assert reproducer(script)[0] == 1

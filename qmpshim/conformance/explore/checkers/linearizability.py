@@ -43,9 +43,11 @@ class RealViolation(Violation):
     """A violation on a real QEMU.
 
     :ivar cause: the same for all schedules that fail in the same way; groups findings
+    :ivar ending: how QEMU ended, where it did: ``was killed by SIGABRT``
     """
 
     cause: Cause = field(kw_only=True)
+    ending: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

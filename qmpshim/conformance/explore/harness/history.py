@@ -10,6 +10,7 @@ from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outco
 from qmpshim.conformance.explore.harness.choices import IoId, RealChoice
 from qmpshim.conformance.explore.harness.events import Event
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
+from qmpshim.errors import MachineDied, MachineError
 from qmpshim.model.answers import UNANSWERED, Answer
 from qmpshim.model.check.cause import Cause, CauseKind, Phase
 
@@ -79,6 +80,17 @@ class Anomaly:
     schedule: tuple[RealChoice, ...]
     events: tuple[Event, ...]
     count: int
+
+
+def ended_by(error: MachineError, phase: Phase = Phase.EXECUTION) -> Cause:
+    """The cause of an error that QEMU ended or broke off with."""
+    died = error.last_words if isinstance(error, MachineDied) else ""
+    return ended(died or str(error), phase)
+
+
+def how_it_ended(error: MachineError) -> str:
+    """``was killed by SIGABRT``, ``exited with status 1``; empty where it is not known."""
+    return error.how if isinstance(error, MachineDied) else ""
 
 
 def ended(text: str, phase: Phase = Phase.EXECUTION) -> Cause:

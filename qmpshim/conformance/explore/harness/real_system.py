@@ -33,7 +33,7 @@ from qmpshim.conformance.explore.harness.choices import (
 )
 from qmpshim.conformance.explore.harness.events import Note
 from qmpshim.conformance.explore.harness.footprints import EVERYTHING, Footprints
-from qmpshim.conformance.explore.harness.history import Anomaly, ended
+from qmpshim.conformance.explore.harness.history import Anomaly, ended_by, how_it_ended
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.run import (
     PATIENCE,
@@ -227,9 +227,8 @@ class RealSystem(RealRun):
             self.stage.back(apart)
         except (*BROKEN, CommandFailed) as error:
             text, kind = str(error), verdict_of(error)
-            telling = text.split(": ", 1)[-1] if kind is Verdict.CRASH else text
-            cause = ended(telling, Phase.TEAR_DOWN)
-            wrong = RealViolation(kind, f"taken apart: {text}", cause=cause)
+            cause, ending = ended_by(error, Phase.TEAR_DOWN), how_it_ended(error)
+            wrong = RealViolation(kind, f"taken apart: {text}", cause=cause, ending=ending)
             self.now.events += [Note("afterwards: taken apart"), Note(f"{kind}: {wrong.text}")]
             self._keep(wrong)
             if not self.keeping:

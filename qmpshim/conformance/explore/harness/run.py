@@ -32,7 +32,7 @@ from qmpshim.conformance.explore.harness.events import (
     Note,
     Started,
 )
-from qmpshim.conformance.explore.harness.history import History, ended
+from qmpshim.conformance.explore.harness.history import History, ended, ended_by, how_it_ended
 from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo
 from qmpshim.conformance.explore.harness.overlays import places_of
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
@@ -309,9 +309,10 @@ class RealRun:
     def _failed(self, error: MachineError) -> None:
         """QEMU died or is stuck."""
         if self.machine.qmp.lost or not self.machine.alive():
-            text = str(self.machine.died())
-            telling = text.split(": ", 1)[-1]
-            self.violation = RealViolation(Verdict.CRASH, text, cause=ended(telling))
+            died = self.machine.died()
+            self.violation = RealViolation(
+                Verdict.CRASH, str(died), cause=ended_by(died), ending=died.how
+            )
         elif not isinstance(error, BROKEN):  # it is we who went wrong
             self.now.events.append(Note(f"cannot go on: {error}"))
             self.now.lost = True
@@ -330,9 +331,7 @@ class RealRun:
             self.machine = self.stage.machine
             if self.machine.qmp.lost or not self.machine.alive():
                 error = self.machine.died()
-        verdict, telling = verdict_of(error), str(error)
-        if verdict is Verdict.CRASH:
-            telling = telling.split(": ", 1)[-1]
-        cause = ended(telling, Phase.SETUP)
-        self.violation = RealViolation(verdict, f"before the scenario begins: {error}", cause=cause)
+        verdict, text = verdict_of(error), f"before the scenario begins: {error}"
+        cause = ended_by(error, Phase.SETUP)
+        self.violation = RealViolation(verdict, text, cause=cause, ending=how_it_ended(error))
         self.now.events.append(Note(f"{verdict}: {self.violation.text}"))

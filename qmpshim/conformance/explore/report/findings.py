@@ -6,6 +6,7 @@ the fewest operations, and it counts only when fresh QEMUs show it again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -62,6 +63,7 @@ class Finding:
     :ivar verdict: None in a schedule that was recorded by hand and showed nothing wrong
     :ivar contract: seen in a scenario that keeps to QEMU's documents
     :ivar count: schedules in which it was seen
+    :ivar ending: how QEMU ended, where it did, as in :class:`~qmpshim.errors.MachineDied`
     :ivar scenarios: names of those it was seen in
     :ivar schedule: of :attr:`scenario`, the steps to take
     :ivar events: what happened
@@ -89,6 +91,7 @@ class Finding:
     crash_points: str = "none"
     all_io: bool = False
     allocation: dict[str, str] = field(default_factory=dict)
+    ending: str = ""
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -129,6 +132,7 @@ class Finding:
             "crash_points": self.crash_points,
             "all_io": self.all_io,
             **({"allocation": self.allocation} if self.allocation else {}),
+            **({"ending": self.ending} if self.ending else {}),
         }
 
 
@@ -158,6 +162,7 @@ def finding_from_json(value: Any) -> Finding:
             str(value.get("crash_points", "none")),
             bool(value.get("all_io", False)),
             {str(name): str(told) for name, told in dict(value.get("allocation", {})).items()},
+            _ending(value),
         )
 
 
@@ -171,6 +176,18 @@ def _choice(value: Any, operations: int) -> RealChoice:
     if not -1 <= choice.op < operations:
         raise ValueError(f"{value!r}: there are {operations} operations")
     return choice
+
+
+#: How older findings have it, in their text.
+_ENDING = re.compile(r"QEMU (was killed by \w+|exited with status \d+)")
+
+
+def _ending(value: dict[str, Any]) -> str:
+    """How QEMU ended; older findings have it in their text alone."""
+    if "ending" in value:
+        return str(value["ending"])
+    found = _ENDING.search(str(value["text"]))
+    return found[1] if found else ""
 
 
 def _cause(value: dict[str, Any]) -> Cause:
@@ -229,4 +246,5 @@ def _alone(sighting: Sighting) -> Finding:
         scenario,
         sighting.schedule,
         sighting.events,
+        ending=violation.ending,
     )

@@ -167,8 +167,8 @@ class ExploreReport:
     def _told(self, finding: Finding) -> dict[str, Any]:
         """A finding; what replays it, in sectors, is in its bundle."""
         value = finding.to_json()
-        for of_bundles in ("qmpshim", "format", "kind"):
-            del value[of_bundles]
+        for of_bundles in ("qmpshim", "format", "kind", "ending"):
+            value.pop(of_bundles, None)
         bundle = next((place for one, place in self.bundles if one is finding), None)
         return {
             **value,

@@ -37,7 +37,6 @@ from qmpshim.model.check.verdict import Verdict
 Sign = dict[str, Any]
 _UNKNOWN: Sign = {"kind": "unknown"}
 _NOWADAYS = (10, 0, 0)  # the version of a finding that does not say
-_HOW = re.compile(r"QEMU (was killed by \w+|exited with status \d+)")
 _MISLEADING = "I/O error occurred"  # what the status says during every failover
 _PATHS = r" json:\{.*\}"  # a node's description, with temporary paths
 
@@ -101,12 +100,11 @@ def _crash(finding: Finding) -> Sign:
     phases = ["setup"] if cause.phase is Phase.SETUP else ["steps", "end"]
     if cause.phase is Phase.EXECUTION and _unanswered(finding):
         phases = ["steps"]
-    how = _HOW.search(finding.text)
     return {
         "kind": "crash",
         "phases": phases,
         "steps": len(finding.schedule),
-        "how": how[1] if how else None,
+        "how": finding.ending or None,
         "cause": "|".join(ways) or re.escape(cause.detail),
     }
 

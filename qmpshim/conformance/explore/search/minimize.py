@@ -233,5 +233,6 @@ def _search(
         schedule=found.schedule,
         events=found.events,
         text=found.violation.text,
+        ending=found.violation.ending,
     )
     return smaller, exhausted

@@ -490,17 +490,18 @@ def test_what_a_script_looks_for(verdict: str, cause: str, sign: dict[str, objec
     schedule: tuple[RealChoice, ...] = (Start(0),)
     if "after a failed" in cause:
         schedule += (Fail(io_id(0, "hidden write 0+128", 0), 5),)
-    text = "QEMU was killed by SIGABRT: x" if verdict == "crash" else ""
+    ending = "was killed by SIGABRT" if verdict == "crash" else ""
     finding = Finding(
         Verdict(verdict),
         cause_from_text(cause),
-        text,
+        "",
         True,
         1,
         (),
         scenario,
         schedule,
         events_from_lines(lines, scenario.ops),
+        ending=ending,
     )
     assert symptom_of(finding) == sign
 
