@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from errno import ENOSPC
@@ -27,9 +28,31 @@ from qmpshim.commands.console import STDOUT, Console, Parser, check_writable, wr
 from qmpshim.commands.streams import BROKEN_PIPE, WRONG, cannot_write, stdout_failure
 from qmpshim.conformance.document import Document
 from qmpshim.errors import QmpshimError
+from qmpshim.machine.host.programs import find_program
 
 _UNREAD = "the output is not read"
 _INTERRUPTED = {128 + number: number.name for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+class _Version(argparse.Action):
+    """``--version``: of a checkout with its git revision, which no other command waits for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        revision = git_revision(Path(qmpshim.__file__).parents[1])
+        print(f"qmpshim {qmpshim.__version__}{revision}", flush=True)
+        parser.exit()
+
+
+def git_revision(root: Path) -> str:
+    """The revision of a checkout, ``" (git 1234abcd)"``; ``""`` where *root* is none."""
+    git = find_program("git")
+    if git is None or not (root / ".git").exists():
+        return ""
+    words = ["describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    done = subprocess.run(
+        [git, "-C", str(root), *words], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    return f" (git {done.stdout.strip()})" if done.returncode == 0 else ""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="qmpshim",
         description="Makes QEMU's live block backup and block replication (COLO) checkable.",
     )
-    parser.add_argument("--version", action="version", version=f"qmpshim {qmpshim.__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.add_argument("--debug", action="store_true", help="log what is done to stderr")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (assess, verify, explore, check, findings, guest, pair, shim, stress, builds):

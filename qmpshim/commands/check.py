@@ -136,7 +136,10 @@ def add(commands: Any) -> None:
         "--force", action="store_true", help="replace a run that is already in the directory"
     )
     checking.add_argument(
-        "--strict", action="store_true", help="known QEMU defects fail the run, too"
+        "--strict",
+        "--fail-known",
+        action="store_true",
+        help="known findings fail the run, too; in JUnit they are failures then, else properties",
     )
     checking.add_argument(
         "--dask", metavar="ADDRESS", help="work on a dask.distributed cluster, e.g. tcp://host:8786"

@@ -61,6 +61,9 @@ def test_the_badge_is_not_green_over_silent_corruption(
     compared = compare(Results(plan, {("one", "x"): CaseOutcome(Status.OK, "", found)}))
     assert compared.exit_status == 0
     write_reports(compared, tmp_path)
+    junit = (tmp_path / "junit.xml").read_text()
+    assert (f'<property name="known" value="{known}: title" />' in junit) is bool(known)
+    assert "<failure" not in junit
     page = (tmp_path / "report.html").read_text()
     assert f'<p class="verdict {badge}">' in page
     assert f'<span class="state {badge}">' in page

@@ -56,6 +56,7 @@ def junit(comparison: Comparison) -> bytes:
             key = (build.name, case.name)
             found = comparison.of(key)
             failing = [(row, f) for row, f in found if comparison.fails(row.sights[build.name])]
+            _known_properties(test, [pair for pair in found if pair not in failing])
             if outcome.status is Status.SKIPPED:
                 counts["skipped"] += 1
                 ElementTree.SubElement(test, "skipped", message=_clean(_skipped(outcome)))
@@ -81,6 +82,16 @@ def junit(comparison: Comparison) -> bytes:
     ElementTree.indent(root)
     text: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return text
+
+
+def _known_properties(test: ElementTree.Element, found: list[tuple[Row, CaseFinding]]) -> None:
+    """What is known and fails nothing: a property of its test."""
+    known = [(row.key, finding) for row, finding in found if finding.known]
+    if known:
+        properties = ElementTree.SubElement(test, "properties")
+        for key, finding in known:
+            value = _clean(f"{key}: {finding.title}")
+            ElementTree.SubElement(properties, "property", name="known", value=value)
 
 
 def _text(comparison: Comparison, key: Key, row: Row, finding: CaseFinding) -> str:
