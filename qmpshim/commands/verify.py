@@ -49,11 +49,12 @@ from qmpshim.conformance.workload.verify import (
 )
 from qmpshim.errors import DriverMissing, InputError, name_errnos
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.chain.secondary import CHAINS, ChainSpec
 from qmpshim.machine.host.files import slug
 from qmpshim.machine.host.workspace import Workspace
-from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.cause import Phase
+
+_BOTH = ("backup", "replication")
 
 
 def add(commands: Any) -> None:
@@ -64,9 +65,11 @@ def add(commands: Any) -> None:
     build_options(verifying, several=True)
     verifying.add_argument(
         "--workflow",
-        choices=["backup", "replication", "both"],
+        choices=[*CHAINS, "both"],
         default="both",
-        help="the chain of disks to build (default: both, one after the other)",
+        help="the chain of disks to build: backup (blockdev-backup sync=none), replication (COLO's "
+        "secondary), fleecing (copy-before-write and snapshot-access, QEMU 7.0 and later), or "
+        "both: backup, then replication (default: both)",
     )
     verifying.add_argument(
         "--ops", type=count, default=4000, metavar="N", help="operations in all (default: 4000)"
@@ -120,7 +123,7 @@ def add(commands: Any) -> None:
 
 
 def _verify(args: argparse.Namespace, console: Console) -> int:
-    workflows = list(Workflow) if args.workflow == "both" else [Workflow(args.workflow)]
+    workflows = [*_BOTH] if args.workflow == "both" else [args.workflow]
     if args.ops < 40 * len(workflows):
         raise InputError(
             f"--ops {args.ops} is too few to see anything; take at least 40 a workflow"
@@ -156,7 +159,7 @@ def _verify(args: argparse.Namespace, console: Console) -> int:
 async def _verify_build(
     args: argparse.Namespace,
     build: Build,
-    workflows: list[Workflow],
+    workflows: list[str],
     keep: Path | None,
     console: Console,
     into: list[VerifyOutcome],

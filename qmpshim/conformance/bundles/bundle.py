@@ -20,9 +20,9 @@ from qmpshim.conformance.workload.session import Rig, Setup
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import InputError, decoding
 from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.chain.topology import chain_name
 from qmpshim.machine.host.files import copy_sparse, write_directory
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
-from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Qcow2Image
 from qmpshim.model.units import SECTOR
@@ -162,7 +162,7 @@ def to_json(case: WorkloadCase) -> dict[str, Any]:
         "qmpshim": qmpshim.__version__,
         "format": FORMAT,
         "chain": {
-            "workflow": spec.workflow.value,
+            "workflow": spec.workflow,
             "size": spec.size,
             "cluster": spec.cluster,
             "secondary": spec.secondary,
@@ -198,7 +198,7 @@ def load(directory: Path) -> WorkloadCase:
         chain, model = value["chain"], value["model"]
         return WorkloadCase(
             ChainSpec(
-                Workflow(chain["workflow"]),
+                chain_name(chain["workflow"]),
                 int(chain["size"]),
                 int(chain["cluster"]),
                 str(chain["secondary"]),

@@ -27,7 +27,6 @@ from qmpshim.machine.chain.secondary import SecondaryChain
 from qmpshim.machine.host.files import copy_sparse, file_extents, map_file
 from qmpshim.machine.images.agreement import ImageView, agree
 from qmpshim.machine.nbd.client import NbdClient
-from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import PAGE, Alloc, Image
 from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
@@ -260,7 +259,7 @@ class CrossCheck:
                 )
             if found:
                 return found
-        if chain.spec.workflow is Workflow.BACKUP:
+        if chain.spec.topology.export("guest").node == "hidden":
             return []  # the guest's view is the hidden disk
         async with chain.read_hidden() as client:
             return self._check_view("hidden disk (export)", client, oracle.hidden_view, touched)
@@ -269,7 +268,7 @@ class CrossCheck:
         self, where: str, client: NbdClient, view: View, touched: set[int] | None
     ) -> list[Divergence]:
         pages = touched if touched is not None else view.pages() | _pages(client.data_extents())
-        wanted = self._pieces(pages)
+        wanted = self._pieces(pages, most=view.most * SECTOR if view.most else _MOST)
         reading: deque[tuple[int, bytearray, int]] = deque()
         try:
             while True:
@@ -293,12 +292,14 @@ class CrossCheck:
                 self._divergence(Verdict.ERROR_CONTRACT, where, "a read that succeeds", str(error))
             ]
 
-    def _pieces(self, pages: Iterable[int], gap: int = _GAP) -> Iterator[tuple[int, int]]:
+    def _pieces(
+        self, pages: Iterable[int], gap: int = _GAP, most: int = _MOST
+    ) -> Iterator[tuple[int, int]]:
         """The pages as requests (offset, length) in bytes."""
         for first, length in merge(pages, gap):
             end = min((first + length) * PAGE_BYTES, self.chain.spec.size)
-            for at in range(first * PAGE_BYTES, end, _MOST):
-                yield at, min(_MOST, end - at)
+            for at in range(first * PAGE_BYTES, end, most):
+                yield at, min(most, end - at)
 
     def read_verdict(self, side: Side, wrong: Mismatch, sector: Bytes) -> Verdict:
         """What it means that a reader on *side* saw these bytes in the first wrong sector.

@@ -1,4 +1,4 @@
-"""The straight model as an oracle: what each operation must answer, before QEMU is asked."""
+"""The sequential model as an oracle: what each operation must answer, before QEMU is asked."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.machine.chain.secondary import ChainSpec
-from qmpshim.model.chain.behaviour import Behaviour
-from qmpshim.model.chain.secondary import Chain, CommandError, Workflow
-from qmpshim.model.disks.image import Image, Owners
+from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
+from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
+from qmpshim.model.chain.secondary import Chain, CommandError, Stage, Workflow
+from qmpshim.model.disks.image import PAGE, Image, Owners
 from qmpshim.model.runtime.coroutines import Co, ModelIOError, run_sequentially
 from qmpshim.model.units import SECTOR
 
@@ -32,10 +33,14 @@ _DONE = Prediction()
 
 
 class View:
-    """What is read through some images of the chain, with the interface of ``Contents.read``."""
+    """What is read through some images of the chain, with the interface of ``Contents.read``.
 
-    def __init__(self, chain: Chain, images: tuple[Image, ...]) -> None:
+    :ivar most: sectors that one request of QEMU may have to see the same; None: any number
+    """
+
+    def __init__(self, chain: Chain, images: tuple[Image, ...], most: int | None = None) -> None:
         self._chain = chain
+        self.most = most
         self._images = images
 
     def read(self, start: int, count: int) -> Owners:
@@ -52,14 +57,24 @@ class Oracle:
 
     def __init__(self, spec: ChainSpec, behaviour: Behaviour) -> None:
         self.spec = spec
-        self.chain = Chain(
-            spec.workflow,
+        topology = spec.topology
+        #: What is read through ``snapshot-access`` needs no start: it runs with its chain.
+        self._snapshot = topology.has("snapshot-access")
+        self._misreads = KnownDefect.SNAPSHOT_READS_NEW_DATA in behaviour.known
+        misreads = self._misread if self._misreads else None
+        replicates = topology.replication_mode == "secondary"
+        self.chain: Chain = Chain(
+            Workflow.REPLICATION if replicates else Workflow.BACKUP,
             spec.size // SECTOR,
             spec.cluster // SECTOR,
             spec.secondary,
-            behaviour=behaviour,
+            CopyBeforeWriteProtocol(misreads=misreads) if self._snapshot else None,
+            behaviour,
         )
         chain = self.chain
+        self._guest_read = chain.snapshot_read if self._snapshot else chain.guest_read
+        if self._snapshot:
+            run_sequentially(chain.start())
         self._primary_changes = {
             Kind.WRITE: chain.primary_write,
             Kind.ZERO: chain.primary_zero,
@@ -70,6 +85,9 @@ class Oracle:
             Kind.ZERO: chain.guest_zero,
             Kind.DISCARD: chain.guest_discard,
         }
+
+    def _misread(self) -> None:
+        self.chain.relied_on[KnownDefect.SNAPSHOT_READS_NEW_DATA] += 1
 
     def predict(self, operation: Operation) -> Prediction:
         """Do *operation* in the model and say what the real one must answer."""
@@ -90,7 +108,7 @@ class Oracle:
         )
         primary, kind = operation.side is Side.PRIMARY, operation.kind
         if kind is Kind.READ:
-            return (chain.primary_read if primary else chain.guest_read)(start, count)
+            return (chain.primary_read if primary else self._guest_read)(start, count)
         if kind is Kind.FLUSH:
             return chain.primary_flush() if primary else chain.guest_flush()
         change = (self._primary_changes if primary else self._guest_changes)[kind]
@@ -101,7 +119,9 @@ class Oracle:
         match kind:
             case Kind.REBUILD:
                 chain.rebuild()
-                return _DONE
+                if not self._snapshot:
+                    return _DONE
+                command = chain.start()
             case Kind.STATUS:
                 return Prediction(error=chain.status())
             case Kind.START:
@@ -123,7 +143,9 @@ class Oracle:
     @property
     def guest_view(self) -> View:
         """What the guest reads; in the backup workflow a reader of the hidden disk."""
-        return View(self.chain, self.chain.top)
+        # Within a page, which is one cluster of the copy or less, no snapshot is misread.
+        most = PAGE if self._misreads else None
+        return View(self.chain, self.chain.top, most)
 
     @property
     def hidden_view(self) -> View:
@@ -138,4 +160,4 @@ class Oracle:
     @property
     def readable(self) -> bool:
         """Whether the guest's export answers reads at all."""
-        return self.spec.workflow is Workflow.BACKUP or self.chain.stage.value != "none"
+        return self.chain.workflow is Workflow.BACKUP or self.chain.stage is not Stage.NONE

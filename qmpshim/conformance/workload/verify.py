@@ -22,8 +22,7 @@ from qmpshim.machine.host.files import copy_tree
 from qmpshim.machine.host.process import COMMAND_LIMIT
 from qmpshim.machine.host.programs import need_program
 from qmpshim.machine.host.workspace import Workspace
-from qmpshim.model.chain.behaviour import behaviour_of
-from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.chain.behaviour import behaviour_of, snapshot_defects
 from qmpshim.model.units import SECTOR
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ class VerifyOutcome:
     @property
     def never(self) -> list[str]:
         """Kinds of operation that the chain can do and that did not occur, ``side kind``."""
-        kinds = {f"{side} {kind}" for side, kind in all_kinds(self.setup.spec.workflow)}
+        kinds = {f"{side} {kind}" for side, kind in all_kinds(self.setup.spec.topology)}
         return sorted(kinds - self.result.operations.keys())
 
     def to_json(self) -> dict[str, Any]:
@@ -64,7 +63,7 @@ class VerifyOutcome:
         spec, result = self.setup.spec, self.result
         found = result.divergence
         return {
-            "workflow": spec.workflow.value,
+            "workflow": spec.workflow,
             "build": self.version,
             "command": list(self.setup.command),
             "size_bytes": spec.size,
@@ -110,6 +109,9 @@ def setup_for(
     :param strict: predict no known defect, so that they are reported as divergences
     """
     version, _ = read_version(build)
+    behaviour = behaviour_of(version, strict)
+    if spec.topology.has("snapshot-access") and not strict:
+        behaviour = replace(behaviour, known=behaviour.known | snapshot_defects(version))
     qemu_img = build.tool("qemu-img")
     if build.env:
         variables = (f"{name}={value}" for name, value in build.env.items())
@@ -120,7 +122,7 @@ def setup_for(
         dict(build.env),
         tuple(qemu_img),
         machine,
-        behaviour_of(version, strict),
+        behaviour,
         limit,
     )
 
@@ -160,9 +162,9 @@ async def verify(
 
     def at_end(rig: Rig | None, result: Result) -> None:
         if keep is not None and rig is not None and result.divergence is None:
-            copy_tree(rig.directory, keep / workflow.value, "*.sock", "*.copy")
+            copy_tree(rig.directory, keep / workflow, "*.sock", "*.copy")
 
-    directory = workspace.subdirectory(workflow.value)
+    directory = workspace.subdirectory(workflow)
     try:
         result = await run_case(setup, operations, directory, tell, at_end)
     except asyncio.CancelledError:
@@ -296,7 +298,7 @@ async def replay(
     )
 
 
-def split(count: int, workflows: Sequence[Workflow]) -> dict[Workflow, int]:
+def split(count: int, workflows: Sequence[str]) -> dict[str, int]:
     """Share *count* operations out among the workflows."""
     share, rest = divmod(count, len(workflows))
     return {workflow: share + (index < rest) for index, workflow in enumerate(workflows)}

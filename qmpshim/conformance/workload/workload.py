@@ -11,7 +11,7 @@ from typing import Any
 
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.secondary import ChainSpec
-from qmpshim.model.chain.secondary import Workflow
+from qmpshim.machine.chain.topology import Topology
 from qmpshim.model.units import SECTOR
 
 
@@ -90,8 +90,8 @@ class Operation:
 
 
 # How often each kind comes, by workflow; commands are placed separately.
-_MIX: Mapping[Workflow, Mapping[tuple[Side, Kind], int]] = {
-    Workflow.BACKUP: {
+_MIX: Mapping[str, Mapping[tuple[Side, Kind], int]] = {
+    "backup": {
         (Side.PRIMARY, Kind.WRITE): 36,
         (Side.PRIMARY, Kind.ZERO): 8,
         (Side.PRIMARY, Kind.DISCARD): 6,
@@ -99,7 +99,7 @@ _MIX: Mapping[Workflow, Mapping[tuple[Side, Kind], int]] = {
         (Side.PRIMARY, Kind.READ): 9,
         (Side.GUEST, Kind.READ): 40,
     },
-    Workflow.REPLICATION: {
+    "replication": {
         (Side.PRIMARY, Kind.WRITE): 25,
         (Side.PRIMARY, Kind.ZERO): 5,
         (Side.PRIMARY, Kind.DISCARD): 4,
@@ -113,25 +113,47 @@ _MIX: Mapping[Workflow, Mapping[tuple[Side, Kind], int]] = {
     },
 }
 
-# A whole life, with every command that there is; at its end nothing runs and all is fresh.
-_LIFE: Mapping[Workflow, tuple[Kind, ...]] = {
-    Workflow.BACKUP: (Kind.START, Kind.STOP, Kind.REBUILD),
-    Workflow.REPLICATION: (
-        *(Kind.START, Kind.STATUS, Kind.CHECKPOINT, Kind.FAILOVER, Kind.REBUILD),
-        *(Kind.START, Kind.STOP, Kind.REBUILD),
-    ),
-}
+# For a chain without a mix of its own: that of backup, where it can do that.
+_USUAL = _MIX["backup"]
 
 
-def all_kinds(workflow: Workflow) -> frozenset[tuple[Side, Kind]]:
-    """Every kind of operation that a workload of *workflow* may have."""
-    commands = (*_LIFE[workflow], Kind.CHECK)
-    return frozenset((*_MIX[workflow], *((Side.CHAIN, kind) for kind in commands)))
+def _mix(topology: Topology) -> Mapping[tuple[Side, Kind], int]:
+    if topology.name in _MIX:
+        return _MIX[topology.name]
+    return {
+        (side, kind): weight
+        for (side, kind), weight in _USUAL.items()
+        if f"{side}_{kind}" in topology.operations
+    }
+
+
+def _life(topology: Topology) -> tuple[Kind, ...]:
+    """A whole life, with every command that there is; at its end nothing runs and all is fresh."""
+    if topology.begins is None:  # it runs from the moment that it is open
+        return (Kind.REBUILD,)
+    short = (Kind.START, Kind.STOP, Kind.REBUILD)
+    if "checkpoint" not in topology.operations:
+        return short
+    return (Kind.START, Kind.STATUS, Kind.CHECKPOINT, Kind.FAILOVER, Kind.REBUILD, *short)
+
+
+def all_kinds(topology: Topology) -> frozenset[tuple[Side, Kind]]:
+    """Every kind of operation that a workload on *topology* may have."""
+    commands = (*_life(topology), Kind.CHECK)
+    return frozenset((*_mix(topology), *((Side.CHAIN, kind) for kind in commands)))
 
 
 _PERIOD = 1000  # operations between two checkpoints, at most
 _SMALL = 128  # sectors: backup's smallest granularity
 _FILL_MOST = 8 << 11  # sectors of the secondary disk that are written before anything starts
+
+
+def _of_seed(spec: ChainSpec) -> str:
+    """What a seed is mixed with: as it always was, so that it still names the same workload."""
+    return (
+        f"ChainSpec(workflow=<Workflow.{spec.workflow.upper()}: {spec.workflow!r}>, "
+        f"size={spec.size}, cluster={spec.cluster}, secondary={spec.secondary!r})"
+    )
 
 
 class Workload:
@@ -144,17 +166,17 @@ class Workload:
 
     def __init__(self, spec: ChainSpec, seed: int) -> None:
         self._spec = spec
-        self._random = random.Random(f"{seed}/{spec}")
+        self._random = random.Random(f"{seed}/{_of_seed(spec)}")
         self._number = 0
         self._size = spec.size // SECTOR
         self._cluster = max(_SMALL, spec.cluster // SECTOR)
-        mix = _MIX[spec.workflow]
+        mix = _mix(spec.topology)
         self._kinds = list(mix)
         self._weights = list(mix.values())
         hot = min(self._size, 24 * self._cluster)
         self._hot = self._random.randrange(0, self._size - hot + 1, 8)
         self._hot_length = hot
-        self._missing = set(all_kinds(spec.workflow)) - {(Side.CHAIN, Kind.CHECK)}
+        self._missing = set(all_kinds(spec.topology)) - {(Side.CHAIN, Kind.CHECK)}
         self._running = False  # replication or backup
         self._fresh = True  # the hidden and active disks, since nothing ran on them
 
@@ -190,7 +212,7 @@ class Workload:
 
     @property
     def _life(self) -> tuple[Kind, ...]:
-        return _LIFE[self._spec.workflow]
+        return _life(self._spec.topology)
 
     @property
     def _commands_missing(self) -> bool:
@@ -212,9 +234,11 @@ class Workload:
     def _stream(self, total: int) -> Iterator[Operation]:
         pick = self._random
         yield from self._fill(min(16, max(1, total // 20)))
-        replication = self._spec.workflow is Workflow.REPLICATION
+        replication = "checkpoint" in self._spec.topology.operations
         # A short run must see every command, too: there they come closer together.
         period = max(20, min(_PERIOD, total // 4))
+        if self._spec.topology.begins is None:
+            yield from self._snapshots(period)
         for turn in itertools.count():
             yield from self._ios(2, 8)
             if pick.random() < 0.3:
@@ -244,6 +268,14 @@ class Workload:
             if not failover:
                 yield self._command(Kind.CHECK)
             yield self._command(Kind.REBUILD)
+
+    def _snapshots(self, period: int) -> Iterator[Operation]:
+        """One snapshot after another, each of the disk as the one before left it."""
+        while True:
+            yield self._command(Kind.REBUILD)
+            for _ in range(self._random.randint(1, 3)):
+                yield from self._ios(period // 2, period)
+                yield self._command(Kind.CHECK)
 
     def _ios(self, least: int, most: int) -> Iterator[Operation]:
         for _ in range(self._random.randint(least, most)):

@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from errno import EFBIG, EINVAL, ENOSPC
@@ -14,32 +14,60 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.errors import CommandFailed, DriverMissing, HostError, InputError, MachineHung
+from qmpshim.machine.chain.build import export_removal, opening, removals
+from qmpshim.machine.chain.topology import (
+    TOPOLOGIES,
+    Export,
+    Node,
+    Options,
+    QmpCommand,
+    Topology,
+    chain_name,
+    topology_of,
+)
 from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.nbd.client import BlockClient, NbdClient
 from qmpshim.machine.nbd.uri import nbd_uri
-from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.units import SECTOR
 
 _ENTRY = 8  # bytes of an L1 or L2 entry
 _DISCARD = 20e-6  # seconds for one cluster; 2 to 3 us were measured on a busy machine
 
 
+#: The names of the chains that have a secondary disk, with an export of it for a primary.
+CHAINS = tuple(
+    name
+    for name, topology in TOPOLOGIES.items()
+    if any(export.name == "primary" for export in topology.exports)
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ChainSpec:
-    """The shape of a chain.
+    """Which chain, and how large.
 
-    :ivar workflow: the seed's plain backup or replication
+    :ivar workflow: the name of its topology
     :ivar size: virtual size in bytes, a multiple of 512
     :ivar cluster: cluster size of the qcow2 images in bytes
     :ivar secondary: format of the secondary disk, ``raw`` or ``qcow2``
+    :ivar options: more options of its nodes
+    :raises InputError: there is no such chain
     """
 
-    workflow: Workflow
+    workflow: str
     size: int = 64 << 20
     cluster: int = 64 << 10
     secondary: str = "raw"
+    options: Options = ()
 
     def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "workflow", chain_name(self.workflow))
+            exports = self.topology.exports
+        except (ValueError, KeyError) as error:
+            raise InputError(str(error)) from error
+        if not any(export.name == "primary" for export in exports):
+            raise InputError(f"the chain {self.workflow!r} has no primary's export")
         if self.size <= 0 or self.size % SECTOR:
             raise InputError(
                 f"size {self.size} is no positive multiple of 512 bytes; "
@@ -49,6 +77,11 @@ class ChainSpec:
             raise InputError(f"cluster size {self.cluster} is no power of two from 512 to 2M")
         if self.secondary not in ("raw", "qcow2"):
             raise InputError(f"secondary format {self.secondary!r} is neither raw nor qcow2")
+
+    @property
+    def topology(self) -> Topology:
+        """What the chain is made of."""
+        return topology_of(self.workflow, self.secondary, self.options)
 
     @property
     def emptying(self) -> float:
@@ -61,17 +94,16 @@ class ChainSpec:
         l1_entries = -(-self.size // (self.cluster * self.cluster // _ENTRY))
         l1_clusters = -(-l1_entries * _ENTRY // self.cluster)
         refcounts = self.cluster // 2  # of 16 bits, in a block
-        if self.workflow is not Workflow.REPLICATION or 3 + l1_clusters <= refcounts:
+        if "checkpoint" not in self.topology.operations or 3 + l1_clusters <= refcounts:
             return 0.0
         return 2 * (self.size // self.cluster) * _DISCARD
 
 
 class SecondaryChain:
-    """Secondary, hidden and (in replication) active disk on *qemu*, with an NBD export at each end.
+    """A chain with a secondary disk on *qemu*, and a client at each of its exports.
 
-    The nodes are called ``secondary``, ``hidden``, ``active`` and ``top`` (the replication
-    filter); the exports ``primary`` (on the secondary disk) and ``guest`` (on the top; in the
-    backup workflow on the hidden disk, read-only).
+    Its nodes and exports are those of its topology (:data:`TOPOLOGIES`), with the prefix before
+    their names; ``primary`` and ``guest`` are the exports with a client.
 
     :param qemu: a started QEMU
     :param directory: where the images and the NBD socket go
@@ -108,9 +140,7 @@ class SecondaryChain:
     @property
     def overlays(self) -> tuple[str, ...]:
         """The nodes above the secondary disk, lowest first."""
-        if self.spec.workflow is Workflow.BACKUP:
-            return ("hidden",)
-        return ("hidden", "active")
+        return self.spec.topology.overlays
 
     @property
     def top_id(self) -> str:
@@ -123,46 +153,57 @@ class SecondaryChain:
         :raises DriverMissing: this QEMU has no replication driver
         :raises HostError: an image cannot be created
         """
-        if self.spec.workflow is Workflow.REPLICATION:
+        if self.spec.topology.replication_mode is not None:
             commands = await self.qemu.execute("query-commands")
             if not any(c["name"] == "xen-set-replication" for c in commands):
                 raise DriverMissing(
                     f"{self.qemu.argv[0]} has no replication driver (xen-set-replication is "
                     "missing): build QEMU with --enable-replication, or use --workflow backup"
                 )
-        self._create_secondary()
-        await self._add_image("secondary", self.spec.secondary, None)
         if not self.socket.exists():  # made by another chain on this QEMU
             await self.qemu.execute(
                 "nbd-server-start",
                 {"addr": {"type": "unix", "data": {"path": str(self.socket)}}},
             )
-        await self._export("primary", "secondary", writable=True)
-        self.primary = self._connect("primary")
+        topology = self.topology
+        again = topology.renewed
+        await self._open(part for part in topology.parts if part not in again)
         await self._build_overlays()
 
     async def _build_overlays(self) -> None:
+        """Open the overlays, fresh ones, and all above them."""
         self._fresh, self._running = True, False
         self._orphaned = False
-        below = "secondary"
-        for node in self.overlays:
-            self._create(node)
-            await self._add_image(node, "qcow2", below)
-            below = node
-        if self.spec.workflow is Workflow.REPLICATION:
-            await self.qemu.execute(
-                "blockdev-add",
-                {
-                    "driver": "replication",
-                    "node-name": self.named("top"),
-                    "mode": "secondary",
-                    "top-id": self.named(self.top_id),
-                    "file": self.named("active"),
-                },
-            )
-            below = "top"
-        await self._export("guest", below, writable=below == "top")
-        self.guest = self._connect("guest")
+        await self._open(self.topology.renewed)
+
+    @property
+    def topology(self) -> Topology:
+        """The nodes and exports as they are called on this QEMU."""
+        topology = self.spec.topology.prefixed(self.prefix)
+        if topology.replication_mode is None:
+            return topology
+        return topology.with_options({self.named("top"): {"top-id": self.named(self.top_id)}})
+
+    def _own(self, name: str) -> str:
+        """The reverse of :meth:`named`."""
+        return name.removeprefix(self.prefix)
+
+    async def _open(self, parts: Iterable[Node | Export]) -> None:
+        for part in parts:
+            own = self._own(part.name)
+            if isinstance(part, Export):
+                await self._export(own, self._own(part.node), part.writable)
+                setattr(self, own, self._connect(own))
+                continue
+            if part.image is not None:
+                if own == "secondary":
+                    self._create_secondary()
+                else:
+                    self._create(own)
+            await self._send(opening(part, self._storage_of))
+
+    async def _send(self, command: QmpCommand) -> Any:
+        return await self.qemu.execute(command.name, command.arguments)
 
     def _create_raw(self, path: Path) -> None:
         try:
@@ -186,9 +227,11 @@ class SecondaryChain:
 
     def _create(self, node: str) -> None:
         """Make an empty qcow2 image."""
+        image = self.spec.topology.image(node)
+        options = (("cluster_size", image.cluster or self.spec.cluster), *image.create)
         command = [
             *(*self._qemu_img, "create", "-q", "-f", "qcow2"),
-            *("-o", f"cluster_size={self.spec.cluster}"),
+            *("-o", ",".join(f"{name}={value}" for name, value in options)),
             *(str(self.image(node)), str(self.spec.size)),
         ]
         try:
@@ -204,16 +247,8 @@ class SecondaryChain:
                 + (full if os.strerror(ENOSPC) in done.stderr else "")
             )
 
-    async def _add_image(self, node: str, fmt: str, backing: str | None) -> None:
-        options: dict[str, Any] = {
-            "driver": fmt,
-            "node-name": self.named(node),
-            "discard": "unmap",
-            "file": {**self._storage(node), "discard": "unmap"},
-        }
-        if backing is not None:
-            options["backing"] = self.named(backing)
-        await self.qemu.execute("blockdev-add", options)
+    def _storage_of(self, name: str) -> dict[str, Any]:
+        return self._storage(self._own(name))
 
     def _storage(self, node: str) -> dict[str, Any]:
         """Where QEMU finds the image's bytes."""
@@ -225,16 +260,8 @@ class SecondaryChain:
         }
 
     async def _export(self, name: str, node: str, writable: bool) -> None:
-        await self.qemu.execute(
-            "block-export-add",
-            {
-                "type": "nbd",
-                "id": self.named(name),
-                "name": self.named(name),
-                "node-name": self.named(node),
-                "writable": writable,
-            },
-        )
+        export = Export(self.named(name), self.named(node), writable)
+        await self._send(opening(export, self._storage_of))
 
     def uri(self, export: str) -> str:
         """The NBD URI of an export."""
@@ -249,7 +276,7 @@ class SecondaryChain:
 
     async def _unexport(self, name: str) -> None:
         name = self.named(name)
-        await self.qemu.execute("block-export-del", {"id": name, "mode": "hard"})
+        await self._send(export_removal(name))
         deadline = time.monotonic() + self.qemu.limit
         while any(e["id"] == name for e in await self.qemu.execute("query-block-exports")):
             if time.monotonic() > deadline:
@@ -260,18 +287,10 @@ class SecondaryChain:
 
     async def start(self) -> None:
         """Start the backup job, or replication."""
-        if self.spec.workflow is Workflow.BACKUP:
-            await self.qemu.execute(
-                "blockdev-backup",
-                {
-                    "job-id": self.named("backup"),
-                    "device": self.named("secondary"),
-                    "target": self.named("hidden"),
-                    "sync": "none",
-                },
-            )
-        else:
-            await self.qemu.execute("xen-set-replication", {"enable": True, "primary": False})
+        topology = self.topology
+        assert topology.begins is not None, "this chain runs as soon as it is open"
+        await self._send(topology.begins)
+        if topology.replication_mode is not None:
             self._running, self._fresh = self._fresh, False  # once ended, a start is ignored
 
     async def checkpoint(self) -> None:
@@ -286,9 +305,10 @@ class SecondaryChain:
 
     async def stop(self) -> None:
         """Stop the backup job, or replication without failover."""
-        if self.spec.workflow is Workflow.BACKUP:
-            await self.qemu.execute("block-job-cancel", {"device": self.named("backup")})
-            await self._until_job_is_gone()
+        topology = self.topology
+        if topology.job is not None:
+            await self._send(topology.commands["stop"])
+            await self._until_job_is_gone(topology.job)
             return
         await self.qemu.execute("stop")
         try:
@@ -301,9 +321,8 @@ class SecondaryChain:
         """Let the VM run again after a command that wants it stopped."""
         await self.qemu.execute("cont")
 
-    async def _until_job_is_gone(self) -> None:
+    async def _until_job_is_gone(self, name: str) -> None:
         deadline = time.monotonic() + self.qemu.limit
-        name = self.named("backup")
         while any(job["device"] == name for job in await self.qemu.execute("query-block-jobs")):
             if time.monotonic() > deadline:
                 raise MachineHung(f"the backup job did not end in {self.qemu.limit:g} s")
@@ -348,14 +367,13 @@ class SecondaryChain:
     async def settle(self) -> None:
         """Let all I/O end and write qcow2 tables to the files, so that they can be read."""
         await self.qemu.execute("stop")
-        if self._orphaned:
-            # Nobody uses them any more, and not every QEMU's stop flushes what only the monitor
-            # owns (known/directed/stop-leaves-nodes-unflushed.json).
-            for node in self.overlays:
-                await self.qemu.execute(
-                    "human-monitor-command",
-                    {"command-line": f"qemu-io {self.named(node)} flush"},
-                )
+        # Not every QEMU's stop flushes what only the monitor owns
+        # (known/directed/stop-leaves-nodes-unflushed.json).
+        for node in self.overlays if self._orphaned else self.spec.topology.targets:
+            await self.qemu.execute(
+                "human-monitor-command",
+                {"command-line": f"qemu-io {self.named(node)} flush"},
+            )
         await self._resume()
 
     @asynccontextmanager
@@ -367,14 +385,13 @@ class SecondaryChain:
         await self._unexport("hidden")
 
     async def rebuild(self) -> None:
-        """Take hidden and active disk away and put fresh ones there, nothing running."""
-        self.guest.close()
-        await self._unexport("guest")
-        nodes = [*self.overlays]
-        if self.spec.workflow is Workflow.REPLICATION:
-            nodes.append("top")
-        for node in reversed(nodes):
-            await self.qemu.execute("blockdev-del", {"node-name": self.named(node)})
+        """Take the overlays away, and all above them, and put fresh ones there, nothing running."""
+        exports, closing = removals(self.topology.renewed)
+        for name in map(self._own, exports):
+            getattr(self, name).close()
+            await self._unexport(name)
+        for command in closing:
+            await self._send(command)
         for node in self.overlays:
             self.image(node).unlink()
         await self._build_overlays()

@@ -67,6 +67,14 @@ class QmpCommand:
         """Name and arguments, for a script that sends it."""
         return [self.name, dict(self.arguments)]
 
+    def to_words(self) -> str:
+        """Name and arguments, as they are typed in the shell."""
+        values = (
+            f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+            for name, value in self.arguments.items()
+        )
+        return " ".join((self.name, *values))
+
 
 @dataclass(frozen=True, slots=True)
 class Topology:
@@ -146,6 +154,26 @@ class Topology:
             if one.name == node:
                 return one.driver
         raise KeyError(node)
+
+    def export(self, name: str) -> Export:
+        """The export of this name.
+
+        :raises KeyError: there is none
+        """
+        for one in self.exports:
+            if one.name == name:
+                return one
+        raise KeyError(name)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The overlays that a filter writes to, and that only the monitor holds otherwise.
+
+        Neither a flush of the filter nor, in QEMU 10.0, ``stop`` reaches them
+        (``cbw_co_flush``, block/copy-before-write.c).
+        """
+        used = {node.options.get("target") for node in self.nodes}
+        return tuple(name for name in self.overlays if name in used)
 
     def parts_to_json(self) -> list[dict[str, Any]]:
         """The parts, for a script that opens them: ``part`` is ``node`` or ``export``."""
@@ -428,9 +456,10 @@ def chain_name(word: Any) -> str:
 
     :raises ValueError: it names none
     """
-    if word not in TOPOLOGIES:
-        raise ValueError(f"no chain {word!r}; there are {', '.join(TOPOLOGIES)}")
-    return str(word)
+    name = str(word)
+    if name not in TOPOLOGIES:
+        raise ValueError(f"no chain {name!r}; there are {', '.join(TOPOLOGIES)}")
+    return name
 
 
 #: The images of the secondary's chain, and of the primary's: those are raw, both.

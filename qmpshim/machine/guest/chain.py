@@ -17,7 +17,6 @@ from typing import Any, Literal
 from qmpshim.errors import BuildError, CommandFailed, MachineHung
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
 from qmpshim.machine.guest.guest import Guest
-from qmpshim.model.chain.secondary import Workflow
 
 Device = Literal["virtio-blk", "virtio-scsi", "ide"]
 Cache = Literal["writeback", "none", "writethrough", "directsync", "unsafe"]
@@ -135,7 +134,7 @@ class GuestChain(SecondaryChain):
 
     @property
     def _top(self) -> str:
-        return "top" if self.spec.workflow is Workflow.REPLICATION else "hidden"
+        return self.spec.topology.export("guest").node
 
     # -- plugging ------------------------------------------------------------------------------
 

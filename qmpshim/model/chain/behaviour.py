@@ -37,6 +37,11 @@ class KnownDefect(StrEnum):
     """The same of a flush (``quorum_co_flush``), whether the filter runs or not. 5.2 flushes the
     children once more outside the quorum, and may report what the quorum masks."""
 
+    SNAPSHOT_READS_NEW_DATA = "snapshot-read-returns-new-data"
+    """A read through ``snapshot-access`` over a copied and an uncopied cluster takes the copied
+    part from the source, where new data may be: ``hbitmap_status`` calls a dirty run that ends
+    within the range clean (util/hbitmap.c, 7.0 to 7.2; commit a4d5224c2cb6 in 8.0)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
@@ -62,6 +67,12 @@ class Behaviour:
     backup_copy_range: bool = False
     snapshot_discard_rounds: bool = False
     known: frozenset[KnownDefect] = frozenset()
+
+
+def snapshot_defects(version: tuple[int, ...]) -> frozenset[KnownDefect]:
+    """The known defects of the snapshots of a QEMU *version* that show without any overlap."""
+    misreads = (7, 0) <= version < (8, 0)
+    return frozenset({KnownDefect.SNAPSHOT_READS_NEW_DATA} if misreads else ())
 
 
 def behaviour_of(version: tuple[int, ...], strict: bool = False) -> Behaviour:

@@ -9,6 +9,8 @@ Positions and lengths are sectors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.disks.backup_job import (
     BackupJob,
@@ -162,19 +164,26 @@ class CopyBeforeWriteProtocol(SerialisingWriteProtocol):
 
     :param break_snapshot: ``on-cbw-error=break-snapshot``: an error of the copy breaks the
         snapshot, not the guest's write
+    :param misreads: called where a snapshot read of a copied run takes it from the source; None:
+        none does (see ``KnownDefect.SNAPSHOT_READS_NEW_DATA``)
     """
 
     name = "copy-before-write"
     versions = "6.1 to now"
     behaviour = Behaviour()
 
-    def __init__(self, break_snapshot: bool = False) -> None:
+    def __init__(
+        self, break_snapshot: bool = False, misreads: Callable[[], None] | None = None
+    ) -> None:
         self.break_snapshot = break_snapshot
+        self.misreads = misreads
 
     def new_job(
         self, source: Image, target: Qcow2Image, copy_range: bool, memory: StateContainers = PLAIN
     ) -> BackupJob:
-        return CopyBeforeWriteJob(source, target, copy_range, memory, self.break_snapshot)
+        return CopyBeforeWriteJob(
+            source, target, copy_range, memory, self.break_snapshot, self.misreads
+        )
 
     def before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:
         assert isinstance(job, CopyBeforeWriteJob)

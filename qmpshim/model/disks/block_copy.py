@@ -86,9 +86,11 @@ class CopyBeforeWriteJob(SerialisingJob):
         copy_range: bool = False,
         memory: StateContainers = PLAIN,
         break_snapshot: bool = False,
+        misreads: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(source, target, copy_range, memory)
         self.break_snapshot = break_snapshot
+        self._misreads = misreads
         self.copy_bitmap = memory.bits("to copy")
         self.copy_bitmap.update(self.clusters)
         self.reqs = memory.requests("copy tasks")
@@ -142,6 +144,9 @@ class CopyBeforeWriteJob(SerialisingJob):
             while following < last and (following in self.done_bitmap) is done:
                 following += 1
             stop = min(end, following * self.cluster_size)
+            if done and following < last and self._misreads is not None:
+                self._misreads()
+                done = False
             if done:
                 owners += yield from below.target(start, stop - start)
             else:

@@ -222,7 +222,7 @@ async def _chained(
     watch.endpoints.server_at({"type": "unix", "data": {"path": path}}, private=True)
     served.chain = chain
     if gated:
-        schedule = Schedule(spec.workflow.value, sectors, spec.cluster // SECTOR)
+        schedule = Schedule(spec.workflow, sectors, spec.cluster // SECTOR)
         controller = watch.controller = IoController(
             *(gate, emulator.pid, schedule),
             lambda held: watch.shim.emit("X_SHIM_HELD", held_io(held)),

@@ -27,7 +27,6 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.patch_stdout import patch_stdout
 
 from qmpshim.errors import CommandFailed, InputError, MachineDied, QmpshimError
-from qmpshim.model.chain.secondary import Workflow
 from qmpshim.shim.emulator.serve import Options, Served, endpoint
 from qmpshim.shim.endpoint.listener import Address
 from qmpshim.shim.shell.client import ShellClient
@@ -40,10 +39,6 @@ from qmpshim.shim.tracking.replays import record
 
 OK, FAILED = 0, 1
 _LEAVE = (":quit", "exit")  # end the shell, or a script
-_BEGIN = {  # what starts the chain that `--workflow` has built
-    Workflow.BACKUP: "blockdev-backup job-id=backup device=secondary target=hidden sync=none",
-    Workflow.REPLICATION: "xen-set-replication enable=true primary=false",
-}
 _MOST_SOURCES = 16
 _BUNDLES = Path("qmpshim-bundles")
 
@@ -286,9 +281,9 @@ class Shell:
             number = ".".join(str(version[part]) for part in ("major", "minor", "micro"))
             self._write_line(f"QEMU {number}. :help lists the shell's own words; Tab completes.")
             serve = self._options.serve
-            if serve.chain is not None and not serve.gated:
-                begin = _BEGIN[serve.chain.workflow]
-                self._write_line(f"The model follows the disks from: {begin}")
+            begins = serve.chain.topology.begins if serve.chain is not None else None
+            if begins is not None and not serve.gated:
+                self._write_line(f"The model follows the disks from: {begins.to_words()}")
             while True:
                 try:
                     line = await session.prompt_async("qmp> ", pre_run=self._still_there)

@@ -16,7 +16,7 @@ from qmpshim.conformance.workload.workload import Kind
 from qmpshim.errors import IOFailed, MachineError, MachineHung, UnsupportedFeature
 from qmpshim.machine.images.qcow2 import ImageError, Qcow2Reader
 from qmpshim.machine.nbd.client import NbdClient
-from qmpshim.model.chain.secondary import Stage, Workflow
+from qmpshim.model.chain.secondary import Stage
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import PAGE, Owners
 from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
@@ -113,7 +113,7 @@ def _unexplained(wrong: Divergence, suspects: Sequence[Unobserved]) -> str:
 
 
 def _overlays(oracle: Oracle) -> tuple[str, ...]:
-    return ("hidden",) if oracle.spec.workflow is Workflow.BACKUP else ("hidden", "active")
+    return oracle.spec.topology.overlays
 
 
 def _views(oracle: Oracle) -> list[tuple[str, View, Verdict]]:
@@ -121,7 +121,7 @@ def _views(oracle: Oracle) -> list[tuple[str, View, Verdict]]:
         ("secondary", oracle.primary_view, Verdict.CONTENT),
         ("hidden", oracle.hidden_view, Verdict.ISOLATION),
     ]
-    if oracle.spec.workflow is Workflow.REPLICATION and oracle.chain.stage is not Stage.NONE:
+    if oracle.spec.topology.commits and oracle.chain.stage is not Stage.NONE:
         views.append(("top", oracle.guest_view, Verdict.ISOLATION))
     return views
 

@@ -66,7 +66,7 @@ class ChainMachine(RuleBasedStateMachine):
 
     @property
     def replication(self) -> bool:
-        return self.setup.spec.workflow is Workflow.REPLICATION
+        return self.setup.spec.workflow == Workflow.REPLICATION
 
     @property
     def idle(self) -> bool:

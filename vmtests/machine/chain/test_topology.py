@@ -1,0 +1,118 @@
+"""Chains are values: what follows from them, and what a real QEMU makes of one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.build import opening, removals
+from qmpshim.machine.chain.gated import GatedMachine, Shape
+from qmpshim.machine.chain.topology import TOPOLOGIES, topology_of
+from qmpshim.machine.images.qcow2 import Qcow2Reader
+
+MiB = 1 << 20
+
+
+def storage(node: str) -> dict[str, object]:
+    return {"driver": "file", "filename": node}
+
+
+@pytest.mark.parametrize(
+    ("chain", "operations", "kept"),
+    [
+        ("replication", ("primary_write", "guest_read"), True),
+        ("replication", ("checkpoint", "stop"), True),
+        ("replication", ("checkpoint", "status", "stop"), True),
+        ("replication", ("failover", "guest_write", "guest_flush"), True),
+        ("primary", ("failover", "guest_zero"), True),
+        ("replication", ("failover", "primary_write"), False),
+        ("replication", ("failover", "guest_vanish"), False),
+        ("replication", ("checkpoint", "guest_read"), False),
+        ("replication", ("failover", "checkpoint", "guest_read"), False),
+        ("backup", ("stop", "primary_write"), False),
+        ("fleecing", ("unexport", "guest_read"), False),
+    ],
+)
+def test_what_the_contract_allows(chain: str, operations: tuple[str, ...], kept: bool) -> None:
+    assert TOPOLOGIES[chain].keeps_contract(operations) is kept
+
+
+@pytest.mark.parametrize(
+    ("chain", "again"),
+    [
+        ("replication", ["hidden", "active", "top", "guest"]),
+        ("backup", ["hidden", "guest"]),
+        ("fleecing", ["hidden", "filter", "snapshot", "primary", "guest"]),
+        ("primary", []),
+    ],
+)
+def test_fresh_overlays_need_all_above_them_again(chain: str, again: list[str]) -> None:
+    assert [part.name for part in TOPOLOGIES[chain].renewed] == again
+
+
+def test_it_is_taken_apart_from_its_exports_down() -> None:
+    exports, nodes = removals(TOPOLOGIES["fleecing"].parts)
+    assert exports == ["guest", "primary"]
+    closed = [command.arguments["node-name"] for command in nodes]
+    assert closed == ["snapshot", "filter", "hidden", "secondary"]
+
+
+def test_a_prefix_is_before_each_name_and_no_other_word() -> None:
+    topology = TOPOLOGIES["primary"].prefixed("x-")
+    forward, top = (opening(node, storage).arguments for node in topology.nodes[2:])
+    assert (forward["node-name"], forward["mode"], forward["file"]) == (
+        *("x-forward", "primary", "x-secondary"),
+    )
+    assert top["children"] == ["x-primary", "x-forward"]
+    backup = TOPOLOGIES["backup"].prefixed("x-")
+    assert backup.begins is not None and backup.begins.arguments == {
+        **{"job-id": "x-backup", "device": "x-secondary", "target": "x-hidden", "sync": "none"},
+    }
+    assert backup.job == backup.commands["stop"].arguments["device"] == "x-backup"
+    assert backup.commands["unexport"].arguments == {"id": "x-primary", "mode": "hard"}
+
+
+def test_what_there_is_not() -> None:
+    with pytest.raises(KeyError):
+        topology_of("backup", options=(("no-such-node", "read-only", True),))
+    with pytest.raises(KeyError):
+        TOPOLOGIES["fleecing"].with_image("filter", cluster=4096)
+
+
+def test_an_image_has_a_cluster_size_of_its_own(qemu_build: Build) -> None:
+    topology = TOPOLOGIES["replication"].with_image("hidden", cluster=4096)
+    topology = topology.with_image("active", create=(("lazy_refcounts", "on"),))
+    machine = GatedMachine(qemu_build, Shape(topology, MiB, 65536))
+    try:
+        machine.start()
+        hidden, active = (Qcow2Reader.parse(machine.gate.snapshot(n)) for n in topology.overlays)
+        assert (hidden.header.cluster_bits, active.header.cluster_bits) == (12, 16)
+        nodes = {n["node-name"]: n for n in machine.call("query-named-block-nodes")}
+        made = {n: nodes[n]["image"]["format-specific"]["data"] for n in topology.overlays}
+        assert made["active"]["lazy-refcounts"] and not made["hidden"]["lazy-refcounts"]
+    finally:
+        machine.close()
+
+
+def test_several_chains_are_on_one_qemu_and_go(qemu_build: Build) -> None:
+    """The second chain's parts are other nodes, whose options name each other."""
+    first = TOPOLOGIES["backup"]
+    machine = GatedMachine(qemu_build, Shape(first, MiB, 65536))
+    try:
+        second = first.prefixed("next-")
+        empty = {"driver": "null-co", "options": {"size": MiB}, "image": None}
+        nodes = (replace(node, **empty) for node in second.nodes)
+        machine.batch([opening(part, storage) for part in (*nodes, *second.exports)])
+        assert second.begins is not None
+        machine.send(second.begins)
+        machine.start()
+        jobs = {job["device"] for job in machine.call("query-block-jobs")}
+        assert jobs == {"backup", "next-backup"}
+        machine.send(second.commands["stop"])
+        machine.do("stop")
+        machine.reactor.until(lambda: not machine.call("query-block-jobs"), 10.0)
+        assert machine.call("query-block-jobs") == []
+    finally:
+        machine.close()
