@@ -79,6 +79,8 @@ from qmpshim.model.scenario import Scenario
 _EXPLORING = ("--mode", "--faults", "--crash-points", "--all-io", "--budget", "--seed", "--keep",
               "--strict", "--build", "--qemu")  # fmt: skip
 _LIST = "list"  # as a scenario or discipline: an older spelling of --list
+_STRENGTH = 2  # of the scenarios that are explored by default
+_BUDGET = 60.0  # seconds, for them
 FAULTS = (errno.EIO, errno.ENOSPC, CUT, RECONNECT)
 
 
@@ -95,7 +97,8 @@ def add(commands: Any) -> None:
         help=f"a set ({', '.join(SETS)}; replication, backup, fleecing and primary are the pairs "
         "of that form), one by name, or a JSON file; qcow2- in front, as in qcow2-pairs, takes a "
         "secondary disk in qcow2; --list shows them, those outside of what QEMU's documents allow "
-        "as `robustness` (default pairs; with --model all)",
+        "as `robustness`. By default those of --strength 2, with faults and all I/O in samples, "
+        "for 60s; with --model all",
     )
     exploring.add_argument(
         "--strength",
@@ -142,7 +145,9 @@ def add(commands: Any) -> None:
         "--budget",
         type=seconds,
         metavar="TIME",
-        help="e.g. 30s or 5m: end after that long (and at most 10 s more), confirming included",
+        help="e.g. 30s or 5m: end after that long, confirming included. First each scenario is "
+        "sampled, then they are exhausted, those first that gave the most (default 60s without "
+        "--scenario and --strength; else none)",
     )
     exploring.add_argument(
         "--jobs",
@@ -203,7 +208,10 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
         every = args.scenario in (None, _LIST) and args.strength is None
         shown = real_scenarios("all") if every else _chosen(args)
         return show_list([_listed(one) for one in shown], args.document, console)
-    if not mode.by_chance and args.strength is None:
+    by_default = args.scenario is None and args.strength is None
+    if by_default and args.budget is None and not mode.by_chance:
+        args.budget = _BUDGET
+    if not mode.by_chance and args.scenario is not None:
         refuse_unused(args, f"with --mode {args.mode}, which leaves nothing to chance", "--seed")
     if mode.by_chance and args.budget is None:
         raise InputError(f"--mode {args.mode} never ends by itself: add a --budget, e.g. 60s")
@@ -237,11 +245,12 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
 
 def _chosen(args: argparse.Namespace) -> list[RealScenario]:
     """The scenarios that the options mean."""
-    if args.strength is None:
-        return real_scenarios(args.scenario or "pairs")
-    if args.strength > len(DIMENSIONS):
+    if args.scenario is not None:
+        return real_scenarios(args.scenario)
+    strength = args.strength or _STRENGTH
+    if strength > len(DIMENSIONS):
         raise InputError(f"--strength is 1 to {len(DIMENSIONS)}, the dimensions that there are")
-    return array(args.strength, args.seed)
+    return array(strength, args.seed)
 
 
 def _listed(scenario: RealScenario) -> Listed:
@@ -281,6 +290,8 @@ def _explore_build(
             f"{progress.doing}"
         )
 
+    mixed = args.scenario is None and not args.faults and args.budget is not None
+
     def show(report: ExploreReport) -> None:
         into.append(report)
         console.line(render(report))
@@ -303,7 +314,7 @@ def _explore_build(
             build,
             scenarios,
             MODES[args.mode],
-            FAULTS if args.faults else (),
+            FAULTS if args.faults or mixed else (),
             args.budget,
             args.jobs,
             args.seed,
@@ -312,6 +323,7 @@ def _explore_build(
             crash_points=crash_points,
             all_io=args.all_io,
             interrupted=show,
+            mixed=mixed,
         )
     )
 

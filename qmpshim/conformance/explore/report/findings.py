@@ -37,13 +37,17 @@ SightingKey = tuple[Verdict, Cause, frozenset[str]]
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A violation in one scenario: its shortest schedule, and in how many it was seen."""
+    """A violation in one scenario: its shortest schedule, and in how many it was seen.
+
+    :ivar all_io: qcow2's own I/O was held, too
+    """
 
     scenario: RealScenario
     violation: RealViolation
     schedule: tuple[RealChoice, ...]
     events: tuple[Event, ...]
     count: int
+    all_io: bool = False
 
     @property
     def key(self) -> SightingKey:
@@ -247,4 +251,5 @@ def _alone(sighting: Sighting) -> Finding:
         sighting.schedule,
         sighting.events,
         ending=violation.ending,
+        all_io=sighting.all_io,
     )

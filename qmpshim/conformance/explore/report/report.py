@@ -43,6 +43,11 @@ class ScenarioResult:
     looks: Counter[str] = field(default_factory=Counter)
     sightings: list[Sighting] = field(default_factory=list)
 
+    @property
+    def yielded(self) -> float:
+        """What it gave for its time: different outcomes a second, and ten for each sighting."""
+        return (self.distinct + 10 * len(self.sightings)) / max(self.seconds, 0.01)
+
     def add(self, before: ScenarioResult) -> None:
         """Count in what was done of this scenario before it was begun anew."""
         self.schedules += before.schedules

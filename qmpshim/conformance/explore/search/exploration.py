@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
 from qmpshim.conformance.explore.report.findings import Finding, group
 from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult, render
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.minimize import confirm
-from qmpshim.conformance.explore.search.search import ScenarioTask
+from qmpshim.conformance.explore.search.search import Sample, ScenarioTask
 from qmpshim.conformance.explore.search.workers import Board, Progress, here, in_processes
 from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
 from qmpshim.errors import BuildError, InputError
@@ -24,10 +25,11 @@ from qmpshim.model.explore.explorer import Mode
 
 Run = Callable[[ScenarioTask, Sequence[RealScenario], int, Board], list[ScenarioResult]]
 
+_PLAIN, _FAULTY = 3, 2  # schedules of a scenario's samples
 _WORTH_IT = 0.1  # of the budget
 _EXPLORING = 0.8  # of the time that there is: what was found has to be confirmed, too
 _LONGEST = 0.9  # of a limit, for exploring
-_CONFIRMING = 3.0  # seconds beyond the budget, for what was found late
+_SAMPLING = 0.6  # of the time for exploring, at most
 
 __all__ = ["ExploreReport", "Progress", "ScenarioResult", "explore_real", "render"]
 
@@ -47,19 +49,21 @@ def explore_real(
     all_io: bool = False,
     limit: float | None = None,
     interrupted: Callable[[ExploreReport], None] = lambda report: None,
+    mixed: bool = False,
 ) -> ExploreReport:
     """Explore *scenarios* on *build*.
 
     :param mode: ``AUTO`` is ``STATEFUL`` here, since
         :mod:`~qmpshim.conformance.explore.harness.state` tells where an execution is
     :param faults: errnos a held I/O may end with instead; empty: no faults
-    :param budget: seconds for everything, shared out among the scenarios; modes by chance need one.
-        What was found late is confirmed for a few seconds more
+    :param budget: seconds until everything is over, confirming included; modes by chance need one.
+        First each scenario is sampled, then they are exhausted, those first that gave the most
     :param jobs: processes at most, each with a QEMU of its own; a scenario is explored by one
     :param crash_points: look at the images after each step, as a crash would leave them
     :param all_io: hold every request to the images, qcow2's own among them
     :param known: findings that are written up
     :param limit: seconds for everything, not shared out: where it is over everything ends
+    :param mixed: *faults* and all I/O only in samples; without a budget there are none
     :param interrupted: at a KeyboardInterrupt, which is passed on, told what there is by then
     :raises BuildError: the build cannot do any of the scenarios
     :raises InputError: there are none
@@ -76,7 +80,7 @@ def explore_real(
         budget = 60.0
     end: float | None = None  # of everything
     if budget is not None:
-        task.budget, task.deadline, end = budget * _EXPLORING, began + budget, budget + _CONFIRMING
+        task.budget, task.deadline, end = budget * _EXPLORING, began + budget * _LONGEST, budget
     if limit is not None and (end is None or limit < end):
         task.deadline, end = began + limit * _LONGEST, limit
     board = Board(len(scenarios), progress)
@@ -103,7 +107,7 @@ def explore_real(
 
     try:
         run: Run = in_processes if jobs > 1 else here
-        results = _explore(run, task, scenarios, jobs, board)
+        results = _explore(run, task, scenarios, jobs, board, mixed)
         if results and all(one.skipped and not one.sightings for one in results):
             raise BuildError(f"{build.name}: {results[0].skipped}")
         findings = _grouped(results, recognise)
@@ -112,7 +116,7 @@ def explore_real(
             if end is not None:
                 now = time.monotonic()
                 until = now + (began + end - now) / (len(findings) - number)
-            words = (build, minimise, task.errnos, crash_points, all_io, until)
+            words = (build, minimise, task.errnos, crash_points, all_io or finding.all_io, until)
             confirmed.append(confirm(finding, *words))
     except KeyboardInterrupt:
         if results is None:
@@ -134,22 +138,55 @@ def _grouped(
 
 
 def _explore(
-    run: Run, task: ScenarioTask, scenarios: Sequence[RealScenario], jobs: int, board: Board
+    run: Run,
+    task: ScenarioTask,
+    scenarios: Sequence[RealScenario],
+    jobs: int,
+    board: Board,
+    mixed: bool = False,
 ) -> list[ScenarioResult]:
-    """Explore them all; those that their share of the budget cut short once more, with the rest."""
+    """Explore them all; under a budget sample each of them first.
+
+    Those that their share of the budget cut short are explored once more, with the rest. Exploring
+    all schedules comes last: it spends most of its time on schedules that differ in little.
+    """
     began = time.monotonic()
-    results = run(task, scenarios, jobs, board)
+    if task.budget is None or task.mode.by_chance:
+        return run(task, scenarios, jobs, board)
+    samples = _samples(task, mixed)
+    sampled = replace(task, budget=task.budget * _SAMPLING, samples=samples)
+    order = sorted(range(len(scenarios)), key=lambda n: _shape(scenarios[n]))
+    first = run(sampled, [scenarios[n] for n in order], jobs, board)
+    before = dict(zip(order, first, strict=True))
+    results = [before[n] for n in range(len(scenarios))]
+    exhausting = replace(task, errnos=() if mixed else task.errnos)
     given_up: list[tuple[int, ScenarioResult]] = []
-    while task.budget is not None:
+    while True:
         left = task.budget - (time.monotonic() - began)
         short = [n for n, one in enumerate(results) if one.cut_short and not one.skipped]
         if not short or left < _WORTH_IT * task.budget:
             break
+        short.sort(key=lambda n: -before[n].yielded)
         given_up += [(n, results[n]) for n in short]
         board.again([results[n] for n in short])
-        again = run(replace(task, budget=left), [scenarios[n] for n in short], jobs, board)
+        again = run(replace(exhausting, budget=left), [scenarios[n] for n in short], jobs, board)
         for n, one in zip(short, again, strict=True):
             results[n] = one
     for n, one in given_up:
         results[n].add(one)
     return results
+
+
+def _samples(task: ScenarioTask, mixed: bool) -> tuple[Sample, ...]:
+    """What is tried of each scenario at first; faults and all I/O have their share."""
+    plain = Sample(_PLAIN, all_io=task.all_io)
+    faulty = Sample(_FAULTY, faults=True, all_io=task.all_io)
+    if mixed:
+        return plain, faulty, Sample(1, all_io=True), Sample(1, faults=True, all_io=True)
+    return (plain, faulty) if task.errnos else (plain,)
+
+
+def _shape(scenario: RealScenario) -> tuple[Any, ...]:
+    """What a QEMU is set up for: those that are equal here can share one."""
+    options = repr(scenario.options)
+    return scenario.form, scenario.secondary, scenario.cluster, scenario.size, options

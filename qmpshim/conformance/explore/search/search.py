@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -34,6 +35,7 @@ class ScenarioTask:
 
     :ivar budget: seconds that are shared out among the scenarios
     :ivar deadline: when all of them have ended, by time.monotonic(), whatever QEMU does
+    :ivar samples: take these instead of all schedules
     """
 
     build: Build
@@ -45,6 +47,20 @@ class ScenarioTask:
     crash_points: CrashPoints = NO_CRASH_POINTS
     all_io: bool = False
     deadline: float | None = None
+    samples: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Schedules by chance.
+
+    :ivar faults: in each of them an I/O fails that was seen before in the scenario
+    :ivar all_io: every request is held, qcow2's own among them
+    """
+
+    schedules: int
+    faults: bool = False
+    all_io: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +220,81 @@ def explore_scenario(
     return result
 
 
+def sample_scenario(
+    stage: QemuPool,
+    scenario: RealScenario,
+    task: ScenarioTask,
+    seconds: float | None,
+    tick: Callable[[LiveFindings], None] = lambda live: None,
+) -> ScenarioResult:
+    """Take the task's samples of one scenario; parameters and errors as :func:`explore_scenario`.
+
+    Where the time is over the later samples are left out, but not the first.
+    """
+    result = ScenarioResult(scenario.name, scenario.contract, cut_short=True)
+    judge = LinearizabilityChecker(scenario, behaviour_of(task.version))
+    found: dict[SightingKey, Sighting] = {}
+    outcomes: set[Any] = set()
+    seen: dict[bool, set[IoId]] = {False: set(), True: set()}  # by all_io
+    rng = random.Random(f"{task.seed} {scenario.name}")
+    began = time.monotonic()
+    stage.deadline = task.deadline
+    for sample in task.samples:
+        plans: list[dict[IoId, int]] = [{}]
+        if sample.faults:
+            possible = _faults(seen[sample.all_io], task.errnos)
+            plans = rng.sample(possible, min(sample.schedules, len(possible)))
+        for plan in plans:
+            late = seconds is not None and time.monotonic() - began > seconds
+            if late and sample is not task.samples[0]:
+                break
+            system = _Counting(
+                stage,
+                scenario,
+                judge=judge,
+                plan=plan,
+                all_io=sample.all_io,
+                each_step=task.crash_points.check,
+                tick=lambda one: tick(
+                    LiveFindings(
+                        scenario,
+                        result.schedules + one.over,
+                        len(outcomes),
+                        tuple(found.values()),
+                    )
+                ),
+                outcomes=outcomes,
+            )
+            budget = Budget(None, 1 if plan else sample.schedules)
+            try:
+                done = explore(system, Mode.RANDOM, budget, stop=False, seed=rng.randrange(1 << 30))
+                over = not _left(system)
+            except BuildError as error:
+                if isinstance(error, NotStarted) and stage.resets["fresh"] == 1:
+                    raise
+                result.skipped = str(error)
+                over = True
+            except OutOfBudget:
+                over = True
+            else:
+                result.schedules += done.statistics.schedules
+                result.steps += done.statistics.steps
+                result.depth = max(result.depth, done.statistics.depth)
+                result.derailed += system.derailed
+                result.in_part += system.in_part
+                result.looks += system.looks
+            seen[sample.all_io] |= set(system.names)
+            _collect(system, scenario, found)
+            if over:
+                stage.discard()
+                break
+        if result.skipped or (task.deadline is not None and time.monotonic() >= task.deadline):
+            break
+    result.distinct, result.seconds = len(outcomes), time.monotonic() - began
+    result.sightings = list(found.values())
+    return result
+
+
 def _left(system: RealSystem) -> bool:
     """Go back to the beginning; whether there was time for that."""
     try:
@@ -228,6 +319,7 @@ def _collect(
 ) -> None:
     """Add what was seen, keeping the shortest schedule of each."""
     for seen in system.found.values():
-        new = Sighting(scenario, seen.violation, seen.schedule, seen.events, seen.count)
+        words = scenario, seen.violation, seen.schedule, seen.events, seen.count
+        new = Sighting(*words, system.all_io)
         old = found.get(new.key)
         found[new.key] = old.joined(new) if old is not None else new

@@ -18,7 +18,12 @@ from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.report.findings import Sighting
 from qmpshim.conformance.explore.report.report import ScenarioResult
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.search.search import LiveFindings, ScenarioTask, explore_scenario
+from qmpshim.conformance.explore.search.search import (
+    LiveFindings,
+    ScenarioTask,
+    explore_scenario,
+    sample_scenario,
+)
 from qmpshim.errors import HostError, QmpshimError
 
 _TICK = 0.2  # seconds between two words of progress
@@ -115,6 +120,10 @@ def _share(task: ScenarioTask, began: float, waiting: int, jobs: int) -> float |
     return max(0.05, left * jobs / max(waiting, jobs))
 
 
+def _visit(task: ScenarioTask) -> Callable[..., ScenarioResult]:
+    return sample_scenario if task.samples else explore_scenario
+
+
 def here(
     task: ScenarioTask, scenarios: Sequence[RealScenario], jobs: int, board: Board
 ) -> list[ScenarioResult]:
@@ -129,7 +138,7 @@ def here(
     try:
         for number, scenario in enumerate(scenarios):
             seconds = _share(task, began, len(scenarios) - number, 1)
-            results.append(explore_scenario(stage, scenario, task, seconds, tick))
+            results.append(_visit(task)(stage, scenario, task, seconds, tick))
             board.done.append(results[-1])
             board.live.clear()
         board.tell(force=True)
@@ -161,7 +170,8 @@ def _worker(
         while (given := talk.recv()) is not None:
             place, scenario, waiting = given
             seconds = _share(task, began, waiting, jobs)
-            talk.send(("done", (place, explore_scenario(stage, scenario, task, seconds, tick))))
+            result = _visit(task)(stage, scenario, task, seconds, tick)
+            talk.send(("done", (place, result)))
     except QmpshimError as error:
         with contextlib.suppress(OSError):  # another one told it first
             talk.send(("failed", error))

@@ -27,6 +27,18 @@ OPERATIONS: Mapping[str, frozenset[str]] = {form: TOPOLOGIES[form].operations fo
 CLUSTERS: Mapping[str, int] = {"64k": 128, "4k": 8, "512": 1, "256k": 512}
 _GRANULE = 128  # sectors, the least
 
+#: A third operation: its name, and whether it comes after the first or beside both.
+_THIRD: Mapping[str, tuple[str, bool]] = {
+    NONE: ("", False),
+    "then_guest_read": ("guest_read", True),
+    "then_primary_write": ("primary_write", True),
+    "then_guest_write": ("guest_write", True),
+    "with_primary_write": ("primary_write", False),
+    "with_guest_read": ("guest_read", False),
+    "with_checkpoint": ("checkpoint", False),
+    "with_failover": ("failover", False),
+}
+
 #: Boundaries of the ranges of the first and the second operation, in steps of the placement.
 RELATIONS: Mapping[str, tuple[int, int, int, int]] = {
     "equals": (1, 3, 1, 3),
@@ -92,7 +104,7 @@ DIMENSIONS = (
          "primary_read", "guest_write", "guest_zero", "guest_discard", "primary_flush",
          "guest_flush", *_COMMANDS, "primary_vanish", "guest_vanish"),
     ),
-    Dimension("then", (NONE, "guest_read", "primary_write", "guest_write")),
+    Dimension("third", tuple(_THIRD)),
     Dimension("relation", tuple(RELATIONS)),
     Dimension("place", ("granules", "ragged", "small", "end")),
     Dimension("disk", ("whole", "half", "odd")),
@@ -103,8 +115,8 @@ DIMENSIONS = (
 )  # fmt: skip
 
 
-def _then_fits(form: str, then: str) -> bool:
-    return then == NONE or then in OPERATIONS[form]
+def _third_fits(form: str, third: str) -> bool:
+    return third == NONE or _THIRD[third][0] in OPERATIONS[form]
 
 
 def _history_fits(form: str, history: str) -> bool:
@@ -125,7 +137,7 @@ SPACE = Space(
             lambda form, second: second in OPERATIONS[form],
             "the chain has no export or command for the second operation",
         ),
-        Constraint(("form", "then"), _then_fits, "the chain has no export for what comes then"),
+        Constraint(("form", "third"), _third_fits, "the chain cannot do the third operation"),
         Constraint(("form", "history"), _history_fits, "the chain cannot have this history"),
         Constraint(
             ("form", "options"),
@@ -183,6 +195,20 @@ def _history(point: Mapping[str, str]) -> list[dict[str, Any]]:
     ]
 
 
+def _third(point: Mapping[str, str], low: int, high: int) -> dict[str, Any]:
+    """The third operation; *low* to *high* is where the first is."""
+    name, after = _THIRD[point["third"]]
+    op: dict[str, Any] = {"do": name}
+    if name == "guest_read":
+        op["at"] = [0, size(point)]
+    elif name not in _UNPLACED:
+        start = low if after else (low + high) // 2
+        op["at"] = [start, min(high - low, size(point) - start)]
+    if after:
+        op["after"] = 0
+    return op
+
+
 def scenario_object(point: Mapping[str, str], name: str) -> dict[str, Any]:
     """The scenario of a point of the space, as JSON."""
     edges = _boundaries(point)
@@ -191,9 +217,8 @@ def scenario_object(point: Mapping[str, str], name: str) -> dict[str, Any]:
     ops.append({"do": point["second"]})
     if point["second"] not in _UNPLACED:
         ops[1]["at"] = [c, d - c]
-    if (then := point["then"]) != NONE:
-        low, high = (0, size(point)) if then == "guest_read" else (a, b)
-        ops.append({"do": then, "at": [low, high - low], "after": 0})
+    if point["third"] != NONE:
+        ops.append(_third(point, a, b))
     return {
         "name": name,
         "form": point["form"],

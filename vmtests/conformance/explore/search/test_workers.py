@@ -12,7 +12,7 @@ import pytest
 
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.harness.run import RealRun
-from qmpshim.conformance.explore.search import workers
+from qmpshim.conformance.explore.search import exploration, workers
 from qmpshim.conformance.explore.search.exploration import Progress, explore_real
 from qmpshim.errors import HostError, MachineDied, NotStarted
 from qmpshim.machine.builds.build import Build
@@ -61,7 +61,7 @@ def test_the_progress_is_of_all_that_is_explored(
 def test_what_was_cut_short_is_explored_with_what_is_left(
     qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    share, shares = workers._share, iter([0.001, 0.001])
+    share, shares = workers._share, iter([600.0] * 3 + [0.001, 0.001])  # samples come first
 
     def mean(*words: Any) -> float | None:
         return next(shares, share(*words))
@@ -73,8 +73,9 @@ def test_what_was_cut_short_is_explored_with_what_is_left(
     report = explore_real(qemu_build, every, budget=600.0, progress=told.append)
     assert report.exhaustive and [one.name for one in report.scenarios] == ["WV", "HQ", "WR"]
     whole = explore_real(qemu_build, every)
-    # On a busy machine a share may be over before the first schedule.
-    assert whole.schedules <= report.schedules <= whole.schedules + 2
+    # Samples come before. On a busy machine a share may be over before the first schedule.
+    samples = len(every) * exploration._PLAIN
+    assert whole.schedules <= report.schedules <= whole.schedules + samples + 2
     assert told[-1].schedules == report.schedules and told[-1].scenarios == 3
     schedules = [one.schedules for one in told]
     assert schedules == sorted(schedules)
@@ -94,7 +95,8 @@ def test_what_can_never_be_exhausted_is_explored_once(
     for budget in (None, 600.0):
         begun.clear()
         report = explore_real(qemu_build, scenarios.named("WH"), budget=budget, minimise=False)
-        assert report.schedules == 1 and not report.exhaustive and report.findings
+        samples = 0 if budget is None else exploration._PLAIN
+        assert report.schedules == samples + 1 and not report.exhaustive and report.findings
 
 
 def test_a_qemu_that_starts_no_more_hides_nothing(
@@ -131,3 +133,20 @@ def test_a_process_that_is_killed_is_not_overlooked(qemu_build: Build) -> None:
     with pytest.raises(HostError, match="ended with SIGKILL: nothing is known of that scenario"):
         explore_real(qemu_build, every, jobs=2, progress=kill_one)
     assert killed
+
+
+def test_under_a_budget_every_scenario_is_sampled_before_one_is_exhausted(
+    qemu_build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, begun = RealRun.begin, []
+
+    def noted(self: RealRun, reconnect: int) -> None:
+        begun.append(self.scenario.name)
+        begin(self, reconnect)
+
+    monkeypatch.setattr(RealRun, "begin", noted)
+    names = ["WV", "HQ", "WR"]
+    every = [one for name in names for one in scenarios.named(name)]
+    report = explore_real(qemu_build, every, budget=600.0)
+    assert set(begun[: len(names) * exploration._PLAIN]) == set(names)
+    assert report.exhaustive
