@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 
 from mutation_build import FILES, PARTS, MutatedQemu, mutated_qemu
-from mutation_kill import Outcome, attempt, pristine_reach, scenarios_to_try
+from mutation_kill import Outcome, attempt, names_to_try, pristine_reach
 from mutation_operators import Mutant
 
 from qmpshim.errors import QmpshimError
@@ -70,15 +70,16 @@ class Results:
 def reach(qemu: MutatedQemu, jobs: int) -> dict[str, set[int]]:
     """Which mutants each scenario reaches on a QEMU that is none of them; kept beside it."""
     file = qemu.directory / f"reach-{qemu.digest[:12]}.json"
-    if not file.exists():
-        names = [one.name for one in scenarios_to_try()]
-        print(f"looking which mutants {len(names)} scenarios reach", flush=True)
+    found = json.loads(file.read_text()) if file.exists() else {}
+    names = names_to_try()
+    if missing := [name for name in names if name not in found]:
+        print(f"looking which mutants {len(missing)} scenarios reach", flush=True)
         with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-            shares = [names[n::jobs] for n in range(jobs)]
-            parts = pool.map(pristine_reach, [qemu] * jobs, shares)
-            found = {name: sorted(numbers) for part in parts for name, numbers in part.items()}
+            shares = [missing[n::jobs] for n in range(jobs)]
+            for part in pool.map(pristine_reach, [qemu] * jobs, shares):
+                found |= {name: sorted(numbers) for name, numbers in part.items()}
         file.write_text(json.dumps(found))
-    return {name: set(numbers) for name, numbers in json.loads(file.read_text()).items()}
+    return {name: set(found[name]) for name in names}
 
 
 def sample(mutants: Sequence[Mutant], files: Sequence[str], many: int, seed: int) -> list[Mutant]:

@@ -52,7 +52,6 @@ PARTS = {
         "bdrv_co_do_zero_pwritev",
         "bdrv_co_do_pwrite_zeroes",
         "bdrv_aligned_pwritev",
-        "bdrv_co_do_copy_on_readv",
         "bdrv_co_preadv_snapshot",
         "bdrv_co_pdiscard_snapshot",
         "bdrv_co_pdiscard",
@@ -160,18 +159,24 @@ def mutated_qemu(progress: Progress) -> MutatedQemu:
     mutants = mutants_of(tree.source)
     made = MutatedQemu(place, tuple(mutants))
     stamp = place / "made-of"
-    with lock(tree.directory.parents[1]):
-        if stamp.exists() and stamp.read_text() == made.digest:
+    if _is(stamp, made.digest):
+        return made
+    place.parent.mkdir(exist_ok=True)
+    with lock(place.parent):
+        if _is(stamp, made.digest):
             return made
         progress(f"building QEMU {tree.version} with {len(mutants)} mutants: minutes, once")
         own = Tree(tree.version, place)
         if not own.source.exists():
-            place.parent.mkdir(exist_ok=True)
             shutil.copytree(tree.source, own.source, symlinks=True)
         _write(tree.source, own.source, mutants)
         own.make(_CONFIGURE, (EMULATOR, IMAGE_TOOL))
         stamp.write_text(made.digest)
     return made
+
+
+def _is(file: Path, text: str) -> bool:
+    return file.exists() and file.read_text() == text
 
 
 def _write(original: Path, changed: Path, mutants: Sequence[Mutant]) -> None:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from errno import EIO, ENOSPC
+from itertools import chain, zip_longest
 from pathlib import Path
 
 from mutation_build import MutatedQemu, reached_in
 from mutation_operators import Mutant
 
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT
-from qmpshim.conformance.explore.scenarios import RealScenario, named
+from qmpshim.conformance.explore.scenarios import named
 from qmpshim.conformance.explore.search.exploration import explore_real
-from qmpshim.conformance.known.folder import known_findings
+from qmpshim.conformance.known.folder import known_directed, known_findings
 from qmpshim.errors import QmpshimError
-from qmpshim.machine.builds.build import resolve
+from qmpshim.machine.builds.build import Build, read_version, resolve
 
 _REACH_LIMIT = 5.0  # seconds for a scenario on the QEMU that is no mutant
+_WITHOUT_FAULTS = 0.5  # of the time to explore: or long lists of scenarios leave none for faults
+_DIRECTED = "directed/"  # before the name of a directed case
 _CHUNK = 2  # scenarios explored at first; then twice as many, and so on
 _SHORT = ("--ops", "1500", "--limit", "10", "--shrink", "0s")
 _VERIFY_LIMIT = 60.0
@@ -34,7 +41,7 @@ _FAULTS = (EIO, ENOSPC, CUT, RECONNECT)
 class Outcome:
     """What became of a mutant.
 
-    :ivar reached: by how many scenarios
+    :ivar reached: by how many scenarios and directed cases
     :ivar killed_by: what found it, and how; empty: nothing did
     :ivar seconds: until then
     """
@@ -51,21 +58,25 @@ class Outcome:
         return f"{self.mutant:52} {self.seconds:6.1f} s  {what}"
 
 
-def scenarios_to_try() -> list[RealScenario]:
-    """The scenarios by which mutants are looked for."""
+def names_to_try() -> list[str]:
+    """The scenarios and directed cases by which mutants are looked for."""
     sets = ("pairs", "follow-ups", "vanishing", "qcow2-pairs")
-    return [one for name in sets for one in named(name)]
+    scenarios = [one.name for name in sets for one in named(name)]
+    return [*scenarios, *(_DIRECTED + case.name for case in DIRECTED)]
 
 
 def pristine_reach(qemu: MutatedQemu, names: Sequence[str]) -> dict[str, set[int]]:
-    """Which mutants each of these scenarios reaches, explored as a whole."""
+    """Which mutants each of these reaches; a scenario is explored as a whole."""
     found = {}
     with tempfile.TemporaryDirectory() as place:
         record = Path(place, "reached")
         build = resolve(str(qemu.wrapper(Path(place, "qemu"), reached=record)))
         for name in names:
             record.write_bytes(bytes(record.stat().st_size))
-            explore_real(build, named(name), limit=_REACH_LIMIT, minimise=False)
+            if name.startswith(_DIRECTED):
+                _run(name, build)
+            else:
+                explore_real(build, named(name), limit=_REACH_LIMIT, minimise=False)
             found[name] = reached_in(record)
     return found
 
@@ -75,20 +86,37 @@ def attempt(
 ) -> Outcome:
     """Try to kill a mutant, by the cheapest first.
 
-    :param names: the scenarios that reach it
-    :param budget: seconds to explore them
+    :param names: the scenarios and directed cases that reach it
+    :param budget: seconds to explore the scenarios
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         program = qemu.wrapper(Path(place, "qemu"), mutant.number)
-        ways = (_ways(program, names, began + budget, check)) if names else ()
+        ways = _ways(program, names, budget, check) if names else ()
         killed = next((how for how in ways if how), "")
     return Outcome(mutant.name, len(names), killed, round(time.monotonic() - began, 2))
 
 
-def _ways(program: Path, names: Sequence[str], deadline: float, check: bool) -> Iterator[str]:
-    yield _explored(program, names, deadline, ())
-    yield _explored(program, names, deadline, _FAULTS)
+def spread(names: Iterable[str]) -> list[str]:
+    """Scenarios in an order in which every chain comes soon, and no operation comes in all.
+
+    Always the same order, but one that nobody chose: what is explored under a budget is a sample.
+    """
+    by_chain: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name in names:
+        scenario = named(name)[0]
+        by_chain[scenario.form, scenario.secondary].append(name)
+    for group in by_chain.values():
+        random.Random(len(group)).shuffle(group)
+    return [name for name in chain(*zip_longest(*by_chain.values())) if name is not None]
+
+
+def _ways(program: Path, names: Sequence[str], budget: float, check: bool) -> Iterator[str]:
+    began = time.monotonic()
+    scenarios = spread(name for name in names if not name.startswith(_DIRECTED))
+    yield _explored(program, scenarios, began + budget * _WITHOUT_FAULTS, ())
+    yield _explored(program, scenarios, began + budget, _FAULTS)
+    yield _directed(program, [name for name in names if name.startswith(_DIRECTED)])
     for workflow in ("backup", "replication"):
         command = (
             "verify",
@@ -127,6 +155,27 @@ def _explored(program: Path, names: Sequence[str], deadline: float, faults: Sequ
     except QmpshimError as error:
         return f"start: {error}"
     return ""
+
+
+def _directed(program: Path, names: Sequence[str]) -> str:
+    """Which directed case finds the mutant; empty: none."""
+    written = known_directed()
+    try:
+        build = resolve(str(program))
+        version = read_version(build)[0]
+        for name in names:
+            found = _run(name, build)
+            known = written.get(name.removeprefix(_DIRECTED))
+            if found and not (known and known.covers(found.kind, found.cause, version)):
+                return f"{name}: {found.kind}"
+    except QmpshimError as error:
+        return f"start: {error}"
+    return ""
+
+
+def _run(name: str, build: Build) -> RealViolation | None:
+    (case,) = (one for one in DIRECTED if _DIRECTED + one.name == name)
+    return run_directed(case, build)
 
 
 def _commanded(program: Path, command: Sequence[str], limit: float) -> str:

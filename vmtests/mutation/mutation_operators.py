@@ -2,8 +2,9 @@
 
 tree-sitter parses a function at a time, without a preprocessor. Macros that are no C (attributes of
 functions, loops over lists, guards that open a block) are blanked out, byte for byte, before that;
-their own words are never mutated. What cannot make a difference to a guest's data is left alone:
-traces, assertions, messages, the release of memory.
+their own words are never mutated. What makes no difference to a client, to a monitor or to what a
+crash leaves is left alone: traces, assertions, messages, the release of memory, taking a thread's
+mutex where one thread does all the work, and conditions on which nothing but these depends.
 """
 
 from __future__ import annotations
@@ -25,12 +26,25 @@ _ANNOTATION = re.compile(
 _LOOP = re.compile(rb"\b(?:[A-Z]*_?FOREACH\w*|WITH_QEMU_LOCK_GUARD)(?= *\()")
 _GUARDED_BLOCK = re.compile(rb"\bWITH_\w+_GUARD\(\)")
 
-#: Calls whose loss no client can see.
+#: Calls whose loss no client can see. bdrv_graph_rdlock_main_loop() and its counterpart only assert
+#: (block/graph-lock.c); a CoMutex begins as zeroes (util/qemu-coroutine-lock.c), which is what its
+#: memory holds. A mutex that is not taken matters only where a second thread comes at the wrong
+#: moment, which no schedule of I/O decides; one that is not released stops the next that wants it,
+#: and is a fault.
 _WITHOUT_EFFECT = re.compile(
     r"trace_\w+|g?_?assert\w*|g_assert\w*|\w*_CODE|assert_\w+|error_\w+|warn_report\w*|info_report"
     r"|g_free|g_slist_free\w*|g_list_free\w*|g_string_free|g_strfreev|qemu_vfree|qobject_unref"
     r"|qemu_iovec_destroy|qapi_free_\w+|qemu_opts_del|bdrv_refresh_filename|pstrcpy|QEMU_\w+"
+    r"|shres_destroy|ratelimit_destroy|visit_free|qemu_co_mutex_init"
+    r"|bdrv_graph_rd(?:un)?lock_main_loop|qemu_mutex_lock|bdrv_dirty_bitmaps?_lock"
 )
+#: Checks that are assertions where they abort.
+_CHECKS = re.compile(r"bdrv_check_\w*request")
+#: Calls that may be made a little later or earlier: where one thread does all the work, no other
+#: comes meanwhile.
+_RELEASES = re.compile(r"qemu_mutex_unlock|bdrv_dirty_bitmaps?_unlock")
+#: Calls that may be made in any order: each is about something of its own.
+_IN_ANY_ORDER = re.compile(r"bdrv_release_dirty_bitmap|qdict_(?:put_\w+|del|extract_subqdict)")
 _WAITS = re.compile(r"\w*(wait|wake|restart|resume|kick|enter|yield|notify|sleep)\w*")
 _RANGES = frozenset({"bytes", "nbytes", "cur_bytes", "len", "size", "length"})
 _OFFSETS = frozenset({"offset", "off", "start", "cluster_offset"})
@@ -163,6 +177,8 @@ def _edits(source: _Source, node: tree_sitter.Node) -> Iterator[_Edit]:
         return
     if node.type == "call_expression" and _is_without_effect(source, node):
         return
+    if node.type == "if_statement" and _does_nothing(source, node):
+        return
     if node.start_byte not in source.macros:
         yield from _condition(source, node)
     yield from _expression(source, node)
@@ -186,7 +202,24 @@ def _callee(source: _Source, call: tree_sitter.Node) -> str:
 
 
 def _is_without_effect(source: _Source, call: tree_sitter.Node) -> bool:
-    return _WITHOUT_EFFECT.fullmatch(_callee(source, call)) is not None
+    callee = _callee(source, call)
+    if _CHECKS.fullmatch(callee):
+        return source.of(call).endswith("&error_abort)")
+    return _WITHOUT_EFFECT.fullmatch(callee) is not None
+
+
+def _does_nothing(source: _Source, node: tree_sitter.Node | None) -> bool:
+    """Whether a statement consists of calls without effect only."""
+    if node is None:
+        return True
+    if node.type == "if_statement":
+        branches = (node.child_by_field_name(name) for name in ("consequence", "alternative"))
+        return all(_does_nothing(source, branch) for branch in branches)
+    if node.type in ("compound_statement", "else_clause", "expression_statement"):
+        return all(_does_nothing(source, child) for child in node.named_children)
+    if node.type == "call_expression":
+        return _is_without_effect(source, node)
+    return node.type == "comment"
 
 
 def _condition(source: _Source, node: tree_sitter.Node) -> Iterator[_Edit]:
@@ -265,7 +298,8 @@ def _swapped(source: _Source, block: tree_sitter.Node) -> Iterator[_Edit]:
     for one, other in pairwise(block.named_children):
         if before == one:  # of the pair before: pairs do not overlap
             continue
-        if all(_moves(source, node) for node in (one, other)):
+        free = all(_IN_ANY_ORDER.match(source.of(node)) for node in (one, other))
+        if not free and all(_moves(source, node) for node in (one, other)):
             text = f"{source.of(other)} {source.of(one)}"
             yield _Edit("statements-swapped", one, text, True, other)
             before = other
@@ -275,7 +309,11 @@ def _moves(source: _Source, node: tree_sitter.Node) -> bool:
     if node.type != "expression_statement" or not node.named_children:
         return False
     what = node.named_children[0]
-    return what.type == "call_expression" and not _is_without_effect(source, what)
+    return (
+        what.type == "call_expression"
+        and not _is_without_effect(source, what)
+        and not _RELEASES.fullmatch(_callee(source, what))
+    )
 
 
 def instrument(text: bytes, mutants: list[Mutant]) -> bytes:

@@ -144,3 +144,30 @@ def test_what_is_left_alone() -> None:
 
 def test_every_mutant_has_a_name_of_its_own() -> None:
     assert len({one.name for one in EVERY}) == len(EVERY)
+
+
+@pytest.mark.parametrize(
+    ("body", "operators"),
+    [
+        # On a condition that only a trace or an assertion depends on, nothing else does.
+        ("if (a > b) { trace_copy(a); }", []),
+        ("if (a > b) { assert(a); } else { trace_copy(b); }", []),
+        ("if (a > b) { trace_copy(a); copy(); }", ["bound-off-by-one", "condition-negated",
+                                                    "statement-dropped"]),
+        # A check that aborts is an assertion, one that returns an error is none.
+        ("bdrv_check_request(offset, bytes, &error_abort);", []),
+        ("ret = bdrv_check_request(offset, bytes, NULL);",
+         ["range-narrowed", "range-shifted", "range-widened", "statement-dropped"]),
+        # To take a thread's mutex is left alone; to keep it is a fault, and so is not to take a
+        # coroutine's.
+        ("qemu_mutex_lock(&s->lock);", []),
+        ("qemu_mutex_unlock(&s->lock); copy();", ["statement-dropped"] * 2),
+        ("qemu_co_mutex_lock(&s->lock);", ["statement-dropped"]),
+        # Calls about different things may come in any order, as long as there are both.
+        ('qdict_del(options, "a"); qdict_del(options, "b");', ["statement-dropped"] * 2),
+        ("copy(); qdict_del(options, name);", ["statement-dropped"] * 2 + ["statements-swapped"]),
+    ],
+)  # fmt: skip
+def test_what_nobody_can_see_is_no_mutant(body: str, operators: list[str]) -> None:
+    found = find("sample.c", b"static void f(void)\n{\n" + body.encode() + b"\n}\n")
+    assert sorted(one.operator for one in found) == operators

@@ -152,9 +152,10 @@ def source_of(build: Build, progress: Progress) -> Tree:
     version = source_version(read_version(build)[1])
     place = _place(version)
     place.parent.mkdir(parents=True, exist_ok=True)
-    with lock(place.parent):
-        if not (place / "source").is_dir():
-            _fetch(build, version, place, progress)
+    if not (place / "source").is_dir():
+        with lock(place.parent):
+            if not (place / "source").is_dir():
+                _fetch(build, version, place, progress)
     return Tree(version, place)
 
 

@@ -1,0 +1,32 @@
+"""What is known of mutants that nothing killed is readable; scenarios are tried in a fair order."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from mutation import SURVIVORS, known_survivors
+from mutation_build import FILES, PARTS
+from mutation_kill import names_to_try, spread
+
+_NAME = re.compile(r"([\w-]+\.c):\d+:\d+:[a-z-]+")
+
+
+def test_each_survivor_is_a_mutant_of_a_file_that_is_mutated_and_has_its_reason() -> None:
+    known = known_survivors()
+    for name, survivor in known.items():
+        found = _NAME.fullmatch(name)
+        assert found is not None and found[1] in {*FILES, *PARTS}, name
+        assert type(survivor.equivalent) is bool, name
+        kind, colon, detail = survivor.reason.partition(": ")
+        assert kind and colon and len(detail) > 20, f"{name}: 'KIND: why' is its reason"
+    assert list(json.loads(SURVIVORS.read_text())) == sorted(known), "in the order of their names"
+
+
+def test_every_chain_comes_soon() -> None:
+    scenarios = [name for name in names_to_try() if not name.startswith("directed/")]
+    order = spread(scenarios)
+    assert sorted(order) == sorted(scenarios)
+    assert order == spread(scenarios)
+    prefixes = ("primary-", "backup-", "fleecing-", "qcow2-backup-", "qcow2-fleecing-")
+    assert all(any(name.startswith(one) for name in order[:7]) for one in prefixes), order[:7]
