@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from qmpshim.conformance.compare.divergence import verdict_of
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.directed import monitor as monitor
 from qmpshim.conformance.explore.directed import replication as replication
 from qmpshim.conformance.explore.directed import storage as storage
 from qmpshim.conformance.explore.directed.tools import CLUSTER, SIZE, Broken
@@ -20,7 +21,7 @@ from qmpshim.conformance.explore.harness.qemu_pool import base_content
 from qmpshim.errors import MachineError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine, Shape
-from qmpshim.machine.chain.topology import TOPOLOGIES
+from qmpshim.machine.chain.topology import Options, topology_of
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR
@@ -31,6 +32,8 @@ class Directed:
     """One case.
 
     :ivar about: what is done, and what QEMU's documents promise of it
+    :ivar form: the chain it is done on
+    :ivar options: more options of the chain's nodes
     """
 
     name: str
@@ -38,6 +41,8 @@ class Directed:
     contract: bool
     run: Callable[[GatedMachine], RealViolation | None]
     reconnect: int = 0  # seconds that QEMU waits for a broken connection to its disks
+    form: str = "replication"
+    options: Options = ()
 
 
 def run_directed(case: Directed, build: Build) -> RealViolation | None:
@@ -45,9 +50,11 @@ def run_directed(case: Directed, build: Build) -> RealViolation | None:
 
     :raises BuildError: the build cannot build the chain
     """
-    machine = GatedMachine(build, Shape(TOPOLOGIES["replication"], SIZE, CLUSTER, case.reconnect))
+    topology = topology_of(case.form, options=case.options)
+    machine = GatedMachine(build, Shape(topology, SIZE, CLUSTER, case.reconnect))
     try:
-        machine.stores["secondary"].restore(base_content(SIZE // SECTOR))
+        for name in machine.stores.keys() - topology.overlays:
+            machine.stores[name].restore(base_content(SIZE // SECTOR))
         found = case.run(machine)
         if found is None:
             machine.gate.open()
@@ -80,14 +87,19 @@ def crash_cause(case: str, text: str) -> Cause:
 
 
 def _case(
-    name: str, contract: bool, run: Callable[[GatedMachine], None], reconnect: int = 0
+    name: str,
+    contract: bool,
+    run: Callable[[GatedMachine], None],
+    reconnect: int = 0,
+    form: str = "replication",
+    options: Options = (),
 ) -> Directed:
     def go(machine: GatedMachine) -> RealViolation | None:
         run(machine)
         return None
 
     about = " ".join((run.__doc__ or "").split())
-    return Directed(name, about, contract, go, reconnect)
+    return Directed(name, about, contract, go, reconnect, form, options)
 
 
 DIRECTED: tuple[Directed, ...] = (
@@ -106,4 +118,14 @@ DIRECTED: tuple[Directed, ...] = (
     _case("disk-back-too-late", True, storage.back_too_late, 1),
     _case("iothread-client-leaves", True, storage.client_of_iothread),
     _case("stop-leaves-nodes-unflushed", True, replication.stop_flushes_all),
+    _case("start-without-backend", True, replication.no_backend),
+    _case("start-read-only", True, replication.read_only, options=(("hidden", "read-only", True),)),
+    _case("job-progress", True, monitor.job_progress),
+    _case("sizes-stay", True, monitor.sizes_stay),
+    _case("write-threshold", True, monitor.write_threshold),
+    _case("quorum-reads-first", True, monitor.first_child_is_read, form="primary"),
+    _case("quorum-refused", True, monitor.quorum_refused),
+    _case("backup-refused", True, monitor.backup_refused),
+    _case("snapshot-read-freezes", True, storage.frozen_read, form="fleecing"),
+    _case("snapshot-discard-stays", True, storage.discarded_stays, form="fleecing"),
 )

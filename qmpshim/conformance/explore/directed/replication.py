@@ -50,6 +50,23 @@ def bad_top(machine: GatedMachine) -> None:
     fails(machine, "xen-set-replication", START)
 
 
+def no_backend(machine: GatedMachine) -> None:
+    """Starting is refused while nothing uses the secondary disk: no export, no device."""
+    machine.clients.pop("primary").close()
+    machine.call("block-export-del", {"id": "primary", "mode": "hard"})
+    comes(machine, lambda: len(machine.call("query-block-exports")) == 1, "block-export-del")
+    fails(machine, "xen-set-replication", START)
+
+
+def read_only(machine: GatedMachine) -> None:
+    """Starting makes a hidden disk writable that was opened read-only, as backing files are."""
+    machine.call("xen-set-replication", START)
+    written(machine, "primary", 2, 0, 128)
+    if read(machine, "guest", 0, 128) != bytes(pattern.data_of(1, 0, 128)):
+        text = "the guest does not see the old data: the hidden disk was read-only at the start"
+        raise Broken(Verdict.ISOLATION, text, "hidden disk read-only at the start")
+
+
 def failed_copy(machine: GatedMachine) -> None:
     """Copying fails (3. of the seven failures): it is to be reported to the FT/HA manager."""
     _failing(machine, "hidden", Nbd.WRITE, "Backup failed (writing the hidden disk)")

@@ -163,6 +163,46 @@ def _is_of(data: bytes, number: int, when: str) -> None:
         raise Broken(Verdict.ISOLATION, text, f"snapshot-access {when}")
 
 
+def frozen_read(machine: GatedMachine) -> None:
+    """While one sector of the snapshot is read from the source, no new data reaches its cluster."""
+    reader, writer = machine.clients["guest"], machine.clients["primary"]
+    count = CLUSTER // SECTOR
+    for number, start, sector in ((2, 0, 0), (3, count, 2 * count - 1)):
+        machine.settle()
+        machine.gate.hold(lambda io: io.image == "secondary" and io.length == SECTOR)
+        reading = reader.send(Nbd.READ, sector * SECTOR, SECTOR)
+        machine.settle()
+        (first,) = held(machine, "a read of the snapshot", 1)
+        data = bytes(pattern.data_of(number, start, count))
+        writing = writer.send(Nbd.WRITE, start * SECTOR, 0, data)
+        machine.settle()
+        if writing in writer.answers:
+            text = f"a write to the cluster overtakes the snapshot's read of its sector {sector}"
+            raise Broken(Verdict.ORDER, text, "a write overtakes a snapshot's read")
+        machine.gate.open()
+        machine.gate.release(first)
+        for side, cookie in (("guest", reading), ("primary", writing)):
+            if errno := answered(machine, side, cookie, f"the {side}'s request"):
+                text = f"the {side}'s request fails with errno {errno}, though all disks are well"
+                raise Broken(Verdict.ERROR_CONTRACT, text, f"{side} fails beside the other")
+        if reader.answers[reading].data != bytes(pattern.data_of(1, sector, 1)):
+            text = f"the snapshot does not hold the old data in sector {sector}"
+            raise Broken(Verdict.ISOLATION, text, "a snapshot's read beside a write")
+
+
+def discarded_stays(machine: GatedMachine) -> None:
+    """What a snapshot's reader has discarded it cannot read any more, whoever writes there."""
+    machine.clients["guest"].call(Nbd.TRIM, 0, CLUSTER)
+    for when in ("", " that was written later"):
+        if not machine.clients["guest"].call(Nbd.READ, 0, SECTOR).errno:
+            text = f"a discarded part of the snapshot{when} can be read"
+            raise Broken(Verdict.ISOLATION, text, "a discarded part of a snapshot can be read")
+        written(machine, "primary", 2, 0, CLUSTER // SECTOR)
+    if read(machine, "guest", 128, 128) != bytes(pattern.data_of(1, 128, 128)):
+        text = "the rest of the snapshot is not the old data"
+        raise Broken(Verdict.ISOLATION, text, "the rest of a discarded snapshot")
+
+
 def client_of_iothread(machine: GatedMachine) -> None:
     """A client of an export that an iothread serves comes and goes, as any backup program does."""
     machine.batch(

@@ -1,0 +1,131 @@
+"""Directed cases about what the monitor shows and refuses: job status, sizes, events, arguments.
+
+What a client of the disks cannot see and no schedule changes: so each needs to be done once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qmpshim.conformance.explore.directed.tools import CLUSTER, SIZE, Broken, fails, read, written
+from qmpshim.conformance.workload import pattern
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import Alloc
+from qmpshim.model.units import SECTOR
+
+_JOB = {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "none"}
+
+
+def job_progress(machine: GatedMachine) -> None:
+    """A backup job's status is its work: all there is to copy, and what was copied; zeroes too."""
+    machine.clients["primary"].call(Nbd.WRITE_ZEROES, CLUSTER, CLUSTER)
+    machine.call("blockdev-backup", _JOB)
+    _expect_job(machine, 0, "before the first write")
+    written(machine, "primary", 2, 64, 128)  # half of either cluster: both are copied
+    _expect_job(machine, SIZE, "when all was copied")
+    written(machine, "primary", 3, 0, 128)
+    _expect_job(machine, SIZE, "when there was nothing left to copy")
+    machine.call("human-monitor-command", {"command-line": "qemu-io hidden flush"})
+    image = bytes(machine.gate.snapshot("hidden"))
+    found = Qcow2Reader.parse(image)
+    if found.allocation() != {0: Alloc.DATA, 1: Alloc.ZERO}:
+        text = f"the copy of data and zeroes is {found.allocation()} on the hidden disk"
+        raise Broken(Verdict.ALLOCATION, text, "the copy of zeroes is no zero cluster")
+    (place,) = (int(n) for n in found.clusters().host[:1])
+    if image[place : place + CLUSTER] != bytes(pattern.data_of(1, 0, CLUSTER // SECTOR)):
+        raise Broken(Verdict.CONTENT, "the copy is not the old data", "the copy beside zeroes")
+
+
+def _expect_job(machine: GatedMachine, offset: int, when: str) -> None:
+    """The job's status, as qapi/block-core.json (BlockJobInfo) describes it.
+
+    :param offset: bytes that are copied
+    """
+    machine.settle()
+    (job,) = machine.call("query-block-jobs")
+    wanted = {"device": "backup", "type": "backup", "len": SIZE, "offset": offset, "speed": 0,
+              "paused": False, "io-status": "ok", "ready": False, "status": "running",
+              "auto-finalize": True, "auto-dismiss": True}  # fmt: skip
+    wrong = {name: job.get(name) for name, value in wanted.items() if job.get(name) != value}
+    if wrong or "error" in job:
+        text = f"{when} the backup job's status has {wrong or job['error']}"
+        raise Broken(Verdict.PROTOCOL, text, f"job status {when}")
+
+
+def sizes_stay(machine: GatedMachine) -> None:
+    """Writes that end where a disk ends change the size of no node."""
+    machine.start()
+    for side, number in (("primary", 2), ("guest", 3)):
+        written(machine, side, number, 0, SIZE // SECTOR)
+    machine.settle()
+    for node in machine.call("query-named-block-nodes", {"flat": True}):
+        size = node["image"]["virtual-size"]
+        if node["node-name"] in ("secondary", "hidden", "active", "top") and size != SIZE:
+            text = f"after a write to its end {node['node-name']} has {size} bytes, not {SIZE}"
+            raise Broken(Verdict.PROTOCOL, text, f"size of {node['node-name']}")
+
+
+def write_threshold(machine: GatedMachine) -> None:
+    """A write beyond a node's threshold is an event that says by how much, one up to it is none."""
+    name = {"node-name": "secondary"}
+    machine.call("block-set-write-threshold", {**name, "write-threshold": CLUSTER})
+    for start, exceeded in ((0, []), (2, [2 * SECTOR])):
+        written(machine, "primary", 2, start, CLUSTER // SECTOR)
+        found = [e["data"]["amount-exceeded"] for e in _events(machine, "BLOCK_WRITE_THRESHOLD")]
+        if found != exceeded:
+            text = f"a write to sector {start} exceeds the threshold by {found}, not {exceeded}"
+            raise Broken(Verdict.PROTOCOL, text, "BLOCK_WRITE_THRESHOLD")
+
+
+def first_child_is_read(machine: GatedMachine) -> None:
+    """A quorum with read-pattern=fifo reads its first child, and finds fault with none."""
+    machine.start()
+    if read(machine, "guest", 0, 8) != bytes(pattern.data_of(1, 0, 8)):
+        raise Broken(Verdict.CONTENT, "the guest reads something else", "quorum read")
+    if bad := _events(machine, "QUORUM_REPORT_BAD") + _events(machine, "QUORUM_FAILURE"):
+        text = f"the quorum finds fault with {bad[0]['data']}, though all disks are well"
+        raise Broken(Verdict.PROTOCOL, text, "quorum event without a failure")
+
+
+def quorum_refused(machine: GatedMachine) -> None:
+    """A quorum of disks that differ in size, or with a threshold that cannot be met, is refused."""
+    sizes = {"one": SIZE, "other": SIZE, "larger": 2 * SIZE}
+    for name, size in sizes.items():
+        machine.call("blockdev-add", {"driver": "null-co", "node-name": name, "size": size})
+
+    def quorum(threshold: int, *children: str, **more: Any) -> dict[str, Any]:
+        words = {"driver": "quorum", "node-name": "quorum", "children": list(children)}
+        return {**words, "vote-threshold": threshold, **more}
+
+    fails(machine, "blockdev-add", quorum(1, "one", "larger"))
+    fails(machine, "blockdev-add", quorum(3, "one", "other"))
+    fails(machine, "blockdev-add", quorum(0, "one", "other"))
+    fails(machine, "blockdev-add", quorum(1, "one", "other", blkverify=True))
+    machine.call("blockdev-add", quorum(2, "one", "other"))
+
+
+def backup_refused(machine: GatedMachine) -> None:
+    """A backup is refused with arguments that make no sense, and then done with ones that do."""
+    words = {"driver": "null-co", "node-name": "larger", "size": 2 * SIZE}
+    machine.call("blockdev-add", words)
+    fails(machine, "blockdev-backup", {**_JOB, "target": "secondary"})
+    fails(machine, "blockdev-backup", {**_JOB, "target": "larger"})
+    fails(machine, "blockdev-backup", {**_JOB, "sync": "incremental"})
+    fails(machine, "blockdev-backup", {**_JOB, "speed": -1})
+    fails(machine, "blockdev-backup", {**_JOB, "target": "nowhere"})
+    if machine.version >= (6, 0):  # x-perf
+        for name, value in (("max-workers", 0), ("max-chunk", -1), ("max-chunk", CLUSTER // 2)):
+            fails(machine, "blockdev-backup", {**_JOB, "x-perf": {name: value}})
+    if machine.call("query-block-jobs"):
+        raise Broken(Verdict.PROTOCOL, "a refused backup left a job", "a job that was refused")
+    machine.call("blockdev-backup", _JOB)
+    fails(machine, "blockdev-backup", _JOB)
+
+
+def _events(machine: GatedMachine, name: str) -> list[dict[str, Any]]:
+    machine.settle()
+    machine.call("query-status")  # what was sent before its answer is here
+    return [event for event in machine.qmp.events if event.get("event") == name]

@@ -1,0 +1,190 @@
+"""The directed cases about the monitor, and those about snapshots, see what they look at.
+
+QEMU is honest here; what is asked of it, or what it is said to have answered, is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from qmpshim.conformance.workload import pattern
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.qmp.nonblocking import NbdAnswer
+from qmpshim.model.check.verdict import Verdict
+from vmtests.support.directed import Sabotage, run_spoilt
+
+ERROR_CONTRACT, PROTOCOL = Verdict.ERROR_CONTRACT, Verdict.PROTOCOL
+HALF = 128 * 512  # bytes of a cluster; the disk has two
+
+
+def answering(command: str, change: Callable[[Any], Any]) -> Sabotage:
+    """What a command returns is changed."""
+
+    def sabotage(machine: GatedMachine) -> None:
+        call = machine.call
+
+        def other(name: str, arguments: Mapping[str, Any] | None = None) -> Any:
+            value = call(name, arguments)
+            return change(value) if name == command else value
+
+        machine.call = other  # type: ignore[method-assign]
+
+    return sabotage
+
+
+def asking(command: str, **changes: Any) -> Sabotage:
+    """A command has other arguments; without any it is not sent, and says success."""
+
+    def sabotage(machine: GatedMachine) -> None:
+        call = machine.call
+
+        def other(name: str, arguments: Mapping[str, Any] | None = None) -> Any:
+            if name != command:
+                return call(name, arguments)
+            return call(name, {**(arguments or {}), **changes}) if changes else {}
+
+        machine.call = other  # type: ignore[method-assign]
+
+    return sabotage
+
+
+def still_exported(machine: GatedMachine) -> None:
+    """The export that should be removed stays, and is not shown."""
+    asking("block-export-del")(machine)
+    answering("query-block-exports", lambda value: value[:1])(machine)
+
+
+def larger(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All nodes have a sector more."""
+    for node in nodes:
+        node["image"]["virtual-size"] += 512
+    return nodes
+
+
+def more_done(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All jobs have copied a sector more."""
+    return [{**job, "offset": job["offset"] + 512} for job in jobs]
+
+
+def spoilt_store(image: str, offset: int) -> Sabotage:
+    """Data of an image is zeroes from the beginning."""
+    return lambda machine: machine.stores[image].write(offset, bytes(HALF))
+
+
+def spoilt_copy(machine: GatedMachine) -> None:
+    """The old data in the hidden disk is something else."""
+    snapshot, old = machine.gate.snapshot, bytes(pattern.data_of(1, 0, 128))
+    machine.gate.snapshot = (  # type: ignore[method-assign, assignment]
+        lambda name: bytes(snapshot(name)).replace(old, bytes(len(old)))
+    )
+
+
+def copied_zeroes(machine: GatedMachine) -> None:
+    """There are no zeroes to copy."""
+    call = machine.clients["primary"].call
+
+    def other(op: Nbd, *words: Any) -> Any:
+        return None if op is Nbd.WRITE_ZEROES else call(op, *words)
+
+    machine.clients["primary"].call = other  # type: ignore[method-assign]
+
+
+def event_without_reason(machine: GatedMachine) -> None:
+    """A disk of the quorum is said to be bad."""
+    machine.qmp.events.append({"event": "QUORUM_REPORT_BAD", "data": {"node-name": "forward"}})
+
+
+def nothing_held(machine: GatedMachine) -> None:
+    """No I/O ever waits."""
+    machine.gate.hold = lambda *what: None  # type: ignore[method-assign]
+
+
+def answered_early(machine: GatedMachine) -> None:
+    """The primary's write is answered at once."""
+    client = machine.clients["primary"]
+    send = client.send
+
+    def at_once(*words: Any) -> int:
+        cookie = send(*words)
+        client.answers[cookie] = NbdAnswer(0, b"")
+        return cookie
+
+    client.send = at_once  # type: ignore[method-assign]
+
+
+def on_release(then: Callable[[GatedMachine, HeldIO], None]) -> Sabotage:
+    """Something else happens before what is held goes on."""
+
+    def sabotage(machine: GatedMachine) -> None:
+        release = machine.gate.release
+
+        def first(io: HeldIO) -> None:
+            then(machine, io)
+            if machine.gate.holds(io):
+                release(io)
+
+        machine.gate.release = first  # type: ignore[method-assign]
+
+    return sabotage
+
+
+def kept(machine: GatedMachine) -> None:
+    """What the reader of the snapshot discards is not discarded."""
+    call = machine.clients["guest"].call
+
+    def other(op: Nbd, *words: Any) -> Any:
+        return None if op is Nbd.TRIM else call(op, *words)
+
+    machine.clients["guest"].call = other  # type: ignore[method-assign]
+
+
+NEW_DATA = on_release(lambda machine, io: machine.stores["secondary"].write(0, bytes(HALF)))
+REFUSED = on_release(lambda machine, io: machine.gate.fail(io, 5))
+
+
+@pytest.mark.parametrize(
+    ("name", "sabotage", "verdict", "cause"),
+    [
+        ("start-without-backend", still_exported, ERROR_CONTRACT,
+         "xen-set-replication fails silently"),
+        ("start-read-only", spoilt_store("secondary", 0), Verdict.ISOLATION,
+         "hidden disk read-only at the start"),
+        ("job-progress", answering("query-block-jobs", more_done), PROTOCOL,
+         "job status before the first write"),
+        ("job-progress", asking("blockdev-backup", speed=1 << 20), PROTOCOL,
+         "job status before the first write"),
+        ("job-progress", copied_zeroes, Verdict.ALLOCATION, "the copy of zeroes is no zero"),
+        ("job-progress", spoilt_copy, Verdict.CONTENT, "the copy beside zeroes"),
+        ("sizes-stay", answering("query-named-block-nodes", larger), PROTOCOL, "size of "),
+        ("write-threshold", asking("block-set-write-threshold", **{"write-threshold": 512}),
+         PROTOCOL, "BLOCK_WRITE_THRESHOLD"),
+        ("quorum-reads-first", event_without_reason, PROTOCOL, "quorum event without a failure"),
+        ("quorum-reads-first", spoilt_store("primary", 0), Verdict.CONTENT, "quorum read"),
+        ("quorum-refused", asking("blockdev-add"), ERROR_CONTRACT, "blockdev-add fails silently"),
+        ("backup-refused", asking("blockdev-backup"), ERROR_CONTRACT,
+         "blockdev-backup fails silently"),
+        ("backup-refused", answering("query-block-jobs", lambda jobs: [{}]), PROTOCOL,
+         "a job that was refused"),
+        ("snapshot-read-freezes", nothing_held, Verdict.ORDER, "a read of the snapshot: other"),
+        ("snapshot-read-freezes", answered_early, Verdict.ORDER,
+         "a write overtakes a snapshot's read"),
+        ("snapshot-read-freezes", NEW_DATA, Verdict.ISOLATION, "a snapshot's read beside a write"),
+        ("snapshot-read-freezes", REFUSED, ERROR_CONTRACT, "guest fails beside the other"),
+        ("snapshot-discard-stays", kept, Verdict.ISOLATION,
+         "a discarded part of a snapshot can be read"),
+        ("snapshot-discard-stays", spoilt_store("secondary", HALF), Verdict.ISOLATION,
+         "the rest of a discarded snapshot"),
+    ],
+)  # fmt: skip
+def test_a_case_sees(
+    name: str, sabotage: Sabotage, verdict: Verdict, cause: str, qemu_build: Build
+) -> None:
+    found = run_spoilt(name, sabotage, qemu_build)
+    assert found is not None
+    assert (found.kind, str(found.cause)[: len(cause)]) == (verdict, cause), found.text
