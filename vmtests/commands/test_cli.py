@@ -268,7 +268,7 @@ def test_explore_is_told_what_it_cannot_do(qmpshim: CommandLine) -> None:
         refuses(done, f"{words[0]} goes with a real QEMU, not with --model")
     refuses(qmpshim.run("explore", "--schedule", "io:0:0"), "go with --model")
     done = qmpshim.run("explore", "--crash-points", "all")
-    refuses(done, "crash points are none, quick, full, and after a colon the steps")
+    refuses(done, "crash points are none, quick, full, power-loss, and after a colon the steps")
 
 
 def test_a_schedule_that_cannot_be_followed_tells_nothing(qmpshim: CommandLine) -> None:
