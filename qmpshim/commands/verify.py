@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from qmpshim.commands import pair
+from qmpshim.commands import pair, points
 from qmpshim.commands.console import (
     BUNDLES,
     DIVERGED,
@@ -39,6 +39,8 @@ from qmpshim.conformance.explore.harness.setup_state import other_state
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.pair.bundle import is_pair
+from qmpshim.conformance.pointintime.bundle import is_points
+from qmpshim.conformance.pointintime.verify import PointsOutcome
 from qmpshim.conformance.workload.verify import (
     SHRINK_SECONDS,
     VerifyOutcome,
@@ -65,11 +67,13 @@ def add(commands: Any) -> None:
     build_options(verifying, several=True)
     verifying.add_argument(
         "--workflow",
-        choices=[*CHAINS, "both"],
+        choices=[*CHAINS, "both", *points.WORKFLOWS],
         default="both",
         help="the chain of disks to build: backup (blockdev-backup sync=none), replication (COLO's "
         "secondary), fleecing (copy-before-write and snapshot-access, QEMU 7.0 and later), or "
-        "both: backup, then replication (default: both)",
+        "both: backup, then replication (default: both); or two disks with dirty bitmaps: push "
+        "(backup jobs that write to targets), bitmaps (alone, over restarts of QEMU), pull "
+        "(snapshots that are read by NBD)",
     )
     verifying.add_argument(
         "--ops", type=count, default=4000, metavar="N", help="operations in all (default: 4000)"
@@ -81,7 +85,8 @@ def add(commands: Any) -> None:
         "--size",
         type=size,
         default=64 << 20,
-        help="virtual size of the disks in bytes, or with k, M, G (default: 64M)",
+        help="virtual size of the disks in bytes, or with k, M, G (default: 64M; of push, "
+        "bitmaps and pull 4M and three sectors)",
     )
     verifying.add_argument(
         "--cluster",
@@ -122,7 +127,35 @@ def add(commands: Any) -> None:
     replaying.set_defaults(run=_replay)
 
 
+def _verify_points(args: argparse.Namespace, console: Console) -> int:
+    refuse_unused(args, f"with --workflow {args.workflow}", "--secondary")
+    if args.ops < 40:
+        raise InputError(f"--ops {args.ops} is too few to see anything; take at least 40")
+    chosen = chosen_builds(args)
+    if args.keep is not None:
+        check_directory(args.keep)
+    outcomes: list[PointsOutcome] = []
+
+    def on(build: Build) -> int:
+        keep = args.keep
+        if keep is not None and len(chosen) > 1:
+            keep = keep / slug(build.name)
+            check_directory(keep)
+        return run_cancellable(points.verify_build(args, build, keep, console, outcomes))
+
+    status = on_each(chosen, args.document, console, on)
+    found = [one.result.divergence for one in outcomes if one.result.divergence]
+    args.document.diverged = bool(found)
+    args.document.result = {
+        "verdicts": [divergence.verdict for divergence in found],
+        "runs": [outcome.to_json() for outcome in outcomes],
+    }
+    return status
+
+
 def _verify(args: argparse.Namespace, console: Console) -> int:
+    if args.workflow in points.WORKFLOWS:
+        return _verify_points(args, console)
     workflows = [*_BOTH] if args.workflow == "both" else [args.workflow]
     if args.ops < 40 * len(workflows):
         raise InputError(
@@ -269,6 +302,8 @@ def _replay(args: argparse.Namespace, console: Console) -> int:
         return run_cancellable(pair.replay(args.bundle, build, args.document, console))
     if is_schedule(args.bundle):
         return run_interruptible(lambda: _replay_schedule(args, console))
+    if is_points(args.bundle):
+        return run_cancellable(points.replay(args, _on(args), console))
     return run_cancellable(_replay_one(args, console))
 
 

@@ -5,20 +5,32 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, Self, TypeVar
 
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
 
-Reproduce = Callable[[Sequence[Operation]], Awaitable[Divergence | None]]
+
+class Shrinkable(Protocol):
+    """An operation of a workload: one that may be left out or made smaller."""
+
+    @property
+    def number(self) -> int:
+        """Its place in the workload, kept when others are left out."""
+
+    def smaller(self) -> list[Self]:
+        """Simpler forms of it, simplest first."""
+
+
+_Op = TypeVar("_Op", bound=Shrinkable)
 
 
 async def shrink(
-    operations: Sequence[Operation],
+    operations: Sequence[_Op],
     divergence: Divergence,
-    reproduce: Reproduce,
+    reproduce: Callable[[Sequence[_Op]], Awaitable[Divergence | None]],
     seconds: float = 60.0,
-    progress: Callable[[Sequence[Operation], Divergence, int], None] | None = None,
-) -> tuple[list[Operation], Divergence]:
+    progress: Callable[[Sequence[_Op], Divergence, int], None] | None = None,
+) -> tuple[list[_Op], Divergence]:
     """Leave out operations, then make the rest smaller, as long as the signature stays.
 
     Delta debugging (Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input",
@@ -35,7 +47,7 @@ async def shrink(
     found = divergence
     runs = 0
 
-    async def still(candidate: list[Operation]) -> bool:
+    async def still(candidate: list[_Op]) -> bool:
         nonlocal best, found, runs
         runs += 1
         try:
@@ -66,23 +78,9 @@ async def shrink(
         elif not shorter:
             break
     for index in range(len(best)):
-        for smaller in _smaller(best[index]):
+        for smaller in best[index].smaller():
             if time.monotonic() > deadline:
                 return best, found
             if await still([*best[:index], smaller, *best[index + 1 :]]):
                 break
     return best, found
-
-
-def _smaller(operation: Operation) -> list[Operation]:
-    """Simpler forms of one operation, simplest first."""
-    if operation.side is Side.CHAIN or operation.count <= 1:
-        return []
-    forms = [(operation.start, 1)]
-    if operation.count > 8:
-        forms.append((operation.start, 8))
-    forms.append((operation.start + operation.count // 2, operation.count - operation.count // 2))
-    kind = operation.kind if operation.kind is not Kind.FLUSH else Kind.FLUSH
-    return [
-        Operation(operation.number, operation.side, kind, start, count) for start, count in forms
-    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -68,6 +68,17 @@ class Operation:
             f"{self.number}: {self.side} {self.kind} "
             f"{self.start * SECTOR:#x}+{self.count * SECTOR:#x}"
         )
+
+    def smaller(self) -> list[Operation]:
+        """Simpler forms of it, simplest first."""
+        if self.side is Side.CHAIN or self.count <= 1:
+            return []
+        forms = [(self.start, 1)]
+        if self.count > 8:
+            forms.append((self.start, 8))
+        half = self.count // 2
+        forms.append((self.start + half, self.count - half))
+        return [replace(self, start=start, count=count) for start, count in forms]
 
     def to_json(self) -> list[Any]:
         """A compact form: ``[number, side, kind, start, count]``, positions in sectors."""

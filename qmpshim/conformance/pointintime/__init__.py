@@ -1,0 +1,1 @@
+"""Point-in-time backups of a real QEMU against the model, driven at random."""

@@ -1,0 +1,151 @@
+"""Replay bundles of point-in-time workloads: ``case.json`` with ``kind`` ``points``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import qmpshim
+from qmpshim.conformance.bundles.case_file import check_format, read_case, strings
+from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.pointintime.operations import PointOperation
+from qmpshim.conformance.pointintime.session import PointsRun
+from qmpshim.conformance.pointintime.workload import PointsWorkflow
+from qmpshim.errors import InputError, decoding
+from qmpshim.machine.chain.points import PointsSpec
+from qmpshim.machine.host.files import copy_sparse, write_directory
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.pointintime.points import PointDefect
+from qmpshim.model.units import SECTOR
+
+KIND = "points"
+FORMAT = 1
+CASE = "case.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PointsCase:
+    """What a bundle replays.
+
+    :ivar known: the defects whose transactions are left out
+    :ivar divergence: what it shows; None: that all goes as predicted
+    :ivar build: what it was found on, for the reader
+    """
+
+    workflow: PointsWorkflow
+    spec: PointsSpec
+    known: frozenset[PointDefect]
+    operations: tuple[PointOperation, ...]
+    divergence: Divergence | None
+    seed: int
+    build: dict[str, Any]
+
+    def shown_by(self, found: Divergence | None) -> bool:
+        """Whether a replay that *found* this showed the same."""
+        wanted = self.divergence
+        if found is None or wanted is None:
+            return found is wanted
+        if found.verdict in (Verdict.CRASH, Verdict.HANG) and found.operation != wanted.operation:
+            return False
+        return found.signature == wanted.signature
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON; sizes in bytes, positions in sectors."""
+        return {
+            "qmpshim": qmpshim.__version__,
+            "kind": KIND,
+            "format": FORMAT,
+            "workflow": self.workflow.value,
+            "size": self.spec.size,
+            "cluster": self.spec.cluster,
+            "disks": self.spec.disks,
+            "known": sorted(self.known),
+            "seed": self.seed,
+            "build": self.build,
+            "operations": [operation.to_json() for operation in self.operations],
+            "divergence": self.divergence and self.divergence.to_json(),
+        }
+
+
+def is_points(path: Path) -> bool:
+    """Whether *path* is such a bundle, its ``case.json``, or a write-up of a known finding."""
+    try:
+        value = read_case(path, CASE)
+    except InputError:
+        return False
+    return isinstance(value, dict) and value.get("kind", "") == KIND
+
+
+def load(path: Path) -> PointsCase:
+    """Read a bundle.
+
+    :raises InputError: it is none, or damaged
+    """
+    value = read_case(path, CASE)
+    with decoding(str(path)):
+        check_format(value, FORMAT, path)
+        spec = PointsSpec(int(value["size"]), int(value["cluster"]), int(value["disks"]))
+        return PointsCase(
+            PointsWorkflow(value["workflow"]),
+            spec,
+            frozenset(PointDefect(name) for name in strings(value["known"])),
+            tuple(_operation(one, spec) for one in value["operations"]),
+            Divergence.from_json(value["divergence"]) if value["divergence"] else None,
+            int(value["seed"]),
+            dict(value["build"]),
+        )
+
+
+def _operation(value: Any, spec: PointsSpec) -> PointOperation:
+    operation = PointOperation.from_json(value)
+    disks = [operation.disk, *(action.disk for action in operation.actions)]
+    if max(disks) >= spec.disks or operation.start + operation.count > spec.size // SECTOR:
+        raise InputError(f"operation {operation} reaches beyond the disks")
+    return operation
+
+
+def save(directory: Path, case: PointsCase, run: PointsRun | None) -> Path:
+    """Write a bundle; it appears whole or not at all.
+
+    :param directory: what it is to be called; a number is added when that is taken
+    :param run: the run on which the divergence was seen last, still running or just dead
+    :returns: where it is
+    :raises HostError: the directory cannot be written
+    """
+    return write_directory(directory, lambda parts: _write(parts, case, run))
+
+
+def _write(parts: Path, case: PointsCase, run: PointsRun | None) -> None:
+    (parts / CASE).write_text(json.dumps(case.to_json(), indent=1) + "\n")
+    (parts / "operations.txt").write_text("".join(f"{one}\n" for one in case.operations))
+    (parts / "README").write_text(_README.format(shows=case.divergence or "as predicted"))
+    if run is None:
+        return
+    (parts / "command-line.txt").write_text(" ".join(run.qemu.argv) + "\n")
+    for name in ("qmp.log", "stderr", "stdout"):
+        if (run.directory / name).exists():
+            shutil.copyfile(run.directory / name, parts / name)
+    images = parts / "images"
+    images.mkdir()
+    for path in _images(run.directory):
+        copy_sparse(path, images / path.name)
+
+
+def _images(directory: Path) -> Sequence[Path]:
+    return [path for path in sorted(directory.iterdir()) if path.suffix in (".raw", ".qcow2")]
+
+
+_README = """\
+{shows}
+
+Replay it:  qmpshim replay THIS-DIRECTORY [--build NAME | --qemu PATH]
+
+case.json         what is replayed: disks, operations, the divergence
+operations.txt    the same operations to read
+images/           the disks and targets as they were when it diverged
+qmp.log, stderr, stdout, command-line.txt   of the QEMU that showed it
+"""

@@ -1,0 +1,59 @@
+"""What QEMU gets for an action of a transaction: the command and its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qmpshim.conformance.pointintime.operations import Action
+from qmpshim.model.pointintime.jobs import JobSpec
+from qmpshim.model.pointintime.points import BitmapAction, BitmapVerb
+from qmpshim.model.units import SECTOR
+
+_SLOW = 1  # bytes a second: after its first chunk a job waits for days
+
+
+def action_command(action: Action, target: str) -> tuple[str, Mapping[str, Any]]:
+    """Name and arguments of an action's command.
+
+    :param target: the node that a job copies to
+    """
+    if isinstance(action, BitmapAction):
+        return f"block-dirty-bitmap-{action.verb}", _bitmap(action)
+    return "blockdev-backup", _backup(action, target)
+
+
+def _bitmap(action: BitmapAction) -> dict[str, Any]:
+    node = f"disk{action.disk}"
+    if action.verb is BitmapVerb.MERGE:
+        sources = [
+            name if disk == action.disk else {"node": f"disk{disk}", "name": name}
+            for disk, name in action.sources
+        ]
+        return {"node": node, "target": action.name, "bitmaps": sources}
+    arguments: dict[str, Any] = {"node": node, "name": action.name}
+    if action.verb is BitmapVerb.ADD:
+        arguments |= {"persistent": action.persistent, "disabled": action.disabled}
+        if action.granularity:
+            arguments["granularity"] = action.granularity * SECTOR
+    return arguments
+
+
+def _backup(spec: JobSpec, target: str) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "job-id": spec.id,
+        "device": f"disk{spec.disk}",
+        "target": target,
+        "sync": spec.sync.value,
+    }
+    if spec.bitmap is not None:
+        arguments["bitmap"] = spec.bitmap
+    if spec.mode is not None:
+        arguments["bitmap-mode"] = spec.mode.value
+    if spec.throttled:
+        arguments["speed"] = _SLOW
+    if spec.fault is not None:
+        arguments["on-target-error"] = spec.fault.value
+    if spec.manual:
+        arguments |= {"auto-finalize": False, "auto-dismiss": False}
+    return arguments

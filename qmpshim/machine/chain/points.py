@@ -1,0 +1,300 @@
+"""Disks with dirty bitmaps and backup jobs on a real QEMU, opened from a topology.
+
+    base0 <--backing-- disk0 <-- export disk0        target0 (a new image for each job)
+    base1 <--backing-- disk1 <-- export disk1        target1
+
+A job's target has the backing chain that docs/interop/bitmaps.rst gives it: the backups before it
+for an increment, the disk's base for ``sync=top``, the disk itself for ``sync=none``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from qemu.qmp import EventListener
+
+from qmpshim.errors import CommandFailed, HostError, InputError, MachineHung
+from qmpshim.machine.chain.build import opening
+from qmpshim.machine.chain.topology import Export, ImageSpec, Node
+from qmpshim.machine.host.process import Qemu
+from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.machine.nbd.dirty_bitmaps import read_dirty_bitmaps
+from qmpshim.machine.nbd.uri import nbd_uri
+from qmpshim.model.units import SECTOR
+
+_EVENTS = ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED", "BLOCK_JOB_ERROR", "JOB_STATUS_CHANGE")
+_GLANCE = 0.002  # seconds
+_UNMAP = {"discard": "unmap"}
+
+
+@dataclass(frozen=True, slots=True)
+class PointsSpec:
+    """Disks, all of one size.
+
+    :ivar size: bytes, a multiple of 512
+    :ivar cluster: bytes of a qcow2 cluster
+    :ivar disks: how many
+    """
+
+    size: int = 4 << 20
+    cluster: int = 64 << 10
+    disks: int = 2
+
+    def __post_init__(self) -> None:
+        if self.size <= 0 or self.size % SECTOR:
+            raise InputError(f"size {self.size} is no positive multiple of 512 bytes")
+        if self.cluster not in [512 << n for n in range(13)]:
+            raise InputError(f"cluster size {self.cluster} is no power of two from 512 to 2M")
+
+
+def parts_of(disk: int) -> tuple[Node | Export, ...]:
+    """The nodes and the export of one disk."""
+    base, name = f"base{disk}", f"disk{disk}"
+    return (
+        Node(base, "raw", {"read-only": True}, ImageSpec()),
+        Node(name, "qcow2", {**_UNMAP, "backing": base}, ImageSpec(overlay=True)),
+        Export(name, name, True),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """What an event says of a job.
+
+    :ivar status: ``pending``, ``waiting``, ...; of its end ``completed``,
+        ``failed`` or ``cancelled``; of an error ``error-stop``, ``error-ignore``, ...
+    """
+
+    job: str
+    status: str
+
+
+class PointsChain:
+    """The disks on one QEMU after another, and a client at each.
+
+    :param qemu: a started QEMU
+    :param directory: where images and sockets go
+    :param qemu_img: how to run ``qemu-img``
+    :param bases: the contents of the disks' bases
+    """
+
+    def __init__(
+        self,
+        qemu: Qemu,
+        spec: PointsSpec,
+        directory: Path,
+        qemu_img: Sequence[str],
+        bases: Sequence[bytes],
+    ) -> None:
+        self.qemu = qemu
+        self.spec = spec
+        self.directory = directory
+        self._qemu_img = list(qemu_img)
+        self.clients: list[NbdClient] = []
+        self.socket = directory / "nbd.sock"
+        self._events = EventListener(names=_EVENTS)
+        self._template = directory / "empty.qcow2"
+        for disk, data in enumerate(bases):
+            self.image(f"base{disk}").write_bytes(data)
+
+    def image(self, node: str) -> Path:
+        """The file behind a node."""
+        return self.directory / (f"{node}.raw" if node.startswith("base") else f"{node}.qcow2")
+
+    def create(self) -> None:
+        """Make the disks' images, empty ones.
+
+        :raises HostError: they cannot be made
+        """
+        command = [
+            *(*self._qemu_img, "create", "-q", "-f", "qcow2"),
+            *("-o", f"cluster_size={self.spec.cluster}"),
+            *(str(self._template), str(self.spec.size)),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            raise HostError(done.stderr.strip() or f"{command[0]} create failed")
+        for disk in range(self.spec.disks):
+            shutil.copyfile(self._template, self.image(f"disk{disk}"))
+
+    async def open(self) -> None:
+        """Open the images on this QEMU, and connect to the exports."""
+        self._events = EventListener(names=_EVENTS)
+        self.qemu.client.register_listener(self._events)
+        self.socket.unlink(missing_ok=True)
+        await self.qemu.execute(
+            "nbd-server-start", {"addr": {"type": "unix", "data": {"path": str(self.socket)}}}
+        )
+        for disk in range(self.spec.disks):
+            for part in parts_of(disk):
+                command = opening(part, self._storage)
+                await self.qemu.execute(command.name, command.arguments)
+            self.clients.append(self.connect(f"disk{disk}"))
+
+    def _storage(self, node: str) -> dict[str, Any]:
+        # no-flush: the host is not going to crash, so waiting for its disk proves nothing.
+        return {
+            "driver": "file",
+            "filename": str(self.image(node)),
+            "cache": {"no-flush": True},
+        }
+
+    def connect(self, export: str) -> NbdClient:
+        """A client at an export; the caller closes it."""
+        uri = nbd_uri(export, self.socket)
+        return NbdClient(uri, self.qemu.limit, True, self.qemu.is_silent)
+
+    def disconnect(self) -> None:
+        """Close the clients."""
+        for client in self.clients:
+            client.close()
+        self.clients.clear()
+
+    # -- targets -----------------------------------------------------------------------------
+
+    def new_image(self, name: str) -> None:
+        """An empty image of the disks' size."""
+        shutil.copyfile(self._template, self.image(name))
+
+    async def open_target(
+        self,
+        disk: int,
+        image: str,
+        backing: Sequence[str] | str,
+        fault: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Open a job's target as node ``targetN``.
+
+        :param backing: the images below it, from the top; or the name of the node below it
+        :param fault: a rule of blkdebug's ``inject-error``, for writes
+        """
+        target = f"target{disk}"
+        below = backing if isinstance(backing, str) else self._nested(backing)
+        qcow2 = {
+            "driver": "qcow2",
+            **_UNMAP,
+            "file": self._storage(image),
+            "backing": below,
+        }
+        if fault is None:
+            options: dict[str, Any] = {**qcow2, "node-name": target}
+        else:
+            rules = [{**fault, "event": "none", "iotype": io} for io in ("write", "write-zeroes")]
+            options = {
+                "driver": "blkdebug",
+                "node-name": target,
+                "image": qcow2,
+                "inject-error": rules,
+                **_UNMAP,
+            }
+        await self.qemu.execute("blockdev-add", options)
+
+    def _nested(self, images: Sequence[str]) -> dict[str, Any] | None:
+        if not images:
+            return None
+        file = {**self._storage(images[0]), "read-only": True}
+        if images[0].startswith("base"):
+            return {"driver": "raw", "read-only": True, "file": file}
+        below = self._nested(images[1:])
+        return {"driver": "qcow2", "read-only": True, "file": file, "backing": below}
+
+    async def close_target(self, disk: int) -> None:
+        """Close ``targetN``, so that all of it is in its file.
+
+        The event of a job's end may come before the job lets go of it (5.2: ``block_job_free``).
+
+        :raises CommandFailed: it stays in use
+        """
+        deadline = time.monotonic() + self.qemu.limit
+        while True:
+            try:
+                await self.qemu.execute("blockdev-del", {"node-name": f"target{disk}"})
+            except CommandFailed:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_GLANCE)
+            else:
+                return
+
+    # -- commands ----------------------------------------------------------------------------
+
+    async def transaction(self, actions: Sequence[Mapping[str, Any]], grouped: bool) -> None:
+        """Carry out actions in one ``transaction``.
+
+        :raises CommandFailed: QEMU refuses
+        """
+        arguments: dict[str, Any] = {"actions": list(actions)}
+        if grouped:
+            arguments["properties"] = {"completion-mode": "grouped"}
+        await self.qemu.execute("transaction", arguments)
+
+    async def command(self, name: str, arguments: Mapping[str, Any]) -> None:
+        """One command.
+
+        :raises CommandFailed: QEMU refuses
+        """
+        await self.qemu.execute(name, arguments)
+
+    async def job_events(self) -> list[JobEvent]:
+        """What happened to jobs since the last call, after a round trip to QEMU."""
+        await self.qemu.execute("query-jobs")
+        found = []
+        while not self._events.empty():
+            event = await self._events.get()
+            data = cast("dict[str, Any]", event["data"])
+            match event["event"]:
+                case "BLOCK_JOB_COMPLETED":
+                    status = "failed" if "error" in data else "completed"
+                case "BLOCK_JOB_CANCELLED":
+                    status = "cancelled"
+                case "BLOCK_JOB_ERROR":
+                    status = f"error-{data['action']}"
+                case _:
+                    status = data["status"]
+            found.append(JobEvent(str(data.get("device", data.get("id"))), status))
+        return found
+
+    async def jobs(self) -> dict[str, str]:
+        """The status of each job there is."""
+        return {job["id"]: job["status"] for job in await self.qemu.execute("query-jobs")}
+
+    async def bitmaps(self, disk: int) -> list[dict[str, Any]]:
+        """The bitmaps of a disk as ``query-named-block-nodes`` lists them."""
+        nodes = await self.qemu.execute("query-named-block-nodes", {"flat": True})
+        node = next(one for one in nodes if one["node-name"] == f"disk{disk}")
+        return list(node.get("dirty-bitmaps", []))
+
+    async def export(self, name: str, node: str, writable: bool, bitmaps: Sequence[str]) -> None:
+        """Make an export.
+
+        :raises CommandFailed: QEMU refuses
+        """
+        arguments = opening(Export(name, node, writable), self._storage).arguments
+        extra = {"bitmaps": list(bitmaps)} if bitmaps else {}
+        await self.qemu.execute("block-export-add", {**arguments, **extra})
+
+    async def unexport(self, name: str) -> None:
+        """Remove an export, and wait until it is gone."""
+        await self.qemu.execute("block-export-del", {"id": name, "mode": "hard"})
+        deadline = time.monotonic() + self.qemu.limit
+        while any(e["id"] == name for e in await self.qemu.execute("query-block-exports")):
+            if time.monotonic() > deadline:
+                raise MachineHung(f"export {name} did not go away in {self.qemu.limit:g} s")
+            await asyncio.sleep(_GLANCE)
+
+    def read_bitmaps(self, export: str, names: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+        """The dirty extents of an export's bitmaps: (offset, length) in bytes."""
+        return read_dirty_bitmaps(nbd_uri(export, self.socket), names)
+
+    def read(self, export: str, length: int, offset: int) -> bytearray:
+        """Read from an export by another connection."""
+        with closing(self.connect(export)) as client:
+            return client.read(length, offset)

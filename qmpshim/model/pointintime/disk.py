@@ -1,0 +1,90 @@
+"""A disk with its dirty bitmaps: who owns each sector, and which clusters were written to.
+
+Owners are those of :mod:`qmpshim.model.disks.image`. The disk is a qcow2 image over a raw base.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+
+from qmpshim.model.disks.image import Owners
+from qmpshim.model.pointintime.bitmap import Bitmap, RefusedError
+from qmpshim.model.pointintime.masks import cover, span
+
+
+@dataclass(slots=True)
+class Disk:
+    """One disk, and everything that is attached to its node.
+
+    :ivar size: sectors
+    :ivar cluster: sectors of a cluster of its image
+    :ivar base: owners of the base's sectors
+    :ivar now: owners of the sectors as a reader of the disk sees them
+    :ivar written: sectors of clusters that the image itself may hold
+    :ivar version: raised with every change
+    """
+
+    size: int
+    cluster: int
+    base: Owners
+    bitmaps: dict[str, Bitmap] = field(default_factory=dict)
+    now: Owners = field(default_factory=lambda: array("q"))
+    written: int = 0
+    version: int = 0
+
+    def __post_init__(self) -> None:
+        self.now = array("q", self.base)
+
+    def bitmap(self, name: str) -> Bitmap:
+        """A bitmap by its name.
+
+        :raises RefusedError: there is none
+        """
+        if name not in self.bitmaps:
+            raise RefusedError(f"there is no bitmap {name}")
+        return self.bitmaps[name]
+
+    def write(self, start: int, count: int, owner: int) -> None:
+        """New data; it differs from all that was there before."""
+        self._change(start, array("q", (owner,)) * count, span(start, count))
+
+    def zero(self, start: int, count: int, owner: int) -> None:
+        """Zeroes, *owner* being negative."""
+        self._change(start, array("q", (owner,)) * count, span(start, count))
+
+    def discarded(self, start: int, count: int) -> tuple[int, int]:
+        """What a discard makes zero: first sector, sectors.
+
+        Whole clusters, and the last one of the disk though it may be cut short
+        (``qcow2_co_pdiscard`` in block/qcow2.c, ``bdrv_co_pdiscard`` in block/io.c).
+        """
+        first = -(-start // self.cluster) * self.cluster
+        end = start + count
+        if end != self.size:
+            end -= end % self.cluster
+        return first, max(0, end - first)
+
+    def discard(self, start: int, count: int, owner: int, done: bool) -> None:
+        """A discard.
+
+        :param done: False: a filter above the image has swallowed it (a backup job's is opened
+            without ``BDRV_O_UNMAP``)
+        """
+        first, length = self.discarded(start, count)
+        zeroes = array("q", (owner,)) * (length if done else 0)
+        self._change(first, zeroes, span(start, count))
+
+    def _change(self, start: int, owners: Owners, touched: int) -> None:
+        count = len(owners)
+        before = self.now[start : start + count]
+        changed = 0
+        for index, (old, new) in enumerate(zip(before, owners, strict=True)):
+            if old > 0 or new > 0:
+                changed |= 1 << index
+        changed <<= start
+        self.now[start : start + count] = owners
+        self.written |= cover(touched, self.cluster, self.size)
+        self.version += bool(changed)
+        for bitmap in self.bitmaps.values():
+            bitmap.record(changed, touched)

@@ -1,0 +1,209 @@
+"""Backup jobs: what is asked of one, what its target must and may hold, how it ends.
+
+Restates block/backup.c, block/block-copy.c, blockdev.c (``do_backup_common``) and job.c of QEMU 7.2
+and 10.0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum, auto
+
+from qmpshim.model.disks.image import Owners
+from qmpshim.model.pointintime.bitmap import Bitmap, RefusedError
+from qmpshim.model.pointintime.disk import Disk
+from qmpshim.model.pointintime.masks import cover, span
+
+_COPY_CLUSTER = 128  # sectors: BLOCK_COPY_CLUSTER_SIZE_DEFAULT
+
+
+class Sync(StrEnum):
+    """``MirrorSyncMode``."""
+
+    FULL = "full"
+    TOP = "top"
+    INCREMENTAL = "incremental"
+    BITMAP = "bitmap"
+    NONE = "none"
+
+
+class BitmapMode(StrEnum):
+    """``BitmapSyncMode``."""
+
+    ON_SUCCESS = "on-success"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+class OnError(StrEnum):
+    """``BlockdevOnError``, of the target."""
+
+    REPORT = "report"
+    STOP = "stop"
+    IGNORE = "ignore"
+    ENOSPC = "enospc"
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What a ``blockdev-backup`` asks for.
+
+    :ivar disk: number of the source disk
+    :ivar slow: it is throttled so that it does not end by itself while there is much to copy
+    :ivar fault: its target fails with ENOSPC: once, or with ``report`` always
+    :ivar manual: neither finalized nor dismissed by itself
+    """
+
+    disk: int
+    sync: Sync
+    bitmap: str | None = None
+    mode: BitmapMode | None = None
+    slow: bool = False
+    fault: OnError | None = None
+    manual: bool = False
+
+    @property
+    def throttled(self) -> bool:
+        """Whether it is throttled: one whose target fails would not report that while it waits.
+
+        ``block_copy_dirty_clusters`` in block/block-copy.c sleeps before it looks at its tasks.
+        """
+        return self.slow and self.fault is None
+
+    @property
+    def id(self) -> str:
+        """Of the job: there is one for a disk."""
+        return f"job{self.disk}"
+
+
+class Stage(Enum):
+    """Where a job stands, as far as commands tell the difference (``JobStatus``)."""
+
+    RUNNING = auto()
+    PAUSED = auto()
+    WAITING = auto()  # done, but not all of its transaction are
+    PENDING = auto()
+    CONCLUDED = auto()
+
+
+class Ending(Enum):
+    """How a job ended, as its event says."""
+
+    COMPLETED = auto()
+    FAILED = auto()
+    CANCELLED = auto()
+
+
+@dataclass(slots=True)
+class BackupJob:
+    """A job that was started.
+
+    :ivar t0: the disk as it was then; :ivar version: its number
+    :ivar must: sectors that it has to copy; :ivar may: those that it may copy
+    :ivar before: T0 of the target's backing chain, which shows through where nothing is copied;
+        None: there is none, and zeroes do
+    :ivar whole: the target with its backing chain is the disk at T0 once the job has completed
+    :ivar mode: what becomes of its bitmap
+    :ivar partners: ids of the jobs that end with it (completion-mode ``grouped``)
+    :ivar cancelled: somebody asked for that; it may have been done already
+    :ivar doomed: a partner has not completed, so it must not
+    """
+
+    spec: JobSpec
+    t0: Owners
+    version: int
+    must: int
+    may: int
+    before: Owners | None
+    whole: bool
+    mode: BitmapMode | None
+    partners: frozenset[str] = frozenset()
+    stage: Stage = Stage.RUNNING
+    cancelled: bool = False
+    doomed: bool = False
+    ended: Ending | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether its filter is above the disk."""
+        return self.stage is not Stage.CONCLUDED
+
+    @property
+    def endings(self) -> frozenset[Ending]:
+        """The ways in which it may end now, its partners aside."""
+        allowed = set()
+        if self.cancelled or self.doomed:
+            allowed.add(Ending.CANCELLED)
+        if self.may_fail:
+            allowed.add(Ending.FAILED)
+        if not self.must_fail and not self.doomed and self.spec.sync is not Sync.NONE:
+            allowed.add(Ending.COMPLETED)
+        return frozenset(allowed)
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether its target's fault may end it."""
+        return self.spec.fault is OnError.REPORT and bool(self.may)
+
+    @property
+    def must_fail(self) -> bool:
+        """Whether its target's fault has to."""
+        return self.spec.fault is OnError.REPORT and bool(self.must)
+
+    def end(self, ending: Ending, bitmap: Bitmap | None) -> None:
+        """It has ended: what becomes of its bitmap (``backup_cleanup_sync_bitmap``)."""
+        self.stage, self.ended = Stage.CONCLUDED, ending
+        if bitmap is None:
+            return
+        mode, completed = self.mode, ending is Ending.COMPLETED
+        if mode is BitmapMode.NEVER or not (completed or mode is BitmapMode.ALWAYS):
+            bitmap.reclaim()
+        elif completed:
+            bitmap.abdicate()
+        else:
+            bitmap.reclaim_uncopied(self.may)
+
+
+def check_request(spec: JobSpec, disk: Disk) -> tuple[Bitmap | None, BitmapMode | None]:
+    """The bitmap and its mode that a request names (``do_backup_common`` in blockdev.c).
+
+    :raises RefusedError: they do not go together, or the bitmap cannot be used
+    """
+    mode = spec.mode
+    if spec.sync in (Sync.INCREMENTAL, Sync.BITMAP) and spec.bitmap is None:
+        raise RefusedError(f"sync={spec.sync} needs a bitmap")
+    if spec.sync is Sync.INCREMENTAL:
+        if mode not in (None, BitmapMode.ON_SUCCESS):
+            raise RefusedError("sync=incremental means bitmap-mode=on-success")
+        mode = BitmapMode.ON_SUCCESS
+    if spec.bitmap is None:
+        if mode is not None:
+            raise RefusedError("a bitmap-mode without a bitmap")
+        return None, None
+    bitmap = disk.bitmap(spec.bitmap)
+    if mode is None:
+        raise RefusedError("a bitmap without a bitmap-mode")
+    bitmap.check()
+    if spec.sync is Sync.NONE:
+        raise RefusedError("sync=none takes no bitmap")
+    if mode is BitmapMode.NEVER and spec.sync is not Sync.BITMAP:
+        raise RefusedError("bitmap-mode=never has no effect with this sync")
+    return bitmap, mode
+
+
+def copied(sync: Sync, disk: Disk, bitmap: Bitmap | None) -> tuple[int, int]:
+    """The sectors that a job must and may copy: whole clusters of block-copy."""
+    everything = span(0, disk.size)
+    match sync:
+        case Sync.FULL:
+            return everything, everything
+        case Sync.TOP:
+            return 0, _clusters(disk.written, disk)
+        case Sync.NONE:
+            return 0, everything
+    assert bitmap is not None
+    return bitmap.must, _clusters(bitmap.may, disk)
+
+
+def _clusters(sectors: int, disk: Disk) -> int:
+    return cover(sectors, max(_COPY_CLUSTER, disk.cluster), disk.size)

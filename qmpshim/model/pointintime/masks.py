@@ -1,0 +1,44 @@
+"""Sets of sectors as integers: bit *n* stands for sector *n*.
+
+Union, intersection and count of a whole disk are then one operation each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+def span(start: int, count: int) -> int:
+    """The set of *count* sectors from sector *start* on."""
+    return ((1 << count) - 1) << start
+
+
+def runs(mask: int) -> Iterator[tuple[int, int]]:
+    """The runs of a set, in order: (first sector, sectors)."""
+    at = 0
+    while mask:
+        gap = (mask & -mask).bit_length() - 1
+        mask >>= gap
+        count = (~mask & (mask + 1)).bit_length() - 1
+        yield at + gap, count
+        mask >>= count
+        at += gap + count
+
+
+def cover(mask: int, unit: int, size: int) -> int:
+    """A set rounded outwards to whole units.
+
+    :param unit: sectors of a unit
+    :param size: sectors of the disk, which cuts the last unit short
+    """
+    covered = 0
+    for start, count in runs(mask):
+        first = start - start % unit
+        end = min(size, -(-(start + count) // unit) * unit)
+        covered |= span(first, end - first)
+    return covered
+
+
+def units(mask: int, unit: int) -> int:
+    """How many units a set that consists of whole ones has; the disk's end may cut the last."""
+    return sum(-(-(start + count) // unit) - start // unit for start, count in runs(mask))

@@ -1,0 +1,206 @@
+"""A real QEMU keeps the promise of point-in-time backups; one that breaks it is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from qmpshim.conformance.pointintime import bundle
+from qmpshim.conformance.pointintime.operations import PointKind, PointOperation
+from qmpshim.conformance.pointintime.session import PointsResult, run_points
+from qmpshim.conformance.pointintime.verify import (
+    SIZE,
+    PointsOutcome,
+    points_setup,
+    replay_points,
+    verify_points,
+)
+from qmpshim.conformance.pointintime.workload import PointsWorkflow, PointsWorkload
+from qmpshim.errors import InputError
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.points import PointsChain, PointsSpec
+from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.pointintime.jobs import BitmapMode, JobSpec, OnError, Sync
+from qmpshim.model.pointintime.points import BitmapAction, BitmapVerb, JobVerb, PointDefect
+from vmtests.support.points import CANCEL, CHECK, FINISH, MUTANTS, PointMutant, add, case, write
+
+SPEC = PointsSpec(SIZE)
+SHAPES = {
+    "usual": SPEC,
+    "small clusters": PointsSpec((1 << 20) + 512, 4096),
+    "large clusters, cut": PointsSpec((5 << 20) + 512, 2 << 20),
+    "less than a cluster": PointsSpec(1536),
+}
+
+
+def run(
+    build: Build,
+    workspace: Workspace,
+    operations: Sequence[PointOperation],
+    chain: type[PointsChain] = PointsChain,
+    strict: bool = False,
+    spec: PointsSpec = SPEC,
+) -> PointsResult:
+    setup = replace(points_setup(build, spec, strict=strict), chain=chain)
+    return asyncio.run(run_points(setup, operations, workspace.subdirectory("run")))
+
+
+def verified(
+    build: Build, workspace: Workspace, workflow: PointsWorkflow, count: int, seed: int
+) -> PointsOutcome:
+    setup = points_setup(build, SPEC)
+    bundles = workspace.path / "bundles"
+    return asyncio.run(
+        verify_points(workflow, setup, build.name, count, seed, workspace, bundles, _ignored)
+    )
+
+
+def _ignored(text: str) -> None:
+    assert text
+
+
+@pytest.mark.parametrize("workflow", PointsWorkflow)
+def test_qemu_does_what_is_predicted(
+    workflow: PointsWorkflow, qemu_build: Build, workspace: Workspace
+) -> None:
+    outcome = verified(qemu_build, workspace, workflow, 150, 1)
+    assert outcome.result.divergence is None, outcome.to_json()
+    assert outcome.result.done == 150
+    assert outcome.result.clusters > 0
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", (1, 2, 3))
+@pytest.mark.parametrize("workflow", PointsWorkflow)
+def test_long_workloads(
+    workflow: PointsWorkflow, seed: int, qemu_build: Build, workspace: Workspace
+) -> None:
+    outcome = verified(qemu_build, workspace, workflow, 2000, seed)
+    assert outcome.result.divergence is None, outcome.to_json()
+    if workflow is PointsWorkflow.PUSH:
+        assert set(outcome.result.targets) == {"completed", "failed", "cancelled"}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("workflow", PointsWorkflow)
+def test_shapes(
+    workflow: PointsWorkflow, shape: str, qemu_build: Build, workspace: Workspace
+) -> None:
+    operations = list(PointsWorkload(workflow, SHAPES[shape], 1).take(300))
+    found = run(qemu_build, workspace, operations, spec=SHAPES[shape]).divergence
+    assert found is None, str(found)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_a_mutant_is_killed(mutant: PointMutant, qemu_build: Build, workspace: Workspace) -> None:
+    found = run(qemu_build, workspace, mutant.operations, mutant.chain).divergence
+    assert found is not None, "it was not noticed"
+    assert found.verdict is mutant.verdict and found.where.startswith(mutant.where), str(found)
+    assert run(qemu_build, workspace, mutant.operations).divergence is None
+
+
+def test_a_divergence_is_minimized_and_replayed(qemu_build: Build, workspace: Workspace) -> None:
+    mutant = MUTANTS[0]
+    setup = replace(points_setup(qemu_build, SPEC), chain=mutant.chain)
+    outcome = asyncio.run(
+        verify_points(
+            PointsWorkflow.BITMAPS,
+            setup,
+            qemu_build.name,
+            60,
+            1,
+            workspace,
+            workspace.path / "bundles",
+            _ignored,
+            shrinking=15.0,
+        )
+    )
+    assert outcome.bundle is not None and bundle.is_points(outcome.bundle)
+    assert len(outcome.operations) <= 4, list(map(str, outcome.operations))
+    loaded = bundle.load(outcome.bundle)
+    again = asyncio.run(replay_points(loaded, setup, workspace, _ignored)).divergence
+    assert again is not None and loaded.shown_by(again)
+    reference = points_setup(qemu_build, SPEC)
+    assert asyncio.run(replay_points(loaded, reference, workspace, _ignored)).divergence is None
+
+
+def test_an_increment_completes_its_chain(qemu_build: Build, workspace: Workspace) -> None:
+    full = JobSpec(0, Sync.FULL, "a", BitmapMode.ON_SUCCESS)
+    increment = JobSpec(0, Sync.INCREMENTAL, "a", slow=True)
+    operations = case(
+        add(),
+        write(0, 300),
+        full,
+        write(130, 200),
+        increment,
+        write(140),
+        FINISH,
+        increment,
+        FINISH,
+    )
+    result = run(qemu_build, workspace, operations)
+    assert result.divergence is None, str(result.divergence)
+    assert result.targets == {"completed": 3}
+
+
+@pytest.mark.parametrize("mode", BitmapMode)
+def test_a_job_that_fails_gives_its_bitmap_back(
+    mode: BitmapMode, qemu_build: Build, workspace: Workspace
+) -> None:
+    job = JobSpec(0, Sync.BITMAP, "a", mode, fault=OnError.REPORT)
+    operations = case(add(), write(0, 300), write(1000, 300), job, CHECK)
+    result = run(qemu_build, workspace, operations)
+    assert result.divergence is None, str(result.divergence)
+    assert result.targets == {"failed": 1}
+
+
+def test_a_grouped_job_is_cancelled_with_one_that_fails(
+    qemu_build: Build, workspace: Workspace
+) -> None:
+    jobs = (JobSpec(0, Sync.FULL, fault=OnError.REPORT), JobSpec(1, Sync.FULL, slow=True))
+    both = PointOperation(1, PointKind.TRANSACTION, actions=jobs, grouped=True)
+    result = run(qemu_build, workspace, case(both, write(0, disk=1), CHECK))
+    assert result.divergence is None, str(result.divergence)
+    assert result.targets == {"failed": 1, "cancelled": 1}
+
+
+def test_a_killed_qemu_leaves_inconsistent_bitmaps(qemu_build: Build, workspace: Workspace) -> None:
+    restart, kill = (PointOperation(1, kind) for kind in (PointKind.RESTART, PointKind.KILL))
+    operations = case(
+        add("a", persistent=True), write(0), restart, CHECK, add("b", persistent=True), kill, CHECK
+    )
+    result = run(qemu_build, workspace, operations)
+    assert result.divergence is None, str(result.divergence)
+
+
+def test_a_refused_enable_in_a_transaction_crashes_qemu(
+    qemu_build: Build, workspace: Workspace
+) -> None:
+    refused = (BitmapAction(BitmapVerb.ENABLE, 0, "a"), add("b"))
+    result = run(qemu_build, workspace, case(refused))
+    assert result.divergence is None and result.known == {PointDefect.ENABLE_UNDONE: 1}
+    found = run(qemu_build, workspace, case(refused), strict=True).divergence
+    assert found is not None and found.verdict is Verdict.CRASH
+
+
+def test_a_paused_job_is_cancelled_by_force_only(qemu_build: Build, workspace: Workspace) -> None:
+    pause = PointOperation(1, PointKind.JOB, verb=JobVerb.PAUSE)
+    force = replace(CANCEL, force=True)
+    operations = case(JobSpec(0, Sync.FULL, slow=True), pause, pause, CANCEL, write(0), force)
+    result = run(qemu_build, workspace, operations)
+    assert result.divergence is None, str(result.divergence)
+    assert result.targets == {"cancelled": 1}
+
+
+@pytest.mark.parametrize("workflow", PointsWorkflow)
+def test_operations_are_stored_and_read(workflow: PointsWorkflow) -> None:
+    for operation in PointsWorkload(workflow, SPEC, 1).take(400):
+        assert PointOperation.from_json(operation.to_json()) == operation
+        assert str(operation).startswith(f"{operation.number}: ")
+    with pytest.raises(InputError):
+        PointOperation.from_json({"number": 1, "do": "write", "disk": 0})
