@@ -29,6 +29,8 @@ from qmpshim.conformance.known.pairs import pair_cause
 from qmpshim.conformance.known.write_ups import pattern_from_json
 from qmpshim.conformance.pair.checks import run_plan
 from qmpshim.conformance.pair.plan import PairFinding, PairPlan
+from qmpshim.conformance.pointintime.bundle import load as load_points
+from qmpshim.conformance.pointintime.verify import points_setup, replay_points
 from qmpshim.conformance.workload.verify import replay, setup_for
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import BuildError, MachineError
@@ -147,7 +149,7 @@ def try_finding(build: Build, one: Entry, directory: Path) -> list[Trial]:
             case "pair":
                 return _pair(build, one, directory)
             case "verify":
-                return [_stop(build, one)]
+                return [_points(build, one) if one.case else _stop(build, one)]
         return [_schedule(build, one)]
     except BuildError as error:
         return [Trial(one, Seen.IMPOSSIBLE, str(error))]
@@ -160,6 +162,18 @@ def _schedule(build: Build, one: Entry) -> Trial:
     if shown.finding is not None:
         return Trial(one, Seen.SHOWN, shown.finding.text)
     return Trial(one, Seen.UNSURE if shown.unsure else Seen.NOT_SEEN, shown.unsure)
+
+
+def _points(build: Build, one: Entry) -> Trial:
+    case = load_points(one.path)
+    with Workspace() as workspace:
+        setup = points_setup(build, case.spec)
+        found = asyncio.run(replay_points(case, setup, workspace, lambda text: None)).divergence
+    if found is None:
+        return Trial(one, Seen.NOT_SEEN)
+    if case.shown_by(found):
+        return Trial(one, Seen.SHOWN, str(found))
+    return Trial(one, Seen.UNSURE, f"{_ELSE}: {found}")
 
 
 def _directed(build: Build, one: Entry) -> Trial:

@@ -41,7 +41,7 @@ def command_of(entry: Entry) -> str:
     match entry.kind:
         case "directed":
             return f"qmpshim check --strict --case {entry.name}"
-        case "verify":
+        case "verify" if not entry.case:
             return "qmpshim verify --workflow replication --strict"
     return f"qmpshim replay {entry.path}"
 

@@ -96,15 +96,6 @@ class PointsResult:
         return self.operations.total()
 
 
-def known_defects(version: tuple[int, ...]) -> frozenset[PointDefect]:
-    """The known defects of a QEMU version."""
-    return frozenset(
-        defect
-        for defect in PointDefect
-        if defect is not PointDefect.UNDONE_FORWARDS or version < (8, 1)
-    )
-
-
 class Diverged(Exception):
     """Raised inside a run, with what was found."""
 
@@ -389,7 +380,9 @@ class PointsRun:
             once = spec.fault is not OnError.REPORT
             fault = {"sector": sector, "errno": 28, "once": once}
         await self.chain.open_target(spec.disk, image, backing, fault)
-        return Target(image, () if isinstance(backing, str) else tuple(backing), fault is not None)
+        others = any(job.active for job in self.model.jobs.values()) or len(operation.actions) > 1
+        below = () if isinstance(backing, str) else tuple(backing)
+        return Target(image, below, fault is not None and not others)
 
     def _must(self, spec: JobSpec) -> int:
         """The sectors that a job started now has to copy."""

@@ -61,11 +61,6 @@ class PointDefect(StrEnum):
     (``block_dirty_bitmap_enable_abort`` in blockdev.c): where there is no such bitmap QEMU
     dereferences a null pointer, and where it is busy it is disabled (5.2 to at least 11.1)."""
 
-    UNDONE_FORWARDS = "transaction-undone-forwards"
-    """A transaction is undone from its first action on (``qmp_transaction`` in blockdev.c, until
-    8.0), so that the last of several actions on one bitmap decides what is left: ``clear`` twice
-    leaves it empty, and a ``clear`` after the ``add`` of the same bitmap uses freed memory."""
-
 
 @dataclass(frozen=True, slots=True)
 class BitmapAction:
@@ -139,8 +134,7 @@ class PointInTime:
         refused = actions[at]
         if isinstance(refused, BitmapAction) and refused.verb is BitmapVerb.ENABLE:
             return PointDefect.ENABLE_UNDONE
-        used = [(a.disk, a.name) for a in actions[:at] if isinstance(a, BitmapAction)]
-        return PointDefect.UNDONE_FORWARDS if len(set(used)) < len(used) else None
+        return None
 
     def transact(self, actions: Sequence[BitmapAction | JobSpec], grouped: bool = False) -> None:
         """Carry out actions, all or none. Several jobs have one T0.

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from qmpshim.conformance.known.entries import entry
 from qmpshim.conformance.pointintime import bundle
 from qmpshim.conformance.pointintime.operations import PointKind, PointOperation
-from qmpshim.conformance.pointintime.session import PointsResult, run_points
+from qmpshim.conformance.pointintime.session import PointsResult, PointsRun, run_points
 from qmpshim.conformance.pointintime.verify import (
     SIZE,
     PointsOutcome,
@@ -19,7 +20,7 @@ from qmpshim.conformance.pointintime.verify import (
     verify_points,
 )
 from qmpshim.conformance.pointintime.workload import PointsWorkflow, PointsWorkload
-from qmpshim.errors import InputError
+from qmpshim.errors import CommandFailed, InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.points import PointsChain, PointsSpec
 from qmpshim.machine.host.workspace import Workspace
@@ -186,6 +187,31 @@ def test_a_refused_enable_in_a_transaction_crashes_qemu(
     assert result.divergence is None and result.known == {PointDefect.ENABLE_UNDONE: 1}
     found = run(qemu_build, workspace, case(refused), strict=True).divergence
     assert found is not None and found.verdict is Verdict.CRASH
+
+
+def test_a_refused_enable_in_a_transaction_stops_an_exported_bitmap(
+    qemu_build: Build, workspace: Workspace
+) -> None:
+    """The other half of the write-up: no crash, and the bitmap records no more."""
+
+    async def recording() -> list[bool]:
+        run = PointsRun(points_setup(qemu_build, SPEC), workspace.subdirectory("run"))
+        try:
+            await run.open()
+            name = {"node": "disk0", "name": "a"}
+            await run.chain.command("block-dirty-bitmap-add", name)
+            await run.chain.export("bits", "disk0", True, ["a"])
+            seen = [(await run.chain.bitmaps(0))[0]["recording"]]
+            with pytest.raises(CommandFailed):
+                enable = {"type": "block-dirty-bitmap-enable", "data": name}
+                await run.chain.transaction([enable], False)
+            return [*seen, (await run.chain.bitmaps(0))[0]["recording"]]
+        finally:
+            await run.close()
+
+    written_up = entry("transaction-undoes-enable-that-was-refused")
+    assert "stops recording" in written_up.meaning.consequence
+    assert asyncio.run(recording()) == [True, False]
 
 
 def test_a_paused_job_is_cancelled_by_force_only(qemu_build: Build, workspace: Workspace) -> None:
