@@ -60,7 +60,7 @@ class Outcome:
 
 def names_to_try() -> list[str]:
     """The scenarios and directed cases by which mutants are looked for."""
-    sets = ("pairs", "follow-ups", "vanishing", "qcow2-pairs")
+    sets = ("pairs", "follow-ups", "vanishing", "twice", "qcow2-pairs")
     scenarios = [one.name for name in sets for one in named(name)]
     return [*scenarios, *(_DIRECTED + case.name for case in DIRECTED)]
 

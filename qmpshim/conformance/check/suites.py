@@ -29,7 +29,7 @@ from typing import Any
 from qmpshim.conformance.check.case import Case, case_from_json
 from qmpshim.conformance.check.runners.kinds import MORE_QUICK, name_of
 from qmpshim.conformance.explore.directed.cases import DIRECTED
-from qmpshim.conformance.explore.scenarios import RealScenario, follow_ups, pairs, triples
+from qmpshim.conformance.explore.scenarios import RealScenario, follow_ups, pairs, triples, twice
 from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.pair.plan import Failover
@@ -251,7 +251,8 @@ def _full() -> list[Case]:
         for case in _grouped(form, triples(form), "triples/")
     ]
     then = [
-        Case("explore", "explore/follow-ups", {"scenarios": [s.name for s in follow_ups()]}, 1800.0)
+        Case("explore", f"explore/{name}", {"scenarios": [s.name for s in some]}, 1800.0)
+        for name, some in (("follow-ups", follow_ups()), ("twice", twice()))
     ]
     long = [replace(case, budget=900.0) for case in _verify(20_000, range(2, 7))]
     return [*threes, *faulty, *all_io, *then, *_quick(), *long, *_guest(), *_pair()]

@@ -280,9 +280,24 @@ def follow_ups() -> list[RealScenario]:
     return found
 
 
+# The same operation twice beside another one. A request that waited and goes on is in the way of
+# the next one as if it had never waited; a flush waits for one of its node that is under way.
+_TWICE = {
+    "replication": ("RVR", "FGF", "HWH"),
+    "backup": ("RWR", "HWH"),
+    "fleecing": ("RWR", "TRT"),
+    "primary": ("GRG", "FGF"),
+}
+
+
+def twice() -> list[RealScenario]:
+    """An operation that is done twice at the same time, with another one."""
+    return [_scenario(tuple(three), form) for form, threes in _TWICE.items() for three in threes]
+
+
 def _all() -> list[RealScenario]:
     every = [s for form in TOPOLOGIES for s in (*pairs(form), *triples(form))]
-    return every + follow_ups() + vanishing()
+    return every + follow_ups() + vanishing() + twice()
 
 
 SETS: Mapping[str, Callable[[], list[RealScenario]]] = {
@@ -290,6 +305,7 @@ SETS: Mapping[str, Callable[[], list[RealScenario]]] = {
     "triples": lambda: [s for form in TOPOLOGIES for s in triples(form)],
     "follow-ups": follow_ups,
     "vanishing": vanishing,
+    "twice": twice,
     **{form: functools.partial(pairs, form) for form in TOPOLOGIES},
     "all": _all,
 }

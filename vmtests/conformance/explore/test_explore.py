@@ -373,6 +373,13 @@ def test_a_scenario_is_told_in_full() -> None:
     )
 
 
+def test_the_same_operation_twice() -> None:
+    """Each is found by its name, and has an operation twice and another one."""
+    for scenario in scenarios.twice():
+        assert scenarios.named(scenario.name) == [scenario]
+        assert len(scenario.ops) == 3 and len(set(scenario.ops)) == 2, scenario.name
+
+
 def test_a_scenario_survives_json() -> None:
     forms = [s for form in TOPOLOGIES for s in scenarios.pairs(form)]
     for scenario in (*forms, *scenarios.follow_ups()):
