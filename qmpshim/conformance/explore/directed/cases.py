@@ -118,6 +118,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("disk-back-too-late", True, storage.back_too_late, 1),
     _case("iothread-client-leaves", True, storage.client_of_iothread),
     _case("stop-leaves-nodes-unflushed", True, replication.stop_flushes_all),
+    _case("io-before-start", True, replication.not_running),
     _case("start-without-backend", True, replication.no_backend),
     _case("start-read-only", True, replication.read_only, options=(("hidden", "read-only", True),)),
     _case("job-progress", True, monitor.job_progress),

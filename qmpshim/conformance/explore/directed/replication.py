@@ -67,6 +67,21 @@ def read_only(machine: GatedMachine) -> None:
         raise Broken(Verdict.ISOLATION, text, "hidden disk read-only at the start")
 
 
+def not_running(machine: GatedMachine) -> None:
+    """Before replication starts the filter takes no I/O, and no disk changes by it."""
+    client = machine.clients["guest"]
+    data = bytes(pattern.data_of(2, 0, 128))
+    for op, words in ((Nbd.WRITE, (0, 0, data)), (Nbd.READ, (0, SECTOR))):
+        errno = client.call(op, *words).errno
+        if errno != 5:
+            text = f"a guest {op.name.lower()} before the start says {errno}, not EIO"
+            raise Broken(Verdict.ERROR_CONTRACT, text, f"guest {op.name.lower()} before the start")
+    machine.call("xen-set-replication", START)
+    if read(machine, "guest", 0, 128) != bytes(pattern.data_of(1, 0, 128)):
+        text = "a guest write that was refused before the start is read after it"
+        raise Broken(Verdict.CONTENT, text, "guest data of before the start")
+
+
 def failed_copy(machine: GatedMachine) -> None:
     """Copying fails (3. of the seven failures): it is to be reported to the FT/HA manager."""
     _failing(machine, "hidden", Nbd.WRITE, "Backup failed (writing the hidden disk)")

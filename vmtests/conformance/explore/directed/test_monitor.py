@@ -60,6 +60,11 @@ def still_exported(machine: GatedMachine) -> None:
     answering("query-block-exports", lambda value: value[:1])(machine)
 
 
+def started(machine: GatedMachine) -> None:
+    """Replication runs already."""
+    machine.start()
+
+
 def larger(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All nodes have a sector more."""
     for node in nodes:
@@ -153,6 +158,9 @@ REFUSED = on_release(lambda machine, io: machine.gate.fail(io, 5))
     [
         ("start-without-backend", still_exported, ERROR_CONTRACT,
          "xen-set-replication fails silently"),
+        ("io-before-start", started, ERROR_CONTRACT, "guest write before the start"),
+        ("io-before-start", asking("xen-set-replication"), ERROR_CONTRACT, "guest read fails"),
+        ("io-before-start", spoilt_store("secondary", 0), Verdict.CONTENT, "guest data of before"),
         ("start-read-only", spoilt_store("secondary", 0), Verdict.ISOLATION,
          "hidden disk read-only at the start"),
         ("job-progress", answering("query-block-jobs", more_done), PROTOCOL,
