@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from qmpshim.conformance.compare.divergence import verdict_of
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.directed import jobs as jobs
 from qmpshim.conformance.explore.directed import monitor as monitor
 from qmpshim.conformance.explore.directed import replication as replication
 from qmpshim.conformance.explore.directed import storage as storage
@@ -127,6 +128,8 @@ DIRECTED: tuple[Directed, ...] = (
     _case("quorum-reads-first", True, monitor.first_child_is_read, form="primary"),
     _case("quorum-refused", True, monitor.quorum_refused),
     _case("backup-refused", True, monitor.backup_refused),
+    _case("backup-source-error", True, jobs.source_error),
+    _case("backup-of-bitmap", True, jobs.bitmap_backup),
     _case("snapshot-read-freezes", True, storage.frozen_read, form="fleecing"),
     _case("snapshot-discard-stays", True, storage.discarded_stays, form="fleecing"),
 )

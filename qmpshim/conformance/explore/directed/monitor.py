@@ -45,7 +45,8 @@ def _expect_job(machine: GatedMachine, offset: int, when: str) -> None:
     :param offset: bytes that are copied
     """
     machine.settle()
-    (job,) = machine.call("query-block-jobs")
+    jobs = machine.call("query-block-jobs")
+    job = jobs[0] if len(jobs) == 1 else {"error": f"not the only one of {len(jobs)} jobs"}
     wanted = {"device": "backup", "type": "backup", "len": SIZE, "offset": offset, "speed": 0,
               "paused": False, "io-status": "ok", "ready": False, "status": "running",
               "auto-finalize": True, "auto-dismiss": True}  # fmt: skip
@@ -74,7 +75,7 @@ def write_threshold(machine: GatedMachine) -> None:
     machine.call("block-set-write-threshold", {**name, "write-threshold": CLUSTER})
     for start, exceeded in ((0, []), (2, [2 * SECTOR])):
         written(machine, "primary", 2, start, CLUSTER // SECTOR)
-        found = [e["data"]["amount-exceeded"] for e in _events(machine, "BLOCK_WRITE_THRESHOLD")]
+        found = [e["data"]["amount-exceeded"] for e in events(machine, "BLOCK_WRITE_THRESHOLD")]
         if found != exceeded:
             text = f"a write to sector {start} exceeds the threshold by {found}, not {exceeded}"
             raise Broken(Verdict.PROTOCOL, text, "BLOCK_WRITE_THRESHOLD")
@@ -85,7 +86,7 @@ def first_child_is_read(machine: GatedMachine) -> None:
     machine.start()
     if read(machine, "guest", 0, 8) != bytes(pattern.data_of(1, 0, 8)):
         raise Broken(Verdict.CONTENT, "the guest reads something else", "quorum read")
-    if bad := _events(machine, "QUORUM_REPORT_BAD") + _events(machine, "QUORUM_FAILURE"):
+    if bad := events(machine, "QUORUM_REPORT_BAD") + events(machine, "QUORUM_FAILURE"):
         text = f"the quorum finds fault with {bad[0]['data']}, though all disks are well"
         raise Broken(Verdict.PROTOCOL, text, "quorum event without a failure")
 
@@ -125,7 +126,8 @@ def backup_refused(machine: GatedMachine) -> None:
     fails(machine, "blockdev-backup", _JOB)
 
 
-def _events(machine: GatedMachine, name: str) -> list[dict[str, Any]]:
+def events(machine: GatedMachine, name: str) -> list[dict[str, Any]]:
+    """The events of a name that QEMU has sent by now."""
     machine.settle()
     machine.call("query-status")  # what was sent before its answer is here
     return [event for event in machine.qmp.events if event.get("event") == name]

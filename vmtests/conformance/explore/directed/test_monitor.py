@@ -105,6 +105,12 @@ def event_without_reason(machine: GatedMachine) -> None:
     machine.qmp.events.append({"event": "QUORUM_REPORT_BAD", "data": {"node-name": "forward"}})
 
 
+def other_job_failed(machine: GatedMachine) -> None:
+    """A job is said to have ended before."""
+    data = {"device": "backup", "offset": 0, "len": 2 * HALF, "error": "no space"}
+    machine.qmp.events.append({"event": "BLOCK_JOB_COMPLETED", "data": data})
+
+
 def nothing_held(machine: GatedMachine) -> None:
     """No I/O ever waits."""
     machine.gate.hold = lambda *what: None  # type: ignore[method-assign]
@@ -179,6 +185,17 @@ REFUSED = on_release(lambda machine, io: machine.gate.fail(io, 5))
          "blockdev-backup fails silently"),
         ("backup-refused", answering("query-block-jobs", lambda jobs: [{}]), PROTOCOL,
          "a job that was refused"),
+        ("job-progress", answering("query-block-jobs", lambda jobs: []), PROTOCOL, "job status"),
+        ("backup-source-error", nothing_held, Verdict.ORDER, "a backup job: other I/O"),
+        ("backup-source-error", asking("blockdev-backup", **{"on-source-error": "report"}),
+         ERROR_CONTRACT, "on-source-error=stop"),
+        ("backup-source-error", spoilt_copy, Verdict.CONTENT, "a backup's content"),
+        ("backup-of-bitmap", asking("block-dirty-bitmap-add", granularity=2 * HALF), PROTOCOL,
+         "a bitmap's count after a discard"),
+        ("backup-of-bitmap", asking("blockdev-backup", **{"bitmap-mode": "always"}), PROTOCOL,
+         "a bitmap's count after a backup"),
+        ("backup-of-bitmap", spoilt_copy, Verdict.CONTENT, "a backup's content"),
+        ("backup-of-bitmap", other_job_failed, PROTOCOL, "end of a backup job"),
         ("snapshot-read-freezes", nothing_held, Verdict.ORDER, "a read of the snapshot: other"),
         ("snapshot-read-freezes", answered_early, Verdict.ORDER,
          "a write overtakes a snapshot's read"),

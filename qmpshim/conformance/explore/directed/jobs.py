@@ -1,0 +1,105 @@
+"""Directed cases about backups that copy by themselves: a whole disk, or what a bitmap names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qmpshim.conformance.explore.directed.monitor import events
+from qmpshim.conformance.explore.directed.tools import (
+    CLUSTER,
+    PATIENCE,
+    SIZE,
+    Broken,
+    comes,
+    held,
+    written,
+)
+from qmpshim.conformance.explore.harness.io_naming import owners
+from qmpshim.errors import BuildError
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.units import SECTOR
+
+_BOTH_AT_ONCE = {"max-workers": 2, "max-chunk": CLUSTER}
+_BITMAP = {"node": "secondary", "name": "changed"}
+
+
+def source_error(machine: GatedMachine) -> None:
+    """A full backup whose source cannot be read stops, and is whole when it was resumed."""
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.READ)
+    _begin(machine, sync="full", **{"on-source-error": "stop"})
+    first, other = held(machine, "a backup job", 2)
+    machine.gate.fail(first, 5)
+    machine.gate.release(other)
+    machine.settle()
+    found = [(job["status"], job["io-status"]) for job in machine.call("query-block-jobs")]
+    if found != [("paused", "failed")]:
+        text = f"a job with on-source-error=stop is {found or 'gone'} after an error of its source"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "on-source-error=stop")
+    machine.gate.open()
+    machine.call("block-job-resume", {"device": "backup"})
+    _completes(machine, SIZE)
+    _expect_copied(machine, {0, 1})
+
+
+def bitmap_backup(machine: GatedMachine) -> None:
+    """A backup of what a bitmap names copies that as it was, and with bitmap-mode=never keeps it.
+
+    Meanwhile the bitmap is busy, and a write to the end of the disk is nothing special.
+    """
+    machine.call("block-dirty-bitmap-add", {**_BITMAP, "granularity": CLUSTER})
+    machine.clients["primary"].call(Nbd.TRIM, 0, CLUSTER)
+    _expect_dirty(machine, CLUSTER, "after a discard of a cluster")
+    written(machine, "primary", 1, 0, SIZE // SECTOR)
+    _expect_dirty(machine, SIZE, "after a write of everything")
+    limited = {"speed": 1, "bitmap-mode": "never"}  # it copies a cluster, and waits for hours
+    _begin(machine, sync="bitmap", bitmap="changed", **limited)
+    written(machine, "primary", 2, CLUSTER // SECTOR, CLUSTER // SECTOR)
+    machine.call("block-job-set-speed", {"device": "backup", "speed": 0})
+    _completes(machine, SIZE)
+    _expect_copied(machine, {0, 1})
+    _expect_dirty(machine, SIZE, "after a backup with bitmap-mode=never")
+
+
+def _begin(machine: GatedMachine, **more: Any) -> None:
+    """Start a job that copies each cluster by itself."""
+    if machine.version < (6, 0):
+        raise BuildError("this QEMU has no x-perf")
+    words = {"job-id": "backup", "device": "secondary", "target": "hidden"}
+    machine.call("blockdev-backup", {**words, "x-perf": _BOTH_AT_ONCE, **more})
+    machine.settle()
+
+
+def _completes(machine: GatedMachine, size: int) -> None:
+    """Wait for the job's end; it must have copied so many bytes."""
+    comes(machine, lambda: not machine.call("query-block-jobs"), "the backup job", PATIENCE)
+    done = [event["data"] for event in events(machine, "BLOCK_JOB_COMPLETED")]
+    found = [("error" in one, one["offset"], one["len"]) for one in done]
+    if found != [(False, size, size)]:
+        raise Broken(Verdict.PROTOCOL, f"the backup job ends with {done}", "end of a backup job")
+
+
+def _expect_copied(machine: GatedMachine, clusters: set[int]) -> None:
+    """The hidden disk has the old data of these clusters, and nothing else."""
+    machine.call("human-monitor-command", {"command-line": "qemu-io hidden flush"})
+    image = bytes(machine.gate.snapshot("hidden"))
+    found = Qcow2Reader.parse(image).clusters()
+    places = dict(zip(found.index.tolist(), found.host.tolist(), strict=True))
+    whose = {
+        n: set(owners(image[at : at + CLUSTER], n * CLUSTER // SECTOR)) for n, at in places.items()
+    }
+    if whose != {n: {1} for n in clusters}:
+        raise Broken(Verdict.CONTENT, f"the backup holds the data of {whose}", "a backup's content")
+
+
+def _expect_dirty(machine: GatedMachine, count: int, when: str) -> None:
+    machine.settle()
+    nodes = machine.call("query-named-block-nodes", {"flat": True})
+    (node,) = (one for one in nodes if one["node-name"] == "secondary")
+    (bitmap,) = (one for one in node["dirty-bitmaps"] if one.get("name") == "changed")
+    if bitmap["count"] != count:
+        text = f"{when} the bitmap names {bitmap['count']} bytes, not {count}"
+        raise Broken(Verdict.PROTOCOL, text, f"a bitmap's count {when}")
