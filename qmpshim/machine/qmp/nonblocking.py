@@ -210,6 +210,8 @@ class NonBlockingNbd(_Connection):
         self, event_loop: ManualEventLoop, path: Path, export: str, limit: float = 10.0
     ) -> None:
         self._buffer = bytearray()
+        self._unsent = bytearray()  # requests, or the rest of one, that the socket has not taken
+        self._sending = False  # the event loop waits for the socket to take more
         self._count = 0
         self._lengths: dict[int, int] = {}  # of the reads in flight
         self.flying: set[int] = set()
@@ -272,13 +274,31 @@ class NonBlockingNbd(_Connection):
         self.flying.add(cookie)
         size = len(data) or length
         packet = _REQUEST.pack(nbd.REQUEST_MAGIC, flags, op.value, cookie, offset, size)
+        self._unsent += packet + data
+        if not self._sending:
+            self._writable()
+        return cookie
+
+    def _writable(self) -> None:
+        """Send what the socket takes now, and the rest when it takes more.
+
+        QEMU reads no request while the export is drained (``nbd_drained_begin``, nbd/server.c),
+        and that may last as long as the gate holds an I/O: to wait here would be for ever.
+        """
+        loop, file = self._event_loop.loop, self._sock.fileno()
         try:
-            self._sock.setblocking(True)  # QEMU's server always reads: 16 requests a client
-            self._sock.sendall(packet + data)
-            self._sock.setblocking(False)
+            while self._unsent:
+                del self._unsent[: self._sock.send(self._unsent)]
+        except BlockingIOError:
+            pass
         except OSError:
             self.lost = True
-        return cookie
+            self._unsent.clear()
+        if self._unsent and not self._sending:
+            loop.add_writer(file, self._writable)
+        elif self._sending and not self._unsent:
+            loop.remove_writer(file)
+        self._sending = bool(self._unsent)
 
     def call(
         self,
@@ -356,5 +376,8 @@ class NonBlockingNbd(_Connection):
         """Close the connection, with whatever is in flight."""
         if self._sock.fileno() >= 0:
             self._event_loop.loop.remove_reader(self._sock.fileno())
+            self._event_loop.loop.remove_writer(self._sock.fileno())
             self._sock.close()
+        self._unsent.clear()
+        self._sending = False
         self.lost = True

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 
 from qmpshim.errors import CommandFailed, MachineDied, ProtocolBroken
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import GatedMachine, Shape
+from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
+from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.machine.qmp.nonblocking import NonBlockingNbd, NonBlockingQmp
 
 
@@ -71,3 +75,26 @@ def test_an_answer_is_taken_once() -> None:
         theirs.sendall(b'{"return": {}, "id": 1}\n')
         with pytest.raises(ProtocolBroken, match="nothing that was asked"):
             qmp.call("query-name")
+
+
+def test_a_request_that_qemu_does_not_read_yet_holds_up_nothing(qemu_build: Build) -> None:
+    """The export is drained until an I/O that we hold is done: what we send meanwhile is kept."""
+    size = 4 << 20
+    machine = GatedMachine(qemu_build, Shape(TOPOLOGIES["replication"], size, 1 << 16))
+    with contextlib.closing(machine):
+        client, data = machine.clients["primary"], bytes(range(256)) * (size // 256)
+        machine.gate.hold(lambda io: io.image == "secondary" and io.op is NbdCommand.WRITE)
+        first = client.send(NbdCommand.WRITE, 0, 0, bytes(512))
+        machine.settle()
+        stop = machine.qmp.send("stop")  # drains all nodes
+        machine.settle()
+        large = client.send(NbdCommand.WRITE, 0, 0, data)  # more than a socket's buffer takes
+        last = client.send(NbdCommand.READ, size - 512, 512)
+        machine.settle()
+        assert not client.answers and stop not in machine.qmp.answers
+        machine.gate.open()
+        machine.gate.release_all()
+        machine.qmp.wait("stop", stop, 20)
+        assert machine.reactor.until(lambda: {first, large, last} <= client.answers.keys(), 20)
+        assert [client.answers[one].errno for one in (first, large, last)] == [0, 0, 0]
+        assert bytes(machine.gate.snapshot("secondary")) == data
