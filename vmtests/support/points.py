@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -149,6 +150,15 @@ class SnapshotShowsNew(PointsChain):
 
     def read(self, export: str, length: int, offset: int) -> bytearray:
         return super().read(export.replace("snapshot", "disk"), length, offset)
+
+
+class TransactionInTwo(PointsChain):
+    """The jobs of a transaction start one after the other, with time for a write in between."""
+
+    async def transaction(self, actions: Sequence[Mapping[str, Any]], grouped: bool) -> None:
+        for action in actions:
+            await super().transaction([action], grouped)
+            await asyncio.sleep(0.05)
 
 
 @dataclass(frozen=True, slots=True)

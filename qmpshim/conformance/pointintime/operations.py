@@ -31,6 +31,7 @@ class PointKind(StrEnum):
     TRANSACTION = "transaction"  # several of both
     JOB = "job"  # one block-job-* command
     FINISH = "finish"  # let a job run to its end, and wait for that
+    RACE = "race"  # a transaction of sync=none on all disks, while all of them are written to
     SNAPSHOT_READ = "snapshot-read"  # of the scratch overlay of a job with sync=none
     SNAPSHOT_MAP = "snapshot-map"  # its bitmaps, by NBD
     CHECK = "check"  # compare everything
@@ -45,6 +46,7 @@ _IO = frozenset(
         PointKind.DISCARD,
         PointKind.READ,
         PointKind.SNAPSHOT_READ,
+        PointKind.RACE,
     )
 )
 

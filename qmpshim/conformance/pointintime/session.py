@@ -217,6 +217,8 @@ class PointsRun:
                 await self._transact(operation)
             case PointKind.JOB:
                 await self._job(operation)
+            case PointKind.RACE:
+                await self._race(operation)
             case PointKind.FINISH:
                 await self._finish(operation.disk)
             case PointKind.SNAPSHOT_READ:
@@ -563,6 +565,56 @@ class PointsRun:
         await self.chain.unexport(f"snapshot{disk}")
         for name in self._snapshots.pop(disk):
             self.model.disks[disk].bitmaps[name].user = None
+
+    async def _race(self, operation: PointOperation) -> None:
+        """Start snapshots of all disks in one transaction while the disks are written to.
+
+        Writes of one sector go to one disk after the other, each after the answer to the one
+        before. What the snapshots hold of them tells T0, which has to be one: a write is in them
+        only if all before it are.
+        """
+        await self._poll()
+        model, disks = self.model, range(self.setup.spec.disks)
+        if model.jobs:
+            return
+        jobs = [JobSpec(disk, Sync.NONE) for disk in disks]
+        made = {spec.id: await self._open_target(spec, operation) for spec in jobs}
+        commands = [action_command(spec, f"target{spec.disk}") for spec in jobs]
+        data = [{"type": name, "data": dict(more)} for name, more in commands]
+        before = [array("q", disk.now) for disk in model.disks]
+        started = asyncio.create_task(self.chain.transaction(data, False))
+        written: list[tuple[int, int]] = []
+        after = 0
+        for index in range(operation.count):
+            disk, sector = index % len(disks), operation.start + index
+            sent = pattern.data_of(operation.number, sector, 1)
+            self.chain.clients[disk].write(sent, sector * SECTOR)
+            model.disks[disk].write(sector, 1, operation.number)
+            written.append((disk, sector))
+            after += started.done()
+            if after > 2 * len(disks):
+                break
+            await asyncio.sleep(0)
+        await started
+        model.transact(jobs)
+        self._targets.update(made)
+        for disk in disks:
+            await self._export_snapshot(disk)
+        held = 0
+        for disk, sector in written:
+            found = self.chain.read(f"snapshot{disk}", SECTOR, sector * SECTOR)
+            if bytes(found) != bytes(pattern.data_of(operation.number, sector, 1)):
+                break
+            held += 1
+        # The model's T0 was taken after all of them.
+        for disk, sector in written[held:]:
+            model.jobs[f"job{disk}"].t0[sector] = before[disk][sector]
+        for disk in disks:
+            t0 = model.jobs[f"job{disk}"].t0[operation.start : operation.start + len(written)]
+            found = self.chain.read(f"snapshot{disk}", len(t0) * SECTOR, operation.start * SECTOR)
+            self._compare(
+                Verdict.ISOLATION, "snapshots of one transaction", found, t0, operation.start
+            )
 
     def _read_snapshot(self, operation: PointOperation) -> None:
         disk, start, count = operation.disk, operation.start, operation.count

@@ -58,6 +58,7 @@ _MIX: Mapping[PointsWorkflow, Mapping[PointKind, int]] = {
         PointKind.BITMAP: 8,
         PointKind.TRANSACTION: 8,
         PointKind.JOB: 4,
+        PointKind.RACE: 3,
         PointKind.SNAPSHOT_READ: 40,
         PointKind.SNAPSHOT_MAP: 5,
         PointKind.CHECK: 2,
@@ -141,6 +142,11 @@ class PointsWorkload:
                     return replace(plain, verb=JobVerb.CANCEL, force=True)
                 force = self._random.random() < 0.5
                 return replace(plain, verb=self._pick(_JOBS), force=force)
+            case PointKind.RACE:
+                count = min(self._size, 64)
+                return replace(
+                    plain, start=self._random.randrange(self._size - count + 1), count=count
+                )
             case (
                 PointKind.WRITE
                 | PointKind.ZERO
