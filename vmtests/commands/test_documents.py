@@ -89,6 +89,15 @@ def valid(path: Path, command: str, status: int) -> Any:
 # -- what each command found ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("workflow", ["push", "bitmaps", "pull"])
+def test_of_verify_with_bitmaps(workflow: str, qmpshim: CommandLine, qemu_on_path: None) -> None:
+    words = ("--workflow", workflow, "--ops", "80")
+    document = document_of(qmpshim, "verify", 0, *words)
+    (run,) = document["runs"]
+    assert run["workflow"] == workflow and sum(run["operations"].values()) == 80
+    assert run["checks"] and run["clusters_compared"] and run["disks"] == 2
+
+
 def test_of_verify(qmpshim: CommandLine, qemu_build: Build) -> None:
     document = document_of(qmpshim, "verify", 0, *VERIFY[1:])
     assert document["verdict"] == "as predicted" and document["error"] is None
