@@ -223,7 +223,7 @@ MUTANTS = (
     PointMutant(
         GranuleNotMarked, case(add(), write(CLUSTER)), Verdict.LOST_WRITE, "bitmap disk0/a"
     ),
-    PointMutant(UntouchedMarked, case(add(), write(0)), Verdict.CONTENT, "bitmap disk0/a"),
+    PointMutant(UntouchedMarked, case(add(), write(0)), Verdict.ALLOCATION, "bitmap disk0/a"),
     PointMutant(
         ClearedTooEarly,
         case(add(), write(0), _BACKUP, CANCEL),

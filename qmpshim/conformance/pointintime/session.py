@@ -330,10 +330,11 @@ class PointsRun:
         jobs = [action for action in actions if isinstance(action, JobSpec)]
         if any(self.model.active(spec.disk) is not None for spec in jobs):
             return  # QEMU stacks filters then; one job a disk is modelled
-        defect = self.model.known_defect(actions)
-        if operation.kind is PointKind.TRANSACTION and defect in self.setup.known:
-            self.result.known[defect] += 1
-            return
+        if operation.kind is PointKind.TRANSACTION:
+            met = self.model.known_defects(actions) & self.setup.known
+            self.result.known.update(met)
+            if met:
+                return
         made = {spec.id: await self._open_target(spec, operation) for spec in jobs}
         commands = [action_command(action, f"target{action.disk}") for action in actions]
         alone = operation.kind is not PointKind.TRANSACTION
@@ -659,7 +660,7 @@ class PointsRun:
         if more := marked & ~bitmap.may:
             at, count = next(runs(more))
             place = f"sectors {at}..{at + count - 1}"
-            raise Diverged(Verdict.CONTENT, where, f"{place} are clean", "they are dirty")
+            raise Diverged(Verdict.ALLOCATION, where, f"{place} are clean", "they are dirty")
         # What is marked stays so until a command or a job clears it.
         bitmap.must = bitmap.may = marked
 
@@ -697,7 +698,7 @@ class PointsRun:
         least, most = (units(m, unit) * unit * SECTOR for m in (bitmap.must, bitmap.may))
         if not least <= state["count"] <= most:
             range_ = f"a count from {least} to {most}"
-            verdict = Verdict.LOST_WRITE if state["count"] < least else Verdict.CONTENT
+            verdict = Verdict.LOST_WRITE if state["count"] < least else Verdict.ALLOCATION
             raise Diverged(verdict, where, range_, str(state["count"]))
 
     # -- everything --------------------------------------------------------------------------

@@ -61,6 +61,15 @@ class PointDefect(StrEnum):
     (``block_dirty_bitmap_enable_abort`` in blockdev.c): where there is no such bitmap QEMU
     dereferences a null pointer, and where it is busy it is disabled (5.2 to at least 11.1)."""
 
+    ALWAYS_MARKS = "refused-transaction-marks-everything"
+    """A job with bitmap-mode ``always`` that is undone with its transaction has copied nothing, and
+    ``backup_cleanup_sync_bitmap`` (block/backup.c) gives back all of the copy bitmap, in which
+    everything is set until the job runs: the whole disk is dirty (7.2 to at least 11.1)."""
+
+    ALWAYS_LOSES = "refused-transaction-loses-bitmap"
+    """The same, when nothing was set in the copy bitmap until the job ran: what the bitmap named is
+    lost (5.2)."""
+
 
 @dataclass(frozen=True, slots=True)
 class BitmapAction:
@@ -126,15 +135,18 @@ class PointInTime:
                 return length - 1
         return None
 
-    def known_defect(self, actions: Sequence[BitmapAction | JobSpec]) -> PointDefect | None:
-        """The known defect of QEMU that a transaction meets when it is undone."""
+    def known_defects(self, actions: Sequence[BitmapAction | JobSpec]) -> frozenset[PointDefect]:
+        """The known defects that a transaction meets when it is undone, each of some version."""
         at = self.refused_at(actions)
         if at is None:
-            return None
+            return frozenset()
         refused = actions[at]
         if isinstance(refused, BitmapAction) and refused.verb is BitmapVerb.ENABLE:
-            return PointDefect.ENABLE_UNDONE
-        return None
+            return frozenset({PointDefect.ENABLE_UNDONE})
+        undone = [one for one in actions[:at] if isinstance(one, JobSpec)]
+        if any(spec.mode is BitmapMode.ALWAYS for spec in undone):
+            return frozenset({PointDefect.ALWAYS_MARKS, PointDefect.ALWAYS_LOSES})
+        return frozenset()
 
     def transact(self, actions: Sequence[BitmapAction | JobSpec], grouped: bool = False) -> None:
         """Carry out actions, all or none. Several jobs have one T0.
