@@ -20,14 +20,16 @@ from mutation_operators import Mutant
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT
-from qmpshim.conformance.explore.scenarios import named
+from qmpshim.conformance.explore.scenarios import RealScenario, named
 from qmpshim.conformance.explore.search.exploration import explore_real
+from qmpshim.conformance.explore.space.naming import array, is_name, point_named, scenario_of
 from qmpshim.conformance.known.folder import known_directed, known_findings
 from qmpshim.errors import QmpshimError
 from qmpshim.machine.builds.build import Build, read_version, resolve
 
 _REACH_LIMIT = 5.0  # seconds for a scenario on the QEMU that is no mutant
 _WITHOUT_FAULTS = 0.5  # of the time to explore: or long lists of scenarios leave none for faults
+_STRENGTH = 2  # of the scenarios that are generated: what `explore` takes by itself
 _DIRECTED = "directed/"  # before the name of a directed case
 _CHUNK = 2  # scenarios explored at first; then twice as many, and so on
 _SHORT = ("--ops", "1500", "--limit", "10", "--shrink", "0s")
@@ -61,8 +63,13 @@ class Outcome:
 def names_to_try() -> list[str]:
     """The scenarios and directed cases by which mutants are looked for."""
     sets = ("pairs", "follow-ups", "vanishing", "twice", "qcow2-pairs")
-    scenarios = [one.name for name in sets for one in named(name)]
-    return [*scenarios, *(_DIRECTED + case.name for case in DIRECTED)]
+    scenarios = [one for name in sets for one in named(name)] + array(_STRENGTH)
+    return [one.name for one in scenarios] + [_DIRECTED + case.name for case in DIRECTED]
+
+
+def scenario_named(name: str) -> RealScenario:
+    """A scenario by its name, of letters or generated."""
+    return scenario_of(point_named(name)) if is_name(name) else named(name)[0]
 
 
 def pristine_reach(qemu: MutatedQemu, names: Sequence[str]) -> dict[str, set[int]]:
@@ -76,7 +83,7 @@ def pristine_reach(qemu: MutatedQemu, names: Sequence[str]) -> dict[str, set[int
             if name.startswith(_DIRECTED):
                 _run(name, build)
             else:
-                explore_real(build, named(name), limit=_REACH_LIMIT, minimise=False)
+                explore_real(build, [scenario_named(name)], limit=_REACH_LIMIT, minimise=False)
             found[name] = reached_in(record)
     return found
 
@@ -104,7 +111,7 @@ def spread(names: Iterable[str]) -> list[str]:
     """
     by_chain: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in names:
-        scenario = named(name)[0]
+        scenario = scenario_named(name)
         by_chain[scenario.form, scenario.secondary].append(name)
     for group in by_chain.values():
         random.Random(len(group)).shuffle(group)
@@ -140,7 +147,7 @@ def _explored(program: Path, names: Sequence[str], deadline: float, faults: Sequ
         build = resolve(str(program))
         at, many = 0, _CHUNK
         while at < len(names) and (left := deadline - time.monotonic()) > 0:
-            scenarios = [one for name in names[at : at + many] for one in named(name)]
+            scenarios = [scenario_named(name) for name in names[at : at + many]]
             report = explore_real(
                 build, scenarios, faults=faults, budget=left, known=known_findings(),
                 minimise=False,
