@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from qmpshim.conformance.document import scenario_object
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints, How
 from qmpshim.conformance.explore.harness.choices import step_object
 from qmpshim.conformance.explore.report.findings import Finding, Sighting
+from qmpshim.conformance.explore.space.coverage import TupleCoverage, tuples_met
 from qmpshim.errors import name_errnos
 
 
@@ -130,6 +131,16 @@ class ExploreReport:
         """Whether every scenario that this build can do was exhausted."""
         return not self.interrupted and all(one.exhaustive or one.skipped for one in self.scenarios)
 
+    @property
+    def reached(self) -> list[ScenarioResult]:
+        """The scenarios of which a schedule was run."""
+        return [one for one in self.scenarios if one.schedules]
+
+    @property
+    def coverage(self) -> list[TupleCoverage]:
+        """What was covered of the scenario space, where its scenarios were explored."""
+        return tuples_met([one.name for one in self.reached])
+
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON."""
         return {
@@ -143,6 +154,12 @@ class ExploreReport:
             "schedules": self.schedules,
             "steps": self.steps,
             "exhaustive": self.exhaustive,
+            "coverage": {
+                "scenarios": len(self.scenarios),
+                "reached": len(self.reached),
+                "exhausted": sum(one.exhaustive for one in self.scenarios),
+                "tuples": [asdict(one) for one in self.coverage],
+            },
             "crash_points": {
                 "chosen": str(self.crash_points),
                 "looked_at": self.looks[""],
@@ -194,6 +211,7 @@ def render(report: ExploreReport) -> str:
         f"{_many(report.steps, 'step')} in {report.seconds:.1f} s with "
         f"{_many(report.jobs, 'process')}" + (", with faults" if report.faults else ""),
     ]
+    lines.append(_covered(report))
     left = [one.name for one in report.scenarios if not one.exhaustive and not one.skipped]
     if left:
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
@@ -233,6 +251,16 @@ def render(report: ExploreReport) -> str:
         )
         lines += [f"    {line}" for line in finding.lines]
     return name_errnos("\n".join(lines))
+
+
+def _covered(report: ExploreReport) -> str:
+    """What was covered: without it, finding nothing means nothing."""
+    exhausted = sum(one.exhaustive for one in report.scenarios)
+    text = f"covered: {len(report.reached)} of {_many(len(report.scenarios), 'scenario')}"
+    text += f", {exhausted} in all their schedules"
+    for one in report.coverage:
+        text += f"; {one.met} of {one.possible} combinations of {one.strength} values"
+    return text
 
 
 def _replays(finding: Finding, interrupted: bool) -> str:

@@ -27,8 +27,10 @@ Run = Callable[[ScenarioTask, Sequence[RealScenario], int, Board], list[Scenario
 
 _PLAIN, _FAULTY = 3, 2  # schedules of a scenario's samples
 _WORTH_IT = 0.1  # of the budget
-_EXPLORING = 0.8  # of the time that there is: what was found has to be confirmed, too
+_EXPLORING = 0.7  # of a budget: what was found has to be confirmed, too
+_LATEST = 0.75  # of a budget, when exploring has ended
 _LONGEST = 0.9  # of a limit, for exploring
+_CONFIRMING = 3.0  # seconds for a finding, at least: with less not one of many is confirmed
 _SAMPLING = 0.6  # of the time for exploring, at most
 
 __all__ = ["ExploreReport", "Progress", "ScenarioResult", "explore_real", "render"]
@@ -80,7 +82,7 @@ def explore_real(
         budget = 60.0
     end: float | None = None  # of everything
     if budget is not None:
-        task.budget, task.deadline, end = budget * _EXPLORING, began + budget * _LONGEST, budget
+        task.budget, task.deadline, end = budget * _EXPLORING, began + budget * _LATEST, budget
     if limit is not None and (end is None or limit < end):
         task.deadline, end = began + limit * _LONGEST, limit
     board = Board(len(scenarios), progress)
@@ -115,7 +117,8 @@ def explore_real(
             until = None
             if end is not None:
                 now = time.monotonic()
-                until = now + (began + end - now) / (len(findings) - number)
+                share = (began + end - now) / (len(findings) - number)
+                until = min(now + max(share, _CONFIRMING), began + end)
             words = (build, minimise, task.errnos, crash_points, all_io or finding.all_io, until)
             confirmed.append(confirm(finding, *words))
     except KeyboardInterrupt:
@@ -132,9 +135,12 @@ def explore_real(
 def _grouped(
     results: Sequence[ScenarioResult], recognise: Callable[[Finding], str]
 ) -> list[Finding]:
-    """What was seen, new things first: should time be short, they are confirmed."""
+    """What was seen, in the order in which it is confirmed, should time be short.
+
+    New things come first, then what was seen most often, which is the soonest seen again.
+    """
     sightings = [sighting for one in results for sighting in one.sightings]
-    return sorted(group(sightings, recognise), key=lambda finding: bool(finding.known))
+    return sorted(group(sightings, recognise), key=lambda one: (bool(one.known), -one.count))
 
 
 def _explore(

@@ -1,0 +1,49 @@
+"""What an exploration covered of the scenario space, as figures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cache
+
+from qmpshim.conformance.explore.space.covering import Tuple
+from qmpshim.conformance.explore.space.grammar import SPACE
+from qmpshim.conformance.explore.space.naming import is_name, point_named
+
+STRENGTHS = 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class TupleCoverage:
+    """How many tuples of values occurred in at least one schedule.
+
+    :ivar strength: how many dimensions a tuple has
+    :ivar possible: tuples that some scenario of the space contains
+    """
+
+    strength: int
+    met: int
+    possible: int
+
+
+@cache
+def _possible(strength: int) -> frozenset[Tuple]:
+    return frozenset(SPACE.tuples(strength))
+
+
+def tuples_met(names: Collection[str]) -> list[TupleCoverage]:
+    """The coverage by scenarios of these names; empty: none of them is a point of the space.
+
+    :param names: of scenarios of which a schedule was run to its end
+    """
+    points = [point_named(name) for name in names if is_name(name)]
+    if not points:
+        return []
+    return [
+        TupleCoverage(
+            strength,
+            len({pairs for point in points for pairs in SPACE.tuples_of(point, strength)}),
+            len(_possible(strength)),
+        )
+        for strength in STRENGTHS
+    ]
