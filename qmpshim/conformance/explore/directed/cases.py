@@ -126,6 +126,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("sizes-stay", True, monitor.sizes_stay),
     _case("write-threshold", True, monitor.write_threshold),
     _case("quorum-reads-first", True, monitor.first_child_is_read, form="primary"),
+    _case("quorum-permissions", True, monitor.quorum_permissions, form="primary"),
     _case("quorum-refused", True, monitor.quorum_refused),
     _case("backup-refused", True, monitor.backup_refused),
     _case("backup-source-error", True, jobs.source_error),

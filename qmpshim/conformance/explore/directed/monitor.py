@@ -16,6 +16,7 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR
 
+_CHANGING, _HARMLESS = {"write", "resize"}, {"consistent-read", "write-unchanged"}
 _JOB = {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "none"}
 
 
@@ -91,9 +92,31 @@ def first_child_is_read(machine: GatedMachine) -> None:
         raise Broken(Verdict.PROTOCOL, text, "quorum event without a failure")
 
 
+def quorum_permissions(machine: GatedMachine) -> None:
+    """A quorum lets nobody else write or resize a child, which "would make the children differ"
+    (quorum_child_perm(), block/quorum.c); writes that change nothing, and reads, it shares. The
+    filter below it reads what it is on.
+    """
+    machine.start()
+    graph = machine.call("x-debug-query-block-graph")
+    names = {node["id"]: node["name"] for node in graph["nodes"]}
+    edges = {(names[e["parent"]], names[e["child"]]): e for e in graph["edges"]}
+    for child in ("primary", "forward"):
+        shared = set(edges["top", child]["shared-perm"]) & {*_CHANGING, *_HARMLESS}
+        if shared != _HARMLESS:
+            text = f"the quorum shares {sorted(shared)} of {child} with others"
+            raise Broken(Verdict.PROTOCOL, text, "permissions that a quorum shares")
+    if "consistent-read" not in edges["forward", "secondary"]["perm"]:
+        text = "the replication filter does not ask for consistent reads of what it is on"
+        raise Broken(Verdict.PROTOCOL, text, "permissions that a filter takes")
+
+
 def quorum_refused(machine: GatedMachine) -> None:
-    """A quorum of disks that differ in size, or with a threshold that cannot be met, is refused."""
-    sizes = {"one": SIZE, "other": SIZE, "larger": 2 * SIZE}
+    """A quorum of disks that differ in size, or with a threshold that cannot be met, is refused.
+
+    One that makes sense is opened and closed, with two children and with three.
+    """
+    sizes = {"one": SIZE, "other": SIZE, "third": SIZE, "larger": 2 * SIZE}
     for name, size in sizes.items():
         machine.call("blockdev-add", {"driver": "null-co", "node-name": name, "size": size})
 
@@ -105,7 +128,9 @@ def quorum_refused(machine: GatedMachine) -> None:
     fails(machine, "blockdev-add", quorum(3, "one", "other"))
     fails(machine, "blockdev-add", quorum(0, "one", "other"))
     fails(machine, "blockdev-add", quorum(1, "one", "other", blkverify=True))
-    machine.call("blockdev-add", quorum(2, "one", "other"))
+    for children in (("one", "other"), ("one", "other", "third")):
+        machine.call("blockdev-add", quorum(2, *children))
+        machine.call("blockdev-del", {"node-name": "quorum"})
 
 
 def backup_refused(machine: GatedMachine) -> None:

@@ -72,6 +72,16 @@ def larger(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return nodes
 
 
+def all_shared(graph: dict[str, Any]) -> dict[str, Any]:
+    """Every permission is shared."""
+    return {**graph, "edges": [{**e, "shared-perm": e["perm"]} for e in graph["edges"]]}
+
+
+def none_taken(graph: dict[str, Any]) -> dict[str, Any]:
+    """No permission is taken."""
+    return {**graph, "edges": [{**e, "perm": []} for e in graph["edges"]]}
+
+
 def more_done(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All jobs have copied a sector more."""
     return [{**job, "offset": job["offset"] + 512} for job in jobs]
@@ -180,6 +190,10 @@ REFUSED = on_release(lambda machine, io: machine.gate.fail(io, 5))
          PROTOCOL, "BLOCK_WRITE_THRESHOLD"),
         ("quorum-reads-first", event_without_reason, PROTOCOL, "quorum event without a failure"),
         ("quorum-reads-first", spoilt_store("primary", 0), Verdict.CONTENT, "quorum read"),
+        ("quorum-permissions", answering("x-debug-query-block-graph", all_shared), PROTOCOL,
+         "permissions that a quorum shares"),
+        ("quorum-permissions", answering("x-debug-query-block-graph", none_taken), PROTOCOL,
+         "permissions that a filter takes"),
         ("quorum-refused", asking("blockdev-add"), ERROR_CONTRACT, "blockdev-add fails silently"),
         ("backup-refused", asking("blockdev-backup"), ERROR_CONTRACT,
          "blockdev-backup fails silently"),
