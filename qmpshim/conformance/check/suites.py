@@ -33,6 +33,7 @@ from qmpshim.conformance.explore.scenarios import RealScenario, follow_ups, pair
 from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.pair.plan import Failover
+from qmpshim.conformance.pointintime.workload import PointsWorkflow
 from qmpshim.errors import InputError, decoding, no_such
 from qmpshim.machine.chain.topology import TOPOLOGIES
 
@@ -203,6 +204,18 @@ def _verify(operations: int, seeds: Iterable[int]) -> list[Case]:
     ]
 
 
+def _points(operations: int, seeds: Iterable[int]) -> list[Case]:
+    return [
+        Case(
+            "points",
+            f"points/{workflow}/seed{seed}",
+            {"workflow": workflow.value, "operations": operations, "seed": seed},
+        )
+        for workflow in PointsWorkflow
+        for seed in seeds
+    ]
+
+
 def _small() -> list[Case]:
     return [
         *(Case("known", f"known/{one.id}", {"id": one.id}) for one in known_findings()),
@@ -217,6 +230,7 @@ def _quick() -> list[Case]:
     return [
         *(case for form in TOPOLOGIES for case in _grouped(form, pairs(form), "")),
         *_verify(2000, (1,)),
+        *_points(150, (1,)),
         Case("pair", "pair/short", {"colo": False, "checkpoints": 3, "failover": "primary"}),
         Case("pair", "pair/short/colo", {"guest": "none", "checkpoints": 3}),
         *_small(),
@@ -254,7 +268,8 @@ def _full() -> list[Case]:
         Case("explore", f"explore/{name}", {"scenarios": [s.name for s in some]}, 1800.0)
         for name, some in (("follow-ups", follow_ups()), ("twice", twice()))
     ]
-    long = [replace(case, budget=900.0) for case in _verify(20_000, range(2, 7))]
+    more = [*_verify(20_000, range(2, 7)), *_points(20_000, range(2, 5))]
+    long = [replace(case, budget=900.0) for case in more]
     return [*threes, *faulty, *all_io, *then, *_quick(), *long, *_guest(), *_pair()]
 
 

@@ -15,6 +15,7 @@ from qmpshim.errors import InputError
 KINDS: dict[str, str] = {
     "start": "qmpshim.conformance.check.runners.runners:start",
     "verify": "qmpshim.conformance.check.runners.runners:verify",
+    "points": "qmpshim.conformance.pointintime.checks:run",
     "explore": "qmpshim.conformance.check.runners.runners:explore",
     "directed": "qmpshim.conformance.check.runners.runners:directed",
     "known": "qmpshim.conformance.check.runners.runners:known",
