@@ -54,7 +54,6 @@ def add(commands: Any) -> None:
         "assess",
         help="can I rely on this build? by use, with reasons",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     build_options(parser, machine=False, several=True)
     parser.add_argument(

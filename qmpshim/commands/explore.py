@@ -184,7 +184,9 @@ def add(commands: Any) -> None:
     exporting = commands.add_parser(
         "export", help="write an explored finding as a script that needs no qmpshim"
     )
-    exporting.add_argument("bundle", type=Path)
+    exporting.add_argument(
+        "bundle", type=Path, help="a directory that explore or check kept, or its file"
+    )
     exporting.add_argument(
         "--nbd",
         action="store_true",

@@ -24,6 +24,8 @@ from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import read_version
 from qmpshim.machine.host.files import write_file
 
+_NAME = "of a finding, as `qmpshim findings list` shows it"
+
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
@@ -44,11 +46,11 @@ def add(commands: Any) -> None:
     json_option(listing)
     listing.set_defaults(run=_list)
     showing = actions.add_parser("show", help="what happens, when, why, and how to avoid it")
-    showing.add_argument("name")
+    showing.add_argument("name", help=_NAME)
     json_option(showing)
     showing.set_defaults(run=_show)
     reporting = actions.add_parser("report", help="a text for QEMU's tracker, with a script")
-    reporting.add_argument("name")
+    reporting.add_argument("name", help=_NAME)
     reporting.add_argument(
         "--attach",
         type=Path,
@@ -58,7 +60,9 @@ def add(commands: Any) -> None:
     json_option(reporting)
     reporting.set_defaults(run=_report)
     drafting = actions.add_parser("new", help="a draft of a write-up, from a bundle")
-    drafting.add_argument("bundle", type=Path)
+    drafting.add_argument(
+        "bundle", type=Path, help="a directory that explore, pair or check kept, or its file"
+    )
     drafting.add_argument(
         "--out", type=Path, metavar="FILE", help="write it there (default: stdout)"
     )

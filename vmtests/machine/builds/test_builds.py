@@ -394,7 +394,7 @@ def test_a_driver_is_believed_when_it_opens() -> None:
     """The schema may promise what a module or a white list withholds."""
 
     class Monitor:
-        def ask(self, command: str, **arguments: Any) -> None:
+        def execute(self, command: str, **arguments: Any) -> None:
             refusals = {
                 "replication": "Unknown driver 'replication'",
                 "quorum": "Driver 'quorum' is not whitelisted",

@@ -184,7 +184,7 @@ def event_from_json(value: Any, ops: Sequence[Operation]) -> Event:
     """The reverse of :func:`event_to_json`.
 
     :param ops: the scenario's concurrent operations
-    :raises IndexError, TypeError, ValueError: it is none
+    :raises TypeError, ValueError: it is none
     """
     what, op, io, text = value
     return _event(What(what), op, str(io), str(text), ops)
@@ -194,6 +194,8 @@ def _event(what: What, op: Any, io: str, text: str, ops: Sequence[Operation]) ->
     match what:
         case What.NOTE:
             return Note(text)
+        case What.START if int(op) >= len(ops):  # the scenario was edited, and the record was not
+            return Note(f"start {op}: {text}")
         case What.START:
             return Started(int(op), ops[int(op)])
         case What.ENDS:
@@ -233,7 +235,7 @@ def event_from_line(line: str, ops: Sequence[Operation]) -> Event:
     """The event of a line of an old bundle's trace; what is none is a note.
 
     :param ops: the scenario's concurrent operations
-    :raises IndexError, ValueError: it is of an operation that there is not
+    :raises ValueError: it names no I/O
     """
     for what, pattern in _LINES.items():
         if found := pattern.fullmatch(line):
