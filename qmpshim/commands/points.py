@@ -132,8 +132,8 @@ async def replay(args: argparse.Namespace, build: Build, console: Console) -> in
     args.document.result |= document
     if found is None:
         how = "reproduced" if shown else "not reproduced"
-        says = "" if case.divergence is None else f"; the bundle says {case.divergence}"
-        console.line(f"{how}: {result.done} operations went as predicted{says}")
+        recorded = "" if case.divergence is None else f"; the bundle states {case.divergence}"
+        console.line(f"{how}: {result.done} operations went as predicted{recorded}")
         return OK
     if shown:
         console.line(f"reproduced: {found}")

@@ -1,6 +1,6 @@
 """Reads dirty bitmaps by NBD: the ``qemu:dirty-bitmap:NAME`` contexts of an export.
 
-docs/interop/nbd.txt: bit 0 of an extent's status says that it is dirty.
+docs/interop/nbd.txt: bit 0 of an extent's status gives that it is dirty.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from qmpshim.errors import MachineDied
 
 _DIRTY = 1
-_MOST = 1 << 30  # bytes asked about at once
+_MOST = 1 << 30  # bytes queried about at once
 
 
 def read_dirty_bitmaps(uri: str, names: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
