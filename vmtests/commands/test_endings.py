@@ -89,7 +89,7 @@ ENDINGS = [
     Ending("qmpshim pair --no-colo --accel tcg", 2, "--accel has no effect with --no-colo"),
     Ending("qmpshim pair --seed 7", 2, "--seed has no effect with"),
     Ending("qmpshim pair --moment vmstate-loaded", 2, "--moment has no effect without"),
-    Ending("qmpshim explore --scenario WR --seed 7", 2, "--seed has no effect with --mode exhaustive"),
+    Ending("qmpshim explore --scenario WR --seed 7", 2, "--seed has no effect with --mode"),
     Ending("qmpshim explore --model --jobs 77", 2, "--jobs has no effect with --model"),
     Ending("qmpshim explore --scenario list --faults", 2, "--faults has no effect with"),
     Ending("qmpshim check --list --out f", 2, "--out has no effect with --list"),
