@@ -28,6 +28,7 @@ from qmpshim.commands.console import (
 )
 from qmpshim.conformance.assess.seen import would_say
 from qmpshim.conformance.bundles import bundle as bundles
+from qmpshim.conformance.bundles.workload_case import CASE as WORKLOAD_CASE
 from qmpshim.conformance.check.case import CANNOT_BE_TESTED, Case, Status
 from qmpshim.conformance.check.report.compare import Comparison, State, compare, headline
 from qmpshim.conformance.check.report.reports import fill, write_reports
@@ -272,7 +273,7 @@ def _bundle_case(path: Path) -> Case:
         content = pair_bundle.content(path)
     else:
         content = bundles.to_json(bundles.load(path))
-    files = (SCHEDULE, bundles.CASE, pair_bundle.CASE)
+    files = (SCHEDULE, WORKLOAD_CASE, pair_bundle.CASE)
     named = path if path.name not in files else path.absolute().parent
     return Case("bundle", f"bundle/{slug(named.absolute().stem)}", {"content": content}, 300.0)
 

@@ -32,7 +32,7 @@ from qmpshim.commands.console import (
     seconds,
     show_list,
 )
-from qmpshim.conformance.bundles import bundle as bundles
+from qmpshim.conformance.bundles.workload_case import CASE as WORKLOAD_CASE
 from qmpshim.conformance.document import BUDGET, scenario_object
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT
@@ -372,7 +372,7 @@ def _kept(finding: Finding, directory: Path, build: Build | None) -> Path:
 
 
 def _export(args: argparse.Namespace, console: Console) -> int:
-    if (args.bundle / bundles.CASE).exists() or is_pair(args.bundle):
+    if (args.bundle / WORKLOAD_CASE).exists() or is_pair(args.bundle):
         raise InputError(
             f"{args.bundle} holds no schedule of `explore`, which alone makes a script; "
             "`qmpshim replay` shows it"

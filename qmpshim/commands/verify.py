@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +34,26 @@ from qmpshim.commands.console import (
     size,
 )
 from qmpshim.conformance.bundles import bundle as bundles
+from qmpshim.conformance.bundles.bundle import WorkloadCase
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.document import Document
 from qmpshim.conformance.explore.harness.setup_state import other_state
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.pair.bundle import is_pair
-from qmpshim.conformance.pointintime.bundle import is_points
-from qmpshim.conformance.pointintime.verify import PointsOutcome
-from qmpshim.conformance.workload.verify import (
+from qmpshim.conformance.pointintime import bundle as points_bundle
+from qmpshim.conformance.pointintime.bundle import PointsCase, is_points
+from qmpshim.conformance.pointintime.verify import PointsSubject, points_setup, replay_points
+from qmpshim.conformance.workload.result import WorkloadResult
+from qmpshim.conformance.workload.session import Result
+from qmpshim.conformance.workload.verification import (
     SHRINK_SECONDS,
+    Subject,
     VerifyOutcome,
-    replay,
-    setup_for,
-    split,
     verify,
 )
+from qmpshim.conformance.workload.verify import ChainSubject, replay, setup_for, split
+from qmpshim.conformance.workload.workload import Workload
 from qmpshim.errors import DriverMissing, InputError, name_errnos
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.secondary import CHAINS, ChainSpec
@@ -57,6 +62,7 @@ from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.check.cause import Phase
 
 _BOTH = ("backup", "replication")
+Outcome = VerifyOutcome[Any, Any, Any]
 
 
 def add(commands: Any) -> None:
@@ -127,35 +133,10 @@ def add(commands: Any) -> None:
     replaying.set_defaults(run=_replay)
 
 
-def _verify_points(args: argparse.Namespace, console: Console) -> int:
-    refuse_unused(args, f"with --workflow {args.workflow}", "--secondary")
-    if args.ops < 40:
-        raise InputError(f"--ops {args.ops} is too few to see anything; take at least 40")
-    chosen = chosen_builds(args)
-    if args.keep is not None:
-        check_directory(args.keep)
-    outcomes: list[PointsOutcome] = []
-
-    def on(build: Build) -> int:
-        keep = args.keep
-        if keep is not None and len(chosen) > 1:
-            keep = keep / slug(build.name)
-            check_directory(keep)
-        return run_cancellable(points.verify_build(args, build, keep, console, outcomes))
-
-    status = on_each(chosen, args.document, console, on)
-    found = [one.result.divergence for one in outcomes if one.result.divergence]
-    args.document.diverged = bool(found)
-    args.document.result = {
-        "verdicts": [divergence.verdict for divergence in found],
-        "runs": [outcome.to_json() for outcome in outcomes],
-    }
-    return status
-
-
 def _verify(args: argparse.Namespace, console: Console) -> int:
-    if args.workflow in points.WORKFLOWS:
-        return _verify_points(args, console)
+    of_points = args.workflow in points.WORKFLOWS
+    if of_points:
+        refuse_unused(args, f"with --workflow {args.workflow}", "--secondary")
     workflows = [*_BOTH] if args.workflow == "both" else [args.workflow]
     if args.ops < 40 * len(workflows):
         raise InputError(
@@ -164,7 +145,7 @@ def _verify(args: argparse.Namespace, console: Console) -> int:
     chosen = chosen_builds(args)
     if args.keep is not None:
         check_directory(args.keep)
-    outcomes: list[VerifyOutcome] = []
+    outcomes: list[Outcome] = []
 
     def on(build: Build) -> int:
         keep = args.keep
@@ -195,23 +176,22 @@ async def _verify_build(
     workflows: list[str],
     keep: Path | None,
     console: Console,
-    into: list[VerifyOutcome],
+    into: list[Outcome],
 ) -> int:
     _, version = read_version(build)
-    setups = {
-        workflow: setup_for(
-            build,
-            ChainSpec(workflow, args.size, args.cluster, args.secondary),
-            args.machine,
-            args.strict,
-            args.limit,
-        )
-        for workflow in workflows
-    }
+    runs: list[tuple[Subject[Any, Any, Any], list[Any]]] = []
+    for workflow, share in split(args.ops, workflows).items():
+        if workflow in points.WORKFLOWS:
+            disks = points.subject(args, build)
+            runs.append((disks, list(points.workload(disks, args.seed).take(share))))
+            continue
+        spec = ChainSpec(workflow, args.size, args.cluster, args.secondary)
+        setup = setup_for(build, spec, args.machine, args.strict, args.limit)
+        runs.append((ChainSubject(setup), list(Workload(spec, args.seed).take(share))))
     console.line(f"QEMU {version}")
-    outcomes: list[VerifyOutcome] = []
+    outcomes: list[Outcome] = []
 
-    def done(outcome: VerifyOutcome) -> None:
+    def done(outcome: Outcome) -> None:
         outcomes.append(outcome)
         into.append(outcome)
         _show(outcome, build, args, console)
@@ -221,11 +201,11 @@ async def _verify_build(
         console.line(f"  making the case small, for {args.shrink:g} s at most")
 
     with Workspace() as workspace:
-        for workflow, share in split(args.ops, workflows).items():
+        for subject, operations in runs:
             outcome = await verify(
-                setups[workflow],
+                subject,
+                operations,
                 version,
-                share,
                 args.seed,
                 workspace,
                 keep or BUNDLES,
@@ -247,10 +227,11 @@ async def _verify_build(
     return DIVERGED if diverged else OK
 
 
-def _show(outcome: VerifyOutcome, build: Build, args: argparse.Namespace, console: Console) -> None:
-    result, spec = outcome.result, outcome.setup.spec
-    console.line(
-        f"{spec.workflow}: seed {outcome.seed}, {in_words(spec.size)} disk, "
+def _heading(subject: ChainSubject, seed: int, result: Result) -> Iterator[str]:
+    """The first lines about a run on a chain."""
+    spec = subject.setup.spec
+    yield (
+        f"{spec.workflow}: seed {seed}, {in_words(spec.size)} disk, "
         f"{in_words(spec.cluster)} clusters, {spec.secondary} secondary"
     )
     sides: dict[str, list[str]] = {}
@@ -258,15 +239,28 @@ def _show(outcome: VerifyOutcome, build: Build, args: argparse.Namespace, consol
         side, _, kind = name.partition(" ")
         sides.setdefault(side, []).append(f"{number} {kind}")
     for side, kinds in sides.items():
-        console.line(f"  {side:8} {', '.join(kinds)}")
+        yield f"  {side:8} {', '.join(kinds)}"
+
+
+def _show(outcome: Outcome, build: Build, args: argparse.Namespace, console: Console) -> None:
+    result, subject = outcome.result, outcome.subject
+    met = "known defect, as predicted"
+    if isinstance(subject, PointsSubject):
+        lines = points.heading(subject, outcome.seed, result)
+        met = "left out, since it meets a known defect"
+    else:
+        assert isinstance(subject, ChainSubject)
+        lines = _heading(subject, outcome.seed, result)
+    for line in lines:
+        console.line(line)
     if outcome.never:
         console.line(f"  never: {', '.join(name.removeprefix('chain ') for name in outcome.never)}")
     console.line(
         f"  {result.done} operations and {result.checks} cross-checks "
         f"({result.clusters} clusters) in {result.seconds:.1f} s"
     )
-    for known, number in result.known.items():
-        console.line(f"  known defect, as predicted: {known} ({number}x)")
+    for known, number in sorted(result.known.items()):
+        console.line(f"  {met}: {known} ({number}x)")
     found = result.divergence
     if found is None:
         how = "as predicted, until it was interrupted" if outcome.interrupted else "as predicted"
@@ -302,9 +296,7 @@ def _replay(args: argparse.Namespace, console: Console) -> int:
         return run_cancellable(pair.replay(args.bundle, build, args.document, console))
     if is_schedule(args.bundle):
         return run_interruptible(lambda: _replay_schedule(args, console))
-    if is_points(args.bundle):
-        return run_cancellable(points.replay(args, _on(args), console))
-    return run_cancellable(_replay_one(args, console))
+    return run_cancellable(_replay_workload(args, console))
 
 
 def _on(args: argparse.Namespace) -> Build:
@@ -353,13 +345,21 @@ def _replay_schedule(args: argparse.Namespace, console: Console) -> int:
     return OK
 
 
-async def _replay_one(args: argparse.Namespace, console: Console) -> int:
-    case = bundles.load(args.bundle)
-    build = _on(args)
-    setup = setup_for(build, case.spec, args.machine, limit=args.limit)
-    console.line(f"QEMU {read_version(build)[1]}")
+async def _replay_workload(args: argparse.Namespace, console: Console) -> int:
+    case: PointsCase | WorkloadCase
     with Workspace() as workspace:
-        result = await replay(case, setup, workspace, console.progress)
+        if is_points(args.bundle):
+            case, build = points_bundle.load(args.bundle), _on(args)
+            disks = points_setup(build, case.spec, args.machine, limit=args.limit)
+            console.line(f"QEMU {read_version(build)[1]}")
+            result: WorkloadResult[Any] = await replay_points(
+                case, disks, workspace, console.progress
+            )
+        else:
+            case, build = bundles.load(args.bundle), _on(args)
+            setup = setup_for(build, case.spec, args.machine, limit=args.limit)
+            console.line(f"QEMU {read_version(build)[1]}")
+            result = await replay(case, setup, workspace, console.progress)
     found = result.divergence
     args.document.result |= {
         "reproduced": case.shown_by(found),

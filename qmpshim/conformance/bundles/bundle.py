@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,22 +11,20 @@ from typing import Any
 
 import qmpshim
 from qmpshim.conformance.bundles.case_file import check_format, fields_like, read_case, strings
+from qmpshim.conformance.bundles.workload_case import CASE, same, shows, write_evidence
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.oracle import Oracle
-from qmpshim.conformance.explore.harness.history import stable
 from qmpshim.conformance.workload.session import Rig, Setup
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import InputError, decoding
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.chain.topology import chain_name
-from qmpshim.machine.host.files import copy_sparse, write_directory
+from qmpshim.machine.host.files import write_directory
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
-from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Qcow2Image
 from qmpshim.model.units import SECTOR
 
 FORMAT = 1
-CASE = "case.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +45,11 @@ class WorkloadCase:
     @property
     def shows(self) -> str:
         """What it shows, in words."""
-        return "that all goes as predicted" if self.divergence is None else str(self.divergence)
+        return shows(self.divergence)
 
     def shown_by(self, found: Divergence | None) -> bool:
-        """Whether a replay that *found* this showed the same.
-
-        QEMU may end or hang for many reasons: it has to do so in the same operation, and to end in
-        the same way, with the same words.
-        """
-        wanted = self.divergence
-        if found is None or wanted is None:
-            return found is wanted
-        if found.signature != wanted.signature:
-            return False
-        if found.verdict in (Verdict.CRASH, Verdict.HANG) and found.operation != wanted.operation:
-            return False
-        return found.verdict is not Verdict.CRASH or _ending(found) == _ending(wanted)
-
-
-_ENDING = re.compile(r"QEMU (.*?) during (?:\d+: [^:]*|the start)(?:: (.*))?", re.DOTALL)
-
-
-def _ending(crash: Divergence) -> tuple[str, str]:
-    """How QEMU ended, and its last words."""
-    told = _ENDING.fullmatch(crash.observed)
-    return (told[1], stable(told[2] or "")) if told else (stable(crash.observed), "")
+        """Whether a replay that *found* this showed the same."""
+        return same(self.divergence, found)
 
 
 def save(directory: Path, case: WorkloadCase, rig: Rig | None, setup: Setup) -> Path:
@@ -95,16 +71,8 @@ def _write(parts: Path, case: WorkloadCase, rig: Rig | None, setup: Setup) -> No
     if rig is None:
         return
     _dump(parts / "prediction.json", _prediction(rig.oracle))
-    (parts / "command-line.txt").write_text(" ".join(rig.qemu.argv) + "\n")
-    for name in ("qmp.log", "stderr", "stdout"):
-        if (rig.directory / name).exists():
-            shutil.copyfile(rig.directory / name, parts / name)
-    images = parts / "images"
-    images.mkdir()
-    for node in ("secondary", *rig.chain.overlays):
-        path = rig.chain.image(node)
-        if path.exists():
-            copy_sparse(path, images / path.name)
+    images = (rig.chain.image(node) for node in ("secondary", *rig.chain.overlays))
+    write_evidence(parts, rig.qemu, rig.directory, images)
 
 
 _README = """\

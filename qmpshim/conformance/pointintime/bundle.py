@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +10,19 @@ from typing import Any
 
 import qmpshim
 from qmpshim.conformance.bundles.case_file import check_format, read_case, strings
+from qmpshim.conformance.bundles.workload_case import CASE, same, shows, write_evidence
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.pointintime.operations import PointOperation
 from qmpshim.conformance.pointintime.session import PointsRun
 from qmpshim.conformance.pointintime.workload import PointsWorkflow
 from qmpshim.errors import InputError, decoding
 from qmpshim.machine.chain.points import PointsSpec
-from qmpshim.machine.host.files import copy_sparse, write_directory
-from qmpshim.model.check.verdict import Verdict
+from qmpshim.machine.host.files import write_directory
 from qmpshim.model.pointintime.points import PointDefect
 from qmpshim.model.units import SECTOR
 
 KIND = "points"
 FORMAT = 1
-CASE = "case.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +42,14 @@ class PointsCase:
     seed: int
     build: dict[str, Any]
 
+    @property
+    def shows(self) -> str:
+        """What it shows, in words."""
+        return shows(self.divergence)
+
     def shown_by(self, found: Divergence | None) -> bool:
         """Whether a replay that *found* this showed the same."""
-        wanted = self.divergence
-        if found is None or wanted is None:
-            return found is wanted
-        if found.verdict in (Verdict.CRASH, Verdict.HANG) and found.operation != wanted.operation:
-            return False
-        return found.signature == wanted.signature
+        return same(self.divergence, found)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON; sizes in bytes, positions in sectors."""
@@ -122,17 +120,10 @@ def save(directory: Path, case: PointsCase, run: PointsRun | None) -> Path:
 def _write(parts: Path, case: PointsCase, run: PointsRun | None) -> None:
     (parts / CASE).write_text(json.dumps(case.to_json(), indent=1) + "\n")
     (parts / "operations.txt").write_text("".join(f"{one}\n" for one in case.operations))
-    (parts / "README").write_text(_README.format(shows=case.divergence or "as predicted"))
+    (parts / "README").write_text(_README.format(shows=case.shows))
     if run is None:
         return
-    (parts / "command-line.txt").write_text(" ".join(run.qemu.argv) + "\n")
-    for name in ("qmp.log", "stderr", "stdout"):
-        if (run.directory / name).exists():
-            shutil.copyfile(run.directory / name, parts / name)
-    images = parts / "images"
-    images.mkdir()
-    for path in _images(run.directory):
-        copy_sparse(path, images / path.name)
+    write_evidence(parts, run.qemu, run.directory, _images(run.directory))
 
 
 def _images(directory: Path) -> Sequence[Path]:

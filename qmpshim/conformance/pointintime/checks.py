@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.pointintime.verify import (
-    SIZE,
-    PointsOutcome,
-    points_setup,
-    verify_points,
-)
-from qmpshim.conformance.pointintime.workload import PointsWorkflow
+from qmpshim.conformance.pointintime.verify import SIZE, PointsSubject, points_setup
+from qmpshim.conformance.pointintime.workload import PointsWorkflow, PointsWorkload
+from qmpshim.conformance.workload.verification import VerifyOutcome, verify
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.points import PointsSpec
@@ -40,16 +36,15 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
         workflow = PointsWorkflow(values["workflow"])
     except ValueError as error:
         raise InputError(f"{case.name}: {error}") from error
-    setup = points_setup(build, PointsSpec(values["size"], values["cluster"]))
-    _, version = read_version(build)
+    spec = PointsSpec(values["size"], values["cluster"])
+    seed = values["seed"]
     with Workspace() as workspace:
         outcome = asyncio.run(
-            verify_points(
-                workflow,
-                setup,
-                version,
-                values["operations"],
-                values["seed"],
+            verify(
+                PointsSubject(workflow, points_setup(build, spec)),
+                list(PointsWorkload(workflow, spec, seed).take(values["operations"])),
+                read_version(build)[1],
+                seed,
                 workspace,
                 directory,
                 lambda text: None,
@@ -70,7 +65,7 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
     )
 
 
-def _divergence(outcome: PointsOutcome) -> list[CaseFinding]:
+def _divergence(outcome: VerifyOutcome[Any, Any, Any]) -> list[CaseFinding]:
     found = outcome.result.divergence
     if found is None:
         return []

@@ -21,6 +21,7 @@ from qmpshim.conformance.pointintime.commands import action_command
 from qmpshim.conformance.pointintime.operations import PointKind, PointOperation
 from qmpshim.conformance.pointintime.targets import Target, judge
 from qmpshim.conformance.workload import pattern
+from qmpshim.conformance.workload.result import WorkloadResult
 from qmpshim.errors import BuildError, CommandFailed, IOFailed, MachineError, MachineHung
 from qmpshim.machine.chain.points import JobEvent, PointsChain, PointsSpec
 from qmpshim.machine.host.process import COMMAND_LIMIT, Qemu
@@ -72,28 +73,13 @@ class PointsSetup:
 
 
 @dataclass(slots=True)
-class PointsResult:
-    """How a run ended.
+class PointsResult(WorkloadResult[PointDefect]):
+    """How a run ended; of the known defects, how many transactions were left out.
 
-    :ivar divergence: the first divergence, or ``None``
-    :ivar operations: how many of each kind were done
-    :ivar clusters: clusters' worth of bytes compared; :ivar checks: comparisons of everything
-    :ivar known: how many transactions were left out, by the known defect they would have met
     :ivar targets: how many targets were judged, by how their job ended
     """
 
-    divergence: Divergence | None = None
-    operations: Counter[str] = field(default_factory=Counter)
     targets: Counter[str] = field(default_factory=Counter)
-    known: Counter[PointDefect] = field(default_factory=Counter)
-    clusters: int = 0
-    checks: int = 0
-    seconds: float = 0.0
-
-    @property
-    def done(self) -> int:
-        """Operations done."""
-        return self.operations.total()
 
 
 class Diverged(Exception):
@@ -748,7 +734,7 @@ async def run_points(
     operations: Iterable[PointOperation],
     directory: Path,
     progress: Callable[[PointsResult, str], None] | None = None,
-    at_end: Callable[[PointsRun, PointsResult], None] | None = None,
+    at_end: Callable[[PointsRun | None, PointsResult], None] | None = None,
 ) -> PointsResult:
     """Run *operations* on fresh disks in *directory* and finish with a full comparison.
 

@@ -88,6 +88,17 @@ _SYNCS: Mapping[Sync, int] = {Sync.FULL: 4, Sync.TOP: 2, Sync.INCREMENTAL: 8, Sy
 _T = TypeVar("_T")
 
 
+def all_kinds(workflow: PointsWorkflow) -> set[str]:
+    """The names of what a workload may do, as :attr:`PointOperation.name` gives them."""
+    verbs = [JobVerb.CANCEL] if workflow is PointsWorkflow.PULL else [*_JOBS]
+    of_kind = {
+        PointKind.BITMAP: [f"bitmap {verb}" for verb in _VERBS],
+        PointKind.BACKUP: [f"backup {sync}" for sync in _SYNCS],
+        PointKind.JOB: [f"job {verb}" for verb in verbs],
+    }
+    return {name for kind in _MIX[workflow] for name in of_kind.get(kind, [str(kind)])}
+
+
 class PointsWorkload:
     """An endless seeded stream of operations; :meth:`take` cuts it off.
 

@@ -26,6 +26,7 @@ from qmpshim.conformance.compare.exchange import (
 )
 from qmpshim.conformance.compare.oracle import Oracle, Prediction
 from qmpshim.conformance.workload import pattern
+from qmpshim.conformance.workload.result import WorkloadResult
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import (
     BuildError,
@@ -75,29 +76,7 @@ class Setup:
     silence: float = SILENCE
 
 
-@dataclass(slots=True)
-class Result:
-    """How a run ended.
-
-    :ivar divergence: the first divergence, or ``None``
-    :ivar operations: how many of each ``side kind`` were done
-    :ivar known: how often a prediction rested on a known defect, and QEMU did just that
-    :ivar clusters: clusters' worth of bytes compared
-    :ivar slowest: seconds that the longest operation took, of those that ended
-    """
-
-    divergence: Divergence | None = None
-    operations: Counter[str] = field(default_factory=Counter)
-    known: Counter[KnownDefect] = field(default_factory=Counter)
-    clusters: int = 0
-    checks: int = 0
-    seconds: float = 0.0
-    slowest: float = 0.0
-
-    @property
-    def done(self) -> int:
-        """Operations done."""
-        return self.operations.total()
+Result = WorkloadResult[KnownDefect]
 
 
 @dataclass(slots=True)

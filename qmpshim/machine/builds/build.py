@@ -21,7 +21,7 @@ from typing import Literal
 from qmpshim.errors import BuildError, HostError, InputError, NoSuchBuild, QmpshimError
 from qmpshim.machine.builds import registry
 from qmpshim.machine.builds.loader import library_directories, private_loader
-from qmpshim.machine.host.programs import find_program
+from qmpshim.machine.host.programs import find_program, need_program
 from qmpshim.machine.host.workspace import dies_with_owner
 
 logger = logging.getLogger(__name__)
@@ -103,6 +103,17 @@ class Build:
             return [borrowed]
         package = "qemu-system-common" if name == "qemu-storage-daemon" else "qemu-utils"
         raise HostError(f"no {name} for {self.name}: apt-get install {package}")
+
+    def tool_command(self, name: str) -> list[str]:
+        """As :meth:`tool`, with the build's own environment, for where none can be given.
+
+        :raises HostError: there is no such tool, or no ``env``
+        """
+        words = self.tool(name)
+        if not self.env:
+            return words
+        variables = (f"{variable}={value}" for variable, value in self.env.items())
+        return [need_program("env", "coreutils"), *variables, *words]
 
     def environment(self) -> dict[str, str]:
         """The whole environment to start the emulator and the tools in."""

@@ -12,14 +12,9 @@ from qmpshim.conformance.known.entries import entry
 from qmpshim.conformance.pointintime import bundle
 from qmpshim.conformance.pointintime.operations import PointKind, PointOperation
 from qmpshim.conformance.pointintime.session import PointsResult, PointsRun, run_points
-from qmpshim.conformance.pointintime.verify import (
-    SIZE,
-    PointsOutcome,
-    points_setup,
-    replay_points,
-    verify_points,
-)
+from qmpshim.conformance.pointintime.verify import SIZE, PointsSubject, points_setup, replay_points
 from qmpshim.conformance.pointintime.workload import PointsWorkflow, PointsWorkload
+from qmpshim.conformance.workload.verification import VerifyOutcome, verify
 from qmpshim.errors import CommandFailed, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.points import PointsChain, PointsSpec
@@ -51,11 +46,19 @@ def run(
 
 def verified(
     build: Build, workspace: Workspace, workflow: PointsWorkflow, count: int, seed: int
-) -> PointsOutcome:
+) -> VerifyOutcome[PointOperation, PointsResult, PointsRun]:
     setup = points_setup(build, SPEC)
     bundles = workspace.path / "bundles"
     return asyncio.run(
-        verify_points(workflow, setup, build.name, count, seed, workspace, bundles, _ignored)
+        verify(
+            PointsSubject(workflow, setup),
+            list(PointsWorkload(workflow, SPEC, seed).take(count)),
+            build.name,
+            seed,
+            workspace,
+            bundles,
+            _ignored,
+        )
     )
 
 
@@ -108,11 +111,10 @@ def test_a_divergence_is_minimized_and_replayed(qemu_build: Build, workspace: Wo
     mutant = MUTANTS[0]
     setup = replace(points_setup(qemu_build, SPEC), chain=mutant.chain)
     outcome = asyncio.run(
-        verify_points(
-            PointsWorkflow.BITMAPS,
-            setup,
+        verify(
+            PointsSubject(PointsWorkflow.BITMAPS, setup),
+            list(PointsWorkload(PointsWorkflow.BITMAPS, SPEC, 1).take(60)),
             qemu_build.name,
-            60,
             1,
             workspace,
             workspace.path / "bundles",

@@ -8,7 +8,8 @@ import pytest
 
 from qmpshim.conformance.bundles import bundle
 from qmpshim.conformance.workload.session import run_case
-from qmpshim.conformance.workload.verify import Minimising, replay, setup_for
+from qmpshim.conformance.workload.verification import Minimizing
+from qmpshim.conformance.workload.verify import ChainSubject, replay, setup_for
 from qmpshim.conformance.workload.workload import Workload
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.workspace import Workspace
@@ -37,9 +38,9 @@ async def convict(sabotage: Sabotage, build: Build, workspace: Workspace) -> Non
     assert (found.verdict, found.where) == (sabotage.verdict, sabotage.where), str(found)
     runs: list[str] = []
     bundles = workspace.path / "bundles"
-    minimising = Minimising(setup, build.name, seed, workspace, bundles, runs.append)
-    await minimising.run(operations, whole, 60.0)
-    minimal, found, saved = minimising.operations, minimising.found, minimising.saved
+    minimizing = Minimizing(ChainSubject(setup), build.name, seed, workspace, bundles, runs.append)
+    await minimizing.run(operations, whole, 60.0)
+    minimal, found, saved = minimizing.operations, minimizing.found, minimizing.saved
     assert found is not None and saved is not None
     assert (found.verdict, found.where) == (sabotage.verdict, sabotage.where), str(found)
     assert len(minimal) <= sabotage.most, [str(operation) for operation in minimal]

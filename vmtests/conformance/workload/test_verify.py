@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.workload.session import Setup, run_case
-from qmpshim.conformance.workload.verify import VerifyOutcome, setup_for, split, verify
+from qmpshim.conformance.workload.session import Result, Rig, Setup, run_case
+from qmpshim.conformance.workload.verification import VerifyOutcome, verify
+from qmpshim.conformance.workload.verify import ChainSubject, setup_for, split
 from qmpshim.conformance.workload.workload import Kind, Operation, Side, Workload
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds.build import Build
@@ -27,11 +28,20 @@ R, B = Workflow.REPLICATION, Workflow.BACKUP
 
 def run(
     setup: Setup, count: int, seed: int, workspace: Workspace, keep: Path | None = None
-) -> VerifyOutcome:
+) -> VerifyOutcome[Operation, Result, Rig]:
     said: list[str] = []
     bundles = workspace.path / "bundles"
     outcome = asyncio.run(
-        verify(setup, setup.command[0], count, seed, workspace, bundles, said.append, keep)
+        verify(
+            ChainSubject(setup),
+            list(Workload(setup.spec, seed).take(count)),
+            setup.command[0],
+            seed,
+            workspace,
+            bundles,
+            said.append,
+            keep,
+        )
     )
     assert all(text.startswith(f"{setup.spec.workflow}: ") for text in said)
     return outcome

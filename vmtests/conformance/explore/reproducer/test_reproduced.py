@@ -21,7 +21,8 @@ from qmpshim.conformance.explore.scenarios import scenario_from_json
 from qmpshim.conformance.explore.search import minimize
 from qmpshim.conformance.known.folder import DIRECTORY
 from qmpshim.conformance.workload.session import Result, Setup
-from qmpshim.conformance.workload.verify import VerifyOutcome
+from qmpshim.conformance.workload.verification import VerifyOutcome
+from qmpshim.conformance.workload.verify import ChainSubject
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
@@ -254,7 +255,7 @@ def test_a_case_that_selects_nothing_is_broken(qmpshim: CommandLine) -> None:
 def test_what_never_occurred_is_told() -> None:
     result = Result()
     result.operations.update({"chain start": 2, "guest read": 1})
-    outcome = VerifyOutcome(Setup(ChainSpec(Workflow.BACKUP)), 1, result, "")
+    outcome = VerifyOutcome(ChainSubject(Setup(ChainSpec(Workflow.BACKUP))), 1, result, "")
     assert outcome.never == [
         "chain check",
         "chain rebuild",
