@@ -25,15 +25,16 @@ def wait_for(what: Callable[[], object], limit: float = LIMIT) -> None:
         time.sleep(0.01)
 
 
-def running(qmpshim: CommandLine, *words: str) -> subprocess.Popen[str]:
+def running(qmpshim: CommandLine, *words: str, workflow: str = "backup") -> subprocess.Popen[str]:
     """A verification in full swing."""
-    usual = ("--ops", OPERATIONS, "--size", "16M", "--workflow", "backup")
+    usual = ("--ops", OPERATIONS, "--size", "16M", "--workflow", workflow)
     process = qmpshim.start("verify", *usual, *words)
     assert process.stdout is not None
-    while not re.match(rf"backup: \d+/{OPERATIONS} operations", line := process.stdout.readline()):
+    begun = rf"{workflow}: \d+/{OPERATIONS} operations"
+    while not re.match(begun, line := process.stdout.readline()):
         assert line, process.communicate()
     assert qmpshim.emulators()
-    assert list(qmpshim.temporary.glob("qmpshim-*/backup/nbd.sock"))
+    assert list(qmpshim.temporary.glob(f"qmpshim-*/{workflow}/nbd.sock"))
     return process
 
 
@@ -56,6 +57,17 @@ def test_interrupted(qmpshim: CommandLine, number: signal.Signals) -> None:
     assert said == "interrupted; QEMU was ended and its files removed\n"
     assert qmpshim.left() == []
     assert not (qmpshim.home / "qmpshim-bundles").exists()
+
+
+def test_a_run_on_bitmaps_is_interrupted(qmpshim: CommandLine) -> None:
+    """What it did until then is reported, as for every workload."""
+    process = running(qmpshim, "--json", "told.json", workflow="bitmaps")
+    process.send_signal(signal.SIGINT)
+    status, said = ended(process, LIMIT)
+    assert status == 128 + signal.SIGINT, said
+    assert qmpshim.left() == []
+    (run,) = json.loads((qmpshim.home / "told.json").read_text())["runs"]
+    assert run["interrupted"] and run["divergence"] is None and run["operations"]
 
 
 def test_killed(qmpshim: CommandLine) -> None:

@@ -25,8 +25,7 @@ from qmpshim.errors import CommandFailed, HostError, InputError, MachineHung
 from qmpshim.machine.chain.build import opening
 from qmpshim.machine.chain.topology import Export, ImageSpec, Node
 from qmpshim.machine.host.process import Qemu
-from qmpshim.machine.nbd.client import NbdClient
-from qmpshim.machine.nbd.dirty_bitmaps import read_dirty_bitmaps
+from qmpshim.machine.nbd.client import NbdClient, dirty_bitmap
 from qmpshim.machine.nbd.uri import nbd_uri
 from qmpshim.model.units import SECTOR
 
@@ -292,7 +291,11 @@ class PointsChain:
 
     def read_bitmaps(self, export: str, names: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
         """The dirty extents of an export's bitmaps: (offset, length) in bytes."""
-        return read_dirty_bitmaps(nbd_uri(export, self.socket), names)
+        contexts = [dirty_bitmap(name) for name in names]
+        uri, limit = nbd_uri(export, self.socket), self.qemu.limit
+        client = NbdClient(uri, limit, is_silent=self.qemu.is_silent, contexts=contexts)
+        with closing(client):
+            return {name: client.dirty_extents(name) for name in names}
 
     def read(self, export: str, length: int, offset: int) -> bytearray:
         """Read from an export by another connection."""

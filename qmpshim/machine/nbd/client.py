@@ -7,13 +7,23 @@ import errno
 import importlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from qmpshim.errors import HostError, IOFailed, MachineDied, MachineHung
 
 _PIECE = 8 << 20  # bytes of data in one request
 _LOOK = 0.25  # seconds between two looks at a server that owes an answer
+
+
+_ZERO = 2  # NBD_STATE_ZERO
+_DIRTY = 1  # bit 0 of a dirty bitmap's context
+
+
+def dirty_bitmap(name: str) -> str:
+    """The metadata context of a dirty bitmap that an export of QEMU's has."""
+    return f"qemu:dirty-bitmap:{name}"
 
 
 def _libnbd() -> Any:
@@ -68,7 +78,9 @@ class NbdClient:
         calls zero without reading it (``nbd_co_send_sparse_read``), so that the read never meets
         the filters above the image, as a guest's would
     :param is_silent: polled while an answer is awaited: whether none will come
-    :raises MachineDied: the server does not answer or does not know the export
+    :param contexts: metadata contexts to request instead of ``base:allocation``
+    :raises MachineDied: there is no server, or it does not know the export
+    :raises MachineHung: it did not answer within the limit
     """
 
     def __init__(
@@ -77,6 +89,7 @@ class NbdClient:
         limit: float = 30.0,
         plain: bool = False,
         is_silent: Callable[[], bool] = lambda: False,
+        contexts: Sequence[str] = (),
     ) -> None:
         self._nbd = _libnbd()
         self._limit = limit
@@ -84,10 +97,11 @@ class NbdClient:
         self._handle: Any = self._nbd.NBD()
         if plain:
             self._handle.set_request_structured_replies(False)
-        else:
-            self._handle.add_meta_context(self._nbd.CONTEXT_BASE_ALLOCATION)
+        for context in () if plain else contexts or (self._nbd.CONTEXT_BASE_ALLOCATION,):
+            self._handle.add_meta_context(context)
         try:
-            self._handle.connect_uri(uri)
+            self._handle.aio_connect_uri(uri)
+            self._until(self._handle.aio_is_ready, "connection was not accepted")
         except self._nbd.Error as error:
             raise MachineDied(f"NBD connection to {uri}: {error.string}") from error
 
@@ -132,23 +146,33 @@ class NbdClient:
         :raises MachineDied: the connection broke
         :raises MachineHung: no answer within the limit
         """
-        handle = self._handle
-        deadline = look = 0.0
         try:
-            while not handle.aio_command_completed(cookie):
-                now = time.monotonic()
-                if not deadline:
-                    deadline, look = now + self._limit, now + _LOOK
-                elif now > deadline:
-                    raise MachineHung(f"an NBD request was not answered in {self._limit:g} s")
-                elif now > look:
-                    look = now + _LOOK
-                    if self._is_silent():
-                        waited = min(self._limit, math.ceil(now - deadline + self._limit))
-                        raise MachineHung(f"an NBD request was not answered in {waited:g} s")
-                handle.poll(int(min(_LOOK, deadline - now) * 1000) + 1)
+            self._until(
+                lambda: bool(self._handle.aio_command_completed(cookie)),
+                "request was not answered",
+            )
         except self._nbd.Error as error:
             raise self._failure("request", error) from error
+
+    def _until(self, done: Callable[[], bool], otherwise: str) -> None:
+        """Poll the connection until something is done.
+
+        :param otherwise: what did not happen in time, in words
+        :raises MachineHung: it did not happen within the limit, or will not
+        """
+        deadline = look = 0.0
+        while not done():
+            now = time.monotonic()
+            if not deadline:
+                deadline, look = now + self._limit, now + _LOOK
+            elif now > deadline:
+                raise MachineHung(f"an NBD {otherwise} in {self._limit:g} s")
+            elif now > look:
+                look = now + _LOOK
+                if self._is_silent():
+                    waited = min(self._limit, math.ceil(now - deadline + self._limit))
+                    raise MachineHung(f"an NBD {otherwise} in {waited:g} s")
+            self._handle.poll(int(min(_LOOK, deadline - now) * 1000) + 1)
 
     def _failure(self, what: str, error: Any) -> IOFailed | MachineDied:
         number = error.errnum or errno.EIO
@@ -187,31 +211,48 @@ class NbdClient:
         self.wait(self.submit_flush())
 
     def data_extents(self) -> list[tuple[int, int]]:
-        """(offset, length) of what ``base:allocation`` does not report as reading zeroes."""
-        extents: list[tuple[int, int]] = []
-        offset, size = 0, self.size
-        zero = 2  # NBD_STATE_ZERO
+        """(offset, length) in bytes of what ``base:allocation`` does not report as zeroes."""
+        found = self.extents(self._nbd.CONTEXT_BASE_ALLOCATION)
+        data = [(offset, length) for offset, length, flags in found if not flags & _ZERO]
+        end = found[-1][0] + found[-1][1] if found else 0
+        return data if end == self.size else [*data, (end, self.size - end)]
 
-        def note(context: str, at: int, entries: list[int], error: Any) -> int:
-            nonlocal offset
-            if context == self._nbd.CONTEXT_BASE_ALLOCATION and at == offset:
+    def dirty_extents(self, bitmap: str) -> list[tuple[int, int]]:
+        """(offset, length) in bytes of what a dirty bitmap marks (docs/interop/nbd.txt).
+
+        :raises MachineDied: the server does not report that bitmap, or not all of it
+        """
+        found = self.extents(dirty_bitmap(bitmap))
+        end = found[-1][0] + found[-1][1] if found else 0
+        if end != self.size:
+            raise MachineDied(f"the NBD server reports bitmap {bitmap} up to byte {end} only")
+        return [(offset, length) for offset, length, flags in found if flags & _DIRTY]
+
+    def extents(self, context: str) -> list[tuple[int, int, int]]:
+        """(offset, length, flags) by block status, in bytes; it ends where the server's do.
+
+        :param context: a metadata context that was requested when connecting
+        """
+        found: list[tuple[int, int, int]] = []
+        at, size = 0, self.size
+
+        def note(name: str, offset: int, entries: list[int], error: Any) -> int:
+            nonlocal at
+            if name == context and offset == at:
                 for length, flags in zip(entries[::2], entries[1::2], strict=True):
-                    if not flags & zero:
-                        extents.append((offset, length))
-                    offset += length
+                    found.append((at, length, flags))
+                    at += length
             return 0
 
-        if not self._handle.can_meta_context(self._nbd.CONTEXT_BASE_ALLOCATION):
-            return [(0, size)]
-        while offset < size:
-            before = offset
-            try:
-                self._handle.block_status(min(size - offset, 1 << 31), offset, note)
-            except self._nbd.Error as error:
-                raise self._failure("block status", error) from error
-            if offset == before:
-                return [*extents, (offset, size - offset)]
-        return extents
+        if not self._handle.can_meta_context(context):
+            return found
+        while at < size:
+            before = at
+            query = partial(self._handle.aio_block_status, min(size - at, 1 << 31), at, note)
+            self.wait(self._submit("block status", query))
+            if at == before:
+                break
+        return found
 
     def close(self) -> None:
         """Send a disconnect request without waiting: a server that hangs would never read it."""

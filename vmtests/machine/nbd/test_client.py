@@ -205,3 +205,13 @@ def test_without_libnbd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nbd", None)
     with pytest.raises(HostError, match=r"apt-get install python3-libnbd .*venv"):
         NbdClient("nbd+unix:///?socket=/nowhere")
+
+
+def test_a_server_that_was_stopped_is_not_connected_to(
+    qemu_nbd: tuple[subprocess.Popen[bytes], str],
+) -> None:
+    """The kernel accepts for it: what does not come is its greeting."""
+    process, uri = qemu_nbd
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(MachineHung, match="connection was not accepted in 1 s"):
+        NbdClient(uri, limit=1.0)
