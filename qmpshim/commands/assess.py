@@ -33,7 +33,7 @@ from qmpshim.conformance.assess.page import page
 from qmpshim.conformance.explore.report.finding_files import save_finding
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.tracker import command_of
-from qmpshim.errors import HostError
+from qmpshim.errors import BuildError, HostError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.files import slug, write_file
 
@@ -96,14 +96,23 @@ def _assess(args: argparse.Namespace, console: Console) -> int:
     again: dict[Reason, str] = {}
 
     def work() -> int:
+        untestable = False
         for build in chosen:
-            one = assess(build, uses, args.budget, args.jobs, console.progress)
+            try:
+                one = assess(build, uses, args.budget, args.jobs, console.progress)
+            except BuildError as error:  # the others can be assessed all the same
+                if len(chosen) == 1:
+                    raise
+                console.line(f"{build.name}: cannot be tested: {error}")
+                untestable = True
+                continue
             done.append(one)
             for judgement in one.judgements:
                 for reason in (*judgement.reasons, *judgement.remarks):
                     again[reason] = _again(reason, build, args.keep or BUNDLES, console)
             _show(one, again, console)
-        return _status(done)
+        status = _status(done)
+        return UNTESTABLE if untestable and status == OK else status
 
     status = run_interruptible(work)
     args.document.result = {"assessments": [assessment_object(one, again) for one in done]}
@@ -154,7 +163,7 @@ def _show(one: Assessment, again: dict[Reason, str], console: Console) -> None:
             words = "; ".join(
                 f"{remark.severity.words}: {remark.text}" for remark in judgement.remarks
             )
-            console.line(f"  known, and harmless where QEMU's rules are kept: {words}")
+            console.line(f"  not against it where QEMU's rules are kept: {words}")
     console.line()
     console.line(f"{one.seconds:.0f} s")
 

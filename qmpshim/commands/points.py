@@ -17,8 +17,7 @@ WORKFLOWS = tuple(workflow.value for workflow in PointsWorkflow)
 
 def subject(args: argparse.Namespace, build: Build) -> PointsSubject:
     """What `verify` runs on a build."""
-    size = SIZE if args.size == args.parser.get_default("size") else args.size
-    spec = PointsSpec(size, args.cluster)
+    spec = PointsSpec(args.size or SIZE, args.cluster)
     setup = points_setup(build, spec, args.machine, args.strict, args.limit)
     return PointsSubject(PointsWorkflow(args.workflow), setup)
 

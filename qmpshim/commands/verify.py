@@ -62,6 +62,7 @@ from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.check.cause import Phase
 
 _BOTH = ("backup", "replication")
+_SIZE = 64 << 20  # bytes
 Outcome = VerifyOutcome[Any, Any, Any]
 
 
@@ -90,7 +91,6 @@ def add(commands: Any) -> None:
     verifying.add_argument(
         "--size",
         type=size,
-        default=64 << 20,
         help="virtual size of the disks in bytes, or with k, M, G (default: 64M; of push, "
         "bitmaps and pull 4M and three sectors)",
     )
@@ -185,7 +185,7 @@ async def _verify_build(
             disks = points.subject(args, build)
             runs.append((disks, list(points.workload(disks, args.seed).take(share))))
             continue
-        spec = ChainSpec(workflow, args.size, args.cluster, args.secondary)
+        spec = ChainSpec(workflow, args.size or _SIZE, args.cluster, args.secondary)
         setup = setup_for(build, spec, args.machine, args.strict, args.limit)
         runs.append((ChainSubject(setup), list(Workload(spec, args.seed).take(share))))
     console.line(f"QEMU {version}")

@@ -83,7 +83,7 @@ def reach(qemu: MutatedQemu, jobs: int) -> dict[str, set[int]]:
 
 
 def sample(mutants: Sequence[Mutant], files: Sequence[str], many: int, seed: int) -> list[Mutant]:
-    """Some mutants of these files, each operator's share as it is in all."""
+    """A random sample of the mutants of these files."""
     chosen = [one for one in mutants if not files or one.file in files]
     return random.Random(seed).sample(chosen, min(many, len(chosen)))
 
@@ -92,6 +92,8 @@ def run(
     qemu: MutatedQemu, chosen: Sequence[Mutant], budget: float, check: bool, jobs: int
 ) -> Iterator[Outcome]:
     """Try to kill each of the mutants."""
+    if not chosen:
+        return
     reached = reach(qemu, jobs)
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         tasks = []
@@ -149,6 +151,8 @@ def main() -> int:
         chosen = [one for one in qemu.mutants if one.name in args.mutant]
     results = Results(qemu.directory / "results.jsonl", qemu.digest)
     todo = [one for one in chosen if args.mutant or one.name not in results.by_name]
+    if args.check:  # which the survivors may not have been through
+        todo += [one for one in chosen if one not in todo and not results.by_name[one.name].over]
     if not args.alive:
         for outcome in run(qemu, todo, args.budget, args.check, args.jobs):
             results.add(outcome)

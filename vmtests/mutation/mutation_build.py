@@ -168,7 +168,11 @@ def mutated_qemu(progress: Progress) -> MutatedQemu:
         progress(f"building QEMU {tree.version} with {len(mutants)} mutants: minutes, once")
         own = Tree(tree.version, place)
         if not own.source.exists():
-            shutil.copytree(tree.source, own.source, symlinks=True)
+            work = place.with_name(f"{place.name}.work")
+            shutil.rmtree(work, ignore_errors=True)  # of one that was interrupted
+            shutil.copytree(tree.source, work, symlinks=True)
+            place.mkdir(exist_ok=True)
+            work.rename(own.source)
         _write(tree.source, own.source, mutants)
         own.make(_CONFIGURE, (EMULATOR, IMAGE_TOOL))
         stamp.write_text(made.digest)

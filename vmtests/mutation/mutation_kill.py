@@ -24,7 +24,7 @@ from qmpshim.conformance.explore.scenarios import RealScenario, named
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.space.naming import array, is_name, point_named, scenario_of
 from qmpshim.conformance.known.folder import known_directed, known_findings
-from qmpshim.errors import QmpshimError
+from qmpshim.errors import BuildError, HostError, MachineError
 from qmpshim.machine.builds.build import Build, read_version, resolve
 
 _REACH_LIMIT = 5.0  # seconds for a scenario on the QEMU that is no mutant
@@ -52,6 +52,11 @@ class Outcome:
     reached: int
     killed_by: str
     seconds: float
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing else need be tried: it is killed, or no scenario reaches it."""
+        return bool(self.killed_by) or not self.reached
 
     @property
     def line(self) -> str:
@@ -83,9 +88,20 @@ def pristine_reach(qemu: MutatedQemu, names: Sequence[str]) -> dict[str, set[int
             if name.startswith(_DIRECTED):
                 _run(name, build)
             else:
-                explore_real(build, [scenario_named(name)], limit=_REACH_LIMIT, minimise=False)
+                _explore_pristine(build, name)
             found[name] = reached_in(record)
     return found
+
+
+def _explore_pristine(build: Build, name: str) -> None:
+    """Explore a scenario on the QEMU that is no mutant.
+
+    :raises HostError: it diverges, so nothing follows from what a mutant does
+    """
+    scenario, known = [scenario_named(name)], known_findings()
+    report = explore_real(build, scenario, limit=_REACH_LIMIT, known=known, minimise=False)
+    for finding in report.new:
+        raise HostError(f"{name}: QEMU diverges without a mutant: {finding.text}")
 
 
 def attempt(
@@ -125,17 +141,7 @@ def _ways(program: Path, names: Sequence[str], budget: float, check: bool) -> It
     yield _explored(program, scenarios, began + budget, _FAULTS)
     yield _directed(program, [name for name in names if name.startswith(_DIRECTED)])
     for workflow in ("backup", "replication"):
-        command = (
-            "verify",
-            "--workflow",
-            workflow,
-            "--ops",
-            "1500",
-            "--limit",
-            "10",
-            "--shrink",
-            "0s",
-        )
+        command = ("verify", "--workflow", workflow, *_SHORT)
         yield _commanded(program, command, _VERIFY_LIMIT)
     if check:
         yield _commanded(program, ("check", "--suite", "quick"), _CHECK_LIMIT)
@@ -159,7 +165,7 @@ def _explored(program: Path, names: Sequence[str], deadline: float, faults: Sequ
                 if result.skipped:  # without the mutant it can be done
                     return f"start: {result.name}: {result.skipped}"
             at, many = at + many, many * 2
-    except QmpshimError as error:
+    except (BuildError, MachineError) as error:
         return f"start: {error}"
     return ""
 
@@ -175,7 +181,7 @@ def _directed(program: Path, names: Sequence[str]) -> str:
             known = written.get(name.removeprefix(_DIRECTED))
             if found and not (known and known.covers(found.kind, found.cause, version)):
                 return f"{name}: {found.kind}"
-    except QmpshimError as error:
+    except (BuildError, MachineError) as error:
         return f"start: {error}"
     return ""
 

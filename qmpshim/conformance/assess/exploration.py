@@ -17,14 +17,17 @@ from qmpshim.conformance.known.uses import USES
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import Build
 
+LEAST = 3  # schedules without which nothing is concluded from a scenario
+
 
 @dataclass(slots=True)
 class Explored:
     """What exploring the scenarios of one use gave.
 
-    :ivar scenarios: that there are, :ivar reached: those of which at least one schedule was taken
+    :ivar scenarios: that there are
+    :ivar reached: those of which :data:`LEAST` schedules were taken, or all that there are
     :ivar exhausted: those of which every schedule was
-    :ivar impossible: why the build cannot do any of them, or ``""``
+    :ivar skipped: those that could not be done, :ivar why: the reason of the first of them
     :ivar confirmed: findings that showed themselves again on fresh QEMUs, known ones among them
     :ivar unconfirmed: what did not, or could not be tried again
     """
@@ -33,7 +36,8 @@ class Explored:
     reached: int = 0
     exhausted: int = 0
     schedules: int = 0
-    impossible: str = ""
+    skipped: int = 0
+    why: str = ""
     confirmed: list[Finding] = field(default_factory=list)
     unconfirmed: list[Finding] = field(default_factory=list)
 
@@ -69,17 +73,17 @@ def explore_uses(
         )
     except BuildError as error:  # it cannot do any of them
         for explored in found.values():
-            explored.impossible = str(error)
+            explored.skipped, explored.why = explored.scenarios, str(error)
         return found
     for use, scenarios in by_use.items():
         names = {one.name for one in scenarios}
         own = [one for one in report.scenarios if one.name in names]
         explored = found[use]
-        explored.reached = sum(one.schedules > 0 or bool(one.skipped) for one in own)
+        explored.reached = sum(one.exhaustive or one.schedules >= LEAST for one in own)
         explored.exhausted = sum(one.exhaustive for one in own)
         explored.schedules = sum(one.schedules for one in own)
-        if own and all(one.skipped for one in own):
-            explored.impossible = own[0].skipped
+        reasons = [one.skipped for one in own if one.skipped]
+        explored.skipped, explored.why = len(reasons), next(iter(reasons), "")
         explored.confirmed = [f for f in report.findings if names & set(f.scenarios)]
         explored.unconfirmed = [f for f in report.unconfirmed if names & set(f.scenarios)]
     return found

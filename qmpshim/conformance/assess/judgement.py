@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -89,17 +89,19 @@ def judge(use: Use, trials: Sequence[Trial], explored: Explored) -> Judgement:
             shown.setdefault(entry.name, _of_entry(entry))
     everything = sorted((*shown.values(), *new), key=lambda one: one.severity.rank)
     reasons = tuple(one for one in everything if _disqualifies(one))
-    if explored.impossible:
-        doubts.append(f"this build cannot do it: {explored.impossible}")
-    elif not explored.scenarios:
+    if not explored.scenarios:
         doubts.append(f"there is no exploration of {use.words} in this qmpshim")
-    elif explored.reached < explored.scenarios:
-        left = explored.scenarios - explored.reached
-        doubts.append(f"{left} of {explored.scenarios} scenarios were not come to in the budget")
+    elif explored.skipped == explored.scenarios:
+        doubts.append(f"this build cannot do it: {explored.why}")
+    elif explored.skipped:
+        many = f"{explored.skipped} of {explored.scenarios}"
+        doubts.append(f"{many} scenarios could not be done: {explored.why}")
+    if left := explored.scenarios - explored.skipped - explored.reached:
+        doubts.append(f"{left} of {explored.scenarios} scenarios were not explored in the budget")
     doubts += [
         f"seen once, and not each time: {finding.verdict}: {name_errnos(finding.text)}"
         for finding in explored.unconfirmed
-        if not finding.known and finding.contract
+        if _would_disqualify(finding, use, shown)
     ]
     doubts += [
         f"{trial.entry.name}: {trial.why}"
@@ -113,8 +115,17 @@ def judge(use: Use, trials: Sequence[Trial], explored: Explored) -> Judgement:
     return Judgement(use, answer, reasons, tuple(doubts), remarks, own, explored)
 
 
+def _would_disqualify(finding: Finding, use: Use, shown: Container[str]) -> bool:
+    """Whether a finding of the exploration, were it confirmed, would be another reason."""
+    entry = by_id(finding.known) if finding.known else None
+    if entry is None:
+        return finding.contract
+    meaning = entry.meaning
+    return use in meaning.affects and meaning.disqualifies and entry.name not in shown
+
+
 def _disqualifies(reason: Reason) -> bool:
-    """What is known by its meaning; what nobody has explained if it is within the contract."""
+    """What is known by its meaning; what is not explained if it is within the contract."""
     if reason.entry is not None:
         return reason.entry.meaning.disqualifies
     return reason.finding is None or reason.finding.contract

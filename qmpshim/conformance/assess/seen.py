@@ -16,6 +16,7 @@ class Standing(StrEnum):
 
     NOTHING = "nothing known"
     HARMLESS = "known and harmless"
+    UNEXPLAINED = "against QEMU's rules, not explained"
     NOT_RELIABLE = "not reliable"
 
 
@@ -48,7 +49,7 @@ class SeenFinding:
 
     @property
     def disqualifies(self) -> bool:
-        """What nobody has explained does if it is within the contract."""
+        """What is not explained does if it is within the contract."""
         return self.meaning.disqualifies if self.meaning else self.contract
 
     @property
@@ -62,6 +63,8 @@ def standing(found: Iterable[SeenFinding]) -> Standing:
     all_found = list(found)
     if any(one.disqualifies for one in all_found):
         return Standing.NOT_RELIABLE
+    if any(one.entry is None for one in all_found):
+        return Standing.UNEXPLAINED
     return Standing.HARMLESS if all_found else Standing.NOTHING
 
 
@@ -82,7 +85,11 @@ def would_say(found: Iterable[SeenFinding]) -> str:
     all_found = list(found)
     bad = worst(all_found)
     if bad is None:
-        known = len(all_found)
-        return f"{known} known and harmless finding(s)" if known else "nothing known was seen"
+        known = sum(one.entry is not None for one in all_found)
+        harmless = f"{known} known and harmless finding(s)"
+        if unexplained := len(all_found) - known:
+            outside = f"{unexplained} against QEMU's documented rules, not explained"
+            return f"{harmless}, {outside}" if known else outside
+        return harmless if known else "nothing known was seen"
     hit = ", ".join(use.words for use in uses_hit(all_found)) or "what was tried here"
     return f"NOT RELIABLE for {hit}: {bad.severity.words}: {bad.text}"

@@ -33,7 +33,7 @@ from qmpshim.conformance.pointintime.bundle import load as load_points
 from qmpshim.conformance.pointintime.verify import points_setup, replay_points
 from qmpshim.conformance.workload.verify import replay, setup_for
 from qmpshim.conformance.workload.workload import Kind, Operation, Side
-from qmpshim.errors import BuildError, MachineError
+from qmpshim.errors import BuildError, MachineError, NotStarted
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.workspace import Workspace
@@ -112,8 +112,11 @@ def _cost(one: Entry) -> int:
 
 
 def _note(found: dict[str, Trial], order: Order, outcome: CaseOutcome) -> None:
-    """What a batch reported. A finding that any batch showed is shown."""
-    for finding in outcome.findings:
+    """What a batch reported. A finding that any batch showed is shown.
+
+    A batch that was ended (it hung, or QEMU ate the memory) has other findings than trials.
+    """
+    for finding in outcome.findings if outcome.status is Status.OK else ():
         name = finding.cause
         trial = Trial(entry(name), Seen(finding.observed), finding.title)
         if name not in found or trial.seen is Seen.SHOWN:
@@ -151,6 +154,8 @@ def try_finding(build: Build, one: Entry, directory: Path) -> list[Trial]:
             case "verify":
                 return [_points(build, one) if one.case else _stop(build, one)]
         return [_schedule(build, one)]
+    except NotStarted as error:  # that says nothing of what the build can do
+        return [Trial(one, Seen.UNSURE, str(error))]
     except BuildError as error:
         return [Trial(one, Seen.IMPOSSIBLE, str(error))]
     except MachineError as error:

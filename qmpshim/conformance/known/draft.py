@@ -69,14 +69,18 @@ def _of_pair(bundle: Path) -> dict[str, Any]:
     plan, wanted = pair_bundle.from_json(content, bundle)
     if not wanted:
         raise InputError(f"{bundle} shows nothing wrong")
-    side = "secondary" if "secondary" in str(wanted["cause"]) else "primary"
     trigger = Trigger.LOAD if plan.failover is Failover.NONE else Trigger.FAILURE
-    use = Use.COLO_SECONDARY if side == "secondary" else Use.COLO_PRIMARY
     return {
-        **_head(str(wanted["cause"]), (use,), Verdict(wanted["verdict"]), trigger, ""),
+        **_head(
+            str(wanted["cause"]),
+            (Use.COLO_PRIMARY, Use.COLO_SECONDARY),
+            Verdict(wanted["verdict"]),
+            trigger,
+            "",
+        ),
         "causes": [{"kind": "pair", "detail": re.escape(str(wanted["cause"]))}],
         "versions": {},
-        "side": side,
+        "side": TO_WRITE,
         "accel": plan.accel,
         "reason": TO_WRITE,
         "source": TO_WRITE,

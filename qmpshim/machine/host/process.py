@@ -21,11 +21,11 @@ from qemu.qmp.error import ProtocolError
 from qemu.qmp.message import DeserializationError
 
 from qmpshim.errors import (
-    BuildError,
     CommandFailed,
     HostError,
     MachineDied,
     MachineHung,
+    NotStarted,
     ProtocolBroken,
 )
 from qmpshim.machine.chain.quiescence import Idleness
@@ -143,7 +143,7 @@ class Qemu:
             self.kill()
             how = f"within {self.start_limit:g} s" if code is None else f"(exit status {code})"
             reason = self.stderr().strip().splitlines()
-            raise BuildError(
+            raise NotStarted(
                 f"{self.argv[0]} did not answer QMP {how}"
                 + (f": {'; '.join(reason)[:400]}" if reason else "")
             ) from error

@@ -83,7 +83,6 @@ def test_a_checkpoint_that_is_swallowed_is_found_by_the_exploration(tmp_path: Pa
 def test_a_whole_assessment(qemu_build: Build) -> None:
     """For every use it names the most severe of the findings written up for this version."""
     told = assess(qemu_build, list(Use), 60.0, 2)
-    assert told.seconds < 120 or pytest.skip("this machine is busy")
     for judgement in told.judgements:
         expected = [
             one

@@ -60,7 +60,12 @@ def test_the_worst_comes_first() -> None:
         (with_trial(SNAPSHOT.name, Seen.UNSURE), ALL),
         (NONE_SEEN, Explored()),  # there is no exploration of this use
         (NONE_SEEN, replace(ALL, reached=35)),
-        (NONE_SEEN, replace(ALL, impossible="no driver")),
+        (NONE_SEEN, replace(ALL, reached=0, skipped=36, why="no driver")),
+        (NONE_SEEN, replace(ALL, reached=35, skipped=1, why="no greeting")),
+        (
+            NONE_SEEN,
+            replace(ALL, unconfirmed=[replace(NEW, known=SNAPSHOT.id, replays=(1, 3))]),
+        ),
         (NONE_SEEN, replace(ALL, unconfirmed=[replace(NEW, replays=(1, 3))])),
     ],
 )

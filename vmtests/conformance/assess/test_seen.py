@@ -40,7 +40,9 @@ def test_the_worst_is_named() -> None:
 def test_what_nobody_has_explained_is_not_harmless_within_the_contract() -> None:
     new = SeenFinding(Verdict.ERROR_CONTRACT, "it is odd", contract=True)
     assert standing([new]) is Standing.NOT_RELIABLE and "it is odd" in would_say([new])
-    assert standing([SeenFinding(Verdict.CRASH, "x", contract=False)]) is Standing.HARMLESS
+    outside = SeenFinding(Verdict.CRASH, "x", contract=False)
+    assert standing([outside]) is Standing.UNEXPLAINED
+    assert would_say([outside]) == "1 against QEMU's documented rules, not explained"
     assert standing([]) is Standing.NOTHING and would_say([]) == "nothing known was seen"
 
 
