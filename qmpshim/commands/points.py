@@ -17,7 +17,7 @@ WORKFLOWS = tuple(workflow.value for workflow in PointsWorkflow)
 
 def subject(args: argparse.Namespace, build: Build) -> PointsSubject:
     """What `verify` runs on a build."""
-    spec = PointsSpec(args.size or SIZE, args.cluster)
+    spec = PointsSpec(SIZE if args.size is None else args.size, args.cluster)
     setup = points_setup(build, spec, args.machine, args.strict, args.limit)
     return PointsSubject(PointsWorkflow(args.workflow), setup)
 

@@ -180,12 +180,13 @@ async def _verify_build(
 ) -> int:
     _, version = read_version(build)
     runs: list[tuple[Subject[Any, Any, Any], list[Any]]] = []
+    bytes_each = _SIZE if args.size is None else args.size
     for workflow, share in split(args.ops, workflows).items():
         if workflow in points.WORKFLOWS:
             disks = points.subject(args, build)
             runs.append((disks, list(points.workload(disks, args.seed).take(share))))
             continue
-        spec = ChainSpec(workflow, args.size or _SIZE, args.cluster, args.secondary)
+        spec = ChainSpec(workflow, bytes_each, args.cluster, args.secondary)
         setup = setup_for(build, spec, args.machine, args.strict, args.limit)
         runs.append((ChainSubject(setup), list(Workload(spec, args.seed).take(share))))
     console.line(f"QEMU {version}")

@@ -89,6 +89,8 @@ ENDINGS = [
     Ending("qmpshim pair --no-colo --accel tcg", 2, "--accel has no effect with --no-colo"),
     Ending("qmpshim pair --seed 7", 2, "--seed has no effect with"),
     Ending("qmpshim pair --moment vmstate-loaded", 2, "--moment has no effect without"),
+    Ending("qmpshim verify --size 0", 2, "size 0 is no positive multiple of 512"),
+    Ending("qmpshim verify --workflow push --size 0", 2, "size 0"),
     Ending("qmpshim explore --scenario WR --seed 7", 2, "--seed has no effect with --mode"),
     Ending("qmpshim explore --model --jobs 77", 2, "--jobs has no effect with --model"),
     Ending("qmpshim explore --scenario list --faults", 2, "--faults has no effect with"),
