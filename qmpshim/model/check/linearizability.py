@@ -2,18 +2,20 @@
 
 What can be observed, and how an order explains it, is in :mod:`.observables`; here are the orders,
 and what an unexplained observable means as a verdict. Where no order of whole operations gives all
-of it, each cell may have an order of its own; where I/Os failed it may not, since a fault belongs
-to one place in one order.
+of it, each cell may have an order of its own, in which the commands come as in the others. Where
+I/Os failed it may not, since a fault belongs to one place in one order.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import permutations
 from typing import Any, Protocol
 
+from qmpshim.model.answers import IoError, ReportedError
 from qmpshim.model.check.observables import (
     COMMON,
     Aspect,
@@ -103,14 +105,23 @@ class Linearizations:
         self, outcome: Observations, precedence: Sequence[frozenset[int]], failed: tuple[Fault, ...]
     ) -> Violation | None:
         outcomes = self._outcomes(failed)
-        orders = [end for order, end in outcomes.items() if fits(order, precedence)]
-        possible = [end for end in orders if end is not None]
+        by_commands: dict[tuple[int, ...], list[Observations]] = defaultdict(list)
+        for order, end in outcomes.items():
+            if end is not None and fits(order, precedence):
+                commands = tuple(op for op in order if self.scenario.ops[op].is_command)
+                by_commands[commands].append(end)
+        possible = [end for ends in by_commands.values() for end in ends]
         if outcome in possible:
             return None
         if not possible:
             return Violation(Verdict.HANG, "the sequential execution hangs, too")
-        wrong = unexplained(outcome, possible, _whole if failed else _together)
-        return None if wrong is None else self._violation(wrong)
+        group = _whole if failed or _has_error(outcome) else _together
+        # A command happens at one moment for all cells: they may differ in the order of the
+        # requests, and not in that of the commands.
+        if any(unexplained(outcome, ends, group) is None for ends in by_commands.values()):
+            return None
+        wrong = unexplained(outcome, possible, group)
+        return self._violation(wrong or Unexplained(COMMON))
 
     def _violation(self, wrong: Unexplained) -> Violation:
         one, given = wrong.observable, " or ".join(sorted(map(describe, wrong.predicted)))
@@ -143,6 +154,15 @@ class Linearizations:
                 text = f"the bitmap ends as {found} in cell {cell}; predicted {given}"
                 return Violation(Verdict.CONTENT, text)
         return Violation(Verdict.PROTOCOL, f"the status ends as {found}; predicted {given}")
+
+
+def _has_error(outcome: Observations) -> bool:
+    """Whether an operation ended with an error: then it is not cut into its parts."""
+    return any(
+        isinstance(value, IoError | ReportedError)
+        for one, value in outcome.items()
+        if one.aspect is Aspect.ANSWER
+    )
 
 
 def _together(one: Observable) -> Hashable:
