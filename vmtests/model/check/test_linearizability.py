@@ -1,4 +1,4 @@
-"""Which outcomes some order explains: cells may differ in their requests' order, not their commands'."""
+"""Which outcomes some order explains: cells may differ in that of requests, not of commands."""
 
 from __future__ import annotations
 

@@ -440,7 +440,7 @@ def test_what_the_model_predicts_of_defects_is_written_up() -> None:
     predicted = {known.value for known in (*behaviour.KnownDefect, *PointDefect)}
     assert written == predicted - explored
     for name in written:
-        assert write_up(name).keys() >= {"title", "reason", "source", "versions"}
+        assert write_up(name).keys() == {"title", "reason", "source", "versions"}
 
 
 def test_a_report_tells_what_is_written_of_a_predicted_defect(
