@@ -10,7 +10,7 @@ import pytest
 from qmpshim.conformance.assess.assess import assess
 from qmpshim.conformance.assess.exploration import explore_uses
 from qmpshim.conformance.assess.judgement import Answer, judge
-from qmpshim.conformance.assess.trials import Seen, try_findings
+from qmpshim.conformance.assess.trials import Seen, try_finding, try_findings
 from qmpshim.conformance.known.entries import Entry, entries, entry
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.machine.builds.build import Build, read_version, resolve
@@ -58,6 +58,18 @@ def test_a_build_is_not_believed_its_version(tmp_path: Path, qemu_build: Build) 
 def test_without_time_nothing_is_told(qemu_build: Build) -> None:
     trials = try_findings(qemu_build, QUICK, 1, 0.01)
     assert {trial.seen for trial in trials} == {Seen.UNSURE}
+
+
+def test_a_build_that_does_not_start_is_no_build_that_cannot(tmp_path: Path) -> None:
+    """Of what it can do nothing is known."""
+    script = tmp_path / "qemu-system-x86_64"
+    script.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "QEMU emulator version 7.2.0"\n')
+    script.chmod(0o755)
+    (tmp_path / "qemu-img").symlink_to(shutil.which("qemu-img") or "")
+    build = resolve(str(script))
+    for one in QUICK:
+        (trial,) = try_finding(build, one, tmp_path)
+        assert trial.seen is Seen.UNSURE, trial
 
 
 def test_a_build_that_dies_is_never_reliable(tmp_path: Path) -> None:

@@ -287,6 +287,13 @@ class Gate:
         pending = self._take(io)
         self._end(pending, EventKind.DROP, nbd.simple_reply(pending.request.cookie))
 
+    def lose_reply(self, io: HeldIO) -> None:
+        """Perform the request and never reply."""
+        pending = self._take(io)
+        pending.performed()
+        pending.connection.weight -= REQUEST_WEIGHT + len(io.data)
+        self._note(EventKind.APPLY, io)
+
     def corrupt(self, io: HeldIO, data: bytes) -> None:
         """Reply ``data`` to a READ, or put ``data`` into the image for a WRITE and reply success.
 
