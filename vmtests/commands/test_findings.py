@@ -140,8 +140,11 @@ def test_a_draft_of_a_schedule_is_accepted_once_it_is_filled_in(
 
 def test_a_draft_of_a_pair_is_accepted_once_it_is_filled_in(tmp_path: Path) -> None:
     path = DIRECTORY / "pair" / "colo-migration-completes.json"
-    draft = drafted(tmp_path, path)
-    (written,) = pairs.load_known(filled(draft).parent)
+    draft = filled(drafted(tmp_path, path))
+    value = json.loads(draft.read_text())
+    assert value["side"] == TO_WRITE  # what ended does not say whose defect it is
+    draft.write_text(json.dumps(value | {"side": "primary"}))
+    (written,) = pairs.load_known(draft.parent)
     assert written.side == "primary" and isinstance(written.plan, PairPlan)
 
 

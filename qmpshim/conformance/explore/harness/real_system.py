@@ -7,6 +7,7 @@ is one of :mod:`~qmpshim.conformance.explore.harness.choices`; how it is taken i
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -47,6 +48,8 @@ from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.cause import Cause, Phase
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.system import NOTHING, Choice, Footprint
+
+log = logging.getLogger(__name__)
 
 _OVER = Verdict.CRASH, Verdict.HANG, Verdict.PROTOCOL  # after which QEMU is of no use any more
 _COMES_BACK = 20  # seconds that QEMU waits for a connection to its disks
@@ -165,7 +168,9 @@ class RealSystem(RealRun):
         if now.lost or self.violation is not None:
             return NOTHING
         if not self.offers(choice):
-            now.events.append(Note(f"cannot {choice}: there are {list(self.enabled())}"))
+            why = f"cannot {choice}: there are {list(self.enabled())}"
+            log.warning("%s: %s", self.scenario.name, why)
+            now.events.append(Note(why))
             now.lost = True
             self.derailed += 1
             self.stage.discard()

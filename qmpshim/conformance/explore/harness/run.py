@@ -6,6 +6,7 @@ at the gate, answers to clients and commands.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from errno import EIO
@@ -46,6 +47,8 @@ from qmpshim.model.check.cause import Phase
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.system import Choice
 from qmpshim.model.operations import Verb
+
+log = logging.getLogger(__name__)
 
 _RECONNECTS = 10.0  # seconds until a broken connection is made again, mostly a few milliseconds
 PATIENCE = 1.0  # seconds for which an operation that nothing holds up may wait for a timer
@@ -314,7 +317,9 @@ class RealRun:
                 Verdict.CRASH, str(died), cause=ended_by(died), ending=died.how
             )
         elif not isinstance(error, BROKEN):  # it is we who went wrong
-            self.now.events.append(Note(f"cannot go on: {error}"))
+            why = f"cannot go on: {error}"
+            log.warning("%s: %s", self.scenario.name, why)
+            self.now.events.append(Note(why))
             self.now.lost = True
             self.derailed += 1
             self.stage.discard()
