@@ -317,20 +317,20 @@ def test_whatever_fails_nothing_but_the_known_comes_of_it(
     assert name == "CQ" or report.schedules > 10
 
 
-def test_a_client_that_vanishes_leaves_the_export_to_the_next(stage: QemuPool) -> None:
-    for name in ("WK", "PL"):
-        (scenario,) = scenarios.named(name)
-        explored, system = explored_whole(lambda: RealSystem(stage, scenario), Mode.STATEFUL)
-        assert not system.found
-        assert any(DISCONNECTED in outcome[0] for outcome in explored.outcomes)  # type: ignore[index]
+@pytest.mark.parametrize("name", ["WK", "PL"])
+def test_a_client_that_vanishes_leaves_the_export_to_the_next(stage: QemuPool, name: str) -> None:
+    (scenario,) = scenarios.named(name)
+    explored, system = explored_whole(lambda: RealSystem(stage, scenario), Mode.STATEFUL)
+    assert not system.found
+    assert any(DISCONNECTED in outcome[0] for outcome in explored.outcomes)  # type: ignore[index]
 
 
-def test_the_secondary_disk_may_be_qcow2(stage: QemuPool) -> None:
-    for name in ("qcow2-WV", "qcow2-PO"):
-        (scenario,) = scenarios.named(name)
-        _, system = explored_whole(lambda: RealSystem(stage, scenario), Mode.STATEFUL)
-        assert not system.found
-        assert any(name.name.startswith("secondary write") for name in system.names)
+@pytest.mark.parametrize("name", ["qcow2-WV", "qcow2-PO"])
+def test_the_secondary_disk_may_be_qcow2(stage: QemuPool, name: str) -> None:
+    (scenario,) = scenarios.named(name)
+    _, system = explored_whole(lambda: RealSystem(stage, scenario), Mode.STATEFUL)
+    assert not system.found
+    assert any(name.name.startswith("secondary write") for name in system.names)
 
 
 def test_the_snapshot_forgets_whole_clusters_only(each_build: Build) -> None:
