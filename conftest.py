@@ -21,6 +21,7 @@ from qmpshim.machine.builds import build, registry
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.pytest_plugin import build_named
+from vmtests.support.reproducer import Reproducer
 
 pytest_plugins = ["pytester"]  # the plugin is tested as another project would use it
 
@@ -133,3 +134,10 @@ def workspace() -> Iterator[Workspace]:
     """A workspace that is gone after the test."""
     with Workspace() as made:
         yield made
+
+
+@pytest.fixture
+def reproducer(tmp_path: Path, qemu_on_path: None) -> Iterator[Reproducer]:
+    # Not below tmp_path: a socket's path must be short.
+    with tempfile.TemporaryDirectory(prefix="export-") as temporary:
+        yield Reproducer(tmp_path, Path(temporary))

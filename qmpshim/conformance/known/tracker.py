@@ -6,9 +6,9 @@ from qmpshim.conformance.explore.directed.cases import DIRECTED
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.report.schedule_diagram import diagram
-from qmpshim.conformance.explore.reproducer.export import export_script
+from qmpshim.conformance.explore.reproducer.export import export_script, steps_script
 from qmpshim.conformance.known.entries import Entry
-from qmpshim.errors import name_errnos
+from qmpshim.errors import InputError, name_errnos
 from qmpshim.model.check.verdict import Verdict
 
 #: What QEMU promises, by what is found not to hold.
@@ -27,8 +27,16 @@ EXPECTED: dict[Verdict, str] = {
 
 
 def script_of(entry: Entry) -> str:
-    """The stand-alone script that shows it; ``""`` where it has no schedule to make one of."""
-    return export_script(load_finding(entry.path)) if entry.kind == "explore" else ""
+    """The stand-alone script that shows it: of its schedule, or of the steps beside the write-up.
+
+    :raises InputError: it has neither
+    """
+    if entry.kind == "explore":
+        return export_script(load_finding(entry.path))
+    try:
+        return steps_script(entry.title, entry.path.with_suffix(".py.in").read_text())
+    except OSError as error:
+        raise InputError(f"{entry.name} has no steps to make a script of: {error}") from error
 
 
 def diagram_of(entry: Entry) -> str:
@@ -71,9 +79,6 @@ def tracker_text(entry: Entry, attached: str = "") -> str:
 
 
 def _steps(entry: Entry, attached: str) -> str:
-    script = script_of(entry)
-    if not script:
-        return f"{_about(entry)}\n\nWith qmpshim: `{command_of(entry)}`"
     name = attached or "reproducer.py"
     how = (
         f"    python3 {name} QEMU-SYSTEM-BINARY QEMU-IMG\n\n"
@@ -81,18 +86,18 @@ def _steps(entry: Entry, attached: str) -> str:
         "it does not, with 125 where this QEMU cannot be tested in this way."
     )
     if attached:
-        return f"Run the attached script:\n\n{how}"
-    return f"Save the script at the end of this section as `{name}`:\n\n{how}\n\n{_block(script)}"
+        return f"{_about(entry)}Run the attached script:\n\n{how}"
+    text = f"{_about(entry)}Save the script at the end of this section as `{name}`:"
+    return f"{text}\n\n{how}\n\n{_block(script_of(entry))}"
 
 
 def _about(entry: Entry) -> str:
     for one in DIRECTED:
         if entry.name == f"directed/{one.name}":
-            return one.about
+            return f"{one.about}\n\n"
     if entry.kind == "pair":
-        plan = ", ".join(f"{name} {value}" for name, value in entry.case["plan"].items())
-        return f"Start a COLO pair as docs/COLO-FT.txt tells: {plan}."
-    return entry.meaning.situation
+        return "Two QEMUs that COLO joins, as docs/COLO-FT.txt tells.\n\n"
+    return ""
 
 
 def _actual(entry: Entry) -> str:

@@ -70,15 +70,39 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
     return _fill("nbd.py.in", case)
 
 
+def steps_script(title: str, steps: str) -> str:
+    """A reproducer that takes a few steps, one after another, as a program.
+
+    :param steps: in Python, in terms of ``templates/steps.py.in``; where two machines are at work
+        (``start_secondary``) those of ``templates/colo.py.in``, too. The first line is a comment:
+        ``# A QEMU`` and what it must have.
+    """
+    head, _, steps = steps.partition("\n")
+    needs = head.removeprefix("# A QEMU ")
+    case = {"title": title, "sign": {"kind": "steps"}, "schedule": []}
+    more = template("colo.py.in") if "start_secondary(" in steps else ""
+    text = _filled("steps.py.in", case, needs).replace("@MORE@\n", more)
+    return text.replace("@STEPS@\n", steps)
+
+
 def _fill(name: str, case: dict[str, Any]) -> str:
-    text = (_TEMPLATES / name).read_text()
-    for part in ("common", "end"):
-        text = text.replace(f"@{part.upper()}@\n", (_TEMPLATES / f"{part}.py.in").read_text())
     lines = "\n".join(f"    {line}" for line in case.pop("trace"))
-    text = text.replace("@NEEDS@", TOPOLOGIES[case["form"]].needs)
+    text = _filled(name, case, TOPOLOGIES[case["form"]].needs)
+    return text.replace("@TRACE@", lines.replace("\\", "/"))
+
+
+def _filled(name: str, case: dict[str, Any], needs: str) -> str:
+    text = template(name)
+    for part in ("base", "common", "end"):
+        text = text.replace(f"@{part.upper()}@\n", template(f"{part}.py.in"))
+    text = text.replace("@NEEDS@", needs)
     text = text.replace("@TITLE@", case["title"].replace('"""', "'''").replace("\\", "/"))
-    text = text.replace("@TRACE@", lines.replace("\\", "/"))
     return text.replace("@CASE@", pprint.pformat(case, width=96, sort_dicts=False))
+
+
+def template(name: str) -> str:
+    """A part of the scripts."""
+    return (_TEMPLATES / name).read_text()
 
 
 def nbd_steps(finding: Finding) -> list[list[Any]]:

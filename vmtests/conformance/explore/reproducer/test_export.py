@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import json
-import os
 import re
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,47 +36,11 @@ from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.check.cause import Cause, CauseKind, cause_from_text
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.command_line import CommandLine
+from vmtests.support.reproducer import NOT_SEEN, SEEN, UNTESTED, Reproducer
 
-NOT_SEEN, SEEN, UNTESTED = 0, 1, 125
 CHECKPOINT_ASSERTS = (7, 0)
 CHECKPOINT_DRAINS = ((5, 1), (6, 1))  # waits for what a breakpoint holds
 MADE_UP = "reads and disks fit no order"  # a cause that has to be told from the model's ends
-
-
-class Reproducer:
-    """Runs a script as somebody would who has nothing else, and sees that it leaves nothing."""
-
-    def __init__(self, directory: Path, temporary: Path) -> None:
-        self._path, self.temporary = directory / "reproducer.py", temporary
-
-    def start(
-        self, script: str, *words: str, temporary: Path | None = None
-    ) -> subprocess.Popen[str]:
-        ast.parse(script, feature_version=(3, 8))
-        self._path.write_text(script)
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-u", str(self._path), *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "TMPDIR": str(temporary or self.temporary)},
-        )
-
-    def end(self, process: subprocess.Popen[str], temporary: Path | None = None) -> tuple[int, str]:
-        said, _ = process.communicate(timeout=240)
-        assert list((temporary or self.temporary).iterdir()) == []
-        return process.returncode, said
-
-    def __call__(self, script: str, *words: str) -> tuple[int, str]:
-        """How it exits, and what it says."""
-        return self.end(self.start(script, *words))
-
-
-@pytest.fixture
-def reproducer(tmp_path: Path, qemu_on_path: None) -> Iterator[Reproducer]:
-    # Not below tmp_path: a socket's path must be short.
-    with tempfile.TemporaryDirectory(prefix="export-") as temporary:
-        yield Reproducer(tmp_path, Path(temporary))
 
 
 def known(name: str) -> Finding:

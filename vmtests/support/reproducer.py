@@ -1,0 +1,40 @@
+"""Runs an exported script as somebody would who has a QEMU and nothing of qmpshim's."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+NOT_SEEN, SEEN, UNTESTED = 0, 1, 125
+
+
+class Reproducer:
+    """Runs a script as somebody would who has nothing else, and sees that it leaves nothing."""
+
+    def __init__(self, directory: Path, temporary: Path) -> None:
+        self._path, self.temporary = directory / "reproducer.py", temporary
+
+    def start(
+        self, script: str, *words: str, temporary: Path | None = None
+    ) -> subprocess.Popen[str]:
+        ast.parse(script, feature_version=(3, 8))
+        self._path.write_text(script)
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-u", str(self._path), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "TMPDIR": str(temporary or self.temporary)},
+        )
+
+    def end(self, process: subprocess.Popen[str], temporary: Path | None = None) -> tuple[int, str]:
+        said, _ = process.communicate(timeout=240)
+        assert list((temporary or self.temporary).iterdir()) == []
+        return process.returncode, said
+
+    def __call__(self, script: str, *words: str) -> tuple[int, str]:
+        """How it exits, and what it says."""
+        return self.end(self.start(script, *words))
