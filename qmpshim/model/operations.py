@@ -1,4 +1,4 @@
-"""Operations: what a client of a chain asks for, or a command; the only ones that there are.
+"""Operations: requests of a chain's clients, and commands; the only ones that there are.
 
 Positions and lengths are sectors. An operation's name, as in ``primary_write``, is what scenarios,
 bundles and write-ups call it; it is also the method of the model's chain that does it.
@@ -7,9 +7,11 @@ bundles and write-ups call it; it is also the method of the model's chain that d
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
+
+from qmpshim.model.units import SECTOR
 
 
 class Side(StrEnum):
@@ -41,6 +43,8 @@ class Verb(StrEnum):
     STOP = "stop"
     STATUS = "status"
     UNEXPORT = "unexport"  # the primary's export is removed
+    REBUILD = "rebuild"  # of a workload: fresh overlays, nothing running
+    CHECK = "check"  # of a workload: everything is compared
 
 
 _ZEROES = frozenset((Verb.ZERO, Verb.ZERO_NO_HOLE, Verb.DISCARD))
@@ -58,6 +62,8 @@ class Operation:
     :ivar start: first sector
     :ivar count: sectors; 0 where it has no place
     :ivar after: index of the concurrent operation that has to end before this one starts
+    :ivar number: of a workload's operation, from 1: the owner of what it writes, kept when others
+        are left out; 0 in a scenario
     """
 
     side: Side
@@ -65,6 +71,7 @@ class Operation:
     start: int = 0
     count: int = 0
     after: int | None = None
+    number: int = field(default=0, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -123,7 +130,7 @@ class Operation:
 
     @property
     def queries(self) -> bool:
-        """Whether it only asks the monitor for something."""
+        """Whether it is a command that changes nothing."""
         return self.verb is Verb.STATUS
 
     @property
@@ -140,8 +147,15 @@ class Operation:
         """Whether one of its sectors is in ``[start, end)``."""
         return self.start < end and start < self.start + self.count
 
+    def smaller(self) -> list[Operation]:
+        """Simpler forms of it, simplest first."""
+        return [replace(self, start=a, count=n) for a, n in smaller_places(self.start, self.count)]
+
     def __str__(self) -> str:
         what = self.name.replace("_", " ")
+        if self.number:  # a workload's: in bytes
+            place = f" {self.start * SECTOR:#x}+{self.count * SECTOR:#x}" if self.count else ""
+            return f"{self.number}: {what}{place}"
         return f"{what} [{self.start}, {self.start + self.count})" if self.count else what
 
     def to_json(self) -> dict[str, Any]:
@@ -171,6 +185,15 @@ def operation_from_json(value: Mapping[str, Any]) -> Operation:
     """
     start, count = value.get("at", (0, 0))
     return operation(value["do"], int(start), int(count), value.get("after"))
+
+
+def smaller_places(start: int, count: int) -> list[tuple[int, int]]:
+    """Smaller parts of *count* sectors from *start*, as (start, count), smallest first."""
+    if count <= 1:
+        return []
+    half = count // 2
+    smallest = [(start, 1), (start, 8)] if count > 8 else [(start, 1)]
+    return [*smallest, (start + half, count - half)]
 
 
 def does(ops: Iterable[Operation], *verbs: Verb) -> bool:

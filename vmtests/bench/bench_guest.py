@@ -15,7 +15,6 @@ from qmpshim.conformance.guest.disk import PROGRAM
 from qmpshim.conformance.guest.rig import GuestOpener
 from qmpshim.conformance.guest.work import GuestWork
 from qmpshim.conformance.workload.verify import setup_for
-from qmpshim.conformance.workload.workload import Kind
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds import registry
 from qmpshim.machine.builds.build import Build
@@ -26,6 +25,7 @@ from qmpshim.machine.guest.guest import Guest, GuestSpec, boot
 from qmpshim.machine.guest.image import GuestImage
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.operations import Verb
 
 BUILDS = ("system", "debian:bullseye", "debian:trixie", "debian:sid")
 RUNS = 3
@@ -69,8 +69,8 @@ async def rate(build: Build, image: GuestImage, verified: bool) -> float:
         setup = setup_for(build, ChainSpec(Workflow.REPLICATION, 8 << 20))
         rig = await GuestOpener(build, image)(setup, workspace.path)
         work = GuestWork(rig, setup.qemu_img)
-        work.primary(Kind.WRITE, 0, 4096)
-        await work.command(Kind.START)
+        work.primary(Verb.WRITE, 0, 4096)
+        await work.command(Verb.START)
         found = []
         for turn in range(RUNS):
             began = time.monotonic()

@@ -22,12 +22,13 @@ from pathlib import Path
 from qmpshim.conformance.compare.crosscheck import CrossCheck
 from qmpshim.conformance.workload.session import Rig, Setup, WorkloadRun, open_rig
 from qmpshim.conformance.workload.verify import setup_for
-from qmpshim.conformance.workload.workload import Kind, Operation, Side, Workload
+from qmpshim.conformance.workload.workload import Workload
 from qmpshim.errors import CommandFailed, IOFailed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.units import SECTOR
 
 MiB, GiB, TiB = 1 << 20, 1 << 30, 1 << 40
@@ -57,32 +58,32 @@ async def bare(rig: Rig, operations: Sequence[Operation]) -> float:
     data = memoryview(b"\xa5" * (8 * MiB))
     buffer = bytearray(8 * MiB)
     commands = {
-        Kind.STATUS: lambda: chain.status(),
-        Kind.START: lambda: chain.start(),
-        Kind.CHECKPOINT: lambda: chain.checkpoint(),
-        Kind.STOP: lambda: chain.stop(),
-        Kind.FAILOVER: lambda: chain.failover(),
-        Kind.REBUILD: lambda: chain.rebuild(),
+        Verb.STATUS: lambda: chain.status(),
+        Verb.START: lambda: chain.start(),
+        Verb.CHECKPOINT: lambda: chain.checkpoint(),
+        Verb.STOP: lambda: chain.stop(),
+        Verb.FAILOVER: lambda: chain.failover(),
+        Verb.REBUILD: lambda: chain.rebuild(),
     }
     began = time.perf_counter()
     for operation in operations:
-        kind = operation.kind
+        kind = operation.verb
         if operation.side is Side.CHAIN:
-            if kind is not Kind.CHECK:
+            if kind is not Verb.CHECK:
                 with contextlib.suppress(CommandFailed):
                     await commands[kind]()
             continue
         client = chain.primary if operation.side is Side.PRIMARY else chain.guest
         offset, length = operation.start * SECTOR, operation.count * SECTOR
         handle = client._handle
-        if kind is Kind.READ:
+        if kind is Verb.READ:
             with memoryview(buffer)[:length] as part:
                 cookie = handle.aio_pread(part, offset)
-        elif kind is Kind.WRITE:
+        elif kind is Verb.WRITE:
             cookie = handle.aio_pwrite(data[:length], offset)
-        elif kind is Kind.ZERO:
+        elif kind is Verb.ZERO:
             cookie = handle.aio_zero(length, offset)
-        elif kind is Kind.DISCARD:
+        elif kind is Verb.DISCARD:
             cookie = handle.aio_trim(length, offset)
         else:
             cookie = handle.aio_flush()
@@ -141,11 +142,11 @@ async def filled(
     rig = await open_rig(setup, workspace.subdirectory("large"))
     session = WorkloadRun(rig)
     operations = [
-        Operation(0, Side.PRIMARY, Kind.WRITE, at // SECTOR, length // SECTOR) for at in places
+        Operation(Side.PRIMARY, Verb.WRITE, at // SECTOR, length // SECTOR) for at in places
     ]
-    start = Operation(0, Side.CHAIN, Kind.START)
+    start = Operation(Side.CHAIN, Verb.START)
     numbered = [
-        Operation(number, o.side, o.kind, o.start, o.count)
+        Operation(o.side, o.verb, o.start, o.count, number=number)
         for number, o in enumerate([*operations, start, *operations], 1)
     ]
     result = await session.run(numbered)

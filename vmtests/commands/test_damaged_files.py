@@ -27,12 +27,12 @@ from qmpshim.conformance.explore.scenarios import named
 from qmpshim.conformance.explore.search.model_run import scenarios_for
 from qmpshim.conformance.known.folder import DIRECTORY
 from qmpshim.conformance.pair import bundle as pair_bundle
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.scenarios import SCENARIOS
 
 _CHECK_CASE = suite_named("quick").cases[0]
@@ -48,8 +48,8 @@ def _operations() -> Any:
             ChainSpec(Workflow.BACKUP, 4 << 20),
             Behaviour(discard_passes_job=True),
             (
-                Operation(1, Side.PRIMARY, Kind.WRITE, 0, 128),
-                Operation(2, Side.CHAIN, Kind.START),
+                Operation(Side.PRIMARY, Verb.WRITE, 0, 128, number=1),
+                Operation(Side.CHAIN, Verb.START, number=2),
             ),
             Divergence(Verdict.CONTENT, "hidden disk (file)", 2, "this", "that"),
             17,

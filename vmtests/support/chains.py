@@ -14,7 +14,6 @@ from pathlib import Path
 from qmpshim.conformance.compare.oracle import Oracle
 from qmpshim.conformance.workload.session import Setup
 from qmpshim.conformance.workload.verify import setup_for
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import CommandFailed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
@@ -25,6 +24,7 @@ from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
+from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.units import SECTOR
 
 MiB = 1 << 20
@@ -442,12 +442,12 @@ def everything(_: Operation) -> bool:
 
 def without_reads(operation: Operation) -> bool:
     """Leaves it to the cross-checks to notice."""
-    return operation.kind is not Kind.READ
+    return operation.verb is not Verb.READ
 
 
-def kinds(*wanted: Kind) -> Callable[[Operation], bool]:
+def kinds(*wanted: Verb) -> Callable[[Operation], bool]:
     """Only these kinds; for what takes long to show."""
-    return lambda operation: operation.kind in wanted
+    return lambda operation: operation.verb in wanted
 
 
 def primary_alone(operation: Operation) -> bool:
@@ -462,12 +462,12 @@ def primary_io(operation: Operation) -> bool:
 
 def writes_and_checks(operation: Operation) -> bool:
     """Nothing is ever started."""
-    return operation.kind in (Kind.WRITE, Kind.ZERO, Kind.CHECK)
+    return operation.verb in (Verb.WRITE, Verb.ZERO, Verb.CHECK)
 
 
 def without_checks(operation: Operation) -> bool:
     """Leaves it to the reads to notice."""
-    return operation.kind is not Kind.CHECK
+    return operation.verb is not Verb.CHECK
 
 
 @dataclass(frozen=True)
@@ -602,10 +602,10 @@ SABOTAGES = [
     Sabotage("QEMU dies on a command", R, V.CRASH, "QEMU", 2, DiesOnCheckpoint),
     Sabotage("QEMU dies on I/O", B, V.CRASH, "QEMU", 1, DiesOnDiscard),
     Sabotage(
-        "QEMU hangs on I/O", B, V.HANG, "QEMU", 1, HangsOnZero, of=kinds(Kind.ZERO), limit=2.0
+        "QEMU hangs on I/O", B, V.HANG, "QEMU", 1, HangsOnZero, of=kinds(Verb.ZERO), limit=2.0
     ),
     Sabotage(
-        "QEMU hangs on a command", R, V.HANG, "QEMU", 1, HangsOnStop, of=kinds(Kind.STOP), limit=2.0
+        "QEMU hangs on a command", R, V.HANG, "QEMU", 1, HangsOnStop, of=kinds(Verb.STOP), limit=2.0
     ),
     # the model
     Sabotage(

@@ -10,13 +10,14 @@ from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
 from qmpshim.conformance.guest.work import GuestDiverged, GuestWork
 from qmpshim.conformance.workload.session import Result, run_case
 from qmpshim.conformance.workload.verify import setup_for
-from qmpshim.conformance.workload.workload import Kind, Operation, Side, Workload
+from qmpshim.conformance.workload.workload import Workload
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.guest.image import GuestImage
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.operations import Operation, Side, Verb
 
 MiB = 1 << 20
 SPEC = ChainSpec(Workflow.REPLICATION, size=8 * MiB)
@@ -42,7 +43,7 @@ def run_workload(
         for operation in operations or Workload(spec, seed).take(count)
         # Whether a disk can discard is virtio-blk's to say; the others have their own ideas.
         if attachment.device == "virtio-blk"
-        or (operation.side, operation.kind) != (Side.GUEST, Kind.DISCARD)
+        or (operation.side, operation.verb) != (Side.GUEST, Verb.DISCARD)
     ]
     opener = GuestOpener(build, image, attachment, chain)
     return asyncio.run(run_case(setup, wanted, workspace.path, opener=opener))

@@ -32,7 +32,6 @@ from qmpshim.conformance.pair.plan import PairFinding, PairPlan
 from qmpshim.conformance.pointintime.bundle import load as load_points
 from qmpshim.conformance.pointintime.verify import points_setup, replay_points
 from qmpshim.conformance.workload.verify import replay, setup_for
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import BuildError, MachineError, NotStarted
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
@@ -40,6 +39,7 @@ from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Operation, Side, Verb
 
 _BATCH = 4  # findings tried by one process: it takes a second to start
 _PAIR_LIMIT = 10.0  # seconds for a step of a pair
@@ -218,7 +218,10 @@ def _shows(finding: PairFinding, known: Entry) -> bool:
 def _stop(build: Build, one: Entry) -> Trial:
     """The model's own known defect: replication that is started and stopped."""
     spec = ChainSpec(Workflow.REPLICATION, 1 << 20, 64 << 10, "raw")
-    operations = (Operation(1, Side.CHAIN, Kind.START), Operation(2, Side.CHAIN, Kind.STOP))
+    operations = (
+        Operation(Side.CHAIN, Verb.START, number=1),
+        Operation(Side.CHAIN, Verb.STOP, number=2),
+    )
     case = WorkloadCase(spec, Behaviour(), operations, None, 1, {})
     with Workspace() as workspace:
         setup = setup_for(build, spec, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ from qmpshim.conformance.bundles.workload_case import CASE, same, shows, write_e
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.oracle import Oracle
 from qmpshim.conformance.workload.session import Rig, Setup
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
+from qmpshim.conformance.workload.workload import from_json as operation_from_json
+from qmpshim.conformance.workload.workload import to_json as operation_to_json
 from qmpshim.errors import InputError, decoding
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.chain.topology import chain_name
 from qmpshim.machine.host.files import write_directory
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.disks.image import Qcow2Image
+from qmpshim.model.operations import Operation
 from qmpshim.model.units import SECTOR
 
 FORMAT = 1
@@ -145,7 +147,7 @@ def to_json(case: WorkloadCase) -> dict[str, Any]:
         },
         "seed": case.seed,
         "build": case.build,
-        "operations": [operation.to_json() for operation in case.operations],
+        "operations": [operation_to_json(one) for one in case.operations],
         "divergence": _divergence(case),
     }
 
@@ -164,6 +166,7 @@ def load(directory: Path) -> WorkloadCase:
     with decoding(str(path)):
         check_format(value, FORMAT, path)
         chain, model = value["chain"], value["model"]
+        sectors = int(chain["size"]) // SECTOR
         return WorkloadCase(
             ChainSpec(
                 chain_name(chain["workflow"]),
@@ -172,7 +175,7 @@ def load(directory: Path) -> WorkloadCase:
                 str(chain["secondary"]),
             ),
             _behaviour(model),
-            _operations(value["operations"], int(chain["size"]) // SECTOR),
+            tuple(operation_from_json(one, sectors) for one in value["operations"]),
             Divergence.from_json(value["divergence"]) if value["divergence"] else None,
             int(value["seed"]),
             dict(value["build"]),
@@ -198,12 +201,3 @@ def load_prediction(directory: Path) -> dict[str, Any]:
             return {"disks": dict(value["disks"])}
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-
-
-def _operations(values: Sequence[Any], sectors: int) -> tuple[Operation, ...]:
-    operations = tuple(Operation.from_json(value) for value in values)
-    for operation in operations:
-        touches = operation.side is not Side.CHAIN and operation.kind is not Kind.FLUSH
-        if operation.start + operation.count > sectors or touches != (operation.count > 0):
-            raise InputError(f"operation {operation} reaches beyond the disk or touches nothing")
-    return operations

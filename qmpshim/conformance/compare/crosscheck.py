@@ -21,7 +21,6 @@ from qmpshim.conformance.workload.pattern import (
     describe_owner,
     mismatches,
 )
-from qmpshim.conformance.workload.workload import Side
 from qmpshim.errors import IOFailed
 from qmpshim.machine.chain.secondary import SecondaryChain
 from qmpshim.machine.host.files import copy_sparse, file_extents, map_file
@@ -30,6 +29,7 @@ from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import PAGE, Alloc, Image
 from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
+from qmpshim.model.operations import Side
 from qmpshim.model.units import SECTOR
 
 PAGE_BYTES = PAGE * SECTOR

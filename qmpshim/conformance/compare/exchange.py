@@ -11,11 +11,11 @@ from qmpshim.conformance.compare.crosscheck import CrossCheck
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.oracle import Prediction
 from qmpshim.conformance.workload import pattern
-from qmpshim.conformance.workload.workload import Kind, Operation
 from qmpshim.errors import CommandFailed, HostError, IOFailed, errno_words
 from qmpshim.machine.chain.secondary import SecondaryChain
 from qmpshim.machine.nbd.client import BlockClient
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.units import SECTOR
 
 
@@ -25,14 +25,14 @@ def submit(client: BlockClient, operation: Operation, payload: Any) -> int:
     :param payload: the data of a write, the buffer of a read
     :returns: its cookie, for :func:`answer`
     """
-    kind, offset = operation.kind, operation.start * SECTOR
-    if kind is Kind.READ:
+    verb, offset = operation.verb, operation.start * SECTOR
+    if verb is Verb.READ:
         return client.submit_read(payload, offset)
-    if kind is Kind.WRITE:
+    if verb is Verb.WRITE:
         return client.submit_write(payload, offset)
-    if kind is Kind.ZERO:
+    if verb is Verb.ZERO:
         return client.submit_zero(operation.count * SECTOR, offset)
-    if kind is Kind.DISCARD:
+    if verb is Verb.DISCARD:
         return client.submit_discard(operation.count * SECTOR, offset)
     return client.submit_flush()
 
@@ -46,20 +46,20 @@ def answer(client: BlockClient, cookie: int) -> int:
     return 0
 
 
-async def command(chain: SecondaryChain, kind: Kind) -> str | None:
+async def command(chain: SecondaryChain, verb: Verb) -> str | None:
     """Carry out a command; what QEMU says: an error, of the status the error that it reports."""
     try:
-        if kind is Kind.STATUS:
+        if verb is Verb.STATUS:
             return await chain.status()
-        if kind is Kind.START:
+        if verb is Verb.START:
             await chain.start()
-        elif kind is Kind.CHECKPOINT:
+        elif verb is Verb.CHECKPOINT:
             await chain.checkpoint()
-        elif kind is Kind.STOP:
+        elif verb is Verb.STOP:
             await chain.stop()
-        elif kind is Kind.FAILOVER:
+        elif verb is Verb.FAILOVER:
             await chain.failover()
-        elif kind is Kind.REBUILD:
+        elif verb is Verb.REBUILD:
             await chain.rebuild()
     except CommandFailed as error:
         return error.desc
@@ -74,7 +74,7 @@ def wrong_error(
         return None
     return Divergence(
         Verdict.ERROR_CONTRACT,
-        str(operation.kind),
+        str(operation.verb),
         operation.number,
         f"the error {prediction.error!r}" if prediction.error else "no error",
         f"the error {observed!r}" if observed else "no error",
@@ -96,7 +96,7 @@ def wrong_errno(
         check_space(directory)
     return Divergence(
         Verdict.ERROR_CONTRACT,
-        f"{operation.side} {operation.kind}",
+        f"{operation.side} {operation.verb}",
         operation.number,
         _errno_text(prediction.errno),
         _errno_text(observed),

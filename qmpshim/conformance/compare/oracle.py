@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
 from qmpshim.model.chain.secondary import Chain, CommandError, Stage, Workflow
 from qmpshim.model.disks.image import PAGE, Image, Owners
+from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.runtime.coroutines import Co, ModelIOError, run_sequentially
 from qmpshim.model.units import SECTOR
 
@@ -76,14 +76,14 @@ class Oracle:
         if self._snapshot:
             run_sequentially(chain.start())
         self._primary_changes = {
-            Kind.WRITE: chain.primary_write,
-            Kind.ZERO: chain.primary_zero,
-            Kind.DISCARD: chain.primary_discard,
+            Verb.WRITE: chain.primary_write,
+            Verb.ZERO: chain.primary_zero,
+            Verb.DISCARD: chain.primary_discard,
         }
         self._guest_changes = {
-            Kind.WRITE: chain.guest_write,
-            Kind.ZERO: chain.guest_zero,
-            Kind.DISCARD: chain.guest_discard,
+            Verb.WRITE: chain.guest_write,
+            Verb.ZERO: chain.guest_zero,
+            Verb.DISCARD: chain.guest_discard,
         }
 
     def _misread(self) -> None:
@@ -92,7 +92,7 @@ class Oracle:
     def predict(self, operation: Operation) -> Prediction:
         """Do *operation* in the model and say what the real one must answer."""
         if operation.side is Side.CHAIN:
-            return self._command(operation.kind)
+            return self._command(operation.verb)
         try:
             owners = run_sequentially(self._io(operation))
         except ModelIOError as error:
@@ -106,31 +106,31 @@ class Oracle:
             operation.count,
             operation.number,
         )
-        primary, kind = operation.side is Side.PRIMARY, operation.kind
-        if kind is Kind.READ:
+        primary, verb = operation.side is Side.PRIMARY, operation.verb
+        if verb is Verb.READ:
             return (chain.primary_read if primary else self._guest_read)(start, count)
-        if kind is Kind.FLUSH:
+        if verb is Verb.FLUSH:
             return chain.primary_flush() if primary else chain.guest_flush()
-        change = (self._primary_changes if primary else self._guest_changes)[kind]
+        change = (self._primary_changes if primary else self._guest_changes)[verb]
         return change(start, count, number)
 
-    def _command(self, kind: Kind) -> Prediction:
+    def _command(self, verb: Verb) -> Prediction:
         chain = self.chain
-        match kind:
-            case Kind.REBUILD:
+        match verb:
+            case Verb.REBUILD:
                 chain.rebuild()
                 if not self._snapshot:
                     return _DONE
                 command = chain.start()
-            case Kind.STATUS:
+            case Verb.STATUS:
                 return Prediction(error=chain.status())
-            case Kind.START:
+            case Verb.START:
                 command = chain.start()
-            case Kind.CHECKPOINT:
+            case Verb.CHECKPOINT:
                 command = chain.checkpoint()
-            case Kind.STOP:
+            case Verb.STOP:
                 command = chain.stop()
-            case Kind.FAILOVER:
+            case Verb.FAILOVER:
                 command = chain.failover()
             case _:
                 return _DONE

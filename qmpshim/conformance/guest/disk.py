@@ -9,9 +9,9 @@ import numpy as np
 
 from qmpshim.conformance.guest.program import PROGRAM, GuestMisreported, read_lines
 from qmpshim.conformance.workload import pattern
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import IOFailed
 from qmpshim.machine.guest.guest import RUN_LIMIT, Guest
+from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.units import SECTOR
 
 
@@ -32,26 +32,26 @@ class GuestDisk:
 
     def submit_read(self, buffer: bytearray, offset: int) -> int:
         self._buffer = buffer
-        return self._submit(Kind.READ, 0, offset, len(buffer))
+        return self._submit(Verb.READ, 0, offset, len(buffer))
 
     def submit_write(self, data: bytes | bytearray | memoryview, offset: int) -> int:
         # The guest makes the bytes itself; here it is enough to know whose they are.
         tag = int(np.frombuffer(data, dtype=np.uint64, count=1)[0])
-        return self._submit(Kind.WRITE, tag >> pattern.SECTOR_BITS, offset, len(data))
+        return self._submit(Verb.WRITE, tag >> pattern.SECTOR_BITS, offset, len(data))
 
     def submit_zero(self, length: int, offset: int) -> int:
-        return self._submit(Kind.ZERO, 0, offset, length)
+        return self._submit(Verb.ZERO, 0, offset, length)
 
     def submit_discard(self, length: int, offset: int) -> int:
-        return self._submit(Kind.DISCARD, 0, offset, length)
+        return self._submit(Verb.DISCARD, 0, offset, length)
 
     def submit_flush(self) -> int:
-        return self._submit(Kind.FLUSH, 0, 0, 0)
+        return self._submit(Verb.FLUSH, 0, 0, 0)
 
-    def _submit(self, kind: Kind, number: int, offset: int, length: int) -> int:
-        operation = Operation(number, Side.GUEST, kind, offset // SECTOR, length // SECTOR)
-        place = "" if kind is Kind.FLUSH else f" {operation.start} {operation.count}"
-        self._guest.send(f"{PROGRAM} {self._disk} {kind} {number}{place}")
+    def _submit(self, verb: Verb, number: int, offset: int, length: int) -> int:
+        operation = Operation(Side.GUEST, verb, offset // SECTOR, length // SECTOR, number=number)
+        place = "" if verb is Verb.FLUSH else f" {operation.start} {operation.count}"
+        self._guest.send(f"{PROGRAM} {self._disk} {verb} {number}{place}")
         self._submitted = operation
         self._cookie += 1
         return self._cookie
@@ -70,7 +70,7 @@ class GuestDisk:
                 f"the guest's program was to do {self._submitted}, and said {output.strip()!r}"
             )
         if told[0].errno:
-            raise IOFailed(f"guest {told[0].operation.kind}", told[0].errno)
+            raise IOFailed(f"guest {told[0].operation.verb}", told[0].errno)
         if buffer is not None:
             buffer[:] = told[0].data
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qmpshim.conformance.workload import pattern
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import MachineError
+from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.units import SECTOR
 
 PROGRAM = "/bin/workload"
@@ -48,7 +48,9 @@ def read_lines(output: str) -> Iterator[ProgramReport]:
     """
     for number, kind, start, count, said in _LINE.findall(output):
         try:
-            operation = Operation(int(number), Side.GUEST, Kind(kind), int(start), int(count))
+            operation = Operation(
+                Side.GUEST, Verb(kind), int(start), int(count), number=int(number)
+            )
         except ValueError as error:
             raise GuestMisreported(f"the guest's program did {kind!r}") from error
         if said == "ok":
@@ -103,14 +105,14 @@ def random_operations(
         z = ((z ^ z >> 27) * 0x94D049BB133111EB) & _MASK
         return z ^ z >> 31
 
-    kinds = [*[Kind.WRITE] * 7, Kind.ZERO, *[Kind.READ] * 7, Kind.FLUSH]
+    kinds = [*[Verb.WRITE] * 7, Verb.ZERO, *[Verb.READ] * 7, Verb.FLUSH]
     for index in range(times):
         kind, shape, where = kinds[draw() % 16], draw(), draw()
         count = min((1, 8, 1 + (shape >> 8) % 256, 128)[shape % 4], length)
         where %= length - count + 1
         if shape >> 4 & 1:
             where -= where % 8
-        if kind is Kind.FLUSH:
-            yield Operation(number + index, Side.GUEST, kind)
+        if kind is Verb.FLUSH:
+            yield Operation(Side.GUEST, kind, number=number + index)
         else:
-            yield Operation(number + index, Side.GUEST, kind, start + where, count)
+            yield Operation(Side.GUEST, kind, start + where, count, number=number + index)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.guest.work import GuestDiverged, GuestWork
-from qmpshim.conformance.workload.workload import Kind
 from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.guest.guest import Guest
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Verb
 from qmpshim.model.units import SECTOR
 
 MiB = 1 << 20
@@ -41,15 +41,15 @@ class GuestScenario:
 async def _mixed(work: GuestWork, seed: int) -> None:
     """the guest and the primary at the same places, one after the other, with checkpoints"""
     _fill(work)
-    await work.command(Kind.START)
+    await work.command(Verb.START)
     for turn in range(3):
         work.random(seed + turn, 40, 0, _REGION)
         for number in range(12):
-            work.primary(Kind.WRITE, (turn * 331 + number * 173) % 4000, 90)
-        work.primary(Kind.ZERO, 128 * turn, 200)
+            work.primary(Verb.WRITE, (turn * 331 + number * 173) % 4000, 90)
+        work.primary(Verb.ZERO, 128 * turn, 200)
         work.random(seed + turn + 50, 20, 0, _REGION)
         await work.check()
-        await work.command(Kind.CHECKPOINT)
+        await work.command(Verb.CHECKPOINT)
         await work.check()
     await _fail_over(work, seed)
 
@@ -57,12 +57,12 @@ async def _mixed(work: GuestWork, seed: int) -> None:
 async def _both_sides(work: GuestWork, seed: int) -> None:
     """the guest and the primary at the same places at the same time, with checkpoints"""
     _fill(work)
-    await work.command(Kind.START)
+    await work.command(Verb.START)
     for turn in range(3):
-        beside = [(Kind.WRITE, (seed + turn * 37 + n * 61) % 4000, 1 + n % 96) for n in range(60)]
+        beside = [(Verb.WRITE, (seed + turn * 37 + n * 61) % 4000, 1 + n % 96) for n in range(60)]
         work.random(seed + turn, 60, 0, _REGION, beside)
         await work.check()
-        await work.command(Kind.CHECKPOINT)
+        await work.command(Verb.CHECKPOINT)
     await _fail_over(work, seed)
 
 
@@ -70,17 +70,17 @@ async def _reboot(work: GuestWork, seed: int) -> None:
     """the guest reboots, and is paused again and again in the middle of its work"""
     guest, execute = work.rig.machine, work.rig.qemu.execute
     _fill(work)
-    await work.command(Kind.START)
+    await work.command(Verb.START)
     work.random(seed, 40, 0, _REGION)
     guest.send("reboot -f")
-    work.primary(Kind.WRITE, 1024, 64)  # there is no guest to speak of
+    work.primary(Verb.WRITE, 1024, 64)  # there is no guest to speak of
     guest.wait_for_prompt()
     work.random(seed + 1, 40, 0, _REGION)
     await work.check()
     work.begin(seed + 2, 200, 0, _REGION)
     for turn in range(5):
         await execute("stop")
-        work.primary(Kind.WRITE, 1100 + 100 * turn, 64)
+        work.primary(Verb.WRITE, 1100 + 100 * turn, 64)
         await execute("cont")
     work.end()
     await _fail_over(work, seed)
@@ -91,7 +91,7 @@ async def _two_disks(work: GuestWork, seed: int) -> None:
     other = await work.add_disk(Attachment("virtio-scsi"))
     _fill(work)
     _fill(other)
-    await work.command(Kind.START)
+    await work.command(Verb.START)
     for turn in range(2):
         one = work.plan(seed + turn, 60, 0, _REGION)
         two = other.plan(seed + turn + 7, 60, 0, _REGION)
@@ -99,13 +99,13 @@ async def _two_disks(work: GuestWork, seed: int) -> None:
             f"{one} >/tmp/1 & {two} >/tmp/2; wait; cat /tmp/1; echo -; cat /tmp/2"
         )
         for number in range(20):
-            work.primary(Kind.WRITE, 190 * number, 70)
-            other.primary(Kind.WRITE, 170 * number, 40)
+            work.primary(Verb.WRITE, 190 * number, 70)
+            other.primary(Verb.WRITE, 170 * number, 40)
         first, _, second = work.rig.machine.finish(check=False).output.partition("\n-\n")
         work.judge(first)
         other.judge(second)
         await work.check()
-        await work.command(Kind.CHECKPOINT)
+        await work.command(Verb.CHECKPOINT)
         await work.check()
     await _fail_over(work, seed)
     other.random(seed, 20, 0, _REGION)
@@ -114,12 +114,12 @@ async def _two_disks(work: GuestWork, seed: int) -> None:
 def _fill(work: GuestWork) -> None:
     """Old contents worth keeping, with gaps."""
     for start in range(0, 8 * MiB // SECTOR, 1024):
-        work.primary(Kind.WRITE, start, 512)
+        work.primary(Verb.WRITE, start, 512)
 
 
 async def _fail_over(work: GuestWork, seed: int) -> None:
     work.random(seed + 100, 30, 0, _REGION)
-    await work.command(Kind.FAILOVER)
+    await work.command(Verb.FAILOVER)
     await work.check()
     work.random(seed + 101, 20, 0, _REGION)
 
@@ -130,11 +130,11 @@ async def _fail_over(work: GuestWork, seed: int) -> None:
 async def _ext4_failover(work: GuestWork, seed: int) -> None:
     """an ext4 that is mounted and written all the time survives a failover"""
     guest, chain = work.rig.machine, work.chain
-    await work.command(Kind.START)
+    await work.command(Verb.START)
     guest.run(f"/sbin/mke2fs -q -t ext4 {chain.disk} && mount -t ext4 {chain.disk} /mnt")
     await _held(work)
     # What the primary writes from here on is not for the guest to see.
-    work.primary(Kind.WRITE, 0, 4096)
+    work.primary(Verb.WRITE, 0, 4096)
     before = _make_files(guest, 1)
     _same_files(work, before)
     await _held(work, failover=True)
@@ -153,7 +153,7 @@ async def _ext4_checkpoint(work: GuestWork, seed: int) -> None:
     """the primary's ext4 comes with the checkpoint, and only then; one guest is both sides"""
     guest, chain = work.rig.machine, work.chain
     source = await work.add_source(chain.spec.size)
-    await work.command(Kind.START)
+    await work.command(Verb.START)
     guest.run(f"/sbin/mke2fs -q -t ext4 {source}")
     before = ""
     for turn in (1, 2):
@@ -169,7 +169,7 @@ async def _ext4_checkpoint(work: GuestWork, seed: int) -> None:
         if mounted:
             _same_files(work, before)
             guest.run("umount /mnt")
-        await work.command(Kind.CHECKPOINT)
+        await work.command(Verb.CHECKPOINT)
         await work.check()
         _is_clean(work, chain.disk)
         guest.run(f"mount -t ext4 -o ro {chain.disk} /mnt")
@@ -186,7 +186,7 @@ async def _held(work: GuestWork, failover: bool = False) -> None:
         raise _wrong(work, "the write log", "the guest's writes", "nothing")
     await work.check()
     if failover:
-        await work.command(Kind.FAILOVER)
+        await work.command(Verb.FAILOVER)
         await work.check()
     await work.chain.release()
 

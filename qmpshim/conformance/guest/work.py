@@ -23,12 +23,12 @@ from qmpshim.conformance.compare.exchange import (
 from qmpshim.conformance.guest.program import PROGRAM, random_operations, read_lines
 from qmpshim.conformance.guest.rig import GuestRig
 from qmpshim.conformance.workload import pattern
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.machine.guest.chain import Attachment, GuestChain
 from qmpshim.machine.guest.guest import RUN_LIMIT
 from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images.write_log import Flag, LogEntry, WriteLog
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.units import SECTOR
 
 
@@ -102,7 +102,7 @@ class GuestWork:
 
     # -- operations ----------------------------------------------------------------------------
 
-    def primary(self, kind: Kind, start: int, data: bytes | int) -> None:
+    def primary(self, kind: Verb, start: int, data: bytes | int) -> None:
         """The primary writes, zeroes, discards or reads.
 
         :param start: first sector
@@ -114,7 +114,7 @@ class GuestWork:
         if isinstance(data, bytes):
             payload = data
             self.recorded.add(operation.number, start, data)
-        elif kind is Kind.WRITE:
+        elif kind is Verb.WRITE:
             payload = pattern.data_of(operation.number, start, count)
         client = self.rig.chain.primary
         errno = answer(client, submit(client, operation, payload))
@@ -126,7 +126,7 @@ class GuestWork:
         times: int,
         start: int,
         length: int,
-        beside: Iterable[tuple[Kind, int, int]] = (),
+        beside: Iterable[tuple[Verb, int, int]] = (),
     ) -> None:
         """The guest's program does *times* operations within *length* sectors from sector *start*.
 
@@ -141,7 +141,7 @@ class GuestWork:
 
     def read(self, start: int, count: int) -> None:
         """The guest's program reads *count* sectors from sector *start* on."""
-        operation = self._next(Side.GUEST, Kind.READ, start, count)
+        operation = self._next(Side.GUEST, Verb.READ, start, count)
         command = f"read {operation.number} {start} {count}"
         output = self.rig.machine.run(f"{PROGRAM} {self.chain.disk} {command}", check=False).output
         self._begun = [operation]
@@ -183,23 +183,23 @@ class GuestWork:
         where = "the guest's program"
         return GuestDiverged(Divergence(Verdict.PROTOCOL, where, self.number, predicted, observed))
 
-    async def command(self, kind: Kind) -> None:
+    async def command(self, kind: Verb) -> None:
         """A command of the chain, which means all of the guest's disks."""
         operation = self._next(Side.CHAIN, kind, 0, 0)
         prediction = self.rig.oracle.predict(operation)
         for other in self._others:
             other.rig.oracle.predict(operation)
         observed = await command(self.chain, kind)
-        if kind is Kind.FAILOVER and observed is None:
+        if kind is Verb.FAILOVER and observed is None:
             for other in self._others:
                 await other.chain.until_failed_over()
         if found := wrong_error(operation, prediction, observed):
             raise GuestDiverged(found)
 
-    def _next(self, side: Side, kind: Kind, start: int, count: int) -> Operation:
+    def _next(self, side: Side, kind: Verb, start: int, count: int) -> Operation:
         self.number += 1
         self._writers[self.number] = side
-        return Operation(self.number, side, kind, start, count)
+        return Operation(side, kind, start, count, number=self.number)
 
     def _judge(
         self, operation: Operation, errno: int, data: bytes | bytearray | memoryview
@@ -207,7 +207,7 @@ class GuestWork:
         prediction = self.rig.oracle.predict(operation)
         if found := wrong_errno(operation, prediction, errno, self.rig.directory):
             raise GuestDiverged(found)
-        if operation.kind is not Kind.READ or prediction.owners is None:
+        if operation.verb is not Verb.READ or prediction.owners is None:
             return
         if wrong := pattern.mismatches(data, prediction.owners, operation.start, self.recorded):
             raise GuestDiverged(wrong_data(operation, data, wrong, self._check))
@@ -222,9 +222,9 @@ class GuestWork:
         count = 0
         for entry in self._new_entries(self.chain.write_log):
             start, sectors = entry.offset // SECTOR, entry.length // SECTOR
-            kind = Kind.DISCARD if entry.flags & Flag.DISCARD else Kind.WRITE
+            kind = Verb.DISCARD if entry.flags & Flag.DISCARD else Verb.WRITE
             operation = self._next(Side.GUEST, kind, start, sectors)
-            if kind is Kind.WRITE:
+            if kind is Verb.WRITE:
                 self.recorded.add(operation.number, start, entry.data)
                 count += 1
             self.rig.oracle.predict(operation)
@@ -243,9 +243,9 @@ class GuestWork:
         for entry in entries:
             start = entry.offset // SECTOR
             if entry.flags & Flag.DISCARD:
-                self.primary(Kind.DISCARD, start, entry.length // SECTOR)
+                self.primary(Verb.DISCARD, start, entry.length // SECTOR)
             else:
-                self.primary(Kind.WRITE, start, bytes(entry.data))
+                self.primary(Verb.WRITE, start, bytes(entry.data))
 
     def _new_entries(self, log: Path) -> Iterator[LogEntry]:
         """The writes and discards that were logged since the last time."""

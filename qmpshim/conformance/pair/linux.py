@@ -31,7 +31,6 @@ from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.pair.workload import PairWorkload, Stuck
 from qmpshim.conformance.workload.pattern import describe_owner, expected, mismatches
-from qmpshim.conformance.workload.workload import Kind, Operation
 from qmpshim.errors import errno_words
 from qmpshim.machine.colo.linux_guest import LinuxGuest
 from qmpshim.machine.colo.node import ColoNode
@@ -39,6 +38,7 @@ from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.images.write_log import LogEntry, WriteLog
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import owned
+from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.units import SECTOR
 
 Ints = npt.NDArray[np.int64]
@@ -105,17 +105,17 @@ class _Account:
     def _take(self, told: ProgramReport) -> None:
         due, operation = self.following(), told.operation
         self.last = operation.number
-        self.writes += operation.kind is Kind.WRITE
+        self.writes += operation.verb is Verb.WRITE
         if operation != due:
             self._differs(Verdict.PROTOCOL, due, f"it told of {operation}")
         elif told.errno:
             self._differs(Verdict.ERROR_CONTRACT, due, f"it was told {errno_words(told.errno)}")
-        elif operation.kind is Kind.READ:
+        elif operation.verb is Verb.READ:
             owners = _array(self.owners[operation.start : operation.start + operation.count])
             if wrong := mismatches(told.data, owners, operation.start):
                 self._differs(Verdict.CONTENT, due, f"it read {wrong[0].found}", str(wrong[0]))
-        elif operation.kind is not Kind.FLUSH:
-            number = operation.number if operation.kind is Kind.WRITE else -operation.number
+        elif operation.verb is not Verb.FLUSH:
+            number = operation.number if operation.verb is Verb.WRITE else -operation.number
             self.owners[operation.start : operation.start + operation.count] = number
 
     def _differs(
@@ -229,8 +229,8 @@ class LinuxWorkload(PairWorkload):
                 for at in range(0, len(owners), _PIECE)
             ]
         )
-        if following.kind in (Kind.WRITE, Kind.ZERO):  # done, or not, or a part of it
-            owner = following.number if following.kind is Kind.WRITE else -following.number
+        if following.verb in (Verb.WRITE, Verb.ZERO):  # done, or not, or a part of it
+            owner = following.number if following.verb is Verb.WRITE else -following.number
             span = slice(following.start, following.start + following.count)
             done = expected(owned(owner, following.count), following.start)
             good[span] |= (have[span] == done).all(1)

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from qmpshim.errors import InputError
+from qmpshim.model.operations import smaller_places
 from qmpshim.model.pointintime.jobs import BitmapMode, JobSpec, OnError, Sync
 from qmpshim.model.pointintime.points import BitmapAction, BitmapVerb, JobVerb
 from qmpshim.model.units import SECTOR
@@ -106,14 +107,8 @@ class PointOperation:
             return [
                 replace(self, actions=self.actions[:i] + self.actions[i + 1 :]) for i in left_out
             ]
-        if self.kind not in _IO or self.count <= 1:
-            return []
-        forms = [(self.start, 1)]
-        if self.count > 8:
-            forms.append((self.start, 8))
-        half = self.count // 2
-        forms.append((self.start + half, self.count - half))
-        return [replace(self, start=start, count=count) for start, count in forms]
+        places = smaller_places(self.start, self.count) if self.kind in _IO else []
+        return [replace(self, start=start, count=count) for start, count in places]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON, what is not the default; positions in sectors."""

@@ -27,7 +27,6 @@ from qmpshim.conformance.compare.exchange import (
 from qmpshim.conformance.compare.oracle import Oracle, Prediction
 from qmpshim.conformance.workload import pattern
 from qmpshim.conformance.workload.result import WorkloadResult
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import (
     BuildError,
     CommandFailed,
@@ -40,6 +39,7 @@ from qmpshim.machine.host.process import COMMAND_LIMIT, Qemu
 from qmpshim.machine.nbd.client import BlockClient
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.disks.image import PAGE
+from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.units import SECTOR
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ SILENCE = 5.0  # seconds for which QEMU may do nothing at all while it owes an a
 _TICK = 0.2  # seconds between two progress reports
 _UNPREDICTED = Prediction()
 _LONGEST = 2048  # sectors of the writes whose data is made in place
-_CHANGES = frozenset({Kind.WRITE, Kind.ZERO, Kind.DISCARD})
+_CHANGES = frozenset({Verb.WRITE, Verb.ZERO, Verb.DISCARD})
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +169,13 @@ class WorkloadRun:
         now, slowest = began, 0.0
         tick = began + _TICK
         operation = None
-        counts: Counter[tuple[Side, Kind]] = Counter()
+        counts: Counter[tuple[Side, Verb]] = Counter()
         source = iter(operations)
         coming = next(source, None)
         try:
             while coming is not None:
                 operation, self._last = coming, coming.number
-                counts[operation.side, operation.kind] += 1
+                counts[operation.side, operation.verb] += 1
                 if operation.side is Side.CHAIN:
                     found = self._judge() or await self._command(operation)
                     coming = next(source, None)
@@ -211,7 +211,7 @@ class WorkloadRun:
         self.result.known = self.rig.oracle.chain.relied_on
         return self.result
 
-    def _count(self, counts: Counter[tuple[Side, Kind]]) -> None:
+    def _count(self, counts: Counter[tuple[Side, Verb]]) -> None:
         named = {f"{side} {kind}": number for (side, kind), number in counts.items()}
         self.result.operations = Counter(named)
 
@@ -234,7 +234,7 @@ class WorkloadRun:
         client = chain.primary if operation.side is Side.PRIMARY else chain.guest
         payload = self._payload(operation)
         cookie = submit(client, operation, payload)
-        if operation.kind in _CHANGES:
+        if operation.verb in _CHANGES:
             self._writers[operation.number] = operation.side.value
             first, last = operation.start // PAGE, (operation.start + operation.count - 1) // PAGE
             self._touched.update(range(first, last + 1))
@@ -252,11 +252,11 @@ class WorkloadRun:
 
     def _make_payload(self, operation: Operation) -> Any:
         """The data of a write, a buffer for a read; never what the request before still uses."""
-        if operation.kind is Kind.WRITE:
+        if operation.verb is Verb.WRITE:
             self._turn ^= 1
             into = self._data[self._turn] if operation.count <= _LONGEST else None
             return pattern.data_of(operation.number, operation.start, operation.count, into)
-        if operation.kind is not Kind.READ:
+        if operation.verb is not Verb.READ:
             return None
         length = operation.count * SECTOR
         self._turn ^= 1
@@ -277,7 +277,7 @@ class WorkloadRun:
         directory = self.rig.directory
         if found := wrong_errno(operation, prediction, exchange.observed, directory):
             return found
-        if operation.kind is not Kind.READ or prediction.owners is None:
+        if operation.verb is not Verb.READ or prediction.owners is None:
             return None
         if self._comparer.same(exchange.payload, prediction.owners, operation.start):
             return None
@@ -287,10 +287,10 @@ class WorkloadRun:
     # -- commands ------------------------------------------------------------
 
     async def _command(self, operation: Operation) -> Divergence | None:
-        if operation.kind is Kind.CHECK:
+        if operation.verb is Verb.CHECK:
             return await self.check(operation.number)
         prediction = self.rig.oracle.predict(operation)
-        return wrong_error(operation, prediction, await command(self.rig.chain, operation.kind))
+        return wrong_error(operation, prediction, await command(self.rig.chain, operation.verb))
 
     async def finish(self) -> None:
         """The last cross-check: everything, everywhere."""

@@ -11,12 +11,13 @@ from qmpshim.conformance.bundles import bundle
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.workload.session import Result, Rig, Setup, run_case
 from qmpshim.conformance.workload.verification import IMPATIENT, Progress, Subject
-from qmpshim.conformance.workload.workload import Operation, all_kinds
+from qmpshim.conformance.workload.workload import all_kinds
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.process import COMMAND_LIMIT
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.behaviour import behaviour_of, snapshot_defects
+from qmpshim.model.operations import Operation
 from qmpshim.model.units import SECTOR
 
 _SHORTEST_SILENCE = 0.5  # seconds
@@ -87,7 +88,7 @@ class ChainSubject(Subject[Operation, Result, Rig]):
         return {
             "number": operation.number,
             "side": operation.side.value,
-            "do": operation.kind.value,
+            "do": operation.verb.value,
             "offset_bytes": operation.start * SECTOR,
             "length_bytes": operation.count * SECTOR,
         }

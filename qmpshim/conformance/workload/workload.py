@@ -5,122 +5,76 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Any
 
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.chain.topology import Topology
+from qmpshim.model.operations import COMMANDS, Operation, Side, Verb
 from qmpshim.model.units import SECTOR
 
-
-class Side(StrEnum):
-    """Where an operation enters the chain."""
-
-    __hash__ = str.__hash__  # Enum's is slow, and asked for with every operation
-
-    PRIMARY = "primary"  # the NBD export of the secondary disk
-    GUEST = "guest"  # the NBD export of the top (in the backup workflow: of the hidden disk)
-    CHAIN = "chain"  # a QMP command
-
-
-class Kind(StrEnum):
-    """What an operation does."""
-
-    __hash__ = str.__hash__
-
-    WRITE = "write"
-    ZERO = "zero"
-    DISCARD = "discard"
-    FLUSH = "flush"
-    READ = "read"
-    START = "start"
-    CHECKPOINT = "checkpoint"
-    STOP = "stop"
-    FAILOVER = "failover"
-    REBUILD = "rebuild"  # fresh hidden and active disks, nothing running
-    STATUS = "status"
-    CHECK = "check"  # cross-check everything now
+#: What a workload may be made of, by where it enters the chain.
+_VERBS: Mapping[Side, frozenset[Verb]] = {
+    **dict.fromkeys(
+        (Side.PRIMARY, Side.GUEST),
+        frozenset((Verb.WRITE, Verb.ZERO, Verb.DISCARD, Verb.FLUSH, Verb.READ)),
+    ),
+    Side.CHAIN: frozenset((*COMMANDS, Verb.REBUILD, Verb.CHECK)) - {Verb.UNEXPORT},
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One operation.
+def to_json(operation: Operation) -> list[Any]:
+    """A compact form: ``[number, side, verb, start, count]``, positions in sectors."""
+    return [
+        operation.number,
+        operation.side.value,
+        operation.verb.value,
+        operation.start,
+        operation.count,
+    ]
 
-    :ivar number: from 1; the owner of what it writes, kept when others are left out
-    :ivar start: first sector
-    :ivar count: sectors
+
+def from_json(value: Any, sectors: int) -> Operation:
+    """The reverse of :func:`to_json`.
+
+    :param sectors: of the disk
+    :raises InputError: *value* is no operation on such a disk
     """
-
-    number: int
-    side: Side
-    kind: Kind
-    start: int = 0
-    count: int = 0
-
-    def __str__(self) -> str:
-        if self.side is Side.CHAIN:
-            return f"{self.number}: {self.kind}"
-        if self.kind is Kind.FLUSH:
-            return f"{self.number}: {self.side} flush"
-        return (
-            f"{self.number}: {self.side} {self.kind} "
-            f"{self.start * SECTOR:#x}+{self.count * SECTOR:#x}"
-        )
-
-    def smaller(self) -> list[Operation]:
-        """Simpler forms of it, simplest first."""
-        if self.side is Side.CHAIN or self.count <= 1:
-            return []
-        forms = [(self.start, 1)]
-        if self.count > 8:
-            forms.append((self.start, 8))
-        half = self.count // 2
-        forms.append((self.start + half, self.count - half))
-        return [replace(self, start=start, count=count) for start, count in forms]
-
-    def to_json(self) -> list[Any]:
-        """A compact form: ``[number, side, kind, start, count]``, positions in sectors."""
-        return [self.number, self.side.value, self.kind.value, self.start, self.count]
-
-    @classmethod
-    def from_json(cls, value: Any) -> Operation:
-        """The reverse of :meth:`to_json`.
-
-        :raises InputError: *value* is no operation
-        """
-        try:
-            number, side, kind, start, count = value
-            operation = cls(int(number), Side(side), Kind(kind), int(start), int(count))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"not an operation: {value!r}: {error}") from error
-        if operation.number < 1 or operation.start < 0 or operation.count < 0:
-            raise InputError(f"not an operation: {value!r}: a negative position or number")
-        return operation
+    try:
+        number, side, verb, start, count = value
+        operation = Operation(Side(side), Verb(verb), int(start), int(count), number=int(number))
+        possible = operation.verb in _VERBS[operation.side]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"not an operation: {value!r}: {error}") from error
+    if not possible or operation.number < 1 or operation.start < 0 or operation.count < 0:
+        raise InputError(f"not an operation: {value!r}")
+    touches = not operation.is_command and not operation.flushes
+    if operation.start + operation.count > sectors or touches != (operation.count > 0):
+        raise InputError(f"operation {operation} reaches beyond the disk or touches nothing")
+    return operation
 
 
 # How often each kind comes, by workflow; commands are placed separately.
-_MIX: Mapping[str, Mapping[tuple[Side, Kind], int]] = {
+_MIX: Mapping[str, Mapping[tuple[Side, Verb], int]] = {
     "backup": {
-        (Side.PRIMARY, Kind.WRITE): 36,
-        (Side.PRIMARY, Kind.ZERO): 8,
-        (Side.PRIMARY, Kind.DISCARD): 6,
-        (Side.PRIMARY, Kind.FLUSH): 1,
-        (Side.PRIMARY, Kind.READ): 9,
-        (Side.GUEST, Kind.READ): 40,
+        (Side.PRIMARY, Verb.WRITE): 36,
+        (Side.PRIMARY, Verb.ZERO): 8,
+        (Side.PRIMARY, Verb.DISCARD): 6,
+        (Side.PRIMARY, Verb.FLUSH): 1,
+        (Side.PRIMARY, Verb.READ): 9,
+        (Side.GUEST, Verb.READ): 40,
     },
     "replication": {
-        (Side.PRIMARY, Kind.WRITE): 25,
-        (Side.PRIMARY, Kind.ZERO): 5,
-        (Side.PRIMARY, Kind.DISCARD): 4,
-        (Side.PRIMARY, Kind.FLUSH): 1,
-        (Side.PRIMARY, Kind.READ): 6,
-        (Side.GUEST, Kind.WRITE): 25,
-        (Side.GUEST, Kind.ZERO): 4,
-        (Side.GUEST, Kind.DISCARD): 3,
-        (Side.GUEST, Kind.FLUSH): 1,
-        (Side.GUEST, Kind.READ): 26,
+        (Side.PRIMARY, Verb.WRITE): 25,
+        (Side.PRIMARY, Verb.ZERO): 5,
+        (Side.PRIMARY, Verb.DISCARD): 4,
+        (Side.PRIMARY, Verb.FLUSH): 1,
+        (Side.PRIMARY, Verb.READ): 6,
+        (Side.GUEST, Verb.WRITE): 25,
+        (Side.GUEST, Verb.ZERO): 4,
+        (Side.GUEST, Verb.DISCARD): 3,
+        (Side.GUEST, Verb.FLUSH): 1,
+        (Side.GUEST, Verb.READ): 26,
     },
 }
 
@@ -128,7 +82,7 @@ _MIX: Mapping[str, Mapping[tuple[Side, Kind], int]] = {
 _USUAL = _MIX["backup"]
 
 
-def _mix(topology: Topology) -> Mapping[tuple[Side, Kind], int]:
+def _mix(topology: Topology) -> Mapping[tuple[Side, Verb], int]:
     if topology.name in _MIX:
         return _MIX[topology.name]
     return {
@@ -138,19 +92,19 @@ def _mix(topology: Topology) -> Mapping[tuple[Side, Kind], int]:
     }
 
 
-def _life(topology: Topology) -> tuple[Kind, ...]:
+def _life(topology: Topology) -> tuple[Verb, ...]:
     """A whole life, with every command that there is; at its end nothing runs and all is fresh."""
     if topology.begins is None:  # it runs from the moment that it is open
-        return (Kind.REBUILD,)
-    short = (Kind.START, Kind.STOP, Kind.REBUILD)
+        return (Verb.REBUILD,)
+    short = (Verb.START, Verb.STOP, Verb.REBUILD)
     if "checkpoint" not in topology.operations:
         return short
-    return (Kind.START, Kind.STATUS, Kind.CHECKPOINT, Kind.FAILOVER, Kind.REBUILD, *short)
+    return (Verb.START, Verb.STATUS, Verb.CHECKPOINT, Verb.FAILOVER, Verb.REBUILD, *short)
 
 
-def all_kinds(topology: Topology) -> frozenset[tuple[Side, Kind]]:
+def all_kinds(topology: Topology) -> frozenset[tuple[Side, Verb]]:
     """Every kind of operation that a workload on *topology* may have."""
-    commands = (*_life(topology), Kind.CHECK)
+    commands = (*_life(topology), Verb.CHECK)
     return frozenset((*_mix(topology), *((Side.CHAIN, kind) for kind in commands)))
 
 
@@ -187,7 +141,7 @@ class Workload:
         hot = min(self._size, 24 * self._cluster)
         self._hot = self._random.randrange(0, self._size - hot + 1, 8)
         self._hot_length = hot
-        self._missing = set(all_kinds(spec.topology)) - {(Side.CHAIN, Kind.CHECK)}
+        self._missing = set(all_kinds(spec.topology)) - {(Side.CHAIN, Verb.CHECK)}
         self._running = False  # replication or backup
         self._fresh = True  # the hidden and active disks, since nothing ran on them
 
@@ -203,17 +157,17 @@ class Workload:
             left -= 1
         for _ in range(left):
             yield self._noted(self._io())
-        yield self._command(Kind.CHECK)
+        yield self._command(Verb.CHECK)
 
     def _noted(self, operation: Operation) -> Operation:
         # What ends or renews a life without one is refused, and so is not what was wanted.
-        if self._running or operation.kind not in (Kind.CHECKPOINT, Kind.STOP, Kind.FAILOVER):
-            self._missing.discard((operation.side, operation.kind))
-        if operation.kind is Kind.START:
+        if self._running or operation.verb not in (Verb.CHECKPOINT, Verb.STOP, Verb.FAILOVER):
+            self._missing.discard((operation.side, operation.verb))
+        if operation.verb is Verb.START:
             self._running, self._fresh = True, False
-        elif operation.kind in (Kind.STOP, Kind.FAILOVER):
+        elif operation.verb in (Verb.STOP, Verb.FAILOVER):
             self._running = False
-        elif operation.kind is Kind.REBUILD:
+        elif operation.verb is Verb.REBUILD:
             self._running, self._fresh = False, True
         return operation
 
@@ -222,7 +176,7 @@ class Workload:
         return len(self._missing) + (1 + len(self._life) if self._commands_missing else 0)
 
     @property
-    def _life(self) -> tuple[Kind, ...]:
+    def _life(self) -> tuple[Verb, ...]:
         return _life(self._spec.topology)
 
     @property
@@ -234,9 +188,9 @@ class Workload:
         ios = [pair for pair in self._kinds if pair in self._missing]
         life = self._life if self._commands_missing else ()
         if life and not self._running and not self._fresh:
-            yield self._command(Kind.REBUILD)
+            yield self._command(Verb.REBUILD)
         if life and not self._running:
-            yield self._command(Kind.START)
+            yield self._command(Verb.START)
         for side, kind in ios:
             yield self._io_of(side, kind)
         for kind in life[1:]:
@@ -253,48 +207,48 @@ class Workload:
         for turn in itertools.count():
             yield from self._ios(2, 8)
             if pick.random() < 0.3:
-                yield self._command(Kind.STOP)  # in the wrong state: an error is predicted
+                yield self._command(Verb.STOP)  # in the wrong state: an error is predicted
             if replication:
-                yield self._command(Kind.STATUS)
-            yield self._command(Kind.START)
+                yield self._command(Verb.STATUS)
+            yield self._command(Verb.START)
             for _ in range(pick.randint(1, 3)):
                 yield from self._ios(period // 2, period)
-                yield self._command(Kind.CHECK)
+                yield self._command(Verb.CHECK)
                 if replication:
-                    yield self._command(Kind.CHECKPOINT)
-                    yield self._command(Kind.CHECK)
+                    yield self._command(Verb.CHECKPOINT)
+                    yield self._command(Verb.CHECK)
                     if pick.random() < 0.2:
-                        yield self._command(Kind.START)  # running already
+                        yield self._command(Verb.START)  # running already
             yield from self._ios(2, period // 2)
-            yield self._command(Kind.CHECK)
+            yield self._command(Verb.CHECK)
             failover = replication and turn % 2 == 0
-            yield self._command(Kind.FAILOVER if failover else Kind.STOP)
+            yield self._command(Verb.FAILOVER if failover else Verb.STOP)
             if replication:
-                yield self._command(Kind.STATUS)
+                yield self._command(Verb.STATUS)
             if failover:
-                yield self._command(Kind.CHECK)
+                yield self._command(Verb.CHECK)
             yield from self._ios(4, 24)
             if replication and pick.random() < 0.3:
-                yield self._command(Kind.CHECKPOINT)  # after the end: quietly ignored
+                yield self._command(Verb.CHECKPOINT)  # after the end: quietly ignored
             if not failover:
-                yield self._command(Kind.CHECK)
-            yield self._command(Kind.REBUILD)
+                yield self._command(Verb.CHECK)
+            yield self._command(Verb.REBUILD)
 
     def _snapshots(self, period: int) -> Iterator[Operation]:
         """One snapshot after another, each of the disk as the one before left it."""
         while True:
-            yield self._command(Kind.REBUILD)
+            yield self._command(Verb.REBUILD)
             for _ in range(self._random.randint(1, 3)):
                 yield from self._ios(period // 2, period)
-                yield self._command(Kind.CHECK)
+                yield self._command(Verb.CHECK)
 
     def _ios(self, least: int, most: int) -> Iterator[Operation]:
         for _ in range(self._random.randint(least, most)):
             yield self._io()
 
-    def _command(self, kind: Kind) -> Operation:
+    def _command(self, kind: Verb) -> Operation:
         self._number += 1
-        return Operation(self._number, Side.CHAIN, kind)
+        return Operation(Side.CHAIN, kind, number=self._number)
 
     def _fill(self, pieces: int) -> Iterator[Operation]:
         """Old contents worth keeping: without them every copy would be a copy of nothing."""
@@ -307,20 +261,20 @@ class Workload:
                 start = self._hot + self._random.randrange(max(1, self._hot_length - length + 1))
             start = max(0, min(start, self._size - length))
             self._number += 1
-            yield Operation(self._number, Side.PRIMARY, Kind.WRITE, start, length)
+            yield Operation(Side.PRIMARY, Verb.WRITE, start, length, number=self._number)
         self._number += 1
         tail = min(self._size, 40)
-        yield Operation(self._number, Side.PRIMARY, Kind.WRITE, self._size - tail, tail)
+        yield Operation(Side.PRIMARY, Verb.WRITE, self._size - tail, tail, number=self._number)
 
     def _io(self) -> Operation:
         return self._io_of(*self._random.choices(self._kinds, self._weights)[0])
 
-    def _io_of(self, side: Side, kind: Kind) -> Operation:
+    def _io_of(self, side: Side, kind: Verb) -> Operation:
         self._number += 1
-        if kind is Kind.FLUSH:
-            return Operation(self._number, side, kind)
+        if kind is Verb.FLUSH:
+            return Operation(side, kind, number=self._number)
         start, count = self._place()
-        return Operation(self._number, side, kind, start, count)
+        return Operation(side, kind, start, count, number=self._number)
 
     def _place(self) -> tuple[int, int]:
         pick, cluster, size = self._random, self._cluster, self._size

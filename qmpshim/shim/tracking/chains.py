@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.oracle import Oracle
-from qmpshim.conformance.workload.workload import Kind, Side
 from qmpshim.errors import (
     CommandFailed,
     HostError,
@@ -28,6 +27,7 @@ from qmpshim.model.answers import DISCONNECTED, OK, ReportedError
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Side, Verb
 from qmpshim.shim.endpoint.server import Shim
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
@@ -237,7 +237,7 @@ class TrackedChains:
         async with self._meeting, self._still():
             met = [None if s.target is None else await self._meet_backup(s) for s in starts]
             self._ended.clear()
-            reply = await self._forward(Kind.START, command)
+            reply = await self._forward(Verb.START, command)
             if reply is None or reply.failed:
                 self._met_now.clear()
                 for start in starts:
@@ -263,7 +263,7 @@ class TrackedChains:
         name = arguments.get("id" if command.name == "job-cancel" else "device")
         if not any(tracker.job and tracker.job == name for tracker in self.trackers):
             return await self.shim.forward(command)
-        return await self._forward(Kind.STOP, command)
+        return await self._forward(Verb.STOP, command)
 
     async def _set_replication(self, command: Command) -> Reply | None:
         arguments = command.arguments or {}
@@ -272,36 +272,36 @@ class TrackedChains:
         async with self._meeting, self._still():
             if arguments.get("enable") is True:
                 await self._meet_replication()
-                reply = await self._forward(Kind.START, command)
+                reply = await self._forward(Verb.START, command)
                 if reply is None or reply.failed:
                     self.passed_over.pop(_REPLICATION, None)
                 for tracker in tuple(self._met_now):
                     await self._follow(tracker)
-                self._step(Kind.START, command, reply, lambda oracle: oracle.chain.start())
+                self._step(Verb.START, command, reply, lambda oracle: oracle.chain.start())
             elif arguments.get("failover") is True:
                 self.passed_over.pop(_REPLICATION, None)
-                reply = await self._forward(Kind.FAILOVER, command)
-                self._step(Kind.FAILOVER, command, reply, lambda oracle: oracle.chain.failover())
+                reply = await self._forward(Verb.FAILOVER, command)
+                self._step(Verb.FAILOVER, command, reply, lambda oracle: oracle.chain.failover())
             elif arguments.get("enable") is False:
                 self.passed_over.pop(_REPLICATION, None)
-                reply = await self._forward(Kind.STOP, command)
-                self._step(Kind.STOP, command, reply, lambda oracle: oracle.chain.stop())
+                reply = await self._forward(Verb.STOP, command)
+                self._step(Verb.STOP, command, reply, lambda oracle: oracle.chain.stop())
             else:
                 reply = await self.shim.forward(command)
             return reply
 
     async def _checkpoint(self, command: Command) -> Reply | None:
         async with self._still():
-            reply = await self._forward(Kind.CHECKPOINT, command)
-            self._step(Kind.CHECKPOINT, command, reply, lambda oracle: oracle.chain.checkpoint())
+            reply = await self._forward(Verb.CHECKPOINT, command)
+            self._step(Verb.CHECKPOINT, command, reply, lambda oracle: oracle.chain.checkpoint())
             return reply
 
-    async def _forward(self, kind: Kind, command: Command) -> Reply | None:
+    async def _forward(self, kind: Verb, command: Command) -> Reply | None:
         """Send a command of the chain's; it is a step of the schedule, too."""
         schedule = self.schedule
         if schedule is None:
             reply = await self.shim.forward(command)
-            if kind is not Kind.STOP and self.catch_up():
+            if kind is not Verb.STOP and self.catch_up():
                 self._doubt_all(_UNDER_WAY)
             return reply
         step = schedule.begins(kind.value)
@@ -313,7 +313,7 @@ class TrackedChains:
             schedule.ends(step, ReportedError(str(error["desc"])) if error else OK)
         return reply
 
-    def _step(self, kind: Kind, command: Command, reply: Reply | None, do: Step) -> None:
+    def _step(self, kind: Verb, command: Command, reply: Reply | None, do: Step) -> None:
         """Do a command in all models of replication, too, and compare how it ended."""
         chains = [t for t in self.trackers if t.found.workflow is Workflow.REPLICATION]
         error = None if reply is None else reply.value().get("error")
@@ -496,7 +496,7 @@ class TrackedChains:
     def changed(self, export: str, change: Change, error: int) -> None:
         """A request through an endpoint was answered: do it in the models."""
         node = self.endpoints.node(export)
-        if change.kind not in (Kind.READ, Kind.FLUSH) and self.logs.logs:
+        if change.kind not in (Verb.READ, Verb.FLUSH) and self.logs.logs:
             # In the logs is by now what came before, and it itself where the export is on one.
             on_log = self.endpoints.exported(export) in self.logs.logs
             if not on_log:
@@ -602,14 +602,14 @@ class TrackedChains:
         self.payloads.close()
 
 
-def _accepted(kind: Kind, command: Command) -> bool:
+def _accepted(kind: Verb, command: Command) -> bool:
     """Whether a command's arguments are such that QEMU hands it on to block replication.
 
     As ``xen-set-replication`` of qapi/migration.json and ``qmp_xen_set_replication`` of
     migration/colo.c have it (2.9 to 11.1).
     """
     arguments = command.arguments or {}
-    if kind is Kind.CHECKPOINT:
+    if kind is Verb.CHECKPOINT:
         return not arguments
     names = arguments.keys()
     return (

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qmpshim.conformance.compare.oracle import Oracle
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.model.disks.image import Alloc, Image
 from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
+from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.runtime.coroutines import Co, ModelIOError, run_sequentially
 from qmpshim.model.units import SECTOR
 from qmpshim.shim.tracking.discovery import ChainNodes
@@ -33,7 +33,7 @@ class Change:
     """
 
     side: Side
-    kind: Kind
+    kind: Verb
     offset: int
     length: int
     data: bytes | memoryview = b""
@@ -56,9 +56,9 @@ class Follower:
         self.unrecordable = ""
         self._payloads = payloads
 
-    def command(self, kind: Kind) -> None:
+    def command(self, kind: Verb) -> None:
         """A command that acts on the chain as a whole was answered."""
-        self._list(Operation(self._payloads.count(), Side.CHAIN, kind))
+        self._list(Operation(Side.CHAIN, kind, number=self._payloads.count()))
 
     def take_baseline(self, found: ChainNodes, files: Mapping[str, Files], uri: str) -> list[str]:
         """Take over what the disks hold before anything begins; gives what cannot be known.
@@ -73,8 +73,8 @@ class Follower:
         return baseline.doubts
 
     def _write_before(self, start: int, count: int, number: int, data: bool) -> None:
-        kind = Kind.WRITE if data else Kind.ZERO
-        self._list(Operation(number, Side.PRIMARY, kind, start, count))
+        kind = Verb.WRITE if data else Verb.ZERO
+        self._list(Operation(Side.PRIMARY, kind, start, count, number=number))
 
     def _list(self, operation: Operation) -> None:
         if len(self.operations) < _MOST:
@@ -90,32 +90,32 @@ class Follower:
         side, kind = change.side, change.kind
         start = change.offset // SECTOR
         count = -(-(change.offset + change.length) // SECTOR) - start
-        if kind in (Kind.READ, Kind.FLUSH) or not count:
+        if kind in (Verb.READ, Verb.FLUSH) or not count:
             number = self._payloads.count()
-            if count or kind is Kind.FLUSH:
-                self._list(Operation(number, side, kind, start, count))
+            if count or kind is Verb.FLUSH:
+                self._list(Operation(side, kind, start, count, number=number))
             return 0
         try:
             number, kind, operation = self._change(change, start, count)
-            self._list(Operation(number, side, kind, start, count))
+            self._list(Operation(side, kind, start, count, number=number))
             run_sequentially(operation)
         except ModelIOError as failure:
             return failure.errno
         return 0
 
-    def _change(self, change: Change, start: int, count: int) -> tuple[int, Kind, Co[None]]:
+    def _change(self, change: Change, start: int, count: int) -> tuple[int, Verb, Co[None]]:
         """Operation number, what it is to the model, and what it does there."""
         chain, note = self.oracle.chain, self._payloads.note
         guest = change.side is Side.GUEST
         aligned = not (change.offset % SECTOR or change.length % SECTOR)
-        if change.kind is Kind.DISCARD:
+        if change.kind is Verb.DISCARD:
             number = note(start, None)
             do = chain.guest_discard if guest else chain.primary_discard
-            return number, Kind.DISCARD, do(start, count, number)
-        if change.kind is Kind.ZERO and aligned and (guest or not change.mapped):
+            return number, Verb.DISCARD, do(start, count, number)
+        if change.kind is Verb.ZERO and aligned and (guest or not change.mapped):
             number = note(start, None)
             do = chain.guest_zero if guest else chain.primary_zero
-            return number, Kind.ZERO, do(start, count, number)
+            return number, Verb.ZERO, do(start, count, number)
         data = bytearray(change.data or bytes(change.length))
         if not aligned:
             view = self.oracle.guest_view if guest else self.oracle.primary_view
@@ -125,7 +125,7 @@ class Follower:
             data = whole
         number = note(start, data)
         do = chain.guest_write if guest else chain.primary_write
-        return number, Kind.WRITE, do(start, count, number)
+        return number, Verb.WRITE, do(start, count, number)
 
     def forget_how(self, image: Image, start: int, count: int) -> None:
         """Zeroes were written, and it is not known whether as data: either kind of cluster fits."""

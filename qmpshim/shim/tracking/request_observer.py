@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from qmpshim.conformance.workload.workload import Kind, Side
 from qmpshim.machine.nbd.protocol import CMD_NO_HOLE, NbdCommand, Request
 from qmpshim.model.answers import DISCONNECTED, OK, Answer, io_error
+from qmpshim.model.operations import Side, Verb
 from qmpshim.model.units import SECTOR
 from qmpshim.shim.tracking.follow import Change
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from qmpshim.shim.gated.schedule import Schedule
 
 _KINDS = {
-    NbdCommand.READ.value: Kind.READ,
-    NbdCommand.WRITE.value: Kind.WRITE,
-    NbdCommand.WRITE_ZEROES.value: Kind.ZERO,
-    NbdCommand.TRIM.value: Kind.DISCARD,
-    NbdCommand.FLUSH.value: Kind.FLUSH,
+    NbdCommand.READ.value: Verb.READ,
+    NbdCommand.WRITE.value: Verb.WRITE,
+    NbdCommand.WRITE_ZEROES.value: Verb.ZERO,
+    NbdCommand.TRIM.value: Verb.DISCARD,
+    NbdCommand.FLUSH.value: Verb.FLUSH,
 }
-_CHANGES = (Kind.WRITE, Kind.ZERO, Kind.DISCARD)
+_CHANGES = (Verb.WRITE, Verb.ZERO, Verb.DISCARD)
 
 
 class Teller(Protocol):
@@ -97,7 +97,7 @@ class ExportObserver:
         if (kind := _KINDS.get(request.type)) is not None:
             self._teller.lost(self._export, self._change(kind, request))
 
-    def _change(self, kind: Kind, request: Request) -> Change:
+    def _change(self, kind: Verb, request: Request) -> Change:
         side = self._teller.side(self._export) or Side.GUEST
         mapped = bool(request.flags & CMD_NO_HOLE)
         return Change(side, kind, request.offset, request.length, request.data, mapped)

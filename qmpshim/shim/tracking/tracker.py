@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.oracle import Oracle
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import HostError, InputError, errno_words
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import CommandError, Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Image
+from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.runtime.coroutines import Co, run_sequentially
 from qmpshim.model.units import SECTOR
 from qmpshim.shim.tracking.block_graph import BlockGraph
@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # a start of QEMU need not wait for them
 
 log = logging.getLogger(__name__)
 
-_QUIET = (Kind.READ, Kind.FLUSH)
+_QUIET = (Verb.READ, Verb.FLUSH)
 Step = Callable[[Oracle], Co[None]]
 
 
@@ -255,7 +255,7 @@ class ModelTracker:
             self.doubt("I/O was under way when the job ended")
         if self.follower.request(dataclasses.replace(change, side=side)):
             self.doubt("a logged request must have failed, which the log does not tell")
-        if change.kind is Kind.ZERO:
+        if change.kind is Verb.ZERO:
             chain = self.oracle.chain
             image = chain.secondary if side is Side.PRIMARY else chain.active
             start, count = change.offset // SECTOR, change.length // SECTOR
@@ -271,7 +271,7 @@ class ModelTracker:
 
     # -- commands ------------------------------------------------------------
 
-    def step(self, kind: Kind, do: Step) -> str | None:
+    def step(self, kind: Verb, do: Step) -> str | None:
         """Do a command in the model; gives the error it must end with."""
         self.follower.command(kind)
         try:
@@ -283,14 +283,14 @@ class ModelTracker:
     def job_started(self, job: str) -> None:
         """The chain's backup job was started."""
         self.job, self.ending = job, False
-        predicted = self.step(Kind.START, lambda oracle: oracle.chain.start())
+        predicted = self.step(Verb.START, lambda oracle: oracle.chain.start())
         if predicted is not None and not self.doubts:
-            self.diverged(Verdict.ERROR_CONTRACT, Kind.START.value, predicted, "success")
+            self.diverged(Verdict.ERROR_CONTRACT, Verb.START.value, predicted, "success")
 
     def job_ended(self) -> None:
         """The chain's backup job is over."""
         self.job, self.ending = "", False
-        self.follower.command(Kind.STOP)
+        self.follower.command(Verb.STOP)
         self.oracle.chain.job = None
 
     # -- questions ------------------------------------------------------------

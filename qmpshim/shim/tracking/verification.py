@@ -12,7 +12,6 @@ from qmpshim.conformance.compare.crosscheck import merge
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.oracle import Oracle, View
 from qmpshim.conformance.compare.overlay import wrong_allocation
-from qmpshim.conformance.workload.workload import Kind
 from qmpshim.errors import IOFailed, MachineError, MachineHung, UnsupportedFeature
 from qmpshim.machine.images.qcow2 import ImageError, Qcow2Reader
 from qmpshim.machine.nbd.client import NbdClient
@@ -20,6 +19,7 @@ from qmpshim.model.chain.secondary import Stage
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import PAGE, Owners
 from qmpshim.model.disks.image import Qcow2Image as ModelQcow2
+from qmpshim.model.operations import Verb
 from qmpshim.model.units import SECTOR
 from qmpshim.shim.tracking.baseline import flush
 from qmpshim.shim.tracking.chains import TrackedChains
@@ -66,7 +66,7 @@ async def verify(watch: TrackedChains, trackers: Sequence[ModelTracker]) -> list
         for tracker in trackers:
             verified.append(await _verify_one(watch, tracker))
     for one in verified:
-        one.tracker.follower.command(Kind.CHECK)
+        one.tracker.follower.command(Verb.CHECK)
         for divergence in one.divergences:
             one.tracker.record(divergence)
     return verified

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.workload.workload import Kind
 from qmpshim.errors import CommandFailed, HostError, MachineError
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
 from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.images.write_log import Flag, LogEntry, WriteLog
+from qmpshim.model.operations import Verb
 from qmpshim.model.units import SECTOR
 from qmpshim.shim.endpoint.server import Shim
 from qmpshim.shim.endpoint.session import Command
@@ -49,7 +49,7 @@ class NodeLog:
         self.path = path
         self._last: LogEntry | None = None
 
-    def new(self) -> Iterator[tuple[Kind, int, int, bytes]]:
+    def new(self) -> Iterator[tuple[Verb, int, int, bytes]]:
         """What was written since: kind, offset and length in bytes, data of a write.
 
         :raises LogError: QEMU wrote something else there
@@ -69,10 +69,10 @@ class NodeLog:
                 entry.index, entry.sector, 0, entry.flags, memoryview(b""), SECTOR, entry.end
             )
             if entry.flags & Flag.DISCARD:
-                yield Kind.DISCARD, entry.offset, entry.length, b""
+                yield Verb.DISCARD, entry.offset, entry.length, b""
             elif entry.is_write:
                 data = bytes(entry.data)
-                kind = Kind.WRITE if any(data) else Kind.ZERO
+                kind = Verb.WRITE if any(data) else Verb.ZERO
                 yield kind, entry.offset, entry.length, data if any(data) else b""
 
 

@@ -18,7 +18,6 @@ from qmpshim.conformance.explore.report import finding_files
 from qmpshim.conformance.known.folder import DIRECTORY
 from qmpshim.conformance.workload.session import Result, Rig, Setup, run_case
 from qmpshim.conformance.workload.verify import replay, setup_for
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
@@ -28,14 +27,15 @@ from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
+from qmpshim.model.operations import Operation, Side, Verb
 from vmtests.support.chains import FlippedByte
 
 MiB = 1 << 20
 SPEC = ChainSpec(Workflow.BACKUP, 4 * MiB)
 OPERATIONS = (
-    Operation(1, Side.PRIMARY, Kind.WRITE, 0, 128),
-    Operation(2, Side.CHAIN, Kind.START),
-    Operation(5, Side.PRIMARY, Kind.WRITE, 3, 1),
+    Operation(Side.PRIMARY, Verb.WRITE, 0, 128, number=1),
+    Operation(Side.CHAIN, Verb.START, number=2),
+    Operation(Side.PRIMARY, Verb.WRITE, 3, 1, number=5),
 )
 CASE = WorkloadCase(
     SPEC,

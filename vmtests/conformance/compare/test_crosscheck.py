@@ -11,7 +11,6 @@ import pytest
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.workload.session import run_case
 from qmpshim.conformance.workload.verify import setup_for
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import CommandFailed, IOFailed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
@@ -19,6 +18,7 @@ from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.units import SECTOR
 from vmtests.support.chains import Data, Meddled, Meddler, flip, l2_entry, lying, word
 
@@ -28,17 +28,17 @@ B, R = Workflow.BACKUP, Workflow.REPLICATION
 
 #: An old cluster, replication started, the cluster overwritten on both sides; a check in between.
 STORY = [
-    Operation(1, P, Kind.WRITE, 0, 3 * PAGE),
-    Operation(2, C, Kind.START),
-    Operation(3, P, Kind.WRITE, 0, 2 * PAGE),
-    Operation(4, G, Kind.WRITE, PAGE, 2 * PAGE),
-    Operation(5, C, Kind.CHECK),
-    Operation(6, C, Kind.CHECKPOINT),
-    Operation(7, C, Kind.CHECK),
-    Operation(8, C, Kind.STATUS),
+    Operation(P, Verb.WRITE, 0, 3 * PAGE, number=1),
+    Operation(C, Verb.START, number=2),
+    Operation(P, Verb.WRITE, 0, 2 * PAGE, number=3),
+    Operation(G, Verb.WRITE, PAGE, 2 * PAGE, number=4),
+    Operation(C, Verb.CHECK, number=5),
+    Operation(C, Verb.CHECKPOINT, number=6),
+    Operation(C, Verb.CHECK, number=7),
+    Operation(C, Verb.STATUS, number=8),
 ]
-WITHOUT_CHECKS = [operation for operation in STORY if operation.kind is not Kind.CHECK]
-BACKUP = [operation for operation in STORY if operation.kind is Kind.START or operation.side is P]
+WITHOUT_CHECKS = [operation for operation in STORY if operation.verb is not Verb.CHECK]
+BACKUP = [operation for operation in STORY if operation.verb is Verb.START or operation.side is P]
 
 
 class LyingClient(NbdClient):
@@ -223,7 +223,7 @@ def test_a_file_is_compared_in_the_end(
     workspace: Workspace,
     qemu_build: Build,
 ) -> None:
-    guest = Operation(4, G, Kind.WRITE, 0, PAGE)
+    guest = Operation(G, Verb.WRITE, 0, PAGE, number=4)
     operations = BACKUP if workflow is B else [*WITHOUT_CHECKS[:3], guest]
     found = diverged(qemu_build, spoils(node), operations, workspace, workflow, secondary)
     assert found is not None
@@ -232,7 +232,7 @@ def test_a_file_is_compared_in_the_end(
 
 def test_the_last_check_looks_everywhere(workspace: Workspace, qemu_build: Build) -> None:
     """What changed since two checks ago is not all there is."""
-    quiet = [Operation(number, C, Kind.CHECK) for number in (9, 10, 11)]
+    quiet = [Operation(C, Verb.CHECK, number=number) for number in (9, 10, 11)]
 
     class Late(spoils("secondary")):  # type: ignore[misc]
         last = 6
@@ -277,7 +277,7 @@ def test_another_error_number_is_noticed(workspace: Workspace, qemu_build: Build
                 except IOFailed:
                     raise IOFailed("NBD request", 1) from None
 
-    found = diverged(qemu_build, OtherNumber, [Operation(1, G, Kind.READ, 0, 8)], workspace)
+    found = diverged(qemu_build, OtherNumber, [Operation(G, Verb.READ, 0, 8, number=1)], workspace)
     assert found is not None
     assert (found.verdict, found.where) == (Verdict.ERROR_CONTRACT, "guest read")
     assert (found.predicted, found.observed) == (
@@ -294,7 +294,7 @@ def test_another_error_text_is_noticed(workspace: Workspace, qemu_build: Build) 
             except CommandFailed as error:
                 raise CommandFailed(error.command, error.error_class, "Something else") from error
 
-    found = diverged(qemu_build, OtherText, [Operation(1, C, Kind.STOP)], workspace)
+    found = diverged(qemu_build, OtherText, [Operation(C, Verb.STOP, number=1)], workspace)
     assert found is not None
     assert (found.verdict, found.where) == (Verdict.ERROR_CONTRACT, "stop")
 

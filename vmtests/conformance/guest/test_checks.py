@@ -19,12 +19,12 @@ from qmpshim.conformance.guest.checks import run, run_scenario
 from qmpshim.conformance.guest.rig import ProgramChain
 from qmpshim.conformance.guest.scenarios import GuestScenario
 from qmpshim.conformance.guest.work import GuestWork
-from qmpshim.conformance.workload.workload import Kind
 from qmpshim.errors import BuildError, HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.guest.image import GuestImage
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Verb
 
 
 def qmpshim(*words: str) -> subprocess.CompletedProcess[str]:
@@ -114,7 +114,7 @@ class NoRoom(ProgramChain):
 
 
 async def _writes(work: GuestWork, _seed: int) -> None:
-    work.primary(Kind.WRITE, 0, 8)
+    work.primary(Verb.WRITE, 0, 8)
 
 
 @pytest.mark.parametrize("full", [True, False])

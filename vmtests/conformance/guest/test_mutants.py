@@ -13,7 +13,6 @@ from qmpshim.conformance.guest.program import GuestMisreported, random_operation
 from qmpshim.conformance.guest.rig import ProgramChain
 from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.guest.work import GuestWork
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.guest import saved_state
@@ -24,6 +23,7 @@ from qmpshim.machine.guest.saved_state import StaleState
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Operation, Side, Verb
 from vmtests.support.guest_rigs import at_work, run_workload
 
 
@@ -92,13 +92,13 @@ def test_a_sabotaged_chain_is_convicted(
     qemu_build: Build,
 ) -> None:
     async def scenario(work: GuestWork) -> None:
-        work.primary(Kind.WRITE, 0, 2048)
-        await work.command(Kind.START)
+        work.primary(Verb.WRITE, 0, 2048)
+        await work.command(Verb.START)
         for seed in range(3):
             work.random(seed, 20, 0, 2048)
             await work.check()
-            work.primary(Kind.WRITE, 256 * seed, 128)
-            await work.command(Kind.CHECKPOINT)
+            work.primary(Verb.WRITE, 256 * seed, 128)
+            await work.command(Verb.CHECKPOINT)
             await work.check()
 
     found = at_work(qemu_build, image, workspace, scenario, chain=sabotage)
@@ -122,11 +122,11 @@ def test_a_guests_program_that_lies_is_convicted(
     qemu_build: Build,
 ) -> None:
     operations = [
-        Operation(1, Side.PRIMARY, Kind.WRITE, 0, 256),
-        Operation(2, Side.CHAIN, Kind.START),
-        Operation(3, Side.GUEST, Kind.WRITE, 8, 8),
-        Operation(4, Side.CHAIN, Kind.CHECK),
-        Operation(5, Side.GUEST, Kind.READ, 0, 64),
+        Operation(Side.PRIMARY, Verb.WRITE, 0, 256, number=1),
+        Operation(Side.CHAIN, Verb.START, number=2),
+        Operation(Side.GUEST, Verb.WRITE, 8, 8, number=3),
+        Operation(Side.CHAIN, Verb.CHECK, number=4),
+        Operation(Side.GUEST, Verb.READ, 0, 64, number=5),
     ]
     found = run_workload(qemu_build, image, workspace, operations=operations, chain=liar).divergence
     assert found is not None
@@ -137,8 +137,8 @@ def test_a_program_that_tells_of_another_operation_lies(
     image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
     operations = [
-        Operation(1, Side.CHAIN, Kind.START),
-        Operation(2, Side.GUEST, Kind.WRITE, 0, 8),
+        Operation(Side.CHAIN, Verb.START, number=1),
+        Operation(Side.GUEST, Verb.WRITE, 0, 8, number=2),
     ]
     with pytest.raises(
         GuestMisreported, match=r"to do 2: guest write 0x0\+0x1000, and said '9 write"
@@ -156,7 +156,7 @@ def test_a_program_that_does_too_few_or_too_many_operations_is_convicted(
     async def scenario(work: GuestWork) -> None:
         lie = f'random) exec /bin/honest "$1" random "$3" {does} "$5" "$6" "$7";;'
         _replace_program(work.chain, lie)
-        await work.command(Kind.START)
+        await work.command(Verb.START)
         work.random(1, 10, 0, 4096)
 
     found = at_work(qemu_build, image, workspace, scenario, chain=ProgramChain)
@@ -168,7 +168,7 @@ def test_a_write_that_was_not_observed_is_convicted(
     image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
     async def scenario(work: GuestWork) -> None:
-        await work.command(Kind.START)
+        await work.command(Verb.START)
         work.rig.machine.run(f"/sbin/mke2fs -q {work.chain.disk}")
         await work.chain.hold()
         assert work.observe() > 5

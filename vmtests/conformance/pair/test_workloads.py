@@ -25,7 +25,6 @@ from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.pair.workload import PairWorkload
 from qmpshim.conformance.workload.pattern import data_of
-from qmpshim.conformance.workload.workload import Kind, Operation
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.guest.boot_sector import BLOCK, BootGuest, console_lines
@@ -34,6 +33,7 @@ from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Operation, Verb
 from vmtests.support.guest_rigs import MiB, at_work
 
 SIZE = 8 * MiB
@@ -90,27 +90,27 @@ LOST = (Verdict.LOST_WRITE, "acknowledged writes on the disk of the primary")
 GUEST = "guest of the primary"
 
 
-def next_is(kind: Kind) -> int:
+def next_is(kind: Verb) -> int:
     """After how many operations the next one is of a kind."""
-    return next(operation.number - 1 for operation in DONE[60:] if operation.kind is kind)
+    return next(operation.number - 1 for operation in DONE[60:] if operation.verb is kind)
 
 
-def last(kind: Kind, times: int) -> Operation:
+def last(kind: Verb, times: int) -> Operation:
     """The last operation of a kind among the first *times*."""
-    return [operation for operation in DONE[:times] if operation.kind is kind][-1]
+    return [operation for operation in DONE[:times] if operation.verb is kind][-1]
 
 
-RECORDED: dict[str, dict[Kind, Recording]] = {}
+RECORDED: dict[str, dict[Verb, Recording]] = {}
 
 
 @pytest.fixture
-def linux(image: GuestImage, qemu_build: Build) -> dict[Kind, Recording]:
+def linux(image: GuestImage, qemu_build: Build) -> dict[Verb, Recording]:
     """By the kind of the operation that is due next; recorded once for each build."""
     recorded = RECORDED.setdefault(qemu_build.name, {})
 
     async def run(work: GuestWork) -> None:
-        await work.command(Kind.START)
-        for kind in (Kind.WRITE, Kind.ZERO):
+        await work.command(Verb.START)
+        for kind in (Verb.WRITE, Verb.ZERO):
             work.rig.machine.run(f"{PROGRAM} {work.chain.disk} zero 1 0 {SECTORS}")
             command = f"random 1 {next_is(kind)} 1 0 {SECTORS}"
             said = work.rig.machine.run(f"{PROGRAM} {work.chain.disk} {command}").output
@@ -126,13 +126,13 @@ def linux(image: GuestImage, qemu_build: Build) -> dict[Kind, Recording]:
 PLAN = PairPlan(guest="linux", size=SIZE)
 
 
-@pytest.mark.parametrize("kind", [Kind.WRITE, Kind.ZERO])
-def test_linux_as_it_was(kind: Kind, linux: dict[Kind, Recording], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Verb.WRITE, Verb.ZERO])
+def test_linux_as_it_was(kind: Verb, linux: dict[Verb, Recording], tmp_path: Path) -> None:
     assert judged(PLAN, linux[kind], tmp_path) == []
 
 
-def test_linux_whose_next_write_is_under_way(linux: dict[Kind, Recording], tmp_path: Path) -> None:
-    recorded, due = linux[Kind.WRITE], DONE[next_is(Kind.WRITE)]
+def test_linux_whose_next_write_is_under_way(linux: dict[Verb, Recording], tmp_path: Path) -> None:
+    recorded, due = linux[Verb.WRITE], DONE[next_is(Verb.WRITE)]
     data = bytes(data_of(due.number, due.start, due.count))
     assert len(data) > 512
     for name, done in (("all", data), ("a part", data[:512])):
@@ -142,10 +142,10 @@ def test_linux_whose_next_write_is_under_way(linux: dict[Kind, Recording], tmp_p
 
 
 def test_linux_whose_next_zeroing_is_under_way(
-    linux: dict[Kind, Recording], tmp_path: Path
+    linux: dict[Verb, Recording], tmp_path: Path
 ) -> None:
-    due = DONE[next_is(Kind.ZERO)]
-    changed = linux[Kind.ZERO].with_bytes(due.start, bytes(due.count * 512))
+    due = DONE[next_is(Verb.ZERO)]
+    changed = linux[Verb.ZERO].with_bytes(due.start, bytes(due.count * 512))
     assert judged(PLAN, changed, tmp_path) == []
 
 
@@ -155,17 +155,17 @@ def _all_lost(recorded: Recording) -> Recording:
 
 def _one_sector_lost(recorded: Recording) -> Recording:
     """A sector of zeroes, of the last write: in no place where the next operation goes to."""
-    return recorded.with_bytes(last(Kind.WRITE, next_is(Kind.WRITE)).start, bytes(512))
+    return recorded.with_bytes(last(Verb.WRITE, next_is(Verb.WRITE)).start, bytes(512))
 
 
 def _next_elsewhere(recorded: Recording) -> Recording:
-    due = DONE[next_is(Kind.WRITE)]
+    due = DONE[next_is(Verb.WRITE)]
     start = (due.start + SECTORS // 2) % SECTORS
     return recorded.with_bytes(start, bytes(data_of(due.number, start, 1)))
 
 
 def _write_fails(recorded: Recording) -> Recording:
-    number = last(Kind.WRITE, next_is(Kind.WRITE)).number
+    number = last(Verb.WRITE, next_is(Verb.WRITE)).number
     return recorded.with_line(number, lambda line: line.replace(b"ok", b"5"))
 
 
@@ -193,12 +193,12 @@ def _leaves_one_out(recorded: Recording) -> Recording:
 
 
 def _does_another(recorded: Recording) -> Recording:
-    number = last(Kind.WRITE, next_is(Kind.WRITE)).number
+    number = last(Verb.WRITE, next_is(Verb.WRITE)).number
     return recorded.with_line(number, lambda line: line.replace(b" write ", b" zero "))
 
 
 def _tells_nonsense(recorded: Recording) -> Recording:
-    number = last(Kind.READ, next_is(Kind.WRITE)).number
+    number = last(Verb.READ, next_is(Verb.WRITE)).number
     return recorded.with_line(number, lambda line: line.rpartition(b" ")[0] + b" hello\n")
 
 
@@ -219,10 +219,10 @@ def _tells_nonsense(recorded: Recording) -> Recording:
 def test_linux_with_one_thing_changed(
     change: Callable[[Recording], Recording],
     convicted: tuple[Verdict, str],
-    linux: dict[Kind, Recording],
+    linux: dict[Verb, Recording],
     tmp_path: Path,
 ) -> None:
-    found = judged(PLAN, change(linux[Kind.WRITE]), tmp_path)
+    found = judged(PLAN, change(linux[Verb.WRITE]), tmp_path)
     assert convicted in seen(found), found
 
 

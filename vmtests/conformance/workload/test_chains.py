@@ -9,7 +9,7 @@ import pytest
 
 from qmpshim.conformance.workload.session import Result, Setup, run_case
 from qmpshim.conformance.workload.verify import setup_for
-from qmpshim.conformance.workload.workload import Kind, Operation, Side, Workload, all_kinds
+from qmpshim.conformance.workload.workload import Workload, all_kinds
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
@@ -17,6 +17,7 @@ from qmpshim.machine.chain.topology import TOPOLOGIES, Export, Node
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.behaviour import KnownDefect
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Operation, Side, Verb
 from vmtests.support.chains import FlippedByte, Meddled, Meddler
 
 MiB = 1 << 20
@@ -53,8 +54,8 @@ def test_a_misread_snapshot_is_reported_where_that_is_wanted(
 ) -> None:
     """QEMU 7.2: a read over a copied and an uncopied cluster returns new data."""
     setup = fleecing(qemu_build, strict=True)
-    one, two = Operation(2, Side.PRIMARY, Kind.WRITE, 0, 64), 128 * 512 * 2
-    reads = [Operation(n, Side.GUEST, Kind.READ, 0, two // 512) for n in (1, 3)]
+    one, two = Operation(Side.PRIMARY, Verb.WRITE, 0, 64, number=2), 128 * 512 * 2
+    reads = [Operation(Side.GUEST, Verb.READ, 0, two // 512, number=n) for n in (1, 3)]
     found = asyncio.run(
         run_case(setup, [reads[0], one, reads[1]], workspace.subdirectory("chain"))
     ).divergence

@@ -10,9 +10,9 @@ import pytest
 
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.workload.shrink import shrink
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.errors import InputError
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Operation, Side, Verb
 
 Test = Callable[[Sequence[Operation]], Divergence | None]
 AT = Divergence(Verdict.CONTENT, "hidden disk (file)", 100, "this", "that")
@@ -20,7 +20,10 @@ ELSEWHERE = Divergence(Verdict.CRASH, "QEMU", 100, "an answer", "none")
 
 
 def operations(count: int = 100) -> list[Operation]:
-    return [Operation(n, Side.PRIMARY, Kind.WRITE, n * 10, 1 + n % 40) for n in range(1, count + 1)]
+    return [
+        Operation(Side.PRIMARY, Verb.WRITE, n * 10, 1 + n % 40, number=n)
+        for n in range(1, count + 1)
+    ]
 
 
 def run(

@@ -22,10 +22,10 @@ from hypothesis.stateful import (
 
 from qmpshim.conformance.workload.session import Result, Setup, WorkloadRun, open_rig
 from qmpshim.conformance.workload.verify import setup_for
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.units import SECTOR
 from vmtests.support.chains import AroundQemu, NoCheckpoint, Torn
 
@@ -46,7 +46,7 @@ RANGES = sorted(
     ([start, end] for start in EDGES for end in EDGES if start < end), key=lambda r: r[1] - r[0]
 )
 ranges = st.sampled_from(RANGES)
-changes = st.sampled_from([Kind.WRITE, Kind.ZERO, Kind.DISCARD])
+changes = st.sampled_from([Verb.WRITE, Verb.ZERO, Verb.DISCARD])
 
 
 class ChainMachine(RuleBasedStateMachine):
@@ -72,9 +72,9 @@ class ChainMachine(RuleBasedStateMachine):
     def idle(self) -> bool:
         return self.rig.oracle.chain.job is None
 
-    def do(self, side: Side, kind: Kind, ends: list[int] | None = None) -> None:
+    def do(self, side: Side, kind: Verb, ends: list[int] | None = None) -> None:
         start, end = ends or (0, 0)
-        operation = Operation(len(self.done) + 1, side, kind, start, end - start)
+        operation = Operation(side, kind, start, end - start, number=len(self.done) + 1)
         self.done.append(operation)
         self.judge(self.runner.run(self.session.run([operation])))
 
@@ -86,59 +86,59 @@ class ChainMachine(RuleBasedStateMachine):
 
     @rule(ends=ranges)
     def primary_writes(self, ends: list[int]) -> None:
-        self.do(Side.PRIMARY, Kind.WRITE, ends)
+        self.do(Side.PRIMARY, Verb.WRITE, ends)
 
     @rule(kind=changes, ends=ranges)
-    def primary_changes(self, kind: Kind, ends: list[int]) -> None:
+    def primary_changes(self, kind: Verb, ends: list[int]) -> None:
         self.do(Side.PRIMARY, kind, ends)
 
     @precondition(lambda self: self.replication)
     @rule(kind=changes, ends=ranges)
-    def guest_changes(self, kind: Kind, ends: list[int]) -> None:
+    def guest_changes(self, kind: Verb, ends: list[int]) -> None:
         self.do(Side.GUEST, kind, ends)
 
     @rule(ends=ranges)
     def guest_reads(self, ends: list[int]) -> None:
-        self.do(Side.GUEST, Kind.READ, ends)
+        self.do(Side.GUEST, Verb.READ, ends)
 
     @rule(side=st.sampled_from([Side.PRIMARY, Side.GUEST]), whole=st.booleans())
     def reads_or_flushes(self, side: Side, whole: bool) -> None:
-        self.do(side, Kind.READ, [0, SECTORS]) if whole else self.do(side, Kind.FLUSH)
+        self.do(side, Verb.READ, [0, SECTORS]) if whole else self.do(side, Verb.FLUSH)
 
     # -- commands, in any state that the interface allows ----------------------------------------
 
     @precondition(lambda self: self.replication or self.idle)
     @rule()
     def start(self) -> None:
-        self.do(Side.CHAIN, Kind.START)
+        self.do(Side.CHAIN, Verb.START)
 
     @rule()
     def stop(self) -> None:
-        self.do(Side.CHAIN, Kind.STOP)
+        self.do(Side.CHAIN, Verb.STOP)
 
     @precondition(lambda self: self.replication)
     @rule()
     def checkpoint(self) -> None:
-        self.do(Side.CHAIN, Kind.CHECKPOINT)
+        self.do(Side.CHAIN, Verb.CHECKPOINT)
 
     @precondition(lambda self: self.replication)
     @rule()
     def failover(self) -> None:
-        self.do(Side.CHAIN, Kind.FAILOVER)
+        self.do(Side.CHAIN, Verb.FAILOVER)
 
     @precondition(lambda self: self.replication)
     @rule()
     def status(self) -> None:
-        self.do(Side.CHAIN, Kind.STATUS)
+        self.do(Side.CHAIN, Verb.STATUS)
 
     @precondition(lambda self: self.idle and len(self.done) > 5)
     @rule()
     def rebuild(self) -> None:
-        self.do(Side.CHAIN, Kind.REBUILD)
+        self.do(Side.CHAIN, Verb.REBUILD)
 
     @rule()
     def check(self) -> None:
-        self.do(Side.CHAIN, Kind.CHECK)
+        self.do(Side.CHAIN, Verb.CHECK)
 
     @invariant()
     def qemu_lives(self) -> None:
@@ -205,19 +205,19 @@ def test_qemu_does_what_is_predicted_long(
 @pytest.mark.parametrize(
     ("sabotage", "workflow", "needed", "most"),
     [
-        (AroundQemu, Workflow.BACKUP, [Kind.START, Kind.WRITE], 3),
-        pytest.param(Torn, Workflow.BACKUP, [Kind.WRITE], 2, marks=pytest.mark.full),
+        (AroundQemu, Workflow.BACKUP, [Verb.START, Verb.WRITE], 3),
+        pytest.param(Torn, Workflow.BACKUP, [Verb.WRITE], 2, marks=pytest.mark.full),
         pytest.param(
-            NoCheckpoint, Workflow.REPLICATION, [Kind.CHECKPOINT], 2, marks=pytest.mark.full
+            NoCheckpoint, Workflow.REPLICATION, [Verb.CHECKPOINT], 2, marks=pytest.mark.full
         ),
     ],
 )
 def test_a_sabotage_is_found_and_shrunk(
-    sabotage: type, workflow: Workflow, needed: list[Kind], most: int, qemu_build: Build
+    sabotage: type, workflow: Workflow, needed: list[Verb], most: int, qemu_build: Build
 ) -> None:
     spec = ChainSpec(workflow, SIZE, CLUSTER)
     with pytest.raises(AssertionError, match="predicted"):
         explore(replace(setup_for(qemu_build, spec), chain=sabotage), 80, 5)
-    kinds = [operation.kind for operation in ChainMachine.last]
+    kinds = [operation.verb for operation in ChainMachine.last]
     assert set(needed) <= set(kinds)
     assert len(kinds) <= most, [str(operation) for operation in ChainMachine.last]

@@ -11,7 +11,7 @@ import pytest
 from qmpshim.conformance.workload.session import Result, Rig, Setup, run_case
 from qmpshim.conformance.workload.verification import VerifyOutcome, verify
 from qmpshim.conformance.workload.verify import ChainSubject, setup_for, split
-from qmpshim.conformance.workload.workload import Kind, Operation, Side, Workload
+from qmpshim.conformance.workload.workload import Workload
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
@@ -20,6 +20,7 @@ from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.model.chain.behaviour import KnownDefect
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Operation, Side, Verb
 from vmtests.support.chains import FlippedByte
 
 MiB = 1 << 20
@@ -70,7 +71,7 @@ def test_many_small_clusters_are_slow_and_no_hang(workspace: Workspace, qemu_bui
     small, large = ChainSpec(R, 506 * MiB, 512), ChainSpec(R, 512 * MiB, 512)
     assert not small.emptying and large.emptying > 20.0
     setup = setup_for(qemu_build, large, limit=0.5)
-    operations = [Operation(1, Side.CHAIN, Kind.START)]  # it empties them, too
+    operations = [Operation(Side.CHAIN, Verb.START, number=1)]  # it empties them, too
     result = asyncio.run(run_case(setup, operations, workspace.subdirectory("large")))
     assert result.divergence is None and result.done == 1
 
@@ -120,10 +121,10 @@ P, C = Side.PRIMARY, Side.CHAIN
     [
         # block_copy_block_status() is asked for a whole task: the granule that the disk's end cuts
         # short is zero, too, when a task that begins before it is; alone it is copied as data.
-        (B, [Operation(1, C, Kind.START), Operation(2, P, Kind.WRITE, 256, 160)]),
+        (B, [Operation(C, Verb.START, number=1), Operation(P, Verb.WRITE, 256, 160, number=2)]),
         # qmp_xen_set_replication() gives replication_stop_all() no Error when failover is asked
         # for: whatever is wrong, it says nothing.
-        (R, [Operation(1, C, Kind.FAILOVER)]),
+        (R, [Operation(C, Verb.FAILOVER, number=1)]),
     ],
     ids=["zero tail after a zero granule", "failover says nothing"],
 )
@@ -147,7 +148,7 @@ def test_an_outcome_as_data(workspace: Workspace, tmp_path: Path, qemu_build: Bu
     assert told["command"] == list(setup.command)
     assert sum(told["operations"].values()) == 300
     assert set(told["operations"]) == {
-        f"{o.side} {o.kind}" for o in Workload(setup.spec, 3).take(300)
+        f"{o.side} {o.verb}" for o in Workload(setup.spec, 3).take(300)
     }
     assert (told["divergence"], told["minimal"], told["bundle"]) == (None, [], None)
     assert told["seconds"] > 0
@@ -196,7 +197,7 @@ def test_a_known_defect_is_predicted_unless_that_is_forbidden(
     assert found is not None
     assert (found.verdict, found.where) == (Verdict.ERROR_CONTRACT, "stop")
     assert "Backup job was cancelled unexpectedly" in found.observed
-    assert [str(operation.kind) for operation in strict.operations] == ["start", "stop"]
+    assert [str(operation.verb) for operation in strict.operations] == ["start", "stop"]
 
 
 def test_shares() -> None:

@@ -12,7 +12,6 @@ from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.guest.work import GuestWork
 from qmpshim.conformance.known.folder import known_directed
 from qmpshim.conformance.workload.session import Result
-from qmpshim.conformance.workload.workload import Kind
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.secondary import ChainSpec
@@ -20,6 +19,7 @@ from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.guest.image import GuestImage
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.secondary import Workflow
+from qmpshim.model.operations import Verb
 from vmtests.support.guest_rigs import SPEC, MiB, at_work, run_workload
 
 B, R = Workflow.BACKUP, Workflow.REPLICATION
@@ -124,11 +124,11 @@ def test_drive_backup_copies_as_blockdev_backup_does(
 ) -> None:
     async def run(work: GuestWork) -> None:
         for start in range(0, 4096, 512):
-            work.primary(Kind.WRITE, start, 400)
-        await work.command(Kind.START)
+            work.primary(Verb.WRITE, start, 400)
+        await work.command(Verb.START)
         for number in range(40):
-            work.primary(Kind.WRITE, number * 97, 1 + number * 7)
-            work.primary(Kind.ZERO, 4000 - number * 31, 9)
+            work.primary(Verb.WRITE, number * 97, 1 + number * 7)
+            work.primary(Verb.ZERO, 4000 - number * 31, 9)
             work.read(number * 61, 200)
         await work.check()
 

@@ -23,13 +23,12 @@ from qmpshim.conformance.known.folder import DIRECTORY
 from qmpshim.conformance.workload.session import Result, Setup
 from qmpshim.conformance.workload.verification import VerifyOutcome
 from qmpshim.conformance.workload.verify import ChainSubject
-from qmpshim.conformance.workload.workload import Kind, Operation, Side
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.operations import operation
+from qmpshim.model.operations import Operation, Side, Verb, operation
 from vmtests.support.broken_builds import make
 from vmtests.support.command_line import CommandLine
 
@@ -106,8 +105,8 @@ def test_the_same_of_a_workload(
     build: str, during: int, words: str, status: int, qmpshim: CommandLine
 ) -> None:
     make(build, qmpshim.home / "build")
-    kinds = (Kind.START, Kind.CHECKPOINT, Kind.STATUS)
-    operations = tuple(Operation(n, Side.CHAIN, kind) for n, kind in enumerate(kinds, 1))
+    kinds = (Verb.START, Verb.CHECKPOINT, Verb.STATUS)
+    operations = tuple(Operation(Side.CHAIN, kind, number=n) for n, kind in enumerate(kinds, 1))
     how = f"QEMU was killed by SIGABRT during {operations[during - 1]}: qemu: x.c:1: {words}"
     found = Divergence(Verdict.CRASH, "QEMU", during, "an answer", how)
     spec = ChainSpec(Workflow.REPLICATION, 1 << 20)
