@@ -199,7 +199,7 @@ def _show(outcome: PairOutcome, bundle: Path | None, primary: Build, console: Co
     state = "DIVERGED" if new else "known defects only" if outcome.findings else "all as predicted"
     console.line(f"{state}: {summary(outcome)}, {outcome.seconds:.1f} s")
     seen = [
-        SeenFinding(one.divergence.verdict, one.cause, one.contract, one.known)
+        SeenFinding(one.divergence.verdict, str(one.cause), one.contract, one.known)
         for one in outcome.findings
     ]
     console.line(f"assess would say of this: {would_say(seen)}")
@@ -215,7 +215,7 @@ async def replay(bundle: Path, build: Build, document: Document, console: Consol
         BUNDLES,
         progress=lambda done, text: console.progress(f"{done.seconds:7.1f} s  {text}"),
     )
-    same = [finding for finding in outcome.findings if pair_bundle.shows(wanted, finding)]
+    same = [one for one in outcome.findings if wanted is not None and wanted.shown_by(one)]
     document.result |= {
         "reproduced": bool(same),
         "observed": [str(finding.divergence) for finding in outcome.findings],

@@ -312,6 +312,6 @@ SABOTAGES = [
     Sabotage(
         *(Nowhere, Verdict.PROTOCOL, "start of COLO"),
         colo=True,
-        cause="primary: migration is 'failed' instead of 'colo': Failed to connect .*",
+        cause=r"primary: migration is failed \(Failed to connect .*\) instead of colo",
     ),
 ]

@@ -25,7 +25,6 @@ from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search.minimize import show_again
 from qmpshim.conformance.known.entries import Entry, entries, entry
 from qmpshim.conformance.known.folder import known_directed
-from qmpshim.conformance.known.pairs import pair_cause
 from qmpshim.conformance.known.write_ups import pattern_from_json
 from qmpshim.conformance.pair.checks import run_plan
 from qmpshim.conformance.pair.plan import PairFinding, PairPlan
@@ -199,8 +198,8 @@ def _pair(build: Build, one: Entry, directory: Path) -> list[Trial]:
     trials, others = [], []
     for finding in outcome.findings:
         told = [known for known in entries() if known.kind == "pair" and _shows(finding, known)]
-        trials += [Trial(known, Seen.SHOWN, finding.cause) for known in told]
-        others += [] if one in told else [finding.cause]
+        trials += [Trial(known, Seen.SHOWN, str(finding.cause)) for known in told]
+        others += [] if one in told else [str(finding.cause)]
     if all(trial.entry != one for trial in trials):
         why = f"{_ELSE}: {'; '.join(others)}" if others else ""
         trials.append(Trial(one, Seen.UNSURE if others else Seen.NOT_SEEN, why))
@@ -209,9 +208,8 @@ def _pair(build: Build, one: Entry, directory: Path) -> list[Trial]:
 
 def _shows(finding: PairFinding, known: Entry) -> bool:
     """Whether a pair's finding is a known one, whatever the versions."""
-    cause = pair_cause(finding)
     return finding.divergence.verdict in known.verdicts and any(
-        pattern_from_json(pattern).matches(cause) for pattern in known.causes
+        pattern_from_json(pattern).matches(finding.cause) for pattern in known.causes
     )
 
 

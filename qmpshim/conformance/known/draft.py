@@ -67,24 +67,24 @@ def _of_schedule(finding: Finding) -> dict[str, Any]:
 def _of_pair(bundle: Path) -> dict[str, Any]:
     content = pair_bundle.content(bundle)
     plan, wanted = pair_bundle.from_json(content, bundle)
-    if not wanted:
+    if wanted is None:
         raise InputError(f"{bundle} shows nothing wrong")
     trigger = Trigger.LOAD if plan.failover is Failover.NONE else Trigger.FAILURE
     return {
         **_head(
-            str(wanted["cause"]),
+            str(wanted.cause),
             (Use.COLO_PRIMARY, Use.COLO_SECONDARY),
-            Verdict(wanted["verdict"]),
+            wanted.verdict,
             trigger,
             "",
         ),
-        "causes": [{"kind": "pair", "detail": re.escape(str(wanted["cause"]))}],
+        "causes": [_pattern(wanted.cause)],
         "versions": {},
         "side": TO_WRITE,
         "accel": plan.accel,
         "reason": TO_WRITE,
         "source": TO_WRITE,
-        "contract": bool(wanted.get("contract", True)),
+        "contract": wanted.contract,
         "case": {name: content[name] for name in ("format", "kind", "plan", "findings")},
     }
 

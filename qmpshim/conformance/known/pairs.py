@@ -8,7 +8,6 @@ from typing import Any
 
 from qmpshim.conformance.known.write_ups import Version, WriteUp, common, load
 from qmpshim.conformance.pair.plan import GUESTS, PairFinding, PairPlan
-from qmpshim.model.check.cause import Cause, CauseKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +42,8 @@ class PairWriteUp(WriteUp):
     ) -> bool:
         """Whether *finding* is this one; *versions* as for :meth:`may_come`."""
         return self.may_come(plan, versions) and self.explains(
-            finding.divergence.verdict, pair_cause(finding), finding.contract
+            finding.divergence.verdict, finding.cause, finding.contract
         )
-
-
-def pair_cause(finding: PairFinding) -> Cause:
-    """What went wrong with a pair."""
-    return Cause(CauseKind.PAIR, detail=finding.cause)
 
 
 def load_known(directory: Path) -> tuple[PairWriteUp, ...]:

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from qmpshim.conformance.pair.plan import PairFinding, PairOutcome, PairPlan
 from qmpshim.errors import HostError, InputError, decoding
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.files import copy_sparse, write_directory, write_sparse
+from qmpshim.model.check.cause import Cause, cause_from_json, pair_cause_from_text
+from qmpshim.model.check.verdict import Verdict
 
 FORMAT = 1
 CASE = "pair.json"
@@ -58,7 +61,8 @@ def finding_json(finding: PairFinding) -> dict[str, Any]:
     """A finding as JSON."""
     return {
         **finding.divergence.to_json(),
-        "cause": finding.cause,
+        "cause": str(finding.cause),
+        "cause_fields": finding.cause.to_json(),
         "contract": finding.contract,
         "known": finding.known,
         "autopsy": list(finding.autopsy),
@@ -128,15 +132,28 @@ def is_pair(path: Path) -> bool:
     return isinstance(value, dict) and value.get("kind", "") == "pair"
 
 
-def load(path: Path) -> tuple[PairPlan, dict[str, Any]]:
-    """A bundle's plan, and what was found with it: ``verdict`` and ``cause``.
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a bundle shows."""
+
+    verdict: Verdict
+    cause: Cause
+    contract: bool
+
+    def shown_by(self, finding: PairFinding) -> bool:
+        """Whether *finding* is the same."""
+        return (finding.divergence.verdict, finding.cause) == (self.verdict, self.cause)
+
+
+def load(path: Path) -> tuple[PairPlan, Shown | None]:
+    """A bundle's plan, and what was found with it; None: nothing.
 
     :raises InputError: it is no bundle, or one of another format
     """
     return from_json(read_case(path, CASE), path)
 
 
-def from_json(value: Any, path: Path) -> tuple[PairPlan, dict[str, Any]]:
+def from_json(value: Any, path: Path) -> tuple[PairPlan, Shown | None]:
     """The same of what is in its file.
 
     :param path: where that is, for the error
@@ -144,8 +161,16 @@ def from_json(value: Any, path: Path) -> tuple[PairPlan, dict[str, Any]]:
     """
     with decoding(str(path)):
         check_format(value, FORMAT, path)
-        findings = value["findings"]
-        return PairPlan.from_json(value["plan"]), dict(findings[0]) if findings else {}
+        first = next(iter(value["findings"]), None)
+        return PairPlan.from_json(value["plan"]), None if first is None else _shown(first)
+
+
+def _shown(value: Mapping[str, Any]) -> Shown:
+    if "cause_fields" in value:
+        cause = cause_from_json(value["cause_fields"])
+    else:  # older bundles have its text alone
+        cause = pair_cause_from_text(str(value["cause"]))
+    return Shown(Verdict(value["verdict"]), cause, bool(value.get("contract", True)))
 
 
 def content(path: Path) -> dict[str, Any]:
@@ -156,11 +181,3 @@ def content(path: Path) -> dict[str, Any]:
     value: dict[str, Any] = read_case(path, CASE)
     from_json(value, path)
     return value
-
-
-def shows(wanted: Mapping[str, Any], finding: PairFinding) -> bool:
-    """Whether *finding* is what was *wanted*: a finding in a bundle."""
-    return (finding.divergence.verdict.value, finding.cause) == (
-        wanted.get("verdict"),
-        wanted.get("cause"),
-    )

@@ -160,7 +160,7 @@ def again(
     """
     plan, wanted = pair_bundle.from_json(content, Path(pair_bundle.CASE))
     outcome, bundle = asyncio.run(run_plan(plan, (build, build), directory))
-    same = any(pair_bundle.shows(wanted, finding) for finding in outcome.findings)
+    same = wanted is not None and any(map(wanted.shown_by, outcome.findings))
     return outcome, case_findings(outcome, bundle, directory), same
 
 
@@ -174,7 +174,7 @@ def case_findings(
     return tuple(
         CaseFinding(
             finding.divergence.verdict,
-            finding.cause,
+            str(finding.cause),
             f"{finding.divergence.where}: {finding.divergence.observed}",
             finding.divergence.predicted,
             finding.divergence.observed,

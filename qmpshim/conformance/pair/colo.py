@@ -15,6 +15,7 @@ from qmpshim.conformance.pair.workload import Stuck
 from qmpshim.machine.colo.migration_channel import ColoMessage
 from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import NEVER
+from qmpshim.model.check.cause import Cause, CauseKind
 
 _BETWEEN = 4  # every so many checkpoints both sides are stopped and judged in between, too
 _BOOT_LIMIT = 90.0  # seconds until the first write; KVM inside a virtual machine takes 20
@@ -209,7 +210,7 @@ class ColoRun(PairRun):
         self.model.checkpoint()
         self.found(
             self.judge.disks(pair.primary, pair.secondary),
-            "a checkpoint is taken although writes have not reached the secondary",
+            Cause(CauseKind.PAIR_WRITES_LEFT_OUT),
             contract=False,
         )
         return None

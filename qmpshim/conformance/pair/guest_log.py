@@ -11,7 +11,7 @@ from qmpshim.conformance.pair.console import GuestConsole
 from qmpshim.conformance.pair.judge import PairJudge
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
-from qmpshim.conformance.pair.workload import PairWorkload, Stuck
+from qmpshim.conformance.pair.workload import STANDS_STILL, PairWorkload, Stuck
 from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.guest.boot_sector import BLOCK, BootGuest, ConsoleLine, console_lines
@@ -97,7 +97,7 @@ class BootWorkload(PairWorkload):
                 raise Stuck(
                     f"guest of the {member.name}",
                     f"{count} more writes ({target} in all)",
-                    f"the guest of the {self.pair.role(member)} stands still",
+                    self._stops(member, STANDS_STILL),
                 )
             await asyncio.sleep(0.01)
             diary.read()

@@ -29,7 +29,7 @@ from qmpshim.conformance.pair.console import GuestConsole
 from qmpshim.conformance.pair.judge import PairJudge
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
-from qmpshim.conformance.pair.workload import PairWorkload, Stuck
+from qmpshim.conformance.pair.workload import STANDS_STILL, PairWorkload, Stuck
 from qmpshim.conformance.workload.pattern import describe_owner, expected, mismatches
 from qmpshim.errors import errno_words
 from qmpshim.machine.colo.linux_guest import LinuxGuest
@@ -96,7 +96,7 @@ class _Account:
 
     def state(self) -> str:
         """What to say of a guest that does not go on."""
-        return "had its kernel panic" if _PANIC in self.console.text() else "stands still"
+        return "had its kernel panic" if _PANIC in self.console.text() else STANDS_STILL
 
     def following(self) -> Operation:
         """The operation after the last that was told of: it may be under way."""
@@ -189,7 +189,7 @@ class LinuxWorkload(PairWorkload):
                 raise Stuck(
                     f"guest of the {member.name}",
                     f"{count} more writes ({target} in all)",
-                    f"the guest of the {self.pair.role(member)} {account.state()}",
+                    self._stops(member, account.state()),
                 )
             await asyncio.sleep(0.02)
             account.read()

@@ -14,6 +14,7 @@ from qmpshim.machine.colo.linux_guest import LinuxGuest
 from qmpshim.machine.colo.pair import PairSpec
 from qmpshim.machine.guest import image as guest_image
 from qmpshim.machine.guest.boot_sector import BootGuest
+from qmpshim.model.check.cause import Cause
 from qmpshim.model.units import SECTOR
 
 MIB = 1 << 20
@@ -127,7 +128,7 @@ class PairFinding:
     """
 
     divergence: Divergence
-    cause: str
+    cause: Cause
     contract: bool = True
     known: str = ""
     autopsy: tuple[str, ...] = ()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 
-from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.errors import MachineError
 from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.host.locks import deadlock
+from qmpshim.model.check.cause import Cause, CauseKind, migration_detail
 from qmpshim.model.check.verdict import Verdict
 
 _SETTLE = 1.0  # seconds in which what we held up may go on
@@ -27,7 +27,7 @@ class PostMortem:
         self.lines: list[str] = []
         self._alone = False  # one side was taken away: the other is in COLO no longer
         # By role, so that a cause is called the same whoever took over before:
-        self._ends: dict[str, str] = {}  # how it ended
+        self._ends: dict[str, int] = {}  # its exit status; negative: the signal
         self._locks: dict[str, str] = {}  # its deadlock
         self._deaf: list[str] = []
         self._migration: dict[str, tuple[str, str]] = {}  # status, error
@@ -60,14 +60,13 @@ class PostMortem:
             self._log[role] = log[-1]
         said = f"; it said: {log[-1]}" if log else ""
         code = await qemu.ended(0.2)
-        if not qemu.alive():
-            how = signal.Signals(-code).name if code is not None and code < 0 else f"status {code}"
-            self._ends[role] = how
-            self.lines.append(f"{name}: ended by {how}{said}")
+        if code is not None:
+            self._ends[role] = code
+            self.lines.append(f"{name}: ended by {_ending(code)}{said}")
             return
         locked = deadlock(qemu.pid)
         if locked:
-            self._locks[role] = locked
+            self._locks[role] = locked.circle
         limit, qemu.limit = qemu.limit, _PATIENCE
         try:
             state = await member.status()
@@ -96,43 +95,33 @@ class PostMortem:
         events = [event.name for event in member.events if event.name != "MIGRATION_PASS"]
         self.lines.append(f"{name}: last events: {', '.join(events[-4:]) or 'none'}")
 
-    def cause(self, observed: str = "", verdict: Verdict = Verdict.HANG) -> tuple[Verdict, str]:
-        """The one thing that explains it best: a verdict, and words that stay the same.
+    def cause(
+        self, seen: Cause | None = None, verdict: Verdict = Verdict.HANG
+    ) -> tuple[Verdict, Cause]:
+        """The one thing that explains it best, and its verdict.
 
-        :param observed: what is to be said when QEMU itself has nothing to be blamed for
-        :param verdict: what that is called
+        :param seen: what it is where nothing is wrong with either QEMU
+        :param verdict: of that
         """
         for role, how in self._ends.items():
             # By a signal it crashed; with a status it chose to go, as one does that cannot load
             # what was migrated to it.
-            ended = Verdict.CRASH if how.startswith("SIG") else Verdict.PROTOCOL
-            return ended, f"{role} ended by {how}: {self._log.get(role, 'no last words')}"
-        for role, locked in self._locks.items():
-            return Verdict.HANG, f"{role} deadlocked: {locked.split(',')[0]}"
+            ended = Verdict.CRASH if how < 0 else Verdict.PROTOCOL
+            detail = f"{_ending(how)}: {self._log.get(role, 'no last words')}"
+            return ended, Cause(CauseKind.PAIR_ENDED, role, detail)
+        for role, circle in self._locks.items():
+            return Verdict.HANG, Cause(CauseKind.PAIR_DEADLOCKED, role, circle)
         for role in self._deaf:
-            return Verdict.HANG, f"{role} does not answer QMP"
+            return Verdict.HANG, Cause(CauseKind.PAIR_UNRESPONSIVE, role)
         if self.pair.spec.colo and not self._alone:
             for role, (status, error) in self._migration.items():
                 # What went wrong before there was any migration says more than that there is none.
-                if status != "colo" and not (observed and status == "none"):
-                    return (
-                        Verdict.PROTOCOL,
-                        f"{role}: migration is {status!r} instead of 'colo'"
-                        + (f": {error}" if error else ""),
-                    )
-        return verdict, observed or "both sides answer, and nothing moves"
+                if status != "colo" and not (seen and status == "none"):
+                    detail = migration_detail(status, error)
+                    return Verdict.PROTOCOL, Cause(CauseKind.PAIR_MIGRATION, role, detail)
+        return verdict, seen or Cause(CauseKind.PAIR_STUCK)
 
-    def divergence(
-        self,
-        where: str,
-        checkpoint: int,
-        predicted: str,
-        observed: str = "",
-        verdict: Verdict = Verdict.HANG,
-    ) -> Divergence:
-        """The verdict as a divergence; see :meth:`cause`.
 
-        :param where: the step that did not end, e.g. ``checkpoint 4``
-        """
-        found, cause = self.cause(observed, verdict)
-        return Divergence(found, where, checkpoint, predicted, cause)
+def _ending(status: int) -> str:
+    """How a process ended; *status*: negative for a signal."""
+    return signal.Signals(-status).name if status < 0 else f"status {status}"

@@ -26,6 +26,7 @@ from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.guest.boot_sector import BootGuest
 from qmpshim.machine.nbd.protocol import Request
 from qmpshim.model.chain.behaviour import behaviour_of
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 
 _AHEAD = 15  # writes by which the side that is going to die is ahead
@@ -113,20 +114,22 @@ class PairRun(ABC):
     def found(
         self,
         divergences: Iterable[Divergence],
-        cause: str = "",
+        cause: Cause | None = None,
         contract: bool = True,
         autopsy: Iterable[str] = (),
     ) -> None:
         """Note divergences, if there are any.
 
-        :raises Diverged: there were some
+        :param cause: empty: what was compared differs
+        :raises PairDiverged: there were some
         """
         some = list(divergences)
         for divergence in some:
             self.outcome.findings.append(
                 PairFinding(
                     divergence,
-                    cause or f"{divergence.verdict}: {divergence.where}",
+                    cause
+                    or Cause(CauseKind.PAIR_DIVERGES, divergence.where, divergence.verdict.value),
                     contract,
                     autopsy=tuple(autopsy),
                 )
@@ -149,9 +152,10 @@ class PairRun(ABC):
         except PairDiverged:
             log.debug("the run ends with a divergence")
         except Stuck as stuck:
-            await self._stuck(stuck.where, stuck.predicted, stuck.observed)
+            await self._stuck(stuck.where, stuck.predicted, stuck.cause)
         except MachineError as error:
-            await self._stuck(self.doing, "success", str(error), verdict_of(error))
+            cause = Cause(CauseKind.PAIR_FAILS, detail=str(error))
+            await self._stuck(self.doing, "success", cause, verdict_of(error))
         finally:
             self.workload.close()
             await self.pair.close()
@@ -163,18 +167,19 @@ class PairRun(ABC):
         return outcome
 
     async def _stuck(
-        self, where: str, predicted: str, observed: str, verdict: Verdict = Verdict.HANG
+        self, where: str, predicted: str, seen: Cause | None, verdict: Verdict = Verdict.HANG
     ) -> None:
         check_space(self.directory)  # QEMU stops a guest whose write finds no room
         autopsy = PostMortem(self.pair)
         await autopsy.perform()
+        verdict, cause = autopsy.cause(seen, verdict)
         checkpoint = self.model.checkpoints
-        divergence = autopsy.divergence(where, checkpoint, predicted, observed, verdict)
+        divergence = Divergence(verdict, where, checkpoint, predicted, str(cause))
         for line in autopsy.lines:
             self.step(line)
         try:
             # x-colo is experimental: between two versions nobody has promised it.
-            self.found([divergence], divergence.observed, self._alike, autopsy.lines)
+            self.found([divergence], cause, self._alike, autopsy.lines)
         except PairDiverged:
             log.debug("stuck: %s", divergence)
 

@@ -18,25 +18,27 @@ from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.machine.nbd.uri import nbd_uri
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR
 
 _LONGEST = 256  # sectors a write
+STANDS_STILL = "stands still"
 
 
 class Stuck(MachineError):
-    """A step of the pair did not end as it must: time for an autopsy.
+    """A step of the pair did not end as it must: time for a post-mortem.
 
     :param where: the step
     :param predicted: what should have come
-    :param observed: what is seen instead, unless the autopsy finds a better reason
+    :param cause: what is seen instead, unless the post-mortem finds a better reason
     """
 
-    def __init__(self, where: str, predicted: str, observed: str = "") -> None:
+    def __init__(self, where: str, predicted: str, cause: Cause | None = None) -> None:
         super().__init__(f"{where}: {predicted} did not come")
         self.where = where
         self.predicted = predicted
-        self.observed = observed
+        self.cause = cause
 
 
 class PairWorkload(ABC):
@@ -50,6 +52,9 @@ class PairWorkload(ABC):
         self.pair = pair
         self.model = model
         self.judge = judge
+
+    def _stops(self, member: ColoNode, how: str) -> Cause:
+        return Cause(CauseKind.PAIR_GUEST_STOPS, self.pair.role(member), how)
 
     @abstractmethod
     async def join(self) -> None:

@@ -62,11 +62,24 @@ def _waiter(task: Path, memory: int) -> Waiter | None:
     return Waiter(int(task.name), name, address, owner) if lock == _CONTENDED else None
 
 
-def deadlock(pid: int) -> str:
-    """What can never end in this process: a circle of threads that wait for each other.
+@dataclass(frozen=True, slots=True)
+class Deadlock:
+    """A circle of threads that wait for each other.
 
-    :returns: in words, or ``""`` when there is no such circle
+    :ivar circle: in words, the same for all circles of as many threads
+    :ivar behind: how many other threads wait for a mutex
     """
+
+    circle: str
+    behind: int
+
+    def __str__(self) -> str:
+        also = f", and {self.behind} other threads wait behind it" if self.behind else ""
+        return f"{self.circle}{also}"
+
+
+def deadlock(pid: int) -> Deadlock | None:
+    """What can never end in this process; None: no threads wait for each other in a circle."""
     waiting = {waiter.thread: waiter for waiter in waiters(pid)}
     for start in waiting:
         seen: list[int] = []
@@ -75,10 +88,8 @@ def deadlock(pid: int) -> str:
             seen.append(at)
             at = waiting[at].owner
         if at in seen:
-            circle = seen[seen.index(at) :]
-            others = len(waiting) - len(circle)
-            also = f", and {others} other threads wait behind it" if others else ""
-            if len(circle) == 1:
-                return f"a thread waits for a mutex that it holds itself{also}"
-            return f"{len(circle)} threads wait for each other's mutexes{also}"
-    return ""
+            circle = len(seen) - seen.index(at)
+            alone = "a thread waits for a mutex that it holds itself"
+            text = alone if circle == 1 else f"{circle} threads wait for each other's mutexes"
+            return Deadlock(text, len(waiting) - circle)
+    return None

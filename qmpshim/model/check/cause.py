@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from qmpshim.model.check.verdict import Verdict
+
 
 class CauseKind(StrEnum):
     """What went wrong. In a :class:`Cause` *subject* and *detail* say of what, and how."""
@@ -60,8 +62,16 @@ class CauseKind(StrEnum):
     # What a directed case promises and does not hold. Detail: the name it has there.
     DIRECTED = "directed"
     DIRECTED_FAILED = "directed-failed"  # subject: the case; detail: the verdict
-    # A COLO pair. Detail: which side, and how it stands.
-    PAIR = "pair"
+    # A COLO pair. Subject: the side, by its role.
+    PAIR_DIVERGES = "pair-diverges"  # subject: what was compared; detail: the verdict
+    PAIR_ENDED = "pair-ended"  # detail: by what, and its last words
+    PAIR_DEADLOCKED = "pair-deadlocked"  # detail: which of its threads wait for what
+    PAIR_UNRESPONSIVE = "pair-unresponsive"
+    PAIR_MIGRATION = "pair-migration"  # detail: its status, and its error if there is one
+    PAIR_GUEST_STOPS = "pair-guest-stops"  # detail: how the side's guest is found
+    PAIR_STUCK = "pair-stuck"
+    PAIR_FAILS = "pair-fails"  # detail: the error that a step ended with
+    PAIR_WRITES_LEFT_OUT = "pair-writes-left-out"
 
     @property
     def after_crash(self) -> bool:
@@ -222,7 +232,17 @@ WORDING: dict[CauseKind, str] = {
     CauseKind.DIRECTED_ENDED: "{subject}: crash: {detail}",
     CauseKind.DIRECTED_FAILED: "{subject}: {detail}",
     CauseKind.DIRECTED: "{detail}",
-    CauseKind.PAIR: "{detail}",
+    CauseKind.PAIR_DIVERGES: "{detail}: {subject}",
+    CauseKind.PAIR_ENDED: "{subject} ended by {detail}",
+    CauseKind.PAIR_DEADLOCKED: "{subject} deadlocked: {detail}",
+    CauseKind.PAIR_UNRESPONSIVE: "{subject} does not answer QMP",
+    CauseKind.PAIR_MIGRATION: "{subject}: migration is {detail} instead of colo",
+    CauseKind.PAIR_GUEST_STOPS: "the guest of the {subject} {detail}",
+    CauseKind.PAIR_STUCK: "both sides answer, and nothing moves",
+    CauseKind.PAIR_FAILS: "{detail}",
+    CauseKind.PAIR_WRITES_LEFT_OUT: (
+        "a checkpoint is taken although writes have not reached the secondary"
+    ),
     CauseKind.ENDED: "{detail}",
 }
 
@@ -258,7 +278,13 @@ _NARROWER = {
     },
     CauseKind.CORRUPTION: {"subject": r"(?P<subject>hidden|active|secondary)"},
     CauseKind.NOT_IN_STATUS: {"subject": r"(?P<subject>\d)"},
+    CauseKind.PAIR_DIVERGES: {
+        "subject": "(?P<subject>.+)",
+        "detail": f"(?P<detail>{'|'.join(Verdict)})",
+    },
 }
+#: How a pair's migration was put.
+_OLD_MIGRATION = re.compile(r"(.*: migration is )'(\w+)' instead of 'colo'(?:: (.*))?", re.DOTALL)
 _FAULT = re.compile(
     r"(?P<text>.*), (?P<relation>after|beside) "
     r"(?:a failed (?P<failed>\w+ \w+)|the (?P<gone>\w+) disk went away)"
@@ -278,12 +304,31 @@ def _reader(kind: CauseKind) -> Callable[[str], re.Match[str] | None]:
 _READERS = {
     kind: _reader(kind)
     for kind in sorted(WORDING, key=lambda kind: "{" in WORDING[kind])
-    if "directed" not in kind and kind not in (CauseKind.ENDED, CauseKind.PAIR)
+    if "directed" not in kind and kind not in (CauseKind.ENDED, CauseKind.PAIR_FAILS)
 }
 
 
+def pair_cause_from_text(text: str) -> Cause:
+    """The cause that a pair's bundle of format 1 gives as text."""
+    if old := _OLD_MIGRATION.fullmatch(text):
+        text = f"{old[1]}{migration_detail(old[2], old[3] or '')} instead of colo"
+    for kind, read in _READERS.items():
+        if kind.startswith("pair") and (match := read(text)) is not None:
+            fields: dict[str, Any] = match.groupdict()
+            return Cause(kind, **fields)
+    return Cause(CauseKind.PAIR_FAILS, detail=text)
+
+
+def migration_detail(status: str, error: str) -> str:
+    """The detail of :attr:`CauseKind.PAIR_MIGRATION`."""
+    return f"{status} ({error})" if error else status
+
+
 def cause_from_text(text: str) -> Cause:
-    """The cause that a bundle of format 1 gives as text; what fits no wording is QEMU's own."""
+    """The cause that an exploration's bundle of format 1 gives as text.
+
+    What fits no wording is QEMU's own.
+    """
     phase, fault = Phase.EXECUTION, None
     for one, prefix in _PHASES.items():
         if prefix and text.startswith(prefix):
@@ -293,7 +338,7 @@ def cause_from_text(text: str) -> Cause:
         fault = FaultContext(Relation(found["relation"]), found["gone"] or found["failed"], gone)
         text = found["text"]
     for kind, read in _READERS.items():
-        if (match := read(text)) is not None:
+        if not kind.startswith("pair") and (match := read(text)) is not None:
             read_out = match.groupdict()
             predicted = tuple(one for one in read_out.pop("predicted", "").split(_OR) if one)
             return Cause(kind, **read_out, predicted=predicted, phase=phase, fault=fault)

@@ -13,19 +13,48 @@ from qmpshim.conformance.pair import checks
 from qmpshim.conformance.pair.checks import KNOWN, best_accel
 from qmpshim.conformance.pair.plan import PairFinding, PairPlan
 from qmpshim.machine.builds.build import Build
+from qmpshim.model.check.cause import Cause, CauseKind, pair_cause_from_text
 from qmpshim.model.check.verdict import Verdict
 
-STALE = "the guest of the secondary stands still"
-COMPLETES = "primary: migration is 'completed' instead of 'colo'"
-DEADLOCK = "primary deadlocked: a thread waits for a mutex that it holds itself"
-LOST = "a checkpoint is taken although writes have not reached the secondary"
+#: As bundles of format 1 have it, with what became of it.
+TEXTS = {
+    "the guest of the secondary stands still": Cause(
+        CauseKind.PAIR_GUEST_STOPS, "secondary", "stands still"
+    ),
+    "primary: migration is 'completed' instead of 'colo'": Cause(
+        CauseKind.PAIR_MIGRATION, "primary", "completed"
+    ),
+    "primary deadlocked: a thread waits for a mutex that it holds itself": Cause(
+        CauseKind.PAIR_DEADLOCKED, "primary", "a thread waits for a mutex that it holds itself"
+    ),
+    "a checkpoint is taken although writes have not reached the secondary": Cause(
+        CauseKind.PAIR_WRITES_LEFT_OUT
+    ),
+    "primary: migration is 'failed' instead of 'colo': no: route": Cause(
+        CauseKind.PAIR_MIGRATION, "primary", "failed (no: route)"
+    ),
+    "secondary ended by SIGABRT: no last words": Cause(
+        CauseKind.PAIR_ENDED, "secondary", "SIGABRT: no last words"
+    ),
+    "secondary does not answer QMP": Cause(CauseKind.PAIR_UNRESPONSIVE, "secondary"),
+    "both sides answer, and nothing moves": Cause(CauseKind.PAIR_STUCK),
+    "lost-write: acknowledged writes on the disk of the primary": Cause(
+        CauseKind.PAIR_DIVERGES, "acknowledged writes on the disk of the primary", "lost-write"
+    ),
+    "xen-set-replication: no": Cause(CauseKind.PAIR_FAILS, detail="xen-set-replication: no"),
+}
+STALE, COMPLETES, DEADLOCK, LOST, *_ = TEXTS.values()
 V7, V10, V11 = (7, 2, 22), (10, 0, 3), (11, 1, 3)
 
 
 def known_as(
-    verdict: Verdict, cause: str, plan: PairPlan, versions: tuple[Version, Version], contract: bool
+    verdict: Verdict,
+    cause: Cause,
+    plan: PairPlan,
+    versions: tuple[Version, Version],
+    contract: bool,
 ) -> str:
-    finding = PairFinding(Divergence(verdict, "", 1, "", cause), cause, contract)
+    finding = PairFinding(Divergence(verdict, "", 1, "", ""), cause, contract)
     hits = [one.id for one in load_known(KNOWN) if one.covers(finding, plan, versions)]
     assert len(hits) <= 1
     return hits[0] if hits else ""
@@ -68,13 +97,18 @@ def known_as(
 )
 def test_covers(
     verdict: Verdict,
-    cause: str,
+    cause: Cause,
     plan: PairPlan,
     versions: tuple[Version, Version],
     contract: bool,
     known: str,
 ) -> None:
     assert known_as(verdict, cause, plan, versions, contract) == known
+
+
+@pytest.mark.parametrize(("text", "cause"), TEXTS.items())
+def test_old_bundles_are_read(text: str, cause: Cause) -> None:
+    assert pair_cause_from_text(text) == cause
 
 
 @pytest.mark.parametrize(

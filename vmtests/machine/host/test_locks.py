@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from qmpshim.machine.host.locks import deadlock, waiters
+from qmpshim.machine.host.locks import Deadlock, deadlock, waiters
 
 # pthread_mutex_lock(3) on a normal mutex by the thread that has it: it waits for itself.
 SELF = """
@@ -46,8 +46,8 @@ def process(code: str) -> Iterator[int]:
         running.communicate()
 
 
-def told(pid: int, wanted: int) -> str:
-    """What is said once so many threads wait."""
+def found(pid: int, wanted: int) -> Deadlock | None:
+    """The deadlock once so many threads wait."""
     for _ in range(400):
         if len(waiters(pid)) >= wanted:
             return deadlock(pid)
@@ -57,18 +57,19 @@ def told(pid: int, wanted: int) -> str:
 
 def test_a_thread_that_waits_for_itself() -> None:
     with process(SELF.format("")) as pid:
-        assert told(pid, 1) == "a thread waits for a mutex that it holds itself"
+        assert found(pid, 1) == Deadlock("a thread waits for a mutex that it holds itself", 0)
 
 
 def test_others_behind_it() -> None:
     with process(SELF.format(BEHIND)) as pid:
-        said = told(pid, 2)
-    assert said.startswith("a thread waits for a mutex that it holds itself, and 1 other")
+        both = found(pid, 2)
+    assert both == Deadlock("a thread waits for a mutex that it holds itself", 1)
+    assert str(both).endswith(" itself, and 1 other threads wait behind it")
 
 
 def test_waiting_is_no_deadlock() -> None:
     with process(HELD) as pid:
-        assert told(pid, 1) == ""
+        assert found(pid, 1) is None
 
 
 def test_a_process_that_is_gone() -> None:
