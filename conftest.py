@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,12 +43,26 @@ def _each(config: pytest.Config) -> list[str]:
     return ["system", *(n for n in fetched if n in QUICK or config.getoption("--full"))]
 
 
+def _cache_bytecode(config: pytest.Config) -> None:
+    """Python started by the tests reads bytecode, also where none is to be written here.
+
+    Compiling takes longer than all else that most of those hundreds of processes do.  The workers
+    of xdist inherit it from the session that starts them.
+    """
+    if sys.dont_write_bytecode:
+        place = tempfile.TemporaryDirectory(prefix="qmpshim-bytecode-")
+        config.add_cleanup(place.cleanup)
+        os.environ["PYTHONPYCACHEPREFIX"] = place.name
+        del os.environ["PYTHONDONTWRITEBYTECODE"]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """A shell's background job or nohup ignores these, and all that tests start would, too.
 
     What has a handler here is as usual in a program that is started from here: so nohup goes on
     to keep the tests themselves alive.
     """
+    _cache_bytecode(config)
     for number, usual in (
         (signal.SIGINT, signal.default_int_handler),
         (signal.SIGHUP, lambda *_: None),

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from errno import ENOSPC
 from pathlib import Path
 
 import qmpshim
-from qmpshim.commands import (
-    assess,
-    builds,
-    check,
-    explore,
-    findings,
-    guest,
-    pair,
-    shim,
-    stress,
-    verify,
-)
 from qmpshim.commands.console import STDOUT, Console, Parser, check_writable, write_json
 from qmpshim.commands.streams import BROKEN_PIPE, WRONG, cannot_write, stdout_failure
 from qmpshim.conformance.document import Document
 from qmpshim.errors import QmpshimError
 from qmpshim.machine.host.programs import find_program
 
+#: The module of each command, in the order of the help.  Only the one that is called is imported:
+#: all together they take half a second.
+COMMANDS = {
+    "assess": "qmpshim.commands.assess",
+    "verify": "qmpshim.commands.verify",
+    "replay": "qmpshim.commands.verify",
+    "explore": "qmpshim.commands.explore",
+    "export": "qmpshim.commands.explore",
+    "check": "qmpshim.commands.check",
+    "findings": "qmpshim.commands.findings",
+    "guest": "qmpshim.commands.guest",
+    "pair": "qmpshim.commands.pair",
+    "serve": "qmpshim.commands.shim",
+    "shell": "qmpshim.commands.shim",
+    "stress": "qmpshim.commands.stress",
+    "builds": "qmpshim.commands.builds",
+}
 _UNREAD = "the output is not read"
 _INTERRUPTED = {128 + number: number.name for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -55,7 +61,23 @@ def git_revision(root: Path) -> str:
     return f" (git {done.stdout.strip()})" if done.returncode == 0 else ""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def _modules(words: Sequence[str]) -> Iterable[str]:
+    """The modules that a command line needs: its command's, or all where it names none.
+
+    Only ``--debug`` may precede a command: other options end before it is looked at.
+    """
+    for word in words:
+        if word in COMMANDS:
+            return [COMMANDS[word]]
+        if word == "--version":
+            return []
+        if word != "--debug":
+            break
+    return dict.fromkeys(COMMANDS.values())
+
+
+def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser of a command line *words*; of all commands where it names none."""
     parser = Parser(
         prog="qmpshim",
         description="Makes QEMU's live block backup and block replication (COLO) checkable.",
@@ -63,8 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.add_argument("--debug", action="store_true", help="log what is done to stderr")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (assess, verify, explore, check, findings, guest, pair, shim, stress, builds):
-        command.add(commands)
+    for module in _modules(words):
+        importlib.import_module(module).add(commands)
     return parser
 
 
@@ -78,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; returns the exit status (see the README)."""
     words = sys.argv[1:] if argv is None else argv
     try:
-        args = build_parser().parse_args(words)
+        args = build_parser(words).parse_args(words)
     except OSError as error:  # what --help, --version and wrong words print cannot be written
         return cannot_write(sys.stdout, error)
     logging.basicConfig(

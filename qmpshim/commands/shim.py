@@ -26,7 +26,6 @@ from qmpshim.shim.emulator import serve as serving
 from qmpshim.shim.emulator.emulator import EndedEarly
 from qmpshim.shim.emulator.serve import Options, Served
 from qmpshim.shim.endpoint.listener import Address
-from qmpshim.shim.shell.shell import ShellOptions, run_shell
 
 
 def add(commands: Any) -> None:
@@ -191,6 +190,8 @@ def _serve(args: argparse.Namespace, console: Console) -> int:
 
 
 def _shell(args: argparse.Namespace, console: Console) -> int:
+    from qmpshim.shim.shell.shell import ShellOptions, run_shell  # a terminal's: serve needs none
+
     address = Address.parse(args.address) if args.address else None
     if address is not None:
         _refuse_start(args, "the address")

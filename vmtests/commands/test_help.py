@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from qmpshim.cli import build_parser
+from qmpshim.cli import COMMANDS, build_parser
 from qmpshim.commands.console import HelpFormatter, Parser
 
 
@@ -48,6 +50,41 @@ def test_help(parser: argparse.ArgumentParser, monkeypatch: pytest.MonkeyPatch) 
     assert too_wide(text) == []
     assert re.findall(r"\w-\n +[a-z]", text) == []
     assert undescribed(parser) == []
+
+
+def named(parser: argparse.ArgumentParser) -> list[str]:
+    """The commands of a parser, in the order of its help."""
+    (below,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return list(below.choices)
+
+
+def test_each_command_is_where_the_table_has_it() -> None:
+    assert named(build_parser()) == list(COMMANDS)
+    for command, module in COMMANDS.items():
+        with_it = [name for name, other in COMMANDS.items() if other == module]
+        assert named(build_parser([command])) == with_it
+        assert named(build_parser(["--debug", command])) == with_it
+        assert named(build_parser(["--help", command])) == list(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "unneeded"),
+    [
+        (["--version"], "qmpshim.commands.verify"),
+        (["builds", "--help"], "numpy"),
+        (["serve", "--help"], "prompt_toolkit"),
+        (["verify", "--help"], "jinja2"),
+    ],
+)
+def test_a_command_imports_what_it_needs(words: list[str], unneeded: str) -> None:
+    looks = (
+        "import sys, qmpshim.cli\n"
+        "try: qmpshim.cli.main(sys.argv[2:])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(sys.argv[1] in sys.modules)"
+    )
+    python = [sys.executable, "-c", looks, unneeded, *words]
+    assert subprocess.run(python, stdout=subprocess.DEVNULL).returncode == 0
 
 
 def test_what_it_kills(monkeypatch: pytest.MonkeyPatch) -> None:
