@@ -16,8 +16,7 @@ from pathlib import Path
 from qmpshim.commands.check import SHIM
 from qmpshim.conformance.check.run import campaign
 from qmpshim.conformance.check.run.executors import LocalExecutor
-from qmpshim.conformance.check.runners.kinds import runner_of
-from qmpshim.conformance.check.runners.runners import timed
+from qmpshim.conformance.check.runners.kinds import runner_of, timed
 from qmpshim.conformance.check.suites import Suite, suite_named
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds import build as builds

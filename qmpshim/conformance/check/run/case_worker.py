@@ -16,8 +16,7 @@ from pathlib import Path
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.run.case_process import OUTCOME, RESULTS, Order
 from qmpshim.conformance.check.run.identity import another_build
-from qmpshim.conformance.check.runners.kinds import load
-from qmpshim.conformance.check.runners.runners import timed
+from qmpshim.conformance.check.runners.kinds import load, timed
 from qmpshim.conformance.compare.divergence import verdict_of
 from qmpshim.errors import BuildError, MachineError, QmpshimError, UnsupportedFeature
 

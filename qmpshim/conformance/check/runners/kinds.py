@@ -7,13 +7,17 @@ it also of kinds that a floor above brought in.
 from __future__ import annotations
 
 import pkgutil
+import time
+from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
-from qmpshim.conformance.check.case import Case, Runner
+from qmpshim.conformance.check.case import Case, CaseOutcome, Runner
 from qmpshim.errors import InputError
+from qmpshim.machine.builds.build import Build
 
 KINDS: dict[str, str] = {
-    "start": "qmpshim.conformance.check.runners.runners:start",
+    "start": "qmpshim.conformance.check.runners.start:start",
     "verify": "qmpshim.conformance.check.runners.runners:verify",
     "points": "qmpshim.conformance.pointintime.checks:run",
     "explore": "qmpshim.conformance.check.runners.runners:explore",
@@ -58,3 +62,10 @@ def runner_of(kind: str) -> Runner:
     :raises InputError: there is no such kind
     """
     return load(name_of(kind))
+
+
+def timed(runner: Runner, build: Build, case: Case, directory: Path) -> CaseOutcome:
+    """Carry out a case and note how long it took."""
+    began = time.monotonic()
+    outcome = runner(build, case, directory)
+    return replace(outcome, seconds=time.monotonic() - began)

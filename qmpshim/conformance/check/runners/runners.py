@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from qmpshim.conformance.bundles.workload_case import CASE as WORKLOAD_CASE
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.report.cluster_maps import maps_of_bundle, maps_of_schedule
 from qmpshim.conformance.check.report.sequence import steps_of_events, steps_of_operations
+from qmpshim.conformance.check.runners.arguments import argument, only
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
@@ -37,7 +37,6 @@ from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.files import slug
-from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.behaviour import KnownDefect
 from qmpshim.model.check.verdict import Verdict
@@ -47,55 +46,20 @@ from qmpshim.model.units import SECTOR
 _OF_BUDGET = 0.9  # of a case's budget; the rest is for starting, and for bundles and maps
 
 
-def _argument(case: Case, name: str, default: Any) -> Any:
-    """An argument of the case's, of the default's type.
-
-    :raises InputError: it has another type
-    """
-    value = case.arguments.get(name, default)
-    if type(value) is not type(default):
-        raise InputError(f"{case.name}: {name} must be like {default!r}, not {value!r}")
-    return value
-
-
-def _only(case: Case, *names: str) -> None:
-    unknown = case.arguments.keys() - set(names)
-    if unknown:
-        raise InputError(
-            f"{case.name}: {case.kind} takes {', '.join(names)}, not {', '.join(sorted(unknown))}"
-        )
-
-
-# -- start -------------------------------------------------------------------------------------
-
-
-def start(build: Build, case: Case, directory: Path) -> CaseOutcome:
-    """No arguments. Whether QEMU starts at all and greets: what every run asks of it first."""
-    _only(case)
-    asyncio.run(_start(build, directory, case.budget / 2))
-    return CaseOutcome(Status.OK, "QEMU greets")
-
-
-async def _start(build: Build, directory: Path, limit: float) -> None:
-    qemu = Qemu(build.command(), directory, env=build.env, start_limit=limit)
-    await qemu.start()
-    await qemu.close()
-
-
 # -- verify ------------------------------------------------------------------------------------
 
 
 def verify(build: Build, case: Case, directory: Path) -> CaseOutcome:
     """``workflow``, ``operations``, ``seed``, ``size``, ``cluster`` (bytes), ``secondary``,
     ``shrink`` (seconds for making a case small)."""
-    _only(case, "workflow", "operations", "seed", "size", "cluster", "secondary", "shrink")
+    only(case, "workflow", "operations", "seed", "size", "cluster", "secondary", "shrink")
     spec = ChainSpec(
-        _argument(case, "workflow", "replication"),
-        _argument(case, "size", 64 << 20),
-        _argument(case, "cluster", 64 << 10),
-        _argument(case, "secondary", "raw"),
+        argument(case, "workflow", "replication"),
+        argument(case, "size", 64 << 20),
+        argument(case, "cluster", 64 << 10),
+        argument(case, "secondary", "raw"),
     )
-    count, seed = _argument(case, "operations", 2000), _argument(case, "seed", 1)
+    count, seed = argument(case, "operations", 2000), argument(case, "seed", 1)
     _, version = read_version(build)
     with Workspace() as workspace:
         outcome = asyncio.run(
@@ -107,7 +71,7 @@ def verify(build: Build, case: Case, directory: Path) -> CaseOutcome:
                 workspace,
                 directory,
                 _no_progress,
-                shrinking=float(_argument(case, "shrink", 30)),
+                shrinking=float(argument(case, "shrink", 30)),
             )
         )
     result = outcome.result
@@ -205,11 +169,11 @@ def _plain(**details: Any) -> Mapping[str, Any]:
 def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
     """``scenarios`` (names or scenario objects), ``mode`` (as ``explore --mode``), ``faults``
     (errnos), ``all_io`` (a bool), ``crash_points`` (as the option), ``seconds``, ``seed``."""
-    _only(case, "scenarios", "mode", "faults", "all_io", "crash_points", "seconds", "seed")
+    only(case, "scenarios", "mode", "faults", "all_io", "crash_points", "seconds", "seed")
     scenarios: list[RealScenario] = []
-    for what in _argument(case, "scenarios", ["pairs"]):
+    for what in argument(case, "scenarios", ["pairs"]):
         scenarios += named(what) if isinstance(what, str) else [scenario_from_json(what)]
-    mode = _argument(case, "mode", "exhaustive")
+    mode = argument(case, "mode", "exhaustive")
     if mode not in MODES:
         raise InputError(f"{case.name}: mode {mode!r} is none of {', '.join(MODES)}")
     seconds = case.arguments.get("seconds")
@@ -217,12 +181,12 @@ def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
         build,
         scenarios,
         MODES[mode],
-        tuple(_argument(case, "faults", [])),
+        tuple(argument(case, "faults", [])),
         None if seconds is None else float(seconds),
-        seed=_argument(case, "seed", 0),
+        seed=argument(case, "seed", 0),
         known=known_findings(),
-        crash_points=CrashPoints.parse(_argument(case, "crash_points", "none")),
-        all_io=_argument(case, "all_io", False),
+        crash_points=CrashPoints.parse(argument(case, "crash_points", "none")),
+        all_io=argument(case, "all_io", False),
         # What was found is told before the case is ended from outside, and all is lost.
         limit=case.budget * _OF_BUDGET,
     )
@@ -294,8 +258,8 @@ def _of_schedule(finding: Finding, build: Build, directory: Path) -> CaseFinding
 
 def known(build: Build, case: Case, directory: Path) -> CaseOutcome:
     """``id``: of a finding that is written up; does this build still have it?"""
-    _only(case, "id")
-    name = _argument(case, "id", case.name)
+    only(case, "id")
+    name = argument(case, "id", case.name)
     try:
         path = known_path(name)
     except InputError as error:
@@ -320,8 +284,8 @@ def known(build: Build, case: Case, directory: Path) -> CaseOutcome:
 
 def directed(build: Build, case: Case, directory: Path) -> CaseOutcome:
     """``case``: the name of a directed case."""
-    _only(case, "case")
-    name = _argument(case, "case", case.name)
+    only(case, "case")
+    name = argument(case, "case", case.name)
     try:
         (one,) = [one for one in DIRECTED if one.name == name]
     except ValueError as error:
@@ -348,7 +312,7 @@ def directed(build: Build, case: Case, directory: Path) -> CaseOutcome:
 
 def bundle(build: Build, case: Case, directory: Path) -> CaseOutcome:
     """``content``: of a bundle's case file, of verify, explore or pair; does this build show it?"""
-    _only(case, "content")
+    only(case, "content")
     content = case.arguments["content"]
     if "schedule" in content:
         return _schedule_bundle(build, finding_from_json(content), directory)
@@ -407,10 +371,3 @@ def _recorded(build: Build, wanted: Finding, directory: Path) -> CaseOutcome:
 def _same_or_not(same: bool, text: str, finding: CaseFinding) -> tuple[Any, ...]:
     how = "reproduced" if same else "another divergence"
     return f"{how}: {text}", (finding,), {"reproduced": int(same)}
-
-
-def timed(runner: Any, build: Build, case: Case, directory: Path) -> CaseOutcome:
-    """Carry out a case and note how long it took."""
-    began = time.monotonic()
-    outcome: CaseOutcome = runner(build, case, directory)
-    return replace(outcome, seconds=time.monotonic() - began)
