@@ -60,7 +60,7 @@ def add(commands: Any) -> None:
     reporting.set_defaults(run=_report)
     drafting = actions.add_parser("new", help="a draft of a write-up, from a bundle")
     drafting.add_argument(
-        "bundle", type=Path, help="a directory that explore, pair or check kept, or its file"
+        "bundle", type=Path, help="what explore, verify, pair, check or a session by hand kept"
     )
     drafting.add_argument(
         "--out", type=Path, metavar="FILE", help="write it there (default: stdout)"

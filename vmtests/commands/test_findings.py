@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 
 from qmpshim.cli import main
+from qmpshim.conformance.assess.trials import Seen, try_finding
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.known import matching, pairs
-from qmpshim.conformance.known.entries import entries, entry, read_entry
+from qmpshim.conformance.known.entries import Entry, entries, entry, read_entry
 from qmpshim.conformance.known.folder import DIRECTORY, known_findings
-from qmpshim.conformance.known.meaning import TO_WRITE, Severity
+from qmpshim.conformance.known.meaning import TO_WRITE, Severity, Use
 from qmpshim.conformance.known.tracker import tracker_text
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.errors import InputError
-from qmpshim.machine.builds.build import Build
+from qmpshim.machine.builds.build import Build, read_version
 from vmtests.commands.test_documents import validator
+from vmtests.support.drafts import filled
 
 SNAPSHOT = "snapshot-read-returns-new-data"
 
@@ -109,17 +111,6 @@ def drafted(tmp_path: Path, bundle: Path) -> Path:
     return draft
 
 
-def filled(draft: Path) -> Path:
-    value = json.loads(draft.read_text())
-    value |= {"reason": "it is so", "source": "block/x.c f()"}
-    value["title"] = "A title"
-    for name in ("situation", "consequence", "workaround"):
-        assert TO_WRITE in value["meaning"][name]
-        value["meaning"][name] = "A sentence."
-    draft.write_text(json.dumps(value))
-    return draft
-
-
 @pytest.mark.parametrize("known", known_findings(), ids=lambda one: one.id)
 def test_a_draft_of_a_schedule_is_accepted_once_it_is_filled_in(
     known: matching.ExplorerWriteUp, tmp_path: Path
@@ -147,6 +138,39 @@ def test_a_draft_of_a_pair_is_accepted_once_it_is_filled_in(tmp_path: Path) -> N
     draft.write_text(json.dumps(value | {"side": "primary"}))
     (written,) = pairs.load_known(draft.parent)
     assert written.side == "primary" and isinstance(written.plan, PairPlan)
+
+
+def shown_by(build: Build, draft: Path, tmp_path: Path) -> bool:
+    """Whether `assess` would see on this build what the write-up says."""
+    (trial,) = try_finding(build, read_entry(draft), tmp_path)
+    return trial.seen is Seen.SHOWN
+
+
+@pytest.mark.parametrize("one", [e for e in entries() if e.kind == "verify"], ids=lambda e: e.id)
+def test_a_draft_of_operations_is_accepted_once_it_is_filled_in(
+    one: Entry, qemu_build: Build, tmp_path: Path
+) -> None:
+    """It is tried as the real one is, and concerns no use that that does not."""
+    draft = filled(drafted(tmp_path, one.path))
+    written = read_entry(draft)
+    assert written.verdicts == one.verdicts and written.case == one.case
+    assert set(written.meaning.affects) & set(one.meaning.affects)
+    assert shown_by(qemu_build, draft, tmp_path) is one.concerns(read_version(qemu_build)[0])
+
+
+def test_a_draft_of_what_verify_keeps(
+    qemu_build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("--workflow", "replication", "--build", qemu_build.name)
+    assert main(["verify", "--strict", *words]) == 1
+    (bundle,) = (tmp_path / "qmpshim-bundles").iterdir()
+    draft = filled(drafted(tmp_path, bundle))
+    assert read_entry(draft).meaning.affects == (Use.COLO_SECONDARY,)
+    assert shown_by(qemu_build, draft, tmp_path)
+    value = json.loads((bundle / "case.json").read_text())
+    (bundle / "case.json").write_text(json.dumps({**value, "divergence": None}))
+    assert main(["findings", "new", str(bundle)]) == 2
 
 
 def test_what_shows_nothing_makes_no_draft(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.bundles.bundle import load as load_workload
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.run.case_process import Cancelled, Order, carry_out
 from qmpshim.conformance.check.run.identity import identify
+from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search.minimize import show_again
@@ -28,17 +29,14 @@ from qmpshim.conformance.known.folder import known_directed
 from qmpshim.conformance.known.write_ups import pattern_from_json
 from qmpshim.conformance.pair.checks import run_plan
 from qmpshim.conformance.pair.plan import PairFinding, PairPlan
+from qmpshim.conformance.pointintime.bundle import is_points
 from qmpshim.conformance.pointintime.bundle import load as load_points
 from qmpshim.conformance.pointintime.verify import points_setup, replay_points
 from qmpshim.conformance.workload.verify import replay, setup_for
 from qmpshim.errors import BuildError, MachineError, NotStarted
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.workspace import Workspace
-from qmpshim.model.chain.behaviour import Behaviour
-from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.operations import Operation, Side, Verb
 
 _BATCH = 4  # findings tried by one process: it takes a second to start
 _PAIR_LIMIT = 10.0  # seconds for a step of a pair
@@ -151,7 +149,7 @@ def try_finding(build: Build, one: Entry, directory: Path) -> list[Trial]:
             case "pair":
                 return _pair(build, one, directory)
             case "verify":
-                return [_points(build, one) if one.case else _stop(build, one)]
+                return [_points(build, one) if is_points(one.path) else _workload(build, one)]
         return [_schedule(build, one)]
     except NotStarted as error:  # that says nothing of what the build can do
         return [Trial(one, Seen.UNSURE, str(error))]
@@ -173,11 +171,15 @@ def _points(build: Build, one: Entry) -> Trial:
     with Workspace() as workspace:
         setup = points_setup(build, case.spec)
         found = asyncio.run(replay_points(case, setup, workspace, lambda text: None)).divergence
+    return _compared(one, found, case.shown_by(found))
+
+
+def _compared(one: Entry, found: Divergence | None, same: bool) -> Trial:
     if found is None:
         return Trial(one, Seen.NOT_SEEN)
-    if case.shown_by(found):
-        return Trial(one, Seen.SHOWN, str(found))
-    return Trial(one, Seen.UNSURE, f"{_ELSE}: {found}")
+    return (
+        Trial(one, Seen.SHOWN, str(found)) if same else Trial(one, Seen.UNSURE, f"{_ELSE}: {found}")
+    )
 
 
 def _directed(build: Build, one: Entry) -> Trial:
@@ -213,20 +215,9 @@ def _shows(finding: PairFinding, known: Entry) -> bool:
     )
 
 
-def _stop(build: Build, one: Entry) -> Trial:
-    """The model's own known defect: replication that is started and stopped."""
-    spec = ChainSpec(Workflow.REPLICATION, 1 << 20, 64 << 10, "raw")
-    operations = (
-        Operation(Side.CHAIN, Verb.START, number=1),
-        Operation(Side.CHAIN, Verb.STOP, number=2),
-    )
-    case = WorkloadCase(spec, Behaviour(), operations, None, 1, {})
+def _workload(build: Build, one: Entry) -> Trial:
+    case = load_workload(one.path)
     with Workspace() as workspace:
-        setup = setup_for(build, spec, strict=True)
-        result = asyncio.run(replay(case, setup, workspace, lambda text: None))
-    found = result.divergence
-    if found is None:
-        return Trial(one, Seen.NOT_SEEN)
-    if found.verdict in one.verdicts and found.where == "stop":
-        return Trial(one, Seen.SHOWN, found.observed)
-    return Trial(one, Seen.UNSURE, f"{_ELSE}: {found}")
+        setup = setup_for(build, case.spec)
+        found = asyncio.run(replay(case, setup, workspace, lambda text: None)).divergence
+    return _compared(one, found, case.shown_by(found))

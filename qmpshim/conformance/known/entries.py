@@ -22,7 +22,8 @@ class Entry:
         shows it: ``directed``, ``pair``, ``verify``, and nothing for the explorer
     :ivar since: first version that has it, :ivar fixed: first that has it no more; ``""``: unknown
     :ivar causes: as :func:`~.write_ups.pattern_from_json` reads them
-    :ivar case: what shows it again; empty: the directed case, or the workload, of its name
+    :ivar case: what shows it again; empty: the directed case of its name
+    :ivar path: its file
     """
 
     name: str
@@ -36,21 +37,21 @@ class Entry:
     causes: tuple[dict[str, Any], ...]
     meaning: Meaning
     case: dict[str, Any]
+    path: Path
 
     @property
     def kind(self) -> str:
         """What shows it: ``directed``, ``pair``, ``verify`` or ``explore``."""
-        return self.name.partition("/")[0] if "/" in self.name else "explore"
+        if not self.case:
+            return "directed"
+        if self.case.get("kind") == "pair":
+            return "pair"
+        return "verify" if "operations" in self.case else "explore"
 
     @property
     def id(self) -> str:
         """What a finding's ``known`` is when it is this."""
         return self.name if self.kind == "directed" else self.name.rpartition("/")[2]
-
-    @property
-    def path(self) -> Path:
-        """Its file."""
-        return DIRECTORY / f"{self.name}.json"
 
     @property
     def versions(self) -> str:
@@ -101,6 +102,7 @@ def read_entry(path: Path) -> Entry:
             tuple(value.get("causes", ())),
             meaning_from_json(value["meaning"]),
             dict(value.get("case", {})),
+            path,
         )
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: {error!r}") from error

@@ -46,11 +46,8 @@ def diagram_of(entry: Entry) -> str:
 
 def command_of(entry: Entry) -> str:
     """The command that shows it again; a build's name may be added."""
-    match entry.kind:
-        case "directed":
-            return f"qmpshim check --strict --case {entry.name}"
-        case "verify" if not entry.case:
-            return "qmpshim verify --workflow replication --strict"
+    if entry.kind == "directed":
+        return f"qmpshim check --strict --case {entry.name}"
     return f"qmpshim replay {entry.path}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.pointintime.workload import PointsWorkflow
 
 #: By the name of the topology. A write-up or scenario of a chain concerns these uses.
 USES: dict[str, tuple[Use, ...]] = {
@@ -16,3 +17,15 @@ USES: dict[str, tuple[Use, ...]] = {
 def uses_of(chain: str) -> tuple[Use, ...]:
     """The uses that a chain of :data:`~qmpshim.machine.chain.topology.TOPOLOGIES` stands for."""
     return USES[chain]
+
+
+_OF_POINTS: dict[PointsWorkflow, tuple[Use, ...]] = {
+    PointsWorkflow.PUSH: (Use.FULL_BACKUP, Use.INCREMENTAL_BACKUP, Use.BITMAPS),
+    PointsWorkflow.BITMAPS: (Use.BITMAPS, Use.INCREMENTAL_BACKUP),
+    PointsWorkflow.PULL: (Use.FLEECING, Use.NBD_EXPORT),
+}
+
+
+def uses_of_points(workflow: PointsWorkflow) -> tuple[Use, ...]:
+    """The uses that a workload of several disks stands for."""
+    return _OF_POINTS[workflow]

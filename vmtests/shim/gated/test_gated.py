@@ -20,8 +20,10 @@ from qmpshim.conformance.explore.harness.choices import Start
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.known import folder
+from qmpshim.conformance.known.draft import draft_text
+from qmpshim.conformance.known.matching import load_known
 from qmpshim.conformance.workload.pattern import data_of
-from qmpshim.errors import InputError
+from qmpshim.errors import InputError, IOFailed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.nbd.client import NbdClient
@@ -30,6 +32,7 @@ from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.units import SECTOR
 from qmpshim.shim.emulator.serve import Options, Served, endpoint
 from qmpshim.shim.gated.schedule import MOST, Schedule
+from vmtests.support.drafts import filled
 from vmtests.support.shim_harness import LIMIT, Loop, Wire, wait_until
 
 CLUSTER = 64 << 10
@@ -223,6 +226,32 @@ def test_an_io_is_ended_with_an_error(gated: Gated) -> None:
     )
     assert gated.ask("x-shim-record")["shows"] == "as allowed"
     assert gated.ask("x-shim-verify")["doubts"]
+
+
+def test_what_was_found_by_hand_is_written_up(gated: Gated, tmp_path: Path) -> None:
+    """A copy fails and the status says nothing: the bundle's draft is a write-up."""
+    gated.ask("x-shim-hold", disk="hidden", operation="write")
+    errors: list[Exception] = []
+
+    def work(client: NbdClient) -> None:
+        try:
+            client.wait(client.submit_write(data_of(2, 0, SECTORS), 0))
+        except IOFailed as error:
+            errors.append(error)
+
+    gated.start("primary", work)
+    gated.until_held(1)
+    gated.ask("x-shim-release", number=1, errno=5)
+    gated.until_over()
+    assert len(errors) == 1
+    bundle, draft = tmp_path / "by-hand.json", tmp_path / "known" / "found.json"
+    draft.parent.mkdir()
+    told = gated.ask("x-shim-record")
+    assert told["shows"].startswith("error-contract: ")
+    bundle.write_text(json.dumps(told["case"]))
+    draft.write_text(draft_text(bundle))
+    (written,) = load_known(filled(draft).parent)
+    assert written.covers(load_finding(bundle), (7, 2, 22))
 
 
 def test_wrong_words(gated: Gated) -> None:

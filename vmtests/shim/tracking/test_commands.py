@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from qmpshim.conformance.known.draft import draft_text
+from qmpshim.conformance.known.entries import read_entry
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.nbd.client import NbdClient
@@ -27,6 +29,7 @@ from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
 from qmpshim.shim.tracking.definitions import COMMANDS
 from qmpshim.shim.tracking.nbd_exports import OWN_EXPORT
+from vmtests.support.drafts import filled
 from vmtests.support.qmp_arguments import Schema
 from vmtests.support.shim_harness import Loop, Wire, wait_until
 
@@ -222,6 +225,10 @@ def test_a_replay_that_shows_a_divergence(service: Service, tmp_path: Path) -> N
     again = wire.ask("x-shim-replay", {"bundle": str(path)})["return"]
     assert again["reproduced"] is True
     assert again["verdict"]["observed"].endswith("'Backup job was cancelled unexpectedly'")
+    draft = tmp_path / "draft.json"
+    draft.write_text(draft_text(path))
+    written = read_entry(filled(draft))
+    assert written.verdicts == ("error-contract",) and written.meaning.affects
     case["divergence"]["where"] = "start"
     path.write_text(json.dumps(case))
     assert wire.ask("x-shim-replay", {"bundle": str(path)})["return"]["reproduced"] is False
