@@ -75,6 +75,12 @@ class RealScenario:
         return self.has("replication")
 
     @property
+    def breaks_snapshot(self) -> bool:
+        """Whether a copy that fails breaks the snapshot, and not the write that it is for."""
+        nodes = self.topology.nodes
+        return any(node.options.get("on-cbw-error") == "break-snapshot" for node in nodes)
+
+    @property
     def leaves_holes(self) -> bool:
         """Whether an operation leaves zeroes on a raw disk, which may be holes of its file."""
         every = (*self.setup, *self.ops)

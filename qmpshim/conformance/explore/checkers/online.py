@@ -1,6 +1,7 @@
 """Online: order of I/O, copies and flushes, which hold at every step and not only at the end.
 
-* *order*: new data comes to the secondary disk only when the hidden disk has the old;
+* *order*: new data comes to the secondary disk only when the hidden disk has the old (or, with
+  ``on-cbw-error=break-snapshot``, when a copy failed, and the snapshot is given up);
 * *copies*: what is sent to the hidden disk is old data;
 * *flushes*: what had been written before a flush began outlives a loss of power when it ends; on
   the primary that disk was flushed meanwhile, too.
@@ -12,7 +13,7 @@ from collections.abc import Collection, Sequence
 
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.harness.history import History
-from qmpshim.conformance.explore.harness.io_naming import IoNames, owners, tags
+from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo, owners, tags
 from qmpshim.conformance.explore.harness.overlays import overlay_in
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import GatedMachine
@@ -43,6 +44,7 @@ class OnlineChecker:
         self._copies: dict[int, HeldIO] = {}  # by cluster, the write that brings its old data
         self._done: set[int] = set()  # writes that reached their image
         self._read = 0  # how far in the gate's trace
+        self._broken = False  # the snapshot: a copy failed, and the option says so
         self._primaries = {
             scenario.number(index)
             for index, op in enumerate(scenario.ops)
@@ -64,6 +66,12 @@ class OnlineChecker:
             for n in range(-(-start // cluster), (start + io.length // SECTOR) // cluster):
                 self._copies[n] = io
 
+    def failed(self, named: NamedIo) -> None:
+        """A request fails; with ``on-cbw-error=break-snapshot`` one of a copy ends the promise."""
+        op = self._scenario.ops[named.op]
+        if self._scenario.breaks_snapshot and op.is_primary:
+            self._broken = True
+
     def _saved(self, cluster: int) -> bool:
         """Whether the hidden disk has the old data of a cluster: by the gate's effects."""
         trace = self._machine.gate.trace
@@ -79,7 +87,7 @@ class OnlineChecker:
         start, cluster = self._names.guest_sector(io), self._scenario.cluster
         if not self.quiet or start is None or self._scenario.has("quorum"):
             return None  # the primary copies nothing
-        if io.image == "secondary" and io.op in _CHANGES:
+        if io.image == "secondary" and io.op in _CHANGES and not self._broken:
             touched = _touched(start, io.length // SECTOR, cluster)
             for n in sorted(touched - self._given_up):
                 if not self._saved(n):

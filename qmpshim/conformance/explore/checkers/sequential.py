@@ -302,7 +302,11 @@ def _begin(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
 
 
 def _secondarys(scenario: RealScenario, behaviour: Behaviour) -> Chain:
-    discipline = CopyBeforeWriteProtocol() if scenario.has("snapshot-access") else None
+    protocol = (
+        CopyBeforeWriteProtocol(break_snapshot=scenario.breaks_snapshot)
+        if scenario.has("snapshot-access")
+        else None
+    )
     replicates = scenario.topology.replication_mode == "secondary"
     workflow = Workflow.REPLICATION if replicates else Workflow.BACKUP
     nodes = {node.name: node for node in scenario.topology.nodes}
@@ -313,7 +317,7 @@ def _secondarys(scenario: RealScenario, behaviour: Behaviour) -> Chain:
         scenario.size,
         scenario.cluster,
         scenario.secondary,
-        protocol=discipline,
+        protocol=protocol,
         behaviour=behaviour,
     )
     if isinstance(chain.secondary, Qcow2Image):

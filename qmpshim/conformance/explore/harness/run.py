@@ -200,6 +200,7 @@ class RealRun:
             named.op if self.scenario.ops[named.op].reads and not named.meta else None,
         )  # fmt: skip
         now.failed.append((named, hit))
+        self.watch.failed(named)
         if gone:
             now.events.append(Failed(name, errno))
             gate.refuse(named.io.image)

@@ -88,6 +88,7 @@ _OPTIONS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
     "detect-zeroes": dict.fromkeys(
         ("replication", "backup", "fleecing"), (("hidden", "detect-zeroes", "unmap"),)
     ),
+    "break-snapshot": {"fleecing": (("filter", "on-cbw-error", "break-snapshot"),)},
     "detect-zeroes-below": dict.fromkeys(OPERATIONS, (("secondary", "detect-zeroes", "unmap"),)),
 }
 

@@ -422,3 +422,81 @@ def test_what_was_judged_in_part_is_in_the_report() -> None:
     assert report.to_json()["scenarios"][0]["judged_in_part"] == 2
     result.in_part = 0
     assert "in part" not in render(report)
+
+
+# -- on-cbw-error=break-snapshot -------------------------------------------------------------------
+
+# The reader looks at the other cluster: what it meets is never a failed read of its own (7.2 takes
+# what was copied from the source, which is written up).
+BREAKS = scenarios.RealScenario(
+    "breaks",
+    (operation("primary_write", 0, C), operation("guest_read", C, C)),
+    form="fleecing",
+    options=(("filter", "on-cbw-error", "break-snapshot"),),
+)
+
+
+PLAIN = replace(BREAKS, options=())
+COPIES = pytest.mark.parametrize("fails", ["secondary read 0+128", "hidden write 0+128"])
+
+
+def breaks(
+    stage: QemuPool,
+    fails: str,
+    scenario: scenarios.RealScenario = BREAKS,
+    model: scenarios.RealScenario = BREAKS,
+    kind: type[RealSystem] = RealSystem,
+) -> RealSystem:
+    """All schedules in which an I/O of the copy *fails*, judged by what *model* predicts."""
+    version = read_version(stage.build)[0]
+    if version < (7, 1):
+        pytest.skip("copy-before-write has no on-cbw-error")
+    judge = LinearizabilityChecker(model, behaviour_of(version))
+    system = kind(
+        stage, scenario, plan={io_id(0, fails): EIO}, judge=judge, watching=scenario is model
+    )
+    explored = explore(system, Mode.STATEFUL, Budget(schedules=60), stop=False)
+    assert explored.exhaustive and not system.derailed
+    return system
+
+
+@COPIES
+def test_a_failed_copy_breaks_the_snapshot_and_not_the_write(stage: QemuPool, fails: str) -> None:
+    seen: set[tuple[object, ...]] = set()
+
+    class Noted(RealSystem):
+        def _verdict(self, seen_now: Outcome) -> RealViolation | None:
+            assert seen_now.view is None and self.now.failed
+            seen.add(seen_now.answers)
+            return super()._verdict(seen_now)
+
+    assert not breaks(stage, fails, kind=Noted).found
+    assert seen == {(OK, OK), (OK, io_error(EINVAL))}
+
+
+@COPIES
+def test_a_snapshot_that_should_not_have_broken_is_told(stage: QemuPool, fails: str) -> None:
+    """The write may not say success here."""
+    assert breaks(stage, fails, model=PLAIN).found
+
+
+@COPIES
+def test_a_write_that_should_not_have_failed_is_told(stage: QemuPool, fails: str) -> None:
+    found = breaks(stage, fails, scenario=PLAIN).found
+    assert {kind for kind, _ in found} == {Verdict.ERROR_CONTRACT}
+
+
+def test_without_a_failure_the_old_data_still_come_first(stage: QemuPool) -> None:
+    """The option excuses a write without its copy only after a copy failed."""
+    if read_version(stage.build)[0] < (7, 1):
+        pytest.skip("copy-before-write has no on-cbw-error")
+
+    def dropping(machine: GatedMachine, named: NamedIo) -> None:
+        if named.io.image == "hidden":
+            machine.gate.drop(named.io)
+        else:
+            faithfully(machine, named)
+
+    system = RealSystem(stage, BREAKS, release=dropping)
+    explore(system, Mode.STATEFUL, Budget(schedules=20), stop=False)
+    assert Verdict.ORDER in {kind for kind, _ in system.found}
