@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import tempfile
@@ -18,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.machine.builds import build, registry
+from qmpshim.machine.builds import registry
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.builds.programs import write_programs
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.pytest_plugin import build_named
 from vmtests.support.reproducer import Reproducer
@@ -93,11 +93,7 @@ def qemu_on_path(qemu_build: Build, tmp_path_factory: pytest.TempPathFactory) ->
         yield
         return
     place = tmp_path_factory.mktemp("bin")
-    env = [f"{name}={value}" for name, value in qemu_build.env.items()]
-    tools = {name: qemu_build.tool(name) for name in ("qemu-img", "qemu-io", "qemu-nbd")}
-    for name, command in {build.EMULATOR: qemu_build.command(), **tools}.items():
-        (place / name).write_text(f'#!/bin/sh\nexec {shlex.join(["env", *env, *command])} "$@"\n')
-        (place / name).chmod(0o755)
+    write_programs(qemu_build, place)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
         yield

@@ -13,6 +13,9 @@ from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import read_version
 from qmpshim.machine.builds.debian import fetch
 from qmpshim.machine.builds.probe import probe
+from qmpshim.machine.builds.programs import run_with
+
+_NAME = "a build by its name in `qmpshim builds list`"
 
 
 def add(commands: Any) -> None:
@@ -36,12 +39,25 @@ def add(commands: Any) -> None:
         "newest)",
     )
     fetching.set_defaults(run=_builds_fetch)
+    running = actions.add_parser(
+        "run",
+        help="run a command with a build's QEMU",
+        description="Run a command that finds this build's qemu-system-x86_64, qemu-img, qemu-io "
+        "and qemu-nbd first in PATH, and the first two as $QEMU and $QEMU_IMG. Its exit status is "
+        "the command's.",
+        epilog="Example:\n\n  qmpshim builds run debian:sid -- python3 reproducer.py",
+    )
+    running.add_argument("name", help=_NAME)
+    running.add_argument(
+        "words", nargs="+", metavar="COMMAND", help="the command and its arguments, after --"
+    )
+    running.set_defaults(run=_builds_run)
     for action, text, run in (
         ("probe", "what a build can do", _builds_probe),
         ("remove", "forget a build; a fetched one is deleted", _builds_remove),
     ):
         naming = actions.add_parser(action, help=text)
-        naming.add_argument("name", help="a build by its name in `qmpshim builds list`")
+        naming.add_argument("name", help=_NAME)
         if action == "probe":
             json_option(naming)
         naming.set_defaults(run=run)
@@ -103,6 +119,10 @@ def _builds_probe(args: argparse.Namespace, console: Console) -> int:
     console.line(f"  trace events {len(can.trace_events)}")
     console.line(f"  sha256       {can.sha256}")
     return OK
+
+
+def _builds_run(args: argparse.Namespace, console: Console) -> int:
+    return run_with(builds.resolve(args.name), args.words)
 
 
 def _builds_remove(args: argparse.Namespace, console: Console) -> int:

@@ -1,0 +1,64 @@
+"""A build's programs as a directory for PATH: for whatever starts QEMU by its name or path."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from qmpshim.errors import HostError, InputError
+from qmpshim.machine.builds.build import EMULATOR, Build
+from qmpshim.machine.host.workspace import Workspace
+
+TOOLS = ("qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon")
+
+
+def write_programs(build: Build, directory: Path) -> None:
+    """Write a program for the emulator and for each tool that this build, or the host, has.
+
+    They need nothing of the environment: a build's own loader and libraries are in them.
+    """
+    commands = {EMULATOR: build.command()}
+    for tool in TOOLS:
+        with contextlib.suppress(HostError):
+            commands[tool] = build.tool(tool)
+    variables = [f"{name}={value}" for name, value in build.env.items()]
+    for name, words in commands.items():
+        program = directory / name
+        command = shlex.join(["env", *variables, *words] if variables else words)
+        program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        program.chmod(0o755)
+
+
+def environment_with(directory: Path, others: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """*others* with these programs: first in PATH, and as ``QEMU`` and ``QEMU_IMG``."""
+    return {
+        **others,
+        "PATH": os.pathsep.join(filter(None, [str(directory), others.get("PATH", "")])),
+        "QEMU": str(directory / EMULATOR),
+        "QEMU_IMG": str(directory / "qemu-img"),
+    }
+
+
+def run_with(build: Build, command: Sequence[str]) -> int:
+    """Run a command that finds the build's programs in its environment; its exit status.
+
+    :returns: as a shell gives it: 128 and the signal's number for one that a signal ended
+    :raises InputError: the command cannot be started
+    """
+    with Workspace() as workspace:
+        write_programs(build, workspace.path)
+        try:
+            process = subprocess.Popen(command, env=environment_with(workspace.path))
+        except OSError as error:
+            raise InputError(f"{command[0]}: {error.strerror}") from error
+        try:
+            status = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        return status if status >= 0 else 128 - status
