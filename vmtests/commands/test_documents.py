@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,21 @@ SNAPSHOT = DIRECTORY / "snapshot-read-returns-new-data.json"
 VERIFY = ("verify", "--ops", "80", "--size", "1M")
 
 
-def validator(command: str) -> jsonschema.Draft202012Validator:
-    """Of the document of *command*; schemas find each other by the paths of their files."""
+@cache
+def schemas() -> dict[str, Any]:
+    """All that are shipped, each valid itself; they find each other by the paths of their files."""
     files = {path.name: path for path in SCHEMAS.iterdir()}
     files[f"../check/{SCHEMA.name}"] = SCHEMA
     contents = {name: json.loads(path.read_text()) for name, path in files.items()}
     for content in contents.values():
         jsonschema.Draft202012Validator.check_schema(content)
+    return contents
+
+
+@cache
+def validator(command: str) -> jsonschema.Draft202012Validator:
+    """Of the document of *command*."""
+    contents = schemas()
     registry: Registry[Any] = Registry().with_resources(
         [(name, Resource.from_contents(content)) for name, content in contents.items()]
     )
