@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from qmpshim.errors import (
     CommandFailed,
@@ -40,6 +41,13 @@ def verdict_of(error: MachineError) -> Verdict:
     return next((said for kind, said in _VERDICTS if isinstance(error, kind)), Verdict.PROTOCOL)
 
 
+class Ending(NamedTuple):
+    """How a QEMU ended: ``was killed by SIGABRT``, and what it wrote last."""
+
+    how: str
+    last_words: str
+
+
 @dataclass(frozen=True, slots=True)
 class Divergence:
     """One finding.
@@ -49,6 +57,7 @@ class Divergence:
     :ivar operation: number of the operation after which it was noticed
     :ivar predicted: the model's answer, in words
     :ivar observed: QEMU's answer, in words
+    :ivar ending: how QEMU ended, where that is what was observed
     """
 
     verdict: Verdict
@@ -56,6 +65,29 @@ class Divergence:
     operation: int
     predicted: str
     observed: str
+    ending: Ending | None = None
+
+    @classmethod
+    def of_error(
+        cls, error: MachineError, where: str, operation: int, predicted: str
+    ) -> Divergence:
+        """That QEMU or its guest went wrong, where success was predicted."""
+        ending = None
+        if isinstance(error, MachineDied) and error.how:
+            ending = Ending(error.how, error.last_words)
+        return cls(verdict_of(error), where, operation, predicted, str(error), ending)
+
+    def same_as(self, found: Divergence) -> bool:
+        """Whether *found* shows the same, when the same operations are done again.
+
+        QEMU may end or hang for many reasons: it has to do so in the same operation, and to end in
+        the same way, with the same words.
+        """
+        if found.signature != self.signature:
+            return False
+        if found.verdict in (Verdict.CRASH, Verdict.HANG) and found.operation != self.operation:
+            return False
+        return _stable(found.ending) == _stable(self.ending)
 
     @property
     def signature(self) -> tuple[Verdict, str]:
@@ -70,13 +102,16 @@ class Divergence:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with the fields above."""
-        return {
+        value: dict[str, Any] = {
             "verdict": self.verdict.value,
             "where": self.where,
             "operation": self.operation,
             "predicted": self.predicted,
             "observed": self.observed,
         }
+        if self.ending is not None:
+            value["ending"] = list(self.ending)
+        return value
 
     @classmethod
     def from_json(cls, value: Any) -> Divergence:
@@ -91,6 +126,41 @@ class Divergence:
                 int(value["operation"]),
                 str(value["predicted"]),
                 str(value["observed"]),
+                _ending(value),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"not a divergence: {value!r}") from error
+
+
+def stable(text: str) -> str:
+    """A text without what differs between runs and builds: numbers, programs, source lines.
+
+    A cluster in use that counts as free is another matter than one that is used twice.
+    """
+    text = re.sub(r"refcount (\d+), but (\d+) references", _compared, text)
+    text = re.sub(r"^[\w-]*qemu[\w-]*: |(?:\.\./)*[\w/-]+\.[ch]:\d+: ", "", text)
+    return re.sub(r"0x[0-9a-f]+|\d+", "N", text)[:160]
+
+
+def _compared(found: re.Match[str]) -> str:
+    refcount, references = int(found[1]), int(found[2])
+    if refcount == 0:
+        return "in use, but free"
+    return f"refcount {'above' if refcount > references else 'below'} references"
+
+
+def _stable(ending: Ending | None) -> Ending | None:
+    return None if ending is None else Ending(ending.how, stable(ending.last_words))
+
+
+#: How older bundles have an ending, in their text.
+_ENDING = re.compile(r"QEMU (.*?) during (?:\d+: )?[^:]*(?:: (.*))?", re.DOTALL)
+
+
+def _ending(value: dict[str, Any]) -> Ending | None:
+    if "ending" in value:
+        how, last_words = value["ending"]
+        return Ending(str(how), str(last_words))
+    found = _ENDING.fullmatch(str(value["observed"]))
+    crashed = value["verdict"] == Verdict.CRASH
+    return Ending(found[1], found[2] or "") if found and crashed else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.compare.divergence import Divergence, verdict_of
+from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.exchange import check_space
 from qmpshim.conformance.explore.directed.cases import crash_cause
 from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
@@ -124,7 +124,7 @@ def _misbehaved(work: GuestWork, error: MachineError) -> Divergence:
     # A process that was killed closes its connections a little before it can be waited for.
     if not isinstance(error, GuestPanicked | GuestFailed) and not work.rig.qemu.alive(1.0):
         error = work.rig.qemu.died(_doing(error))
-    return Divergence(verdict_of(error), "guest", work.number, "an answer", str(error))
+    return Divergence.of_error(error, "guest", work.number, "an answer")
 
 
 def _doing(error: MachineError) -> str:

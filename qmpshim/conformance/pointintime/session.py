@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.compare.divergence import BROKEN, Divergence, verdict_of
+from qmpshim.conformance.compare.divergence import BROKEN, Divergence
 from qmpshim.conformance.pointintime.commands import action_command
 from qmpshim.conformance.pointintime.operations import PointKind, PointOperation
 from qmpshim.conformance.pointintime.targets import Target, judge
@@ -184,14 +184,10 @@ class PointsRun:
 
     async def _broken(self, operation: PointOperation | None, error: MachineError) -> Divergence:
         number, where = (operation.number, operation.name) if operation else (0, "the end")
-        observed = str(error)
-        if not isinstance(error, (CommandFailed, IOFailed)):
-            code = await self.qemu.ended(1.0)
-            if code is not None:
-                return Divergence(
-                    Verdict.CRASH, where, number, "success", str(self.qemu.died(where))
-                )
-        return Divergence(verdict_of(error), where, number, "success", observed)
+        answered = isinstance(error, (CommandFailed, IOFailed))
+        if not answered and await self.qemu.ended(1.0) is not None:
+            error = self.qemu.died(where)
+        return Divergence.of_error(error, where, number, "success")
 
     async def _do(self, operation: PointOperation) -> None:
         match operation.kind:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from qmpshim.conformance.compare.crosscheck import CrossCheck
-from qmpshim.conformance.compare.divergence import BROKEN, Divergence, verdict_of
+from qmpshim.conformance.compare.divergence import BROKEN, Divergence
 from qmpshim.conformance.compare.exchange import (
     answer,
     command,
@@ -225,7 +225,7 @@ class WorkloadRun:
         if isinstance(error, MachineDied) and await self.rig.qemu.ended(1.0) is not None:
             error = self.rig.qemu.died(str(operation or "the start"))
         number = operation.number if operation else 0
-        return Divergence(verdict_of(error), "QEMU", number, "an answer", str(error))
+        return Divergence.of_error(error, "QEMU", number, "an answer")
 
     # -- I/O ------------------------------------------------------------
 
@@ -334,7 +334,7 @@ async def run_case(
         rig = await opener(setup, directory)
     except BROKEN as error:
         where = "QEMU, building the chain"
-        result = Result(Divergence(verdict_of(error), where, 0, "a chain", str(error)))
+        result = Result(Divergence.of_error(error, where, 0, "a chain"))
         if at_end is not None:
             at_end(None, result)
         return result

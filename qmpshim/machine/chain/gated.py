@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import signal
 import socket
 import subprocess
 import time
@@ -34,7 +33,7 @@ from qmpshim.machine.chain.build import export_removal, opening, removals
 from qmpshim.machine.chain.quiescence import Quiescence, resting
 from qmpshim.machine.chain.topology import PRIMARY_IMAGES, QmpCommand, Topology
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
-from qmpshim.machine.host.process import last_words
+from qmpshim.machine.host.process import how_ended, last_words
 from qmpshim.machine.host.workspace import Workspace, dies_with_owner
 from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.store import MemoryStore
@@ -410,9 +409,7 @@ class GatedMachine:
             code = self.process.wait(10)
         except subprocess.TimeoutExpired:
             return MachineDied("QEMU closed its monitor but still runs")
-        how = f"exited with status {code}"
-        if code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
+        how = how_ended(code)
         said = last_words(self.stderr())
         return MachineDied(f"QEMU {how}" + (f": {said}" if said else ""), how, said)
 

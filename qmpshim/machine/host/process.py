@@ -47,6 +47,15 @@ def escaped(path: Path) -> str:
 _NO_REASON = ("warning: ", "Disconnect client, due to: ")  # lines that do not explain an exit
 
 
+def how_ended(status: int) -> str:
+    """How a process ended, as in ``was killed by SIGABRT``; *status*: negative for a signal."""
+    return (
+        f"was killed by {signal.Signals(-status).name}"
+        if status < 0
+        else f"exited with status {status}"
+    )
+
+
 def last_words(stderr: str) -> str:
     """The line of QEMU's stderr that explains its exit: a failed assertion, else the last line."""
     lines = [line for line in stderr.splitlines() if line.strip()]
@@ -264,14 +273,10 @@ class Qemu:
             loop runs :meth:`ended` comes first
         """
         code = self._reap(patience)
-        if code is None:
-            how = "closed its connection but still runs"
-        elif code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
-        else:
-            how = f"exited with status {code}"
+        how = "closed its connection but still runs" if code is None else how_ended(code)
         reason = last_words(self.stderr())
-        return MachineDied(f"QEMU {how} during {during}" + (f": {reason}" if reason else ""))
+        text = f"QEMU {how} during {during}" + (f": {reason}" if reason else "")
+        return MachineDied(text, how, reason)
 
     def alive(self, patience: float = 0.0) -> bool:
         """Whether the process still runs, also after so many seconds."""

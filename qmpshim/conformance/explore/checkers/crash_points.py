@@ -20,9 +20,10 @@ from enum import StrEnum
 from qmpshim.conformance.compare.divergence import verdict_of
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.power_loss import after_power_loss
+from qmpshim.conformance.explore.harness.events import Completed, Event, Failed, Started
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.overlays import faults_of
-from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.real_system import Looks, RealSystem
 from qmpshim.errors import CommandFailed, InputError, MachineError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.agreement import qemu_img_check
@@ -47,7 +48,7 @@ class How(StrEnum):
 class CrashPoints:
     """How the images are looked at, and after which steps.
 
-    :ivar at: numbers of steps, the first being 1, or words that their lines in the trace have,
+    :ivar at: numbers of steps, the first being 1, or words that :func:`_terms` has for them,
         ``hidden write`` for one; empty: after all
     """
 
@@ -80,18 +81,15 @@ class CrashPoints:
             return None
         return self._look
 
-    def unmet(self, looks: Counter[str]) -> list[str]:
-        """Which of the steps that were chosen there never were.
-
-        :param looks: as :attr:`RealSystem.looks` has them
-        """
-        return [step for step in self.at if not looks[step]]
+    def unmet(self, looks: Looks) -> list[str]:
+        """Which of the steps that were chosen there never were."""
+        return [step for step in self.at if not looks.chosen[step]]
 
     def _look(self, system: RealSystem) -> RealViolation | None:
         chosen = [step for step in self.at if _is(step, system.now)]
         if self.at and not chosen:
             return None
-        system.looks.update(["", *chosen])
+        system.looks.add(Looks(1, Counter(chosen)))
         if self.how is How.POWER_LOSS:
             return after_power_loss(system)
         thoroughly = self.how is How.FULL
@@ -114,7 +112,20 @@ def _is(step: str, now: History) -> bool:
         first = int(numbers[1])
         last = int(numbers[3] or len(now.steps)) if numbers[2] else first
         return first <= len(now.steps) <= last
-    return step in str(next(event for event in reversed(now.events) if event.what.is_step))
+    return _terms(next(event for event in reversed(now.events) if event.what.is_step)).issuperset(
+        step.split()
+    )
+
+
+def _terms(step: Event) -> set[str]:
+    """What a step of a schedule can be chosen by."""
+    terms: set[str] = {step.what.value}
+    match step:
+        case Started(op, operation):
+            terms |= {str(op), *operation.name.split("_")}
+        case Completed(io) | Failed(io, _):
+            terms |= {io.image, io.verb, *io.place.split()}
+    return terms
 
 
 def after_a_crash(system: RealSystem) -> RealViolation | None:

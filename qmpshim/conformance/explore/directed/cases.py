@@ -10,14 +10,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qmpshim.conformance.compare.divergence import verdict_of
+from qmpshim.conformance.compare.divergence import stable, verdict_of
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.directed import jobs as jobs
 from qmpshim.conformance.explore.directed import monitor as monitor
 from qmpshim.conformance.explore.directed import replication as replication
 from qmpshim.conformance.explore.directed import storage as storage
 from qmpshim.conformance.explore.directed.tools import CLUSTER, SIZE, Broken
-from qmpshim.conformance.explore.harness.history import stable
 from qmpshim.conformance.explore.harness.qemu_pool import base_content
 from qmpshim.errors import MachineError
 from qmpshim.machine.builds.build import Build

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
+from qmpshim.conformance.compare.divergence import stable
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
 from qmpshim.conformance.explore.harness.choices import IoId, RealChoice
@@ -99,20 +99,3 @@ def ended(text: str, phase: Phase = Phase.EXECUTION) -> Cause:
     :param text: QEMU's last words, or what it did not do
     """
     return Cause(CauseKind.ENDED, detail=stable(text), phase=phase)
-
-
-def stable(text: str) -> str:
-    """A text without what differs between runs and builds: numbers, programs, source lines.
-
-    A cluster in use that counts as free is another matter than one that is used twice.
-    """
-    text = re.sub(r"refcount (\d+), but (\d+) references", _compared, text)
-    text = re.sub(r"^[\w-]*qemu[\w-]*: |(?:\.\./)*[\w/-]+\.[ch]:\d+: ", "", text)
-    return re.sub(r"0x[0-9a-f]+|\d+", "N", text)[:160]
-
-
-def _compared(found: re.Match[str]) -> str:
-    refcount, references = int(found[1]), int(found[2])
-    if refcount == 0:
-        return "in use, but free"
-    return f"refcount {'above' if refcount > references else 'below'} references"

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from qmpshim.conformance.compare.divergence import BROKEN, verdict_of
 from qmpshim.conformance.explore.checkers import final_state
@@ -55,6 +56,22 @@ _OVER = Verdict.CRASH, Verdict.HANG, Verdict.PROTOCOL  # after which QEMU is of 
 _COMES_BACK = 20  # seconds that QEMU waits for a connection to its disks
 
 
+@dataclass(slots=True)
+class Looks:
+    """How many crash points were looked at.
+
+    :ivar chosen: of these, by the number or the words that chose them
+    """
+
+    count: int = 0
+    chosen: Counter[str] = field(default_factory=Counter)
+
+    def add(self, more: Looks) -> None:
+        """Count these in."""
+        self.count += more.count
+        self.chosen += more.chosen
+
+
 class RealSystem(RealRun):
     """One scenario on one build (a :class:`~qmpshim.model.explore.system.System`).
 
@@ -72,7 +89,7 @@ class RealSystem(RealRun):
     :param each_step: called after every step with this system (crash points, for one)
     :ivar names: of all held I/Os seen so far
     :ivar found: what went wrong so far, by verdict and cause
-    :ivar looks: at crash points so far: under ``""`` all, and by what each was chosen by
+    :ivar looks: at crash points so far
     :ivar finished: executions so far, :ivar derailed: those that could not be followed
     """
 
@@ -99,7 +116,7 @@ class RealSystem(RealRun):
         self.probe = probe
         self.keeping = keeping
         self.each_step = each_step
-        self.looks: Counter[str] = Counter()
+        self.looks = Looks()
         self.finished = 0
         self.found: dict[tuple[Verdict, Cause], Anomaly] = {}
         self._judge = judge

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from qmpshim.conformance.check.case import CANNOT_BE_TESTED
 from qmpshim.conformance.document import scenario_object
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints, How
 from qmpshim.conformance.explore.harness.choices import step_object
+from qmpshim.conformance.explore.harness.real_system import Looks
 from qmpshim.conformance.explore.report.findings import Finding, Sighting
 from qmpshim.conformance.explore.space.coverage import TupleCoverage, tuples_met
 from qmpshim.errors import name_errnos
@@ -25,7 +25,7 @@ class ScenarioResult:
     :ivar derailed: executions that could not be followed; too many mean a harness at fault
     :ivar in_part: executions in which an I/O failed that the model does not do: what then ended
         with an error was not looked at any closer
-    :ivar looks: at crash points, as :attr:`RealSystem.looks` has them
+    :ivar looks: at crash points
     :ivar skipped: why this build cannot do the scenario, or ``""``
     """
 
@@ -41,7 +41,7 @@ class ScenarioResult:
     derailed: int = 0
     in_part: int = 0
     skipped: str = ""
-    looks: Counter[str] = field(default_factory=Counter)
+    looks: Looks = field(default_factory=Looks)
     sightings: list[Sighting] = field(default_factory=list)
 
     @property
@@ -56,7 +56,7 @@ class ScenarioResult:
         self.seconds += before.seconds
         self.derailed += before.derailed
         self.in_part += before.in_part
-        self.looks += before.looks
+        self.looks.add(before.looks)
         seen = {one.key: one for one in self.sightings}
         for one in before.sightings:
             seen[one.key] = seen[one.key].joined(one) if one.key in seen else one
@@ -91,14 +91,17 @@ class ExploreReport:
     bundles: list[tuple[Finding, Path]] = field(default_factory=list)
 
     @property
-    def looks(self) -> Counter[str]:
-        """At crash points, as :attr:`RealSystem.looks` has them."""
-        return sum((one.looks for one in self.scenarios), Counter())
+    def looks(self) -> Looks:
+        """At crash points, in all scenarios."""
+        total = Looks()
+        for one in self.scenarios:
+            total.add(one.looks)
+        return total
 
     @property
     def chose_nothing(self) -> str:
         """Why no crash point was looked at although some were asked for; ``""``: one was."""
-        if self.crash_points.how is How.NONE or self.looks[""]:
+        if self.crash_points.how is How.NONE or self.looks.count:
             return ""
         where = _many(self.schedules, "schedule")
         return f"--crash-points {self.crash_points}: none in {where}"
@@ -162,7 +165,7 @@ class ExploreReport:
             },
             "crash_points": {
                 "chosen": str(self.crash_points),
-                "looked_at": self.looks[""],
+                "looked_at": self.looks.count,
                 "never": self.crash_points.unmet(self.looks),
             },
             "scenarios": [
@@ -175,7 +178,7 @@ class ExploreReport:
                     "depth": one.depth,
                     "distinct": one.distinct,
                     "seconds": round(one.seconds, 3),
-                    "crash_points": one.looks[""],
+                    "crash_points": one.looks.count,
                     "derailed": one.derailed,
                     "judged_in_part": one.in_part,
                     "skipped": one.skipped,
@@ -226,7 +229,7 @@ def render(report: ExploreReport) -> str:
     if report.crash_points.how is not How.NONE:
         never = report.crash_points.unmet(report.looks)
         lines.append(
-            f"{_many(report.looks[''], 'crash point')} looked at"
+            f"{_many(report.looks.count, 'crash point')} looked at"
             + (f"; no step is {', '.join(map(repr, never))}" if never else "")
         )
     in_part = sum(one.in_part for one in report.scenarios)

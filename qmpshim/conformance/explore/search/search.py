@@ -213,7 +213,7 @@ def explore_scenario(
         result.depth = max(result.depth, statistics.depth)
         result.derailed += system.derailed
         result.in_part += system.in_part
-        result.looks += system.looks
+        result.looks.add(system.looks)
         _collect(system, scenario, found)
     result.distinct, result.seconds = len(outcomes), time.monotonic() - began
     result.sightings = list(found.values())
@@ -282,7 +282,7 @@ def sample_scenario(
                 result.depth = max(result.depth, done.statistics.depth)
                 result.derailed += system.derailed
                 result.in_part += system.in_part
-                result.looks += system.looks
+                result.looks.add(system.looks)
             seen[sample.all_io] |= set(system.names)
             _collect(system, scenario, found)
             if over:

@@ -30,6 +30,7 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
 from vmtests.support.gate import REFCOUNTS
+from vmtests.support.gibberish import gibberish
 
 L1 = 3 * 65536  # where a new image has its L1 table
 _INCOMPATIBLE = 72  # where a qcow2 header has these flags
@@ -112,6 +113,8 @@ def test_a_fresh_qemu_that_ends_or_stops(
         ("full:6-", r"[6-9] .*"),
         ("quick:guest write", r"\d start 1: guest write.*"),
         ("full:hidden write", r"\d complete hidden write.*"),
+        ("full:write hidden", r"\d complete hidden write.*"),
+        ("full:hidden wri", r"-"),
         ("quick:7,start 0", r"7 .*|\d start 0.*"),
         ("quick:checkpoint", r"-"),
     ],
@@ -135,6 +138,20 @@ def test_the_steps_that_are_chosen_are_looked_at(
     assert looked_at(stage, "WP", points.check) == set()
     assert seen == [step for step in steps if re.fullmatch(chosen, step)]
     assert seen or chosen == "-"
+
+
+@pytest.mark.parametrize("at", ["hidden write", "start 0", "1,guest write"])
+def test_no_text_chooses(stage: QemuPool, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same steps are looked at when every event is rendered as gibberish."""
+    seen: list[int] = []
+    monkeypatch.setattr(
+        crash_points, "after_a_crash", lambda system: seen.append(len(system.now.steps))
+    )
+    looked_at(stage, "WP", CrashPoints.parse(f"quick:{at}").check)
+    plain, seen[:] = seen.copy(), []
+    with gibberish(monkeypatch):
+        looked_at(stage, "WP", CrashPoints.parse(f"quick:{at}").check)
+    assert plain and seen == plain
 
 
 @pytest.mark.parametrize(
