@@ -8,7 +8,7 @@ from typing import Any
 
 from qmpshim.commands.console import OK, STDOUT, Console, Listed, json_option, show_list
 from qmpshim.conformance.document import build_object
-from qmpshim.errors import QmpshimError
+from qmpshim.errors import InputError, QmpshimError
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import read_version
 from qmpshim.machine.builds.debian import fetch
@@ -49,7 +49,10 @@ def add(commands: Any) -> None:
     )
     running.add_argument("name", help=_NAME)
     running.add_argument(
-        "words", nargs="+", metavar="COMMAND", help="the command and its arguments, after --"
+        "words",
+        nargs=argparse.REMAINDER,
+        metavar="COMMAND",
+        help="the command and its arguments, after --",
     )
     running.set_defaults(run=_builds_run)
     for action, text, run in (
@@ -122,6 +125,8 @@ def _builds_probe(args: argparse.Namespace, console: Console) -> int:
 
 
 def _builds_run(args: argparse.Namespace, console: Console) -> int:
+    if not args.words:
+        raise InputError("no command: qmpshim builds run NAME -- COMMAND ...")
     return run_with(builds.resolve(args.name), args.words)
 
 

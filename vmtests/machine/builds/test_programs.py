@@ -40,4 +40,5 @@ def test_its_exit_status_is_the_commands(capfd: pytest.CaptureFixture[str]) -> N
     assert main([*run, "sh", "-c", 'printf "%s." "$@"', "--", "--a", "b c"]) == 0
     assert capfd.readouterr().out == "--a.b c."
     assert main([*run, "/no/such/program"]) == 2
+    assert main(run) == main(run[:-1]) == 2
     assert main(["builds", "run", "no-such-build", "--", "true"]) == 2
