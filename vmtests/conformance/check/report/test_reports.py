@@ -36,8 +36,8 @@ from qmpshim.model.chain import behaviour
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
 from qmpshim.model.pointintime.points import PointDefect
+from vmtests.support.browser import chromium, measured
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 KNOWN = CaseFinding(Verdict.HANG, "k", "it hangs", known="some-id")
 EVIL = "<script>document.title='owned'</script> & \"it's\" \x1b[31m\x00 ]]> # TODO {{ 1 }}"
 
@@ -164,25 +164,6 @@ def test_the_page_needs_nothing_else(reported: tuple[Comparison, Path]) -> None:
     assert text.count("<script") == 1
 
 
-def chromium(page: Path, tmp_path: Path, *options: str) -> str:
-    """What the browser makes of the page."""
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed: apt-get install chromium")
-    done = subprocess.run(
-        [
-            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-            *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-            *("--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", *options),
-            *("--dump-dom", page.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
 PROBE = """
 <script>
 addEventListener("load", () => {
@@ -200,8 +181,8 @@ addEventListener("load", () => {
   told.verdict = shown();
   form.verdict.value = ""; form.dispatchEvent(new Event("input"));
   const stepper = document.querySelector(".stepper");
-  const future = () => stepper.nextElementSibling.querySelectorAll(".step.future").length;
-  told.steps = stepper.nextElementSibling.querySelectorAll(".step").length;
+  const future = () => stepper.parentElement.querySelectorAll(".step.future").length;
+  told.steps = stepper.parentElement.querySelectorAll(".step").length;
   told.before = future();
   for (let n = 0; n < 2; n++) stepper.querySelector("[data-move='-1']").click();
   told.after = future();
@@ -235,22 +216,6 @@ def test_the_page_in_a_browser(
     assert told["wide"] and told["open"]
 
 
-NARROW = """
-<script>
-addEventListener("load", () => {
-  for (const one of document.querySelectorAll("details")) one.open = true;
-  document.body.dataset.told = JSON.stringify({
-    wide: document.documentElement.scrollWidth <= innerWidth,
-    filter: getComputedStyle(document.querySelector(".filter")).position,
-    hint: getComputedStyle(document.querySelector(".hint")).display !== "none",
-    dark: matchMedia("(prefers-color-scheme: dark)").matches,
-    first: document.querySelector("h2").textContent,
-  });
-});
-</script>
-"""
-
-
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1200])
 def test_the_page_is_read_on_a_telephone_too(
@@ -258,35 +223,28 @@ def test_the_page_is_read_on_a_telephone_too(
 ) -> None:
     """The answer comes first, the filter covers nothing, nothing sticks out without a hint."""
     _, place = reported
-    inner = tmp_path / "inner.html"
-    inner.write_text((place / "report.html").read_text().replace("</body>", NARROW + "</body>"))
-    told = in_a_frame(inner, width, tmp_path, dark)
-    assert told == {
-        "wide": True,
-        "filter": "static" if width == 400 else "sticky",
-        "hint": width == 400,
-        "dark": dark,
-        "first": "The answer",
-    }
+    told = measured((place / "report.html").read_text(), width, tmp_path, dark)
+    assert told["filter"] == ("static" if width == 400 else "sticky")
+    assert told["hint"] is (width == 400)
+    assert told["dark"] is dark
+    assert told["headings"][:2] == ["H1", "H2"] and told["first"] == "The answer"
 
 
-def in_a_frame(inner: Path, width: int, tmp_path: Path, dark: bool) -> Any:
-    """What a probe in a page reports when it is *width* pixels wide.
-
-    The headless browser has no window narrower than 500, so the page is shown in a frame.
-    """
-    outer = tmp_path / "outer.html"
-    outer.write_text(
-        f'<iframe src="{inner.as_uri()}" style="width:{width}px;height:900px;border:0"></iframe>'
-        "<script>addEventListener('load', () => setTimeout(() => document.body.dataset.told = "
-        "document.querySelector('iframe').contentDocument.body.dataset.told))</script>"
-    )
-    options = ["--allow-file-access-from-files", "--window-size=1300,900"]
-    options += ["--blink-settings=preferredColorScheme=0"] if dark else []
-    dom = chromium(outer, tmp_path, *options)
-    found = re.search(r'data-told="([^"]*)"', dom)
-    assert found is not None, dom[-1000:]
-    return json.loads(htmls.unescape(found[1]))
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_page_that_is_hard_to_read_is_noticed(
+    reported: tuple[Comparison, Path], tmp_path: Path, dark: bool
+) -> None:
+    """What :func:`measured` refuses: words as pale as their ground, a wide line, a lost heading."""
+    _, place = reported
+    text = (place / "report.html").read_text()
+    for old, new in (
+        ("--dim: #586369", "--dim: #c5c5c5") if not dark else ("--dim: #9aa7af", "--dim: #3a3a3a"),
+        ("</body>", '<p style="white-space: nowrap">' + "wide " * 400 + "</p></body>"),
+        ("</body>", "<h2>two</h2><h4>four</h4></body>"),
+    ):
+        assert old in text
+        with pytest.raises(AssertionError):
+            measured(text.replace(old, new), 400, tmp_path, dark)
 
 
 def test_the_page_without_scripts(reported: tuple[Comparison, Path], tmp_path: Path) -> None:

@@ -27,7 +27,7 @@
   for (const stepper of document.querySelectorAll(".stepper")) {
     stepper.hidden = false;
     const range = stepper.querySelector("input");
-    const steps = [...stepper.nextElementSibling.querySelectorAll(".step")];
+    const steps = [...stepper.parentElement.querySelectorAll(".step")];
     const show = () => {
       const at = Number(range.value);
       const stepping = at < steps.length;
