@@ -119,6 +119,45 @@ def test_a_run_is_gone_on_with(tmp_path: Path) -> None:
     assert nothing.done("1") == []
 
 
+def test_a_torn_line_is_no_result(tmp_path: Path) -> None:
+    """A run that is killed while it writes: what it wrote before counts, what comes after, too."""
+    path = tmp_path / "file"
+    record, one = upstream.Record(path), _outcome(a=PASS)
+    record.add("1", upstream.Result("x", PASS, one, one))
+    record.add("1", upstream.Result("y", PASS, one, one))
+    path.write_bytes(path.read_bytes()[:-9])
+    assert [r.name for r in record.done("1")] == ["x"]
+    record.add("1", upstream.Result("z", PASS, one, one))
+    assert [r.name for r in record.done("1")] == ["x", "z"]
+
+
+def test_what_ends_the_run_ends_its_tests(tmp_path: Path) -> None:
+    """SIGTERM in the middle of a test of ten minutes: now, and nothing is left."""
+    pid = tmp_path / "pid"
+    words = ["sh", "-c", f"echo $$ > {pid}; sleep 600"]
+    code = f"""
+import signal, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import upstream, upstream_suites
+def run(tree, programs, name, qemu, place):
+    return upstream_suites._run({words!r}, {{}}, place)
+upstream.run_iotest = run
+upstream.tree_of = lambda build, progress: upstream.Tree("1", Path({str(tmp_path)!r}))
+upstream.Programs.of = lambda *_: type("P", (), dict(direct=Path("a"), shim=Path("b")))
+upstream.find_iotests = lambda tree: ["040", "041"]
+upstream._build = lambda name: None
+sys.argv = ["upstream", "--build", "x", "-j", "1", "040", "041"]
+sys.exit(upstream.main())
+"""
+    where = {**os.environ, "PYTHONPATH": str(Path(upstream.__file__).parent)}
+    runner = subprocess.Popen([sys.executable, "-c", code], env=where)
+    wait_until(lambda: pid.exists() and pid.read_text().strip() != "")
+    runner.terminate()
+    assert runner.wait(60.0) == 2
+    assert not _lives(int(pid.read_text()))
+
+
 def test_which_iotests(tmp_path: Path) -> None:
     """Found by what they do; those that only use qemu-img, or are disabled, are not."""
     tree = Tree("1", tmp_path)

@@ -11,13 +11,16 @@ from pathlib import Path
 from qmpshim.machine.builds.build import Build
 from vmtests.support.stand_in import ARGS, PROGRAM, StandIn
 
-#: What costs tens of milliseconds, or belongs to work that few clients ask for.
-HEAVY = {
-    "numpy", "prompt_toolkit", "jinja2", "nbd", "pyqcow", "pexpect", "argparse",
-    "qmpshim.conformance.workload.session", "qmpshim.conformance.explore",
-    "qmpshim.machine.nbd.gate.gate",
-    "qmpshim.shim.shell.shell", "qmpshim.commands.console",
-}  # fmt: skip
+#: All that a start may import of this project and of others: nothing that follows a chain.
+ALLOWED = (
+    *("qmpshim.errors", "qmpshim.commands.stand_in"),
+    *("qmpshim.machine.builds.", "qmpshim.machine.host.", "qmpshim.machine.chain.quiescence"),
+    *("qmpshim.shim.emulator.", "qmpshim.shim.endpoint.", "qmpshim.shim.json."),
+    "qemu.qmp.",
+)
+#: What of Python's own costs milliseconds, and is not needed.
+HEAVY = {"argparse", "platform", "multiprocessing", "concurrent.futures.process", "datetime"}
+PLAIN = "import sys; print('imported:', *sorted(sys.modules), file=sys.stderr)"
 IMPORTS = """
 import atexit, sys
 def told():
@@ -29,6 +32,7 @@ sys.exit(main())
 
 
 def _imported(build: Build, *words: str) -> set[str]:
+    """What a start imports beyond what Python itself does here."""
     ended = subprocess.run(
         [sys.executable, "-c", IMPORTS, *ARGS, *words],
         input=b"{'execute': 'qmp_capabilities'} {'execute': 'query-name'} {'execute': 'quit'}",
@@ -37,14 +41,28 @@ def _imported(build: Build, *words: str) -> set[str]:
         check=True,
     )
     assert ended.stdout.count(b'"return"') == 3
-    said = ended.stderr.decode()
-    return set(said[said.index("imported:") :].split())
+    plain = subprocess.run([sys.executable, "-c", PLAIN], capture_output=True, check=True)
+    return _named(ended.stderr) - _named(plain.stderr)
+
+
+def _named(stderr: bytes) -> set[str]:
+    text = stderr.decode()
+    return set(text[text.index("imported:") :].split())
 
 
 def test_a_start_imports_little(qemu_build: Build) -> None:
     imported = _imported(qemu_build, "-qmp", "stdio")
     assert "qmpshim.shim.endpoint.server" in imported
     assert not imported & HEAVY
+    packages = {f"{name.rpartition('.')[0]}" for name in imported}
+    modules = {
+        name
+        for name in imported - packages
+        if name.partition(".")[0] not in sys.stdlib_module_names and "." in name
+    }
+    assert sorted(name for name in modules if not name.startswith(ALLOWED)) == []
+    others = {name for name in imported if "." not in name} - sys.stdlib_module_names
+    assert others - {"imported:"} <= {"qmpshim", "qemu"}
 
 
 def test_a_start_runs_qemu_once(qemu_build: Build, tmp_path: object) -> None:

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from upstream_programs import Programs
 from upstream_source import QTESTS, Tree, tree_of
@@ -34,6 +35,7 @@ from upstream_suites import (
     lacks,
     run_iotest,
     run_qtest,
+    stop,
 )
 
 from qmpshim.errors import QmpshimError
@@ -111,12 +113,19 @@ class Record:
         """What is known of a version; what differed is done again."""
         if self._path is None or not self._path.exists():
             return []
-        entries = [json.loads(line) for line in self._path.read_text().splitlines()]
+        entries = self._entries(self._path.read_text())
         return [
             Result(entry["name"], entry["verdict"], *(Outcome({}, entry[way]) for way in WAYS))
             for entry in entries
             if entry["version"] == version and entry["verdict"] != DIFFERS
         ]
+
+    @staticmethod
+    def _entries(text: str) -> Iterator[dict[str, Any]]:
+        """The entries of the file's whole lines: a run that is killed while it writes tears one."""
+        for line in text.splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                yield json.loads(line)
 
     def add(self, version: str, result: Result) -> None:
         """Keep a result."""
@@ -124,8 +133,9 @@ class Record:
             return
         entry = {"version": version, "name": result.name, "verdict": result.verdict}
         seconds = {"direct": result.direct.seconds, "shim": result.shim.seconds}
+        torn = self._path.exists() and self._path.read_bytes()[-1:] not in (b"", b"\n")
         with self._path.open("a") as file:
-            file.write(json.dumps({**entry, **seconds}) + "\n")
+            file.write("\n" * torn + json.dumps({**entry, **seconds}) + "\n")
 
 
 @contextlib.contextmanager
@@ -156,7 +166,7 @@ def run_all(
     known = {result.name for result in results}
     names = [name for name in names if name not in known]
     print(f"QEMU {tree.version}: {len(names)} tests, {len(known)} done before", flush=True)
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool, _ending_tests():
         for result in pool.map(partial(compare, tree, programs, place), names):
             took = f"{result.direct.seconds:6.1f} s {result.shim.seconds:6.1f} s"
             print(f"  {result.name:32} {result.verdict:8} {took}  {result.why}", flush=True)
@@ -165,6 +175,16 @@ def run_all(
             record.add(tree.version, result)
             results.append(result)
     return results
+
+
+@contextlib.contextmanager
+def _ending_tests() -> Iterator[None]:
+    """Whatever ends the run ends the tests that are under way, too: they may take minutes."""
+    try:
+        yield
+    except BaseException:
+        stop()
+        raise
 
 
 def _indented(text: str) -> str:
@@ -183,7 +203,6 @@ def main() -> int:
     )
     args = parser.parse_args()
     found: dict[str, list[Result]] = {}
-    # What is under way is ended then, wherever it is.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
     end_leftovers()
     try:

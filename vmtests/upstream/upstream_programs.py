@@ -61,12 +61,20 @@ class Programs:
         env = {**build.env, _MODULES: str(modules)}
         direct = _wrapper(place / "direct" / builds.EMULATOR, build.command(), env)
         ours = stand_in or (f"{Path(sys.executable).parent}/qmpshim-qemu",)
-        shim = _wrapper(place / "shim" / builds.EMULATOR, ours, {"QMPSHIM_BUILD": str(direct)})
+        behind = {"QMPSHIM_BUILD": str(direct), **_bytecode(place / "bytecode")}
+        shim = _wrapper(place / "shim" / builds.EMULATOR, ours, behind)
         tools = {
             variable: str(_wrapper(place / "direct" / tool, build.tool(tool), env))
             for variable, tool in _TOOLS.items()
         }
         return cls(direct, shim, tools)
+
+
+def _bytecode(place: Path) -> dict[str, str]:
+    """What lets Python keep bytecode, as where the tool is installed; else each start compiles."""
+    if not sys.dont_write_bytecode:
+        return {}
+    return {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(place)}
 
 
 def _wrapper(path: Path, command: Sequence[str], env: Mapping[str, str]) -> Path:

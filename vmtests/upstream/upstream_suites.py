@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +23,19 @@ SPEAKS_QMP = re.compile(
 )
 #: Formats that tests are run with; each with the first that it is written for.
 FORMATS = ("qcow2", "raw")
+_LOOK = 0.2  # seconds between two looks at whether a running test is to be ended
 _LIMIT = 900.0  # seconds; QEMU's own are 180 on a machine that does nothing else
 PASS, FAIL, NOT_RUN = "pass", "fail", "not run"
 AS_A_WHOLE = "(as a whole)"
 #: In the environment of all that a test starts: the process of ours that runs it.
 _OURS = "QMPSHIM_UPSTREAM"
+_stopped = threading.Event()
 _TAP = re.compile(r"(?m)^(not ok|ok) (?:\d+ )?(.+?)( +# SKIP.*)?$")
 _LEFT_OUT = re.compile(r"(?m)^# *(\[case not run\].*)$")
+
+
+class Stopped(Exception):
+    """A test was ended because the whole run is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +168,7 @@ def _run(words: Sequence[str], env: Mapping[str, str], place: Path) -> Outcome:
             start_new_session=True,
         )
         try:
-            code = process.wait(_LIMIT)
-        except subprocess.TimeoutExpired:
-            code = -signal.SIGALRM
+            code = _ended(process)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -177,6 +182,25 @@ def _run(words: Sequence[str], env: Mapping[str, str], place: Path) -> Outcome:
     if code and FAIL not in status.values():
         status[AS_A_WHOLE] = FAIL
     return Outcome(status, os.times().elapsed - before, f"{said[-2000:]}\n{complaint[-4000:]}")
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a test's end; its exit status, or what stands for the time limit.
+
+    :raises Stopped: :func:`stop` was called
+    """
+    deadline = os.times().elapsed + _LIMIT
+    while os.times().elapsed < deadline:
+        if _stopped.is_set():
+            raise Stopped
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(_LOOK)
+    return -signal.SIGALRM
+
+
+def stop() -> None:
+    """End the tests that run, in whatever thread, and begin no other."""
+    _stopped.set()
 
 
 def end_leftovers() -> None:

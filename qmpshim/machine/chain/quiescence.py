@@ -30,7 +30,6 @@ its place.
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Sequence
 from math import inf
@@ -55,7 +54,7 @@ _AARCH64 = {
     73: (2, _POINTER), 22: (3, _NUMBER), 441: (3, _POINTER), 98: (3, _FUTEX), 137: (2, _POINTER),
     **dict.fromkeys((63, 202, 207, 212, 260, 242), (0, _NEVER)),
 }  # fmt: skip
-_LIMITS = {"x86_64": _X86_64, "aarch64": _AARCH64}.get(platform.machine(), {})
+_LIMITS = {"x86_64": _X86_64, "aarch64": _AARCH64}.get(os.uname().machine, {})
 _TIMESPEC = Struct("=qq")
 _STOPPED = 1.0  # seconds for which a process is seen stopped until it counts as stopped for good
 _LOOK = 0.1  # seconds that one look counts for: we may have been stopped, too
@@ -69,7 +68,7 @@ class Quiescence:
 
     def __init__(self, pid: int) -> None:
         self._tasks = f"/proc/{pid}/task"
-        self._polls = _POLLS.get(platform.machine(), frozenset())
+        self._polls = _POLLS.get(os.uname().machine, frozenset())
         self._pid = str(pid)
         self._threads: dict[str, tuple[int, int]] = {}  # descriptors of stat and schedstat
         self._links = 0  # of the directory: how many threads there are, and two

@@ -88,3 +88,7 @@ def behaviour_of(version: tuple[int, ...], strict: bool = False) -> Behaviour:
         snapshot_discard_rounds=version >= (9, 1),
         known=known,
     )
+
+
+#: A version of each behaviour: what is the same in all of them is the same in every QEMU.
+VERSIONS = ((4, 1, 0), (5, 2, 0), (7, 2, 0), (9, 1, 0))

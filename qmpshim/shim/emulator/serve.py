@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import importlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,6 +14,7 @@ from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.shim.emulator.client_acceptor import ClientAcceptor
+from qmpshim.shim.emulator.deferred_tracking import DeferredTracking
 from qmpshim.shim.emulator.emulator import Emulator
 from qmpshim.shim.emulator.monitors import extract
 from qmpshim.shim.endpoint.listener import Address, check_address, raise_fd_limit, tls_context
@@ -76,11 +75,16 @@ class Served:
     """
 
     shim: Shim
-    watch: TrackedChains
+    tracking: DeferredTracking
     addresses: list[Address] = field(default_factory=list)
     emulator: Emulator | None = None
     chain: SecondaryChain | None = None
     build: Build | None = None
+
+    @property
+    def watch(self) -> TrackedChains:
+        """The chains behind the endpoint."""
+        return self.tracking.chains
 
 
 @asynccontextmanager
@@ -118,10 +122,10 @@ async def endpoint(options: Options) -> AsyncIterator[Served]:
             shim = Shim(await options.qmp.connect())
             stack.push_async_callback(shim.close)
             await shim.start(options.limit)
-            served = _watched(shim, workspace, None)
+            served = _served(shim, workspace, None, guarding=False)
         else:
             served = await _started(options, arguments, workspace, stack, acceptor)
-        stack.push_async_callback(served.watch.close)
+        stack.push_async_callback(served.tracking.close)
         if options.log_writes:
             served.watch.logs.watch_writers()
         acceptor.attach_to(served.shim)
@@ -131,16 +135,9 @@ async def endpoint(options: Options) -> AsyncIterator[Served]:
         yield served
 
 
-def _watched(shim: Shim, workspace: Workspace, build: Build | None) -> Served:
-    from qmpshim.model.chain.behaviour import behaviour_of
-    from qmpshim.shim.tracking.chains import TrackedChains
-    from qmpshim.shim.tracking.commands import Commands
-
-    version = shim.upstream.greeting["QMP"]["version"]["qemu"]
-    number = (version["major"], version["minor"], version["micro"])
-    watch = TrackedChains(shim, workspace.subdirectory("watch"), behaviour_of(number))
-    Commands(shim, watch, build)
-    return Served(shim, watch, build=build)
+def _served(shim: Shim, workspace: Workspace, build: Build | None, guarding: bool) -> Served:
+    tracking = DeferredTracking(shim, workspace.subdirectory("watch"), build, guarding)
+    return Served(shim, tracking, build=build)
 
 
 async def _started(
@@ -169,18 +166,10 @@ async def _started(
         acceptor.stdio,
         options.hold_stderr,
     )
-    starting = asyncio.ensure_future(emulator.start())
-    try:
-        await asyncio.sleep(0)  # QEMU runs now: what follows is done while it starts
-        importlib.import_module("qmpshim.shim.tracking.commands")
-        await starting
-        emulator.shim.silent_end = options.silent_end
-    finally:  # it ends QEMU when it is given up
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+    await emulator.start()
+    emulator.shim.silent_end = options.silent_end
     stack.push_async_callback(emulator.close)
-    served = _watched(emulator.shim, workspace, build)
-    served.watch.endpoints.guarding = True  # it ends with us
+    served = _served(emulator.shim, workspace, build, guarding=True)  # it ends with us
     served.emulator = emulator
     if options.chain is not None:
         await _chained(options, options.chain, served, build, stack)

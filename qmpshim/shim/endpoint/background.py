@@ -63,12 +63,15 @@ class BlockingShim(Served):
         :raises MachineDied: the server does not answer
         """
         if export not in self._disks:
-            exports = self._run(self.watch.endpoints.entries())
+            exports = self._run(self._exports())
             uris = {one["export"]: str(one["uri"]) for one in exports}
             if export not in uris:
                 raise InputError(f"no NBD export {export!r}: {', '.join(uris) or 'none is there'}")
             self._disks[export] = NbdClient(uris[export], self._limit, plain=True)
         return self._disks[export]
+
+    async def _exports(self) -> list[dict[str, Any]]:
+        return await self.watch.endpoints.entries()
 
     def hang_up(self) -> None:
         """End the clients' connections."""

@@ -85,6 +85,8 @@ class Shim:
         self.counters = Counters()
         self.clients: set[Client] = set()
         self.gone = asyncio.Event()
+        #: Called with the name of each command before anything is looked up for it.
+        self.before: Callable[[str], None] | None = None
         self.handlers: dict[str, Handler] = {}
         self.oob: set[str] = set()  # of the handlers, those that may run out of band
         self.patches: dict[str, Callable[[Reply], Reply]] = {}
@@ -186,7 +188,10 @@ class Shim:
             self._in_band += 1
         if not client.session.negotiated:
             self._negotiate(client, work)
-        elif work.name in self.handlers:
+            return
+        if self.before is not None:
+            self.before(work.name)
+        if work.name in self.handlers:
             self._own(client, work)
         elif self.watchdog.is_hung and not work.oob:
             self._answer_without_qemu(client, work)

@@ -214,7 +214,7 @@ def run_in_order(
     :param copied: by operation, clusters that it copies even though it fails: the copies of one
         write go on side by side, and not all of them need to fail
     """
-    chain = _begin(scenario, behaviour)
+    chain = after_setup(scenario, behaviour)
     answers: list[Prediction] = [UNANSWERED] * len(scenario.ops)
     data: list[tuple[int, ...] | None] = [None] * len(scenario.ops)
     gone: frozenset[Side] = frozenset()  # exports whose clients are no more
@@ -283,7 +283,11 @@ def _copy(chain: Chain, cluster: int, meet: Callable[[Io], int]) -> None:
             run_sequentially(chain.protocol.before_write(chain.job, cluster * size, count), meet)
 
 
-def _begin(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
+def after_setup(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
+    """The chain with which a scenario's operations begin.
+
+    :raises InputError: the setup cannot be done
+    """
     chain: AnyChain
     if scenario.has("quorum"):
         chain = PrimaryChain(scenario.size, behaviour)

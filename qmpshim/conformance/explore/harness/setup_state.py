@@ -5,13 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from qmpshim.conformance.explore.checkers.sequential import after_setup
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.errors import MachineError
-from qmpshim.machine.builds.build import Build
+from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.images.qcow2 import Clusters, Qcow2Reader
-from qmpshim.model.disks.image import Alloc
+from qmpshim.model.chain.behaviour import VERSIONS, behaviour_of
+from qmpshim.model.chain.secondary import Chain
+from qmpshim.model.disks.image import Alloc, Qcow2Image
 
 #: By image, a letter for each cluster: ``D`` data, ``Z`` zeroes that keep their place in the file,
 #: ``z`` zeroes that have none, ``-`` nothing.
@@ -57,20 +61,63 @@ def _letters(clusters: Clusters, count: int) -> str:
     return "".join(letters)
 
 
-def other_state(finding: Finding, build: Build) -> str:
-    """How the state that the setup leaves on *build* differs from what the finding recorded.
+def predicted_after_setup(scenario: RealScenario, version: tuple[int, ...]) -> Allocation:
+    """What the model has in its qcow2 images when the setup is over, in a QEMU *version*.
 
-    :returns: one line, or ``""``: it does not differ, or nothing was recorded
+    :raises InputError: the setup cannot be done
+    """
+    chain = after_setup(scenario, behaviour_of(version))
+    if not isinstance(chain, Chain):
+        return {}
+    images = [
+        image
+        for image in (chain.secondary, chain.hidden, chain.active)
+        if isinstance(image, Qcow2Image)
+    ]
+    return {
+        image.name: "".join(
+            _predicted_letter(image, index) for index in image.clusters(0, image.size)
+        )
+        for image in images
+    }
+
+
+def _predicted_letter(image: Qcow2Image, index: int) -> str:
+    match image.alloc.get(index, Alloc.UNALLOCATED):
+        case Alloc.DATA:
+            return "D"
+        case Alloc.ZERO:
+            return "Z" if image.is_preallocated(index) else "z"
+        case Alloc.UNALLOCATED:
+            return "-"
+    return "?"  # something outside the model decides
+
+
+def other_state(finding: Finding, build: Build) -> str:
+    """How the state that the setup leaves on *build* differs from what the finding began with.
+
+    A finding that did not record it began with what the model predicts for the version it was
+    seen on; where that was not recorded either, for any.
+
+    :returns: one line, or ``""``: it does not differ
     :raises BuildError: the build cannot do the scenario
     """
-    if not finding.allocation:
+    if finding.allocation:
+        here, word = allocation_after_setup(finding, build), "recorded"
+        recorded: list[Allocation] = [finding.allocation]
+    elif finding.scenario.setup:
+        here, word = predicted_after_setup(finding.scenario, read_version(build)[0]), "predicted"
+        seen_on = finding.build.get("version")
+        versions = VERSIONS if seen_on is None else (tuple(seen_on),)
+        recorded = [predicted_after_setup(finding.scenario, one) for one in versions]
+    else:
         return ""
-    here = allocation_after_setup(finding, build)
-    for name, wanted in finding.allocation.items():
-        if here.get(name) != wanted:
-            return (
-                f"the setup leaves another state on this build: the {name} disk's clusters are "
-                f"{here.get(name, 'not known')}, recorded were {wanted} (D data, Z zeroes with a "
-                "place in the file, z zeroes without, - nothing)"
-            )
+    for allocation in recorded:
+        for name, wanted in allocation.items():
+            if here.get(name) != wanted:
+                return (
+                    f"the setup leaves another state on this build: the {name} disk's clusters "
+                    f"are {here.get(name, 'not known')}, {word} were {wanted} (D data, Z zeroes "
+                    "with a place in the file, z zeroes without, - nothing)"
+                )
     return ""
