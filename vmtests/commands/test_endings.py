@@ -253,6 +253,26 @@ def test_nothing_of_the_working_directory_runs(planted: CommandLine, words: tupl
     assert not (planted.home / "ran").exists(), (planted.home / "ran").read_text()
 
 
+#: As ``python -c`` and ``python -m`` have it: the working directory comes first.
+FROM_HERE = """
+import sys
+here = sys.path.pop(0)  # the package's own folder may lie there, too
+import qmpshim.__main__ as entry
+assert here == "" and "json" not in sys.modules
+sys.path.insert(0, here)
+raise SystemExit(entry.{name}())
+"""
+
+
+@pytest.mark.parametrize(("name", "words"), [("main", ["builds", "list"]), ("stand_in", ["-h"])])
+def test_the_entry_points_leave_it_out(planted: CommandLine, name: str, words: list[str]) -> None:
+    """Before anything else is imported."""
+    command = (sys.executable, "-c", FROM_HERE.format(name=name))
+    done = planted.run(*words, command=command)
+    assert done.returncode == 0, done
+    assert not (planted.home / "ran").exists(), (planted.home / "ran").read_text()
+
+
 def test_our_python_ignores_an_empty_pythonpath(
     planted: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

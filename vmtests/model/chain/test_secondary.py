@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
 from qmpshim.model.chain.secondary import Chain, Stage, Workflow
-from qmpshim.model.disks.image import Alloc
-from qmpshim.model.runtime.coroutines import run_sequentially
+from qmpshim.model.disks.image import Alloc, Qcow2Image, owned
+from qmpshim.model.runtime.coroutines import Co, run_sequentially
 
 
 @pytest.mark.parametrize("do", ["guest_write", "guest_zero"])
@@ -42,3 +44,50 @@ def test_since_9_1_a_snapshot_discards_whole_clusters(
         run_sequentially(chain.start())
         run_sequentially(chain.snapshot_discard(start, count, 1))
         assert chain.hidden.alloc == dict.fromkeys(clusters, Alloc.ZERO)
+
+
+class _Unmaps(Chain):
+    """A mutant: the flag that forbids holes is lost."""
+
+    def primary_zero_no_hole(self, start: int, count: int, op: int) -> Co[None]:
+        return self._primary_zero(start, count, op, unmap=True)
+
+
+class _LosesOldData(Chain):
+    """A mutant: zeroes come without the copy before them."""
+
+    def primary_zero_no_hole(self, start: int, count: int, op: int) -> Co[None]:
+        return self.secondary.zero(start, count, -op, unmap=False)
+
+
+class _Writes(Chain):
+    """A mutant: zeroes are written as data."""
+
+    def primary_zero_no_hole(self, start: int, count: int, op: int) -> Co[None]:
+        return self.primary_write(start, count, op)
+
+
+def _zeroed_without_a_hole(make: Callable[..., Chain], version: tuple[int, int, int]) -> bool:
+    """Whether a cluster reads as zeroes, keeps its place, and was copied before."""
+    behaviour = behaviour_of(version)
+    chain = make(Workflow.BACKUP, 256, 128, "qcow2", CopyBeforeWriteProtocol(), behaviour)
+    disk = chain.secondary
+    assert isinstance(disk, Qcow2Image)
+    disk.alloc.update({0: Alloc.DATA, 1: Alloc.DATA})
+    disk.contents.write(0, owned(1, 256))
+    run_sequentially(chain.start())
+    run_sequentially(chain.primary_zero_no_hole(0, 128, 2))
+    return (
+        disk.contents.read(0, 256).tolist() == [-2] * 128 + [1] * 128
+        and disk.alloc == {0: Alloc.ZERO, 1: Alloc.DATA}
+        and disk.preallocated == {0}
+        and chain.hidden.alloc == {0: Alloc.DATA}
+        and chain.hidden.contents.read(0, 128).tolist() == [1] * 128
+    )
+
+
+@pytest.mark.parametrize("version", [(5, 2, 0), (7, 2, 0), (10, 0, 0)])
+def test_zeroes_without_a_hole(version: tuple[int, int, int]) -> None:
+    assert _zeroed_without_a_hole(Chain, version)
+    for mutant in (_Unmaps, _LosesOldData, _Writes):
+        assert not _zeroed_without_a_hole(mutant, version), mutant

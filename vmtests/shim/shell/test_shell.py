@@ -260,6 +260,20 @@ def test_commands_and_exit_status() -> None:
 
 
 @pytest.mark.usefixtures("qemu_on_path")
+def test_escaped_quotes_reach_qemu(tmp_path: Path) -> None:
+    """As qmp-shell takes them: the command within the command is one argument of it."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    lines = [
+        f"blockdev-add driver=file node-name=va filename={disk}",
+        r'human-monitor-command command-line="qemu-io va \"write -P 33 0 128k\""',
+    ]
+    done = _run("none", text="\n".join(lines) + "\n")
+    assert done.returncode == 0, done
+    assert disk.read_bytes() == bytes([33]) * (128 << 10) + bytes(896 << 10)
+
+
+@pytest.mark.usefixtures("qemu_on_path")
 def test_a_script_from_stdin_on_a_chain(tmp_path: Path) -> None:
     record = tmp_path / "record"
     script = f"""
