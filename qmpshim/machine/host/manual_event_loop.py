@@ -2,6 +2,10 @@
 
 The explorer takes one step, polls until QEMU is quiescent, and takes the next step. The loop runs
 only inside :meth:`ManualEventLoop.poll`; code built on asyncio (the gate) works in it unchanged.
+
+A poll calls what asyncio registered for a socket that is ready by itself, and lets the loop run
+only where a callback or a timer waits in it: a turn of the loop costs several times what most
+callbacks do, and a schedule has some 70 of them.
 """
 
 from __future__ import annotations
@@ -18,33 +22,41 @@ T = TypeVar("T")
 _GLANCE = 0.05  # seconds between two looks at a condition
 
 
-class _Selector(selectors.DefaultSelector):
-    """A selector whose :meth:`look` result is what the next ``select`` returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._found: list[tuple[selectors.SelectorKey, int]] | None = None
-
-    def look(self, seconds: float) -> bool:
-        """Wait for the sockets; whether any has something."""
-        self._found = super().select(seconds)
-        return bool(self._found)
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        found, self._found = self._found, None
-        return super().select(timeout) if found is None else found
-
-
 class _Loop(asyncio.SelectorEventLoop):
-    """An asyncio loop that records whether a callback is scheduled and has not run yet."""
+    """An asyncio loop that records whether a callback is scheduled and has not run yet.
+
+    :ivar timed: a timer was ever set
+    """
 
     pending = False
+    timed = False
 
     def call_soon(  # type: ignore[override]
         self, *words: Any, **named: Any
     ) -> asyncio.Handle:
         self.pending = True
         return super().call_soon(*words, **named)
+
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, *words: Any, **named: Any
+    ) -> asyncio.Handle:
+        self.pending = True
+        return super().call_soon_threadsafe(*words, **named)
+
+    def call_at(  # type: ignore[override]
+        self, *words: Any, **named: Any
+    ) -> asyncio.TimerHandle:
+        self.timed = True
+        return super().call_at(*words, **named)
+
+    def handle(self, key: selectors.SelectorKey, events: int) -> None:
+        """Call what is registered for a socket that is ready (BaseSelectorEventLoop's
+        ``_process_events``, without the queue)."""
+        reader, writer = key.data
+        if events & selectors.EVENT_READ and reader is not None and not reader.cancelled():
+            reader._run()
+        if events & selectors.EVENT_WRITE and writer is not None and not writer.cancelled():
+            writer._run()
 
 
 class ManualEventLoop:
@@ -56,7 +68,7 @@ class ManualEventLoop:
     """
 
     def __init__(self) -> None:
-        self._selector = _Selector()
+        self._selector = selectors.DefaultSelector()
         self.loop = _Loop(self._selector)
         self.polls = 0
         self.deadline: float | None = None
@@ -71,17 +83,19 @@ class ManualEventLoop:
         self.polls += 1
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise OutOfBudget
-        ready = self._selector.look(seconds)
+        loop = self.loop
+        ready = self._selector.select(seconds)
+        for key, events in ready:
+            loop.handle(key, events)
         # "If stop() is called before run_forever() is called, the loop will poll the I/O selector
         # once with a timeout of zero, run all callbacks scheduled in response to I/O events (and
         # those that were already scheduled), and then exit." (asyncio's reference)
-        loop = self.loop
-        while True:
-            loop.pending = False
+        due = loop.timed
+        while loop.pending or due:
+            loop.pending = due = False
             loop.stop()
             loop.run_forever()
-            if not loop.pending:
-                return ready
+        return bool(ready)
 
     def until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Poll until ``condition()`` holds.
