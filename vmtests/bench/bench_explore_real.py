@@ -19,6 +19,7 @@ from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.machine.builds import build
+from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
 
@@ -32,12 +33,18 @@ TRIPS = 1000
 
 @dataclass
 class Rates:
-    """What one process did: schedules and steps a second, and pairs of QMP round trips."""
+    """What one process did: schedules and steps a second, and pairs of QMP round trips.
+
+    :ivar processor: milliseconds of ours (not QEMU's) for a schedule
+    :ivar requests: that QEMU made of its disks in a schedule
+    """
 
     schedules: float
     steps: float
     floor: float
     version: str
+    processor: float
+    requests: float
 
 
 def measure(name: str, scenario: str, seed: int) -> Rates:
@@ -52,11 +59,23 @@ def measure(name: str, scenario: str, seed: int) -> Rates:
             machine.call("query-name")
             machine.call("query-name")
         floor = TRIPS / (time.perf_counter() - began)
+        before, used = requests(machine), time.process_time()
         done = explore(system, Mode.RANDOM, Budget(seconds=SECONDS), seed=seed).statistics
-        version = ".".join(map(str, machine.version))
-        return Rates(done.schedules / done.seconds, done.steps / done.seconds, floor, version)
+        return Rates(
+            done.schedules / done.seconds,
+            done.steps / done.seconds,
+            floor,
+            ".".join(map(str, machine.version)),
+            1e3 * (time.process_time() - used) / done.schedules,
+            (requests(machine) - before) / done.schedules,
+        )
     finally:
         stage.close()
+
+
+def requests(machine: GatedMachine) -> int:
+    """How many requests QEMU has made so far."""
+    return sum(sum(machine.gate.counts(image).values()) for image in machine.images)
 
 
 def bench(name: str) -> None:
@@ -71,7 +90,9 @@ def bench(name: str) -> None:
             f"{name} (QEMU {alone.version}), {what}: {alone.steps / alone.schedules:.1f} steps; "
             f"{alone.schedules:.0f} schedules/s alone, {per_core:.0f} a core on {cores} cores; "
             f"{alone.steps:.0f} steps/s, the floor of two QMP round trips a step is "
-            f"{alone.floor:.0f}/s ({alone.steps / alone.floor:.2f} of it)"
+            f"{alone.floor:.0f}/s ({alone.steps / alone.floor:.2f} of it); "
+            f"{alone.processor:.1f} ms of our processor time and {alone.requests:.0f} requests a "
+            "schedule"
         )
 
 

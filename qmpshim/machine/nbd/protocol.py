@@ -104,6 +104,9 @@ class NbdCommand(Enum):
     WRITE_ZEROES = 6
     BLOCK_STATUS = 7
 
+    # A member equals itself alone.  Enum's hash is a Python function, called for each request.
+    __hash__ = object.__hash__
+
 
 class Chunk(IntEnum):
     """The types of structured reply chunks ("Structured reply types")."""
