@@ -26,7 +26,6 @@ from qmpshim.commands.console import (
     refuse_unused,
     show_list,
 )
-from qmpshim.conformance.assess.seen import would_say
 from qmpshim.conformance.bundles import bundle as bundles
 from qmpshim.conformance.bundles.workload_case import CASE as WORKLOAD_CASE
 from qmpshim.conformance.check.case import CANNOT_BE_TESTED, Case, Status
@@ -44,6 +43,7 @@ from qmpshim.conformance.document import Document
 from qmpshim.conformance.explore.report.finding_files import CASE as SCHEDULE
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.known.folder import write_up
+from qmpshim.conformance.known.seen import would_say
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.errors import (
     BuildError,

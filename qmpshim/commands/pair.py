@@ -23,9 +23,9 @@ from qmpshim.commands.console import (
     run_cancellable,
     seconds,
 )
-from qmpshim.conformance.assess.seen import SeenFinding, would_say
 from qmpshim.conformance.document import Document
 from qmpshim.conformance.known.pairs import load_known
+from qmpshim.conformance.known.seen import SeenFinding, would_say
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.checks import KNOWN, best_accel, run_plan, summary
 from qmpshim.conformance.pair.plan import GUESTS, MOMENTS, Failover, PairOutcome, PairPlan

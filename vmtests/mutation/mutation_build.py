@@ -179,6 +179,25 @@ def mutated_qemu(progress: Progress) -> MutatedQemu:
     return made
 
 
+def plain_qemu(progress: Progress) -> Tree:
+    """A source tree and what is built of it, without a mutant: for tests that change the source.
+
+    :raises InputError, HostError: as for :func:`mutated_qemu`
+    """
+    tree = source_of(resolve(BUILD), progress)
+    own = Tree(tree.version, tree.directory.parents[1] / "bisect" / tree.directory.name)
+    own.directory.mkdir(parents=True, exist_ok=True)
+    with lock(own.directory):
+        if not own.source.exists():
+            work = own.directory / "work"
+            shutil.rmtree(work, ignore_errors=True)  # of one that was interrupted
+            shutil.copytree(tree.source, work, symlinks=True)
+            work.rename(own.source)
+        progress(f"building QEMU {own.version}: minutes, once")
+        own.make(_CONFIGURE, (EMULATOR, IMAGE_TOOL))
+    return own
+
+
 def _is(file: Path, text: str) -> bool:
     return file.exists() and file.read_text() == text
 

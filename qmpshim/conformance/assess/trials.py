@@ -7,7 +7,7 @@ processes of their own, so that a QEMU that hangs or takes the check with it cos
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,26 +17,25 @@ from enum import StrEnum
 from pathlib import Path
 
 from qmpshim.conformance.bundles.bundle import load as load_workload
-from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.check.case import Case, CaseOutcome, Status
 from qmpshim.conformance.check.run.case_process import Cancelled, Order, carry_out
 from qmpshim.conformance.check.run.identity import identify
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search.minimize import show_again
-from qmpshim.conformance.known.entries import Entry, entries, entry
-from qmpshim.conformance.known.folder import known_directed
-from qmpshim.conformance.known.write_ups import pattern_from_json
+from qmpshim.conformance.known.entries import Entry, entry
+from qmpshim.conformance.known.folder import known_directed, known_pairs
 from qmpshim.conformance.pair.checks import run_plan
-from qmpshim.conformance.pair.plan import PairFinding, PairPlan
+from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.pointintime.bundle import is_points
 from qmpshim.conformance.pointintime.bundle import load as load_points
 from qmpshim.conformance.pointintime.verify import points_setup, replay_points
 from qmpshim.conformance.workload.verify import replay, setup_for
 from qmpshim.errors import BuildError, MachineError, NotStarted
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.host.files import slug
 from qmpshim.machine.host.workspace import Workspace
-from qmpshim.model.check.verdict import Verdict
 
 _BATCH = 4  # findings tried by one process: it takes a second to start
 _PAIR_LIMIT = 10.0  # seconds for a step of a pair
@@ -83,24 +82,32 @@ def try_findings(
     quick = [one.name for one in wanted if one.kind != "pair"]
     batches = [quick[at : at + _BATCH] for at in range(0, len(quick), _BATCH)]
     batches += [[one.name] for one in sorted(wanted, key=_cost) if one.kind == "pair"]
-    orders = [
-        Order(build, identity, Case("trial", names[0], {"names": names}, seconds), runner)
-        for names in batches
-    ]
     found: dict[str, Trial] = {}
     end = time.monotonic() + seconds
     ended = threading.Event()
-    with ThreadPoolExecutor(jobs) as pool:
+    with Workspace() as workspace, ThreadPoolExecutor(jobs) as pool:
+        orders = [
+            Order(build, identity, _batch(names, workspace.path, seconds), runner)
+            for names in batches
+        ]
         try:
             late = lambda: ended.is_set() or time.monotonic() > end  # noqa: E731
-            futures = [pool.submit(carry_out, order, late) for order in orders]
+            futures = {pool.submit(carry_out, order, late): order for order in orders}
             for future in as_completed(futures):
-                with contextlib.suppress(Cancelled):
-                    _note(found, orders[futures.index(future)], future.result().outcome)
-                    progress(len(found))
+                try:
+                    why = future.result().outcome.text
+                except Cancelled:
+                    why = _LATE
+                note(found, futures[future], why)
+                progress(len(found))
         finally:
             ended.set()
-    return [found.get(one.name) or Trial(one, Seen.UNSURE, _LATE) for one in wanted]
+    return [found[one.name] for one in wanted]
+
+
+def _batch(names: list[str], directory: Path, seconds: float) -> Case:
+    record = directory / f"{slug(names[0])}.jsonl"
+    return Case("trial", names[0], {"names": names, "record": str(record)}, seconds)
 
 
 def _cost(one: Entry) -> int:
@@ -108,33 +115,29 @@ def _cost(one: Entry) -> int:
     return int(str(one.case.get("plan", {}).get("guest", "")).startswith("linux"))
 
 
-def _note(found: dict[str, Trial], order: Order, outcome: CaseOutcome) -> None:
-    """What a batch reported. A finding that any batch showed is shown.
+def note(found: dict[str, Trial], order: Order, why: str) -> None:
+    """What a batch recorded, also one that was ended. A finding that any batch showed is shown.
 
-    A batch that was ended (it hung, or QEMU ate the memory) has other findings than trials.
+    :param why: nothing follows for those that it did not come to
     """
-    for finding in outcome.findings if outcome.status is Status.OK else ():
-        name = finding.cause
-        trial = Trial(entry(name), Seen(finding.observed), finding.title)
+    record = Path(order.case.arguments["record"])
+    for line in record.read_text().splitlines() if record.exists() else ():
+        name, seen, text = json.loads(line)
+        trial = Trial(entry(name), Seen(seen), text)
         if name not in found or trial.seen is Seen.SHOWN:
             found[name] = trial
     for name in order.case.arguments["names"]:
-        found.setdefault(name, Trial(entry(name), Seen.UNSURE, outcome.text))
+        found.setdefault(name, Trial(entry(name), Seen.UNSURE, why))
 
 
 def run_batch(build: Build, case: Case, directory: Path) -> CaseOutcome:
-    """``names``: of write-ups. Tries each; its finding's ``observed`` is a :class:`Seen`."""
-    found = [
-        CaseFinding(
-            Verdict(trial.entry.verdicts[0]),
-            trial.entry.name,
-            trial.why,
-            observed=trial.seen.value,
-        )
-        for name in case.arguments["names"]
-        for trial in try_finding(build, entry(name), directory)
-    ]
-    return CaseOutcome(Status.OK, findings=tuple(found))
+    """``names``: of write-ups. Tries each, and adds a line to the file ``record`` at once."""
+    with Path(case.arguments["record"]).open("a") as record:
+        for name in case.arguments["names"]:
+            for trial in try_finding(build, entry(name), directory):
+                line = json.dumps([trial.entry.name, trial.seen.value, trial.why])
+                print(line, file=record, flush=True)
+    return CaseOutcome(Status.OK)
 
 
 def try_finding(build: Build, one: Entry, directory: Path) -> list[Trial]:
@@ -199,20 +202,13 @@ def _pair(build: Build, one: Entry, directory: Path) -> list[Trial]:
     outcome, _ = asyncio.run(run_plan(plan, (build, build), directory))
     trials, others = [], []
     for finding in outcome.findings:
-        told = [known for known in entries() if known.kind == "pair" and _shows(finding, known)]
+        told = [entry(known.id) for known in known_pairs() if known.shown_by(finding, plan)]
         trials += [Trial(known, Seen.SHOWN, str(finding.cause)) for known in told]
         others += [] if one in told else [str(finding.cause)]
     if all(trial.entry != one for trial in trials):
         why = f"{_ELSE}: {'; '.join(others)}" if others else ""
         trials.append(Trial(one, Seen.UNSURE if others else Seen.NOT_SEEN, why))
     return trials
-
-
-def _shows(finding: PairFinding, known: Entry) -> bool:
-    """Whether a pair's finding is a known one, whatever the versions."""
-    return finding.divergence.verdict in known.verdicts and any(
-        pattern_from_json(pattern).matches(finding.cause) for pattern in known.causes
-    )
 
 
 def _workload(build: Build, one: Entry) -> Trial:

@@ -13,6 +13,8 @@ from qmpshim.conformance.known.matching import (
     load_directed,
     load_known,
 )
+from qmpshim.conformance.known.pairs import PairWriteUp
+from qmpshim.conformance.known.pairs import load_known as load_known_pairs
 from qmpshim.errors import InputError
 
 #: Package data: one JSON file a write-up.
@@ -36,6 +38,15 @@ def known_directed() -> dict[str, DirectedWriteUp]:
     :raises InputError: one of the files is damaged
     """
     return load_directed(DIRECTORY / "directed")
+
+
+@functools.cache
+def known_pairs() -> tuple[PairWriteUp, ...]:
+    """Those of pairs.
+
+    :raises InputError: one of the files is damaged
+    """
+    return load_known_pairs(DIRECTORY / "pair")
 
 
 def known_path(name: str) -> Path:

@@ -30,9 +30,12 @@ class PairWriteUp(WriteUp):
 
         :param versions: of the primary and of the secondary
         """
+        version = versions[0] if self.side == "primary" else versions[1]
+        return self.concerns(version) and self._fits(plan)
+
+    def _fits(self, plan: PairPlan) -> bool:
         return (
-            self.concerns(versions[0] if self.side == "primary" else versions[1])
-            and plan.colo == self.plan.colo
+            plan.colo == self.plan.colo
             and plan.guest in self.guests
             and self.accel in ("", plan.accel)
         )
@@ -41,7 +44,11 @@ class PairWriteUp(WriteUp):
         self, finding: PairFinding, plan: PairPlan, versions: tuple[Version, Version]
     ) -> bool:
         """Whether *finding* is this one; *versions* as for :meth:`may_come`."""
-        return self.may_come(plan, versions) and self.explains(
+        return self.may_come(plan, versions) and self.shown_by(finding, plan)
+
+    def shown_by(self, finding: PairFinding, plan: PairPlan) -> bool:
+        """As :meth:`covers`, whatever the versions are."""
+        return self._fits(plan) and self.explains(
             finding.divergence.verdict, finding.cause, finding.contract
         )
 

@@ -47,7 +47,7 @@ def diagram_of(entry: Entry) -> str:
 def command_of(entry: Entry) -> str:
     """The command that shows it again; a build's name may be added."""
     if entry.kind == "directed":
-        return f"qmpshim check --strict --case {entry.name}"
+        return f"qmpshim check --strict --case {entry.name} --out qmpshim-seen --force"
     return f"qmpshim replay {entry.path}"
 
 

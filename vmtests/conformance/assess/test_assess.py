@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
+from qmpshim.cli import main
 from qmpshim.conformance.assess.assess import assess
 from qmpshim.conformance.assess.exploration import explore_uses
 from qmpshim.conformance.assess.judgement import Answer, judge
-from qmpshim.conformance.assess.trials import Seen, try_finding, try_findings
+from qmpshim.conformance.assess.trials import Seen, Trial, note, try_finding, try_findings
+from qmpshim.conformance.check.case import Case
+from qmpshim.conformance.check.run.case_process import Order
+from qmpshim.conformance.check.run.identity import identify
 from qmpshim.conformance.known.entries import Entry, entries, entry
 from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.known.tracker import command_of
 from qmpshim.machine.builds.build import Build, read_version, resolve
 from vmtests.support.broken_builds import make
 
@@ -58,6 +65,27 @@ def test_a_build_is_not_believed_its_version(tmp_path: Path, qemu_build: Build) 
 def test_without_time_nothing_is_told(qemu_build: Build) -> None:
     trials = try_findings(qemu_build, QUICK, 1, 0.01)
     assert {trial.seen for trial in trials} == {Seen.UNSURE}
+
+
+def test_a_batch_that_is_ended_keeps_what_it_recorded(qemu_build: Build, tmp_path: Path) -> None:
+    record = tmp_path / "batch.jsonl"
+    shown, other = QUICK[:2]
+    record.write_text(json.dumps([shown.name, Seen.SHOWN.value, "new data"]) + "\n")
+    case = Case("trial", "x", {"names": [shown.name, other.name], "record": str(record)}, 1.0)
+    found: dict[str, Trial] = {}
+    note(found, Order(qemu_build, identify(qemu_build), case, ""), "killed")
+    assert found[shown.name] == Trial(shown, Seen.SHOWN, "new data")
+    assert found[other.name] == Trial(other, Seen.UNSURE, "killed")
+
+
+def test_a_command_that_shows_it_can_be_pasted_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for one in (QUICK[1], QUICK[2]):
+        words = shlex.split(command_of(one))
+        assert words.pop(0) == "qmpshim"
+        assert {main(words), main(words)} <= {0, 1}
 
 
 def test_a_build_that_does_not_start_is_no_build_that_cannot(tmp_path: Path) -> None:

@@ -141,3 +141,13 @@ def test_each_write_up_covers_its_own_case() -> None:
         assert isinstance(known, PairWriteUp)
         assert known.plan.guest in known.guests
         assert known.may_come(known.plan, (known.since, known.since))
+
+
+def test_a_trial_asks_for_guest_and_accelerator_whatever_the_version() -> None:
+    """What KVM or another guest shows is not the write-up's, though the words are the same."""
+    (deadlock,) = (one for one in load_known(KNOWN) if one.id == "colo-primary-deadlocks-under-tcg")
+    found = PairFinding(Divergence(Verdict.HANG, "", 1, "", ""), DEADLOCK, True)
+    assert deadlock.shown_by(found, deadlock.plan)
+    for other in ({"accel": "kvm"}, {"guest": "none"}, {"colo": False}):
+        assert not deadlock.shown_by(found, replace(deadlock.plan, **other))
+    assert not deadlock.covers(found, deadlock.plan, (V11, V11))

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from qmpshim.conformance.assess.seen import SeenFinding
 from qmpshim.conformance.check.case import CANNOT_BE_TESTED, CaseFinding, Status
 from qmpshim.conformance.check.report.results import Results
 from qmpshim.conformance.check.run.again import replay_command
 from qmpshim.conformance.check.run.journal import Key
 from qmpshim.conformance.known.folder import known_directed, known_findings, write_up
+from qmpshim.conformance.known.seen import SeenFinding
 
 
 class State(StrEnum):
@@ -111,12 +111,15 @@ class Comparison:
                     yield row, sight
 
     def seen_on(self, build: str) -> list[SeenFinding]:
-        """What was seen on a build each time it was tried, for what it means to a user."""
+        """What was seen on a build, for what it means to a user."""
         return [
-            SeenFinding(sight.best.verdict, sight.best.title, sight.best.contract, sight.best.known)
+            SeenFinding(
+                *(sight.best.verdict, sight.best.title, sight.best.contract, sight.best.known),
+                confirmed=sight.state is not State.UNCONFIRMED,
+            )
             for row in self.rows
             for sight in (row.sights.get(build),)
-            if sight is not None and sight.state is not State.UNCONFIRMED
+            if sight is not None
         ]
 
     def fails(self, sight: Sight) -> bool:

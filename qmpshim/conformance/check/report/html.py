@@ -15,7 +15,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 import qmpshim
-from qmpshim.conformance.assess.seen import SeenFinding, Standing, standing, would_say
 from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.report.compare import Comparison, Row, Sight, State, headline
 from qmpshim.conformance.check.report.drawing import Drawing, draw
@@ -23,6 +22,7 @@ from qmpshim.conformance.check.run.again import bundle_place, replay_command
 from qmpshim.conformance.check.run.journal import Key
 from qmpshim.conformance.known.folder import write_up
 from qmpshim.conformance.known.meaning import Meaning
+from qmpshim.conformance.known.seen import SeenFinding, Standing, standing, would_say
 from qmpshim.errors import name_errnos
 
 _COLOURS = 8  # that the style sheet has for owners

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.assess.seen import SeenFinding, Standing, standing, would_say
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.report.compare import compare
 from qmpshim.conformance.check.report.reports import write_reports
 from qmpshim.conformance.check.report.results import Results
 from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.conformance.check.run.journal import Plan
-from qmpshim.conformance.known.entries import Entry, entries
+from qmpshim.conformance.known.entries import Entry, entries, entry
+from qmpshim.conformance.known.seen import SeenFinding, Standing, standing, would_say
 from qmpshim.model.check.verdict import Verdict
 
 
@@ -44,6 +44,17 @@ def test_what_nobody_has_explained_is_not_harmless_within_the_contract() -> None
     assert standing([outside]) is Standing.UNEXPLAINED
     assert would_say([outside]) == "1 against QEMU's documented rules, not explained"
     assert standing([]) is Standing.NOTHING and would_say([]) == "nothing known was seen"
+
+
+def test_what_did_not_show_itself_every_time_is_told_apart() -> None:
+    """It makes nothing unreliable, and nothing green."""
+    flaky = SeenFinding(Verdict.CONTENT, "now and then", contract=True, confirmed=False)
+    assert standing([flaky]) is Standing.UNEXPLAINED
+    doubt = "; 1 more did not show itself every time"
+    assert would_say([flaky]) == f"nothing known was seen{doubt}"
+    known = of(entry("snapshot-read-returns-new-data"))
+    assert standing([known, flaky]) is Standing.NOT_RELIABLE
+    assert would_say([known, flaky]) == would_say([known]) + doubt
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ class Standing(StrEnum):
 
     NOTHING = "nothing known"
     HARMLESS = "known and harmless"
-    UNEXPLAINED = "against QEMU's rules, not explained"
+    UNEXPLAINED = "not explained"
     NOT_RELIABLE = "not reliable"
 
 
@@ -25,12 +25,14 @@ class SeenFinding:
     """A finding as a run reports it.
 
     :ivar known: id of its write-up, or ``""``
+    :ivar confirmed: it showed itself again, every time
     """
 
     verdict: Verdict
     title: str
     contract: bool
     known: str = ""
+    confirmed: bool = True
 
     @property
     def entry(self) -> Entry | None:
@@ -50,7 +52,7 @@ class SeenFinding:
     @property
     def disqualifies(self) -> bool:
         """What is not explained does if it is within the contract."""
-        return self.meaning.disqualifies if self.meaning else self.contract
+        return self.meaning.disqualifies if self.meaning else self.contract and self.confirmed
 
     @property
     def text(self) -> str:
@@ -83,13 +85,19 @@ def uses_hit(found: Iterable[SeenFinding]) -> list[Use]:
 def would_say(found: Iterable[SeenFinding]) -> str:
     """The line, without the command that tries the rest."""
     all_found = list(found)
-    bad = worst(all_found)
+    unsure = sum(not one.confirmed for one in all_found)
+    doubt = f"; {unsure} more did not show itself every time" if unsure else ""
+    return _said([one for one in all_found if one.confirmed]) + doubt
+
+
+def _said(found: list[SeenFinding]) -> str:
+    bad = worst(found)
     if bad is None:
-        known = sum(one.entry is not None for one in all_found)
+        known = sum(one.entry is not None for one in found)
         harmless = f"{known} known and harmless finding(s)"
-        if unexplained := len(all_found) - known:
+        if unexplained := len(found) - known:
             outside = f"{unexplained} against QEMU's documented rules, not explained"
             return f"{harmless}, {outside}" if known else outside
         return harmless if known else "nothing known was seen"
-    hit = ", ".join(use.words for use in uses_hit(all_found)) or "what was tried here"
+    hit = ", ".join(use.words for use in uses_hit(found)) or "what was tried here"
     return f"NOT RELIABLE for {hit}: {bad.severity.words}: {bad.text}"
