@@ -136,7 +136,8 @@ def run_batch(build: Build, case: Case, directory: Path) -> CaseOutcome:
         for name in case.arguments["names"]:
             for trial in try_finding(build, entry(name), directory):
                 line = json.dumps([trial.entry.name, trial.seen.value, trial.why])
-                print(line, file=record, flush=True)
+                record.write(f"{line}\n")
+                record.flush()
     return CaseOutcome(Status.OK)
 
 
