@@ -111,6 +111,21 @@ def test_a_budget_is_kept(qmpshim: CommandLine, kind: str) -> None:
     assert Verdict.HANG in {one.verdict for one in bundles}
 
 
+def test_a_short_budget_is_kept(qmpshim: CommandLine) -> None:
+    """What :func:`test_a_budget_is_kept` looks at, in the time that every run has."""
+    make("stops-itself", qmpshim.home / "stops")
+    words = ("--scenario", "replication", "--budget", "8s", "--jobs", "1", "--json", "told.json")
+    done = qmpshim.run("explore", *words, "--build", STOPS)
+    assert done.returncode == 1, done
+    told = json.loads((qmpshim.home / "told.json").read_text())
+    found = [*told["findings"], *told["unconfirmed"]]
+    assert any(one["verdict"] == "hang" for one in found)
+    assert "not confirmed yet: hang: " in done.stdout
+    bundles = [load_finding(one) for one in (qmpshim.home / "qmpshim-bundles").iterdir()]
+    assert Verdict.HANG in {one.verdict for one in bundles}
+    assert told["seconds"] < LIMIT
+
+
 def test_a_workload_on_it(qmpshim: CommandLine) -> None:
     """The hang is told before it is made small, which has a limit; the bundle is kept."""
     make("stops-now-and-then", qmpshim.home / "stops")

@@ -5,6 +5,7 @@ Test suites start QEMU by the hundred, so a start imports no more than it needs.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -75,6 +76,8 @@ async def _stand_in(options: Options, build: builds.Build) -> int:
             task.cancel()
 
     def ready(served: Served) -> None:
+        gc.freeze()  # what is imported stays
+        gc.enable()
         assert served.emulator is not None
         emulator.append(served.emulator)
 
