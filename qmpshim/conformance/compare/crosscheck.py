@@ -255,7 +255,7 @@ class CrossCheck:
         if touched is None:
             with closing(chain.inspect("primary")) as client:
                 found = self._check_view(
-                    "secondary disk (export)", client, oracle.primary_view, touched
+                    "secondary disk (export)", client, oracle.primary_view, touched, Side.PRIMARY
                 )
             if found:
                 return found
@@ -265,7 +265,12 @@ class CrossCheck:
             return self._check_view("hidden disk (export)", client, oracle.hidden_view, touched)
 
     def _check_view(
-        self, where: str, client: NbdClient, view: View, touched: set[int] | None
+        self,
+        where: str,
+        client: NbdClient,
+        view: View,
+        touched: set[int] | None,
+        side: Side = Side.GUEST,
     ) -> list[Divergence]:
         pages = touched if touched is not None else view.pages() | _pages(client.data_extents())
         wanted = self._pieces(pages, most=view.most * SECTOR if view.most else _MOST)
@@ -284,7 +289,6 @@ class CrossCheck:
                 wrong = self._comparer.compare(buffer, view, offset // SECTOR)
                 if wrong:
                     at = wrong[0].start * SECTOR - offset
-                    side = Side.PRIMARY if where.startswith("secondary") else Side.GUEST
                     verdict = self.read_verdict(side, wrong[0], buffer[at : at + SECTOR])
                     return [self._told(verdict, where, wrong)]
         except IOFailed as error:

@@ -47,6 +47,13 @@ class Ending(NamedTuple):
     how: str
     last_words: str
 
+    @classmethod
+    def of(cls, error: MachineError) -> Ending | None:
+        """How QEMU ended, if that is what an error reports."""
+        if isinstance(error, MachineDied) and error.how:
+            return cls(error.how, error.last_words)
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
@@ -72,10 +79,7 @@ class Divergence:
         cls, error: MachineError, where: str, operation: int, predicted: str
     ) -> Divergence:
         """That QEMU or its guest went wrong, where success was predicted."""
-        ending = None
-        if isinstance(error, MachineDied) and error.how:
-            ending = Ending(error.how, error.last_words)
-        return cls(verdict_of(error), where, operation, predicted, str(error), ending)
+        return cls(verdict_of(error), where, operation, predicted, str(error), Ending.of(error))
 
     def same_as(self, found: Divergence) -> bool:
         """Whether *found* shows the same, when the same operations are done again.

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.divergence import Divergence, Ending
 from qmpshim.conformance.compare.exchange import check_space
 from qmpshim.conformance.explore.directed.cases import crash_cause
 from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
@@ -122,15 +121,10 @@ def refuse(build: Build, attachment: Attachment) -> None:
 def _misbehaved(work: GuestWork, error: MachineError) -> Divergence:
     check_space(work.rig.directory)  # QEMU stops a guest whose write finds no room
     # A process that was killed closes its connections a little before it can be waited for.
-    if not isinstance(error, GuestPanicked | GuestFailed) and not work.rig.qemu.alive(1.0):
-        error = work.rig.qemu.died(_doing(error))
+    known = isinstance(error, GuestPanicked | GuestFailed) or Ending.of(error) is not None
+    if not known and not work.rig.qemu.alive(1.0):
+        error = work.rig.qemu.died("the scenario")
     return Divergence.of_error(error, "guest", work.number, "an answer")
-
-
-def _doing(error: MachineError) -> str:
-    """What went on when QEMU died, if its exception says so."""
-    found = re.search(r" during (.*?)(?:: |$)", str(error))
-    return found[1] if found else "the scenario"
 
 
 def known_cause(found: Divergence, build: Build) -> str:
@@ -138,9 +132,11 @@ def known_cause(found: Divergence, build: Build) -> str:
 
     What a directed case shows in its own way a guest may show, too.
     """
+    if found.ending is None:
+        return ""
     version = read_version(build)[0]
     for name, written in known_directed().items():
-        if written.covers(found.verdict, crash_cause(name, found.observed), version):
+        if written.covers(found.verdict, crash_cause(name, found.ending), version):
             return f"directed/{name}"
     return ""
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from qmpshim.model.check.verdict import Verdict
 
+NO_ANSWER = "no answer"
+
 
 class CauseKind(StrEnum):
     """What went wrong. In a :class:`Cause` *subject* and *detail* say of what, and how."""
@@ -22,6 +24,8 @@ class CauseKind(StrEnum):
     ENDED = "ended"
     # The same in a directed case, which is the subject.
     DIRECTED_ENDED = "directed-ended"
+    # An operation of the setup. Subject: the operation; detail: its answer, without numbers.
+    SETUP_FAILS = "setup-fails"
     # Operations. Subject: the operation.
     HANGS = "hangs"
     WRONG_ANSWER = "wrong-answer"  # detail: the answer
@@ -180,18 +184,21 @@ def cause_from_json(value: dict[str, Any]) -> Cause:
         if not isinstance(told, dict):
             raise TypeError(f"{told!r} is no fault")
         fault = FaultContext(Relation(told["relation"]), str(told["what"]), bool(told["gone"]))
-    return Cause(
-        CauseKind(str(value["kind"])),
-        str(value.get("subject", "")),
-        str(value.get("detail", "")),
-        tuple(map(str, value.get("predicted", ()))),
-        Phase(str(value.get("phase", Phase.EXECUTION))),
-        fault,
+    return _of_setup(
+        Cause(
+            CauseKind(str(value["kind"])),
+            str(value.get("subject", "")),
+            str(value.get("detail", "")),
+            tuple(map(str, value.get("predicted", ()))),
+            Phase(str(value.get("phase", Phase.EXECUTION))),
+            fault,
+        )
     )
 
 
 #: How each kind is put in words.
 WORDING: dict[CauseKind, str] = {
+    CauseKind.SETUP_FAILS: "{subject} of the setup: {detail}",
     CauseKind.HANGS: "{subject} hangs",
     CauseKind.WRONG_ANSWER: "{subject} answers {detail}",
     CauseKind.ERROR_MASKED: "{subject} says success after a refused {detail}",
@@ -283,6 +290,13 @@ _NARROWER = {
         "detail": f"(?P<detail>{'|'.join(Verdict)})",
     },
 }
+#: How an operation of the setup was put that failed.
+_OLD_SETUP = re.compile(
+    r"(?P<io>[\w ]+?)(?: \[N, N\))? of the setup "
+    r"(?:failed with (?P<errno>errno N)|was not answered)"
+    r"|(?P<command>start|checkpoint|failover|stop|status|unexport): (?P<error>.*)",
+    re.DOTALL,
+)
 #: How a pair's migration was put.
 _OLD_MIGRATION = re.compile(r"(.*: migration is )'(\w+)' instead of 'colo'(?:: (.*))?", re.DOTALL)
 _FAULT = re.compile(
@@ -304,7 +318,8 @@ def _reader(kind: CauseKind) -> Callable[[str], re.Match[str] | None]:
 _READERS = {
     kind: _reader(kind)
     for kind in sorted(WORDING, key=lambda kind: "{" in WORDING[kind])
-    if "directed" not in kind and kind not in (CauseKind.ENDED, CauseKind.PAIR_FAILS)
+    if "directed" not in kind
+    and kind not in (CauseKind.ENDED, CauseKind.PAIR_FAILS, CauseKind.SETUP_FAILS)
 }
 
 
@@ -342,4 +357,16 @@ def cause_from_text(text: str) -> Cause:
             read_out = match.groupdict()
             predicted = tuple(one for one in read_out.pop("predicted", "").split(_OR) if one)
             return Cause(kind, **read_out, predicted=predicted, phase=phase, fault=fault)
-    return Cause(CauseKind.ENDED, detail=text, phase=phase, fault=fault)
+    return _of_setup(Cause(CauseKind.ENDED, detail=text, phase=phase, fault=fault))
+
+
+def _of_setup(cause: Cause) -> Cause:
+    """The cause as it is called now."""
+    if cause.kind is not CauseKind.ENDED or cause.phase is not Phase.SETUP:
+        return cause
+    old = _OLD_SETUP.fullmatch(cause.detail)
+    if old is None:
+        return cause
+    subject = old["command"] or old["io"].replace(" ", "_")
+    detail = old["error"] or old["errno"] or NO_ANSWER
+    return replace(cause, kind=CauseKind.SETUP_FAILS, subject=subject, detail=detail)

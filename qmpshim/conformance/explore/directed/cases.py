@@ -6,11 +6,10 @@ QEMU promises; what it does instead is a :class:`RealViolation`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qmpshim.conformance.compare.divergence import stable, verdict_of
+from qmpshim.conformance.compare.divergence import Ending, stable, verdict_of
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.directed import jobs as jobs
 from qmpshim.conformance.explore.directed import monitor as monitor
@@ -65,25 +64,23 @@ def run_directed(case: Directed, build: Build) -> RealViolation | None:
         return broken.violation
     except MachineError as error:
         told = machine.explained(error)
-        verdict = verdict_of(told)
+        verdict, ending = verdict_of(told), Ending.of(told)
         how = "error" if verdict is Verdict.PROTOCOL else str(verdict)
         cause = Cause(CauseKind.DIRECTED_FAILED, case.name, how)
-        if verdict is Verdict.CRASH:
-            cause = crash_cause(case.name, str(told))
+        if ending is not None:
+            cause = crash_cause(case.name, ending)
         return RealViolation(verdict, str(told), cause=cause)
     finally:
         machine.close()
 
 
-def crash_cause(case: str, text: str) -> Cause:
+def crash_cause(case: str, ending: Ending) -> Cause:
     """How a crash is called: a crash somewhere else is another finding.
 
     :param case: the directed case that ends so
-    :param text: how QEMU ended, with its last words
     """
-    said = re.search(r": ([\w-]*qemu[\w-]*: .*)", text)  # what went on then may hold a colon, too
-    telling = said[1] if said else text.split(": ", 1)[-1]
-    return Cause(CauseKind.DIRECTED_ENDED, case, stable(telling))
+    detail = stable(ending.last_words or f"QEMU {ending.how}")
+    return Cause(CauseKind.DIRECTED_ENDED, case, detail)
 
 
 def _case(

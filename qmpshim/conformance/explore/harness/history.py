@@ -10,9 +10,10 @@ from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outco
 from qmpshim.conformance.explore.harness.choices import IoId, RealChoice
 from qmpshim.conformance.explore.harness.events import Event
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
-from qmpshim.errors import MachineDied, MachineError
+from qmpshim.errors import CommandFailed, IOFailed, MachineDied, MachineError
 from qmpshim.model.answers import UNANSWERED, Answer
-from qmpshim.model.check.cause import Cause, CauseKind, Phase
+from qmpshim.model.check.cause import NO_ANSWER, Cause, CauseKind, Phase
+from qmpshim.model.operations import Operation
 
 
 @dataclass(slots=True)
@@ -86,6 +87,18 @@ def ended_by(error: MachineError, phase: Phase = Phase.EXECUTION) -> Cause:
     """The cause of an error that QEMU ended or broke off with."""
     died = error.last_words if isinstance(error, MachineDied) else ""
     return ended(died or str(error), phase)
+
+
+def failed_setup(op: Operation, error: MachineError) -> Cause:
+    """The cause of an operation of the setup that failed, or was not answered."""
+    match error:
+        case CommandFailed():
+            detail = stable(error.desc)
+        case IOFailed():
+            detail = stable(f"errno {error.errno}")
+        case _:
+            detail = NO_ANSWER
+    return Cause(CauseKind.SETUP_FAILS, op.name, detail, phase=Phase.SETUP)
 
 
 def how_it_ended(error: MachineError) -> str:

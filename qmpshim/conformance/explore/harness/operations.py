@@ -8,7 +8,7 @@ from typing import Any
 from qmpshim.conformance.explore.harness.history import RunningOperation
 from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.workload import pattern
-from qmpshim.errors import CommandFailed, MachineError, MachineHung
+from qmpshim.errors import CommandFailed, IOFailed, MachineHung
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.protocol import CMD_NO_HOLE
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
@@ -77,7 +77,8 @@ def answer(
 def do_alone(machine: GatedMachine, op: Operation, number: int) -> None:
     """Do an operation of the setup, from beginning to end.
 
-    :raises MachineError: it fails
+    :raises CommandFailed, IOFailed: it fails
+    :raises MachineHung: it is not answered
     """
     running = begin(machine, op, number)
     if running.kind == "qmp":
@@ -89,4 +90,4 @@ def do_alone(machine: GatedMachine, op: Operation, number: int) -> None:
         raise MachineHung(f"{op} of the setup was not answered")
     found = client.answers.pop(running.key)
     if found.errno:
-        raise MachineError(f"{op} of the setup failed with errno {found.errno}")
+        raise IOFailed(f"{op} of the setup", found.errno)

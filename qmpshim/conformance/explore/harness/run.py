@@ -33,7 +33,13 @@ from qmpshim.conformance.explore.harness.events import (
     Note,
     Started,
 )
-from qmpshim.conformance.explore.harness.history import History, ended, ended_by, how_it_ended
+from qmpshim.conformance.explore.harness.history import (
+    History,
+    ended,
+    ended_by,
+    failed_setup,
+    how_it_ended,
+)
 from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo
 from qmpshim.conformance.explore.harness.overlays import places_of
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
@@ -46,7 +52,7 @@ from qmpshim.model.answers import DISCONNECTED, OK
 from qmpshim.model.check.cause import Phase
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.system import Choice
-from qmpshim.model.operations import Verb
+from qmpshim.model.operations import Operation, Verb
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +113,7 @@ class RealRun:
         :param reconnect: seconds that QEMU waits for a broken connection to its disks
         """
         self.violation = None
+        self._preparing: Operation | None = None  # of the setup, under way
         self.now = History.of(len(self.scenario.ops))
         machine = self.machine = self.stage.prepare(self.scenario, reconnect)
         machine.gate.trace.clear()
@@ -123,7 +130,9 @@ class RealRun:
         machine.gate.hold(self._arrives)
         for number, op in enumerate(self.scenario.setup, BASE + 1):
             self.stage.note_command(op)
+            self._preparing = op
             real_ops.do_alone(machine, op, number)
+            self._preparing = None
         machine.settle()
         machine.gate.keep_journals()
         self._live = True
@@ -339,5 +348,7 @@ class RealRun:
                 error = self.machine.died()
         verdict, text = verdict_of(error), f"before the scenario begins: {error}"
         cause = ended_by(error, Phase.SETUP)
+        if self._preparing is not None and verdict is not Verdict.CRASH:
+            cause = failed_setup(self._preparing, error)
         self.violation = RealViolation(verdict, text, cause=cause, ending=how_it_ended(error))
         self.now.events.append(Note(f"{verdict}: {self.violation.text}"))

@@ -8,7 +8,7 @@ A sign is a dictionary with a ``kind``, which the templates know (``templates/en
   ``steps`` of the script's were taken, ``how`` it did (a signal or an exit status), and what it
   said fits the regular expression ``cause``;
 * ``hang``: one of the operations ``unanswered`` is not answered, or QEMU hangs in the end;
-* ``setup``: an operation of the setup fails with this ``text``;
+* ``setup``: this ``operation`` of the setup has this ``answer``;
 * ``answers``: these operations answer so, and those that are ``unread`` return nothing of that
   operation's; ``status``: so does replication's status in the end;
 * ``requests``: these requests are made, which must not be yet;
@@ -48,8 +48,10 @@ def symptom_of(finding: Finding) -> Sign:
         return _UNKNOWN
     if finding.verdict is Verdict.CRASH:
         return _crash(finding)
+    if cause.kind is CauseKind.SETUP_FAILS:
+        return {"kind": "setup", "operation": cause.subject, "answer": cause.detail}
     if cause.phase is Phase.SETUP:
-        return {"kind": "setup", "text": cause.detail}
+        return _UNKNOWN
     if finding.verdict is Verdict.HANG:
         return {"kind": "hang", "unanswered": _unanswered(finding)}
     if cause.kind.of_probe:

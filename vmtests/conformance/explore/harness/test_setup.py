@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qmpshim.conformance.check.report.cluster_maps import maps_of_schedule
 from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.report.finding_files import save_finding
+from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
 from qmpshim.conformance.explore.search.exploration import explore_real, render
-from qmpshim.errors import BuildError
+from qmpshim.errors import BuildError, CommandFailed, IOFailed, MachineError, MachineHung
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain import gated
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.check.cause import Cause, CauseKind, Phase
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import operation
+from vmtests.support.gibberish import gibberish
 
 WR = scenarios.named("WR")
 
@@ -62,6 +68,37 @@ def test_a_qemu_that_refuses_to_start_replication(
     (finding,) = explore_real(qemu_build, WR).findings
     assert finding.verdict is Verdict.ERROR_CONTRACT
     assert str(finding.cause).startswith("before the scenario begins: xen-set-replication: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict", "answer"),
+    [
+        (IOFailed("gibberish", 5), Verdict.ERROR_CONTRACT, "errno N"),
+        (CommandFailed("gibberish", "GenericError", "no 5"), Verdict.ERROR_CONTRACT, "no N"),
+        (MachineHung("gibberish"), Verdict.HANG, "no answer"),
+    ],
+)
+def test_an_operation_of_the_setup_fails(
+    error: MachineError,
+    verdict: Verdict,
+    answer: str,
+    monkeypatch: pytest.MonkeyPatch,
+    qemu_build: Build,
+) -> None:
+    """The cause names it and its answer, as data, whatever the error's text."""
+
+    def fails(*_: object) -> None:
+        raise error
+
+    (scenario,) = WR
+    (op,) = setup = (operation("primary_write", 0, 8),)
+    monkeypatch.setattr(real_ops, "do_alone", fails)
+    with gibberish(monkeypatch):
+        (finding,) = explore_real(qemu_build, [replace(scenario, setup=setup)]).findings
+        expected = Cause(CauseKind.SETUP_FAILS, op.name, answer, phase=Phase.SETUP)
+        assert (finding.verdict, finding.cause) == (verdict, expected)
+        sign = {"kind": "setup", "operation": "primary_write", "answer": answer}
+        assert symptom_of(finding) == sign
 
 
 def test_a_build_that_cannot_is_no_finding(
