@@ -49,9 +49,9 @@ class Verb(StrEnum):
 
 _ZEROES = frozenset((Verb.ZERO, Verb.ZERO_NO_HOLE, Verb.DISCARD))
 _CHANGES = _ZEROES | {Verb.WRITE}
-#: What the primary and the guest may ask for.
+#: Requests of the primary and the guest.
 REQUESTS = tuple(verb for verb in Verb if verb in _CHANGES | {Verb.READ, Verb.FLUSH})
-#: What the monitor may be asked for.
+#: Commands to the monitor.
 COMMANDS = (Verb.START, Verb.CHECKPOINT, Verb.FAILOVER, Verb.STOP, Verb.STATUS, Verb.UNEXPORT)
 
 

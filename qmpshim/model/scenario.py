@@ -1,4 +1,4 @@
-"""Scenarios: small values that say what happens at the same time, on which disks, with which fault.
+"""Scenarios: small values of what happens at the same time, on which disks, with which fault.
 
 Positions and lengths are sectors.  A scenario has a JSON form; :func:`scenario_from_json` accepts
 what :meth:`Scenario.to_json` gives.

@@ -1,4 +1,4 @@
-"""The JSON file in a replay bundle, whatever kind of bundle: read, and told what is wrong."""
+"""The JSON file in a replay bundle, whatever kind of bundle: read and checked."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def _stretches(view: ImageView) -> Iterator[tuple[int, memoryview]]:
 class CrossCheck:
     """Holds one real chain against its model.
 
-    :param writers: by operation number, which side wrote it; tells lost writes from leaks
+    :param writers: by operation number, which side wrote it; distinguishes lost writes from leaks
     :param recorded: operations whose bytes are not those of the pattern
     """
 
@@ -107,7 +107,7 @@ class CrossCheck:
         self._comparer = Comparer(recorded)
         self._operation = 0
         self._agreed: set[bytes] = set()  # digests of small images the tools agreed about
-        self._asked: list[tuple[str, int, asyncio.Future[list[str]]]] = []
+        self._running: list[tuple[str, int, asyncio.Future[list[str]]]] = []
 
     @property
     def clusters(self) -> int:
@@ -119,18 +119,18 @@ class CrossCheck:
 
         :param operation: number of the operation that was last done
         :param touched: pages that may have changed; views are read there only, and what QEMU's
-            tools and libqcow say of the images is told by the next check. ``None``: all, and now
+            tools and libqcow find in the images comes with the next check. ``None``: all, and now
         """
-        found = await self._told_by_tools()
+        found = await self._tools_found()
         self._operation = operation
         await self.chain.settle()
         nodes = [*self.chain.overlays]
         if self.chain.spec.secondary == "qcow2":
             nodes.insert(0, "secondary")
         for node in nodes:
-            self._ask_tools(node)
+            self._start_tools(node)
         if touched is None:
-            found += await self._told_by_tools()
+            found += await self._tools_found()
         for node in nodes:
             found += self._check_image(node)
         if "secondary" not in nodes:
@@ -139,7 +139,7 @@ class CrossCheck:
             found += await self._check_views(touched)
         return found
 
-    def _ask_tools(self, node: str) -> None:
+    def _start_tools(self, node: str) -> None:
         """Have qemu-img, libqcow and our walker look at a copy of an image, beside what goes on."""
         path = self.chain.image(node)
         digest = b""
@@ -149,38 +149,38 @@ class CrossCheck:
                 return  # the very same bytes: mostly an overlay that a checkpoint has emptied
         copy = path.with_name(f"{node}.{self._operation}.copy")
         copy_sparse(path, copy)
-        asking = asyncio.get_running_loop().run_in_executor(
+        running = asyncio.get_running_loop().run_in_executor(
             None, self._tools_disagree, copy, digest
         )
-        self._asked.append((node, self._operation, asking))
+        self._running.append((node, self._operation, running))
 
     def _tools_disagree(self, copy: Path, digest: bytes) -> list[str]:
         try:
-            said = agree(copy, self._qemu_img)
+            faults = agree(copy, self._qemu_img)
         finally:
             copy.unlink()
-        if digest and not said:
+        if digest and not faults:
             self._agreed.add(digest)
-        return said
+        return faults
 
-    async def _told_by_tools(self) -> list[Divergence]:
-        asked, self._asked = self._asked, []
-        told = await asyncio.gather(*(asking for _, _, asking in asked))
+    async def _tools_found(self) -> list[Divergence]:
+        started, self._running = self._running, []
+        found = await asyncio.gather(*(running for _, _, running in started))
         return [
             Divergence(
                 Verdict.CORRUPTION,
                 f"{node} disk (tools)",
                 operation,
                 "qemu-img, libqcow and our own reader agree",
-                "; ".join(said[:3]),
+                "; ".join(faults[:3]),
             )
-            for (node, operation, _), said in zip(asked, told, strict=True)
-            if said
+            for (node, operation, _), faults in zip(started, found, strict=True)
+            if faults
         ]
 
     async def close(self) -> None:
         """Wait for what still looks at copies of images."""
-        await asyncio.gather(*(asking for _, _, asking in self._asked), return_exceptions=True)
+        await asyncio.gather(*(running for _, _, running in self._running), return_exceptions=True)
 
     def _divergence(
         self, verdict: Verdict, where: str, predicted: str, observed: str
@@ -230,9 +230,9 @@ class CrossCheck:
         writer = self._writers.get(abs(first.predicted))
         if (node, writer) in (("secondary", Side.PRIMARY), ("active", Side.GUEST)):
             verdict = Verdict.LOST_WRITE
-        return self._told(verdict, f"{node} disk (file)", wrong)
+        return self._differs(verdict, f"{node} disk (file)", wrong)
 
-    def _told(self, verdict: Verdict, where: str, wrong: list[Mismatch]) -> Divergence:
+    def _differs(self, verdict: Verdict, where: str, wrong: list[Mismatch]) -> Divergence:
         first = wrong[0]
         more = f" (and {len(wrong) - 1} more runs of sectors)" if len(wrong) > 1 else ""
         return self._divergence(
@@ -290,7 +290,7 @@ class CrossCheck:
                 if wrong:
                     at = wrong[0].start * SECTOR - offset
                     verdict = self.read_verdict(side, wrong[0], buffer[at : at + SECTOR])
-                    return [self._told(verdict, where, wrong)]
+                    return [self._differs(verdict, where, wrong)]
         except IOFailed as error:
             return [
                 self._divergence(Verdict.ERROR_CONTRACT, where, "a read that succeeds", str(error))

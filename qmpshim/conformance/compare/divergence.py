@@ -19,7 +19,7 @@ from qmpshim.errors import (
 )
 from qmpshim.model.check.verdict import Verdict
 
-#: What is QEMU's doing, whatever was asked of it, and after which it can be asked for nothing more.
+#: Errors that are QEMU's fault whatever was done with it, and after which it is of no more use.
 BROKEN = MachineDied, MachineHung, ProtocolBroken
 
 _VERDICTS: tuple[tuple[type[MachineError], Verdict], ...] = (
@@ -38,7 +38,9 @@ def verdict_of(error: MachineError) -> Verdict:
     A command that is refused is an error that must not be; an answer that makes no sense is
     another matter, of the protocol.
     """
-    return next((said for kind, said in _VERDICTS if isinstance(error, kind)), Verdict.PROTOCOL)
+    return next(
+        (verdict for kind, verdict in _VERDICTS if isinstance(error, kind)), Verdict.PROTOCOL
+    )
 
 
 class Ending(NamedTuple):

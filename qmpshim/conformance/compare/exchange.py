@@ -47,7 +47,7 @@ def answer(client: BlockClient, cookie: int) -> int:
 
 
 async def command(chain: SecondaryChain, verb: Verb) -> str | None:
-    """Carry out a command; what QEMU says: an error, of the status the error that it reports."""
+    """Carry out a command: the error that QEMU returns, of the status the error that it reports."""
     try:
         if verb is Verb.STATUS:
             return await chain.status()
@@ -113,7 +113,7 @@ def wrong_data(
 
     :param data: what it brought
     :param wrong: where that differs; not empty
-    :param check: knows who wrote what
+    :param check: knows which operation wrote what
     """
     first = wrong[0]
     at = (first.start - operation.start) * SECTOR
@@ -132,7 +132,7 @@ def _errno_text(number: int) -> str:
 
 
 def check_space(directory: Path) -> None:
-    """Tell a full host disk from a QEMU that invents ENOSPC.
+    """Distinguish a full host disk from a QEMU that invents ENOSPC.
 
     :raises HostError: the disk under *directory* is full
     """

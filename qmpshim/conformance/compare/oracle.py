@@ -1,4 +1,4 @@
-"""The sequential model as an oracle: what each operation must answer, before QEMU is asked."""
+"""The sequential model as an oracle: what each operation must answer, before QEMU does it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Oracle:
         self.chain.relied_on[KnownDefect.SNAPSHOT_READS_NEW_DATA] += 1
 
     def predict(self, operation: Operation) -> Prediction:
-        """Do *operation* in the model and say what the real one must answer."""
+        """Do *operation* in the model; what the real one must answer."""
         if operation.side is Side.CHAIN:
             return self._command(operation.verb)
         try:

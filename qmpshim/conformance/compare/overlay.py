@@ -31,9 +31,9 @@ class OverlayFault:
 
 
 def read_overlay(image: BytesLike) -> tuple[Overlay | None, OverlayFault | None]:
-    """Read a qcow2 image's bytes: what it holds, if that can be told, and what is broken in it.
+    """Read a qcow2 image's bytes: what it holds, if it can be read, and what is broken in it.
 
-    :raises UnsupportedFeature: it can be sound and our reader cannot tell
+    :raises UnsupportedFeature: it may be sound; our reader does not know the feature
     """
     try:
         qcow2 = Qcow2Reader.parse(image)
@@ -67,8 +67,8 @@ def wrong_allocation(
         return None
     index = wrong[0]
     more = f" (and {len(wrong) - 1} more clusters)" if len(wrong) > 1 else ""
-    say = f"cluster {index} (byte {index * cluster}) "
+    where = f"cluster {index} (byte {index * cluster}) "
     return OverlayFault(
-        say + predicted.get(index, none).name.lower(),
-        say + observed.get(index, none).name.lower() + more,
+        where + predicted.get(index, none).name.lower(),
+        where + observed.get(index, none).name.lower() + more,
     )

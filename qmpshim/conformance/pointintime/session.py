@@ -281,11 +281,11 @@ class PointsRun:
         await self._poll()
         before = predict()
         observed: str | None = None
-        said = ""
+        text = ""
         try:
             await send()
         except CommandFailed as error:
-            observed, said = error.error_class, error.desc
+            observed, text = error.error_class, error.desc
         if observed == before:
             seen(observed is None)
             return observed is None
@@ -297,7 +297,7 @@ class PointsRun:
                 Verdict.ERROR_CONTRACT,
                 where,
                 f"the error {before}" if before else "no error",
-                f"the error {observed}: {said}" if observed else "no error",
+                f"the error {observed}: {text}" if observed else "no error",
             )
         seen(observed is None)
         return observed is None
@@ -553,7 +553,7 @@ class PointsRun:
         """Start snapshots of all disks in one transaction while the disks are written to.
 
         Writes of one sector go to one disk after the other, each after the answer to the one
-        before. What the snapshots hold of them tells T0, which has to be one: a write is in them
+        before. What the snapshots hold of them shows T0, which has to be one: a write is in them
         only if all before it are.
         """
         await self._poll()
@@ -647,7 +647,7 @@ class PointsRun:
         bitmap.must = bitmap.may = marked
 
     async def _check_states(self, disk: int) -> None:
-        """Compare what ``query-named-block-nodes`` says of the bitmaps."""
+        """Compare what ``query-named-block-nodes`` has of the bitmaps."""
         listed = await self.chain.bitmaps(disk)
         await self._poll()
         active = self.model.active(disk) is not None

@@ -1,8 +1,8 @@
-"""Traceable data: every sector's bytes say which operation wrote it, and where it belongs.
+"""Traceable data: every sector's bytes name the operation that wrote it, and where it belongs.
 
 A sector is 64 little-endian words ``tag ^ STEP[i]``, with ``tag = operation << 36 | sector`` and
-``STEP[0] = 0``; so word 0 can be read by eye, and no word equals its neighbour.  Sectors that the
-model says are zero (owners <= 0) are zero bytes.
+``STEP[0] = 0``; so word 0 can be read as it is, and no word equals its neighbour.  Sectors that the
+model has as zero (owners <= 0) are zero bytes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def data_of(operation: int, start: int, count: int, into: Words | None = None) -
 
 
 class Recorded:
-    """The bytes of operations that were seen, not made: their sectors say nothing by themselves."""
+    """The bytes of operations that were seen, not made: their sectors name no operation."""
 
     def __init__(self) -> None:
         self._data: dict[int, tuple[int, Words]] = {}
@@ -54,7 +54,7 @@ class Recorded:
         self._data[operation] = (start, words)
 
     def fill(self, words: Words, owners: npt.NDArray[np.int64], start: int) -> None:
-        """Put the recorded bytes where *owners* (of the sectors from *start* on) say so."""
+        """Put the recorded bytes where *owners* (of the sectors from *start* on) name them."""
         for owner in np.unique(owners).tolist():
             if owner in self._data:
                 first, data = self._data[owner]
@@ -66,16 +66,16 @@ def expected(
     owners: Owners, start: int, into: Words | None = None, recorded: Recorded | None = None
 ) -> Words:
     """The bytes of the sectors from *start* on that have these *owners*, as rows of words."""
-    who = np.frombuffer(owners, dtype=np.int64)
-    count = len(who)
-    tags = (who.view(np.uint64) << np.uint64(SECTOR_BITS)) | (np.uint64(start) + _numbers(count))
+    owner = np.frombuffer(owners, dtype=np.int64)
+    count = len(owner)
+    tags = (owner.view(np.uint64) << np.uint64(SECTOR_BITS)) | (np.uint64(start) + _numbers(count))
     words = np.empty((count, WORDS), dtype=np.uint64) if into is None else into[:count]
     np.bitwise_xor(tags[:, None], _STEP, out=words)
-    zero = who <= 0
+    zero = owner <= 0
     if zero.any():
         words[zero] = 0
     if recorded is not None:
-        recorded.fill(words, who, start)
+        recorded.fill(words, owner, start)
     return words
 
 
@@ -160,7 +160,7 @@ def mismatches(
 
 
 class Readable(Protocol):
-    """Whatever can say who owns which sectors: an image's contents, a view of a chain."""
+    """What knows the owners of sectors: an image's contents, a view of a chain."""
 
     def read(self, start: int, count: int) -> Owners:
         """The owners of *count* sectors from sector *start*."""

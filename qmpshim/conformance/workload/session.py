@@ -57,10 +57,10 @@ class Setup:
 
     :ivar command: how to run QEMU
     :ivar qemu_img: how to run the matching ``qemu-img``
-    :ivar behaviour: what the model is told about this version
+    :ivar behaviour: what the model knows of this version
     :ivar limit: seconds any one command or request may take
     :ivar silence: seconds of those for which QEMU may do nothing at all
-    :ivar chain: the class that builds the real chain; sabotage comes in here
+    :ivar chain: the class that builds the real chain; mutants come in here
     :ivar oracle: the class that predicts; and here
     """
 
@@ -124,7 +124,7 @@ async def open_rig(setup: Setup, directory: Path) -> Rig:
 
 @dataclass(slots=True)
 class _Exchange:
-    """One I/O on its way: what was asked, what must come back, what came."""
+    """One I/O on its way: the operation, the predicted answer, the observed one."""
 
     operation: Operation
     client: BlockClient

@@ -93,7 +93,7 @@ class Subject(ABC, Generic[Op, Res, Run]):
 
     @abstractmethod
     def members(self, result: Res) -> dict[str, Any]:
-        """What a document says of this kind of workload beyond what it says of all."""
+        """What a document has of this kind of workload beyond what it has of all."""
 
     @abstractmethod
     def operation_object(self, operation: Op) -> dict[str, Any]:

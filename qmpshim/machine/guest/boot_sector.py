@@ -1,6 +1,6 @@
 """The smallest guest that writes: one boot sector, run by the BIOS, needing nothing else.
 
-It writes 4 KiB blocks with consecutive numbers to places that a permutation picks, tells each one
+It writes 4 KiB blocks with consecutive numbers to places that a permutation picks, reports each one
 that the disk acknowledged on the debug console (port 0xE9) as ``W`` and eight hexadecimal digits,
 then reads back the block it wrote five numbers before: ``E`` is a block that is not as it was
 written, ``F`` a write that failed. What it writes where depends on the number alone, so the
@@ -154,7 +154,7 @@ class BootGuest:
 
     @staticmethod
     def words(console: Path, terminal: bool = False) -> list[str]:
-        """QEMU's options for it; what it says goes to the file *console*; it takes no input."""
+        """QEMU's options for it; its output goes to the file *console*; it takes no input."""
         return ["-m", "64", "-smp", "1", "-debugcon", f"file:{console}"]
 
     def sector(self) -> bytes:
@@ -178,5 +178,5 @@ _LINE = re.compile(rb"([WEF])([0-9a-f]{8})\n")
 
 
 def console_lines(console: bytes) -> list[ConsoleLine]:
-    """The whole lines of what the debug console said."""
+    """The whole lines of the debug console's output."""
     return [ConsoleLine(kind.decode(), int(number, 16)) for kind, number in _LINE.findall(console)]

@@ -180,7 +180,7 @@ class GuestChain(SecondaryChain):
         return f"/dev/{come.pop()}"
 
     async def add_source(self, size: int) -> tuple[str, Path]:
-        """Give the guest a disk of its own, whose writes are logged: a primary's, say.
+        """Give the guest a disk of its own, whose writes are logged: a primary's, for one.
 
         :param size: bytes
         :returns: what the guest calls it, and its log

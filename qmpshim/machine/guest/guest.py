@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 BOOT_LIMIT = 120.0  # seconds to the first prompt, on a machine that is slow and loaded
 RUN_LIMIT = 60.0  # seconds a command in the guest may take
 
-#: Quiet and quick: nothing that only matters on real hardware, no messages that nobody reads.
+#: Quiet and quick: nothing that only matters on real hardware, no messages that are not read.
 _KERNEL_WORDS = (
     *("console=ttyS0", "loglevel=1", "mitigations=off", "tsc=reliable", "no_timer_check"),
     *("oops=panic", "panic=0"),
@@ -35,7 +35,7 @@ _KERNEL_WORDS = (
 _PROMPT = rb"\n?\[(?:ready|exit (\d+))\] guest# "
 _PANIC = rb"Kernel panic - not syncing|BUG: unable to handle|general protection fault|Oops:"
 _LONGEST = 4000  # bytes of a command: what a terminal takes as one line (N_TTY_BUF_SIZE) and less
-_SHOWN = 12  # lines of the screen that a time-out tells
+_SHOWN = 12  # lines of the screen that a time-out's error has
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ class Guest:
     def wait_for_prompt(self, limit: float = BOOT_LIMIT) -> None:
         """Wait until the guest has booted, also after a reboot.
 
-        :raises MachineHung: it has not within *limit* seconds; says what was on the screen
+        :raises MachineHung: it has not within *limit* seconds; has what was on the screen
         :raises GuestPanicked: its kernel gave up
         :raises MachineDied: QEMU went away
         """
@@ -166,7 +166,7 @@ class Guest:
 
         :param check: another exit status than 0 is an error
         :raises GuestFailed: it ended with another status
-        :raises MachineHung: it did not end within *limit* seconds; says what was on the screen
+        :raises MachineHung: it did not end within *limit* seconds; has what was on the screen
         :raises GuestPanicked: the guest's kernel gave up
         :raises MachineDied: QEMU went away
         """
@@ -214,11 +214,11 @@ class Guest:
         raise MachineHung(f"{doing!r} did not end in {limit:g} s; on the screen: {self.screen()}")
 
     def _panicked(self, doing: str) -> GuestPanicked:
-        said = self._terminal.after.decode(errors="replace")
+        output = self._terminal.after.decode(errors="replace")
         # The rest of the story comes within moments; then nothing more.
         if self._terminal.expect([rb"end Kernel panic", pexpect.EOF, pexpect.TIMEOUT], 5.0) < 2:
             pass
-        story = (said + self._terminal.before.decode(errors="replace")).splitlines()
+        story = (output + self._terminal.before.decode(errors="replace")).splitlines()
         return GuestPanicked(f"the guest's kernel gave up during {doing!r}: {story[0].strip()}")
 
     def screen(self) -> str:

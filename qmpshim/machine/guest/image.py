@@ -79,7 +79,7 @@ def build(
 
     Two at once wait for each other; one that is interrupted leaves nothing that counts.
 
-    :param progress: told in a few words what goes on
+    :param progress: called with what goes on, in a few words
     :param refresh: make it again of what the mirror has today
     :raises InputError: the recipe is wrong, or names what a package does not have
     :raises HostError: no network, no space, no apt, a signature that does not verify
@@ -284,7 +284,7 @@ class _Maker:
     def _modules(self, directory: Path) -> list[str]:
         """Put the modules wanted and those they need into the tree; their names in load order.
 
-        depmod has not run on the unpacked package, so each module is asked what it depends on.
+        depmod has not run on the unpacked package, so each module's own dependencies are read.
         """
         files = {path.stem.replace("-", "_"): path for path in directory.rglob("*.ko")}
         builtin = {
@@ -312,7 +312,7 @@ class _Maker:
 
 
 def _depends(module: bytes) -> list[str]:
-    """The modules that a module says it needs (its ``.modinfo``, include/linux/module.h)."""
+    """The modules that a module names as needed (its ``.modinfo``, include/linux/module.h)."""
     found = re.search(rb"\0depends=([^\0]*)\0", module)
     return found[1].decode().replace("-", "_").split(",") if found and found[1] else []
 

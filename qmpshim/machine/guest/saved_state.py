@@ -2,8 +2,8 @@
 
 The state is what a migration writes, into a file; a QEMU with ``-incoming`` reads it. It is kept in
 the cache under a key of everything it depends on: the QEMU, its arguments, the guest image. The key
-is also a word of the kernel's command line, so that a restored guest says itself which state it is:
-one that was mixed up is convicted, not used.
+is also a word of the kernel's command line, so that a restored guest shows which state it is: one
+that was mixed up is refused, not used.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FAST = 1 << 40  # bytes a second: the default of old QEMUs holds a migration ba
 
 
 class StaleState(MachineError):
-    """A saved state is not that of the guest that was asked for."""
+    """A saved state is not that of the guest that was wanted."""
 
 
 def key(build: Build, image: GuestImage, spec: GuestSpec) -> str:
@@ -123,9 +123,9 @@ async def restore(
         await guest.qemu.execute("migrate-incoming", {"uri": uri})
         await _until_migrated(guest)
         await guest.qemu.execute("cont")
-        said = guest.run("cat /proc/cmdline", BOOT_LIMIT).output.split()
-        if _WORD + name not in said:
-            found = [word for word in said if word.startswith(_WORD)] or ["no state at all"]
+        words = guest.run("cat /proc/cmdline", BOOT_LIMIT).output.split()
+        if _WORD + name not in words:
+            found = [word for word in words if word.startswith(_WORD)] or ["no state at all"]
             raise StaleState(
                 f"{path} holds the guest with {found[0]}, not {_WORD}{name}: remove that file"
             )
@@ -139,13 +139,15 @@ async def restore(
 async def _until_migrated(guest: Guest) -> None:
     deadline = time.monotonic() + BOOT_LIMIT
     while True:
-        told = await guest.qemu.execute("query-migrate")
-        match told.get("status"):
+        migration = await guest.qemu.execute("query-migrate")
+        match migration.get("status"):
             case "completed":
                 return
             case "failed" | "cancelled":
-                why = told.get("error-desc") or guest.qemu.stderr().strip() or "no reason given"
-                raise MachineError(f"the guest's migration {told['status']}: {why}")
+                why = (
+                    migration.get("error-desc") or guest.qemu.stderr().strip() or "no reason given"
+                )
+                raise MachineError(f"the guest's migration {migration['status']}: {why}")
         if time.monotonic() > deadline:
             raise MachineHung(f"the guest's migration did not end in {BOOT_LIMIT:g} s")
         await asyncio.sleep(0.01)
@@ -188,7 +190,7 @@ def _prune() -> None:
 
 @contextlib.contextmanager
 def _lock(name: str) -> Iterator[None]:
-    """Hold one state against others who would make it, too."""
+    """Hold one state against other processes that would make it, too."""
     directory = state_file(name).parent
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ NO_ANSWER = "no answer"
 
 
 class CauseKind(StrEnum):
-    """What went wrong. In a :class:`Cause` *subject* and *detail* say of what, and how."""
+    """What went wrong. In a :class:`Cause` *subject* is of what, *detail* is how."""
 
     # The process or its monitor. Detail: QEMU's last words, without numbers and paths.
     ENDED = "ended"
@@ -49,7 +49,7 @@ class CauseKind(StrEnum):
     DISKS_DIFFER = "disks-differ"
     DATA_FITS_NO_ORDER = "data-fits-no-order"
     ALLOCATION = "allocation"  # subject: the overlay; detail: what kind of cluster there is
-    CORRUPTION = "corruption"  # subject: the overlay; detail: what the reader says
+    CORRUPTION = "corruption"  # subject: the overlay; detail: what the reader reports
     # Order of I/O.
     NEW_BEFORE_OLD = "new-before-old"
     COPY_OF_NEW_DATA = "copy-of-new-data"
@@ -61,7 +61,7 @@ class CauseKind(StrEnum):
     VIEW_CHANGES = "view-changes"
     VIEW_CHANGES_AFTER_FAILED_CHECKPOINT = "view-changes-after-failed-checkpoint"
     # What a crash leaves.
-    BROKEN_BY_CRASH = "broken-by-crash"  # subject: the image; detail: who says so
+    BROKEN_BY_CRASH = "broken-by-crash"  # subject: the image; detail: which reader reports it
     UNUSABLE_AFTER_CRASH = "unusable-after-crash"
     # What a directed case promises and does not hold. Detail: the name it has there.
     DIRECTED = "directed"
@@ -104,7 +104,7 @@ class Phase(StrEnum):
 class Relation(StrEnum):
     """How an injected fault bears on what went wrong."""
 
-    AFTER = "after"  # every operation that met it is as the model says
+    AFTER = "after"  # every operation that met it is as the model has it
     BESIDE = "beside"  # operations were taken at their own word
 
 
@@ -178,12 +178,12 @@ def cause_from_json(value: dict[str, Any]) -> Cause:
 
     :raises KeyError, TypeError, ValueError: it is no cause
     """
-    told = value.get("fault")
+    given = value.get("fault")
     fault = None
-    if told is not None:
-        if not isinstance(told, dict):
-            raise TypeError(f"{told!r} is no fault")
-        fault = FaultContext(Relation(told["relation"]), str(told["what"]), bool(told["gone"]))
+    if given is not None:
+        if not isinstance(given, dict):
+            raise TypeError(f"{given!r} is no fault")
+        fault = FaultContext(Relation(given["relation"]), str(given["what"]), bool(given["gone"]))
     return _of_setup(
         Cause(
             CauseKind(str(value["kind"])),

@@ -20,7 +20,7 @@ from qmpshim.model.scenario import Fault, Scenario
 
 
 class StepChecker:
-    """Lets I/Os fail as the scenario says, and sees every I/O and every end of an operation.
+    """Lets I/Os fail as the scenario has it, and sees every I/O and every end of an operation.
 
     :ivar answers: by operation
     :ivar data: by operation, the owner of each piece that it read; ``None``: it read nothing
@@ -49,8 +49,8 @@ class StepChecker:
     def state(self) -> Hashable:
         """What the watch knows and a fingerprint has to know, too."""
         faults = (self.failed, tuple(self._done)) if self.scenario.faults else None
-        # Whoever is under way may still see any base since its start; and what is wrong already
-        # keeps what comes after it from being told.
+        # An operation under way may still see any base since its start; and what is wrong already
+        # keeps what comes after it from being reported.
         first = min((b for b in self._born if b is not None), default=len(self._bases) - 1)
         wrong = self.violation and (self.violation.kind, self.violation.op)
         ended = tuple(self.answers), tuple(self.data)

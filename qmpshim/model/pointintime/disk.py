@@ -1,4 +1,4 @@
-"""A disk with its dirty bitmaps: who owns each sector, and which clusters were written to.
+"""A disk with its dirty bitmaps: each sector's owner, and which clusters were written to.
 
 Owners are those of :mod:`qmpshim.model.disks.image`. The disk is a qcow2 image over a raw base.
 """

@@ -1,4 +1,4 @@
-"""Backup jobs: what is asked of one, what its target must and may hold, how it ends.
+"""Backup jobs: parameters of one, what its target must and may hold, how it ends.
 
 Restates block/backup.c, block/block-copy.c, blockdev.c (``do_backup_common``) and job.c of QEMU 7.2
 and 10.0.
@@ -46,7 +46,7 @@ class OnError(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What a ``blockdev-backup`` asks for.
+    """The parameters of a ``blockdev-backup``.
 
     :ivar disk: number of the source disk
     :ivar slow: it is throttled so that it does not end by itself while there is much to copy
@@ -77,7 +77,7 @@ class JobSpec:
 
 
 class Stage(Enum):
-    """Where a job stands, as far as commands tell the difference (``JobStatus``)."""
+    """Where a job stands, as far as it matters to commands (``JobStatus``)."""
 
     RUNNING = auto()
     PAUSED = auto()
@@ -87,7 +87,7 @@ class Stage(Enum):
 
 
 class Ending(Enum):
-    """How a job ended, as its event says."""
+    """How a job ended, as its event has it."""
 
     COMPLETED = auto()
     FAILED = auto()
@@ -105,7 +105,7 @@ class BackupJob:
     :ivar whole: the target with its backing chain is the disk at T0 once the job has completed
     :ivar mode: what becomes of its bitmap
     :ivar partners: ids of the jobs that end with it (completion-mode ``grouped``)
-    :ivar cancelled: somebody asked for that; it may have been done already
+    :ivar cancelled: by a command; it may have been done already
     :ivar doomed: a partner has not completed, so it must not
     """
 

@@ -14,10 +14,9 @@ from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.machine.builds.build import Build
-from vmtests.conformance.explore.reproducer.test_export import Reproducer, known, reproducer
+from vmtests.conformance.explore.reproducer.test_export import known
 from vmtests.support.gibberish import gibberish
-
-__all__ = ["reproducer"]
+from vmtests.support.reproducer import Reproducer
 
 #: With findings of most kinds: known ones on some build, and with faults on all.
 NAMES = ("fleecing-WR", "WC", "primary-PG", "OQ")

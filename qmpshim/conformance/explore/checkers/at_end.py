@@ -1,4 +1,4 @@
-"""The end of an execution: what checkers are given of it, and which are asked, in order."""
+"""The end of an execution: what checkers are given of it, and which run, in order."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
 A crash of QEMU leaves what its disks were given: the gate's bytes after a step (what a loss of
 power leaves is in :mod:`.power_loss`). They are read by our own reader; ``qemu-img check`` and a
-fresh QEMU that opens the chain take longer and are asked where wanted, and after all steps or some.
+fresh QEMU that opens the chain take longer and are used where wanted, and after all steps or some.
 Leaked clusters are no corruption: qcow2
 promises to lose space at most. An image that is marked dirty (an overlay while a checkpoint empties
-it) may have any refcounts: who opens it next counts anew, so there the fresh QEMU is asked, and
+it) may have any refcounts: what opens it next counts anew, so there the fresh QEMU is used, and
 what it leaves must be sound.
 """
 

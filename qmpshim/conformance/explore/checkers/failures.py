@@ -1,18 +1,18 @@
 """Failures: what may come of an execution in which I/Os failed, by the model and QEMU's contract.
 
-The straight run is made to meet the same failures, in every order and by each operation that may
-have met them; the real end must be like one of these: answers, contents, allocation and status.
-On top of that comes docs/block-replication.txt, which names seven failures and where each is told:
-the backup failing (3) and the secondary disk failing (4) to the FT/HA manager, which has nothing
-but the status to look at; the active disk failing (5) to who asked; the failover failing (7) by the
-status, and the guest's data stay where they are. On the primary an error of its own disk (1) is
-told to who asked, and a write that could not be forwarded (2) by the status; see :mod:`.masked`.
-(6 is in :mod:`~qmpshim.conformance.explore.directed.cases`.)
+The sequential execution is made to meet the same failures, in every order and by each operation
+that may have met them; the real end must be like one of these: answers, contents, allocation and
+status. On top of that comes docs/block-replication.txt, which names seven failures and where each
+is reported: the backup failing (3) and the secondary disk failing (4) to the FT/HA manager, which
+has nothing but the status to look at; the active disk failing (5) to the client; the failover
+failing (7) by the status, and the guest's data stay where they are. On the primary an error of its
+own disk (1) is reported to the client, and a write that could not be forwarded (2) by the status;
+see :mod:`.quorum`. (6 is in :mod:`~qmpshim.conformance.explore.directed.cases`.)
 
-Where no straight run meets the failures (the I/O is qcow2's own affair: which of its tables it
-reads and writes when is for no model to say), each operation is held to its own answer: who says
-success must have done it all, who says an error may have done any part of it and must name the
-error that there was, and nobody else may notice.
+Where no sequential execution meets the failures (the I/O is qcow2's own affair: which of its tables
+it reads and writes when is for no model to know), each operation is held to its own answer: one
+that reports success must have done it all, one that reports an error may have done any part of it
+and must name the error that there was, and no other operation may notice.
 """
 
 from __future__ import annotations
@@ -120,12 +120,12 @@ class FailureChecker:
         self, hits: tuple[InjectedFault, ...], precedence: Sequence[frozenset[int]]
     ) -> list[Outcome]:
         if hits not in self._ends:
-            self._ends[hits] = list(dict.fromkeys(self._straight(hits)))
+            self._ends[hits] = list(dict.fromkeys(self._sequential(hits)))
         ends = [end for order, end in self._ends[hits] if keeps_to(order, precedence)]
         return list(dict.fromkeys(ends))
 
-    def _straight(self, hits: tuple[InjectedFault, ...]) -> Iterator[tuple[Order, Outcome]]:
-        """The ends of the straight runs that meet all these failures."""
+    def _sequential(self, hits: tuple[InjectedFault, ...]) -> Iterator[tuple[Order, Outcome]]:
+        """The ends of the sequential executions that meet all these failures."""
         judge = self._judge
         for order in judge.orders:
             for choice in product(*(self._victims(hit) for hit in hits)):
@@ -163,7 +163,7 @@ class FailureChecker:
                 yield from ({index: some} for some in combinations(others, many))
 
     def _victims(self, hit: InjectedFault) -> list[Callable[[], FaultPlacement]]:
-        """Who may meet a failure; an image that is gone, after how many I/Os of whom."""
+        """Which operations may meet a failure; an image that is gone: after how many I/Os."""
         under_way = self._under_way(hit)
         empties = hit.image not in PRIMARY_IMAGES and does(self._scenario.ops, *_EMPTIES)
         emptied = (False, True) if empties else (False,)
@@ -175,7 +175,7 @@ class FailureChecker:
                 ways.append(partial(AnyRead, hit, hit.reader))
             stops = does(self._scenario.ops, *_CLOSES)
             if self._scenario.has("quorum") and hit.image == "secondary" and stops:
-                # To who reads in between the write may look like one that came after the stop.
+                # To a read in between the write may look like one that came after the stop.
                 ways.append(partial(Unobserved, hit))
             closing = does([self._scenario.ops[op] for op in under_way], *_CLOSES)
             if hit.verb == "flush" and closing:
@@ -199,8 +199,8 @@ class FailureChecker:
     def _compare(
         self, seen: Outcome, ends: Sequence[Outcome], hits: tuple[InjectedFault, ...]
     ) -> RealViolation | None:
-        told = self._scenario.commits or self._scenario.has("quorum")
-        spared: set[str] = set() if told else {"status"}
+        reported = self._scenario.commits or self._scenario.has("quorum")
+        spared: set[str] = set() if reported else {"status"}
         for hit in hits:
             if hit.gone:
                 spared |= self._lost_with(hit.image, seen)
@@ -217,7 +217,7 @@ class FailureChecker:
         return replace(wrong, cause=wrong.cause.beside(self._fault(hits, Relation.AFTER)))
 
     def _ejected(self, seen: Outcome) -> bool:
-        """Whether an overlay may be: qcow2 ejects one that it cannot empty, which is told."""
+        """Whether an overlay may be: qcow2 ejects one that it cannot empty, which is reported."""
         ops = self._scenario.ops
         return any(op.verb in _EMPTIES and seen.answers[i] != OK for i, op in enumerate(ops))
 
@@ -231,10 +231,10 @@ class FailureChecker:
     def _by_answers(
         self, seen: Outcome, hits: tuple[InjectedFault, ...], precedence: Sequence[frozenset[int]]
     ) -> RealViolation | None:
-        """Each operation must be as it says itself: done, or failed and perhaps done in part."""
+        """Each operation must be as it reports itself: done, or failed and perhaps done in part."""
         judge, ops = self._judge, self._scenario.ops
         may = frozenset(op for hit in hits for op in self._may_have_met(hit, seen))
-        failed = frozenset(op for op in may if self._says_failed(seen, op))
+        failed = frozenset(op for op in may if self._reports_failure(seen, op))
         if all(hit.image == "active" for hit in hits):  # where no primary's I/O goes
             failed = frozenset(op for op in failed if not ops[op].is_primary)
         self.in_part += bool(failed)
@@ -292,8 +292,8 @@ class FailureChecker:
         one = [("hidden",), ("active",)] if self._scenario.ops[index].verb in _EMPTIES else []
         return [(), IMAGES, *one]
 
-    def _says_failed(self, seen: Outcome, op: int) -> bool:
-        """Whether it says so; failover answers at once, and the status tells of its commit."""
+    def _reports_failure(self, seen: Outcome, op: int) -> bool:
+        """Whether it reports so; failover answers at once, the status has its commit's error."""
         if self._scenario.ops[op].verb is Verb.FAILOVER and seen.status is not None:
             return True
         return seen.answers[op] != OK
@@ -302,28 +302,27 @@ class FailureChecker:
         self, seen: Outcome, op: int, hits: tuple[InjectedFault, ...]
     ) -> RealViolation | None:
         """An I/O is answered with the error that there was, or its client is gone."""
-        what, told = self._scenario.ops[op], seen.answers[op]
-        if what.is_command or told in {io_error(hit.errno) for hit in hits}:
+        what, answer = self._scenario.ops[op], seen.answers[op]
+        if what.is_command or answer in {io_error(hit.errno) for hit in hits}:
             return None
-        if told == DISCONNECTED and what.side in cut_off(self._scenario.ops):
+        if answer == DISCONNECTED and what.side in cut_off(self._scenario.ops):
             return None
         fault = self._fault(hits, Relation.AFTER)
-        text = f"{what} answers {str(told)!r}, {fault}"
-        cause = Cause(CauseKind.WRONG_ANSWER, what.name, answer_to_json(told), fault=fault)
+        text = f"{what} answers {str(answer)!r}, {fault}"
+        cause = Cause(CauseKind.WRONG_ANSWER, what.name, answer_to_json(answer), fault=fault)
         return RealViolation(Verdict.ERROR_CONTRACT, text, op, cause=cause)
 
     def _emptying(self, seen: Outcome, hits: tuple[InjectedFault, ...]) -> bool:
-        """Whether an overlay could not be emptied: case 6, which the command's error tells of.
+        """Whether an overlay could not be emptied: case 6, which the command's error names.
 
-        qcow2 may have ejected it (``fail_broken_refcounts``, block/qcow2.c): nobody's I/O that
-        comes later need succeed. To fail over is then the manager's to decide, and may fail, too.
+        qcow2 may have ejected it (``fail_broken_refcounts``, block/qcow2.c): no I/O that comes
+        later need succeed. To fail over is then the manager's to decide, and may fail, too.
         """
         if all(hit.image in PRIMARY_IMAGES for hit in hits):
             return False
-        straight = self._judge.straight.values()
+        ends = self._judge.outcomes.values()
         return any(
-            op.verb in _EMPTIES
-            and all(one.answers[index] != seen.answers[index] for one in straight)
+            op.verb in _EMPTIES and all(one.answers[index] != seen.answers[index] for one in ends)
             for index, op in enumerate(self._scenario.ops)
         )
 
@@ -337,7 +336,7 @@ class FailureChecker:
     ) -> Iterator[Outcome]:
         """The same end, when a commit failed: it may have come anywhere; or an error too late.
 
-        One that has nothing to write need not even ask for the disk that is gone.
+        One that has nothing to write need not even use the disk that is gone.
         """
         if self._scenario.has("quorum"):
             yield from self._late(end, seen, hits)
@@ -359,11 +358,11 @@ class FailureChecker:
     def _late(
         self, end: Outcome, seen: Outcome, hits: tuple[InjectedFault, ...]
     ) -> Iterator[Outcome]:
-        """The same end, when the status may tell of an error or not, who knows."""
+        """The same end, when the status may report an error or not."""
         if late_for(self._scenario, hits):
-            asked = [n for n, op in enumerate(self._scenario.ops) if op.queries]
+            queries = [n for n, op in enumerate(self._scenario.ops) if op.queries]
             answers = tuple(
-                seen.answers[n] if n in asked and not any(n in hit.over for hit in hits) else text
+                seen.answers[n] if n in queries and not any(n in hit.over for hit in hits) else text
                 for n, text in enumerate(end.answers)
             )
             for status in (None, "I/O error occurred"):
@@ -409,13 +408,13 @@ class FailureChecker:
     def _silence(
         self, seen: Outcome, failed: Sequence[tuple[NamedIo, InjectedFault]]
     ) -> RealViolation | None:
-        """The operation whose own data was refused must not say success."""
+        """The operation whose own data was refused must not report success."""
         numbers = {self._scenario.number(i): i for i in range(len(self._scenario.ops))}
         for named, hit in failed:
             for _, number, _ in tags(named.io.data):
                 index = numbers.get(number)
                 if named.io.image == "secondary" and self._scenario.has("quorum"):
-                    continue  # that the guest is not told: case 2
+                    continue  # that is not reported to the guest: case 2
                 if index is None or index in hit.over or index != named.op:
                     continue  # another's affair: a commit's, which writes what was answered before
                 if seen.answers[index] == OK:
@@ -430,7 +429,7 @@ class FailureChecker:
         return None
 
     def _unreported(self, seen: Outcome, hits: tuple[InjectedFault, ...]) -> RealViolation | None:
-        """Failures 3 and 4 are told to the FT/HA manager: by the status, there is nothing else."""
+        """Failures 3 and 4 are reported to the FT/HA manager: by the status alone."""
         scenario = self._scenario
         if scenario.topology.replication_mode != "secondary" or seen.status is not None:
             return None

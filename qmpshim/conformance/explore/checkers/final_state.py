@@ -43,8 +43,8 @@ def look(
     _flush(machine, now)
     status: str | None = None
     if scenario.replicates:
-        told = machine.call("query-xen-replication-status")
-        status = told.get("desc", "") if told["error"] else None
+        reported = machine.call("query-xen-replication-status")
+        status = reported.get("desc", "") if reported["error"] else None
     return _read(machine, scenario, now, view, status)
 
 
@@ -98,7 +98,7 @@ def _flush(machine: GatedMachine, now: History) -> None:
     """Put qcow2's tables where we can read them; only a flush of the very node does it.
 
     The filter of replication flushes all its disks. Copy-before-write flushes its source only, and
-    QEMU 10.0's ``stop`` does not reach a target that nobody else uses.
+    QEMU 10.0's ``stop`` does not reach a target that nothing else uses.
     """
     through = machine.topology.replication_mode == "secondary"
     through = through and not machine.clients["guest"].lost

@@ -70,7 +70,7 @@ NOTHING_SPARED = Unchecked()
 
 
 class LinearizabilityChecker:
-    """Knows every straight outcome of one scenario."""
+    """Knows every sequential outcome of one scenario."""
 
     def __init__(self, scenario: RealScenario, behaviour: Behaviour) -> None:
         self.scenario = scenario
@@ -84,9 +84,9 @@ class LinearizabilityChecker:
         )
         self._seen: dict[Hashable, RealViolation | None] = {}
         self._predictions: dict[Outcome, Observations] = {}
-        self.straight: dict[Order, Outcome] = {}
+        self.outcomes: dict[Order, Outcome] = {}
         for order in self.orders:
-            self.straight[order] = run_in_order(scenario, behaviour, order)
+            self.outcomes[order] = run_in_order(scenario, behaviour, order)
 
     # -- judging -----------------------------------------------------------------------------------
 
@@ -101,28 +101,29 @@ class LinearizabilityChecker:
         return self._seen[key]
 
     def _judge(self, seen: Outcome, precedence: Sequence[frozenset[int]]) -> RealViolation | None:
-        straight = [one for order, one in self.straight.items() if keeps_to(order, precedence)]
-        wrong = self.compare(seen, straight)
+        ends = [one for order, one in self.outcomes.items() if keeps_to(order, precedence)]
+        wrong = self.compare(seen, ends)
         if wrong is not None and self.lenient is not None:
             return wrong if self.lenient.judge(seen, precedence) else self.misled()
         return wrong
 
     @cached_property
     def lenient(self) -> LinearizabilityChecker | None:
-        """A judge for whom failover may report an error, as QEMU's does; ``None``: nobody asks.
+        """A checker for which failover may report an error, as QEMU's does.
 
-        So what comes of this one defect is told from what merely looks like it.
+        So what comes of this one defect is distinguished from what merely looks like it. ``None``:
+        no status is queried.
         """
         known = self.behaviour.known
-        asked = self.scenario.commits and does(self.scenario.ops, Verb.STATUS)
-        if not asked or KnownDefect.FAILOVER_REPORTS_ERROR in known:
+        queried = self.scenario.commits and does(self.scenario.ops, Verb.STATUS)
+        if not queried or KnownDefect.FAILOVER_REPORTS_ERROR in known:
             return None
         known |= {KnownDefect.FAILOVER_REPORTS_ERROR}
         return LinearizabilityChecker(self.scenario, replace(self.behaviour, known=known))
 
     @cached_property
     def masking(self) -> tuple[LinearizabilityChecker, ...]:
-        """Judges for whom an error of the primary disk may be masked, as QEMU's quorum does.
+        """Checkers for which an error of the primary disk may be masked, as QEMU's quorum does.
 
         None where there is no quorum, or this one is such a judge.
         """
@@ -145,12 +146,12 @@ class LinearizabilityChecker:
         return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=cause)
 
     def compare(
-        self, seen: Outcome, straight: Sequence[Outcome], spared: Unchecked = NOTHING_SPARED
+        self, seen: Outcome, ends: Sequence[Outcome], spared: Unchecked = NOTHING_SPARED
     ) -> RealViolation | None:
-        """What is wrong with an end that must be like one of those of *straight*."""
+        """What is wrong with an end that must be like one of *ends*."""
         observed = self.observations(seen)
         checked = {one: value for one, value in observed.items() if self._checks(one, spared)}
-        orders = [self.predictions(one) for one in straight]
+        orders = [self.predictions(one) for one in ends]
         wrong = unexplained(checked, orders, self._together)
         return None if wrong is None else self._violation(wrong, seen)
 
@@ -287,8 +288,8 @@ class LinearizabilityChecker:
 
     def _wrong_answer(self, index: int, wrong: Unexplained) -> RealViolation:
         op = self.scenario.ops[index]
-        told = " or ".join(sorted({repr(str(one)) for one in wrong.predicted}))
-        text = f"{op} answers {str(wrong.observed)!r}, predicted {told}"
+        predicted = " or ".join(sorted({repr(str(one)) for one in wrong.predicted}))
+        text = f"{op} answers {str(wrong.observed)!r}, predicted {predicted}"
         detail = answer_to_json(wrong.observed)
         detail = re.sub(r" json:\{.*\}", "", detail)  # a node's description, with temporary paths
         cause = Cause(CauseKind.WRONG_ANSWER, op.name, detail)
@@ -299,15 +300,15 @@ class LinearizabilityChecker:
     ) -> RealViolation:
         start, end = self.cells[cell]
         kinds = [self._kind(owner) for owner in wrong.observed]
-        told = sorted({self._kind(want[0]) for want in wrong.predicted})
+        predicted = sorted({self._kind(want[0]) for want in wrong.predicted})
         verdict = Verdict.CONTENT
         if name in ("guest_read", "view") and "new data" in kinds:
             verdict = Verdict.ISOLATION
         elif name in ("primary", "secondary", "active", "primary_read", "view", "guest_read"):
             verdict = Verdict.LOST_WRITE
         where = f"sectors {start}..{end - 1}"
-        text = f"{what} {_runs(kinds)} in {where}, predicted {' or '.join(told)}"
-        cause = Cause(CauseKind.WRONG_DATA, name, kinds[0], tuple(told))
+        text = f"{what} {_runs(kinds)} in {where}, predicted {' or '.join(predicted)}"
+        cause = Cause(CauseKind.WRONG_DATA, name, kinds[0], tuple(predicted))
         return RealViolation(verdict, text, index, start // self.scenario.cluster, cause=cause)
 
     def _kind(self, owner: int | None) -> str:
@@ -341,7 +342,7 @@ def _orders(scenario: RealScenario, behaviour: Behaviour) -> list[Order]:
     ends = [commit - len(ops) for commit in commits]
     later = [(op.after, index) for index, op in enumerate(ops) if op.after is not None]
     later += [*zip(failovers, commits, strict=True), *zip(commits, ends, strict=True)]
-    # That the status tells the end late matters only where it tells of an error until then.
+    # That the status shows the end late matters only where it reports an error until then.
     late = KnownDefect.FAILOVER_REPORTS_ERROR in behaviour.known
     orders = []
     for order in permutations([*range(len(ops)), *commits, *(ends if late else ())]):
@@ -352,7 +353,7 @@ def _orders(scenario: RealScenario, behaviour: Behaviour) -> list[Order]:
 
 
 def keeps_to(order: Order, precedence: Sequence[frozenset[int]]) -> bool:
-    """Whether an order keeps to what was seen; nobody waits for a failover's commit."""
+    """Whether an order keeps to what was seen; nothing waits for a failover's commit."""
     return fits([step for step in order if step >= 0], precedence)
 
 

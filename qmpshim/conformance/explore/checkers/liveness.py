@@ -1,4 +1,4 @@
-"""Liveness: every operation ends, and so does every job and export that was told to.
+"""Liveness: every operation ends, and so does every job and export that was ended.
 
 What was cancelled or removed goes when nothing is in flight any more: it is waited for.
 """
@@ -32,7 +32,9 @@ def rest_is_there(end: End) -> RealViolation | None:
     if history.gone():
         return None
     done = {op.verb for op in scenario.setup}
-    done |= {op.verb for op, told in zip(scenario.ops, history.answers, strict=True) if told == OK}
+    done |= {
+        op.verb for op, answer in zip(scenario.ops, history.answers, strict=True) if answer == OK
+    }
     if Verb.UNEXPORT in done and not machine.reactor.until(
         lambda: "primary" not in _names(machine, "query-block-exports", "id"), _REMOVAL
     ):
@@ -78,5 +80,5 @@ def _committed(machine: GatedMachine) -> bool:
     names = {node["id"]: node["name"] for node in graph["nodes"]}
     jobs = [n for n in graph["nodes"] if n["type"] == "block-job"]
     under = {names[edge["child"]] for edge in graph["edges"] if names[edge["parent"]] == "top"}
-    # Done: the filter is on the secondary disk alone. Failed: the status says so, no job runs.
+    # Done: the filter is on the secondary disk alone. Failed: the status has an error, no job runs.
     return under == {"secondary"} or (bool(status["error"]) and not jobs)

@@ -34,7 +34,7 @@ class OnlineChecker:
     """Watches one execution of *scenario*.
 
     :param names: knows the places of the overlays' data
-    :ivar quiet: no command changes the chain meanwhile; otherwise little can be said here
+    :ivar quiet: no command changes the chain meanwhile; otherwise little can be checked here
     """
 
     def __init__(self, scenario: RealScenario, machine: GatedMachine, names: IoNames) -> None:
@@ -44,14 +44,14 @@ class OnlineChecker:
         self._copies: dict[int, HeldIO] = {}  # by cluster, the write that brings its old data
         self._done: set[int] = set()  # writes that reached their image
         self._read = 0  # how far in the gate's trace
-        self._broken = False  # the snapshot: a copy failed, and the option says so
+        self._broken = False  # the snapshot: a copy failed, and the option demands it
         self._primaries = {
             scenario.number(index)
             for index, op in enumerate(scenario.ops)
             if op.is_primary and op.writes
         }
         self.quiet = not does(scenario.ops, Verb.CHECKPOINT, Verb.FAILOVER, Verb.STOP, Verb.START)
-        # Whoever discards part of a snapshot does without it, and without its copy.
+        # A reader that discards part of a snapshot does without it, and without its copy.
         self._given_up = {
             cluster
             for op in (*scenario.setup, *scenario.ops)
@@ -60,7 +60,7 @@ class OnlineChecker:
         }
 
     def answered(self, io: HeldIO) -> None:
-        """QEMU was told that this request is done; if it is, is looked at when it matters."""
+        """This request was answered as done; whether it is, is checked when it matters."""
         start, cluster = self._names.guest_sector(io), self._scenario.cluster
         if io.image == "hidden" and io.op is Nbd.WRITE and start is not None:
             for n in range(-(-start // cluster), (start + io.length // SECTOR) // cluster):
@@ -116,7 +116,7 @@ class OnlineChecker:
             return None
         scenario = self._scenario
         if any(named.io.image == "primary" for named, _ in now.failed):
-            return None  # what the quorum masks is told in other words
+            return None  # what the quorum masks is reported by its own checker
         name = self._flushed_by(scenario.ops[flush])
         if name not in self._machine.images:
             return None
@@ -197,9 +197,9 @@ class OnlineChecker:
         return left_unflushed(self._machine, now, "primary", writers)
 
     def _may_be_there(self, now: History, write: int, sector: int) -> set[int | None]:
-        """Whose a sector may be once a write to it is done: its own, or of who changed it later.
+        """Whose a sector may be once a write to it is done: its own, or a later change's.
 
-        Later is who had not ended when the write began.
+        Later is one that had not ended when the write began.
         """
         ops, side = self._scenario.ops, self._scenario.ops[write].side
         allowed: set[int | None] = set()

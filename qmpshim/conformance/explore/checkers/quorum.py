@@ -1,13 +1,13 @@
 """Quorum: failures 1 and 2 of docs/block-replication.txt: an error of the primary disk is reported.
 
-With ``vote-threshold=1`` a quorum says success as soon as one child does, and the replication
+With ``vote-threshold=1`` a quorum reports success as soon as one child does, and the replication
 filter of a primary always does (``replication_return_value`` of block/replication.c): so the one
-error the guest needs to know of is outvoted by a write that is of no use to it. The straight model
-can do as QEMU does there (``Known.QUORUM_MASKS_PRIMARY`` of the behaviour), and what that
-alone explains is told in the words of this module; what it does not explain is another finding.
+error the guest needs to know of is outvoted by a write that is of no use to it. The sequential
+model can do as QEMU does there (``Known.QUORUM_MASKS_PRIMARY`` of the behaviour), and what that
+alone explains is reported by this module; what it does not explain is another finding.
 
-What remains is QEMU's event ``QUORUM_REPORT_BAD``, which says which child failed. It is limited to
-one a second by QEMU's monitor, so a process shows each kind once, and a fresh one always does.
+What remains is QEMU's event ``QUORUM_REPORT_BAD``, which names the child that failed. It is limited
+to one a second by QEMU's monitor, so a process shows each kind once, and a fresh one always does.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NOT_IN_STATUS = Cause(CauseKind.NOT_IN_STATUS, "2", "forwarding a write failed")
 def masked(
     scenario: RealScenario, seen: Outcome, precedence: Sequence[frozenset[int]], failed: Failed
 ) -> RealViolation | None:
-    """What is wrong where an operation says success though the primary disk refused its I/O."""
+    """What is wrong where an operation reports success though the primary disk refused its I/O."""
     index = next(iter(_in_silence(scenario, seen.answers, failed)), None)
     if index is None:
         return None
@@ -60,7 +60,7 @@ def masked(
 def _in_silence(
     scenario: RealScenario, answers: Sequence[Prediction], failed: Failed
 ) -> Iterable[int]:
-    """Operations that say success though the primary disk refused their I/O.
+    """Operations that report success though the primary disk refused their I/O.
 
     When the disk is gone for good, these are all that had not ended before.
     """
@@ -97,7 +97,7 @@ def _not_read_back(
 def late_for(scenario: RealScenario, hits: Sequence[InjectedFault]) -> bool:
     """Whether a write that was being forwarded fails when replication was stopped already.
 
-    Then nobody says whether the status tells of it: stop does not wait for what is in flight.
+    Then it is undefined whether the status reports it: stop does not wait for what is in flight.
     """
     ends = {n for n, op in enumerate(scenario.ops) if op.verb in (Verb.STOP, Verb.FAILOVER)}
     return any(hit.image == "secondary" and ends - hit.unstarted for hit in hits)

@@ -1,8 +1,8 @@
 """Sequential execution: what a scenario gives in one order of its operations, with failing I/Os.
 
-A failed I/O fails in the straight run, too, wherever the operation that is to meet it does an I/O
-of that kind at that place. Which operation meets it is QEMU's affair (a copy is shared by all who
-wait for it), so the judge tries each.
+A failed I/O fails in the sequential execution, too, wherever the operation that is to meet it does
+an I/O of that kind at that place. Which operation meets it is QEMU's affair (a copy is shared by
+all that wait for it), so the checker tries each.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.runtime.coroutines import Io, ModelIOError, OperationError, run_sequentially
 
 # Of operations. ``~n`` is the commit that failover *n* leaves running, ``~(n + operations)`` the
-# moment from which the status says that it is over.
+# moment from which the status has it as over.
 Order = tuple[int, ...]
 _CHANGES = frozenset({"write", "zero", "discard"})
 AnyChain = Chain | PrimaryChain
@@ -44,7 +44,7 @@ AnyChain = Chain | PrimaryChain
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end of an execution, straight or real.
+    """The end of an execution, sequential or real.
 
     :ivar answers: by operation, predicted or real
     :ivar data: by reading operation: the owners of its sectors
@@ -89,7 +89,7 @@ class InjectedFault:
     reader: int | None = None
 
     def fits(self, io: Io) -> bool:
-        """Whether the straight run's *io* is this one."""
+        """Whether the sequential execution's *io* is this one."""
         if io.disk != self.image:
             return False
         if self.verb == "flush":  # or one that qcow2 needs before it can link a new cluster, or
@@ -103,7 +103,7 @@ class InjectedFault:
 class FaultPlacement:
     """Lets I/Os of the operations fail: *victim* meets *hit*.
 
-    For an image that is gone: *done* tells how many I/Os on it each operation, of those under way
+    For an image that is gone: *done* is how many I/Os on it each operation, of those under way
     then, had done when it went away.
 
     :param emptied: an overlay that fails while it is emptied is empty all the same: it is many
@@ -172,7 +172,7 @@ class NothingDone(FaultPlacement):
 
 
 class Unobserved(FaultPlacement):
-    """What nobody needs: a flush of nodes and jobs being closed, before a commit or after it.
+    """A fault that no sequential execution observes: a flush of nodes and jobs that QEMU closes.
 
     That the commit's own flushes are not taken for such is seen by
     :func:`~qmpshim.conformance.explore.checkers.durability.unflushed`.
@@ -186,7 +186,7 @@ class Unobserved(FaultPlacement):
 def run_op(
     chain: AnyChain, op: Operation, number: int, fate: Callable[[Io], int] | None = None
 ) -> Any:
-    """Do one operation in the straight model; what a read returns."""
+    """Do one operation in the sequential model; what a read returns."""
     if op.disconnects or op.verb in (Verb.STATUS, Verb.UNEXPORT):
         return None
     method = getattr(chain, op.name)
@@ -390,10 +390,10 @@ def _final(
         pass
     secondary = tuple(max(0, o) for o in chain.secondary.contents.read(0, size))
     status = chain.status() if chain.workflow is Workflow.REPLICATION else None
-    if scenario_gives_up(scenario):  # nobody may read it any more, so nobody cares what is there
+    if scenario_gives_up(scenario):  # nothing may read it any more
         held[0], kinds[0] = (None,) * size, (-1,) * len(kinds[0])
     if chain.stage is Stage.DONE and chain.failed_over:
-        # What the overlays hold is nobody's affair any more.
+        # What the overlays hold is not checked any more.
         held = [(None,) * size] * 2
         kinds = [(-1,) * len(kinds[0])] * 2
     return Outcome(

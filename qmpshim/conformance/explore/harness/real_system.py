@@ -293,10 +293,10 @@ class RealSystem(RealRun):
         return final_state.disks(self.machine, self.scenario, self.now)
 
     def predictions(self) -> list[Outcome]:
-        """The straight ends that the order of starts and ends leaves possible."""
+        """The sequential outcomes that the order of starts and ends leaves possible."""
         assert self._judge is not None
-        straight = self._judge.straight.items()
-        return [end for order, end in straight if keeps_to(order, self.now.precedence)]
+        outcomes = self._judge.outcomes.items()
+        return [end for order, end in outcomes if keeps_to(order, self.now.precedence)]
 
 
 __all__ = ["CUT", "PATIENCE", "RECONNECT", "RealSystem", "Release", "faithfully"]

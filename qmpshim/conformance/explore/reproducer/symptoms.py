@@ -180,7 +180,7 @@ def _orders(finding: Finding) -> Sign:
         return _UNKNOWN
     checker = LinearizabilityChecker(finding.scenario, behaviour_of(_version(finding)))
     orders: list[dict[str, Any]] = []
-    for order, end in checker.straight.items():
+    for order, end in checker.outcomes.items():
         predicted = _predicted(checker.predictions(end), len(checker.cells))
         if predicted is None:
             return _UNKNOWN
