@@ -33,13 +33,22 @@ BUNDLES = Path("qmpshim-bundles")  # where replay bundles go without --keep
 _MOST_CHOICES = 32  # characters of an option's choices that fit into the usage
 
 
+#: SGR colours of a result, by the exit status that it stands for.
+_COLOURS = {OK: 32, DIVERGED: 31, UNTESTABLE: 33}
+
+
 class Console:
-    """Progress on one rewritten line of a terminal, or as plain lines now and then."""
+    """Progress on one rewritten line of a terminal, or as plain lines now and then.
+
+    Results are in colour on a terminal, unless ``NO_COLOR`` is set (no-color.org) or the terminal
+    is ``dumb``, which can rewrite no line either.
+    """
 
     def __init__(self, out: TextIO, interval: float = 2.0) -> None:
         self._out = out
         self._output = Output(out)
-        self._terminal = out.isatty()
+        self._terminal = out.isatty() and os.environ.get("TERM") != "dumb"
+        self._coloured = self._terminal and not os.environ.get("NO_COLOR")
         self._interval = interval
         self._next = 0.0
         self._shown = False
@@ -60,8 +69,13 @@ class Console:
         except OSError:
             return 80
 
-    def line(self, text: str = "") -> None:
-        """A line that stays."""
+    def line(self, text: str = "", status: int | None = None) -> None:
+        """A line that stays.
+
+        :param status: the exit status for which this line is the reason, if it is one
+        """
+        if self._coloured and status in _COLOURS:
+            text = f"\x1b[{_COLOURS[status]}m{text}\x1b[0m"
         self._output.write(("\r\x1b[K" if self._shown else "") + text + "\n")
         self._shown = False
 
@@ -164,6 +178,22 @@ def seconds(text: str) -> float:
     if not found or float(found[1]) <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no time; write e.g. 30s or 5m")
     return float(found[1]) * (60 if found[2] == "m" else 1)
+
+
+def image_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the formats of a chain's images."""
+    parser.add_argument(
+        "--cluster",
+        type=size,
+        default=64 << 10,
+        help="qcow2 cluster size in bytes, or with k, M (default: 64k)",
+    )
+    parser.add_argument(
+        "--secondary",
+        choices=["raw", "qcow2"],
+        default="raw",
+        help="format of the secondary disk (default: raw)",
+    )
 
 
 def build_options(
@@ -302,7 +332,7 @@ def on_each(
         console.line()
     results = {OK: "all as predicted", DIVERGED: "DIVERGED", UNTESTABLE: "cannot be tested"}
     for name, status in statuses.items():
-        console.line(f"{name:18} {results[status]}")
+        console.line(f"{name:18} {results[status]}", status)
     found = set(statuses.values())
     if found == {UNTESTABLE}:
         document.error = "cannot be tested on any of these builds"

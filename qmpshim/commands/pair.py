@@ -197,7 +197,8 @@ def _show(outcome: PairOutcome, bundle: Path | None, primary: Build, console: Co
         console.line(f"  {not_kept(outcome.unsaved)}")
     new = [finding for finding in outcome.findings if not finding.known]
     state = "DIVERGED" if new else "known defects only" if outcome.findings else "all as predicted"
-    console.line(f"{state}: {summary(outcome)}, {outcome.seconds:.1f} s")
+    text = f"{state}: {summary(outcome)}, {outcome.seconds:.1f} s"
+    console.line(text, DIVERGED if new else OK)
     seen = [
         SeenFinding(one.divergence.verdict, str(one.cause), one.contract, one.known)
         for one in outcome.findings

@@ -15,6 +15,7 @@ from qmpshim.commands.console import (
     Console,
     build_options,
     chosen_build,
+    image_options,
     refuse_unused,
     run_cancellable,
     size,
@@ -103,18 +104,7 @@ def _chain_options(parser: argparse.ArgumentParser) -> None:
         help="virtual size of the disks in bytes, or with k, M, G (default: 64M, with --gated two "
         "clusters)",
     )
-    parser.add_argument(
-        "--cluster",
-        type=size,
-        default=64 << 10,
-        help="qcow2 cluster size in bytes, or with k, M (default: 64k)",
-    )
-    parser.add_argument(
-        "--secondary",
-        choices=["raw", "qcow2"],
-        default="raw",
-        help="format of the secondary disk (default: raw)",
-    )
+    image_options(parser)
 
 
 def _options(args: argparse.Namespace) -> Options:

@@ -21,6 +21,7 @@ from qmpshim.commands.console import (
     chosen_build,
     chosen_builds,
     count,
+    image_options,
     in_words,
     json_option,
     not_kept,
@@ -94,18 +95,7 @@ def add(commands: Any) -> None:
         help="virtual size of the disks in bytes, or with k, M, G (default: 64M; of push, "
         "bitmaps and pull 4M and three sectors)",
     )
-    verifying.add_argument(
-        "--cluster",
-        type=size,
-        default=64 << 10,
-        help="qcow2 cluster size in bytes, or with k, M (default: 64k)",
-    )
-    verifying.add_argument(
-        "--secondary",
-        choices=["raw", "qcow2"],
-        default="raw",
-        help="format of the secondary disk (default: raw)",
-    )
+    image_options(verifying)
     verifying.add_argument(
         "--shrink",
         type=seconds,
@@ -221,11 +211,13 @@ async def _verify_build(
     total = sum(outcome.result.done for outcome in outcomes)
     seconds = sum(outcome.result.seconds for outcome in outcomes)
     clusters = sum(outcome.result.clusters for outcome in outcomes)
+    status = DIVERGED if diverged else OK
     console.line(
         f"{'DIVERGED' if diverged else 'all as predicted'}: {total} operations, "
-        f"{clusters} clusters compared, {seconds:.1f} s"
+        f"{clusters} clusters compared, {seconds:.1f} s",
+        status,
     )
-    return DIVERGED if diverged else OK
+    return status
 
 
 def _heading(subject: ChainSubject, seed: int, result: Result) -> Iterator[str]:
@@ -267,7 +259,7 @@ def _show(outcome: Outcome, build: Build, args: argparse.Namespace, console: Con
         how = "as predicted, until it was interrupted" if outcome.interrupted else "as predicted"
         console.line(f"  verdict: {how}")
         return
-    console.line(f"  verdict: {found.verdict} ({found.where})")
+    console.line(f"  verdict: {found.verdict} ({found.where})", DIVERGED)
     console.line(f"    predicted: {found.predicted}")
     console.line(f"    observed:  {found.observed}")
     smallest = "smallest case so far" if outcome.interrupted else "minimal case"
@@ -326,7 +318,7 @@ def _replay_schedule(args: argparse.Namespace, console: Console) -> int:
         if not again.shows(finding):
             began = again.violation.cause.phase is not Phase.SETUP
             return _another(wrong, finding.verdict is None and began, args.document, console)
-        console.line(f"reproduced: {wrong}")
+        console.line(f"reproduced: {wrong}", DIVERGED)
         return DIVERGED
     if again.shows(finding):
         console.line("reproduced: as allowed")
@@ -374,7 +366,7 @@ async def _replay_workload(args: argparse.Namespace, console: Console) -> int:
         return OK
     if not case.shown_by(found):
         return _another(str(found), case.divergence is None, args.document, console)
-    console.line(f"reproduced: {found}")
+    console.line(f"reproduced: {found}", DIVERGED)
     return DIVERGED
 
 

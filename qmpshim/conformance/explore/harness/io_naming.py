@@ -134,10 +134,6 @@ class IoNames:
             self._places["secondary"] = dict(secondary)
         self.flushing = False  # a flush is an operation now, and to be held
 
-    def forget_places(self) -> None:
-        """The overlays are empty (again)."""
-        self._places.clear()
-
     def joined(self, number: int) -> None:
         """One more operation was appended to the concurrent ones; it writes under *number*."""
         self._by_number[number] = len(self._ops) - 1

@@ -1,0 +1,66 @@
+"""Colour: results on a terminal, and nowhere else."""
+
+from __future__ import annotations
+
+import re
+
+import pexpect
+import pytest
+
+from qmpshim.model.check.verdict import Verdict
+from vmtests.support.command_line import LIMIT, QMPSHIM, CommandLine
+
+GREEN, RED, END, REWRITE = "\x1b[32m", "\x1b[31m", "\x1b[0m", "\x1b[K"
+VERIFY = ("verify", "--workflow", "backup", "--ops", "40", "--size", "1M")
+
+
+def on_a_terminal(qmpshim: CommandLine, *words: str, **environment: str) -> str:
+    """What a command writes to a terminal."""
+    inherited = {name: value for name, value in qmpshim.env().items() if name != "NO_COLOR"}
+    child = pexpect.spawn(
+        QMPSHIM[0],
+        [*QMPSHIM[1:], *words],
+        cwd=str(qmpshim.home),
+        env={**inherited, "TERM": "xterm", **environment},  # type: ignore[arg-type]
+        timeout=LIMIT,
+        encoding="utf-8",
+    )
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus in (0, 1), child.before
+    return str(child.before)
+
+
+def test_what_went_well_is_green(qmpshim: CommandLine) -> None:
+    assert re.search(
+        rf"{re.escape(GREEN)}all as predicted: .* s{re.escape(END)}\r\n",
+        on_a_terminal(qmpshim, *VERIFY),
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "rewrites"), [({"NO_COLOR": "1"}, True), ({"TERM": "dumb"}, False)]
+)
+def test_where_no_colour_is_wanted(
+    environment: dict[str, str], rewrites: bool, qmpshim: CommandLine
+) -> None:
+    written = on_a_terminal(qmpshim, *VERIFY, **environment)
+    assert "all as predicted: " in written
+    assert re.search(r"\x1b\[\d*m", written) is None
+    assert rewrites or "\x1b" not in written
+
+
+def test_a_pipe_has_none(qmpshim: CommandLine) -> None:
+    done = qmpshim.run(*VERIFY)
+    assert done.returncode == 0 and "\x1b" not in done.stdout + done.stderr
+
+
+def test_what_went_wrong_is_red(qmpshim: CommandLine) -> None:
+    """The model's own known defect, not predicted: replication started and stopped."""
+    words = ("verify", "--workflow", "replication", "--ops", "120", "--size", "1M")
+    written = on_a_terminal(qmpshim, *words, "--strict", "--shrink", "1")
+    if "DIVERGED" not in written:
+        pytest.skip("this build has no defect that the workload meets")
+    assert re.search(rf"{re.escape(RED)}DIVERGED: .*{re.escape(END)}\r\n", written)
+    verdict = re.search(rf"{re.escape(RED)}  verdict: ([\w-]+) \(.*{re.escape(END)}\r\n", written)
+    assert verdict is not None and verdict[1] in list(Verdict)
