@@ -8,9 +8,10 @@ import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from errno import ENOSPC
 from pathlib import Path
+from typing import Any
 
 import qmpshim
 from qmpshim.commands.console import STDOUT, Console, Parser, check_writable, write_json
@@ -49,6 +50,35 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _HelpAll(argparse.Action):
+    """``--help-all``: the help of every command, one after another."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print("\n\n".join(one.format_help().strip() for one in all_parsers(parser)), flush=True)
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    """``--print-completion``: a script for a shell, made from the parsers."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: object, shell: Any, *__: object) -> None:
+        try:
+            shtab = importlib.import_module("shtab")
+        except ImportError:
+            parser.error("--print-completion needs shtab: pip install shtab")
+        print(shtab.complete(parser, shell), flush=True)
+        parser.exit()
+
+
+def all_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and those of all commands below it, in the order of its help."""
+    yield parser
+    for action in parser._actions:  # argparse has no public way to its sub-parsers
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from all_parsers(below)
+
+
 def git_revision(root: Path) -> str:
     """The revision of a checkout, ``" (git 1234abcd)"``; ``""`` where *root* is none."""
     git = find_program("git")
@@ -83,6 +113,15 @@ def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         description="Makes QEMU's live block backup and block replication (COLO) checkable.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument(
+        "--help-all", action=_HelpAll, nargs=0, help="show the help of every command and exit"
+    )
+    parser.add_argument(
+        "--print-completion",
+        action=_Completion,
+        choices=("bash", "zsh"),
+        help="print a script that completes this command line, and exit",
+    )
     parser.add_argument("--debug", action="store_true", help="log what is done to stderr")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in _modules(words):

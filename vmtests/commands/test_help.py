@@ -6,23 +6,13 @@ import argparse
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
-from qmpshim.cli import COMMANDS, build_parser
+from qmpshim.cli import COMMANDS, all_parsers, build_parser, main
 from qmpshim.commands.console import HelpFormatter, Parser
 
-
-def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    yield parser
-    for action in parser._actions:  # argparse has no public way to its sub-parsers
-        if isinstance(action, argparse._SubParsersAction):
-            for below in action.choices.values():
-                yield from commands(below)
-
-
-PARSERS = list(commands(build_parser()))
+PARSERS = list(all_parsers(build_parser()))
 WIDTH = 80
 
 
@@ -110,3 +100,37 @@ def test_long_choices_move_into_the_text(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "[--some SOME]" in text and "--few {a,b}" in text
     assert f"one kind; one of {', '.join(choices)}" in " ".join(text.split())
     assert too_wide(text) == [] and re.findall(r"\w-\n", text) == []
+
+
+def test_the_help_of_every_command_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help-all"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    for parser in PARSERS:
+        assert f"usage: {parser.prog} " in text
+
+
+@pytest.mark.parametrize(
+    ("line", "offered", "not_offered"),
+    [
+        ("qmpshim fi", {"findings"}, "check"),
+        ("qmpshim findings ", {"list", "show", "report", "new"}, "check"),
+        ("qmpshim assess --b", {"--build", "--budget"}, "--strict"),
+        ("qmpshim findings list --affects col", {"colo-primary", "colo-secondary"}, "fleecing"),
+    ],
+)
+def test_bash_completes_it(line: str, offered: set[str], not_offered: str) -> None:
+    """A real bash, which takes the script as its user does."""
+    pytest.importorskip("shtab")
+    words = line.split(" ")
+    script = (
+        f'eval "$({sys.executable} -m qmpshim --print-completion bash)"\n'
+        f"COMP_WORDS=({' '.join(word or chr(39) * 2 for word in words)})\n"
+        f"COMP_CWORD={len(words) - 1}\n"
+        "$(complete -p qmpshim | sed 's/.*-F \\([^ ]*\\).*/\\1/') qmpshim \"${COMP_WORDS[-1]}\"\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    found = set(done.stdout.split())
+    assert offered <= found and not_offered not in found, (done, found)
