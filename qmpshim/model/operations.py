@@ -32,6 +32,7 @@ class Verb(StrEnum):
 
     READ = "read"
     WRITE = "write"
+    WRITE_FUA = "write_fua"  # it is durable when it ends
     ZERO = "zero"
     ZERO_NO_HOLE = "zero_no_hole"  # zeroes that stay allocated
     DISCARD = "discard"
@@ -48,7 +49,8 @@ class Verb(StrEnum):
 
 
 _ZEROES = frozenset((Verb.ZERO, Verb.ZERO_NO_HOLE, Verb.DISCARD))
-_CHANGES = _ZEROES | {Verb.WRITE}
+_WRITES = frozenset((Verb.WRITE, Verb.WRITE_FUA))
+_CHANGES = _ZEROES | _WRITES
 #: Requests of the primary and the guest.
 REQUESTS = tuple(verb for verb in Verb if verb in _CHANGES | {Verb.READ, Verb.FLUSH})
 #: Commands to the monitor.
@@ -106,7 +108,7 @@ class Operation:
     @property
     def writes(self) -> bool:
         """Whether it brings data of its own."""
-        return self.verb is Verb.WRITE
+        return self.verb in _WRITES
 
     @property
     def changes(self) -> bool:
@@ -122,6 +124,11 @@ class Operation:
     def flushes(self) -> bool:
         """Whether it is a flush."""
         return self.verb is Verb.FLUSH
+
+    @property
+    def makes_durable(self) -> bool:
+        """Whether its success means that something outlives a loss of power."""
+        return self.verb in (Verb.FLUSH, Verb.WRITE_FUA)
 
     @property
     def disconnects(self) -> bool:

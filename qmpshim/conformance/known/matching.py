@@ -6,7 +6,7 @@ write-up also says of which form of the chain it is, which operations it needs a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from qmpshim.conformance.known.write_ups import Version, WriteUp, common, load
 from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES, chain_name
 from qmpshim.model.check.cause import Cause
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.operations import NAMES
+from qmpshim.model.operations import NAMES, Operation
 
 _VERBS = ("read", "write", "zero", "discard", "flush", "status")
 _FAILS = frozenset(f"{image} {verb}" for image in {*IMAGES, *PRIMARY_IMAGES} for verb in _VERBS)
@@ -45,8 +45,8 @@ class ExplorerWriteUp(WriteUp):
     def covers(self, finding: Finding, version: Version) -> bool:
         """Whether *finding*, seen on QEMU *version*, is this one."""
         scenario, failed = finding.scenario, failing(finding.schedule)
-        there = {op.name for op in scenario.ops}
-        ever = there | {op.name for op in scenario.setup}
+        there = _names(scenario.ops)
+        ever = there | _names(scenario.setup)
         errnos = {step.fault for step in failures(finding.schedule)}
         return (
             self.concerns(version)
@@ -57,6 +57,11 @@ class ExplorerWriteUp(WriteUp):
             and (not self.fails or (bool(failed) and failed <= self.fails))
             and (not self.errnos or errnos <= self.errnos)
         )
+
+
+def _names(ops: Iterable[Operation]) -> set[str]:
+    """What the operations are called; a write with FUA is a write, too."""
+    return {name for op in ops for name in (op.name, op.name.removesuffix("_fua"))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

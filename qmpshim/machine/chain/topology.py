@@ -350,7 +350,7 @@ def _replication(primary: bool) -> dict[str, QmpCommand]:
 
 _PRIMARY_IO = frozenset(
     f"primary_{do}"
-    for do in ("write", "zero", "zero_no_hole", "discard", "read", "flush", "vanish")
+    for do in ("write", "write_fua", "zero", "zero_no_hole", "discard", "read", "flush", "vanish")
 )
 _GUEST_IO = frozenset(f"guest_{do}" for do in ("read", "write", "zero", "flush"))
 _REPLICATION = frozenset(("start", "checkpoint", "failover", "stop", "status"))
@@ -383,7 +383,12 @@ _CHAINS = (
         {**_replication(primary=False), **_UNEXPORT},
         _replication(primary=False)["start"],
         "with the replication driver",
-        (_PRIMARY_IO | _GUEST_IO | _REPLICATION | {"guest_discard", "guest_vanish", "unexport"})
+        (
+            _PRIMARY_IO
+            | _GUEST_IO
+            | _REPLICATION
+            | {"guest_write_fua", "guest_discard", "guest_vanish", "unexport"}
+        )
         - {"guest_zero"},
         _FAILOVER,
     ),

@@ -114,9 +114,15 @@ class NbdClient:
         """Read ``len(buffer)`` bytes at *offset* into *buffer*."""
         return self._submit("read", lambda: self._handle.aio_pread(buffer, offset))
 
-    def submit_write(self, data: bytes | bytearray | memoryview, offset: int) -> int:
-        """Write *data* at *offset*; it must stay unchanged until the cookie was waited for."""
-        return self._submit("write", lambda: self._handle.aio_pwrite(data, offset))
+    def submit_write(
+        self, data: bytes | bytearray | memoryview, offset: int, fua: bool = False
+    ) -> int:
+        """Write *data* at *offset*; it must stay unchanged until the cookie was waited for.
+
+        :param fua: the data are durable when the write ends
+        """
+        flags = self._nbd.CMD_FLAG_FUA if fua else 0
+        return self._submit("write", lambda: self._handle.aio_pwrite(data, offset, flags=flags))
 
     def submit_zero(self, length: int, offset: int, no_hole: bool = False) -> int:
         """Write zeroes; the server may punch a hole, unless *no_hole*."""

@@ -126,6 +126,16 @@ class Chain:
             yield from self._before_write(self.job, start, count)
         yield from self.secondary.write(start, owned(op, count))
 
+    def primary_write_fua(self, start: int, count: int, op: int) -> Co[None]:
+        """The same, durable when it ends: NBD_CMD_FLAG_FUA.
+
+        A raw disk passes the flag on; qcow2 knows none, so the node is flushed after the write
+        (``bdrv_driver_pwritev``, block/io.c).
+        """
+        yield from self.primary_write(start, count, op)
+        if isinstance(self.secondary, Qcow2Image):
+            yield from self.secondary.flush()
+
     def primary_zero(self, start: int, count: int, op: int) -> Co[None]:
         """Operation *op* writes zeroes and allows unmapping.
 
@@ -216,6 +226,14 @@ class Chain:
         :raises ModelIOError: replication has not been started
         """
         yield from self._filter_write(start, owned(op, count))
+
+    def guest_write_fua(self, start: int, count: int, op: int) -> Co[None]:
+        """The same, durable when it ends: the filter has no FUA and is flushed after the write.
+
+        :raises ModelIOError: replication has not been started
+        """
+        yield from self.guest_write(start, count, op)
+        yield from self.guest_flush()
 
     def _filter_write(self, start: int, owners: Owners) -> Co[None]:
         self._check_stage()

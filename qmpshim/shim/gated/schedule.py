@@ -124,7 +124,7 @@ class Schedule:
         self._first = index if self._first is None else min(self._first, index)
 
     def _set_flushing(self) -> None:
-        self._names.flushing = any(self._ops[i].flushes for i in self._running)
+        self._names.flushing = any(self._ops[i].makes_durable for i in self._running)
 
     # -- events to record --------------------------------------------------------
 

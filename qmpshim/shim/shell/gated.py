@@ -152,8 +152,8 @@ class Gated:
         side = op.side
         place = op.start * SECTOR, op.count * SECTOR
         match op.verb:
-            case Verb.WRITE:
-                return self._disks.write(side, *place, "pattern")
+            case Verb.WRITE | Verb.WRITE_FUA:
+                return self._disks.write(side, *place, "pattern", op.makes_durable)
             case Verb.ZERO | Verb.ZERO_NO_HOLE:
                 return self._disks.write(side, *place, op.verb.replace("_", "-"))
             case Verb.DISCARD:

@@ -155,8 +155,11 @@ class Disks:
             self._uris.pop(side, None)  # the export may be another now
             raise
 
-    async def write(self, side: str, offset: int, length: int, what: str) -> str:
-        """Write a *what*: ``pattern``, ``zero``, ``zero-no-hole`` (no unmapping) or a byte."""
+    async def write(self, side: str, offset: int, length: int, what: str, fua: bool = False) -> str:
+        """Write a *what*: ``pattern``, ``zero``, ``zero-no-hole`` (no unmapping) or a byte.
+
+        :param fua: data are durable when the write ends
+        """
         zeroes, no_hole = what in ("zero", "zero-no-hole"), what == "zero-no-hole"
         if not zeroes and length > _LARGEST:
             raise InputError(f"QEMU takes {_LARGEST >> 20}M of data at once")
@@ -164,7 +167,7 @@ class Disks:
             await self._use(side, lambda c: c.wait(c.submit_zero(length, offset, no_hole)))
         else:
             data = await self._data(offset, length, what)
-            await self._use(side, lambda c: c.wait(c.submit_write(data, offset)))
+            await self._use(side, lambda c: c.wait(c.submit_write(data, offset, fua)))
         return f"wrote {length} bytes at {offset} through {side}"
 
     async def _data(self, offset: int, length: int, what: str) -> bytes | memoryview:

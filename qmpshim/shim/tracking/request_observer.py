@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from qmpshim.machine.nbd.protocol import CMD_NO_HOLE, NbdCommand, Request
+from qmpshim.machine.nbd.protocol import CMD_FUA, CMD_NO_HOLE, NbdCommand, Request
 from qmpshim.model.answers import DISCONNECTED, OK, Answer, io_error
 from qmpshim.model.operations import Side, Verb
 from qmpshim.model.units import SECTOR
@@ -72,8 +72,7 @@ class ExportObserver:
         if schedule is not None and side is not None and request.type in _KINDS:
             start = request.offset // SECTOR
             count = -(-(request.offset + request.length) // SECTOR) - start
-            kept = request.type == NbdCommand.WRITE_ZEROES.value and request.flags & CMD_NO_HOLE
-            do = f"{side}_{_KINDS[request.type]}" + ("_no_hole" if kept else "")
+            do = f"{side}_{_as_flagged(request)}"
             step = schedule.begins(do, start, count)
         self._flying[self._token] = _Flying(request, step)
         return self._token
@@ -106,6 +105,16 @@ class ExportObserver:
         flying = self._flying.pop(token)
         if flying.step is not None and self._teller.schedule is not None:
             self._teller.schedule.ends(flying.step, answer)
+
+
+def _as_flagged(request: Request) -> Verb:
+    """What a request does, its flags among it."""
+    kind = _KINDS[request.type]
+    if kind is Verb.ZERO and request.flags & CMD_NO_HOLE:
+        return Verb.ZERO_NO_HOLE
+    if kind is Verb.WRITE and request.flags & CMD_FUA:
+        return Verb.WRITE_FUA
+    return kind
 
 
 def _meet(one: Request, other: Request) -> bool:

@@ -3,8 +3,8 @@
 * *order*: new data comes to the secondary disk only when the hidden disk has the old (or, with
   ``on-cbw-error=break-snapshot``, when a copy failed, and the snapshot is given up);
 * *copies*: what is sent to the hidden disk is old data;
-* *flushes*: what had been written before a flush began outlives a loss of power when it ends; on
-  the primary that disk was flushed meanwhile, too.
+* *flushes*: what had been written before a flush began outlives a loss of power when it ends, and
+  so does a FUA write; on the primary that disk was flushed meanwhile, too.
 """
 
 from __future__ import annotations
@@ -110,76 +110,82 @@ class OnlineChecker:
         """What a request writes to the hidden disk."""
         return tags(io.data) if io.image == "hidden" and io.op is Nbd.WRITE else ()
 
-    def flushed(self, now: History, flush: int) -> RealViolation | None:
-        """What is wrong now that the flush with this index ended well."""
+    def made_durable(self, now: History, index: int) -> RealViolation | None:
+        """What is wrong now that the flush, or the FUA write, with this index ended well."""
         if not self.quiet or now.gone():
             return None
         scenario = self._scenario
         if any(named.io.image == "primary" for named, _ in now.failed):
             return None  # what the quorum masks is reported by its own checker
-        name = self._flushed_by(scenario.ops[flush])
+        op = scenario.ops[index]
+        name = self._disk_of(op)
         if name not in self._machine.images:
             return None
-        before = self._written_before(now, flush)
-        if name == "primary" and self._never_flushed(now, flush):
-            text = f"{scenario.ops[flush]} ends, and the primary disk was not flushed"
+        durable = self._acknowledged(now, index)
+        if op.flushes and name == "primary" and self._never_flushed(now, index):
+            text = f"{op} ends, and the primary disk was not flushed"
             cause = Cause(CauseKind.PRIMARY_NOT_FLUSHED, "guest_flush")
-            return RealViolation(Verdict.LOST_WRITE, text, flush, cause=cause)
-        if not before:
+            return RealViolation(Verdict.LOST_WRITE, text, index, cause=cause)
+        if not durable:
             return None
-        return self._missing(
-            now, flush, before, name, self._machine.gate.journal(name).after_loss()
-        )
+        left = self._machine.gate.journal(name).after_loss()
+        return self._missing(now, index, durable, name, left)
 
     def lost(self, now: History, name: str, image: bytes) -> RealViolation | None:
-        """What is missing in a disk that a flush which is over has acknowledged.
+        """What is missing in a disk that a flush or a FUA write which is over has acknowledged.
 
         :param image: the bytes that a loss of power left of the disk *name*
         """
         if not self.quiet or now.gone() or now.failed:
             return None
-        for flush in sorted(now.over):
-            op = self._scenario.ops[flush]
-            if op.flushes and now.answers[flush] == OK and self._flushed_by(op) == name:
-                before = self._written_before(now, flush)
-                if wrong := self._missing(now, flush, before, name, image):
+        for index in sorted(now.over):
+            op = self._scenario.ops[index]
+            if op.makes_durable and now.answers[index] == OK and self._disk_of(op) == name:
+                durable = self._acknowledged(now, index)
+                if wrong := self._missing(now, index, durable, name, image):
                     return wrong
         return None
 
     def _missing(
-        self, now: History, flush: int, before: Sequence[int], name: str, image: bytes
+        self, now: History, durable: int, writes: Sequence[int], name: str, image: bytes
     ) -> RealViolation | None:
-        """Which of the writes *before* a flush is not in the bytes of the disk *name*."""
+        """Which of the *writes* that operation *durable* acknowledged is not in a disk's bytes."""
         scenario = self._scenario
         if name in PRIMARY_IMAGES and scenario.secondary == "raw":
             found: Sequence[int | None] = owners(image, 0)
         else:
             found = overlay_in(image, scenario, name).content
-        for index in before:
+        for index in writes:
             op = scenario.ops[index]
+            behind = "" if index == durable else " after the flush behind it"
             for sector in range(op.start, op.start + op.count):
                 if found[sector] not in self._may_be_there(now, index, sector):
                     return RealViolation(
                         Verdict.LOST_WRITE,
-                        f"{op} may be lost from the {name} disk after the flush behind it",
+                        f"{op} may be lost from the {name} disk{behind}",
                         index,
                         sector // scenario.cluster,
-                        cause=Cause(CauseKind.NOT_ON_DISK, op.name, scenario.ops[flush].name),
+                        cause=Cause(CauseKind.NOT_ON_DISK, op.name, scenario.ops[durable].name),
                     )
         return None
 
-    def _flushed_by(self, flush: Operation) -> str:
-        """The disk that a flush is for."""
-        if flush.is_primary:
+    def _disk_of(self, op: Operation) -> str:
+        """The disk that a flush or a write is for."""
+        if op.is_primary:
             return "secondary"
         return "primary" if self._scenario.has("quorum") else "active"
 
-    def _written_before(self, now: History, flush: int) -> list[int]:
-        """The writes of a flush's client that were answered before it began."""
-        side = self._scenario.ops[flush].side
+    def _acknowledged(self, now: History, durable: int) -> list[int]:
+        """The writes that an operation made durable.
+
+        Itself, or those of a flush's client that were answered before it began.
+        """
+        if self._scenario.ops[durable].writes:
+            return [durable]
+        side = self._scenario.ops[durable].side
         return [
             index
-            for index in now.precedence[flush]
+            for index in now.precedence[durable]
             if (op := self._scenario.ops[index]).side is side
             and op.writes
             and now.answers[index] == OK

@@ -135,6 +135,7 @@ CHECKERS: tuple[Checker, ...] = (
         (
             ("power_loss", "an_answered_flush_has_reached_the_image"),
             ("power_loss", "tables_are_ordered_by_flushes"),
+            ("power_loss", "a_loss_of_power_takes_no_fua_write"),
         ),
     ),
 )

@@ -5,8 +5,8 @@ other's way is what is to be found out, not assumed. (It has 64 KiB at least, ho
 clusters are: copies of two of them in one wait for each other.) A step counts as touching all
 clusters of its operation, but for two cases: reads that are let go only look, and an I/O that is
 let go without anything coming of it yet (another of the same operation is still to come) touched
-its own clusters. Commands and flushes touch everything; so do all, where qcow2's own I/O is held:
-one table is about the clusters of many.
+its own clusters. Commands, flushes and FUA writes touch everything; so do all, where qcow2's own
+I/O is held: one table is about the clusters of many.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Footprints:
     def _works_with(self, op: Operation) -> Footprint:
         if op.queries:
             return _STATUS
-        if self._all_io or not op.is_request or op.flushes:
+        if self._all_io or not op.is_request or op.makes_durable:
             return EVERYTHING
         places = self._places(op.start, op.count)
         return Footprint(places, places)

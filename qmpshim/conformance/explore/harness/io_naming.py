@@ -219,7 +219,7 @@ class IoNames:
     def _may(op: Operation, image: str, verb: str, start: int, count: int, meta: bool) -> bool:
         """Whether an operation could need such a request; one table is about many clusters."""
         if verb == "flush":
-            return op.flushes or op.verb in (Verb.FAILOVER, Verb.CHECKPOINT, Verb.STOP)
+            return op.makes_durable or op.verb in (Verb.FAILOVER, Verb.CHECKPOINT, Verb.STOP)
         if op.verb in (Verb.FAILOVER, Verb.START, Verb.CHECKPOINT, Verb.STOP):
             return op.verb is not Verb.CHECKPOINT or image != "secondary"
         first, end = op.start // _NEAR * _NEAR, -(-(op.start + op.count) // _NEAR) * _NEAR

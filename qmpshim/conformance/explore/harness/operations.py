@@ -10,7 +10,7 @@ from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, IOFailed, MachineHung
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.nbd.protocol import CMD_NO_HOLE
+from qmpshim.machine.nbd.protocol import CMD_FUA, CMD_NO_HOLE
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.answers import DISCONNECTED, NO_JOB, OK, Answer, ReportedError, io_error
 from qmpshim.model.operations import Operation, Verb
@@ -19,11 +19,13 @@ from qmpshim.model.units import SECTOR
 _NBD = {
     Verb.READ: Nbd.READ,
     Verb.WRITE: Nbd.WRITE,
+    Verb.WRITE_FUA: Nbd.WRITE,
     Verb.ZERO: Nbd.WRITE_ZEROES,
     Verb.ZERO_NO_HOLE: Nbd.WRITE_ZEROES,
     Verb.DISCARD: Nbd.TRIM,
     Verb.FLUSH: Nbd.FLUSH,
 }
+_FLAGS = {Verb.WRITE_FUA: CMD_FUA, Verb.ZERO_NO_HOLE: CMD_NO_HOLE}
 _SETUP = 10.0  # seconds for an operation of the setup
 
 
@@ -35,9 +37,8 @@ def begin(machine: GatedMachine, op: Operation, number: int) -> RunningOperation
         machine.clients[op.side].close()
         return RunningOperation("vanish", 0)
     data = bytes(pattern.data_of(number, op.start, op.count)) if op.writes else b""
-    flags = CMD_NO_HOLE if op.verb is Verb.ZERO_NO_HOLE else 0
     place = op.start * SECTOR, op.count * SECTOR
-    key = machine.clients[op.side].send(_NBD[op.verb], *place, data, flags)
+    key = machine.clients[op.side].send(_NBD[op.verb], *place, data, _FLAGS.get(op.verb, 0))
     return RunningOperation(op.side, key)
 
 

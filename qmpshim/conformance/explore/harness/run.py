@@ -179,7 +179,7 @@ class RealRun:
         now.events.append(Started(index, op))
         self.stage.note_command(op)
         now.running[index] = real_ops.begin(self.machine, op, self._numbers[index])
-        self._names.flushing = any(self.scenario.ops[i].flushes for i in now.running)
+        self._names.flushing = any(self.scenario.ops[i].makes_durable for i in now.running)
 
     def _fail(self, name: IoId, errno: int) -> None:
         now = self.now
@@ -316,8 +316,8 @@ class RealRun:
         now.answers[index], now.data[index] = found
         now.over.add(index)
         now.events.append(Ended(index, found[0]))
-        if op.flushes and found[0] == OK and self.violation is None:
-            self.violation = self.watch.flushed(now, index)
+        if op.makes_durable and found[0] == OK and self.violation is None:
+            self.violation = self.watch.made_durable(now, index)
 
     def _failed(self, error: MachineError) -> None:
         """QEMU died or is stuck."""

@@ -350,7 +350,7 @@ def test_a_flush_that_hides_its_failure_is_found_out(
         def _answered(self, index: int) -> None:
             super()._answered(index)
             if index == 0 and 0 in self.now.over:
-                self.violation = self.watch.flushed(self.now, 0)
+                self.violation = self.watch.made_durable(self.now, 0)
 
     honest = explored(stage, scenario, fails=fails)
     assert {verdict for verdict, _ in honest.found} <= {Verdict.ERROR_CONTRACT}, honest.found

@@ -9,6 +9,7 @@ import pytest
 
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints, How
+from qmpshim.conformance.explore.checkers.online import OnlineChecker
 from qmpshim.conformance.explore.checkers.power_loss import POWER_LOSS, losses
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
@@ -22,6 +23,7 @@ from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
+from qmpshim.model.operations import operation
 
 Release = Callable[[GatedMachine, NamedIo], None]
 
@@ -79,6 +81,57 @@ def test_an_answered_flush_has_reached_the_image(
         Cause(CauseKind.NOT_ON_DISK, f"{side}_write", f"{side}_flush"),
     )
     assert lost in found(stage, scenario, without_flushes_of(image))
+
+
+def fua(side: str, secondary: str = "raw") -> RealScenario:
+    """A write with FUA, and a write behind it."""
+    first = operation(f"{side}_write_fua", 0, 128)
+    then = operation(f"{side}_write", 128, 128, after=0)
+    return RealScenario("fua", (first, then), secondary=secondary)
+
+
+def lost_fua(side: str) -> tuple[Verdict, Cause]:
+    name = f"{side}_write_fua"
+    return Verdict.LOST_WRITE, Cause(CauseKind.NOT_ON_DISK, name, name)
+
+
+_note = Journal.note
+
+
+def without_fua(self: Journal, offset: int, before: bytes, fua: bool) -> None:
+    """A disk that takes a write with FUA for any other."""
+    _note(self, offset, before, False)
+
+
+@pytest.mark.parametrize(
+    ("side", "image", "secondary"),
+    [
+        ("primary", "secondary", "raw"),  # the flag goes to the disk
+        ("primary", "secondary", "qcow2"),  # the rest know no FUA: the node is flushed
+        ("guest", "active", "raw"),
+    ],
+)
+def test_an_answered_fua_write_is_durable(
+    stage: QemuPool, side: str, image: str, secondary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = fua(side, secondary)
+    assert found(stage, scenario) == set()
+    if (side, secondary) == ("primary", "raw"):
+        monkeypatch.setattr(Journal, "note", without_fua)
+        assert lost_fua(side) in found(stage, scenario)
+    else:
+        assert lost_fua(side) in found(stage, scenario, without_flushes_of(image))
+
+
+def test_a_loss_of_power_takes_no_fua_write(
+    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only when it ends: at any time after that."""
+    scenario = fua("primary")
+    assert found(stage, scenario, how=How.POWER_LOSS) == set()
+    monkeypatch.setattr(Journal, "note", without_fua)
+    monkeypatch.setattr(OnlineChecker, "made_durable", lambda self, now, index: None)
+    assert lost_fua("primary") in found(stage, scenario, how=How.POWER_LOSS)
 
 
 def test_tables_are_ordered_by_flushes(stage: QemuPool) -> None:
