@@ -11,7 +11,7 @@ from typing import Any
 
 import qmpshim
 from qmpshim.conformance.bundles.case_file import check_format, fields_like, read_case, strings
-from qmpshim.conformance.bundles.workload_case import CASE, same, shows, write_evidence
+from qmpshim.conformance.bundles.workload_case import CASE, Shows, write_evidence
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.oracle import Oracle
 from qmpshim.conformance.workload.session import Rig, Setup
@@ -30,7 +30,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class WorkloadCase:
+class WorkloadCase(Shows):
     """What a bundle replays.
 
     :ivar divergence: what it shows; None: that all goes as predicted
@@ -43,15 +43,6 @@ class WorkloadCase:
     divergence: Divergence | None
     seed: int
     build: dict[str, Any]
-
-    @property
-    def shows(self) -> str:
-        """What it shows, in words."""
-        return shows(self.divergence)
-
-    def shown_by(self, found: Divergence | None) -> bool:
-        """Whether a replay that *found* this showed the same."""
-        return same(self.divergence, found)
 
 
 def save(directory: Path, case: WorkloadCase, rig: Rig | None, setup: Setup) -> Path:

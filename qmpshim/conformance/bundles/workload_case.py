@@ -13,14 +13,22 @@ from qmpshim.machine.host.process import Qemu
 CASE = "case.json"
 
 
-def same(wanted: Divergence | None, found: Divergence | None) -> bool:
-    """Whether a replay that *found* this showed what was *wanted*; None: all went as predicted."""
-    return wanted.same_as(found) if wanted and found else wanted is found
+class Shows:
+    """What the case of a bundle shows; None: that all goes as predicted."""
 
+    __slots__ = ()
+    divergence: Divergence | None
 
-def shows(wanted: Divergence | None) -> str:
-    """What a bundle shows, in words."""
-    return "that all goes as predicted" if wanted is None else str(wanted)
+    @property
+    def shows(self) -> str:
+        """The same, in words."""
+        return "that all goes as predicted" if self.divergence is None else str(self.divergence)
+
+    def shown_by(self, found: Divergence | None) -> bool:
+        """Whether a replay that *found* this showed the same."""
+        if self.divergence is None or found is None:
+            return self.divergence is found
+        return self.divergence.same_as(found)
 
 
 def write_evidence(parts: Path, qemu: Qemu, directory: Path, images: Iterable[Path]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import qmpshim
 from qmpshim.conformance.bundles.case_file import check_format, read_case, strings
-from qmpshim.conformance.bundles.workload_case import CASE, same, shows, write_evidence
+from qmpshim.conformance.bundles.workload_case import CASE, Shows, write_evidence
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.pointintime.operations import PointOperation
 from qmpshim.conformance.pointintime.session import PointsRun
@@ -26,7 +26,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class PointsCase:
+class PointsCase(Shows):
     """What a bundle replays.
 
     :ivar known: the defects whose transactions are left out
@@ -41,15 +41,6 @@ class PointsCase:
     divergence: Divergence | None
     seed: int
     build: dict[str, Any]
-
-    @property
-    def shows(self) -> str:
-        """What it shows, in words."""
-        return shows(self.divergence)
-
-    def shown_by(self, found: Divergence | None) -> bool:
-        """Whether a replay that *found* this showed the same."""
-        return same(self.divergence, found)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON; sizes in bytes, positions in sectors."""
