@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import selectors
 import shutil
 from collections.abc import Callable, Hashable
 from dataclasses import replace
@@ -34,7 +35,6 @@ from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.topology import TOPOLOGIES
-from qmpshim.machine.host import manual_event_loop
 from qmpshim.model.answers import DISCONNECTED
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Exploration, Mode, explore
@@ -177,14 +177,15 @@ def test_when_we_look_decides_nothing(
     (scenario,) = scenarios.named(name)
     calm = _Told(stage, scenario)
     explore(calm, Mode.STATEFUL, stop=False)
-    look, chance = manual_event_loop._Selector.look, random.Random(name)
+    select, chance = selectors.DefaultSelector.select, random.Random(name)
 
-    def one_at_a_time(selector: manual_event_loop._Selector, seconds: float) -> bool:
-        look(selector, seconds)
-        selector._found = selector._found and [chance.choice(selector._found)]
-        return bool(selector._found)
+    def one_at_a_time(
+        selector: selectors.DefaultSelector, timeout: float | None = None
+    ) -> list[tuple[selectors.SelectorKey, int]]:
+        found = select(selector, timeout)
+        return found and [chance.choice(found)]
 
-    monkeypatch.setattr(manual_event_loop._Selector, "look", one_at_a_time)
+    monkeypatch.setattr(selectors.DefaultSelector, "select", one_at_a_time)
     for _ in range(3):
         busy = _Told(stage, scenario)
         explore(busy, Mode.STATEFUL, stop=False)

@@ -46,6 +46,9 @@ def _said(command: list[str], env: dict[str, str], option: list[str], path: Path
                 while data := sock.recv(1 << 16):
                     said += data
         process.wait(LIMIT)
+        # QEMU, 5.2 at least, may be about to start its machine when we connect, and sends us the
+        # event before the monitor is open and greets.
+        said = said[said.index(b'{\r\n    "QMP"') :]
         return _CHANGES.sub(rb'"\1": 0', said)
     finally:
         process.kill()
