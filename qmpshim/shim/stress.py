@@ -276,6 +276,9 @@ def stress(
     pid = process_of(address)
     crowd(address, _WARM, progress)
     nonsense(address, 500, seed, progress)
+    with closing(connect(address)) as sock:  # what follows chains is there from now on
+        sock.sendall(b"{'execute': 'query-commands'}")
+        _line(sock)
     before = None if pid is None else standing(pid)
     took = crowd(address, clients, progress)
     talked = nonsense(address, messages, seed, progress)
