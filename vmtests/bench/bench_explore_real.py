@@ -20,6 +20,7 @@ from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.machine.builds import build
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.host.processors import one_processor
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
 
@@ -48,6 +49,11 @@ class Rates:
 
 
 def measure(name: str, scenario: str, seed: int) -> Rates:
+    with one_processor(seed):
+        return _measure(name, scenario, seed)
+
+
+def _measure(name: str, scenario: str, seed: int) -> Rates:
     stage = QemuPool(build.resolve(name))
     try:
         system = RealSystem(stage, *scenarios.named(scenario))

@@ -49,6 +49,7 @@ class Replay:
         return (self.violation.kind, self.violation.cause) == (finding.verdict, finding.cause)
 
 
+@one_processor()
 def replay_schedule(
     finding: Finding,
     build: Build,

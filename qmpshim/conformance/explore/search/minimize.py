@@ -18,6 +18,7 @@ from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.host.processors import one_processor
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget, OutOfBudget
 from qmpshim.model.operations import operation
@@ -27,6 +28,7 @@ _PAST = 3  # checkpoints that a finding may need to have behind it
 _SMALLER = 5.0  # seconds for each try with fewer operations
 
 
+@one_processor()
 def confirm(
     finding: Finding,
     build: Build,
@@ -159,6 +161,7 @@ class Shown:
     unsure: str = ""
 
 
+@one_processor()
 def show_again(finding: Finding, build: Build) -> Shown:
     """The same verdict and cause on *build*, by the same steps or by any of its scenario.
 
@@ -190,6 +193,7 @@ def show_again(finding: Finding, build: Build) -> Shown:
     )
 
 
+@one_processor()
 def search(scenario: RealScenario, build: Build) -> Finding | None:
     """Whatever is wrong in a scenario, its shortest schedule first.
 

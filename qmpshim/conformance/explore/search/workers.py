@@ -25,6 +25,7 @@ from qmpshim.conformance.explore.search.search import (
     sample_scenario,
 )
 from qmpshim.errors import HostError, QmpshimError
+from qmpshim.machine.host.processors import one_processor
 
 _TICK = 0.2  # seconds between two words of progress
 _LEAVE = 5.0  # seconds for a process to end its QEMU
@@ -124,6 +125,7 @@ def _visit(task: ScenarioTask) -> Callable[..., ScenarioResult]:
     return sample_scenario if task.samples else explore_scenario
 
 
+@one_processor()
 def here(
     task: ScenarioTask, scenarios: Sequence[RealScenario], jobs: int, board: Board
 ) -> list[ScenarioResult]:
@@ -148,14 +150,25 @@ def here(
 
 
 def _worker(
-    talk: Connection, task: ScenarioTask, began: float, jobs: int, environment: Mapping[str, str]
+    talk: Connection,
+    task: ScenarioTask,
+    began: float,
+    jobs: int,
+    environment: Mapping[str, str],
+    processor: int,
 ) -> None:
     """A process of its own: explores what it is given until that is nothing.
 
     :param environment: for what it starts
+    :param processor: number of the one on which it runs, with its QEMU
     """
     os.environ.clear()
     os.environ.update(environment)
+    with one_processor(processor):
+        _serve(talk, task, began, jobs)
+
+
+def _serve(talk: Connection, task: ScenarioTask, began: float, jobs: int) -> None:
     stage = QemuPool(task.build)
     last, seen = 0.0, 0
 
@@ -208,9 +221,9 @@ def in_processes(
             talk.send(given)
 
     try:
-        for _ in range(min(jobs, len(scenarios))):
+        for number in range(min(jobs, len(scenarios))):
             talk, theirs = context.Pipe()
-            given = (theirs, task, began, jobs, dict(os.environ))
+            given = (theirs, task, began, jobs, dict(os.environ), number)
             worker = context.Process(target=_worker, args=given, daemon=True)
             workers[talk] = worker
             with theirs, _safe_path(), _deaf_to_ctrl_c():
