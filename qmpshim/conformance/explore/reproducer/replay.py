@@ -13,6 +13,7 @@ from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.host.processors import one_processor
 from qmpshim.model.check.cause import Phase
 from qmpshim.model.check.verdict import Verdict
 
