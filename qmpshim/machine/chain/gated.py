@@ -148,7 +148,7 @@ class GatedMachine:
             self.stores[name] = store
             silent = name in PRIMARY_IMAGES and not self.shape.holes
             self.gate.add(name, store, without={NbdCommand.BLOCK_STATUS} if silent else ())
-        self.reactor.run(self.gate.start(self.workspace.path / "gate"))
+        self.gate.serve(self.reactor, self.workspace.path / "gate")
         self._spawn()
         self.call("qmp_capabilities")
         path = {"path": str(self.workspace.path / "nbd")}
@@ -460,7 +460,7 @@ class GatedMachine:
             self.qmp.close()
         if hasattr(self, "_stillness"):
             self._stillness.close()
-        self.reactor.run(self.gate.stop())
+        self.gate.close()
         for store in self.stores.values():
             store.close()
         self.reactor.close()

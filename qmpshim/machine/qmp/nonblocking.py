@@ -38,7 +38,7 @@ class _Connection(ABC):
         self._sock = sock
         self.lost = False
         sock.setblocking(False)
-        event_loop.loop.add_reader(sock.fileno(), self._readable)
+        event_loop.on_readable(sock.fileno(), self._readable)
 
     @abstractmethod
     def _take(self, data: bytes) -> None:
@@ -50,7 +50,7 @@ class _Connection(ABC):
             return
         if not data:
             self.lost = True
-            self._event_loop.loop.remove_reader(self._sock.fileno())
+            self._event_loop.on_readable(self._sock.fileno(), None)
             return
         self._take(data)
 
@@ -133,7 +133,7 @@ class NonBlockingQmp(_Connection):
             if line.strip() and (fault := self._take_in(line)):
                 text = line.strip().decode(errors="replace")[:200]
                 self.wrong = ProtocolBroken(f"QEMU's monitor said {text!r}: {fault}")
-                self._event_loop.loop.remove_reader(self._sock.fileno())
+                self._event_loop.on_readable(self._sock.fileno(), None)
                 return
 
     def _take_in(self, line: bytes) -> str:
@@ -160,7 +160,7 @@ class NonBlockingQmp(_Connection):
 
     def close(self) -> None:
         """Close the connection."""
-        self._event_loop.loop.remove_reader(self._sock.fileno())
+        self._event_loop.forget(self._sock.fileno())
         self._sock.close()
 
 
@@ -285,7 +285,7 @@ class NonBlockingNbd(_Connection):
         QEMU reads no request while the export is drained (``nbd_drained_begin``, nbd/server.c),
         and that may last as long as the gate holds an I/O: to wait here would be for ever.
         """
-        loop, file = self._event_loop.loop, self._sock.fileno()
+        loop, file = self._event_loop, self._sock.fileno()
         try:
             while self._unsent:
                 del self._unsent[: self._sock.send(self._unsent)]
@@ -295,9 +295,9 @@ class NonBlockingNbd(_Connection):
             self.lost = True
             self._unsent.clear()
         if self._unsent and not self._sending:
-            loop.add_writer(file, self._writable)
+            loop.on_writable(file, self._writable)
         elif self._sending and not self._unsent:
-            loop.remove_writer(file)
+            loop.on_writable(file, None)
         self._sending = bool(self._unsent)
 
     def call(
@@ -375,8 +375,7 @@ class NonBlockingNbd(_Connection):
     def close(self) -> None:
         """Close the connection, with whatever is in flight."""
         if self._sock.fileno() >= 0:
-            self._event_loop.loop.remove_reader(self._sock.fileno())
-            self._event_loop.loop.remove_writer(self._sock.fileno())
+            self._event_loop.forget(self._sock.fileno())
             self._sock.close()
         self._unsent.clear()
         self._sending = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-import selectors
 import shutil
 from collections.abc import Callable, Hashable
 from dataclasses import replace
@@ -35,6 +34,7 @@ from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.topology import TOPOLOGIES
+from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.model.answers import DISCONNECTED
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Exploration, Mode, explore
@@ -177,15 +177,13 @@ def test_when_we_look_decides_nothing(
     (scenario,) = scenarios.named(name)
     calm = _Told(stage, scenario)
     explore(calm, Mode.STATEFUL, stop=False)
-    select, chance = selectors.DefaultSelector.select, random.Random(name)
+    ready, chance = ManualEventLoop.ready, random.Random(name)
 
-    def one_at_a_time(
-        selector: selectors.DefaultSelector, timeout: float | None = None
-    ) -> list[tuple[selectors.SelectorKey, int]]:
-        found = select(selector, timeout)
+    def one_at_a_time(event_loop: ManualEventLoop, seconds: float) -> list[tuple[int, int]]:
+        found = ready(event_loop, seconds)
         return found and [chance.choice(found)]
 
-    monkeypatch.setattr(selectors.DefaultSelector, "select", one_at_a_time)
+    monkeypatch.setattr(ManualEventLoop, "ready", one_at_a_time)
     for _ in range(3):
         busy = _Told(stage, scenario)
         explore(busy, Mode.STATEFUL, stop=False)

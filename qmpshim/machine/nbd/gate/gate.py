@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from qmpshim.errors import HostError, InputError, MachineError
+from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.nbd import protocol as nbd
 from qmpshim.machine.nbd.gate.connection import (
     OPS,
@@ -40,6 +41,7 @@ from qmpshim.machine.nbd.gate.connection import (
 )
 from qmpshim.machine.nbd.gate.events import Event, EventKind, HeldIO
 from qmpshim.machine.nbd.gate.journal import Journal
+from qmpshim.machine.nbd.gate.polled import PolledServer
 from qmpshim.machine.nbd.gate.store import Store
 from qmpshim.machine.nbd.protocol import NbdCommand, Request
 from qmpshim.machine.nbd.uri import nbd_uri
@@ -68,7 +70,7 @@ class Gate:
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[bool]]] = []
         self._connections: dict[int, Connection] = {}
         self._connection_count = 0
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | PolledServer | None = None
         self._path: Path | None = None
 
     # Images and the server
@@ -148,16 +150,30 @@ class Gate:
             raise HostError(f"cannot listen on {path}: {error}") from error
         self._path = path
 
-    async def stop(self) -> None:
+    def serve(self, event_loop: ManualEventLoop, path: Path) -> None:
+        """As :meth:`start`, for those who poll: clients are served while the loop is polled."""
+        try:
+            self._server = PolledServer(event_loop, path, lambda: Connection(self))
+        except OSError as error:
+            raise HostError(f"cannot listen on {path}: {error}") from error
+        self._path = path
+
+    def close(self) -> None:
         """Drop every connection and stop listening; the stores stay open."""
         for connection in list(self._connections.values()):
             connection.cut()
         if self._server is not None:
             self._server.close()
-            await self._server.wait_closed()
             self._server = None
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+    async def stop(self) -> None:
+        """As :meth:`close`, after :meth:`start`; returns when asyncio's server is closed."""
+        server = self._server
+        self.close()
+        if isinstance(server, asyncio.Server):
+            await server.wait_closed()
 
     def uri(self, name: str) -> str:
         """The image's NBD URI (``nbd+unix:``), for qemu-img, libnbd and the like.

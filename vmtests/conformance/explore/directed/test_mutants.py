@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ def at_once(machine: GatedMachine, hit: Callable[[HeldIO], bool]) -> None:
 
     def hold(io: HeldIO) -> bool:
         if hit(io):
-            machine.reactor.loop.call_soon(lambda: machine.gate.fail(io, 5))
+            machine.reactor.call_later(0.0, lambda: machine.gate.fail(io, 5))
         return hit(io)
 
     machine.gate.hold(hold)
@@ -108,7 +109,7 @@ def test_an_answer_that_is_late_is_no_hang(qemu_build: Build) -> None:
         def both(io: HeldIO) -> None:
             # The other answer comes, too, so that QEMU has no reason to keep the first.
             for one in machine.gate.held:
-                machine.reactor.loop.call_later(2.0, late, one)
+                machine.reactor.call_later(2.0, partial(late, one))
 
         machine.gate.release = both  # type: ignore[method-assign]
         return case.run(machine)
