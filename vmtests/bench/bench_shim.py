@@ -34,7 +34,7 @@ from qmpshim.shim.stress import stress
 QEMU = ["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none"]
 SERVE = """
 import asyncio, sys
-from qmpshim.shim.endpoint import Address
+from qmpshim.shim.endpoint.listener import Address
 from qmpshim.shim.emulator.serve import Options, serve
 options = Options(listen=(Address.parse(sys.argv[1]),), qmp=Address.parse(sys.argv[2]))
 asyncio.run(serve(options, lambda served: print("ready", flush=True)))
