@@ -30,7 +30,8 @@ def save_finding(directory: Path, finding: Finding, build: Build | None = None) 
         (parts / "trace.txt").write_text("\n".join(finding.lines) + "\n")
         (parts / "README").write_text(
             f"{finding.verdict}: {finding.text}\n\n"
-            "Replay it:  qmpshim replay THIS-DIRECTORY [--build NAME]\n"
+            + (f"It {finding.needed}.\n\n" if finding.needed else "")
+            + "Replay it:  qmpshim replay THIS-DIRECTORY [--build NAME]\n"
             "For a bug report:  qmpshim export THIS-DIRECTORY > reproducer.py\n"
         )
         if build is not None:

@@ -75,6 +75,8 @@ class Finding:
     :ivar known: id of the known finding this is, or ``""``
     :ivar crash_points: how the images are looked at, as in :class:`~.crash_points.CrashPoints`
     :ivar all_io: qcow2's own I/O is held, too
+    :ivar needs: what of its scenario is not the default, and not seen without
+    :ivar may_need: what was not found out to be needed or not
     :ivar allocation: what the setup left in each qcow2 image, as in :mod:`~.setup_state`; empty:
         not recorded
     """
@@ -96,6 +98,8 @@ class Finding:
     all_io: bool = False
     allocation: dict[str, str] = field(default_factory=dict)
     ending: str = ""
+    needs: tuple[str, ...] = ()
+    may_need: tuple[str, ...] = ()
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -111,6 +115,13 @@ class Finding:
     def tried(self) -> bool:
         """Whether it was run again at all: there may have been no time for that."""
         return self.replays[1] > 0
+
+    @property
+    def needed(self) -> str:
+        """What of its scenario it needs, as text; ``""``: nothing beyond the default."""
+        parts = [f"needs {', '.join(self.needs)}"] if self.needs else []
+        parts += [f"may need {', '.join(self.may_need)}"] if self.may_need else []
+        return "; ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
         """As :func:`finding_from_json` reads it."""
@@ -137,6 +148,8 @@ class Finding:
             "all_io": self.all_io,
             **({"allocation": self.allocation} if self.allocation else {}),
             **({"ending": self.ending} if self.ending else {}),
+            **({"needs": list(self.needs)} if self.needs else {}),
+            **({"may_need": list(self.may_need)} if self.may_need else {}),
         }
 
 
@@ -167,6 +180,8 @@ def finding_from_json(value: Any) -> Finding:
             bool(value.get("all_io", False)),
             {str(name): str(told) for name, told in dict(value.get("allocation", {})).items()},
             _ending(value),
+            strings(value.get("needs", [])),
+            strings(value.get("may_need", [])),
         )
 
 

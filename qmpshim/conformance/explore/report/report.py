@@ -252,6 +252,8 @@ def render(report: ExploreReport) -> str:
             + (" ..." if len(finding.scenarios) > 6 else "")
             + f"; {_replays(finding, report.interrupted)}"
         )
+        if finding.needed:
+            lines.append(f"  {finding.needed}")
         lines += [f"    {line}" for line in finding.lines]
     return name_errnos("\n".join(lines))
 

@@ -1,31 +1,39 @@
-"""Makes a finding small and proves it: fewest operations, fewest steps, again on fresh QEMUs."""
+"""Makes a finding small and proves it, again on fresh QEMUs.
+
+Small is: the fewest things that a scenario has beyond the default, then the fewest operations, then
+the fewest steps. What is left then is what the defect needs.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qmpshim.conformance.explore.checkers.crash_points import (
     NO_CRASH_POINTS,
     CrashPoints,
 )
-from qmpshim.conformance.explore.harness.choices import failures
+from qmpshim.conformance.explore.harness.choices import IoId, failures
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.harness.setup_state import allocation_after_setup, other_state
 from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.space.simpler import simpler, simplest
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.processors import one_processor
+from qmpshim.model.check.cause import Cause
+from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget, OutOfBudget
 from qmpshim.model.operations import operation
 
 TIMES = 3  # how often a finding has to show itself again
 _PAST = 3  # checkpoints that a finding may need to have behind it
-_SMALLER = 5.0  # seconds for each try with fewer operations
+_SMALLER = 5.0  # seconds for each try with less
+_PLACES = 3  # I/Os of another scenario that are tried in place of the one that failed
 
 
 @one_processor()
@@ -57,11 +65,11 @@ def confirm(
         all_io=all_io,
     )
     if minimise and not finding.known:
-        finding = _fewer_operations(finding, build, _half_way(deadline))
+        finding = _smaller(finding, build, _half_way(deadline))
     try:
         best = _with_past(finding, build, deadline)
         if not best.confirmed and minimise and finding.known:
-            smaller = _fewer_operations(finding, build, _half_way(deadline))
+            smaller = _smaller(finding, build, _half_way(deadline))
             best = _with_past(smaller, build, deadline)
     except OutOfBudget:
         return finding
@@ -103,32 +111,111 @@ def _run_again(finding: Finding, build: Build, deadline: float | None) -> Findin
     return replace(finding, replays=(seen, TIMES), events=events)
 
 
-def _fewer_operations(finding: Finding, build: Build, deadline: float | None) -> Finding:
-    """Leave out operations, of the setup too, as long as the same is seen without.
+def _smaller(finding: Finding, build: Build, deadline: float | None) -> Finding:
+    """Do without whatever the same is seen without.
 
     :param deadline: then it is as small as it was made until then
     """
     stage = QemuPool(build, deadline=deadline)
+    reduction = _Reduction(finding, stage)
     try:
-        if finding.all_io:  # perhaps it does not take that
-            plain, _ = _search(finding.scenario, replace(finding, all_io=False), stage)
-            finding = plain or finding
-        again = True
-        while again:
-            again = False
-            for smaller in _without_one(finding.scenario):
-                found, _ = _search(smaller, finding, stage)
-                if found is not None:
-                    finding, again = found, True
-                    break
-        found, _ = _search(finding.scenario, finding, stage)
-        if found is not None and len(found.schedule) <= len(finding.schedule):
-            finding = found
+        reduction.run()
     except OutOfBudget:
         pass
     finally:
         stage.close()
-    return finding
+    return reduction.finding
+
+
+class _Reduction:
+    """One finding being made smaller.
+
+    :ivar finding: the smallest so far
+    """
+
+    def __init__(self, finding: Finding, stage: QemuPool) -> None:
+        self.finding = finding
+        self._stage = stage
+
+    def run(self) -> None:
+        """Make it as small as it gets.
+
+        :raises OutOfBudget: the stage's deadline has passed
+        """
+        if self.finding.all_io:  # perhaps it does not take that
+            self._keep(self.finding.scenario, replace(self.finding, all_io=False))
+        self._fewer_dimensions()
+        self._fewer_operations()
+        found, _ = _search(self.finding.scenario, self.finding, self._stage)
+        if found is not None and len(found.schedule) <= len(self.finding.schedule):
+            self.finding = found
+
+    def _keep(self, scenario: RealScenario, finding: Finding) -> bool:
+        """Whether the finding is seen in *scenario*, too: then it is made to be of it."""
+        found, _ = _search(scenario, finding, self._stage)
+        self.finding = found or self.finding
+        return found is not None
+
+    def _fewer_dimensions(self) -> None:
+        """Give up what is not the default, and note what cannot be given up.
+
+        First everything at once, then one thing after another until none of them is seen without.
+        """
+        bare = simplest(self.finding.scenario)
+        if bare is not None:
+            self._seen_in(bare)
+        needed: dict[str, bool] = {}
+        again = True
+        while again:
+            again = False
+            for less in simpler(self.finding.scenario):
+                if less.without in needed:
+                    continue
+                seen = self._seen_in(less.scenario)
+                if seen is True:
+                    # What was needed beside this may do without that, now that this is gone.
+                    needed, again = {}, True
+                    break
+                needed[less.without] = seen is None
+                self.finding = replace(
+                    self.finding,
+                    needs=tuple(one for one, unsure in needed.items() if not unsure),
+                    may_need=tuple(one for one, unsure in needed.items() if unsure),
+                )
+
+    def _seen_in(self, scenario: RealScenario) -> bool | None:
+        """Whether the finding is seen in another scenario; ``None``: that was not found out."""
+        finding = replace(self.finding, needs=(), may_need=())
+        sure = True
+        for plan in self._plans(scenario):
+            found, exhausted = _search(scenario, finding, self._stage, plan, first=True)
+            sure = sure and exhausted
+            if found is not None:
+                self.finding = found
+                return True
+        return False if sure else None
+
+    def _plans(self, scenario: RealScenario) -> list[dict[IoId, int]]:
+        """What is to fail in another scenario: the same I/O, or one of its kind elsewhere."""
+        plan = _plan(self.finding)
+        if len(plan) != 1:
+            return [plan]
+        system = RealSystem(self._stage, scenario, all_io=self.finding.all_io)
+        explore(system, Mode.RANDOM, Budget(schedules=1), stop=False)
+        system.leave()
+        ((io, errno),) = plan.items()
+        kind = io.op, io.kind, io.meta
+        alike = [one for one in sorted(system.names) if (one.op, one.kind, one.meta) == kind]
+        alike.sort(key=lambda one: one != io)
+        return [{one: errno} for one in alike[:_PLACES]] or [plan]
+
+    def _fewer_operations(self) -> None:
+        """Leave out operations, of the setup too, as long as the same is seen without."""
+        again = True
+        while again:
+            again = any(
+                self._keep(smaller, self.finding) for smaller in _without_one(self.finding.scenario)
+            )
 
 
 def _without_one(scenario: RealScenario) -> list[RealScenario]:
@@ -214,16 +301,40 @@ def search(scenario: RealScenario, build: Build) -> Finding | None:
     return min(found, key=lambda one: len(one.schedule), default=None)
 
 
+def _plan(finding: Finding) -> dict[IoId, int]:
+    """What fails in a finding's schedule."""
+    return {step.io: step.fault for step in failures(finding.schedule)}
+
+
+class _Until(RealSystem):
+    """Ends an exploration once something was seen."""
+
+    sought: tuple[Verdict, Cause] | None = None
+
+    def reset(self) -> None:
+        if self.sought in self.found:
+            raise OutOfBudget
+        super().reset()
+
+
 def _search(
-    scenario: RealScenario, finding: Finding, stage: QemuPool
+    scenario: RealScenario,
+    finding: Finding,
+    stage: QemuPool,
+    plan: Mapping[IoId, int] | None = None,
+    first: bool = False,
 ) -> tuple[Finding | None, bool]:
     """The same finding in *scenario*, with its shortest schedule; ``None``: not found.
 
+    :param plan: what fails (default: what fails in the finding's schedule)
+    :param first: any schedule will do, not the shortest
     :returns: it, and whether all schedules were taken, as far as they could be
     """
-    plan = {step.io: step.fault for step in failures(finding.schedule)}
+    plan = _plan(finding) if plan is None else plan
     check = CrashPoints.parse(finding.crash_points).check
-    system = RealSystem(stage, scenario, plan=plan, all_io=finding.all_io, each_step=check)
+    system = _Until(stage, scenario, plan=plan, all_io=finding.all_io, each_step=check)
+    if first and finding.verdict is not None:
+        system.sought = finding.verdict, finding.cause
     explored = explore(system, Mode.STATEFUL, Budget(seconds=_SMALLER), stop=False)
     system.leave()
     exhausted = explored.exhaustive and not system.derailed
@@ -237,6 +348,7 @@ def _search(
         schedule=found.schedule,
         events=found.events,
         text=found.violation.text,
+        contract=scenario.contract,
         ending=found.violation.ending,
     )
     return smaller, exhausted

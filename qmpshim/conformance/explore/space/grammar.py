@@ -212,6 +212,11 @@ def _third(point: Mapping[str, str], low: int, high: int) -> dict[str, Any]:
     return op
 
 
+def options_of(point: Mapping[str, str]) -> tuple[tuple[str, str, Any], ...]:
+    """More options of the chain's nodes: node, option, value."""
+    return _OPTIONS[point["options"]][point["form"]]
+
+
 def scenario_object(point: Mapping[str, str], name: str) -> dict[str, Any]:
     """The scenario of a point of the space, as JSON."""
     edges = _boundaries(point)
@@ -233,5 +238,5 @@ def scenario_object(point: Mapping[str, str], name: str) -> dict[str, Any]:
         "secondary": point["secondary"],
         "setup": _history(point),
         "ops": ops,
-        "options": [list(one) for one in _OPTIONS[point["options"]][point["form"]]],
+        "options": [list(one) for one in options_of(point)],
     }

@@ -1,0 +1,82 @@
+"""A finding is made small: what is left of its scenario is what the defect needs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from errno import EIO
+
+import pytest
+
+from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
+from qmpshim.conformance.explore.scenarios import named
+from qmpshim.conformance.explore.search.exploration import explore_real, render
+from qmpshim.conformance.explore.space import simpler
+from qmpshim.conformance.explore.space.grammar import SPACE
+from qmpshim.conformance.explore.space.naming import point_named, scenario_of
+from qmpshim.machine.builds.build import Build
+from qmpshim.model.check.cause import CauseKind
+
+_WAY = ("form", "fleecing"), ("first", "guest_discard"), ("second", "primary_write")
+
+
+def test_what_is_simpler_is_one_thing_less() -> None:
+    point = SPACE.complete(dict([*_WAY, ("cluster", "4k"), ("options", "filter-unmap")]))
+    assert point is not None
+    less = simpler.simpler(scenario_of(point))
+    assert [one.without for one in less] == ["options=filter-unmap (filter: discard=unmap)",
+                                             "cluster=4k"]  # fmt: skip
+    for one in less:
+        smaller = point_named(one.scenario.name)
+        assert sum(smaller[name] != point[name] for name in point) == 1
+    bare = simpler.simplest(scenario_of(point))
+    assert bare is not None and simpler.simplest(bare) is None and not simpler.simpler(bare)
+
+
+def test_what_was_made_of_a_point_is_none_any_more() -> None:
+    """Its name no longer says what it is; its options can be given up all the same."""
+    made = scenario_of(point_named("primary_write+guest_write,options=filter-unmap"))
+    fewer = replace(made, ops=made.ops[:1], name=f"{made.name}'")
+    assert simpler.simplest(fewer) is None
+    (less,) = simpler.simpler(fewer)
+    assert less.without == "top: discard=unmap" and less.scenario == replace(fewer, options=())
+    (raw,) = simpler.simpler(named("qcow2-WR")[0])
+    assert raw.without == "secondary=qcow2" and raw.scenario.secondary == "raw"
+
+
+def _strictly(build: Build, name: str, faults: tuple[int, ...] = ()) -> list[Finding]:
+    """What is found in a scenario if nothing is known; each replays."""
+    report = explore_real(build, [scenario_of(point_named(name))], faults=faults)
+    assert not report.unconfirmed
+    assert all(one.needed in render(report) for one in report.findings)
+    assert all(finding_from_json(one.to_json()) == one for one in report.findings)
+    return report.findings
+
+
+def test_a_finding_names_what_its_scenario_needs(qemu_build: Build) -> None:
+    """A discard at the end of a snapshot aborts where the disk ends inside a cluster."""
+    found = _strictly(
+        qemu_build,
+        "guest_discard+primary_write,form=fleecing,relation=before,place=end,disk=half,cluster=4k,"
+        "history=copied-part,options=detect-zeroes",
+    )
+    aborts = [one for one in found if "hbitmap_reset" in one.text]
+    if not aborts:
+        pytest.skip("this build does not have that defect")
+    (finding,) = aborts
+    assert finding.needs == ("disk=half", "place=end") and not finding.may_need
+    assert finding.scenario.size == 3 * 128 + 64 and finding.scenario.cluster == 128
+    assert not finding.scenario.setup and not finding.scenario.options
+    assert len(finding.scenario.ops) == 1
+
+
+def test_another_scenario_has_its_failing_request_elsewhere(qemu_build: Build) -> None:
+    """What fails is not at the same place when the geometry is made simple."""
+    found = _strictly(
+        qemu_build,
+        "guest_write+status,form=primary,place=end,disk=half,options=secondary-keeps",
+        faults=(EIO,),
+    )
+    masked = [one for one in found if one.cause.kind is CauseKind.ERROR_MASKED]
+    assert masked
+    for one in masked:
+        assert not one.needed and not one.scenario.options and one.scenario.size == 512
