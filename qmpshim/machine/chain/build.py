@@ -1,42 +1,101 @@
 """The builder: the QMP commands that open a topology and take it apart, in their order.
 
 It does no I/O. :class:`~qmpshim.machine.chain.gated.GatedMachine` sends the commands by the
-non-blocking client, :class:`~qmpshim.machine.chain.secondary.SecondaryChain` by the async one.
+non-blocking client, :class:`~qmpshim.machine.chain.secondary.SecondaryChain` by the async one. A
+:class:`~qmpshim.machine.colo.node.ColoNode` opens its nodes by ``-drive``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from qmpshim.machine.chain.topology import Export, Node, QmpCommand
+from qmpshim.machine.chain.topology import Export, Node, Part, QemuDevice, QmpCommand
 
-#: By a node's name, the options of the protocol node under its image.
-Storage = Callable[[str], dict[str, Any]]
+#: The options of the protocol node that holds a node's image, or its log.
+Storage = Callable[[Node], dict[str, Any]]
 
 
-def opening(part: Node | Export, storage: Storage) -> QmpCommand:
+def opening(part: Part, storage: Storage) -> QmpCommand:
     """The command that opens a part of a chain."""
-    if isinstance(part, Export):
-        names = {"id": part.name, "name": part.name, "node-name": part.node}
-        return QmpCommand("block-export-add", {"type": "nbd", **names, "writable": part.writable})
-    options = {"driver": part.driver, "node-name": part.name, **part.options}
-    if part.image is not None:
-        options["file"] = {**storage(part.name), "discard": "unmap"}
-    return QmpCommand("blockdev-add", options)
+    match part:
+        case Export(name, node, writable):
+            names = {"type": "nbd", "id": name, "name": name, "node-name": node}
+            return QmpCommand("block-export-add", {**names, "writable": writable})
+        case QemuDevice(name, driver, options, True):
+            return QmpCommand("object-add", {"qom-type": driver, "id": name, **options})
+        case QemuDevice(name, driver, options):
+            return QmpCommand("device_add", {"driver": driver, "id": name, **options})
+        case Node():
+            options = node_options(part, storage)
+            if part.placeholder:
+                return QmpCommand("blockdev-reopen", {"options": [options]})
+            return QmpCommand("blockdev-add", options)
 
 
-def removals(parts: Iterable[Node | Export]) -> tuple[list[str], list[QmpCommand]]:
-    """How parts of a chain, as they were opened, are taken apart: exports first.
+def node_options(node: Node, storage: Storage) -> dict[str, Any]:
+    """A node and all that is opened with it, as ``blockdev-add`` takes it."""
 
-    :returns: the exports to remove and wait for, and then the commands that close the nodes
+    def value(of: Any) -> Any:
+        if isinstance(of, list):
+            return [value(one) for one in of]
+        return node_options(of, storage) if isinstance(of, Node) else of
+
+    options: dict[str, Any] = {"driver": node.driver, "node-name": node.name}
+    options |= {key: value(of) for key, of in node.options.items()}
+    if node.image is not None:
+        options["file"] = {**storage(node), "discard": "unmap"}
+    if node.log:
+        options["log"] = storage(node)
+    return options
+
+
+def drive(node: Node, storage: Storage) -> str:
+    """A node and all that is opened with it, as ``-drive`` and ``drive_add`` take it."""
+    backend = {"if": "none", "id": node.backend} if node.backend else {}
+    options = {**backend, **node_options(node, storage)}
+    return ",".join(
+        f"{name}={value.replace(',', ',,')}" for name, value in _flat("", options)
+    )  # QemuOpts: a comma in a value is doubled
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+    match value:
+        case dict():
+            for key, inner in value.items():
+                yield from _flat(f"{prefix}.{key}" if prefix else key, inner)
+        case list():
+            for number, inner in enumerate(value):
+                yield from _flat(f"{prefix}.{number}", inner)
+        case bool():
+            yield prefix, "on" if value else "off"
+        case _:
+            yield prefix, str(value)
+
+
+def removals(parts: Iterable[Part]) -> tuple[list[QemuDevice | Export], list[QmpCommand]]:
+    """How parts of a chain, as they were opened, are taken apart: exports and devices first.
+
+    :returns: what to remove and to wait for, and then the commands that close the nodes
     """
     backwards = list(reversed(list(parts)))
-    exports = [part.name for part in backwards if isinstance(part, Export)]
-    nodes = [part.name for part in backwards if isinstance(part, Node)]
-    return exports, [QmpCommand("blockdev-del", {"node-name": name}) for name in nodes]
+    users = [part for part in backwards if not isinstance(part, Node)]
+    return users, [closing(part) for part in backwards if isinstance(part, Node)]
 
 
-def export_removal(name: str) -> QmpCommand:
-    """The command that removes an export, its clients with it; it is gone a little later."""
-    return QmpCommand("block-export-del", {"id": name, "mode": "hard"})
+def closing(part: Part) -> QmpCommand:
+    """The command that closes a part: an export with its clients, and it is gone a little later,
+    as is a device.
+    """
+    match part:
+        case Export(name):
+            return QmpCommand("block-export-del", {"id": name, "mode": "hard"})
+        case QemuDevice(name, is_object=True):
+            return QmpCommand("object-del", {"id": name})
+        case QemuDevice(name):
+            return QmpCommand("device_del", {"id": name})
+        case Node(name, driver, placeholder=str(nothing)) if nothing:
+            options = {"driver": driver, "node-name": name, "file": nothing}
+            return QmpCommand("blockdev-reopen", {"options": [options]})
+        case Node(name):
+            return QmpCommand("blockdev-del", {"node-name": name})

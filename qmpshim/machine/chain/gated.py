@@ -11,7 +11,6 @@ NBD export of the other side, below ``forward`` and ``top``; ``guest`` is its on
 from __future__ import annotations
 
 import contextlib
-import functools
 import socket
 import subprocess
 import time
@@ -29,9 +28,10 @@ from qmpshim.errors import (
     NotStarted,
 )
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.build import export_removal, opening, removals
+from qmpshim.machine.chain.build import closing, opening, removals
+from qmpshim.machine.chain.images import blank_image
 from qmpshim.machine.chain.quiescence import Quiescence, resting
-from qmpshim.machine.chain.topology import PRIMARY_IMAGES, QmpCommand, Topology
+from qmpshim.machine.chain.topology import PRIMARY_IMAGES, Node, QmpCommand, Topology
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.host.process import how_ended, last_words
 from qmpshim.machine.host.workspace import Workspace, dies_with_owner
@@ -41,7 +41,6 @@ from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.machine.nbd.status_client import StatusClient
 from qmpshim.machine.qmp.nonblocking import NonBlockingNbd, NonBlockingQmp
 
-_ROOM = 1 << 20  # bytes a qcow2 image may grow to, beyond its virtual size
 _LIMIT = 20.0  # seconds for what needs nobody's help
 _ASLEEP = 10.0  # seconds for which QEMU may have slept already when it is looked at
 
@@ -59,53 +58,6 @@ class Shape:
     cluster: int
     reconnect: int = 0
     holes: bool = True
-
-
-@functools.cache
-def blank_qcow2(
-    build: Build, size: int, cluster: int, create: tuple[tuple[str, str], ...] = ()
-) -> bytes:
-    """The bytes of an empty qcow2 image as a build makes it, with room to grow behind it.
-
-    :param create: more options of ``qemu-img create -o``
-    :raises HostError: there is no qemu-img
-    """
-    with Workspace() as workspace:
-        path = workspace.path / "blank"
-        options = ",".join(
-            f"{name}={value}" for name, value in (("cluster_size", cluster), *create)
-        )
-        making = [*build.tool("qemu-img"), "create", "-q", "-f", "qcow2"]
-        command = [*making, "-o", options, str(path), str(size)]
-        env = build.environment()
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=30, env=env)
-        except subprocess.SubprocessError as error:
-            raise HostError(f"qemu-img cannot create a {size}-byte image: {error}") from error
-        content = path.read_bytes()
-    room = max(_ROOM, len(content) + 2 * size + 8 * cluster)
-    return content + bytes(room - len(content))
-
-
-@functools.cache
-def filled_qcow2(build: Build, content: bytes, cluster: int) -> bytes:
-    """The bytes of a qcow2 image whose disk holds *content*, with room to grow behind it.
-
-    :raises HostError: there is no qemu-img
-    """
-    with Workspace() as workspace:
-        raw, made = workspace.path / "raw", workspace.path / "qcow2"
-        raw.write_bytes(content)
-        options = f"cluster_size={cluster}"
-        convert = [*build.tool("qemu-img"), "convert", "-q", "-f", "raw", "-O", "qcow2"]
-        command = [*convert, "-o", options, str(raw), str(made)]
-        try:
-            subprocess.run(command, check=True, capture_output=True, env=build.environment())
-        except (OSError, subprocess.SubprocessError) as error:
-            raise HostError(f"qemu-img cannot convert an image: {error}") from error
-        image = made.read_bytes()
-    room = len(blank_qcow2(build, len(content), cluster))
-    return image + bytes(max(0, room - len(image)))
 
 
 class GatedMachine:
@@ -164,8 +116,8 @@ class GatedMachine:
 
     def blank(self, node: str) -> bytes:
         """The bytes of an image that is empty."""
-        create = self.topology.image(node).create
-        return blank_qcow2(self.build, self.shape.size, self.cluster(node), create)
+        shape = self.shape
+        return blank_image(self.build, self.topology.node(node), shape.size, shape.cluster)
 
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
@@ -239,10 +191,10 @@ class GatedMachine:
         for export in self.topology.exports:
             self.connect(export.name)
 
-    def _storage(self, node: str) -> dict[str, Any]:
+    def _storage(self, node: Node) -> dict[str, Any]:
         """Where QEMU finds an image's bytes."""
         waits = {"reconnect-delay": self.shape.reconnect} if self.shape.reconnect else {}
-        return {**self.gate.blockdev(node), **waits}
+        return {**self.gate.blockdev(node.name), **waits}
 
     def do(self, operation: str) -> Any:
         """Run the command that does an operation of this chain, with nothing held.
@@ -306,15 +258,15 @@ class GatedMachine:
         self.clients.clear()
         if self._status is not None:
             self._status.close()
-        exports, closing = removals(self.topology.parts)
+        exports, commands = removals(self.topology.parts)
         for export in exports:
             with contextlib.suppress(CommandFailed):  # it was removed by an operation
-                self.send(export_removal(export))
+                self.send(closing(export))
         deadline = time.monotonic() + _LIMIT
         while self.call("query-block-exports"):
             if time.monotonic() > deadline:
                 raise MachineHung("an export did not go away")
-        self.batch(closing)
+        self.batch(commands)
 
     # -- stillness -------------------------------------------------------------------------------
 

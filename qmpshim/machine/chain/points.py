@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -21,8 +20,9 @@ from typing import Any, cast
 
 from qemu.qmp import EventListener
 
-from qmpshim.errors import CommandFailed, HostError, InputError, MachineHung
+from qmpshim.errors import CommandFailed, InputError
 from qmpshim.machine.chain.build import opening
+from qmpshim.machine.chain.images import create_qcow2
 from qmpshim.machine.chain.topology import Export, ImageSpec, Node
 from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.nbd.client import NbdClient, dirty_bitmap
@@ -113,14 +113,7 @@ class PointsChain:
 
         :raises HostError: they cannot be made
         """
-        command = [
-            *(*self._qemu_img, "create", "-q", "-f", "qcow2"),
-            *("-o", f"cluster_size={self.spec.cluster}"),
-            *(str(self._template), str(self.spec.size)),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        if done.returncode:
-            raise HostError(done.stderr.strip() or f"{command[0]} create failed")
+        create_qcow2(self._qemu_img, self._template, self.spec.size, self.spec.cluster)
         for disk in range(self.spec.disks):
             shutil.copyfile(self._template, self.image(f"disk{disk}"))
 
@@ -129,12 +122,10 @@ class PointsChain:
         self._events = EventListener(names=_EVENTS)
         self.qemu.client.register_listener(self._events)
         self.socket.unlink(missing_ok=True)
-        await self.qemu.execute(
-            "nbd-server-start", {"addr": {"type": "unix", "data": {"path": str(self.socket)}}}
-        )
+        await self.qemu.start_nbd_server(self.socket)
         for disk in range(self.spec.disks):
             for part in parts_of(disk):
-                command = opening(part, self._storage)
+                command = opening(part, lambda node: self._storage(node.name))
                 await self.qemu.execute(command.name, command.arguments)
             self.clients.append(self.connect(f"disk{disk}"))
 
@@ -276,18 +267,19 @@ class PointsChain:
 
         :raises CommandFailed: QEMU refuses
         """
-        arguments = opening(Export(name, node, writable), self._storage).arguments
+        export = Export(name, node, writable)
+        arguments = opening(export, lambda one: self._storage(one.name)).arguments
         extra = {"bitmaps": list(bitmaps)} if bitmaps else {}
         await self.qemu.execute("block-export-add", {**arguments, **extra})
 
     async def unexport(self, name: str) -> None:
         """Remove an export, and wait until it is gone."""
+
+        async def gone() -> bool:
+            return all(e["id"] != name for e in await self.qemu.execute("query-block-exports"))
+
         await self.qemu.execute("block-export-del", {"id": name, "mode": "hard"})
-        deadline = time.monotonic() + self.qemu.limit
-        while any(e["id"] == name for e in await self.qemu.execute("query-block-exports")):
-            if time.monotonic() > deadline:
-                raise MachineHung(f"export {name} did not go away in {self.qemu.limit:g} s")
-            await asyncio.sleep(_GLANCE)
+        await self.qemu.until(gone, f"export {name} did not go away")
 
     def read_bitmaps(self, export: str, names: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
         """The dirty extents of an export's bitmaps: (offset, length) in bytes."""

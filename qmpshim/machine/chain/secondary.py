@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import subprocess
-import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
-from errno import EFBIG, EINVAL, ENOSPC
 from pathlib import Path
 from typing import Any
 
-from qmpshim.errors import CommandFailed, DriverMissing, HostError, InputError, MachineHung
-from qmpshim.machine.chain.build import export_removal, opening, removals
+from qmpshim.errors import CommandFailed, DriverMissing, InputError
+from qmpshim.machine.chain.build import closing as closing_of
+from qmpshim.machine.chain.build import opening, removals
+from qmpshim.machine.chain.images import FileImages, Images
 from qmpshim.machine.chain.topology import (
     TOPOLOGIES,
     Export,
     Node,
     Options,
+    Part,
+    QemuDevice,
     QmpCommand,
     Topology,
     chain_name,
@@ -102,12 +101,13 @@ class ChainSpec:
 class SecondaryChain:
     """A chain with a secondary disk on *qemu*, and a client at each of its exports.
 
-    Its nodes and exports are those of its topology (:data:`TOPOLOGIES`), with the prefix before
-    their names; ``primary`` and ``guest`` are the exports with a client.
+    Its parts are those of its topology, with the prefix before their names; ``primary`` and
+    ``guest`` are the exports with a client.
 
     :param qemu: a started QEMU
     :param directory: where the images and the NBD socket go
     :param qemu_img: how to run ``qemu-img``
+    :param images: where the images are, if not in files there
     """
 
     def __init__(
@@ -116,11 +116,13 @@ class SecondaryChain:
         spec: ChainSpec,
         directory: Path,
         qemu_img: Sequence[str] = ("qemu-img",),
+        images: Images | None = None,
     ) -> None:
         self.qemu = qemu
         self.spec = spec
         self.directory = directory
-        self._qemu_img = list(qemu_img)
+        self.files = FileImages(directory, qemu_img, spec.size, spec.cluster)
+        self.images: Images = images or self.files
         self.prefix = ""  # of the names of nodes, exports and jobs: several chains on one QEMU
         self.socket = directory / "nbd.sock"
         self.primary: NbdClient
@@ -128,10 +130,14 @@ class SecondaryChain:
         self._fresh = self._running = False  # replication: never started; started and not ended
         self._orphaned = False  # failed over: the guest's disk is the secondary disk
 
+    @property
+    def topology(self) -> Topology:
+        """The parts as they are called on this QEMU."""
+        return self.spec.topology.prefixed(self.prefix)
+
     def image(self, node: str) -> Path:
         """The file behind *node*."""
-        suffix = "raw" if node == "secondary" and self.spec.secondary == "raw" else "qcow2"
-        return self.directory / f"{node}.{suffix}"
+        return self.files.path(self.spec.topology.node(node))
 
     def named(self, name: str) -> str:
         """What a node, export or job of this chain is called on its QEMU."""
@@ -142,10 +148,7 @@ class SecondaryChain:
         """The nodes above the secondary disk, lowest first."""
         return self.spec.topology.overlays
 
-    @property
-    def top_id(self) -> str:
-        """The root of the graph above the filter, which replication_start() looks for."""
-        return "top"
+    # -- opening and taking apart --------------------------------------------------------------
 
     async def build(self) -> None:
         """Create the images and open everything; nothing is started yet.
@@ -153,115 +156,79 @@ class SecondaryChain:
         :raises DriverMissing: this QEMU has no replication driver
         :raises HostError: an image cannot be created
         """
-        if self.spec.topology.replication_mode is not None:
-            commands = await self.qemu.execute("query-commands")
-            if not any(c["name"] == "xen-set-replication" for c in commands):
-                raise DriverMissing(
-                    f"{self.qemu.argv[0]} has no replication driver (xen-set-replication is "
-                    "missing): build QEMU with --enable-replication, or use --workflow backup"
-                )
-        if not self.socket.exists():  # made by another chain on this QEMU
-            await self.qemu.execute(
-                "nbd-server-start",
-                {"addr": {"type": "unix", "data": {"path": str(self.socket)}}},
-            )
         topology = self.topology
+        if topology.replication_mode is not None and not await self.qemu.replicates():
+            raise DriverMissing(
+                f"{self.qemu.argv[0]} has no replication driver (xen-set-replication is "
+                "missing): build QEMU with --enable-replication, or use --workflow backup"
+            )
+        if not self.socket.exists():  # made by another chain on this QEMU
+            await self.qemu.start_nbd_server(self.socket)
         again = topology.renewed
         await self._open(part for part in topology.parts if part not in again)
-        await self._build_overlays()
+        await self._open_overlays()
 
-    async def _build_overlays(self) -> None:
-        """Open the overlays, fresh ones, and all above them."""
+    async def rebuild(self) -> None:
+        """Take the overlays away, and all above them, and put fresh ones there, nothing running."""
+        again = self.topology.renewed
+        await self._close(again)
+        for part in again:
+            for node in part.within if isinstance(part, Node) else ():
+                if node.overlay:
+                    self.images.remove(node)
+        await self._open_overlays()
+
+    async def _open_overlays(self) -> None:
         self._fresh, self._running = True, False
         self._orphaned = False
         await self._open(self.topology.renewed)
 
-    @property
-    def topology(self) -> Topology:
-        """The nodes and exports as they are called on this QEMU."""
-        topology = self.spec.topology.prefixed(self.prefix)
-        if topology.replication_mode is None:
-            return topology
-        return topology.with_options({self.named("top"): {"top-id": self.named(self.top_id)}})
-
-    def _own(self, name: str) -> str:
-        """The reverse of :meth:`named`."""
-        return name.removeprefix(self.prefix)
-
-    async def _open(self, parts: Iterable[Node | Export]) -> None:
+    async def _open(self, parts: Iterable[Part]) -> None:
         for part in parts:
-            own = self._own(part.name)
-            if isinstance(part, Export):
-                await self._export(own, self._own(part.node), part.writable)
-                setattr(self, own, self._connect(own))
-                continue
-            if part.image is not None:
-                if own == "secondary":
-                    self._create_secondary()
-                else:
-                    self._create(own)
-            await self._send(opening(part, self._storage_of))
+            match part:
+                case Node():
+                    for node in part.within:
+                        if node.image is not None or node.log:
+                            self.images.create(node)
+                    await self._send(opening(part, self.images.storage))
+                case Export():
+                    await self._export(part)
+                    own = part.name.removeprefix(self.prefix)
+                    setattr(self, own, self._connect(own))
+                case QemuDevice():
+                    await self._plug(part)
+
+    async def _close(self, parts: Iterable[Part]) -> None:
+        users, commands = removals(parts)
+        for user in users:
+            match user:
+                case Export():
+                    getattr(self, user.name.removeprefix(self.prefix)).close()
+                    await self._unexport(user)
+                case QemuDevice():
+                    await self._unplug(user)
+        for command in commands:
+            await self._send(command)
 
     async def _send(self, command: QmpCommand) -> Any:
         return await self.qemu.execute(command.name, command.arguments)
 
-    def _create_raw(self, path: Path) -> None:
-        try:
-            with path.open("xb") as file:
-                file.truncate(self.spec.size)
-        except (OSError, OverflowError) as error:
-            if isinstance(error, OSError) and error.errno not in (EFBIG, EINVAL):
-                if error.errno == ENOSPC:  # who called it knows what to say about a full disk
-                    raise
-                raise HostError(f"{path}: {error.strerror}") from error
-            raise HostError(
-                f"no file of {self.spec.size} bytes can be made in {path.parent}: "
-                "choose a smaller --size, or set TMPDIR to another file system"
-            ) from error
+    async def _export(self, export: Export) -> None:
+        await self._send(opening(export, self.images.storage))
 
-    def _create_secondary(self) -> None:
-        if self.spec.secondary == "raw":
-            self._create_raw(self.image("secondary"))
-        else:
-            self._create("secondary")
+    async def _unexport(self, export: Export) -> None:
+        async def gone() -> bool:
+            exports = await self.qemu.execute("query-block-exports")
+            return all(one["id"] != export.name for one in exports)
 
-    def _create(self, node: str) -> None:
-        """Make an empty qcow2 image."""
-        image = self.spec.topology.image(node)
-        options = (("cluster_size", image.cluster or self.spec.cluster), *image.create)
-        command = [
-            *(*self._qemu_img, "create", "-q", "-f", "qcow2"),
-            *("-o", ",".join(f"{name}={value}" for name, value in options)),
-            *(str(self.image(node)), str(self.spec.size)),
-        ]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        except FileNotFoundError as error:
-            raise HostError(f"{command[0]} is missing: apt-get install qemu-utils") from error
-        except subprocess.TimeoutExpired as error:
-            raise HostError(f"{' '.join(command)} did not end in 60 s") from error
-        if done.returncode:
-            full = "; free some space, or set TMPDIR to another disk"
-            raise HostError(
-                (done.stderr.strip() or f"{command[0]} create failed")
-                + (full if os.strerror(ENOSPC) in done.stderr else "")
-            )
+        await self._send(closing_of(export))
+        await self.qemu.until(gone, f"export {export.name} did not go away")
 
-    def _storage_of(self, name: str) -> dict[str, Any]:
-        return self._storage(self._own(name))
+    async def _plug(self, device: QemuDevice) -> None:
+        await self._send(opening(device, self.images.storage))
 
-    def _storage(self, node: str) -> dict[str, Any]:
-        """Where QEMU finds the image's bytes."""
-        # no-flush: the host is not going to crash, so waiting for its disk proves nothing.
-        return {
-            "driver": "file",
-            "filename": str(self.image(node)),
-            "cache": {"no-flush": True},
-        }
-
-    async def _export(self, name: str, node: str, writable: bool) -> None:
-        export = Export(self.named(name), self.named(node), writable)
-        await self._send(opening(export, self._storage_of))
+    async def _unplug(self, device: QemuDevice) -> None:
+        await self._send(closing_of(device))
 
     def uri(self, export: str) -> str:
         """The NBD URI of an export."""
@@ -273,15 +240,6 @@ class SecondaryChain:
     def inspect(self, export: str) -> NbdClient:
         """Another connection to an export, with block status; the caller closes it."""
         return NbdClient(self.uri(export), self.qemu.limit, is_silent=self.qemu.is_silent)
-
-    async def _unexport(self, name: str) -> None:
-        name = self.named(name)
-        await self._send(export_removal(name))
-        deadline = time.monotonic() + self.qemu.limit
-        while any(e["id"] == name for e in await self.qemu.execute("query-block-exports")):
-            if time.monotonic() > deadline:
-                raise MachineHung(f"export {name} did not go away in {self.qemu.limit:g} s")
-            await asyncio.sleep(0.002)
 
     # -- the commands of the chain ------------------------------------------------------------
 
@@ -297,7 +255,7 @@ class SecondaryChain:
         """Take a checkpoint, as the contract wants it: the VM stopped, I/O settled."""
         await self.qemu.execute("stop")
         try:
-            await self.qemu.execute("xen-colo-do-checkpoint")
+            await self._send(self.topology.commands["checkpoint"])
         except CommandFailed:
             await self._resume()
             raise
@@ -312,7 +270,7 @@ class SecondaryChain:
             return
         await self.qemu.execute("stop")
         try:
-            await self._set_replication_off(failover=False)
+            await self._send(topology.commands["stop"])
         finally:
             self._running = False
             await self._resume()
@@ -322,47 +280,32 @@ class SecondaryChain:
         await self.qemu.execute("cont")
 
     async def _until_job_is_gone(self, name: str) -> None:
-        deadline = time.monotonic() + self.qemu.limit
-        while any(job["device"] == name for job in await self.qemu.execute("query-block-jobs")):
-            if time.monotonic() > deadline:
-                raise MachineHung(f"the backup job did not end in {self.qemu.limit:g} s")
-            await asyncio.sleep(0.002)
+        async def gone() -> bool:
+            jobs = await self.qemu.execute("query-block-jobs")
+            return all(job["device"] != name for job in jobs)
+
+        await self.qemu.until(gone, "the backup job did not end")
 
     async def failover(self) -> None:
         """Fail over, and wait until the active disk is committed into the secondary disk."""
         begins, self._running = self._running, False
-        await self._set_replication_off(failover=True)
+        await self._send(self.topology.commands["failover"])
         if begins:
             await self.until_failed_over()
 
     async def until_failed_over(self) -> None:
         """Wait until the active disk is committed into the secondary disk."""
-        deadline = time.monotonic() + self.qemu.limit
-        while not await self._failed_over():
-            if time.monotonic() > deadline:
-                raise MachineHung(f"failover did not finish in {self.qemu.limit:g} s")
-            await asyncio.sleep(0.002)
-        self._orphaned = True
-
-    async def _set_replication_off(self, failover: bool) -> None:
-        await self.qemu.execute(
-            "xen-set-replication", {"enable": False, "primary": False, "failover": failover}
-        )
-
-    async def _failed_over(self) -> bool:
-        """Whether the filter sits on the secondary disk (replication_done has run)."""
-        graph = await self.qemu.execute("x-debug-query-block-graph")
-        names = {node["id"]: node["name"] for node in graph["nodes"]}
-        below = {
-            (names[edge["parent"]], edge["name"]): names[edge["child"]] for edge in graph["edges"]
-        }
         top, secondary = self.named("top"), self.named("secondary")
-        return below.get((top, "file")) == secondary and (top, "hidden disk") not in below
+
+        async def done() -> bool:
+            return await self.qemu.failed_over(top, secondary)
+
+        await self.qemu.until(done, "failover did not finish")
+        self._orphaned = True
 
     async def status(self) -> str | None:
         """The text of replication's error, or ``None`` when it reports none."""
-        status = await self.qemu.execute("query-xen-replication-status")
-        return status.get("desc", "") if status["error"] else None
+        return await self.qemu.replication_error()
 
     async def settle(self) -> None:
         """Let all I/O end and write qcow2 tables to the files, so that they can be read."""
@@ -379,22 +322,11 @@ class SecondaryChain:
     @asynccontextmanager
     async def read_hidden(self) -> AsyncIterator[NbdClient]:
         """A read-only export of the hidden disk, while the context lasts."""
-        await self._export("hidden", "hidden", writable=False)
+        export = Export(self.named("hidden"), self.named("hidden"), False)
+        await self._export(export)
         with closing(self.inspect("hidden")) as client:
             yield client
-        await self._unexport("hidden")
-
-    async def rebuild(self) -> None:
-        """Take the overlays away, and all above them, and put fresh ones there, nothing running."""
-        exports, closing = removals(self.topology.renewed)
-        for name in map(self._own, exports):
-            getattr(self, name).close()
-            await self._unexport(name)
-        for command in closing:
-            await self._send(command)
-        for node in self.overlays:
-            self.image(node).unlink()
-        await self._build_overlays()
+        await self._unexport(export)
 
     def close(self) -> None:
         """Disconnect the NBD clients; QEMU itself belongs to whoever started it."""

@@ -9,7 +9,7 @@ own (qapi/block-core.json); names of operations are those of scenarios.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,25 +21,55 @@ class ImageSpec:
     :ivar overlay: it is empty in the beginning; the others hold what the run begins with
     :ivar cluster: bytes of a qcow2 cluster; None: the chain's
     :ivar create: more options of ``qemu-img create -o``, names and values
+    :ivar file: the name of its file, without the suffix; empty: the node's
     """
 
     overlay: bool = False
     cluster: int | None = None
     create: tuple[tuple[str, str], ...] = ()
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
     """A block node.
 
-    :ivar options: of ``blockdev-add``, beyond ``driver``, ``node-name``, and ``file`` of an image
+    :ivar options: of ``blockdev-add``, beyond ``driver``, ``node-name``, ``file`` of an image and
+        ``log``; one that is a node itself is opened with this one
     :ivar image: its own image, of the same name; its format is the driver
+    :ivar log: what is written through it is recorded in a file of its own (``blklogwrites``)
+    :ivar backend: the id of its block backend, where ``-drive`` opens it; empty: it has none
+    :ivar placeholder: it is there from the beginning, on the node of this name, and put on its
+        ``file`` by ``blockdev-reopen``; empty: it is not
     """
 
     name: str
     driver: str
     options: Mapping[str, Any] = field(default_factory=dict)
     image: ImageSpec | None = None
+    log: bool = False
+    backend: str = ""
+    placeholder: str = ""
+
+    @property
+    def within(self) -> Iterator[Node]:
+        """The nodes that are opened with it, those below first, and itself."""
+        for value in self.options.values():
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, Node):
+                    yield from one.within
+        yield self
+
+    def mapped(self, change: Callable[[Node], Node]) -> Node:
+        """It with a change made to each node that is opened with it, and to itself."""
+
+        def mapped(value: Any) -> Any:
+            if isinstance(value, list):
+                return [mapped(one) for one in value]
+            return value.mapped(change) if isinstance(value, Node) else value
+
+        options = {key: mapped(value) for key, value in self.options.items()}
+        return change(replace(self, options=options))
 
     @property
     def overlay(self) -> bool:
@@ -54,6 +84,26 @@ class Export:
     name: str
     node: str
     writable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class QemuDevice:
+    """A device of the virtual machine, or an object that devices use.
+
+    :ivar name: its id
+    :ivar driver: of the device, or the type of the object
+    :ivar options: of ``device_add`` or ``object-add``, beyond id and driver or type
+    :ivar is_object: it is made by ``object-add``
+    """
+
+    name: str
+    driver: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    is_object: bool = False
+
+
+#: What a chain is opened from.
+Part = Node | Export | QemuDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +126,11 @@ class QmpCommand:
         return " ".join((self.name, *values))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Topology:
     """What a chain is made of, and what can be done with it.
 
-    :ivar parts: nodes and exports, in the order in which they are opened
+    :ivar parts: nodes, exports and devices, in the order in which they are opened
     :ivar commands: by operation, what does it in QEMU; ``status`` is a query
     :ivar begins: the command that starts it, once it is open; None: nothing needs to be started
     :ivar needs: what a build must have, for who is to choose one
@@ -94,7 +144,7 @@ class Topology:
     """
 
     name: str
-    parts: tuple[Node | Export, ...]
+    parts: tuple[Part, ...]
     commands: Mapping[str, QmpCommand]
     begins: QmpCommand | None
     needs: str
@@ -105,10 +155,10 @@ class Topology:
     formats: tuple[str, ...] = ("raw", "qcow2")
     prefix: str = ""
 
-    @property
+    @functools.cached_property
     def nodes(self) -> tuple[Node, ...]:
         """The nodes, in the order in which they are opened."""
-        return tuple(part for part in self.parts if isinstance(part, Node))
+        return tuple(n for part in self.parts if isinstance(part, Node) for n in part.within)
 
     @property
     def exports(self) -> tuple[Export, ...]:
@@ -135,25 +185,25 @@ class Topology:
             if any(node.name == name and node.driver == "qcow2" for node in self.nodes)
         )
 
+    def node(self, name: str) -> Node:
+        """The node of this name.
+
+        :raises KeyError: there is none
+        """
+        for one in self.nodes:
+            if one.name == name:
+                return one
+        raise KeyError(name)
+
     def image(self, node: str) -> ImageSpec:
         """How the image of a node is made.
 
         :raises KeyError: there is no such node, or it has no image
         """
-        for one in self.nodes:
-            if one.name == node and one.image is not None:
-                return one.image
-        raise KeyError(node)
-
-    def format(self, node: str) -> str:
-        """The driver of a node: of its image, the format.
-
-        :raises KeyError: there is no such node
-        """
-        for one in self.nodes:
-            if one.name == node:
-                return one.driver
-        raise KeyError(node)
+        image = self.node(node).image
+        if image is None:
+            raise KeyError(node)
+        return image
 
     def export(self, name: str) -> Export:
         """The export of this name.
@@ -177,18 +227,17 @@ class Topology:
 
     def parts_to_json(self) -> list[dict[str, Any]]:
         """The parts, for a script that opens them: ``part`` is ``node`` or ``export``."""
-        return [
-            {"part": "export", "name": part.name, "node": part.node, "writable": part.writable}
-            if isinstance(part, Export)
-            else {
-                "part": "node",
-                "name": part.name,
-                "driver": part.driver,
-                "image": part.image is not None,
-                "options": dict(part.options),
-            }
-            for part in self.parts
-        ]
+        found: list[dict[str, Any]] = []
+        for part in self.parts:
+            match part:
+                case Export(name, node, writable):
+                    found.append(
+                        {"part": "export", "name": name, "node": node, "writable": writable}
+                    )
+                case Node(name, driver, options, image):
+                    made = {"image": image is not None, "options": dict(options)}
+                    found.append({"part": "node", "name": name, "driver": driver, **made})
+        return found
 
     def has(self, driver: str) -> bool:
         """Whether there is a node of this driver."""
@@ -206,19 +255,15 @@ class Topology:
         return "failover" in self.operations and bool(self.overlays)
 
     @property
-    def renewed(self) -> tuple[Node | Export, ...]:
+    def renewed(self) -> tuple[Part, ...]:
         """The parts that have to be opened again when the overlays are: they and all above them."""
-        found: list[Node | Export] = []
+        found: list[Part] = []
         names: set[str] = set()
         for part in self.parts:
-            if isinstance(part, Export):
-                again = part.node in names
-            else:
-                again = part.overlay or not names.isdisjoint(_nodes_below(part))
-            if again:
+            within = list(part.within) if isinstance(part, Node) else []
+            if any(node.overlay for node in within) or not names.isdisjoint(_below(part)):
                 found.append(part)
-                if isinstance(part, Node):
-                    names.add(part.name)
+                names.update(node.name for node in within)
         return tuple(found)
 
     def keeps_contract(self, operations: Collection[str]) -> bool:
@@ -234,8 +279,11 @@ class Topology:
         )
 
     def prefixed(self, prefix: str) -> Topology:
-        """The same chain under other names: *prefix* before each name of node, export and job."""
-        own = {part.name for part in self.parts} | {self.job}
+        """The same chain under other names: *prefix* before each name of a part and of the job.
+
+        Files of images keep their names.
+        """
+        own = {part.name for part in (*self.parts, *self.nodes)} | {self.job}
 
         def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
             return {
@@ -246,20 +294,32 @@ class Topology:
         def command(one: QmpCommand) -> QmpCommand:
             return replace(one, arguments=renamed(one.arguments))
 
-        parts = tuple(
-            replace(part, name=prefix + part.name, node=prefix + part.node)
-            if isinstance(part, Export)
-            else replace(part, name=prefix + part.name, options=renamed(part.options))
-            for part in self.parts
-        )
+        def node(one: Node) -> Node:
+            image = one.image and replace(one.image, file=one.image.file or one.name)
+            name = prefix + one.name
+            return replace(one, name=name, options=renamed(one.options), image=image)
+
+        def part(one: Part) -> Part:
+            match one:
+                case Node():
+                    return one.mapped(node)
+                case Export():
+                    return replace(one, name=prefix + one.name, node=prefix + one.node)
+                case QemuDevice():
+                    return replace(one, name=prefix + one.name, options=renamed(one.options))
+
         return replace(
             self,
-            parts=parts,
+            parts=tuple(map(part, self.parts)),
             commands={do: command(one) for do, one in self.commands.items()},
             begins=self.begins and command(self.begins),
             job=self.job and prefix + self.job,
             prefix=prefix + self.prefix,
         )
+
+    def with_parts(self, *parts: Part) -> Topology:
+        """The same with more parts, opened last."""
+        return replace(self, parts=(*self.parts, *parts))
 
     def with_image(self, node: str, **changes: Any) -> Topology:
         """The same with another image of a node: see :class:`ImageSpec`.
@@ -279,43 +339,45 @@ class Topology:
         :param options: by node's name; a name that is no node's is a KeyError
         :raises KeyError: there is no such node
         """
-        there = {node.name for node in self.nodes}
         changed = self
         for name, more in options.items():
-            if name not in there:
-                raise KeyError(name)
-            changed = changed._with(
-                name, lambda one, more=more: replace(one, options={**one.options, **more})
-            )
+            both = {**self.node(name).options, **more}
+            changed = changed._with(name, functools.partial(replace, options=both))
         return changed
 
-    def _with(self, name: str, change: Any) -> Topology:
-        parts = tuple(
-            change(part) if isinstance(part, Node) and part.name == name else part
-            for part in self.parts
-        )
-        return replace(self, parts=parts)
+    def _with(self, name: str, change: Callable[[Node], Node]) -> Topology:
+        def changed(node: Node) -> Node:
+            return change(node) if node.name == name else node
+
+        parts = (part.mapped(changed) if isinstance(part, Node) else part for part in self.parts)
+        return replace(self, parts=tuple(parts))
 
 
-#: Options and arguments that are names of nodes, exports or jobs.
-_REFERENCES = frozenset(
-    {"file", "backing", "target", "children", "top-id", "device", "job-id", "id", "node-name"}
-)
+#: Options that are names of nodes below, or of what a device uses.
+_BELOW = frozenset({"file", "backing", "target", "children", "drive", "bus", "iothread"})
+#: Options and arguments that are names of nodes, exports, jobs or devices.
+_REFERENCES = _BELOW | {"top-id", "device", "job-id", "id", "node-name"}
 
 
-def _nodes_below(node: Node) -> set[str]:
-    """The names of the nodes that a node refers to."""
+def _below(part: Part) -> set[str]:
+    """The names of the parts that a part refers to."""
+    if isinstance(part, Export):
+        return {part.node}
     found: set[str] = set()
-    for key in ("file", "backing", "target", "children"):
-        value = node.options.get(key)
-        found.update([value] if isinstance(value, str) else value or ())
+    for one in part.within if isinstance(part, Node) else (part,):
+        for key in _BELOW & set(one.options):
+            value = one.options[key]
+            names = value if isinstance(value, list) else [value]
+            found.update(name for name in names if isinstance(name, str))
     return found
 
 
 def _prefixed(value: Any, prefix: str, own: Collection[str | None]) -> Any:
     if isinstance(value, list):
         return [_prefixed(one, prefix, own) for one in value]
-    return prefix + value if value in own else value
+    if not isinstance(value, str):
+        return value
+    return prefix + value if value.partition(".")[0] in own else value  # a bus: its device.number
 
 
 #: More options of nodes: node, option, value.
@@ -335,7 +397,7 @@ def topology_of(name: str, secondary: str = "raw", options: Options = ()) -> Top
     return TOPOLOGIES[name].with_format("secondary", secondary).with_options(by_node)
 
 
-def _replication(primary: bool) -> dict[str, QmpCommand]:
+def replication_commands(primary: bool) -> dict[str, QmpCommand]:
     """The commands of block replication, for either side."""
     side = {"primary": primary}
     off = {"enable": False, **side}
@@ -380,8 +442,8 @@ _CHAINS = (
             Node("top", "replication", {"mode": "secondary", "top-id": "top", "file": "active"}),
             Export("guest", "top", True),
         ),
-        {**_replication(primary=False), **_UNEXPORT},
-        _replication(primary=False)["start"],
+        {**replication_commands(primary=False), **_UNEXPORT},
+        replication_commands(primary=False)["start"],
         "with the replication driver",
         (
             _PRIMARY_IO
@@ -443,8 +505,8 @@ _CHAINS = (
             ),
             Export("guest", "top", True),
         ),
-        _replication(primary=True),
-        _replication(primary=True)["start"],
+        replication_commands(primary=True),
+        replication_commands(primary=True)["start"],
         "with the replication and the quorum driver",
         _GUEST_IO | _REPLICATION | {"guest_discard", "guest_vanish"},
         _FAILOVER,

@@ -7,20 +7,23 @@ turned from nothing to the chain and back by ``blockdev-reopen``.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from qmpshim.errors import BuildError, CommandFailed, MachineHung
+from qmpshim.errors import BuildError, CommandFailed
+from qmpshim.machine.chain.build import opening
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
+from qmpshim.machine.chain.topology import ImageSpec, Node, Part, QemuDevice, Topology
 from qmpshim.machine.guest.guest import Guest
+from qmpshim.machine.host.process import wait_until
 
 Device = Literal["virtio-blk", "virtio-scsi", "ide"]
 Cache = Literal["writeback", "none", "writethrough", "directsync", "unsafe"]
 PLUG_LIMIT = 60.0  # seconds until the guest has seen that a disk came or went
+_PAUSE = 0.02  # seconds between two questions
+_NOTHING = "nothing"  # the node that an IDE disk is on while there is no chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,40 @@ class Attachment:
         if self.device != "ide":
             return ()
         return (
-            *("-blockdev", f"null-co,node-name=nothing,size={size},read-zeroes=on"),
-            *("-blockdev", "raw,node-name=ide,file=nothing"),
+            *("-blockdev", f"null-co,node-name={_NOTHING},size={size},read-zeroes=on"),
+            *("-blockdev", f"raw,node-name=ide,file={_NOTHING}"),
             *("-device", f"ide-hd,drive=ide,share-rw=on,write-cache={self.write_cache}"),
         )
+
+    def attached_to(self, topology: Topology) -> Topology:
+        """A chain with the guest's disk on top of the node that the guest's export has.
+
+        Others write to that node, too: the exports that the cross-check reads through.
+        """
+        node = topology.export("guest").node
+        root = "top"  # of the graph above the filter, which replication_start() looks for
+        parts: list[Part] = []
+        if self.log:
+            parts.append(Node("log", "blklogwrites", {"file": node}, log=True))
+            node = root = "log"
+        if self.device == "ide":
+            parts.append(Node("ide", "raw", {"file": node}, placeholder=_NOTHING))
+            root = "ide"
+        else:
+            parts += self._devices(node)
+        if topology.replication_mode is not None:
+            topology = topology.with_options({"top": {"top-id": root}})
+        return topology.with_parts(*parts)
+
+    def _devices(self, node: str) -> list[Part]:
+        """What is plugged in for a disk on a node."""
+        disk = {"drive": node, "share-rw": True, "write-cache": self.write_cache}
+        thread = {"iothread": "io"} if self.iothread else {}
+        made: list[Part] = [QemuDevice("io", "iothread", is_object=True)] if self.iothread else []
+        if self.device == "virtio-scsi":
+            made.append(QemuDevice("scsi", "virtio-scsi-pci", thread))
+            return [*made, QemuDevice("disk", "scsi-hd", {**disk, "bus": "scsi.0"})]
+        return [*made, QemuDevice("disk", "virtio-blk-pci", {**disk, **thread})]
 
 
 class GuestChain(SecondaryChain):
@@ -84,28 +117,29 @@ class GuestChain(SecondaryChain):
             self.prefix, self.socket = f"{beside.prefix}next-", beside.socket
         self.machine = guest
         self.attachment = attachment or Attachment()
-        self.disk = ""
+        self.disk = "/dev/sda" if self.attachment.device == "ide" else ""
         self.held = False
         self._users = 0  # of the disk's node, without the guest's device
 
+        cache = {"direct": self.attachment.direct, "no-flush": self.attachment.cache == "unsafe"}
+        self.files.options = {"cache": cache, "aio": self.attachment.aio}
+
+    @property
+    def topology(self) -> Topology:
+        return self.attachment.attached_to(self.spec.topology).prefixed(self.prefix)
+
     async def build(self) -> None:
-        await super().build()
         try:
-            await self._plug()
+            await super().build()
         except CommandFailed as error:
-            raise BuildError(
-                f"{self.machine.build.name} cannot attach the guest's disk: {error}"
-            ) from error
-
-    async def rebuild(self) -> None:
-        await self._unplug()
-        await super().rebuild()
-        await self._plug()
-
-    def _storage(self, node: str) -> dict[str, Any]:
-        attachment = self.attachment
-        cache = {"direct": attachment.direct, "no-flush": attachment.cache == "unsafe"}
-        return super()._storage(node) | {"cache": cache, "aio": attachment.aio}
+            name = self.machine.build.name
+            if (error.command, error.error_class) == ("blockdev-reopen", "CommandNotFound"):
+                raise BuildError(
+                    f"{name} has no blockdev-reopen (6.1), which an IDE disk needs"
+                ) from error
+            if error.command in ("object-add", "device_add"):
+                raise BuildError(f"{name} cannot attach the guest's disk: {error}") from error
+            raise
 
     async def _resume(self) -> None:
         if not self.held:
@@ -124,60 +158,27 @@ class GuestChain(SecondaryChain):
     @property
     def write_log(self) -> Path:
         """The file that ``blklogwrites`` writes to."""
-        return self.directory / "guest.log"
-
-    @property
-    def top_id(self) -> str:
-        if self.attachment.device == "ide":
-            return "ide"
-        return "log" if self.attachment.log else "top"
-
-    @property
-    def _top(self) -> str:
-        return self.spec.topology.export("guest").node
+        return self.files.path(self.topology.node(self.named("log")))
 
     # -- plugging ------------------------------------------------------------------------------
 
-    async def _plug(self) -> None:
-        attachment, node = self.attachment, self._top
-        if attachment.log:
-            await self._add_log(self.named(node))
-            node = "log"
-        node = self.named(node)
-        if attachment.device == "ide":
-            await self._reopen(node)
-            self.disk = "/dev/sda"
+    async def _plug(self, device: QemuDevice) -> None:
+        if device.is_object or "drive" not in device.options:
+            await super()._plug(device)
             return
-        bus: dict[str, Any] = {}
-        thread: dict[str, Any] = {}
-        if attachment.iothread:
-            await self._once("io", "object-add", {"qom-type": "iothread", "id": self.named("io")})
-            thread = {"iothread": self.named("io")}
-        driver = "virtio-blk-pci"
-        if attachment.device == "virtio-scsi":
-            scsi = self.named("scsi")
-            controller = {"driver": "virtio-scsi-pci", "id": scsi, **thread}
-            await self._once("scsi", "device_add", controller)
-            driver, bus, thread = "scsi-hd", {"bus": f"{scsi}.0"}, {}
-        # Others write to the node, too: the exports that the cross-check reads through.
-        name = self.named("disk")
-        disk = {
-            **{"driver": driver, "id": name, "drive": node, "share-rw": True, **bus, **thread},
-            "write-cache": attachment.write_cache,
-        }
-        self._users = await self._users_of(node)
-        self.disk = await self._add_device(disk)
+        self._users = await self._users_of(device.options["drive"])
+        self.disk = await self._plugged(device)
 
-    async def _add_device(self, device: dict[str, Any]) -> str:
+    async def _plugged(self, device: QemuDevice) -> str:
         """Plug a disk in; what the guest calls it."""
         before = self._disks()
-        await self.qemu.execute("device_add", device)
-        deadline = time.monotonic() + PLUG_LIMIT
-        while not (come := self._disks() - before):
-            if time.monotonic() > deadline:
-                raise MachineHung(f"the guest saw no new disk in {PLUG_LIMIT:g} s")
-            await asyncio.sleep(0.02)
-        return f"/dev/{come.pop()}"
+        await super()._plug(device)
+
+        async def came() -> bool:
+            return bool(self._disks() - before)
+
+        await wait_until(came, "the guest saw no new disk", PLUG_LIMIT, _PAUSE)
+        return f"/dev/{(self._disks() - before).pop()}"
 
     async def add_source(self, size: int) -> tuple[str, Path]:
         """Give the guest a disk of its own, whose writes are logged: a primary's, for one.
@@ -185,32 +186,23 @@ class GuestChain(SecondaryChain):
         :param size: bytes
         :returns: what the guest calls it, and its log
         """
-        image, log = self.directory / "source.raw", self.directory / "source.log"
-        for path, length in ((image, size), (log, 0)):
-            with path.open("xb") as made:
-                made.truncate(length)
-        file = {"driver": "file", "filename": str(image)}
-        log_file = {"driver": "file", "filename": str(log)}
-        await self.qemu.execute(
-            "blockdev-add",
-            {"driver": "blklogwrites", "node-name": "source", "file": file, "log": log_file},
-        )
-        return await self._add_device({"driver": "virtio-blk-pci", "drive": "source"}), log
+        image = Node("source-disk", "raw", image=ImageSpec())
+        source = Node("source", "blklogwrites", {"file": image}, log=True)
+        files = replace(self.files, size=size)
+        for node in source.within:
+            files.create(node)
+        await self._send(opening(source, files.storage))
+        disk = QemuDevice("source-device", "virtio-blk-pci", {"drive": source.name})
+        return await self._plugged(disk), files.path(source)
 
-    async def _unplug(self) -> None:
-        if self.attachment.device == "ide":
-            await self._reopen("nothing")
-        else:
-            name = self.disk.removeprefix("/dev/")
-            node = self.named("log" if self.attachment.log else self._top)
-            await self.qemu.execute("device_del", {"id": self.named("disk")})
-            deadline = time.monotonic() + PLUG_LIMIT
-            while name in self._disks() or await self._users_of(node) > self._users:
-                if time.monotonic() > deadline:
-                    raise MachineHung(f"the guest did not let its disk go in {PLUG_LIMIT:g} s")
-                await asyncio.sleep(0.02)
-        if self.attachment.log:
-            await self.qemu.execute("blockdev-del", {"node-name": self.named("log")})
+    async def _unplug(self, device: QemuDevice) -> None:
+        await super()._unplug(device)
+        name, node = self.disk.removeprefix("/dev/"), device.options["drive"]
+
+        async def gone() -> bool:
+            return name not in self._disks() and await self._users_of(node) <= self._users
+
+        await wait_until(gone, "the guest did not let its disk go", PLUG_LIMIT, _PAUSE)
 
     async def _users_of(self, node: str) -> int:
         """How many others in the block graph use *node*; a device does a little after it went."""
@@ -220,40 +212,3 @@ class GuestChain(SecondaryChain):
 
     def _disks(self) -> set[str]:
         return set(self.machine.run("ls /sys/block").output.split())
-
-    async def _has(self, place: str, name: str) -> bool:
-        listed = await self.qemu.execute("qom-list", {"path": place})
-        return any(entry["name"] == name for entry in listed)
-
-    async def _once(self, name: str, command: str, arguments: dict[str, Any]) -> None:
-        place = "/objects" if command == "object-add" else "/machine/peripheral"
-        if not await self._has(place, self.named(name)):
-            await self.qemu.execute(command, arguments)
-
-    async def _add_log(self, below: str) -> None:
-        self.write_log.unlink(missing_ok=True)
-        self.write_log.touch()
-        log = {"driver": "file", "filename": str(self.write_log)}
-        await self.qemu.execute(
-            "blockdev-add",
-            {
-                "driver": "blklogwrites",
-                "node-name": self.named("log"),
-                "file": below,
-                "log": log,
-            },
-        )
-
-    async def _reopen(self, below: str) -> None:
-        try:
-            await self.qemu.execute(
-                "blockdev-reopen",
-                {"options": [{"driver": "raw", "node-name": "ide", "file": below}]},
-            )
-        except CommandFailed as error:
-            if error.error_class == "CommandNotFound":
-                name = self.machine.build.name
-                raise BuildError(
-                    f"{name} has no blockdev-reopen (6.1), which an IDE disk needs"
-                ) from error
-            raise

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 COMMAND_LIMIT = 30.0  # seconds a QMP command may take before QEMU counts as hung
 _LOOK = 0.25  # seconds between two looks at a QEMU that owes one
 _ENDING = 5.0  # seconds that it may take from the end of its connection to its own
-_GLANCE = 0.02  # seconds between two looks
+_GLANCE = 0.02  # seconds between two looks at the process
+_PAUSE = 0.002  # seconds between two questions by QMP
 
 
 def escaped(path: Path) -> str:
@@ -62,6 +63,23 @@ def last_words(stderr: str) -> str:
     lines = [line for line in lines if not any(word in line for word in _NO_REASON)]
     reasons = [line for line in lines if "ssert" in line] or lines[-1:]
     return reasons[0] if reasons else ""
+
+
+async def wait_until(
+    condition: Callable[[], Awaitable[bool]], failure: str, limit: float, pause: float = _PAUSE
+) -> None:
+    """Wait until ``condition()`` holds.
+
+    :param failure: what is wrong if it does not hold in time
+    :param limit: seconds
+    :param pause: seconds between two looks
+    :raises MachineHung: it did not hold in time
+    """
+    deadline = time.monotonic() + limit
+    while not await condition():
+        if time.monotonic() > deadline:
+            raise MachineHung(f"{failure} in {limit:g} s")
+        await asyncio.sleep(pause)
 
 
 class Qemu:
@@ -220,6 +238,40 @@ class Qemu:
             raise self.died(command, 0.0) from error
         self._note("<-", {"return": result})
         return result
+
+    async def until(self, condition: Callable[[], Awaitable[bool]], failure: str) -> None:
+        """Wait until ``condition()`` holds, as long as a command may take.
+
+        :param failure: what is wrong if it does not hold in time
+        :raises MachineHung: it did not
+        """
+        await wait_until(condition, failure, self.limit)
+
+    async def start_nbd_server(self, path: Path) -> None:
+        """Start its NBD server on a unix socket."""
+        address = {"type": "unix", "data": {"path": str(path)}}
+        await self.execute("nbd-server-start", {"addr": address})
+
+    async def replicates(self) -> bool:
+        """Whether it was built with the replication driver."""
+        commands = await self.execute("query-commands")
+        return any(command["name"] == "xen-set-replication" for command in commands)
+
+    async def replication_error(self) -> str | None:
+        """The text that ``query-xen-replication-status`` reports; None for no error."""
+        status = await self.execute("query-xen-replication-status")
+        return str(status.get("desc", "")) if status["error"] else None
+
+    async def failed_over(self, top: str, secondary: str) -> bool:
+        """Whether the replication filter *top* sits on the secondary disk: ``replication_done``
+        (block/replication.c) has run.
+        """
+        graph = await self.execute("x-debug-query-block-graph")
+        names = {node["id"]: node["name"] for node in graph["nodes"]}
+        below = {
+            (names[edge["parent"]], edge["name"]): names[edge["child"]] for edge in graph["edges"]
+        }
+        return below.get((top, "file")) == secondary and (top, "hidden disk") not in below
 
     def is_silent(self) -> bool:
         """Whether QEMU has been idle for longer than ``silence`` seconds; to be polled while an

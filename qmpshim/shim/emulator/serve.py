@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # what a QEMU has to wait for, or only a few need, is importe
 
 log = logging.getLogger(__name__)
 
+_LARGEST_GATED = 64 << 20  # bytes of a gated chain's disk: its images are in memory
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -181,7 +183,7 @@ async def _chained(
 ) -> None:
     """Build a chain on the QEMU that was started."""
     from qmpshim.conformance.explore.harness.qemu_pool import base_content
-    from qmpshim.machine.chain.gated_secondary import GatedSecondary
+    from qmpshim.machine.chain.images import GateImages
     from qmpshim.machine.chain.secondary import SecondaryChain
     from qmpshim.machine.nbd.gate.gate import Gate
     from qmpshim.model.units import SECTOR
@@ -194,13 +196,19 @@ async def _chained(
     emulator, watch = served.emulator, served.watch
     assert emulator is not None
     if gated:
+        if spec.size > _LARGEST_GATED:
+            raise InputError(
+                f"a gated chain's disks are in memory: at most {_LARGEST_GATED >> 20}M"
+            )
+        if spec.secondary != "raw":
+            raise InputError("a gated chain's secondary disk is a raw image")
         gate = Gate(tracing=False)
         await gate.start(emulator.directory / "gate.sock")
         sectors = spec.size // SECTOR
-        images = GatedSecondary(emulator, spec, gate, build, base_content(sectors))
-        stack.push_async_callback(images.forget)
+        images = GateImages(gate, build, spec.cluster, base_content(sectors))
+        stack.push_async_callback(images.close)
         stack.push_async_callback(emulator.close)  # the images go after QEMU
-        chain: SecondaryChain = images
+        chain = SecondaryChain(emulator, spec, emulator.directory, images=images)
     else:
         rest = (emulator, spec, emulator.directory, build.tool("qemu-img"))
         chain = LoggedSecondary(watch.logs, *rest) if log_writes else SecondaryChain(*rest)

@@ -13,11 +13,13 @@ import contextlib
 import mmap
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qmpshim.errors import CommandFailed, HostError, MachineError
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
+from qmpshim.machine.chain.topology import Export, Topology
 from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.images.write_log import Flag, LogEntry, WriteLog
 from qmpshim.model.operations import Verb
@@ -206,8 +208,12 @@ class LoggedSecondary(SecondaryChain):
         self._logs = logs
 
     @property
-    def top_id(self) -> str:
-        return self._logs.name("top")
+    def topology(self) -> Topology:
+        topology = super().topology
+        if topology.replication_mode is None:
+            return topology
+        return topology.with_options({"top": {"top-id": self._logs.name("top")}})
 
-    async def _export(self, name: str, node: str, writable: bool) -> None:
-        await super()._export(name, await self._logs.insert(node) if writable else node, writable)
+    async def _export(self, export: Export) -> None:
+        node = await self._logs.insert(export.node) if export.writable else export.node
+        await super()._export(replace(export, node=node))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import os
 import subprocess
@@ -21,6 +22,8 @@ from qmpshim.conformance.guest.scenarios import GuestScenario
 from qmpshim.conformance.guest.work import GuestWork
 from qmpshim.errors import BuildError, HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.chain.images import FileImages
+from qmpshim.machine.chain.topology import Node
 from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.guest.image import GuestImage
 from qmpshim.model.check.verdict import Verdict
@@ -102,15 +105,24 @@ def test_what_goes_wrong_with_the_machine_is_a_verdict(
     assert not outcome.known
 
 
-class NoRoom(ProgramChain):
+class Full(FileImages):
     """The file of the secondary disk takes no write: there is no room for it."""
 
-    def _storage(self, node: str) -> dict[str, Any]:
-        file = super()._storage(node)
-        if node != "secondary":
+    def storage(self, node: Node) -> dict[str, Any]:
+        file = super().storage(node)
+        if node.name != "secondary":
             return file
         full = {"event": "pwritev", "iotype": "write", "errno": errno.ENOSPC}
         return {"driver": "blkdebug", "image": file, "inject-error": [full]}
+
+
+class NoRoom(ProgramChain):
+    """A chain on such images."""
+
+    async def build(self) -> None:
+        files = self.files
+        self.images = Full(*(getattr(files, one.name) for one in dataclasses.fields(files)))
+        await super().build()
 
 
 async def _writes(work: GuestWork, _seed: int) -> None:

@@ -212,9 +212,9 @@ def test_what_cannot_be_built(qemu_build: Build, workspace: Workspace) -> None:
         raise AssertionError("it was built")
 
     class NoTool(SecondaryChain):
-        def _create(self, node: str) -> None:
-            self._qemu_img = ["/no/such/qemu-img"]
-            super()._create(node)
+        async def build(self) -> None:
+            self.files.qemu_img = ["/no/such/qemu-img"]
+            await super().build()
 
     async def run(kind: type[SecondaryChain], spoil: bool) -> None:
         directory = workspace.subdirectory("chain")

@@ -9,14 +9,14 @@ import pytest
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.build import opening, removals
 from qmpshim.machine.chain.gated import GatedMachine, Shape
-from qmpshim.machine.chain.topology import TOPOLOGIES, topology_of
+from qmpshim.machine.chain.topology import TOPOLOGIES, Node, topology_of
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 
 MiB = 1 << 20
 
 
-def storage(node: str) -> dict[str, object]:
-    return {"driver": "file", "filename": node}
+def storage(node: Node) -> dict[str, object]:
+    return {"driver": "file", "filename": node.name}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_fresh_overlays_need_all_above_them_again(chain: str, again: list[str]) 
 
 def test_it_is_taken_apart_from_its_exports_down() -> None:
     exports, nodes = removals(TOPOLOGIES["fleecing"].parts)
-    assert exports == ["guest", "primary"]
+    assert [export.name for export in exports] == ["guest", "primary"]
     closed = [command.arguments["node-name"] for command in nodes]
     assert closed == ["snapshot", "filter", "hidden", "secondary"]
 

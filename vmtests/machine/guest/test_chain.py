@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from qmpshim.conformance.workload.session import Result
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.chain.topology import QemuDevice, Topology
 from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.guest.image import GuestImage
 from qmpshim.machine.host.workspace import Workspace
@@ -101,21 +103,26 @@ class DriveBackup(ProgramChain):
 
     _node = ""  # what it called the node
 
-    def named(self, name: str) -> str:
-        return self._node if name == "hidden" and self._node else super().named(name)
+    @property
+    def topology(self) -> Topology:
+        topology = super().topology
+        if not self._node:
+            return topology
+        parts = (part for part in topology.parts if part.name not in ("hidden", "disk", "guest"))
+        guest, disk = topology.export("guest"), topology.parts[-1]
+        assert isinstance(disk, QemuDevice)
+        disk = replace(disk, options={**disk.options, "drive": self._node})
+        return replace(topology, parts=(*parts, replace(guest, node=self._node), disk))
 
     async def start(self) -> None:
-        await self._unplug()
-        await self._unexport("guest")
-        await self.qemu.execute("blockdev-del", {"node-name": "hidden"})
+        await self._close(self.topology.renewed)
         target = {"target": str(self.image("hidden")), "format": "qcow2", "mode": "existing"}
         await self.qemu.execute(
             "drive-backup", {"job-id": "backup", "device": "secondary", "sync": "none", **target}
         )
         nodes = await self.qemu.execute("query-named-block-nodes")
         self._node = next(node["node-name"] for node in nodes if node["drv"] == "qcow2")
-        await self._export("guest", "hidden", writable=False)
-        await self._plug()
+        await self._open(self.topology.parts[-2:])
         self._take_over()
 
 

@@ -30,7 +30,8 @@ from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.gated import GatedMachine, Shape, filled_qcow2
+from qmpshim.machine.chain.gated import GatedMachine, Shape
+from qmpshim.machine.chain.images import filled_qcow2
 from qmpshim.machine.chain.topology import PRIMARY_IMAGES
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.operations import Operation, Verb
@@ -105,7 +106,7 @@ class QemuPool:
     def _fresh(self, shape: Shape) -> GatedMachine:
         self.resets["fresh"] += 1
         machine = self.machine = GatedMachine(self.build, shape, self.deadline)
-        if machine.topology.format("secondary") == "raw":
+        if machine.topology.node("secondary").driver == "raw":
             self._put_back(machine, self._base)
             self._start(machine)
         else:  # QEMU has read the tables of the empty one
@@ -151,7 +152,7 @@ class QemuPool:
         machine.gate.release_all()
         machine.settle()
         topology = machine.topology
-        simple = topology.has("replication") and topology.format("secondary") == "raw"
+        simple = topology.has("replication") and topology.node("secondary").driver == "raw"
         if simple and self._running and not self._tainted:
             for name, client in machine.clients.items():
                 if client.lost:
@@ -193,7 +194,11 @@ class QemuPool:
     @staticmethod
     def _teach_block_status(machine: GatedMachine) -> None:
         copies = bool(machine.topology.overlays)  # else nothing asks for it
-        if copies and machine.topology.format("secondary") == "raw" and machine.version >= (6, 2):
+        if (
+            copies
+            and machine.topology.node("secondary").driver == "raw"
+            and machine.version >= (6, 2)
+        ):
             machine.learn_block_status()
 
     def _start(self, machine: GatedMachine) -> None:
