@@ -121,7 +121,7 @@ class HiddenChanged(Pair):
 
     async def pause(self) -> None:
         await super().pause()
-        self._change(self.secondary.hidden)
+        self._change(self.secondary.image("hidden"))
 
     @staticmethod
     def _change(overlay: Path) -> None:
@@ -136,7 +136,7 @@ class ActiveChanged(HiddenChanged):
 
     async def pause(self) -> None:
         await Pair.pause(self)
-        self._change(self.secondary.active)
+        self._change(self.secondary.image("active"))
 
 
 class HiddenBroken(Pair):
@@ -144,7 +144,7 @@ class HiddenBroken(Pair):
 
     async def pause(self) -> None:
         await super().pause()
-        hidden = self.secondary.hidden
+        hidden = self.secondary.image("hidden")
         head = Qcow2Reader.parse(hidden.read_bytes()).header
         _put(hidden, head.reftable_offset, bytes(8))
 
@@ -162,7 +162,7 @@ class SeenOtherwise(Pair):
         """Has its turn when the judge has looked at the files, and waits for the first read."""
         hidden, active = (
             Qcow2Reader.parse(path.read_bytes()).allocation()
-            for path in (self.secondary.hidden, self.secondary.active)
+            for path in (self.secondary.image("hidden"), self.secondary.image("active"))
         )
         cluster = self.spec.cluster
         clusters = range(self.spec.size // 2 // cluster, self.spec.size // cluster)
@@ -244,7 +244,7 @@ class NeverCommits(Pair):
     """The secondary is never told to fail over."""
 
     async def promote_secondary(self) -> None:
-        await self.secondary.until(self.secondary.committed, "the failover of the disks")
+        await self.until_promoted()
 
 
 class Nowhere(Pair):

@@ -126,7 +126,7 @@ class BootWorkload(PairWorkload):
         if self.model.overlaid:
             return self._on_disk(secondary.disk.read_bytes(), number)
         return self.judge.holds(
-            secondary.active, self.guest.place(number) * SECTOR, self.guest.block(number)
+            secondary.image("active"), self.guest.place(number) * SECTOR, self.guest.block(number)
         )
 
     def _on_disk(self, disk: bytes | bytearray, number: int) -> bool:

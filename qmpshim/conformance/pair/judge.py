@@ -99,9 +99,7 @@ class PairJudge:
     def overlay(self, member: ColoNode, node: str) -> Iterator[Divergence]:
         """Hidden or active disk: its allocation, then its bytes."""
         where = f"{node} disk"
-        overlay, broken = read_overlay(
-            map_file(member.hidden if node == "hidden" else member.active)
-        )
+        overlay, broken = read_overlay(map_file(member.image(node)))
         if broken is not None:
             yield self._told(Verdict.CORRUPTION, where, broken.predicted, broken.observed)
         if overlay is None:

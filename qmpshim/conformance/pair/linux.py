@@ -159,7 +159,7 @@ class LinuxWorkload(PairWorkload):
 
     def _entries(self) -> list[LogEntry]:
         """What the secondary's guest has written and the model was not told."""
-        log = WriteLog(self.pair.secondary.log.read_bytes())
+        log = WriteLog(self.pair.secondary.image("logged").read_bytes())
         return list(log.entries(after=self._last, live=True))
 
     def secondary_stopped(self) -> None:

@@ -14,6 +14,7 @@ from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.workload.pattern import data_of
 from qmpshim.errors import MachineError
+from qmpshim.machine.chain.topology import Export
 from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.nbd.client import NbdClient
@@ -176,8 +177,7 @@ class ExportWorkload(PairWorkload):
         # Its NBD server was stopped with the primary's link: the guest has to come in again.
         member, path = self.pair.secondary, self.pair.secondary.directory / "again.sock"
         self._clients.pop(member.name).close()
-        await member.start_server(path)
-        await member.export("again", "quorum")
+        await member.serve(path, [Export("again", "quorum", True)])
         self._clients[member.name] = self._client(path, "again")
 
     def acknowledged(self, member: ColoNode, promised: int) -> Iterable[Divergence]:

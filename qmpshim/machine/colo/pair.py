@@ -21,14 +21,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qmpshim.errors import BuildError, CommandFailed, HostError, InputError, MachineHung
+from qmpshim.errors import BuildError, CommandFailed, InputError, MachineHung
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.build import drive
+from qmpshim.machine.chain.images import FileImages
+from qmpshim.machine.chain.topology import Topology
 from qmpshim.machine.colo.linux_guest import LinuxGuest
 from qmpshim.machine.colo.migration_channel import MigrationChannel
 from qmpshim.machine.colo.nbd_link import NbdLink, Observer
 from qmpshim.machine.colo.node import ColoNode
+from qmpshim.machine.colo.topologies import (
+    CLIENT,
+    COLO_PRIMARY,
+    COLO_SECONDARY,
+    DISK,
+    FORWARD,
+    LINK,
+    exported,
+    forward,
+    recorded,
+)
 from qmpshim.machine.guest.boot_sector import BootGuest
-from qmpshim.machine.host.process import COMMAND_LIMIT, escaped
+from qmpshim.machine.host.process import COMMAND_LIMIT
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +61,8 @@ class PairSpec:
         both quorums are exported over NBD instead
     :ivar machine: QEMU's ``-machine`` where there is a guest
     :ivar accel: QEMU's ``-accel``, ``tcg`` or ``kvm``
+    :ivar primary: the primary's chain
+    :ivar secondary: the secondary's chain
     """
 
     size: int = 16 << 20
@@ -55,6 +71,8 @@ class PairSpec:
     guest: BootGuest | LinuxGuest | None = None
     machine: str = "pc"
     accel: str = "tcg"
+    primary: Topology = COLO_PRIMARY
+    secondary: Topology = COLO_SECONDARY
 
     def __post_init__(self) -> None:
         if self.guest is not None and self.size < self.guest.end:
@@ -71,13 +89,21 @@ class PairSpec:
         return [
             *("-accel", self.accel),
             *self.guest.words(console, terminal),
-            *("-device", "virtio-blk-pci,id=disk,drive=colo-disk0"),
+            *("-device", f"virtio-blk-pci,id=disk,drive={DISK}"),
         ]
 
     def initial(self) -> bytes:
         """What both disks hold at first."""
         first = self.guest.sector() if self.guest is not None else b""
         return first.ljust(self.size, b"\0")
+
+    def sides(self) -> tuple[Topology, Topology]:
+        """Both chains, the primary's first, as this guest needs them."""
+        if self.guest is None:
+            return exported(self.primary), exported(self.secondary)
+        if isinstance(self.guest, LinuxGuest):
+            return self.primary, recorded(self.secondary)
+        return self.primary, self.secondary
 
 
 class Pair:
@@ -101,23 +127,31 @@ class Pair:
         self.directory = directory
         self.limit = limit
         self.generation = 0
-        self.primary = self._member("primary", builds[0])
+        self.primary = self._member("primary", builds[0], spec.initial())
         self.past: list[ColoNode] = []  # secondaries and primaries that were given up
-        self._renew(builds[1], observer)
+        self._renew(builds[1], observer, spec.initial())
 
-    def _member(self, name: str, build: Build) -> ColoNode:
-        directory = self.directory / name
+    def _member(self, name: str, build: Build, initial: bytes) -> ColoNode:
+        spec, directory = self.spec, self.directory / name
         directory.mkdir()
-        machine = "none" if self.spec.guest is None else self.spec.machine
-        return ColoNode(name, build, directory, machine, self.limit)
+        topology = spec.sides()[name != "primary"]
+        images = FileImages(
+            *(directory, build.tool("qemu-img"), spec.size, spec.cluster, initial),
+            env=build.environment(),
+        )
+        machine = "none" if spec.guest is None else spec.machine
+        return ColoNode(name, build, topology, images, machine, self.limit)
 
-    def _renew(self, build: Build, observer: Observer) -> None:
-        """A new secondary, and new wires to it."""
+    def _renew(self, build: Build, observer: Observer, initial: bytes) -> None:
+        """A new secondary, and new wires to it.
+
+        :param initial: what the secondary disk begins with
+        """
         self.generation += 1
         tag = "" if self.generation == 1 else str(self.generation)
-        self.secondary = self._member(f"secondary{tag}", build)
+        self.secondary = self._member(f"secondary{tag}", build, initial)
         at = self.secondary.directory
-        self.link = NbdLink(at / "nbd.sock", "parent0", at / "link.sock", observer)
+        self.link = NbdLink(at / "nbd.sock", LINK, at / "link.sock", observer)
         self.channel = MigrationChannel(at / "incoming.sock", at / "channel.sock")
 
     @property
@@ -142,75 +176,22 @@ class Pair:
         :raises BuildError: a build has no replication driver, no quorum, or does not start
         :raises HostError: an image cannot be made
         """
-        primary, initial = self.primary, self.spec.initial()
-        _make_disk(primary.disk, initial)
-        await primary.start(
-            [
-                "-drive",
-                "if=none,id=colo-disk0,node-name=quorum,driver=quorum,read-pattern=fifo,"
-                "vote-threshold=1,children.0.driver=raw,children.0.node-name=primary-disk,"
-                "children.0.discard=unmap," + _file("children.0.file", primary.disk),
-                "-S",
-                *self.spec.words(primary.console, terminal=True),
-            ]
-        )
-        if self.spec.guest is None:
-            await primary.start_server(self.directory / "guest.sock")
-            await primary.export("guest", "quorum")
-        await self.start_secondary(initial)
+        primary = self.primary
+        words = ["-S", *self.spec.words(primary.console, terminal=True)]
+        await primary.start(words, self.directory / "guest.sock")
+        await self.start_secondary()
         await self.attach()
 
-    async def start_secondary(self, initial: bytes) -> None:
-        """Start the secondary and the wires to it.
-
-        :param initial: what the secondary disk holds
-        """
+    async def start_secondary(self) -> None:
+        """Start the secondary and the wires to it."""
         secondary = self.secondary
-        _make_disk(secondary.disk, initial)
-        for overlay in (secondary.hidden, secondary.active):
-            secondary.create(overlay, self.spec.size, self.spec.cluster)
-        words = [
-            "-drive",
-            "if=none,id=parent0,driver=raw,node-name=secondary,discard=unmap,"
-            + _file("file", secondary.disk),
-            "-drive",
-            "if=none,id=childs0,driver=replication,mode=secondary,top-id=colo-disk0,"
-            "node-name=filter,file.driver=qcow2,file.node-name=active,file.discard=unmap,"
-            + _file("file.file", secondary.active)
-            + ",file.backing.driver=qcow2,file.backing.node-name=hidden,"
-            "file.backing.discard=unmap,"
-            + _file("file.backing.file", secondary.hidden)
-            + ",file.backing.backing=parent0",
-            "-drive",
-            "if=none,id=colo-disk0,node-name=quorum,driver=quorum,read-pattern=fifo,"
-            f"vote-threshold=1,{self._top_child(secondary)}",
-            *self.spec.words(secondary.console),
-        ]
+        words = self.spec.words(secondary.console)
         if self.spec.colo:
             words += ["-incoming", f"unix:{secondary.directory / 'incoming.sock'}"]
-        await secondary.start(words)
-        await secondary.start_server(secondary.directory / "nbd.sock")
-        await secondary.export("parent0", "secondary")
-        if self.spec.guest is None:
-            await secondary.export("guest", "quorum")
+        await secondary.start(words, secondary.directory / "nbd.sock")
         await self.link.start()
         if self.spec.colo:
             await self.channel.start()
-
-    @property
-    def _observed(self) -> bool:
-        """Whether the secondary's guest's writes are recorded."""
-        return isinstance(self.spec.guest, LinuxGuest)
-
-    def _top_child(self, secondary: ColoNode) -> str:
-        """The secondary's quorum's child: the filter, or what records its guest's writes above."""
-        if not self._observed:
-            return "children.0=childs0"
-        secondary.log.touch()
-        return (
-            "children.0.driver=blklogwrites,children.0.node-name=logged,children.0.file=childs0,"
-            f"children.0.log.driver=file,children.0.log.filename={escaped(secondary.log)}"
-        )
 
     async def attach(self) -> None:
         """Give the primary's quorum its second child, the way to the secondary.
@@ -218,16 +199,12 @@ class Pair:
         :raises BuildError: this build cannot
         """
         try:
-            options = (
-                "driver=replication,mode=primary,node-name=replication0,"
-                f"file.driver=nbd,file.server.type=unix,file.server.path={escaped(self.link.path)},"
-                "file.node-name=nbd0,file.export=parent0"
-            )
+            options = drive(forward(self.link.path), self.primary.images.storage)
             # The monitor takes a string with blanks in double quotes, as C does.
             quoted = options.replace("\\", "\\\\").replace('"', '\\"')
             await self.primary.human(f'drive_add -n buddy "{quoted}"')
             await self.primary.qemu.execute(
-                "x-blockdev-change", {"parent": "quorum", "node": "replication0"}
+                "x-blockdev-change", {"parent": "quorum", "node": FORWARD}
             )
         except CommandFailed as error:
             raise BuildError(f"{self.primary.build.name} cannot join the pair: {error}") from error
@@ -238,24 +215,30 @@ class Pair:
             "x-blockdev-change", {"parent": "quorum", "child": "children.1"}
         )
         with contextlib.suppress(CommandFailed):  # it may complain that the last flush failed
-            await self.primary.human("drive_del replication0")
+            await self.primary.human(f"drive_del {FORWARD}")
         nodes = await self.primary.qemu.execute("query-named-block-nodes")
-        if any(node.get("node-name") == "replication0" for node in nodes):
-            raise CommandFailed("drive_del", "GenericError", "replication0 is still there")
+        if any(node.get("node-name") == FORWARD for node in nodes):
+            raise CommandFailed("drive_del", "GenericError", f"{FORWARD} is still there")
+
+    async def do(self, member: ColoNode, operation: str) -> None:
+        """Run the command that does an operation of block replication on one side, by its role.
+
+        :raises CommandFailed: QEMU refuses
+        """
+        side = self.spec.primary if member is self.primary else self.spec.secondary
+        await member.send(side.commands[operation])
 
     # -- block replication alone ----------------------------------------------------------------
 
     async def start_replication(self) -> None:
         """Start block replication without COLO: the secondary first, then the primary."""
         for member in (self.secondary, self.primary):
-            await member.qemu.execute(
-                "xen-set-replication", {"enable": True, "primary": member is self.primary}
-            )
+            await self.do(member, "start")
 
     async def checkpoint_disks(self) -> None:
         """``xen-colo-do-checkpoint`` on both sides; both must be stopped."""
         for member in self.members:
-            await member.qemu.execute("xen-colo-do-checkpoint")
+            await self.do(member, "checkpoint")
 
     async def pause(self) -> None:
         """Stop both sides, the primary first, and let their I/O end."""
@@ -311,13 +294,13 @@ class Pair:
         await self.link.close()
         await self.channel.close()
         self.primary = survivor
-        self._renew(build, observer)
-        await self.start_secondary(bytes(self.spec.size))
+        self._renew(build, observer, b"")
+        await self.start_secondary()
         since = len(survivor.events)
         await survivor.qemu.execute(
             "drive-mirror",
             {
-                "device": "colo-disk0",
+                "device": DISK,
                 "job-id": "resync",
                 "target": self.link.uri,
                 "mode": "existing",
@@ -341,20 +324,25 @@ class Pair:
         """
         await self.secondary.qemu.execute("nbd-server-stop")
         if not self.spec.colo:
-            await self.secondary.qemu.execute(
-                "xen-set-replication", {"enable": False, "primary": False, "failover": True}
-            )
+            await self.do(self.secondary, "failover")
         else:
             await self.secondary.qemu.execute("x-colo-lost-heartbeat")
-        await self.secondary.until(self.secondary.committed, "the failover of the disks")
+        await self.until_promoted()
+
+    async def until_promoted(self) -> None:
+        """Wait until hidden and active disk are committed into the secondary disk."""
+        qemu = self.secondary.qemu
+
+        async def committed() -> bool:
+            return await qemu.failed_over("filter", "secondary")
+
+        await self.secondary.until(committed, "the failover of the disks")
 
     async def carry_on(self) -> None:
         """The secondary is gone: the primary goes on alone ("Primary Failover")."""
         await self.detach()
         if not self.spec.colo:
-            await self.primary.qemu.execute(
-                "xen-set-replication", {"enable": False, "primary": True, "failover": True}
-            )
+            await self.do(self.primary, "failover")
         else:
             await self.primary.qemu.execute("x-colo-lost-heartbeat")
 
@@ -366,7 +354,7 @@ class Pair:
         commands = await self.primary.qemu.execute("query-commands")
         if not any(command["name"] == "yank" for command in commands):
             return False
-        node = {"type": "block-node", "node-name": "nbd0"}
+        node = {"type": "block-node", "node-name": CLIENT}
         await self.primary.qemu.execute_oob("yank", {"instances": [node]})
         return True
 
@@ -384,23 +372,6 @@ class Pair:
         self.link.mend()
         await self.link.close()
         await self.channel.close()
-
-
-def _make_disk(path: Path, initial: bytes) -> None:
-    try:
-        with path.open("xb") as file:
-            file.write(initial.rstrip(b"\0"))
-            file.truncate(len(initial))
-    except OSError as error:
-        raise HostError(f"{path}: {error.strerror}") from error
-
-
-def _file(where: str, path: Path) -> str:
-    # no-flush: the host is not going to crash, so waiting for its disk proves nothing.
-    return (
-        f"{where}.driver=file,{where}.filename={escaped(path)},{where}.discard=unmap,"
-        f"{where}.cache.no-flush=on"
-    )
 
 
 def _capabilities(member: ColoNode) -> list[dict[str, Any]]:
