@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.model.chain.protocols import REFERENCE_PROTOCOLS, CowRequestProtocol
-from qmpshim.model.explore.explorer import Mode, count_schedules, explore
+from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.model_system import ModelSystem
 from qmpshim.model.operations import operation
 from qmpshim.model.scenario import Scenario
 from qmpshim.model.scenarios import SCENARIOS
+from vmtests.support.schedules import count_schedules
 
 MODEL = Path(__file__).parent / "spin" / "cow_request.pml"
 C = 128

@@ -205,8 +205,8 @@ def _late_start(real: str, arguments: list[str], _script: str) -> None:
 def _lossy_relay(real: str, arguments: list[str], _script: str) -> None:
     """The hidden disk is behind an NBD server that loses each third write to its clusters."""
     from qmpshim.machine.nbd.gate.gate import Gate, HeldIO
-    from qmpshim.machine.nbd.gate.store import FileStore
     from qmpshim.machine.nbd.protocol import NbdCommand
+    from vmtests.support.file_store import FileStore
 
     middle = Middle(real, arguments)
     loop = asyncio.new_event_loop()

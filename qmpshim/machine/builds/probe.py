@@ -110,15 +110,6 @@ class Capabilities:
             *(f"block driver {name}" for name in drivers if name not in self.drivers),
         ]
 
-    def require(self, *, commands: Iterable[str] = (), drivers: Iterable[str] = ()) -> None:
-        """:raises BuildError: the build does not have all of these."""
-        if lacking := self.missing(commands=commands, drivers=drivers):
-            raise BuildError(f"QEMU {self.version_text} has no {', no '.join(lacking)}")
-
-    def accepts(self, command: str, argument: str) -> bool:
-        """Whether the command exists and takes this argument."""
-        return argument in self.commands.get(command, ())
-
 
 def probe(build: Build) -> Capabilities:
     """What the build can do; probed once for each content of the binary.

@@ -166,7 +166,7 @@ class SecondaryChain:
             await self.qemu.start_nbd_server(self.socket)
         again = topology.renewed
         await self._open(part for part in topology.parts if part not in again)
-        await self._open_overlays()
+        await self._build_overlays()
 
     async def rebuild(self) -> None:
         """Take the overlays away, and all above them, and put fresh ones there, nothing running."""
@@ -176,9 +176,9 @@ class SecondaryChain:
             for node in part.within if isinstance(part, Node) else ():
                 if node.overlay:
                     self.images.remove(node)
-        await self._open_overlays()
+        await self._build_overlays()
 
-    async def _open_overlays(self) -> None:
+    async def _build_overlays(self) -> None:
         self._fresh, self._running = True, False
         self._orphaned = False
         await self._open(self.topology.renewed)

@@ -84,11 +84,6 @@ class NbdLink(Relay):
         """Let nothing through any more, and say nothing."""
         self.pause()
 
-    @property
-    def stalled(self) -> bool:
-        """Whether :meth:`stall` is in force."""
-        return not self._open.is_set()
-
     def cut(self) -> None:
         """Break all connections, and refuse new ones until :meth:`mend`."""
         self.broken = True

@@ -22,9 +22,7 @@ from qmpshim.model.units import SECTOR
 
 BLOCK = 4096  # bytes a write
 SECTORS = BLOCK // SECTOR
-LAG = 5  # a block is read back this many numbers later
 _PRIME = 0x9E3779B1  # 2**32 divided by the golden ratio: odd, so that multiplying permutes
-_LOAD = 0x7C00
 _PARAMETERS = 0x1F2  # mask, base, delay: 32 bits each
 _SIGNATURE = b"\x55\xaa"
 

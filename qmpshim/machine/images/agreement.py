@@ -210,20 +210,6 @@ class Backing(Protocol):
     def read(self, offset: int, length: int) -> bytes: ...
 
 
-class RawReader:
-    """A raw image as the end of a backing chain.
-
-    :param image: the file's bytes; kept, not copied
-    """
-
-    def __init__(self, image: BytesLike) -> None:
-        self._image = memoryview(image).cast("B")
-        self.virtual_size = len(self._image)
-
-    def read(self, offset: int, length: int) -> bytes:
-        return bytes(self._image[offset : offset + length])
-
-
 class QcowReader:
     """A qcow2 image's content, read by libqcow; its backing chain is followed here.
 

@@ -118,29 +118,6 @@ def _run_naive(walk: Walk) -> None:
         walk.back()
 
 
-def count_schedules(system: System) -> int:
-    """How many schedules there are, without taking each of them.
-
-    The system's states must be comparable.
-    """
-    walk = Walk(system, UNLIMITED, stop=False)
-    counts: dict[Hashable, int] = {}
-
-    def count() -> int:
-        here = system.fingerprint()
-        if here not in counts:
-            enabled = tuple(system.enabled())
-            total = 0 if enabled else 1
-            for choice in enabled:
-                walk.take(choice)
-                total += count()
-                walk.back()
-            counts[here] = total
-        return counts[here]
-
-    return count()
-
-
 def shortest(system: System, limit: int, patience: int = 50_000) -> Schedule | None:
     """The shortest schedule with a violation, breadth first.
 

@@ -124,12 +124,6 @@ class _PutNothing(BackupJob):
         yield
 
 
-class _PutShort(BackupJob):
-    def put(self, start: int, owners: Owners, kinds: dict[int, Alloc] | Alloc) -> Co[None]:
-        half = owners[: len(owners) // 2] + owners[:1] * (len(owners) - len(owners) // 2)
-        return self.target.put(start, half, kinds)
-
-
 for _name, _about, _job, *_scenarios in (
     ("end-rounded-down", "the end of a range is rounded down", _EndRoundedDown, "part-write-read"),
     ("start-rounded-up", "the start of a range is rounded up", _StartRoundedUp, "part-write-tail"),

@@ -43,11 +43,6 @@ class _WritesDoNotWait(TrackedRequests):
         return None if own.serialising else super().conflicting(own)
 
 
-class _ReadsDoNotWait(TrackedRequests):
-    def conflicting(self, own: TrackedRequest) -> TrackedRequest | None:
-        return super().conflicting(own) if own.serialising else None
-
-
 class _SerialisingWaitsOnce(TrackedRequests):
     def wait_serialising(self, own: TrackedRequest) -> Co[None]:
         req = self.conflicting(own)

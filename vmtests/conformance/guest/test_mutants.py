@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.guest.work import GuestWork
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.chain.topology import QemuDevice, Topology
 from qmpshim.machine.guest import saved_state
 from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.guest.guest import GuestSpec
@@ -31,8 +33,12 @@ class Bypassed(ProgramChain):
     """The guest's disk is the secondary disk itself, past active and hidden disk and the filter."""
 
     @property
-    def _top(self) -> str:
-        return "secondary"
+    def topology(self) -> Topology:
+        topology = super().topology
+        disk = topology.parts[-1]
+        assert isinstance(disk, QemuDevice)
+        disk = replace(disk, options={**disk.options, "drive": "secondary"})
+        return replace(topology, parts=(*topology.parts[:-1], disk))
 
 
 class Forgetful(ProgramChain):

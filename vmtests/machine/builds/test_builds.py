@@ -316,11 +316,9 @@ def test_probe(qemu_build: Build, capable: probe.Capabilities) -> None:
     assert capable.discipline == protocol_of(capable.version)
     assert len(capable.sha256) == 64
     assert {"qmp_capabilities", "blockdev-backup", "block-export-add"} <= capable.commands.keys()
-    assert capable.accepts("blockdev-backup", "target")
-    assert capable.accepts("blockdev-add", "node-name")
-    assert capable.accepts("blockdev-add", "top-id")  # an argument of one driver only
-    assert not capable.accepts("blockdev-backup", "nosuch")
-    assert not capable.accepts("nosuch", "nosuch")
+    assert "target" in capable.commands["blockdev-backup"]
+    # top-id is an argument of one driver only.
+    assert {"node-name", "top-id"} <= set(capable.commands["blockdev-add"])
     assert {"BLOCK_JOB_ERROR", "SHUTDOWN"} <= capable.events
     assert {"raw", "qcow2", "nbd", "null-co"} <= capable.drivers
     assert "none" in capable.machines
@@ -330,9 +328,6 @@ def test_probe(qemu_build: Build, capable: probe.Capabilities) -> None:
         "command no",
         "block driver nix",
     ]
-    capable.require(commands=["quit"], drivers=["raw"])
-    with pytest.raises(BuildError, match=r"has no command no, no block driver nix"):
-        capable.require(commands=["no"], drivers=["nix"])
 
 
 def test_a_build_is_asked_once(

@@ -22,7 +22,6 @@ from qmpshim.machine.images.agreement import (
     MapExtent,
     Piece,
     QcowReader,
-    RawReader,
     agree,
     map_file,
     qemu_img_check,
@@ -32,6 +31,7 @@ from qmpshim.machine.images.agreement import (
 from qmpshim.machine.images.qcow2 import Clusters, ImageError, Qcow2Reader, Run
 from qmpshim.model.disks.image import Alloc
 from vmtests.machine.images.test_qcow2 import KiB, MiB, Tables, build, tool
+from vmtests.support.raw_reader import RawReader
 
 UNALLOCATED, ZERO, DATA = Alloc.UNALLOCATED, Alloc.ZERO, Alloc.DATA
 pytestmark = pytest.mark.usefixtures("qemu_on_path")

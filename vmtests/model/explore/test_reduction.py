@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from qmpshim.model.chain.protocols import REFERENCE_PROTOCOLS, SerializationProtocol
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.explore.explorer import Budget, Exploration, Mode, count_schedules, explore
+from qmpshim.model.explore.explorer import Budget, Exploration, Mode, explore
 from qmpshim.model.explore.model_system import ModelSystem
 from qmpshim.model.mutants import MUTANTS, Mutant
 from qmpshim.model.scenario import Scenario
 from qmpshim.model.scenarios import SCENARIOS
 from vmtests.support.random_systems import RandomSystem
 from vmtests.support.scenarios import scenarios
+from vmtests.support.schedules import count_schedules
 
 NAIVE = 1500  # schedules at most, to enumerate each of them
 REDUCED = (Mode.STATEFUL, Mode.DPOR, Mode.STATES)

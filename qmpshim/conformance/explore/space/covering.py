@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 Point = Mapping[str, str]  # a value for each dimension
@@ -185,16 +185,3 @@ class Space:
                     chosen[name] = value
                     break
         return {one.name: chosen[one.name] for one in self.dimensions}
-
-    def cover_most_first(
-        self, points: Iterable[Point], strength: int, first: Sequence[Point] = ()
-    ) -> list[Point]:
-        """The same points, each time the one that adds the most tuples to those before it."""
-        remaining = list(points)
-        seen = {pairs for point in first for pairs in self.tuples_of(point, strength)}
-        ordered: list[Point] = []
-        while remaining:
-            gains = [sum(p not in seen for p in self.tuples_of(one, strength)) for one in remaining]
-            ordered.append(remaining.pop(gains.index(max(gains))))
-            seen.update(self.tuples_of(ordered[-1], strength))
-        return ordered

@@ -1,4 +1,4 @@
-"""The bytes of one image behind the gate: in memory or in a file, with allocation and snapshots.
+"""The bytes of one image behind the gate: with allocation and snapshots.
 
 A store keeps one base:allocation state (``STATE_HOLE``, ``STATE_ZERO``) for each 4 KiB block
 beside the bytes. Every effect is durable at once: :meth:`Store.snapshot` is what a crash at this
@@ -10,15 +10,12 @@ restored, so restoring the same snapshot again copies only those.
 
 from __future__ import annotations
 
-import errno
 import mmap
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 
-from qmpshim.errors import HostError, InputError
+from qmpshim.errors import InputError
 from qmpshim.machine.nbd.protocol import STATE_HOLE, STATE_ZERO, Extent
 
 BLOCK = 4096  # granularity of the allocation states, bytes
@@ -196,70 +193,6 @@ class MemoryStore(Store):
     def close(self) -> None:
         """Give the memory back."""
         self._memory.close()
-
-
-class FileStore(Store):
-    """An image in a file, which others may read (not write) meanwhile.
-
-    The file's holes, found with ``SEEK_DATA``, are its first allocation states; zeroing writes
-    zeroes. Reads and writes are system calls rather than a mapping, so that a full disk is an
-    ``OSError`` and not a SIGBUS.
-
-    :param path: an existing file; its length is the image's size, or is made so
-    :param size: bytes; None takes the file's length
-    :raises HostError: the file cannot be opened
-    :raises InputError: the image would be empty
-    """
-
-    fast_zero = False
-
-    def __init__(self, path: Path, size: int | None = None) -> None:
-        try:
-            if size is not None:
-                path.touch()
-                os.truncate(path, size)
-            super().__init__(path.stat().st_size)
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise HostError(f"cannot open the image {path}: {error.strerror}") from error
-        for start, end in self._data_ranges():
-            self._mark(start // BLOCK, -(-end // BLOCK), _DATA)
-
-    def _data_ranges(self) -> Iterator[tuple[int, int]]:
-        end = 0
-        while end < self.size:
-            try:
-                start = os.lseek(self._fd, end, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # only a hole is left
-                    return
-                raise
-            end = os.lseek(self._fd, start, os.SEEK_HOLE)
-            yield start, end
-
-    def _get(self, offset: int, length: int) -> bytes:
-        pieces = []
-        while length:
-            piece = os.pread(self._fd, length, offset)
-            if not piece:
-                raise OSError(errno.EIO, "the image file was cut short")
-            pieces.append(piece)
-            offset, length = offset + len(piece), length - len(piece)
-        return b"".join(pieces) if len(pieces) != 1 else pieces[0]
-
-    def _put(self, offset: int, data: bytes | memoryview) -> None:
-        with memoryview(data) as view:
-            done = 0
-            while done < len(view):
-                done += os.pwrite(self._fd, view[done:], offset + done)
-
-    def flush(self) -> None:
-        """``fdatasync`` the file."""
-        os.fdatasync(self._fd)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
 
 
 def _states_of(image: bytes) -> bytes:

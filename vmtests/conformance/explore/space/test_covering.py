@@ -94,19 +94,6 @@ def test_another_seed_makes_another_array() -> None:
     assert THREE.covering_array(2, 0) != THREE.covering_array(2, 1)
 
 
-def test_points_are_ordered_by_what_they_add() -> None:
-    array = THREE.covering_array(2)
-    ordered = THREE.cover_most_first(reversed(array), 2)
-    seen: set[covering.Tuple] = set()
-    gains = []
-    for point in ordered:
-        new = set(THREE.tuples_of(point, 2)) - seen
-        gains.append(len(new))
-        seen |= new
-    assert gains == sorted(gains, reverse=True)
-    assert sorted(map(str, ordered)) == sorted(map(str, array))
-
-
 REAL = Space.covering_array
 _CALLS = itertools.count(1)
 

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from qmpshim.errors import HostError, InputError, MachineError
 from qmpshim.machine.nbd.gate.gate import EventKind, Gate, HeldIO
-from qmpshim.machine.nbd.gate.store import BLOCK, FileStore, MemoryStore, Store
+from qmpshim.machine.nbd.gate.store import BLOCK, MemoryStore, Store
 from qmpshim.machine.nbd.protocol import NbdCommand
+from vmtests.support.file_store import FileStore
 
 nbd = pytest.importorskip("nbd")
 
