@@ -27,6 +27,8 @@ from qmpshim.model.explore.model_system import ModelSystem
 from qmpshim.model.operations import operation
 from qmpshim.model.scenario import Scenario
 from qmpshim.model.scenarios import SCENARIOS
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from vmtests.support.schedules import count_schedules
 
 MODEL = Path(__file__).parent / "spin" / "cow_request.pml"
