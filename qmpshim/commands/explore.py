@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from qmpshim.commands.console import (
     Listed,
     build_options,
     check_directory,
+    check_writable,
     chosen_builds,
     count,
     json_option,
@@ -38,6 +40,7 @@ from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.report.findings import Finding, group
+from qmpshim.conformance.explore.report.report import SOAK
 from qmpshim.conformance.explore.reproducer.export import export_script
 from qmpshim.conformance.explore.scenarios import (
     SETS,
@@ -62,10 +65,11 @@ from qmpshim.conformance.explore.search.model_run import (
     scenarios_for,
     summary,
 )
+from qmpshim.conformance.explore.search.soak import soak_real, soak_state
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS
 from qmpshim.conformance.explore.space.naming import array, is_name, point_named, scenario_of
 from qmpshim.conformance.known.folder import known_findings
-from qmpshim.conformance.known.matching import recogniser
+from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
 from qmpshim.conformance.pair.bundle import is_pair
 from qmpshim.errors import HostError, InputError, decoding
 from qmpshim.machine.builds.build import Build, read_version
@@ -81,6 +85,11 @@ _EXPLORING = ("--mode", "--faults", "--crash-points", "--all-io", "--budget", "-
 _LIST = "list"  # as a scenario or discipline: an older spelling of --list
 _STRENGTH = 2  # of the scenarios that are explored by default
 _BUDGET = 60.0  # seconds, for them
+# Explores a build: with what is called at progress, what is known, and what shows a report.
+Tell = Callable[[Progress], None]
+Known = Sequence[ExplorerWriteUp]
+Show = Callable[[ExploreReport], None]
+Work = Callable[[Build, Tell, Known, Show], ExploreReport]
 FAULTS = (errno.EIO, errno.ENOSPC, CUT, RECONNECT)
 
 
@@ -110,10 +119,18 @@ def add(commands: Any) -> None:
     )
     exploring.add_argument(
         "--mode",
-        choices=list(MODES),
+        choices=[*MODES, SOAK],
         default="exhaustive",
         help="default exhaustive, which is auto: the best that a system can do; pct, which bounds "
-        "preemptions (preemption is the same), and random go by chance and need a --budget",
+        "preemptions (preemption is the same), and random go by chance and need a --budget; soak "
+        "takes random scenarios until --budget or Ctrl-C, each briefly, with faults and all I/O by "
+        "share",
+    )
+    exploring.add_argument(
+        "--resume",
+        type=Path,
+        metavar="FILE",
+        help="with --mode soak: where it keeps how far it is; what the file holds is gone on with",
     )
     exploring.add_argument(
         "--faults",
@@ -202,6 +219,9 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
         return _explore_model(args, console)
     if args.discipline or args.schedule:
         raise InputError("--discipline and --schedule go with --model")
+    if args.mode == SOAK:
+        return _soak(args, console)
+    refuse_unused(args, f"with --mode {args.mode}", "--resume")
     mode = MODES[args.mode]
     if args.strength is not None and args.scenario is not None:
         raise InputError("--strength generates the scenarios that --scenario would name")
@@ -219,6 +239,57 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"--mode {args.mode} never ends by itself: add a --budget, e.g. 60s")
     crash_points = CrashPoints.parse(args.crash_points)
     scenarios = _chosen(args)
+    mixed = args.scenario is None and not args.faults and args.budget is not None
+
+    def work(build: Build, tell: Tell, known: Known, show: Show) -> ExploreReport:
+        return explore_real(
+            build,
+            scenarios,
+            mode,
+            FAULTS if args.faults or mixed else (),
+            args.budget,
+            args.jobs,
+            args.seed,
+            tell,
+            known,
+            crash_points=crash_points,
+            all_io=args.all_io,
+            interrupted=show,
+            mixed=mixed,
+        )
+
+    return _explore_builds(args, console, work)
+
+
+def _soak(args: argparse.Namespace, console: Console) -> int:
+    refuse_unused(args, "with --mode soak", "--scenario", "--strength", "--all-io", "--faults",
+                  "--list")  # fmt: skip
+    crash_points = CrashPoints.parse(args.crash_points)
+    if args.resume is not None:
+        check_writable(args.resume)
+        if len(chosen_builds(args)) > 1:
+            raise InputError("--resume goes with one build")
+
+    def work(build: Build, tell: Tell, known: Known, show: Show) -> ExploreReport:
+        return soak_real(
+            build,
+            args.seed,
+            FAULTS,
+            args.budget,
+            args.jobs,
+            tell,
+            known,
+            crash_points,
+            soak_state(args.resume, build, args.seed) if args.resume is not None else None,
+            lambda state: state.save(args.resume) if args.resume is not None else None,
+            show,
+        )
+
+    return _explore_builds(args, console, work)
+
+
+def _explore_builds(args: argparse.Namespace, console: Console, work: Work) -> int:
+    """Explore each build that is chosen, and report on it."""
     chosen = chosen_builds(args)
     if args.keep is not None:
         check_directory(args.keep)
@@ -226,7 +297,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
 
     def on(build: Build) -> int:
         def explore() -> int:
-            _explore_build(args, build, scenarios, crash_points, console, reports)
+            _explore_build(args, build, work, console, reports)
             return DIVERGED if reports[-1].new or reports[-1].unexplained else OK
 
         return run_interruptible(explore)
@@ -262,8 +333,7 @@ def _listed(scenario: RealScenario) -> Listed:
 def _explore_build(
     args: argparse.Namespace,
     build: Build,
-    scenarios: list[RealScenario],
-    crash_points: CrashPoints,
+    work: Work,
     console: Console,
     into: list[ExploreReport],
 ) -> None:
@@ -292,8 +362,6 @@ def _explore_build(
             f"{progress.doing}"
         )
 
-    mixed = args.scenario is None and not args.faults and args.budget is not None
-
     def show(report: ExploreReport) -> None:
         into.append(report)
         console.line(render(report))
@@ -311,23 +379,7 @@ def _explore_build(
         console.line()
         console.line(_summary(report))
 
-    show(
-        explore_real(
-            build,
-            scenarios,
-            MODES[args.mode],
-            FAULTS if args.faults or mixed else (),
-            args.budget,
-            args.jobs,
-            args.seed,
-            tell,
-            known,
-            crash_points=crash_points,
-            all_io=args.all_io,
-            interrupted=show,
-            mixed=mixed,
-        )
-    )
+    show(work(build, tell, known, show))
 
 
 def _summary(report: ExploreReport) -> str:
@@ -398,6 +450,8 @@ def _explore_model(args: argparse.Namespace, console: Console) -> int:
         "--keep": args.keep,
         "--strict": args.strict,
         "--strength": args.strength is not None,
+        "--mode soak": args.mode == SOAK,
+        "--resume": args.resume is not None,
     }
     if unfit := [option for option, given in of_qemu.items() if given]:
         raise InputError(f"{unfit[0]} goes with a real QEMU, not with --model")

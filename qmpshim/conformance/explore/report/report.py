@@ -15,6 +15,8 @@ from qmpshim.conformance.explore.report.findings import Finding, Sighting
 from qmpshim.conformance.explore.space.coverage import TupleCoverage, tuples_met
 from qmpshim.errors import name_errnos
 
+SOAK = "soak"  # a mode: scenarios without end
+
 
 @dataclass(slots=True)
 class ScenarioResult:
@@ -74,6 +76,7 @@ class ExploreReport:
         could not be tried for want of time
     :ivar interrupted: this is what there was until somebody ended it
     :ivar bundles: where those that were kept are
+    :ivar before: names of scenarios that were reached before, in the soak that this goes on with
     """
 
     build: str
@@ -89,6 +92,7 @@ class ExploreReport:
     crash_points: CrashPoints = NO_CRASH_POINTS
     interrupted: bool = False
     bundles: list[tuple[Finding, Path]] = field(default_factory=list)
+    before: tuple[str, ...] = ()
 
     @property
     def looks(self) -> Looks:
@@ -142,7 +146,7 @@ class ExploreReport:
     @property
     def coverage(self) -> list[TupleCoverage]:
         """What was covered of the scenario space, where its scenarios were explored."""
-        return tuples_met([one.name for one in self.reached])
+        return tuples_met([*self.before, *(one.name for one in self.reached)])
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON."""
@@ -161,6 +165,7 @@ class ExploreReport:
                 "scenarios": len(self.scenarios),
                 "reached": len(self.reached),
                 "exhausted": sum(one.exhaustive for one in self.scenarios),
+                **({"reached_before": len(self.before)} if self.before else {}),
                 "tuples": [asdict(one) for one in self.coverage],
             },
             "crash_points": {
@@ -216,7 +221,7 @@ def render(report: ExploreReport) -> str:
     ]
     lines.append(_covered(report))
     left = [one.name for one in report.scenarios if not one.exhaustive and not one.skipped]
-    if left:
+    if left and report.mode != SOAK:
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
         lines.append(f"not exhausted: {', '.join(left[:8])}{more}")
     for one in report.scenarios:
@@ -263,6 +268,7 @@ def _covered(report: ExploreReport) -> str:
     exhausted = sum(one.exhaustive for one in report.scenarios)
     text = f"covered: {len(report.reached)} of {_many(len(report.scenarios), 'scenario')}"
     text += f", {exhausted} in all their schedules"
+    text += f"; {len(report.before)} reached before" if report.before else ""
     for one in report.coverage:
         text += f"; {one.met} of {one.possible} combinations of {one.strength} values"
     return text

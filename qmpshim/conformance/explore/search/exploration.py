@@ -159,9 +159,8 @@ def _explore(
     began = time.monotonic()
     if task.budget is None or task.mode.by_chance:
         return run(task, scenarios, jobs, board)
-    samples = _samples(task, mixed)
-    sampled = replace(task, budget=task.budget * _SAMPLING, samples=samples)
-    order = sorted(range(len(scenarios)), key=lambda n: _shape(scenarios[n]))
+    sampled = replace(task, budget=task.budget * _SAMPLING, samples=samples(task, mixed))
+    order = sorted(range(len(scenarios)), key=lambda n: shape(scenarios[n]))
     first = run(sampled, [scenarios[n] for n in order], jobs, board)
     before = dict(zip(order, first, strict=True))
     results = [before[n] for n in range(len(scenarios))]
@@ -183,7 +182,7 @@ def _explore(
     return results
 
 
-def _samples(task: ScenarioTask, mixed: bool) -> tuple[Sample, ...]:
+def samples(task: ScenarioTask, mixed: bool) -> tuple[Sample, ...]:
     """What is tried of each scenario at first; faults and all I/O have their share."""
     plain = Sample(_PLAIN, all_io=task.all_io)
     faulty = Sample(_FAULTY, faults=True, all_io=task.all_io)
@@ -192,7 +191,7 @@ def _samples(task: ScenarioTask, mixed: bool) -> tuple[Sample, ...]:
     return (plain, faulty) if task.errnos else (plain,)
 
 
-def _shape(scenario: RealScenario) -> tuple[Any, ...]:
+def shape(scenario: RealScenario) -> tuple[Any, ...]:
     """What a QEMU is set up for: those that are equal here can share one."""
     options = repr(scenario.options)
     return scenario.form, scenario.secondary, scenario.cluster, scenario.size, options

@@ -73,6 +73,10 @@ class Board:
         self.done = [one for one in self.done if one not in results]
         self._before += results
 
+    def counted_in(self) -> None:
+        """What is explored again has what was done before counted in."""
+        self._before.clear()
+
     def so_far(self) -> list[ScenarioResult]:
         """What is known of the scenarios that were begun, should everything end here."""
         results = [*self.done, *(live.result() for live in self.live.values())]

@@ -117,6 +117,17 @@ class Space:
             return None
         return {one.name: chosen[one.name] for one in self.dimensions}
 
+    def sample(self, rng: random.Random) -> Point:
+        """A point by chance: each dimension in turn has any value that a point is left with."""
+        chosen: dict[str, str] = {}
+        for one in self.dimensions:
+            values = [v for v in one.values if self._keeps({**chosen, one.name: v}, one.name)]
+            rng.shuffle(values)
+            while self.complete({**chosen, one.name: values[-1]}) is None:
+                values.pop()
+            chosen[one.name] = values[-1]
+        return chosen
+
     def possible(self, pairs: Tuple) -> bool:
         """Whether some point contains this tuple."""
         key = frozenset(pairs)
