@@ -88,7 +88,7 @@ class NoCheckpoint(Pair):
     """COLO's checkpoint is asked for, and nobody passes that on."""
 
     async def set_delay(self, delay: int) -> None:
-        if self.primary.heard("RESUME"):
+        if self.primary.events_of("RESUME"):
             return
         await super().set_delay(delay)
 
@@ -259,7 +259,7 @@ class Nowhere(Pair):
 class Sabotage:
     """One way to be wrong, and the verdict it must get: where the judge must see it.
 
-    :ivar cause: what the autopsy must tell, a regular expression
+    :ivar cause: what the post_mortem must tell, a regular expression
     """
 
     pair: type[Pair]

@@ -70,7 +70,7 @@ async def run_scenario(
 ) -> GuestOutcome:
     """Run a scenario on a fresh chain under a guest.
 
-    :param chain: the class that builds the chain; sabotage comes in here
+    :param chain: the class that builds the chain; mutants come in here
     :param keep: where logs and images go when something was found
     :raises BuildError: the build cannot do it
     :raises HostError: the disk under the images is full
@@ -109,7 +109,7 @@ async def run_scenario(
 
 
 def refuse(build: Build, attachment: Attachment) -> None:
-    """Say at once what a build cannot do.
+    """Refuse at once what a build cannot do.
 
     :raises BuildError: replication does not start in an iothread before 6.0 ("Cannot change
         iothread of active block backend")

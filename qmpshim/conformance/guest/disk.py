@@ -60,19 +60,19 @@ class GuestDisk:
         """Wait for the one I/O that is under way.
 
         :raises IOFailed: the guest got an error
-        :raises MachineError: the guest is gone, or its program told nothing that can be
+        :raises MachineError: the guest is gone, or its program reported what cannot be
         """
         buffer, self._buffer = self._buffer, None
         output = self._guest.finish(self._limit, check=False).output
-        told = list(read_lines(output))
-        if [line.operation for line in told] != [self._submitted]:
+        reports = list(read_lines(output))
+        if [line.operation for line in reports] != [self._submitted]:
             raise GuestMisreported(
                 f"the guest's program was to do {self._submitted}, and said {output.strip()!r}"
             )
-        if told[0].errno:
-            raise IOFailed(f"guest {told[0].operation.verb}", told[0].errno)
+        if reports[0].errno:
+            raise IOFailed(f"guest {reports[0].operation.verb}", reports[0].errno)
         if buffer is not None:
-            buffer[:] = told[0].data
+            buffer[:] = reports[0].data
 
     def close(self) -> None:
         """Nothing is open between two operations."""

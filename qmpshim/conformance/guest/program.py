@@ -1,6 +1,6 @@
-"""The guest's own program (``guest-images/workload.c``): what it chooses, and the lines it tells.
+"""The guest's own program (``guest-images/workload.c``): what it chooses, and the lines it prints.
 
-It writes the sectors of :mod:`qmpshim.conformance.workload.pattern` and tells whose sectors it
+It writes the sectors of :mod:`qmpshim.conformance.workload.pattern` and reports whose sectors it
 reads; what it does at random follows from its seed, so it is known here as well.
 """
 
@@ -19,21 +19,21 @@ PROGRAM = "/bin/workload"
 # A console at its prompt has no newline before the program's first line.
 _LINE = re.compile(r"(?m)^(?:\[ready\] guest# )?(\d+) (\w+) (\d+) (\d+) (?:wrong )?(\S+)\r?$")
 _RUN = re.compile(r"(?:(\d+)(?:@(\d+))?|\?([0-9a-f]{16}))x(\d+)")
-_STRANGE = 0xEE  # what stands for the bytes that the guest's program does not tell
+_STRANGE = 0xEE  # what stands for the bytes that the guest's program does not report
 _STEP = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
 class GuestMisreported(MachineError):
-    """The guest's program told something that cannot be."""
+    """The guest's program reported something that cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProgramReport:
-    """What the guest's program said about one operation.
+    """What the guest's program reported about one operation.
 
     :ivar errno: the error it ended with, 0 for success
-    :ivar data: of a read, the bytes that were seen, as far as the program tells them apart
+    :ivar data: of a read, the bytes that were seen, as far as the program distinguishes them
     """
 
     operation: Operation
@@ -42,27 +42,27 @@ class ProgramReport:
 
 
 def read_lines(output: str) -> Iterator[ProgramReport]:
-    """What the program said, a line an operation; other lines (the kernel's) are passed over.
+    """What the program reported, a line an operation; other lines (the kernel's) are passed over.
 
     :raises GuestLied: it cannot be
     """
-    for number, kind, start, count, said in _LINE.findall(output):
+    for number, kind, start, count, result in _LINE.findall(output):
         try:
             operation = Operation(
                 Side.GUEST, Verb(kind), int(start), int(count), number=int(number)
             )
         except ValueError as error:
             raise GuestMisreported(f"the guest's program did {kind!r}") from error
-        if said == "ok":
+        if result == "ok":
             yield ProgramReport(operation)
-        elif said.isdecimal():
-            yield ProgramReport(operation, errno=int(said))
+        elif result.isdecimal():
+            yield ProgramReport(operation, errno=int(result))
         else:
-            yield ProgramReport(operation, data=_bytes(operation, said))
+            yield ProgramReport(operation, data=_bytes(operation, result))
 
 
 def _bytes(operation: Operation, runs: str) -> bytes:
-    """The bytes of a read, made again from the owners told."""
+    """The bytes of a read, made again from the owners reported."""
     pieces = []
     at = operation.start
     for run in runs.split("+"):

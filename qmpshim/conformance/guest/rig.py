@@ -50,7 +50,7 @@ class GuestRig(Rig):
 class GuestOpener:
     """Opens rigs with a guest: what a session's ``opener`` is.
 
-    :ivar chain: the class that builds the chain; sabotage comes in here
+    :ivar chain: the class that builds the chain; mutants come in here
     """
 
     build: Build
@@ -61,7 +61,8 @@ class GuestOpener:
     async def __call__(self, setup: Setup, directory: Path) -> GuestRig:
         """Restore a guest in *directory*, build the chain there and plug it in.
 
-        What the guest's console and QEMU said stays there; the images are in a directory below.
+        The output of the guest's console and of QEMU stays there; the images are one directory
+        deeper.
 
         :raises BuildError: this QEMU cannot do it
         """

@@ -1,7 +1,7 @@
 """What is tried with a guest on the chain: each scenario is short, named, and judged throughout.
 
 They start with a guest at its prompt and a chain on which nothing was started, and end with
-:class:`~qmpshim.conformance.guest.work.GuestDiverged` when the model says otherwise.
+:class:`~qmpshim.conformance.guest.work.GuestDiverged` when the model predicts otherwise.
 :mod:`qmpshim.conformance.guest.checks` runs them.
 """
 
@@ -102,8 +102,8 @@ async def _two_disks(work: GuestWork, seed: int) -> None:
             work.primary(Verb.WRITE, 190 * number, 70)
             other.primary(Verb.WRITE, 170 * number, 40)
         first, _, second = work.rig.machine.finish(check=False).output.partition("\n-\n")
-        work.judge(first)
-        other.judge(second)
+        work.check_output(first)
+        other.check_output(second)
         await work.check()
         await work.command(Verb.CHECKPOINT)
         await work.check()
@@ -180,7 +180,7 @@ async def _ext4_checkpoint(work: GuestWork, seed: int) -> None:
 
 
 async def _held(work: GuestWork, failover: bool = False) -> None:
-    """Stop the guest, tell the model what it wrote, and cross-check."""
+    """Stop the guest, feed the model with what it wrote, and cross-check."""
     await work.chain.hold()
     if work.observe() == 0:
         raise _wrong(work, "the write log", "the guest's writes", "nothing")
@@ -225,8 +225,8 @@ def _is_clean(work: GuestWork, disk: str) -> None:
     ran = work.rig.machine.run(f"/sbin/e2fsck -fn {disk}", check=False)
     if ran.status == 0:
         return
-    said = (ran.output.strip().splitlines() or ["nothing"])[-1]
-    raise _wrong(work, "e2fsck", "a clean file system", said, Verdict.CORRUPTION)
+    last_line = (ran.output.strip().splitlines() or ["nothing"])[-1]
+    raise _wrong(work, "e2fsck", "a clean file system", last_line, Verdict.CORRUPTION)
 
 
 def _wrong(

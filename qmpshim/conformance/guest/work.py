@@ -1,8 +1,8 @@
 """Work that a guest does on its own, held against the model afterwards.
 
 A program that chooses its operations by a seed is predicted by making the same choice here; what
-nobody chose (``mkfs``, a file system under load) is observed: a ``blklogwrites`` node above the
-filter tells what the guest wrote, and the model is told.
+is not (``mkfs``, a file system under load) is observed: a ``blklogwrites`` node above the filter
+records what the guest wrote, for the model.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class GuestDiverged(Exception):
 class GuestWork:
     """What goes on at a rig beside a session, with every operation numbered and predicted.
 
-    Each method raises :class:`GuestDiverged` when the model says otherwise, and HostError when that
-    is because the disk under the images is full.
+    Each method raises :class:`GuestDiverged` when the model predicts otherwise, and HostError
+    when that is because the disk under the images is full.
     """
 
     def __init__(self, rig: GuestRig, qemu_img: Sequence[str] = ("qemu-img",)) -> None:
@@ -118,7 +118,7 @@ class GuestWork:
             payload = pattern.data_of(operation.number, start, count)
         client = self.rig.chain.primary
         errno = answer(client, submit(client, operation, payload))
-        self._judge(operation, errno, payload)
+        self._compare(operation, errno, payload)
 
     def random(
         self,
@@ -145,7 +145,7 @@ class GuestWork:
         command = f"read {operation.number} {start} {count}"
         output = self.rig.machine.run(f"{PROGRAM} {self.chain.disk} {command}", check=False).output
         self._begun = [operation]
-        self.judge(output)
+        self.check_output(output)
 
     def begin(self, seed: int, times: int, start: int, length: int) -> None:
         """Have the guest's program begin; see :meth:`random`. :meth:`end` waits for it."""
@@ -153,10 +153,12 @@ class GuestWork:
 
     def end(self) -> None:
         """Wait for what :meth:`begin` began, and judge it."""
-        self.judge(self.rig.machine.finish(RUN_LIMIT, check=False).output)
+        self.check_output(self.rig.machine.finish(RUN_LIMIT, check=False).output)
 
     def plan(self, seed: int, times: int, start: int, length: int) -> str:
-        """The command by which the guest does random operations; :meth:`judge` what it says.
+        """The command by which the guest does random operations.
+
+        :meth:`check_output` takes what it prints.
 
         :param start: first sector of those that it uses
         :param length: sectors that it uses
@@ -166,20 +168,20 @@ class GuestWork:
         command = f"random {seed} {times} {first} {start} {length}"
         return f"{PROGRAM} {self.chain.disk} {command}"
 
-    def judge(self, output: str) -> None:
-        """Hold what the guest's program said of what was planned against the model."""
+    def check_output(self, output: str) -> None:
+        """Compare what the guest's program reported of what was planned with the model."""
         begun, self._begun = self._begun, []
-        told = list(read_lines(output))
+        reports = list(read_lines(output))
         for index, operation in enumerate(begun):
             self._writers[operation.number] = operation.side
-            if index >= len(told) or told[index].operation != operation:
-                said = str(told[index].operation) if index < len(told) else "nothing"
-                raise self._lied(str(operation), said)
-            self._judge(operation, told[index].errno, told[index].data)
-        if len(told) > len(begun):
-            raise self._lied("nothing more", str(told[len(begun)].operation))
+            if index >= len(reports) or reports[index].operation != operation:
+                reported = str(reports[index].operation) if index < len(reports) else "nothing"
+                raise self._misreported(str(operation), reported)
+            self._compare(operation, reports[index].errno, reports[index].data)
+        if len(reports) > len(begun):
+            raise self._misreported("nothing more", str(reports[len(begun)].operation))
 
-    def _lied(self, predicted: str, observed: str) -> GuestDiverged:
+    def _misreported(self, predicted: str, observed: str) -> GuestDiverged:
         where = "the guest's program"
         return GuestDiverged(Divergence(Verdict.PROTOCOL, where, self.number, predicted, observed))
 
@@ -201,7 +203,7 @@ class GuestWork:
         self._writers[self.number] = side
         return Operation(side, kind, start, count, number=self.number)
 
-    def _judge(
+    def _compare(
         self, operation: Operation, errno: int, data: bytes | bytearray | memoryview
     ) -> None:
         prediction = self.rig.oracle.predict(operation)
@@ -215,7 +217,7 @@ class GuestWork:
     # -- observation ---------------------------------------------------------------------------
 
     def observe(self) -> int:
-        """Tell the model what the guest wrote since the last time; the VM must be held.
+        """Feed the model with what the guest wrote since the last time; the VM must be held.
 
         :returns: how many writes there were
         """

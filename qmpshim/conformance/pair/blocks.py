@@ -27,15 +27,15 @@ class BlockRun(PairRun):
             self.doing = f"checkpoint {number}"
             await workload.write_both(self.plan.writes)
             await pair.pause()
-            self.found(self.judge.all(pair.primary, pair.secondary))
+            self.found(self.checker.all(pair.primary, pair.secondary))
             self.found(await workload.view())
             await pair.checkpoint_disks()
             self.model.checkpoint()
             await pair.pause()  # QEMU writes qcow2's tables when it stops
-            self.found(self.judge.all(pair.primary, pair.secondary))
+            self.found(self.checker.all(pair.primary, pair.secondary))
             self.found(await self._errors())
             self.outcome.checkpoints += 1
-            self.tell(f"checkpoint {number} of {self.plan.checkpoints}")
+            self.report(f"checkpoint {number} of {self.plan.checkpoints}")
             await pair.resume()
         self.step(f"{self.plan.checkpoints} checkpoints taken and judged")
 

@@ -1,4 +1,4 @@
-"""A pair's replay bundle: a directory with what was done, said, predicted and left behind."""
+"""A pair's replay bundle: a directory with what was done, reported, predicted and left behind."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def finding_json(finding: PairFinding) -> dict[str, Any]:
         "cause_fields": finding.cause.to_json(),
         "contract": finding.contract,
         "known": finding.known,
-        "autopsy": list(finding.autopsy),
+        "autopsy": list(finding.post_mortem),
     }
 
 
@@ -76,7 +76,7 @@ def save(
 
     :param directory: what it is to be called; a number is added when that is taken
     :param at: the pair's directory, all QEMUs ended
-    :param predicted: what the model says of the secondary disk
+    :param predicted: what the secondary disk must hold by the model
     :returns: where it is
     :raises HostError: it cannot be written
     """
@@ -90,7 +90,7 @@ def _write(
     (parts / CASE).write_text(json.dumps(to_json(outcome, builds), indent=1) + "\n")
     (parts / "README").write_text(_README.format(finding=first.divergence))
     (parts / "steps.txt").write_text("".join(f"{step}\n" for step in outcome.steps))
-    (parts / "autopsy.txt").write_text("".join(f"{line}\n" for line in first.autopsy))
+    (parts / "autopsy.txt").write_text("".join(f"{line}\n" for line in first.post_mortem))
     write_sparse(parts / "predicted.raw", predicted)
     _copy_members(at, parts)
 

@@ -31,7 +31,7 @@ def best_accel(builds: tuple[Build, Build], guest: str) -> str:
     """The accelerator under which COLO has a chance on these builds.
 
     It is ``kvm``, if this host has it, where a finding is written up that needs ``tcg`` and no
-    more: a primary of before 11.0 that deadlocks (``colo-primary-deadlocks-under-tcg``), say.
+    more: a primary of before 11.0 that deadlocks (``colo-primary-deadlocks-under-tcg``).
 
     :param builds: of the primary and of the secondary
     :param guest: one of :data:`~qmpshim.conformance.pair.plan.GUESTS`
@@ -41,7 +41,7 @@ def best_accel(builds: tuple[Build, Build], guest: str) -> str:
     bad = any(
         known.accel == "tcg" and known.contract and known.may_come(plan, versions)
         for known in load_known(KNOWN)
-        for versions in ((one, other), (other, one))  # who survives may be a primary later
+        for versions in ((one, other), (other, one))  # the survivor may be a primary later
     )
     return "kvm" if bad and has_kvm() else "tcg"
 
@@ -63,7 +63,7 @@ async def run_plan(
     :param bundles: directory for the bundle
     :param known: findings that are written up
     :param keep: where the logs and disks of a run go that found nothing
-    :param interrupted: at a cancellation, which is passed on, told what there is by then
+    :param interrupted: at a cancellation, which is passed on, called with what there is by then
     :returns: the outcome, and where the bundle is, if one could be written
     :raises BuildError: a build cannot take part in a pair
     """
@@ -151,7 +151,7 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
 def again(
     build: Build, content: Mapping[str, Any], directory: Path
 ) -> tuple[PairOutcome, tuple[CaseFinding, ...], bool]:
-    """Carry out what a bundle's file says on a build.
+    """Replay a bundle's plan on a build.
 
     :param directory: where the bundle of what is found goes
     :returns: how it went, what was found, and whether that is what the bundle shows
@@ -183,7 +183,7 @@ def case_findings(
             trace=tuple(outcome.steps),
             bundle=str(bundle.relative_to(directory)) if bundle else "",
             replay="qmpshim replay {bundle}",
-            details={"autopsy": list(finding.autopsy)},
+            details={"autopsy": list(finding.post_mortem)},
         )
         for finding in outcome.findings
     )

@@ -45,7 +45,7 @@ class ColoRun(PairRun):
                 await self._between()
             await self._checkpoint(number)
             self.outcome.checkpoints += 1
-            self.tell(f"checkpoint {number} of {plan.checkpoints}")
+            self.report(f"checkpoint {number} of {plan.checkpoints}")
         rate = plan.checkpoints / (time.monotonic() - began)
         self.outcome.figures.setdefault("checkpoints/s", rate)
         self.step(f"{plan.checkpoints} checkpoints taken and judged")
@@ -56,7 +56,7 @@ class ColoRun(PairRun):
     def _message(self, message: ColoMessage) -> None:
         if message is ColoMessage.CHECKPOINT_READY:
             # The secondary replicates and has the primary's state; the primary has stood still
-            # since it sent that, and goes on when it hears this.
+            # since it sent that, and goes on when this arrives.
             self.model.start()
             self.workload.taken_over()
         elif message is ColoMessage.CHECKPOINT_REPLY:  # its guest was stopped before it sent this
@@ -81,12 +81,12 @@ class ColoRun(PairRun):
         def runs() -> bool:
             failed = any(
                 event.data.get("status") in ("failed", "completed", "cancelled")
-                for event in pair.primary.heard("MIGRATION", since[0])
-            ) or bool(pair.secondary.heard("COLO_EXIT", since[1]))
+                for event in pair.primary.events_of("MIGRATION", since[0])
+            ) or bool(pair.secondary.events_of("COLO_EXIT", since[1]))
             if failed:
                 raise Stuck(self.doing, predicted)
             return all(
-                member.heard("RESUME", first)
+                member.events_of("RESUME", first)
                 for member, first in zip(pair.members, since, strict=True)
             )
 
@@ -102,20 +102,20 @@ class ColoRun(PairRun):
         await self._until(
             lambda: channel.waiting is ColoMessage.VMSTATE_LOADED, self.doing, "vmstate-loaded"
         )
-        await self._judge_held(last=True)
+        await self._check_held(last=True)
 
-    async def _judge_held(self, last: bool) -> None:
+    async def _check_held(self, last: bool) -> None:
         """``vmstate-loaded`` is held: judge the checkpoint, and let both sides go on.
 
         :param last: do not hold the next one
         """
         pair, channel, workload = self.pair, self.pair.channel, self.workload
-        resumed = len(pair.primary.heard("RESUME"))
+        resumed = len(pair.primary.events_of("RESUME"))
         await pair.stop_secondary()
         self.model.checkpoint()
         workload.taken_over()
-        workload.tell_model()
-        self.found(self.judge.all(pair.primary, pair.secondary))
+        workload.update_model()
+        self.found(self.checker.all(pair.primary, pair.secondary))
         self.found(await self._errors())
         self.found(workload.complaints())
         await pair.secondary.qemu.execute("cont")
@@ -123,7 +123,7 @@ class ColoRun(PairRun):
             channel.hold()
         channel.release()
         await self._until(
-            lambda: len(pair.primary.heard("RESUME")) > resumed,
+            lambda: len(pair.primary.events_of("RESUME")) > resumed,
             self.doing,
             "the primary going on after vmstate-loaded",
         )
@@ -132,8 +132,8 @@ class ColoRun(PairRun):
         """Stop both and judge: the promise holds at any time, not only at checkpoints."""
         pair = self.pair
         await pair.pause()
-        self.workload.tell_model()
-        self.found(self.judge.all(pair.primary, pair.secondary))
+        self.workload.update_model()
+        self.found(self.checker.all(pair.primary, pair.secondary))
         await pair.resume()
 
     async def _by_the_clock(self) -> None:
@@ -145,11 +145,11 @@ class ColoRun(PairRun):
         await self._until(lambda: channel.loaded >= before + 4, self.doing, "four of them")
         channel.hold(ColoMessage.VMSTATE_LOADED)
         await self._until(lambda: channel.waiting is not None, self.doing, "another one")
-        # This asks for a last one, and so may the clock have done.
+        # This requests a last one, and so may the clock have done.
         await self.pair.set_delay(NEVER)
-        await self._judge_held(last=False)
+        await self._check_held(last=False)
         while await channel.until(lambda: channel.waiting is not None, 0.5):
-            await self._judge_held(last=False)
+            await self._check_held(last=False)
         channel.hold()
         self.step("checkpoints by the clock taken")
 
@@ -157,7 +157,7 @@ class ColoRun(PairRun):
 
     async def _let_run(self, member: ColoNode) -> None:
         async def running() -> bool:
-            return bool(member.heard("COLO_EXIT")) and await member.status() == "running"
+            return bool(member.events_of("COLO_EXIT")) and await member.status() == "running"
 
         await member.until(running, "the failover of the virtual machine")
 
@@ -168,19 +168,21 @@ class ColoRun(PairRun):
         message = ColoMessage[self.plan.moment.upper().replace("-", "_")]
         self.doing = f"checkpoint that is to break at {message.spelling}"
         channel.hold(message)
-        resumed = len(pair.secondary.heard("RESUME"))
+        resumed = len(pair.secondary.events_of("RESUME"))
         await pair.set_delay(NEVER)
         await self._until(lambda: channel.waiting is message, self.doing, message.spelling)
         if message is not ColoMessage.CHECKPOINT_REPLY:
             # It has all it needs by now, and takes the checkpoint whatever becomes of the primary.
             await self._until(
-                lambda: len(pair.secondary.heard("RESUME")) > resumed, self.doing, "vmstate loaded"
+                lambda: len(pair.secondary.events_of("RESUME")) > resumed,
+                self.doing,
+                "vmstate loaded",
             )
         await pair.stop_secondary()
         if message is not ColoMessage.CHECKPOINT_REPLY:
             self.model.checkpoint()
             workload.taken_over()
-        workload.tell_model()
+        workload.update_model()
         pair.primary.kill()
         channel.hold()
         channel.release()
@@ -194,12 +196,12 @@ class ColoRun(PairRun):
         self.step("the link was cut")
         await self.workload.write(pair.primary, 3)
         self.found(await self._reported())
-        # Whoever watches over the pair has not looked yet.
+        # What supervises the pair has not looked yet.
         self.doing = "checkpoint after the link was cut"
         channel.hold(ColoMessage.VMSTATE_LOADED)
         await pair.set_delay(NEVER)
         await self._until(
-            lambda: channel.waiting is not None or bool(pair.primary.heard("COLO_EXIT")),
+            lambda: channel.waiting is not None or bool(pair.primary.events_of("COLO_EXIT")),
             self.doing,
             "a checkpoint, or the end of COLO",
         )
@@ -209,7 +211,7 @@ class ColoRun(PairRun):
         await pair.stop_secondary()
         self.model.checkpoint()
         self.found(
-            self.judge.disks(pair.primary, pair.secondary),
+            self.checker.disks(pair.primary, pair.secondary),
             Cause(CauseKind.PAIR_WRITES_LEFT_OUT),
             contract=False,
         )

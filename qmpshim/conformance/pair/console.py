@@ -1,4 +1,4 @@
-"""What one side's guest says, read on from where it was read last."""
+"""The output of one side's guest, read on from where it was read last."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class GuestConsole:
     """One side's console.
 
     A guest that takes over another's state goes on in the middle of the line that the other was
-    printing; :meth:`cut` says where, and with what.
+    printing; :meth:`cut` sets where, and with what.
 
     :ivar begun: the line that is being printed
     """
@@ -30,11 +30,11 @@ class GuestConsole:
 
     def whole_lines(self) -> bytes:
         """The lines that were ended since the last time."""
-        said = self.member.said(self._read)
-        self._read += len(said)
-        whole, newline, self.begun = (self.begun + said).rpartition(b"\n")
+        output = self.member.output(self._read)
+        self._read += len(output)
+        whole, newline, self.begun = (self.begun + output).rpartition(b"\n")
         return whole + newline
 
     def text(self) -> bytes:
-        """All that was said since the cut."""
-        return self.member.said(self._from)
+        """All output since the cut."""
+        return self.member.output(self._from)

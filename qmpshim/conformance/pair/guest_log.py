@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable
 
 from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.pair.checker import PairChecker
 from qmpshim.conformance.pair.console import GuestConsole
-from qmpshim.conformance.pair.judge import PairJudge
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.pair.workload import STANDS_STILL, PairWorkload, Stuck
@@ -50,19 +50,19 @@ class GuestLog:
 class BootWorkload(PairWorkload):
     """The boot-sector guest in both machines."""
 
-    def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, judge: PairJudge) -> None:
-        super().__init__(plan, pair, model, judge)
+    def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, checker: PairChecker) -> None:
+        super().__init__(plan, pair, model, checker)
         guest = pair.spec.guest
         assert isinstance(guest, BootGuest)
         self.guest: BootGuest = guest
-        self._diaries: dict[str, GuestLog] = {}
+        self._logs: dict[str, GuestLog] = {}
         self._first = 1  # the first number that the secondary's guest writes anew
-        self._fed = 0  # how many of its writes the model was told
+        self._fed = 0  # how many of its writes the model has
         self._cut = 0
 
     async def join(self) -> None:
         for member in self.pair.members:
-            self._diaries.setdefault(member.name, GuestLog(member))
+            self._logs.setdefault(member.name, GuestLog(member))
         self._cut = 0
 
     async def prepare(self) -> None:
@@ -70,29 +70,29 @@ class BootWorkload(PairWorkload):
 
     @property
     def _here(self) -> GuestLog:
-        return self._diaries[self.pair.primary.name]
+        return self._logs[self.pair.primary.name]
 
     @property
     def _there(self) -> GuestLog:
-        return self._diaries[self.pair.secondary.name]
+        return self._logs[self.pair.secondary.name]
 
     def secondary_stopped(self) -> None:
-        self._cut = self.pair.secondary.spoken()
+        self._cut = self.pair.secondary.output_size()
 
     def taken_over(self) -> None:
         self._there.take_over(self._here, self._cut)
         last = max(self._here.written, default=0)
-        # A write can be on the disks before its guest was told: then nobody writes it again.
+        # A write can be on the disks before its guest has the answer: then it is not written again.
         done = last + 1 if self._on_disk(self.model.disk, last + 1) else last
         self._first = done + 1
         self._fed = 0
 
     async def write(self, member: ColoNode, count: int, seconds: float = 0.0) -> None:
-        diary = self._diaries[member.name]
-        diary.read()
-        target = len(diary.written) + count
+        log = self._logs[member.name]
+        log.read()
+        target = len(log.written) + count
         deadline = time.monotonic() + max(seconds, self.plan.limit)
-        while len(diary.written) < target:
+        while len(log.written) < target:
             if time.monotonic() > deadline or not member.qemu.alive():
                 raise Stuck(
                     f"guest of the {member.name}",
@@ -100,12 +100,12 @@ class BootWorkload(PairWorkload):
                     self._stops(member, STANDS_STILL),
                 )
             await asyncio.sleep(0.01)
-            diary.read()
+            log.read()
 
     async def write_both(self, count: int) -> None:
         await self.write(self.pair.primary, count)
 
-    def tell_model(self) -> None:
+    def update_model(self) -> None:
         # And the next write, if it is there: it was under way when the guest stopped.
         self._there.read()
         written = [number for number in self._there.written if number >= self._first]
@@ -115,7 +115,7 @@ class BootWorkload(PairWorkload):
         self._fed = len(written)
         if self._reached(following):
             self._wrote(following)
-            self._fed += 1  # when it is acknowledged it is not told again
+            self._fed += 1  # when it is acknowledged it is not counted again
 
     def _wrote(self, number: int) -> None:
         self.model.guest_wrote(self.guest.place(number) * SECTOR, self.guest.block(number))
@@ -125,7 +125,7 @@ class BootWorkload(PairWorkload):
         secondary = self.pair.secondary
         if self.model.overlaid:
             return self._on_disk(secondary.disk.read_bytes(), number)
-        return self.judge.holds(
+        return self.checker.holds(
             secondary.image("active"), self.guest.place(number) * SECTOR, self.guest.block(number)
         )
 
@@ -135,13 +135,13 @@ class BootWorkload(PairWorkload):
         return disk[at : at + BLOCK] == self.guest.block(number)
 
     def complaints(self) -> Iterable[Divergence]:
-        for diary in self._diaries.values():
-            diary.read()
-            for line in diary.complaints:
+        for log in self._logs.values():
+            log.read()
+            for line in log.complaints:
                 wrong = line.kind == "E"
                 yield Divergence(
                     Verdict.CONTENT if wrong else Verdict.ERROR_CONTRACT,
-                    f"guest of the {diary.member.name}",
+                    f"guest of the {log.member.name}",
                     self.model.checkpoints,
                     f"write {line.number} reads back as written" if wrong else "writes succeed",
                     "it read something else" if wrong else f"write {line.number} failed",
@@ -158,15 +158,15 @@ class BootWorkload(PairWorkload):
         return self._first - 1
 
     def acknowledged(self, member: ColoNode, promised: int) -> Iterable[Divergence]:
-        diary = self._diaries[member.name]
-        diary.read()
-        last = max([promised, *diary.written])
+        log = self._logs[member.name]
+        log.read()
+        last = max([promised, *log.written])
         disk = member.disk.read_bytes()
         if self._on_disk(disk, last + 1):
             last += 1
         newest = {self.guest.place(number): number for number in range(1, last + 1)}
         lost = [number for number in newest.values() if not self._on_disk(disk, number)]
-        self.judge.compared += len(newest) * BLOCK
+        self.checker.compared += len(newest) * BLOCK
         if lost:
             yield Divergence(
                 Verdict.LOST_WRITE,

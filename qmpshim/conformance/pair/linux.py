@@ -1,9 +1,9 @@
 """The Linux guest as a pair's workload.
 
 The secondary's guest is observed, not predicted: a ``blklogwrites`` node above its replication
-filter tells the model what it wrote. What either guest read, and that nothing acknowledged is lost,
-is checked against the lines that the guest's own program printed; what it does follows from its
-seed, so a line must tell of the very operation that is due.
+filter has what it wrote, for the model. What either guest read, and that nothing acknowledged is
+lost, is checked against the lines that the guest's own program printed; what it does follows from
+its seed, so a line must be of the very operation that is due.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from qmpshim.conformance.guest.program import (
     random_operations,
     read_lines,
 )
+from qmpshim.conformance.pair.checker import PairChecker
 from qmpshim.conformance.pair.console import GuestConsole
-from qmpshim.conformance.pair.judge import PairJudge
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.pair.workload import STANDS_STILL, PairWorkload, Stuck
@@ -62,12 +62,12 @@ class _Program:
 
 
 class _Account:
-    """What one side's program told, and what its disk must hold by that.
+    """What one side's program reported, and what its disk must hold by that.
 
-    :ivar last: the number of the last operation that it told of
+    :ivar last: the number of the last operation that it reported
     :ivar inherited: the same when it took over the other's state; 0: it never did
-    :ivar writes: how many writes it told of
-    :ivar owners: by sector, who wrote it last; negative where that was a zeroing
+    :ivar writes: how many writes it reported
+    :ivar owners: by sector, the writer of it; negative where that was a zeroing
     :ivar wrong: the first thing that was otherwise: verdict, predicted, observed
     """
 
@@ -82,8 +82,8 @@ class _Account:
     def read(self) -> None:
         """Take in what has come since the last time."""
         try:
-            for told in read_lines(self.console.whole_lines().decode(errors="replace")):
-                self._take(told)
+            for report in read_lines(self.console.whole_lines().decode(errors="replace")):
+                self._take(report)
         except GuestMisreported as error:
             self._differs(Verdict.PROTOCOL, self._program.operation(self.last + 1), str(error))
 
@@ -95,24 +95,24 @@ class _Account:
         self.writes, self.owners, self.wrong = other.writes, other.owners.copy(), other.wrong
 
     def state(self) -> str:
-        """What to say of a guest that does not go on."""
+        """How a guest that does not go on is described."""
         return "had its kernel panic" if _PANIC in self.console.text() else STANDS_STILL
 
     def following(self) -> Operation:
-        """The operation after the last that was told of: it may be under way."""
+        """The operation after the last that was reported: it may be under way."""
         return self._program.operation(self.last + 1)
 
-    def _take(self, told: ProgramReport) -> None:
-        due, operation = self.following(), told.operation
+    def _take(self, report: ProgramReport) -> None:
+        due, operation = self.following(), report.operation
         self.last = operation.number
         self.writes += operation.verb is Verb.WRITE
         if operation != due:
             self._differs(Verdict.PROTOCOL, due, f"it told of {operation}")
-        elif told.errno:
-            self._differs(Verdict.ERROR_CONTRACT, due, f"it was told {errno_words(told.errno)}")
+        elif report.errno:
+            self._differs(Verdict.ERROR_CONTRACT, due, f"it was told {errno_words(report.errno)}")
         elif operation.verb is Verb.READ:
             owners = _array(self.owners[operation.start : operation.start + operation.count])
-            if wrong := mismatches(told.data, owners, operation.start):
+            if wrong := mismatches(report.data, owners, operation.start):
                 self._differs(Verdict.CONTENT, due, f"it read {wrong[0].found}", str(wrong[0]))
         elif operation.verb is not Verb.FLUSH:
             number = operation.number if operation.verb is Verb.WRITE else -operation.number
@@ -128,15 +128,15 @@ class _Account:
 class LinuxWorkload(PairWorkload):
     """The guest's program in both machines."""
 
-    def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, judge: PairJudge) -> None:
-        super().__init__(plan, pair, model, judge)
+    def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, checker: PairChecker) -> None:
+        super().__init__(plan, pair, model, checker)
         guest = pair.spec.guest
         assert isinstance(guest, LinuxGuest)
         self.guest = guest
         self._program = _Program(guest)
         self._accounts: dict[str, _Account] = {}
         self._terminal: asyncio.Task[None] | None = None
-        self._last: LogEntry | None = None  # of the secondary's write log, that the model was told
+        self._last: LogEntry | None = None  # of the secondary's write log, that the model has
         self._stopped: LogEntry | None = (
             None  # the last before the guest was stopped to be replaced
         )
@@ -158,12 +158,12 @@ class LinuxWorkload(PairWorkload):
         await self.guest.prompt(primary.console, _BOOT_LIMIT)
 
     def _entries(self) -> list[LogEntry]:
-        """What the secondary's guest has written and the model was not told."""
+        """What the secondary's guest has written and the model does not have."""
         log = WriteLog(self.pair.secondary.image("logged").read_bytes())
         return list(log.entries(after=self._last, live=True))
 
     def secondary_stopped(self) -> None:
-        self._cut = self.pair.secondary.spoken()
+        self._cut = self.pair.secondary.output_size()
         # Whether it is replaced is not sure yet: the primary may die now.
         self._stopped = self._last
         for entry in self._entries():
@@ -199,7 +199,7 @@ class LinuxWorkload(PairWorkload):
         if self._accounts[self.pair.secondary.name].inherited:
             await self.write(self.pair.secondary, 1)
 
-    def tell_model(self) -> None:
+    def update_model(self) -> None:
         for entry in self._entries():
             if entry.is_write:
                 self.model.guest_wrote(entry.offset, bytes(entry.data))
@@ -221,7 +221,7 @@ class LinuxWorkload(PairWorkload):
         account = self._accounts[member.name]
         owners, last, following = account.owners, account.last, account.following()
         disk = member.disk.read_bytes()[: self.guest.end]
-        self.judge.compared += len(disk)
+        self.checker.compared += len(disk)
         have = np.frombuffer(disk, dtype=np.uint64).reshape(-1, SECTOR // 8)
         good = np.concatenate(
             [

@@ -1,4 +1,4 @@
-"""The model of a pair's disks: told what passed the NBD link and what the secondary's guest wrote.
+"""The model of a pair's disks, fed from the NBD link and the secondary's guest.
 
 Allocation comes from the reference model (:class:`qmpshim.model.chain.secondary.Chain`), whose
 owners are numbered writes; this module keeps the bytes they stand for.
@@ -64,7 +64,7 @@ class PairModel:
         """A change came over the link, and the secondary's QEMU has answered it.
 
         :param error: with this errno; then the link is broken, and whether the change was made
-            does not matter: a failover keeps the checkpoint, and nobody asks for more
+            does not matter: a failover keeps the checkpoint, and no more is needed
         """
         if error:
             return
@@ -149,19 +149,19 @@ class PairModel:
 
     def _bytes(self, owners: Owners, start: int) -> bytes:
         """The bytes behind *owners* of the sectors from *start* on."""
-        who = np.abs(np.frombuffer(owners, dtype=np.int64))
-        end = start + len(who)
+        writers = np.abs(np.frombuffer(owners, dtype=np.int64))
+        end = start + len(writers)
         result = bytearray(self.base[start * SECTOR : end * SECTOR])
-        for number in np.unique(who[who > self._mark]).tolist():
+        for number in np.unique(writers[writers > self._mark]).tolist():
             written = self._since[number]
             shift = start * SECTOR - written.offset
-            for index in np.flatnonzero(who == number).tolist():
+            for index in np.flatnonzero(writers == number).tolist():
                 at = index * SECTOR
                 result[at : at + SECTOR] = written.data[at + shift : at + shift + SECTOR]
         return bytes(result)
 
-    def told(self, sector: int) -> str:
-        """Who wrote a sector of the secondary disk last, in words."""
+    def describe_writer(self, sector: int) -> str:
+        """The last writer of a sector of the secondary disk, in words."""
         owner = abs(self.chain.secondary.contents.read(sector, 1)[0])
         if owner <= self._mark:
             return f"as at checkpoint {self.checkpoints}"

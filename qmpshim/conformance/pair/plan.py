@@ -39,16 +39,16 @@ MOMENTS = ("checkpoint-reply", "vmstate-received", "vmstate-loaded")
 
 @dataclass(frozen=True, slots=True)
 class PairPlan:
-    """One run of a pair; with the builds it says all that is done.
+    """One run of a pair; with the builds it determines all that is done.
 
     :ivar colo: real COLO; else block replication alone
     :ivar guest: with COLO, what runs in both machines: one of :data:`GUESTS`; ``none``: they have
         no CPU, and the writes come over NBD
-    :ivar checkpoints: how many are taken before what :attr:`failover` says
+    :ivar checkpoints: how many are taken before what :attr:`failover` names
     :ivar writes: of the primary between two checkpoints, at least
     :ivar seed: of the workload, where there is no guest
     :ivar accel: ``tcg`` or ``kvm``
-    :ivar moment: the primary is killed in a checkpoint, when the secondary says this: one of
+    :ivar moment: the primary is killed in a checkpoint, when the secondary sends this: one of
         :data:`MOMENTS`, or ``""``
     :ivar resume: after the failover, replicate to a new secondary
     :ivar size: of the disks, bytes
@@ -124,14 +124,14 @@ class PairFinding:
     :ivar cause: stable across runs and machines
     :ivar contract: seen within QEMU's documented contract
     :ivar known: id of the written-up finding that this is, or ``""``
-    :ivar autopsy: what both sides said of themselves then
+    :ivar post_mortem: the state of both sides then
     """
 
     divergence: Divergence
     cause: Cause
     contract: bool = True
     known: str = ""
-    autopsy: tuple[str, ...] = ()
+    post_mortem: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

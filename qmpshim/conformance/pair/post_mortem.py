@@ -1,4 +1,4 @@
-"""What a pair that came to a stop has to say: state, migration, last message, lock, log line."""
+"""The state of a pair that came to a stop: run state, migration, last message, lock, log line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PATIENCE = 3.0  # seconds a side that may be hung is given to answer
 
 
 class PostMortem:
-    """Both sides asked once; see :meth:`perform`.
+    """Both sides queried once; see :meth:`perform`.
 
     :ivar lines: all that was found, a line each
     """
@@ -26,7 +26,7 @@ class PostMortem:
         self.pair = pair
         self.lines: list[str] = []
         self._alone = False  # one side was taken away: the other is in COLO no longer
-        # By role, so that a cause is called the same whoever took over before:
+        # By role, so that a cause is called the same whichever side took over before:
         self._ends: dict[str, int] = {}  # its exit status; negative: the signal
         self._locks: dict[str, str] = {}  # its deadlock
         self._deaf: list[str] = []
@@ -34,17 +34,17 @@ class PostMortem:
         self._log: dict[str, str] = {}  # the last line of stderr
 
     async def perform(self) -> None:
-        """Take our hands off, and ask both sides, with little patience."""
+        """Let go of both wires, and query both sides, with little patience."""
         self.pair.channel.hold()
         self.pair.channel.release()
         await asyncio.sleep(_SETTLE)
         for member in self.pair.members:
             await self._examine(member)
         channel = self.pair.channel
-        said = [message.spelling for message, _ in channel.messages]
+        sent = [message.spelling for message, _ in channel.messages]
         self.lines.append(
             f"channel: the primary sent {channel.sent} bytes; "
-            f"the secondary said {', '.join(said[-4:]) or 'nothing'}"
+            f"the secondary said {', '.join(sent[-4:]) or 'nothing'}"
             + (f"; then bytes that are no message: {channel.strange.hex()}" * bool(channel.strange))
             + (f"; the {channel.closed_by} hung up" if channel.closed_by else "")
         )
@@ -58,11 +58,11 @@ class PostMortem:
         log = [line for line in qemu.stderr().strip().splitlines() if "warning:" not in line]
         if log:
             self._log[role] = log[-1]
-        said = f"; it said: {log[-1]}" if log else ""
+        last_line = f"; it said: {log[-1]}" if log else ""
         code = await qemu.ended(0.2)
         if code is not None:
             self._ends[role] = code
-            self.lines.append(f"{name}: ended by {_ending(code)}{said}")
+            self.lines.append(f"{name}: ended by {_ending(code)}{last_line}")
             return
         locked = deadlock(qemu.pid)
         if locked:
@@ -78,7 +78,7 @@ class PostMortem:
             self.lines.append(
                 f"{name}: runs and does not answer ({error})"
                 + (f"; {locked}" if locked else "")
-                + said
+                + last_line
             )
         else:
             status = str(migration.get("status", "none"))
@@ -88,7 +88,7 @@ class PostMortem:
                 f"{name}: {state}; migration {status}"
                 + (f" ({failed})" if failed else "")
                 + f"; COLO mode {colo['mode']}, reason {colo['reason']}"
-                + f"; replication: {replication or 'no error'}{said}"
+                + f"; replication: {replication or 'no error'}{last_line}"
             )
         finally:
             qemu.limit = limit
@@ -115,7 +115,7 @@ class PostMortem:
             return Verdict.HANG, Cause(CauseKind.PAIR_UNRESPONSIVE, role)
         if self.pair.spec.colo and not self._alone:
             for role, (status, error) in self._migration.items():
-                # What went wrong before there was any migration says more than that there is none.
+                # What went wrong before there was any migration explains more than its absence.
                 if status != "colo" and not (seen and status == "none"):
                     detail = migration_detail(status, error)
                     return Verdict.PROTOCOL, Cause(CauseKind.PAIR_MIGRATION, role, detail)

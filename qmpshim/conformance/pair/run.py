@@ -12,8 +12,8 @@ from pathlib import Path
 
 from qmpshim.conformance.compare.divergence import Divergence, verdict_of
 from qmpshim.conformance.compare.exchange import check_space
+from qmpshim.conformance.pair.checker import PairChecker
 from qmpshim.conformance.pair.guest_log import BootWorkload
-from qmpshim.conformance.pair.judge import PairJudge
 from qmpshim.conformance.pair.linux import LinuxWorkload
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import Failover, PairFinding, PairOutcome, PairPlan
@@ -33,7 +33,7 @@ _AHEAD = 15  # writes by which the side that is going to die is ahead
 
 log = logging.getLogger(__name__)
 
-#: Told now and then what is being done.
+#: Called now and then with what is being done.
 Progress = Callable[[PairOutcome, str], None]
 
 
@@ -45,7 +45,7 @@ class PairRun(ABC):
     """One run; :meth:`run` does it.
 
     :param directory: an empty one for the pair, with a short path
-    :param make: makes the pair; sabotage comes in here
+    :param make: makes the pair; mutants come in here
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class PairRun(ABC):
         self.model = PairModel(
             spec.initial(), plan.cluster, behaviour_of(versions[1][0], strict=True)
         )
-        self.judge = PairJudge(self.model)
+        self.checker = PairChecker(self.model)
         self.pair = make(spec, builds, directory, self._passed, plan.limit)
         kind: type[PairWorkload] = ExportWorkload
         if spec.guest is not None:
             kind = BootWorkload if isinstance(spec.guest, BootGuest) else LinuxWorkload
-        self.workload = kind(plan, self.pair, self.model, self.judge)
+        self.workload = kind(plan, self.pair, self.model, self.checker)
         self._began = time.monotonic()
         self.doing = "joining the pair"
         self._mirroring = False
@@ -96,16 +96,16 @@ class PairRun(ABC):
         await self.pair.renew(survivor, self.pair.secondary.build, self._passed)
         self._mirroring = False
         self.model = PairModel(survivor.disk.read_bytes(), self.plan.cluster, self.model.behaviour)
-        self.judge.model = self.workload.model = self.model
-        self.found(self.judge.disks(survivor, self.pair.secondary))
+        self.checker.model = self.workload.model = self.model
+        self.found(self.checker.disks(survivor, self.pair.secondary))
         self.step(f"the disk of the {survivor.name} is mirrored to a new secondary, and equal")
 
     def step(self, text: str) -> None:
         """Note what is being done."""
         self.outcome.steps.append(f"{time.monotonic() - self._began:8.3f} s  {text}")
-        self.tell(text)
+        self.report(text)
 
-    def tell(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Report progress."""
         self.outcome.seconds = time.monotonic() - self._began
         if self._progress is not None:
@@ -116,7 +116,7 @@ class PairRun(ABC):
         divergences: Iterable[Divergence],
         cause: Cause | None = None,
         contract: bool = True,
-        autopsy: Iterable[str] = (),
+        post_mortem: Iterable[str] = (),
     ) -> None:
         """Note divergences, if there are any.
 
@@ -131,7 +131,7 @@ class PairRun(ABC):
                     cause
                     or Cause(CauseKind.PAIR_DIVERGES, divergence.where, divergence.verdict.value),
                     contract,
-                    autopsy=tuple(autopsy),
+                    post_mortem=tuple(post_mortem),
                 )
             )
             self.step(f"FOUND {divergence}")
@@ -162,24 +162,24 @@ class PairRun(ABC):
             outcome = self.outcome
             outcome.seconds = time.monotonic() - self._began
             outcome.writes = self._writes_before + self.model.writes
-            outcome.compared = self.judge.compared
-            outcome.checks = self.judge.checks
+            outcome.compared = self.checker.compared
+            outcome.checks = self.checker.checks
         return outcome
 
     async def _stuck(
         self, where: str, predicted: str, seen: Cause | None, verdict: Verdict = Verdict.HANG
     ) -> None:
         check_space(self.directory)  # QEMU stops a guest whose write finds no room
-        autopsy = PostMortem(self.pair)
-        await autopsy.perform()
-        verdict, cause = autopsy.cause(seen, verdict)
+        post_mortem = PostMortem(self.pair)
+        await post_mortem.perform()
+        verdict, cause = post_mortem.cause(seen, verdict)
         checkpoint = self.model.checkpoints
         divergence = Divergence(verdict, where, checkpoint, predicted, str(cause))
-        for line in autopsy.lines:
+        for line in post_mortem.lines:
             self.step(line)
         try:
-            # x-colo is experimental: between two versions nobody has promised it.
-            self.found([divergence], cause, self._alike, autopsy.lines)
+            # x-colo is experimental: between two versions it is not promised.
+            self.found([divergence], cause, self._alike, post_mortem.lines)
         except PairDiverged:
             log.debug("stuck: %s", divergence)
 
@@ -219,26 +219,26 @@ class PairRun(ABC):
         # after it has gone on.
         await self._let_run(pair.secondary)
         await pair.secondary.qemu.execute("stop")
-        self._judge_promoted()
+        self._check_promoted()
         await workload.promoted()
         await pair.secondary.qemu.execute("cont")
         await self._goes_on(pair.secondary)
-        self._judge_promoted()
+        self._check_promoted()
         self.found(workload.acknowledged(pair.secondary, promised))
         self.step("the secondary took over; nothing acknowledged before the checkpoint is lost")
 
     async def _kill_primary(self) -> None:
         pair, workload = self.pair, self.workload
         await pair.stop_secondary()  # it lags behind, as a loaded host does
-        workload.tell_model()
+        workload.update_model()
         await workload.write(pair.primary, _AHEAD)
         pair.primary.kill()
         self.step("the primary was killed, ahead of its secondary")
 
-    def _judge_promoted(self) -> None:
-        self.workload.tell_model()
+    def _check_promoted(self) -> None:
+        self.workload.update_model()
         self.found(
-            self.judge.disk_alone(
+            self.checker.disk_alone(
                 self.pair.secondary.disk, self.model.disk, "promoted secondary's disk"
             )
         )
@@ -302,7 +302,7 @@ class PairRun(ABC):
             )
 
     async def _reported(self) -> list[Divergence]:
-        """The primary must tell that its writes no longer arrive."""
+        """The primary must report that its writes no longer arrive."""
         if await self.pair.primary.qemu.replication_error() is not None:
             return []
         return [

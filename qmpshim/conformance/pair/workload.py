@@ -1,4 +1,4 @@
-"""Who writes to a pair's disks: a guest in both machines, or we ourselves, where there is none."""
+"""The writers to a pair's disks: a guest in both machines, or this process without one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.pair.judge import PairJudge, first_difference, in_words
+from qmpshim.conformance.pair.checker import PairChecker, describe_sector, first_difference
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.workload.pattern import data_of
@@ -45,14 +45,14 @@ class Stuck(MachineError):
 class PairWorkload(ABC):
     """Writes on both sides, and knows what was acknowledged.
 
-    :ivar model: told what the secondary's guest writes; another one after a failover
+    :ivar model: fed with what the secondary's guest writes; another one after a failover
     """
 
-    def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, judge: PairJudge) -> None:
+    def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, checker: PairChecker) -> None:
         self.plan = plan
         self.pair = pair
         self.model = model
-        self.judge = judge
+        self.checker = checker
 
     def _stops(self, member: ColoNode, how: str) -> Cause:
         return Cause(CauseKind.PAIR_GUEST_STOPS, self.pair.role(member), how)
@@ -86,8 +86,8 @@ class PairWorkload(ABC):
         """Have the primary's guest write so often, and the secondary's, too."""
 
     @abstractmethod
-    def tell_model(self) -> None:
-        """Tell the model all that the secondary's guest has written; both sides stand still."""
+    def update_model(self) -> None:
+        """Feed the model with the secondary's guest's writes; both sides stand still."""
 
     def complaints(self) -> Iterable[Divergence]:
         """What the guests themselves found wrong."""
@@ -117,8 +117,8 @@ class PairWorkload(ABC):
 class ExportWorkload(PairWorkload):
     """Ours: seeded writes over NBD into the quorum of either side, one after the other."""
 
-    def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, judge: PairJudge) -> None:
-        super().__init__(plan, pair, model, judge)
+    def __init__(self, plan: PairPlan, pair: Pair, model: PairModel, checker: PairChecker) -> None:
+        super().__init__(plan, pair, model, checker)
         self._random = random.Random(plan.seed)
         self._number = 0
         self._clients: dict[str, NbdClient] = {}
@@ -170,8 +170,8 @@ class ExportWorkload(PairWorkload):
         await self.write(self.pair.primary, count)
         await self.write(self.pair.secondary, max(1, count // 4))
 
-    def tell_model(self) -> None:
-        """Nothing: each write is told at once."""
+    def update_model(self) -> None:
+        """Nothing: the model has each write at once."""
 
     async def promoted(self) -> None:
         # Its NBD server was stopped with the primary's link: the guest has to come in again.
@@ -183,7 +183,7 @@ class ExportWorkload(PairWorkload):
     def acknowledged(self, member: ColoNode, promised: int) -> Iterable[Divergence]:
         if member is self.pair.secondary:
             return ()  # the model has it all
-        return self.judge.disk_alone(member.disk, self._expected, "surviving primary's disk")
+        return self.checker.disk_alone(member.disk, self._expected, "surviving primary's disk")
 
     async def view(self) -> list[Divergence]:
         """What the secondary's guest reads, everywhere, against the model."""
@@ -193,7 +193,7 @@ class ExportWorkload(PairWorkload):
             length = min(step, self.plan.size - offset)
             data = await asyncio.to_thread(secondary.read, length, offset)
             expected = self.model.view(offset, length)
-            self.judge.compared += length
+            self.checker.compared += length
             if wrong := first_difference(data, expected):
                 at = wrong[0] * SECTOR
                 return [
@@ -201,8 +201,8 @@ class ExportWorkload(PairWorkload):
                         Verdict.ISOLATION,
                         "secondary guest's view",
                         self.model.checkpoints,
-                        f"{in_words(expected[at : at + SECTOR])} at byte {offset + at}",
-                        f"{in_words(data[at : at + SECTOR])} ({wrong[1]} sectors differ)",
+                        f"{describe_sector(expected[at : at + SECTOR])} at byte {offset + at}",
+                        f"{describe_sector(data[at : at + SECTOR])} ({wrong[1]} sectors differ)",
                     )
                 ]
         return []

@@ -1,4 +1,4 @@
-"""The Linux guest of a pair: it boots, and once told works through its random workload for ever."""
+"""The Linux guest of a pair: it boots, and does a random workload for ever."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class LinuxGuest:
         return b""
 
     def words(self, console: Path, terminal: bool = False) -> list[str]:
-        """QEMU's options for it; what it says goes to the file *console*.
+        """QEMU's options for it; its output goes to the file *console*.
 
         :param terminal: it also takes input, from a socket with the file's name and ``.sock``
         """
@@ -90,7 +90,7 @@ def _at_prompt(console: Path) -> bool:
 
 
 async def _listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """What the guest says is in the file; but if nobody took it from here it would stop."""
+    """The output is in the file; unread here, it would stop the guest."""
     try:
         while await reader.read(1 << 16):
             pass

@@ -1,4 +1,4 @@
-"""The migration channel between a primary and its secondary, with COLO's messages told apart.
+"""The migration channel between a primary and its secondary, with COLO's messages recognised.
 
 COLO speaks over the channel that the migration used. What the secondary answers is easy to read:
 32-bit numbers (``COLOMessage`` of qapi/migration.json), after the frames of the return path if
@@ -47,7 +47,7 @@ class MigrationChannel:
 
     :param target: the secondary's ``-incoming`` socket
     :param path: where the primary migrates to
-    :ivar on_message: told of each message of the secondary before it passes
+    :ivar on_message: called with each message of the secondary before it passes
     :ivar messages: the secondary's messages so far, with the time (``time.monotonic()``)
     :ivar strange: the first bytes of the secondary that are no message, or ``b""``
     :ivar sent: bytes that the primary sent
@@ -59,7 +59,7 @@ class MigrationChannel:
         self.messages: list[tuple[ColoMessage, float]] = []
         self.strange = b""
         self.sent = 0
-        self.closed_by = ""  # who hung up first
+        self.closed_by = ""  # the side that closed it first
         self._connect = connector(target)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -119,7 +119,7 @@ class MigrationChannel:
                         await self._changed.wait()
         return True
 
-    async def _tell(self) -> None:
+    async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
 
@@ -160,7 +160,7 @@ class MigrationChannel:
                 if side is not None:
                     side.transport.abort()
             self._tasks.discard(task)
-            await self._tell()
+            await self._notify()
 
     async def _there(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(_CHUNK):
@@ -179,7 +179,7 @@ class MigrationChannel:
             await writer.drain()
 
     def _next(self) -> tuple[bytes, ColoMessage | None] | None:
-        """The next whole piece of what the secondary said, and the message that it is."""
+        """The next whole piece of what the secondary sent, and the message that it is."""
         data = self._unread
         if self.strange:
             self._unread = b""
@@ -208,7 +208,7 @@ class MigrationChannel:
         if message in self._held:
             self._pass.clear()
             self._waiting = message
-            await self._tell()
+            await self._notify()
             await self._pass.wait()
             self._waiting = None
-        await self._tell()
+        await self._notify()

@@ -1,4 +1,4 @@
-"""The NBD link between a primary and its secondary: seen, stalled, cut, made lossy by hand."""
+"""The NBD link between a primary and its secondary: seen, stalled, cut, made lossy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qmpshim.errors import MachineDied
 from qmpshim.machine.nbd.protocol import NbdCommand, Request, error_code
 from qmpshim.machine.nbd.relay import Relay
 
-#: Told each change that was answered: the request and the error it got, 0 for success.
+#: Called with each change that was answered: the request and the error it got, 0 for success.
 Observer = Callable[[Request, int], None]
 
 _CHANGES = (NbdCommand.WRITE.value, NbdCommand.WRITE_ZEROES.value, NbdCommand.TRIM.value)
@@ -57,7 +57,7 @@ class NbdLink(Relay):
     :param server: the secondary's NBD server, a unix socket
     :param name: the export
     :param path: where the primary's client finds it
-    :param observer: told of each change once it was answered
+    :param observer: called with each change once it was answered
     """
 
     def __init__(self, server: Path, name: str, path: Path, observer: Observer) -> None:
@@ -81,7 +81,7 @@ class NbdLink(Relay):
         return await super().admit(request)
 
     def stall(self) -> None:
-        """Let nothing through any more, and say nothing."""
+        """Let nothing through any more, with no error."""
         self.pause()
 
     def cut(self) -> None:

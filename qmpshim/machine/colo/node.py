@@ -1,4 +1,4 @@
-"""One side of a COLO pair: a QEMU, its disks, its events and what its guest says."""
+"""One side of a COLO pair: a QEMU, its disks, its events and its guest's output."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qmpshim.machine.host.process import Qemu, wait_until
 
 @dataclass(frozen=True, slots=True)
 class PairEvent:
-    """A QMP event: which side said it, and when (``time.monotonic()``)."""
+    """A QMP event: which side sent it, and when (``time.monotonic()``)."""
 
     side: str
     name: str
@@ -71,11 +71,11 @@ class ColoNode:
 
     @property
     def console(self) -> Path:
-        """The file with what the guest said."""
+        """The file with the guest's output."""
         return self.directory / "console"
 
-    def said(self, since: int = 0) -> bytes:
-        """What the guest said from byte *since* on."""
+    def output(self, since: int = 0) -> bytes:
+        """The guest's output from byte *since* on."""
         try:
             with self.console.open("rb") as file:
                 file.seek(since)
@@ -83,8 +83,8 @@ class ColoNode:
         except OSError:
             return b""
 
-    def spoken(self) -> int:
-        """How many bytes the guest said so far."""
+    def output_size(self) -> int:
+        """How many bytes the guest has output so far."""
         try:
             return self.console.stat().st_size
         except OSError:
@@ -133,10 +133,10 @@ class ColoNode:
         while True:
             event = await listener.get()
             data = event.get("data")
-            said = data if isinstance(data, dict) else {}
-            self.events.append(PairEvent(self.name, str(event["event"]), said, time.monotonic()))
+            members = data if isinstance(data, dict) else {}
+            self.events.append(PairEvent(self.name, str(event["event"]), members, time.monotonic()))
 
-    def heard(self, name: str, since: int = 0) -> list[PairEvent]:
+    def events_of(self, name: str, since: int = 0) -> list[PairEvent]:
         """The events of one name, from the *since*-th event on."""
         return [event for event in self.events[since:] if event.name == name]
 
@@ -154,20 +154,20 @@ class ColoNode:
 
         :raises CommandFailed: it printed something
         """
-        said = str(await self.qemu.execute("human-monitor-command", {"command-line": line}))
-        if said.strip():
-            raise CommandFailed(line.split()[0], "GenericError", said.strip())
+        output = str(await self.qemu.execute("human-monitor-command", {"command-line": line}))
+        if output.strip():
+            raise CommandFailed(line.split()[0], "GenericError", output.strip())
 
-    async def hears(self, name: str, since: int, what: str) -> None:
+    async def until_event(self, name: str, since: int, what: str) -> None:
         """Wait for an event after the *since*-th.
 
         :raises MachineHung: it did not come within the limit
         """
 
-        async def heard() -> bool:
-            return bool(self.heard(name, since))
+        async def came() -> bool:
+            return bool(self.events_of(name, since))
 
-        await self.until(heard, f"{what} ({name})")
+        await self.until(came, f"{what} ({name})")
 
     async def until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
         """Wait until ``condition()`` holds.

@@ -1,4 +1,4 @@
-"""A COLO pair on real QEMUs: a primary and a secondary, wired as docs/COLO-FT.txt tells.
+"""A COLO pair on real QEMUs: a primary and a secondary, wired as docs/COLO-FT.txt has it.
 
 ::
 
@@ -81,7 +81,7 @@ class PairSpec:
     def words(self, console: Path, terminal: bool = False) -> list[str]:
         """QEMU's options for the virtual machine.
 
-        :param console: where what the guest says goes
+        :param console: where the guest's output goes
         :param terminal: the guest takes input, too, if it is of that kind
         """
         if self.guest is None:
@@ -111,7 +111,7 @@ class Pair:
 
     :param builds: of the primary and of the secondary
     :param directory: where everything goes; a short path, it holds unix sockets
-    :param observer: told of each change that passed the NBD link
+    :param observer: called with each change that passed the NBD link
     :param limit: seconds any command may take
     """
 
@@ -165,7 +165,7 @@ class Pair:
         return [*self.members, *self.past]
 
     def role(self, member: ColoNode) -> str:
-        """What one of the two sides is now; its name says what it was when it was started."""
+        """What one of the two sides is now; its name is what it was when it was started."""
         return "primary" if member is self.primary else "secondary"
 
     # -- building -------------------------------------------------------------------------------
@@ -308,11 +308,11 @@ class Pair:
                 "sync": "full",
             },
         )
-        await survivor.hears("BLOCK_JOB_READY", since, "the mirror's first pass")
+        await survivor.until_event("BLOCK_JOB_READY", since, "the mirror's first pass")
         await survivor.qemu.execute("stop")
         since = len(survivor.events)
         await survivor.qemu.execute("block-job-cancel", {"device": "resync"})
-        await survivor.hears("BLOCK_JOB_COMPLETED", since, "the mirror's end")
+        await survivor.until_event("BLOCK_JOB_COMPLETED", since, "the mirror's end")
         await self.attach()
 
     # -- failover ---------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ class ManualEventLoop:
             raise OutOfBudget
         found = self.ready(seconds)
         for file, events in found:
-            # The end of a connection, or an error, is no event that one asks for.
+            # The end of a connection, or an error, is reported without being requested.
             if events != select.EPOLLOUT and (reader := self._readers.get(file)):
                 reader()
             if events != select.EPOLLIN and (writer := self._writers.get(file)):

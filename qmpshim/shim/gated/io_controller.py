@@ -16,7 +16,7 @@ from qmpshim.conformance.explore.harness.io_naming import VERBS, NamedIo
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.quiescence import Quiescence
 from qmpshim.machine.nbd.gate.gate import Gate, HeldIO
-from qmpshim.shim.gated.schedule import Schedule, say
+from qmpshim.shim.gated.schedule import Schedule, describe
 
 _NAP = 0.0005  # seconds between two looks whether QEMU is still
 _MOST_NAPS = 2000  # then it counts as still, or it would never be our turn
@@ -63,7 +63,7 @@ class Held:
         io = self.io
         if self.named is None:
             return f"{io.image} {VERBS[io.op]} of metadata, {io.length} bytes at {io.offset}"
-        return say(self.named)
+        return describe(self.named)
 
 
 class IoController:

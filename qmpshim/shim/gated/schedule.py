@@ -199,6 +199,6 @@ def _shifted(named: NamedIo, setup: int) -> IoId:
     return named.id._replace(op=named.op - setup)
 
 
-def say(named: NamedIo) -> str:
+def describe(named: NamedIo) -> str:
     """``hidden write 0+128 (of 0)``."""
     return str(Arrived(named.id)).strip()

@@ -13,6 +13,7 @@ from qmpshim.conformance.explore.harness.choices import Fail, RealChoice, Start
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.scenarios import BASE
 from qmpshim.errors import InputError
+from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.units import SECTOR
 from qmpshim.shim.shell.client import ShellClient
@@ -22,14 +23,7 @@ WORDS = ("hold", "held", "let", "release", "fail", "schedule", "wait")
 _DISKS = ("secondary", "hidden", "active")
 _OPERATIONS = ("read", "write", "zero", "discard", "flush")
 _PATIENCE = 10.0  # seconds until a step must have become possible
-_QMP: dict[str, tuple[str, dict[str, Any]]] = {
-    "checkpoint": ("xen-colo-do-checkpoint", {}),
-    "failover": ("xen-set-replication", {"enable": False, "primary": False, "failover": True}),
-    "start": ("xen-set-replication", {"enable": True, "primary": False}),
-    "stop": ("xen-set-replication", {"enable": False, "primary": False, "failover": False}),
-    "status": ("query-xen-replication-status", {}),
-    "unexport": ("block-export-del", {"id": "primary", "mode": "hard"}),
-}
+_COMMANDS = TOPOLOGIES["replication"].commands
 
 
 class Gated:
@@ -39,12 +33,12 @@ class Gated:
     """
 
     def __init__(
-        self, client: ShellClient, disks: Disks, flights: Flights, say: Callable[[str], None]
+        self, client: ShellClient, disks: Disks, flights: Flights, write_line: Callable[[str], None]
     ) -> None:
         self._client = client
         self._disks = disks
         self._flights = flights
-        self._say = say
+        self._write_line = write_line
 
     async def run(self, name: str, words_: Sequence[str]) -> bool:
         """Run one; False: there is no such word.
@@ -53,102 +47,103 @@ class Gated:
         """
         match name, *words_:
             case ("hold", *what):
-                self._show(await self._ask("x-shim-hold", _rule(what)))
+                self._show(await self._send("x-shim-hold", _rule(what)))
             case ("held",):
-                self._show(await self._ask("x-shim-held"))
+                self._show(await self._send("x-shim-held"))
             case ("let",):
-                self._show(await self._ask("x-shim-let"))
+                self._show(await self._send("x-shim-let"))
             case ("release", *which) if which:
                 await self._release(which)
             case "fail", which, how:
                 number = {"number": _number(which), "errno": _errno(how)}
-                await self._ask("x-shim-release", number)
+                await self._send("x-shim-release", number)
             case ("wait",):
                 if not await self._flights.land(_PATIENCE):
                     raise InputError(f"still in flight: {', '.join(self._flights.there)}")
             case ("schedule",):
-                for line in (await self._ask("x-shim-schedule"))["steps"]:
-                    self._say(line)
+                for line in (await self._send("x-shim-schedule"))["steps"]:
+                    self._write_line(line)
             case "schedule", path, *most if len(most) <= 1:
                 await self._take(Path(path), _number(most[0]) if most else None)
             case _:
                 return False
         return True
 
-    async def _ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+    async def _send(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         # Out of band: a command may be blocked by the very I/O that is to be let go.
-        told = await self._client.execute(command, arguments, oob=True)
-        if why := told.get("not-gated"):
+        reply = await self._client.execute(command, arguments, oob=True)
+        if why := reply.get("not-gated"):
             raise InputError(why)
-        return told
+        return reply
 
-    def _show(self, told: dict[str, Any]) -> None:
-        for rule in told["rules"]:
+    def _show(self, reply: dict[str, Any]) -> None:
+        for rule in reply["rules"]:
             what = [rule.get("disk", "any disk"), rule.get("operation", "any I/O")]
-            self._say(" ".join(["holding", *what, *["with metadata"] * rule["metadata"]]))
-        if not told["rules"]:
-            self._say("holding nothing that comes")
-        for held in told["held"]:
-            self._say(f"{held['number']:4} {held['step']}")
+            self._write_line(" ".join(["holding", *what, *["with metadata"] * rule["metadata"]]))
+        if not reply["rules"]:
+            self._write_line("holding nothing that comes")
+        for held in reply["held"]:
+            self._write_line(f"{held['number']:4} {held['step']}")
         for line in self._flights.there:
-            self._say(f"in flight as {line}")
+            self._write_line(f"in flight as {line}")
 
     async def _release(self, which: Sequence[str]) -> None:
         if list(which) == ["all"]:
-            await self._ask("x-shim-release")
+            await self._send("x-shim-release")
             return
         for number in [_number(text) for text in which]:
-            await self._ask("x-shim-release", {"number": number})
+            await self._send("x-shim-release", {"number": number})
 
     # -- schedules ------------------------------------------------------------
 
     async def _take(self, path: Path, most: int | None) -> None:
         """Take the steps of a bundle, the first *most* of them; then it is the person's turn."""
         finding = load_finding(path)
-        told = await self._ask("x-shim-held")
-        if told["held"] or told["in-flight"]:
+        reply = await self._send("x-shim-held")
+        if reply["held"] or reply["in-flight"]:
             raise InputError("something is held or in flight: end it first")
         for op in finding.scenario.setup:
-            self._say(f"before: {op}")
+            self._write_line(f"before: {op}")
             await self._job(op)
-        await self._ask("x-shim-hold")
+        await self._send("x-shim-hold")
         here: dict[int, int] = {}  # what the schedule's operations are called here
         for step in finding.schedule[:most]:
             await self._step(step, finding.scenario.ops, here)
         if most is None:
-            await self._ask("x-shim-let")
+            await self._send("x-shim-let")
 
     async def _step(self, step: RealChoice, ops: Sequence[Operation], here: dict[int, int]) -> None:
         if isinstance(step, Start):
             op = ops[step.op]
-            before = int((await self._ask("x-shim-held"))["next-operation"])
+            before = int((await self._send("x-shim-held"))["next-operation"])
             here[step.op] = before - 1 - BASE
-            self._say(f"start {step.op}: {op}")
+            self._write_line(f"start {step.op}: {op}")
             await self._flights.wait(str(op), self._job(op))
-            await self._until(lambda told: told["next-operation"] > before or not _listed(op))
+            await self._until(lambda reply: reply["next-operation"] > before or not _listed(op))
             return
         error = [step.fault] if isinstance(step, Fail) else []
         name = f"{step.io} (of {here[step.op]})"
         number = await self._until(
-            lambda told: next((h["number"] for h in told["held"] if h["step"] == name), None)
+            lambda reply: next((h["number"] for h in reply["held"] if h["step"] == name), None)
         )
         if number is None:
             raise InputError(f"the schedule cannot be followed: {name} is not held")
-        self._say(f"{'fail' if error else 'complete'} {step.io} (of {step.op})")
+        self._write_line(f"{'fail' if error else 'complete'} {step.io} (of {step.op})")
         how = {"errno": int(error[0]) or errno.EIO} if error else {}
-        await self._ask("x-shim-release", {"number": number, **how})
+        await self._send("x-shim-release", {"number": number, **how})
 
     async def _until(self, look: Callable[[dict[str, Any]], Any]) -> Any:
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
-            if found := look(await self._ask("x-shim-held")):
+            if found := look(await self._send("x-shim-held")):
                 return found
             await asyncio.sleep(0.01)
         return None
 
     def _job(self, op: Operation) -> Coroutine[Any, Any, str]:
         if op.is_command:
-            return self._command(*_QMP[op.verb])
+            command = _COMMANDS[op.verb]
+            return self._command(command.name, dict(command.arguments))
         side = op.side
         place = op.start * SECTOR, op.count * SECTOR
         match op.verb:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qmpshim.conformance.guest.program import read_lines
+from qmpshim.conformance.pair.checker import first_difference
 from qmpshim.conformance.pair.console import GuestConsole
-from qmpshim.conformance.pair.judge import first_difference
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import Failover, PairPlan
 from qmpshim.errors import InputError

@@ -139,8 +139,8 @@ def test_colo_on_this_build(qemu_build: Build, tmp_path: Path) -> None:
     else:
         assert known == ["colo-primary-deadlocks-under-tcg"], words(outcome)
         [finding] = outcome.findings
-        assert any("primary:" in line for line in finding.autopsy)
-        assert any("checkpoint" in line for line in finding.autopsy)
+        assert any("primary:" in line for line in finding.post_mortem)
+        assert any("checkpoint" in line for line in finding.post_mortem)
         assert bundle is not None
         assert pair_bundle.is_pair(bundle)
         assert not pair_bundle.is_pair(tmp_path)

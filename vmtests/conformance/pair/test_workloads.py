@@ -18,8 +18,8 @@ import pytest
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.guest.program import PROGRAM, random_operations
 from qmpshim.conformance.guest.work import GuestWork
+from qmpshim.conformance.pair.checker import PairChecker
 from qmpshim.conformance.pair.guest_log import BootWorkload
-from qmpshim.conformance.pair.judge import PairJudge
 from qmpshim.conformance.pair.linux import LinuxWorkload
 from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
@@ -67,7 +67,7 @@ def workload(plan: PairPlan, recorded: Recording, directory: Path) -> Iterator[P
     pair.primary.console.write_bytes(recorded.console)
     pair.primary.disk.write_bytes(recorded.disk)
     kind = LinuxWorkload if plan.guest == "linux" else BootWorkload
-    made = kind(plan, pair, model, PairJudge(model))
+    made = kind(plan, pair, model, PairChecker(model))
     asyncio.run(made.join())
     yield made
     made.close()

@@ -38,7 +38,7 @@ class Channel:
             writer.transport.abort()
         self._server.close()
 
-    async def heard(self, length: int) -> bytes:
+    async def events_of(self, length: int) -> bytes:
         return await asyncio.wait_for(self.primary[0].readexactly(length), 10)
 
 
@@ -54,7 +54,7 @@ def test_messages_after_frames_of_the_return_path(workspace: Workspace) -> None:
             for byte in said:  # in the smallest pieces there are
                 writer.write(bytes([byte]))
                 await writer.drain()
-            assert await channel.heard(len(said)) == said
+            assert await channel.events_of(len(said)) == said
             assert names(channel.link) == ["checkpoint-ready", "checkpoint-reply", "vmstate-loaded"]
             assert channel.link.loaded == 1
             channel.primary[1].write(b"x" * 1000)
@@ -71,10 +71,10 @@ def test_a_message_is_held(workspace: Workspace) -> None:
             link.hold(ColoMessage.VMSTATE_LOADED)
             writer.write(READY + LOADED + REPLY)
             assert await link.until(lambda: link.waiting is ColoMessage.VMSTATE_LOADED, 10)
-            assert await channel.heard(4) == READY
+            assert await channel.events_of(4) == READY
             link.hold()
             link.release()
-            assert await channel.heard(8) == LOADED + REPLY
+            assert await channel.events_of(8) == LOADED + REPLY
             assert link.waiting is None
             assert not await link.until(lambda: False, 0.01)
 
@@ -86,7 +86,7 @@ def test_what_is_no_message_passes_and_is_kept(workspace: Workspace) -> None:
         async with Channel(workspace) as channel:
             strange = b"\x12\x34\x56\x78 no message"
             channel.secondary[1].write(READY + strange)
-            assert await channel.heard(4 + len(strange)) == READY + strange
+            assert await channel.events_of(4 + len(strange)) == READY + strange
             assert channel.link.strange == strange
             channel.secondary[1].close()
             assert await channel.primary[0].read() == b""

@@ -151,7 +151,7 @@ class Gate:
         self._path = path
 
     def serve(self, event_loop: ManualEventLoop, path: Path) -> None:
-        """As :meth:`start`, for those who poll: clients are served while the loop is polled."""
+        """As :meth:`start`; clients are served while a loop of this kind is polled."""
         try:
             self._server = PolledServer(event_loop, path, lambda: Connection(self))
         except OSError as error:

@@ -52,7 +52,7 @@ class PolledTransport(asyncio.Transport):
             return self._sock.send(data)
         except BlockingIOError:
             return 0
-        except OSError:  # the client is gone; whoever reads will see its end
+        except OSError:  # the client is gone; the next read sees its end
             return len(data)
 
     def _writable(self) -> None:

@@ -32,12 +32,12 @@ def first_difference(one: Bytes, other: Bytes) -> tuple[int, int] | None:
     return (int(where[0]), len(where)) if len(where) else (length // SECTOR, 1)
 
 
-def in_words(data: Bytes) -> str:
+def describe_sector(data: Bytes) -> str:
     """The beginning of a sector, for people."""
     return "zeroes" if not any(data) else f"{bytes(data[:8]).hex()}..."
 
 
-class PairJudge:
+class PairChecker:
     """Compares; :attr:`compared` counts the bytes."""
 
     def __init__(self, model: PairModel) -> None:
@@ -55,7 +55,7 @@ class PairJudge:
             "secondary disk",
             model.disk,
             there,
-            lambda sector: f" ({model.told(sector)})",
+            lambda sector: f" ({model.describe_writer(sector)})",
         )
         yield from self._equal(
             Verdict.LOST_WRITE,
@@ -76,8 +76,8 @@ class PairJudge:
         """A disk's bytes against those it must have; *remark*: what to add of a sector."""
         if found := first_difference(there, expected):
             sector, count = found
-            predicted = in_words(_sector(expected, sector)) + remark(sector)
-            observed = in_words(_sector(there, sector))
+            predicted = describe_sector(_sector(expected, sector)) + remark(sector)
+            observed = describe_sector(_sector(there, sector))
             yield self._differs(verdict, where, predicted, observed, sector, count)
 
     def _differs(
@@ -101,12 +101,12 @@ class PairJudge:
         where = f"{node} disk"
         overlay, broken = read_overlay(map_file(member.image(node)))
         if broken is not None:
-            yield self._told(Verdict.CORRUPTION, where, broken.predicted, broken.observed)
+            yield self._divergence(Verdict.CORRUPTION, where, broken.predicted, broken.observed)
         if overlay is None:
             return
         predicted = self.model.allocation(node)
         if wrong := wrong_allocation(predicted, overlay.allocation, self.model.cluster):
-            yield self._told(Verdict.ALLOCATION, where, wrong.predicted, wrong.observed)
+            yield self._divergence(Verdict.ALLOCATION, where, wrong.predicted, wrong.observed)
         for piece in overlay.view.pieces():
             if piece.alloc is not Alloc.DATA or piece.data is None:
                 continue
@@ -117,14 +117,16 @@ class PairJudge:
                 yield self._differs(
                     Verdict.CONTENT if node == "active" else Verdict.ISOLATION,
                     where,
-                    in_words(_sector(expected, sector)),
-                    in_words(_sector(piece.data, sector)),
+                    describe_sector(_sector(expected, sector)),
+                    describe_sector(_sector(piece.data, sector)),
                     piece.offset // SECTOR + sector,
                     count,
                 )
                 return
 
-    def _told(self, verdict: Verdict, where: str, predicted: str, observed: str) -> Divergence:
+    def _divergence(
+        self, verdict: Verdict, where: str, predicted: str, observed: str
+    ) -> Divergence:
         return Divergence(verdict, where, self.model.checkpoints, predicted, observed)
 
     @staticmethod
