@@ -11,7 +11,6 @@ NBD export of the other side, below ``forward`` and ``top``; ``guest`` is its on
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -33,8 +32,8 @@ from qmpshim.machine.chain.images import blank_image
 from qmpshim.machine.chain.quiescence import Quiescence, resting
 from qmpshim.machine.chain.topology import PRIMARY_IMAGES, Node, QmpCommand, Topology
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
-from qmpshim.machine.host.process import how_ended, last_words
-from qmpshim.machine.host.workspace import Workspace, dies_with_owner
+from qmpshim.machine.host.process import how_ended, last_words, launch
+from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.store import MemoryStore
 from qmpshim.machine.nbd.protocol import NbdCommand
@@ -120,30 +119,13 @@ class GatedMachine:
         return blank_image(self.build, self.topology.node(node), shape.size, shape.cluster)
 
     def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
         argv = [
             *self.build.command(),
             *("-machine", "none", "-nodefaults", "-display", "none", "-no-user-config"),
-            *("-chardev", f"socket,id=qmp,fd={theirs.fileno()}"),
-            *("-qmp", "chardev:qmp"),
         ]
-        directory = self.workspace.path
         try:
-            with (
-                theirs,
-                (directory / "stdout").open("wb") as out,
-                (directory / "stderr").open("wb") as err,
-            ):
-                self.process = subprocess.Popen(
-                    dies_with_owner(argv),
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=err,
-                    env=self.build.environment(),
-                    pass_fds=(theirs.fileno(),),
-                )
+            self.process, ours = launch(argv, self.workspace.path, self.build.environment())
         except OSError as error:
-            ours.close()
             raise HostError(f"cannot run {argv[0]}: {error.strerror}") from error
         self.qmp = NonBlockingQmp(self.reactor, ours)
         if not self.reactor.until(lambda: self.qmp.greeting is not None or self.qmp.over, _LIMIT):
@@ -153,7 +135,6 @@ class GatedMachine:
         if self.qmp.greeting is None:
             said = self.stderr().strip().splitlines()
             raise NotStarted(f"{self.build.name} ended at once" + (f": {said[-1]}" if said else ""))
-        assert self.process is not None
         self._stillness = Quiescence(self.process.pid)
         self.reactor.hopeless = self.hopeless
 

@@ -65,6 +65,38 @@ def last_words(stderr: str) -> str:
     return reasons[0] if reasons else ""
 
 
+def launch(
+    argv: Sequence[str], directory: Path, env: Mapping[str, str], pass_fds: Sequence[int] = ()
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a QEMU that ends with this process; its stdout and stderr are files in *directory*.
+
+    :param env: its whole environment
+    :param pass_fds: more file descriptors that it inherits
+    :returns: the process, and the socket of its QMP monitor
+    :raises OSError: it cannot be run, or nothing be written to the directory
+    """
+    ours, theirs = socket.socketpair()
+    monitor = ("-chardev", f"socket,id=qmp,fd={theirs.fileno()}")
+    try:
+        with (
+            theirs,
+            (directory / "stdout").open("wb") as out,
+            (directory / "stderr").open("wb") as err,
+        ):
+            process = subprocess.Popen(
+                dies_with_owner([*argv, *monitor, "-qmp", "chardev:qmp"]),  # 11.1 deprecates -mon
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=env,
+                pass_fds=(theirs.fileno(), *pass_fds),
+            )
+    except OSError:
+        ours.close()
+        raise
+    return process, ours
+
+
 async def wait_until(
     condition: Callable[[], Awaitable[bool]], failure: str, limit: float, pause: float = _PAUSE
 ) -> None:
@@ -132,32 +164,9 @@ class Qemu:
         :raises HostError: nothing can be run, or nothing be written to the directory
         :raises BuildError: the binary cannot be run, is no QEMU or ended before it answered
         """
-        ours, theirs = socket.socketpair()
-        argv = [
-            *self.argv,
-            *(
-                "-chardev",
-                f"socket,id=qmp,fd={theirs.fileno()}",
-                "-qmp",
-                "chardev:qmp",  # 11.1 calls -mon deprecated
-            ),
-        ]
         try:
-            with (
-                theirs,
-                (self.directory / "stdout").open("wb") as out,
-                (self.directory / "stderr").open("wb") as err,
-            ):
-                self._process = subprocess.Popen(  # noqa: ASYNC220 (it only forks)
-                    dies_with_owner(argv),
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=err,
-                    env=self._env,
-                    pass_fds=(theirs.fileno(), *self._pass_fds),
-                )
+            self._process, ours = launch(self.argv, self.directory, self._env, self._pass_fds)
         except OSError as error:
-            ours.close()
             where = f"{error.filename}: " if error.filename else ""
             raise HostError(f"cannot start {self.argv[0]}: {where}{error.strerror}") from error
         self._idleness = Idleness(self._process.pid)
