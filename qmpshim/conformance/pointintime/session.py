@@ -22,9 +22,9 @@ from qmpshim.conformance.pointintime.operations import PointKind, PointOperation
 from qmpshim.conformance.pointintime.targets import Target, judge
 from qmpshim.conformance.workload import pattern
 from qmpshim.conformance.workload.result import WorkloadResult
+from qmpshim.conformance.workload.setup import RunSetup
 from qmpshim.errors import BuildError, CommandFailed, IOFailed, MachineError, MachineHung
 from qmpshim.machine.chain.points import JobEvent, PointsChain, PointsSpec
-from qmpshim.machine.host.process import COMMAND_LIMIT, Qemu
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Owners
 from qmpshim.model.pointintime.bitmap import Bitmap, ErrorClass
@@ -46,12 +46,9 @@ _ENDINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class PointsSetup:
+class PointsSetup(RunSetup):
     """What to run on, and how.
 
-    :ivar command: how to run QEMU; :ivar qemu_img: the matching ``qemu-img``
-    :ivar limit: seconds any one command or request may take
-    :ivar silence: seconds of those for which QEMU may do nothing at all
     :ivar known: defects of this version: a transaction that meets one is left out
     :ivar manual: a job that has concluded lets go of its target before it is dismissed (since 6.1:
         ``backup_clean`` in block/backup.c); where not, all jobs dismiss themselves
@@ -60,14 +57,8 @@ class PointsSetup:
     """
 
     spec: PointsSpec
-    command: tuple[str, ...] = ("qemu-system-x86_64",)
-    env: Mapping[str, str] = field(default_factory=dict)
-    qemu_img: tuple[str, ...] = ("qemu-img",)
-    machine: str = "none"
-    limit: float = COMMAND_LIMIT
     chain: type[PointsChain] = PointsChain
     model: type[PointInTime] = PointInTime
-    silence: float = 5.0
     known: frozenset[PointDefect] = frozenset()
     manual: bool = True
 
@@ -125,21 +116,13 @@ class PointsRun:
         self.model = setup.model([Disk(sectors, cluster, base) for base in bases])
         data = [pattern.expected(base, 0).tobytes() for base in bases]
         self._bases = bases
-        self.qemu = self._qemu()
+        self.qemu = setup.qemu(directory)
         self.chain = setup.chain(self.qemu, spec, directory, setup.qemu_img, data)
         self._targets: dict[str, Target] = {}
         self._images: list[list[str]] = [[] for _ in bases]  # of the chains of targets, top first
         self._snapshots: dict[int, tuple[str, ...]] = {}
         self._errors: set[str] = set()  # jobs that reported an error of their target
         self._made = 0
-
-    def _qemu(self) -> Qemu:
-        setup = self.setup
-        qemu = Qemu(
-            setup.command, self.directory, machine=setup.machine, env=setup.env, limit=setup.limit
-        )
-        qemu.silence = setup.silence
-        return qemu
 
     async def open(self) -> None:
         """Start QEMU and open the disks.
@@ -717,7 +700,7 @@ class PointsRun:
             self.model.kill()
         else:
             self.model.restart()
-        self.qemu = self.chain.qemu = self._qemu()
+        self.qemu = self.chain.qemu = self.setup.qemu(self.directory)
         await self.qemu.start()
         await self.chain.open()
 

@@ -17,7 +17,13 @@ from qmpshim.conformance.pointintime.session import (
     run_points,
 )
 from qmpshim.conformance.pointintime.workload import PointsWorkflow, all_kinds
-from qmpshim.conformance.workload.verification import IMPATIENT, Progress, Subject
+from qmpshim.conformance.workload.setup import run_by
+from qmpshim.conformance.workload.verification import (
+    IMPATIENT,
+    Progress,
+    Subject,
+    replay_operations,
+)
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.points import PointsSpec
 from qmpshim.machine.host.process import COMMAND_LIMIT
@@ -69,7 +75,7 @@ class PointsSubject(Subject[PointOperation, PointsResult, PointsRun]):
         run: PointsRun | None,
     ) -> Path:
         setup = self.setup
-        build = {"version": version, "command": list(setup.command), "machine": setup.machine}
+        build = setup.to_json(version)
         case = PointsCase(self.kind, setup.spec, setup.known, operations, divergence, seed, build)
         return save(target, case, run)
 
@@ -89,14 +95,8 @@ class PointsSubject(Subject[PointOperation, PointsResult, PointsRun]):
             "targets": dict(sorted(result.targets.items())),
         }
 
-    def operation_object(self, operation: PointOperation) -> dict[str, Any]:
-        return {
-            "number": operation.number,
-            "side": f"disk{operation.disk}",
-            "do": operation.name,
-            "offset_bytes": operation.start * SECTOR,
-            "length_bytes": operation.count * SECTOR,
-        }
+    def side_and_verb(self, operation: PointOperation) -> tuple[str, str]:
+        return f"disk{operation.disk}", operation.name
 
 
 def points_setup(
@@ -113,25 +113,14 @@ def points_setup(
     version, _ = read_version(build)
     other = PointDefect.ALWAYS_MARKS if version < (6, 1) else PointDefect.ALWAYS_LOSES
     known = frozenset() if strict else frozenset(PointDefect) - {other}
-    return PointsSetup(
-        spec,
-        tuple(build.command()),
-        dict(build.env),
-        tuple(build.tool_command("qemu-img")),
-        machine,
-        limit,
-        known=known,
-        manual=version >= (6, 1),
-    )
+    return PointsSetup(spec, known=known, manual=version >= (6, 1), **run_by(build, machine, limit))
 
 
 async def replay_points(
     case: PointsCase, setup: PointsSetup, workspace: Workspace, progress: Progress
 ) -> PointsResult:
     """Run a bundle's operations again, on whatever build *setup* names."""
-
-    def report(result: PointsResult, doing: str) -> None:
-        progress(f"replay: {result.done}/{len(case.operations)} operations, {doing}")
-
     setup = replace(setup, spec=case.spec, known=case.known)
-    return await run_points(setup, case.operations, workspace.subdirectory("replay"), report)
+    return await replay_operations(
+        PointsSubject(case.workflow, setup), case.operations, workspace, progress
+    )

@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from qmpshim.conformance.compare.exchange import (
 from qmpshim.conformance.compare.oracle import Oracle, Prediction
 from qmpshim.conformance.workload import pattern
 from qmpshim.conformance.workload.result import WorkloadResult
+from qmpshim.conformance.workload.setup import RunSetup
 from qmpshim.errors import (
     BuildError,
     CommandFailed,
@@ -35,7 +36,7 @@ from qmpshim.errors import (
     MachineError,
 )
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
-from qmpshim.machine.host.process import COMMAND_LIMIT, Qemu
+from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.nbd.client import BlockClient
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.disks.image import PAGE
@@ -44,7 +45,6 @@ from qmpshim.model.units import SECTOR
 
 log = logging.getLogger(__name__)
 
-SILENCE = 5.0  # seconds for which QEMU may do nothing at all while it owes an answer
 _TICK = 0.2  # seconds between two progress reports
 _UNPREDICTED = Prediction()
 _LONGEST = 2048  # sectors of the writes whose data is made in place
@@ -52,28 +52,18 @@ _CHANGES = frozenset({Verb.WRITE, Verb.ZERO, Verb.DISCARD})
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class Setup(RunSetup):
     """What to run on, and how.
 
-    :ivar command: how to run QEMU
-    :ivar qemu_img: how to run the matching ``qemu-img``
     :ivar behaviour: what the model knows of this version
-    :ivar limit: seconds any one command or request may take
-    :ivar silence: seconds of those for which QEMU may do nothing at all
     :ivar chain: the class that builds the real chain; mutants come in here
     :ivar oracle: the class that predicts; and here
     """
 
     spec: ChainSpec
-    command: tuple[str, ...] = ("qemu-system-x86_64",)
-    env: Mapping[str, str] = field(default_factory=dict)
-    qemu_img: tuple[str, ...] = ("qemu-img",)
-    machine: str = "none"
     behaviour: Behaviour = field(default_factory=Behaviour)
-    limit: float = COMMAND_LIMIT
     chain: Callable[[Qemu, ChainSpec, Path, Sequence[str]], SecondaryChain] = SecondaryChain
     oracle: Callable[[ChainSpec, Behaviour], Oracle] = Oracle
-    silence: float = SILENCE
 
 
 Result = WorkloadResult[KnownDefect]
@@ -100,9 +90,7 @@ async def open_rig(setup: Setup, directory: Path) -> Rig:
 
     :raises BuildError: this QEMU cannot build the chain
     """
-    limit = setup.limit + setup.spec.emptying
-    qemu = Qemu(setup.command, directory, machine=setup.machine, env=setup.env, limit=limit)
-    qemu.silence = setup.silence
+    qemu = setup.qemu(directory, setup.spec.emptying)
     await qemu.start()
     chain = setup.chain(qemu, setup.spec, directory, setup.qemu_img)
     rig = Rig(qemu, chain, setup.oracle(setup.spec, setup.behaviour), directory)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.workload.result import WorkloadResult
@@ -19,13 +19,27 @@ from qmpshim.conformance.workload.shrink import Shrinkable, shrink
 from qmpshim.errors import HostError
 from qmpshim.machine.host.files import copy_tree
 from qmpshim.machine.host.workspace import Workspace
+from qmpshim.model.units import SECTOR
 
 Progress = Callable[[str], None]
 SHRINK_SECONDS = 20.0
 IMPATIENT = 5.0  # seconds that a command may take while a case is made small
 _EVIDENCE = 10.0  # seconds that the run for the bundle may take longer than all of the workload
 
-Op = TypeVar("Op", bound=Shrinkable)
+
+class PlacedOperation(Shrinkable, Protocol):
+    """An operation of a workload, with the sectors that it touches."""
+
+    @property
+    def start(self) -> int:
+        """The first sector."""
+
+    @property
+    def count(self) -> int:
+        """How many; 0: it touches none."""
+
+
+Op = TypeVar("Op", bound=PlacedOperation)
 Res = TypeVar("Res", bound=WorkloadResult[Any])
 Run = TypeVar("Run")
 
@@ -96,8 +110,33 @@ class Subject(ABC, Generic[Op, Res, Run]):
         """What a document has of this kind of workload beyond what it has of all."""
 
     @abstractmethod
+    def side_and_verb(self, operation: Op) -> tuple[str, str]:
+        """Where an operation is done, and what it does."""
+
     def operation_object(self, operation: Op) -> dict[str, Any]:
         """An operation in a document: positions in bytes, where bundles have sectors."""
+        side, verb = self.side_and_verb(operation)
+        return {
+            "number": operation.number,
+            "side": side,
+            "do": verb,
+            "offset_bytes": operation.start * SECTOR,
+            "length_bytes": operation.count * SECTOR,
+        }
+
+
+async def replay_operations(
+    subject: Subject[Op, Res, Any],
+    operations: Sequence[Op],
+    workspace: Workspace,
+    progress: Progress,
+) -> Res:
+    """Run a bundle's operations again."""
+
+    def report(result: Res, doing: str) -> None:
+        progress(f"replay: {result.done}/{len(operations)} operations, {doing}")
+
+    return await subject.run(operations, workspace.subdirectory("replay"), report)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,13 @@ from typing import Any
 from qmpshim.conformance.bundles import bundle
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.workload.session import Result, Rig, Setup, run_case
-from qmpshim.conformance.workload.verification import IMPATIENT, Progress, Subject
+from qmpshim.conformance.workload.setup import run_by
+from qmpshim.conformance.workload.verification import (
+    IMPATIENT,
+    Progress,
+    Subject,
+    replay_operations,
+)
 from qmpshim.conformance.workload.workload import all_kinds
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.secondary import ChainSpec
@@ -18,7 +24,6 @@ from qmpshim.machine.host.process import COMMAND_LIMIT
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.behaviour import behaviour_of, snapshot_defects
 from qmpshim.model.operations import Operation
-from qmpshim.model.units import SECTOR
 
 _SHORTEST_SILENCE = 0.5  # seconds
 
@@ -65,7 +70,7 @@ class ChainSubject(Subject[Operation, Result, Rig]):
         run: Rig | None,
     ) -> Path:
         setup = self.setup
-        build = {"version": version, "command": list(setup.command), "machine": setup.machine}
+        build = setup.to_json(version)
         case = bundle.WorkloadCase(setup.spec, setup.behaviour, operations, divergence, seed, build)
         return bundle.save(target, case, run, setup)
 
@@ -84,14 +89,8 @@ class ChainSubject(Subject[Operation, Result, Rig]):
             "secondary": spec.secondary,
         }
 
-    def operation_object(self, operation: Operation) -> dict[str, Any]:
-        return {
-            "number": operation.number,
-            "side": operation.side.value,
-            "do": operation.verb.value,
-            "offset_bytes": operation.start * SECTOR,
-            "length_bytes": operation.count * SECTOR,
-        }
+    def side_and_verb(self, operation: Operation) -> tuple[str, str]:
+        return operation.side.value, operation.verb.value
 
 
 def setup_for(
@@ -109,31 +108,15 @@ def setup_for(
     behaviour = behaviour_of(version, strict)
     if spec.topology.has("snapshot-access") and not strict:
         behaviour = replace(behaviour, known=behaviour.known | snapshot_defects(version))
-    return Setup(
-        spec,
-        tuple(build.command()),
-        dict(build.env),
-        tuple(build.tool_command("qemu-img")),
-        machine,
-        behaviour,
-        limit,
-    )
+    return Setup(spec, behaviour, **run_by(build, machine, limit))
 
 
 async def replay(
     case: bundle.WorkloadCase, setup: Setup, workspace: Workspace, progress: Progress
 ) -> Result:
     """Run a bundle's operations again, on whatever build *setup* names."""
-
-    def report(result: Result, doing: str) -> None:
-        progress(f"replay: {result.done}/{len(case.operations)} operations, {doing}")
-
-    return await run_case(
-        replace(setup, behaviour=case.behaviour),
-        case.operations,
-        workspace.subdirectory("replay"),
-        report,
-    )
+    subject = ChainSubject(replace(setup, behaviour=case.behaviour))
+    return await replay_operations(subject, case.operations, workspace, progress)
 
 
 def split(count: int, workflows: Sequence[str]) -> dict[str, int]:
