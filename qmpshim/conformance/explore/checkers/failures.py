@@ -28,6 +28,7 @@ from qmpshim.conformance.explore.checkers.linearizability import (
     Unchecked,
     keeps_to,
 )
+from qmpshim.conformance.explore.checkers.parts import done_in_part
 from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS, late_for, masked
 from qmpshim.conformance.explore.checkers.sequential import (
     AnyRead,
@@ -167,6 +168,10 @@ class FailureChecker:
         under_way = self._under_way(hit)
         empties = hit.image not in PRIMARY_IMAGES and does(self._scenario.ops, *_EMPTIES)
         emptied = (False, True) if empties else (False,)
+        if hit.verb == "discard" and not hit.gone and self._is_qcow2(hit.image):
+            # Of clusters that are free: "Discard is optional, ignore the return value"
+            # (qcow2_process_discards, block/qcow2-refcount.c, 5.2 to 11.1).
+            return [partial(Unobserved, hit)]
         if not hit.gone:
             ways: list[Callable[[], FaultPlacement]] = [
                 partial(FaultPlacement, hit, op, emptied=way) for op in under_way for way in emptied
@@ -191,6 +196,11 @@ class FailureChecker:
             for way in emptied
         ]
 
+    def _is_qcow2(self, image: str) -> bool:
+        return image not in PRIMARY_IMAGES or (
+            image == "secondary" and self._scenario.secondary == "qcow2"
+        )
+
     def _under_way(self, hit: InjectedFault) -> list[int]:
         """The operations that may have met it."""
         count = len(self._scenario.ops)
@@ -207,6 +217,8 @@ class FailureChecker:
         if seen.view is None and self._ejected(seen):
             spared.add("view")
         ends = [*ends, *(loose for end in ends for loose in self._loosened(end, seen, hits))]
+        if not self._scenario.has("quorum"):  # its disks are raw
+            ends = [*ends, *(done_in_part(self._scenario, end, seen, hits) for end in ends)]
         wrong = self._judge.compare(seen, ends, Unchecked(frozenset(spared)))
         if wrong is None:
             return self._isolation(seen)
@@ -390,8 +402,10 @@ class FailureChecker:
             for index, op in enumerate(scenario.ops)
             if op.is_primary and op.changes
         }
-        if any(op.is_guest and op.verb is Verb.DISCARD for op in scenario.ops):
-            primaries.discard(0)
+        if any(op.is_guest and op.verb is Verb.DISCARD for op in scenario.ops) or any(
+            op.zeroes for op in scenario.setup
+        ):
+            primaries.discard(0)  # there are zeroes that are no news
         for index, data in enumerate(seen.data):
             if data and scenario.ops[index].is_guest and primaries & set(data):
                 text = f"{scenario.ops[index]} returns new data after an I/O error"

@@ -172,7 +172,8 @@ class NothingDone(FaultPlacement):
 
 
 class Unobserved(FaultPlacement):
-    """A fault that no sequential execution observes: a flush of nodes and jobs that QEMU closes.
+    """A fault that no sequential execution observes: a flush of nodes and jobs that QEMU closes, a
+    discard of qcow2's own.
 
     That the commit's own flushes are not taken for such is seen by
     :func:`~qmpshim.conformance.explore.checkers.durability.unflushed`.

@@ -192,6 +192,75 @@ def test_a_copy_beside_the_failed_one_holds_what_the_setup_left(stage: QemuPool)
     assert {verdict for verdict, _ in spoilt.found} & {Verdict.CONTENT, Verdict.LOST_WRITE}
 
 
+class _Spoilt(RealSystem):
+    """Beside what failed there are data that nothing wrote."""
+
+    def _verdict(self, seen: Outcome) -> RealViolation | None:
+        active = tuple(99 if sector == 30 else owner for sector, owner in enumerate(seen.active))
+        return super()._verdict(replace(seen, active=active))
+
+
+def test_a_write_of_several_requests_that_fails_is_done_in_part(stage: QemuPool) -> None:
+    """Its middle has a cluster of its own already, so that qcow2 writes three parts at once."""
+    scenario = scenarios.RealScenario(
+        "M",
+        (operation("guest_write", 0, 64), operation("guest_read", 0, C)),
+        (operation("guest_write", 16, 8),),
+        cluster=8,
+    )
+    system = explored(stage, scenario, fails="active write 0+16")
+    assert not system.found and not system.in_part, system.found
+    alone = replace(scenario, ops=scenario.ops[:1])
+    assert explored(stage, alone, _Spoilt, "active write 0+16").found
+    lying = explored(stage, alone, Lying, "active write 16+8").found  # no new cluster
+    assert {verdict for verdict, _ in lying} == {Verdict.LOST_WRITE}
+
+
+def test_a_copy_of_several_requests_that_fails_is_done_in_part(stage: QemuPool) -> None:
+    """On a target with clusters of 512 bytes an L2 table, and so a part, is of 64 sectors."""
+    ops = (operation("primary_write", 16, 8),)
+    scenario = scenarios.RealScenario("W", ops, form="backup", cluster=1)
+    assert not explored(stage, scenario, fails="hidden write 64+64").found
+
+    class Spoilt(RealSystem):
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
+            hidden = tuple(99 if n == 30 else owner for n, owner in enumerate(seen.hidden))
+            return super()._verdict(replace(seen, hidden=hidden))
+
+    assert explored(stage, scenario, Spoilt, "hidden write 64+64").found
+
+
+def test_a_discard_of_free_clusters_may_fail(stage: QemuPool) -> None:
+    """qcow2 ignores that; what asks for a discard of a raw disk gets the error."""
+    ops = (operation("primary_zero", C, 2 * C),)
+    scenario = scenarios.RealScenario("Z", ops, form="backup", size=4 * C, secondary="qcow2")
+    failing = explored(stage, scenario, fails="secondary discard 128+256", all_io=True)
+    assert not failing.found and not failing.in_part
+    refusing = explored(stage, scenario, _Refusing, "secondary discard 128+256", all_io=True)
+    assert {verdict for verdict, _ in refusing.found} == {Verdict.ERROR_CONTRACT}
+
+
+class _Refusing(RealSystem):
+    """A QEMU that reports what it should ignore."""
+
+    def _answered(self, index: int) -> None:
+        super()._answered(index)
+        self.now.answers[index] = io_error(EIO)
+
+
+def test_zeroes_that_were_there_before_are_no_news(stage: QemuPool) -> None:
+    scenario = scenarios.RealScenario(
+        "N",
+        (operation("primary_zero_no_hole", 0, 2 * C), operation("guest_read", 0, 2 * C)),
+        (operation("primary_zero", 0, C), operation("checkpoint")),
+    )
+    assert not {
+        verdict
+        for verdict, _ in explored(stage, scenario, fails="secondary read 128+128").found
+        if verdict is Verdict.ISOLATION
+    }
+
+
 def test_a_failed_commit_leaves_old_or_new_and_nothing_else(stage: QemuPool) -> None:
     def spoil(machine: GatedMachine, named: NamedIo) -> None:
         if named.io.image == "secondary" and named.verb == "write":

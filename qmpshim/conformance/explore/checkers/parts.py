@@ -1,0 +1,133 @@
+"""Requests done in part: qcow2 splits one wherever its clusters do not lie side by side.
+
+The parts are written at the same time (``aio_task_pool``, since 4.2, ``qcow2_co_pwritev_part``,
+block/qcow2.c). When one of them fails, no more are begun and the request fails, but those beside it
+are done, or not. The sequential execution knows one I/O for the whole request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.model.answers import IoError
+from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
+from qmpshim.model.operations import Operation
+
+_HIDDEN, _ACTIVE = 0, 1  # places in an outcome's allocation
+
+
+def done_in_part(
+    scenario: RealScenario, end: Outcome, seen: Outcome, hits: Sequence[InjectedFault]
+) -> Outcome:
+    """A sequential end in which requests that failed have done more, where *seen* has it so.
+
+    What failed itself is not done: only sectors beside it are either old or new.
+    """
+    parts = _Parts(scenario, end, seen)
+    for index, op in enumerate(scenario.ops):
+        if not isinstance(end.answers[index], IoError):
+            continue
+        for hit in hits:
+            if hit.gone or hit.verb == "read" or index in hit.over | hit.unstarted:
+                continue
+            if op.is_primary and hit.image == "hidden" and op.changes:
+                parts.copied(op, hit)
+            elif op.writes or op.zeroes:
+                number = scenario.number(index) if op.writes else 0
+                if op.is_primary and hit.image == "secondary":
+                    parts.secondary_written(op, number, hit)
+                elif op.is_guest and scenario.replicates and hit.image == "active":
+                    parts.active_written(op, number, hit)
+    return parts.outcome()
+
+
+class _Parts:
+    """An end that is brought closer to the one that was seen."""
+
+    def __init__(self, scenario: RealScenario, end: Outcome, seen: Outcome) -> None:
+        self._end, self._seen = end, seen
+        self._cluster, self._size = scenario.cluster, scenario.size
+        self._granule = max(BACKUP_CLUSTER_SIZE_DEFAULT, scenario.cluster)
+        self._secondary, self._hidden = list(end.secondary), list(end.hidden)
+        self._active = list(end.active)
+        self._view = None if end.view is None else list(end.view)
+        self._ops = scenario.ops
+        self._data = [None if data is None else list(data) for data in end.data]
+        self._alloc = [list(kinds) for kinds in end.alloc]
+
+    def outcome(self) -> Outcome:
+        """The end as it is now."""
+        return replace(
+            self._end,
+            data=tuple(None if data is None else tuple(data) for data in self._data),
+            secondary=tuple(self._secondary),
+            hidden=tuple(self._hidden),
+            active=tuple(self._active),
+            view=None if self._view is None else tuple(self._view),
+            alloc=tuple(map(tuple, self._alloc)),
+        )
+
+    def secondary_written(self, op: Operation, number: int, hit: InjectedFault) -> None:
+        """Sectors of the secondary disk have the new data."""
+        self._read(op, number, hit)
+        for sector in _beside(range(op.start, op.start + op.count), hit):
+            if self._seen.secondary[sector] == number:
+                self._secondary[sector] = number
+
+    def active_written(self, op: Operation, number: int, hit: InjectedFault) -> None:
+        """Sectors of the active disk have the new data, their clusters' rest what was below."""
+        self._read(op, number, hit)
+        written = [
+            sector
+            for sector in _beside(range(op.start, op.start + op.count), hit)
+            if self._seen.active[sector] == number
+        ]
+        for sector in written:
+            self._active[sector] = number
+            if self._view is not None:
+                self._view[sector] = number
+        for cluster in {sector // self._cluster for sector in written}:
+            self._allocate(_ACTIVE, cluster)
+            for sector in self._sectors(cluster):
+                below = None if self._end.view is None else self._end.view[sector]
+                if self._active[sector] is None and self._seen.active[sector] == below:
+                    self._active[sector] = below
+
+    def copied(self, op: Operation, hit: InjectedFault) -> None:
+        """Clusters of the hidden disk have the old data, of all that one copy is about."""
+        first = op.start // self._granule * self._granule
+        last = -(-(op.start + op.count) // self._granule) * self._granule
+        for cluster in range(first // self._cluster, last // self._cluster):
+            sectors = self._sectors(cluster)
+            old = self._end.secondary
+            if len(_beside(sectors, hit)) == len(sectors) and all(
+                self._end.hidden[one] is None and self._seen.hidden[one] == old[one]
+                for one in sectors
+            ):
+                self._hidden[sectors.start : sectors.stop] = old[sectors.start : sectors.stop]
+                self._allocate(_HIDDEN, cluster)
+
+    def _read(self, op: Operation, number: int, hit: InjectedFault) -> None:
+        """Reads by the same export have the new data of sectors that may be done."""
+        may = set(_beside(range(op.start, op.start + op.count), hit))
+        for index, read in enumerate(self._ops):
+            data, seen = self._data[index], self._seen.data[index]
+            if read.side is op.side and data is not None and seen is not None:
+                for place, owner in enumerate(seen):
+                    if owner == number and read.start + place in may:
+                        data[place] = number
+
+    def _allocate(self, overlay: int, cluster: int) -> None:
+        if cluster < len(self._alloc[overlay]):
+            self._alloc[overlay][cluster] = self._seen.alloc[overlay][cluster]
+
+    def _sectors(self, cluster: int) -> range:
+        return range(cluster * self._cluster, min((cluster + 1) * self._cluster, self._size))
+
+
+def _beside(sectors: range, hit: InjectedFault) -> list[int]:
+    """Those of them that what failed was not about."""
+    return [one for one in sectors if not hit.start <= one < hit.start + hit.count]
