@@ -249,7 +249,8 @@ class FailureChecker:
         failed = frozenset(op for op in may if self._reports_failure(seen, op))
         if all(hit.image == "active" for hit in hits):  # where no primary's I/O goes
             failed = frozenset(op for op in failed if not ops[op].is_primary)
-        self.in_part += bool(failed)
+        broken = self._scenario.breaks_snapshot and any(hit.image != "active" for hit in hits)
+        self.in_part += bool(failed) or broken
         for index in sorted(failed) if not self._emptying(seen, hits) else ():
             wrong = self._other_error(seen, index, hits)
             if wrong is not None:
@@ -289,6 +290,9 @@ class FailureChecker:
                 names |= self._lost_with(hit.image, seen)
         if seen.view is None and self._ejected(seen):
             names.add("view")
+        if broken:  # by a copy that failed: the snapshot ends, and no more is copied
+            failed |= {i for i, op in enumerate(ops) if op.is_guest and seen.answers[i] != OK}
+            names |= {"hidden"} | ({"view"} if seen.view is None else set())
         if self._emptying(seen, hits):
             names |= {hit.image for hit in hits if hit.image != "secondary"}
         spared = Unchecked(frozenset(names), failed, frozenset(ranges), frozenset(clusters))

@@ -30,17 +30,18 @@ def done_in_part(
     for index, op in enumerate(scenario.ops):
         if not isinstance(end.answers[index], IoError):
             continue
+        number = scenario.number(index) if op.writes else 0
         for hit in hits:
-            if hit.gone or hit.verb == "read" or index in hit.over | hit.unstarted:
+            if index in hit.over | hit.unstarted:
                 continue
-            if op.is_primary and hit.image == "hidden" and op.changes:
+            if op.is_guest and scenario.replicates and (op.writes or op.zeroes):
+                parts.active_written(op, number, hit)
+            elif hit.gone or hit.verb == "read" or not op.is_primary:
+                continue
+            elif hit.image == "hidden" and op.changes:
                 parts.copied(op, hit)
-            elif op.writes or op.zeroes:
-                number = scenario.number(index) if op.writes else 0
-                if op.is_primary and hit.image == "secondary":
-                    parts.secondary_written(op, number, hit)
-                elif op.is_guest and scenario.replicates and hit.image == "active":
-                    parts.active_written(op, number, hit)
+            elif hit.image == "secondary" and (op.writes or op.zeroes):
+                parts.secondary_written(op, number, hit)
     return parts.outcome()
 
 
@@ -79,6 +80,11 @@ class _Parts:
 
     def active_written(self, op: Operation, number: int, hit: InjectedFault) -> None:
         """Sectors of the active disk have the new data, their clusters' rest what was below."""
+        if hit.verb == "read":  # of what a new cluster is filled up with
+            cluster = self._cluster
+            start = hit.start // cluster * cluster
+            count = -(-(hit.start + hit.count) // cluster) * cluster - start
+            hit = replace(hit, start=start, count=count)
         self._read(op, number, hit)
         written = [
             sector
