@@ -29,6 +29,7 @@ CLEAN = (
     "conformance/pointintime",
     "conformance/workload",
     "machine/builds",
+    "machine/chain",
     "machine/colo",
     "machine/guest",
     "machine/host",
@@ -40,6 +41,7 @@ CLEAN = (
 )
 #: Not yet: these change with their neighbours' packages.
 NOT_YET = (
+    "machine/chain/gated.py",
     "commands/assess.py",
     "commands/check.py",
     "commands/explore.py",

@@ -24,7 +24,7 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.conformance.workload.result import WorkloadResult
 from qmpshim.conformance.workload.setup import RunSetup
 from qmpshim.errors import BuildError, CommandFailed, IOFailed, MachineError, MachineHung
-from qmpshim.machine.chain.points import JobEvent, PointsChain, PointsSpec
+from qmpshim.machine.chain.points import JobEvent, PointsChain, PointsSpec, base_name, is_base
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Owners
 from qmpshim.model.pointintime.bitmap import Bitmap, ErrorClass
@@ -336,7 +336,7 @@ class PointsRun:
         self.chain.new_image(image)
         backing: list[str] | str = []
         if spec.sync is Sync.TOP:
-            backing = [f"base{spec.disk}"]
+            backing = [base_name(spec.disk)]
         elif spec.sync is Sync.NONE:
             backing = f"disk{spec.disk}"
         elif spec.sync is not Sync.FULL:
@@ -456,9 +456,9 @@ class PointsRun:
         job = self.model.jobs.get(event.job)
         if job is None or not job.active:
             return
-        if event.status.startswith("error-"):
+        if event.status == "error":
             self._errors.add(event.job)
-            if event.status == "error-stop":
+            if event.action == "stop":
                 job.stage = Stage.PAUSED
         elif event.status == "waiting" and job.stage is Stage.RUNNING:
             job.stage = Stage.WAITING
@@ -508,7 +508,7 @@ class PointsRun:
             return
         new = [target.image, *target.backing]
         for image in self._images[disk]:
-            if image not in new and not image.startswith("base"):
+            if image not in new and not is_base(image):
                 self.chain.image(image).unlink()
         self._images[disk] = new
 

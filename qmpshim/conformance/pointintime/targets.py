@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qmpshim.conformance.workload import pattern
-from qmpshim.machine.chain.points import PointsChain
+from qmpshim.machine.chain.points import PointsChain, is_base
 from qmpshim.machine.images.agreement import ImageView, Piece, through
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc, Owners
@@ -55,7 +55,7 @@ def judge(
     """
     where = f"target of a backup with sync={job.spec.sync} ({ending.name.lower()})"
     views = [
-        ImageView.open(chain.image(name), raw=name.startswith("base"))
+        ImageView.open(chain.image(name), raw=is_base(name))
         for name in (target.image, *target.backing)
     ]
     size = len(job.t0) * SECTOR

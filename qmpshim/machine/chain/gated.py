@@ -1,4 +1,4 @@
-"""A real QEMU whose disks are all on the gate, with the whole chain open and nobody moving.
+"""A real QEMU whose disks are all on the gate, with the whole chain open and at rest.
 
 The synchronous sister of :class:`~qmpshim.machine.chain.secondary.SecondaryChain`: the same nodes
 and exports (``secondary``, ``hidden``, ``active``, ``top``; ``primary``, ``guest``), but each image
@@ -40,7 +40,7 @@ from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.machine.nbd.status_client import StatusClient
 from qmpshim.machine.qmp.nonblocking import NonBlockingNbd, NonBlockingQmp
 
-_LIMIT = 20.0  # seconds for what needs nobody's help
+_LIMIT = 20.0  # seconds for what waits for nothing outside QEMU
 _ASLEEP = 10.0  # seconds for which QEMU may have slept already when it is looked at
 
 
@@ -49,7 +49,7 @@ class Shape:
     """What to open, with virtual ``size`` and qcow2 ``cluster`` in bytes.
 
     :ivar reconnect: seconds that QEMU waits for a broken connection to come back
-    :ivar holes: the secondary disk tells QEMU where it has holes (NBD's block status)
+    :ivar holes: the secondary disk reports where it has holes (NBD's block status)
     """
 
     topology: Topology
@@ -133,9 +133,11 @@ class GatedMachine:
         if self.qmp.wrong is not None:
             raise NotStarted(f"{self.build.name} does not speak QMP: {self.qmp.wrong}")
         if self.qmp.greeting is None:
-            said = self.stderr().strip().splitlines()
-            raise NotStarted(f"{self.build.name} ended at once" + (f": {said[-1]}" if said else ""))
-        self._stillness = Quiescence(self.process.pid)
+            last_line = self.stderr().strip().splitlines()
+            raise NotStarted(
+                f"{self.build.name} ended at once" + (f": {last_line[-1]}" if last_line else "")
+            )
+        self.quiescence = Quiescence(self.process.pid)
         self.reactor.hopeless = self.hopeless
 
     @property
@@ -145,7 +147,7 @@ class GatedMachine:
 
     @property
     def version(self) -> tuple[int, int, int]:
-        """QEMU's version, as it said."""
+        """QEMU's version, from its greeting."""
         assert self.qmp.greeting is not None
         numbers = self.qmp.greeting["QMP"]["version"]["qemu"]
         return numbers["major"], numbers["minor"], numbers["micro"]
@@ -208,10 +210,10 @@ class GatedMachine:
     def learn_block_status(self) -> None:
         """Have QEMU remember that all of the secondary disk is data.
 
-        Since 6.2 a protocol node keeps the last range it was told to be data, and asks for no more
-        than is in it. So what was done before decides in how many parts a range is copied.
+        Since 6.2 a protocol node keeps the last range that was reported as data, and requests no
+        more than is in it. So what was done before decides in how many parts a range is copied.
 
-        :raises MachineError: QEMU does not tell
+        :raises MachineError: QEMU does not answer
         """
         if self._status is None or self._status.lost:
             self._status = StatusClient(self.reactor, self.workspace.path / "nbd", "primary")
@@ -249,18 +251,18 @@ class GatedMachine:
                 raise MachineHung("an export did not go away")
         self.batch(commands)
 
-    # -- stillness -------------------------------------------------------------------------------
+    # -- quiescence ------------------------------------------------------------------------------
 
     def settle(self, limit: float = _LIMIT) -> None:
         """Return when QEMU is still (see :mod:`qmpshim.machine.chain.quiescence`).
 
         :raises MachineDied: it ended
         :raises MachineHung: it is busy all the time
-        :raises ProtocolBroken: what its monitor says is not QMP
+        :raises ProtocolBroken: what its monitor sends is not QMP
         """
-        poll, asleep, stopped = self.reactor.poll, self._stillness.asleep, self._stillness.stopped
-        if not self._stillness.known:
-            return self._settle_by_asking(limit)
+        poll, asleep, stopped = self.reactor.poll, self.quiescence.asleep, self.quiescence.stopped
+        if not self.quiescence.known:
+            return self._settle_by_queries(limit)
         deadline = 0.0
         while True:
             # What has come already is handled first: a look at the threads costs ten times as much.
@@ -287,20 +289,20 @@ class GatedMachine:
         """Whether nothing comes from QEMU within so many *seconds* by itself: it is asleep, none of
         its requests is unanswered, and no timer of its fires before. Or it was stopped.
         """
-        stillness = self._stillness
+        quiescence = self.quiescence
         if self.gate.held:
             return False
-        if stillness.stopped():
+        if quiescence.stopped():
             return True
-        asleep = not stillness.known or stillness.asleep()
+        asleep = not quiescence.known or quiescence.asleep()
         if not asleep or self.reactor.poll(0.0) or self.gate.held:
             return False
-        timer = stillness.timer() if stillness.known else resting(self.pid)
-        if not stillness.known and self.reactor.poll(0.0):
+        timer = quiescence.timer() if quiescence.known else resting(self.pid)
+        if not quiescence.known and self.reactor.poll(0.0):
             return False
         return timer > seconds + _ASLEEP
 
-    def _settle_by_asking(self, limit: float) -> None:
+    def _settle_by_queries(self, limit: float) -> None:
         deadline = time.monotonic() + limit
         quiet = 0
         while quiet < 2:
@@ -346,11 +348,11 @@ class GatedMachine:
         except subprocess.TimeoutExpired:
             return MachineDied("QEMU closed its monitor but still runs")
         how = how_ended(code)
-        said = last_words(self.stderr())
-        return MachineDied(f"QEMU {how}" + (f": {said}" if said else ""), how, said)
+        last_line = last_words(self.stderr())
+        return MachineDied(f"QEMU {how}" + (f": {last_line}" if last_line else ""), how, last_line)
 
     def explained(self, error: MachineError) -> MachineError:
-        """What an error says of QEMU: a connection that broke may be the first sign of its end."""
+        """What an error means: a connection that broke may be the first sign of QEMU's end."""
         if self.alive() and not isinstance(error, MachineDied):
             return error
         died = self.died()
@@ -391,8 +393,8 @@ class GatedMachine:
                 client.close()
         if hasattr(self, "qmp"):
             self.qmp.close()
-        if hasattr(self, "_stillness"):
-            self._stillness.close()
+        if hasattr(self, "quiescence"):
+            self.quiescence.close()
         self.gate.close()
         for store in self.stores.values():
             store.close()

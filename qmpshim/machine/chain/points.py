@@ -54,9 +54,19 @@ class PointsSpec:
             raise InputError(f"cluster size {self.cluster} is no power of two from 512 to 2M")
 
 
+def base_name(disk: int) -> str:
+    """The name of a disk's base: a node, and its image, which is raw."""
+    return f"base{disk}"
+
+
+def is_base(image: str) -> bool:
+    """Whether an image is the base of a disk."""
+    return image.startswith("base")
+
+
 def parts_of(disk: int) -> tuple[Node | Export, ...]:
     """The nodes and the export of one disk."""
-    base, name = f"base{disk}", f"disk{disk}"
+    base, name = base_name(disk), f"disk{disk}"
     return (
         Node(base, "raw", {"read-only": True}, ImageSpec()),
         Node(name, "qcow2", {**_UNMAP, "backing": base}, ImageSpec(overlay=True)),
@@ -66,14 +76,16 @@ def parts_of(disk: int) -> tuple[Node | Export, ...]:
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """What an event says of a job.
+    """What an event reports of a job.
 
     :ivar status: ``pending``, ``waiting``, ...; of its end ``completed``,
-        ``failed`` or ``cancelled``; of an error ``error-stop``, ``error-ignore``, ...
+        ``failed`` or ``cancelled``; of an error ``error``
+    :ivar action: what the job did at an error: ``stop``, ``ignore``, ``report``
     """
 
     job: str
     status: str
+    action: str = ""
 
 
 class PointsChain:
@@ -102,11 +114,11 @@ class PointsChain:
         self._events = EventListener(names=_EVENTS)
         self._template = directory / "empty.qcow2"
         for disk, data in enumerate(bases):
-            self.image(f"base{disk}").write_bytes(data)
+            self.image(base_name(disk)).write_bytes(data)
 
     def image(self, node: str) -> Path:
         """The file behind a node."""
-        return self.directory / (f"{node}.raw" if node.startswith("base") else f"{node}.qcow2")
+        return self.directory / f"{node}.{'raw' if is_base(node) else 'qcow2'}"
 
     def create(self) -> None:
         """Make the disks' images, empty ones.
@@ -191,7 +203,7 @@ class PointsChain:
         if not images:
             return None
         file = {**self._storage(images[0]), "read-only": True}
-        if images[0].startswith("base"):
+        if is_base(images[0]):
             return {"driver": "raw", "read-only": True, "file": file}
         below = self._nested(images[1:])
         return {"driver": "qcow2", "read-only": True, "file": file, "backing": below}
@@ -246,10 +258,11 @@ class PointsChain:
                 case "BLOCK_JOB_CANCELLED":
                     status = "cancelled"
                 case "BLOCK_JOB_ERROR":
-                    status = f"error-{data['action']}"
+                    status = "error"
                 case _:
                     status = data["status"]
-            found.append(JobEvent(str(data.get("device", data.get("id"))), status))
+            job = str(data.get("device", data.get("id")))
+            found.append(JobEvent(job, status, data.get("action", "")))
         return found
 
     async def jobs(self) -> dict[str, str]:

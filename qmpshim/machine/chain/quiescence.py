@@ -22,9 +22,9 @@ something from outside. Each has one, far away: qcow2 cleans its caches every te
 
 A process that was stopped (SIGSTOP) is not still: it has work to do and does not do it.
 
-Where /proc does not tell (hidden by the container, or QEMU is a child of a wrapper that was started
-in its place), two QMP round trips that bring nothing, and for a blocked monitor a settle time, take
-its place.
+Where /proc does not show it (hidden by the container, or QEMU is a child of a wrapper that was
+started in its place), two QMP round trips that bring nothing, and for a blocked monitor a settle
+time, take its place.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _POLLS = {
     "x86_64": frozenset({271, 7, 232, 281, 441, 426}),
     "aarch64": frozenset({73, 22, 441, 426}),
 }
-# System calls that wait, by number: which argument says how long, and whether it is a number (of
+# System calls that wait, by number: which argument is how long, and whether it is a number (of
 # milliseconds, negative: for ever) or points to a timespec (NULL: for ever). What is not here may
 # wait with a limit: nanosleep, io_uring_enter, whose timeouts are requests, ...
 _NUMBER, _POINTER, _FUTEX, _NEVER = range(4)
@@ -63,7 +63,7 @@ _LOOK = 0.1  # seconds that one look counts for: we may have been stopped, too
 class Quiescence:
     """Watches the threads of one process.
 
-    :ivar known: whether /proc tells; if not, :meth:`asleep` is of no use
+    :ivar known: whether /proc shows it; if not, :meth:`asleep` is of no use
     """
 
     def __init__(self, pid: int) -> None:
@@ -110,10 +110,10 @@ class Quiescence:
         return True
 
     def timer(self) -> float:
-        """For how many seconds QEMU's threads, which are asleep, asked to sleep at most.
+        """For how many seconds QEMU's threads, which are asleep, are to sleep at most.
 
         Counted from when they fell asleep; ``inf``: nothing but what comes from outside wakes them,
-        0.0: that cannot be told.
+        0.0: that is not known.
         """
         return _timer([f"{self._tasks}/{thread}" for thread in self._threads])
 
@@ -197,7 +197,7 @@ def resting(pid: int) -> float:
 class Idleness:
     """Watches for how long a process, and all below it, does nothing: it waits, or was stopped.
 
-    For a QEMU whose disks are files, where :class:`Quiescence` does not say enough: a thread in the
+    For a QEMU whose disks are files, where :class:`Quiescence` does not suffice: a thread in the
     middle of a read sleeps as well. Here each one has to be in a system call that only waits.
     """
 

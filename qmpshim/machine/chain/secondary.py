@@ -329,7 +329,7 @@ class SecondaryChain:
         await self._unexport(export)
 
     def close(self) -> None:
-        """Disconnect the NBD clients; QEMU itself belongs to whoever started it."""
+        """Disconnect the NBD clients; QEMU itself belongs to the caller."""
         for name in ("primary", "guest"):
             client = getattr(self, name, None)
             if client is not None:

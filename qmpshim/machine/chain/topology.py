@@ -79,7 +79,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """An NBD export, under the name of who is its client."""
+    """An NBD export, under the name of its client."""
 
     name: str
     node: str
@@ -133,7 +133,7 @@ class Topology:
     :ivar parts: nodes, exports and devices, in the order in which they are opened
     :ivar commands: by operation, what does it in QEMU; ``status`` is a query
     :ivar begins: the command that starts it, once it is open; None: nothing needs to be started
-    :ivar needs: what a build must have, for who is to choose one
+    :ivar needs: what a build must have, in words, for the choice of one
     :ivar operations: what can be done: it has an export, a filter or a job for that
     :ivar allows: by command, the operations that may be in flight while it runs, as QEMU's
         documents have it; a command that is not here wants all I/O settled

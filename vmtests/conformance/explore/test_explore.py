@@ -197,7 +197,7 @@ def test_stillness_seen_from_outside_is_stillness_asked_for(stage: QemuPool) -> 
     for outside in (True, False):
         stage.prepare(scenario)
         assert stage.machine is not None
-        stage.machine._stillness.known = outside
+        stage.machine.quiescence.known = outside
         seen: list[tuple[str, ...]] = []
 
         class Telling(RealSystem):

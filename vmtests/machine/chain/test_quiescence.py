@@ -100,7 +100,7 @@ def test_a_stopped_qemu_is_no_busy_one(machine: GatedMachine) -> None:
     finally:
         os.kill(pids[-1], signal.SIGCONT)
     machine.settle()
-    assert not machine._stillness.stopped()
+    assert not machine.quiescence.stopped()
 
 
 def test_time_is_up_wherever_qemu_is_waited_for(machine: GatedMachine) -> None:
