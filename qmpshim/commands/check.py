@@ -42,7 +42,7 @@ from qmpshim.conformance.check.suites import Suite, suite_named
 from qmpshim.conformance.document import Document
 from qmpshim.conformance.explore.report.finding_files import CASE as SCHEDULE
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
-from qmpshim.conformance.known.folder import write_up
+from qmpshim.conformance.known.folder import summary
 from qmpshim.conformance.known.seen import would_say
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.errors import (
@@ -207,7 +207,7 @@ def _listed(case: Case) -> Listed:
     """A case's description: what its write-up gives, else its arguments."""
     arguments = {name: value for name, value in case.arguments.items() if name != "content"}
     words = ", ".join(f"{name} {_plain(value)}" for name, value in arguments.items())
-    what = write_up(case.name.removeprefix("known/")).get("title", words)
+    what = summary(case.name.removeprefix("known/")).get("title", words)
     about = textwrap.shorten(f"{case.kind}: {what}" if what else case.kind, 100, placeholder=" ...")
     return Listed(case.name, about, {"kind": case.kind, "budget_seconds": case.budget})
 

@@ -16,9 +16,10 @@ from qmpshim.commands.console import (
     show_list,
 )
 from qmpshim.conformance.known.draft import draft, draft_text
-from qmpshim.conformance.known.entries import Entry, by_severity, entries, entry
+from qmpshim.conformance.known.folder import by_severity, write_up, write_ups
 from qmpshim.conformance.known.meaning import Severity, Use
 from qmpshim.conformance.known.tracker import command_of, diagram_of, script_of, tracker_text
+from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import read_version
 from qmpshim.machine.host.files import write_file
@@ -69,7 +70,7 @@ def add(commands: Any) -> None:
     drafting.set_defaults(run=_new)
 
 
-def entry_object(one: Entry) -> dict[str, Any]:
+def entry_object(one: WriteUp) -> dict[str, Any]:
     """A write-up in a document."""
     return {
         "id": one.id,
@@ -84,7 +85,7 @@ def entry_object(one: Entry) -> dict[str, Any]:
 
 
 def _list(args: argparse.Namespace, console: Console) -> int:
-    found = by_severity(entries())
+    found = by_severity(write_ups())
     if args.build:
         build = builds.resolve(args.build)
         args.document.about(build)
@@ -104,7 +105,7 @@ def _list(args: argparse.Namespace, console: Console) -> int:
 
 
 def _show(args: argparse.Namespace, console: Console) -> int:
-    one = entry(args.name)
+    one = write_up(args.name)
     meaning = one.meaning
     diagram = diagram_of(one)
     args.document.judges = False
@@ -131,7 +132,7 @@ def _show(args: argparse.Namespace, console: Console) -> int:
 
 
 def _report(args: argparse.Namespace, console: Console) -> int:
-    one = entry(args.name)
+    one = write_up(args.name)
     script = script_of(one)
     check_writable(args.attach)
     if args.attach is not None:

@@ -24,10 +24,10 @@ from qmpshim.commands.console import (
     seconds,
 )
 from qmpshim.conformance.document import Document
-from qmpshim.conformance.known.pairs import load_known
+from qmpshim.conformance.known.folder import known_pairs
 from qmpshim.conformance.known.seen import SeenFinding, would_say
 from qmpshim.conformance.pair import bundle as pair_bundle
-from qmpshim.conformance.pair.checks import KNOWN, best_accel, run_plan, summary
+from qmpshim.conformance.pair.checks import best_accel, run_plan, summary
 from qmpshim.conformance.pair.plan import GUESTS, MOMENTS, Failover, PairOutcome, PairPlan
 from qmpshim.errors import InputError
 from qmpshim.machine.builds import build as builds
@@ -169,7 +169,7 @@ async def _run(args: argparse.Namespace, console: Console) -> int:
         plan,
         (primary, secondary),
         args.keep or BUNDLES,
-        known=[] if args.strict else load_known(KNOWN),
+        known=[] if args.strict else known_pairs(),
         progress=lambda done, text: console.progress(f"{done.seconds:7.1f} s  {text}"),
         keep=args.keep,
         interrupted=interrupted,

@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from qmpshim.conformance.known.pairs import load_known
-from qmpshim.conformance.pair.checks import KNOWN, best_accel, run_plan
+from qmpshim.conformance.known.folder import known_pairs
+from qmpshim.conformance.pair.checks import best_accel, run_plan
 from qmpshim.conformance.pair.colo import ColoRun
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.machine.builds.build import Build, read_version, resolve
@@ -49,7 +49,7 @@ async def unwatched(plan: PairPlan, build: Build) -> float:
 
 
 async def watched(plan: PairPlan, build: Build, bundles: Path) -> tuple[float, int, int]:
-    outcome, _ = await run_plan(plan, (build, build), bundles, known=load_known(KNOWN))
+    outcome, _ = await run_plan(plan, (build, build), bundles, known=known_pairs())
     new = [finding for finding in outcome.findings if not finding.known]
     if new or outcome.checkpoints < CHECKPOINTS:
         return 0.0, outcome.compared, len(new)

@@ -14,7 +14,7 @@ from qmpshim.conformance.assess.exploration import Explored
 from qmpshim.conformance.assess.judgement import judge
 from qmpshim.conformance.assess.page import page
 from qmpshim.conformance.assess.trials import Seen, Trial
-from qmpshim.conformance.known.entries import entries
+from qmpshim.conformance.known.folder import write_ups
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.machine.builds.build import Build
 from vmtests.commands.test_documents import validator
@@ -26,7 +26,7 @@ EVIL = "<script>document.title='owned'</script>"
 
 def assessment(build: Build, shown: bool, *uses: Use) -> Assessment:
     """As it would be of a build that shows all that is known, or nothing."""
-    trials = [Trial(one, Seen.SHOWN if shown else Seen.NOT_SEEN) for one in entries()]
+    trials = [Trial(one, Seen.SHOWN if shown else Seen.NOT_SEEN) for one in write_ups()]
     judgements = tuple(
         judge(use, trials, Explored() if use is Use.BITMAPS else ALL) for use in uses
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from qmpshim.cli import main
-from qmpshim.conformance.known import folder
+from qmpshim.conformance.known.write_ups import DIRECTORY
 from vmtests.support.command_line import LIMIT, QMPSHIM, CommandLine
 
 # Made without TCG: it does not start where there is no KVM.
@@ -273,7 +273,7 @@ def test_explore_is_told_what_it_cannot_do(qmpshim: CommandLine) -> None:
 
 def test_a_schedule_that_cannot_be_followed_tells_nothing(qmpshim: CommandLine) -> None:
     """Neither that the build has the defect nor that it has not: as the exported script says."""
-    written_up = folder.DIRECTORY / "checkpoint-corrupts-overlay.json"
+    written_up = DIRECTORY / "checkpoint-corrupts-overlay.json"
     case = json.loads(written_up.read_text())["case"]
     case["scenario"] = {"ops": [{"do": "primary_flush"}]}
     case["schedule"] = [["start", 0]]

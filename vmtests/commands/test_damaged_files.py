@@ -25,7 +25,7 @@ from qmpshim.conformance.explore.report.finding_files import is_schedule, load_f
 from qmpshim.conformance.explore.reproducer.export import export_script
 from qmpshim.conformance.explore.scenarios import named
 from qmpshim.conformance.explore.search.model_run import scenarios_for
-from qmpshim.conformance.known.folder import DIRECTORY
+from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.secondary import ChainSpec

@@ -19,7 +19,7 @@ from qmpshim.cli import main
 from qmpshim.conformance.check.report.results import SCHEMA, load_results, results_from_json
 from qmpshim.conformance.document import SCHEMAS, Document, build_object
 from qmpshim.conformance.explore.harness.choices import Complete, Fail, io_id, step_object
-from qmpshim.conformance.known.folder import DIRECTORY
+from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.machine.builds.build import Build
 from vmtests.support.command_line import LIMIT, CommandLine
 

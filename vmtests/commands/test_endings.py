@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from qmpshim.commands.console import replay_command
-from qmpshim.conformance.known.folder import DIRECTORY
+from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.errors import IOFailed, name_errnos
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.files import check_file, write_file

@@ -14,11 +14,11 @@ import pytest
 from qmpshim.cli import main
 from qmpshim.conformance.assess.trials import Seen, try_finding
 from qmpshim.conformance.explore.report.finding_files import load_finding
-from qmpshim.conformance.known import matching, pairs
-from qmpshim.conformance.known.entries import Entry, entries, entry, read_entry
-from qmpshim.conformance.known.folder import DIRECTORY, known_findings
+from qmpshim.conformance.known import matching
+from qmpshim.conformance.known.folder import known_findings, read, write_up, write_ups
 from qmpshim.conformance.known.meaning import TO_WRITE, Severity, Use
 from qmpshim.conformance.known.tracker import tracker_text
+from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
@@ -44,7 +44,7 @@ def document(tmp_path: Path, *words: str) -> Any:
 def test_the_list_has_all_and_can_be_narrowed(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert len(run(capsys, "list").splitlines()) == len(entries())
+    assert len(run(capsys, "list").splitlines()) == len(write_ups())
     fleecing = document(tmp_path, "list", "--affects", "fleecing", "--severity", "crash")
     names = [one["name"] for one in fleecing["items"]]
     assert SNAPSHOT in names and "failed-flush-leaves-l1-entry" not in names
@@ -58,10 +58,10 @@ def test_the_list_of_a_build_has_what_is_written_up_for_its_version(
 ) -> None:
     told = run(capsys, "list", "--build", qemu_build.name)
     assert "overlapping-writes-part-the-disks" in told
-    assert len(told.splitlines()) < len(entries())
+    assert len(told.splitlines()) < len(write_ups())
 
 
-@pytest.mark.parametrize("one", entries(), ids=lambda one: one.name)
+@pytest.mark.parametrize("one", write_ups(), ids=lambda one: one.name)
 def test_each_is_shown_and_reported(one: Any, tmp_path: Path) -> None:
     shown = document(tmp_path, "show", one.name)
     assert shown["finding"]["meaning"]["situation"] == one.meaning.situation
@@ -75,7 +75,7 @@ def test_each_is_shown_and_reported(one: Any, tmp_path: Path) -> None:
 
 def test_a_report_can_be_followed_with_python_and_a_qemu_alone(tmp_path: Path) -> None:
     """What is between the fences of the text, run where qmpshim is not."""
-    text = tracker_text(entry("checkpoint-corrupts-overlay"))
+    text = tracker_text(write_up("checkpoint-corrupts-overlay"))
     script = tmp_path / "reproducer.py"
     script.write_text(text.partition("```python\n")[2].partition("\n```\n")[0] + "\n")
     qemu, qemu_img = shutil.which("qemu-system-x86_64"), shutil.which("qemu-img")
@@ -107,7 +107,7 @@ def drafted(tmp_path: Path, bundle: Path) -> Path:
     draft.parent.mkdir()
     assert main(["findings", "new", str(bundle), "--out", str(draft)]) == 0
     with pytest.raises(InputError, match="have to be written"):
-        read_entry(draft)
+        read(draft)
     return draft
 
 
@@ -118,14 +118,12 @@ def test_a_draft_of_a_schedule_is_accepted_once_it_is_filled_in(
     """It covers what it was made of, and what the real write-up covers has the same use."""
     path = DIRECTORY / f"{known.id}.json"
     draft = drafted(tmp_path, path)
-    with pytest.raises(InputError):
-        matching.load_known(draft.parent)
-    (written,) = matching.load_known(filled(draft).parent)
+    written = read(filled(draft))
+    assert isinstance(written, matching.ExplorerWriteUp)
     found = load_finding(path)
     assert written.covers(found, (7, 2, 22))
-    assert written.meaning is not None and known.meaning is not None
     assert set(written.meaning.affects) <= set(known.meaning.affects)
-    assert read_entry(draft).title == "A title"
+    assert written.title == "A title"
     other = next(one for one in known_findings() if one.causes != known.causes)
     assert not written.covers(load_finding(DIRECTORY / f"{other.id}.json"), (7, 2, 22))
 
@@ -136,23 +134,27 @@ def test_a_draft_of_a_pair_is_accepted_once_it_is_filled_in(tmp_path: Path) -> N
     value = json.loads(draft.read_text())
     assert value["side"] == TO_WRITE  # what ended does not say whose defect it is
     draft.write_text(json.dumps(value | {"side": "primary"}))
-    (written,) = pairs.load_known(draft.parent)
-    assert written.side == "primary" and isinstance(written.plan, PairPlan)
+    written = read(draft)
+    assert (
+        isinstance(written, matching.PairWriteUp)
+        and written.side == "primary"
+        and isinstance(written.plan, PairPlan)
+    )
 
 
 def shown_by(build: Build, draft: Path, tmp_path: Path) -> bool:
     """Whether `assess` would see on this build what the write-up says."""
-    (trial,) = try_finding(build, read_entry(draft), tmp_path)
+    (trial,) = try_finding(build, read(draft), tmp_path)
     return trial.seen is Seen.SHOWN
 
 
-@pytest.mark.parametrize("one", [e for e in entries() if e.kind == "verify"], ids=lambda e: e.id)
+@pytest.mark.parametrize("one", [e for e in write_ups() if e.kind == "verify"], ids=lambda e: e.id)
 def test_a_draft_of_operations_is_accepted_once_it_is_filled_in(
-    one: Entry, qemu_build: Build, tmp_path: Path
+    one: WriteUp, qemu_build: Build, tmp_path: Path
 ) -> None:
     """It is tried as the real one is, and concerns no use that that does not."""
     draft = filled(drafted(tmp_path, one.path))
-    written = read_entry(draft)
+    written = read(draft)
     assert written.verdicts == one.verdicts and written.case == one.case
     assert set(written.meaning.affects) & set(one.meaning.affects)
     assert shown_by(qemu_build, draft, tmp_path) is one.concerns(read_version(qemu_build)[0])
@@ -166,7 +168,7 @@ def test_a_draft_of_what_verify_keeps(
     assert main(["verify", "--strict", *words]) == 1
     (bundle,) = (tmp_path / "qmpshim-bundles").iterdir()
     draft = filled(drafted(tmp_path, bundle))
-    assert read_entry(draft).meaning.affects == (Use.COLO_SECONDARY,)
+    assert read(draft).meaning.affects == (Use.COLO_SECONDARY,)
     assert shown_by(qemu_build, draft, tmp_path)
     value = json.loads((bundle / "case.json").read_text())
     (bundle / "case.json").write_text(json.dumps({**value, "divergence": None}))

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.known import folder
+from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.machine.builds.build import resolve
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -100,8 +100,8 @@ def model(build: str) -> Values:
 
 def _write_ups() -> Iterator[Path]:
     """The write-ups that a command can replay; those of pairs take too long here."""
-    for file in sorted(folder.DIRECTORY.rglob("*.json")):
-        if "pair" not in file.relative_to(folder.DIRECTORY).parts:
+    for file in sorted(DIRECTORY.rglob("*.json")):
+        if "pair" not in file.relative_to(DIRECTORY).parts:
             yield file
 
 

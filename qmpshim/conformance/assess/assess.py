@@ -10,7 +10,7 @@ from qmpshim.conformance.assess.exploration import explore_uses
 from qmpshim.conformance.assess.judgement import Answer, Judgement, judge
 from qmpshim.conformance.assess.trials import Trial, try_findings
 from qmpshim.conformance.explore.search.exploration import Progress
-from qmpshim.conformance.known.entries import by_severity, entries
+from qmpshim.conformance.known.folder import by_severity, write_ups
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.machine.builds.build import Build, read_version
 
@@ -48,7 +48,7 @@ def assess(
     :raises BuildError: the build does not start
     """
     began = time.monotonic()
-    wanted = [one for one in by_severity(entries()) if set(one.meaning.affects) & set(uses)]
+    wanted = [one for one in by_severity(write_ups()) if set(one.meaning.affects) & set(uses)]
 
     def exploring(at: Progress) -> None:
         progress(f"exploring: {at.scenarios}/{at.of} scenarios, {at.schedules} schedules")

@@ -9,8 +9,9 @@ from enum import StrEnum
 from qmpshim.conformance.assess.exploration import Explored
 from qmpshim.conformance.assess.trials import Seen, Trial
 from qmpshim.conformance.explore.report.findings import Finding
-from qmpshim.conformance.known.entries import Entry, by_id
+from qmpshim.conformance.known.folder import by_id
 from qmpshim.conformance.known.meaning import SEVERITY_OF, Severity, Use
+from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.errors import name_errnos
 
 
@@ -37,7 +38,7 @@ class Reason:
     when: str = ""
     then: str = ""
     avoid: str = ""
-    entry: Entry | None = None
+    entry: WriteUp | None = None
     finding: Finding | None = None
 
 
@@ -131,7 +132,7 @@ def _disqualifies(reason: Reason) -> bool:
     return reason.finding is None or reason.finding.contract
 
 
-def _of_entry(entry: Entry) -> Reason:
+def _of_entry(entry: WriteUp) -> Reason:
     meaning = entry.meaning
     return Reason(
         meaning.severity,

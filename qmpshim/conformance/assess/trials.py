@@ -24,8 +24,8 @@ from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search.minimize import show_again
-from qmpshim.conformance.known.entries import Entry, entry
-from qmpshim.conformance.known.folder import known_directed, known_pairs
+from qmpshim.conformance.known.folder import known_pairs, write_up
+from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.conformance.pair.checks import run_plan
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.pointintime.bundle import is_points
@@ -59,14 +59,14 @@ class Trial:
     :ivar why: what was seen, or why nothing follows, one line
     """
 
-    entry: Entry
+    entry: WriteUp
     seen: Seen
     why: str = ""
 
 
 def try_findings(
     build: Build,
-    wanted: Sequence[Entry],
+    wanted: Sequence[WriteUp],
     jobs: int,
     seconds: float,
     progress: Callable[[int], None] = lambda done: None,
@@ -110,7 +110,7 @@ def _batch(names: list[str], directory: Path, seconds: float) -> Case:
     return Case("trial", names[0], {"names": names, "record": str(record)}, seconds)
 
 
-def _cost(one: Entry) -> int:
+def _cost(one: WriteUp) -> int:
     """How much it takes to try a pair's finding: a guest that boots most."""
     return int(str(one.case.get("plan", {}).get("guest", "")).startswith("linux"))
 
@@ -123,25 +123,25 @@ def note(found: dict[str, Trial], order: Order, why: str) -> None:
     record = Path(order.case.arguments["record"])
     for line in record.read_text().splitlines() if record.exists() else ():
         name, seen, text = json.loads(line)
-        trial = Trial(entry(name), Seen(seen), text)
+        trial = Trial(write_up(name), Seen(seen), text)
         if name not in found or trial.seen is Seen.SHOWN:
             found[name] = trial
     for name in order.case.arguments["names"]:
-        found.setdefault(name, Trial(entry(name), Seen.UNSURE, why))
+        found.setdefault(name, Trial(write_up(name), Seen.UNSURE, why))
 
 
 def run_batch(build: Build, case: Case, directory: Path) -> CaseOutcome:
     """``names``: of write-ups. Tries each, and adds a line to the file ``record`` at once."""
     with Path(case.arguments["record"]).open("a") as record:
         for name in case.arguments["names"]:
-            for trial in try_finding(build, entry(name), directory):
+            for trial in try_finding(build, write_up(name), directory):
                 line = json.dumps([trial.entry.name, trial.seen.value, trial.why])
                 record.write(f"{line}\n")
                 record.flush()
     return CaseOutcome(Status.OK)
 
 
-def try_finding(build: Build, one: Entry, directory: Path) -> list[Trial]:
+def try_finding(build: Build, one: WriteUp, directory: Path) -> list[Trial]:
     """Try a single finding, here and now; others that show themselves with it are reported, too.
 
     :param directory: for what a pair leaves
@@ -163,14 +163,14 @@ def try_finding(build: Build, one: Entry, directory: Path) -> list[Trial]:
         return [Trial(one, Seen.UNSURE, f"{_ELSE}: {error}")]
 
 
-def _schedule(build: Build, one: Entry) -> Trial:
+def _schedule(build: Build, one: WriteUp) -> Trial:
     shown = show_again(load_finding(one.path), build)
     if shown.finding is not None:
         return Trial(one, Seen.SHOWN, shown.finding.text)
     return Trial(one, Seen.UNSURE if shown.unsure else Seen.NOT_SEEN, shown.unsure)
 
 
-def _points(build: Build, one: Entry) -> Trial:
+def _points(build: Build, one: WriteUp) -> Trial:
     case = load_points(one.path)
     with Workspace() as workspace:
         setup = points_setup(build, case.spec)
@@ -178,7 +178,7 @@ def _points(build: Build, one: Entry) -> Trial:
     return _compared(one, found, case.shown_by(found))
 
 
-def _compared(one: Entry, found: Divergence | None, same: bool) -> Trial:
+def _compared(one: WriteUp, found: Divergence | None, same: bool) -> Trial:
     if found is None:
         return Trial(one, Seen.NOT_SEEN)
     return (
@@ -186,24 +186,24 @@ def _compared(one: Entry, found: Divergence | None, same: bool) -> Trial:
     )
 
 
-def _directed(build: Build, one: Entry) -> Trial:
+def _directed(build: Build, one: WriteUp) -> Trial:
     name = one.name.partition("/")[2]
     (case,) = (case for case in DIRECTED if case.name == name)
     found = run_directed(case, build)
     if found is None:
         return Trial(one, Seen.NOT_SEEN)
-    if known_directed()[name].explains(found.kind, found.cause, case.contract):
+    if one.explains(found.kind, found.cause, case.contract):
         return Trial(one, Seen.SHOWN, found.text)
     return Trial(one, Seen.UNSURE, f"{_ELSE}: {found.text}")
 
 
-def _pair(build: Build, one: Entry, directory: Path) -> list[Trial]:
+def _pair(build: Build, one: WriteUp, directory: Path) -> list[Trial]:
     plan = PairPlan.from_json(one.case["plan"])
     plan = replace(plan, limit=min(plan.limit, _PAIR_LIMIT))
     outcome, _ = asyncio.run(run_plan(plan, (build, build), directory))
     trials, others = [], []
     for finding in outcome.findings:
-        told = [entry(known.id) for known in known_pairs() if known.shown_by(finding, plan)]
+        told = [known for known in known_pairs() if known.shown_by(finding, plan)]
         trials += [Trial(known, Seen.SHOWN, str(finding.cause)) for known in told]
         others += [] if one in told else [str(finding.cause)]
     if all(trial.entry != one for trial in trials):
@@ -212,7 +212,7 @@ def _pair(build: Build, one: Entry, directory: Path) -> list[Trial]:
     return trials
 
 
-def _workload(build: Build, one: Entry) -> Trial:
+def _workload(build: Build, one: WriteUp) -> Trial:
     case = load_workload(one.path)
     with Workspace() as workspace:
         setup = setup_for(build, case.spec)

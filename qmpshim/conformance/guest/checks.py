@@ -19,7 +19,7 @@ from qmpshim.conformance.explore.directed.cases import crash_cause
 from qmpshim.conformance.guest.rig import GuestOpener, ProgramChain
 from qmpshim.conformance.guest.scenarios import SCENARIOS, GuestScenario
 from qmpshim.conformance.guest.work import GuestDiverged, GuestWork
-from qmpshim.conformance.known.folder import known_directed, write_up
+from qmpshim.conformance.known.folder import known_directed, summary
 from qmpshim.conformance.workload.verify import setup_for
 from qmpshim.errors import BuildError, GuestFailed, GuestPanicked, InputError, MachineError
 from qmpshim.machine.builds.build import Build, read_version
@@ -178,7 +178,7 @@ def finding(outcome: GuestOutcome, words: str, text: str) -> CaseFinding:
 
     :param words: the command that shows it again
     """
-    found, written = outcome.divergence, write_up(outcome.known)
+    found, written = outcome.divergence, summary(outcome.known)
     assert found is not None
     return CaseFinding(
         found.verdict,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qmpshim.conformance.known.entries import Entry, by_severity, entries
-from qmpshim.conformance.known.folder import DIRECTORY
+from qmpshim.conformance.known.folder import by_severity, write_ups
 from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
 
 CATALOGUE = DIRECTORY.with_name("FINDINGS.md")
 
@@ -22,7 +22,7 @@ run.
 
 def catalogue() -> str:
     """All write-ups by severity, as Markdown: by use, in a table, and one by one."""
-    found = by_severity(entries())
+    found = by_severity(write_ups())
     return "".join(
         (
             _HEAD,
@@ -37,12 +37,12 @@ def catalogue() -> str:
     )
 
 
-def _of_use(use: Use, found: list[Entry]) -> str:
+def _of_use(use: Use, found: list[WriteUp]) -> str:
     names = [f"[`{one.name}`](#{_anchor(one)})" for one in found if use in one.meaning.affects]
     return f"| {use.words} | {', '.join(names) or 'none known'} |\n"
 
 
-def _row(one: Entry) -> str:
+def _row(one: WriteUp) -> str:
     meaning = one.meaning
     return (
         f"| `{one.name}` | {meaning.severity.words} | {meaning.trigger.words} "
@@ -50,7 +50,7 @@ def _row(one: Entry) -> str:
     )
 
 
-def _section(one: Entry) -> str:
+def _section(one: WriteUp) -> str:
     meaning = one.meaning
     rows = {
         "Affects": ", ".join(use.words for use in meaning.affects),
@@ -67,10 +67,10 @@ def _section(one: Entry) -> str:
     return f'\n<a id="{_anchor(one)}"></a>\n### {one.title}\n\n`{one.name}`\n\n{text}'
 
 
-def _upstream(one: Entry) -> str:
+def _upstream(one: WriteUp) -> str:
     fix = f"; {one.meaning.fix}" if one.meaning.fix else ""
     return f"{one.meaning.upstream.value}{fix}"
 
 
-def _anchor(one: Entry) -> str:
+def _anchor(one: WriteUp) -> str:
     return one.name.replace("/", "-")

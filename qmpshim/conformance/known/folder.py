@@ -1,77 +1,115 @@
-"""The findings that are written up: where they are, also when qmpshim is installed, and which."""
+"""The write-ups: all that come with qmpshim, by kind, by name, and a file that is one."""
 
 from __future__ import annotations
 
 import functools
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qmpshim.conformance.known.matching import (
     DirectedWriteUp,
     ExplorerWriteUp,
-    load_directed,
-    load_known,
+    PairWriteUp,
+    write_up_from_json,
 )
-from qmpshim.conformance.known.pairs import PairWriteUp
-from qmpshim.conformance.known.pairs import load_known as load_known_pairs
-from qmpshim.errors import InputError
+from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
+from qmpshim.errors import HostError, InputError, no_such
 
-#: Package data: one JSON file a write-up.
-DIRECTORY = Path(__file__).with_name("findings")
+Kind = TypeVar("Kind", bound=WriteUp)
 
 
-@functools.cache
-def known_findings() -> tuple[ExplorerWriteUp, ...]:
-    """The findings of the explorer.
+def read(path: Path) -> WriteUp:
+    """A write-up's file.
 
-    :raises InputError: one of the files is damaged
-    :raises HostError: they are missing
+    :raises InputError: it is damaged, or a draft that is not filled in
     """
-    return load_known(DIRECTORY)
-
-
-@functools.cache
-def known_directed() -> dict[str, DirectedWriteUp]:
-    """Those of the directed cases, by case.
-
-    :raises InputError: one of the files is damaged
-    """
-    return load_directed(DIRECTORY / "directed")
-
-
-@functools.cache
-def known_pairs() -> tuple[PairWriteUp, ...]:
-    """Those of pairs.
-
-    :raises InputError: one of the files is damaged
-    """
-    return load_known_pairs(DIRECTORY / "pair")
-
-
-def known_path(name: str) -> Path:
-    """The file of a finding of the explorer's.
-
-    :raises InputError: there is none of that name
-    """
-    path = DIRECTORY / f"{name}.json"
-    if not path.is_file():
-        raise InputError(f"no known finding {name!r}")
-    return path
-
-
-def write_up(name: str) -> dict[str, Any]:
-    """What is written about a known finding: title, reason, source, versions.
-
-    :param name: its id, with ``directed/`` before that of a directed case
-    """
-    for path in (DIRECTORY / folder / f"{name}.json" for folder in ("", "pair", "verify")):
-        if name and path.is_file():
-            break
-    else:
-        return {}
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return {key: value[key] for key in ("title", "reason", "source", "versions") if key in value}
+        return write_up_from_json(path, json.loads(path.read_text()))
+    except (OSError, KeyError, TypeError, ValueError, re.error, InputError) as error:
+        raise InputError(f"{path} is damaged: {error!r}") from error
+
+
+def read_all(directory: Path) -> tuple[WriteUp, ...]:
+    """Every write-up in *directory* and below, by path.
+
+    :raises InputError: one of the files is damaged
+    :raises HostError: the directory is missing; without it each known defect would be a new one
+    """
+    if not directory.is_dir():
+        raise HostError(f"{directory} is missing: install qmpshim again")
+    return tuple(read(path) for path in sorted(directory.rglob("*.json")))
+
+
+@functools.cache
+def write_ups() -> tuple[WriteUp, ...]:
+    """All that come with qmpshim; :raises InputError, HostError: as :func:`read_all`."""
+    return read_all(DIRECTORY)
+
+
+def known_findings() -> tuple[ExplorerWriteUp, ...]:
+    """Those of the explorer."""
+    return _of(ExplorerWriteUp)
+
+
+def known_finding(name: str) -> ExplorerWriteUp:
+    """The one of the explorer with that id.
+
+    :raises InputError: there is none
+    """
+    for one in known_findings():
+        if one.id == name:
+            return one
+    raise InputError(f"no known finding {name!r}")
+
+
+def known_directed() -> dict[str, DirectedWriteUp]:
+    """Those of the directed cases, by case."""
+    return {one.path.stem: one for one in _of(DirectedWriteUp)}
+
+
+def known_pairs() -> tuple[PairWriteUp, ...]:
+    """Those of pairs."""
+    return _of(PairWriteUp)
+
+
+@functools.cache
+def _of(kind: type[Kind]) -> tuple[Kind, ...]:
+    return tuple(one for one in write_ups() if isinstance(one, kind))
+
+
+def by_id(name: str) -> WriteUp | None:
+    """The write-up of that name or id; None where there is none."""
+    return next((one for one in write_ups() if name in (one.name, one.id)), None)
+
+
+def write_up(name: str) -> WriteUp:
+    """The same.
+
+    :raises InputError: there is none
+    """
+    if (found := by_id(name)) is not None:
+        return found
+    names = [one.name for one in write_ups()]
+    raise InputError(no_such("finding", name, names, "qmpshim findings list"))
+
+
+def summary(name: str) -> dict[str, Any]:
+    """What reports have of the write-up of that name or id; empty where there is none."""
+    found = by_id(name)
+    return {} if found is None else found.summary
+
+
+def by_severity(found: Iterable[WriteUp]) -> list[WriteUp]:
+    """The worst first; of equals what needs the least comes first."""
+    triggers = ["load", "failure", "misuse"]
+    return sorted(
+        found,
+        key=lambda one: (
+            one.meaning.severity.rank,
+            triggers.index(one.meaning.trigger),
+            one.name,
+        ),
+    )

@@ -1,7 +1,8 @@
-"""Which findings of the explorer and of the directed cases are written up.
+"""What each kind of write-up excuses: a class for each command that shows findings.
 
-A thousand schedules may have the same words for what is wrong and yet not the same reason: so a
-write-up also says of which form of the chain it is, which operations it needs and which I/Os fail.
+That a finding is known is decided here, in ``covers``, and nowhere else. A thousand schedules may
+have the same words for what is wrong and yet not the same reason: so a write-up of the explorer's
+also says of which form of the chain it is, which operations it needs and which I/Os fail.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from qmpshim.conformance.explore.harness.choices import failures
 from qmpshim.conformance.explore.report.findings import Finding, failing, finding_from_json
-from qmpshim.conformance.known.write_ups import Version, WriteUp, common, load
+from qmpshim.conformance.known.write_ups import Version, WriteUp, common
+from qmpshim.conformance.pair.plan import GUESTS, PairFinding, PairPlan
 from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES, chain_name
 from qmpshim.model.check.cause import Cause
 from qmpshim.model.check.verdict import Verdict
@@ -35,6 +37,8 @@ class ExplorerWriteUp(WriteUp):
     :ivar errnos: how they fail (an errno, CUT, RECONNECT): so and not otherwise; empty: it does
         not matter
     """
+
+    kind: ClassVar[str] = "explore"
 
     forms: frozenset[str]
     needs: tuple[frozenset[str], ...]
@@ -68,32 +72,77 @@ def _names(ops: Iterable[Operation]) -> set[str]:
 class DirectedWriteUp(WriteUp):
     """A directed case that ends otherwise than QEMU's documents promise, as written up."""
 
-    case: str
+    kind: ClassVar[str] = "directed"
+
+    @property
+    def id(self) -> str:
+        """As the name of the case in a check."""
+        return f"directed/{self.path.stem}"
 
     def covers(self, verdict: Verdict, cause: Cause, version: Version) -> bool:
         """Whether this is what was seen on QEMU *version*."""
         return self.concerns(version) and self.explains(verdict, cause, self.contract)
 
 
-def load_known(directory: Path) -> tuple[ExplorerWriteUp, ...]:
-    """The findings of the explorer that are written up in *directory*.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairWriteUp(WriteUp):
+    """A finding of a pair's that is written up.
 
-    :raises InputError: one of the files is damaged
+    :ivar side: whose version counts: ``primary`` or ``secondary``
+    :ivar accel: the accelerator it needs, or ``""``
+    :ivar guests: with these it was seen, and can be; what others show is another finding
+    :ivar plan: what shows it
     """
-    return load(directory, _known)
+
+    kind: ClassVar[str] = "pair"
+
+    side: str
+    accel: str
+    guests: tuple[str, ...]
+    plan: PairPlan
+
+    def may_come(self, plan: PairPlan, versions: tuple[Version, Version]) -> bool:
+        """Whether a run may show it.
+
+        :param versions: of the primary and of the secondary
+        """
+        version = versions[0] if self.side == "primary" else versions[1]
+        return self.concerns(version) and self._fits(plan)
+
+    def _fits(self, plan: PairPlan) -> bool:
+        return (
+            plan.colo == self.plan.colo
+            and plan.guest in self.guests
+            and self.accel in ("", plan.accel)
+        )
+
+    def covers(
+        self, finding: PairFinding, plan: PairPlan, versions: tuple[Version, Version]
+    ) -> bool:
+        """Whether *finding* is this one; *versions* as for :meth:`may_come`."""
+        return self.may_come(plan, versions) and self.shown_by(finding, plan)
+
+    def shown_by(self, finding: PairFinding, plan: PairPlan) -> bool:
+        """As :meth:`covers`, whatever the versions are."""
+        return self._fits(plan) and self.explains(
+            finding.divergence.verdict, finding.cause, finding.contract
+        )
 
 
-def load_directed(directory: Path) -> dict[str, DirectedWriteUp]:
-    """Those of the directed cases, by case.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadWriteUp(WriteUp):
+    """What operations one after another show, at random or by hand.
 
-    :raises InputError: one of the files is damaged
+    It excuses by prediction: the model of such a workload does as QEMU with the defect does
+    (:class:`~qmpshim.model.chain.behaviour.KnownDefect`,
+    :class:`~qmpshim.model.pointintime.points.PointDefect`), so that the run goes on.
     """
-    found = load(directory, lambda name, value: DirectedWriteUp(**common(name, value), case=name))
-    return {one.case: one for one in found}
+
+    kind: ClassVar[str] = "verify"
 
 
 def recogniser(known: Sequence[ExplorerWriteUp], version: Version) -> Callable[[Finding], str]:
-    """Tells the id of what a finding on QEMU *version* is, ``""`` if nobody has written it up."""
+    """Return the id of what a finding on QEMU *version* is, ``""`` if it is not written up."""
 
     def recognise(finding: Finding) -> str:
         return next((one.id for one in known if one.covers(finding, version)), "")
@@ -101,8 +150,32 @@ def recogniser(known: Sequence[ExplorerWriteUp], version: Version) -> Callable[[
     return recognise
 
 
-def _known(name: str, value: dict[str, Any]) -> ExplorerWriteUp:
-    case = finding_from_json(value["case"])
+def write_up_from_json(path: Path, value: dict[str, Any]) -> WriteUp:
+    """The write-up with the content of the file *path*: what its case is says which kind it is.
+
+    :raises KeyError, TypeError, ValueError, re.error, InputError: it is damaged
+    """
+    case = value.get("case", {})
+    if not case:
+        return DirectedWriteUp(**common(path, value))
+    if case.get("kind") == "pair":
+        return _of_pair(path, value)
+    if "operations" in case:
+        return WorkloadWriteUp(**common(path, value))
+    return _of_explorer(path, value)
+
+
+def _of_pair(path: Path, value: dict[str, Any]) -> PairWriteUp:
+    fields, plan = common(path, value), PairPlan.from_json(value["case"]["plan"])
+    side, guests = str(value["side"]), tuple(value.get("guests", [plan.guest]))
+    if side not in ("primary", "secondary") or not set(guests) <= set(GUESTS):
+        raise ValueError(f"side {side!r}, guests {', '.join(guests)}")
+    accel = str(value.get("accel", ""))
+    return PairWriteUp(**fields, side=side, accel=accel, guests=guests, plan=plan)
+
+
+def _of_explorer(path: Path, value: dict[str, Any]) -> ExplorerWriteUp:
+    fields, case = common(path, value), finding_from_json(value["case"])
     before = value.get("needs_before", [])
     needs = value.get("needs", [] if before else [[op.name] for op in case.scenario.ops])
     fails = frozenset(value.get("fails", failing(case.schedule)))
@@ -111,7 +184,7 @@ def _known(name: str, value: dict[str, Any]) -> ExplorerWriteUp:
     ):
         raise ValueError(f"it needs {needs}, and {sorted(fails)} fail")
     return ExplorerWriteUp(
-        **common(name, value),
+        **fields,
         forms=frozenset(chain_name(word) for word in value.get("forms", [case.scenario.form])),
         needs=tuple(frozenset(ways) for ways in needs),
         needs_before=tuple(frozenset(ways) for ways in before),

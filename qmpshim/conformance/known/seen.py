@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from qmpshim.conformance.known.entries import Entry, by_id
+from qmpshim.conformance.known.folder import by_id
 from qmpshim.conformance.known.meaning import SEVERITY_OF, Meaning, Severity, Use
+from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.model.check.verdict import Verdict
 
 
@@ -35,7 +36,7 @@ class SeenFinding:
     confirmed: bool = True
 
     @property
-    def entry(self) -> Entry | None:
+    def entry(self) -> WriteUp | None:
         """Its write-up."""
         return by_id(self.known) if self.known else None
 

@@ -7,7 +7,7 @@ from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.report.schedule_diagram import diagram
 from qmpshim.conformance.explore.reproducer.export import export_script, steps_script
-from qmpshim.conformance.known.entries import Entry
+from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.errors import InputError, name_errnos
 from qmpshim.model.check.verdict import Verdict
 
@@ -26,7 +26,7 @@ EXPECTED: dict[Verdict, str] = {
 }
 
 
-def script_of(entry: Entry) -> str:
+def script_of(entry: WriteUp) -> str:
     """The stand-alone script that shows it: of its schedule, or of the steps beside the write-up.
 
     :raises InputError: it has neither
@@ -39,25 +39,25 @@ def script_of(entry: Entry) -> str:
         raise InputError(f"{entry.name} has no steps to make a script of: {error}") from error
 
 
-def diagram_of(entry: Entry) -> str:
+def diagram_of(entry: WriteUp) -> str:
     """The interleaving that shows it; ``""`` where a sequence of commands does."""
     return diagram(load_finding(entry.path)) if entry.kind == "explore" else ""
 
 
-def command_of(entry: Entry) -> str:
+def command_of(entry: WriteUp) -> str:
     """The command that shows it again; a build's name may be added."""
     if entry.kind == "directed":
         return f"qmpshim check --strict --case {entry.name} --out qmpshim-seen --force"
     return f"qmpshim replay {entry.path}"
 
 
-def tracker_text(entry: Entry, attached: str = "") -> str:
+def tracker_text(entry: WriteUp, attached: str = "") -> str:
     """The report of a finding.
 
     :param attached: name of the file that the script was written to; ``""``: it is in the text
     """
     meaning = entry.meaning
-    expected = " ".join(EXPECTED[Verdict(one)] for one in entry.verdicts)
+    expected = " ".join(EXPECTED[one] for one in entry.verdicts)
     fix = f"Fixed: {meaning.fix}." if meaning.fix else f"No fix is known here; see {entry.source}."
     parts = (
         f"# {entry.title}",
@@ -75,7 +75,7 @@ def tracker_text(entry: Entry, attached: str = "") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _steps(entry: Entry, attached: str) -> str:
+def _steps(entry: WriteUp, attached: str) -> str:
     name = attached or "reproducer.py"
     how = (
         f"    python3 {name} QEMU-SYSTEM-BINARY QEMU-IMG\n\n"
@@ -88,7 +88,7 @@ def _steps(entry: Entry, attached: str) -> str:
     return f"{text}\n\n{how}\n\n{_block(script_of(entry))}"
 
 
-def _about(entry: Entry) -> str:
+def _about(entry: WriteUp) -> str:
     for one in DIRECTED:
         if entry.name == f"directed/{one.name}":
             return f"{one.about}\n\n"
@@ -97,7 +97,7 @@ def _about(entry: Entry) -> str:
     return ""
 
 
-def _actual(entry: Entry) -> str:
+def _actual(entry: WriteUp) -> str:
     if entry.kind != "explore":
         return entry.meaning.consequence
     finding: Finding = load_finding(entry.path)

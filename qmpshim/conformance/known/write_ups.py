@@ -1,25 +1,25 @@
-"""What all write-ups of known findings have in common, whatever shows them: one JSON file each.
+"""What all write-ups have in common, whatever shows the finding: one JSON file each.
 
 A write-up excuses a finding, so it has to say of what it is true: of which versions, within the
-contract or not, with which cause; and, each kind for itself, in which circumstances.
+contract or not, with which cause; and, each kind for itself (:mod:`~.matching`), in which
+circumstances.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
-from qmpshim.conformance.known.meaning import Meaning, meaning_from_json
-from qmpshim.errors import HostError, InputError
+from qmpshim.conformance.known.meaning import TO_WRITE, Meaning, meaning_from_json
 from qmpshim.model.check.cause import Cause, CauseKind, FaultContext, Phase, Relation
 from qmpshim.model.check.verdict import Verdict
 
 Version = tuple[int, ...]
-T = TypeVar("T")
+
+#: Package data: one JSON file a write-up, in a folder by what shows the finding.
+DIRECTORY = Path(__file__).with_name("findings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,27 +110,56 @@ def pattern_from_json(value: dict[str, Any]) -> CausePattern:
 class WriteUp:
     """A finding that is written up.
 
-    :ivar id: the file's name without its suffix
-    :ivar causes: what the finding's cause has to be one of
-    :ivar since: first version that has it, :ivar until: first version that has it no more
+    :cvar kind: what shows it: ``explore``, ``directed``, ``pair`` or ``verify``
+    :ivar name: its file below ``findings/``, without the suffix
+    :ivar since: first version that has it, :ivar fixed: first that has it no more; ``""``: unknown
     :ivar contract: also within the contract; one about robustness never excuses a breach of that
-    :ivar meaning: for users; None in a write-up that an older qmpshim was given
+    :ivar causes: what the finding's cause has to be one of
+    :ivar case: what shows it again; empty: the directed case of its name
+    :ivar path: its file
     """
 
-    id: str
+    kind: ClassVar[str]
+
+    name: str
     title: str
     reason: str
     source: str
+    since: str
+    fixed: str
+    contract: bool
     verdicts: tuple[Verdict, ...]
     causes: tuple[CausePattern, ...]
-    since: Version
-    until: Version
-    contract: bool
-    meaning: Meaning | None = None
+    meaning: Meaning
+    case: dict[str, Any]
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """What a finding's ``known`` is when it is this."""
+        return self.path.stem
+
+    @property
+    def versions(self) -> str:
+        """Which versions have it, by the builds that were run and by QEMU's sources."""
+        if self.fixed:
+            return f"{self.since or '…'} to before {self.fixed}"
+        return f"from {self.since}" if self.since else "all"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What reports have of it, as JSON."""
+        versions = {"since": self.since, "fixed": self.fixed}
+        return {
+            "title": self.title,
+            "reason": self.reason,
+            "source": self.source,
+            "versions": {name: version for name, version in versions.items() if version},
+        }
 
     def concerns(self, version: Version) -> bool:
         """Whether QEMU *version* has it."""
-        return self.since <= version < self.until
+        return _numbers(self.since or "0") <= version < _numbers(self.fixed or "999")
 
     def explains(self, verdict: Verdict | None, cause: Cause, contract: bool) -> bool:
         """Whether something that went wrong is this, as far as verdict and cause say so.
@@ -144,43 +173,31 @@ class WriteUp:
         )
 
 
-def common(name: str, value: dict[str, Any]) -> dict[str, Any]:
-    """The fields of :class:`WriteUp`, from a file's *value*.
+def common(path: Path, value: dict[str, Any]) -> dict[str, Any]:
+    """The fields of :class:`WriteUp`, from the content of the file *path*.
 
-    :raises KeyError, TypeError, ValueError: one is missing or wrong
+    :raises KeyError, TypeError, ValueError, re.error: one is missing, wrong or not filled in
     """
+    if any(TO_WRITE in str(value[name]) for name in ("title", "reason", "source")):
+        raise ValueError("title, reason and source have to be written")
+    inside = path.is_relative_to(DIRECTORY)
+    since, fixed = (str(value["versions"].get(name, "")) for name in ("since", "fixed"))
+    _numbers(since or "0"), _numbers(fixed or "999")
     return {
-        "id": name,
+        "name": path.relative_to(DIRECTORY).with_suffix("").as_posix() if inside else path.stem,
         "title": str(value["title"]),
         "reason": str(value["reason"]),
         "source": str(value["source"]),
-        "verdicts": tuple(Verdict(word) for word in value["verdicts"]),
-        "causes": tuple(pattern_from_json(one) for one in value["causes"]),
-        "since": _version(value["versions"].get("since", "0")),
-        "until": _version(value["versions"].get("fixed", "999")),
+        "since": since,
+        "fixed": fixed,
         "contract": bool(value["contract"]),
-        "meaning": meaning_from_json(value["meaning"]) if "meaning" in value else None,
+        "verdicts": tuple(Verdict(word) for word in value["verdicts"]),
+        "causes": tuple(pattern_from_json(one) for one in value.get("causes", ())),
+        "meaning": meaning_from_json(value["meaning"]),
+        "case": dict(value.get("case", {})),
+        "path": path,
     }
 
 
-def load(directory: Path, make: Callable[[str, dict[str, Any]], T]) -> tuple[T, ...]:
-    """Every write-up in *directory*, in the order of their names.
-
-    :param make: makes one of its name and its file's value; KeyError, TypeError and ValueError
-        say that it cannot
-    :raises InputError: one of the files is damaged
-    :raises HostError: the directory is missing; without it each known defect would be a new one
-    """
-    if not directory.is_dir():
-        raise HostError(f"{directory} is missing: install qmpshim again")
-    found = []
-    for path in sorted(directory.glob("*.json")):
-        try:
-            found.append(make(path.stem, json.loads(path.read_text())))
-        except (OSError, KeyError, TypeError, ValueError, re.error, InputError) as error:
-            raise InputError(f"{path} is damaged: {error!r}") from error
-    return tuple(found)
-
-
-def _version(text: str) -> Version:
+def _numbers(text: str) -> Version:
     return tuple(int(part) for part in text.split("."))

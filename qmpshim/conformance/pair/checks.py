@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.known.folder import DIRECTORY
-from qmpshim.conformance.known.pairs import PairWriteUp, load_known
+from qmpshim.conformance.known.folder import known_pairs
+from qmpshim.conformance.known.matching import PairWriteUp
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.blocks import BlockRun
 from qmpshim.conformance.pair.colo import ColoRun
@@ -22,9 +22,6 @@ from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.guest.guest import has_kvm
 from qmpshim.machine.host.workspace import Workspace
-
-#: Where the write-ups of known findings are.
-KNOWN = DIRECTORY / "pair"
 
 
 def best_accel(builds: tuple[Build, Build], guest: str) -> str:
@@ -40,7 +37,7 @@ def best_accel(builds: tuple[Build, Build], guest: str) -> str:
     one, other = (read_version(build)[0] for build in builds)
     bad = any(
         known.accel == "tcg" and known.contract and known.may_come(plan, versions)
-        for known in load_known(KNOWN)
+        for known in known_pairs()
         for versions in ((one, other), (other, one))  # the survivor may be a primary later
     )
     return "kvm" if bad and has_kvm() else "tcg"
@@ -129,9 +126,7 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
     if arguments.get("accel", "auto") == "auto":
         arguments["accel"] = best_accel((build, build), arguments.get("guest", "boot"))
     plan = PairPlan.from_json(arguments)
-    outcome, bundle = asyncio.run(
-        run_plan(plan, (build, build), directory, known=load_known(KNOWN))
-    )
+    outcome, bundle = asyncio.run(run_plan(plan, (build, build), directory, known=known_pairs()))
     findings = case_findings(outcome, bundle, directory)
     new = [finding for finding in findings if not finding.known]
     return CaseOutcome(

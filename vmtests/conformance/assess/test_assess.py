@@ -17,14 +17,17 @@ from qmpshim.conformance.assess.trials import Seen, Trial, note, try_finding, tr
 from qmpshim.conformance.check.case import Case
 from qmpshim.conformance.check.run.case_process import Order
 from qmpshim.conformance.check.run.identity import identify
-from qmpshim.conformance.known.entries import Entry, entries, entry
+from qmpshim.conformance.known.folder import write_up, write_ups
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.tracker import command_of
+from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.machine.builds.build import Build, read_version, resolve
 from vmtests.support.broken_builds import make
 
-SNAPSHOT = entry("snapshot-read-returns-new-data")
-QUICK = [entry(name) for name in (SNAPSHOT.name, "verify/stop-always-fails", "directed/copy-fails")]
+SNAPSHOT = write_up("snapshot-read-returns-new-data")
+QUICK = [
+    write_up(name) for name in (SNAPSHOT.name, "verify/stop-always-fails", "directed/copy-fails")
+]
 
 
 def calls_itself(version: str, real: str, directory: Path) -> Build:
@@ -42,7 +45,7 @@ def calls_itself(version: str, real: str, directory: Path) -> Build:
     return resolve(str(script))
 
 
-def has(build: Build, known: Entry) -> bool:
+def has(build: Build, known: WriteUp) -> bool:
     return known.concerns(read_version(build)[0])
 
 
@@ -126,7 +129,7 @@ def test_a_whole_assessment(qemu_build: Build) -> None:
     for judgement in told.judgements:
         expected = [
             one
-            for one in entries()
+            for one in write_ups()
             if judgement.use in one.meaning.affects
             and one.kind != "pair"
             and one.meaning.disqualifies

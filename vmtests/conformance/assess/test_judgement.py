@@ -10,12 +10,12 @@ from qmpshim.conformance.assess.exploration import Explored, scenarios_of
 from qmpshim.conformance.assess.judgement import Answer, judge
 from qmpshim.conformance.assess.trials import Seen, Trial
 from qmpshim.conformance.explore.report.finding_files import load_finding
-from qmpshim.conformance.known.entries import entries, entry
+from qmpshim.conformance.known.folder import write_up, write_ups
 from qmpshim.conformance.known.meaning import Use
 
 ALL = Explored(scenarios=36, reached=36, exhausted=30, schedules=400)
-NONE_SEEN = [Trial(one, Seen.NOT_SEEN) for one in entries()]
-SNAPSHOT = entry("snapshot-read-returns-new-data")
+NONE_SEEN = [Trial(one, Seen.NOT_SEEN) for one in write_ups()]
+SNAPSHOT = write_up("snapshot-read-returns-new-data")
 NEW = replace(load_finding(SNAPSHOT.path), known="", replays=(3, 3))
 
 
@@ -31,9 +31,9 @@ def test_nothing_seen_and_all_tried_is_reliable() -> None:
     assert "400 schedules of 36 of 36 scenarios" in told.figures
 
 
-@pytest.mark.parametrize("one", entries(), ids=lambda one: one.name)
+@pytest.mark.parametrize("one", write_ups(), ids=lambda one: one.name)
 def test_what_is_shown_counts_by_its_meaning_for_its_uses_alone(one: object) -> None:
-    (known,) = [other for other in entries() if other is one]
+    (known,) = [other for other in write_ups() if other is one]
     trials = with_trial(known.name, Seen.SHOWN)
     for use in Use:
         told = judge(use, trials, ALL)
@@ -48,7 +48,7 @@ def test_what_is_shown_counts_by_its_meaning_for_its_uses_alone(one: object) -> 
 
 
 def test_the_worst_comes_first() -> None:
-    trials = [Trial(one, Seen.SHOWN) for one in reversed(entries())]
+    trials = [Trial(one, Seen.SHOWN) for one in reversed(write_ups())]
     for use in (Use.FLEECING, Use.COLO_PRIMARY, Use.COLO_SECONDARY):
         ranks = [reason.severity.rank for reason in judge(use, trials, ALL).reasons]
         assert len(ranks) > 2 and ranks == sorted(ranks)
@@ -72,7 +72,7 @@ def test_the_worst_comes_first() -> None:
 def test_what_was_not_tried_is_never_reliable(trials: list[Trial], explored: Explored) -> None:
     told = judge(Use.FLEECING, trials, explored)
     assert told.answer is Answer.CANNOT_TELL and len(told.doubts) == 1
-    shown = [*trials, Trial(entry("snapshot-discard-aborts"), Seen.SHOWN)]
+    shown = [*trials, Trial(write_up("snapshot-discard-aborts"), Seen.SHOWN)]
     assert judge(Use.FLEECING, shown, explored).answer is Answer.NOT_RELIABLE
 
 

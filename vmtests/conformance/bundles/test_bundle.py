@@ -15,7 +15,7 @@ from qmpshim.conformance.bundles import bundle
 from qmpshim.conformance.bundles.bundle import WorkloadCase, load, save
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.report import finding_files
-from qmpshim.conformance.known.folder import DIRECTORY
+from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.conformance.workload.session import Result, Rig, Setup, run_case
 from qmpshim.conformance.workload.verify import replay, setup_for
 from qmpshim.errors import HostError, InputError

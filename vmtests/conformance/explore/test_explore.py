@@ -28,8 +28,9 @@ from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.conformance.explore.search.minimize import confirm
-from qmpshim.conformance.known import folder
-from qmpshim.conformance.known.matching import ExplorerWriteUp, load_directed, load_known
+from qmpshim.conformance.known.folder import known_directed, known_findings
+from qmpshim.conformance.known.matching import ExplorerWriteUp
+from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import Build, read_version
@@ -40,8 +41,6 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Exploration, Mode, explore
 from qmpshim.model.explore.walk import Budget
 from qmpshim.model.operations import operation
-
-KNOWN = folder.DIRECTORY
 
 
 def explored_whole(system: Callable[[], RealSystem], mode: Mode) -> tuple[Exploration, RealSystem]:
@@ -254,15 +253,15 @@ def test_a_finding_is_grouped_made_small_and_replayed(tmp_path: Path, qemu_build
     again = load_finding(tmp_path / "bundle")
     assert (again.schedule, again.scenario) == (finding.schedule, finding.scenario)
     assert replay_schedule(again, qemu_build).shows(finding)
-    known = load_known(KNOWN)
+    known = known_findings()
     assert any(one.covers(finding, report.version) for one in known)
     with pytest.raises(InputError):
         load_finding(tmp_path)
 
 
-@pytest.mark.parametrize("known", load_known(KNOWN), ids=lambda one: one.id)
+@pytest.mark.parametrize("known", known_findings(), ids=lambda one: one.id)
 def test_what_is_known_shows_itself_on_this_qemu(known: ExplorerWriteUp, qemu_build: Build) -> None:
-    finding = load_finding(KNOWN / f"{known.id}.json")
+    finding = load_finding(known.path)
     version = builds.read_version(qemu_build)[0]
     try:
         seen = replay_schedule(finding, qemu_build)
@@ -277,7 +276,7 @@ def test_what_is_known_shows_itself_on_this_qemu(known: ExplorerWriteUp, qemu_bu
 def directed(build: Build) -> None:
     """Every case ends as it is written up, and for the reason that is written there."""
     version = builds.read_version(build)[0]
-    written = load_directed(KNOWN / "directed")
+    written = known_directed()
     expected = {name for name, one in written.items() if one.concerns(version)}
     seen: dict[str, RealViolation] = {}
     for case in DIRECTED:
@@ -308,7 +307,7 @@ def test_whatever_fails_nothing_but_the_known_comes_of_it(
         qemu_build,
         scenarios.named(name),
         faults=(5, 28, CUT, RECONNECT),
-        known=load_known(KNOWN),
+        known=known_findings(),
         all_io=all_io,
     )
     assert report.exhaustive and not report.unconfirmed
@@ -352,10 +351,10 @@ def test_metadata_can_be_held_too(stage: QemuPool) -> None:
 
 
 def test_a_bundle_tells_all_there_is(tmp_path: Path, qemu_build: Build) -> None:
-    (known,) = [one for one in load_known(KNOWN) if "then-overlapping-write" in one.id]
+    (known,) = [one for one in known_findings() if "then-overlapping-write" in one.id]
     if not known.concerns(read_version(qemu_build)[0]):
         pytest.skip(f"{qemu_build.name} does not abort here (written up)")
-    finding = load_finding(KNOWN / "checkpoint-then-overlapping-write-aborts.json")
+    finding = load_finding(DIRECTORY / "checkpoint-then-overlapping-write-aborts.json")
     save_finding(tmp_path / "bundle", finding, qemu_build)
     parts = {path.name: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
     assert b"Assertion" in parts["stderr.txt"]
@@ -419,7 +418,7 @@ def test_a_scenario_survives_json() -> None:
 def test_the_quick_set_is_green_for_the_known(each_build: Build) -> None:
     """All pairs of all forms, to exhaustion; every finding shows itself each time."""
     every = [s for form in TOPOLOGIES for s in scenarios.pairs(form)]
-    report = explore_real(each_build, every, jobs=2, known=load_known(KNOWN))
+    report = explore_real(each_build, every, jobs=2, known=known_findings())
     assert report.exhaustive
     assert not report.new and not report.unconfirmed, render(report)
 
@@ -430,9 +429,9 @@ def test_the_directed_cases_on_each_build(each_build: Build) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("known", load_known(KNOWN), ids=lambda one: one.id)
+@pytest.mark.parametrize("known", known_findings(), ids=lambda one: one.id)
 def test_what_is_known_on_each_build(each_build: Build, known: ExplorerWriteUp) -> None:
-    finding = load_finding(KNOWN / f"{known.id}.json")
+    finding = load_finding(known.path)
     try:
         confirmed = confirm(replace(finding), each_build, minimise=False, errnos=finding.errnos)
     except BuildError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qmpshim.conformance.known.catalogue import CATALOGUE, catalogue
-from qmpshim.conformance.known.folder import DIRECTORY
+from qmpshim.conformance.known.write_ups import DIRECTORY
 
 
 def test_it_is_up_to_date() -> None:

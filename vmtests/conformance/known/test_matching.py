@@ -16,8 +16,9 @@ from qmpshim.conformance.explore.directed.cases import crash_cause
 from qmpshim.conformance.explore.harness.choices import Fail, RealChoice, io_id
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
-from qmpshim.conformance.known.folder import DIRECTORY, known_directed, known_findings
-from qmpshim.conformance.known.matching import ExplorerWriteUp, load_known, recogniser
+from qmpshim.conformance.known.folder import known_directed, known_findings, read, read_all
+from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
+from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.errors import HostError, InputError
 from qmpshim.model.check.cause import Cause, CauseKind, cause_from_text
 from qmpshim.model.check.verdict import Verdict
@@ -182,7 +183,7 @@ def test_a_directed_case_is_known_by_its_cause() -> None:
 
 def test_without_its_write_ups_nothing_is_called_new(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"missing: install qmpshim again"):
-        load_known(tmp_path / "gone")
+        read_all(tmp_path / "gone")
 
 
 @pytest.mark.parametrize(
@@ -195,4 +196,4 @@ def test_a_damaged_write_up_is_told(tmp_path: Path, field: dict[str, object]) ->
     value = json.loads((DIRECTORY / "checkpoint-corrupts-overlay.json").read_text())
     (tmp_path / "one.json").write_text(json.dumps({**value, **field}))
     with pytest.raises(InputError, match=r"one\.json is damaged"):
-        load_known(tmp_path)
+        read(tmp_path / "one.json")

@@ -12,17 +12,18 @@ from qmpshim.conformance.check.report.reports import write_reports
 from qmpshim.conformance.check.report.results import Results
 from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.conformance.check.run.journal import Plan
-from qmpshim.conformance.known.entries import Entry, entries, entry
+from qmpshim.conformance.known.folder import write_up, write_ups
 from qmpshim.conformance.known.seen import SeenFinding, Standing, standing, would_say
+from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.model.check.verdict import Verdict
 
 
-def of(one: Entry) -> SeenFinding:
+def of(one: WriteUp) -> SeenFinding:
     return SeenFinding(Verdict(one.verdicts[0]), "t", one.contract, one.id)
 
 
-@pytest.mark.parametrize("one", entries(), ids=lambda one: one.name)
-def test_a_known_finding_stands_for_what_it_means(one: Entry) -> None:
+@pytest.mark.parametrize("one", write_ups(), ids=lambda one: one.name)
+def test_a_known_finding_stands_for_what_it_means(one: WriteUp) -> None:
     bad = one.meaning.disqualifies
     assert standing([of(one)]) is (Standing.NOT_RELIABLE if bad else Standing.HARMLESS)
     said = would_say([of(one)])
@@ -33,7 +34,7 @@ def test_a_known_finding_stands_for_what_it_means(one: Entry) -> None:
 
 
 def test_the_worst_is_named() -> None:
-    said = would_say([of(one) for one in reversed(entries())])
+    said = would_say([of(one) for one in reversed(write_ups())])
     assert "silent wrong data: " in said
 
 
@@ -52,7 +53,7 @@ def test_what_did_not_show_itself_every_time_is_told_apart() -> None:
     assert standing([flaky]) is Standing.UNEXPLAINED
     doubt = "; 1 more did not show itself every time"
     assert would_say([flaky]) == f"nothing known was seen{doubt}"
-    known = of(entry("snapshot-read-returns-new-data"))
+    known = of(write_up("snapshot-read-returns-new-data"))
     assert standing([known, flaky]) is Standing.NOT_RELIABLE
     assert would_say([known, flaky]) == would_say([known]) + doubt
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from qmpshim.conformance.known.entries import Entry, entries, entry
+from qmpshim.conformance.known.folder import write_up, write_ups
 from qmpshim.conformance.known.tracker import script_of
+from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.machine.builds.build import Build, read_version
 from vmtests.support.reproducer import NOT_SEEN, SEEN, UNTESTED, Reproducer
 
@@ -20,11 +21,11 @@ AFTER = {
     "pair/colo-primary-deadlocks-under-tcg": ("pair/colo-migration-completes",),
     "pair/checkpoint-after-lost-writes": ("pair/colo-migration-completes",),
 }
-WITH_STEPS = [one for one in entries() if one.kind != "explore"]
+WITH_STEPS = [one for one in write_ups() if one.kind != "explore"]
 
 
 def test_each_write_up_has_a_schedule_or_steps() -> None:
-    assert all(script_of(one) for one in entries())
+    assert all(script_of(one) for one in write_ups())
 
 
 @pytest.mark.parametrize(
@@ -35,13 +36,13 @@ def test_each_write_up_has_a_schedule_or_steps() -> None:
     ],
 )
 def test_what_is_written_up_is_seen_without_qmpshim(
-    one: Entry, qemu_build: Build, reproducer: Reproducer
+    one: WriteUp, qemu_build: Build, reproducer: Reproducer
 ) -> None:
     script = script_of(one)
     assert "qmpshim" not in script.split("import", 1)[1]
     version = read_version(qemu_build)[0]
     status, said = reproducer(script)
-    if any(entry(other).concerns(version) for other in AFTER.get(one.name, ())):
+    if any(write_up(other).concerns(version) for other in AFTER.get(one.name, ())):
         assert status in (SEEN, UNTESTED), said
     else:
         assert status == (SEEN if one.concerns(version) else NOT_SEEN), said
@@ -50,7 +51,7 @@ def test_what_is_written_up_is_seen_without_qmpshim(
 @pytest.mark.parametrize("name", ["directed/copy-fails", "directed/start-busy-twice"])
 def test_a_qemu_that_ends_otherwise_shows_nothing(name: str, reproducer: Reproducer) -> None:
     """Neither what the title says nor the opposite: a 0 is for a QEMU that went all the way."""
-    script = script_of(entry(name))
+    script = script_of(write_up(name))
     steps = script.rindex("expect_crash(" if "\nexpect_crash(" in script else "conclude(")
     status, said = reproducer(f"{script[:steps]}qemu.kill(), time.sleep(0.2)\n{script[steps:]}")
     assert status == UNTESTED and "was killed by SIGKILL" in said
@@ -75,7 +76,7 @@ REPAIRED = {
 def test_steps_that_do_not_lead_there_see_nothing(name: str, reproducer: Reproducer) -> None:
     """What a script sees is there because of its steps, not always."""
     step, other, wanted = REPAIRED[name]
-    script = script_of(entry(name))
+    script = script_of(write_up(name))
     assert step in script
     status, said = reproducer(script.replace(step, other))
     assert status == wanted, said

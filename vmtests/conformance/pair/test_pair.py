@@ -13,9 +13,11 @@ import pytest
 
 from qmpshim.cli import main
 from qmpshim.conformance.check.case import Case, Status
-from qmpshim.conformance.known.pairs import PairWriteUp, load_known
+from qmpshim.conformance.known.folder import known_pairs, read
+from qmpshim.conformance.known.matching import PairWriteUp
+from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.conformance.pair import bundle as pair_bundle
-from qmpshim.conformance.pair.checks import KNOWN, best_accel, run, run_plan
+from qmpshim.conformance.pair.checks import best_accel, run, run_plan
 from qmpshim.conformance.pair.plan import MOMENTS, Failover, PairOutcome, PairPlan
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
@@ -30,14 +32,14 @@ def colo_works(build: Build, guest: str = "none", accel: str = "tcg") -> bool:
     version = read_version(build)[0]
     plan = PairPlan(guest=guest, accel=accel)
     return not any(
-        known.contract and known.may_come(plan, (version, version)) for known in load_known(KNOWN)
+        known.contract and known.may_come(plan, (version, version)) for known in known_pairs()
     )
 
 
 def go(
     plan: PairPlan, build: Build, bundles: Path, make: type[Pair] = Pair
 ) -> tuple[PairOutcome, Path | None]:
-    return asyncio.run(run_plan(plan, (build, build), bundles, known=load_known(KNOWN), make=make))
+    return asyncio.run(run_plan(plan, (build, build), bundles, known=known_pairs(), make=make))
 
 
 def words(outcome: PairOutcome) -> str:
@@ -146,7 +148,7 @@ def test_colo_on_this_build(qemu_build: Build, tmp_path: Path) -> None:
         assert not pair_bundle.is_pair(tmp_path)
 
 
-QUICK = [known.id for known in load_known(KNOWN) if known.plan.guest == "none"]
+QUICK = [known.id for known in known_pairs() if known.plan.guest == "none"]
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -162,21 +164,21 @@ def test_a_write_up_replays_on_a_build_that_has_it(
     monkeypatch.chdir(tmp_path)
     if not colo_works(qemu_build):
         pytest.skip("COLO does not work on this build (known)")
-    assert main(["replay", str(KNOWN / f"{name}.json")]) == 1
+    assert main(["replay", str(DIRECTORY / "pair" / f"{name}.json")]) == 1
     assert "reproduced: " in capsys.readouterr().out
 
 
 def test_write_ups_are_bundles(tmp_path: Path) -> None:
     """Each write-up is a bundle that `replay` takes, and names only causes it can explain."""
     assert QUICK
-    for known in load_known(KNOWN):
-        plan, wanted = pair_bundle.load(KNOWN / f"{known.id}.json")
+    for known in known_pairs():
+        plan, wanted = pair_bundle.load(known.path)
         assert plan == known.plan
         assert wanted is not None and known.explains(wanted.verdict, wanted.cause, known.contract)
-        assert pair_bundle.is_pair(KNOWN / f"{known.id}.json")
+        assert pair_bundle.is_pair(known.path)
     (tmp_path / "bad.json").write_text('{"title": "x"}')
     with pytest.raises(InputError, match=r"bad\.json is damaged"):
-        load_known(tmp_path)
+        read(tmp_path / "bad.json")
 
 
 def test_case_runner(qemu_build: Build, tmp_path: Path) -> None:
@@ -273,7 +275,7 @@ def test_everywhere(each_build: Build, failover: Failover, colo: bool, tmp_path:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("known", load_known(KNOWN), ids=lambda known: known.id)
+@pytest.mark.parametrize("known", known_pairs(), ids=lambda known: known.id)
 def test_known_findings_are_as_written(
     each_build: Build, known: PairWriteUp, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from qmpshim.conformance.known.entries import entry
+from qmpshim.conformance.known.folder import write_up
 from qmpshim.conformance.pointintime import bundle
 from qmpshim.conformance.pointintime.operations import PointKind, PointOperation
 from qmpshim.conformance.pointintime.session import PointsResult, PointsRun, run_points
@@ -184,9 +184,9 @@ def test_a_killed_qemu_leaves_inconsistent_bitmaps(qemu_build: Build, workspace:
 def test_a_known_defect_is_left_out_and_shown_by_its_write_up(
     defect: PointDefect, qemu_build: Build, workspace: Workspace
 ) -> None:
-    if not entry(defect).concerns(read_version(qemu_build)[0]):
+    if not write_up(defect).concerns(read_version(qemu_build)[0]):
         pytest.skip("another version's")
-    written_up = bundle.load(entry(defect).path)
+    written_up = bundle.load(write_up(defect).path)
     result = run(qemu_build, workspace, written_up.operations)
     assert result.divergence is None and result.known == {defect: 1}
     found = run(qemu_build, workspace, written_up.operations, strict=True).divergence
@@ -213,7 +213,7 @@ def test_a_refused_enable_in_a_transaction_stops_an_exported_bitmap(
         finally:
             await run.close()
 
-    written_up = entry("transaction-undoes-enable-that-was-refused")
+    written_up = write_up("transaction-undoes-enable-that-was-refused")
     assert "stops recording" in written_up.meaning.consequence
     assert asyncio.run(recording()) == [True, False]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qmpshim.cli import main
-from qmpshim.conformance.known.entries import entry
+from qmpshim.conformance.known.folder import write_up
 from qmpshim.conformance.known.tracker import script_of
 from qmpshim.machine.builds.build import EMULATOR, Build, read_version
 
@@ -26,7 +26,7 @@ def test_a_command_has_the_builds_programs(
 
 def test_a_script_runs_with_a_build(each_build: Build, tmp_path: Path) -> None:
     """A defect that one version has and another has not."""
-    one = entry("verify/refused-transaction-marks-everything")
+    one = write_up("verify/refused-transaction-marks-everything")
     script = tmp_path / "reproducer.py"
     script.write_text(script_of(one))
     status = main(["builds", "run", each_build.name, "--", sys.executable, "-I", str(script)])

@@ -19,9 +19,10 @@ import pytest
 from qmpshim.conformance.explore.harness.choices import Start
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
-from qmpshim.conformance.known import folder
 from qmpshim.conformance.known.draft import draft_text
-from qmpshim.conformance.known.matching import load_known
+from qmpshim.conformance.known.folder import read
+from qmpshim.conformance.known.matching import ExplorerWriteUp
+from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.conformance.workload.pattern import data_of
 from qmpshim.errors import InputError, IOFailed
 from qmpshim.machine.builds.build import Build
@@ -37,7 +38,6 @@ from vmtests.support.shim_harness import LIMIT, Loop, Wire, wait_until
 
 CLUSTER = 64 << 10
 SECTORS = CLUSTER // SECTOR
-KNOWN = folder.DIRECTORY
 
 
 class Gated:
@@ -250,7 +250,8 @@ def test_what_was_found_by_hand_is_written_up(gated: Gated, tmp_path: Path) -> N
     assert told["shows"].startswith("error-contract: ")
     bundle.write_text(json.dumps(told["case"]))
     draft.write_text(draft_text(bundle))
-    (written,) = load_known(filled(draft).parent)
+    written = read(filled(draft))
+    assert isinstance(written, ExplorerWriteUp)
     assert written.covers(load_finding(bundle), (7, 2, 22))
 
 
@@ -361,7 +362,7 @@ def test_by_hand_in_the_shell(tmp_path: Path) -> None:
 
 def test_a_schedule_of_the_explorer_by_hand(tmp_path: Path) -> None:
     """The known crash, step by step in the shell, leaves a bundle that shows it again."""
-    case = KNOWN / "checkpoint-then-overlapping-write-aborts.json"
+    case = DIRECTORY / "checkpoint-then-overlapping-write-aborts.json"
     done = _shell(tmp_path, f":schedule {case}", ":wait")
     assert done.returncode == 1, done
     assert "block_copy_task_create: Assertion" in done.stderr

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from qmpshim.conformance.known.draft import draft_text
-from qmpshim.conformance.known.entries import read_entry
+from qmpshim.conformance.known.folder import read
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.nbd.client import NbdClient
@@ -227,7 +227,7 @@ def test_a_replay_that_shows_a_divergence(service: Service, tmp_path: Path) -> N
     assert again["verdict"]["observed"].endswith("'Backup job was cancelled unexpectedly'")
     draft = tmp_path / "draft.json"
     draft.write_text(draft_text(path))
-    written = read_entry(filled(draft))
+    written = read(filled(draft))
     assert written.verdicts == ("error-contract",) and written.meaning.affects
     case["divergence"]["where"] = "start"
     path.write_text(json.dumps(case))

@@ -16,8 +16,9 @@ from qmpshim.conformance.check.case import CANNOT_BE_TESTED, CaseFinding, Status
 from qmpshim.conformance.check.report.results import Results
 from qmpshim.conformance.check.run.again import replay_command
 from qmpshim.conformance.check.run.journal import Key
-from qmpshim.conformance.known.folder import known_directed, known_findings, write_up
+from qmpshim.conformance.known.folder import known_directed, known_findings, summary
 from qmpshim.conformance.known.seen import SeenFinding
+from qmpshim.conformance.known.write_ups import WriteUp
 
 
 class State(StrEnum):
@@ -313,24 +314,18 @@ def _missing(
             if key in seen or (key in rows and build in rows[key].sights) or not finding.confirmed:
                 continue
             seen.add(key)
-            yield Gone(build, key, write_up(finding.known).get("title", finding.title), why)
+            yield Gone(build, key, summary(finding.known).get("title", finding.title), why)
 
 
 def _known_and_gone(results: Results, rows: dict[str, Row]) -> Iterator[Gone]:
     """Written up for this version, its own case done, and not seen."""
-    expected: list[tuple[str, str, tuple[int, ...], tuple[int, ...]]] = [
-        (one.id, f"known/{one.id}", one.since, one.until) for one in known_findings()
-    ]
-    expected += [
-        (f"directed/{one.case}", f"directed/{one.case}", one.since, one.until)
-        for one in known_directed().values()
-    ]
+    expected: list[tuple[str, WriteUp]] = [(f"known/{one.id}", one) for one in known_findings()]
+    expected += [(one.id, one) for one in known_directed().values()]
     for build in results.builds:
-        for key, case, since, until in expected:
-            there = key in rows and build.name in rows[key].sights
-            if since <= build.numbers < until and results.ran(build.name, case) and not there:
-                title = write_up(key).get("title", key)
-                yield Gone(build.name, key, title, "written up for this version")
+        for case, one in expected:
+            there = one.id in rows and build.name in rows[one.id].sights
+            if one.concerns(build.numbers) and results.ran(build.name, case) and not there:
+                yield Gone(build.name, one.id, one.title, "written up for this version")
 
 
 def _with_status(results: Results, status: Status) -> Iterator[tuple[str, str, str]]:

@@ -20,7 +20,7 @@ from qmpshim.conformance.check.report.compare import Comparison, Row, Sight, Sta
 from qmpshim.conformance.check.report.drawing import Drawing, draw
 from qmpshim.conformance.check.run.again import bundle_place, replay_command
 from qmpshim.conformance.check.run.journal import Key
-from qmpshim.conformance.known.folder import write_up
+from qmpshim.conformance.known.folder import summary
 from qmpshim.conformance.known.meaning import Meaning
 from qmpshim.conformance.known.seen import SeenFinding, Standing, standing, would_say
 from qmpshim.errors import name_errnos
@@ -194,7 +194,7 @@ def _told(comparison: Comparison, row: Row, anchor: str) -> TextBlock:
     maps = finding.details.get("maps")
     if maps and "cluster_bytes" not in maps:  # of a run that an older qmpshim began
         maps = None
-    written = dict(finding.details.get("written") or write_up(finding.known))
+    written = dict(finding.details.get("written") or summary(finding.known))
     seen = SeenFinding(finding.verdict, finding.title, finding.contract, finding.known)
     return TextBlock(
         row,

@@ -13,7 +13,7 @@ from qmpshim.conformance.check.case import Case, CaseOutcome, Status
 from qmpshim.conformance.check.report.compare import Comparison, State
 from qmpshim.conformance.check.suites import Suite
 from qmpshim.conformance.explore.report.finding_files import load_finding
-from qmpshim.conformance.known.folder import known_path
+from qmpshim.conformance.known.folder import known_finding
 
 GOOD, BAD, SKIP, ABORT = 0, 1, 125, 128
 
@@ -40,7 +40,7 @@ def named_cases(suite: Suite) -> Suite:
 def _named_case(case: Case) -> Case:
     if case.kind != "known":
         return case
-    content = load_finding(known_path(str(case.arguments.get("id", case.name)))).to_json()
+    content = load_finding(known_finding(str(case.arguments.get("id", case.name))).path).to_json()
     return replace(case, kind="bundle", arguments={"content": content}, budget=300.0)
 
 

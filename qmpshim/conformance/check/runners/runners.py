@@ -28,7 +28,7 @@ from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario, named, scenario_from_json
 from qmpshim.conformance.explore.search.exploration import ExploreReport, explore_real
 from qmpshim.conformance.explore.search.minimize import search, show_again
-from qmpshim.conformance.known.folder import known_directed, known_findings, known_path, write_up
+from qmpshim.conformance.known.folder import known_directed, known_finding, known_findings, summary
 from qmpshim.conformance.pair import checks as pair_checks
 from qmpshim.conformance.workload.verification import verify as run_verify
 from qmpshim.conformance.workload.verify import ChainSubject, replay, setup_for
@@ -123,7 +123,7 @@ def _relied_on(known: KnownDefect, number: int) -> CaseFinding:
         known=known.value,
         count=number,
         trace=trace,
-        details={"written": write_up(known.value)},
+        details={"written": summary(known.value)},
     )
 
 
@@ -248,7 +248,7 @@ def _of_schedule(finding: Finding, build: Build, directory: Path) -> CaseFinding
             f"clusters of {scenario.cluster * SECTOR}" + (f"; before: {setup}" if setup else ""),
             scenarios=list(finding.scenarios),
             replays=list(finding.replays),
-            written=write_up(finding.known) if finding.known else None,
+            written=summary(finding.known) if finding.known else None,
         ),
     )
 
@@ -261,13 +261,11 @@ def known(build: Build, case: Case, directory: Path) -> CaseOutcome:
     only(case, "id")
     name = argument(case, "id", case.name)
     try:
-        path = known_path(name)
+        written = known_finding(name)
     except InputError as error:
         raise InputError(f"{case.name}: {error}") from error
-    (written,) = [one for one in known_findings() if one.id == name]
-    version = read_version(build)[0]
-    expected = written.since <= version < written.until
-    shown = show_again(load_finding(path), build)
+    expected = written.concerns(read_version(build)[0])
+    shown = show_again(load_finding(written.path), build)
     found = shown.finding
     if found is None:
         text = "not seen" + (", though it is written up for this version" if expected else "")
@@ -305,7 +303,7 @@ def directed(build: Build, case: Case, directory: Path) -> CaseOutcome:
         found.text,
         one.contract,
         f"directed/{name}" if is_known else "",
-        details=_plain(written=write_up(f"directed/{name}") if is_known else None),
+        details=_plain(written=summary(f"directed/{name}") if is_known else None),
     )
     return CaseOutcome(Status.OK if is_known else Status.DIVERGED, one.about, (finding,))
 

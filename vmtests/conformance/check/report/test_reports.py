@@ -30,7 +30,8 @@ from qmpshim.conformance.check.runners.runners import bundle
 from qmpshim.conformance.document import SCHEMAS
 from qmpshim.conformance.explore.harness.events import events_from_lines
 from qmpshim.conformance.explore.report.finding_files import load_finding
-from qmpshim.conformance.known.folder import DIRECTORY, known_directed, known_findings, write_up
+from qmpshim.conformance.known.folder import known_directed, known_findings, summary
+from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.chain import behaviour
 from qmpshim.model.check.verdict import Verdict
@@ -388,7 +389,7 @@ def test_a_cut_connection_ends_what_waits_on_it() -> None:
 def test_what_is_known_is_found() -> None:
     assert {one.id for one in known_findings()} >= {"checkpoint-corrupts-overlay"}
     assert "start-fails" in known_directed()
-    assert write_up("directed/start-fails")["reason"]
+    assert summary("directed/start-fails")["reason"]
 
 
 def test_what_the_model_predicts_of_defects_is_written_up() -> None:
@@ -398,7 +399,7 @@ def test_what_the_model_predicts_of_defects_is_written_up() -> None:
     predicted = {known.value for known in (*behaviour.KnownDefect, *PointDefect)}
     assert written == predicted - explored
     for name in written:
-        assert write_up(name).keys() == {"title", "reason", "source", "versions"}
+        assert summary(name).keys() == {"title", "reason", "source", "versions"}
 
 
 def test_a_report_tells_what_is_written_of_a_predicted_defect(
@@ -410,7 +411,7 @@ def test_a_report_tells_what_is_written_of_a_predicted_defect(
     assert outcome.status is Status.OK
     (found,) = outcome.findings
     assert found.known == "stop-always-fails"
-    assert found.details["written"] == write_up("stop-always-fails")
+    assert found.details["written"] == summary("stop-always-fails")
 
 
 def test_a_wheel_has_what_is_known_and_the_templates(tmp_path: Path) -> None:

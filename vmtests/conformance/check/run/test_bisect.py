@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.known import folder
+from qmpshim.conformance.known.write_ups import DIRECTORY
 from vmtests.support.broken_builds import make
 from vmtests.support.command_line import QMPSHIM, CommandLine
 
@@ -177,7 +177,7 @@ def test_another_divergence_in_the_finding_s_place_is_no_answer(qmpshim: Command
 
 def test_a_schedule_of_another_build_is_looked_for(qmpshim: CommandLine) -> None:
     """A bundle of the explorer, on this QEMU: what is written up is bad where it shows itself."""
-    known = folder.DIRECTORY / "checkpoint-corrupts-overlay.json"
+    known = DIRECTORY / "checkpoint-corrupts-overlay.json"
     done = qmpshim.run("check", "--bisect", "--build", "system", "--case", known)
     assert (done.returncode, done.stderr) == (1, ""), done
     assert "bad: reproduced: active disk: corruption" in done.stdout
@@ -196,7 +196,7 @@ def test_a_bundle_of_a_pair(
     change: dict[str, Any], status: int, say: str, qmpshim: CommandLine
 ) -> None:
     """A write-up that this QEMU shows, as it is and with one thing changed."""
-    written = folder.DIRECTORY / "pair"
+    written = DIRECTORY / "pair"
     value = json.loads((written / "checkpoint-after-lost-writes.json").read_text())["case"]
     for part in (value, value["plan"], value["findings"][0]):
         part.update({name: change[name] for name in change if name in part})

@@ -13,7 +13,7 @@ from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.report import evidence
 from qmpshim.conformance.explore.report.evidence import collect
 from qmpshim.conformance.explore.report.finding_files import load_finding
-from qmpshim.conformance.known.folder import DIRECTORY
+from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.machine.builds.build import Build
 
 

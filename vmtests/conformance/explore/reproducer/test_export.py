@@ -29,8 +29,9 @@ from qmpshim.conformance.explore.reproducer.export import blkdebug_steps, export
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
 from qmpshim.conformance.explore.scenarios import LETTERS, RealScenario, scenario_from_json
-from qmpshim.conformance.known.folder import DIRECTORY, known_findings
+from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp
+from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.check.cause import Cause, CauseKind, cause_from_text

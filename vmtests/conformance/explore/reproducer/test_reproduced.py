@@ -22,7 +22,7 @@ from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.scenarios import scenario_from_json
 from qmpshim.conformance.explore.search import minimize
-from qmpshim.conformance.known.folder import DIRECTORY
+from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.conformance.workload.session import Result, Setup
 from qmpshim.conformance.workload.verification import VerifyOutcome
 from qmpshim.conformance.workload.verify import ChainSubject
