@@ -120,6 +120,10 @@ class ExecutorLost(HostError):
     """The executor of the work is gone; what was done before is kept."""
 
 
+class WorkerLost(HostError):
+    """A process elsewhere that did a part of the work is gone, and the part is not done."""
+
+
 class MachineError(QmpshimError):
     """A QEMU that was running misbehaved; conformance turns this into a verdict."""
 

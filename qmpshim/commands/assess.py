@@ -19,9 +19,12 @@ from qmpshim.commands.console import (
     check_directory,
     check_writable,
     chosen_builds,
+    cluster_at,
     count,
+    dask_option,
     json_option,
     not_kept,
+    refuse_unused,
     replay_command,
     run_interruptible,
     seconds,
@@ -30,6 +33,7 @@ from qmpshim.conformance.assess.assess import Assessment, assess
 from qmpshim.conformance.assess.document import assessment_object
 from qmpshim.conformance.assess.judgement import Answer, Judgement, Reason
 from qmpshim.conformance.assess.page import page
+from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.report.finding_files import save_finding
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.tracker import command_of
@@ -77,6 +81,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="processes at most (default: one a CPU)",
     )
+    dask_option(parser)
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one HTML page, to hand on")
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help=f"bundles of what is new (default ./{BUNDLES})"
@@ -95,11 +100,11 @@ def _assess(args: argparse.Namespace, console: Console) -> int:
     done: list[Assessment] = []
     again: dict[Reason, str] = {}
 
-    def work() -> int:
+    def work(cluster: Cluster | None) -> int:
         untestable = False
         for build in chosen:
             try:
-                one = assess(build, uses, args.budget, args.jobs, console.progress)
+                one = assess(build, uses, args.budget, args.jobs, console.progress, cluster)
             except BuildError as error:  # the others can be assessed all the same
                 if len(chosen) == 1:
                     raise
@@ -114,7 +119,10 @@ def _assess(args: argparse.Namespace, console: Console) -> int:
         status = _status(done)
         return UNTESTABLE if untestable and status == OK else status
 
-    status = run_interruptible(work)
+    if args.dask:
+        refuse_unused(args, "with --dask, whose workers it is done by", "--jobs")
+    with cluster_at(args.dask) as cluster:
+        status = run_interruptible(lambda: work(cluster))
     args.document.result = {"assessments": [assessment_object(one, again) for one in done]}
     if done:
         args.document.diverged = _status(done) == DIVERGED

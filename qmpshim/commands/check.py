@@ -19,7 +19,9 @@ from qmpshim.commands.console import (
     Console,
     Interrupted,
     Listed,
+    cluster_at,
     count,
+    dask_option,
     interruptible,
     json_option,
     list_option,
@@ -142,9 +144,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="known findings fail the run, too; in JUnit they are failures then, else properties",
     )
-    checking.add_argument(
-        "--dask", metavar="ADDRESS", help="work on a dask.distributed cluster, e.g. tcp://host:8786"
-    )
+    dask_option(checking)
     checking.add_argument(
         "--bisect", action="store_true", help="answer `git bisect run`: one build, good or bad"
     )
@@ -284,11 +284,8 @@ def _bundle_case(path: Path) -> Case:
 @contextlib.contextmanager
 def _executor(args: argparse.Namespace) -> Iterator[Executor]:
     """The executor that runs the cases; found before anything is begun."""
-    if not args.dask:
-        yield LocalExecutor(args.jobs)
-        return
-    with contextlib.closing(DaskExecutor(args.dask)) as executor:
-        yield executor
+    with cluster_at(args.dask) as cluster:
+        yield LocalExecutor(args.jobs) if cluster is None else DaskExecutor(cluster)
 
 
 def _run(executor: Executor, journal: Journal, chosen: list[Build], console: Console) -> None:

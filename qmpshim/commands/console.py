@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from qmpshim.commands.streams import WRONG, Output
+from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.document import Document
 from qmpshim.errors import BuildError, HostError, InputError
 from qmpshim.machine.builds import build as builds
@@ -244,6 +245,27 @@ def json_option(parser: argparse.ArgumentParser, **more: Any) -> None:
         help="write the result as JSON, also after a failure (-: to stdout)",
         **more,
     )
+
+
+def dask_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--dask``, for :func:`cluster_at`."""
+    parser.add_argument(
+        "--dask", metavar="ADDRESS", help="work on a dask.distributed cluster, e.g. tcp://host:8786"
+    )
+
+
+@contextlib.contextmanager
+def cluster_at(address: str | None) -> Iterator[Cluster | None]:
+    """The cluster that ``--dask`` names, if it was given.
+
+    :raises HostError: nothing answers there
+    :raises InputError: that is no address
+    """
+    if not address:
+        yield None
+        return
+    with contextlib.closing(Cluster(address)) as cluster:
+        yield cluster
 
 
 def list_option(parser: argparse.ArgumentParser, what: str) -> None:

@@ -22,7 +22,9 @@ from qmpshim.commands.console import (
     check_directory,
     check_writable,
     chosen_builds,
+    cluster_at,
     count,
+    dask_option,
     json_option,
     list_option,
     not_kept,
@@ -81,7 +83,7 @@ from qmpshim.model.scenario import Scenario
 
 # What says how scenarios are explored.
 _EXPLORING = ("--mode", "--faults", "--crash-points", "--all-io", "--budget", "--seed", "--keep",
-              "--strict", "--build", "--qemu")  # fmt: skip
+              "--strict", "--build", "--qemu", "--dask")  # fmt: skip
 _LIST = "list"  # as a scenario or discipline: an older spelling of --list
 _STRENGTH = 2  # of the scenarios that are explored by default
 _BUDGET = 60.0  # seconds, for them
@@ -173,6 +175,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="processes at most; each scenario is explored by one (default: one a CPU)",
     )
+    dask_option(exploring)
     exploring.add_argument(
         "--seed", type=int, default=0, help="of generated scenarios and of modes that go by chance"
     )
@@ -237,33 +240,38 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
         refuse_unused(args, f"with --mode {args.mode}, which leaves nothing to chance", "--seed")
     if mode.by_chance and args.budget is None:
         raise InputError(f"--mode {args.mode} never ends by itself: add a --budget, e.g. 60s")
+    if args.dask:
+        refuse_unused(args, "with --dask, whose workers it is done by", "--jobs")
     crash_points = CrashPoints.parse(args.crash_points)
     scenarios = _chosen(args)
     mixed = args.scenario is None and not args.faults and args.budget is not None
 
-    def work(build: Build, tell: Tell, known: Known, show: Show) -> ExploreReport:
-        return explore_real(
-            build,
-            scenarios,
-            mode,
-            FAULTS if args.faults or mixed else (),
-            args.budget,
-            args.jobs,
-            args.seed,
-            tell,
-            known,
-            crash_points=crash_points,
-            all_io=args.all_io,
-            interrupted=show,
-            mixed=mixed,
-        )
+    with cluster_at(args.dask) as cluster:
 
-    return _explore_builds(args, console, work)
+        def work(build: Build, tell: Tell, known: Known, show: Show) -> ExploreReport:
+            return explore_real(
+                build,
+                scenarios,
+                mode,
+                FAULTS if args.faults or mixed else (),
+                args.budget,
+                args.jobs,
+                args.seed,
+                tell,
+                known,
+                crash_points=crash_points,
+                all_io=args.all_io,
+                interrupted=show,
+                mixed=mixed,
+                cluster=cluster,
+            )
+
+        return _explore_builds(args, console, work)
 
 
 def _soak(args: argparse.Namespace, console: Console) -> int:
     refuse_unused(args, "with --mode soak", "--scenario", "--strength", "--all-io", "--faults",
-                  "--list")  # fmt: skip
+                  "--list", "--dask")  # fmt: skip
     crash_points = CrashPoints.parse(args.crash_points)
     if args.resume is not None:
         check_writable(args.resume)
@@ -452,6 +460,7 @@ def _explore_model(args: argparse.Namespace, console: Console) -> int:
         "--strength": args.strength is not None,
         "--mode soak": args.mode == SOAK,
         "--resume": args.resume is not None,
+        "--dask": args.dask,
     }
     if unfit := [option for option, given in of_qemu.items() if given]:
         raise InputError(f"{unfit[0]} goes with a real QEMU, not with --model")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from qmpshim.conformance.assess.exploration import explore_uses
 from qmpshim.conformance.assess.judgement import Answer, Judgement, judge
 from qmpshim.conformance.assess.trials import Trial, try_findings
+from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.search.exploration import Progress
 from qmpshim.conformance.known.folder import by_severity, write_ups
 from qmpshim.conformance.known.meaning import Use
@@ -40,12 +41,15 @@ def assess(
     budget: float,
     jobs: int,
     progress: Callable[[str], None] = lambda text: None,
+    cluster: Cluster | None = None,
 ) -> Assessment:
     """Assess *build* for *uses*.
 
     :param budget: seconds for the exploration; trying what is known has :data:`TRYING`
     :param jobs: processes at a time
+    :param cluster: do it there, with all its workers
     :raises BuildError: the build does not start
+    :raises ExecutorLost: the cluster went away
     """
     began = time.monotonic()
     wanted = [one for one in by_severity(write_ups()) if set(one.meaning.affects) & set(uses)]
@@ -59,8 +63,9 @@ def assess(
         jobs,
         TRYING,
         lambda done: progress(f"trying what is known: {done}/{len(wanted)}"),
+        cluster,
     )
-    explored = explore_uses(build, uses, budget, jobs, exploring)
+    explored = explore_uses(build, uses, budget, jobs, exploring, cluster)
     return Assessment(
         build,
         read_version(build)[1],

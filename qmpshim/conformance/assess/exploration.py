@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.scenarios import RealScenario, pairs, vanishing
 from qmpshim.conformance.explore.search.exploration import Progress, explore_real
@@ -55,6 +56,7 @@ def explore_uses(
     budget: float,
     jobs: int,
     progress: Callable[[Progress], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> dict[Use, Explored]:
     """Explore what stands for *uses* on *build*, within *budget* seconds (and a few more)."""
     by_use = {use: scenarios_of(use) for use in uses}
@@ -70,6 +72,7 @@ def explore_uses(
             jobs=jobs,
             known=known_findings(),
             progress=progress,
+            cluster=cluster,
         )
     except BuildError as error:  # it cannot do any of them
         for explored in found.values():

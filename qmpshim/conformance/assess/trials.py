@@ -10,16 +10,18 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from qmpshim.conformance.bundles.bundle import load as load_workload
 from qmpshim.conformance.check.case import Case, CaseOutcome, Status
 from qmpshim.conformance.check.run.case_process import Cancelled, Order, carry_out
-from qmpshim.conformance.check.run.identity import identify
+from qmpshim.conformance.check.run.identity import Identity, identify
+from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.report.finding_files import load_finding
@@ -32,9 +34,8 @@ from qmpshim.conformance.pointintime.bundle import is_points
 from qmpshim.conformance.pointintime.bundle import load as load_points
 from qmpshim.conformance.pointintime.verify import points_setup, replay_points
 from qmpshim.conformance.workload.verify import replay, setup_for
-from qmpshim.errors import BuildError, MachineError, NotStarted
+from qmpshim.errors import BuildError, MachineError, NotStarted, WorkerLost
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.host.files import slug
 from qmpshim.machine.host.workspace import Workspace
 
 _BATCH = 4  # findings tried by one process: it takes a second to start
@@ -70,44 +71,100 @@ def try_findings(
     jobs: int,
     seconds: float,
     progress: Callable[[int], None] = lambda done: None,
+    cluster: Cluster | None = None,
 ) -> list[Trial]:
     """Try them all, as far as the time suffices; what was not come to is unsure.
 
     :param jobs: processes at a time
     :param progress: is given how many are done
+    :param cluster: try them there, with all its workers
     :raises BuildError: the build does not start
+    :raises ExecutorLost: the cluster went away
     """
     identity = identify(build)
-    runner = f"{run_batch.__module__}:{run_batch.__qualname__}"
     quick = [one.name for one in wanted if one.kind != "pair"]
     batches = [quick[at : at + _BATCH] for at in range(0, len(quick), _BATCH)]
     batches += [[one.name] for one in sorted(wanted, key=_cost) if one.kind == "pair"]
     found: dict[str, Trial] = {}
-    end = time.monotonic() + seconds
-    ended = threading.Event()
-    with Workspace() as workspace, ThreadPoolExecutor(jobs) as pool:
-        orders = [
-            Order(build, identity, _batch(names, workspace.path, seconds), runner)
-            for names in batches
-        ]
-        try:
-            late = lambda: ended.is_set() or time.monotonic() > end  # noqa: E731
-            futures = {pool.submit(carry_out, order, late): order for order in orders}
-            for future in as_completed(futures):
-                try:
-                    why = future.result().outcome.text
-                except Cancelled:
-                    why = _LATE
-                note(found, futures[future], why)
-                progress(len(found))
-        finally:
-            ended.set()
+    for names, record in _records(build, identity, batches, jobs, seconds, cluster):
+        note(found, names, record)
+        progress(len(found))
     return [found[one.name] for one in wanted]
 
 
-def _batch(names: list[str], directory: Path, seconds: float) -> Case:
-    record = directory / f"{slug(names[0])}.jsonl"
-    return Case("trial", names[0], {"names": names, "record": str(record)}, seconds)
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is left of a batch.
+
+    :ivar lines: what it recorded of each finding at once, also if it was ended then
+    :ivar why: why nothing follows for those that it did not come to
+    """
+
+    lines: tuple[str, ...]
+    why: str
+
+
+def _records(
+    build: Build,
+    identity: Identity,
+    batches: Sequence[list[str]],
+    jobs: int,
+    seconds: float,
+    cluster: Cluster | None,
+) -> Iterator[tuple[list[str], Record]]:
+    """Carry out the batches, and give what each left when it is done."""
+    end = time.monotonic() + seconds
+    if cluster is not None:
+
+        def arguments(names: list[str]) -> tuple[Build, Identity, list[str], float]:
+            return build, identity, names, end - time.monotonic()
+
+        calls = [partial(arguments, names) for names in batches]
+        for place, result in cluster.run(carry_out_batch, calls):
+            try:
+                yield batches[place], result()
+            except WorkerLost as error:
+                yield batches[place], Record((), str(error))
+        return
+    ended = threading.Event()
+    with ThreadPoolExecutor(jobs) as pool:
+
+        def here(names: list[str]) -> Record:
+            left = end - time.monotonic()
+            return carry_out_batch(build, identity, names, left, ended.is_set)
+
+        futures = {pool.submit(here, names): names for names in batches}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            ended.set()
+
+
+def carry_out_batch(
+    build: Build,
+    identity: Identity,
+    names: Sequence[str],
+    seconds: float,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Record:
+    """Try findings in a process of its own, which is ended when the time is over."""
+    end = time.monotonic() + seconds
+    if seconds <= 0:
+        return Record((), _LATE)
+    with Workspace() as workspace:
+        record = workspace.path / "record"
+        arguments = {"names": list(names), "record": str(record)}
+        case = Case("trial", names[0], arguments, seconds)
+        runner = f"{run_batch.__module__}:{run_batch.__qualname__}"
+        try:
+            order = Order(build, identity, case, runner)
+            late = lambda: cancelled() or time.monotonic() > end  # noqa: E731
+            why = carry_out(order, late).outcome.text
+        except Cancelled:
+            why = _LATE
+        lines = record.read_text().splitlines() if record.exists() else []
+    return Record(tuple(lines), why)
 
 
 def _cost(one: WriteUp) -> int:
@@ -115,19 +172,15 @@ def _cost(one: WriteUp) -> int:
     return int(str(one.case.get("plan", {}).get("guest", "")).startswith("linux"))
 
 
-def note(found: dict[str, Trial], order: Order, why: str) -> None:
-    """What a batch recorded, also one that was ended. A finding that any batch showed is shown.
-
-    :param why: nothing follows for those that it did not come to
-    """
-    record = Path(order.case.arguments["record"])
-    for line in record.read_text().splitlines() if record.exists() else ():
+def note(found: dict[str, Trial], names: Sequence[str], record: Record) -> None:
+    """Add what came of a batch. A finding that any batch showed is shown."""
+    for line in record.lines:
         name, seen, text = json.loads(line)
         trial = Trial(write_up(name), Seen(seen), text)
         if name not in found or trial.seen is Seen.SHOWN:
             found[name] = trial
-    for name in order.case.arguments["names"]:
-        found.setdefault(name, Trial(write_up(name), Seen.UNSURE, why))
+    for name in names:
+        found.setdefault(name, Trial(write_up(name), Seen.UNSURE, record.why))
 
 
 def run_batch(build: Build, case: Case, directory: Path) -> CaseOutcome:

@@ -13,10 +13,7 @@ from qmpshim.cli import main
 from qmpshim.conformance.assess.assess import assess
 from qmpshim.conformance.assess.exploration import explore_uses
 from qmpshim.conformance.assess.judgement import Answer, judge
-from qmpshim.conformance.assess.trials import Seen, Trial, note, try_finding, try_findings
-from qmpshim.conformance.check.case import Case
-from qmpshim.conformance.check.run.case_process import Order
-from qmpshim.conformance.check.run.identity import identify
+from qmpshim.conformance.assess.trials import Record, Seen, Trial, note, try_finding, try_findings
 from qmpshim.conformance.known.folder import write_up, write_ups
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.tracker import command_of
@@ -70,13 +67,11 @@ def test_without_time_nothing_is_told(qemu_build: Build) -> None:
     assert {trial.seen for trial in trials} == {Seen.UNSURE}
 
 
-def test_a_batch_that_is_ended_keeps_what_it_recorded(qemu_build: Build, tmp_path: Path) -> None:
-    record = tmp_path / "batch.jsonl"
+def test_a_batch_that_is_ended_keeps_what_it_recorded() -> None:
     shown, other = QUICK[:2]
-    record.write_text(json.dumps([shown.name, Seen.SHOWN.value, "new data"]) + "\n")
-    case = Case("trial", "x", {"names": [shown.name, other.name], "record": str(record)}, 1.0)
+    line = json.dumps([shown.name, Seen.SHOWN.value, "new data"])
     found: dict[str, Trial] = {}
-    note(found, Order(qemu_build, identify(qemu_build), case, ""), "killed")
+    note(found, [shown.name, other.name], Record((line,), "killed"))
     assert found[shown.name] == Trial(shown, Seen.SHOWN, "new data")
     assert found[other.name] == Trial(other, Seen.UNSURE, "killed")
 

@@ -9,17 +9,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
 from qmpshim.conformance.explore.report.findings import Finding, group
 from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult, render
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.minimize import confirm
 from qmpshim.conformance.explore.search.search import Sample, ScenarioTask
-from qmpshim.conformance.explore.search.workers import Board, Progress, here, in_processes
+from qmpshim.conformance.explore.search.workers import (
+    Board,
+    Progress,
+    here,
+    in_processes,
+    on_cluster,
+)
 from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
-from qmpshim.errors import BuildError, InputError
+from qmpshim.errors import BuildError, ExecutorLost, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.explore.explorer import Mode
 
@@ -52,6 +60,7 @@ def explore_real(
     limit: float | None = None,
     interrupted: Callable[[ExploreReport], None] = lambda report: None,
     mixed: bool = False,
+    cluster: Cluster | None = None,
 ) -> ExploreReport:
     """Explore *scenarios* on *build*.
 
@@ -66,15 +75,18 @@ def explore_real(
     :param known: findings that are written up
     :param limit: seconds for everything, not shared out: where it is over everything ends
     :param mixed: *faults* and all I/O only in samples; without a budget there are none
-    :param interrupted: at a KeyboardInterrupt, which is passed on, told what there is by then
+    :param interrupted: given what there is when a KeyboardInterrupt ends it, or the loss of the
+        cluster; both are passed on
+    :param cluster: explore there, with all its workers; what was found is confirmed here
     :raises BuildError: the build cannot do any of the scenarios
     :raises InputError: there are none
+    :raises ExecutorLost: the cluster went away
     """
     if not scenarios:
         raise InputError("there is no scenario to explore")
     if mode is Mode.AUTO:
         mode = Mode.STATEFUL
-    jobs = max(1, min(jobs, len(scenarios)))
+    jobs = max(1, min(cluster.workers if cluster else jobs, len(scenarios)))
     version = read_version(build)[0]
     began = time.monotonic()
     task = ScenarioTask(build, version, mode, tuple(faults), budget, seed, crash_points, all_io)
@@ -109,6 +121,8 @@ def explore_real(
 
     try:
         run: Run = in_processes if jobs > 1 else here
+        if cluster is not None:
+            run = partial(on_cluster, cluster)
         results = _explore(run, task, scenarios, jobs, board, mixed)
         if results and all(one.skipped and not one.sightings for one in results):
             raise BuildError(f"{build.name}: {results[0].skipped}")
@@ -121,13 +135,13 @@ def explore_real(
                 until = min(now + max(share, _CONFIRMING), began + end)
             words = (build, minimise, task.errnos, crash_points, all_io or finding.all_io, until)
             confirmed.append(confirm(finding, *words))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ExecutorLost):
         if results is None:
             results = board.so_far()
             findings = _grouped(results, recognise)
-        partial = report(results, [*confirmed, *findings[len(confirmed) :]])
-        partial.interrupted = True
-        interrupted(partial)
+        so_far = report(results, [*confirmed, *findings[len(confirmed) :]])
+        so_far.interrupted = True
+        interrupted(so_far)
         raise
     return report(results, confirmed)
 

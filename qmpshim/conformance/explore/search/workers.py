@@ -1,4 +1,4 @@
-"""Where scenarios are explored, here or in processes of their own, and how far they are."""
+"""Where scenarios are explored, here, in processes of their own or on a cluster, and how far."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
+from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.report.findings import Sighting
 from qmpshim.conformance.explore.report.report import ScenarioResult
@@ -29,6 +31,7 @@ from qmpshim.machine.host.processors import one_processor
 
 _TICK = 0.2  # seconds between two words of progress
 _LEAVE = 5.0  # seconds for a process to end its QEMU
+_MOST_AT_ONCE = 8  # scenarios that a worker of a cluster is given: each time it starts a QEMU
 _LATE = 2.0  # seconds after the deadline until a process is not waited for any more
 
 
@@ -269,6 +272,54 @@ def in_processes(
             ordered[place] = _cut_short(scenario, board)
     board.tell(force=True)
     return [ordered[place] for place in sorted(ordered)]
+
+
+def on_cluster(
+    cluster: Cluster,
+    task: ScenarioTask,
+    scenarios: Sequence[RealScenario],
+    jobs: int,
+    board: Board,
+) -> list[ScenarioResult]:
+    """Explore on a cluster, a few scenarios at a time on each worker.
+
+    What a worker that dies had is explored once more, elsewhere.
+
+    :raises ExecutorLost: the cluster went away
+    :raises WorkerLost: several workers died of the same scenarios
+    """
+    began = time.monotonic()
+    size = max(1, min(_MOST_AT_ONCE, len(scenarios) // (4 * jobs)))
+    batches = [scenarios[at : at + size] for at in range(0, len(scenarios), size)]
+    results: dict[int, list[ScenarioResult]] = {}
+
+    def arguments(place: int) -> tuple[ScenarioTask, Sequence[RealScenario], float | None]:
+        waiting = len(scenarios) - place * size
+        seconds, left = _share(task, began, waiting, jobs), None
+        if seconds is not None:
+            seconds *= len(batches[place])
+        if task.deadline is not None:
+            left = task.deadline - time.monotonic()
+        return replace(task, budget=seconds, deadline=None), batches[place], left
+
+    calls = [partial(arguments, place) for place in range(len(batches))]
+    for place, result in cluster.run(_elsewhere, calls):
+        results[place] = result()
+        board.done += results[place]
+        board.tell(force=True)
+    return [one for place in sorted(results) for one in results[place]]
+
+
+def _elsewhere(
+    task: ScenarioTask, scenarios: Sequence[RealScenario], left: float | None
+) -> list[ScenarioResult]:
+    """On a worker of a cluster, whose clock is its own.
+
+    :param left: seconds until the deadline
+    """
+    if left is not None:
+        task = replace(task, deadline=time.monotonic() + left)
+    return here(task, scenarios, 1, Board(len(scenarios), None))
 
 
 def _cut_short(scenario: RealScenario, board: Board) -> ScenarioResult:

@@ -24,11 +24,10 @@ from qmpshim.conformance.check.run.executors import DaskExecutor, Executor, Loca
 from qmpshim.conformance.check.run.identity import identify
 from qmpshim.conformance.check.runners.kinds import name_of
 from qmpshim.conformance.check.suites import Suite, suite_named
+from qmpshim.conformance.cluster import Cluster
 from qmpshim.machine.builds.build import Build
+from vmtests.support.clusters import local_cluster
 from vmtests.support.command_line import LIMIT, CommandLine
-
-dask = pytest.importorskip("dask")
-distributed = pytest.importorskip("distributed")
 
 #: Six shards of one workload, a few schedules, and a case whose runner cannot do what it is told.
 SUITE = """
@@ -51,21 +50,9 @@ arguments = { workflow = "mirror" }
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def cluster(tmp_path: Path) -> Iterator[Any]:
     """Three worker processes on loopback."""
-    scratch = str(tmp_path / "scratch")
-    monkeypatch.setenv("DASK_TEMPORARY_DIRECTORY", scratch)  # for the workers
-    with (
-        dask.config.set({"temporary-directory": scratch}),
-        distributed.LocalCluster(
-            n_workers=3,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address=None,
-            silence_logs=50,
-        ) as made,
-    ):
+    with local_cluster(tmp_path / "scratch", 3) as made:
         yield made
 
 
@@ -95,7 +82,8 @@ def test_the_results_do_not_depend_on_who_works(
     assert seeds == list(range(11, 17))  # nobody repeats another's
     one = results(qemu_build, LocalExecutor(1), suite, tmp_path / "one")
     several = results(qemu_build, LocalExecutor(3), suite, tmp_path / "several")
-    with closing(DaskExecutor(cluster.scheduler_address)) as executor:
+    with closing(Cluster(cluster.scheduler_address)) as connected:
+        executor = DaskExecutor(connected)
         assert executor.workers == 3
         dask = results(qemu_build, executor, suite, tmp_path / "dask")
     assert one == several == dask
@@ -111,9 +99,8 @@ def test_a_worker_that_dies_costs_its_case(tmp_path: Path, cluster: Any, qemu_bu
         Case("verify", f"v{n}", {"operations": 60, "size": 1 << 20, "seed": n}) for n in range(4)
     )
     builds = {qemu_build.name: qemu_build}
-    executor = DaskExecutor(cluster.scheduler_address)
     with (
-        closing(executor),
+        closing(Cluster(cluster.scheduler_address)) as connected,
         closing(campaign.begin(tmp_path / "out", builds, Suite("s", cases))) as journal,
     ):
         killed: list[int] = []
@@ -124,7 +111,7 @@ def test_a_worker_that_dies_costs_its_case(tmp_path: Path, cluster: Any, qemu_bu
                 killed.append(worker.pid)
                 os.kill(worker.pid, signal.SIGKILL)
 
-        campaign.carry_on(journal, [qemu_build], executor, tell)
+        campaign.carry_on(journal, [qemu_build], DaskExecutor(connected), tell)
         assert killed and not journal.missing
         statuses = [outcome.status for outcome in journal.outcomes.values()]
         assert statuses.count(Status.OK) >= 3  # what the dead one had is given to another
