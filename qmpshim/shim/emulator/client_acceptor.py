@@ -13,6 +13,8 @@ import time
 from contextlib import AsyncExitStack
 
 from qmpshim.shim.emulator.monitors import Monitor
+from qmpshim.shim.endpoint.client import Client
+from qmpshim.shim.endpoint.link import NO_RECEIVER, Batch, Link
 from qmpshim.shim.endpoint.listener import Address, Listener
 from qmpshim.shim.endpoint.server import Shim
 
@@ -35,19 +37,43 @@ class ClientAcceptor:
     def __init__(self, stack: AsyncExitStack) -> None:
         self._stack = stack
         self._early: list[tuple[socket.socket, bool]] = []
+        self._stdio: socket.socket | None = None
+        self._stdio_client: Client | None = None
+        self._printing: Link | None = None
         self._shim: Shim | None = None
         self._came = asyncio.Event()
         stack.callback(self._turn_away)
         self._wait = False
         self.inherited = inherited_fds()
-        self.stdio = False
+
+    @property
+    def stdio(self) -> bool:
+        """Whether a client is on standard input and output."""
+        return self._stdio is not None
+
+    def print(self, text: bytes) -> None:
+        """What QEMU prints goes to standard output, in its place among the client's messages.
+
+        Before the client is served, and after it has left, to the output alone.
+        """
+        client = self._stdio_client
+        if client is not None and not client.link.closed:
+            client.printed(text)
+        else:
+            assert self._printing is not None
+            self._printing.write(text)
 
     def _attach(self, sock: socket.socket, pretty: bool = False) -> None:
         if self._shim is None:
             self._early.append((sock, pretty))
             self._came.set()
         else:
-            self._shim.attach(sock, pretty)
+            self._serve(self._shim, sock, pretty)
+
+    def _serve(self, shim: Shim, sock: socket.socket, pretty: bool) -> None:
+        client = shim.attach(sock, pretty)
+        if sock is self._stdio:
+            self._stdio_client = client
 
     async def listen(
         self,
@@ -64,7 +90,6 @@ class ClientAcceptor:
     async def open(self, monitor: Monitor) -> None:
         """Open the listener or connection that a monitor of the command line requests."""
         if monitor.stdio:
-            self.stdio = True
             await self._standard_streams(monitor.pretty)
         elif monitor.fd is not None:
             sock = socket.socket(fileno=monitor.fd)
@@ -88,7 +113,7 @@ class ClientAcceptor:
     def attach_to(self, shim: Shim) -> None:
         self._shim = shim
         for sock, pretty in self._early:
-            shim.attach(sock, pretty)
+            self._serve(shim, sock, pretty)
         self._early.clear()
 
     def _turn_away(self) -> None:
@@ -100,6 +125,8 @@ class ClientAcceptor:
     async def _standard_streams(self, pretty: bool) -> None:
         """Pass them on in threads: they may be files, or a terminal that others share."""
         ours, theirs = socket.socketpair()
+        self._stdio = theirs
+        printing = self._printing = Link(theirs.dup(), NO_RECEIVER, Batch())
         self._attach(theirs, pretty)
 
         def inwards() -> None:
@@ -123,6 +150,9 @@ class ClientAcceptor:
 
         async def end() -> None:
             deadline = time.monotonic() + _LAST_WORDS
+            while printing.backlog and time.monotonic() < deadline:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            printing.close()
             while writing.is_alive() and time.monotonic() < deadline:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
             with contextlib.suppress(OSError):

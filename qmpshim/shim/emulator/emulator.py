@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -83,7 +83,8 @@ class Emulator(Qemu):
     :param directory: where its stdout and stderr go, unless *inherit*
     :param env: the whole environment of the process
     :param inherit: leave stdin, stdout and stderr to QEMU, as a stand-in for it must
-    :param own_stdin: but keep stdin for ourselves
+    :param on_text: but keep stdin for ourselves, and have what QEMU prints on stdout come here,
+        in its order with what the monitor sends
     :param hold_stderr: with *inherit*, pass QEMU's stderr on only once QEMU answers: it may hold
         why it does not
     """
@@ -96,7 +97,7 @@ class Emulator(Qemu):
         limit: float = COMMAND_LIMIT,
         inherit: bool = False,
         keep_fds: Sequence[int] = (),
-        own_stdin: bool = False,
+        on_text: Callable[[bytes], None] | None = None,
         hold_stderr: bool = False,
     ) -> None:
         self.directory = directory
@@ -105,7 +106,7 @@ class Emulator(Qemu):
         self._env = dict(env) if env is not None else {}
         self._inherit = inherit
         self._keep_fds = tuple(keep_fds)
-        self._own_stdin = own_stdin
+        self._on_text = on_text
         self._held = _HeldStderr() if inherit and hold_stderr else None
         self._process = None
         self._idleness = None  # the shim's watchdog sees to that
@@ -126,11 +127,13 @@ class Emulator(Qemu):
         ]
         try:
             with theirs:
-                self._spawn(argv, (theirs.fileno(), *self._keep_fds))
+                self._spawn(argv, theirs)
         except OSError as error:
             ours.close()
             raise HostError(f"cannot run {self.argv[0]}: {error.strerror}") from error
-        self.shim = Shim(ours, self.how_ended)
+        self.shim = Shim(ours, self.how_ended, on_text=self._on_text)
+        if self._on_text is not None:
+            self._end_with_process(ours)
         try:
             await self.shim.start(self.limit)
         except MachineError as error:
@@ -163,13 +166,30 @@ class Emulator(Qemu):
         """What QEMU has written to stderr, as far as it was kept."""
         return super().stderr() if self._held is None else self._held.text()
 
-    def _spawn(self, argv: list[str], fds: Sequence[int]) -> None:
+    def _end_with_process(self, sock: socket.socket) -> None:
+        """End the stream when QEMU ends: a child of QEMU's may keep its standard output open."""
+        assert self._process is not None
+        loop = asyncio.get_running_loop()
+        pidfd = os.pidfd_open(self._process.pid)
+
+        def ended() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            with contextlib.suppress(OSError):  # closed by us before
+                sock.shutdown(socket.SHUT_RD)  # what is in it can still be read
+
+        loop.add_reader(pidfd, ended)
+
+    def _spawn(self, argv: list[str], monitor: socket.socket) -> None:
         env = self._env or None
+        fds = (monitor.fileno(), *self._keep_fds)
         if self._inherit:
-            stdin = subprocess.DEVNULL if self._own_stdin else None
+            stdin, out_end = (
+                (None, None) if self._on_text is None else (subprocess.DEVNULL, monitor.fileno())
+            )
             err_end = None if self._held is None else self._held.end
             self._process = subprocess.Popen(
-                argv, stdin=stdin, stderr=err_end, env=env, pass_fds=fds
+                argv, stdin=stdin, stdout=out_end, stderr=err_end, env=env, pass_fds=fds
             )
             if self._held is not None:
                 self._held.start()

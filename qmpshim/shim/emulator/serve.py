@@ -165,7 +165,7 @@ async def _started(
         options.limit,
         inherit,
         acceptor.inherited,
-        acceptor.stdio,
+        acceptor.print if acceptor.stdio else None,
         options.hold_stderr,
     )
     await emulator.start()

@@ -50,14 +50,26 @@ class Client:
         self.session = Session(dispatcher.upstream.dialect, dispatcher.upstream.coarse)
         self.link = Link(sock, self, dispatcher.batch, dispatcher.backlog_limit)
         self._pretty = pretty
-        self.outbox = Outbox(self.write)
+        self.outbox = Outbox(self.link.write)
         self.in_line = False  # waits for its turn at QEMU
         self._input_ended = False
         self._again = False
 
     def write(self, data: bytes) -> None:
         """Send whole messages now, whatever waits in the outbox."""
-        self.link.write(indented(data) if self._pretty else data)
+        self.link.write(self._formatted(data))
+
+    def happened(self, events: bytes) -> None:
+        """QEMU has sent events."""
+        self.outbox.event(self._formatted(events))
+
+    def printed(self, text: bytes) -> None:
+        """QEMU has printed on the standard output that is this client's."""
+        self.dispatcher.spread()  # the events QEMU sent before it
+        self.outbox.event(text)
+
+    def _formatted(self, messages: bytes) -> bytes:
+        return indented(messages) if self._pretty else messages
 
     def received(self, data: bytes, fds: tuple[int, ...]) -> None:
         """Bytes from the client."""
@@ -115,7 +127,7 @@ class Client:
     def answered(self, reply: bytes, oob: bool) -> None:
         """A request has its reply."""
         self.dispatcher.spread()  # the events QEMU sent before it
-        self.outbox.reply(reply, oob)
+        self.outbox.reply(self._formatted(reply), oob)
         self.session.done(oob)
 
     def expects(self, oob: bool) -> None:

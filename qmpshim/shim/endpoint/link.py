@@ -46,7 +46,8 @@ class _NoReceiver:
         pass
 
 
-_NO_RECEIVER = _NoReceiver()
+#: Ignores what comes.
+NO_RECEIVER = _NoReceiver()
 
 
 class Batch:
@@ -260,7 +261,7 @@ class Link:
     def release(self) -> None:
         """Close; the receiver is not called any more."""
         self.close()
-        self._receiver = _NO_RECEIVER
+        self._receiver = NO_RECEIVER
 
     def close(self) -> None:
         """Close the socket; what waits to be sent is lost."""

@@ -72,6 +72,7 @@ class Shim:
 
     :param sock: a socket connected to QEMU's monitor
     :param how_ended: how QEMU ended, for the data of ``X_SHIM_QEMU_GONE``
+    :param on_text: see :class:`~qmpshim.shim.endpoint.upstream.Upstream`
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Shim:
         sock: socket.socket,
         how_ended: Callable[[], dict[str, object]] = lambda: {"reason": "QEMU closed its monitor"},
         backlog_limit: int = BACKLOG_LIMIT,
+        on_text: Callable[[bytes], None] | None = None,
     ) -> None:
         self.batch = Batch()
         self.backlog_limit = backlog_limit
@@ -104,7 +106,7 @@ class Shim:
         self.silent_end = False  # send clients no more than QEMU does when it ends: nothing
         self._tasks: set[asyncio.Task[None]] = set()
         self._event_waiters: list[Callable[[bytes], None]] = []
-        self.upstream = Upstream(sock, self.batch, self._on_event, self._on_gone)
+        self.upstream = Upstream(sock, self.batch, self._on_event, self._on_gone, on_text)
         self._descriptors = Descriptors(self.upstream, self._finish)
         self.watchdog = Watchdog(self.upstream, self.emit)
         self._constant: dict[str, Reply] = {}  # the latest replies to _CONSTANT
@@ -272,7 +274,7 @@ class Shim:
         if command.arguments in _GOOD:
             self._answer(client, command, self._negotiated(client, command))
             if self.watchdog.is_hung:
-                client.link.write(self._event(HUNG, self.watchdog.event))
+                client.write(self._event(HUNG, self.watchdog.event))
         elif self.watchdog.is_hung:
             self._answer(client, command, self.watchdog.refusal.with_id(command.id))
         else:
@@ -433,7 +435,7 @@ class Shim:
         data = b"".join(self._unspread)
         self._unspread.clear()
         for listener in list(self._listeners):
-            listener.outbox.event(data)
+            listener.happened(data)
 
     def on_event(self, waiter: Callable[[bytes], None]) -> None:
         """Call *waiter* with each event, as the text QEMU sent."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qmpshim.errors import MachineDied, MachineError
+from qmpshim.shim.endpoint.interleaved import Interleaved
 from qmpshim.shim.endpoint.link import Batch, Link
 from qmpshim.shim.endpoint.session import GENERIC
 from qmpshim.shim.json.grammar import Dialect
@@ -81,6 +82,7 @@ class Upstream:
 
     :param on_event: called with each event as the text QEMU sent, line end included
     :param on_gone: called once, when the connection ends
+    :param on_text: called with what QEMU prints, when its standard output is this connection, too
     :ivar on_late: called when a reply comes that was given up, and for how many seconds QEMU sent
         nothing
     """
@@ -91,10 +93,13 @@ class Upstream:
         batch: Batch,
         on_event: Callable[[bytes], None],
         on_gone: Callable[[], None],
+        on_text: Callable[[bytes], None] | None = None,
     ) -> None:
         self.batch = batch
         self._on_event = on_event
         self._on_gone = on_gone
+        self._on_text = on_text
+        self._interleaved = Interleaved()
         self._on_greeting: Callable[[], None] | None = None
         self._buffer = b""
         self._pretty: list[bytes] = []
@@ -192,6 +197,10 @@ class Upstream:
     def received(self, data: bytes, fds: tuple[int, ...]) -> None:
         """Cut what QEMU sends into messages: each is one line, or with ``pretty=on`` several."""
         assert not fds
+        if self._on_text is not None:
+            for is_message, piece in self._interleaved.feed(data):
+                (self._message if is_message else self._on_text)(piece)
+            return
         lines = (self._buffer + data).split(b"\n") if b"\n" in data else None
         if lines is None:
             self._buffer += data
@@ -266,6 +275,8 @@ class Upstream:
         if self.gone:
             return
         self.gone = True
+        if self._on_text is not None and (rest := self._interleaved.end()):
+            self._on_text(rest)
         self.link.close()
         self._late.clear()
         pending, self._pending = self._pending, {}
