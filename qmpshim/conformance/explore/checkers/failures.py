@@ -38,15 +38,18 @@ from qmpshim.conformance.explore.checkers.sequential import (
     Order,
     Outcome,
     Unobserved,
+    after_setup,
     run_in_order,
 )
 from qmpshim.conformance.explore.harness.io_naming import NamedIo, tags
 from qmpshim.conformance.explore.scenarios import cut_off
 from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES
 from qmpshim.model.answers import DISCONNECTED, OK, IoError, answer_to_json, io_error
+from qmpshim.model.chain.secondary import Chain
 from qmpshim.model.check.cause import Cause, CauseKind, FaultContext, Relation
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
+from qmpshim.model.disks.image import Alloc
 from qmpshim.model.operations import Verb, does
 
 _MOST = 4  # I/Os on one image that an operation under way may have had behind it
@@ -69,6 +72,7 @@ class FailureChecker:
         self._masking: list[FailureChecker] = []
         self._before: dict[tuple[InjectedFault, int], list[Outcome]] = {}
         self._ends: dict[tuple[InjectedFault, ...], list[tuple[Order, Outcome]]] = {}
+        self._before_ops: frozenset[int] | None = None
         self.in_part = 0
 
     def judge(
@@ -218,7 +222,8 @@ class FailureChecker:
             spared.add("view")
         ends = [*ends, *(loose for end in ends for loose in self._loosened(end, seen, hits))]
         if not self._scenario.has("quorum"):  # its disks are raw
-            ends = [*ends, *(done_in_part(self._scenario, end, seen, hits) for end in ends)]
+            before = self._copied_before()
+            ends += [done_in_part(self._scenario, end, seen, hits, before) for end in ends]
         wrong = self._judge.compare(seen, ends, Unchecked(frozenset(spared)))
         if wrong is None:
             return self._isolation(seen)
@@ -227,6 +232,16 @@ class FailureChecker:
         ):
             return replace(wrong, cause=NOT_IN_STATUS)
         return replace(wrong, cause=wrong.cause.beside(self._fault(hits, Relation.AFTER)))
+
+    def _copied_before(self) -> frozenset[int]:
+        """Clusters of the hidden disk that the operations begin with."""
+        if self._before_ops is None:
+            chain = after_setup(self._scenario, self._judge.behaviour)
+            assert isinstance(chain, Chain)
+            kinds = chain.hidden.alloc.items()
+            there = (n for n, kind in kinds if kind is not Alloc.UNALLOCATED)
+            self._before_ops = frozenset(there)
+        return self._before_ops
 
     def _ejected(self, seen: Outcome) -> bool:
         """Whether an overlay may be: qcow2 ejects one that it cannot empty, which is reported."""

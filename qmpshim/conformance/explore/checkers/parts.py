@@ -2,12 +2,14 @@
 
 The parts are written at the same time (``aio_task_pool``, since 4.2, ``qcow2_co_pwritev_part``,
 block/qcow2.c). When one of them fails, no more are begun and the request fails, but those beside it
-are done, or not. The sequential execution knows one I/O for the whole request.
+are done, or not. A discard or a write of zeroes is also cut to a node's alignment, one piece after
+another (``bdrv_co_pdiscard``, ``bdrv_co_do_pwrite_zeroes``, block/io.c). The sequential execution
+knows one I/O for the whole request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
@@ -20,11 +22,17 @@ _HIDDEN, _ACTIVE = 0, 1  # places in an outcome's allocation
 
 
 def done_in_part(
-    scenario: RealScenario, end: Outcome, seen: Outcome, hits: Sequence[InjectedFault]
+    scenario: RealScenario,
+    end: Outcome,
+    seen: Outcome,
+    hits: Sequence[InjectedFault],
+    before: Collection[int],
 ) -> Outcome:
     """A sequential end in which requests that failed have done more, where *seen* has it so.
 
     What failed itself is not done: only sectors beside it are either old or new.
+
+    :param before: clusters of the hidden disk that were there before the operations
     """
     parts = _Parts(scenario, end, seen)
     for index, op in enumerate(scenario.ops):
@@ -36,11 +44,17 @@ def done_in_part(
                 continue
             if op.is_guest and scenario.replicates and (op.writes or op.zeroes):
                 parts.active_written(op, number, hit)
-            elif hit.gone or hit.verb == "read" or not op.is_primary:
+            elif not op.is_primary:
+                continue
+            elif op.zeroes:
+                parts.copied(op, hit)
+                parts.secondary_written(op, number, hit)
+                parts.not_copied(op, number, before)
+            elif hit.gone or hit.verb == "read":
                 continue
             elif hit.image == "hidden" and op.changes:
                 parts.copied(op, hit)
-            elif hit.image == "secondary" and (op.writes or op.zeroes):
+            elif hit.image == "secondary" and op.writes:
                 parts.secondary_written(op, number, hit)
     return parts.outcome()
 
@@ -114,6 +128,19 @@ class _Parts:
                 for one in sectors
             ):
                 self._hidden[sectors.start : sectors.stop] = old[sectors.start : sectors.stop]
+                self._allocate(_HIDDEN, cluster)
+
+    def not_copied(self, op: Operation, number: int, before: Collection[int]) -> None:
+        """Clusters of the hidden disk are not there: of pieces that were not begun."""
+        first, last = op.start // self._cluster, -(-(op.start + op.count) // self._cluster)
+        for cluster in set(range(first, last)).difference(before):
+            sectors = self._sectors(cluster)
+            own = range(max(op.start, sectors.start), min(op.start + op.count, sectors.stop))
+            old = self._end.secondary
+            if all(self._seen.hidden[one] is None for one in sectors) and all(
+                old[one] != number and self._seen.secondary[one] == old[one] for one in own
+            ):
+                self._hidden[sectors.start : sectors.stop] = [None] * len(sectors)
                 self._allocate(_HIDDEN, cluster)
 
     def _read(self, op: Operation, number: int, hit: InjectedFault) -> None:

@@ -18,7 +18,13 @@ from qmpshim.conformance.explore.checkers.linearizability import (
     LinearizabilityChecker,
     RealViolation,
 )
-from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
+from qmpshim.conformance.explore.checkers.parts import done_in_part
+from qmpshim.conformance.explore.checkers.sequential import (
+    FaultPlacement,
+    InjectedFault,
+    Outcome,
+    run_in_order,
+)
 from qmpshim.conformance.explore.harness.choices import CUT, IoId, io_id
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
@@ -238,6 +244,43 @@ def test_a_copy_of_several_requests_that_fails_is_done_in_part(stage: QemuPool) 
             return super()._verdict(replace(seen, hidden=hidden))
 
     assert explored(stage, scenario, Spoilt, "hidden write 64+64").found
+
+
+@pytest.mark.parametrize(
+    ("fails", "errno"),
+    [
+        ("hidden write 1536+512", EIO),
+        ("secondary discard 682+342", EIO),
+        ("secondary read 1024+512", CUT),
+    ],
+)
+def test_a_discard_of_several_pieces_that_fails_is_done_in_part(
+    stage: QemuPool, fails: str, errno: int
+) -> None:
+    """It is cut to the clusters of the copy: pieces before the failed one are done, later ones not
+    begun. (That the snapshot shows the new data then, up to 7.2, is written up.)"""
+    if read_version(stage.build)[0] < (7, 1):
+        pytest.skip("there is no filter to fleece with")
+    ops = (operation("primary_discard", 682, 855),)
+    scenario = scenarios.RealScenario(
+        "D", ops, form="fleecing", size=1537, cluster=512,
+        options=(("filter", "discard", "unmap"),),
+    )  # fmt: skip
+    found = explored(stage, scenario, fails=fails, errno=errno).found
+    assert not {verdict for verdict, _ in found} - {Verdict.ISOLATION}, found
+
+    behaviour = behaviour_of(read_version(stage.build)[0])
+    hit = InjectedFault("secondary", "discard", 682, 342, EIO)
+    end = run_in_order(scenario, behaviour, (0,), [FaultPlacement(hit, 0)])
+    kinds, active = end.alloc
+    seen = replace(
+        end,
+        hidden=(*end.hidden[:512], *(None,) * 512, *end.hidden[1024:]),
+        alloc=((kinds[0], 0, *kinds[2:]), active),
+    )
+    assert end.hidden[600] is not None
+    assert done_in_part(scenario, end, seen, [hit], ()) == seen
+    assert done_in_part(scenario, end, seen, [hit], (1,)) == end  # that copy is lost
 
 
 def test_a_discard_of_free_clusters_may_fail(stage: QemuPool) -> None:
