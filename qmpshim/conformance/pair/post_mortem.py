@@ -72,7 +72,7 @@ class PostMortem:
             state = await member.status()
             migration = await qemu.execute("query-migrate")
             colo = await qemu.execute("query-colo-status")
-            replication = await member.qemu.replication_error()
+            replication = await member.replication_error()
         except MachineError as error:
             self._deaf.append(role)
             self.lines.append(

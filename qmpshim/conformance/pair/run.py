@@ -303,7 +303,7 @@ class PairRun(ABC):
 
     async def _reported(self) -> list[Divergence]:
         """The primary must report that its writes no longer arrive."""
-        if await self.pair.primary.qemu.replication_error() is not None:
+        if await self.pair.primary.replication_error() is not None:
             return []
         return [
             Divergence(
@@ -326,5 +326,5 @@ class PairRun(ABC):
                 error,
             )
             for member in self.pair.members
-            if (error := await member.qemu.replication_error()) is not None
+            if (error := await member.replication_error()) is not None
         ]

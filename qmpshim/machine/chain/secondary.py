@@ -12,6 +12,7 @@ from qmpshim.errors import CommandFailed, DriverMissing, InputError
 from qmpshim.machine.chain.build import closing as closing_of
 from qmpshim.machine.chain.build import opening, removals
 from qmpshim.machine.chain.images import FileImages, Images
+from qmpshim.machine.chain.replication import failed_over, has_replication, replication_error
 from qmpshim.machine.chain.topology import (
     TOPOLOGIES,
     Export,
@@ -157,7 +158,7 @@ class SecondaryChain:
         :raises HostError: an image cannot be created
         """
         topology = self.topology
-        if topology.replication_mode is not None and not await self.qemu.replicates():
+        if topology.replication_mode is not None and not await has_replication(self.qemu.execute):
             raise DriverMissing(
                 f"{self.qemu.argv[0]} has no replication driver (xen-set-replication is "
                 "missing): build QEMU with --enable-replication, or use --workflow backup"
@@ -298,14 +299,14 @@ class SecondaryChain:
         top, secondary = self.named("top"), self.named("secondary")
 
         async def done() -> bool:
-            return await self.qemu.failed_over(top, secondary)
+            return await failed_over(self.qemu.execute, top, secondary)
 
         await self.qemu.until(done, "failover did not finish")
         self._orphaned = True
 
     async def status(self) -> str | None:
         """The text of replication's error, or ``None`` when it reports none."""
-        return await self.qemu.replication_error()
+        return await replication_error(self.qemu.execute)
 
     async def settle(self) -> None:
         """Let all I/O end and write qcow2 tables to the files, so that they can be read."""

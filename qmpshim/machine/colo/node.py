@@ -15,6 +15,7 @@ from qmpshim.errors import BuildError, CommandFailed
 from qmpshim.machine.builds.build import Build, Version, read_version
 from qmpshim.machine.chain.build import drive, opening
 from qmpshim.machine.chain.images import FileImages
+from qmpshim.machine.chain.replication import has_replication, replication_error
 from qmpshim.machine.chain.topology import Export, Node, QmpCommand, Topology
 from qmpshim.machine.host.process import Qemu, wait_until
 
@@ -109,7 +110,7 @@ class ColoNode:
         listener = EventListener()
         self.qemu.client.register_listener(listener)
         self._listening = asyncio.ensure_future(self._listen(listener))
-        if not await self.qemu.replicates():
+        if not await has_replication(self.qemu.execute):
             raise BuildError(
                 f"{self.build.name} has no replication driver (xen-set-replication is missing)"
             )
@@ -148,6 +149,10 @@ class ColoNode:
     async def status(self) -> str:
         """QEMU's run state."""
         return str((await self.qemu.execute("query-status"))["status"])
+
+    async def replication_error(self) -> str | None:
+        """The text that ``query-xen-replication-status`` reports; None for no error."""
+        return await replication_error(self.qemu.execute)
 
     async def human(self, line: str) -> None:
         """Run a command of the human monitor.

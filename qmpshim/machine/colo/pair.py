@@ -25,6 +25,7 @@ from qmpshim.errors import BuildError, CommandFailed, InputError, MachineHung
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.build import drive
 from qmpshim.machine.chain.images import FileImages
+from qmpshim.machine.chain.replication import failed_over
 from qmpshim.machine.chain.topology import Topology
 from qmpshim.machine.colo.linux_guest import LinuxGuest
 from qmpshim.machine.colo.migration_channel import MigrationChannel
@@ -334,7 +335,7 @@ class Pair:
         qemu = self.secondary.qemu
 
         async def committed() -> bool:
-            return await qemu.failed_over("filter", "secondary")
+            return await failed_over(qemu.execute, "filter", "secondary")
 
         await self.secondary.until(committed, "the failover of the disks")
 

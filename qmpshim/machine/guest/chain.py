@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from qmpshim.errors import BuildError, CommandFailed
+from qmpshim.machine.chain.block_graph import BlockGraph
 from qmpshim.machine.chain.build import opening
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
 from qmpshim.machine.chain.topology import ImageSpec, Node, Part, QemuDevice, Topology
@@ -206,9 +207,9 @@ class GuestChain(SecondaryChain):
 
     async def _users_of(self, node: str) -> int:
         """How many others in the block graph use *node*; a device does a little after it went."""
-        graph = await self.qemu.execute("x-debug-query-block-graph")
-        ids = [entry["id"] for entry in graph["nodes"] if entry["name"] == node]
-        return sum(edge["child"] in ids for edge in graph["edges"])
+        graph = BlockGraph(await self.qemu.execute("x-debug-query-block-graph"))
+        vertex = graph.node(node)
+        return len(graph.above(vertex)) if vertex is not None else 0
 
     def _disks(self) -> set[str]:
         return set(self.machine.run("ls /sys/block").output.split())

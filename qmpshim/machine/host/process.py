@@ -261,27 +261,6 @@ class Qemu:
         address = {"type": "unix", "data": {"path": str(path)}}
         await self.execute("nbd-server-start", {"addr": address})
 
-    async def replicates(self) -> bool:
-        """Whether it was built with the replication driver."""
-        commands = await self.execute("query-commands")
-        return any(command["name"] == "xen-set-replication" for command in commands)
-
-    async def replication_error(self) -> str | None:
-        """The text that ``query-xen-replication-status`` reports; None for no error."""
-        status = await self.execute("query-xen-replication-status")
-        return str(status.get("desc", "")) if status["error"] else None
-
-    async def failed_over(self, top: str, secondary: str) -> bool:
-        """Whether the replication filter *top* sits on the secondary disk: ``replication_done``
-        (block/replication.c) has run.
-        """
-        graph = await self.execute("x-debug-query-block-graph")
-        names = {node["id"]: node["name"] for node in graph["nodes"]}
-        below = {
-            (names[edge["parent"]], edge["name"]): names[edge["child"]] for edge in graph["edges"]
-        }
-        return below.get((top, "file")) == secondary and (top, "hidden disk") not in below
-
     def is_silent(self) -> bool:
         """Whether QEMU has been idle for longer than ``silence`` seconds; to be polled while an
         answer is outstanding.

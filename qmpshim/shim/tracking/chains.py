@@ -22,6 +22,7 @@ from qmpshim.errors import (
     NothingToTell,
     QmpshimError,
 )
+from qmpshim.machine.chain.block_graph import BlockGraph
 from qmpshim.machine.images.write_log import LogError
 from qmpshim.model.answers import DISCONNECTED, OK, ReportedError
 from qmpshim.model.chain.behaviour import Behaviour
@@ -31,7 +32,6 @@ from qmpshim.model.operations import Side, Verb
 from qmpshim.shim.endpoint.server import Shim
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
-from qmpshim.shim.tracking.block_graph import BlockGraph
 from qmpshim.shim.tracking.command_effects import NOTED, BackupStart, backup_starts, effects, moves
 from qmpshim.shim.tracking.discovery import (
     ChainNodes,

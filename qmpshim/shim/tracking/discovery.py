@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qmpshim.machine.chain.block_graph import LOG_NODE, BlockGraph
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.units import SECTOR
-from qmpshim.shim.tracking.block_graph import LOG_NODE, BlockGraph
 
 Execute = Callable[..., Awaitable[Any]]
 #: Node names by (parent's node name, child's name).

@@ -12,13 +12,13 @@ from typing import Any
 from urllib.parse import quote
 
 from qmpshim.errors import MachineDied
+from qmpshim.machine.chain.block_graph import OWN_NODE
 from qmpshim.machine.nbd.relay import Relay, RelayObserver
 from qmpshim.machine.nbd.uri import nbd_uri
 from qmpshim.shim.endpoint.listener import Address
 from qmpshim.shim.endpoint.server import OWN_EXPORT, Shim
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
-from qmpshim.shim.tracking.block_graph import OWN_NODE
 from qmpshim.shim.tracking.discovery import children
 from qmpshim.shim.tracking.nbd_front import NbdFront
 from qmpshim.shim.tracking.writers import Export

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.oracle import Oracle
 from qmpshim.errors import HostError, InputError, errno_words
+from qmpshim.machine.chain.block_graph import BlockGraph
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import CommandError, Workflow
@@ -21,7 +22,6 @@ from qmpshim.model.disks.image import Image
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.runtime.coroutines import Co, run_sequentially
 from qmpshim.model.units import SECTOR
-from qmpshim.shim.tracking.block_graph import BlockGraph
 from qmpshim.shim.tracking.discovery import ChainNodes
 from qmpshim.shim.tracking.follow import Change, Follower
 from qmpshim.shim.tracking.payload_store import PayloadStore

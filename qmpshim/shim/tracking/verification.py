@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ from qmpshim.conformance.compare.crosscheck import merge
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.oracle import Oracle, View
 from qmpshim.conformance.compare.overlay import wrong_allocation
-from qmpshim.errors import IOFailed, MachineError, MachineHung, UnsupportedFeature
+from qmpshim.errors import IOFailed, MachineError, UnsupportedFeature
+from qmpshim.machine.chain.replication import failed_over
+from qmpshim.machine.host.process import wait_until
 from qmpshim.machine.images.qcow2 import ImageError, Qcow2Reader
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Stage
@@ -23,7 +24,6 @@ from qmpshim.model.operations import Verb
 from qmpshim.model.units import SECTOR
 from qmpshim.shim.tracking.baseline import flush
 from qmpshim.shim.tracking.chains import TrackedChains
-from qmpshim.shim.tracking.discovery import children
 from qmpshim.shim.tracking.tracker import ModelTracker, Unobserved
 
 _PAGE_BYTES = PAGE * SECTOR
@@ -129,13 +129,11 @@ def _views(oracle: Oracle) -> list[tuple[str, View, Verdict]]:
 async def _until_failed_over(watch: TrackedChains, tracker: ModelTracker) -> None:
     """Failover ends in the background: then the filter sits on the secondary disk."""
     found = tracker.found
-    deadline = time.monotonic() + _FAILOVER_LIMIT
-    while time.monotonic() < deadline:
-        below = await children(watch.shim.execute)
-        if below.get((found.nodes["top"], "file")) == found.nodes["secondary"]:
-            return
-        await asyncio.sleep(0.01)
-    raise MachineHung(f"failover did not end in {_FAILOVER_LIMIT:g} s")
+
+    async def done() -> bool:
+        return await failed_over(watch.shim.execute, found.nodes["top"], found.nodes["secondary"])
+
+    await wait_until(done, "failover did not end", _FAILOVER_LIMIT)
 
 
 def _allocation(watch: ModelTracker, role: str) -> tuple[list[Divergence], list[str]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.errors import CommandFailed, HostError, MachineError
+from qmpshim.machine.chain.block_graph import LOG_NODE, OWN_NODE
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
 from qmpshim.machine.chain.topology import Export, Topology
 from qmpshim.machine.host.process import Qemu
@@ -27,7 +28,6 @@ from qmpshim.model.units import SECTOR
 from qmpshim.shim.endpoint.server import Shim
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
-from qmpshim.shim.tracking.block_graph import LOG_NODE, OWN_NODE
 
 #: By command, the member that names the node to which something is attached.
 _ATTACHING = {

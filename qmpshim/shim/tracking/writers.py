@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from qmpshim.shim.tracking.block_graph import LOG_NODE, BlockGraph, Edge, Vertex, VertexKind
+from qmpshim.machine.chain.block_graph import LOG_NODE, BlockGraph, Edge, Vertex, VertexKind
 
 
 class WriterKind(StrEnum):
