@@ -123,7 +123,7 @@ class Cluster:
             except CancelledError as error:  # nothing here cancels while it waits
                 raise self._gone() from error
             except (OSError, RuntimeError) as error:
-                if isinstance(error, TimeoutError) and future.status == "pending":
+                if future.status != "error":  # not ready, or the connection to a worker broke
                     continue
                 text = f"the worker was lost: {type(error).__name__}: {error}"
                 raise WorkerLost(text) from error
