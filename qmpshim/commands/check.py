@@ -28,7 +28,7 @@ from qmpshim.commands.console import (
     refuse_unused,
     show_list,
 )
-from qmpshim.conformance.bundles import bundle as bundles
+from qmpshim.conformance.bundles.any_workload import load_case
 from qmpshim.conformance.bundles.workload_case import CASE as WORKLOAD_CASE
 from qmpshim.conformance.check.case import CANNOT_BE_TESTED, Case, Status
 from qmpshim.conformance.check.report.compare import Comparison, State, compare, headline
@@ -272,7 +272,7 @@ def _bundle_case(path: Path) -> Case:
     elif pair_bundle.is_pair(path):
         content = pair_bundle.content(path)
     else:
-        content = bundles.to_json(bundles.load(path))
+        content = load_case(path).to_json()
     files = (SCHEDULE, WORKLOAD_CASE, pair_bundle.CASE)
     named = path if path.name not in files else path.absolute().parent
     return Case("bundle", f"bundle/{slug(named.absolute().stem)}", {"content": content}, 300.0)

@@ -34,18 +34,14 @@ from qmpshim.commands.console import (
     seconds,
     size,
 )
-from qmpshim.conformance.bundles import bundle as bundles
-from qmpshim.conformance.bundles.bundle import WorkloadCase
+from qmpshim.conformance.bundles.any_workload import load_case, replay_case
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.document import Document
 from qmpshim.conformance.explore.harness.setup_state import other_state
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.pair.bundle import is_pair
-from qmpshim.conformance.pointintime import bundle as points_bundle
-from qmpshim.conformance.pointintime.bundle import PointsCase, is_points
-from qmpshim.conformance.pointintime.verify import PointsSubject, points_setup, replay_points
-from qmpshim.conformance.workload.result import WorkloadResult
+from qmpshim.conformance.pointintime.verify import PointsSubject
 from qmpshim.conformance.workload.session import Result
 from qmpshim.conformance.workload.verification import (
     SHRINK_SECONDS,
@@ -53,7 +49,7 @@ from qmpshim.conformance.workload.verification import (
     VerifyOutcome,
     verify,
 )
-from qmpshim.conformance.workload.verify import ChainSubject, replay, setup_for, split
+from qmpshim.conformance.workload.verify import ChainSubject, setup_for, split
 from qmpshim.conformance.workload.workload import Workload
 from qmpshim.errors import DriverMissing, InputError, name_errnos
 from qmpshim.machine.builds.build import Build, read_version
@@ -339,20 +335,9 @@ def _replay_schedule(args: argparse.Namespace, console: Console) -> int:
 
 
 async def _replay_workload(args: argparse.Namespace, console: Console) -> int:
-    case: PointsCase | WorkloadCase
-    with Workspace() as workspace:
-        if is_points(args.bundle):
-            case, build = points_bundle.load(args.bundle), _on(args)
-            disks = points_setup(build, case.spec, args.machine, limit=args.limit)
-            console.line(f"QEMU {read_version(build)[1]}")
-            result: WorkloadResult[Any] = await replay_points(
-                case, disks, workspace, console.progress
-            )
-        else:
-            case, build = bundles.load(args.bundle), _on(args)
-            setup = setup_for(build, case.spec, args.machine, limit=args.limit)
-            console.line(f"QEMU {read_version(build)[1]}")
-            result = await replay(case, setup, workspace, console.progress)
+    case, build = load_case(args.bundle), _on(args)
+    console.line(f"QEMU {read_version(build)[1]}")
+    result = await replay_case(case, build, console.progress, args.machine, args.limit)
     found = result.divergence
     args.document.result |= {
         "reproduced": case.shown_by(found),

@@ -43,19 +43,17 @@ def _of(name: str) -> Any:
 
 
 def _operations() -> Any:
-    return bundle.to_json(
-        WorkloadCase(
-            ChainSpec(Workflow.BACKUP, 4 << 20),
-            Behaviour(discard_passes_job=True),
-            (
-                Operation(Side.PRIMARY, Verb.WRITE, 0, 128, number=1),
-                Operation(Side.CHAIN, Verb.START, number=2),
-            ),
-            Divergence(Verdict.CONTENT, "hidden disk (file)", 2, "this", "that"),
-            17,
-            {"version": "7.2"},
-        )
-    )
+    return WorkloadCase(
+        ChainSpec(Workflow.BACKUP, 4 << 20),
+        Behaviour(discard_passes_job=True),
+        (
+            Operation(Side.PRIMARY, Verb.WRITE, 0, 128, number=1),
+            Operation(Side.CHAIN, Verb.START, number=2),
+        ),
+        Divergence(Verdict.CONTENT, "hidden disk (file)", 2, "this", "that"),
+        17,
+        {"version": "7.2"},
+    ).to_json()
 
 
 def _plan() -> Plan:

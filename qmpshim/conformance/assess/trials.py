@@ -17,12 +17,11 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from qmpshim.conformance.bundles.bundle import load as load_workload
+from qmpshim.conformance.bundles.any_workload import load_case, replay_case
 from qmpshim.conformance.check.case import Case, CaseOutcome, Status
 from qmpshim.conformance.check.run.case_process import Cancelled, Order, carry_out
 from qmpshim.conformance.check.run.identity import Identity, identify
 from qmpshim.conformance.cluster import Cluster
-from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search.minimize import show_again
@@ -30,10 +29,6 @@ from qmpshim.conformance.known.folder import known_pairs, write_up
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.conformance.pair.checks import run_plan
 from qmpshim.conformance.pair.plan import PairPlan
-from qmpshim.conformance.pointintime.bundle import is_points
-from qmpshim.conformance.pointintime.bundle import load as load_points
-from qmpshim.conformance.pointintime.verify import points_setup, replay_points
-from qmpshim.conformance.workload.verify import replay, setup_for
 from qmpshim.errors import BuildError, MachineError, NotStarted, WorkerLost
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.workspace import Workspace
@@ -206,7 +201,7 @@ def try_finding(build: Build, one: WriteUp, directory: Path) -> list[Trial]:
             case "pair":
                 return _pair(build, one, directory)
             case "verify":
-                return [_points(build, one) if is_points(one.path) else _workload(build, one)]
+                return [_workload(build, one)]
         return [_schedule(build, one)]
     except NotStarted as error:  # that says nothing of what the build can do
         return [Trial(one, Seen.UNSURE, str(error))]
@@ -221,22 +216,6 @@ def _schedule(build: Build, one: WriteUp) -> Trial:
     if shown.finding is not None:
         return Trial(one, Seen.SHOWN, shown.finding.text)
     return Trial(one, Seen.UNSURE if shown.unsure else Seen.NOT_SEEN, shown.unsure)
-
-
-def _points(build: Build, one: WriteUp) -> Trial:
-    case = load_points(one.path)
-    with Workspace() as workspace:
-        setup = points_setup(build, case.spec)
-        found = asyncio.run(replay_points(case, setup, workspace, lambda text: None)).divergence
-    return _compared(one, found, case.shown_by(found))
-
-
-def _compared(one: WriteUp, found: Divergence | None, same: bool) -> Trial:
-    if found is None:
-        return Trial(one, Seen.NOT_SEEN)
-    return (
-        Trial(one, Seen.SHOWN, str(found)) if same else Trial(one, Seen.UNSURE, f"{_ELSE}: {found}")
-    )
 
 
 def _directed(build: Build, one: WriteUp) -> Trial:
@@ -266,8 +245,10 @@ def _pair(build: Build, one: WriteUp, directory: Path) -> list[Trial]:
 
 
 def _workload(build: Build, one: WriteUp) -> Trial:
-    case = load_workload(one.path)
-    with Workspace() as workspace:
-        setup = setup_for(build, case.spec)
-        found = asyncio.run(replay(case, setup, workspace, lambda text: None)).divergence
-    return _compared(one, found, case.shown_by(found))
+    case = load_case(one.path)
+    found = asyncio.run(replay_case(case, build)).divergence
+    if found is None:
+        return Trial(one, Seen.NOT_SEEN)
+    if case.shown_by(found):
+        return Trial(one, Seen.SHOWN, str(found))
+    return Trial(one, Seen.UNSURE, f"{_ELSE}: {found}")

@@ -44,6 +44,32 @@ class WorkloadCase(Shows):
     seed: int
     build: dict[str, Any]
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON; sizes in bytes, positions in sectors."""
+        spec = self.spec
+        return {
+            "qmpshim": qmpshim.__version__,
+            "format": FORMAT,
+            "chain": {
+                "workflow": spec.workflow,
+                "size": spec.size,
+                "cluster": spec.cluster,
+                "secondary": spec.secondary,
+            },
+            "model": {
+                **{
+                    field.name: getattr(self.behaviour, field.name)
+                    for field in dataclasses.fields(self.behaviour)
+                    if field.name != "snapshot_discard_rounds"  # no operation here discards one
+                },
+                "known": sorted(self.behaviour.known),
+            },
+            "seed": self.seed,
+            "build": self.build,
+            "operations": [operation_to_json(one) for one in self.operations],
+            "divergence": self.divergence and self.divergence.to_json(),
+        }
+
 
 def save(directory: Path, case: WorkloadCase, rig: Rig | None, setup: Setup) -> Path:
     """Write a bundle; it appears whole or not at all.
@@ -57,10 +83,10 @@ def save(directory: Path, case: WorkloadCase, rig: Rig | None, setup: Setup) -> 
 
 
 def _write(parts: Path, case: WorkloadCase, rig: Rig | None, setup: Setup) -> None:
-    _dump(parts / CASE, to_json(case))
+    _dump(parts / CASE, case.to_json())
     (parts / "README").write_text(_README.format(case=case, operations=len(case.operations)))
     (parts / "operations.txt").write_text("".join(f"{o}\n" for o in case.operations))
-    _dump(parts / "observation.json", _divergence(case))
+    _dump(parts / "observation.json", case.divergence and case.divergence.to_json())
     if rig is None:
         return
     _dump(parts / "prediction.json", _prediction(rig.oracle))
@@ -114,37 +140,6 @@ def _runs(pages: Any) -> list[list[int]]:
             else:
                 runs.append([sector, 1, owner])
     return runs
-
-
-def to_json(case: WorkloadCase) -> dict[str, Any]:
-    """The case as JSON."""
-    spec = case.spec
-    return {
-        "qmpshim": qmpshim.__version__,
-        "format": FORMAT,
-        "chain": {
-            "workflow": spec.workflow,
-            "size": spec.size,
-            "cluster": spec.cluster,
-            "secondary": spec.secondary,
-        },
-        "model": {
-            **{
-                field.name: getattr(case.behaviour, field.name)
-                for field in dataclasses.fields(case.behaviour)
-                if field.name != "snapshot_discard_rounds"  # no operation here discards one
-            },
-            "known": sorted(case.behaviour.known),
-        },
-        "seed": case.seed,
-        "build": case.build,
-        "operations": [operation_to_json(one) for one in case.operations],
-        "divergence": _divergence(case),
-    }
-
-
-def _divergence(case: WorkloadCase) -> dict[str, Any] | None:
-    return None if case.divergence is None else case.divergence.to_json()
 
 
 def load(directory: Path) -> WorkloadCase:

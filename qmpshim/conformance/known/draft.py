@@ -11,8 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.bundles.bundle import load, to_json
-from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.bundles.any_workload import AnyCase, load_case
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.report.findings import Finding, failing
 from qmpshim.conformance.known.meaning import (
@@ -27,8 +26,7 @@ from qmpshim.conformance.known.meaning import (
 from qmpshim.conformance.known.uses import uses_of, uses_of_points
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.plan import Failover
-from qmpshim.conformance.pointintime.bundle import is_points
-from qmpshim.conformance.pointintime.bundle import load as load_points
+from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.errors import InputError
 from qmpshim.model.check.cause import Cause, Phase
 from qmpshim.model.check.verdict import Verdict
@@ -44,29 +42,26 @@ def draft(bundle: Path) -> dict[str, Any]:
         return _of_pair(bundle)
     if is_schedule(bundle):
         return _of_schedule(load_finding(bundle))
-    if is_points(bundle):
-        points = load_points(bundle)
-        uses = uses_of_points(points.workflow)
-        return _of_workload(points.divergence, uses, points.build, points.to_json())
-    case = load(bundle)
-    return _of_workload(case.divergence, uses_of(case.spec.workflow), case.build, to_json(case))
+    return _of_workload(load_case(bundle))
 
 
-def _of_workload(
-    found: Divergence | None, uses: tuple[Use, ...], build: dict[str, Any], case: dict[str, Any]
-) -> dict[str, Any]:
+def _of_workload(case: AnyCase) -> dict[str, Any]:
     """Of operations one after another: by a random workload, or by hand."""
-    if found is None:
+    if (found := case.divergence) is None:
         raise InputError("these operations were recorded as ones that show nothing wrong")
     text = f"{found.where}: predicted {found.predicted}, observed {found.observed}"
-    version = str(build.get("version", "")).partition(" ")[0]
+    if isinstance(case, PointsCase):
+        uses = uses_of_points(case.workflow)
+    else:
+        uses = uses_of(case.spec.workflow)
+    version = str(case.build.get("version", "")).partition(" ")[0]
     return {
         **_head(text, uses, found.verdict, Trigger.LOAD, version),
         "versions": {},
         "reason": TO_WRITE,
         "source": TO_WRITE,
         "contract": True,
-        "case": case,
+        "case": case.to_json(),
     }
 
 

@@ -79,7 +79,7 @@ async def record(
     shows = "as predicted" if case.divergence is None else str(case.divergence)
     if seen is not None and case.divergence is None:
         shows = f"as predicted when done again; the shim saw {seen}"
-    return {"kind": "operations", "case": bundles.to_json(case), "shows": shows}
+    return {"kind": "operations", "case": case.to_json(), "shows": shows}
 
 
 async def _schedule(watch: TrackedChains, build: Build | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A finding's steps as data for a sequence diagram: who moves, what is held, who waits for it.
+"""A finding's steps as data for a sequence diagram: operations, held I/Os, what waits for them.
 
 Made from the events of a trace (see :class:`~qmpshim.conformance.explore.harness.history.History`)
 or from a list of operations; drawn by :mod:`qmpshim.conformance.check.report.drawing`.
@@ -6,7 +6,7 @@ or from a list of operations; drawn by :mod:`qmpshim.conformance.check.report.dr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qmpshim.conformance.explore.harness.events import (
@@ -26,7 +26,7 @@ def steps_of_events(lanes: Sequence[str], events: Iterable[Event]) -> dict[str, 
 
     :param lanes: the operations, in words
     :param events: the trace
-    :returns: ``lanes`` and ``steps``; a step has the ``lane`` that moves (None: nobody's), its
+    :returns: ``lanes`` and ``steps``; a step has the ``lane`` that moves (None: none of them), its
         ``kind`` (start, complete, fail, cut, note), the ``io`` that it is about, and ``text``: the
         operation, or how the I/O ended; the I/Os that arrive at the gate (``arrives``: lane and
         text) and the operations that end (``ends``)
@@ -51,18 +51,18 @@ def _step(lane: int | None, kind: str, text: str, io: str = "") -> dict[str, Any
     return {"lane": lane, "kind": kind, "text": text, "io": io, "arrives": [], "ends": []}
 
 
-#: Whoever does an operation of a straight workload.
-SIDES = ("primary", "guest", "chain")
+def steps_of_operations(
+    lanes: Mapping[str, str], operations: Iterable[tuple[str, str]], wrong: str
+) -> dict[str, Any]:
+    """The diagram of a workload: one operation after another.
 
-
-def steps_of_operations(operations: Iterable[tuple[str, str]], wrong: str) -> dict[str, Any]:
-    """The diagram of a straight workload: one operation after another.
-
-    :param operations: side and words of each
+    :param lanes: headings, by the side or disk that an operation is of
+    :param operations: side or disk, and text of each
     :param wrong: what is wrong after the last
     """
-    steps = [_step(SIDES.index(side), "start", text) for side, text in operations]
+    columns = list(lanes)
+    steps = [_step(columns.index(side), "start", text) for side, text in operations]
     return {
-        "lanes": ["primary (NBD)", "guest", "monitor (QMP)"],
+        "lanes": list(lanes.values()),
         "steps": [*steps, _step(None, "note", wrong)],
     }

@@ -14,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.bundles import bundle as bundles
+from qmpshim.conformance.bundles.any_workload import AnyCase, load_case, replay_case
 from qmpshim.conformance.bundles.workload_case import CASE as WORKLOAD_CASE
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.report.cluster_maps import maps_of_bundle, maps_of_schedule
 from qmpshim.conformance.check.report.sequence import steps_of_events, steps_of_operations
 from qmpshim.conformance.check.runners.arguments import argument, only
+from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
@@ -30,8 +31,9 @@ from qmpshim.conformance.explore.search.exploration import ExploreReport, explor
 from qmpshim.conformance.explore.search.minimize import search, show_again
 from qmpshim.conformance.known.folder import known_directed, known_finding, known_findings, summary
 from qmpshim.conformance.pair import checks as pair_checks
+from qmpshim.conformance.pointintime.bundle import PointsCase
 from qmpshim.conformance.workload.verification import verify as run_verify
-from qmpshim.conformance.workload.verify import ChainSubject, replay, setup_for
+from qmpshim.conformance.workload.verify import ChainSubject, setup_for
 from qmpshim.conformance.workload.workload import Workload
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
@@ -78,7 +80,9 @@ def verify(build: Build, case: Case, directory: Path) -> CaseOutcome:
     found = [_relied_on(known, number) for known, number in sorted(result.known.items())]
     if result.divergence is not None:
         assert outcome.bundle is not None
-        found.insert(0, _of_verify(bundles.load(outcome.bundle), outcome.bundle))
+        case_found = load_case(outcome.bundle)
+        assert case_found.divergence is not None
+        found.insert(0, _of_verify(case_found, case_found.divergence, outcome.bundle))
     return CaseOutcome(
         Status.DIVERGED if result.divergence else Status.OK,
         f"{result.done} operations, {result.checks} cross-checks, {result.clusters} clusters",
@@ -131,10 +135,19 @@ def _no_progress(_text: str) -> None:
     """The progress of a single case is not shown."""
 
 
-def _of_verify(case: bundles.WorkloadCase, place: Path) -> CaseFinding:
-    found = case.divergence
-    assert found is not None
-    steps = [(operation.side.value, str(operation)) for operation in case.operations]
+#: Headings of a diagram's lanes, by the side of an operation.
+_SIDES = {"primary": "primary (NBD)", "guest": "guest", "chain": "monitor (QMP)"}
+
+
+def _of_verify(case: AnyCase, found: Divergence, place: Path) -> CaseFinding:
+    if isinstance(case, PointsCase):
+        lanes = {name: name for name in (f"disk{number}" for number in range(case.spec.disks))}
+        steps = [(f"disk{operation.disk}", str(operation)) for operation in case.operations]
+        chain = f"{case.workflow}, {case.spec.disks} disks"
+    else:
+        lanes = _SIDES
+        steps = [(operation.side.value, str(operation)) for operation in case.operations]
+        chain = f"{case.spec.workflow}, {case.spec.secondary} secondary"
     return CaseFinding(
         found.verdict,
         f"{found.where}: {_stable(found.predicted)} / {_stable(found.observed)}",
@@ -145,10 +158,9 @@ def _of_verify(case: bundles.WorkloadCase, place: Path) -> CaseFinding:
         bundle=place.name,
         replay="qmpshim replay {bundle}",
         details=_plain(
-            diagram=steps_of_operations(steps, f"{found.verdict}: {found.observed}"),
+            diagram=steps_of_operations(lanes, steps, f"{found.verdict}: {found.observed}"),
             maps=maps_of_bundle(place),
-            chain=f"{case.spec.workflow}, {case.spec.secondary} secondary, "
-            f"{case.spec.size} bytes, clusters of {case.spec.cluster}",
+            chain=f"{chain}, {case.spec.size} bytes, clusters of {case.spec.cluster}",
         ),
     )
 
@@ -319,14 +331,13 @@ def bundle(build: Build, case: Case, directory: Path) -> CaseOutcome:
     place = directory / "bundle"
     place.mkdir()
     (place / WORKLOAD_CASE).write_text(json.dumps(content))
-    wanted = bundles.load(place)
-    with Workspace() as workspace:
-        result = asyncio.run(replay(wanted, setup_for(build, wanted.spec), workspace, _no_progress))
+    wanted = load_case(place)
+    result = asyncio.run(replay_case(wanted, build))
     found = result.divergence
     if found is None:
         return CaseOutcome(Status.OK, f"{result.done} operations as predicted")
     same = wanted.shown_by(found)
-    finding = _of_verify(replace(wanted, divergence=found), place)
+    finding = _of_verify(wanted, found, place)
     return CaseOutcome(Status.DIVERGED, *_same_or_not(same, str(found), finding))
 
 
