@@ -16,6 +16,7 @@ from qmpshim.commands.console import (
     DIVERGED,
     OK,
     STDOUT,
+    UNTESTABLE,
     Console,
     Listed,
     build_options,
@@ -40,6 +41,7 @@ from qmpshim.conformance.bundles.workload_case import CASE as WORKLOAD_CASE
 from qmpshim.conformance.document import BUDGET, scenario_object
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT
+from qmpshim.conformance.explore.harness.setup_state import depends_on_version
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.report.findings import Finding, group
 from qmpshim.conformance.explore.report.report import SOAK
@@ -198,7 +200,8 @@ def add(commands: Any) -> None:
     exploring.epilog = (
         "Exit status: 0 all as predicted or known, 1 something new was found (with --strict: "
         "anything), also where it did not show itself again on each of the fresh QEMUs it is "
-        "confirmed with, 2 the command or the environment is wrong, 125 the build cannot do it."
+        "confirmed with, 2 the command or the environment is wrong, 125 the build cannot do it, or "
+        "a scenario file showed nothing whose setup leaves other states in other versions."
     )
 
     exporting = commands.add_parser(
@@ -302,11 +305,18 @@ def _explore_builds(args: argparse.Namespace, console: Console, work: Work) -> i
     if args.keep is not None:
         check_directory(args.keep)
     reports: list[ExploreReport] = []
+    incomparable: list[str] = []
 
     def on(build: Build) -> int:
         def explore() -> int:
             _explore_build(args, build, work, console, reports)
-            return DIVERGED if reports[-1].new or reports[-1].unexplained else OK
+            if reports[-1].new or reports[-1].unexplained:
+                return DIVERGED
+            if other := _incomparable(args, build):
+                console.line(other, UNTESTABLE)
+                incomparable.append(other)
+                return UNTESTABLE
+            return OK
 
         return run_interruptible(explore)
 
@@ -316,12 +326,33 @@ def _explore_builds(args: argparse.Namespace, console: Console, work: Work) -> i
         args.document.result = {"reports": told}
     elif told:
         args.document.result = told[0]
+    if status == UNTESTABLE and incomparable:
+        args.document.error = incomparable[0]
     args.document.diverged = any(report.new or report.unexplained for report in reports)
     if any(one.cut_short for report in reports for one in report.scenarios):
         args.document.interrupted = BUDGET
     if status == OK and (nothing := next(filter(None, (r.chose_nothing for r in reports)), "")):
         raise InputError(nothing)
     return status
+
+
+def _incomparable(args: argparse.Namespace, build: Build) -> str:
+    """Why a scenario of the user's that shows nothing is another scenario on another version.
+
+    `git bisect` would blame the commit that changed what its setup leaves.
+
+    :returns: one line, or ``""``: it is the same
+    """
+    if args.scenario is None or not args.scenario.endswith(".json"):
+        return ""
+    version = read_version(build)[0]
+    for scenario in real_scenarios(args.scenario):
+        if other := depends_on_version(scenario, version):
+            return (
+                f"cannot judge by what was not found: {other}; zeroes that keep their place "
+                "everywhere are primary_zero_no_hole's"
+            )
+    return ""
 
 
 def _chosen(args: argparse.Namespace) -> list[RealScenario]:

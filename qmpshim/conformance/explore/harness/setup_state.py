@@ -20,6 +20,7 @@ from qmpshim.model.disks.image import Alloc, Qcow2Image
 #: By image, a letter for each cluster: ``D`` data, ``Z`` zeroes that keep their place in the file,
 #: ``z`` zeroes that have none, ``-`` nothing.
 Allocation = Mapping[str, str]
+LETTERS = "D data, Z zeroes with a place in the file, z zeroes without, - nothing"
 
 
 def allocation_after_setup(finding: Finding, build: Build) -> Allocation:
@@ -93,6 +94,28 @@ def _predicted_letter(image: Qcow2Image, index: int) -> str:
     return "?"  # something outside the model decides
 
 
+def depends_on_version(scenario: RealScenario, version: tuple[int, ...]) -> str:
+    """How the state that the setup leaves in a QEMU *version* differs from that in another.
+
+    What such a scenario does not show on the one says nothing about the other.
+
+    :returns: one line, or ``""``: it is the same in all
+    :raises InputError: the setup cannot be done
+    """
+    if not scenario.setup:
+        return ""
+    here = predicted_after_setup(scenario, version)
+    for one in VERSIONS:
+        for name, there in predicted_after_setup(scenario, one).items():
+            if here.get(name) != there:
+                return (
+                    f"{scenario.name}: the setup leaves another state here than in QEMU "
+                    f"{'.'.join(map(str, one[:2]))}: the {name} disk's clusters are "
+                    f"{here.get(name, 'not known')}, there {there} ({LETTERS})"
+                )
+    return ""
+
+
 def other_state(finding: Finding, build: Build) -> str:
     """How the state that the setup leaves on *build* differs from what the finding began with.
 
@@ -117,7 +140,6 @@ def other_state(finding: Finding, build: Build) -> str:
             if here.get(name) != wanted:
                 return (
                     f"the setup leaves another state on this build: the {name} disk's clusters "
-                    f"are {here.get(name, 'not known')}, {word} were {wanted} (D data, Z zeroes "
-                    "with a place in the file, z zeroes without, - nothing)"
+                    f"are {here.get(name, 'not known')}, {word} were {wanted} ({LETTERS})"
                 )
     return ""

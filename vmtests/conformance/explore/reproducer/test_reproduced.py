@@ -232,6 +232,31 @@ def test_without_a_record_the_model_predicts_the_state(
     assert done.returncode == status, done
 
 
+@pytest.mark.parametrize("zeroes", ["primary_zero", "primary_zero_no_hole"])
+def test_a_scenario_that_is_another_on_another_version(zeroes: str, qmpshim: CommandLine) -> None:
+    """A file shows nothing on 7.2, where its setup does not leave what it leaves on 10.0: 125."""
+    path = qmpshim.home / "discard-during-cow.json"
+    scenario = {
+        "form": "backup",
+        "secondary": "qcow2",
+        "setup": [{"do": zeroes, "at": [0, 128]}, {"do": "stop"}],
+        "ops": [
+            {"do": "primary_write", "at": [16, 8]},
+            {"do": "primary_discard", "at": [0, 128]},
+        ],
+    }
+    path.write_text(json.dumps(scenario))
+    done = qmpshim.run("explore", "--strict", "--scenario", path, "--json", "result")
+    if zeroes == "primary_zero_no_hole":  # the same everywhere, and it is found
+        assert done.returncode == 1 and "1 new finding" in done.stdout, done
+    else:
+        assert done.returncode == 125 and "no divergence" in done.stdout, done
+        assert "cannot judge by what was not found: " in done.stdout
+        assert "the secondary disk's clusters are zD, there ZD" in done.stdout
+        document = json.loads((qmpshim.home / "result").read_text())
+        assert document["verdict"] is None and document["schedules"] == 3, document
+
+
 def test_not_seen_needs_the_schedule_or_all_of_them(
     qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
