@@ -9,10 +9,11 @@ rest of the value. The second is known from its patches on the qemu-devel list a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol
+from typing import ClassVar
 
 from qmpshim.shim.json.text import BadString, Value, parse_integer, parse_string
 
@@ -203,42 +204,49 @@ class _Grammar:
             self._expect = _Expect.DICT_SEPARATOR
 
 
-class Framer(Protocol):
+class Framer(ABC):
     """Finds where a value ends in the stream of tokens."""
 
-    @property
-    def idle(self) -> bool:
-        """Whether no value has begun."""
-
-    def token(
-        self, kind: TokenKind, text: bytes, place: Callable[[int], Place], at: int
-    ) -> Parsed | Malformed | None:
-        """Take a token, which is at ``place(at)``; gives a value or an error when one is due."""
-
-    def stray(self, text: str, place: Place) -> Malformed | None:
-        """Bytes came that are no token."""
-
-
-class _Classic:
-    """Parses when brackets and braces are even; reports the first error then."""
+    dialect: ClassVar[Dialect]
 
     def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:
         self._braces = self._brackets = self._count = self._size = 0
-        self._grammar = _Grammar(Dialect.CLASSIC)
+        self._failed = False
+        self._grammar = _Grammar(self.dialect)
 
     @property
     def idle(self) -> bool:
+        """Whether no value has begun."""
         return not self._count
+
+    def _balance(self, kind: TokenKind, text: bytes) -> None:
+        if kind is TokenKind.PUNCTUATION:
+            self._braces += (text == b"{") - (text == b"}")
+            self._brackets += (text == b"[") - (text == b"]")
+
+    @abstractmethod
+    def token(
+        self, kind: TokenKind, text: bytes, place: Callable[[int], Place], at: int
+    ) -> Parsed | Malformed | None:
+        """Take a token, which is at ``place(at)``; gives a value or an error when one is due."""
+
+    @abstractmethod
+    def stray(self, text: str, place: Place) -> Malformed | None:
+        """Bytes came that are no token."""
+
+
+class _Classic(Framer):
+    """Parses when brackets and braces are even; reports the first error then."""
+
+    dialect = Dialect.CLASSIC
 
     def token(
         self, kind: TokenKind, text: bytes, place: Callable[[int], Place], at: int
     ) -> Parsed | Malformed | None:
-        if kind is TokenKind.PUNCTUATION:
-            self._braces += (text == b"{") - (text == b"}")
-            self._brackets += (text == b"[") - (text == b"]")
+        self._balance(kind, text)
         grammar = self._grammar
         self._count += 1
         if self._size + len(text) + 1 > MAX_TOKEN_SIZE:
@@ -266,31 +274,22 @@ class _Classic:
         return Malformed(f"JSON parse error, stray '{text}'")
 
 
-class _Placed:
+class _Placed(Framer):
     """Parses and complains at once; after an error skips until all that is open is closed."""
 
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self._braces = self._brackets = self._count = self._size = 0
-        self._failed = False
-        self._grammar = _Grammar(Dialect.PLACED)
-
-    @property
-    def idle(self) -> bool:
-        return not self._count
+    dialect = Dialect.PLACED
 
     def token(
         self, kind: TokenKind, text: bytes, place: Callable[[int], Place], at: int
     ) -> Parsed | Malformed | None:
         self._size += len(text)
         self._count += 1
-        if kind is TokenKind.PUNCTUATION:
-            self._balance(text)
+        self._balance(kind, text)
+        if self._braces < 0 or self._brackets < 0:
+            self._braces = self._brackets = 0
         result: Parsed | Malformed | None = None
         if not self._failed:
-            result = self._judge(kind, text, place, at)
+            result = self._parse(kind, text, place, at)
             self._failed = isinstance(result, Malformed)
         if not (self._braces or self._brackets):
             if result is None and not self._failed:
@@ -298,13 +297,7 @@ class _Placed:
             self._reset()
         return result
 
-    def _balance(self, text: bytes) -> None:
-        self._braces += (text == b"{") - (text == b"}")
-        self._brackets += (text == b"[") - (text == b"]")
-        if self._braces < 0 or self._brackets < 0:
-            self._braces = self._brackets = 0
-
-    def _judge(
+    def _parse(
         self, kind: TokenKind, text: bytes, place: Callable[[int], Place], at: int
     ) -> Malformed | None:
         if self._size >= MAX_TOKEN_SIZE:
