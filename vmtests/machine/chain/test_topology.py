@@ -150,6 +150,8 @@ def test_a_guests_disk_is_more_parts_of_the_same_chain() -> None:
     assert opened[2].arguments["iothread"] == "x-io"
     assert (opened[3].arguments["bus"], opened[3].arguments["drive"]) == ("x-scsi.0", "x-log")
     assert closing(topology.parts[-1]).arguments == {"id": "x-disk"}
+    logged = Attachment(log=True).attached_to(TOPOLOGIES["replication"])
+    assert logged.node("top").options["top-id"] == "log"
     ide = Attachment("ide").attached_to(TOPOLOGIES["replication"])
     assert ide.node("top").options["top-id"] == "ide"
     back = closing(ide.parts[-1])
