@@ -44,6 +44,13 @@ class Verb(StrEnum):
     STOP = "stop"
     STATUS = "status"
     UNEXPORT = "unexport"  # the primary's export is removed
+    BACKUP_FULL = "backup_full"  # a backup job is started, which copies in the background
+    BACKUP_INCREMENTAL = "backup_incremental"  # what the bitmap names; bitmap-mode=on-success
+    BACKUP_ALWAYS = "backup_always"  # the same with bitmap-mode=always
+    BACKUP_NEVER = "backup_never"  # and with bitmap-mode=never
+    BACKUP_AND_BITMAP = "backup_and_bitmap"  # a transaction: a new bitmap, and a full backup
+    BITMAP_CLEAR = "bitmap_clear"
+    BITMAP_DISABLE = "bitmap_disable"
     REBUILD = "rebuild"  # of a workload: fresh overlays, nothing running
     CHECK = "check"  # of a workload: everything is compared
 
@@ -55,6 +62,16 @@ _CHANGES = _ZEROES | _WRITES
 REQUESTS = tuple(verb for verb in Verb if verb in _CHANGES | {Verb.READ, Verb.FLUSH})
 #: Commands to the monitor.
 COMMANDS = (Verb.START, Verb.CHECKPOINT, Verb.FAILOVER, Verb.STOP, Verb.STATUS, Verb.UNEXPORT)
+#: Commands that start a backup job; it goes on when they are answered.
+BACKUPS = (
+    Verb.BACKUP_FULL,
+    Verb.BACKUP_INCREMENTAL,
+    Verb.BACKUP_ALWAYS,
+    Verb.BACKUP_NEVER,
+    Verb.BACKUP_AND_BITMAP,
+)
+#: Commands that change a dirty bitmap and nothing else.
+BITMAPS = (Verb.BITMAP_CLEAR, Verb.BITMAP_DISABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +163,11 @@ class Operation:
         return self.is_command and not self.queries
 
     @property
+    def backs_up(self) -> bool:
+        """Whether it starts a backup job."""
+        return self.verb in BACKUPS
+
+    @property
     def sectors(self) -> range:
         """Its sectors."""
         return range(self.start, self.start + self.count)
@@ -215,7 +237,7 @@ _NAMED: dict[str, tuple[Side, Verb]] = {
         *(Operation(Side.PRIMARY, verb) for verb in REQUESTS),
         *(Operation(Side.GUEST, verb) for verb in REQUESTS if verb is not Verb.ZERO_NO_HOLE),
         *(Operation(Side.SNAPSHOT, verb) for verb in (Verb.READ, Verb.DISCARD)),
-        *(Operation(Side.CHAIN, verb) for verb in COMMANDS),
+        *(Operation(Side.CHAIN, verb) for verb in (*COMMANDS, *BACKUPS, *BITMAPS)),
         *(Operation(side, Verb.DISCONNECT) for side in (Side.PRIMARY, Side.GUEST)),
     )
 }

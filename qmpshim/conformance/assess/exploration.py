@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qmpshim.conformance.cluster import Cluster
@@ -17,7 +17,13 @@ from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.uses import USES
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import Build
+from qmpshim.model.operations import Verb, does
 
+#: What a scenario has to do for a use whose chain stands for several.
+_WANTED: Mapping[Use, tuple[Verb, ...]] = {
+    Use.FULL_BACKUP: (Verb.BACKUP_FULL, Verb.BACKUP_AND_BITMAP),
+    Use.INCREMENTAL_BACKUP: (Verb.BACKUP_INCREMENTAL, Verb.BACKUP_ALWAYS, Verb.BACKUP_NEVER),
+}
 LEAST = 3  # schedules without which nothing is concluded from a scenario
 
 
@@ -47,7 +53,9 @@ def scenarios_of(use: Use) -> list[RealScenario]:
     """What is explored for a use: pairs of operations (strength 2); empty: there is no check."""
     if use is Use.NBD_EXPORT:
         return [one for one in vanishing() if one.form in ("backup", "fleecing")]
-    return [one for chain, uses in USES.items() if use in uses for one in pairs(chain)]
+    found = [one for chain, uses in USES.items() if use in uses for one in pairs(chain)]
+    wanted = _WANTED.get(use)
+    return found if wanted is None else [one for one in found if does(one.ops, *wanted)]
 
 
 def explore_uses(

@@ -161,6 +161,9 @@ def _sharded(value: Any) -> list[Case]:
 
 #: Pairs of operations by what they are about: the first whose letters occur has the pair.
 _ABOUT = (
+    ("full-backup", "ft"),
+    ("incremental-backup", "ian"),
+    ("bitmaps", "cdr"),
     ("checkpoint", "C"),
     ("failover", "O"),
     ("stop", "SA"),

@@ -11,6 +11,7 @@ USES: dict[str, tuple[Use, ...]] = {
     "primary": (Use.COLO_PRIMARY,),
     "backup": (Use.SYNC_NONE_BACKUP,),
     "fleecing": (Use.FLEECING,),
+    "push": (Use.FULL_BACKUP, Use.INCREMENTAL_BACKUP, Use.BITMAPS),
 }
 
 

@@ -34,11 +34,11 @@ _ENTRY = 8  # bytes of an L1 or L2 entry
 _DISCARD = 20e-6  # seconds for one cluster; 2 to 3 us were measured on a busy machine
 
 
-#: The names of the chains that have a secondary disk, with an export of it for a primary.
+#: The names of the chains that have a secondary disk, with exports for a primary and a guest.
 CHAINS = tuple(
     name
     for name, topology in TOPOLOGIES.items()
-    if any(export.name == "primary" for export in topology.exports)
+    if {"primary", "guest"} <= {export.name for export in topology.exports}
 )
 
 

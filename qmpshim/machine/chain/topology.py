@@ -255,6 +255,11 @@ class Topology:
         return "failover" in self.operations and bool(self.overlays)
 
     @property
+    def backs_up(self) -> bool:
+        """Whether operations start backup jobs, which go on in the background."""
+        return "backup_full" in self.operations
+
+    @property
     def renewed(self) -> tuple[Part, ...]:
         """The parts that have to be opened again when the overlays are: they and all above them."""
         found: list[Part] = []
@@ -429,6 +434,33 @@ _BACKUP_JOB = QmpCommand(
     "blockdev-backup",
     {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "none"},
 )
+BITMAP = "b0"  # of the push chain: records from the beginning
+NEW_BITMAP = "b1"  # begins with a full backup, in one transaction
+_BACKUP = {"job-id": "backup", "device": "secondary", "target": "hidden"}
+_BY_BITMAP = {**_BACKUP, "sync": "bitmap", "bitmap": BITMAP}
+_OF_BITMAP = {"node": "secondary", "name": BITMAP}
+_FULL = {**_BACKUP, "sync": "full"}
+_NEW = {"node": "secondary", "name": NEW_BITMAP, "granularity": 65536}
+_PUSH: Mapping[str, QmpCommand] = {
+    "backup_full": QmpCommand("blockdev-backup", _FULL),
+    "backup_incremental": QmpCommand(
+        "blockdev-backup", {**_BACKUP, "sync": "incremental", "bitmap": BITMAP}
+    ),
+    "backup_always": QmpCommand("blockdev-backup", {**_BY_BITMAP, "bitmap-mode": "always"}),
+    "backup_never": QmpCommand("blockdev-backup", {**_BY_BITMAP, "bitmap-mode": "never"}),
+    "backup_and_bitmap": QmpCommand(
+        "transaction",
+        {
+            "actions": [
+                {"type": "block-dirty-bitmap-add", "data": _NEW},
+                {"type": "blockdev-backup", "data": _FULL},
+            ]
+        },
+    ),
+    "bitmap_clear": QmpCommand("block-dirty-bitmap-clear", _OF_BITMAP),
+    "bitmap_disable": QmpCommand("block-dirty-bitmap-disable", _OF_BITMAP),
+    "stop": QmpCommand("block-job-cancel", {"device": "backup"}),
+}
 
 _CHAINS = (
     # secondary <- hidden <- active <- replication filter
@@ -485,6 +517,21 @@ _CHAINS = (
         None,
         "of 7.0 or later",
         _PRIMARY_IO | {"guest_read", "guest_discard", "guest_vanish", "status", "unexport"},
+    ),
+    # secondary, with a dirty bitmap, and a target; operations start the backup jobs
+    Topology(
+        "push",
+        (
+            _SECONDARY,
+            Export("primary", "secondary", True),
+            Node("hidden", "qcow2", _UNMAP, ImageSpec(overlay=True)),
+        ),
+        _PUSH,
+        QmpCommand("block-dirty-bitmap-add", {**_OF_BITMAP, "granularity": 65536}),
+        "with the NBD driver",
+        (_PRIMARY_IO - {"primary_vanish"}) | _PUSH.keys(),
+        dict.fromkeys(_PUSH, _PRIMARY_IO),
+        formats=("raw",),
     ),
     # the other side: quorum on the primary disk and on the replication filter that forwards to the
     # secondary disk

@@ -50,6 +50,14 @@ class CauseKind(StrEnum):
     DATA_FITS_NO_ORDER = "data-fits-no-order"
     ALLOCATION = "allocation"  # subject: the overlay; detail: what kind of cluster there is
     CORRUPTION = "corruption"  # subject: the overlay; detail: what the reader reports
+    # Backup jobs and dirty bitmaps. Subject: the job, or the bitmap's name.
+    JOB_ENDS = "job-ends"  # detail: how
+    NO_POINT_IN_TIME = (
+        "no-point-in-time"  # each sector of the target is old enough, not all at once
+    )
+    BITMAP_MISSES = "bitmap-misses"
+    BITMAP_EXCEEDS = "bitmap-exceeds"
+    BITMAP_STATE = "bitmap-state"  # detail: the state
     # Order of I/O.
     NEW_BEFORE_OLD = "new-before-old"
     COPY_OF_NEW_DATA = "copy-of-new-data"
@@ -224,6 +232,11 @@ WORDING: dict[CauseKind, str] = {
     CauseKind.DATA_FITS_NO_ORDER: "reads and disks fit no order",
     CauseKind.ALLOCATION: "{subject} cluster {detail} instead of {predicted}",
     CauseKind.CORRUPTION: "{subject} disk: {detail}",
+    CauseKind.JOB_ENDS: "the {subject} ends as {detail} instead of {predicted}",
+    CauseKind.NO_POINT_IN_TIME: "the {subject} is the disk at no single point in time",
+    CauseKind.BITMAP_MISSES: "bitmap {subject} misses a change",
+    CauseKind.BITMAP_EXCEEDS: "bitmap {subject} names what was not touched",
+    CauseKind.BITMAP_STATE: "bitmap {subject} is {detail} instead of {predicted}",
     CauseKind.NEW_BEFORE_OLD: "new data before old is saved",
     CauseKind.COPY_OF_NEW_DATA: "the copy holds new data",
     CauseKind.PRIMARY_NOT_FLUSHED: "{subject} does not flush the primary disk",

@@ -101,5 +101,11 @@ def test_each_use_with_a_chain_is_explored() -> None:
     explored = {use for use in Use if scenarios_of(use)}
     assert explored == {
         *(Use.COLO_PRIMARY, Use.COLO_SECONDARY, Use.SYNC_NONE_BACKUP, Use.FLEECING),
-        Use.NBD_EXPORT,
+        *(Use.NBD_EXPORT, Use.FULL_BACKUP, Use.INCREMENTAL_BACKUP, Use.BITMAPS),
     }
+    full, incremental, bitmaps = (
+        {one.name for one in scenarios_of(use)}
+        for use in (Use.FULL_BACKUP, Use.INCREMENTAL_BACKUP, Use.BITMAPS)
+    )
+    assert full and incremental and not full & incremental
+    assert full | incremental < bitmaps

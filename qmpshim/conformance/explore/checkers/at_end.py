@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qmpshim.conformance.explore.checkers import durability, final_state, liveness, probe, quorum
+from qmpshim.conformance.explore.checkers import (
+    bitmaps,
+    durability,
+    final_state,
+    liveness,
+    point_in_time,
+    probe,
+    quorum,
+)
 from qmpshim.conformance.explore.checkers.end import Check, End
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 
 #: While the gate still holds what it would hold.
 HELD: Sequence[Check] = (liveness.operations_end,)
 #: When the gate is open, and before the disks are looked at: that may fail, and hide these.
-OPEN: Sequence[Check] = (liveness.commit_ends, liveness.rest_is_there, quorum.error_is_reported)
+OPEN: Sequence[Check] = (
+    liveness.commit_ends,
+    liveness.backup_job_ends,
+    liveness.rest_is_there,
+    quorum.error_is_reported,
+)
 #: When the disks were looked at.
 LOOKED: Sequence[Check] = (
     final_state.images_are_sound,
     final_state.outcome_is_explained,
+    point_in_time.target_is_point_in_time,
+    bitmaps.bitmaps_name_changes,
     durability.commit_is_flushed,
     probe.chain_works_on,
 )

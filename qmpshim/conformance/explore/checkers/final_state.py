@@ -5,12 +5,15 @@ How it is explained is in :mod:`.linearizability`, and where I/Os failed in :mod
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.explore.harness.overlays import OverlayState, read_overlay
+from qmpshim.conformance.explore.harness.push import left_by_backup
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
@@ -37,15 +40,19 @@ def look(
         if op.disconnects:  # the export must serve the next client
             machine.connect(op.side)
     view: tuple[int, ...] | None = None
-    answer = machine.clients["guest"].call(Nbd.READ, 0, size * SECTOR)
-    if not answer.errno:
-        view = tuple(owners(answer.data, 0))
+    if "guest" in machine.clients:
+        answer = machine.clients["guest"].call(Nbd.READ, 0, size * SECTOR)
+        if not answer.errno:
+            view = tuple(owners(answer.data, 0))
     _flush(machine, now)
     status: str | None = None
     if scenario.replicates:
         reported = machine.call("query-xen-replication-status")
         status = reported.get("desc", "") if reported["error"] else None
-    return _read(machine, scenario, now, view, status)
+    seen, unsound = _read(machine, scenario, now, view, status)
+    if scenario.backs_up:
+        seen = replace(seen, backup=left_by_backup(machine, scenario))
+    return seen, unsound
 
 
 def disks(machine: GatedMachine, scenario: RealScenario, now: History) -> Outcome:
@@ -67,6 +74,8 @@ def _read(
         read_overlay(machine, scenario, name) if name in machine.images else nothing
         for name in ("hidden", "active")
     )
+    if scenario.backs_up:  # that is the target, which has a checker of its own
+        hidden = replace(nothing, violation=hidden.violation)
     primary = None
     if scenario.has("quorum"):
         primary = tuple(owners(machine.gate.snapshot("primary"), 0))
@@ -77,7 +86,7 @@ def _read(
         hidden.content,
         active.content,
         view,
-        () if scenario.has("quorum") else (hidden.kinds, active.kinds),
+        () if scenario.has("quorum") or scenario.backs_up else (hidden.kinds, active.kinds),
         status,
         primary,
     )

@@ -76,7 +76,7 @@ class LinearizabilityChecker:
         self.scenario = scenario
         self.behaviour = behaviour
         self.cells = _cells(scenario)
-        self.orders = _orders(scenario, behaviour)
+        self.orders = orders_of(scenario, behaviour)
         self._cut_off = cut_off(scenario.ops)
         # Whether a write may be forwarded although replication was stopped before it.
         self._forwards_late = scenario.has("quorum") and does(
@@ -334,10 +334,13 @@ class LinearizabilityChecker:
         return "the probe's data"
 
 
-def _orders(scenario: RealScenario, behaviour: Behaviour) -> list[Order]:
-    """The orders that keep to what comes after what; failover's commit goes on after its answer."""
+def orders_of(scenario: RealScenario, behaviour: Behaviour) -> list[Order]:
+    """The orders that keep to what comes after what.
+
+    Failover's commit and a backup job go on after the command's answer.
+    """
     ops = scenario.ops
-    failovers = [i for i, op in enumerate(ops) if op.verb is Verb.FAILOVER and scenario.commits]
+    failovers = [i for i, op in enumerate(ops) if scenario.goes_on(op)]
     commits = [~index for index in failovers]
     ends = [commit - len(ops) for commit in commits]
     later = [(op.after, index) for index, op in enumerate(ops) if op.after is not None]

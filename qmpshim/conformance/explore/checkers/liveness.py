@@ -54,6 +54,17 @@ def rest_is_there(end: End) -> RealViolation | None:
     return _remains("the backup job", "cancelled")
 
 
+def backup_job_ends(end: End) -> RealViolation | None:
+    """Whether a backup job that was started ends."""
+    machine = end.machine
+    if not end.scenario.backs_up or machine.reactor.until(
+        lambda: not _names(machine, "query-block-jobs", "device"), _REMOVAL
+    ):
+        return None
+    text = "the backup job does not end although nothing is held"
+    return RealViolation(Verdict.HANG, text, cause=Cause(CauseKind.HANGS, "backup job"))
+
+
 def _names(machine: GatedMachine, query: str, key: str) -> set[str]:
     machine.settle()
     return {str(one.get(key)) for one in machine.call(query)}

@@ -50,7 +50,8 @@ class OnlineChecker:
             for index, op in enumerate(scenario.ops)
             if op.is_primary and op.writes
         }
-        self.quiet = not does(scenario.ops, Verb.CHECKPOINT, Verb.FAILOVER, Verb.STOP, Verb.START)
+        changing = (Verb.CHECKPOINT, Verb.FAILOVER, Verb.STOP, Verb.START)
+        self.quiet = not (does(scenario.ops, *changing) or scenario.backs_up)
         # A reader that discards part of a snapshot does without it, and without its copy.
         self._given_up = {
             cluster

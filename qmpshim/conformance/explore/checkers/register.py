@@ -88,6 +88,30 @@ CHECKERS: tuple[Checker, ...] = (
         ),
     ),
     Checker(
+        "point_in_time",
+        "the target of a backup job in each sector, and how the job ended",
+        (Verdict.CONTENT, Verdict.ERROR_CONTRACT),
+        (
+            ("point_in_time", "a_copy_taken_after_t0_is_found_out"),
+            ("point_in_time", "a_cluster_that_is_left_out_is_found_out"),
+            ("point_in_time", "a_target_of_two_points_in_time_is_found_out"),
+            ("point_in_time", "a_job_that_ends_by_itself_is_found_out"),
+            ("point_in_time", "a_failed_copy_that_is_not_reported_is_found_out"),
+        ),
+    ),
+    Checker(
+        "bitmaps",
+        "each dirty bitmap of the disk: its granules, whether it records, whether it is in use",
+        (Verdict.ALLOCATION, Verdict.LOST_WRITE, Verdict.PROTOCOL),
+        (
+            ("bitmaps", "a_granule_that_is_not_marked_is_missed"),
+            ("bitmaps", "a_bitmap_that_is_cleared_too_early_is_found_out"),
+            ("bitmaps", "a_successor_that_is_lost_is_found_out"),
+            ("bitmaps", "a_bitmap_that_is_not_given_back_is_found_out"),
+            ("bitmaps", "a_bitmap_that_names_too_much_is_found_out"),
+        ),
+    ),
+    Checker(
         "failures",
         "the same, where I/Os failed; failures 3 to 7 of docs/block-replication.txt",
         (Verdict.ERROR_CONTRACT, Verdict.ISOLATION),

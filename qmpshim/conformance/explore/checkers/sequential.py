@@ -33,13 +33,42 @@ from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
 from qmpshim.model.chain.secondary import Chain, CommandError, Stage, Workflow
 from qmpshim.model.disks.image import Alloc, Qcow2Image, owned
 from qmpshim.model.operations import Operation, Side, Verb
+from qmpshim.model.pointintime.bitmap import RefusedError
+from qmpshim.model.pointintime.jobs import Ending
+from qmpshim.model.pointintime.push import PushChain
 from qmpshim.model.runtime.coroutines import Io, ModelIOError, OperationError, run_sequentially
 
 # Of operations. ``~n`` is the commit that failover *n* leaves running, ``~(n + operations)`` the
 # moment from which the status has it as over.
 Order = tuple[int, ...]
 _CHANGES = frozenset({"write", "zero", "discard"})
-AnyChain = Chain | PrimaryChain
+AnyChain = Chain | PrimaryChain | PushChain
+
+
+@dataclass(frozen=True, slots=True)
+class BitmapLeft:
+    """A dirty bitmap as QEMU reports it.
+
+    :ivar granules: those that it names; None: they could not be found out
+    """
+
+    name: str
+    granules: frozenset[int] | None
+    recording: bool
+    busy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BackupLeft:
+    """What a backup job and the dirty bitmaps left.
+
+    :ivar target: owners of all sectors, ``None`` where the target has nothing
+    :ivar ending: how the job ended; None: there was none
+    """
+
+    target: tuple[int | None, ...]
+    ending: Ending | None
+    bitmaps: tuple[BitmapLeft, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +84,7 @@ class Outcome:
     :ivar alloc: by overlay, by cluster
     :ivar status: the error that replication reports
     :ivar primary: owners of all sectors of the primary's own disk, ``None`` where there is none
+    :ivar backup: what a backup job and the dirty bitmaps left, where there may be such
     """
 
     answers: tuple[Prediction, ...]
@@ -66,6 +96,7 @@ class Outcome:
     alloc: tuple[tuple[int, ...], ...]
     status: str | None
     primary: tuple[int, ...] | None = None
+    backup: BackupLeft | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +219,8 @@ def run_op(
     chain: AnyChain, op: Operation, number: int, fate: Callable[[Io], int] | None = None
 ) -> Any:
     """Do one operation in the sequential model; what a read returns."""
+    if isinstance(chain, PushChain):
+        return chain.do(op, number)
     if op.disconnects or op.verb in (Verb.STATUS, Verb.UNEXPORT):
         return None
     method = getattr(chain, op.name)
@@ -216,6 +249,8 @@ def run_in_order(
         write go on side by side, and not all of them need to fail
     """
     chain = after_setup(scenario, behaviour)
+    if isinstance(chain, PushChain):
+        return _pushed(scenario, chain, order)
     answers: list[Prediction] = [UNANSWERED] * len(scenario.ops)
     data: list[tuple[int, ...] | None] = [None] * len(scenario.ops)
     gone: frozenset[Side] = frozenset()  # exports whose clients are no more
@@ -290,6 +325,11 @@ def after_setup(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
     :raises InputError: the setup cannot be done
     """
     chain: AnyChain
+    if scenario.backs_up:
+        pushes = PushChain(owned(BASE, scenario.size), behaviour.discard_passes_job)
+        for number, op in enumerate(scenario.setup, BASE + 1):
+            pushes.do(op, number)
+        return pushes
     if scenario.has("quorum"):
         chain = PrimaryChain(scenario.size, behaviour)
         chain.primary.contents.write(0, owned(BASE, scenario.size))
@@ -338,6 +378,33 @@ def _secondarys(scenario: RealScenario, behaviour: Behaviour) -> Chain:
 def unmaps(node: Node) -> bool:
     """Whether a node was opened with BDRV_O_UNMAP."""
     return node.options.get("discard") == "unmap"
+
+
+def _pushed(scenario: RealScenario, chain: PushChain, order: Order) -> Outcome:
+    """The end of an order on a disk that is backed up.
+
+    What the job leaves is predicted in :mod:`.point_in_time`.
+    """
+    answers: list[Prediction] = [UNANSWERED] * len(scenario.ops)
+    data: list[tuple[int, ...] | None] = [None] * len(scenario.ops)
+    for step in order:
+        if ~step >= len(scenario.ops):
+            continue
+        if step < 0:
+            chain.end_job()
+            continue
+        op = scenario.ops[step]
+        try:
+            found = chain.do(op, scenario.number(step))
+        except RefusedError:
+            answers[step] = ANY_ERROR
+            continue
+        answers[step] = OK
+        if op.reads:
+            data[step] = tuple(max(0, owner) for owner in found)
+    nothing = (None,) * scenario.size
+    disk = tuple(max(0, owner) for owner in chain.disk.now)
+    return Outcome(tuple(answers), tuple(data), disk, nothing, nothing, None, (), None)
 
 
 def _primarys_end(

@@ -6,7 +6,8 @@ clusters are: copies of two of them in one wait for each other.) A step counts a
 clusters of its operation, but for two cases: reads that are let go only look, and an I/O that is
 let go without anything coming of it yet (another of the same operation is still to come) touched
 its own clusters. Commands, flushes and FUA writes touch everything; so do all, where qcow2's own
-I/O is held: one table is about the clusters of many.
+I/O is held: one table is about the clusters of many. So does every step where backup jobs may run:
+their copies may be taken for those of a request, which one step can let go on together.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ class Footprints:
     """
 
     def __init__(self, scenario: RealScenario, all_io: bool = False) -> None:
-        self._all_io = all_io
+        self._all_io = all_io or scenario.backs_up
         self._cluster = max(BACKUP_CLUSTER_SIZE_DEFAULT, scenario.cluster)
         self._ops = [self._works_with(op) for op in scenario.ops]
         self._narrow = [
-            not all_io
+            not self._all_io
             and op.count > 0
             and len(_clusters(op.start, op.count, scenario.cluster)) == 1
             for op in scenario.ops

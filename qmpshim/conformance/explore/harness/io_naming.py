@@ -218,6 +218,8 @@ class IoNames:
     @staticmethod
     def _may(op: Operation, image: str, verb: str, start: int, count: int, meta: bool) -> bool:
         """Whether an operation could need such a request; one table is about many clusters."""
+        if op.backs_up:  # its job copies in the background
+            return image == "hidden" or verb in ("read", "status", "flush")
         if verb == "flush":
             return op.makes_durable or op.verb in (Verb.FAILOVER, Verb.CHECKPOINT, Verb.STOP)
         if op.verb in (Verb.FAILOVER, Verb.START, Verb.CHECKPOINT, Verb.STOP):

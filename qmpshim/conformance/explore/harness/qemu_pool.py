@@ -209,7 +209,7 @@ class QemuPool:
         machine.gate.trace.clear()
 
     def _end(self, machine: GatedMachine) -> None:
-        if not self._running:
+        if not self._running and not machine.topology.backs_up:
             return
         if machine.topology.begins is None:
             return

@@ -133,8 +133,8 @@ class RealSystem(RealRun):
     def fingerprint(self) -> Hashable | None:
         if self.violation is not None:
             return self.violation
-        # While a commit goes on, who moved last may be taken for who asks for its flushes.
-        commits = self.scenario.commits and self._mover
+        # While a commit or a backup job goes on, its requests may be taken for those of the mover.
+        commits = (self.scenario.commits or self.scenario.backs_up) and self._mover
         return self._state.fingerprint(self.now), commits
 
     def reset(self) -> None:
@@ -284,6 +284,8 @@ class RealSystem(RealRun):
 
     def _verdict(self, seen: Outcome) -> RealViolation | None:
         assert self._judge is not None and self._faulty is not None
+        if self.now.failed and self.scenario.backs_up:
+            return None  # the checkers of backup jobs take failed I/Os into account themselves
         if self.now.failed:
             return self._faulty.judge(seen, self.now.precedence, self.now.failed)
         return self._judge.judge(seen, self.now.precedence)

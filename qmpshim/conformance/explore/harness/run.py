@@ -243,7 +243,7 @@ class RealRun:
         """Whether nobody else waits for an answer from this image, and no command is under way."""
         now, ops = self.now, self.scenario.ops
         under_way = now.running.keys() - now.over
-        if len(under_way) < 2:
+        if len(under_way) < 2 and not any(ops[op].backs_up for op in now.started):
             return True
         if any(ops[op].reconfigures for op in under_way) or self._passing:
             return False
@@ -301,8 +301,9 @@ class RealRun:
             if io.seq not in known:
                 again = (io.image, io.op, io.offset, io.length)
                 mover = next((one.op for one in dead if one.request == again), self._mover)
-                still = [i for i in unfinished if i not in now.over]
-                named = self._names.name(io, mover, unfinished, still)
+                jobs = [i for i in now.over if self.scenario.ops[i].backs_up]
+                still = [*(i for i in unfinished if i not in now.over), *jobs]
+                named = self._names.name(io, mover, still if jobs else unfinished, still)
                 now.held[named.id] = named
                 self.names.add(named.id)
                 now.events.append(Arrived(named.id))

@@ -38,6 +38,11 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         raise InputError("this schedule was recorded as one that shows nothing wrong")
     scenario = finding.scenario
     topology = scenario.topology
+    if topology.backs_up:
+        raise InputError(
+            "a script reads neither the target of a backup job nor dirty bitmaps: "
+            "`qmpshim replay` shows the finding"
+        )
     case: dict[str, Any] = {
         "title": f"{finding.verdict}: {finding.text}",
         "build": finding.build,

@@ -1,0 +1,102 @@
+"""Bitmaps: each names every granule that was changed since it began, and none that was not touched.
+
+What a job leaves of its bitmap depends on its ``bitmap-mode`` and on how it ended, and is explained
+by the same changes before T0 as its target. With ``always``, what a job that was cancelled has not
+copied stays in the bitmap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from qmpshim.conformance.explore.checkers.end import End
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.checkers.point_in_time import Named, explaining, possible_ends
+from qmpshim.conformance.explore.checkers.sequential import BackupLeft, BitmapLeft
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.model.check.cause import Cause, CauseKind
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Verb, does
+from qmpshim.model.pointintime.jobs import Ending
+from qmpshim.model.pointintime.masks import span, units
+from qmpshim.model.pointintime.push import FIRST, GRANULARITY
+
+
+def bitmaps_name_changes(end: End) -> RealViolation | None:
+    """Whether some order that explains the target explains all bitmaps."""
+    if not end.scenario.backs_up or end.outcome is None or end.outcome.backup is None:
+        return None
+    left = end.outcome.backup
+    wrong: list[RealViolation] = []
+    for one in explaining(left, possible_ends(end)):
+        for predicted in one.bitmaps:
+            found = _first(_wrong(end.scenario, left, predicted, one.may))
+            if found is None:
+                return None
+            wrong.append(found)
+    return wrong[0] if wrong else None
+
+
+def _first(found: Iterable[RealViolation | None]) -> RealViolation | None:
+    return next((one for one in found if one is not None), None)
+
+
+def _wrong(
+    scenario: RealScenario, left: BackupLeft, predicted: dict[str, Named], job: int
+) -> Iterable[RealViolation | None]:
+    names = [one.name for one in left.bitmaps]
+    if sorted(predicted) != names:
+        seen = ", ".join(name or "one without a name" for name in names) or "none"
+        cause = Cause(CauseKind.BITMAP_STATE, "list", seen, tuple(sorted(predicted)))
+        text = f"the disk has the bitmaps {seen}, predicted {', '.join(sorted(predicted))}"
+        yield RealViolation(Verdict.PROTOCOL, text, cause=cause)
+        return
+    for one in left.bitmaps:
+        want = predicted[one.name]
+        yield _state(one, want)
+        must = want.must
+        if (
+            one.name == FIRST
+            and left.ending in (Ending.CANCELLED, Ending.FAILED)
+            and does(scenario.ops, Verb.BACKUP_ALWAYS)
+        ):
+            must |= _not_copied(left, job)
+        yield _granules(one, must, want.may | must, scenario.size)
+
+
+def _not_copied(left: BackupLeft, job: int) -> int:
+    """The sectors that a job was to copy and that its target does not have, in whole granules."""
+    missing = 0
+    for start in range(0, len(left.target), GRANULARITY):
+        sectors = range(start, min(start + GRANULARITY, len(left.target)))
+        if all(left.target[n] is None and job >> n & 1 for n in sectors):
+            missing |= span(start, len(sectors))
+    return missing
+
+
+def _state(one: BitmapLeft, want: Named) -> RealViolation | None:
+    seen = f"{'busy' if one.busy else 'idle'} and {'' if one.recording else 'not '}recording"
+    predicted = f"idle and {'' if want.recording else 'not '}recording"
+    if seen == predicted:
+        return None
+    text = f"bitmap {one.name} is {seen}, predicted {predicted}"
+    cause = Cause(CauseKind.BITMAP_STATE, one.name, seen, (predicted,))
+    return RealViolation(Verdict.PROTOCOL, text, cause=cause)
+
+
+def _granules(one: BitmapLeft, must: int, may: int, size: int) -> RealViolation | None:
+    named = one.granules
+    assert named is not None, "the bits of every bitmap of a small disk can be found out"
+    for granule in range(-(-size // GRANULARITY)):
+        start = granule * GRANULARITY
+        bits = span(start, min(GRANULARITY, size - start))
+        if granule not in named and must & bits:
+            text = f"bitmap {one.name} does not name granule {granule}, which was changed"
+            cause = Cause(CauseKind.BITMAP_MISSES, one.name)
+            return RealViolation(Verdict.LOST_WRITE, text, cluster=granule, cause=cause)
+        if granule in named and not may & bits:
+            text = f"bitmap {one.name} names granule {granule}, which was not touched"
+            text += f" ({units(may, GRANULARITY)} were)"
+            cause = Cause(CauseKind.BITMAP_EXCEEDS, one.name)
+            return RealViolation(Verdict.ALLOCATION, text, cluster=granule, cause=cause)
+    return None

@@ -1,0 +1,242 @@
+"""Point in time: the target of a backup job is the disk at T0; what it has not copied is not there.
+
+T0 is the moment at which the job's command is carried out. Which changes are before it depends on
+the order of the operations. The same ones have to explain the whole target, since QEMU drains the
+disk then (``backup_job_create`` and ``bdrv_drained_begin``); sector by sector the order of
+overlapping changes is free. A change that ended with an error may be done or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import combinations
+
+from qmpshim.conformance.explore.checkers.end import End
+from qmpshim.conformance.explore.checkers.linearizability import (
+    RealViolation,
+    keeps_to,
+    orders_of,
+)
+from qmpshim.conformance.explore.checkers.sequential import BackupLeft, after_setup
+from qmpshim.conformance.explore.scenarios import BASE, RealScenario
+from qmpshim.model.answers import OK, Answer, IoError
+from qmpshim.model.chain.behaviour import Behaviour, behaviour_of
+from qmpshim.model.check.cause import Cause, CauseKind
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.pointintime.bitmap import RefusedError
+from qmpshim.model.pointintime.jobs import Ending
+from qmpshim.model.pointintime.push import PushChain
+
+
+@dataclass(slots=True)
+class Named:
+    """What a bitmap must and may name, in sectors of whole granules, and whether it records."""
+
+    must: int
+    may: int
+    recording: bool
+
+
+@dataclass(slots=True)
+class Possible:
+    """What orders with the same changes before T0 leave.
+
+    :ivar t0: by sector, whose it may be at T0; empty: there was no job
+    :ivar must: sectors that a completed job has copied, :ivar may: no others are in its target
+    :ivar endings: the ways in which the job may have ended
+    :ivar bitmaps: by name, one entry for each order
+    """
+
+    t0: list[set[int]] = field(default_factory=list)
+    must: int = -1
+    may: int = 0
+    endings: set[Ending | None] = field(default_factory=set)
+    bitmaps: list[dict[str, Named]] = field(default_factory=list)
+
+
+def target_is_point_in_time(end: End) -> RealViolation | None:
+    """Whether the target is the disk at one point in time, and the job ended as it may."""
+    if not end.scenario.backs_up or end.outcome is None or end.outcome.backup is None:
+        return None
+    left, scenario, history = end.outcome.backup, end.scenario, end.history
+    possible = possible_ends(end)
+    if not possible:
+        return None  # what the answers mean is checked by linearizability
+    allowed = set().union(*(one.endings for one in possible))
+    if left.ending not in allowed:
+        how, predicted = _ending(left.ending), tuple(sorted(map(_ending, allowed)))
+        text = f"the backup job ends as {how}, predicted {' or '.join(predicted)}"
+        cause = Cause(CauseKind.JOB_ENDS, "backup job", how, predicted)
+        return RealViolation(Verdict.ERROR_CONTRACT, text, cause=cause)
+    if masked := _masked(end, left):
+        return masked
+    if history.gone() or left.ending is None:
+        return None
+    if any(not _wrong(left, one) for one in possible):
+        return None
+    everywhere = set.intersection(*(set(_wrong(left, one)) for one in possible))
+    if not everywhere:
+        text = "the target holds the disk of no single point in time"
+        cause = Cause(CauseKind.NO_POINT_IN_TIME, "target")
+        return RealViolation(Verdict.CONTENT, text, cause=cause)
+    sector = min(everywhere)
+    found = left.target[sector]
+    kind = _kind(scenario, found)
+    wanted = sorted({_kind(scenario, o) for one in possible for o in one.t0[sector]})
+    text = f"the target has {kind} in sector {sector}, predicted {' or '.join(wanted)} of T0"
+    cause = Cause(CauseKind.WRONG_DATA, "target", kind, tuple(wanted))
+    cluster = sector // scenario.cluster
+    return RealViolation(Verdict.CONTENT, text, cluster=cluster, cause=cause)
+
+
+def _masked(end: End, left: BackupLeft) -> RealViolation | None:
+    """Whether an I/O of data failed, and neither an operation nor the job reports an error."""
+    failed = [named for named, _ in end.history.failed if not named.meta and named.verb != "flush"]
+    reported = left.ending in (Ending.FAILED, Ending.CANCELLED) or any(
+        answer != OK for answer in end.history.answers
+    )
+    if not failed or reported:
+        return None
+    what = failed[0].id.kind
+    text = f"a {what} failed, and neither an operation nor the backup job reports an error"
+    cause = Cause(CauseKind.ERROR_MASKED, "backup job", what)
+    return RealViolation(Verdict.ERROR_CONTRACT, text, cause=cause)
+
+
+def explaining(left: BackupLeft, possible: Sequence[Possible]) -> list[Possible]:
+    """Those that explain the target and the end of the job."""
+    return [
+        one
+        for one in possible
+        if left.ending in one.endings and (left.ending is None or not _wrong(left, one))
+    ]
+
+
+def _wrong(left: BackupLeft, one: Possible) -> list[int]:
+    """The sectors of the target that are not as they must be."""
+    if not one.t0:
+        return [sector for sector, owner in enumerate(left.target) if owner is not None]
+    complete = left.ending is Ending.COMPLETED
+    wrong = []
+    for sector, owner in enumerate(left.target):
+        if owner is None:
+            if complete and one.must >> sector & 1 and 0 not in one.t0[sector]:
+                wrong.append(sector)
+        elif one.may >> sector & 1:
+            if owner not in one.t0[sector]:
+                wrong.append(sector)
+        elif owner != 0:  # a cluster that is larger than the copy is filled up with zeroes
+            wrong.append(sector)
+    return wrong
+
+
+def possible_ends(end: End) -> list[Possible]:
+    """What the orders that fit the answers leave, by the changes before T0."""
+    outcome = end.outcome
+    assert outcome is not None and outcome.backup is not None
+    failed = bool(end.history.failed) or end.history.faults > 0
+    return list(
+        _possible(
+            end.scenario,
+            behaviour_of(end.machine.version),
+            outcome.answers,
+            tuple(end.history.precedence),
+            outcome.backup.ending,
+            failed,
+        )
+    )
+
+
+@lru_cache(maxsize=4096)
+def _possible(
+    scenario: RealScenario,
+    behaviour: Behaviour,
+    answers: tuple[Answer, ...],
+    precedence: tuple[frozenset[int], ...],
+    ending: Ending | None,
+    failed: bool,
+) -> tuple[Possible, ...]:
+    found: dict[frozenset[int], Possible] = {}
+    uncertain = [
+        index for index, answer in enumerate(answers) if failed and isinstance(answer, IoError)
+    ]
+    for order in orders_of(scenario, behaviour):
+        if keeps_to(order, precedence):
+            for undone in _subsets(uncertain):
+                pushes = _run(scenario, behaviour, order, answers, frozenset(undone), ending)
+                if pushes is not None:
+                    numbers = {scenario.number(index) for index in uncertain}
+                    _add(found.setdefault(pushes.before - numbers, Possible()), pushes, failed)
+    return tuple(found.values())
+
+
+def _subsets(items: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    return (some for n in range(len(items) + 1) for some in combinations(items, n))
+
+
+def _run(
+    scenario: RealScenario,
+    behaviour: Behaviour,
+    order: tuple[int, ...],
+    answers: tuple[Answer, ...],
+    undone: frozenset[int],
+    ending: Ending | None,
+) -> PushChain | None:
+    """The end of an order; None: its answers are not those that were seen."""
+    pushes = after_setup(scenario, behaviour)
+    assert isinstance(pushes, PushChain)
+    for step in order:
+        if ~step >= len(scenario.ops):
+            continue
+        if step < 0:
+            pushes.end_job(ending)
+            continue
+        if step in undone:
+            continue
+        refused = False
+        try:
+            pushes.do(scenario.ops[step], scenario.number(step))
+        except RefusedError:
+            refused = True
+        if scenario.ops[step].is_command and refused != (answers[step] != OK):
+            return None
+    return pushes
+
+
+def _add(to: Possible, pushes: PushChain, failed: bool) -> None:
+    job = pushes.job
+    if job is None:
+        to.endings.add(None)
+    else:
+        to.endings.add(Ending.CANCELLED if job.cancelled else Ending.COMPLETED)
+        if job.cancelled:
+            to.endings.add(Ending.COMPLETED)
+        if failed:
+            to.endings.add(Ending.FAILED)
+        to.t0 = to.t0 or [set() for _ in job.t0]
+        for owners, owner in zip(to.t0, job.t0, strict=True):
+            owners.add(max(0, owner))
+        to.must, to.may = to.must & job.must, to.may | job.may
+    to.bitmaps.append(
+        {
+            name: Named(bitmap.must, bitmap.may, bitmap.recording)
+            for name, bitmap in pushes.disk.bitmaps.items()
+        }
+    )
+
+
+def _ending(ending: Ending | None) -> str:
+    return "no job" if ending is None else ending.name.lower()
+
+
+def _kind(scenario: RealScenario, owner: int | None) -> str:
+    """Whose data, in words that are the same for all scenarios."""
+    if owner is None:
+        return "nothing"
+    if owner == 0:
+        return "zeroes"
+    if owner < 0:
+        return "garbage"
+    return "the old data" if owner < scenario.number(0) or owner == BASE else "new data"

@@ -1,0 +1,115 @@
+"""Bitmaps: each way in which one can be wrong is found out, of QEMU's side or of the model's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.checkers import final_state, point_in_time
+from qmpshim.conformance.explore.checkers.sequential import BackupLeft
+from qmpshim.conformance.explore.harness.io_naming import NamedIo
+from qmpshim.conformance.explore.harness.push import granules_of, left_by_backup
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.check.cause import CauseKind
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.explorer import Mode, explore
+from qmpshim.model.explore.walk import Budget
+from qmpshim.model.pointintime.bitmap import Bitmap
+from vmtests.support.gate import of
+
+_BITMAP = {"node": "secondary", "name": "b0"}
+
+
+@pytest.fixture(autouse=True)
+def fresh_predictions() -> None:
+    """Predictions of a mutant of the model are not those of the next test."""
+    point_in_time._possible.cache_clear()
+
+
+def kinds(
+    stage: QemuPool,
+    name: str,
+    release: Callable[[GatedMachine, NamedIo], None] = faithfully,
+) -> set[tuple[Verdict, CauseKind, str]]:
+    (scenario,) = scenarios.named(name)
+    system = RealSystem(stage, scenario, release=release)
+    explore(system, Mode.STATEFUL, Budget(schedules=100, seconds=20), stop=False)
+    assert system.finished
+    point_in_time._possible.cache_clear()
+    return {(verdict, cause.kind, cause.subject) for verdict, cause in system.found}
+
+
+@of("secondary", "write")
+def _not_recorded(machine: GatedMachine, named: NamedIo) -> None:
+    """The bitmap does not record while a write ends, which is when QEMU marks it."""
+    machine.call("block-dirty-bitmap-disable", _BITMAP)
+    machine.gate.release(named.io)
+    machine.settle()
+    machine.call("block-dirty-bitmap-enable", _BITMAP)
+
+
+@of("secondary", "write")
+def _cleared(machine: GatedMachine, named: NamedIo) -> None:
+    """The bitmap is cleared when a write has ended."""
+    machine.gate.release(named.io)
+    machine.settle()
+    machine.call("block-dirty-bitmap-clear", _BITMAP)
+
+
+def test_a_granule_that_is_not_marked_is_missed(stage: QemuPool) -> None:
+    assert (Verdict.LOST_WRITE, CauseKind.BITMAP_MISSES, "b0") in kinds(
+        stage, "push-Vd", _not_recorded
+    )
+
+
+def test_a_bitmap_that_is_cleared_too_early_is_found_out(stage: QemuPool) -> None:
+    found = kinds(stage, "push-WD", _cleared)
+    assert (Verdict.LOST_WRITE, CauseKind.BITMAP_MISSES, "b0") in found
+
+
+def test_a_successor_that_is_lost_is_found_out(
+    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A QEMU that forgets what was written while its job ran: the bitmap ends empty."""
+
+    def lost(machine: GatedMachine, scenario: RealScenario) -> BackupLeft:
+        left = left_by_backup(machine, scenario)
+        bitmaps = tuple(replace(one, granules=frozenset()) for one in left.bitmaps)
+        return replace(left, bitmaps=bitmaps)
+
+    monkeypatch.setattr(final_state, "left_by_backup", lost)
+    assert (Verdict.LOST_WRITE, CauseKind.BITMAP_MISSES, "b0") in kinds(stage, "push-Wi")
+
+
+def test_a_bitmap_that_is_not_given_back_is_found_out(
+    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a model that gives all of it back when QEMU does not."""
+    monkeypatch.setattr(Bitmap, "abdicate", Bitmap.reclaim)
+    for name in ("push-Wi", "push-Wa"):
+        assert (Verdict.LOST_WRITE, CauseKind.BITMAP_MISSES, "b0") in kinds(stage, name)
+
+
+def test_a_bitmap_that_names_too_much_is_found_out(
+    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a model in which bitmap-mode=never, and a job that was cancelled, give nothing back."""
+    monkeypatch.setattr(Bitmap, "reclaim", Bitmap.abdicate)
+    for name in ("push-Wn", "push-Si"):
+        assert (Verdict.ALLOCATION, CauseKind.BITMAP_EXCEEDS, "b0") in kinds(stage, name)
+
+
+def test_granules_are_found_by_their_checksum() -> None:
+    """Words of 64 granules, the first one lowest."""
+    for total, granules in ((3, {0, 2}), (70, {1, 69}), (3, set())):
+        bits = sum(1 << n for n in granules)
+        digest = hashlib.sha256(bits.to_bytes(-(-total // 64) * 8, "little")).hexdigest()
+        assert granules_of(digest, total, len(granules)) == granules
+        assert granules_of(digest, total, len(granules) + 1) is None

@@ -1,0 +1,145 @@
+"""Point in time: each way in which a target can be wrong is found out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.checkers import final_state
+from qmpshim.conformance.explore.checkers.sequential import BackupLeft
+from qmpshim.conformance.explore.harness.io_naming import NamedIo
+from qmpshim.conformance.explore.harness.push import left_by_backup
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.workload import pattern
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.check.cause import Cause, CauseKind
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.explorer import Mode, explore
+from qmpshim.model.explore.walk import Budget
+from qmpshim.model.pointintime.jobs import Ending
+from vmtests.support.gate import of
+
+Release = Callable[[GatedMachine, NamedIo], None]
+
+
+def explored(
+    stage: QemuPool,
+    name: str,
+    release: Release = faithfully,
+    mode: Mode = Mode.STATEFUL,
+    errnos: tuple[int, ...] = (),
+    most: int = 400,
+) -> RealSystem:
+    (scenario,) = scenarios.named(name)
+    system = RealSystem(stage, scenario, release=release, errnos=errnos)
+    explore(system, mode, Budget(schedules=most, seconds=20), stop=False)
+    assert system.finished and not system.derailed
+    return system
+
+
+def kinds(system: RealSystem) -> set[tuple[Verdict, CauseKind, str]]:
+    return {(verdict, cause.kind, cause.subject) for verdict, cause in system.found}
+
+
+@pytest.mark.parametrize("name", ["push-Vi", "push-Dn", "push-Zt", "push-Sa"])
+def test_a_faithful_storage_shows_nothing(stage: QemuPool, name: str) -> None:
+    assert not explored(stage, name).found
+
+
+def test_states_are_told_apart(stage: QemuPool) -> None:
+    """What is reduced hides no outcome: all schedules, one by one, end in the same ways."""
+
+    class Recording(RealSystem):
+        ends: set[object]
+
+        def finish(self) -> object:  # type: ignore[override]
+            found = super().finish()
+            self.ends.add(self.now.outcome)
+            return found
+
+    for name in ("push-Sa", "push-ci"):
+        (scenario,) = scenarios.named(name)
+        ends = {}
+        for mode in (Mode.STATEFUL, Mode.NAIVE):
+            system = Recording(stage, scenario)
+            system.ends = set()
+            assert explore(system, mode, Budget(schedules=400), stop=False).exhaustive
+            ends[mode] = system.ends
+        assert ends[Mode.STATEFUL] == ends[Mode.NAIVE]
+        assert len(ends[Mode.NAIVE]) > 1
+
+
+@of("secondary", "read")
+def _after_t0(machine: GatedMachine, named: NamedIo) -> None:
+    """A read for a copy returns what comes later."""
+    machine.gate.corrupt(named.io, bytes(pattern.data_of(4, named.start, named.count)))
+
+
+@of("hidden", "write")
+def _left_out(machine: GatedMachine, named: NamedIo) -> None:
+    """A copy is answered and forgotten."""
+    machine.gate.drop(named.io)
+
+
+@pytest.mark.parametrize("name", ["push-Wf", "push-Wi"])
+def test_a_copy_taken_after_t0_is_found_out(stage: QemuPool, name: str) -> None:
+    assert (Verdict.CONTENT, CauseKind.WRONG_DATA, "target") in kinds(
+        explored(stage, name, _after_t0)
+    )
+
+
+@pytest.mark.parametrize("name", ["push-Wf", "push-Wi"])
+def test_a_cluster_that_is_left_out_is_found_out(stage: QemuPool, name: str) -> None:
+    found = kinds(explored(stage, name, _left_out))
+    assert (Verdict.CONTENT, CauseKind.WRONG_DATA, "target") in found
+
+
+def _seen_as(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[BackupLeft, RealScenario], BackupLeft]
+) -> None:
+    """What QEMU left is looked at after a change: as of a QEMU that leaves that."""
+
+    def left(machine: GatedMachine, scenario: RealScenario) -> BackupLeft:
+        return change(left_by_backup(machine, scenario), scenario)
+
+    monkeypatch.setattr(final_state, "left_by_backup", left)
+
+
+def test_a_target_of_two_points_in_time_is_found_out(
+    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One write spans two clusters; the target has it in one, and what was before in the other."""
+
+    def torn(left: BackupLeft, scenario: RealScenario) -> BackupLeft:
+        target = list(left.target)
+        target[scenario.ops[0].start] = scenario.number(0)
+        target[scenario.ops[0].start + scenario.ops[0].count - 1] = scenarios.BASE
+        return replace(left, target=tuple(target))
+
+    _seen_as(monkeypatch, torn)
+    found = explored(stage, "push-Vf").found
+    assert (Verdict.CONTENT, Cause(CauseKind.NO_POINT_IN_TIME, "target")) in found
+
+
+def test_a_job_that_ends_by_itself_is_found_out(
+    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _seen_as(monkeypatch, lambda left, scenario: replace(left, ending=Ending.CANCELLED))
+    found = kinds(explored(stage, "push-Wf"))
+    assert found == {(Verdict.ERROR_CONTRACT, CauseKind.JOB_ENDS, "backup job")}
+
+
+def test_a_failed_copy_that_is_not_reported_is_found_out(
+    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _seen_as(
+        monkeypatch,
+        lambda left, scenario: replace(left, ending=left.ending and Ending.COMPLETED),
+    )
+    found = kinds(explored(stage, "push-fd", errnos=(5,), most=40))
+    assert (Verdict.ERROR_CONTRACT, CauseKind.ERROR_MASKED, "backup job") in found
