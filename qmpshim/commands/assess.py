@@ -48,7 +48,8 @@ goes. NOT RELIABLE: something was shown that loses data or service in ordinary u
 link fails, and nothing warns of it in time. CANNOT TELL: nothing was shown, and not all was tried.
 
 Exit status: 0 reliable for every use that was asked for, 1 not reliable for one of them, 2 the
-command or the environment is wrong, 125 nothing was found, and it cannot be told of all of them.
+command or the environment is wrong, 125 nothing was found, and for one of them nothing can be
+concluded.
 """
 
 
@@ -132,7 +133,7 @@ def _assess(args: argparse.Namespace, console: Console) -> int:
             write_file(args.html, page(done, again))
             console.line(f"page: {args.html}")
     if status == UNTESTABLE:
-        args.document.error = "it cannot be told of every use that was asked for"
+        args.document.error = "nothing can be concluded for one of the uses"
     return status
 
 

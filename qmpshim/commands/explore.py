@@ -60,7 +60,7 @@ from qmpshim.conformance.explore.search.exploration import (
     render,
 )
 from qmpshim.conformance.explore.search.model_run import (
-    HONEST_NAMES,
+    REFERENCE_NAMES,
     ModelReport,
     ModelRun,
     diagram,
@@ -90,10 +90,10 @@ _LIST = "list"  # as a scenario or discipline: an older spelling of --list
 _STRENGTH = 2  # of the scenarios that are explored by default
 _BUDGET = 60.0  # seconds, for them
 # Explores a build: with what is called at progress, what is known, and what shows a report.
-Tell = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 Known = Sequence[ExplorerWriteUp]
 Show = Callable[[ExploreReport], None]
-Work = Callable[[Build, Tell, Known, Show], ExploreReport]
+Work = Callable[[Build, OnProgress, Known, Show], ExploreReport]
 FAULTS = (errno.EIO, errno.ENOSPC, CUT, RECONNECT)
 
 
@@ -190,8 +190,8 @@ def add(commands: Any) -> None:
         "--discipline",
         action="append",
         metavar="D",
-        help="with --model: who waits for whom (default: the honest ones: "
-        f"{', '.join(HONEST_NAMES)}); `list` shows all, sabotaged ones included",
+        help="with --model: the serialization protocol (default: the references: "
+        f"{', '.join(REFERENCE_NAMES)}); `list` shows all, mutants included",
     )
     exploring.add_argument(
         "--schedule", metavar="STEPS", help="with --model: replay the steps a violation printed"
@@ -251,7 +251,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
 
     with cluster_at(args.dask) as cluster:
 
-        def work(build: Build, tell: Tell, known: Known, show: Show) -> ExploreReport:
+        def work(build: Build, on_progress: OnProgress, known: Known, show: Show) -> ExploreReport:
             return explore_real(
                 build,
                 scenarios,
@@ -260,7 +260,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
                 args.budget,
                 args.jobs,
                 args.seed,
-                tell,
+                on_progress,
                 known,
                 crash_points=crash_points,
                 all_io=args.all_io,
@@ -281,14 +281,14 @@ def _soak(args: argparse.Namespace, console: Console) -> int:
         if len(chosen_builds(args)) > 1:
             raise InputError("--resume goes with one build")
 
-    def work(build: Build, tell: Tell, known: Known, show: Show) -> ExploreReport:
+    def work(build: Build, on_progress: OnProgress, known: Known, show: Show) -> ExploreReport:
         return soak_real(
             build,
             args.seed,
             FAULTS,
             args.budget,
             args.jobs,
-            tell,
+            on_progress,
             known,
             crash_points,
             soak_state(args.resume, build, args.seed) if args.resume is not None else None,
@@ -321,11 +321,11 @@ def _explore_builds(args: argparse.Namespace, console: Console, work: Work) -> i
         return run_interruptible(explore)
 
     status = on_each(chosen, args.document, console, on)
-    told = [report.to_json() for report in reports]  # also those of an interrupted run
+    documents = [report.to_json() for report in reports]  # also those of an interrupted run
     if len(chosen) > 1:
-        args.document.result = {"reports": told}
-    elif told:
-        args.document.result = told[0]
+        args.document.result = {"reports": documents}
+    elif documents:
+        args.document.result = documents[0]
     if status == UNTESTABLE and incomparable:
         args.document.error = incomparable[0]
     args.document.diverged = any(report.new or report.unexplained for report in reports)
@@ -379,17 +379,17 @@ def _explore_build(
     began = time.monotonic()
     known = () if args.strict else known_findings()
     recognise = recogniser(known, read_version(build)[0])
-    told: set[tuple[Verdict | None, Cause]] = set()
+    shown: set[tuple[Verdict | None, Cause]] = set()
     looked_at = 0
 
-    def tell(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         nonlocal looked_at
         fresh = len(progress.sightings) != looked_at
         looked_at = len(progress.sightings)
         for finding in group(progress.sightings, recognise) if fresh else ():
             key = finding.verdict, finding.cause
-            if not finding.known and key not in told:
-                told.add(key)
+            if not finding.known and key not in shown:
+                shown.add(key)
                 where = finding.scenario.name
                 console.line(
                     f"seen in {where}, not confirmed yet: {finding.verdict}: {finding.text}"
@@ -418,7 +418,7 @@ def _explore_build(
         console.line()
         console.line(_summary(report))
 
-    show(work(build, tell, known, show))
+    show(work(build, on_progress, known, show))
 
 
 def _summary(report: ExploreReport) -> str:
@@ -509,13 +509,13 @@ def _explore_model(args: argparse.Namespace, console: Console) -> int:
         shown = scenarios_for("all" if args.scenario in (None, _LIST) else args.scenario)
         items = [Listed(one.name, one.about, scenario_object(one)) for one in shown]
         return show_list(items, args.document, console)
-    chosen = args.discipline or list(HONEST_NAMES)
+    chosen = args.discipline or list(REFERENCE_NAMES)
     scenarios = scenarios_for(args.scenario or "all")
     if args.schedule is not None:
         args.document.judges = False
         return _replay(args, chosen, scenarios, console)
 
-    def tell(run: ModelRun) -> None:
+    def on_progress(run: ModelRun) -> None:
         console.progress(
             f"{run.scenario.name} under {run.discipline}: {run.statistics.schedules} schedules"
         )
@@ -526,7 +526,7 @@ def _explore_model(args: argparse.Namespace, console: Console) -> int:
         args.budget,
         MODES[args.mode],
         seed=args.seed,
-        progress=tell,
+        progress=on_progress,
     )
     console.line(summary(report))
     console.line()

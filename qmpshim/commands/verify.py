@@ -107,9 +107,9 @@ def add(commands: Any) -> None:
         "replay",
         help="show a bundle's divergence again",
         epilog="Exit status: 1 where the bundle's divergence shows itself (any, if the bundle is "
-        "one of a run that showed none), 0 where all went as predicted, 125 where that cannot be "
-        "told: another divergence came first, the build does other I/O than the schedule is of, "
-        "the setup leaves another state, or the build cannot do the scenario.",
+        "one of a run that showed none), 0 where all went as predicted, 125 where neither can "
+        "be concluded: another divergence came first, the build does other I/O than the schedule "
+        "is of, the setup leaves another state, or the build cannot do the scenario.",
     )
     replaying.add_argument(
         "bundle", type=Path, help="a directory that verify, explore, pair or check kept"

@@ -28,7 +28,7 @@ class Reason:
     """Why, in words for users. Two are never the same one, so each can have its command.
 
     :ivar text: what happens, :ivar when: and when, :ivar then: what comes of it,
-        :ivar avoid: and how to avoid it; all but *text* are ``""`` of what nobody has explained
+        :ivar avoid: and how to avoid it; all but *text* are ``""`` of what has no write-up
     :ivar entry: the write-up, None: there is none
     :ivar finding: of the exploration, None: it was tried from the write-up
     """
@@ -47,7 +47,7 @@ class Judgement:
     """The answer for a use.
 
     :ivar reasons: why it is not reliable, the worst first
-    :ivar doubts: why more cannot be told, one line each
+    :ivar doubts: why more cannot be concluded, one line each
     :ivar remarks: what was shown and does not make it unreliable, the worst first
     """
 

@@ -29,7 +29,7 @@ class Status(StrEnum):
 
     @property
     def words(self) -> str:
-        """How it is told, wherever it is: a skipped case is one that cannot be tested."""
+        """What it is called in all output: a skipped case is one that cannot be tested."""
         return CANNOT_BE_TESTED if self is Status.SKIPPED else self.value
 
 
@@ -68,7 +68,7 @@ class Case:
 class CaseFinding:
     """One thing found, with one cause.
 
-    :ivar cause: stable across runs, builds and machines; with the verdict it tells findings apart
+    :ivar cause: stable across runs, builds and machines; with the verdict it identifies a finding
     :ivar title: one line for people
     :ivar contract: seen within QEMU's documented contract
     :ivar known: id of the written-up finding that this is, or ``""``

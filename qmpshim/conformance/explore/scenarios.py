@@ -35,7 +35,7 @@ class RealScenario:
     """Operations that run at the same time on a real chain.
 
     In fleecing and in plain backup the *guest* is who reads the snapshot; on the primary it is the
-    guest that runs there, and nobody else does anything.
+    guest that runs there, and nothing else does anything.
 
     :ivar size: virtual size in sectors
     :ivar cluster: qcow2 cluster in sectors

@@ -201,7 +201,7 @@ def _sentence(value: Any, name: str) -> str:
     return text
 
 
-#: How bad a divergence is that nobody has explained yet.
+#: How bad a divergence without a write-up is.
 SEVERITY_OF: dict[Verdict, Severity] = {
     Verdict.CONTENT: Severity.SILENT_WRONG_DATA,
     Verdict.ISOLATION: Severity.SILENT_WRONG_DATA,

@@ -93,7 +93,7 @@ def _about(entry: WriteUp) -> str:
         if entry.name == f"directed/{one.name}":
             return f"{one.about}\n\n"
     if entry.kind == "pair":
-        return "Two QEMUs that COLO joins, as docs/COLO-FT.txt tells.\n\n"
+        return "Two QEMUs that COLO joins, as in docs/COLO-FT.txt.\n\n"
     return ""
 
 

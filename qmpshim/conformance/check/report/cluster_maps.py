@@ -72,16 +72,18 @@ def _compare(scenario: RealScenario, seen: Outcome, possible: Sequence[Outcome])
             )
         )
     if seen.view is not None:
-        told = want.view if want else None
+        wanted = want.view if want else None
         disks.append(
-            _disk("the guest's view", scenario.cluster, told, seen.view, (None, None), whose)
+            _disk("the guest's view", scenario.cluster, wanted, seen.view, (None, None), whose)
         )
     for index, op in enumerate(scenario.ops):
         data = seen.data[index]
         if data is not None:
-            told = want.data[index] if want else None
+            wanted = want.data[index] if want else None
             title = f"what op {index} ({op}) returned"
-            disks.append(_disk(title, scenario.cluster, told, data, (None, None), whose, op.start))
+            disks.append(
+                _disk(title, scenario.cluster, wanted, data, (None, None), whose, op.start)
+            )
     return _map(scenario.cluster, disks)
 
 
@@ -154,7 +156,7 @@ def _disk(
 ) -> dict[str, Any]:
     """One disk's map; positions count from the disk's beginning.
 
-    :param kinds: by cluster, how it is allocated: predicted and observed; -1: nobody cares
+    :param kinds: by cluster, how it is allocated: predicted and observed; -1: not compared
     :param start: the sector that the first owner is of
     """
     clusters = []
@@ -211,11 +213,11 @@ def _wrong(disks: Iterable[dict[str, Any]]) -> list[str]:
                 )
                 continue
             for at, count, whose in have["runs"]:
-                told = _runs_at(want["runs"], at, count)
-                if told != {whose}:
+                predicted = _runs_at(want["runs"], at, count)
+                if predicted != {whose}:
                     lines.append(
                         f"{disk['name']}, sectors {at}..{at + count - 1}: {whose}, "
-                        f"predicted {' and '.join(sorted(told))}"
+                        f"predicted {' and '.join(sorted(predicted))}"
                     )
     return lines
 
@@ -248,23 +250,23 @@ def maps_of_bundle(directory: Path) -> dict[str, Any] | None:
         return f"op {numbers.get(owner, owner)}" if owner > 0 else "zeroes"
 
     disks = []
-    for name, told in prediction["disks"].items():
+    for name, predicted in prediction["disks"].items():
         path = next(iter((directory / "images").glob(f"{name}.*")), None)
         if path is None:
             continue
-        disks.append(_bundled_disk(name, told, path, case.spec.size // SECTOR, cluster, whose))
+        disks.append(_bundled_disk(name, predicted, path, case.spec.size // SECTOR, cluster, whose))
     return _map(cluster, disks)
 
 
 def _bundled_disk(
-    name: str, told: Any, path: Path, size: int, cluster: int, whose: Whose
+    name: str, predicted: Any, path: Path, size: int, cluster: int, whose: Whose
 ) -> dict[str, Any]:
     want: dict[int, int] = {}
-    for start, count, owner in told["owners"]:
+    for start, count, owner in predicted["owners"]:
         want.update(dict.fromkeys(range(start, start + count), max(0, owner)))
     image = map_file(path)
     clusters: list[dict[str, Any]] = []
-    raw = told["allocation"] == "raw"
+    raw = predicted["allocation"] == "raw"
     found: dict[int, tuple[Alloc, int]] = {}
     if not raw:
         try:
@@ -281,7 +283,7 @@ def _bundled_disk(
                 seen.index.tolist(), seen.kind.tolist(), seen.host.tolist(), strict=True
             )
         }
-        planned = {int(i): Alloc[kind.upper()] for i, kind in told["allocation"].items()}
+        planned = {int(i): Alloc[kind.upper()] for i, kind in predicted["allocation"].items()}
         touched = sorted(planned.keys() | found.keys())
     else:
         touched = sorted({sector // cluster for sector in want})

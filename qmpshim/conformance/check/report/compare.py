@@ -124,7 +124,7 @@ class Comparison:
         ]
 
     def fails(self, sight: Sight) -> bool:
-        """Whether the run fails for it: what nobody can explain, seen once or each time."""
+        """Whether the run fails for it: a finding without a write-up, seen once or each time."""
         new = sight.state in (State.NEW, State.UNCONFIRMED)
         return new or (self.strict and sight.state is State.KNOWN)
 

@@ -81,8 +81,8 @@ def html(comparison: Comparison) -> bytes:
     )
     results = comparison.results
     anchors = {row.key: f"f{number}" for number, row in enumerate(comparison.rows, 1)}
-    told = [_told(comparison, row, anchors[row.key]) for row in comparison.rows]
-    told.sort(key=lambda one: (not one.seen.disqualifies, one.seen.severity.rank))
+    blocks = [_text_block(comparison, row, anchors[row.key]) for row in comparison.rows]
+    blocks.sort(key=lambda one: (not one.seen.disqualifies, one.seen.severity.rank))
     groups = list(_groups(comparison, anchors))
     answers = [_answer(comparison, build.name) for build in results.builds]
     page = environment.get_template("report.html.j2").render(
@@ -96,11 +96,11 @@ def html(comparison: Comparison) -> bytes:
         groups=_those(groups, fine=False),
         fine=_those(groups, fine=True),
         fine_count=sum(len(cases) for _, cases in _those(groups, fine=True)),
-        told=told,
+        findings=blocks,
         standing=_worst(answer.standing for answer in answers),
         answers=answers,
         State=State,
-        verdicts=sorted({one.finding.verdict.value for one in told}),
+        verdicts=sorted({one.finding.verdict.value for one in blocks}),
         done=sum(1 for key in results.plan.keys if key in results.outcomes),
     )
     return page.encode()
@@ -187,7 +187,7 @@ def _cell_of(
     return Cell("ok", "ok", title)
 
 
-def _told(comparison: Comparison, row: Row, anchor: str) -> TextBlock:
+def _text_block(comparison: Comparison, row: Row, anchor: str) -> TextBlock:
     sight = row.smallest
     finding = sight.best
     diagram = finding.details.get("diagram")

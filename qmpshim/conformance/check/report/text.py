@@ -1,7 +1,7 @@
 """Results for other programs: JUnit XML and TAP.
 
 JUnit XML as Jenkins and GitLab read it (the schema of the Jenkins xUnit plugin); TAP version 13 as
-``prove`` reads it. What fails the run fails there; what is known is told beside it.
+``prove`` reads it. What fails the run fails there; what is known stands beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qmpshim.errors import name_errnos
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def _told(row: Row, finding: CaseFinding, build: str) -> str:
+def _sentence(row: Row, finding: CaseFinding, build: str) -> str:
     side = "contract" if finding.contract else "robustness"
     return name_errnos(f"{finding.verdict} ({side}, {row.sights[build].state}): {finding.title}")
 
@@ -67,14 +67,14 @@ def junit(comparison: Comparison) -> bytes:
                     test,
                     "failure",
                     type=finding.verdict.value,
-                    message=_clean(_told(row, finding, build.name)),
+                    message=_clean(_sentence(row, finding, build.name)),
                 )
                 failure.text = _clean("\n\n".join(_text(comparison, key, *f) for f in failing))
             elif outcome.status is Status.BROKEN:
                 counts["errors"] += 1
                 ElementTree.SubElement(test, "error", type="broken", message=_clean(outcome.text))
             rest = [pair for pair in found if pair not in failing]
-            lines = [outcome.text, *(_told(row, f, build.name) for row, f in rest)]
+            lines = [outcome.text, *(_sentence(row, f, build.name) for row, f in rest)]
             ElementTree.SubElement(test, "system-out").text = _clean("\n".join(lines))
         for name, number in counts.items():
             suite.set(name, str(number))
@@ -95,7 +95,7 @@ def _known_properties(test: ElementTree.Element, found: list[tuple[Row, CaseFind
 
 
 def _text(comparison: Comparison, key: Key, row: Row, finding: CaseFinding) -> str:
-    lines = [_told(row, finding, key[0])]
+    lines = [_sentence(row, finding, key[0])]
     if finding.predicted:
         lines += [f"predicted: {finding.predicted}", f"observed:  {finding.observed}"]
     lines += [*finding.trace, f"again: {replay_command(comparison.results.plan, key, finding)}"]
@@ -123,7 +123,7 @@ def tap(comparison: Comparison) -> str:
         lines.append(f"{'not ok' if bad else 'ok'} {name}")
         lines.append(f"# {_line(outcome.text)}")
         for row, finding in found:
-            lines.append(f"# {_line(_told(row, finding, key[0]))}")
+            lines.append(f"# {_line(_sentence(row, finding, key[0]))}")
             if (row, finding) in failing:
                 lines.append(
                     f"# again: {_line(replay_command(comparison.results.plan, key, finding))}"

@@ -51,7 +51,7 @@ _SAME = 8  # cases that break first and in the same way, until the run is given 
 
 _STARTING = 240.0  # seconds for finding out whether a QEMU starts; half of them to greet
 
-Tell = Callable[[RunStatus], None]
+OnStatus = Callable[[RunStatus], None]
 
 
 def plan(builds: Mapping[str, Build], suite: Suite) -> Plan:
@@ -96,11 +96,11 @@ def resume(directory: Path) -> tuple[Journal, dict[str, Build]]:
 
 
 def carry_on(
-    journal: Journal, builds: Sequence[Build], executor: Executor, tell: Tell
+    journal: Journal, builds: Sequence[Build], executor: Executor, on_status: OnStatus
 ) -> RunStatus:
     """Do what is missing of a run; on a build that does not even start that is done at once.
 
-    :param tell: told, from several threads, when something begins or ends
+    :param on_status: called, from several threads, when a case begins or ends
     :raises HostError: the first cases all broke in the same way; the journal does not have them
     """
     by_name = {build.name: build for build in builds}
@@ -122,7 +122,7 @@ def carry_on(
     def started(order: Order) -> None:
         with lock:
             standing.running[order.key] = time.monotonic()
-            tell(standing)
+            on_status(standing)
 
     def ended(key: Key, status: Status) -> None:
         with lock:
@@ -130,7 +130,7 @@ def carry_on(
             standing.weight_here += weights[key]
             standing.weight_left -= weights[key]
             count(status)
-            tell(standing)
+            on_status(standing)
 
     for outcome in journal.outcomes.values():
         count(outcome.status)
@@ -138,7 +138,7 @@ def carry_on(
     for delivery in _starts(orders, executor, started):
         with lock:
             standing.running.pop(delivery.key, None)
-            tell(standing)
+            on_status(standing)
         if delivery.outcome.status is Status.SKIPPED:
             dead[delivery.key[0]] = delivery.outcome
     standing.began = time.monotonic()

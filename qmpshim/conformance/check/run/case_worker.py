@@ -42,7 +42,7 @@ def _do(order: Order, results: Path) -> CaseOutcome:
         if (found := another_build(order.build, order.identity)) is not None:
             return found
         outcome = timed(load(order.runner), order.build, order.case, results)
-        # Swapped while the case ran: then nobody knows what was tested.
+        # Swapped while the case ran: then it is not known what was tested.
         return another_build(order.build, order.identity) or outcome
     except (BuildError, UnsupportedFeature) as error:
         return CaseOutcome(Status.SKIPPED, str(error))

@@ -29,7 +29,7 @@ class Executor(Protocol):
     def run(self, orders: Sequence[Order], started: Started) -> Generator[Delivery, None, None]:
         """Do all *orders*; each is delivered once. Closing the iterator ends what runs.
 
-        :param started: told when one is begun (where that can be known)
+        :param started: called when one is begun (where that can be known)
         :raises HostError: nothing can be done any more
         """
 

@@ -16,7 +16,7 @@ from qmpshim.model.check.verdict import Verdict
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What tells one binary from another.
+    """What identifies a binary.
 
     :ivar version: in QEMU's own words, with the distribution's package
     :ivar sha256: of the binary

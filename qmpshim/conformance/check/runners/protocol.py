@@ -25,7 +25,7 @@ from qmpshim.model.check.verdict import Verdict
 
 _SHAPE = 256 << 10, 64 << 10
 _DATA = bytes(pattern.data_of(1, 0, 128))
-#: What is done to the chain once it runs, so that there is something to be told of.
+#: What is done to the chain once it runs, so that there is something to report.
 _USES: Mapping[str, list[tuple[str, Mapping[str, Any]]]] = {
     "backup": [],
     "replication": [("stop", {}), ("xen-colo-do-checkpoint", {}), ("cont", {})],
@@ -122,7 +122,7 @@ class _Check:
                 self.report(Verdict.PROTOCOL, cause, "an event as its schema promises", fault)
 
     def _use_the_chain(self, form: str) -> None:
-        """So that there is something to be told of."""
+        """Set up state that queries report."""
         self.doing = "a primary write"
         errno = self.machine.clients["primary"].call(NbdCommand.WRITE, 0, 0, _DATA).errno
         if errno:
@@ -135,17 +135,17 @@ class _Check:
     def _refused(self, words: dict[str, Any], error_class: str) -> None:
         """Send arguments that must be refused, with that class of error."""
         self.asked += 1
-        told = ""
+        wrong = ""
         try:
             value = self.machine.call(self.doing, words)
-            told = f"{words} is accepted, and answered {str(value)[:80]}"
+            wrong = f"{words} is accepted, and answered {str(value)[:80]}"
         except CommandFailed as error:
             if error.error_class != error_class:
-                told = f"{words} is refused with {error.error_class}, not {error_class}"
+                wrong = f"{words} is refused with {error.error_class}, not {error_class}"
             elif not error.desc:
-                told = f"{words} is refused without a word"
-        if told:
-            self.report(Verdict.PROTOCOL, self.doing, f"an error of class {error_class}", told)
+                wrong = f"{words} is refused without a word"
+        if wrong:
+            self.report(Verdict.PROTOCOL, self.doing, f"an error of class {error_class}", wrong)
 
 
 def _machine(build: Build) -> tuple[GatedMachine, str]:

@@ -199,7 +199,7 @@ def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
         known=known_findings(),
         crash_points=CrashPoints.parse(argument(case, "crash_points", "none")),
         all_io=argument(case, "all_io", False),
-        # What was found is told before the case is ended from outside, and all is lost.
+        # What was found is reported before the case is ended from outside, and all is lost.
         limit=case.budget * _OF_BUDGET,
     )
     findings = [
@@ -283,11 +283,11 @@ def known(build: Build, case: Case, directory: Path) -> CaseOutcome:
         text = "not seen" + (", though it is written up for this version" if expected else "")
         text += f" ({shown.unsure})" if shown.unsure else ""
         return CaseOutcome(Status.OK, text, figures={"seen": 0})
-    told = replace(found, known=name if expected else "", contract=written.contract)
+    reported = replace(found, known=name if expected else "", contract=written.contract)
     return CaseOutcome(
         Status.OK if expected else Status.DIVERGED,
         "seen" if expected else "seen, though it is written up for other versions",
-        (_of_schedule(told, build, directory),),
+        (_of_schedule(reported, build, directory),),
         {"seen": 1},
     )
 

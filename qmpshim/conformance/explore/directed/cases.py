@@ -63,13 +63,13 @@ def run_directed(case: Directed, build: Build) -> RealViolation | None:
     except Broken as broken:
         return broken.violation
     except MachineError as error:
-        told = machine.explained(error)
-        verdict, ending = verdict_of(told), Ending.of(told)
+        explained = machine.explained(error)
+        verdict, ending = verdict_of(explained), Ending.of(explained)
         how = "error" if verdict is Verdict.PROTOCOL else str(verdict)
         cause = Cause(CauseKind.DIRECTED_FAILED, case.name, how)
         if ending is not None:
             cause = crash_cause(case.name, ending)
-        return RealViolation(verdict, str(told), cause=cause)
+        return RealViolation(verdict, str(explained), cause=cause)
     finally:
         machine.close()
 

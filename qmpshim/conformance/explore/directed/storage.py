@@ -69,7 +69,7 @@ def _cut_while_writing(machine: GatedMachine) -> int:
 
 
 def back_in_time(machine: GatedMachine) -> None:
-    """The disk is back within reconnect-delay: the write is sent again, nobody notices."""
+    """The disk is back within reconnect-delay: the write is sent again, and succeeds."""
     client, cookie = machine.clients["primary"], _cut_while_writing(machine)
     if machine.reactor.until(lambda: cookie in client.answers, 0.5):
         text = "a write fails although reconnect-delay is not over"

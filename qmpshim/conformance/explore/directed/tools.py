@@ -114,5 +114,5 @@ def comes(
 
 def status(machine: GatedMachine) -> str | None:
     """The error that replication reports."""
-    told = machine.call("query-xen-replication-status")
-    return str(told.get("desc", "")) if told["error"] else None
+    status = machine.call("query-xen-replication-status")
+    return str(status.get("desc", "")) if status["error"] else None

@@ -29,7 +29,7 @@ _STEP1 = int(pattern._STEP[1])
 _BITS = pattern.SECTOR_BITS
 _MASK = (1 << _BITS) - 1
 _NEAR = 128  # sectors: an operation on part of a cluster may need all of it
-GARBAGE = -(1 << 62)  # the owner of a sector whose bytes nobody wrote
+GARBAGE = -(1 << 62)  # the owner of a sector whose bytes no operation wrote
 
 #: What requests are called.
 VERBS = {
@@ -139,7 +139,7 @@ class IoNames:
         self._by_number[number] = len(self._ops) - 1
 
     def is_data(self, io: HeldIO) -> bool:
-        """Whether this request is to be held; what it tells about places is remembered."""
+        """Whether this request is to be held; places that it gives away are remembered."""
         if io.op is Nbd.BLOCK_STATUS:
             return self._all_io
         if io.image in self._raw:

@@ -82,7 +82,7 @@ class RealSystem(RealRun):
     :param plan: by name, I/Os that end with an error in every execution, each once. Partial
         order reduction knows steps, not ways for one step to end: so faults are planned, not chosen
     :param all_io: hold every request, qcow2's own, flushes and block status among them
-    :param release: how a request is let go; sabotage comes in here
+    :param release: how a request is let go; mutants replace it
     :param probe: after the end, write everything once more and see that the view stands
     :param watching: judge requests as they arrive, too (False: only what comes of them)
     :param keeping: leave QEMU as it is after a violation, to be looked at
@@ -205,7 +205,7 @@ class RealSystem(RealRun):
         if self.violation is None and self.each_step is not None:
             self.violation = self.each_step(self)
         if self.violation is not None:
-            return EVERYTHING  # nobody goes on from here
+            return EVERYTHING  # no execution goes on from here
         thread = self.thread(choice)
         if now.over - before - {thread}:
             return EVERYTHING  # it ended somebody else, too
@@ -243,7 +243,7 @@ class RealSystem(RealRun):
         self._left = True
         if self.violation is not None and self.violation.kind in _OVER:
             if not self.keeping:
-                self.stage.discard()  # it is over already, and told (or the same as one that is)
+                self.stage.discard()  # it is over, and reported (or the same as one that is)
             return None
         try:
             self.stage.back(apart)

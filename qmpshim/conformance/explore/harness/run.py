@@ -71,7 +71,7 @@ class RealRun:
     """Executions of one scenario, one after another.
 
     :param all_io: hold every request, qcow2's own, flushes and block status among them
-    :param release: how a request is let go; sabotage comes in here
+    :param release: how a request is let go; mutants replace it
     :param watching: judge requests as they arrive, too (False: only what comes of them)
     :ivar violation: what is wrong with the present one, :ivar now: what happened in it
     :ivar names: of all held I/Os seen so far
@@ -221,7 +221,7 @@ class RealRun:
     def _arrives(self, io: HeldIO) -> bool:
         """The gate's policy: what to hold. Also where what must never be asked for is seen.
 
-        What is not to be held as a choice passes at once where nobody else waits for the same
+        What is not to be held as a choice passes at once where nothing else waits for the same
         connection. Else, how QEMU goes on may depend on how fast an answer comes (whether a
         coroutine yields or not), so such a request waits until QEMU is still: :meth:`_be_still`.
         """
@@ -240,7 +240,7 @@ class RealRun:
         return True
 
     def _alone(self, image: str) -> bool:
-        """Whether nobody else waits for an answer from this image, and no command is under way."""
+        """Whether nothing else waits for an answer from this image, and no command is under way."""
         now, ops = self.now, self.scenario.ops
         under_way = now.running.keys() - now.over
         if len(under_way) < 2 and not any(ops[op].backs_up for op in now.started):

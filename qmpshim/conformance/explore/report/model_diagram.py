@@ -1,4 +1,4 @@
-"""A violation as text: a sequence diagram of who does what and who waits for whom, step by step."""
+"""A violation as text: a sequence diagram of operations, and what waits for what, by step."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class ExploreReport:
     :ivar crash_points: at which the images were looked at
     :ivar unconfirmed: what did not do so every time (a race of QEMU's, or a harness at fault), or
         could not be tried for want of time
-    :ivar interrupted: this is what there was until somebody ended it
+    :ivar interrupted: this is what there was until it was ended
     :ivar bundles: where those that were kept are
     :ivar before: names of scenarios that were reached before, in the soak that this goes on with
     """
@@ -117,12 +117,12 @@ class ExploreReport:
 
     @property
     def new(self) -> list[Finding]:
-        """Findings that nobody has written up yet and that replay."""
+        """Findings without a write-up that replay."""
         return [finding for finding in self.findings if not finding.known]
 
     @property
     def unexplained(self) -> list[Finding]:
-        """What nobody has written up yet and did not replay every time: something diverged."""
+        """What has no write-up and did not replay every time: something diverged."""
         return [finding for finding in self.unconfirmed if not finding.known]
 
     @property
@@ -190,11 +190,11 @@ class ExploreReport:
                 }
                 for one in self.scenarios
             ],
-            "findings": [self._told(finding) for finding in self.findings],
-            "unconfirmed": [self._told(finding) for finding in self.unconfirmed],
+            "findings": [self._finding_object(finding) for finding in self.findings],
+            "unconfirmed": [self._finding_object(finding) for finding in self.unconfirmed],
         }
 
-    def _told(self, finding: Finding) -> dict[str, Any]:
+    def _finding_object(self, finding: Finding) -> dict[str, Any]:
         """A finding; what replays it, in sectors, is in its bundle."""
         value = finding.to_json()
         for of_bundles in ("qmpshim", "format", "kind", "ending"):

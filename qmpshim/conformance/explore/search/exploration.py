@@ -65,7 +65,7 @@ def explore_real(
     """Explore *scenarios* on *build*.
 
     :param mode: ``AUTO`` is ``STATEFUL`` here, since
-        :mod:`~qmpshim.conformance.explore.harness.state` tells where an execution is
+        :mod:`~qmpshim.conformance.explore.harness.state` reports where an execution is
     :param faults: errnos a held I/O may end with instead; empty: no faults
     :param budget: seconds until everything is over, confirming included; modes by chance need one.
         First each scenario is sampled, then they are exhausted, those first that gave the most

@@ -259,16 +259,16 @@ def show_again(finding: Finding, build: Build) -> Shown:
     :raises BuildError: the build cannot do the scenario
     """
     again = replay_schedule(finding, build)
-    told = {"name": build.name, "version": list(again.version)}
+    run_on = {"name": build.name, "version": list(again.version)}
     if again.shows(finding):
-        return Shown(replace(finding, events=again.events, build=told, replays=(1, 1)))
+        return Shown(replace(finding, events=again.events, build=run_on, replays=(1, 1)))
     stage = QemuPool(build)
     try:
         found, exhausted = _search(finding.scenario, finding, stage)
     finally:
         stage.close()
     if found is not None:
-        return Shown(replace(found, build=told, replays=(1, 1)))
+        return Shown(replace(found, build=run_on, replays=(1, 1)))
     if other := other_state(finding, build):
         return Shown(None, other)
     if exhausted or (again.followed and again.violation is None):

@@ -25,7 +25,7 @@ from qmpshim.model.mutants import MUTANTS
 from qmpshim.model.scenario import Scenario, scenario_from_json
 from qmpshim.model.scenarios import SCENARIOS, scenario_named
 
-HONEST_NAMES = tuple(kind.name for kind in REFERENCE_PROTOCOLS)
+REFERENCE_NAMES = tuple(kind.name for kind in REFERENCE_PROTOCOLS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +122,12 @@ def discipline_list() -> dict[str, str]:
 
 
 def discipline_names() -> list[str]:
-    """Every name :func:`system_for` knows: disciplines, then sabotaged ones."""
+    """Every name :func:`system_for` knows: serialization protocols, then mutants."""
     return [*PROTOCOLS, *(name for name in MUTANTS if name not in PROTOCOLS)]
 
 
 def system_for(discipline: str, scenario: Scenario, late_wakes: bool = False) -> ModelSystem:
-    """A scenario under a discipline or a sabotaged one, by name, judged by an honest one.
+    """A scenario under a serialization protocol or a mutant, by name, checked against a reference.
 
     :raises InputError: there is no such discipline
     """
@@ -164,7 +164,7 @@ def scenarios_for(what: str) -> list[Scenario]:
 
 
 def explore_model(
-    disciplines: Iterable[str] = HONEST_NAMES,
+    disciplines: Iterable[str] = REFERENCE_NAMES,
     scenarios: Iterable[Scenario] = tuple(SCENARIOS.values()),
     seconds: float | None = None,
     mode: Mode = Mode.AUTO,
@@ -180,7 +180,7 @@ def explore_model(
     :param seconds: for all of it together; ``None``: no limit (the modes by chance need one)
     :param stop: at a run's first violation; its schedule is then made as short as possible
     :param late_wakes: also explore how late woken coroutines go on
-    :param progress: hears of every run
+    :param progress: called with every run
     :raises InputError: there is no such discipline, or a mode by chance has no limit
     """
     if seconds is None and mode in (Mode.RANDOM, Mode.PREEMPTION):
@@ -190,7 +190,7 @@ def explore_model(
         (name, scenario)
         for scenario in scenarios
         for name in disciplines
-        if not scenario.disciplines or name in scenario.disciplines or name not in HONEST_NAMES
+        if not scenario.disciplines or name in scenario.disciplines or name not in REFERENCE_NAMES
     ]
     if not pairs:
         raise InputError("none of these scenarios is one for any of these disciplines")

@@ -132,7 +132,7 @@ def explore_scenario(
 ) -> ScenarioResult:
     """Explore one scenario on *stage*, for at most so many *seconds*.
 
-    With faults a third of the time goes to exploring without, which tells what can fail. At the
+    With faults a third of the time goes to exploring without, which shows what can fail. At the
     task's deadline it ends wherever it is, with what was seen before.
 
     :raises NotStarted: QEMU does not even start; where it did before, only this scenario is skipped
@@ -148,7 +148,7 @@ def explore_scenario(
 
     seen: tuple[_Counting | None, int, tuple[Sighting, ...]] = (None, 0, ())
 
-    def tell(system: _Counting) -> None:
+    def on_step(system: _Counting) -> None:
         nonlocal seen
         violations = sum(one.count for one in system.found.values())
         if seen[:2] != (system, violations):
@@ -167,7 +167,7 @@ def explore_scenario(
             plan=plan,
             all_io=task.all_io,
             each_step=task.crash_points.check,
-            tick=tell,
+            tick=on_step,
             outcomes=outcomes,
         )
         now = time.monotonic()

@@ -181,7 +181,7 @@ def _serve(talk: Connection, task: ScenarioTask, began: float, jobs: int) -> Non
 
     def tick(live: LiveFindings) -> None:
         nonlocal last, seen
-        # What is new is told at once: it must not be lost, whatever happens to this process.
+        # What is new is sent at once: it must not be lost, whatever happens to this process.
         if time.monotonic() - last > _TICK or len(live.sightings) != seen:
             last, seen = time.monotonic(), len(live.sightings)
             talk.send(("at", live))
@@ -193,10 +193,10 @@ def _serve(talk: Connection, task: ScenarioTask, began: float, jobs: int) -> Non
             result = _visit(task)(stage, scenario, task, seconds, tick)
             talk.send(("done", (place, result)))
     except QmpshimError as error:
-        with contextlib.suppress(OSError):  # another one told it first
+        with contextlib.suppress(OSError):  # another one sent it first
             talk.send(("failed", error))
     except (EOFError, BrokenPipeError):
-        pass  # nobody listens any more
+        pass  # the other end is closed
     finally:
         stage.close()
 
@@ -224,7 +224,7 @@ def in_processes(
             place, scenario = todo.popleft()
             at[talk] = scenario.name
             given = place, scenario, len(todo) + 1
-        with contextlib.suppress(OSError):  # it has ended: the next look at its pipe tells
+        with contextlib.suppress(OSError):  # it has ended: the next look at its pipe shows it
             talk.send(given)
 
     try:
@@ -260,7 +260,7 @@ def in_processes(
                 board.tell()
     finally:
         for talk in workers:
-            talk.close()  # who explores will know that nobody listens
+            talk.close()  # the explorer sees its end closed
         leave = time.monotonic() + _LEAVE
         for worker in workers.values():
             worker.join(max(0.0, leave - time.monotonic()))
@@ -354,7 +354,7 @@ def _safe_path() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
-    """A process started in here is left alone by Ctrl-C: it ends when nobody listens any more."""
+    """A process started in here ignores Ctrl-C: it ends when the other end of its pipe closes."""
     resource_tracker.ensure_running()  # it would let SIGINT through again when it is started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

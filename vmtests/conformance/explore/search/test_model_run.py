@@ -9,7 +9,7 @@ import pytest
 
 from qmpshim.conformance.explore.report.model_diagram import schedule_from_text, schedule_text
 from qmpshim.conformance.explore.search.model_run import (
-    HONEST_NAMES,
+    REFERENCE_NAMES,
     diagram,
     discipline_names,
     explore_model,
@@ -29,7 +29,7 @@ PAIR = scenario_named("write-read")
 def test_honest_disciplines_come_out_clean() -> None:
     report = explore_model(scenarios=[PAIR, scenario_named("write-write")])
     assert report.clean and report.exhaustive
-    assert len(report.runs) == 2 * len(HONEST_NAMES)
+    assert len(report.runs) == 2 * len(REFERENCE_NAMES)
     assert "exhausted" in summary(report)
 
 
