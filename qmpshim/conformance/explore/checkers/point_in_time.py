@@ -84,7 +84,7 @@ def target_is_point_in_time(end: End) -> RealViolation | None:
     sector = min(everywhere)
     found = left.target[sector]
     kind = _kind(scenario, found)
-    wanted = sorted({_kind(scenario, o) for one in possible for o in one.t0[sector]})
+    wanted = sorted({kind for one in possible for kind in _predicted(scenario, one, sector)})
     text = f"the target has {kind} in sector {sector}, predicted {' or '.join(wanted)} of T0"
     cause = Cause(CauseKind.WRONG_DATA, "target", kind, tuple(wanted))
     cluster = sector // scenario.cluster
@@ -229,6 +229,13 @@ def _add(to: Possible, pushes: PushChain, failed: bool) -> None:
 
 def _ending(ending: Ending | None) -> str:
     return "no job" if ending is None else ending.name.lower()
+
+
+def _predicted(scenario: RealScenario, one: Possible, sector: int) -> set[str]:
+    """Whose data a sector of the target may hold."""
+    if not one.t0 or not one.may >> sector & 1:
+        return {"nothing"}
+    return {_kind(scenario, owner) for owner in one.t0[sector]}
 
 
 def _kind(scenario: RealScenario, owner: int | None) -> str:
