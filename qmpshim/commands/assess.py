@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ from qmpshim.commands.console import (
     check_writable,
     chosen_builds,
     cluster_at,
-    count,
     dask_option,
+    jobs_option,
     json_option,
     not_kept,
     refuse_unused,
@@ -75,13 +74,7 @@ def add(commands: Any) -> None:
         help="for the fresh exploration of a build (default 60s); trying what is known takes up to "
         "45 s more",
     )
-    parser.add_argument(
-        "--jobs",
-        type=count,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes at most (default: one a CPU)",
-    )
+    jobs_option(parser, "processes at most")
     dask_option(parser)
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one HTML page, to hand on")
     parser.add_argument(

@@ -20,9 +20,9 @@ from qmpshim.commands.console import (
     Interrupted,
     Listed,
     cluster_at,
-    count,
     dask_option,
     interruptible,
+    jobs_option,
     json_option,
     list_option,
     refuse_unused,
@@ -121,13 +121,7 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="results.json of an earlier run: only what is not there counts as new",
     )
-    checking.add_argument(
-        "--jobs",
-        type=count,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="cases at a time (default: one a CPU)",
-    )
+    jobs_option(checking, "cases at a time")
     checking.add_argument(
         "--out",
         type=Path,

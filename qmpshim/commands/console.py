@@ -236,6 +236,17 @@ def refuse_unused(args: argparse.Namespace, because: str, *options: str) -> None
             raise InputError(f"{option} has no effect {because}: leave it out")
 
 
+def jobs_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--jobs``; *what* there are so many of at a time."""
+    parser.add_argument(
+        "--jobs",
+        type=count,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help=f"{what} (default: one a CPU)",
+    )
+
+
 def json_option(parser: argparse.ArgumentParser, **more: Any) -> None:
     """Add ``--json``; :func:`qmpshim.cli.main` writes the document there."""
     parser.add_argument(

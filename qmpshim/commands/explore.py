@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from qmpshim.commands.console import (
     cluster_at,
     count,
     dask_option,
+    jobs_option,
     json_option,
     list_option,
     not_kept,
@@ -170,13 +170,7 @@ def add(commands: Any) -> None:
         "sampled, then they are exhausted, those first that gave the most (default 60s without "
         "--scenario and --strength; else none)",
     )
-    exploring.add_argument(
-        "--jobs",
-        type=count,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes at most; each scenario is explored by one (default: one a CPU)",
-    )
+    jobs_option(exploring, "processes at most; each scenario is explored by one")
     dask_option(exploring)
     exploring.add_argument(
         "--seed", type=int, default=0, help="of generated scenarios and of modes that go by chance"
