@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,6 +51,7 @@ from qmpshim.conformance.explore.scenarios import (
     described,
     named,
     scenario_from_json,
+    scenario_objects,
 )
 from qmpshim.conformance.explore.search.exploration import (
     ExploreReport,
@@ -75,7 +75,7 @@ from qmpshim.conformance.explore.space.naming import array, is_name, point_named
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
 from qmpshim.conformance.pair.bundle import is_pair
-from qmpshim.errors import HostError, InputError, decoding
+from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.files import slug
 from qmpshim.model.check.cause import Cause
@@ -440,15 +440,7 @@ def real_scenarios(what: str) -> list[RealScenario]:
     """
     if not what.endswith(".json"):
         return [scenario_of(point_named(what))] if is_name(what) else named(what)
-    try:
-        with decoding(what):
-            value = json.loads(Path(what).read_text())
-    except OSError as error:
-        raise InputError(f"{what}: {error.strerror}") from error
-    values = value if isinstance(value, list) else [value]
-    if not values:
-        raise InputError(f"{what}: no scenarios")
-    return [scenario_from_json(one) for one in values]
+    return [scenario_from_json(one) for one in scenario_objects(what)]
 
 
 def _kept(finding: Finding, directory: Path, build: Build | None) -> Path:

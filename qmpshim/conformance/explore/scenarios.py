@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from qmpshim.errors import InputError, decoding, no_such
@@ -122,6 +124,22 @@ def _operation(value: Mapping[str, Any]) -> Operation:
     if op.side is Side.SNAPSHOT:
         raise ValueError(f"no operation {op.name!r} on a real chain")
     return op
+
+
+def scenario_objects(path: str) -> list[Any]:
+    """The JSON objects in a file that holds one scenario or a list of them.
+
+    :raises InputError: it cannot be read, or holds none
+    """
+    try:
+        with decoding(path):
+            value = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise InputError(f"{path}: no scenarios")
+    return values
 
 
 def scenario_from_json(value: Any) -> RealScenario:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,8 @@ from qmpshim.conformance.explore.report.model_diagram import (
     schedule_from_text,
     schedule_text,
 )
-from qmpshim.errors import InputError, decoding, no_such
+from qmpshim.conformance.explore.scenarios import scenario_objects
+from qmpshim.errors import InputError, no_such
 from qmpshim.model.chain.protocols import PROTOCOLS, REFERENCE_PROTOCOLS, CowRequestProtocol
 from qmpshim.model.explore.explorer import Mode, explore, shortest
 from qmpshim.model.explore.model_system import ModelSystem
@@ -152,15 +152,7 @@ def scenarios_for(what: str) -> list[Scenario]:
     path = Path(what)
     if not (path.suffix == ".json" or path.is_file()):
         return [scenario_named(what)]
-    try:
-        with decoding(what):
-            value = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{what}: {error.strerror}") from error
-    values = value if isinstance(value, list) else [value]
-    if not values:
-        raise InputError(f"{what}: no scenarios")
-    return [scenario_from_json(each) for each in values]
+    return [scenario_from_json(each) for each in scenario_objects(what)]
 
 
 def explore_model(
