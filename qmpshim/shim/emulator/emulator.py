@@ -76,6 +76,14 @@ def _to_stderr(data: bytes) -> None:
             data = data[os.write(2, data) :]
 
 
+def _one_output() -> bool:
+    """Whether our stdout and stderr are the same file, as after ``2>&1``."""
+    try:
+        return os.path.sameopenfile(1, 2)
+    except OSError:  # one is closed
+        return False
+
+
 class Emulator(Qemu):
     """A QEMU that is commanded through a :class:`Shim`.
 
@@ -84,7 +92,7 @@ class Emulator(Qemu):
     :param env: the whole environment of the process
     :param inherit: leave stdin, stdout and stderr to QEMU, as a stand-in for it must
     :param on_text: but keep stdin for ourselves, and have what QEMU prints on stdout come here,
-        in its order with what the monitor sends
+        in its order with what the monitor sends; stderr, too, where ours is the same file
     :param hold_stderr: with *inherit*, pass QEMU's stderr on only once QEMU answers: it may hold
         why it does not
     """
@@ -188,6 +196,8 @@ class Emulator(Qemu):
                 (None, None) if self._on_text is None else (subprocess.DEVNULL, monitor.fileno())
             )
             err_end = None if self._held is None else self._held.end
+            if out_end is not None and err_end is None and _one_output():
+                err_end = out_end  # its order among the rest can be seen
             self._process = subprocess.Popen(
                 argv, stdin=stdin, stdout=out_end, stderr=err_end, env=env, pass_fds=fds
             )
