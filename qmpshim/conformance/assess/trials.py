@@ -17,7 +17,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from qmpshim.conformance.bundles.any_workload import load_case, replay_case
+from qmpshim.conformance.bundles.any_workload import replay_case
 from qmpshim.conformance.check.case import Case, CaseOutcome, Status
 from qmpshim.conformance.check.run.case_process import Cancelled, Order, carry_out
 from qmpshim.conformance.check.run.identity import Identity, identify
@@ -25,10 +25,10 @@ from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search.minimize import show_again
-from qmpshim.conformance.known.folder import known_pairs, write_up
+from qmpshim.conformance.known.folder import known_pairs, known_workloads, write_up
+from qmpshim.conformance.known.matching import DirectedWriteUp, PairWriteUp, WorkloadWriteUp
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.conformance.pair.checks import run_plan
-from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.errors import BuildError, MachineError, NotStarted, WorkerLost
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.workspace import Workspace
@@ -164,7 +164,7 @@ def carry_out_batch(
 
 def _cost(one: WriteUp) -> int:
     """How much it takes to try a pair's finding: a guest that boots most."""
-    return int(str(one.case.get("plan", {}).get("guest", "")).startswith("linux"))
+    return int(isinstance(one, PairWriteUp) and one.plan.guest.startswith("linux"))
 
 
 def note(found: dict[str, Trial], names: Sequence[str], record: Record) -> None:
@@ -195,12 +195,12 @@ def try_finding(build: Build, one: WriteUp, directory: Path) -> list[Trial]:
     :param directory: for what a pair leaves
     """
     try:
-        match one.kind:
-            case "directed":
+        match one:
+            case DirectedWriteUp():
                 return [_directed(build, one)]
-            case "pair":
+            case PairWriteUp():
                 return _pair(build, one, directory)
-            case "verify":
+            case WorkloadWriteUp():
                 return [_workload(build, one)]
         return [_schedule(build, one)]
     except NotStarted as error:  # that says nothing of what the build can do
@@ -218,7 +218,7 @@ def _schedule(build: Build, one: WriteUp) -> Trial:
     return Trial(one, Seen.UNSURE if shown.unsure else Seen.NOT_SEEN, shown.unsure)
 
 
-def _directed(build: Build, one: WriteUp) -> Trial:
+def _directed(build: Build, one: DirectedWriteUp) -> Trial:
     name = one.name.partition("/")[2]
     (case,) = (case for case in DIRECTED if case.name == name)
     found = run_directed(case, build)
@@ -229,9 +229,8 @@ def _directed(build: Build, one: WriteUp) -> Trial:
     return Trial(one, Seen.UNSURE, f"{_ELSE}: {found.text}")
 
 
-def _pair(build: Build, one: WriteUp, directory: Path) -> list[Trial]:
-    plan = PairPlan.from_json(one.case["plan"])
-    plan = replace(plan, limit=min(plan.limit, _PAIR_LIMIT))
+def _pair(build: Build, one: PairWriteUp, directory: Path) -> list[Trial]:
+    plan = replace(one.plan, limit=min(one.plan.limit, _PAIR_LIMIT))
     outcome, _ = asyncio.run(run_plan(plan, (build, build), directory))
     trials, others = [], []
     for finding in outcome.findings:
@@ -244,11 +243,15 @@ def _pair(build: Build, one: WriteUp, directory: Path) -> list[Trial]:
     return trials
 
 
-def _workload(build: Build, one: WriteUp) -> Trial:
-    case = load_case(one.path)
-    found = asyncio.run(replay_case(case, build)).divergence
+def _workload(build: Build, one: WorkloadWriteUp) -> Trial:
+    found = asyncio.run(replay_case(one.shown, build)).divergence
     if found is None:
         return Trial(one, Seen.NOT_SEEN)
-    if case.shown_by(found):
+    if one.shown.shown_by(found):
         return Trial(one, Seen.SHOWN, str(found))
+    own = one.divergence
+    if (found.operation, found.where) == (own.operation, own.where):  # its own would show here
+        for other in known_workloads():
+            if other.id != one.id and other.covers(found, one.shown.operations):
+                return Trial(one, Seen.NOT_SEEN, f"{other.name} shows itself instead: {found}")
     return Trial(one, Seen.UNSURE, f"{_ELSE}: {found}")

@@ -13,6 +13,7 @@ from qmpshim.conformance.known.matching import (
     DirectedWriteUp,
     ExplorerWriteUp,
     PairWriteUp,
+    WorkloadWriteUp,
     write_up_from_json,
 )
 from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
@@ -73,6 +74,11 @@ def known_directed() -> dict[str, DirectedWriteUp]:
 def known_pairs() -> tuple[PairWriteUp, ...]:
     """Those of pairs."""
     return _of(PairWriteUp)
+
+
+def known_workloads() -> tuple[WorkloadWriteUp, ...]:
+    """Those of workloads, of operations one after another."""
+    return _of(WorkloadWriteUp)
 
 
 @functools.cache

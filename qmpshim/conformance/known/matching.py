@@ -8,18 +8,23 @@ also says of which form of the chain it is, which operations it needs and which 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from qmpshim.conformance.bundles.any_workload import AnyCase, load_case
+from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.harness.choices import failures
 from qmpshim.conformance.explore.report.findings import Finding, failing, finding_from_json
 from qmpshim.conformance.known.write_ups import Version, WriteUp, common
 from qmpshim.conformance.pair.plan import GUESTS, PairFinding, PairPlan
+from qmpshim.conformance.pointintime.operations import PointOperation
 from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES, chain_name
 from qmpshim.model.check.cause import Cause
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import NAMES, Operation
+
+AnyOperation = Operation | PointOperation
 
 _VERBS = ("read", "write", "zero", "discard", "flush", "status")
 _FAILS = frozenset(f"{image} {verb}" for image in {*IMAGES, *PRIMARY_IMAGES} for verb in _VERBS)
@@ -136,9 +141,39 @@ class WorkloadWriteUp(WriteUp):
     It excuses by prediction: the model of such a workload does as QEMU with the defect does
     (:class:`~qmpshim.model.chain.behaviour.KnownDefect`,
     :class:`~qmpshim.model.pointintime.points.PointDefect`), so that the run goes on.
+    Where nothing was predicted of it, :meth:`covers` recognises it.
+
+    :ivar shown: the operations that show it, :ivar divergence: and what they show
     """
 
     kind: ClassVar[str] = "verify"
+
+    shown: AnyCase
+    divergence: Divergence
+
+    def covers(self, found: Divergence, operations: Sequence[AnyOperation]) -> bool:
+        """Whether *found*, after some of *operations*, is this one, whatever QEMU's version is.
+
+        The operations of the write-up have to be among them, in its order and the last at the
+        divergence. Others may lie between; where on a disk one reads or writes does not matter.
+        """
+        if not replace(self.divergence, operation=found.operation).same_as(found):
+            return False
+        *before, last = _until(self.divergence, self.shown.operations)
+        done = _until(found, operations)
+        if not done or done.pop() != last:
+            return False
+        left = iter(done)
+        return all(one in left for one in before)
+
+
+def _until(found: Divergence, operations: Sequence[AnyOperation]) -> list[AnyOperation]:
+    """The operations up to the divergence, without their numbers and places."""
+    return [
+        replace(one, number=0, start=0, count=0)
+        for one in operations
+        if one.number <= found.operation
+    ]
 
 
 def recogniser(known: Sequence[ExplorerWriteUp], version: Version) -> Callable[[Finding], str]:
@@ -161,7 +196,7 @@ def write_up_from_json(path: Path, value: dict[str, Any]) -> WriteUp:
     if case.get("kind") == "pair":
         return _of_pair(path, value)
     if "operations" in case:
-        return WorkloadWriteUp(**common(path, value))
+        return _of_workload(path, value)
     return _of_explorer(path, value)
 
 
@@ -172,6 +207,13 @@ def _of_pair(path: Path, value: dict[str, Any]) -> PairWriteUp:
         raise ValueError(f"side {side!r}, guests {', '.join(guests)}")
     accel = str(value.get("accel", ""))
     return PairWriteUp(**fields, side=side, accel=accel, guests=guests, plan=plan)
+
+
+def _of_workload(path: Path, value: dict[str, Any]) -> WorkloadWriteUp:
+    fields, case = common(path, value), load_case(path)
+    if case.divergence is None:
+        raise ValueError("its case shows nothing wrong")
+    return WorkloadWriteUp(**fields, shown=case, divergence=case.divergence)
 
 
 def _of_explorer(path: Path, value: dict[str, Any]) -> ExplorerWriteUp:

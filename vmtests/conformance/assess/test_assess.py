@@ -14,7 +14,8 @@ from qmpshim.conformance.assess.assess import assess
 from qmpshim.conformance.assess.exploration import explore_uses
 from qmpshim.conformance.assess.judgement import Answer, judge
 from qmpshim.conformance.assess.trials import Record, Seen, Trial, note, try_finding, try_findings
-from qmpshim.conformance.known.folder import write_up, write_ups
+from qmpshim.conformance.known.folder import known_workloads, write_up, write_ups
+from qmpshim.conformance.known.matching import WorkloadWriteUp
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.tracker import command_of
 from qmpshim.conformance.known.write_ups import WriteUp
@@ -50,6 +51,17 @@ def test_each_kind_of_finding_is_tried(qemu_build: Build) -> None:
     for trial in try_findings(qemu_build, QUICK, 1, 60.0):
         if trial.seen is not Seen.IMPOSSIBLE:
             assert (trial.seen is Seen.SHOWN) is has(qemu_build, trial.entry), trial
+
+
+@pytest.mark.parametrize("one", known_workloads(), ids=lambda one: one.id)
+def test_what_a_workload_shows_is_named(
+    one: WorkloadWriteUp, qemu_build: Build, tmp_path: Path
+) -> None:
+    """Also where another write-up's symptom shows itself in the place of its own."""
+    (trial,) = try_finding(qemu_build, one, tmp_path)
+    assert trial.seen is (Seen.SHOWN if has(qemu_build, one) else Seen.NOT_SEEN), trial
+    if one.id == "refused-transaction-loses-bitmap" and trial.seen is Seen.NOT_SEEN:
+        assert trial.why.startswith("verify/refused-transaction-marks-everything shows itself")
 
 
 def test_a_build_is_not_believed_its_version(tmp_path: Path, qemu_build: Build) -> None:

@@ -16,7 +16,13 @@ from qmpshim.conformance.explore.directed.cases import crash_cause
 from qmpshim.conformance.explore.harness.choices import Fail, RealChoice, io_id
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
-from qmpshim.conformance.known.folder import known_directed, known_findings, read, read_all
+from qmpshim.conformance.known.folder import (
+    known_directed,
+    known_findings,
+    known_workloads,
+    read,
+    read_all,
+)
 from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
 from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.errors import HostError, InputError
@@ -197,3 +203,23 @@ def test_a_damaged_write_up_is_told(tmp_path: Path, field: dict[str, object]) ->
     (tmp_path / "one.json").write_text(json.dumps({**value, **field}))
     with pytest.raises(InputError, match=r"one\.json is damaged"):
         read(tmp_path / "one.json")
+
+
+def test_a_workloads_write_up_covers_what_shows_it_among_other_operations() -> None:
+    """Of two that a refused transaction shows, each knows its own symptom, where it belongs."""
+    loses, marks = (
+        next(one for one in known_workloads() if one.id == f"refused-transaction-{name}")
+        for name in ("loses-bitmap", "marks-everything")
+    )
+    add, write, transaction, check = operations = loses.shown.operations
+    for one in (loses, marks):
+        assert one.covers(one.divergence, one.shown.operations)
+    seen = replace(marks.divergence, operation=check.number)
+    assert marks.covers(seen, operations) and not loses.covers(seen, operations)
+    # At another place or operation, as another verdict, or without what causes it: another finding.
+    assert not marks.covers(replace(seen, where="bitmap disk1/a"), operations)
+    assert not marks.covers(replace(seen, operation=write.number), operations)
+    assert not marks.covers(replace(seen, verdict=Verdict.CONTENT), operations)
+    assert not marks.covers(seen, (add, write, check))
+    assert not marks.covers(seen, (add, transaction, replace(write, number=check.number)))
+    assert not marks.covers(seen, (transaction, add, check))
