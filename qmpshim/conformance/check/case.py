@@ -64,6 +64,13 @@ class Case:
         }
 
 
+class ShownBy(StrEnum):
+    """What shows a finding again, apart from its case or a command of its own."""
+
+    BUNDLE = "qmpshim replay {bundle}"
+    PROBE = "qmpshim builds probe"  # of the build
+
+
 @dataclass(frozen=True, slots=True)
 class CaseFinding:
     """One thing found, with one cause.
@@ -75,8 +82,8 @@ class CaseFinding:
     :ivar count: how often it was seen
     :ivar trace: the schedule or operation list, a line a step
     :ivar bundle: the replay bundle, relative to the directory the runner was given, or ``""``
-    :ivar replay: the command that shows it again, to which a report adds the build; ``{bundle}``
-        stands for the bundle's path, and ``""`` for doing the case once more
+    :ivar replay: a :class:`ShownBy`, to which a report adds the build and where ``{bundle}`` stands
+        for the bundle's path; or a whole command; ``""``: its case, done once more
     :ivar confirmed: it showed itself again each time it was tried; what did not is no failure
     :ivar details: JSON values for reports (cluster maps, console tails, ...)
     """

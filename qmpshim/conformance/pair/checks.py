@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, ShownBy, Status
 from qmpshim.conformance.known.folder import known_pairs
 from qmpshim.conformance.known.matching import PairWriteUp
 from qmpshim.conformance.pair import bundle as pair_bundle
@@ -177,7 +177,7 @@ def case_findings(
             finding.known,
             trace=tuple(outcome.steps),
             bundle=str(bundle.relative_to(directory)) if bundle else "",
-            replay="qmpshim replay {bundle}",
+            replay=ShownBy.BUNDLE,
             details={"autopsy": list(finding.post_mortem)},
         )
         for finding in outcome.findings

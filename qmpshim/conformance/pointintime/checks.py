@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, ShownBy, Status
 from qmpshim.conformance.pointintime.verify import SIZE, PointsSubject, points_setup
 from qmpshim.conformance.pointintime.workload import PointsWorkflow, PointsWorkload
 from qmpshim.conformance.workload.verification import VerifyOutcome, verify
@@ -78,6 +78,6 @@ def _divergence(outcome: VerifyOutcome[Any, Any, Any]) -> list[CaseFinding]:
             found.observed,
             trace=tuple(str(operation) for operation in outcome.operations),
             bundle=outcome.bundle.name if outcome.bundle else "",
-            replay="qmpshim replay {bundle}",
+            replay=ShownBy.BUNDLE,
         )
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from qmpshim.conformance.check.case import CaseFinding
+from qmpshim.conformance.check.case import CaseFinding, ShownBy
 from qmpshim.conformance.check.run.journal import CASES, Key, Plan
 from qmpshim.machine.host.files import slug
 
@@ -18,9 +18,9 @@ def replay_command(plan: Plan, key: Key, finding: CaseFinding) -> str:
     """The command that shows a finding again, from the run's directory."""
     build, case = key
     called = plan.places.get(build, build)
-    if finding.replay.startswith("qmpshim builds"):
+    if finding.replay == ShownBy.PROBE:
         return f"{finding.replay} {shlex.quote(called)}"
-    if "{bundle}" in finding.replay:
+    if finding.replay == ShownBy.BUNDLE:
         which = "--qemu" if "/" in called else "--build"
         place = shlex.quote(bundle_place(key, finding))
         return f"{finding.replay.replace('{bundle}', place)} {which} {shlex.quote(called)}"

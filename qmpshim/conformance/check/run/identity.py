@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qmpshim.conformance.bundles.case_file import integers
-from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, ShownBy, Status
 from qmpshim.conformance.document import build_object
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds.build import Build, protocol_of, read_version
@@ -92,6 +92,6 @@ def another_build(build: Build, expected: Identity) -> CaseOutcome | None:
         title,
         f"{expected.version} (sha256 {expected.sha256[:12]})",
         f"{now.version} (sha256 {now.sha256[:12]})",
-        replay="qmpshim builds probe",
+        replay=ShownBy.PROBE,
     )
     return CaseOutcome(Status.DIVERGED, title, (finding,))

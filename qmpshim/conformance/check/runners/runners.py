@@ -16,7 +16,7 @@ from typing import Any
 
 from qmpshim.conformance.bundles.any_workload import AnyCase, load_case, replay_case
 from qmpshim.conformance.bundles.workload_case import CASE as WORKLOAD_CASE
-from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, ShownBy, Status
 from qmpshim.conformance.check.report.cluster_maps import maps_of_bundle, maps_of_schedule
 from qmpshim.conformance.check.report.sequence import steps_of_events, steps_of_operations
 from qmpshim.conformance.check.runners.arguments import argument, only
@@ -156,7 +156,7 @@ def _of_verify(case: AnyCase, found: Divergence, place: Path) -> CaseFinding:
         found.observed,
         trace=tuple(str(operation) for operation in case.operations),
         bundle=place.name,
-        replay="qmpshim replay {bundle}",
+        replay=ShownBy.BUNDLE,
         details=_plain(
             diagram=steps_of_operations(lanes, steps, f"{found.verdict}: {found.observed}"),
             maps=maps_of_bundle(place),
@@ -251,7 +251,7 @@ def _of_schedule(finding: Finding, build: Build, directory: Path) -> CaseFinding
         count=finding.count,
         trace=finding.lines,
         bundle=place.name,
-        replay="qmpshim replay {bundle}",
+        replay=ShownBy.BUNDLE,
         confirmed=finding.confirmed,
         details=_plain(
             diagram=steps_of_events(lanes, finding.events),
