@@ -370,6 +370,23 @@ def test_a_script_that_is_ended(reproducer: Reproducer) -> None:
     assert status == UNTESTED and said.endswith("gave up after 0 s\n")
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "qemu.kill(); shutil.rmtree(directory)",  # as another thread that ends does
+        "os.close(2)",
+        "os.close(2); end(UNTESTED, 'nobody reads this')",
+    ],
+)
+def test_what_fails_while_a_script_ends_is_not_seen(harm: str, reproducer: Reproducer) -> None:
+    """Python itself ends with 1 where its hook for errors fails, which would be SEEN."""
+    script = export_script(known("failover-reports-io-error"), breakpoints=False)
+    script = script.replace("\nset_up()\n", f"\nset_up()\n{harm}\nraise ValueError\n")
+    assert "raise ValueError" in script
+    status, said = reproducer(script)
+    assert status == UNTESTED, said
+
+
 def test_what_showed_nothing_wrong_is_no_reproducer() -> None:
     case = json.loads((DIRECTORY / "failed-flush-leaves-l1-entry.json").read_text())["case"]
     with pytest.raises(InputError, match="nothing wrong"):
