@@ -24,7 +24,6 @@ from qmpshim.commands.console import (
     json_option,
     not_kept,
     refuse_unused,
-    replay_command,
     run_interruptible,
     seconds,
 )
@@ -32,6 +31,7 @@ from qmpshim.conformance.assess.assess import Assessment, assess
 from qmpshim.conformance.assess.document import assessment_object
 from qmpshim.conformance.assess.judgement import Answer, Judgement, Reason
 from qmpshim.conformance.assess.page import page
+from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.report.finding_files import save_finding
 from qmpshim.conformance.known.meaning import Use

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import signal
 import sys
 import textwrap
@@ -473,16 +472,6 @@ def check_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
-
-
-def replay_command(bundle: Path, build: Build, *words: str) -> str:
-    """The command that shows a bundle again, to be pasted into a shell where this one ran.
-
-    :param build: what it was found on
-    :param words: options that it was found with
-    """
-    which = [] if build.name == "system" else ["--build", build.name]
-    return shlex.join(["qmpshim", "replay", str(bundle), *which, *words])
 
 
 def not_kept(why: str) -> str:

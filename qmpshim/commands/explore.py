@@ -31,11 +31,11 @@ from qmpshim.commands.console import (
     on_each,
     output_options,
     refuse_unused,
-    replay_command,
     run_interruptible,
     seconds,
     show_list,
 )
+from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.conformance.bundles.workload_case import CASE as WORKLOAD_CASE
 from qmpshim.conformance.document import BUDGET, scenario_object
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints

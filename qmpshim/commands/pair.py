@@ -19,10 +19,10 @@ from qmpshim.commands.console import (
     not_kept,
     output_options,
     refuse_unused,
-    replay_command,
     run_cancellable,
     seconds,
 )
+from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.conformance.document import Document
 from qmpshim.conformance.known.folder import known_pairs
 from qmpshim.conformance.known.seen import SeenFinding, would_say

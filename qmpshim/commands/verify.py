@@ -28,12 +28,12 @@ from qmpshim.commands.console import (
     on_each,
     output_options,
     refuse_unused,
-    replay_command,
     run_cancellable,
     run_interruptible,
     seconds,
     size,
 )
+from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.conformance.bundles.any_workload import load_case, replay_case
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.document import Document

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.commands.console import replay_command
+from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.errors import IOFailed, name_errnos
 from qmpshim.machine.builds.build import Build
@@ -205,6 +205,7 @@ def test_a_hint_names_the_build_and_can_be_pasted() -> None:
     assert words == ["qmpshim", "replay", "it's/here", "--build", "/a b/qemu", "--machine", "pc"]
     system = Build("system", "installed", Path("/usr/bin/qemu"))
     assert replay_command(Path("here"), system) == "qmpshim replay here"
+    assert replay_command(Path("here"), None) == "qmpshim replay here"
 
 
 def test_errors_of_io_have_names() -> None:

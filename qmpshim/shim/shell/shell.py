@@ -26,7 +26,9 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.patch_stdout import patch_stdout
 
+from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.errors import CommandFailed, InputError, MachineDied, QmpshimError
+from qmpshim.machine.builds.build import Build
 from qmpshim.shim.emulator.serve import Options, Served, endpoint
 from qmpshim.shim.endpoint.listener import Address
 from qmpshim.shim.shell.client import ShellClient
@@ -151,13 +153,16 @@ class Shell:
 
     # -- what is done ------------------------------------------------------------
 
-    async def connect(self, address: Address) -> None:
-        """Connect, and learn what this QEMU can do."""
+    async def connect(self, address: Address, build: Build | None = None) -> None:
+        """Connect, and learn what this QEMU can do.
+
+        :param build: what runs, if this shell started it
+        """
         await self.client.connect(address)
         self.schema = CommandSchema(await self.client.execute("query-qmp-schema"))
         self._words = Words(
             *(self.client, self.schema, self._write_line, self._run_file, self._switch, _width),
-            *(self._flights, address),
+            *(self._flights, address, build),
         )
         with suppress(CommandFailed):  # a plain QEMU, or a shim without a gate
             await self.client.execute("x-shim-held")
@@ -397,7 +402,7 @@ async def run_shell(options: ShellOptions, source: TextIO, out: TextIO, err: Tex
             served = await stack.enter_async_context(endpoint(options.serve))
             address = served.addresses[0]
         shell = Shell(options, out, err)
-        await shell.connect(address)
+        await shell.connect(address, None if served is None else served.build)
         stack.push_async_callback(shell.close)
         try:
             if options.commands:
@@ -466,4 +471,4 @@ async def _post_mortem(served: Served | None, shell: Shell) -> str:
         path.write_text(json.dumps(reply["case"], indent=1) + "\n")
     except (QmpshimError, OSError) as error:
         return f"{died}\nno bundle of it: {error}"
-    return f"{died}\nwrote {path}; `qmpshim replay {path}` shows: {reply['shows']}"
+    return f"{died}\nwrote {path}; `{replay_command(path, served.build)}` shows: {reply['shows']}"

@@ -8,7 +8,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.errors import InputError
+from qmpshim.machine.builds.build import Build
 from qmpshim.shim.endpoint.listener import Address
 from qmpshim.shim.shell.client import ShellClient
 from qmpshim.shim.shell.completion import LOCAL, CommandSchema
@@ -111,6 +113,7 @@ class Words:
     :param switch: turns an option of the shell on or off, or sets it
     :param flights: what is under way
     :param address: of the shim or QEMU
+    :param build: what runs, if this shell started it
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class Words:
         width: Callable[[], int],
         flights: Flights,
         address: Address,
+        build: Build | None,
     ) -> None:
         self._client = client
         self._schema = schema
@@ -132,6 +136,7 @@ class Words:
         self._width = width
         self._flights = flights
         self._address = address
+        self._build = build
         self._disks = Disks(client, flights)
         self._gated = Gated(client, self._disks, flights, write_line)
 
@@ -229,7 +234,8 @@ class Words:
         await self._flights.land(5.0)
         reply = await self._modelled("x-shim-record")
         _write(path, json.dumps(reply["case"], indent=1) + "\n")
-        self._write_line(f"wrote {path}; `qmpshim replay {path}` shows: {reply['shows']}")
+        again = replay_command(Path(path), self._build)
+        self._write_line(f"wrote {path}; `{again}` shows: {reply['shows']}")
 
     def _show(self, lines: Any) -> None:
         for line in lines:

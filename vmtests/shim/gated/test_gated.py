@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -358,6 +359,22 @@ def test_by_hand_in_the_shell(tmp_path: Path) -> None:
     done = _shell(tmp_path, ":schedule bundle.json", ":wait", ":schedule")
     assert done.returncode == 0, done
     assert done.stdout.count("complete hidden write 0+128 (of 0)") == 2
+
+
+def test_the_hint_of_a_recorded_session_names_the_build(tmp_path: Path, qemu_build: Build) -> None:
+    """The system's by its path here; and it can be pasted."""
+    named = str(qemu_build.binary) if qemu_build.name == "system" else qemu_build.name
+    done = subprocess.run(
+        [*SHELL, "--build", named],
+        input=":write primary 0 64k pattern\n:wait\n:record by-hand.json",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done
+    hint = f"`qmpshim replay by-hand.json --build {shlex.quote(named)}` shows: as allowed"
+    assert hint in done.stdout
 
 
 def test_a_schedule_of_the_explorer_by_hand(tmp_path: Path) -> None:
