@@ -263,7 +263,8 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
                 cluster=cluster,
             )
 
-        return _explore_builds(args, console, work)
+        own = args.scenario is not None and args.scenario.endswith(".json")
+        return _explore_builds(args, console, work, scenarios if own else ())
 
 
 def _soak(args: argparse.Namespace, console: Console) -> int:
@@ -293,8 +294,13 @@ def _soak(args: argparse.Namespace, console: Console) -> int:
     return _explore_builds(args, console, work)
 
 
-def _explore_builds(args: argparse.Namespace, console: Console, work: Work) -> int:
-    """Explore each build that is chosen, and report on it."""
+def _explore_builds(
+    args: argparse.Namespace, console: Console, work: Work, own: Sequence[RealScenario] = ()
+) -> int:
+    """Explore each build that is chosen, and report on it.
+
+    :param own: scenarios of the user's
+    """
     chosen = chosen_builds(args)
     if args.keep is not None:
         check_directory(args.keep)
@@ -306,7 +312,7 @@ def _explore_builds(args: argparse.Namespace, console: Console, work: Work) -> i
             _explore_build(args, build, work, console, reports)
             if reports[-1].new or reports[-1].unexplained:
                 return DIVERGED
-            if other := _incomparable(args, build):
+            if other := _incomparable(own, build):
                 console.line(other, UNTESTABLE)
                 incomparable.append(other)
                 return UNTESTABLE
@@ -330,17 +336,15 @@ def _explore_builds(args: argparse.Namespace, console: Console, work: Work) -> i
     return status
 
 
-def _incomparable(args: argparse.Namespace, build: Build) -> str:
+def _incomparable(own: Sequence[RealScenario], build: Build) -> str:
     """Why a scenario of the user's that shows nothing is another scenario on another version.
 
     `git bisect` would blame the commit that changed what its setup leaves.
 
     :returns: one line, or ``""``: it is the same
     """
-    if args.scenario is None or not args.scenario.endswith(".json"):
-        return ""
     version = read_version(build)[0]
-    for scenario in real_scenarios(args.scenario):
+    for scenario in own:
         if other := depends_on_version(scenario, version):
             return (
                 f"cannot judge by what was not found: {other}; zeroes that keep their place "

@@ -42,22 +42,12 @@ def new_for_old(machine: GatedMachine, named: NamedIo) -> None:
     machine.gate.corrupt(named.io, bytes(pattern.data_of(2, named.start, named.count)))
 
 
-@of("secondary", "write")
-def drop_new(machine: GatedMachine, named: NamedIo) -> None:
-    """A write to the secondary disk is answered and forgotten."""
-    machine.gate.drop(named.io)
+def drop(image: str) -> Lie:
+    """A write to an image is answered and forgotten."""
+    return of(image, "write")(lambda machine, named: machine.gate.drop(named.io))
 
 
-@of("active", "write")
-def drop_guest(machine: GatedMachine, named: NamedIo) -> None:
-    """A write to the active disk is answered and forgotten."""
-    machine.gate.drop(named.io)
-
-
-@of("primary", "write")
-def drop_primary(machine: GatedMachine, named: NamedIo) -> None:
-    """A write to the primary's own disk is answered and forgotten."""
-    machine.gate.drop(named.io)
+drop_new, drop_guest, drop_primary = map(drop, ("secondary", "active", "primary"))
 
 
 @of("primary", "flush")

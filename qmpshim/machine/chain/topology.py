@@ -13,6 +13,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qmpshim.model.pointintime.push import FIRST, GRANULARITY, NEW
+from qmpshim.model.units import SECTOR
+
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
@@ -434,17 +437,16 @@ _BACKUP_JOB = QmpCommand(
     "blockdev-backup",
     {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "none"},
 )
-BITMAP = "b0"  # of the push chain: records from the beginning
-NEW_BITMAP = "b1"  # begins with a full backup, in one transaction
+_GRANULARITY = {"granularity": GRANULARITY * SECTOR}
 _BACKUP = {"job-id": "backup", "device": "secondary", "target": "hidden"}
-_BY_BITMAP = {**_BACKUP, "sync": "bitmap", "bitmap": BITMAP}
-_OF_BITMAP = {"node": "secondary", "name": BITMAP}
+_BY_BITMAP = {**_BACKUP, "sync": "bitmap", "bitmap": FIRST}
+_OF_BITMAP = {"node": "secondary", "name": FIRST}
 _FULL = {**_BACKUP, "sync": "full"}
-_NEW = {"node": "secondary", "name": NEW_BITMAP, "granularity": 65536}
+_NEW = {"node": "secondary", "name": NEW, **_GRANULARITY}
 _PUSH: Mapping[str, QmpCommand] = {
     "backup_full": QmpCommand("blockdev-backup", _FULL),
     "backup_incremental": QmpCommand(
-        "blockdev-backup", {**_BACKUP, "sync": "incremental", "bitmap": BITMAP}
+        "blockdev-backup", {**_BACKUP, "sync": "incremental", "bitmap": FIRST}
     ),
     "backup_always": QmpCommand("blockdev-backup", {**_BY_BITMAP, "bitmap-mode": "always"}),
     "backup_never": QmpCommand("blockdev-backup", {**_BY_BITMAP, "bitmap-mode": "never"}),
@@ -527,7 +529,7 @@ _CHAINS = (
             Node("hidden", "qcow2", _UNMAP, ImageSpec(overlay=True)),
         ),
         _PUSH,
-        QmpCommand("block-dirty-bitmap-add", {**_OF_BITMAP, "granularity": 65536}),
+        QmpCommand("block-dirty-bitmap-add", {**_OF_BITMAP, **_GRANULARITY}),
         "with the NBD driver",
         (_PRIMARY_IO - {"primary_vanish"}) | _PUSH.keys(),
         dict.fromkeys(_PUSH, _PRIMARY_IO),

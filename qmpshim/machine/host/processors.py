@@ -14,7 +14,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def one_processor(number: int | None = None) -> Iterator[None]:
-    """Keep this process, and what it starts meanwhile, on one processor.
+    """Keep this thread, and what it starts meanwhile, on one processor.
 
     :param number: which of those that it may use, counted round; None: the one that it is on
     """

@@ -11,13 +11,6 @@ from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 
 
 @pytest.fixture
-def manual() -> Iterator[ManualEventLoop]:
-    made = ManualEventLoop()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def ready() -> Iterator[list[socket.socket]]:
     """Two sockets with something to read."""
     pairs = [socket.socketpair() for _ in range(2)]
@@ -30,63 +23,63 @@ def ready() -> Iterator[list[socket.socket]]:
             end.close()
 
 
-def test_what_is_ready_is_called(manual: ManualEventLoop, ready: list[socket.socket]) -> None:
+def test_what_is_ready_is_called(event_loop: ManualEventLoop, ready: list[socket.socket]) -> None:
     got: list[bytes] = []
     file = ready[0].fileno()
-    manual.on_readable(file, lambda: got.append(ready[0].recv(1)))
-    assert manual.poll() and got == [b"x"]
-    assert not manual.poll()
-    manual.on_writable(file, lambda: got.append(b"w"))
-    assert manual.poll() and got == [b"x", b"w"]
-    manual.on_writable(file, None)
-    assert not manual.poll() and got == [b"x", b"w"]
+    event_loop.on_readable(file, lambda: got.append(ready[0].recv(1)))
+    assert event_loop.poll() and got == [b"x"]
+    assert not event_loop.poll()
+    event_loop.on_writable(file, lambda: got.append(b"w"))
+    assert event_loop.poll() and got == [b"x", b"w"]
+    event_loop.on_writable(file, None)
+    assert not event_loop.poll() and got == [b"x", b"w"]
 
 
 def test_what_was_removed_meanwhile_is_not(
-    manual: ManualEventLoop, ready: list[socket.socket]
+    event_loop: ManualEventLoop, ready: list[socket.socket]
 ) -> None:
     called: list[int] = []
 
     def first_of(which: int) -> None:
         called.append(which)
-        manual.forget(ready[1 - which].fileno())
+        event_loop.forget(ready[1 - which].fileno())
 
-    manual.on_readable(ready[0].fileno(), lambda: first_of(0))
-    manual.on_readable(ready[1].fileno(), lambda: first_of(1))
-    assert manual.poll() and len(called) == 1
+    event_loop.on_readable(ready[0].fileno(), lambda: first_of(0))
+    event_loop.on_readable(ready[1].fileno(), lambda: first_of(1))
+    assert event_loop.poll() and len(called) == 1
 
 
 def test_an_end_is_something_to_read_and_to_write(
-    manual: ManualEventLoop, ready: list[socket.socket]
+    event_loop: ManualEventLoop, ready: list[socket.socket]
 ) -> None:
     """Else who waits for a peer that is gone waits for ever."""
     called: list[str] = []
     ours, theirs = socket.socketpair()
     with ours:
         theirs.close()
-        manual.on_readable(ours.fileno(), lambda: called.append("read"))
-        assert manual.poll() and called == ["read"]
-        manual.on_readable(ours.fileno(), None)
-        assert not manual.poll()  # and who does not want to know is left alone
-        manual.on_writable(ours.fileno(), lambda: called.append("write"))
-        assert manual.poll() and called == ["read", "write"]
-        manual.forget(ours.fileno())
+        event_loop.on_readable(ours.fileno(), lambda: called.append("read"))
+        assert event_loop.poll() and called == ["read"]
+        event_loop.on_readable(ours.fileno(), None)
+        assert not event_loop.poll()  # and who does not want to know is left alone
+        event_loop.on_writable(ours.fileno(), lambda: called.append("write"))
+        assert event_loop.poll() and called == ["read", "write"]
+        event_loop.forget(ours.fileno())
 
 
-def test_timers_come_in_order_and_in_no_poll_that_is_too_early(manual: ManualEventLoop) -> None:
+def test_timers_come_in_order_and_in_no_poll_that_is_too_early(event_loop: ManualEventLoop) -> None:
     called: list[str] = []
-    manual.call_later(3600.0, lambda: called.append("late"))
-    manual.call_later(0.0, lambda: called.append("first"))
-    manual.call_later(0.0, lambda: called.append("second"))
-    assert not manual.poll() and called == ["first", "second"]
+    event_loop.call_later(3600.0, lambda: called.append("late"))
+    event_loop.call_later(0.0, lambda: called.append("first"))
+    event_loop.call_later(0.0, lambda: called.append("second"))
+    assert not event_loop.poll() and called == ["first", "second"]
 
 
 def test_an_error_in_a_callback_is_not_lost(
-    manual: ManualEventLoop, ready: list[socket.socket]
+    event_loop: ManualEventLoop, ready: list[socket.socket]
 ) -> None:
     def fail() -> None:
         raise ValueError("on purpose")
 
-    manual.on_readable(ready[0].fileno(), fail)
+    event_loop.on_readable(ready[0].fileno(), fail)
     with pytest.raises(ValueError, match="on purpose"):
-        manual.poll()
+        event_loop.poll()

@@ -27,7 +27,7 @@ from qmpshim.conformance.explore.search.workers import (
     on_cluster,
 )
 from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
-from qmpshim.errors import BuildError, ExecutorLost, InputError
+from qmpshim.errors import BuildError, HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.explore.explorer import Mode
 
@@ -75,12 +75,12 @@ def explore_real(
     :param known: findings that are written up
     :param limit: seconds for everything, not shared out: where it is over everything ends
     :param mixed: *faults* and all I/O only in samples; without a budget there are none
-    :param interrupted: given what there is when a KeyboardInterrupt ends it, or the loss of the
-        cluster; both are passed on
+    :param interrupted: given what there is when a KeyboardInterrupt or a HostError ends it, which
+        is passed on
     :param cluster: explore there, with all its workers; what was found is confirmed here
     :raises BuildError: the build cannot do any of the scenarios
     :raises InputError: there are none
-    :raises ExecutorLost: the cluster went away
+    :raises HostError: a process that explored is gone, or the cluster (ExecutorLost)
     """
     if not scenarios:
         raise InputError("there is no scenario to explore")
@@ -135,7 +135,7 @@ def explore_real(
                 until = min(now + max(share, _CONFIRMING), began + end)
             words = (build, minimise, task.errnos, crash_points, all_io or finding.all_io, until)
             confirmed.append(confirm(finding, *words))
-    except (KeyboardInterrupt, ExecutorLost):
+    except (KeyboardInterrupt, HostError):
         if results is None:
             results = board.so_far()
             findings = _grouped(results, recognise)

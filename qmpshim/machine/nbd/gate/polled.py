@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -134,9 +133,11 @@ class PolledServer:
         event_loop.on_readable(self._sock.fileno(), self._accept)
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # it went away before we came to it
+        try:
             client, _ = self._sock.accept()
-            PolledTransport(self._event_loop, client, self._connected())
+        except OSError:  # it went away before we came to it
+            return
+        PolledTransport(self._event_loop, client, self._connected())
 
     def close(self) -> None:
         """Listen no longer; what is connected stays."""

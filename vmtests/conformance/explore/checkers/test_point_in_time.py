@@ -22,7 +22,7 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
 from qmpshim.model.pointintime.jobs import Ending
-from vmtests.support.gate import of
+from vmtests.support.gate import drop, of
 
 Release = Callable[[GatedMachine, NamedIo], None]
 
@@ -80,12 +80,6 @@ def _after_t0(machine: GatedMachine, named: NamedIo) -> None:
     machine.gate.corrupt(named.io, bytes(pattern.data_of(4, named.start, named.count)))
 
 
-@of("hidden", "write")
-def _left_out(machine: GatedMachine, named: NamedIo) -> None:
-    """A copy is answered and forgotten."""
-    machine.gate.drop(named.io)
-
-
 @pytest.mark.parametrize("name", ["push-Wf", "push-Wi"])
 def test_a_copy_taken_after_t0_is_found_out(stage: QemuPool, name: str) -> None:
     assert (Verdict.CONTENT, CauseKind.WRONG_DATA, "target") in kinds(
@@ -95,7 +89,7 @@ def test_a_copy_taken_after_t0_is_found_out(stage: QemuPool, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["push-Wf", "push-Wi"])
 def test_a_cluster_that_is_left_out_is_found_out(stage: QemuPool, name: str) -> None:
-    found = kinds(explored(stage, name, _left_out))
+    found = kinds(explored(stage, name, drop("hidden")))
     assert (Verdict.CONTENT, CauseKind.WRONG_DATA, "target") in found
 
 

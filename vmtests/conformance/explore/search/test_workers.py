@@ -13,7 +13,7 @@ import pytest
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.harness.run import RealRun
 from qmpshim.conformance.explore.search import exploration, workers
-from qmpshim.conformance.explore.search.exploration import Progress, explore_real
+from qmpshim.conformance.explore.search.exploration import ExploreReport, Progress, explore_real
 from qmpshim.errors import HostError, MachineDied, NotStarted
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
@@ -121,18 +121,24 @@ def test_a_qemu_that_starts_no_more_hides_nothing(
 
 
 def test_a_process_that_is_killed_is_not_overlooked(qemu_build: Build) -> None:
-    """What it was exploring is not explored: that is no report without divergence."""
-    killed: list[int] = []
+    """What it was exploring is not explored: that is no report without divergence.
 
-    def kill_one(_: object) -> None:
-        if not killed and len(found := explorers()) == 2:
+    What there is by then is not lost.
+    """
+    killed: list[int] = []
+    kept: list[ExploreReport] = []
+
+    def kill_one(progress: Progress) -> None:
+        if not killed and progress.schedules and len(found := explorers()) == 2:
             killed.append(found[0])
             os.kill(found[0], signal.SIGKILL)
 
     every = [*scenarios.named("WV"), *scenarios.named("WP"), *scenarios.named("WR")]
     with pytest.raises(HostError, match="ended with SIGKILL: nothing is known of that scenario"):
-        explore_real(qemu_build, every, jobs=2, progress=kill_one)
+        explore_real(qemu_build, every, jobs=2, progress=kill_one, interrupted=kept.append)
     assert killed
+    (partial,) = kept
+    assert partial.interrupted and partial.schedules and not partial.exhaustive
 
 
 def test_under_a_budget_every_scenario_is_sampled_before_one_is_exhausted(

@@ -21,13 +21,6 @@ SIZE = 8 << 20  # bytes: more than a socket takes
 
 
 @pytest.fixture
-def event_loop() -> Iterator[ManualEventLoop]:
-    made = ManualEventLoop()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def gate(event_loop: ManualEventLoop, tmp_path: Path) -> Iterator[Gate]:
     made = Gate()
     made.add("disk", MemoryStore(bytes(range(256)) * (SIZE // 256)))
