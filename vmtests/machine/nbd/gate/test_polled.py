@@ -109,8 +109,25 @@ def test_close_sends_the_rest_and_abort_does_not(event_loop: ManualEventLoop) ->
             assert (came == SIZE) is all_of_it and protocol.lost
 
 
+def test_what_is_not_to_be_read_stays_in_the_socket(event_loop: ManualEventLoop) -> None:
+    protocol = _Protocol()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        transport = PolledTransport(event_loop, ours, protocol)
+        transport.pause_reading()
+        theirs.send(b"x")
+        assert not event_loop.poll() and not protocol.got and not transport.is_reading()
+        transport.resume_reading()
+        assert event_loop.poll() and protocol.got == b"x" and transport.is_reading()
+        transport.abort()
+
+
 class _Protocol(asyncio.Protocol):
     full = lost = False
+    got = b""
+
+    def data_received(self, data: bytes) -> None:
+        self.got += data
 
     def pause_writing(self) -> None:
         self.full = True
