@@ -434,7 +434,7 @@ def _bisect(args: argparse.Namespace, console: Console) -> int:
             args.document.error = ruling.text if ruling.status == SKIP else None
             if args.out:
                 write_reports(comparison, directory, args.document)
-            console.line(ruling.text)
+            console.line(name_errnos(ruling.text))
             return ruling.status
     except Interrupted as interrupted:
         return 128 + interrupted.number  # 128 and above: the bisection ends

@@ -389,9 +389,7 @@ def _explore_build(
             if not finding.known and key not in shown:
                 shown.add(key)
                 where = finding.scenario.name
-                console.line(
-                    f"seen in {where}, not confirmed yet: {finding.verdict}: {finding.text}"
-                )
+                console.line(f"seen in {where}, not confirmed yet: {finding.described}")
         verdicts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(progress.verdicts.items()))
         console.progress(
             f"{progress.scenarios}/{progress.of} scenarios, {progress.schedules} schedules "

@@ -326,11 +326,13 @@ def _replay_schedule(args: argparse.Namespace, console: Console) -> int:
     if not again.followed:
         args.document.error = (
             "cannot be tested: the schedule could not be followed on this build; "
-            f"the bundle says {finding.text}"
+            f"the bundle says {name_errnos(finding.text)}"
         )
         console.line(args.document.error)
         return UNTESTABLE
-    console.line(f"not reproduced: the schedule went as allowed; the bundle says {finding.text}")
+    console.line(
+        f"not reproduced: the schedule went as allowed; the bundle says {name_errnos(finding.text)}"
+    )
     return OK
 
 

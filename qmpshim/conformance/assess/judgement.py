@@ -100,12 +100,12 @@ def judge(use: Use, trials: Sequence[Trial], explored: Explored) -> Judgement:
     if left := explored.scenarios - explored.skipped - explored.reached:
         doubts.append(f"{left} of {explored.scenarios} scenarios were not explored in the budget")
     doubts += [
-        f"seen once, and not each time: {finding.verdict}: {name_errnos(finding.text)}"
+        f"seen once, and not each time: {finding.described}"
         for finding in explored.unconfirmed
         if _would_disqualify(finding, use, shown)
     ]
     doubts += [
-        f"{trial.entry.name}: {trial.why}"
+        f"{trial.entry.name}: {name_errnos(trial.why)}"
         for trial in own
         if trial.seen is Seen.UNSURE
         and trial.entry.meaning.disqualifies

@@ -8,7 +8,7 @@ from pathlib import Path
 from qmpshim.conformance.bundles.case_file import read_case
 from qmpshim.conformance.explore.report.evidence import collect
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
-from qmpshim.errors import InputError
+from qmpshim.errors import InputError, name_errnos
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.files import write_directory
 
@@ -27,9 +27,9 @@ def save_finding(directory: Path, finding: Finding, build: Build | None = None) 
 
     def write(parts: Path) -> None:
         (parts / CASE).write_text(json.dumps(finding.to_json(), indent=1) + "\n")
-        (parts / "trace.txt").write_text("\n".join(finding.lines) + "\n")
+        (parts / "trace.txt").write_text(name_errnos("\n".join(finding.lines)) + "\n")
         (parts / "README").write_text(
-            f"{finding.verdict}: {finding.text}\n\n"
+            f"{finding.described}\n\n"
             + (f"It {finding.needed}.\n\n" if finding.needed else "")
             + "Replay it:  qmpshim replay THIS-DIRECTORY [--build NAME]\n"
             "For a bug report:  qmpshim export THIS-DIRECTORY > reproducer.py\n"

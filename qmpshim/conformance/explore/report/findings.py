@@ -27,7 +27,7 @@ from qmpshim.conformance.explore.harness.events import (
     events_from_lines,
 )
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
-from qmpshim.errors import InputError, decoding
+from qmpshim.errors import InputError, decoding, name_errnos
 from qmpshim.model.check.cause import Cause, cause_from_json, cause_from_text
 from qmpshim.model.check.verdict import Verdict
 
@@ -115,6 +115,11 @@ class Finding:
     def tried(self) -> bool:
         """Whether it was run again at all: there may have been no time for that."""
         return self.replays[1] > 0
+
+    @property
+    def described(self) -> str:
+        """Its verdict and what is wrong, for people: errnos have names."""
+        return f"{self.verdict}: {name_errnos(self.text)}"
 
     @property
     def needed(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from qmpshim.conformance.explore.harness.events import What
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.report.model_diagram import LANE, row
+from qmpshim.errors import name_errnos
 
 _CELLS = {
     What.START: "* starts",
@@ -31,14 +32,14 @@ def diagram(finding: Finding) -> str:
     number = 0
     for event in finding.events:
         if event.op is None:
-            lines.append(f"      {event.text}")
+            lines.append(name_errnos(f"      {event.text}"))
             continue
         cells = ["|"] * len(ops)
-        cells[event.op] = _CELLS[event.what].format(event)
+        cells[event.op] = name_errnos(_CELLS[event.what].format(event))
         label = ""
         if event.what.is_step:
             number += 1
             label = str(number)
         lines += row(label, cells)
-    lines += ["", f"{finding.verdict}: {finding.text}"]
+    lines += ["", finding.described]
     return "\n".join(lines)
