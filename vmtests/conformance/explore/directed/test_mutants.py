@@ -63,6 +63,11 @@ def deaf_primary(machine: GatedMachine) -> None:
     """QEMU hangs up on the primary's client, and lives; replication cannot be started then."""
     machine.call("block-export-del", {"id": "primary", "mode": "hard"})
 
+    def gone() -> bool:
+        return all(one["id"] != "primary" for one in machine.call("query-block-exports"))
+
+    assert machine.reactor.until(gone, 20.0)
+
 
 def dead(machine: GatedMachine) -> None:
     machine.process.kill()  # type: ignore[union-attr]
