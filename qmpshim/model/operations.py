@@ -55,6 +55,8 @@ class Verb(StrEnum):
     CHECK = "check"  # of a workload: everything is compared
 
 
+#: Without their flags (FUA, NO_HOLE).
+_PLAIN = {Verb.WRITE_FUA: Verb.WRITE, Verb.ZERO_NO_HOLE: Verb.ZERO}
 _ZEROES = frozenset((Verb.ZERO, Verb.ZERO_NO_HOLE, Verb.DISCARD))
 _WRITES = frozenset((Verb.WRITE, Verb.WRITE_FUA))
 _CHANGES = _ZEROES | _WRITES
@@ -96,6 +98,11 @@ class Operation:
     def name(self) -> str:
         """``primary_write`` or ``checkpoint``."""
         return self.verb.value if self.is_command else f"{self.side.value}_{self.verb.value}"
+
+    @property
+    def plain(self) -> Operation:
+        """The same without flags: a write with FUA is a write, too."""
+        return replace(self, verb=_PLAIN.get(self.verb, self.verb))
 
     @property
     def is_command(self) -> bool:

@@ -69,8 +69,8 @@ class ExplorerWriteUp(WriteUp):
 
 
 def _names(ops: Iterable[Operation]) -> set[str]:
-    """What the operations are called; a write with FUA is a write, too."""
-    return {name for op in ops for name in (op.name, op.name.removesuffix("_fua"))}
+    """What the operations are called, with and without their flags."""
+    return {name for op in ops for name in (op.name, op.plain.name)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.errors import HostError, InputError
 from qmpshim.model.check.cause import Cause, CauseKind, cause_from_text
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import operation
 
 SYSTEM = (7, 2, 22)
 SUITES = (SYSTEM, (5, 2, 0), (10, 0, 13), (11, 1, 3))
@@ -160,6 +161,16 @@ def test_the_known_does_not_hide_the_new_of_the_same_words() -> None:
         ("fleecing-WR", "snapshot-read-returns-new-data"),
         ("WPR", ""),
     }
+
+
+@pytest.mark.parametrize("flagged", ["primary_zero_no_hole", "primary_write_fua"])
+def test_an_operation_with_a_flag_is_known_as_without(flagged: str) -> None:
+    reads = sighting(
+        "fleecing-WR", Verdict.ISOLATION, "guest_read: new data instead of the old data"
+    )
+    ops = (operation(flagged, 0, 128), *reads.scenario.ops[1:])
+    (found,) = group([replace(reads, scenario=replace(reads.scenario, ops=ops))])
+    assert recogniser(known_findings(), SYSTEM)(found) == "snapshot-read-returns-new-data"
 
 
 def test_a_directed_case_is_known_by_its_cause() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from qmpshim.conformance.explore.scenarios import RealScenario
@@ -11,13 +10,8 @@ from qmpshim.conformance.explore.space.covering import Point
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS, SPACE
 from qmpshim.conformance.explore.space.naming import is_name, point_named, scenario_of
 from qmpshim.errors import InputError
+from qmpshim.model.operations import operation
 
-#: Of an operation, the one without its flag. Another operation would be another scenario.
-_PLAINER: Mapping[str, str] = {
-    "primary_write_fua": "primary_write",
-    "guest_write_fua": "guest_write",
-    "primary_zero_no_hole": "primary_zero",
-}
 #: What is given up first: what a chain is opened with, then the past, then where things are.
 _ORDER = ("options", "history", "secondary", "cluster", "disk", "place", "relation", "third",
           "first", "second")  # fmt: skip
@@ -69,7 +63,7 @@ def _point(scenario: RealScenario) -> Point | None:
 
 def _plainer(point: Point, name: str) -> str:
     if name in ("first", "second"):
-        return _PLAINER.get(point[name], point[name])
+        return operation(point[name]).plain.name  # another operation is another scenario
     return SPACE.dimension(name).default
 
 
