@@ -42,9 +42,10 @@ from qmpshim.machine.host.files import slug, write_file
 
 _EPILOG = """\
 Nothing is concluded from a version string: each known finding that affects the use is tried on the
-binary itself, and then pairs of operations are explored in every interleaving, as far as the budget
-goes. NOT RELIABLE: something was shown that loses data or service in ordinary use or when a disk or
-link fails, and nothing warns of it in time. CANNOT TELL: nothing was shown, and not all was tried.
+binary itself. Then pairs of operations and a covering array of strength 2 over the scenario space
+are explored, each interleaving, as far as the budget goes. NOT RELIABLE: something was shown that
+loses data or service in ordinary use or when a disk or link fails, and nothing warns of it in time.
+CANNOT TELL: nothing was shown, and not all was tried.
 
 Exit status: 0 reliable for every use that was asked for, 1 not reliable for one of them, 2 the
 command or the environment is wrong, 125 nothing was found, and for one of them nothing can be

@@ -12,6 +12,7 @@ from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.scenarios import RealScenario, pairs, vanishing
 from qmpshim.conformance.explore.search.exploration import Progress, explore_real
+from qmpshim.conformance.explore.space.naming import array, is_name
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.uses import USES
@@ -24,6 +25,7 @@ _WANTED: Mapping[Use, tuple[Verb, ...]] = {
     Use.FULL_BACKUP: (Verb.BACKUP_FULL, Verb.BACKUP_AND_BITMAP),
     Use.INCREMENTAL_BACKUP: (Verb.BACKUP_INCREMENTAL, Verb.BACKUP_ALWAYS, Verb.BACKUP_NEVER),
 }
+_STRENGTH = 2
 LEAST = 3  # schedules without which nothing is concluded from a scenario
 
 
@@ -50,10 +52,17 @@ class Explored:
 
 
 def scenarios_of(use: Use) -> list[RealScenario]:
-    """What is explored for a use: pairs of operations (strength 2); empty: there is no check."""
+    """What is explored for a use; empty: there is no check.
+
+    The pairs of operations of its chains, and what of a covering array of strength 2 over the
+    scenario space is of these chains.
+    """
     if use is Use.NBD_EXPORT:
-        return [one for one in vanishing() if one.form in ("backup", "fleecing")]
-    found = [one for chain, uses in USES.items() if use in uses for one in pairs(chain)]
+        found = vanishing() + [one for one in array(_STRENGTH) if does(one.ops, Verb.DISCONNECT)]
+        return [one for one in found if one.form in ("backup", "fleecing")]
+    chains = tuple(chain for chain, uses in USES.items() if use in uses)
+    found = [one for chain in chains for one in pairs(chain)]
+    found += [one for one in array(_STRENGTH) if one.form in chains]
     wanted = _WANTED.get(use)
     return found if wanted is None else [one for one in found if does(one.ops, *wanted)]
 
@@ -69,13 +78,15 @@ def explore_uses(
     """Explore what stands for *uses* on *build*, within *budget* seconds (and a few more)."""
     by_use = {use: scenarios_of(use) for use in uses}
     every = {one.name: one for scenarios in by_use.values() for one in scenarios}
+    # All pairs first: should the time be short, each use has had its own.
+    order = sorted(every.values(), key=lambda one: is_name(one.name))
     found = {use: Explored(scenarios=len(by_use[use])) for use in uses}
     if not every:
         return found
     try:
         report = explore_real(
             build,
-            list(every.values()),
+            order,
             budget=budget,
             jobs=jobs,
             known=known_findings(),

@@ -1,0 +1,37 @@
+"""What is explored for a use."""
+
+from __future__ import annotations
+
+import pytest
+
+from qmpshim.conformance.assess.exploration import scenarios_of
+from qmpshim.conformance.explore.scenarios import pairs
+from qmpshim.conformance.explore.space.grammar import DIMENSIONS, SPACE
+from qmpshim.conformance.explore.space.naming import is_name, point_named
+from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.known.uses import USES
+
+
+@pytest.mark.parametrize("chain", ["replication", "backup", "fleecing", "primary"])
+def test_every_value_that_a_chain_can_have_is_explored(chain: str) -> None:
+    (use,) = USES[chain]
+    scenarios = scenarios_of(use)
+    assert set(pairs(chain)) <= set(scenarios)
+    points = [point_named(one.name) for one in scenarios if is_name(one.name)]
+    there = {(name, value) for point in points for name, value in point.items()}
+    possible = {
+        (one.name, value)
+        for one in DIMENSIONS
+        for value in one.values
+        if SPACE.possible((("form", chain), (one.name, value)))
+    }
+    assert there == possible - {("form", other) for other in USES if other != chain}
+
+
+@pytest.mark.parametrize("use", Use)
+def test_only_what_stands_for_the_use_is(use: Use) -> None:
+    scenarios = scenarios_of(use)
+    assert scenarios
+    assert len({one.name for one in scenarios}) == len(scenarios)
+    if use is not Use.NBD_EXPORT:
+        assert all(use in USES[one.form] for one in scenarios)
