@@ -1,8 +1,9 @@
 """Bitmaps: each names every granule that was changed since it began, and none that was not touched.
 
 What a job leaves of its bitmap depends on its ``bitmap-mode`` and on how it ended, and is explained
-by the same changes before T0 as its target. With ``always``, what a job that was cancelled has not
-copied stays in the bitmap.
+by the same changes before T0 as its target. With ``always``, what a job that failed or was
+cancelled has not copied stays in the bitmap. A copy that the target acknowledged counts as copied
+also where the target is gone with it: QEMU does not flush the target of a job that fails.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ def bitmaps_name_changes(end: End) -> RealViolation | None:
     if not end.scenario.backs_up or end.outcome is None or end.outcome.backup is None:
         return None
     left = end.outcome.backup
+    gone = any(hit.gone and hit.image == "hidden" for _, hit in end.history.failed)
     wrong: list[RealViolation] = []
     for one in explaining(left, possible_ends(end)):
         for predicted in one.bitmaps:
-            found = _first(_wrong(end.scenario, left, predicted, one.may))
+            found = _first(_wrong(end.scenario, left, predicted, one.may, gone))
             if found is None:
                 return None
             wrong.append(found)
@@ -42,7 +44,7 @@ def _first(found: Iterable[RealViolation | None]) -> RealViolation | None:
 
 
 def _wrong(
-    scenario: RealScenario, left: BackupLeft, predicted: dict[str, Named], job: int
+    scenario: RealScenario, left: BackupLeft, predicted: dict[str, Named], job: int, gone: bool
 ) -> Iterable[RealViolation | None]:
     names = [one.name for one in left.bitmaps]
     if sorted(predicted) != names:
@@ -54,14 +56,17 @@ def _wrong(
     for one in left.bitmaps:
         want = predicted[one.name]
         yield _state(one, want)
-        must = want.must
+        must, may = want.must, want.may
         if (
             one.name == FIRST
             and left.ending in (Ending.CANCELLED, Ending.FAILED)
             and does(scenario.ops, Verb.BACKUP_ALWAYS)
         ):
-            must |= _not_copied(left, job)
-        yield _granules(one, must, want.may | must, scenario.size)
+            left_out = _not_copied(left, job)
+            may |= left_out
+            # What the target did not keep of a copy when it went away is in no bitmap.
+            must |= 0 if gone else left_out
+        yield _granules(one, must, may | must, scenario.size)
 
 
 def _not_copied(left: BackupLeft, job: int) -> int:

@@ -11,6 +11,7 @@ import pytest
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers import final_state, point_in_time
 from qmpshim.conformance.explore.checkers.sequential import BackupLeft
+from qmpshim.conformance.explore.harness.choices import CUT
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.push import granules_of, left_by_backup
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
@@ -37,9 +38,13 @@ def kinds(
     stage: QemuPool,
     name: str,
     release: Callable[[GatedMachine, NamedIo], None] = faithfully,
+    errnos: tuple[int, ...] = (),
 ) -> set[tuple[Verdict, CauseKind, str]]:
-    (scenario,) = scenarios.named(name)
-    system = RealSystem(stage, scenario, release=release)
+    """What is found with these operations; a single letter, and no other, is a scenario, too."""
+    chain, dash, letters = name.partition("-")
+    (scenario,) = scenarios.named(name if len(letters) > 1 else f"{chain}{dash}r{letters}")
+    scenario = replace(scenario, ops=scenario.ops[-len(letters) :])
+    system = RealSystem(stage, scenario, release=release, errnos=errnos)
     explore(system, Mode.STATEFUL, Budget(schedules=100, seconds=20), stop=False)
     assert system.finished
     point_in_time._possible.cache_clear()
@@ -86,6 +91,23 @@ def test_a_successor_that_is_lost_is_found_out(
 
     monkeypatch.setattr(final_state, "left_by_backup", lost)
     assert (Verdict.LOST_WRITE, CauseKind.BITMAP_MISSES, "b0") in kinds(stage, "push-Wi")
+
+
+def test_a_copy_that_failed_stays_in_the_bitmap_and_one_that_was_lost_does_not(
+    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With bitmap-mode=always. A target that is gone may have lost what it acknowledged."""
+    assert not kinds(stage, "push-a", errnos=(5, CUT))
+
+    def forgotten(machine: GatedMachine, scenario: RealScenario) -> BackupLeft:
+        left = left_by_backup(machine, scenario)
+        return replace(
+            left, bitmaps=tuple(replace(one, granules=frozenset()) for one in left.bitmaps)
+        )
+
+    monkeypatch.setattr(final_state, "left_by_backup", forgotten)
+    missed = {(Verdict.LOST_WRITE, CauseKind.BITMAP_MISSES, "b0")}
+    assert kinds(stage, "push-a", errnos=(5,)) == missed
 
 
 def test_a_bitmap_that_is_not_given_back_is_found_out(
