@@ -41,6 +41,7 @@ class ExplorerWriteUp(WriteUp):
         empty: it does not matter
     :ivar errnos: how they fail (an errno, CUT, RECONNECT): so and not otherwise; empty: it does
         not matter
+    :ivar clusters: of the overlays, in sectors: one of these; empty: it does not matter
     """
 
     kind: ClassVar[str] = "explore"
@@ -50,6 +51,7 @@ class ExplorerWriteUp(WriteUp):
     needs_before: tuple[frozenset[str], ...]
     fails: frozenset[str]
     errnos: frozenset[int]
+    clusters: frozenset[int]
 
     def covers(self, finding: Finding, version: Version) -> bool:
         """Whether *finding*, seen on QEMU *version*, is this one."""
@@ -65,6 +67,7 @@ class ExplorerWriteUp(WriteUp):
             and all(ever & ways for ways in self.needs_before)
             and (not self.fails or (bool(failed) and failed <= self.fails))
             and (not self.errnos or errnos <= self.errnos)
+            and (not self.clusters or scenario.cluster in self.clusters)
         )
 
 
@@ -232,4 +235,5 @@ def _of_explorer(path: Path, value: dict[str, Any]) -> ExplorerWriteUp:
         needs_before=tuple(frozenset(ways) for ways in before),
         fails=fails,
         errnos=frozenset(int(errno) for errno in value.get("errnos", ())),
+        clusters=frozenset(int(sectors) for sectors in value.get("clusters", ())),
     )

@@ -76,6 +76,9 @@ def finding(name: str, verdict: Verdict, cause: str, *schedule: RealChoice) -> F
         finding("PC", Verdict.CORRUPTION, f"active {SHARED}"),
         finding("GH", Verdict.CORRUPTION, f"active {SHARED}", A_FLUSH),
         finding("PC", Verdict.CORRUPTION, f"active {FREE} (and something else)"),
+        # A flush whose error is dropped, where no refcount block can be full.
+        finding("GH", Verdict.ERROR_CONTRACT, "guest_write answers ok, after a failed active flush",
+                A_FLUSH),
         # An I/O error that nothing had, and no failover.
         finding("WQ", Verdict.ERROR_CONTRACT, "status answers I/O error occurred"),
         # The two halves of the contract change places.
@@ -119,6 +122,17 @@ def test_what_no_write_up_may_excuse(found: Finding) -> None:
         assert recogniser(known_findings(), version)(found) == ""
 
 
+def test_zeroes_that_leave_no_hole_are_news_to_a_snapshot_too() -> None:
+    """The read that returns new data needs a change of the disk, and that is one."""
+    (scenario,) = scenarios.named("fleecing-WR")
+    zeroed = replace(scenario, ops=(operation("primary_zero_no_hole", 0, 128), scenario.ops[1]))
+    seen = sighting("fleecing-WR", Verdict.ISOLATION, "view: new data instead of the old data")
+    (found,) = group([replace(seen, scenario=zeroed)])
+    assert recogniser(known_findings(), SYSTEM)(found) == "snapshot-read-returns-new-data"
+    (unchanged,) = group([replace(seen, scenario=replace(scenario, ops=scenario.ops[1:]))])
+    assert recogniser(known_findings(), SYSTEM)(unchanged) == ""
+
+
 @pytest.mark.parametrize("known", known_findings(), ids=lambda one: one.id)
 def test_a_write_up_covers_its_own_case_on_its_versions_only(known: ExplorerWriteUp) -> None:
     case = load_finding(DIRECTORY / f"{known.id}.json")
@@ -132,6 +146,9 @@ def test_a_write_up_covers_its_own_case_on_its_versions_only(known: ExplorerWrit
         assert not known.covers(replace(case, schedule=()), has_it)
         other: Fail = Fail(io_id(0, "another disk read", 0), 5)
         assert not known.covers(replace(case, schedule=(*case.schedule, other)), has_it)
+    if known.clusters:
+        other_size = replace(case.scenario, cluster=max(known.clusters) * 8)
+        assert not known.covers(replace(case, scenario=other_size), has_it)
     if known.errnos:
         fails = [
             step._replace(fault=5) if isinstance(step, Fail) else step for step in case.schedule

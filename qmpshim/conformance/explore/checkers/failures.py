@@ -28,7 +28,7 @@ from qmpshim.conformance.explore.checkers.linearizability import (
     Unchecked,
     keeps_to,
 )
-from qmpshim.conformance.explore.checkers.parts import done_in_part
+from qmpshim.conformance.explore.checkers.parts import Before, done_in_part
 from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS, late_for, masked
 from qmpshim.conformance.explore.checkers.sequential import (
     AnyRead,
@@ -51,8 +51,10 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.operations import Verb, does
+from qmpshim.model.runtime.coroutines import run_sequentially
 
 _MOST = 4  # I/Os on one image that an operation under way may have had behind it
+_ALL = 1 << 16  # more than any has
 _EMPTIES = (Verb.START, Verb.CHECKPOINT, Verb.STOP)  # the overlays
 _CLOSES = (Verb.FAILOVER, Verb.STOP)  # end a job and close its filter, which flushes
 _ALL_CHAIN = (*_EMPTIES, Verb.FAILOVER)  # what changes the chain
@@ -72,7 +74,7 @@ class FailureChecker:
         self._masking: list[FailureChecker] = []
         self._before: dict[tuple[InjectedFault, int], list[Outcome]] = {}
         self._ends: dict[tuple[InjectedFault, ...], list[tuple[Order, Outcome]]] = {}
-        self._before_ops: frozenset[int] | None = None
+        self._before_ops: Before | None = None
         self.in_part = 0
 
     def judge(
@@ -172,9 +174,10 @@ class FailureChecker:
         under_way = self._under_way(hit)
         empties = hit.image not in PRIMARY_IMAGES and does(self._scenario.ops, *_EMPTIES)
         emptied = (False, True) if empties else (False,)
-        if hit.verb == "discard" and not hit.gone and self._is_qcow2(hit.image):
-            # Of clusters that are free: "Discard is optional, ignore the return value"
-            # (qcow2_process_discards, block/qcow2-refcount.c, 5.2 to 11.1).
+        # Of clusters that are free: "Discard is optional, ignore the return value"
+        # (qcow2_process_discards, block/qcow2-refcount.c, 5.2 to 11.1).
+        ignored = hit.verb == "discard" and self._is_qcow2(hit.image)
+        if ignored and not hit.gone:
             return [partial(Unobserved, hit)]
         if not hit.gone:
             ways: list[Callable[[], FaultPlacement]] = [
@@ -196,7 +199,7 @@ class FailureChecker:
             return ways
         return [
             partial(FaultPlacement, hit, done=dict(zip(under_way, done, strict=True)), emptied=way)
-            for done in product(range(_MOST), repeat=len(under_way))
+            for done in product((*range(_MOST), *((_ALL,) * ignored)), repeat=len(under_way))
             for way in emptied
         ]
 
@@ -222,7 +225,7 @@ class FailureChecker:
             spared.add("view")
         ends = [*ends, *(loose for end in ends for loose in self._loosened(end, seen, hits))]
         if not self._scenario.has("quorum"):  # its disks are raw
-            before = self._copied_before()
+            before = self._begins_with()
             ends += [done_in_part(self._scenario, end, seen, hits, before) for end in ends]
         wrong = self._judge.compare(seen, ends, Unchecked(frozenset(spared)))
         if wrong is None:
@@ -233,14 +236,15 @@ class FailureChecker:
             return replace(wrong, cause=NOT_IN_STATUS)
         return replace(wrong, cause=wrong.cause.beside(self._fault(hits, Relation.AFTER)))
 
-    def _copied_before(self) -> frozenset[int]:
-        """Clusters of the hidden disk that the operations begin with."""
+    def _begins_with(self) -> Before:
         if self._before_ops is None:
             chain = after_setup(self._scenario, self._judge.behaviour)
             assert isinstance(chain, Chain)
             kinds = chain.hidden.alloc.items()
             there = (n for n, kind in kinds if kind is not Alloc.UNALLOCATED)
-            self._before_ops = frozenset(there)
+            read = chain.read_through((chain.hidden, chain.secondary), 0, chain.size)
+            snapshot = tuple(max(0, owner) for owner in run_sequentially(read))
+            self._before_ops = Before(frozenset(there), snapshot)
         return self._before_ops
 
     def _ejected(self, seen: Outcome) -> bool:

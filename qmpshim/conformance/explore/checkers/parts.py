@@ -5,20 +5,36 @@ block/qcow2.c). When one of them fails, no more are begun and the request fails,
 are done, or not. A discard or a write of zeroes is also cut to a node's alignment, one piece after
 another (``bdrv_co_pdiscard``, ``bdrv_co_do_pwrite_zeroes``, block/io.c). The sequential execution
 knows one I/O for the whole request.
+
+The tasks of one copy go on side by side, too (``block_copy_dirty_clusters``, block/block-copy.c,
+7.2). With ``on-cbw-error=break-snapshot`` the write happens although one of them fails, and what
+the others have copied is what the disk held before (:meth:`_Parts.copied_of_broken`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.model.answers import IoError
+from qmpshim.model.answers import OK, IoError, io_error
 from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
 from qmpshim.model.operations import Operation
 
 _HIDDEN, _ACTIVE = 0, 1  # places in an outcome's allocation
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the operations begin with.
+
+    :ivar copied: clusters of the hidden disk that are there
+    :ivar snapshot: owners of all sectors, as they are read through the hidden disk
+    """
+
+    copied: frozenset[int]
+    snapshot: tuple[int, ...]
 
 
 def done_in_part(
@@ -26,22 +42,24 @@ def done_in_part(
     end: Outcome,
     seen: Outcome,
     hits: Sequence[InjectedFault],
-    before: Collection[int],
+    before: Before,
 ) -> Outcome:
     """A sequential end in which requests that failed have done more, where *seen* has it so.
 
     What failed itself is not done: only sectors beside it are either old or new.
-
-    :param before: clusters of the hidden disk that were there before the operations
     """
     parts = _Parts(scenario, end, seen)
+    if scenario.breaks_snapshot and end.view is None:
+        for hit in hits:
+            parts.copied_of_broken(hit, before.snapshot)
     for index, op in enumerate(scenario.ops):
         if not isinstance(end.answers[index], IoError):
             continue
         number = scenario.number(index) if op.writes else 0
         for hit in hits:
-            if index in hit.over | hit.unstarted:
+            if index in hit.over or (index in hit.unstarted and not hit.gone):
                 continue
+            parts.unreadable(op, hit)
             if op.is_guest and scenario.replicates and (op.writes or op.zeroes):
                 parts.active_written(op, number, hit)
             elif not op.is_primary:
@@ -49,7 +67,7 @@ def done_in_part(
             elif op.zeroes:
                 parts.copied(op, hit)
                 parts.secondary_written(op, number, hit)
-                parts.not_copied(op, number, before)
+                parts.not_copied(op, number, before.copied)
             elif hit.gone or hit.verb == "read":
                 continue
             elif hit.image == "hidden" and op.changes:
@@ -70,6 +88,10 @@ class _Parts:
         self._active = list(end.active)
         self._view = None if end.view is None else list(end.view)
         self._ops = scenario.ops
+        self._numbers = [
+            scenario.number(index) if op.writes else 0 for index, op in enumerate(scenario.ops)
+        ]
+        self._answers = list(end.answers)
         self._data = [None if data is None else list(data) for data in end.data]
         self._alloc = [list(kinds) for kinds in end.alloc]
 
@@ -77,6 +99,7 @@ class _Parts:
         """The end as it is now."""
         return replace(
             self._end,
+            answers=tuple(self._answers),
             data=tuple(None if data is None else tuple(data) for data in self._data),
             secondary=tuple(self._secondary),
             hidden=tuple(self._hidden),
@@ -84,6 +107,25 @@ class _Parts:
             view=None if self._view is None else tuple(self._view),
             alloc=tuple(map(tuple, self._alloc)),
         )
+
+    def unreadable(self, op: Operation, hit: InjectedFault) -> None:
+        """Reads above an overlay that is gone fail where it may have got a part of *op*."""
+        if not hit.gone or not op.changes or hit.image not in ("active", "hidden"):
+            return
+        unit = self._cluster if hit.image == "active" else self._granule
+        first = op.start // unit * unit
+        last = -(-(op.start + op.count) // unit) * unit
+        for index, read in enumerate(self._ops):
+            if (
+                read.is_guest
+                and read.reads
+                and read.overlaps(first, last)
+                and index not in hit.over
+                and self._answers[index] == OK
+                and self._seen.answers[index] == io_error(hit.errno)
+            ):
+                self._answers[index] = self._seen.answers[index]
+                self._data[index] = None
 
     def secondary_written(self, op: Operation, number: int, hit: InjectedFault) -> None:
         """Sectors of the secondary disk have the new data."""
@@ -128,6 +170,34 @@ class _Parts:
                 for one in sectors
             ):
                 self._hidden[sectors.start : sectors.stop] = old[sectors.start : sectors.stop]
+                self._allocate(_HIDDEN, cluster)
+
+    def copied_of_broken(self, hit: InjectedFault, snapshot: Sequence[int]) -> None:
+        """Clusters of the hidden disk have the old data, though the snapshot is broken.
+
+        What failed has not, unless a write that waited for the copy has made it again
+        (``block_copy_common``): by then the write whose copy it was may have happened.
+        """
+        ops = [
+            (op, self._numbers[index])
+            for index, op in enumerate(self._ops)
+            if op.is_primary and op.changes and index not in hit.over | hit.unstarted
+        ]
+        for cluster in range(len(self._alloc[_HIDDEN])):
+            sectors = self._sectors(cluster)
+            first = sectors.start // self._granule * self._granule
+            beside = [n for op, n in ops if op.overlaps(first, first + self._granule)]
+            again = set(beside) if len(beside) > 1 else set()
+            if not beside or (not again and len(_beside(sectors, hit)) < len(sectors)):
+                continue
+            if all(
+                self._end.hidden[one] is None
+                and (self._seen.hidden[one] == snapshot[one] or self._seen.hidden[one] in again)
+                for one in sectors
+            ):
+                self._hidden[sectors.start : sectors.stop] = self._seen.hidden[
+                    sectors.start : sectors.stop
+                ]
                 self._allocate(_HIDDEN, cluster)
 
     def not_copied(self, op: Operation, number: int, before: Collection[int]) -> None:
