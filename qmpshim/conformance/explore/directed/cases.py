@@ -13,6 +13,7 @@ from qmpshim.conformance.compare.divergence import Ending, stable, verdict_of
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.directed import jobs as jobs
 from qmpshim.conformance.explore.directed import monitor as monitor
+from qmpshim.conformance.explore.directed import ranges as ranges
 from qmpshim.conformance.explore.directed import replication as replication
 from qmpshim.conformance.explore.directed import storage as storage
 from qmpshim.conformance.explore.directed.tools import CLUSTER, SIZE, Broken
@@ -33,6 +34,7 @@ class Directed:
     :ivar about: what is done, and what QEMU's documents promise of it
     :ivar form: the chain it is done on
     :ivar options: more options of the chain's nodes
+    :ivar size: bytes of the disk
     """
 
     name: str
@@ -42,6 +44,7 @@ class Directed:
     reconnect: int = 0  # seconds that QEMU waits for a broken connection to its disks
     form: str = "replication"
     options: Options = ()
+    size: int = SIZE
 
 
 def run_directed(case: Directed, build: Build) -> RealViolation | None:
@@ -50,10 +53,10 @@ def run_directed(case: Directed, build: Build) -> RealViolation | None:
     :raises BuildError: the build cannot build the chain
     """
     topology = topology_of(case.form, options=case.options)
-    machine = GatedMachine(build, Shape(topology, SIZE, CLUSTER, case.reconnect))
+    machine = GatedMachine(build, Shape(topology, case.size, CLUSTER, case.reconnect))
     try:
         for name in machine.stores.keys() - topology.overlays:
-            machine.stores[name].restore(base_content(SIZE // SECTOR))
+            machine.stores[name].restore(base_content(case.size // SECTOR))
         found = case.run(machine)
         if found is None:
             machine.gate.open()
@@ -90,13 +93,14 @@ def _case(
     reconnect: int = 0,
     form: str = "replication",
     options: Options = (),
+    size: int = SIZE,
 ) -> Directed:
     def go(machine: GatedMachine) -> RealViolation | None:
         run(machine)
         return None
 
     about = " ".join((run.__doc__ or "").split())
-    return Directed(name, about, contract, go, reconnect, form, options)
+    return Directed(name, about, contract, go, reconnect, form, options, size)
 
 
 DIRECTED: tuple[Directed, ...] = (
@@ -127,6 +131,13 @@ DIRECTED: tuple[Directed, ...] = (
     _case("backup-refused", True, monitor.backup_refused),
     _case("backup-source-error", True, jobs.source_error),
     _case("backup-of-bitmap", True, jobs.bitmap_backup),
+    _case("backup-keeps-failed-copies", True, jobs.failed_copy_stays, form="push"),
+    _case("backup-of-overlay", True, jobs.overlay_backup, form="push"),
+    _case("copy-of-zeroes-in-part", True, ranges.zeroes_in_part, form="backup", size=2 * SIZE),
+    _case("neighbours-of-copy", True, ranges.neighbours, form="backup", size=2 * SIZE),
+    _case("neighbours-of-snapshot", True, ranges.neighbours, form="fleecing", size=2 * SIZE),
+    _case("discard-in-part", True, ranges.ragged_discard, form="push"),
+    _case("bitmap-grows", True, ranges.resized, form="push"),
     _case("snapshot-read-freezes", True, storage.frozen_read, form="fleecing"),
     _case("snapshot-discard-stays", True, storage.discarded_stays, form="fleecing"),
 )

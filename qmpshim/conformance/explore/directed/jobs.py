@@ -10,16 +10,23 @@ from qmpshim.conformance.explore.directed.tools import (
     PATIENCE,
     SIZE,
     Broken,
+    add_client,
+    add_image,
     comes,
+    flushed_image,
     held,
+    read,
+    remove_client,
     written,
 )
-from qmpshim.conformance.explore.harness.io_naming import owners
+from qmpshim.conformance.explore.harness.io_naming import owners, tags
+from qmpshim.conformance.workload import pattern
 from qmpshim.errors import BuildError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR
 
 _BOTH_AT_ONCE = {"max-workers": 2, "max-chunk": CLUSTER}
@@ -64,6 +71,74 @@ def bitmap_backup(machine: GatedMachine) -> None:
     _expect_dirty(machine, SIZE, "after a backup with bitmap-mode=never")
 
 
+def failed_copy_stays(machine: GatedMachine) -> None:
+    """With bitmap-mode=always a bitmap keeps what could not be copied when its job failed.
+
+    What was copied it does not name any more. The next backup copies the rest.
+    """
+    machine.call("block-dirty-bitmap-add", {**_BITMAP, "granularity": CLUSTER})
+    written(machine, "primary", 2, 0, SIZE // SECTOR)
+    machine.settle()
+    machine.gate.hold(
+        lambda io: io.image == "hidden" and io.op is Nbd.WRITE and len(tags(io.data)) > 0
+    )
+    _begin(machine, sync="bitmap", bitmap="changed", **{"bitmap-mode": "always"})
+    first, other = held(machine, "a backup job", 2)
+    machine.gate.open()
+    machine.gate.release(other)
+    machine.gate.fail(first, 5)
+    _completes(machine, None)
+    _expect_dirty(machine, CLUSTER, "after a backup of which a half failed")
+    _begin(machine, sync="bitmap", bitmap="changed", **{"bitmap-mode": "on-success"})
+    _completes(machine, None, CLUSTER)
+    _expect_copied(machine, {0, 1}, 2)
+    _expect_dirty(machine, 0, "after a backup that succeeded")
+
+
+def overlay_backup(machine: GatedMachine) -> None:
+    """A backup of an overlay with sync=full is the whole disk, and with sync=top what the overlay
+    holds: at T0, whatever is written there later.
+    """
+    size, count = 2 * SIZE, CLUSTER // SECTOR  # the disk below ends in the middle
+    remove_client(machine, "primary")  # a job wants a backing file that nobody writes to
+    add_image(machine, "overlay", size, 4096, backing="secondary")
+    add_client(machine, "overlay")
+    written(machine, "overlay", 2, count + 40, 16)  # in the middle of cluster 1
+    written(machine, "overlay", 3, 4 * count - 8, 8)  # at the end of cluster 3
+    data = {
+        0: bytes(pattern.data_of(1, 0, count)),
+        1: bytes(pattern.data_of(1, count, 40))
+        + bytes(pattern.data_of(2, count + 40, 16))
+        + bytes(pattern.data_of(1, count + 56, count - 56)),
+        2: bytes(CLUSTER),
+        3: bytes(CLUSTER - 8 * SECTOR) + bytes(pattern.data_of(3, 4 * count - 8, 8)),
+    }
+    done: list[int] = []
+    for sync, clusters in (("full", (0, 1, 2, 3)), ("top", (1, 3))):
+        add_image(machine, sync, size)
+        # With speed=1 it copies a cluster, and waits for hours.
+        _begin(machine, device="overlay", target=sync, sync=sync, speed=1)
+        if sync == "top":
+            for number, start in ((4, 0), (5, 3 * count)):
+                written(machine, "overlay", number, start, count)
+        machine.call("block-job-set-speed", {"device": "backup", "speed": 0})
+        done.append(len(clusters) * CLUSTER)
+        _completes(machine, *done)
+        found = Qcow2Reader.parse(flushed_image(machine, sync)).allocation()
+        allocated = {n for n, kind in found.items() if kind is Alloc.DATA}
+        wanted = {n for n in clusters if any(data[n])}
+        if allocated != wanted:
+            text = f"a backup with sync={sync} has the data of clusters {allocated}, not {wanted}"
+            raise Broken(Verdict.ALLOCATION, text, f"clusters of a backup with sync={sync}")
+        add_client(machine, sync)
+        for n in clusters:
+            if read(machine, sync, n * count, count) != data[n]:
+                text = (
+                    f"a backup with sync={sync} has other data in cluster {n} than the disk at T0"
+                )
+                raise Broken(Verdict.CONTENT, text, f"data of a backup with sync={sync}")
+
+
 def _begin(machine: GatedMachine, **more: Any) -> None:
     """Start a job that copies each cluster by itself."""
     if machine.version < (6, 0):
@@ -73,25 +148,27 @@ def _begin(machine: GatedMachine, **more: Any) -> None:
     machine.settle()
 
 
-def _completes(machine: GatedMachine, size: int) -> None:
-    """Wait for the job's end; it must have copied so many bytes."""
+def _completes(machine: GatedMachine, *sizes: int | None) -> None:
+    """Wait for the job's end, which is that of the last of these.
+
+    :param sizes: by job, how many bytes it must have copied; None: it must have failed
+    """
     comes(machine, lambda: not machine.call("query-block-jobs"), "the backup job", PATIENCE)
     done = [event["data"] for event in events(machine, "BLOCK_JOB_COMPLETED")]
-    found = [("error" in one, one["offset"], one["len"]) for one in done]
-    if found != [(False, size, size)]:
+    found = [None if "error" in one else (one["offset"], one["len"]) for one in done]
+    if found != [size and (size, size) for size in sizes]:
         raise Broken(Verdict.PROTOCOL, f"the backup job ends with {done}", "end of a backup job")
 
 
-def _expect_copied(machine: GatedMachine, clusters: set[int]) -> None:
-    """The hidden disk has the old data of these clusters, and nothing else."""
-    machine.call("human-monitor-command", {"command-line": "qemu-io hidden flush"})
-    image = bytes(machine.gate.snapshot("hidden"))
+def _expect_copied(machine: GatedMachine, clusters: set[int], number: int = 1) -> None:
+    """The hidden disk has the data of operation *number* in these clusters, and nothing else."""
+    image = flushed_image(machine, "hidden")
     found = Qcow2Reader.parse(image).clusters()
     places = dict(zip(found.index.tolist(), found.host.tolist(), strict=True))
     whose = {
         n: set(owners(image[at : at + CLUSTER], n * CLUSTER // SECTOR)) for n, at in places.items()
     }
-    if whose != {n: {1} for n in clusters}:
+    if whose != {n: {number} for n in clusters}:
         raise Broken(Verdict.CONTENT, f"the backup holds the data of {whose}", "a backup's content")
 
 

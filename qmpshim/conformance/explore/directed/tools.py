@@ -1,4 +1,4 @@
-"""What directed cases are made of: a chain of two clusters, and a way to say what is wrong."""
+"""What directed cases are made of: a chain of a few clusters, and a way to say what is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, MachineDied, MachineHung
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.images import blank_qcow2
 from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.machine.nbd.gate.store import MemoryStore
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
@@ -29,6 +31,45 @@ class Broken(Exception):
         super().__init__(text)
         cause = Cause(CauseKind.DIRECTED, detail=promise)
         self.violation = RealViolation(verdict, text, cause=cause)
+
+
+def add_image(
+    machine: GatedMachine, name: str, size: int, cluster: int = CLUSTER, **options: Any
+) -> None:
+    """Open one more qcow2 image, which is empty; its node and its place at the gate have its name.
+
+    :param size: bytes of its disk, :param cluster: of its clusters
+    :param options: more of the node
+    """
+    machine.stores[name] = MemoryStore(blank_qcow2(machine.build, size, cluster))
+    machine.gate.add(name, machine.stores[name])
+    file = {**machine.gate.blockdev(name), "discard": "unmap"}
+    words = {"driver": "qcow2", "node-name": name, "discard": "unmap", "file": file}
+    machine.call("blockdev-add", {**words, **options})
+
+
+def add_client(machine: GatedMachine, node: str) -> None:
+    """Export a node, writable, under its own name, and connect to it."""
+    names = {"type": "nbd", "id": node, "name": node, "node-name": node}
+    machine.call("block-export-add", {**names, "writable": True})
+    machine.connect(node)
+
+
+def remove_client(machine: GatedMachine, export: str) -> None:
+    """Close the connection to an export, and remove that."""
+    machine.clients.pop(export).close()
+    machine.call("block-export-del", {"id": export, "mode": "hard"})
+
+    def gone() -> bool:
+        return all(one["id"] != export for one in machine.call("query-block-exports"))
+
+    comes(machine, gone, "block-export-del")
+
+
+def flushed_image(machine: GatedMachine, node: str) -> bytes:
+    """The bytes of an image once its node is flushed."""
+    machine.call("human-monitor-command", {"command-line": f"qemu-io {node} flush"})
+    return bytes(machine.gate.snapshot(node))
 
 
 def fails(machine: GatedMachine, command: str, arguments: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The directed cases about the monitor, and those about snapshots, see what they look at.
+"""The directed cases about the monitor, jobs, ranges and snapshots see what they look at.
 
 QEMU is honest here; what is asked of it, or what it is said to have answered, is not.
 """
@@ -14,6 +14,7 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.machine.nbd.gate.store import Store
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
@@ -165,6 +166,56 @@ def kept(machine: GatedMachine) -> None:
     machine.clients["guest"].call = other  # type: ignore[method-assign]
 
 
+def succeeding(machine: GatedMachine) -> None:
+    """What should fail succeeds."""
+    release = machine.gate.release
+    machine.gate.fail = lambda io, errno: release(io)  # type: ignore[method-assign]
+
+
+def never_open(machine: GatedMachine) -> None:
+    """What is held once is held for ever."""
+    machine.gate.open = lambda: None  # type: ignore[method-assign]
+
+
+def client_with(export: str, op: Nbd, answer: NbdAnswer) -> Sabotage:
+    """Each request of a kind that a client of an export makes has this answer."""
+
+    def sabotage(machine: GatedMachine) -> None:
+        connect = machine.connect
+
+        def other(name: str) -> None:
+            connect(name)
+            client = machine.clients[name]
+            call = client.call
+            if name == export:
+                client.call = (  # type: ignore[method-assign]
+                    lambda one, *words: answer if one is op else call(one, *words)
+                )
+
+        machine.connect = other  # type: ignore[method-assign]
+
+    return sabotage
+
+
+def not_copied(image: str) -> Sabotage:
+    """An image is seen as it was when it was made."""
+
+    def sabotage(machine: GatedMachine) -> None:
+        add, snapshot = machine.gate.add, machine.gate.snapshot
+        blank: dict[str, bytes] = {}
+
+        def added(name: str, store: Store, **words: Any) -> None:
+            blank[name] = store.snapshot()
+            add(name, store, **words)
+
+        machine.gate.add = added  # type: ignore[method-assign]
+        machine.gate.snapshot = (  # type: ignore[method-assign]
+            lambda name: blank[name] if name == image else snapshot(name)
+        )
+
+    return sabotage
+
+
 NEW_DATA = on_release(lambda machine, io: machine.stores["secondary"].write(0, bytes(HALF)))
 REFUSED = on_release(lambda machine, io: machine.gate.fail(io, 5))
 
@@ -210,6 +261,31 @@ REFUSED = on_release(lambda machine, io: machine.gate.fail(io, 5))
          "a bitmap's count after a backup"),
         ("backup-of-bitmap", spoilt_copy, Verdict.CONTENT, "a backup's content"),
         ("backup-of-bitmap", other_job_failed, PROTOCOL, "end of a backup job"),
+        ("backup-keeps-failed-copies", nothing_held, Verdict.ORDER, "a backup job: other I/O"),
+        ("backup-keeps-failed-copies", succeeding, PROTOCOL, "end of a backup job"),
+        ("backup-keeps-failed-copies", asking("blockdev-backup", **{"bitmap-mode": "never"}),
+         PROTOCOL, "a bitmap's count after a backup of which a half failed"),
+        ("backup-of-overlay", asking("blockdev-backup", sync="full"), PROTOCOL,
+         "end of a backup job"),
+        ("backup-of-overlay", not_copied("top"), Verdict.ALLOCATION,
+         "clusters of a backup with sync=top"),
+        ("backup-of-overlay", client_with("full", Nbd.READ, NbdAnswer(0, bytes(HALF))),
+         Verdict.CONTENT, "data of a backup with sync=full"),
+        ("copy-of-zeroes-in-part", copied_zeroes, Verdict.ALLOCATION, "the copy of zeroes in part"),
+        ("copy-of-zeroes-in-part", spoilt_store("secondary", HALF), Verdict.CONTENT,
+         "the data beside zeroes"),
+        ("neighbours-of-copy", nothing_held, Verdict.ORDER, "a request of the guest: other I/O"),
+        ("neighbours-of-copy", never_open, Verdict.HANG, "a write waits for what it only touches"),
+        ("neighbours-of-copy", REFUSED, ERROR_CONTRACT, "guest fails beside its neighbours"),
+        ("neighbours-of-snapshot", never_open, Verdict.HANG, "a write waits for what it only"),
+        ("discard-in-part", asking("blockdev-add", discard="ignore"), Verdict.ALLOCATION,
+         "a discard frees what is in it"),
+        ("discard-in-part", client_with("image", Nbd.TRIM, NbdAnswer(5, b"")), ERROR_CONTRACT,
+         "a discard fails"),
+        ("discard-in-part", client_with("image", Nbd.READ, NbdAnswer(0, bytes(HALF // 2))),
+         Verdict.LOST_WRITE, "data is lost beside a discard"),
+        ("bitmap-grows", asking("block_resize"), PROTOCOL, "a bitmap after the disk grew"),
+        ("bitmap-grows", asking("blockdev-backup"), ERROR_CONTRACT, "block_resize fails silently"),
         ("snapshot-read-freezes", nothing_held, Verdict.ORDER, "a read of the snapshot: other"),
         ("snapshot-read-freezes", answered_early, Verdict.ORDER,
          "a write overtakes a snapshot's read"),

@@ -1,0 +1,150 @@
+"""Directed cases about where requests begin and end: neighbours, parts of clusters, a new end."""
+
+from __future__ import annotations
+
+from qmpshim.conformance.explore.directed.tools import (
+    CLUSTER,
+    SIZE,
+    Broken,
+    add_client,
+    add_image,
+    answered,
+    fails,
+    flushed_image,
+    held,
+    read,
+    remove_client,
+    written,
+)
+from qmpshim.conformance.workload import pattern
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import Alloc
+from qmpshim.model.units import SECTOR
+
+_COUNT = CLUSTER // SECTOR  # sectors
+_READS = 10  # more than the I/Os of a write that copies
+_BITMAP = {"node": "image", "name": "changed"}
+
+
+def zeroes_in_part(machine: GatedMachine) -> None:
+    """Clusters that are zeroes in part are copied with the data of their rest.
+
+    Those that are zeroes as a whole are zeroes in the copy, too.
+    """
+    half = CLUSTER // 2
+    for offset in (0, 5 * half):  # three halves each; a cluster that is all data is between them
+        machine.clients["primary"].call(Nbd.WRITE_ZEROES, offset, 3 * half)
+    machine.start()
+    written(machine, "primary", 2, 0, 4 * _COUNT)
+    found = _allocation(machine, "hidden")
+    if found != {0: Alloc.ZERO, 1: Alloc.DATA, 2: Alloc.DATA, 3: Alloc.ZERO}:
+        text = f"the copy of zeroes and data is {found} on the hidden disk"
+        raise Broken(Verdict.ALLOCATION, text, "the copy of zeroes in part")
+    middle = 3 * half // SECTOR
+    data = bytes(pattern.data_of(1, middle, _COUNT))
+    if read(machine, "guest", 0, 4 * _COUNT) != bytes(3 * half) + data + bytes(3 * half):
+        text = "the copy of clusters that are zeroes in part is not the old data"
+        raise Broken(Verdict.CONTENT, text, "the data beside zeroes")
+
+
+def neighbours(machine: GatedMachine) -> None:
+    """What only touches the range of a request under way goes on and ends: a read of old data, a
+    copy.
+    """
+    machine.start()
+    data = bytes(pattern.data_of(2, _COUNT, _COUNT))
+    for side, op, payload in (("guest", Nbd.READ, b""), ("primary", Nbd.WRITE, data)):
+        machine.settle()
+        machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.READ)
+        cookie = machine.clients[side].send(op, CLUSTER, 0 if payload else CLUSTER, payload)
+        machine.settle()
+        (first,) = held(machine, f"a request of the {side}", 1)
+        machine.gate.open()
+        for cluster in (0, 2):
+            _goes_on(machine, cluster, f"a request of the {side}")
+        machine.gate.release(first)
+        if errno := answered(machine, side, cookie, f"the {side}'s request"):
+            text = f"the {side}'s request fails with errno {errno}, though all disks are well"
+            raise Broken(Verdict.ERROR_CONTRACT, text, f"{side} fails beside its neighbours")
+
+
+def _goes_on(machine: GatedMachine, cluster: int, beside: str) -> None:
+    """Write a cluster; it must end while the other request is under way.
+
+    Reads that touch neither come after it: up to 11.1 an NBD node may see an answer only when the
+    next one comes (the known defect ``nbd-answer-waits``), and that is not looked at here.
+    """
+    client = machine.clients["primary"]
+    data = bytes(pattern.data_of(3, cluster * _COUNT, _COUNT))
+    cookie = client.send(Nbd.WRITE, cluster * CLUSTER, 0, data)
+    for _ in range(_READS):
+        machine.settle()
+        if cookie in client.answers:
+            break
+        client.send(Nbd.READ, 3 * CLUSTER, SECTOR)
+    else:
+        text = f"a write to cluster {cluster} waits for {beside} in cluster 1"
+        raise Broken(Verdict.HANG, text, "a write waits for what it only touches")
+    answered(machine, "primary", cookie, "a primary write")
+
+
+def ragged_discard(machine: GatedMachine) -> None:
+    """A discard from inside a cluster to inside another frees the clusters between, and no data
+    of those two is lost.
+    """
+    add_image(machine, "image", 2 * SIZE)
+    add_client(machine, "image")
+    written(machine, "image", 2, 0, 4 * _COUNT)
+    half = _COUNT // 2
+    answer = machine.clients["image"].call(Nbd.TRIM, half * SECTOR, 3 * CLUSTER)
+    if answer.errno:
+        text = f"a discard of parts of clusters fails with errno {answer.errno}"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "a discard fails")
+    found = _allocation(machine, "image")
+    if {n for n, kind in found.items() if kind is Alloc.DATA} != {0, 3}:
+        text = f"a discard of clusters 1 and 2, and of parts of 0 and 3, leaves {found}"
+        raise Broken(Verdict.ALLOCATION, text, "a discard frees what is in it")
+    for start in (0, 7 * half):
+        if read(machine, "image", start, half) != bytes(pattern.data_of(2, start, half)):
+            text = f"the data in sectors {start} to {start + half} is lost beside a discard"
+            raise Broken(Verdict.LOST_WRITE, text, "data is lost beside a discard")
+
+
+def resized(machine: GatedMachine) -> None:
+    """A bitmap grows and shrinks with its disk, which cannot change its size below a job."""
+    add_image(machine, "image", SIZE)
+    machine.call("block-dirty-bitmap-add", {**_BITMAP, "granularity": CLUSTER})
+    _resize(machine, 2 * SIZE, 0, "after the disk grew")
+    add_client(machine, "image")
+    written(machine, "image", 2, 3 * _COUNT, _COUNT)
+    _expect(machine, 2 * SIZE, CLUSTER, "after a write to what is new")
+    remove_client(machine, "image")
+    _resize(machine, SIZE, 0, "after the disk shrank")
+    job = {"job-id": "job", "device": "secondary", "target": "image", "sync": "none"}
+    machine.call("blockdev-backup", job)
+    fails(machine, "block_resize", {"node-name": "image", "size": 2 * SIZE})
+
+
+def _resize(machine: GatedMachine, size: int, count: int, when: str) -> None:
+    machine.settle()
+    machine.call("block_resize", {"node-name": "image", "size": size})
+    _expect(machine, size, count, when)
+
+
+def _expect(machine: GatedMachine, size: int, count: int, when: str) -> None:
+    """The disk has so many bytes, and its bitmap names so many of them."""
+    machine.settle()
+    nodes = machine.call("query-named-block-nodes", {"flat": True})
+    (node,) = (one for one in nodes if one["node-name"] == "image")
+    found = node["image"]["virtual-size"], [one["count"] for one in node["dirty-bitmaps"]]
+    if found != (size, [count]):
+        text = f"{when} the disk has {found[0]} bytes, its bitmaps {found[1]}, not {size}, {count}"
+        raise Broken(Verdict.PROTOCOL, text, f"a bitmap {when}")
+
+
+def _allocation(machine: GatedMachine, node: str) -> dict[int, Alloc]:
+    """What the clusters of an image are, once it is flushed."""
+    return Qcow2Reader.parse(flushed_image(machine, node)).allocation()
