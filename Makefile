@@ -9,8 +9,9 @@ BIN    := $(VENV)/bin
 DEBS   := qemu-system-x86 qemu-utils python3-libnbd python3-venv
 # What only the tests need: NBD clients of other hands to try ours against, a relay and
 # certificates for the shim, an archiver to read the guest's initramfs, a browser and prove for the
-# reports, git to bisect with.
-TEST_DEBS := libnbd-bin nbdkit socat openssl cpio chromium perl git gcc libc6-dev
+# reports, git to bisect with, and a backup client with all that it stands on.
+TEST_DEBS := libnbd-bin nbdkit socat openssl cpio chromium perl git gcc libc6-dev \
+	libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients virtnbdbackup
 STAMP  := $(VENV)/.installed
 JOBS   ?= $(shell nproc)
 
