@@ -42,6 +42,7 @@ class ExplorerWriteUp(WriteUp):
     :ivar errnos: how they fail (an errno, CUT, RECONNECT): so and not otherwise; empty: it does
         not matter
     :ivar clusters: of the overlays, in sectors: one of these; empty: it does not matter
+    :ivar secondary: the format of that disk; ``""``: it does not matter
     """
 
     kind: ClassVar[str] = "explore"
@@ -52,6 +53,7 @@ class ExplorerWriteUp(WriteUp):
     fails: frozenset[str]
     errnos: frozenset[int]
     clusters: frozenset[int]
+    secondary: str
 
     def covers(self, finding: Finding, version: Version) -> bool:
         """Whether *finding*, seen on QEMU *version*, is this one."""
@@ -68,6 +70,7 @@ class ExplorerWriteUp(WriteUp):
             and (not self.fails or (bool(failed) and failed <= self.fails))
             and (not self.errnos or errnos <= self.errnos)
             and (not self.clusters or scenario.cluster in self.clusters)
+            and self.secondary in ("", scenario.secondary)
         )
 
 
@@ -236,4 +239,5 @@ def _of_explorer(path: Path, value: dict[str, Any]) -> ExplorerWriteUp:
         fails=fails,
         errnos=frozenset(int(errno) for errno in value.get("errnos", ())),
         clusters=frozenset(int(sectors) for sectors in value.get("clusters", ())),
+        secondary=str(value.get("secondary", "")),
     )

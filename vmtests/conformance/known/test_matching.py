@@ -149,6 +149,9 @@ def test_a_write_up_covers_its_own_case_on_its_versions_only(known: ExplorerWrit
     if known.clusters:
         other_size = replace(case.scenario, cluster=max(known.clusters) * 8)
         assert not known.covers(replace(case, scenario=other_size), has_it)
+    if known.secondary:
+        raw = replace(case.scenario, secondary="raw")
+        assert not known.covers(replace(case, scenario=raw), has_it)
     if known.errnos:
         fails = [
             step._replace(fault=5) if isinstance(step, Fail) else step for step in case.schedule

@@ -33,6 +33,7 @@ from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS, late_for,
 from qmpshim.conformance.explore.checkers.sequential import (
     AnyRead,
     FaultPlacement,
+    FlushPlacement,
     InjectedFault,
     NothingDone,
     Order,
@@ -174,34 +175,51 @@ class FailureChecker:
         under_way = self._under_way(hit)
         empties = hit.image not in PRIMARY_IMAGES and does(self._scenario.ops, *_EMPTIES)
         emptied = (False, True) if empties else (False,)
-        # Of clusters that are free: "Discard is optional, ignore the return value"
-        # (qcow2_process_discards, block/qcow2-refcount.c, 5.2 to 11.1).
-        ignored = hit.verb == "discard" and self._is_qcow2(hit.image)
-        if ignored and not hit.gone:
+        if not hit.gone and self._is_optional(hit):
             return [partial(Unobserved, hit)]
         if not hit.gone:
             ways: list[Callable[[], FaultPlacement]] = [
                 partial(FaultPlacement, hit, op, emptied=way) for op in under_way for way in emptied
             ]
+            if hit.verb == "flush":  # the write is done, and not durable
+                durable = [op for op in under_way if self._scenario.ops[op].makes_durable]
+                ways += [partial(FlushPlacement, hit, op) for op in durable]
             if hit.reader is not None:
                 ways.append(partial(AnyRead, hit, hit.reader))
             stops = does(self._scenario.ops, *_CLOSES)
             if self._scenario.has("quorum") and hit.image == "secondary" and stops:
                 # To a read in between the write may look like one that came after the stop.
                 ways.append(partial(Unobserved, hit))
-            closing = does([self._scenario.ops[op] for op in under_way], *_CLOSES)
-            if hit.verb == "flush" and closing:
+            if any(self._closes(hit, op) for op in under_way):
                 ways.append(partial(Unobserved, hit))
             if hit.verb == "read" and hit.image == "secondary":
                 # Before it begins a commit may look at what it will write to (11.1).
                 commits = [op for op in under_way if self._scenario.ops[op].verb is Verb.FAILOVER]
                 ways += [partial(NothingDone, hit, op) for op in commits]
             return ways
+        counts = [
+            (*range(_MOST), _ALL)
+            if self._is_optional(hit) or self._closes(hit, op)
+            else range(_MOST)
+            for op in under_way
+        ]
         return [
             partial(FaultPlacement, hit, done=dict(zip(under_way, done, strict=True)), emptied=way)
-            for done in product((*range(_MOST), *((_ALL,) * ignored)), repeat=len(under_way))
+            for done in product(*counts)
             for way in emptied
         ]
+
+    def _is_optional(self, hit: InjectedFault) -> bool:
+        """Whether it is a discard of clusters that are free, of qcow2's own.
+
+        "Discard is optional, ignore the return value" (``qcow2_process_discards``,
+        block/qcow2-refcount.c, 5.2 to 11.1).
+        """
+        return hit.verb == "discard" and self._is_qcow2(hit.image)
+
+    def _closes(self, hit: InjectedFault, op: int) -> bool:
+        """Whether it is a flush that may be of the nodes and jobs that an operation closes."""
+        return hit.verb == "flush" and self._scenario.ops[op].verb in _CLOSES
 
     def _is_qcow2(self, image: str) -> bool:
         return image not in PRIMARY_IMAGES or (

@@ -180,6 +180,14 @@ class FaultPlacement:
         return self.hit.errno
 
 
+class FlushPlacement(FaultPlacement):
+    """The flush with which *victim* ends meets *hit*, and none that qcow2 needs before that."""
+
+    def of(self, op: int) -> Callable[[Io], int]:
+        once = super().of(op)
+        return lambda io: once(io) if io.op == "flush" else 0
+
+
 class AnyRead(FaultPlacement):
     """The read *victim* fails, wherever it reads: QEMU may have looked in another place."""
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from errno import EINVAL
+from typing import Any
 
 import pytest
 
 from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.checkers import durability, final_state
 from qmpshim.conformance.explore.checkers.failures import FailureChecker
 from qmpshim.conformance.explore.checkers.linearizability import (
     LinearizabilityChecker,
@@ -418,6 +420,53 @@ def test_a_commit_that_fails_is_told(stage: QemuPool) -> None:
         assert not honest.found and not honest.in_part
         assert told == {said}
     assert explored(stage, FAILOVER, Silent, "secondary write 0+128").found
+
+
+def test_a_disk_that_goes_away_when_all_is_committed_is_told_or_not(
+    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit has more writes and its own flush behind it when nodes and jobs are closed."""
+    commit = replace(FAILOVER, setup=(operation("guest_write", 0, 5 * C),), size=5 * C)
+    flushes = [name for name in explored(stage, commit).names if name.kind == "secondary flush"]
+    assert flushes
+    left: list[bool] = []
+
+    class Telling(RealSystem):
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
+            left.append(durability.unflushed(self.machine, self.scenario, self.now))
+            return super()._verdict(seen)
+
+    def silent(*given: Any) -> tuple[Outcome, RealViolation | None]:
+        outcome, broken = looked(*given)
+        return replace(outcome, status=None), broken
+
+    looked = final_state.look
+    for nth in range(len(flushes)):
+        honest = explored(stage, commit, Telling, "secondary flush", CUT, nth=nth)
+        assert not honest.found, honest.found
+        if left[-1]:
+            with monkeypatch.context() as patched:
+                patched.setattr(final_state, "look", silent)
+                lying = explored(stage, commit, fails="secondary flush", errno=CUT, nth=nth)
+            assert causes(lying) == {"commit not flushed"}
+    assert set(left) == {False, True}
+
+
+def test_a_write_whose_flush_fails_may_be_committed(stage: QemuPool) -> None:
+    """It is done, and reports that it is not durable; the failover finds it in the active disk."""
+    ops = operation("guest_write_fua", 0, 8), operation("failover", after=0)
+    scenario = replace(FAILOVER, ops=ops, setup=(operation("guest_write", 0, 8),))
+    fails = "active flush"
+    assert not explored(stage, scenario, fails=fails).found
+    assert explored(stage, scenario, Swallowing, fails).found
+
+    def spoil(machine: GatedMachine, named: NamedIo) -> None:
+        if named.io.image == "secondary" and named.verb == "write":
+            machine.gate.corrupt(named.io, bytes(named.io.length))
+            return
+        faithfully(machine, named)
+
+    assert explored(stage, scenario, fails=fails, release=spoil).found
 
 
 def test_what_a_gone_image_does_not_carry_is_judged(stage: QemuPool) -> None:
