@@ -103,6 +103,8 @@ def _case(
     return Directed(name, about, contract, go, reconnect, form, options, size)
 
 
+_ODD = 2 * SIZE + 8 * SECTOR  # bytes of a disk that ends inside a cluster
+
 DIRECTED: tuple[Directed, ...] = (
     _case("start-busy-twice", False, replication.busy_start),
     _case("start-bad-top-twice", False, replication.bad_top),
@@ -132,8 +134,8 @@ DIRECTED: tuple[Directed, ...] = (
     _case("backup-source-error", True, jobs.source_error),
     _case("backup-of-bitmap", True, jobs.bitmap_backup),
     _case("backup-keeps-failed-copies", True, jobs.failed_copy_stays, form="push"),
-    _case("backup-of-overlay", True, jobs.overlay_backup, form="push"),
-    _case("copy-of-zeroes-in-part", True, ranges.zeroes_in_part, form="backup", size=2 * SIZE),
+    _case("backup-of-overlay", True, jobs.overlay_backup, form="push", size=2 * SIZE),
+    _case("copy-of-zeroes-in-part", True, ranges.zeroes_in_part, form="backup", size=_ODD),
     _case("neighbours-of-copy", True, ranges.neighbours, form="backup", size=2 * SIZE),
     _case("neighbours-of-snapshot", True, ranges.neighbours, form="fleecing", size=2 * SIZE),
     _case("discard-in-part", True, ranges.ragged_discard, form="push"),

@@ -32,20 +32,21 @@ _BITMAP = {"node": "image", "name": "changed"}
 def zeroes_in_part(machine: GatedMachine) -> None:
     """Clusters that are zeroes in part are copied with the data of their rest.
 
-    Those that are zeroes as a whole are zeroes in the copy, too.
+    Those that are zeroes as a whole are zeroes in the copy, too; so is the end of the disk.
     """
-    half = CLUSTER // 2
-    for offset in (0, 5 * half):  # three halves each; a cluster that is all data is between them
-        machine.clients["primary"].call(Nbd.WRITE_ZEROES, offset, 3 * half)
+    half, end = _COUNT // 2, machine.shape.size // SECTOR
+    for start, count in ((0, 3 * half), (5 * half, end - 5 * half)):  # half a cluster, and wholes
+        machine.clients["primary"].call(Nbd.WRITE_ZEROES, start * SECTOR, count * SECTOR)
     machine.start()
-    written(machine, "primary", 2, 0, 4 * _COUNT)
+    written(machine, "primary", 2, 0, end)
     found = _allocation(machine, "hidden")
-    if found != {0: Alloc.ZERO, 1: Alloc.DATA, 2: Alloc.DATA, 3: Alloc.ZERO}:
+    wanted = {0: Alloc.ZERO, 1: Alloc.DATA, 2: Alloc.DATA, 3: Alloc.ZERO, 4: Alloc.ZERO}
+    if found != wanted:
         text = f"the copy of zeroes and data is {found} on the hidden disk"
         raise Broken(Verdict.ALLOCATION, text, "the copy of zeroes in part")
-    middle = 3 * half // SECTOR
-    data = bytes(pattern.data_of(1, middle, _COUNT))
-    if read(machine, "guest", 0, 4 * _COUNT) != bytes(3 * half) + data + bytes(3 * half):
+    data = bytes(pattern.data_of(1, 3 * half, 2 * half))
+    rest = bytes((end - 5 * half) * SECTOR)
+    if read(machine, "guest", 0, end) != bytes(3 * half * SECTOR) + data + rest:
         text = "the copy of clusters that are zeroes in part is not the old data"
         raise Broken(Verdict.CONTENT, text, "the data beside zeroes")
 

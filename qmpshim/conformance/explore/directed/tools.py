@@ -43,6 +43,14 @@ def add_image(
     """
     machine.stores[name] = MemoryStore(blank_qcow2(machine.build, size, cluster))
     machine.gate.add(name, machine.stores[name])
+    open_image(machine, name, **options)
+
+
+def open_image(machine: GatedMachine, name: str, **options: Any) -> None:
+    """Open a qcow2 image that :func:`add_image` made, after its node was closed.
+
+    :param options: more of the node
+    """
     file = {**machine.gate.blockdev(name), "discard": "unmap"}
     words = {"driver": "qcow2", "node-name": name, "discard": "unmap", "file": file}
     machine.call("blockdev-add", {**words, **options})
