@@ -121,8 +121,24 @@ class BackupSet:
 
         :param level: ``full``, ``inc`` or ``diff``
         """
+        self._run("-l", level)
+
+    def begin(self, level: str) -> None:
+        """Begin a backup as :meth:`add` does, and save nothing."""
+        self._run("-l", level, "--startonly")
+
+    def end(self) -> None:
+        """End the backup that was begun."""
+        self._run("--killonly")
+
+    def scratch(self, target: str) -> Path:
+        """The overlay that takes the old data of a disk, while it is backed up."""
+        (found,) = self._place.glob(f"backup.*.{target}")
+        return found
+
+    def _run(self, *words: str) -> None:
         self._libvirt.run(
-            *("virtnbdbackup", "-U", "qemu:///session", "-d", NAME, "-l", level, "-n"),
+            *("virtnbdbackup", "-U", "qemu:///session", "-d", NAME, "-n", *words),
             *("-o", self.directory, "-S", self._place, "-f", self._place / "backup.sock"),
         )
 

@@ -25,10 +25,11 @@ _MONITOR_OPTIONS = {"-qmp", "-qmp-pretty", "-mon"}
 _INFORMATION = {"-version", "-help", "-h", "-daemonize", "-device=help"}
 
 
-def stand_in(arguments: Sequence[str], name: str | None = None) -> int:
+def stand_in(arguments: Sequence[str], name: str | None = None, *, log_writes: bool = False) -> int:
     """Be QEMU: run the real one with *arguments*, the shim before its QMP monitors.
 
     :param name: the build to run, see :func:`qmpshim.machine.builds.build.resolve`
+    :param log_writes: see :class:`~qmpshim.shim.emulator.serve.Options`
     :raises QmpshimError: as :func:`endpoint`
     """
     build = builds.find(name)
@@ -44,7 +45,14 @@ def stand_in(arguments: Sequence[str], name: str | None = None) -> int:
         _become(build, arguments)
     status = asyncio.run(
         _stand_in(
-            Options(build=build, arguments=tuple(arguments), limit=3600.0, silent_end=True), build
+            Options(
+                build=build,
+                arguments=tuple(arguments),
+                log_writes=log_writes,
+                limit=3600.0,
+                silent_end=True,
+            ),
+            build,
         )
     )
     if status < 0:  # die of what QEMU died of
@@ -96,5 +104,10 @@ async def _stand_in(options: Options, build: builds.Build) -> int:
 
 
 def stand_in_main() -> int:
-    """The entry point of ``qmpshim-qemu``; ``$QMPSHIM_BUILD`` names the build."""
-    return stand_in(sys.argv[1:], os.environ.get("QMPSHIM_BUILD"))
+    """The entry point of ``qmpshim-qemu``.
+
+    ``$QMPSHIM_BUILD`` names the build; ``$QMPSHIM_LOG_WRITES``, if not empty, is ``--log-writes``.
+    """
+    environment = os.environ
+    log_writes = bool(environment.get("QMPSHIM_LOG_WRITES"))
+    return stand_in(sys.argv[1:], environment.get("QMPSHIM_BUILD"), log_writes=log_writes)
