@@ -17,6 +17,7 @@ from typing import Any
 
 from qmpshim.errors import InputError, decoding, no_such
 from qmpshim.machine.chain.topology import TOPOLOGIES, Options, Topology, chain_name, topology_of
+from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
 from qmpshim.model.operations import (
     Operation,
     Side,
@@ -25,6 +26,7 @@ from qmpshim.model.operations import (
     operation,
     operation_from_json,
 )
+from qmpshim.model.units import SECTOR
 
 C = 128  # sectors of a cluster
 _LARGEST = 1 << 21  # sectors of a disk that is held in memory
@@ -66,6 +68,21 @@ class RealScenario:
     def topology(self) -> Topology:
         """What the chain is made of."""
         return topology_of(self.form, self.secondary, self.options)
+
+    def cluster_of(self, image: str) -> int:
+        """Sectors of a cluster of a qcow2 image."""
+        topology = self.topology
+        own = topology.image(image).cluster if image in topology.images else None
+        return own // SECTOR if own else self.cluster
+
+    @property
+    def granule(self) -> int:
+        """Sectors that are copied at once.
+
+        Restates ``block_copy_calculate_cluster_size`` (block/block-copy.c, QEMU 7.2 and 10.0).
+        """
+        least = self.topology.min_copy // SECTOR
+        return max(BACKUP_CLUSTER_SIZE_DEFAULT, self.cluster_of("hidden"), least)
 
     def has(self, driver: str) -> bool:
         """Whether the chain has a node of this driver."""

@@ -64,6 +64,12 @@ class Schema:
             return "string"
         return str(entity["json-type"]) if entity["meta-type"] == "builtin" else None
 
+    def argument_faults(self, command: str, arguments: Mapping[str, Any]) -> list[str]:
+        """Why the build does not take a command with these arguments, whatever their values do."""
+        if command not in self._entities:
+            return ["it is not in the schema"]
+        return list(self._faults(str(self._entities[command]["arg-type"]), arguments, "it"))
+
     def answer_faults(self, command: str, value: Any) -> list[str]:
         """In what a command's return value differs from what is promised."""
         return list(self._faults(str(self._entities[command]["ret-type"]), value, "return"))

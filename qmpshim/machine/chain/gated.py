@@ -27,6 +27,7 @@ from qmpshim.errors import (
     NotStarted,
 )
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.builds.qapi import Schema
 from qmpshim.machine.chain.build import closing, opening, removals
 from qmpshim.machine.chain.images import blank_image
 from qmpshim.machine.chain.quiescence import Quiescence, resting
@@ -193,10 +194,19 @@ class GatedMachine:
     def start(self) -> None:
         """Start what copies, once the chain is open.
 
+        :raises BuildError: this QEMU has no such option
         :raises CommandFailed: QEMU refuses
         """
-        if self.topology.begins is not None:
-            self.send(self.topology.begins)
+        begins = self.topology.begins
+        if begins is None:
+            return
+        try:
+            self.send(begins)
+        except CommandFailed as error:
+            schema = Schema(self.call("query-qmp-schema"))
+            if schema.argument_faults(begins.name, begins.arguments):
+                raise BuildError(f"{self.build.name} cannot build the chain: {error}") from error
+            raise
 
     def connect(self, name: str) -> None:
         """Connect to the export *name*, in place of the client that was.

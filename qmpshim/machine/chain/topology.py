@@ -247,6 +247,15 @@ class Topology:
         return any(node.driver == driver for node in self.nodes)
 
     @property
+    def min_copy(self) -> int:
+        """Bytes that a copy has at least, by an option; 0: there is none."""
+        begun = self.begins.arguments if self.begins is not None else {}
+        for options in (*(node.options for node in self.nodes), begun.get("x-perf", {})):
+            if "min-cluster-size" in options:
+                return int(options["min-cluster-size"])
+        return 0
+
+    @property
     def replication_mode(self) -> str | None:
         """``primary`` or ``secondary``, the side of the replication filter; None: there is none."""
         modes = [n.options["mode"] for n in self.nodes if n.driver == "replication"]
@@ -344,14 +353,30 @@ class Topology:
     def with_options(self, options: Mapping[str, Mapping[str, Any]]) -> Topology:
         """The same with more options of nodes.
 
-        :param options: by node's name; a name that is no node's is a KeyError
+        :param options: by node's name; of :data:`JOB` those of the command that starts it, and
+            :data:`IMAGE_CLUSTER` is about how a node's image is made
         :raises KeyError: there is no such node
         """
         changed = self
         for name, more in options.items():
-            both = {**self.node(name).options, **more}
+            if name == JOB:
+                changed = changed._with_job(more)
+                continue
+            own = {option: value for option, value in more.items() if option != IMAGE_CLUSTER}
+            both = {**self.node(name).options, **own}
             changed = changed._with(name, functools.partial(replace, options=both))
+            if IMAGE_CLUSTER in more:
+                changed = changed.with_image(name, cluster=more[IMAGE_CLUSTER])
         return changed
+
+    def _with_job(self, options: Mapping[str, Any]) -> Topology:
+        """The same with more arguments of the command that starts the job.
+
+        :raises KeyError: there is no job
+        """
+        if self.begins is None or self.job is None:
+            raise KeyError(JOB)
+        return replace(self, begins=replace(self.begins, arguments=_nested(self.begins, options)))
 
     def _with(self, name: str, change: Callable[[Node], Node]) -> Topology:
         def changed(node: Node) -> Node:
@@ -387,6 +412,20 @@ def _prefixed(value: Any, prefix: str, own: Collection[str | None]) -> Any:
         return value
     return prefix + value if value.partition(".")[0] in own else value  # a bus: its device.number
 
+
+def _nested(command: QmpCommand, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A command's arguments and more of them; ``x-perf.max-workers`` is one of ``x-perf``."""
+    arguments: dict[str, Any] = dict(command.arguments)
+    for option, value in options.items():
+        outer, dot, inner = option.partition(".")
+        arguments[outer] = {**arguments.get(outer, {}), inner: value} if dot else value
+    return arguments
+
+
+#: In the place of a node's name: the command that starts the job.
+JOB = "job"
+#: In the place of an option: bytes of a cluster of the node's image.
+IMAGE_CLUSTER = "image.cluster"
 
 #: More options of nodes: node, option, value.
 Options = tuple[tuple[str, str, Any], ...]

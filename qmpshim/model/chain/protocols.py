@@ -49,10 +49,18 @@ class SerializationProtocol:
     behaviour = Behaviour()
 
     def new_job(
-        self, source: Image, target: Qcow2Image, copy_range: bool, memory: StateContainers = PLAIN
+        self,
+        source: Image,
+        target: Qcow2Image,
+        copy_range: bool,
+        memory: StateContainers = PLAIN,
+        min_cluster: int = 0,
     ) -> BackupJob:
-        """The backup job that copies from *source* (secondary) to *target* (hidden disk)."""
-        return BackupJob(source, target, copy_range, memory)
+        """The backup job that copies from *source* (secondary) to *target* (hidden disk).
+
+        :param min_cluster: sectors that it copies at once, at least
+        """
+        return BackupJob(source, target, copy_range, memory, min_cluster=min_cluster)
 
     def before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:
         """Copy what these sectors' clusters hold before they are written.
@@ -141,9 +149,14 @@ class SerialisingWriteProtocol(SerializationProtocol):
     behaviour = Behaviour(discard_passes_job=True)
 
     def new_job(
-        self, source: Image, target: Qcow2Image, copy_range: bool, memory: StateContainers = PLAIN
+        self,
+        source: Image,
+        target: Qcow2Image,
+        copy_range: bool,
+        memory: StateContainers = PLAIN,
+        min_cluster: int = 0,
     ) -> BackupJob:
-        return SerialisingJob(source, target, copy_range, memory)
+        return SerialisingJob(source, target, copy_range, memory, min_cluster=min_cluster)
 
     def before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:
         yield from backup_do_cow(job, start, count)
@@ -179,10 +192,16 @@ class CopyBeforeWriteProtocol(SerialisingWriteProtocol):
         self.misreads = misreads
 
     def new_job(
-        self, source: Image, target: Qcow2Image, copy_range: bool, memory: StateContainers = PLAIN
+        self,
+        source: Image,
+        target: Qcow2Image,
+        copy_range: bool,
+        memory: StateContainers = PLAIN,
+        min_cluster: int = 0,
     ) -> BackupJob:
         return CopyBeforeWriteJob(
-            source, target, copy_range, memory, self.break_snapshot, self.misreads
+            *(source, target, copy_range, memory, self.break_snapshot, self.misreads),
+            min_cluster=min_cluster,
         )
 
     def before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:

@@ -75,6 +75,7 @@ class Chain:
     :param cluster: cluster size of the qcow2 images in sectors
     :param secondary: format of the secondary disk, ``raw`` or ``qcow2``
     :param memory: makes the containers that operations share
+    :ivar min_cluster: sectors that a copy has at least; 0: the target decides
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Chain:
         self.protocol = protocol or CowRequestProtocol()
         self.behaviour = behaviour or Behaviour()
         self.memory = memory
+        self.min_cluster = 0
         self.secondary: Image = (
             RawImage("secondary", size, memory)
             if secondary == "raw"
@@ -315,7 +317,8 @@ class Chain:
         self.error = False
 
     def _new_job(self, copy_range: bool) -> BackupJob:
-        return self.protocol.new_job(self.secondary, self.hidden, copy_range, self.memory)
+        images = self.secondary, self.hidden
+        return self.protocol.new_job(*images, copy_range, self.memory, self.min_cluster)
 
     def checkpoint(self) -> Co[None]:
         """``xen-colo-do-checkpoint``: what the disks hold now is what the guest starts from.

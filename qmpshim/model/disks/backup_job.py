@@ -29,13 +29,15 @@ class CowRequest(RangeRequest):
         pass
 
 
-def backup_calculate_cluster_size(target: Image) -> int:
+def backup_calculate_cluster_size(target: Image, min_cluster: int = 0) -> int:
     """Backup's granularity in sectors: the larger of 64 KiB and the target's cluster size.
 
     Restates ``backup_calculate_cluster_size`` (block/backup.c), later
-    ``block_copy_calculate_cluster_size`` (block/block-copy.c, QEMU 7.2).
+    ``block_copy_calculate_cluster_size`` (block/block-copy.c, QEMU 7.2 and 10.0).
+
+    :param min_cluster: sectors it has at least: the option ``min-cluster-size`` (10.0)
     """
-    return max(BACKUP_CLUSTER_SIZE_DEFAULT, target.info_cluster)
+    return max(BACKUP_CLUSTER_SIZE_DEFAULT, target.info_cluster, min_cluster)
 
 
 class BackupJob:
@@ -45,6 +47,7 @@ class BackupJob:
     :param target: the hidden disk
     :param copy_range: QEMU's ``use_copy_range``; replication sets it, ``blockdev-backup`` does not
     :param memory: makes the containers that requests share
+    :param min_cluster: sectors of a cluster, at least
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class BackupJob:
         target: Qcow2Image,
         copy_range: bool = False,
         memory: StateContainers = PLAIN,
+        *,
+        min_cluster: int = 0,
     ) -> None:
         self.source = source
         self.target = target
@@ -60,7 +65,7 @@ class BackupJob:
         self.memory = memory
         self.sync_mode = "none"
         self.len = source.size  # sectors
-        self.cluster_size = backup_calculate_cluster_size(target)  # sectors
+        self.cluster_size = backup_calculate_cluster_size(target, min_cluster)  # sectors
         self.inflight_reqs = memory.requests("requests")
         self.done_bitmap = memory.bits("copied")
 

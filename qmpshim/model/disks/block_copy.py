@@ -37,8 +37,10 @@ class SerialisingJob(BackupJob):
         target: Qcow2Image,
         copy_range: bool = False,
         memory: StateContainers = PLAIN,
+        *,
+        min_cluster: int = 0,
     ) -> None:
-        super().__init__(source, target, copy_range, memory)
+        super().__init__(source, target, copy_range, memory, min_cluster=min_cluster)
         self.tracked: TrackedRequests = memory.requests("hidden tracked", TrackedRequests)
 
     def put(self, start: int, owners: Owners, kinds: dict[int, Alloc] | Alloc) -> Co[None]:
@@ -87,8 +89,10 @@ class CopyBeforeWriteJob(SerialisingJob):
         memory: StateContainers = PLAIN,
         break_snapshot: bool = False,
         misreads: Callable[[], None] | None = None,
+        *,
+        min_cluster: int = 0,
     ) -> None:
-        super().__init__(source, target, copy_range, memory)
+        super().__init__(source, target, copy_range, memory, min_cluster=min_cluster)
         self.break_snapshot = break_snapshot
         self._misreads = misreads
         self.copy_bitmap = memory.bits("to copy")

@@ -76,8 +76,9 @@ def with_job(
             target: Qcow2Image,
             copy_range: bool,
             memory: StateContainers = PLAIN,
+            min_cluster: int = 0,
         ) -> BackupJob:
-            return job(source, target, copy_range, memory)
+            return job(source, target, copy_range, memory, min_cluster=min_cluster)
 
     return Broken
 

@@ -71,8 +71,8 @@ class _OnlyNewest(RequestList):
 
 def _with_list(kind: type[RequestList]) -> Callable[[], SerializationProtocol]:
     class Job(BackupJob):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named)
             self.inflight_reqs = self.memory.requests("requests", kind)
 
     return with_job(CowRequestProtocol, Job)

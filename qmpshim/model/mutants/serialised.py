@@ -25,8 +25,8 @@ class _ReadsUntracked(SerialisingJob):
 
 def _with_tracked(kind: type[TrackedRequests]) -> Callable[[], SerializationProtocol]:
     class Job(SerialisingJob):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named)
             self.tracked = self.memory.requests("hidden tracked", kind)
 
     return with_job(SerialisingWriteProtocol, Job)

@@ -49,7 +49,6 @@ from qmpshim.model.answers import DISCONNECTED, OK, IoError, answer_to_json, io_
 from qmpshim.model.chain.secondary import Chain
 from qmpshim.model.check.cause import Cause, CauseKind, FaultContext, Relation
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.operations import Verb, does
 from qmpshim.model.runtime.coroutines import run_sequentially
@@ -153,7 +152,7 @@ class FailureChecker:
         yield {}
         fates = [how() for how in choice]
         plain = run_in_order(self._scenario, self._judge.behaviour, order, fates)
-        cluster = max(128, self._scenario.cluster)  # the backup's
+        cluster = self._scenario.granule
         # With a checkpoint between a cluster may be copied twice, and only once fail.
         twice = does(self._scenario.ops, *_EMPTIES)
         met = {
@@ -308,18 +307,17 @@ class FailureChecker:
             if keeps_to(order, precedence)
             for choice in product(*ways)
         ]
-        cluster = self._scenario.cluster
-        big = max(BACKUP_CLUSTER_SIZE_DEFAULT, cluster)
+        granule = self._scenario.granule
         ranges: set[tuple[int, int]] = set()
-        clusters: set[int] = set()
+        copied: set[tuple[int, int]] = set()
         for op in (ops[index] for index in failed):
             if op.verb is Verb.FAILOVER:
                 ranges.add((0, self._scenario.size))
-                clusters.update(range(-(-self._scenario.size // cluster)))
+                copied.add((0, self._scenario.size))
             elif op.changes:
                 ranges.add((op.start, op.start + op.count))
-                first, end = op.start // big * big, -(-(op.start + op.count) // big) * big
-                clusters.update(range(first // cluster, end // cluster))
+                end = -(-(op.start + op.count) // granule) * granule
+                copied.add((op.start // granule * granule, end))
         failover_failed = any(ops[op].verb is Verb.FAILOVER for op in failed)
         names = {"status"} if not self._scenario.commits or failover_failed else set()
         for hit in hits:
@@ -332,7 +330,7 @@ class FailureChecker:
             names |= {"hidden"} | ({"view"} if seen.view is None else set())
         if self._emptying(seen, hits):
             names |= {hit.image for hit in hits if hit.image != "secondary"}
-        spared = Unchecked(frozenset(names), failed, frozenset(ranges), frozenset(clusters))
+        spared = Unchecked(frozenset(names), failed, frozenset(ranges), frozenset(copied))
         wrong = judge.compare(seen, ends, spared)
         if wrong is None:
             return self._isolation(seen)

@@ -67,15 +67,13 @@ def _read(
     view: tuple[int, ...] | None,
     status: str | None,
 ) -> tuple[Outcome, RealViolation | None]:
-    size = scenario.size
     secondary, unsound = _secondary(machine, scenario)
-    nothing = OverlayState((None,) * size, (0,) * -(-size // scenario.cluster))
     hidden, active = (
-        read_overlay(machine, scenario, name) if name in machine.images else nothing
+        read_overlay(machine, scenario, name) if name in machine.images else _empty(scenario)
         for name in ("hidden", "active")
     )
     if scenario.backs_up:  # that is the target, which has a checker of its own
-        hidden = replace(nothing, violation=hidden.violation)
+        hidden = replace(_empty(scenario), violation=hidden.violation)
     primary = None
     if scenario.has("quorum"):
         primary = tuple(owners(machine.gate.snapshot("primary"), 0))
@@ -91,6 +89,11 @@ def _read(
         primary,
     )
     return seen, unsound or hidden.violation or active.violation
+
+
+def _empty(scenario: RealScenario) -> OverlayState:
+    """An overlay that the chain does without."""
+    return OverlayState((None,) * scenario.size, (0,) * -(-scenario.size // scenario.cluster))
 
 
 def _secondary(

@@ -8,7 +8,7 @@ disk, and what an unexplained observable means as a verdict and a cause.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise, permutations
@@ -57,13 +57,13 @@ class Unchecked:
     :ivar names: ``primary``, ``secondary``, ``hidden``, ``active``, ``view``, ``status``
     :ivar ops: operations whose answers are, and what they read
     :ivar ranges: first and end sector of what all disks hold
-    :ivar clusters: what the overlays hold, and whether it is allocated there
+    :ivar copied: first and end sector of what the overlays hold, and whether it is allocated there
     """
 
     names: frozenset[str] = frozenset()
     ops: frozenset[int] = frozenset()
     ranges: frozenset[tuple[int, int]] = frozenset()
-    clusters: frozenset[int] = frozenset()
+    copied: frozenset[tuple[int, int]] = frozenset()
 
 
 NOTHING_SPARED = Unchecked()
@@ -222,13 +222,15 @@ class LinearizabilityChecker:
             case Aspect.STATUS:
                 return "status" not in unchecked.names
             case Aspect.ALLOCATION:
-                return one.of not in unchecked.names and one.place not in unchecked.clusters
+                cluster = self.scenario.cluster_of(str(one.of))
+                start, last = one.place * cluster, (one.place + 1) * cluster
+                return one.of not in unchecked.names and not _within(start, last, unchecked.copied)
         start, last = self.cells[one.place]
-        if any(first < last and start < end for first, end in unchecked.ranges):
+        if _within(start, last, unchecked.ranges):
             return False
         if one.aspect is Aspect.DATA:
             return True
-        copied = start // self.scenario.cluster in unchecked.clusters
+        copied = _within(start, last, unchecked.copied)
         return one.of not in unchecked.names and not (copied and one.of in ("hidden", "active"))
 
     # -- what is not explained, as a violation -----------------------------------------------------
@@ -365,8 +367,14 @@ def _runs(kinds: list[str]) -> str:
     return " and ".join(distinct[:3])
 
 
+def _within(start: int, end: int, ranges: Collection[tuple[int, int]]) -> bool:
+    """Whether a sector of [start, end) is in one of the ranges."""
+    return any(first < end and start < last for first, last in ranges)
+
+
 def _cells(scenario: RealScenario) -> list[tuple[int, int]]:
-    edges = {0, scenario.size, *range(0, scenario.size, scenario.cluster)}
+    step = min(scenario.cluster, scenario.cluster_of("hidden"))
+    edges = {0, scenario.size, *range(0, scenario.size, step)}
     for op in (*scenario.setup, *scenario.ops):
         if op.count:
             edges |= {op.start, op.start + op.count}

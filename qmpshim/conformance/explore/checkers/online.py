@@ -41,6 +41,7 @@ class OnlineChecker:
         self._scenario = scenario
         self._machine = machine
         self._names = names
+        self._cluster = scenario.cluster_of("hidden")
         self._copies: dict[int, HeldIO] = {}  # by cluster, the write that brings its old data
         self._done: set[int] = set()  # writes that reached their image
         self._read = 0  # how far in the gate's trace
@@ -57,12 +58,12 @@ class OnlineChecker:
             cluster
             for op in (*scenario.setup, *scenario.ops)
             if op.is_guest and op.verb is Verb.DISCARD and scenario.has("snapshot-access")
-            for cluster in _touched(op.start, op.count, scenario.cluster)
+            for cluster in _touched(op.start, op.count, self._cluster)
         }
 
     def answered(self, io: HeldIO) -> None:
         """This request was answered as done; whether it is, is checked when it matters."""
-        start, cluster = self._names.guest_sector(io), self._scenario.cluster
+        start, cluster = self._names.guest_sector(io), self._cluster
         if io.image == "hidden" and io.op is Nbd.WRITE and start is not None:
             for n in range(-(-start // cluster), (start + io.length // SECTOR) // cluster):
                 self._copies[n] = io
@@ -85,7 +86,7 @@ class OnlineChecker:
 
     def arrived(self, io: HeldIO) -> RealViolation | None:
         """What is wrong with a request that is at the gate now."""
-        start, cluster = self._names.guest_sector(io), self._scenario.cluster
+        start, cluster = self._names.guest_sector(io), self._cluster
         if not self.quiet or start is None or self._scenario.has("quorum"):
             return None  # the primary copies nothing
         if io.image == "secondary" and io.op in _CHANGES and not self._broken:

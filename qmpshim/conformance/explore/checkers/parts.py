@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.model.answers import OK, IoError, io_error
-from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
 from qmpshim.model.operations import Operation
 
 _HIDDEN, _ACTIVE = 0, 1  # places in an outcome's allocation
@@ -82,8 +81,8 @@ class _Parts:
 
     def __init__(self, scenario: RealScenario, end: Outcome, seen: Outcome) -> None:
         self._end, self._seen = end, seen
-        self._cluster, self._size = scenario.cluster, scenario.size
-        self._granule = max(BACKUP_CLUSTER_SIZE_DEFAULT, scenario.cluster)
+        self._size, self._granule = scenario.size, scenario.granule
+        self._clusters = scenario.cluster_of("hidden"), scenario.cluster_of("active")
         self._secondary, self._hidden = list(end.secondary), list(end.hidden)
         self._active = list(end.active)
         self._view = None if end.view is None else list(end.view)
@@ -112,7 +111,7 @@ class _Parts:
         """Reads above an overlay that is gone fail where it may have got a part of *op*."""
         if not hit.gone or not op.changes or hit.image not in ("active", "hidden"):
             return
-        unit = self._cluster if hit.image == "active" else self._granule
+        unit = self._clusters[_ACTIVE] if hit.image == "active" else self._granule
         first = op.start // unit * unit
         last = -(-(op.start + op.count) // unit) * unit
         for index, read in enumerate(self._ops):
@@ -137,7 +136,7 @@ class _Parts:
     def active_written(self, op: Operation, number: int, hit: InjectedFault) -> None:
         """Sectors of the active disk have the new data, their clusters' rest what was below."""
         if hit.verb == "read":  # of what a new cluster is filled up with
-            cluster = self._cluster
+            cluster = self._clusters[_ACTIVE]
             start = hit.start // cluster * cluster
             count = -(-(hit.start + hit.count) // cluster) * cluster - start
             hit = replace(hit, start=start, count=count)
@@ -151,9 +150,9 @@ class _Parts:
             self._active[sector] = number
             if self._view is not None:
                 self._view[sector] = number
-        for cluster in {sector // self._cluster for sector in written}:
+        for cluster in {sector // self._clusters[_ACTIVE] for sector in written}:
             self._allocate(_ACTIVE, cluster)
-            for sector in self._sectors(cluster):
+            for sector in self._sectors(_ACTIVE, cluster):
                 below = None if self._end.view is None else self._end.view[sector]
                 if self._active[sector] is None and self._seen.active[sector] == below:
                     self._active[sector] = below
@@ -162,8 +161,9 @@ class _Parts:
         """Clusters of the hidden disk have the old data, of all that one copy is about."""
         first = op.start // self._granule * self._granule
         last = -(-(op.start + op.count) // self._granule) * self._granule
-        for cluster in range(first // self._cluster, last // self._cluster):
-            sectors = self._sectors(cluster)
+        size = self._clusters[_HIDDEN]
+        for cluster in range(first // size, last // size):
+            sectors = self._sectors(_HIDDEN, cluster)
             old = self._end.secondary
             if len(_beside(sectors, hit)) == len(sectors) and all(
                 self._end.hidden[one] is None and self._seen.hidden[one] == old[one]
@@ -184,7 +184,7 @@ class _Parts:
             if op.is_primary and op.changes and index not in hit.over | hit.unstarted
         ]
         for cluster in range(len(self._alloc[_HIDDEN])):
-            sectors = self._sectors(cluster)
+            sectors = self._sectors(_HIDDEN, cluster)
             first = sectors.start // self._granule * self._granule
             beside = [n for op, n in ops if op.overlaps(first, first + self._granule)]
             again = set(beside) if len(beside) > 1 else set()
@@ -202,9 +202,10 @@ class _Parts:
 
     def not_copied(self, op: Operation, number: int, before: Collection[int]) -> None:
         """Clusters of the hidden disk are not there: of pieces that were not begun."""
-        first, last = op.start // self._cluster, -(-(op.start + op.count) // self._cluster)
+        size = self._clusters[_HIDDEN]
+        first, last = op.start // size, -(-(op.start + op.count) // size)
         for cluster in set(range(first, last)).difference(before):
-            sectors = self._sectors(cluster)
+            sectors = self._sectors(_HIDDEN, cluster)
             own = range(max(op.start, sectors.start), min(op.start + op.count, sectors.stop))
             old = self._end.secondary
             if all(self._seen.hidden[one] is None for one in sectors) and all(
@@ -227,8 +228,9 @@ class _Parts:
         if cluster < len(self._alloc[overlay]):
             self._alloc[overlay][cluster] = self._seen.alloc[overlay][cluster]
 
-    def _sectors(self, cluster: int) -> range:
-        return range(cluster * self._cluster, min((cluster + 1) * self._cluster, self._size))
+    def _sectors(self, overlay: int, cluster: int) -> range:
+        size = self._clusters[overlay]
+        return range(cluster * size, min((cluster + 1) * size, self._size))
 
 
 def _beside(sectors: range, hit: InjectedFault) -> list[int]:

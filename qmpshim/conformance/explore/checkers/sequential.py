@@ -37,6 +37,7 @@ from qmpshim.model.pointintime.bitmap import RefusedError
 from qmpshim.model.pointintime.jobs import Ending
 from qmpshim.model.pointintime.push import PushChain
 from qmpshim.model.runtime.coroutines import Io, ModelIOError, OperationError, run_sequentially
+from qmpshim.model.units import SECTOR
 
 # Of operations. ``~n`` is the commit that failover *n* leaves running, ``~(n + operations)`` the
 # moment from which the status has it as over.
@@ -373,6 +374,10 @@ def _secondarys(scenario: RealScenario, behaviour: Behaviour) -> Chain:
         protocol=protocol,
         behaviour=behaviour,
     )
+    chain.min_cluster = scenario.topology.min_copy // SECTOR
+    if "hidden" in nodes:
+        backed = nodes["hidden"].options.get("backing") is not None
+        chain.place(Qcow2Image("hidden", scenario.size, scenario.cluster_of("hidden"), backed))
     if isinstance(chain.secondary, Qcow2Image):
         clusters = range(-(-scenario.size // scenario.cluster))
         chain.secondary.alloc.update(dict.fromkeys(clusters, Alloc.DATA))
@@ -442,11 +447,11 @@ def _final(
     answers: list[Prediction],
     data: list[tuple[int, ...] | None],
 ) -> Outcome:
-    size, cluster = scenario.size, scenario.cluster
+    size = scenario.size
     held: list[tuple[int | None, ...]] = []
     kinds: list[tuple[int, ...]] = []
     for image in (chain.hidden, chain.active):
-        contents = image.contents.read(0, size)
+        contents, cluster = image.contents.read(0, size), image.cluster
         alloc = [image.alloc.get(n, Alloc.UNALLOCATED) for n in range(-(-size // cluster))]
         kinds.append(tuple(int(kind) for kind in alloc))
         held.append(
@@ -471,7 +476,7 @@ def _final(
     if chain.stage is Stage.DONE and chain.failed_over:
         # What the overlays hold is not checked any more.
         held = [(None,) * size] * 2
-        kinds = [(-1,) * len(kinds[0])] * 2
+        kinds = [(-1,) * len(one) for one in kinds]
     return Outcome(
         tuple(answers), tuple(data), secondary, held[0], held[1], view, tuple(kinds), status
     )

@@ -15,7 +15,6 @@ from __future__ import annotations
 from qmpshim.conformance.explore.harness.choices import Fail, RealChoice, Start
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
 from qmpshim.model.explore.system import Footprint
 from qmpshim.model.operations import Operation
 
@@ -31,7 +30,7 @@ class Footprints:
 
     def __init__(self, scenario: RealScenario, all_io: bool = False) -> None:
         self._all_io = all_io or scenario.backs_up
-        self._cluster = max(BACKUP_CLUSTER_SIZE_DEFAULT, scenario.cluster)
+        self._cluster = scenario.granule
         self._ops = [self._works_with(op) for op in scenario.ops]
         self._narrow = [
             not self._all_io

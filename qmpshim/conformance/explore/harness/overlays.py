@@ -38,7 +38,7 @@ def read_overlay(machine: GatedMachine, scenario: RealScenario, name: str) -> Ov
 
 def overlay_in(image: bytes, scenario: RealScenario, name: str) -> OverlayState:
     """Read the bytes of the qcow2 image *name*."""
-    words = scenario.size, scenario.cluster, name
+    words = scenario.size, scenario.cluster_of(name), name
     for known, its_words, overlay in _RECENT:
         if its_words == words and known == image:
             return overlay

@@ -52,7 +52,7 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         "begins": topology.begins and topology.begins.to_json(),
         "images": [*topology.images],
         "size": scenario.size,
-        "cluster": scenario.cluster,
+        "clusters": {name: scenario.cluster_of(name) for name in topology.qcow2},
         "qcow2": [*topology.qcow2],
         "setup": [[op.name, op.start, op.count] for op in scenario.setup],
         "ops": [[op.name, op.start, op.count] for op in scenario.ops],

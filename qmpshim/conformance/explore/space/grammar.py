@@ -1,7 +1,7 @@
 """The scenario space: what varies from scenario to scenario, and which combinations make sense.
 
 Operations work on a disk of three to four *granules*. A granule is what one copy consists of: the
-larger of 64 KiB and the overlays' cluster (``block_copy_calculate_cluster_size``,
+largest of 64 KiB, the target's cluster and an option (``block_copy_calculate_cluster_size``,
 block/block-copy.c). The ranges of the two placed operations are in one of Allen's relations; the
 inverse of a relation is the same with the operations exchanged.
 """
@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from qmpshim.conformance.explore.space.covering import Constraint, Dimension, Space
-from qmpshim.machine.chain.topology import TOPOLOGIES
+from qmpshim.machine.chain.topology import IMAGE_CLUSTER, JOB, TOPOLOGIES
+from qmpshim.model.units import SECTOR
 
 NONE = "none"
 _COMMANDS = ("checkpoint", "failover", "stop", "start", "unexport", "status")
@@ -92,6 +93,25 @@ _OPTIONS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
     "detect-zeroes-below": dict.fromkeys(OPERATIONS, (("secondary", "detect-zeroes", "unmap"),)),
 }
 
+_LARGE = 256  # sectors: more than 64 KiB, and a reply that fits in a socket
+_LARGE_CLUSTER = ("hidden", IMAGE_CLUSTER, _LARGE * SECTOR)
+_ALONE = ("hidden", "backing", None)
+
+#: What backup copies to, by value of the dimension and form: more options.
+_TARGETS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
+    "same": dict.fromkeys(OPERATIONS, ()),
+    "large": dict.fromkeys(("replication", "backup", "fleecing"), (_LARGE_CLUSTER,)),
+    "alone": {"fleecing": (_ALONE,)},
+    "large-alone": {"fleecing": (_LARGE_CLUSTER, _ALONE)},
+    "min-cluster": {
+        "backup": ((JOB, "x-perf.min-cluster-size", _LARGE * SECTOR),),
+        "fleecing": (("filter", "min-cluster-size", _LARGE * SECTOR),),
+    },
+}
+
+#: The dimensions that are options of nodes.
+_CHAIN_OPTIONS = {"options": _OPTIONS, "target": _TARGETS}
+
 DIMENSIONS = (
     Dimension("form", tuple(OPERATIONS)),
     Dimension(
@@ -115,6 +135,7 @@ DIMENSIONS = (
     Dimension("secondary", ("raw", "qcow2")),
     Dimension("history", tuple(_HISTORY)),
     Dimension("options", tuple(_OPTIONS)),
+    Dimension("target", tuple(_TARGETS)),
 )  # fmt: skip
 
 
@@ -148,6 +169,16 @@ SPACE = Space(
             "the chain has no such node",
         ),
         Constraint(
+            ("form", "target"),
+            lambda form, target: form in _TARGETS[target],
+            "the chain has no such target, or what is not copied would not be read",
+        ),
+        Constraint(
+            ("cluster", "target"),
+            lambda cluster, target: CLUSTERS[cluster] < _LARGE or not _copies_more(target),
+            "the target's clusters would not be larger",
+        ),
+        Constraint(
             ("form", "secondary"),
             lambda form, secondary: form != "primary" or secondary == "raw",
             "the primary's chain has raw disks only",
@@ -166,8 +197,15 @@ SPACE = Space(
 )
 
 
+def _copies_more(target: str) -> bool:
+    """Whether a copy is larger with such a target."""
+    return target not in ("same", "alone")
+
+
 def granule(point: Mapping[str, str]) -> int:
     """Sectors of a granule."""
+    if _copies_more(point["target"]):
+        return _LARGE
     return max(_GRANULE, CLUSTERS[point["cluster"]])
 
 
@@ -212,9 +250,10 @@ def _third(point: Mapping[str, str], low: int, high: int) -> dict[str, Any]:
     return op
 
 
-def options_of(point: Mapping[str, str]) -> tuple[tuple[str, str, Any], ...]:
-    """More options of the chain's nodes: node, option, value."""
-    return _OPTIONS[point["options"]][point["form"]]
+def options_of(point: Mapping[str, str], dimension: str) -> tuple[tuple[str, str, Any], ...]:
+    """What a dimension adds to the options of the chain's nodes: node, option, value."""
+    by_value = _CHAIN_OPTIONS.get(dimension)
+    return () if by_value is None else by_value[point[dimension]][point["form"]]
 
 
 def scenario_object(point: Mapping[str, str], name: str) -> dict[str, Any]:
@@ -238,5 +277,5 @@ def scenario_object(point: Mapping[str, str], name: str) -> dict[str, Any]:
         "secondary": point["secondary"],
         "setup": _history(point),
         "ops": ops,
-        "options": [list(one) for one in options_of(point)],
+        "options": [list(one) for name in _CHAIN_OPTIONS for one in options_of(point, name)],
     }

@@ -13,8 +13,8 @@ from qmpshim.errors import InputError
 from qmpshim.model.operations import operation
 
 #: What is given up first: what a chain is opened with, then the past, then where things are.
-_ORDER = ("options", "history", "secondary", "cluster", "disk", "place", "relation", "third",
-          "first", "second")  # fmt: skip
+_ORDER = ("options", "target", "history", "secondary", "cluster", "disk", "place", "relation",
+          "third", "first", "second")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,7 @@ def _plainer(point: Point, name: str) -> str:
 
 def _described(point: Point, name: str) -> str:
     text = f"{name}={point[name]}"
-    if name == "options":
-        options = grammar.options_of(point)
+    if options := grammar.options_of(point, name):
         text += f" ({', '.join(f'{node}: {key}={value}' for node, key, value in options)})"
     return text
 
