@@ -12,7 +12,7 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent / "qmpshim"
 # From the ground up; what is on one floor does not see each other's neighbours above it.
-FLOORS = ("errors", "model", "machine", "conformance", "shim", "commands", "cli")
+FLOORS = ("errors", "model", "codec", "machine", "conformance", "shim", "commands", "cli")
 DOORS = ("commands", "cli", "pytest_plugin")  # the only ones that print
 # What the ground floor may use besides the standard library.
 MODEL_MAY: frozenset[str] = frozenset()

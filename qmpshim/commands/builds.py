@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
+from qmpshim.codec import encode
 from qmpshim.commands.console import OK, STDOUT, Console, Listed, json_option, show_list
 from qmpshim.conformance.document import build_object
 from qmpshim.errors import InputError, QmpshimError
@@ -112,7 +113,7 @@ def _builds_probe(args: argparse.Namespace, console: Console) -> int:
     args.document.judges = False
     args.document.about(build)
     can = probe(build)
-    args.document.result = can.to_json()
+    args.document.result = encode(can, order=True)
     console.line(f"{can.version_text}")
     console.line(f"  discipline   {can.discipline}")
     console.line(f"  replication  {'yes' if can.replication else 'no'}")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from qmpshim.codec import encode
 from qmpshim.commands.console import (
     OK,
     STDOUT,
@@ -77,7 +78,7 @@ def entry_object(one: WriteUp) -> dict[str, Any]:
         "title": one.title,
         "versions": one.versions,
         "contract": one.contract,
-        "meaning": one.meaning.to_json(),
+        "meaning": encode(one.meaning),
         "reason": one.reason,
         "source": one.source,
         "again": command_of(one),

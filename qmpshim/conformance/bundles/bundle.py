@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import qmpshim
-from qmpshim.conformance.bundles.case_file import check_format, fields_like, read_case, strings
+from qmpshim.codec import decode_all, encode
+from qmpshim.conformance.bundles.case_file import check_format, read_case
 from qmpshim.conformance.bundles.workload_case import CASE, Shows, write_evidence
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.oracle import Oracle
@@ -21,7 +20,7 @@ from qmpshim.errors import InputError, decoding
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.chain.topology import chain_name
 from qmpshim.machine.host.files import write_directory
-from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
+from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.disks.image import Qcow2Image
 from qmpshim.model.operations import Operation
 from qmpshim.model.units import SECTOR
@@ -47,6 +46,8 @@ class WorkloadCase(Shows):
     def to_json(self) -> dict[str, Any]:
         """As JSON; sizes in bytes, positions in sectors."""
         spec = self.spec
+        model = encode(self.behaviour, order=True)
+        del model["snapshot_discard_rounds"]  # no operation here discards through a snapshot
         return {
             "qmpshim": qmpshim.__version__,
             "format": FORMAT,
@@ -56,14 +57,7 @@ class WorkloadCase(Shows):
                 "cluster": spec.cluster,
                 "secondary": spec.secondary,
             },
-            "model": {
-                **{
-                    field.name: getattr(self.behaviour, field.name)
-                    for field in dataclasses.fields(self.behaviour)
-                    if field.name != "snapshot_discard_rounds"  # no operation here discards one
-                },
-                "known": sorted(self.behaviour.known),
-            },
+            "model": model,
             "seed": self.seed,
             "build": self.build,
             "operations": [operation_to_json(one) for one in self.operations],
@@ -160,19 +154,12 @@ def load(directory: Path) -> WorkloadCase:
                 int(chain["cluster"]),
                 str(chain["secondary"]),
             ),
-            _behaviour(model),
+            decode_all(Behaviour, model, "the behaviour of a QEMU"),
             tuple(operation_from_json(one, sectors) for one in value["operations"]),
             Divergence.from_json(value["divergence"]) if value["divergence"] else None,
             int(value["seed"]),
             dict(value["build"]),
         )
-
-
-def _behaviour(value: Mapping[str, Any]) -> Behaviour:
-    known = frozenset(KnownDefect(name) for name in strings(value["known"]))
-    if unknown := value.keys() - {field.name for field in dataclasses.fields(Behaviour)}:
-        raise ValueError(f"nothing is known of {sorted(unknown)[0]}")
-    return Behaviour(**fields_like(Behaviour(), {**value, "known": known}))
 
 
 def load_prediction(directory: Path) -> dict[str, Any]:

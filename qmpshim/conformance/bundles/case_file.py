@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +25,6 @@ def read_case(path: Path, name: str) -> Any:
     if not isinstance(value, dict):
         raise InputError(f"{file} is no replay bundle")
     return value.get("case", value)
-
-
-def fields_like(default: Any, value: Mapping[str, Any]) -> dict[str, Any]:
-    """What *value* has of a dataclass's fields, each of the type that it has in *default*.
-
-    :param default: an instance with values of the right types
-    :raises TypeError: one is of another type; an int is a float, too
-    """
-    found = {}
-    for field in fields(default):
-        if field.name not in value:
-            continue
-        one, kind = value[field.name], type(getattr(default, field.name))
-        if type(one) is not kind and not (kind is float and type(one) is int):
-            raise TypeError(f"{field.name} is {one!r}, not of type {kind.__name__}")
-        found[field.name] = one
-    return found
 
 
 def strings(value: Any) -> tuple[str, ...]:

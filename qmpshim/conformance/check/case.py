@@ -12,7 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from qmpshim.errors import InputError, decoding
+from qmpshim.codec import decode_all
+from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.check.verdict import Verdict
 
@@ -51,17 +52,6 @@ class Case:
     budget: float = 120.0
     memory: int = 4 << 30
     disk: int = 4 << 30
-
-    def to_json(self) -> dict[str, Any]:
-        """As :func:`case_from_json` reads it."""
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            "arguments": dict(self.arguments),
-            "budget": self.budget,
-            "memory": self.memory,
-            "disk": self.disk,
-        }
 
 
 class ShownBy(StrEnum):
@@ -107,11 +97,6 @@ class CaseFinding:
         """What makes findings in other cases, builds and runs the same one."""
         return self.known or f"{self.verdict.value}: {self.cause}"
 
-    def to_json(self) -> dict[str, Any]:
-        """As :func:`outcome_from_json` reads it."""
-        value = {name: getattr(self, name) for name in self.__slots__}
-        return {**value, "verdict": self.verdict.value, "trace": list(self.trace)}
-
 
 @dataclass(frozen=True, slots=True)
 class CaseOutcome:
@@ -127,59 +112,16 @@ class CaseOutcome:
     figures: Mapping[str, float] = field(default_factory=dict, hash=False)
     seconds: float = 0.0
 
-    def to_json(self) -> dict[str, Any]:
-        """As :func:`outcome_from_json` reads it."""
-        return {
-            "status": self.status.value,
-            "text": self.text,
-            "findings": [finding.to_json() for finding in self.findings],
-            "figures": dict(self.figures),
-            "seconds": round(self.seconds, 3),
-        }
-
 
 def case_from_json(value: Any) -> Case:
-    """The reverse of :meth:`Case.to_json`; only ``kind`` and ``name`` are required.
+    """A case; only ``kind`` and ``name`` are required.
 
-    :raises InputError: it is no case
+    :raises InputError: it is none
     """
-    with decoding("the case"):
-        if missing := [name for name in ("kind", "name") if name not in value]:
-            raise InputError(f"a case without {missing[0]}")
-        unknown = value.keys() - set(Case.__slots__)
-        if unknown:
-            raise ValueError(f"nothing is known of {', '.join(sorted(unknown))}")
-        case = Case(
-            str(value["kind"]),
-            str(value["name"]),
-            dict(value.get("arguments", {})),
-            float(value.get("budget", 120.0)),
-            int(value.get("memory", 4 << 30)),
-            int(value.get("disk", 4 << 30)),
-        )
+    case = decode_all(Case, value, "a case")
     if not case.budget > 0 or case.memory <= 0 or case.disk <= 0 or not case.name:
         raise InputError(f"case {case.name!r}: name and limits must not be empty or zero")
     return case
-
-
-def outcome_from_json(value: Any) -> CaseOutcome:
-    """The reverse of :meth:`CaseOutcome.to_json`.
-
-    :raises InputError: it is no outcome
-    """
-    with decoding("the outcome of a case"):
-        return CaseOutcome(
-            Status(value["status"]),
-            str(value["text"]),
-            tuple(
-                CaseFinding(
-                    **{**one, "verdict": Verdict(one["verdict"]), "trace": tuple(one["trace"])}
-                )
-                for one in value["findings"]
-            ),
-            dict(value["figures"]),
-            float(value["seconds"]),
-        )
 
 
 #: Carries out a case on a build; the directory is its own and is kept with the results.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from qmpshim.codec import decode, encode
 from qmpshim.errors import (
     CommandFailed,
     GuestFailed,
     GuestPanicked,
-    InputError,
     IOFailed,
     MachineDied,
     MachineError,
@@ -107,16 +107,10 @@ class Divergence:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object with the fields above."""
-        value: dict[str, Any] = {
-            "verdict": self.verdict.value,
-            "where": self.where,
-            "operation": self.operation,
-            "predicted": self.predicted,
-            "observed": self.observed,
-        }
-        if self.ending is not None:
-            value["ending"] = list(self.ending)
+        """A JSON object with the fields above; ``ending`` only where there is one."""
+        value: dict[str, Any] = encode(self)
+        if self.ending is None:
+            del value["ending"]
         return value
 
     @classmethod
@@ -125,17 +119,8 @@ class Divergence:
 
         :raises InputError: *value* is no divergence
         """
-        try:
-            return cls(
-                Verdict(value["verdict"]),
-                str(value["where"]),
-                int(value["operation"]),
-                str(value["predicted"]),
-                str(value["observed"]),
-                _ending(value),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"not a divergence: {value!r}") from error
+        found = decode(cls, value, "a divergence")
+        return found if "ending" in value else replace(found, ending=_ending_of(found))
 
 
 def stable(text: str) -> str:
@@ -163,10 +148,7 @@ def _stable(ending: Ending | None) -> Ending | None:
 _ENDING = re.compile(r"QEMU (.*?) during (?:\d+: )?[^:]*(?:: (.*))?", re.DOTALL)
 
 
-def _ending(value: dict[str, Any]) -> Ending | None:
-    if "ending" in value:
-        how, last_words = value["ending"]
-        return Ending(str(how), str(last_words))
-    found = _ENDING.fullmatch(str(value["observed"]))
-    crashed = value["verdict"] == Verdict.CRASH
+def _ending_of(one: Divergence) -> Ending | None:
+    found = _ENDING.fullmatch(one.observed)
+    crashed = one.verdict is Verdict.CRASH
     return Ending(found[1], found[2] or "") if found and crashed else None

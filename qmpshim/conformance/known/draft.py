@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from qmpshim.codec import encode
 from qmpshim.conformance.bundles.any_workload import AnyCase, load_case
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.report.findings import Finding, failing
@@ -122,7 +123,7 @@ def _head(
         None,
         Upstream.UNKNOWN,
     )
-    return {"title": text, "meaning": meaning.to_json(), "verdicts": [verdict.value]}
+    return {"title": text, "meaning": encode(meaning), "verdicts": [verdict.value]}
 
 
 def _pattern(cause: Cause) -> dict[str, Any]:

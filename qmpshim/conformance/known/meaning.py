@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from qmpshim.codec import decode
 from qmpshim.model.check.verdict import Verdict
 
 
@@ -146,39 +147,15 @@ class Meaning:
         """Whether a build that shows it is not reliable for the uses it affects."""
         return self.severity.serious and self.trigger is not Trigger.MISUSE
 
-    def to_json(self) -> dict[str, Any]:
-        """As :func:`meaning_from_json` reads it."""
-        fix = self.fix
-        return {
-            "affects": [use.value for use in self.affects],
-            "severity": self.severity.value,
-            "trigger": self.trigger.value,
-            "situation": self.situation,
-            "consequence": self.consequence,
-            "workaround": self.workaround,
-            "seen": list(self.seen),
-            "fix": fix and {"commit": fix.commit, "title": fix.title, "release": fix.release},
-            "upstream": self.upstream.value,
-        }
-
 
 def meaning_from_json(value: Any) -> Meaning:
     """A write-up's ``meaning``.
 
-    :raises KeyError, TypeError, ValueError: it is none, or one of its sentences is not filled in
+    :raises InputError, ValueError: it is none, or one of its sentences is not filled in
     """
-    fix = value["fix"]
-    meaning = Meaning(
-        tuple(Use(one) for one in value["affects"]),
-        Severity(value["severity"]),
-        Trigger(value["trigger"]),
-        _sentence(value, "situation"),
-        _sentence(value, "consequence"),
-        _sentence(value, "workaround"),
-        tuple(str(one) for one in value["seen"]),
-        fix and Fix(str(fix["commit"]), str(fix["title"]), str(fix["release"])),
-        Upstream(value["upstream"]),
-    )
+    meaning = decode(Meaning, value, "a meaning")
+    for name in ("situation", "consequence", "workaround"):
+        _check_sentence(name, getattr(meaning, name))
     if not meaning.affects or len(set(meaning.affects)) != len(meaning.affects):
         raise ValueError("affects: at least one use, and each once")
     return meaning
@@ -188,17 +165,15 @@ def meaning_from_json(value: Any) -> Meaning:
 TO_WRITE = "TO BE WRITTEN"
 
 
-def _sentence(value: Any, name: str) -> str:
-    """One sentence: it begins like one, ends with a full stop, and holds no second one.
+def _check_sentence(name: str, text: str) -> None:
+    """That it begins like a sentence, ends with a full stop, and holds no second one.
 
-    :raises KeyError, ValueError: it is none
+    :raises ValueError: it does not
     """
-    text = str(value[name])
     if TO_WRITE in text:
         raise ValueError(f"{name} has to be written")
     if not text.endswith(".") or text != text.strip() or ". " in text or "\n" in text:
         raise ValueError(f"{name} is no single sentence: {text!r}")
-    return text
 
 
 #: How bad a divergence without a write-up is.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import qmpshim
+from qmpshim.codec import encode
 from qmpshim.conformance.bundles.case_file import check_format, read_case
 from qmpshim.conformance.pair.plan import PairFinding, PairOutcome, PairPlan
 from qmpshim.errors import HostError, InputError, decoding
@@ -42,7 +43,7 @@ def to_json(outcome: PairOutcome, builds: tuple[Build, Build]) -> dict[str, Any]
         "qmpshim": qmpshim.__version__,
         "format": FORMAT,
         "kind": "pair",
-        "plan": outcome.plan.to_json(),
+        "plan": encode(outcome.plan),
         "builds": [
             {"name": build.name, "command": build.command(), "version": version}
             for build, version in zip(builds, outcome.versions, strict=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from qmpshim.conformance.bundles.case_file import fields_like
+from qmpshim.codec import decode
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.errors import InputError
 from qmpshim.machine.colo.linux_guest import LinuxGuest
@@ -99,22 +98,13 @@ class PairPlan:
         """How many checkpoints are to be taken in all."""
         return self.checkpoints * (2 if self.resume else 1)
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object with the fields above."""
-        return {**asdict(self), "failover": self.failover.value}
-
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> PairPlan:
-        """The reverse of :meth:`to_json`; what is left out is as by default.
+    def from_json(cls, value: Any) -> PairPlan:
+        """A plan as JSON; what is left out is as by default.
 
-        :raises InputError: it is no plan
+        :raises InputError: it is none
         """
-        try:
-            if "failover" in value:
-                value = {**value, "failover": Failover(value["failover"])}
-            return cls(**fields_like(cls(), value))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"not a plan of a pair: {error}") from error
+        return decode(cls, value, "a plan of a pair")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qmpshim.codec import decode, encode
 from qmpshim.errors import BuildError, CommandFailed, InputError, MachineDied, MachineHung
 from qmpshim.machine.builds import registry
 from qmpshim.machine.builds.build import (
@@ -96,13 +97,6 @@ class Capabilities:
             commands=("xen-set-replication", "xen-colo-do-checkpoint"), drivers=("replication",)
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object with the fields above; sets are sorted."""
-        return {
-            key: sorted(value) if isinstance(value, frozenset) else value
-            for key, value in asdict(self).items()
-        }
-
     def missing(self, *, commands: Iterable[str] = (), drivers: Iterable[str] = ()) -> list[str]:
         """Which of these the build does not have."""
         return [
@@ -120,13 +114,13 @@ def probe(build: Build) -> Capabilities:
     directory = registry.cache_directory() / "probe"
     remembered = directory / f"{_FORMAT}-{fingerprint(build.binary)}.json"
     try:
-        return _from_json(remembered.read_text())
+        return decode(Capabilities, json.loads(remembered.read_text()), "capabilities")
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, InputError) as error:
         logger.info("%s: probing again: %s", remembered, error)
     capabilities = examine(build)
-    _remember(remembered, json.dumps(capabilities.to_json()))
+    _remember(remembered, json.dumps(encode(capabilities, order=True)))
     return capabilities
 
 
@@ -342,12 +336,3 @@ def _remember(path: Path, text: str) -> None:
             os.replace(part, path)
     except OSError as error:
         logger.info("%s is not remembered: %s", path.name, error)
-
-
-def _from_json(text: str) -> Capabilities:
-    stored: dict[str, Any] = dict(json.loads(text))
-    for key, value in stored.items():
-        if isinstance(value, list):
-            stored[key] = tuple(value) if key == "version" else frozenset(value)
-    stored["commands"] = {name: tuple(words) for name, words in stored["commands"].items()}
-    return Capabilities(**stored)

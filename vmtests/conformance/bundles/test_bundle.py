@@ -193,8 +193,11 @@ def with_(new: object, *keys: Any) -> Callable[[Any], None]:
         (with_(513, "chain", "size"), "no positive multiple of 512"),
         (with_("fast", "chain", "size"), "is damaged"),
         (with_("mirror", "chain", "workflow"), "is damaged"),
-        (with_(["unknown-defect"], "model", "known"), "is damaged"),
-        (with_(True, "model", "no_such_behaviour"), "is damaged"),
+        (
+            with_(["unknown-defect"], "model", "known"),
+            "not the behaviour of a QEMU: .*unknown-defect",
+        ),
+        (with_(True, "model", "no_such_behaviour"), "nothing is known of no_such_behaviour"),
         (with_("all", "operations"), "not an operation"),
         (with_([[1, "guest", "think", 0, 0]], "operations"), "not an operation"),
         (with_(7, "build"), "is damaged"),

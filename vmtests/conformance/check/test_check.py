@@ -263,7 +263,7 @@ def test_a_suite_file(tmp_path: Path) -> None:
         ("{}", "no cases"),
         ('{"case": []}', "nothing is known of case"),
         ('{"cases": [{"kind": "dance", "name": "x"}]}', "no kind of check 'dance'"),
-        ('{"cases": [{"name": "x"}]}', "a case without kind"),
+        ('{"cases": [{"name": "x"}]}', "not a case: .*`kind`"),
         ('{"cases": [{"kind": "protocol", "name": "x", "seed": 1}]}', "nothing is known of seed"),
         ('{"cases": [{"kind": "protocol", "name": "x", "budget": 0}]}', "limits must not be"),
         ('{"cases": [{"kind": "protocol", "name": "x"}, {"kind": "known", "name": "x"}]}', "more"),

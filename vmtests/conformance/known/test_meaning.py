@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from qmpshim.codec import encode
 from qmpshim.conformance.known.folder import (
     by_severity,
     known_findings,
@@ -49,7 +50,7 @@ def test_what_the_model_predicts_has_one(defect: KnownDefect) -> None:
 @pytest.mark.parametrize("one", write_ups(), ids=lambda one: one.name)
 def test_a_meaning_agrees_with_its_write_up(one: WriteUp) -> None:
     meaning = one.meaning
-    assert json.loads(one.path.read_text())["meaning"] == meaning.to_json()
+    assert json.loads(one.path.read_text())["meaning"] == encode(meaning)
     # What is only possible against QEMU's documents is a matter of robustness.
     if meaning.trigger is Trigger.MISUSE:
         assert not one.contract
@@ -69,7 +70,7 @@ def test_a_meaning_agrees_with_its_write_up(one: WriteUp) -> None:
         assert meaning.severity.serious or one.name == "directed/nbd-answer-waits"
 
 
-GOOD: dict[str, Any] = write_up("snapshot-read-returns-new-data").meaning.to_json()
+GOOD: dict[str, Any] = encode(write_up("snapshot-read-returns-new-data").meaning)
 
 
 @pytest.mark.parametrize(
@@ -89,13 +90,13 @@ GOOD: dict[str, Any] = write_up("snapshot-read-returns-new-data").meaning.to_jso
 )
 def test_a_meaning_that_is_none_is_refused(field: dict[str, Any]) -> None:
     assert isinstance(meaning_from_json(GOOD), Meaning)
-    with pytest.raises(ValueError):
+    with pytest.raises((ValueError, InputError)):
         meaning_from_json({**GOOD, **field})
 
 
 @pytest.mark.parametrize("name", list(GOOD))
 def test_a_field_that_is_missing_is_refused(name: str) -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(InputError, match=name):
         meaning_from_json({key: value for key, value in GOOD.items() if key != name})
 
 

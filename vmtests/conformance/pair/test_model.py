@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from qmpshim.codec import encode
 from qmpshim.conformance.guest.program import read_lines
 from qmpshim.conformance.pair.checker import first_difference
 from qmpshim.conformance.pair.console import GuestConsole
@@ -96,7 +97,7 @@ def test_a_line_counts_when_it_is_whole(tmp_path: Path) -> None:
 
 def test_plan_to_json_and_back() -> None:
     plan = PairPlan(guest="none", failover=Failover.PRIMARY, moment="vmstate-loaded")
-    assert PairPlan.from_json(plan.to_json()) == plan
+    assert PairPlan.from_json(encode(plan)) == plan
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qmpshim.conformance.check.case import Case, CaseOutcome, Status, outcome_from_json
+from qmpshim.codec import decode, encode
+from qmpshim.conformance.check.case import Case, CaseOutcome, Status
 from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.conformance.check.run.journal import Journal, Key, Plan, plan_from_json
 from qmpshim.errors import InputError, decoding
@@ -58,7 +59,7 @@ class Results:
             "complete": self.complete,
             "plan": self.plan.to_json(),
             "results": [
-                {"build": key[0], "case": key[1], **self.outcomes[key].to_json()}
+                {"build": key[0], "case": key[1], **encode(self.outcomes[key])}
                 for key in self.plan.keys
                 if key in self.outcomes
             ],
@@ -74,7 +75,7 @@ def results_from_json(value: Any) -> Results:
         if value["version"] != VERSION:
             raise InputError(f"results of version {value['version']}; this reads {VERSION}")
         outcomes = {
-            (str(one["build"]), str(one["case"])): outcome_from_json(one)
+            (str(one["build"]), str(one["case"])): decode(CaseOutcome, one, "an outcome of a case")
             for one in value["results"]
         }
         return Results(plan_from_json(value["plan"]), outcomes)

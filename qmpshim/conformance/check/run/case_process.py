@@ -20,7 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status, outcome_from_json
+from qmpshim.codec import decode
+from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.errors import HostError, QmpshimError
 from qmpshim.machine.builds.build import Build
@@ -117,7 +118,7 @@ class _Watched:
                 pass
             if cancelled():
                 raise Cancelled(f"{case.name} on {self.order.build.name} was cancelled")
-            seconds = time.monotonic() - began
+            seconds = round(time.monotonic() - began, 3)
             if seconds > case.budget:
                 text = f"did not end within its {case.budget:g} s"
                 return CaseOutcome(Status.BROKEN, text, seconds=seconds)
@@ -127,7 +128,7 @@ class _Watched:
     def _ended(self, status: int) -> CaseOutcome:
         path = self.directory / OUTCOME
         if path.is_file():
-            return outcome_from_json(json.loads(path.read_text()))
+            return decode(CaseOutcome, json.loads(path.read_text()), "an outcome of a case")
         how = f"ended with status {status}"
         if status < 0:
             how = f"was killed by {signal.Signals(-status).name}"

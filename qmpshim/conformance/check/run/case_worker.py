@@ -13,6 +13,7 @@ import resource
 import sys
 from pathlib import Path
 
+from qmpshim.codec import encode
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.run.case_process import OUTCOME, RESULTS, Order
 from qmpshim.conformance.check.run.identity import another_build
@@ -31,7 +32,7 @@ def main(order_file: str, directory: str) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     outcome = _do(order, Path(directory) / RESULTS)
     part = Path(directory) / f"{OUTCOME}.part"
-    part.write_text(json.dumps(outcome.to_json()))
+    part.write_text(json.dumps(encode(outcome)))
     os.rename(part, Path(directory) / OUTCOME)
     return 0
 

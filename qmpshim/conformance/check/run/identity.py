@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qmpshim.conformance.bundles.case_file import integers
 from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, ShownBy, Status
 from qmpshim.conformance.document import build_object
 from qmpshim.errors import BuildError, InputError
@@ -30,39 +29,10 @@ class Identity:
     discipline: str = ""
     path: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """As :func:`identity_from_json` reads it."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "sha256": self.sha256,
-            "numbers": list(self.numbers),
-            "discipline": self.discipline,
-            "path": self.path,
-        }
-
     def build_object(self) -> dict[str, Any]:
         """As a build is in every document."""
         more = {"sha256": self.sha256, "discipline": self.discipline}
         return build_object(self.name, self.version, self.path, **more)
-
-
-def identity_from_json(value: Any) -> Identity:
-    """The reverse of :meth:`Identity.to_json`.
-
-    :raises InputError: it is none
-    """
-    try:
-        return Identity(
-            str(value["name"]),
-            str(value["version"]),
-            str(value["sha256"]),
-            integers(value["numbers"]),
-            str(value["discipline"]),
-            str(value.get("path", "")),
-        )
-    except (KeyError, TypeError) as error:
-        raise InputError(f"not a build: {value!r}") from error
 
 
 def identify(build: Build) -> Identity:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import qmpshim
-from qmpshim.conformance.check.case import Case, CaseOutcome, case_from_json, outcome_from_json
+from qmpshim.codec import decode, encode
+from qmpshim.conformance.check.case import Case, CaseOutcome
 from qmpshim.conformance.check.run.case_process import Delivery, unpack
-from qmpshim.conformance.check.run.identity import Identity, identity_from_json
+from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.errors import HostError, InputError, decoding
 from qmpshim.machine.host.files import slug
 
@@ -51,15 +52,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """As :func:`plan_from_json` reads it."""
-        return {
-            "format": FORMAT,
-            "qmpshim": qmpshim.__version__,
-            "suite": self.suite,
-            "called": self.called,
-            "builds": [build.to_json() for build in self.builds],
-            "places": dict(self.places),
-            "cases": [case.to_json() for case in self.cases],
-        }
+        return {"format": FORMAT, "qmpshim": qmpshim.__version__, **encode(self)}
 
 
 def plan_from_json(value: Any) -> Plan:
@@ -70,13 +63,7 @@ def plan_from_json(value: Any) -> Plan:
     with decoding("the plan of the run"):
         if value["format"] != FORMAT:
             raise InputError(f"a journal of format {value['format']}; this reads {FORMAT}")
-        return Plan(
-            str(value["suite"]),
-            tuple(identity_from_json(one) for one in value["builds"]),
-            tuple(case_from_json(one) for one in value["cases"]),
-            dict(value["places"]),
-            str(value.get("called", "")),
-        )
+    return decode(Plan, value, "the plan of a run")
 
 
 class Journal:
@@ -152,7 +139,7 @@ class Journal:
         for value in values[1:]:
             with decoding(str(path)):
                 key = (str(value["build"]), str(value["case"]))
-                outcome = outcome_from_json(value["outcome"])
+                outcome = decode(CaseOutcome, value["outcome"], "an outcome of a case")
             if key not in wanted or key in journal.outcomes:
                 raise InputError(f"{path} is damaged: {key} is not wanted, or there twice")
             journal.outcomes[key] = outcome
@@ -195,7 +182,7 @@ class Journal:
             shutil.rmtree(place)
         unpack(delivery.files, place)
         build, case = delivery.key
-        self._append({"build": build, "case": case, "outcome": delivery.outcome.to_json()})
+        self._append({"build": build, "case": case, "outcome": encode(delivery.outcome)})
         self.outcomes[delivery.key] = delivery.outcome
 
     def close(self) -> None:

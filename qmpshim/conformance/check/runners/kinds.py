@@ -68,4 +68,4 @@ def timed(runner: Runner, build: Build, case: Case, directory: Path) -> CaseOutc
     """Carry out a case and note how long it took."""
     began = time.monotonic()
     outcome = runner(build, case, directory)
-    return replace(outcome, seconds=time.monotonic() - began)
+    return replace(outcome, seconds=round(time.monotonic() - began, 3))

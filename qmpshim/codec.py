@@ -1,0 +1,45 @@
+"""Dataclasses as JSON values and back, field by field and checked, by msgspec."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import msgspec
+
+from qmpshim.errors import InputError
+
+_T = TypeVar("_T")
+
+
+def encode(value: Any, *, order: bool = False) -> Any:
+    """*value* as :func:`json.dumps` takes it: dataclasses are objects, enums their values.
+
+    :param order: sort objects and sets, which have none of their own
+    """
+    text = msgspec.json.encode(value, order="deterministic" if order else None)
+    return msgspec.json.decode(text)
+
+
+def decode(kind: type[_T], value: Any, what: str) -> _T:
+    """The reverse of :func:`encode`. Fields that *kind* has not are passed over.
+
+    :param what: for the message, as in ``a case``
+    :raises InputError: *value* is no *kind*; it says where it is not
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise InputError(f"not {what}: {error}") from error
+
+
+def decode_all(kind: type[_T], value: Any, what: str) -> _T:
+    """As :func:`decode`; a field that *kind* has not is an error.
+
+    :raises InputError: *value* is no *kind*
+    """
+    found = decode(kind, value, what)
+    known = {field.name for field in fields(found)}  # type: ignore[arg-type]
+    if unknown := sorted(value.keys() - known):
+        raise InputError(f"not {what}: nothing is known of {', '.join(unknown)}")
+    return found
