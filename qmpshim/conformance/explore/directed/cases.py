@@ -15,6 +15,7 @@ from qmpshim.conformance.explore.directed import jobs as jobs
 from qmpshim.conformance.explore.directed import monitor as monitor
 from qmpshim.conformance.explore.directed import ranges as ranges
 from qmpshim.conformance.explore.directed import replication as replication
+from qmpshim.conformance.explore.directed import sources as sources
 from qmpshim.conformance.explore.directed import storage as storage
 from qmpshim.conformance.explore.directed.tools import CLUSTER, SIZE, Broken
 from qmpshim.conformance.explore.harness.qemu_pool import base_content
@@ -103,7 +104,8 @@ def _case(
     return Directed(name, about, contract, go, reconnect, form, options, size)
 
 
-_ODD = 2 * SIZE + 8 * SECTOR  # bytes of a disk that ends inside a cluster
+_ODD = 2 * SIZE + SECTOR  # bytes of a disk that ends inside a cluster
+_FILTER_UNMAPS = (("filter", "discard", "unmap"),)
 
 DIRECTED: tuple[Directed, ...] = (
     _case("start-busy-twice", False, replication.busy_start),
@@ -133,13 +135,24 @@ DIRECTED: tuple[Directed, ...] = (
     _case("backup-refused", True, monitor.backup_refused),
     _case("backup-source-error", True, jobs.source_error),
     _case("backup-of-bitmap", True, jobs.bitmap_backup),
+    _case("backup-between-files", True, sources.files, form="push"),
     _case("backup-keeps-failed-copies", True, jobs.failed_copy_stays, form="push"),
-    _case("backup-of-overlay", True, jobs.overlay_backup, form="push", size=2 * SIZE),
+    _case("backup-of-overlay", True, sources.overlay_backup, form="push", size=2 * SIZE),
     _case("copy-of-zeroes-in-part", True, ranges.zeroes_in_part, form="backup", size=_ODD),
     _case("neighbours-of-copy", True, ranges.neighbours, form="backup", size=2 * SIZE),
     _case("neighbours-of-snapshot", True, ranges.neighbours, form="fleecing", size=2 * SIZE),
     _case("discard-in-part", True, ranges.ragged_discard, form="push"),
     _case("bitmap-grows", True, ranges.resized, form="push"),
+    _case("reads-wait-for-copy", True, ranges.reads_beside_copy, form="backup", size=2 * SIZE),
+    _case("quorum-flush-fails", True, monitor.flush_error, form="primary"),
+    _case("bitmap-names-edges", True, ranges.edges_of_bitmap, form="push"),
+    _case("fua-is-durable", True, ranges.durable_fua, form="push"),
+    _case("throttled-job-obeys", True, jobs.throttled, form="push"),
+    _case("ejected-target", True, storage.ejected_target, form="push"),
+    _case("checkpoint-of-ejected-disk", True, replication.ejected_disk),
+    _case("replication-refused", True, replication.refused),
+    _case("filter-permissions", True, monitor.filter_permissions, form="fleecing"),
+    _case("filter-keeps-holes", True, storage.kept_holes, form="fleecing", options=_FILTER_UNMAPS),
     _case("snapshot-read-freezes", True, storage.frozen_read, form="fleecing"),
-    _case("snapshot-discard-stays", True, storage.discarded_stays, form="fleecing"),
+    _case("snapshot-discard-stays", True, storage.discarded_stays, form="fleecing", size=2 * SIZE),
 )

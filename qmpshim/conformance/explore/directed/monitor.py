@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from qmpshim.conformance.explore.directed.tools import CLUSTER, SIZE, Broken, fails, read, written
+from qmpshim.conformance.explore.directed.tools import (
+    CLUSTER,
+    SIZE,
+    Broken,
+    fails,
+    held,
+    read,
+    written,
+)
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Qcow2Reader
@@ -92,15 +100,35 @@ def first_child_is_read(machine: GatedMachine) -> None:
         raise Broken(Verdict.PROTOCOL, text, "quorum event without a failure")
 
 
+def flush_error(machine: GatedMachine) -> None:
+    """A flush that fails on a child of a quorum is an event that names the child."""
+    machine.start()
+    for image, child in (("primary", "primary"), ("secondary", "forward")):
+        written(machine, "guest", 2, 0, 8)
+        machine.settle()
+        machine.gate.hold(lambda io: io.op is Nbd.FLUSH)
+        machine.clients["guest"].send(Nbd.FLUSH)
+        machine.settle()
+        if image == "secondary":  # the children are flushed one after the other
+            machine.gate.release(*held(machine, "a flush of a quorum", 1))
+            machine.settle()
+        (flush,) = held(machine, "a flush of a quorum", 1)
+        machine.gate.open()
+        machine.gate.fail(flush, 5)
+        data = [event["data"] for event in events(machine, "QUORUM_REPORT_BAD")]
+        found = [(one["type"], one["node-name"]) for one in data][-1:]
+        if found != [("flush", child)]:
+            text = f"a flush fails on the {image} disk, and the last event about it is {found}"
+            raise Broken(Verdict.PROTOCOL, text, "quorum event of a failed flush")
+
+
 def quorum_permissions(machine: GatedMachine) -> None:
     """A quorum lets nobody else write or resize a child, which "would make the children differ"
     (quorum_child_perm(), block/quorum.c); writes that change nothing, and reads, it shares. The
     filter below it reads what it is on.
     """
     machine.start()
-    graph = machine.call("x-debug-query-block-graph")
-    names = {node["id"]: node["name"] for node in graph["nodes"]}
-    edges = {(names[e["parent"]], names[e["child"]]): e for e in graph["edges"]}
+    edges = _edges(machine)
     for child in ("primary", "forward"):
         shared = set(edges["top", child]["shared-perm"]) & {*_CHANGING, *_HARMLESS}
         if shared != _HARMLESS:
@@ -109,6 +137,32 @@ def quorum_permissions(machine: GatedMachine) -> None:
     if "consistent-read" not in edges["forward", "secondary"]["perm"]:
         text = "the replication filter does not ask for consistent reads of what it is on"
         raise Broken(Verdict.PROTOCOL, text, "permissions that a filter takes")
+
+
+def filter_permissions(machine: GatedMachine) -> None:
+    """Nobody else writes or resizes what a copy-before-write filter is on, nor resizes its target:
+    that would change the disk without a copy, or its size, which is looked at once
+    (cbw_child_perm(), block/copy-before-write.c). It reads the one, and writes the other.
+    """
+    edges = _edges(machine)
+    for child, needs, keeps in (
+        ("secondary", "consistent-read", _CHANGING),
+        ("hidden", "write", {"resize"}),
+    ):
+        shared = {*edges["filter", child]["shared-perm"]}
+        if shared & keeps:
+            text = f"the filter shares {sorted(shared & keeps)} of {child} with others"
+            raise Broken(Verdict.PROTOCOL, text, f"permissions that a filter shares: {child}")
+        if needs not in edges["filter", child]["perm"]:
+            text = f"the filter does not ask for {needs} of {child}"
+            raise Broken(Verdict.PROTOCOL, text, f"permissions that a filter takes: {child}")
+
+
+def _edges(machine: GatedMachine) -> dict[tuple[str, str], dict[str, Any]]:
+    """The edges of the block graph, by the names of parent and child."""
+    graph = machine.call("x-debug-query-block-graph")
+    names = {node["id"]: node["name"] for node in graph["nodes"]}
+    return {(names[e["parent"]], names[e["child"]]): e for e in graph["edges"]}
 
 
 def quorum_refused(machine: GatedMachine) -> None:
@@ -142,6 +196,7 @@ def backup_refused(machine: GatedMachine) -> None:
     fails(machine, "blockdev-backup", {**_JOB, "sync": "incremental"})
     fails(machine, "blockdev-backup", {**_JOB, "speed": -1})
     fails(machine, "blockdev-backup", {**_JOB, "target": "nowhere"})
+    fails(machine, "blockdev-backup", {**_JOB, "filter-node-name": "hidden"})
     if machine.version >= (6, 0):  # x-perf
         for name, value in (("max-workers", 0), ("max-chunk", -1), ("max-chunk", CLUSTER // 2)):
             fails(machine, "blockdev-backup", {**_JOB, "x-perf": {name: value}})

@@ -9,6 +9,8 @@ from qmpshim.conformance.explore.directed.tools import (
     add_client,
     add_image,
     answered,
+    comes,
+    ends_beside,
     fails,
     flushed_image,
     held,
@@ -16,16 +18,18 @@ from qmpshim.conformance.explore.directed.tools import (
     remove_client,
     written,
 )
+from qmpshim.conformance.explore.harness.io_naming import tags
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.nbd.protocol import CMD_FUA
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR
 
 _COUNT = CLUSTER // SECTOR  # sectors
-_READS = 10  # more than the I/Os of a write that copies
+_READS = 8  # of the same
 _BITMAP = {"node": "image", "name": "changed"}
 
 
@@ -73,23 +77,49 @@ def neighbours(machine: GatedMachine) -> None:
 
 
 def _goes_on(machine: GatedMachine, cluster: int, beside: str) -> None:
-    """Write a cluster; it must end while the other request is under way.
-
-    Reads that touch neither come after it: up to 11.1 an NBD node may see an answer only when the
-    next one comes (the known defect ``nbd-answer-waits``), and that is not looked at here.
-    """
-    client = machine.clients["primary"]
+    """Write a cluster; it must end while the other request is under way."""
     data = bytes(pattern.data_of(3, cluster * _COUNT, _COUNT))
-    cookie = client.send(Nbd.WRITE, cluster * CLUSTER, 0, data)
-    for _ in range(_READS):
-        machine.settle()
-        if cookie in client.answers:
-            break
-        client.send(Nbd.READ, 3 * CLUSTER, SECTOR)
-    else:
+    cookie = machine.clients["primary"].send(Nbd.WRITE, cluster * CLUSTER, 0, data)
+    if not ends_beside(machine, "primary", cookie, 3 * _COUNT):
         text = f"a write to cluster {cluster} waits for {beside} in cluster 1"
         raise Broken(Verdict.HANG, text, "a write waits for what it only touches")
     answered(machine, "primary", cookie, "a primary write")
+
+
+def reads_beside_copy(machine: GatedMachine) -> None:
+    """A read of the target waits for the copy of what it reads, whatever else has come and gone.
+
+    It would look below the copy otherwise, and meet new data there.
+    """
+    machine.start()
+    for cluster in (0, 2, 3):
+        written(machine, "primary", 2, cluster * _COUNT, _COUNT)
+    machine.settle()
+    machine.gate.hold(
+        lambda io: (
+            (io.image == "hidden" and len(tags(io.data)) > 0)
+            or (io.image, io.offset, io.length) == ("secondary", CLUSTER, SECTOR)
+        )
+    )
+    data = bytes(pattern.data_of(2, _COUNT, _COUNT))
+    writing = machine.clients["primary"].send(Nbd.WRITE, CLUSTER, 0, data)
+    machine.settle()
+    (copy,) = held(machine, "a primary write", 1)
+    reader, readings = machine.clients["guest"], []
+    for _ in range(_READS):
+        readings.append(reader.send(Nbd.READ, CLUSTER, SECTOR))
+        machine.settle()
+        held(machine, "a read that should wait for a copy", 1)
+        read(machine, "guest", 0, 1)
+    machine.gate.open()
+    machine.gate.release(copy)
+    for side, cookies in (("primary", [writing]), ("guest", readings)):
+        if any(answered(machine, side, cookie, f"the {side}'s request") for cookie in cookies):
+            text = f"the {side}'s request fails, though all disks are well"
+            raise Broken(Verdict.ERROR_CONTRACT, text, f"{side} fails beside the other")
+    if {reader.answers[one].data for one in readings} != {bytes(pattern.data_of(1, _COUNT, 1))}:
+        text = "a read of the target that waited for a copy is not the old data"
+        raise Broken(Verdict.ISOLATION, text, "a read of the target beside a copy")
 
 
 def ragged_discard(machine: GatedMachine) -> None:
@@ -124,9 +154,55 @@ def resized(machine: GatedMachine) -> None:
     _expect(machine, 2 * SIZE, CLUSTER, "after a write to what is new")
     remove_client(machine, "image")
     _resize(machine, SIZE, 0, "after the disk shrank")
-    job = {"job-id": "job", "device": "secondary", "target": "image", "sync": "none"}
-    machine.call("blockdev-backup", job)
-    fails(machine, "block_resize", {"node-name": "image", "size": 2 * SIZE})
+    for source, target in (("secondary", "image"), ("image", "hidden")):
+        job = {"job-id": "job", "device": source, "target": target, "sync": "none"}
+        machine.call("blockdev-backup", job)
+        fails(machine, "block_resize", {"node-name": "image", "size": 2 * SIZE})
+        machine.call("block-job-cancel", {"device": "job"})
+        comes(machine, lambda: not machine.call("query-block-jobs"), "a cancelled job")
+
+
+def edges_of_bitmap(machine: GatedMachine) -> None:
+    """A bitmap names each granule of which a sector was changed, and none that is only touched."""
+    granule = 8  # sectors
+    words = {"node": "secondary", "name": "changed", "granularity": granule * SECTOR}
+    machine.call("block-dirty-bitmap-add", words)
+    client, data, named = machine.clients["primary"], bytes(pattern.data_of(2, 0, granule)), 0
+    for op, start, count, granules in (
+        (Nbd.WRITE, 7, 2, 2),
+        (Nbd.WRITE, 16, granule, 1),
+        (Nbd.TRIM, 39, 2, 2),
+        (Nbd.TRIM, 56, granule, 1),
+        (Nbd.WRITE_ZEROES, 79, 2, 2),
+        (Nbd.WRITE_ZEROES, 96, granule, 1),
+    ):
+        length, payload = (0, data[: count * SECTOR]) if op is Nbd.WRITE else (count * SECTOR, b"")
+        client.call(op, start * SECTOR, length, payload)
+        named += granules * granule * SECTOR
+        _expect(machine, SIZE, named, f"after a {op.name.lower()} of sectors", "secondary")
+
+
+def durable_fua(machine: GatedMachine) -> None:
+    """What a request with FUA did is durable when it is answered: data, zeroes and discards."""
+    add_image(machine, "image", SIZE)
+    add_client(machine, "image")
+    machine.settle()
+    machine.gate.keep_journals()
+    client, data = machine.clients["image"], bytes(pattern.data_of(2, 0, _COUNT))
+    for op, length, payload in (
+        (Nbd.WRITE, 0, data),
+        (Nbd.WRITE_ZEROES, CLUSTER, b""),
+        (Nbd.WRITE, 0, data),
+        (Nbd.TRIM, CLUSTER, b""),
+    ):
+        what = f"a {op.name.lower()} with FUA"
+        cookie = client.send(op, 0, length, payload, CMD_FUA)
+        if errno := answered(machine, "image", cookie, what):
+            text = f"{what} fails with errno {errno}, though the disk is well"
+            raise Broken(Verdict.ERROR_CONTRACT, text, f"{what} fails")
+        if lost := machine.gate.journal("image").volatile:
+            text = f"{what} is answered, and {len(lost)} writes may be lost with the power"
+            raise Broken(Verdict.LOST_WRITE, text, f"{what} is not durable")
 
 
 def _resize(machine: GatedMachine, size: int, count: int, when: str) -> None:
@@ -135,11 +211,11 @@ def _resize(machine: GatedMachine, size: int, count: int, when: str) -> None:
     _expect(machine, size, count, when)
 
 
-def _expect(machine: GatedMachine, size: int, count: int, when: str) -> None:
+def _expect(machine: GatedMachine, size: int, count: int, when: str, disk: str = "image") -> None:
     """The disk has so many bytes, and its bitmap names so many of them."""
     machine.settle()
     nodes = machine.call("query-named-block-nodes", {"flat": True})
-    (node,) = (one for one in nodes if one["node-name"] == "image")
+    (node,) = (one for one in nodes if one["node-name"] == disk)
     found = node["image"]["virtual-size"], [one["count"] for one in node["dirty-bitmaps"]]
     if found != (size, [count]):
         text = f"{when} the disk has {found[0]} bytes, its bitmaps {found[1]}, not {size}, {count}"

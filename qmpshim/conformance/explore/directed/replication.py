@@ -20,7 +20,7 @@ from qmpshim.conformance.explore.directed.tools import (
     written,
 )
 from qmpshim.conformance.workload import pattern
-from qmpshim.errors import CommandFailed
+from qmpshim.errors import BuildError, CommandFailed
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.gate.gate import HeldIO
@@ -147,6 +147,38 @@ def failed_start(machine: GatedMachine) -> None:
     if status(machine) is None:
         text = "starting replication fails, and its status says that it runs without error"
         raise Broken(Verdict.ERROR_CONTRACT, text, "a failed start leaves replication running")
+
+
+def ejected_disk(machine: GatedMachine) -> None:
+    """A checkpoint that cannot empty the hidden disk may lose it; the next one reports that."""
+    if machine.version < (6, 1):
+        raise BuildError("this QEMU's end divides by zero then, which is written up")
+    machine.start()
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "hidden" and io.op is Nbd.WRITE_ZEROES)
+    number = machine.qmp.send("xen-colo-do-checkpoint")
+    machine.settle()
+    (emptying,) = held(machine, "a checkpoint", 1)
+    machine.gate.open()
+    machine.gate.fail(emptying, 5)
+    machine.qmp.wait("xen-colo-do-checkpoint", number, PATIENCE)
+    for _ in range(2):
+        fails(machine, "xen-colo-do-checkpoint", {})
+
+
+def refused(machine: GatedMachine) -> None:
+    """A replication filter is refused without a disk, or with a top-id where there is no sense in
+    it, or without one where there is.
+    """
+    disk = {"driver": "null-co", "node-name": "disk", "size": SIZE}
+    machine.call("blockdev-add", disk)
+    words = {"driver": "replication", "node-name": "filter"}
+    fails(machine, "blockdev-add", {**words, "mode": "secondary", "file": "disk"})
+    fails(machine, "blockdev-add", {**words, "mode": "primary", "file": "disk", "top-id": "top"})
+    for mode in ({"mode": "primary"}, {"mode": "secondary", "top-id": "filter"}):
+        fails(machine, "blockdev-add", {**words, **mode, "file": "nowhere"})
+        machine.call("blockdev-add", {**words, **mode, "file": "disk"})
+        machine.call("blockdev-del", {"node-name": "filter"})
 
 
 def _succeeds_without_hidden_disk(

@@ -10,9 +10,15 @@ from qmpshim.conformance.explore.directed.tools import (
     SIZE,
     START,
     Broken,
+    add_client,
+    add_image,
     answered,
+    ends_beside,
+    fails,
     held,
+    open_image,
     read,
+    remove_client,
     write,
     written,
 )
@@ -21,6 +27,8 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.errors import BuildError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.topology import QmpCommand
+from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.nbd.protocol import CMD_NO_HOLE
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NonBlockingNbd
 from qmpshim.model.check.verdict import Verdict
@@ -175,8 +183,7 @@ def frozen_read(machine: GatedMachine) -> None:
         (first,) = held(machine, "a read of the snapshot", 1)
         data = bytes(pattern.data_of(number, start, count))
         writing = writer.send(Nbd.WRITE, start * SECTOR, 0, data)
-        machine.settle()
-        if writing in writer.answers:
+        if ends_beside(machine, "primary", writing, CLUSTER // SECTOR - 1):
             text = f"a write to the cluster overtakes the snapshot's read of its sector {sector}"
             raise Broken(Verdict.ORDER, text, "a write overtakes a snapshot's read")
         machine.gate.open()
@@ -191,16 +198,75 @@ def frozen_read(machine: GatedMachine) -> None:
 
 
 def discarded_stays(machine: GatedMachine) -> None:
-    """What a snapshot's reader has discarded it cannot read any more, whoever writes there."""
-    machine.clients["guest"].call(Nbd.TRIM, 0, CLUSTER)
+    """What a snapshot's reader has discarded it cannot read any more, whoever writes there.
+
+    A read that has a sector of it fails, and one that only touches it does not.
+    """
+    client, count = machine.clients["guest"], CLUSTER // SECTOR
+    client.call(Nbd.TRIM, CLUSTER, CLUSTER)
     for when in ("", " that was written later"):
-        if not machine.clients["guest"].call(Nbd.READ, 0, SECTOR).errno:
-            text = f"a discarded part of the snapshot{when} can be read"
-            raise Broken(Verdict.ISOLATION, text, "a discarded part of a snapshot can be read")
-        written(machine, "primary", 2, 0, CLUSTER // SECTOR)
-    if read(machine, "guest", 128, 128) != bytes(pattern.data_of(1, 128, 128)):
-        text = "the rest of the snapshot is not the old data"
-        raise Broken(Verdict.ISOLATION, text, "the rest of a discarded snapshot")
+        for start, many in ((count, 1), (count - 1, 2), (2 * count - 1, 2), (2 * count - 1, 1)):
+            if not client.call(Nbd.READ, start * SECTOR, many * SECTOR).errno:
+                text = f"a discarded part of the snapshot{when} can be read"
+                raise Broken(Verdict.ISOLATION, text, "a discarded part of a snapshot can be read")
+        written(machine, "primary", 2, count, count)
+    for start in (0, 2 * count):
+        if read(machine, "guest", start, count) != bytes(pattern.data_of(1, start, count)):
+            text = "the rest of the snapshot is not the old data"
+            raise Broken(Verdict.ISOLATION, text, "the rest of a discarded snapshot")
+
+
+def kept_holes(machine: GatedMachine) -> None:
+    """Zeroes may leave a hole in the disk below a copy-before-write filter, if the writer lets
+    them.
+    """
+    for offset, flags in ((0, 0), (CLUSTER, CMD_NO_HOLE)):
+        machine.settle()
+        machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.WRITE_ZEROES)
+        client = machine.clients["primary"]
+        cookie = client.send(Nbd.WRITE_ZEROES, offset, CLUSTER, b"", flags)
+        machine.settle()
+        (zeroes,) = held(machine, "zeroes", 1)
+        if zeroes.no_hole is not bool(flags):
+            text = (
+                f"zeroes written {'without' if flags else 'with'} leave for a hole reach the disk "
+            )
+            text += "with another"
+            raise Broken(Verdict.ALLOCATION, text, "zeroes below a filter")
+        machine.gate.open()
+        machine.gate.release(zeroes)
+        if errno := answered(machine, "primary", cookie, "zeroes"):
+            text = f"zeroes fail with errno {errno}, though all disks are well"
+            raise Broken(Verdict.ERROR_CONTRACT, text, "zeroes fail")
+
+
+def ejected_target(machine: GatedMachine) -> None:
+    """An image with broken tables is ejected: I/O fails, and nothing is backed up to it."""
+    add_image(machine, "image", SIZE)
+    add_client(machine, "image")
+    written(machine, "image", 2, 0, SIZE // SECTOR)
+    remove_client(machine, "image")
+    machine.call("blockdev-del", {"node-name": "image"})
+    store = machine.gate.store("image")
+    header = Qcow2Reader.parse(store.snapshot()).header
+    store.write(header.l1_offset + 6, bytes([2]))  # its table is at an odd sector
+    open_image(machine, "image")
+    add_client(machine, "image")
+    client, data = machine.clients["image"], bytes(pattern.data_of(3, 0, 1))
+    for op, length, payload in (
+        (Nbd.READ, SECTOR, b""),
+        (Nbd.WRITE, 0, data),
+        (Nbd.WRITE_ZEROES, CLUSTER, b""),
+        (Nbd.TRIM, CLUSTER, b""),
+    ):
+        if not client.call(op, 0, length, payload).errno:
+            text = f"a {op.name.lower()} succeeds on an image with broken tables"
+            raise Broken(Verdict.ERROR_CONTRACT, text, "I/O of an ejected image")
+    remove_client(machine, "image")
+    job = {"job-id": "job", "device": "secondary", "target": "image", "sync": "none"}
+    fails(machine, "blockdev-backup", job)
+    words = {"driver": "copy-before-write", "node-name": "filter", "file": "secondary"}
+    fails(machine, "blockdev-add", {**words, "target": "image"})
 
 
 def client_of_iothread(machine: GatedMachine) -> None:

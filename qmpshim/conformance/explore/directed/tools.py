@@ -19,6 +19,7 @@ from qmpshim.model.units import SECTOR
 
 SIZE, CLUSTER = 256 * SECTOR, 128 * SECTOR
 PATIENCE = 10.0  # seconds for what has to come by itself, also on a host that is busy
+_READS = 10  # more than the I/Os of a write that copies
 START = {"enable": True, "primary": False}
 FAILOVER = {"enable": False, "primary": False, "failover": True}
 
@@ -148,6 +149,23 @@ def answered(
     if cookie not in client.answers:
         raise MachineDied(f"the NBD connection broke during {what}")
     return client.answers[cookie].errno
+
+
+def ends_beside(machine: GatedMachine, side: str, cookie: int, start: int) -> bool:
+    """Whether a request ends while another one is held at the gate.
+
+    Reads come after it: up to 11.1 an NBD node may see an answer only when the next one comes (the
+    known defect ``nbd-answer-waits``), which would look as if the request waited.
+
+    :param start: of the reads, of two sectors, which must be in the way of neither
+    """
+    client = machine.clients[side]
+    for _ in range(_READS):
+        machine.settle()
+        if cookie in client.answers:
+            return True
+        client.send(Nbd.READ, start * SECTOR, 2 * SECTOR)
+    return False
 
 
 def comes(

@@ -14,7 +14,7 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.gate import HeldIO
-from qmpshim.machine.nbd.gate.store import Store
+from qmpshim.machine.nbd.gate.store import MemoryStore, Store
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
@@ -197,6 +197,48 @@ def client_with(export: str, op: Nbd, answer: NbdAnswer) -> Sabotage:
     return sabotage
 
 
+def without_flags(export: str) -> Sabotage:
+    """Requests of a client of an export lose their flags."""
+
+    def sabotage(machine: GatedMachine) -> None:
+        connect = machine.connect
+
+        def other(name: str) -> None:
+            connect(name)
+            if name == export:
+                client = machine.clients[name]
+                send = client.send
+                client.send = (  # type: ignore[method-assign]
+                    lambda op, offset=0, length=0, data=b"", flags=0: send(op, offset, length, data)
+                )
+
+        machine.connect = other  # type: ignore[method-assign]
+        if export in machine.clients:
+            machine.connect(export)
+
+    return sabotage
+
+
+def not_cancelled(machine: GatedMachine) -> None:
+    """A job that is to be cancelled is done at full speed."""
+    call = machine.call
+
+    def other(name: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        if name == "block-job-cancel":
+            return call("block-job-set-speed", {**(arguments or {}), "speed": 0})
+        return call(name, arguments)
+
+    machine.call = other  # type: ignore[method-assign]
+
+
+def sound_tables(machine: GatedMachine) -> None:
+    """What is broken in an image is not."""
+    store = machine.gate.store
+    machine.gate.store = (  # type: ignore[method-assign]
+        lambda name: MemoryStore(store(name).snapshot())
+    )
+
+
 def not_copied(image: str) -> Sabotage:
     """An image is seen as it was when it was made."""
 
@@ -217,6 +259,7 @@ def not_copied(image: str) -> Sabotage:
 
 
 NEW_DATA = on_release(lambda machine, io: machine.stores["secondary"].write(0, bytes(HALF)))
+COPIED_WRONG = on_release(lambda machine, io: machine.gate.corrupt(io, bytes(io.length)))
 REFUSED = on_release(lambda machine, io: machine.gate.fail(io, 5))
 
 
@@ -288,6 +331,33 @@ REFUSED = on_release(lambda machine, io: machine.gate.fail(io, 5))
          Verdict.LOST_WRITE, "data is lost beside a discard"),
         ("bitmap-grows", asking("block_resize"), PROTOCOL, "a bitmap after the disk grew"),
         ("bitmap-grows", asking("blockdev-backup"), ERROR_CONTRACT, "block_resize fails silently"),
+        ("backup-between-files", client_with("same", Nbd.READ, NbdAnswer(0, bytes(4 * HALF))),
+         Verdict.CONTENT, "a backup to a raw file"),
+        ("reads-wait-for-copy", nothing_held, Verdict.ORDER, "a primary write: other I/O"),
+        ("reads-wait-for-copy", REFUSED, ERROR_CONTRACT, "primary fails beside the other"),
+        ("reads-wait-for-copy", COPIED_WRONG, Verdict.ISOLATION, "a read of the target beside"),
+        ("quorum-flush-fails", nothing_held, Verdict.ORDER, "a flush of a quorum: other I/O"),
+        ("quorum-flush-fails", succeeding, PROTOCOL, "quorum event of a failed flush"),
+        ("bitmap-names-edges", asking("block-dirty-bitmap-add", granularity=512), PROTOCOL,
+         "a bitmap after a write of sectors"),
+        ("fua-is-durable", without_flags("image"), Verdict.LOST_WRITE,
+         "a write with FUA is not durable"),
+        ("throttled-job-obeys", asking("block-job-set-speed"), Verdict.HANG,
+         "throttled-job-obeys: hang"),
+        ("throttled-job-obeys", not_cancelled, PROTOCOL, "end of a cancelled job"),
+        ("ejected-target", sound_tables, ERROR_CONTRACT, "I/O of an ejected image"),
+        ("ejected-target", asking("blockdev-backup"), ERROR_CONTRACT,
+         "blockdev-backup fails silently"),
+        ("checkpoint-of-ejected-disk", succeeding, ERROR_CONTRACT,
+         "xen-colo-do-checkpoint fails silently"),
+        ("replication-refused", asking("blockdev-add"), ERROR_CONTRACT,
+         "blockdev-add fails silently"),
+        ("filter-permissions", answering("x-debug-query-block-graph", all_shared), PROTOCOL,
+         "permissions that a filter shares: secondary"),
+        ("filter-permissions", answering("x-debug-query-block-graph", none_taken), PROTOCOL,
+         "permissions that a filter takes: secondary"),
+        ("filter-keeps-holes", without_flags("primary"), Verdict.ALLOCATION,
+         "zeroes below a filter"),
         ("snapshot-read-freezes", nothing_held, Verdict.ORDER, "a read of the snapshot: other"),
         ("snapshot-read-freezes", answered_early, Verdict.ORDER,
          "a write overtakes a snapshot's read"),
@@ -295,7 +365,7 @@ REFUSED = on_release(lambda machine, io: machine.gate.fail(io, 5))
         ("snapshot-read-freezes", REFUSED, ERROR_CONTRACT, "guest fails beside the other"),
         ("snapshot-discard-stays", kept, Verdict.ISOLATION,
          "a discarded part of a snapshot can be read"),
-        ("snapshot-discard-stays", spoilt_store("secondary", HALF), Verdict.ISOLATION,
+        ("snapshot-discard-stays", spoilt_store("secondary", 0), Verdict.ISOLATION,
          "the rest of a discarded snapshot"),
     ],
 )  # fmt: skip

@@ -1,0 +1,159 @@
+"""Directed cases about backups by what they copy from and to: overlays, and files of the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qmpshim.conformance.explore.directed.jobs import COUNT, begin
+from qmpshim.conformance.explore.directed.monitor import events
+from qmpshim.conformance.explore.directed.tools import (
+    CLUSTER,
+    PATIENCE,
+    Broken,
+    add_client,
+    add_image,
+    answered,
+    comes,
+    flushed_image,
+    held,
+    open_image,
+    read,
+    remove_client,
+    written,
+)
+from qmpshim.conformance.workload import pattern
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.images import blank_qcow2
+from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import Alloc
+from qmpshim.model.units import SECTOR
+
+
+def overlay_backup(machine: GatedMachine) -> None:
+    """A backup of an overlay with sync=full is the whole disk, and with sync=top what the overlay
+    holds: at T0, whatever is written there later. It fails where that cannot be found out.
+    """
+    machine.clients["primary"].call(Nbd.WRITE_ZEROES, 2 * CLUSTER, CLUSTER)
+    remove_client(machine, "primary")  # a job wants a backing file that nobody writes to
+    below = [bytes(pattern.data_of(1, n * COUNT, COUNT)) for n in range(4)]
+    below[2] = none = bytes(CLUSTER)
+    end = 6 * COUNT  # two clusters beyond the disk below
+    add_image(machine, "wide", end * SECTOR, backing="secondary")
+    _back_up(machine, "wide", "full")
+    _expect_backup(machine, "full", dict(enumerate([*below, none, none])))
+
+    add_image(machine, "overlay", end * SECTOR, 2 * SECTOR, backing="secondary")
+    _back_up(machine, "overlay", "nothing")
+    _expect_backup(machine, "nothing", {})
+    add_client(machine, "overlay")
+    written(machine, "overlay", 2, COUNT, 1)
+    written(machine, "overlay", 3, end - 1, 1)
+    part = bytes(pattern.data_of(2, COUNT, 1)) + below[1][SECTOR:]
+    last = bytes(CLUSTER - SECTOR) + bytes(pattern.data_of(3, end - 1, 1))
+    _back_up(machine, "overlay", "top", speed=1)  # it copies a cluster, and waits for hours
+    for number, start in ((4, 0), (5, 5 * COUNT)):
+        written(machine, "overlay", number, start, COUNT)
+    machine.call("block-job-set-speed", {"device": "backup", "speed": 0})
+    _expect_backup(machine, "top", {1: part, 5: last})
+
+    _begin_to_look(machine, "early")
+    client = machine.clients["overlay"]
+    cookies = [
+        client.send(Nbd.WRITE, n * CLUSTER, 0, bytes(pattern.data_of(6, n * COUNT, COUNT)))
+        for n in (1, 2)
+    ]
+    machine.settle()
+    while waiting := machine.gate.held:
+        machine.gate.release(waiting[0])
+        machine.settle()
+    machine.gate.open()
+    for cookie in cookies:
+        answered(machine, "overlay", cookie, "a write to an overlay")
+    first, last = (bytes(pattern.data_of(*of, COUNT)) for of in ((4, 0), (5, 5 * COUNT)))
+    _expect_backup(machine, "early", {0: first, 1: part, 5: last})
+
+    _begin_to_look(machine, "failed")
+    machine.gate.open()
+    for io in machine.gate.held:
+        machine.gate.fail(io, 5)
+    if "error" not in _end_of_job(machine):
+        text = "a backup with sync=top succeeds that cannot know what the overlay holds"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "sync=top without the overlay's tables")
+
+
+def files(machine: GatedMachine) -> None:
+    """Between files of the host, which may copy by itself, a backup copies the same: to a raw file,
+    and to a qcow2 file that grows.
+    """
+    content = bytes(pattern.data_of(1, 0, 4 * COUNT))
+    blank = blank_qcow2(machine.build, len(content), CLUSTER).rstrip(b"\0")
+    for name, driver, before in (
+        ("source", "raw", content),
+        ("same", "raw", bytes(len(content))),
+        ("grows", "qcow2", blank + bytes(-len(blank) % CLUSTER)),
+    ):
+        path = machine.workspace.path / name
+        path.write_bytes(before)
+        file = {"driver": "file", "filename": str(path)}
+        machine.call("blockdev-add", {"driver": driver, "node-name": name, "file": file})
+        if name == "source":
+            continue
+        add_client(machine, name)
+        for offload in (True, False):
+            perf = {"use-copy-range": offload, "max-workers": 1, "max-chunk": 2 * CLUSTER}
+            begin(machine, device="source", target=name, sync="full", **{"x-perf": perf})
+            if "error" in _end_of_job(machine):
+                text = "a backup between files fails, though all disks are well"
+                raise Broken(Verdict.ERROR_CONTRACT, text, "a backup between files fails")
+            if read(machine, name, 0, 4 * COUNT) != content:
+                text = f"a backup to a {driver} file is not what its source is"
+                raise Broken(Verdict.CONTENT, text, f"a backup to a {driver} file")
+            machine.clients[name].call(Nbd.WRITE, 0, 0, bytes(len(content)))
+
+
+def _begin_to_look(machine: GatedMachine, target: str) -> None:
+    """Begin a backup of the overlay, which has to wait for the overlay's tables."""
+    remove_client(machine, "overlay")
+    machine.call("blockdev-del", {"node-name": "overlay"})  # and what it knows of its tables
+    open_image(machine, "overlay", backing="secondary")
+    add_client(machine, "overlay")
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "overlay" and io.op is Nbd.READ)
+    _back_up(machine, "overlay", target)
+    held(machine, "a job that looks what an overlay holds", 1)
+
+
+def _back_up(machine: GatedMachine, source: str, target: str, speed: int = 0) -> None:
+    """Begin a backup to a new image, with ``sync=full`` where that is called so."""
+    sync = "full" if target == "full" else "top"
+    add_image(machine, target, 6 * CLUSTER)
+    begin(machine, device=source, target=target, sync=sync, speed=speed)
+
+
+def _expect_backup(machine: GatedMachine, target: str, data: Mapping[int, bytes]) -> None:
+    """The job has copied this, by cluster, and nothing else is in its target."""
+    done = _end_of_job(machine)
+    if "error" in done or done["offset"] != done["len"] or done["len"] != len(data) * CLUSTER:
+        text = f"the backup of {len(data)} clusters ends with {done}"
+        raise Broken(Verdict.PROTOCOL, text, "end of a backup of an overlay")
+    found = Qcow2Reader.parse(flushed_image(machine, target)).allocation()
+    allocated = {n for n, kind in found.items() if kind is Alloc.DATA}
+    wanted = {n for n in data if any(data[n])}
+    if allocated != wanted:
+        text = f"a backup of {sorted(wanted)} of an overlay's clusters has {sorted(allocated)}"
+        raise Broken(Verdict.ALLOCATION, text, f"clusters of a backup of an overlay: {target}")
+    add_client(machine, target)
+    for n, content in data.items():
+        if read(machine, target, n * COUNT, COUNT) != content:
+            text = f"a backup of an overlay has other data in cluster {n} than the disk at T0"
+            raise Broken(Verdict.CONTENT, text, f"data of a backup of an overlay: {target}")
+
+
+def _end_of_job(machine: GatedMachine) -> Mapping[str, Any]:
+    """What QEMU reports of the last job, when there is none any more."""
+    comes(machine, lambda: not machine.call("query-block-jobs"), "the backup job", PATIENCE)
+    data: Mapping[str, Any] = events(machine, "BLOCK_JOB_COMPLETED")[-1]["data"]
+    return data
