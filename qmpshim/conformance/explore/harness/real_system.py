@@ -98,7 +98,7 @@ class RealSystem(RealRun):
         stage: QemuPool,
         scenario: RealScenario,
         *,
-        judge: LinearizabilityChecker | None = None,
+        checker: LinearizabilityChecker | None = None,
         errnos: Sequence[int] = (),
         most_faults: int = 1,
         plan: Mapping[IoId, int] | None = None,
@@ -119,8 +119,8 @@ class RealSystem(RealRun):
         self.looks = Looks()
         self.finished = 0
         self.found: dict[tuple[Verdict, Cause], Anomaly] = {}
-        self._judge = judge
-        self._faulty: FailureChecker | None = None
+        self._checker = checker
+        self._failure_checker: FailureChecker | None = None
         self._left = True  # nothing is under way
         self._footprints = Footprints(scenario, all_io)
 
@@ -146,10 +146,12 @@ class RealSystem(RealRun):
         except MachineError as error:
             self._never_began(error)
             return
-        if self._judge is None:
-            self._judge = LinearizabilityChecker(self.scenario, behaviour_of(self.machine.version))
-        if self._faulty is None:
-            self._faulty = FailureChecker(self._judge)
+        if self._checker is None:
+            self._checker = LinearizabilityChecker(
+                self.scenario, behaviour_of(self.machine.version)
+            )
+        if self._failure_checker is None:
+            self._failure_checker = FailureChecker(self._checker)
 
     def enabled(self) -> Sequence[RealChoice]:
         now = self.now
@@ -271,8 +273,8 @@ class RealSystem(RealRun):
 
     @property
     def in_part(self) -> int:
-        """Executions of which what ended with an error was not looked at any closer."""
-        return self._faulty.in_part if self._faulty is not None else 0
+        """Executions judged in part: failed operations may have done any part of their work."""
+        return self._failure_checker.in_part if self._failure_checker is not None else 0
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -283,12 +285,12 @@ class RealSystem(RealRun):
         return check_end(end)
 
     def _verdict(self, seen: Outcome) -> RealViolation | None:
-        assert self._judge is not None and self._faulty is not None
+        assert self._checker is not None and self._failure_checker is not None
         if self.now.failed and self.scenario.backs_up:
             return None  # the checkers of backup jobs take failed I/Os into account themselves
         if self.now.failed:
-            return self._faulty.judge(seen, self.now.precedence, self.now.failed)
-        return self._judge.judge(seen, self.now.precedence)
+            return self._failure_checker.judge(seen, self.now.precedence, self.now.failed)
+        return self._checker.judge(seen, self.now.precedence)
 
     def disks(self) -> Outcome:
         """What is on the disks at this moment, QEMU alive or not; for reports."""
@@ -296,8 +298,8 @@ class RealSystem(RealRun):
 
     def predictions(self) -> list[Outcome]:
         """The sequential outcomes that the order of starts and ends leaves possible."""
-        assert self._judge is not None
-        outcomes = self._judge.outcomes.items()
+        assert self._checker is not None
+        outcomes = self._checker.outcomes.items()
         return [end for order, end in outcomes if keeps_to(order, self.now.precedence)]
 
 

@@ -26,7 +26,7 @@ from qmpshim.model.check.cause import Phase
 from qmpshim.model.explore.explorer import Exploration, Mode, explore
 from qmpshim.model.explore.walk import Budget, OutOfBudget
 
-_AGAIN = 3  # times that an exploration is repeated because it could not be followed
+_REPETITIONS = 3  # times that an exploration is repeated because it could not be followed
 
 
 @dataclass(slots=True)
@@ -65,10 +65,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class LiveFindings:
-    """How far the exploration of a scenario is.
+    """How far the exploration of a scenario is, and what it found so far.
 
-    :ivar schedules: executions that are over, of all that is explored of it
-    :ivar distinct: outcomes that differ, of what is over
+    :ivar schedules: executions that have ended
+    :ivar distinct: how many different outcomes they had
     :ivar sightings: what went wrong in them
     """
 
@@ -93,210 +93,220 @@ class LiveFindings:
         return result
 
 
-class _Counting(RealSystem):
-    """Tells with each execution how far it is.
+Tick = Callable[[LiveFindings], None]
+Plan = dict[IoId, int]  # the I/Os that fail, and how
 
-    :ivar over: executions before the present one, those that were cut short among them
-    :ivar outcomes: what executions ended as
+
+class _ReportingSystem(RealSystem):
+    """Reports before each execution.
+
+    :ivar ended: executions before the present one, those that were cut short among them
     """
 
     def __init__(
         self,
-        *words: Any,
-        tick: Callable[[_Counting], None],
+        *args: Any,
+        report: Callable[[_ReportingSystem], None],
         outcomes: set[Any],
-        **named: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(*words, **named)
-        self._tick = tick
-        self.over = -1
-        self.outcomes = outcomes
+        super().__init__(*args, **options)
+        self.ended = -1
+        self._report = report
+        self._outcomes = outcomes
 
     def reset(self) -> None:
         super().reset()
-        self.over += 1
-        self._tick(self)
+        self.ended += 1
+        self._report(self)
 
     def finish(self) -> Any:
         outcome = super().finish()
-        self.outcomes.add(outcome)
+        self._outcomes.add(outcome)
         return outcome
 
 
+class _ScenarioRun:
+    """One scenario, explored under one plan after another.
+
+    :ivar result: figures of all plans so far
+    """
+
+    def __init__(
+        self, pool: QemuPool, scenario: RealScenario, task: ScenarioTask, tick: Tick
+    ) -> None:
+        self.scenario = scenario
+        self.result = ScenarioResult(scenario.name, scenario.contract)
+        self._pool = pool
+        self._task = task
+        self._tick = tick
+        self._checker = LinearizabilityChecker(scenario, behaviour_of(task.version))
+        self._sightings: dict[SightingKey, Sighting] = {}
+        self._outcomes: set[Any] = set()
+        self._began = time.monotonic()
+        self._reported: tuple[_ReportingSystem | None, int, tuple[Sighting, ...]] = (None, 0, ())
+        pool.deadline = task.deadline
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been going on."""
+        return time.monotonic() - self._began
+
+    @property
+    def late(self) -> bool:
+        """Whether the task's deadline has passed."""
+        return self._task.deadline is not None and time.monotonic() >= self._task.deadline
+
+    def system(self, plan: Plan, all_io: bool) -> _ReportingSystem:
+        """The scenario as a system that can be explored, once."""
+        return _ReportingSystem(
+            self._pool,
+            self.scenario,
+            checker=self._checker,
+            plan=plan,
+            all_io=all_io,
+            each_step=self._task.crash_points.check,
+            report=self._report,
+            outcomes=self._outcomes,
+        )
+
+    def explore(
+        self, system: _ReportingSystem, mode: Mode, budget: Budget, seed: int
+    ) -> Exploration | None:
+        """Explore *system* and add what came of it to the result.
+
+        :returns: None: it ended early, since the deadline passed or the build cannot do it
+        :raises NotStarted: QEMU does not even start
+        """
+        explored: Exploration | None = None
+        in_time = False
+        try:
+            explored = explore(system, mode, budget, stop=False, seed=seed)
+            in_time = _went_back(system)
+        except BuildError as error:
+            never = self._pool.machine is None and self._pool.resets["fresh"] == 1
+            if isinstance(error, NotStarted) and never:
+                raise  # nor can anything else be explored
+            self.result.skipped = str(error)
+        except OutOfBudget:
+            pass
+        self._add(system, explored)
+        if in_time:
+            return explored
+        self._pool.discard()
+        return None
+
+    def _add(self, system: _ReportingSystem, explored: Exploration | None) -> None:
+        result = self.result
+        if explored is None:
+            result.schedules += max(0, system.ended)
+        else:
+            result.schedules += explored.statistics.schedules
+            result.steps += explored.statistics.steps
+            result.depth = max(result.depth, explored.statistics.depth)
+        result.derailed += system.derailed
+        result.in_part += system.in_part
+        result.looks.add(system.looks)
+        _collect(system, self.scenario, self._sightings)
+
+    def _report(self, system: _ReportingSystem) -> None:
+        violations = sum(one.count for one in system.found.values())
+        if self._reported[:2] != (system, violations):
+            sightings = dict(self._sightings)
+            _collect(system, self.scenario, sightings)
+            self._reported = system, violations, tuple(sightings.values())
+        schedules = self.result.schedules + system.ended
+        self._tick(LiveFindings(self.scenario, schedules, len(self._outcomes), self._reported[2]))
+
+    def end(self) -> ScenarioResult:
+        """The result as a whole."""
+        self.result.distinct, self.result.seconds = len(self._outcomes), self.seconds
+        self.result.sightings = list(self._sightings.values())
+        return self.result
+
+
 def explore_scenario(
-    stage: QemuPool,
+    pool: QemuPool,
     scenario: RealScenario,
     task: ScenarioTask,
     seconds: float | None,
-    tick: Callable[[LiveFindings], None] = lambda live: None,
+    tick: Tick = lambda live: None,
 ) -> ScenarioResult:
-    """Explore one scenario on *stage*, for at most so many *seconds*.
+    """Explore one scenario on a QEMU of *pool*, for at most so many *seconds*.
 
     With faults a third of the time goes to exploring without, which shows what can fail. At the
     task's deadline it ends wherever it is, with what was seen before.
 
     :raises NotStarted: QEMU does not even start; where it did before, only this scenario is skipped
     """
-    result = ScenarioResult(scenario.name, scenario.contract)
-    judge = LinearizabilityChecker(scenario, behaviour_of(task.version))
-    began = time.monotonic()
-    found: dict[SightingKey, Sighting] = {}
-    outcomes: set[Any] = set()
-    plans: list[dict[IoId, int]] = [{}]
+    run = _ScenarioRun(pool, scenario, task, tick)
+    result = run.result
     result.exhaustive = True
-    again_left = _AGAIN
-
-    seen: tuple[_Counting | None, int, tuple[Sighting, ...]] = (None, 0, ())
-
-    def on_step(system: _Counting) -> None:
-        nonlocal seen
-        violations = sum(one.count for one in system.found.values())
-        if seen[:2] != (system, violations):
-            sightings = dict(found)
-            _collect(system, scenario, sightings)
-            seen = system, violations, tuple(sightings.values())
-        tick(LiveFindings(scenario, result.schedules + system.over, len(outcomes), seen[2]))
-
-    stage.deadline = task.deadline
+    plans: list[Plan] = [{}]
+    repetitions = _REPETITIONS
     while plans:
         plan = plans.pop()
-        system = _Counting(
-            stage,
-            scenario,
-            judge=judge,
-            plan=plan,
-            all_io=task.all_io,
-            each_step=task.crash_points.check,
-            tick=on_step,
-            outcomes=outcomes,
-        )
-        now = time.monotonic()
-        left = None if seconds is None else seconds - (now - began)
-        late = task.deadline is not None and now >= task.deadline
-        if late or (left is not None and left <= 0):
+        remaining = None if seconds is None else seconds - run.seconds
+        if run.late or (remaining is not None and remaining <= 0):
             result.exhaustive, result.cut_short = False, True
             break
-        if left is not None:
-            left /= 3 if task.errnos and not plan else len(plans) + 1
-        explored: Exploration | None
-        try:
-            explored = explore(system, task.mode, Budget(left), stop=False, seed=task.seed)
-        except BuildError as error:
-            never = stage.machine is None and stage.resets["fresh"] == 1
-            if isinstance(error, NotStarted) and never:
-                raise  # nor can anything else be explored
-            result.exhaustive, result.skipped = False, str(error)
-            _collect(system, scenario, found)
-            break
-        except OutOfBudget:  # before the first step
-            explored = None
-        if explored is None or not _left(system):
-            stage.discard()
-            result.exhaustive, result.cut_short = False, True
-            result.schedules += max(0, system.over)
-            _collect(system, scenario, found)
+        if remaining is not None:
+            remaining /= 3 if task.errnos and not plan else len(plans) + 1
+        system = run.system(plan, task.all_io)
+        explored = run.explore(system, task.mode, Budget(remaining), task.seed)
+        if explored is None:
+            result.exhaustive, result.cut_short = False, not result.skipped
             break
         if not plan:
             plans = _faults(system.names, task.errnos) + both_refused(system.names, task.errnos)
-        statistics = explored.statistics
         # A block job's timer may come between under load; then all of it once more.
-        again = bool(system.derailed) and again_left > 0 and explored.exhaustive
-        if again:
-            again_left -= 1
+        repeated = bool(system.derailed) and repetitions > 0 and explored.exhaustive
+        if repeated:
+            repetitions -= 1
             plans.append(plan)
         begun = all(cause.phase is not Phase.SETUP for _, cause in system.found)
         complete = explored.exhaustive and not system.derailed and begun
-        result.exhaustive = result.exhaustive and (complete or again)
+        result.exhaustive = result.exhaustive and (complete or repeated)
         result.cut_short = result.cut_short or not explored.exhaustive
-        result.schedules += statistics.schedules
-        result.steps += statistics.steps
-        result.depth = max(result.depth, statistics.depth)
-        result.derailed += system.derailed
-        result.in_part += system.in_part
-        result.looks.add(system.looks)
-        _collect(system, scenario, found)
-    result.distinct, result.seconds = len(outcomes), time.monotonic() - began
-    result.sightings = list(found.values())
-    return result
+    return run.end()
 
 
 def sample_scenario(
-    stage: QemuPool,
+    pool: QemuPool,
     scenario: RealScenario,
     task: ScenarioTask,
     seconds: float | None,
-    tick: Callable[[LiveFindings], None] = lambda live: None,
+    tick: Tick = lambda live: None,
 ) -> ScenarioResult:
     """Take the task's samples of one scenario; parameters and errors as :func:`explore_scenario`.
 
     Where the time is over the later samples are left out, but not the first.
     """
-    result = ScenarioResult(scenario.name, scenario.contract, cut_short=True)
-    judge = LinearizabilityChecker(scenario, behaviour_of(task.version))
-    found: dict[SightingKey, Sighting] = {}
-    outcomes: set[Any] = set()
-    seen: dict[bool, set[IoId]] = {False: set(), True: set()}  # by all_io
+    run = _ScenarioRun(pool, scenario, task, tick)
+    run.result.cut_short = True
+    ios: dict[bool, set[IoId]] = {False: set(), True: set()}  # that can fail, by all_io
     rng = random.Random(f"{task.seed} {scenario.name}")
-    began = time.monotonic()
-    stage.deadline = task.deadline
-    for sample in task.samples:
-        plans: list[dict[IoId, int]] = [{}]
+    for number, sample in enumerate(task.samples):
+        plans: list[Plan] = [{}]
         if sample.faults:
-            possible = _faults(seen[sample.all_io], task.errnos)
+            possible = _faults(ios[sample.all_io], task.errnos)
             plans = rng.sample(possible, min(sample.schedules, len(possible)))
         for plan in plans:
-            late = seconds is not None and time.monotonic() - began > seconds
-            if late and sample is not task.samples[0]:
+            if number and seconds is not None and run.seconds > seconds:
                 break
-            system = _Counting(
-                stage,
-                scenario,
-                judge=judge,
-                plan=plan,
-                all_io=sample.all_io,
-                each_step=task.crash_points.check,
-                tick=lambda one: tick(
-                    LiveFindings(
-                        scenario,
-                        result.schedules + one.over,
-                        len(outcomes),
-                        tuple(found.values()),
-                    )
-                ),
-                outcomes=outcomes,
-            )
+            system = run.system(plan, sample.all_io)
             budget = Budget(None, 1 if plan else sample.schedules)
-            try:
-                done = explore(system, Mode.RANDOM, budget, stop=False, seed=rng.randrange(1 << 30))
-                over = not _left(system)
-            except BuildError as error:
-                if isinstance(error, NotStarted) and stage.resets["fresh"] == 1:
-                    raise
-                result.skipped = str(error)
-                over = True
-            except OutOfBudget:
-                over = True
-            else:
-                result.schedules += done.statistics.schedules
-                result.steps += done.statistics.steps
-                result.depth = max(result.depth, done.statistics.depth)
-                result.derailed += system.derailed
-                result.in_part += system.in_part
-                result.looks.add(system.looks)
-            seen[sample.all_io] |= set(system.names)
-            _collect(system, scenario, found)
-            if over:
-                stage.discard()
-                break
-        if result.skipped or (task.deadline is not None and time.monotonic() >= task.deadline):
+            explored = run.explore(system, Mode.RANDOM, budget, rng.randrange(1 << 30))
+            ios[sample.all_io] |= set(system.names)
+            if explored is None:
+                return run.end()
+        if run.late:
             break
-    result.distinct, result.seconds = len(outcomes), time.monotonic() - began
-    result.sightings = list(found.values())
-    return result
+    return run.end()
 
 
-def _left(system: RealSystem) -> bool:
-    """Go back to the beginning; whether there was time for that."""
+def _went_back(system: RealSystem) -> bool:
+    """Go back to the beginning, and return whether there was time for that."""
     try:
         system.leave()
     except OutOfBudget:
@@ -304,7 +314,7 @@ def _left(system: RealSystem) -> bool:
     return True
 
 
-def _faults(names: Iterable[IoId], errnos: Sequence[int]) -> list[dict[IoId, int]]:
+def _faults(names: Iterable[IoId], errnos: Sequence[int]) -> list[Plan]:
     """Every I/O that was seen is to fail once, in each way that makes sense for it."""
     return [
         {name: errno}
@@ -318,8 +328,7 @@ def _collect(
     system: RealSystem, scenario: RealScenario, found: dict[SightingKey, Sighting]
 ) -> None:
     """Add what was seen, keeping the shortest schedule of each."""
-    for seen in system.found.values():
-        words = scenario, seen.violation, seen.schedule, seen.events, seen.count
-        new = Sighting(*words, system.all_io)
+    for one in system.found.values():
+        new = Sighting(scenario, one.violation, one.schedule, one.events, one.count, system.all_io)
         old = found.get(new.key)
         found[new.key] = old.joined(new) if old is not None else new
