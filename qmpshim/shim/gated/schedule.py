@@ -98,7 +98,7 @@ class Schedule:
 
     def is_data(self, io: HeldIO) -> bool:
         """Whether an I/O is about data, and so a step; qcow2's metadata is none."""
-        return self._names.is_data(io)
+        return self._names.holds(io)
 
     def comes(self, io: HeldIO) -> NamedIo:
         """An I/O about data has come; gives its name."""

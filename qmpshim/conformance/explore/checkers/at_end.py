@@ -16,17 +16,17 @@ from qmpshim.conformance.explore.checkers import (
 from qmpshim.conformance.explore.checkers.end import Check, End
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 
-#: While the gate still holds what it would hold.
-HELD: Sequence[Check] = (liveness.operations_end,)
-#: When the gate is open, and before the disks are looked at: that may fail, and hide these.
-OPEN: Sequence[Check] = (
+#: While the gate still holds requests.
+GATE_CLOSED: Sequence[Check] = (liveness.operations_end,)
+#: When the gate is open, and before the disks are read: that may fail, and hide these.
+GATE_OPEN: Sequence[Check] = (
     liveness.commit_ends,
     liveness.backup_job_ends,
     liveness.rest_is_there,
     quorum.error_is_reported,
 )
-#: When the disks were looked at.
-LOOKED: Sequence[Check] = (
+#: When the disks were read.
+DISKS_READ: Sequence[Check] = (
     final_state.images_are_sound,
     final_state.outcome_is_explained,
     point_in_time.target_is_point_in_time,
@@ -38,15 +38,15 @@ LOOKED: Sequence[Check] = (
 
 def check_end(end: End) -> RealViolation | None:
     """What is wrong with the end of an execution: the first that a checker finds."""
-    wrong = first(HELD, end)
+    wrong = first(GATE_CLOSED, end)
     if wrong is not None:
         return wrong
     end.machine.gate.open()
-    wrong = first(OPEN, end)
+    wrong = first(GATE_OPEN, end)
     end.unflushed = durability.unflushed(end.machine, end.scenario, end.history)
     end.outcome, end.broken = final_state.look(end.machine, end.scenario, end.history)
     end.history.outcome = end.outcome
-    return wrong or first(LOOKED, end)
+    return wrong or first(DISKS_READ, end)
 
 
 def first(checks: Sequence[Check], end: End) -> RealViolation | None:

@@ -3,8 +3,8 @@
 With ``vote-threshold=1`` a quorum reports success as soon as one child does, and the replication
 filter of a primary always does (``replication_return_value`` of block/replication.c): so the one
 error the guest needs to know of is outvoted by a write that is of no use to it. The sequential
-model can do as QEMU does there (``Known.QUORUM_MASKS_PRIMARY`` of the behaviour), and what that
-alone explains is reported by this module; what it does not explain is another finding.
+model can do as QEMU does there (``KnownDefect.QUORUM_MASKS_PRIMARY`` of the behaviour), and what
+that alone explains is reported by this module; what it does not explain is another finding.
 
 What remains is QEMU's event ``QUORUM_REPORT_BAD``, which names the child that failed. It is limited
 to one a second by QEMU's monitor, so a process shows each kind once, and a fresh one always does.

@@ -138,8 +138,11 @@ class IoNames:
         """One more operation was appended to the concurrent ones; it writes under *number*."""
         self._by_number[number] = len(self._ops) - 1
 
-    def is_data(self, io: HeldIO) -> bool:
-        """Whether this request is to be held; places that it gives away are remembered."""
+    def holds(self, io: HeldIO) -> bool:
+        """Whether this request is held as a choice, not passed on.
+
+        A write to an overlay shows where in the file qcow2 put a cluster: that is remembered here.
+        """
         if io.op is Nbd.BLOCK_STATUS:
             return self._all_io
         if io.image in self._raw:

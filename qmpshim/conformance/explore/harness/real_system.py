@@ -87,7 +87,7 @@ class RealSystem(RealRun):
     :param watching: judge requests as they arrive, too (False: only what comes of them)
     :param keeping: leave QEMU as it is after a violation, to be looked at
     :param each_step: called after every step with this system (crash points, for one)
-    :ivar names: of all held I/Os seen so far
+    :ivar ios: the names of all held I/Os so far, in whatever execution
     :ivar found: what went wrong so far, by verdict and cause
     :ivar looks: at crash points so far
     :ivar finished: executions so far, :ivar derailed: those that could not be followed
@@ -134,7 +134,7 @@ class RealSystem(RealRun):
         if self.violation is not None:
             return self.violation
         # While a commit or a backup job goes on, its requests may be taken for those of the mover.
-        commits = (self.scenario.commits or self.scenario.backs_up) and self._mover
+        commits = (self.scenario.commits or self.scenario.backs_up) and self._last_moved
         return self._state.fingerprint(self.now), commits
 
     def reset(self) -> None:
@@ -178,7 +178,7 @@ class RealSystem(RealRun):
                 self.machine.reactor.poll(0.02)
                 self._settle()
             except MachineError as error:
-                self._failed(error)
+                self._machine_failed(error)
         return True
 
     def take(self, choice: Choice) -> Footprint:
@@ -202,7 +202,7 @@ class RealSystem(RealRun):
             self._do(choice)
             self._settle()
         except MachineError as error:
-            self._failed(error)
+            self._machine_failed(error)
             return EVERYTHING
         if self.violation is None and self.each_step is not None:
             self.violation = self.each_step(self)
@@ -220,7 +220,7 @@ class RealSystem(RealRun):
             try:
                 self.violation = self._end()
             except MachineError as error:
-                self._failed(error)
+                self._machine_failed(error)
         if self.now.lost:
             return "lost"
         self.finished += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from errno import EIO
 
 from qmpshim.conformance.compare.divergence import BROKEN, verdict_of
@@ -74,7 +74,7 @@ class RealRun:
     :param release: how a request is let go; mutants replace it
     :param watching: judge requests as they arrive, too (False: only what comes of them)
     :ivar violation: what is wrong with the present one, :ivar now: what happened in it
-    :ivar names: of all held I/Os seen so far
+    :ivar ios: the names of all held I/Os so far, in whatever execution
     :ivar derailed: executions that could not be followed
     """
 
@@ -91,7 +91,7 @@ class RealRun:
         self.all_io = all_io
         self.release = release
         self.watching = watching
-        self.names: set[IoId] = set()
+        self.ios: set[IoId] = set()
         self.violation: RealViolation | None = None
         self.now = History()
         self.derailed = 0
@@ -119,11 +119,11 @@ class RealRun:
         machine.gate.trace.clear()
         machine.qmp.events.clear()
         places = None if self.scenario.secondary == "raw" else places_of(machine, "secondary")
-        self._names = IoNames(self.scenario.ops, self._numbers, self.all_io, places)
-        self.watch = OnlineChecker(self.scenario, machine, self._names)
+        self._namer = IoNames(self.scenario.ops, self._numbers, self.all_io, places)
+        self.watch = OnlineChecker(self.scenario, machine, self._namer)
         self._state = StateOf(self.scenario, self.all_io)
-        self._mover = 0
-        self._live = False
+        self._last_moved = 0
+        self._setup_done = False
         self._passing: list[HeldIO] = []
         if not self.scenario.contract:
             self.stage.mark_tainted()
@@ -135,7 +135,7 @@ class RealRun:
             self._preparing = None
         machine.settle()
         machine.gate.keep_journals()
-        self._live = True
+        self._setup_done = True
 
     def _startable(self) -> list[int]:
         """Operations that may be started now."""
@@ -157,7 +157,7 @@ class RealRun:
                 self._fail(io, fault)
 
     def _complete(self, named: NamedIo) -> None:
-        self._mover = named.op
+        self._last_moved = named.op
         self.now.events.append(Completed(named.id))
         self._state.completing(named, self._stored(named))
         if named.verb not in ("read", "status", "flush"):
@@ -173,18 +173,18 @@ class RealRun:
 
     def _start(self, index: int) -> None:
         now, op = self.now, self.scenario.ops[index]
-        self._mover = index
+        self._last_moved = index
         now.started.add(index)
         now.precedence[index] = frozenset(now.over)
         now.events.append(Started(index, op))
         self.stage.note_command(op)
         now.running[index] = real_ops.begin(self.machine, op, self._numbers[index])
-        self._names.flushing = any(self.scenario.ops[i].makes_durable for i in now.running)
+        self._namer.flushing = any(self.scenario.ops[i].makes_durable for i in now.running)
 
     def _fail(self, name: IoId, errno: int) -> None:
         now = self.now
         named = now.held.pop(name)
-        self._mover = named.op
+        self._last_moved = named.op
         now.faults += 1
         self.stage.mark_tainted()
         gate = self.machine.gate
@@ -192,45 +192,45 @@ class RealRun:
             now.events.append(Failed(name, errno))
             gate.cut(named.io)
             image = named.io.image
+            # If QEMU does not connect again, what waits for the disk hangs, and that is found.
             self.machine.reactor.until(lambda: bool(gate.connections(image)), _RECONNECTS)
             return
         gone = errno == CUT
-        # Failover's commit goes on after its answer, and what a client asked for after it is gone.
+        # Failover's commit goes on after its answer, and a request after its client is gone.
         over = frozenset(
             i
             for i in now.over
             if self.scenario.ops[i].verb is not Verb.FAILOVER and now.answers[i] != DISCONNECTED
         )
         unstarted = frozenset(range(self.threads)) - now.started
-        hit = InjectedFault(
+        fault = InjectedFault(
             named.io.image, "metadata" if named.meta else named.verb, named.start,
             0 if named.meta else named.count, EIO if gone else errno, gone,
             over, unstarted,
             named.op if self.scenario.ops[named.op].reads and not named.meta else None,
         )  # fmt: skip
-        now.failed.append((named, hit))
+        now.failed.append((named, fault))
         self.watch.failed(named)
+        now.events.append(Failed(name, errno))
         if gone:
-            now.events.append(Failed(name, errno))
             gate.refuse(named.io.image)
             gate.cut(named.io.image)
         else:
-            now.events.append(Failed(name, errno))
             gate.fail(named.io, errno)
 
     def _arrives(self, io: HeldIO) -> bool:
-        """The gate's policy: what to hold. Also where what must never be asked for is seen.
+        """Whether the gate holds this request; the online checker sees it here, too.
 
         What is not to be held as a choice passes at once where nothing else waits for the same
         connection. Else, how QEMU goes on may depend on how fast an answer comes (whether a
         coroutine yields or not), so such a request waits until QEMU is still: :meth:`_be_still`.
         """
-        data = self._names.is_data(io)
-        if not self._live:
-            if data:
+        held = self._namer.holds(io)
+        if not self._setup_done:
+            if held:
                 self.watch.answered(io)
             return False
-        if data:
+        if held:
             if self.watching and self.violation is None:
                 self.violation = self.watch.arrived(io)
             return True
@@ -252,13 +252,13 @@ class RealRun:
     def _settle(self) -> None:
         now = self.now
         self._be_still()
-        self._look()
+        self._observe()
         if not now.held and not self._startable() and len(now.over) < len(now.started):
             self._wait()
         self._state.settled(now)
 
     def _be_still(self) -> None:
-        """Let pass what need not wait, one by one, until QEMU asks for no more of that."""
+        """Answer what need not wait, one by one, until QEMU sends no more of that."""
         machine = self.machine
         machine.settle()
         while self._passing:
@@ -269,46 +269,56 @@ class RealRun:
                 machine.settle()
 
     def _wait(self) -> None:
-        """Nothing is held, and yet somebody is not done: a hang, unless a timer has to fire."""
+        """Nothing is held, and yet an operation is not done: a hang, unless a timer has to fire."""
         deadline = time.monotonic() + PATIENCE
         while (left := deadline - time.monotonic()) > 0:
             if self.machine.hopeless(left):
                 return
             self.machine.reactor.poll(0.02)
             self._be_still()
-            self._look()
+            self._observe()
             if self.now.held or len(self.now.over) == len(self.now.started):
                 return
 
-    def _look(self) -> None:
-        """What became visible: new requests, and answers."""
-        machine, now = self.machine, self.now
-        if machine.qmp.over:
-            raise machine.ended()
-        known = {named.io.seq for named in now.held.values()}
-        known |= {io.seq for io in self._passing}
-        unfinished = [i for i in now.running if i not in now.over]
+    def _observe(self) -> None:
+        """Take what became visible: answers, and new requests."""
+        if self.machine.qmp.over:
+            raise self.machine.ended()
+        unfinished = [i for i in self.now.running if i not in self.now.over]
         for index in unfinished:
-            self._answered(index)
-        held = machine.gate.held
-        alive = {io.seq for io in held}
-        # A connection of QEMU's went away with what it had asked for, which it may ask for again.
-        dead = [named for named in now.held.values() if named.io.seq not in alive]
-        if dead:
-            now.held = {n: named for n, named in now.held.items() if named not in dead}
-        # Each image has a connection of its own; which of them was read first is our doing.
-        for io in sorted(held, key=lambda io: (io.image, io.seq)):
-            if io.seq not in known:
-                again = (io.image, io.op, io.offset, io.length)
-                mover = next((one.op for one in dead if one.request == again), self._mover)
-                jobs = [i for i in now.over if self.scenario.ops[i].backs_up]
-                still = [*(i for i in unfinished if i not in now.over), *jobs]
-                named = self._names.name(io, mover, still if jobs else unfinished, still)
-                now.held[named.id] = named
-                self.names.add(named.id)
-                now.events.append(Arrived(named.id))
+            self._take_answer(index)
+        self._take_requests(unfinished, self._drop_disconnected())
 
-    def _answered(self, index: int) -> None:
+    def _drop_disconnected(self) -> list[NamedIo]:
+        """Forget held I/Os whose connection is gone, and return them: QEMU may send them again."""
+        alive = {io.seq for io in self.machine.gate.held}
+        gone = {n: named for n, named in self.now.held.items() if named.io.seq not in alive}
+        if gone:
+            self.now.held = {n: named for n, named in self.now.held.items() if n not in gone}
+        return list(gone.values())
+
+    def _take_requests(self, unfinished: Sequence[int], gone: Sequence[NamedIo]) -> None:
+        """Name the requests that came.
+
+        :param unfinished: operations that were under way before they came
+        :param gone: what was held on a connection that broke
+        """
+        now = self.now
+        known = {named.io.seq for named in now.held.values()} | {io.seq for io in self._passing}
+        jobs = [i for i in now.over if self.scenario.ops[i].backs_up]
+        still = [*(i for i in unfinished if i not in now.over), *jobs]
+        # Each image has a connection of its own; which of them was read first is our doing.
+        for io in sorted(self.machine.gate.held, key=lambda io: (io.image, io.seq)):
+            if io.seq in known:
+                continue
+            again = (io.image, io.op, io.offset, io.length)
+            mover = next((one.op for one in gone if one.request == again), self._last_moved)
+            named = self._namer.name(io, mover, still if jobs else unfinished, still)
+            now.held[named.id] = named
+            self.ios.add(named.id)
+            now.events.append(Arrived(named.id))
+
+    def _take_answer(self, index: int) -> None:
         """Take an operation's answer, if it is there."""
         now, op = self.now, self.scenario.ops[index]
         found = real_ops.answer(self.machine, op, now.running[index])
@@ -320,14 +330,14 @@ class RealRun:
         if op.makes_durable and found[0] == OK and self.violation is None:
             self.violation = self.watch.made_durable(now, index)
 
-    def _failed(self, error: MachineError) -> None:
+    def _machine_failed(self, error: MachineError) -> None:
         """QEMU died or is stuck."""
         if self.machine.qmp.lost or not self.machine.alive():
             died = self.machine.died()
             self.violation = RealViolation(
                 Verdict.CRASH, str(died), cause=ended_by(died), ending=died.how
             )
-        elif not isinstance(error, BROKEN):  # it is we who went wrong
+        elif not isinstance(error, BROKEN):  # the fault is ours
             why = f"cannot go on: {error}"
             log.warning("%s: %s", self.scenario.name, why)
             self.now.events.append(Note(why))

@@ -205,7 +205,7 @@ class _Reduction:
         system.leave()
         ((io, errno),) = plan.items()
         kind = io.op, io.kind, io.meta
-        alike = [one for one in sorted(system.names) if (one.op, one.kind, one.meta) == kind]
+        alike = [one for one in sorted(system.ios) if (one.op, one.kind, one.meta) == kind]
         alike.sort(key=lambda one: one != io)
         return [{one: errno} for one in alike[:_PLACES]] or [plan]
 

@@ -258,7 +258,7 @@ def explore_scenario(
             result.exhaustive, result.cut_short = False, not result.skipped
             break
         if not plan:
-            plans = _faults(system.names, task.errnos) + both_refused(system.names, task.errnos)
+            plans = _faults(system.ios, task.errnos) + both_refused(system.ios, task.errnos)
         # A block job's timer may come between under load; then all of it once more.
         repeated = bool(system.derailed) and repetitions > 0 and explored.exhaustive
         if repeated:
@@ -297,7 +297,7 @@ def sample_scenario(
             system = run.system(plan, sample.all_io)
             budget = Budget(None, 1 if plan else sample.schedules)
             explored = run.explore(system, Mode.RANDOM, budget, rng.randrange(1 << 30))
-            ios[sample.all_io] |= set(system.names)
+            ios[sample.all_io] |= set(system.ios)
             if explored is None:
                 return run.end()
         if run.late:

@@ -84,7 +84,7 @@ def explored(
     system = kind(stage, scenario, plan=plan, release=release, all_io=all_io, watching=False)
     explore(system, Mode.STATEFUL, Budget(schedules=60), stop=False)
     assert system.finished and not system.derailed
-    assert not plan or plan.keys() <= system.names, system.names
+    assert not plan or plan.keys() <= system.ios, system.ios
     return system
 
 
@@ -95,8 +95,8 @@ def causes(system: RealSystem) -> set[str]:
 class Swallowing(RealSystem):
     """A filter that ignores its job's errors: the write says success."""
 
-    def _answered(self, index: int) -> None:
-        super()._answered(index)
+    def _take_answer(self, index: int) -> None:
+        super()._take_answer(index)
         if isinstance(self.now.answers[index], IoError):
             self.now.answers[index] = OK
 
@@ -126,8 +126,8 @@ def test_an_error_that_is_swallowed_is_found_out(stage: QemuPool, image: str, ca
 
 def test_a_client_is_gone_only_where_something_cuts_it_off(stage: QemuPool) -> None:
     class Vanishing(RealSystem):
-        def _answered(self, index: int) -> None:
-            super()._answered(index)
+        def _take_answer(self, index: int) -> None:
+            super()._take_answer(index)
             if self.scenario.ops[index].writes and self.now.answers[index] == OK:
                 self.now.answers[index] = DISCONNECTED
 
@@ -140,8 +140,8 @@ def test_a_client_is_gone_only_where_something_cuts_it_off(stage: QemuPool) -> N
 
 def test_a_false_error_is_failovers_own_only_while_it_fails_over(stage: QemuPool) -> None:
     class Crying(RealSystem):
-        def _answered(self, index: int) -> None:
-            super()._answered(index)
+        def _take_answer(self, index: int) -> None:
+            super()._take_answer(index)
             if self.scenario.ops[index].queries and self.now.answers[index] != UNANSWERED:
                 self.now.answers[index] = ReportedError("I/O error occurred")
 
@@ -324,8 +324,8 @@ def test_a_read_of_what_a_gone_overlay_may_have_got_fails(stage: QemuPool) -> No
     elsewhere = replace(scenario, ops=(ops[0], replace(ops[1], start=C)))
 
     class Failing(RealSystem):
-        def _answered(self, index: int) -> None:
-            super()._answered(index)
+        def _take_answer(self, index: int) -> None:
+            super()._take_answer(index)
             if self.scenario.ops[index].reads:
                 self.now.answers[index] = io_error(EIO)
 
@@ -351,8 +351,8 @@ def test_after_a_disk_is_gone_later_writes_are_done_in_part(stage: QemuPool) -> 
 class _Refusing(RealSystem):
     """A QEMU that reports what it should ignore."""
 
-    def _answered(self, index: int) -> None:
-        super()._answered(index)
+    def _take_answer(self, index: int) -> None:
+        super()._take_answer(index)
         self.now.answers[index] = io_error(EIO)
 
 
@@ -427,7 +427,7 @@ def test_a_disk_that_goes_away_when_all_is_committed_is_told_or_not(
 ) -> None:
     """The commit has more writes and its own flush behind it when nodes and jobs are closed."""
     commit = replace(FAILOVER, setup=(operation("guest_write", 0, 5 * C),), size=5 * C)
-    flushes = [name for name in explored(stage, commit).names if name.kind == "secondary flush"]
+    flushes = [name for name in explored(stage, commit).ios if name.kind == "secondary flush"]
     assert flushes
     left: list[bool] = []
 
@@ -506,7 +506,7 @@ def meta_write(stage: QemuPool, scenario: scenarios.RealScenario) -> str:
     while left := system.enabled():
         system.take(left[-1])
     names = sorted(
-        io.name for io in system.names if io.op == 0 and io.kind == "hidden write" and io.meta
+        io.name for io in system.ios if io.op == 0 and io.kind == "hidden write" and io.meta
     )
     assert names
     return names[0]
@@ -539,8 +539,8 @@ def test_after_a_failed_write_of_tables_success_is_taken_at_its_word(stage: Qemu
 
 def test_a_failed_write_of_tables_is_told_with_its_own_error(stage: QemuPool) -> None:
     class Mixing(RealSystem):
-        def _answered(self, index: int) -> None:
-            super()._answered(index)
+        def _take_answer(self, index: int) -> None:
+            super()._take_answer(index)
             if self.now.answers[index] == io_error(EIO):
                 self.now.answers[index] = io_error(EINVAL)
 
@@ -564,15 +564,15 @@ def test_a_flush_that_hides_its_failure_is_found_out(
     scenario = replace(one(letters), ops=(replace(flush, after=1), write))
 
     class Forgetting(Swallowing):
-        def _look(self) -> None:
+        def _observe(self) -> None:
             if any(hit.verb == "flush" for _, hit in self.now.failed) and 0 not in self.now.over:
                 image = fails.split()[0]
                 empty = self.stage._base if image == "secondary" else self.machine.blank(image)
                 self.machine.stores[image].restore(empty)
-            super()._look()
+            super()._observe()
 
-        def _answered(self, index: int) -> None:
-            super()._answered(index)
+        def _take_answer(self, index: int) -> None:
+            super()._take_answer(index)
             if index == 0 and 0 in self.now.over:
                 self.violation = self.watch.made_durable(self.now, 0)
 
@@ -628,8 +628,8 @@ def test_an_ejected_disk_excuses_errors_and_nothing_else(stage: QemuPool) -> Non
     fails = "hidden zero meta 196608+65536"  # the refcounts are gone, so qcow2 ejects the disk
 
     class Lying(RealSystem):
-        def _answered(self, index: int) -> None:
-            super()._answered(index)
+        def _take_answer(self, index: int) -> None:
+            super()._take_answer(index)
             if index == 1 and isinstance(self.now.answers[1], IoError):
                 self.now.answers[1] = OK
 
@@ -677,7 +677,7 @@ def breaks(
         pytest.skip("copy-before-write has no on-cbw-error")
     judge = LinearizabilityChecker(model, behaviour_of(version))
     system = kind(
-        stage, scenario, plan={io_id(0, fails): EIO}, judge=judge, watching=scenario is model
+        stage, scenario, plan={io_id(0, fails): EIO}, checker=judge, watching=scenario is model
     )
     explored = explore(system, Mode.STATEFUL, Budget(schedules=60), stop=False)
     assert explored.exhaustive and not system.derailed
@@ -717,7 +717,7 @@ def test_a_copy_that_fails_on_tables_breaks_the_snapshot(stage: QemuPool) -> Non
     breaking = (("filter", "on-cbw-error", "break-snapshot"),)
     ops = (operation("primary_write", 0, C), operation("primary_flush"))
     scenario = scenarios.RealScenario("W", ops, form="fleecing", options=breaking)
-    names = explored(stage, scenario, all_io=True).names
+    names = explored(stage, scenario, all_io=True).ios
     tables = sorted(one.name for one in names if one.image == "hidden" and one.meta and not one.op)
     assert tables
     assert not explored(stage, scenario, fails=tables[0], all_io=True).found

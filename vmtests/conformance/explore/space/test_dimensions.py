@@ -31,7 +31,7 @@ def found(stage: QemuPool, name: str, most: int = 40) -> set[tuple[Verdict, Caus
     if scenario.has("snapshot-access") and (7, 0) <= version < (8, 0):
         pytest.skip("its snapshot-read-returns-new-data comes first, whatever is read")
     system = RealSystem(
-        stage, scenario, judge=LinearizabilityChecker(scenario, behaviour_of(version))
+        stage, scenario, checker=LinearizabilityChecker(scenario, behaviour_of(version))
     )
     try:
         explore(system, Mode.DPOR, Budget(schedules=most), stop=False)
