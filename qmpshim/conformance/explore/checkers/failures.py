@@ -202,10 +202,19 @@ class FailureChecker:
             else range(_MOST)
             for op in under_way
         ]
+        zeroes = any(op.zeroes for op in (*self._scenario.setup, *self._scenario.ops))
+        known = (False, True) if zeroes and hit.image not in PRIMARY_IMAGES else (False,)
         return [
-            partial(FaultPlacement, hit, done=dict(zip(under_way, done, strict=True)), emptied=way)
+            partial(
+                FaultPlacement,
+                hit,
+                done=dict(zip(under_way, done, strict=True)),
+                emptied=way,
+                zeroes_known=zero,
+            )
             for done in product(*counts)
             for way in emptied
+            for zero in known
         ]
 
     def _is_optional(self, hit: InjectedFault) -> bool:

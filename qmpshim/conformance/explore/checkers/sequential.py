@@ -31,7 +31,7 @@ from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.primary import PrimaryChain
 from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
 from qmpshim.model.chain.secondary import Chain, CommandError, Stage, Workflow
-from qmpshim.model.disks.image import Alloc, Qcow2Image, owned
+from qmpshim.model.disks.image import Alloc, Qcow2Image, is_zero, owned
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.pointintime.bitmap import RefusedError
 from qmpshim.model.pointintime.jobs import Ending
@@ -140,6 +140,8 @@ class FaultPlacement:
 
     :param emptied: an overlay that fails while it is emptied is empty all the same: it is many
         writes, and only the last may fail (``make_completely_empty``, block/qcow2.c)
+    :param zeroes_known: zeroes of an overlay that is gone are read from its tables: they may be in
+        zero clusters (the model cannot know where zeroes of a raw disk were copied as such)
     """
 
     def __init__(
@@ -148,10 +150,12 @@ class FaultPlacement:
         victim: int = -1,
         done: Mapping[int, int] | None = None,
         emptied: bool = False,
+        zeroes_known: bool = False,
     ) -> None:
         self.hit = hit
         self.victim = victim
         self.emptied = emptied
+        self.zeroes_known = zeroes_known
         self.met = False
         self._left = dict(done or {})
 
@@ -164,6 +168,8 @@ class FaultPlacement:
                 return 0
             if self._left.get(op, 0):
                 self._left[op] -= 1
+                return 0
+            if self.zeroes_known and io.op == "read" and is_zero(io.perform()):
                 return 0
             return self._strike(io)
 

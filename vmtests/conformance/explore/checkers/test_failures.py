@@ -332,6 +332,34 @@ def test_a_read_of_what_a_gone_overlay_may_have_got_fails(stage: QemuPool) -> No
     assert explored(stage, elsewhere, Failing, fails, CUT).found
 
 
+def test_zeroes_of_a_gone_overlay_may_be_read_from_its_tables(stage: QemuPool) -> None:
+    """They were copied from zeroes, as zero clusters; data there are read no more."""
+    setup = (
+        operation("primary_zero", 0, C),
+        operation("checkpoint"),
+        operation("primary_write", 0, 2 * C),
+    )
+    ops = operation("primary_write", 2 * C, C), operation("guest_read", 0, C, after=0)
+    scenario = scenarios.RealScenario(
+        "Z", ops, setup, size=3 * C, options=(("hidden", "detect-zeroes", "unmap"),)
+    )
+    fails = "hidden write 256+128"
+    quiet = {"case 3. backup failed: not in the status"}
+    assert causes(explored(stage, scenario, fails=fails, errno=CUT)) <= quiet
+    elsewhere = replace(scenario, ops=(ops[0], replace(ops[1], start=C)))
+    assert causes(explored(stage, elsewhere, fails=fails, errno=CUT)) <= quiet
+
+    class Remembering(RealSystem):
+        """A QEMU that returns what can be read no more."""
+
+        def _answered(self, index: int) -> None:
+            super()._answered(index)
+            if self.scenario.ops[index].reads and self.now.answers[index] != OK:
+                self.now.answers[index], self.now.data[index] = OK, (scenarios.BASE,) * C
+
+    assert causes(explored(stage, elsewhere, Remembering, fails, CUT)) - quiet
+
+
 def test_after_a_disk_is_gone_later_writes_are_done_in_part(stage: QemuPool) -> None:
     """One cluster is there already; what another is filled up with can be read no more."""
     ops = operation("guest_write", 42, 40), operation("guest_write", C + 42, C, after=0)
