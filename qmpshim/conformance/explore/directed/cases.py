@@ -145,6 +145,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("bitmap-grows", True, ranges.resized, form="push"),
     _case("reads-wait-for-copy", True, ranges.reads_beside_copy, form="backup", size=2 * SIZE),
     _case("quorum-flush-fails", True, monitor.flush_error, form="primary"),
+    _case("parts-of-blocks", True, ranges.padded, form="push"),
     _case("bitmap-names-edges", True, ranges.edges_of_bitmap, form="push"),
     _case("fua-is-durable", True, ranges.durable_fua, form="push"),
     _case("throttled-job-obeys", True, jobs.throttled, form="push"),

@@ -18,6 +18,7 @@ from qmpshim.conformance.explore.directed.tools import (
     remove_client,
     written,
 )
+from qmpshim.conformance.explore.harness.io_naming import owners as owners_of
 from qmpshim.conformance.explore.harness.io_naming import tags
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
@@ -144,6 +145,42 @@ def ragged_discard(machine: GatedMachine) -> None:
             raise Broken(Verdict.LOST_WRITE, text, "data is lost beside a discard")
 
 
+def padded(machine: GatedMachine) -> None:
+    """On a disk with blocks of 4096 bytes what is around data, zeroes and discards of sectors
+    stays.
+    """
+    block, end = 8, SIZE // SECTOR  # sectors
+    words = {"driver": "blkdebug", "node-name": "blocks", "align": block * SECTOR}
+    remove_client(machine, "primary")
+    machine.call("blockdev-add", {**words, "image": "secondary", "discard": "unmap"})
+    add_client(machine, "blocks")
+    client, owners = machine.clients["blocks"], [1] * end
+    for number, (op, start, count) in enumerate(
+        (
+            (Nbd.WRITE_ZEROES, 3, 2),  # inside a block
+            (Nbd.WRITE_ZEROES, block + 3, 3 * block),  # from inside one to inside another
+            (Nbd.WRITE_ZEROES, 6 * block, block + 1),
+            (Nbd.WRITE_ZEROES, 9 * block + 1, 2 * block - 1),
+            (Nbd.WRITE_ZEROES, end - 1, 1),
+            (Nbd.WRITE, 13 * block + 7, 2),
+            (Nbd.WRITE, 17 * block + 3, 2 * block),
+        ),
+        2,
+    ):
+        is_write = op is Nbd.WRITE
+        data = bytes(pattern.data_of(number, start, count)) if is_write else b""
+        answer = client.call(op, start * SECTOR, 0 if is_write else count * SECTOR, data)
+        if answer.errno:
+            text = f"a request of {count} sectors fails with errno {answer.errno}"
+            raise Broken(Verdict.ERROR_CONTRACT, text, "a request of sectors fails")
+        owners[start : start + count] = [number if is_write else 0] * count
+    found = owners_of(read(machine, "blocks", 0, end), 0)
+    wrong = [sector for sector in range(end) if found[sector] != owners[sector]]
+    if wrong:
+        text = f"requests of parts of blocks leave other data in sectors {wrong}"
+        raise Broken(Verdict.CONTENT, text, "parts of blocks")
+
+
 def resized(machine: GatedMachine) -> None:
     """A bitmap grows and shrinks with its disk, which cannot change its size below a job."""
     add_image(machine, "image", SIZE)
@@ -216,7 +253,7 @@ def _expect(machine: GatedMachine, size: int, count: int, when: str, disk: str =
     machine.settle()
     nodes = machine.call("query-named-block-nodes", {"flat": True})
     (node,) = (one for one in nodes if one["node-name"] == disk)
-    found = node["image"]["virtual-size"], [one["count"] for one in node["dirty-bitmaps"]]
+    found = node["image"]["virtual-size"], [one["count"] for one in node.get("dirty-bitmaps", [])]
     if found != (size, [count]):
         text = f"{when} the disk has {found[0]} bytes, its bitmaps {found[1]}, not {size}, {count}"
         raise Broken(Verdict.PROTOCOL, text, f"a bitmap {when}")
