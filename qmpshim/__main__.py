@@ -23,7 +23,7 @@ def main() -> int:
             status = command_line()
         except SystemExit as ended:  # argparse's: --help, --version, wrong words
             status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-        except Exception:  # a defect of ours: never 1, which says that QEMU diverged
+        except Exception:  # a defect of ours: never 1, which means that QEMU diverged
             sys.excepthook(*sys.exc_info())
             status = 2
         return streams.finish(status)

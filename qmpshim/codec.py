@@ -25,7 +25,7 @@ def decode(kind: type[_T], value: Any, what: str) -> _T:
     """The reverse of :func:`encode`. Fields that *kind* has not are passed over.
 
     :param what: for the message, as in ``a case``
-    :raises InputError: *value* is no *kind*; it says where it is not
+    :raises InputError: *value* is no *kind*; the message has the place
     """
     try:
         return msgspec.convert(value, kind)

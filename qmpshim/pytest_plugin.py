@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say at once that a build is not there.
+    """Fail at once where a build is not there.
 
     :raises pytest.UsageError: it is not
     """
@@ -89,7 +89,7 @@ def _marked(request: pytest.FixtureRequest, defaults: dict[str, Any]) -> dict[st
 
 
 def build_named(name: str) -> Build:
-    """The build of that name; the test that asks for one that cannot start is skipped."""
+    """The build of that name; a test that takes one that cannot start is skipped."""
     from qmpshim.machine.builds.build import resolve
 
     with _or_skip():

@@ -20,11 +20,18 @@ PACKAGE = Path(__file__).parent.parent / "qmpshim"
 CLEAN = (
     "errors.py",
     "cli.py",
+    "codec.py",
+    "__main__.py",
+    "pytest_plugin.py",
     "commands",
+    "conformance/assess",
     "conformance/bundles",
+    "conformance/check",
     "conformance/compare",
+    "conformance/document.py",
     "conformance/explore/checkers",
     "conformance/guest",
+    "conformance/known",
     "conformance/pair",
     "conformance/pointintime",
     "conformance/workload",
@@ -42,10 +49,7 @@ CLEAN = (
 #: Not yet: these change with their neighbours' packages.
 NOT_YET = (
     "machine/chain/gated.py",
-    "commands/assess.py",
-    "commands/check.py",
     "commands/explore.py",
-    "commands/pair.py",
     "conformance/explore/checkers/crash_points.py",
     "conformance/explore/checkers/liveness.py",
     "conformance/explore/checkers/quorum.py",
@@ -61,8 +65,8 @@ BANNED = re.compile(
     r")(?![a-z])",
     re.IGNORECASE,
 )
-#: A key of the JSON documents and an option; a file object's method.
-KEPT_NAMES = {"discipline", "tell"}
+#: A key of the JSON documents and an option; a file object's method; an answer of `assess`.
+KEPT_NAMES = {"discipline", "tell", "CANNOT_TELL"}
 
 
 def used(source: str) -> Iterator[tuple[int, str]]:

@@ -45,7 +45,7 @@ from qmpshim.conformance.document import Document
 from qmpshim.conformance.explore.report.finding_files import CASE as SCHEDULE
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.known.folder import summary
-from qmpshim.conformance.known.seen import would_say
+from qmpshim.conformance.known.seen import assessed
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.errors import (
     BuildError,
@@ -384,8 +384,8 @@ def _rest(comparison: Comparison, directory: Path, console: Console) -> None:
     console.line(f"reports: {directory}/{{{HTML},{RESULTS},{JUNIT},{TAP}}}")
     console.line(headline(comparison))
     for tested in comparison.results.builds:
-        said = would_say(comparison.seen_on(tested.name))
-        console.line(f"assess would say of this, {tested.name}: {said}")
+        answer = assessed(comparison.seen_on(tested.name))
+        console.line(f"assess would say of this, {tested.name}: {answer}")
 
 
 # -- bisect ------------------------------------------------------------------------------------

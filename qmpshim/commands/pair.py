@@ -25,7 +25,7 @@ from qmpshim.commands.console import (
 from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.conformance.document import Document
 from qmpshim.conformance.known.folder import known_pairs
-from qmpshim.conformance.known.seen import SeenFinding, would_say
+from qmpshim.conformance.known.seen import SeenFinding, assessed
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.checks import best_accel, run_plan, summary
 from qmpshim.conformance.pair.plan import GUESTS, MOMENTS, Failover, PairOutcome, PairPlan
@@ -203,7 +203,7 @@ def _show(outcome: PairOutcome, bundle: Path | None, primary: Build, console: Co
         SeenFinding(one.divergence.verdict, str(one.cause), one.contract, one.known)
         for one in outcome.findings
     ]
-    console.line(f"assess would say of this: {would_say(seen)}")
+    console.line(f"assess would say of this: {assessed(seen)}")
 
 
 async def replay(bundle: Path, build: Build, document: Document, console: Console) -> int:

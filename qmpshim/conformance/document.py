@@ -2,7 +2,7 @@
 
 Every command with a result fills a :class:`Document`; it is written whatever the ending is (done,
 found something, failed, interrupted). The members of the envelope and those of each command are in
-``schemas/``. Units: bytes and seconds. A number whose unit its name does not say has it in the
+``schemas/``. Units: bytes and seconds. A number whose unit is not in its name has it in the
 name: ``offset_bytes``, ``clients_seconds``. Sentences for people (``trace``, ``text``, ``minimal``)
 are the lines that the terminal shows.
 """
@@ -42,7 +42,7 @@ _OF_STATUS = {0: Overall.AS_PREDICTED, 1: Overall.DIVERGED}
 
 @dataclass(slots=True)
 class Document:
-    """What a command has to say.
+    """What a command reports.
 
     :ivar command: in words, e.g. ``guest check``
     :ivar arguments: the command line after the program's name
@@ -50,7 +50,7 @@ class Document:
     :ivar builds: the builds it was about, as :func:`build_object` makes them
     :ivar result: the command's own members, at the top level beside the envelope's
     :ivar exit_status: of the process
-    :ivar diverged: something was found, though the exit status says another thing (interrupted)
+    :ivar diverged: something was found, though the exit status is another (interrupted)
     :ivar error: why there is no verdict, one line
     :ivar interrupted: what ended the work early: a signal's name, or :data:`BUDGET`
     """

@@ -308,7 +308,7 @@ SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
     for scenario in (*_PAIRS, *_TRIPLES, *_SHAPES, *_FAULTS, *_BACKUP, *_LONG)
 }
-"""Those that every honest discipline must stand."""
+"""Those that every correct protocol must stand."""
 
 ROBUSTNESS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ROBUSTNESS}
 """Those beyond the contract: here QEMU breaks the promise, and the explorer shows how."""

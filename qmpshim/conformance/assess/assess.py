@@ -21,7 +21,7 @@ TRYING = 45.0
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """What is to be said of a build."""
+    """The answers for a build."""
 
     build: Build
     version: str
@@ -31,7 +31,7 @@ class Assessment:
 
     @property
     def reliable(self) -> bool:
-        """Whether it is, for every use that was asked for."""
+        """Whether it is, for every use that was chosen."""
         return all(one.answer is Answer.RELIABLE for one in self.judgements)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.report.findings import Finding
-from qmpshim.conformance.explore.scenarios import RealScenario, pairs, vanishing
+from qmpshim.conformance.explore.scenarios import RealScenario, disconnections, pairs
 from qmpshim.conformance.explore.search.exploration import Progress, explore_real
 from qmpshim.conformance.explore.space.naming import array, is_name
 from qmpshim.conformance.known.folder import known_findings
@@ -58,7 +58,9 @@ def scenarios_of(use: Use) -> list[RealScenario]:
     scenario space is of these chains.
     """
     if use is Use.NBD_EXPORT:
-        found = vanishing() + [one for one in array(_STRENGTH) if does(one.ops, Verb.DISCONNECT)]
+        found = disconnections() + [
+            one for one in array(_STRENGTH) if does(one.ops, Verb.DISCONNECT)
+        ]
         return [one for one in found if one.form in ("backup", "fleecing")]
     chains = tuple(chain for chain, uses in USES.items() if use in uses)
     found = [one for chain in chains for one in pairs(chain)]

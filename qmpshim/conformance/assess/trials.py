@@ -203,7 +203,7 @@ def try_finding(build: Build, one: WriteUp, directory: Path) -> list[Trial]:
             case WorkloadWriteUp():
                 return [_workload(build, one)]
         return [_schedule(build, one)]
-    except NotStarted as error:  # that says nothing of what the build can do
+    except NotStarted as error:  # which is no sign of what the build can do
         return [Trial(one, Seen.UNSURE, str(error))]
     except BuildError as error:
         return [Trial(one, Seen.IMPOSSIBLE, str(error))]
@@ -234,9 +234,9 @@ def _pair(build: Build, one: PairWriteUp, directory: Path) -> list[Trial]:
     outcome, _ = asyncio.run(run_plan(plan, (build, build), directory))
     trials, others = [], []
     for finding in outcome.findings:
-        told = [known for known in known_pairs() if known.shown_by(finding, plan)]
-        trials += [Trial(known, Seen.SHOWN, str(finding.cause)) for known in told]
-        others += [] if one in told else [str(finding.cause)]
+        shown = [known for known in known_pairs() if known.shown_by(finding, plan)]
+        trials += [Trial(known, Seen.SHOWN, str(finding.cause)) for known in shown]
+        others += [] if one in shown else [str(finding.cause)]
     if all(trial.entry != one for trial in trials):
         why = f"{_ELSE}: {'; '.join(others)}" if others else ""
         trials.append(Trial(one, Seen.UNSURE if others else Seen.NOT_SEEN, why))

@@ -1,7 +1,7 @@
 """A check's case and its outcome: what `qmpshim check` hands out, and what comes back.
 
 A *kind* of check is a function (a :data:`Runner`) that carries out a :class:`Case` on a build and
-says how it went. It does not decide what is new or what to print: it reports what it found.
+reports how it went. It does not decide what is new or what to print: it reports what it found.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ A suite file is JSON or TOML::
     arguments = { workflow = "replication", cluster = 4096, operations = 20000, seed = 7 }
     shards = 4                          # optional: four cases, with seeds 7, 8, 9 and 10
 
-What a kind's arguments mean is said by its function. Seeds and shares of work are fixed here,
-before anything is handed out: whoever does a case, and wherever, does the same.
+What a kind's arguments mean is in its function's docstring. Seeds and shares of work are fixed
+here, before anything is handed out: a case is the same in whichever process, and wherever.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Suite:
                 if self.called not in ("", "quick"):
                     listing = shlex.join([*listing.split(), "--suite", self.called])
                 there_are = [case.name for case in self.cases]
-                said = no_such("case", name, there_are, listing)
-                raise InputError(f"suite {self.name} has {said}")
+                text = no_such("case", name, there_are, listing)
+                raise InputError(f"suite {self.name} has {text}")
             chosen |= {case.name: case for case in hits}
         return replace(self, cases=tuple(chosen.values()))
 

@@ -326,7 +326,7 @@ def triples(form: str = "replication") -> list[RealScenario]:
     return [one for one in found if _sensible(one)]
 
 
-def vanishing() -> list[RealScenario]:
+def disconnections() -> list[RealScenario]:
     """A client of an export that is gone in the middle of its request, by form and request."""
     return [
         _scenario((letter, client), form)
@@ -376,14 +376,14 @@ def twice() -> list[RealScenario]:
 
 def _all() -> list[RealScenario]:
     every = [s for form in TOPOLOGIES for s in (*pairs(form), *triples(form))]
-    return every + follow_ups() + vanishing() + twice()
+    return every + follow_ups() + disconnections() + twice()
 
 
 SETS: Mapping[str, Callable[[], list[RealScenario]]] = {
     "pairs": lambda: [s for form in TOPOLOGIES for s in pairs(form)],
     "triples": lambda: [s for form in TOPOLOGIES for s in triples(form)],
     "follow-ups": follow_ups,
-    "vanishing": vanishing,
+    "vanishing": disconnections,
     "twice": twice,
     **{form: functools.partial(pairs, form) for form in TOPOLOGIES},
     "all": _all,

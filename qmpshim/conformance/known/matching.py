@@ -2,7 +2,7 @@
 
 That a finding is known is decided here, in ``covers``, and nowhere else. A thousand schedules may
 have the same words for what is wrong and yet not the same reason: so a write-up of the explorer's
-also says of which form of the chain it is, which operations it needs and which I/Os fail.
+also names the form of the chain, the operations it needs and the I/Os that fail.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FAILS = frozenset(f"{image} {verb}" for image in {*IMAGES, *PRIMARY_IMAGES} for
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplorerWriteUp(WriteUp):
-    """A finding of the explorer's that is written up. What its file leaves out its case says.
+    """A finding of the explorer's that is written up. What its file leaves out is as in its case.
 
     :ivar forms: of the chain
     :ivar needs: concurrent operations: one of each of these has to be there
@@ -192,7 +192,7 @@ def recogniser(known: Sequence[ExplorerWriteUp], version: Version) -> Callable[[
 
 
 def write_up_from_json(path: Path, value: dict[str, Any]) -> WriteUp:
-    """The write-up with the content of the file *path*: what its case is says which kind it is.
+    """The write-up with the content of the file *path*: which kind it is follows from its case.
 
     :raises KeyError, TypeError, ValueError, re.error, InputError: it is damaged
     """

@@ -1,4 +1,4 @@
-"""What a finding means to somebody who uses QEMU: which use it hits, how badly, when, what to do.
+"""What a finding means to users of QEMU: which use it hits, how badly, when, what to do.
 
 The sentences are read by operators of COLO and by authors of backup tools: they name what the user
 does and sees, not QEMU's functions, which are in the write-up's ``reason``.

@@ -1,4 +1,4 @@
-"""What `assess` would say of what a run saw. Nothing more is tried, so it never says reliable."""
+"""The answer of `assess` to what a run saw. Nothing more is tried, so it is never RELIABLE."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SeenFinding:
 
     @property
     def meaning(self) -> Meaning | None:
-        """What its write-up says of it."""
+        """What its write-up has of it."""
         return self.entry.meaning if self.entry else None
 
     @property
@@ -83,15 +83,15 @@ def uses_hit(found: Iterable[SeenFinding]) -> list[Use]:
     return [use for use in Use if use in hit]
 
 
-def would_say(found: Iterable[SeenFinding]) -> str:
+def assessed(found: Iterable[SeenFinding]) -> str:
     """The line, without the command that tries the rest."""
     all_found = list(found)
     unsure = sum(not one.confirmed for one in all_found)
     doubt = f"; {unsure} more did not show itself every time" if unsure else ""
-    return _said([one for one in all_found if one.confirmed]) + doubt
+    return _sentence([one for one in all_found if one.confirmed]) + doubt
 
 
-def _said(found: list[SeenFinding]) -> str:
+def _sentence(found: list[SeenFinding]) -> str:
     bad = worst(found)
     if bad is None:
         known = sum(one.entry is not None for one in found)

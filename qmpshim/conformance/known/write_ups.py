@@ -1,6 +1,6 @@
 """What all write-ups have in common, whatever shows the finding: one JSON file each.
 
-A write-up excuses a finding, so it has to say of what it is true: of which versions, within the
+A write-up excuses a finding, so it has to be precise: of which versions, within the
 contract or not, with which cause; and, each kind for itself (:mod:`~.matching`), in which
 circumstances.
 """
@@ -162,7 +162,7 @@ class WriteUp:
         return _numbers(self.since or "0") <= version < _numbers(self.fixed or "999")
 
     def explains(self, verdict: Verdict | None, cause: Cause, contract: bool) -> bool:
-        """Whether something that went wrong is this, as far as verdict and cause say so.
+        """Whether something that went wrong is this, as far as verdict and cause go.
 
         :param contract: it was seen within the contract
         """

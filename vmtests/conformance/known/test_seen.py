@@ -13,7 +13,7 @@ from qmpshim.conformance.check.report.results import Results
 from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.conformance.check.run.journal import Plan
 from qmpshim.conformance.known.folder import write_up, write_ups
-from qmpshim.conformance.known.seen import SeenFinding, Standing, standing, would_say
+from qmpshim.conformance.known.seen import SeenFinding, Standing, assessed, standing
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.model.check.verdict import Verdict
 
@@ -26,25 +26,25 @@ def of(one: WriteUp) -> SeenFinding:
 def test_a_known_finding_stands_for_what_it_means(one: WriteUp) -> None:
     bad = one.meaning.disqualifies
     assert standing([of(one)]) is (Standing.NOT_RELIABLE if bad else Standing.HARMLESS)
-    said = would_say([of(one)])
-    assert said.startswith("NOT RELIABLE for ") is bad
+    text = assessed([of(one)])
+    assert text.startswith("NOT RELIABLE for ") is bad
     if bad:
-        assert one.title in said and one.meaning.severity.words in said
-        assert all(use.words in said for use in one.meaning.affects)
+        assert one.title in text and one.meaning.severity.words in text
+        assert all(use.words in text for use in one.meaning.affects)
 
 
 def test_the_worst_is_named() -> None:
-    said = would_say([of(one) for one in reversed(write_ups())])
-    assert "silent wrong data: " in said
+    text = assessed([of(one) for one in reversed(write_ups())])
+    assert "silent wrong data: " in text
 
 
 def test_what_nobody_has_explained_is_not_harmless_within_the_contract() -> None:
     new = SeenFinding(Verdict.ERROR_CONTRACT, "it is odd", contract=True)
-    assert standing([new]) is Standing.NOT_RELIABLE and "it is odd" in would_say([new])
+    assert standing([new]) is Standing.NOT_RELIABLE and "it is odd" in assessed([new])
     outside = SeenFinding(Verdict.CRASH, "x", contract=False)
     assert standing([outside]) is Standing.UNEXPLAINED
-    assert would_say([outside]) == "1 against QEMU's documented rules, not explained"
-    assert standing([]) is Standing.NOTHING and would_say([]) == "nothing known was seen"
+    assert assessed([outside]) == "1 against QEMU's documented rules, not explained"
+    assert standing([]) is Standing.NOTHING and assessed([]) == "nothing known was seen"
 
 
 def test_what_did_not_show_itself_every_time_is_told_apart() -> None:
@@ -52,10 +52,10 @@ def test_what_did_not_show_itself_every_time_is_told_apart() -> None:
     flaky = SeenFinding(Verdict.CONTENT, "now and then", contract=True, confirmed=False)
     assert standing([flaky]) is Standing.UNEXPLAINED
     doubt = "; 1 more did not show itself every time"
-    assert would_say([flaky]) == f"nothing known was seen{doubt}"
+    assert assessed([flaky]) == f"nothing known was seen{doubt}"
     known = of(write_up("snapshot-read-returns-new-data"))
     assert standing([known, flaky]) is Standing.NOT_RELIABLE
-    assert would_say([known, flaky]) == would_say([known]) + doubt
+    assert assessed([known, flaky]) == assessed([known]) + doubt
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The disks' clusters as predicted and as observed, side by side: who owns what, what differs.
+"""The disks' clusters as predicted and as observed, side by side: whose they are, what differs.
 
 A *map* is JSON, made for reports: for each disk its clusters, each with what was predicted and
 what was observed there, as runs of bytes that have one owner.

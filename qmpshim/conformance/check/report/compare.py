@@ -22,7 +22,7 @@ from qmpshim.conformance.known.write_ups import WriteUp
 
 
 class State(StrEnum):
-    """What a finding is to who reads the report; the first that fits."""
+    """What a finding is to a reader of the report; the first that fits."""
 
     UNCONFIRMED = "unconfirmed"  # it did not show itself again every time
     BASELINE = "in baseline"

@@ -86,13 +86,13 @@ def draw(diagram: Mapping[str, Any]) -> Drawing:
         for x, lines in zip(lanes, wrapped, strict=True)
         for row, line in enumerate(lines)
     ]
-    straight = all(step["kind"] in ("start", "note") and not step["ends"] and not step["arrives"]
+    plain = all(step["kind"] in ("start", "note") and not step["ends"] and not step["arrives"]
                    for step in diagram["steps"])  # fmt: skip
     states = [_Lane() for _ in names]
     steps: list[StepDrawing] = []
     y = float(head_height + PAD)
     for number, step in enumerate(diagram["steps"], 1):
-        drawing = _step(number, step, y, lanes, states, straight)
+        drawing = _step(number, step, y, lanes, states, plain)
         steps.append(drawing)
         y += drawing.height
     return Drawing(LEFT + LANE * max(1, len(names)), y + PAD, heads, head_height, steps, lanes)
@@ -104,7 +104,7 @@ def _step(
     y: float,
     lanes: Sequence[float],
     states: Sequence[_Lane],
-    straight: bool,
+    plain: bool,
 ) -> StepDrawing:
     lane = step["lane"]
     if lane is None or not 0 <= lane < len(lanes):
@@ -127,22 +127,22 @@ def _step(
             well = "ends" if answer_from_json(answer) == OK else "fails"
             rows.setdefault(other, []).append((f"ends: {answer}", well))
     holders = [index for index, one in enumerate(states) if one.state == "held"]
-    if not straight:
+    if not plain:
         for index, one in enumerate(states):
             if one.state == "waits" and before[index] != "waits":
-                whom = " and ".join(f"op {h}" for h in holders if h != index)
-                text = "waits" + (f" ({whom} is held up)" if whom else "")
+                blocking = " and ".join(f"op {h}" for h in holders if h != index)
+                text = "waits" + (f" ({blocking} is held up)" if blocking else "")
                 rows.setdefault(index, []).append((text, "waiting"))
     drawing = StepDrawing(number, y, 0)
-    for index, told in rows.items():
+    for index, lines in rows.items():
         at = y
-        for text, kind in told:
+        for text, kind in lines:
             drawing.dots.append((lanes[index], at + LINE - 4, kind))
             for line in wrap(text, _CHARACTERS - 2, subsequent_indent="  "):
                 at += LINE
                 drawing.texts.append(Text(lanes[index] + 14, at, line, kind))
         drawing.height = max(drawing.height, at - y + PAD)
-    if not straight:
+    if not plain:
         end = y + drawing.height
         drawing.segments = [
             Segment(x, y + LINE - 4, end + LINE - 4, one.state)

@@ -22,7 +22,7 @@ from qmpshim.conformance.check.run.again import bundle_place, replay_command
 from qmpshim.conformance.check.run.journal import Key
 from qmpshim.conformance.known.folder import summary
 from qmpshim.conformance.known.meaning import Meaning
-from qmpshim.conformance.known.seen import SeenFinding, Standing, standing, would_say
+from qmpshim.conformance.known.seen import SeenFinding, Standing, assessed, standing
 from qmpshim.errors import name_errnos
 
 _COLOURS = 8  # that the style sheet has for owners
@@ -68,7 +68,7 @@ class Answer:
 
     build: str
     standing: Standing
-    said: str
+    text: str
 
 
 def html(comparison: Comparison) -> bytes:
@@ -120,7 +120,7 @@ def _those(groups: Groups, fine: bool) -> Groups:
 
 def _answer(comparison: Comparison, build: str) -> Answer:
     found = comparison.seen_on(build)
-    return Answer(build, standing(found), would_say(found))
+    return Answer(build, standing(found), assessed(found))
 
 
 def _worst(standings: Iterable[Standing]) -> Standing:
@@ -128,7 +128,7 @@ def _worst(standings: Iterable[Standing]) -> Standing:
 
 
 def _short(name: str) -> str:
-    """A build's name where there is little room: of a path the telling end."""
+    """A build's name where there is little room: of a path the end."""
     if "/" not in name:
         return name
     path = Path(name)

@@ -1,4 +1,4 @@
-"""Good, bad or cannot be tested: what ``git bisect run`` asks of one build.
+"""Good, bad or cannot be tested: what ``git bisect run`` has to know of one build.
 
 ``git bisect run`` takes 0 for good, 125 for "skip this commit", 1 to 127 for bad, and ends at 128
 and above. So only what was looked for, seen, is bad; what is wrong with the question itself (no
@@ -45,14 +45,14 @@ def _named_case(case: Case) -> Case:
 
 
 def answer(comparison: Comparison, named: bool = False) -> BisectAnswer:
-    """What a run of one build says.
+    """What follows from a run of one build.
 
     A bundle's finding is bad where it shows itself, written up or not; another divergence in its
     place leaves the question open. Of other cases whatever is new is bad, if it shows itself each
     time: a commit is not blamed for what may be luck, nor cleared.
 
-    :param named: the cases were chosen by their names (see :func:`asked`): then what a directed
-        case shows is what was asked for, written up or not
+    :param named: the cases were chosen by their names: then what a directed
+        case shows is what was looked for, written up or not
     """
     outcomes = comparison.results.outcomes
     directed = {case.name for case in comparison.results.cases if case.kind == "directed"}

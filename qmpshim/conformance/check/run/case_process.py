@@ -37,7 +37,7 @@ _MOST_KEPT = 64 << 20  # bytes of bundles and images that one case may leave in 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A case to be done on a build, by whoever takes it.
+    """A case to be done on a build, in whichever process.
 
     :ivar identity: of the build when the run began
     :ivar runner: ``module:function`` that carries the case out
@@ -73,8 +73,8 @@ class Cancelled(QmpshimError):
 def carry_out(order: Order, cancelled: Callable[[], bool] = lambda: False) -> Delivery:
     """Do one case in a process of its own.
 
-    :param cancelled: asked now and then
-    :raises Cancelled: it said yes
+    :param cancelled: called now and then
+    :raises Cancelled: it returned True
     :raises HostError: there is no place for the work
     """
     with Workspace("c-") as workspace:
@@ -132,9 +132,9 @@ class _Watched:
         how = f"ended with status {status}"
         if status < 0:
             how = f"was killed by {signal.Signals(-status).name}"
-        said = (self.directory / "output").read_text(errors="replace").strip().splitlines()
+        output = (self.directory / "output").read_text(errors="replace").strip().splitlines()
         return CaseOutcome(
-            Status.BROKEN, f"the check {how}" + (f": {said[-1][:300]}" if said else "")
+            Status.BROKEN, f"the check {how}" + (f": {output[-1][:300]}" if output else "")
         )
 
     def _gluttony(self) -> CaseOutcome | None:
@@ -147,12 +147,12 @@ class _Watched:
                 f"its processes used more than {case.memory >> 20} MiB of memory, "
                 f"{_command(eater)} alone {sizes[eater] >> 20} MiB"
             )
-            return self._convicted("memory", text, eater != self.process.pid)
+            return self._exceeded("memory", text, eater != self.process.pid)
         if _stored(self.temporary) > case.disk:
-            return self._convicted("disk", f"it stored more than {case.disk >> 20} MiB", True)
+            return self._exceeded("disk", f"it stored more than {case.disk >> 20} MiB", True)
         return None
 
-    def _convicted(self, what: str, text: str, of_qemu: bool) -> CaseOutcome:
+    def _exceeded(self, what: str, text: str, of_qemu: bool) -> CaseOutcome:
         if not of_qemu:
             return CaseOutcome(Status.BROKEN, text)
         finding = CaseFinding(
@@ -176,7 +176,7 @@ class _Watched:
         return found
 
     def end(self) -> None:
-        """End what still runs. Who is started meanwhile is ended in the next round."""
+        """End what still runs. What is started meanwhile is ended in the next round."""
         self.process.kill()
         self.process.wait()
         deadline = time.monotonic() + 10.0

@@ -36,7 +36,7 @@ class Identity:
 
 
 def identify(build: Build) -> Identity:
-    """Ask a build who it is.
+    """Which QEMU a build is now.
 
     :raises InputError: it is no QEMU
     :raises BuildError: it does not start

@@ -1,6 +1,6 @@
 """A run on disk: an append-only journal of JSON lines, and what the cases left behind.
 
-The first line says what is to be done, each further one what came of a case on a build; a line
+The first line is what is to be done, each further one what came of a case on a build; a line
 counts when it is whole, and it is on the disk before the next case is handed out. So a run that
 was killed at any instant goes on where it was, with nothing lost and nothing done twice.
 """

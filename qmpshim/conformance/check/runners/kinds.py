@@ -1,6 +1,6 @@
 """The kinds of check: by name, the function that carries one out.
 
-Kept as ``module:function``, so that a worker process loads only what it needs, and an order tells
+Kept as ``module:function``, so that a worker process loads only what it needs, and an order names
 it also of kinds that a floor above brought in.
 """
 

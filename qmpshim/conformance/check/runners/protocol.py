@@ -1,7 +1,7 @@
 """A kind of check: QMP answers and events against what the build's own schema promises.
 
 On a running replication chain (a plain backup where there is no replication): every ``query-``
-command that needs no argument is asked and its answer held against its return type; every command
+command that needs no argument is sent and its answer held against its return type; every command
 must refuse arguments it does not know, miss those it needs, and refuse what has the wrong type,
 with an error object and without dying of it; every event that comes must be in the schema.
 """
@@ -30,8 +30,8 @@ _USES: Mapping[str, list[tuple[str, Mapping[str, Any]]]] = {
     "backup": [],
     "replication": [("stop", {}), ("xen-colo-do-checkpoint", {}), ("cont", {})],
 }
-#: Commands whose arguments are open (``'gen': false`` in QEMU's schema): they say less than they
-#: take.
+#: Commands whose arguments are open (``'gen': false`` in QEMU's schema): they take more than they
+#: promise.
 _OPEN = {"device_add", "netdev_add", "object-add", "qmp_capabilities", "query-qmp-schema"}
 #: QEMU qapi/error.json
 _CLASSES = {
@@ -58,17 +58,17 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
     events = len(machine.qmp.events)
     return CaseOutcome(
         Status.DIVERGED if check.found else Status.OK,
-        f"{check.asked} requests, {events} events, {form}",
+        f"{check.requests} requests, {events} events, {form}",
         tuple(check.found.values()),
-        {"requests": check.asked, "events": events},
+        {"requests": check.requests, "events": events},
     )
 
 
 class _Check:
-    """What is asked of one machine.
+    """The questions to one machine.
 
     :ivar doing: what is being done to it
-    :ivar asked: how many requests were held against the schema
+    :ivar requests: how many requests were held against the schema
     :ivar found: by verdict and cause
     """
 
@@ -76,7 +76,7 @@ class _Check:
         self.machine = machine
         self.case = case
         self.doing = ""
-        self.asked = 0
+        self.requests = 0
         self.found: dict[str, CaseFinding] = {}
 
     def report(self, verdict: Verdict, cause: str, predicted: str, observed: str) -> None:
@@ -93,7 +93,7 @@ class _Check:
         )
 
     def everything(self, form: str) -> None:
-        """Ask.
+        """Send them.
 
         :raises MachineError: there is no going on
         """
@@ -106,8 +106,8 @@ class _Check:
         self._use_the_chain(form)
         for self.doing in schema.commands:
             if self.doing.startswith("query-") and not schema.required(self.doing):
-                self.asked += 1
-                for fault in _asked(self.machine, schema, self.doing):
+                self.requests += 1
+                for fault in _faults_of(self.machine, schema, self.doing):
                     self.report(
                         Verdict.PROTOCOL, self.doing, "an answer as its schema promises", fault
                     )
@@ -134,7 +134,7 @@ class _Check:
 
     def _refused(self, words: dict[str, Any], error_class: str) -> None:
         """Send arguments that must be refused, with that class of error."""
-        self.asked += 1
+        self.requests += 1
         wrong = ""
         try:
             value = self.machine.call(self.doing, words)
@@ -155,7 +155,7 @@ def _machine(build: Build) -> tuple[GatedMachine, str]:
         return GatedMachine(build, Shape(TOPOLOGIES["backup"], *_SHAPE)), "backup"
 
 
-def _asked(machine: GatedMachine, schema: Schema, command: str) -> list[str]:
+def _faults_of(machine: GatedMachine, schema: Schema, command: str) -> list[str]:
     try:
         value = machine.call(command)
     except CommandFailed as error:

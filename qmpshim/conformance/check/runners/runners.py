@@ -230,9 +230,9 @@ def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
 def _unsure(report: ExploreReport) -> str:
     untried = len(report.untried)
     tried = len(report.unconfirmed) - untried
-    said = [f"{tried} did not replay every time"] if tried else []
-    said += [f"{untried} seen, not confirmed: time was up"] if untried else []
-    return "; ".join(said)
+    parts = [f"{tried} did not replay every time"] if tried else []
+    parts += [f"{untried} seen, not confirmed: time was up"] if untried else []
+    return "; ".join(parts)
 
 
 def _of_schedule(finding: Finding, build: Build, directory: Path) -> CaseFinding:

@@ -15,7 +15,7 @@ from qmpshim.machine.host.process import Qemu
 
 
 def start(build: Build, case: Case, directory: Path) -> CaseOutcome:
-    """No arguments. Whether QEMU starts at all and greets: what every run asks of it first."""
+    """No arguments. Whether QEMU starts at all and greets: what every run needs first."""
     only(case)
     asyncio.run(_start(build, directory, case.budget / 2))
     return CaseOutcome(Status.OK, "QEMU greets")
