@@ -84,6 +84,34 @@ class RealScenario:
         least = self.topology.min_copy // SECTOR
         return max(BACKUP_CLUSTER_SIZE_DEFAULT, self.cluster_of("hidden"), least)
 
+    @property
+    def accessible(self) -> frozenset[int] | None:
+        """The granules that a snapshot has, where its filter goes by a bitmap; else None.
+
+        The bitmap's granules are rounded outwards to those of copying (``hbitmap_sparse_merge``,
+        util/hbitmap.c), and both what is copied and what may be read is what it names
+        (``cbw_open``, block/copy-before-write.c, QEMU 7.2 and 10.0).
+        """
+        for bitmap in self.topology.bitmaps:
+            fine, unit = bitmap.granularity, self.granule * SECTOR
+            return frozenset(
+                granule
+                for start, end in bitmap.written
+                for granule in range(
+                    start // fine * fine // unit, ((end - 1) // fine * fine + fine - 1) // unit + 1
+                )
+                if granule * unit < self.size * SECTOR
+            )
+        return None
+
+    @property
+    def view_parts(self) -> list[tuple[int, int]]:
+        """In which parts, first sector and count, the guest's end can be read: at once or not."""
+        if self.accessible is None:
+            return [(0, self.size)]
+        starts = range(0, self.size, self.granule)
+        return [(start, min(self.granule, self.size - start)) for start in starts]
+
     def has(self, driver: str) -> bool:
         """Whether the chain has a node of this driver."""
         return self.topology.has(driver)
@@ -143,6 +171,11 @@ def _operation(value: Mapping[str, Any]) -> Operation:
     return op
 
 
+def _fixed(value: Any) -> Any:
+    """A value of JSON that can be a key: lists are tuples."""
+    return tuple(map(_fixed, value)) if isinstance(value, list | tuple) else value
+
+
 def scenario_objects(path: str) -> list[Any]:
     """The JSON objects in a file that holds one scenario or a list of them.
 
@@ -174,7 +207,10 @@ def scenario_from_json(value: Any) -> RealScenario:
             int(value.get("cluster", C)),
             bool(value.get("contract", True)),
             str(value.get("secondary", "raw")),
-            tuple((str(node), str(name), what) for node, name, what in value.get("options", ())),
+            tuple(
+                (str(node), str(name), _fixed(what))
+                for node, name, what in value.get("options", ())
+            ),
         )
         _ = scenario.topology  # a node that there is
         _check(scenario)

@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from qmpshim.machine.chain.topology import Export, Node, Part, QemuDevice, QmpCommand
+from qmpshim.machine.chain.topology import (
+    DirtyBitmap,
+    Export,
+    Node,
+    Part,
+    QemuDevice,
+    QmpCommand,
+)
 
 #: The options of the protocol node that holds a node's image, or its log.
 Storage = Callable[[Node], dict[str, Any]]
@@ -22,6 +29,9 @@ def opening(part: Part, storage: Storage) -> QmpCommand:
         case Export(name, node, writable):
             names = {"type": "nbd", "id": name, "name": name, "node-name": node}
             return QmpCommand("block-export-add", {**names, "writable": writable})
+        case DirtyBitmap(name, node, granularity):
+            names = {"node": node, "name": name}
+            return QmpCommand("block-dirty-bitmap-add", {**names, "granularity": granularity})
         case QemuDevice(name, driver, options, True):
             return QmpCommand("object-add", {"qom-type": driver, "id": name, **options})
         case QemuDevice(name, driver, options):
@@ -73,7 +83,32 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
             yield prefix, str(value)
 
 
-def removals(parts: Iterable[Part]) -> tuple[list[QemuDevice | Export], list[QmpCommand]]:
+_MARKED = "marked"  # a node that nothing reads
+
+
+def marking(bitmap: DirtyBitmap, size: int) -> Iterator[QmpCommand]:
+    """The commands after which a bitmap that was made names what it is to name.
+
+    What is written is written to a node of its own, whose bitmap is merged: the disk stays as it
+    is.
+
+    :param size: bytes of the disk
+    """
+    own = DirtyBitmap(bitmap.name, _MARKED, bitmap.granularity, bitmap.written)
+    yield QmpCommand("blockdev-add", {"driver": "null-co", "node-name": _MARKED, "size": size})
+    yield opening(own, lambda node: {})
+    for start, end in bitmap.written:
+        line = f'qemu-io {_MARKED} "write {start} {end - start}"'
+        yield QmpCommand("human-monitor-command", {"command-line": line})
+    source = {"node": _MARKED, "name": own.name}
+    names = {"node": bitmap.node, "target": bitmap.name}
+    yield QmpCommand("block-dirty-bitmap-merge", {**names, "bitmaps": [source]})
+    yield QmpCommand("blockdev-del", {"node-name": _MARKED})
+
+
+def removals(
+    parts: Iterable[Part],
+) -> tuple[list[QemuDevice | Export | DirtyBitmap], list[QmpCommand]]:
     """How parts of a chain, as they were opened, are taken apart: exports and devices first.
 
     :returns: what to remove and to wait for, and then the commands that close the nodes
@@ -90,6 +125,8 @@ def closing(part: Part) -> QmpCommand:
     match part:
         case Export(name):
             return QmpCommand("block-export-del", {"id": name, "mode": "hard"})
+        case DirtyBitmap(name, node):
+            return QmpCommand("block-dirty-bitmap-remove", {"node": node, "name": name})
         case QemuDevice(name, is_object=True):
             return QmpCommand("object-del", {"id": name})
         case QemuDevice(name):

@@ -28,10 +28,16 @@ from qmpshim.errors import (
 )
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.qapi import Schema
-from qmpshim.machine.chain.build import closing, opening, removals
+from qmpshim.machine.chain.build import closing, marking, opening, removals
 from qmpshim.machine.chain.images import blank_image
 from qmpshim.machine.chain.quiescence import Quiescence, resting
-from qmpshim.machine.chain.topology import PRIMARY_IMAGES, Node, QmpCommand, Topology
+from qmpshim.machine.chain.topology import (
+    PRIMARY_IMAGES,
+    DirtyBitmap,
+    Node,
+    QmpCommand,
+    Topology,
+)
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.host.process import how_ended, last_words, launch
 from qmpshim.machine.host.workspace import Workspace
@@ -167,7 +173,11 @@ class GatedMachine:
 
         :raises CommandFailed: QEMU cannot
         """
-        batch = [opening(part, self._storage) for part in self.topology.parts]
+        batch: list[QmpCommand] = []
+        for part in self.topology.parts:
+            batch.append(opening(part, self._storage))
+            if isinstance(part, DirtyBitmap):
+                batch += marking(part, self.shape.size)
         self.commands = [
             {"execute": command.name, "arguments": command.arguments} for command in batch
         ]

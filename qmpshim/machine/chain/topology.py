@@ -90,6 +90,20 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
+class DirtyBitmap:
+    """A dirty bitmap of a node that names something from the beginning.
+
+    :ivar granularity: bytes of a granule
+    :ivar written: of what was written, by which it has granules: first byte and end
+    """
+
+    name: str
+    node: str
+    granularity: int
+    written: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class QemuDevice:
     """A device of the virtual machine, or an object that devices use.
 
@@ -106,7 +120,7 @@ class QemuDevice:
 
 
 #: What a chain is opened from.
-Part = Node | Export | QemuDevice
+Part = Node | Export | QemuDevice | DirtyBitmap
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +181,11 @@ class Topology:
     def exports(self) -> tuple[Export, ...]:
         """The exports, in the order in which they are made."""
         return tuple(part for part in self.parts if isinstance(part, Export))
+
+    @property
+    def bitmaps(self) -> tuple[DirtyBitmap, ...]:
+        """The dirty bitmaps that name something from the beginning."""
+        return tuple(part for part in self.parts if isinstance(part, DirtyBitmap))
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -320,7 +339,7 @@ class Topology:
             match one:
                 case Node():
                     return one.mapped(node)
-                case Export():
+                case Export() | DirtyBitmap():
                     return replace(one, name=prefix + one.name, node=prefix + one.node)
                 case QemuDevice():
                     return replace(one, name=prefix + one.name, options=renamed(one.options))
@@ -353,8 +372,9 @@ class Topology:
     def with_options(self, options: Mapping[str, Mapping[str, Any]]) -> Topology:
         """The same with more options of nodes.
 
-        :param options: by node's name; of :data:`JOB` those of the command that starts it, and
-            :data:`IMAGE_CLUSTER` is about how a node's image is made
+        :param options: by node's name; of :data:`JOB` those of the command that starts it.
+            :data:`IMAGE_CLUSTER` is about how a node's image is made, :data:`WRITTEN` about the
+            bitmap that a filter goes by
         :raises KeyError: there is no such node
         """
         changed = self
@@ -362,12 +382,23 @@ class Topology:
             if name == JOB:
                 changed = changed._with_job(more)
                 continue
-            own = {option: value for option, value in more.items() if option != IMAGE_CLUSTER}
-            both = {**self.node(name).options, **own}
+            own = {key: value for key, value in more.items() if key not in (IMAGE_CLUSTER, WRITTEN)}
+            both = {**changed.node(name).options, **own}
             changed = changed._with(name, functools.partial(replace, options=both))
             if IMAGE_CLUSTER in more:
                 changed = changed.with_image(name, cluster=more[IMAGE_CLUSTER])
+            if WRITTEN in more:
+                changed = changed._with_bitmap(name, more[WRITTEN])
         return changed
+
+    def _with_bitmap(self, name: str, written: tuple[tuple[int, int], ...]) -> Topology:
+        """The same with a bitmap of the disk below a filter, by which that goes."""
+        disk = str(self.node(name).options["file"])
+        bitmap = DirtyBitmap("written", disk, _FINE, written)
+        both = {**self.node(name).options, "bitmap": {"node": disk, "name": bitmap.name}}
+        changed = self._with(name, functools.partial(replace, options=both))
+        place = 1 + next(n for n, part in enumerate(self.parts) if part.name == disk)
+        return replace(changed, parts=(*changed.parts[:place], bitmap, *changed.parts[place:]))
 
     def _with_job(self, options: Mapping[str, Any]) -> Topology:
         """The same with more arguments of the command that starts the job.
@@ -394,7 +425,7 @@ _REFERENCES = _BELOW | {"top-id", "device", "job-id", "id", "node-name"}
 
 def _below(part: Part) -> set[str]:
     """The names of the parts that a part refers to."""
-    if isinstance(part, Export):
+    if isinstance(part, Export | DirtyBitmap):
         return {part.node}
     found: set[str] = set()
     for one in part.within if isinstance(part, Node) else (part,):
@@ -426,6 +457,10 @@ def _nested(command: QmpCommand, options: Mapping[str, Any]) -> dict[str, Any]:
 JOB = "job"
 #: In the place of an option: bytes of a cluster of the node's image.
 IMAGE_CLUSTER = "image.cluster"
+#: In the place of an option of a filter: the bytes, first and end, that a bitmap of the disk below
+#: names when the filter is opened.
+WRITTEN = "bitmap.written"
+_FINE = 4096  # bytes of a granule of that bitmap
 
 #: More options of nodes: node, option, value.
 Options = tuple[tuple[str, str, Any], ...]

@@ -9,7 +9,7 @@ Positions and lengths are sectors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.disks.backup_job import (
@@ -177,6 +177,7 @@ class CopyBeforeWriteProtocol(SerialisingWriteProtocol):
 
     :param break_snapshot: ``on-cbw-error=break-snapshot``: an error of the copy breaks the
         snapshot, not the guest's write
+    :param bitmap: the clusters that are copied, and that may be read; None: all
     :param misreads: called where a snapshot read of a copied run takes it from the source; None:
         none does (see ``KnownDefect.SNAPSHOT_READS_NEW_DATA``)
     """
@@ -186,9 +187,13 @@ class CopyBeforeWriteProtocol(SerialisingWriteProtocol):
     behaviour = Behaviour()
 
     def __init__(
-        self, break_snapshot: bool = False, misreads: Callable[[], None] | None = None
+        self,
+        break_snapshot: bool = False,
+        misreads: Callable[[], None] | None = None,
+        bitmap: Collection[int] | None = None,
     ) -> None:
         self.break_snapshot = break_snapshot
+        self.bitmap = bitmap
         self.misreads = misreads
 
     def new_job(
@@ -201,6 +206,7 @@ class CopyBeforeWriteProtocol(SerialisingWriteProtocol):
     ) -> BackupJob:
         return CopyBeforeWriteJob(
             *(source, target, copy_range, memory, self.break_snapshot, self.misreads),
+            bitmap=self.bitmap,
             min_cluster=min_cluster,
         )
 

@@ -7,7 +7,7 @@ are backup clusters, except in the public coroutines of :class:`CopyBeforeWriteJ
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from qmpshim.model.disks.backup_job import BackupJob, copy_clusters
@@ -79,6 +79,7 @@ class CopyBeforeWriteJob(SerialisingJob):
     :ivar done_bitmap: clusters copied, for snapshot reads; a checkpoint does not reset it
     :ivar frozen_read_reqs: snapshot reads from the secondary disk; no write may touch them
     :param break_snapshot: ``on-cbw-error=break-snapshot`` instead of ``break-guest-write``
+    :param bitmap: the clusters that the filter's ``bitmap`` names; None: there is none
     """
 
     def __init__(
@@ -90,16 +91,18 @@ class CopyBeforeWriteJob(SerialisingJob):
         break_snapshot: bool = False,
         misreads: Callable[[], None] | None = None,
         *,
+        bitmap: Collection[int] | None = None,
         min_cluster: int = 0,
     ) -> None:
         super().__init__(source, target, copy_range, memory, min_cluster=min_cluster)
         self.break_snapshot = break_snapshot
         self._misreads = misreads
+        named = self.clusters if bitmap is None else bitmap
         self.copy_bitmap = memory.bits("to copy")
-        self.copy_bitmap.update(self.clusters)
+        self.copy_bitmap.update(named)
         self.reqs = memory.requests("copy tasks")
         self.access_bitmap = memory.bits("accessible")
-        self.access_bitmap.update(self.clusters)
+        self.access_bitmap.update(named)
         self.frozen_read_reqs = memory.requests("frozen reads")
         self.snapshot_error: dict[int, int] = memory.table("snapshot error")  # by cluster 0 only
 

@@ -6,10 +6,11 @@ How it is explained is in :mod:`.linearizability`, and where I/Os failed in :mod
 from __future__ import annotations
 
 from dataclasses import replace
+from errno import EINVAL
 
 from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.checkers.sequential import Outcome
+from qmpshim.conformance.explore.checkers.sequential import UNREADABLE, Outcome
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.explore.harness.overlays import OverlayState, read_overlay
@@ -35,15 +36,10 @@ def look(
     machine: GatedMachine, scenario: RealScenario, now: History
 ) -> tuple[Outcome, RealViolation | None]:
     """Everything that can be seen at the end, and what is broken in the images themselves."""
-    size = scenario.size
     for op in scenario.ops:
         if op.disconnects:  # the export must serve the next client
             machine.connect(op.side)
-    view: tuple[int, ...] | None = None
-    if "guest" in machine.clients:
-        answer = machine.clients["guest"].call(Nbd.READ, 0, size * SECTOR)
-        if not answer.errno:
-            view = tuple(owners(answer.data, 0))
+    view = read_view(machine, scenario) if "guest" in machine.clients else None
     _flush(machine, now)
     status: str | None = None
     if scenario.replicates:
@@ -53,6 +49,21 @@ def look(
     if scenario.backs_up:
         seen = replace(seen, backup=left_by_backup(machine, scenario))
     return seen, unsound
+
+
+def read_view(machine: GatedMachine, scenario: RealScenario) -> tuple[int, ...] | None:
+    """What is read at the guest's end, in parts where it has gaps; ``None``: it cannot be read.
+
+    A gap is what the snapshot has not (EACCES, for which the NBD server has EINVAL); with any other
+    error nothing is looked at.
+    """
+    found: list[int] = []
+    for start, count in scenario.view_parts:
+        answer = machine.clients["guest"].call(Nbd.READ, start * SECTOR, count * SECTOR)
+        if answer.errno not in (0, EINVAL):
+            return None
+        found += [UNREADABLE] * count if answer.errno else owners(answer.data, start)
+    return None if set(found) == {UNREADABLE} else tuple(found)
 
 
 def disks(machine: GatedMachine, scenario: RealScenario, now: History) -> Outcome:

@@ -13,7 +13,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise, permutations
 
-from qmpshim.conformance.explore.checkers.sequential import Order, Outcome, run_in_order
+from qmpshim.conformance.explore.checkers.sequential import (
+    UNREADABLE,
+    Order,
+    Outcome,
+    run_in_order,
+)
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario, cut_off
 from qmpshim.model.answers import (
     IoError,
@@ -322,6 +327,8 @@ class LinearizabilityChecker:
             if any(op.is_guest and op.verb is Verb.ZERO for op in ops):
                 return "the guest's zeroes"
             return "new data" if any(op.is_primary and op.zeroes for op in ops) else "zeroes"
+        if owner == UNREADABLE:
+            return "an error"
         if owner < 0:
             return "garbage"
         if owner == BASE:

@@ -53,8 +53,15 @@ class OnlineChecker:
         }
         changing = (Verb.CHECKPOINT, Verb.FAILOVER, Verb.STOP, Verb.START)
         self.quiet = not (does(scenario.ops, *changing) or scenario.backs_up)
+        named, many = scenario.accessible, scenario.granule // self._cluster
+        # What the bitmap does not name needs no copy.
+        uncopied = {
+            cluster
+            for cluster in range(-(-scenario.size // self._cluster))
+            if named is not None and cluster // many not in named
+        }
         # A reader that discards part of a snapshot does without it, and without its copy.
-        self._given_up = {
+        self._given_up = uncopied | {
             cluster
             for op in (*scenario.setup, *scenario.ops)
             if op.is_guest and op.verb is Verb.DISCARD and scenario.has("snapshot-access")

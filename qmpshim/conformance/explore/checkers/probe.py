@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from qmpshim.conformance.explore.checkers.end import End
+from qmpshim.conformance.explore.checkers.final_state import read_view
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.harness.events import Note
 from qmpshim.conformance.explore.harness.history import History
-from qmpshim.conformance.explore.harness.io_naming import GARBAGE, owners
+from qmpshim.conformance.explore.harness.io_naming import GARBAGE
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
@@ -15,7 +16,6 @@ from qmpshim.model.answers import OK
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Verb, does
-from qmpshim.model.units import SECTOR
 
 PROBE = 4000  # the operation whose data the probe writes
 
@@ -47,13 +47,12 @@ def chain_works_on(end: End) -> RealViolation | None:
         return RealViolation(
             Verdict.ERROR_CONTRACT, text, cause=Cause(CauseKind.PROBE_FAILS, "primary write")
         )
-    found = machine.clients["guest"].call(Nbd.READ, 0, size * SECTOR)
-    if found.errno:
-        text = f"a read afterwards fails with errno {found.errno}"
+    view = read_view(machine, scenario)
+    if view is None:
+        text = "a read afterwards fails"
         return RealViolation(
             Verdict.ERROR_CONTRACT, text, cause=Cause(CauseKind.PROBE_FAILS, "read")
         )
-    view = owners(found.data, 0)
     sector = next((i for i in range(size) if view[i] != seen.view[i]), None)
     if sector is None:
         return None

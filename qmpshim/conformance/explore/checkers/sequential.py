@@ -45,6 +45,9 @@ Order = tuple[int, ...]
 _CHANGES = frozenset({"write", "zero", "discard"})
 AnyChain = Chain | PrimaryChain | PushChain
 
+#: In the place of the owner of a sector that cannot be read.
+UNREADABLE = -2
+
 
 @dataclass(frozen=True, slots=True)
 class BitmapLeft:
@@ -363,7 +366,7 @@ def after_setup(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
 
 def _secondarys(scenario: RealScenario, behaviour: Behaviour) -> Chain:
     protocol = (
-        CopyBeforeWriteProtocol(break_snapshot=scenario.breaks_snapshot)
+        CopyBeforeWriteProtocol(scenario.breaks_snapshot, bitmap=scenario.accessible)
         if scenario.has("snapshot-access")
         else None
     )
@@ -466,15 +469,7 @@ def _final(
                 for sector, owner in enumerate(contents)
             )
         )
-    view: tuple[int, ...] | None = None
-    try:
-        if chain.protocol.name == "copy-before-write":
-            owners = run_sequentially(chain.snapshot_read(0, size))
-        else:
-            owners = run_sequentially(chain.guest_read(0, size))
-        view = tuple(max(0, owner) for owner in owners)
-    except OperationError:
-        pass
+    view = _view(scenario, chain)
     secondary = tuple(max(0, o) for o in chain.secondary.contents.read(0, size))
     status = chain.status() if chain.workflow is Workflow.REPLICATION else None
     if scenario_gives_up(scenario):  # nothing may read it any more
@@ -486,6 +481,21 @@ def _final(
     return Outcome(
         tuple(answers), tuple(data), secondary, held[0], held[1], view, tuple(kinds), status
     )
+
+
+def _view(scenario: RealScenario, chain: Chain) -> tuple[int, ...] | None:
+    """What is read at the guest's end, in parts where it has gaps; ``None``: it cannot be read."""
+    snapshot = chain.protocol.name == "copy-before-write"
+    read = chain.snapshot_read if snapshot else chain.guest_read
+    view: list[int] = []
+    readable = False
+    for start, count in scenario.view_parts:
+        try:
+            view += (max(0, owner) for owner in run_sequentially(read(start, count)))
+            readable = True
+        except OperationError:
+            view += [UNREADABLE] * count
+    return tuple(view) if readable else None
 
 
 def scenario_gives_up(scenario: RealScenario) -> bool:

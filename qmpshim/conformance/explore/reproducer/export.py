@@ -43,6 +43,10 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
             "a script reads neither the target of a backup job nor dirty bitmaps: "
             "`qmpshim replay` shows the finding"
         )
+    if topology.bitmaps:
+        raise InputError(
+            "a script makes no dirty bitmap for a filter: `qmpshim replay` shows the finding"
+        )
     case: dict[str, Any] = {
         "title": f"{finding.verdict}: {finding.text}",
         "build": finding.build,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qmpshim.conformance.explore.space.covering import Constraint, Dimension, Space
-from qmpshim.machine.chain.topology import IMAGE_CLUSTER, JOB, TOPOLOGIES
+from qmpshim.machine.chain.topology import IMAGE_CLUSTER, JOB, TOPOLOGIES, WRITTEN
 from qmpshim.model.units import SECTOR
 
 NONE = "none"
@@ -109,6 +109,14 @@ _TARGETS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
     },
 }
 
+#: What the bitmap of copy-before-write names, by value of the dimension; places as in the history.
+_BITMAPS: Mapping[str, tuple[tuple[int, int, int], ...]] = {
+    NONE: (),
+    "empty": (),
+    "middle": ((1, 40, 1),),
+    "ends": ((0, 16, 0), (3, 0, 0)),
+}
+
 #: The dimensions that are options of nodes.
 _CHAIN_OPTIONS = {"options": _OPTIONS, "target": _TARGETS}
 
@@ -136,6 +144,7 @@ DIMENSIONS = (
     Dimension("history", tuple(_HISTORY)),
     Dimension("options", tuple(_OPTIONS)),
     Dimension("target", tuple(_TARGETS)),
+    Dimension("bitmap", tuple(_BITMAPS)),
 )  # fmt: skip
 
 
@@ -172,6 +181,11 @@ SPACE = Space(
             ("form", "target"),
             lambda form, target: form in _TARGETS[target],
             "the chain has no such target, or what is not copied would not be read",
+        ),
+        Constraint(
+            ("form", "bitmap"),
+            lambda form, bitmap: bitmap == NONE or form == "fleecing",
+            "the chain has no copy-before-write filter of its own",
         ),
         Constraint(
             ("cluster", "target"),
@@ -252,8 +266,22 @@ def _third(point: Mapping[str, str], low: int, high: int) -> dict[str, Any]:
 
 def options_of(point: Mapping[str, str], dimension: str) -> tuple[tuple[str, str, Any], ...]:
     """What a dimension adds to the options of the chain's nodes: node, option, value."""
+    if dimension == "bitmap":
+        return _bitmap(point)
     by_value = _CHAIN_OPTIONS.get(dimension)
     return () if by_value is None else by_value[point[dimension]][point["form"]]
+
+
+def _bitmap(point: Mapping[str, str]) -> tuple[tuple[str, str, Any], ...]:
+    if point["bitmap"] == NONE:
+        return ()
+    unit, end = granule(point) * SECTOR, size(point) * SECTOR
+    places = (
+        (first * unit + beyond * SECTOR, many * unit or _PART * SECTOR)
+        for first, beyond, many in _BITMAPS[point["bitmap"]]
+    )
+    written = tuple((start, min(start + count, end)) for start, count in places)
+    return (("filter", WRITTEN, written),)
 
 
 def scenario_object(point: Mapping[str, str], name: str) -> dict[str, Any]:
@@ -277,5 +305,5 @@ def scenario_object(point: Mapping[str, str], name: str) -> dict[str, Any]:
         "secondary": point["secondary"],
         "setup": _history(point),
         "ops": ops,
-        "options": [list(one) for name in _CHAIN_OPTIONS for one in options_of(point, name)],
+        "options": [list(one) for d in DIMENSIONS for one in options_of(point, d.name)],
     }
