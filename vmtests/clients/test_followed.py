@@ -7,48 +7,14 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from qmpshim.machine.builds.build import Build
 from vmtests.support.backup_client import BackupSet, Disks, KiB
-from vmtests.support.libvirt import Domain, Libvirt, why_not
+from vmtests.support.libvirt import Libvirt
+from vmtests.support.tracked_backups import chains, verdicts
 
 #: What no other write writes: found again in an image's file.
 _MARK, _PLACE, _LENGTH = 0xA5, 8 << 20, 64 * KiB
-
-
-@pytest.fixture(scope="module")
-def libvirt(qemu_build: Build) -> Iterator[Libvirt]:
-    if why := why_not():
-        pytest.skip(why)
-    with Libvirt(qemu_build, {"QMPSHIM_LOG_WRITES": "1"}) as daemon:
-        yield daemon
-
-
-def _chains(domain: Domain) -> dict[str, tuple[str, str]]:
-    """Of each chain that is followed the job, and what is said of its two disks: their nodes."""
-    status = domain.ask("x-shim-status")
-    assert status["unobserved"] == []
-    assert status["doubts"] == []
-    nodes = [{one["disk"]: one["node"] for one in c["nodes"]} for c in status["chains"]]
-    return {
-        chain["job"]: (disks["secondary"], disks["hidden"])
-        for chain, disks in zip(status["chains"], nodes, strict=True)
-    }
-
-
-def _verdicts(domain: Domain) -> list[tuple[str, str]]:
-    """What is wrong, and where; nothing may be left open."""
-    verified: dict[str, Any] = domain.ask("x-shim-verify")
-    assert verified["doubts"] == []
-    assert verified["compared"]
-    wrong = [(one["verdict"], one["where"]) for one in verified["verdicts"]]
-    assert verified["as-predicted"] is not bool(wrong)
-    return sorted(wrong)
 
 
 class _Flipped:
@@ -69,9 +35,9 @@ class _Flipped:
         self._put(_MARK)
 
 
-def test_a_backup_of_two_disks_is_followed_and_judged(libvirt: Libvirt) -> None:
-    rng, disks, backups = random.Random(1), Disks(libvirt, "vda", "vdb"), BackupSet(libvirt)
-    with libvirt.domain(disks.images) as domain:
+def test_a_backup_of_two_disks_is_followed_and_judged(following: Libvirt) -> None:
+    rng, disks, backups = random.Random(1), Disks(following, "vda", "vdb"), BackupSet(following)
+    with following.domain(disks.images) as domain:
         disks.some(domain, 30, rng)
         disks.write(domain, "vda", _PLACE, _LENGTH, _MARK)
         backups.begin("full")
@@ -79,17 +45,17 @@ def test_a_backup_of_two_disks_is_followed_and_judged(libvirt: Libvirt) -> None:
         wanted = {
             f"backup-{target}-{domain.node(target)}": domain.node(target) for target in disks.images
         }
-        assert {job: nodes[0] for job, nodes in _chains(domain).items()} == wanted
-        assert _verdicts(domain) == []
+        assert {job: nodes[0] for job, nodes in chains(domain).items()} == wanted
+        assert verdicts(domain) == []
         # The fault: new data came to the disk, and nothing was copied before.
         with _Flipped(disks.images["vda"]):
             wrong = [("content", "secondary disk"), ("isolation", "hidden disk")]
-            assert _verdicts(domain) == wrong
-        assert _verdicts(domain) == []
+            assert verdicts(domain) == wrong
+        assert verdicts(domain) == []
         # The fault: what was copied is not what the disk held.
         disks.write(domain, "vda", _PLACE, _LENGTH, 0)
         with _Flipped(backups.scratch("vda")):
-            assert _verdicts(domain) == [("isolation", "hidden disk")]
-        assert _verdicts(domain) == []
+            assert verdicts(domain) == [("isolation", "hidden disk")]
+        assert verdicts(domain) == []
         backups.end()
-        assert _chains(domain) == {}
+        assert chains(domain) == {}

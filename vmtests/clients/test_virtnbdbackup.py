@@ -7,43 +7,20 @@ another, no less than before it began and no more than when it had ended.
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 
-from vmtests.support.backup_client import BackupSet, Disks
-from vmtests.support.libvirt import Domain, Libvirt
-
-
-class Work:
-    """Writes to a domain's disks, and backups of them meanwhile.
-
-    :ivar spans: of each backup, the number of writes before it began and when it had ended
-    """
-
-    def __init__(self, domain: Domain, disks: Disks, seed: int = 1) -> None:
-        self.disks = disks
-        self.backups = BackupSet(domain.libvirt)
-        self.spans: list[tuple[int, int]] = []
-        self._domain = domain
-        self._rng = random.Random(seed)
-        disks.some(domain, 30, self._rng)
-
-    def back_up(self, level: str) -> None:
-        """Back up while it is written."""
-        before = len(self.disks.writes)
-        with self.disks.busy(self._domain, self._rng):
-            self.backups.add(level)
-        self.spans.append((before, len(self.disks.writes)))
-
-    def moments(self, backup: int) -> list[int]:
-        """The moments of which a backup is that made a checkpoint of its own."""
-        return self.disks.moments(self.backups.restore(backup), *self.spans[backup])
+from vmtests.support.backup_client import Disks, Work
+from vmtests.support.libvirt import Libvirt
 
 
 def test_a_full_backup_and_increments_are_the_disk_at_their_moments(libvirt: Libvirt) -> None:
     disks = Disks(libvirt, "vda")
     with libvirt.domain(disks.images) as domain:
-        work = Work(domain, disks)
+        some = partial(disks.some, domain, rng=random.Random(1))
+        some(30)
+        work = Work(domain, disks, partial(some, 1))
         work.back_up("full")
         work.back_up("inc")
         # From here on the fault: what the next increment is to save is forgotten.
@@ -64,7 +41,9 @@ def test_a_full_backup_and_increments_are_the_disk_at_their_moments(libvirt: Lib
 def test_two_disks_are_backed_up_at_one_moment(libvirt: Libvirt, seed: int) -> None:
     disks = Disks(libvirt, "vda", "vdb")
     with libvirt.domain(disks.images) as domain:
-        work = Work(domain, disks, seed)
+        some = partial(disks.some, domain, rng=random.Random(seed))
+        some(30)
+        work = Work(domain, disks, partial(some, 1))
         for level in ("full", "inc", "inc", "diff", "diff"):
             work.back_up(level)
     restored = [work.backups.restore(checkpoint) for checkpoint in range(3)]

@@ -6,7 +6,7 @@ import contextlib
 import random
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,28 +58,6 @@ class Disks:
             byte = rng.choice((0, rng.randrange(1, 256), rng.randrange(1, 256)))
             self.write(domain, rng.choice(list(self.images)), offset, length, byte)
 
-    @contextlib.contextmanager
-    def busy(self, domain: Domain, rng: random.Random) -> Iterator[None]:
-        """Random writes one after another, while the context lasts."""
-        over = threading.Event()
-        failed: list[BaseException] = []
-
-        def go_on() -> None:
-            try:
-                while not over.is_set():
-                    self.some(domain, 1, rng)
-            except BaseException as error:
-                failed.append(error)
-
-        thread = threading.Thread(target=go_on)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-        assert not failed, failed
-
     def moments(self, restored: Mapping[str, Path], first: int, last: int) -> list[int]:
         """After how many of the writes the disks held what is in *restored*.
 
@@ -96,6 +74,29 @@ class Disks:
                 if write is not None and write.target == target:
                     now[write.offset : write.offset + len(write.data)] = write.data
         return sorted(found)
+
+
+@contextlib.contextmanager
+def repeated(work: Callable[[], None]) -> Iterator[None]:
+    """Do something again and again in a thread, while the context lasts."""
+    over = threading.Event()
+    failed: list[BaseException] = []
+
+    def go_on() -> None:
+        try:
+            while not over.is_set():
+                work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert not failed, failed
 
 
 def read(image: Path) -> bytes:
@@ -154,3 +155,28 @@ class BackupSet:
             *("-f", self._place / "restore.sock"),
         )
         return {image.stem: image for image in into.glob("*.qcow2")}
+
+
+class Work:
+    """Backups of a domain's disks while they are written.
+
+    :param write: does one or more writes, and adds them to those of the disks
+    :ivar spans: of each backup, the number of writes before it began and when it had ended
+    """
+
+    def __init__(self, domain: Domain, disks: Disks, write: Callable[[], None]) -> None:
+        self.disks = disks
+        self.backups = BackupSet(domain.libvirt)
+        self.spans: list[tuple[int, int]] = []
+        self._write = write
+
+    def back_up(self, level: str) -> None:
+        """Back up while it is written."""
+        before = len(self.disks.writes)
+        with repeated(self._write):
+            self.backups.add(level)
+        self.spans.append((before, len(self.disks.writes)))
+
+    def moments(self, backup: int) -> list[int]:
+        """The moments of which a backup is that made a checkpoint of its own."""
+        return self.disks.moments(self.backups.restore(backup), *self.spans[backup])

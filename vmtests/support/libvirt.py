@@ -19,8 +19,12 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+from qmpshim.errors import MachineDied
 from qmpshim.machine.builds.build import EMULATOR, Build
 from qmpshim.machine.builds.programs import write_programs
+from qmpshim.machine.guest.console import Console
+from qmpshim.machine.guest.guest import KERNEL_WORDS
+from qmpshim.machine.guest.image import GuestImage
 from qmpshim.machine.host.workspace import Closes, Workspace, dies_with_owner
 from vmtests.support.shim_harness import Wire, wait_until
 
@@ -149,17 +153,19 @@ class Libvirt(Closes):
         return ended.stdout
 
     @contextlib.contextmanager
-    def domain(self, disks: Mapping[str, Path], more: str = "") -> Iterator[Domain]:
+    def domain(
+        self, disks: Mapping[str, Path], image: GuestImage | None = None
+    ) -> Iterator[Domain]:
         """A running domain.
 
         :param disks: qcow2 images by the name of the target, as ``vda``
-        :param more: XML for its ``<domain>``
+        :param image: what boots; None: nothing does
         """
-        monitor = self.directory / "monitor.sock"
-        definition = self.directory / "domain.xml"
-        definition.write_text(_xml(self._emulator, disks, monitor, more))
+        place = self.place()
+        definition = place / "domain.xml"
+        definition.write_text(_xml(self._emulator, disks, place, image))
         self.run("virsh", "create", definition)
-        domain = Domain(self, monitor)
+        domain = Domain(self, place, image is not None)
         try:
             yield domain
         finally:
@@ -175,37 +181,58 @@ class Libvirt(Closes):
 
 
 NAME = "domain"
+_MONITOR, _CONSOLE, _CONSOLE_LOG = "monitor.sock", "console.sock", "console.log"
 
 
-def _xml(emulator: Path, disks: Mapping[str, Path], monitor: Path, more: str) -> str:
+def _xml(emulator: Path, disks: Mapping[str, Path], place: Path, image: GuestImage | None) -> str:
     devices = "".join(
-        "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
+        "<disk type='file' device='disk'><driver name='qemu' type='qcow2' discard='unmap'/>"
         f"<source file={quoteattr(str(path))}/><target dev='{target}' bus='virtio'/></disk>"
         for target, path in disks.items()
     )
+    boot = "<type arch='x86_64' machine='pc'>hvm</type>"
+    if image is not None:
+        boot += (
+            f"<kernel>{image.kernel}</kernel><initrd>{image.initramfs}</initrd>"
+            f"<cmdline>{' '.join(KERNEL_WORDS)}</cmdline>"
+        )
+        devices += (
+            f"<serial type='unix'><source mode='bind' path='{place / _CONSOLE}'/>"
+            f"<log file='{place / _CONSOLE_LOG}'/></serial>"
+        )
     return f"""
 <domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
  <name>{NAME}</name><memory unit='MiB'>256</memory><vcpu>1</vcpu>
- <features><acpi/></features>
+ <os>{boot}</os><features><acpi/></features>
  <devices><emulator>{emulator}</emulator>{devices}
   <controller type='usb' model='none'/><memballoon model='none'/><video><model type='none'/></video>
  </devices>
- {more or "<os><type arch='x86_64' machine='pc'>hvm</type></os>"}
  <qemu:commandline>
-  <qemu:arg value='-qmp'/><qemu:arg value={quoteattr(f"unix:{monitor},server=on,wait=off")}/>
+  <qemu:arg value='-qmp'/><qemu:arg value='unix:{place / _MONITOR},server=on,wait=off'/>
  </qemu:commandline>
 </domain>"""
 
 
 class Domain:
-    """A running domain, with a QMP monitor of its own beside libvirt's."""
+    """A running domain, with a QMP monitor of its own beside libvirt's.
 
-    def __init__(self, libvirt: Libvirt, monitor: Path) -> None:
+    :param place: where its sockets are
+    :param guest: whether it boots one
+    """
+
+    def __init__(self, libvirt: Libvirt, place: Path, guest: bool) -> None:
         self.libvirt = libvirt
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.connect(str(monitor))
-        self._wire = Wire(sock)
+        self._serial = _connected(place / _CONSOLE) if guest else None
+        self._console_log = place / _CONSOLE_LOG
+        self._wire = Wire(_connected(place / _MONITOR))
         self._wire.negotiate()
+
+    def console(self) -> Console:
+        """The guest's console, once it has booted."""
+        assert self._serial is not None
+        console = Console(self._serial, self._console_log, MachineDied, lambda: True)
+        console.wait_for_prompt()
+        return console
 
     def ask(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
         """What a command returns; it must not be an error."""
@@ -221,5 +248,13 @@ class Domain:
         raise AssertionError(f"{target} is no disk of the domain")
 
     def close(self) -> None:
-        """Let go of its monitor."""
+        """Let go of its monitor and console."""
         self._wire.close()
+        if self._serial is not None:
+            self._serial.close()
+
+
+def _connected(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.connect(str(path))
+    return sock

@@ -10,7 +10,8 @@ import numpy as np
 from qmpshim.conformance.guest.program import PROGRAM, GuestMisreported, read_lines
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import IOFailed
-from qmpshim.machine.guest.guest import RUN_LIMIT, Guest
+from qmpshim.machine.guest.console import RUN_LIMIT
+from qmpshim.machine.guest.guest import Guest
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.units import SECTOR
 

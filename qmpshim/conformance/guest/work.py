@@ -24,7 +24,7 @@ from qmpshim.conformance.guest.program import PROGRAM, random_operations, read_l
 from qmpshim.conformance.guest.rig import GuestRig
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.guest.chain import Attachment, GuestChain
-from qmpshim.machine.guest.guest import RUN_LIMIT
+from qmpshim.machine.guest.console import RUN_LIMIT
 from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images.write_log import Flag, LogEntry, WriteLog
 from qmpshim.model.check.verdict import Verdict

@@ -25,7 +25,8 @@ from pathlib import Path
 from qmpshim.errors import HostError, MachineError, MachineHung
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.probe import probe
-from qmpshim.machine.guest.guest import BOOT_LIMIT, Guest, GuestSpec, arguments, boot, machine
+from qmpshim.machine.guest.console import BOOT_LIMIT
+from qmpshim.machine.guest.guest import Guest, GuestSpec, arguments, boot, machine
 from qmpshim.machine.guest.image import GuestImage, guests_directory
 
 log = logging.getLogger(__name__)

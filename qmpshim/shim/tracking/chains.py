@@ -236,9 +236,16 @@ class TrackedChains:
     async def _start_jobs(self, command: Command, starts: Sequence[BackupStart]) -> Reply | None:
         async with self._meeting, self._still():
             met = [None if s.target is None else await self._meet_backup(s) for s in starts]
+            starting = [known for known in met if known is not None]
             self._ended.clear()
+            self.catch_up()
+            for known in starting:  # what came so far came before T0
+                known.apply_deferred()
+                known.deferred = []
             reply = await self._forward(Verb.START, command)
             if reply is None or reply.failed:
+                for known in starting:
+                    known.apply_deferred()
                 self._met_now.clear()
                 for start in starts:
                     self.passed_over.pop(start.job, None)
@@ -250,12 +257,27 @@ class TrackedChains:
                     if start.job in self._ended:
                         self.passed_over.pop(start.job, None)
                     continue
+                await self._apply_before_start(tracker)
                 tracker.job_started(start.job)
+                tracker.apply_deferred()
                 await self._follow(tracker)
                 if start.job in self._ended:
                     tracker.job_ended()
             await self._after(command, reply)
             return reply
+
+    async def _apply_before_start(self, tracker: ModelTracker) -> None:
+        """Do in the model what was logged while a job was started, but came before its T0."""
+        if not tracker.deferred:
+            return
+        from qmpshim.shim.tracking.baseline import flush
+        from qmpshim.shim.tracking.start_moment import apply_before_start
+
+        try:
+            await flush(self.shim.execute, tracker.found.nodes["hidden"])
+            apply_before_start(tracker)
+        except QmpshimError as error:
+            tracker.doubt(f"{_UNDER_WAY}: {error}")
 
     async def _cancel(self, command: Command) -> Reply | None:
         self.catch_up()  # what comes later may or may not be copied
@@ -301,8 +323,10 @@ class TrackedChains:
         schedule = self.schedule
         if schedule is None:
             reply = await self.shim.forward(command)
-            if kind is not Verb.STOP and self.catch_up():
-                self._doubt_all(_UNDER_WAY)
+            if self.catch_up() and kind is not Verb.STOP:
+                for tracker in (*self.trackers, *self._met_now):
+                    if tracker.deferred is None:
+                        tracker.doubt(_UNDER_WAY)
             return reply
         step = schedule.begins(kind.value)
         reply = await self.shim.forward(command)
@@ -416,6 +440,7 @@ class TrackedChains:
             return None
         rest = (self.behaviour, self.payloads, self._recorded, self.controller)
         tracker = ModelTracker(found, *rest)
+        tracker.deferred = []
         self._met_now.append(tracker)
         try:
             await self._survey([tracker])
@@ -446,6 +471,9 @@ class TrackedChains:
         """Follow a chain from now on, in the place of what was known of it."""
         if tracker not in self._met_now:
             return
+        if tracker.deferred:
+            tracker.doubt(_UNDER_WAY)
+        tracker.apply_deferred()
         try:
             await self._survey([tracker])
         except QmpshimError as error:
@@ -526,13 +554,10 @@ class TrackedChains:
             (node, True) == (other, low < end and change.offset < high)
             for other, low, high in self._beside_logs
         )
-        for tracker in self.trackers:
+        for tracker in (*self.trackers, *self._met_now):
             if unordered and tracker.found.role(node):
                 tracker.doubt("what came first, through an endpoint or past it, is not known")
             tracker.logged(node, change)
-        for tracker in self._met_now:
-            if tracker.found.role(node):
-                tracker.doubt(_UNDER_WAY)
 
     def lost(self, export: str, change: Change) -> None:
         """A request will not be answered: QEMU, or its NBD server, went away."""

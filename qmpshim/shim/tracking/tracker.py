@@ -66,6 +66,8 @@ class ModelTracker:
     :ivar divergences: what was found so far
     :ivar doubts: why the model's predictions may no longer hold
     :ivar unobserved: the writers that may have written unobserved, however long ago
+    :ivar deferred: what the logs have of the time in which a job is started: whether it came before
+        the job's T0 is not known yet. None: nothing is being started
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class ModelTracker:
         self.divergences: list[Divergence] = []
         self.doubts: list[str] = []
         self.unobserved: dict[Writer, Unobserved] = {}
+        self.deferred: list[Change] | None = None
         self._emit = emit
         self._met = False  # its baseline was read, and what runs on it was started
         self._attached: set[Writer] = set()  # as of the last survey
@@ -251,9 +254,18 @@ class ModelTracker:
         if role not in ("secondary", "top"):
             return
         side = Side.PRIMARY if role == "secondary" else Side.GUEST
+        change = dataclasses.replace(change, side=side)
+        if self.deferred is not None:
+            self.deferred.append(change)
+        else:
+            self.apply(change)
+
+    def apply(self, change: Change) -> None:
+        """Do in the model what a write log has of the secondary disk, or of the top."""
+        side = change.side
         if self.ending:
             self.doubt("I/O was under way when the job ended")
-        if self.follower.request(dataclasses.replace(change, side=side)):
+        if self.follower.request(change):
             self.doubt("a logged request must have failed, which the log does not tell")
         if change.kind is Verb.ZERO:
             chain = self.oracle.chain
@@ -268,6 +280,12 @@ class ModelTracker:
             self.doubt("QEMU's NBD server hung up during a request: who knows what it did")
             with contextlib.suppress(HostError):
                 self.follower.request(dataclasses.replace(change, side=side))
+
+    def apply_deferred(self) -> None:
+        """Do all that was deferred, and defer no more."""
+        deferred, self.deferred = self.deferred or (), None
+        for change in deferred:
+            self.apply(change)
 
     # -- commands ------------------------------------------------------------
 

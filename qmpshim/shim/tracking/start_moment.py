@@ -1,0 +1,90 @@
+"""Which of the writes that came while a backup job was started came before its T0.
+
+The job is started while nothing is in flight, so its T0 has a place in the write log. Where that is
+the target shows, an overlay that was empty: it has a cluster as soon as that cluster is to be
+written, and keeps the contents of T0 in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from qmpshim.errors import MachineError
+from qmpshim.machine.images.agreement import ImageView
+from qmpshim.machine.images.qcow2 import ImageError
+from qmpshim.model.disks.image import Alloc, Qcow2Image
+from qmpshim.model.units import SECTOR
+from qmpshim.shim.tracking.follow import Change
+from qmpshim.shim.tracking.tracker import ModelTracker
+
+
+def apply_before_start(tracker: ModelTracker) -> None:
+    """Do in the model those of the deferred changes that came before T0; the others stay deferred.
+
+    Where no place of T0 explains what the overlay holds, all are taken to have come before: then a
+    verification finds what is wrong.
+
+    :raises MachineError: the overlay cannot be judged
+    """
+    target = tracker.image("hidden")
+    assert isinstance(target, Qcow2Image)
+    if target.alloc:
+        raise MachineError("the target was not empty")
+    files = tracker.files("hidden")
+    if files is None:
+        raise MachineError("the target's file is out of reach")
+    try:
+        overlay = _Overlay(tracker, ImageView(files.image, data=files.data))
+    except ImageError as error:
+        raise MachineError(str(error)) from error
+    changes = tracker.deferred or []
+    least = overlay.least(changes)
+    wrong = overlay.wrong({unit for change in changes for unit in overlay.units(change)})
+    done = 0
+    while done < len(changes) and (done < least or wrong):
+        tracker.apply(changes[done])
+        touched = set(overlay.units(changes[done]))
+        wrong = (wrong - touched) | overlay.wrong(touched)
+        done += 1
+    tracker.deferred = changes[done:]
+
+
+class _Overlay:
+    """What the target holds, against the disk as the model has it; units are its clusters.
+
+    :raises ImageError: as :class:`ImageView`
+    """
+
+    def __init__(self, tracker: ModelTracker, view: ImageView) -> None:
+        self._tracker = tracker
+        self._view = view
+        self._unit = view.unit_size
+        self._held = {
+            unit
+            for run in view.runs()
+            if run.alloc is not Alloc.UNALLOCATED
+            for unit in range(run.offset // self._unit, -(-(run.offset + run.length) // self._unit))
+        }
+
+    def units(self, change: Change) -> range:
+        """What a change touches."""
+        end = change.offset + change.length
+        return range(change.offset // self._unit, -(-end // self._unit))
+
+    def least(self, changes: Sequence[Change]) -> int:
+        """How many changes came before T0 at least: those after it have their clusters here."""
+        return max(
+            (n for n, one in enumerate(changes, 1) if not self._held.issuperset(self.units(one))),
+            default=0,
+        )
+
+    def wrong(self, units: Iterable[int]) -> set[int]:
+        """Those that are here with other contents than the disk has in the model now."""
+        return {unit for unit in units if unit in self._held and not self._same(unit)}
+
+    def _same(self, unit: int) -> bool:
+        at = unit * self._unit
+        length = min(self._unit, self._tracker.found.size - at)
+        owners = self._tracker.oracle.primary_view.read(at // SECTOR, length // SECTOR)
+        wanted = self._tracker.payloads.data(owners, at // SECTOR)
+        return self._view.read(at, length).data == wanted

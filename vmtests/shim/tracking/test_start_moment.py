@@ -1,0 +1,92 @@
+"""A job's T0 has its place among writes that come, past the shim, while the job is started."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import pytest
+
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.secondary import ChainSpec
+from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.model.chain.secondary import Workflow
+from qmpshim.shim.emulator.serve import Options
+from qmpshim.shim.tracking import start_moment
+from qmpshim.shim.tracking.tracker import ModelTracker
+from vmtests.shim.tracking.test_commands import CLUSTER, SIZE, Service
+from vmtests.support.shim_harness import Loop, wait_until
+
+_BACKUP = {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "none"}
+_REGION = 20 * CLUSTER  # small: clusters are written again and again
+
+
+@contextmanager
+def _writing(uri: str, seed: int) -> Iterator[Callable[[], int]]:
+    """Writes one after another while the context lasts; gives how many were done so far."""
+    over, done, chance = threading.Event(), 0, random.Random(seed)
+
+    def write() -> None:
+        nonlocal done
+        with closing(NbdClient(uri, 20.0, plain=True)) as client:
+            while not over.is_set():
+                length = 512 * chance.randrange(1, 40)
+                at = 512 * chance.randrange((_REGION - length) // 512)
+                client.wait(client.submit_write(chance.randbytes(length), at))
+                done += 1
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield lambda: done
+    finally:
+        over.set()
+        thread.join()
+
+
+def _verified(loop: Loop, build: Build, seed: int) -> dict[str, Any]:
+    """Start a job on a disk that is written; the verdict once it is written no more."""
+    spec = ChainSpec(Workflow.BACKUP, SIZE, CLUSTER)
+    service = Service(loop, Options(build=build, chain=spec, log_writes=True))
+    try:
+        wire = service.client()
+        chain = service.served.chain
+        assert chain is not None
+        with _writing(chain.uri("primary"), seed) as done:
+            wait_until(lambda: done() > 20)
+            assert wire.ask("blockdev-backup", _BACKUP) == {"return": {}}
+            there = done()
+            wait_until(lambda: done() > there + 20)
+        assert not wire.ask("x-shim-status")["return"]["doubts"]
+        return dict(wire.ask("x-shim-verify")["return"])
+    finally:
+        service.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_disk_that_is_written_all_the_time(each_build: Build, loop: Loop, seed: int) -> None:
+    verified = _verified(loop, each_build, seed)
+    assert verified["as-predicted"], verified
+
+
+def _none_before(_: ModelTracker) -> None:
+    pass
+
+
+def _all_before(tracker: ModelTracker) -> None:
+    tracker.apply_deferred()
+
+
+@pytest.mark.parametrize("wrong", [_none_before, _all_before])
+def test_another_place_is_found_out(
+    qemu_build: Build,
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: Callable[[ModelTracker], None],
+) -> None:
+    monkeypatch.setattr(start_moment, "apply_before_start", wrong)
+    # A run in which nothing comes on one side of T0 shows nothing.
+    assert any(_verified(loop, qemu_build, seed)["verdicts"] for seed in range(5))
