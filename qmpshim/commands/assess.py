@@ -52,6 +52,13 @@ command or the environment is wrong, 125 nothing was found, and for one of them 
 concluded.
 """
 
+#: The exit status for each answer.
+_STATUS = {
+    Answer.RELIABLE: OK,
+    Answer.NOT_RELIABLE: DIVERGED,
+    Answer.CANNOT_TELL: UNTESTABLE,
+}
+
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
@@ -132,10 +139,8 @@ def _assess(args: argparse.Namespace, console: Console) -> int:
 
 
 def _status(done: Sequence[Assessment]) -> int:
-    answers = {judgement.answer for one in done for judgement in one.judgements}
-    if Answer.NOT_RELIABLE in answers:
-        return DIVERGED
-    return UNTESTABLE if Answer.CANNOT_TELL in answers else OK
+    found = {_STATUS[judgement.answer] for one in done for judgement in one.judgements}
+    return next((status for status in (DIVERGED, UNTESTABLE) if status in found), OK)
 
 
 def _again(reason: Reason, build: Build, keep: Path, console: Console) -> str:
@@ -156,31 +161,32 @@ def _show(one: Assessment, again: dict[Reason, str], console: Console) -> None:
     console.line(f"{one.build.name}: QEMU {one.version}")
     for judgement in one.judgements:
         console.line()
-        console.line(f"{judgement.use.words}: {judgement.answer}")
-        console.line(f"  tried: {judgement.figures}")
+        console.line(f"{judgement.use.words}: {judgement.answer}", _STATUS[judgement.answer])
+        console.prose(f"  tried: {judgement.figures}")
         for reason in judgement.reasons:
             _show_reason(reason, again[reason], console)
         for doubt in judgement.doubts:
-            console.line(f"  cannot tell: {doubt}")
+            console.prose(f"  cannot tell: {doubt}")
         if judgement.remarks:
             words = "; ".join(
                 f"{remark.severity.words}: {remark.text}" for remark in judgement.remarks
             )
-            console.line(f"  not against it where QEMU's rules are kept: {words}")
+            console.prose(f"  not against it where QEMU's rules are kept: {words}")
     console.line()
     console.line(f"{one.seconds:.0f} s")
 
 
 def _show_reason(reason: Reason, command: str, console: Console) -> None:
-    console.line(f"  {reason.severity.words}: {reason.text}")
+    console.prose(f"  {reason.severity.words}: {reason.text}")
     for name, text in (
         ("when", reason.when),
         ("then", reason.then),
         ("avoid it", reason.avoid),
-        ("see it", command),
     ):
         if text:
-            console.line(f"    {name + ':':9} {text}")
+            console.prose(f"    {name + ':':9} {text}")
+    if command:
+        console.line(f"    see it:   {command}")
 
 
 def _table(done: Sequence[Assessment], console: Console) -> None:

@@ -327,7 +327,7 @@ def _show_found(comparison: Comparison, directory: Path, console: Console) -> No
         states = [
             row.sights[build.name].state for row in comparison.rows if build.name in row.sights
         ]
-        console.line(
+        console.prose(
             f"{build.name:{width}}  "
             + ", ".join(f"{counts[status]} {status.words}" for status in Status)
             + "; findings: "
@@ -341,20 +341,20 @@ def _show_found(comparison: Comparison, directory: Path, console: Console) -> No
         finding = sight.best
         side = "contract" if finding.contract else "robustness"
         console.line()
-        console.line(
+        console.prose(
             f"{row.state.upper()} {finding.verdict} ({side}): {name_errnos(finding.title)}"
         )
         for one in row.sights.values():
             other = f", not {comparison.reference}" if one.differs else ""
-            console.line(
+            console.prose(
                 f"  on {one.build}: {one.state}, {one.count}x in {len(one.cases)} case(s){other}"
             )
         console.line(f"  smallest case, of {sight.smallest} on {sight.build}:")
         for what, text in (("predicted", finding.predicted), ("observed", finding.observed)):
             if text not in finding.title:
-                console.line(f"    {what + ':':10} {textwrap.shorten(name_errnos(text), 300)}")
+                console.prose(f"    {what + ':':10} {textwrap.shorten(name_errnos(text), 300)}")
         for line in finding.trace[:12]:
-            console.line(f"    {name_errnos(line)}")
+            console.prose(f"    {name_errnos(line)}")
         if len(finding.trace) > 12:
             console.line(f"    ... and {len(finding.trace) - 12} more")
         command = replay_command(comparison.results.plan, (sight.build, sight.smallest), finding)
@@ -365,27 +365,27 @@ def _rest(comparison: Comparison, directory: Path, console: Console) -> None:
     known = [row.key for row in comparison.rows if row.state is State.KNOWN]
     if known:
         console.line()
-        console.line(f"known, as expected: {', '.join(known)}")
+        console.prose(f"known, as expected: {', '.join(known)}")
     for row in comparison.rows:
         for sight in row.sights.values():
             if row.state is State.KNOWN and sight.differs:
-                console.line(f"known, but not {comparison.reference}: {row.key} on {sight.build}")
+                console.prose(f"known, but not {comparison.reference}: {row.key} on {sight.build}")
     for one in comparison.gone:
-        console.line(f"{one.build}: not seen here: {one.key} (expected: {one.why})")
+        console.prose(f"{one.build}: not seen here: {one.key} (expected: {one.why})")
     for build, case, why in comparison.broken:
-        console.line(f"could not be carried out on {build}: {case}: {why}")
+        console.prose(f"could not be carried out on {build}: {case}: {why}")
     by_reason: dict[tuple[str, str], list[str]] = {}
     for build, case, why in comparison.skipped:
         by_reason.setdefault((build, why), []).append(case)
     for (build, why), cases in by_reason.items():
         more = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
-        console.line(f"{CANNOT_BE_TESTED} on {build}: {cases[0]}{more}: {why}")
+        console.prose(f"{CANNOT_BE_TESTED} on {build}: {cases[0]}{more}: {why}")
     console.line()
     console.line(f"reports: {directory}/{{{HTML},{RESULTS},{JUNIT},{TAP}}}")
-    console.line(headline(comparison))
+    console.prose(headline(comparison), comparison.exit_status)
     for tested in comparison.results.builds:
         answer = assessed(comparison.seen_on(tested.name))
-        console.line(f"assess would say of this, {tested.name}: {answer}")
+        console.prose(f"assess would say of this, {tested.name}: {answer}")
 
 
 # -- bisect ------------------------------------------------------------------------------------

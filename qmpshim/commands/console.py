@@ -79,6 +79,25 @@ class Console:
         self._output.write(("\r\x1b[K" if self._shown else "") + text + "\n")
         self._shown = False
 
+    def prose(self, text: str, status: int | None = None) -> None:
+        """Words that stay: on a terminal a line is broken between two of them.
+
+        A command is for :meth:`line`: it is pasted as a whole.
+
+        :param status: as of :meth:`line`
+        """
+        if self._terminal and len(text) >= (width := self._width()):
+            indent = len(text) - len(text.lstrip()) + 2
+            lines = textwrap.wrap(
+                text,
+                width - 1,
+                subsequent_indent=" " * indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            text = "\n".join(lines)
+        self.line(text, status)
+
     def ending(self, status: int) -> int:
         """The exit status of a command that ended with *status*, had all been written."""
         return self._output.ending(status)

@@ -389,7 +389,7 @@ def _explore_build(
             if not finding.known and key not in shown:
                 shown.add(key)
                 where = finding.scenario.name
-                console.line(f"seen in {where}, not confirmed yet: {finding.described}")
+                console.prose(f"seen in {where}, not confirmed yet: {finding.described}")
         verdicts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(progress.verdicts.items()))
         console.progress(
             f"{progress.scenarios}/{progress.of} scenarios, {progress.schedules} schedules "
@@ -399,7 +399,8 @@ def _explore_build(
 
     def show(report: ExploreReport) -> None:
         into.append(report)
-        console.line(render(report))
+        for line in render(report).splitlines():
+            console.prose(line)
         late = args.budget is not None and time.monotonic() - began > args.budget
         # What else can be seen of a finding takes another run of it.
         evidence = None if report.interrupted or late else build
@@ -412,7 +413,7 @@ def _explore_build(
             else:
                 console.line(f"replay it: {replay_command(kept, build)}")
         console.line()
-        console.line(_summary(report))
+        console.prose(_summary(report), DIVERGED if report.new or report.unexplained else OK)
 
     show(work(build, on_progress, known, show))
 

@@ -123,9 +123,9 @@ def _show(args: argparse.Namespace, console: Console) -> int:
         ("upstream", f"{meaning.upstream.value}{f'; {meaning.fix}' if meaning.fix else ''}"),
         ("why", one.reason),
         ("where", one.source),
-        ("see it", command_of(one)),
     ):
-        console.line(f"{name + ':':10} {text}")
+        console.prose(f"{name + ':':10} {text}")
+    console.line(f"see it:    {command_of(one)}")
     if diagram:
         console.line()
         console.line(diagram)

@@ -151,13 +151,13 @@ def _show(outcome: GuestOutcome, console: Console) -> int:
         f"{figures['operations']:.0f} operations, {figures['clusters']:.0f} clusters compared, "
         f"{figures['run seconds']:.1f} s (guest ready in {figures['ready seconds']:.1f} s)"
     )
-    if found is None:
-        console.line(f"  {outcome.scenario.name:16} as predicted: {done}")
-        return OK
+    status = OK if found is None or outcome.known else DIVERGED
     known = f" (known: {outcome.known})" if outcome.known else ""
-    console.line(f"  {outcome.scenario.name:16} {found.verdict}{known}: {done}")
-    console.line(f"    {found}")
-    return OK if outcome.known else DIVERGED
+    how = "as predicted" if found is None else f"{found.verdict}{known}"
+    console.prose(f"  {outcome.scenario.name:16} {how}: {done}", status)
+    if found is not None:
+        console.prose(f"    {found}")
+    return status
 
 
 def _guest_boot(args: argparse.Namespace, console: Console) -> int:

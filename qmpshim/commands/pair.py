@@ -189,8 +189,8 @@ def _show(outcome: PairOutcome, bundle: Path | None, primary: Build, console: Co
         known = f", known: {finding.known}" if finding.known else ""
         kind = "contract" if finding.contract else "robustness"
         console.line(f"  verdict: {found.verdict} at {found.where} ({kind}{known})")
-        console.line(f"    predicted: {found.predicted}")
-        console.line(f"    observed:  {found.observed}")
+        console.prose(f"    predicted: {found.predicted}")
+        console.prose(f"    observed:  {found.observed}")
     if bundle is not None:
         console.line(f"  replay it: {replay_command(bundle, primary)}")
     if outcome.unsaved:
@@ -198,12 +198,12 @@ def _show(outcome: PairOutcome, bundle: Path | None, primary: Build, console: Co
     new = [finding for finding in outcome.findings if not finding.known]
     state = "DIVERGED" if new else "known defects only" if outcome.findings else "all as predicted"
     text = f"{state}: {summary(outcome)}, {outcome.seconds:.1f} s"
-    console.line(text, DIVERGED if new else OK)
+    console.prose(text, DIVERGED if new else OK)
     seen = [
         SeenFinding(one.divergence.verdict, str(one.cause), one.contract, one.known)
         for one in outcome.findings
     ]
-    console.line(f"assess would say of this: {assessed(seen)}")
+    console.prose(f"assess would say of this: {assessed(seen)}")
 
 
 async def replay(bundle: Path, build: Build, document: Document, console: Console) -> int:

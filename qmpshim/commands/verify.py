@@ -256,8 +256,8 @@ def _show(outcome: Outcome, build: Build, args: argparse.Namespace, console: Con
         console.line(f"  verdict: {how}")
         return
     console.line(f"  verdict: {found.verdict} ({found.where})", DIVERGED)
-    console.line(f"    predicted: {found.predicted}")
-    console.line(f"    observed:  {found.observed}")
+    console.prose(f"    predicted: {found.predicted}")
+    console.prose(f"    observed:  {found.observed}")
     smallest = "smallest case so far" if outcome.interrupted else "minimal case"
     console.line(f"  {smallest}, {len(outcome.operations)} operations:")
     shown = outcome.operations if outcome.unsaved else outcome.operations[:30]

@@ -64,3 +64,24 @@ def test_what_went_wrong_is_red(qmpshim: CommandLine) -> None:
     assert re.search(rf"{re.escape(RED)}DIVERGED: .*{re.escape(END)}\r\n", written)
     verdict = re.search(rf"{re.escape(RED)}  verdict: ([\w-]+) \(.*{re.escape(END)}\r\n", written)
     assert verdict is not None and verdict[1] in list(Verdict)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("findings", "show", "snapshot-read-returns-new-data"),
+        ("explore", "--scenario", "fleecing-WR", "--jobs", "1"),
+    ],
+    ids=["findings", "explore"],
+)
+def test_prose_is_broken_between_words(words: tuple[str, ...], qmpshim: CommandLine) -> None:
+    """As long as no single word is longer than the terminal is wide; commands stay whole."""
+    written = re.sub(r"\x1b\[[\d;]*[mK]", "", on_a_terminal(qmpshim, *words))
+    written = written.partition("\r\nscenario ")[0]  # a diagram is drawn as wide as it is
+    lines = [line.split("\r")[-1] for line in written.split("\r\n")]
+    longer = [line for line in lines if len(line) > 80]
+    assert all("qmpshim replay " in line for line in longer), longer
+    wrapped = " ".join(line.strip() for line in lines)
+    whole = qmpshim.run(*words).stdout.partition("\nscenario ")[0]
+    if words[0] == "findings":
+        assert wrapped.split() == whole.split()
