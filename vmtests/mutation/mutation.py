@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import sys
@@ -104,13 +105,18 @@ def run(
             yield task.result()
 
 
+def _most(times: Sequence[float]) -> float:
+    """The time after which 95 % were killed; *times* are in their order."""
+    return times[math.ceil(0.95 * len(times)) - 1]
+
+
 def table(outcomes: Mapping[str, Outcome], mutants: Sequence[Mutant]) -> str:
     """The outcomes by file and by operator, to read."""
     known = known_survivors()
     lines = []
     for title, key in (("file", lambda m: m.file), ("operator", lambda m: m.operator)):
         lines.append(f"\n{title:22}{'tried':>7}{'reached':>9}{'killed':>8}{'equiv.':>8}"
-                     f"{'alive':>7}{'score':>8}{'median':>9}")  # fmt: skip
+                     f"{'alive':>7}{'score':>8}{'median':>9}{'95 %':>9}")  # fmt: skip
         groups: dict[str, list[Outcome]] = defaultdict(list)
         for mutant in mutants:
             if mutant.name in outcomes:
@@ -122,9 +128,10 @@ def table(outcomes: Mapping[str, Outcome], mutants: Sequence[Mutant]) -> str:
             same = [o for o in alive if o.mutant in known and known[o.mutant].equivalent]
             count = len(reached) - len(same)
             score = f"{len(killed) / count:8.1%}" if count else f"{'-':>8}"
-            after = f"{median(o.seconds for o in killed):7.1f} s" if killed else f"{'-':>9}"
+            times = sorted(one.seconds for one in killed)
+            half, most = (f"{at(times):7.1f} s" if times else f"{'-':>9}" for at in (median, _most))
             lines.append(f"{name:22}{len(group):7}{len(reached):9}{len(killed):8}{len(same):8}"
-                         f"{len(alive) - len(same):7}{score}{after}")  # fmt: skip
+                         f"{len(alive) - len(same):7}{score}{half}{most}")  # fmt: skip
     by = Counter(one.killed_by.partition(":")[0] for one in outcomes.values() if one.killed_by)
     lines.append("\nkilled by " + ", ".join(f"{name} {count}" for name, count in by.most_common()))
     return "\n".join(lines)

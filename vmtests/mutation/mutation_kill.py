@@ -135,11 +135,11 @@ def spread(names: Iterable[str]) -> list[str]:
 
 
 def _ways(program: Path, names: Sequence[str], budget: float, check: bool) -> Iterator[str]:
+    yield _directed(program, [name for name in names if name.startswith(_DIRECTED)])
     began = time.monotonic()
     scenarios = spread(name for name in names if not name.startswith(_DIRECTED))
     yield _explored(program, scenarios, began + budget * _WITHOUT_FAULTS, ())
     yield _explored(program, scenarios, began + budget, _FAULTS)
-    yield _directed(program, [name for name in names if name.startswith(_DIRECTED)])
     for workflow in ("backup", "replication"):
         command = ("verify", "--workflow", workflow, *_SHORT)
         yield _commanded(program, command, _VERIFY_LIMIT)

@@ -189,6 +189,11 @@ def resized(machine: GatedMachine) -> None:
     add_client(machine, "image")
     written(machine, "image", 2, 3 * _COUNT, _COUNT)
     _expect(machine, 2 * SIZE, CLUSTER, "after a write to what is new")
+    other = {"node": "image", "name": "later"}
+    machine.call("block-dirty-bitmap-add", {**other, "granularity": CLUSTER})
+    merge = {"node": "image", "target": "later", "bitmaps": ["changed"]}  # of the same size
+    machine.call("block-dirty-bitmap-merge", merge)
+    machine.call("block-dirty-bitmap-remove", other)
     remove_client(machine, "image")
     _resize(machine, SIZE, 0, "after the disk shrank")
     for source, target in (("secondary", "image"), ("image", "hidden")):
