@@ -2,7 +2,7 @@
 
 * *order*: new data comes to the secondary disk only when the hidden disk has the old (or, with
   ``on-cbw-error=break-snapshot``, when a copy failed, and the snapshot is given up);
-* *copies*: what is sent to the hidden disk is old data;
+* *copies*: what is sent to the hidden disk is old data (or the snapshot is given up);
 * *flushes*: what had been written before a flush began outlives a loss of power when it ends, and
   so does a FUA write; on the primary that disk was flushed meanwhile, too.
 """
@@ -104,7 +104,9 @@ class OnlineChecker:
                     return RealViolation(
                         Verdict.ORDER, text, cluster=n, cause=Cause(CauseKind.NEW_BEFORE_OLD)
                     )
-        elif any(number in self._primaries for _, number, _ in self._copied(io)):
+        elif not self._broken and any(
+            number in self._primaries for _, number, _ in self._copied(io)
+        ):
             text = "the copy that goes to the hidden disk holds new data"
             return RealViolation(
                 Verdict.CONTENT,

@@ -31,6 +31,7 @@ from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.primary import PrimaryChain
 from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
 from qmpshim.model.chain.secondary import Chain, CommandError, Stage, Workflow
+from qmpshim.model.disks.block_copy import CopyBeforeWriteJob
 from qmpshim.model.disks.image import Alloc, Qcow2Image, is_zero, owned
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.pointintime.bitmap import RefusedError
@@ -162,6 +163,13 @@ class FaultPlacement:
         self.met = False
         self._left = dict(done or {})
 
+    def allows(self, order: Order) -> bool:
+        """Whether it can be placed in this order of the operations."""
+        return True
+
+    def begins(self, op: int, chain: AnyChain) -> None:
+        """Operation *op* is about to run."""
+
     def of(self, op: int) -> Callable[[Io], int]:
         """The fate of operation *op*'s I/Os."""
         hit = self.hit
@@ -196,6 +204,29 @@ class FlushPlacement(FaultPlacement):
     def of(self, op: int) -> Callable[[Io], int]:
         once = super().of(op)
         return lambda io: once(io) if io.op == "flush" else 0
+
+
+class BrokenSnapshot(FaultPlacement):
+    """The copy of a write meets *hit* and breaks the snapshot; the next operation is *victim*.
+
+    With ``on-cbw-error=break-snapshot`` that write happens all the same, and later: others that
+    begin meanwhile copy nothing and may be written before it (``cbw_do_copy_before_write``, 7.2).
+    """
+
+    def allows(self, order: Order) -> bool:
+        at = order.index(self.victim)
+        return all(order.index(op) < at for op in self.hit.over) and all(
+            order.index(op) >= at for op in self.hit.unstarted
+        )
+
+    def begins(self, op: int, chain: AnyChain) -> None:
+        if op == self.victim and isinstance(chain, Chain):
+            assert isinstance(chain.job, CopyBeforeWriteJob)
+            chain.job.snapshot_error.setdefault(0, self.hit.errno)
+
+    def of(self, op: int) -> Callable[[Io], int]:
+        self.met = True
+        return lambda io: 0
 
 
 class AnyRead(FaultPlacement):
@@ -292,6 +323,8 @@ def run_in_order(
             answers[index] = DISCONNECTED
             continue
         gone |= cut_off([op])
+        for fate in fates:
+            fate.begins(index, chain)
         ways = [fate.of(index) for fate in fates]
 
         def meet(io: Io, ways: Sequence[Callable[[Io], int]] = ways) -> int:

@@ -803,6 +803,24 @@ def test_beside_a_failed_copy_that_breaks_the_snapshot_others_are_done(
     assert spoilt.found
 
 
+def test_a_copy_that_is_made_again_for_a_broken_snapshot_may_be_of_new_data(
+    stage: QemuPool,
+) -> None:
+    """A write that waits for the copy makes it again when that of the failed copy has happened."""
+    ops = operation("primary_write", 0, C), operation("primary_write", 64, C)
+    scenario = replace(BREAKS, ops=ops)
+
+    class Noted(RealSystem):
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
+            copied.add(seen.hidden[0])
+            return super()._verdict(seen)
+
+    copied: set[int | None] = set()
+    system = breaks(stage, "hidden write 0+128", scenario, scenario, Noted)
+    assert not system.found, system.found
+    assert copied == {None, scenarios.BASE, scenario.number(0)}
+
+
 def test_without_a_failure_the_old_data_still_come_first(stage: QemuPool) -> None:
     """The option excuses a write without its copy only after a copy failed."""
     if read_version(stage.build)[0] < (7, 1):
