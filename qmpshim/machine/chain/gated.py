@@ -79,8 +79,8 @@ class GatedMachine:
     def __init__(self, build: Build, shape: Shape, deadline: float | None = None) -> None:
         self.build = build
         self.shape = shape
-        self.reactor = ManualEventLoop()
-        self.reactor.deadline = deadline
+        self.event_loop = ManualEventLoop()
+        self.event_loop.deadline = deadline
         self.workspace = Workspace("gate-")
         self.gate = Gate(tracing=True)
         self.stores: dict[str, MemoryStore] = {}
@@ -106,7 +106,7 @@ class GatedMachine:
             self.stores[name] = store
             silent = name in PRIMARY_IMAGES and not self.shape.holes
             self.gate.add(name, store, without={NbdCommand.BLOCK_STATUS} if silent else ())
-        self.gate.serve(self.reactor, self.workspace.path / "gate")
+        self.gate.serve(self.event_loop, self.workspace.path / "gate")
         self._spawn()
         self.call("qmp_capabilities")
         path = {"path": str(self.workspace.path / "nbd")}
@@ -134,8 +134,10 @@ class GatedMachine:
             self.process, ours = launch(argv, self.workspace.path, self.build.environment())
         except OSError as error:
             raise HostError(f"cannot run {argv[0]}: {error.strerror}") from error
-        self.qmp = NonBlockingQmp(self.reactor, ours)
-        if not self.reactor.until(lambda: self.qmp.greeting is not None or self.qmp.over, _LIMIT):
+        self.qmp = NonBlockingQmp(self.event_loop, ours)
+        if not self.event_loop.until(
+            lambda: self.qmp.greeting is not None or self.qmp.over, _LIMIT
+        ):
             raise NotStarted(f"{self.build.name} did not greet in {_LIMIT:g} s")
         if self.qmp.wrong is not None:
             raise NotStarted(f"{self.build.name} does not speak QMP: {self.qmp.wrong}")
@@ -145,7 +147,7 @@ class GatedMachine:
                 f"{self.build.name} ended at once" + (f": {last_line[-1]}" if last_line else "")
             )
         self.quiescence = Quiescence(self.process.pid)
-        self.reactor.hopeless = self.hopeless
+        self.event_loop.hopeless = self.hopeless
 
     @property
     def overlays(self) -> tuple[str, ...]:
@@ -225,7 +227,7 @@ class GatedMachine:
         """
         if name in self.clients:
             self.clients[name].close()
-        self.clients[name] = NonBlockingNbd(self.reactor, self.workspace.path / "nbd", name)
+        self.clients[name] = NonBlockingNbd(self.event_loop, self.workspace.path / "nbd", name)
 
     def learn_block_status(self) -> None:
         """Have QEMU remember that all of the secondary disk is data.
@@ -236,7 +238,7 @@ class GatedMachine:
         :raises MachineError: QEMU does not answer
         """
         if self._status is None or self._status.lost:
-            self._status = StatusClient(self.reactor, self.workspace.path / "nbd", "primary")
+            self._status = StatusClient(self.event_loop, self.workspace.path / "nbd", "primary")
         self._status.query(self.shape.size)
 
     def batch(self, commands: list[QmpCommand]) -> list[Any]:
@@ -280,7 +282,11 @@ class GatedMachine:
         :raises MachineHung: it is busy all the time
         :raises ProtocolBroken: what its monitor sends is not QMP
         """
-        poll, asleep, stopped = self.reactor.poll, self.quiescence.asleep, self.quiescence.stopped
+        poll, asleep, stopped = (
+            self.event_loop.poll,
+            self.quiescence.asleep,
+            self.quiescence.stopped,
+        )
         if not self.quiescence.known:
             return self._settle_by_queries(limit)
         deadline = 0.0
@@ -315,10 +321,10 @@ class GatedMachine:
         if quiescence.stopped():
             return True
         asleep = not quiescence.known or quiescence.asleep()
-        if not asleep or self.reactor.poll(0.0) or self.gate.held:
+        if not asleep or self.event_loop.poll(0.0) or self.gate.held:
             return False
         timer = quiescence.timer() if quiescence.known else resting(self.pid)
-        if not quiescence.known and self.reactor.poll(0.0):
+        if not quiescence.known and self.event_loop.poll(0.0):
             return False
         return timer > seconds + _ASLEEP
 
@@ -330,7 +336,7 @@ class GatedMachine:
             number = self.qmp.send("query-name")
             until = time.monotonic() + 0.1  # a blocked monitor does not answer: the settle time
             while number not in self.qmp.answers and time.monotonic() < until:
-                self.reactor.poll(0.02)
+                self.event_loop.poll(0.02)
                 if self.qmp.over:
                     raise self.ended()
             self.qmp.answers.pop(number, None)
@@ -393,7 +399,7 @@ class GatedMachine:
         self.qmp.send("quit")
         deadline = time.monotonic() + _LIMIT
         while self.process.poll() is None:
-            self.reactor.poll(0.01)
+            self.event_loop.poll(0.01)
             if time.monotonic() > deadline:
                 raise MachineHung("QEMU does not quit")
         if self.process.returncode:
@@ -404,7 +410,7 @@ class GatedMachine:
         if self._closed:
             return
         self._closed = True
-        self.reactor.deadline = None
+        self.event_loop.deadline = None
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -418,5 +424,5 @@ class GatedMachine:
         self.gate.close()
         for store in self.stores.values():
             store.close()
-        self.reactor.close()
+        self.event_loop.close()
         self.workspace.close()

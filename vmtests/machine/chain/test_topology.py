@@ -175,7 +175,7 @@ def test_several_chains_are_on_one_qemu_and_go(qemu_build: Build) -> None:
         assert jobs == {"backup", "next-backup"}
         machine.send(second.commands["stop"])
         machine.do("stop")
-        machine.reactor.until(lambda: not machine.call("query-block-jobs"), 10.0)
+        machine.event_loop.until(lambda: not machine.call("query-block-jobs"), 10.0)
         assert machine.call("query-block-jobs") == []
     finally:
         machine.close()

@@ -1,4 +1,4 @@
-"""The reactor's clients: a QEMU that goes away, or talks nonsense, is told as such."""
+"""The event loop's clients: a QEMU that goes away, or talks nonsense, is told as such."""
 
 from __future__ import annotations
 
@@ -33,8 +33,11 @@ def test_an_nbd_server_that_goes_away_before_the_handshake(
             listening.close()
 
     monkeypatch.setattr(socket, "socket", Left)
-    with contextlib.closing(ManualEventLoop()) as reactor, pytest.raises(MachineDied, match="NBD"):
-        NonBlockingNbd(reactor, tmp_path / "s", "e")
+    with (
+        contextlib.closing(ManualEventLoop()) as loop,
+        pytest.raises(MachineDied, match="NBD"),
+    ):
+        NonBlockingNbd(loop, tmp_path / "s", "e")
 
 
 @pytest.mark.parametrize(
@@ -54,8 +57,8 @@ def test_what_is_not_qmp_is_told_at_once(said: bytes, why: str) -> None:
     ours, theirs = socket.socketpair()
     with (
         theirs,
-        contextlib.closing(ManualEventLoop()) as reactor,
-        contextlib.closing(NonBlockingQmp(reactor, ours)) as qmp,
+        contextlib.closing(ManualEventLoop()) as loop,
+        contextlib.closing(NonBlockingQmp(loop, ours)) as qmp,
     ):
         theirs.sendall(said + b"\r\n")
         with pytest.raises(ProtocolBroken, match=why):
@@ -66,8 +69,8 @@ def test_an_answer_is_taken_once() -> None:
     ours, theirs = socket.socketpair()
     with (
         theirs,
-        contextlib.closing(ManualEventLoop()) as reactor,
-        contextlib.closing(NonBlockingQmp(reactor, ours)) as qmp,
+        contextlib.closing(ManualEventLoop()) as loop,
+        contextlib.closing(NonBlockingQmp(loop, ours)) as qmp,
     ):
         theirs.sendall(b'{"error": {"class": "GenericError", "desc": "no"}, "id": 1}\n')
         with pytest.raises(CommandFailed, match="query-name: no"):
@@ -95,6 +98,6 @@ def test_a_request_that_qemu_does_not_read_yet_holds_up_nothing(qemu_build: Buil
         machine.gate.open()
         machine.gate.release_all()
         machine.qmp.wait("stop", stop, 20)
-        assert machine.reactor.until(lambda: {first, large, last} <= client.answers.keys(), 20)
+        assert machine.event_loop.until(lambda: {first, large, last} <= client.answers.keys(), 20)
         assert [client.answers[one].errno for one in (first, large, last)] == [0, 0, 0]
         assert bytes(machine.gate.snapshot("secondary")) == data

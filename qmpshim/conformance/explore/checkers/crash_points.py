@@ -161,7 +161,7 @@ def after_a_crash_thoroughly(system: RealSystem) -> RealViolation | None:
 
 def _reopened(machine: GatedMachine) -> RealViolation | None:
     """Open the chain over copies of the images in another process."""
-    fresh = GatedMachine(machine.build, machine.shape, machine.reactor.deadline)
+    fresh = GatedMachine(machine.build, machine.shape, machine.event_loop.deadline)
     try:
         fresh.tear_down()
         for name in machine.images:

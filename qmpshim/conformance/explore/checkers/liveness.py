@@ -35,7 +35,7 @@ def rest_is_there(end: End) -> RealViolation | None:
     done |= {
         op.verb for op, answer in zip(scenario.ops, history.answers, strict=True) if answer == OK
     }
-    if Verb.UNEXPORT in done and not machine.reactor.until(
+    if Verb.UNEXPORT in done and not machine.event_loop.until(
         lambda: "primary" not in _names(machine, "query-block-exports", "id"), _REMOVAL
     ):
         return _remains("the primary's export", "removed")
@@ -47,7 +47,7 @@ def rest_is_there(end: End) -> RealViolation | None:
             return None
         text = "the backup job is gone, though nobody ended it"
         return RealViolation(Verdict.ERROR_CONTRACT, text, cause=Cause(CauseKind.JOB_GONE))
-    if machine.reactor.until(
+    if machine.event_loop.until(
         lambda: job not in _names(machine, "query-block-jobs", "device"), _REMOVAL
     ):
         return None
@@ -57,7 +57,7 @@ def rest_is_there(end: End) -> RealViolation | None:
 def backup_job_ends(end: End) -> RealViolation | None:
     """Whether a backup job that was started ends."""
     machine = end.machine
-    if not end.scenario.backs_up or machine.reactor.until(
+    if not end.scenario.backs_up or machine.event_loop.until(
         lambda: not _names(machine, "query-block-jobs", "device"), _REMOVAL
     ):
         return None
@@ -78,7 +78,7 @@ def _remains(what: str, how: str) -> RealViolation:
 def commit_ends(end: End) -> RealViolation | None:
     """Whether the commit that failover leaves running ends."""
     machine = end.machine
-    if not end.scenario.commits or machine.reactor.until(lambda: _committed(machine), _COMMIT):
+    if not end.scenario.commits or machine.event_loop.until(lambda: _committed(machine), _COMMIT):
         return None
     text = "failover's commit does not end"
     return RealViolation(Verdict.HANG, text, cause=Cause(CauseKind.COMMIT_HANGS))

@@ -133,7 +133,7 @@ def error_is_reported(end: End) -> RealViolation | None:
         kind = _MASKED[op.verb]
         where = None if kind == "flush" else (op.start, op.count)
         reported = partial(_reported, machine, None if others else kind, None if others else where)
-        if kind in end.reported_errors or machine.reactor.until(reported, _LATE):
+        if kind in end.reported_errors or machine.event_loop.until(reported, _LATE):
             end.reported_errors.add(kind)
             continue
         text = f"{op} says success though the primary disk refused it, and no event says so"

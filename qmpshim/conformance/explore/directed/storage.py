@@ -49,7 +49,7 @@ def answer_waits(machine: GatedMachine) -> None:
     one, other = held(machine, "two primary reads", 2)
     machine.gate.release(one)
     machine.settle()
-    done = machine.reactor.until(lambda: first in client.answers, PATIENCE)
+    done = machine.event_loop.until(lambda: first in client.answers, PATIENCE)
     machine.gate.release(other)
     for cookie in (first, second):
         answered(machine, "primary", cookie, "a primary read")
@@ -79,7 +79,7 @@ def _cut_while_writing(machine: GatedMachine) -> int:
 def back_in_time(machine: GatedMachine) -> None:
     """The disk is back within reconnect-delay: the write is sent again, and succeeds."""
     client, cookie = machine.clients["primary"], _cut_while_writing(machine)
-    if machine.reactor.until(lambda: cookie in client.answers, 0.5):
+    if machine.event_loop.until(lambda: cookie in client.answers, 0.5):
         text = "a write fails although reconnect-delay is not over"
         raise Broken(Verdict.ERROR_CONTRACT, text, "reconnect-delay is not kept")
     machine.gate.refuse("secondary", False)
@@ -101,7 +101,7 @@ def back_too_late(machine: GatedMachine) -> None:
         errnos.append(write(machine, "primary", 2, 0, 128))
         if not errnos[-1]:
             break
-        machine.reactor.poll(0.05)
+        machine.event_loop.poll(0.05)
     _expect_content(machine, errnos[-1], "its disk is back")
 
 
@@ -279,6 +279,6 @@ def client_of_iothread(machine: GatedMachine) -> None:
     )
     export = {"type": "nbd", "id": "threaded", "name": "threaded", "node-name": "nowhere"}
     machine.call("block-export-add", {**export, "iothread": "io"})
-    NonBlockingNbd(machine.reactor, machine.workspace.path / "nbd", "threaded").close()
+    NonBlockingNbd(machine.event_loop, machine.workspace.path / "nbd", "threaded").close()
     machine.settle()
     machine.call("query-status")

@@ -175,7 +175,7 @@ def comes(
 
     :raises MachineHung: it does not
     """
-    if not machine.reactor.until(condition, patience):
+    if not machine.event_loop.until(condition, patience):
         raise MachineHung(f"{what} does not end within {patience:g} s")
 
 

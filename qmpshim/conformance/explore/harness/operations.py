@@ -87,7 +87,7 @@ def do_alone(machine: GatedMachine, op: Operation, number: int) -> None:
         machine.qmp.take(op.name, running.key)
         return
     client = machine.clients[running.kind]
-    if not machine.reactor.until(lambda: running.key in client.answers, _SETUP):
+    if not machine.event_loop.until(lambda: running.key in client.answers, _SETUP):
         raise MachineHung(f"{op} of the setup was not answered")
     found = client.answers.pop(running.key)
     if found.errno:

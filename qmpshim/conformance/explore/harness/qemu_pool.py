@@ -215,7 +215,7 @@ class QemuPool:
             return
         with contextlib.suppress(CommandFailed):  # an operation did it; replication always says so
             machine.do("stop")
-        machine.reactor.until(lambda: not machine.call("query-block-jobs"), 5.0)
+        machine.event_loop.until(lambda: not machine.call("query-block-jobs"), 5.0)
 
     def note_command(self, op: Operation) -> None:
         """This operation is about to be done; some end what :meth:`prepare` started."""

@@ -75,7 +75,7 @@ class Looks:
 class RealSystem(RealRun):
     """One scenario on one build (a :class:`~qmpshim.model.explore.system.System`).
 
-    :param stage: where the QEMU comes from
+    :param pool: where the QEMU comes from
     :param errnos: errors a held I/O may be ended with instead, :data:`CUT` and :data:`RECONNECT`
         among them; empty: no faults
     :param most_faults: of them in one execution
@@ -95,7 +95,7 @@ class RealSystem(RealRun):
 
     def __init__(
         self,
-        stage: QemuPool,
+        pool: QemuPool,
         scenario: RealScenario,
         *,
         checker: LinearizabilityChecker | None = None,
@@ -109,7 +109,7 @@ class RealSystem(RealRun):
         keeping: bool = False,
         each_step: Callable[[RealSystem], RealViolation | None] | None = None,
     ) -> None:
-        super().__init__(stage, scenario, all_io, release, watching)
+        super().__init__(pool, scenario, all_io, release, watching)
         self.errnos = tuple(errnos)
         self.most_faults = most_faults
         self.plan = dict(plan or {})
@@ -175,7 +175,7 @@ class RealSystem(RealRun):
             if self.violation is not None or self.now.lost or time.monotonic() > deadline:
                 return False
             try:
-                self.machine.reactor.poll(0.02)
+                self.machine.event_loop.poll(0.02)
                 self._settle()
             except MachineError as error:
                 self._machine_failed(error)
@@ -192,7 +192,7 @@ class RealSystem(RealRun):
             now.events.append(Note(why))
             now.lost = True
             self.derailed += 1
-            self.stage.discard()
+            self.pool.discard()
             return NOTHING
         now.steps.append(choice)
         before = set(now.over)
@@ -228,8 +228,8 @@ class RealSystem(RealRun):
             self._keep(self.violation)
             over = self.violation.kind in _OVER
             if (over or self.violation.cause.phase is Phase.SETUP) and not self.keeping:
-                self.stage.discard()
-            self.stage.mark_tainted()
+                self.pool.discard()
+            self.pool.mark_tainted()
             return str(self.violation.kind), self.violation.cause
         return tuple(self.now.answers), tuple(self.now.data)
 
@@ -245,10 +245,10 @@ class RealSystem(RealRun):
         self._left = True
         if self.violation is not None and self.violation.kind in _OVER:
             if not self.keeping:
-                self.stage.discard()  # it is over, and reported (or the same as one that is)
+                self.pool.discard()  # it is over, and reported (or the same as one that is)
             return None
         try:
-            self.stage.back(apart)
+            self.pool.back(apart)
         except (*BROKEN, CommandFailed) as error:
             text, kind = str(error), verdict_of(error)
             cause, ending = ended_by(error, Phase.TEAR_DOWN), how_it_ended(error)
@@ -256,7 +256,7 @@ class RealSystem(RealRun):
             self.now.events += [Note("afterwards: taken apart"), Note(f"{kind}: {wrong.text}")]
             self._keep(wrong)
             if not self.keeping:
-                self.stage.discard()
+                self.pool.discard()
             return wrong
         return None
 
@@ -280,7 +280,7 @@ class RealSystem(RealRun):
 
     def _end(self) -> RealViolation | None:
         """Look at everything, and ask the checkers."""
-        errors = self.stage.reported_errors
+        errors = self.pool.reported_errors
         end = End(self.machine, self.scenario, self.now, errors, self._verdict, self.probe)
         return check_end(end)
 

@@ -80,13 +80,13 @@ class RealRun:
 
     def __init__(
         self,
-        stage: QemuPool,
+        pool: QemuPool,
         scenario: RealScenario,
         all_io: bool = False,
         release: Release = faithfully,
         watching: bool = True,
     ) -> None:
-        self.stage = stage
+        self.pool = pool
         self.scenario = scenario
         self.all_io = all_io
         self.release = release
@@ -115,7 +115,7 @@ class RealRun:
         self.violation = None
         self._preparing: Operation | None = None  # of the setup, under way
         self.now = History.of(len(self.scenario.ops))
-        machine = self.machine = self.stage.prepare(self.scenario, reconnect)
+        machine = self.machine = self.pool.prepare(self.scenario, reconnect)
         machine.gate.trace.clear()
         machine.qmp.events.clear()
         places = None if self.scenario.secondary == "raw" else places_of(machine, "secondary")
@@ -126,10 +126,10 @@ class RealRun:
         self._setup_done = False
         self._passing: list[HeldIO] = []
         if not self.scenario.contract:
-            self.stage.mark_tainted()
+            self.pool.mark_tainted()
         machine.gate.hold(self._arrives)
         for number, op in enumerate(self.scenario.setup, BASE + 1):
-            self.stage.note_command(op)
+            self.pool.note_command(op)
             self._preparing = op
             real_ops.do_alone(machine, op, number)
             self._preparing = None
@@ -177,7 +177,7 @@ class RealRun:
         now.started.add(index)
         now.precedence[index] = frozenset(now.over)
         now.events.append(Started(index, op))
-        self.stage.note_command(op)
+        self.pool.note_command(op)
         now.running[index] = real_ops.begin(self.machine, op, self._numbers[index])
         self._namer.flushing = any(self.scenario.ops[i].makes_durable for i in now.running)
 
@@ -186,14 +186,14 @@ class RealRun:
         named = now.held.pop(name)
         self._last_moved = named.op
         now.faults += 1
-        self.stage.mark_tainted()
+        self.pool.mark_tainted()
         gate = self.machine.gate
         if errno == RECONNECT:
             now.events.append(Failed(name, errno))
             gate.cut(named.io)
             image = named.io.image
             # If QEMU does not connect again, what waits for the disk hangs, and that is found.
-            self.machine.reactor.until(lambda: bool(gate.connections(image)), _RECONNECTS)
+            self.machine.event_loop.until(lambda: bool(gate.connections(image)), _RECONNECTS)
             return
         gone = errno == CUT
         # Failover's commit goes on after its answer, and a request after its client is gone.
@@ -274,7 +274,7 @@ class RealRun:
         while (left := deadline - time.monotonic()) > 0:
             if self.machine.hopeless(left):
                 return
-            self.machine.reactor.poll(0.02)
+            self.machine.event_loop.poll(0.02)
             self._be_still()
             self._observe()
             if self.now.held or len(self.now.over) == len(self.now.started):
@@ -343,7 +343,7 @@ class RealRun:
             self.now.events.append(Note(why))
             self.now.lost = True
             self.derailed += 1
-            self.stage.discard()
+            self.pool.discard()
             return
         else:
             # It lives: what went away is a client's connection.
@@ -353,8 +353,8 @@ class RealRun:
 
     def _never_began(self, error: MachineError) -> None:
         """QEMU died, is stuck or refuses to work in the setup: that is no less a finding."""
-        if self.stage.machine is not None:
-            self.machine = self.stage.machine
+        if self.pool.machine is not None:
+            self.machine = self.pool.machine
             if self.machine.qmp.lost or not self.machine.alive():
                 error = self.machine.died()
         verdict, text = verdict_of(error), f"before the scenario begins: {error}"

@@ -33,9 +33,9 @@ def allocation_after_setup(finding: Finding, build: Build) -> Allocation:
     """
     if not finding.scenario.setup:
         return {}
-    stage = QemuPool(build, reuse=False)
+    pool = QemuPool(build, reuse=False)
     try:
-        system = RealSystem(stage, finding.scenario, errnos=finding.errnos)
+        system = RealSystem(pool, finding.scenario, errnos=finding.errnos)
         system.reset()
         if system.violation is not None:
             return {}
@@ -49,7 +49,7 @@ def allocation_after_setup(finding: Finding, build: Build) -> Allocation:
     except MachineError:
         return {}
     finally:
-        stage.close()
+        pool.close()
 
 
 def _letters(clusters: Clusters, count: int) -> str:

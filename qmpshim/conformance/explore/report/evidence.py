@@ -35,13 +35,13 @@ def collect(finding: Finding, build: Build, directory: Path) -> None:
 
     :raises HostError: it cannot be written
     """
-    stage = QemuPool(build, reuse=False)
+    pool = QemuPool(build, reuse=False)
     gdb: _Gdb | None = None
     try:
         (directory / "diagram.txt").write_text(diagram(finding) + "\n")
-        system = system_of(finding, stage, keeping=True)
+        system = system_of(finding, pool, keeping=True)
         system.reset()
-        if stage.machine is None:
+        if pool.machine is None:
             raise MachineError("QEMU ended before there was a chain")
         machine = system.machine
         if finding.verdict is Verdict.CRASH and machine.alive():
@@ -53,7 +53,7 @@ def collect(finding: Finding, build: Build, directory: Path) -> None:
     except OSError as error:
         raise HostError(f"cannot write the bundle {directory}: {error.strerror}") from error
     finally:
-        stage.close()  # the crash may not have come again: then this is what gdb waits for
+        pool.close()  # the crash may not have come again: then this is what gdb waits for
         if gdb is not None:
             gdb.end()
 

@@ -64,30 +64,30 @@ def replay_schedule(
     :raises BuildError: the build cannot do the scenario
     :raises OutOfBudget: the deadline is over
     """
-    stage = QemuPool(build, reuse, deadline)
+    pool = QemuPool(build, reuse, deadline)
     try:
-        return _replay(finding, stage, release)
+        return _replay(finding, pool, release)
     finally:
-        stage.close()
+        pool.close()
 
 
-def _replay(finding: Finding, stage: QemuPool, release: Release) -> Replay:
-    system = system_of(finding, stage, release)
+def _replay(finding: Finding, pool: QemuPool, release: Release) -> Replay:
+    system = system_of(finding, pool, release)
     system.reset()
-    version = read_version(stage.build)[0]
+    version = read_version(pool.build)[0]
     followed, early, violation = follow_finding(system, finding)
     return Replay(violation, followed, tuple(system.now.events), version, early)
 
 
 def system_of(
-    finding: Finding, stage: QemuPool, release: Release = faithfully, keeping: bool = False
+    finding: Finding, pool: QemuPool, release: Release = faithfully, keeping: bool = False
 ) -> RealSystem:
     """The system on which a finding's steps can be taken, each that it may have.
 
     :param keeping: leave QEMU as it is in the end, to be looked at
     """
     return RealSystem(
-        stage,
+        pool,
         finding.scenario,
         errnos=finding.errnos,
         most_faults=99,

@@ -116,14 +116,14 @@ def _smaller(finding: Finding, build: Build, deadline: float | None) -> Finding:
 
     :param deadline: then it is as small as it was made until then
     """
-    stage = QemuPool(build, deadline=deadline)
-    reduction = _Reduction(finding, stage)
+    pool = QemuPool(build, deadline=deadline)
+    reduction = _Reduction(finding, pool)
     try:
         reduction.run()
     except OutOfBudget:
         pass
     finally:
-        stage.close()
+        pool.close()
     return reduction.finding
 
 
@@ -133,26 +133,26 @@ class _Reduction:
     :ivar finding: the smallest so far
     """
 
-    def __init__(self, finding: Finding, stage: QemuPool) -> None:
+    def __init__(self, finding: Finding, pool: QemuPool) -> None:
         self.finding = finding
-        self._stage = stage
+        self._pool = pool
 
     def run(self) -> None:
         """Make it as small as it gets.
 
-        :raises OutOfBudget: the stage's deadline has passed
+        :raises OutOfBudget: the pool's deadline has passed
         """
         if self.finding.all_io:  # perhaps it does not take that
             self._keep(self.finding.scenario, replace(self.finding, all_io=False))
         self._fewer_dimensions()
         self._fewer_operations()
-        found, _ = _search(self.finding.scenario, self.finding, self._stage)
+        found, _ = _search(self.finding.scenario, self.finding, self._pool)
         if found is not None and len(found.schedule) <= len(self.finding.schedule):
             self.finding = found
 
     def _keep(self, scenario: RealScenario, finding: Finding) -> bool:
         """Whether the finding is seen in *scenario*, too: then it is made to be of it."""
-        found, _ = _search(scenario, finding, self._stage)
+        found, _ = _search(scenario, finding, self._pool)
         self.finding = found or self.finding
         return found is not None
 
@@ -188,7 +188,7 @@ class _Reduction:
         finding = replace(self.finding, needs=(), may_need=())
         sure = True
         for plan in self._plans(scenario):
-            found, exhausted = _search(scenario, finding, self._stage, plan, first=True)
+            found, exhausted = _search(scenario, finding, self._pool, plan, first=True)
             sure = sure and exhausted
             if found is not None:
                 self.finding = found
@@ -200,7 +200,7 @@ class _Reduction:
         plan = _plan(self.finding)
         if len(plan) != 1:
             return [plan]
-        system = RealSystem(self._stage, scenario, all_io=self.finding.all_io)
+        system = RealSystem(self._pool, scenario, all_io=self.finding.all_io)
         explore(system, Mode.RANDOM, Budget(schedules=1), stop=False)
         system.leave()
         ((io, errno),) = plan.items()
@@ -262,11 +262,11 @@ def show_again(finding: Finding, build: Build) -> Shown:
     run_on = {"name": build.name, "version": list(again.version)}
     if again.shows(finding):
         return Shown(replace(finding, events=again.events, build=run_on, replays=(1, 1)))
-    stage = QemuPool(build)
+    pool = QemuPool(build)
     try:
-        found, exhausted = _search(finding.scenario, finding, stage)
+        found, exhausted = _search(finding.scenario, finding, pool)
     finally:
-        stage.close()
+        pool.close()
     if found is not None:
         return Shown(replace(found, build=run_on, replays=(1, 1)))
     if other := other_state(finding, build):
@@ -286,9 +286,9 @@ def search(scenario: RealScenario, build: Build) -> Finding | None:
 
     :raises BuildError: the build cannot do the scenario
     """
-    stage = QemuPool(build)
+    pool = QemuPool(build)
     try:
-        system = RealSystem(stage, scenario)
+        system = RealSystem(pool, scenario)
         explore(system, Mode.DPOR, Budget(seconds=_SMALLER), stop=False)
         system.leave()
         sightings = [
@@ -296,7 +296,7 @@ def search(scenario: RealScenario, build: Build) -> Finding | None:
             for one in system.found.values()
         ]
     finally:
-        stage.close()
+        pool.close()
     found = group(sightings)
     return min(found, key=lambda one: len(one.schedule), default=None)
 
@@ -320,7 +320,7 @@ class _Until(RealSystem):
 def _search(
     scenario: RealScenario,
     finding: Finding,
-    stage: QemuPool,
+    pool: QemuPool,
     plan: Mapping[IoId, int] | None = None,
     first: bool = False,
 ) -> tuple[Finding | None, bool]:
@@ -332,7 +332,7 @@ def _search(
     """
     plan = _plan(finding) if plan is None else plan
     check = CrashPoints.parse(finding.crash_points).check
-    system = _Until(stage, scenario, plan=plan, all_io=finding.all_io, each_step=check)
+    system = _Until(pool, scenario, plan=plan, all_io=finding.all_io, each_step=check)
     if first and finding.verdict is not None:
         system.sought = finding.verdict, finding.cause
     explored = explore(system, Mode.STATEFUL, Budget(seconds=_SMALLER), stop=False)

@@ -136,7 +136,7 @@ def _visit(task: ScenarioTask) -> Callable[..., ScenarioResult]:
 def here(
     task: ScenarioTask, scenarios: Sequence[RealScenario], jobs: int, board: Board
 ) -> list[ScenarioResult]:
-    stage = QemuPool(task.build)
+    pool = QemuPool(task.build)
     began = time.monotonic()
     results: list[ScenarioResult] = []
 
@@ -147,12 +147,12 @@ def here(
     try:
         for number, scenario in enumerate(scenarios):
             seconds = _share(task, began, len(scenarios) - number, 1)
-            results.append(_visit(task)(stage, scenario, task, seconds, tick))
+            results.append(_visit(task)(pool, scenario, task, seconds, tick))
             board.done.append(results[-1])
             board.live.clear()
         board.tell(force=True)
     finally:
-        stage.close()
+        pool.close()
     return results
 
 
@@ -176,7 +176,7 @@ def _worker(
 
 
 def _serve(talk: Connection, task: ScenarioTask, began: float, jobs: int) -> None:
-    stage = QemuPool(task.build)
+    pool = QemuPool(task.build)
     last, seen = 0.0, 0
 
     def tick(live: LiveFindings) -> None:
@@ -190,7 +190,7 @@ def _serve(talk: Connection, task: ScenarioTask, began: float, jobs: int) -> Non
         while (given := talk.recv()) is not None:
             place, scenario, waiting = given
             seconds = _share(task, began, waiting, jobs)
-            result = _visit(task)(stage, scenario, task, seconds, tick)
+            result = _visit(task)(pool, scenario, task, seconds, tick)
             talk.send(("done", (place, result)))
     except QmpshimError as error:
         with contextlib.suppress(OSError):  # another one sent it first
@@ -198,7 +198,7 @@ def _serve(talk: Connection, task: ScenarioTask, began: float, jobs: int) -> Non
     except (EOFError, BrokenPipeError):
         pass  # the other end is closed
     finally:
-        stage.close()
+        pool.close()
 
 
 def in_processes(

@@ -595,7 +595,7 @@ def test_a_flush_that_hides_its_failure_is_found_out(
         def _observe(self) -> None:
             if any(hit.verb == "flush" for _, hit in self.now.failed) and 0 not in self.now.over:
                 image = fails.split()[0]
-                empty = self.stage._base if image == "secondary" else self.machine.blank(image)
+                empty = self.pool._base if image == "secondary" else self.machine.blank(image)
                 self.machine.stores[image].restore(empty)
             super()._observe()
 

@@ -34,7 +34,7 @@ def forgetting(image: str, at_once: bool) -> Sabotage:
         def forget(io: HeldIO) -> bool:
             hit = io.image == image and io.op is NbdCommand.WRITE and io.length >= 4096
             if hit:
-                machine.reactor.call_later(0.0, lambda: machine.gate.drop(io))
+                machine.event_loop.call_later(0.0, lambda: machine.gate.drop(io))
             return hit
 
         machine.gate.open = lambda: hold(forget)  # type: ignore[method-assign]
@@ -95,7 +95,7 @@ def zeroes_forgotten(machine: GatedMachine) -> None:
         )
         hit = io.image == "secondary" and zeroes
         if hit:
-            machine.reactor.call_later(0.0, lambda: machine.gate.drop(io))
+            machine.event_loop.call_later(0.0, lambda: machine.gate.drop(io))
         return hit
 
     machine.gate.open = lambda: hold(forget)  # type: ignore[method-assign]

@@ -27,7 +27,7 @@ def at_once(machine: GatedMachine, hit: Callable[[HeldIO], bool]) -> None:
 
     def hold(io: HeldIO) -> bool:
         if hit(io):
-            machine.reactor.call_later(0.0, lambda: machine.gate.fail(io, 5))
+            machine.event_loop.call_later(0.0, lambda: machine.gate.fail(io, 5))
         return hit(io)
 
     machine.gate.hold(hold)
@@ -66,7 +66,7 @@ def deaf_primary(machine: GatedMachine) -> None:
     def gone() -> bool:
         return all(one["id"] != "primary" for one in machine.call("query-block-exports"))
 
-    assert machine.reactor.until(gone, 20.0)
+    assert machine.event_loop.until(gone, 20.0)
 
 
 def dead(machine: GatedMachine) -> None:
@@ -114,7 +114,7 @@ def test_an_answer_that_is_late_is_no_hang(qemu_build: Build) -> None:
         def both(io: HeldIO) -> None:
             # The other answer comes, too, so that QEMU has no reason to keep the first.
             for one in machine.gate.held:
-                machine.reactor.call_later(2.0, partial(late, one))
+                machine.event_loop.call_later(2.0, partial(late, one))
 
         machine.gate.release = both  # type: ignore[method-assign]
         return case.run(machine)
