@@ -117,6 +117,10 @@ class Quiescence:
         """
         return _timer([f"{self._tasks}/{thread}" for thread in self._threads])
 
+    def main_timer(self) -> float:
+        """As :meth:`timer`, of the main thread alone: idle threads of a pool wait for seconds."""
+        return _timer([f"{self._tasks}/{self._pid}"])
+
     def stopped(self) -> bool:
         """Whether QEMU is, at several looks over some time, stopped by a signal (SIGSTOP).
 

@@ -17,6 +17,7 @@ from qmpshim.conformance.explore.directed import ranges as ranges
 from qmpshim.conformance.explore.directed import replication as replication
 from qmpshim.conformance.explore.directed import sources as sources
 from qmpshim.conformance.explore.directed import storage as storage
+from qmpshim.conformance.explore.directed import timeouts as timeouts
 from qmpshim.conformance.explore.directed.tools import CLUSTER, SIZE, Broken
 from qmpshim.conformance.explore.harness.qemu_pool import base_content
 from qmpshim.errors import MachineError
@@ -106,6 +107,8 @@ def _case(
 
 _ODD = 2 * SIZE + SECTOR  # bytes of a disk that ends inside a cluster
 _FILTER_UNMAPS = (("filter", "discard", "unmap"),)
+_LONG = (("filter", "cbw-timeout", timeouts.LONG),)
+_SHORT = (("filter", "cbw-timeout", 1),)
 
 DIRECTED: tuple[Directed, ...] = (
     _case("start-busy-twice", False, replication.busy_start),
@@ -156,4 +159,11 @@ DIRECTED: tuple[Directed, ...] = (
     _case("filter-keeps-holes", True, storage.kept_holes, form="fleecing", options=_FILTER_UNMAPS),
     _case("snapshot-read-freezes", True, storage.frozen_read, form="fleecing"),
     _case("snapshot-discard-stays", True, storage.discarded_stays, form="fleecing", size=2 * SIZE),
+    _case("timeout-is-long", True, timeouts.timeout_is_long, form="fleecing", options=_LONG),
+    _case("timeout-breaks-write", True, timeouts.breaks_write, form="fleecing", options=_SHORT),
+    _case(
+        *("timeout-breaks-snapshot", True, timeouts.breaks_snapshot),
+        form="fleecing",
+        options=(*_SHORT, ("filter", "on-cbw-error", "break-snapshot")),
+    ),
 )

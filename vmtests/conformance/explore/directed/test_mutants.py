@@ -100,6 +100,22 @@ def test_what_goes_wrong_is_a_finding(
     assert (found.kind, str(found.cause)[: len(cause)]) == (verdict, cause), found.text
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value", "promise"),
+    [
+        ("timeout-is-long", "cbw-timeout", 3, "cbw-timeout is shorter"),
+        ("timeout-breaks-write", "on-cbw-error", "break-snapshot", "a timeout is ignored"),
+        ("timeout-breaks-snapshot", "on-cbw-error", "break-guest-write", "a timeout breaks the"),
+    ],
+)
+def test_a_timeout_that_does_something_else(
+    name: str, option: str, value: Any, promise: str, qemu_build: Build
+) -> None:
+    options = (*CASES[name].options, ("filter", option, value))
+    found = run_spoilt(name, lambda machine: None, qemu_build, options=options)
+    assert found is not None and str(found.cause).startswith(promise), found
+
+
 def test_an_answer_that_is_late_is_no_hang(qemu_build: Build) -> None:
     """A busy host: what must come comes, seconds late. (7.2's own defect is out of the way.)"""
     case = CASES["nbd-answer-waits"]

@@ -1,0 +1,132 @@
+"""Directed cases about ``cbw-timeout``: a copy that takes too long fails, and goes on unseen.
+
+The time is QEMU's own clock (``qemu_co_timeout``, util/qemu-co-timeout.c, QEMU 7.1 on), which no
+request at the gate stands for: an explorer cannot choose when it has run out. So these are cases.
+"""
+
+from __future__ import annotations
+
+from errno import EINVAL
+
+from qmpshim.conformance.explore.directed.tools import (
+    CLUSTER,
+    Broken,
+    answered,
+    comes,
+    held,
+    read,
+    written,
+)
+from qmpshim.conformance.workload import pattern
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.units import SECTOR
+
+LONG = 100  # seconds; as nanoseconds in 32 bits 1.2
+_SHORTER = 50.0  # seconds: no host is so busy that a timer of LONG is seen as less
+_COUNT = CLUSTER // SECTOR
+
+
+def _begins(machine: GatedMachine) -> tuple[int, HeldIO]:
+    """A write to the first cluster, whose copy is held: its cookie, and the copy's read."""
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.READ)
+    data = bytes(pattern.data_of(2, 0, _COUNT))
+    cookie = machine.clients["primary"].send(Nbd.WRITE, 0, 0, data)
+    machine.settle()
+    (copy,) = held(machine, "a primary write", 1)
+    return cookie, copy
+
+
+def _goes_on(machine: GatedMachine, copy: HeldIO) -> None:
+    """The copy that timed out is let go, and comes to the target."""
+    arrived: list[HeldIO] = []
+
+    def seen(io: HeldIO) -> bool:
+        if io.image == "hidden" and io.op is Nbd.WRITE and io.length >= CLUSTER:
+            arrived.append(io)
+        return False
+
+    machine.gate.hold(seen)
+    machine.gate.release(copy)
+    comes(machine, lambda: bool(arrived), "a copy that timed out")
+    machine.settle()
+
+
+def timeout_is_long(machine: GatedMachine) -> None:
+    """The time that a copy has is what cbw-timeout says, in seconds."""
+    cookie, copy = _begins(machine)
+    if not machine.quiescence.known:
+        return
+    left = machine.quiescence.main_timer()
+    machine.gate.open()
+    machine.gate.release(copy)
+    if errno := answered(machine, "primary", cookie, "a primary write"):
+        text = f"a primary write fails with errno {errno}, though its copy was in time"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "primary write fails")
+    if not _SHORTER < left <= LONG:
+        text = f"with cbw-timeout={LONG} QEMU waits {left:.1f} s for a copy"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "cbw-timeout is shorter")
+
+
+def breaks_snapshot(machine: GatedMachine) -> None:
+    """With on-cbw-error=break-snapshot a write whose copy takes too long is done.
+
+    The snapshot is broken then: no read of it succeeds, and no write is copied any more.
+    """
+    cookie, copy = _begins(machine)
+    if errno := answered(machine, "primary", cookie, "a write whose copy takes too long"):
+        text = f"a write whose copy takes too long fails with errno {errno}"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "a timeout breaks the write")
+    _expect_unreadable(machine, "after a timeout")
+    copies: list[HeldIO] = []
+    machine.gate.hold(
+        lambda io: io.image == "secondary" and io.op is Nbd.READ and _seen(copies, io)
+    )
+    written(machine, "primary", 3, _COUNT, _COUNT)
+    if copies:
+        raise Broken(
+            Verdict.ERROR_CONTRACT,
+            "a write is copied, though the snapshot is broken",
+            "a broken snapshot is copied",
+        )
+    _goes_on(machine, copy)
+    _expect_unreadable(machine, "once the copy that timed out is done")
+    for start, number in ((0, 2), (_COUNT, 3)):
+        if read(machine, "primary", start, _COUNT) != bytes(pattern.data_of(number, start, _COUNT)):
+            text = f"the write to sector {start} is lost after a timeout"
+            raise Broken(Verdict.LOST_WRITE, text, "a write is lost after a timeout")
+
+
+def _seen(copies: list[HeldIO], io: HeldIO) -> bool:
+    copies.append(io)
+    return False
+
+
+def _expect_unreadable(machine: GatedMachine, when: str) -> None:
+    answer = machine.clients["guest"].call(Nbd.READ, 0, 2 * CLUSTER)
+    if answer.errno != EINVAL:  # EACCES, which NBD has not
+        text = f"a read of a broken snapshot answers errno {answer.errno} {when}"
+        raise Broken(Verdict.ISOLATION, text, "a broken snapshot can be read")
+
+
+def breaks_write(machine: GatedMachine) -> None:
+    """By default a write whose copy takes too long fails, and nothing is written.
+
+    The copy goes on. The write can be done once more when it is over, and the snapshot stands.
+    """
+    old = bytes(pattern.data_of(1, 0, 2 * _COUNT))
+    cookie, copy = _begins(machine)
+    if not answered(machine, "primary", cookie, "a write whose copy takes too long"):
+        text = "a write is done, though its copy takes too long"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "a timeout is ignored")
+    if bytes(machine.gate.snapshot("secondary")) != old:
+        text = "a write that failed because its copy takes too long is on the disk"
+        raise Broken(Verdict.CONTENT, text, "a failed write is done")
+    _goes_on(machine, copy)
+    written(machine, "primary", 3, 0, _COUNT)
+    if read(machine, "guest", 0, _COUNT) + read(machine, "guest", _COUNT, _COUNT) != old:
+        text = "the snapshot does not hold the old data after a copy that timed out"
+        raise Broken(Verdict.ISOLATION, text, "a snapshot after a timeout")
