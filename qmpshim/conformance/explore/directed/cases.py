@@ -154,6 +154,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("throttled-job-obeys", True, jobs.throttled, form="push"),
     _case("ejected-target", True, storage.ejected_target, form="push"),
     _case("checkpoint-of-ejected-disk", True, replication.ejected_disk),
+    _case("checkpoint-to-the-end", True, replication.checkpoint_to_the_end, size=_ODD),
     _case("replication-refused", True, replication.refused),
     _case("filter-permissions", True, monitor.filter_permissions, form="fleecing"),
     _case("filter-keeps-holes", True, storage.kept_holes, form="fleecing", options=_FILTER_UNMAPS),

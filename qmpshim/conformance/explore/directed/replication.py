@@ -166,6 +166,19 @@ def ejected_disk(machine: GatedMachine) -> None:
         fails(machine, "xen-colo-do-checkpoint", {})
 
 
+def checkpoint_to_the_end(machine: GatedMachine) -> None:
+    """After a checkpoint everything is copied again, a disk's end inside a cluster too."""
+    machine.start()
+    last = machine.shape.size // SECTOR - 1
+    for number in (2, 3, 4):
+        written(machine, "primary", number, last, 1)
+        if read(machine, "guest", last, 1) != bytes(pattern.data_of(number - 1, last, 1)):
+            text = "the guest does not see the end of the disk as the last checkpoint left it"
+            raise Broken(Verdict.ISOLATION, text, "the end of a disk after a checkpoint")
+        machine.settle()
+        machine.call("xen-colo-do-checkpoint")
+
+
 def refused(machine: GatedMachine) -> None:
     """A replication filter is refused without a disk, or with a top-id where there is no sense in
     it, or without one where there is.

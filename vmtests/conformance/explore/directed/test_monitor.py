@@ -354,6 +354,8 @@ REFUSED = on_release(lambda machine, io: machine.gate.fail(io, 5))
          "blockdev-backup fails silently"),
         ("checkpoint-of-ejected-disk", succeeding, ERROR_CONTRACT,
          "xen-colo-do-checkpoint fails silently"),
+        ("checkpoint-to-the-end", asking("xen-colo-do-checkpoint"), Verdict.ISOLATION,
+         "the end of a disk after a checkpoint"),
         ("replication-refused", asking("blockdev-add"), ERROR_CONTRACT,
          "blockdev-add fails silently"),
         ("filter-permissions", answering("x-debug-query-block-graph", all_shared), PROTOCOL,
