@@ -152,6 +152,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("bitmap-names-edges", True, ranges.edges_of_bitmap, form="push"),
     _case("fua-is-durable", True, ranges.durable_fua, form="push"),
     _case("throttled-job-obeys", True, jobs.throttled, form="push"),
+    _case("cancel-beside-lost-target", True, jobs.cancelled_beside_lost_target, form="push"),
     _case("ejected-target", True, storage.ejected_target, form="push"),
     _case("checkpoint-of-ejected-disk", True, replication.ejected_disk),
     _case("checkpoint-to-the-end", True, replication.checkpoint_to_the_end, size=_ODD),

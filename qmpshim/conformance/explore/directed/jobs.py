@@ -19,6 +19,7 @@ from qmpshim.conformance.explore.harness.io_naming import owners, tags
 from qmpshim.errors import BuildError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.nbd.gate.store import MemoryStore
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR
@@ -111,6 +112,29 @@ def throttled(machine: GatedMachine) -> None:
     if len(events(machine, "BLOCK_JOB_CANCELLED")) != 1:
         text = "a job that was cancelled while it waited does not end as cancelled"
         raise Broken(Verdict.PROTOCOL, text, "end of a cancelled job")
+
+
+def cancelled_beside_lost_target(machine: GatedMachine) -> None:
+    """A job is cancelled by force at once, though QEMU waits a minute for its raw target to be
+    back.
+    """
+    machine.stores["raw"] = MemoryStore(SIZE)
+    machine.gate.add("raw", machine.stores["raw"])
+    file = {**machine.gate.blockdev("raw"), "reconnect-delay": 60}
+    machine.call("blockdev-add", {"driver": "raw", "node-name": "raw", "file": file})
+    machine.settle()
+    machine.gate.hold(lambda io: io.image == "raw" and io.op is Nbd.WRITE)
+    begin(machine, target="raw", sync="full")
+    held(machine, "a backup job")
+    machine.gate.refuse("raw")
+    machine.gate.cut("raw")
+    machine.gate.open()
+    machine.settle()
+    if [job["status"] for job in machine.call("query-block-jobs")] != ["running"]:
+        text = "a job does not wait for its target to come back within reconnect-delay"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "reconnect-delay of a target is not kept")
+    machine.call("block-job-cancel", {"device": "backup", "force": True})
+    comes(machine, lambda: not machine.call("query-block-jobs"), "a cancelled job", PATIENCE)
 
 
 def _comes_to(machine: GatedMachine, status: str) -> None:

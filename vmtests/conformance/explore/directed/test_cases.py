@@ -129,6 +129,8 @@ def nothing(machine: GatedMachine) -> None:
          "lost, its disk came back in time"),
         ("disk-back-in-time", forgetting("hidden", True), 10, Verdict.ISOLATION,
          "not the old data, its disk came back in time"),
+        ("cancel-beside-lost-target", patient_disk, 0, Verdict.ERROR_CONTRACT,
+         "reconnect-delay of a target is not kept"),
         ("disk-back-too-late", patient_disk, 1, Verdict.ERROR_CONTRACT,
          "no EIO after reconnect-delay"),
         ("disk-back-too-late", disk_gone_for_good, 1, Verdict.ERROR_CONTRACT,
