@@ -136,7 +136,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("quorum-permissions", True, monitor.quorum_permissions, form="primary"),
     _case("quorum-refused", True, monitor.quorum_refused),
     _case("backup-refused", True, monitor.backup_refused),
-    _case("backup-source-error", True, jobs.source_error),
+    _case("backup-source-error", True, jobs.errors_of_disks),
     _case("backup-of-bitmap", True, jobs.bitmap_backup),
     _case("backup-between-files", True, sources.files, form="push"),
     _case("backup-keeps-failed-copies", True, jobs.failed_copy_stays, form="push"),

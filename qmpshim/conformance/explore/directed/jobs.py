@@ -19,6 +19,7 @@ from qmpshim.conformance.explore.harness.io_naming import owners, tags
 from qmpshim.errors import BuildError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.nbd.gate.gate import HeldIO
 from qmpshim.machine.nbd.gate.store import MemoryStore
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
@@ -29,23 +30,39 @@ COUNT = CLUSTER // SECTOR  # sectors
 _BITMAP = {"node": "secondary", "name": "changed"}
 
 
-def source_error(machine: GatedMachine) -> None:
-    """A full backup whose source cannot be read stops, and is whole when it was resumed."""
-    machine.settle()
-    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.READ)
-    begin(machine, sync="full", **{"on-source-error": "stop"})
-    first, other = held(machine, "a backup job", 2)
-    machine.gate.fail(first, 5)
-    machine.gate.release(other)
-    machine.settle()
-    found = [(job["status"], job["io-status"]) for job in machine.call("query-block-jobs")]
-    if found != [("paused", "failed")]:
-        text = f"a job with on-source-error=stop is {found or 'gone'} after an error of its source"
-        raise Broken(Verdict.ERROR_CONTRACT, text, "on-source-error=stop")
-    machine.gate.open()
-    machine.call("block-job-resume", {"device": "backup"})
-    _completes(machine, SIZE)
-    _expect_copied(machine, {0, 1})
+def _old_read(io: HeldIO) -> bool:
+    return io.image == "secondary" and io.op is Nbd.READ
+
+
+def _copied(io: HeldIO) -> bool:
+    return io.image == "hidden" and len(tags(io.data)) > 0
+
+
+def errors_of_disks(machine: GatedMachine) -> None:
+    """A full backup whose source cannot be read, or whose target cannot be written to, stops where
+    it is to stop, goes on where it is to ignore that, and is whole when it ends.
+    """
+    sizes = []
+    for side, hit in (("source", _old_read), ("target", _copied)):
+        for action in ("stop", "ignore"):
+            option = f"on-{side}-error"
+            machine.settle()
+            machine.gate.hold(hit)
+            begin(machine, sync="full", **{option: action})
+            first, other = held(machine, "a backup job", 2)
+            machine.gate.open()
+            machine.gate.fail(first, 5)
+            machine.gate.release(other)
+            if action == "stop":
+                machine.settle()
+                jobs = machine.call("query-block-jobs")
+                if [(job["status"], job["io-status"]) for job in jobs] != [("paused", "failed")]:
+                    text = f"a job with {option}=stop is {jobs or 'gone'} after an error"
+                    raise Broken(Verdict.ERROR_CONTRACT, text, f"{option}=stop")
+                machine.call("block-job-resume", {"device": "backup"})
+            sizes.append(SIZE)
+            _completes(machine, *sizes)
+            _expect_copied(machine, {0, 1})
 
 
 def bitmap_backup(machine: GatedMachine) -> None:
@@ -75,9 +92,7 @@ def failed_copy_stays(machine: GatedMachine) -> None:
     machine.call("block-dirty-bitmap-add", {**_BITMAP, "granularity": CLUSTER})
     written(machine, "primary", 2, 0, SIZE // SECTOR)
     machine.settle()
-    machine.gate.hold(
-        lambda io: io.image == "hidden" and io.op is Nbd.WRITE and len(tags(io.data)) > 0
-    )
+    machine.gate.hold(_copied)
     begin(machine, sync="bitmap", bitmap="changed", **{"bitmap-mode": "always"})
     first, other = held(machine, "a backup job", 2)
     machine.gate.open()

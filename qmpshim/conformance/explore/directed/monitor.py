@@ -204,6 +204,10 @@ def backup_refused(machine: GatedMachine) -> None:
         raise Broken(Verdict.PROTOCOL, "a refused backup left a job", "a job that was refused")
     machine.call("blockdev-backup", _JOB)
     fails(machine, "blockdev-backup", _JOB)
+    spare = {"driver": "null-co", "node-name": "spare", "size": SIZE}
+    machine.call("blockdev-add", spare)
+    other = {"job-id": "other", "device": "hidden", "target": "spare"}  # which a job writes to
+    fails(machine, "blockdev-backup", {**_JOB, **other})
 
 
 def events(machine: GatedMachine, name: str) -> list[dict[str, Any]]:
