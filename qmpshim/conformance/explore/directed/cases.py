@@ -159,7 +159,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("replication-refused", True, replication.refused),
     _case("filter-permissions", True, monitor.filter_permissions, form="fleecing"),
     _case("filter-keeps-holes", True, storage.kept_holes, form="fleecing", options=_FILTER_UNMAPS),
-    _case("snapshot-read-freezes", True, storage.frozen_read, form="fleecing"),
+    _case("snapshot-read-freezes", True, storage.frozen_read, form="fleecing", size=2 * SIZE),
     _case("snapshot-discard-stays", True, storage.discarded_stays, form="fleecing", size=2 * SIZE),
     _case("timeout-is-long", True, timeouts.timeout_is_long, form="fleecing", options=_LONG),
     _case("timeout-breaks-write", True, timeouts.breaks_write, form="fleecing", options=_SHORT),

@@ -172,27 +172,31 @@ def _is_of(data: bytes, number: int, when: str) -> None:
 
 
 def frozen_read(machine: GatedMachine) -> None:
-    """While one sector of the snapshot is read from the source, no new data reaches its cluster."""
+    """While sectors of the snapshot are read from the source no new data reaches their clusters."""
     reader, writer = machine.clients["guest"], machine.clients["primary"]
     count = CLUSTER // SECTOR
-    for number, start, sector in ((2, 0, 0), (3, count, 2 * count - 1)):
+    for number, start, sector, many in (
+        (2, 0, 0, 1),
+        (3, count, 2 * count - 1, 1),
+        (4, 3 * count, 3 * count - 1, 2),
+    ):
         machine.settle()
-        machine.gate.hold(lambda io: io.image == "secondary" and io.length == SECTOR)
-        reading = reader.send(Nbd.READ, sector * SECTOR, SECTOR)
+        machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.READ)
+        reading = reader.send(Nbd.READ, sector * SECTOR, many * SECTOR)
         machine.settle()
         (first,) = held(machine, "a read of the snapshot", 1)
+        machine.gate.open()
         data = bytes(pattern.data_of(number, start, count))
         writing = writer.send(Nbd.WRITE, start * SECTOR, 0, data)
         if ends_beside(machine, "primary", writing, CLUSTER // SECTOR - 1):
             text = f"a write to the cluster overtakes the snapshot's read of its sector {sector}"
             raise Broken(Verdict.ORDER, text, "a write overtakes a snapshot's read")
-        machine.gate.open()
         machine.gate.release(first)
         for side, cookie in (("guest", reading), ("primary", writing)):
             if errno := answered(machine, side, cookie, f"the {side}'s request"):
                 text = f"the {side}'s request fails with errno {errno}, though all disks are well"
                 raise Broken(Verdict.ERROR_CONTRACT, text, f"{side} fails beside the other")
-        if reader.answers[reading].data != bytes(pattern.data_of(1, sector, 1)):
+        if reader.answers[reading].data != bytes(pattern.data_of(1, sector, many)):
             text = f"the snapshot does not hold the old data in sector {sector}"
             raise Broken(Verdict.ISOLATION, text, "a snapshot's read beside a write")
 
