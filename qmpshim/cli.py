@@ -27,7 +27,7 @@ COMMANDS = {
     "verify": "qmpshim.commands.verify",
     "replay": "qmpshim.commands.verify",
     "explore": "qmpshim.commands.explore",
-    "export": "qmpshim.commands.explore",
+    "export": "qmpshim.commands.export",
     "check": "qmpshim.commands.check",
     "findings": "qmpshim.commands.findings",
     "guest": "qmpshim.commands.guest",

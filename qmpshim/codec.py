@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from qmpshim.errors import InputError
+from qmpshim.errors import InputError, one_line
 
 _T = TypeVar("_T")
 
@@ -17,8 +17,7 @@ def encode(value: Any, *, order: bool = False) -> Any:
 
     :param order: sort objects and sets, which have none of their own
     """
-    text = msgspec.json.encode(value, order="deterministic" if order else None)
-    return msgspec.json.decode(text)
+    return msgspec.to_builtins(value, order="deterministic" if order else None)
 
 
 def decode(kind: type[_T], value: Any, what: str) -> _T:
@@ -29,8 +28,8 @@ def decode(kind: type[_T], value: Any, what: str) -> _T:
     """
     try:
         return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise InputError(f"not {what}: {error}") from error
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # a lone surrogate, for one
+        raise InputError(one_line(f"not {what}: {error}")) from error
 
 
 def decode_all(kind: type[_T], value: Any, what: str) -> _T:
@@ -41,5 +40,5 @@ def decode_all(kind: type[_T], value: Any, what: str) -> _T:
     found = decode(kind, value, what)
     known = {field.name for field in fields(found)}  # type: ignore[arg-type]
     if unknown := sorted(value.keys() - known):
-        raise InputError(f"not {what}: nothing is known of {', '.join(unknown)}")
+        raise InputError(one_line(f"not {what}: nothing is known of {', '.join(unknown)}"))
     return found

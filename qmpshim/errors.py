@@ -70,8 +70,13 @@ def decoding(what: str) -> Iterator[None]:
         message = f"{what} is damaged: it is nested too deeply"
     else:
         return
+    raise InputError(one_line(message))
+
+
+def one_line(message: str) -> str:
+    """A message that quotes input, as one line that is not too long to be read."""
     message = " ".join(message.split())
-    raise InputError(message if len(message) <= _LONGEST else f"{message[: _LONGEST - 4]} ...")
+    return message if len(message) <= _LONGEST else f"{message[: _LONGEST - 4]} ..."
 
 
 class NoSuchBuild(InputError):

@@ -68,6 +68,15 @@ def test_what_is_wrong_is_named(value: Any, words: str) -> None:
         decode(Outer, value, "a test")
 
 
+def test_any_text_can_be_written() -> None:
+    """JSON's escapes can name half a character, and so can the name of a file."""
+    half = Inner(Colour.RED), "\ud800"
+    assert json.loads(json.dumps(encode(half)))[1] == "\ud800"
+    for value in ({"\ud800": 1}, {"inner": [{"colour": "\ud800"}], "names": []}):
+        with pytest.raises(InputError, match="not a test"):
+            decode(Outer, value, "a test")
+
+
 def test_a_field_too_many() -> None:
     value = {**encode(ONE), "colour": "red"}
     assert decode(Outer, value, "a test") == ONE

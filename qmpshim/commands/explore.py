@@ -1,4 +1,4 @@
-"""`qmpshim explore` and `qmpshim export`."""
+"""`qmpshim explore`: every interleaving of small scenarios, on a real QEMU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from qmpshim.commands.console import (
     BUNDLES,
     DIVERGED,
     OK,
-    STDOUT,
     UNTESTABLE,
     Console,
     Listed,
@@ -25,7 +24,6 @@ from qmpshim.commands.console import (
     count,
     dask_option,
     jobs_option,
-    json_option,
     list_option,
     not_kept,
     on_each,
@@ -35,16 +33,15 @@ from qmpshim.commands.console import (
     seconds,
     show_list,
 )
+from qmpshim.commands.explore_model import HOW, LIST, explore_model_scenarios
 from qmpshim.conformance.bundles.again import replay_command
-from qmpshim.conformance.bundles.workload_case import CASE as WORKLOAD_CASE
 from qmpshim.conformance.document import BUDGET, scenario_object
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
 from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT
 from qmpshim.conformance.explore.harness.setup_state import depends_on_version
-from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
+from qmpshim.conformance.explore.report.finding_files import save_finding
 from qmpshim.conformance.explore.report.findings import Finding, group
 from qmpshim.conformance.explore.report.report import SOAK
-from qmpshim.conformance.explore.reproducer.export import export_script
 from qmpshim.conformance.explore.scenarios import (
     SETS,
     RealScenario,
@@ -61,32 +58,19 @@ from qmpshim.conformance.explore.search.exploration import (
 )
 from qmpshim.conformance.explore.search.model_run import (
     REFERENCE_NAMES,
-    ModelReport,
-    ModelRun,
-    diagram,
-    discipline_list,
-    explore_model,
-    scenarios_for,
-    summary,
 )
 from qmpshim.conformance.explore.search.soak import soak_real, soak_state
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS
 from qmpshim.conformance.explore.space.naming import array, is_name, point_named, scenario_of
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
-from qmpshim.conformance.pair.bundle import is_pair
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.files import slug
 from qmpshim.model.check.cause import Cause
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import MODES
-from qmpshim.model.scenario import Scenario
 
-# What says how scenarios are explored.
-_EXPLORING = ("--mode", "--faults", "--crash-points", "--all-io", "--budget", "--seed", "--keep",
-              "--strict", "--build", "--qemu", "--dask")  # fmt: skip
-_LIST = "list"  # as a scenario or discipline: an older spelling of --list
 _STRENGTH = 2  # of the scenarios that are explored by default
 _BUDGET = 60.0  # seconds, for them
 # Explores a build: with what is called at progress, what is known, and what shows a report.
@@ -98,7 +82,7 @@ FAULTS = (errno.EIO, errno.ENOSPC, CUT, RECONNECT)
 
 
 def add(commands: Any) -> None:
-    """Add the commands to the parser."""
+    """Add the command to the parser."""
     exploring = commands.add_parser(
         "explore", help="take every interleaving of small scenarios, on a real QEMU or in the model"
     )
@@ -198,25 +182,10 @@ def add(commands: Any) -> None:
         "a scenario file showed nothing whose setup leaves other states in other versions."
     )
 
-    exporting = commands.add_parser(
-        "export", help="write an explored finding as a script that needs no qmpshim"
-    )
-    exporting.add_argument(
-        "bundle", type=Path, help="a directory that explore or check kept, or its file"
-    )
-    exporting.add_argument(
-        "--nbd",
-        action="store_true",
-        help="hold the requests by an NBD server in the script even where breakpoints of blkdebug "
-        "would do: follows the schedule to the letter, also on QEMU 5.1 to 6.0",
-    )
-    json_option(exporting)
-    exporting.set_defaults(run=_export)
-
 
 def _explore(args: argparse.Namespace, console: Console) -> int:
     if args.model:
-        return _explore_model(args, console)
+        return explore_model_scenarios(args, console)
     if args.discipline or args.schedule:
         raise InputError("--discipline and --schedule go with --model")
     if args.mode == SOAK:
@@ -225,9 +194,9 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
     mode = MODES[args.mode]
     if args.strength is not None and args.scenario is not None:
         raise InputError("--strength generates the scenarios that --scenario would name")
-    if args.list or args.scenario == _LIST:
-        refuse_unused(args, "with --list", *_EXPLORING, "--jobs")
-        every = args.scenario in (None, _LIST) and args.strength is None
+    if args.list or args.scenario == LIST:
+        refuse_unused(args, "with --list", *HOW, "--jobs")
+        every = args.scenario in (None, LIST) and args.strength is None
         shown = real_scenarios("all") if every else _chosen(args)
         return show_list([_listed(one) for one in shown], args.document, console)
     by_default = args.scenario is None and args.strength is None
@@ -449,99 +418,3 @@ def real_scenarios(what: str) -> list[RealScenario]:
 def _kept(finding: Finding, directory: Path, build: Build | None) -> Path:
     name = slug(f"explore-{finding.verdict}-{finding.scenario.name}")
     return save_finding(directory / name, finding, build)
-
-
-def _export(args: argparse.Namespace, console: Console) -> int:
-    if (args.bundle / WORKLOAD_CASE).exists() or is_pair(args.bundle):
-        raise InputError(
-            f"{args.bundle} holds no schedule of `explore`, which alone makes a script; "
-            "`qmpshim replay` shows it"
-        )
-    args.document.judges = False
-    script = export_script(load_finding(args.bundle), breakpoints=not args.nbd)
-    args.document.result = {"bundle": str(args.bundle), "nbd": args.nbd, "script": script}
-    if args.json != STDOUT:  # then the script is in the document
-        console.line(script.rstrip("\n"))
-    return OK
-
-
-# -- the model ------------------------------------------------------------
-
-
-def _explore_model(args: argparse.Namespace, console: Console) -> int:
-    of_qemu = {
-        "--build": args.build,
-        "--qemu": args.qemu,
-        "--faults": args.faults,
-        "--crash-points": args.crash_points != "none",
-        "--all-io": args.all_io,
-        "--keep": args.keep,
-        "--strict": args.strict,
-        "--strength": args.strength is not None,
-        "--mode soak": args.mode == SOAK,
-        "--resume": args.resume is not None,
-        "--dask": args.dask,
-    }
-    if unfit := [option for option, given in of_qemu.items() if given]:
-        raise InputError(f"{unfit[0]} goes with a real QEMU, not with --model")
-    refuse_unused(args, "with --model", "--jobs")
-    if args.list or _LIST in (args.scenario, *(args.discipline or [])):
-        refuse_unused(args, "with --list", *_EXPLORING, "--schedule")
-    elif args.schedule is not None:
-        refuse_unused(args, "with --schedule", *_EXPLORING)
-    elif not MODES[args.mode].by_chance:
-        refuse_unused(args, f"with --mode {args.mode}, which leaves nothing to chance", "--seed")
-    if _LIST in (args.discipline or []):
-        disciplines = [Listed(name, about) for name, about in discipline_list().items()]
-        return show_list(disciplines, args.document, console)
-    if args.list or args.scenario == _LIST:
-        shown = scenarios_for("all" if args.scenario in (None, _LIST) else args.scenario)
-        items = [Listed(one.name, one.about, scenario_object(one)) for one in shown]
-        return show_list(items, args.document, console)
-    chosen = args.discipline or list(REFERENCE_NAMES)
-    scenarios = scenarios_for(args.scenario or "all")
-    if args.schedule is not None:
-        args.document.judges = False
-        return _replay(args, chosen, scenarios, console)
-
-    def on_progress(run: ModelRun) -> None:
-        console.progress(
-            f"{run.scenario.name} under {run.discipline}: {run.statistics.schedules} schedules"
-        )
-
-    report = explore_model(
-        chosen,
-        scenarios,
-        args.budget,
-        MODES[args.mode],
-        seed=args.seed,
-        progress=on_progress,
-    )
-    console.line(summary(report))
-    console.line()
-    console.line(_verdict(report))
-    args.document.result = report.to_json()
-    if not report.exhaustive and args.budget is not None:
-        args.document.interrupted = BUDGET
-    return OK if report.clean else DIVERGED
-
-
-def _replay(
-    args: argparse.Namespace, disciplines: list[str], scenarios: list[Scenario], console: Console
-) -> int:
-    if len(disciplines) != 1 or len(scenarios) != 1:
-        raise InputError("--schedule replays one scenario: name it, and one --discipline")
-    drawn = diagram(disciplines[0], scenarios[0], args.schedule)
-    args.document.result = {"schedule": args.schedule, "diagram": drawn.splitlines()}
-    console.line(drawn)
-    return OK
-
-
-def _verdict(report: ModelReport) -> str:
-    schedules = sum(run.statistics.schedules for run in report.runs)
-    found = sum(bool(run.findings) for run in report.runs)
-    how = "exhausted" if report.exhaustive else "NOT exhausted"
-    return (
-        f"{len(report.runs)} run(s), {schedules} schedules, {how}; "
-        f"{f'{found} with a violation' if found else 'no violation'}"
-    )

@@ -57,7 +57,7 @@ class Scenario:
     :ivar ops: the concurrent operations
     :ivar faults: which I/Os of the concurrent operations fail
     :ivar contract: commands run in a drained section, as the contract demands
-    :ivar disciplines: those it makes sense with; empty: all
+    :ivar protocols: those it makes sense with; empty: all
     :ivar long: too big for a quick test
     """
 
@@ -71,7 +71,7 @@ class Scenario:
     secondary: str = "raw"
     faults: tuple[Fault, ...] = ()
     contract: bool = True
-    disciplines: tuple[str, ...] = ()
+    protocols: tuple[str, ...] = ()
     long: bool = field(default=False, compare=False)
 
     def number(self, index: int) -> int:
@@ -92,8 +92,8 @@ class Scenario:
             "faults": [fault.to_json() for fault in self.faults],
             "contract": self.contract,
         }
-        if self.disciplines:
-            value["disciplines"] = list(self.disciplines)
+        if self.protocols:
+            value["disciplines"] = list(self.protocols)
         return value
 
 
@@ -123,7 +123,7 @@ def _scenario(value: dict[str, Any]) -> Scenario:
         setup=tuple(_operation(op) for op in value.get("setup", [{"do": "start"}])),
         ops=tuple(_operation(op) for op in value["ops"]),
         faults=tuple(Fault(**fault) for fault in value.get("faults", [])),
-        disciplines=tuple(value.get("disciplines", ())),
+        protocols=tuple(value.get("disciplines", ())),
     )
 
 

@@ -252,7 +252,7 @@ _BACKUP = (
         OLD,
         "the reader gives up a cluster: no more copy, no more access",
         BACKUP,
-        disciplines=CBW,
+        protocols=CBW,
     ),
     Scenario("backup-stop", (_write(0), STOP), OLD, "the job is cancelled", BACKUP),
 )
@@ -301,7 +301,7 @@ _ROBUSTNESS = (
         (*OLD, _write(0)),
         "a reader gives up what it is still reading",
         BACKUP,
-        disciplines=CBW,
+        protocols=CBW,
     ),
 )
 SCENARIOS: dict[str, Scenario] = {

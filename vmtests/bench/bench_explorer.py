@@ -131,7 +131,7 @@ def main() -> None:
         began = time.process_time()
         schedules = states = 0
         for scenario in SCENARIOS.values():
-            if not scenario.disciplines or honest.name in scenario.disciplines:
+            if not scenario.protocols or honest.name in scenario.protocols:
                 statistics = explore(ModelSystem(scenario, honest, honest)).statistics
                 schedules += statistics.schedules
                 states += statistics.states

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from qmpshim.codec import encode
 from qmpshim.commands.explore import real_scenarios
 from qmpshim.conformance.bundles import bundle
 from qmpshim.conformance.bundles.bundle import WorkloadCase
@@ -100,9 +101,9 @@ def _given() -> Iterator[Given]:
     yield Given("pair", pair, lambda path: (pair_bundle.is_pair(path), pair_bundle.load(path)))
     results = Results(_plan(), {("system", _CHECK_CASE.name): _outcome()})
     yield Given("results", results.to_json(), load_results)
-    line = {"build": "system", "case": _CHECK_CASE.name, "outcome": _outcome().to_json()}
+    line = {"build": "system", "case": _CHECK_CASE.name, "outcome": encode(_outcome())}
     yield Given("journal", [_plan().to_json(), line], _journal)
-    suite = {"name": "mine", "include": [], "cases": [_CHECK_CASE.to_json() | {"shards": 2}]}
+    suite = {"name": "mine", "include": [], "cases": [encode(_CHECK_CASE) | {"shards": 2}]}
     yield Given("suite", suite, lambda path: suite_named(str(path)))
     real = [scenario.to_json() for scenario in named("WR") + named("CW")]
     yield Given("scenario", real, lambda path: real_scenarios(str(path)))

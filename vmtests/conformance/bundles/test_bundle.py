@@ -77,7 +77,9 @@ def test_a_bundle_has_all_it_takes(qemu_build: Build, workspace: Workspace, tmp_
     assert (target / "operations.txt").read_text().splitlines() == [str(o) for o in OPERATIONS]
     assert "qmpshim replay" in (target / "README").read_text()
     assert str(found[0]) in (target / "README").read_text()
-    assert json.loads((target / "observation.json").read_text()) == found[0].to_json()
+    assert json.loads((target / "observation.json").read_text()) == json.loads(
+        json.dumps(found[0].to_json())
+    )
     prediction = json.loads((target / "prediction.json").read_text())
     assert prediction["disks"]["hidden"] == {"allocation": {"0": "data"}, "owners": [[0, 128, 1]]}
     assert prediction["disks"]["secondary"]["owners"] == [[0, 3, 1], [3, 1, 5], [4, 124, 1]]

@@ -27,7 +27,7 @@ LONG = [scenario for scenario in SCENARIOS.values() if scenario.long]
 def keeps_the_promise(
     scenario: Scenario, correct: type[SerializationProtocol], late: bool = False
 ) -> None:
-    if scenario.disciplines and correct.name not in scenario.disciplines:
+    if scenario.protocols and correct.name not in scenario.protocols:
         return
     result = explore(ModelSystem(scenario, correct, correct, late_wakes=late))
     assert not result.violations
@@ -89,7 +89,7 @@ def test_mutant_is_killed(name: str) -> None:
 def test_beyond_the_contract_the_promise_breaks(name: str) -> None:
     scenario = ROBUSTNESS[name]
     for correct in REFERENCE_PROTOCOLS:
-        if not scenario.disciplines or correct.name in scenario.disciplines:
+        if not scenario.protocols or correct.name in scenario.protocols:
             assert explore(ModelSystem(scenario, correct, correct)).violations
 
 

@@ -140,8 +140,8 @@ class Journal:
             with decoding(str(path)):
                 key = (str(value["build"]), str(value["case"]))
                 outcome = decode(CaseOutcome, value["outcome"], "an outcome of a case")
-            if key not in wanted or key in journal.outcomes:
-                raise InputError(f"{path} is damaged: {key} is not wanted, or there twice")
+                if key not in wanted or key in journal.outcomes:
+                    raise InputError(f"{path} is damaged: {key} is not wanted, or there twice")
             journal.outcomes[key] = outcome
         if torn:
             file.truncate(file.tell() - len(torn))

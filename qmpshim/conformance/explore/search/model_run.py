@@ -1,4 +1,4 @@
-"""Exploring the model: which discipline, which scenarios, how long; the result is data."""
+"""Exploring the model: which protocol, which scenarios, how long; the result is data."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ModelFinding:
 
 @dataclass(frozen=True, slots=True)
 class ModelRun:
-    """One scenario under one discipline.
+    """One scenario under one serialization protocol.
 
     :ivar exhaustive: every schedule was taken, or an equivalent one
     """
@@ -85,7 +85,7 @@ class ModelRun:
 class ModelReport:
     """Everything that was explored.
 
-    :ivar skipped: runs the budget left no time for, as (discipline, scenario)
+    :ivar skipped: runs the budget left no time for, as (protocol, scenario)
     """
 
     runs: tuple[ModelRun, ...]
@@ -111,17 +111,17 @@ class ModelReport:
         }
 
 
-def discipline_list() -> dict[str, str]:
+def protocol_list() -> dict[str, str]:
     """Every name :func:`system_for` knows, with what it is in one line."""
     return {
         name: MUTANTS[name].about
         if name in MUTANTS and name not in PROTOCOLS
         else (PROTOCOLS[name].__doc__ or "").split("\n")[0].replace("``", "")
-        for name in discipline_names()
+        for name in protocol_names()
     }
 
 
-def discipline_names() -> list[str]:
+def protocol_names() -> list[str]:
     """Every name :func:`system_for` knows: serialization protocols, then mutants."""
     return [*PROTOCOLS, *(name for name in MUTANTS if name not in PROTOCOLS)]
 
@@ -129,7 +129,7 @@ def discipline_names() -> list[str]:
 def system_for(discipline: str, scenario: Scenario, late_wakes: bool = False) -> ModelSystem:
     """A scenario under a serialization protocol or a mutant, by name, checked against a reference.
 
-    :raises InputError: there is no such discipline
+    :raises InputError: there is no such protocol
     """
     if discipline in PROTOCOLS:
         kind = PROTOCOLS[discipline]
@@ -138,7 +138,7 @@ def system_for(discipline: str, scenario: Scenario, late_wakes: bool = False) ->
     if discipline in MUTANTS:
         return MUTANTS[discipline].system(scenario)
     listing = "qmpshim explore --model --discipline list"
-    raise InputError(no_such("discipline", discipline, discipline_names(), listing))
+    raise InputError(no_such("discipline", discipline, protocol_names(), listing))
 
 
 def scenarios_for(what: str) -> list[Scenario]:
@@ -156,7 +156,7 @@ def scenarios_for(what: str) -> list[Scenario]:
 
 
 def explore_model(
-    disciplines: Iterable[str] = REFERENCE_NAMES,
+    protocols: Iterable[str] = REFERENCE_NAMES,
     scenarios: Iterable[Scenario] = tuple(SCENARIOS.values()),
     seconds: float | None = None,
     mode: Mode = Mode.AUTO,
@@ -167,13 +167,13 @@ def explore_model(
     late_wakes: bool = False,
     progress: Callable[[ModelRun], None] | None = None,
 ) -> ModelReport:
-    """Explore scenarios under disciplines.
+    """Explore scenarios under serialization protocols.
 
     :param seconds: for all of it together; ``None``: no limit (the modes by chance need one)
     :param stop: at a run's first violation; its schedule is then made as short as possible
     :param late_wakes: also explore how late woken coroutines go on
     :param progress: called with every run
-    :raises InputError: there is no such discipline, or a mode by chance has no limit
+    :raises InputError: there is no such protocol, or a mode by chance has no limit
     """
     if seconds is None and mode in (Mode.RANDOM, Mode.PREEMPTION):
         raise InputError(f"mode {mode.value} goes on for ever without a budget")
@@ -181,8 +181,8 @@ def explore_model(
     pairs = [
         (name, scenario)
         for scenario in scenarios
-        for name in disciplines
-        if not scenario.disciplines or name in scenario.disciplines or name not in REFERENCE_NAMES
+        for name in protocols
+        if not scenario.protocols or name in scenario.protocols or name not in REFERENCE_NAMES
     ]
     if not pairs:
         raise InputError("none of these scenarios is one for any of these disciplines")
@@ -241,7 +241,7 @@ def replay_model(system: ModelSystem, schedule: Sequence[Any] | str) -> Violatio
 def diagram(discipline: str, scenario: Scenario, schedule: Sequence[Any] | str) -> str:
     """The sequence diagram of a schedule.
 
-    :raises InputError: a step is not enabled when its turn comes, or there is no such discipline
+    :raises InputError: a step is not enabled when its turn comes, or there is no such protocol
     """
     steps = schedule_from_text(schedule) if isinstance(schedule, str) else tuple(schedule)
     replay_model(system := system_for(discipline, scenario), steps)

@@ -11,8 +11,8 @@ from qmpshim.conformance.explore.report.model_diagram import schedule_from_text,
 from qmpshim.conformance.explore.search.model_run import (
     REFERENCE_NAMES,
     diagram,
-    discipline_names,
     explore_model,
+    protocol_names,
     replay_model,
     scenarios_for,
     summary,
@@ -74,12 +74,12 @@ def test_scenarios_by_name_by_file_and_all(tmp_path: Path) -> None:
             scenarios_for(bad)
 
 
-def test_unknown_discipline_lists_the_known() -> None:
+def test_unknown_protocol_lists_the_known() -> None:
     with pytest.raises(
         InputError, match=r"no discipline 'copy-before-rite'; did you mean copy-before-write"
     ):
         explore_model(["copy-before-rite"], [PAIR])
-    assert len(discipline_names()) == len(set(discipline_names()))
+    assert len(protocol_names()) == len(set(protocol_names()))
 
 
 def test_budget_is_for_all_of_it() -> None:
