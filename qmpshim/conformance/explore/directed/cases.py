@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from qmpshim.conformance.compare.divergence import Ending, stable, verdict_of
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.directed import filters as filters
 from qmpshim.conformance.explore.directed import jobs as jobs
 from qmpshim.conformance.explore.directed import monitor as monitor
 from qmpshim.conformance.explore.directed import ranges as ranges
@@ -158,9 +159,11 @@ DIRECTED: tuple[Directed, ...] = (
     _case("checkpoint-to-the-end", True, replication.checkpoint_to_the_end, size=_ODD),
     _case("replication-refused", True, replication.refused),
     _case("filter-permissions", True, monitor.filter_permissions, form="fleecing"),
-    _case("filter-keeps-holes", True, storage.kept_holes, form="fleecing", options=_FILTER_UNMAPS),
-    _case("snapshot-read-freezes", True, storage.frozen_read, form="fleecing", size=2 * SIZE),
-    _case("snapshot-discard-stays", True, storage.discarded_stays, form="fleecing", size=2 * SIZE),
+    _case("filter-passes-on", True, filters.passed_on, 0, "fleecing", _FILTER_UNMAPS, 6 * SIZE),
+    _case("filter-reports", True, filters.failed_copies, 0, "fleecing", _FILTER_UNMAPS, 2 * SIZE),
+    _case("filter-keeps-holes", True, filters.kept_holes, form="fleecing", options=_FILTER_UNMAPS),
+    _case("snapshot-read-freezes", True, filters.frozen_read, form="fleecing", size=2 * SIZE),
+    _case("snapshot-discard-stays", True, filters.discarded_stays, form="fleecing", size=2 * SIZE),
     _case("timeout-is-long", True, timeouts.timeout_is_long, form="fleecing", options=_LONG),
     _case("timeout-breaks-write", True, timeouts.breaks_write, form="fleecing", options=_SHORT),
     _case(

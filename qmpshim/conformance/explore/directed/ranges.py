@@ -8,11 +8,11 @@ from qmpshim.conformance.explore.directed.tools import (
     Broken,
     add_client,
     add_image,
+    allocation,
     answered,
     comes,
     ends_beside,
     fails,
-    flushed_image,
     held,
     read,
     remove_client,
@@ -22,7 +22,6 @@ from qmpshim.conformance.explore.harness.io_naming import owners as owners_of
 from qmpshim.conformance.explore.harness.io_naming import tags
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.protocol import CMD_FUA
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
@@ -44,7 +43,7 @@ def zeroes_in_part(machine: GatedMachine) -> None:
         machine.clients["primary"].call(Nbd.WRITE_ZEROES, start * SECTOR, count * SECTOR)
     machine.start()
     written(machine, "primary", 2, 0, end)
-    found = _allocation(machine, "hidden")
+    found = allocation(machine, "hidden")
     wanted = {0: Alloc.ZERO, 1: Alloc.DATA, 2: Alloc.DATA, 3: Alloc.ZERO, 4: Alloc.ZERO}
     if found != wanted:
         text = f"the copy of zeroes and data is {found} on the hidden disk"
@@ -135,7 +134,7 @@ def ragged_discard(machine: GatedMachine) -> None:
     if answer.errno:
         text = f"a discard of parts of clusters fails with errno {answer.errno}"
         raise Broken(Verdict.ERROR_CONTRACT, text, "a discard fails")
-    found = _allocation(machine, "image")
+    found = allocation(machine, "image")
     if {n for n, kind in found.items() if kind is Alloc.DATA} != {0, 3}:
         text = f"a discard of clusters 1 and 2, and of parts of 0 and 3, leaves {found}"
         raise Broken(Verdict.ALLOCATION, text, "a discard frees what is in it")
@@ -262,8 +261,3 @@ def _expect(machine: GatedMachine, size: int, count: int, when: str, disk: str =
     if found != (size, [count]):
         text = f"{when} the disk has {found[0]} bytes, its bitmaps {found[1]}, not {size}, {count}"
         raise Broken(Verdict.PROTOCOL, text, f"a bitmap {when}")
-
-
-def _allocation(machine: GatedMachine, node: str) -> dict[int, Alloc]:
-    """What the clusters of an image are, once it is flushed."""
-    return Qcow2Reader.parse(flushed_image(machine, node)).allocation()

@@ -13,7 +13,6 @@ from qmpshim.conformance.explore.directed.tools import (
     add_client,
     add_image,
     answered,
-    ends_beside,
     fails,
     held,
     open_image,
@@ -28,7 +27,6 @@ from qmpshim.errors import BuildError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.topology import QmpCommand
 from qmpshim.machine.images.qcow2 import Qcow2Reader
-from qmpshim.machine.nbd.protocol import CMD_NO_HOLE
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NonBlockingNbd
 from qmpshim.model.check.verdict import Verdict
@@ -169,84 +167,6 @@ def _is_of(data: bytes, number: int, when: str) -> None:
     if set(owners(data, 0)) != {number}:
         text = f"the snapshot does not show the last checkpoint {when}"
         raise Broken(Verdict.ISOLATION, text, f"snapshot-access {when}")
-
-
-def frozen_read(machine: GatedMachine) -> None:
-    """While sectors of the snapshot are read from the source no new data reaches their clusters."""
-    reader, writer = machine.clients["guest"], machine.clients["primary"]
-    count = CLUSTER // SECTOR
-    for number, start, sector, many in (
-        (2, 0, 0, 1),
-        (3, count, 2 * count - 1, 1),
-        (4, 3 * count, 3 * count - 1, 2),
-    ):
-        machine.settle()
-        machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.READ)
-        reading = reader.send(Nbd.READ, sector * SECTOR, many * SECTOR)
-        machine.settle()
-        (first,) = held(machine, "a read of the snapshot", 1)
-        machine.gate.open()
-        data = bytes(pattern.data_of(number, start, count))
-        writing = writer.send(Nbd.WRITE, start * SECTOR, 0, data)
-        if ends_beside(machine, "primary", writing, CLUSTER // SECTOR - 1):
-            text = f"a write to the cluster overtakes the snapshot's read of its sector {sector}"
-            raise Broken(Verdict.ORDER, text, "a write overtakes a snapshot's read")
-        machine.gate.release(first)
-        for side, cookie in (("guest", reading), ("primary", writing)):
-            if errno := answered(machine, side, cookie, f"the {side}'s request"):
-                text = f"the {side}'s request fails with errno {errno}, though all disks are well"
-                raise Broken(Verdict.ERROR_CONTRACT, text, f"{side} fails beside the other")
-        if reader.answers[reading].data != bytes(pattern.data_of(1, sector, many)):
-            text = f"the snapshot does not hold the old data in sector {sector}"
-            raise Broken(Verdict.ISOLATION, text, "a snapshot's read beside a write")
-
-
-def discarded_stays(machine: GatedMachine) -> None:
-    """What a snapshot's reader has discarded it cannot read any more, whoever writes there.
-
-    A read that has a sector of it fails, and one that only touches it does not.
-    """
-    client, count = machine.clients["guest"], CLUSTER // SECTOR
-    if machine.version >= (9, 1):  # before it aborts: snapshot-discard-aborts
-        client.call(Nbd.TRIM, CLUSTER, CLUSTER - SECTOR)  # not the whole of it: all of it stays
-        if read(machine, "guest", count, count) != bytes(pattern.data_of(1, count, count)):
-            text = "what was discarded in part is not the old data"
-            raise Broken(Verdict.ISOLATION, text, "a part of a cluster is discarded")
-    client.call(Nbd.TRIM, CLUSTER, CLUSTER)
-    for when in ("", " that was written later"):
-        for start, many in ((count, 1), (count - 1, 2), (2 * count - 1, 2), (2 * count - 1, 1)):
-            if not client.call(Nbd.READ, start * SECTOR, many * SECTOR).errno:
-                text = f"a discarded part of the snapshot{when} can be read"
-                raise Broken(Verdict.ISOLATION, text, "a discarded part of a snapshot can be read")
-        written(machine, "primary", 2, count, count)
-    for start in (0, 2 * count):
-        if read(machine, "guest", start, count) != bytes(pattern.data_of(1, start, count)):
-            text = "the rest of the snapshot is not the old data"
-            raise Broken(Verdict.ISOLATION, text, "the rest of a discarded snapshot")
-
-
-def kept_holes(machine: GatedMachine) -> None:
-    """Zeroes may leave a hole in the disk below a copy-before-write filter, if the writer lets
-    them.
-    """
-    for offset, flags in ((0, 0), (CLUSTER, CMD_NO_HOLE)):
-        machine.settle()
-        machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.WRITE_ZEROES)
-        client = machine.clients["primary"]
-        cookie = client.send(Nbd.WRITE_ZEROES, offset, CLUSTER, b"", flags)
-        machine.settle()
-        (zeroes,) = held(machine, "zeroes", 1)
-        if zeroes.no_hole is not bool(flags):
-            text = (
-                f"zeroes written {'without' if flags else 'with'} leave for a hole reach the disk "
-            )
-            text += "with another"
-            raise Broken(Verdict.ALLOCATION, text, "zeroes below a filter")
-        machine.gate.open()
-        machine.gate.release(zeroes)
-        if errno := answered(machine, "primary", cookie, "zeroes"):
-            text = f"zeroes fail with errno {errno}, though all disks are well"
-            raise Broken(Verdict.ERROR_CONTRACT, text, "zeroes fail")
 
 
 def ejected_target(machine: GatedMachine) -> None:

@@ -10,11 +10,13 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, MachineDied, MachineHung
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.images import blank_qcow2
+from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.gate.gate import HeldIO
 from qmpshim.machine.nbd.gate.store import MemoryStore
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR
 
 SIZE, CLUSTER = 256 * SECTOR, 128 * SECTOR
@@ -79,6 +81,11 @@ def flushed_image(machine: GatedMachine, node: str) -> bytes:
     """The bytes of an image once its node is flushed."""
     machine.call("human-monitor-command", {"command-line": f"qemu-io {node} flush"})
     return bytes(machine.gate.snapshot(node))
+
+
+def allocation(machine: GatedMachine, node: str) -> dict[int, Alloc]:
+    """What the clusters of an image are, once it is flushed."""
+    return Qcow2Reader.parse(flushed_image(machine, node)).allocation()
 
 
 def fails(machine: GatedMachine, command: str, arguments: dict[str, Any]) -> str:

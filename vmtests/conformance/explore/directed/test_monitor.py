@@ -193,8 +193,29 @@ def client_with(export: str, op: Nbd, answer: NbdAnswer) -> Sabotage:
                 )
 
         machine.connect = other  # type: ignore[method-assign]
+        if export in machine.clients:
+            machine.connect(export)
 
     return sabotage
+
+
+def not_flushed(machine: GatedMachine) -> None:
+    """Flushes are not counted."""
+    counts = machine.gate.counts
+    machine.gate.counts = (  # type: ignore[method-assign]
+        lambda name: {**counts(name), Nbd.FLUSH: 0}
+    )
+
+
+def on_failure(machine: GatedMachine) -> None:
+    """The disk is changed before a copy fails."""
+    fail = machine.gate.fail
+
+    def changed(io: HeldIO, errno: int) -> None:
+        machine.stores["secondary"].write(0, bytes(HALF))
+        fail(io, errno)
+
+    machine.gate.fail = changed  # type: ignore[method-assign]
 
 
 def without_flags(export: str) -> Sabotage:
@@ -362,6 +383,16 @@ REFUSED = on_release(lambda machine, io: machine.gate.fail(io, 5))
          "permissions that a filter shares: secondary"),
         ("filter-permissions", answering("x-debug-query-block-graph", none_taken), PROTOCOL,
          "permissions that a filter takes: secondary"),
+        ("filter-passes-on", spoilt_store("secondary", 3 * HALF), Verdict.CONTENT,
+         "data of a filter, seen through it"),
+        ("filter-passes-on", not_flushed, Verdict.LOST_WRITE, "a flush through a filter"),
+        ("filter-passes-on", client_with("guest", Nbd.READ, NbdAnswer(0, bytes(HALF))),
+         Verdict.ISOLATION, "the snapshot after changes through a filter"),
+        ("filter-passes-on", client_with("primary", Nbd.TRIM, NbdAnswer(5, b"")), ERROR_CONTRACT,
+         "I/O through a filter fails"),
+        ("filter-reports", succeeding, ERROR_CONTRACT, "primary write hides an error"),
+        ("filter-reports", on_failure, Verdict.ORDER, "a change without its copy"),
+        ("filter-reports", nothing_held, Verdict.ORDER, "a write of the primary: other I/O"),
         ("filter-keeps-holes", without_flags("primary"), Verdict.ALLOCATION,
          "zeroes below a filter"),
         ("snapshot-read-freezes", nothing_held, Verdict.ORDER, "a read of the snapshot: other"),

@@ -1,0 +1,180 @@
+"""Directed cases about a copy-before-write filter, and about the snapshot above it."""
+
+from __future__ import annotations
+
+from qmpshim.conformance.explore.directed.tools import (
+    CLUSTER,
+    Broken,
+    allocation,
+    answered,
+    ends_beside,
+    held,
+    read,
+    written,
+)
+from qmpshim.conformance.explore.harness.io_naming import owners, tags
+from qmpshim.conformance.workload import pattern
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.nbd.protocol import CMD_NO_HOLE
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import Alloc
+from qmpshim.model.units import SECTOR
+
+
+def passed_on(machine: GatedMachine) -> None:
+    """A filter passes on what is done through it, sector by sector; the snapshot stays."""
+    client, count = machine.clients["primary"], CLUSTER // SECTOR
+    end = machine.shape.size // SECTOR
+    wanted = [1] * end
+    for number, op, start, many in (
+        (2, Nbd.WRITE, count - 1, 2),  # a sector of either cluster
+        (0, Nbd.WRITE_ZEROES, 3 * count - 1, 2),
+        (0, Nbd.TRIM, 5 * count - 1, 2),
+        (3, Nbd.WRITE, 6 * count, count),  # a cluster, which touches others
+        (0, Nbd.WRITE_ZEROES, 8 * count, count),
+        (0, Nbd.TRIM, 10 * count, count),
+    ):
+        data = bytes(pattern.data_of(number, start, many)) if op is Nbd.WRITE else b""
+        if client.call(op, start * SECTOR, 0 if data else many * SECTOR, data).errno:
+            text = f"a {op.name.lower()} through a filter fails, though all disks are well"
+            raise Broken(Verdict.ERROR_CONTRACT, text, "I/O through a filter fails")
+        wanted[start : start + many] = [number] * many
+    flushes = machine.gate.counts("secondary")[Nbd.FLUSH]
+    client.call(Nbd.FLUSH)
+    if machine.gate.counts("secondary")[Nbd.FLUSH] == flushes:
+        text = "a flush through a filter does not reach the disk below it"
+        raise Broken(Verdict.LOST_WRITE, text, "a flush through a filter")
+    below = bytes(machine.gate.snapshot("secondary"))
+    for seen, place in ((read(machine, "primary", 0, end), "through it"), (below, "below it")):
+        wrong = [n for n, owner in enumerate(owners(seen, 0)) if owner != wanted[n]]
+        if wrong:
+            text = f"I/O through a filter leaves other data {place} in sectors {wrong}"
+            raise Broken(Verdict.CONTENT, text, f"data of a filter, seen {place}")
+    if (copied := set(allocation(machine, "hidden"))) != {0, 1, 2, 3, 4, 5, 6, 8, 10}:
+        text = f"changes in clusters 0 to 5, 6, 8 and 10 copy {copied}"
+        raise Broken(Verdict.ALLOCATION, text, "what a filter copies")
+    pieces = [(n * count, count) for n in range(12)]
+    if machine.version >= (8, 0):  # before it is snapshot-read-returns-new-data
+        pieces += [(0, end), (7 * count - 1, 2), (8 * count - 1, 2)]
+    for start, many in pieces:
+        if read(machine, "guest", start, many) != bytes(pattern.data_of(1, start, many)):
+            text = f"the snapshot is not the old data in {many} sectors from {start}"
+            raise Broken(Verdict.ISOLATION, text, "the snapshot after changes through a filter")
+
+
+def failed_copies(machine: GatedMachine) -> None:
+    """What cannot be copied is not changed, and its writer gets the error; so does a reader of the
+    snapshot where the disk cannot be read.
+    """
+    old = bytes(machine.gate.snapshot("secondary"))
+    data = bytes(pattern.data_of(2, 0, CLUSTER // SECTOR))
+    for cluster, op in enumerate((Nbd.WRITE, Nbd.WRITE_ZEROES, Nbd.TRIM)):
+        payload = data if op is Nbd.WRITE else b""
+        _fails_with(machine, "primary", op, cluster * CLUSTER, 0 if payload else CLUSTER, payload)
+    if bytes(machine.gate.snapshot("secondary")) != old:
+        text = "what could not be copied is changed all the same"
+        raise Broken(Verdict.ORDER, text, "a change without its copy")
+    _fails_with(machine, "guest", Nbd.READ, 0, CLUSTER, b"")
+
+
+def _fails_with(
+    machine: GatedMachine, side: str, op: Nbd, offset: int, length: int, data: bytes
+) -> None:
+    """A request must fail when its copy does, or a read of the disk for it."""
+    reads = op is Nbd.READ
+    machine.settle()
+    machine.gate.hold(
+        lambda io: (
+            io.image == "secondary" if reads else io.image == "hidden" and bool(tags(io.data))
+        )
+    )
+    cookie = machine.clients[side].send(op, offset, length, data)
+    machine.settle()
+    (io,) = held(machine, f"a {op.name.lower()} of the {side}", 1)
+    machine.gate.open()
+    machine.gate.fail(io, 5)
+    if not answered(machine, side, cookie, f"a {op.name.lower()} of the {side}"):
+        text = f"a {op.name.lower()} of the {side} succeeds though the I/O for it failed"
+        raise Broken(Verdict.ERROR_CONTRACT, text, f"{side} {op.name.lower()} hides an error")
+
+
+def frozen_read(machine: GatedMachine) -> None:
+    """While sectors of the snapshot are read from the source no new data reaches their clusters."""
+    reader, writer = machine.clients["guest"], machine.clients["primary"]
+    count = CLUSTER // SECTOR
+    for number, start, sector, many in (
+        (2, 0, 0, 1),
+        (3, count, 2 * count - 1, 1),
+        (4, 3 * count, 3 * count - 1, 2),
+    ):
+        machine.settle()
+        machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.READ)
+        reading = reader.send(Nbd.READ, sector * SECTOR, many * SECTOR)
+        machine.settle()
+        (first,) = held(machine, "a read of the snapshot", 1)
+        machine.gate.open()
+        data = bytes(pattern.data_of(number, start, count))
+        writing = writer.send(Nbd.WRITE, start * SECTOR, 0, data)
+        if ends_beside(machine, "primary", writing, CLUSTER // SECTOR - 1):
+            text = f"a write to the cluster overtakes the snapshot's read of its sector {sector}"
+            raise Broken(Verdict.ORDER, text, "a write overtakes a snapshot's read")
+        machine.gate.release(first)
+        for side, cookie in (("guest", reading), ("primary", writing)):
+            if errno := answered(machine, side, cookie, f"the {side}'s request"):
+                text = f"the {side}'s request fails with errno {errno}, though all disks are well"
+                raise Broken(Verdict.ERROR_CONTRACT, text, f"{side} fails beside the other")
+        if reader.answers[reading].data != bytes(pattern.data_of(1, sector, many)):
+            text = f"the snapshot does not hold the old data in sector {sector}"
+            raise Broken(Verdict.ISOLATION, text, "a snapshot's read beside a write")
+
+
+def discarded_stays(machine: GatedMachine) -> None:
+    """What a snapshot's reader has discarded it cannot read any more, whoever writes there.
+
+    A read that has a sector of it fails, and one that only touches it does not.
+    """
+    client, count = machine.clients["guest"], CLUSTER // SECTOR
+    if machine.version >= (9, 1):  # before it aborts: snapshot-discard-aborts
+        client.call(Nbd.TRIM, CLUSTER, CLUSTER - SECTOR)  # not the whole of it: all of it stays
+        if read(machine, "guest", count, count) != bytes(pattern.data_of(1, count, count)):
+            text = "what was discarded in part is not the old data"
+            raise Broken(Verdict.ISOLATION, text, "a part of a cluster is discarded")
+    client.call(Nbd.TRIM, CLUSTER, CLUSTER)
+    for when in ("", " that was written later"):
+        for start, many in ((count, 1), (count - 1, 2), (2 * count - 1, 2), (2 * count - 1, 1)):
+            if not client.call(Nbd.READ, start * SECTOR, many * SECTOR).errno:
+                text = f"a discarded part of the snapshot{when} can be read"
+                raise Broken(Verdict.ISOLATION, text, "a discarded part of a snapshot can be read")
+        written(machine, "primary", 2, count, count)
+    if allocation(machine, "hidden").get(1) is Alloc.DATA:
+        text = "what the snapshot's reader has given up is copied all the same"
+        raise Broken(Verdict.ALLOCATION, text, "a discarded part of a snapshot is copied")
+    for start in (0, 2 * count):
+        if read(machine, "guest", start, count) != bytes(pattern.data_of(1, start, count)):
+            text = "the rest of the snapshot is not the old data"
+            raise Broken(Verdict.ISOLATION, text, "the rest of a discarded snapshot")
+
+
+def kept_holes(machine: GatedMachine) -> None:
+    """Zeroes may leave a hole in the disk below a copy-before-write filter, if the writer lets
+    them.
+    """
+    for offset, flags in ((0, 0), (CLUSTER, CMD_NO_HOLE)):
+        machine.settle()
+        machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.WRITE_ZEROES)
+        client = machine.clients["primary"]
+        cookie = client.send(Nbd.WRITE_ZEROES, offset, CLUSTER, b"", flags)
+        machine.settle()
+        (zeroes,) = held(machine, "zeroes", 1)
+        if zeroes.no_hole is not bool(flags):
+            text = (
+                f"zeroes written {'without' if flags else 'with'} leave for a hole reach the disk "
+            )
+            text += "with another"
+            raise Broken(Verdict.ALLOCATION, text, "zeroes below a filter")
+        machine.gate.open()
+        machine.gate.release(zeroes)
+        if errno := answered(machine, "primary", cookie, "zeroes"):
+            text = f"zeroes fail with errno {errno}, though all disks are well"
+            raise Broken(Verdict.ERROR_CONTRACT, text, "zeroes fail")
