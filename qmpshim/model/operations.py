@@ -43,6 +43,9 @@ class Verb(StrEnum):
     FAILOVER = "failover"
     STOP = "stop"
     STATUS = "status"
+    JOB_PAUSE = "job_pause"
+    JOB_RESUME = "job_resume"
+    JOB_SPEED = "job_speed"  # the job may copy next to nothing by itself from now on
     UNEXPORT = "unexport"  # the primary's export is removed
     BACKUP_FULL = "backup_full"  # a backup job is started, which copies in the background
     BACKUP_INCREMENTAL = "backup_incremental"  # what the bitmap names; bitmap-mode=on-success
@@ -64,6 +67,8 @@ _CHANGES = _ZEROES | _WRITES
 REQUESTS = tuple(verb for verb in Verb if verb in _CHANGES | {Verb.READ, Verb.FLUSH})
 #: Commands to the monitor.
 COMMANDS = (Verb.START, Verb.CHECKPOINT, Verb.FAILOVER, Verb.STOP, Verb.STATUS, Verb.UNEXPORT)
+#: Commands to a job that goes on.
+JOB_CONTROLS = (Verb.JOB_PAUSE, Verb.JOB_RESUME, Verb.JOB_SPEED)
 #: Commands that start a backup job; it goes on when they are answered.
 BACKUPS = (
     Verb.BACKUP_FULL,
@@ -244,7 +249,7 @@ _NAMED: dict[str, tuple[Side, Verb]] = {
         *(Operation(Side.PRIMARY, verb) for verb in REQUESTS),
         *(Operation(Side.GUEST, verb) for verb in REQUESTS if verb is not Verb.ZERO_NO_HOLE),
         *(Operation(Side.SNAPSHOT, verb) for verb in (Verb.READ, Verb.DISCARD)),
-        *(Operation(Side.CHAIN, verb) for verb in (*COMMANDS, *BACKUPS, *BITMAPS)),
+        *(Operation(Side.CHAIN, verb) for verb in (*COMMANDS, *JOB_CONTROLS, *BACKUPS, *BITMAPS)),
         *(Operation(side, Verb.DISCONNECT) for side in (Side.PRIMARY, Side.GUEST)),
     )
 }

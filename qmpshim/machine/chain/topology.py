@@ -504,6 +504,14 @@ _FAILOVER: Mapping[str, frozenset[str]] = {"failover": _GUEST_IO}
 _UNMAP = {"discard": "unmap"}
 _UNEXPORT = {"unexport": QmpCommand("block-export-del", {"id": "primary", "mode": "hard"})}
 _JOBS = {"status": QmpCommand("query-block-jobs")}
+_OF_JOB = {"device": "backup"}
+# qapi/block-core.json allows them at any time but where it says what is refused.
+_CONTROLS = {
+    "stop": QmpCommand("block-job-cancel", _OF_JOB),
+    "job_pause": QmpCommand("block-job-pause", _OF_JOB),
+    "job_resume": QmpCommand("block-job-resume", _OF_JOB),
+    "job_speed": QmpCommand("block-job-set-speed", {**_OF_JOB, "speed": 1}),
+}
 _SECONDARY = Node("secondary", "raw", _UNMAP, ImageSpec())
 _HIDDEN = Node("hidden", "qcow2", {**_UNMAP, "backing": "secondary"}, ImageSpec(overlay=True))
 _ACTIVE = Node("active", "qcow2", {**_UNMAP, "backing": "hidden"}, ImageSpec(overlay=True))
@@ -571,10 +579,11 @@ _CHAINS = (
             _HIDDEN,
             Export("guest", "hidden", False),
         ),
-        {"stop": QmpCommand("block-job-cancel", {"device": "backup"}), **_JOBS, **_UNEXPORT},
+        {**_CONTROLS, **_JOBS, **_UNEXPORT},
         _BACKUP_JOB,
         "with the NBD driver",
-        _PRIMARY_IO | {"guest_read", "guest_vanish", "stop", "status", "unexport"},
+        _PRIMARY_IO | _CONTROLS.keys() | {"guest_read", "guest_vanish", "status", "unexport"},
+        dict.fromkeys(_CONTROLS.keys() - {"stop"}, _PRIMARY_IO | {"guest_read", "guest_vanish"}),
         job="backup",
     ),
     # copy-before-write on the secondary disk, hidden disk as its target, and snapshot-access above:

@@ -108,6 +108,7 @@ class Chain:
         self.hidden = Qcow2Image("hidden", self.size, self.cluster, True, self.memory)
         self.active = Qcow2Image("active", self.size, self.cluster, True, self.memory)
         self.job: BackupJob | None = None
+        self.paused = False  # the job, by its user
         self.stage = Stage.NONE
         self.error = False
         self.failed_over = False
@@ -343,8 +344,9 @@ class Chain:
         :raises CommandError: it is not running
         """
         if self.workflow is Workflow.BACKUP:
-            if self.job is None:
-                raise CommandError("Block job 'backup' not found")
+            self._check_job()
+            if self.paused:  # qmp_block_job_cancel(), blockdev.c
+                raise CommandError("The block job for device 'backup' is currently paused")
             self.job = None
             return
         if self.stage in (Stage.DONE, Stage.FAILOVER):
@@ -360,6 +362,47 @@ class Chain:
         yield from self._empty()
         self.job = None
         self.stage = Stage.DONE
+
+    # What follows changes nothing of what a sync=none job does: its filter copies before a write,
+    # whether the job is paused, and however slow it may be (cbw_do_copy_before_write() calls
+    # block_copy() with ignore_ratelimit, block/copy-before-write.c, QEMU 7.2 and 10.0).
+
+    def _check_job(self) -> None:
+        if self.job is None:
+            raise CommandError("Block job 'backup' not found")
+
+    def job_pause(self) -> Co[None]:
+        """``block-job-pause`` (``job_user_pause``, job.c).
+
+        :raises CommandError: there is no job, or it is paused
+        """
+        self._check_job()
+        if self.paused:
+            raise CommandError("Job is already paused")
+        self.paused = True
+        return
+        yield
+
+    def job_resume(self) -> Co[None]:
+        """``block-job-resume`` (``job_user_resume``, job.c).
+
+        :raises CommandError: there is no job, or it is not paused
+        """
+        self._check_job()
+        if not self.paused:
+            raise CommandError("Can't resume a job that was not paused")
+        self.paused = False
+        return
+        yield
+
+    def job_speed(self) -> Co[None]:
+        """``block-job-set-speed``.
+
+        :raises CommandError: there is no job
+        """
+        self._check_job()
+        return
+        yield
 
     def failover(self) -> Co[None]:
         """``xen-set-replication enable=false failover=true``: the guest's view becomes the disk.

@@ -209,12 +209,15 @@ class QemuPool:
         machine.gate.trace.clear()
 
     def _end(self, machine: GatedMachine) -> None:
-        if not self._running and not machine.topology.backs_up:
+        topology = machine.topology
+        if not self._running and not topology.backs_up and topology.job is None:
             return
-        if machine.topology.begins is None:
+        if topology.begins is None:
             return
-        with contextlib.suppress(CommandFailed):  # an operation did it; replication always says so
-            machine.do("stop")
+        for do in ("job_resume", "stop"):  # a job that is paused is not cancelled
+            if do in topology.commands:
+                with contextlib.suppress(CommandFailed):  # an operation did it; or replication's
+                    machine.do(do)
         machine.event_loop.until(lambda: not machine.call("query-block-jobs"), 5.0)
 
     def note_command(self, op: Operation) -> None:

@@ -16,7 +16,8 @@ from qmpshim.machine.chain.topology import IMAGE_CLUSTER, JOB, TOPOLOGIES, WRITT
 from qmpshim.model.units import SECTOR
 
 NONE = "none"
-_COMMANDS = ("checkpoint", "failover", "stop", "start", "unexport", "status")
+_COMMANDS = ("checkpoint", "failover", "stop", "start", "unexport", "status", "job_pause",
+             "job_resume", "job_speed")  # fmt: skip
 _UNPLACED = frozenset((*_COMMANDS, "primary_flush", "guest_flush", "primary_vanish",
                        "guest_vanish"))  # fmt: skip
 _FORMS = ("replication", "backup", "fleecing", "primary")
@@ -38,6 +39,7 @@ _THIRD: Mapping[str, tuple[str, bool]] = {
     "with_guest_read": ("guest_read", False),
     "with_checkpoint": ("checkpoint", False),
     "with_failover": ("failover", False),
+    "with_stop": ("stop", False),
 }
 
 #: Boundaries of the ranges of the first and the second operation, in steps of the placement.
@@ -71,6 +73,7 @@ _HISTORY: Mapping[str, tuple[tuple[str, int, int, int], ...]] = {
         ("guest_write", 1, 16, 0),
         ("checkpoint", 0, 0, 0),
     ),
+    "paused": (("job_pause", 0, 0, 0),),
 }
 _PART = 8  # sectors of an operation of the history that is smaller than a granule
 

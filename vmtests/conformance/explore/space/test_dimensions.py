@@ -17,13 +17,15 @@ from qmpshim.conformance.explore.space.naming import point_named, scenario_of
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import read_version
 from qmpshim.model.chain.behaviour import behaviour_of
+from qmpshim.model.chain.secondary import Chain
 from qmpshim.model.check.cause import Cause
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks import backup_job
-from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
+from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT, BackupJob
 from qmpshim.model.disks.block_copy import CopyBeforeWriteJob
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
+from qmpshim.model.runtime.coroutines import Co
 
 _SMALL = "relation=during,place=small"
 
@@ -111,3 +113,42 @@ def test_a_snapshot_has_what_its_bitmap_names(
 
     monkeypatch.setattr(CopyBeforeWriteJob, "__init__", init)
     assert found(stage, name)
+
+
+def _paused_copies_nothing(chain: Chain, job: BackupJob, start: int, count: int) -> Co[None]:
+    if not chain.paused:
+        yield from chain.protocol.before_write(job, start, count)
+
+
+def _pause_is_forgotten(chain: Chain) -> Co[None]:
+    return
+    yield
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "mutant"),
+    [
+        ("primary_write+job_pause", "_before_write", _paused_copies_nothing),
+        ("primary_write+primary_read,history=paused", "_before_write", _paused_copies_nothing),
+        ("primary_write+stop,history=paused", "job_pause", _pause_is_forgotten),
+        ("primary_write+job_resume,history=paused", "job_pause", _pause_is_forgotten),
+    ],
+)
+def test_a_job_that_is_paused_copies_and_is_not_cancelled(
+    stage: QemuPool,
+    name: str,
+    method: str,
+    mutant: Callable[..., Co[None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    operations, _, more = name.partition(",")
+    name = ",".join(filter(None, (operations, "form=backup", more)))
+    assert found(stage, name) == set()
+    monkeypatch.setattr(Chain, method, mutant)
+    assert found(stage, name)
+
+
+def test_a_slow_job_holds_up_no_write(stage: QemuPool) -> None:
+    """A mutant of QEMU 10.0's block-copy.c (804, the limit not ignored) hangs here."""
+    name = "primary_write+job_speed,form=backup,third=then_primary_write"
+    assert found(stage, name) == set()
