@@ -85,24 +85,26 @@ def bitmap_backup(machine: GatedMachine) -> None:
 
 
 def failed_copy_stays(machine: GatedMachine) -> None:
-    """With bitmap-mode=always a bitmap keeps what could not be copied when its job failed.
+    """With bitmap-mode=always a bitmap keeps what could not be copied when its job failed, and what
+    was not begun then.
 
     What was copied it does not name any more. The next backup copies the rest.
     """
     machine.call("block-dirty-bitmap-add", {**_BITMAP, "granularity": CLUSTER})
-    written(machine, "primary", 2, 0, SIZE // SECTOR)
+    written(machine, "primary", 2, 0, 4 * COUNT)
     machine.settle()
     machine.gate.hold(_copied)
     begin(machine, sync="bitmap", bitmap="changed", **{"bitmap-mode": "always"})
     first, other = held(machine, "a backup job", 2)
     machine.gate.open()
-    machine.gate.release(other)
     machine.gate.fail(first, 5)
+    machine.settle()
+    machine.gate.release(other)
     _completes(machine, None)
-    _expect_dirty(machine, CLUSTER, "after a backup of which a half failed")
+    _expect_dirty(machine, 3 * CLUSTER, "after a backup that copied a quarter")
     begin(machine, sync="bitmap", bitmap="changed", **{"bitmap-mode": "on-success"})
-    _completes(machine, None, CLUSTER)
-    _expect_copied(machine, {0, 1}, 2)
+    _completes(machine, None, 3 * CLUSTER)
+    _expect_copied(machine, {0, 1, 2, 3}, 2)
     _expect_dirty(machine, 0, "after a backup that succeeded")
 
 

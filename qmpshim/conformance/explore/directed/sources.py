@@ -84,6 +84,28 @@ def overlay_backup(machine: GatedMachine) -> None:
         raise Broken(Verdict.ERROR_CONTRACT, text, "sync=top without the overlay's tables")
 
 
+def snapshot_backup(machine: GatedMachine) -> None:
+    """A backup of a snapshot is the disk at T0, and gives up what it has copied where it is told to
+    (discard-source).
+    """
+    written(machine, "primary", 2, 0, COUNT)
+    add_image(machine, "image", 4 * CLUSTER)
+    discards = {"discard-source": True} if machine.version >= (9, 1) else {}
+    begin(machine, device="snapshot", target="image", sync="full", **discards)
+    if "error" in _end_of_job(machine):
+        text = "a backup of a snapshot fails, though all disks are well"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "a backup of a snapshot fails")
+    add_client(machine, "image")
+    if read(machine, "image", 0, 4 * COUNT) != bytes(pattern.data_of(1, 0, 4 * COUNT)):
+        text = "a backup of a snapshot is not the disk at T0"
+        raise Broken(Verdict.CONTENT, text, "data of a backup of a snapshot")
+    for cluster in range(4):
+        answer = machine.clients["guest"].call(Nbd.READ, cluster * CLUSTER, CLUSTER)
+        if bool(answer.errno) is not bool(discards):
+            text = f"after its backup cluster {cluster} of a snapshot is read with {answer.errno}"
+            raise Broken(Verdict.PROTOCOL, text, "what a backup of a snapshot gives up")
+
+
 def files(machine: GatedMachine) -> None:
     """Between files of the host, which may copy by itself, a backup copies the same: to a raw file,
     and to a qcow2 file that grows.
