@@ -38,8 +38,8 @@ BASE = 1  # the operation whose data the secondary disk holds at the beginning
 class RealScenario:
     """Operations that run at the same time on a real chain.
 
-    In fleecing and in plain backup the *guest* is who reads the snapshot; on the primary it is the
-    guest that runs there, and nothing else does anything.
+    In fleecing and in plain backup the *guest* is the reader of the snapshot; on the primary it is
+    the guest that runs there, and nothing else does anything.
 
     :ivar size: virtual size in sectors
     :ivar cluster: qcow2 cluster in sectors

@@ -1,6 +1,6 @@
 """Directed cases: sequences of commands at which QEMU's error paths are looked at, one by one.
 
-Where no interleaving is needed, a few commands on a fresh chain are enough. Each case says what
+Where no interleaving is needed, a few commands on a fresh chain are enough. Each case names what
 QEMU promises; what it does instead is a :class:`RealViolation`.
 """
 

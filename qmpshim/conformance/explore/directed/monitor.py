@@ -79,7 +79,7 @@ def sizes_stay(machine: GatedMachine) -> None:
 
 
 def write_threshold(machine: GatedMachine) -> None:
-    """A write beyond a node's threshold is an event that says by how much, one up to it is none."""
+    """A write beyond a node's threshold is an event with the amount, one up to it is none."""
     name = {"node-name": "secondary"}
     machine.call("block-set-write-threshold", {**name, "write-threshold": CLUSTER})
     for start, exceeded in ((0, []), (2, [2 * SECTOR])):
@@ -123,7 +123,7 @@ def flush_error(machine: GatedMachine) -> None:
 
 
 def quorum_permissions(machine: GatedMachine) -> None:
-    """A quorum lets nobody else write or resize a child, which "would make the children differ"
+    """A quorum lets no other node write or resize a child, which "would make the children differ"
     (quorum_child_perm(), block/quorum.c); writes that change nothing, and reads, it shares. The
     filter below it reads what it is on.
     """
@@ -140,7 +140,7 @@ def quorum_permissions(machine: GatedMachine) -> None:
 
 
 def filter_permissions(machine: GatedMachine) -> None:
-    """Nobody else writes or resizes what a copy-before-write filter is on, nor resizes its target:
+    """No other node writes or resizes the disk of a copy-before-write filter, or its target:
     that would change the disk without a copy, or its size, which is looked at once
     (cbw_child_perm(), block/copy-before-write.c). It reads the one, and writes the other.
     """

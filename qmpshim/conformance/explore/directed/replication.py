@@ -197,7 +197,7 @@ def refused(machine: GatedMachine) -> None:
 def _succeeds_without_hidden_disk(
     machine: GatedMachine, command: str, arguments: Mapping[str, object] | None = None
 ) -> bool:
-    """What a command says while nothing can be written to the hidden disk."""
+    """What a command answers while nothing can be written to the hidden disk."""
     machine.settle()
     machine.gate.hold(lambda io: io.image == "hidden" and io.op is not Nbd.READ)
     number = machine.qmp.send(command, arguments)
@@ -254,7 +254,7 @@ def failed_failover(machine: GatedMachine) -> None:
 
 
 def stop_flushes_all(machine: GatedMachine) -> None:
-    """Stop flushes all disks (do_vm_stop()), those that nobody but the monitor owns as well."""
+    """Stop flushes all disks (do_vm_stop()), those that only the monitor owns as well."""
     machine.call("xen-set-replication", START)
     written(machine, "guest", 2, 0, 128)
     machine.call("xen-set-replication", FAILOVER)

@@ -37,7 +37,7 @@ def overlay_backup(machine: GatedMachine) -> None:
     holds: at T0, whatever is written there later. It fails where that cannot be found out.
     """
     machine.clients["primary"].call(Nbd.WRITE_ZEROES, 2 * CLUSTER, CLUSTER)
-    remove_client(machine, "primary")  # a job wants a backing file that nobody writes to
+    remove_client(machine, "primary")  # a job wants a backing file without a writer
     below = [bytes(pattern.data_of(1, n * COUNT, COUNT)) for n in range(4)]
     below[2] = none = bytes(CLUSTER)
     end = 6 * COUNT  # two clusters beyond the disk below

@@ -56,7 +56,7 @@ def _goes_on(machine: GatedMachine, copy: HeldIO) -> None:
 
 
 def timeout_is_long(machine: GatedMachine) -> None:
-    """The time that a copy has is what cbw-timeout says, in seconds."""
+    """The time that a copy has is cbw-timeout, in seconds."""
     cookie, copy = _begins(machine)
     if not machine.quiescence.known:
         return

@@ -1,4 +1,4 @@
-"""What directed cases are made of: a chain of a few clusters, and a way to say what is wrong."""
+"""What directed cases are made of: a chain of a few clusters, and a way to report what is wrong."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ from qmpshim.model.units import SECTOR
 
 # How an I/O fails other than with an errno: its connection breaks, with all that waits on it, and
 CUT = 0  # the image is gone for good;
-RECONNECT = -1  # the next connection is accepted, and QEMU was told to wait for that
+RECONNECT = -1  # the next connection is accepted, and QEMU is set to wait for that
 
 
 class IoId(NamedTuple):
-    """The name of an I/O that QEMU asks for.
+    """The name of an I/O of QEMU's.
 
     :ivar op: index of the operation that it belongs to
     :ivar place: ``0+128``, first sector and count; ``meta 65536+512``, bytes of the image's file;

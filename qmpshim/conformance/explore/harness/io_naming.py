@@ -1,12 +1,12 @@
 """Which I/O is held, what it is called, and whose it is.
 
-Where qcow2 puts a cluster in its file depends on who came first, so host offsets are no names. What
-a request carries is: every sector of our data says which operation wrote it and where it belongs
-(:mod:`qmpshim.conformance.workload.pattern`). So a write to an overlay is *data* when it carries
-such a sector, and is named by the guest sector; the place is remembered, and reads of it are data,
-too. Everything else in an overlay is metadata; it passes at once unless all I/O is to be held.
+Where qcow2 puts a cluster in its file depends on which write came first, so host offsets are no
+names. What a request carries is one: every sector of our data names the operation that wrote it and
+its place (:mod:`qmpshim.conformance.workload.pattern`). So a write to an overlay is *data* when it
+carries such a sector, and is named by the guest sector; the place is remembered, and reads of it
+are data, too. Everything else in an overlay is metadata; it passes at once unless all I/O is held.
 
-A request belongs to the operation whose step made it possible, unless its data says better.
+A request belongs to the operation whose step made it possible, unless its data names another.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class NamedIo:
 
     @property
     def request(self) -> tuple[str, Nbd, int, int]:
-        """What was asked for, to know it again when it is asked for again."""
+        """What makes it the same request when it comes again, by another connection."""
         return self.io.image, self.io.op, self.io.offset, self.io.length
 
 
@@ -182,8 +182,8 @@ class IoNames:
         start, count = guest or 0, -(-io.length // SECTOR)
         carried = [number for _, number, _ in tags(io.data)] if io.op is Nbd.WRITE else []
         meta = guest is None and verb != "flush"
-        asking = still if meta and still is not None else unfinished
-        op = self._owner(io, verb, start, count, meta, carried, mover, asking)
+        owners = still if meta and still is not None else unfinished
+        op = self._owner(io, verb, start, count, meta, carried, mover, owners)
         if io.op is Nbd.FLUSH:
             place = ""
         elif meta:

@@ -23,7 +23,7 @@ class OverlayState:
 
     :ivar content: whose each sector is, ``None`` where the image has nothing
     :ivar kinds: allocation by cluster
-    :ivar violation: the image is broken, and how; the rest says nothing then
+    :ivar violation: the image is broken, and how; the rest has no meaning then
     """
 
     content: tuple[int | None, ...]
@@ -83,7 +83,7 @@ def _read(image: bytes, size: int, cluster: int, name: str) -> OverlayState:
 
 
 def faults_of(qcow2: Qcow2Reader) -> list[str]:
-    """What is broken in an image; the refcounts of a dirty one are not: who opens it counts anew.
+    """What is broken in an image. Refcounts of a dirty one are not: QEMU counts when it opens it.
 
     :raises UnsupportedFeature: it is more than our reader can judge
     """

@@ -5,9 +5,9 @@ Three ways back to the start, from cheap to dear:
 * *checkpoint*: replication still runs and nothing odd happened. The bytes of the secondary disk
   are put back behind QEMU's back and a checkpoint empties the overlays and the bitmap: that is just
   what starting replication does. A raw node keeps no data, but since 6.2 the last block status it
-  was told; with that it asks for less, and the same schedule goes another way. So in the beginning
-  it is told again, whichever way was taken: all is data. The primary has no overlays, and nothing
-  to empty: there the bytes of both disks are put back.
+  got; with that it sends fewer requests, and the same schedule goes another way. So in the
+  beginning it gets one again, whichever way was taken: all is data. The primary has no overlays,
+  and nothing to empty: there the bytes of both disks are put back.
 * *rebuild*: the chain is taken apart and opened again in the same process, over fresh images. Also
   where a command came while I/O was in flight, which may have broken what QEMU has in memory.
 * *fresh*: another process.
@@ -62,7 +62,7 @@ class QemuPool:
     :param deadline: of all that is done on it, by time.monotonic(): then OutOfBudget is raised
         wherever QEMU is waited for, and the process is not fit for use any more
     :ivar resets: how often each way was taken
-    :ivar told: kinds of errors that this process has told of in an event, for who wants to know
+    :ivar reported_errors: kinds of errors that this process has sent an event about
     """
 
     def __init__(self, build: Build, reuse: bool = True, deadline: float | None = None) -> None:
@@ -94,7 +94,7 @@ class QemuPool:
         self._base = base_image(self.build, scenario.size, scenario.cluster, scenario.secondary)
         try:
             self.back()
-        except MachineError as error:  # who wants to know has asked before
+        except MachineError as error:  # whether this is a finding was decided before
             log.warning("between two schedules: %s", error)
             self.discard()
         machine = self.machine
@@ -123,7 +123,7 @@ class QemuPool:
         :param apart: in the end take the chain apart, also where a checkpoint would do
         :raises MachineDied: QEMU ended
         :raises MachineHung: it does not come to rest or does not let go
-        :raises ProtocolBroken: what its monitor says is not QMP
+        :raises ProtocolBroken: what its monitor sends is not QMP
         :raises CommandFailed: it refuses, though nothing was done that might be a reason
         """
         machine = self.machine
@@ -137,12 +137,12 @@ class QemuPool:
             if apart and not self._apart:
                 self._take_apart(machine)
         except MachineError as error:
-            told = machine.explained(error)
-            if isinstance(told, BROKEN):
-                raise told from error
+            explained = machine.explained(error)
+            if isinstance(explained, BROKEN):
+                raise explained from error
             if isinstance(error, CommandFailed) and not reasons:
                 raise
-            log.info("QEMU is not used again: %s", told)
+            log.info("QEMU is not used again: %s", explained)
             self.discard()
 
     def _again(self, machine: GatedMachine, base: bytes) -> None:
@@ -193,7 +193,7 @@ class QemuPool:
 
     @staticmethod
     def _teach_block_status(machine: GatedMachine) -> None:
-        copies = bool(machine.topology.overlays)  # else nothing asks for it
+        copies = bool(machine.topology.overlays)  # else nothing needs it
         if (
             copies
             and machine.topology.node("secondary").driver == "raw"

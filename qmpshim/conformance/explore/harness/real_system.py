@@ -279,7 +279,7 @@ class RealSystem(RealRun):
     # -- the end -----------------------------------------------------------------------------------
 
     def _end(self) -> RealViolation | None:
-        """Look at everything, and ask the checkers."""
+        """Look at everything, and run the checkers."""
         errors = self.pool.reported_errors
         end = End(self.machine, self.scenario, self.now, errors, self._verdict, self.probe)
         return check_end(end)

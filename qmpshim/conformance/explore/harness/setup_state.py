@@ -1,5 +1,5 @@
 """The state that a scenario's setup leaves: where another build gets to another one, the schedule
-after it is another case, and what it does not show there says nothing."""
+after it is another case, and from what it does not show there nothing follows."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _predicted_letter(image: Qcow2Image, index: int) -> str:
 def depends_on_version(scenario: RealScenario, version: tuple[int, ...]) -> str:
     """How the state that the setup leaves in a QEMU *version* differs from that in another.
 
-    What such a scenario does not show on the one says nothing about the other.
+    From what such a scenario does not show on the one nothing follows for the other.
 
     :returns: one line, or ``""``: it is the same in all
     :raises InputError: the setup cannot be done

@@ -1,15 +1,15 @@
 """When are two executions at the same place: so the explorer need not go on from both.
 
-A real QEMU does not show its state; but what it does next depends only on what it was told, and the
+A real QEMU does not show its state; but what it does next depends only on what it was sent, and the
 order matters only where two meet. What is taken down here is no less than that:
 
 * by operation: its I/Os that were let go, and what those that read returned; its answer;
-* who has come before whom: the unfinished ones in the order in which they started, those of them
-  that wait in the order in which they began to, and whom each has seen end before it started;
+* the precedence of operations: the unfinished ones in the order in which they started, those of
+  them that wait in the order in which they began to, and which had ended before each started;
 * what waits at the gate, and what it carries;
 * the images: for each sector the write that was last there; where qcow2's own I/O is held, the
   order of all that was written to its tables, and where in the file each cluster is;
-* what failed, and who had begun and ended then;
+* what failed, and which operations had begun and ended then;
 * for commands, which do things that are not held (a checkpoint empties tables and resets a bitmap):
   all of this as it was when the command began, and every step until it ended.
 

@@ -27,7 +27,7 @@ from qmpshim.model.check.verdict import Verdict
 log = logging.getLogger(__name__)
 
 _ATTACH = 15.0  # seconds for gdb to attach
-_SAY = 30.0  # and for its backtrace
+_BACKTRACE = 30.0  # and for its backtrace
 
 
 def collect(finding: Finding, build: Build, directory: Path) -> None:
@@ -74,7 +74,7 @@ def _write(machine: GatedMachine, directory: Path) -> None:
 
 
 class _Gdb:
-    """A debugger that waits for the signal, to say where it came from."""
+    """A debugger that waits for the signal, to report where it came from."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -102,9 +102,9 @@ class _Gdb:
         return cls(process)
 
     def end(self) -> None:
-        """Wait for what it has to say."""
+        """Wait for its report."""
         try:
-            self._process.wait(_SAY)
+            self._process.wait(_BACKTRACE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

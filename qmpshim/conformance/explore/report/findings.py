@@ -183,7 +183,7 @@ def finding_from_json(value: Any) -> Finding:
             dict(value.get("build", {})),
             str(value.get("crash_points", "none")),
             bool(value.get("all_io", False)),
-            {str(name): str(told) for name, told in dict(value.get("allocation", {})).items()},
+            {str(name): str(where) for name, where in dict(value.get("allocation", {})).items()},
             _ending(value),
             strings(value.get("needs", [])),
             strings(value.get("may_need", [])),
@@ -238,8 +238,8 @@ def group(
 ) -> list[Finding]:
     """One finding for each verdict and cause; contract scenarios speak for it if there are any.
 
-    What is known and what is not are not one, though they have the same cause: each sighting is
-    asked for.
+    What is known and what is not are not one, though they have the same cause: that is decided
+    for each sighting.
 
     :param known: the id of the known finding that this is, or ``""``
     """

@@ -75,12 +75,12 @@ def _words(system: ModelSystem, io: Io, failed: bool) -> str:
 
 
 def _standing(system: ModelSystem) -> dict[int, str]:
-    """By operation: asleep and for whom, or ended and how."""
+    """By operation: asleep and behind which, or ended and how."""
     standing = {}
     for task in system.scheduler.sleepers():
         assert task.queue is not None
-        who = task.queue.owner
-        whose = f" of op {who}" if isinstance(who, int) and who >= 0 else ""
+        holder = task.queue.owner
+        whose = f" of op {holder}" if isinstance(holder, int) and holder >= 0 else ""
         standing[task.op] = f"waits for {task.queue.label}{whose}"
     for op, answer in enumerate(system.watch.answers):
         data = system.watch.data[op]

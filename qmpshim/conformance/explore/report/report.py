@@ -104,7 +104,7 @@ class ExploreReport:
 
     @property
     def chose_nothing(self) -> str:
-        """Why no crash point was looked at although some were asked for; ``""``: one was."""
+        """Why no crash point was looked at although some were wanted; ``""``: one was."""
         if self.crash_points.how is How.NONE or self.looks.count:
             return ""
         where = _many(self.schedules, "schedule")

@@ -20,8 +20,8 @@ _CELLS = {
 def diagram(finding: Finding) -> str:
     """The diagram of a finding's trace.
 
-    ``*`` is a step that the schedule takes, ``|`` what QEMU does on its own: asks its disks for
-    something, or ends an operation.
+    ``*`` is a step that the schedule takes, ``|`` what QEMU does on its own: sends its disks a
+    request, or ends an operation.
     """
     ops = finding.scenario.ops
     lines = [f"scenario {finding.scenario.name}"]

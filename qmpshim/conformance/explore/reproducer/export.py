@@ -5,7 +5,7 @@ Two ways, and the simpler one that can express the schedule is taken:
 * *blkdebug*: everything is QEMU's own. One request at the secondary disk is caught by a breakpoint
   (``qemu-io DRIVE "break read_aio A"``) while the other operations run, and then resumed.
 * *NBD*: the script is the NBD server of all three disks and holds the requests itself, for
-  schedules that blkdebug's breakpoints cannot tell apart.
+  schedules in which blkdebug's breakpoints cannot distinguish requests.
 """
 
 from __future__ import annotations
@@ -115,16 +115,16 @@ def template(name: str) -> str:
 
 
 def nbd_steps(finding: Finding) -> list[list[Any]]:
-    """The schedule for who does not know whose a request is: by its name and number alone.
+    """The schedule without the operations that requests belong to: by name and number alone.
 
     Steps are ``["start", operation]``, ``["complete", name, number]``, ``["fail", name, number,
     errno]``, and ``cut`` and ``reconnect`` of the connection that a request came by.
     """
     there = Counter[tuple[int, str]]()
     number: dict[tuple[object, ...], int] = {}
-    for asked, of_all, whose in chain.from_iterable(arrivals(finding)):
-        number[whose, asked, there[whose, asked]] = of_all
-        there[whose, asked] += 1
+    for name, of_all, whose in chain.from_iterable(arrivals(finding)):
+        number[whose, name, there[whose, name]] = of_all
+        there[whose, name] += 1
     steps: list[list[Any]] = []
     for choice in finding.schedule:
         if isinstance(choice, Start):
@@ -174,7 +174,7 @@ def blkdebug_steps(finding: Finding) -> list[list[Any]] | None:
     spans = _spans(finding)
     for command, start, end in _running(finding):
         op = scenario.ops[command]
-        if op.verb is not Verb.CHECKPOINT:  # who knows what it leaves to be done after its answer
+        if op.verb is not Verb.CHECKPOINT:  # what it leaves to be done after its answer is unknown
             end = len(finding.schedule)
         if op.reconfigures and any(s.arrival < end and start < s.end <= end for s in spans):
             return None

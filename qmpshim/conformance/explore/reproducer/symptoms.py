@@ -1,12 +1,11 @@
-"""What a finding looks like to somebody who has no qmpshim: the sign its reproducer looks for.
+"""What a finding looks like without qmpshim: the sign its reproducer looks for.
 
 A sign is a dictionary with a ``kind``, which the templates know (``templates/end.py.in``):
 
-* ``corruption``, ``corruption now``, ``unreadable``, ``probe``: what there is to see is said by
-  the word;
+* ``corruption``, ``corruption now``, ``unreadable``, ``probe``: the word is all there is to know;
 * ``crash``: QEMU ends in one of the ``phases`` (of the setup, the steps, the end), when so many
   ``steps`` of the script's were taken, ``how`` it did (a signal or an exit status), and what it
-  said fits the regular expression ``cause``;
+  wrote fits the regular expression ``cause``;
 * ``hang``: one of the operations ``unanswered`` is not answered, or QEMU hangs in the end;
 * ``setup``: this ``operation`` of the setup has this ``answer``;
 * ``answers``: these operations answer so, and those that are ``unread`` return nothing of that
@@ -36,8 +35,8 @@ from qmpshim.model.check.verdict import Verdict
 
 Sign = dict[str, Any]
 _UNKNOWN: Sign = {"kind": "unknown"}
-_NOWADAYS = (10, 0, 0)  # the version of a finding that does not say
-_MISLEADING = "I/O error occurred"  # what the status says during every failover
+_NOWADAYS = (10, 0, 0)  # the version of a finding without one
+_MISLEADING = "I/O error occurred"  # of the status during every failover
 _PATHS = r" json:\{.*\}"  # a node's description, with temporary paths
 
 
@@ -90,7 +89,7 @@ def symptom_of(finding: Finding) -> Sign:
 
 
 def _crash(finding: Finding) -> Sign:
-    """How QEMU ends, where, and with which words; a write-up says how else builds put them."""
+    """How QEMU ends, where, and with which words; a write-up has the words of other builds."""
     cause = finding.cause
     ways = [
         pattern.detail.pattern
@@ -124,9 +123,11 @@ def _version(finding: Finding) -> tuple[int, ...]:
 
 
 def arrivals(finding: Finding) -> list[list[tuple[str, int, int]]]:
-    """What was asked for before the first step and after each: name, number of the name, operation.
+    """The requests that came before the first step and after each.
 
-    The number counts all requests of that name, whosever: a reproducer does not know whose one is.
+    Of each its name, its number and its operation.
+
+    The number counts all requests of that name: a reproducer does not know of which operation.
     """
     found: list[list[tuple[str, int, int]]] = [[]]
     count: dict[str, int] = {}

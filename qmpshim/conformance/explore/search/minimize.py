@@ -85,7 +85,7 @@ def _with_past(finding: Finding, build: Build, deadline: float | None) -> Findin
     """Run a finding again, if need be after some checkpoints.
 
     A QEMU that has taken checkpoints before is no artefact of the harness, but then the case has to
-    say so: what the reused process had behind it becomes part of the setup.
+    have them: what the reused process had behind it becomes part of the setup.
     """
     best = _run_again(finding, build, deadline)
     if best.confirmed or finding.scenario.topology.replication_mode != "secondary":

@@ -221,7 +221,7 @@ def _finding(system: ModelSystem, violation: Violation, schedule: Schedule) -> M
 
 
 def replay_model(system: ModelSystem, schedule: Sequence[Any] | str) -> Violation | None:
-    """Take exactly these steps again and say what is wrong after them.
+    """Take exactly these steps again and report what is wrong after them.
 
     :param schedule: choices, or the text of a report
     :raises InputError: one of the steps is not enabled when its turn comes

@@ -364,7 +364,7 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 
 
 def _ended(worker: SpawnProcess, scenario: str) -> HostError:
-    """What to say of a process that ended in the middle of a scenario."""
+    """Why a process ended in the middle of a scenario."""
     worker.join(_LEAVE)
     how = f"status {worker.exitcode}"
     if (worker.exitcode or 0) < 0:

@@ -1,4 +1,4 @@
-"""Names of points of the scenario space: they say what is not the default, and can be read again.
+"""Names of points of the scenario space: they name what is not the default, and can be read again.
 
 ``primary_write+guest_read,form=fleecing,cluster=4k``: the first and the second operation, then the
 other dimensions that do not have their default.
