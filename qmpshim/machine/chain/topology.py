@@ -505,7 +505,7 @@ _UNMAP = {"discard": "unmap"}
 _UNEXPORT = {"unexport": QmpCommand("block-export-del", {"id": "primary", "mode": "hard"})}
 _JOBS = {"status": QmpCommand("query-block-jobs")}
 _OF_JOB = {"device": "backup"}
-# qapi/block-core.json allows them at any time but where it says what is refused.
+# qapi/block-core.json allows them at any time but where it names what is refused.
 _CONTROLS = {
     "stop": QmpCommand("block-job-cancel", _OF_JOB),
     "job_pause": QmpCommand("block-job-pause", _OF_JOB),

@@ -130,7 +130,7 @@ def frozen_read(machine: GatedMachine) -> None:
 
 
 def discarded_stays(machine: GatedMachine) -> None:
-    """What a snapshot's reader has discarded it cannot read any more, whoever writes there.
+    """What a snapshot's reader has discarded it cannot read any more, whatever is written there.
 
     A read that has a sector of it fails, and one that only touches it does not.
     """

@@ -85,7 +85,7 @@ def overlay_backup(machine: GatedMachine) -> None:
 
 
 def snapshot_backup(machine: GatedMachine) -> None:
-    """A backup of a snapshot is the disk at T0, and gives up what it has copied where it is told to
+    """A backup of a snapshot is the disk at T0, and gives up what it has copied where it has to
     (discard-source).
     """
     written(machine, "primary", 2, 0, COUNT)

@@ -1,4 +1,4 @@
-"""Directed cases about the storage under the chain, and about who else looks at it."""
+"""Directed cases about the storage under the chain, and about other users of it."""
 
 from __future__ import annotations
 
