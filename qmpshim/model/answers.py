@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
+#: What query-xen-replication-status reports after an error (block/replication.c).
+REPLICATION_ERROR = "I/O error occurred"
+
 
 class Described:
     """An answer or a prediction; as text it is what :func:`answer_to_json` gives."""

@@ -12,6 +12,7 @@ Coroutines as in :mod:`~qmpshim.model.chain.secondary`. Positions and lengths ar
 
 from __future__ import annotations
 
+from qmpshim.model.answers import REPLICATION_ERROR
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.chain.secondary import CommandError, Stage
 from qmpshim.model.disks.image import Owners, RawImage, owned
@@ -172,4 +173,4 @@ class PrimaryChain:
         """``query-xen-replication-status``: the error's text, or ``None``."""
         if self.stage is Stage.NONE:
             return "Block replication is not running"
-        return "I/O error occurred" if self.error else None
+        return REPLICATION_ERROR if self.error else None

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from enum import Enum, StrEnum
 from errno import EIO
 
+from qmpshim.model.answers import REPLICATION_ERROR
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.chain.protocols import Below, CowRequestProtocol, SerializationProtocol
 from qmpshim.model.disks.backup_job import BackupJob, backup_do_checkpoint
@@ -496,4 +497,4 @@ class Chain:
         """``query-xen-replication-status``: the error's text, or ``None``."""
         if self.stage is Stage.NONE:
             return "Block replication is not running"
-        return "I/O error occurred" if self.error else None
+        return REPLICATION_ERROR if self.error else None

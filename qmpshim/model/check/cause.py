@@ -17,6 +17,10 @@ from qmpshim.model.check.verdict import Verdict
 NO_ANSWER = "no answer"
 
 
+#: Of :attr:`CauseKind.FINAL_STATUS`, where the status reports none.
+NO_ERROR = "None"
+
+
 class CauseKind(StrEnum):
     """What went wrong. In a :class:`Cause` *subject* is of what, *detail* is how."""
 
@@ -35,7 +39,7 @@ class CauseKind(StrEnum):
     NO_QUORUM_EVENT = "no-quorum-event"
     # Commands and jobs.
     MISLEADING_STATUS = "misleading-status"
-    FINAL_STATUS = "final-status"  # detail: the error that the status reports, or "None"
+    FINAL_STATUS = "final-status"  # detail: the error that the status reports, or NO_ERROR
     NOT_IN_STATUS = "not-in-status"  # subject, detail: the failure, docs/block-replication.txt's
     ANSWERS_FIT_NO_ORDER = "answers-fit-no-order"
     STAYS = "stays"  # subject: an export or a job that was removed

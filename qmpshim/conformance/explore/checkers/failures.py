@@ -46,9 +46,16 @@ from qmpshim.conformance.explore.checkers.sequential import (
 from qmpshim.conformance.explore.harness.io_naming import NamedIo, tags
 from qmpshim.conformance.explore.scenarios import cut_off
 from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES
-from qmpshim.model.answers import DISCONNECTED, OK, IoError, answer_to_json, io_error
+from qmpshim.model.answers import (
+    DISCONNECTED,
+    OK,
+    REPLICATION_ERROR,
+    IoError,
+    answer_to_json,
+    io_error,
+)
 from qmpshim.model.chain.secondary import Chain
-from qmpshim.model.check.cause import Cause, CauseKind, FaultContext, Relation
+from qmpshim.model.check.cause import NO_ERROR, Cause, CauseKind, FaultContext, Relation
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.operations import Verb, does
@@ -270,7 +277,7 @@ class FailureChecker:
         if wrong is None:
             return self._isolation(seen)
         if self._scenario.has("quorum") and wrong.cause == Cause(
-            CauseKind.FINAL_STATUS, detail="None"
+            CauseKind.FINAL_STATUS, detail=NO_ERROR
         ):
             return replace(wrong, cause=NOT_IN_STATUS)
         return replace(wrong, cause=wrong.cause.beside(self._fault(hits, Relation.AFTER)))
@@ -438,7 +445,7 @@ class FailureChecker:
                 seen.answers[n] if n in queries and not any(n in hit.over for hit in hits) else text
                 for n, text in enumerate(end.answers)
             )
-            for status in (None, "I/O error occurred"):
+            for status in (None, REPLICATION_ERROR):
                 yield replace(end, status=status, answers=answers)
 
     def _uncommitted(self, failover: int, hits: tuple[InjectedFault, ...]) -> list[Outcome]:

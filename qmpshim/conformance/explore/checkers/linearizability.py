@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise, permutations
 
@@ -27,7 +28,7 @@ from qmpshim.model.answers import (
     answer_to_json,
 )
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
-from qmpshim.model.check.cause import Cause, CauseKind
+from qmpshim.model.check.cause import NO_ERROR, Cause, CauseKind
 from qmpshim.model.check.linearizability import fits
 from qmpshim.model.check.observables import (
     COMMON,
@@ -41,6 +42,20 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.explore.system import Violation
 from qmpshim.model.operations import Verb, does
+
+
+class Whose(StrEnum):
+    """Whose data a sector holds; the same for all scenarios."""
+
+    NOTHING = "nothing"  # there is no such disk
+    OLD = "the old data"
+    NEW = "new data"  # the primary's
+    GUEST = "the guest's data"
+    ZEROES = "zeroes"
+    GUEST_ZEROES = "the guest's zeroes"
+    PROBE = "the probe's data"
+    GARBAGE = "garbage"
+    ERROR = "an error"  # it cannot be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +282,10 @@ class LinearizabilityChecker:
         assert one.aspect is Aspect.STATUS
         wanted = " or ".join(sorted(map(str, wrong.predicted)))
         text = f"replication's status at the end is {wrong.observed!r}, predicted {wanted}"
-        cause = Cause(CauseKind.FINAL_STATUS, detail=str(wrong.observed))
+        cause = Cause(
+            CauseKind.FINAL_STATUS,
+            detail=NO_ERROR if wrong.observed is None else str(wrong.observed),
+        )
         return RealViolation(Verdict.ERROR_CONTRACT, text, cause=cause)
 
     def _no_order(self, wrong: Unexplained, seen: Outcome) -> RealViolation:
@@ -309,7 +327,7 @@ class LinearizabilityChecker:
         kinds = [self._kind(owner) for owner in wrong.observed]
         predicted = sorted({self._kind(want[0]) for want in wrong.predicted})
         verdict = Verdict.CONTENT
-        if name in ("guest_read", "view") and "new data" in kinds:
+        if name in ("guest_read", "view") and Whose.NEW in kinds:
             verdict = Verdict.ISOLATION
         elif name in ("primary", "secondary", "active", "primary_read", "view", "guest_read"):
             verdict = Verdict.LOST_WRITE
@@ -319,28 +337,28 @@ class LinearizabilityChecker:
         return RealViolation(verdict, text, index, start // self.scenario.cluster, cause=cause)
 
     def _kind(self, owner: int | None) -> str:
-        """Whose data, in words that are the same for all scenarios."""
+        """Whose data: one of :class:`Whose`, or of which operation of the setup."""
         if owner is None:
-            return "nothing"
+            return Whose.NOTHING
         if owner == 0:
             ops = self.scenario.ops
             if any(op.is_guest and op.verb is Verb.ZERO for op in ops):
-                return "the guest's zeroes"
-            return "new data" if any(op.is_primary and op.zeroes for op in ops) else "zeroes"
+                return Whose.GUEST_ZEROES
+            return Whose.NEW if any(op.is_primary and op.zeroes for op in ops) else Whose.ZEROES
         if owner == UNREADABLE:
-            return "an error"
+            return Whose.ERROR
         if owner < 0:
-            return "garbage"
+            return Whose.GARBAGE
         if owner == BASE:
-            return "the old data"
+            return Whose.OLD
         index = owner - BASE - 1
         if index < len(self.scenario.setup):
             return f"earlier {self.scenario.setup[index].name.replace('_', ' ')}'s data"
         index -= len(self.scenario.setup)
         if index < len(self.scenario.ops):
             guest = self.scenario.ops[index].is_guest
-            return "the guest's data" if guest else "new data"
-        return "the probe's data"
+            return Whose.GUEST if guest else Whose.NEW
+        return Whose.PROBE
 
 
 def orders_of(scenario: RealScenario, behaviour: Behaviour) -> list[Order]:

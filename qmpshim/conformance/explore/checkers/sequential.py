@@ -275,7 +275,7 @@ def run_op(
     method = getattr(chain, op.name)
     if op.is_command or op.flushes:
         return run_sequentially(method(), fate)
-    if isinstance(chain, Chain) and chain.protocol.name == "copy-before-write":
+    if isinstance(chain, Chain) and isinstance(chain.protocol, CopyBeforeWriteProtocol):
         snapshot = {Verb.READ: chain.snapshot_read, Verb.DISCARD: chain.snapshot_discard}
         if op.is_guest and op.verb in snapshot:
             method = snapshot[op.verb]
@@ -518,7 +518,7 @@ def _final(
 
 def _view(scenario: RealScenario, chain: Chain) -> tuple[int, ...] | None:
     """What is read at the guest's end, in parts where it has gaps; ``None``: it cannot be read."""
-    snapshot = chain.protocol.name == "copy-before-write"
+    snapshot = isinstance(chain.protocol, CopyBeforeWriteProtocol)
     read = chain.snapshot_read if snapshot else chain.guest_read
     view: list[int] = []
     readable = False

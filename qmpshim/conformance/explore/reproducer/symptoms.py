@@ -27,16 +27,15 @@ from qmpshim.conformance.explore.harness.choices import failures
 from qmpshim.conformance.explore.harness.events import Arrived, Ended, Started
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.known.folder import known_findings
-from qmpshim.model.answers import ANY_ERROR, admitted, answer_to_json
+from qmpshim.model.answers import ANY_ERROR, REPLICATION_ERROR, admitted, answer_to_json
 from qmpshim.model.chain.behaviour import behaviour_of
-from qmpshim.model.check.cause import CauseKind, Phase
+from qmpshim.model.check.cause import NO_ERROR, CauseKind, Phase
 from qmpshim.model.check.observables import Aspect, Observable, Observations
 from qmpshim.model.check.verdict import Verdict
 
 Sign = dict[str, Any]
 _UNKNOWN: Sign = {"kind": "unknown"}
 _NOWADAYS = (10, 0, 0)  # the version of a finding without one
-_MISLEADING = "I/O error occurred"  # of the status during every failover
 _PATHS = r" json:\{.*\}"  # a node's description, with temporary paths
 
 
@@ -69,7 +68,7 @@ def symptom_of(finding: Finding) -> Sign:
         case CauseKind.NOT_IN_STATUS:
             return {"kind": "status", "status": None}
         case CauseKind.FINAL_STATUS:
-            return {"kind": "status", "status": None if cause.detail == "None" else cause.detail}
+            return {"kind": "status", "status": None if cause.detail == NO_ERROR else cause.detail}
         case (
             CauseKind.WRONG_ANSWER
             | CauseKind.MISLEADING_STATUS
@@ -162,7 +161,7 @@ def _answers(finding: Finding) -> Sign:
     plain = {i: re.sub(_PATHS, "", text) for i, text in answers.items()}
     same = {i: text for i, text in plain.items() if finding.scenario.ops[i].name == do}
     # Of several operations of this kind those that answered so.
-    answer = _MISLEADING if cause.kind is CauseKind.MISLEADING_STATUS else cause.detail
+    answer = REPLICATION_ERROR if cause.kind is CauseKind.MISLEADING_STATUS else cause.detail
     wrong = {i: text for i, text in same.items() if text == answer}
     if not same:
         return _UNKNOWN
