@@ -144,6 +144,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("backup-of-overlay", True, sources.overlay_backup, form="push", size=2 * SIZE),
     _case("backup-of-snapshot", True, sources.snapshot_backup, 0, "fleecing", (), 2 * SIZE),
     _case("copy-of-zeroes-in-part", True, ranges.zeroes_in_part, form="backup", size=_ODD),
+    _case("copy-fills-clusters", True, ranges.whole_clusters, form="push", size=4 * SIZE),
     _case("neighbours-of-copy", True, ranges.neighbours, form="backup", size=2 * SIZE),
     _case("neighbours-of-snapshot", True, ranges.neighbours, form="fleecing", size=2 * SIZE),
     _case("discard-in-part", True, ranges.ragged_discard, form="push"),

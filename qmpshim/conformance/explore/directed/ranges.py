@@ -55,6 +55,22 @@ def zeroes_in_part(machine: GatedMachine) -> None:
         raise Broken(Verdict.CONTENT, text, "the data beside zeroes")
 
 
+def whole_clusters(machine: GatedMachine) -> None:
+    """A target without a backing file gets the whole of each of its clusters, however large they
+    are: what is missing in a cluster would read as zeroes.
+    """
+    add_image(machine, "image", machine.shape.size, 4 * CLUSTER)
+    job = {"job-id": "job", "device": "secondary", "target": "image", "sync": "none"}
+    machine.call("blockdev-backup", job)
+    written(machine, "primary", 2, 5 * _COUNT + 3, 1)
+    found = {n for n, kind in allocation(machine, "image").items() if kind is Alloc.DATA}
+    add_client(machine, "image")
+    data = read(machine, "image", 4 * _COUNT, 4 * _COUNT)
+    if found != {1} or data != bytes(pattern.data_of(1, 4 * _COUNT, 4 * _COUNT)):
+        text = f"a copy to clusters of 256 KiB fills {sorted(found)}, not all of cluster 1"
+        raise Broken(Verdict.CONTENT, text, "a copy of a part of the target's cluster")
+
+
 def neighbours(machine: GatedMachine) -> None:
     """What only touches the range of a request under way goes on and ends: a read of old data, a
     copy.

@@ -344,6 +344,8 @@ REFUSED = on_release(lambda machine, io: machine.gate.fail(io, 5))
         ("copy-of-zeroes-in-part", copied_zeroes, Verdict.ALLOCATION, "the copy of zeroes in part"),
         ("copy-of-zeroes-in-part", spoilt_store("secondary", HALF), Verdict.CONTENT,
          "the data beside zeroes"),
+        ("copy-fills-clusters", client_with("image", Nbd.READ, NbdAnswer(0, bytes(4 * HALF))),
+         Verdict.CONTENT, "a copy of a part of the target's cluster"),
         ("neighbours-of-copy", nothing_held, Verdict.ORDER, "a request of the guest: other I/O"),
         ("neighbours-of-copy", never_open, Verdict.HANG, "a write waits for what it only touches"),
         ("neighbours-of-copy", REFUSED, ERROR_CONTRACT, "guest fails beside its neighbours"),
