@@ -23,7 +23,7 @@ from qmpshim.conformance.explore.directed.tools import (
 )
 from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.workload import pattern
-from qmpshim.errors import BuildError
+from qmpshim.errors import BuildError, CommandFailed
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.topology import QmpCommand
 from qmpshim.machine.images.qcow2 import Qcow2Reader
@@ -167,6 +167,58 @@ def _is_of(data: bytes, number: int, when: str) -> None:
     if set(owners(data, 0)) != {number}:
         text = f"the snapshot does not show the last checkpoint {when}"
         raise Broken(Verdict.ISOLATION, text, f"snapshot-access {when}")
+
+
+def detected_zeroes(machine: GatedMachine) -> None:
+    """Zeroes that are written as data are detected, and leave a hole where the disk may have one.
+
+    A flush that fails is reported, whatever driver it fails in.
+    """
+    remove_client(machine, "primary")
+    for option, no_hole in (("on", True), ("unmap", False)):
+        words = {"driver": "raw", "file": "secondary", "discard": "unmap"}
+        machine.call("blockdev-add", {**words, "node-name": option, "detect-zeroes": option})
+        add_client(machine, option)
+        machine.settle()
+        machine.gate.hold(lambda io: io.op in (Nbd.WRITE, Nbd.WRITE_ZEROES))
+        cookie = machine.clients[option].send(Nbd.WRITE, 0, 0, bytes(CLUSTER))
+        machine.settle()
+        (zeroes,) = held(machine, "zeroes that are written as data", 1)
+        machine.gate.open()
+        machine.gate.release(zeroes)
+        answered(machine, option, cookie, "zeroes that are written as data")
+        if (zeroes.op, zeroes.no_hole) != (Nbd.WRITE_ZEROES, no_hole):
+            text = f"with detect-zeroes={option} zeroes reach the disk as {zeroes}"
+            raise Broken(Verdict.ALLOCATION, text, f"detect-zeroes={option}")
+        remove_client(machine, option)
+        machine.call("blockdev-del", {"node-name": option})
+    error = {"event": "none", "iotype": "flush", "errno": 5, "immediately": False}
+    words = {"driver": "blkdebug", "node-name": "failing", "image": "secondary"}
+    machine.call("blockdev-add", {**words, "inject-error": [error]})
+    add_client(machine, "failing")
+    written(machine, "failing", 2, 0, 1)
+    if not machine.clients["failing"].call(Nbd.FLUSH).errno:
+        text = "a flush succeeds that failed in the driver"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "a flush's error is lost")
+
+
+def snapshot_of_nothing(machine: GatedMachine) -> None:
+    """A snapshot-access on a node that has no snapshot cannot be read, and discards nothing."""
+    remove_client(machine, "primary")
+    words = {"driver": "snapshot-access", "node-name": "snapshot", "file": "secondary"}
+    try:
+        machine.call("blockdev-add", {**words, "discard": "unmap"})
+    except CommandFailed as error:
+        raise BuildError("this QEMU has no snapshot-access") from error
+    add_client(machine, "snapshot")
+    client = machine.clients["snapshot"]
+    client.call(Nbd.TRIM, 0, CLUSTER)  # which is advice: QEMU may ignore it
+    if not client.call(Nbd.READ, 0, CLUSTER).errno:
+        text = "a snapshot can be read that there is not"
+        raise Broken(Verdict.ERROR_CONTRACT, text, "a read of no snapshot")
+    if bytes(machine.gate.snapshot("secondary")[:CLUSTER]) != bytes(pattern.data_of(1, 0, 128)):
+        text = "a discard of a snapshot that there is not changes the disk"
+        raise Broken(Verdict.LOST_WRITE, text, "a discard of no snapshot")
 
 
 def ejected_target(machine: GatedMachine) -> None:
