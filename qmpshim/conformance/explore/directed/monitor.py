@@ -183,7 +183,7 @@ def quorum_refused(machine: GatedMachine) -> None:
     fails(machine, "blockdev-add", quorum(0, "one", "other"))
     fails(machine, "blockdev-add", quorum(1, "one", "other", blkverify=True))
     fails(machine, "blockdev-add", quorum(1, "third", "nowhere"))
-    machine.call("blockdev-del", {"node-name": "third"})  # nobody has it any more
+    machine.call("blockdev-del", {"node-name": "third"})  # nothing holds it any more
     machine.call("blockdev-add", {"driver": "null-co", "node-name": "third", "size": SIZE})
     for children in (("one", "other"), ("one", "other", "third")):
         machine.call("blockdev-add", quorum(2, *children))
