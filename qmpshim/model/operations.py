@@ -37,6 +37,7 @@ class Verb(StrEnum):
     ZERO_NO_HOLE = "zero_no_hole"  # zeroes that stay allocated
     DISCARD = "discard"
     FLUSH = "flush"
+    BLOCK_STATUS = "block_status"  # where it reads as zeroes, as far as that is known
     DISCONNECT = "vanish"  # the client is gone at once
     START = "start"
     CHECKPOINT = "checkpoint"
@@ -131,8 +132,8 @@ class Operation:
 
     @property
     def reads(self) -> bool:
-        """Whether it returns data."""
-        return self.verb is Verb.READ
+        """Whether it returns data, or what is known of them."""
+        return self.verb in (Verb.READ, Verb.BLOCK_STATUS)
 
     @property
     def writes(self) -> bool:
@@ -248,6 +249,7 @@ _NAMED: dict[str, tuple[Side, Verb]] = {
     for one in (
         *(Operation(Side.PRIMARY, verb) for verb in REQUESTS),
         *(Operation(Side.GUEST, verb) for verb in REQUESTS if verb is not Verb.ZERO_NO_HOLE),
+        Operation(Side.GUEST, Verb.BLOCK_STATUS),
         *(Operation(Side.SNAPSHOT, verb) for verb in (Verb.READ, Verb.DISCARD)),
         *(Operation(Side.CHAIN, verb) for verb in (*COMMANDS, *JOB_CONTROLS, *BACKUPS, *BITMAPS)),
         *(Operation(side, Verb.DISCONNECT) for side in (Side.PRIMARY, Side.GUEST)),

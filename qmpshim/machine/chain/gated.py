@@ -87,7 +87,7 @@ class GatedMachine:
         self.topology = shape.topology
         self.images = self.topology.images
         self.clients: dict[str, NonBlockingNbd] = {}
-        self._status: StatusClient | None = None  # of the primary's export
+        self._status: dict[str, StatusClient] = {}  # by export
         self.commands: list[dict[str, Any]] = []  # what was sent to set the chain up
         self.process: subprocess.Popen[bytes] | None = None
         self._closed = False
@@ -237,9 +237,22 @@ class GatedMachine:
 
         :raises MachineError: QEMU does not answer
         """
-        if self._status is None or self._status.lost:
-            self._status = StatusClient(self.event_loop, self.workspace.path / "nbd", "primary")
-        self._status.query(self.shape.size)
+        if "primary" not in self._status or self._status["primary"].lost:
+            self.connect_status("primary")
+        self._status["primary"].query(self.shape.size)
+
+    def connect_status(self, name: str) -> None:
+        """Connect to the export *name* for its block status, beside the client that there is.
+
+        :raises MachineDied: QEMU does not let us
+        """
+        if name in self._status:
+            self._status[name].close()
+        self._status[name] = StatusClient(self.event_loop, self.workspace.path / "nbd", name)
+
+    def status_client(self, name: str) -> StatusClient:
+        """The connection that :meth:`connect_status` made."""
+        return self._status[name]
 
     def batch(self, commands: list[QmpCommand]) -> list[Any]:
         """Send several commands at once and wait for all answers.
@@ -261,8 +274,9 @@ class GatedMachine:
         for client in self.clients.values():
             client.close()
         self.clients.clear()
-        if self._status is not None:
-            self._status.close()
+        for status in self._status.values():
+            status.close()
+        self._status.clear()
         exports, commands = removals(self.topology.parts)
         for export in exports:
             with contextlib.suppress(CommandFailed):  # it was removed by an operation
@@ -393,7 +407,7 @@ class GatedMachine:
         :raises MachineHung: it did not end
         """
         assert self.process is not None
-        for client in (*self.clients.values(), self._status):
+        for client in (*self.clients.values(), *self._status.values()):
             if client is not None:
                 client.close()
         self.qmp.send("quit")
@@ -414,7 +428,7 @@ class GatedMachine:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
-        for client in (*self.clients.values(), self._status):
+        for client in (*self.clients.values(), *self._status.values()):
             if client is not None:
                 client.close()
         if hasattr(self, "qmp"):

@@ -497,6 +497,7 @@ _PRIMARY_IO = frozenset(
     for do in ("write", "write_fua", "zero", "zero_no_hole", "discard", "read", "flush", "vanish")
 )
 _GUEST_IO = frozenset(f"guest_{do}" for do in ("read", "write", "zero", "flush"))
+_READER_IO = frozenset(("guest_read", "guest_block_status", "guest_vanish"))
 _REPLICATION = frozenset(("start", "checkpoint", "failover", "stop", "status"))
 # docs/block-replication.txt: "The vm should be stopped ... except failover".
 _FAILOVER: Mapping[str, frozenset[str]] = {"failover": _GUEST_IO}
@@ -582,8 +583,8 @@ _CHAINS = (
         {**_CONTROLS, **_JOBS, **_UNEXPORT},
         _BACKUP_JOB,
         "with the NBD driver",
-        _PRIMARY_IO | _CONTROLS.keys() | {"guest_read", "guest_vanish", "status", "unexport"},
-        dict.fromkeys(_CONTROLS.keys() - {"stop"}, _PRIMARY_IO | {"guest_read", "guest_vanish"}),
+        _PRIMARY_IO | _READER_IO | _CONTROLS.keys() | {"status", "unexport"},
+        dict.fromkeys(_CONTROLS.keys() - {"stop"}, _PRIMARY_IO | _READER_IO),
         job="backup",
     ),
     # copy-before-write on the secondary disk, hidden disk as its target, and snapshot-access above:
@@ -601,7 +602,7 @@ _CHAINS = (
         {**_JOBS, **_UNEXPORT},
         None,
         "of 7.0 or later",
-        _PRIMARY_IO | {"guest_read", "guest_discard", "guest_vanish", "status", "unexport"},
+        _PRIMARY_IO | _READER_IO | {"guest_discard", "status", "unexport"},
     ),
     # secondary, with a dirty bitmap, and a target; operations start the backup jobs
     Topology(

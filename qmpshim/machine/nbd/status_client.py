@@ -17,9 +17,13 @@ _LAST = 1  # the flag of a reply's last chunk
 
 
 class StatusClient(NonBlockingNbd):
-    """A separate connection, since it needs structured replies; the answers are discarded."""
+    """A separate connection, since it needs structured replies.
+
+    The data of an answer are its extents, as they came: for each its length and its state.
+    """
 
     def _handshake(self, export: str, limit: float) -> None:
+        self._parts: dict[int, NbdAnswer] = {}  # of answers that have not ended
         name = export.encode()
         context = b"".join(
             (
@@ -56,7 +60,13 @@ class StatusClient(NonBlockingNbd):
             _, flags, kind, cookie, length = _CHUNK.unpack_from(self._buffer)
             if len(self._buffer) < _CHUNK.size + length:
                 return
+            body = bytes(self._buffer[_CHUNK.size : _CHUNK.size + length])
             del self._buffer[: _CHUNK.size + length]
+            before = self._parts.pop(cookie, NbdAnswer(0))
+            if kind & _ERROR:
+                self._parts[cookie] = NbdAnswer(int.from_bytes(body[:4], "big") or EIO)
+            else:  # a context's number, and its extents
+                self._parts[cookie] = NbdAnswer(before.errno, before.data + body[4:])
             if flags & _LAST:
-                self.answers[cookie] = NbdAnswer(EIO if kind & _ERROR else 0)
+                self.answers[cookie] = self._parts.pop(cookie)
                 self.flying.discard(cookie)

@@ -200,6 +200,14 @@ class Chain:
         read = self.read_through(self.top, start, count)
         return (yield from self.protocol.replication_read(self.job, start, count, read))
 
+    def guest_block_status(self, start: int, count: int) -> Co[Owners]:
+        """What may be reported of a range: never that it is zeroes where :meth:`guest_read` sees
+        others.
+
+        :raises ModelIOError: replication has not been started
+        """
+        return self.guest_read(start, count)
+
     def snapshot_read(self, start: int, count: int) -> Co[Owners]:
         """What a backup program reads: the disk as it was when the job started.
 

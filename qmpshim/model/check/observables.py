@@ -36,6 +36,10 @@ class Aspect(StrEnum):
     STAGE = "stage"  # of replication
 
 
+#: The owner of a sector that, by a block status, may not be zeroes: no more is known of it.
+NOT_ZEROES = -3
+
+
 class Observable(NamedTuple):
     """Something that can be observed.
 
@@ -62,6 +66,9 @@ def agrees(observable: Observable, predicted: Any, observed: Any) -> bool:
     match observable.aspect:
         case Aspect.ANSWER:
             return admits(predicted, observed)
+        case Aspect.DATA:
+            pairs = zip(predicted, observed, strict=True)
+            return all(there in (want, NOT_ZEROES) for want, there in pairs)
         case Aspect.READABLE:
             return bool(observed)  # more than was promised
         case Aspect.ALLOCATION:

@@ -41,8 +41,7 @@ def test_what_it_has_learnt_it_need_not_ask(qemu_build: Build) -> None:
         machine.clients["primary"].call(NbdCommand.WRITE_ZEROES, 0, 512)
         machine.stores["secondary"].restore(b"\1" * SHAPE.size)
         machine.gate.trace.clear()
-        assert machine._status is not None
-        machine._status.close()
+        machine.status_client("primary").close()
         machine.learn_block_status()
         assert (0, SHAPE.size) in asked(machine)
 

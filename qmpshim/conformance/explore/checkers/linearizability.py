@@ -32,6 +32,7 @@ from qmpshim.model.check.cause import NO_ERROR, Cause, CauseKind
 from qmpshim.model.check.linearizability import fits
 from qmpshim.model.check.observables import (
     COMMON,
+    NOT_ZEROES,
     Aspect,
     Observable,
     Observations,
@@ -56,6 +57,7 @@ class Whose(StrEnum):
     PROBE = "the probe's data"
     GARBAGE = "garbage"
     ERROR = "an error"  # it cannot be read
+    NOT_ZEROES = "what may be data"  # as a block status has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +329,7 @@ class LinearizabilityChecker:
         kinds = [self._kind(owner) for owner in wrong.observed]
         predicted = sorted({self._kind(want[0]) for want in wrong.predicted})
         verdict = Verdict.CONTENT
-        if name in ("guest_read", "view") and Whose.NEW in kinds:
+        if name in ("guest_read", "guest_block_status", "view") and Whose.NEW in kinds:
             verdict = Verdict.ISOLATION
         elif name in ("primary", "secondary", "active", "primary_read", "view", "guest_read"):
             verdict = Verdict.LOST_WRITE
@@ -345,6 +347,8 @@ class LinearizabilityChecker:
             if any(op.is_guest and op.verb is Verb.ZERO for op in ops):
                 return Whose.GUEST_ZEROES
             return Whose.NEW if any(op.is_primary and op.zeroes for op in ops) else Whose.ZEROES
+        if owner == NOT_ZEROES:
+            return Whose.NOT_ZEROES
         if owner == UNREADABLE:
             return Whose.ERROR
         if owner < 0:

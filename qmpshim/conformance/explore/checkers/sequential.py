@@ -276,7 +276,12 @@ def run_op(
     if op.is_command or op.flushes:
         return run_sequentially(method(), fate)
     if isinstance(chain, Chain) and isinstance(chain.protocol, CopyBeforeWriteProtocol):
-        snapshot = {Verb.READ: chain.snapshot_read, Verb.DISCARD: chain.snapshot_discard}
+        snapshot = {
+            Verb.READ: chain.snapshot_read,
+            # cbw_co_snapshot_block_status() locks what it looks at as a read does
+            Verb.BLOCK_STATUS: chain.snapshot_read,
+            Verb.DISCARD: chain.snapshot_discard,
+        }
         if op.is_guest and op.verb in snapshot:
             method = snapshot[op.verb]
     if op.reads:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from struct import Struct
 from typing import Any
 
 from qmpshim.conformance.explore.harness.history import RunningOperation
@@ -10,9 +11,10 @@ from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, IOFailed, MachineHung
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.nbd.protocol import CMD_FUA, CMD_NO_HOLE
+from qmpshim.machine.nbd.protocol import CMD_FUA, CMD_NO_HOLE, STATE_ZERO
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.answers import DISCONNECTED, NO_JOB, OK, Answer, ReportedError, io_error
+from qmpshim.model.check.observables import NOT_ZEROES
 from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.units import SECTOR
 
@@ -24,8 +26,10 @@ _NBD = {
     Verb.ZERO_NO_HOLE: Nbd.WRITE_ZEROES,
     Verb.DISCARD: Nbd.TRIM,
     Verb.FLUSH: Nbd.FLUSH,
+    Verb.BLOCK_STATUS: Nbd.BLOCK_STATUS,
 }
 _FLAGS = {Verb.WRITE_FUA: CMD_FUA, Verb.ZERO_NO_HOLE: CMD_NO_HOLE}
+_EXTENT = Struct(">II")
 _SETUP = 10.0  # seconds for an operation of the setup
 
 
@@ -38,6 +42,10 @@ def begin(machine: GatedMachine, op: Operation, number: int) -> RunningOperation
         return RunningOperation("vanish", 0)
     data = bytes(pattern.data_of(number, op.start, op.count)) if op.writes else b""
     place = op.start * SECTOR, op.count * SECTOR
+    if op.verb is Verb.BLOCK_STATUS:
+        return RunningOperation(
+            "status", machine.status_client(op.side).send(_NBD[op.verb], *place)
+        )
     key = machine.clients[op.side].send(_NBD[op.verb], *place, data, _FLAGS.get(op.verb, 0))
     return RunningOperation(op.side, key)
 
@@ -66,13 +74,24 @@ def answer(
         return OK, None
     if running.kind == "vanish":
         return OK, None
-    client = machine.clients[running.kind]
+    status = running.kind == "status"
+    client = machine.status_client(op.side) if status else machine.clients[running.kind]
     found = client.answers.pop(running.key, None)
     if found is None:
         return (DISCONNECTED, None) if client.lost else None
     if found.errno:
         return io_error(found.errno), None
+    if status:
+        return OK, tuple(_reported(found.data, op.count))
     return OK, tuple(owners(found.data, op.start)) if op.reads else None
+
+
+def _reported(extents: bytes, count: int) -> list[int]:
+    """What a block status reports of *count* sectors; it may be about fewer."""
+    known: list[int] = []
+    for length, flags in _EXTENT.iter_unpack(extents):
+        known += [0 if flags & STATE_ZERO else NOT_ZEROES] * (length // SECTOR)
+    return [*known[:count], *[NOT_ZEROES] * (count - len(known))]
 
 
 def do_alone(machine: GatedMachine, op: Operation, number: int) -> None:

@@ -133,6 +133,8 @@ class RealRun:
             self._preparing = op
             real_ops.do_alone(machine, op, number)
             self._preparing = None
+        for side in {op.side for op in self.scenario.ops if op.verb is Verb.BLOCK_STATUS}:
+            machine.connect_status(side)
         machine.settle()
         machine.gate.keep_journals()
         self._setup_done = True

@@ -23,7 +23,7 @@ from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.symptoms import arrivals, symptom_of
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.topology import TOPOLOGIES
-from qmpshim.model.operations import Verb
+from qmpshim.model.operations import Verb, does
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -43,6 +43,8 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
             "a script reads neither the target of a backup job nor dirty bitmaps: "
             "`qmpshim replay` shows the finding"
         )
+    if does(scenario.ops, Verb.BLOCK_STATUS):
+        raise InputError("a script queries no block status: `qmpshim replay` shows the finding")
     if topology.bitmaps:
         raise InputError(
             "a script makes no dirty bitmap for a filter: `qmpshim replay` shows the finding"

@@ -133,7 +133,7 @@ DIMENSIONS = (
     ),
     Dimension(
         "second",
-        ("guest_read", "primary_write", "primary_write_fua", "primary_zero",
+        ("guest_read", "guest_block_status", "primary_write", "primary_write_fua", "primary_zero",
          "primary_zero_no_hole", "primary_discard", "primary_read", "guest_write",
          "guest_write_fua", "guest_zero", "guest_discard", "primary_flush",
          "guest_flush", *_COMMANDS, "primary_vanish", "guest_vanish"),
