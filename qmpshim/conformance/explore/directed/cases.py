@@ -153,6 +153,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("quorum-flush-fails", True, monitor.flush_error, form="primary"),
     _case("parts-of-blocks", True, ranges.padded, form="push"),
     _case("bitmap-names-edges", True, ranges.edges_of_bitmap, form="push"),
+    _case("bitmap-is-stored", True, ranges.stored_bitmap, form="push"),
     _case("fua-is-durable", True, ranges.durable_fua, form="push"),
     _case("throttled-job-obeys", True, jobs.throttled, form="push"),
     _case("cancel-beside-lost-target", True, jobs.cancelled_beside_lost_target, form="push"),

@@ -14,6 +14,7 @@ from qmpshim.conformance.explore.directed.tools import (
     ends_beside,
     fails,
     held,
+    open_image,
     read,
     remove_client,
     written,
@@ -239,6 +240,36 @@ def edges_of_bitmap(machine: GatedMachine) -> None:
         client.call(op, start * SECTOR, length, payload)
         named += granules * granule * SECTOR
         _expect(machine, SIZE, named, f"after a {op.name.lower()} of sectors", "secondary")
+
+
+def stored_bitmap(machine: GatedMachine) -> None:
+    """A persistent bitmap is in its image when that is closed, and goes on when it is opened."""
+    add_image(machine, "image", SIZE)
+    words = {**_BITMAP, "granularity": CLUSTER, "persistent": True}
+    machine.call("block-dirty-bitmap-add", words)
+    for number, cluster in ((2, 1), (3, 0)):
+        add_client(machine, "image")
+        written(machine, "image", number, cluster * _COUNT, 1)
+        remove_client(machine, "image")
+        count = (number - 1) * CLUSTER
+        _expect(machine, SIZE, count, f"after write {number - 1}")
+        machine.call("blockdev-del", {"node-name": "image"})
+        open_image(machine, "image")
+        _expect(machine, SIZE, count, f"that was stored after write {number - 1}")
+        nodes = machine.call("query-named-block-nodes", {"flat": True})
+        (node,) = (one for one in nodes if one["node-name"] == "image")
+        (bitmap,) = node["dirty-bitmaps"]
+        seen = [bitmap[name] for name in ("name", "persistent", "recording", "busy")]
+        if seen != ["changed", True, True, False] or bitmap.get("inconsistent"):
+            text = f"a bitmap that was stored is {bitmap}"
+            raise Broken(Verdict.PROTOCOL, text, "state of a bitmap that was stored")
+    machine.call("block-dirty-bitmap-remove", _BITMAP)
+    machine.call("blockdev-del", {"node-name": "image"})
+    open_image(machine, "image")
+    nodes = machine.call("query-named-block-nodes", {"flat": True})
+    if any(one.get("dirty-bitmaps") for one in nodes if one["node-name"] == "image"):
+        text = "a persistent bitmap that was removed is there when its image is opened again"
+        raise Broken(Verdict.PROTOCOL, text, "a bitmap that was removed")
 
 
 def durable_fua(machine: GatedMachine) -> None:

@@ -233,6 +233,11 @@ def ejected_target(machine: GatedMachine) -> None:
     store.write(header.l1_offset + 6, bytes([2]))  # its table is at an odd sector
     open_image(machine, "image")
     add_client(machine, "image")
+    above = machine.version >= (7, 0)  # has snapshot-access
+    if above:
+        words = {"driver": "snapshot-access", "node-name": "snapshot", "file": "image"}
+        machine.call("blockdev-add", {**words, "discard": "unmap"})
+        add_client(machine, "snapshot")
     client, data = machine.clients["image"], bytes(pattern.data_of(3, 0, 1))
     for op, length, payload in (
         (Nbd.READ, SECTOR, b""),
@@ -243,6 +248,12 @@ def ejected_target(machine: GatedMachine) -> None:
         if not client.call(op, 0, length, payload).errno:
             text = f"a {op.name.lower()} succeeds on an image with broken tables"
             raise Broken(Verdict.ERROR_CONTRACT, text, "I/O of an ejected image")
+    if above:
+        machine.clients["snapshot"].call(Nbd.TRIM, 0, CLUSTER)
+        if not machine.clients["snapshot"].call(Nbd.READ, 0, CLUSTER).errno:
+            text = "a snapshot of an image with broken tables can be read"
+            raise Broken(Verdict.ERROR_CONTRACT, text, "I/O above an ejected image")
+        remove_client(machine, "snapshot")
     remove_client(machine, "image")
     job = {"job-id": "job", "device": "secondary", "target": "image", "sync": "none"}
     fails(machine, "blockdev-backup", job)
