@@ -13,6 +13,7 @@ from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.check.verdict import Verdict
 
 CASES = {case.name: case for case in DIRECTED}
 Sabotage = Callable[[GatedMachine], None]
@@ -34,3 +35,12 @@ def run_spoilt(name: str, sabotage: Sabotage, build: Build, **changes: Any) -> R
         return run_directed(replace(case, run=run, **changes), build)
     except BuildError as error:
         pytest.skip(str(error))
+
+
+def expect_finding(
+    name: str, sabotage: Sabotage, verdict: Verdict, cause: str, build: Build
+) -> None:
+    """Case *name* must find *sabotage*, with a cause that begins so."""
+    found = run_spoilt(name, sabotage, build)
+    assert found is not None
+    assert (found.kind, str(found.cause)[: len(cause)]) == (verdict, cause), found.text

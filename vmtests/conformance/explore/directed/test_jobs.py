@@ -1,0 +1,49 @@
+"""The directed cases about jobs see what they look at."""
+
+from __future__ import annotations
+
+import pytest
+
+from qmpshim.machine.builds.build import Build
+from qmpshim.model.check.verdict import Verdict
+from vmtests.support.directed import Sabotage, expect_finding
+from vmtests.support.sabotage import (
+    HALF,
+    asking,
+    not_cancelled,
+    nothing_held,
+    other_job_failed,
+    spoilt_copy,
+    succeeding,
+)
+
+ERROR_CONTRACT = Verdict.ERROR_CONTRACT
+PROTOCOL = Verdict.PROTOCOL
+
+
+@pytest.mark.parametrize(
+    ("name", "sabotage", "verdict", "cause"),
+    [
+        ("backup-source-error", nothing_held, Verdict.ORDER, "a backup job: other I/O"),
+        ("backup-source-error", asking("blockdev-backup", **{"on-source-error": "report"}),
+         ERROR_CONTRACT, "on-source-error=stop"),
+        ("backup-source-error", spoilt_copy, Verdict.CONTENT, "a backup's content"),
+        ("backup-of-bitmap", asking("block-dirty-bitmap-add", granularity=2 * HALF), PROTOCOL,
+         "a bitmap's count after a discard"),
+        ("backup-of-bitmap", asking("blockdev-backup", **{"bitmap-mode": "always"}), PROTOCOL,
+         "a bitmap's count after a backup"),
+        ("backup-of-bitmap", spoilt_copy, Verdict.CONTENT, "a backup's content"),
+        ("backup-of-bitmap", other_job_failed, PROTOCOL, "end of a backup job"),
+        ("backup-keeps-failed-copies", nothing_held, Verdict.ORDER, "a backup job: other I/O"),
+        ("backup-keeps-failed-copies", succeeding, PROTOCOL, "end of a backup job"),
+        ("backup-keeps-failed-copies", asking("blockdev-backup", **{"bitmap-mode": "never"}),
+         PROTOCOL, "a bitmap's count after a backup that copied a quarter"),
+        ("throttled-job-obeys", asking("block-job-set-speed"), Verdict.HANG,
+         "throttled-job-obeys: hang"),
+        ("throttled-job-obeys", not_cancelled, PROTOCOL, "end of a cancelled job"),
+    ],
+)  # fmt: skip
+def test_a_case_sees(
+    name: str, sabotage: Sabotage, verdict: Verdict, cause: str, qemu_build: Build
+) -> None:
+    expect_finding(name, sabotage, verdict, cause, qemu_build)

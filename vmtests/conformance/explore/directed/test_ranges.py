@@ -1,0 +1,69 @@
+"""The directed cases about where requests begin and end see what they look at."""
+
+from __future__ import annotations
+
+import pytest
+
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.qmp.nonblocking import NbdAnswer
+from qmpshim.model.check.verdict import Verdict
+from vmtests.support.directed import Sabotage, expect_finding
+from vmtests.support.sabotage import (
+    COPIED_WRONG,
+    HALF,
+    REFUSED,
+    asking,
+    client_with,
+    copied_zeroes,
+    never_open,
+    nothing_held,
+    spoilt_store,
+    without_flags,
+)
+
+ERROR_CONTRACT = Verdict.ERROR_CONTRACT
+PROTOCOL = Verdict.PROTOCOL
+
+
+@pytest.mark.parametrize(
+    ("name", "sabotage", "verdict", "cause"),
+    [
+        ("copy-of-zeroes-in-part", copied_zeroes, Verdict.ALLOCATION, "the copy of zeroes in part"),
+        ("copy-of-zeroes-in-part", spoilt_store("secondary", HALF), Verdict.CONTENT,
+         "the data beside zeroes"),
+        ("copy-fills-clusters", client_with("image", Nbd.READ, NbdAnswer(0, bytes(4 * HALF))),
+         Verdict.CONTENT, "a copy of a part of the target's cluster"),
+        ("neighbours-of-copy", nothing_held, Verdict.ORDER, "a request of the guest: other I/O"),
+        ("neighbours-of-copy", never_open, Verdict.HANG, "a write waits for what it only touches"),
+        ("neighbours-of-copy", REFUSED, ERROR_CONTRACT, "guest fails beside its neighbours"),
+        ("neighbours-of-snapshot", never_open, Verdict.HANG, "a write waits for what it only"),
+        ("discard-in-part", asking("blockdev-add", discard="ignore"), Verdict.ALLOCATION,
+         "a discard frees what is in it"),
+        ("discard-in-part", client_with("image", Nbd.TRIM, NbdAnswer(5, b"")), ERROR_CONTRACT,
+         "a discard fails"),
+        ("discard-in-part", client_with("image", Nbd.READ, NbdAnswer(0, bytes(HALF // 2))),
+         Verdict.LOST_WRITE, "data is lost beside a discard"),
+        ("bitmap-grows", asking("block_resize"), PROTOCOL, "a bitmap after the disk grew"),
+        ("bitmap-grows", asking("blockdev-backup"), ERROR_CONTRACT, "block_resize fails silently"),
+        ("reads-wait-for-copy", nothing_held, Verdict.ORDER, "a primary write: other I/O"),
+        ("reads-wait-for-copy", REFUSED, ERROR_CONTRACT, "primary fails beside the other"),
+        ("reads-wait-for-copy", COPIED_WRONG, Verdict.ISOLATION, "a read of the target beside"),
+        ("bitmap-names-edges", asking("block-dirty-bitmap-add", granularity=512), PROTOCOL,
+         "a bitmap after a write of sectors"),
+        ("parts-of-blocks", client_with("blocks", Nbd.WRITE_ZEROES, NbdAnswer(5, b"")),
+         ERROR_CONTRACT, "a request of sectors fails"),
+        ("parts-of-blocks", client_with("blocks", Nbd.READ, NbdAnswer(0, bytes(2 * HALF))),
+         Verdict.CONTENT, "parts of blocks"),
+        ("bitmap-is-stored", asking("block-dirty-bitmap-add", persistent=False), PROTOCOL,
+         "a bitmap that was stored after write 1"),
+        ("bitmap-is-stored", asking("block-dirty-bitmap-remove"), PROTOCOL,
+         "a bitmap that was removed"),
+        ("fua-is-durable", without_flags("image"), Verdict.LOST_WRITE,
+         "a write with FUA is not durable"),
+    ],
+)  # fmt: skip
+def test_a_case_sees(
+    name: str, sabotage: Sabotage, verdict: Verdict, cause: str, qemu_build: Build
+) -> None:
+    expect_finding(name, sabotage, verdict, cause, qemu_build)

@@ -1,0 +1,42 @@
+"""The directed cases about replication see what they look at."""
+
+from __future__ import annotations
+
+import pytest
+
+from qmpshim.machine.builds.build import Build
+from qmpshim.model.check.verdict import Verdict
+from vmtests.support.directed import Sabotage, expect_finding
+from vmtests.support.sabotage import (
+    asking,
+    spoilt_store,
+    started,
+    still_exported,
+    succeeding,
+)
+
+ERROR_CONTRACT = Verdict.ERROR_CONTRACT
+
+
+@pytest.mark.parametrize(
+    ("name", "sabotage", "verdict", "cause"),
+    [
+        ("start-without-backend", still_exported, ERROR_CONTRACT,
+         "xen-set-replication fails silently"),
+        ("io-before-start", started, ERROR_CONTRACT, "guest write before the start"),
+        ("io-before-start", asking("xen-set-replication"), ERROR_CONTRACT, "guest read fails"),
+        ("io-before-start", spoilt_store("secondary", 0), Verdict.CONTENT, "guest data of before"),
+        ("start-read-only", spoilt_store("secondary", 0), Verdict.ISOLATION,
+         "hidden disk read-only at the start"),
+        ("checkpoint-of-ejected-disk", succeeding, ERROR_CONTRACT,
+         "xen-colo-do-checkpoint fails silently"),
+        ("checkpoint-to-the-end", asking("xen-colo-do-checkpoint"), Verdict.ISOLATION,
+         "the end of a disk after a checkpoint"),
+        ("replication-refused", asking("blockdev-add"), ERROR_CONTRACT,
+         "blockdev-add fails silently"),
+    ],
+)  # fmt: skip
+def test_a_case_sees(
+    name: str, sabotage: Sabotage, verdict: Verdict, cause: str, qemu_build: Build
+) -> None:
+    expect_finding(name, sabotage, verdict, cause, qemu_build)

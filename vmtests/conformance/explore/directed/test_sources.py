@@ -1,0 +1,47 @@
+"""The directed cases about the sources and targets of backups see what they look at."""
+
+from __future__ import annotations
+
+import pytest
+
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.qmp.nonblocking import NbdAnswer
+from qmpshim.model.check.verdict import Verdict
+from vmtests.support.directed import Sabotage, expect_finding
+from vmtests.support.sabotage import (
+    HALF,
+    asking,
+    client_with,
+    not_copied,
+    nothing_held,
+    succeeding,
+)
+
+ERROR_CONTRACT = Verdict.ERROR_CONTRACT
+PROTOCOL = Verdict.PROTOCOL
+
+
+@pytest.mark.parametrize(
+    ("name", "sabotage", "verdict", "cause"),
+    [
+        ("backup-of-overlay", asking("blockdev-backup", sync="full"), PROTOCOL,
+         "end of a backup of an overlay"),
+        ("backup-of-overlay", not_copied("early"), Verdict.ALLOCATION,
+         "clusters of a backup of an overlay: early"),
+        ("backup-of-overlay", client_with("full", Nbd.READ, NbdAnswer(0, bytes(HALF))),
+         Verdict.CONTENT, "data of a backup of an overlay: full"),
+        ("backup-of-overlay", nothing_held, Verdict.ORDER, "a job that looks what an overlay"),
+        ("backup-of-overlay", succeeding, ERROR_CONTRACT, "sync=top without the overlay's tables"),
+        ("backup-of-snapshot", client_with("image", Nbd.READ, NbdAnswer(0, bytes(4 * HALF))),
+         Verdict.CONTENT, "data of a backup of a snapshot"),
+        ("backup-of-snapshot", client_with("guest", Nbd.READ, NbdAnswer(22, b"")), PROTOCOL,
+         "what a backup of a snapshot gives up"),
+        ("backup-between-files", client_with("same", Nbd.READ, NbdAnswer(0, bytes(4 * HALF))),
+         Verdict.CONTENT, "a backup to a raw file"),
+    ],
+)  # fmt: skip
+def test_a_case_sees(
+    name: str, sabotage: Sabotage, verdict: Verdict, cause: str, qemu_build: Build
+) -> None:
+    expect_finding(name, sabotage, verdict, cause, qemu_build)
