@@ -1,1 +1,1 @@
-"""Directed cases: sequences of commands that lead into QEMU's error paths."""
+"""Directed cases: fixed sequences of commands and I/O, for what no schedule changes."""

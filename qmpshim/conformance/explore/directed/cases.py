@@ -1,7 +1,8 @@
-"""Directed cases: sequences of commands at which QEMU's error paths are looked at, one by one.
+"""Directed cases: sequences of commands and I/O, each on a fresh chain.
 
-Where no interleaving is needed, a few commands on a fresh chain are enough. Each case names what
-QEMU promises; what it does instead is a :class:`RealViolation`.
+Where no interleaving is needed they are enough: for QEMU's error paths, for requests that begin or
+end where granules, clusters and blocks do, for what the monitor shows and refuses. Each case names
+what QEMU promises; what it does instead is a :class:`RealViolation`.
 """
 
 from __future__ import annotations
