@@ -80,20 +80,19 @@ def explore_uses(
     """Explore what stands for *uses* on *build*, within *budget* seconds (and a few more)."""
     by_use = {use: scenarios_of(use) for use in uses}
     every = {one.name: one for scenarios in by_use.values() for one in scenarios}
-    # All pairs first: should the time be short, each use has had its own.
-    order = sorted(every.values(), key=lambda one: is_name(one.name))
     found = {use: Explored(scenarios=len(by_use[use])) for use in uses}
     if not every:
         return found
     try:
         report = explore_real(
             build,
-            order,
+            list(every.values()),
             budget=budget,
             jobs=jobs,
             known=known_findings(),
             progress=progress,
             cluster=cluster,
+            turn=lambda one: int(is_name(one.name)),  # pairs first: each use has some
         )
     except BuildError as error:  # it cannot do any of them
         for explored in found.values():

@@ -61,6 +61,7 @@ def explore_real(
     interrupted: Callable[[ExploreReport], None] = lambda report: None,
     mixed: bool = False,
     cluster: Cluster | None = None,
+    turn: Callable[[RealScenario], int] = lambda scenario: 0,
 ) -> ExploreReport:
     """Explore *scenarios* on *build*.
 
@@ -78,6 +79,7 @@ def explore_real(
     :param interrupted: given what there is when a KeyboardInterrupt or a HostError ends it, which
         is passed on
     :param cluster: explore there, with all its workers; what was found is confirmed here
+    :param turn: under a budget those with the lowest are sampled first
     :raises BuildError: the build cannot do any of the scenarios
     :raises InputError: there are none
     :raises HostError: a process that explored is gone, or the cluster (ExecutorLost)
@@ -123,7 +125,7 @@ def explore_real(
         run: Run = in_processes if jobs > 1 else here
         if cluster is not None:
             run = partial(on_cluster, cluster)
-        results = _explore(run, task, scenarios, jobs, board, mixed)
+        results = _explore(run, task, scenarios, jobs, board, mixed, turn)
         if results and all(one.skipped and not one.sightings for one in results):
             raise BuildError(f"{build.name}: {results[0].skipped}")
         findings = _grouped(results, recognise)
@@ -163,7 +165,8 @@ def _explore(
     scenarios: Sequence[RealScenario],
     jobs: int,
     board: Board,
-    mixed: bool = False,
+    mixed: bool,
+    turn: Callable[[RealScenario], int],
 ) -> list[ScenarioResult]:
     """Explore them all; under a budget sample each of them first.
 
@@ -174,7 +177,7 @@ def _explore(
     if task.budget is None or task.mode.by_chance:
         return run(task, scenarios, jobs, board)
     sampled = replace(task, budget=task.budget * _SAMPLING, samples=samples(task, mixed))
-    order = sorted(range(len(scenarios)), key=lambda n: shape(scenarios[n]))
+    order = sorted(range(len(scenarios)), key=lambda n: (turn(scenarios[n]), shape(scenarios[n])))
     first = run(sampled, [scenarios[n] for n in order], jobs, board)
     before = dict(zip(order, first, strict=True))
     results = [before[n] for n in range(len(scenarios))]
