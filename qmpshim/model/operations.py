@@ -35,6 +35,7 @@ class Verb(StrEnum):
     WRITE_FUA = "write_fua"  # it is durable when it ends
     ZERO = "zero"
     ZERO_NO_HOLE = "zero_no_hole"  # zeroes that stay allocated
+    ZERO_FAST = "zero_fast"  # zeroes where they cost less than data, else an error
     DISCARD = "discard"
     FLUSH = "flush"
     BLOCK_STATUS = "block_status"  # where it reads as zeroes, as far as that is known
@@ -60,8 +61,13 @@ class Verb(StrEnum):
 
 
 #: Without their flags (FUA, NO_HOLE).
-_PLAIN = {Verb.WRITE_FUA: Verb.WRITE, Verb.ZERO_NO_HOLE: Verb.ZERO}
-_ZEROES = frozenset((Verb.ZERO, Verb.ZERO_NO_HOLE, Verb.DISCARD))
+_PLAIN = {
+    Verb.WRITE_FUA: Verb.WRITE,
+    Verb.ZERO_NO_HOLE: Verb.ZERO,
+    Verb.ZERO_FAST: Verb.ZERO,
+}
+_ZEROES = frozenset((Verb.ZERO, Verb.ZERO_NO_HOLE, Verb.ZERO_FAST, Verb.DISCARD))
+_OF_PRIMARY = (Verb.ZERO_NO_HOLE, Verb.ZERO_FAST)
 _WRITES = frozenset((Verb.WRITE, Verb.WRITE_FUA))
 _CHANGES = _ZEROES | _WRITES
 #: Requests of the primary and the guest.
@@ -248,7 +254,7 @@ _NAMED: dict[str, tuple[Side, Verb]] = {
     one.name: (one.side, one.verb)
     for one in (
         *(Operation(Side.PRIMARY, verb) for verb in REQUESTS),
-        *(Operation(Side.GUEST, verb) for verb in REQUESTS if verb is not Verb.ZERO_NO_HOLE),
+        *(Operation(Side.GUEST, verb) for verb in REQUESTS if verb not in _OF_PRIMARY),
         Operation(Side.GUEST, Verb.BLOCK_STATUS),
         *(Operation(Side.SNAPSHOT, verb) for verb in (Verb.READ, Verb.DISCARD)),
         *(Operation(Side.CHAIN, verb) for verb in (*COMMANDS, *JOB_CONTROLS, *BACKUPS, *BITMAPS)),

@@ -494,7 +494,10 @@ def replication_commands(primary: bool) -> dict[str, QmpCommand]:
 
 _PRIMARY_IO = frozenset(
     f"primary_{do}"
-    for do in ("write", "write_fua", "zero", "zero_no_hole", "discard", "read", "flush", "vanish")
+    for do in (
+        *("write", "write_fua", "zero", "zero_no_hole", "zero_fast", "discard"),
+        *("read", "flush", "vanish"),
+    )
 )
 _GUEST_IO = frozenset(f"guest_{do}" for do in ("read", "write", "zero", "flush"))
 _READER_IO = frozenset(("guest_read", "guest_block_status", "guest_vanish"))
@@ -615,7 +618,7 @@ _CHAINS = (
         _PUSH,
         QmpCommand("block-dirty-bitmap-add", {**_OF_BITMAP, **_GRANULARITY}),
         "with the NBD driver",
-        (_PRIMARY_IO - {"primary_vanish"}) | _PUSH.keys(),
+        (_PRIMARY_IO - {"primary_vanish", "primary_zero_fast"}) | _PUSH.keys(),
         dict.fromkeys(_PUSH, _PRIMARY_IO),
         formats=("raw",),
     ),

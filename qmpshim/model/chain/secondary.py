@@ -152,6 +152,15 @@ class Chain:
         """Operation *op* writes zeroes and does not allow unmapping: NBD_CMD_FLAG_NO_HOLE."""
         return self._primary_zero(start, count, op, unmap=False)
 
+    def primary_zero_fast(self, start: int, count: int, op: int) -> Co[None]:
+        """Operation *op* writes zeroes, or fails at once: NBD_CMD_FLAG_FAST_ZERO.
+
+        A raw disk has what its file has, here zeroes that cost nothing, and so have the filters
+        above it (``supported_zero_flags``, BDRV_REQ_NO_FALLBACK). On qcow2 a part of a cluster
+        fails, which is not modelled.
+        """
+        return self.primary_zero(start, count, op)
+
     def _primary_zero(self, start: int, count: int, op: int, unmap: bool) -> Co[None]:
         if self.job is not None:
             yield from self._before_write(self.job, start, count)

@@ -11,7 +11,7 @@ from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, IOFailed, MachineHung
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.nbd.protocol import CMD_FUA, CMD_NO_HOLE, STATE_ZERO
+from qmpshim.machine.nbd.protocol import CMD_FAST_ZERO, CMD_FUA, CMD_NO_HOLE, STATE_ZERO
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.answers import DISCONNECTED, NO_JOB, OK, Answer, ReportedError, io_error
 from qmpshim.model.check.observables import NOT_ZEROES
@@ -24,11 +24,16 @@ _NBD = {
     Verb.WRITE_FUA: Nbd.WRITE,
     Verb.ZERO: Nbd.WRITE_ZEROES,
     Verb.ZERO_NO_HOLE: Nbd.WRITE_ZEROES,
+    Verb.ZERO_FAST: Nbd.WRITE_ZEROES,
     Verb.DISCARD: Nbd.TRIM,
     Verb.FLUSH: Nbd.FLUSH,
     Verb.BLOCK_STATUS: Nbd.BLOCK_STATUS,
 }
-_FLAGS = {Verb.WRITE_FUA: CMD_FUA, Verb.ZERO_NO_HOLE: CMD_NO_HOLE}
+_FLAGS = {
+    Verb.WRITE_FUA: CMD_FUA,
+    Verb.ZERO_NO_HOLE: CMD_NO_HOLE,
+    Verb.ZERO_FAST: CMD_FAST_ZERO,
+}
 _EXTENT = Struct(">II")
 _SETUP = 10.0  # seconds for an operation of the setup
 

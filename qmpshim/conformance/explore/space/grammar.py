@@ -128,14 +128,14 @@ DIMENSIONS = (
     Dimension(
         "first",
         ("primary_write", "primary_write_fua", "primary_zero", "primary_zero_no_hole",
-         "primary_discard", "guest_read", "guest_write", "guest_write_fua", "guest_zero",
-         "guest_discard"),
+         "primary_zero_fast", "primary_discard", "guest_read", "guest_write", "guest_write_fua",
+         "guest_zero", "guest_discard"),
     ),
     Dimension(
         "second",
         ("guest_read", "guest_block_status", "primary_write", "primary_write_fua", "primary_zero",
-         "primary_zero_no_hole", "primary_discard", "primary_read", "guest_write",
-         "guest_write_fua", "guest_zero", "guest_discard", "primary_flush",
+         "primary_zero_no_hole", "primary_zero_fast", "primary_discard", "primary_read",
+         "guest_write", "guest_write_fua", "guest_zero", "guest_discard", "primary_flush",
          "guest_flush", *_COMMANDS, "primary_vanish", "guest_vanish"),
     ),
     Dimension("third", tuple(_THIRD)),
@@ -199,6 +199,14 @@ SPACE = Space(
             ("form", "secondary"),
             lambda form, secondary: form != "primary" or secondary == "raw",
             "the primary's chain has raw disks only",
+        ),
+        *(
+            Constraint(
+                (place, "secondary"),
+                lambda op, secondary: op != "primary_zero_fast" or secondary == "raw",
+                "of a part of a cluster qcow2 makes no zeroes that are fast",
+            )
+            for place in ("first", "second")
         ),
         Constraint(
             ("form", "cluster"),

@@ -6,6 +6,7 @@ Where a model that leaves a rule of QEMU's out predicts the same, the dimension 
 from __future__ import annotations
 
 from collections.abc import Callable
+from errno import ENOTSUP
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT, BackupJo
 from qmpshim.model.disks.block_copy import CopyBeforeWriteJob
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
-from qmpshim.model.runtime.coroutines import Co
+from qmpshim.model.runtime.coroutines import Co, ModelIOError
 
 _SMALL = "relation=during,place=small"
 
@@ -177,3 +178,18 @@ def test_a_block_status_never_has_zeroes_where_the_snapshot_has_none(stage: Qemu
     )
     wrong = {cause.subject for _, cause in found_in(stage, scenario)}
     assert wrong == ({"guest_block_status", "view"} if misreads(stage) else set())
+
+
+def test_zeroes_that_must_be_fast_are_written_where_they_are(
+    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where backup's filter lost the flag it would have to refuse them (BDRV_REQ_NO_FALLBACK)."""
+    name = "primary_zero_fast+guest_read,form=backup"
+    assert found(stage, name) == set()
+
+    def refused(chain: Chain, *place: int) -> Co[None]:
+        raise ModelIOError(ENOTSUP)
+        yield
+
+    monkeypatch.setattr(Chain, "primary_zero_fast", refused)
+    assert {kind for kind, _ in found(stage, name)} == {Verdict.ERROR_CONTRACT}
