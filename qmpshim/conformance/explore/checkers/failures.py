@@ -26,7 +26,6 @@ from qmpshim.conformance.explore.checkers.linearizability import (
     LinearizabilityChecker,
     RealViolation,
     Unchecked,
-    keeps_to,
 )
 from qmpshim.conformance.explore.checkers.parts import Before, done_in_part
 from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS, late_for, masked
@@ -61,7 +60,7 @@ from qmpshim.model.disks.image import Alloc
 from qmpshim.model.operations import Verb, does
 from qmpshim.model.runtime.coroutines import run_sequentially
 
-_MOST = 4  # I/Os on one image that an operation under way may have had behind it
+_MOST = 4  # I/Os on one image that an operation under way may have had behind it, beside copies
 _ALL = 1 << 16  # more than any has
 _EMPTIES = (Verb.START, Verb.CHECKPOINT, Verb.STOP)  # the overlays
 _CLOSES = (Verb.FAILOVER, Verb.STOP)  # end a job and close its filter, which flushes
@@ -136,7 +135,7 @@ class FailureChecker:
     ) -> list[Outcome]:
         if hits not in self._ends:
             self._ends[hits] = list(dict.fromkeys(self._sequential(hits)))
-        ends = [end for order, end in self._ends[hits] if keeps_to(order, precedence)]
+        ends = [end for order, end in self._ends[hits] if self._judge.keeps_to(order, precedence)]
         return list(dict.fromkeys(ends))
 
     def _sequential(self, hits: tuple[InjectedFault, ...]) -> Iterator[tuple[Order, Outcome]]:
@@ -149,7 +148,7 @@ class FailureChecker:
                 for copied in self._copied(order, choice, hits):
                     fates = [how() for how in choice]
                     end = run_in_order(self._scenario, judge.behaviour, order, fates, copied)
-                    if all(fate.met or fate.hit.gone for fate in fates):
+                    if all(fate.met or fate.may_be_missed for fate in fates):
                         yield order, end
 
     def _copied(
@@ -210,9 +209,7 @@ class FailureChecker:
                 ways += [partial(NothingDone, hit, op) for op in commits]
             return ways
         counts = [
-            (*range(_MOST), _ALL)
-            if self._is_optional(hit) or self._closes(hit, op)
-            else range(_MOST)
+            (*range(_MOST + self._copies(op)), *((_ALL,) * self._goes_unseen(hit, op)))
             for op in under_way
         ]
         zeroes = any(op.zeroes for op in (*self._scenario.setup, *self._scenario.ops))
@@ -224,11 +221,23 @@ class FailureChecker:
                 done=dict(zip(under_way, done, strict=True)),
                 emptied=way,
                 zeroes_known=zero,
+                may_be_missed=not any(_MOST <= many < _ALL for many in done),
             )
             for done in product(*counts)
             for way in emptied
             for zero in known
         ]
+
+    def _goes_unseen(self, hit: InjectedFault, op: int) -> bool:
+        """Whether an operation need not notice what failed, whatever it had done by then."""
+        return self._is_optional(hit) or self._closes(hit, op)
+
+    def _copies(self, op: int) -> int:
+        """How many granules an operation copies, beyond the first."""
+        sectors, granule = self._scenario.ops[op].sectors, self._scenario.granule
+        if not self._scenario.ops[op].is_primary or not sectors:
+            return 0
+        return (sectors.stop - 1) // granule - sectors.start // granule
 
     def _is_optional(self, hit: InjectedFault) -> bool:
         """Whether it is a discard of clusters that are free, of qcow2's own.
@@ -333,7 +342,7 @@ class FailureChecker:
                 ],
             )
             for order in judge.orders
-            if keeps_to(order, precedence)
+            if judge.keeps_to(order, precedence)
             for choice in product(*ways)
         ]
         granule = self._scenario.granule

@@ -58,6 +58,8 @@ def done_in_part(
         for hit in hits:
             if index in hit.over or (index in hit.unstarted and not hit.gone):
                 continue
+            if index in hit.unstarted:  # nothing of its own has failed yet
+                hit = replace(hit, start=0, count=0)
             parts.unreadable(op, hit)
             if op.is_guest and scenario.replicates and (op.writes or op.zeroes):
                 parts.active_written(op, number, hit)
@@ -82,6 +84,7 @@ class _Parts:
     def __init__(self, scenario: RealScenario, end: Outcome, seen: Outcome) -> None:
         self._end, self._seen = end, seen
         self._size, self._granule = scenario.size, scenario.granule
+        self._commits = scenario.commits
         self._clusters = scenario.cluster_of("hidden"), scenario.cluster_of("active")
         self._secondary, self._hidden = list(end.secondary), list(end.hidden)
         self._active = list(end.active)
@@ -150,6 +153,8 @@ class _Parts:
             self._active[sector] = number
             if self._view is not None:
                 self._view[sector] = number
+        if self._commits:
+            self.secondary_written(op, number, hit)
         for cluster in {sector // self._clusters[_ACTIVE] for sector in written}:
             self._allocate(_ACTIVE, cluster)
             for sector in self._sectors(_ACTIVE, cluster):

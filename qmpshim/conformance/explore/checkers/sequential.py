@@ -146,6 +146,8 @@ class FaultPlacement:
         writes, and only the last may fail (``make_completely_empty``, block/qcow2.c)
     :param zeroes_known: zeroes of an overlay that is gone are read from its tables: they may be in
         zero clusters (the model cannot know where zeroes of a raw disk were copied as such)
+    :ivar may_be_missed: it need not fail an I/O of the sequential execution: of an image that is
+        gone, what failed may have been qcow2's own
     """
 
     def __init__(
@@ -155,11 +157,13 @@ class FaultPlacement:
         done: Mapping[int, int] | None = None,
         emptied: bool = False,
         zeroes_known: bool = False,
+        may_be_missed: bool = False,
     ) -> None:
         self.hit = hit
         self.victim = victim
         self.emptied = emptied
         self.zeroes_known = zeroes_known
+        self.may_be_missed = may_be_missed
         self.met = False
         self._left = dict(done or {})
 

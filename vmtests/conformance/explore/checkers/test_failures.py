@@ -352,12 +352,31 @@ def test_zeroes_of_a_gone_overlay_may_be_read_from_its_tables(stage: QemuPool) -
     class Remembering(RealSystem):
         """A QEMU that returns what can be read no more."""
 
-        def _answered(self, index: int) -> None:
-            super()._answered(index)
+        def _take_answer(self, index: int) -> None:
+            super()._take_answer(index)
             if self.scenario.ops[index].reads and self.now.answers[index] != OK:
                 self.now.answers[index], self.now.data[index] = OK, (scenarios.BASE,) * C
 
     assert causes(explored(stage, elsewhere, Remembering, fails, CUT)) - quiet
+
+
+def test_a_disk_may_go_away_when_many_copies_are_done(stage: QemuPool) -> None:
+    """The sequential execution reads each of the five granules; then comes the write."""
+    scenario = scenarios.RealScenario("W", (operation("primary_write", 0, 5 * C),), size=5 * C)
+    fails = "secondary write 0+640"
+    system = explored(stage, scenario, fails=fails, errno=CUT)
+    assert causes(system) == {"case 4. I/O error on the secondary disk: not in the status"}
+    assert explored(stage, scenario, Swallowing, fails, CUT).found
+
+
+def test_what_a_failed_write_has_done_is_committed(stage: QemuPool) -> None:
+    """The middle of it lies in a cluster that is there already, and is written at the same time."""
+    ops = operation("guest_write", 0, 64), operation("failover", after=0)
+    scenario = replace(FAILOVER, ops=ops, setup=(operation("guest_write", 16, 8),), cluster=8)
+    fails = "active write 0+16"
+    assert not explored(stage, scenario, fails=fails).found
+    lying = explored(stage, scenario, Lying, "active write 16+8").found  # no new cluster
+    assert {verdict for verdict, _ in lying} == {Verdict.LOST_WRITE}
 
 
 def test_after_a_disk_is_gone_later_writes_are_done_in_part(stage: QemuPool) -> None:
@@ -374,6 +393,15 @@ def test_after_a_disk_is_gone_later_writes_are_done_in_part(stage: QemuPool) -> 
 
     spoilt = explored(stage, scenario, Spoilt, "secondary read 0+42", CUT)
     assert {verdict for verdict, _ in spoilt.found} - {Verdict.ERROR_CONTRACT}
+
+
+def test_a_later_write_may_be_done_where_another_met_the_end_of_a_disk(stage: QemuPool) -> None:
+    """The copy that failed is of the cluster that the guest's disk has; the other needs a fill."""
+    setup = operation("primary_write", 0, C), operation("guest_write", C, 8)
+    ops = operation("primary_write", C, C), operation("guest_write", 64, C, after=0)
+    scenario = scenarios.RealScenario("L", ops, setup, size=3 * C)
+    system = explored(stage, scenario, fails="hidden write 128+128", errno=CUT)
+    assert causes(system) == {"case 3. backup failed: not in the status"}
 
 
 class _Refusing(RealSystem):
