@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vmtests.support.backup_client import BackupSet, Disks, KiB
 from vmtests.support.libvirt import Libvirt
-from vmtests.support.tracked_backups import chains, verdicts
+from vmtests.support.tracked_backups import chains, verdicts, verdicts_and_bitmaps
 
 #: What no other write writes: found again in an image's file.
 _MARK, _PLACE, _LENGTH = 0xA5, 8 << 20, 64 * KiB
@@ -59,3 +59,29 @@ def test_a_backup_of_two_disks_is_followed_and_judged(following: Libvirt) -> Non
         assert verdicts(domain) == []
         backups.end()
         assert chains(domain) == {}
+
+
+def test_what_an_increment_is_to_save_is_followed_and_judged(following: Libvirt) -> None:
+    rng, disks, backups = random.Random(2), Disks(following, "vda", "vdb"), BackupSet(following)
+    both = ["backup-vda", "backup-vdb"]
+    with following.domain(disks.images) as domain:
+        disks.some(domain, 30, rng)
+        backups.begin("full")
+        disks.some(domain, 30, rng)
+        assert verdicts_and_bitmaps(domain) == ([], [])
+        backups.end()
+        disks.some(domain, 30, rng)
+        backups.begin("inc")
+        disks.some(domain, 30, rng)
+        assert verdicts_and_bitmaps(domain) == ([], both)
+        backups.end()
+        # The fault: what was written is no longer named.
+        disks.some(domain, 30, rng)
+        bitmap = {"node": domain.node("vda"), "name": "virtnbdbackup.1"}
+        domain.ask_behind("block-dirty-bitmap-clear", bitmap)
+        backups.begin("inc")
+        (wrong,), compared = verdicts_and_bitmaps(domain)
+        assert wrong[0] == "lost-write"
+        assert "backup-vda" in wrong[1]
+        assert compared == both
+        backups.end()

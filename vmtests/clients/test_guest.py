@@ -13,7 +13,7 @@ from qmpshim.machine.guest.console import Console
 from qmpshim.machine.guest.image import GuestImage
 from vmtests.support.backup_client import SIZE, BackupSet, Disks, Work, Write, repeated
 from vmtests.support.libvirt import NAME, Domain, Libvirt
-from vmtests.support.tracked_backups import chains, verdicts
+from vmtests.support.tracked_backups import chains, verdicts_and_bitmaps
 
 pytestmark = pytest.mark.full
 _SECTOR, _CLUSTER = 512, 128  # bytes; sectors
@@ -66,7 +66,7 @@ def _judged(domain: Domain, backups: BackupSet) -> None:
     for _ in range(2):
         domain.libvirt.run("virsh", "suspend", NAME)
         assert len(chains(domain)) == 1
-        assert verdicts(domain) == []
+        assert verdicts_and_bitmaps(domain) == ([], ["backup-vda"])
         domain.libvirt.run("virsh", "resume", NAME)
     backups.end()
 

@@ -21,9 +21,14 @@ def chains(domain: Domain) -> dict[str, tuple[str, str]]:
 
 def verdicts(domain: Domain) -> list[tuple[str, str]]:
     """What is wrong, and where; nothing may be left open."""
+    return verdicts_and_bitmaps(domain)[0]
+
+
+def verdicts_and_bitmaps(domain: Domain) -> tuple[list[tuple[str, str]], list[str]]:
+    """As :func:`verdicts`, and the bitmaps that were compared."""
     verified: dict[str, Any] = domain.ask("x-shim-verify")
     assert not verified["doubts"], verified["doubts"]
     assert verified["compared"]
     wrong = [(one["verdict"], one["where"]) for one in verified["verdicts"]]
     assert verified["as-predicted"] is not bool(wrong)
-    return sorted(wrong)
+    return sorted(wrong), [name for chain in verified["chains"] for name in chain["bitmaps"]]

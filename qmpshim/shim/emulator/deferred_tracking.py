@@ -22,6 +22,8 @@ CONCERNING = frozenset(
     {
         *("query-commands", "query-qmp-schema"),
         *("blockdev-backup", "drive-backup", "transaction"),
+        *("block-dirty-bitmap-add", "block-dirty-bitmap-remove", "block-dirty-bitmap-clear"),
+        *("block-dirty-bitmap-enable", "block-dirty-bitmap-disable", "block-dirty-bitmap-merge"),
         *("xen-set-replication", "xen-colo-do-checkpoint"),
         *("nbd-server-start", "nbd-server-add", "nbd-server-remove", "nbd-server-stop"),
         *("block-export-add", "block-export-del"),

@@ -23,6 +23,7 @@ from qmpshim.errors import (
     QmpshimError,
 )
 from qmpshim.machine.chain.block_graph import BlockGraph
+from qmpshim.machine.images.qcow2 import ImageError
 from qmpshim.machine.images.write_log import LogError
 from qmpshim.model.answers import DISCONNECTED, OK, ReportedError
 from qmpshim.model.chain.behaviour import Behaviour
@@ -32,7 +33,18 @@ from qmpshim.model.operations import Side, Verb
 from qmpshim.shim.endpoint.server import Shim
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
-from qmpshim.shim.tracking.command_effects import NOTED, BackupStart, backup_starts, effects, moves
+from qmpshim.shim.tracking.command_effects import (
+    BITMAP_COMMANDS,
+    NOTED,
+    BackupStart,
+    backup_starts,
+    effects,
+    ends_bitmaps,
+    moves,
+    parts,
+    used_bitmaps,
+)
+from qmpshim.shim.tracking.dirty_bitmaps import DirtyBitmaps, Key, actions_of
 from qmpshim.shim.tracking.discovery import (
     ChainNodes,
     find_backup,
@@ -53,6 +65,7 @@ if TYPE_CHECKING:  # a start of QEMU need not wait for them
 
 log = logging.getLogger(__name__)
 
+_ATTEMPTS = 5  # to read an overlay that QEMU writes to
 _SETTLE = 2.0  # seconds a command waits for I/O under way before it passes anyhow
 _JOB_ENDS = ("BLOCK_JOB_CANCELLED", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_ERROR")
 #: States (``RunState``) in which no guest, and no migration, writes.
@@ -101,16 +114,18 @@ class TrackedChains:
         self.endpoints = Endpoints(
             shim, directory, lambda export: ExportObserver(self, export), self._exports_bypassed
         )
+        self.bitmaps = DirtyBitmaps()
         self.divergences: list[Divergence] = []
         self.unmet = ""
         self.passed_over: dict[str, str] = {}
         self._met_now: list[ModelTracker] = []  # being met: not followed yet
         self._resumed = 0  # how often the guest began to run
         self._meeting = asyncio.Lock()
+        self._changing_bitmaps = asyncio.Lock()
         self._ended: set[str] = set()  # jobs, since the last was started
         #: What was relayed past the logs, unordered with them: node, first byte, end.
         self._beside_logs: list[tuple[str, int, int]] = []
-        for name in ("blockdev-backup", "drive-backup", "transaction"):
+        for name in ("blockdev-backup", "drive-backup", "transaction", *BITMAP_COMMANDS):
             shim.intercepts[name] = self._noted
         shim.intercepts["block-job-cancel"] = self._cancel
         shim.intercepts["xen-set-replication"] = self._set_replication
@@ -200,7 +215,44 @@ class TrackedChains:
         _expect_done(_CHECKPOINT, await self._checkpoint(_CHECKPOINT))
 
     async def _noted(self, command: Command) -> Reply | None:
-        """Pass on a command that may start a job, write, or add a writer."""
+        """Pass on a command that may start a job, write, add a writer, or change a bitmap."""
+        if actions := actions_of(parts(command)):
+            async with self._changing_bitmaps:
+                self.catch_up()
+                self.bitmaps.begin()
+                reply = await self._pass_on(command)
+                self.catch_up()
+                done = actions if reply is not None and not reply.failed else ()
+                self.bitmaps.finish(done, await self._granularities() if done else {})
+        else:
+            reply = await self._pass_on(command)
+        if self.bitmaps:
+            self._end_bitmaps(command)
+        return reply
+
+    async def _granularities(self) -> dict[Key, int]:
+        """Those of all named bitmaps, in bytes; none when QEMU cannot be queried."""
+        try:
+            nodes = await self.shim.execute("query-named-block-nodes")
+        except QmpshimError:
+            return {}
+        return {
+            (node["node-name"], bitmap["name"]): int(bitmap["granularity"])
+            for node in nodes
+            for bitmap in node.get("dirty-bitmaps", ())
+            if "name" in bitmap
+        }
+
+    def _end_bitmaps(self, command: Command) -> None:
+        """Follow no bitmap that may name less than is known after a command."""
+        for name in used_bitmaps(command):
+            self.bitmaps.forget_named(name)
+        if ends_bitmaps(command):
+            self.bitmaps.forget()
+        for name in NOTED:
+            self.shim.intercepts[name] = self._noted
+
+    async def _pass_on(self, command: Command) -> Reply | None:
         starts = backup_starts(command)
         if starts:
             return await self._start_jobs(command, starts)
@@ -242,6 +294,7 @@ class TrackedChains:
             for known in starting:  # what came so far came before T0
                 known.apply_deferred()
                 known.deferred = []
+            self.bitmaps.settle()
             reply = await self._forward(Verb.START, command)
             if reply is None or reply.failed:
                 for known in starting:
@@ -273,11 +326,21 @@ class TrackedChains:
         from qmpshim.shim.tracking.baseline import flush
         from qmpshim.shim.tracking.start_moment import apply_before_start
 
-        try:
-            await flush(self.shim.execute, tracker.found.nodes["hidden"])
-            apply_before_start(tracker)
-        except QmpshimError as error:
-            tracker.doubt(f"{_UNDER_WAY}: {error}")
+        count = len(tracker.deferred)
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                await flush(self.shim.execute, tracker.found.nodes["hidden"])
+                apply_before_start(tracker)
+                break
+            except ImageError as error:
+                if attempt == _ATTEMPTS:
+                    tracker.doubt(f"{_UNDER_WAY}: {error}")
+                    return
+            except QmpshimError as error:
+                tracker.doubt(f"{_UNDER_WAY}: {error}")
+                return
+        before = count - len(tracker.deferred)
+        self.bitmaps.came_before(tracker.found.nodes["secondary"], before)
 
     async def _cancel(self, command: Command) -> Reply | None:
         self.catch_up()  # what comes later may or may not be copied
@@ -491,6 +554,7 @@ class TrackedChains:
         """A node was taken away: a chain without it is none."""
         name = str((command.arguments or {}).get("node-name"))
         if not reply.failed:
+            self.bitmaps.forget_node(name)
             self.trackers = [t for t in self.trackers if name not in t.found.nodes.values()]
 
     # -- writers ---------------------------------------------------------------
@@ -524,12 +588,15 @@ class TrackedChains:
     def changed(self, export: str, change: Change, error: int) -> None:
         """A request through an endpoint was answered: do it in the models."""
         node = self.endpoints.node(export)
-        if change.kind not in (Verb.READ, Verb.FLUSH) and self.logs.logs:
-            # In the logs is by now what came before, and it itself where the export is on one.
-            on_log = self.endpoints.exported(export) in self.logs.logs
-            if not on_log:
-                self._beside_logs.append((node, change.offset, change.offset + change.length))
-            self.catch_up()
+        if change.kind not in (Verb.READ, Verb.FLUSH):
+            on_log = bool(self.logs.logs) and self.endpoints.exported(export) in self.logs.logs
+            if not (error or on_log):
+                self.bitmaps.record(node, change)
+            if self.logs.logs:
+                # In the logs is by now what came before, and it itself where the export is on one.
+                if not on_log:
+                    self._beside_logs.append((node, change.offset, change.offset + change.length))
+                self.catch_up()
             if on_log:
                 return
         for tracker in self.trackers:
@@ -549,6 +616,7 @@ class TrackedChains:
         return changes
 
     def _logged(self, node: str, change: Change) -> None:
+        self.bitmaps.record(node, change)
         end = change.offset + change.length
         unordered = any(
             (node, True) == (other, low < end and change.offset < high)

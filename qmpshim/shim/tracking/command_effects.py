@@ -37,6 +37,16 @@ _BRINGING = frozenset(
 #: All that concern a chain that is followed, beside backup jobs and ``transaction``.
 NOTED = _WRITING | _MOVING | _BRINGING
 
+#: These put other contents, or another size, in a disk's place.
+_REPLACING = frozenset({"block_resize", "snapshot-load"})
+_HMP_REPLACING = frozenset({"block_resize", "loadvm"})
+_USING = frozenset({*_JOBS, "blockdev-mirror"})
+#: Alone, beside ``transaction``.
+BITMAP_COMMANDS = frozenset(
+    f"block-dirty-bitmap-{verb}"
+    for verb in ("add", "remove", "clear", "enable", "disable", "merge")
+)
+
 # HMP. What is in neither table changes no disk by itself, but may bring a writer.
 _HMP_WRITING = frozenset(
     {
@@ -87,15 +97,30 @@ def backup_starts(command: Command) -> list[BackupStart]:
             str(arguments.get("device")),
             str(arguments.get("target")) if name == "blockdev-backup" else None,
         )
-        for name, arguments in _parts(command)
+        for name, arguments in parts(command)
         if name in _JOBS and arguments.get("sync") == "none"
     ]
+
+
+def used_bitmaps(command: Command) -> list[str]:
+    """The names of the bitmaps that the jobs which a command starts use, and change."""
+    found = (arguments.get("bitmap") for name, arguments in parts(command) if name in _USING)
+    return [name for name in found if isinstance(name, str)]
+
+
+def ends_bitmaps(command: Command) -> bool:
+    """Whether after a command bitmaps may name less than what was seen to be written to a disk."""
+    return moves(command) or any(
+        name in _REPLACING
+        or (name == "human-monitor-command" and _first(arguments) in _HMP_REPLACING)
+        for name, arguments in parts(command)
+    )
 
 
 def effects(command: Command) -> list[Effect]:
     """What a command may write to beside what the chains' own jobs do."""
     found = []
-    for name, arguments in _parts(command):
+    for name, arguments in parts(command):
         if name in _JOBS:
             if arguments.get("sync") != "none":
                 found.append(Effect(name, (str(arguments.get("target")),)))
@@ -110,11 +135,11 @@ def moves(command: Command) -> bool:
     """Whether clients' writes may go elsewhere after a command."""
     return any(
         name in _MOVING or (name == "human-monitor-command" and _first(arguments) in _HMP_MOVING)
-        for name, arguments in _parts(command)
+        for name, arguments in parts(command)
     )
 
 
-def _parts(command: Command) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def parts(command: Command) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The command's name and arguments; of a transaction those of its actions."""
     arguments: Mapping[str, Any] = command.arguments or {}
     if command.name != "transaction":

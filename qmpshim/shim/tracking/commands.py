@@ -195,6 +195,7 @@ class Commands:
                 "verdicts": [divergence.to_json() for divergence in one.divergences],
                 "compared": one.compared,
                 "doubts": list(one.doubts),
+                "bitmaps": list(one.bitmaps),
             }
             for one in verified
         ]

@@ -132,6 +132,7 @@ OBJECTS: Mapping[str, tuple[Field, ...]] = {
         Field("verdicts", "[XShimVerdict]"),
         Field("compared", "int"),
         Field("doubts", "[str]"),
+        Field("bitmaps", "[str]"),
     ),
     "XShimRun": (
         Field("start", "int"),

@@ -19,6 +19,7 @@ from qmpshim.shim.endpoint.listener import Address
 from qmpshim.shim.endpoint.server import OWN_EXPORT, Shim
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
+from qmpshim.shim.tracking.dirty_bitmaps import Key, bitmap_key
 from qmpshim.shim.tracking.discovery import children
 from qmpshim.shim.tracking.nbd_front import NbdFront
 from qmpshim.shim.tracking.writers import Export
@@ -57,6 +58,7 @@ class Endpoints:
         self._relays: dict[str, Relay] = {}
         self._exported: dict[str, str] = {}  # node by export's id
         self._names: dict[str, str] = {}  # to NBD clients, where it is not the id
+        self._bitmaps: dict[str, list[Key]] = {}  # that it has, by export's id
         self._nodes: dict[str, str] = {}  # the disk that is meant by it
         self._server: Address | None = None  # QEMU's NBD server, where a client started it
         self._sockets = 0
@@ -79,6 +81,9 @@ class Endpoints:
             self._read_only[arguments["id"]] = arguments.get("writable") is not True
             if arguments.get("type") == "nbd":
                 self._named(arguments["id"], arguments.get("name", arguments["node-name"]))
+                node = arguments["node-name"]
+                keys = [bitmap_key(one, node) for one in arguments.get("bitmaps", ())]
+                self._bitmaps[arguments["id"]] = keys
         elif command.name == "nbd-server-add":  # the id is the name
             name = arguments.get("name", arguments["device"])
             self._read_only[name] = arguments.get("writable") is not True
@@ -237,6 +242,16 @@ class Endpoints:
         self._exported.update(exports)
         self._nodes.update({name: _meant(node, below) for name, node in exports.items()})
         return set(exports)
+
+    async def bitmaps(self, node: str) -> list[tuple[str, Key]]:
+        """The bitmaps that exports of *node* have: each with a URI of QEMU's own server."""
+        exports = await self._learn() if self._server is not None else set()
+        return [
+            (self._uri(self._names.get(export, export)), key)
+            for export in sorted(exports)
+            if self._exported[export] == node
+            for key in self._bitmaps.get(export, ())
+        ]
 
     # -- for ourselves ------------------------------------------------------------
 

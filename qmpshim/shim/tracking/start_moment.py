@@ -13,7 +13,9 @@ from qmpshim.errors import MachineError
 from qmpshim.machine.images.agreement import ImageView
 from qmpshim.machine.images.qcow2 import ImageError
 from qmpshim.model.disks.image import Alloc, Qcow2Image
+from qmpshim.model.operations import Verb
 from qmpshim.model.units import SECTOR
+from qmpshim.shim.tracking.baseline import Files
 from qmpshim.shim.tracking.follow import Change
 from qmpshim.shim.tracking.tracker import ModelTracker
 
@@ -24,7 +26,10 @@ def apply_before_start(tracker: ModelTracker) -> None:
     Where no place of T0 explains what the overlay holds, all are taken to have come before: then a
     verification finds what is wrong.
 
-    :raises MachineError: the overlay cannot be judged
+    QEMU writes to the overlay meanwhile, so that another try may succeed.
+
+    :raises ImageError: it changed while its tables were read; nothing was done
+    :raises MachineError: the overlay cannot be judged; nothing was done
     """
     target = tracker.image("hidden")
     assert isinstance(target, Qcow2Image)
@@ -33,12 +38,11 @@ def apply_before_start(tracker: ModelTracker) -> None:
     files = tracker.files("hidden")
     if files is None:
         raise MachineError("the target's file is out of reach")
-    try:
-        overlay = _Overlay(tracker, ImageView(files.image, data=files.data))
-    except ImageError as error:
-        raise MachineError(str(error)) from error
+    overlay = _Overlay(tracker, files)
     changes = tracker.deferred or []
     least = overlay.least(changes)
+    if any(one.kind is Verb.DISCARD and not overlay.has(one) for one in changes[least:]):
+        raise MachineError("the overlay does not show which discards came before")
     wrong = overlay.wrong({unit for change in changes for unit in overlay.units(change)})
     done = 0
     while done < len(changes) and (done < least or wrong):
@@ -52,17 +56,21 @@ def apply_before_start(tracker: ModelTracker) -> None:
 class _Overlay:
     """What the target holds, against the disk as the model has it; units are its clusters.
 
-    :raises ImageError: as :class:`ImageView`
+    :raises ImageError: as :class:`ImageView`, and where a cluster is not in the file yet
     """
 
-    def __init__(self, tracker: ModelTracker, view: ImageView) -> None:
+    def __init__(self, tracker: ModelTracker, files: Files) -> None:
         self._tracker = tracker
-        self._view = view
+        self._view = view = ImageView(files.image, data=files.data)
         self._unit = view.unit_size
+        size = len(files.image if files.data is None else files.data)
+        held = [run for run in view.runs() if run.alloc is not Alloc.UNALLOCATED]
+        hosts = [run.host_offset + run.length for run in held if run.host_offset is not None]
+        if any(end - self._unit >= size for end in hosts):
+            raise ImageError("a cluster is beyond the file's end")
         self._held = {
             unit
-            for run in view.runs()
-            if run.alloc is not Alloc.UNALLOCATED
+            for run in held
             for unit in range(run.offset // self._unit, -(-(run.offset + run.length) // self._unit))
         }
 
@@ -71,12 +79,21 @@ class _Overlay:
         end = change.offset + change.length
         return range(change.offset // self._unit, -(-end // self._unit))
 
+    def has(self, change: Change) -> bool:
+        """Whether all that a change touches is here."""
+        return self._held.issuperset(self.units(change))
+
     def least(self, changes: Sequence[Change]) -> int:
-        """How many changes came before T0 at least: those after it have their clusters here."""
-        return max(
-            (n for n, one in enumerate(changes, 1) if not self._held.issuperset(self.units(one))),
-            default=0,
+        """How many changes came before T0 at least: those after it have their clusters here.
+
+        The job's filter may ignore a discard, and then copies nothing.
+        """
+        missing = (
+            number
+            for number, one in enumerate(changes, 1)
+            if one.kind is not Verb.DISCARD and not self.has(one)
         )
+        return max(missing, default=0)
 
     def wrong(self, units: Iterable[int]) -> set[int]:
         """Those that are here with other contents than the disk has in the model now."""

@@ -15,7 +15,7 @@ from qmpshim.errors import IOFailed, MachineError, UnsupportedFeature
 from qmpshim.machine.chain.replication import failed_over
 from qmpshim.machine.host.process import wait_until
 from qmpshim.machine.images.qcow2 import ImageError, Qcow2Reader
-from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.machine.nbd.client import NbdClient, dirty_bitmap
 from qmpshim.model.chain.secondary import Stage
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import PAGE, Owners
@@ -37,12 +37,14 @@ class Verified:
 
     :ivar compared: bytes whose contents were compared
     :ivar doubts: what the model cannot predict, and why; when all of it, nothing was compared
+    :ivar bitmaps: the names of the exported dirty bitmaps that were compared
     """
 
     tracker: ModelTracker
     divergences: tuple[Divergence, ...]
     compared: int
     doubts: tuple[str, ...]
+    bitmaps: tuple[str, ...] = ()
 
     @property
     def as_predicted(self) -> bool:
@@ -101,7 +103,34 @@ async def _verify_one(watch: TrackedChains, tracker: ModelTracker) -> Verified:
             doubts.append(_unexplained(wrong, suspects))
         else:
             divergences.append(wrong)
-    return Verified(tracker, tuple(divergences), compared, tuple(doubts))
+    lost, bitmaps = await _bitmaps(watch, tracker)
+    return Verified(tracker, (*divergences, *lost), compared, tuple(doubts), bitmaps)
+
+
+async def _bitmaps(
+    watch: TrackedChains, tracker: ModelTracker
+) -> tuple[list[Divergence], tuple[str, ...]]:
+    """What is wrong with the bitmaps that the overlay's exports have, and those that are followed.
+
+    A writer that was not observed can only have more named.
+    """
+    lost, compared = [], []
+    for uri, key in await watch.endpoints.bitmaps(tracker.found.nodes["hidden"]):
+        if not watch.bitmaps.follows(key):
+            continue
+        compared.append(key[1])
+        named = await asyncio.to_thread(_dirty_extents, uri, key[1])
+        missing = watch.bitmaps.missing(key, named, tracker.found.size)
+        if missing is not None:
+            where, operations = f"bitmap '{key[1]}' of '{key[0]}'", tracker.payloads.operations
+            wanted = f"the granule at byte {missing} is dirty"
+            lost.append(Divergence(Verdict.LOST_WRITE, where, operations, wanted, "it is clean"))
+    return lost, tuple(compared)
+
+
+def _dirty_extents(uri: str, bitmap: str) -> list[tuple[int, int]]:
+    with closing(NbdClient(uri, contexts=[dirty_bitmap(bitmap)])) as client:
+        return client.dirty_extents(bitmap)
 
 
 def _unexplained(wrong: Divergence, suspects: Sequence[Unobserved]) -> str:

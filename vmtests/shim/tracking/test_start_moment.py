@@ -25,7 +25,7 @@ _REGION = 20 * CLUSTER  # small: clusters are written again and again
 
 
 @contextmanager
-def _writing(uri: str, seed: int) -> Iterator[Callable[[], int]]:
+def writing(uri: str, seed: int, discards: bool = False) -> Iterator[Callable[[], int]]:
     """Writes one after another while the context lasts; gives how many were done so far."""
     over, done, chance = threading.Event(), 0, random.Random(seed)
 
@@ -35,7 +35,13 @@ def _writing(uri: str, seed: int) -> Iterator[Callable[[], int]]:
             while not over.is_set():
                 length = 512 * chance.randrange(1, 40)
                 at = 512 * chance.randrange((_REGION - length) // 512)
-                client.wait(client.submit_write(chance.randbytes(length), at))
+                match chance.randrange(8):
+                    case 0 if discards:
+                        client.discard(CLUSTER, at // CLUSTER * CLUSTER)
+                    case 1:
+                        client.zero(length, at)
+                    case _:
+                        client.write(chance.randbytes(length), at)
                 done += 1
 
     thread = threading.Thread(target=write)
@@ -47,7 +53,7 @@ def _writing(uri: str, seed: int) -> Iterator[Callable[[], int]]:
         thread.join()
 
 
-def _verified(loop: Loop, build: Build, seed: int) -> dict[str, Any]:
+def _verified(loop: Loop, build: Build, seed: int, discards: bool = False) -> dict[str, Any]:
     """Start a job on a disk that is written; the verdict once it is written no more."""
     spec = ChainSpec(Workflow.BACKUP, SIZE, CLUSTER)
     service = Service(loop, Options(build=build, chain=spec, log_writes=True))
@@ -55,21 +61,30 @@ def _verified(loop: Loop, build: Build, seed: int) -> dict[str, Any]:
         wire = service.client()
         chain = service.served.chain
         assert chain is not None
-        with _writing(chain.uri("primary"), seed) as done:
+        with writing(chain.uri("primary"), seed, discards) as done:
             wait_until(lambda: done() > 20)
             assert wire.ask("blockdev-backup", _BACKUP) == {"return": {}}
             there = done()
             wait_until(lambda: done() > there + 20)
-        assert not wire.ask("x-shim-status")["return"]["doubts"]
+        assert discards or not wire.ask("x-shim-status")["return"]["doubts"]
         return dict(wire.ask("x-shim-verify")["return"])
     finally:
         service.close()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in range(1, 10))]
+)
 def test_a_disk_that_is_written_all_the_time(each_build: Build, loop: Loop, seed: int) -> None:
     verified = _verified(loop, each_build, seed)
     assert verified["as-predicted"], verified
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(10))
+def test_a_discard_is_doubtful_at_worst(each_build: Build, loop: Loop, seed: int) -> None:
+    verified = _verified(loop, each_build, seed, discards=True)
+    assert not verified["verdicts"], verified
 
 
 def _none_before(_: ModelTracker) -> None:
@@ -78,6 +93,7 @@ def _none_before(_: ModelTracker) -> None:
 
 def _all_before(tracker: ModelTracker) -> None:
     tracker.apply_deferred()
+    tracker.deferred = []
 
 
 @pytest.mark.parametrize("wrong", [_none_before, _all_before])
