@@ -37,6 +37,11 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
+#: Milder than the verdict that shows it: an answer that only waits for another one; data that are
+#: wrong while they are being written, which nothing relies on, and later after an error or a crash.
+MILDER = {"directed/nbd-answer-waits", "write-beside-zeroes-zeroes-data"}
+
+
 def test_every_write_up_has_one() -> None:
     files = {p.relative_to(DIRECTORY).with_suffix("").as_posix() for p in DIRECTORY.rglob("*.json")}
     assert {one.name for one in write_ups()} == files and len(files) > 40
@@ -67,7 +72,7 @@ def test_a_meaning_agrees_with_its_write_up(one: WriteUp) -> None:
     # What the finding is called must not be milder than what was seen.
     worst = min(SEVERITY_OF[verdict].rank for verdict in one.verdicts)
     if worst <= Severity.HANG.rank and Verdict.CORRUPTION not in one.verdicts:
-        assert meaning.severity.serious or one.name == "directed/nbd-answer-waits"
+        assert meaning.severity.serious or one.name in MILDER
 
 
 GOOD: dict[str, Any] = encode(write_up("snapshot-read-returns-new-data").meaning)
