@@ -328,7 +328,7 @@ def test_the_secondary_disk_may_be_qcow2(stage: QemuPool, name: str) -> None:
     (scenario,) = scenarios.named(name)
     _, system = explored_whole(lambda: RealSystem(stage, scenario), Mode.STATEFUL)
     assert not system.found
-    assert any(name.name.startswith("secondary write") for name in system.names)
+    assert any(name.name.startswith("secondary write") for name in system.ios)
 
 
 def test_the_snapshot_forgets_whole_clusters_only(each_build: Build) -> None:
@@ -346,7 +346,7 @@ def test_metadata_can_be_held_too(stage: QemuPool) -> None:
     system = RealSystem(stage, scenario, all_io=True)
     explore(system, Mode.STATEFUL, Budget(schedules=12), stop=False)
     assert system.finished and not system.found and not system.derailed
-    held = {name.name for name in system.names}
+    held = {name.name for name in system.ios}
     assert any(" meta " in name for name in held) and any("flush" in name for name in held)
 
 
