@@ -9,6 +9,8 @@ import os
 import random
 from pathlib import Path
 
+import pytest
+
 from vmtests.support.backup_client import BackupSet, Disks, KiB
 from vmtests.support.libvirt import Libvirt
 from vmtests.support.tracked_backups import chains, verdicts, verdicts_and_bitmaps
@@ -84,4 +86,21 @@ def test_what_an_increment_is_to_save_is_followed_and_judged(following: Libvirt)
         assert wrong[0] == "lost-write"
         assert "backup-vda" in wrong[1]
         assert compared == both
+        backups.end()
+
+
+@pytest.mark.full
+def test_a_device_that_is_not_observed_is_named_and_nothing_is_claimed(libvirt: Libvirt) -> None:
+    rng, disks, backups = random.Random(3), Disks(libvirt, "vda"), BackupSet(libvirt)
+    with libvirt.domain(disks.images) as domain:
+        disks.some(domain, 10, rng)
+        backups.begin("full")
+        disks.some(domain, 10, rng)
+        status = domain.ask("x-shim-status")
+        assert [chain["job"][:10] for chain in status["chains"]] == ["backup-vda"]
+        assert "device" in {one["writer"] for one in status["unobserved"]}
+        verified = domain.ask("x-shim-verify")
+        assert verified["verdicts"] == []
+        assert verified["doubts"]
+        assert not verified["as-predicted"]
         backups.end()
