@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from qmpshim.machine.builds.build import Build
 from vmtests.support.stand_in import ARGS, PROGRAM, StandIn
 
@@ -115,6 +117,25 @@ def test_what_is_no_qemu_is_told() -> None:
     )
     assert ended.returncode == 1
     assert "is not a QEMU system emulator" in ended.stderr
+
+
+@pytest.mark.parametrize("words", [["-qmp", "stdio"], ["-version"]])
+def test_a_stand_in_of_qemus_name_does_not_find_itself(tmp_path: Path, words: list[str]) -> None:
+    script = tmp_path / "qemu-system-x86_64"
+    script.write_text(f'#!/bin/sh\nexec {PROGRAM} "$@"\n')
+    script.chmod(0o755)
+    variables = {name: text for name, text in os.environ.items() if name != "QMPSHIM_BUILD"}
+    ended = subprocess.run(
+        [script, *words],
+        stdin=subprocess.DEVNULL,
+        env={**variables, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert "this program again: name another in QMPSHIM_BUILD" in ended.stderr
 
 
 def test_the_end_is_silent_as_qemus(qemu_build: Build) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from qmpshim.errors import InputError
 from qmpshim.machine.builds import build as builds
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MONITOR_OPTIONS = {"-qmp", "-qmp-pretty", "-mon"}
+#: In the environment of what stands behind: the process that stands in for it.
+_STANDS_IN = "QMPSHIM_STANDS_IN"
 _INFORMATION = {"-version", "-help", "-h", "-daemonize", "-device=help"}
 
 
@@ -107,7 +110,12 @@ def stand_in_main() -> int:
     """The entry point of ``qmpshim-qemu``.
 
     ``$QMPSHIM_BUILD`` names the build; ``$QMPSHIM_LOG_WRITES``, if not empty, is ``--log-writes``.
+
+    :raises InputError: the build is this program again, as a script of QEMU's name on PATH may be
     """
     environment = os.environ
+    if environment.get(_STANDS_IN) in (str(os.getpid()), str(os.getppid())):
+        raise InputError("the QEMU to run is this program again: name another in QMPSHIM_BUILD")
+    environment[_STANDS_IN] = str(os.getpid())
     log_writes = bool(environment.get("QMPSHIM_LOG_WRITES"))
     return stand_in(sys.argv[1:], environment.get("QMPSHIM_BUILD"), log_writes=log_writes)
