@@ -26,6 +26,7 @@ from qmpshim.conformance.explore.checkers.linearizability import (
     LinearizabilityChecker,
     RealViolation,
     Unchecked,
+    keeps_to,
 )
 from qmpshim.conformance.explore.checkers.parts import Before, done_in_part
 from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS, late_for, masked
@@ -135,7 +136,7 @@ class FailureChecker:
     ) -> list[Outcome]:
         if hits not in self._ends:
             self._ends[hits] = list(dict.fromkeys(self._sequential(hits)))
-        ends = [end for order, end in self._ends[hits] if self._judge.keeps_to(order, precedence)]
+        ends = [end for order, end in self._ends[hits] if keeps_to(order, precedence)]
         return list(dict.fromkeys(ends))
 
     def _sequential(self, hits: tuple[InjectedFault, ...]) -> Iterator[tuple[Order, Outcome]]:
@@ -342,7 +343,7 @@ class FailureChecker:
                 ],
             )
             for order in judge.orders
-            if judge.keeps_to(order, precedence)
+            if keeps_to(order, precedence)
             for choice in product(*ways)
         ]
         granule = self._scenario.granule

@@ -40,7 +40,6 @@ from qmpshim.model.check.observables import (
     unexplained,
 )
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.explore.system import Violation
 from qmpshim.model.operations import Verb, does
@@ -105,8 +104,6 @@ class LinearizabilityChecker:
         self._forwards_late = scenario.has("quorum") and does(
             scenario.ops, Verb.STOP, Verb.FAILOVER
         )
-        least = min(scenario.cluster_of(name) for name in ("hidden", "active"))
-        self._rewrites = scenario.commits and least < BACKUP_CLUSTER_SIZE_DEFAULT
         self._seen: dict[Hashable, RealViolation | None] = {}
         self._predictions: dict[Outcome, Observations] = {}
         self.outcomes: dict[Order, Outcome] = {}
@@ -125,25 +122,8 @@ class LinearizabilityChecker:
             self._seen[key] = self._judge(seen, precedence)
         return self._seen[key]
 
-    def keeps_to(self, order: Order, precedence: Sequence[frozenset[int]]) -> bool:
-        """Whether an order explains what was seen to come after what.
-
-        A primary's write that begins while a commit goes on may be undone as one that came before
-        the failover: where the commit's granule is larger than the overlays' clusters it reads the
-        rest of the granule from the secondary disk, and writes it there again
-        (``mirror_iteration``, block/mirror.c, 5.2 to 11.1).
-        """
-        if self._rewrites:
-            ops = self.scenario.ops
-            primary = {n for n, op in enumerate(ops) if op.is_primary}
-            precedence = [
-                before & primary if op.is_primary and op.changes else before
-                for op, before in zip(ops, precedence, strict=True)
-            ]
-        return keeps_to(order, precedence)
-
     def _judge(self, seen: Outcome, precedence: Sequence[frozenset[int]]) -> RealViolation | None:
-        ends = [one for order, one in self.outcomes.items() if self.keeps_to(order, precedence)]
+        ends = [one for order, one in self.outcomes.items() if keeps_to(order, precedence)]
         wrong = self.compare(seen, ends)
         if wrong is not None and self.lenient is not None:
             return wrong if self.lenient.judge(seen, precedence) else self.misled()
@@ -243,8 +223,7 @@ class LinearizabilityChecker:
         """What the same order has to explain.
 
         On the primary, whether a write is still forwarded when replication stops is decided when it
-        begins, and so by another order than what a read beside it returns. What a commit undoes
-        (:meth:`keeps_to`) may have been read before.
+        begins, and so by another order than what a read beside it returns.
         """
         match one.aspect:
             case Aspect.ANSWER:
@@ -252,7 +231,7 @@ class LinearizabilityChecker:
             case Aspect.DATA:
                 return one.place
             case Aspect.DISK if not (self._forwards_late and one.of == "secondary"):
-                return one if self._rewrites else one.place
+                return one.place
         return one
 
     def _checks(self, one: Observable, unchecked: Unchecked) -> bool:

@@ -24,8 +24,6 @@ from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.answers import OK, Answer
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.explore.explorer import Mode, explore
-from qmpshim.model.explore.walk import Budget
 from qmpshim.model.operations import Operation, operation
 from qmpshim.model.units import SECTOR
 from vmtests.conformance.explore.checkers.test_failures import causes, explored, meta_write, one
@@ -92,62 +90,6 @@ def test_answers_that_do_not_fit_together_are_found_out(stage: QemuPool) -> None
     assert not explored(stage, scenario).found
     wrong = explored(stage, scenario, Both).found
     assert (Verdict.PROTOCOL, Cause(CauseKind.ANSWERS_FIT_NO_ORDER)) in wrong, wrong
-
-
-REWRITES = RealScenario(
-    "rewrites",
-    (operation("failover"), operation("primary_write", 64, 8)),
-    (operation("guest_write", 16, 8),),
-    size=C,
-    cluster=8,
-)
-READ = operation("guest_read", 64, 8, after=1)
-
-
-@pytest.mark.parametrize(
-    "scenario",
-    [
-        REWRITES,
-        pytest.param(replace(REWRITES, ops=(*REWRITES.ops, READ)), marks=pytest.mark.full),
-    ],
-    ids=["write", "write-and-read"],
-)
-def test_a_commit_may_undo_a_primary_write_beside_the_guests_data(
-    stage: QemuPool, scenario: RealScenario
-) -> None:
-    """It reads and writes 64 KiB, of which the active disk has 4; who reads may see both."""
-    ends = set()
-
-    class Noted(RealSystem):
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
-            ends.add((seen.answers[1], seen.secondary[64]))
-            return super()._verdict(seen)
-
-    system = Noted(stage, scenario)
-    assert explore(system, Mode.STATEFUL, Budget(schedules=2000), stop=False).exhaustive
-    assert not system.found, system.found
-    assert ends == {(OK, BASE), (OK, scenario.number(1))}
-
-
-@pytest.mark.parametrize(
-    ("cluster", "owner"), [(8, 99), (C, BASE)], ids=["garbage", "nothing-is-rewritten"]
-)
-def test_a_primary_write_that_is_lost_for_no_reason_is_found_out(
-    stage: QemuPool, cluster: int, owner: int
-) -> None:
-    class Losing(RealSystem):
-        def _verdict(self, seen: Outcome) -> RealViolation | None:
-            ours = range(64, 72)
-            disk = tuple(owner if n in ours else one for n, one in enumerate(seen.secondary))
-            return super()._verdict(replace(seen, secondary=disk))
-
-    # In another cluster than the guest's; it comes when the failover was answered.
-    ops = operation("failover"), operation("primary_write", 64, 8, after=0)
-    setup = (operation("guest_write", C + 16, 8),)
-    scenario = RealScenario("loses", ops, setup, size=2 * C, cluster=cluster)
-    system = Losing(stage, scenario)
-    explore(system, Mode.STATEFUL, Budget(schedules=40), stop=False)
-    assert {verdict for verdict, _ in system.found} & {Verdict.LOST_WRITE, Verdict.CONTENT}
 
 
 def test_a_finding_that_shows_itself_now_and_then_is_not_confirmed(
