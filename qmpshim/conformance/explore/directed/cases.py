@@ -150,6 +150,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("neighbours-of-snapshot", True, ranges.neighbours, form="fleecing", size=2 * SIZE),
     _case("discard-in-part", True, ranges.ragged_discard, form="push"),
     _case("bitmap-grows", True, ranges.resized, form="push"),
+    _case("write-waits-for-copies", True, ranges.waits_for_all, form="backup", size=3 * SIZE),
     _case("reads-wait-for-copy", True, ranges.reads_beside_copy, form="backup", size=2 * SIZE),
     _case("quorum-flush-fails", True, monitor.flush_error, form="primary"),
     _case("parts-of-blocks", True, ranges.padded, form="push"),

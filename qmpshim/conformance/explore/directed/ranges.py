@@ -105,6 +105,44 @@ def _goes_on(machine: GatedMachine, cluster: int, beside: str) -> None:
     answered(machine, "primary", cookie, "a primary write")
 
 
+def waits_for_all(machine: GatedMachine) -> None:
+    """A write waits for every copy that is under way in what it changes, whichever ends first."""
+    machine.start()
+    written(machine, "primary", 2, 4 * _COUNT, _COUNT)  # read later, so that answers are seen
+    client, half = machine.clients["primary"], _COUNT // 2
+    for first, ends in ((0, 0), (2, 1)):
+        machine.settle()
+        machine.gate.hold(
+            lambda io: len(tags(io.data)) > 0 and io.op is Nbd.WRITE and io.image == "hidden"
+        )
+        cookies = []
+        for number, start in ((3, first * _COUNT), (4, (first + 1) * _COUNT)):
+            data = bytes(pattern.data_of(number, start, _COUNT))
+            cookies.append(client.send(Nbd.WRITE, start * SECTOR, 0, data))
+            machine.settle()
+        copies = held(machine, "two writes", 2)
+        start = first * _COUNT + half
+        data = bytes(pattern.data_of(5, start, _COUNT))
+        cookies.append(client.send(Nbd.WRITE, start * SECTOR, 0, data))
+        machine.settle()
+        machine.gate.release(copies[ends])
+        for _ in range(_READS):
+            machine.settle()
+            machine.clients["guest"].send(Nbd.READ, 4 * CLUSTER, SECTOR)
+        below = machine.gate.store("secondary").read(start * SECTOR, CLUSTER)
+        if 5 in owners_of(below, start) or cookies[2] in client.answers:
+            text = "a write of two clusters goes on when one of two copies of them has ended"
+            raise Broken(Verdict.ORDER, text, "a write waits for one copy only")
+        machine.gate.open()
+        machine.gate.release(copies[1 - ends])
+        if any(answered(machine, "primary", cookie, "a primary write") for cookie in cookies):
+            text = "a primary write fails, though all disks are well"
+            raise Broken(Verdict.ERROR_CONTRACT, text, "primary write fails")
+    if read(machine, "guest", 0, 4 * _COUNT) != bytes(pattern.data_of(1, 0, 4 * _COUNT)):
+        text = "the target is not the old data after writes that waited for copies"
+        raise Broken(Verdict.ISOLATION, text, "the target after writes that waited")
+
+
 def reads_beside_copy(machine: GatedMachine) -> None:
     """A read of the target waits for the copy of what it reads, whatever else has come and gone.
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.nbd.gate.gate import HeldIO
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
@@ -18,12 +21,19 @@ from vmtests.support.sabotage import (
     copied_zeroes,
     never_open,
     nothing_held,
+    on_release,
     spoilt_store,
     without_flags,
 )
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 PROTOCOL = Verdict.PROTOCOL
+
+
+def overwritten(machine: GatedMachine, io: HeldIO) -> None:
+    """The third write is on the disk already."""
+    data = bytes(pattern.data_of(5, 64, 128))
+    machine.stores["secondary"].write(HALF // 2, data)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +56,9 @@ PROTOCOL = Verdict.PROTOCOL
          Verdict.LOST_WRITE, "data is lost beside a discard"),
         ("bitmap-grows", asking("block_resize"), PROTOCOL, "a bitmap after the disk grew"),
         ("bitmap-grows", asking("blockdev-backup"), ERROR_CONTRACT, "block_resize fails silently"),
+        ("write-waits-for-copies", nothing_held, Verdict.ORDER, "two writes: other I/O"),
+        ("write-waits-for-copies", on_release(overwritten), Verdict.ORDER,
+         "a write waits for one copy only"),
         ("reads-wait-for-copy", nothing_held, Verdict.ORDER, "a primary write: other I/O"),
         ("reads-wait-for-copy", REFUSED, ERROR_CONTRACT, "primary fails beside the other"),
         ("reads-wait-for-copy", COPIED_WRONG, Verdict.ISOLATION, "a read of the target beside"),
