@@ -23,11 +23,11 @@ def image() -> GuestImage:
 
 
 @pytest.fixture(scope="module")
-def stage(qemu_build: Build) -> Iterator[QemuPool]:
+def pool(qemu_build: Build) -> Iterator[QemuPool]:
     """A QEMU of the build under test that is explored again and again."""
-    stage = QemuPool(qemu_build)
-    yield stage
-    stage.close()
+    pool = QemuPool(qemu_build)
+    yield pool
+    pool.close()
 
 
 @pytest.fixture

@@ -54,9 +54,9 @@ def measure(name: str, scenario: str, seed: int) -> Rates:
 
 
 def _measure(name: str, scenario: str, seed: int) -> Rates:
-    stage = QemuPool(build.resolve(name))
+    pool = QemuPool(build.resolve(name))
     try:
-        system = RealSystem(stage, *scenarios.named(scenario))
+        system = RealSystem(pool, *scenarios.named(scenario))
         system.reset()
         machine = system.machine
         machine.gate.open()
@@ -76,7 +76,7 @@ def _measure(name: str, scenario: str, seed: int) -> Rates:
             (requests(machine) - before) / done.schedules,
         )
     finally:
-        stage.close()
+        pool.close()
 
 
 def requests(machine: GatedMachine) -> int:

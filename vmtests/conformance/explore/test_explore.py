@@ -59,11 +59,11 @@ def explored_whole(system: Callable[[], RealSystem], mode: Mode) -> tuple[Explor
 
 
 @pytest.mark.parametrize("name", ["WR", "WV", "WP", "primary-RM", "primary-GF"])
-def test_reduction_loses_no_outcome(stage: QemuPool, name: str) -> None:
+def test_reduction_loses_no_outcome(pool: QemuPool, name: str) -> None:
     (scenario,) = scenarios.named(name)
     found = []
     for mode in (Mode.NAIVE, Mode.DPOR, Mode.STATEFUL):
-        explored, system = explored_whole(lambda: RealSystem(stage, scenario), mode)
+        explored, system = explored_whole(lambda: RealSystem(pool, scenario), mode)
         assert not system.found
         found.append((explored.outcomes, explored.statistics.schedules))
     assert found[0][0] == found[1][0] == found[2][0]
@@ -80,12 +80,12 @@ def test_reduction_loses_no_outcome(stage: QemuPool, name: str) -> None:
         *((name, True) for name in ("WR", "RP", "CQ", "backup-WZ")),
     ],
 )
-def test_known_states_hide_no_violation(stage: QemuPool, name: str, all_io: bool) -> None:
+def test_known_states_hide_no_violation(pool: QemuPool, name: str, all_io: bool) -> None:
     """With commands, too, which do things that are not held, and with qcow2's own I/O."""
     (scenario,) = scenarios.named(name)
     found = []
     for mode in (Mode.DPOR, Mode.STATEFUL):
-        explored, system = explored_whole(lambda: RealSystem(stage, scenario, all_io=all_io), mode)
+        explored, system = explored_whole(lambda: RealSystem(pool, scenario, all_io=all_io), mode)
         found.append((explored.outcomes, set(system.found)))
     assert found[0] == found[1]
 
@@ -99,7 +99,7 @@ def test_known_states_hide_no_violation(stage: QemuPool, name: str, all_io: bool
     ],
 )
 def test_known_states_hide_nothing_of_what_is_judged_after_a_failure(
-    stage: QemuPool, name: str, fails: str
+    pool: QemuPool, name: str, fails: str
 ) -> None:
     """A failover answers before its commit is over: what began before the failure matters then."""
     (scenario,) = scenarios.named(name)
@@ -113,7 +113,7 @@ def test_known_states_hide_nothing_of_what_is_judged_after_a_failure(
 
     for mode in (Mode.DPOR, Mode.STATEFUL):
         judged.append(set())
-        explored_whole(lambda: Judged(stage, scenario, plan={io_id(0, fails): 5}), mode)
+        explored_whole(lambda: Judged(pool, scenario, plan={io_id(0, fails): 5}), mode)
     assert judged[0] == judged[1]
 
 
@@ -123,16 +123,16 @@ def test_a_setup_that_cannot_be_done_is_told(qemu_build: Build) -> None:
         explore_real(qemu_build, [scenario])
 
 
-def test_what_was_done_before_does_not_decide_how_much_is_copied_at_once(stage: QemuPool) -> None:
+def test_what_was_done_before_does_not_decide_how_much_is_copied_at_once(pool: QemuPool) -> None:
     """QEMU keeps the last block status: of one cluster after a write of one, at first none."""
     copies = set()
-    stage.discard()
+    pool.discard()
     for name in ("WQ", "VQ", "fresh", "VQ"):
         if name == "fresh":
-            stage.discard()
+            pool.discard()
             continue
         (scenario,) = scenarios.named(name)
-        system = RealSystem(stage, scenario)
+        system = RealSystem(pool, scenario)
         system.reset()
         system.take(Start(0))
         if name == "VQ":
@@ -140,13 +140,13 @@ def test_what_was_done_before_does_not_decide_how_much_is_copied_at_once(stage: 
     assert len(copies) == 1, copies
 
 
-def test_a_schedule_goes_the_same_way_each_time(stage: QemuPool) -> None:
+def test_a_schedule_goes_the_same_way_each_time(pool: QemuPool) -> None:
     (scenario,) = scenarios.named("WP")
     traces = set()
     for fresh in (False, False, True):
         if fresh:
-            stage.discard()
-        system = RealSystem(stage, scenario)
+            pool.discard()
+        system = RealSystem(pool, scenario)
         system.reset()
         while left := system.enabled():
             system.take(left[-1])
@@ -158,8 +158,8 @@ def test_a_schedule_goes_the_same_way_each_time(stage: QemuPool) -> None:
 class _Told(RealSystem):
     """Keeps what every execution looked like."""
 
-    def __init__(self, stage: QemuPool, scenario: RealScenario) -> None:
-        super().__init__(stage, scenario)
+    def __init__(self, pool: QemuPool, scenario: RealScenario) -> None:
+        super().__init__(pool, scenario)
         self.traces: list[tuple[str, ...]] = []
 
     def finish(self) -> Hashable:
@@ -170,11 +170,11 @@ class _Told(RealSystem):
 
 @pytest.mark.parametrize("name", ["WR", "RO", "PC", "primary-PG"])
 def test_when_we_look_decides_nothing(
-    stage: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a busy machine sockets become readable in another order, and one after the other."""
     (scenario,) = scenarios.named(name)
-    calm = _Told(stage, scenario)
+    calm = _Told(pool, scenario)
     explore(calm, Mode.STATEFUL, stop=False)
     ready, chance = ManualEventLoop.ready, random.Random(name)
 
@@ -184,19 +184,19 @@ def test_when_we_look_decides_nothing(
 
     monkeypatch.setattr(ManualEventLoop, "ready", one_at_a_time)
     for _ in range(3):
-        busy = _Told(stage, scenario)
+        busy = _Told(pool, scenario)
         explore(busy, Mode.STATEFUL, stop=False)
         assert busy.traces == calm.traces
 
 
-def test_stillness_seen_from_outside_is_stillness_asked_for(stage: QemuPool) -> None:
+def test_stillness_seen_from_outside_is_stillness_asked_for(pool: QemuPool) -> None:
     """What /proc tells and what QMP round trips tell: the same schedules, the same traces."""
     (scenario,) = scenarios.named("WP")
     traces = []
     for outside in (True, False):
-        stage.prepare(scenario)
-        assert stage.machine is not None
-        stage.machine.quiescence.known = outside
+        pool.prepare(scenario)
+        assert pool.machine is not None
+        pool.machine.quiescence.known = outside
         seen: list[tuple[str, ...]] = []
 
         class Telling(RealSystem):
@@ -205,21 +205,21 @@ def test_stillness_seen_from_outside_is_stillness_asked_for(stage: QemuPool) -> 
                 seen.append(tuple(self.now.lines))  # noqa: B023
                 return outcome
 
-        explore(Telling(stage, scenario), Mode.DPOR, Budget(schedules=12), stop=False)
+        explore(Telling(pool, scenario), Mode.DPOR, Budget(schedules=12), stop=False)
         traces.append(seen)
-    stage.discard()
+    pool.discard()
     assert traces[0] == traces[1]
 
 
-def test_a_crash_at_any_instant_leaves_sound_images(stage: QemuPool) -> None:
+def test_a_crash_at_any_instant_leaves_sound_images(pool: QemuPool) -> None:
     for name, check, most in (("WP", after_a_crash, 40), ("WP", after_a_crash_thoroughly, 2)):
         (scenario,) = scenarios.named(name)
-        system = RealSystem(stage, scenario, each_step=check)
+        system = RealSystem(pool, scenario, each_step=check)
         explore(system, Mode.DPOR, Budget(schedules=most), stop=False)
         assert system.finished and not system.found
 
 
-def test_a_broken_image_at_a_crash_point_is_corruption(stage: QemuPool) -> None:
+def test_a_broken_image_at_a_crash_point_is_corruption(pool: QemuPool) -> None:
     (scenario,) = scenarios.named("WP")
 
     def spoil(system: RealSystem) -> RealViolation | None:
@@ -227,12 +227,12 @@ def test_a_broken_image_at_a_crash_point_is_corruption(stage: QemuPool) -> None:
         store.write(2 * 65536, bytes(65536))  # the first refcount block
         return after_a_crash(system)
 
-    system = RealSystem(stage, scenario, each_step=spoil)
+    system = RealSystem(pool, scenario, each_step=spoil)
     explore(system, Mode.DPOR, Budget(schedules=1), stop=False)
     assert {kind for kind, _ in system.found} == {Verdict.CORRUPTION}
 
 
-def test_the_report_of_an_honest_pair(stage: QemuPool, qemu_build: Build) -> None:
+def test_the_report_of_an_honest_pair(pool: QemuPool, qemu_build: Build) -> None:
     ticks = []
     report = explore_real(qemu_build, scenarios.named("WG"), jobs=2, progress=ticks.append)
     assert report.jobs == 1 and " with 1 process\n" in render(report)
@@ -316,17 +316,17 @@ def test_whatever_fails_nothing_but_the_known_comes_of_it(
 
 
 @pytest.mark.parametrize("name", ["WK", "PL"])
-def test_a_client_that_vanishes_leaves_the_export_to_the_next(stage: QemuPool, name: str) -> None:
+def test_a_client_that_vanishes_leaves_the_export_to_the_next(pool: QemuPool, name: str) -> None:
     (scenario,) = scenarios.named(name)
-    explored, system = explored_whole(lambda: RealSystem(stage, scenario), Mode.STATEFUL)
+    explored, system = explored_whole(lambda: RealSystem(pool, scenario), Mode.STATEFUL)
     assert not system.found
     assert any(DISCONNECTED in outcome[0] for outcome in explored.outcomes)  # type: ignore[index]
 
 
 @pytest.mark.parametrize("name", ["qcow2-WV", "qcow2-PO"])
-def test_the_secondary_disk_may_be_qcow2(stage: QemuPool, name: str) -> None:
+def test_the_secondary_disk_may_be_qcow2(pool: QemuPool, name: str) -> None:
     (scenario,) = scenarios.named(name)
-    _, system = explored_whole(lambda: RealSystem(stage, scenario), Mode.STATEFUL)
+    _, system = explored_whole(lambda: RealSystem(pool, scenario), Mode.STATEFUL)
     assert not system.found
     assert any(name.name.startswith("secondary write") for name in system.ios)
 
@@ -341,9 +341,9 @@ def test_the_snapshot_forgets_whole_clusters_only(each_build: Build) -> None:
     assert not report.findings and not report.unconfirmed and not report.scenarios[0].skipped
 
 
-def test_metadata_can_be_held_too(stage: QemuPool) -> None:
+def test_metadata_can_be_held_too(pool: QemuPool) -> None:
     (scenario,) = scenarios.named("WP")
-    system = RealSystem(stage, scenario, all_io=True)
+    system = RealSystem(pool, scenario, all_io=True)
     explore(system, Mode.STATEFUL, Budget(schedules=12), stop=False)
     assert system.finished and not system.found and not system.derailed
     held = {name.name for name in system.ios}

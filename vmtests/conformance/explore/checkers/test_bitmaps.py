@@ -35,7 +35,7 @@ def fresh_predictions() -> None:
 
 
 def kinds(
-    stage: QemuPool,
+    pool: QemuPool,
     name: str,
     release: Callable[[GatedMachine, NamedIo], None] = faithfully,
     errnos: tuple[int, ...] = (),
@@ -44,7 +44,7 @@ def kinds(
     chain, dash, letters = name.partition("-")
     (scenario,) = scenarios.named(name if len(letters) > 1 else f"{chain}{dash}r{letters}")
     scenario = replace(scenario, ops=scenario.ops[-len(letters) :])
-    system = RealSystem(stage, scenario, release=release, errnos=errnos)
+    system = RealSystem(pool, scenario, release=release, errnos=errnos)
     explore(system, Mode.STATEFUL, Budget(schedules=100, seconds=20), stop=False)
     assert system.finished
     point_in_time._possible.cache_clear()
@@ -68,19 +68,19 @@ def _cleared(machine: GatedMachine, named: NamedIo) -> None:
     machine.call("block-dirty-bitmap-clear", _BITMAP)
 
 
-def test_a_granule_that_is_not_marked_is_missed(stage: QemuPool) -> None:
+def test_a_granule_that_is_not_marked_is_missed(pool: QemuPool) -> None:
     assert (Verdict.LOST_WRITE, CauseKind.BITMAP_MISSES, "b0") in kinds(
-        stage, "push-Vd", _not_recorded
+        pool, "push-Vd", _not_recorded
     )
 
 
-def test_a_bitmap_that_is_cleared_too_early_is_found_out(stage: QemuPool) -> None:
-    found = kinds(stage, "push-WD", _cleared)
+def test_a_bitmap_that_is_cleared_too_early_is_found_out(pool: QemuPool) -> None:
+    found = kinds(pool, "push-WD", _cleared)
     assert (Verdict.LOST_WRITE, CauseKind.BITMAP_MISSES, "b0") in found
 
 
 def test_a_successor_that_is_lost_is_found_out(
-    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A QEMU that forgets what was written while its job ran: the bitmap ends empty."""
 
@@ -90,14 +90,14 @@ def test_a_successor_that_is_lost_is_found_out(
         return replace(left, bitmaps=bitmaps)
 
     monkeypatch.setattr(final_state, "left_by_backup", lost)
-    assert (Verdict.LOST_WRITE, CauseKind.BITMAP_MISSES, "b0") in kinds(stage, "push-Wi")
+    assert (Verdict.LOST_WRITE, CauseKind.BITMAP_MISSES, "b0") in kinds(pool, "push-Wi")
 
 
 def test_a_copy_that_failed_stays_in_the_bitmap_and_one_that_was_lost_does_not(
-    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With bitmap-mode=always. A target that is gone may have lost what it acknowledged."""
-    assert not kinds(stage, "push-a", errnos=(5, CUT))
+    assert not kinds(pool, "push-a", errnos=(5, CUT))
 
     def forgotten(machine: GatedMachine, scenario: RealScenario) -> BackupLeft:
         left = left_by_backup(machine, scenario)
@@ -107,25 +107,25 @@ def test_a_copy_that_failed_stays_in_the_bitmap_and_one_that_was_lost_does_not(
 
     monkeypatch.setattr(final_state, "left_by_backup", forgotten)
     missed = {(Verdict.LOST_WRITE, CauseKind.BITMAP_MISSES, "b0")}
-    assert kinds(stage, "push-a", errnos=(5,)) == missed
+    assert kinds(pool, "push-a", errnos=(5,)) == missed
 
 
 def test_a_bitmap_that_is_not_given_back_is_found_out(
-    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a model that gives all of it back when QEMU does not."""
     monkeypatch.setattr(Bitmap, "abdicate", Bitmap.reclaim)
     for name in ("push-Wi", "push-Wa"):
-        assert (Verdict.LOST_WRITE, CauseKind.BITMAP_MISSES, "b0") in kinds(stage, name)
+        assert (Verdict.LOST_WRITE, CauseKind.BITMAP_MISSES, "b0") in kinds(pool, name)
 
 
 def test_a_bitmap_that_names_too_much_is_found_out(
-    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a model in which bitmap-mode=never, and a job that was cancelled, give nothing back."""
     monkeypatch.setattr(Bitmap, "reclaim", Bitmap.abdicate)
     for name in ("push-Wn", "push-Si"):
-        assert (Verdict.ALLOCATION, CauseKind.BITMAP_EXCEEDS, "b0") in kinds(stage, name)
+        assert (Verdict.ALLOCATION, CauseKind.BITMAP_EXCEEDS, "b0") in kinds(pool, name)
 
 
 def test_granules_are_found_by_their_checksum() -> None:

@@ -37,12 +37,12 @@ _INCOMPATIBLE = 72  # where a qcow2 header has these flags
 Check = Callable[[RealSystem], RealViolation | None]
 
 
-def looked_at(stage: QemuPool, name: str, check: Check | None) -> set[tuple[Verdict, Cause]]:
+def looked_at(pool: QemuPool, name: str, check: Check | None) -> set[tuple[Verdict, Cause]]:
     """What looking at the images after each step of one schedule finds."""
     (scenario,) = scenarios.named(name)
-    system = RealSystem(stage, scenario, each_step=check)
+    system = RealSystem(pool, scenario, each_step=check)
     explore(system, Mode.DPOR, Budget(schedules=1), stop=False)
-    stage.discard()
+    pool.discard()
     return set(system.found)
 
 
@@ -61,28 +61,28 @@ def broken(image: str, reader: str) -> Cause:
 
 
 @pytest.mark.parametrize("image", ["secondary", "hidden", "active"])
-def test_our_reader_sees_each_image(stage: QemuPool, image: str) -> None:
-    found = looked_at(stage, "qcow2-WP", spoiling(image, REFCOUNTS, after_a_crash))
+def test_our_reader_sees_each_image(pool: QemuPool, image: str) -> None:
+    found = looked_at(pool, "qcow2-WP", spoiling(image, REFCOUNTS, after_a_crash))
     assert found == {(Verdict.CORRUPTION, broken(image, "our reader"))}
-    assert looked_at(stage, "qcow2-WP", after_a_crash) == set()
+    assert looked_at(pool, "qcow2-WP", after_a_crash) == set()
 
 
 @pytest.mark.parametrize("image", ["secondary", "hidden", "active"])
 def test_qemu_img_sees_what_our_reader_does_not(
-    stage: QemuPool, image: str, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(crash_points, "after_a_crash", lambda system: None)
-    found = looked_at(stage, "qcow2-WP", spoiling(image, REFCOUNTS, after_a_crash_thoroughly))
+    found = looked_at(pool, "qcow2-WP", spoiling(image, REFCOUNTS, after_a_crash_thoroughly))
     assert found == {(Verdict.CORRUPTION, broken(image, "qemu-img check"))}
 
 
 def test_a_fresh_qemu_sees_what_neither_does(
-    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean = SimpleNamespace(corruptions=0)
     monkeypatch.setattr(crash_points, "after_a_crash", lambda system: None)
     monkeypatch.setattr(crash_points, "qemu_img_check", lambda path, tool: clean)
-    found = looked_at(stage, "WP", spoiling("active", 0, after_a_crash_thoroughly))
+    found = looked_at(pool, "WP", spoiling("active", 0, after_a_crash_thoroughly))
     assert found == {(Verdict.CORRUPTION, broken("chain", "a fresh QEMU"))}
 
 
@@ -90,7 +90,7 @@ def test_a_fresh_qemu_sees_what_neither_does(
     ("number", "verdict"), [(signal.SIGSTOP, Verdict.HANG), (signal.SIGABRT, Verdict.CRASH)]
 )
 def test_a_fresh_qemu_that_ends_or_stops(
-    stage: QemuPool, monkeypatch: pytest.MonkeyPatch, number: int, verdict: Verdict
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch, number: int, verdict: Verdict
 ) -> None:
     class Fresh(GatedMachine):
         def tear_down(self) -> None:
@@ -100,7 +100,7 @@ def test_a_fresh_qemu_that_ends_or_stops(
                 super().tear_down()
 
     monkeypatch.setattr(crash_points, "GatedMachine", Fresh)
-    found = looked_at(stage, "WP", after_a_crash_thoroughly)
+    found = looked_at(pool, "WP", after_a_crash_thoroughly)
     assert found == {(verdict, Cause(CauseKind.UNUSABLE_AFTER_CRASH))}
 
 
@@ -120,7 +120,7 @@ def test_a_fresh_qemu_that_ends_or_stops(
     ],
 )
 def test_the_steps_that_are_chosen_are_looked_at(
-    stage: QemuPool, text: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, text: str, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
 
@@ -128,29 +128,29 @@ def test_the_steps_that_are_chosen_are_looked_at(
         line = [line for line in system.now.lines if line[0] != " "][-1]
         seen.append(f"{len(system.now.steps)} {line}")
 
-    looked_at(stage, "WP", look)
+    looked_at(pool, "WP", look)
     steps, seen[:] = seen.copy(), []
     assert len(steps) >= 7
     monkeypatch.setattr(crash_points, "after_a_crash", look)
     monkeypatch.setattr(crash_points, "after_a_crash_thoroughly", look)
     points = CrashPoints.parse(text)
     assert str(points) == text
-    assert looked_at(stage, "WP", points.check) == set()
+    assert looked_at(pool, "WP", points.check) == set()
     assert seen == [step for step in steps if re.fullmatch(chosen, step)]
     assert seen or chosen == "-"
 
 
 @pytest.mark.parametrize("at", ["hidden write", "start 0", "1,guest write"])
-def test_no_text_chooses(stage: QemuPool, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_text_chooses(pool: QemuPool, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same steps are looked at when every event is rendered as gibberish."""
     seen: list[int] = []
     monkeypatch.setattr(
         crash_points, "after_a_crash", lambda system: seen.append(len(system.now.steps))
     )
-    looked_at(stage, "WP", CrashPoints.parse(f"quick:{at}").check)
+    looked_at(pool, "WP", CrashPoints.parse(f"quick:{at}").check)
     plain, seen[:] = seen.copy(), []
     with gibberish(monkeypatch):
-        looked_at(stage, "WP", CrashPoints.parse(f"quick:{at}").check)
+        looked_at(pool, "WP", CrashPoints.parse(f"quick:{at}").check)
     assert plain and seen == plain
 
 
@@ -162,7 +162,7 @@ def test_crash_points_that_are_none(text: str) -> None:
         CrashPoints.parse(text)
 
 
-def test_between_the_writes_of_tables_are_crash_points_too(stage: QemuPool) -> None:
+def test_between_the_writes_of_tables_are_crash_points_too(pool: QemuPool) -> None:
     """qcow2 links a table when it has been written; whoever links first is convicted."""
     (scenario,) = scenarios.named("WR")
 
@@ -173,7 +173,7 @@ def test_between_the_writes_of_tables_are_crash_points_too(stage: QemuPool) -> N
 
     for release, found in ((faithfully, 0), (too_early, 1)):
         system = RealSystem(
-            stage,
+            pool,
             scenario,
             all_io=True,
             release=release,
@@ -181,7 +181,7 @@ def test_between_the_writes_of_tables_are_crash_points_too(stage: QemuPool) -> N
         )
         explore(system, Mode.STATEFUL, Budget(schedules=40), stop=False)
         assert len(system.found) == found, system.found
-        stage.discard()
+        pool.discard()
 
 
 def half_emptied(check: Check) -> Check:
@@ -198,12 +198,12 @@ def half_emptied(check: Check) -> Check:
 
 
 @pytest.mark.parametrize("check", [after_a_crash, after_a_crash_thoroughly])
-def test_a_dirty_image_is_counted_anew(stage: QemuPool, check: Check) -> None:
-    assert looked_at(stage, "WP", half_emptied(check)) == set()
+def test_a_dirty_image_is_counted_anew(pool: QemuPool, check: Check) -> None:
+    assert looked_at(pool, "WP", half_emptied(check)) == set()
 
 
 def test_who_does_not_count_anew_is_convicted(
-    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Lazy(GatedMachine):
         def build_chain(self) -> None:
@@ -211,14 +211,14 @@ def test_who_does_not_count_anew_is_convicted(
                 super().build_chain()
 
     monkeypatch.setattr(crash_points, "GatedMachine", Lazy)
-    found = looked_at(stage, "WP", half_emptied(after_a_crash_thoroughly))
+    found = looked_at(pool, "WP", half_emptied(after_a_crash_thoroughly))
     assert found == {(Verdict.CORRUPTION, broken("active", "a fresh QEMU"))}
 
 
-def test_a_checkpoint_empties_its_disks_safely(stage: QemuPool) -> None:
+def test_a_checkpoint_empties_its_disks_safely(pool: QemuPool) -> None:
     """In the middle of it the overlays are dirty."""
     (scenario,) = scenarios.named("HC")
-    system = RealSystem(stage, scenario, each_step=after_a_crash)
+    system = RealSystem(pool, scenario, each_step=after_a_crash)
     assert explore(system, Mode.STATEFUL, stop=False).exhaustive
-    stage.discard()
+    pool.discard()
     assert set(system.found) == set()

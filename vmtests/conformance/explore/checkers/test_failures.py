@@ -70,7 +70,7 @@ def one(name: str) -> scenarios.RealScenario:
 
 
 def explored(
-    stage: QemuPool,
+    pool: QemuPool,
     scenario: scenarios.RealScenario,
     kind: type[RealSystem] = RealSystem,
     fails: str | None = None,
@@ -81,7 +81,7 @@ def explored(
 ) -> RealSystem:
     """All schedules of *scenario* (or the first of many) in which the *nth* I/O *fails* does so."""
     plan = {io_id(0, fails, nth): errno} if fails else {}
-    system = kind(stage, scenario, plan=plan, release=release, all_io=all_io, watching=False)
+    system = kind(pool, scenario, plan=plan, release=release, all_io=all_io, watching=False)
     explore(system, Mode.STATEFUL, Budget(schedules=60), stop=False)
     assert system.finished and not system.derailed
     assert not plan or plan.keys() <= system.ios, system.ios
@@ -119,26 +119,26 @@ class Lying(RealSystem):
         ("secondary", "primary_write says success after a refused secondary write"),
     ],
 )
-def test_an_error_that_is_swallowed_is_found_out(stage: QemuPool, image: str, cause: str) -> None:
+def test_an_error_that_is_swallowed_is_found_out(pool: QemuPool, image: str, cause: str) -> None:
     """Whether its copy failed or its own data was refused."""
-    assert causes(explored(stage, one("WQ"), Swallowing, f"{image} write 0+128")) == {cause}
+    assert causes(explored(pool, one("WQ"), Swallowing, f"{image} write 0+128")) == {cause}
 
 
-def test_a_client_is_gone_only_where_something_cuts_it_off(stage: QemuPool) -> None:
+def test_a_client_is_gone_only_where_something_cuts_it_off(pool: QemuPool) -> None:
     class Vanishing(RealSystem):
         def _take_answer(self, index: int) -> None:
             super()._take_answer(index)
             if self.scenario.ops[index].writes and self.now.answers[index] == OK:
                 self.now.answers[index] = DISCONNECTED
 
-    assert causes(explored(stage, one("WQ"), Vanishing)) == {"primary_write answers gone"}
-    assert not explored(stage, one("WK"), Vanishing).found
+    assert causes(explored(pool, one("WQ"), Vanishing)) == {"primary_write answers gone"}
+    assert not explored(pool, one("WK"), Vanishing).found
     # The guest's client is gone; the primary has no excuse.
     cut_off = replace(one("WQ"), ops=(*one("WQ").ops[:1], operation("guest_vanish")))
-    assert "primary_write answers gone" in causes(explored(stage, cut_off, Vanishing))
+    assert "primary_write answers gone" in causes(explored(pool, cut_off, Vanishing))
 
 
-def test_a_false_error_is_failovers_own_only_while_it_fails_over(stage: QemuPool) -> None:
+def test_a_false_error_is_failovers_own_only_while_it_fails_over(pool: QemuPool) -> None:
     class Crying(RealSystem):
         def _take_answer(self, index: int) -> None:
             super()._take_answer(index)
@@ -146,15 +146,15 @@ def test_a_false_error_is_failovers_own_only_while_it_fails_over(stage: QemuPool
                 self.now.answers[index] = ReportedError("I/O error occurred")
 
     known = {"status answers I/O error occurred while failing over"}
-    assert causes(explored(stage, one("OQ"))) == known
-    assert causes(explored(stage, one("OQ"), Crying)) == known | {
+    assert causes(explored(pool, one("OQ"))) == known
+    assert causes(explored(pool, one("OQ"), Crying)) == known | {
         "status answers I/O error occurred"
     }
 
 
-def test_the_status_may_tell_the_end_of_a_commit_late(stage: QemuPool) -> None:
+def test_the_status_may_tell_the_end_of_a_commit_late(pool: QemuPool) -> None:
     """The commit's data was there before the primary's, and yet the commit is not over."""
-    system = RealSystem(stage, one("VOQ"))
+    system = RealSystem(pool, one("VOQ"))
     assert explore(system, Mode.STATEFUL, Budget(schedules=400), stop=False).exhaustive
     assert causes(system) == {"status answers I/O error occurred while failing over"}
 
@@ -163,18 +163,16 @@ def test_the_status_may_tell_the_end_of_a_commit_late(stage: QemuPool) -> None:
 
 
 @pytest.mark.parametrize("errno", [EIO, CUT])
-def test_a_failed_write_that_happened_nevertheless_is_found_out(
-    stage: QemuPool, errno: int
-) -> None:
+def test_a_failed_write_that_happened_nevertheless_is_found_out(pool: QemuPool, errno: int) -> None:
     """Whether the disk is there afterwards or gone for good."""
     write = "secondary write 0+128"
-    lying = explored(stage, one("WQ"), Lying, write, errno)
+    lying = explored(pool, one("WQ"), Lying, write, errno)
     assert {verdict for verdict, _ in lying.found} == {Verdict.LOST_WRITE}
-    honest = explored(stage, one("WQ"), fails=write, errno=errno)
+    honest = explored(pool, one("WQ"), fails=write, errno=errno)
     assert causes(honest) == {"case 4. I/O error on the secondary disk: not in the status"}
 
 
-def test_a_copy_beside_the_failed_one_holds_what_the_setup_left(stage: QemuPool) -> None:
+def test_a_copy_beside_the_failed_one_holds_what_the_setup_left(pool: QemuPool) -> None:
     """Two copies side by side, since the cluster between has its own: one fails, one does not."""
     setup = (
         operation("primary_write", 2 * C, C),
@@ -193,10 +191,10 @@ def test_a_copy_beside_the_failed_one_holds_what_the_setup_left(stage: QemuPool)
         faithfully(machine, named)
 
     failing = "hidden write 0+128"
-    honest = explored(stage, scenario, fails=failing)
+    honest = explored(pool, scenario, fails=failing)
     assert causes(honest) == {"case 3. backup failed: not in the status"}
     assert not honest.in_part
-    spoilt = explored(stage, scenario, fails=failing, release=spoil)
+    spoilt = explored(pool, scenario, fails=failing, release=spoil)
     assert {verdict for verdict, _ in spoilt.found} & {Verdict.CONTENT, Verdict.LOST_WRITE}
 
 
@@ -208,7 +206,7 @@ class _Spoilt(RealSystem):
         return super()._verdict(replace(seen, active=active))
 
 
-def test_a_write_of_several_requests_that_fails_is_done_in_part(stage: QemuPool) -> None:
+def test_a_write_of_several_requests_that_fails_is_done_in_part(pool: QemuPool) -> None:
     """Its middle has a cluster of its own already, so that qcow2 writes three parts at once."""
     scenario = scenarios.RealScenario(
         "M",
@@ -216,36 +214,36 @@ def test_a_write_of_several_requests_that_fails_is_done_in_part(stage: QemuPool)
         (operation("guest_write", 16, 8),),
         cluster=8,
     )
-    system = explored(stage, scenario, fails="active write 0+16")
+    system = explored(pool, scenario, fails="active write 0+16")
     assert not system.found and not system.in_part, system.found
     alone = replace(scenario, ops=scenario.ops[:1])
-    assert explored(stage, alone, _Spoilt, "active write 0+16").found
-    lying = explored(stage, alone, Lying, "active write 16+8").found  # no new cluster
+    assert explored(pool, alone, _Spoilt, "active write 0+16").found
+    lying = explored(pool, alone, Lying, "active write 16+8").found  # no new cluster
     assert {verdict for verdict, _ in lying} == {Verdict.LOST_WRITE}
 
 
-def test_beside_a_cluster_that_cannot_be_filled_the_write_is_done(stage: QemuPool) -> None:
+def test_beside_a_cluster_that_cannot_be_filled_the_write_is_done(pool: QemuPool) -> None:
     """The middle cluster is there already; what the first is filled up with cannot be read."""
     ops = (operation("guest_write", 42, 2 * C),)
     scenario = scenarios.RealScenario("G", ops, (operation("guest_write", C, 8),), size=3 * C)
     for errno in (EIO, CUT):
-        system = explored(stage, scenario, fails="secondary read 0+42", errno=errno)
+        system = explored(pool, scenario, fails="secondary read 0+42", errno=errno)
         wrong = {verdict for verdict, _ in system.found} - {Verdict.ERROR_CONTRACT}
         assert not wrong, system.found
 
 
-def test_a_copy_of_several_requests_that_fails_is_done_in_part(stage: QemuPool) -> None:
+def test_a_copy_of_several_requests_that_fails_is_done_in_part(pool: QemuPool) -> None:
     """On a target with clusters of 512 bytes an L2 table, and so a part, is of 64 sectors."""
     ops = (operation("primary_write", 16, 8),)
     scenario = scenarios.RealScenario("W", ops, form="backup", cluster=1)
-    assert not explored(stage, scenario, fails="hidden write 64+64").found
+    assert not explored(pool, scenario, fails="hidden write 64+64").found
 
     class Spoilt(RealSystem):
         def _verdict(self, seen: Outcome) -> RealViolation | None:
             hidden = tuple(99 if n == 30 else owner for n, owner in enumerate(seen.hidden))
             return super()._verdict(replace(seen, hidden=hidden))
 
-    assert explored(stage, scenario, Spoilt, "hidden write 64+64").found
+    assert explored(pool, scenario, Spoilt, "hidden write 64+64").found
 
 
 @pytest.mark.parametrize(
@@ -257,21 +255,21 @@ def test_a_copy_of_several_requests_that_fails_is_done_in_part(stage: QemuPool) 
     ],
 )
 def test_a_discard_of_several_pieces_that_fails_is_done_in_part(
-    stage: QemuPool, fails: str, errno: int
+    pool: QemuPool, fails: str, errno: int
 ) -> None:
     """It is cut to the clusters of the copy: pieces before the failed one are done, later ones not
     begun. (That the snapshot shows the new data then, up to 7.2, is written up.)"""
-    if read_version(stage.build)[0] < (7, 1):
+    if read_version(pool.build)[0] < (7, 1):
         pytest.skip("there is no filter to fleece with")
     ops = (operation("primary_discard", 682, 855),)
     scenario = scenarios.RealScenario(
         "D", ops, form="fleecing", size=1537, cluster=512,
         options=(("filter", "discard", "unmap"),),
     )  # fmt: skip
-    found = explored(stage, scenario, fails=fails, errno=errno).found
+    found = explored(pool, scenario, fails=fails, errno=errno).found
     assert not {verdict for verdict, _ in found} - {Verdict.ISOLATION}, found
 
-    behaviour = behaviour_of(read_version(stage.build)[0])
+    behaviour = behaviour_of(read_version(pool.build)[0])
     hit = InjectedFault("secondary", "discard", 682, 342, EIO)
     end = run_in_order(scenario, behaviour, (0,), [FaultPlacement(hit, 0)])
     kinds, active = end.alloc
@@ -286,40 +284,40 @@ def test_a_discard_of_several_pieces_that_fails_is_done_in_part(
     assert done_in_part(scenario, end, seen, [hit], lost) == end
 
 
-def unmapping(stage: QemuPool) -> None:
+def unmapping(pool: QemuPool) -> None:
     """Skip the test where a write of zeroes does not unmap while a backup runs."""
-    if not behaviour_of(read_version(stage.build)[0]).unmap_passes_job:
+    if not behaviour_of(read_version(pool.build)[0]).unmap_passes_job:
         pytest.skip("a write of zeroes frees no clusters under a backup")
 
 
-def test_a_discard_of_free_clusters_may_fail(stage: QemuPool) -> None:
+def test_a_discard_of_free_clusters_may_fail(pool: QemuPool) -> None:
     """qcow2 ignores that; what asks for a discard of a raw disk gets the error."""
-    unmapping(stage)
+    unmapping(pool)
     ops = (operation("primary_zero", C, 2 * C),)
     scenario = scenarios.RealScenario("Z", ops, form="backup", size=4 * C, secondary="qcow2")
-    failing = explored(stage, scenario, fails="secondary discard 128+256", all_io=True)
+    failing = explored(pool, scenario, fails="secondary discard 128+256", all_io=True)
     assert not failing.found and not failing.in_part
-    refusing = explored(stage, scenario, _Refusing, "secondary discard 128+256", all_io=True)
+    refusing = explored(pool, scenario, _Refusing, "secondary discard 128+256", all_io=True)
     assert {verdict for verdict, _ in refusing.found} == {Verdict.ERROR_CONTRACT}
 
 
-def test_a_disk_that_goes_away_with_such_a_discard_may_have_got_all_else(stage: QemuPool) -> None:
+def test_a_disk_that_goes_away_with_such_a_discard_may_have_got_all_else(pool: QemuPool) -> None:
     """What is to be written lies before and behind a cluster that is freed."""
-    unmapping(stage)
+    unmapping(pool)
     ops = (operation("primary_zero", 192, 256),)
     scenario = scenarios.RealScenario("Z", ops, form="backup", size=448, secondary="qcow2")
     fails = "secondary discard 256+128"
-    assert not explored(stage, scenario, fails=fails, errno=CUT, all_io=True).found
-    silent = explored(stage, scenario, Swallowing, "secondary write 192+64", CUT, all_io=True)
+    assert not explored(pool, scenario, fails=fails, errno=CUT, all_io=True).found
+    silent = explored(pool, scenario, Swallowing, "secondary write 192+64", CUT, all_io=True)
     assert {verdict for verdict, _ in silent.found} == {Verdict.ERROR_CONTRACT}
 
 
-def test_a_read_of_what_a_gone_overlay_may_have_got_fails(stage: QemuPool) -> None:
+def test_a_read_of_what_a_gone_overlay_may_have_got_fails(pool: QemuPool) -> None:
     """A part of the write was linked before the active disk went away, and the read needs it."""
     ops = operation("guest_write", 42, 64), operation("guest_read", 0, C, after=0)
     scenario = scenarios.RealScenario("G", ops, cluster=1)
     fails = "active write 64+42"
-    system = explored(stage, scenario, fails=fails, errno=CUT)
+    system = explored(pool, scenario, fails=fails, errno=CUT)
     assert not system.found, system.found
     elsewhere = replace(scenario, ops=(ops[0], replace(ops[1], start=C)))
 
@@ -329,10 +327,10 @@ def test_a_read_of_what_a_gone_overlay_may_have_got_fails(stage: QemuPool) -> No
             if self.scenario.ops[index].reads:
                 self.now.answers[index] = io_error(EIO)
 
-    assert explored(stage, elsewhere, Failing, fails, CUT).found
+    assert explored(pool, elsewhere, Failing, fails, CUT).found
 
 
-def test_zeroes_of_a_gone_overlay_may_be_read_from_its_tables(stage: QemuPool) -> None:
+def test_zeroes_of_a_gone_overlay_may_be_read_from_its_tables(pool: QemuPool) -> None:
     """They were copied from zeroes, as zero clusters; data there are read no more."""
     setup = (
         operation("primary_zero", 0, C),
@@ -345,9 +343,9 @@ def test_zeroes_of_a_gone_overlay_may_be_read_from_its_tables(stage: QemuPool) -
     )
     fails = "hidden write 256+128"
     quiet = {"case 3. backup failed: not in the status"}
-    assert causes(explored(stage, scenario, fails=fails, errno=CUT)) <= quiet
+    assert causes(explored(pool, scenario, fails=fails, errno=CUT)) <= quiet
     elsewhere = replace(scenario, ops=(ops[0], replace(ops[1], start=C)))
-    assert causes(explored(stage, elsewhere, fails=fails, errno=CUT)) <= quiet
+    assert causes(explored(pool, elsewhere, fails=fails, errno=CUT)) <= quiet
 
     class Remembering(RealSystem):
         """A QEMU that returns what can be read no more."""
@@ -357,33 +355,33 @@ def test_zeroes_of_a_gone_overlay_may_be_read_from_its_tables(stage: QemuPool) -
             if self.scenario.ops[index].reads and self.now.answers[index] != OK:
                 self.now.answers[index], self.now.data[index] = OK, (scenarios.BASE,) * C
 
-    assert causes(explored(stage, elsewhere, Remembering, fails, CUT)) - quiet
+    assert causes(explored(pool, elsewhere, Remembering, fails, CUT)) - quiet
 
 
-def test_a_disk_may_go_away_when_many_copies_are_done(stage: QemuPool) -> None:
+def test_a_disk_may_go_away_when_many_copies_are_done(pool: QemuPool) -> None:
     """The sequential execution reads each of the five granules; then comes the write."""
     scenario = scenarios.RealScenario("W", (operation("primary_write", 0, 5 * C),), size=5 * C)
     fails = "secondary write 0+640"
-    system = explored(stage, scenario, fails=fails, errno=CUT)
+    system = explored(pool, scenario, fails=fails, errno=CUT)
     assert causes(system) == {"case 4. I/O error on the secondary disk: not in the status"}
-    assert explored(stage, scenario, Swallowing, fails, CUT).found
+    assert explored(pool, scenario, Swallowing, fails, CUT).found
 
 
-def test_what_a_failed_write_has_done_is_committed(stage: QemuPool) -> None:
+def test_what_a_failed_write_has_done_is_committed(pool: QemuPool) -> None:
     """The middle of it lies in a cluster that is there already, and is written at the same time."""
     ops = operation("guest_write", 0, 64), operation("failover", after=0)
     scenario = replace(FAILOVER, ops=ops, setup=(operation("guest_write", 16, 8),), cluster=8)
     fails = "active write 0+16"
-    assert not explored(stage, scenario, fails=fails).found
-    lying = explored(stage, scenario, Lying, "active write 16+8").found  # no new cluster
+    assert not explored(pool, scenario, fails=fails).found
+    lying = explored(pool, scenario, Lying, "active write 16+8").found  # no new cluster
     assert {verdict for verdict, _ in lying} == {Verdict.LOST_WRITE}
 
 
-def test_after_a_disk_is_gone_later_writes_are_done_in_part(stage: QemuPool) -> None:
+def test_after_a_disk_is_gone_later_writes_are_done_in_part(pool: QemuPool) -> None:
     """One cluster is there already; what another is filled up with can be read no more."""
     ops = operation("guest_write", 42, 40), operation("guest_write", C + 42, C, after=0)
     scenario = scenarios.RealScenario("G", ops, (operation("guest_write", C, 8),), size=3 * C)
-    system = explored(stage, scenario, fails="secondary read 0+42", errno=CUT)
+    system = explored(pool, scenario, fails="secondary read 0+42", errno=CUT)
     assert not {verdict for verdict, _ in system.found} - {Verdict.ERROR_CONTRACT}, system.found
 
     class Spoilt(RealSystem):
@@ -391,16 +389,16 @@ def test_after_a_disk_is_gone_later_writes_are_done_in_part(stage: QemuPool) -> 
             active = tuple(99 if n == C + 60 else owner for n, owner in enumerate(seen.active))
             return super()._verdict(replace(seen, active=active))
 
-    spoilt = explored(stage, scenario, Spoilt, "secondary read 0+42", CUT)
+    spoilt = explored(pool, scenario, Spoilt, "secondary read 0+42", CUT)
     assert {verdict for verdict, _ in spoilt.found} - {Verdict.ERROR_CONTRACT}
 
 
-def test_a_later_write_may_be_done_where_another_met_the_end_of_a_disk(stage: QemuPool) -> None:
+def test_a_later_write_may_be_done_where_another_met_the_end_of_a_disk(pool: QemuPool) -> None:
     """The copy that failed is of the cluster that the guest's disk has; the other needs a fill."""
     setup = operation("primary_write", 0, C), operation("guest_write", C, 8)
     ops = operation("primary_write", C, C), operation("guest_write", 64, C, after=0)
     scenario = scenarios.RealScenario("L", ops, setup, size=3 * C)
-    system = explored(stage, scenario, fails="hidden write 128+128", errno=CUT)
+    system = explored(pool, scenario, fails="hidden write 128+128", errno=CUT)
     assert causes(system) == {"case 3. backup failed: not in the status"}
 
 
@@ -412,7 +410,7 @@ class _Refusing(RealSystem):
         self.now.answers[index] = io_error(EIO)
 
 
-def test_zeroes_that_were_there_before_are_no_news(stage: QemuPool) -> None:
+def test_zeroes_that_were_there_before_are_no_news(pool: QemuPool) -> None:
     scenario = scenarios.RealScenario(
         "N",
         (operation("primary_zero_no_hole", 0, 2 * C), operation("guest_read", 0, 2 * C)),
@@ -420,12 +418,12 @@ def test_zeroes_that_were_there_before_are_no_news(stage: QemuPool) -> None:
     )
     assert not {
         verdict
-        for verdict, _ in explored(stage, scenario, fails="secondary read 128+128").found
+        for verdict, _ in explored(pool, scenario, fails="secondary read 128+128").found
         if verdict is Verdict.ISOLATION
     }
 
 
-def test_a_failed_commit_leaves_old_or_new_and_nothing_else(stage: QemuPool) -> None:
+def test_a_failed_commit_leaves_old_or_new_and_nothing_else(pool: QemuPool) -> None:
     def spoil(machine: GatedMachine, named: NamedIo) -> None:
         if named.io.image == "secondary" and named.verb == "write":
             machine.gate.corrupt(named.io, bytes(named.io.length))
@@ -433,28 +431,28 @@ def test_a_failed_commit_leaves_old_or_new_and_nothing_else(stage: QemuPool) -> 
         faithfully(machine, named)
 
     failing = "secondary write 256+128"
-    assert not explored(stage, FAILOVER, fails=failing).found
-    spoilt = explored(stage, FAILOVER, fails=failing, release=spoil)
+    assert not explored(pool, FAILOVER, fails=failing).found
+    spoilt = explored(pool, FAILOVER, fails=failing, release=spoil)
     assert {verdict for verdict, _ in spoilt.found} == {Verdict.LOST_WRITE}
 
 
-def test_a_commit_that_is_never_flushed_is_lost(stage: QemuPool) -> None:
+def test_a_commit_that_is_never_flushed_is_lost(pool: QemuPool) -> None:
     def spoil(machine: GatedMachine, named: NamedIo) -> None:
         if named.verb == "flush":
             machine.gate.drop(named.io)
             return
         faithfully(machine, named)
 
-    assert not explored(stage, FAILOVER).found
-    assert causes(explored(stage, FAILOVER, release=spoil)) == {"commit not flushed"}
+    assert not explored(pool, FAILOVER).found
+    assert causes(explored(pool, FAILOVER, release=spoil)) == {"commit not flushed"}
 
 
-def test_a_commit_that_fails_is_told(stage: QemuPool) -> None:
+def test_a_commit_that_fails_is_told(pool: QemuPool) -> None:
     """In its first write or in the flush behind it.
 
     Since 10.0 the cancelled job flushes, too: nobody is told if it cannot, and nothing is lost.
     """
-    cancelled = 1 if read_version(stage.build)[0] >= (10, 0, 0) else 0
+    cancelled = 1 if read_version(pool.build)[0] >= (10, 0, 0) else 0
     told = set()
 
     class Telling(RealSystem):
@@ -472,18 +470,18 @@ def test_a_commit_that_fails_is_told(stage: QemuPool) -> None:
         *(("secondary flush", nth, None) for nth in range(cancelled)),
     ):
         told.clear()
-        honest = explored(stage, FAILOVER, Telling, fails, nth=nth)
+        honest = explored(pool, FAILOVER, Telling, fails, nth=nth)
         assert not honest.found and not honest.in_part
         assert told == {said}
-    assert explored(stage, FAILOVER, Silent, "secondary write 0+128").found
+    assert explored(pool, FAILOVER, Silent, "secondary write 0+128").found
 
 
 def test_a_disk_that_goes_away_when_all_is_committed_is_told_or_not(
-    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The commit has more writes and its own flush behind it when nodes and jobs are closed."""
     commit = replace(FAILOVER, setup=(operation("guest_write", 0, 5 * C),), size=5 * C)
-    flushes = [name for name in explored(stage, commit).ios if name.kind == "secondary flush"]
+    flushes = [name for name in explored(pool, commit).ios if name.kind == "secondary flush"]
     assert flushes
     left: list[bool] = []
 
@@ -498,23 +496,23 @@ def test_a_disk_that_goes_away_when_all_is_committed_is_told_or_not(
 
     looked = final_state.look
     for nth in range(len(flushes)):
-        honest = explored(stage, commit, Telling, "secondary flush", CUT, nth=nth)
+        honest = explored(pool, commit, Telling, "secondary flush", CUT, nth=nth)
         assert not honest.found, honest.found
         if left[-1]:
             with monkeypatch.context() as patched:
                 patched.setattr(final_state, "look", silent)
-                lying = explored(stage, commit, fails="secondary flush", errno=CUT, nth=nth)
+                lying = explored(pool, commit, fails="secondary flush", errno=CUT, nth=nth)
             assert causes(lying) == {"commit not flushed"}
     assert set(left) == {False, True}
 
 
-def test_a_write_whose_flush_fails_may_be_committed(stage: QemuPool) -> None:
+def test_a_write_whose_flush_fails_may_be_committed(pool: QemuPool) -> None:
     """It is done, and reports that it is not durable; the failover finds it in the active disk."""
     ops = operation("guest_write_fua", 0, 8), operation("failover", after=0)
     scenario = replace(FAILOVER, ops=ops, setup=(operation("guest_write", 0, 8),))
     fails = "active flush"
-    assert not explored(stage, scenario, fails=fails).found
-    assert explored(stage, scenario, Swallowing, fails).found
+    assert not explored(pool, scenario, fails=fails).found
+    assert explored(pool, scenario, Swallowing, fails).found
 
     def spoil(machine: GatedMachine, named: NamedIo) -> None:
         if named.io.image == "secondary" and named.verb == "write":
@@ -522,10 +520,10 @@ def test_a_write_whose_flush_fails_may_be_committed(stage: QemuPool) -> None:
             return
         faithfully(machine, named)
 
-    assert explored(stage, scenario, fails=fails, release=spoil).found
+    assert explored(pool, scenario, fails=fails, release=spoil).found
 
 
-def test_what_a_gone_image_does_not_carry_is_judged(stage: QemuPool) -> None:
+def test_what_a_gone_image_does_not_carry_is_judged(pool: QemuPool) -> None:
     """The secondary disk goes away; the guest's write to the active disk is not excused by it."""
 
     def spoil(machine: GatedMachine, named: NamedIo) -> None:
@@ -537,27 +535,27 @@ def test_what_a_gone_image_does_not_carry_is_judged(stage: QemuPool) -> None:
     # The whole cluster: nothing is read from below.
     scenario = one("WG")
     for release, wanted in ((faithfully, False), (spoil, True)):
-        system = explored(stage, scenario, fails="secondary read 0+128", errno=CUT, release=release)
+        system = explored(pool, scenario, fails="secondary read 0+128", errno=CUT, release=release)
         found = {verdict for verdict, _ in system.found}
         assert (Verdict.LOST_WRITE in found) is wanted, system.found
 
 
-def test_a_view_that_cannot_be_read_is_an_error(stage: QemuPool) -> None:
+def test_a_view_that_cannot_be_read_is_an_error(pool: QemuPool) -> None:
     class Unplugged(RealSystem):
         def _end(self) -> RealViolation | None:
             self.machine.gate.refuse("secondary")
             self.machine.gate.cut("secondary")
             return super()._end()
 
-    assert "the view cannot be read" in causes(explored(stage, one("WR"), Unplugged))
+    assert "the view cannot be read" in causes(explored(pool, one("WR"), Unplugged))
 
 
 # -- what the model does not do --------------------------------------------------------------------
 
 
-def meta_write(stage: QemuPool, scenario: scenarios.RealScenario) -> str:
+def meta_write(pool: QemuPool, scenario: scenarios.RealScenario) -> str:
     """The first write of the hidden disk's tables in a scenario."""
-    system = RealSystem(stage, scenario, all_io=True)
+    system = RealSystem(pool, scenario, all_io=True)
     system.reset()
     while left := system.enabled():
         system.take(left[-1])
@@ -568,10 +566,10 @@ def meta_write(stage: QemuPool, scenario: scenarios.RealScenario) -> str:
     return names[0]
 
 
-def test_beside_a_failed_write_of_tables_the_others_are_judged(stage: QemuPool) -> None:
+def test_beside_a_failed_write_of_tables_the_others_are_judged(pool: QemuPool) -> None:
     """And the rest is counted as not judged."""
     scenario = one("WR")
-    fails = meta_write(stage, scenario)
+    fails = meta_write(pool, scenario)
 
     def new_for_old(machine: GatedMachine, named: NamedIo) -> None:
         if named.io.image == "secondary" and named.verb == "read" and named.op == 1:
@@ -580,29 +578,29 @@ def test_beside_a_failed_write_of_tables_the_others_are_judged(stage: QemuPool) 
             return
         faithfully(machine, named)
 
-    honest = explored(stage, scenario, fails=fails, all_io=True)
+    honest = explored(pool, scenario, fails=fails, all_io=True)
     assert honest.in_part and not causes(honest) - {"case 3. backup failed: not in the status"}
-    spoilt = explored(stage, scenario, fails=fails, all_io=True, release=new_for_old)
+    spoilt = explored(pool, scenario, fails=fails, all_io=True, release=new_for_old)
     assert {verdict for verdict, _ in spoilt.found} >= {Verdict.ISOLATION}
 
 
-def test_after_a_failed_write_of_tables_success_is_taken_at_its_word(stage: QemuPool) -> None:
+def test_after_a_failed_write_of_tables_success_is_taken_at_its_word(pool: QemuPool) -> None:
     """Who says it is done must have done it, whatever of qcow2's own failed."""
-    fails = meta_write(stage, one("WR"))
-    found = explored(stage, one("WR"), Swallowing, fails, all_io=True).found
+    fails = meta_write(pool, one("WR"))
+    found = explored(pool, one("WR"), Swallowing, fails, all_io=True).found
     assert {verdict for verdict, _ in found} == {Verdict.LOST_WRITE}
 
 
-def test_a_failed_write_of_tables_is_told_with_its_own_error(stage: QemuPool) -> None:
+def test_a_failed_write_of_tables_is_told_with_its_own_error(pool: QemuPool) -> None:
     class Mixing(RealSystem):
         def _take_answer(self, index: int) -> None:
             super()._take_answer(index)
             if self.now.answers[index] == io_error(EIO):
                 self.now.answers[index] = io_error(EINVAL)
 
-    fails = meta_write(stage, one("WR"))
+    fails = meta_write(pool, one("WR"))
     cause = "primary_write answers errno 22, after a failed hidden metadata"
-    assert causes(explored(stage, one("WR"), Mixing, fails, all_io=True)) == {cause}
+    assert causes(explored(pool, one("WR"), Mixing, fails, all_io=True)) == {cause}
 
 
 @pytest.mark.parametrize(
@@ -613,7 +611,7 @@ def test_a_failed_write_of_tables_is_told_with_its_own_error(stage: QemuPool) ->
     ],
 )
 def test_a_flush_that_hides_its_failure_is_found_out(
-    stage: QemuPool, letters: str, fails: str, cause: str
+    pool: QemuPool, letters: str, fails: str, cause: str
 ) -> None:
     """It says success, and what had been written before is lost in some cache."""
     flush, write = one(letters).ops
@@ -632,9 +630,9 @@ def test_a_flush_that_hides_its_failure_is_found_out(
             if index == 0 and 0 in self.now.over:
                 self.violation = self.watch.made_durable(self.now, 0)
 
-    honest = explored(stage, scenario, fails=fails)
+    honest = explored(pool, scenario, fails=fails)
     assert {verdict for verdict, _ in honest.found} <= {Verdict.ERROR_CONTRACT}, honest.found
-    assert cause in causes(explored(stage, scenario, Forgetting, fails))
+    assert cause in causes(explored(pool, scenario, Forgetting, fails))
 
 
 SECOND = operation("primary_write", 64, 128)  # half of either cluster
@@ -677,7 +675,7 @@ def test_one_failure_excuses_nobody_else(
     assert wrong is not None and str(wrong.cause).startswith(cause), wrong
 
 
-def test_an_ejected_disk_excuses_errors_and_nothing_else(stage: QemuPool) -> None:
+def test_an_ejected_disk_excuses_errors_and_nothing_else(pool: QemuPool) -> None:
     """A checkpoint that cannot empty a disk says so; then the guest's write may fail, not lie."""
     ops = operation("checkpoint"), operation("guest_write", 16, 8, after=0)
     scenario = replace(one("CP"), ops=ops, contract=True)
@@ -689,10 +687,10 @@ def test_an_ejected_disk_excuses_errors_and_nothing_else(stage: QemuPool) -> Non
             if index == 1 and isinstance(self.now.answers[1], IoError):
                 self.now.answers[1] = OK
 
-    honest = explored(stage, scenario, fails=fails, all_io=True)
+    honest = explored(pool, scenario, fails=fails, all_io=True)
     assert honest.in_part and not honest.found
     cause = "active cluster unallocated instead of data, beside a failed hidden metadata"
-    assert causes(explored(stage, scenario, Lying, fails, all_io=True)) == {cause}
+    assert causes(explored(pool, scenario, Lying, fails, all_io=True)) == {cause}
 
 
 def test_what_was_judged_in_part_is_in_the_report() -> None:
@@ -721,19 +719,19 @@ COPIES = pytest.mark.parametrize("fails", ["secondary read 0+128", "hidden write
 
 
 def breaks(
-    stage: QemuPool,
+    pool: QemuPool,
     fails: str,
     scenario: scenarios.RealScenario = BREAKS,
     model: scenarios.RealScenario = BREAKS,
     kind: type[RealSystem] = RealSystem,
 ) -> RealSystem:
     """All schedules in which an I/O of the copy *fails*, judged by what *model* predicts."""
-    version = read_version(stage.build)[0]
+    version = read_version(pool.build)[0]
     if version < (7, 1):
         pytest.skip("copy-before-write has no on-cbw-error")
     judge = LinearizabilityChecker(model, behaviour_of(version))
     system = kind(
-        stage, scenario, plan={io_id(0, fails): EIO}, checker=judge, watching=scenario is model
+        pool, scenario, plan={io_id(0, fails): EIO}, checker=judge, watching=scenario is model
     )
     explored = explore(system, Mode.STATEFUL, Budget(schedules=60), stop=False)
     assert explored.exhaustive and not system.derailed
@@ -741,7 +739,7 @@ def breaks(
 
 
 @COPIES
-def test_a_failed_copy_breaks_the_snapshot_and_not_the_write(stage: QemuPool, fails: str) -> None:
+def test_a_failed_copy_breaks_the_snapshot_and_not_the_write(pool: QemuPool, fails: str) -> None:
     seen: set[tuple[object, ...]] = set()
 
     class Noted(RealSystem):
@@ -750,39 +748,39 @@ def test_a_failed_copy_breaks_the_snapshot_and_not_the_write(stage: QemuPool, fa
             seen.add(seen_now.answers)
             return super()._verdict(seen_now)
 
-    assert not breaks(stage, fails, kind=Noted).found
+    assert not breaks(pool, fails, kind=Noted).found
     assert seen == {(OK, OK), (OK, io_error(EINVAL))}
 
 
 @COPIES
-def test_a_snapshot_that_should_not_have_broken_is_told(stage: QemuPool, fails: str) -> None:
+def test_a_snapshot_that_should_not_have_broken_is_told(pool: QemuPool, fails: str) -> None:
     """The write may not say success here."""
-    assert breaks(stage, fails, model=PLAIN).found
+    assert breaks(pool, fails, model=PLAIN).found
 
 
 @COPIES
-def test_a_write_that_should_not_have_failed_is_told(stage: QemuPool, fails: str) -> None:
-    found = breaks(stage, fails, scenario=PLAIN).found
+def test_a_write_that_should_not_have_failed_is_told(pool: QemuPool, fails: str) -> None:
+    found = breaks(pool, fails, scenario=PLAIN).found
     assert {kind for kind, _ in found} == {Verdict.ERROR_CONTRACT}
 
 
-def test_a_copy_that_fails_on_tables_breaks_the_snapshot(stage: QemuPool) -> None:
+def test_a_copy_that_fails_on_tables_breaks_the_snapshot(pool: QemuPool) -> None:
     """The write succeeds, and there is nothing to read: but a view that is there must be right."""
-    if read_version(stage.build)[0] < (7, 1):
+    if read_version(pool.build)[0] < (7, 1):
         pytest.skip("no copy-before-write with that option")
     breaking = (("filter", "on-cbw-error", "break-snapshot"),)
     ops = (operation("primary_write", 0, C), operation("primary_flush"))
     scenario = scenarios.RealScenario("W", ops, form="fleecing", options=breaking)
-    names = explored(stage, scenario, all_io=True).ios
+    names = explored(pool, scenario, all_io=True).ios
     tables = sorted(one.name for one in names if one.image == "hidden" and one.meta and not one.op)
     assert tables
-    assert not explored(stage, scenario, fails=tables[0], all_io=True).found
+    assert not explored(pool, scenario, fails=tables[0], all_io=True).found
 
     class Shown(RealSystem):
         def _verdict(self, seen: Outcome) -> RealViolation | None:
             return super()._verdict(replace(seen, view=(self.scenario.number(0),) * 2 * C))
 
-    assert explored(stage, scenario, Shown, tables[0], all_io=True).found
+    assert explored(pool, scenario, Shown, tables[0], all_io=True).found
 
 
 # A copy in two tasks, since the cluster between them has its own already; one in two parts, since
@@ -805,7 +803,7 @@ IN_PARTS = replace(BREAKS, ops=(operation("primary_write", 16, 8),), cluster=1)
     ],
 )
 def test_beside_a_failed_copy_that_breaks_the_snapshot_others_are_done(
-    stage: QemuPool, scenario: scenarios.RealScenario, fails: str, landed: int
+    pool: QemuPool, scenario: scenarios.RealScenario, fails: str, landed: int
 ) -> None:
     """They hold the old data, or are not there; the write has happened by then."""
 
@@ -815,7 +813,7 @@ def test_beside_a_failed_copy_that_breaks_the_snapshot_others_are_done(
             return super()._verdict(seen)
 
     there: set[int | None] = set()
-    system = breaks(stage, fails, scenario, scenario, Noted)
+    system = breaks(pool, fails, scenario, scenario, Noted)
     assert not system.found, system.found
     assert there == {scenarios.BASE, None} or there == {scenarios.BASE}
 
@@ -827,12 +825,12 @@ def test_beside_a_failed_copy_that_breaks_the_snapshot_others_are_done(
             return
         faithfully(machine, named)
 
-    spoilt = explored(stage, scenario, fails=fails, release=spoil)
+    spoilt = explored(pool, scenario, fails=fails, release=spoil)
     assert spoilt.found
 
 
 def test_a_copy_that_is_made_again_for_a_broken_snapshot_may_be_of_new_data(
-    stage: QemuPool,
+    pool: QemuPool,
 ) -> None:
     """A write that waits for the copy makes it again when that of the failed copy has happened."""
     ops = operation("primary_write", 0, C), operation("primary_write", 64, C)
@@ -844,14 +842,14 @@ def test_a_copy_that_is_made_again_for_a_broken_snapshot_may_be_of_new_data(
             return super()._verdict(seen)
 
     copied: set[int | None] = set()
-    system = breaks(stage, "hidden write 0+128", scenario, scenario, Noted)
+    system = breaks(pool, "hidden write 0+128", scenario, scenario, Noted)
     assert not system.found, system.found
     assert copied == {None, scenarios.BASE, scenario.number(0)}
 
 
-def test_without_a_failure_the_old_data_still_come_first(stage: QemuPool) -> None:
+def test_without_a_failure_the_old_data_still_come_first(pool: QemuPool) -> None:
     """The option excuses a write without its copy only after a copy failed."""
-    if read_version(stage.build)[0] < (7, 1):
+    if read_version(pool.build)[0] < (7, 1):
         pytest.skip("copy-before-write has no on-cbw-error")
 
     def dropping(machine: GatedMachine, named: NamedIo) -> None:
@@ -860,6 +858,6 @@ def test_without_a_failure_the_old_data_still_come_first(stage: QemuPool) -> Non
         else:
             faithfully(machine, named)
 
-    system = RealSystem(stage, BREAKS, release=dropping)
+    system = RealSystem(pool, BREAKS, release=dropping)
     explore(system, Mode.STATEFUL, Budget(schedules=20), stop=False)
     assert Verdict.ORDER in {kind for kind, _ in system.found}

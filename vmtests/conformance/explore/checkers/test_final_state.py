@@ -21,10 +21,10 @@ from qmpshim.model.operations import Operation
 from vmtests.support.gate import REFCOUNTS, Early, drop_guest, drop_new, never, new_for_old
 
 
-def found(stage: QemuPool, name: str, release: Release, most: int = 60) -> dict[Verdict, set[str]]:
+def found(pool: QemuPool, name: str, release: Release, most: int = 60) -> dict[Verdict, set[str]]:
     """By verdict, the causes of what is found in a scenario's first schedules."""
     (scenario,) = scenarios.named(name)
-    system = RealSystem(stage, scenario, release=release)
+    system = RealSystem(pool, scenario, release=release)
     explore(system, Mode.DPOR, Budget(schedules=most), stop=False)
     assert system.finished and not system.derailed
     causes: dict[Verdict, set[str]] = {}
@@ -58,16 +58,16 @@ def spoil(machine: GatedMachine, named: NamedIo) -> None:
     ],
 )
 def test_a_lying_disk_is_convicted(
-    stage: QemuPool, name: str, lie: Callable[[], Release], verdict: Verdict
+    pool: QemuPool, name: str, lie: Callable[[], Release], verdict: Verdict
 ) -> None:
-    assert verdict in found(stage, name, lie())
-    stage.discard()
-    assert found(stage, name, faithfully) == {}
+    assert verdict in found(pool, name, lie())
+    pool.discard()
+    assert found(pool, name, faithfully) == {}
 
 
 @pytest.mark.parametrize(("name", "side"), [("WK", "primary"), ("PL", "guest")])
 def test_an_export_that_goes_with_its_client_is_missed(
-    stage: QemuPool, name: str, side: str, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, name: str, side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next client has to be served, whatever the one before did."""
     begin = real_ops.begin
@@ -79,8 +79,8 @@ def test_an_export_that_goes_with_its_client_is_missed(
         return running
 
     monkeypatch.setattr(real_ops, "begin", take_along)
-    causes = found(stage, name, faithfully, most=3)
-    stage.discard()
+    causes = found(pool, name, faithfully, most=3)
+    pool.discard()
     assert set(causes) == {Verdict.HANG}, causes
 
 
@@ -96,7 +96,7 @@ def test_an_export_that_goes_with_its_client_is_missed(
     ],
 )
 def test_a_command_that_does_nothing_is_missed(
-    stage: QemuPool,
+    pool: QemuPool,
     do: str,
     name: str,
     verdict: Verdict,
@@ -110,15 +110,15 @@ def test_a_command_that_does_nothing_is_missed(
         return ("query-iothreads", {}) if what == do else command(machine, what)
 
     monkeypatch.setattr(liveness, "_REMOVAL", 0.5)
-    assert found(stage, name, faithfully) == {}
+    assert found(pool, name, faithfully) == {}
     with monkeypatch.context() as patch:
         patch.setattr(real_ops, "command", swallow)
-        assert found(stage, name, faithfully, most=2) == {verdict: {cause}}
-    stage.discard()
+        assert found(pool, name, faithfully, most=2) == {verdict: {cause}}
+    pool.discard()
 
 
 def test_a_job_that_ends_by_itself_is_missed(
-    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin = real_ops.begin
 
@@ -127,6 +127,6 @@ def test_a_job_that_ends_by_itself_is_missed(
         return begin(machine, op, number)
 
     monkeypatch.setattr(real_ops, "begin", cancel_too)
-    causes = found(stage, "backup-RH", faithfully, most=2)
-    stage.discard()
+    causes = found(pool, "backup-RH", faithfully, most=2)
+    pool.discard()
     assert causes == {Verdict.ERROR_CONTRACT: {"the backup job is gone"}}

@@ -37,10 +37,10 @@ Release = Callable[[GatedMachine, NamedIo], None]
 
 
 def causes(
-    stage: QemuPool, name: str, release: Release, most: int = 400, watching: bool = True
+    pool: QemuPool, name: str, release: Release, most: int = 400, watching: bool = True
 ) -> set[tuple[Verdict, str]]:
     (scenario,) = scenarios.named(name)
-    system = RealSystem(stage, scenario, release=release, watching=watching)
+    system = RealSystem(pool, scenario, release=release, watching=watching)
     try:
         explore(system, Mode.DPOR, Budget(schedules=most, seconds=20), stop=False)
     except BuildError as error:
@@ -50,66 +50,66 @@ def causes(
 
 
 def verdicts(
-    stage: QemuPool, name: str, release: Release, most: int = 400, watching: bool = True
+    pool: QemuPool, name: str, release: Release, most: int = 400, watching: bool = True
 ) -> set[Verdict]:
-    return {kind for kind, _ in causes(stage, name, release, most, watching)}
+    return {kind for kind, _ in causes(pool, name, release, most, watching)}
 
 
-def test_an_honest_gate_convicts_nobody(stage: QemuPool) -> None:
+def test_an_honest_gate_convicts_nobody(pool: QemuPool) -> None:
     for name in ("WR", "WV", "WP", "WG", "WH", "backup-WV", "backup-ZR"):
-        assert verdicts(stage, name, faithfully) == set()
+        assert verdicts(pool, name, faithfully) == set()
     # What 7.2 gives the reader of a snapshot is another matter (known), the order is not.
     for name in ("fleecing-WV", "fleecing-WT", "fleecing-VU", "fleecing-DR"):
-        assert verdicts(stage, name, faithfully) <= {Verdict.ISOLATION, Verdict.CRASH}
+        assert verdicts(pool, name, faithfully) <= {Verdict.ISOLATION, Verdict.CRASH}
 
 
 @pytest.mark.parametrize("form", ["", "backup-", "fleecing-"])
-def test_new_data_before_the_old_is_saved_is_order(stage: QemuPool, form: str) -> None:
-    found = causes(stage, f"{form}WR", Early(), most=50)
+def test_new_data_before_the_old_is_saved_is_order(pool: QemuPool, form: str) -> None:
+    found = causes(pool, f"{form}WR", Early(), most=50)
     assert (Verdict.ORDER, "new data before old is saved") in found
 
 
 @pytest.mark.parametrize("name", ["fleecing-WX", "backup-WX"])
-def test_a_command_besides_hides_nothing_of_it(stage: QemuPool, name: str) -> None:
-    assert verdicts(stage, name, faithfully) == set()
-    assert (Verdict.ORDER, "new data before old is saved") in causes(stage, name, Early(), most=50)
+def test_a_command_besides_hides_nothing_of_it(pool: QemuPool, name: str) -> None:
+    assert verdicts(pool, name, faithfully) == set()
+    assert (Verdict.ORDER, "new data before old is saved") in causes(pool, name, Early(), most=50)
     # Where there is a setup it is seen in that already.
-    assert verdicts(stage, name, new_for_old) & {Verdict.CONTENT, Verdict.LOST_WRITE}
+    assert verdicts(pool, name, new_for_old) & {Verdict.CONTENT, Verdict.LOST_WRITE}
 
 
-def test_a_copy_that_never_arrives_is_found_out(stage: QemuPool) -> None:
+def test_a_copy_that_never_arrives_is_found_out(pool: QemuPool) -> None:
     """Seen twice: when the new data arrives, and if nobody looks then, by what is read later."""
-    assert verdicts(stage, "WR", never) == {Verdict.ORDER}
-    found = verdicts(stage, "WR", never, watching=False)
+    assert verdicts(pool, "WR", never) == {Verdict.ORDER}
+    found = verdicts(pool, "WR", never, watching=False)
     assert found & {Verdict.CONTENT, Verdict.LOST_WRITE}
 
 
 @pytest.mark.parametrize("form", ["", "backup-", "fleecing-"])
-def test_new_data_for_an_old_read_is_seen_in_the_copy(stage: QemuPool, form: str) -> None:
+def test_new_data_for_an_old_read_is_seen_in_the_copy(pool: QemuPool, form: str) -> None:
     """At once, where the copy comes to the hidden disk; who reads that later is no witness."""
-    found = causes(stage, f"{form}WH", new_for_old)
+    found = causes(pool, f"{form}WH", new_for_old)
     assert found == {(Verdict.CONTENT, "the copy holds new data")}
 
 
-def test_new_data_for_an_old_read_is_content_or_isolation(stage: QemuPool) -> None:
+def test_new_data_for_an_old_read_is_content_or_isolation(pool: QemuPool) -> None:
     """Without that, by what the guest reads and by what the disks hold in the end."""
-    found = verdicts(stage, "WR", new_for_old, watching=False)
+    found = verdicts(pool, "WR", new_for_old, watching=False)
     assert found and found <= {Verdict.CONTENT, Verdict.ISOLATION}
 
 
 @pytest.mark.parametrize(("name", "drop"), [("WR", drop_new), ("GR", drop_guest)])
-def test_a_dropped_write_is_lost(stage: QemuPool, name: str, drop: Release) -> None:
+def test_a_dropped_write_is_lost(pool: QemuPool, name: str, drop: Release) -> None:
     name = "".join(sorted(name, key="WVDZRPGFHCOSQX".index))
-    assert Verdict.LOST_WRITE in verdicts(stage, name, drop)
+    assert Verdict.LOST_WRITE in verdicts(pool, name, drop)
 
 
-def test_a_write_behind_its_flush_is_lost(stage: QemuPool) -> None:
+def test_a_write_behind_its_flush_is_lost(pool: QemuPool) -> None:
     """The bytes at the moment the flush was answered are what a crash then leaves."""
     letters = scenarios.LETTERS
     ops = (letters["W"], replace(letters["H"], after=0), operation("primary_read", 0, 8, after=1))
     scenario = scenarios.RealScenario("write-flush-read", ops)
     for release, wanted in ((ForgetfulFlush(), {Verdict.LOST_WRITE}), (faithfully, set())):
-        system = RealSystem(stage, scenario, release=release)
+        system = RealSystem(pool, scenario, release=release)
         explore(system, Mode.DPOR, Budget(schedules=50), stop=False)
         assert {kind for kind, _ in system.found} == wanted
 
@@ -117,7 +117,7 @@ def test_a_write_behind_its_flush_is_lost(stage: QemuPool) -> None:
 @pytest.mark.parametrize("secondary", ["raw", "qcow2"])
 @pytest.mark.parametrize("side", ["guest", "primary"])
 def test_a_dropped_write_is_missed_by_the_flush_after_it(
-    stage: QemuPool, side: str, secondary: str
+    pool: QemuPool, side: str, secondary: str
 ) -> None:
     """Nothing may be there but what was written since; an earlier write's data are not."""
     image = {"guest": "active", "primary": "secondary"}[side]
@@ -136,13 +136,13 @@ def test_a_dropped_write_is_missed_by_the_flush_after_it(
     cause = Cause(CauseKind.NOT_ON_DISK, f"{side}_write", f"{side}_flush")
     wanted = {(Verdict.LOST_WRITE, cause)}
     for release, told in ((drop_second, wanted), (faithfully, set())):
-        system = RealSystem(stage, scenario, release=release)
+        system = RealSystem(pool, scenario, release=release)
         explore(system, Mode.DPOR, Budget(schedules=50), stop=False)
         assert set(system.found) == told
     assert written
 
 
-def test_an_answer_given_twice_is_noticed(stage: QemuPool) -> None:
+def test_an_answer_given_twice_is_noticed(pool: QemuPool) -> None:
     """QEMU drops the connection (that is right of it), and the operations fail."""
-    found = verdicts(stage, "WR", twice, most=30)
+    found = verdicts(pool, "WR", twice, most=30)
     assert found & {Verdict.ERROR_CONTRACT, Verdict.HANG, Verdict.CRASH}

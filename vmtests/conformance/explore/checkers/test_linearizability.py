@@ -42,7 +42,7 @@ from vmtests.conformance.explore.checkers.test_final_state import found
     ],
 )
 def test_an_operation_that_never_ends_hangs(
-    stage: QemuPool, name: str, do: str, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, name: str, do: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its answer does not come, though nothing is held up any more."""
     answer = real_ops.answer
@@ -53,14 +53,14 @@ def test_an_operation_that_never_ends_hangs(
         return None if op.name == do else answer(machine, op, running)
 
     monkeypatch.setattr(real_ops, "answer", deaf)
-    wrong = found(stage, name, faithfully, most=1)
-    stage.discard()
+    wrong = found(pool, name, faithfully, most=1)
+    pool.discard()
     assert wrong == {Verdict.HANG: {f"{do} hangs"}}
 
 
 @pytest.mark.parametrize("name", ["RH", "GH"])
 def test_a_cluster_that_nobody_wrote_is_not_allocated(
-    stage: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The old data once more, a layer higher: all that is read is as it was."""
     begin = real_ops.begin
@@ -72,14 +72,14 @@ def test_a_cluster_that_nobody_wrote_is_not_allocated(
         return begin(machine, op, number)
 
     monkeypatch.setattr(real_ops, "begin", write_too)
-    wrong = found(stage, name, faithfully)
-    stage.discard()
+    wrong = found(pool, name, faithfully)
+    pool.discard()
     assert wrong == {Verdict.ALLOCATION: {"active cluster data instead of unallocated"}}
     monkeypatch.undo()
-    assert found(stage, name, faithfully) == {}
+    assert found(pool, name, faithfully) == {}
 
 
-def test_answers_that_do_not_fit_together_are_found_out(stage: QemuPool) -> None:
+def test_answers_that_do_not_fit_together_are_found_out(pool: QemuPool) -> None:
     """Of two stops that wait for a write either may be the first, but not both."""
 
     class Both(RealSystem):
@@ -87,8 +87,8 @@ def test_answers_that_do_not_fit_together_are_found_out(stage: QemuPool) -> None
             return super()._verdict(replace(seen, answers=(seen.answers[0], OK, OK)))
 
     scenario = RealScenario("WSS", (*one("W").ops, operation("stop"), operation("stop")))
-    assert not explored(stage, scenario).found
-    wrong = explored(stage, scenario, Both).found
+    assert not explored(pool, scenario).found
+    wrong = explored(pool, scenario, Both).found
     assert (Verdict.PROTOCOL, Cause(CauseKind.ANSWERS_FIT_NO_ORDER)) in wrong, wrong
 
 
@@ -117,7 +117,7 @@ def test_a_finding_that_shows_itself_now_and_then_is_not_confirmed(
 
 
 @pytest.mark.parametrize("where", ["read", "view"])
-def test_new_data_is_seen_by_nobody_whatever_failed(stage: QemuPool, where: str) -> None:
+def test_new_data_is_seen_by_nobody_whatever_failed(pool: QemuPool, where: str) -> None:
     """Also where a failed write of tables excuses the rest."""
 
     class Leaking(RealSystem):
@@ -131,9 +131,9 @@ def test_new_data_is_seen_by_nobody_whatever_failed(stage: QemuPool, where: str)
             return super()._verdict(seen)
 
     scenario = one("WR")
-    fails = meta_write(stage, scenario)
+    fails = meta_write(pool, scenario)
     subject = {"read": "guest_read", "view": "view"}[where]
     cause = Cause(CauseKind.NEW_DATA_AFTER_ERROR, subject)
-    assert str(cause) not in causes(explored(stage, scenario, fails=fails, all_io=True))
-    leaking = explored(stage, scenario, Leaking, fails, all_io=True)
+    assert str(cause) not in causes(explored(pool, scenario, fails=fails, all_io=True))
+    leaking = explored(pool, scenario, Leaking, fails, all_io=True)
     assert (Verdict.ISOLATION, cause) in leaking.found, leaking.found

@@ -17,7 +17,7 @@ from qmpshim.model.explore.walk import Budget
 
 
 def test_a_commit_that_gets_no_answer_is_missed(
-    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its write to the secondary disk is done, and that is never reported."""
     monkeypatch.setattr(liveness, "_COMMIT", 1.0)
@@ -31,8 +31,8 @@ def test_a_commit_that_gets_no_answer_is_missed(
         machine.gate.release(named.io)
 
     (scenario,) = scenarios.named("OQ")
-    system = RealSystem(stage, scenario, release=release)
+    system = RealSystem(pool, scenario, release=release)
     explore(system, Mode.DPOR, Budget(schedules=1), stop=False)
-    stage.discard()
+    pool.discard()
     assert unanswered
     assert set(system.found) == {(Verdict.HANG, Cause(CauseKind.COMMIT_HANGS))}

@@ -28,7 +28,7 @@ Release = Callable[[GatedMachine, NamedIo], None]
 
 
 def explored(
-    stage: QemuPool,
+    pool: QemuPool,
     name: str,
     release: Release = faithfully,
     mode: Mode = Mode.STATEFUL,
@@ -36,7 +36,7 @@ def explored(
     most: int = 400,
 ) -> RealSystem:
     (scenario,) = scenarios.named(name)
-    system = RealSystem(stage, scenario, release=release, errnos=errnos)
+    system = RealSystem(pool, scenario, release=release, errnos=errnos)
     explore(system, mode, Budget(schedules=most, seconds=20), stop=False)
     assert system.finished and not system.derailed
     return system
@@ -47,11 +47,11 @@ def kinds(system: RealSystem) -> set[tuple[Verdict, CauseKind, str]]:
 
 
 @pytest.mark.parametrize("name", ["push-Vi", "push-Dn", "push-Zt", "push-Sa"])
-def test_a_faithful_storage_shows_nothing(stage: QemuPool, name: str) -> None:
-    assert not explored(stage, name).found
+def test_a_faithful_storage_shows_nothing(pool: QemuPool, name: str) -> None:
+    assert not explored(pool, name).found
 
 
-def test_states_are_told_apart(stage: QemuPool) -> None:
+def test_states_are_told_apart(pool: QemuPool) -> None:
     """What is reduced hides no outcome: all schedules, one by one, end in the same ways."""
 
     class Recording(RealSystem):
@@ -66,7 +66,7 @@ def test_states_are_told_apart(stage: QemuPool) -> None:
         (scenario,) = scenarios.named(name)
         ends = {}
         for mode in (Mode.STATEFUL, Mode.NAIVE):
-            system = Recording(stage, scenario)
+            system = Recording(pool, scenario)
             system.ends = set()
             assert explore(system, mode, Budget(schedules=400), stop=False).exhaustive
             ends[mode] = system.ends
@@ -81,15 +81,15 @@ def _after_t0(machine: GatedMachine, named: NamedIo) -> None:
 
 
 @pytest.mark.parametrize("name", ["push-Wf", "push-Wi"])
-def test_a_copy_taken_after_t0_is_found_out(stage: QemuPool, name: str) -> None:
+def test_a_copy_taken_after_t0_is_found_out(pool: QemuPool, name: str) -> None:
     assert (Verdict.CONTENT, CauseKind.WRONG_DATA, "target") in kinds(
-        explored(stage, name, _after_t0)
+        explored(pool, name, _after_t0)
     )
 
 
 @pytest.mark.parametrize("name", ["push-Wf", "push-Wi"])
-def test_a_cluster_that_is_left_out_is_found_out(stage: QemuPool, name: str) -> None:
-    found = kinds(explored(stage, name, drop("hidden")))
+def test_a_cluster_that_is_left_out_is_found_out(pool: QemuPool, name: str) -> None:
+    found = kinds(explored(pool, name, drop("hidden")))
     assert (Verdict.CONTENT, CauseKind.WRONG_DATA, "target") in found
 
 
@@ -105,7 +105,7 @@ def _seen_as(
 
 
 def test_a_target_of_two_points_in_time_is_found_out(
-    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One write spans two clusters; the target has it in one, and what was before in the other."""
 
@@ -116,24 +116,24 @@ def test_a_target_of_two_points_in_time_is_found_out(
         return replace(left, target=tuple(target))
 
     _seen_as(monkeypatch, torn)
-    found = explored(stage, "push-Vf").found
+    found = explored(pool, "push-Vf").found
     assert (Verdict.CONTENT, Cause(CauseKind.NO_POINT_IN_TIME, "target")) in found
 
 
 def test_a_job_that_ends_by_itself_is_found_out(
-    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _seen_as(monkeypatch, lambda left, scenario: replace(left, ending=Ending.CANCELLED))
-    found = kinds(explored(stage, "push-Wf"))
+    found = kinds(explored(pool, "push-Wf"))
     assert found == {(Verdict.ERROR_CONTRACT, CauseKind.JOB_ENDS, "backup job")}
 
 
 def test_a_failed_copy_that_is_not_reported_is_found_out(
-    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _seen_as(
         monkeypatch,
         lambda left, scenario: replace(left, ending=left.ending and Ending.COMPLETED),
     )
-    found = kinds(explored(stage, "push-fd", errnos=(5,), most=40))
+    found = kinds(explored(pool, "push-fd", errnos=(5,), most=40))
     assert (Verdict.ERROR_CONTRACT, CauseKind.ERROR_MASKED, "backup job") in found

@@ -29,7 +29,7 @@ Release = Callable[[GatedMachine, NamedIo], None]
 
 
 def found(
-    stage: QemuPool,
+    pool: QemuPool,
     scenario: RealScenario,
     release: Release = faithfully,
     how: How = How.NONE,
@@ -38,9 +38,9 @@ def found(
 ) -> set[tuple[Verdict, Cause]]:
     """What is found in the schedules of a scenario."""
     check = CrashPoints(how).check
-    system = RealSystem(stage, scenario, release=release, each_step=check, all_io=all_io)
+    system = RealSystem(pool, scenario, release=release, each_step=check, all_io=all_io)
     explore(system, Mode.DPOR, Budget(schedules=most), stop=False)
-    stage.discard()
+    pool.discard()
     assert system.finished
     return set(system.found)
 
@@ -72,15 +72,15 @@ def without_flushes_of(image: str) -> Release:
     ],
 )
 def test_an_answered_flush_has_reached_the_image(
-    stage: QemuPool, side: str, image: str, secondary: str
+    pool: QemuPool, side: str, image: str, secondary: str
 ) -> None:
     scenario = flushed(side, secondary)
-    assert found(stage, scenario) == set()
+    assert found(pool, scenario) == set()
     lost = (
         Verdict.LOST_WRITE,
         Cause(CauseKind.NOT_ON_DISK, f"{side}_write", f"{side}_flush"),
     )
-    assert lost in found(stage, scenario, without_flushes_of(image))
+    assert lost in found(pool, scenario, without_flushes_of(image))
 
 
 def fua(side: str, secondary: str = "raw") -> RealScenario:
@@ -112,38 +112,38 @@ def without_fua(self: Journal, offset: int, before: bytes, fua: bool) -> None:
     ],
 )
 def test_an_answered_fua_write_is_durable(
-    stage: QemuPool, side: str, image: str, secondary: str, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, side: str, image: str, secondary: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scenario = fua(side, secondary)
-    assert found(stage, scenario) == set()
+    assert found(pool, scenario) == set()
     if (side, secondary) == ("primary", "raw"):
         monkeypatch.setattr(Journal, "note", without_fua)
-        assert lost_fua(side) in found(stage, scenario)
+        assert lost_fua(side) in found(pool, scenario)
     else:
-        assert lost_fua(side) in found(stage, scenario, without_flushes_of(image))
+        assert lost_fua(side) in found(pool, scenario, without_flushes_of(image))
 
 
 def test_a_loss_of_power_takes_no_fua_write(
-    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not only when it ends: at any time after that."""
     scenario = fua("primary")
-    assert found(stage, scenario, how=How.POWER_LOSS) == set()
+    assert found(pool, scenario, how=How.POWER_LOSS) == set()
     monkeypatch.setattr(Journal, "note", without_fua)
     monkeypatch.setattr(OnlineChecker, "made_durable", lambda self, now, index: None)
-    assert lost_fua("primary") in found(stage, scenario, how=How.POWER_LOSS)
+    assert lost_fua("primary") in found(pool, scenario, how=How.POWER_LOSS)
 
 
-def test_tables_are_ordered_by_flushes(stage: QemuPool) -> None:
+def test_tables_are_ordered_by_flushes(pool: QemuPool) -> None:
     """Without the flush between them, a table may be there that refers to a free cluster."""
     scenario = flushed("guest")
-    assert found(stage, scenario, faithfully, How.POWER_LOSS, all_io=True, most=8) == set()
+    assert found(pool, scenario, faithfully, How.POWER_LOSS, all_io=True, most=8) == set()
     broken = (
         Verdict.CORRUPTION,
         Cause(CauseKind.BROKEN_BY_CRASH, "active", POWER_LOSS),
     )
     unordered = without_flushes_of("active")
-    assert broken in found(stage, scenario, unordered, How.POWER_LOSS, all_io=True, most=8)
+    assert broken in found(pool, scenario, unordered, How.POWER_LOSS, all_io=True, most=8)
 
 
 class Disk:

@@ -63,33 +63,33 @@ FLUSHED = single(WRITE, replace(FLUSH, after=0))
 # -- QEMU as it is ---------------------------------------------------------------------------------
 
 
-def test_what_qemu_does_is_told_in_its_own_words(stage: QemuPool) -> None:
+def test_what_qemu_does_is_told_in_its_own_words(pool: QemuPool) -> None:
     """Case 1 is masked, and what comes of that; case 2 is as the document has it."""
-    assert not explored(stage, single(WRITE)).found
-    assert told(explored(stage, single(WRITE), fails=OWN)) == {Verdict.ERROR_CONTRACT: {MASKED}}
-    assert told(explored(stage, single(WRITE, READ), fails=OWN)) == {
+    assert not explored(pool, single(WRITE)).found
+    assert told(explored(pool, single(WRITE), fails=OWN)) == {Verdict.ERROR_CONTRACT: {MASKED}}
+    assert told(explored(pool, single(WRITE, READ), fails=OWN)) == {
         Verdict.LOST_WRITE: {f"{MASKED}, and is not read back"}
     }
-    assert not explored(stage, single(WRITE, STATUS), fails=FORWARDED).found
-    assert not explored(stage, single(WRITE, STATUS), fails=FORWARDED, errno=CUT).found
+    assert not explored(pool, single(WRITE, STATUS), fails=FORWARDED).found
+    assert not explored(pool, single(WRITE, STATUS), fails=FORWARDED, errno=CUT).found
     stopped = single(STOP, replace(WRITE, after=0))
     for fails, found in ((None, {}), (OWN, {})):
-        assert told(explored_second(stage, stopped, fails)) == found
+        assert told(explored_second(pool, stopped, fails)) == found
 
 
-def explored_first(stage: QemuPool, scenario: RealScenario, fails: str) -> RealSystem:
+def explored_first(pool: QemuPool, scenario: RealScenario, fails: str) -> RealSystem:
     """As :func:`explored`."""
-    return explored(stage, scenario, fails=fails)
+    return explored(pool, scenario, fails=fails)
 
 
 def explored_second(
-    stage: QemuPool,
+    pool: QemuPool,
     scenario: RealScenario,
     fails: str | None,
     kind: type[RealSystem] = RealSystem,
 ) -> RealSystem:
     """As :func:`explored`, but it is the second operation's I/O that fails."""
-    system = kind(stage, scenario, plan={io_id(1, fails): 5} if fails else {})
+    system = kind(pool, scenario, plan={io_id(1, fails): 5} if fails else {})
     system.reset()
     while left := system.enabled():
         system.take(left[0])
@@ -147,12 +147,12 @@ SPOILT: dict[type[PrimaryChain], tuple[RealScenario, str | None, Verdict, str]] 
 
 @pytest.mark.parametrize("chain", SPOILT, ids=lambda chain: chain.__name__)
 def test_a_model_that_is_wrong_is_not_agreed_with(
-    stage: QemuPool, chain: type[PrimaryChain], monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, chain: type[PrimaryChain], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scenario, fails, verdict, cause = SPOILT[chain]
-    assert not explored(stage, scenario, fails=fails).found
+    assert not explored(pool, scenario, fails=fails).found
     monkeypatch.setattr(sequential, "PrimaryChain", chain)
-    assert told(explored(stage, scenario, fails=fails)) == {verdict: {cause}}
+    assert told(explored(pool, scenario, fails=fails)) == {verdict: {cause}}
 
 
 class Masks(PrimaryChain):
@@ -166,13 +166,13 @@ class Masks(PrimaryChain):
 
 
 def test_a_model_that_masks_errors_finds_no_fault_with_qemu(
-    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its answer: that the data were refused is known without a model."""
     monkeypatch.setattr(sequential, "PrimaryChain", Masks)
-    assert not explored_second(stage, FLUSHED, "primary flush").found
+    assert not explored_second(pool, FLUSHED, "primary flush").found
     silent = "guest_write says success after a refused primary write"
-    assert causes(explored(stage, single(WRITE), fails=OWN)) == {silent}
+    assert causes(explored(pool, single(WRITE), fails=OWN)) == {silent}
 
 
 # -- the disks under QEMU --------------------------------------------------------------------------
@@ -196,34 +196,34 @@ def test_a_model_that_masks_errors_finds_no_fault_with_qemu(
     ],
 )  # fmt: skip
 def test_a_lying_disk_is_convicted(
-    stage: QemuPool, lie: Release, ops: tuple[Operation, ...], verdict: Verdict, cause: str
+    pool: QemuPool, lie: Release, ops: tuple[Operation, ...], verdict: Verdict, cause: str
 ) -> None:
-    assert not explored(stage, single(*ops)).found
-    assert told(explored(stage, single(*ops), release=lie)) == {verdict: {cause}}
+    assert not explored(pool, single(*ops)).found
+    assert told(explored(pool, single(*ops), release=lie)) == {verdict: {cause}}
 
 
 @pytest.mark.parametrize("write", [WRITE, operation("guest_zero", 0, 128)])
 def test_a_flush_that_is_dropped_is_found_out_after_a_failure_too(
-    stage: QemuPool, write: Operation
+    pool: QemuPool, write: Operation
 ) -> None:
     """Where the forwarded write failed, or zeroes were written: the own disk is owed it still."""
     scenario = single(write, replace(FLUSH, after=0))
     fails = FORWARDED if write is WRITE else None
     cause = "guest_flush does not flush the primary disk"
-    assert cause not in causes(explored(stage, scenario, fails=fails))
-    assert cause in causes(explored(stage, scenario, fails=fails, release=drop_primary_flush))
+    assert cause not in causes(explored(pool, scenario, fails=fails))
+    assert cause in causes(explored(pool, scenario, fails=fails, release=drop_primary_flush))
 
 
-def test_a_primary_that_was_stopped_before_forwards_nothing(stage: QemuPool) -> None:
+def test_a_primary_that_was_stopped_before_forwards_nothing(pool: QemuPool) -> None:
     scenario = replace(single(WRITE), setup=(STOP,))
-    assert not explored(stage, scenario).found
+    assert not explored(pool, scenario).found
 
 
 @pytest.mark.parametrize("fails", [OWN, FORWARDED])
 def test_a_refused_write_that_happened_nevertheless_is_found_out(
-    stage: QemuPool, fails: str
+    pool: QemuPool, fails: str
 ) -> None:
-    lying = explored(stage, single(WRITE), Lying, fails)
+    lying = explored(pool, single(WRITE), Lying, fails)
     disk = fails.split()[0]
     assert told(lying) == {
         Verdict.LOST_WRITE: {
@@ -235,38 +235,38 @@ def test_a_refused_write_that_happened_nevertheless_is_found_out(
 # -- QEMU ------------------------------------------------------------------------------------------
 
 
-def test_a_swallowed_error_is_found_out_where_qemu_tells_it(stage: QemuPool) -> None:
+def test_a_swallowed_error_is_found_out_where_qemu_tells_it(pool: QemuPool) -> None:
     """Once replication is over nothing masks it."""
     stopped = single(STOP, replace(WRITE, after=0))
-    found = causes(explored_second(stage, stopped, OWN, Swallowing))
+    found = causes(explored_second(pool, stopped, OWN, Swallowing))
     assert found == {"guest_write answers ok, after a failed primary write"}
 
 
-def test_a_write_that_was_not_forwarded_and_not_told_of(stage: QemuPool) -> None:
+def test_a_write_that_was_not_forwarded_and_not_told_of(pool: QemuPool) -> None:
     class Silent(RealSystem):
         def _verdict(self, seen: Outcome) -> RealViolation | None:
             return super()._verdict(replace(seen, status=None))
 
-    assert causes(explored(stage, single(WRITE), Silent, FORWARDED)) == {str(quorum.NOT_IN_STATUS)}
+    assert causes(explored(pool, single(WRITE), Silent, FORWARDED)) == {str(quorum.NOT_IN_STATUS)}
 
 
-def test_a_status_that_cries_without_a_reason(stage: QemuPool) -> None:
+def test_a_status_that_cries_without_a_reason(pool: QemuPool) -> None:
     class Crying(RealSystem):
         def _verdict(self, seen: Outcome) -> RealViolation | None:
             return super()._verdict(replace(seen, status="I/O error occurred"))
 
-    found = causes(explored(stage, single(WRITE), Crying))
+    found = causes(explored(pool, single(WRITE), Crying))
     assert found == {"final status I/O error occurred"}
 
 
-def test_an_error_that_no_event_tells_of(stage: QemuPool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_no_event_tells_of(pool: QemuPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither an error nor QUORUM_REPORT_BAD."""
     take_in = NonBlockingQmp._take_in
 
     def deaf(qmp: NonBlockingQmp, line: bytes) -> str:
         return "" if b"QUORUM_REPORT_BAD" in line else take_in(qmp, line)
 
-    stage.discard()
+    pool.discard()
     monkeypatch.setattr(quorum, "_LATE", 0.3)
     for scenario, fails, run, do in (
         (single(WRITE), OWN, explored_first, "guest_write"),
@@ -274,12 +274,12 @@ def test_an_error_that_no_event_tells_of(stage: QemuPool, monkeypatch: pytest.Mo
     ):
         with monkeypatch.context() as patch:
             patch.setattr(NonBlockingQmp, "_take_in", deaf)
-            found = told(run(stage, scenario, fails))
+            found = told(run(pool, scenario, fails))
             cause = f"{do}: neither an error nor QUORUM_REPORT_BAD"
             assert found == {Verdict.ERROR_CONTRACT: {cause}}
-        stage.discard()
+        pool.discard()
         masks = f"{do} says success after a refused primary {do.split('_')[1]}"
-        assert causes(run(stage, scenario, fails)) == {masks}
+        assert causes(run(pool, scenario, fails)) == {masks}
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_an_error_that_no_event_tells_of(stage: QemuPool, monkeypatch: pytest.Mo
     ],
 )
 def test_replication_that_runs_or_not_as_it_should_not(
-    stage: QemuPool, do: str, scenario: str, cause: str, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, do: str, scenario: str, cause: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stop that does nothing, and a query that stops it."""
     command = real_ops.command
@@ -302,17 +302,17 @@ def test_replication_that_runs_or_not_as_it_should_not(
     def other(machine: GatedMachine, what: str) -> tuple[str, Mapping[str, Any]]:
         return instead(machine) if what == do else command(machine, what)
 
-    assert not explored(stage, one(scenario)).found
+    assert not explored(pool, one(scenario)).found
     monkeypatch.setattr(real_ops, "command", other)
-    found = causes(explored(stage, one(scenario)))
-    stage.discard()
+    found = causes(explored(pool, one(scenario)))
+    pool.discard()
     assert cause in found, found
 
 
-def test_both_refused_is_explored_and_told(stage: QemuPool) -> None:
+def test_both_refused_is_explored_and_told(pool: QemuPool) -> None:
     plan = quorum.both_refused([io_id(0, OWN), io_id(0, FORWARDED)], [CUT, 5])
     assert plan == [{io_id(0, OWN): 5, io_id(0, FORWARDED): 5}]
-    system = RealSystem(stage, single(WRITE), plan=plan[0])
+    system = RealSystem(pool, single(WRITE), plan=plan[0])
     system.reset()
     while left := system.enabled():
         system.take(left[0])
@@ -320,6 +320,6 @@ def test_both_refused_is_explored_and_told(stage: QemuPool) -> None:
     assert told(system) == {Verdict.LOST_WRITE: {f"{MASKED} and a refused secondary one"}}
 
 
-def test_honest_disks_convict_nobody(stage: QemuPool) -> None:
+def test_honest_disks_convict_nobody(pool: QemuPool) -> None:
     for name in ("primary-RP", "primary-GF", "primary-EQ", "primary-SQ", "primary-OG"):
-        assert not explored(stage, one(name), release=faithfully).found, name
+        assert not explored(pool, one(name), release=faithfully).found, name

@@ -29,10 +29,10 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
 
 
-def executed(stage: QemuPool, errno: int | None) -> RealSystem:
+def executed(pool: QemuPool, errno: int | None) -> RealSystem:
     """One execution; its first I/O ends with this error."""
     (scenario,) = scenarios.named("WP")
-    system = RealSystem(stage, scenario, errnos=() if errno is None else (errno,))
+    system = RealSystem(pool, scenario, errnos=() if errno is None else (errno,))
     system.reset()
     for index in range(2):
         system.take(Start(index))
@@ -40,7 +40,7 @@ def executed(stage: QemuPool, errno: int | None) -> RealSystem:
         failing = [choice for choice in left if isinstance(choice, Fail)]
         system.take(failing[0] if failing and not system.now.faults else left[0])
     system.finish()
-    stage.discard()
+    pool.discard()
     return system
 
 
@@ -55,9 +55,9 @@ def executed(stage: QemuPool, errno: int | None) -> RealSystem:
     ],
 )
 def test_each_event_of_an_execution_is_read_again(
-    stage: QemuPool, errno: int | None, what: What, text: str
+    pool: QemuPool, errno: int | None, what: What, text: str
 ) -> None:
-    system = executed(stage, errno)
+    system = executed(pool, errno)
     ops = system.scenario.ops
     told = [event for event in system.now.events if not event.text.startswith("afterwards")]
     for event in system.now.events:

@@ -29,7 +29,7 @@ from qmpshim.model.check.verdict import Verdict
 
 
 def strike(patch: pytest.MonkeyPatch, command: str, number: int) -> None:
-    """QEMU gets this signal in the moment that the stage gives it this command."""
+    """QEMU gets this signal in the moment that the pool gives it this command."""
     call, batch = GatedMachine.call, GatedMachine.batch
 
     def struck(self: GatedMachine, given: str) -> None:

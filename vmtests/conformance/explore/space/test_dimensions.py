@@ -32,24 +32,24 @@ from qmpshim.model.runtime.coroutines import Co, ModelIOError
 _SMALL = "relation=during,place=small"
 
 
-def misreads(stage: QemuPool) -> bool:
+def misreads(pool: QemuPool) -> bool:
     """Whether the build has ``snapshot-read-returns-new-data``, which comes before all else."""
-    return (7, 0) <= read_version(stage.build)[0] < (8, 0)
+    return (7, 0) <= read_version(pool.build)[0] < (8, 0)
 
 
-def found(stage: QemuPool, name: str, most: int = 40) -> set[tuple[Verdict, Cause]]:
+def found(pool: QemuPool, name: str, most: int = 40) -> set[tuple[Verdict, Cause]]:
     """What is wrong in the first schedules of a point of the space."""
     scenario = scenario_of(point_named(name))
-    if scenario.has("snapshot-access") and scenario.accessible is None and misreads(stage):
+    if scenario.has("snapshot-access") and scenario.accessible is None and misreads(pool):
         pytest.skip("its snapshot-read-returns-new-data comes first, whatever is read")
-    return found_in(stage, scenario, most)
+    return found_in(pool, scenario, most)
 
 
-def found_in(stage: QemuPool, scenario: RealScenario, most: int = 40) -> set[tuple[Verdict, Cause]]:
+def found_in(pool: QemuPool, scenario: RealScenario, most: int = 40) -> set[tuple[Verdict, Cause]]:
     """What is wrong in the first schedules of a scenario, known or not."""
-    version = read_version(stage.build)[0]
+    version = read_version(pool.build)[0]
     system = RealSystem(
-        stage, scenario, checker=LinearizabilityChecker(scenario, behaviour_of(version))
+        pool, scenario, checker=LinearizabilityChecker(scenario, behaviour_of(version))
     )
     try:
         explore(system, Mode.DPOR, Budget(schedules=most), stop=False)
@@ -71,13 +71,13 @@ def found_in(stage: QemuPool, scenario: RealScenario, most: int = 40) -> set[tup
     ],
 )
 def test_a_copy_is_as_large_as_the_target_or_an_option_wants_it(
-    stage: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert found(stage, name) == set()
+    assert found(pool, name) == set()
     monkeypatch.setattr(
         backup_job, "backup_calculate_cluster_size", lambda *_: BACKUP_CLUSTER_SIZE_DEFAULT
     )
-    assert found(stage, name)
+    assert found(pool, name)
 
 
 def _copies_all(job: CopyBeforeWriteJob) -> None:
@@ -111,14 +111,14 @@ def _forgets_the_last(job: CopyBeforeWriteJob) -> None:
     ],
 )
 def test_a_snapshot_has_what_its_bitmap_names(
-    stage: QemuPool,
+    pool: QemuPool,
     second: str,
     bitmap: str,
     mutant: Callable[[CopyBeforeWriteJob], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name = f"primary_write+{second},form=fleecing,bitmap={bitmap}"
-    assert found(stage, name) == set()
+    assert found(pool, name) == set()
     made = CopyBeforeWriteJob.__init__
 
     def init(job: CopyBeforeWriteJob, *args: Any, **named: Any) -> None:
@@ -126,7 +126,7 @@ def test_a_snapshot_has_what_its_bitmap_names(
         mutant(job)
 
     monkeypatch.setattr(CopyBeforeWriteJob, "__init__", init)
-    assert found(stage, name)
+    assert found(pool, name)
 
 
 def _paused_copies_nothing(chain: Chain, job: BackupJob, start: int, count: int) -> Co[None]:
@@ -149,7 +149,7 @@ def _pause_is_forgotten(chain: Chain) -> Co[None]:
     ],
 )
 def test_a_job_that_is_paused_copies_and_is_not_cancelled(
-    stage: QemuPool,
+    pool: QemuPool,
     name: str,
     method: str,
     mutant: Callable[..., Co[None]],
@@ -157,18 +157,18 @@ def test_a_job_that_is_paused_copies_and_is_not_cancelled(
 ) -> None:
     operations, _, more = name.partition(",")
     name = ",".join(filter(None, (operations, "form=backup", more)))
-    assert found(stage, name) == set()
+    assert found(pool, name) == set()
     monkeypatch.setattr(Chain, method, mutant)
-    assert found(stage, name)
+    assert found(pool, name)
 
 
-def test_a_slow_job_holds_up_no_write(stage: QemuPool) -> None:
+def test_a_slow_job_holds_up_no_write(pool: QemuPool) -> None:
     """A mutant of QEMU 10.0's block-copy.c (804, the limit not ignored) hangs here."""
     name = "primary_write+job_speed,form=backup,third=then_primary_write"
-    assert found(stage, name) == set()
+    assert found(pool, name) == set()
 
 
-def test_a_block_status_never_has_zeroes_where_the_snapshot_has_none(stage: QemuPool) -> None:
+def test_a_block_status_never_has_zeroes_where_the_snapshot_has_none(pool: QemuPool) -> None:
     """7.2 reports the source's, which has new zeroes by then.
 
     Mutants of 10.0's ``cbw_co_snapshot_block_status`` (306, 310, 321) are killed by this.
@@ -176,20 +176,20 @@ def test_a_block_status_never_has_zeroes_where_the_snapshot_has_none(stage: Qemu
     scenario = scenario_of(
         point_named("primary_zero+guest_block_status,form=fleecing,relation=starts")
     )
-    wrong = {cause.subject for _, cause in found_in(stage, scenario)}
-    assert wrong == ({"guest_block_status", "view"} if misreads(stage) else set())
+    wrong = {cause.subject for _, cause in found_in(pool, scenario)}
+    assert wrong == ({"guest_block_status", "view"} if misreads(pool) else set())
 
 
 def test_zeroes_that_must_be_fast_are_written_where_they_are(
-    stage: QemuPool, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where backup's filter lost the flag it would have to refuse them (BDRV_REQ_NO_FALLBACK)."""
     name = "primary_zero_fast+guest_read,form=backup"
-    assert found(stage, name) == set()
+    assert found(pool, name) == set()
 
     def refused(chain: Chain, *place: int) -> Co[None]:
         raise ModelIOError(ENOTSUP)
         yield
 
     monkeypatch.setattr(Chain, "primary_zero_fast", refused)
-    assert {kind for kind, _ in found(stage, name)} == {Verdict.ERROR_CONTRACT}
+    assert {kind for kind, _ in found(pool, name)} == {Verdict.ERROR_CONTRACT}
