@@ -32,7 +32,7 @@ from qmpshim.model.chain.primary import PrimaryChain
 from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
 from qmpshim.model.chain.secondary import Chain, CommandError, Stage, Workflow
 from qmpshim.model.disks.block_copy import CopyBeforeWriteJob
-from qmpshim.model.disks.image import Alloc, Qcow2Image, is_zero, owned
+from qmpshim.model.disks.image import Alloc, Qcow2Image, owned
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.pointintime.bitmap import RefusedError
 from qmpshim.model.pointintime.jobs import Ending
@@ -144,8 +144,8 @@ class FaultPlacement:
 
     :param emptied: an overlay that fails while it is emptied is empty all the same: it is many
         writes, and only the last may fail (``make_completely_empty``, block/qcow2.c)
-    :param zeroes_known: zeroes of an overlay that is gone are read from its tables: they may be in
-        zero clusters (the model cannot know where zeroes of a raw disk were copied as such)
+    :param in_tables: whether an I/O of an image that is gone is done all the same, in tables of
+        qcow2's that are in memory
     :ivar may_be_missed: it need not fail an I/O of the sequential execution: of an image that is
         gone, what failed may have been qcow2's own
     """
@@ -156,13 +156,13 @@ class FaultPlacement:
         victim: int = -1,
         done: Mapping[int, int] | None = None,
         emptied: bool = False,
-        zeroes_known: bool = False,
+        in_tables: Callable[[Io], bool] = lambda io: False,
         may_be_missed: bool = False,
     ) -> None:
         self.hit = hit
         self.victim = victim
         self.emptied = emptied
-        self.zeroes_known = zeroes_known
+        self.in_tables = in_tables
         self.may_be_missed = may_be_missed
         self.met = False
         self._left = dict(done or {})
@@ -184,7 +184,7 @@ class FaultPlacement:
             if self._left.get(op, 0):
                 self._left[op] -= 1
                 return 0
-            if self.zeroes_known and io.op == "read" and is_zero(io.perform()):
+            if self.in_tables(io):
                 return 0
             return self._strike(io)
 

@@ -358,6 +358,33 @@ def test_zeroes_of_a_gone_overlay_may_be_read_from_its_tables(pool: QemuPool) ->
     assert causes(explored(pool, elsewhere, Remembering, fails, CUT)) - quiet
 
 
+def test_zeroes_may_be_made_in_the_tables_of_a_disk_that_is_gone(pool: QemuPool) -> None:
+    """What is not copied needs nothing of the disk for that; data do, and so does a raw disk."""
+    if read_version(pool.build)[0] < (7, 1):
+        pytest.skip("copy-before-write has no bitmap")
+    ops = operation("guest_read", 0, C), operation("primary_zero", 2 * C, C, after=0)
+    ends = ("filter", "bitmap.written", ((8192, 12288), (196608, 200704)))
+    scenario = scenarios.RealScenario(
+        "B", ops, form="fleecing", size=4 * C, secondary="qcow2", options=(ends,)
+    )
+    fails = "secondary read 0+128"
+    assert not explored(pool, scenario, fails=fails, errno=CUT).found
+
+    class Silent(Swallowing):
+        """A QEMU that reports no error of what the primary sends."""
+
+        def _take_answer(self, index: int) -> None:
+            answers = self.now.answers
+            RealSystem._take_answer(self, index)
+            if self.scenario.ops[index].changes and isinstance(answers[index], IoError):
+                answers[index] = OK
+
+    write = replace(scenario, ops=(ops[0], operation("primary_write", 2 * C, C, after=0)))
+    for other in (write, replace(scenario, secondary="raw")):
+        (cause,) = causes(explored(pool, other, Silent, fails, CUT))
+        assert cause.startswith(f"{other.ops[1].name} answers ok"), cause
+
+
 def test_a_disk_may_go_away_when_many_copies_are_done(pool: QemuPool) -> None:
     """The sequential execution reads each of the five granules; then comes the write."""
     scenario = scenarios.RealScenario("W", (operation("primary_write", 0, 5 * C),), size=5 * C)
