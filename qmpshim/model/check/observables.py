@@ -66,7 +66,7 @@ def agrees(observable: Observable, predicted: Any, observed: Any) -> bool:
     match observable.aspect:
         case Aspect.ANSWER:
             return admits(predicted, observed)
-        case Aspect.DATA:
+        case Aspect.DATA if isinstance(observed, tuple):  # of each sector, not of a whole cell
             pairs = zip(predicted, observed, strict=True)
             return all(there in (want, NOT_ZEROES) for want, there in pairs)
         case Aspect.READABLE:
