@@ -37,6 +37,8 @@ class Explored:
     :ivar reached: those of which :data:`LEAST` schedules were taken, or all that there are
     :ivar exhausted: those of which every schedule was
     :ivar skipped: those that could not be done, :ivar why: the reason of the first of them
+    :ivar lacking: those of the covering array that need what the build has not, such as an option
+        of later versions
     :ivar confirmed: findings that showed themselves again on fresh QEMUs, known ones among them
     :ivar unconfirmed: what did not, or could not be tried again
     """
@@ -46,6 +48,7 @@ class Explored:
     exhausted: int = 0
     schedules: int = 0
     skipped: int = 0
+    lacking: int = 0
     why: str = ""
     confirmed: list[Finding] = field(default_factory=list)
     unconfirmed: list[Finding] = field(default_factory=list)
@@ -106,7 +109,9 @@ def explore_uses(
         explored.exhausted = sum(one.exhaustive for one in own)
         explored.schedules = sum(one.schedules for one in own)
         reasons = [one.skipped for one in own if one.skipped]
-        explored.skipped, explored.why = len(reasons), next(iter(reasons), "")
+        explored.lacking = sum(bool(one.skipped) and is_name(one.name) for one in own)
+        explored.skipped = len(reasons) - explored.lacking
+        explored.why = next(iter(reasons), "")
         explored.confirmed = [f for f in report.findings if names & set(f.scenarios)]
         explored.unconfirmed = [f for f in report.unconfirmed if names & set(f.scenarios)]
     return found

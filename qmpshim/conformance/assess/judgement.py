@@ -69,6 +69,7 @@ class Judgement:
         return (
             f"{text}, {explored.schedules} schedules of {explored.reached} of "
             f"{explored.scenarios} scenarios explored ({explored.exhausted} exhausted)"
+            + (f", {explored.lacking} need what it does not have" if explored.lacking else "")
         )
 
 
@@ -92,12 +93,12 @@ def judge(use: Use, trials: Sequence[Trial], explored: Explored) -> Judgement:
     reasons = tuple(one for one in everything if _disqualifies(one))
     if not explored.scenarios:
         doubts.append(f"there is no exploration of {use.words} in this qmpshim")
-    elif explored.skipped == explored.scenarios:
+    elif explored.skipped + explored.lacking == explored.scenarios:
         doubts.append(f"this build cannot do it: {explored.why}")
     elif explored.skipped:
         many = f"{explored.skipped} of {explored.scenarios}"
         doubts.append(f"{many} scenarios could not be done: {explored.why}")
-    if left := explored.scenarios - explored.skipped - explored.reached:
+    if left := explored.scenarios - explored.skipped - explored.lacking - explored.reached:
         doubts.append(f"{left} of {explored.scenarios} scenarios were not explored in the budget")
     doubts += [
         f"seen once, and not each time: {finding.described}"

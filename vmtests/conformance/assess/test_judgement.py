@@ -31,6 +31,13 @@ def test_nothing_seen_and_all_tried_is_reliable() -> None:
     assert "400 schedules of 36 of 36 scenarios" in told.figures
 
 
+def test_an_option_that_the_build_does_not_have_is_no_doubt() -> None:
+    judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, reached=30, lacking=6, why="no option"))
+    assert (judged.answer, judged.doubts) == (Answer.RELIABLE, ())
+    assert "30 of 36 scenarios" in judged.figures
+    assert "6 need what it does not have" in judged.figures
+
+
 @pytest.mark.parametrize("one", write_ups(), ids=lambda one: one.name)
 def test_what_is_shown_counts_by_its_meaning_for_its_uses_alone(one: object) -> None:
     (known,) = [other for other in write_ups() if other is one]
@@ -62,6 +69,8 @@ def test_the_worst_comes_first() -> None:
         (NONE_SEEN, replace(ALL, reached=35)),
         (NONE_SEEN, replace(ALL, reached=0, skipped=36, why="no driver")),
         (NONE_SEEN, replace(ALL, reached=35, skipped=1, why="no greeting")),
+        (NONE_SEEN, replace(ALL, reached=0, skipped=20, lacking=16, why="no driver")),
+        (NONE_SEEN, replace(ALL, reached=10, lacking=16)),
         (
             NONE_SEEN,
             replace(ALL, unconfirmed=[replace(NEW, known=SNAPSHOT.id, replays=(1, 3))]),
