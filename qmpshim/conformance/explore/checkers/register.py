@@ -134,7 +134,7 @@ CHECKERS: tuple[Checker, ...] = (
         "durability",
         "flushes of the secondary disk after a failover's commit",
         (Verdict.LOST_WRITE,),
-        (("failures", "a_commit_that_is_never_flushed_is_lost"),),
+        (("failed_commits", "a_commit_that_is_never_flushed_is_lost"),),
     ),
     Checker(
         "probe",

@@ -24,7 +24,7 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Owners
 from qmpshim.model.operations import Operation, operation
 from qmpshim.model.runtime.coroutines import Co, ModelIOError
-from vmtests.conformance.explore.checkers.test_failures import (
+from vmtests.support.failing import (
     Lying,
     Swallowing,
     causes,

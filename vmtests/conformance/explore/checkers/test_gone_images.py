@@ -1,0 +1,142 @@
+"""An image that is gone for good: what fails then, and what needs nothing of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from errno import EIO
+
+import pytest
+
+from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.harness.choices import CUT
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
+from qmpshim.machine.builds.build import read_version
+from qmpshim.model.answers import OK, IoError, io_error
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import operation
+from vmtests.support.failing import Swallowing, causes, explored, one, spoilt, unmapping, verdicts
+from vmtests.support.gate import drop_guest
+
+C = scenarios.C
+
+
+def test_a_disk_that_goes_away_with_such_a_discard_may_have_got_all_else(pool: QemuPool) -> None:
+    """What is to be written lies before and behind a cluster that is freed."""
+    unmapping(pool)
+    ops = (operation("primary_zero", 192, 256),)
+    scenario = scenarios.RealScenario("Z", ops, form="backup", size=448, secondary="qcow2")
+    fails = "secondary discard 256+128"
+    assert not explored(pool, scenario, fails=fails, errno=CUT, all_io=True).found
+    silent = explored(pool, scenario, Swallowing, "secondary write 192+64", CUT, all_io=True)
+    assert verdicts(silent) == {Verdict.ERROR_CONTRACT}
+
+
+def test_a_read_of_what_a_gone_overlay_may_have_got_fails(pool: QemuPool) -> None:
+    """A part of the write was linked before the active disk went away, and the read needs it."""
+    ops = operation("guest_write", 42, 64), operation("guest_read", 0, C, after=0)
+    scenario = scenarios.RealScenario("G", ops, cluster=1)
+    fails = "active write 64+42"
+    system = explored(pool, scenario, fails=fails, errno=CUT)
+    assert not system.found, system.found
+    elsewhere = replace(scenario, ops=(ops[0], replace(ops[1], start=C)))
+
+    class Failing(RealSystem):
+        def _take_answer(self, index: int) -> None:
+            super()._take_answer(index)
+            if self.scenario.ops[index].reads:
+                self.now.answers[index] = io_error(EIO)
+
+    assert explored(pool, elsewhere, Failing, fails, CUT).found
+
+
+def test_zeroes_of_a_gone_overlay_may_be_read_from_its_tables(pool: QemuPool) -> None:
+    """They were copied from zeroes, as zero clusters; data there are read no more."""
+    setup = (
+        operation("primary_zero", 0, C),
+        operation("checkpoint"),
+        operation("primary_write", 0, 2 * C),
+    )
+    ops = operation("primary_write", 2 * C, C), operation("guest_read", 0, C, after=0)
+    scenario = scenarios.RealScenario(
+        "Z", ops, setup, size=3 * C, options=(("hidden", "detect-zeroes", "unmap"),)
+    )
+    fails = "hidden write 256+128"
+    quiet = {"case 3. backup failed: not in the status"}
+    assert causes(explored(pool, scenario, fails=fails, errno=CUT)) <= quiet
+    elsewhere = replace(scenario, ops=(ops[0], replace(ops[1], start=C)))
+    assert causes(explored(pool, elsewhere, fails=fails, errno=CUT)) <= quiet
+
+    class Remembering(RealSystem):
+        """A QEMU that returns what can be read no more."""
+
+        def _take_answer(self, index: int) -> None:
+            super()._take_answer(index)
+            if self.scenario.ops[index].reads and self.now.answers[index] != OK:
+                self.now.answers[index], self.now.data[index] = OK, (scenarios.BASE,) * C
+
+    assert causes(explored(pool, elsewhere, Remembering, fails, CUT)) - quiet
+
+
+def test_zeroes_may_be_made_in_the_tables_of_a_disk_that_is_gone(pool: QemuPool) -> None:
+    """What is not copied needs nothing of the disk for that; data do, and so does a raw disk."""
+    if read_version(pool.build)[0] < (7, 1):
+        pytest.skip("copy-before-write has no bitmap")
+    ops = operation("guest_read", 0, C), operation("primary_zero", 2 * C, C, after=0)
+    ends = ("filter", "bitmap.written", ((8192, 12288), (196608, 200704)))
+    scenario = scenarios.RealScenario(
+        "B", ops, form="fleecing", size=4 * C, secondary="qcow2", options=(ends,)
+    )
+    fails = "secondary read 0+128"
+    assert not explored(pool, scenario, fails=fails, errno=CUT).found
+
+    class Silent(Swallowing):
+        """A QEMU that reports no error of what the primary sends."""
+
+        def _take_answer(self, index: int) -> None:
+            answers = self.now.answers
+            RealSystem._take_answer(self, index)
+            if self.scenario.ops[index].changes and isinstance(answers[index], IoError):
+                answers[index] = OK
+
+    write = replace(scenario, ops=(ops[0], operation("primary_write", 2 * C, C, after=0)))
+    for other in (write, replace(scenario, secondary="raw")):
+        (cause,) = causes(explored(pool, other, Silent, fails, CUT))
+        assert cause.startswith(f"{other.ops[1].name} answers ok"), cause
+
+
+def test_a_disk_may_go_away_when_many_copies_are_done(pool: QemuPool) -> None:
+    """The sequential execution reads each of the five granules; then comes the write."""
+    scenario = scenarios.RealScenario("W", (operation("primary_write", 0, 5 * C),), size=5 * C)
+    fails = "secondary write 0+640"
+    system = explored(pool, scenario, fails=fails, errno=CUT)
+    assert causes(system) == {"case 4. I/O error on the secondary disk: not in the status"}
+    assert explored(pool, scenario, Swallowing, fails, CUT).found
+
+
+def test_after_a_disk_is_gone_later_writes_are_done_in_part(pool: QemuPool) -> None:
+    """One cluster is there already; what another is filled up with can be read no more."""
+    ops = operation("guest_write", 42, 40), operation("guest_write", C + 42, C, after=0)
+    scenario = scenarios.RealScenario("G", ops, (operation("guest_write", C, 8),), size=3 * C)
+    system = explored(pool, scenario, fails="secondary read 0+42", errno=CUT)
+    assert not verdicts(system) - {Verdict.ERROR_CONTRACT}, system.found
+    wrong = explored(pool, scenario, spoilt("active", C + 60), "secondary read 0+42", CUT)
+    assert verdicts(wrong) - {Verdict.ERROR_CONTRACT}
+
+
+def test_a_later_write_may_be_done_where_another_met_the_end_of_a_disk(pool: QemuPool) -> None:
+    """The copy that failed is of the cluster that the guest's disk has; the other needs a fill."""
+    setup = operation("primary_write", 0, C), operation("guest_write", C, 8)
+    ops = operation("primary_write", C, C), operation("guest_write", 64, C, after=0)
+    scenario = scenarios.RealScenario("L", ops, setup, size=3 * C)
+    system = explored(pool, scenario, fails="hidden write 128+128", errno=CUT)
+    assert causes(system) == {"case 3. backup failed: not in the status"}
+
+
+def test_what_a_gone_image_does_not_carry_is_judged(pool: QemuPool) -> None:
+    """The secondary disk goes away; the guest's write to the active disk is not excused by it."""
+    # The whole cluster: nothing is read from below.
+    scenario = one("WG")
+    for release, wanted in ((faithfully, False), (drop_guest, True)):
+        system = explored(pool, scenario, fails="secondary read 0+128", errno=CUT, release=release)
+        assert (Verdict.LOST_WRITE in verdicts(system)) is wanted, system.found

@@ -1,0 +1,137 @@
+"""Operations that fail in part: what may be done of them, and what may not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from errno import EIO
+
+import pytest
+
+from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.checkers.parts import Before, done_in_part
+from qmpshim.conformance.explore.checkers.sequential import (
+    FaultPlacement,
+    InjectedFault,
+    run_in_order,
+)
+from qmpshim.conformance.explore.harness.choices import CUT
+from qmpshim.conformance.explore.harness.io_naming import NamedIo
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import faithfully
+from qmpshim.conformance.workload import pattern
+from qmpshim.machine.builds.build import read_version
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.chain.behaviour import behaviour_of
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import operation
+from vmtests.support.failing import FAILOVER, Lying, causes, explored, spoilt, verdicts
+
+C = scenarios.C
+
+
+def test_a_copy_beside_the_failed_one_holds_what_the_setup_left(pool: QemuPool) -> None:
+    """Two copies side by side, since the cluster between has its own: one fails, one does not."""
+    setup = (
+        operation("primary_write", 2 * C, C),
+        operation("checkpoint"),
+        operation("primary_write", C + 8, 8),
+    )
+    ops = (operation("primary_write", 64, 2 * C), operation("status"))
+    scenario = scenarios.RealScenario("V", ops, setup, size=3 * C)
+
+    def spoil(machine: GatedMachine, named: NamedIo) -> None:
+        """The copy that arrives is of what the disk held at the very beginning."""
+        if named.io.image == "hidden" and named.verb == "write" and named.start == 2 * C:
+            data = bytes(pattern.data_of(scenarios.BASE, named.start, named.count))
+            machine.gate.corrupt(named.io, data)
+            return
+        faithfully(machine, named)
+
+    failing = "hidden write 0+128"
+    honest = explored(pool, scenario, fails=failing)
+    assert causes(honest) == {"case 3. backup failed: not in the status"}
+    assert not honest.in_part
+    spoilt = explored(pool, scenario, fails=failing, release=spoil)
+    assert verdicts(spoilt) & {Verdict.CONTENT, Verdict.LOST_WRITE}
+
+
+def test_a_write_of_several_requests_that_fails_is_done_in_part(pool: QemuPool) -> None:
+    """Its middle has a cluster of its own already, so that qcow2 writes three parts at once."""
+    scenario = scenarios.RealScenario(
+        "M",
+        (operation("guest_write", 0, 64), operation("guest_read", 0, C)),
+        (operation("guest_write", 16, 8),),
+        cluster=8,
+    )
+    system = explored(pool, scenario, fails="active write 0+16")
+    assert not system.found and not system.in_part, system.found
+    alone = replace(scenario, ops=scenario.ops[:1])
+    assert explored(pool, alone, spoilt("active", 30), "active write 0+16").found
+    lying = explored(pool, alone, Lying, "active write 16+8")  # no new cluster
+    assert verdicts(lying) == {Verdict.LOST_WRITE}
+
+
+def test_beside_a_cluster_that_cannot_be_filled_the_write_is_done(pool: QemuPool) -> None:
+    """The middle cluster is there already; what the first is filled up with cannot be read."""
+    ops = (operation("guest_write", 42, 2 * C),)
+    scenario = scenarios.RealScenario("G", ops, (operation("guest_write", C, 8),), size=3 * C)
+    for errno in (EIO, CUT):
+        system = explored(pool, scenario, fails="secondary read 0+42", errno=errno)
+        wrong = verdicts(system) - {Verdict.ERROR_CONTRACT}
+        assert not wrong, system.found
+
+
+def test_a_copy_of_several_requests_that_fails_is_done_in_part(pool: QemuPool) -> None:
+    """On a target with clusters of 512 bytes an L2 table, and so a part, is of 64 sectors."""
+    ops = (operation("primary_write", 16, 8),)
+    scenario = scenarios.RealScenario("W", ops, form="backup", cluster=1)
+    assert not explored(pool, scenario, fails="hidden write 64+64").found
+    assert explored(pool, scenario, spoilt("hidden", 30), "hidden write 64+64").found
+
+
+@pytest.mark.parametrize(
+    ("fails", "errno"),
+    [
+        ("hidden write 1536+512", EIO),
+        ("secondary discard 682+342", EIO),
+        ("secondary read 1024+512", CUT),
+    ],
+)
+def test_a_discard_of_several_pieces_that_fails_is_done_in_part(
+    pool: QemuPool, fails: str, errno: int
+) -> None:
+    """It is cut to the clusters of the copy: pieces before the failed one are done, later ones not
+    begun. (That the snapshot shows the new data then, up to 7.2, is written up.)"""
+    if read_version(pool.build)[0] < (7, 1):
+        pytest.skip("there is no filter to fleece with")
+    ops = (operation("primary_discard", 682, 855),)
+    scenario = scenarios.RealScenario(
+        "D", ops, form="fleecing", size=1537, cluster=512,
+        options=(("filter", "discard", "unmap"),),
+    )  # fmt: skip
+    system = explored(pool, scenario, fails=fails, errno=errno)
+    assert not verdicts(system) - {Verdict.ISOLATION}, system.found
+
+    behaviour = behaviour_of(read_version(pool.build)[0])
+    hit = InjectedFault("secondary", "discard", 682, 342, EIO)
+    end = run_in_order(scenario, behaviour, (0,), [FaultPlacement(hit, 0)])
+    kinds, active = end.alloc
+    seen = replace(
+        end,
+        hidden=(*end.hidden[:512], *(None,) * 512, *end.hidden[1024:]),
+        alloc=((kinds[0], 0, *kinds[2:]), active),
+    )
+    assert end.hidden[600] is not None
+    assert done_in_part(scenario, end, seen, [hit], Before(frozenset(), ())) == seen
+    lost = Before(frozenset({1}), ())
+    assert done_in_part(scenario, end, seen, [hit], lost) == end
+
+
+def test_what_a_failed_write_has_done_is_committed(pool: QemuPool) -> None:
+    """The middle of it lies in a cluster that is there already, and is written at the same time."""
+    ops = operation("guest_write", 0, 64), operation("failover", after=0)
+    scenario = replace(FAILOVER, ops=ops, setup=(operation("guest_write", 16, 8),), cluster=8)
+    fails = "active write 0+16"
+    assert not explored(pool, scenario, fails=fails).found
+    lying = explored(pool, scenario, Lying, "active write 16+8")  # no new cluster
+    assert verdicts(lying) == {Verdict.LOST_WRITE}

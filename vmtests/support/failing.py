@@ -1,0 +1,122 @@
+"""Executions in which I/Os fail, and what may falsify them between QEMU and the checkers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from errno import EIO
+
+import pytest
+
+from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.checkers.sequential import Outcome
+from qmpshim.conformance.explore.harness.choices import IoId, io_id
+from qmpshim.conformance.explore.harness.io_naming import NamedIo
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
+from qmpshim.machine.builds.build import read_version
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.answers import OK, IoError, io_error
+from qmpshim.model.chain.behaviour import behaviour_of
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.explorer import Mode, explore
+from qmpshim.model.explore.walk import Budget
+from qmpshim.model.operations import operation
+
+C = scenarios.C
+# Two clusters that are not neighbours: the commit writes each on its own.
+FAILOVER = scenarios.RealScenario(
+    "O",
+    (operation("failover"),),
+    (operation("guest_write", 16, 8), operation("guest_write", 2 * C + 16, 8)),
+    size=3 * C,
+)
+
+
+def one(name: str) -> scenarios.RealScenario:
+    (scenario,) = scenarios.named(name)
+    return scenario
+
+
+def explored(
+    pool: QemuPool,
+    scenario: scenarios.RealScenario,
+    kind: type[RealSystem] = RealSystem,
+    fails: str | None = None,
+    errno: int = EIO,
+    release: Callable[[GatedMachine, NamedIo], None] = faithfully,
+    all_io: bool = False,
+    nth: int = 0,
+) -> RealSystem:
+    """All schedules of *scenario* (or the first of many) in which the *nth* I/O *fails* does so."""
+    plan = {io_id(0, fails, nth): errno} if fails else {}
+    system = kind(pool, scenario, plan=plan, release=release, all_io=all_io, watching=False)
+    explore(system, Mode.STATEFUL, Budget(schedules=60), stop=False)
+    assert system.finished and not system.derailed
+    assert not plan or plan.keys() <= system.ios, system.ios
+    return system
+
+
+def causes(system: RealSystem) -> set[str]:
+    return {str(cause) for _, cause in system.found}
+
+
+def verdicts(system: RealSystem) -> set[Verdict]:
+    return {verdict for verdict, _ in system.found}
+
+
+class Swallowing(RealSystem):
+    """A filter that ignores its job's errors: the write says success."""
+
+    def _take_answer(self, index: int) -> None:
+        super()._take_answer(index)
+        if isinstance(self.now.answers[index], IoError):
+            self.now.answers[index] = OK
+
+
+class Lying(RealSystem):
+    """A disk that does what it says has failed."""
+
+    def _fail(self, name: IoId, errno: int) -> None:
+        self.machine.gate.apply(self.now.held[name].io)
+        super()._fail(name, errno)
+
+
+class Refusing(RealSystem):
+    """A QEMU that reports what it should ignore."""
+
+    def _take_answer(self, index: int) -> None:
+        super()._take_answer(index)
+        self.now.answers[index] = io_error(EIO)
+
+
+def spoilt(image: str, sector: int) -> type[RealSystem]:
+    """A QEMU that leaves in a sector of the active or hidden disk data that nothing wrote."""
+
+    class Spoilt(RealSystem):
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
+            owners = list(getattr(seen, image))
+            owners[sector] = 99
+            return super()._verdict(replace(seen, **{image: tuple(owners)}))
+
+    return Spoilt
+
+
+def unmapping(pool: QemuPool) -> None:
+    """Skip the test where a write of zeroes does not unmap while a backup runs."""
+    if not behaviour_of(read_version(pool.build)[0]).unmap_passes_job:
+        pytest.skip("a write of zeroes frees no clusters under a backup")
+
+
+def meta_write(pool: QemuPool, scenario: scenarios.RealScenario) -> str:
+    """The first write of the hidden disk's tables in a scenario."""
+    system = RealSystem(pool, scenario, all_io=True)
+    system.reset()
+    while left := system.enabled():
+        system.take(left[-1])
+    names = sorted(
+        io.name for io in system.ios if io.op == 0 and io.kind == "hidden write" and io.meta
+    )
+    assert names
+    return names[0]
