@@ -10,6 +10,7 @@ Positions and lengths are sectors.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any, ClassVar
 
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.disks.backup_job import (
@@ -42,11 +43,13 @@ class SerializationProtocol:
 
     :cvar versions: the QEMU versions it stands for
     :cvar behaviour: what else those versions do
+    :cvar job_type: makes its backup jobs
     """
 
     name = "none"
     versions = "none"
     behaviour = Behaviour()
+    job_type: ClassVar[Callable[..., BackupJob]] = BackupJob
 
     def new_job(
         self,
@@ -60,7 +63,12 @@ class SerializationProtocol:
 
         :param min_cluster: sectors that it copies at once, at least
         """
-        return BackupJob(source, target, copy_range, memory, min_cluster=min_cluster)
+        options = self.job_options()
+        return self.job_type(source, target, copy_range, memory, min_cluster=min_cluster, **options)
+
+    def job_options(self) -> dict[str, Any]:
+        """More arguments of :attr:`job_type`."""
+        return {}
 
     def before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:
         """Copy what these sectors' clusters hold before they are written.
@@ -147,16 +155,7 @@ class SerialisingWriteProtocol(SerializationProtocol):
     name = "serialising-write"
     versions = "3.0 to 6.0"
     behaviour = Behaviour(discard_passes_job=True)
-
-    def new_job(
-        self,
-        source: Image,
-        target: Qcow2Image,
-        copy_range: bool,
-        memory: StateContainers = PLAIN,
-        min_cluster: int = 0,
-    ) -> BackupJob:
-        return SerialisingJob(source, target, copy_range, memory, min_cluster=min_cluster)
+    job_type = SerialisingJob
 
     def before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:
         yield from backup_do_cow(job, start, count)
@@ -185,6 +184,7 @@ class CopyBeforeWriteProtocol(SerialisingWriteProtocol):
     name = "copy-before-write"
     versions = "6.1 to now"
     behaviour = Behaviour()
+    job_type = CopyBeforeWriteJob
 
     def __init__(
         self,
@@ -196,19 +196,12 @@ class CopyBeforeWriteProtocol(SerialisingWriteProtocol):
         self.bitmap = bitmap
         self.misreads = misreads
 
-    def new_job(
-        self,
-        source: Image,
-        target: Qcow2Image,
-        copy_range: bool,
-        memory: StateContainers = PLAIN,
-        min_cluster: int = 0,
-    ) -> BackupJob:
-        return CopyBeforeWriteJob(
-            *(source, target, copy_range, memory, self.break_snapshot, self.misreads),
-            bitmap=self.bitmap,
-            min_cluster=min_cluster,
-        )
+    def job_options(self) -> dict[str, Any]:
+        return {
+            "break_snapshot": self.break_snapshot,
+            "misreads": self.misreads,
+            "bitmap": self.bitmap,
+        }
 
     def before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:
         assert isinstance(job, CopyBeforeWriteJob)

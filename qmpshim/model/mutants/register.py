@@ -14,9 +14,7 @@ from qmpshim.model.chain.protocols import (
     SerializationProtocol,
 )
 from qmpshim.model.disks.backup_job import BackupJob
-from qmpshim.model.disks.image import Image, Qcow2Image
 from qmpshim.model.explore.model_system import InstrumentedChain, ModelSystem
-from qmpshim.model.runtime.containers import PLAIN, StateContainers
 from qmpshim.model.scenario import Scenario
 
 
@@ -70,15 +68,10 @@ def with_job(
     base: type[SerializationProtocol], job: Callable[..., BackupJob]
 ) -> Callable[[], SerializationProtocol]:
     class Broken(base):  # type: ignore[misc, valid-type]
-        def new_job(
-            self,
-            source: Image,
-            target: Qcow2Image,
-            copy_range: bool,
-            memory: StateContainers = PLAIN,
-            min_cluster: int = 0,
-        ) -> BackupJob:
-            return job(source, target, copy_range, memory, min_cluster=min_cluster)
+        job_type = staticmethod(job)
+
+        def job_options(self) -> dict[str, Any]:
+            return {}
 
     return Broken
 
