@@ -96,14 +96,21 @@ def spoilt_copy(machine: GatedMachine) -> None:
     )
 
 
-def copied_zeroes(machine: GatedMachine) -> None:
-    """There are no zeroes to copy."""
-    call = machine.clients["primary"].call
+def swallowed(side: str, op: Nbd) -> Sabotage:
+    """Such requests of this client are answered and not sent."""
 
-    def other(op: Nbd, *words: Any) -> Any:
-        return None if op is Nbd.WRITE_ZEROES else call(op, *words)
+    def sabotage(machine: GatedMachine) -> None:
+        call = machine.clients[side].call
 
-    machine.clients["primary"].call = other  # type: ignore[method-assign]
+        def other(asked: Nbd, *words: Any) -> Any:
+            return None if asked is op else call(asked, *words)
+
+        machine.clients[side].call = other  # type: ignore[method-assign]
+
+    return sabotage
+
+
+copied_zeroes = swallowed("primary", Nbd.WRITE_ZEROES)  # there are no zeroes to copy
 
 
 def event_without_reason(machine: GatedMachine) -> None:
@@ -151,14 +158,7 @@ def on_release(then: Callable[[GatedMachine, HeldIO], None]) -> Sabotage:
     return sabotage
 
 
-def kept(machine: GatedMachine) -> None:
-    """What the reader of the snapshot discards is not discarded."""
-    call = machine.clients["guest"].call
-
-    def other(op: Nbd, *words: Any) -> Any:
-        return None if op is Nbd.TRIM else call(op, *words)
-
-    machine.clients["guest"].call = other  # type: ignore[method-assign]
+kept = swallowed("guest", Nbd.TRIM)  # what the reader of the snapshot discards is there still
 
 
 def succeeding(machine: GatedMachine) -> None:
