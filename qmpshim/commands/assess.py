@@ -31,8 +31,9 @@ from qmpshim.conformance.assess.assess import Assessment, assess
 from qmpshim.conformance.assess.document import assessment_object
 from qmpshim.conformance.assess.judgement import Answer, Judgement, Reason
 from qmpshim.conformance.assess.page import page
-from qmpshim.conformance.bundles.again import replay_command
+from qmpshim.conformance.bundles.again import directed_command, replay_command
 from qmpshim.conformance.cluster import Cluster
+from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.finding_files import save_finding
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.tracker import command_of
@@ -42,8 +43,9 @@ from qmpshim.machine.host.files import slug, write_file
 
 _EPILOG = """\
 Nothing is concluded from a version string: each known finding that affects the use is tried on the
-binary itself. Then pairs of operations and a covering array of strength 2 over the scenario space
-are explored, each interleaving, as far as the budget goes. NOT RELIABLE: something was shown that
+binary itself. Then the directed cases are run, fixed sequences of commands and I/O, and pairs of
+operations and a covering array of strength 2 over the scenario space are explored, each
+interleaving, as far as the budget goes. NOT RELIABLE: something was shown that
 loses data or service in ordinary use or when a disk or link fails, and nothing warns of it in time.
 CANNOT TELL: nothing was shown, and not all was tried.
 
@@ -149,6 +151,8 @@ def _again(reason: Reason, build: Build, keep: Path, console: Console) -> str:
         which = [] if build.name == "system" else ["--build", build.name]
         return shlex.join([*shlex.split(command_of(reason.entry)), *which])
     assert reason.finding is not None
+    if isinstance(reason.finding, DirectedFinding):
+        return directed_command(reason.finding.case.id, build)
     name = slug(f"assess-{reason.finding.verdict}-{reason.finding.scenario.name}")
     try:
         return replay_command(save_finding(keep / name, reason.finding), build)

@@ -34,9 +34,11 @@ from qmpshim.commands.console import (
     show_list,
 )
 from qmpshim.commands.explore_model import HOW, LIST, explore_model_scenarios
-from qmpshim.conformance.bundles.again import replay_command
+from qmpshim.conformance.bundles.again import directed_command, replay_command
 from qmpshim.conformance.document import BUDGET, scenario_object
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints
+from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed
+from qmpshim.conformance.explore.directed.run import ALL, DirectedFinding, cases_named
 from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT
 from qmpshim.conformance.explore.harness.setup_state import depends_on_version
 from qmpshim.conformance.explore.report.finding_files import save_finding
@@ -62,7 +64,7 @@ from qmpshim.conformance.explore.search.model_run import (
 from qmpshim.conformance.explore.search.soak import soak_real, soak_state
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS
 from qmpshim.conformance.explore.space.naming import array, is_name, point_named, scenario_of
-from qmpshim.conformance.known.folder import known_findings
+from qmpshim.conformance.known.folder import known_directed, known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
@@ -93,8 +95,9 @@ def add(commands: Any) -> None:
         metavar="S",
         help=f"a set ({', '.join(SETS)}; replication, backup, fleecing and primary are the pairs "
         "of that form), one by name, or a JSON file; qcow2- in front, as in qcow2-pairs, takes a "
-        "secondary disk in qcow2; --list shows them, those outside of what QEMU's documents allow "
-        "as `robustness`. By default those of --strength 2, with faults and all I/O in samples, "
+        f"secondary disk in qcow2; `{ALL}`: fixed sequences of commands and I/O, {ALL}/NAME one of "
+        "them; --list shows all, those outside of what QEMU's documents allow as `robustness`. By "
+        f"default the {ALL} ones, then those of --strength 2, with faults and all I/O in samples, "
         "for 60s; with --model all",
     )
     exploring.add_argument(
@@ -197,8 +200,10 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
     if args.list or args.scenario == LIST:
         refuse_unused(args, "with --list", *HOW, "--jobs")
         every = args.scenario in (None, LIST) and args.strength is None
+        cases = list(DIRECTED) if every else _cases(args)
         shown = real_scenarios("all") if every else _chosen(args)
-        return show_list([_listed(one) for one in shown], args.document, console)
+        listed = [_listed(one) for one in shown] + [_listed_case(one) for one in cases]
+        return show_list(listed, args.document, console)
     by_default = args.scenario is None and args.strength is None
     if by_default and args.budget is None and not mode.by_chance:
         args.budget = _BUDGET
@@ -209,7 +214,10 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
     if args.dask:
         refuse_unused(args, "with --dask, whose workers it is done by", "--jobs")
     crash_points = CrashPoints.parse(args.crash_points)
-    scenarios = _chosen(args)
+    scenarios, cases = _chosen(args), _cases(args)
+    if not scenarios:
+        refuse_unused(args, f"with --scenario {args.scenario}", "--faults", "--all-io",
+                      "--crash-points", "--mode", "--dask")  # fmt: skip
     mixed = args.scenario is None and not args.faults and args.budget is not None
 
     with cluster_at(args.dask) as cluster:
@@ -230,6 +238,8 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
                 interrupted=show,
                 mixed=mixed,
                 cluster=cluster,
+                directed=cases,
+                known_directed={} if args.strict else known_directed(),
             )
 
         own = args.scenario is not None and args.scenario.endswith(".json")
@@ -279,7 +289,7 @@ def _explore_builds(
     def on(build: Build) -> int:
         def explore() -> int:
             _explore_build(args, build, work, console, reports)
-            if reports[-1].new or reports[-1].unexplained:
+            if reports[-1].diverged:
                 return DIVERGED
             if other := _incomparable(own, build):
                 console.line(other, UNTESTABLE)
@@ -297,7 +307,7 @@ def _explore_builds(
         args.document.result = documents[0]
     if status == UNTESTABLE and incomparable:
         args.document.error = incomparable[0]
-    args.document.diverged = any(report.new or report.unexplained for report in reports)
+    args.document.diverged = any(report.diverged for report in reports)
     if any(one.cut_short for report in reports for one in report.scenarios):
         args.document.interrupted = BUDGET
     if status == OK and (nothing := next(filter(None, (r.chose_nothing for r in reports)), "")):
@@ -322,10 +332,17 @@ def _incomparable(own: Sequence[RealScenario], build: Build) -> str:
     return ""
 
 
+def _cases(args: argparse.Namespace) -> list[Directed]:
+    """The directed cases that the options mean."""
+    if args.scenario is not None:
+        return cases_named(args.scenario)
+    return list(DIRECTED) if args.strength is None else []
+
+
 def _chosen(args: argparse.Namespace) -> list[RealScenario]:
     """The scenarios that the options mean."""
     if args.scenario is not None:
-        return real_scenarios(args.scenario)
+        return [] if cases_named(args.scenario) else real_scenarios(args.scenario)
     strength = args.strength or _STRENGTH
     if strength > len(DIMENSIONS):
         raise InputError(f"--strength is 1 to {len(DIMENSIONS)}, the dimensions that there are")
@@ -334,6 +351,11 @@ def _chosen(args: argparse.Namespace) -> list[RealScenario]:
 
 def _listed(scenario: RealScenario) -> Listed:
     return Listed(scenario.name, described(scenario), scenario_object(scenario))
+
+
+def _listed_case(case: Directed) -> Listed:
+    side = "" if case.contract else "robustness: "
+    return Listed(case.id, side + case.about, {"name": case.id, "contract": case.contract})
 
 
 def _explore_build(
@@ -347,6 +369,7 @@ def _explore_build(
     known = () if args.strict else known_findings()
     recognise = recogniser(known, read_version(build)[0])
     shown: set[tuple[Verdict | None, Cause]] = set()
+    cases_shown: set[str] = set()
     looked_at = 0
 
     def on_progress(progress: Progress) -> None:
@@ -359,6 +382,10 @@ def _explore_build(
                 shown.add(key)
                 where = finding.scenario.name
                 console.prose(f"seen in {where}, not confirmed yet: {finding.described}")
+        for case in progress.directed:
+            if not case.known and case.case.id not in cases_shown:
+                cases_shown.add(case.case.id)
+                console.prose(f"seen in {case.case.id}: {case.described}")
         verdicts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(progress.verdicts.items()))
         console.progress(
             f"{progress.scenarios}/{progress.of} scenarios, {progress.schedules} schedules "
@@ -381,28 +408,34 @@ def _explore_build(
                 console.line(not_kept(str(error)))
             else:
                 console.line(f"replay it: {replay_command(kept, build)}")
+        for case in report.directed.new:
+            console.line(f"replay it: {directed_command(case.case.id, build)}")
         console.line()
-        console.prose(_summary(report), DIVERGED if report.new or report.unexplained else OK)
+        console.prose(_summary(report), DIVERGED if report.diverged else OK)
 
     show(work(build, on_progress, known, show))
 
 
 def _summary(report: ExploreReport) -> str:
     untried = len(report.untried)
+    seen: list[Finding | DirectedFinding] = [*report.findings, *report.directed.findings]
+    confirmed = [one for one in seen if one.confirmed]
+    unsteady = len(seen) - len(confirmed) + len(report.unconfirmed) - untried
+    new = sum(not one.known for one in confirmed)
     return (
-        f"{len(report.new)} new finding(s), {len(report.findings) - len(report.new)} known, "
-        f"{len(report.unconfirmed) - untried} that did not replay every time"
+        f"{new} new finding(s), {len(confirmed) - new} known, "
+        f"{unsteady} that did not replay every time"
         + (f", {untried} seen and not confirmed" if untried else "")
         + (" (they fail the run, too)" if report.unexplained else "")
-        + f"; {report.schedules} schedules, "
-        + (
-            "interrupted"
-            if report.interrupted
-            else "exhausted"
-            if report.exhaustive
-            else "NOT exhausted"
-        )
+        + (f"; {len(report.directed.run)} directed cases" if report.directed.cases else "")
+        + (f"; {report.schedules} schedules, {_how_far(report)}" if report.scenarios else "")
     )
+
+
+def _how_far(report: ExploreReport) -> str:
+    if report.interrupted:
+        return "interrupted"
+    return "exhausted" if report.exhaustive else "NOT exhausted"
 
 
 def real_scenarios(what: str) -> list[RealScenario]:

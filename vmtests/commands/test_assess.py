@@ -17,8 +17,8 @@ from qmpshim.conformance.assess.trials import Seen, Trial
 from qmpshim.conformance.known.folder import write_ups
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.machine.builds.build import Build
-from vmtests.commands.test_documents import validator
 from vmtests.support.browser import measured
+from vmtests.support.documents import validator
 
 ALL = Explored(scenarios=36, reached=36, exhausted=30, schedules=400)
 EVIL = "<script>document.title='owned'</script>"

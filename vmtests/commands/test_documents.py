@@ -7,13 +7,11 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-from referencing import Registry, Resource
 
 from qmpshim.cli import main
 from qmpshim.conformance.check.report.results import SCHEMA, load_results, results_from_json
@@ -22,6 +20,7 @@ from qmpshim.conformance.explore.harness.choices import Complete, Fail, io_id, s
 from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.machine.builds.build import Build
 from vmtests.support.command_line import LIMIT, CommandLine
+from vmtests.support.documents import validator
 
 ENVELOPE = {
     *("format", "qmpshim", "command", "arguments", "builds", "verdict", "exit_status", "error"),
@@ -29,28 +28,6 @@ ENVELOPE = {
 }
 SNAPSHOT = DIRECTORY / "snapshot-read-returns-new-data.json"
 VERIFY = ("verify", "--ops", "80", "--size", "1M")
-
-
-@cache
-def schemas() -> dict[str, Any]:
-    """All that are shipped, each valid itself; they find each other by the paths of their files."""
-    files = {path.name: path for path in SCHEMAS.iterdir()}
-    files[f"../check/{SCHEMA.name}"] = SCHEMA
-    contents = {name: json.loads(path.read_text()) for name, path in files.items()}
-    for content in contents.values():
-        jsonschema.Draft202012Validator.check_schema(content)
-    return contents
-
-
-@cache
-def validator(command: str) -> jsonschema.Draft202012Validator:
-    """Of the document of *command*."""
-    contents = schemas()
-    registry: Registry[Any] = Registry().with_resources(
-        [(name, Resource.from_contents(content)) for name, content in contents.items()]
-    )
-    schema = contents[f"{command.replace(' ', '-')}.schema.json"]
-    return jsonschema.Draft202012Validator(schema, registry=registry)
 
 
 def members(value: Any) -> Iterator[str]:

@@ -22,7 +22,7 @@ from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
-from vmtests.commands.test_documents import validator
+from vmtests.support.documents import validator
 from vmtests.support.drafts import filled
 
 SNAPSHOT = "snapshot-read-returns-new-data"

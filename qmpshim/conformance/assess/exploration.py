@@ -1,4 +1,4 @@
-"""The fresh exploration of an assessment: which scenarios stand for a use, and what came of them.
+"""The fresh exploration of an assessment: what is run for a use, and what came of it.
 
 :func:`explore_uses` is all that the rest of this package knows of the explorer.
 """
@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qmpshim.conformance.cluster import Cluster
+from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed
+from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.scenarios import RealScenario, disconnections, pairs
 from qmpshim.conformance.explore.search.exploration import Progress, explore_real
 from qmpshim.conformance.explore.space.naming import array, is_name
-from qmpshim.conformance.known.folder import known_findings
+from qmpshim.conformance.known.folder import known_directed, known_findings
 from qmpshim.conformance.known.meaning import Use
-from qmpshim.conformance.known.uses import USES
+from qmpshim.conformance.known.uses import USES, uses_of_case
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.operations import Verb, does
@@ -31,7 +33,7 @@ LEAST = 3  # schedules without which nothing is concluded from a scenario
 
 @dataclass(slots=True)
 class Explored:
-    """What exploring the scenarios of one use gave.
+    """What exploring the scenarios of one use, and running its directed cases, gave.
 
     :ivar scenarios: that there are
     :ivar reached: those of which :data:`LEAST` schedules were taken, or all that there are
@@ -41,6 +43,9 @@ class Explored:
         of later versions
     :ivar confirmed: findings that showed themselves again on fresh QEMUs, known ones among them
     :ivar unconfirmed: what did not, or could not be tried again
+    :ivar cases: directed ones that there are and the build can do
+    :ivar cases_run: those that were run
+    :ivar directed: what they found, confirmed or not
     """
 
     scenarios: int = 0
@@ -52,6 +57,14 @@ class Explored:
     why: str = ""
     confirmed: list[Finding] = field(default_factory=list)
     unconfirmed: list[Finding] = field(default_factory=list)
+    cases: int = 0
+    cases_run: int = 0
+    directed: list[DirectedFinding] = field(default_factory=list)
+
+    @property
+    def seen(self) -> list[Finding | DirectedFinding]:
+        """Everything that was, confirmed or not."""
+        return [*self.confirmed, *self.unconfirmed, *self.directed]
 
 
 def scenarios_of(use: Use) -> list[RealScenario]:
@@ -70,6 +83,11 @@ def scenarios_of(use: Use) -> list[RealScenario]:
     found += [one for one in array(_STRENGTH) if one.form in chains]
     wanted = _WANTED.get(use)
     return found if wanted is None else [one for one in found if does(one.ops, *wanted)]
+
+
+def cases_of(use: Use) -> list[Directed]:
+    """The directed cases that are run for a use."""
+    return [one for one in DIRECTED if use in uses_of_case(one)]
 
 
 def explore_uses(
@@ -96,6 +114,8 @@ def explore_uses(
             progress=progress,
             cluster=cluster,
             turn=lambda one: int(is_name(one.name)),  # pairs first: each use has some
+            directed=[one for one in DIRECTED if set(uses) & set(uses_of_case(one))],
+            known_directed=known_directed(),
         )
     except BuildError as error:  # it cannot do any of them
         for explored in found.values():
@@ -114,4 +134,8 @@ def explore_uses(
         explored.why = next(iter(reasons), "")
         explored.confirmed = [f for f in report.findings if names & set(f.scenarios)]
         explored.unconfirmed = [f for f in report.unconfirmed if names & set(f.scenarios)]
+        cases, result = cases_of(use), report.directed
+        explored.cases = sum(case.id not in result.skipped for case in cases)
+        explored.cases_run = sum(case in cases for case in result.run)
+        explored.directed = [one for one in result.findings if one.case in cases]
     return found

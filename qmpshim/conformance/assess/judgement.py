@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from qmpshim.conformance.assess.exploration import Explored
 from qmpshim.conformance.assess.trials import Seen, Trial
+from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.known.folder import by_id
 from qmpshim.conformance.known.meaning import SEVERITY_OF, Severity, Use
@@ -39,7 +40,7 @@ class Reason:
     then: str = ""
     avoid: str = ""
     entry: WriteUp | None = None
-    finding: Finding | None = None
+    finding: Finding | DirectedFinding | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ class Judgement:
         """What was tried, in words."""
         explored = self.explored
         text = f"{len(self.tried)} known findings tried"
+        if explored.cases:
+            text += f", {explored.cases_run} of {explored.cases} directed cases run"
         if not explored.scenarios:
             return f"{text}, nothing explored"
         return (
@@ -83,7 +86,7 @@ def judge(use: Use, trials: Sequence[Trial], explored: Explored) -> Judgement:
     shown = {trial.entry.name: _of_entry(trial.entry) for trial in own if trial.seen is Seen.SHOWN}
     new: list[Reason] = []
     doubts = []
-    for finding in explored.confirmed:
+    for finding in (one for one in explored.seen if one.confirmed):
         entry = by_id(finding.known) if finding.known else None
         if entry is None:
             new.append(_of_finding(finding))
@@ -100,10 +103,13 @@ def judge(use: Use, trials: Sequence[Trial], explored: Explored) -> Judgement:
         doubts.append(f"{many} scenarios could not be done: {explored.why}")
     if left := explored.scenarios - explored.skipped - explored.lacking - explored.reached:
         doubts.append(f"{left} of {explored.scenarios} scenarios were not explored in the budget")
+    if explored.cases_run < explored.cases:
+        many = f"{explored.cases - explored.cases_run} of {explored.cases}"
+        doubts.append(f"{many} directed cases were not run in the budget")
     doubts += [
         f"seen once, and not each time: {finding.described}"
-        for finding in explored.unconfirmed
-        if _would_disqualify(finding, use, shown)
+        for finding in explored.seen
+        if not finding.confirmed and _would_disqualify(finding, use, shown)
     ]
     doubts += [
         f"{trial.entry.name}: {name_errnos(trial.why)}"
@@ -117,7 +123,7 @@ def judge(use: Use, trials: Sequence[Trial], explored: Explored) -> Judgement:
     return Judgement(use, answer, reasons, tuple(doubts), remarks, own, explored)
 
 
-def _would_disqualify(finding: Finding, use: Use, shown: Container[str]) -> bool:
+def _would_disqualify(finding: Finding | DirectedFinding, use: Use, shown: Container[str]) -> bool:
     """Whether a finding of the exploration, were it confirmed, would be another reason."""
     entry = by_id(finding.known) if finding.known else None
     if entry is None:
@@ -145,7 +151,6 @@ def _of_entry(entry: WriteUp) -> Reason:
     )
 
 
-def _of_finding(finding: Finding) -> Reason:
+def _of_finding(finding: Finding | DirectedFinding) -> Reason:
     assert finding.verdict is not None
-    text = f"{finding.verdict}: {name_errnos(finding.text)}"
-    return Reason(SEVERITY_OF[finding.verdict], text, finding=finding)
+    return Reason(SEVERITY_OF[finding.verdict], finding.described, finding=finding)

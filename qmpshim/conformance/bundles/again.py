@@ -1,4 +1,4 @@
-"""The command that shows a bundle again."""
+"""The command that shows again what was seen."""
 
 from __future__ import annotations
 
@@ -14,5 +14,17 @@ def replay_command(bundle: Path, build: Build | None, *words: str) -> str:
     :param build: what it was found on; None: a QEMU of somebody else's, whose program is unknown
     :param words: options that it was found with
     """
-    which = [] if build is None or build.name == "system" else ["--build", build.name]
-    return shlex.join(["qmpshim", "replay", str(bundle), *which, *words])
+    return shlex.join(["qmpshim", "replay", str(bundle), *_choice_of(build), *words])
+
+
+def directed_command(case: str, build: Build | None) -> str:
+    """The command that runs a directed case again.
+
+    :param case: its id
+    :param build: as for :func:`replay_command`
+    """
+    return shlex.join(["qmpshim", "explore", "--strict", "--scenario", case, *_choice_of(build)])
+
+
+def _choice_of(build: Build | None) -> list[str]:
+    return [] if build is None or build.name == "system" else ["--build", build.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qmpshim.conformance.bundles.again import directed_command
 from qmpshim.conformance.explore.directed.cases import DIRECTED
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding
@@ -47,7 +48,7 @@ def diagram_of(entry: WriteUp) -> str:
 def command_of(entry: WriteUp) -> str:
     """The command that shows it again; a build's name may be added."""
     if entry.kind == "directed":
-        return f"qmpshim check --strict --case {entry.name} --out qmpshim-seen --force"
+        return directed_command(entry.name, None)
     return f"qmpshim replay {entry.path}"
 
 
@@ -90,7 +91,7 @@ def _steps(entry: WriteUp, attached: str) -> str:
 
 def _about(entry: WriteUp) -> str:
     for one in DIRECTED:
-        if entry.name == f"directed/{one.name}":
+        if entry.name == one.id:
             return f"{one.about}\n\n"
     if entry.kind == "pair":
         return "Two QEMUs that COLO joins, as in docs/COLO-FT.txt.\n\n"

@@ -1,7 +1,8 @@
-"""Which use of QEMU each chain stands for."""
+"""Which use of QEMU each chain, directed case and workload stands for."""
 
 from __future__ import annotations
 
+from qmpshim.conformance.explore.directed.cases import Directed
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.pointintime.workload import PointsWorkflow
 
@@ -18,6 +19,38 @@ USES: dict[str, tuple[Use, ...]] = {
 def uses_of(chain: str) -> tuple[Use, ...]:
     """The uses that a chain of :data:`~qmpshim.machine.chain.topology.TOPOLOGIES` stands for."""
     return USES[chain]
+
+
+_BACKUP = (Use.FULL_BACKUP, Use.INCREMENTAL_BACKUP)
+_EXPORT = (Use.NBD_EXPORT, Use.FLEECING)
+
+#: Directed cases that are about something else than the chain on which they are run.
+CASES: dict[str, tuple[Use, ...]] = {
+    "job-progress": _BACKUP,
+    "backup-refused": _BACKUP,
+    "backup-source-error": _BACKUP,
+    "backup-of-bitmap": (*_BACKUP, Use.BITMAPS),
+    "backup-between-files": _BACKUP,
+    "backup-of-overlay": _BACKUP,
+    "backup-keeps-failed-copies": _BACKUP,
+    "copy-fills-clusters": _BACKUP,
+    "ejected-target": _BACKUP,
+    "throttled-job-obeys": _BACKUP,
+    "cancel-beside-lost-target": _BACKUP,
+    "backup-of-snapshot": (*_BACKUP, Use.FLEECING),
+    "bitmap-grows": (Use.BITMAPS, Use.INCREMENTAL_BACKUP),
+    "bitmap-names-edges": (Use.BITMAPS, Use.INCREMENTAL_BACKUP),
+    "bitmap-is-stored": (Use.BITMAPS, Use.INCREMENTAL_BACKUP),
+    "iothread-client-leaves": _EXPORT,
+    "fua-is-durable": _EXPORT,
+    "parts-of-blocks": _EXPORT,
+    "discard-in-part": _EXPORT,
+}
+
+
+def uses_of_case(case: Directed) -> tuple[Use, ...]:
+    """The uses that a directed case stands for."""
+    return CASES.get(case.name, USES[case.form])
 
 
 _OF_POINTS: dict[PointsWorkflow, tuple[Use, ...]] = {

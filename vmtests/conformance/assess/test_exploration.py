@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from qmpshim.conformance.assess.exploration import scenarios_of
+from qmpshim.conformance.assess.exploration import cases_of, scenarios_of
+from qmpshim.conformance.explore.directed.cases import DIRECTED
 from qmpshim.conformance.explore.scenarios import pairs
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS, SPACE
 from qmpshim.conformance.explore.space.naming import is_name, point_named
 from qmpshim.conformance.known.meaning import Use
-from qmpshim.conformance.known.uses import USES
+from qmpshim.conformance.known.uses import CASES, USES
 
 
 @pytest.mark.parametrize("chain", ["replication", "backup", "fleecing", "primary"])
@@ -35,3 +36,9 @@ def test_only_what_stands_for_the_use_is(use: Use) -> None:
     assert len({one.name for one in scenarios}) == len(scenarios)
     if use is not Use.NBD_EXPORT:
         assert all(use in USES[one.form] for one in scenarios)
+
+
+def test_each_directed_case_is_run_for_a_use() -> None:
+    assert {one.name for use in Use for one in cases_of(use)} == {one.name for one in DIRECTED}
+    assert set(CASES) <= {one.name for one in DIRECTED}
+    assert all(cases_of(use) for use in Use)

@@ -9,9 +9,14 @@ import pytest
 from qmpshim.conformance.assess.exploration import Explored, scenarios_of
 from qmpshim.conformance.assess.judgement import Answer, judge
 from qmpshim.conformance.assess.trials import Seen, Trial
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.directed.cases import Directed
+from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.known.folder import write_up, write_ups
 from qmpshim.conformance.known.meaning import Use
+from qmpshim.model.check.cause import Cause, CauseKind
+from qmpshim.model.check.verdict import Verdict
 
 ALL = Explored(scenarios=36, reached=36, exhausted=30, schedules=400)
 NONE_SEEN = [Trial(one, Seen.NOT_SEEN) for one in write_ups()]
@@ -118,3 +123,33 @@ def test_each_use_with_a_chain_is_explored() -> None:
     )
     assert full and incremental and not full & incremental
     assert full | incremental < bitmaps
+
+
+def of_case(known: str, replays: tuple[int, int], contract: bool = True) -> DirectedFinding:
+    wrong = RealViolation(Verdict.ISOLATION, "wrong", cause=Cause(CauseKind.DIRECTED, "made"))
+    case = Directed("made", "Something is promised.", contract, lambda machine: wrong)
+    return DirectedFinding(case, wrong, replays, known)
+
+
+def test_what_a_directed_case_shows_counts_as_what_a_schedule_does() -> None:
+    new = of_case("", (3, 3))
+    judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, directed=[new]))
+    assert judged.answer is Answer.NOT_RELIABLE
+    assert [reason.finding for reason in judged.reasons] == [new]
+    unsteady = of_case("", (2, 3))
+    judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, directed=[unsteady]))
+    assert judged.answer is Answer.CANNOT_TELL and len(judged.doubts) == 1
+    outside = of_case("", (3, 3), contract=False)
+    judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, directed=[outside]))
+    assert judged.answer is Answer.RELIABLE and judged.remarks[0].finding is outside
+    known = of_case("directed/iothread-client-leaves", (0, 0))
+    judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, directed=[known]))
+    assert [reason.entry for reason in judged.reasons] == [write_up(known.known)]
+    assert judge(Use.COLO_PRIMARY, NONE_SEEN, replace(ALL, directed=[known])).reasons == ()
+
+
+def test_a_case_that_was_not_run_is_a_doubt() -> None:
+    judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, cases=12, cases_run=11))
+    assert judged.answer is Answer.CANNOT_TELL and "1 of 12 directed cases" in judged.doubts[0]
+    judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, cases=12, cases_run=12))
+    assert judged.answer is Answer.RELIABLE and "12 of 12 directed cases run" in judged.figures

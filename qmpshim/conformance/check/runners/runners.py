@@ -296,11 +296,10 @@ def directed(build: Build, case: Case, directory: Path) -> CaseOutcome:
     """``case``: the name of a directed case."""
     only(case, "case")
     name = argument(case, "case", case.name)
-    try:
-        (one,) = [one for one in DIRECTED if one.name == name]
-    except ValueError as error:
+    one = next((one for one in DIRECTED if one.name == name), None)
+    if one is None:
         names = ", ".join(one.name for one in DIRECTED)
-        raise InputError(f"{case.name}: no directed case {name!r}; there are {names}") from error
+        raise InputError(f"{case.name}: no directed case {name!r}; there are {names}")
     version = read_version(build)[0]
     found = run_directed(one, build)
     if found is None:
@@ -314,8 +313,8 @@ def directed(build: Build, case: Case, directory: Path) -> CaseOutcome:
         one.about,
         found.text,
         one.contract,
-        f"directed/{name}" if is_known else "",
-        details=_plain(written=summary(f"directed/{name}") if is_known else None),
+        one.id if is_known else "",
+        details=_plain(written=summary(one.id) if is_known else None),
     )
     return CaseOutcome(Status.OK if is_known else Status.DIVERGED, one.about, (finding,))
 

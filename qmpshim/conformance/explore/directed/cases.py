@@ -50,6 +50,11 @@ class Directed:
     options: Options = ()
     size: int = SIZE
 
+    @property
+    def id(self) -> str:
+        """As it is called beside scenarios and write-ups."""
+        return f"directed/{self.name}"
+
 
 def run_directed(case: Directed, build: Build) -> RealViolation | None:
     """Run one case on a fresh QEMU, and end that in its own way.
@@ -57,7 +62,10 @@ def run_directed(case: Directed, build: Build) -> RealViolation | None:
     :raises BuildError: the build cannot build the chain
     """
     topology = topology_of(case.form, options=case.options)
-    machine = GatedMachine(build, Shape(topology, case.size, CLUSTER, case.reconnect))
+    try:
+        machine = GatedMachine(build, Shape(topology, case.size, CLUSTER, case.reconnect))
+    except MachineError as error:
+        return _failed(case, error)
     try:
         for name in machine.stores.keys() - topology.overlays:
             machine.stores[name].restore(base_content(case.size // SECTOR))
@@ -70,15 +78,19 @@ def run_directed(case: Directed, build: Build) -> RealViolation | None:
     except Broken as broken:
         return broken.violation
     except MachineError as error:
-        explained = machine.explained(error)
-        verdict, ending = verdict_of(explained), Ending.of(explained)
-        how = "error" if verdict is Verdict.PROTOCOL else str(verdict)
-        cause = Cause(CauseKind.DIRECTED_FAILED, case.name, how)
-        if ending is not None:
-            cause = crash_cause(case.name, ending)
-        return RealViolation(verdict, str(explained), cause=cause)
+        return _failed(case, machine.explained(error))
     finally:
         machine.close()
+
+
+def _failed(case: Directed, error: MachineError) -> RealViolation:
+    """What a QEMU that misbehaved is."""
+    verdict, ending = verdict_of(error), Ending.of(error)
+    how = "error" if verdict is Verdict.PROTOCOL else str(verdict)
+    cause = Cause(CauseKind.DIRECTED_FAILED, case.name, how)
+    if ending is not None:
+        cause = crash_cause(case.name, ending)
+    return RealViolation(verdict, str(error), cause=cause)
 
 
 def crash_cause(case: str, ending: Ending) -> Cause:
@@ -122,7 +134,6 @@ DIRECTED: tuple[Directed, ...] = (
     _case("start-fails", True, replication.failed_start),
     _case("failover-fails", True, replication.failed_failover),
     _case("quit-running", True, replication.quit_running),
-    _case("nbd-answer-waits", True, storage.answer_waits),
     _case("snapshot-after-checkpoint", True, storage.snapshot_after_checkpoint),
     _case("disk-back-in-time", True, storage.back_in_time, 10),
     _case("disk-back-too-late", True, storage.back_too_late, 1),
@@ -178,4 +189,5 @@ DIRECTED: tuple[Directed, ...] = (
         form="fleecing",
         options=(*_SHORT, ("filter", "on-cbw-error", "break-snapshot")),
     ),
+    _case("nbd-answer-waits", True, storage.answer_waits),
 )

@@ -9,6 +9,7 @@ from typing import Any
 from qmpshim.conformance.check.case import CANNOT_BE_TESTED
 from qmpshim.conformance.document import scenario_object
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints, How
+from qmpshim.conformance.explore.directed.run import DirectedFinding, DirectedResult
 from qmpshim.conformance.explore.harness.choices import step_object
 from qmpshim.conformance.explore.harness.real_system import Looks
 from qmpshim.conformance.explore.report.findings import Finding, Sighting
@@ -77,6 +78,7 @@ class ExploreReport:
     :ivar interrupted: this is what there was until it was ended
     :ivar bundles: where those that were kept are
     :ivar before: names of scenarios that were reached before, in the soak that this goes on with
+    :ivar directed: what came of the directed cases
     """
 
     build: str
@@ -93,6 +95,7 @@ class ExploreReport:
     interrupted: bool = False
     bundles: list[tuple[Finding, Path]] = field(default_factory=list)
     before: tuple[str, ...] = ()
+    directed: DirectedResult = field(default_factory=DirectedResult)
 
     @property
     def looks(self) -> Looks:
@@ -126,6 +129,11 @@ class ExploreReport:
         return [finding for finding in self.unconfirmed if not finding.known]
 
     @property
+    def diverged(self) -> bool:
+        """Whether anything was seen that has no write-up."""
+        return bool(self.new or self.unexplained or self.directed.new)
+
+    @property
     def schedules(self) -> int:
         return sum(one.schedules for one in self.scenarios)
 
@@ -135,8 +143,9 @@ class ExploreReport:
 
     @property
     def exhaustive(self) -> bool:
-        """Whether every scenario that this build can do was exhausted."""
-        return not self.interrupted and all(one.exhaustive or one.skipped for one in self.scenarios)
+        """Whether every scenario that this build can do was exhausted, and every case run."""
+        done = all(one.exhaustive or one.skipped for one in self.scenarios)
+        return done and self.directed.complete and not self.interrupted
 
     @property
     def reached(self) -> list[ScenarioResult]:
@@ -168,6 +177,7 @@ class ExploreReport:
                 **({"reached_before": len(self.before)} if self.before else {}),
                 "tuples": [asdict(one) for one in self.coverage],
             },
+            "directed": self.directed.to_json(),
             "crash_points": {
                 "chosen": str(self.crash_points),
                 "looked_at": self.looks.count,
@@ -213,13 +223,16 @@ def render(report: ExploreReport) -> str:
     version = ".".join(map(str, report.version))
     contract = [one for one in report.scenarios if one.contract]
     many = _many(len(report.scenarios), "scenario")
-    lines = [
-        f"{report.build} (QEMU {version}), {report.mode}: {many} "
-        f"({len(contract)} within the contract), {_many(report.schedules, 'schedule')}, "
-        f"{_many(report.steps, 'step')} in {report.seconds:.1f} s with "
-        f"{_many(report.jobs, 'process')}" + (", with faults" if report.faults else ""),
-    ]
-    lines.append(_covered(report))
+    lines = _directed(report)
+    if report.scenarios:
+        lines = [
+            f"{report.build} (QEMU {version}), {report.mode}: {many} "
+            f"({len(contract)} within the contract), {_many(report.schedules, 'schedule')}, "
+            f"{_many(report.steps, 'step')} in {report.seconds:.1f} s with "
+            f"{_many(report.jobs, 'process')}" + (", with faults" if report.faults else ""),
+            _covered(report),
+            *lines,
+        ]
     left = [one.name for one in report.scenarios if not one.exhaustive and not one.skipped]
     if left and report.mode != SOAK:
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
@@ -243,15 +256,13 @@ def render(report: ExploreReport) -> str:
             f"{_many(in_part, 'schedule')} judged in part: an I/O of qcow2's own failed, "
             "and what then ended with an error may have done any part of it"
         )
-    if not report.findings and not report.unconfirmed:
+    if not report.findings and not report.unconfirmed and not report.directed.findings:
         lines.append("no divergence")
+    for case in report.directed.findings:
+        lines += ["", *_of_case(case)]
     for finding in (*report.findings, *report.unconfirmed):
-        side = "contract" if finding.contract else "robustness"
-        state = f"known: {finding.known}" if finding.known else "NEW"
-        if not finding.confirmed:
-            state += ", NOT CONFIRMED"
         lines.append("")
-        lines.append(f"{str(finding.verdict).upper()} ({side}, {state}): {finding.text}")
+        lines.append(f"{str(finding.verdict).upper()} ({_state(finding)}): {finding.text}")
         lines.append(
             f"  {_many(finding.count, 'schedule')} in {', '.join(finding.scenarios[:6])}"
             + (" ..." if len(finding.scenarios) > 6 else "")
@@ -274,10 +285,41 @@ def _covered(report: ExploreReport) -> str:
     return text
 
 
+def _directed(report: ExploreReport) -> list[str]:
+    """How many directed cases were run, and which could not be."""
+    result = report.directed
+    if not result.cases:
+        return []
+    version = ".".join(map(str, report.version))
+    many = _many(len(result.cases), "directed case")
+    lines = [f"{report.build} (QEMU {version}): {len(result.run)} of {many} run"]
+    return lines + [f"{CANNOT_BE_TESTED}: {one}: {why}" for one, why in result.skipped.items()]
+
+
+def _of_case(finding: DirectedFinding) -> list[str]:
+    """A finding of a directed case."""
+    return [
+        f"{str(finding.verdict).upper()} ({_state(finding)}): {finding.violation.text}",
+        f"  {finding.case.id}" + (f"; {_again(finding.replays)}" if finding.replays[1] else ""),
+        f"    {finding.case.about}",
+    ]
+
+
+def _state(finding: Finding | DirectedFinding) -> str:
+    """Whether a finding is within the contract, and known."""
+    state = f"known: {finding.known}" if finding.known else "NEW"
+    side = "contract" if finding.contract else "robustness"
+    return f"{side}, {state}" + ("" if finding.confirmed else ", NOT CONFIRMED")
+
+
 def _replays(finding: Finding, interrupted: bool) -> str:
     if not finding.tried:
         return f"seen, not confirmed: {'interrupted' if interrupted else 'time was up'}"
-    return f"replays {finding.replays[0]} of {finding.replays[1]} on fresh QEMUs"
+    return _again(finding.replays)
+
+
+def _again(replays: tuple[int, int]) -> str:
+    return f"replays {replays[0]} of {replays[1]} on fresh QEMUs"
 
 
 def _many(count: int, noun: str) -> str:

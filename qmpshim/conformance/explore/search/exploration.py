@@ -7,13 +7,17 @@ small, proves it by running it again on fresh QEMUs, and sets aside what is know
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
+from qmpshim.conformance.explore.directed.cases import Directed
+from qmpshim.conformance.explore.directed.run import DirectedResult, run_cases
 from qmpshim.conformance.explore.report.findings import Finding, group
 from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult, render
 from qmpshim.conformance.explore.scenarios import RealScenario
@@ -26,7 +30,11 @@ from qmpshim.conformance.explore.search.workers import (
     in_processes,
     on_cluster,
 )
-from qmpshim.conformance.known.matching import ExplorerWriteUp, recogniser
+from qmpshim.conformance.known.matching import (
+    DirectedWriteUp,
+    ExplorerWriteUp,
+    recogniser,
+)
 from qmpshim.errors import BuildError, HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.explore.explorer import Mode
@@ -40,6 +48,7 @@ _LATEST = 0.75  # of a budget, when exploring has ended
 _LONGEST = 0.9  # of a limit, for exploring
 _CONFIRMING = 3.0  # seconds for a finding, at least: with less not one of many is confirmed
 _SAMPLING = 0.6  # of the time for exploring, at most
+_DIRECTED = 0.25  # of a budget or limit, at most: the directed cases take some ten seconds
 
 __all__ = ["ExploreReport", "Progress", "ScenarioResult", "explore_real", "render"]
 
@@ -62,8 +71,10 @@ def explore_real(
     mixed: bool = False,
     cluster: Cluster | None = None,
     turn: Callable[[RealScenario], int] = lambda scenario: 0,
+    directed: Sequence[Directed] = (),
+    known_directed: Mapping[str, DirectedWriteUp] = MappingProxyType({}),
 ) -> ExploreReport:
-    """Explore *scenarios* on *build*.
+    """Run *directed* cases on *build*, then explore *scenarios*.
 
     :param mode: ``AUTO`` is ``STATEFUL`` here, since
         :mod:`~qmpshim.conformance.explore.harness.state` reports where an execution is
@@ -80,11 +91,13 @@ def explore_real(
         is passed on
     :param cluster: explore there, with all its workers; what was found is confirmed here
     :param turn: under a budget those with the lowest are sampled first
-    :raises BuildError: the build cannot do any of the scenarios
+    :param known_directed: what is written up of directed cases, by their names
+    :raises BuildError: the build cannot do any of the scenarios, or of the cases where there are
+        no others
     :raises InputError: there are none
     :raises HostError: a process that explored is gone, or the cluster (ExecutorLost)
     """
-    if not scenarios:
+    if not scenarios and not directed:
         raise InputError("there is no scenario to explore")
     if mode is Mode.AUTO:
         mode = Mode.STATEFUL
@@ -100,6 +113,7 @@ def explore_real(
     if limit is not None and (end is None or limit < end):
         task.deadline, end = began + limit * _LONGEST, limit
     board = Board(len(scenarios), progress)
+    cases = DirectedResult(tuple(directed))
     recognise = recogniser(known, version)
     results: list[ScenarioResult] | None = None
     findings: list[Finding] = []
@@ -119,13 +133,25 @@ def explore_real(
             jobs,
             [finding for finding in findings if not finding.confirmed],
             crash_points,
+            directed=cases,
         )
 
+    def at_case(name: str) -> None:
+        if progress is not None:
+            seconds, found = time.monotonic() - began, tuple(cases.findings)
+            progress(Progress(0, len(scenarios), 0, 0, seconds, Counter(), name, directed=found))
+
     try:
+        run_cases(build, cases, known_directed, None if end is None else began + _DIRECTED * end,
+                  at_case)  # fmt: skip
+        if directed and len(cases.skipped) == len(directed) and not scenarios:
+            raise BuildError(f"{build.name}: {next(iter(cases.skipped.values()))}")
         run: Run = in_processes if jobs > 1 else here
         if cluster is not None:
             run = partial(on_cluster, cluster)
-        results = _explore(run, task, scenarios, jobs, board, mixed, turn)
+        if task.budget is not None:
+            task.budget -= time.monotonic() - began
+        results = _explore(run, task, scenarios, jobs, board, mixed, turn) if scenarios else []
         if results and all(one.skipped and not one.sightings for one in results):
             raise BuildError(f"{build.name}: {results[0].skipped}")
         findings = _grouped(results, recognise)

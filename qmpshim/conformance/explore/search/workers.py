@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from qmpshim.conformance.cluster import Cluster
+from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.report.findings import Sighting
 from qmpshim.conformance.explore.report.report import ScenarioResult
@@ -42,6 +43,7 @@ class Progress:
     :ivar schedules: executions so far, :ivar distinct: outcomes of scenarios so far
     :ivar verdicts: schedules that ended with each verdict
     :ivar sightings: what went wrong in them
+    :ivar directed: what went wrong in directed cases
     """
 
     scenarios: int
@@ -52,6 +54,7 @@ class Progress:
     verdicts: Counter[str]
     doing: str
     sightings: tuple[Sighting, ...] = ()
+    directed: tuple[DirectedFinding, ...] = ()
 
     @property
     def rate(self) -> float:

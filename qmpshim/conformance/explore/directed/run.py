@@ -1,0 +1,152 @@
+"""Runs directed cases on a build: what came of them, and whether it comes again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed, run_directed
+from qmpshim.conformance.known.matching import DirectedWriteUp
+from qmpshim.errors import BuildError, NotStarted, name_errnos
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.host.processors import one_processor
+from qmpshim.model.check.verdict import Verdict
+
+#: All of them, as a word on the command line; before a slash and the name it is one of them.
+ALL = "directed"
+TIMES = 3  # how often a finding has to show itself again
+
+
+@dataclass(frozen=True, slots=True)
+class DirectedFinding:
+    """What a case did not hold of what QEMU's documents promise.
+
+    :ivar replays: how often it was seen again, of how many times; what is known is not tried again
+    :ivar known: id of the write-up that this is; ``""``: there is none
+    """
+
+    case: Directed
+    violation: RealViolation
+    replays: tuple[int, int]
+    known: str
+
+    @property
+    def verdict(self) -> Verdict:
+        """What kind of violation it is."""
+        return self.violation.kind
+
+    @property
+    def contract(self) -> bool:
+        """Whether the case keeps to QEMU's documents."""
+        return self.case.contract
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether it was seen again every time."""
+        return self.replays[0] == self.replays[1]
+
+    @property
+    def described(self) -> str:
+        """Its verdict and what is wrong, for people: errnos have names."""
+        return f"{self.verdict}: {name_errnos(self.violation.text)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the document of ``explore``."""
+        return {
+            "case": self.case.id,
+            "verdict": self.verdict.value,
+            "cause": str(self.violation.cause),
+            "text": self.violation.text,
+            "contract": self.contract,
+            "promise": self.case.about,
+            "replays": list(self.replays),
+            "known": self.known,
+        }
+
+
+@dataclass(slots=True)
+class DirectedResult:
+    """What running cases gave.
+
+    :ivar cases: that were to be run
+    :ivar run: that were
+    :ivar skipped: by id, why the build cannot do it
+    :ivar findings: in the order of the cases
+    """
+
+    cases: tuple[Directed, ...] = ()
+    run: list[Directed] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    findings: list[DirectedFinding] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every case that the build can do was run."""
+        return len(self.run) + len(self.skipped) == len(self.cases)
+
+    @property
+    def new(self) -> list[DirectedFinding]:
+        """The findings without a write-up, confirmed or not: something diverged."""
+        return [one for one in self.findings if not one.known]
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the document of ``explore``."""
+        return {
+            "cases": len(self.cases),
+            "run": len(self.run),
+            "skipped": self.skipped,
+            "findings": [one.to_json() for one in self.findings],
+        }
+
+
+def cases_named(word: str) -> list[Directed]:
+    """The cases that a word means; none if it means none.
+
+    :param word: :data:`ALL`, or the id of one
+    """
+    return [one for one in DIRECTED if word in (ALL, one.id)]
+
+
+@one_processor()
+def run_cases(
+    build: Build,
+    result: DirectedResult,
+    known: Mapping[str, DirectedWriteUp],
+    deadline: float | None = None,
+    progress: Callable[[str], None] = lambda case: None,
+) -> None:
+    """Run the cases of *result* one after another, and note there what comes of each.
+
+    :param known: what is written up, by the name of the case
+    :param deadline: by time.monotonic(); the cases that are left then are not run
+    :param progress: is given the id of the case that is next
+    :raises NotStarted: QEMU does not even start
+    """
+    version = read_version(build)[0]
+    for case in result.cases:
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        progress(case.id)
+        try:
+            found = run_directed(case, build)
+        except BuildError as error:
+            if isinstance(error, NotStarted) and not result.run:
+                raise
+            result.skipped[case.id] = str(error)
+            continue
+        if found is not None:
+            entry = known.get(case.name)
+            if entry is not None and entry.covers(found.kind, found.cause, version):
+                result.findings.append(DirectedFinding(case, found, (0, 0), case.id))
+            else:
+                seen = sum(_shows(case, build, found) for _ in range(TIMES))
+                result.findings.append(DirectedFinding(case, found, (seen, TIMES), ""))
+        result.run.append(case)
+
+
+def _shows(case: Directed, build: Build, found: RealViolation) -> bool:
+    again = run_directed(case, build)
+    return again is not None and (again.kind, again.cause) == (found.kind, found.cause)

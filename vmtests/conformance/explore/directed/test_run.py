@@ -1,0 +1,131 @@
+"""What comes of directed cases: run, skipped, left out, and whether a finding comes again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qmpshim.cli import main
+from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed
+from qmpshim.conformance.explore.directed.run import (
+    ALL,
+    TIMES,
+    DirectedResult,
+    cases_named,
+    run_cases,
+)
+from qmpshim.conformance.explore.search.exploration import explore_real, render
+from qmpshim.conformance.known.folder import known_directed
+from qmpshim.errors import BuildError, DriverMissing, NotStarted
+from qmpshim.machine.builds.build import Build, read_version, resolve
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.check.cause import Cause, CauseKind
+from qmpshim.model.check.verdict import Verdict
+from vmtests.support.documents import validator
+
+WRONG = RealViolation(Verdict.ISOLATION, "wrong", cause=Cause(CauseKind.DIRECTED, "made", "wrong"))
+
+
+def case(run: Callable[[GatedMachine], RealViolation | None], name: str = "made") -> Directed:
+    return Directed(name, "Something is promised.", True, run)
+
+
+def never(machine: GatedMachine) -> None:
+    """As promised."""
+
+
+def ran(build: Build, *cases: Directed, deadline: float | None = None) -> DirectedResult:
+    result = DirectedResult(cases)
+    run_cases(build, result, known_directed(), deadline)
+    return result
+
+
+def test_a_word_means_all_or_one() -> None:
+    assert cases_named(ALL) == list(DIRECTED)
+    assert [one.name for one in cases_named("directed/start-fails")] == ["start-fails"]
+    assert not cases_named("directed/nothing") and not cases_named("WR")
+
+
+@pytest.mark.parametrize("seen", [1 + TIMES, 2, 1])
+def test_what_diverges_is_run_again(seen: int, qemu_build: Build) -> None:
+    left = [WRONG] * seen
+    result = ran(qemu_build, case(lambda machine: left.pop() if left else None))
+    (finding,) = result.findings
+    assert finding.violation == WRONG and finding.replays == (seen - 1, TIMES)
+    assert finding.confirmed is (seen == 1 + TIMES)
+    assert result.new == [finding] and result.complete
+
+
+def test_another_violation_is_not_the_same_one(qemu_build: Build) -> None:
+    other = RealViolation(Verdict.CRASH, "other", cause=WRONG.cause)
+    left = [other] * TIMES + [WRONG]
+    (finding,) = ran(qemu_build, case(lambda machine: left.pop())).findings
+    assert finding.verdict is Verdict.ISOLATION and finding.replays == (0, TIMES)
+
+
+def test_what_is_written_up_is_known_on_its_versions_alone(qemu_build: Build) -> None:
+    (start,) = cases_named("directed/start-fails")
+    (finding,) = ran(qemu_build, start).findings
+    covered = known_directed()["start-fails"].concerns(read_version(qemu_build)[0])
+    assert covered and finding.known == start.id and finding.replays == (0, 0)
+    result = DirectedResult((start,))
+    run_cases(qemu_build, result, {})
+    assert result.new and result.new[0].confirmed
+
+
+def test_what_the_build_cannot_do_is_skipped(qemu_build: Build) -> None:
+    def cannot(machine: GatedMachine) -> None:
+        raise DriverMissing("no such driver")
+
+    result = ran(qemu_build, case(cannot), case(never, "other"))
+    assert result.skipped == {"directed/made": "no such driver"} and result.complete
+    assert [one.name for one in result.run] == ["other"]
+
+
+def test_a_build_that_can_do_none_cannot_be_tested(tmp_path: Path, qemu_build: Build) -> None:
+    def cannot(machine: GatedMachine) -> None:
+        raise DriverMissing("no such driver")
+
+    with pytest.raises(BuildError, match="no such driver"):
+        explore_real(qemu_build, [], directed=[case(cannot)])
+    mute = tmp_path / "qemu-system-x86_64"
+    mute.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "QEMU emulator version 7.2.0"\n')
+    mute.chmod(0o755)
+    with pytest.raises(NotStarted):
+        ran(resolve(str(mute)), case(never), case(never))
+
+
+def test_no_time_is_said(qemu_build: Build) -> None:
+    result = ran(qemu_build, case(never), deadline=time.monotonic())
+    assert not result.run and not result.complete
+    report = explore_real(qemu_build, [], directed=[case(never)] * 3, budget=0.001)
+    assert not report.exhaustive and "0 of 3 directed cases run" in render(report)
+
+
+def test_the_command(
+    qemu_on_path: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "it.json"
+    for words, status in (((), 0), (("--strict",), 1)):
+        command = ["explore", "--scenario", "directed/start-fails", "--json", str(out), *words]
+        assert main(command) == status
+        document = json.loads(out.read_text())
+        validator("explore").validate(document)
+        (finding,) = document["directed"]["findings"]
+        assert bool(finding["known"]) is (status == 0)
+        again = "qmpshim explore --strict --scenario directed/start-fails"
+        assert (again in capsys.readouterr().out) is (status == 1)
+
+
+def test_without_a_choice_they_come_first(qemu_on_path: None, tmp_path: Path) -> None:
+    out = tmp_path / "it.json"
+    assert main(["explore", "--budget", "2s", "--json", str(out)]) == 0
+    directed = json.loads(out.read_text())["directed"]
+    assert directed["cases"] == len(DIRECTED) and 0 < directed["run"] < len(DIRECTED)
+    assert main(["explore", "--strength", "1", "--budget", "1s", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["directed"]["cases"] == 0
