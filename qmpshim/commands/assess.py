@@ -43,10 +43,10 @@ from qmpshim.machine.host.files import slug, write_file
 
 _EPILOG = """\
 Nothing is concluded from a version string: each known finding that affects the use is tried on the
-binary itself. Then the directed cases are run, fixed sequences of commands and I/O, and pairs of
-operations and a covering array of strength 2 over the scenario space are explored, each
-interleaving, as far as the budget goes. NOT RELIABLE: something was shown that
-loses data or service in ordinary use or when a disk or link fails, and nothing warns of it in time.
+binary itself. Then random workloads are run, and directed cases: fixed sequences of commands and
+I/O. Then pairs of operations and a covering array of strength 2 over the scenario space are
+explored, each interleaving, as far as the budget goes. NOT RELIABLE: something was shown that loses
+data or service in ordinary use or when a disk or link fails, and nothing warns of it in time.
 CANNOT TELL: nothing was shown, and not all was tried.
 
 Exit status: 0 reliable for every use that was asked for, 1 not reliable for one of them, 2 the
@@ -150,6 +150,8 @@ def _again(reason: Reason, build: Build, keep: Path, console: Console) -> str:
     if reason.entry is not None:
         which = [] if build.name == "system" else ["--build", build.name]
         return shlex.join([*shlex.split(command_of(reason.entry)), *which])
+    if reason.workload is not None:
+        return reason.workload.command(build)
     assert reason.finding is not None
     if isinstance(reason.finding, DirectedFinding):
         return directed_command(reason.finding.case.id, build)

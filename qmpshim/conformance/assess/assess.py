@@ -1,4 +1,4 @@
-"""Assesses a build: tries what is known, explores, and judges each use."""
+"""Assesses a build: tries what is known, runs workloads, explores, and judges each use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from qmpshim.conformance.assess.exploration import explore_uses
 from qmpshim.conformance.assess.judgement import Answer, Judgement, judge
 from qmpshim.conformance.assess.trials import Trial, try_findings
+from qmpshim.conformance.assess.workloads import run_workloads
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.search.exploration import Progress
 from qmpshim.conformance.known.folder import by_severity, write_ups
@@ -65,11 +66,13 @@ def assess(
         lambda done: progress(f"trying what is known: {done}/{len(wanted)}"),
         cluster,
     )
+    progress("running random workloads")
+    workloads = run_workloads(build, uses, jobs)
     explored = explore_uses(build, uses, budget, jobs, exploring, cluster)
     return Assessment(
         build,
         read_version(build)[1],
-        tuple(judge(use, trials, explored[use]) for use in uses),
+        tuple(judge(use, trials, explored[use], workloads) for use in uses),
         tuple(trials),
         time.monotonic() - began,
     )

@@ -39,6 +39,7 @@ def _use(one: Judgement, again: Mapping[Reason, str]) -> dict[str, Any]:
             "scenarios_reached": explored.reached,
             "scenarios_exhausted": explored.exhausted,
             "schedules": explored.schedules,
+            "operations": sum(run.operations for run in one.workloads),
             "directed_cases": explored.cases,
             "directed_cases_run": explored.cases_run,
         },

@@ -8,6 +8,8 @@ from enum import StrEnum
 
 from qmpshim.conformance.assess.exploration import Explored
 from qmpshim.conformance.assess.trials import Seen, Trial
+from qmpshim.conformance.assess.workloads import Workload, WorkloadRun
+from qmpshim.conformance.check.case import CaseFinding, Status
 from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.known.folder import by_id
@@ -31,7 +33,9 @@ class Reason:
     :ivar text: what happens, :ivar when: and when, :ivar then: what comes of it,
         :ivar avoid: and how to avoid it; all but *text* are ``""`` of what has no write-up
     :ivar entry: the write-up, None: there is none
-    :ivar finding: of the exploration, None: it was tried from the write-up
+    :ivar finding: of the exploration, None: something else shows it
+    :ivar workload: that showed it, None: something else does
+    :ivar contract: it keeps to QEMU's documents
     """
 
     severity: Severity
@@ -41,6 +45,8 @@ class Reason:
     avoid: str = ""
     entry: WriteUp | None = None
     finding: Finding | DirectedFinding | None = None
+    workload: Workload | None = None
+    contract: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +65,16 @@ class Judgement:
     remarks: tuple[Reason, ...]
     tried: tuple[Trial, ...]
     explored: Explored
+    workloads: tuple[WorkloadRun, ...]
 
     @property
     def figures(self) -> str:
         """What was tried, in words."""
         explored = self.explored
         text = f"{len(self.tried)} known findings tried"
+        if self.workloads:
+            operations = sum(one.operations for one in self.workloads)
+            text += f", {operations} operations of random workloads"
         if explored.cases:
             text += f", {explored.cases_run} of {explored.cases} directed cases run"
         if not explored.scenarios:
@@ -76,12 +86,16 @@ class Judgement:
         )
 
 
-def judge(use: Use, trials: Sequence[Trial], explored: Explored) -> Judgement:
+def judge(
+    use: Use, trials: Sequence[Trial], explored: Explored, workloads: Sequence[WorkloadRun] = ()
+) -> Judgement:
     """The answer for *use*.
 
     :param trials: of all findings; those that do not affect the use are passed over
     :param explored: the scenarios of this use
+    :param workloads: of all uses
     """
+    ran = tuple(one for one in workloads if use in one.workload.uses)
     own = tuple(trial for trial in trials if use in trial.entry.meaning.affects)
     shown = {trial.entry.name: _of_entry(trial.entry) for trial in own if trial.seen is Seen.SHOWN}
     new: list[Reason] = []
@@ -92,6 +106,15 @@ def judge(use: Use, trials: Sequence[Trial], explored: Explored) -> Judgement:
             new.append(_of_finding(finding))
         elif use in entry.meaning.affects:
             shown.setdefault(entry.name, _of_entry(entry))
+    for run in ran:
+        for found in run.outcome.findings:
+            entry = by_id(found.known) if found.known else None
+            if entry is None:
+                new.append(_of_workload(run.workload, found))
+            elif use in entry.meaning.affects:
+                shown.setdefault(entry.name, _of_entry(entry))
+        if run.outcome.status in (Status.SKIPPED, Status.BROKEN):
+            doubts.append(f"the workload {run.workload.workflow}: {run.outcome.text}")
     everything = sorted((*shown.values(), *new), key=lambda one: one.severity.rank)
     reasons = tuple(one for one in everything if _disqualifies(one))
     if not explored.scenarios:
@@ -120,7 +143,7 @@ def judge(use: Use, trials: Sequence[Trial], explored: Explored) -> Judgement:
     ]
     answer = Answer.NOT_RELIABLE if reasons else Answer.CANNOT_TELL if doubts else Answer.RELIABLE
     remarks = tuple(one for one in everything if not _disqualifies(one))
-    return Judgement(use, answer, reasons, tuple(doubts), remarks, own, explored)
+    return Judgement(use, answer, reasons, tuple(doubts), remarks, own, explored, ran)
 
 
 def _would_disqualify(finding: Finding | DirectedFinding, use: Use, shown: Container[str]) -> bool:
@@ -136,7 +159,7 @@ def _disqualifies(reason: Reason) -> bool:
     """What is known by its meaning; what is not explained if it is within the contract."""
     if reason.entry is not None:
         return reason.entry.meaning.disqualifies
-    return reason.finding is None or reason.finding.contract
+    return reason.contract
 
 
 def _of_entry(entry: WriteUp) -> Reason:
@@ -153,4 +176,11 @@ def _of_entry(entry: WriteUp) -> Reason:
 
 def _of_finding(finding: Finding | DirectedFinding) -> Reason:
     assert finding.verdict is not None
-    return Reason(SEVERITY_OF[finding.verdict], finding.described, finding=finding)
+    severity = SEVERITY_OF[finding.verdict]
+    return Reason(severity, finding.described, finding=finding, contract=finding.contract)
+
+
+def _of_workload(workload: Workload, found: CaseFinding) -> Reason:
+    text = f"{found.verdict}: {name_errnos(found.title)}"
+    severity = SEVERITY_OF[found.verdict]
+    return Reason(severity, text, workload=workload, contract=found.contract)

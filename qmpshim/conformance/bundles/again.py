@@ -14,7 +14,7 @@ def replay_command(bundle: Path, build: Build | None, *words: str) -> str:
     :param build: what it was found on; None: a QEMU of somebody else's, whose program is unknown
     :param words: options that it was found with
     """
-    return shlex.join(["qmpshim", "replay", str(bundle), *_choice_of(build), *words])
+    return shlex.join(["qmpshim", "replay", str(bundle), *on_build(build), *words])
 
 
 def directed_command(case: str, build: Build | None) -> str:
@@ -23,8 +23,9 @@ def directed_command(case: str, build: Build | None) -> str:
     :param case: its id
     :param build: as for :func:`replay_command`
     """
-    return shlex.join(["qmpshim", "explore", "--strict", "--scenario", case, *_choice_of(build)])
+    return shlex.join(["qmpshim", "explore", "--strict", "--scenario", case, *on_build(build)])
 
 
-def _choice_of(build: Build | None) -> list[str]:
+def on_build(build: Build | None) -> list[str]:
+    """The words that choose a build; none for the system's, or where it is unknown."""
     return [] if build is None or build.name == "system" else ["--build", build.name]

@@ -9,6 +9,8 @@ import pytest
 from qmpshim.conformance.assess.exploration import Explored, scenarios_of
 from qmpshim.conformance.assess.judgement import Answer, judge
 from qmpshim.conformance.assess.trials import Seen, Trial
+from qmpshim.conformance.assess.workloads import WORKLOADS, Workload, WorkloadRun
+from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.directed.cases import Directed
 from qmpshim.conformance.explore.directed.run import DirectedFinding
@@ -153,3 +155,28 @@ def test_a_case_that_was_not_run_is_a_doubt() -> None:
     assert judged.answer is Answer.CANNOT_TELL and "1 of 12 directed cases" in judged.doubts[0]
     judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, cases=12, cases_run=12))
     assert judged.answer is Answer.RELIABLE and "12 of 12 directed cases run" in judged.figures
+
+
+PULL = next(one for one in WORKLOADS if one.workflow == "pull")
+
+
+def ended(status: Status, *found: CaseFinding, workload: Workload = PULL) -> list[WorkloadRun]:
+    return [WorkloadRun(workload, CaseOutcome(status, "so", found, {"operations": 300}))]
+
+
+def test_what_a_workload_shows_counts_for_its_uses() -> None:
+    wrong = CaseFinding(Verdict.CONTENT, "made", "wrong")
+    ran = ended(Status.DIVERGED, wrong)
+    judged = judge(Use.FLEECING, NONE_SEEN, ALL, ran)
+    assert judged.answer is Answer.NOT_RELIABLE and judged.reasons[0].workload is PULL
+    assert "300 operations of random workloads" in judged.figures
+    assert judge(Use.COLO_PRIMARY, NONE_SEEN, ALL, ran).answer is Answer.RELIABLE
+    ran = ended(Status.OK, replace(wrong, known=SNAPSHOT.id))
+    assert judge(Use.FLEECING, NONE_SEEN, ALL, ran).reasons[0].entry is SNAPSHOT
+    assert judge(Use.FLEECING, NONE_SEEN, ALL, ended(Status.OK)).answer is Answer.RELIABLE
+
+
+@pytest.mark.parametrize("status", [Status.BROKEN, Status.SKIPPED])
+def test_a_workload_that_could_not_be_run_is_a_doubt(status: Status) -> None:
+    judged = judge(Use.FLEECING, NONE_SEEN, ALL, ended(status))
+    assert judged.answer is Answer.CANNOT_TELL and judged.doubts == ("the workload pull: so",)

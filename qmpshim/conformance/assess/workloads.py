@@ -1,0 +1,91 @@
+"""Random workloads of an assessment: operations one after another, on several disks at once, too.
+
+What no order of I/O decides shows itself here: transactions, chains of increments, bitmaps over a
+restart. Each is a case of `qmpshim check`, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import shlex
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from qmpshim.conformance.bundles.again import on_build
+from qmpshim.conformance.check.case import Case, CaseOutcome
+from qmpshim.conformance.check.run.case_process import Order, carry_out
+from qmpshim.conformance.check.run.identity import identify
+from qmpshim.conformance.check.runners.kinds import name_of
+from qmpshim.conformance.known.meaning import Use
+from qmpshim.conformance.known.uses import uses_of, uses_of_points
+from qmpshim.conformance.pointintime.workload import PointsWorkflow
+from qmpshim.machine.builds.build import Build
+
+_LIMIT = 30.0  # seconds for each; it takes two or three
+_SEED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Operations of `qmpshim verify` that stand for some uses.
+
+    :ivar kind: of the case
+    :ivar workflow: as ``verify --workflow`` has it
+    :ivar operations: how many
+    """
+
+    kind: str
+    workflow: str
+    operations: int
+    uses: tuple[Use, ...]
+
+    @property
+    def case(self) -> Case:
+        """As `qmpshim check` does it."""
+        words = {"workflow": self.workflow, "operations": self.operations, "seed": _SEED}
+        return Case(self.kind, f"{self.kind}/{self.workflow}", {**words, "shrink": 5}, _LIMIT)
+
+    def command(self, build: Build) -> str:
+        """The command that does it again."""
+        words = ("--workflow", self.workflow, "--ops", str(self.operations), "--seed", str(_SEED))
+        return shlex.join(["qmpshim", "verify", *words, *on_build(build)])
+
+
+WORKLOADS = (
+    *(Workload("verify", chain, 2000, uses_of(chain)) for chain in ("replication", "backup")),
+    *(Workload("points", one.value, 300, uses_of_points(one)) for one in PointsWorkflow),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadRun:
+    """A workload, and what came of it."""
+
+    workload: Workload
+    outcome: CaseOutcome
+
+    @property
+    def operations(self) -> int:
+        """How many were done."""
+        return int(self.outcome.figures.get("operations", 0))
+
+
+def run_workloads(build: Build, uses: Sequence[Use], jobs: int) -> list[WorkloadRun]:
+    """Run those that stand for *uses*.
+
+    :param jobs: processes at a time
+    """
+    wanted = [one for one in WORKLOADS if set(one.uses) & set(uses)]
+    identity = identify(build)
+    ended = threading.Event()
+
+    def run(one: Workload) -> WorkloadRun:
+        order = Order(build, identity, one.case, name_of(one.kind))
+        return WorkloadRun(one, carry_out(order, ended.is_set).outcome)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            return list(pool.map(run, wanted))
+        finally:
+            ended.set()
