@@ -31,6 +31,7 @@ from qmpshim.conformance.explore.checkers.linearizability import (
 from qmpshim.conformance.explore.checkers.parts import Before, done_in_part
 from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS, late_for, masked
 from qmpshim.conformance.explore.checkers.sequential import (
+    METADATA,
     AnyRead,
     BrokenSnapshot,
     FaultPlacement,
@@ -193,9 +194,11 @@ class FailureChecker:
             if hit.verb == "flush":  # the write is done, and not durable
                 durable = [op for op in under_way if self._scenario.ops[op].makes_durable]
                 ways += [partial(FlushPlacement, hit, op) for op in durable]
-            if self._scenario.breaks_snapshot and self._is_of_copy(hit):
-                later = [op for op in range(len(self._scenario.ops)) if op not in hit.over]
-                ways += [partial(BrokenSnapshot, hit, op) for op in later]
+            if self._scenario.breaks_snapshot and hit.may_be_of_copy and hit.verb != METADATA:
+                ops = self._scenario.ops
+                writes = [op for op in under_way if ops[op].is_primary and ops[op].changes]
+                later = [op for op in range(len(ops)) if op not in hit.over]
+                ways += [partial(BrokenSnapshot, hit, op, writes) for op in later]
             if hit.reader is not None:
                 ways.append(partial(AnyRead, hit, hit.reader))
             stops = does(self._scenario.ops, *_CLOSES)
@@ -262,13 +265,6 @@ class FailureChecker:
         block/qcow2-refcount.c, 5.2 to 11.1).
         """
         return hit.verb == "discard" and self._is_qcow2(hit.image)
-
-    @staticmethod
-    def _is_of_copy(hit: InjectedFault) -> bool:
-        """Whether it may be of a copy into the hidden disk."""
-        if hit.image == "hidden":
-            return hit.verb in ("write", "zero", "flush")
-        return hit.image == "secondary" and hit.verb == "read" and hit.reader is None
 
     def _closes(self, hit: InjectedFault, op: int) -> bool:
         """Whether it is a flush that may be of the nodes and jobs that an operation closes."""

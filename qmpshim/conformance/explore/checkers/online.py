@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.checkers.sequential import InjectedFault
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo, owners, tags
 from qmpshim.conformance.explore.harness.overlays import overlay_in
@@ -75,10 +76,10 @@ class OnlineChecker:
             for n in range(-(-start // cluster), (start + io.length // SECTOR) // cluster):
                 self._copies[n] = io
 
-    def failed(self, named: NamedIo) -> None:
+    def failed(self, named: NamedIo, fault: InjectedFault) -> None:
         """A request fails; with ``on-cbw-error=break-snapshot`` one of a copy ends the promise."""
         op = self._scenario.ops[named.op]
-        if self._scenario.breaks_snapshot and op.is_primary:
+        if self._scenario.breaks_snapshot and fault.may_be_of_copy and op.is_primary and op.changes:
             self._broken = True
 
     def _saved(self, cluster: int) -> bool:

@@ -48,6 +48,8 @@ AnyChain = Chain | PrimaryChain | PushChain
 
 #: In the place of the owner of a sector that cannot be read.
 UNREADABLE = -2
+#: In the place of a verb: what failed is of a qcow2 image's tables, and has no place on the disk.
+METADATA = "metadata"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,13 @@ class InjectedFault:
     over: frozenset[int] = frozenset()
     unstarted: frozenset[int] = frozenset()
     reader: int | None = None
+
+    @property
+    def may_be_of_copy(self) -> bool:
+        """Whether it may be of a copy into the hidden disk, or of a table that a copy needs."""
+        if self.image == "hidden":
+            return self.verb in ("write", "zero", "flush", METADATA)
+        return self.image == "secondary" and self.verb in ("read", METADATA) and self.reader is None
 
     def fits(self, io: Io) -> bool:
         """Whether the sequential execution's *io* is this one."""
@@ -215,21 +224,29 @@ class BrokenSnapshot(FaultPlacement):
 
     With ``on-cbw-error=break-snapshot`` that write happens all the same, and later: others that
     begin meanwhile copy nothing and may be written before it (``cbw_do_copy_before_write``, 7.2).
+
+    :param writes: the operations whose copy it may have been: one of them happens later
     """
+
+    def __init__(self, hit: InjectedFault, victim: int, writes: Sequence[int]) -> None:
+        super().__init__(hit, victim)
+        self._writes = writes
 
     def allows(self, order: Order) -> bool:
         at = order.index(self.victim)
-        return all(order.index(op) < at for op in self.hit.over) and all(
-            order.index(op) >= at for op in self.hit.unstarted
+        return (
+            all(order.index(op) < at for op in self.hit.over)
+            and all(order.index(op) >= at for op in self.hit.unstarted)
+            and any(order.index(op) >= at for op in self._writes)
         )
 
     def begins(self, op: int, chain: AnyChain) -> None:
         if op == self.victim and isinstance(chain, Chain):
             assert isinstance(chain.job, CopyBeforeWriteJob)
             chain.job.snapshot_error.setdefault(0, self.hit.errno)
+            self.met = True
 
     def of(self, op: int) -> Callable[[Io], int]:
-        self.met = True
         return lambda io: 0
 
 

@@ -14,7 +14,7 @@ from errno import EIO
 from qmpshim.conformance.compare.divergence import BROKEN, verdict_of
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.online import OnlineChecker
-from qmpshim.conformance.explore.checkers.sequential import InjectedFault
+from qmpshim.conformance.explore.checkers.sequential import METADATA, InjectedFault
 from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness.choices import (
     CUT,
@@ -206,13 +206,13 @@ class RealRun:
         )
         unstarted = frozenset(range(self.threads)) - now.started
         fault = InjectedFault(
-            named.io.image, "metadata" if named.meta else named.verb, named.start,
+            named.io.image, METADATA if named.meta else named.verb, named.start,
             0 if named.meta else named.count, EIO if gone else errno, gone,
             over, unstarted,
             named.op if self.scenario.ops[named.op].reads and not named.meta else None,
         )  # fmt: skip
         now.failed.append((named, fault))
-        self.watch.failed(named)
+        self.watch.failed(named, fault)
         now.events.append(Failed(name, errno))
         if gone:
             gate.refuse(named.io.image)
