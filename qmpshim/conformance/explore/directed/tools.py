@@ -164,7 +164,7 @@ def ends_beside(machine: GatedMachine, side: str, cookie: int, start: int) -> bo
     Reads come after it: up to 11.1 an NBD node may see an answer only when the next one comes (the
     known defect ``nbd-answer-waits``), which would look as if the request waited.
 
-    :param start: of the reads, of two sectors, which must be in the way of neither
+    :param start: the first of the two sectors that are read, which must be in the way of neither
     """
     client = machine.clients[side]
     for _ in range(_READS):

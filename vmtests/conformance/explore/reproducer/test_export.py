@@ -28,7 +28,7 @@ from qmpshim.conformance.explore.report.findings import Finding, finding_from_js
 from qmpshim.conformance.explore.reproducer.export import blkdebug_steps, export_script
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
-from qmpshim.conformance.explore.scenarios import LETTERS, RealScenario, scenario_from_json
+from qmpshim.conformance.explore.scenarios import C, LETTERS, RealScenario, scenario_from_json
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp
 from qmpshim.conformance.known.write_ups import DIRECTORY
@@ -62,10 +62,11 @@ def shown(
     letters: str,
     *schedule: RealChoice,
     secondary: str = "raw",
+    cluster: int = C,
 ) -> Finding:
     """What comes of a schedule on a build."""
     ops = tuple(LETTERS[letter] for letter in letters)
-    scenario = RealScenario(letters, ops, contract=False, secondary=secondary)
+    scenario = RealScenario(letters, ops, contract=False, secondary=secondary, cluster=cluster)
     errnos = tuple(step.fault for step in failures(schedule))
     cause = Cause(CauseKind.DATA_FITS_NO_ORDER)
     case = Finding(
@@ -199,6 +200,21 @@ def test_the_models_ends_tell_right_from_wrong(qemu_build: Build, reproducer: Re
         spoilt = script.replace(right, right.split(":")[0] + ": " + wrong)
         assert reproducer(spoilt)[0] == SEEN
     assert reproducer(script.replace("[['ok'], ['ok']]", "[['ok'], ['errno 5']]"))[0] == SEEN
+
+
+def test_an_image_of_the_largest_clusters_has_room_for_them(
+    qemu_build: Build, reproducer: Reproducer
+) -> None:
+    """An NBD export does not grow: where qcow2 can allocate no more, the copy fails."""
+    steps = ("secondary read 0+256", "hidden write 0+4096", "secondary write 0+128")
+    schedule = (Start(0), *(io(0, what) for what in steps))
+    finding = shown(qemu_build, "W", *schedule, cluster=4096)
+    script = export_script(finding, breakpoints=False)
+    status, said = reproducer(script)
+    assert status == NOT_SEEN and "(primary_write): ok" in said, said
+    small = script.replace("8 * cluster", "0 * cluster").replace("TIMERS = 5", "TIMERS = 1")
+    status, said = reproducer(small)
+    assert "(primary_write): errno" in said, said
 
 
 def test_a_request_that_never_ends(qemu_build: Build, reproducer: Reproducer) -> None:
