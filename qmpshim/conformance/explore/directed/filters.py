@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from errno import EIO
+
 from qmpshim.conformance.explore.directed.tools import (
     CLUSTER,
     Broken,
@@ -93,9 +95,10 @@ def _fails_with(
     machine.settle()
     (io,) = held(machine, f"a {op.name.lower()} of the {side}", 1)
     machine.gate.open()
-    machine.gate.fail(io, 5)
-    if not answered(machine, side, cookie, f"a {op.name.lower()} of the {side}"):
-        text = f"a {op.name.lower()} of the {side} succeeds though the I/O for it failed"
+    machine.gate.fail(io, EIO)
+    errno = answered(machine, side, cookie, f"a {op.name.lower()} of the {side}")
+    if errno != EIO:
+        text = f"a {op.name.lower()} of the {side} whose I/O failed says {errno}, not EIO"
         raise Broken(Verdict.ERROR_CONTRACT, text, f"{side} {op.name.lower()} hides an error")
 
 

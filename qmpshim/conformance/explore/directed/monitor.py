@@ -11,6 +11,7 @@ from qmpshim.conformance.explore.directed.tools import (
     CLUSTER,
     SIZE,
     Broken,
+    answered,
     fails,
     held,
     read,
@@ -101,13 +102,15 @@ def first_child_is_read(machine: GatedMachine) -> None:
 
 
 def flush_error(machine: GatedMachine) -> None:
-    """A flush that fails on a child of a quorum is an event that names the child."""
+    """A flush that fails on a child of a quorum is an event that names the child; it succeeds as
+    long as enough children for the vote are flushed.
+    """
     machine.start()
     for image, child in (("primary", "primary"), ("secondary", "forward")):
         written(machine, "guest", 2, 0, 8)
         machine.settle()
         machine.gate.hold(lambda io: io.op is Nbd.FLUSH)
-        machine.clients["guest"].send(Nbd.FLUSH)
+        cookie = machine.clients["guest"].send(Nbd.FLUSH)
         machine.settle()
         if image == "secondary":  # the children are flushed one after the other
             machine.gate.release(*held(machine, "a flush of a quorum", 1))
@@ -115,6 +118,9 @@ def flush_error(machine: GatedMachine) -> None:
         (flush,) = held(machine, "a flush of a quorum", 1)
         machine.gate.open()
         machine.gate.fail(flush, 5)
+        if errno := answered(machine, "guest", cookie, "a flush of a quorum"):
+            text = f"a flush that fails on the {image} disk alone fails with errno {errno}"
+            raise Broken(Verdict.ERROR_CONTRACT, text, "a flush of a quorum fails")
         data = [event["data"] for event in events(machine, "QUORUM_REPORT_BAD")]
         found = [(one["type"], one["node-name"]) for one in data][-1:]
         if found != [("flush", child)]:
