@@ -1,4 +1,4 @@
-"""Runs a directed case on a machine to which something was done first."""
+"""Runs a directed case on a machine that a mutant has changed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.verdict import Verdict
 
 CASES = {case.name: case for case in DIRECTED}
-Sabotage = Callable[[GatedMachine], None]
+Mutant = Callable[[GatedMachine], None]
 
 
-def run_spoilt(name: str, sabotage: Sabotage, build: Build, **changes: Any) -> RealViolation | None:
-    """What case *name* finds after *sabotage*; the test is skipped where the build lacks the case.
+def run_mutant(name: str, mutant: Mutant, build: Build, **changes: Any) -> RealViolation | None:
+    """What case *name* finds with *mutant*; the test is skipped where the build lacks the case.
 
     :param changes: to the case itself
     """
@@ -28,7 +28,7 @@ def run_spoilt(name: str, sabotage: Sabotage, build: Build, **changes: Any) -> R
 
     def run(machine: GatedMachine) -> object:
         machine.settle()
-        sabotage(machine)
+        mutant(machine)
         return case.run(machine)
 
     try:
@@ -38,9 +38,12 @@ def run_spoilt(name: str, sabotage: Sabotage, build: Build, **changes: Any) -> R
 
 
 def expect_finding(
-    name: str, sabotage: Sabotage, verdict: Verdict, cause: str, build: Build
+    name: str, mutant: Mutant, verdict: Verdict, cause: str, build: Build, **changes: Any
 ) -> None:
-    """Case *name* must find *sabotage*, with a cause that begins so."""
-    found = run_spoilt(name, sabotage, build)
+    """Case *name* must find *mutant*, with a cause that begins so.
+
+    :param changes: to the case itself
+    """
+    found = run_mutant(name, mutant, build, **changes)
     assert found is not None
     assert (found.kind, str(found.cause)[: len(cause)]) == (verdict, cause), found.text

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from qmpshim.codec import decode
+from qmpshim.errors import InputError
 from qmpshim.model.check.verdict import Verdict
 
 
@@ -151,13 +152,13 @@ class Meaning:
 def meaning_from_json(value: Any) -> Meaning:
     """A write-up's ``meaning``.
 
-    :raises InputError, ValueError: it is none, or one of its sentences is not filled in
+    :raises InputError: it is none, or one of its sentences is not filled in
     """
     meaning = decode(Meaning, value, "a meaning")
     for name in ("situation", "consequence", "workaround"):
         _check_sentence(name, getattr(meaning, name))
     if not meaning.affects or len(set(meaning.affects)) != len(meaning.affects):
-        raise ValueError("affects: at least one use, and each once")
+        raise InputError("affects: at least one use, and each once")
     return meaning
 
 
@@ -168,12 +169,12 @@ TO_WRITE = "TO BE WRITTEN"
 def _check_sentence(name: str, text: str) -> None:
     """That it begins like a sentence, ends with a full stop, and holds no second one.
 
-    :raises ValueError: it does not
+    :raises InputError: it does not
     """
     if TO_WRITE in text:
-        raise ValueError(f"{name} has to be written")
+        raise InputError(f"{name} has to be written")
     if not text.endswith(".") or text != text.strip() or ". " in text or "\n" in text:
-        raise ValueError(f"{name} is no single sentence: {text!r}")
+        raise InputError(f"{name} is no single sentence: {text!r}")
 
 
 #: How bad a divergence without a write-up is.

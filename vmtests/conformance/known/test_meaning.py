@@ -39,12 +39,16 @@ def numbers(version: str) -> tuple[int, ...]:
 
 #: Milder than the verdict that shows it: an answer that only waits for another one; data that are
 #: wrong while they are being written, which nothing relies on, and later after an error or a crash.
-MILDER = {"directed/nbd-answer-waits", "write-beside-zeroes-zeroes-data"}
+MILDER = {
+    "directed/nbd-answer-waits": Severity.COSMETIC,
+    "write-beside-zeroes-zeroes-data": Severity.DAMAGE_AFTER_ERROR,
+}
 
 
 def test_every_write_up_has_one() -> None:
     files = {p.relative_to(DIRECTORY).with_suffix("").as_posix() for p in DIRECTORY.rglob("*.json")}
     assert {one.name for one in write_ups()} == files and len(files) > 40
+    assert files >= MILDER.keys()
 
 
 @pytest.mark.parametrize("defect", KnownDefect)
@@ -71,8 +75,10 @@ def test_a_meaning_agrees_with_its_write_up(one: WriteUp) -> None:
         assert not meaning.fix.commit or meaning.fix.commit in f"{one.reason} {one.source}"
     # What the finding is called must not be milder than what was seen.
     worst = min(SEVERITY_OF[verdict].rank for verdict in one.verdicts)
-    if worst <= Severity.HANG.rank and Verdict.CORRUPTION not in one.verdicts:
-        assert meaning.severity.serious or one.name in MILDER
+    if one.name in MILDER:
+        assert meaning.severity is MILDER[one.name] and not meaning.severity.serious
+    elif worst <= Severity.HANG.rank and Verdict.CORRUPTION not in one.verdicts:
+        assert meaning.severity.serious
 
 
 GOOD: dict[str, Any] = encode(write_up("snapshot-read-returns-new-data").meaning)
@@ -95,13 +101,13 @@ GOOD: dict[str, Any] = encode(write_up("snapshot-read-returns-new-data").meaning
 )
 def test_a_meaning_that_is_none_is_refused(field: dict[str, Any]) -> None:
     assert isinstance(meaning_from_json(GOOD), Meaning)
-    with pytest.raises((ValueError, InputError)):
+    with pytest.raises(InputError):
         meaning_from_json({**GOOD, **field})
 
 
 @pytest.mark.parametrize("name", list(GOOD))
 def test_a_field_that_is_missing_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match=name):
+    with pytest.raises(InputError):
         meaning_from_json({key: value for key, value in GOOD.items() if key != name})
 
 
@@ -128,12 +134,12 @@ def test_the_worst_comes_first() -> None:
 def test_a_finding_is_found_by_its_id_and_its_file() -> None:
     assert write_up("stop-always-fails") is write_up("verify/stop-always-fails")
     assert write_up("colo-migration-completes").kind == "pair"
-    with pytest.raises(InputError, match="did you mean snapshot-discard-aborts"):
+    with pytest.raises(InputError):
         write_up("snapshot-discard-abort")
 
 
 def test_a_damaged_write_up_is_refused(tmp_path: Any) -> None:
     path = tmp_path / "x.json"
     path.write_text("{}")
-    with pytest.raises(InputError, match=r"x\.json is damaged"):
+    with pytest.raises(InputError):
         read(path)

@@ -42,7 +42,7 @@ def errors_of_disks(machine: GatedMachine) -> None:
     """A full backup whose source cannot be read, or whose target cannot be written to, stops where
     it is to stop, goes on where it is to ignore that, and is whole when it ends.
     """
-    number, sizes = 1, []
+    number, sizes = 0, []
     for side, hit in (("source", _old_read), ("target", _copied)):
         for action in ("stop", "ignore"):
             option, number = f"on-{side}-error", number + 1

@@ -206,7 +206,7 @@ def padded(machine: GatedMachine) -> None:
     stays.
     """
     block, end = 8, SIZE // SECTOR  # sectors
-    # Without opt-discard blkdebug_co_pdiscard() divides by it, 0, when a part of a block is discarded.
+    # Without opt-discard blkdebug_co_pdiscard() divides by zero where a block is discarded in part.
     sizes = {"align": block * SECTOR, "opt-discard": block * SECTOR}
     words = {"driver": "blkdebug", "node-name": "blocks", "discard": "unmap", **sizes}
     remove_client(machine, "primary")

@@ -17,18 +17,18 @@ from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.gate import HeldIO
 from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import Sabotage, run_spoilt
+from vmtests.support.directed import Mutant, run_mutant
 
 CHECKPOINT = "xen-colo-do-checkpoint"
 
 
-def forgetting(image: str, at_once: bool) -> Sabotage:
+def forgetting(image: str, at_once: bool) -> Mutant:
     """Data that is written to an image is answered and forgotten.
 
     :param at_once: also what a case holds; else from when it holds no more
     """
 
-    def sabotage(machine: GatedMachine) -> None:
+    def mutant(machine: GatedMachine) -> None:
         hold = machine.gate.hold
 
         def forget(io: HeldIO) -> bool:
@@ -44,7 +44,7 @@ def forgetting(image: str, at_once: bool) -> Sabotage:
                 lambda io: forget(io) or policy(io)
             )
 
-    return sabotage
+    return mutant
 
 
 def patient_disk(machine: GatedMachine) -> None:
@@ -106,7 +106,7 @@ def nothing(machine: GatedMachine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sabotage", "reconnect", "verdict", "cause"),
+    ("name", "mutant", "reconnect", "verdict", "cause"),
     [
         ("empty-fails", disks_that_do_not_fail, 0, Verdict.ERROR_CONTRACT,
          "make_empty's failure is silent"),
@@ -141,7 +141,7 @@ def nothing(machine: GatedMachine) -> None:
 )  # fmt: skip
 def test_a_directed_case_sees(
     name: str,
-    sabotage: Sabotage,
+    mutant: Mutant,
     reconnect: int,
     verdict: Verdict,
     cause: str,
@@ -149,23 +149,23 @@ def test_a_directed_case_sees(
     qemu_build: Build,
 ) -> None:
     monkeypatch.setattr(storage, "_DELAYED", 5.0)
-    found = run_spoilt(name, sabotage, qemu_build, reconnect=reconnect)
+    found = run_mutant(name, mutant, qemu_build, reconnect=reconnect)
     assert found is not None
     assert (found.kind, str(found.cause)) == (verdict, cause), found.text
 
 
 @pytest.mark.parametrize(
-    ("sabotage", "cause"),
+    ("mutant", "cause"),
     [
         (forgetting("secondary", False), "guest write after failed failover is lost"),
         (zeroes_forgotten, "guest zeroes after failed failover are lost"),
     ],
 )
 def test_what_is_written_after_a_failed_failover_is_missed(
-    sabotage: Sabotage, cause: str, qemu_build: Build
+    mutant: Mutant, cause: str, qemu_build: Build
 ) -> None:
     if read_version(qemu_build)[0] < (6, 1):
         pytest.skip("it aborts before that (failed-failover-write-aborts)")
-    found = run_spoilt("failover-fails", sabotage, qemu_build)
+    found = run_mutant("failover-fails", mutant, qemu_build)
     assert found is not None
     assert (found.kind, str(found.cause)) == (Verdict.LOST_WRITE, cause), found.text

@@ -8,19 +8,25 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import Sabotage, expect_finding
-from vmtests.support.sabotage import (
+from vmtests.support.directed import Mutant, expect_finding
+from vmtests.support.mutants import (
     HALF,
     NEW_DATA,
     REFUSED,
     answered_early,
     client_with,
+    failing_otherwise,
     kept,
+    never_copied,
     not_flushed,
     nothing_held,
     on_failure,
+    only_unreadable,
+    seen_as,
+    since,
     spoilt_store,
     succeeding,
+    whole_discarded,
     without_flags,
 )
 
@@ -28,20 +34,25 @@ ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 
 
 @pytest.mark.parametrize(
-    ("name", "sabotage", "verdict", "cause"),
+    ("name", "mutant", "verdict", "cause"),
     [
         ("filter-passes-on", spoilt_store("secondary", 3 * HALF), Verdict.CONTENT,
          "data of a filter, seen through it"),
+        ("filter-passes-on", seen_as("secondary", lambda image: bytes(len(image))), Verdict.CONTENT,
+         "data of a filter, seen below it"),
+        ("filter-passes-on", never_copied, Verdict.ALLOCATION, "what a filter copies"),
         ("filter-passes-on", not_flushed, Verdict.LOST_WRITE, "a flush through a filter"),
         ("filter-passes-on", client_with("guest", Nbd.READ, NbdAnswer(0, bytes(HALF))),
          Verdict.ISOLATION, "the snapshot after changes through a filter"),
         ("filter-passes-on", client_with("primary", Nbd.TRIM, NbdAnswer(5, b"")), ERROR_CONTRACT,
          "I/O through a filter fails"),
         ("filter-reports", succeeding, ERROR_CONTRACT, "primary write hides an error"),
+        ("filter-reports", failing_otherwise, ERROR_CONTRACT, "primary write hides an error"),
         ("filter-reports", on_failure, Verdict.ORDER, "a change without its copy"),
         ("filter-reports", nothing_held, Verdict.ORDER, "a write of the primary: other I/O"),
         ("filter-keeps-holes", without_flags("primary"), Verdict.ALLOCATION,
          "zeroes below a filter"),
+        ("filter-keeps-holes", REFUSED, ERROR_CONTRACT, "zeroes fail"),
         ("snapshot-read-freezes", nothing_held, Verdict.ORDER, "a read of the snapshot: other"),
         ("snapshot-read-freezes", answered_early, Verdict.ORDER,
          "a write overtakes a snapshot's read"),
@@ -49,11 +60,15 @@ ERROR_CONTRACT = Verdict.ERROR_CONTRACT
         ("snapshot-read-freezes", REFUSED, ERROR_CONTRACT, "guest fails beside the other"),
         ("snapshot-discard-stays", kept, Verdict.ISOLATION,
          "a discarded part of a snapshot can be read"),
+        ("snapshot-discard-stays", since((9, 1), whole_discarded), ERROR_CONTRACT,
+         "guest read fails"),
+        ("snapshot-discard-stays", only_unreadable, Verdict.ALLOCATION,
+         "a discarded part of a snapshot is copied"),
         ("snapshot-discard-stays", spoilt_store("secondary", 0), Verdict.ISOLATION,
          "the rest of a discarded snapshot"),
     ],
 )  # fmt: skip
 def test_a_case_sees(
-    name: str, sabotage: Sabotage, verdict: Verdict, cause: str, qemu_build: Build
+    name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build
 ) -> None:
-    expect_finding(name, sabotage, verdict, cause, qemu_build)
+    expect_finding(name, mutant, verdict, cause, qemu_build)

@@ -6,10 +6,11 @@ import pytest
 
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import Sabotage, expect_finding
-from vmtests.support.sabotage import (
+from vmtests.support.directed import Mutant, expect_finding
+from vmtests.support.mutants import (
     HALF,
     asking,
+    copied_once,
     not_cancelled,
     nothing_held,
     other_job_failed,
@@ -22,12 +23,15 @@ PROTOCOL = Verdict.PROTOCOL
 
 
 @pytest.mark.parametrize(
-    ("name", "sabotage", "verdict", "cause"),
+    ("name", "mutant", "verdict", "cause"),
     [
         ("backup-source-error", nothing_held, Verdict.ORDER, "a backup job: other I/O"),
         ("backup-source-error", asking("blockdev-backup", **{"on-source-error": "report"}),
          ERROR_CONTRACT, "on-source-error=stop"),
+        ("backup-source-error", asking("blockdev-backup", **{"on-target-error": "report"}),
+         ERROR_CONTRACT, "on-target-error=stop"),
         ("backup-source-error", spoilt_copy, Verdict.CONTENT, "a backup's content"),
+        ("backup-source-error", copied_once, Verdict.CONTENT, "a backup's content"),
         ("backup-of-bitmap", asking("block-dirty-bitmap-add", granularity=2 * HALF), PROTOCOL,
          "a bitmap's count after a discard"),
         ("backup-of-bitmap", asking("blockdev-backup", **{"bitmap-mode": "always"}), PROTOCOL,
@@ -44,6 +48,6 @@ PROTOCOL = Verdict.PROTOCOL
     ],
 )  # fmt: skip
 def test_a_case_sees(
-    name: str, sabotage: Sabotage, verdict: Verdict, cause: str, qemu_build: Build
+    name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build
 ) -> None:
-    expect_finding(name, sabotage, verdict, cause, qemu_build)
+    expect_finding(name, mutant, verdict, cause, qemu_build)

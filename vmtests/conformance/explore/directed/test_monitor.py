@@ -6,8 +6,8 @@ import pytest
 
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import Sabotage, expect_finding
-from vmtests.support.sabotage import (
+from vmtests.support.directed import Mutant, expect_finding
+from vmtests.support.mutants import (
     all_shared,
     answering,
     asking,
@@ -27,7 +27,7 @@ PROTOCOL = Verdict.PROTOCOL
 
 
 @pytest.mark.parametrize(
-    ("name", "sabotage", "verdict", "cause"),
+    ("name", "mutant", "verdict", "cause"),
     [
         ("job-progress", answering("query-block-jobs", more_done), PROTOCOL,
          "job status before the first write"),
@@ -40,9 +40,9 @@ PROTOCOL = Verdict.PROTOCOL
          PROTOCOL, "BLOCK_WRITE_THRESHOLD"),
         ("quorum-reads-first", event_without_reason, PROTOCOL, "quorum event without a failure"),
         ("quorum-reads-first", spoilt_store("primary", 0), Verdict.CONTENT, "quorum read"),
-        ("quorum-permissions", answering("x-debug-query-block-graph", all_shared), PROTOCOL,
-         "permissions that a quorum shares"),
-        ("quorum-permissions", answering("x-debug-query-block-graph", none_taken), PROTOCOL,
+        *(("quorum-permissions", all_shared(node), PROTOCOL, "permissions that a quorum shares")
+          for node in ("primary", "forward")),
+        ("quorum-permissions", none_taken("secondary"), PROTOCOL,
          "permissions that a filter takes"),
         ("quorum-refused", asking("blockdev-add"), ERROR_CONTRACT, "blockdev-add fails silently"),
         ("backup-refused", asking("blockdev-backup"), ERROR_CONTRACT,
@@ -52,13 +52,21 @@ PROTOCOL = Verdict.PROTOCOL
         ("job-progress", answering("query-block-jobs", lambda jobs: []), PROTOCOL, "job status"),
         ("quorum-flush-fails", nothing_held, Verdict.ORDER, "a flush of a quorum: other I/O"),
         ("quorum-flush-fails", succeeding, PROTOCOL, "quorum event of a failed flush"),
-        ("filter-permissions", answering("x-debug-query-block-graph", all_shared), PROTOCOL,
-         "permissions that a filter shares: secondary"),
-        ("filter-permissions", answering("x-debug-query-block-graph", none_taken), PROTOCOL,
-         "permissions that a filter takes: secondary"),
+        *(("filter-permissions", all_shared(node), PROTOCOL,
+           f"permissions that a filter shares: {node}") for node in ("secondary", "hidden")),
+        *(("filter-permissions", none_taken(node), PROTOCOL,
+           f"permissions that a filter takes: {node}") for node in ("secondary", "hidden")),
     ],
 )  # fmt: skip
 def test_a_case_sees(
-    name: str, sabotage: Sabotage, verdict: Verdict, cause: str, qemu_build: Build
+    name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build
 ) -> None:
-    expect_finding(name, sabotage, verdict, cause, qemu_build)
+    expect_finding(name, mutant, verdict, cause, qemu_build)
+
+
+def test_a_quorum_needs_as_many_flushes_as_votes(qemu_build: Build) -> None:
+    expect_finding(
+        *("quorum-flush-fails", lambda machine: None, ERROR_CONTRACT, "a flush of a quorum fails"),
+        qemu_build,
+        options=(("top", "vote-threshold", 2),),
+    )

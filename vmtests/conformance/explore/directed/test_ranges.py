@@ -11,15 +11,18 @@ from qmpshim.machine.nbd.gate.gate import HeldIO
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import Sabotage, expect_finding
-from vmtests.support.sabotage import (
+from vmtests.support.directed import Mutant, expect_finding
+from vmtests.support.mutants import (
     COPIED_WRONG,
+    DONE,
     HALF,
     REFUSED,
     asking,
+    blocks_discarded,
     client_with,
     copied_zeroes,
     never_open,
+    not_shrunk,
     nothing_held,
     on_release,
     spoilt_store,
@@ -37,7 +40,7 @@ def overwritten(machine: GatedMachine, io: HeldIO) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sabotage", "verdict", "cause"),
+    ("name", "mutant", "verdict", "cause"),
     [
         ("copy-of-zeroes-in-part", copied_zeroes, Verdict.ALLOCATION, "the copy of zeroes in part"),
         ("copy-of-zeroes-in-part", spoilt_store("secondary", HALF), Verdict.CONTENT,
@@ -55,6 +58,11 @@ def overwritten(machine: GatedMachine, io: HeldIO) -> None:
         ("discard-in-part", client_with("image", Nbd.READ, NbdAnswer(0, bytes(HALF // 2))),
          Verdict.LOST_WRITE, "data is lost beside a discard"),
         ("bitmap-grows", asking("block_resize"), PROTOCOL, "a bitmap after the disk grew"),
+        ("bitmap-grows", client_with("image", Nbd.WRITE, DONE), PROTOCOL,
+         "a bitmap after a write to what is new"),
+        ("bitmap-grows", asking("block-dirty-bitmap-merge"), PROTOCOL,
+         "a bitmap that another was merged into"),
+        ("bitmap-grows", not_shrunk, PROTOCOL, "a bitmap after the disk shrank"),
         ("bitmap-grows", asking("blockdev-backup"), ERROR_CONTRACT, "block_resize fails silently"),
         ("write-waits-for-copies", nothing_held, Verdict.ORDER, "two writes: other I/O"),
         ("write-waits-for-copies", on_release(overwritten), Verdict.ORDER,
@@ -68,15 +76,20 @@ def overwritten(machine: GatedMachine, io: HeldIO) -> None:
          ERROR_CONTRACT, "a request of sectors fails"),
         ("parts-of-blocks", client_with("blocks", Nbd.READ, NbdAnswer(0, bytes(2 * HALF))),
          Verdict.CONTENT, "parts of blocks"),
+        ("parts-of-blocks", blocks_discarded, Verdict.CONTENT, "parts of blocks"),
         ("bitmap-is-stored", asking("block-dirty-bitmap-add", persistent=False), PROTOCOL,
          "a bitmap that was stored after write 1"),
         ("bitmap-is-stored", asking("block-dirty-bitmap-remove"), PROTOCOL,
          "a bitmap that was removed"),
         ("fua-is-durable", without_flags("image"), Verdict.LOST_WRITE,
          "a write with FUA is not durable"),
+        ("fua-is-durable", without_flags("image", Nbd.WRITE_ZEROES), Verdict.LOST_WRITE,
+         "a write_zeroes with FUA is not durable"),
+        ("fua-is-durable", without_flags("image", Nbd.TRIM), Verdict.LOST_WRITE,
+         "a trim with FUA is not durable"),
     ],
 )  # fmt: skip
 def test_a_case_sees(
-    name: str, sabotage: Sabotage, verdict: Verdict, cause: str, qemu_build: Build
+    name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build
 ) -> None:
-    expect_finding(name, sabotage, verdict, cause, qemu_build)
+    expect_finding(name, mutant, verdict, cause, qemu_build)

@@ -6,8 +6,8 @@ import pytest
 
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import Sabotage, expect_finding
-from vmtests.support.sabotage import (
+from vmtests.support.directed import Mutant, expect_finding
+from vmtests.support.mutants import (
     asking,
     spoilt_store,
     started,
@@ -19,7 +19,7 @@ ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 
 
 @pytest.mark.parametrize(
-    ("name", "sabotage", "verdict", "cause"),
+    ("name", "mutant", "verdict", "cause"),
     [
         ("start-without-backend", still_exported, ERROR_CONTRACT,
          "xen-set-replication fails silently"),
@@ -29,6 +29,8 @@ ERROR_CONTRACT = Verdict.ERROR_CONTRACT
         ("start-read-only", spoilt_store("secondary", 0), Verdict.ISOLATION,
          "hidden disk read-only at the start"),
         ("checkpoint-of-ejected-disk", succeeding, ERROR_CONTRACT,
+         "make_empty's failure is silent"),
+        ("checkpoint-of-ejected-disk", asking("xen-colo-do-checkpoint"), ERROR_CONTRACT,
          "xen-colo-do-checkpoint fails silently"),
         ("checkpoint-to-the-end", asking("xen-colo-do-checkpoint"), Verdict.ISOLATION,
          "the end of a disk after a checkpoint"),
@@ -37,6 +39,6 @@ ERROR_CONTRACT = Verdict.ERROR_CONTRACT
     ],
 )  # fmt: skip
 def test_a_case_sees(
-    name: str, sabotage: Sabotage, verdict: Verdict, cause: str, qemu_build: Build
+    name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build
 ) -> None:
-    expect_finding(name, sabotage, verdict, cause, qemu_build)
+    expect_finding(name, mutant, verdict, cause, qemu_build)

@@ -8,13 +8,14 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import Sabotage, expect_finding
-from vmtests.support.sabotage import (
+from vmtests.support.directed import Mutant, expect_finding
+from vmtests.support.mutants import (
     HALF,
     asking,
     client_with,
     not_copied,
     nothing_held,
+    read_differently,
     succeeding,
 )
 
@@ -23,7 +24,7 @@ PROTOCOL = Verdict.PROTOCOL
 
 
 @pytest.mark.parametrize(
-    ("name", "sabotage", "verdict", "cause"),
+    ("name", "mutant", "verdict", "cause"),
     [
         ("backup-of-overlay", asking("blockdev-backup", sync="full"), PROTOCOL,
          "end of a backup of an overlay"),
@@ -35,13 +36,14 @@ PROTOCOL = Verdict.PROTOCOL
         ("backup-of-overlay", succeeding, ERROR_CONTRACT, "sync=top without the overlay's tables"),
         ("backup-of-snapshot", client_with("image", Nbd.READ, NbdAnswer(0, bytes(4 * HALF))),
          Verdict.CONTENT, "data of a backup of a snapshot"),
-        ("backup-of-snapshot", client_with("guest", Nbd.READ, NbdAnswer(22, b"")), PROTOCOL,
-         "what a backup of a snapshot gives up"),
+        ("backup-of-snapshot", read_differently, PROTOCOL, "what a backup of a snapshot gives up"),
         ("backup-between-files", client_with("same", Nbd.READ, NbdAnswer(0, bytes(4 * HALF))),
          Verdict.CONTENT, "a backup to a raw file"),
+        ("backup-between-files", client_with("grows", Nbd.READ, NbdAnswer(0, bytes(4 * HALF))),
+         Verdict.CONTENT, "a backup to a qcow2 file"),
     ],
 )  # fmt: skip
 def test_a_case_sees(
-    name: str, sabotage: Sabotage, verdict: Verdict, cause: str, qemu_build: Build
+    name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build
 ) -> None:
-    expect_finding(name, sabotage, verdict, cause, qemu_build)
+    expect_finding(name, mutant, verdict, cause, qemu_build)

@@ -6,12 +6,13 @@ import pytest
 
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
-from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import Sabotage, expect_finding
-from vmtests.support.sabotage import (
+from vmtests.support.directed import Mutant, expect_finding
+from vmtests.support.mutants import (
+    DONE,
     asking,
     client_with,
+    since,
     sound_tables,
     spoilt_store,
 )
@@ -20,15 +21,17 @@ ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 
 
 @pytest.mark.parametrize(
-    ("name", "sabotage", "verdict", "cause"),
+    ("name", "mutant", "verdict", "cause"),
     [
-        ("ejected-target", client_with("snapshot", Nbd.READ, NbdAnswer(0, b"")), ERROR_CONTRACT,
+        ("ejected-target", since((7, 0), client_with("snapshot", Nbd.READ, DONE)), ERROR_CONTRACT,
          "I/O above an ejected image"),
+        ("zeroes-are-detected", asking("blockdev-add", **{"detect-zeroes": "off"}),
+         Verdict.ALLOCATION, "detect-zeroes=on"),
         ("zeroes-are-detected", asking("blockdev-add", **{"detect-zeroes": "on"}),
          Verdict.ALLOCATION, "detect-zeroes=unmap"),
-        ("zeroes-are-detected", client_with("failing", Nbd.FLUSH, NbdAnswer(0, b"")),
+        ("zeroes-are-detected", client_with("failing", Nbd.FLUSH, DONE),
          ERROR_CONTRACT, "a flush's error is lost"),
-        ("snapshot-of-nothing", client_with("snapshot", Nbd.READ, NbdAnswer(0, b"")),
+        ("snapshot-of-nothing", client_with("snapshot", Nbd.READ, DONE),
          ERROR_CONTRACT, "a read of no snapshot"),
         ("snapshot-of-nothing", spoilt_store("secondary", 0), Verdict.LOST_WRITE,
          "a discard of no snapshot"),
@@ -38,6 +41,6 @@ ERROR_CONTRACT = Verdict.ERROR_CONTRACT
     ],
 )  # fmt: skip
 def test_a_case_sees(
-    name: str, sabotage: Sabotage, verdict: Verdict, cause: str, qemu_build: Build
+    name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build
 ) -> None:
-    expect_finding(name, sabotage, verdict, cause, qemu_build)
+    expect_finding(name, mutant, verdict, cause, qemu_build)

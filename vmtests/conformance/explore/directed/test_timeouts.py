@@ -1,0 +1,58 @@
+"""The directed cases about ``cbw-timeout`` see what they look at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.qmp.nonblocking import NbdAnswer
+from qmpshim.model.check.verdict import Verdict
+from vmtests.support.directed import CASES, Mutant, expect_finding
+from vmtests.support.mutants import (
+    HALF,
+    client_with,
+    copied_first,
+    second_readable,
+    seen_as,
+)
+
+ERROR_CONTRACT = Verdict.ERROR_CONTRACT
+ZEROES = NbdAnswer(0, bytes(HALF))
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "cause"),
+    [
+        ("timeout-is-long", "cbw-timeout", 3, "cbw-timeout is shorter"),
+        ("timeout-breaks-write", "on-cbw-error", "break-snapshot", "a timeout is ignored"),
+        ("timeout-breaks-snapshot", "on-cbw-error", "break-guest-write", "a timeout breaks the"),
+    ],
+)
+def test_a_timeout_that_does_something_else(
+    name: str, option: str, value: Any, cause: str, qemu_build: Build
+) -> None:
+    options = (*CASES[name].options, ("filter", option, value))
+    expect_finding(name, lambda machine: None, ERROR_CONTRACT, cause, qemu_build, options=options)
+
+
+@pytest.mark.parametrize(
+    ("name", "mutant", "verdict", "cause"),
+    [
+        ("timeout-breaks-snapshot", second_readable, Verdict.ISOLATION,
+         "a broken snapshot can be read"),
+        ("timeout-breaks-snapshot", copied_first, ERROR_CONTRACT, "a broken snapshot is copied"),
+        ("timeout-breaks-snapshot", client_with("primary", Nbd.READ, ZEROES), Verdict.LOST_WRITE,
+         "a write is lost after a timeout"),
+        ("timeout-breaks-write", seen_as("secondary", lambda image: bytes(len(image))),
+         Verdict.CONTENT, "a failed write is done"),
+        ("timeout-breaks-write", client_with("guest", Nbd.READ, ZEROES), Verdict.ISOLATION,
+         "a snapshot after a timeout"),
+    ],
+)  # fmt: skip
+def test_a_case_sees(
+    name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build
+) -> None:
+    expect_finding(name, mutant, verdict, cause, qemu_build)
