@@ -171,10 +171,8 @@ def kept_holes(machine: GatedMachine) -> None:
         machine.settle()
         (zeroes,) = held(machine, "zeroes", 1)
         if zeroes.no_hole is not bool(flags):
-            text = (
-                f"zeroes written {'without' if flags else 'with'} leave for a hole reach the disk "
-            )
-            text += "with another"
+            may, reached = ("must not", "may") if flags else ("may", "must not")
+            text = f"zeroes that {may} leave a hole reach the disk as such that {reached}"
             raise Broken(Verdict.ALLOCATION, text, "zeroes below a filter")
         machine.gate.open()
         machine.gate.release(zeroes)

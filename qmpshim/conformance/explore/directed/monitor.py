@@ -146,18 +146,18 @@ def quorum_permissions(machine: GatedMachine) -> None:
 
 
 def filter_permissions(machine: GatedMachine) -> None:
-    """No other node writes or resizes the disk of a copy-before-write filter, or its target:
-    that would change the disk without a copy, or its size, which is looked at once
-    (cbw_child_perm(), block/copy-before-write.c). It reads the one, and writes the other.
+    """No other node writes or resizes the disk of a copy-before-write filter, which would change it
+    without a copy, or resizes its target, whose size is looked at once; writes to the target are
+    shared (cbw_child_perm(), block/copy-before-write.c). It reads the one, and writes the other.
     """
     edges = _edges(machine)
-    for child, needs, keeps in (
-        ("secondary", "consistent-read", _CHANGING),
-        ("hidden", "write", {"resize"}),
+    for child, needs, shares in (
+        ("secondary", "consistent-read", set()),
+        ("hidden", "write", {"write"}),
     ):
-        shared = {*edges["filter", child]["shared-perm"]}
-        if shared & keeps:
-            text = f"the filter shares {sorted(shared & keeps)} of {child} with others"
+        shared = _CHANGING & {*edges["filter", child]["shared-perm"]}
+        if shared != shares:
+            text = f"the filter shares {sorted(shared)} of {child}, not {sorted(shares)}"
             raise Broken(Verdict.PROTOCOL, text, f"permissions that a filter shares: {child}")
         if needs not in edges["filter", child]["perm"]:
             text = f"the filter does not ask for {needs} of {child}"

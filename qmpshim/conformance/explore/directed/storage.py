@@ -11,8 +11,10 @@ from qmpshim.conformance.explore.directed.tools import (
     Broken,
     add_client,
     add_image,
+    add_snapshot,
     answered,
     fails,
+    has_snapshots,
     held,
     open_image,
     read,
@@ -22,7 +24,6 @@ from qmpshim.conformance.explore.directed.tools import (
 )
 from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.workload import pattern
-from qmpshim.errors import BuildError, CommandFailed
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.topology import QmpCommand
 from qmpshim.machine.images.qcow2 import Qcow2Reader
@@ -124,14 +125,8 @@ def snapshot_after_checkpoint(machine: GatedMachine) -> None:
     """
     machine.call("xen-set-replication", START)
     nodes = machine.call("query-named-block-nodes", {"flat": True})
-    filters = [node["node-name"] for node in nodes if node["drv"] == "copy-before-write"]
-    if not filters or machine.version < (7, 1):
-        raise BuildError("this QEMU has no snapshot-access")
-    words = {"driver": "snapshot-access", "node-name": "snapshot", "file": filters[0]}
-    machine.call("blockdev-add", words)
-    export = {"type": "nbd", "id": "snapshot", "name": "snapshot", "node-name": "snapshot"}
-    machine.call("block-export-add", export)
-    machine.connect("snapshot")
+    names = [node["node-name"] for node in nodes if node["drv"] == "copy-before-write"]
+    add_snapshot(machine, names[0] if names else "top")  # 5.2 has none of the two drivers
     for number in (2, 3):
         _see(machine, number - 1, "before a write")
         written(machine, "primary", number, 0, 128)
@@ -205,12 +200,7 @@ def detected_zeroes(machine: GatedMachine) -> None:
 def snapshot_of_nothing(machine: GatedMachine) -> None:
     """A snapshot-access on a node that has no snapshot cannot be read, and discards nothing."""
     remove_client(machine, "primary")
-    words = {"driver": "snapshot-access", "node-name": "snapshot", "file": "secondary"}
-    try:
-        machine.call("blockdev-add", {**words, "discard": "unmap"})
-    except CommandFailed as error:
-        raise BuildError("this QEMU has no snapshot-access") from error
-    add_client(machine, "snapshot")
+    add_snapshot(machine, "secondary")
     client = machine.clients["snapshot"]
     client.call(Nbd.TRIM, 0, CLUSTER)  # which is advice: QEMU may ignore it
     if not client.call(Nbd.READ, 0, CLUSTER).errno:
@@ -233,11 +223,9 @@ def ejected_target(machine: GatedMachine) -> None:
     store.write(header.l1_offset + 6, bytes([2]))  # its table is at an odd sector
     open_image(machine, "image")
     add_client(machine, "image")
-    above = machine.version >= (7, 0)  # has snapshot-access
+    above = has_snapshots(machine)
     if above:
-        words = {"driver": "snapshot-access", "node-name": "snapshot", "file": "image"}
-        machine.call("blockdev-add", {**words, "discard": "unmap"})
-        add_client(machine, "snapshot")
+        add_snapshot(machine, "image")
     client, data = machine.clients["image"], bytes(pattern.data_of(3, 0, 1))
     for op, length, payload in (
         (Nbd.READ, SECTOR, b""),

@@ -7,7 +7,8 @@ from typing import Any
 
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.workload import pattern
-from qmpshim.errors import CommandFailed, MachineDied, MachineHung
+from qmpshim.errors import BuildError, CommandFailed, MachineDied, MachineHung
+from qmpshim.machine.builds.qapi import Schema
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.images import blank_qcow2
 from qmpshim.machine.images.qcow2 import Qcow2Reader
@@ -39,9 +40,11 @@ class Broken(Exception):
 def add_image(
     machine: GatedMachine, name: str, size: int, cluster: int = CLUSTER, **options: Any
 ) -> None:
-    """Open one more qcow2 image, which is empty; its node and its place at the gate have its name.
+    """Open one more qcow2 image, which is empty.
 
-    :param size: bytes of its disk, :param cluster: of its clusters
+    :param name: of its node, and of the image at the gate
+    :param size: bytes of its disk
+    :param cluster: bytes of one of its clusters
     :param options: more of the node
     """
     machine.stores[name] = MemoryStore(blank_qcow2(machine.build, size, cluster))
@@ -64,6 +67,28 @@ def add_client(machine: GatedMachine, node: str) -> None:
     names = {"type": "nbd", "id": node, "name": node, "node-name": node}
     machine.call("block-export-add", {**names, "writable": True})
     machine.connect(node)
+
+
+def has_snapshots(machine: GatedMachine) -> bool:
+    """Whether this QEMU has the driver snapshot-access (7.0 on)."""
+    schema = Schema(machine.call("query-qmp-schema"))
+    return not schema.argument_faults("blockdev-add", _snapshot_of("secondary"))
+
+
+def add_snapshot(machine: GatedMachine, node: str) -> None:
+    """Open a snapshot-access, ``snapshot``, on a node, and connect to its export.
+
+    :raises BuildError: this QEMU has no such driver
+    """
+    if not has_snapshots(machine):
+        raise BuildError("this QEMU has no snapshot-access")
+    machine.call("blockdev-add", _snapshot_of(node))
+    add_client(machine, "snapshot")
+
+
+def _snapshot_of(node: str) -> dict[str, Any]:
+    words = {"driver": "snapshot-access", "node-name": "snapshot", "file": node}
+    return {**words, "discard": "unmap"}
 
 
 def remove_client(machine: GatedMachine, export: str) -> None:

@@ -33,6 +33,8 @@ ERROR_CONTRACT = Verdict.ERROR_CONTRACT
          ERROR_CONTRACT, "a flush's error is lost"),
         ("snapshot-of-nothing", client_with("snapshot", Nbd.READ, DONE),
          ERROR_CONTRACT, "a read of no snapshot"),
+        ("snapshot-of-nothing", asking("blockdev-add", file="nowhere"), ERROR_CONTRACT,
+         "snapshot-of-nothing: "),
         ("snapshot-of-nothing", spoilt_store("secondary", 0), Verdict.LOST_WRITE,
          "a discard of no snapshot"),
         ("ejected-target", sound_tables, ERROR_CONTRACT, "I/O of an ejected image"),
