@@ -17,15 +17,22 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
+import cloudpickle
+import mutation_build
+import mutation_kill
+import mutation_operators
 from mutation_build import FILES, PARTS, MutatedQemu, mutated_qemu
 from mutation_kill import Outcome, attempt, names_to_try, pristine_reach
 from mutation_operators import Mutant
 
+from qmpshim.conformance.cluster import Cluster
 from qmpshim.errors import QmpshimError
 
 SURVIVORS = Path(__file__).with_name("survivors.json")
@@ -90,18 +97,33 @@ def sample(mutants: Sequence[Mutant], files: Sequence[str], many: int, seed: int
 
 
 def run(
-    qemu: MutatedQemu, chosen: Sequence[Mutant], budget: float, check: bool, jobs: int
+    qemu: MutatedQemu,
+    chosen: Sequence[Mutant],
+    budget: float,
+    check: bool,
+    jobs: int,
+    cluster: Cluster | None = None,
 ) -> Iterator[Outcome]:
-    """Try to kill each of the mutants."""
+    """Try to kill each of the mutants.
+
+    :param cluster: try it there, with all its workers; each has the mutated QEMU where it is here
+    :raises WorkerLost: several workers died of the same mutant
+    """
     if not chosen:
         return
     reached = reach(qemu, jobs)
+    calls = []
+    for mutant in chosen:
+        names = [name for name, numbers in reached.items() if mutant.number in numbers]
+        calls.append((replace(qemu, mutants=()), mutant, names, budget, check))
+    if cluster is not None:
+        for module in (mutation_build, mutation_kill, mutation_operators):
+            cloudpickle.register_pickle_by_value(module)  # no worker has it in its path
+        for _, outcome in cluster.run(attempt, [partial(tuple, call) for call in calls]):
+            yield outcome()
+        return
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        tasks = []
-        for mutant in chosen:
-            names = [name for name, numbers in reached.items() if mutant.number in numbers]
-            tasks.append(pool.submit(attempt, qemu, mutant, names, budget, check))
-        for task in tasks:
+        for task in [pool.submit(attempt, *call) for call in calls]:
             yield task.result()
 
 
@@ -146,6 +168,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="then the quick suite, too")
     parser.add_argument("--mutant", action="append", help="only this one, whatever is known of it")
     parser.add_argument("--alive", action="store_true", help="list the survivors and end")
+    parser.add_argument("--dask", metavar="ADDRESS", help="work on a dask.distributed cluster")
     parser.add_argument("-j", dest="jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
     try:
@@ -161,9 +184,14 @@ def main() -> int:
     if args.check:  # which the survivors may not have been through
         todo += [one for one in chosen if one not in todo and not results.by_name[one.name].over]
     if not args.alive:
-        for outcome in run(qemu, todo, args.budget, args.check, args.jobs):
-            results.add(outcome)
-            print(outcome.line, flush=True)
+        try:
+            with closing(Cluster(args.dask)) if args.dask else nullcontext() as cluster:
+                for outcome in run(qemu, todo, args.budget, args.check, args.jobs, cluster):
+                    results.add(outcome)
+                    print(outcome.line, flush=True)
+        except QmpshimError as error:
+            print(f"mutation: {error}", file=sys.stderr)
+            return 2
     done = {m.name: results.by_name[m.name] for m in chosen if m.name in results.by_name}
     known = known_survivors()
     alive = [o for o in done.values() if o.reached and not o.killed_by]

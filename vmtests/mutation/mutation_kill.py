@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from qmpshim.conformance.explore.space.naming import array, is_name, point_named
 from qmpshim.conformance.known.folder import known_directed, known_findings
 from qmpshim.errors import BuildError, HostError, MachineError
 from qmpshim.machine.builds.build import Build, read_version, resolve
+from qmpshim.machine.host.workspace import Workspace
 
 _REACH_LIMIT = 5.0  # seconds for a scenario on the QEMU that is no mutant
 _WITHOUT_FAULTS = 0.5  # of the time to explore: or long lists of scenarios leave none for faults
@@ -80,9 +80,9 @@ def scenario_named(name: str) -> RealScenario:
 def pristine_reach(qemu: MutatedQemu, names: Sequence[str]) -> dict[str, set[int]]:
     """Which mutants each of these reaches; a scenario is explored as a whole."""
     found = {}
-    with tempfile.TemporaryDirectory() as place:
-        record = Path(place, "reached")
-        build = resolve(str(qemu.wrapper(Path(place, "qemu"), reached=record)))
+    with Workspace() as workspace:
+        record = workspace.path / "reached"
+        build = resolve(str(qemu.wrapper(workspace.path / "qemu", reached=record)))
         for name in names:
             record.write_bytes(bytes(record.stat().st_size))
             if name.startswith(_DIRECTED):
@@ -113,8 +113,8 @@ def attempt(
     :param budget: seconds to explore the scenarios
     """
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as place:
-        program = qemu.wrapper(Path(place, "qemu"), mutant.number)
+    with Workspace() as workspace:
+        program = qemu.wrapper(workspace.path / "qemu", mutant.number)
         ways = _ways(program, names, budget, check) if names else ()
         killed = next((how for how in ways if how), "")
     return Outcome(mutant.name, len(names), killed, round(time.monotonic() - began, 2))
@@ -193,11 +193,11 @@ def _run(name: str, build: Build) -> RealViolation | None:
 
 def _commanded(program: Path, command: Sequence[str], limit: float) -> str:
     """How a command of ours finds the mutant; empty: not at all."""
-    with tempfile.TemporaryDirectory() as place:
+    with Workspace() as workspace:
         try:
             done = subprocess.run(
                 [str(_QMPSHIM), *command, "--qemu", str(program)],
-                cwd=place,
+                cwd=workspace.path,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=limit,
