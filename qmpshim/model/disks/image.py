@@ -311,6 +311,21 @@ class Qcow2Image(Image):
             return (yield from fill.read(start, count))
         return self.contents.read(start, count)
 
+    def needs_tables_only(self, io: Io) -> bool:
+        """Whether an I/O may be done in tables that are in memory, without the image's file.
+
+        Zeroes are read from zero clusters, and not from what is known to be data
+        (``qcow2_co_preadv_part``, block/qcow2.c); whole clusters are made such, or free
+        (``zero_in_l2_slice``, ``discard_in_l2_slice``, block/qcow2-cluster.c).
+        """
+        clusters = self.clusters(io.start, io.count)
+        if io.op == "read":
+            is_data = any(self.alloc.get(index) is Alloc.DATA for index in clusters)
+            is_data = is_data and not self.detects_zeroes
+            return not is_data and is_zero(self.contents.read(io.start, io.count))
+        whole = (io.start, io.start + io.count) == self._edges(io.start, io.count)
+        return io.op in ("zero", "discard") and whole
+
     def put(self, start: int, owners: Owners, kinds: dict[int, Alloc] | Alloc) -> Co[None]:
         """Write whole clusters whose bytes come from another image.
 

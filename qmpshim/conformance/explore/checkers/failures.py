@@ -36,6 +36,7 @@ from qmpshim.conformance.explore.checkers.sequential import (
     BrokenSnapshot,
     FaultPlacement,
     FlushPlacement,
+    GoneImage,
     InjectedFault,
     NothingDone,
     Order,
@@ -58,9 +59,9 @@ from qmpshim.model.answers import (
 from qmpshim.model.chain.secondary import Chain
 from qmpshim.model.check.cause import NO_ERROR, Cause, CauseKind, FaultContext, Relation
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.disks.image import Alloc, is_zero
+from qmpshim.model.disks.image import Alloc
 from qmpshim.model.operations import Verb, does
-from qmpshim.model.runtime.coroutines import Io, run_sequentially
+from qmpshim.model.runtime.coroutines import run_sequentially
 
 _MOST = 4  # I/Os on one image that an operation under way may have had behind it, beside copies
 _ALL = 1 << 16  # more than any has
@@ -217,12 +218,10 @@ class FailureChecker:
             for op in under_way
         ]
         zeroes = any(op.zeroes for op in (*self._scenario.setup, *self._scenario.ops))
-        tables: list[Callable[[Io], bool]] = [lambda io: False]
-        if zeroes and self._is_qcow2(hit.image):
-            tables.append(self._in_tables)
+        tables = (False, True) if zeroes and self._is_qcow2(hit.image) else (False,)
         return [
             partial(
-                FaultPlacement,
+                GoneImage,
                 hit,
                 done=dict(zip(under_way, done, strict=True)),
                 emptied=way,
@@ -233,19 +232,6 @@ class FailureChecker:
             for way in emptied
             for in_tables in tables
         ]
-
-    def _in_tables(self, io: Io) -> bool:
-        """Whether qcow2 needs nothing but its tables for it, which may be in memory.
-
-        So zeroes are read from zero clusters (the model cannot know where zeroes of a raw disk were
-        copied as such), and whole clusters are made such (``zero_in_l2_slice``,
-        block/qcow2-cluster.c).
-        """
-        if io.op == "read":
-            return is_zero(io.perform())
-        end, cluster = io.start + io.count, self._scenario.cluster_of(io.disk)
-        whole = io.start % cluster == 0 and (end % cluster == 0 or end == self._scenario.size)
-        return io.op in ("zero", "discard") and whole
 
     def _goes_unseen(self, hit: InjectedFault, op: int) -> bool:
         """Whether an operation need not notice what failed, whatever it had done by then."""

@@ -32,7 +32,7 @@ from qmpshim.model.chain.primary import PrimaryChain
 from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
 from qmpshim.model.chain.secondary import Chain, CommandError, Stage, Workflow
 from qmpshim.model.disks.block_copy import CopyBeforeWriteJob
-from qmpshim.model.disks.image import Alloc, Qcow2Image, owned
+from qmpshim.model.disks.image import Alloc, Image, Qcow2Image, owned
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.pointintime.bitmap import RefusedError
 from qmpshim.model.pointintime.jobs import Ending
@@ -146,35 +146,21 @@ class InjectedFault:
 
 
 class FaultPlacement:
-    """Lets I/Os of the operations fail: *victim* meets *hit*.
-
-    For an image that is gone: *done* is how many I/Os on it each operation, of those under way
-    then, had done when it went away.
+    """Lets an I/O of an operation fail: *victim* meets *hit*.
 
     :param emptied: an overlay that fails while it is emptied is empty all the same: it is many
         writes, and only the last may fail (``make_completely_empty``, block/qcow2.c)
-    :param in_tables: whether an I/O of an image that is gone is done all the same, in tables of
-        qcow2's that are in memory
-    :ivar may_be_missed: it need not fail an I/O of the sequential execution: of an image that is
-        gone, what failed may have been qcow2's own
+    :ivar met: an I/O of the sequential execution has failed
+    :ivar may_be_missed: none need fail
     """
 
-    def __init__(
-        self,
-        hit: InjectedFault,
-        victim: int = -1,
-        done: Mapping[int, int] | None = None,
-        emptied: bool = False,
-        in_tables: Callable[[Io], bool] = lambda io: False,
-        may_be_missed: bool = False,
-    ) -> None:
+    may_be_missed = False
+
+    def __init__(self, hit: InjectedFault, victim: int = -1, emptied: bool = False) -> None:
         self.hit = hit
         self.victim = victim
         self.emptied = emptied
-        self.in_tables = in_tables
-        self.may_be_missed = may_be_missed
         self.met = False
-        self._left = dict(done or {})
 
     def allows(self, order: Order) -> bool:
         """Whether it can be placed in this order of the operations."""
@@ -185,30 +171,61 @@ class FaultPlacement:
 
     def of(self, op: int) -> Callable[[Io], int]:
         """The fate of operation *op*'s I/Os."""
-        hit = self.hit
-
-        def gone(io: Io) -> int:
-            if io.disk != hit.image or op in hit.over:
-                return 0
-            if self._left.get(op, 0):
-                self._left[op] -= 1
-                return 0
-            if self.in_tables(io):
-                return 0
-            return self._strike(io)
 
         def once(io: Io) -> int:
-            if self.met or op != self.victim or not hit.fits(io):
+            if self.met or op != self.victim or not self.hit.fits(io):
                 return 0
             return self._strike(io)
 
-        return gone if hit.gone else once
+        return once
 
     def _strike(self, io: Io) -> int:
         self.met = True
         if self.emptied and io.op == "empty":
             io.perform()
         return self.hit.errno
+
+
+class GoneImage(FaultPlacement):
+    """Lets all I/Os on an image fail from the moment at which it went away.
+
+    :param done: how many I/Os on it each operation, of those under way then, had done
+    :param in_tables: what qcow2 does in tables that are in memory is done all the same
+    :param may_be_missed: what failed may have been qcow2's own
+    """
+
+    def __init__(
+        self,
+        hit: InjectedFault,
+        done: Mapping[int, int],
+        emptied: bool = False,
+        in_tables: bool = False,
+        may_be_missed: bool = False,
+    ) -> None:
+        super().__init__(hit, emptied=emptied)
+        self.may_be_missed = may_be_missed
+        self._in_tables = in_tables
+        self._left = dict(done)
+        self._image: Image | None = None
+
+    def begins(self, op: int, chain: AnyChain) -> None:
+        if isinstance(chain, Chain):
+            images = chain.secondary, chain.hidden, chain.active
+            self._image = next(one for one in images if one.name == self.hit.image)
+
+    def of(self, op: int) -> Callable[[Io], int]:
+        def gone(io: Io) -> int:
+            if io.disk != self.hit.image or op in self.hit.over:
+                return 0
+            if self._left.get(op, 0):
+                self._left[op] -= 1
+                return 0
+            image = self._image if self._in_tables else None
+            if isinstance(image, Qcow2Image) and image.needs_tables_only(io):
+                return 0
+            return self._strike(io)
+
+        return gone
 
 
 class FlushPlacement(FaultPlacement):

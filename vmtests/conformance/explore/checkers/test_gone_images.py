@@ -78,6 +78,25 @@ def test_zeroes_of_a_gone_overlay_may_be_read_from_its_tables(pool: QemuPool) ->
     assert causes(explored(pool, elsewhere, Remembering, fails, CUT)) - quiet
 
 
+def test_zeroes_that_are_data_are_read_from_no_tables(pool: QemuPool) -> None:
+    """The replication filter writes the guest's zeroes as data."""
+    setup = (operation("guest_zero", 0, C),)
+    ops = operation("guest_write", C, C), operation("guest_read", 0, C, after=0)
+    scenario = scenarios.RealScenario("Z", ops, setup)
+    fails = "active write 128+128"
+    assert not explored(pool, scenario, fails=fails, errno=CUT).found
+
+    class Inventing(RealSystem):
+        """A QEMU that returns zeroes for what it cannot read."""
+
+        def _take_answer(self, index: int) -> None:
+            super()._take_answer(index)
+            if self.scenario.ops[index].reads and self.now.answers[index] != OK:
+                self.now.answers[index], self.now.data[index] = OK, (0,) * C
+
+    assert verdicts(explored(pool, scenario, Inventing, fails, CUT)) == {Verdict.ERROR_CONTRACT}
+
+
 def test_zeroes_may_be_made_in_the_tables_of_a_disk_that_is_gone(pool: QemuPool) -> None:
     """What is not copied needs nothing of the disk for that; data do, and so does a raw disk."""
     if read_version(pool.build)[0] < (7, 1):
