@@ -101,6 +101,10 @@ class NotStarted(BuildError):
     """QEMU sent no QMP greeting; this build cannot be tested."""
 
 
+class OptionMissing(BuildError):
+    """The build's own schema has not a command, a driver or an option that a chain needs."""
+
+
 class DriverMissing(BuildError):
     """The build was made without a driver that only some of the work needs."""
 

@@ -12,6 +12,7 @@ from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed
 from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.report.report import ScenarioResult
 from qmpshim.conformance.explore.scenarios import RealScenario, disconnections, pairs
 from qmpshim.conformance.explore.search.exploration import Progress, explore_real
 from qmpshim.conformance.explore.space.naming import array, is_name
@@ -39,8 +40,8 @@ class Explored:
     :ivar reached: those of which :data:`LEAST` schedules were taken, or all that there are
     :ivar exhausted: those of which every schedule was
     :ivar skipped: those that could not be done, :ivar why: the reason of the first of them
-    :ivar lacking: those of the covering array that need what the build has not, such as an option
-        of later versions
+    :ivar lacking: those of the covering array that need what the build's own schema has not, such
+        as an option of later versions
     :ivar confirmed: findings that showed themselves again on fresh QEMUs, known ones among them
     :ivar unconfirmed: what did not, or could not be tried again
     :ivar cases: directed ones that there are and the build can do
@@ -90,6 +91,11 @@ def cases_of(use: Use) -> list[Directed]:
     return [one for one in DIRECTED if use in uses_of_case(one)]
 
 
+def _lacks(one: ScenarioResult) -> bool:
+    """Whether it is of the covering array and needs what the build's own schema has not."""
+    return one.lacks and is_name(one.name)
+
+
 def explore_uses(
     build: Build,
     uses: Sequence[Use],
@@ -128,10 +134,10 @@ def explore_uses(
         explored.reached = sum(one.exhaustive or one.schedules >= LEAST for one in own)
         explored.exhausted = sum(one.exhaustive for one in own)
         explored.schedules = sum(one.schedules for one in own)
-        reasons = [one.skipped for one in own if one.skipped]
-        explored.lacking = sum(bool(one.skipped) and is_name(one.name) for one in own)
-        explored.skipped = len(reasons) - explored.lacking
-        explored.why = next(iter(reasons), "")
+        reasons = [one.skipped for one in own if one.skipped and not _lacks(one)]
+        lacking = [one.skipped for one in own if _lacks(one)]
+        explored.skipped, explored.lacking = len(reasons), len(lacking)
+        explored.why = next(iter(reasons + lacking), "")
         explored.confirmed = [f for f in report.findings if names & set(f.scenarios)]
         explored.unconfirmed = [f for f in report.unconfirmed if names & set(f.scenarios)]
         cases, result = cases_of(use), report.directed

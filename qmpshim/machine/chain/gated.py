@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from qmpshim.errors import (
     MachineError,
     MachineHung,
     NotStarted,
+    OptionMissing,
 )
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.qapi import Schema
@@ -114,7 +115,13 @@ class GatedMachine:
         try:
             self.build_chain()
         except CommandFailed as error:
-            raise BuildError(f"{self.build.name} cannot build the chain: {error}") from error
+            kind = OptionMissing if self._lacks(self._opening()) else BuildError
+            raise kind(f"{self.build.name} cannot build the chain: {error}") from error
+
+    def _lacks(self, commands: Iterable[QmpCommand]) -> bool:
+        """Whether this QEMU's schema has not all that is in these commands."""
+        schema = Schema(self.call("query-qmp-schema"))
+        return any(schema.argument_faults(one.name, one.arguments) for one in commands)
 
     def cluster(self, node: str) -> int:
         """Bytes of a cluster of an image."""
@@ -175,17 +182,20 @@ class GatedMachine:
 
         :raises CommandFailed: QEMU cannot
         """
-        batch: list[QmpCommand] = []
-        for part in self.topology.parts:
-            batch.append(opening(part, self._storage))
-            if isinstance(part, DirtyBitmap):
-                batch += marking(part, self.shape.size)
+        batch = list(self._opening())
         self.commands = [
             {"execute": command.name, "arguments": command.arguments} for command in batch
         ]
         self.batch(batch)
         for export in self.topology.exports:
             self.connect(export.name)
+
+    def _opening(self) -> Iterator[QmpCommand]:
+        """The commands that open the images and export them."""
+        for part in self.topology.parts:
+            yield opening(part, self._storage)
+            if isinstance(part, DirtyBitmap):
+                yield from marking(part, self.shape.size)
 
     def _storage(self, node: Node) -> dict[str, Any]:
         """Where QEMU finds an image's bytes."""
@@ -206,7 +216,7 @@ class GatedMachine:
     def start(self) -> None:
         """Start what copies, once the chain is open.
 
-        :raises BuildError: this QEMU has no such option
+        :raises OptionMissing: this QEMU has no such option
         :raises CommandFailed: QEMU refuses
         """
         begins = self.topology.begins
@@ -215,9 +225,9 @@ class GatedMachine:
         try:
             self.send(begins)
         except CommandFailed as error:
-            schema = Schema(self.call("query-qmp-schema"))
-            if schema.argument_faults(begins.name, begins.arguments):
-                raise BuildError(f"{self.build.name} cannot build the chain: {error}") from error
+            if self._lacks([begins]):
+                text = f"{self.build.name} cannot build the chain: {error}"
+                raise OptionMissing(text) from error
             raise
 
     def connect(self, name: str) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from qmpshim.conformance.assess import exploration
 from qmpshim.conformance.assess.exploration import cases_of, scenarios_of
 from qmpshim.conformance.explore.directed.cases import DIRECTED
+from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult
 from qmpshim.conformance.explore.scenarios import pairs
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS, SPACE
 from qmpshim.conformance.explore.space.naming import is_name, point_named
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.uses import CASES, USES
+from qmpshim.machine.builds.build import find
 
 
 @pytest.mark.parametrize("chain", ["replication", "backup", "fleecing", "primary"])
@@ -36,6 +39,18 @@ def test_only_what_stands_for_the_use_is(use: Use) -> None:
     assert len({one.name for one in scenarios}) == len(scenarios)
     if use is not Use.NBD_EXPORT:
         assert all(use in USES[one.form] for one in scenarios)
+
+
+def test_what_the_builds_own_schema_has_is_no_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scenario of the array that a build refuses, though it knows all of it, is a doubt."""
+    names = [one.name for one in scenarios_of(Use.FLEECING) if is_name(one.name)][:2]
+    results = [ScenarioResult(name, True, skipped=name) for name in names]
+    results[0].lacks = True
+    build = find("system")
+    report = ExploreReport(build.name, (7, 2, 0), "stateful", 0, False, results, [], 1.0, 1)
+    monkeypatch.setattr(exploration, "explore_real", lambda *args, **options: report)
+    explored = exploration.explore_uses(build, [Use.FLEECING], 1.0, 1)[Use.FLEECING]
+    assert (explored.lacking, explored.skipped, explored.why) == (1, 1, names[1])
 
 
 def test_each_directed_case_is_run_for_a_use() -> None:

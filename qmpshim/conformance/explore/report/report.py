@@ -30,6 +30,7 @@ class ScenarioResult:
         with an error was not looked at any closer
     :ivar looks: at crash points
     :ivar skipped: why this build cannot do the scenario, or ``""``
+    :ivar lacks: that is a command, a driver or an option which the build's own schema has not
     """
 
     name: str
@@ -44,6 +45,7 @@ class ScenarioResult:
     derailed: int = 0
     in_part: int = 0
     skipped: str = ""
+    lacks: bool = False
     looks: Looks = field(default_factory=Looks)
     sightings: list[Sighting] = field(default_factory=list)
 

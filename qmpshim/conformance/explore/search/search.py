@@ -19,7 +19,7 @@ from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.report.findings import Sighting, SightingKey
 from qmpshim.conformance.explore.report.report import ScenarioResult
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.errors import BuildError, NotStarted
+from qmpshim.errors import BuildError, NotStarted, OptionMissing
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.cause import Phase
@@ -187,7 +187,7 @@ class _ScenarioRun:
             never = self._pool.machine is None and self._pool.resets["fresh"] == 1
             if isinstance(error, NotStarted) and never:
                 raise  # nor can anything else be explored
-            self.result.skipped = str(error)
+            self.result.skipped, self.result.lacks = str(error), isinstance(error, OptionMissing)
         except OutOfBudget:
             pass
         self._add(system, explored)

@@ -16,12 +16,14 @@ from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.report.finding_files import save_finding
 from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
 from qmpshim.conformance.explore.search.exploration import explore_real, render
+from qmpshim.conformance.explore.search.search import ScenarioTask, explore_scenario
 from qmpshim.errors import BuildError, CommandFailed, IOFailed, MachineError, MachineHung
-from qmpshim.machine.builds.build import Build
+from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain import gated
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import Cause, CauseKind, Phase
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.explorer import Mode
 from qmpshim.model.operations import operation
 from vmtests.support.gibberish import gibberish
 
@@ -110,3 +112,29 @@ def test_a_build_that_cannot_is_no_finding(
     monkeypatch.setattr(QemuPool, "prepare", prepare)
     with pytest.raises(BuildError, match="no replication driver"):
         explore_real(qemu_build, WR)
+
+
+@pytest.mark.parametrize(
+    ("option", "lacks"),
+    [
+        (("hidden", "no-such-option", True), True),
+        (("hidden", "driver", "no-such-driver"), True),
+        (("hidden", "l2-cache-size", -1), False),
+        (("secondary", "detect-zeroes", "unmap"), False),
+    ],
+)
+def test_what_the_schema_has_not_is_distinguished_from_what_qemu_refuses(
+    qemu_build: Build, option: tuple[str, str, object], lacks: bool
+) -> None:
+    options = (("secondary", "discard", "ignore"), option)
+    (scenario,) = scenarios.named("backup-WR")
+    with pytest.raises(BuildError, match="cannot build the chain"):
+        explore_real(qemu_build, [replace(scenario, options=options)])
+    pool = QemuPool(qemu_build)
+    task = ScenarioTask(qemu_build, read_version(qemu_build)[0], Mode.DPOR, (), None, 0)
+    try:
+        result = explore_scenario(pool, replace(scenario, options=options), task, None)
+    finally:
+        pool.close()
+    assert result.skipped
+    assert result.lacks is lacks, result.skipped
