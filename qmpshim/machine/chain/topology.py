@@ -268,8 +268,8 @@ class Topology:
     @property
     def min_copy(self) -> int:
         """Bytes that a copy has at least, by an option; 0: there is none."""
-        begun = self.begins.arguments if self.begins is not None else {}
-        for options in (*(node.options for node in self.nodes), begun.get("x-perf", {})):
+        jobs = (one.get("x-perf", {}) for one in self.backups)
+        for options in (*(node.options for node in self.nodes), *jobs):
             if "min-cluster-size" in options:
                 return int(options["min-cluster-size"])
         return 0
@@ -289,6 +289,13 @@ class Topology:
     def backs_up(self) -> bool:
         """Whether operations start backup jobs, which go on in the background."""
         return "backup_full" in self.operations
+
+    @property
+    def backups(self) -> Iterator[Mapping[str, Any]]:
+        """The arguments of each backup job that a command starts."""
+        for command in (self.begins, *self.commands.values()):
+            if command is not None:
+                yield from (data for kind, data in _actions(command) if kind == BACKUP_COMMAND)
 
     @property
     def renewed(self) -> tuple[Part, ...]:
@@ -372,7 +379,7 @@ class Topology:
     def with_options(self, options: Mapping[str, Mapping[str, Any]]) -> Topology:
         """The same with more options of nodes.
 
-        :param options: by node's name; of :data:`JOB` those of the command that starts it.
+        :param options: by node's name; of :data:`JOB` those of the commands that start it.
             :data:`IMAGE_CLUSTER` is about how a node's image is made, :data:`WRITTEN` about the
             bitmap that a filter goes by
         :raises KeyError: there is no such node
@@ -401,13 +408,17 @@ class Topology:
         return replace(changed, parts=(*changed.parts[:place], bitmap, *changed.parts[place:]))
 
     def _with_job(self, options: Mapping[str, Any]) -> Topology:
-        """The same with more arguments of the command that starts the job.
+        """The same with more arguments of the commands that start jobs.
 
         :raises KeyError: there is no job
         """
-        if self.begins is None or self.job is None:
+        if not any(self.backups):
             raise KeyError(JOB)
-        return replace(self, begins=replace(self.begins, arguments=_nested(self.begins, options)))
+        return replace(
+            self,
+            begins=self.begins and _with_arguments(self.begins, options),
+            commands={do: _with_arguments(one, options) for do, one in self.commands.items()},
+        )
 
     def _with(self, name: str, change: Callable[[Node], Node]) -> Topology:
         def changed(node: Node) -> Node:
@@ -444,16 +455,41 @@ def _prefixed(value: Any, prefix: str, own: Collection[str | None]) -> Any:
     return prefix + value if value.partition(".")[0] in own else value  # a bus: its device.number
 
 
-def _nested(command: QmpCommand, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A command's arguments and more of them; ``x-perf.max-workers`` is one of ``x-perf``."""
-    arguments: dict[str, Any] = dict(command.arguments)
+BACKUP_COMMAND = "blockdev-backup"  # it starts a job
+
+
+def _actions(command: QmpCommand) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What a command does, one or, in a transaction, several: names and arguments."""
+    if command.name != "transaction":
+        yield command.name, command.arguments
+        return
+    for action in command.arguments["actions"]:
+        yield action["type"], action["data"]
+
+
+def _with_arguments(command: QmpCommand, options: Mapping[str, Any]) -> QmpCommand:
+    """A command with more arguments of the backup job that it starts, if it does."""
+    if command.name == BACKUP_COMMAND:
+        return replace(command, arguments=_nested(command.arguments, options))
+    if command.name != "transaction":
+        return command
+    actions = [
+        {"type": kind, "data": _nested(data, options) if kind == BACKUP_COMMAND else data}
+        for kind, data in _actions(command)
+    ]
+    return replace(command, arguments={**command.arguments, "actions": actions})
+
+
+def _nested(given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments and more of them; ``x-perf.max-workers`` is one of ``x-perf``."""
+    arguments: dict[str, Any] = dict(given)
     for option, value in options.items():
         outer, dot, inner = option.partition(".")
         arguments[outer] = {**arguments.get(outer, {}), inner: value} if dot else value
     return arguments
 
 
-#: In the place of a node's name: the command that starts the job.
+#: In the place of a node's name: the commands that start a backup job.
 JOB = "job"
 #: In the place of an option: bytes of a cluster of the node's image.
 IMAGE_CLUSTER = "image.cluster"
@@ -613,7 +649,8 @@ _CHAINS = (
         (
             _SECONDARY,
             Export("primary", "secondary", True),
-            Node("hidden", "qcow2", _UNMAP, ImageSpec(overlay=True)),
+            Node("before", "null-co", {"read-zeroes": True}),  # what a target may be put on
+            Node("hidden", "qcow2", {**_UNMAP, "backing": None}, ImageSpec(overlay=True)),
         ),
         _PUSH,
         QmpCommand("block-dirty-bitmap-add", {**_OF_BITMAP, **_GRANULARITY}),

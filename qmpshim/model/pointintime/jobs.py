@@ -191,19 +191,20 @@ def check_request(spec: JobSpec, disk: Disk) -> tuple[Bitmap | None, BitmapMode 
     return bitmap, mode
 
 
-def copied(sync: Sync, disk: Disk, bitmap: Bitmap | None) -> tuple[int, int]:
-    """The sectors that a job must and may copy: whole clusters of block-copy."""
+def copied(sync: Sync, disk: Disk, bitmap: Bitmap | None, target_cluster: int) -> tuple[int, int]:
+    """The sectors that a job must and may copy: whole clusters of block-copy.
+
+    :param target_cluster: sectors of a cluster of the target, or what an option wants to be copied
+        at least (``block_copy_calculate_cluster_size``)
+    """
+    granule = max(_COPY_CLUSTER, target_cluster)
     everything = span(0, disk.size)
     match sync:
         case Sync.FULL:
             return everything, everything
         case Sync.TOP:
-            return 0, _clusters(disk.written, disk)
+            return 0, cover(disk.written, granule, disk.size)
         case Sync.NONE:
             return 0, everything
     assert bitmap is not None
-    return bitmap.must, _clusters(bitmap.may, disk)
-
-
-def _clusters(sectors: int, disk: Disk) -> int:
-    return cover(sectors, max(_COPY_CLUSTER, disk.cluster), disk.size)
+    return cover(bitmap.must, granule, disk.size), cover(bitmap.may, granule, disk.size)

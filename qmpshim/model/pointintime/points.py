@@ -217,7 +217,7 @@ class PointInTime:
         bitmap, mode = check_request(spec, disk)
         if spec.id in self.jobs:
             raise RefusedError("its id is taken")
-        must, may = copied(spec.sync, disk, bitmap)
+        must, may = copied(spec.sync, disk, bitmap, disk.cluster)
         chain = self.chains[spec.disk]
         before: Owners | None = None
         whole = spec.sync is not Sync.NONE

@@ -41,19 +41,28 @@ _JOBS: Mapping[Verb, JobSpec] = {
 class PushChain:
     """A disk, its bitmaps, and the job that backs it up, if there is one.
 
+    :ivar target_cluster: sectors that are copied at once, if that is more than usual
+    :ivar discards: the disk's node has ``discard=unmap``
+    :ivar discard_passes_job: so has the filter of a backup job
     :ivar job: the latest job, also when it has ended
     :ivar before: the numbers of the changes that were done at T0
     """
 
     disk: Disk
+    target_cluster: int
+    discards: bool
     discard_passes_job: bool
     done: frozenset[int]
     job: BackupJob | None
     before: frozenset[int]
 
-    def __init__(self, base: Owners, discard_passes_job: bool) -> None:
-        self.disk = Disk(len(base), 1, base)
-        self.disk.bitmaps[FIRST] = Bitmap(FIRST, GRANULARITY, len(base))
+    def __init__(
+        self, disk: Disk, target_cluster: int, discards: bool, discard_passes_job: bool
+    ) -> None:
+        self.disk = disk
+        self.disk.bitmaps[FIRST] = Bitmap(FIRST, GRANULARITY, disk.size)
+        self.target_cluster = target_cluster
+        self.discards = discards
         self.discard_passes_job = discard_passes_job
         self.done = self.before = frozenset()
         self.job = None
@@ -71,7 +80,7 @@ class PushChain:
             case Verb.ZERO | Verb.ZERO_NO_HOLE:
                 self.disk.zero(op.start, op.count, -number)
             case Verb.DISCARD:
-                done = not self._active or self.discard_passes_job
+                done = self.discards and (not self._active or self.discard_passes_job)
                 self.disk.discard(op.start, op.count, -number, done)
             case Verb.STOP:
                 if self.job is None or not self.job.active:
@@ -100,7 +109,7 @@ class PushChain:
         if self._active:
             raise RefusedError("there is a job of this name")
         bitmap, mode = check_request(spec, disk)
-        must, may = copied(spec.sync, disk, bitmap)
+        must, may = copied(spec.sync, disk, bitmap, self.target_cluster)
         t0 = array("q", disk.now)
         if new_bitmap:
             disk.bitmaps[NEW] = Bitmap(NEW, GRANULARITY, disk.size)

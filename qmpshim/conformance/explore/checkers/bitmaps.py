@@ -12,15 +12,20 @@ from collections.abc import Iterable
 
 from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.checkers.point_in_time import Named, explaining, possible_ends
+from qmpshim.conformance.explore.checkers.point_in_time import (
+    Named,
+    Possible,
+    explaining,
+    possible_ends,
+)
 from qmpshim.conformance.explore.checkers.sequential import BackupLeft, BitmapLeft
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Verb, does
 from qmpshim.model.pointintime.jobs import Ending
-from qmpshim.model.pointintime.masks import span, units
-from qmpshim.model.pointintime.push import FIRST, GRANULARITY
+from qmpshim.model.pointintime.masks import cover, span, units
+from qmpshim.model.pointintime.push import FIRST, GRANULARITY, NEW
 
 
 def bitmaps_name_changes(end: End) -> RealViolation | None:
@@ -29,10 +34,11 @@ def bitmaps_name_changes(end: End) -> RealViolation | None:
         return None
     left = end.outcome.backup
     gone = any(hit.gone and hit.image == "hidden" for _, hit in end.history.failed)
+    beside = _beside_transaction(end)
     wrong: list[RealViolation] = []
     for one in explaining(left, possible_ends(end)):
         for predicted in one.bitmaps:
-            found = _first(_wrong(end.scenario, left, predicted, one.may, gone))
+            found = _first(_wrong(end.scenario, left, predicted, one, gone, beside))
             if found is None:
                 return None
             wrong.append(found)
@@ -44,7 +50,12 @@ def _first(found: Iterable[RealViolation | None]) -> RealViolation | None:
 
 
 def _wrong(
-    scenario: RealScenario, left: BackupLeft, predicted: dict[str, Named], job: int, gone: bool
+    scenario: RealScenario,
+    left: BackupLeft,
+    predicted: dict[str, Named],
+    job: Possible,
+    gone: bool,
+    beside: int,
 ) -> Iterable[RealViolation | None]:
     names = [one.name for one in left.bitmaps]
     if sorted(predicted) != names:
@@ -57,26 +68,49 @@ def _wrong(
         want = predicted[one.name]
         yield _state(one, want)
         must, may = want.must, want.may
+        if one.name == NEW:
+            may |= beside
         if (
             one.name == FIRST
             and left.ending in (Ending.CANCELLED, Ending.FAILED)
             and does(scenario.ops, Verb.BACKUP_ALWAYS)
         ):
-            left_out = _not_copied(left, job)
-            may |= left_out
+            nothing, part = _not_copied(left, scenario.granule)
+            may |= (nothing | part) & job.may
             # What the target did not keep of a copy when it went away is in no bitmap.
-            must |= 0 if gone else left_out
+            must |= 0 if gone else nothing & job.must
         yield _granules(one, must, may | must, scenario.size)
 
 
-def _not_copied(left: BackupLeft, job: int) -> int:
-    """The sectors that a job was to copy and that its target does not have, in whole granules."""
-    missing = 0
-    for start in range(0, len(left.target), GRANULARITY):
-        sectors = range(start, min(start + GRANULARITY, len(left.target)))
-        if all(left.target[n] is None and job >> n & 1 for n in sectors):
-            missing |= span(start, len(sectors))
-    return missing
+def _beside_transaction(end: End) -> int:
+    """What was written while a transaction made a bitmap and started a job, in whole granules.
+
+    The bitmap is made before the disk is drained for the job, so it may name what is in the backup
+    already (``qmp_transaction`` and ``blockdev_backup_action``, blockdev.c).
+    """
+    touched = 0
+    for index, op in enumerate(end.scenario.ops):
+        if op.verb is Verb.BACKUP_AND_BITMAP:
+            for other, beside in enumerate(end.scenario.ops):
+                if beside.changes and other not in end.history.precedence[index]:
+                    touched |= span(beside.start, beside.count)
+    return cover(touched, GRANULARITY, end.scenario.size)
+
+
+def _not_copied(left: BackupLeft, granule: int) -> tuple[int, int]:
+    """The sectors of the granules of which the target has nothing, and of which it has a part.
+
+    :param granule: sectors that are copied at once
+    """
+    nothing = part = 0
+    for start in range(0, len(left.target), granule):
+        sectors = range(start, min(start + granule, len(left.target)))
+        missing = [left.target[n] is None for n in sectors]
+        if all(missing):
+            nothing |= span(start, len(sectors))
+        elif any(missing):
+            part |= span(start, len(sectors))
+    return nothing, part
 
 
 def _state(one: BitmapLeft, want: Named) -> RealViolation | None:

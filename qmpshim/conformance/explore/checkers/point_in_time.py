@@ -45,6 +45,7 @@ class Possible:
 
     :ivar t0: by sector, whose it may be at T0; empty: there was no job
     :ivar must: sectors that a completed job has copied, :ivar may: no others are in its target
+    :ivar zeroes: what the target does not have reads as zeroes: nothing is behind it
     :ivar endings: the ways in which the job may have ended
     :ivar bitmaps: by name, one entry for each order
     """
@@ -52,6 +53,7 @@ class Possible:
     t0: list[set[int]] = field(default_factory=list)
     must: int = -1
     may: int = 0
+    zeroes: bool = True
     endings: set[Ending | None] = field(default_factory=set)
     bitmaps: list[dict[str, Named]] = field(default_factory=list)
 
@@ -122,7 +124,7 @@ def _wrong(left: BackupLeft, one: Possible) -> list[int]:
     wrong = []
     for sector, owner in enumerate(left.target):
         if owner is None:
-            if complete and one.must >> sector & 1 and 0 not in one.t0[sector]:
+            if complete and one.must >> sector & 1 and not (one.zeroes and 0 in one.t0[sector]):
                 wrong.append(sector)
         elif one.may >> sector & 1:
             if owner not in one.t0[sector]:
@@ -159,6 +161,7 @@ def _possible(
     failed: bool,
 ) -> tuple[Possible, ...]:
     found: dict[frozenset[int], Possible] = {}
+    zeroes = scenario.topology.node("hidden").options.get("backing") is None
     uncertain = [
         index for index, answer in enumerate(answers) if failed and isinstance(answer, IoError)
     ]
@@ -168,7 +171,8 @@ def _possible(
                 pushes = _run(scenario, behaviour, order, answers, frozenset(undone), ending)
                 if pushes is not None:
                     numbers = {scenario.number(index) for index in uncertain}
-                    _add(found.setdefault(pushes.before - numbers, Possible()), pushes, failed)
+                    before = pushes.before - numbers
+                    _add(found.setdefault(before, Possible(zeroes=zeroes)), pushes, failed)
     return tuple(found.values())
 
 

@@ -35,6 +35,7 @@ from qmpshim.model.disks.block_copy import CopyBeforeWriteJob
 from qmpshim.model.disks.image import Alloc, Image, Qcow2Image, owned
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.pointintime.bitmap import RefusedError
+from qmpshim.model.pointintime.disk import Disk
 from qmpshim.model.pointintime.jobs import Ending
 from qmpshim.model.pointintime.push import PushChain
 from qmpshim.model.runtime.coroutines import Io, ModelIOError, OperationError, run_sequentially
@@ -420,7 +421,12 @@ def after_setup(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
     """
     chain: AnyChain
     if scenario.backs_up:
-        pushes = PushChain(owned(BASE, scenario.size), behaviour.discard_passes_job)
+        pushes = PushChain(
+            Disk(scenario.size, 1, owned(BASE, scenario.size)),
+            scenario.granule,
+            unmaps(scenario.topology.node("secondary")),
+            behaviour.discard_passes_job,
+        )
         for number, op in enumerate(scenario.setup, BASE + 1):
             pushes.do(op, number)
         return pushes

@@ -13,14 +13,17 @@ from typing import Any
 
 from qmpshim.conformance.explore.space.covering import Constraint, Dimension, Space
 from qmpshim.machine.chain.topology import IMAGE_CLUSTER, JOB, TOPOLOGIES, WRITTEN
+from qmpshim.model.operations import BACKUPS, BITMAPS, Verb
 from qmpshim.model.units import SECTOR
 
 NONE = "none"
 _COMMANDS = ("checkpoint", "failover", "stop", "start", "unexport", "status", "job_pause",
              "job_resume", "job_speed")  # fmt: skip
-_UNPLACED = frozenset((*_COMMANDS, "primary_flush", "guest_flush", "primary_vanish",
-                       "guest_vanish"))  # fmt: skip
-_FORMS = ("replication", "backup", "fleecing", "primary")
+_BACKUPS = tuple(verb.value for verb in BACKUPS)
+_BITMAP_COMMANDS = tuple(verb.value for verb in BITMAPS)
+_UNPLACED = frozenset((*_COMMANDS, *_BACKUPS, *_BITMAP_COMMANDS, "primary_flush", "guest_flush",
+                       "primary_vanish", "guest_vanish"))  # fmt: skip
+_FORMS = ("replication", "backup", "fleecing", "primary", "push")
 
 #: What each form can do.
 OPERATIONS: Mapping[str, frozenset[str]] = {form: TOPOLOGIES[form].operations for form in _FORMS}
@@ -40,6 +43,10 @@ _THIRD: Mapping[str, tuple[str, bool]] = {
     "with_checkpoint": ("checkpoint", False),
     "with_failover": ("failover", False),
     "with_stop": ("stop", False),
+    "with_backup_full": ("backup_full", False),
+    "with_backup_incremental": ("backup_incremental", False),
+    "with_backup_always": ("backup_always", False),
+    "with_bitmap_clear": ("bitmap_clear", False),
 }
 
 #: Boundaries of the ranges of the first and the second operation, in steps of the placement.
@@ -74,6 +81,8 @@ _HISTORY: Mapping[str, tuple[tuple[str, int, int, int], ...]] = {
         ("checkpoint", 0, 0, 0),
     ),
     "paused": (("job_pause", 0, 0, 0),),
+    "dirty": (("primary_write", 0, 40, 0), ("primary_write", 2, 40, 0)),
+    "not-recorded": (("primary_write", 0, 40, 0), ("bitmap_disable", 0, 0, 0)),
 }
 _PART = 8  # sectors of an operation of the history that is smaller than a granule
 
@@ -87,10 +96,10 @@ _OPTIONS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
     },
     "secondary-keeps": dict.fromkeys(OPERATIONS, (("secondary", "discard", "ignore"),)),
     "hidden-keeps": dict.fromkeys(
-        ("replication", "backup", "fleecing"), (("hidden", "discard", "ignore"),)
+        ("replication", "backup", "fleecing", "push"), (("hidden", "discard", "ignore"),)
     ),
     "detect-zeroes": dict.fromkeys(
-        ("replication", "backup", "fleecing"), (("hidden", "detect-zeroes", "unmap"),)
+        ("replication", "backup", "fleecing", "push"), (("hidden", "detect-zeroes", "unmap"),)
     ),
     "break-snapshot": {"fleecing": (("filter", "on-cbw-error", "break-snapshot"),)},
     "detect-zeroes-below": dict.fromkeys(OPERATIONS, (("secondary", "detect-zeroes", "unmap"),)),
@@ -99,17 +108,22 @@ _OPTIONS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
 _LARGE = 256  # sectors: more than 64 KiB, and a reply that fits in a socket
 _LARGE_CLUSTER = ("hidden", IMAGE_CLUSTER, _LARGE * SECTOR)
 _ALONE = ("hidden", "backing", None)
+_BACKED = ("hidden", "backing", "before")
+_MIN_CLUSTER = (JOB, "x-perf.min-cluster-size", _LARGE * SECTOR)
 
 #: What backup copies to, by value of the dimension and form: more options.
 _TARGETS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
     "same": dict.fromkeys(OPERATIONS, ()),
-    "large": dict.fromkeys(("replication", "backup", "fleecing"), (_LARGE_CLUSTER,)),
+    "large": dict.fromkeys(("replication", "backup", "fleecing", "push"), (_LARGE_CLUSTER,)),
     "alone": {"fleecing": (_ALONE,)},
     "large-alone": {"fleecing": (_LARGE_CLUSTER, _ALONE)},
     "min-cluster": {
-        "backup": ((JOB, "x-perf.min-cluster-size", _LARGE * SECTOR),),
+        "backup": (_MIN_CLUSTER,),
+        "push": (_MIN_CLUSTER,),
         "fleecing": (("filter", "min-cluster-size", _LARGE * SECTOR),),
     },
+    "backed": {"push": (_BACKED,)},
+    "large-backed": {"push": (_LARGE_CLUSTER, _BACKED)},
 }
 
 #: What the bitmap of copy-before-write names, by value of the dimension; places as in the history.
@@ -136,7 +150,8 @@ DIMENSIONS = (
         ("guest_read", "guest_block_status", "primary_write", "primary_write_fua", "primary_zero",
          "primary_zero_no_hole", "primary_zero_fast", "primary_discard", "primary_read",
          "guest_write", "guest_write_fua", "guest_zero", "guest_discard", "primary_flush",
-         "guest_flush", *_COMMANDS, "primary_vanish", "guest_vanish"),
+         "guest_flush", *_COMMANDS, "primary_vanish", "guest_vanish", *_BACKUPS,
+         *_BITMAP_COMMANDS),
     ),
     Dimension("third", tuple(_THIRD)),
     Dimension("relation", tuple(RELATIONS)),
@@ -155,9 +170,22 @@ def _third_fits(form: str, third: str) -> bool:
     return third == NONE or _THIRD[third][0] in OPERATIONS[form]
 
 
+def _backs_up_once(form: str, second: str, third: str) -> bool:
+    """Whether a job is started at most once, and one is where it is cancelled."""
+    if form != "push":
+        return True
+    names = (second, _THIRD[third][0])
+    jobs = sum(name in _BACKUPS for name in names)
+    return jobs == 1 or (
+        jobs == 0 and Verb.STOP not in names and any(name in _BITMAP_COMMANDS for name in names)
+    )
+
+
 def _history_fits(form: str, history: str) -> bool:
     names = {name for name, *_ in _HISTORY[history]}
-    return names <= OPERATIONS[form] and not (history == "given-up" and form == "replication")
+    if history == "given-up" and form == "replication":
+        return False
+    return names <= OPERATIONS[form] and (history != "dirty" or "bitmap_clear" in OPERATIONS[form])
 
 
 SPACE = Space(
@@ -174,6 +202,11 @@ SPACE = Space(
             "the chain has no export or command for the second operation",
         ),
         Constraint(("form", "third"), _third_fits, "the chain cannot do the third operation"),
+        Constraint(
+            ("form", "second", "third"),
+            _backs_up_once,
+            "one backup job at most is modelled, and something has to be done with a bitmap or job",
+        ),
         Constraint(("form", "history"), _history_fits, "the chain cannot have this history"),
         Constraint(
             ("form", "options"),
@@ -197,8 +230,8 @@ SPACE = Space(
         ),
         Constraint(
             ("form", "secondary"),
-            lambda form, secondary: form != "primary" or secondary == "raw",
-            "the primary's chain has raw disks only",
+            lambda form, secondary: secondary in TOPOLOGIES[form].formats,
+            "the chain has raw disks only",
         ),
         *(
             Constraint(
@@ -224,7 +257,7 @@ SPACE = Space(
 
 def _copies_more(target: str) -> bool:
     """Whether a copy is larger with such a target."""
-    return target not in ("same", "alone")
+    return target not in ("same", "alone", "backed")
 
 
 def granule(point: Mapping[str, str]) -> int:

@@ -283,6 +283,13 @@ class Gate:
             pending.performed()
             self._note(EventKind.APPLY, io)
 
+    def begin_reply(self, io: HeldIO, count: int) -> None:
+        """Send the first *count* bytes of an applied request's reply, :meth:`reply` the rest."""
+        pending = self._take(io, keep=True)
+        answer = pending.performed()
+        pending.connection.send(answer[:count])
+        pending.answer = answer[count:]
+
     def reply(self, io: HeldIO) -> None:
         """Send the reply of an applied request.
 

@@ -1,0 +1,161 @@
+"""Points of the form ``push``: what a faithful QEMU leaves, and a mutant of the model for each
+dimension that changes what is predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from qmpshim.conformance.explore.checkers import final_state, point_in_time
+from qmpshim.conformance.explore.checkers.sequential import BackupLeft
+from qmpshim.conformance.explore.harness.push import left_by_backup
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.space.grammar import SPACE
+from qmpshim.conformance.explore.space.naming import array, point_named, scenario_of
+from qmpshim.errors import BuildError, InputError
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.check.cause import CauseKind
+from qmpshim.model.explore.explorer import Mode, explore
+from qmpshim.model.explore.walk import Budget
+from qmpshim.model.operations import Verb, does
+from qmpshim.model.pointintime import jobs
+from qmpshim.model.pointintime.bitmap import Bitmap
+from qmpshim.model.pointintime.push import PushChain
+
+
+@pytest.fixture(autouse=True)
+def fresh_predictions() -> Iterator[None]:
+    """Predictions of a mutant of the model are not those of the next test."""
+    point_in_time._possible.cache_clear()
+    yield
+    point_in_time._possible.cache_clear()
+
+
+def found(pool: QemuPool, name: str, most: int = 60) -> set[tuple[CauseKind, str]]:
+    """What is wrong in the first schedules of a point."""
+    point_in_time._possible.cache_clear()
+    operations, _, more = name.partition(",")
+    name = ",".join(filter(None, (operations, "form=push", more)))
+    system = RealSystem(pool, scenario_of(point_named(name)))
+    try:
+        explore(system, Mode.STATEFUL, Budget(schedules=most), stop=False)
+    except BuildError as error:
+        pytest.skip(str(error))
+    assert system.finished
+    return {(cause.kind, cause.subject) for _, cause in system.found}
+
+
+def test_a_job_is_started_once_and_cancelled_where_there_is_one() -> None:
+    pushes = [one for one in array(2) if one.form == "push"]
+    assert pushes
+    for one in pushes:
+        jobs_started = sum(op.backs_up for op in one.ops)
+        assert jobs_started == 1 or (not jobs_started and not does(one.ops, Verb.STOP))
+        assert one.contract
+    for wrong in (
+        "primary_write+stop,form=push",
+        "primary_write+primary_read,form=push",
+        "primary_write+backup_full,form=push,third=with_backup_full",
+    ):
+        with pytest.raises(InputError, match="form=push"):
+            point_named(wrong)
+    assert SPACE.complete({"form": "push", "second": "stop"}) is not None
+
+
+_LARGE = "target=large,history=copied-part"
+_MIN = "target=min-cluster,history=copied-part"
+
+
+@pytest.mark.parametrize(
+    "name", [f"primary_write+backup_incremental,{_LARGE}", f"primary_write+backup_never,{_MIN}"]
+)
+def test_a_copy_is_as_large_as_the_target_or_an_option_wants_it(
+    pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert found(pool, name) == set()
+    cover = jobs.cover
+    monkeypatch.setattr(
+        jobs, "cover", lambda sectors, unit, size: cover(sectors, min(unit, 128), size)
+    )
+    assert (CauseKind.WRONG_DATA, "target") in found(pool, name)
+
+
+def test_what_is_not_recorded_is_not_copied(
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "primary_write+backup_incremental,history=not-recorded"
+    assert found(pool, name) == set()
+
+    def records(bitmap: Bitmap, changed: int, touched: int) -> None:
+        recorder = bitmap.successor or bitmap
+        recorder.must |= recorder.covering(changed)
+        recorder.may |= recorder.covering(touched)
+
+    monkeypatch.setattr(Bitmap, "record", records)
+    assert found(pool, name)
+
+
+def test_a_disk_that_keeps_what_is_discarded(
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "primary_discard+backup_full,options=secondary-keeps,third=then_primary_write"
+    assert found(pool, name) == set()
+    do = PushChain.do
+
+    def discards(chain: PushChain, *args: object) -> object:
+        chain.discards = True
+        return do(chain, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PushChain, "do", discards)
+    assert found(pool, name)
+
+
+def _seen_as(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[BackupLeft, RealScenario], BackupLeft]
+) -> None:
+    """What QEMU left is looked at after a change: as of a QEMU that leaves that."""
+
+    def left(machine: GatedMachine, scenario: RealScenario) -> BackupLeft:
+        return change(left_by_backup(machine, scenario), scenario)
+
+    monkeypatch.setattr(final_state, "left_by_backup", left)
+
+
+def test_zeroes_have_to_be_written_to_a_target_with_something_behind_it(
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a QEMU that takes what a target does not have for zeroes, whatever is behind it."""
+    backed = "primary_write+backup_full,history=zeroed,target=backed"
+    assert found(pool, backed) == set()
+
+    def skipped(left: BackupLeft, scenario: RealScenario) -> BackupLeft:
+        target = tuple(None if owner == 0 else owner for owner in left.target)
+        return replace(left, target=target)
+
+    _seen_as(monkeypatch, skipped)
+    assert found(pool, "primary_write+backup_full,history=zeroed") == set()
+    assert found(pool, backed) == {(CauseKind.WRONG_DATA, "target")}
+
+
+def test_what_an_always_job_did_not_copy_stays_in_the_bitmap(
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whole granules of copying, which are larger than the bitmap's here."""
+    name = "primary_write+backup_always,third=with_stop,target=large,history=dirty"
+    assert found(pool, name) == set()
+
+    def forgotten(left: BackupLeft, scenario: RealScenario) -> BackupLeft:
+        """The second half of each granule that was not copied is not given back."""
+        bitmaps = tuple(
+            replace(one, granules=frozenset(n for n in one.granules or () if n % 2 == 0))
+            for one in left.bitmaps
+        )
+        return replace(left, bitmaps=bitmaps)
+
+    _seen_as(monkeypatch, forgotten)
+    assert (CauseKind.BITMAP_MISSES, "b0") in found(pool, name)
