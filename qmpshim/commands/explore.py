@@ -385,7 +385,7 @@ def _explore_build(
         for case in progress.directed:
             if not case.known and case.case.id not in cases_shown:
                 cases_shown.add(case.case.id)
-                console.prose(f"seen in {case.case.id}: {case.described}")
+                console.prose(f"seen in {case.case.id}, not confirmed yet: {case.described}")
         verdicts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(progress.verdicts.items()))
         console.progress(
             f"{progress.scenarios}/{progress.of} scenarios, {progress.schedules} schedules "

@@ -100,6 +100,21 @@ def test_a_build_that_can_do_none_cannot_be_tested(tmp_path: Path, qemu_build: B
         ran(resolve(str(mute)), case(never), case(never))
 
 
+def test_what_is_seen_is_reported_before_it_is_run_again(qemu_build: Build) -> None:
+    """And, without time, run again once."""
+    result = DirectedResult((case(lambda machine: WRONG),))
+    seen: list[int] = []
+    now = time.monotonic()
+
+    def slow(name: str) -> None:
+        seen.append(len(result.findings))
+        time.sleep(0.2)
+
+    run_cases(qemu_build, result, {}, now + 0.1, slow)
+    assert seen == [0, 1] and result.findings[0].replays == (1, 1)
+    assert result.findings[0].confirmed
+
+
 def test_no_time_is_said(qemu_build: Build) -> None:
     result = ran(qemu_build, case(never), deadline=time.monotonic())
     assert not result.run and not result.complete
