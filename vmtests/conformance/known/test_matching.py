@@ -147,7 +147,7 @@ def test_a_write_up_covers_its_own_case_on_its_versions_only(known: ExplorerWrit
         other: Fail = Fail(io_id(0, "another disk read", 0), 5)
         assert not known.covers(replace(case, schedule=(*case.schedule, other)), has_it)
     if known.clusters:
-        other_size = replace(case.scenario, cluster=max(known.clusters) * 8)
+        other_size = replace(case.scenario, cluster=max(known.clusters) * 2)
         assert not known.covers(replace(case, scenario=other_size), has_it)
     if known.secondary:
         raw = replace(case.scenario, secondary="raw")
@@ -157,6 +157,15 @@ def test_a_write_up_covers_its_own_case_on_its_versions_only(known: ExplorerWrit
             step._replace(fault=5) if isinstance(step, Fail) else step for step in case.schedule
         ]
         assert not known.covers(replace(case, schedule=tuple(fails)), has_it)
+
+
+def test_a_discard_leaves_no_zero_cluster_with_a_place_in_the_file() -> None:
+    """So it is not what write-beside-zeroes-zeroes-data needs (``discard_in_l2_slice``)."""
+    case = load_finding(DIRECTORY / "write-beside-zeroes-zeroes-data.json")
+    discarded = operation("primary_discard", 0, 128)
+    other = replace(case, scenario=replace(case.scenario, setup=(discarded,)))
+    recognise = recogniser(known_findings(), SYSTEM)
+    assert (recognise(case), recognise(other)) == ("write-beside-zeroes-zeroes-data", "")
 
 
 @pytest.mark.parametrize(
