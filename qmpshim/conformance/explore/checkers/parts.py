@@ -84,7 +84,8 @@ class _Parts:
     def __init__(self, scenario: RealScenario, end: Outcome, seen: Outcome) -> None:
         self._end, self._seen = end, seen
         self._size, self._granule = scenario.size, scenario.granule
-        self._commits = scenario.commits
+        self._commits, self._replicates = scenario.commits, scenario.replicates
+        self._accessible = scenario.accessible
         self._clusters = scenario.cluster_of("hidden"), scenario.cluster_of("active")
         self._secondary, self._hidden = list(end.secondary), list(end.hidden)
         self._active = list(end.active)
@@ -111,8 +112,14 @@ class _Parts:
         )
 
     def unreadable(self, op: Operation, hit: InjectedFault) -> None:
-        """Reads above an overlay that is gone fail where it may have got a part of *op*."""
-        if not hit.gone or not op.changes or hit.image not in ("active", "hidden"):
+        """Reads above an overlay that is gone fail where it may have got a part of *op*.
+
+        Into the active disk goes what the guest changes, into the hidden disk the copies of what
+        the primary changes, and what a reader of the snapshot discards.
+        """
+        if not hit.gone or not op.changes:
+            return
+        if hit.image != ("active" if op.is_guest and self._replicates else "hidden"):
             return
         unit = self._clusters[_ACTIVE] if hit.image == "active" else self._granule
         first = op.start // unit * unit
@@ -190,7 +197,10 @@ class _Parts:
         ]
         for cluster in range(len(self._alloc[_HIDDEN])):
             sectors = self._sectors(_HIDDEN, cluster)
-            first = sectors.start // self._granule * self._granule
+            granule = sectors.start // self._granule
+            if self._accessible is not None and granule not in self._accessible:
+                continue  # it is not copied at all
+            first = granule * self._granule
             beside = [n for op, n in ops if op.overlaps(first, first + self._granule)]
             again = set(beside) if len(beside) > 1 else set()
             if not beside or (not again and len(_beside(sectors, hit)) < len(sectors)):

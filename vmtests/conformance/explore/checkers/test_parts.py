@@ -10,6 +10,7 @@ import pytest
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers.parts import Before, done_in_part
 from qmpshim.conformance.explore.checkers.sequential import (
+    BrokenSnapshot,
     FaultPlacement,
     InjectedFault,
     run_in_order,
@@ -21,6 +22,7 @@ from qmpshim.conformance.explore.harness.real_system import faithfully
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import read_version
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.answers import OK, io_error
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
@@ -135,3 +137,44 @@ def test_what_a_failed_write_has_done_is_committed(pool: QemuPool) -> None:
     assert not explored(pool, scenario, fails=fails).found
     lying = explored(pool, scenario, Lying, "active write 16+8")  # no new cluster
     assert verdicts(lying) == {Verdict.LOST_WRITE}
+
+
+@pytest.mark.parametrize(
+    ("do", "gone", "fails"),
+    [
+        ("guest_write", "active", True),
+        ("guest_write", "hidden", False),
+        ("primary_write", "hidden", True),
+        ("primary_write", "active", False),
+    ],
+)
+def test_a_read_fails_where_the_gone_overlay_may_have_got_a_part(
+    do: str, gone: str, fails: bool
+) -> None:
+    ops = operation(do, 0, 64), operation("guest_read", 0, C)
+    scenario = scenarios.RealScenario("R", ops)
+    end = run_in_order(scenario, behaviour_of((7, 2, 0)), (0, 1))
+    refused = io_error(EIO)
+    end = replace(end, answers=(refused, OK))
+    seen = replace(end, answers=(refused, refused), data=(None, None))
+    hit = InjectedFault(gone, "write", 0, 64, EIO, gone=True)
+    before = Before(frozenset(), (scenarios.BASE,) * scenario.size)
+    assert done_in_part(scenario, end, seen, [hit], before).answers[1] == (refused if fails else OK)
+
+
+def test_a_broken_snapshot_holds_no_copy_of_what_its_bitmap_does_not_name() -> None:
+    """The bitmap names the first cluster; a copy of the second is of nothing that is wanted."""
+    breaks = ("filter", "on-cbw-error", "break-snapshot"), ("filter", "bitmap.written", ((0, 512),))
+    ops = (operation("primary_write", 64, C),)
+    scenario = scenarios.RealScenario("B", ops, form="fleecing", options=breaks)
+    hit = InjectedFault("secondary", "read", 0, 8, EIO)
+    behaviour = behaviour_of((7, 2, 0))
+    end = run_in_order(scenario, behaviour, (0,), [BrokenSnapshot(hit, 0, [0])])
+    assert end.view is None
+    old = (scenarios.BASE,) * scenario.size
+    before = Before(frozenset(), old)
+    one = replace(hit, start=C, count=8)  # the other copy failed
+    first = replace(end, hidden=(*old[:C], *end.hidden[C:]), alloc=((2, 0), end.alloc[1]))
+    second = replace(end, hidden=(*end.hidden[:C], *old[C:]), alloc=((0, 2), end.alloc[1]))
+    assert done_in_part(scenario, end, first, [one], before).hidden == first.hidden
+    assert done_in_part(scenario, end, second, [hit], before).hidden == end.hidden
