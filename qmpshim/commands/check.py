@@ -431,10 +431,11 @@ def _bisect(args: argparse.Namespace, console: Console) -> int:
             ruling = answer(comparison, bool(args.case))
             fill(args.document, comparison)
             args.document.exit_status = ruling.status
-            args.document.error = ruling.text if ruling.status == SKIP else None
+            text = name_errnos(ruling.text)
+            args.document.error = text if ruling.status == SKIP else None
             if args.out:
                 write_reports(comparison, directory, args.document)
-            console.line(name_errnos(ruling.text))
+            console.line(text)
             return ruling.status
     except Interrupted as interrupted:
         return 128 + interrupted.number  # 128 and above: the bisection ends

@@ -66,22 +66,26 @@ def test_what_went_wrong_is_red(qmpshim: CommandLine) -> None:
     assert verdict is not None and verdict[1] in list(Verdict)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("findings", "show", "snapshot-read-returns-new-data"),
-        ("explore", "--scenario", "fleecing-WR", "--jobs", "1"),
-    ],
-    ids=["findings", "explore"],
-)
-def test_prose_is_broken_between_words(words: tuple[str, ...], qmpshim: CommandLine) -> None:
-    """As long as no single word is longer than the terminal is wide; commands stay whole."""
+def broken_lines(qmpshim: CommandLine, *words: str) -> list[str]:
+    """What a command leaves on a terminal up to the first diagram; no line of prose is too long."""
     written = re.sub(r"\x1b\[[\d;]*[mK]", "", on_a_terminal(qmpshim, *words))
     written = written.partition("\r\nscenario ")[0]  # a diagram is drawn as wide as it is
     lines = [line.split("\r")[-1] for line in written.split("\r\n")]
     longer = [line for line in lines if len(line) > 80]
-    assert all("qmpshim replay " in line for line in longer), longer
-    wrapped = " ".join(line.strip() for line in lines)
+    assert all("qmpshim replay " in line for line in longer), longer  # commands stay whole
+    return lines
+
+
+def test_prose_is_broken_between_words(qmpshim: CommandLine) -> None:
+    """As long as no single word is longer than the terminal is wide."""
+    words = ("findings", "show", "snapshot-read-returns-new-data")
+    lines = broken_lines(qmpshim, *words)
     whole = qmpshim.run(*words).stdout.partition("\nscenario ")[0]
-    if words[0] == "findings":
-        assert wrapped.split() == whole.split()
+    assert len(lines) > len(whole.splitlines())
+    assert " ".join(lines).split() == whole.split()
+
+
+def test_results_are_broken_between_words(qmpshim: CommandLine) -> None:
+    lines = broken_lines(qmpshim, "explore", "--scenario", "fleecing-WR", "--jobs", "1")
+    (first,) = (n for n, line in enumerate(lines) if "(QEMU " in line)
+    assert lines[first + 1].endswith(" with 1 process"), lines

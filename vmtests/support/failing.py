@@ -9,7 +9,10 @@ from errno import EIO
 import pytest
 
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.checkers.linearizability import (
+    LinearizabilityChecker,
+    RealViolation,
+)
 from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.harness.choices import IoId, io_id
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
@@ -25,6 +28,7 @@ from qmpshim.model.explore.walk import Budget
 from qmpshim.model.operations import operation
 
 C = scenarios.C
+MOST = 60  # schedules of one test; those that have fewer are explored as a whole
 # Two clusters that are not neighbours: the commit writes each on its own.
 FAILOVER = scenarios.RealScenario(
     "O",
@@ -48,11 +52,25 @@ def explored(
     release: Callable[[GatedMachine, NamedIo], None] = faithfully,
     all_io: bool = False,
     nth: int = 0,
+    *,
+    model: scenarios.RealScenario | None = None,
+    mode: Mode = Mode.STATEFUL,
+    most: int = MOST,
+    watching: bool = False,
 ) -> RealSystem:
-    """All schedules of *scenario* (or the first of many) in which the *nth* I/O *fails* does so."""
+    """All schedules of *scenario* (or the first of many) in which the *nth* I/O *fails* does so.
+
+    :param model: what is predicted is that of this scenario
+    :param most: schedules
+    :param watching: judge requests as they arrive, too
+    """
+    checker = model and LinearizabilityChecker(model, behaviour_of(read_version(pool.build)[0]))
     plan = {io_id(0, fails, nth): errno} if fails else {}
-    system = kind(pool, scenario, plan=plan, release=release, all_io=all_io, watching=False)
-    explore(system, Mode.STATEFUL, Budget(schedules=60), stop=False)
+    system = kind(
+        pool, scenario, checker=checker, plan=plan, release=release, all_io=all_io,
+        watching=watching,
+    )  # fmt: skip
+    explore(system, mode, Budget(schedules=most), stop=False)
     assert system.finished and not system.derailed
     assert not plan or plan.keys() <= system.ios, system.ios
     return system
@@ -107,6 +125,12 @@ def unmapping(pool: QemuPool) -> None:
     """Skip the test where a write of zeroes does not unmap while a backup runs."""
     if not behaviour_of(read_version(pool.build)[0]).unmap_passes_job:
         pytest.skip("a write of zeroes frees no clusters under a backup")
+
+
+def filtering(pool: QemuPool) -> None:
+    """Skip the test where copy-before-write is missing, or its bitmap or on-cbw-error."""
+    if read_version(pool.build)[0] < (7, 1):
+        pytest.skip("copy-before-write has no bitmap and no on-cbw-error, if it is there")
 
 
 def meta_write(pool: QemuPool, scenario: scenarios.RealScenario) -> str:

@@ -6,6 +6,7 @@ from errno import EIO
 
 from qmpshim.conformance.explore.directed.tools import (
     CLUSTER,
+    COUNT,
     Broken,
     allocation,
     answered,
@@ -26,16 +27,16 @@ from qmpshim.model.units import SECTOR
 
 def passed_on(machine: GatedMachine) -> None:
     """A filter passes on what is done through it, sector by sector; the snapshot stays."""
-    client, count = machine.clients["primary"], CLUSTER // SECTOR
+    client = machine.clients["primary"]
     end = machine.shape.size // SECTOR
     wanted = [1] * end
     for number, op, start, many in (
-        (2, Nbd.WRITE, count - 1, 2),  # a sector of either cluster
-        (0, Nbd.WRITE_ZEROES, 3 * count - 1, 2),
-        (0, Nbd.TRIM, 5 * count - 1, 2),
-        (3, Nbd.WRITE, 6 * count, count),  # a cluster, which touches others
-        (0, Nbd.WRITE_ZEROES, 8 * count, count),
-        (0, Nbd.TRIM, 10 * count, count),
+        (2, Nbd.WRITE, COUNT - 1, 2),  # a sector of either cluster
+        (0, Nbd.WRITE_ZEROES, 3 * COUNT - 1, 2),
+        (0, Nbd.TRIM, 5 * COUNT - 1, 2),
+        (3, Nbd.WRITE, 6 * COUNT, COUNT),  # a cluster, which touches others
+        (0, Nbd.WRITE_ZEROES, 8 * COUNT, COUNT),
+        (0, Nbd.TRIM, 10 * COUNT, COUNT),
     ):
         data = bytes(pattern.data_of(number, start, many)) if op is Nbd.WRITE else b""
         if client.call(op, start * SECTOR, 0 if data else many * SECTOR, data).errno:
@@ -56,9 +57,9 @@ def passed_on(machine: GatedMachine) -> None:
     if (copied := set(allocation(machine, "hidden"))) != {0, 1, 2, 3, 4, 5, 6, 8, 10}:
         text = f"changes in clusters 0 to 5, 6, 8 and 10 copy {copied}"
         raise Broken(Verdict.ALLOCATION, text, "what a filter copies")
-    pieces = [(n * count, count) for n in range(12)]
+    pieces = [(n * COUNT, COUNT) for n in range(12)]
     if machine.version >= (8, 0):  # before it is snapshot-read-returns-new-data
-        pieces += [(0, end), (7 * count - 1, 2), (8 * count - 1, 2)]
+        pieces += [(0, end), (7 * COUNT - 1, 2), (8 * COUNT - 1, 2)]
     for start, many in pieces:
         if read(machine, "guest", start, many) != bytes(pattern.data_of(1, start, many)):
             text = f"the snapshot is not the old data in {many} sectors from {start}"
@@ -70,7 +71,7 @@ def failed_copies(machine: GatedMachine) -> None:
     snapshot where the disk cannot be read.
     """
     old = bytes(machine.gate.snapshot("secondary"))
-    data = bytes(pattern.data_of(2, 0, CLUSTER // SECTOR))
+    data = bytes(pattern.data_of(2, 0, COUNT))
     for cluster, op in enumerate((Nbd.WRITE, Nbd.WRITE_ZEROES, Nbd.TRIM)):
         payload = data if op is Nbd.WRITE else b""
         _fails_with(machine, "primary", op, cluster * CLUSTER, 0 if payload else CLUSTER, payload)
@@ -105,11 +106,10 @@ def _fails_with(
 def frozen_read(machine: GatedMachine) -> None:
     """While sectors of the snapshot are read from the source no new data reaches their clusters."""
     reader, writer = machine.clients["guest"], machine.clients["primary"]
-    count = CLUSTER // SECTOR
     for number, start, sector, many in (
         (2, 0, 0, 1),
-        (3, count, 2 * count - 1, 1),
-        (4, 3 * count, 3 * count - 1, 2),
+        (3, COUNT, 2 * COUNT - 1, 1),
+        (4, 3 * COUNT, 3 * COUNT - 1, 2),
     ):
         machine.settle()
         machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.READ)
@@ -117,9 +117,9 @@ def frozen_read(machine: GatedMachine) -> None:
         machine.settle()
         (first,) = held(machine, "a read of the snapshot", 1)
         machine.gate.open()
-        data = bytes(pattern.data_of(number, start, count))
+        data = bytes(pattern.data_of(number, start, COUNT))
         writing = writer.send(Nbd.WRITE, start * SECTOR, 0, data)
-        if ends_beside(machine, "primary", writing, 2 * count):
+        if ends_beside(machine, "primary", writing, 2 * COUNT):
             text = f"a write to the cluster overtakes the snapshot's read of its sector {sector}"
             raise Broken(Verdict.ORDER, text, "a write overtakes a snapshot's read")
         machine.gate.release(first)
@@ -137,24 +137,24 @@ def discarded_stays(machine: GatedMachine) -> None:
 
     A read that has a sector of it fails, and one that only touches it does not.
     """
-    client, count = machine.clients["guest"], CLUSTER // SECTOR
+    client = machine.clients["guest"]
     if machine.version >= (9, 1):  # before it aborts: snapshot-discard-aborts
         client.call(Nbd.TRIM, CLUSTER, CLUSTER - SECTOR)  # not the whole of it: all of it stays
-        if read(machine, "guest", count, count) != bytes(pattern.data_of(1, count, count)):
+        if read(machine, "guest", COUNT, COUNT) != bytes(pattern.data_of(1, COUNT, COUNT)):
             text = "what was discarded in part is not the old data"
             raise Broken(Verdict.ISOLATION, text, "a part of a cluster is discarded")
     client.call(Nbd.TRIM, CLUSTER, CLUSTER)
     for when in ("", " that was written later"):
-        for start, many in ((count, 1), (count - 1, 2), (2 * count - 1, 2), (2 * count - 1, 1)):
+        for start, many in ((COUNT, 1), (COUNT - 1, 2), (2 * COUNT - 1, 2), (2 * COUNT - 1, 1)):
             if not client.call(Nbd.READ, start * SECTOR, many * SECTOR).errno:
                 text = f"a discarded part of the snapshot{when} can be read"
                 raise Broken(Verdict.ISOLATION, text, "a discarded part of a snapshot can be read")
-        written(machine, "primary", 2, count, count)
+        written(machine, "primary", 2, COUNT, COUNT)
     if allocation(machine, "hidden").get(1) is Alloc.DATA:
         text = "what the snapshot's reader has given up is copied all the same"
         raise Broken(Verdict.ALLOCATION, text, "a discarded part of a snapshot is copied")
-    for start in (0, 2 * count):
-        if read(machine, "guest", start, count) != bytes(pattern.data_of(1, start, count)):
+    for start in (0, 2 * COUNT):
+        if read(machine, "guest", start, COUNT) != bytes(pattern.data_of(1, start, COUNT)):
             text = "the rest of the snapshot is not the old data"
             raise Broken(Verdict.ISOLATION, text, "the rest of a discarded snapshot")
 

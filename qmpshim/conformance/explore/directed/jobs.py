@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from qmpshim.conformance.explore.directed.monitor import events
 from qmpshim.conformance.explore.directed.tools import (
     CLUSTER,
-    PATIENCE,
+    COUNT,
     SIZE,
     Broken,
     comes,
+    events,
+    expect_bitmaps,
     flushed_image,
     held,
+    job_ended,
     written,
 )
 from qmpshim.conformance.explore.harness.io_naming import owners, tags
@@ -26,7 +28,6 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR
 
 _BOTH_AT_ONCE = {"max-workers": 2, "max-chunk": CLUSTER}
-COUNT = CLUSTER // SECTOR  # sectors
 _BITMAP = {"node": "secondary", "name": "changed"}
 
 
@@ -73,16 +74,16 @@ def bitmap_backup(machine: GatedMachine) -> None:
     """
     machine.call("block-dirty-bitmap-add", {**_BITMAP, "granularity": CLUSTER})
     machine.clients["primary"].call(Nbd.TRIM, 0, CLUSTER)
-    _expect_dirty(machine, CLUSTER, "after a discard of a cluster")
+    expect_bitmaps(machine, "secondary", [CLUSTER], "after a discard of a cluster")
     written(machine, "primary", 1, 0, SIZE // SECTOR)
-    _expect_dirty(machine, SIZE, "after a write of everything")
+    expect_bitmaps(machine, "secondary", [SIZE], "after a write of everything")
     limited = {"speed": 1, "bitmap-mode": "never"}  # it copies a cluster, and waits for hours
     begin(machine, sync="bitmap", bitmap="changed", **limited)
-    written(machine, "primary", 2, CLUSTER // SECTOR, CLUSTER // SECTOR)
+    written(machine, "primary", 2, COUNT, COUNT)
     machine.call("block-job-set-speed", {"device": "backup", "speed": 0})
     _completes(machine, SIZE)
     _expect_copied(machine, {0, 1})
-    _expect_dirty(machine, SIZE, "after a backup with bitmap-mode=never")
+    expect_bitmaps(machine, "secondary", [SIZE], "after a backup with bitmap-mode=never")
 
 
 def failed_copy_stays(machine: GatedMachine) -> None:
@@ -91,6 +92,7 @@ def failed_copy_stays(machine: GatedMachine) -> None:
 
     What was copied it does not name any more. The next backup copies the rest.
     """
+    size = machine.shape.size
     machine.call("block-dirty-bitmap-add", {**_BITMAP, "granularity": CLUSTER})
     written(machine, "primary", 2, 0, 4 * COUNT)
     machine.settle()
@@ -102,11 +104,13 @@ def failed_copy_stays(machine: GatedMachine) -> None:
     machine.settle()
     machine.gate.release(other)
     _completes(machine, None)
-    _expect_dirty(machine, 3 * CLUSTER, "after a backup that copied a quarter")
+    expect_bitmaps(
+        machine, "secondary", [3 * CLUSTER], "after a backup that copied a quarter", size
+    )
     begin(machine, sync="bitmap", bitmap="changed", **{"bitmap-mode": "on-success"})
     _completes(machine, None, 3 * CLUSTER)
     _expect_copied(machine, {0, 1, 2, 3}, 2)
-    _expect_dirty(machine, 0, "after a backup that succeeded")
+    expect_bitmaps(machine, "secondary", [0], "after a backup that succeeded", size)
 
 
 def throttled(machine: GatedMachine) -> None:
@@ -126,7 +130,7 @@ def throttled(machine: GatedMachine) -> None:
         if arguments:
             _completes(machine, SIZE)
             _expect_copied(machine, {0, 1}, 2)
-    comes(machine, lambda: not machine.call("query-block-jobs"), "a cancelled job", PATIENCE)
+    job_ended(machine)
     if len(events(machine, "BLOCK_JOB_CANCELLED")) != 1:
         text = "a job that was cancelled while it waited does not end as cancelled"
         raise Broken(Verdict.PROTOCOL, text, "end of a cancelled job")
@@ -152,14 +156,14 @@ def cancelled_beside_lost_target(machine: GatedMachine) -> None:
         text = "a job does not wait for its target to come back within reconnect-delay"
         raise Broken(Verdict.ERROR_CONTRACT, text, "reconnect-delay of a target is not kept")
     machine.call("block-job-cancel", {"device": "backup", "force": True})
-    comes(machine, lambda: not machine.call("query-block-jobs"), "a cancelled job", PATIENCE)
+    job_ended(machine)
 
 
 def _comes_to(machine: GatedMachine, status: str) -> None:
     def there() -> bool:
         return [job["status"] for job in machine.call("query-block-jobs")] == [status]
 
-    comes(machine, there, f"a throttled job that should be {status}", PATIENCE)
+    comes(machine, there, f"a throttled job that should be {status}")
 
 
 def begin(machine: GatedMachine, **more: Any) -> None:
@@ -176,8 +180,7 @@ def _completes(machine: GatedMachine, *sizes: int | None) -> None:
 
     :param sizes: by job, how many bytes it must have copied; None: it must have failed
     """
-    comes(machine, lambda: not machine.call("query-block-jobs"), "the backup job", PATIENCE)
-    done = [event["data"] for event in events(machine, "BLOCK_JOB_COMPLETED")]
+    done = job_ended(machine)
     found = [None if "error" in one else (one["offset"], one["len"]) for one in done]
     if found != [size and (size, size) for size in sizes]:
         raise Broken(Verdict.PROTOCOL, f"the backup job ends with {done}", "end of a backup job")
@@ -188,18 +191,6 @@ def _expect_copied(machine: GatedMachine, clusters: set[int], number: int = 1) -
     image = flushed_image(machine, "hidden")
     found = Qcow2Reader.parse(image).clusters()
     places = dict(zip(found.index.tolist(), found.host.tolist(), strict=True))
-    whose = {
-        n: set(owners(image[at : at + CLUSTER], n * CLUSTER // SECTOR)) for n, at in places.items()
-    }
+    whose = {n: set(owners(image[at : at + CLUSTER], n * COUNT)) for n, at in places.items()}
     if whose != {n: {number} for n in clusters}:
         raise Broken(Verdict.CONTENT, f"the backup holds the data of {whose}", "a backup's content")
-
-
-def _expect_dirty(machine: GatedMachine, count: int, when: str) -> None:
-    machine.settle()
-    nodes = machine.call("query-named-block-nodes", {"flat": True})
-    (node,) = (one for one in nodes if one["node-name"] == "secondary")
-    found = [one["count"] for one in node.get("dirty-bitmaps", []) if one.get("name") == "changed"]
-    if found != [count]:
-        text = f"{when} the bitmap names {found} bytes, not {count}"
-        raise Broken(Verdict.PROTOCOL, text, f"a bitmap's count {when}")

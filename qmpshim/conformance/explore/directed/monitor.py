@@ -9,10 +9,13 @@ from typing import Any
 
 from qmpshim.conformance.explore.directed.tools import (
     CLUSTER,
+    COUNT,
     SIZE,
     Broken,
     answered,
+    events,
     fails,
+    flushed_image,
     held,
     read,
     written,
@@ -38,14 +41,13 @@ def job_progress(machine: GatedMachine) -> None:
     _expect_job(machine, SIZE, "when all was copied")
     written(machine, "primary", 3, 0, 128)
     _expect_job(machine, SIZE, "when there was nothing left to copy")
-    machine.call("human-monitor-command", {"command-line": "qemu-io hidden flush"})
-    image = bytes(machine.gate.snapshot("hidden"))
+    image = flushed_image(machine, "hidden")
     found = Qcow2Reader.parse(image)
     if found.allocation() != {0: Alloc.DATA, 1: Alloc.ZERO}:
         text = f"the copy of data and zeroes is {found.allocation()} on the hidden disk"
         raise Broken(Verdict.ALLOCATION, text, "the copy of zeroes is no zero cluster")
     (place,) = (int(n) for n in found.clusters().host[:1])
-    if image[place : place + CLUSTER] != bytes(pattern.data_of(1, 0, CLUSTER // SECTOR)):
+    if image[place : place + CLUSTER] != bytes(pattern.data_of(1, 0, COUNT)):
         raise Broken(Verdict.CONTENT, "the copy is not the old data", "the copy beside zeroes")
 
 
@@ -84,8 +86,8 @@ def write_threshold(machine: GatedMachine) -> None:
     name = {"node-name": "secondary"}
     machine.call("block-set-write-threshold", {**name, "write-threshold": CLUSTER})
     for start, exceeded in ((0, []), (2, [2 * SECTOR])):
-        written(machine, "primary", 2, start, CLUSTER // SECTOR)
-        found = [e["data"]["amount-exceeded"] for e in events(machine, "BLOCK_WRITE_THRESHOLD")]
+        written(machine, "primary", 2, start, COUNT)
+        found = [one["amount-exceeded"] for one in events(machine, "BLOCK_WRITE_THRESHOLD")]
         if found != exceeded:
             text = f"a write to sector {start} exceeds the threshold by {found}, not {exceeded}"
             raise Broken(Verdict.PROTOCOL, text, "BLOCK_WRITE_THRESHOLD")
@@ -97,7 +99,7 @@ def first_child_is_read(machine: GatedMachine) -> None:
     if read(machine, "guest", 0, 8) != bytes(pattern.data_of(1, 0, 8)):
         raise Broken(Verdict.CONTENT, "the guest reads something else", "quorum read")
     if bad := events(machine, "QUORUM_REPORT_BAD") + events(machine, "QUORUM_FAILURE"):
-        text = f"the quorum finds fault with {bad[0]['data']}, though all disks are well"
+        text = f"the quorum finds fault with {bad[0]}, though all disks are well"
         raise Broken(Verdict.PROTOCOL, text, "quorum event without a failure")
 
 
@@ -121,8 +123,8 @@ def flush_error(machine: GatedMachine) -> None:
         if errno := answered(machine, "guest", cookie, "a flush of a quorum"):
             text = f"a flush that fails on the {image} disk alone fails with errno {errno}"
             raise Broken(Verdict.ERROR_CONTRACT, text, "a flush of a quorum fails")
-        data = [event["data"] for event in events(machine, "QUORUM_REPORT_BAD")]
-        found = [(one["type"], one["node-name"]) for one in data][-1:]
+        bad = events(machine, "QUORUM_REPORT_BAD")
+        found = [(one["type"], one["node-name"]) for one in bad][-1:]
         if found != [("flush", child)]:
             text = f"a flush fails on the {image} disk, and the last event about it is {found}"
             raise Broken(Verdict.PROTOCOL, text, "quorum event of a failed flush")
@@ -217,10 +219,3 @@ def backup_refused(machine: GatedMachine) -> None:
     machine.call("blockdev-add", spare)
     other = {"job-id": "other", "device": "hidden", "target": "spare"}  # which a job writes to
     fails(machine, "blockdev-backup", {**_JOB, **other})
-
-
-def events(machine: GatedMachine, name: str) -> list[dict[str, Any]]:
-    """The events of a name that QEMU has sent by now."""
-    machine.settle()
-    machine.call("query-status")  # what was sent before its answer is here
-    return [event for event in machine.qmp.events if event.get("event") == name]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from qmpshim.conformance.explore.directed.tools import (
     CLUSTER,
+    COUNT,
     SIZE,
     Broken,
     add_client,
     add_image,
     allocation,
     answered,
-    comes,
     ends_beside,
+    expect_bitmaps,
     fails,
     held,
+    job_ended,
     open_image,
     read,
     remove_client,
@@ -29,8 +31,7 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR
 
-_COUNT = CLUSTER // SECTOR  # sectors
-_READS = 8  # of the same
+_READS = 8  # more than wait for a copy at first
 _BITMAP = {"node": "image", "name": "changed"}
 
 
@@ -39,7 +40,7 @@ def zeroes_in_part(machine: GatedMachine) -> None:
 
     Those that are zeroes as a whole are zeroes in the copy, too; so is the end of the disk.
     """
-    half, end = _COUNT // 2, machine.shape.size // SECTOR
+    half, end = COUNT // 2, machine.shape.size // SECTOR
     client = machine.clients["primary"]
     client.call(Nbd.WRITE_ZEROES, 0, 3 * half * SECTOR)  # half a cluster, and wholes
     machine.learn_block_status()  # of all the data: what is discarded then has to be forgotten
@@ -65,11 +66,11 @@ def whole_clusters(machine: GatedMachine) -> None:
     add_image(machine, "image", machine.shape.size, 4 * CLUSTER)
     job = {"job-id": "job", "device": "secondary", "target": "image", "sync": "none"}
     machine.call("blockdev-backup", job)
-    written(machine, "primary", 2, 5 * _COUNT + 3, 1)
+    written(machine, "primary", 2, 5 * COUNT + 3, 1)
     found = {n for n, kind in allocation(machine, "image").items() if kind is Alloc.DATA}
     add_client(machine, "image")
-    data = read(machine, "image", 4 * _COUNT, 4 * _COUNT)
-    if found != {1} or data != bytes(pattern.data_of(1, 4 * _COUNT, 4 * _COUNT)):
+    data = read(machine, "image", 4 * COUNT, 4 * COUNT)
+    if found != {1} or data != bytes(pattern.data_of(1, 4 * COUNT, 4 * COUNT)):
         text = f"a copy to clusters of 256 KiB fills {sorted(found)}, not all of cluster 1"
         raise Broken(Verdict.CONTENT, text, "a copy of a part of the target's cluster")
 
@@ -79,7 +80,7 @@ def neighbours(machine: GatedMachine) -> None:
     copy.
     """
     machine.start()
-    data = bytes(pattern.data_of(2, _COUNT, _COUNT))
+    data = bytes(pattern.data_of(2, COUNT, COUNT))
     for side, op, payload in (("guest", Nbd.READ, b""), ("primary", Nbd.WRITE, data)):
         machine.settle()
         machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.READ)
@@ -97,9 +98,9 @@ def neighbours(machine: GatedMachine) -> None:
 
 def _goes_on(machine: GatedMachine, cluster: int, beside: str) -> None:
     """Write a cluster; it must end while the other request is under way."""
-    data = bytes(pattern.data_of(3, cluster * _COUNT, _COUNT))
+    data = bytes(pattern.data_of(3, cluster * COUNT, COUNT))
     cookie = machine.clients["primary"].send(Nbd.WRITE, cluster * CLUSTER, 0, data)
-    if not ends_beside(machine, "primary", cookie, 3 * _COUNT):
+    if not ends_beside(machine, "primary", cookie, 3 * COUNT):
         text = f"a write to cluster {cluster} waits for {beside} in cluster 1"
         raise Broken(Verdict.HANG, text, "a write waits for what it only touches")
     answered(machine, "primary", cookie, "a primary write")
@@ -108,29 +109,27 @@ def _goes_on(machine: GatedMachine, cluster: int, beside: str) -> None:
 def waits_for_all(machine: GatedMachine) -> None:
     """A write waits for every copy that is under way in what it changes, whichever ends first."""
     machine.start()
-    written(machine, "primary", 2, 4 * _COUNT, _COUNT)  # read later, so that answers are seen
-    client, half = machine.clients["primary"], _COUNT // 2
+    written(machine, "primary", 2, 4 * COUNT, COUNT)  # read later, so that answers are seen
+    client, half = machine.clients["primary"], COUNT // 2
     for first, ends in ((0, 0), (2, 1)):
         machine.settle()
         machine.gate.hold(
             lambda io: len(tags(io.data)) > 0 and io.op is Nbd.WRITE and io.image == "hidden"
         )
         cookies = []
-        for number, start in ((3, first * _COUNT), (4, (first + 1) * _COUNT)):
-            data = bytes(pattern.data_of(number, start, _COUNT))
+        for number, start in ((3, first * COUNT), (4, (first + 1) * COUNT)):
+            data = bytes(pattern.data_of(number, start, COUNT))
             cookies.append(client.send(Nbd.WRITE, start * SECTOR, 0, data))
             machine.settle()
         copies = held(machine, "two writes", 2)
-        start = first * _COUNT + half
-        data = bytes(pattern.data_of(5, start, _COUNT))
+        start = first * COUNT + half
+        data = bytes(pattern.data_of(5, start, COUNT))
         cookies.append(client.send(Nbd.WRITE, start * SECTOR, 0, data))
         machine.settle()
         machine.gate.release(copies[ends])
-        for _ in range(_READS):
-            machine.settle()
-            machine.clients["guest"].send(Nbd.READ, 4 * CLUSTER, SECTOR)
+        done = ends_beside(machine, "primary", cookies[2], 4 * COUNT, reader="guest")
         below = machine.gate.store("secondary").read(start * SECTOR, CLUSTER)
-        if 5 in owners_of(below, start) or cookies[2] in client.answers:
+        if done or 5 in owners_of(below, start):
             text = "a write of two clusters goes on when one of two copies of them has ended"
             raise Broken(Verdict.ORDER, text, "a write waits for one copy only")
         machine.gate.open()
@@ -138,7 +137,7 @@ def waits_for_all(machine: GatedMachine) -> None:
         if any(answered(machine, "primary", cookie, "a primary write") for cookie in cookies):
             text = "a primary write fails, though all disks are well"
             raise Broken(Verdict.ERROR_CONTRACT, text, "primary write fails")
-    if read(machine, "guest", 0, 4 * _COUNT) != bytes(pattern.data_of(1, 0, 4 * _COUNT)):
+    if read(machine, "guest", 0, 4 * COUNT) != bytes(pattern.data_of(1, 0, 4 * COUNT)):
         text = "the target is not the old data after writes that waited for copies"
         raise Broken(Verdict.ISOLATION, text, "the target after writes that waited")
 
@@ -150,7 +149,7 @@ def reads_beside_copy(machine: GatedMachine) -> None:
     """
     machine.start()
     for cluster in (0, 2, 3):
-        written(machine, "primary", 2, cluster * _COUNT, _COUNT)
+        written(machine, "primary", 2, cluster * COUNT, COUNT)
     machine.settle()
     machine.gate.hold(
         lambda io: (
@@ -158,7 +157,7 @@ def reads_beside_copy(machine: GatedMachine) -> None:
             or (io.image, io.offset, io.length) == ("secondary", CLUSTER, SECTOR)
         )
     )
-    data = bytes(pattern.data_of(2, _COUNT, _COUNT))
+    data = bytes(pattern.data_of(2, COUNT, COUNT))
     writing = machine.clients["primary"].send(Nbd.WRITE, CLUSTER, 0, data)
     machine.settle()
     (copy,) = held(machine, "a primary write", 1)
@@ -174,7 +173,7 @@ def reads_beside_copy(machine: GatedMachine) -> None:
         if any(answered(machine, side, cookie, f"the {side}'s request") for cookie in cookies):
             text = f"the {side}'s request fails, though all disks are well"
             raise Broken(Verdict.ERROR_CONTRACT, text, f"{side} fails beside the other")
-    if {reader.answers[one].data for one in readings} != {bytes(pattern.data_of(1, _COUNT, 1))}:
+    if {reader.answers[one].data for one in readings} != {bytes(pattern.data_of(1, COUNT, 1))}:
         text = "a read of the target that waited for a copy is not the old data"
         raise Broken(Verdict.ISOLATION, text, "a read of the target beside a copy")
 
@@ -185,8 +184,8 @@ def ragged_discard(machine: GatedMachine) -> None:
     """
     add_image(machine, "image", 2 * SIZE)
     add_client(machine, "image")
-    written(machine, "image", 2, 0, 4 * _COUNT)
-    half = _COUNT // 2
+    written(machine, "image", 2, 0, 4 * COUNT)
+    half = COUNT // 2
     answer = machine.clients["image"].call(Nbd.TRIM, half * SECTOR, 3 * CLUSTER)
     if answer.errno:
         text = f"a discard of parts of clusters fails with errno {answer.errno}"
@@ -248,24 +247,24 @@ def resized(machine: GatedMachine) -> None:
     """A bitmap grows and shrinks with its disk, which cannot change its size below a job."""
     add_image(machine, "image", SIZE)
     machine.call("block-dirty-bitmap-add", {**_BITMAP, "granularity": CLUSTER})
-    _resize(machine, 2 * SIZE, 0, "after the disk grew")
+    _resize(machine, 2 * SIZE, "after the disk grew")
     add_client(machine, "image")
-    written(machine, "image", 2, 3 * _COUNT, _COUNT)
-    _expect(machine, 2 * SIZE, [CLUSTER], "after a write to what is new")
+    written(machine, "image", 2, 3 * COUNT, COUNT)
+    expect_bitmaps(machine, "image", [CLUSTER], "after a write to what is new", 2 * SIZE)
     other = {"node": "image", "name": "later"}
     machine.call("block-dirty-bitmap-add", {**other, "granularity": CLUSTER})
     merge = {"node": "image", "target": "later", "bitmaps": ["changed"]}  # of the same size
     machine.call("block-dirty-bitmap-merge", merge)
-    _expect(machine, 2 * SIZE, [CLUSTER, CLUSTER], "that another was merged into")
+    expect_bitmaps(machine, "image", [CLUSTER] * 2, "that another was merged into", 2 * SIZE)
     machine.call("block-dirty-bitmap-remove", other)
     remove_client(machine, "image")
-    _resize(machine, SIZE, 0, "after the disk shrank")
+    _resize(machine, SIZE, "after the disk shrank")
     for source, target in (("secondary", "image"), ("image", "hidden")):
         job = {"job-id": "job", "device": source, "target": target, "sync": "none"}
         machine.call("blockdev-backup", job)
         fails(machine, "block_resize", {"node-name": "image", "size": 2 * SIZE})
         machine.call("block-job-cancel", {"device": "job"})
-        comes(machine, lambda: not machine.call("query-block-jobs"), "a cancelled job")
+        job_ended(machine)
 
 
 def edges_of_bitmap(machine: GatedMachine) -> None:
@@ -285,7 +284,7 @@ def edges_of_bitmap(machine: GatedMachine) -> None:
         length, payload = (0, data[: count * SECTOR]) if op is Nbd.WRITE else (count * SECTOR, b"")
         client.call(op, start * SECTOR, length, payload)
         named += granules * granule * SECTOR
-        _expect(machine, SIZE, [named], f"after a {op.name.lower()} of sectors", "secondary")
+        expect_bitmaps(machine, "secondary", [named], f"after a {op.name.lower()} of sectors")
 
 
 def stored_bitmap(machine: GatedMachine) -> None:
@@ -295,13 +294,13 @@ def stored_bitmap(machine: GatedMachine) -> None:
     machine.call("block-dirty-bitmap-add", words)
     for number, cluster in ((2, 1), (3, 0)):
         add_client(machine, "image")
-        written(machine, "image", number, cluster * _COUNT, 1)
+        written(machine, "image", number, cluster * COUNT, 1)
         remove_client(machine, "image")
         count = (number - 1) * CLUSTER
-        _expect(machine, SIZE, [count], f"after write {number - 1}")
+        expect_bitmaps(machine, "image", [count], f"after write {number - 1}")
         machine.call("blockdev-del", {"node-name": "image"})
         open_image(machine, "image")
-        _expect(machine, SIZE, [count], f"that was stored after write {number - 1}")
+        expect_bitmaps(machine, "image", [count], f"that was stored after write {number - 1}")
         nodes = machine.call("query-named-block-nodes", {"flat": True})
         (node,) = (one for one in nodes if one["node-name"] == "image")
         (bitmap,) = node["dirty-bitmaps"]
@@ -324,7 +323,7 @@ def durable_fua(machine: GatedMachine) -> None:
     add_client(machine, "image")
     machine.settle()
     machine.gate.keep_journals()
-    client, data = machine.clients["image"], bytes(pattern.data_of(2, 0, _COUNT))
+    client, data = machine.clients["image"], bytes(pattern.data_of(2, 0, COUNT))
     for op, length, payload in (
         (Nbd.WRITE, 0, data),
         (Nbd.WRITE_ZEROES, CLUSTER, b""),
@@ -341,20 +340,7 @@ def durable_fua(machine: GatedMachine) -> None:
             raise Broken(Verdict.LOST_WRITE, text, f"{what} is not durable")
 
 
-def _resize(machine: GatedMachine, size: int, count: int, when: str) -> None:
+def _resize(machine: GatedMachine, size: int, when: str) -> None:
     machine.settle()
     machine.call("block_resize", {"node-name": "image", "size": size})
-    _expect(machine, size, [count], when)
-
-
-def _expect(
-    machine: GatedMachine, size: int, counts: list[int], when: str, disk: str = "image"
-) -> None:
-    """The disk has so many bytes, and each of its bitmaps names so many of them."""
-    machine.settle()
-    nodes = machine.call("query-named-block-nodes", {"flat": True})
-    (node,) = (one for one in nodes if one["node-name"] == disk)
-    found = node["image"]["virtual-size"], [one["count"] for one in node.get("dirty-bitmaps", [])]
-    if found != (size, counts):
-        text = f"{when} the disk has {found[0]} bytes, its bitmaps {found[1]}, not {size}, {counts}"
-        raise Broken(Verdict.PROTOCOL, text, f"a bitmap {when}")
+    expect_bitmaps(machine, "image", [0], when, size)

@@ -15,6 +15,7 @@ from qmpshim.conformance.explore.directed.tools import (
     fails,
     held,
     read,
+    remove_client,
     status,
     write,
     written,
@@ -40,9 +41,7 @@ def busy_start(machine: GatedMachine) -> None:
 
 def bad_top(machine: GatedMachine) -> None:
     """A filter whose top-id names nothing: starting fails, and fails again."""
-    machine.clients.pop("guest").close()
-    machine.call("block-export-del", {"id": "guest", "mode": "hard"})
-    comes(machine, lambda: len(machine.call("query-block-exports")) == 1, "block-export-del")
+    remove_client(machine, "guest")
     machine.call("blockdev-del", {"node-name": "top"})
     words = {"driver": "replication", "node-name": "top", "mode": "secondary", "file": "active"}
     machine.call("blockdev-add", {**words, "top-id": "nobody"})
@@ -52,9 +51,7 @@ def bad_top(machine: GatedMachine) -> None:
 
 def no_backend(machine: GatedMachine) -> None:
     """Starting is refused while nothing uses the secondary disk: no export, no device."""
-    machine.clients.pop("primary").close()
-    machine.call("block-export-del", {"id": "primary", "mode": "hard"})
-    comes(machine, lambda: len(machine.call("query-block-exports")) == 1, "block-export-del")
+    remove_client(machine, "primary")
     fails(machine, "xen-set-replication", START)
 
 

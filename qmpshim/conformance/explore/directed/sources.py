@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qmpshim.conformance.explore.directed.jobs import COUNT, begin
-from qmpshim.conformance.explore.directed.monitor import events
+from qmpshim.conformance.explore.directed.jobs import begin
 from qmpshim.conformance.explore.directed.tools import (
     CLUSTER,
-    PATIENCE,
+    COUNT,
     Broken,
     add_client,
     add_image,
+    allocation,
     answered,
-    comes,
-    flushed_image,
     held,
+    job_ended,
     open_image,
     read,
     remove_client,
@@ -25,7 +24,6 @@ from qmpshim.conformance.explore.directed.tools import (
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.images import blank_qcow2
-from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
@@ -161,8 +159,7 @@ def _expect_backup(machine: GatedMachine, target: str, data: Mapping[int, bytes]
     if "error" in done or done["offset"] != done["len"] or done["len"] != len(data) * CLUSTER:
         text = f"the backup of {len(data)} clusters ends with {done}"
         raise Broken(Verdict.PROTOCOL, text, "end of a backup of an overlay")
-    found = Qcow2Reader.parse(flushed_image(machine, target)).allocation()
-    allocated = {n for n, kind in found.items() if kind is Alloc.DATA}
+    allocated = {n for n, kind in allocation(machine, target).items() if kind is Alloc.DATA}
     wanted = {n for n in data if any(data[n])}
     if allocated != wanted:
         text = f"a backup of {sorted(wanted)} of an overlay's clusters has {sorted(allocated)}"
@@ -176,7 +173,5 @@ def _expect_backup(machine: GatedMachine, target: str, data: Mapping[int, bytes]
 
 def _end_of_job(machine: GatedMachine) -> Mapping[str, Any]:
     """What QEMU reports of the last job, when there is none any more."""
-    comes(machine, lambda: not machine.call("query-block-jobs"), "the backup job", PATIENCE)
-    done = events(machine, "BLOCK_JOB_COMPLETED")
-    data: Mapping[str, Any] = done[-1]["data"] if done else {"error": "it was not reported"}
-    return data
+    done = job_ended(machine)
+    return done[-1] if done else {"error": "it was not reported"}

@@ -6,6 +6,7 @@ import time
 
 from qmpshim.conformance.explore.directed.tools import (
     CLUSTER,
+    COUNT,
     SIZE,
     START,
     Broken,
@@ -155,7 +156,7 @@ def snapshot_after_checkpoint(machine: GatedMachine) -> None:
 
 
 def _see(machine: GatedMachine, number: int, when: str) -> None:
-    _is_of(read(machine, "snapshot", 0, CLUSTER // SECTOR), number, when)
+    _is_of(read(machine, "snapshot", 0, COUNT), number, when)
 
 
 def _is_of(data: bytes, number: int, when: str) -> None:

@@ -21,6 +21,7 @@ from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR
 
 SIZE, CLUSTER = 256 * SECTOR, 128 * SECTOR
+COUNT = CLUSTER // SECTOR  # sectors of a cluster
 PATIENCE = 10.0  # seconds for what has to come by itself, also on a host that is busy
 _READS = 10  # more than the I/Os of a write that copies
 START = {"enable": True, "primary": False}
@@ -183,20 +184,22 @@ def answered(
     return client.answers[cookie].errno
 
 
-def ends_beside(machine: GatedMachine, side: str, cookie: int, start: int) -> bool:
+def ends_beside(
+    machine: GatedMachine, side: str, cookie: int, start: int, reader: str | None = None
+) -> bool:
     """Whether a request ends while another one is held at the gate.
 
     Reads come after it: up to 11.1 an NBD node may see an answer only when the next one comes (the
     known defect ``nbd-answer-waits``), which would look as if the request waited.
 
     :param start: the first of the two sectors that are read, which must be in the way of neither
+    :param reader: the side that reads, by default the same
     """
-    client = machine.clients[side]
     for _ in range(_READS):
         machine.settle()
-        if cookie in client.answers:
+        if cookie in machine.clients[side].answers:
             return True
-        client.send(Nbd.READ, start * SECTOR, 2 * SECTOR)
+        machine.clients[reader or side].send(Nbd.READ, start * SECTOR, 2 * SECTOR)
     return False
 
 
@@ -209,6 +212,39 @@ def comes(
     """
     if not machine.event_loop.until(condition, patience):
         raise MachineHung(f"{what} does not end within {patience:g} s")
+
+
+def events(machine: GatedMachine, name: str) -> list[dict[str, Any]]:
+    """The data of the events of a name that QEMU has sent by now."""
+    machine.settle()
+    machine.call("query-status")  # what was sent before its answer is here
+    return [event["data"] for event in machine.qmp.events if event.get("event") == name]
+
+
+def job_ended(machine: GatedMachine) -> list[dict[str, Any]]:
+    """Wait until there is no job; what QEMU reports of each that completed or failed so far.
+
+    :raises MachineHung: it does not end
+    """
+    comes(machine, lambda: not machine.call("query-block-jobs"), "the backup job")
+    return events(machine, "BLOCK_JOB_COMPLETED")
+
+
+def expect_bitmaps(
+    machine: GatedMachine, node: str, counts: list[int], when: str, size: int = SIZE
+) -> None:
+    """Each bitmap of a node names so many bytes.
+
+    :param size: of the node, bytes
+    :raises Broken: it does not
+    """
+    machine.settle()
+    nodes = machine.call("query-named-block-nodes", {"flat": True})
+    (shown,) = (one for one in nodes if one["node-name"] == node)
+    found = shown["image"]["virtual-size"], [one["count"] for one in shown.get("dirty-bitmaps", [])]
+    if found != (size, counts):
+        text = f"{when} the disk has {found[0]} bytes, its bitmaps {found[1]}, not {size}, {counts}"
+        raise Broken(Verdict.PROTOCOL, text, f"a bitmap {when}")
 
 
 def status(machine: GatedMachine) -> str | None:

@@ -1,6 +1,6 @@
-"""Each thing that a directed case looks at is looked at: QEMU is honest, its disks lie about that.
+"""Each thing that a directed case looks at is looked at: QEMU's disks do something else.
 
-The other half is in ``test_directed_sabotage.py``: whatever else goes wrong is a finding, too.
+The other half is in ``test_mutants.py``: whatever else goes wrong is a finding, too.
 """
 
 from __future__ import annotations

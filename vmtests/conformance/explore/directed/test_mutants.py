@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from qmpshim.conformance.explore.directed import storage
 from qmpshim.conformance.explore.directed.cases import run_directed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
@@ -99,7 +100,7 @@ def test_what_goes_wrong_is_a_finding(
 
 
 def test_an_answer_that_is_late_is_no_hang(qemu_build: Build) -> None:
-    """A busy host: what must come comes, seconds late. (7.2's own defect is out of the way.)"""
+    """A busy host: what must come comes late. (7.2's own defect is out of the way.)"""
     case = CASES["nbd-answer-waits"]
 
     def run(machine: GatedMachine) -> object:
@@ -112,7 +113,7 @@ def test_an_answer_that_is_late_is_no_hang(qemu_build: Build) -> None:
         def both(io: HeldIO) -> None:
             # The other answer comes, too, so that QEMU has no reason to keep the first.
             for one in machine.gate.held:
-                machine.event_loop.call_later(2.0, partial(late, one))
+                machine.event_loop.call_later(storage._ANSWERED / 2, partial(late, one))
 
         machine.gate.release = both  # type: ignore[method-assign]
         return case.run(machine)

@@ -11,23 +11,23 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
+from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.harness.real_system import faithfully
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.space.naming import point_named, scenario_of
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import read_version
-from qmpshim.model.chain.behaviour import behaviour_of
+from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.chain.secondary import Chain
-from qmpshim.model.check.cause import Cause
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks import backup_job
 from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT, BackupJob
 from qmpshim.model.disks.block_copy import CopyBeforeWriteJob
-from qmpshim.model.explore.explorer import Mode, explore
-from qmpshim.model.explore.walk import Budget
+from qmpshim.model.explore.explorer import Mode
 from qmpshim.model.runtime.coroutines import Co, ModelIOError
+from vmtests.support.failing import explored
 
 _SMALL = "relation=during,place=small"
 
@@ -37,47 +37,54 @@ def misreads(pool: QemuPool) -> bool:
     return (7, 0) <= read_version(pool.build)[0] < (8, 0)
 
 
-def found(pool: QemuPool, name: str, most: int = 40) -> set[tuple[Verdict, Cause]]:
+def found(
+    pool: QemuPool, name: str, release: Callable[[GatedMachine, NamedIo], None] = faithfully
+) -> set[tuple[Verdict, Cause]]:
     """What is wrong in the first schedules of a point of the space."""
     scenario = scenario_of(point_named(name))
     if scenario.has("snapshot-access") and scenario.accessible is None and misreads(pool):
         pytest.skip("its snapshot-read-returns-new-data comes first, whatever is read")
-    return found_in(pool, scenario, most)
+    return found_in(pool, scenario, release)
 
 
-def found_in(pool: QemuPool, scenario: RealScenario, most: int = 40) -> set[tuple[Verdict, Cause]]:
+def found_in(
+    pool: QemuPool,
+    scenario: RealScenario,
+    release: Callable[[GatedMachine, NamedIo], None] = faithfully,
+) -> set[tuple[Verdict, Cause]]:
     """What is wrong in the first schedules of a scenario, known or not."""
-    version = read_version(pool.build)[0]
-    system = RealSystem(
-        pool, scenario, checker=LinearizabilityChecker(scenario, behaviour_of(version))
-    )
     try:
-        explore(system, Mode.DPOR, Budget(schedules=most), stop=False)
+        system = explored(pool, scenario, release=release, mode=Mode.DPOR, most=40, watching=True)
     except BuildError as error:
         pytest.skip(str(error))
-    assert system.finished and not system.derailed
     return set(system.found)
 
 
+def verdicts_of(found: set[tuple[Verdict, Cause]]) -> set[Verdict]:
+    return {verdict for verdict, _ in found}
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("name", "verdict"),
     [
-        f"primary_write+guest_read,form=fleecing,{_SMALL},target=large",
-        f"primary_write+guest_read,form=fleecing,{_SMALL},target=large-alone",
-        f"primary_write+guest_read,form=fleecing,{_SMALL},target=min-cluster",
-        f"primary_write+guest_read,form=backup,{_SMALL},cluster=4k,target=large",
-        f"primary_write+guest_read,form=backup,{_SMALL},target=min-cluster",
-        f"primary_write+guest_write,{_SMALL},cluster=4k,target=large",
+        (f"primary_write+guest_read,form=fleecing,{_SMALL},target=large", Verdict.CONTENT),
+        (f"primary_write+guest_read,form=fleecing,{_SMALL},target=large-alone", Verdict.CONTENT),
+        (f"primary_write+guest_read,form=fleecing,{_SMALL},target=min-cluster",
+         Verdict.ALLOCATION),
+        (f"primary_write+guest_read,form=backup,{_SMALL},cluster=4k,target=large",
+         Verdict.LOST_WRITE),
+        (f"primary_write+guest_read,form=backup,{_SMALL},target=min-cluster", Verdict.ALLOCATION),
+        (f"primary_write+guest_write,{_SMALL},cluster=4k,target=large", Verdict.LOST_WRITE),
     ],
-)
+)  # fmt: skip
 def test_a_copy_is_as_large_as_the_target_or_an_option_wants_it(
-    pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, name: str, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert found(pool, name) == set()
     monkeypatch.setattr(
         backup_job, "backup_calculate_cluster_size", lambda *_: BACKUP_CLUSTER_SIZE_DEFAULT
     )
-    assert found(pool, name)
+    assert verdicts_of(found(pool, name)) == {verdict}
 
 
 def _copies_all(job: CopyBeforeWriteJob) -> None:
@@ -98,16 +105,16 @@ def _forgets_the_last(job: CopyBeforeWriteJob) -> None:
 
 
 @pytest.mark.parametrize(
-    ("second", "bitmap", "mutant"),
+    ("second", "bitmap", "mutant", "verdict"),
     [
-        ("guest_read", "empty", _copies_all),
-        ("guest_read", "empty", _shows_all),
-        ("guest_read", "ends", _copies_all),
-        ("guest_read", "ends", _shows_all),
-        ("guest_read", "middle", _shows_nothing),
-        ("guest_read", "middle", _forgets_the_last),
-        ("guest_block_status", "empty", _shows_all),
-        ("guest_block_status", "middle", _shows_nothing),
+        ("guest_read", "empty", _copies_all, Verdict.ALLOCATION),
+        ("guest_read", "empty", _shows_all, Verdict.ERROR_CONTRACT),
+        ("guest_read", "ends", _copies_all, Verdict.ALLOCATION),
+        ("guest_read", "ends", _shows_all, Verdict.ERROR_CONTRACT),
+        ("guest_read", "middle", _shows_nothing, Verdict.ERROR_CONTRACT),
+        ("guest_read", "middle", _forgets_the_last, Verdict.LOST_WRITE),
+        ("guest_block_status", "empty", _shows_all, Verdict.ERROR_CONTRACT),
+        ("guest_block_status", "middle", _shows_nothing, Verdict.ERROR_CONTRACT),
     ],
 )
 def test_a_snapshot_has_what_its_bitmap_names(
@@ -115,6 +122,7 @@ def test_a_snapshot_has_what_its_bitmap_names(
     second: str,
     bitmap: str,
     mutant: Callable[[CopyBeforeWriteJob], None],
+    verdict: Verdict,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name = f"primary_write+{second},form=fleecing,bitmap={bitmap}"
@@ -126,7 +134,7 @@ def test_a_snapshot_has_what_its_bitmap_names(
         mutant(job)
 
     monkeypatch.setattr(CopyBeforeWriteJob, "__init__", init)
-    assert found(pool, name)
+    assert verdicts_of(found(pool, name)) == {verdict}
 
 
 def _paused_copies_nothing(chain: Chain, job: BackupJob, start: int, count: int) -> Co[None]:
@@ -140,32 +148,46 @@ def _pause_is_forgotten(chain: Chain) -> Co[None]:
 
 
 @pytest.mark.parametrize(
-    ("name", "method", "mutant"),
+    ("name", "method", "mutant", "verdict"),
     [
-        ("primary_write+job_pause", "_before_write", _paused_copies_nothing),
-        ("primary_write+primary_read,history=paused", "_before_write", _paused_copies_nothing),
-        ("primary_write+stop,history=paused", "job_pause", _pause_is_forgotten),
-        ("primary_write+job_resume,history=paused", "job_pause", _pause_is_forgotten),
+        ("primary_write+job_pause", "_before_write", _paused_copies_nothing, Verdict.LOST_WRITE),
+        ("primary_write+primary_read,history=paused", "_before_write", _paused_copies_nothing,
+         Verdict.LOST_WRITE),
+        ("primary_write+stop,history=paused", "job_pause", _pause_is_forgotten,
+         Verdict.ERROR_CONTRACT),
+        ("primary_write+job_resume,history=paused", "job_pause", _pause_is_forgotten,
+         Verdict.ERROR_CONTRACT),
     ],
-)
+)  # fmt: skip
 def test_a_job_that_is_paused_copies_and_is_not_cancelled(
     pool: QemuPool,
     name: str,
     method: str,
     mutant: Callable[..., Co[None]],
+    verdict: Verdict,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     operations, _, more = name.partition(",")
     name = ",".join(filter(None, (operations, "form=backup", more)))
     assert found(pool, name) == set()
     monkeypatch.setattr(Chain, method, mutant)
-    assert found(pool, name)
+    assert verdicts_of(found(pool, name)) == {verdict}
 
 
 def test_a_slow_job_holds_up_no_write(pool: QemuPool) -> None:
     """A mutant of QEMU 10.0's block-copy.c (804, the limit not ignored) hangs here."""
     name = "primary_write+job_speed,form=backup,third=then_primary_write"
     assert found(pool, name) == set()
+
+    def throttled(machine: GatedMachine, named: NamedIo) -> None:
+        """The later write waits, as it does for a copy that the limit delays."""
+        if named.op == 2:
+            machine.gate.lose_reply(named.io)
+        else:
+            faithfully(machine, named)
+
+    hangs = Cause(CauseKind.HANGS, "primary_write")
+    assert found(pool, name, throttled) == {(Verdict.HANG, hangs)}
 
 
 def test_a_block_status_never_has_zeroes_where_the_snapshot_has_none(pool: QemuPool) -> None:
@@ -192,4 +214,4 @@ def test_zeroes_that_must_be_fast_are_written_where_they_are(
         yield
 
     monkeypatch.setattr(Chain, "primary_zero_fast", refused)
-    assert {kind for kind, _ in found(pool, name)} == {Verdict.ERROR_CONTRACT}
+    assert verdicts_of(found(pool, name)) == {Verdict.ERROR_CONTRACT}
