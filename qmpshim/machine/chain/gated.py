@@ -33,7 +33,6 @@ from qmpshim.machine.chain.build import closing, marking, opening, removals
 from qmpshim.machine.chain.images import blank_image
 from qmpshim.machine.chain.quiescence import Quiescence, resting
 from qmpshim.machine.chain.topology import (
-    BACKUP_COMMAND,
     PRIMARY_IMAGES,
     DirtyBitmap,
     Node,
@@ -111,7 +110,8 @@ class GatedMachine:
         self.gate.serve(self.event_loop, self.workspace.path / "gate")
         self._spawn()
         self.call("qmp_capabilities")
-        self._check_jobs()
+        if self.topology.backs_up and self._lacks(self.topology.commands.values()):
+            raise OptionMissing(f"{self.build.name} has not all options of these backup jobs")
         path = {"path": str(self.workspace.path / "nbd")}
         self.call("nbd-server-start", {"addr": {"type": "unix", "data": path}})
         try:
@@ -231,18 +231,6 @@ class GatedMachine:
                 text = f"{self.build.name} cannot build the chain: {error}"
                 raise OptionMissing(text) from error
             raise
-
-    def _check_jobs(self) -> None:
-        """Whether this QEMU knows the options of the jobs that operations start.
-
-        :raises BuildError: it does not
-        """
-        if not self.topology.backs_up:
-            return
-        schema = Schema(self.call("query-qmp-schema"))
-        for arguments in self.topology.backups:
-            if faults := schema.argument_faults(BACKUP_COMMAND, arguments):
-                raise BuildError(f"{self.build.name} cannot back up like this: {faults[0]}")
 
     def connect(self, name: str) -> None:
         """Connect to the export *name*, in place of the client that was.

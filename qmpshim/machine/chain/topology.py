@@ -295,7 +295,7 @@ class Topology:
         """The arguments of each backup job that a command starts."""
         for command in (self.begins, *self.commands.values()):
             if command is not None:
-                yield from (data for kind, data in _actions(command) if kind == BACKUP_COMMAND)
+                yield from (data for kind, data in _actions(command) if kind == _BACKS_UP)
 
     @property
     def renewed(self) -> tuple[Part, ...]:
@@ -455,7 +455,7 @@ def _prefixed(value: Any, prefix: str, own: Collection[str | None]) -> Any:
     return prefix + value if value.partition(".")[0] in own else value  # a bus: its device.number
 
 
-BACKUP_COMMAND = "blockdev-backup"  # it starts a job
+_BACKS_UP = "blockdev-backup"
 
 
 def _actions(command: QmpCommand) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -469,12 +469,12 @@ def _actions(command: QmpCommand) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _with_arguments(command: QmpCommand, options: Mapping[str, Any]) -> QmpCommand:
     """A command with more arguments of the backup job that it starts, if it does."""
-    if command.name == BACKUP_COMMAND:
+    if command.name == _BACKS_UP:
         return replace(command, arguments=_nested(command.arguments, options))
     if command.name != "transaction":
         return command
     actions = [
-        {"type": kind, "data": _nested(data, options) if kind == BACKUP_COMMAND else data}
+        {"type": kind, "data": _nested(data, options) if kind == _BACKS_UP else data}
         for kind, data in _actions(command)
     ]
     return replace(command, arguments={**command.arguments, "actions": actions})

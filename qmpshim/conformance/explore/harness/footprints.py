@@ -6,11 +6,17 @@ clusters are: copies of two of them in one wait for each other.) A step counts a
 clusters of its operation, but for two cases: reads that are let go only look, and an I/O that is
 let go without anything coming of it yet (another of the same operation is still to come) touched
 its own clusters. Commands, flushes and FUA writes touch everything; so do all, where qcow2's own
-I/O is held: one table is about the clusters of many. So does every step where backup jobs may run:
-their copies may be taken for those of a request, which one step can let go on together.
+I/O is held: one table is about the clusters of many.
+
+While a backup job copies in the background, an I/O of it touches what it is about, and all of the
+operations that go on when it is let go. That holds as long as another I/O of the job is held: the
+step after which none is may end the job, or have it look for more to copy anywhere. So that step
+touches everything, and so does each one after an I/O has failed.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from qmpshim.conformance.explore.harness.choices import Fail, RealChoice, Start
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
@@ -29,11 +35,11 @@ class Footprints:
     """
 
     def __init__(self, scenario: RealScenario, all_io: bool = False) -> None:
-        self._all_io = all_io or scenario.backs_up
+        self._all_io = all_io
         self._cluster = scenario.granule
         self._ops = [self._works_with(op) for op in scenario.ops]
         self._narrow = [
-            not self._all_io
+            not (all_io or scenario.backs_up)
             and op.count > 0
             and len(_clusters(op.start, op.count, scenario.cluster)) == 1
             for op in scenario.ops
@@ -67,6 +73,20 @@ class Footprints:
             places = self._places(named.start, named.count)
             return Footprint(places, 0 if named.verb == "read" else places)
         return Footprint(whole.reads, 0) if named.verb == "read" else whole
+
+    def of_copy(self, named: NamedIo, coming: Iterable[NamedIo]) -> Footprint:
+        """The footprint of a step that let an I/O of a backup job go; others of it are held.
+
+        :param coming: the I/Os that came of it
+        """
+        if self._all_io or not named.count:
+            return EVERYTHING
+        places = self._places(named.start, named.count)
+        for other in coming:
+            whole = self._ops[other.op]
+            own = self._places(other.start, other.count) if whole is EVERYTHING else whole.writes
+            places |= own or EVERYTHING.writes
+        return Footprint(places, 0 if named.verb == "read" else places)
 
     def alone(self, thread: int) -> bool:
         """Whether an operation has at most one I/O at a time: then only that can move it."""

@@ -36,6 +36,7 @@ from qmpshim.conformance.explore.harness.choices import (
 from qmpshim.conformance.explore.harness.events import Note
 from qmpshim.conformance.explore.harness.footprints import EVERYTHING, Footprints
 from qmpshim.conformance.explore.harness.history import Anomaly, ended_by, how_it_ended
+from qmpshim.conformance.explore.harness.push import ending_of_job
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.run import (
     PATIENCE,
@@ -45,6 +46,7 @@ from qmpshim.conformance.explore.harness.run import (
 )
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.errors import CommandFailed, MachineError
+from qmpshim.model.answers import OK, UNANSWERED
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.cause import Cause, Phase
 from qmpshim.model.check.verdict import Verdict
@@ -133,8 +135,8 @@ class RealSystem(RealRun):
     def fingerprint(self) -> Hashable | None:
         if self.violation is not None:
             return self.violation
-        # While a commit or a backup job goes on, its requests may be taken for those of the mover.
-        commits = (self.scenario.commits or self.scenario.backs_up) and self._last_moved
+        # While a commit goes on, its requests may be taken for those of the mover.
+        commits = self.scenario.commits and self._last_moved
         return self._state.fingerprint(self.now), commits
 
     def reset(self) -> None:
@@ -211,9 +213,21 @@ class RealSystem(RealRun):
         thread = self.thread(choice)
         if now.over - before - {thread}:
             return EVERYTHING  # it ended somebody else, too
-        fresh = {now.held[name].op for name in now.held.keys() - known}
-        more = thread not in now.over and thread not in fresh
+        coming = [now.held[name] for name in now.held.keys() - known]
+        if self._copying():
+            copies = any(self.scenario.ops[one.op].backs_up for one in now.held.values())
+            if now.faults or not copies:
+                return EVERYTHING
+            if named is not None and self.scenario.ops[thread].backs_up:
+                return self._footprints.of_copy(named, coming)
+        more = thread not in now.over and all(one.op != thread for one in coming)
         return self._footprints.step(choice, thread, named, more)
+
+    def _copying(self) -> bool:
+        """Whether a backup job goes on."""
+        ops, now = self.scenario.ops, self.now
+        started = any(ops[n].backs_up and now.answers[n] in (OK, UNANSWERED) for n in now.started)
+        return started and ending_of_job(self.machine) is None
 
     def finish(self) -> Hashable:
         if not self.now.lost and self.violation is None:

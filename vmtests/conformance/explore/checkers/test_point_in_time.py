@@ -10,16 +10,19 @@ import pytest
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers import final_state
 from qmpshim.conformance.explore.checkers.sequential import BackupLeft
+from qmpshim.conformance.explore.harness.footprints import Footprints
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.push import left_by_backup
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.space.naming import is_name, point_named, scenario_of
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
+from qmpshim.model.explore.system import Footprint
 from qmpshim.model.explore.walk import Budget
 from qmpshim.model.pointintime.jobs import Ending
 from vmtests.support.gate import drop, of
@@ -51,27 +54,59 @@ def test_a_faithful_storage_shows_nothing(pool: QemuPool, name: str) -> None:
     assert not explored(pool, name).found
 
 
-def test_states_are_told_apart(pool: QemuPool) -> None:
-    """What is reduced hides no outcome: all schedules, one by one, end in the same ways."""
+class Recording(RealSystem):
+    """Keeps how each execution ended."""
 
-    class Recording(RealSystem):
-        ends: set[object]
+    ends: set[object]
 
-        def finish(self) -> object:  # type: ignore[override]
-            found = super().finish()
-            self.ends.add(self.now.outcome)
-            return found
+    def finish(self) -> object:  # type: ignore[override]
+        found = super().finish()
+        self.ends.add(self.now.outcome)
+        return found
 
-    for name in ("push-Sa", "push-ci"):
-        (scenario,) = scenarios.named(name)
-        ends = {}
-        for mode in (Mode.STATEFUL, Mode.NAIVE):
-            system = Recording(pool, scenario)
-            system.ends = set()
-            assert explore(system, mode, Budget(schedules=400), stop=False).exhaustive
-            ends[mode] = system.ends
-        assert ends[Mode.STATEFUL] == ends[Mode.NAIVE]
-        assert len(ends[Mode.NAIVE]) > 1
+
+def ends(pool: QemuPool, scenario: RealScenario, mode: Mode) -> tuple[set[object], int]:
+    """The ways in which the executions of a scenario end, and how many were taken."""
+    system = Recording(pool, scenario)
+    system.ends = set()
+    done = explore(system, mode, Budget(schedules=400), stop=False)
+    assert done.exhaustive and not system.derailed
+    return system.ends, done.statistics.schedules
+
+
+_DIRTY = "form=push,history=dirty"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("push-Sa", "push-ci", "push-Wi"),
+        f"primary_discard+backup_incremental,{_DIRTY}",
+        pytest.param(
+            f"primary_discard+backup_incremental,{_DIRTY},third=with_bitmap_clear",
+            marks=pytest.mark.full,
+        ),
+    ],
+)
+def test_the_reduction_hides_no_outcome(pool: QemuPool, name: str) -> None:
+    """All schedules, one by one, end in the same ways."""
+    (scenario,) = [scenario_of(point_named(name))] if is_name(name) else scenarios.named(name)
+    reduced, fewer = ends(pool, scenario, Mode.STATEFUL)
+    every, all_of_them = ends(pool, scenario, Mode.NAIVE)
+    assert reduced == every and len(every) > 1
+    assert fewer < all_of_them
+
+
+def test_a_reduction_that_takes_too_little_for_touched_hides_outcomes(
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no step touches anything."""
+    scenario = scenario_of(point_named(f"primary_discard+backup_incremental,{_DIRTY}"))
+    every, _ = ends(pool, scenario, Mode.STATEFUL)
+    monkeypatch.setattr(RealSystem, "_copying", lambda system: False)
+    monkeypatch.setattr(Footprints, "step", lambda *args: Footprint(0, 0))
+    fewer, _ = ends(pool, scenario, Mode.STATEFUL)
+    assert fewer < every
 
 
 @of("secondary", "read")

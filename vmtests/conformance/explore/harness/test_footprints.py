@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from qmpshim.conformance.explore.harness.choices import Start
+from qmpshim.conformance.explore.harness.choices import IoId, Start
 from qmpshim.conformance.explore.harness.footprints import Footprints
+from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.explore.system import Footprint
 from qmpshim.model.operations import Operation, operation
 
@@ -40,6 +43,28 @@ def test_writes_meet_in_one_backup_cluster_however_small_those_of_qcow2_are() ->
     a, b, c = starts(one, two, far, cluster=8)
     assert a.conflicts(b)
     assert not a.conflicts(c)
+
+
+def test_a_copy_meets_its_own_clusters_and_who_goes_on_with_it() -> None:
+    job, far = operation("backup_full"), operation("primary_write", FAR, 8)
+    scenario = RealScenario("made", (job, far), form="push", size=128 * 64)
+    feet = Footprints(scenario)
+    command, beyond = (feet.step(Start(n), n, None, False) for n in range(2))
+    assert command.conflicts(beyond)
+
+    def io(op: int, verb: str, start: int) -> NamedIo:
+        image = "hidden" if verb == "write" else "secondary"
+        held = HeldIO(1, image, Nbd.WRITE, start * 512, 128 * 512, b"", False, False, 1)
+        return NamedIo(IoId(op, image, verb, f"{start}+128"), held, start, 128)
+
+    copy, there = io(0, "write", 0), io(0, "write", 128 * 61)
+    assert not feet.of_copy(copy, ()).conflicts(beyond)
+    assert feet.of_copy(there, ()).conflicts(beyond)
+    assert feet.of_copy(copy, (io(1, "write", 128 * 61),)).conflicts(beyond)
+    assert feet.of_copy(copy, (io(0, "read", 128 * 61),)).conflicts(beyond)
+    read = feet.of_copy(io(0, "read", 0), (copy,))
+    assert not read.conflicts(read) and read.conflicts(feet.of_copy(copy, ()))
+    assert Footprints(scenario, all_io=True).of_copy(copy, ()).conflicts(beyond)
 
 
 def test_the_status_meets_commands_only() -> None:
