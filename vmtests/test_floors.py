@@ -1,4 +1,7 @@
-"""The house's statics: a room imports only from floors below it, and nothing below prints."""
+"""The house's statics: a room imports only from floors below it, and nothing below prints.
+
+What tests of several modules share is in ``vmtests/support``: a test module imports no other one.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ MODEL_MAY: frozenset[str] = frozenset()
 NAMED = re.compile(r"qmpshim(\.\w+)+(:[\w.]+)?")
 
 MODULES = sorted(HOUSE.rglob("*.py"))
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 
 def room(module: str) -> str | None:
@@ -47,7 +51,7 @@ def imports(source: str, module: str) -> Iterator[tuple[int, str]]:
             if node.level:  # relative: count up from the module's package
                 base = ".".join([*module.split(".")[: -node.level], *base.split(".")]).strip(".")
             for alias in node.names:
-                yield node.lineno, f"{base}.{alias.name}" if base == "qmpshim" else base
+                yield node.lineno, f"{base}.{alias.name}"
         elif isinstance(node, ast.Constant) and NAMED.fullmatch(str(node.value)):
             yield node.lineno, str(node.value).partition(":")[0]  # to be imported later
 
@@ -94,7 +98,7 @@ def test_every_room_has_a_floor() -> None:
         (
             "qmpshim.model.disks.image",
             "def f():\n    from qmpshim.machine import gate",
-            "2: the model floor imports qmpshim.machine, which is above it",
+            "2: the model floor imports qmpshim.machine.gate, which is above it",
         ),
         (
             "qmpshim.machine.nbd.gate.gate",
@@ -104,7 +108,7 @@ def test_every_room_has_a_floor() -> None:
         (
             "qmpshim.conformance.workload.verify",
             "from ...shim.server import Server",
-            "1: the conformance floor imports qmpshim.shim.server, which is above it",
+            "1: the conformance floor imports qmpshim.shim.server.Server, which is above it",
         ),
         (
             "qmpshim.errors",
@@ -149,3 +153,36 @@ def test_what_is_convicted(module: str, source: str, fault: str) -> None:
 )
 def test_what_is_not(module: str, source: str) -> None:
     assert faults(source, module) == []
+
+
+def imported_tests(source: str, module: str) -> list[str]:
+    """The test modules that a module of ours imports, as ``line: name``."""
+    return [
+        f"{line}: {target}"
+        for line, target in imports(source, module)
+        if any(part.startswith("test_") or part == "conftest" for part in target.split("."))
+    ]
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name_of)
+def test_what_tests_share_is_in_support(path: Path) -> None:
+    assert imported_tests(path.read_text(), name_of(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from vmtests.shim.test_shim import Service", ["1: vmtests.shim.test_shim.Service"]),
+        ("from vmtests.shim import test_shim", ["1: vmtests.shim.test_shim"]),
+        ("import vmtests.shim.test_shim as shim", ["1: vmtests.shim.test_shim"]),
+        (
+            "def f():\n    from ..shim.test_shim import Service",
+            ["2: vmtests.shim.test_shim.Service"],
+        ),
+        ("from . import conftest", ["1: vmtests.machine.conftest"]),
+        ("from vmtests.support.shim_harness import test", []),
+        ("from qmpshim.model import machine", []),
+    ],
+)
+def test_imports_of_tests_are_found(source: str, found: list[str]) -> None:
+    assert imported_tests(source, "vmtests.machine.test_image") == found

@@ -27,9 +27,9 @@ from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Operation
-from vmtests.commands.test_signals import wait_for
 from vmtests.support.broken_builds import make
 from vmtests.support.command_line import LIMIT, CommandLine
+from vmtests.support.waiting import wait_until
 
 STOPS = "./stops/qemu-system-x86_64"
 
@@ -166,7 +166,7 @@ def _plain_qemu(qmpshim: CommandLine) -> Iterator[str]:
     words = ("-machine", "none", "-nodefaults", "-display", "none", "-no-user-config")
     qemu = subprocess.Popen(["qemu-system-x86_64", *words, "-qmp", f"unix:{path},server,nowait"])
     try:
-        wait_for(path.exists)
+        wait_until(path.exists)
         yield str(path)
     finally:
         qemu.kill()

@@ -8,21 +8,14 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 
 import pytest
 
 from vmtests.support.command_line import LIMIT, CommandLine
+from vmtests.support.waiting import wait_until
 
 OPERATIONS = "60000"  # a minute of work
 GONE = 60.0  # seconds within which everything must be gone after a SIGKILL
-
-
-def wait_for(what: Callable[[], object], limit: float = LIMIT) -> None:
-    deadline = time.monotonic() + limit
-    while not what():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.01)
 
 
 def running(qmpshim: CommandLine, *words: str, workflow: str = "backup") -> subprocess.Popen[str]:
@@ -115,7 +108,7 @@ def test_interrupted_while_a_case_is_shrunk(qmpshim: CommandLine) -> None:
     """What was found is not lost: the case is kept as small as it is by then."""
     process = running(qmpshim, "--json", "told.json")
     os.kill(qmpshim.emulators()[0], signal.SIGKILL)
-    wait_for(lambda: list(qmpshim.temporary.glob("qmpshim-*/shrink/nbd.sock")))
+    wait_until(lambda: list(qmpshim.temporary.glob("qmpshim-*/shrink/nbd.sock")))
     process.send_signal(signal.SIGINT)
     status, said = ended(process, LIMIT)
     assert status == 128 + signal.SIGINT, said
@@ -130,7 +123,7 @@ def test_interrupted_while_a_case_is_shrunk(qmpshim: CommandLine) -> None:
 def test_qemu_is_killed(qmpshim: CommandLine) -> None:
     """That is a finding, told as one, and no traceback; it does not come again when replayed."""
     process = qmpshim.start("verify", "--ops", "20000", "--size", "16M", "--workflow", "backup")
-    wait_for(lambda: list(qmpshim.temporary.glob("qmpshim-*/backup/nbd.sock")))
+    wait_until(lambda: list(qmpshim.temporary.glob("qmpshim-*/backup/nbd.sock")))
     os.kill(qmpshim.emulators()[0], signal.SIGSEGV)
     said, errors = process.communicate(timeout=LIMIT)
     assert (process.returncode, errors) == (1, "")
@@ -149,7 +142,7 @@ def exploring(qmpshim: CommandLine, *words: str) -> subprocess.Popen[str]:
     assert process.stdout is not None
     while not re.search(r"/\d+ scenarios, [1-9]\d* schedules", line := process.stdout.readline()):
         assert line, process.communicate()
-    wait_for(lambda: len(qmpshim.emulators()) == 2)
+    wait_until(lambda: len(qmpshim.emulators()) == 2)
     return process
 
 

@@ -19,7 +19,8 @@ from qmpshim.shim.endpoint.listener import Address, Listener
 from qmpshim.shim.endpoint.server import Shim
 from qmpshim.shim.endpoint.session import Answer, Command
 from qmpshim.shim.stress import Figures, connect, crowd, stress
-from vmtests.support.shim_harness import LIMIT, Loop, Process, start_shim, wait_until
+from vmtests.support.shim_harness import LIMIT, Loop, Process, start_shim
+from vmtests.support.waiting import wait_until
 
 
 @pytest.fixture

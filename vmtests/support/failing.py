@@ -1,8 +1,7 @@
-"""Executions in which I/Os fail, and what may falsify them between QEMU and the checkers."""
+"""Explored executions, I/Os that fail in them, and what may falsify what the checkers see."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from errno import EIO
 
@@ -15,11 +14,9 @@ from qmpshim.conformance.explore.checkers.linearizability import (
 )
 from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.harness.choices import IoId, io_id
-from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
+from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
 from qmpshim.machine.builds.build import read_version
-from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.answers import OK, IoError, io_error
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.verdict import Verdict
@@ -49,7 +46,7 @@ def explored(
     kind: type[RealSystem] = RealSystem,
     fails: str | None = None,
     errno: int = EIO,
-    release: Callable[[GatedMachine, NamedIo], None] = faithfully,
+    release: Release = faithfully,
     all_io: bool = False,
     nth: int = 0,
     *,
@@ -74,6 +71,17 @@ def explored(
     assert system.finished and not system.derailed
     assert not plan or plan.keys() <= system.ios, system.ios
     return system
+
+
+def found(pool: QemuPool, name: str, release: Release, most: int = 60) -> dict[Verdict, set[str]]:
+    """By verdict, the causes of what is found in a scenario's first schedules."""
+    system = RealSystem(pool, one(name), release=release)
+    explore(system, Mode.DPOR, Budget(schedules=most), stop=False)
+    assert system.finished and not system.derailed
+    causes: dict[Verdict, set[str]] = {}
+    for kind, cause in system.found:
+        causes.setdefault(kind, set()).add(str(cause))
+    return causes
 
 
 def causes(system: RealSystem) -> set[str]:

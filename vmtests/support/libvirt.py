@@ -13,7 +13,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,12 @@ from qmpshim.machine.guest.console import Console
 from qmpshim.machine.guest.guest import KERNEL_WORDS
 from qmpshim.machine.guest.image import GuestImage
 from qmpshim.machine.host.workspace import Closes, Workspace, dies_with_owner
-from vmtests.support.shim_harness import Wire, wait_until
+from vmtests.support.shim_harness import Wire
+from vmtests.support.stand_in import PROGRAM
+from vmtests.support.waiting import wait_until
 
 LIMIT = 120.0  # seconds a client may take, on a machine that is slow and loaded
 PROGRAMS = ("libvirtd", "virsh", "virtnbdbackup", "virtnbdrestore", "unshare")
-STAND_IN = Path(sys.executable).parent / "qmpshim-qemu"
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _AS_USER = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
 _CONTAINED = [*_AS_USER, "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -86,7 +86,7 @@ class Libvirt(Closes):
             **variables,
         }
         words = " ".join(f"{name}={value}" for name, value in settings.items())
-        (path / EMULATOR).write_text(f'#!/bin/sh\n{words} exec {STAND_IN} "$@"\n')
+        (path / EMULATOR).write_text(f'#!/bin/sh\n{words} exec {PROGRAM} "$@"\n')
         (path / EMULATOR).chmod(0o755)
         return path / EMULATOR
 

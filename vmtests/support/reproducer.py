@@ -8,7 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.known.write_ups import DIRECTORY
+
 NOT_SEEN, SEEN, UNTESTED = 0, 1, 125
+
+
+def known(name: str) -> Finding:
+    """The finding that a write-up explains."""
+    return load_finding(DIRECTORY / f"{name}.json")
 
 
 class Reproducer:

@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +20,11 @@ from typing import Any, TypeVar
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.workspace import dies_with_owner
 from qmpshim.shim.endpoint.server import Shim
+from vmtests.support.stand_in import ARGS, PROGRAM
 
 T = TypeVar("T")
 LIMIT = 60.0
 sys.setrecursionlimit(20_000)  # json.loads of what nests 1,024 deep
-ARGS = ("-machine", "none", "-nodefaults", "-display", "none", "-no-user-config")
 
 
 class Loop:
@@ -281,16 +280,7 @@ def client_of(loop: Loop, shim: Shim) -> Wire:
 
 def stand_in(build: Build) -> tuple[list[str], dict[str, str]]:
     """Command and environment of what stands where *build*'s emulator is expected."""
-    program = Path(sys.executable).parent / "qmpshim-qemu"
-    return [str(program)], {**os.environ, "QMPSHIM_BUILD": build.name}
-
-
-def wait_until(what: Callable[[], bool], seconds: float = LIMIT) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it did not become true in time"
-        time.sleep(0.005)
+    return [str(PROGRAM)], {**os.environ, "QMPSHIM_BUILD": build.name}
 
 
 def open_fds() -> int:

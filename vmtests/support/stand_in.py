@@ -1,4 +1,4 @@
-"""A QEMU started through `qmpshim-qemu`, as QEMU's own test suites start one."""
+"""Shims that are processes: an endpoint, and a QEMU started through `qmpshim-qemu`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +17,28 @@ from qmpshim.machine.builds.build import Build
 ARGS = ("-machine", "none", "-nodefaults", "-display", "none", "-no-user-config")
 PROGRAM = Path(sys.executable).parent / "qmpshim-qemu"
 LIMIT = 60.0
+#: A shim at the first address; in front of the monitor at the second, or of a QEMU of its own.
+_CODE = """
+import asyncio, sys
+from qmpshim.shim.endpoint.listener import Address
+from qmpshim.shim.emulator.serve import Options, serve
+qmp = Address.parse(sys.argv[2]) if sys.argv[2:] else None
+options = Options(listen=(Address.parse(sys.argv[1]),), qmp=qmp)
+def ready(served):
+    print(served.emulator.pid if served.emulator else 0, flush=True)
+sys.exit(asyncio.run(serve(options, ready)))
+"""
+SERVE = (sys.executable, "-c", _CODE)
+
+
+@contextmanager
+def started(command: Sequence[str | Path], **more: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is killed in the end, with a pipe at its stdout; *more* goes to Popen."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **more) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 class StandIn:

@@ -21,8 +21,9 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.machine.nbd.uri import nbd_uri
 from qmpshim.shim.emulator.serve import Options
-from vmtests.shim.tracking.test_commands import SIZE, Service
-from vmtests.support.shim_harness import Loop, Wire, wait_until
+from vmtests.support.shim_harness import Loop, Wire
+from vmtests.support.tracking_service import SIZE, Service
+from vmtests.support.waiting import wait_until
 
 SECTOR = 512
 SECTORS = SIZE // SECTOR

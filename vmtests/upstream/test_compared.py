@@ -18,7 +18,7 @@ from upstream_source import Tree, source_version
 from upstream_suites import FAIL, NOT_RUN, PASS, SPEAKS_QMP, Outcome, find_iotests, lacks
 
 from qmpshim.errors import InputError
-from vmtests.support.shim_harness import wait_until
+from vmtests.support.waiting import wait_until
 
 
 def _outcome(**status: str) -> Outcome:

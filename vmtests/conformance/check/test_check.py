@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
@@ -34,6 +33,7 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import MODES
 from vmtests.support.broken_builds import make
 from vmtests.support.command_line import LIMIT, CommandLine
+from vmtests.support.waiting import wait_until
 
 WORKLOAD = {"workflow": "backup", "operations": 60, "size": 1 << 20}
 
@@ -52,13 +52,6 @@ def journal_of(place: Path) -> list[dict[str, Any]]:
     """The results in a journal, without a line that is being written."""
     lines = (place / "journal.jsonl").read_bytes().split(b"\n")[:-1]
     return [json.loads(line) for line in lines[1:]]
-
-
-def wait_for(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not what():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.01)
 
 
 # -- the command ---------------------------------------------------------------------------------
@@ -93,7 +86,7 @@ def test_a_run_from_beginning_to_end(qmpshim: CommandLine) -> None:
 def test_stopped_in_the_middle_and_resumed(qmpshim: CommandLine, number: signal.Signals) -> None:
     suite, out = suite_file(qmpshim.home, 8), qmpshim.home / "out"
     process = qmpshim.start("check", "--suite", suite, "--out", "out", "--jobs", "2")
-    wait_for(lambda: (out / "journal.jsonl").exists() and len(journal_of(out)) >= 2)
+    wait_until(lambda: (out / "journal.jsonl").exists() and len(journal_of(out)) >= 2)
     process.send_signal(number)
     said, complaint = process.communicate(timeout=LIMIT)
     assert complaint == ""

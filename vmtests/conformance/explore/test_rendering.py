@@ -14,9 +14,8 @@ from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.machine.builds.build import Build
-from vmtests.conformance.explore.reproducer.test_export import known
 from vmtests.support.gibberish import gibberish
-from vmtests.support.reproducer import Reproducer
+from vmtests.support.reproducer import Reproducer, known
 
 #: With findings of most kinds: known ones on some build, and with faults on all.
 NAMES = ("fleecing-WR", "WC", "primary-PG", "OQ")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 import select
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from qmpshim.machine.images.agreement import (
     CheckResult,
     ImageView,
     MapExtent,
-    Piece,
     QcowReader,
     agree,
     map_file,
@@ -30,46 +28,27 @@ from qmpshim.machine.images.agreement import (
 )
 from qmpshim.machine.images.qcow2 import Clusters, ImageError, Qcow2Reader, Run
 from qmpshim.model.disks.image import Alloc
-from vmtests.machine.images.test_qcow2 import KiB, MiB, Tables, build, tool
+from vmtests.support.qcow2_images import (
+    KiB,
+    MiB,
+    Tables,
+    converted,
+    five_stretches,
+    flat,
+    make_image,
+    make_raw,
+    qcow2_node,
+)
 from vmtests.support.raw_reader import RawReader
 
 UNALLOCATED, ZERO, DATA = Alloc.UNALLOCATED, Alloc.ZERO, Alloc.DATA
 pytestmark = pytest.mark.usefixtures("qemu_on_path")
 
 
-def node(path: Path, backing: object = None) -> dict[str, object]:
-    """A qcow2 node whose backing file is set at run time, as the replication chain does it."""
-    file = {"driver": "file", "filename": str(path)}
-    return {"driver": "qcow2", "file": file, "backing": backing}
-
-
-def converted(chain: object, out: Path) -> bytes:
-    """What QEMU itself reads through a chain."""
-    tool("qemu-img", "convert", "-O", "raw", "json:" + json.dumps(chain), out)
-    return out.read_bytes()
-
-
-def flat(pieces: Iterator[Piece]) -> bytes:
-    return b"".join(bytes(p.length) if p.data is None else bytes(p.data) for p in pieces)
-
-
-def raw(path: Path, size: int, value: int) -> Path:
-    path.write_bytes(bytes([value]) * size)
-    return path
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Clusters of 64 KiB: 0 and 1 DATA in a row, 3 ZERO, 5 ZERO with host bytes, 9 DATA."""
-    return build(
-        tmp_path / "image.qcow2",
-        4 * MiB,
-        "write -P 1 0 128k",
-        "write -z -u 192k 64k",
-        "write -P 2 320k 64k",
-        "write -z 320k 64k",
-        "write -P 3 576k 64k",
-    )
+    return five_stretches(tmp_path / "image.qcow2")
 
 
 # -- content -----------------------------------------------------------------------------------
@@ -80,7 +59,7 @@ def check_random_chain(directory: Path, seed: int, cluster: int, version: int) -
     dice = random.Random(seed)
     tail = dice.choice([0, 512, cluster - 512, 1536])
     size = dice.randrange(2, 20) * cluster + tail
-    secondary = raw(
+    secondary = make_raw(
         directory / "secondary", dice.choice([size, size // 1024 * 512, size + cluster]), 99
     )
     layers = []
@@ -95,12 +74,12 @@ def check_random_chain(directory: Path, seed: int, cluster: int, version: int) -
             )
             commands.append(f"{verb} {start} {length}")
         compat = {2: "0.10", 3: "1.1"}[version]
-        layer = build(directory / name, size, *commands, cluster_size=cluster, compat=compat)
+        layer = make_image(directory / name, size, *commands, cluster_size=cluster, compat=compat)
         assert agree(layer) == []
         layers.append(layer)
     hidden, active = layers
     base = {"driver": "raw", "file": {"driver": "file", "filename": str(secondary)}}
-    expected = converted(node(active, node(hidden, base)), directory / "out")
+    expected = converted(qcow2_node(active, qcow2_node(hidden, base)), directory / "out")
     reader = QcowReader(
         map_file(active), QcowReader(map_file(hidden), RawReader(map_file(secondary)))
     )
@@ -131,8 +110,8 @@ def test_every_reader_reads_what_qemu_reads_long(tmp_path: Path, seed: int) -> N
 
 def test_a_zero_cluster_hides_the_backing_file_in_its_header(tmp_path: Path) -> None:
     """libqcow alone refuses this image, and with a parent reads the zero clusters from it."""
-    base = raw(tmp_path / "base", MiB, 7)
-    top = build(
+    base = make_raw(tmp_path / "base", MiB, 7)
+    top = make_image(
         tmp_path / "top",
         MiB,
         "write -z 0 64k",
@@ -156,7 +135,9 @@ def test_an_image_in_memory_and_cut_short(path: Path) -> None:
     del image[-32 * KiB :]  # the last cluster is guest cluster 9
     expected = b"\3" * 32 * KiB + bytes(32 * KiB)
     path.write_bytes(image)
-    assert converted(node(path), path.with_suffix(".raw"))[576 * KiB :][: 64 * KiB] == expected
+    assert (
+        converted(qcow2_node(path), path.with_suffix(".raw"))[576 * KiB :][: 64 * KiB] == expected
+    )
     assert QcowReader(image).read(576 * KiB, 64 * KiB) == expected
     view = ImageView(image)
     assert [p.length for p in view.pieces(576 * KiB, 64 * KiB)] == [32 * KiB, 32 * KiB]
@@ -172,7 +153,7 @@ def test_nothing_is_read_past_the_end(path: Path) -> None:
         assert list(view.pieces(start, 100)) == []
         assert reader.read(start, 100) == reader.own(start, 100) == b""
         assert view.read(start, 100).tobytes() == b""
-    empty = build(path.with_name("empty.qcow2"), 0)
+    empty = make_image(path.with_name("empty.qcow2"), 0)
     assert (list(ImageView.open(empty).pieces()), QcowReader(map_file(empty)).read(0, 9)) == (
         [],
         b"",
@@ -245,7 +226,7 @@ def test_qemu_img_check(path: Path) -> None:
 
 
 def test_tools_that_fail_say_so_in_one_line(path: Path, tmp_path: Path) -> None:
-    junk = raw(tmp_path / "junk.qcow2", MiB, 0)
+    junk = make_raw(tmp_path / "junk.qcow2", MiB, 0)
     junk.write_bytes(b"QFI\xfb" + junk.read_bytes())
     sleeper = script(tmp_path / "sleeper", "exec sleep 60")
     for ask in (qemu_img_map, qemu_img_check):
@@ -426,8 +407,10 @@ def test_agree_tells_what_only_one_check_convicts(path: Path) -> None:
 
 
 def test_agree_looks_at_the_image_without_its_backing_chain(tmp_path: Path) -> None:
-    base = raw(tmp_path / "base", MiB, 7)
-    top = build(tmp_path / "top", MiB, "write -P 1 0 64k", backing_file=base, backing_fmt="raw")
+    base = make_raw(tmp_path / "base", MiB, 7)
+    top = make_image(
+        tmp_path / "top", MiB, "write -P 1 0 64k", backing_file=base, backing_fmt="raw"
+    )
     base.unlink()
     assert agree(top) == []
     with pytest.raises(ImageError, match="base"):
@@ -447,11 +430,11 @@ def test_runs_of_a_range() -> None:
 def test_comparing_in_order_and_at_random(tmp_path: Path) -> None:
     """The two ways to compare a whole disk, in pieces as they lie and by reads; both can fail."""
     size, small = 16 * MiB, 4 * KiB
-    ordered = build(tmp_path / "ordered", size, f"write -q -P 17 0 {size}")
+    ordered = make_image(tmp_path / "ordered", size, f"write -q -P 17 0 {size}")
     places = list(range(0, 8 * MiB, small))
     random.Random(1).shuffle(places)
     writes = (f"write -q -P 17 {at} {small}" for at in places)
-    scattered = build(tmp_path / "scattered", 8 * MiB, *writes, cluster_size=small)
+    scattered = make_image(tmp_path / "scattered", 8 * MiB, *writes, cluster_size=small)
     wanted = np.full(MiB, 17, np.uint8)
 
     def by_pieces() -> None:

@@ -17,96 +17,34 @@ from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.images.agreement import map_file
 from qmpshim.machine.images.qcow2 import ImageError, Incompatible, Qcow2Reader, Run, Severity
 from qmpshim.model.disks.image import Alloc
+from vmtests.support.qcow2_images import (
+    GiB,
+    KiB,
+    MiB,
+    Tables,
+    TiB,
+    check_fails,
+    five_stretches,
+    make_image,
+    run_tool,
+)
 
 DATA, ZERO = Alloc.DATA, Alloc.ZERO
-KiB, MiB, GiB, TiB = (1 << 10 * power for power in (1, 2, 3, 4))
 pytestmark = pytest.mark.usefixtures("qemu_on_path")
-
-
-def tool(*argv: str | Path | int, stdin: str | None = None) -> None:
-    subprocess.run(
-        [str(arg) for arg in argv],
-        input=stdin,
-        stdin=subprocess.DEVNULL if stdin is None else None,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-
-
-def build(path: Path, size: int, *commands: str, **options: object) -> Path:
-    """An image of ``size`` bytes made by qemu-img, after the qemu-io ``commands``."""
-    chosen = ",".join(f"{name}={value}" for name, value in options.items())
-    tool("qemu-img", "create", "-q", "-f", "qcow2", *(["-o", chosen] if chosen else []), path, size)
-    if commands:
-        tool(
-            "qemu-io",
-            "-f",
-            "qcow2",
-            "-d",
-            "unmap",
-            "-t",
-            "unsafe",
-            path,
-            stdin="\n".join(commands) + "\n",
-        )
-    return path
-
-
-def qemu_convicts(path: Path) -> bool:
-    """Whether qemu-img check finds corruptions or leaks, or cannot even begin."""
-    done = subprocess.run(["qemu-img", "check", str(path)], capture_output=True, timeout=60)
-    return done.returncode != 0
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> bytearray:
     """64 clusters of 64 KiB: 0 and 1 DATA in a row, 3 ZERO, 5 ZERO with host bytes, 9 DATA."""
-    path = build(
-        tmp_path / "image.qcow2",
-        4 * MiB,
-        "write -P 1 0 128k",
-        "write -z -u 192k 64k",
-        "write -P 2 320k 64k",
-        "write -z 320k 64k",
-        "write -P 3 576k 64k",
-    )
-    return bytearray(path.read_bytes())
-
-
-class Tables:
-    """Where an image keeps its first tables, and how to write into them."""
-
-    def __init__(self, image: bytearray) -> None:
-        self.image = image
-        (self.l1,) = struct.unpack_from(">Q", image, 40)
-        (self.reftable,) = struct.unpack_from(">Q", image, 48)
-        self.l2 = self.word(self.l1) & 0x00FF_FFFF_FFFF_FE00
-        self.block = self.word(self.reftable)
-
-    def word(self, at: int) -> int:
-        return int(struct.unpack_from(">Q", self.image, at)[0])
-
-    def put(self, at: int, value: int) -> None:
-        struct.pack_into(">Q", self.image, at, value % (1 << 64))
-
-    def flip(self, at: int, bits: int) -> None:
-        self.put(at, self.word(at) ^ bits)
-
-    def refcount(self, host: int, value: int) -> None:
-        struct.pack_into(">H", self.image, self.block + host // (64 * KiB) * 2, value)
-
-    def data(self, cluster: int) -> int:
-        return self.word(self.l2 + 8 * cluster) & 0x00FF_FFFF_FFFF_FE00
+    return bytearray(five_stretches(tmp_path / "image.qcow2").read_bytes())
 
 
 # -- healthy images ----------------------------------------------------------------------------
 
 
 def test_header_fields(tmp_path: Path) -> None:
-    build(tmp_path / "base.qcow2", MiB)
-    path = build(
+    make_image(tmp_path / "base.qcow2", MiB)
+    path = make_image(
         tmp_path / "top.qcow2",
         3 * MiB + 512,
         backing_file="base.qcow2",
@@ -120,7 +58,9 @@ def test_header_fields(tmp_path: Path) -> None:
     assert (found.flags, found.header.refcount_bits) == (Incompatible(0), 64)
     assert found.guest_clusters == 769
     assert (
-        Qcow2Reader.parse(build(tmp_path / "v2.qcow2", MiB, compat="0.10").read_bytes()).version
+        Qcow2Reader.parse(
+            make_image(tmp_path / "v2.qcow2", MiB, compat="0.10").read_bytes()
+        ).version
         == 2
     )
 
@@ -142,7 +82,7 @@ def test_runs_join_what_one_slice_can_hold(image: bytearray) -> None:
 
 
 def test_the_last_run_ends_with_the_disk(tmp_path: Path) -> None:
-    path = build(tmp_path / "tail.qcow2", 100 * KiB + 512, "write -P 1 64k 37376")
+    path = make_image(tmp_path / "tail.qcow2", 100 * KiB + 512, "write -P 1 64k 37376")
     image = path.read_bytes()
     ((offset, length, alloc, host),) = Qcow2Reader.parse(image).runs()
     assert (offset, length, alloc) == (64 * KiB, 36 * KiB + 512, DATA)
@@ -152,7 +92,7 @@ def test_the_last_run_ends_with_the_disk(tmp_path: Path) -> None:
 
 def test_an_empty_image_has_no_runs(tmp_path: Path) -> None:
     for size in (0, GiB):
-        found = Qcow2Reader.parse(build(tmp_path / f"{size}.qcow2", size).read_bytes())
+        found = Qcow2Reader.parse(make_image(tmp_path / f"{size}.qcow2", size).read_bytes())
         assert (list(found.runs()), found.allocation(), found.check()) == ([], {}, [])
 
 
@@ -176,7 +116,7 @@ def test_allocation_is_what_was_written(tmp_path: Path, cluster: int) -> None:
         verb, alloc = dice.choice([("write -P 5", DATA), ("write -z", ZERO), ("write -z -u", ZERO)])
         commands.append(f"{verb} {first * cluster} {length * cluster}")
         expected |= dict.fromkeys(range(first, first + length), alloc)
-    path = build(tmp_path / "image.qcow2", count * cluster, *commands, cluster_size=cluster)
+    path = make_image(tmp_path / "image.qcow2", count * cluster, *commands, cluster_size=cluster)
     found = Qcow2Reader.parse(path.read_bytes())
     assert found.allocation() == dict(sorted(expected.items()))
     assert found.check() == []
@@ -196,7 +136,7 @@ def test_a_file_that_ends_inside_its_last_cluster_reads_on_with_zeroes(image: by
 
 
 def test_an_l2_table_that_the_end_of_the_file_cuts_short(tmp_path: Path) -> None:
-    image = bytearray(build(tmp_path / "i.qcow2", MiB, "write -P 1 0 64k").read_bytes())
+    image = bytearray(make_image(tmp_path / "i.qcow2", MiB, "write -P 1 0 64k").read_bytes())
     tables = Tables(image)
     new = len(image)
     image += image[tables.l2 : tables.l2 + 512]
@@ -246,13 +186,13 @@ def test_images_cut_short(image: bytearray, length: int) -> None:
 
 
 def test_features_that_are_not_read(tmp_path: Path) -> None:
-    plain = build(tmp_path / "plain.qcow2", MiB, "write -P 1 0 64k")
+    plain = make_image(tmp_path / "plain.qcow2", MiB, "write -P 1 0 64k")
     compressed = tmp_path / "compressed.qcow2"
-    tool("qemu-img", "convert", "-c", "-O", "qcow2", plain, compressed)
+    run_tool("qemu-img", "convert", "-c", "-O", "qcow2", plain, compressed)
     for look in (Qcow2Reader.clusters, Qcow2Reader.host_clusters, Qcow2Reader.check):
         with pytest.raises(UnsupportedFeature, match="compressed clusters"):
             look(Qcow2Reader.parse(compressed.read_bytes()))
-    tool("qemu-img", "snapshot", "-c", "once", plain)
+    run_tool("qemu-img", "snapshot", "-c", "once", plain)
     with pytest.raises(UnsupportedFeature, match="internal snapshots"):
         Qcow2Reader.parse(plain.read_bytes()).check()
     assert Qcow2Reader.parse(plain.read_bytes()).allocation() == {0: DATA}
@@ -260,7 +200,7 @@ def test_features_that_are_not_read(tmp_path: Path) -> None:
     for name, method, more in (("LUKS", "luks", ",encrypt.iter-time=10"), ("AES", "aes", "")):
         path = tmp_path / f"{method}.qcow2"
         options = f"encrypt.format={method},encrypt.key-secret=key{more}"
-        tool("qemu-img", "create", "-q", *secret, "-f", "qcow2", "-o", options, path, MiB)
+        run_tool("qemu-img", "create", "-q", *secret, "-f", "qcow2", "-o", options, path, MiB)
         with pytest.raises(UnsupportedFeature, match=f"^cannot judge: {name} encryption$"):
             Qcow2Reader.parse(path.read_bytes())
 
@@ -333,7 +273,7 @@ def test_sabotage_is_convicted_here_and_by_qemu(
     assert findings[0].severity is Severity.CORRUPTION  # the worst comes first
     if "reserved" in name and read_version(qemu_build)[0] < (6, 2, 0):
         return  # `qemu-img check` looks at reserved bits since 6.2 (block/qcow2-refcount.c)
-    assert qemu_convicts(tmp_path / "bad.qcow2")
+    assert check_fails(tmp_path / "bad.qcow2")
 
 
 def test_corruption_that_qemu_img_check_does_not_see(image: bytearray, tmp_path: Path) -> None:
@@ -349,7 +289,9 @@ def test_corruption_that_qemu_img_check_does_not_see(image: bytearray, tmp_path:
     tables.put(tables.l2 + 8, tables.data(0))
     tables.refcount(tables.data(0), 2)
     tables.refcount(leaked, 0)
-    old = bytearray(build(tmp_path / "v2.qcow2", MiB, "write 0 64k", compat="0.10").read_bytes())
+    old = bytearray(
+        make_image(tmp_path / "v2.qcow2", MiB, "write 0 64k", compat="0.10").read_bytes()
+    )
     Tables(old).put(Tables(old).l2 + 8 * 5, 1)
     for broken, text in (
         (stray, "COPIED set without an offset"),
@@ -361,7 +303,7 @@ def test_corruption_that_qemu_img_check_does_not_see(image: bytearray, tmp_path:
         assert finding.severity is Severity.CORRUPTION
         assert text in finding.text
         path.write_bytes(broken)
-        assert not qemu_convicts(path)
+        assert not check_fails(path)
 
 
 def test_leaks_and_notices_are_not_corruption(image: bytearray, tmp_path: Path) -> None:
@@ -384,7 +326,7 @@ def test_leaks_and_notices_are_not_corruption(image: bytearray, tmp_path: Path) 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16, 32, 64])
 def test_every_refcount_width(tmp_path: Path, bits: int) -> None:
-    path = build(
+    path = make_image(
         tmp_path / "i.qcow2", MiB, "write -P 1 0 100k", cluster_size=4096, refcount_bits=bits
     )
     image = bytearray(path.read_bytes())
@@ -413,7 +355,7 @@ def flips_agree(path: Path, seed: int, count: int) -> None:
         for _ in range(12)
     ]
     options = dice.choice([{"compat": "0.10"}, {"refcount_bits": 1}, {"refcount_bits": 64}, {}])
-    build(path, 64 * cluster, *commands, cluster_size=cluster, **options)
+    make_image(path, 64 * cluster, *commands, cluster_size=cluster, **options)
     good = path.read_bytes()
     tables = Tables(bytearray(good))
     places = [(0, 112), (tables.l1, 8), (tables.l2, 512), (tables.reftable, 8), (tables.block, 32)]
@@ -429,7 +371,7 @@ def flips_agree(path: Path, seed: int, count: int) -> None:
         except (ImageError, UnsupportedFeature):
             convicted = True
         path.write_bytes(bad)
-        assert convicted or not qemu_convicts(path), f"seed {seed}: bit {bit:#x} of byte {at:#x}"
+        assert convicted or not check_fails(path), f"seed {seed}: bit {bit:#x} of byte {at:#x}"
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -448,9 +390,9 @@ def test_many_flipped_bits(tmp_path: Path, seed: int) -> None:
 
 def test_work_follows_allocation(tmp_path: Path) -> None:
     """What it costs is measured in vmtests/bench/bench_images.py."""
-    full = build(tmp_path / "full.qcow2", GiB, preallocation="metadata")
+    full = make_image(tmp_path / "full.qcow2", GiB, preallocation="metadata")
     assert sum(run.length for run in Qcow2Reader.parse(map_file(full)).runs()) == GiB
     scattered = (f"write -q {at * 16 * GiB + at * 64 * KiB} 64k" for at in range(64))
-    path = build(tmp_path / "large.qcow2", TiB, *scattered)
+    path = make_image(tmp_path / "large.qcow2", TiB, *scattered)
     runs = list(Qcow2Reader.parse(map_file(path)).runs())
     assert [run.offset for run in runs] == [at * 16 * GiB + at * 64 * KiB for at in range(64)]

@@ -21,8 +21,18 @@ from qmpshim.machine.images.agreement import (
 )
 from qmpshim.machine.images.qcow2 import ImageError, Qcow2Reader, Severity
 from qmpshim.model.disks.image import Alloc
-from vmtests.machine.images.test_agreement import converted, flat, node, raw
-from vmtests.machine.images.test_qcow2 import KiB, MiB, Tables, build, qemu_convicts, tool
+from vmtests.support.qcow2_images import (
+    KiB,
+    MiB,
+    Tables,
+    check_fails,
+    converted,
+    flat,
+    make_image,
+    make_raw,
+    qcow2_node,
+    run_tool,
+)
 
 DATA, ZERO = Alloc.DATA, Alloc.ZERO
 pytestmark = pytest.mark.usefixtures("qemu_on_path")
@@ -64,22 +74,22 @@ def made(directory: Path, seed: int, name: str, cluster: int | None = None) -> P
         length = min(size - start, max(512, dice.choice(wanted)))
         verb = dice.choice(["write -P 5", "write -P 6", "write -z", "write -z -u", "discard"])
         commands.append(f"{verb} {start} {length}")
-    return build(directory / f"{seed}.qcow2", size, *commands, cluster_size=cluster, **options)
+    return make_image(directory / f"{seed}.qcow2", size, *commands, cluster_size=cluster, **options)
 
 
 def differs(path: Path) -> list[str]:
     """What our reader says otherwise than ``qemu-img map``, ``check`` and ``convert``."""
     found = agree(path)
     view = ImageView.open(path)
-    expected = converted(node(path), path.with_suffix(".converted"))
+    expected = converted(qcow2_node(path), path.with_suffix(".converted"))
     if b"".join(p.data or bytes(p.length) for p in view.pieces()) != expected:
         found.append("pieces")
     if view.read(0, view.virtual_size).tobytes() != expected:
         found.append("read")
-    below = raw(path.with_suffix(".below"), view.virtual_size, 99)
+    below = make_raw(path.with_suffix(".below"), view.virtual_size, 99)
     base = {"driver": "raw", "file": {"driver": "file", "filename": str(below)}}
     if flat(through([view, ImageView.open(below, raw=True)])) != converted(
-        node(path, base), path.with_suffix(".converted")
+        qcow2_node(path, base), path.with_suffix(".converted")
     ):
         found.append("through")
     return found
@@ -110,12 +120,12 @@ def test_who_is_not_consulted_is_named(tmp_path: Path) -> None:
         ImageView(map_file(path))
     with pytest.raises(UnsupportedFeature, match="an external data file"):
         QcowReader(map_file(path))
-    path = build(tmp_path / "plain.qcow2", MiB, "write -P 1 0 64k")
+    path = make_image(tmp_path / "plain.qcow2", MiB, "write -P 1 0 64k")
     assert consult(path) == ([], [])
-    tool("qemu-img", "snapshot", "-c", "once", path)
+    run_tool("qemu-img", "snapshot", "-c", "once", path)
     assert consult(path) == ([], ["the independent check: internal snapshots"])
     packed = tmp_path / "packed.qcow2"
-    tool("qemu-img", "convert", "-c", "-O", "qcow2", path, packed)
+    run_tool("qemu-img", "convert", "-c", "-O", "qcow2", path, packed)
     compressed = "compressed clusters"
     wanted = [f"the independent check: {compressed}", f"the independent reader: {compressed}"]
     assert consult(packed) == ([], wanted)
@@ -127,7 +137,7 @@ def test_who_is_not_consulted_is_named(tmp_path: Path) -> None:
 @pytest.fixture
 def extended(tmp_path: Path) -> bytearray:
     """Clusters of 64 KiB: 0 has subclusters 0 to 3 DATA and 8 and 9 ZERO, 2 ZERO without host."""
-    path = build(
+    path = make_image(
         tmp_path / "extended.qcow2",
         MiB,
         "write -P 1 0 8k",
@@ -170,7 +180,7 @@ def test_broken_bitmaps_are_convicted(
         Qcow2Reader.parse(extended).allocation()
     (tmp_path / "bad.qcow2").write_bytes(extended)
     if read_version(qemu_build)[0] >= (6, 2, 0):  # `qemu-img check` looks at bitmaps since then
-        assert qemu_convicts(tmp_path / "bad.qcow2")
+        assert check_fails(tmp_path / "bad.qcow2")
 
 
 def test_bits_that_flip_in_bitmaps(extended: bytearray, tmp_path: Path) -> None:
@@ -184,13 +194,13 @@ def test_bits_that_flip_in_bitmaps(extended: bytearray, tmp_path: Path) -> None:
             convicted = bool(Qcow2Reader.parse(bad).check())
         except (ImageError, UnsupportedFeature):
             convicted = True
-        assert convicted or not qemu_convicts(path)
+        assert convicted or not check_fails(path)
         assert convicted or agree(path) == []
 
 
 def test_an_external_cluster_in_the_wrong_place(tmp_path: Path) -> None:
     data = tmp_path / "external.raw"
-    path = build(tmp_path / "i.qcow2", MiB, "write -P 1 0 192k", data_file=data)
+    path = make_image(tmp_path / "i.qcow2", MiB, "write -P 1 0 192k", data_file=data)
     image = bytearray(path.read_bytes())
     assert (Qcow2Reader.parse(image).check(), len(Qcow2Reader.parse(image).allocation())) == ([], 3)
     tables = Tables(image)

@@ -14,8 +14,7 @@ from qmpshim.model.disks.image import Alloc, Fill, Owners, Qcow2Image, owned
 from qmpshim.model.disks.subclusters import SUBCLUSTERS, ExtendedQcow2
 from qmpshim.model.runtime.coroutines import Co, run_sequentially
 from qmpshim.model.units import SECTOR
-from vmtests.machine.images.test_agreement import raw
-from vmtests.machine.images.test_qcow2 import KiB, build
+from vmtests.support.qcow2_images import KiB, make_image, make_raw
 
 CLUSTER = 64 * KiB // SECTOR
 BELOW = 99  # what the backing file holds
@@ -56,9 +55,9 @@ def differs(directory: Path, seed: int, backed: bool) -> list[str]:
             run_sequentially(model.zero(start, count, -number, verb == "unmap"))
     options: dict[str, Any] = {"extended_l2": "on"}
     if backed:
-        options |= {"backing_file": raw(directory / "below", size * SECTOR, BELOW)}
+        options |= {"backing_file": make_raw(directory / "below", size * SECTOR, BELOW)}
         options |= {"backing_fmt": "raw"}
-    path = build(directory / "image", size * SECTOR, *commands, **options)
+    path = make_image(directory / "image", size * SECTOR, *commands, **options)
     real, view = Tables.parse(map_file(path)), ImageView.open(path)
     found = []
     if real.allocation() != {i: kind for i, kind in model.alloc.items() if kind}:

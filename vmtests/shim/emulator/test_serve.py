@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
@@ -29,37 +28,9 @@ from qmpshim.model.chain.secondary import Workflow
 from qmpshim.shim.emulator.monitors import Monitor, extract
 from qmpshim.shim.emulator.serve import Options, endpoint
 from qmpshim.shim.endpoint.listener import Address, Listener, tls_context
-from vmtests.support.shim_harness import ARGS, LIMIT, Loop, Process, Wire, wait_until
-
-SERVE = """
-import asyncio, sys
-from qmpshim.shim.endpoint.listener import Address
-from qmpshim.shim.emulator.serve import Options, serve
-qmp = Address.parse(sys.argv[2]) if sys.argv[2:] else None
-options = Options(listen=(Address.parse(sys.argv[1]),), qmp=qmp)
-def ready(served):
-    print(served.emulator.pid if served.emulator else 0, flush=True)
-sys.exit(asyncio.run(serve(options, ready)))
-"""
-STAND_IN = (
-    "import sys; from qmpshim.shim.emulator.stand_in import stand_in_main; "
-    "sys.exit(stand_in_main())"
-)
-
-
-@contextlib.contextmanager
-def _python(code: str, *words: str, **more: object) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *words],
-        stdout=subprocess.PIPE,
-        **more,  # type: ignore[call-overload]
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(LIMIT)
-        process.stdout.close()
+from vmtests.support.shim_harness import LIMIT, Loop, Process, Wire
+from vmtests.support.stand_in import ARGS, PROGRAM, SERVE, started
+from vmtests.support.waiting import wait_until
 
 
 def _running(pid: int) -> bool:
@@ -79,17 +50,6 @@ def _client(path: Path) -> Wire:
         except OSError:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-
-
-@pytest.fixture
-def address(tmp_path: Path, qemu_on_path: None) -> Iterator[Path]:
-    """A shim process with a QEMU of its own, at a socket."""
-    path = tmp_path / "s"
-    with _python(SERVE, f"unix:{path}") as process:
-        assert process.stdout is not None
-        assert process.stdout.readline()
-        yield path
-        process.terminate()
 
 
 # -- other people's clients ------------------------------------------------------------
@@ -179,7 +139,7 @@ def test_who_comes_finds_a_qemu_that_has_come_up(tmp_path: Path, qemu_build: Bui
     script.chmod(0o755)
     path = tmp_path / "s"
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    with _python(SERVE, f"unix:{path}", env=env) as process:
+    with started([*SERVE, f"unix:{path}"], env=env) as process:
         wait_until(begun.exists)
         assert not path.exists()
         go.touch()
@@ -389,7 +349,7 @@ def _children(name: str) -> list[str]:
 
 @pytest.mark.usefixtures("qemu_on_path")
 def test_a_started_qemu_dies_with_the_shim(tmp_path: Path) -> None:
-    with _python(SERVE, f"unix:{tmp_path / 's'}") as process:
+    with started([*SERVE, f"unix:{tmp_path / 's'}"]) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
         assert _running(pid)
@@ -404,7 +364,7 @@ def test_an_attached_qemu_lives_on(tmp_path: Path, qemu_build: Build) -> None:
     try:
         wait_until(path.exists)
         for _ in range(2):  # and may be attached to again
-            with _python(SERVE, f"unix:{tmp_path / 's'}", f"unix:{path}") as process:
+            with started([*SERVE, f"unix:{tmp_path / 's'}", f"unix:{path}"]) as process:
                 assert process.stdout is not None
                 assert process.stdout.readline() == b"0\n"
                 wire = _client(tmp_path / "s")
@@ -468,7 +428,7 @@ def test_stand_in(how: str, tmp_path: Path) -> None:
         listening.listen()
         monitor = ["-chardev", f"socket,id=mon,path={path}"]
     words = [*ARGS, *monitor, "-mon", "chardev=mon,mode=control", "-name", "stood-in"]
-    with _python(STAND_IN, *words, **more) as process:
+    with started([PROGRAM, *words], **more) as process:
         theirs.close()
         if how == "fd":
             wire = Wire(ours)
@@ -490,7 +450,7 @@ def test_stand_in(how: str, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("qemu_on_path")
 def test_stand_in_on_stdio_and_its_exit_status() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", STAND_IN, *ARGS, "-qmp", "stdio"],
+        [PROGRAM, *ARGS, "-qmp", "stdio"],
         input=b"{'execute':'qmp_capabilities'}{'execute':'query-name'}{'execute':'quit'}",
         capture_output=True,
         timeout=LIMIT,
@@ -499,7 +459,7 @@ def test_stand_in_on_stdio_and_its_exit_status() -> None:
     assert {"return": {}} in lines and "QMP" in lines[0], done
     assert done.returncode == 0
     done = subprocess.run(
-        [sys.executable, "-c", STAND_IN, "-machine", "no-such", "-qmp", "stdio"],
+        [PROGRAM, "-machine", "no-such", "-qmp", "stdio"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=LIMIT,
@@ -513,7 +473,7 @@ def test_stand_in_on_files_and_its_exit_status_when_qemu_only_answers(tmp_path: 
     (tmp_path / "in").write_text("{'execute':'qmp_capabilities'}{'execute':'quit'}")
     with (tmp_path / "in").open("rb") as stdin, (tmp_path / "out").open("wb") as stdout:
         done = subprocess.run(
-            [sys.executable, "-c", STAND_IN, *ARGS, "-qmp", "stdio"],
+            [PROGRAM, *ARGS, "-qmp", "stdio"],
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.PIPE,
@@ -522,9 +482,7 @@ def test_stand_in_on_files_and_its_exit_status_when_qemu_only_answers(tmp_path: 
     assert done.returncode == 0 and not done.stderr, done
     assert (tmp_path / "out").read_bytes().count(b'{"return": {}}') == 2
     words = ["-qmp", f"unix:{tmp_path}/s,server=on,wait=off", "-device", "virtio-blk,help"]
-    done = subprocess.run(
-        [sys.executable, "-c", STAND_IN, *words], capture_output=True, timeout=LIMIT
-    )
+    done = subprocess.run([PROGRAM, *words], capture_output=True, timeout=LIMIT)
     assert done.returncode == 0 and b"options" in done.stdout, done
 
 
@@ -532,7 +490,7 @@ def test_stand_in_on_files_and_its_exit_status_when_qemu_only_answers(tmp_path: 
 def test_stand_in_on_a_terminal_that_is_slow_to_read() -> None:
     """Nothing may be lost, although the terminal's buffer is full for a while."""
     with contextlib.closing(
-        pexpect.spawn(sys.executable, ["-c", STAND_IN, *ARGS, "-qmp", "stdio"], timeout=LIMIT)
+        pexpect.spawn(str(PROGRAM), [*ARGS, "-qmp", "stdio"], timeout=LIMIT)
     ) as terminal:
         terminal.setecho(False)
         terminal.expect_exact('"QMP"')
@@ -549,9 +507,7 @@ def test_stand_in_on_a_terminal_that_is_slow_to_read() -> None:
 
 @pytest.mark.usefixtures("qemu_on_path")
 def test_stand_in_passes_on_what_is_no_business_of_its() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", STAND_IN, "--version"], capture_output=True, timeout=LIMIT
-    )
+    done = subprocess.run([PROGRAM, "--version"], capture_output=True, timeout=LIMIT)
     assert done.stdout.startswith(b"QEMU emulator version")
 
 
@@ -560,7 +516,7 @@ def test_stand_in_killed_takes_qemu_along_and_dies_as_it_dies(tmp_path: Path) ->
     path = tmp_path / "m"
     words = [*ARGS, "-qmp", f"unix:{path},server=on,wait=off", "-pidfile", str(tmp_path / "pid")]
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with _python(STAND_IN, *words) as process:
+        with started([PROGRAM, *words]) as process:
             wire = _client(path)
             wire.negotiate()
             pid = int((tmp_path / "pid").read_text())

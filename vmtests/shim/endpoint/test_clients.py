@@ -17,10 +17,8 @@ import pexpect
 import pytest
 
 from qmpshim.machine.builds.build import Build
-from vmtests.shim.emulator.test_serve import STAND_IN, address
-from vmtests.support.shim_harness import ARGS, LIMIT, Loop, Wire, normal, pair
-
-__all__ = ["address"]
+from vmtests.support.shim_harness import LIMIT, Loop, Wire, normal, pair
+from vmtests.support.stand_in import ARGS, PROGRAM
 
 #: What libvirt 9.0 says to a QEMU while it starts one, as its sources tell; ids left out.
 LIBVIRT: list[tuple[str, dict[str, Any] | None]] = [
@@ -124,7 +122,7 @@ def test_a_harness_that_starts_what_it_takes_for_qemu(tmp_path: Path) -> None:
     """As QEMU's own python/qemu/machine does: the monitor on a socket pair."""
     ours, theirs = socket.socketpair()
     command = [
-        *(sys.executable, "-c", STAND_IN, "-display", "none", "-vga", "none"),
+        *(str(PROGRAM), "-display", "none", "-vga", "none"),
         *("-chardev", f"socket,id=mon,fd={theirs.fileno()}"),
         *("-mon", "chardev=mon,mode=control", *ARGS),
     ]

@@ -18,7 +18,8 @@ from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.shim.emulator.serve import Options, Served, endpoint
 from qmpshim.shim.endpoint.listener import Address
-from vmtests.support.shim_harness import Loop, Wire, wait_until
+from vmtests.support.shim_harness import Loop, Wire
+from vmtests.support.waiting import wait_until
 
 CHAIN = ChainSpec(Workflow.REPLICATION, 1 << 20, 64 << 10)
 SOON = 3.0  # seconds

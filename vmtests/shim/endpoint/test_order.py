@@ -21,7 +21,8 @@ from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
 from qmpshim.shim.tracking.chains import TrackedChains
 from qmpshim.shim.tracking.commands import Commands
-from vmtests.support.shim_harness import Loop, Process, Wire, client_of, start_shim, wait_until
+from vmtests.support.shim_harness import Loop, Process, Wire, client_of, start_shim
+from vmtests.support.waiting import wait_until
 
 Send = Callable[..., None]
 

@@ -14,7 +14,9 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.host.workspace import dies_with_owner
 from qmpshim.shim.emulator.monitors import extract
 from qmpshim.shim.json.text import indented
-from vmtests.support.shim_harness import ARGS, LIMIT, Wire, stand_in, wait_until
+from vmtests.support.shim_harness import LIMIT, Wire, stand_in
+from vmtests.support.stand_in import ARGS
+from vmtests.support.waiting import wait_until
 
 #: Strings that look like JSON, empty objects and arrays, all depths, errors, an event.
 SCRIPT = b"""

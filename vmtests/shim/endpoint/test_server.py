@@ -26,8 +26,8 @@ from vmtests.support.shim_harness import (
     pair,
     start_shim,
     touch,
-    wait_until,
 )
+from vmtests.support.waiting import wait_until
 
 Connect = Callable[[], Wire]
 

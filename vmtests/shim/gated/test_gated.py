@@ -35,7 +35,8 @@ from qmpshim.model.units import SECTOR
 from qmpshim.shim.emulator.serve import Options, Served, endpoint
 from qmpshim.shim.gated.schedule import MOST, Schedule
 from vmtests.support.drafts import filled
-from vmtests.support.shim_harness import LIMIT, Loop, Wire, wait_until
+from vmtests.support.shim_harness import LIMIT, Loop, Wire
+from vmtests.support.waiting import wait_until
 
 CLUSTER = 64 << 10
 SECTORS = CLUSTER // SECTOR

@@ -26,7 +26,8 @@ from qmpshim.shim.shell.colours import COMMAND, KEY, NUMBER, WORD, Colours
 from qmpshim.shim.shell.completion import CommandSchema, LiveNames, candidates
 from qmpshim.shim.shell.shell import Shell, ShellOptions
 from qmpshim.shim.shell.words import NEEDS_SHIM
-from vmtests.support.shim_harness import ARGS, wait_until
+from vmtests.support.stand_in import ARGS
+from vmtests.support.waiting import wait_until
 
 QMPSHIM = (sys.executable, "-m", "qmpshim")
 

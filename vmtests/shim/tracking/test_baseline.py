@@ -21,10 +21,11 @@ from qmpshim.model.disks.image import Qcow2Image
 from qmpshim.shim.emulator.serve import Options
 from qmpshim.shim.endpoint.listener import Address
 from qmpshim.shim.tracking.baseline import Baseline
-from vmtests.shim.tracking.test_commands import Service, _uris, _verified, _write
-from vmtests.support.shim_harness import ARGS, Loop, Process, Wire, wait_until
+from vmtests.support.shim_harness import Loop, Process, Wire
+from vmtests.support.stand_in import ARGS
+from vmtests.support.tracking_service import SIZE, Service, export_uris, verify, write_once
+from vmtests.support.waiting import wait_until
 
-SIZE = 4 << 20
 KiB = 1 << 10
 
 
@@ -171,7 +172,7 @@ class Chain:
     def work(self, seed: int) -> None:
         """Random operations of both sides, verified now and then."""
         dice = random.Random(seed)
-        uris = _uris(self.wire)
+        uris = export_uris(self.wire)
         for round_ in range(3):
             for _ in range(6):
                 side = dice.choice([name for name in ("primary", "guest") if name in uris])
@@ -188,11 +189,11 @@ class Chain:
                         client.wait(client.submit_zero(length, start))
                     else:
                         client.wait(client.submit_discard(length, start))
-            verified = _verified(self.wire)
+            verified = verify(self.wire)
             assert verified["as-predicted"], verified
             if round_ == 1 and self._workflow is Workflow.REPLICATION:
                 assert self.wire.ask("x-shim-checkpoint") == {"return": {}}
-                assert _verified(self.wire)["as-predicted"]
+                assert verify(self.wire)["as-predicted"]
 
 
 @contextmanager
@@ -209,13 +210,13 @@ def chain(
 
 def check_chain(made: Chain, workflow: Workflow, seed: int) -> None:
     made.start()
-    before = _verified(made.wire)
+    before = verify(made.wire)
     assert before["as-predicted"], before
     made.work(seed)
     if workflow is Workflow.REPLICATION:
         done = {"enable": False, "primary": False, "failover": True}
         assert made.wire.ask("xen-set-replication", done) == {"return": {}}
-        assert _verified(made.wire)["as-predicted"]
+        assert verify(made.wire)["as-predicted"]
     status = made.wire.ask("x-shim-status")["return"]
     assert (status["divergences"], status["doubts"]) == (0, [])
 
@@ -263,7 +264,7 @@ def test_what_our_reader_does_not_support_is_named(
         directory = tmp_path / str(number)
         with chain(loop, each_build, directory, Workflow.BACKUP, EMPTY, overlay) as made:
             made.start()
-            verified = _verified(made.wire)
+            verified = verify(made.wire)
             assert not verified["as-predicted"]
             assert verified["verdicts"] == []
             assert [why.endswith(f"cannot judge: {feature}") for why in verified["doubts"]] == [
@@ -276,7 +277,7 @@ def test_an_encrypted_overlay(loop: Loop, tmp_path: Path, qemu_build: Build) -> 
     more = {"arguments": (*ARGS, "-object", SECRET)}
     with chain(loop, qemu_build, tmp_path, Workflow.BACKUP, *images, **more) as made:
         made.start()
-        verified = _verified(made.wire)
+        verified = verify(made.wire)
         assert (verified["as-predicted"], verified["verdicts"]) == (False, [])
         assert verified["doubts"] == ["hidden disk: cannot judge: LUKS encryption"]
 
@@ -294,8 +295,8 @@ def test_what_holds_clusters_besides_hides_the_health_and_nothing_else(
     overlay = Image(tools=(tool,))
     with chain(loop, qemu_build, tmp_path, Workflow.BACKUP, Image(commands=DATA), overlay) as made:
         made.start()
-        _write(_uris(made.wire)["primary"], b"n" * 512, 0)
-        verified = _verified(made.wire)
+        write_once(export_uris(made.wire)["primary"], b"n" * 512, 0)
+        verified = verify(made.wire)
         assert verified["verdicts"] == []
         assert verified["compared"] >= 1 << 20
         assert verified["doubts"] == [f"hidden disk (file): cannot judge: {feature}"]
@@ -303,7 +304,7 @@ def test_what_holds_clusters_besides_hides_the_health_and_nothing_else(
         with closing(NbdClient(f"nbd+unix:///past?socket={tmp_path / 'nbd'}")) as client:
             client.wait(client.submit_write(b"x" * 512, 3 << 20))
         # What is different is found; as somebody wrote there unseen, it is not called a defect.
-        verified = _verified(made.wire)
+        verified = verify(made.wire)
         assert verified["verdicts"] == []
         assert any("may have written unobserved" in doubt for doubt in verified["doubts"])
 
@@ -319,8 +320,8 @@ def test_an_overlay_whose_file_is_out_of_reach(
         images = (Image(commands=DATA), overlay)
         with chain(loop, qemu_build, tmp_path / workflow, workflow, *images) as made:
             made.start()
-            _write(_uris(made.wire)["primary"], b"n" * 512, 0)
-            verified = _verified(made.wire)
+            write_once(export_uris(made.wire)["primary"], b"n" * 512, 0)
+            verified = verify(made.wire)
             assert (verified["verdicts"], verified["doubts"]) == ([], doubts)
 
 
@@ -340,8 +341,8 @@ def test_what_can_be_recorded_replays(loop: Loop, tmp_path: Path, each_build: Bu
     disk = Image(commands=(*DATA, "write -z -u 2M 128k"))
     with chain(loop, each_build, tmp_path, Workflow.BACKUP, disk, EMPTY) as made:
         made.start()
-        _write(_uris(made.wire)["primary"], b"n" * 70 * KiB, (2 << 20) - 1024)
-        assert _verified(made.wire)["as-predicted"]
+        write_once(export_uris(made.wire)["primary"], b"n" * 70 * KiB, (2 << 20) - 1024)
+        assert verify(made.wire)["as-predicted"]
         told = made.wire.ask("x-shim-record")["return"]
         assert told["shows"] == "as predicted"
         begins = [tuple(operation[1:]) for operation in told["case"]["operations"]][:4]
@@ -366,7 +367,7 @@ def test_what_cannot_be_recorded_is_refused(loop: Loop, tmp_path: Path, qemu_bui
         directory = tmp_path / str(number)
         with chain(loop, qemu_build, directory, Workflow.BACKUP, disk, overlay) as made:
             made.start()
-            assert _verified(made.wire)["as-predicted"]
+            assert verify(made.wire)["as-predicted"]
             said = made.wire.ask("x-shim-record")["error"]["desc"]
             assert said.startswith("a bundle cannot begin with ") and why in said, said
 

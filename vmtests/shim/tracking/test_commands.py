@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -23,7 +22,7 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Workflow
-from qmpshim.shim.emulator.serve import Options, Served, endpoint
+from qmpshim.shim.emulator.serve import Options
 from qmpshim.shim.endpoint.server import WINDOW
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
@@ -31,34 +30,9 @@ from qmpshim.shim.tracking.definitions import COMMANDS
 from qmpshim.shim.tracking.nbd_exports import OWN_EXPORT
 from vmtests.support.drafts import filled
 from vmtests.support.qmp_arguments import Schema
-from vmtests.support.shim_harness import Loop, Wire, wait_until
-
-SIZE = 4 << 20
-CLUSTER = 64 << 10
-
-
-class Service:
-    """A running endpoint, and clients of it."""
-
-    def __init__(self, loop: Loop, options: Options) -> None:
-        self._loop = loop
-        self._context = endpoint(options)
-        self.served: Served = loop.run(self._context.__aenter__())
-        self._wires: list[Wire] = []
-
-    def client(self) -> Wire:
-        """A new client, negotiated."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.connect(str(self.served.addresses[0].path))
-        wire = Wire(sock)
-        wire.negotiate()
-        self._wires.append(wire)
-        return wire
-
-    def close(self) -> None:
-        for wire in self._wires:
-            wire.close()
-        self._loop.run(self._context.__aexit__(None, None, None))
+from vmtests.support.shim_harness import Loop
+from vmtests.support.tracking_service import CLUSTER, SIZE, Service, export_uris, verify, write_once
+from vmtests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -69,29 +43,13 @@ def service(each_build: Build, loop: Loop) -> Iterator[Service]:
     made.close()
 
 
-def _uris(wire: Wire) -> dict[str, str]:
-    status = wire.ask("x-shim-status")["return"]
-    return {entry["export"]: entry["uri"] for entry in status["endpoints"]}
-
-
-def _write(uri: str, data: bytes, offset: int) -> None:
-    with closing(NbdClient(uri)) as client:
-        client.wait(client.submit_write(data, offset))
-
-
-def _verified(wire: Wire) -> dict[str, Any]:
-    reply = wire.ask("x-shim-verify")
-    assert "return" in reply, reply
-    return reply["return"]
-
-
 def test_replication(service: Service) -> None:
     wire = service.client()
-    uris = _uris(wire)
+    uris = export_uris(wire)
     assert set(uris) == {"primary", "guest"}
     assert "no chain" in wire.ask("x-shim-map")["return"]["not-modelled"]
     before = os.urandom(3 * CLUSTER)
-    _write(uris["primary"], before, CLUSTER)  # what the secondary disk starts from
+    write_once(uris["primary"], before, CLUSTER)  # what the secondary disk starts from
     assert wire.ask("xen-set-replication", {"enable": True, "primary": False}) == {"return": {}}
     with closing(NbdClient(uris["primary"])) as primary, closing(NbdClient(uris["guest"])) as guest:
         new, odd = os.urandom(2 * CLUSTER), os.urandom(1000)
@@ -109,7 +67,7 @@ def test_replication(service: Service) -> None:
         assert predicted["sha256"] == hashlib.sha256(seen).hexdigest()
         predicted = wire.ask("x-shim-predict", {"node": "hidden", "offset": CLUSTER, "length": 512})
         assert predicted["return"]["extents"][0]["allocation"] == "data"
-        verified = _verified(wire)
+        verified = verify(wire)
         assert verified["as-predicted"], verified
         assert verified["compared"] >= 3 * len(before)
         drawn = wire.ask("x-shim-map")["return"]
@@ -118,13 +76,13 @@ def test_replication(service: Service) -> None:
         assert hidden["runs"][1] == {"start": 1, "count": 3, "allocation": "data"}
         assert wire.ask("x-shim-checkpoint") == {"return": {}}
         assert guest.read(2 * CLUSTER, 2 * CLUSTER) == new
-        assert _verified(wire)["as-predicted"]
+        assert verify(wire)["as-predicted"]
         guest.wait(guest.submit_write(b"f" * CLUSTER, 3 << 20))
         done = wire.ask(
             "xen-set-replication", {"enable": False, "primary": False, "failover": True}
         )
         assert done == {"return": {}}
-        assert _verified(wire)["as-predicted"], wire.ask("x-shim-status")
+        assert verify(wire)["as-predicted"], wire.ask("x-shim-status")
         assert primary.read(10, 3 << 20) == b"f" * 10
     status = wire.ask("x-shim-status")["return"]
     assert status["chain"]["stage"] == "done"
@@ -133,14 +91,14 @@ def test_replication(service: Service) -> None:
 
 def test_a_write_past_the_shim_is_a_divergence_and_all_hear_of_it(service: Service) -> None:
     wire, other = service.client(), service.client()
-    uris = _uris(wire)
+    uris = export_uris(wire)
     wire.ask("xen-set-replication", {"enable": True, "primary": False})
-    _write(uris["primary"], b"a" * CLUSTER, 0)
-    assert _verified(wire)["as-predicted"]
+    write_once(uris["primary"], b"a" * CLUSTER, 0)
+    assert verify(wire)["as-predicted"]
     behind = service.served.chain
     assert behind is not None
-    _write(behind.uri("primary"), b"b" * 512, 5 * CLUSTER)
-    verified = _verified(wire)
+    write_once(behind.uri("primary"), b"b" * 512, 5 * CLUSTER)
+    verified = verify(wire)
     assert not verified["as-predicted"]
     kinds = {verdict["verdict"] for verdict in verified["verdicts"]}
     assert kinds == {"content", "allocation"}
@@ -183,11 +141,13 @@ def test_a_command_whose_arguments_qemu_refuses_never_reaches_the_chain(
 
 def test_what_was_done_is_a_bundle_that_replays(service: Service, tmp_path: Path) -> None:
     wire = service.client()
-    uris = _uris(wire)
-    _write(uris["primary"], os.urandom(CLUSTER), CLUSTER)  # before anything: the bundle has it, too
+    uris = export_uris(wire)
+    write_once(
+        uris["primary"], os.urandom(CLUSTER), CLUSTER
+    )  # before anything: the bundle has it, too
     wire.ask("xen-set-replication", {"enable": True, "primary": False})
-    _write(uris["primary"], os.urandom(1000), CLUSTER + 100)
-    _write(uris["guest"], os.urandom(512), 0)
+    write_once(uris["primary"], os.urandom(1000), CLUSTER + 100)
+    write_once(uris["guest"], os.urandom(512), 0)
     wire.ask("x-shim-checkpoint")
     told = wire.ask("x-shim-record")["return"]
     assert (told["kind"], told["shows"]) == ("operations", "as predicted")
@@ -293,9 +253,9 @@ def test_a_chain_that_a_client_builds_for_plain_backup(
         assert wire.ask("block-export-add", export) == {"return": {}}
         job = {"job-id": "j", "device": "d", "target": "h", "sync": "none"}
         assert wire.ask("blockdev-backup", job) == {"return": {}}
-        uri = _uris(wire)["e"]
-        _write(uri, b"n" * 5000, 70_000)
-        verified = _verified(wire)
+        uri = export_uris(wire)["e"]
+        write_once(uri, b"n" * 5000, 70_000)
+        verified = verify(wire)
         assert verified["as-predicted"], verified
         predicted = wire.ask("x-shim-predict", {"node": "h", "offset": 69_632, "length": 8192})
         want = hashlib.sha256(old[69_632 : 69_632 + 8192]).hexdigest()
@@ -304,8 +264,8 @@ def test_a_chain_that_a_client_builds_for_plain_backup(
         for _ in range(200):
             if not wire.ask("query-jobs")["return"]:
                 break
-        _write(uri, b"m" * 512, 0)
-        assert _verified(wire)["as-predicted"]
+        write_once(uri, b"m" * 512, 0)
+        assert verify(wire)["as-predicted"]
     finally:
         service.close()
 
@@ -356,7 +316,7 @@ def test_why_a_chain_is_not_modelled(
         why = f"the chain is not modelled: {status['not-modelled']}"
         for question in ("x-shim-map", "x-shim-record"):
             assert wire.ask(question)["return"]["not-modelled"] == why
-        assert _verified(wire) == {
+        assert verify(wire) == {
             **{"as-predicted": False, "verdicts": [], "compared": 0, "doubts": [why]},
             "chains": [],
         }
@@ -367,7 +327,7 @@ def test_why_a_chain_is_not_modelled(
         assert wire.ask(*start) == {"return": {}}
         status = wire.ask("x-shim-status")["return"]
         assert status["chain"]["workflow"] == workflow.value and "not-modelled" not in status
-        assert _verified(wire)["as-predicted"]
+        assert verify(wire)["as-predicted"]
     finally:
         service.close()
 
@@ -414,16 +374,16 @@ def test_a_defect_of_the_shim_is_answered(service: Service) -> None:
 def test_an_export_made_again_for_another_disk(service: Service) -> None:
     """A client that keeps an endpoint's URI writes to what the export is now."""
     wire = service.client()
-    uris = _uris(wire)
+    uris = export_uris(wire)
     for name in ("guest", "primary"):
         assert wire.ask("block-export-del", {"id": name, "mode": "hard"}) == {"return": {}}
     for name, node in (("guest", "secondary"), ("primary", "top")):
         export = {"type": "nbd", "id": name, "name": name, "node-name": node, "writable": True}
         assert wire.ask("block-export-add", export) == {"return": {}}
     assert wire.ask("xen-set-replication", {"enable": True, "primary": False}) == {"return": {}}
-    _write(uris["guest"], b"p" * CLUSTER, 0)
-    _write(uris["primary"], b"g" * CLUSTER, CLUSTER)
-    assert _verified(wire)["as-predicted"]
+    write_once(uris["guest"], b"p" * CLUSTER, 0)
+    write_once(uris["primary"], b"g" * CLUSTER, CLUSTER)
+    assert verify(wire)["as-predicted"]
 
 
 def test_names_that_mean_something_in_a_uri(loop: Loop, qemu_build: Build) -> None:
@@ -443,8 +403,8 @@ def test_names_that_mean_something_in_a_uri(loop: Loop, qemu_build: Build) -> No
         export = {"type": "nbd", "id": "odd", "node-name": "secondary", "name": name}
         assert wire.ask("block-export-add", {**export, "writable": True}) == {"return": {}}
         assert wire.ask("xen-set-replication", {"enable": True, "primary": False}) == {"return": {}}
-        _write(_uris(wire)["odd"], b"p" * CLUSTER, 0)
-        verified = _verified(wire)
+        write_once(export_uris(wire)["odd"], b"p" * CLUSTER, 0)
+        verified = verify(wire)
         assert verified["as-predicted"] and verified["compared"] >= CLUSTER
     finally:
         service.close()

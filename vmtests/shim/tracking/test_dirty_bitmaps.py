@@ -15,9 +15,9 @@ from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.shim.emulator.serve import Options
 from qmpshim.shim.tracking.dirty_bitmaps import BitmapAction, DirtyBitmaps
-from vmtests.shim.tracking.test_commands import CLUSTER, SIZE, Service
-from vmtests.shim.tracking.test_start_moment import writing
-from vmtests.support.shim_harness import Loop, Wire, wait_until
+from vmtests.support.shim_harness import Loop, Wire
+from vmtests.support.tracking_service import CLUSTER, SIZE, Service, writing
+from vmtests.support.waiting import wait_until
 
 _NAMES = ("a", "b", "c")
 _BITMAP = {"node": "secondary", "name": "a"}

@@ -2,55 +2,22 @@
 
 from __future__ import annotations
 
-import random
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
-from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.shim.emulator.serve import Options
 from qmpshim.shim.tracking import start_moment
 from qmpshim.shim.tracking.tracker import ModelTracker
-from vmtests.shim.tracking.test_commands import CLUSTER, SIZE, Service
-from vmtests.support.shim_harness import Loop, wait_until
+from vmtests.support.shim_harness import Loop
+from vmtests.support.tracking_service import CLUSTER, SIZE, Service, writing
+from vmtests.support.waiting import wait_until
 
 _BACKUP = {"job-id": "backup", "device": "secondary", "target": "hidden", "sync": "none"}
-_REGION = 20 * CLUSTER  # small: clusters are written again and again
-
-
-@contextmanager
-def writing(uri: str, seed: int, discards: bool = False) -> Iterator[Callable[[], int]]:
-    """Writes one after another while the context lasts; gives how many were done so far."""
-    over, done, chance = threading.Event(), 0, random.Random(seed)
-
-    def write() -> None:
-        nonlocal done
-        with closing(NbdClient(uri, 20.0, plain=True)) as client:
-            while not over.is_set():
-                length = 512 * chance.randrange(1, 40)
-                at = 512 * chance.randrange((_REGION - length) // 512)
-                match chance.randrange(8):
-                    case 0 if discards:
-                        client.discard(CLUSTER, at // CLUSTER * CLUSTER)
-                    case 1:
-                        client.zero(length, at)
-                    case _:
-                        client.write(chance.randbytes(length), at)
-                done += 1
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        yield lambda: done
-    finally:
-        over.set()
-        thread.join()
 
 
 def _verified(loop: Loop, build: Build, seed: int, discards: bool = False) -> dict[str, Any]:

@@ -15,8 +15,9 @@ import pytest
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.shim.emulator.serve import Options
-from vmtests.shim.tracking.test_commands import CLUSTER, SIZE, Service
-from vmtests.support.shim_harness import Loop, Wire, wait_until
+from vmtests.support.shim_harness import Loop, Wire
+from vmtests.support.tracking_service import CLUSTER, SIZE, Service
+from vmtests.support.waiting import wait_until
 
 NO_MACHINE = ("-machine", "none", "-nodefaults", "-display", "none")
 #: Writes 512 zero bytes to sector 128 for ever (BIOS, int 13h, function 43h).

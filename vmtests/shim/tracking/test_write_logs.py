@@ -17,8 +17,8 @@ from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.shim.emulator.serve import Options, endpoint
-from vmtests.shim.tracking.test_commands import CLUSTER, SIZE, Service
 from vmtests.support.shim_harness import Loop
+from vmtests.support.tracking_service import CLUSTER, SIZE, Service
 
 PLAIN = {"enable": True, "primary": False}
 

@@ -7,30 +7,16 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers import liveness
 from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
+from qmpshim.conformance.explore.harness.real_system import Release, faithfully
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.explore.explorer import Mode, explore
-from qmpshim.model.explore.walk import Budget
 from qmpshim.model.operations import Operation
+from vmtests.support.failing import found
 from vmtests.support.gate import REFCOUNTS, Early, drop_guest, drop_new, never, new_for_old
-
-
-def found(pool: QemuPool, name: str, release: Release, most: int = 60) -> dict[Verdict, set[str]]:
-    """By verdict, the causes of what is found in a scenario's first schedules."""
-    (scenario,) = scenarios.named(name)
-    system = RealSystem(pool, scenario, release=release)
-    explore(system, Mode.DPOR, Budget(schedules=most), stop=False)
-    assert system.finished and not system.derailed
-    causes: dict[Verdict, set[str]] = {}
-    for kind, cause in system.found:
-        causes.setdefault(kind, set()).add(str(cause))
-    return causes
 
 
 def spoil(machine: GatedMachine, named: NamedIo) -> None:

@@ -26,8 +26,7 @@ from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Operation, operation
 from qmpshim.model.units import SECTOR
-from vmtests.conformance.explore.checkers.test_final_state import found
-from vmtests.support.failing import causes, explored, meta_write, one
+from vmtests.support.failing import causes, explored, found, meta_write, one
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from qmpshim.conformance.explore.harness.choices import (
 from qmpshim.conformance.explore.harness.events import events_from_lines
 from qmpshim.conformance.explore.harness.history import ended
 from qmpshim.conformance.explore.harness.setup_state import allocation_after_setup
-from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
 from qmpshim.conformance.explore.reproducer.export import blkdebug_steps, export_script
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
@@ -37,15 +36,11 @@ from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.check.cause import Cause, CauseKind, cause_from_text
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.command_line import CommandLine
-from vmtests.support.reproducer import NOT_SEEN, SEEN, UNTESTED, Reproducer
+from vmtests.support.reproducer import NOT_SEEN, SEEN, UNTESTED, Reproducer, known
 
 CHECKPOINT_ASSERTS = (7, 0)
 CHECKPOINT_DRAINS = ((5, 1), (6, 1))  # waits for what a breakpoint holds
 MADE_UP = "reads and disks fit no order"  # a cause that has to be told from the model's ends
-
-
-def known(name: str) -> Finding:
-    return load_finding(DIRECTORY / f"{name}.json")
 
 
 def drains(build: Build) -> bool:

@@ -1,0 +1,21 @@
+"""Fixtures for clients of a shim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vmtests.support.stand_in import SERVE, started
+
+
+@pytest.fixture
+def address(tmp_path: Path, qemu_on_path: None) -> Iterator[Path]:
+    """A shim process with a QEMU of its own, at a socket."""
+    path = tmp_path / "s"
+    with started([*SERVE, f"unix:{path}"]) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        yield path
+        process.terminate()
