@@ -24,6 +24,10 @@ _DISKS = ("secondary", "hidden", "active")
 _OPERATIONS = ("read", "write", "zero", "discard", "flush")
 _PATIENCE = 10.0  # seconds until a step must have become possible
 _COMMANDS = TOPOLOGIES["replication"].commands
+_REQUESTS = (
+    *(Verb.READ, Verb.WRITE, Verb.WRITE_FUA, Verb.ZERO, Verb.ZERO_NO_HOLE),
+    *(Verb.DISCARD, Verb.FLUSH),
+)
 
 
 class Gated:
@@ -99,6 +103,8 @@ class Gated:
     async def _take(self, path: Path, most: int | None) -> None:
         """Take the steps of a bundle, the first *most* of them; then it is the person's turn."""
         finding = load_finding(path)
+        for op in (*finding.scenario.setup, *finding.scenario.ops):
+            _check(op)
         reply = await self._send("x-shim-held")
         if reply["held"] or reply["in-flight"]:
             raise InputError("something is held or in flight: end it first")
@@ -155,7 +161,9 @@ class Gated:
                 return self._disks.discard(side, *place)
             case Verb.FLUSH:
                 return self._disks.flush(side)
-        return self._quiet_read(side, *place)
+            case Verb.READ:
+                return self._quiet_read(side, *place)
+        raise NotImplementedError(op.name)  # _check() refuses it
 
     async def _quiet_read(self, side: str, offset: int, length: int) -> str:
         await self._disks.read(side, offset, length)
@@ -164,6 +172,15 @@ class Gated:
     async def _command(self, command: str, arguments: dict[str, Any]) -> str:
         await self._client.execute(command, arguments)
         return command
+
+
+def _check(op: Operation) -> None:
+    """That the shell can do an operation of a schedule.
+
+    :raises InputError: it cannot
+    """
+    if op.verb not in (_COMMANDS if op.is_command else _REQUESTS):
+        raise InputError(f"the shell cannot do {op}: `qmpshim replay` takes the whole schedule")
 
 
 def _listed(op: Operation) -> bool:

@@ -362,6 +362,16 @@ def test_by_hand_in_the_shell(tmp_path: Path) -> None:
     assert done.stdout.count("complete hidden write 0+128 (of 0)") == 2
 
 
+def test_the_shell_does_no_other_operation_than_the_schedules(tmp_path: Path) -> None:
+    """One that it has no word for ends it before anything is done."""
+    written = (DIRECTORY / "failover-undoes-primary-write.json").read_text()
+    other = written.replace('"primary_write"', '"primary_zero_fast"')
+    (tmp_path / "fast.json").write_text(other)
+    done = _shell(tmp_path, ":schedule fast.json")
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert "the shell cannot do primary zero fast" in done.stderr
+
+
 def test_the_hint_of_a_recorded_session_names_the_build(tmp_path: Path, qemu_build: Build) -> None:
     """The system's by its path here; and it can be pasted."""
     named = str(qemu_build.binary) if qemu_build.name == "system" else qemu_build.name
