@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,20 @@ class RealScenario:
                 if granule * unit < self.size * SECTOR
             )
         return None
+
+    def given_up(self, ops: Iterable[Operation]) -> frozenset[int]:
+        """The granules that a reader of the snapshot discards, as a whole or up to the disk's end.
+
+        Of others it keeps what it did not discard (``cbw_co_pdiscard_snapshot``, 9.1; before, QEMU
+        aborts).
+        """
+        found: set[int] = set()
+        for op in ops:
+            if op.is_guest and op.verb is Verb.DISCARD and self.has("snapshot-access"):
+                first, end = -(-op.start // self.granule), op.start + op.count
+                last = -(-end // self.granule) if end == self.size else end // self.granule
+                found.update(range(first, last))
+        return frozenset(found)
 
     @property
     def view_parts(self) -> list[tuple[int, int]]:

@@ -55,18 +55,12 @@ class OnlineChecker:
         changing = (Verb.CHECKPOINT, Verb.FAILOVER, Verb.STOP, Verb.START)
         self.quiet = not (does(scenario.ops, *changing) or scenario.backs_up)
         named, many = scenario.accessible, scenario.granule // self._cluster
-        # What the bitmap does not name needs no copy.
-        uncopied = {
+        given_up = scenario.given_up((*scenario.setup, *scenario.ops))
+        # What the bitmap does not name needs no copy, nor does what is given up.
+        self._uncopied = {
             cluster
             for cluster in range(-(-scenario.size // self._cluster))
-            if named is not None and cluster // many not in named
-        }
-        # A reader that discards part of a snapshot does without it, and without its copy.
-        self._given_up = uncopied | {
-            cluster
-            for op in (*scenario.setup, *scenario.ops)
-            if op.is_guest and op.verb is Verb.DISCARD and scenario.has("snapshot-access")
-            for cluster in _touched(op.start, op.count, self._cluster)
+            if (named is not None and cluster // many not in named) or cluster // many in given_up
         }
 
     def answered(self, io: HeldIO) -> None:
@@ -99,7 +93,7 @@ class OnlineChecker:
             return None  # the primary copies nothing
         if io.image == "secondary" and io.op in _CHANGES and not self._broken:
             touched = _touched(start, io.length // SECTOR, cluster)
-            for n in sorted(touched - self._given_up):
+            for n in sorted(touched - self._uncopied):
                 if not self._saved(n):
                     text = "new data is sent to the secondary disk before the old is saved"
                     return RealViolation(

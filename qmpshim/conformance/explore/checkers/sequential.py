@@ -554,8 +554,16 @@ def _final(
     view = _view(scenario, chain)
     secondary = tuple(max(0, o) for o in chain.secondary.contents.read(0, size))
     status = chain.status() if chain.workflow is Workflow.REPLICATION else None
-    if scenario_gives_up(scenario):  # nothing may read it any more
-        held[0], kinds[0] = (None,) * size, (-1,) * len(kinds[0])
+    given_up = scenario.given_up(scenario.ops)  # nothing may read it any more
+    if given_up:
+        granule, cluster = scenario.granule, chain.hidden.cluster
+        held[0] = tuple(
+            None if sector // granule in given_up else owner for sector, owner in enumerate(held[0])
+        )
+        kinds[0] = tuple(
+            -1 if index * cluster // granule in given_up else kind
+            for index, kind in enumerate(kinds[0])
+        )
     if chain.stage is Stage.DONE and chain.failed_over:
         # What the overlays hold is not checked any more.
         held = [(None,) * size] * 2
@@ -578,9 +586,3 @@ def _view(scenario: RealScenario, chain: Chain) -> tuple[int, ...] | None:
         except OperationError:
             view += [UNREADABLE] * count
     return tuple(view) if readable else None
-
-
-def scenario_gives_up(scenario: RealScenario) -> bool:
-    """Whether the reader of the snapshot discards part of it."""
-    fleecing = scenario.has("snapshot-access")
-    return fleecing and any(op.is_guest and op.verb is Verb.DISCARD for op in scenario.ops)

@@ -15,8 +15,9 @@ from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
-from qmpshim.conformance.explore.scenarios import C
+from qmpshim.conformance.explore.scenarios import C, RealScenario
 from qmpshim.errors import BuildError
+from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
@@ -67,6 +68,25 @@ def test_an_honest_gate_convicts_nobody(pool: QemuPool) -> None:
 def test_new_data_before_the_old_is_saved_is_order(pool: QemuPool, form: str) -> None:
     found = causes(pool, f"{form}WR", Early(), most=50)
     assert (Verdict.ORDER, "new data before old is saved") in found
+
+
+@pytest.mark.parametrize(("start", "count", "saved"), [(32, 64, True), (0, C, False)])
+def test_what_a_reader_gives_up_in_part_is_saved_as_a_whole(
+    each_build: Build, start: int, count: int, saved: bool
+) -> None:
+    """A discard of half a cluster leaves the snapshot the cluster (9.1; before, QEMU aborts)."""
+    if read_version(each_build)[0] < (9, 1):
+        pytest.skip("older builds abort (snapshot-discard-aborts)")
+    ops = operation("primary_write", 0, 8), operation("guest_discard", start, count)
+    scenario = RealScenario("given-up", ops, form="fleecing")
+    pool = QemuPool(each_build)
+    try:
+        for release, wanted in ((faithfully, False), (Early(), saved)):
+            system = RealSystem(pool, scenario, release=release)
+            explore(system, Mode.DPOR, Budget(schedules=50), stop=False)
+            assert (Verdict.ORDER in {kind for kind, _ in system.found}) is wanted
+    finally:
+        pool.close()
 
 
 @pytest.mark.parametrize("name", ["fleecing-WX", "backup-WX"])

@@ -18,7 +18,7 @@ from qmpshim.conformance.explore.scenarios import BASE, C, RealScenario
 from qmpshim.conformance.explore.search import minimize
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.workload import pattern
-from qmpshim.machine.builds.build import Build
+from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.answers import OK, Answer
@@ -26,7 +26,7 @@ from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Operation, operation
 from qmpshim.model.units import SECTOR
-from vmtests.support.failing import causes, explored, found, meta_write, one
+from vmtests.support.failing import causes, explored, found, meta_write, one, spoilt
 
 
 @pytest.mark.parametrize(
@@ -136,3 +136,14 @@ def test_new_data_is_seen_by_nobody_whatever_failed(pool: QemuPool, where: str) 
     assert str(cause) not in causes(explored(pool, scenario, fails=fails, all_io=True))
     leaking = explored(pool, scenario, Leaking, fails, all_io=True)
     assert (Verdict.ISOLATION, cause) in leaking.found, leaking.found
+
+
+def test_beside_what_a_reader_gives_up_the_copies_are_checked(pool: QemuPool) -> None:
+    if read_version(pool.build)[0] < (7, 1):
+        pytest.skip("there is no snapshot-access")
+    ops = operation("primary_write", 0, C), operation("guest_discard", C, C)
+    scenario = RealScenario("T", ops, form="fleecing")
+    assert not explored(pool, scenario).found
+    given_up = explored(pool, scenario, spoilt("hidden", C + 5))
+    assert not given_up.found
+    assert explored(pool, scenario, spoilt("hidden", 5)).found
