@@ -158,6 +158,26 @@ def since(version: tuple[int, int], mutant: Mutant) -> Mutant:
     return only
 
 
+def not_recording(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """No bitmap records."""
+    for node in nodes:
+        for bitmap in node.get("dirty-bitmaps", []):
+            bitmap["recording"] = False
+    return nodes
+
+
+def jobs_failed(machine: GatedMachine) -> None:
+    """Each job that ended has failed, as its event has it."""
+
+    def failed(status: Any) -> Any:
+        for event in machine.qmp.events:
+            if event.get("event") == "BLOCK_JOB_COMPLETED":
+                event["data"]["error"] = "no space"
+        return status
+
+    answering("query-status", failed)(machine)
+
+
 def event_without_reason(machine: GatedMachine) -> None:
     """A disk of the quorum is said to be bad."""
     machine.qmp.events.append({"event": "QUORUM_REPORT_BAD", "data": {"node-name": "forward"}})

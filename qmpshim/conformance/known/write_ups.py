@@ -176,7 +176,8 @@ class WriteUp:
 def common(path: Path, value: dict[str, Any]) -> dict[str, Any]:
     """The fields of :class:`WriteUp`, from the content of the file *path*.
 
-    :raises KeyError, TypeError, ValueError, re.error: one is missing, wrong or not filled in
+    :raises KeyError, TypeError, ValueError, re.error, InputError: one is missing, wrong or not
+        filled in
     """
     if any(TO_WRITE in str(value[name]) for name in ("title", "reason", "source")):
         raise ValueError("title, reason and source have to be written")

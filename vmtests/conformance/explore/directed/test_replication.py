@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import Mutant, expect_finding
 from vmtests.support.mutants import (
+    answering,
     asking,
     spoilt_store,
     started,
@@ -16,6 +19,11 @@ from vmtests.support.mutants import (
 )
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
+
+
+def without_error(status: dict[str, Any]) -> dict[str, Any]:
+    """Replication reports no error."""
+    return {**status, "error": False}
 
 
 @pytest.mark.parametrize(
@@ -34,6 +42,8 @@ ERROR_CONTRACT = Verdict.ERROR_CONTRACT
          "xen-colo-do-checkpoint fails silently"),
         ("checkpoint-to-the-end", asking("xen-colo-do-checkpoint"), Verdict.ISOLATION,
          "the end of a disk after a checkpoint"),
+        ("failover-fails", answering("query-xen-replication-status", without_error), ERROR_CONTRACT,
+         "failed failover is not in the status"),
         ("replication-refused", asking("blockdev-add"), ERROR_CONTRACT,
          "blockdev-add fails silently"),
     ],
