@@ -47,3 +47,17 @@ def expect_finding(
     found = run_mutant(name, mutant, build, **changes)
     assert found is not None
     assert (found.kind, str(found.cause)[: len(cause)]) == (verdict, cause), found.text
+
+
+def since(version: tuple[int, int], mutant: Mutant) -> Mutant:
+    """A mutant that changes something from this version on.
+
+    :raises BuildError: by the mutant, on an older QEMU
+    """
+
+    def only(machine: GatedMachine) -> None:
+        if machine.version < version:
+            raise BuildError("this QEMU has nothing that the mutant changes")
+        mutant(machine)
+
+    return only

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import pytest
 
+from qmpshim.conformance.explore.directed.tools import CLUSTER
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import Mutant, expect_finding
-from vmtests.support.mutants import (
-    HALF,
-    NEW_DATA,
-    REFUSED,
+from vmtests.support.directed import Mutant, expect_finding, since
+from vmtests.support.mutants.clients import (
     answered_early,
     client_with,
-    failing_otherwise,
     kept,
+    only_unreadable,
+    whole_discarded,
+    without_flags,
+)
+from vmtests.support.mutants.disks import (
+    NEW_DATA,
+    REFUSED,
+    failing_otherwise,
     never_copied,
     not_flushed,
     nothing_held,
     on_failure,
-    only_unreadable,
     seen_as,
-    since,
     spoilt_store,
     succeeding,
-    whole_discarded,
-    without_flags,
 )
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
@@ -36,13 +37,13 @@ ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 @pytest.mark.parametrize(
     ("name", "mutant", "verdict", "cause"),
     [
-        ("filter-passes-on", spoilt_store("secondary", 3 * HALF), Verdict.CONTENT,
+        ("filter-passes-on", spoilt_store("secondary", 3 * CLUSTER), Verdict.CONTENT,
          "data of a filter, seen through it"),
         ("filter-passes-on", seen_as("secondary", lambda image: bytes(len(image))), Verdict.CONTENT,
          "data of a filter, seen below it"),
         ("filter-passes-on", never_copied, Verdict.ALLOCATION, "what a filter copies"),
         ("filter-passes-on", not_flushed, Verdict.LOST_WRITE, "a flush through a filter"),
-        ("filter-passes-on", client_with("guest", Nbd.READ, NbdAnswer(0, bytes(HALF))),
+        ("filter-passes-on", client_with("guest", Nbd.READ, NbdAnswer(0, bytes(CLUSTER))),
          Verdict.ISOLATION, "the snapshot after changes through a filter"),
         ("filter-passes-on", client_with("primary", Nbd.TRIM, NbdAnswer(5, b"")), ERROR_CONTRACT,
          "I/O through a filter fails"),
@@ -61,7 +62,7 @@ ERROR_CONTRACT = Verdict.ERROR_CONTRACT
         ("snapshot-discard-stays", kept, Verdict.ISOLATION,
          "a discarded part of a snapshot can be read"),
         ("snapshot-discard-stays",
-         since((9, 1), client_with("guest", Nbd.READ, NbdAnswer(0, bytes(HALF)))),
+         since((9, 1), client_with("guest", Nbd.READ, NbdAnswer(0, bytes(CLUSTER)))),
          Verdict.ISOLATION, "a part of a cluster is discarded"),
         ("snapshot-discard-stays", since((9, 1), whole_discarded), ERROR_CONTRACT,
          "guest read fails"),

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from qmpshim.conformance.explore.directed.tools import CLUSTER
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import Mutant, expect_finding
-from vmtests.support.mutants import (
-    HALF,
-    asking,
-    copied_once,
-    not_cancelled,
-    nothing_held,
-    other_job_failed,
-    spoilt_copy,
-    succeeding,
-)
+from vmtests.support.mutants.disks import copied_once, nothing_held, spoilt_copy, succeeding
+from vmtests.support.mutants.qmp import asking, not_cancelled, other_job_failed
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 PROTOCOL = Verdict.PROTOCOL
@@ -32,7 +25,7 @@ PROTOCOL = Verdict.PROTOCOL
          ERROR_CONTRACT, "on-target-error=stop"),
         ("backup-source-error", spoilt_copy, Verdict.CONTENT, "a backup's content"),
         ("backup-source-error", copied_once, Verdict.CONTENT, "a backup's content"),
-        ("backup-of-bitmap", asking("block-dirty-bitmap-add", granularity=2 * HALF), PROTOCOL,
+        ("backup-of-bitmap", asking("block-dirty-bitmap-add", granularity=2 * CLUSTER), PROTOCOL,
          "a bitmap after a discard"),
         ("backup-of-bitmap", asking("blockdev-backup", **{"bitmap-mode": "always"}), PROTOCOL,
          "a bitmap after a backup"),

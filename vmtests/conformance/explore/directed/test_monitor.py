@@ -7,19 +7,16 @@ import pytest
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import Mutant, expect_finding
-from vmtests.support.mutants import (
+from vmtests.support.mutants.clients import copied_zeroes
+from vmtests.support.mutants.disks import nothing_held, spoilt_copy, spoilt_store, succeeding
+from vmtests.support.mutants.qmp import (
     all_shared,
     answering,
     asking,
-    copied_zeroes,
     event_without_reason,
     larger,
     more_done,
     none_taken,
-    nothing_held,
-    spoilt_copy,
-    spoilt_store,
-    succeeding,
 )
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT

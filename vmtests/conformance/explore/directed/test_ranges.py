@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qmpshim.conformance.explore.directed.tools import CLUSTER
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
@@ -12,24 +13,22 @@ from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import Mutant, expect_finding
-from vmtests.support.mutants import (
-    COPIED_WRONG,
+from vmtests.support.mutants.clients import (
     DONE,
-    HALF,
-    REFUSED,
-    answering,
-    asking,
     blocks_discarded,
     client_with,
     copied_zeroes,
+    without_flags,
+)
+from vmtests.support.mutants.disks import (
+    COPIED_WRONG,
+    REFUSED,
     never_open,
-    not_recording,
-    not_shrunk,
     nothing_held,
     on_release,
     spoilt_store,
-    without_flags,
 )
+from vmtests.support.mutants.qmp import answering, asking, not_recording, not_shrunk
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 PROTOCOL = Verdict.PROTOCOL
@@ -38,16 +37,16 @@ PROTOCOL = Verdict.PROTOCOL
 def overwritten(machine: GatedMachine, io: HeldIO) -> None:
     """The third write is on the disk already."""
     data = bytes(pattern.data_of(5, 64, 128))
-    machine.stores["secondary"].write(HALF // 2, data)
+    machine.stores["secondary"].write(CLUSTER // 2, data)
 
 
 @pytest.mark.parametrize(
     ("name", "mutant", "verdict", "cause"),
     [
         ("copy-of-zeroes-in-part", copied_zeroes, Verdict.ALLOCATION, "the copy of zeroes in part"),
-        ("copy-of-zeroes-in-part", spoilt_store("secondary", HALF), Verdict.CONTENT,
+        ("copy-of-zeroes-in-part", spoilt_store("secondary", CLUSTER), Verdict.CONTENT,
          "the data beside zeroes"),
-        ("copy-fills-clusters", client_with("image", Nbd.READ, NbdAnswer(0, bytes(4 * HALF))),
+        ("copy-fills-clusters", client_with("image", Nbd.READ, NbdAnswer(0, bytes(4 * CLUSTER))),
          Verdict.CONTENT, "a copy of a part of the target's cluster"),
         ("neighbours-of-copy", nothing_held, Verdict.ORDER, "a request of the guest: other I/O"),
         ("neighbours-of-copy", never_open, Verdict.HANG, "a write waits for what it only touches"),
@@ -57,7 +56,7 @@ def overwritten(machine: GatedMachine, io: HeldIO) -> None:
          "a discard frees what is in it"),
         ("discard-in-part", client_with("image", Nbd.TRIM, NbdAnswer(5, b"")), ERROR_CONTRACT,
          "a discard fails"),
-        ("discard-in-part", client_with("image", Nbd.READ, NbdAnswer(0, bytes(HALF // 2))),
+        ("discard-in-part", client_with("image", Nbd.READ, NbdAnswer(0, bytes(CLUSTER // 2))),
          Verdict.LOST_WRITE, "data is lost beside a discard"),
         ("bitmap-grows", asking("block_resize"), PROTOCOL, "a bitmap after the disk grew"),
         ("bitmap-grows", client_with("image", Nbd.WRITE, DONE), PROTOCOL,
@@ -69,7 +68,7 @@ def overwritten(machine: GatedMachine, io: HeldIO) -> None:
         ("write-waits-for-copies", nothing_held, Verdict.ORDER, "two writes: other I/O"),
         ("write-waits-for-copies", on_release(overwritten), Verdict.ORDER,
          "a write waits for one copy only"),
-        ("write-waits-for-copies", client_with("guest", Nbd.READ, NbdAnswer(0, bytes(4 * HALF))),
+        ("write-waits-for-copies", client_with("guest", Nbd.READ, NbdAnswer(0, bytes(4 * CLUSTER))),
          Verdict.ISOLATION, "the target after writes that waited"),
         ("reads-wait-for-copy", nothing_held, Verdict.ORDER, "a primary write: other I/O"),
         ("reads-wait-for-copy", REFUSED, ERROR_CONTRACT, "primary fails beside the other"),
@@ -78,7 +77,7 @@ def overwritten(machine: GatedMachine, io: HeldIO) -> None:
          "a bitmap after a write of sectors"),
         ("parts-of-blocks", client_with("blocks", Nbd.WRITE_ZEROES, NbdAnswer(5, b"")),
          ERROR_CONTRACT, "a request of sectors fails"),
-        ("parts-of-blocks", client_with("blocks", Nbd.READ, NbdAnswer(0, bytes(2 * HALF))),
+        ("parts-of-blocks", client_with("blocks", Nbd.READ, NbdAnswer(0, bytes(2 * CLUSTER))),
          Verdict.CONTENT, "parts of blocks"),
         ("parts-of-blocks", blocks_discarded, Verdict.CONTENT, "parts of blocks"),
         ("bitmap-is-stored", asking("block-dirty-bitmap-add", persistent=False), PROTOCOL,

@@ -9,14 +9,8 @@ import pytest
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import Mutant, expect_finding
-from vmtests.support.mutants import (
-    answering,
-    asking,
-    spoilt_store,
-    started,
-    still_exported,
-    succeeding,
-)
+from vmtests.support.mutants.disks import spoilt_store, succeeding
+from vmtests.support.mutants.qmp import answering, asking, started, still_exported
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 

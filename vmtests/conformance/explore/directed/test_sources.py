@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from qmpshim.conformance.explore.directed.tools import CLUSTER
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import Mutant, expect_finding
-from vmtests.support.mutants import (
-    HALF,
-    asking,
-    client_with,
-    jobs_failed,
-    not_copied,
-    nothing_held,
-    read_differently,
-    succeeding,
-)
+from vmtests.support.mutants.clients import client_with, read_differently
+from vmtests.support.mutants.disks import not_copied, nothing_held, succeeding
+from vmtests.support.mutants.qmp import asking, jobs_failed
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 PROTOCOL = Verdict.PROTOCOL
@@ -31,18 +25,18 @@ PROTOCOL = Verdict.PROTOCOL
          "end of a backup of an overlay"),
         ("backup-of-overlay", not_copied("early"), Verdict.ALLOCATION,
          "clusters of a backup of an overlay: early"),
-        ("backup-of-overlay", client_with("full", Nbd.READ, NbdAnswer(0, bytes(HALF))),
+        ("backup-of-overlay", client_with("full", Nbd.READ, NbdAnswer(0, bytes(CLUSTER))),
          Verdict.CONTENT, "data of a backup of an overlay: full"),
         ("backup-of-overlay", nothing_held, Verdict.ORDER, "a job that looks what an overlay"),
         ("backup-of-overlay", succeeding, ERROR_CONTRACT, "sync=top without the overlay's tables"),
-        ("backup-of-snapshot", client_with("image", Nbd.READ, NbdAnswer(0, bytes(4 * HALF))),
+        ("backup-of-snapshot", client_with("image", Nbd.READ, NbdAnswer(0, bytes(4 * CLUSTER))),
          Verdict.CONTENT, "data of a backup of a snapshot"),
         ("backup-of-snapshot", jobs_failed, ERROR_CONTRACT, "a backup of a snapshot fails"),
         ("backup-between-files", jobs_failed, ERROR_CONTRACT, "a backup between files fails"),
         ("backup-of-snapshot", read_differently, PROTOCOL, "what a backup of a snapshot gives up"),
-        ("backup-between-files", client_with("same", Nbd.READ, NbdAnswer(0, bytes(4 * HALF))),
+        ("backup-between-files", client_with("same", Nbd.READ, NbdAnswer(0, bytes(4 * CLUSTER))),
          Verdict.CONTENT, "a backup to a raw file"),
-        ("backup-between-files", client_with("grows", Nbd.READ, NbdAnswer(0, bytes(4 * HALF))),
+        ("backup-between-files", client_with("grows", Nbd.READ, NbdAnswer(0, bytes(4 * CLUSTER))),
          Verdict.CONTENT, "a backup to a qcow2 file"),
     ],
 )  # fmt: skip

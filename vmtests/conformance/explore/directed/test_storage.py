@@ -7,15 +7,10 @@ import pytest
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import Mutant, expect_finding
-from vmtests.support.mutants import (
-    DONE,
-    asking,
-    client_with,
-    since,
-    sound_tables,
-    spoilt_store,
-)
+from vmtests.support.directed import Mutant, expect_finding, since
+from vmtests.support.mutants.clients import DONE, client_with
+from vmtests.support.mutants.disks import sound_tables, spoilt_store
+from vmtests.support.mutants.qmp import asking
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 

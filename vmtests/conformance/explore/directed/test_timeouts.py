@@ -6,21 +6,17 @@ from typing import Any
 
 import pytest
 
+from qmpshim.conformance.explore.directed.tools import CLUSTER
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import CASES, Mutant, expect_finding
-from vmtests.support.mutants import (
-    HALF,
-    client_with,
-    copied_first,
-    second_readable,
-    seen_as,
-)
+from vmtests.support.mutants.clients import client_with, copied_first, second_readable
+from vmtests.support.mutants.disks import seen_as
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
-ZEROES = NbdAnswer(0, bytes(HALF))
+ZEROES = NbdAnswer(0, bytes(CLUSTER))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,137 @@
+"""Mutants of the monitor: what is sent to QEMU, and what comes from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from qmpshim.conformance.explore.directed.tools import CLUSTER
+from qmpshim.machine.chain.gated import GatedMachine
+from vmtests.support.directed import Mutant
+
+
+def answering(command: str, change: Callable[[Any], Any]) -> Mutant:
+    """What a command returns is changed."""
+
+    def mutant(machine: GatedMachine) -> None:
+        call = machine.call
+
+        def other(name: str, arguments: Mapping[str, Any] | None = None) -> Any:
+            value = call(name, arguments)
+            return change(value) if name == command else value
+
+        machine.call = other  # type: ignore[method-assign]
+
+    return mutant
+
+
+def asking(command: str, **changes: Any) -> Mutant:
+    """A command has other arguments; without any it is not sent, and says success."""
+
+    def mutant(machine: GatedMachine) -> None:
+        call = machine.call
+
+        def other(name: str, arguments: Mapping[str, Any] | None = None) -> Any:
+            if name != command:
+                return call(name, arguments)
+            return call(name, {**(arguments or {}), **changes}) if changes else {}
+
+        machine.call = other  # type: ignore[method-assign]
+
+    return mutant
+
+
+def still_exported(machine: GatedMachine) -> None:
+    """The export that should be removed stays, and is not shown."""
+    asking("block-export-del")(machine)
+    answering("query-block-exports", lambda value: [])(machine)
+
+
+def started(machine: GatedMachine) -> None:
+    """Replication runs already."""
+    machine.start()
+
+
+def larger(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All nodes have a sector more."""
+    for node in nodes:
+        node["image"]["virtual-size"] += 512
+    return nodes
+
+
+def all_shared(node: str) -> Mutant:
+    """Every permission of a node is shared."""
+    return _permissions(node, {"shared-perm": ["write", "resize"]})
+
+
+def none_taken(node: str) -> Mutant:
+    """No permission of a node is taken."""
+    return _permissions(node, {"perm": []})
+
+
+def _permissions(node: str, change: dict[str, list[str]]) -> Mutant:
+    def changed(graph: dict[str, Any]) -> dict[str, Any]:
+        (number,) = (one["id"] for one in graph["nodes"] if one["name"] == node)
+        edges = [{**e, **(change if e["child"] == number else {})} for e in graph["edges"]]
+        return {**graph, "edges": edges}
+
+    return answering("x-debug-query-block-graph", changed)
+
+
+def not_shrunk(machine: GatedMachine) -> None:
+    """A disk that should shrink to its first size says success."""
+    call = machine.call
+
+    def other(name: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        size = (arguments or {}).get("size")
+        return {} if (name, size) == ("block_resize", 2 * CLUSTER) else call(name, arguments)
+
+    machine.call = other  # type: ignore[method-assign]
+
+
+def more_done(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All jobs have copied a sector more."""
+    return [{**job, "offset": job["offset"] + 512} for job in jobs]
+
+
+def not_recording(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """No bitmap records."""
+    for node in nodes:
+        for bitmap in node.get("dirty-bitmaps", []):
+            bitmap["recording"] = False
+    return nodes
+
+
+def jobs_failed(machine: GatedMachine) -> None:
+    """Each job that ended has failed, as its event has it."""
+
+    def failed(status: Any) -> Any:
+        for event in machine.qmp.events:
+            if event.get("event") == "BLOCK_JOB_COMPLETED":
+                event["data"]["error"] = "no space"
+        return status
+
+    answering("query-status", failed)(machine)
+
+
+def event_without_reason(machine: GatedMachine) -> None:
+    """A disk of the quorum is said to be bad."""
+    machine.qmp.events.append({"event": "QUORUM_REPORT_BAD", "data": {"node-name": "forward"}})
+
+
+def other_job_failed(machine: GatedMachine) -> None:
+    """A job is said to have ended before."""
+    data = {"device": "backup", "offset": 0, "len": 2 * CLUSTER, "error": "no space"}
+    machine.qmp.events.append({"event": "BLOCK_JOB_COMPLETED", "data": data})
+
+
+def not_cancelled(machine: GatedMachine) -> None:
+    """A job that is to be cancelled is done at full speed."""
+    call = machine.call
+
+    def other(name: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        if name == "block-job-cancel":
+            return call("block-job-set-speed", {**(arguments or {}), "speed": 0})
+        return call(name, arguments)
+
+    machine.call = other  # type: ignore[method-assign]
