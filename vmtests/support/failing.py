@@ -118,7 +118,7 @@ class Refusing(RealSystem):
 
 
 def spoilt(image: str, sector: int) -> type[RealSystem]:
-    """A QEMU that leaves in a sector of the active or hidden disk data that nothing wrote."""
+    """A QEMU that leaves in a sector of a disk data that nothing wrote."""
 
     class Spoilt(RealSystem):
         def _verdict(self, seen: Outcome) -> RealViolation | None:

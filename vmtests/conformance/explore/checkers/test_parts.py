@@ -80,8 +80,9 @@ def test_beside_a_cluster_that_cannot_be_filled_the_write_is_done(pool: QemuPool
     scenario = scenarios.RealScenario("G", ops, (operation("guest_write", C, 8),), size=3 * C)
     for errno in (EIO, CUT):
         system = explored(pool, scenario, fails="secondary read 0+42", errno=errno)
-        wrong = verdicts(system) - {Verdict.ERROR_CONTRACT}
-        assert not wrong, system.found
+        assert causes(system) == {"case 4. I/O error on the secondary disk: not in the status"}
+        wrong = explored(pool, scenario, spoilt("active", C + 10), "secondary read 0+42", errno)
+        assert verdicts(wrong) == {Verdict.LOST_WRITE}
 
 
 def test_a_copy_of_several_requests_that_fails_is_done_in_part(pool: QemuPool) -> None:
@@ -114,6 +115,8 @@ def test_a_discard_of_several_pieces_that_fails_is_done_in_part(
     )  # fmt: skip
     system = explored(pool, scenario, fails=fails, errno=errno)
     assert not verdicts(system) - {Verdict.ISOLATION}, system.found
+    wrong = explored(pool, scenario, spoilt("secondary", 700), fails=fails, errno=errno)
+    assert verdicts(wrong) == {Verdict.LOST_WRITE}
 
     behaviour = behaviour_of(read_version(pool.build)[0])
     hit = InjectedFault("secondary", "discard", 682, 342, EIO)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from qmpshim.conformance.explore.directed.cases import run_directed
 from qmpshim.conformance.explore.directed.tools import CLUSTER
+from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
@@ -32,6 +36,17 @@ def test_a_timeout_that_does_something_else(
 ) -> None:
     options = (*CASES[name].options, ("filter", option, value))
     expect_finding(name, lambda machine: None, ERROR_CONTRACT, cause, qemu_build, options=options)
+
+
+def test_where_no_timer_is_seen_nothing_is_tested(qemu_build: Build) -> None:
+    case = CASES["timeout-is-long"]
+
+    def run(machine: GatedMachine) -> object:
+        machine.quiescence.known = False
+        return case.run(machine)
+
+    with pytest.raises(BuildError):
+        run_directed(replace(case, run=run), qemu_build)
 
 
 @pytest.mark.parametrize(
