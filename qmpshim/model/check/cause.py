@@ -50,6 +50,7 @@ class CauseKind(StrEnum):
     WRONG_DATA = "wrong-data"  # detail: whose data there is
     NEW_DATA_AFTER_ERROR = "new-data-after-error"
     VIEW_UNREADABLE = "view-unreadable"
+    VIEW_READABLE = "view-readable"
     DISKS_DIFFER = "disks-differ"
     DATA_FITS_NO_ORDER = "data-fits-no-order"
     ALLOCATION = "allocation"  # subject: the overlay; detail: what kind of cluster there is
@@ -232,6 +233,7 @@ WORDING: dict[CauseKind, str] = {
     CauseKind.WRONG_DATA: "{subject}: {detail} instead of {predicted}",
     CauseKind.NEW_DATA_AFTER_ERROR: "{subject}: new data after an I/O error",
     CauseKind.VIEW_UNREADABLE: "the view cannot be read",
+    CauseKind.VIEW_READABLE: "the view can be read",
     CauseKind.DISKS_DIFFER: "primary and secondary disk differ",
     CauseKind.DATA_FITS_NO_ORDER: "reads and disks fit no order",
     CauseKind.ALLOCATION: "{subject} cluster {detail} instead of {predicted}",

@@ -69,8 +69,6 @@ def agrees(observable: Observable, predicted: Any, observed: Any) -> bool:
         case Aspect.DATA if isinstance(observed, tuple):  # of each sector, not of a whole cell
             pairs = zip(predicted, observed, strict=True)
             return all(there in (want, NOT_ZEROES) for want, there in pairs)
-        case Aspect.READABLE:
-            return bool(observed)  # more than was promised
         case Aspect.ALLOCATION:
             return Alloc(predicted).admits(Alloc(observed))
     return False

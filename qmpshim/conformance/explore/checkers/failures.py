@@ -273,7 +273,7 @@ class FailureChecker:
         spared: set[str] = set() if reported else {"status"}
         for hit in hits:
             if hit.gone:
-                spared |= self._lost_with(hit.image, seen)
+                spared |= self._lost_with(hit.image, seen) | {"readable"}
         if seen.view is None and self._ejected(seen):
             spared.add("view")
         ends = [*ends, *(loose for end in ends for loose in self._loosened(end, seen, hits))]
@@ -356,6 +356,7 @@ class FailureChecker:
                 copied.add((op.start // granule * granule, end))
         failover_failed = any(ops[op].verb is Verb.FAILOVER for op in failed)
         names = {"status"} if not self._scenario.commits or failover_failed else set()
+        names.add("readable")
         for hit in hits:
             if hit.gone:
                 names |= self._lost_with(hit.image, seen)

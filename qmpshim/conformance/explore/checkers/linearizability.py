@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise, permutations
+from typing import Any
 
 from qmpshim.conformance.explore.checkers.sequential import (
     UNREADABLE,
@@ -76,7 +77,8 @@ class RealViolation(Violation):
 class Unchecked:
     """What of an end is not looked at.
 
-    :ivar names: ``primary``, ``secondary``, ``hidden``, ``active``, ``view``, ``status``
+    :ivar names: ``primary``, ``secondary``, ``hidden``, ``active``, ``view``, ``status``;
+        ``readable``: that the view can be read though it need not be
     :ivar ops: operations whose answers are, and what they read
     :ivar ranges: first and end sector of what all disks hold
     :ivar copied: first and end sector of what the overlays hold, and whether it is allocated there
@@ -172,7 +174,7 @@ class LinearizabilityChecker:
     ) -> RealViolation | None:
         """What is wrong with an end that must be like one of *ends*."""
         observed = self.observations(seen)
-        checked = {one: value for one, value in observed.items() if self._checks(one, spared)}
+        checked = {one: v for one, v in observed.items() if self._checks(one, v, spared)}
         orders = [self.predictions(one) for one in ends]
         wrong = unexplained(checked, orders, self._together)
         return None if wrong is None else self._violation(wrong, seen)
@@ -234,13 +236,15 @@ class LinearizabilityChecker:
                 return one.place
         return one
 
-    def _checks(self, one: Observable, unchecked: Unchecked) -> bool:
-        """Whether an observable is looked at."""
+    def _checks(self, one: Observable, observed: Any, unchecked: Unchecked) -> bool:
+        """Whether an observable, with this value, is looked at."""
         match one.aspect:
             case Aspect.ANSWER:
                 return one.of not in unchecked.ops
             case Aspect.READABLE:
-                return "view" not in unchecked.names
+                return "view" not in unchecked.names and not (
+                    observed and "readable" in unchecked.names
+                )
             case Aspect.STATUS:
                 return "status" not in unchecked.names
             case Aspect.ALLOCATION:
@@ -264,6 +268,10 @@ class LinearizabilityChecker:
         match one:
             case Observable(Aspect.ANSWER, int(index)):
                 return self._wrong_answer(index, wrong)
+            case Observable(Aspect.READABLE) if wrong.observed:
+                text = "the disk can be read at the guest's end, though it was given up there"
+                cause = Cause(CauseKind.VIEW_READABLE)
+                return RealViolation(Verdict.ISOLATION, text, cause=cause)
             case Observable(Aspect.READABLE):
                 text = "the disk cannot be read at the guest's end, though nothing prevents it"
                 cause = Cause(CauseKind.VIEW_UNREADABLE)

@@ -217,4 +217,16 @@ def test_a_failed_copy_is_noticed_beside_a_query(pool: QemuPool) -> None:
             return super()._verdict(replace(whole, answers=seen.answers))
 
     unbroken = breaks(pool, "hidden write 0+128", scenario, Unbroken)
-    assert verdicts(unbroken) == {Verdict.ALLOCATION}
+    assert verdicts(unbroken) == {Verdict.ISOLATION}
+
+
+@COPIES
+def test_a_broken_snapshot_cannot_be_read(pool: QemuPool, fails: str) -> None:
+    class Generous(RealSystem):
+        """A snapshot that can be read though a copy failed, and is right."""
+
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
+            return super()._verdict(replace(seen, view=(scenarios.BASE,) * 2 * C))
+
+    found = breaks(pool, fails, kind=Generous).found
+    assert {kind for kind, _ in found} == {Verdict.ISOLATION}

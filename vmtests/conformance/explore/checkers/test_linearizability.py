@@ -147,3 +147,24 @@ def test_beside_what_a_reader_gives_up_the_copies_are_checked(pool: QemuPool) ->
     given_up = explored(pool, scenario, spoilt("hidden", C + 5))
     assert not given_up.found
     assert explored(pool, scenario, spoilt("hidden", 5)).found
+
+
+@pytest.mark.parametrize("given_up", ["bitmap", "discard"])
+def test_what_a_snapshot_does_not_have_cannot_be_read(pool: QemuPool, given_up: str) -> None:
+    """Neither what the filter's bitmap does not name, nor what the reader has discarded."""
+    if read_version(pool.build)[0] < (7, 1):
+        pytest.skip("there is no snapshot-access")
+    scenario = RealScenario("U", (operation("primary_write", 0, C),), form="fleecing")
+    if given_up == "bitmap":
+        scenario = replace(scenario, options=(("filter", "bitmap.written", ()),))
+    else:
+        scenario = replace(scenario, ops=(*scenario.ops, operation("guest_discard", C, C)))
+    assert not explored(pool, scenario).found
+
+    class Generous(RealSystem):
+        """A snapshot that can be read all the same, and is right."""
+
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
+            return super()._verdict(replace(seen, view=(BASE,) * scenario.size))
+
+    assert causes(explored(pool, scenario, Generous)) == {"the view can be read"}
