@@ -54,8 +54,13 @@ class Verb(StrEnum):
     BACKUP_ALWAYS = "backup_always"  # the same with bitmap-mode=always
     BACKUP_NEVER = "backup_never"  # and with bitmap-mode=never
     BACKUP_AND_BITMAP = "backup_and_bitmap"  # a transaction: a new bitmap, and a full backup
+    BACKUP_TOP = "backup_top"  # what the image itself holds
     BITMAP_CLEAR = "bitmap_clear"
     BITMAP_DISABLE = "bitmap_disable"
+    BITMAP_ENABLE = "bitmap_enable"
+    BITMAP_REMOVE = "bitmap_remove"
+    BITMAP_ADD = "bitmap_add"  # a second one
+    BITMAP_MERGE = "bitmap_merge"  # the first one into that
     REBUILD = "rebuild"  # of a workload: fresh overlays, nothing running
     CHECK = "check"  # of a workload: everything is compared
 
@@ -83,9 +88,17 @@ BACKUPS = (
     Verb.BACKUP_ALWAYS,
     Verb.BACKUP_NEVER,
     Verb.BACKUP_AND_BITMAP,
+    Verb.BACKUP_TOP,
 )
 #: Commands that change a dirty bitmap and nothing else.
-BITMAPS = (Verb.BITMAP_CLEAR, Verb.BITMAP_DISABLE)
+BITMAPS = (
+    Verb.BITMAP_CLEAR,
+    Verb.BITMAP_DISABLE,
+    Verb.BITMAP_ENABLE,
+    Verb.BITMAP_REMOVE,
+    Verb.BITMAP_ADD,
+    Verb.BITMAP_MERGE,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from qmpshim.model.operations import Verb, does
 
 #: What a scenario has to do for a use whose chain stands for several.
 _WANTED: Mapping[Use, tuple[Verb, ...]] = {
-    Use.FULL_BACKUP: (Verb.BACKUP_FULL, Verb.BACKUP_AND_BITMAP),
+    Use.FULL_BACKUP: (Verb.BACKUP_FULL, Verb.BACKUP_AND_BITMAP, Verb.BACKUP_TOP),
     Use.INCREMENTAL_BACKUP: (Verb.BACKUP_INCREMENTAL, Verb.BACKUP_ALWAYS, Verb.BACKUP_NEVER),
 }
 _STRENGTH = 2

@@ -581,8 +581,15 @@ _PUSH: Mapping[str, QmpCommand] = {
             ]
         },
     ),
-    "bitmap_clear": QmpCommand("block-dirty-bitmap-clear", _OF_BITMAP),
-    "bitmap_disable": QmpCommand("block-dirty-bitmap-disable", _OF_BITMAP),
+    "backup_top": QmpCommand("blockdev-backup", {**_BACKUP, "sync": "top"}),
+    **{
+        f"bitmap_{do}": QmpCommand(f"block-dirty-bitmap-{do}", _OF_BITMAP)
+        for do in ("clear", "disable", "enable", "remove")
+    },
+    "bitmap_add": QmpCommand("block-dirty-bitmap-add", _NEW),
+    "bitmap_merge": QmpCommand(
+        "block-dirty-bitmap-merge", {"node": "secondary", "target": NEW, "bitmaps": [FIRST]}
+    ),
     "stop": QmpCommand("block-job-cancel", {"device": "backup"}),
 }
 
@@ -657,7 +664,6 @@ _CHAINS = (
         "with the NBD driver",
         (_PRIMARY_IO - {"primary_vanish", "primary_zero_fast"}) | _PUSH.keys(),
         dict.fromkeys(_PUSH, _PRIMARY_IO),
-        formats=("raw",),
     ),
     # the other side: quorum on the primary disk and on the replication filter that forwards to the
     # secondary disk

@@ -24,6 +24,7 @@ from qmpshim.model.pointintime.jobs import (
     check_request,
     copied,
 )
+from qmpshim.model.pointintime.masks import span
 
 GRANULARITY = 128  # sectors
 FIRST, NEW = "b0", "b1"  # bitmaps: from the beginning; of a transaction with a full backup
@@ -34,6 +35,7 @@ _JOBS: Mapping[Verb, JobSpec] = {
     Verb.BACKUP_INCREMENTAL: JobSpec(0, Sync.INCREMENTAL, FIRST),
     Verb.BACKUP_ALWAYS: JobSpec(0, Sync.BITMAP, FIRST, BitmapMode.ALWAYS),
     Verb.BACKUP_NEVER: JobSpec(0, Sync.BITMAP, FIRST, BitmapMode.NEVER),
+    Verb.BACKUP_TOP: JobSpec(0, Sync.TOP),
 }
 
 
@@ -90,6 +92,16 @@ class PushChain:
                 self._usable().clear(self.disk.version)
             case Verb.BITMAP_DISABLE:
                 self._usable().enabled = False
+            case Verb.BITMAP_ENABLE:
+                self._usable().enabled = True
+            case Verb.BITMAP_REMOVE:
+                self._usable()
+                del self.disk.bitmaps[FIRST]
+            case Verb.BITMAP_ADD:
+                self._add()
+            case Verb.BITMAP_MERGE:
+                target, source = self._usable(NEW), self._usable()
+                target.merge(source)
             case verb if verb in _JOBS:
                 self._start(_JOBS[verb], verb is Verb.BACKUP_AND_BITMAP)
         self.done |= {number}
@@ -99,10 +111,15 @@ class PushChain:
     def _active(self) -> bool:
         return self.job is not None and self.job.active
 
-    def _usable(self) -> Bitmap:
-        bitmap = self.disk.bitmap(FIRST)
+    def _usable(self, name: str = FIRST) -> Bitmap:
+        bitmap = self.disk.bitmap(name)
         bitmap.check()
         return bitmap
+
+    def _add(self) -> None:
+        if NEW in self.disk.bitmaps:
+            raise RefusedError(f"there is a bitmap {NEW}")
+        self.disk.bitmaps[NEW] = Bitmap(NEW, GRANULARITY, self.disk.size)
 
     def _start(self, spec: JobSpec, new_bitmap: bool) -> None:
         disk = self.disk
@@ -110,12 +127,15 @@ class PushChain:
             raise RefusedError("there is a job of this name")
         bitmap, mode = check_request(spec, disk)
         must, may = copied(spec.sync, disk, bitmap, self.target_cluster)
+        if spec.sync is Sync.TOP:  # all that is not zero is in the image, which has no base
+            may = span(0, disk.size)
+            must = sum(1 << sector for sector, owner in enumerate(disk.now) if owner > 0)
         t0 = array("q", disk.now)
         if new_bitmap:
-            disk.bitmaps[NEW] = Bitmap(NEW, GRANULARITY, disk.size)
+            self._add()
         if bitmap is not None:
             bitmap.use(spec.id, disk.version)
-        whole = spec.sync is Sync.FULL
+        whole = spec.sync in (Sync.FULL, Sync.TOP)
         self.job = BackupJob(spec, t0, disk.version, must, may, None, whole, mode)
         self.before = self.done
 

@@ -422,7 +422,11 @@ def after_setup(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
     chain: AnyChain
     if scenario.backs_up:
         pushes = PushChain(
-            Disk(scenario.size, 1, owned(BASE, scenario.size)),
+            Disk(
+                scenario.size,
+                1 if scenario.secondary == "raw" else scenario.cluster,
+                owned(BASE, scenario.size),
+            ),
             scenario.granule,
             unmaps(scenario.topology.node("secondary")),
             behaviour.discard_passes_job,

@@ -25,6 +25,11 @@ _UNPLACED = frozenset((*_COMMANDS, *_BACKUPS, *_BITMAP_COMMANDS, "primary_flush"
                        "primary_vanish", "guest_vanish"))  # fmt: skip
 _FORMS = ("replication", "backup", "fleecing", "primary", "push")
 
+#: Requests that beside a backup job only the first operation is: two of them are exchanged at will.
+_FIRST_OF_PUSH = ("primary_write_fua", "primary_zero", "primary_zero_no_hole")
+#: Histories that are left to other forms: a bitmap names whole granules, whatever was written.
+_NOT_OF_PUSH = ("copied", "copied-part", "discarded")
+
 #: What each form can do.
 OPERATIONS: Mapping[str, frozenset[str]] = {form: TOPOLOGIES[form].operations for form in _FORMS}
 
@@ -83,8 +88,12 @@ _HISTORY: Mapping[str, tuple[tuple[str, int, int, int], ...]] = {
     "paused": (("job_pause", 0, 0, 0),),
     "dirty": (("primary_write", 0, 40, 0), ("primary_write", 2, 40, 0)),
     "not-recorded": (("primary_write", 0, 40, 0), ("bitmap_disable", 0, 0, 0)),
+    "two-bitmaps": (("primary_write", 0, 40, 0), ("bitmap_add", 0, 0, 0)),
 }
 _PART = 8  # sectors of an operation of the history that is smaller than a granule
+
+_GRANULE_BYTES = "granule"  # as a value: bytes of what is copied at once
+_ONE_GRANULE = (JOB, "x-perf.max-chunk", _GRANULE_BYTES)
 
 #: More options of nodes, by value of the dimension and form.
 _OPTIONS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
@@ -96,13 +105,19 @@ _OPTIONS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
     },
     "secondary-keeps": dict.fromkeys(OPERATIONS, (("secondary", "discard", "ignore"),)),
     "hidden-keeps": dict.fromkeys(
-        ("replication", "backup", "fleecing", "push"), (("hidden", "discard", "ignore"),)
+        ("replication", "backup", "fleecing"), (("hidden", "discard", "ignore"),)
     ),
     "detect-zeroes": dict.fromkeys(
         ("replication", "backup", "fleecing", "push"), (("hidden", "detect-zeroes", "unmap"),)
     ),
     "break-snapshot": {"fleecing": (("filter", "on-cbw-error", "break-snapshot"),)},
-    "detect-zeroes-below": dict.fromkeys(OPERATIONS, (("secondary", "detect-zeroes", "unmap"),)),
+    "detect-zeroes-below": dict.fromkeys(
+        ("replication", "backup", "fleecing", "primary"),
+        (("secondary", "detect-zeroes", "unmap"),),
+    ),
+    "small-copies": {"push": (_ONE_GRANULE, (JOB, "x-perf.use-copy-range", True))},
+    "two-workers": {"push": (_ONE_GRANULE, (JOB, "x-perf.max-workers", 2))},
+    "one-worker": {"push": (_ONE_GRANULE, (JOB, "x-perf.max-workers", 1))},
 }
 
 _LARGE = 256  # sectors: more than 64 KiB, and a reply that fits in a socket
@@ -170,6 +185,12 @@ def _third_fits(form: str, third: str) -> bool:
     return third == NONE or _THIRD[third][0] in OPERATIONS[form]
 
 
+def _second_fits(form: str, second: str) -> bool:
+    if form == "push" and second in _FIRST_OF_PUSH:
+        return False
+    return second in OPERATIONS[form]
+
+
 def _backs_up_once(form: str, second: str, third: str) -> bool:
     """Whether a job is started at most once, and one is where it is cancelled."""
     if form != "push":
@@ -183,9 +204,10 @@ def _backs_up_once(form: str, second: str, third: str) -> bool:
 
 def _history_fits(form: str, history: str) -> bool:
     names = {name for name, *_ in _HISTORY[history]}
-    if history == "given-up" and form == "replication":
+    if (form, history) == ("replication", "given-up"):
         return False
-    return names <= OPERATIONS[form] and (history != "dirty" or "bitmap_clear" in OPERATIONS[form])
+    left_out = _NOT_OF_PUSH if form == "push" else ("dirty",)
+    return names <= OPERATIONS[form] and history not in left_out
 
 
 SPACE = Space(
@@ -198,8 +220,8 @@ SPACE = Space(
         ),
         Constraint(
             ("form", "second"),
-            lambda form, second: second in OPERATIONS[form],
-            "the chain has no export or command for the second operation",
+            _second_fits,
+            "the chain has no export or command for the second operation, or it can be the first",
         ),
         Constraint(("form", "third"), _third_fits, "the chain cannot do the third operation"),
         Constraint(
@@ -313,7 +335,11 @@ def options_of(point: Mapping[str, str], dimension: str) -> tuple[tuple[str, str
     if dimension == "bitmap":
         return _bitmap(point)
     by_value = _CHAIN_OPTIONS.get(dimension)
-    return () if by_value is None else by_value[point[dimension]][point["form"]]
+    given = () if by_value is None else by_value[point[dimension]][point["form"]]
+    bytes_ = granule(point) * SECTOR
+    return tuple(
+        (node, key, bytes_ if what == _GRANULE_BYTES else what) for node, key, what in given
+    )
 
 
 def _bitmap(point: Mapping[str, str]) -> tuple[tuple[str, str, Any], ...]:

@@ -4,25 +4,28 @@ dimension that changes what is predicted.
 
 from __future__ import annotations
 
+import random
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 
-from qmpshim.conformance.explore.checkers import final_state, point_in_time
+from qmpshim.conformance.explore.checkers import final_state, point_in_time, sequential
 from qmpshim.conformance.explore.checkers.sequential import BackupLeft
 from qmpshim.conformance.explore.harness.push import left_by_backup
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.space.grammar import SPACE
-from qmpshim.conformance.explore.space.naming import array, point_named, scenario_of
+from qmpshim.conformance.explore.space.naming import point_named, scenario_of
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.explore.explorer import Mode, explore
+from qmpshim.model.explore.system import Choice, Footprint
 from qmpshim.model.explore.walk import Budget
-from qmpshim.model.operations import Verb, does
+from qmpshim.model.operations import Operation, Verb, does
 from qmpshim.model.pointintime import jobs
 from qmpshim.model.pointintime.bitmap import Bitmap
 from qmpshim.model.pointintime.push import PushChain
@@ -51,9 +54,10 @@ def found(pool: QemuPool, name: str, most: int = 60) -> set[tuple[CauseKind, str
 
 
 def test_a_job_is_started_once_and_cancelled_where_there_is_one() -> None:
-    pushes = [one for one in array(2) if one.form == "push"]
-    assert pushes
-    for one in pushes:
+    sampled = (SPACE.sample(random.Random(seed)) for seed in range(200))
+    pushes = [point for point in sampled if point["form"] == "push"]
+    assert len(pushes) > 10
+    for one in map(scenario_of, pushes):
         jobs_started = sum(op.backs_up for op in one.ops)
         assert jobs_started == 1 or (not jobs_started and not does(one.ops, Verb.STOP))
         assert one.contract
@@ -67,12 +71,13 @@ def test_a_job_is_started_once_and_cancelled_where_there_is_one() -> None:
     assert SPACE.complete({"form": "push", "second": "stop"}) is not None
 
 
-_LARGE = "target=large,history=copied-part"
-_MIN = "target=min-cluster,history=copied-part"
+_LARGE = "target=large,history=dirty"
+_MIN = "target=min-cluster,history=dirty"
 
 
 @pytest.mark.parametrize(
-    "name", [f"primary_write+backup_incremental,{_LARGE}", f"primary_write+backup_never,{_MIN}"]
+    "name",
+    [f"primary_write+backup_incremental,{_LARGE}", f"primary_write_fua+backup_never,{_MIN}"],
 )
 def test_a_copy_is_as_large_as_the_target_or_an_option_wants_it(
     pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
@@ -159,3 +164,99 @@ def test_what_an_always_job_did_not_copy_stays_in_the_bitmap(
 
     _seen_as(monkeypatch, forgotten)
     assert (CauseKind.BITMAP_MISSES, "b0") in found(pool, name)
+
+
+def _nothing(*args: object) -> None:
+    """A command of the model that does nothing."""
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "method", "mutant"),
+    [
+        ("primary_write+bitmap_merge,history=two-bitmaps", Bitmap, "merge", _nothing),
+        ("primary_write+bitmap_add", PushChain, "_add", _nothing),
+    ],
+)
+def test_a_command_about_a_bitmap_does_what_it_is_called(
+    pool: QemuPool,
+    name: str,
+    of: type,
+    method: str,
+    mutant: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert found(pool, name) == set()
+    monkeypatch.setattr(of, method, mutant)
+    assert found(pool, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "verb"),
+    [
+        ("primary_write+bitmap_enable,history=not-recorded", Verb.BITMAP_ENABLE),
+        ("primary_write+bitmap_remove,third=with_backup_incremental", Verb.BITMAP_REMOVE),
+        ("primary_write+bitmap_remove", Verb.BITMAP_REMOVE),
+    ],
+)
+def test_a_command_that_the_model_leaves_out_is_missed(
+    pool: QemuPool, name: str, verb: Verb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert found(pool, name) == set()
+    do = PushChain.do
+
+    def leaves_out(chain: PushChain, op: Operation, number: int) -> object:
+        return array("q") if op.verb is verb else do(chain, op, number)
+
+    monkeypatch.setattr(PushChain, "do", leaves_out)
+    assert found(pool, name)
+
+
+def test_top_copies_all_that_the_image_has(pool: QemuPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters that were never written, or discarded, are not in it."""
+    name = "primary_discard+backup_top,secondary=qcow2,target=backed"
+    assert found(pool, name) == set()
+
+    def left_out(left: BackupLeft, scenario: RealScenario) -> BackupLeft:
+        return replace(left, target=(*left.target[:-64], *(None,) * 64))
+
+    _seen_as(monkeypatch, left_out)
+    assert (CauseKind.WRONG_DATA, "target") in found(pool, name)
+
+
+def test_a_qcow2_disk_discards_whole_clusters_only(
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "primary_discard+backup_full,secondary=qcow2,place=ragged"
+    assert found(pool, name) == set()
+    made = sequential.Disk
+    monkeypatch.setattr(sequential, "Disk", lambda size, cluster, base: made(size, 1, base))
+    assert found(pool, name)
+
+
+@pytest.mark.parametrize(
+    ("options", "most"), [("one-worker", 1), ("two-workers", 2), ("small-copies", 4)]
+)
+def test_so_many_copies_are_under_way_as_the_option_allows(
+    pool: QemuPool, options: str, most: int
+) -> None:
+    """Else the dimension shows nothing: by the most I/Os of the job that were ever held."""
+    name = f"primary_write+bitmap_clear,form=push,third=with_backup_full,options={options}"
+    system = Counting(pool, scenario_of(point_named(name)))
+    try:
+        explore(system, Mode.RANDOM, Budget(schedules=8), stop=False, seed=1)
+    except BuildError as error:
+        pytest.skip(str(error))
+    assert not system.found and system.most == most
+
+
+class Counting(RealSystem):
+    """Counts the copies of a job that are under way."""
+
+    most = 0
+
+    def take(self, choice: Choice) -> Footprint:
+        footprint = super().take(choice)
+        ops = self.scenario.ops
+        copies = sum(ops[one.op].backs_up for one in self.now.held.values())
+        self.most = max(self.most, copies)
+        return footprint
