@@ -44,6 +44,7 @@ class CauseKind(StrEnum):
     ANSWERS_FIT_NO_ORDER = "answers-fit-no-order"
     STAYS = "stays"  # subject: an export or a job that was removed
     JOB_GONE = "job-gone"
+    JOB_STATE = "job-state"  # detail: what QEMU reports of the job
     COMMIT_HANGS = "commit-hangs"
     COMMIT_NOT_FLUSHED = "commit-not-flushed"
     # What reads return and disks hold. Subject: the read or the disk.
@@ -228,6 +229,7 @@ WORDING: dict[CauseKind, str] = {
     CauseKind.ANSWERS_FIT_NO_ORDER: "answers do not fit together",
     CauseKind.STAYS: "{subject} does not go",
     CauseKind.JOB_GONE: "the backup job is gone",
+    CauseKind.JOB_STATE: "the {subject} has {detail} instead of {predicted}",
     CauseKind.COMMIT_HANGS: "failover's commit hangs",
     CauseKind.COMMIT_NOT_FLUSHED: "commit not flushed",
     CauseKind.WRONG_DATA: "{subject}: {detail} instead of {predicted}",

@@ -23,6 +23,7 @@ GATE_OPEN: Sequence[Check] = (
     liveness.commit_ends,
     liveness.backup_job_ends,
     liveness.rest_is_there,
+    liveness.job_is_as_controlled,
     quorum.error_is_reported,
 )
 #: When the disks were read.

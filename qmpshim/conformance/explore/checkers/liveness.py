@@ -1,9 +1,11 @@
-"""Liveness: every operation ends, and so does every job and export that was ended.
+"""Liveness: operations end, so do jobs and exports that were ended; others are as controlled.
 
 What was cancelled or removed goes when nothing is in flight any more: it is waited for.
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
@@ -11,7 +13,7 @@ from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.answers import OK
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.operations import Verb
+from qmpshim.model.operations import JOB_CONTROLS, Verb
 
 _REMOVAL = 5.0  # seconds for an export or a job to go
 _COMMIT = 10.0  # seconds for the commit that failover leaves running
@@ -31,10 +33,7 @@ def rest_is_there(end: End) -> RealViolation | None:
     machine, scenario, history = end.machine, end.scenario, end.history
     if history.gone():
         return None
-    done = {op.verb for op in scenario.setup}
-    done |= {
-        op.verb for op, answer in zip(scenario.ops, history.answers, strict=True) if answer == OK
-    }
+    done = _done(end)
     if Verb.UNEXPORT in done and not machine.event_loop.until(
         lambda: "primary" not in _names(machine, "query-block-exports", "id"), _REMOVAL
     ):
@@ -52,6 +51,32 @@ def rest_is_there(end: End) -> RealViolation | None:
     ):
         return None
     return _remains("the backup job", "cancelled")
+
+
+def job_is_as_controlled(end: End) -> RealViolation | None:
+    """Whether a job is paused, and as slow, as the commands that succeeded set it."""
+    name, done = end.scenario.topology.job, _done(end)
+    if name is None or end.history.gone() or not done.keys() & set(JOB_CONTROLS):
+        return None
+    jobs = {one["device"]: one for one in end.machine.call("query-block-jobs")}
+    if name not in jobs:
+        return None  # whether it is there is decided by rest_is_there()
+    paused = done[Verb.JOB_PAUSE] > done[Verb.JOB_RESUME]  # neither succeeds twice in a row
+    speed = end.scenario.topology.commands[Verb.JOB_SPEED].arguments["speed"]
+    predicted = {"paused": paused, "speed": speed if done[Verb.JOB_SPEED] else 0}
+    for detail, want in predicted.items():
+        if (found := jobs[name][detail]) != want:
+            text = f"the backup job has {detail} {found}, predicted {want}"
+            cause = Cause(CauseKind.JOB_STATE, "backup job", f"{detail} {found}", (str(want),))
+            return RealViolation(Verdict.ERROR_CONTRACT, text, cause=cause)
+    return None
+
+
+def _done(end: End) -> Counter[Verb]:
+    """How often each kind of operation was done, in the setup or with success."""
+    answers = zip(end.scenario.ops, end.history.answers, strict=True)
+    ops = [*end.scenario.setup, *(op for op, answer in answers if answer == OK)]
+    return Counter(op.verb for op in ops)
 
 
 def backup_job_ends(end: End) -> RealViolation | None:

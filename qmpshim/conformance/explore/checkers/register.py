@@ -60,6 +60,7 @@ CHECKERS: tuple[Checker, ...] = (
             ("final_state", "a_command_that_does_nothing_is_missed"),
             ("final_state", "a_job_that_ends_by_itself_is_missed"),
             ("liveness", "a_commit_that_gets_no_answer_is_missed"),
+            ("liveness", "a_control_that_does_nothing_is_missed"),
         ),
     ),
     Checker(

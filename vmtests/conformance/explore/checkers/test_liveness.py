@@ -1,4 +1,4 @@
-"""Liveness: the commit that a failover leaves running has to end."""
+"""Liveness: the commit that a failover leaves running has to end; a job is as it was controlled."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import pytest
 
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers import liveness
+from qmpshim.conformance.explore.harness import operations as real_ops
+from qmpshim.conformance.explore.harness.history import RunningOperation
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
@@ -14,6 +16,8 @@ from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
+from qmpshim.model.operations import JOB_CONTROLS, Operation, Verb, operation
+from vmtests.support.failing import causes, explored, verdicts
 
 
 def test_a_commit_that_gets_no_answer_is_missed(
@@ -36,3 +40,26 @@ def test_a_commit_that_gets_no_answer_is_missed(
     pool.discard()
     assert unanswered
     assert set(system.found) == {(Verdict.HANG, Cause(CauseKind.COMMIT_HANGS))}
+
+
+@pytest.mark.parametrize("control", JOB_CONTROLS)
+def test_a_control_that_does_nothing_is_missed(
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch, control: Verb
+) -> None:
+    """It is answered with success, and the job is as it was."""
+    setup = (operation("job_pause"),) if control is Verb.JOB_RESUME else ()
+    ops = operation("primary_write", 0, scenarios.C), operation(control)
+    scenario = scenarios.RealScenario("J", ops, setup, form="backup")
+    assert not explored(pool, scenario).found
+    begin = real_ops.begin
+
+    def instead(machine: GatedMachine, op: Operation, number: int) -> real_ops.Running:
+        if op.verb is control:
+            return RunningOperation("qmp", machine.qmp.send("query-name"))
+        return begin(machine, op, number)
+
+    monkeypatch.setattr(real_ops, "begin", instead)
+    (verdict,) = verdicts(system := explored(pool, scenario))
+    (cause,) = causes(system)
+    assert verdict is Verdict.ERROR_CONTRACT
+    assert cause.startswith("the backup job has "), cause
