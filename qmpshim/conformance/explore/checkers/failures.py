@@ -485,7 +485,7 @@ class FailureChecker:
         for index, data in enumerate(seen.data):
             if data and scenario.ops[index].is_guest and primaries & set(data):
                 text = f"{scenario.ops[index]} returns new data after an I/O error"
-                cause = Cause(CauseKind.NEW_DATA_AFTER_ERROR, "guest_read")
+                cause = Cause(CauseKind.NEW_DATA_AFTER_ERROR, scenario.ops[index].name)
                 return RealViolation(Verdict.ISOLATION, text, index, cause=cause)
         if seen.view and primaries & set(seen.view):
             text = "the guest's view shows new data after an I/O error"

@@ -337,9 +337,10 @@ class LinearizabilityChecker:
         kinds = [self._kind(owner) for owner in wrong.observed]
         predicted = sorted({self._kind(want[0]) for want in wrong.predicted})
         verdict = Verdict.CONTENT
-        if name in ("guest_read", "guest_block_status", "view") and Whose.NEW in kinds:
+        above = name in ("guest_read", "guest_block_status", "view")
+        if above and Whose.NEW in kinds:
             verdict = Verdict.ISOLATION
-        elif name in ("primary", "secondary", "active", "primary_read", "view", "guest_read"):
+        elif above or name in ("primary", "secondary", "active", "primary_read"):
             verdict = Verdict.LOST_WRITE
         where = f"sectors {start}..{end - 1}"
         text = f"{what} {_runs(kinds)} in {where}, predicted {' or '.join(predicted)}"

@@ -26,7 +26,7 @@ from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Operation, operation
 from qmpshim.model.units import SECTOR
-from vmtests.support.failing import causes, explored, found, meta_write, one, spoilt
+from vmtests.support.failing import causes, explored, found, meta_write, one, spoilt, verdicts
 
 
 @pytest.mark.parametrize(
@@ -168,3 +168,20 @@ def test_what_a_snapshot_does_not_have_cannot_be_read(pool: QemuPool, given_up: 
             return super()._verdict(replace(seen, view=(BASE,) * scenario.size))
 
     assert causes(explored(pool, scenario, Generous)) == {"the view can be read"}
+
+
+@pytest.mark.parametrize("do", ["guest_read", "guest_block_status"])
+def test_zeroes_that_are_none_are_lost_writes_whatever_reports_them(
+    pool: QemuPool, do: str
+) -> None:
+    """What is written up of reads of a snapshot (7.2) covers its block status, too."""
+    scenario = RealScenario("Z", (operation(do, 0, C),), form="backup")
+
+    class Zeroed(RealSystem):
+        def _verdict(self, seen: Outcome) -> RealViolation | None:
+            return super()._verdict(replace(seen, data=((0,) * C,)))
+
+    assert not explored(pool, scenario).found
+    zeroed = explored(pool, scenario, Zeroed)
+    assert verdicts(zeroed) == {Verdict.LOST_WRITE}
+    assert causes(zeroed) == {f"{do}: zeroes instead of the old data"}
