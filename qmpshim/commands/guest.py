@@ -165,7 +165,7 @@ def _guest_boot(args: argparse.Namespace, console: Console) -> int:
     image = guest_image.build(console.progress)
     more = args.arguments[1:] if args.arguments[:1] == ["--"] else args.arguments
     words = [
-        *build.command(),
+        *build.emulator_command(),
         *("-machine", guest.machine(args.machine), "-nodefaults", "-no-user-config", "-nographic"),
         *guest.arguments(image, guest.GuestSpec(words=("qmpshim.console=shell",))),
         *("-serial", "mon:stdio", "-no-reboot"),

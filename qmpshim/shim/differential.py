@@ -188,7 +188,7 @@ def _direct(build: Build) -> Iterator[_Connection]:
     words += ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-qmp", "chardev:qmp"]
     with theirs:
         process = subprocess.Popen(
-            dies_with_owner([*build.command(), *words]),
+            dies_with_owner([*build.emulator_command(), *words]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

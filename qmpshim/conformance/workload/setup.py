@@ -27,7 +27,7 @@ class RunSetup:
     command: tuple[str, ...] = ("qemu-system-x86_64",)
     env: Mapping[str, str] = field(default_factory=dict)
     qemu_img: tuple[str, ...] = ("qemu-img",)
-    machine: str = "none"
+    machine: str | None = "none"
     limit: float = COMMAND_LIMIT
     silence: float = SILENCE
 
@@ -48,11 +48,14 @@ class RunSetup:
 
 
 def run_by(build: Build, machine: str, limit: float) -> dict[str, Any]:
-    """The fields of a :class:`RunSetup` that run *build*."""
+    """The fields of a :class:`RunSetup` that run *build*.
+
+    :param machine: value of ``-machine``, where it has that
+    """
     return {
         "command": tuple(build.command()),
         "env": dict(build.env),
         "qemu_img": tuple(build.tool_command("qemu-img")),
-        "machine": machine,
+        "machine": None if build.is_daemon else machine,
         "limit": limit,
     }

@@ -30,7 +30,7 @@ Kind = Literal["installed", "tree", "prefix", "debian"]
 ProtocolName = Literal["cow-request", "serialising-write", "copy-before-write"]
 Version = tuple[int, int, int]
 
-EMULATOR = "qemu-system-x86_64"
+EMULATOR, STORAGE_DAEMON = "qemu-system-x86_64", "qemu-storage-daemon"
 #: Red Hat ships the emulator under this name, outside PATH.
 _SYSTEM_NAMES = (EMULATOR, "qemu-kvm", "/usr/libexec/qemu-kvm")
 #: Where a build tree keeps the emulator; the last two are the layout before meson (QEMU < 5.2).
@@ -55,7 +55,8 @@ class Build:
 
     :ivar name: what a person calls it: ``system``, a registered name, or the path given
     :ivar kind: where it comes from
-    :ivar binary: the system emulator itself
+    :ivar binary: the system emulator itself, or the storage daemon, which has block devices, jobs
+        and exports as the emulator has, and no virtual machine
     :ivar launcher: what comes before a program of this build: the build's own loader, or nothing
     :ivar arguments: what every emulator start needs: ``-L`` for the build's own firmware
     :ivar env: variables to add to the environment of the emulator and the tools
@@ -84,9 +85,29 @@ class Build:
                 return cls("system", "installed", binary, tool_directories=tuple(places))
         raise HostError(f"no {EMULATOR} on PATH: {_INSTALL_HINT}, or name a build with --qemu")
 
+    @property
+    def is_daemon(self) -> bool:
+        """Whether it is the storage daemon."""
+        return self.binary.name == STORAGE_DAEMON
+
+    @property
+    def no_machine(self) -> str | None:
+        """The value of ``-machine`` for block devices alone; None: there is no such option."""
+        return None if self.is_daemon else "none"
+
     def command(self) -> list[str]:
         """The words that start the emulator; machine and devices follow them."""
-        return [*self.launcher, str(self.binary), *self.arguments]
+        firmware = () if self.is_daemon else self.arguments
+        return [*self.launcher, str(self.binary), *firmware]
+
+    def emulator_command(self) -> list[str]:
+        """As :meth:`command`, for what needs a virtual machine.
+
+        :raises BuildError: it is the storage daemon
+        """
+        if self.is_daemon:
+            raise BuildError(f"{self.binary} has no virtual machine: this needs {EMULATOR}")
+        return self.command()
 
     def tool(self, name: str) -> list[str]:
         """The words that start ``qemu-img``, ``qemu-io``, ``qemu-nbd``, ``qemu-storage-daemon``.
@@ -178,7 +199,10 @@ def read_version(build: Build) -> tuple[Version, str]:
     :raises BuildError: it is one, or may be, and does not start
     """
     ended = run_emulator(build, "--version")
-    found = re.match(r"QEMU (?:PC )?emulator version ((\d+)\.(\d+)\.(\d+).*)", ended.stdout)
+    found = re.match(
+        rf"(?:QEMU (?:PC )?emulator|{STORAGE_DAEMON}) version ((\d+)\.(\d+)\.(\d+).*)",
+        ended.stdout,
+    )
     if found:
         return (int(found[2]), int(found[3]), int(found[4])), found[1].strip()
     complaint = ended.stderr.strip()

@@ -108,7 +108,7 @@ class Capabilities:
 def probe(build: Build) -> Capabilities:
     """What the build can do; probed once for each content of the binary.
 
-    :raises BuildError: it does not start, or does not answer
+    :raises BuildError: it does not start, or does not answer, or is the storage daemon
     :raises InputError: it is not a QEMU system emulator
     """
     directory = registry.cache_directory() / "probe"
@@ -253,7 +253,7 @@ class _Monitor:
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         bare = ("-machine", "none", "-nodefaults", "-no-user-config", "-display", "none")
         self._process = subprocess.Popen(
-            dies_with_owner([*build.command(), *bare, "-qmp", "stdio"]),
+            dies_with_owner([*build.emulator_command(), *bare, "-qmp", "stdio"]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,

@@ -33,7 +33,11 @@ class BlockingChain(Closes):
         self._workspace = Workspace()
         self._runner = asyncio.Runner()
         self.qemu = Qemu(
-            build.command(), self._workspace.path, (), env=dict(build.env), limit=limit
+            build.command(),
+            self._workspace.path,
+            machine=build.no_machine,
+            env=dict(build.env),
+            limit=limit,
         )
         self.chain = SecondaryChain(self.qemu, spec, self._workspace.path, build.tool("qemu-img"))
         try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +35,13 @@ from qmpshim.machine.chain.quiescence import Quiescence, resting
 from qmpshim.machine.chain.topology import (
     PRIMARY_IMAGES,
     DirtyBitmap,
+    Export,
     Node,
     QmpCommand,
     Topology,
 )
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
-from qmpshim.machine.host.process import how_ended, last_words, launch
+from qmpshim.machine.host.process import bare, how_ended, last_words, launch
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.store import MemoryStore
@@ -110,6 +111,8 @@ class GatedMachine:
         self.gate.serve(self.event_loop, self.workspace.path / "gate")
         self._spawn()
         self.call("qmp_capabilities")
+        if self.build.is_daemon:
+            self.qmp.commands = {one["name"] for one in self.call("query-commands")}
         if self.topology.backs_up and self._lacks(self.topology.commands.values()):
             raise OptionMissing(f"{self.build.name} has not all options of these backup jobs")
         path = {"path": str(self.workspace.path / "nbd")}
@@ -135,12 +138,12 @@ class GatedMachine:
         return blank_image(self.build, self.topology.node(node), shape.size, shape.cluster)
 
     def _spawn(self) -> None:
-        argv = [
-            *self.build.command(),
-            *("-machine", "none", "-nodefaults", "-display", "none", "-no-user-config"),
-        ]
+        machine = self.build.no_machine
+        argv = bare(self.build.command(), machine)
         try:
-            self.process, ours = launch(argv, self.workspace.path, self.build.environment())
+            self.process, ours = launch(
+                argv, machine, self.workspace.path, self.build.environment()
+            )
         except OSError as error:
             raise HostError(f"cannot run {argv[0]}: {error.strerror}") from error
         self.qmp = NonBlockingQmp(self.event_loop, ours)
@@ -293,11 +296,34 @@ class GatedMachine:
         for export in exports:
             with contextlib.suppress(CommandFailed):  # it was removed by an operation
                 self.send(closing(export))
+        self._until_gone([export.name for export in exports])
+        self.batch(commands)
+
+    def _until_gone(self, exports: Collection[str]) -> None:
+        """Wait until none of these exports is there."""
         deadline = time.monotonic() + _LIMIT
-        while self.call("query-block-exports"):
+        while any(one["id"] in exports for one in self.call("query-block-exports")):
             if time.monotonic() > deadline:
                 raise MachineHung("an export did not go away")
-        self.batch(commands)
+
+    def flush(self, node: str) -> None:
+        """Flush a node: what QEMU knows of its image is in the image then. Nothing may be held.
+
+        The monitor of the storage daemon cannot do it, so there an export of its own does.
+
+        :raises MachineError: QEMU cannot
+        """
+        if not self.build.is_daemon:
+            self.call("human-monitor-command", {"command-line": f"qemu-io {node} flush"})
+            return
+        export = Export("flushing", node, False)
+        self.send(opening(export, self._storage))
+        with contextlib.closing(
+            NonBlockingNbd(self.event_loop, self.workspace.path / "nbd", export.name)
+        ) as client:
+            client.call(NbdCommand.FLUSH)
+        self.send(closing(export))
+        self._until_gone([export.name])
 
     # -- quiescence ------------------------------------------------------------------------------
 

@@ -310,6 +310,11 @@ class SecondaryChain:
 
     async def settle(self) -> None:
         """Let all I/O end and write qcow2 tables to the files, so that they can be read."""
+        if not self.qemu.has_machine:  # nothing to stop, and no qemu-io in its monitor
+            for node in self.spec.topology.images:
+                async with self._read_only(node) as client:
+                    client.flush()
+            return
         await self.qemu.execute("stop")
         # Not every QEMU's stop flushes what only the monitor owns
         # (known/directed/stop-leaves-nodes-unflushed.json).
@@ -323,9 +328,14 @@ class SecondaryChain:
     @asynccontextmanager
     async def read_hidden(self) -> AsyncIterator[NbdClient]:
         """A read-only export of the hidden disk, while the context lasts."""
-        export = Export(self.named("hidden"), self.named("hidden"), False)
+        async with self._read_only("hidden") as client:
+            yield client
+
+    @asynccontextmanager
+    async def _read_only(self, node: str) -> AsyncIterator[NbdClient]:
+        export = Export(self.named(node), self.named(node), False)
         await self._export(export)
-        with closing(self.inspect("hidden")) as client:
+        with closing(self.inspect(node)) as client:
             yield client
         await self._unexport(export)
 

@@ -57,7 +57,7 @@ class ColoNode:
         self.limit = limit
         self.version: Version = read_version(build)[0]
         self.events: list[PairEvent] = []
-        self.qemu = Qemu(build.command(), directory, (), machine, build.env, limit)
+        self.qemu = Qemu(build.emulator_command(), directory, (), machine, build.env, limit)
         self.given_up = False
         self._listening: asyncio.Task[None] | None = None
 

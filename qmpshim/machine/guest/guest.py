@@ -87,7 +87,7 @@ class Guest(Console):
         self._ours, self._theirs = socket.socketpair()
         fd, console_log = self._theirs.fileno(), directory / "console.log"
         self.qemu = Qemu(
-            build.command(),
+            build.emulator_command(),
             directory,
             [
                 *arguments(image, self.spec),

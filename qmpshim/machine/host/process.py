@@ -65,18 +65,41 @@ def last_words(stderr: str) -> str:
     return reasons[0] if reasons else ""
 
 
+def bare(command: Sequence[str], machine: str | None) -> list[str]:
+    """The words that start a QEMU without devices.
+
+    :param machine: value of ``-machine``; None: it has none, it is ``qemu-storage-daemon``
+    """
+    if machine is None:
+        return [*command]
+    return [*command, "-machine", machine, "-nodefaults", "-display", "none", "-no-user-config"]
+
+
+def _monitor(socket: int, machine: str | None) -> list[str]:
+    """The words that give it a QMP monitor on an open socket."""
+    chardev = f"socket,id=qmp,fd={socket}"
+    if machine is None:
+        return ["--chardev", chardev, "--monitor", "chardev=qmp"]
+    return ["-chardev", chardev, "-qmp", "chardev:qmp"]  # 11.1 deprecates -mon
+
+
 def launch(
-    argv: Sequence[str], directory: Path, env: Mapping[str, str], pass_fds: Sequence[int] = ()
+    argv: Sequence[str],
+    machine: str | None,
+    directory: Path,
+    env: Mapping[str, str],
+    pass_fds: Sequence[int] = (),
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Start a QEMU that ends with this process; its stdout and stderr are files in *directory*.
 
+    :param argv: its words; the monitor's are added
+    :param machine: as :func:`bare` was given it
     :param env: its whole environment
     :param pass_fds: more file descriptors that it inherits
     :returns: the process, and the socket of its QMP monitor
     :raises OSError: it cannot be run, or nothing be written to the directory
     """
     ours, theirs = socket.socketpair()
-    monitor = ("-chardev", f"socket,id=qmp,fd={theirs.fileno()}")
     try:
         with (
             theirs,
@@ -84,7 +107,7 @@ def launch(
             (directory / "stderr").open("wb") as err,
         ):
             process = subprocess.Popen(
-                dies_with_owner([*argv, *monitor, "-qmp", "chardev:qmp"]),  # 11.1 deprecates -mon
+                dies_with_owner([*argv, *_monitor(theirs.fileno(), machine)]),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -120,7 +143,7 @@ class Qemu:
     :param command: how to run the binary, e.g. ``["qemu-system-x86_64"]``
     :param directory: where its stdout, stderr and QMP log go; it must exist
     :param args: arguments after the standard ones
-    :param machine: value of ``-machine``
+    :param machine: as for :func:`bare`
     :param env: variables to add to the environment
     :param limit: seconds a command may take
     :param pass_fds: descriptors that the arguments speak of
@@ -134,7 +157,7 @@ class Qemu:
         command: Sequence[str],
         directory: Path,
         args: Sequence[str] = (),
-        machine: str = "none",
+        machine: str | None = "none",
         env: Mapping[str, str] | None = None,
         limit: float = COMMAND_LIMIT,
         pass_fds: Sequence[int] = (),
@@ -145,11 +168,8 @@ class Qemu:
         self.limit = limit
         self.silence = math.inf
         self._idleness: Idleness | None = None
-        self.argv = [
-            *command,
-            *("-machine", machine, "-nodefaults", "-display", "none", "-no-user-config"),
-            *args,
-        ]
+        self.argv = [*bare(command, machine), *args]
+        self._machine = machine
         self._env = {**os.environ, **(env or {})}
         self._pass_fds = tuple(pass_fds)
         self._process: subprocess.Popen[bytes] | None = None
@@ -165,7 +185,9 @@ class Qemu:
         :raises BuildError: the binary cannot be run, is no QEMU or ended before it answered
         """
         try:
-            self._process, ours = launch(self.argv, self.directory, self._env, self._pass_fds)
+            self._process, ours = launch(
+                self.argv, self._machine, self.directory, self._env, self._pass_fds
+            )
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise HostError(f"cannot start {self.argv[0]}: {where}{error.strerror}") from error
@@ -190,6 +212,11 @@ class Qemu:
             ours.close()
             self._close_log()
             raise
+
+    @property
+    def has_machine(self) -> bool:
+        """Whether it has a virtual machine; the storage daemon has none."""
+        return self._machine is not None
 
     @property
     def pid(self) -> int:

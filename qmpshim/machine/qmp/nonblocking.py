@@ -13,13 +13,20 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
 from typing import Any
 
-from qmpshim.errors import CommandFailed, IOFailed, MachineDied, MachineHung, ProtocolBroken
+from qmpshim.errors import (
+    CommandFailed,
+    IOFailed,
+    MachineDied,
+    MachineHung,
+    OptionMissing,
+    ProtocolBroken,
+)
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.nbd import protocol as nbd
 
@@ -60,6 +67,7 @@ class NonBlockingQmp(_Connection):
 
     :ivar wrong: what came is not QMP, and no more is read
     :ivar log: the latest messages of both sides
+    :ivar commands: those that there are; None: all that are sent
     """
 
     def __init__(self, event_loop: ManualEventLoop, sock: socket.socket) -> None:
@@ -72,12 +80,16 @@ class NonBlockingQmp(_Connection):
         self.greeting: dict[str, Any] | None = None
         self.log: deque[dict[str, Any]] = deque(maxlen=_LOG)
         self.wrong: ProtocolBroken | None = None
+        self.commands: Collection[str] | None = None
 
     def send(self, command: str, arguments: Mapping[str, Any] | None = None) -> int:
         """Send a command.
 
         :returns: the key its answer will have in :attr:`answers`
+        :raises OptionMissing: there is no such command
         """
+        if self.commands is not None and command not in self.commands:
+            raise OptionMissing(f"this program has no {command}")
         self._count += 1
         message: dict[str, Any] = {"execute": command, "id": self._count}
         if arguments:

@@ -151,7 +151,7 @@ async def _started(
 ) -> Served:
     build = options.build or builds.resolve(None)
     inherit = options.arguments is not None
-    argv = build.command()
+    argv = build.emulator_command()
     if inherit:
         argv += arguments
     else:

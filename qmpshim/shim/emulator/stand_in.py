@@ -65,7 +65,7 @@ def stand_in(arguments: Sequence[str], name: str | None = None, *, log_writes: b
 
 
 def _become(build: builds.Build, arguments: Sequence[str]) -> NoReturn:
-    argv = [*build.command(), *arguments]
+    argv = [*build.emulator_command(), *arguments]
     os.execvpe(argv[0], argv, build.environment())
 
 

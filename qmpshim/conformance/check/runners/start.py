@@ -22,6 +22,7 @@ def start(build: Build, case: Case, directory: Path) -> CaseOutcome:
 
 
 async def _start(build: Build, directory: Path, limit: float) -> None:
-    qemu = Qemu(build.command(), directory, env=build.env, start_limit=limit)
+    machine = build.no_machine
+    qemu = Qemu(build.command(), directory, machine=machine, env=build.env, start_limit=limit)
     await qemu.start()
     await qemu.close()

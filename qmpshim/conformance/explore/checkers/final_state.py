@@ -130,4 +130,4 @@ def _flush(machine: GatedMachine, now: History) -> None:
         machine.clients["guest"].call(Nbd.FLUSH)
         return
     for name in machine.overlays:
-        machine.call("human-monitor-command", {"command-line": f"qemu-io {name} flush"})
+        machine.flush(name)

@@ -59,7 +59,7 @@ class Directed:
 def run_directed(case: Directed, build: Build) -> RealViolation | None:
     """Run one case on a fresh QEMU, and end that in its own way.
 
-    :raises BuildError: the build cannot build the chain
+    :raises BuildError: the build cannot build the chain, or lacks a command
     """
     topology = topology_of(case.form, options=case.options)
     try:

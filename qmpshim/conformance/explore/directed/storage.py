@@ -262,4 +262,4 @@ def client_of_iothread(machine: GatedMachine) -> None:
     machine.call("block-export-add", {**export, "iothread": "io"})
     NonBlockingNbd(machine.event_loop, machine.workspace.path / "nbd", "threaded").close()
     machine.settle()
-    machine.call("query-status")
+    machine.call("query-version")

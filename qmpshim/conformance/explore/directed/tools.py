@@ -105,7 +105,7 @@ def remove_client(machine: GatedMachine, export: str) -> None:
 
 def flushed_image(machine: GatedMachine, node: str) -> bytes:
     """The bytes of an image once its node is flushed."""
-    machine.call("human-monitor-command", {"command-line": f"qemu-io {node} flush"})
+    machine.flush(node)
     return bytes(machine.gate.snapshot(node))
 
 
@@ -217,7 +217,7 @@ def comes(
 def events(machine: GatedMachine, name: str) -> list[dict[str, Any]]:
     """The data of the events of a name that QEMU has sent by now."""
     machine.settle()
-    machine.call("query-status")  # what was sent before its answer is here
+    machine.call("query-version")  # what was sent before its answer is here
     return [event["data"] for event in machine.qmp.events if event.get("event") == name]
 
 

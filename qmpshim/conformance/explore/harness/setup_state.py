@@ -42,8 +42,7 @@ def allocation_after_setup(finding: Finding, build: Build) -> Allocation:
         machine = system.machine
         machine.gate.open()
         for name in machine.overlays:
-            flush = {"command-line": f"qemu-io {name} flush"}
-            machine.call("human-monitor-command", flush)
+            machine.flush(name)
         parsed = {name: Qcow2Reader.parse(machine.gate.snapshot(name)) for name in machine.overlays}
         return {name: _letters(one.clusters(), one.guest_clusters) for name, one in parsed.items()}
     except MachineError:
