@@ -9,9 +9,9 @@ its own clusters. Commands, flushes and FUA writes touch everything; so do all, 
 I/O is held: one table is about the clusters of many.
 
 While a backup job copies in the background, an I/O of it touches what it is about, and all of the
-operations that go on when it is let go. That holds as long as another I/O of the job is held: the
-step after which none is may end the job, or have it look for more to copy anywhere. So that step
-touches everything, and so does each one after an I/O has failed.
+operations that go on when it is let go. That holds as long as another I/O is held that can only be
+the job's: the step after which none is may end the job, or have it look for more to copy anywhere.
+So that step touches everything, and so does each one after an I/O has failed.
 """
 
 from __future__ import annotations
@@ -87,6 +87,10 @@ class Footprints:
             own = self._places(other.start, other.count) if whole is EVERYTHING else whole.writes
             places |= own or EVERYTHING.writes
         return Footprint(places, 0 if named.verb == "read" else places)
+
+    def may_need(self, op: int, named: NamedIo) -> bool:
+        """Whether an I/O can be one of this operation, too."""
+        return bool(self._ops[op].writes & self._places(named.start, named.count))
 
     def alone(self, thread: int) -> bool:
         """Whether an operation has at most one I/O at a time: then only that can move it."""
