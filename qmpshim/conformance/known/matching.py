@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from qmpshim.conformance.bundles.any_workload import AnyCase, load_case
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.explore.harness.choices import failures
+from qmpshim.conformance.explore.harness.choices import IoId, failures
 from qmpshim.conformance.explore.report.findings import Finding, failing, finding_from_json
 from qmpshim.conformance.known.write_ups import Version, WriteUp, common
 from qmpshim.conformance.pair.plan import GUESTS, PairFinding, PairPlan
@@ -27,7 +27,13 @@ from qmpshim.model.operations import NAMES, Operation
 AnyOperation = Operation | PointOperation
 
 _VERBS = ("read", "write", "zero", "discard", "flush", "status")
-_FAILS = frozenset(f"{image} {verb}" for image in {*IMAGES, *PRIMARY_IMAGES} for verb in _VERBS)
+_OF_TABLES = " of tables"
+_FAILS = frozenset(
+    f"{image} {verb}{tables}"
+    for image in {*IMAGES, *PRIMARY_IMAGES}
+    for verb in _VERBS
+    for tables in ("", _OF_TABLES)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +43,8 @@ class ExplorerWriteUp(WriteUp):
     :ivar forms: of the chain
     :ivar needs: concurrent operations: one of each of these has to be there
     :ivar needs_before: operations: one of each, concurrent or done before
-    :ivar fails: the I/Os that fail, ``hidden write`` for one: something does, and only these do;
-        empty: it does not matter
+    :ivar fails: the I/Os that fail, ``hidden write`` for one, or ``hidden write of tables``, which
+        is of no data: something does, and only these do; empty: it does not matter
     :ivar errnos: how they fail (an errno, CUT, RECONNECT): so and not otherwise; empty: it does
         not matter
     :ivar clusters: of the overlays, in sectors: one of these; empty: it does not matter
@@ -57,21 +63,27 @@ class ExplorerWriteUp(WriteUp):
 
     def covers(self, finding: Finding, version: Version) -> bool:
         """Whether *finding*, seen on QEMU *version*, is this one."""
-        scenario, failed = finding.scenario, failing(finding.schedule)
+        scenario, failed = finding.scenario, failures(finding.schedule)
         there = _names(scenario.ops)
         ever = there | _names(scenario.setup)
-        errnos = {step.fault for step in failures(finding.schedule)}
+        errnos = {step.fault for step in failed}
         return (
             self.concerns(version)
             and self.explains(finding.verdict, finding.cause, finding.contract)
             and scenario.form in self.forms
             and all(there & ways for ways in self.needs)
             and all(ever & ways for ways in self.needs_before)
-            and (not self.fails or (bool(failed) and failed <= self.fails))
+            and (not self.fails or bool(failed))
+            and all(not self.fails or _kinds(step.io) & self.fails for step in failed)
             and (not self.errnos or errnos <= self.errnos)
             and (not self.clusters or scenario.cluster in self.clusters)
             and self.secondary in ("", scenario.secondary)
         )
+
+
+def _kinds(io: IoId) -> set[str]:
+    """What an I/O that fails may be called in :attr:`ExplorerWriteUp.fails`."""
+    return {io.kind, io.kind + _OF_TABLES} if io.meta else {io.kind}
 
 
 def _names(ops: Iterable[Operation]) -> set[str]:

@@ -159,6 +159,23 @@ def test_a_write_up_covers_its_own_case_on_its_versions_only(known: ExplorerWrit
         assert not known.covers(replace(case, schedule=tuple(fails)), has_it)
 
 
+def test_a_failed_write_of_data_is_none_of_tables() -> None:
+    """The tables that could not be written are what failed-flush-unorders-frees is about."""
+    name = "failed-flush-unorders-frees"
+    case = load_finding(DIRECTORY / f"{name}.json")
+    recognise = recogniser(known_findings(), SYSTEM)
+
+    def failing(io: str) -> Finding:
+        steps = (
+            step._replace(io=io_id(step.op, io)) if isinstance(step, Fail) else step
+            for step in case.schedule
+        )
+        return replace(case, schedule=tuple(steps))
+
+    tables, data = failing("hidden write meta 65536+512"), failing("hidden write 0+128")
+    assert (recognise(case), recognise(tables), recognise(data)) == (name, name, "")
+
+
 def test_a_discard_leaves_no_zero_cluster_with_a_place_in_the_file() -> None:
     """So it is not what write-beside-zeroes-zeroes-data needs (``discard_in_l2_slice``)."""
     case = load_finding(DIRECTORY / "write-beside-zeroes-zeroes-data.json")
