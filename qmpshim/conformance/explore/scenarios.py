@@ -157,6 +157,11 @@ class RealScenario:
         """Whether backup jobs may be started, which go on when their command is answered."""
         return self.topology.backs_up
 
+    @property
+    def retries(self) -> bool:
+        """Whether a backup job copies again what fails, and does not fail itself."""
+        return any(one.get("on-target-error") == "ignore" for one in self.topology.backups)
+
     def goes_on(self, op: Operation) -> bool:
         """Whether something goes on in the background when an operation is answered."""
         return op.backs_up or (self.topology.commits and op.verb is Verb.FAILOVER)

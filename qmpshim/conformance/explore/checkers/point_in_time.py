@@ -1,5 +1,9 @@
 """Point in time: the target of a backup job is the disk at T0; what it has not copied is not there.
 
+With ``on-target-error=ignore`` a job copies again what failed: it does not fail, and an event
+reports each error (``block_job_error_action``, blockjob.c; ``BlockdevOnError`` in
+qapi/block-core.json).
+
 T0 is the moment at which the job's command is carried out. Which changes are before it depends on
 the order of the operations. The same ones have to explain the whole target, since QEMU drains the
 disk then (``backup_job_create`` and ``bdrv_drained_begin``); sector by sector the order of
@@ -20,6 +24,7 @@ from qmpshim.conformance.explore.checkers.linearizability import (
     orders_of,
 )
 from qmpshim.conformance.explore.checkers.sequential import BackupLeft, after_setup
+from qmpshim.conformance.explore.harness.push import ignored_errors
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.model.answers import OK, Answer, IoError
 from qmpshim.model.chain.behaviour import Behaviour, behaviour_of
@@ -96,8 +101,10 @@ def target_is_point_in_time(end: End) -> RealViolation | None:
 def _masked(end: End, left: BackupLeft) -> RealViolation | None:
     """Whether an I/O of data failed, and neither an operation nor the job reports an error."""
     failed = [named for named, _ in end.history.failed if not named.meta and named.verb != "flush"]
-    reported = left.ending in (Ending.FAILED, Ending.CANCELLED) or any(
-        answer != OK for answer in end.history.answers
+    reported = (
+        left.ending in (Ending.FAILED, Ending.CANCELLED)
+        or any(answer != OK for answer in end.history.answers)
+        or (end.scenario.retries and ignored_errors(end.machine))
     )
     if not failed or reported:
         return None
@@ -172,7 +179,8 @@ def _possible(
                 if pushes is not None:
                     numbers = {scenario.number(index) for index in uncertain}
                     before = pushes.before - numbers
-                    _add(found.setdefault(before, Possible(zeroes=zeroes)), pushes, failed)
+                    possible = found.setdefault(before, Possible(zeroes=zeroes))
+                    _add(possible, pushes, failed and not scenario.retries)
     return tuple(found.values())
 
 
@@ -209,7 +217,7 @@ def _run(
     return pushes
 
 
-def _add(to: Possible, pushes: PushChain, failed: bool) -> None:
+def _add(to: Possible, pushes: PushChain, may_fail: bool) -> None:
     job = pushes.job
     if job is None:
         to.endings.add(None)
@@ -217,7 +225,7 @@ def _add(to: Possible, pushes: PushChain, failed: bool) -> None:
         to.endings.add(Ending.CANCELLED if job.cancelled else Ending.COMPLETED)
         if job.cancelled:
             to.endings.add(Ending.COMPLETED)
-        if failed:
+        if may_fail:
             to.endings.add(Ending.FAILED)
         to.t0 = to.t0 or [set() for _ in job.t0]
         for owners, owner in zip(to.t0, job.t0, strict=True):

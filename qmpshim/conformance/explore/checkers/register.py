@@ -98,6 +98,9 @@ CHECKERS: tuple[Checker, ...] = (
             ("point_in_time", "a_target_of_two_points_in_time_is_found_out"),
             ("point_in_time", "a_job_that_ends_by_itself_is_found_out"),
             ("point_in_time", "a_failed_copy_that_is_not_reported_is_found_out"),
+            ("retried_copies", "a_copy_that_failed_is_made_again"),
+            ("retried_copies", "an_error_that_no_event_reports_is_found_out"),
+            ("retried_copies", "what_is_not_copied_again_is_missing"),
         ),
     ),
     Checker(

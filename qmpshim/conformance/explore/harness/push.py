@@ -42,6 +42,14 @@ def ending_of_job(machine: GatedMachine) -> Ending | None:
     return None
 
 
+def ignored_errors(machine: GatedMachine) -> bool:
+    """Whether the backup job reported an error that it goes on after."""
+    return any(
+        event["event"] == "BLOCK_JOB_ERROR" and event["data"]["action"] == "ignore"
+        for event in machine.qmp.events
+    )
+
+
 def _bitmap(machine: GatedMachine, found: Mapping[str, Any], size: int) -> BitmapLeft:
     name = str(found.get("name", ""))
     granules = None

@@ -13,7 +13,7 @@ from typing import Any
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.checkers.quorum import both_refused
-from qmpshim.conformance.explore.harness.choices import IoId
+from qmpshim.conformance.explore.harness.choices import CUT, IoId
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.report.findings import Sighting, SightingKey
@@ -157,6 +157,11 @@ class _ScenarioRun:
         """Whether the task's deadline has passed."""
         return self._task.deadline is not None and time.monotonic() >= self._task.deadline
 
+    @property
+    def errnos(self) -> tuple[int, ...]:
+        """What I/Os may fail with. A job that copies again what fails has to have its disks."""
+        return tuple(one for one in self._task.errnos if one != CUT or not self.scenario.retries)
+
     def system(self, plan: Plan, all_io: bool) -> _ReportingSystem:
         """The scenario as a system that can be explored, once."""
         return _ReportingSystem(
@@ -258,7 +263,7 @@ def explore_scenario(
             result.exhaustive, result.cut_short = False, not result.skipped
             break
         if not plan:
-            plans = _faults(system.ios, task.errnos) + both_refused(system.ios, task.errnos)
+            plans = _faults(system.ios, run.errnos) + both_refused(system.ios, run.errnos)
         # A block job's timer may come between under load; then all of it once more.
         repeated = bool(system.derailed) and repetitions > 0 and explored.exhaustive
         if repeated:
@@ -289,7 +294,7 @@ def sample_scenario(
     for number, sample in enumerate(task.samples):
         plans: list[Plan] = [{}]
         if sample.faults:
-            possible = _faults(ios[sample.all_io], task.errnos)
+            possible = _faults(ios[sample.all_io], run.errnos)
             plans = rng.sample(possible, min(sample.schedules, len(possible)))
         for plan in plans:
             if number and seconds is not None and run.seconds > seconds:

@@ -117,6 +117,9 @@ _OPTIONS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
     ),
     "small-copies": {"push": (_ONE_GRANULE, (JOB, "x-perf.use-copy-range", True))},
     "two-workers": {"push": (_ONE_GRANULE, (JOB, "x-perf.max-workers", 2))},
+    "retries": {
+        "push": tuple((JOB, f"on-{disk}-error", "ignore") for disk in ("source", "target"))
+    },
     "one-worker": {"push": (_ONE_GRANULE, (JOB, "x-perf.max-workers", 1))},
 }
 
