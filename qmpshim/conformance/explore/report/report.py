@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -239,9 +240,7 @@ def render(report: ExploreReport) -> str:
     if left and report.mode != SOAK:
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
         lines.append(f"not exhausted: {', '.join(left[:8])}{more}")
-    for one in report.scenarios:
-        if one.skipped:
-            lines.append(f"{CANNOT_BE_TESTED}: {one.name}: {one.skipped}")
+    lines += _skipped({one.name: one.skipped for one in report.scenarios if one.skipped})
     derailed = sum(one.derailed for one in report.scenarios)
     if derailed:
         many = _many(derailed, "schedule")
@@ -295,7 +294,21 @@ def _directed(report: ExploreReport) -> list[str]:
     version = ".".join(map(str, report.version))
     many = _many(len(result.cases), "directed case")
     lines = [f"{report.build} (QEMU {version}): {len(result.run)} of {many} run"]
-    return lines + [f"{CANNOT_BE_TESTED}: {one}: {why}" for one, why in result.skipped.items()]
+    return lines + _skipped(result.skipped)
+
+
+def _skipped(reasons: Mapping[str, str]) -> list[str]:
+    """What cannot be tested, a line for each reason.
+
+    :param reasons: by name
+    """
+    names: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        names.setdefault(why, []).append(name)
+    return [
+        f"{CANNOT_BE_TESTED}: {first}{f' and {len(more)} more' if more else ''}: {why}"
+        for why, (first, *more) in names.items()
+    ]
 
 
 def _of_case(finding: DirectedFinding) -> list[str]:

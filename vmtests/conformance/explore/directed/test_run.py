@@ -82,9 +82,12 @@ def test_what_the_build_cannot_do_is_skipped(qemu_build: Build) -> None:
     def cannot(machine: GatedMachine) -> None:
         raise DriverMissing("no such driver")
 
-    result = ran(qemu_build, case(cannot), case(never, "other"))
-    assert result.skipped == {"directed/made": "no such driver"} and result.complete
-    assert [one.name for one in result.run] == ["other"]
+    cases = case(cannot), case(cannot, "too"), case(never, "other")
+    report = explore_real(qemu_build, [], directed=cases)
+    why = "no such driver"
+    assert report.directed.skipped == {"directed/made": why, "directed/too": why}
+    assert report.directed.complete and [one.name for one in report.directed.run] == ["other"]
+    assert f"cannot be tested: directed/made and 1 more: {why}" in render(report)
 
 
 def test_a_build_that_can_do_none_cannot_be_tested(tmp_path: Path, qemu_build: Build) -> None:
