@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qmpshim.machine.host.files import map_file
 from qmpshim.machine.host.workspace import Workspace
-from qmpshim.machine.images.agreement import ImageView, map_file
+from qmpshim.machine.images.image_view import ImageView
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 
 KiB, MiB, GiB, TiB = (1 << 10 * power for power in (1, 2, 3, 4))

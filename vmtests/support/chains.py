@@ -17,7 +17,7 @@ from qmpshim.conformance.workload.verify import setup_for
 from qmpshim.errors import CommandFailed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
-from qmpshim.machine.images.agreement import map_file
+from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.behaviour import Behaviour

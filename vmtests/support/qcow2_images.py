@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from qmpshim.machine.images.agreement import Piece
+from qmpshim.machine.images.image_view import Piece
 
 KiB, MiB, GiB, TiB = (1 << 10 * power for power in (1, 2, 3, 4))
 

@@ -24,7 +24,8 @@ from qmpshim.conformance.workload.pattern import (
 from qmpshim.errors import IOFailed
 from qmpshim.machine.chain.secondary import SecondaryChain
 from qmpshim.machine.host.files import copy_sparse, file_extents, map_file
-from qmpshim.machine.images.agreement import ImageView, agree
+from qmpshim.machine.images.agreement import agree
+from qmpshim.machine.images.image_view import ImageView
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import PAGE, Alloc, Image

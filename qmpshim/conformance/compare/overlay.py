@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qmpshim.machine.images.agreement import ImageView
+from qmpshim.machine.images.image_view import ImageView
 from qmpshim.machine.images.qcow2 import BytesLike, ImageError, Qcow2Reader
 from qmpshim.model.disks.image import Alloc
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.points import PointsChain, is_base
-from qmpshim.machine.images.agreement import ImageView, Piece, through
+from qmpshim.machine.images.image_view import ImageView, Piece, through
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc, Owners
 from qmpshim.model.pointintime.jobs import BackupJob, Ending

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from qmpshim.errors import UnsupportedFeature
-from qmpshim.machine.images.agreement import ImageView
+from qmpshim.machine.images.image_view import ImageView
 from qmpshim.machine.images.qcow2 import BytesLike, ImageError, Qcow2Reader
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Chain, Workflow

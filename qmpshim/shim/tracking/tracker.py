@@ -332,7 +332,7 @@ class ModelTracker:
 
         :raises OSError: they cannot be read
         """
-        from qmpshim.machine.images.agreement import map_file
+        from qmpshim.machine.host.files import map_file
         from qmpshim.shim.tracking.baseline import Files
 
         if self.controller is not None:

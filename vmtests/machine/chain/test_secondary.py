@@ -13,9 +13,9 @@ import pytest
 from qmpshim.errors import BuildError, CommandFailed, HostError, IOFailed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
+from qmpshim.machine.host.files import map_file
 from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.host.workspace import Workspace
-from qmpshim.machine.images.agreement import map_file
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Workflow

@@ -14,7 +14,7 @@ import pytest
 
 from qmpshim.errors import UnsupportedFeature
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.images.agreement import map_file
+from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images.qcow2 import ImageError, Incompatible, Qcow2Reader, Run, Severity
 from qmpshim.model.disks.image import Alloc
 from vmtests.support.qcow2_images import (

@@ -10,15 +10,11 @@ import pytest
 
 from qmpshim.errors import UnsupportedFeature
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.images import agreement, qcow2
-from qmpshim.machine.images.agreement import (
-    ImageView,
-    QcowReader,
-    agree,
-    consult,
-    map_file,
-    through,
-)
+from qmpshim.machine.host.files import map_file
+from qmpshim.machine.images import image_view, qcow2
+from qmpshim.machine.images.agreement import agree, consult
+from qmpshim.machine.images.image_view import ImageView, through
+from qmpshim.machine.images.libqcow import QcowReader
 from qmpshim.machine.images.qcow2 import ImageError, Qcow2Reader, Severity
 from qmpshim.model.disks.image import Alloc
 from vmtests.support.qcow2_images import (
@@ -250,7 +246,7 @@ MUTANTS: dict[str, tuple[object, str, object, str]] = {
     "all subclusters are the first": (qcow2, "_subclusters", _one_offset_a_cluster, "extended"),
     "offset 0 is no offset": (Qcow2Reader, "_has_host", _offset_zero_is_none, "data file"),
     "data is in the image": (
-        agreement,
+        image_view,
         "external_data",
         lambda path, qcow2: map_file(path),
         "data file",

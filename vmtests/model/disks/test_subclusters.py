@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from qmpshim.machine.images.agreement import ImageView, map_file
+from qmpshim.machine.host.files import map_file
+from qmpshim.machine.images.image_view import ImageView
 from qmpshim.machine.images.qcow2 import Qcow2Reader as Tables
 from qmpshim.model.disks.image import Alloc, Fill, Owners, Qcow2Image, owned
 from qmpshim.model.disks.subclusters import SUBCLUSTERS, ExtendedQcow2

@@ -22,7 +22,7 @@ from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.errors import InputError, UnsupportedFeature
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.topology import TOPOLOGIES
-from qmpshim.machine.images.agreement import map_file
+from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images.qcow2 import ImageError, Qcow2Reader
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR

@@ -26,8 +26,8 @@ from qmpshim.conformance.explore.harness.overlays import faults_of
 from qmpshim.conformance.explore.harness.real_system import Looks, RealSystem
 from qmpshim.errors import CommandFailed, InputError, MachineError
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.images.agreement import qemu_img_check
 from qmpshim.machine.images.qcow2 import ImageError, Incompatible, Qcow2Reader
+from qmpshim.machine.images.qemu_img import qemu_img_check
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 
