@@ -81,7 +81,7 @@ def test_a_limit_ends_it_wherever_qemu_is_waited_for(
     qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is for ever busy, say; without the limit each step takes 20 s."""
-    monkeypatch.setattr(GatedMachine, "hopeless", lambda self, seconds: False)
+    monkeypatch.setattr(GatedMachine, "stalled", lambda self, seconds: False)
     monkeypatch.setattr(run, "PATIENCE", 10 * LIMIT)
     monkeypatch.setattr(real_ops, "answer", deaf)
     every = [*scenarios.named("WH"), *scenarios.named("R"), *scenarios.named("WV")]

@@ -123,7 +123,7 @@ def _misbehaved(work: GuestWork, error: MachineError) -> Divergence:
     # A process that was killed closes its connections a little before it can be waited for.
     known = isinstance(error, GuestPanicked | GuestFailed) or Ending.of(error) is not None
     if not known and not work.rig.qemu.alive(1.0):
-        error = work.rig.qemu.died("the scenario")
+        error = work.rig.qemu.exit_error("the scenario")
     return Divergence.of_error(error, "guest", work.number, "an answer")
 
 

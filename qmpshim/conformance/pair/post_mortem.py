@@ -59,7 +59,7 @@ class PostMortem:
         if log:
             self._log[role] = log[-1]
         last_line = f"; it said: {log[-1]}" if log else ""
-        code = await qemu.ended(0.2)
+        code = await qemu.wait_for_exit(0.2)
         if code is not None:
             self._ends[role] = code
             self.lines.append(f"{name}: ended by {_ending(code)}{last_line}")

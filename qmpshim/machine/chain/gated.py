@@ -154,12 +154,10 @@ class GatedMachine:
         if self.qmp.wrong is not None:
             raise NotStarted(f"{self.build.name} does not speak QMP: {self.qmp.wrong}")
         if self.qmp.greeting is None:
-            last_line = self.stderr().strip().splitlines()
-            raise NotStarted(
-                f"{self.build.name} ended at once" + (f": {last_line[-1]}" if last_line else "")
-            )
+            reason = last_words(self.stderr())
+            raise NotStarted(f"{self.build.name} ended at once" + (f": {reason}" if reason else ""))
         self.quiescence = Quiescence(self.process.pid)
-        self.event_loop.hopeless = self.hopeless
+        self.event_loop.stalled = self.stalled
 
     @property
     def overlays(self) -> tuple[str, ...]:
@@ -350,7 +348,7 @@ class GatedMachine:
             if poll(0.0):
                 continue
             if self.qmp.over:
-                raise self.ended()
+                raise self.monitor_error()
             if calm:
                 return
             # Let QEMU have the processor; what it sends wakes us.
@@ -363,9 +361,11 @@ class GatedMachine:
             elif now > deadline:
                 raise MachineHung(f"QEMU is busy for {limit:g} s with nothing to do")
 
-    def hopeless(self, seconds: float) -> bool:
-        """Whether nothing comes from QEMU within so many *seconds* by itself: it is asleep, none of
-        its requests is unanswered, and no timer of its fires before. Or it was stopped.
+    def stalled(self, seconds: float) -> bool:
+        """Whether nothing comes from QEMU within so many *seconds* by itself.
+
+        It is asleep, none of its requests is unanswered, and no timer of it fires before; or it
+        was stopped.
         """
         quiescence = self.quiescence
         if self.gate.held:
@@ -390,7 +390,7 @@ class GatedMachine:
             while number not in self.qmp.answers and time.monotonic() < until:
                 self.event_loop.poll(0.02)
                 if self.qmp.over:
-                    raise self.ended()
+                    raise self.monitor_error()
             self.qmp.answers.pop(number, None)
             quiet = quiet + 1 if self._signs() == before else 0
             if time.monotonic() > deadline:
@@ -414,29 +414,29 @@ class GatedMachine:
         """Whether the process still runs."""
         return self.process is not None and self.process.poll() is None
 
-    def ended(self) -> MachineError:
-        """Why nothing more comes from QEMU's monitor."""
-        return self.qmp.wrong or self.died()
+    def monitor_error(self) -> MachineError:
+        """The error to raise when QEMU's monitor is over: it sent no QMP, or ended."""
+        return self.qmp.wrong or self.exit_error()
 
-    def died(self) -> MachineDied:
-        """How QEMU ended, in one line: the assertion if there was one, else the signal."""
+    def exit_error(self) -> MachineDied:
+        """The error to raise when QEMU has ended; its text has the failed assertion, if any."""
         assert self.process is not None
         try:
             code = self.process.wait(10)
         except subprocess.TimeoutExpired:
             return MachineDied("QEMU closed its monitor but still runs")
         how = how_ended(code)
-        last_line = last_words(self.stderr())
-        return MachineDied(f"QEMU {how}" + (f": {last_line}" if last_line else ""), how, last_line)
+        reason = last_words(self.stderr())
+        return MachineDied(f"QEMU {how}" + (f": {reason}" if reason else ""), how, reason)
 
-    def explained(self, error: MachineError) -> MachineError:
-        """What an error means: a connection that broke may be the first sign of QEMU's end."""
+    def root_error(self, error: MachineError) -> MachineError:
+        """What *error* comes from: a broken connection may be the first sign of QEMU's exit."""
         if self.alive() and not isinstance(error, MachineDied):
             return error
-        died = self.died()
+        exited = self.exit_error()
         if self.alive() and not self.qmp.lost:
             return MachineError(str(error))
-        return died
+        return exited
 
     def quit(self) -> None:
         """Let QEMU end in its own way, which is a test of it, too.
@@ -446,8 +446,7 @@ class GatedMachine:
         """
         assert self.process is not None
         for client in (*self.clients.values(), *self._status.values()):
-            if client is not None:
-                client.close()
+            client.close()
         self.qmp.send("quit")
         deadline = time.monotonic() + _LIMIT
         while self.process.poll() is None:
@@ -455,7 +454,7 @@ class GatedMachine:
             if time.monotonic() > deadline:
                 raise MachineHung("QEMU does not quit")
         if self.process.returncode:
-            raise self.died()
+            raise self.exit_error()
 
     def close(self) -> None:
         """End everything, at once."""
@@ -467,8 +466,7 @@ class GatedMachine:
             self.process.kill()
             self.process.wait()
         for client in (*self.clients.values(), *self._status.values()):
-            if client is not None:
-                client.close()
+            client.close()
         if hasattr(self, "qmp"):
             self.qmp.close()
         if hasattr(self, "quiescence"):

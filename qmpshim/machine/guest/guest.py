@@ -101,7 +101,7 @@ class Guest(Console):
             limit,
             pass_fds=(fd,),
         )
-        super().__init__(self._ours, console_log, self.qemu.died, self.qemu.alive)
+        super().__init__(self._ours, console_log, self.qemu.exit_error, self.qemu.alive)
 
     async def start(self) -> None:
         """Start QEMU; :meth:`wait_for_prompt` waits for the guest.

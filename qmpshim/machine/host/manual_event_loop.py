@@ -24,7 +24,7 @@ class ManualEventLoop:
     What a callback raises passes through :meth:`poll`.
 
     :ivar deadline: of everything that is waited for here, by time.monotonic(); None: there is none
-    :ivar hopeless: whether nothing will come within so many seconds, so that waiting is of no use;
+    :ivar stalled: whether nothing will come within so many seconds, so that waiting is of no use;
         called only when nothing came for a while
     """
 
@@ -36,7 +36,7 @@ class ManualEventLoop:
         self._count = itertools.count()
         self.polls = 0
         self.deadline: float | None = None
-        self.hopeless: Callable[[float], bool] = lambda seconds: False
+        self.stalled: Callable[[float], bool] = lambda seconds: False
 
     def on_readable(self, file: int, callback: Callback | None) -> None:
         """Call back whenever *file* has something, its end included; None: no longer.
@@ -116,7 +116,7 @@ class ManualEventLoop:
             came = self.poll(min(left, _GLANCE))
             if condition():
                 return True
-            if not came and self.hopeless(left):
+            if not came and self.stalled(left):
                 return condition()
 
     def close(self) -> None:

@@ -197,7 +197,7 @@ class Qemu:
             async with asyncio.timeout(self.start_limit):
                 await self._client.connect(ours)
         except (QMPError, TimeoutError, OSError, EOFError) as error:
-            code = await self.ended(1.0)
+            code = await self.wait_for_exit(1.0)
             self.kill()
             how = f"within {self.start_limit:g} s" if code is None else f"(exit status {code})"
             reason = self.stderr().strip().splitlines()
@@ -270,8 +270,8 @@ class Qemu:
                 what = " ".join(str(fault).split())
                 explained = f"QEMU's monitor said what is no QMP ({command}): {what}"
                 raise ProtocolBroken(explained) from error
-            await self.ended(_ENDING)
-            raise self.died(command, 0.0) from error
+            await self.wait_for_exit(_ENDING)
+            raise self.exit_error(command, 0.0) from error
         self._note("<-", {"return": result})
         return result
 
@@ -326,18 +326,18 @@ class Qemu:
             pass
         return None
 
-    async def ended(self, patience: float) -> int | None:
+    async def wait_for_exit(self, patience: float) -> int | None:
         """Wait so many seconds for the process to end: its exit status, None if it still runs."""
         deadline = time.monotonic() + patience
         while (code := self.exit_status) is None and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(_GLANCE)
         return code
 
-    def died(self, during: str, patience: float = _ENDING) -> MachineDied:
+    def exit_error(self, during: str, patience: float = _ENDING) -> MachineDied:
         """The exception that describes how QEMU ended during *during*.
 
         :param patience: seconds that it may still need for that; they are waited for, so where a
-            loop runs :meth:`ended` comes first
+            loop runs :meth:`wait_for_exit` comes first
         """
         code = self._reap(patience)
         how = "closed its connection but still runs" if code is None else how_ended(code)
@@ -402,7 +402,7 @@ class Qemu:
             return  # it is deaf, so there is nothing to wait for
         except (QMPError, EOFError, OSError):
             log.debug("quit was not answered")
-        await self.ended(patience)
+        await self.wait_for_exit(patience)
 
     def _close_log(self) -> None:
         if self._log is not None:

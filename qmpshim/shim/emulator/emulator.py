@@ -145,7 +145,7 @@ class Emulator(Qemu):
         try:
             await self.shim.start(self.limit)
         except MachineError as error:
-            code = await self.ended(1.0)
+            code = await self.wait_for_exit(1.0)
             self.kill()
             await self.shim.close()
             complaint = self._complaint()

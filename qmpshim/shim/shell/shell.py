@@ -457,8 +457,8 @@ async def _post_mortem(served: Served | None, shell: Shell) -> str:
             await shell.until_ended()
     if served is None or served.emulator is None:
         return shell.how_ended
-    await served.emulator.ended(5.0)
-    died = str(served.emulator.died("this session", 0.0))
+    await served.emulator.wait_for_exit(5.0)
+    died = str(served.emulator.exit_error("this session", 0.0))
     if served.emulator.exited_well or not served.watch.trackers:
         return died
     try:

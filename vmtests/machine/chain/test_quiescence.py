@@ -60,12 +60,12 @@ def test_what_was_sent_has_been_handled(machine: GatedMachine) -> None:
 def test_with_nothing_to_do_nothing_more_comes(machine: GatedMachine) -> None:
     """Of a QEMU that is asleep that can be told at once, wrapped or not; not while we hold."""
     machine.settle()
-    assert machine.event_loop.until(lambda: machine.hopeless(60.0), 60.0)
-    assert not machine.hopeless(1e9)  # qcow2 cleans its caches every ten minutes
+    assert machine.event_loop.until(lambda: machine.stalled(60.0), 60.0)
+    assert not machine.stalled(1e9)  # qcow2 cleans its caches every ten minutes
     machine.gate.hold("secondary")
     machine.clients["primary"].send(NbdCommand.READ, 0, 512)
     assert machine.event_loop.until(lambda: bool(machine.gate.held), 60.0)
-    assert not machine.hopeless(0.0)
+    assert not machine.stalled(0.0)
 
 
 def test_a_timer_may_still_fire(machine: GatedMachine) -> None:
@@ -83,7 +83,7 @@ def test_a_timer_may_still_fire(machine: GatedMachine) -> None:
     while client.answers.keys() != set(cookies):
         machine.settle()
         if client.answers.keys() != set(cookies):
-            assert not machine.hopeless(20.0)
+            assert not machine.stalled(20.0)
             waited += 1
         machine.event_loop.poll(0.05)
     assert waited
@@ -93,7 +93,7 @@ def test_a_stopped_qemu_is_no_busy_one(machine: GatedMachine) -> None:
     pids = family(machine.pid)
     os.kill(pids[-1], signal.SIGSTOP)  # QEMU itself, wrapped or not
     try:
-        assert machine.event_loop.until(lambda: machine.hopeless(0.0), 60.0)
+        assert machine.event_loop.until(lambda: machine.stalled(0.0), 60.0)
         with pytest.raises(MachineHung, match=r"stopped by a signal|query-name: no answer"):
             machine.settle()
             machine.call("query-name")

@@ -50,7 +50,7 @@ def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
     try:
         check.everything(form)
     except MachineError as error:
-        misdeed = machine.explained(error)
+        misdeed = machine.root_error(error)
         verdict = verdict_of(misdeed)
         check.report(verdict, f"{check.doing}: {verdict}", "an answer", str(misdeed))
     finally:

@@ -78,7 +78,7 @@ def run_directed(case: Directed, build: Build) -> RealViolation | None:
     except Broken as broken:
         return broken.violation
     except MachineError as error:
-        return _failed(case, machine.explained(error))
+        return _failed(case, machine.root_error(error))
     finally:
         machine.close()
 

@@ -137,12 +137,12 @@ class QemuPool:
             if apart and not self._apart:
                 self._take_apart(machine)
         except MachineError as error:
-            explained = machine.explained(error)
-            if isinstance(explained, BROKEN):
-                raise explained from error
+            root = machine.root_error(error)
+            if isinstance(root, BROKEN):
+                raise root from error
             if isinstance(error, CommandFailed) and not reasons:
                 raise
-            log.info("QEMU is not used again: %s", explained)
+            log.info("QEMU is not used again: %s", root)
             self.discard()
 
     def _again(self, machine: GatedMachine, base: bytes) -> None:

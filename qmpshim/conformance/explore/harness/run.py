@@ -290,7 +290,7 @@ class RealRun:
         """Nothing is held, and yet an operation is not done: a hang, unless a timer has to fire."""
         deadline = time.monotonic() + PATIENCE
         while (left := deadline - time.monotonic()) > 0:
-            if self.machine.hopeless(left):
+            if self.machine.stalled(left):
                 return
             self.machine.event_loop.poll(0.02)
             self._be_still()
@@ -301,7 +301,7 @@ class RealRun:
     def _observe(self) -> None:
         """Take what became visible: answers, and new requests."""
         if self.machine.qmp.over:
-            raise self.machine.ended()
+            raise self.machine.monitor_error()
         unfinished = [i for i in self.now.running if i not in self.now.over]
         for index in unfinished:
             self._take_answer(index)
@@ -351,7 +351,7 @@ class RealRun:
     def _machine_failed(self, error: MachineError) -> None:
         """QEMU died or is stuck."""
         if self.machine.qmp.lost or not self.machine.alive():
-            died = self.machine.died()
+            died = self.machine.exit_error()
             self.violation = RealViolation(
                 Verdict.CRASH, str(died), cause=ended_by(died), ending=died.how
             )
@@ -374,7 +374,7 @@ class RealRun:
         if self.pool.machine is not None:
             self.machine = self.pool.machine
             if self.machine.qmp.lost or not self.machine.alive():
-                error = self.machine.died()
+                error = self.machine.exit_error()
         verdict, text = verdict_of(error), f"before the scenario begins: {error}"
         cause = ended_by(error, Phase.SETUP)
         if self._preparing is not None and verdict is not Verdict.CRASH:
