@@ -18,7 +18,6 @@ from qmpshim.conformance.workload.pattern import (
     Comparer,
     Mismatch,
     Recorded,
-    describe_owner,
     mismatches,
 )
 from qmpshim.errors import IOFailed
@@ -239,8 +238,7 @@ class CrossCheck:
         return self._divergence(
             verdict,
             where,
-            f"{describe_owner(first.predicted)} in sectors "
-            f"{first.start}..{first.start + first.count - 1}",
+            first.prediction,
             f"{first.found}{more}",
         )
 

@@ -121,8 +121,7 @@ def wrong_data(
         check.read_verdict(operation.side, first, data[at : at + SECTOR]),
         f"{operation.side} read",
         operation.number,
-        f"{pattern.describe_owner(first.predicted)} in sectors "
-        f"{first.start}..{first.start + first.count - 1}",
+        first.prediction,
         first.found,
     )
 

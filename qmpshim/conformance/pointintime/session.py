@@ -18,8 +18,14 @@ from typing import Any
 
 from qmpshim.conformance.compare.divergence import BROKEN, Divergence
 from qmpshim.conformance.pointintime.commands import action_command
+from qmpshim.conformance.pointintime.comparisons import (
+    Diverged,
+    compare_bits,
+    compare_data,
+    compare_state,
+)
 from qmpshim.conformance.pointintime.operations import PointKind, PointOperation
-from qmpshim.conformance.pointintime.targets import Target, judge
+from qmpshim.conformance.pointintime.targets import Target, compare_target
 from qmpshim.conformance.workload import pattern
 from qmpshim.conformance.workload.result import WorkloadResult
 from qmpshim.conformance.workload.setup import RunSetup
@@ -27,10 +33,10 @@ from qmpshim.errors import BuildError, CommandFailed, IOFailed, MachineError, Ma
 from qmpshim.machine.chain.points import JobEvent, PointsChain, PointsSpec, base_name, is_base
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Owners
-from qmpshim.model.pointintime.bitmap import Bitmap, ErrorClass
+from qmpshim.model.pointintime.bitmap import ErrorClass
 from qmpshim.model.pointintime.disk import Disk
 from qmpshim.model.pointintime.jobs import BackupJob, Ending, JobSpec, OnError, Stage, Sync
-from qmpshim.model.pointintime.masks import runs, span, units
+from qmpshim.model.pointintime.masks import span
 from qmpshim.model.pointintime.points import JobVerb, PointDefect, PointInTime, uses_always
 from qmpshim.model.units import SECTOR
 
@@ -73,25 +79,16 @@ class PointsResult(WorkloadResult[PointDefect]):
     targets: Counter[str] = field(default_factory=Counter)
 
 
-class Diverged(Exception):
-    """Raised inside a run, with what was found."""
-
-    def __init__(self, verdict: Verdict, where: str, predicted: str, observed: str) -> None:
-        super().__init__(where)
-        self.verdict, self.where = verdict, where
-        self.predicted, self.observed = predicted, observed
-
-    def at(self, operation: int) -> Divergence:
-        """The divergence, after this operation."""
-        return Divergence(self.verdict, self.where, operation, self.predicted, self.observed)
-
-
 def base_of(spec: PointsSpec, disk: int) -> Owners:
     """The owners of a disk's base: data in the first half, except each third cluster."""
     sectors, cluster = spec.size // SECTOR, max(1, spec.cluster // SECTOR)
     owner = BASE_OWNER - disk
     half = sectors // 2
     return array("q", (owner if at < half and at // cluster % 3 else 0 for at in range(sectors)))
+
+
+def _bitmap_name(disk: int, name: str) -> str:
+    return f"bitmap disk{disk}/{name}"
 
 
 class PointsRun:
@@ -115,7 +112,6 @@ class PointsRun:
         cluster = max(1, spec.cluster // SECTOR)
         self.model = setup.model([Disk(sectors, cluster, base) for base in bases])
         data = [pattern.expected(base, 0).tobytes() for base in bases]
-        self._bases = bases
         self.qemu = setup.qemu(directory)
         self.chain = setup.chain(self.qemu, spec, directory, setup.qemu_img, data)
         self._targets: dict[str, Target] = {}
@@ -187,7 +183,7 @@ class PointsRun:
             case PointKind.FINISH:
                 await self._finish(operation.disk)
             case PointKind.SNAPSHOT_READ:
-                self._read_snapshot(operation)
+                self._read_snapshot(operation.disk, operation.start, operation.count)
             case PointKind.SNAPSHOT_MAP:
                 self._read_snapshot_bitmaps(operation.disk)
             case PointKind.CHECK:
@@ -227,25 +223,16 @@ class PointsRun:
         found = self.chain.clients[operation.disk].read(count * SECTOR, first * SECTOR)
         return not pattern.mismatches(found, disk.now[first : first + count], first)
 
-    def _read_disk(self, disk: int, start: int, count: int) -> None:
-        found = self.chain.clients[disk].read(count * SECTOR, start * SECTOR)
-        owners = self.model.disks[disk].now[start : start + count]
-        self._compare(Verdict.CONTENT, f"disk{disk}", found, owners, start)
-
     def _compare(
         self, verdict: Verdict, where: str, found: pattern.Bytes, owners: Owners, start: int
     ) -> None:
         self.result.clusters += -(-len(owners) * SECTOR // self.setup.spec.cluster)
-        if bytes(found) == pattern.expected(owners, start).tobytes():
-            return
-        wrong = pattern.mismatches(found, owners, start)[0]
-        raise Diverged(
-            verdict,
-            where,
-            f"{pattern.describe_owner(wrong.predicted)} in sectors "
-            f"{wrong.start}..{wrong.start + wrong.count - 1}",
-            wrong.found,
-        )
+        compare_data(verdict, where, found, owners, start)
+
+    def _read_disk(self, disk: int, start: int, count: int) -> None:
+        found = self.chain.clients[disk].read(count * SECTOR, start * SECTOR)
+        owners = self.model.disks[disk].now[start : start + count]
+        self._compare(Verdict.CONTENT, f"disk{disk}", found, owners, start)
 
     # -- commands ----------------------------------------------------------------------------
 
@@ -254,11 +241,11 @@ class PointsRun:
         where: str,
         predict: Callable[[], ErrorClass | None],
         send: Callable[[], Awaitable[None]],
-        seen: Callable[[bool], None] = lambda done: None,
+        done: Callable[[], None],
     ) -> bool:
         """Send a command and compare its answer.
 
-        :param seen: called with whether it was carried out, before what jobs did since is noted
+        :param done: called where it was carried out, before what jobs did since is noted
         :returns: whether it was carried out
         """
         await self._poll()
@@ -269,20 +256,18 @@ class PointsRun:
             await send()
         except CommandFailed as error:
             observed, text = error.error_class, error.desc
-        if observed == before:
-            seen(observed is None)
-            return observed is None
-        # A job may have ended between the two.
-        ended = await self._poll()
-        after = predict() if ended else before
-        if observed != after:
-            raise Diverged(
-                Verdict.ERROR_CONTRACT,
-                where,
-                f"the error {before}" if before else "no error",
-                f"the error {observed}: {text}" if observed else "no error",
-            )
-        seen(observed is None)
+        if observed != before:
+            # A job may have ended between the two.
+            after = predict() if await self._poll() else before
+            if observed != after:
+                raise Diverged(
+                    Verdict.ERROR_CONTRACT,
+                    where,
+                    f"the error {before}" if before else "no error",
+                    f"the error {observed}: {text}" if observed else "no error",
+                )
+        if observed is None:
+            done()
         return observed is None
 
     async def _transact(self, operation: PointOperation) -> None:
@@ -311,10 +296,9 @@ class PointsRun:
                 data = [{"type": name, "data": dict(more)} for name, more in commands]
                 await self.chain.transaction(data, operation.grouped)
 
-        def done(carried_out: bool) -> None:
-            if carried_out:
-                self.model.transact(actions, operation.grouped)
-                self._targets.update(made)
+        def done() -> None:
+            self.model.transact(actions, operation.grouped)
+            self._targets.update(made)
 
         carried_out = await self._answer(
             operation.name, lambda: self.model.refusal(actions, operation.grouped), send, done
@@ -394,15 +378,11 @@ class PointsRun:
         if verb is JobVerb.CANCEL:
             arguments["force"] = operation.force
 
-        def done(carried_out: bool) -> None:
-            if carried_out:
-                self.model.command(job_id, verb)
-
         carried_out = await self._answer(
             operation.name,
             lambda: self.model.job_refusal(job_id, verb, operation.force),
             lambda: self.chain.command(f"block-job-{verb}", arguments),
-            done,
+            lambda: self.model.command(job_id, verb),
         )
         if carried_out and verb in (JobVerb.CANCEL, JobVerb.FINALIZE):
             await self._until(lambda: self.model.active(disk) is None, f"job {verb}")
@@ -418,22 +398,9 @@ class PointsRun:
             other = self.model.jobs.get(one)
             if other is None or other.stage not in (Stage.RUNNING, Stage.PAUSED):
                 continue
-            for verb, more in ((JobVerb.SET_SPEED, {"speed": 0}), (JobVerb.RESUME, {})):
-                if verb is JobVerb.RESUME and other.stage is not Stage.PAUSED:
-                    continue
-
-                def done(carried_out: bool, one: str = one, verb: JobVerb = verb) -> None:
-                    if carried_out:
-                        self.model.command(one, verb)
-
-                await self._answer(
-                    f"job {verb}",
-                    lambda one=one, verb=verb: self.model.job_refusal(one, verb),  # type: ignore[misc]
-                    lambda one=one, verb=verb, more=more: self.chain.command(  # type: ignore[misc]
-                        f"block-job-{verb}", {"device": one, **more}
-                    ),
-                    done,
-                )
+            await self._speed_up(one, JobVerb.SET_SPEED, {"speed": 0})
+            if other.stage is Stage.PAUSED:
+                await self._speed_up(one, JobVerb.RESUME, {})
 
         def over() -> bool:
             jobs = [self.model.jobs.get(one) for one in ids]
@@ -444,6 +411,14 @@ class PointsRun:
             )
 
         await self._until(over, "a job")
+
+    async def _speed_up(self, job: str, verb: JobVerb, more: Mapping[str, int]) -> None:
+        await self._answer(
+            f"job {verb}",
+            lambda: self.model.job_refusal(job, verb),
+            lambda: self.chain.command(f"block-job-{verb}", {"device": job, **more}),
+            lambda: self.model.command(job, verb),
+        )
 
     async def _poll(self) -> bool:
         """Note what jobs did. Whether something was noted."""
@@ -489,14 +464,11 @@ class PointsRun:
         self.model.end(spec.id, ending)
         self.result.targets[ending.name.lower()] += 1
         await self.chain.close_target(spec.disk)
-        wrong = judge(self.chain, self._bases[spec.disk], target, job, ending)
-        if wrong is None and uses_always(job) and ending is not Ending.COMPLETED:
+        compare_target(self.chain, target, job, ending)
+        if uses_always(job) and ending is not Ending.COMPLETED:
             assert bitmap is not None
             await self._read_bitmaps(spec.disk)
-            gone = old & ~bitmap.must
-            wrong = judge(self.chain, self._bases[spec.disk], target, job, ending, gone)
-        if wrong is not None:
-            raise Diverged(*wrong)
+            compare_target(self.chain, target, job, ending, old & ~bitmap.must)
         self.result.clusters += -(-self.setup.spec.size // self.setup.spec.cluster)
         self._keep(spec.disk, target, version)
 
@@ -582,8 +554,7 @@ class PointsRun:
                 Verdict.ISOLATION, "snapshots of one transaction", found, t0, operation.start
             )
 
-    def _read_snapshot(self, operation: PointOperation) -> None:
-        disk, start, count = operation.disk, operation.start, operation.count
+    def _read_snapshot(self, disk: int, start: int, count: int) -> None:
         if disk not in self._snapshots:
             return
         found = self.chain.read(f"snapshot{disk}", count * SECTOR, start * SECTOR)
@@ -614,20 +585,8 @@ class PointsRun:
             marked = 0
             for offset, length in found[name]:
                 marked |= span(offset // SECTOR, length // SECTOR)
-            self._compare_bits(disk, self.model.disks[disk].bitmaps[name], marked)
-
-    def _compare_bits(self, disk: int, bitmap: Bitmap, marked: int) -> None:
-        where = f"bitmap disk{disk}/{bitmap.name}"
-        if missing := bitmap.must & ~marked:
-            at, count = next(runs(missing))
-            place = f"sectors {at}..{at + count - 1}"
-            raise Diverged(Verdict.LOST_WRITE, where, f"{place} are dirty", "they are clean")
-        if more := marked & ~bitmap.may:
-            at, count = next(runs(more))
-            place = f"sectors {at}..{at + count - 1}"
-            raise Diverged(Verdict.ALLOCATION, where, f"{place} are clean", "they are dirty")
-        # What is marked stays so until a command or a job clears it.
-        bitmap.must = bitmap.may = marked
+            bitmap = self.model.disks[disk].bitmaps[name]
+            compare_bits(_bitmap_name(disk, name), bitmap, marked)
 
     async def _check_states(self, disk: int) -> None:
         """Compare what ``query-named-block-nodes`` has of the bitmaps."""
@@ -643,28 +602,7 @@ class PointsRun:
         if len(named) < len(listed) and not active:
             raise Diverged(Verdict.PROTOCOL, where, "named ones only", "one without a name")
         for name, bitmap in bitmaps.items():
-            self._check_state(disk, bitmap, named[name])
-
-    def _check_state(self, disk: int, bitmap: Bitmap, state: Mapping[str, Any]) -> None:
-        where = f"bitmap disk{disk}/{bitmap.name}"
-        predicted = {
-            "granularity": bitmap.granularity * SECTOR,
-            "recording": bitmap.recording,
-            "busy": bitmap.user is not None,
-            "persistent": bitmap.persistent,
-            "inconsistent": bitmap.inconsistent,
-        }
-        observed = {key: state.get(key, False) for key in predicted}
-        if predicted != observed:
-            raise Diverged(Verdict.PROTOCOL, where, str(predicted), str(observed))
-        if bitmap.inconsistent:
-            return
-        unit = bitmap.granularity
-        least, most = (units(m, unit) * unit * SECTOR for m in (bitmap.must, bitmap.may))
-        if not least <= state["count"] <= most:
-            range_ = f"a count from {least} to {most}"
-            verdict = Verdict.LOST_WRITE if state["count"] < least else Verdict.ALLOCATION
-            raise Diverged(verdict, where, range_, str(state["count"]))
+            compare_state(_bitmap_name(disk, name), bitmap, named[name])
 
     # -- everything --------------------------------------------------------------------------
 
@@ -676,10 +614,7 @@ class PointsRun:
             await self._check_states(number)
             await self._read_bitmaps(number)
             self._read_snapshot_bitmaps(number)
-            if number in self._snapshots:
-                found = self.chain.read(f"snapshot{number}", disk.size * SECTOR, 0)
-                t0 = self.model.jobs[f"job{number}"].t0
-                self._compare(Verdict.ISOLATION, f"snapshot of disk{number}", found, t0, 0)
+            self._read_snapshot(number, 0, disk.size)
 
     async def _restart(self, kill: bool) -> None:
         """End QEMU and start another on the same images."""

@@ -1,4 +1,4 @@
-"""Judges the target of a backup, read from its file by our own walk of the tables.
+"""Compares the target of a backup, read from its file by our own walk of the tables.
 
 * What a target holds is the disk at T0, however its job ended, and it holds nothing that the job
   was not to copy.
@@ -8,12 +8,9 @@
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass
 
-import numpy as np
-
-from qmpshim.conformance.workload import pattern
+from qmpshim.conformance.pointintime.comparisons import Diverged, compare_data, first_run
 from qmpshim.machine.chain.points import PointsChain, is_base
 from qmpshim.machine.images.image_view import ImageView, Piece, through
 from qmpshim.model.check.verdict import Verdict
@@ -21,8 +18,6 @@ from qmpshim.model.disks.image import Alloc, Owners
 from qmpshim.model.pointintime.jobs import BackupJob, Ending
 from qmpshim.model.pointintime.masks import runs, span
 from qmpshim.model.units import SECTOR
-
-Wrong = tuple[Verdict, str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +35,17 @@ class Target:
     fails: bool
 
 
-def judge(
+def compare_target(
     chain: PointsChain,
-    base: Owners,
     target: Target,
     job: BackupJob,
     ending: Ending,
     has: int | None = None,
-) -> Wrong | None:
-    """What is wrong with a target, if anything: verdict, where, predicted, observed.
+) -> None:
+    """Compare what a target holds.
 
-    :param base: owners of the disk's base
     :param has: the sectors that it has to hold; None: what follows from how the job ended
+    :raises Diverged: it holds other data, what was not to be copied, or less than it has to
     """
     where = f"target of a backup with sync={job.spec.sync} ({ending.name.lower()})"
     views = [
@@ -62,32 +56,21 @@ def judge(
     for piece in views[0].pieces(0, size):
         if piece.alloc is Alloc.UNALLOCATED:
             continue
-        if wrong := _wrong(where, piece, job.t0):
-            return wrong
+        _compare(where, piece, job.t0)
         there = span(piece.offset // SECTOR, piece.length // SECTOR)
         if extra := there & ~job.may:
-            at, count = next(runs(extra))
-            place = f"sectors {at}..{at + count - 1}"
-            return Verdict.ALLOCATION, where, f"{place} are not copied", "they are"
+            predicted = f"{first_run(extra)} are not copied"
+            raise Diverged(Verdict.ALLOCATION, where, predicted, "they are")
     if has is None:
         if ending is not Ending.COMPLETED:
-            return None
+            return
         has = span(0, len(job.t0)) if job.whole else job.must
     for start, count in runs(has):
         for piece in through(views, start * SECTOR, count * SECTOR):
-            if wrong := _wrong(where, piece, job.t0):
-                return wrong
-    return None
+            _compare(where, piece, job.t0)
 
 
-def _wrong(where: str, piece: Piece, t0: Owners) -> Wrong | None:
+def _compare(where: str, piece: Piece, t0: Owners) -> None:
     start, count = piece.offset // SECTOR, piece.length // SECTOR
-    owners = array("q", t0[start : start + count])
     data = bytes(piece.length) if piece.data is None else piece.data
-    want = pattern.expected(owners, start)
-    if np.array_equal(np.frombuffer(data, np.uint8), want.reshape(-1).view(np.uint8)):
-        return None
-    wrong = pattern.mismatches(data, owners, start)[0]
-    place = f"sectors {wrong.start}..{wrong.start + wrong.count - 1}"
-    predicted = f"{pattern.describe_owner(wrong.predicted)} in {place}"
-    return Verdict.CONTENT, where, predicted, wrong.found
+    compare_data(Verdict.CONTENT, where, data, t0[start : start + count], start)

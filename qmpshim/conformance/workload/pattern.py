@@ -94,9 +94,19 @@ class Mismatch:
     predicted: int
     found: str
 
+    @property
+    def place(self) -> str:
+        """Where it is, in words."""
+        return f"sectors {self.start}..{self.start + self.count - 1}"
+
+    @property
+    def prediction(self) -> str:
+        """What is predicted there, in words."""
+        return f"{describe_owner(self.predicted)} in {self.place}"
+
     def __str__(self) -> str:
         return (
-            f"sectors {self.start}..{self.start + self.count - 1} (byte {self.start * SECTOR}): "
+            f"{self.place} (byte {self.start * SECTOR}): "
             f"predicted {describe_owner(self.predicted)}, found {self.found}"
         )
 
