@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import qmpshim
-from qmpshim.commands.console import STDOUT, Console, Parser, check_writable, write_json
+from qmpshim.commands.console import Console
+from qmpshim.commands.parser import Parser
+from qmpshim.commands.results import STDOUT, check_writable, write_json
 from qmpshim.commands.streams import BROKEN_PIPE, WRONG, cannot_write, stdout_failure
 from qmpshim.conformance.document import Document
 from qmpshim.errors import QmpshimError

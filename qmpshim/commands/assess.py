@@ -8,25 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qmpshim.commands.console import (
-    BUNDLES,
-    DIVERGED,
-    OK,
-    UNTESTABLE,
-    Console,
+from qmpshim.commands.chosen_builds import chosen_builds
+from qmpshim.commands.console import DIVERGED, OK, UNTESTABLE, Console
+from qmpshim.commands.interruption import run_interruptible
+from qmpshim.commands.options import (
     build_options,
-    check_directory,
-    check_writable,
-    chosen_builds,
     cluster_at,
     dask_option,
     jobs_option,
     json_option,
-    not_kept,
     refuse_unused,
-    run_interruptible,
-    seconds,
 )
+from qmpshim.commands.parser import seconds
+from qmpshim.commands.results import BUNDLES, check_directory, check_writable, not_kept
 from qmpshim.conformance.assess.assess import Assessment, assess
 from qmpshim.conformance.assess.document import assessment_object
 from qmpshim.conformance.assess.judgement import Answer, Judgement, Reason

@@ -7,7 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from qmpshim.codec import encode
-from qmpshim.commands.console import OK, STDOUT, Console, Listed, json_option, show_list
+from qmpshim.commands.console import OK, Console, Listed, show_list
+from qmpshim.commands.options import json_option
+from qmpshim.commands.results import STDOUT
 from qmpshim.conformance.document import build_object
 from qmpshim.errors import InputError, QmpshimError
 from qmpshim.machine.builds import build as builds

@@ -15,18 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qmpshim.commands.console import (
-    Console,
-    Interrupted,
-    Listed,
+from qmpshim.commands.console import Console, Listed, show_list
+from qmpshim.commands.interruption import Interrupted, interruptible
+from qmpshim.commands.options import (
     cluster_at,
     dask_option,
-    interruptible,
     jobs_option,
     json_option,
     list_option,
     refuse_unused,
-    show_list,
 )
 from qmpshim.conformance.bundles.any_workload import load_case
 from qmpshim.conformance.bundles.workload_case import CASE as WORKLOAD_CASE

@@ -9,31 +9,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qmpshim.commands.console import (
-    BUNDLES,
-    DIVERGED,
-    OK,
-    UNTESTABLE,
-    Console,
-    Listed,
+from qmpshim.commands.chosen_builds import chosen_builds, on_each
+from qmpshim.commands.console import DIVERGED, OK, UNTESTABLE, Console, Listed, show_list
+from qmpshim.commands.explore_model import HOW, LIST, explore_model_scenarios
+from qmpshim.commands.interruption import run_interruptible
+from qmpshim.commands.options import (
     build_options,
-    check_directory,
-    check_writable,
-    chosen_builds,
     cluster_at,
-    count,
     dask_option,
     jobs_option,
     list_option,
-    not_kept,
-    on_each,
     output_options,
     refuse_unused,
-    run_interruptible,
-    seconds,
-    show_list,
 )
-from qmpshim.commands.explore_model import HOW, LIST, explore_model_scenarios
+from qmpshim.commands.parser import count, seconds
+from qmpshim.commands.results import BUNDLES, check_directory, check_writable, not_kept
 from qmpshim.conformance.bundles.again import directed_command, replay_command
 from qmpshim.conformance.document import BUDGET, scenario_object
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from qmpshim.commands.console import DIVERGED, OK, Console, Listed, refuse_unused, show_list
+from qmpshim.commands.console import DIVERGED, OK, Console, Listed, show_list
+from qmpshim.commands.options import refuse_unused
 from qmpshim.conformance.document import BUDGET, scenario_object
 from qmpshim.conformance.explore.report.report import SOAK
 from qmpshim.conformance.explore.search.model_run import (

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from qmpshim.commands.console import OK, STDOUT, Console, json_option
+from qmpshim.commands.console import OK, Console
+from qmpshim.commands.options import json_option
+from qmpshim.commands.results import STDOUT
 from qmpshim.conformance.bundles.workload_case import CASE as WORKLOAD_CASE
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.reproducer.export import export_script

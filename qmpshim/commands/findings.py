@@ -7,15 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.codec import encode
-from qmpshim.commands.console import (
-    OK,
-    STDOUT,
-    Console,
-    Listed,
-    check_writable,
-    json_option,
-    show_list,
-)
+from qmpshim.commands.console import OK, Console, Listed, show_list
+from qmpshim.commands.options import json_option
+from qmpshim.commands.results import STDOUT, check_writable
 from qmpshim.conformance.known.draft import draft, draft_text
 from qmpshim.conformance.known.folder import by_severity, write_up, write_ups
 from qmpshim.conformance.known.meaning import Severity, Use

@@ -6,22 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from qmpshim.commands.console import (
-    BUNDLES,
-    DIVERGED,
-    OK,
-    UNTESTABLE,
-    Console,
-    build_options,
-    check_directory,
-    chosen_build,
-    count,
-    not_kept,
-    output_options,
-    refuse_unused,
-    run_cancellable,
-    seconds,
-)
+from qmpshim.commands.chosen_builds import chosen_build
+from qmpshim.commands.console import DIVERGED, OK, UNTESTABLE, Console
+from qmpshim.commands.interruption import run_cancellable
+from qmpshim.commands.options import build_options, output_options, refuse_unused
+from qmpshim.commands.parser import count, seconds
+from qmpshim.commands.results import BUNDLES, check_directory, not_kept
 from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.conformance.document import Document
 from qmpshim.conformance.known.folder import known_pairs

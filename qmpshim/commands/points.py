@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from qmpshim.commands.console import in_words
+from qmpshim.commands.parser import in_words
 from qmpshim.conformance.pointintime.session import PointsResult
 from qmpshim.conformance.pointintime.verify import SIZE, PointsSubject, points_setup
 from qmpshim.conformance.pointintime.workload import PointsWorkflow, PointsWorkload

@@ -8,18 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qmpshim.commands.console import (
-    DIVERGED,
-    MACHINE,
-    OK,
-    Console,
-    build_options,
-    chosen_build,
-    image_options,
-    refuse_unused,
-    run_cancellable,
-    size,
-)
+from qmpshim.commands.chosen_builds import chosen_build
+from qmpshim.commands.console import DIVERGED, OK, Console
+from qmpshim.commands.interruption import run_cancellable
+from qmpshim.commands.options import MACHINE, build_options, image_options, refuse_unused
+from qmpshim.commands.parser import size
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.secondary import Workflow

@@ -8,16 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from qmpshim.commands.console import (
-    DIVERGED,
-    OK,
-    Console,
-    build_options,
-    chosen_build,
-    count,
-    json_option,
-    refuse_unused,
-)
+from qmpshim.commands.chosen_builds import chosen_build
+from qmpshim.commands.console import DIVERGED, OK, Console
+from qmpshim.commands.options import build_options, json_option, refuse_unused
+from qmpshim.commands.parser import count
 from qmpshim.errors import BuildError, MachineError
 from qmpshim.machine.host.safe_path import our_python
 from qmpshim.machine.host.workspace import Workspace, dies_with_owner

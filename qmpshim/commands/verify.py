@@ -8,31 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.commands import pair, points
-from qmpshim.commands.console import (
-    BUNDLES,
-    DIVERGED,
+from qmpshim.commands.chosen_builds import chosen_build, chosen_builds, on_each
+from qmpshim.commands.console import DIVERGED, OK, UNTESTABLE, Console
+from qmpshim.commands.interruption import run_cancellable, run_interruptible
+from qmpshim.commands.options import (
     LIMIT,
     MACHINE,
-    OK,
-    UNTESTABLE,
-    Console,
     build_options,
-    check_directory,
-    chosen_build,
-    chosen_builds,
-    count,
     image_options,
-    in_words,
     json_option,
-    not_kept,
-    on_each,
     output_options,
     refuse_unused,
-    run_cancellable,
-    run_interruptible,
-    seconds,
-    size,
 )
+from qmpshim.commands.parser import count, in_words, seconds, size
+from qmpshim.commands.results import BUNDLES, check_directory, not_kept
 from qmpshim.conformance.bundles.again import replay_command
 from qmpshim.conformance.bundles.any_workload import load_case, replay_case
 from qmpshim.conformance.compare.divergence import Divergence

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from qmpshim.cli import COMMANDS, all_parsers, build_parser, main
-from qmpshim.commands.console import HelpFormatter, Parser
+from qmpshim.commands.parser import HelpFormatter, Parser
 
 PARSERS = list(all_parsers(build_parser()))
 WIDTH = 80
