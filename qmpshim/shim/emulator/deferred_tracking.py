@@ -35,7 +35,7 @@ class DeferredTracking:
     """The :class:`TrackedChains` of a shim, made when they are needed.
 
     :param directory: private
-    :param build: what runs; None when the shim met a running QEMU
+    :param build: what runs; None when the shim attached to one
     :param guarding: see :class:`~qmpshim.shim.tracking.nbd_exports.Endpoints`
     """
 
@@ -57,6 +57,7 @@ class DeferredTracking:
         """The chains, followed from now on at the latest; from the shim's own thread only."""
         if self._chains is None:
             from qmpshim.model.chain.behaviour import behaviour_of
+            from qmpshim.shim.tracking.chain_commands import ChainCommands
             from qmpshim.shim.tracking.chains import TrackedChains
             from qmpshim.shim.tracking.commands import Commands
 
@@ -65,6 +66,7 @@ class DeferredTracking:
             number = (version["major"], version["minor"], version["micro"])
             chains = TrackedChains(self._shim, self._directory, behaviour_of(number))
             chains.endpoints.guarding = self._guarding
+            ChainCommands(chains)
             Commands(self._shim, chains, self._build)
             self._chains = chains
         return self._chains

@@ -1,4 +1,4 @@
-"""The QEMU behind the shim: started by it with a monitor of its own, or met at an address."""
+"""The QEMU behind the shim: started with a monitor of its own, or one that runs at an address."""
 
 from __future__ import annotations
 

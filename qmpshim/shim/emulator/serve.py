@@ -227,7 +227,9 @@ async def _chained(
         served.shim.watchdog.excused = lambda: bool(gate.held)
         stack.push_async_callback(controller.close)  # or QEMU would never end
         with controller.aside():
-            await watch.start()
+            begins = chain.topology.begins
+            assert begins is not None
+            await served.shim.perform(begins.name, begins.arguments)
         schedule.forget()
     await watch.endpoints.entries()
 
@@ -237,7 +239,7 @@ async def serve(options: Options, ready: Callable[[Served], None]) -> int:
 
     :param ready: called once clients may connect
 
-    A QEMU that was started is ended on the way out; one that was met lives on. Raises what
+    A QEMU that was started is ended on the way out; one that was attached to lives on. Raises what
     :func:`endpoint` raises.
     """
     async with endpoint(options) as served:

@@ -382,14 +382,18 @@ class Shim:
                 reply = await future
         except TimeoutError as error:
             raise MachineHung(f"{command}: no answer in {limit:g} s") from error
-        if reply is None:
-            raise MachineDied(f"QEMU went away during {command}")
         if isinstance(reply, Overdue):
             raise MachineHung(f"{command}: no answer in {self.watchdog.limit:g} s")
-        value = reply.value()
-        if "error" in value:
-            raise CommandFailed(command, value["error"]["class"], value["error"]["desc"])
-        return value["return"]
+        return _returned(command, reply)
+
+    async def perform(self, name: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Run a command as if a client had sent it: what intercepts those does so here, too.
+
+        :raises CommandFailed: QEMU answered with an error
+        :raises MachineDied: QEMU went away
+        """
+        command = Command(name, None if arguments is None else dict(arguments), None, False)
+        return _returned(name, await self.intercepts.get(name, self.forward)(command))
 
     @asynccontextmanager
     async def no_commands(self, own: int = 0) -> AsyncIterator[None]:
@@ -482,6 +486,20 @@ class Shim:
         for client in list(self.clients):
             self.leave(client)
         self.upstream.close()
+
+
+def _returned(command: str, reply: Reply | None) -> Any:
+    """What a reply returns.
+
+    :raises CommandFailed: it is an error
+    :raises MachineDied: there is none
+    """
+    if reply is None:
+        raise MachineDied(f"QEMU went away during {command}")
+    value = reply.value()
+    if "error" in value:
+        raise CommandFailed(command, value["error"]["class"], value["error"]["desc"])
+    return value["return"]
 
 
 def _defect(command: Command, error: Exception) -> bytes:

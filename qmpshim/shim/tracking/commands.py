@@ -31,7 +31,7 @@ _MOST = 16 << 20  # bytes in a reply of x-shim-predict
 class Commands:
     """The commands of one shim, made known to it.
 
-    :param build: the build that runs, for replays; None when the shim met a running QEMU
+    :param build: the build that runs, for replays; None when the shim attached to one
     """
 
     def __init__(self, shim: Shim, watch: TrackedChains, build: Build | None = None) -> None:
@@ -187,7 +187,7 @@ class Commands:
             trackers = self._watch.chosen(_chain(arguments))
             verified = await verify(self._watch, trackers)
         named = _chain(arguments) is not None
-        passed_over = [] if named else self._watch.passed_over.values()
+        unmodelled = [] if named else self._watch.unmodelled.values()
         chains = [
             {
                 "name": one.tracker.name,
@@ -200,10 +200,10 @@ class Commands:
             for one in verified
         ]
         doubts = dict.fromkeys(why for one in verified for why in one.doubts)
-        doubts |= dict.fromkeys(passed_over)
+        doubts |= dict.fromkeys(unmodelled)
         return {
             "as-predicted": bool(verified)
-            and not passed_over
+            and not unmodelled
             and all(one.as_predicted for one in verified),
             "verdicts": [found.to_json() for one in verified for found in one.divergences],
             "compared": sum(one.compared for one in verified),
@@ -247,7 +247,7 @@ class Commands:
         if running:
             await self._shim.execute("stop")
         try:
-            await self._watch.checkpoint()
+            await self._shim.perform("xen-colo-do-checkpoint")
         finally:
             if running:
                 await self._shim.execute("cont")

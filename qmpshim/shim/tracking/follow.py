@@ -43,8 +43,8 @@ class Change:
 class Follower:
     """Keeps one chain's model in step.
 
-    :ivar operations: what was done since the chain was met, in the order QEMU answered it; begins
-        with what was on the secondary disk
+    :ivar operations: what was done since the chain was started, in the order QEMU answered it;
+        begins with what was on the secondary disk
     :ivar whole: whether they are all there
     :ivar unrecordable: what the disks held that operations on fresh disks do not make, or ``""``
     """

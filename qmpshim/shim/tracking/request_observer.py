@@ -24,7 +24,7 @@ _KINDS = {
 _CHANGES = (Verb.WRITE, Verb.ZERO, Verb.DISCARD)
 
 
-class Teller(Protocol):
+class FollowedChains(Protocol):
     """What an observer reports to: see :class:`~qmpshim.shim.tracking.chains.TrackedChains`."""
 
     @property
@@ -58,8 +58,8 @@ class _Flying:
 class ExportObserver:
     """The observer of one export."""
 
-    def __init__(self, teller: Teller, export: str) -> None:
-        self._teller = teller
+    def __init__(self, chains: FollowedChains, export: str) -> None:
+        self._chains = chains
         self._export = export
         self._flying: dict[int, _Flying] = {}
         self._token = 0
@@ -67,7 +67,7 @@ class ExportObserver:
     def begins(self, request: Request) -> int:
         """A request goes to QEMU."""
         self._token += 1
-        side, schedule = self._teller.side(self._export), self._teller.schedule
+        side, schedule = self._chains.side(self._export), self._chains.schedule
         step = None
         if schedule is not None and side is not None and request.type in _KINDS:
             start = request.offset // SECTOR
@@ -84,27 +84,27 @@ class ExportObserver:
         if kind is None:
             return
         if kind in _CHANGES and any(_meet(request, f.request) for f in self._flying.values()):
-            self._teller.doubt(
+            self._chains.doubt(
                 self._export,
                 "requests to the same sectors were under way at once: which came last is not known",
             )
-        self._teller.changed(self._export, self._change(kind, request), error)
+        self._chains.changed(self._export, self._change(kind, request), error)
 
     def lost(self, token: int, request: Request) -> None:
         """QEMU will not answer."""
         self._over(token, DISCONNECTED)
         if (kind := _KINDS.get(request.type)) is not None:
-            self._teller.lost(self._export, self._change(kind, request))
+            self._chains.lost(self._export, self._change(kind, request))
 
     def _change(self, kind: Verb, request: Request) -> Change:
-        side = self._teller.side(self._export) or Side.GUEST
+        side = self._chains.side(self._export) or Side.GUEST
         mapped = bool(request.flags & CMD_NO_HOLE)
         return Change(side, kind, request.offset, request.length, request.data, mapped)
 
     def _over(self, token: int, answer: Answer) -> None:
         flying = self._flying.pop(token)
-        if flying.step is not None and self._teller.schedule is not None:
-            self._teller.schedule.ends(flying.step, answer)
+        if flying.step is not None and self._chains.schedule is not None:
+            self._chains.schedule.ends(flying.step, answer)
 
 
 def _as_flagged(request: Request) -> Verb:

@@ -45,7 +45,7 @@ class Unobserved:
     :ivar node: the chain's disk that it may have written to
     :ivar time: since when it may, ISO 8601
     :ivar operation: the number of the last operation that was seen before
-    :ivar at_start: it may have written while the chain was met
+    :ivar at_start: it may have written while the chain was started
     """
 
     writer: Writer
@@ -90,7 +90,7 @@ class ModelTracker:
         self.unobserved: dict[Writer, Unobserved] = {}
         self.deferred: list[Change] | None = None
         self._emit = emit
-        self._met = False  # its baseline was read, and what runs on it was started
+        self._followed = False  # its baseline was read, and what runs on it was started
         self._attached: set[Writer] = set()  # as of the last survey
         self._guest_runs = False
 
@@ -125,9 +125,9 @@ class ModelTracker:
 
     # -- unobserved writers -----------------------------------------------------------
 
-    def met(self) -> None:
+    def followed(self) -> None:
         """From now on the model knows the disks' contents, but for what it did not see."""
-        self._met = True
+        self._followed = True
 
     def survey(
         self,
@@ -172,7 +172,7 @@ class ModelTracker:
         """*writer* may write unseen from now on."""
         if writer not in self.unobserved:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            at_start = not self._met
+            at_start = not self._followed
             node = self.found.nodes[writer.role]
             operation = self.payloads.operations
             self.unobserved[writer] = Unobserved(writer, node, now, operation, at_start)
@@ -343,7 +343,7 @@ class ModelTracker:
         return Files(map_file(path), None if data is None else map_file(data))
 
     def operations(self) -> tuple[Operation, ...]:
-        """What was done since the chain was met.
+        """What was done since the chain was started.
 
         :raises InputError: not all of it is known
         """

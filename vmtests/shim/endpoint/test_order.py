@@ -19,6 +19,7 @@ from qmpshim.shim.endpoint.outbox import Outbox
 from qmpshim.shim.endpoint.server import Intercept, Shim
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
+from qmpshim.shim.tracking.chain_commands import ChainCommands
 from qmpshim.shim.tracking.chains import TrackedChains
 from qmpshim.shim.tracking.commands import Commands
 from vmtests.support.shim_harness import Loop, Process, Wire, client_of, start_shim
@@ -69,6 +70,7 @@ class Recorded:
     async def _watch(self, directory: Path) -> TrackedChains:
         shim = self.shim
         watch = TrackedChains(shim, directory, behaviour_of((7, 2, 22)))
+        ChainCommands(watch)
         Commands(shim, watch)
         for name in {*SCRIPTED, *shim.intercepts}:
             shim.intercepts[name] = self._slowly(shim.intercepts.get(name, shim.forward))

@@ -113,7 +113,7 @@ def test_a_command_that_answers_otherwise_than_the_model(service: Service) -> No
     reply = wire.ask("xen-set-replication", {"enable": True, "primary": False})
     assert reply["error"]["desc"] == "Block replication is running or done"
     assert wire.ask("x-shim-status")["return"]["divergences"] == 0
-    service.served.watch.model()[1].chain.job = None  # the model now thinks that no job runs
+    service.served.watch.one().oracle.chain.job = None  # the model now thinks that no job runs
     assert wire.ask("xen-colo-do-checkpoint") == {"return": {}}
     status = wire.ask("x-shim-status")["return"]
     assert status["divergences"] == 1

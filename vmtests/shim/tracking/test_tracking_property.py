@@ -10,8 +10,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from qmpshim.machine.builds.build import Build
-from qmpshim.shim.tracking import chains
-from qmpshim.shim.tracking.chains import TrackedChains
+from qmpshim.shim.endpoint.session import Command
+from qmpshim.shim.tracking import chain_commands, chains
+from qmpshim.shim.tracking.adoption import Adoption
+from qmpshim.shim.tracking.command_effects import BackupStart
+from qmpshim.shim.tracking.discovery import ChainNodes
 from qmpshim.shim.tracking.tracker import ModelTracker
 from qmpshim.shim.tracking.write_logs import NodeLog, WriteLogs
 from vmtests.support.shim_harness import Loop
@@ -139,46 +142,50 @@ def _bypass_is_not_noticed(patch: pytest.MonkeyPatch) -> None:
 
 
 def _commands_have_no_effects(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(chains, "effects", lambda command: [])
+    patch.setattr(chain_commands, "effects", lambda command: [])
 
 
 def _transactions_are_passed_over(patch: pytest.MonkeyPatch) -> None:
-    real = chains.backup_starts
-    patch.setattr(chains, "backup_starts", lambda c: [] if c.name == "transaction" else real(c))
+    real = chain_commands.backup_starts
+
+    def starts(command: Command) -> list[BackupStart]:
+        return [] if command.name == "transaction" else real(command)
+
+    patch.setattr(chain_commands, "backup_starts", starts)
 
 
 def _refused_jobs_are_followed(patch: pytest.MonkeyPatch) -> None:
-    real = TrackedChains._tracker
+    real = Adoption.tracker
 
-    async def tracker(self: TrackedChains, found: chains.Found) -> ModelTracker | None:
-        met = await real(self, found)
-        if met is not None:
-            await self._follow(met)
-        return met
+    async def tracker(self: Adoption, found: ChainNodes) -> ModelTracker | None:
+        adopted = await real(self, found)
+        if adopted is not None:
+            await self.follow(adopted)
+        return adopted
 
-    patch.setattr(TrackedChains, "_tracker", tracker)
+    patch.setattr(Adoption, "tracker", tracker)
 
 
 def _the_second_disk_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    real = TrackedChains._follow
+    real = Adoption.follow
 
-    async def follow(self: TrackedChains, tracker: ModelTracker) -> None:
-        if self.trackers:
-            self._met_now.remove(tracker)
-        else:
-            await real(self, tracker)
+    async def follow(self: Adoption, tracker: ModelTracker) -> bool:
+        if self.chains.trackers:
+            self.chains.starting.remove(tracker)
+            return False
+        return await real(self, tracker)
 
-    patch.setattr(TrackedChains, "_follow", follow)
+    patch.setattr(Adoption, "follow", follow)
 
 
 def _always_in_doubt(patch: pytest.MonkeyPatch) -> None:
-    real = ModelTracker.met
+    real = ModelTracker.followed
 
-    def met(self: ModelTracker) -> None:
+    def followed(self: ModelTracker) -> None:
         real(self)
         self.doubt("who knows")
 
-    patch.setattr(ModelTracker, "met", met)
+    patch.setattr(ModelTracker, "followed", followed)
 
 
 def _readers_raise_doubt(patch: pytest.MonkeyPatch) -> None:
