@@ -137,6 +137,10 @@ class MachineError(QmpshimError):
     """A QEMU that was running misbehaved; conformance turns this into a verdict."""
 
 
+class ImageError(MachineError):
+    """An image's bytes are not valid."""
+
+
 class MachineDied(MachineError):
     """QEMU went away on its own: a signal, an assertion, an unexpected exit.
 

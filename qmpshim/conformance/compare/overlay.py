@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from qmpshim.errors import ImageError
 from qmpshim.machine.images.image_view import ImageView
-from qmpshim.machine.images.qcow2 import BytesLike, ImageError, Qcow2Reader
+from qmpshim.machine.images.qcow2 import BytesLike, Qcow2Reader
+from qmpshim.machine.images.qcow2_check import check
 from qmpshim.model.disks.image import Alloc
 
 
@@ -37,7 +39,7 @@ def read_overlay(image: BytesLike) -> tuple[Overlay | None, OverlayFault | None]
     """
     try:
         qcow2 = Qcow2Reader.parse(image)
-        faults = [str(fault) for fault in qcow2.check()]
+        faults = [str(fault) for fault in check(qcow2)]
         overlay = Overlay(qcow2.allocation(), ImageView(image))
     except ImageError as error:
         return None, OverlayFault("a valid qcow2 image", str(error))

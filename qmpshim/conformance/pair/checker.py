@@ -10,10 +10,10 @@ import numpy as np
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.overlay import read_overlay, wrong_allocation
 from qmpshim.conformance.pair.model import PairModel
+from qmpshim.errors import ImageError
 from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images.image_view import ImageView
-from qmpshim.machine.images.qcow2 import ImageError
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR

@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qmpshim.errors import UnsupportedFeature
+from qmpshim.errors import ImageError, UnsupportedFeature
 from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images.image_view import ImageView
 from qmpshim.machine.images.libqcow import QcowReader
-from qmpshim.machine.images.qcow2 import ImageError, Qcow2Reader, Severity
+from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.images.qcow2_check import Severity, check
 from qmpshim.machine.images.qemu_img import QEMU_IMG, MapExtent, qemu_img_check, qemu_img_map
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR
@@ -46,7 +47,7 @@ def agree(path: str | Path, tool: Sequence[str] = QEMU_IMG) -> list[str]:
 def consult(path: str | Path, tool: Sequence[str] = QEMU_IMG) -> Agreement:
     """Holds the three readers of one qcow2 file against each other, without its backing chain.
 
-    An image that all of them call corrupt is no disagreement: use :meth:`Qcow2Reader.check` for
+    An image that all of them call corrupt is no disagreement: use ``qcow2_check.py`` for
     its health.
 
     :param path: a qcow2 file that is not written to meanwhile
@@ -107,7 +108,7 @@ def _disagree_on_health(
     """
     ours, leaks = "", 0
     try:
-        findings = Qcow2Reader.parse(image).check()
+        findings = check(Qcow2Reader.parse(image))
         ours = next((f.text for f in findings if f.severity is Severity.CORRUPTION), "")
         leaks = sum(f.severity is Severity.LEAK for f in findings)
     except ImageError as error:

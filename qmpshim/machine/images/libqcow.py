@@ -7,8 +7,9 @@ import re
 
 import pyqcow
 
-from qmpshim.errors import UnsupportedFeature
-from qmpshim.machine.images.qcow2 import BytesLike, ImageError, Incompatible, Qcow2Reader
+from qmpshim.errors import ImageError, UnsupportedFeature
+from qmpshim.machine.images.qcow2 import BytesLike, Qcow2Reader
+from qmpshim.machine.images.qcow2_header import Incompatible
 
 _NOT_LIBQCOWS = {
     Incompatible.EXTERNAL_DATA: "an external data file",
@@ -32,7 +33,7 @@ class QcowReader:
     - A last host cluster that the file's end cuts short gives a short read, or an error: libqcow is
       shown a file padded with zeroes to whole clusters.
     - An L2 entry whose offset is inside a cluster reads as the cluster around it, and no refcount
-      is looked at: for an image's health use :meth:`Qcow2Reader.check`.
+      is looked at: for an image's health use ``qcow2_check.py``.
     - It refuses compatible feature bits that it does not know, which any reader may ignore: hidden
       likewise. It also refuses the corrupt bit, header lengths other than 104 and 112, and an L1
       table of no entries (a disk of size 0, which has no content to read anyway).
@@ -47,12 +48,12 @@ class QcowReader:
     def __init__(self, image: BytesLike) -> None:
         qcow2 = Qcow2Reader.parse(image)
         for flag, feature in _NOT_LIBQCOWS.items():
-            if flag in qcow2.flags:
+            if flag in qcow2.header.flags:
                 raise UnsupportedFeature(feature)
         self.virtual_size = qcow2.virtual_size
         self._file = pyqcow.file()
         self._shown = _ShownToLibqcow(
-            memoryview(image).cast("B"), qcow2.cluster_size, qcow2.version
+            memoryview(image).cast("B"), qcow2.cluster_size, qcow2.header.version
         )
         if not self.virtual_size:
             return

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qmpshim.errors import HostError, MachineHung
-from qmpshim.machine.images.qcow2 import ImageError
+from qmpshim.errors import HostError, ImageError, MachineHung
 from qmpshim.model.disks.image import Alloc
 
 QEMU_IMG = ("qemu-img",)

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from qmpshim.errors import UnsupportedFeature
+from qmpshim.errors import ImageError, UnsupportedFeature
 from qmpshim.machine.images.image_view import ImageView
-from qmpshim.machine.images.qcow2 import BytesLike, ImageError, Qcow2Reader
+from qmpshim.machine.images.qcow2 import BytesLike, Qcow2Reader
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Chain, Workflow
 from qmpshim.model.disks.image import Alloc, Image, is_zero, owned

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from qmpshim.errors import QmpshimError
-from qmpshim.machine.images.qcow2 import ImageError
+from qmpshim.errors import ImageError, QmpshimError
 from qmpshim.model.answers import DISCONNECTED, OK, ReportedError
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from qmpshim.errors import MachineError
+from qmpshim.errors import ImageError, MachineError
 from qmpshim.machine.images.image_view import ImageView
-from qmpshim.machine.images.qcow2 import ImageError
 from qmpshim.model.disks.image import Alloc, Qcow2Image
 from qmpshim.model.operations import Verb
 from qmpshim.model.units import SECTOR

@@ -11,10 +11,11 @@ from qmpshim.conformance.compare.crosscheck import merge
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.oracle import Oracle, View
 from qmpshim.conformance.compare.overlay import wrong_allocation
-from qmpshim.errors import IOFailed, MachineError, UnsupportedFeature
+from qmpshim.errors import ImageError, IOFailed, MachineError, UnsupportedFeature
 from qmpshim.machine.chain.replication import failed_over
 from qmpshim.machine.host.process import wait_until
-from qmpshim.machine.images.qcow2 import ImageError, Qcow2Reader
+from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.images.qcow2_check import check
 from qmpshim.machine.nbd.client import NbdClient, dirty_bitmap
 from qmpshim.model.chain.secondary import Stage
 from qmpshim.model.check.verdict import Verdict
@@ -177,7 +178,7 @@ def _allocation(watch: ModelTracker, role: str) -> tuple[list[Divergence], list[
             return [], []
         qcow2 = Qcow2Reader.parse(content)
         try:
-            faults = [str(finding) for finding in qcow2.check()]
+            faults = [str(finding) for finding in check(qcow2)]
         except UnsupportedFeature as error:
             faults = []
             untold.append(f"{where}: {error}")

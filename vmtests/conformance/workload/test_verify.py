@@ -17,6 +17,7 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.images.qcow2_check import check
 from qmpshim.model.chain.behaviour import KnownDefect
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
@@ -157,7 +158,7 @@ def test_an_outcome_as_data(workspace: Workspace, tmp_path: Path, qemu_build: Bu
     names = {path.name for path in kept.iterdir()}
     assert names >= {"secondary.raw", "hidden.qcow2", "active.qcow2", "qmp.log", "stderr"}
     assert not [path for path in kept.iterdir() if path.is_socket()]
-    assert Qcow2Reader.parse((kept / "hidden.qcow2").read_bytes()).check() == []
+    assert check(Qcow2Reader.parse((kept / "hidden.qcow2").read_bytes())) == []
 
 
 def test_nothing_is_left_in_the_workspace(workspace: Workspace, qemu_build: Build) -> None:

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qmpshim.errors import HostError, MachineHung
+from qmpshim.errors import HostError, ImageError, MachineHung
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images import libqcow
 from qmpshim.machine.images.agreement import agree
 from qmpshim.machine.images.image_view import ImageView, through
 from qmpshim.machine.images.libqcow import QcowReader
-from qmpshim.machine.images.qcow2 import Clusters, ImageError, Qcow2Reader, Run
+from qmpshim.machine.images.qcow2 import Clusters, Qcow2Reader, Run
 from qmpshim.machine.images.qemu_img import CheckResult, MapExtent, qemu_img_check, qemu_img_map
 from qmpshim.model.disks.image import Alloc
 from vmtests.support.qcow2_images import (

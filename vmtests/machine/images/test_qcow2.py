@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.errors import UnsupportedFeature
+from qmpshim.errors import ImageError, UnsupportedFeature
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.files import map_file
-from qmpshim.machine.images.qcow2 import ImageError, Incompatible, Qcow2Reader, Run, Severity
+from qmpshim.machine.images.qcow2 import Qcow2Reader, Run
+from qmpshim.machine.images.qcow2_check import Severity, check
+from qmpshim.machine.images.qcow2_header import Incompatible
 from qmpshim.model.disks.image import Alloc
 from vmtests.support.qcow2_images import (
     GiB,
@@ -53,14 +55,18 @@ def test_header_fields(tmp_path: Path) -> None:
         refcount_bits=64,
     )
     found = Qcow2Reader.parse(path.read_bytes())
-    assert (found.virtual_size, found.cluster_size, found.version) == (3 * MiB + 512, 4096, 3)
-    assert (found.backing_file, found.header.backing_format) == ("base.qcow2", "qcow2")
-    assert (found.flags, found.header.refcount_bits) == (Incompatible(0), 64)
+    assert (found.virtual_size, found.cluster_size, found.header.version) == (
+        3 * MiB + 512,
+        4096,
+        3,
+    )
+    assert (found.header.backing_file, found.header.backing_format) == ("base.qcow2", "qcow2")
+    assert (found.header.flags, found.header.refcount_bits) == (Incompatible(0), 64)
     assert found.guest_clusters == 769
     assert (
         Qcow2Reader.parse(
             make_image(tmp_path / "v2.qcow2", MiB, compat="0.10").read_bytes()
-        ).version
+        ).header.version
         == 2
     )
 
@@ -78,7 +84,7 @@ def test_runs_join_what_one_slice_can_hold(image: bytearray) -> None:
     assert found.kind.tolist() == [DATA, DATA, ZERO, ZERO, DATA]
     assert [host > 0 for host in found.host.tolist()] == [True, True, False, True, True]
     assert found.host[2] == -1
-    assert not Qcow2Reader.parse(image).check()
+    assert not check(Qcow2Reader.parse(image))
 
 
 def test_the_last_run_ends_with_the_disk(tmp_path: Path) -> None:
@@ -93,14 +99,14 @@ def test_the_last_run_ends_with_the_disk(tmp_path: Path) -> None:
 def test_an_empty_image_has_no_runs(tmp_path: Path) -> None:
     for size in (0, GiB):
         found = Qcow2Reader.parse(make_image(tmp_path / f"{size}.qcow2", size).read_bytes())
-        assert (list(found.runs()), found.allocation(), found.check()) == ([], {}, [])
+        assert (list(found.runs()), found.allocation(), check(found)) == ([], {}, [])
 
 
 def test_an_image_in_memory_may_be_longer_than_its_clusters(image: bytearray) -> None:
     expected = Qcow2Reader.parse(bytes(image)).allocation()
     image.extend(bytes(10 * MiB + 7))
     assert Qcow2Reader.parse(image).allocation() == expected
-    assert Qcow2Reader.parse(memoryview(image)).check() == []
+    assert check(Qcow2Reader.parse(memoryview(image))) == []
     image.extend(b"\0")  # nothing on it lives any more, so it can grow
 
 
@@ -119,7 +125,7 @@ def test_allocation_is_what_was_written(tmp_path: Path, cluster: int) -> None:
     path = make_image(tmp_path / "image.qcow2", count * cluster, *commands, cluster_size=cluster)
     found = Qcow2Reader.parse(path.read_bytes())
     assert found.allocation() == dict(sorted(expected.items()))
-    assert found.check() == []
+    assert check(found) == []
     unrolled = {
         at // cluster: run.alloc
         for run in found.runs()
@@ -131,7 +137,7 @@ def test_allocation_is_what_was_written(tmp_path: Path, cluster: int) -> None:
 def test_a_file_that_ends_inside_its_last_cluster_reads_on_with_zeroes(image: bytearray) -> None:
     del image[-32 * KiB :]
     found = Qcow2Reader.parse(image)
-    assert found.check() == []
+    assert check(found) == []
     assert found.allocation()[9] is DATA
 
 
@@ -144,7 +150,7 @@ def test_an_l2_table_that_the_end_of_the_file_cuts_short(tmp_path: Path) -> None
     tables.refcount(tables.l2, 0)
     tables.refcount(new, 1)
     assert Qcow2Reader.parse(image).allocation() == {0: DATA}
-    assert Qcow2Reader.parse(image).check() == []
+    assert check(Qcow2Reader.parse(image)) == []
 
 
 # -- images that are refused -------------------------------------------------------------------
@@ -189,12 +195,12 @@ def test_features_that_are_not_read(tmp_path: Path) -> None:
     plain = make_image(tmp_path / "plain.qcow2", MiB, "write -P 1 0 64k")
     compressed = tmp_path / "compressed.qcow2"
     run_tool("qemu-img", "convert", "-c", "-O", "qcow2", plain, compressed)
-    for look in (Qcow2Reader.clusters, Qcow2Reader.host_clusters, Qcow2Reader.check):
+    for look in (Qcow2Reader.clusters, Qcow2Reader.host_clusters, check):
         with pytest.raises(UnsupportedFeature, match="compressed clusters"):
             look(Qcow2Reader.parse(compressed.read_bytes()))
     run_tool("qemu-img", "snapshot", "-c", "once", plain)
     with pytest.raises(UnsupportedFeature, match="internal snapshots"):
-        Qcow2Reader.parse(plain.read_bytes()).check()
+        check(Qcow2Reader.parse(plain.read_bytes()))
     assert Qcow2Reader.parse(plain.read_bytes()).allocation() == {0: DATA}
     secret = ("--object", "secret,id=key,data=secret")
     for name, method, more in (("LUKS", "luks", ",encrypt.iter-time=10"), ("AES", "aes", "")):
@@ -267,7 +273,7 @@ def test_sabotage_is_convicted_here_and_by_qemu(
     sabotage, text = SABOTAGE[name]
     sabotage(Tables(image))
     (tmp_path / "bad.qcow2").write_bytes(image)
-    findings = Qcow2Reader.parse(image).check()
+    findings = check(Qcow2Reader.parse(image))
     corruptions = [f.text for f in findings if f.severity is Severity.CORRUPTION]
     assert any(re.search(text, told) for told in corruptions), findings
     assert findings[0].severity is Severity.CORRUPTION  # the worst comes first
@@ -299,7 +305,7 @@ def test_corruption_that_qemu_img_check_does_not_see(image: bytearray, tmp_path:
         (shared, "is used twice: guest data, guest data"),
         (old, "the zero flag, which version 2 lacks"),
     ):
-        (finding,) = Qcow2Reader.parse(broken).check()
+        (finding,) = check(Qcow2Reader.parse(broken))
         assert finding.severity is Severity.CORRUPTION
         assert text in finding.text
         path.write_bytes(broken)
@@ -312,7 +318,7 @@ def test_leaks_and_notices_are_not_corruption(image: bytearray, tmp_path: Path) 
     image += bytes(64 * KiB)
     tables.refcount(len(image) - 64 * KiB, 1)
     tables.refcount(len(image), 1)  # past the end of the file: no space is lost
-    leak, notice = Qcow2Reader.parse(image).check()
+    leak, notice = check(Qcow2Reader.parse(image))
     assert (leak.severity, notice.severity) == (Severity.LEAK, Severity.NOTICE)
     assert f"host offset {len(image) - 64 * KiB:#x}" in leak.text
     assert str(leak).startswith("leak: ")
@@ -330,9 +336,9 @@ def test_every_refcount_width(tmp_path: Path, bits: int) -> None:
         tmp_path / "i.qcow2", MiB, "write -P 1 0 100k", cluster_size=4096, refcount_bits=bits
     )
     image = bytearray(path.read_bytes())
-    assert Qcow2Reader.parse(image).check() == []
+    assert check(Qcow2Reader.parse(image)) == []
     image[Tables(image).block + (bits + 7) // 8 - 1] ^= 1  # the lowest bit of cluster 0's refcount
-    assert [f.text for f in Qcow2Reader.parse(image).check()] == [
+    assert [f.text for f in check(Qcow2Reader.parse(image))] == [
         "host offset 0x0: refcount 0, but 1 references"
     ]
 
@@ -366,7 +372,7 @@ def flips_agree(path: Path, seed: int, count: int) -> None:
         bad[at] ^= bit
         try:
             convicted = any(
-                f.severity is not Severity.NOTICE for f in Qcow2Reader.parse(bad).check()
+                f.severity is not Severity.NOTICE for f in check(Qcow2Reader.parse(bad))
             )
         except (ImageError, UnsupportedFeature):
             convicted = True

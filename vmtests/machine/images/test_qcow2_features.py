@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.errors import UnsupportedFeature
+from qmpshim.errors import ImageError, UnsupportedFeature
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images import image_view, qcow2
 from qmpshim.machine.images.agreement import agree, consult
 from qmpshim.machine.images.image_view import ImageView, through
 from qmpshim.machine.images.libqcow import QcowReader
-from qmpshim.machine.images.qcow2 import ImageError, Qcow2Reader, Severity
+from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.images.qcow2_check import Severity, check
 from qmpshim.model.disks.image import Alloc
 from vmtests.support.qcow2_images import (
     KiB,
@@ -153,7 +154,7 @@ def test_subclusters(extended: bytearray) -> None:
         **dict.fromkeys(range(64, 96), ZERO),
     }
     assert image.host_clusters() == [0]
-    assert image.check() == []
+    assert check(image) == []
 
 
 BROKEN: dict[str, tuple[Callable[[Tables], None], str]] = {
@@ -170,7 +171,7 @@ def test_broken_bitmaps_are_convicted(
 ) -> None:
     sabotage, text = BROKEN[name]
     sabotage(Tables(extended))
-    findings = Qcow2Reader.parse(extended).check()
+    findings = check(Qcow2Reader.parse(extended))
     assert [f.severity for f in findings][:1] == [Severity.CORRUPTION]
     with pytest.raises(ImageError, match=text):
         Qcow2Reader.parse(extended).allocation()
@@ -187,7 +188,7 @@ def test_bits_that_flip_in_bitmaps(extended: bytearray, tmp_path: Path) -> None:
         bad[tables.l2 + dice.randrange(16 * 4)] ^= 1 << dice.randrange(8)
         path.write_bytes(bad)
         try:
-            convicted = bool(Qcow2Reader.parse(bad).check())
+            convicted = bool(check(Qcow2Reader.parse(bad)))
         except (ImageError, UnsupportedFeature):
             convicted = True
         assert convicted or not check_fails(path)
@@ -198,26 +199,26 @@ def test_an_external_cluster_in_the_wrong_place(tmp_path: Path) -> None:
     data = tmp_path / "external.raw"
     path = make_image(tmp_path / "i.qcow2", MiB, "write -P 1 0 192k", data_file=data)
     image = bytearray(path.read_bytes())
-    assert (Qcow2Reader.parse(image).check(), len(Qcow2Reader.parse(image).allocation())) == ([], 3)
+    assert (check(Qcow2Reader.parse(image)), len(Qcow2Reader.parse(image).allocation())) == ([], 3)
     tables = Tables(image)
     tables.put(tables.l2 + 8, tables.word(tables.l2 + 16))
-    assert "not at its own offset" in Qcow2Reader.parse(image).check()[0].text
+    assert "not at its own offset" in check(Qcow2Reader.parse(image))[0].text
     tables.put(tables.l2 + 8, 64 * KiB)
-    assert "lacks COPIED" in Qcow2Reader.parse(image).check()[0].text
+    assert "lacks COPIED" in check(Qcow2Reader.parse(image))[0].text
 
 
 # -- mutants -----------------------------------------------------------------------------------
 
 
 def _zero_bits_ignored(
-    l2: qcow2._Entries, host: qcow2.Ints, size: int
+    l2: qcow2.Entries, host: qcow2.Ints, size: int
 ) -> tuple[qcow2.Ints, object, qcow2.Ints]:
     index, kind, place = _subclusters(l2, host, size)
     return index, (kind == DATA).astype("u1") * int(DATA), place
 
 
 def _subclusters_all_alike(
-    l2: qcow2._Entries, host: qcow2.Ints, size: int
+    l2: qcow2.Entries, host: qcow2.Ints, size: int
 ) -> tuple[qcow2.Ints, object, qcow2.Ints]:
     index, kind, place = _subclusters(l2, host, size)
     kind[place >= 0] = DATA
@@ -225,12 +226,12 @@ def _subclusters_all_alike(
 
 
 def _one_offset_a_cluster(
-    l2: qcow2._Entries, host: qcow2.Ints, size: int
+    l2: qcow2.Entries, host: qcow2.Ints, size: int
 ) -> tuple[qcow2.Ints, object, qcow2.Ints]:
     return _subclusters(l2, host, 0)
 
 
-def _offset_zero_is_none(image: Qcow2Reader, l2: qcow2._Entries) -> object:
+def _offset_zero_is_none(image: Qcow2Reader, l2: qcow2.Entries) -> object:
     return l2.host != 0
 
 
@@ -244,7 +245,7 @@ MUTANTS: dict[str, tuple[object, str, object, str]] = {
         "extended",
     ),
     "all subclusters are the first": (qcow2, "_subclusters", _one_offset_a_cluster, "extended"),
-    "offset 0 is no offset": (Qcow2Reader, "_has_host", _offset_zero_is_none, "data file"),
+    "offset 0 is no offset": (Qcow2Reader, "has_host", _offset_zero_is_none, "data file"),
     "data is in the image": (
         image_view,
         "external_data",

@@ -19,11 +19,11 @@ from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.replay import follow, system_of
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario
-from qmpshim.errors import InputError, UnsupportedFeature
+from qmpshim.errors import ImageError, InputError, UnsupportedFeature
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.machine.host.files import map_file
-from qmpshim.machine.images.qcow2 import ImageError, Qcow2Reader
+from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR
 

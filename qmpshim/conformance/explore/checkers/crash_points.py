@@ -24,9 +24,10 @@ from qmpshim.conformance.explore.harness.events import Completed, Event, Failed,
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.overlays import faults_of
 from qmpshim.conformance.explore.harness.real_system import Looks, RealSystem
-from qmpshim.errors import CommandFailed, InputError, MachineError
+from qmpshim.errors import CommandFailed, ImageError, InputError, MachineError
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.images.qcow2 import ImageError, Incompatible, Qcow2Reader
+from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.images.qcow2_header import Incompatible
 from qmpshim.machine.images.qemu_img import qemu_img_check
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.harness.overlays import faults_of
-from qmpshim.machine.images.qcow2 import ImageError, Qcow2Reader
+from qmpshim.errors import ImageError
+from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.gate.journal import Journal
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict

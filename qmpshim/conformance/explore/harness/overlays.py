@@ -9,8 +9,11 @@ from qmpshim.conformance.compare.divergence import stable
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.errors import ImageError
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.images.qcow2 import ImageError, Incompatible, Qcow2Reader, Severity
+from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.images.qcow2_check import Severity, check
+from qmpshim.machine.images.qcow2_header import Incompatible
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
@@ -87,7 +90,7 @@ def faults_of(qcow2: Qcow2Reader) -> list[str]:
 
     :raises UnsupportedFeature: it is more than our reader can judge
     """
-    faults = [str(f) for f in qcow2.check() if f.severity is Severity.CORRUPTION]
+    faults = [str(f) for f in check(qcow2) if f.severity is Severity.CORRUPTION]
     if Incompatible.DIRTY in qcow2.header.flags:
         faults = [fault for fault in faults if "refcount" not in fault]
     return faults

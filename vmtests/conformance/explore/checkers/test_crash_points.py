@@ -24,7 +24,7 @@ from qmpshim.conformance.explore.harness.real_system import RealSystem, faithful
 from qmpshim.errors import InputError
 from qmpshim.machine.chain import gated
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.images.qcow2 import Incompatible
+from qmpshim.machine.images.qcow2_header import Incompatible
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
