@@ -1,4 +1,4 @@
-"""The health of a qcow2 image: what its tables and its refcounts say, held against each other."""
+"""The health of a qcow2 image: its tables and its refcounts, compared with each other."""
 
 from __future__ import annotations
 
