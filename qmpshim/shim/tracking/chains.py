@@ -1,4 +1,4 @@
-"""The models of the chains behind a shim, kept in step with the I/O; what is asked of them."""
+"""The models of the chains behind a shim, kept in step with what is read and written."""
 
 from __future__ import annotations
 
