@@ -17,7 +17,7 @@ from typing import Any
 
 from qmpshim.errors import InputError, decoding, no_such
 from qmpshim.machine.chain.topology import TOPOLOGIES, Options, Topology, chain_name, topology_of
-from qmpshim.model.disks.backup_job import BACKUP_CLUSTER_SIZE_DEFAULT
+from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
 from qmpshim.model.operations import (
     Operation,
     Side,
@@ -77,12 +77,9 @@ class RealScenario:
 
     @property
     def granule(self) -> int:
-        """Sectors that are copied at once.
-
-        Restates ``block_copy_calculate_cluster_size`` (block/block-copy.c, QEMU 7.2 and 10.0).
-        """
+        """Sectors that are copied at once."""
         least = self.topology.min_copy // SECTOR
-        return max(BACKUP_CLUSTER_SIZE_DEFAULT, self.cluster_of("hidden"), least)
+        return backup_calculate_cluster_size(self.cluster_of("hidden"), least)
 
     @property
     def accessible(self) -> frozenset[int] | None:
@@ -92,17 +89,18 @@ class RealScenario:
         util/hbitmap.c), and both what is copied and what may be read is what it names
         (``cbw_open``, block/copy-before-write.c, QEMU 7.2 and 10.0).
         """
-        for bitmap in self.topology.bitmaps:
-            fine, unit = bitmap.granularity, self.granule * SECTOR
-            return frozenset(
-                granule
-                for start, end in bitmap.written
-                for granule in range(
-                    start // fine * fine // unit, ((end - 1) // fine * fine + fine - 1) // unit + 1
-                )
-                if granule * unit < self.size * SECTOR
+        bitmap = next(iter(self.topology.bitmaps), None)
+        if bitmap is None:
+            return None
+        fine, unit = bitmap.granularity, self.granule * SECTOR
+        return frozenset(
+            granule
+            for start, end in bitmap.written
+            for granule in range(
+                start // fine * fine // unit, ((end - 1) // fine * fine + fine - 1) // unit + 1
             )
-        return None
+            if granule * unit < self.size * SECTOR
+        )
 
     def given_up(self, ops: Iterable[Operation]) -> frozenset[int]:
         """The granules that a reader of the snapshot discards, as a whole or up to the disk's end.

@@ -29,15 +29,16 @@ class CowRequest(RangeRequest):
         pass
 
 
-def backup_calculate_cluster_size(target: Image, min_cluster: int = 0) -> int:
+def backup_calculate_cluster_size(target_cluster: int, min_cluster: int = 0) -> int:
     """Backup's granularity in sectors: the larger of 64 KiB and the target's cluster size.
 
     Restates ``backup_calculate_cluster_size`` (block/backup.c), later
     ``block_copy_calculate_cluster_size`` (block/block-copy.c, QEMU 7.2 and 10.0).
 
+    :param target_cluster: sectors of a cluster of the target
     :param min_cluster: sectors it has at least: the option ``min-cluster-size`` (10.0)
     """
-    return max(BACKUP_CLUSTER_SIZE_DEFAULT, target.info_cluster, min_cluster)
+    return max(BACKUP_CLUSTER_SIZE_DEFAULT, target_cluster, min_cluster)
 
 
 class BackupJob:
@@ -65,7 +66,8 @@ class BackupJob:
         self.memory = memory
         self.sync_mode = "none"
         self.len = source.size  # sectors
-        self.cluster_size = backup_calculate_cluster_size(target, min_cluster)  # sectors
+        size = backup_calculate_cluster_size(target.info_cluster, min_cluster)
+        self.cluster_size = size  # sectors
         self.inflight_reqs = memory.requests("requests")
         self.done_bitmap = memory.bits("copied")
 
