@@ -336,7 +336,7 @@ def _chosen(args: argparse.Namespace) -> list[RealScenario]:
     strength = args.strength or _STRENGTH
     if strength > len(DIMENSIONS):
         raise InputError(f"--strength is 1 to {len(DIMENSIONS)}, the dimensions that there are")
-    return array(strength, args.seed)
+    return list(array(strength, args.seed))
 
 
 def _listed(scenario: RealScenario) -> Listed:

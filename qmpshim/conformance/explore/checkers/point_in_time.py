@@ -24,6 +24,7 @@ from qmpshim.conformance.explore.checkers.linearizability import (
     orders_of,
 )
 from qmpshim.conformance.explore.checkers.sequential import BackupLeft, after_setup
+from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.push import ignored_errors
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.model.answers import OK, Answer, IoError
@@ -100,7 +101,11 @@ def target_is_point_in_time(end: End) -> RealViolation | None:
 
 def _masked(end: End, left: BackupLeft) -> RealViolation | None:
     """Whether an I/O of data failed, and neither an operation nor the job reports an error."""
-    failed = [named for named, _ in end.history.failed if not named.meta and named.verb != "flush"]
+    failed = [
+        named
+        for named, _ in end.history.failed
+        if not (named.meta or _may_be_ignored(end.scenario, named))
+    ]
     reported = (
         left.ending in (Ending.FAILED, Ending.CANCELLED)
         or any(answer != OK for answer in end.history.answers)
@@ -112,6 +117,18 @@ def _masked(end: End, left: BackupLeft) -> RealViolation | None:
     text = f"a {what} failed, and neither an operation nor the backup job reports an error"
     cause = Cause(CauseKind.ERROR_MASKED, "backup job", what)
     return RealViolation(Verdict.ERROR_CONTRACT, text, cause=cause)
+
+
+def _may_be_ignored(scenario: RealScenario, named: NamedIo) -> bool:
+    """Whether QEMU need not report that this I/O failed.
+
+    What is not known of a block status counts as data (``block_copy_block_status``,
+    block/block-copy.c), and freed clusters of qcow2 are discarded if that can be done
+    (``qcow2_process_discards``, block/qcow2-refcount.c).
+    """
+    if named.verb == "discard":
+        return named.io.image in scenario.topology.qcow2
+    return named.verb in ("flush", "status")
 
 
 def explaining(left: BackupLeft, possible: Sequence[Possible]) -> list[Possible]:

@@ -7,6 +7,7 @@ other dimensions that do not have their default.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable
 
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
@@ -66,6 +67,7 @@ def scenario_of(point: Point) -> RealScenario:
     return scenario_from_json(grammar.scenario_object(point, name_of(point)))
 
 
-def array(strength: int, seed: int = 0) -> list[RealScenario]:
+@functools.cache
+def array(strength: int, seed: int = 0) -> tuple[RealScenario, ...]:
     """The scenarios of a covering array."""
-    return [scenario_of(point) for point in SPACE.covering_array(strength, seed)]
+    return tuple(scenario_of(point) for point in SPACE.covering_array(strength, seed))
