@@ -10,6 +10,7 @@ from qmpshim.shim.endpoint.link import READ_SIZE, Batch, Link
 from qmpshim.shim.endpoint.outbox import Outbox
 from qmpshim.shim.endpoint.session import Answer, Command, Session
 from qmpshim.shim.endpoint.upstream import Upstream
+from qmpshim.shim.endpoint.window import Window
 from qmpshim.shim.json.text import indented
 
 _BURST = 64  # requests of one client answered before the others get a turn
@@ -21,16 +22,10 @@ class Dispatcher(Protocol):
     upstream: Upstream
     batch: Batch
     backlog_limit: int
-
-    @property
-    def has_capacity(self) -> bool:
-        """Whether QEMU may be given another in-band command."""
+    window: Window
 
     def take(self, client: Client, work: Answer | Command) -> None:
         """Something has to be done for *client*."""
-
-    def line_up(self, client: Client) -> None:
-        """Schedule *client* when there is capacity again."""
 
     def leave(self, client: Client) -> None:
         """The client is gone."""
@@ -51,7 +46,6 @@ class Client:
         self.link = Link(sock, self, dispatcher.batch, dispatcher.backlog_limit)
         self._pretty = pretty
         self.outbox = Outbox(self.link.write)
-        self.in_line = False  # waits for its turn at QEMU
         self._input_ended = False
         self._again = False
 
@@ -92,9 +86,10 @@ class Client:
         """Take up what the session has to be done, and read on or stop reading."""
         if self.link.closed:
             return
+        window = self.dispatcher.window
         if self.link.backlog <= READ_SIZE:
             for _ in range(_BURST):
-                work = self.session.next(self.dispatcher.has_capacity)
+                work = self.session.next(window.has_capacity)
                 if work is None:
                     break
                 self.dispatcher.take(self, work)
@@ -102,8 +97,8 @@ class Client:
                     break
             else:
                 self._soon()
-            if not self.dispatcher.has_capacity and not self.in_line and self.session.wants_turn:
-                self.dispatcher.line_up(self)
+            if not window.has_capacity and self.session.wants_turn:
+                window.line_up(self)
         if self._input_ended:
             if self.session.idle and not self.link.backlog:
                 self.dispatcher.leave(self)

@@ -7,9 +7,7 @@ import json
 import logging
 import socket
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -28,13 +26,11 @@ from qmpshim.shim.endpoint.session import (
 )
 from qmpshim.shim.endpoint.upstream import Overdue, Reply, Upstream
 from qmpshim.shim.endpoint.watchdog import HUNG, Watchdog
+from qmpshim.shim.endpoint.window import Window
 from qmpshim.shim.json.text import Value
 
 log = logging.getLogger(__name__)
 
-#: In-band commands QEMU may hold at once. It reads on while fewer than eight are queued, so an
-#: out-of-band command always gets through.
-WINDOW = 7
 BACKLOG_LIMIT = 16 << 20  # bytes that may wait for a client that does not read
 _LIMIT = 30.0  # seconds that QEMU may take to answer, by default
 #: Arguments of qmp_capabilities that a QEMU which offers out-of-band execution accepts.
@@ -97,16 +93,12 @@ class Shim:
         self._listeners: dict[Client, None] = {}  # the clients that get events
         self._unspread: list[bytes] = []  # events they have not got yet
         self._how_ended = how_ended
-        self._line: deque[Client] = deque()
-        self._in_band = 0
-        self._held = False
-        self._hold = asyncio.Lock()
-        self._waiting = 0  # in-band commands that wait for it
         self._shut_down = False  # QEMU sent SHUTDOWN
         self.silent_end = False  # send clients no more than QEMU does when it ends: nothing
         self._tasks: set[asyncio.Task[None]] = set()
         self._event_waiters: list[Callable[[bytes], None]] = []
         self.upstream = Upstream(sock, self.batch, self._on_event, self._on_gone, on_text)
+        self.window = Window(self.batch, lambda: self.upstream.gone)
         self._descriptors = Descriptors(self.upstream, self._finish)
         self.watchdog = Watchdog(self.upstream, self.emit)
         self._constant: dict[str, Reply] = {}  # the latest replies to _CONSTANT
@@ -163,22 +155,6 @@ class Shim:
         client.link.release()
         client.session.close()
 
-    @property
-    def has_capacity(self) -> bool:
-        """Whether QEMU may be given another in-band command."""
-        return self._in_band < WINDOW and not self._held
-
-    def line_up(self, client: Client) -> None:
-        """Schedule *client* when there is capacity again."""
-        client.in_line = True
-        self._line.append(client)
-
-    def _next_turns(self) -> None:
-        while self._line and self.has_capacity:
-            client = self._line.popleft()
-            client.in_line = False
-            client.pump()
-
     def take(self, client: Client, work: Answer | Command) -> None:
         """Do one piece of work for *client*."""
         if isinstance(work, Answer):
@@ -187,7 +163,7 @@ class Shim:
             return
         self.counters.commands += 1
         if not work.oob:
-            self._in_band += 1
+            self.window.begin()
         if not client.session.negotiated:
             self._negotiate(client, work)
             return
@@ -227,7 +203,7 @@ class Shim:
         """Answer a command while its client is being served, which will go on with the next."""
         client.answered(text, command.oob)
         if not command.oob:
-            self._in_band -= 1
+            self.window.end()
 
     def _watched(self, command: Command, reply: Reply) -> None:
         """Record QEMU's reply to a command."""
@@ -258,8 +234,8 @@ class Shim:
     def _finish_with(self, client: Client, command: Command, text: bytes) -> None:
         client.answered(text, command.oob)
         if not command.oob:
-            self._in_band -= 1
-            self._next_turns()
+            self.window.end()
+            self.window.next_turns()
         client.pump()
 
     def _negotiate(self, client: Client, command: Command) -> None:
@@ -394,29 +370,6 @@ class Shim:
         """
         command = Command(name, None if arguments is None else dict(arguments), None, False)
         return _returned(name, await self.intercepts.get(name, self.forward)(command))
-
-    @asynccontextmanager
-    async def no_commands(self, own: int = 0) -> AsyncIterator[None]:
-        """QEMU has no client's in-band command, and gets none, while the context lasts.
-
-        :param own: how many in-band commands the caller is answering; they count as none
-        """
-        self._waiting += own
-        try:
-            await self._hold.acquire()
-        finally:
-            self._waiting -= own
-        self._held = True
-        try:
-            # Those that wait for us here are not at QEMU.
-            while self._in_band > own + self._waiting and not self.upstream.gone:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
-            yield
-        finally:
-            self._held = False
-            self._hold.release()
-            with self.batch:
-                self._next_turns()
 
     # -- events and the end ------------------------------------------------------------
 

@@ -183,7 +183,7 @@ class Commands:
     async def _verify(self, arguments: dict[str, Value]) -> object:
         from qmpshim.shim.tracking.verification import verify
 
-        async with self._shim.no_commands(own=1):
+        async with self._shim.window.no_commands(own=1):
             trackers = self._watch.chosen(_chain(arguments))
             verified = await verify(self._watch, trackers)
         named = _chain(arguments) is not None

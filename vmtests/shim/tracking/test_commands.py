@@ -23,9 +23,9 @@ from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.shim.emulator.serve import Options
-from qmpshim.shim.endpoint.server import WINDOW
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
+from qmpshim.shim.endpoint.window import WINDOW
 from qmpshim.shim.tracking.definitions import COMMANDS
 from qmpshim.shim.tracking.nbd_exports import OWN_EXPORT
 from vmtests.support.drafts import filled
