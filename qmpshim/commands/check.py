@@ -9,12 +9,12 @@ import shlex
 import signal
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qmpshim.commands.check_text import announce, progress, show, show_found
 from qmpshim.commands.console import Console, Listed, show_list
 from qmpshim.commands.interruption import Interrupted, interruptible
 from qmpshim.commands.options import (
@@ -27,22 +27,20 @@ from qmpshim.commands.options import (
 )
 from qmpshim.conformance.bundles.any_workload import load_case
 from qmpshim.conformance.bundles.workload_case import CASE as WORKLOAD_CASE
-from qmpshim.conformance.check.case import CANNOT_BE_TESTED, Case, Status
-from qmpshim.conformance.check.report.compare import Comparison, State, compare, headline
+from qmpshim.conformance.check.case import CANNOT_BE_TESTED, Case
+from qmpshim.conformance.check.report.compare import compare
 from qmpshim.conformance.check.report.reports import fill, write_reports
 from qmpshim.conformance.check.report.results import Results, load_results
 from qmpshim.conformance.check.run import campaign
-from qmpshim.conformance.check.run.again import replay_command
 from qmpshim.conformance.check.run.bisect import ABORT, SKIP, answer, named_cases
 from qmpshim.conformance.check.run.executors import DaskExecutor, Executor, LocalExecutor
-from qmpshim.conformance.check.run.journal import HTML, JUNIT, RESULTS, TAP, Journal
+from qmpshim.conformance.check.run.journal import Journal
 from qmpshim.conformance.check.runners import kinds
 from qmpshim.conformance.check.suites import Suite, suite_named
 from qmpshim.conformance.document import Document
 from qmpshim.conformance.explore.report.finding_files import CASE as SCHEDULE
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.known.folder import summary
-from qmpshim.conformance.known.seen import assessed
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.errors import (
     BuildError,
@@ -166,7 +164,7 @@ def _check(args: argparse.Namespace, console: Console) -> int:
             out = args.out or Path("qmpshim-check")
             journal = campaign.begin(out, chosen, suite, args.force)
         stack.callback(journal.close)
-        _announce(journal, console)
+        announce(journal, console)
         document: Document = args.document
         try:
             _run(executor, journal, list(chosen.values()), console)
@@ -183,14 +181,14 @@ def _check(args: argparse.Namespace, console: Console) -> int:
         write_reports(comparison, journal.directory, document)
         if journal.missing:
             if journal.outcomes:
-                _show_found(comparison, journal.directory, console)
+                show_found(comparison, journal.directory, console)
             console.line(
                 f"{document.error or 'interrupted'}: "
                 f"{len(journal.outcomes)} of {len(journal.plan.keys)} done and kept; "
                 f"go on with: {_resume_command(journal, args)}"
             )
         else:
-            _show(comparison, journal.directory, console)
+            show(comparison, journal.directory, console)
         return document.exit_status
 
 
@@ -214,17 +212,6 @@ def _resume_command(journal: Journal, args: argparse.Namespace) -> str:
         if (value := getattr(args, option)) is not None:
             words += [f"--{option}", str(value)]
     return shlex.join([*words, *(["--strict"] if args.strict else [])])
-
-
-def _announce(journal: Journal, console: Console) -> None:
-    plan = journal.plan
-    for build in plan.builds:
-        console.line(f"{build.name:18} QEMU {build.version}")
-    done = f", {len(journal.outcomes)} of them done before" if journal.outcomes else ""
-    console.line(
-        f"suite {plan.suite}: {len(plan.cases)} cases on {len(plan.builds)} build(s), "
-        f"{len(plan.keys)} in all{done}"
-    )
 
 
 def _builds(names: list[str]) -> dict[str, Build]:
@@ -286,103 +273,7 @@ def _run(executor: Executor, journal: Journal, chosen: list[Build], console: Con
     :raises ExecutorLost: the executor is gone
     """
     with interruptible():
-        campaign.carry_on(journal, chosen, executor, lambda standing: _progress(standing, console))
-
-
-def _progress(standing: campaign.RunStatus, console: Console) -> None:
-    parts = [f"{standing.done}/{standing.of} done"]
-    for status in (Status.DIVERGED, Status.BROKEN, Status.SKIPPED):
-        if number := standing.statuses.get(status):
-            parts.append(f"{number} {status.words}")
-    left = standing.left()
-    if left is not None:
-        parts.append(f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left")
-    now = time.monotonic()
-    running = [
-        f"{build} {case}" + (f" ({now - since:.0f} s)" if now - since > 5 else "")
-        for (build, case), since in list(standing.running.items())[:2]
-    ]
-    console.progress(", ".join(parts) + (f": {'; '.join(running)}" if running else ""))
-
-
-# -- the end -----------------------------------------------------------------------------------
-
-
-def _show(comparison: Comparison, directory: Path, console: Console) -> None:
-    _show_found(comparison, directory, console)
-    _rest(comparison, directory, console)
-
-
-def _show_found(comparison: Comparison, directory: Path, console: Console) -> None:
-    """By build how its cases ended, and each finding that fails the run."""
-    results = comparison.results
-    console.line()
-    width = max(len(build.name) for build in results.builds)
-    for build in results.builds:
-        own = [o for (name, _), o in results.outcomes.items() if name == build.name]
-        counts = {status: sum(o.status is status for o in own) for status in Status}
-        states = [
-            row.sights[build.name].state for row in comparison.rows if build.name in row.sights
-        ]
-        console.prose(
-            f"{build.name:{width}}  "
-            + ", ".join(f"{counts[status]} {status.words}" for status in Status)
-            + "; findings: "
-            + ", ".join(f"{states.count(state)} {state}" for state in reversed(State))
-            + f"; {sum(o.seconds for o in own):.0f} s"
-        )
-    for row in comparison.rows:
-        sight = row.smallest
-        if row.state not in (State.NEW, State.UNCONFIRMED) and not comparison.strict:
-            continue
-        finding = sight.best
-        side = "contract" if finding.contract else "robustness"
-        console.line()
-        console.prose(
-            f"{row.state.upper()} {finding.verdict} ({side}): {name_errnos(finding.title)}"
-        )
-        for one in row.sights.values():
-            other = f", not {comparison.reference}" if one.differs else ""
-            console.prose(
-                f"  on {one.build}: {one.state}, {one.count}x in {len(one.cases)} case(s){other}"
-            )
-        console.line(f"  smallest case, of {sight.smallest} on {sight.build}:")
-        for what, text in (("predicted", finding.predicted), ("observed", finding.observed)):
-            if text not in finding.title:
-                console.prose(f"    {what + ':':10} {textwrap.shorten(name_errnos(text), 300)}")
-        for line in finding.trace[:12]:
-            console.prose(f"    {name_errnos(line)}")
-        if len(finding.trace) > 12:
-            console.line(f"    ... and {len(finding.trace) - 12} more")
-        command = replay_command(comparison.results.plan, (sight.build, sight.smallest), finding)
-        console.line(f"  again (in {directory}): {command}")
-
-
-def _rest(comparison: Comparison, directory: Path, console: Console) -> None:
-    known = [row.key for row in comparison.rows if row.state is State.KNOWN]
-    if known:
-        console.line()
-        console.prose(f"known, as expected: {', '.join(known)}")
-    for row in comparison.rows:
-        for sight in row.sights.values():
-            if row.state is State.KNOWN and sight.differs:
-                console.prose(f"known, but not {comparison.reference}: {row.key} on {sight.build}")
-    for one in comparison.gone:
-        console.prose(f"{one.build}: not seen here: {one.key} (expected: {one.why})")
-    for build, case, why in comparison.broken:
-        console.prose(f"could not be carried out on {build}: {case}: {why}")
-    by_reason: dict[tuple[str, str], list[str]] = {}
-    for build, case, why in comparison.skipped:
-        by_reason.setdefault((build, why), []).append(case)
-    for (build, why), cases in by_reason.items():
-        more = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
-        console.prose(f"{CANNOT_BE_TESTED} on {build}: {cases[0]}{more}: {why}")
-    console.line()
-    console.line(f"reports: {directory}/{{{HTML},{RESULTS},{JUNIT},{TAP}}}")
-    console.prose(headline(comparison), comparison.exit_status)
-    for tested in comparison.results.builds:
-        answer = assessed(comparison.seen_on(tested.name))
-        console.prose(f"assess would say of this, {tested.name}: {answer}")
+        campaign.carry_on(journal, chosen, executor, lambda standing: progress(standing, console))
 
 
 # -- bisect ------------------------------------------------------------------------------------
