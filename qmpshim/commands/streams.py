@@ -20,7 +20,7 @@ BROKEN_PIPE = 141  # as a shell shows the end by SIGPIPE
 def open_missing() -> None:
     """Put something at the descriptors 0, 1 and 2 that are closed, so that no file gets them.
 
-    What stands for a closed stdout cannot be written to: it is not as if somebody read it.
+    What stands for a closed stdout cannot be written to: output that is not read is a failure.
     """
     for number, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:

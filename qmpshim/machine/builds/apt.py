@@ -50,7 +50,7 @@ class Source:
 
     @property
     def is_debian(self) -> bool:
-        """It looks like the Debian archive, not like someone's packages for Debian."""
+        """It looks like the Debian archive, not like a third party's packages for Debian."""
         own_key = not self.signed_by or "debian-archive" in self.signed_by
         place = re.search(r"/debian/?$|debian\.list$", self.uri)
         return "main" in self.components and own_key and place is not None

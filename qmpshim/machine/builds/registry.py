@@ -144,7 +144,7 @@ def workspace() -> Iterator[Path]:
 def lock(waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the registry against other writers, in this process or another.
 
-    :param waiting: called once when someone else holds it
+    :param waiting: called once when another process holds it
     :raises HostError: the cache directory cannot be written
     """
     directory = builds_directory()

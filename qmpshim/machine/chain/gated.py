@@ -41,7 +41,7 @@ from qmpshim.machine.chain.topology import (
     Topology,
 )
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
-from qmpshim.machine.host.process import bare, how_ended, last_words, launch
+from qmpshim.machine.host.process import bare, exit_reason, how_ended, launch
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.store import MemoryStore
@@ -154,7 +154,7 @@ class GatedMachine:
         if self.qmp.wrong is not None:
             raise NotStarted(f"{self.build.name} does not speak QMP: {self.qmp.wrong}")
         if self.qmp.greeting is None:
-            reason = last_words(self.stderr())
+            reason = exit_reason(self.stderr())
             raise NotStarted(f"{self.build.name} ended at once" + (f": {reason}" if reason else ""))
         self.quiescence = Quiescence(self.process.pid)
         self.event_loop.stalled = self.stalled
@@ -426,7 +426,7 @@ class GatedMachine:
         except subprocess.TimeoutExpired:
             return MachineDied("QEMU closed its monitor but still runs")
         how = how_ended(code)
-        reason = last_words(self.stderr())
+        reason = exit_reason(self.stderr())
         return MachineDied(f"QEMU {how}" + (f": {reason}" if reason else ""), how, reason)
 
     def root_error(self, error: MachineError) -> MachineError:

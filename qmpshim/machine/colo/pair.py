@@ -129,7 +129,7 @@ class Pair:
         self.limit = limit
         self.generation = 0
         self.primary = self._member("primary", builds[0], spec.initial())
-        self.past: list[ColoNode] = []  # secondaries and primaries that were given up
+        self.former: list[ColoNode] = []  # secondaries and primaries that were given up
         self._renew(builds[1], observer, spec.initial())
 
     def _member(self, name: str, build: Build, initial: bytes) -> ColoNode:
@@ -163,7 +163,7 @@ class Pair:
     @property
     def everybody(self) -> list[ColoNode]:
         """Both sides, and those that were given up."""
-        return [*self.members, *self.past]
+        return [*self.members, *self.former]
 
     def role(self, member: ColoNode) -> str:
         """What one of the two sides is now; its name is what it was when it was started."""
@@ -291,7 +291,7 @@ class Pair:
         for member in self.members:
             if member is not survivor:
                 member.kill()  # fenced: two machines with one disk are worse than none
-                self.past.append(member)
+                self.former.append(member)
         await self.link.close()
         await self.channel.close()
         self.primary = survivor

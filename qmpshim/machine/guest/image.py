@@ -84,13 +84,13 @@ def build(
     :raises InputError: the recipe is wrong, or names what a package does not have
     :raises HostError: no network, no space, no apt, a signature that does not verify
     """
-    tell = progress or logger.info
+    report = progress or logger.info
     link = guests_directory() / f"recipe-{_recipe_digest(recipe)}"
-    with _lock(tell):
+    with _lock(report):
         if not refresh and (found := _load(link)):
             return found
         with tempfile.TemporaryDirectory(prefix=".work-", dir=guests_directory()) as place:
-            ready = make(Path(place), recipe, tell)
+            ready = make(Path(place), recipe, report)
             target = guests_directory() / ready.digest
             if not _load(target):
                 shutil.rmtree(target, ignore_errors=True)
@@ -135,7 +135,7 @@ def _recipe_digest(recipe: Path) -> str:
 
 
 @contextlib.contextmanager
-def _lock(tell: Progress) -> Iterator[None]:
+def _lock(report: Progress) -> Iterator[None]:
     directory = guests_directory()
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def _lock(tell: Progress) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tell("guest image: waiting for another build to end")
+            report("guest image: waiting for another build to end")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
@@ -160,7 +160,7 @@ def _lock(tell: Progress) -> Iterator[None]:
 # -- making ------------------------------------------------------------------------------------
 
 
-def make(workspace: Path, recipe: Path, tell: Progress) -> GuestImage:
+def make(workspace: Path, recipe: Path, report: Progress) -> GuestImage:
     """Fetch the packages and make kernel, initramfs and manifest in ``workspace / "image"``.
 
     :raises InputError: see :func:`build`
@@ -172,13 +172,13 @@ def make(workspace: Path, recipe: Path, tell: Progress) -> GuestImage:
         raise InputError(f"{recipe / 'guest.toml'}: {error}") from error
     mirror = find_mirror()
     apt = PrivateApt(workspace / "apt", mirror, wanted["suite"])
-    tell(f"guest image: reading the package lists of {mirror}")
+    report(f"guest image: reading the package lists of {mirror}")
     apt.update()
     kernel = apt.dependencies(wanted["kernel"])[:1]
-    tell(f"guest image: downloading {', '.join(kernel)} and {len(wanted['packages'])} more")
+    report(f"guest image: downloading {', '.join(kernel)} and {len(wanted['packages'])} more")
     inside = apt.fetch(*kernel, *wanted["packages"])
     tools = apt.fetch(*wanted["compiler"])
-    tell("guest image: unpacking and packing")
+    report("guest image: unpacking and packing")
     root = workspace / "root"
     unpack([*inside, *tools], root, _LIMIT_S)
     return _Maker(workspace, recipe, root, wanted).image(inside, tools)

@@ -57,7 +57,7 @@ def how_ended(status: int) -> str:
     )
 
 
-def last_words(stderr: str) -> str:
+def exit_reason(stderr: str) -> str:
     """The line of QEMU's stderr that explains its exit: a failed assertion, else the last line."""
     lines = [line for line in stderr.splitlines() if line.strip()]
     lines = [line for line in lines if not any(word in line for word in _NO_REASON)]
@@ -268,8 +268,8 @@ class Qemu:
         except (QMPError, EOFError, OSError) as error:
             if (fault := await self._nonsense(error)) is not None:
                 what = " ".join(str(fault).split())
-                explained = f"QEMU's monitor said what is no QMP ({command}): {what}"
-                raise ProtocolBroken(explained) from error
+                text = f"QEMU's monitor said what is no QMP ({command}): {what}"
+                raise ProtocolBroken(text) from error
             await self.wait_for_exit(_ENDING)
             raise self.exit_error(command, 0.0) from error
         self._note("<-", {"return": result})
@@ -341,7 +341,7 @@ class Qemu:
         """
         code = self._reap(patience)
         how = "closed its connection but still runs" if code is None else how_ended(code)
-        reason = last_words(self.stderr())
+        reason = exit_reason(self.stderr())
         text = f"QEMU {how} during {during}" + (f": {reason}" if reason else "")
         return MachineDied(text, how, reason)
 
@@ -399,7 +399,7 @@ class Qemu:
             async with asyncio.timeout(patience):
                 await self._client.execute("quit")
         except TimeoutError:
-            return  # it is deaf, so there is nothing to wait for
+            return  # it does not answer: nothing to wait for
         except (QMPError, EOFError, OSError):
             log.debug("quit was not answered")
         await self.wait_for_exit(patience)

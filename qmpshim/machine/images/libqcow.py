@@ -11,7 +11,7 @@ from qmpshim.errors import ImageError, UnsupportedFeature
 from qmpshim.machine.images.qcow2 import BytesLike, Qcow2Reader
 from qmpshim.machine.images.qcow2_header import Incompatible
 
-_NOT_LIBQCOWS = {
+_UNSUPPORTED = {
     Incompatible.EXTERNAL_DATA: "an external data file",
     Incompatible.COMPRESSION_TYPE: "another compression type than zlib",
     Incompatible.EXTENDED_L2: "extended L2 entries",
@@ -47,7 +47,7 @@ class QcowReader:
 
     def __init__(self, image: BytesLike) -> None:
         qcow2 = Qcow2Reader.parse(image)
-        for flag, feature in _NOT_LIBQCOWS.items():
+        for flag, feature in _UNSUPPORTED.items():
             if flag in qcow2.header.flags:
                 raise UnsupportedFeature(feature)
         self.virtual_size = qcow2.virtual_size

@@ -249,7 +249,7 @@ class Qcow2Reader:
 
     def l1_faults(self, l1: Entries) -> Iterator[str]:
         """Why an entry cannot be followed, or was not written by QEMU."""
-        yield from l1.blame(
+        yield from l1.describe(
             "L1 entry {index}",
             {
                 "has reserved bits set": (l1.raw & _L1_RESERVED) != 0,
@@ -287,7 +287,7 @@ class Qcow2Reader:
             }
         else:
             faults["points outside the file"] = standard & self.outside(l2.host)
-        yield from l2.blame("L2 entry of guest cluster {index}", faults)
+        yield from l2.describe("L2 entry of guest cluster {index}", faults)
 
     def has_host(self, l2: Entries) -> Mask:
         """Which entries have a host cluster; offset 0 is one only in an external data file."""
@@ -325,7 +325,7 @@ class Entries:
         compressed: Mask = (self.raw & _COMPRESSED) != 0
         return compressed
 
-    def blame(self, where: str, faults: dict[str, Mask]) -> Iterator[str]:
+    def describe(self, where: str, faults: dict[str, Mask]) -> Iterator[str]:
         """A sentence for each entry and each fault whose mask has it."""
         for what, mask in faults.items():
             for at in np.flatnonzero(mask):

@@ -76,7 +76,7 @@ def _findings(image: Qcow2Reader) -> Iterator[Inconsistency]:
     )
     # A refcount table entry's offset goes up to bit 63; past bit 62 no file can reach.
     blocks = (reftable.raw & ~_REFTABLE_RESERVED).clip(max=2**63 - 1).astype(np.int64)
-    reftable_faults = reftable.blame(
+    reftable_faults = reftable.describe(
         "refcount table entry {index}",
         {
             "has reserved bits set": (reftable.raw & _REFTABLE_RESERVED) != 0,
@@ -195,5 +195,5 @@ def _check_copied(where: str, table: Entries, points: Mask, once: Mask) -> Itera
         "has COPIED set, but its refcount is not 1": points & copied & ~once,
         "lacks COPIED, but its refcount is 1": points & ~copied & once,
     }
-    for fault in table.blame(where, faults):
+    for fault in table.describe(where, faults):
         yield Inconsistency(Severity.CORRUPTION, fault)

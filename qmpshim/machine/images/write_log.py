@@ -95,19 +95,19 @@ class WriteLog:
     :param sector_size: bytes of a sector, where there is no super block yet; None: QEMU's default
     :raises LogError: there is a super block, and it is none of a write log
 
-    :ivar promised: entries the super block speaks of: at the last flush there were so many
+    :ivar counted: entries that the super block counts, as of the last flush
     """
 
     def __init__(self, log: BytesLike, sector_size: int | None = None) -> None:
         self._log = memoryview(log).cast("B")
         self.sector_size = sector_size or _SECTOR_SIZE
-        self.promised = 0
+        self.counted = 0
         head = bytes(self._log[: _SUPER.size])
         if not any(head):  # nothing was flushed yet
             return
         if len(head) < _SUPER.size:
             raise LogError("the write log ends in its super block")
-        magic, version, self.promised, self.sector_size = _SUPER.unpack(head)
+        magic, version, self.counted, self.sector_size = _SUPER.unpack(head)
         if magic != MAGIC or version != VERSION:
             raise LogError("the bytes do not begin with the super block of a write log")
         size = self.sector_size
@@ -123,11 +123,11 @@ class WriteLog:
         :raises LogError: an entry cannot be (always), or is cut short (unless *live*)
         """
         index, at = (0, 1) if after is None else (after.index + 1, after.end)
-        while live or not self.promised or index < self.promised:
+        while live or not self.counted or index < self.counted:
             entry = self._entry(index, at)
             if entry is None:
-                if not live and index < self.promised:
-                    raise LogError(f"the write log ends in entry {index} of {self.promised}")
+                if not live and index < self.counted:
+                    raise LogError(f"the write log ends in entry {index} of {self.counted}")
                 return
             yield entry
             index, at = entry.index + 1, entry.end
@@ -147,7 +147,7 @@ class WriteLog:
             if text.stop > start + size:
                 raise LogError(f"entry {index} of the write log has a mark of {mark} bytes")
             return LogEntry(index, sector, sectors, kind, self._log[text], size, at + 1)
-        if not (sectors or kind) and index >= self.promised:
+        if not (sectors or kind) and index >= self.counted:
             return None  # a hole: QEMU logs no write of nothing
         end = at + 1 if kind & Flag.DISCARD else at + 1 + sectors
         if end * size > len(self._log):

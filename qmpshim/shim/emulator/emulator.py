@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from qmpshim.errors import BuildError, HostError, MachineError
-from qmpshim.machine.host.process import COMMAND_LIMIT, Qemu, last_words
+from qmpshim.machine.host.process import COMMAND_LIMIT, Qemu, exit_reason
 from qmpshim.machine.host.workspace import dies_with_owner
 from qmpshim.shim.endpoint.server import Shim
 
@@ -168,7 +168,7 @@ class Emulator(Qemu):
         text = self.stderr()
         names = tuple(f"{Path(word).name}: " for word in self.argv)
         own = [line for line in text.splitlines() if line.startswith(names)]
-        return own[-1] if own else last_words(text)
+        return own[-1] if own else exit_reason(text)
 
     def stderr(self) -> str:
         """What QEMU has written to stderr, as far as it was kept."""

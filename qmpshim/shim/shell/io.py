@@ -64,7 +64,7 @@ class Flights:
         return True
 
     async def land(self, limit: float) -> bool:
-        """Wait until nothing is under way, or only what somebody has to let go first.
+        """Wait until nothing is under way, or only what waits for held I/O.
 
         :param limit: seconds
         :returns: whether nothing is under way
@@ -229,7 +229,7 @@ async def in_thread(work: Callable[[], T]) -> T:
         error: BaseException | None = None
         try:
             result = work()
-        except Exception as failure:  # whatever it is: somebody waits
+        except Exception as failure:  # whatever it is: its result is waited for
             error = failure
         with contextlib.suppress(RuntimeError):  # the shell has left
             loop.call_soon_threadsafe(settle, result, error)

@@ -86,7 +86,7 @@ class TrackedChains:
         self.starting: list[ModelTracker] = []
         self._resumed = 0  # how often the guest began to run
         self.ended_jobs: set[str] = set()  # jobs, since the last was started
-        #: What was relayed past the logs, unordered with them: node, first byte, end.
+        #: What was relayed and is in no log, unordered with them: node, first byte, end.
         self._beside_logs: list[tuple[str, int, int]] = []
         shim.watchers["blockdev-del"] = self._node_gone
         shim.on_event(self._event)

@@ -36,7 +36,7 @@ class Endpoints:
 
     :param directory: private; sockets go there
     :param observe: makes the observer of the requests to an export, from the export's name
-    :param on_bypass: called with the exports that a client may be writing to past the relays
+    :param on_bypass: called with the exports that a client of QEMU's own server may be writing to
     :ivar guarding: stand before the NBD servers that clients start, to observe their clients
     """
 
@@ -185,7 +185,7 @@ class Endpoints:
         self._on_bypass({e for e in known if name is None or self._names.get(e, e) == name})
 
     def _all_seen(self, export: str) -> bool:
-        """Whether no client can have written to an NBD export past the relays."""
+        """Whether no client can have written to an NBD export but through the relays."""
         if self._server is None:
             return False
         if self._private:

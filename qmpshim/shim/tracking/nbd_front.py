@@ -1,6 +1,6 @@
 """Takes the address of QEMU's NBD server, forwards every byte, and reports the clients.
 
-A client that connects there goes past the shim's endpoints: what it writes is not seen, but that it
+A client that connects there bypasses the shim's endpoints: what it writes is not seen, but that it
 came is, and which export it requests. TLS, structured replies and whatever a version adds pass as
 they are. Restates the NBD protocol document, section "Option haggling".
 """

@@ -163,7 +163,7 @@ class ModelTracker:
                 self.suspect(writer)
 
     def exports_bypassed(self, exports: Collection[str]) -> None:
-        """A client goes past the relays, and may be writing to one of these exports."""
+        """A client is at QEMU's own NBD server, and may be writing to one of these exports."""
         for writer in self._attached:
             if writer.kind is WriterKind.EXPORT and writer.name in exports:
                 self.suspect(writer)

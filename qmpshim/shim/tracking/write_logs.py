@@ -1,4 +1,4 @@
-"""Nodes whose writes QEMU logs for the shim: so it sees I/O that goes past its endpoints.
+"""Nodes whose writes QEMU logs for the shim: so it sees I/O that bypasses its endpoints.
 
 A ``blklogwrites`` node is put above the node in question; what is attached to it (exports, devices)
 is seen. Above a replication filter it has to be the filter's ``top-id``.

@@ -77,7 +77,7 @@ def test_every_kind_of_request(each_build: Build, workspace: Workspace, sector: 
         client.wait(client.submit_write(data[:sector], 0))
         # No flush so far: there is no super block, and yet all can be read.
         early = WriteLog(log.read_bytes(), sector)
-        assert early.promised == 0
+        assert early.counted == 0
         assert len(list(early.entries(live=True))) == 4
         client.wait(client.submit_flush())
         client.wait(client.submit_write(data, 9 * sector))
@@ -99,7 +99,7 @@ def test_every_kind_of_request(each_build: Build, workspace: Workspace, sector: 
     assert [entry.is_write for entry in entries] == [True, True, False, True, True]
     kinds = [entry.flags for entry in log.entries()]
     assert kinds.index(Flag.FLUSH) == 4
-    assert [entry.index for entry in log.entries()] == list(range(log.promised))
+    assert [entry.index for entry in log.entries()] == list(range(log.counted))
 
 
 def test_the_log_makes_the_disk_again(each_build: Build, workspace: Workspace) -> None:

@@ -16,8 +16,8 @@ from qmpshim.machine.nbd.protocol import NbdCommand, Request
 
 log = logging.getLogger(__name__)
 
-# What one connection may keep waiting before we stop reading from it, so that a rude client
-# costs no more memory than this: bytes, each request counting REQUEST_WEIGHT besides its data.
+# What one connection may keep waiting before we stop reading from it, so that a client that never
+# reads costs no more memory than this: bytes, each request counting REQUEST_WEIGHT beside its data.
 _HELD_LIMIT = 64 << 20
 REQUEST_WEIGHT = 64 << 10
 _BATCH = 256 << 10  # replies to pipelined requests are sent together up to this many bytes
