@@ -83,11 +83,11 @@ def interruptible() -> Iterator[None]:
             signal.signal(one, handler)
 
 
-def run_interruptible(work: Callable[[], int], then: str = _TAKEN_DOWN) -> int:
+def run_interruptible(work: Callable[[], int]) -> int:
     """:func:`run_cancellable` for what knows no event loop."""
     try:
         with interruptible():
             return work()
     except Interrupted as interrupted:
-        print(f"interrupted; {then}", file=sys.stderr)
+        print(f"interrupted; {_TAKEN_DOWN}", file=sys.stderr)
         return 128 + interrupted.number

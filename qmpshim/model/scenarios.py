@@ -21,16 +21,16 @@ def _read(start: int, count: int = C, after: int | None = None) -> Operation:
     return operation("guest_read", start, count, after)
 
 
-def _guest(start: int, count: int = C, after: int | None = None) -> Operation:
-    return operation("guest_write", start, count, after)
+def _guest(start: int, count: int = C) -> Operation:
+    return operation("guest_write", start, count)
 
 
-def _zero(start: int, count: int = C) -> Operation:
-    return operation("primary_zero", start, count)
+def _zero(start: int) -> Operation:
+    return operation("primary_zero", start, C)
 
 
-def _discard(start: int, count: int = C) -> Operation:
-    return operation("primary_discard", start, count)
+def _discard(start: int) -> Operation:
+    return operation("primary_discard", start, C)
 
 
 def _snap(start: int, count: int = C, after: int | None = None) -> Operation:

@@ -21,6 +21,7 @@ LIMIT = 30.0  # seconds for any one answer
 _GREETING = 10.0  # seconds for the first answers, when nothing else is going on
 LEAK = 16 << 20  # bytes that may stay: an allocator gives back what it likes
 _WAVE = 200  # clients that are there at once
+_MOST_REQUESTS = 4000  # of a client that does not read
 _WARM = 100  # clients before memory is looked at: what stays after them stays once
 _CREDENTIALS = struct.Struct("3i")
 _NONSENSE = (
@@ -228,12 +229,12 @@ def nonsense(address: Address, messages: int, seed: int, progress: Callable[[str
     return time.monotonic() - begin
 
 
-def glutton(address: Address, progress: Callable[[str], None], most: int = 4000) -> bool:
+def glutton(address: Address, progress: Callable[[str], None]) -> bool:
     """A client that sends and never reads: whether it was stopped, and the others served."""
     with closing(connect(address)) as sock, closing(connect(address)) as other:
         sock.settimeout(0.5)
         stopped = False
-        for number in range(most):
+        for number in range(_MOST_REQUESTS):
             try:
                 sock.sendall(b"{'execute': 'query-qmp-schema'}")
             except OSError:  # cut off, or no longer read from

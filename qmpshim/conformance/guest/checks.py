@@ -65,7 +65,6 @@ async def run_scenario(
     seed: int = 1,
     *,
     chain: Callable[..., ProgramChain] = ProgramChain,
-    spec: ChainSpec | None = None,
     keep: Path | None = None,
 ) -> GuestOutcome:
     """Run a scenario on a fresh chain under a guest.
@@ -75,7 +74,7 @@ async def run_scenario(
     :raises BuildError: the build cannot do it
     :raises HostError: the disk under the images is full
     """
-    spec = spec or ChainSpec(Workflow.REPLICATION, scenario.size)
+    spec = ChainSpec(Workflow.REPLICATION, scenario.size)
     attachment = replace(attachment, log=True) if scenario.log else attachment
     setup = setup_for(build, spec)
     outcome = GuestOutcome(scenario, attachment)

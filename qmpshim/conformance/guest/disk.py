@@ -20,13 +20,11 @@ class GuestDisk:
     """A disk of the guest as a :class:`~qmpshim.machine.nbd.client.BlockClient`, one I/O at a time.
 
     :param disk: its device in the guest, e.g. ``/dev/vda``
-    :param limit: seconds an operation may take
     """
 
-    def __init__(self, guest: Guest, disk: str, limit: float = RUN_LIMIT) -> None:
+    def __init__(self, guest: Guest, disk: str) -> None:
         self._guest = guest
         self._disk = disk
-        self._limit = limit
         self._buffer: bytearray | None = None
         self._submitted: Operation | None = None
         self._cookie = 0
@@ -64,7 +62,7 @@ class GuestDisk:
         :raises MachineError: the guest is gone, or its program reported what cannot be
         """
         buffer, self._buffer = self._buffer, None
-        output = self._guest.finish(self._limit, check=False).output
+        output = self._guest.finish(RUN_LIMIT, check=False).output
         reports = list(read_lines(output))
         if [line.operation for line in reports] != [self._submitted]:
             raise GuestMisreported(

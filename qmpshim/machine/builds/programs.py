@@ -6,7 +6,7 @@ import contextlib
 import os
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from qmpshim.errors import HostError, InputError
@@ -33,11 +33,11 @@ def write_programs(build: Build, directory: Path) -> None:
         program.chmod(0o755)
 
 
-def environment_with(directory: Path, others: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """*others* with these programs: first in PATH, and as ``QEMU`` and ``QEMU_IMG``."""
+def environment_with(directory: Path) -> dict[str, str]:
+    """Our environment with these programs: first in PATH, and as ``QEMU`` and ``QEMU_IMG``."""
     return {
-        **others,
-        "PATH": os.pathsep.join(filter(None, [str(directory), others.get("PATH", "")])),
+        **os.environ,
+        "PATH": os.pathsep.join(filter(None, [str(directory), os.environ.get("PATH", "")])),
         "QEMU": str(directory / EMULATOR),
         "QEMU_IMG": str(directory / "qemu-img"),
     }

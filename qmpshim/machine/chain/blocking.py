@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from qmpshim.errors import BuildError, CommandFailed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
-from qmpshim.machine.host.process import COMMAND_LIMIT, Qemu
+from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.host.workspace import Closes, Workspace
 from qmpshim.machine.nbd.client import NbdClient
 
@@ -23,11 +23,10 @@ class BlockingChain(Closes):
     The synchronous face of :class:`~qmpshim.machine.chain.secondary.SecondaryChain`, whose nodes
     and exports it has: ``primary`` and ``guest`` are clients at its two ends.
 
-    :param limit: seconds a command may take
     :raises BuildError: this QEMU cannot build the chain
     """
 
-    def __init__(self, build: Build, spec: ChainSpec, limit: float = COMMAND_LIMIT) -> None:
+    def __init__(self, build: Build, spec: ChainSpec) -> None:
         self.build = build
         self.spec = spec
         self._workspace = Workspace()
@@ -37,7 +36,6 @@ class BlockingChain(Closes):
             self._workspace.path,
             machine=build.no_machine,
             env=dict(build.env),
-            limit=limit,
         )
         self.chain = SecondaryChain(self.qemu, spec, self._workspace.path, build.tool("qemu-img"))
         try:

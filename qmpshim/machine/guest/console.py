@@ -56,15 +56,15 @@ class Console:
         self._terminal.delaybeforesend = None
         self._running = ""  # the command that has not ended yet
 
-    def wait_for_prompt(self, limit: float = BOOT_LIMIT) -> None:
+    def wait_for_prompt(self) -> None:
         """Wait until the guest has booted, also after a reboot.
 
-        :raises MachineHung: it has not within *limit* seconds; has what was on the screen
+        :raises MachineHung: it has not within ``BOOT_LIMIT`` seconds; has what was on the screen
         :raises GuestPanicked: its kernel gave up
         :raises MachineDied: QEMU went away
         """
         self._running = "the boot"
-        self._until_prompt(limit)
+        self._until_prompt(BOOT_LIMIT)
 
     def run(self, command: str, limit: float = RUN_LIMIT, *, check: bool = True) -> Ran:
         """Run a shell command in the guest to its end; the guest must be at its prompt.

@@ -15,7 +15,7 @@ from pathlib import Path
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.guest.console import Console
 from qmpshim.machine.guest.image import GuestImage
-from qmpshim.machine.host.process import COMMAND_LIMIT, Qemu, escaped
+from qmpshim.machine.host.process import Qemu, escaped
 
 #: Quiet and quick: nothing that only matters on real hardware, no messages that are not read.
 KERNEL_WORDS = (
@@ -69,7 +69,6 @@ class Guest(Console):
     :param build: the QEMU to run it on
     :param directory: where QEMU's logs and the guest's console (``console.log``) are kept
     :param more: arguments of QEMU that are not part of the machine: ``-S``, ``-incoming``
-    :param limit: seconds a QMP command may take
     """
 
     def __init__(
@@ -79,7 +78,6 @@ class Guest(Console):
         directory: Path,
         spec: GuestSpec | None = None,
         more: Sequence[str] = (),
-        limit: float = COMMAND_LIMIT,
     ) -> None:
         self.build = build
         self.image = image
@@ -98,7 +96,6 @@ class Guest(Console):
             ],
             machine(self.spec.machine),
             build.env,
-            limit,
             pass_fds=(fd,),
         )
         super().__init__(self._ours, console_log, self.qemu.exit_error, self.qemu.alive)

@@ -34,7 +34,6 @@ class ManualEventLoop:
         self._writers: dict[int, Callback] = {}
         self._timers: list[tuple[float, int, Callback]] = []  # a heap
         self._count = itertools.count()
-        self.polls = 0
         self.deadline: float | None = None
         self.stalled: Callable[[float], bool] = lambda seconds: False
 
@@ -86,7 +85,6 @@ class ManualEventLoop:
         :returns: whether any file had something
         :raises OutOfBudget: the deadline is over
         """
-        self.polls += 1
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise OutOfBudget
         found = self.ready(seconds)

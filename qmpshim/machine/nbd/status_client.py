@@ -22,7 +22,7 @@ class StatusClient(NonBlockingNbd):
     The data of an answer are its extents, as they came: for each its length and its state.
     """
 
-    def _handshake(self, export: str, limit: float) -> None:
+    def _negotiate(self, export: str) -> None:
         self._parts: dict[int, NbdAnswer] = {}  # of answers that have not ended
         name = export.encode()
         context = b"".join(
@@ -31,18 +31,14 @@ class StatusClient(NonBlockingNbd):
                 *(len(_CONTEXT).to_bytes(4, "big"), _CONTEXT),
             )
         )
-        flags = nbd.HANDSHAKE_FIXED_NEWSTYLE | nbd.HANDSHAKE_NO_ZEROES
-        self._sock.sendall(flags.to_bytes(4, "big"))
         self._option(nbd.Option.STRUCTURED_REPLY, b"")
         self._option(nbd.Option.SET_META_CONTEXT, context)
         # Greeting, two acknowledgements, and before the second the context's number.
         size = 18 + 3 * _REPLY.size + 4 + len(_CONTEXT)
-        self._event_loop.until(lambda: len(self._buffer) >= size or self.lost, limit)
-        if len(self._buffer) < size or _CONTEXT not in self._buffer:
+        if not self._received(size) or _CONTEXT not in self._buffer:
             self.close()
             raise MachineDied(f"NBD connection to {export} has no block status")
         del self._buffer[18:size]
-        self._enter(export, limit)
 
     def query(self, size: int) -> None:
         """Query the block status of *size* bytes, and wait for the reply.

@@ -215,12 +215,14 @@ class NonBlockingNbd(_Connection):
     Simple replies, so that a read reaches the filters above the image as a guest's would (see
     :class:`~qmpshim.machine.nbd.client.NbdClient`).
 
+    :param limit: seconds that the negotiation may take
     :raises MachineDied: QEMU does not know the export or does not answer
     """
 
     def __init__(
         self, event_loop: ManualEventLoop, path: Path, export: str, limit: float = 10.0
     ) -> None:
+        self._limit = limit
         self._buffer = bytearray()
         self._unsent = bytearray()  # requests, or the rest of one, that the socket has not taken
         self._sending = False  # the event loop waits for the socket to take more
@@ -237,13 +239,14 @@ class NonBlockingNbd(_Connection):
             text = f"NBD connection to {export}: {error.strerror}"
             raise MachineDied(text, last_words=str(error.strerror)) from error
         super().__init__(event_loop, sock)
-        self._handshake(export, limit)
-
-    def _handshake(self, export: str, limit: float) -> None:
         # Fixed newstyle negotiation with EXPORT_NAME: the shortest there is.
         flags = nbd.HANDSHAKE_FIXED_NEWSTYLE | nbd.HANDSHAKE_NO_ZEROES
         self._send(flags.to_bytes(4, "big"))
-        self._enter(export, limit)
+        self._negotiate(export)
+        self._enter(export)
+
+    def _negotiate(self, export: str) -> None:
+        """Negotiate more than the export."""
 
     def _option(self, option: nbd.Option, data: bytes) -> None:
         self._send(_OPTION.pack(nbd.OPTION_MAGIC, option, len(data)) + data)
@@ -254,12 +257,16 @@ class NonBlockingNbd(_Connection):
         except OSError:
             self.lost = True
 
-    def _enter(self, export: str, limit: float) -> None:
+    def _received(self, size: int) -> bool:
+        """Wait for so many bytes of the server's; whether they have come."""
+        self._event_loop.until(lambda: len(self._buffer) >= size or self.lost, self._limit)
+        return len(self._buffer) >= size
+
+    def _enter(self, export: str) -> None:
         """Negotiate the export and wait for the server's reply."""
         self._option(nbd.Option.EXPORT_NAME, export.encode())
         size = 18 + _EXPORT_INFO.size
-        self._event_loop.until(lambda: len(self._buffer) >= size or self.lost, limit)
-        if len(self._buffer) < size:
+        if not self._received(size):
             self.close()
             raise MachineDied(f"NBD connection to {export} was refused")
         self.size, _ = _EXPORT_INFO.unpack_from(self._buffer, 18)
