@@ -163,9 +163,7 @@ class PointsRun:
 
     async def _broken(self, operation: PointOperation | None, error: MachineError) -> Divergence:
         number, where = (operation.number, operation.name) if operation else (0, "the end")
-        answered = isinstance(error, (CommandFailed, IOFailed))
-        if not answered and await self.qemu.wait_for_exit(1.0) is not None:
-            error = self.qemu.exit_error(where)
+        error = await self.qemu.root_error(error, where)
         return Divergence.of_error(error, where, number, "success")
 
     async def _do(self, operation: PointOperation) -> None:

@@ -100,10 +100,9 @@ async def open_rig(setup: Setup, directory: Path) -> Rig:
         await rig.close()
         raise BuildError(f"{setup.command[0]} cannot build the chain: {error}") from error
     except MachineDied as error:
-        code = await qemu.wait_for_exit(1.0)
-        how = error if code is None else qemu.exit_error("the building of the chain")
+        root = await qemu.root_error(error, "the building of the chain")
         await rig.close()
-        raise how from error
+        raise root from error
     except BaseException:
         await rig.close()
         raise
@@ -209,9 +208,7 @@ class WorkloadRun:
             self._progress(self.result, doing)
 
     async def _machine(self, operation: Operation | None, error: MachineError) -> Divergence:
-        # A process that was killed closes its sockets a little before it can be waited for.
-        if isinstance(error, MachineDied) and await self.rig.qemu.wait_for_exit(1.0) is not None:
-            error = self.rig.qemu.exit_error(str(operation or "the start"))
+        error = await self.rig.qemu.root_error(error, str(operation or "the start"))
         number = operation.number if operation else 0
         return Divergence.of_error(error, "QEMU", number, "an answer")
 

@@ -23,7 +23,9 @@ from qemu.qmp.message import DeserializationError
 from qmpshim.errors import (
     CommandFailed,
     HostError,
+    IOFailed,
     MachineDied,
+    MachineError,
     MachineHung,
     NotStarted,
     ProtocolBroken,
@@ -344,6 +346,17 @@ class Qemu:
         reason = exit_reason(self.stderr())
         text = f"QEMU {how} during {during}" + (f": {reason}" if reason else "")
         return MachineDied(text, how, reason)
+
+    async def root_error(self, error: MachineError, during: str) -> MachineError:
+        """What *error* comes from: a broken connection may be the first sign of QEMU's exit.
+
+        A process that was killed closes its sockets a little before it can be waited for.
+        """
+        answered = isinstance(error, CommandFailed | IOFailed)
+        patience = 1.0 if isinstance(error, MachineDied) else 0.0
+        if answered or await self.wait_for_exit(patience) is None:
+            return error
+        return self.exit_error(during)
 
     def alive(self, patience: float = 0.0) -> bool:
         """Whether the process still runs, also after so many seconds."""
