@@ -44,7 +44,7 @@ class Explored:
         as an option of later versions
     :ivar confirmed: findings that showed themselves again on fresh QEMUs, known ones among them
     :ivar unconfirmed: what did not, or could not be tried again
-    :ivar cases: directed ones that there are and the build can do
+    :ivar cases: directed ones that there are, but for those that need what the build has not
     :ivar cases_run: those that were run
     :ivar directed: what they found, confirmed or not
     """
@@ -141,7 +141,7 @@ def explore_uses(
         explored.confirmed = [f for f in report.findings if names & set(f.scenarios)]
         explored.unconfirmed = [f for f in report.unconfirmed if names & set(f.scenarios)]
         cases, result = cases_of(use), report.directed
-        explored.cases = sum(case.id not in result.skipped for case in cases)
+        explored.cases = sum(case.id not in result.lacking for case in cases)
         explored.cases_run = sum(case in cases for case in result.run)
         explored.directed = [one for one in result.findings if one.case in cases]
     return found

@@ -128,7 +128,7 @@ def judge(
         doubts.append(f"{left} of {explored.scenarios} scenarios were not explored in the budget")
     if explored.cases_run < explored.cases:
         many = f"{explored.cases - explored.cases_run} of {explored.cases}"
-        doubts.append(f"{many} directed cases were not run in the budget")
+        doubts.append(f"{many} directed cases were not run")
     doubts += [
         f"seen once, and not each time: {finding.described}"
         for finding in explored.seen

@@ -18,7 +18,7 @@ from qmpshim.conformance.explore.directed.tools import (
     written,
 )
 from qmpshim.conformance.explore.harness.io_naming import owners, tags
-from qmpshim.errors import BuildError
+from qmpshim.errors import OptionMissing
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.gate.gate import HeldIO
@@ -169,7 +169,7 @@ def _comes_to(machine: GatedMachine, status: str) -> None:
 def begin(machine: GatedMachine, **more: Any) -> None:
     """Start a job that copies each cluster by itself."""
     if machine.version < (6, 0):
-        raise BuildError("this QEMU has no x-perf")
+        raise OptionMissing("this QEMU has no x-perf")
     words = {"job-id": "backup", "device": "secondary", "target": "hidden"}
     machine.call("blockdev-backup", {**words, "x-perf": _BOTH_AT_ONCE, **more})
     machine.settle()

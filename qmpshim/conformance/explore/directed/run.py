@@ -10,7 +10,7 @@ from typing import Any
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed, run_directed
 from qmpshim.conformance.known.matching import DirectedWriteUp
-from qmpshim.errors import BuildError, NotStarted, name_errnos
+from qmpshim.errors import BuildError, NotStarted, OptionMissing, name_errnos
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.processors import one_processor
 from qmpshim.model.check.verdict import Verdict
@@ -74,12 +74,14 @@ class DirectedResult:
     :ivar cases: that were to be run
     :ivar run: that were
     :ivar skipped: by id, why the build cannot do it
+    :ivar lacking: ids of those that need what the schema of the build does not have
     :ivar findings: in the order of the cases
     """
 
     cases: tuple[Directed, ...] = ()
     run: list[Directed] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    lacking: set[str] = field(default_factory=set)
     findings: list[DirectedFinding] = field(default_factory=list)
 
     @property
@@ -137,6 +139,8 @@ def run_cases(
             if isinstance(error, NotStarted) and not result.run:
                 raise
             result.skipped[case.id] = str(error)
+            if isinstance(error, OptionMissing):
+                result.lacking.add(case.id)
             continue
         if found is not None:
             entry = known.get(case.name)

@@ -7,7 +7,7 @@ from typing import Any
 
 from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.workload import pattern
-from qmpshim.errors import BuildError, CommandFailed, MachineDied, MachineHung
+from qmpshim.errors import CommandFailed, MachineDied, MachineHung, OptionMissing
 from qmpshim.machine.builds.qapi import Schema
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.images import blank_qcow2
@@ -79,10 +79,10 @@ def has_snapshots(machine: GatedMachine) -> bool:
 def add_snapshot(machine: GatedMachine, node: str) -> None:
     """Open a snapshot-access, ``snapshot``, on a node, and connect to its export.
 
-    :raises BuildError: this QEMU has no such driver
+    :raises OptionMissing: this QEMU has no such driver
     """
     if not has_snapshots(machine):
-        raise BuildError("this QEMU has no snapshot-access")
+        raise OptionMissing("this QEMU has no snapshot-access")
     machine.call("blockdev-add", _snapshot_of(node))
     add_client(machine, "snapshot")
 

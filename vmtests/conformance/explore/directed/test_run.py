@@ -21,7 +21,7 @@ from qmpshim.conformance.explore.directed.run import (
 )
 from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.conformance.known.folder import known_directed
-from qmpshim.errors import BuildError, DriverMissing, NotStarted
+from qmpshim.errors import BuildError, DriverMissing, NotStarted, OptionMissing
 from qmpshim.machine.builds.build import Build, read_version, resolve
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import Cause, CauseKind
@@ -88,6 +88,15 @@ def test_what_the_build_cannot_do_is_skipped(qemu_build: Build) -> None:
     assert report.directed.skipped == {"directed/made": why, "directed/too": why}
     assert report.directed.complete and [one.name for one in report.directed.run] == ["other"]
     assert f"cannot be tested: directed/made and 1 more: {why}" in render(report)
+    assert not report.directed.lacking
+
+
+def test_what_the_build_lacks_is_apart_from_what_it_cannot_do(qemu_build: Build) -> None:
+    def lacks(machine: GatedMachine) -> None:
+        raise OptionMissing("no such option")
+
+    result = ran(qemu_build, case(lacks), case(never, "other"))
+    assert result.lacking == {"directed/made"} == set(result.skipped)
 
 
 def test_a_build_that_can_do_none_cannot_be_tested(tmp_path: Path, qemu_build: Build) -> None:
