@@ -18,6 +18,7 @@ from qmpshim.machine.host.files import map_file
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.images.image_view import ImageView
 from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.machine.images.qcow2_check import check
 
 KiB, MiB, GiB, TiB = (1 << 10 * power for power in (1, 2, 3, 4))
 
@@ -55,7 +56,7 @@ def walking(directory: Path) -> None:
         found = Qcow2Reader.parse(map_file(path))
         print(
             f"{what:34} runs {1000 * fastest(lambda: list(found.runs())):7.2f} ms, "  # noqa: B023
-            f"check {1000 * fastest(found.check):7.2f} ms"
+            f"check {1000 * fastest(lambda: check(found)):7.2f} ms"  # noqa: B023
         )
 
 
