@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import combinations
 
 from qmpshim.conformance.explore.checkers.end import End
@@ -45,7 +45,7 @@ class Named:
     recording: bool
 
 
-@dataclass(slots=True)
+@dataclass
 class Possible:
     """What orders with the same changes before T0 leave.
 
@@ -63,16 +63,32 @@ class Possible:
     endings: set[Ending | None] = field(default_factory=set)
     bitmaps: list[dict[str, Named]] = field(default_factory=list)
 
+    @cached_property
+    def allowed(self) -> list[frozenset[int | None]]:
+        """By sector, whose it may be in the target of a job that has completed, None for nothing.
+
+        A cluster that is larger than the copy is filled up with zeroes.
+        """
+        found = []
+        for sector, owners in enumerate(self.t0):
+            if not self.may >> sector & 1:
+                found.append(frozenset((0, None)))
+            elif self.must >> sector & 1 and not (self.zeroes and 0 in owners):
+                found.append(frozenset[int | None](owners))
+            else:
+                found.append(frozenset((*owners, None)))
+        return found
+
 
 def target_is_point_in_time(end: End) -> RealViolation | None:
     """Whether the target is the disk at one point in time, and the job ended as it may."""
     if not end.scenario.backs_up or end.outcome is None or end.outcome.backup is None:
         return None
     left, scenario, history = end.outcome.backup, end.scenario, end.history
-    possible = possible_ends(end)
-    if not possible:
+    ends = possible_ends(end)
+    if not ends:
         return None  # what the answers mean is checked by linearizability
-    allowed = set().union(*(one.endings for one in possible))
+    allowed = set().union(*(one.endings for one in ends))
     if left.ending not in allowed:
         how, predicted = _ending(left.ending), tuple(sorted(map(_ending, allowed)))
         text = f"the backup job ends as {how}, predicted {' or '.join(predicted)}"
@@ -82,9 +98,9 @@ def target_is_point_in_time(end: End) -> RealViolation | None:
         return masked
     if history.gone() or left.ending is None:
         return None
-    if any(not _wrong(left, one) for one in possible):
+    if any(not _wrong(left, one) for one in ends):
         return None
-    everywhere = set.intersection(*(set(_wrong(left, one)) for one in possible))
+    everywhere = set.intersection(*(set(_wrong(left, one)) for one in ends))
     if not everywhere:
         text = "the target holds the disk of no single point in time"
         cause = Cause(CauseKind.NO_POINT_IN_TIME, "target")
@@ -92,7 +108,7 @@ def target_is_point_in_time(end: End) -> RealViolation | None:
     sector = min(everywhere)
     found = left.target[sector]
     kind = _kind(scenario, found)
-    wanted = sorted({kind for one in possible for kind in _predicted(scenario, one, sector)})
+    wanted = sorted({kind for one in ends for kind in _predicted(scenario, one, sector)})
     text = f"the target has {kind} in sector {sector}, predicted {' or '.join(wanted)} of T0"
     cause = Cause(CauseKind.WRONG_DATA, "target", kind, tuple(wanted))
     cluster = sector // scenario.cluster
@@ -131,11 +147,11 @@ def _may_be_ignored(scenario: RealScenario, named: NamedIo) -> bool:
     return named.verb in ("flush", "status")
 
 
-def explaining(left: BackupLeft, possible: Sequence[Possible]) -> list[Possible]:
+def explaining(left: BackupLeft, ends: Sequence[Possible]) -> list[Possible]:
     """Those that explain the target and the end of the job."""
     return [
         one
-        for one in possible
+        for one in ends
         if left.ending in one.endings and (left.ending is None or not _wrong(left, one))
     ]
 
@@ -144,18 +160,13 @@ def _wrong(left: BackupLeft, one: Possible) -> list[int]:
     """The sectors of the target that are not as they must be."""
     if not one.t0:
         return [sector for sector, owner in enumerate(left.target) if owner is not None]
-    complete = left.ending is Ending.COMPLETED
-    wrong = []
-    for sector, owner in enumerate(left.target):
-        if owner is None:
-            if complete and one.must >> sector & 1 and not (one.zeroes and 0 in one.t0[sector]):
-                wrong.append(sector)
-        elif one.may >> sector & 1:
-            if owner not in one.t0[sector]:
-                wrong.append(sector)
-        elif owner != 0:  # a cluster that is larger than the copy is filled up with zeroes
-            wrong.append(sector)
-    return wrong
+    if left.ending is not Ending.COMPLETED:
+        return [
+            sector
+            for sector, owner in enumerate(left.target)
+            if owner is not None and owner not in one.allowed[sector]
+        ]
+    return [n for n, owner in enumerate(left.target) if owner not in one.allowed[n]]
 
 
 def possible_ends(end: End) -> list[Possible]:
@@ -164,7 +175,7 @@ def possible_ends(end: End) -> list[Possible]:
     assert outcome is not None and outcome.backup is not None
     failed = bool(end.history.failed) or end.history.faults > 0
     return list(
-        _possible(
+        possible(
             end.scenario,
             behaviour_of(end.machine.version),
             outcome.answers,
@@ -176,7 +187,7 @@ def possible_ends(end: End) -> list[Possible]:
 
 
 @lru_cache(maxsize=4096)
-def _possible(
+def possible(
     scenario: RealScenario,
     behaviour: Behaviour,
     answers: tuple[Answer, ...],
@@ -184,6 +195,12 @@ def _possible(
     ending: Ending | None,
     failed: bool,
 ) -> tuple[Possible, ...]:
+    """What the orders that fit these answers leave, by the changes before T0.
+
+    :param precedence: for each operation those that had ended when it started
+    :param ending: how the job ended
+    :param failed: an I/O failed
+    """
     found: dict[frozenset[int], Possible] = {}
     zeroes = scenario.topology.node("hidden").options.get("backing") is None
     uncertain = [
@@ -196,8 +213,8 @@ def _possible(
                 if pushes is not None:
                     numbers = {scenario.number(index) for index in uncertain}
                     before = pushes.before - numbers
-                    possible = found.setdefault(before, Possible(zeroes=zeroes))
-                    _add(possible, pushes, failed and not scenario.retries)
+                    end = found.setdefault(before, Possible(zeroes=zeroes))
+                    _add(end, pushes, failed and not scenario.retries)
     return tuple(found.values())
 
 

@@ -38,11 +38,8 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         raise InputError("this schedule was recorded as one that shows nothing wrong")
     scenario = finding.scenario
     topology = scenario.topology
-    if topology.backs_up:
-        raise InputError(
-            "a script reads neither the target of a backup job nor dirty bitmaps: "
-            "`qmpshim replay` shows the finding"
-        )
+    if topology.backs_up and symptom_of(finding)["kind"] == "unknown":
+        raise InputError("a script reads no dirty bitmaps: `qmpshim replay` shows the finding")
     if does(scenario.ops, Verb.BLOCK_STATUS):
         raise InputError("a script queries no block status: `qmpshim replay` shows the finding")
     if topology.bitmaps:

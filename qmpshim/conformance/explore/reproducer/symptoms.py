@@ -13,25 +13,37 @@ A sign is a dictionary with a ``kind``, which the templates know (``templates/en
 * ``requests``: these requests are made, which must not be yet;
 * ``new data``: the guest reads what one of these operations wrote;
 * ``orders``: what was seen fits none of the ends that the model gives for each order;
+* ``target``: a backup job has completed, and its target is the disk at none of these ``points`` in
+  time: runs of sectors, with the owners that each may have, None where the target has nothing;
 * ``unknown``: somebody has to look.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from qmpshim.conformance.explore.checkers.crash_points import FRESH_QEMU
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
+from qmpshim.conformance.explore.checkers.point_in_time import possible
 from qmpshim.conformance.explore.harness.choices import failures
 from qmpshim.conformance.explore.harness.events import Arrived, Ended, Started
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.known.folder import known_findings
-from qmpshim.model.answers import ANY_ERROR, REPLICATION_ERROR, admitted, answer_to_json
+from qmpshim.model.answers import (
+    ANY_ERROR,
+    REPLICATION_ERROR,
+    UNANSWERED,
+    Answer,
+    admitted,
+    answer_to_json,
+)
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.cause import NO_ERROR, CauseKind, Phase
 from qmpshim.model.check.observables import Aspect, Observable, Observations
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.pointintime.jobs import Ending
 
 Sign = dict[str, Any]
 _UNKNOWN: Sign = {"kind": "unknown"}
@@ -77,6 +89,10 @@ def symptom_of(finding: Finding) -> Sign:
             | CauseKind.ERROR_MASKED_OLD_DATA
         ):
             return _answers(finding)
+        case CauseKind.NO_POINT_IN_TIME:
+            return _target(finding)
+        case CauseKind.WRONG_DATA if cause.subject == "target":
+            return _target(finding)
         case (
             CauseKind.WRONG_DATA
             | CauseKind.DATA_FITS_NO_ORDER
@@ -172,6 +188,45 @@ def _answers(finding: Finding) -> Sign:
         reads = [i for i, op in enumerate(ops) if op.is_guest and op.reads]
         sign["unread"] = dict.fromkeys(reads, own)
     return sign
+
+
+def _target(finding: Finding) -> Sign:
+    """What the target of a job that has completed may hold, by the changes before T0."""
+    answers: list[Answer] = [UNANSWERED] * len(finding.scenario.ops)
+    precedence = [frozenset[int]()] * len(answers)
+    over: set[int] = set()
+    for event in finding.events:
+        match event:
+            case Started(op):
+                precedence[op] = frozenset(over)
+            case Ended(op, answer):
+                answers[op] = answer
+                over.add(op)
+    points = possible(
+        finding.scenario,
+        behaviour_of(_version(finding)),
+        tuple(answers),
+        tuple(precedence),
+        Ending.COMPLETED,
+        bool(failures(finding.schedule)),
+    )
+    found = [
+        [[*edges, sorted(owners, key=str)] for owners, edges in _runs(one.allowed)]
+        for one in points
+        if Ending.COMPLETED in one.endings
+    ]
+    return {"kind": "target", "points": found} if found else _UNKNOWN
+
+
+def _runs(values: Sequence[frozenset[int | None]]) -> list[tuple[frozenset[int | None], list[int]]]:
+    """The values that are the same one after another, with first place and end."""
+    found: list[tuple[frozenset[int | None], list[int]]] = []
+    for place, value in enumerate(values):
+        if found and found[-1][0] == value:
+            found[-1][1][1] = place + 1
+        else:
+            found.append((value, [place, place + 1]))
+    return found
 
 
 def _orders(finding: Finding) -> Sign:

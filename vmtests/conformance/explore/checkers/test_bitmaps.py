@@ -31,7 +31,7 @@ _BITMAP = {"node": "secondary", "name": "b0"}
 @pytest.fixture(autouse=True)
 def fresh_predictions() -> None:
     """Predictions of a mutant of the model are not those of the next test."""
-    point_in_time._possible.cache_clear()
+    point_in_time.possible.cache_clear()
 
 
 def kinds(
@@ -47,7 +47,7 @@ def kinds(
     system = RealSystem(pool, scenario, release=release, errnos=errnos)
     explore(system, Mode.STATEFUL, Budget(schedules=100, seconds=20), stop=False)
     assert system.finished
-    point_in_time._possible.cache_clear()
+    point_in_time.possible.cache_clear()
     return {(verdict, cause.kind, cause.subject) for verdict, cause in system.found}
 
 

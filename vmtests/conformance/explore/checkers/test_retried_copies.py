@@ -29,9 +29,9 @@ WRITE = IoId(1, "hidden", "write", "0+128")
 
 @pytest.fixture(autouse=True)
 def fresh_predictions() -> Iterator[None]:
-    point_in_time._possible.cache_clear()
+    point_in_time.possible.cache_clear()
     yield
-    point_in_time._possible.cache_clear()
+    point_in_time.possible.cache_clear()
 
 
 def found(pool: QemuPool, io: IoId) -> set[tuple[CauseKind, str]]:

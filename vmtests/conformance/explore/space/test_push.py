@@ -34,14 +34,14 @@ from qmpshim.model.pointintime.push import PushChain
 @pytest.fixture(autouse=True)
 def fresh_predictions() -> Iterator[None]:
     """Predictions of a mutant of the model are not those of the next test."""
-    point_in_time._possible.cache_clear()
+    point_in_time.possible.cache_clear()
     yield
-    point_in_time._possible.cache_clear()
+    point_in_time.possible.cache_clear()
 
 
 def found(pool: QemuPool, name: str, most: int = 60) -> set[tuple[CauseKind, str]]:
     """What is wrong in the first schedules of a point."""
-    point_in_time._possible.cache_clear()
+    point_in_time.possible.cache_clear()
     operations, _, more = name.partition(",")
     name = ",".join(filter(None, (operations, "form=push", more)))
     system = RealSystem(pool, scenario_of(point_named(name)))
