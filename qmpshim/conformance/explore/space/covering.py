@@ -178,20 +178,24 @@ class Space:
         order = {one.name: index for index, one in enumerate(self.dimensions)}
         strength = len(first)
 
-        def new(name: str, value: str) -> int:
-            added = name, value
-            place = order[name]
-            count = 0
+        def new(name: str, values: list[str]) -> dict[str, int]:
+            """How many tuples that are left each value would complete."""
             ordered = sorted(chosen.items(), key=lambda pair: order[pair[0]])
-            for others in itertools.combinations(ordered, strength - 1):
-                before = sum(order[other] < place for other, _ in others)
-                count += (*others[:before], added, *others[before:]) in left
-            return count
+            low = [pair for pair in ordered if order[pair[0]] < order[name]]
+            around = [
+                (others[: (before := sum(pair in low for pair in others))], others[before:])
+                for others in itertools.combinations(ordered, strength - 1)
+            ]
+            return {
+                value: sum((*below, (name, value), *above) in left for below, above in around)
+                for value in values
+            }
 
         for dimension in missing:
             name, values = dimension.name, list(dimension.values)
             rng.shuffle(values)
-            for value in sorted(values, key=lambda value: -new(name, value)):
+            count = new(name, values)
+            for value in sorted(values, key=lambda value: -count[value]):
                 if self.complete({**chosen, name: value}) is not None:
                     chosen[name] = value
                     break
