@@ -57,10 +57,14 @@ def _compare(scenario: RealScenario, seen: Outcome, possible: Sequence[Outcome])
     whose = _namer(scenario)
     disks = []
     for name in TOPOLOGIES[scenario.form].images:
-        layer = ("hidden", "active").index(name) if name in ("hidden", "active") else None
-        kinds = (None, None) if layer is None else (
-            want.alloc[layer] if want else None, seen.alloc[layer]
-        )  # fmt: skip
+        if name == "hidden" and seen.backup is not None:  # many points in time may be predicted
+            target = seen.backup.target
+            disks.append(_disk("the target", scenario.cluster, None, target, (None, None), whose))
+            continue
+        kinds: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None)
+        if name in ("hidden", "active") and seen.alloc:
+            layer = ("hidden", "active").index(name)
+            kinds = (want.alloc[layer] if want else None, seen.alloc[layer])
         disks.append(
             _disk(
                 name,
