@@ -16,10 +16,9 @@ from qmpshim.conformance.known.uses import CASES, USES
 from qmpshim.machine.builds.build import find
 
 
-@pytest.mark.parametrize("chain", ["replication", "backup", "fleecing", "primary"])
+@pytest.mark.parametrize("chain", list(USES))
 def test_every_value_that_a_chain_can_have_is_explored(chain: str) -> None:
-    (use,) = USES[chain]
-    scenarios = scenarios_of(use)
+    scenarios = [one for use in USES[chain] for one in scenarios_of(use)]
     assert set(pairs(chain)) <= set(scenarios)
     points = [point_named(one.name) for one in scenarios if is_name(one.name)]
     there = {(name, value) for point in points for name, value in point.items()}
