@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qmpshim.conformance.assess.exploration import explore_uses
+from qmpshim.conformance.assess.exploration import Explored, explore_uses
 from qmpshim.conformance.assess.judgement import Answer, Judgement, judge
 from qmpshim.conformance.assess.trials import Trial, try_findings
 from qmpshim.conformance.assess.workloads import run_workloads
@@ -68,7 +68,12 @@ def assess(
     )
     progress("running random workloads")
     workloads = run_workloads(build, uses, jobs)
-    explored = explore_uses(build, uses, budget, jobs, exploring, cluster)
+    decided = [
+        use
+        for use in uses
+        if judge(use, trials, Explored(), workloads).answer is Answer.NOT_RELIABLE
+    ]
+    explored = explore_uses(build, uses, budget, jobs, exploring, cluster, decided)
     return Assessment(
         build,
         read_version(build)[1],

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qmpshim.conformance.cluster import Cluster
@@ -103,9 +103,14 @@ def explore_uses(
     jobs: int,
     progress: Callable[[Progress], None] | None = None,
     cluster: Cluster | None = None,
+    decided: Collection[Use] = (),
 ) -> dict[Use, Explored]:
-    """Explore what stands for *uses* on *build*, within *budget* seconds (and a few more)."""
+    """Explore what stands for *uses* on *build*, within *budget* seconds (and a few more).
+
+    :param decided: uses whose answer is known already: what stands for these alone comes last
+    """
     by_use = {use: scenarios_of(use) for use in uses}
+    urgent = {one.name for use in uses if use not in decided for one in by_use[use]}
     every = {one.name: one for scenarios in by_use.values() for one in scenarios}
     found = {use: Explored(scenarios=len(by_use[use])) for use in uses}
     if not every:
@@ -119,7 +124,8 @@ def explore_uses(
             known=known_findings(),
             progress=progress,
             cluster=cluster,
-            turn=lambda one: int(is_name(one.name)),  # pairs first: each use has some
+            # Pairs before the array: each use has some.
+            turn=lambda one: 2 * (one.name not in urgent) + is_name(one.name),
             directed=[one for one in DIRECTED if set(uses) & set(uses_of_case(one))],
             known_directed=known_directed(),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qmpshim.conformance.assess import exploration
-from qmpshim.conformance.assess.exploration import cases_of, scenarios_of
+from qmpshim.conformance.assess.exploration import cases_of, explore_uses, scenarios_of
 from qmpshim.conformance.explore.directed.cases import DIRECTED
 from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult
 from qmpshim.conformance.explore.scenarios import pairs
@@ -13,7 +13,7 @@ from qmpshim.conformance.explore.space.grammar import DIMENSIONS, SPACE
 from qmpshim.conformance.explore.space.naming import is_name, point_named
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.uses import CASES, USES
-from qmpshim.machine.builds.build import find
+from qmpshim.machine.builds.build import Build, find
 
 
 @pytest.mark.parametrize("chain", list(USES))
@@ -56,3 +56,10 @@ def test_each_directed_case_is_run_for_a_use() -> None:
     assert {one.name for use in Use for one in cases_of(use)} == {one.name for one in DIRECTED}
     assert set(CASES) <= {one.name for one in DIRECTED}
     assert all(cases_of(use) for use in Use)
+
+
+def test_what_is_decided_comes_last(qemu_build: Build) -> None:
+    found = explore_uses(
+        qemu_build, [Use.BITMAPS, Use.SYNC_NONE_BACKUP], 8.0, 1, decided=[Use.BITMAPS]
+    )
+    assert found[Use.SYNC_NONE_BACKUP].reached > 0 and found[Use.BITMAPS].schedules == 0

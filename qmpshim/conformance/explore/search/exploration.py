@@ -47,7 +47,7 @@ _EXPLORING = 0.7  # of a budget: what was found has to be confirmed, too
 _LATEST = 0.75  # of a budget, when exploring has ended
 _LONGEST = 0.9  # of a limit, for exploring
 _CONFIRMING = 3.0  # seconds for a finding, at least: with less not one of many is confirmed
-_SAMPLING = 0.6  # of the time for exploring, at most
+_SAMPLING = 0.9  # of the time for exploring, at most
 _DIRECTED = 0.25  # of a budget or limit, at most: the directed cases take some ten seconds
 
 __all__ = ["ExploreReport", "Progress", "ScenarioResult", "explore_real", "render"]
