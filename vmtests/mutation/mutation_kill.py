@@ -16,12 +16,12 @@ from pathlib import Path
 from mutation_build import MutatedQemu, reached_in
 from mutation_operators import Mutant
 
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT
 from qmpshim.conformance.explore.scenarios import RealScenario, named
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.space.naming import array, is_name, point_named, scenario_of
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import known_directed, known_findings
 from qmpshim.errors import BuildError, HostError, MachineError
 from qmpshim.machine.builds.build import Build, read_version, resolve

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine

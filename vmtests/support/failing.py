@@ -8,14 +8,12 @@ from errno import EIO
 import pytest
 
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.checkers.linearizability import (
-    LinearizabilityChecker,
-    RealViolation,
-)
-from qmpshim.conformance.explore.checkers.sequential import Outcome
+from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.harness.choices import IoId, io_id
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
+from qmpshim.conformance.explore.outcome import Outcome
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.builds.build import read_version
 from qmpshim.model.answers import OK, IoError, io_error
 from qmpshim.model.chain.behaviour import behaviour_of

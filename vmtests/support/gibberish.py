@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.harness.events import (
     Arrived,
     Completed,
@@ -18,6 +17,7 @@ from qmpshim.conformance.explore.harness.events import (
     Note,
     Started,
 )
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.model.answers import Described
 from qmpshim.model.check.cause import Cause, FaultContext
 from qmpshim.model.operations import Operation

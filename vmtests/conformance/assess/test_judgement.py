@@ -11,10 +11,10 @@ from qmpshim.conformance.assess.judgement import Answer, judge
 from qmpshim.conformance.assess.trials import Seen, Trial
 from qmpshim.conformance.assess.workloads import WORKLOADS, Workload, WorkloadRun
 from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.directed.cases import Directed
 from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import write_up, write_ups
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.model.check.cause import Cause, CauseKind

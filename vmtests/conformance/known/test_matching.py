@@ -10,12 +10,12 @@ import pytest
 
 from qmpshim.conformance.compare.divergence import Ending
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS
 from qmpshim.conformance.explore.directed.cases import crash_cause
 from qmpshim.conformance.explore.harness.choices import Fail, RealChoice, io_id
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import (
     known_directed,
     known_findings,

@@ -13,9 +13,9 @@ from typing import Any
 
 from qmpshim.conformance.bundles import bundle
 from qmpshim.conformance.explore.checkers.probe import PROBE
-from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.harness.io_naming import GARBAGE, owners
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.replay import follow, system_of
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario

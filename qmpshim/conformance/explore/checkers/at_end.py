@@ -14,7 +14,7 @@ from qmpshim.conformance.explore.checkers import (
     quorum,
 )
 from qmpshim.conformance.explore.checkers.end import Check, End
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.violation import RealViolation
 
 #: While the gate still holds requests.
 GATE_CLOSED: Sequence[Check] = (liveness.operations_end,)

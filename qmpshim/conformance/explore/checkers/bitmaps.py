@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from qmpshim.conformance.explore.checkers.end import End
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.point_in_time import (
     Named,
     Possible,
     explaining,
     possible_ends,
 )
-from qmpshim.conformance.explore.checkers.sequential import BackupLeft, BitmapLeft
+from qmpshim.conformance.explore.outcome import BackupLeft, BitmapLeft
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Verb, does

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from qmpshim.conformance.compare.divergence import verdict_of
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.power_loss import after_power_loss
 from qmpshim.conformance.explore.harness.events import Completed, Event, Failed, Started
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.overlays import faults_of
 from qmpshim.conformance.explore.harness.real_system import Looks, RealSystem
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import CommandFailed, ImageError, InputError, MachineError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Qcow2Reader

@@ -6,10 +6,10 @@ What a client's flush promises is in :mod:`.online`; after a loss of power, in :
 from __future__ import annotations
 
 from qmpshim.conformance.explore.checkers.end import End
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.online import left_unflushed
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict

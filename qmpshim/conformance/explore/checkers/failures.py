@@ -24,29 +24,27 @@ from itertools import combinations, product
 
 from qmpshim.conformance.explore.checkers.linearizability import (
     LinearizabilityChecker,
-    RealViolation,
     Unchecked,
     keeps_to,
 )
 from qmpshim.conformance.explore.checkers.parts import Before, done_in_part
-from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS, late_for, masked
-from qmpshim.conformance.explore.checkers.sequential import (
-    METADATA,
+from qmpshim.conformance.explore.checkers.placements import (
     AnyRead,
     BrokenSnapshot,
     FaultPlacement,
     FlushPlacement,
     GoneImage,
-    InjectedFault,
     NothingDone,
     Order,
-    Outcome,
     Unobserved,
-    after_setup,
-    run_in_order,
 )
+from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS, late_for, masked
+from qmpshim.conformance.explore.checkers.sequential import after_setup, run_in_order
+from qmpshim.conformance.explore.faults import METADATA, InjectedFault
 from qmpshim.conformance.explore.harness.io_naming import NamedIo, tags
+from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.scenarios import cut_off
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES
 from qmpshim.model.answers import (
     DISCONNECTED,

@@ -9,13 +9,13 @@ from dataclasses import replace
 from errno import EINVAL
 
 from qmpshim.conformance.explore.checkers.end import End
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.checkers.sequential import UNREADABLE, Outcome
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.explore.harness.overlays import OverlayState, read_overlay
 from qmpshim.conformance.explore.harness.push import left_by_backup
+from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.units import SECTOR

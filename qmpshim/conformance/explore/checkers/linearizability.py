@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise, permutations
 from typing import Any
 
-from qmpshim.conformance.explore.checkers.sequential import (
-    UNREADABLE,
-    Order,
-    Outcome,
-    run_in_order,
-)
+from qmpshim.conformance.explore.checkers.placements import Order
+from qmpshim.conformance.explore.checkers.sequential import run_in_order
+from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario, cut_off
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.model.answers import (
     IoError,
     Ok,
@@ -42,7 +40,6 @@ from qmpshim.model.check.observables import (
 )
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
-from qmpshim.model.explore.system import Violation
 from qmpshim.model.operations import Verb, does
 
 
@@ -59,18 +56,6 @@ class Whose(StrEnum):
     GARBAGE = "garbage"
     ERROR = "an error"  # it cannot be read
     NOT_ZEROES = "what may be data"  # as a block status has it
-
-
-@dataclass(frozen=True, slots=True)
-class RealViolation(Violation):
-    """A violation on a real QEMU.
-
-    :ivar cause: the same for all schedules that fail in the same way; groups findings
-    :ivar ending: how QEMU ended, where it did: ``was killed by SIGABRT``
-    """
-
-    cause: Cause = field(kw_only=True)
-    ending: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 from qmpshim.conformance.explore.checkers.end import End
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.answers import OK
 from qmpshim.model.check.cause import Cause, CauseKind

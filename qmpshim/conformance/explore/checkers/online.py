@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.checkers.sequential import InjectedFault
+from qmpshim.conformance.explore.faults import InjectedFault
 from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo, owners, tags
 from qmpshim.conformance.explore.harness.overlays import overlay_in
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.topology import PRIMARY_IMAGES
 from qmpshim.machine.nbd.gate.gate import EventKind, HeldIO

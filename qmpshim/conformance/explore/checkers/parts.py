@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
+from qmpshim.conformance.explore.faults import InjectedFault
+from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.model.answers import OK, IoError, io_error
 from qmpshim.model.operations import Operation

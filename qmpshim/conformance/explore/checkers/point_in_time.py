@@ -18,15 +18,13 @@ from functools import cached_property, lru_cache
 from itertools import combinations
 
 from qmpshim.conformance.explore.checkers.end import End
-from qmpshim.conformance.explore.checkers.linearizability import (
-    RealViolation,
-    keeps_to,
-    orders_of,
-)
-from qmpshim.conformance.explore.checkers.sequential import BackupLeft, after_setup
+from qmpshim.conformance.explore.checkers.linearizability import keeps_to, orders_of
+from qmpshim.conformance.explore.checkers.sequential import after_setup
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.push import ignored_errors
+from qmpshim.conformance.explore.outcome import BackupLeft
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.model.answers import OK, Answer, IoError
 from qmpshim.model.chain.behaviour import Behaviour, behaviour_of
 from qmpshim.model.check.cause import Cause, CauseKind

@@ -19,8 +19,8 @@ from hashlib import sha256
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.harness.overlays import faults_of
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import ImageError
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.gate.journal import Journal

@@ -17,11 +17,12 @@ from dataclasses import replace
 from functools import partial
 
 from qmpshim.conformance.explore.checkers.end import End
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
+from qmpshim.conformance.explore.faults import InjectedFault
 from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, IoId
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
+from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.answers import OK, IoError, Prediction
 from qmpshim.model.check.cause import Cause, CauseKind

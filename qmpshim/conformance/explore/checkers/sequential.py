@@ -1,21 +1,18 @@
-"""Sequential execution: what a scenario gives in one order of its operations, with failing I/Os.
-
-A failed I/O fails in the sequential execution, too, wherever the operation that is to meet it does
-an I/O of that kind at that place. Which operation meets it is QEMU's affair (a copy is shared by
-all that wait for it), so the checker tries each.
-"""
+"""Sequential execution: what a scenario gives in one order of its operations, with failing I/Os."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from errno import EACCES, EINVAL
 from typing import Any
 
+from qmpshim.conformance.explore.checkers.placements import AnyChain, FaultPlacement, Order
+from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario, cut_off
 from qmpshim.errors import InputError
-from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES, Node
+from qmpshim.machine.chain.topology import Node
 from qmpshim.model.answers import (
     ANY_ERROR,
     DISCONNECTED,
@@ -31,276 +28,13 @@ from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.primary import PrimaryChain
 from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
 from qmpshim.model.chain.secondary import Chain, CommandError, Stage, Workflow
-from qmpshim.model.disks.block_copy import CopyBeforeWriteJob
-from qmpshim.model.disks.image import Alloc, Image, Qcow2Image, owned
+from qmpshim.model.disks.image import Alloc, Qcow2Image, owned
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.pointintime.bitmap import RefusedError
 from qmpshim.model.pointintime.disk import Disk
-from qmpshim.model.pointintime.jobs import Ending
 from qmpshim.model.pointintime.push import PushChain
 from qmpshim.model.runtime.coroutines import Io, ModelIOError, OperationError, run_sequentially
 from qmpshim.model.units import SECTOR
-
-# Of operations. ``~n`` is the commit that failover *n* leaves running, ``~(n + operations)`` the
-# moment from which the status has it as over.
-Order = tuple[int, ...]
-_CHANGES = frozenset({"write", "zero", "discard"})
-AnyChain = Chain | PrimaryChain | PushChain
-
-#: In the place of the owner of a sector that cannot be read.
-UNREADABLE = -2
-#: In the place of a verb: what failed is of a qcow2 image's tables, and has no place on the disk.
-METADATA = "metadata"
-
-
-@dataclass(frozen=True, slots=True)
-class BitmapLeft:
-    """A dirty bitmap as QEMU reports it.
-
-    :ivar granules: those that it names; None: they could not be found out
-    """
-
-    name: str
-    granules: frozenset[int] | None
-    recording: bool
-    busy: bool
-
-
-@dataclass(frozen=True, slots=True)
-class BackupLeft:
-    """What a backup job and the dirty bitmaps left.
-
-    :ivar target: owners of all sectors, ``None`` where the target has nothing
-    :ivar ending: how the job ended; None: there was none
-    """
-
-    target: tuple[int | None, ...]
-    ending: Ending | None
-    bitmaps: tuple[BitmapLeft, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The end of an execution, sequential or real.
-
-    :ivar answers: by operation, predicted or real
-    :ivar data: by reading operation: the owners of its sectors
-    :ivar secondary: owners of all sectors
-    :ivar hidden: owners, ``None`` where the image has nothing
-    :ivar active: the same
-    :ivar view: what is read at the guest's end, ``None`` if it cannot be read
-    :ivar alloc: by overlay, by cluster
-    :ivar status: the error that replication reports
-    :ivar primary: owners of all sectors of the primary's own disk, ``None`` where there is none
-    :ivar backup: what a backup job and the dirty bitmaps left, where there may be such
-    """
-
-    answers: tuple[Prediction, ...]
-    data: tuple[tuple[int, ...] | None, ...]
-    secondary: tuple[int, ...]
-    hidden: tuple[int | None, ...]
-    active: tuple[int | None, ...]
-    view: tuple[int, ...] | None
-    alloc: tuple[tuple[int, ...], ...]
-    status: str | None
-    primary: tuple[int, ...] | None = None
-    backup: BackupLeft | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class InjectedFault:
-    """An I/O that failed.
-
-    :ivar start: first sector, :ivar count: sectors (0 for a flush)
-    :ivar reader: the reading operation that met it, if it was one
-    :ivar gone: the image is gone for good with it, and all its I/O fails from then on
-    :ivar over: operations that had ended before, :ivar unstarted: those that began after
-    """
-
-    image: str
-    verb: str
-    start: int
-    count: int
-    errno: int
-    gone: bool = False
-    over: frozenset[int] = frozenset()
-    unstarted: frozenset[int] = frozenset()
-    reader: int | None = None
-
-    @property
-    def may_be_of_copy(self) -> bool:
-        """Whether it may be of a copy into the hidden disk, or of a table that a copy needs."""
-        if self.image == "hidden":
-            return self.verb in ("write", "zero", "flush", METADATA)
-        return self.image == "secondary" and self.verb in ("read", METADATA) and self.reader is None
-
-    def fits(self, io: Io) -> bool:
-        """Whether the sequential execution's *io* is this one."""
-        if io.disk != self.image:
-            return False
-        if self.verb == "flush":  # or one that qcow2 needs before it can link a new cluster, or
-            # with which it empties itself
-            flushes = io.op in _CHANGES or io.op == "empty"
-            return io.op == "flush" or (flushes and self.image not in PRIMARY_IMAGES)
-        alike = io.op == self.verb or {io.op, self.verb} <= _CHANGES
-        return alike and io.start < self.start + self.count and self.start < io.start + io.count
-
-
-class FaultPlacement:
-    """Lets an I/O of an operation fail: *victim* meets *hit*.
-
-    :param emptied: an overlay that fails while it is emptied is empty all the same: it is many
-        writes, and only the last may fail (``make_completely_empty``, block/qcow2.c)
-    :ivar met: an I/O of the sequential execution has failed
-    :ivar may_be_missed: none need fail
-    """
-
-    may_be_missed = False
-
-    def __init__(self, hit: InjectedFault, victim: int = -1, emptied: bool = False) -> None:
-        self.hit = hit
-        self.victim = victim
-        self.emptied = emptied
-        self.met = False
-
-    def allows(self, order: Order) -> bool:
-        """Whether it can be placed in this order of the operations."""
-        return True
-
-    def begins(self, op: int, chain: AnyChain) -> None:
-        """Operation *op* is about to run."""
-
-    def of(self, op: int) -> Callable[[Io], int]:
-        """The fate of operation *op*'s I/Os."""
-
-        def once(io: Io) -> int:
-            if self.met or op != self.victim or not self.hit.fits(io):
-                return 0
-            return self._strike(io)
-
-        return once
-
-    def _strike(self, io: Io) -> int:
-        self.met = True
-        if self.emptied and io.op == "empty":
-            io.perform()
-        return self.hit.errno
-
-
-class GoneImage(FaultPlacement):
-    """Lets all I/Os on an image fail from the moment at which it went away.
-
-    :param done: how many I/Os on it each operation, of those under way then, had done
-    :param in_tables: what qcow2 does in tables that are in memory is done all the same
-    :param may_be_missed: what failed may have been qcow2's own
-    """
-
-    def __init__(
-        self,
-        hit: InjectedFault,
-        done: Mapping[int, int],
-        emptied: bool = False,
-        in_tables: bool = False,
-        may_be_missed: bool = False,
-    ) -> None:
-        super().__init__(hit, emptied=emptied)
-        self.may_be_missed = may_be_missed
-        self._in_tables = in_tables
-        self._left = dict(done)
-        self._image: Image | None = None
-
-    def begins(self, op: int, chain: AnyChain) -> None:
-        if isinstance(chain, Chain):
-            images = chain.secondary, chain.hidden, chain.active
-            self._image = next(one for one in images if one.name == self.hit.image)
-
-    def of(self, op: int) -> Callable[[Io], int]:
-        def gone(io: Io) -> int:
-            if io.disk != self.hit.image or op in self.hit.over:
-                return 0
-            if self._left.get(op, 0):
-                self._left[op] -= 1
-                return 0
-            image = self._image if self._in_tables else None
-            if isinstance(image, Qcow2Image) and image.needs_tables_only(io):
-                return 0
-            return self._strike(io)
-
-        return gone
-
-
-class FlushPlacement(FaultPlacement):
-    """The flush with which *victim* ends meets *hit*, and none that qcow2 needs before that."""
-
-    def of(self, op: int) -> Callable[[Io], int]:
-        once = super().of(op)
-        return lambda io: once(io) if io.op == "flush" else 0
-
-
-class BrokenSnapshot(FaultPlacement):
-    """The copy of a write meets *hit* and breaks the snapshot; the next operation is *victim*.
-
-    With ``on-cbw-error=break-snapshot`` that write happens all the same, and later: others that
-    begin meanwhile copy nothing and may be written before it (``cbw_do_copy_before_write``, 7.2).
-
-    :param writes: the operations whose copy it may have been: one of them happens later
-    """
-
-    def __init__(self, hit: InjectedFault, victim: int, writes: Sequence[int]) -> None:
-        super().__init__(hit, victim)
-        self._writes = writes
-
-    def allows(self, order: Order) -> bool:
-        at = order.index(self.victim)
-        return (
-            all(order.index(op) < at for op in self.hit.over)
-            and all(order.index(op) >= at for op in self.hit.unstarted)
-            and any(order.index(op) >= at for op in self._writes)
-        )
-
-    def begins(self, op: int, chain: AnyChain) -> None:
-        if op == self.victim and isinstance(chain, Chain):
-            assert isinstance(chain.job, CopyBeforeWriteJob)
-            chain.job.snapshot_error.setdefault(0, self.hit.errno)
-            self.met = True
-
-    def of(self, op: int) -> Callable[[Io], int]:
-        return lambda io: 0
-
-
-class AnyRead(FaultPlacement):
-    """The read *victim* fails, wherever it reads: QEMU may have looked in another place."""
-
-    def of(self, op: int) -> Callable[[Io], int]:
-        self.met = True
-        return lambda io: self.hit.errno if op == self.victim else 0
-
-
-class NothingDone(FaultPlacement):
-    """The operation *victim* gets nothing done on these images, a failover its commit."""
-
-    def __init__(
-        self, hit: InjectedFault, victim: int, images: Collection[str] = (*IMAGES, *PRIMARY_IMAGES)
-    ) -> None:
-        super().__init__(hit, victim)
-        self._images = images
-
-    def of(self, op: int) -> Callable[[Io], int]:
-        self.met = True
-        return lambda io: self.hit.errno if op == self.victim and io.disk in self._images else 0
-
-
-class Unobserved(FaultPlacement):
-    """A fault that no sequential execution observes: a flush of nodes and jobs that QEMU closes, a
-    discard of qcow2's own.
-
-    That the commit's own flushes are not taken for such is seen by
-    :func:`~qmpshim.conformance.explore.checkers.durability.unflushed`.
-    """
-
-    def of(self, op: int) -> Callable[[Io], int]:
-        self.met = True
-        return lambda io: 0
 
 
 def run_op(

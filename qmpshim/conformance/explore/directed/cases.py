@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qmpshim.conformance.compare.divergence import Ending, stable, verdict_of
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.directed import filters as filters
 from qmpshim.conformance.explore.directed import jobs as jobs
 from qmpshim.conformance.explore.directed import monitor as monitor
@@ -22,6 +21,7 @@ from qmpshim.conformance.explore.directed import storage as storage
 from qmpshim.conformance.explore.directed import timeouts as timeouts
 from qmpshim.conformance.explore.directed.tools import CLUSTER, SIZE, Broken
 from qmpshim.conformance.explore.harness.qemu_pool import base_content
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import MachineError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine, Shape

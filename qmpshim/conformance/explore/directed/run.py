@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed, run_directed
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.matching import DirectedWriteUp
 from qmpshim.errors import BuildError, NotStarted, OptionMissing, name_errnos
 from qmpshim.machine.builds.build import Build, read_version

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, MachineDied, MachineHung, OptionMissing
 from qmpshim.machine.builds.qapi import Schema

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qmpshim.conformance.compare.divergence import stable
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
+from qmpshim.conformance.explore.faults import InjectedFault
 from qmpshim.conformance.explore.harness.choices import IoId, RealChoice
 from qmpshim.conformance.explore.harness.events import Event
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
+from qmpshim.conformance.explore.outcome import Outcome
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import CommandFailed, IOFailed, MachineDied, MachineError
 from qmpshim.model.answers import UNANSWERED, Answer
 from qmpshim.model.check.cause import NO_ANSWER, Cause, CauseKind, Phase

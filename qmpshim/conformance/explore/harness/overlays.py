@@ -6,9 +6,9 @@ from collections import deque
 from dataclasses import dataclass
 
 from qmpshim.conformance.compare.divergence import stable
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import ImageError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Qcow2Reader

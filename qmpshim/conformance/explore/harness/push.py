@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
-from qmpshim.conformance.explore.checkers.sequential import BackupLeft, BitmapLeft
 from qmpshim.conformance.explore.harness.overlays import read_overlay
+from qmpshim.conformance.explore.outcome import BackupLeft, BitmapLeft
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.pointintime.jobs import Ending

@@ -18,12 +18,7 @@ from qmpshim.conformance.explore.checkers import final_state
 from qmpshim.conformance.explore.checkers.at_end import check_end
 from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.failures import FailureChecker
-from qmpshim.conformance.explore.checkers.linearizability import (
-    LinearizabilityChecker,
-    RealViolation,
-    keeps_to,
-)
-from qmpshim.conformance.explore.checkers.sequential import Outcome
+from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker, keeps_to
 from qmpshim.conformance.explore.harness.choices import (
     CUT,
     RECONNECT,
@@ -45,7 +40,9 @@ from qmpshim.conformance.explore.harness.run import (
     Release,
     faithfully,
 )
+from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.model.answers import OK, UNANSWERED
 from qmpshim.model.chain.behaviour import behaviour_of

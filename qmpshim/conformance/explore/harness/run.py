@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from errno import EIO
 
 from qmpshim.conformance.compare.divergence import BROKEN, verdict_of
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.checkers.online import OnlineChecker
-from qmpshim.conformance.explore.checkers.sequential import METADATA, InjectedFault
+from qmpshim.conformance.explore.faults import METADATA, InjectedFault
 from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness.choices import (
     CUT,
@@ -45,6 +44,7 @@ from qmpshim.conformance.explore.harness.overlays import places_of
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.state import StateOf
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import MachineDied, MachineError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.gate import HeldIO

@@ -13,7 +13,6 @@ from typing import Any
 
 import qmpshim
 from qmpshim.conformance.bundles.case_file import integers, strings
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.harness.choices import (
     RealChoice,
     choice_from_json,
@@ -27,6 +26,7 @@ from qmpshim.conformance.explore.harness.events import (
     events_from_lines,
 )
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import InputError, decoding, name_errnos
 from qmpshim.model.check.cause import Cause, cause_from_json, cause_from_text
 from qmpshim.model.check.verdict import Verdict

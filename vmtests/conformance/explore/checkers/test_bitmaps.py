@@ -10,12 +10,12 @@ import pytest
 
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers import final_state, point_in_time
-from qmpshim.conformance.explore.checkers.sequential import BackupLeft
 from qmpshim.conformance.explore.harness.choices import CUT
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.push import granules_of, left_by_backup
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
+from qmpshim.conformance.explore.outcome import BackupLeft
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import CauseKind

@@ -17,10 +17,10 @@ from qmpshim.conformance.explore.checkers.crash_points import (
     after_a_crash,
     after_a_crash_thoroughly,
 )
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import InputError
 from qmpshim.machine.chain import gated
 from qmpshim.machine.chain.gated import GatedMachine

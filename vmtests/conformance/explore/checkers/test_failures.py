@@ -13,16 +13,15 @@ import pytest
 
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers.failures import FailureChecker
-from qmpshim.conformance.explore.checkers.linearizability import (
-    LinearizabilityChecker,
-    RealViolation,
-)
-from qmpshim.conformance.explore.checkers.sequential import InjectedFault, Outcome
+from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
+from qmpshim.conformance.explore.faults import InjectedFault
 from qmpshim.conformance.explore.harness.choices import CUT, io_id
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult, render
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.nbd.gate.gate import HeldIO
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.answers import (

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
+from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.replay import Replay
 from qmpshim.conformance.explore.scenarios import BASE, C, RealScenario
 from qmpshim.conformance.explore.search import minimize
 from qmpshim.conformance.explore.search.exploration import explore_real
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.gated import GatedMachine

@@ -9,12 +9,9 @@ import pytest
 
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers.parts import Before, done_in_part
-from qmpshim.conformance.explore.checkers.sequential import (
-    BrokenSnapshot,
-    FaultPlacement,
-    InjectedFault,
-    run_in_order,
-)
+from qmpshim.conformance.explore.checkers.placements import BrokenSnapshot, FaultPlacement
+from qmpshim.conformance.explore.checkers.sequential import run_in_order
+from qmpshim.conformance.explore.faults import InjectedFault
 from qmpshim.conformance.explore.harness.choices import CUT
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool

@@ -9,12 +9,12 @@ import pytest
 
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers import final_state
-from qmpshim.conformance.explore.checkers.sequential import BackupLeft
 from qmpshim.conformance.explore.harness.footprints import Footprints
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.push import left_by_backup
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
+from qmpshim.conformance.explore.outcome import BackupLeft
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.space.naming import is_name, point_named, scenario_of
 from qmpshim.conformance.workload import pattern

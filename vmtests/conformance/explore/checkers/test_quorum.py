@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from qmpshim.conformance.explore.checkers import quorum, sequential
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
-from qmpshim.conformance.explore.checkers.sequential import Outcome
 from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness.choices import CUT, io_id
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
+from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.qmp.nonblocking import NonBlockingQmp
 from qmpshim.model.chain.behaviour import KnownDefect

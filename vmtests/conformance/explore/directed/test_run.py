@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from qmpshim.cli import main
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed
 from qmpshim.conformance.explore.directed.run import (
     ALL,
@@ -20,6 +19,7 @@ from qmpshim.conformance.explore.directed.run import (
     run_cases,
 )
 from qmpshim.conformance.explore.search.exploration import explore_real, render
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import known_directed
 from qmpshim.errors import BuildError, DriverMissing, NotStarted, OptionMissing
 from qmpshim.machine.builds.build import Build, read_version, resolve

@@ -7,7 +7,6 @@ from collections import Counter
 import pytest
 
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.checkers.linearizability import RealViolation
 from qmpshim.conformance.explore.harness.choices import Complete, Fail, Start, io_id
 from qmpshim.conformance.explore.harness.events import (
     Arrived,
@@ -24,6 +23,7 @@ from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT, RealSystem
 from qmpshim.conformance.explore.report.findings import Sighting, group
 from qmpshim.conformance.explore.report.schedule_diagram import diagram
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation

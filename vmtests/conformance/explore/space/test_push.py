@@ -12,10 +12,10 @@ from dataclasses import replace
 import pytest
 
 from qmpshim.conformance.explore.checkers import final_state, point_in_time, sequential
-from qmpshim.conformance.explore.checkers.sequential import BackupLeft
 from qmpshim.conformance.explore.harness.push import left_by_backup
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.outcome import BackupLeft
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.space.grammar import SPACE
 from qmpshim.conformance.explore.space.naming import point_named, scenario_of

@@ -1,0 +1,20 @@
+"""A violation on a real QEMU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from qmpshim.model.check.cause import Cause
+from qmpshim.model.explore.system import Violation
+
+
+@dataclass(frozen=True, slots=True)
+class RealViolation(Violation):
+    """A violation on a real QEMU.
+
+    :ivar cause: the same for all schedules that fail in the same way; groups findings
+    :ivar ending: how QEMU ended, where it did: ``was killed by SIGABRT``
+    """
+
+    cause: Cause = field(kw_only=True)
+    ending: str = field(default="", kw_only=True)
