@@ -111,7 +111,7 @@ def jobs_failed(machine: GatedMachine) -> None:
                 event["data"]["error"] = "no space"
         return status
 
-    answering("query-status", failed)(machine)
+    answering("query-version", failed)(machine)
 
 
 def event_without_reason(machine: GatedMachine) -> None:

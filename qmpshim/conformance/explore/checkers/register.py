@@ -14,7 +14,7 @@ from qmpshim.model.check.verdict import Verdict
 
 _HERE = Path(__file__).parent
 #: What checkers share, and are none themselves.
-SHARED = ("at_end", "end", "parts", "register", "sequential")
+SHARED = ("at_end", "end", "parts", "placements", "register", "sequential")
 
 
 @dataclass(frozen=True, slots=True)
