@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -159,7 +160,8 @@ def _run_again(finding: DirectedFinding, build: Build, deadline: float | None) -
     wanted = finding.violation.kind, finding.violation.cause
     seen = tried = 0
     while tried < TIMES and (not tried or deadline is None or time.monotonic() < deadline):
-        again = run_directed(finding.case, build)
-        seen += again is not None and (again.kind, again.cause) == wanted
         tried += 1
+        with contextlib.suppress(BuildError):  # not seen, then
+            again = run_directed(finding.case, build)
+            seen += again is not None and (again.kind, again.cause) == wanted
     return replace(finding, replays=(seen, tried))

@@ -68,6 +68,18 @@ def test_another_violation_is_not_the_same_one(qemu_build: Build) -> None:
     assert finding.verdict is Verdict.ISOLATION and finding.replays == (0, TIMES)
 
 
+def test_a_case_that_cannot_be_run_again_is_not_seen_again(qemu_build: Build) -> None:
+    left = [WRONG]
+
+    def once(machine: GatedMachine) -> RealViolation:
+        if not left:
+            raise BuildError("it does not start any more")
+        return left.pop()
+
+    (finding,) = ran(qemu_build, case(once)).findings
+    assert finding.replays == (0, TIMES) and not finding.confirmed
+
+
 def test_what_is_written_up_is_known_on_its_versions_alone(qemu_build: Build) -> None:
     (start,) = cases_named("directed/start-fails")
     (finding,) = ran(qemu_build, start).findings
