@@ -71,5 +71,5 @@ def test_another_place_is_found_out(
     wrong: Callable[[ModelTracker], None],
 ) -> None:
     monkeypatch.setattr(start_moment, "apply_before_start", wrong)
-    # A run in which nothing comes on one side of T0 shows nothing.
-    assert any(_verified(loop, qemu_build, seed)["verdicts"] for seed in range(5))
+    # A run in which nothing comes on one side of T0 shows nothing: half of them do.
+    assert any(_verified(loop, qemu_build, seed)["verdicts"] for seed in range(40))
