@@ -14,6 +14,7 @@ from qmpshim.conformance.compare.divergence import Ending, stable, verdict_of
 from qmpshim.conformance.explore.directed import filters as filters
 from qmpshim.conformance.explore.directed import jobs as jobs
 from qmpshim.conformance.explore.directed import monitor as monitor
+from qmpshim.conformance.explore.directed import primary as primary
 from qmpshim.conformance.explore.directed import ranges as ranges
 from qmpshim.conformance.explore.directed import replication as replication
 from qmpshim.conformance.explore.directed import sources as sources
@@ -176,6 +177,10 @@ DIRECTED: tuple[Directed, ...] = (
     _case("checkpoint-of-ejected-disk", True, replication.ejected_disk),
     _case("checkpoint-to-the-end", True, replication.checkpoint_to_the_end, size=_ODD),
     _case("replication-refused", True, replication.refused),
+    _case("primary-forwards", True, primary.forwards_while_running, form="primary"),
+    _case("primary-forwards-zeroes", True, primary.forwards_zeroes, form="primary"),
+    _case("primary-forward-fails", True, primary.forward_fails, form="primary"),
+    _case("primary-filter-is-not-read", True, primary.filter_is_not_read, form="primary"),
     _case("filter-permissions", True, monitor.filter_permissions, form="fleecing"),
     _case("filter-passes-on", True, filters.passed_on, 0, "fleecing", _FILTER_UNMAPS, 6 * SIZE),
     _case("filter-reports", True, filters.failed_copies, 0, "fleecing", _FILTER_UNMAPS, 2 * SIZE),
