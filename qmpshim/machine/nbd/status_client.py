@@ -12,6 +12,8 @@ from qmpshim.machine.qmp.nonblocking import NbdAnswer, NonBlockingNbd
 _CONTEXT = b"base:allocation"
 _REPLY = Struct(">QIII")
 _CHUNK = Struct(">IHHQI")
+# The replies to STRUCTURED_REPLY and SET_META_CONTEXT, if the server has both.
+_AGREED = nbd.OptionReply.ACK, nbd.OptionReply.META_CONTEXT, nbd.OptionReply.ACK
 _ERROR = 1 << 15  # the error bit of a chunk's type
 _LAST = 1  # the flag of a reply's last chunk
 
@@ -22,9 +24,9 @@ class StatusClient(NonBlockingNbd):
     The data of an answer are its extents, as they came: for each its length and its state.
     """
 
-    def _negotiate(self, export: str) -> None:
+    def _negotiate(self) -> None:
         self._parts: dict[int, NbdAnswer] = {}  # of answers that have not ended
-        name = export.encode()
+        name = self._export.encode()
         context = b"".join(
             (
                 *(len(name).to_bytes(4, "big"), name, (1).to_bytes(4, "big")),
@@ -33,12 +35,15 @@ class StatusClient(NonBlockingNbd):
         )
         self._option(nbd.Option.STRUCTURED_REPLY, b"")
         self._option(nbd.Option.SET_META_CONTEXT, context)
-        # Greeting, two acknowledgements, and before the second the context's number.
-        size = 18 + 3 * _REPLY.size + 4 + len(_CONTEXT)
-        if not self._received(size) or _CONTEXT not in self._buffer:
-            self.close()
-            raise MachineDied(f"NBD connection to {export} has no block status")
-        del self._buffer[18:size]
+        for expected in _AGREED:
+            if self._reply() != expected:
+                raise MachineDied(f"NBD connection to {self._export} has no block status")
+
+    def _reply(self) -> int:
+        """The kind of the server's next reply to an option."""
+        _, _, kind, length = _REPLY.unpack(self._received(_REPLY.size))
+        self._received(length)
+        return int(kind)
 
     def query(self, size: int) -> None:
         """Query the block status of *size* bytes, and wait for the reply.

@@ -207,6 +207,7 @@ _REQUEST = Struct(">IHHQQI")
 _REPLY = Struct(">IIQ")
 _OPTION = Struct(">QII")
 _EXPORT_INFO = Struct(">QH")
+_GREETING = 18  # bytes
 
 
 class NonBlockingNbd(_Connection):
@@ -215,13 +216,15 @@ class NonBlockingNbd(_Connection):
     Simple replies, so that a read reaches the filters above the image as a guest's would (see
     :class:`~qmpshim.machine.nbd.client.NbdClient`).
 
-    :param limit: seconds that the negotiation may take
-    :raises MachineDied: QEMU does not know the export or does not answer
+    :param limit: seconds that each of the server's replies in the negotiation may take
+    :raises MachineDied: QEMU does not know the export, or there is no server
+    :raises MachineHung: it does not answer
     """
 
     def __init__(
         self, event_loop: ManualEventLoop, path: Path, export: str, limit: float = 10.0
     ) -> None:
+        self._export = export
         self._limit = limit
         self._buffer = bytearray()
         self._unsent = bytearray()  # requests, or the rest of one, that the socket has not taken
@@ -239,13 +242,23 @@ class NonBlockingNbd(_Connection):
             text = f"NBD connection to {export}: {error.strerror}"
             raise MachineDied(text, last_words=str(error.strerror)) from error
         super().__init__(event_loop, sock)
-        # Fixed newstyle negotiation with EXPORT_NAME: the shortest there is.
+        try:
+            self._enter()
+        except BaseException:
+            self.close()
+            raise
+
+    def _enter(self) -> None:
+        """Negotiate: fixed newstyle with EXPORT_NAME, the shortest there is."""
         flags = nbd.HANDSHAKE_FIXED_NEWSTYLE | nbd.HANDSHAKE_NO_ZEROES
         self._send(flags.to_bytes(4, "big"))
-        self._negotiate(export)
-        self._enter(export)
+        self._received(_GREETING)
+        self._negotiate()
+        self._option(nbd.Option.EXPORT_NAME, self._export.encode())
+        self.size, _ = _EXPORT_INFO.unpack(self._received(_EXPORT_INFO.size))
+        self._ready = True
 
-    def _negotiate(self, export: str) -> None:
+    def _negotiate(self) -> None:
         """Negotiate more than the export."""
 
     def _option(self, option: nbd.Option, data: bytes) -> None:
@@ -257,21 +270,24 @@ class NonBlockingNbd(_Connection):
         except OSError:
             self.lost = True
 
-    def _received(self, size: int) -> bool:
-        """Wait for so many bytes of the server's; whether they have come."""
-        self._event_loop.until(lambda: len(self._buffer) >= size or self.lost, self._limit)
-        return len(self._buffer) >= size
+    def _received(self, size: int) -> bytes:
+        """Wait for the next *size* bytes of the server's negotiation.
 
-    def _enter(self, export: str) -> None:
-        """Negotiate the export and wait for the server's reply."""
-        self._option(nbd.Option.EXPORT_NAME, export.encode())
-        size = 18 + _EXPORT_INFO.size
-        if not self._received(size):
-            self.close()
-            raise MachineDied(f"NBD connection to {export} was refused")
-        self.size, _ = _EXPORT_INFO.unpack_from(self._buffer, 18)
+        :raises MachineDied: it closed the connection, which is how it refuses EXPORT_NAME
+        :raises MachineHung: it does not answer
+        """
+        began = time.monotonic()
+        answered = self._event_loop.until(
+            lambda: len(self._buffer) >= size or self.lost, self._limit
+        )
+        if not answered:
+            waited = _waited(began, self._limit)
+            raise MachineHung(f"NBD connection to {self._export}: no answer in {waited}")
+        if len(self._buffer) < size:
+            raise MachineDied(f"NBD connection to {self._export} was refused")
+        data = bytes(self._buffer[:size])
         del self._buffer[:size]
-        self._ready = True
+        return data
 
     def send(
         self,

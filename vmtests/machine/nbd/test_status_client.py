@@ -50,4 +50,4 @@ def test_an_export_that_is_not_there(qemu_build: Build) -> None:
     with closing(GatedMachine(qemu_build, SHAPE)) as machine:
         path: Path = machine.workspace.path / "nbd"
         with pytest.raises(MachineDied, match="nonsense"):
-            StatusClient(machine.event_loop, path, "nonsense", limit=0.3)
+            StatusClient(machine.event_loop, path, "nonsense")

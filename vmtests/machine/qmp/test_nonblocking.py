@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qmpshim.errors import CommandFailed, MachineDied, ProtocolBroken
+from qmpshim.errors import CommandFailed, MachineDied, MachineHung, ProtocolBroken
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine, Shape
 from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.nbd.protocol import NbdCommand
+from qmpshim.machine.nbd.status_client import StatusClient
 from qmpshim.machine.qmp.nonblocking import NonBlockingNbd, NonBlockingQmp
 
 
@@ -38,6 +41,36 @@ def test_an_nbd_server_that_goes_away_before_the_handshake(
         pytest.raises(MachineDied, match="NBD"),
     ):
         NonBlockingNbd(loop, tmp_path / "s", "e")
+
+
+@pytest.mark.parametrize("client", [NonBlockingNbd, StatusClient])
+@pytest.mark.parametrize("said", [b"", b"NBDMAGICIHAVEOPT\0\3"])
+def test_an_nbd_server_that_does_not_answer_hangs(
+    client: type[NonBlockingNbd], said: bytes, tmp_path: Path
+) -> None:
+    """Whether it stops before its greeting or after; it refuses nothing."""
+    with (
+        socket.socket(socket.AF_UNIX) as listening,
+        contextlib.closing(ManualEventLoop()) as loop,
+    ):
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+        loop.on_readable(listening.fileno(), lambda: accepted.append(listening.accept()[0]))
+        accepted: list[socket.socket] = []
+        loop.call_later(0.0, lambda: accepted[0].sendall(said))
+        with pytest.raises(MachineHung, match=r"NBD connection to e: no answer in 1 s"):
+            client(loop, tmp_path / "s", "e", limit=1.0)
+        accepted[0].close()
+
+
+def test_a_stopped_qemu_hangs_and_refuses_no_client(qemu_build: Build) -> None:
+    machine = GatedMachine(qemu_build, Shape(TOPOLOGIES["replication"], 1 << 20, 1 << 16))
+    with contextlib.closing(machine):
+        os.kill(machine.pid, signal.SIGSTOP)
+        for connect in (machine.connect, machine.connect_status):
+            with pytest.raises(MachineHung, match=r"NBD connection to primary: no answer in \d+ s"):
+                connect("primary")
+            assert machine.alive()
 
 
 @pytest.mark.parametrize(

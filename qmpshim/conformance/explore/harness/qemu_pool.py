@@ -81,6 +81,9 @@ class QemuPool:
     def prepare(self, scenario: RealScenario, reconnect: int = 0) -> GatedMachine:
         """Bring QEMU to the start: the chain open over fresh images, replication or backup running.
 
+        What an earlier scenario did shows in :meth:`back`, called before; what goes wrong now is of
+        this one's beginning, in a process that was used before as in a fresh one.
+
         :param reconnect: seconds that QEMU waits for a broken connection to its disks
 
         :raises BuildError: this build cannot do the scenario
@@ -92,11 +95,7 @@ class QemuPool:
         if machine is not None and (machine.shape != shape or not self.reuse):
             self.discard()
         self._base = base_image(self.build, scenario.size, scenario.cluster, scenario.secondary)
-        try:
-            self.back()
-        except MachineError as error:  # whether this is a finding was decided before
-            log.warning("between two schedules: %s", error)
-            self.discard()
+        self.back()
         machine = self.machine
         if machine is None:
             machine = self._fresh(shape)

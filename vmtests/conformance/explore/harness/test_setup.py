@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,14 @@ from qmpshim.conformance.explore.report.finding_files import save_finding
 from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
 from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.conformance.explore.search.search import ScenarioTask, explore_scenario
-from qmpshim.errors import BuildError, CommandFailed, IOFailed, MachineError, MachineHung
+from qmpshim.errors import (
+    BuildError,
+    CommandFailed,
+    IOFailed,
+    MachineDied,
+    MachineError,
+    MachineHung,
+)
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain import gated
 from qmpshim.machine.chain.gated import GatedMachine
@@ -58,6 +66,38 @@ def test_a_qemu_that_ends_or_stops_when_replication_starts(
     assert maps_of_schedule(finding, qemu_build) is None
     save_finding(tmp_path / "bundle", finding, qemu_build)
     assert (tmp_path / "bundle" / "qmp.log").read_text().count("xen-set-replication") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGKILL, MachineDied), (signal.SIGSTOP, MachineHung)]
+)
+def test_a_qemu_that_was_used_before_ends_or_stops(
+    number: int, error: type[MachineError], qemu_build: Build
+) -> None:
+    """The scenario before has ended well, so this is of the next one's beginning."""
+    (scenario,) = WR
+    with closing(QemuPool(qemu_build)) as pool:
+        machine = pool.prepare(scenario)
+        pool.back(apart=True)
+        os.kill(machine.pid, number)
+        with pytest.raises(error):
+            pool.prepare(scenario)
+
+
+def test_a_qemu_that_stops_when_a_client_connects(
+    monkeypatch: pytest.MonkeyPatch, qemu_build: Build
+) -> None:
+    """It did not refuse the client."""
+    before = GatedMachine.connect
+
+    def connect(self: GatedMachine, name: str) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+        before(self, name)
+
+    monkeypatch.setattr(GatedMachine, "connect", connect)
+    (finding,) = explore_real(qemu_build, WR, minimise=False).findings
+    assert finding.verdict is Verdict.HANG
+    assert str(finding.cause).startswith("before the scenario begins: NBD connection to ")
 
 
 def test_a_qemu_that_refuses_to_start_replication(
