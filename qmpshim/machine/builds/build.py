@@ -126,11 +126,17 @@ class Build:
         raise HostError(f"no {name} for {self.name}: apt-get install {package}")
 
     def tool_command(self, name: str) -> list[str]:
-        """As :meth:`tool`, with the build's own environment, for where none can be given.
+        """As :meth:`tool`, for where no environment can be given.
 
         :raises HostError: there is no such tool, or no ``env``
         """
-        words = self.tool(name)
+        return self.alone(self.tool(name))
+
+    def alone(self, words: list[str]) -> list[str]:
+        """A command of this build's with the build's own environment in it.
+
+        :raises HostError: there is no ``env``
+        """
         if not self.env:
             return words
         variables = (f"{variable}={value}" for variable, value in self.env.items())

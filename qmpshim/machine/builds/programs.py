@@ -20,16 +20,17 @@ def write_programs(build: Build, directory: Path) -> None:
     """Write a program for the emulator and for each tool that this build, or the host, has.
 
     They need nothing of the environment: a build's own loader and libraries are in them.
+
+    :raises BuildError: the build is the storage daemon, which is no emulator
+    :raises HostError: there is no ``env``
     """
-    commands = {EMULATOR: build.command()}
+    commands = {EMULATOR: build.alone(build.emulator_command())}
     for tool in TOOLS:
         with contextlib.suppress(HostError):
-            commands[tool] = build.tool(tool)
-    variables = [f"{name}={value}" for name, value in build.env.items()]
+            commands[tool] = build.tool_command(tool)
     for name, words in commands.items():
         program = directory / name
-        command = shlex.join(["env", *variables, *words] if variables else words)
-        program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
         program.chmod(0o755)
 
 
@@ -48,6 +49,7 @@ def run_with(build: Build, command: Sequence[str]) -> int:
 
     :returns: as a shell gives it: 128 and the signal's number for one that a signal ended
     :raises InputError: the command cannot be started
+    :raises BuildError: the build is the storage daemon, which is no emulator
     """
     with Workspace() as workspace:
         write_programs(build, workspace.path)

@@ -63,12 +63,13 @@ def test_a_flush_that_is_not_sent_is_found_out(
 @pytest.mark.parametrize(
     ("words", "why", "status"),
     [
-        ("explore --scenario WR --build", "no xen-set-replication", 125),
-        ("explore --scenario directed/start-fails --build", "no xen-set-replication", 125),
-        ("verify --workflow replication --build", "no replication driver", 2),
-        ("pair --build", "no virtual machine", 125),
-        ("guest check --build", "no virtual machine", 125),
-        ("builds probe", "no virtual machine", 125),
+        ("explore --scenario WR --build {}", "no xen-set-replication", 125),
+        ("explore --scenario directed/start-fails --build {}", "no xen-set-replication", 125),
+        ("verify --workflow replication --build {}", "no replication driver", 2),
+        ("pair --build {}", "no virtual machine", 125),
+        ("guest check --build {}", "no virtual machine", 125),
+        ("builds probe {}", "no virtual machine", 125),
+        ("builds run {} -- true", "no virtual machine", 125),
     ],
 )
 def test_what_it_lacks_is_named(
@@ -81,5 +82,5 @@ def test_what_it_lacks_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([*words.split(), str(daemon.binary)]) == status
+    assert main(words.format(daemon.binary).split()) == status
     assert why in capsys.readouterr().err
