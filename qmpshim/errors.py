@@ -105,7 +105,7 @@ class OptionMissing(BuildError):
     """The build's own schema has not a command, a driver or an option that a chain needs."""
 
 
-class DriverMissing(BuildError):
+class DriverMissing(OptionMissing):
     """The build was made without a driver that only some of the work needs."""
 
 

@@ -6,9 +6,13 @@ Source: QEMU docs/devel/qapi-code-gen, "Client JSON Protocol introspection".
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 _JSON: dict[str, Callable[[Any], bool]] = {
+    "array": lambda value: isinstance(value, list),
+    "object": lambda value: isinstance(value, dict),
     "string": lambda value: isinstance(value, str),
     "int": lambda value: type(value) is int,
     "number": lambda value: type(value) in (int, float),
@@ -16,6 +20,34 @@ _JSON: dict[str, Callable[[Any], bool]] = {
     "null": lambda value: value is None,
     "value": lambda _value: True,
 }
+
+
+class FaultKind(Enum):
+    """In what a value differs from its type: the schema has no such name, ..."""
+
+    UNKNOWN_NAME = "is not in the schema"  # of a command, an event or a member
+    UNKNOWN_VALUE = "is {detail!r}, which its enumeration has not"
+    WRONG_TYPE = "is no {detail}"
+    MISSING = "is missing"
+
+
+_LACKING = {FaultKind.UNKNOWN_NAME, FaultKind.UNKNOWN_VALUE}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One difference between a value and its type in the schema.
+
+    :ivar place: where in the value, as in ``it.file.driver``
+    :ivar detail: the value that the enumeration has not; or the JSON type that is wanted
+    """
+
+    kind: FaultKind
+    place: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.place} {self.kind.value.format(detail=self.detail)}"
 
 
 class Schema:
@@ -59,54 +91,65 @@ class Schema:
 
     def json_type(self, type_: str) -> str | None:
         """The JSON type of a built-in type or an enumeration; None for others."""
-        entity = self._entities[type_]
-        if entity["meta-type"] == "enum":
-            return "string"
-        return str(entity["json-type"]) if entity["meta-type"] == "builtin" else None
+        scalar = self._entities[type_]["meta-type"] in ("builtin", "enum")
+        return self._json_of(type_) if scalar else None
 
-    def argument_faults(self, command: str, arguments: Mapping[str, Any]) -> list[str]:
-        """Why the build does not take a command with these arguments, whatever their values do."""
+    def lacking(self, command: str, arguments: Mapping[str, Any]) -> list[Fault]:
+        """What the schema has not of a command with these arguments: it, members, enum values."""
         if command not in self._entities:
-            return ["it is not in the schema"]
-        return list(self._faults(str(self._entities[command]["arg-type"]), arguments, "it"))
+            return [Fault(FaultKind.UNKNOWN_NAME, "it")]
+        faults = self._faults(str(self._entities[command]["arg-type"]), arguments, "it")
+        return [fault for fault in faults if fault.kind in _LACKING]
 
-    def answer_faults(self, command: str, value: Any) -> list[str]:
+    def answer_faults(self, command: str, value: Any) -> list[Fault]:
         """In what a command's return value differs from what is promised."""
         return list(self._faults(str(self._entities[command]["ret-type"]), value, "return"))
 
-    def event_faults(self, event: Mapping[str, Any]) -> list[str]:
+    def event_faults(self, event: Mapping[str, Any]) -> list[Fault]:
         """In what an event differs from what is promised."""
         entity = self._entities.get(str(event["event"]))
         if entity is None or entity["meta-type"] != "event":
-            return ["it is not in the schema"]
+            return [Fault(FaultKind.UNKNOWN_NAME, "it")]
         return list(self._faults(str(entity["arg-type"]), event.get("data", {}), "data"))
 
-    def _faults(self, type_: str, value: Any, at: str) -> Iterator[str]:
+    def _faults(self, type_: str, value: Any, at: str) -> Iterator[Fault]:
         entity = self._entities[type_]
-        kind = entity["meta-type"]
-        if kind == "builtin":
-            if not _JSON[entity["json-type"]](value):
-                yield f"{at} is no {entity['json-type']}"
-        elif kind == "enum":
-            if value not in entity["values"]:
-                yield f"{at} is {value!r}, which its enumeration has not"
-        elif kind == "array":
-            if not isinstance(value, list):
-                yield f"{at} is no array"
-                return
-            for item in value:
-                yield from self._faults(str(entity["element-type"]), item, f"{at}[]")
-        elif kind == "alternate":
-            faults = [list(self._faults(str(m["type"]), value, at)) for m in entity["members"]]
-            if all(faults):
-                yield f"{at} is none of its alternatives"
-        elif kind == "object":
-            yield from self._object(entity, value, at)
-
-    def _object(self, entity: Mapping[str, Any], value: Any, at: str) -> Iterator[str]:
-        if not isinstance(value, dict):
-            yield f"{at} is no object"
+        if not self._is_json_of(type_, value):
+            yield Fault(FaultKind.WRONG_TYPE, at, self._json_of(type_))
             return
+        match entity["meta-type"]:
+            case "enum" if value not in entity["values"]:
+                yield Fault(FaultKind.UNKNOWN_VALUE, at, value)
+            case "array":
+                for item in value:
+                    yield from self._faults(str(entity["element-type"]), item, f"{at}[]")
+            case "alternate":  # no two of them have the same JSON type
+                of_this_type = (
+                    name
+                    for member in entity["members"]
+                    if self._is_json_of(name := str(member["type"]), value)
+                )
+                yield from self._faults(next(of_this_type), value, at)
+            case "object":
+                yield from self._object(entity, value, at)
+
+    def _is_json_of(self, type_: str, value: Any) -> bool:
+        """Whether a value is of the JSON type that a type, or one of an alternate's, has."""
+        entity = self._entities[type_]
+        if entity["meta-type"] == "alternate":
+            return any(self._is_json_of(str(m["type"]), value) for m in entity["members"])
+        return _JSON[self._json_of(type_)](value)
+
+    def _json_of(self, type_: str) -> str:
+        entity = self._entities[type_]
+        kind = str(entity["meta-type"])
+        return (
+            str(entity["json-type"]) if kind == "builtin" else "string" if kind == "enum" else kind
+        )
+
+    def _object(
+        self, entity: Mapping[str, Any], value: Mapping[str, Any], at: str
+    ) -> Iterator[Fault]:
         members = {str(m["name"]): m for m in entity.get("members", ())}
         for variant in entity.get("variants", ()):
             if value.get(str(entity["tag"])) == variant["case"]:
@@ -116,6 +159,6 @@ class Schema:
             if name in value:
                 yield from self._faults(str(member["type"]), value[name], f"{at}.{name}")
             elif "default" not in member:
-                yield f"{at}.{name} is missing"
+                yield Fault(FaultKind.MISSING, f"{at}.{name}")
         for name in value.keys() - members.keys():
-            yield f"{at}.{name} is not in the schema"
+            yield Fault(FaultKind.UNKNOWN_NAME, f"{at}.{name}")

@@ -11,6 +11,7 @@ NBD export of the other side, below ``forward`` and ``top``; ``guest`` is its on
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -125,8 +126,12 @@ class GatedMachine:
 
     def _lacks(self, commands: Iterable[QmpCommand]) -> bool:
         """Whether this QEMU's schema has not all that is in these commands."""
-        schema = Schema(self.call("query-qmp-schema"))
-        return any(schema.argument_faults(one.name, one.arguments) for one in commands)
+        return any(self.schema.lacking(one.name, one.arguments) for one in commands)
+
+    @functools.cached_property
+    def schema(self) -> Schema:
+        """What this QEMU reports about its own commands, asked once; nothing may be held then."""
+        return Schema(self.call("query-qmp-schema"))
 
     def cluster(self, node: str) -> int:
         """Bytes of a cluster of an image."""

@@ -8,7 +8,6 @@ from typing import Any
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, MachineDied, MachineHung, OptionMissing
-from qmpshim.machine.builds.qapi import Schema
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.images import blank_qcow2
 from qmpshim.machine.images.qcow2 import Qcow2Reader
@@ -72,8 +71,7 @@ def add_client(machine: GatedMachine, node: str) -> None:
 
 def has_snapshots(machine: GatedMachine) -> bool:
     """Whether this QEMU has the driver snapshot-access (7.0 on)."""
-    schema = Schema(machine.call("query-qmp-schema"))
-    return not schema.argument_faults("blockdev-add", _snapshot_of("secondary"))
+    return not machine.schema.lacking("blockdev-add", _snapshot_of("secondary"))
 
 
 def add_snapshot(machine: GatedMachine, node: str) -> None:

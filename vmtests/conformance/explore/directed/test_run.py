@@ -92,7 +92,7 @@ def test_what_is_written_up_is_known_on_its_versions_alone(qemu_build: Build) ->
 
 def test_what_the_build_cannot_do_is_skipped(qemu_build: Build) -> None:
     def cannot(machine: GatedMachine) -> None:
-        raise DriverMissing("no such driver")
+        raise BuildError("no such driver")
 
     cases = case(cannot), case(cannot, "too"), case(never, "other")
     report = explore_real(qemu_build, [], directed=cases)
@@ -103,9 +103,12 @@ def test_what_the_build_cannot_do_is_skipped(qemu_build: Build) -> None:
     assert not report.directed.lacking
 
 
-def test_what_the_build_lacks_is_apart_from_what_it_cannot_do(qemu_build: Build) -> None:
+@pytest.mark.parametrize("error", [OptionMissing, DriverMissing])
+def test_what_the_build_lacks_is_apart_from_what_it_cannot_do(
+    qemu_build: Build, error: type[BuildError]
+) -> None:
     def lacks(machine: GatedMachine) -> None:
-        raise OptionMissing("no such option")
+        raise error("no such option")
 
     result = ran(qemu_build, case(lacks), case(never, "other"))
     assert result.lacking == {"directed/made"} == set(result.skipped)

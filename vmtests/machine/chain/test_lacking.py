@@ -1,0 +1,88 @@
+"""What a build's schema has not of a command is told from what its QEMU refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from qmpshim.errors import CommandFailed
+from qmpshim.machine.builds.build import Build
+from qmpshim.machine.builds.qapi import Fault, FaultKind
+from qmpshim.machine.chain.gated import GatedMachine, Shape
+from qmpshim.machine.chain.topology import TOPOLOGIES
+
+SHAPE = Shape(TOPOLOGIES["backup"], 1 << 20, 1 << 16)
+NODE = {"driver": "raw", "node-name": "one", "file": {"driver": "null-co", "size": 512}}
+
+
+@pytest.fixture(scope="module")
+def machine(qemu_build: Build) -> Iterator[GatedMachine]:
+    with closing(GatedMachine(qemu_build, SHAPE)) as made:
+        yield made
+
+
+def unknown(place: str) -> Fault:
+    return Fault(FaultKind.UNKNOWN_NAME, place)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "faults"),
+    [
+        ("no-such-command", {}, [unknown("it")]),
+        ("stop", {"one": 1}, [unknown("it.one")]),
+        ("blockdev-add", {**NODE, "one": 1}, [unknown("it.one")]),
+        (
+            "blockdev-add",
+            {**NODE, "file": {"driver": "null-co", "one": 1}},
+            [unknown("it.file.one")],
+        ),
+        (
+            "blockdev-add",
+            {**NODE, "file": {"driver": "none-such"}},
+            [Fault(FaultKind.UNKNOWN_VALUE, "it.file.driver", "none-such")],
+        ),
+        (
+            "transaction",
+            {"actions": [{"type": "none-such", "data": {}}]},
+            [
+                Fault(FaultKind.UNKNOWN_VALUE, "it.actions[].type", "none-such"),
+                unknown("it.actions[].data"),
+            ],
+        ),
+    ],
+)
+def test_what_the_schema_has_not(
+    machine: GatedMachine, command: str, arguments: dict[str, Any], faults: list[Fault]
+) -> None:
+    assert machine.schema.lacking(command, arguments) == faults
+    with pytest.raises(CommandFailed):
+        machine.call(command, arguments)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("blockdev-add", {**NODE, "file": "no such node"}),
+        ("blockdev-add", {**NODE, "file": 1}),  # neither a name nor an object
+        ("blockdev-add", {**NODE, "discard": True}),
+        ("blockdev-add", {"driver": "raw", "node-name": "one"}),
+        ("blockdev-add", {**NODE, "node-name": "secondary"}),
+        ("blockdev-del", {}),
+        ("transaction", {"actions": {}}),
+        ("transaction", {"actions": [{"type": "abort", "data": {}}]}),
+    ],
+)
+def test_what_it_has_and_is_refused_nevertheless(
+    machine: GatedMachine, command: str, arguments: dict[str, Any]
+) -> None:
+    """An argument that is wrong or missing is our mistake, and says nothing of the build."""
+    assert machine.schema.lacking(command, arguments) == []
+    with pytest.raises(CommandFailed):
+        machine.call(command, arguments)
+
+
+def test_it_is_asked_for_once(machine: GatedMachine) -> None:
+    assert machine.schema is machine.schema
