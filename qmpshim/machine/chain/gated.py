@@ -130,7 +130,7 @@ class GatedMachine:
 
     @functools.cached_property
     def schema(self) -> Schema:
-        """What this QEMU reports about its own commands, asked once; nothing may be held then."""
+        """What this QEMU reports about its own commands; queried once, with nothing held."""
         return Schema(self.call("query-qmp-schema"))
 
     def cluster(self, node: str) -> int:
