@@ -9,6 +9,7 @@ after QEMU cut the file short (a checkpoint empties an overlay that way) is a SI
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ class ImageView:
     :param raw: a raw image instead of qcow2, all of it DATA
     :param data: the bytes of the image's external data file, if it has one; kept, not copied
     :ivar unit_size: of a subcluster, or of a cluster where the image has none; in bytes
+    :ivar file_end: a run's host offset from here on is none in the file: its cluster is compressed
     :raises ImageError: as :meth:`Qcow2Reader.parse` and :meth:`Qcow2Reader.clusters`
     :raises UnsupportedFeature: the same, and an external data file without *data*
     """
@@ -50,6 +52,7 @@ class ImageView:
     ) -> None:
         self._image = memoryview(image).cast("B")
         self._runs: list[Run]
+        self.file_end = sys.maxsize
         if raw:
             self.virtual_size = self.cluster_size = self.unit_size = len(self._image)
             self._runs = [Run(0, self.virtual_size, Alloc.DATA, 0)]
@@ -64,6 +67,9 @@ class ImageView:
                 self._image = memoryview(data).cast("B")
             self._clusters = qcow2.clusters()
             self._runs = list(qcow2.runs(self._clusters))
+            if expanded := self._clusters.expanded:
+                self.file_end = qcow2.expanded_at
+                self._image = memoryview(bytes(self._image).ljust(self.file_end, b"\0") + expanded)
         self._starts = [run.offset for run in self._runs]
 
     @classmethod

@@ -39,6 +39,8 @@ class QcowReader:
       table of no entries (a disk of size 0, which has no content to read anyway).
     - It keeps caches and the file's length from when it was opened: one reader per moment.
     - Extended L2 entries, external data files and other compression than zlib: it refuses them all.
+    - Of compressed clusters that share a host cluster it reads one in the place of another, out of
+      its cache: an image with any is not shown to it.
 
     :param image: the image file's bytes; kept, not copied
     :raises ImageError: libqcow refuses the image, or our reader its header
@@ -50,6 +52,8 @@ class QcowReader:
         for flag, feature in _UNSUPPORTED.items():
             if flag in qcow2.header.flags:
                 raise UnsupportedFeature(feature)
+        if qcow2.has_compressed():
+            raise UnsupportedFeature("compressed clusters")
         self.virtual_size = qcow2.virtual_size
         self._file = pyqcow.file()
         self._shown = _ShownToLibqcow(

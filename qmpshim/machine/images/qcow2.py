@@ -1,8 +1,8 @@
 """Reads a qcow2 image's tables from its bytes, by the format's document and not by QEMU's code.
 
-Source for every field and bit: docs/interop/qcow2.txt of QEMU 7.2.0. Extended L2 entries and
-external data files are read; what is not (encryption, compressed clusters, unknown incompatible
-bits) raises :class:`~qmpshim.errors.UnsupportedFeature`.
+Source for every field and bit: docs/interop/qcow2.txt of QEMU 7.2.0. Extended L2 entries, external
+data files and compressed clusters are read; what is not (encryption, compression by zstd, unknown
+incompatible bits) raises :class:`~qmpshim.errors.UnsupportedFeature`.
 
 The image is any buffer: an ``mmap`` of a file, or the ``bytearray`` that an in-memory NBD export
 writes to. Nothing here does I/O. A buffer must hold still while it is looked at: a ``bytearray``
@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmpshim.errors import ImageError, UnsupportedFeature
-from qmpshim.machine.images.qcow2_header import Header, parse_header
+from qmpshim.machine.images.qcow2_compressed import expand, packed_extents
+from qmpshim.machine.images.qcow2_header import Header, Incompatible, parse_header
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.disks.subclusters import SUBCLUSTERS
 
@@ -66,12 +67,15 @@ class Clusters:
 
     :param index: guest unit numbers (guest offset in bytes / unit size)
     :param kind: ``Alloc.ZERO`` or ``Alloc.DATA``
-    :param host: offset in bytes in the file that holds the data; -1 for a ZERO unit without one
+    :param host: offset in bytes in the file that holds the data; -1 for a ZERO unit without one.
+        Of a compressed cluster where it is once *expanded* is put at ``Qcow2Reader.expanded_at``
+    :param expanded: what the compressed clusters hold, one after the other
     """
 
     index: Ints
     kind: NDArray[np.uint8]
     host: Ints
+    expanded: bytes = b""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -117,21 +121,54 @@ class Qcow2Reader:
     def clusters(self) -> Clusters:
         """The allocated units inside the virtual size; costs what is allocated, not the size.
 
-        :raises ImageError: an entry that cannot be followed
-        :raises UnsupportedFeature: a compressed cluster
+        :raises ImageError: an entry that cannot be followed, or a compressed cluster that cannot
+            be expanded
+        :raises UnsupportedFeature: a cluster that is compressed by zstd
         """
         l2 = self._sound_l2()
-        has_host = self.has_host(l2)
+        has_host = self.has_host(l2) | l2.compressed
         host = np.where(has_host, l2.host, -1)
+        host[l2.compressed] = self.expanded_at + self.cluster_size * np.arange(l2.compressed.sum())
         if self.header.extended_l2:
             index, kind, host = _subclusters(l2, host, self.unit_size)
         else:
-            zero = (l2.raw & _ZERO) != 0
+            zero = ~l2.compressed & ((l2.raw & _ZERO) != 0)
             index = l2.index
             kind = np.where(zero, np.uint8(Alloc.ZERO), np.uint8(Alloc.DATA))
             kind[~zero & ~has_host] = Alloc.UNALLOCATED
         keep = (kind != Alloc.UNALLOCATED) & (index < self.guest_units)
-        return Clusters(index[keep], kind[keep], host[keep])
+        return Clusters(index[keep], kind[keep], host[keep], self._expanded(l2))
+
+    @property
+    def expanded_at(self) -> int:
+        """Where what compressed clusters hold can be put, in bytes of the file: past its last
+        cluster, and one more, so that no run goes from the one to the other.
+        """
+        return (-(-self.file_size // self.cluster_size) + 1) * self.cluster_size
+
+    def has_compressed(self) -> bool:
+        """Whether there is a compressed cluster.
+
+        :raises ImageError: an entry that cannot be followed
+        """
+        return bool(self._sound_l2().compressed.any())
+
+    def _expanded(self, l2: Entries) -> bytes:
+        packed = np.flatnonzero(l2.compressed)
+        if len(packed) and Incompatible.COMPRESSION_TYPE in self.header.flags:
+            raise UnsupportedFeature("clusters compressed by zstd")
+        clusters = []
+        for number, offset, end in zip(packed, *self.packed_extents(l2), strict=True):
+            cluster = expand(self.bytes_at(int(offset), int(end - offset)), self.cluster_size)
+            if cluster is None:
+                where = f"guest cluster {l2.index[number]}"
+                raise ImageError(f"{where}: compressed data that does not expand to a cluster")
+            clusters.append(cluster)
+        return b"".join(clusters)
+
+    def packed_extents(self, l2: Entries) -> tuple[Ints, Ints]:
+        """Offset and end of the compressed clusters' data; bytes of the file."""
+        return packed_extents(l2.raw[l2.compressed], self.header.cluster_bits)
 
     def host_clusters(self) -> list[int]:
         """Numbers of the guest clusters that have a host cluster, whatever they read as.
@@ -147,7 +184,6 @@ class Qcow2Reader:
         l1, l2 = self.walk()
         for fault in (*self.l1_faults(l1), *self.l2_faults(l2)):
             raise ImageError(fault)
-        refuse_compressed(l2)
         return l2
 
     def allocation(self) -> dict[int, Alloc]:
@@ -286,7 +322,9 @@ class Qcow2Reader:
                 & (l2.host != l2.index * self.cluster_size),
             }
         else:
-            faults["points outside the file"] = standard & self.outside(l2.host)
+            start = l2.host
+            start[l2.compressed] = self.packed_extents(l2)[0]
+            faults["points outside the file"] = self.outside(start)
         yield from l2.describe("L2 entry of guest cluster {index}", faults)
 
     def has_host(self, l2: Entries) -> Mask:
@@ -333,12 +371,6 @@ class Entries:
                 yield f"{place} ({int(self.raw[at]):#018x}) {what}"
 
 
-def refuse_compressed(l2: Entries) -> None:
-    """Compressed clusters are not read; one with COPIED is no compressed cluster but a fault."""
-    if (l2.compressed & ((l2.raw & COPIED) == 0)).any():
-        raise UnsupportedFeature("compressed clusters")
-
-
 def _subclusters(l2: Entries, host: Ints, size: int) -> tuple[Ints, NDArray[np.uint8], Ints]:
     """Number, kind and host offset of every subcluster of the clusters in *l2*.
 
@@ -350,7 +382,7 @@ def _subclusters(l2: Entries, host: Ints, size: int) -> tuple[Ints, NDArray[np.u
     allocated = ((l2.bitmap[:, None] >> bits) & np.uint64(1)) != 0
     zero = ((l2.bitmap[:, None] >> (bits + np.uint64(SUBCLUSTERS))) & np.uint64(1)) != 0
     kind = np.full(zero.shape, Alloc.UNALLOCATED, np.uint8)
-    kind[allocated] = Alloc.DATA
+    kind[allocated | l2.compressed[:, None]] = Alloc.DATA
     kind[zero] = Alloc.ZERO
     index = l2.index[:, None] * SUBCLUSTERS + number
     place = np.where(host[:, None] < 0, -1, host[:, None] + number * size)

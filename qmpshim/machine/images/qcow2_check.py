@@ -18,11 +18,11 @@ from qmpshim.machine.images.qcow2 import (
     Mask,
     Qcow2Reader,
     Words,
-    refuse_compressed,
 )
 from qmpshim.machine.images.qcow2_header import Incompatible
 
 _REFTABLE_RESERVED = np.uint64(0x1FF)
+_PACKED = "compressed data"  # the one use of a host cluster that others of its kind may share
 
 
 class Severity(StrEnum):
@@ -52,8 +52,8 @@ def check(image: Qcow2Reader) -> list[Inconsistency]:
     in an external data file than its own. As there, a refcount for a cluster past the end of
     the file is no leak: it holds no space.
 
-    :raises UnsupportedFeature: internal snapshots, persistent bitmaps or compressed clusters,
-        whose references are not followed
+    :raises UnsupportedFeature: internal snapshots or persistent bitmaps, whose references are not
+        followed
     """
     if image.header.snapshots:
         raise UnsupportedFeature("internal snapshots")
@@ -68,7 +68,6 @@ def _findings(image: Qcow2Reader) -> Iterator[Inconsistency]:
     if Incompatible.DIRTY in image.header.flags:
         yield Inconsistency(Severity.NOTICE, "the image is marked dirty: refcounts may be behind")
     l1, l2 = image.walk()
-    refuse_compressed(l2)
     reftable = Entries.nonzero(
         image.words(
             image.header.reftable_offset, image.header.reftable_clusters * image.cluster_size // 8
@@ -131,6 +130,9 @@ def _references(image: Qcow2Reader, l1: Entries, l2: Entries, blocks: Ints) -> d
 
     head = image.header
     own_data = ~l2.compressed & (not head.external_data)
+    start, end = image.packed_extents(l2)
+    first, last = start // image.cluster_size, (end - 1) // image.cluster_size
+    packed = np.concatenate((first, last[last != first])) * image.cluster_size
     return {
         "the header": span(0, 1),
         "the refcount table": span(
@@ -140,6 +142,7 @@ def _references(image: Qcow2Reader, l1: Entries, l2: Entries, blocks: Ints) -> d
         "the L1 table": span(head.l1_offset, head.l1_entries * 8),
         "an L2 table": pointed(l1.host),
         "guest data": pointed(l2.host[own_data]),
+        _PACKED: pointed(packed),
     }
 
 
@@ -148,11 +151,11 @@ def _compare_refcounts(
 ) -> Iterator[Inconsistency]:
     every = np.concatenate(list(references.values()))
     used = _Counts(*np.unique(every, return_counts=True))
-    for cluster in used.keys[used.values > 1].tolist():
+    alone = {**references, _PACKED: np.unique(references[_PACKED])}
+    uses = _Counts(*np.unique(np.concatenate(list(alone.values())), return_counts=True))
+    for cluster in uses.keys[uses.values > 1].tolist():
         users = [
-            user
-            for user, mine in references.items()
-            for _ in range(np.count_nonzero(mine == cluster))
+            user for user, mine in alone.items() for _ in range(np.count_nonzero(mine == cluster))
         ]
         yield Inconsistency(
             Severity.CORRUPTION,
