@@ -9,23 +9,23 @@ from dataclasses import replace
 import pytest
 
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.checkers import final_state, point_in_time
+from qmpshim.conformance.explore.checkers import point_in_time
 from qmpshim.conformance.explore.harness.choices import CUT
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
-from qmpshim.conformance.explore.harness.push import granules_of, left_by_backup
+from qmpshim.conformance.explore.harness.push import granules_of
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
-from qmpshim.conformance.explore.outcome import BackupLeft
-from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
 from qmpshim.model.pointintime.bitmap import Bitmap
+from vmtests.support.backup_left import granules_left_as, left_as
 from vmtests.support.gate import of
 
 _BITMAP = {"node": "secondary", "name": "b0"}
+_FORGOTTEN = granules_left_as(lambda granules: ())
 
 
 @pytest.fixture(autouse=True)
@@ -83,13 +83,7 @@ def test_a_successor_that_is_lost_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A QEMU that forgets what was written while its job ran: the bitmap ends empty."""
-
-    def lost(machine: GatedMachine, scenario: RealScenario) -> BackupLeft:
-        left = left_by_backup(machine, scenario)
-        bitmaps = tuple(replace(one, granules=frozenset()) for one in left.bitmaps)
-        return replace(left, bitmaps=bitmaps)
-
-    monkeypatch.setattr(final_state, "left_by_backup", lost)
+    left_as(monkeypatch, _FORGOTTEN)
     assert (Verdict.LOST_WRITE, CauseKind.BITMAP_MISSES, "b0") in kinds(pool, "push-Wi")
 
 
@@ -98,14 +92,7 @@ def test_a_copy_that_failed_stays_in_the_bitmap_and_one_that_was_lost_does_not(
 ) -> None:
     """With bitmap-mode=always. A target that is gone may have lost what it acknowledged."""
     assert not kinds(pool, "push-a", errnos=(5, CUT))
-
-    def forgotten(machine: GatedMachine, scenario: RealScenario) -> BackupLeft:
-        left = left_by_backup(machine, scenario)
-        return replace(
-            left, bitmaps=tuple(replace(one, granules=frozenset()) for one in left.bitmaps)
-        )
-
-    monkeypatch.setattr(final_state, "left_by_backup", forgotten)
+    left_as(monkeypatch, _FORGOTTEN)
     missed = {(Verdict.LOST_WRITE, CauseKind.BITMAP_MISSES, "b0")}
     for errno in (5, CUT):
         assert kinds(pool, "push-a", errnos=(errno,)) == missed

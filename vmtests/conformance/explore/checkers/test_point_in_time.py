@@ -8,10 +8,8 @@ from dataclasses import replace
 import pytest
 
 from qmpshim.conformance.explore import scenarios
-from qmpshim.conformance.explore.checkers import final_state
 from qmpshim.conformance.explore.harness.footprints import Footprints
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
-from qmpshim.conformance.explore.harness.push import left_by_backup
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
 from qmpshim.conformance.explore.outcome import BackupLeft
@@ -25,6 +23,7 @@ from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.system import Footprint
 from qmpshim.model.explore.walk import Budget
 from qmpshim.model.pointintime.jobs import Ending
+from vmtests.support.backup_left import left_as
 from vmtests.support.gate import drop, of
 
 Release = Callable[[GatedMachine, NamedIo], None]
@@ -128,29 +127,20 @@ def test_a_cluster_that_is_left_out_is_found_out(pool: QemuPool, name: str) -> N
     assert (Verdict.CONTENT, CauseKind.WRONG_DATA, "target") in found
 
 
-def _seen_as(
-    monkeypatch: pytest.MonkeyPatch, change: Callable[[BackupLeft, RealScenario], BackupLeft]
-) -> None:
-    """What QEMU left is looked at after a change: as of a QEMU that leaves that."""
-
-    def left(machine: GatedMachine, scenario: RealScenario) -> BackupLeft:
-        return change(left_by_backup(machine, scenario), scenario)
-
-    monkeypatch.setattr(final_state, "left_by_backup", left)
-
-
 def test_a_target_of_two_points_in_time_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One write spans two clusters; the target has it in one, and what was before in the other."""
 
-    def torn(left: BackupLeft, scenario: RealScenario) -> BackupLeft:
+    (scenario,) = scenarios.named("push-Vf")
+
+    def torn(left: BackupLeft) -> BackupLeft:
         target = list(left.target)
         target[scenario.ops[0].start] = scenario.number(0)
         target[scenario.ops[0].start + scenario.ops[0].count - 1] = scenarios.BASE
         return replace(left, target=tuple(target))
 
-    _seen_as(monkeypatch, torn)
+    left_as(monkeypatch, torn)
     found = explored(pool, "push-Vf").found
     assert (Verdict.CONTENT, Cause(CauseKind.NO_POINT_IN_TIME, "target")) in found
 
@@ -158,7 +148,7 @@ def test_a_target_of_two_points_in_time_is_found_out(
 def test_a_job_that_ends_by_itself_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _seen_as(monkeypatch, lambda left, scenario: replace(left, ending=Ending.CANCELLED))
+    left_as(monkeypatch, lambda left: replace(left, ending=Ending.CANCELLED))
     found = kinds(explored(pool, "push-Wf"))
     assert found == {(Verdict.ERROR_CONTRACT, CauseKind.JOB_ENDS, "backup job")}
 
@@ -166,9 +156,6 @@ def test_a_job_that_ends_by_itself_is_found_out(
 def test_a_failed_copy_that_is_not_reported_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _seen_as(
-        monkeypatch,
-        lambda left, scenario: replace(left, ending=left.ending and Ending.COMPLETED),
-    )
+    left_as(monkeypatch, lambda left: replace(left, ending=left.ending and Ending.COMPLETED))
     found = kinds(explored(pool, "push-fd", errnos=(5,), most=40))
     assert (Verdict.ERROR_CONTRACT, CauseKind.ERROR_MASKED, "backup job") in found

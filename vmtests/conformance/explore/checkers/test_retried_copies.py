@@ -21,6 +21,7 @@ from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
 from qmpshim.model.pointintime.jobs import Ending
+from vmtests.support.backup_left import left_as
 
 _NAME = "primary_write+backup_incremental,form=push,history=dirty,options=retries"
 READ = IoId(1, "secondary", "read", "0+128")
@@ -67,9 +68,8 @@ def test_an_error_that_no_event_reports_is_found_out(
 def test_what_is_not_copied_again_is_missing(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def left_out(machine: GatedMachine, scenario: RealScenario) -> BackupLeft:
-        left = left_by_backup(machine, scenario)
+    def left_out(left: BackupLeft) -> BackupLeft:
         return replace(left, target=(*(None,) * 128, *left.target[128:]))
 
-    monkeypatch.setattr(final_state, "left_by_backup", left_out)
+    left_as(monkeypatch, left_out)
     assert (CauseKind.WRONG_DATA, "target") in found(pool, WRITE)

@@ -11,16 +11,13 @@ from dataclasses import replace
 
 import pytest
 
-from qmpshim.conformance.explore.checkers import final_state, point_in_time, sequential
-from qmpshim.conformance.explore.harness.push import left_by_backup
+from qmpshim.conformance.explore.checkers import point_in_time, sequential
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.outcome import BackupLeft
-from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.space.grammar import SPACE
 from qmpshim.conformance.explore.space.naming import point_named, scenario_of
 from qmpshim.errors import BuildError, InputError
-from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.system import Choice, Footprint
@@ -29,6 +26,7 @@ from qmpshim.model.operations import Operation, Verb, does
 from qmpshim.model.pointintime import jobs
 from qmpshim.model.pointintime.bitmap import Bitmap
 from qmpshim.model.pointintime.push import PushChain
+from vmtests.support.backup_left import granules_left_as, left_as
 
 
 @pytest.fixture(autouse=True)
@@ -120,17 +118,6 @@ def test_a_disk_that_keeps_what_is_discarded(
     assert found(pool, name)
 
 
-def _seen_as(
-    monkeypatch: pytest.MonkeyPatch, change: Callable[[BackupLeft, RealScenario], BackupLeft]
-) -> None:
-    """What QEMU left is looked at after a change: as of a QEMU that leaves that."""
-
-    def left(machine: GatedMachine, scenario: RealScenario) -> BackupLeft:
-        return change(left_by_backup(machine, scenario), scenario)
-
-    monkeypatch.setattr(final_state, "left_by_backup", left)
-
-
 def test_zeroes_have_to_be_written_to_a_target_with_something_behind_it(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,11 +125,11 @@ def test_zeroes_have_to_be_written_to_a_target_with_something_behind_it(
     backed = "primary_write+backup_full,history=zeroed,target=backed"
     assert found(pool, backed) == set()
 
-    def skipped(left: BackupLeft, scenario: RealScenario) -> BackupLeft:
+    def skipped(left: BackupLeft) -> BackupLeft:
         target = tuple(None if owner == 0 else owner for owner in left.target)
         return replace(left, target=target)
 
-    _seen_as(monkeypatch, skipped)
+    left_as(monkeypatch, skipped)
     assert found(pool, "primary_write+backup_full,history=zeroed") == set()
     assert found(pool, backed) == {(CauseKind.WRONG_DATA, "target")}
 
@@ -154,15 +141,9 @@ def test_what_an_always_job_did_not_copy_stays_in_the_bitmap(
     name = "primary_write+backup_always,third=with_stop,target=large,history=dirty"
     assert found(pool, name) == set()
 
-    def forgotten(left: BackupLeft, scenario: RealScenario) -> BackupLeft:
-        """The second half of each granule that was not copied is not given back."""
-        bitmaps = tuple(
-            replace(one, granules=frozenset(n for n in one.granules or () if n % 2 == 0))
-            for one in left.bitmaps
-        )
-        return replace(left, bitmaps=bitmaps)
-
-    _seen_as(monkeypatch, forgotten)
+    # The second half of each granule that was not copied is not given back.
+    halved = granules_left_as(lambda granules: [n for n in granules if n % 2 == 0])
+    left_as(monkeypatch, halved)
     assert (CauseKind.BITMAP_MISSES, "b0") in found(pool, name)
 
 
@@ -216,10 +197,10 @@ def test_top_copies_all_that_the_image_has(pool: QemuPool, monkeypatch: pytest.M
     name = "primary_discard+backup_top,secondary=qcow2,target=backed"
     assert found(pool, name) == set()
 
-    def left_out(left: BackupLeft, scenario: RealScenario) -> BackupLeft:
+    def left_out(left: BackupLeft) -> BackupLeft:
         return replace(left, target=(*left.target[:-64], *(None,) * 64))
 
-    _seen_as(monkeypatch, left_out)
+    left_as(monkeypatch, left_out)
     assert (CauseKind.WRONG_DATA, "target") in found(pool, name)
 
 
