@@ -33,7 +33,7 @@ from qmpshim.conformance.explore.harness.real_system import CUT, RECONNECT
 from qmpshim.conformance.explore.harness.setup_state import depends_on_version
 from qmpshim.conformance.explore.report.finding_files import save_finding
 from qmpshim.conformance.explore.report.findings import Finding, group
-from qmpshim.conformance.explore.report.report import SOAK
+from qmpshim.conformance.explore.report.report import SOAK, why_none
 from qmpshim.conformance.explore.scenarios import (
     SETS,
     RealScenario,
@@ -207,7 +207,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
     scenarios, cases = _chosen(args), _cases(args)
     if not scenarios:
         refuse_unused(args, f"with --scenario {args.scenario}", "--faults", "--all-io",
-                      "--crash-points", "--mode", "--dask")  # fmt: skip
+                      "--crash-points", "--mode", "--dask", "--jobs")  # fmt: skip
     mixed = args.scenario is None and not args.faults and args.budget is not None
 
     with cluster_at(args.dask) as cluster:
@@ -274,16 +274,16 @@ def _explore_builds(
     if args.keep is not None:
         check_directory(args.keep)
     reports: list[ExploreReport] = []
-    incomparable: list[str] = []
+    untestable: list[str] = []
 
     def on(build: Build) -> int:
         def explore() -> int:
             _explore_build(args, build, work, console, reports)
             if reports[-1].diverged:
                 return DIVERGED
-            if other := _incomparable(own, build):
-                console.line(other, UNTESTABLE)
-                incomparable.append(other)
+            if why := why_none(reports[-1].scenarios) or _incomparable(own, build):
+                console.line(why, UNTESTABLE)
+                untestable.append(why)
                 return UNTESTABLE
             return OK
 
@@ -295,10 +295,10 @@ def _explore_builds(
         args.document.result = {"reports": documents}
     elif documents:
         args.document.result = documents[0]
-    if status == UNTESTABLE and incomparable:
-        args.document.error = incomparable[0]
+    if status == UNTESTABLE and untestable:
+        args.document.error = untestable[0]
     args.document.diverged = any(report.diverged for report in reports)
-    if any(one.cut_short for report in reports for one in report.scenarios):
+    if any(report.cut_short for report in reports):
         args.document.interrupted = BUDGET
     if status == OK and (nothing := next(filter(None, (r.chose_nothing for r in reports)), "")):
         raise InputError(nothing)
@@ -407,18 +407,20 @@ def _explore_build(
 
 
 def _summary(report: ExploreReport) -> str:
-    untried = len(report.untried)
-    seen: list[Finding | DirectedFinding] = [*report.findings, *report.directed.findings]
+    cases = report.directed
+    seen: list[Finding | DirectedFinding] = [*report.findings, *report.unconfirmed, *cases.findings]
     confirmed = [one for one in seen if one.confirmed]
-    unsteady = len(seen) - len(confirmed) + len(report.unconfirmed) - untried
+    others = [one for one in seen if not one.confirmed]
+    untried = sum(not one.tried for one in others)
     new = sum(not one.known for one in confirmed)
+    done = [f"{len(cases.run)} of {len(cases.cases)} directed cases"] if cases.cases else []
+    done += [f"{report.schedules} schedules"] if report.scenarios else []
     return (
         f"{new} new finding(s), {len(confirmed) - new} known, "
-        f"{unsteady} that did not replay every time"
+        f"{len(others) - untried} that did not replay every time"
         + (f", {untried} seen and not confirmed" if untried else "")
-        + (" (they fail the run, too)" if report.unexplained else "")
-        + (f"; {len(report.directed.run)} directed cases" if report.directed.cases else "")
-        + (f"; {report.schedules} schedules, {_how_far(report)}" if report.scenarios else "")
+        + (" (they fail the run, too)" if any(not one.known for one in others) else "")
+        + f"; {', '.join([*done, _how_far(report)])}"
     )
 
 

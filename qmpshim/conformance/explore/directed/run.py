@@ -11,7 +11,14 @@ from typing import Any
 from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed, run_directed
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.matching import DirectedWriteUp
-from qmpshim.errors import BuildError, NotStarted, OptionMissing, name_errnos
+from qmpshim.errors import (
+    BuildError,
+    InputError,
+    NotStarted,
+    OptionMissing,
+    name_errnos,
+    no_such,
+)
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.processors import one_processor
 from qmpshim.model.check.verdict import Verdict
@@ -47,7 +54,12 @@ class DirectedFinding:
     @property
     def confirmed(self) -> bool:
         """Whether it is known, or was seen again every time."""
-        return bool(self.known) or 0 < self.replays[1] == self.replays[0]
+        return bool(self.known) or (self.tried and self.replays[0] == self.replays[1])
+
+    @property
+    def tried(self) -> bool:
+        """Whether it was run again at all."""
+        return self.replays[1] > 0
 
     @property
     def described(self) -> str:
@@ -106,11 +118,16 @@ class DirectedResult:
 
 
 def cases_named(word: str) -> list[Directed]:
-    """The cases that a word means; none if it means none.
+    """The cases that a word means; none if it is of something else.
 
     :param word: :data:`ALL`, or the id of one
+    :raises InputError: it is of a case, and there is no such case
     """
-    return [one for one in DIRECTED if word in (ALL, one.id)]
+    found = [one for one in DIRECTED if word in (ALL, one.id)]
+    if not found and word.startswith(f"{ALL}/"):
+        names = [one.id for one in DIRECTED]
+        raise InputError(no_such("directed case", word, names, "qmpshim explore --list"))
+    return found
 
 
 @one_processor()

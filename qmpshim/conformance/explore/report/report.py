@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,13 @@ class ScenarioResult:
         for one in before.sightings:
             seen[one.key] = seen[one.key].joined(one) if one.key in seen else one
         self.sightings = list(seen.values())
+
+
+def why_none(results: Sequence[ScenarioResult]) -> str:
+    """Why a build can do none of these scenarios; ``""``: it can, or there are none."""
+    if any(one.sightings or not one.skipped for one in results):
+        return ""
+    return next((one.skipped for one in results), "")
 
 
 @dataclass(slots=True)
@@ -137,6 +144,11 @@ class ExploreReport:
         return bool(self.new or self.unexplained or self.directed.new)
 
     @property
+    def cut_short(self) -> bool:
+        """Whether time was up before all was explored and run that this build can do."""
+        return any(one.cut_short for one in self.scenarios) or not self.directed.complete
+
+    @property
     def schedules(self) -> int:
         return sum(one.schedules for one in self.scenarios)
 
@@ -173,6 +185,7 @@ class ExploreReport:
             "schedules": self.schedules,
             "steps": self.steps,
             "exhaustive": self.exhaustive,
+            "cut_short": self.cut_short,
             "coverage": {
                 "scenarios": len(self.scenarios),
                 "reached": len(self.reached),
@@ -260,7 +273,7 @@ def render(report: ExploreReport) -> str:
     if not report.findings and not report.unconfirmed and not report.directed.findings:
         lines.append("no divergence")
     for case in report.directed.findings:
-        lines += ["", *_of_case(case)]
+        lines += ["", *_of_case(case, report.interrupted)]
     for finding in (*report.findings, *report.unconfirmed):
         lines.append("")
         lines.append(f"{str(finding.verdict).upper()} ({_state(finding)}): {finding.text}")
@@ -311,11 +324,11 @@ def _skipped(reasons: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _of_case(finding: DirectedFinding) -> list[str]:
+def _of_case(finding: DirectedFinding, interrupted: bool) -> list[str]:
     """A finding of a directed case."""
     return [
         f"{str(finding.verdict).upper()} ({_state(finding)}): {finding.violation.text}",
-        f"  {finding.case.id}" + (f"; {_again(finding.replays)}" if finding.replays[1] else ""),
+        f"  {finding.case.id}" + ("" if finding.known else f"; {_replays(finding, interrupted)}"),
         f"    {finding.case.about}",
     ]
 
@@ -327,14 +340,10 @@ def _state(finding: Finding | DirectedFinding) -> str:
     return f"{side}, {state}" + ("" if finding.confirmed else ", NOT CONFIRMED")
 
 
-def _replays(finding: Finding, interrupted: bool) -> str:
+def _replays(finding: Finding | DirectedFinding, interrupted: bool) -> str:
     if not finding.tried:
         return f"seen, not confirmed: {'interrupted' if interrupted else 'time was up'}"
-    return _again(finding.replays)
-
-
-def _again(replays: tuple[int, int]) -> str:
-    return f"replays {replays[0]} of {replays[1]} on fresh QEMUs"
+    return f"replays {finding.replays[0]} of {finding.replays[1]} on fresh QEMUs"
 
 
 def _many(count: int, noun: str) -> str:

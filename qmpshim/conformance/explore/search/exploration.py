@@ -19,7 +19,12 @@ from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, C
 from qmpshim.conformance.explore.directed.cases import Directed
 from qmpshim.conformance.explore.directed.run import DirectedResult, run_cases
 from qmpshim.conformance.explore.report.findings import Finding, group
-from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult, render
+from qmpshim.conformance.explore.report.report import (
+    ExploreReport,
+    ScenarioResult,
+    render,
+    why_none,
+)
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.minimize import confirm
 from qmpshim.conformance.explore.search.search import Sample, ScenarioTask
@@ -92,8 +97,8 @@ def explore_real(
     :param cluster: explore there, with all its workers; what was found is confirmed here
     :param turn: under a budget those with the lowest are sampled first
     :param known_directed: what is written up of directed cases, by their names
-    :raises BuildError: the build cannot do any of the scenarios, or of the cases where there are
-        no others
+    :raises BuildError: the build cannot do any of the scenarios, and no case showed anything; or
+        it cannot do any of the cases, where there are no scenarios
     :raises InputError: there are none
     :raises HostError: a process that explored is gone, or the cluster (ExecutorLost)
     """
@@ -150,10 +155,10 @@ def explore_real(
         if cluster is not None:
             run = partial(on_cluster, cluster)
         if task.budget is not None:
-            task.budget -= time.monotonic() - began
+            task.budget = max(0.0, task.budget - (time.monotonic() - began))
         results = _explore(run, task, scenarios, jobs, board, mixed, turn) if scenarios else []
-        if results and all(one.skipped and not one.sightings for one in results):
-            raise BuildError(f"{build.name}: {results[0].skipped}")
+        if (why := why_none(results)) and not cases.findings:
+            raise BuildError(f"{build.name}: {why}")
         findings = _grouped(results, recognise)
         for number, finding in enumerate(findings):
             until = None

@@ -16,7 +16,12 @@ from pathlib import Path
 from qmpshim.conformance.bundles.case_file import strings
 from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
 from qmpshim.conformance.explore.report.findings import Finding, Sighting, SightingKey, group
-from qmpshim.conformance.explore.report.report import SOAK, ExploreReport, ScenarioResult
+from qmpshim.conformance.explore.report.report import (
+    SOAK,
+    ExploreReport,
+    ScenarioResult,
+    why_none,
+)
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import samples, shape
 from qmpshim.conformance.explore.search.minimize import confirm
@@ -170,8 +175,8 @@ class _Soak:
         scenarios = sorted(map(scenario_of, points), key=shape)
         self._board.total += len(scenarios)
         results = self._run(replace(self._task, samples=samples(self._task, True)), scenarios)
-        if all(one.skipped and not one.sightings for one in results):
-            raise BuildError(f"{self._task.build.name}: {results[0].skipped}")
+        if why := why_none(results):
+            raise BuildError(f"{self._task.build.name}: {why}")
         if self.time_left():
             self._explore({one.name: one for one in scenarios}, results)
         self.state.names += [one.name for one in results if one.schedules]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qmpshim.cli import main
+from qmpshim.conformance.document import BUDGET
+from qmpshim.conformance.explore.directed import run
 from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed
 from qmpshim.conformance.explore.directed.run import (
     ALL,
@@ -18,10 +23,11 @@ from qmpshim.conformance.explore.directed.run import (
     cases_named,
     run_cases,
 )
+from qmpshim.conformance.explore.scenarios import named
 from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import known_directed
-from qmpshim.errors import BuildError, DriverMissing, NotStarted, OptionMissing
+from qmpshim.errors import BuildError, DriverMissing, InputError, NotStarted, OptionMissing
 from qmpshim.machine.builds.build import Build, read_version, resolve
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import Cause, CauseKind
@@ -48,7 +54,9 @@ def ran(build: Build, *cases: Directed, deadline: float | None = None) -> Direct
 def test_a_word_means_all_or_one() -> None:
     assert cases_named(ALL) == list(DIRECTED)
     assert [one.name for one in cases_named("directed/start-fails")] == ["start-fails"]
-    assert not cases_named("directed/nothing") and not cases_named("WR")
+    assert not cases_named("WR")
+    with pytest.raises(InputError, match=r"no directed case .*did you mean directed/start-fails"):
+        cases_named("directed/start-fail")
 
 
 @pytest.mark.parametrize("seen", [1 + TIMES, 2, 1])
@@ -127,6 +135,15 @@ def test_a_build_that_can_do_none_cannot_be_tested(tmp_path: Path, qemu_build: B
         ran(resolve(str(mute)), case(never), case(never))
 
 
+def test_what_a_case_found_is_kept_where_no_scenario_can_be_done(qemu_build: Build) -> None:
+    (scenario,) = named("backup-WR")
+    impossible = [replace(scenario, options=(("hidden", "no-such-option", True),))]
+    report = explore_real(qemu_build, impossible, directed=[case(lambda machine: WRONG)])
+    assert report.directed.new and report.diverged and report.scenarios[0].skipped
+    with pytest.raises(BuildError, match="no-such-option"):
+        explore_real(qemu_build, impossible, directed=[case(never)])
+
+
 def test_what_is_seen_is_reported_before_it_is_run_again(qemu_build: Build) -> None:
     """And, without time, run again once."""
     result = DirectedResult((case(lambda machine: WRONG),))
@@ -147,6 +164,8 @@ def test_no_time_is_said(qemu_build: Build) -> None:
     assert not result.run and not result.complete
     report = explore_real(qemu_build, [], directed=[case(never)] * 3, budget=0.001)
     assert not report.exhaustive and "0 of 3 directed cases run" in render(report)
+    assert report.cut_short and report.to_json()["cut_short"] is True
+    assert not explore_real(qemu_build, [], directed=[case(never)]).cut_short
 
 
 def test_the_command(
@@ -160,14 +179,68 @@ def test_the_command(
         validator("explore").validate(document)
         (finding,) = document["directed"]["findings"]
         assert bool(finding["known"]) is (status == 0)
+        assert document["interrupted"] is None and not document["cut_short"]
+        shown = capsys.readouterr().out
         again = "qmpshim explore --strict --scenario directed/start-fails"
-        assert (again in capsys.readouterr().out) is (status == 1)
+        assert (again in shown) is (status == 1)
+        assert "; 1 of 1 directed cases, exhausted" in shown
 
 
-def test_without_a_choice_they_come_first(qemu_on_path: None, tmp_path: Path) -> None:
+def test_what_shows_itself_now_and_then_fails_the_run(
+    monkeypatch: pytest.MonkeyPatch, qemu_on_path: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = [WRONG]
+    sometimes = case(lambda machine: left.pop() if left else None)
+    monkeypatch.setattr(run, "DIRECTED", (sometimes,))
+    assert main(["explore", "--scenario", ALL]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"directed/made; replays 0 of {TIMES} on fresh QEMUs" in shown
+    assert "1 that did not replay every time (they fail the run, too); 1 of 1 directed" in shown
+
+
+def test_what_could_not_be_run_again_is_not_one_that_did_not_replay(
+    monkeypatch: pytest.MonkeyPatch, qemu_on_path: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = [WRONG]
+
+    def once(machine: GatedMachine) -> RealViolation:
+        if not left:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        return left.pop()
+
+    monkeypatch.setattr(run, "DIRECTED", (case(once), case(never, "other")))
+    assert main(["explore", "--scenario", ALL]) == 128 + signal.SIGINT
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "directed/made; seen, not confirmed: interrupted" in shown
+    assert "0 that did not replay every time, 1 seen and not confirmed (they fail" in shown
+    assert "; 0 of 2 directed cases, interrupted" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--scenario", ALL, "--jobs", "77"), "--jobs has no effect with --scenario directed:"),
+        (("--scenario", "directed/nothing"), "no directed case 'directed/nothing'; did you mean"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_a_line(
+    words: tuple[str, ...], why: str, qemu_on_path: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explore", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert why in line
+
+
+def test_without_a_choice_they_come_first(
+    qemu_on_path: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "it.json"
     assert main(["explore", "--budget", "2s", "--json", str(out)]) == 0
-    directed = json.loads(out.read_text())["directed"]
+    document = json.loads(out.read_text())
+    directed = document["directed"]
     assert directed["cases"] == len(DIRECTED) and 0 < directed["run"] < len(DIRECTED)
+    assert f"; {directed['run']} of {len(DIRECTED)} directed cases, " in capsys.readouterr().out
+    assert document["cut_short"] and document["interrupted"] == BUDGET
     assert main(["explore", "--strength", "1", "--budget", "1s", "--json", str(out)]) == 0
     assert json.loads(out.read_text())["directed"]["cases"] == 0
