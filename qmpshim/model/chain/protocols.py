@@ -10,7 +10,8 @@ Positions and lengths are sectors.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, ClassVar
+from functools import partial
+from typing import Protocol
 
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.disks.backup_job import (
@@ -33,9 +34,24 @@ __all__ = [
     "Below",
     "CopyBeforeWriteProtocol",
     "CowRequestProtocol",
+    "JobMaker",
     "SerialisingWriteProtocol",
     "SerializationProtocol",
 ]
+
+
+class JobMaker(Protocol):
+    """Makes a backup job; the class of one, for instance."""
+
+    def __call__(
+        self,
+        source: Image,
+        target: Qcow2Image,
+        copy_range: bool = ...,
+        memory: StateContainers = ...,
+        *,
+        min_cluster: int = ...,
+    ) -> BackupJob: ...
 
 
 class SerializationProtocol:
@@ -43,13 +59,11 @@ class SerializationProtocol:
 
     :cvar versions: the QEMU versions it stands for
     :cvar behaviour: what else those versions do
-    :cvar job_type: makes its backup jobs
     """
 
     name = "none"
     versions = "none"
     behaviour = Behaviour()
-    job_type: ClassVar[Callable[..., BackupJob]] = BackupJob
 
     def new_job(
         self,
@@ -63,12 +77,12 @@ class SerializationProtocol:
 
         :param min_cluster: sectors that it copies at once, at least
         """
-        options = self.job_options()
-        return self.job_type(source, target, copy_range, memory, min_cluster=min_cluster, **options)
+        return self.make_job(source, target, copy_range, memory, min_cluster=min_cluster)
 
-    def job_options(self) -> dict[str, Any]:
-        """More arguments of :attr:`job_type`."""
-        return {}
+    @property
+    def make_job(self) -> JobMaker:
+        """Makes the jobs of this protocol."""
+        return BackupJob
 
     def before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:
         """Copy what these sectors' clusters hold before they are written.
@@ -155,7 +169,10 @@ class SerialisingWriteProtocol(SerializationProtocol):
     name = "serialising-write"
     versions = "3.0 to 6.0"
     behaviour = Behaviour(discard_passes_job=True)
-    job_type = SerialisingJob
+
+    @property
+    def make_job(self) -> JobMaker:
+        return SerialisingJob
 
     def before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:
         yield from backup_do_cow(job, start, count)
@@ -184,7 +201,6 @@ class CopyBeforeWriteProtocol(SerialisingWriteProtocol):
     name = "copy-before-write"
     versions = "6.1 to now"
     behaviour = Behaviour()
-    job_type = CopyBeforeWriteJob
 
     def __init__(
         self,
@@ -196,12 +212,14 @@ class CopyBeforeWriteProtocol(SerialisingWriteProtocol):
         self.bitmap = bitmap
         self.misreads = misreads
 
-    def job_options(self) -> dict[str, Any]:
-        return {
-            "break_snapshot": self.break_snapshot,
-            "misreads": self.misreads,
-            "bitmap": self.bitmap,
-        }
+    @property
+    def make_job(self) -> JobMaker:
+        return partial(
+            CopyBeforeWriteJob,
+            break_snapshot=self.break_snapshot,
+            misreads=self.misreads,
+            bitmap=self.bitmap,
+        )
 
     def before_write(self, job: BackupJob, start: int, count: int) -> Co[None]:
         assert isinstance(job, CopyBeforeWriteJob)

@@ -10,10 +10,10 @@ from qmpshim.model.chain.drain import Drain
 from qmpshim.model.chain.protocols import (
     CopyBeforeWriteProtocol,
     CowRequestProtocol,
+    JobMaker,
     SerialisingWriteProtocol,
     SerializationProtocol,
 )
-from qmpshim.model.disks.backup_job import BackupJob
 from qmpshim.model.explore.model_system import InstrumentedChain, ModelSystem
 from qmpshim.model.scenario import Scenario
 
@@ -65,13 +65,10 @@ def add(
 
 
 def with_job(
-    base: type[SerializationProtocol], job: Callable[..., BackupJob]
+    base: type[SerializationProtocol], job: JobMaker
 ) -> Callable[[], SerializationProtocol]:
     class Broken(base):  # type: ignore[misc, valid-type]
-        job_type = staticmethod(job)
-
-        def job_options(self) -> dict[str, Any]:
-            return {}
+        make_job = staticmethod(job)
 
     return Broken
 
