@@ -14,8 +14,6 @@ from qmpshim.model.pointintime.bitmap import Bitmap, RefusedError
 from qmpshim.model.pointintime.disk import Disk
 from qmpshim.model.pointintime.masks import cover, span
 
-_COPY_CLUSTER = 128  # sectors: BLOCK_COPY_CLUSTER_SIZE_DEFAULT
-
 
 class Sync(StrEnum):
     """``MirrorSyncMode``."""
@@ -191,13 +189,11 @@ def check_request(spec: JobSpec, disk: Disk) -> tuple[Bitmap | None, BitmapMode 
     return bitmap, mode
 
 
-def copied(sync: Sync, disk: Disk, bitmap: Bitmap | None, target_cluster: int) -> tuple[int, int]:
-    """The sectors that a job must and may copy: whole clusters of block-copy.
+def copied(sync: Sync, disk: Disk, bitmap: Bitmap | None, granule: int) -> tuple[int, int]:
+    """The sectors that a job must and may copy: whole granules.
 
-    :param target_cluster: sectors of a cluster of the target, or what an option wants to be copied
-        at least (``block_copy_calculate_cluster_size``)
+    :param granule: sectors that are copied at once (``backup_calculate_cluster_size``)
     """
-    granule = max(_COPY_CLUSTER, target_cluster)
     everything = span(0, disk.size)
     match sync:
         case Sync.FULL:

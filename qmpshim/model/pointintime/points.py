@@ -12,6 +12,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
 from qmpshim.model.disks.image import Owners
 from qmpshim.model.pointintime.bitmap import Bitmap, ErrorClass, RefusedError
 from qmpshim.model.pointintime.disk import Disk
@@ -217,7 +218,8 @@ class PointInTime:
         bitmap, mode = check_request(spec, disk)
         if spec.id in self.jobs:
             raise RefusedError("its id is taken")
-        must, may = copied(spec.sync, disk, bitmap, disk.cluster)
+        granule = backup_calculate_cluster_size(disk.cluster)  # the target's clusters are alike
+        must, may = copied(spec.sync, disk, bitmap, granule)
         chain = self.chains[spec.disk]
         before: Owners | None = None
         whole = spec.sync is not Sync.NONE

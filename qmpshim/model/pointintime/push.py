@@ -43,7 +43,7 @@ _JOBS: Mapping[Verb, JobSpec] = {
 class PushChain:
     """A disk, its bitmaps, and the job that backs it up, if there is one.
 
-    :ivar target_cluster: sectors that are copied at once, if that is more than usual
+    :ivar granule: sectors that are copied at once
     :ivar discards: the disk's node has ``discard=unmap``
     :ivar discard_passes_job: so has the filter of a backup job
     :ivar job: the latest job, also when it has ended
@@ -51,19 +51,17 @@ class PushChain:
     """
 
     disk: Disk
-    target_cluster: int
+    granule: int
     discards: bool
     discard_passes_job: bool
     done: frozenset[int]
     job: BackupJob | None
     before: frozenset[int]
 
-    def __init__(
-        self, disk: Disk, target_cluster: int, discards: bool, discard_passes_job: bool
-    ) -> None:
+    def __init__(self, disk: Disk, granule: int, discards: bool, discard_passes_job: bool) -> None:
         self.disk = disk
         self.disk.bitmaps[FIRST] = Bitmap(FIRST, GRANULARITY, disk.size)
-        self.target_cluster = target_cluster
+        self.granule = granule
         self.discards = discards
         self.discard_passes_job = discard_passes_job
         self.done = self.before = frozenset()
@@ -126,7 +124,7 @@ class PushChain:
         if self._active:
             raise RefusedError("there is a job of this name")
         bitmap, mode = check_request(spec, disk)
-        must, may = copied(spec.sync, disk, bitmap, self.target_cluster)
+        must, may = copied(spec.sync, disk, bitmap, self.granule)
         if spec.sync is Sync.TOP:  # all that is not zero is in the image, which has no base
             may = span(0, disk.size)
             must = sum(1 << sector for sector, owner in enumerate(disk.now) if owner > 0)

@@ -13,6 +13,7 @@ from typing import Any
 
 from qmpshim.conformance.explore.space.covering import Constraint, Dimension, Space
 from qmpshim.machine.chain.topology import IMAGE_CLUSTER, JOB, TOPOLOGIES, WRITTEN
+from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
 from qmpshim.model.operations import BACKUPS, BITMAPS, Verb
 from qmpshim.model.units import SECTOR
 
@@ -35,7 +36,6 @@ OPERATIONS: Mapping[str, frozenset[str]] = {form: TOPOLOGIES[form].operations fo
 
 #: Sectors of a cluster, by value of the dimension.
 CLUSTERS: Mapping[str, int] = {"64k": 128, "4k": 8, "512": 1, "256k": 512}
-_GRANULE = 128  # sectors, the least
 
 #: A third operation: its name, and whether it comes after the first or beside both.
 _THIRD: Mapping[str, tuple[str, bool]] = {
@@ -287,9 +287,8 @@ def _copies_more(target: str) -> bool:
 
 def granule(point: Mapping[str, str]) -> int:
     """Sectors of a granule."""
-    if _copies_more(point["target"]):
-        return _LARGE
-    return max(_GRANULE, CLUSTERS[point["cluster"]])
+    least = _LARGE if _copies_more(point["target"]) else 0
+    return backup_calculate_cluster_size(CLUSTERS[point["cluster"]], least)
 
 
 def size(point: Mapping[str, str]) -> int:
