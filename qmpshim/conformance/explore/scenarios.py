@@ -156,9 +156,22 @@ class RealScenario:
         return self.topology.backs_up
 
     @property
+    def ignores(self) -> frozenset[str]:
+        """Of which disks, ``source`` and ``target``, a backup job ignores errors.
+
+        What fails there is copied again.
+        """
+        return frozenset(
+            disk
+            for job in self.topology.backups
+            for disk in ("source", "target")
+            if job.get(f"on-{disk}-error") == "ignore"
+        )
+
+    @property
     def retries(self) -> bool:
-        """Whether a backup job copies again what fails, and does not fail itself."""
-        return any(one.get("on-target-error") == "ignore" for one in self.topology.backups)
+        """Whether a backup job copies again whatever fails, and does not fail itself."""
+        return self.ignores == {"source", "target"}
 
     def goes_on(self, op: Operation) -> bool:
         """Whether something goes on in the background when an operation is answered."""

@@ -286,9 +286,7 @@ class LinearizabilityChecker:
     def _no_order(self, wrong: Unexplained, seen: Outcome) -> RealViolation:
         """Each answer, or each thing in a cell, is given by some order, and all by none."""
         if wrong.group == COMMON:
-            text = f"the answers {tuple(map(str, seen.answers))} fit no order of the operations"
-            cause = Cause(CauseKind.ANSWERS_FIT_NO_ORDER)
-            return RealViolation(Verdict.PROTOCOL, text, cause=cause)
+            return answers_fit_no_order(seen)
         assert isinstance(wrong.group, int)
         start, end = self.cells[wrong.group]
         cluster, where = start // self.scenario.cluster, f"sectors {start}..{end - 1}"
@@ -357,6 +355,13 @@ class LinearizabilityChecker:
             guest = self.scenario.ops[index].is_guest
             return Whose.GUEST if guest else Whose.NEW
         return Whose.PROBE
+
+
+def answers_fit_no_order(seen: Outcome) -> RealViolation:
+    """The violation that no order of the operations gives all answers of an end."""
+    text = f"the answers {tuple(map(str, seen.answers))} fit no order of the operations"
+    cause = Cause(CauseKind.ANSWERS_FIT_NO_ORDER)
+    return RealViolation(Verdict.PROTOCOL, text, cause=cause)
 
 
 def orders_of(scenario: RealScenario, behaviour: Behaviour) -> list[Order]:

@@ -18,7 +18,11 @@ from functools import cached_property, lru_cache
 from itertools import combinations
 
 from qmpshim.conformance.explore.checkers.end import End
-from qmpshim.conformance.explore.checkers.linearizability import keeps_to, orders_of
+from qmpshim.conformance.explore.checkers.linearizability import (
+    answers_fit_no_order,
+    keeps_to,
+    orders_of,
+)
 from qmpshim.conformance.explore.checkers.sequential import after_setup
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.push import ignored_errors
@@ -85,7 +89,7 @@ def target_is_point_in_time(end: End) -> RealViolation | None:
     left, scenario, history = end.outcome.backup, end.scenario, end.history
     ends = possible_ends(end)
     if not ends:
-        return None  # what the answers mean is checked by linearizability
+        return answers_fit_no_order(end.outcome)
     allowed = set().union(*(one.endings for one in ends))
     if left.ending not in allowed:
         how, predicted = _ending(left.ending), tuple(sorted(map(_ending, allowed)))
@@ -106,7 +110,8 @@ def target_is_point_in_time(end: End) -> RealViolation | None:
     sector = min(everywhere)
     found = left.target[sector]
     kind = _kind(scenario, found)
-    wanted = sorted({kind for one in ends for kind in _predicted(scenario, one, sector)})
+    owners = frozenset().union(*(_permitted(one, sector, left.ending) for one in ends))
+    wanted = sorted({_kind(scenario, owner) for owner in owners})
     text = f"the target has {kind} in sector {sector}, predicted {' or '.join(wanted)} of T0"
     cause = Cause(CauseKind.WRONG_DATA, "target", kind, tuple(wanted))
     cluster = sector // scenario.cluster
@@ -114,23 +119,31 @@ def target_is_point_in_time(end: End) -> RealViolation | None:
 
 
 def _masked(end: End, left: BackupLeft) -> RealViolation | None:
-    """Whether an I/O of data failed, and neither an operation nor the job reports an error."""
-    failed = [
-        named
-        for named, _ in end.history.failed
-        if not (named.meta or _may_be_ignored(end.scenario, named))
-    ]
-    reported = (
-        left.ending in (Ending.FAILED, Ending.CANCELLED)
-        or any(answer != OK for answer in end.history.answers)
-        or (end.scenario.retries and ignored_errors(end.machine))
-    )
-    if not failed or reported:
+    """Whether an I/O of data failed, and neither a request nor the job reports an error.
+
+    A command that is refused reports no I/O, nor does the job one that it has no part in.
+    """
+    scenario = end.scenario
+    answers = zip(scenario.ops, end.history.answers, strict=True)
+    if any(op.is_request and answer != OK for op, answer in answers):
         return None
-    what = failed[0].id.kind
-    text = f"a {what} failed, and neither an operation nor the backup job reports an error"
-    cause = Cause(CauseKind.ERROR_MASKED, "backup job", what)
-    return RealViolation(Verdict.ERROR_CONTRACT, text, cause=cause)
+    by_job = left.ending in (Ending.FAILED, Ending.CANCELLED) or ignored_errors(end.machine)
+    for named, _ in end.history.failed:
+        requested = _can_only_be_requested(named)
+        if named.meta or _may_be_ignored(scenario, named) or (by_job and not requested):
+            continue
+        what = named.id.kind
+        text = f"a {what} failed, and neither a request nor the backup job reports an error"
+        index = named.op if requested else None
+        subject = "backup job" if index is None else scenario.ops[index].name
+        cause = Cause(CauseKind.ERROR_MASKED, subject, what)
+        return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=cause)
+    return None
+
+
+def _can_only_be_requested(named: NamedIo) -> bool:
+    """Whether an I/O is none of a backup job's, which changes its target alone."""
+    return named.io.image == "secondary" and named.verb in ("write", "zero", "discard")
 
 
 def _may_be_ignored(scenario: RealScenario, named: NamedIo) -> bool:
@@ -156,15 +169,17 @@ def explaining(left: BackupLeft, ends: Sequence[Possible]) -> list[Possible]:
 
 def _wrong(left: BackupLeft, one: Possible) -> list[int]:
     """The sectors of the target that are not as they must be."""
-    if not one.t0:
-        return [sector for sector, owner in enumerate(left.target) if owner is not None]
-    if left.ending is not Ending.COMPLETED:
-        return [
-            sector
-            for sector, owner in enumerate(left.target)
-            if owner is not None and owner not in one.allowed[sector]
-        ]
-    return [n for n, owner in enumerate(left.target) if owner not in one.allowed[n]]
+    return [
+        sector
+        for sector, owner in enumerate(left.target)
+        if owner not in _permitted(one, sector, left.ending)
+    ]
+
+
+def _permitted(one: Possible, sector: int, ending: Ending | None) -> frozenset[int | None]:
+    """Whose it may be in the target; a job that has not completed need not have copied it."""
+    allowed = one.allowed[sector]
+    return allowed if ending is Ending.COMPLETED else allowed | {None}
 
 
 def possible_ends(end: End) -> list[Possible]:
@@ -273,13 +288,6 @@ def _add(to: Possible, pushes: PushChain, may_fail: bool) -> None:
 
 def _ending(ending: Ending | None) -> str:
     return "no job" if ending is None else ending.name.lower()
-
-
-def _predicted(scenario: RealScenario, one: Possible, sector: int) -> set[str]:
-    """Whose data a sector of the target may hold."""
-    if not one.t0 or not one.may >> sector & 1:
-        return {"nothing"}
-    return {_kind(scenario, owner) for owner in one.t0[sector]}
 
 
 def _kind(scenario: RealScenario, owner: int | None) -> str:

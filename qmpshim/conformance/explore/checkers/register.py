@@ -91,16 +91,18 @@ CHECKERS: tuple[Checker, ...] = (
     Checker(
         "point_in_time",
         "the target of a backup job in each sector, and how the job ended",
-        (Verdict.CONTENT, Verdict.ERROR_CONTRACT),
+        (Verdict.CONTENT, Verdict.ERROR_CONTRACT, Verdict.PROTOCOL),
         (
             ("point_in_time", "a_copy_taken_after_t0_is_found_out"),
             ("point_in_time", "a_cluster_that_is_left_out_is_found_out"),
             ("point_in_time", "a_target_of_two_points_in_time_is_found_out"),
             ("point_in_time", "a_job_that_ends_by_itself_is_found_out"),
             ("point_in_time", "a_failed_copy_that_is_not_reported_is_found_out"),
+            ("point_in_time", "answers_that_fit_no_order_are_found_out_whatever_failed"),
             ("retried_copies", "a_copy_that_failed_is_made_again"),
             ("retried_copies", "an_error_that_no_event_reports_is_found_out"),
             ("retried_copies", "what_is_not_copied_again_is_missing"),
+            ("retried_copies", "what_a_job_reports_excuses_no_request"),
         ),
     ),
     Checker(

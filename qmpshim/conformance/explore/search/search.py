@@ -126,6 +126,14 @@ class _ReportingSystem(RealSystem):
         return outcome
 
 
+def faults_of(scenario: RealScenario, errnos: Sequence[int]) -> tuple[int, ...]:
+    """What I/Os of a scenario may fail with, of these.
+
+    A job that copies again what failed has to have its disks: else it would never end.
+    """
+    return tuple(errno for errno in errnos if errno != CUT or not scenario.ignores)
+
+
 class _ScenarioRun:
     """One scenario, explored under one plan after another.
 
@@ -159,8 +167,8 @@ class _ScenarioRun:
 
     @property
     def errnos(self) -> tuple[int, ...]:
-        """What I/Os may fail with. A job that copies again what fails has to have its disks."""
-        return tuple(one for one in self._task.errnos if one != CUT or not self.scenario.retries)
+        """What I/Os may fail with."""
+        return faults_of(self.scenario, self._task.errnos)
 
     def system(self, plan: Plan, all_io: bool) -> _ReportingSystem:
         """The scenario as a system that can be explored, once."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from errno import EIO
 
 import pytest
 
@@ -11,63 +11,44 @@ from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.harness.footprints import Footprints
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
-from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
-from qmpshim.conformance.explore.outcome import BackupLeft
+from qmpshim.conformance.explore.harness.real_system import RealSystem
+from qmpshim.conformance.explore.outcome import BackupLeft, Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.space.naming import is_name, point_named, scenario_of
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.model.check.cause import Cause, CauseKind
+from qmpshim.model.answers import OK, ReportedError
+from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.system import Footprint
 from qmpshim.model.explore.walk import Budget
+from qmpshim.model.operations import operation
 from qmpshim.model.pointintime.jobs import Ending
 from vmtests.support.backup_left import left_as
+from vmtests.support.backups import Recording, explored, kinds
+from vmtests.support.failing import one
 from vmtests.support.gate import drop, of
 
-Release = Callable[[GatedMachine, NamedIo], None]
+pytestmark = pytest.mark.usefixtures("fresh_predictions")
 
-
-def explored(
-    pool: QemuPool,
-    name: str,
-    release: Release = faithfully,
-    mode: Mode = Mode.STATEFUL,
-    errnos: tuple[int, ...] = (),
-    most: int = 400,
-) -> RealSystem:
-    (scenario,) = scenarios.named(name)
-    system = RealSystem(pool, scenario, release=release, errnos=errnos)
-    explore(system, mode, Budget(schedules=most, seconds=20), stop=False)
-    assert system.finished and not system.derailed
-    return system
-
-
-def kinds(system: RealSystem) -> set[tuple[Verdict, CauseKind, str]]:
-    return {(verdict, cause.kind, cause.subject) for verdict, cause in system.found}
+JOB_ENDS = {(Verdict.ERROR_CONTRACT, CauseKind.JOB_ENDS, "backup job")}
+MASKED = {(Verdict.ERROR_CONTRACT, CauseKind.ERROR_MASKED, "backup job")}
+WRONG_DATA = {(Verdict.CONTENT, CauseKind.WRONG_DATA, "target")}
+#: There is no second bitmap that the first one could be merged into.
+REFUSED = replace(
+    one("push-fd"), name="refused", ops=(operation("backup_full"), operation("bitmap_merge"))
+)
 
 
 @pytest.mark.parametrize("name", ["push-Vi", "push-Dn", "push-Zt", "push-Sa"])
 def test_a_faithful_storage_shows_nothing(pool: QemuPool, name: str) -> None:
-    assert not explored(pool, name).found
+    assert not explored(pool, one(name)).found
 
 
-class Recording(RealSystem):
-    """Keeps how each execution ended."""
-
-    ends: set[object]
-
-    def finish(self) -> object:  # type: ignore[override]
-        found = super().finish()
-        self.ends.add(self.now.outcome)
-        return found
-
-
-def ends(pool: QemuPool, scenario: RealScenario, mode: Mode) -> tuple[set[object], int]:
+def ends(pool: QemuPool, scenario: RealScenario, mode: Mode) -> tuple[set[Outcome | None], int]:
     """The ways in which the executions of a scenario end, and how many were taken."""
     system = Recording(pool, scenario)
-    system.ends = set()
     done = explore(system, mode, Budget(schedules=400), stop=False)
     assert done.exhaustive and not system.derailed
     return system.ends, done.statistics.schedules
@@ -116,15 +97,12 @@ def _after_t0(machine: GatedMachine, named: NamedIo) -> None:
 
 @pytest.mark.parametrize("name", ["push-Wf", "push-Wi"])
 def test_a_copy_taken_after_t0_is_found_out(pool: QemuPool, name: str) -> None:
-    assert (Verdict.CONTENT, CauseKind.WRONG_DATA, "target") in kinds(
-        explored(pool, name, _after_t0)
-    )
+    assert kinds(explored(pool, one(name), release=_after_t0)) == WRONG_DATA
 
 
 @pytest.mark.parametrize("name", ["push-Wf", "push-Wi"])
 def test_a_cluster_that_is_left_out_is_found_out(pool: QemuPool, name: str) -> None:
-    found = kinds(explored(pool, name, drop("hidden")))
-    assert (Verdict.CONTENT, CauseKind.WRONG_DATA, "target") in found
+    assert kinds(explored(pool, one(name), release=drop("hidden"))) == WRONG_DATA
 
 
 def test_a_target_of_two_points_in_time_is_found_out(
@@ -132,7 +110,7 @@ def test_a_target_of_two_points_in_time_is_found_out(
 ) -> None:
     """One write spans two clusters; the target has it in one, and what was before in the other."""
 
-    (scenario,) = scenarios.named("push-Vf")
+    scenario = one("push-Vf")
 
     def torn(left: BackupLeft) -> BackupLeft:
         target = list(left.target)
@@ -141,21 +119,42 @@ def test_a_target_of_two_points_in_time_is_found_out(
         return replace(left, target=tuple(target))
 
     left_as(monkeypatch, torn)
-    found = explored(pool, "push-Vf").found
-    assert (Verdict.CONTENT, Cause(CauseKind.NO_POINT_IN_TIME, "target")) in found
+    # Where the write began after T0 the target has its data, too.
+    torn_target = {(Verdict.CONTENT, CauseKind.NO_POINT_IN_TIME, "target")}
+    assert kinds(explored(pool, scenario)) == torn_target | WRONG_DATA
 
 
 def test_a_job_that_ends_by_itself_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left_as(monkeypatch, lambda left: replace(left, ending=Ending.CANCELLED))
-    found = kinds(explored(pool, "push-Wf"))
-    assert found == {(Verdict.ERROR_CONTRACT, CauseKind.JOB_ENDS, "backup job")}
+    assert kinds(explored(pool, one("push-Wf"))) == JOB_ENDS
 
 
 def test_a_failed_copy_that_is_not_reported_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left_as(monkeypatch, lambda left: replace(left, ending=left.ending and Ending.COMPLETED))
-    found = kinds(explored(pool, "push-fd", errnos=(5,), most=40))
-    assert (Verdict.ERROR_CONTRACT, CauseKind.ERROR_MASKED, "backup job") in found
+    """Of a job that ends as if nothing had failed; a command that is refused is no report."""
+    left_as(
+        monkeypatch,
+        lambda left: replace(left, ending=left.ending and Ending.COMPLETED),
+    )
+    for scenario in (one("push-fd"), REFUSED):
+        assert kinds(explored(pool, scenario, errnos=(EIO,), most=40)) == MASKED
+
+
+class Obeying(RealSystem):
+    """A QEMU that says success where it refuses a command."""
+
+    def _take_answer(self, index: int) -> None:
+        super()._take_answer(index)
+        if isinstance(self.now.answers[index], ReportedError):
+            self.now.answers[index] = OK
+
+
+def test_answers_that_fit_no_order_are_found_out_whatever_failed(pool: QemuPool) -> None:
+    wrong = kinds(explored(pool, REFUSED, Obeying, errnos=(EIO,), most=40))
+    assert wrong == {
+        (Verdict.ERROR_CONTRACT, CauseKind.WRONG_ANSWER, "bitmap_merge"),  # if nothing did
+        (Verdict.PROTOCOL, CauseKind.ANSWERS_FIT_NO_ORDER, ""),
+    }
