@@ -44,7 +44,7 @@ class CauseKind(StrEnum):
     ANSWERS_FIT_NO_ORDER = "answers-fit-no-order"
     STAYS = "stays"  # subject: an export or a job that was removed
     JOB_GONE = "job-gone"
-    JOB_STATE = "job-state"  # detail: what QEMU reports of the job
+    JOB_STATE = "job-state"  # subject: what QEMU reports of the job; detail: its value
     COMMIT_HANGS = "commit-hangs"
     COMMIT_NOT_FLUSHED = "commit-not-flushed"
     # What reads return and disks hold. Subject: the read or the disk.
@@ -229,7 +229,7 @@ WORDING: dict[CauseKind, str] = {
     CauseKind.ANSWERS_FIT_NO_ORDER: "answers do not fit together",
     CauseKind.STAYS: "{subject} does not go",
     CauseKind.JOB_GONE: "the backup job is gone",
-    CauseKind.JOB_STATE: "the {subject} has {detail} instead of {predicted}",
+    CauseKind.JOB_STATE: "the backup job has {subject} {detail} instead of {predicted}",
     CauseKind.COMMIT_HANGS: "failover's commit hangs",
     CauseKind.COMMIT_NOT_FLUSHED: "commit not flushed",
     CauseKind.WRONG_DATA: "{subject}: {detail} instead of {predicted}",
@@ -305,6 +305,7 @@ _NARROWER = {
         "detail": r"(?P<detail>\w+)",
     },
     CauseKind.CORRUPTION: {"subject": r"(?P<subject>hidden|active|secondary)"},
+    CauseKind.JOB_STATE: {"subject": r"(?P<subject>paused|speed)"},
     CauseKind.NOT_IN_STATUS: {"subject": r"(?P<subject>\d)"},
     CauseKind.PAIR_DIVERGES: {
         "subject": "(?P<subject>.+)",

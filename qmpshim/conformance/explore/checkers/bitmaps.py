@@ -8,7 +8,7 @@ also where the target is gone with it: QEMU does not flush the target of a job t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.point_in_time import (
@@ -34,7 +34,7 @@ def bitmaps_name_changes(end: End) -> RealViolation | None:
         return None
     left = end.outcome.backup
     gone = any(hit.gone and hit.image == "hidden" for _, hit in end.history.failed)
-    beside = _beside_transaction(end)
+    beside = beside_transaction(end.scenario, end.history.precedence)
     wrong: list[RealViolation] = []
     for one in explaining(left, possible_ends(end)):
         for predicted in one.bitmaps:
@@ -82,19 +82,22 @@ def _wrong(
         yield _granules(one, must, may | must, scenario.size)
 
 
-def _beside_transaction(end: End) -> int:
+def beside_transaction(scenario: RealScenario, precedence: Sequence[frozenset[int]]) -> int:
     """What was written while a transaction made a bitmap and started a job, in whole granules.
 
     The bitmap is made before the disk is drained for the job, so it may name what is in the backup
     already (``qmp_transaction`` and ``blockdev_backup_action``, blockdev.c).
+
+    :param precedence: for each operation those that had ended when it started
     """
     touched = 0
-    for index, op in enumerate(end.scenario.ops):
+    for index, op in enumerate(scenario.ops):
         if op.verb is Verb.BACKUP_AND_BITMAP:
-            for other, beside in enumerate(end.scenario.ops):
-                if beside.changes and other not in end.history.precedence[index]:
+            for other, beside in enumerate(scenario.ops):
+                apart = other in precedence[index] or index in precedence[other]
+                if beside.changes and not apart:
                     touched |= span(beside.start, beside.count)
-    return cover(touched, GRANULARITY, end.scenario.size)
+    return cover(touched, GRANULARITY, scenario.size)
 
 
 def _not_copied(left: BackupLeft, granule: int) -> tuple[int, int]:

@@ -64,10 +64,10 @@ def job_is_as_controlled(end: End) -> RealViolation | None:
     paused = done[Verb.JOB_PAUSE] > done[Verb.JOB_RESUME]  # neither succeeds twice in a row
     speed = end.scenario.topology.commands[Verb.JOB_SPEED].arguments["speed"]
     predicted = {"paused": paused, "speed": speed if done[Verb.JOB_SPEED] else 0}
-    for detail, want in predicted.items():
-        if (found := jobs[name][detail]) != want:
-            text = f"the backup job has {detail} {found}, predicted {want}"
-            cause = Cause(CauseKind.JOB_STATE, "backup job", f"{detail} {found}", (str(want),))
+    for what, want in predicted.items():
+        if (found := jobs[name][what]) != want:
+            text = f"the backup job has {what} {found}, predicted {want}"
+            cause = Cause(CauseKind.JOB_STATE, what, str(found), (str(want),))
             return RealViolation(Verdict.ERROR_CONTRACT, text, cause=cause)
     return None
 

@@ -115,6 +115,7 @@ CHECKERS: tuple[Checker, ...] = (
             ("bitmaps", "a_successor_that_is_lost_is_found_out"),
             ("bitmaps", "a_bitmap_that_is_not_given_back_is_found_out"),
             ("bitmaps", "a_bitmap_that_names_too_much_is_found_out"),
+            ("bitmaps", "a_new_bitmap_may_name_what_is_written_beside_its_transaction"),
         ),
     ),
     Checker(

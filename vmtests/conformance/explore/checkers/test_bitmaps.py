@@ -8,6 +8,7 @@ from errno import EIO
 
 import pytest
 
+from qmpshim.conformance.explore.checkers.bitmaps import beside_transaction
 from qmpshim.conformance.explore.harness.choices import CUT
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.push import granules_of
@@ -17,6 +18,7 @@ from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.pointintime.bitmap import Bitmap
+from qmpshim.model.pointintime.masks import span
 from vmtests.support.backup_left import granules_left_as, left_as
 from vmtests.support.backups import Kinds, explored, kinds
 from vmtests.support.failing import one
@@ -103,6 +105,30 @@ def test_a_bitmap_that_names_too_much_is_found_out(
     monkeypatch.setattr(Bitmap, "reclaim", Bitmap.abdicate)
     for name in ("push-Wn", "push-Si"):
         assert found(pool, name) == EXCEEDS
+
+
+@pytest.mark.parametrize(
+    ("precedence", "named"),
+    [
+        ([set(), set()], True),  # both at the same time
+        ([set(), {0}], False),  # the write had ended before
+        ([{1}, set()], False),  # it began when the transaction was answered
+    ],
+)
+def test_what_is_beside_a_transaction(precedence: list[set[int]], named: bool) -> None:
+    """A write that ended before it, or began after it, is not."""
+    scenario = one("push-Wt")
+    touched = span(0, 128) if named else 0
+    assert beside_transaction(scenario, list(map(frozenset, precedence))) == touched
+
+
+def test_a_new_bitmap_may_name_what_is_written_beside_its_transaction(
+    pool: QemuPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no more. 5.2 names what is in the backup already; later ones drain all disks first."""
+    assert found(pool, "push-WVt") == set()
+    left_as(monkeypatch, granules_left_as(lambda granules: {*granules, 2}))
+    assert found(pool, "push-WVt") == {(Verdict.ALLOCATION, CauseKind.BITMAP_EXCEEDS, "b1")}
 
 
 def test_granules_are_found_by_their_checksum() -> None:
