@@ -6,49 +6,39 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 
-from qmpshim.conformance.explore.checkers import point_in_time, sequential
+from qmpshim.conformance.explore.checkers import sequential
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.outcome import BackupLeft
 from qmpshim.conformance.explore.space.grammar import SPACE
 from qmpshim.conformance.explore.space.naming import point_named, scenario_of
-from qmpshim.errors import BuildError, InputError
+from qmpshim.errors import InputError
 from qmpshim.model.check.cause import CauseKind
-from qmpshim.model.explore.explorer import Mode, explore
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.explore.explorer import Mode
 from qmpshim.model.explore.system import Choice, Footprint
-from qmpshim.model.explore.walk import Budget
 from qmpshim.model.operations import Operation, Verb, does
 from qmpshim.model.pointintime import jobs
 from qmpshim.model.pointintime.bitmap import Bitmap
 from qmpshim.model.pointintime.push import PushChain
 from vmtests.support.backup_left import granules_left_as, left_as
+from vmtests.support.backups import Kinds, explored, kinds, point_of
+
+pytestmark = pytest.mark.usefixtures("fresh_predictions")
+
+WRONG_DATA = (Verdict.CONTENT, CauseKind.WRONG_DATA, "target")
+MISSES = (Verdict.LOST_WRITE, CauseKind.BITMAP_MISSES, "b0")
+STATE = (Verdict.PROTOCOL, CauseKind.BITMAP_STATE, "b0")
+LIST = (Verdict.PROTOCOL, CauseKind.BITMAP_STATE, "list")
 
 
-@pytest.fixture(autouse=True)
-def fresh_predictions() -> Iterator[None]:
-    """Predictions of a mutant of the model are not those of the next test."""
-    point_in_time.possible.cache_clear()
-    yield
-    point_in_time.possible.cache_clear()
-
-
-def found(pool: QemuPool, name: str, most: int = 60) -> set[tuple[CauseKind, str]]:
-    """What is wrong in the first schedules of a point."""
-    point_in_time.possible.cache_clear()
-    operations, _, more = name.partition(",")
-    name = ",".join(filter(None, (operations, "form=push", more)))
-    system = RealSystem(pool, scenario_of(point_named(name)))
-    try:
-        explore(system, Mode.STATEFUL, Budget(schedules=most), stop=False)
-    except BuildError as error:
-        pytest.skip(str(error))
-    assert system.finished
-    return {(cause.kind, cause.subject) for _, cause in system.found}
+def found(pool: QemuPool, name: str) -> Kinds:
+    """What is wrong in the first schedules of a point of the form."""
+    return kinds(explored(pool, point_of("push", name), most=60))
 
 
 def test_a_job_is_started_once_and_cancelled_where_there_is_one() -> None:
@@ -85,7 +75,7 @@ def test_a_copy_is_as_large_as_the_target_or_an_option_wants_it(
     monkeypatch.setattr(
         jobs, "cover", lambda sectors, unit, size: cover(sectors, min(unit, 128), size)
     )
-    assert (CauseKind.WRONG_DATA, "target") in found(pool, name)
+    assert found(pool, name) == {WRONG_DATA}
 
 
 def test_what_is_not_recorded_is_not_copied(
@@ -100,7 +90,7 @@ def test_what_is_not_recorded_is_not_copied(
         recorder.may |= recorder.covering(touched)
 
     monkeypatch.setattr(Bitmap, "record", records)
-    assert found(pool, name)
+    assert found(pool, name) == {MISSES, WRONG_DATA}
 
 
 def test_a_disk_that_keeps_what_is_discarded(
@@ -115,7 +105,7 @@ def test_a_disk_that_keeps_what_is_discarded(
         return do(chain, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(PushChain, "do", discards)
-    assert found(pool, name)
+    assert found(pool, name) == {WRONG_DATA}
 
 
 def test_zeroes_have_to_be_written_to_a_target_with_something_behind_it(
@@ -131,7 +121,7 @@ def test_zeroes_have_to_be_written_to_a_target_with_something_behind_it(
 
     left_as(monkeypatch, skipped)
     assert found(pool, "primary_write+backup_full,history=zeroed") == set()
-    assert found(pool, backed) == {(CauseKind.WRONG_DATA, "target")}
+    assert found(pool, backed) == {WRONG_DATA}
 
 
 def test_what_an_always_job_did_not_copy_stays_in_the_bitmap(
@@ -144,7 +134,7 @@ def test_what_an_always_job_did_not_copy_stays_in_the_bitmap(
     # The second half of each granule that was not copied is not given back.
     halved = granules_left_as(lambda granules: [n for n in granules if n % 2 == 0])
     left_as(monkeypatch, halved)
-    assert (CauseKind.BITMAP_MISSES, "b0") in found(pool, name)
+    assert found(pool, name) == {MISSES}
 
 
 def _nothing(*args: object) -> None:
@@ -152,35 +142,40 @@ def _nothing(*args: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "of", "method", "mutant"),
+    ("name", "of", "method", "wrong"),
     [
-        ("primary_write+bitmap_merge,history=two-bitmaps", Bitmap, "merge", _nothing),
-        ("primary_write+bitmap_add", PushChain, "_add", _nothing),
+        ("primary_write+bitmap_merge,history=two-bitmaps", Bitmap, "merge",
+         (Verdict.ALLOCATION, CauseKind.BITMAP_EXCEEDS, "b1")),
+        ("primary_write+bitmap_add", PushChain, "_add", LIST),
     ],
-)
+)  # fmt: skip
 def test_a_command_about_a_bitmap_does_what_it_is_called(
     pool: QemuPool,
     name: str,
     of: type,
     method: str,
-    mutant: Callable[..., None],
+    wrong: tuple[Verdict, CauseKind, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert found(pool, name) == set()
-    monkeypatch.setattr(of, method, mutant)
-    assert found(pool, name)
+    monkeypatch.setattr(of, method, _nothing)
+    assert found(pool, name) == {wrong}
 
 
 @pytest.mark.parametrize(
-    ("name", "verb"),
+    ("name", "verb", "wrong"),
     [
-        ("primary_write+bitmap_enable,history=not-recorded", Verb.BITMAP_ENABLE),
-        ("primary_write+bitmap_remove,third=with_backup_incremental", Verb.BITMAP_REMOVE),
-        ("primary_write+bitmap_remove", Verb.BITMAP_REMOVE),
+        ("primary_write+bitmap_enable,history=not-recorded", Verb.BITMAP_ENABLE, {STATE}),
+        ("primary_write+bitmap_remove,third=with_backup_incremental", Verb.BITMAP_REMOVE,
+         {LIST, *(
+             (Verdict.ERROR_CONTRACT, CauseKind.WRONG_ANSWER, command)
+             for command in ("bitmap_remove", "backup_incremental")
+         )}),
+        ("primary_write+bitmap_remove", Verb.BITMAP_REMOVE, {LIST}),
     ],
-)
+)  # fmt: skip
 def test_a_command_that_the_model_leaves_out_is_missed(
-    pool: QemuPool, name: str, verb: Verb, monkeypatch: pytest.MonkeyPatch
+    pool: QemuPool, name: str, verb: Verb, wrong: Kinds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert found(pool, name) == set()
     do = PushChain.do
@@ -189,7 +184,7 @@ def test_a_command_that_the_model_leaves_out_is_missed(
         return array("q") if op.verb is verb else do(chain, op, number)
 
     monkeypatch.setattr(PushChain, "do", leaves_out)
-    assert found(pool, name)
+    assert found(pool, name) == wrong
 
 
 def test_top_copies_all_that_the_image_has(pool: QemuPool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +196,7 @@ def test_top_copies_all_that_the_image_has(pool: QemuPool, monkeypatch: pytest.M
         return replace(left, target=(*left.target[:-64], *(None,) * 64))
 
     left_as(monkeypatch, left_out)
-    assert (CauseKind.WRONG_DATA, "target") in found(pool, name)
+    assert found(pool, name) == {WRONG_DATA}
 
 
 def test_a_qcow2_disk_discards_whole_clusters_only(
@@ -211,7 +206,7 @@ def test_a_qcow2_disk_discards_whole_clusters_only(
     assert found(pool, name) == set()
     made = sequential.Disk
     monkeypatch.setattr(sequential, "Disk", lambda size, cluster, base: made(size, 1, base))
-    assert found(pool, name)
+    assert found(pool, name) == {(Verdict.LOST_WRITE, CauseKind.WRONG_DATA, "secondary")}
 
 
 @pytest.mark.parametrize(
@@ -221,12 +216,9 @@ def test_so_many_copies_are_under_way_as_the_option_allows(
     pool: QemuPool, options: str, most: int
 ) -> None:
     """Else the dimension shows nothing: by the most I/Os of the job that were held at a time."""
-    name = f"primary_write+bitmap_clear,form=push,third=with_backup_full,options={options}"
-    system = Counting(pool, scenario_of(point_named(name)))
-    try:
-        explore(system, Mode.RANDOM, Budget(schedules=8), stop=False, seed=1)
-    except BuildError as error:
-        pytest.skip(str(error))
+    name = f"primary_write+bitmap_clear,third=with_backup_full,options={options}"
+    scenario = point_of("push", name)
+    system = explored(pool, scenario, Counting, mode=Mode.RANDOM, most=8, seed=1)
     assert not system.found and system.most == most
 
 
