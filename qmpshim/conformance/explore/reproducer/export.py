@@ -1,10 +1,12 @@
-"""Writes a finding as a script of its own, to attach to a bug report: Python, a QEMU, nothing else.
+"""Writes a finding as a script of its own, to attach to a bug report.
+
+It needs Python, a QEMU, and its qemu-img; no dirty bitmap is read, and no block status queried.
 
 Two ways, and the simpler one that can express the schedule is taken:
 
 * *blkdebug*: everything is QEMU's own. One request at the secondary disk is caught by a breakpoint
   (``qemu-io DRIVE "break read_aio A"``) while the other operations run, and then resumed.
-* *NBD*: the script is the NBD server of all three disks and holds the requests itself, for
+* *NBD*: the script is the NBD server of all disks of the chain and holds the requests itself, for
   schedules in which blkdebug's breakpoints cannot distinguish requests.
 """
 
@@ -23,9 +25,11 @@ from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.reproducer.symptoms import arrivals, symptom_of
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.topology import TOPOLOGIES
+from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.operations import Verb, does
 
 _TEMPLATES = Path(__file__).with_name("templates")
+_OF_BITMAPS = (CauseKind.BITMAP_MISSES, CauseKind.BITMAP_EXCEEDS, CauseKind.BITMAP_STATE)
 
 
 def export_script(finding: Finding, breakpoints: bool = True) -> str:
@@ -38,7 +42,7 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         raise InputError("this schedule was recorded as one that shows nothing wrong")
     scenario = finding.scenario
     topology = scenario.topology
-    if topology.backs_up and symptom_of(finding)["kind"] == "unknown":
+    if finding.cause.kind in _OF_BITMAPS:
         raise InputError("a script reads no dirty bitmaps: `qmpshim replay` shows the finding")
     if does(scenario.ops, Verb.BLOCK_STATUS):
         raise InputError("a script queries no block status: `qmpshim replay` shows the finding")

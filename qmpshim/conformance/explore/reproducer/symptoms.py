@@ -13,8 +13,10 @@ A sign is a dictionary with a ``kind``, which the templates know (``templates/en
 * ``requests``: these requests are made, which must not be yet;
 * ``new data``: the guest reads what one of these operations wrote;
 * ``orders``: what was seen fits none of the ends that the model gives for each order;
-* ``target``: a backup job has completed, and its target is the disk at none of these ``points`` in
-  time: runs of sectors, with the owners that each may have, None where the target has nothing;
+* ``target``: a backup job has ended in one of the ``endings``, and its target is the disk at none
+  of these ``points`` in time: runs of sectors, with the owners that each may have once a job has
+  completed, None where it has nothing. They are those of the ``answers`` (a command is ``ok`` or
+  ``refused``) of operations that began when those ``before`` had ended;
 * ``unknown``: somebody has to look.
 """
 
@@ -33,6 +35,7 @@ from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.model.answers import (
     ANY_ERROR,
+    OK,
     REPLICATION_ERROR,
     UNANSWERED,
     Answer,
@@ -43,7 +46,6 @@ from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.cause import NO_ERROR, CauseKind, Phase
 from qmpshim.model.check.observables import Aspect, Observable, Observations
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.pointintime.jobs import Ending
 
 Sign = dict[str, Any]
 _UNKNOWN: Sign = {"kind": "unknown"}
@@ -191,7 +193,7 @@ def _answers(finding: Finding) -> Sign:
 
 
 def _target(finding: Finding) -> Sign:
-    """What the target of a job that has completed may hold, by the changes before T0."""
+    """How a job may have ended, and what its target may hold, by the changes before T0."""
     answers: list[Answer] = [UNANSWERED] * len(finding.scenario.ops)
     precedence = [frozenset[int]()] * len(answers)
     over: set[int] = set()
@@ -207,15 +209,26 @@ def _target(finding: Finding) -> Sign:
         behaviour_of(_version(finding)),
         tuple(answers),
         tuple(precedence),
-        Ending.COMPLETED,
+        None,
         bool(failures(finding.schedule)),
     )
-    found = [
-        [[*edges, sorted(owners, key=str)] for owners, edges in _runs(one.allowed)]
-        for one in points
-        if Ending.COMPLETED in one.endings
-    ]
-    return {"kind": "target", "points": found} if found else _UNKNOWN
+    jobs = [one for one in points if one.t0]
+    if not jobs:
+        return _UNKNOWN
+    endings = set().union(*(one.endings for one in jobs))
+    return {
+        "kind": "target",
+        "answers": [
+            "refused" if op.is_command and answer != OK else answer_to_json(answer)
+            for op, answer in zip(finding.scenario.ops, answers, strict=True)
+        ],
+        "before": [sorted(over) for over in precedence],
+        "endings": sorted(ending.name.lower() for ending in endings if ending is not None),
+        "points": [
+            [[*edges, sorted(owners, key=str)] for owners, edges in _runs(one.allowed)]
+            for one in jobs
+        ],
+    }
 
 
 def _runs(values: Sequence[frozenset[int | None]]) -> list[tuple[frozenset[int | None], list[int]]]:

@@ -105,32 +105,6 @@ def test_what_was_found_is_seen_without_qmpshim(
         assert status in (NOT_SEEN, UNTESTED), said
 
 
-LEFT_OUT = "completed-backup-lacks-failed-copies"
-
-
-def test_a_target_that_is_the_disk_at_t0_is_not_what_was_looked_for(
-    qemu_build: Build, reproducer: Reproducer
-) -> None:
-    """The same steps, but for the copy that failed: it is made, and the target is complete."""
-    finding = known(LEFT_OUT)
-    script = export_script(finding)
-    steps = "'schedule': "
-    head, _, tail = script.partition(steps)
-    assert tail.index("'fail'") < tail.index("}")
-    status, said = reproducer(head + steps + tail.replace("'fail'", "'complete'", 1))
-    assert "the hidden disk itself holds" in said
-    if read_version(qemu_build)[0] < (6, 0):
-        assert status == NOT_SEEN, said
-    else:  # it takes another way, and is right, too
-        assert status in (NOT_SEEN, UNTESTED), said
-
-
-def test_a_target_may_be_the_disk_at_each_possible_t0() -> None:
-    """The job began before the write, which failed: its target has none of it, and all the rest."""
-    sign = symptom_of(known(LEFT_OUT))
-    assert sign == {"kind": "target", "points": [[[0, 256, [1]]]]}
-
-
 def test_a_crash_with_nothing_but_blkdebug(qemu_build: Build, reproducer: Reproducer) -> None:
     """It is seen, or the script says why it cannot be, and does not lock up."""
     script = export_script(known("checkpoint-then-overlapping-write-aborts"))

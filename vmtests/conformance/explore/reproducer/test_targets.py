@@ -1,0 +1,208 @@
+"""The target of a backup job: an exported script sees what the explorer saw, however the job ended.
+
+Each case is taken with storage that works and with storage that does not: a mutant of the gate, and
+the same one of the script's own server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from errno import EIO
+from pathlib import Path
+
+import pytest
+
+from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore.harness.choices import Complete, Fail, RealChoice, Start
+from qmpshim.conformance.explore.harness.push import ending_of_job
+from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import RealSystem, Release, faithfully
+from qmpshim.conformance.explore.report.findings import Finding
+from qmpshim.conformance.explore.reproducer.export import export_script
+from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.conformance.explore.space.naming import is_name, point_named, scenario_of
+from qmpshim.conformance.explore.violation import RealViolation
+from qmpshim.errors import InputError
+from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.builds.programs import EMULATOR, write_programs
+from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.model.check.cause import Cause, CauseKind
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.pointintime.jobs import Ending
+from vmtests.support.gate import drop
+from vmtests.support.mutants.disks import never_copied
+from vmtests.support.reproducer import NOT_SEEN, SEEN, UNTESTED, Reproducer, known
+
+LEFT_OUT = "completed-backup-lacks-failed-copies"
+_PERFORM = "images[r.image].perform(r)"
+_SERVER = "server = socket.socket("
+_IMAGE = "    return images[name].data\n"
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the disks behave, here and in a script."""
+
+    release: Release = faithfully
+    mutant: Callable[[GatedMachine], None] = lambda machine: None
+    in_script: tuple[tuple[str, str], ...] = ()
+
+    def of(self, script: str) -> str:
+        """The script with such disks."""
+        for right, wrong in self.in_script:
+            assert script.count(right) == 1, right
+            script = script.replace(right, wrong)
+        return script
+
+
+SOUND = Storage()
+LOST = Storage(  # data that is written to the target is not there
+    release=drop("hidden"),
+    in_script=((
+        _PERFORM,
+        f"b'' if (r.image, r.op) == ('hidden', WRITE) and r.guest is not None else {_PERFORM}",
+    ),),
+)  # fmt: skip
+BLANK = Storage(  # the target is as it was made
+    mutant=never_copied,
+    in_script=(
+        (_SERVER, f"blank = bytes(images['hidden'].data)\n{_SERVER}"),
+        (_IMAGE, f"    return blank if name == 'hidden' else{_IMAGE.removeprefix('    return')}"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A backup job.
+
+    :ivar starts: the operations in the order in which they start
+    :ivar late: I/Os that are done before the second one does
+    :ivar fails: of the I/Os of this kind the second fails
+    """
+
+    scenario: str
+    starts: tuple[int, int]
+    ending: Ending
+    broken: Storage
+    late: int = 99
+    fails: str = ""
+
+    def next(self, system: RealSystem) -> RealChoice:
+        """The step to take."""
+        left, steps = system.enabled(), system.now.steps
+        done = [one for one in steps if isinstance(one, Complete)]
+        if not steps or (len(done) >= self.late and Start(self.starts[1]) in left):
+            return Start(self.starts[bool(steps)])
+        failing = [one for one in left if isinstance(one, Fail) and one.io.kind == self.fails]
+        if failing and any(one.io.kind == self.fails for one in done):
+            return failing[0]
+        return next((one for one in left if isinstance(one, Complete)), left[0])
+
+
+CASES = {
+    "completed": Case("push-Wf", (1, 0), Ending.COMPLETED, LOST),
+    "cancelled": Case("push-Sf", (1, 0), Ending.CANCELLED, LOST, late=1),
+    "failed": Case("push-id", (0, 1), Ending.FAILED, LOST, fails="hidden write"),
+    # What has to read as zeroes does not where nothing was copied: the target has a backing file.
+    "zeroes": Case(
+        "primary_zero+backup_incremental,form=push,target=backed",
+        (0, 1), Ending.COMPLETED, BLANK,
+    ),
+}  # fmt: skip
+
+
+def scenario(name: str) -> RealScenario:
+    (one,) = [scenario_of(point_named(name))] if is_name(name) else scenarios.named(name)
+    return one
+
+
+def taken(case: Case, build: Build, storage: Storage) -> tuple[Finding, RealViolation | None]:
+    """A case as a finding about the target, and what is wrong with it."""
+    errnos = (EIO,) if case.fails else ()
+    pool = QemuPool(build)
+    try:
+        one = scenario(case.scenario)
+        system = RealSystem(pool, one, errnos=errnos, release=storage.release)
+        system.reset()
+        storage.mutant(system.machine)
+        while system.enabled():
+            system.take(case.next(system))
+        system.finish()
+        assert not system.derailed and ending_of_job(system.machine) is case.ending
+        wrong, now = system.violation, system.now
+        cause = wrong.cause if wrong else Cause(CauseKind.NO_POINT_IN_TIME, "target")
+        finding = Finding(
+            Verdict.CONTENT, cause, str(cause), True, 1, (one.name,), one, tuple(now.steps),
+            tuple(now.events), errnos=errnos, build={"version": list(read_version(build)[0])},
+        )  # fmt: skip
+    finally:
+        pool.close()
+    return finding, wrong
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_broken_target_is_seen(
+    name: str, each_build: Build, reproducer: Reproducer, tmp_path: Path
+) -> None:
+    case = CASES[name]
+    finding, wrong = taken(case, each_build, case.broken)
+    assert wrong is not None and wrong.kind is Verdict.CONTENT
+    assert wrong.cause.subject == "target"
+    write_programs(each_build, tmp_path)
+    programs = [str(tmp_path / name) for name in (EMULATOR, "qemu-img")]
+    script = export_script(finding)
+    status, said = reproducer(case.broken.of(script), *programs)
+    assert status == SEEN and "never sent" not in said, said
+    assert f"the backup job: {case.ending.name.lower()}\n" in said
+    status, said = reproducer(script, *programs)
+    assert status == NOT_SEEN and "never sent" not in said, said
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_sound_target_is_not_wrong(name: str, qemu_build: Build) -> None:
+    _, wrong = taken(CASES[name], qemu_build, SOUND)
+    assert wrong is None
+
+
+@pytest.mark.parametrize(
+    ("cause", "sign"),
+    [
+        (Cause(CauseKind.BITMAP_MISSES, "b0"), None),
+        (Cause(CauseKind.JOB_ENDS, "backup job", "failed", ("completed",)), "unknown"),
+        (Cause(CauseKind.ERROR_MASKED, "backup job", "hidden write"), "unknown"),
+    ],
+)
+def test_what_a_script_cannot_read_is_refused_and_the_rest_left_to_its_reader(
+    cause: Cause, sign: str | None
+) -> None:
+    finding = replace(known(LEFT_OUT), cause=cause)
+    if sign is None:
+        with pytest.raises(InputError, match="reads no dirty bitmaps"):
+            export_script(finding)
+    else:
+        assert f"'sign': {{'kind': '{sign}'}}" in export_script(finding)
+
+
+def test_other_answers_have_other_points_in_time(qemu_build: Build, reproducer: Reproducer) -> None:
+    """Those of a script are for the answers that there were, and the order of starts and ends."""
+    case = CASES["completed"]
+    finding, _ = taken(case, qemu_build, case.broken)
+    script = case.broken.of(export_script(finding))
+    for right, wrong in (("'ok', 'ok'", "'ok', 'refused'"), ("'before': [[1]", "'before': [[]")):
+        assert right in script, script
+        status, said = reproducer(script.replace(right, wrong))
+        assert status == UNTESTED and said.endswith("not seen, but this build takes another way\n")
+
+
+def test_a_target_may_be_the_disk_at_each_possible_t0() -> None:
+    """The job began before the write, which failed: its target has none of it, and all the rest."""
+    assert symptom_of(known(LEFT_OUT)) == {
+        "kind": "target",
+        "answers": ["errno 5", "ok"],
+        "before": [[1], []],
+        "endings": ["completed", "failed"],
+        "points": [[[0, 256, [1]]]],
+    }
