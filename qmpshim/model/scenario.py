@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from errno import EIO
 from typing import Any
 
 from qmpshim.errors import InputError, decoding
@@ -38,7 +39,7 @@ class Fault:
     sector: int | None = None
     by: int | None = None
     nth: int = 1
-    errno: int = 5
+    errno: int = EIO
 
     def to_json(self) -> dict[str, Any]:
         """As :func:`scenario_from_json` reads it."""

@@ -21,7 +21,7 @@ from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.store import MemoryStore
 
-_ROOM = 1 << 20  # bytes a qcow2 image may grow to, beyond its virtual size
+_ROOM = 1 << 20  # bytes: a qcow2 image's file may grow to so many at least
 _LIMIT = 60  # seconds that qemu-img may take
 
 
@@ -190,6 +190,7 @@ def blank_qcow2(
 ) -> bytes:
     """The bytes of an empty qcow2 image as a build makes it, with room to grow behind it.
 
+    :param size: bytes of its disk, :param cluster: bytes of a cluster
     :param create: more options of ``qemu-img create -o``
     :raises HostError: it cannot be made
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import ENOSPC
+from errno import EIO, ENOSPC
 from typing import Any
 
 from qmpshim.conformance.explore.directed.tools import CLUSTER
@@ -140,4 +140,4 @@ def not_copied(image: str) -> Mutant:
 
 NEW_DATA = on_release(lambda machine, io: machine.stores["secondary"].write(0, bytes(CLUSTER)))
 COPIED_WRONG = on_release(lambda machine, io: machine.gate.corrupt(io, bytes(io.length)))
-REFUSED = on_release(lambda machine, io: machine.gate.fail(io, 5))
+REFUSED = on_release(lambda machine, io: machine.gate.fail(io, EIO))

@@ -255,7 +255,7 @@ def resized(machine: GatedMachine) -> None:
     machine.call("block-dirty-bitmap-add", {**other, "granularity": CLUSTER})
     merge = {"node": "image", "target": "later", "bitmaps": ["changed"]}  # of the same size
     machine.call("block-dirty-bitmap-merge", merge)
-    expect_bitmaps(machine, "image", [CLUSTER] * 2, "that another was merged into", 2 * SIZE)
+    expect_bitmaps(machine, "image", [CLUSTER] * 2, "after a merge", 2 * SIZE)
     machine.call("block-dirty-bitmap-remove", other)
     remove_client(machine, "image")
     _resize(machine, SIZE, "after the disk shrank")

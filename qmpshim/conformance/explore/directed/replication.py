@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from errno import EIO
 
 from qmpshim.conformance.explore.directed.tools import (
     FAILOVER,
@@ -70,7 +71,7 @@ def not_running(machine: GatedMachine) -> None:
     data = bytes(pattern.data_of(2, 0, 128))
     for op, words in ((Nbd.WRITE, (0, 0, data)), (Nbd.READ, (0, SECTOR))):
         errno = client.call(op, *words).errno
-        if errno != 5:
+        if errno != EIO:
             text = f"a guest {op.name.lower()} before the start says {errno}, not EIO"
             raise Broken(Verdict.ERROR_CONTRACT, text, f"guest {op.name.lower()} before the start")
     machine.call("xen-set-replication", START)
@@ -109,7 +110,7 @@ def _failing(machine: GatedMachine, image: str, op: Nbd, what: str) -> None:
     machine.gate.open()
     errno = answered(machine, "primary", cookie, "a primary write whose I/O failed")
     machine.settle()
-    if errno != 5:
+    if errno != EIO:
         text = f"{what}: the primary's write says {errno}, not EIO"
         raise Broken(Verdict.ERROR_CONTRACT, text, f"{what}: no EIO")
     if status(machine) is None:

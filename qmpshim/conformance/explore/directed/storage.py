@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from errno import EIO
 
 from qmpshim.conformance.explore.directed.tools import (
     CLUSTER,
@@ -91,7 +92,7 @@ def back_too_late(machine: GatedMachine) -> None:
     """It is not: the write fails when the delay is over, and the next one works again."""
     cookie = _cut_while_writing(machine)
     errno = answered(machine, "primary", cookie, "a write whose disk is gone", _DELAYED)
-    if errno != 5:
+    if errno != EIO:
         text = f"the write says {errno}, not EIO"
         raise Broken(Verdict.ERROR_CONTRACT, text, "no EIO after reconnect-delay")
     machine.gate.refuse("secondary", False)

@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 
 _RECONNECTS = 10.0  # seconds until a broken connection is made again, mostly a few milliseconds
 _AT_ONCE = 128 << 10  # bytes of a reply that a socket takes at once
-_HEADER = 28  # bytes of a reply that come before its data, or more
+_HEADER = 28  # bytes before the data of a structured reply: its head (20) and the offset (8)
 PATIENCE = 1.0  # seconds for which an operation that nothing holds up may wait for a timer
 
 Release = Callable[[GatedMachine, NamedIo], None]

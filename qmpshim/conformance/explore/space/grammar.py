@@ -9,6 +9,7 @@ inverse of a relation is the same with the operations exchanged.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum, auto
 from typing import Any
 
 from qmpshim.conformance.explore.space.covering import Constraint, Dimension, Space
@@ -92,8 +93,14 @@ _HISTORY: Mapping[str, tuple[tuple[str, int, int, int], ...]] = {
 }
 _PART = 8  # sectors of an operation of the history that is smaller than a granule
 
-_GRANULE_BYTES = "granule"  # as a value: bytes of what is copied at once
-_ONE_GRANULE = (JOB, "x-perf.max-chunk", _GRANULE_BYTES)
+
+class _Size(Enum):
+    """A value of an option that depends on the point, in bytes."""
+
+    GRANULE = auto()  # what is copied at once
+
+
+_ONE_GRANULE = (JOB, "x-perf.max-chunk", _Size.GRANULE)
 
 #: More options of nodes, by value of the dimension and form.
 _OPTIONS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
@@ -340,7 +347,7 @@ def options_of(point: Mapping[str, str], dimension: str) -> tuple[tuple[str, str
     given = () if by_value is None else by_value[point[dimension]][point["form"]]
     bytes_ = granule(point) * SECTOR
     return tuple(
-        (node, key, bytes_ if what == _GRANULE_BYTES else what) for node, key, what in given
+        (node, key, bytes_ if what is _Size.GRANULE else what) for node, key, what in given
     )
 
 

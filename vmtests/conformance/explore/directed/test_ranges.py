@@ -62,7 +62,7 @@ def overwritten(machine: GatedMachine, io: HeldIO) -> None:
         ("bitmap-grows", client_with("image", Nbd.WRITE, DONE), PROTOCOL,
          "a bitmap after a write to what is new"),
         ("bitmap-grows", asking("block-dirty-bitmap-merge"), PROTOCOL,
-         "a bitmap that another was merged into"),
+         "a bitmap after a merge"),
         ("bitmap-grows", not_shrunk, PROTOCOL, "a bitmap after the disk shrank"),
         ("bitmap-grows", asking("blockdev-backup"), ERROR_CONTRACT, "block_resize fails silently"),
         ("write-waits-for-copies", nothing_held, Verdict.ORDER, "two writes: other I/O"),
