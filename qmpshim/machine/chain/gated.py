@@ -44,7 +44,7 @@ from qmpshim.machine.chain.topology import (
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.host.process import bare, exit_reason, how_ended, launch
 from qmpshim.machine.host.workspace import Workspace
-from qmpshim.machine.nbd.gate.gate import Gate
+from qmpshim.machine.nbd.gate.gate import Gate, HeldIO
 from qmpshim.machine.nbd.gate.store import MemoryStore
 from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.machine.nbd.status_client import StatusClient
@@ -366,24 +366,29 @@ class GatedMachine:
             elif now > deadline:
                 raise MachineHung(f"QEMU is busy for {limit:g} s with nothing to do")
 
-    def stalled(self, seconds: float) -> bool:
+    def stalled(self, seconds: float, beside: Collection[HeldIO] = ()) -> bool:
         """Whether nothing comes from QEMU within so many *seconds* by itself.
 
         It is asleep, none of its requests is unanswered, and no timer of it fires before; or it
         was stopped.
+
+        :param beside: requests that may be held nevertheless: whether anything comes without them
         """
         quiescence = self.quiescence
-        if self.gate.held:
+        if self._holds_more_than(beside):
             return False
         if quiescence.stopped():
             return True
         asleep = not quiescence.known or quiescence.asleep()
-        if not asleep or self.event_loop.poll(0.0) or self.gate.held:
+        if not asleep or self.event_loop.poll(0.0) or self._holds_more_than(beside):
             return False
         timer = quiescence.timer() if quiescence.known else resting(self.pid)
         if not quiescence.known and self.event_loop.poll(0.0):
             return False
         return timer > seconds + _ASLEEP
+
+    def _holds_more_than(self, some: Collection[HeldIO]) -> bool:
+        return any(io not in some for io in self.gate.held)
 
     def _settle_by_queries(self, limit: float) -> None:
         deadline = time.monotonic() + limit

@@ -66,6 +66,11 @@ def test_with_nothing_to_do_nothing_more_comes(machine: GatedMachine) -> None:
     machine.clients["primary"].send(NbdCommand.READ, 0, 512)
     assert machine.event_loop.until(lambda: bool(machine.gate.held), 60.0)
     assert not machine.stalled(0.0)
+    held = machine.gate.held
+    assert machine.event_loop.until(lambda: machine.stalled(60.0, beside=held), 60.0)
+    machine.clients["primary"].send(NbdCommand.READ, 4096, 512)
+    assert machine.event_loop.until(lambda: len(machine.gate.held) == 2, 60.0)
+    assert not machine.stalled(0.0, beside=held)
 
 
 def test_a_timer_may_still_fire(machine: GatedMachine) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.explore.directed import storage
 from qmpshim.conformance.explore.directed.cases import run_directed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
@@ -113,7 +112,7 @@ def test_an_answer_that_is_late_is_no_hang(qemu_build: Build) -> None:
         def both(io: HeldIO) -> None:
             # The other answer comes, too, so that QEMU has no reason to keep the first.
             for one in machine.gate.held:
-                machine.event_loop.call_later(storage._ANSWERED / 2, partial(late, one))
+                machine.event_loop.call_later(2.0, partial(late, one))
 
         machine.gate.release = both  # type: ignore[method-assign]
         return case.run(machine)
