@@ -66,15 +66,20 @@ class ExportedImage:
 
 
 class Pending:
-    """A held request; ``answer`` is its reply once it was performed."""
+    """A held request.
 
-    __slots__ = ("answer", "connection", "io", "request")
+    :ivar answer: its reply once it was performed, or what is left of it
+    :ivar reply_begun: the first part of the reply was sent
+    """
+
+    __slots__ = ("answer", "connection", "io", "reply_begun", "request")
 
     def __init__(self, io: HeldIO, connection: Connection, request: Request) -> None:
         self.io = io
         self.connection = connection
         self.request = request
         self.answer: bytes | None = None
+        self.reply_begun = False
 
     def performed(self) -> bytes:
         if self.answer is None:
@@ -98,6 +103,7 @@ class Connection(asyncio.Protocol):
         self._structured = False
         self._batch: list[bytes] | None = None
         self._batched = 0
+        self._waiting: list[bytes] | None = None  # replies for which one that was begun must end
         self._full = False  # the client does not read its replies
         self._leaving = False  # it sent DISC
 
@@ -143,6 +149,9 @@ class Connection(asyncio.Protocol):
 
     def send(self, answer: bytes) -> None:
         """Send a reply: at once, or with those of the requests read together with this one."""
+        if self._waiting is not None:
+            self._waiting.append(answer)
+            return
         if self._batch is None:
             self.transport.write(answer)
             return
@@ -150,6 +159,22 @@ class Connection(asyncio.Protocol):
         self._batched += len(answer)
         if self._batched > _BATCH:
             self._send_batch()
+
+    @property
+    def reply_begun(self) -> bool:
+        """Whether the client has the first part of a reply."""
+        return self._waiting is not None
+
+    def begin_reply(self, part: bytes) -> None:
+        """Send the first part of a reply; others wait from now on for :meth:`end_reply`."""
+        self.send(part)
+        self._waiting = []
+
+    def end_reply(self, rest: bytes) -> None:
+        """Send the rest of it, and what waited."""
+        answers, self._waiting = [rest, *(self._waiting or ())], None
+        for answer in answers:
+            self.send(answer)
 
     def settled(self) -> None:
         """A held request ended: the next may be read, or none is left to wait for."""

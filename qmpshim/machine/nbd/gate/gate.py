@@ -254,7 +254,7 @@ class Gate:
 
     def release(self, io: HeldIO) -> None:
         """Perform the request on the image (unless applied before) and reply."""
-        pending = self._take(io)
+        pending = self._take(io, whole=False)
         self._end(pending, EventKind.RELEASE, pending.performed())
 
     def release_all(self) -> None:
@@ -278,26 +278,34 @@ class Gate:
 
         A read takes its data now. Applying twice has no further effect.
         """
-        pending = self._take(io, keep=True)
+        pending = self._take(io, keep=True, whole=False)
         if pending.answer is None:
             pending.performed()
             self._note(EventKind.APPLY, io)
 
     def begin_reply(self, io: HeldIO, count: int) -> None:
-        """Send the first *count* bytes of an applied request's reply, :meth:`reply` the rest."""
-        pending = self._take(io, keep=True)
+        """Send the first *count* bytes of an applied request's reply and go on holding the rest.
+
+        The rest follows by :meth:`reply` (or :meth:`release`); until then no other way to end the
+        request is open but :meth:`cut`, and replies to others wait on this connection: an NBD reply
+        is one piece of the stream.
+
+        :raises InputError: the request was not applied, or this connection has a reply begun
+        """
+        pending = self._applied(io)
+        if pending.connection.reply_begun:
+            raise InputError(f"{io}: its connection is in the middle of a reply")
         answer = pending.performed()
-        pending.connection.send(answer[:count])
-        pending.answer = answer[count:]
+        pending.connection.begin_reply(answer[:count])
+        pending.answer, pending.reply_begun = answer[count:], True
 
     def reply(self, io: HeldIO) -> None:
-        """Send the reply of an applied request.
+        """Send the reply of an applied request, or the rest of it.
 
         :raises InputError: the request was not applied; :meth:`drop` replies without effect
         """
-        if self._take(io, keep=True).answer is None:
-            raise InputError(f"{io}: apply it before the reply, or drop it")
-        pending = self._take(io)
+        self._applied(io)
+        pending = self._take(io, whole=False)
         self._end(pending, EventKind.REPLY, pending.performed())
 
     def drop(self, io: HeldIO) -> None:
@@ -431,10 +439,23 @@ class Gate:
         except KeyError:
             raise InputError(f"the gate has no image {name!r}") from None
 
-    def _take(self, io: HeldIO, keep: bool = False) -> Pending:
+    def _applied(self, io: HeldIO) -> Pending:
+        pending = self._take(io, keep=True, whole=False)
+        if pending.answer is None:
+            raise InputError(f"{io}: apply it before the reply, or drop it")
+        return pending
+
+    def _take(self, io: HeldIO, keep: bool = False, whole: bool = True) -> Pending:
+        """What is held of a request, which is held no longer.
+
+        :param keep: it still is
+        :param whole: another reply takes the place of its own, so none of that may be sent yet
+        """
         pending = self._pending.get(io.seq)
         if pending is None or pending.io != io:
             raise MachineError(f"{io} is not held (any more)")
+        if whole and pending.reply_begun:
+            raise InputError(f"{io}: its reply was begun, and only the rest of it can follow")
         if not keep:
             del self._pending[io.seq]
         return pending
@@ -442,7 +463,10 @@ class Gate:
     def _end(self, pending: Pending, kind: EventKind, answer: bytes, errno: int = 0) -> None:
         io, connection = pending.io, pending.connection
         connection.weight -= REQUEST_WEIGHT + len(io.data)
-        connection.send(answer)
+        if pending.reply_begun:
+            connection.end_reply(answer)
+        else:
+            connection.send(answer)
         self._note(kind, io, errno)
         connection.settled()
 

@@ -654,6 +654,49 @@ def test_effect_and_reply_apart(tmp_path: Path) -> None:
     play(main())
 
 
+def test_a_reply_in_two_parts(tmp_path: Path) -> None:
+    """Nothing comes between them, and only the rest can follow the first."""
+
+    async def main() -> None:
+        async with gated(tmp_path, disk=MemoryStore(b"\5" * (64 * KB))) as gate:
+            gate.hold(lambda io: io.op is NbdCommand.READ)
+            raw = await Raw.connect(gate, "disk")
+            raw.send(0, 8, 8)
+            io = await one(gate)
+            with pytest.raises(InputError, match="apply it before"):
+                gate.begin_reply(io, 20)
+            gate.apply(io)
+            gate.begin_reply(io, 20)
+            for wrong in (
+                lambda: gate.begin_reply(io, 1),
+                lambda: gate.fail(io, 5),
+                lambda: gate.corrupt(io, bytes(8)),
+                lambda: gate.reply_twice(io),
+                lambda: gate.lose_reply(io),
+            ):
+                with pytest.raises(InputError, match="reply"):
+                    wrong()
+            raw.send(0, 16, 8)
+            raw.send(1, 3, 1, b"\6")  # passes
+            assert await gate.until(lambda: gate.counts("disk")[NbdCommand.WRITE] == 1, LIMIT)
+            other = gate.held[-1]
+            gate.apply(other)
+            with pytest.raises(InputError, match="in the middle of a reply"):
+                gate.begin_reply(other, 1)
+            gate.release(other)
+            first = await asyncio.wait_for(raw.reader.readexactly(20), LIMIT)
+            assert struct.unpack_from(">IIQ", first) == (0x67446698, 0, 8)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(raw.reader.read(1), 0.1)
+            gate.reply(io)
+            rest = await asyncio.wait_for(raw.reader.readexactly(4), LIMIT)
+            assert first[16:] + rest == b"\5" * 8
+            assert await raw.reply() == (0, 3)
+            assert await raw.reply(8) == (0, 16)
+
+    play(main())
+
+
 def test_a_read_sees_what_is_there_when_it_is_released(tmp_path: Path) -> None:
     async def main() -> None:
         async with gated(tmp_path, disk=MemoryStore(64 * KB)) as gate:
