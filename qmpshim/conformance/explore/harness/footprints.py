@@ -37,6 +37,7 @@ class Footprints:
     def __init__(self, scenario: RealScenario, all_io: bool = False) -> None:
         self._all_io = all_io
         self._cluster = scenario.granule
+        self._backs_up = [op.backs_up for op in scenario.ops]
         self._ops = [self._works_with(op) for op in scenario.ops]
         self._narrow = [
             not (all_io or scenario.backs_up)
@@ -88,9 +89,14 @@ class Footprints:
             places |= own or EVERYTHING.writes
         return Footprint(places, 0 if named.verb == "read" else places)
 
-    def may_need(self, op: int, named: NamedIo) -> bool:
-        """Whether an I/O can be one of this operation, too."""
-        return bool(self._ops[op].writes & self._places(named.start, named.count))
+    def is_copy(self, named: NamedIo, unfinished: Iterable[int]) -> bool:
+        """Whether an I/O can only be one of a backup job's copies, and of no request's.
+
+        :param unfinished: the operations that are not over
+        """
+        places = self._places(named.start, named.count)
+        others = (op for op in unfinished if op != named.op)
+        return self._backs_up[named.op] and not any(self._ops[op].writes & places for op in others)
 
     def alone(self, thread: int) -> bool:
         """Whether an operation has at most one I/O at a time: then only that can move it."""

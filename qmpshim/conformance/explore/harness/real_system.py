@@ -31,7 +31,6 @@ from qmpshim.conformance.explore.harness.choices import (
 from qmpshim.conformance.explore.harness.events import Note
 from qmpshim.conformance.explore.harness.footprints import EVERYTHING, Footprints
 from qmpshim.conformance.explore.harness.history import Anomaly, ended_by, how_it_ended
-from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.push import ending_of_job
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.run import (
@@ -213,19 +212,14 @@ class RealSystem(RealRun):
             return EVERYTHING  # it ended somebody else, too
         coming = [now.held[name] for name in now.held.keys() - known]
         if self._copying():
-            if now.faults or not any(map(self._is_copy, now.held.values())):
+            unfinished = now.started - now.over
+            held = now.held.values()
+            if now.faults or not any(self._footprints.is_copy(io, unfinished) for io in held):
                 return EVERYTHING
             if named is not None and self.scenario.ops[thread].backs_up:
                 return self._footprints.of_copy(named, coming)
         more = thread not in now.over and all(one.op != thread for one in coming)
         return self._footprints.step(choice, thread, named, more)
-
-    def _is_copy(self, named: NamedIo) -> bool:
-        """Whether an I/O can only be one of a backup job."""
-        unfinished = self.now.started - self.now.over - {named.op}
-        return self.scenario.ops[named.op].backs_up and not any(
-            self._footprints.may_need(op, named) for op in unfinished
-        )
 
     def _copying(self) -> bool:
         """Whether a backup job goes on."""

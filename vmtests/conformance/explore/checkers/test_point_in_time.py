@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from errno import EIO
 
@@ -87,6 +88,26 @@ def test_a_reduction_that_takes_too_little_for_touched_hides_outcomes(
     monkeypatch.setattr(Footprints, "step", lambda *args: Footprint(0, 0))
     fewer, _ = ends(pool, scenario, Mode.STATEFUL)
     assert fewer < every
+
+
+@pytest.mark.parametrize(
+    ("method", "mutant", "more"),
+    [
+        ("is_copy", lambda *args: False, True),  # no I/O counts as the job's: all touch everything
+        ("of_copy", lambda *args: Footprint(0, 0), False),  # copies touch nothing
+    ],
+)
+def test_what_copies_touch_decides_which_schedules_are_taken(
+    pool: QemuPool,
+    method: str,
+    mutant: Callable[..., object],
+    more: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, schedules = ends(pool, one("push-Wi"), Mode.STATEFUL)
+    monkeypatch.setattr(Footprints, method, mutant)
+    _, others = ends(pool, one("push-Wi"), Mode.STATEFUL)
+    assert others > schedules if more else others < schedules
 
 
 @of("secondary", "read")

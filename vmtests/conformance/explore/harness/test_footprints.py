@@ -21,6 +21,13 @@ def starts(*ops: Operation, cluster: int = 128) -> list[Footprint]:
     return [feet.step(Start(n), n, None, False) for n in range(len(ops))]
 
 
+def io(op: int, verb: str, start: int) -> NamedIo:
+    """An I/O on a cluster of the chain of a backup job."""
+    image = "hidden" if verb == "write" else "secondary"
+    held = HeldIO(1, image, Nbd.WRITE, start * 512, 128 * 512, b"", False, False, 1)
+    return NamedIo(IoId(op, image, verb, f"{start}+128"), held, start, 128)
+
+
 @pytest.mark.parametrize("do", ["checkpoint", "failover", "guest_flush"])
 @pytest.mark.parametrize("sector", [0, FAR])
 def test_commands_and_flushes_meet_every_cluster(do: str, sector: int) -> None:
@@ -52,19 +59,33 @@ def test_a_copy_meets_its_own_clusters_and_who_goes_on_with_it() -> None:
     command, beyond = (feet.step(Start(n), n, None, False) for n in range(2))
     assert command.conflicts(beyond)
 
-    def io(op: int, verb: str, start: int) -> NamedIo:
-        image = "hidden" if verb == "write" else "secondary"
-        held = HeldIO(1, image, Nbd.WRITE, start * 512, 128 * 512, b"", False, False, 1)
-        return NamedIo(IoId(op, image, verb, f"{start}+128"), held, start, 128)
-
-    copy, there = io(0, "write", 0), io(0, "write", 128 * 61)
+    copy, there = io(0, "write", 0), io(0, "write", FAR)
     assert not feet.of_copy(copy, ()).conflicts(beyond)
     assert feet.of_copy(there, ()).conflicts(beyond)
     assert feet.of_copy(copy, (io(1, "write", 128 * 61),)).conflicts(beyond)
     assert feet.of_copy(copy, (io(0, "read", 128 * 61),)).conflicts(beyond)
+    assert not feet.of_copy(copy, (io(0, "read", 128),)).conflicts(beyond)  # the job's own places
     read = feet.of_copy(io(0, "read", 0), (copy,))
     assert not read.conflicts(read) and read.conflicts(feet.of_copy(copy, ()))
     assert Footprints(scenario, all_io=True).of_copy(copy, ()).conflicts(beyond)
+
+
+def test_a_request_that_goes_on_with_a_copy_touches_all_that_it_is_about() -> None:
+    ops = (operation("backup_full"), operation("primary_write", FAR - 128, 256))
+    last = operation("primary_write", FAR, 8)
+    feet = Footprints(RealScenario("made", (*ops, last), form="push", size=128 * 64))
+    beyond = feet.step(Start(2), 2, None, False)
+    assert feet.of_copy(io(0, "write", 0), (io(1, "write", FAR - 128),)).conflicts(beyond)
+
+
+def test_what_a_request_may_need_does_not_count_as_a_copy() -> None:
+    job, far = operation("backup_full"), operation("primary_write", FAR, 8)
+    feet = Footprints(RealScenario("made", (job, far), form="push", size=128 * 64))
+    assert feet.is_copy(io(0, "write", 0), {1})  # the write is elsewhere
+    assert not feet.is_copy(io(0, "write", FAR), {1})
+    assert feet.is_copy(io(0, "write", FAR), {0})  # the write is over
+    assert not feet.is_copy(io(1, "read", 0), {0})  # it is the write's own
+    assert not feet.is_copy(io(1, "write", FAR), ())
 
 
 def test_the_status_meets_commands_only() -> None:
