@@ -1,6 +1,7 @@
 """A disk with its dirty bitmaps: each sector's owner, and which clusters were written to.
 
-Owners are those of :mod:`qmpshim.model.disks.image`. The disk is a qcow2 image over a raw base.
+Owners are those of :mod:`qmpshim.model.disks.image`. The disk is a qcow2 image over a raw base, or
+an image with nothing behind it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ class Disk:
 
     :ivar size: sectors
     :ivar cluster: sectors of a cluster of its image
-    :ivar base: owners of the base's sectors
+    :ivar base: owners of the sectors in the beginning; the base's, if there is one
+    :ivar backed: there is a base; without one the image holds all that is not zero
     :ivar now: owners of the sectors as a reader of the disk sees them
     :ivar written: sectors of clusters that the image itself may hold
     :ivar version: raised with every change
@@ -28,6 +30,7 @@ class Disk:
     size: int
     cluster: int
     base: Owners
+    backed: bool = True
     bitmaps: dict[str, Bitmap] = field(default_factory=dict)
     now: Owners = field(default_factory=lambda: array("q"))
     written: int = 0
@@ -35,6 +38,14 @@ class Disk:
 
     def __post_init__(self) -> None:
         self.now = array("q", self.base)
+        self.written = 0 if self.backed else span(0, self.size)
+
+    @property
+    def held(self) -> int:
+        """Sectors that the image holds for certain: above a base they are not known."""
+        if self.backed:
+            return 0
+        return sum(1 << sector for sector, owner in enumerate(self.now) if owner > 0)
 
     def bitmap(self, name: str) -> Bitmap:
         """A bitmap by its name.

@@ -199,7 +199,7 @@ def copied(sync: Sync, disk: Disk, bitmap: Bitmap | None, granule: int) -> tuple
         case Sync.FULL:
             return everything, everything
         case Sync.TOP:
-            return 0, cover(disk.written, granule, disk.size)
+            return disk.held, cover(disk.written, granule, disk.size)
         case Sync.NONE:
             return 0, everything
     assert bitmap is not None

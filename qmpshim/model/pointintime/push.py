@@ -24,7 +24,6 @@ from qmpshim.model.pointintime.jobs import (
     check_request,
     copied,
 )
-from qmpshim.model.pointintime.masks import span
 
 GRANULARITY = 128  # sectors
 FIRST, NEW = "b0", "b1"  # bitmaps: from the beginning; of a transaction with a full backup
@@ -125,9 +124,6 @@ class PushChain:
             raise RefusedError("there is a job of this name")
         bitmap, mode = check_request(spec, disk)
         must, may = copied(spec.sync, disk, bitmap, self.granule)
-        if spec.sync is Sync.TOP:  # all that is not zero is in the image, which has no base
-            may = span(0, disk.size)
-            must = sum(1 << sector for sector, owner in enumerate(disk.now) if owner > 0)
         t0 = array("q", disk.now)
         if new_bitmap:
             self._add()

@@ -160,6 +160,7 @@ def after_setup(scenario: RealScenario, behaviour: Behaviour) -> AnyChain:
                 scenario.size,
                 1 if scenario.secondary == "raw" else scenario.cluster,
                 owned(BASE, scenario.size),
+                backed=False,
             ),
             scenario.granule,
             unmaps(scenario.topology.node("secondary")),

@@ -205,7 +205,9 @@ def test_a_qcow2_disk_discards_whole_clusters_only(
     name = "primary_discard+backup_full,secondary=qcow2,place=ragged"
     assert found(pool, name) == set()
     made = sequential.Disk
-    monkeypatch.setattr(sequential, "Disk", lambda size, cluster, base: made(size, 1, base))
+    monkeypatch.setattr(
+        sequential, "Disk", lambda size, cluster, base, backed: made(size, 1, base, backed)
+    )
     assert found(pool, name) == {(Verdict.LOST_WRITE, CauseKind.WRONG_DATA, "secondary")}
 
 
