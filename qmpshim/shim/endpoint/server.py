@@ -358,8 +358,6 @@ class Shim:
                 reply = await future
         except TimeoutError as error:
             raise MachineHung(f"{command}: no answer in {limit:g} s") from error
-        if isinstance(reply, Overdue):
-            raise MachineHung(f"{command}: no answer in {self.watchdog.limit:g} s")
         return _returned(command, reply)
 
     async def perform(self, name: str, arguments: Mapping[str, Any] | None = None) -> Any:
@@ -367,6 +365,7 @@ class Shim:
 
         :raises CommandFailed: QEMU answered with an error
         :raises MachineDied: QEMU went away
+        :raises MachineHung: it does not answer
         """
         command = Command(name, None if arguments is None else dict(arguments), None, False)
         return _returned(name, await self.intercepts.get(name, self.forward)(command))
@@ -446,9 +445,12 @@ def _returned(command: str, reply: Reply | None) -> Any:
 
     :raises CommandFailed: it is an error
     :raises MachineDied: there is none
+    :raises MachineHung: none came in time
     """
     if reply is None:
         raise MachineDied(f"QEMU went away during {command}")
+    if isinstance(reply, Overdue):
+        raise MachineHung(f"{command}: {reply.desc}")
     value = reply.value()
     if "error" in value:
         raise CommandFailed(command, value["error"]["class"], value["error"]["desc"])

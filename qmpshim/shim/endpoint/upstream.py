@@ -57,9 +57,13 @@ class Reply:
 
 
 class Overdue(Reply):
-    """In the place of a reply that did not come in time: an error."""
+    """In the place of a reply that did not come in time: an error.
+
+    :ivar desc: its text
+    """
 
     def __init__(self, desc: str) -> None:
+        self.desc = desc
         error = {"class": GENERIC, "desc": desc}
         super().__init__(b'{"error": ' + json.dumps(error).encode() + b"}")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from qmpshim.errors import MachineHung
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.secondary import Workflow
@@ -111,6 +112,16 @@ def test_what_qemu_does_later_is_no_divergence(served: Served) -> None:
         assert status["divergences"] == 0 and (
             "QEMU did not answer xen-colo-do-checkpoint" in status["doubts"]
         )
+
+
+def test_what_the_shim_needs_itself_hangs_and_does_not_fail(served: Served, loop: Loop) -> None:
+    """Whether it was sent and not answered, or not sent any more."""
+    for why in ("it may still carry this out", "this was not sent"):
+        _signal(served, signal.SIGSTOP)
+        with pytest.raises(MachineHung, match=f"^cont: QEMU has not answered for .*{why}"):
+            loop.run(served.shim.perform("cont"))
+    with pytest.raises(MachineHung, match=r"^cont: QEMU has not answered"):
+        loop.run(served.shim.execute("cont"))
 
 
 def test_out_of_band_commands_go_through(served: Served) -> None:
