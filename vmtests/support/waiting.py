@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-LIMIT = 120.0  # seconds
+LIMIT = 60.0  # seconds
 
 
 def wait_until(what: Callable[[], object], seconds: float = LIMIT) -> None:

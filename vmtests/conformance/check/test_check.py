@@ -86,7 +86,8 @@ def test_a_run_from_beginning_to_end(qmpshim: CommandLine) -> None:
 def test_stopped_in_the_middle_and_resumed(qmpshim: CommandLine, number: signal.Signals) -> None:
     suite, out = suite_file(qmpshim.home, 8), qmpshim.home / "out"
     process = qmpshim.start("check", "--suite", suite, "--out", "out", "--jobs", "2")
-    wait_until(lambda: (out / "journal.jsonl").exists() and len(journal_of(out)) >= 2)
+    # Two cases have to end, each with QEMUs of its own.
+    wait_until(lambda: (out / "journal.jsonl").exists() and len(journal_of(out)) >= 2, LIMIT)
     process.send_signal(number)
     said, complaint = process.communicate(timeout=LIMIT)
     assert complaint == ""
