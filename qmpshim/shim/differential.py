@@ -10,7 +10,6 @@ import contextlib
 import json
 import re
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
 from qmpshim.errors import BuildError, MachineDied, MachineHung
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.host.workspace import dies_with_owner
+from qmpshim.machine.host.process import bare, launch
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.shim.emulator.serve import Options
 from qmpshim.shim.endpoint.background import background
@@ -52,10 +51,13 @@ MALFORMED = (
 
 
 def run(build: Build, case: Case, directory: Path) -> CaseOutcome:
-    """No arguments."""
+    """No arguments.
+
+    :param directory: gets what the QEMU that is connected to directly writes
+    """
     found: list[CaseFinding] = []
     with (
-        _direct(build) as direct,
+        _direct(build, directory) as direct,
         background(Options(build=build)) as served,
         socket.socket(socket.AF_UNIX) as sock,
     ):
@@ -182,19 +184,9 @@ def _normal(message: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _direct(build: Build) -> Iterator[_Connection]:
-    ours, theirs = socket.socketpair()
-    words = ["-machine", "none", "-nodefaults", "-display", "none", "-no-user-config"]
-    words += ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-qmp", "chardev:qmp"]
-    with theirs:
-        process = subprocess.Popen(
-            dies_with_owner([*build.emulator_command(), *words]),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=build.environment(),
-            pass_fds=(theirs.fileno(),),
-        )
+def _direct(build: Build, directory: Path) -> Iterator[_Connection]:
+    argv = bare(build.emulator_command(), build.no_machine)
+    process, ours = launch(argv, build.no_machine, directory, build.environment())
     try:
         with ours:
             yield _Connection(ours)
