@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qmpshim.conformance.pointintime.operations import Action
-from qmpshim.model.pointintime.jobs import JobSpec
+from qmpshim.model.pointintime.jobs import Copying, JobSpec
 from qmpshim.model.pointintime.points import BitmapAction, BitmapVerb
 from qmpshim.model.units import SECTOR
 
@@ -56,4 +56,17 @@ def _backup(spec: JobSpec, target: str) -> dict[str, Any]:
         arguments["on-target-error"] = spec.fault.value
     if spec.manual:
         arguments |= {"auto-finalize": False, "auto-dismiss": False}
+    if spec.copying.compress:
+        arguments["compress"] = True
+    if perf := _perf(spec.copying):
+        arguments["x-perf"] = perf
     return arguments
+
+
+def _perf(copying: Copying) -> dict[str, Any]:
+    chosen = {
+        "use-copy-range": copying.copy_range,
+        "max-workers": copying.workers,
+        "max-chunk": copying.chunk,
+    }
+    return {name: value for name, value in chosen.items() if value}

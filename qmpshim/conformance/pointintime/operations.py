@@ -6,13 +6,13 @@ operation may be left out of a case and the rest still means something.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from qmpshim.errors import InputError
 from qmpshim.model.operations import smaller_places
-from qmpshim.model.pointintime.jobs import BitmapMode, JobSpec, OnError, Sync
+from qmpshim.model.pointintime.jobs import BitmapMode, Copying, JobSpec, OnError, Sync
 from qmpshim.model.pointintime.points import BitmapAction, BitmapVerb, JobVerb
 from qmpshim.model.units import SECTOR
 
@@ -107,6 +107,9 @@ class PointOperation:
             return [
                 replace(self, actions=self.actions[:i] + self.actions[i + 1 :]) for i in left_out
             ]
+        match self.actions:
+            case (JobSpec() as job,) if job.copying != Copying():
+                return [replace(self, actions=(replace(job, copying=Copying()),))]
         places = smaller_places(self.start, self.count) if self.kind in _IO else []
         return [replace(self, start=start, count=count) for start, count in places]
 
@@ -173,6 +176,9 @@ def _describe(action: Action) -> str:
     if action.mode is not None:
         words.append(f"bitmap-mode={action.mode}")
     words += [word for word in ("throttled", "manual") if getattr(action, word)]
+    how = action.copying
+    words += [word for word in ("compress", "copy_range") if getattr(how, word)]
+    words += [f"{word}={value}" for word in ("workers", "chunk") if (value := getattr(how, word))]
     if action.fault is not None:
         words.append(f"target fails, on-target-error={action.fault}")
     return " ".join(words)
@@ -189,7 +195,7 @@ def _action_to_json(action: Action) -> dict[str, Any]:
             "disabled": action.disabled,
             "sources": [list(source) for source in action.sources],
         }
-    return {
+    value: dict[str, Any] = {
         "backup": action.sync.value,
         "disk": action.disk,
         "name": action.bitmap,
@@ -198,6 +204,9 @@ def _action_to_json(action: Action) -> dict[str, Any]:
         "fault": action.fault and action.fault.value,
         "manual": action.manual,
     }
+    if action.copying != Copying():
+        value["copying"] = asdict(action.copying)
+    return value
 
 
 def _action_from_json(value: Any) -> Action:
@@ -219,4 +228,5 @@ def _action_from_json(value: Any) -> Action:
         bool(value["slow"]),
         None if value["fault"] is None else OnError(value["fault"]),
         bool(value["manual"]),
+        Copying(**value.get("copying", {})),
     )

@@ -24,7 +24,7 @@ from qmpshim.conformance.pointintime.comparisons import (
     compare_data,
     compare_state,
 )
-from qmpshim.conformance.pointintime.operations import PointKind, PointOperation
+from qmpshim.conformance.pointintime.operations import Action, PointKind, PointOperation
 from qmpshim.conformance.pointintime.targets import Target, compare_target
 from qmpshim.conformance.workload import pattern
 from qmpshim.conformance.workload.result import WorkloadResult
@@ -35,7 +35,15 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Owners
 from qmpshim.model.pointintime.bitmap import ErrorClass
 from qmpshim.model.pointintime.disk import Disk
-from qmpshim.model.pointintime.jobs import BackupJob, Ending, JobSpec, OnError, Stage, Sync
+from qmpshim.model.pointintime.jobs import (
+    BackupJob,
+    Copying,
+    Ending,
+    JobSpec,
+    OnError,
+    Stage,
+    Sync,
+)
 from qmpshim.model.pointintime.masks import span
 from qmpshim.model.pointintime.points import JobVerb, PointDefect, PointInTime, uses_always
 from qmpshim.model.units import SECTOR
@@ -58,6 +66,7 @@ class PointsSetup(RunSetup):
     :ivar known: defects of this version: a transaction that meets one is left out
     :ivar manual: a job that has concluded lets go of its target before it is dismissed (since 6.1:
         ``backup_clean`` in block/backup.c); where not, all jobs dismiss themselves
+    :ivar perf: there is ``x-perf`` (since 6.0); where not, jobs copy as QEMU chooses
     :ivar chain: the class of the real disks; mutants come in here
     :ivar model: the class that predicts; and here
     """
@@ -67,6 +76,14 @@ class PointsSetup(RunSetup):
     model: type[PointInTime] = PointInTime
     known: frozenset[PointDefect] = frozenset()
     manual: bool = True
+    perf: bool = True
+
+    def possible(self, action: Action) -> Action:
+        """An action without what this version does not have."""
+        if not isinstance(action, JobSpec):
+            return action
+        copying = action.copying if self.perf else Copying(action.copying.compress)
+        return replace(action, manual=action.manual and self.manual, copying=copying)
 
 
 @dataclass(slots=True)
@@ -270,11 +287,7 @@ class PointsRun:
 
     async def _transact(self, operation: PointOperation) -> None:
         await self._poll()
-        actions = operation.actions
-        if not self.setup.manual:
-            actions = tuple(
-                replace(one, manual=False) if isinstance(one, JobSpec) else one for one in actions
-            )
+        actions = tuple(map(self.setup.possible, operation.actions))
         jobs = [action for action in actions if isinstance(action, JobSpec)]
         if any(self.model.active(spec.disk) is not None for spec in jobs):
             return  # QEMU stacks filters then; one job a disk is modelled

@@ -113,7 +113,13 @@ def points_setup(
     version, _ = read_version(build)
     other = PointDefect.ALWAYS_MARKS if version < (6, 1) else PointDefect.ALWAYS_LOSES
     known = frozenset() if strict else frozenset(PointDefect) - {other}
-    return PointsSetup(spec, known=known, manual=version >= (6, 1), **run_by(build, machine, limit))
+    return PointsSetup(
+        spec,
+        known=known,
+        manual=version >= (6, 1),
+        perf=version >= (6, 0),
+        **run_by(build, machine, limit),
+    )
 
 
 async def replay_points(

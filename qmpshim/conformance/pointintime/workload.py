@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from qmpshim.conformance.pointintime.operations import Action, PointKind, PointOperation
 from qmpshim.machine.chain.points import PointsSpec
-from qmpshim.model.pointintime.jobs import BitmapMode, JobSpec, OnError, Sync
+from qmpshim.model.pointintime.jobs import BitmapMode, Copying, JobSpec, OnError, Sync
 from qmpshim.model.pointintime.points import BitmapAction, BitmapVerb, JobVerb
 from qmpshim.model.units import SECTOR
 
@@ -26,6 +26,7 @@ class PointsWorkflow(StrEnum):
 _NAMES = ("a", "b", "c")
 _GRANULARITIES = (0, 1, 8, 128, 512)  # sectors
 _HOT = 12  # clusters
+_CHUNK = 128 << 10  # bytes of a copy, at most: two clusters of a job
 
 _IO: Mapping[PointKind, int] = {
     PointKind.WRITE: 60,
@@ -203,11 +204,24 @@ class PointsWorkload:
         slow, manual = pick.random() < 0.5, pick.random() < 0.2
         fault = pick.choice(list(OnError)) if pick.random() < 0.4 else None
         mode: BitmapMode | None = pick.choice(list(BitmapMode))
+        copying = self._copying(fault)
         if sync is Sync.INCREMENTAL:
             mode = None if pick.random() < 0.9 else mode
         elif sync is not Sync.BITMAP and pick.random() < 0.5:
-            return JobSpec(disk, sync, None, None, slow, fault, manual)
-        return JobSpec(disk, sync, name, mode, slow, fault, manual)
+            return JobSpec(disk, sync, None, None, slow, fault, manual, copying)
+        return JobSpec(disk, sync, name, mode, slow, fault, manual, copying)
+
+    def _copying(self, fault: OnError | None) -> Copying:
+        pick = self._random
+        if pick.random() < 0.5:
+            return Copying()
+        # The target that fails is not written to in compressed clusters: a copy that is done again
+        # would find its cluster allocated, which is an error of its own
+        # (``qcow2_alloc_compressed_cluster_offset``, block/qcow2-cluster.c).
+        compress = fault is None and pick.random() < 0.5
+        return Copying(
+            compress, pick.random() < 0.5, pick.choice((0, 1, 2)), pick.choice((0, 0, _CHUNK))
+        )
 
     def _transaction(self) -> Iterator[Action]:
         pick = self._random

@@ -43,6 +43,22 @@ class OnError(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Copying:
+    """How a job copies, which changes nothing of what it copies; 0 is QEMU's own choice.
+
+    :ivar compress: its target is written in compressed clusters
+    :ivar copy_range: the host may copy by itself (``x-perf.use-copy-range``)
+    :ivar workers: copies at once, at most (``x-perf.max-workers``)
+    :ivar chunk: bytes of one copy, at most (``x-perf.max-chunk``)
+    """
+
+    compress: bool = False
+    copy_range: bool = False
+    workers: int = 0
+    chunk: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """The parameters of a ``blockdev-backup``.
 
@@ -59,6 +75,7 @@ class JobSpec:
     slow: bool = False
     fault: OnError | None = None
     manual: bool = False
+    copying: Copying = Copying()
 
     @property
     def throttled(self) -> bool:
