@@ -42,6 +42,7 @@ class Bitmap:
     :ivar since: the version of the disk since which it names every change; None: it does not
     :ivar stored: the image holds it, marked as in use as long as QEMU runs
     :ivar user: what keeps it busy, a job's id or an export's; None: nothing does
+    :ivar uncopied: sectors of which it has to name each that a failed job has not copied
     :ivar successor: records while a job uses it (bdrv_dirty_bitmap_create_successor)
     """
 
@@ -56,6 +57,7 @@ class Bitmap:
     stored: bool = False
     inconsistent: bool = False
     user: str | None = None
+    uncopied: int = 0
     successor: Bitmap | None = None
 
     @property
@@ -92,13 +94,14 @@ class Bitmap:
 
     def clear(self, version: int) -> None:
         """Forget everything: it begins at this version of the disk."""
-        self.must = self.may = 0
+        self.must = self.may = self.uncopied = 0
         self.since = version
 
     def merge(self, source: Bitmap) -> None:
         """Take in what *source* names (hbitmap_merge, also of another granularity)."""
         self.must |= self.covering(source.must)
         self.may |= self.covering(source.may)
+        self.uncopied |= source.uncopied
 
     def use(self, job: str, version: int) -> None:
         """A job begins to use it: from now on a successor records, which is empty."""
@@ -108,17 +111,19 @@ class Bitmap:
     def abdicate(self) -> None:
         """The job has copied what it names: what its successor recorded is all that is left."""
         self._rejoin(0, 0, since=True)
+        self.uncopied = 0
 
     def reclaim(self) -> None:
         """The job has not: everything is given back, with what was recorded meanwhile."""
         self._rejoin(self.must, self.may, since=False)
 
-    def reclaim_uncopied(self, uncopied: int) -> None:
+    def reclaim_uncopied(self, must: int, may: int) -> None:
         """The job failed with bitmap-mode ``always``: what it did not copy is given back.
 
-        :param uncopied: sectors that the job may not have copied
+        :param must: sectors that the job had to copy, :param may: and those that it may have had to
         """
-        self._rejoin(0, self.covering(uncopied), since=False)
+        self._rejoin(0, self.covering(may), since=False)
+        self.uncopied = must
         self.since = None
 
     def _rejoin(self, must: int, may: int, since: bool) -> None:

@@ -176,7 +176,7 @@ class BackupJob:
         elif completed:
             bitmap.abdicate()
         else:
-            bitmap.reclaim_uncopied(self.may)
+            bitmap.reclaim_uncopied(self.must, self.may)
 
 
 def check_request(spec: JobSpec, disk: Disk) -> tuple[Bitmap | None, BitmapMode | None]:

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from qmpshim.conformance.explore.checkers.end import End
 from qmpshim.conformance.explore.checkers.point_in_time import (
     Named,
-    Possible,
     explaining,
     possible_ends,
 )
@@ -22,10 +21,9 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.operations import Verb, does
-from qmpshim.model.pointintime.jobs import Ending
+from qmpshim.model.operations import Verb
 from qmpshim.model.pointintime.masks import cover, span, units
-from qmpshim.model.pointintime.push import FIRST, GRANULARITY, NEW
+from qmpshim.model.pointintime.push import GRANULARITY, NEW
 
 
 def bitmaps_name_changes(end: End) -> RealViolation | None:
@@ -38,7 +36,7 @@ def bitmaps_name_changes(end: End) -> RealViolation | None:
     wrong: list[RealViolation] = []
     for one in explaining(left, possible_ends(end)):
         for predicted in one.bitmaps:
-            found = _first(_wrong(end.scenario, left, predicted, one, gone, beside))
+            found = _first(_wrong(end.scenario, left, predicted, gone, beside))
             if found is None:
                 return None
             wrong.append(found)
@@ -53,7 +51,6 @@ def _wrong(
     scenario: RealScenario,
     left: BackupLeft,
     predicted: dict[str, Named],
-    job: Possible,
     gone: bool,
     beside: int,
 ) -> Iterable[RealViolation | None]:
@@ -70,15 +67,8 @@ def _wrong(
         must, may = want.must, want.may
         if one.name == NEW:
             may |= beside
-        if (
-            one.name == FIRST
-            and left.ending in (Ending.CANCELLED, Ending.FAILED)
-            and does(scenario.ops, Verb.BACKUP_ALWAYS)
-        ):
-            nothing, part = _not_copied(left, scenario.granule)
-            may |= (nothing | part) & job.may
-            # What the target did not keep of a copy when it went away is in no bitmap.
-            must |= 0 if gone else nothing & job.must
+        if not gone:  # what the target did not keep of a copy when it went away is in no bitmap
+            must |= want.uncopied & _not_copied(left, scenario.granule)
         yield _granules(one, must, may | must, scenario.size)
 
 
@@ -100,20 +90,17 @@ def beside_transaction(scenario: RealScenario, precedence: Sequence[frozenset[in
     return cover(touched, GRANULARITY, scenario.size)
 
 
-def _not_copied(left: BackupLeft, granule: int) -> tuple[int, int]:
-    """The sectors of the granules of which the target has nothing, and of which it has a part.
+def _not_copied(left: BackupLeft, granule: int) -> int:
+    """The sectors of the granules of which the target has nothing.
 
     :param granule: sectors that are copied at once
     """
-    nothing = part = 0
+    nothing = 0
     for start in range(0, len(left.target), granule):
         sectors = range(start, min(start + granule, len(left.target)))
-        missing = [left.target[n] is None for n in sectors]
-        if all(missing):
+        if all(left.target[sector] is None for sector in sectors):
             nothing |= span(start, len(sectors))
-        elif any(missing):
-            part |= span(start, len(sectors))
-    return nothing, part
+    return nothing
 
 
 def _state(one: BitmapLeft, want: Named) -> RealViolation | None:

@@ -40,10 +40,14 @@ from qmpshim.model.pointintime.push import PushChain
 
 @dataclass(slots=True)
 class Named:
-    """What a bitmap must and may name, in sectors of whole granules, and whether it records."""
+    """What a bitmap must and may name, in sectors of whole granules, and whether it records.
+
+    :ivar uncopied: as :attr:`.Bitmap.uncopied`
+    """
 
     must: int
     may: int
+    uncopied: int
     recording: bool
 
 
@@ -280,7 +284,7 @@ def _add(to: Possible, pushes: PushChain, may_fail: bool) -> None:
         to.must, to.may = to.must & job.must, to.may | job.may
     to.bitmaps.append(
         {
-            name: Named(bitmap.must, bitmap.may, bitmap.recording)
+            name: Named(bitmap.must, bitmap.may, bitmap.uncopied, bitmap.recording)
             for name, bitmap in pushes.disk.bitmaps.items()
         }
     )

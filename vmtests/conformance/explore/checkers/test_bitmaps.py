@@ -18,9 +18,10 @@ from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.pointintime.bitmap import Bitmap
+from qmpshim.model.pointintime.jobs import Ending
 from qmpshim.model.pointintime.masks import span
 from vmtests.support.backup_left import granules_left_as, left_as
-from vmtests.support.backups import Kinds, explored, kinds
+from vmtests.support.backups import Kinds, Recording, endings, explored, kinds, point_of
 from vmtests.support.failing import one
 from vmtests.support.gate import of
 
@@ -87,6 +88,14 @@ def test_a_copy_that_failed_stays_in_the_bitmap_and_one_that_was_lost_does_not(
     left_as(monkeypatch, _FORGOTTEN)
     for errno in (EIO, CUT):
         assert found(pool, "push-a", errnos=(errno,)) == MISSES
+
+
+def test_what_a_failed_job_gave_back_may_be_cleared(pool: QemuPool) -> None:
+    """After the job's end, that is: while it runs its bitmap is busy."""
+    name = "primary_write+bitmap_clear,third=with_backup_always,history=dirty"
+    system = explored(pool, point_of("push", name), Recording, errnos=(EIO,))
+    assert Ending.FAILED in endings(system)
+    assert kinds(system) == set()
 
 
 def test_a_bitmap_that_is_not_given_back_is_found_out(
