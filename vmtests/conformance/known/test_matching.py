@@ -12,7 +12,7 @@ from qmpshim.conformance.compare.divergence import Ending
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS
 from qmpshim.conformance.explore.directed.cases import crash_cause
-from qmpshim.conformance.explore.harness.choices import Fail, RealChoice, io_id
+from qmpshim.conformance.explore.harness.choices import RECONNECT, Fail, RealChoice, io_id
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
 from qmpshim.conformance.explore.violation import RealViolation
@@ -43,6 +43,8 @@ A_FULL: Fail = Fail(io_id(0, "primary write 0+128", 0), 28)
 MASKED = "guest_write says success after a refused primary write"
 TOO_FULL = "guest_write answers errno 5, after a failed primary write"
 A_READ: Fail = Fail(io_id(0, "secondary read 0+128", 0), 5)
+CUT_WRITE: Fail = Fail(io_id(0, "secondary write 0+128", 0), RECONNECT)
+CUT_COPY: Fail = Fail(io_id(0, "hidden write 0+128", 0), RECONNECT)
 
 
 def sighting(name: str, verdict: Verdict, cause: str, *schedule: RealChoice) -> Sighting:
@@ -113,6 +115,10 @@ def finding(name: str, verdict: Verdict, cause: str, *schedule: RealChoice) -> F
         finding("primary-GO", Verdict.ERROR_CONTRACT, TOO_FULL, A_PRIMARY),
         # 5.2's: a hang and an abort of failover, where nothing failed.
         finding("PO", Verdict.HANG, "guest_write hangs"),
+        # A hang of requests or commands whose connections were not those that it was seen with.
+        finding("PO", Verdict.HANG, "guest_write hangs", CUT_COPY),
+        finding("push-Wf", Verdict.HANG, "primary_write hangs", CUT_COPY),
+        finding("push-Wf", Verdict.HANG, "backup_full hangs", CUT_WRITE),
         finding("PO", Verdict.CRASH, f"{PERM} `child->perm & BLK_PERM_WRITE' failed."),
     ],
     ids=lambda found: f"{found.scenario.name}-{found.cause}",
