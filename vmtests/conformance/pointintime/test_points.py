@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -18,10 +19,23 @@ from qmpshim.conformance.workload.verification import VerifyOutcome, verify
 from qmpshim.errors import CommandFailed, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.points import PointsChain, PointsSpec
+from qmpshim.machine.host.files import map_file
 from qmpshim.machine.host.workspace import Workspace
-from qmpshim.model.pointintime.jobs import BitmapMode, JobSpec, OnError, Sync
+from qmpshim.machine.images.qcow2 import Qcow2Reader
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.pointintime.jobs import BitmapMode, Copying, JobSpec, OnError, Sync
 from qmpshim.model.pointintime.points import JobVerb, PointDefect
-from vmtests.support.points import CANCEL, CHECK, FINISH, MUTANTS, PointMutant, add, case, write
+from vmtests.support.points import (
+    CANCEL,
+    CHECK,
+    FINISH,
+    MUTANTS,
+    CopiesAfterT0,
+    PointMutant,
+    add,
+    case,
+    write,
+)
 
 SPEC = PointsSpec(SIZE)
 SHAPES = {
@@ -148,6 +162,49 @@ def test_an_increment_completes_its_chain(qemu_build: Build, workspace: Workspac
     result = run(qemu_build, workspace, operations)
     assert result.divergence is None, str(result.divergence)
     assert result.targets == {"completed": 3}
+
+
+@pytest.mark.parametrize(
+    ("copying", "sent"),
+    [
+        (Copying(), {}),
+        (Copying(compress=True), {"compress": True}),
+        (Copying(copy_range=True), {"x-perf": {"use-copy-range": True}}),
+        (Copying(True, False, 2, 131072),
+         {"compress": True, "x-perf": {"max-workers": 2, "max-chunk": 131072}}),
+    ],
+)  # fmt: skip
+def test_a_job_copies_as_it_is_asked_to(
+    copying: Copying, sent: dict[str, object], each_build: Build, workspace: Workspace
+) -> None:
+    """Whatever it is, the target is the disk at T0; it is in compressed clusters or it is not."""
+    how, asked, packed = ("compress", "x-perf"), {}, []
+
+    class Watching(PointsChain):
+        async def command(self, name: str, arguments: Mapping[str, Any]) -> None:
+            asked.update(
+                {key: arguments[key] for key in ("compress", "x-perf") if key in arguments}
+            )
+            await super().command(name, arguments)
+
+        async def close_target(self, disk: int) -> None:
+            await super().close_target(disk)
+            packed.append(Qcow2Reader.parse(map_file(self.image("target0-1"))).has_compressed())
+
+    if read_version(each_build)[0] < (6, 0):
+        sent = {key: value for key, value in sent.items() if key == "compress"}
+    job = JobSpec(0, Sync.FULL, copying=copying)
+    result = run(each_build, workspace, case(write(0, 300), write(1000, 300), job), Watching)
+    assert result.divergence is None, str(result.divergence)
+    assert (asked, packed, result.targets) == (sent, [copying.compress], {"completed": 1})
+
+
+def test_what_is_wrong_in_a_compressed_target_is_found_out(
+    qemu_build: Build, workspace: Workspace
+) -> None:
+    job = JobSpec(0, Sync.FULL, copying=Copying(compress=True))
+    found = run(qemu_build, workspace, case(write(0, 300), job), CopiesAfterT0).divergence
+    assert found is not None and found.verdict is Verdict.CONTENT, str(found)
 
 
 @pytest.mark.parametrize("mode", BitmapMode)
