@@ -148,8 +148,8 @@ def _disagree_on_allocation(extents: list[MapExtent], view: ImageView) -> Iterat
             ):
                 alloc = None  # the host cluster may be there for other subclusters
             theirs = _placed(alloc, extent.host_offset, start - extent.start)
-            packed = run.host_offset is not None and run.host_offset >= view.file_end
-            ours = _placed(run.alloc, None if packed else run.host_offset, start - run.offset)
+            place = None if view.is_compressed(run) else run.host_offset
+            ours = _placed(run.alloc, place, start - run.offset)
             if theirs != ours and not (alloc is None and run.alloc is not Alloc.DATA):
                 yield (
                     f"at {start:#x}: qemu-img map says {theirs}, the independent reader says {ours}"

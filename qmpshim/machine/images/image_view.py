@@ -42,7 +42,6 @@ class ImageView:
     :param raw: a raw image instead of qcow2, all of it DATA
     :param data: the bytes of the image's external data file, if it has one; kept, not copied
     :ivar unit_size: of a subcluster, or of a cluster where the image has none; in bytes
-    :ivar file_end: a run's host offset from here on is none in the file: its cluster is compressed
     :raises ImageError: as :meth:`Qcow2Reader.parse` and :meth:`Qcow2Reader.clusters`
     :raises UnsupportedFeature: the same, and an external data file without *data*
     """
@@ -52,7 +51,7 @@ class ImageView:
     ) -> None:
         self._image = memoryview(image).cast("B")
         self._runs: list[Run]
-        self.file_end = sys.maxsize
+        self._expanded_at = sys.maxsize
         if raw:
             self.virtual_size = self.cluster_size = self.unit_size = len(self._image)
             self._runs = [Run(0, self.virtual_size, Alloc.DATA, 0)]
@@ -68,8 +67,10 @@ class ImageView:
             self._clusters = qcow2.clusters()
             self._runs = list(qcow2.runs(self._clusters))
             if expanded := self._clusters.expanded:
-                self.file_end = qcow2.expanded_at
-                self._image = memoryview(bytes(self._image).ljust(self.file_end, b"\0") + expanded)
+                self._expanded_at = qcow2.expanded_at
+                self._image = memoryview(
+                    bytes(self._image).ljust(self._expanded_at, b"\0") + expanded
+                )
         self._starts = [run.offset for run in self._runs]
 
     @classmethod
@@ -101,6 +102,10 @@ class ImageView:
                 offset = stop
         if offset < end:
             yield Run(offset, end - offset, Alloc.UNALLOCATED, None)
+
+    def is_compressed(self, run: Run) -> bool:
+        """Whether a run is of compressed clusters: its host offset is nowhere in the file then."""
+        return run.host_offset is not None and run.host_offset >= self._expanded_at
 
     def pieces(self, offset: int = 0, length: int | None = None) -> Iterator[Piece]:
         """As :meth:`runs`, with the bytes: in as few pieces as the image's layout allows."""

@@ -182,9 +182,7 @@ def test_a_job_copies_as_it_is_asked_to(
 
     class Watching(PointsChain):
         async def command(self, name: str, arguments: Mapping[str, Any]) -> None:
-            asked.update(
-                {key: arguments[key] for key in ("compress", "x-perf") if key in arguments}
-            )
+            asked.update((key, arguments[key]) for key in how if key in arguments)
             await super().command(name, arguments)
 
         async def close_target(self, disk: int) -> None:

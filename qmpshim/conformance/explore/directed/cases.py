@@ -155,6 +155,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("backup-between-files", True, sources.files, form="push"),
     _case("backup-keeps-failed-copies", True, jobs.failed_copy_stays, form="push", size=2 * SIZE),
     _case("backup-of-overlay", True, sources.overlay_backup, form="push", size=2 * SIZE),
+    _case("backup-compressed", True, sources.compressed_backup, form="push", size=2 * SIZE),
     _case("backup-of-snapshot", True, sources.snapshot_backup, 0, "fleecing", (), 2 * SIZE),
     _case("copy-of-zeroes-in-part", True, ranges.zeroes_in_part, form="backup", size=_ODD),
     _case("copy-fills-clusters", True, ranges.whole_clusters, form="push", size=4 * SIZE),

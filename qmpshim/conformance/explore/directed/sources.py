@@ -14,6 +14,8 @@ from qmpshim.conformance.explore.directed.tools import (
     add_image,
     allocation,
     answered,
+    fails,
+    flushed_image,
     held,
     job_ended,
     open_image,
@@ -24,6 +26,7 @@ from qmpshim.conformance.explore.directed.tools import (
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.images import blank_qcow2
+from qmpshim.machine.images.image_view import ImageView
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
@@ -132,6 +135,34 @@ def files(machine: GatedMachine) -> None:
                 text = f"a backup to a {driver} file is not what its source is"
                 raise Broken(Verdict.CONTENT, text, f"a backup to a {driver} file")
             machine.clients[name].call(Nbd.WRITE, 0, 0, bytes(len(content)))
+
+
+def compressed_backup(machine: GatedMachine) -> None:
+    """A backup is the disk, compressed or not: with compress every cluster of its target is, and
+    without it none. It is refused where the target's format has no compressed clusters.
+    """
+    job = {"job-id": "backup", "device": "secondary", "sync": "full"}
+    for compress, name in ((False, "plain"), (True, "packed")):
+        add_image(machine, name, 4 * CLUSTER)
+        machine.call("blockdev-backup", {**job, "target": name, "compress": compress})
+        if "error" in _end_of_job(machine):
+            text = f"a backup with compress={compress} fails, though all disks are well"
+            raise Broken(Verdict.ERROR_CONTRACT, text, "a compressed backup fails")
+        view = ImageView(flushed_image(machine, name))
+        packed = set(map(view.is_compressed, view.runs()))
+        if packed != {compress}:
+            text = f"the clusters of a backup with compress={compress} are compressed: {packed}"
+            raise Broken(Verdict.ALLOCATION, text, f"compressed clusters of a {name} backup")
+        add_client(machine, name)
+        whole = bytes(pattern.data_of(1, 0, 4 * COUNT))
+        if (
+            read(machine, name, 0, 4 * COUNT) != whole
+            or view.read(0, len(whole)).tobytes() != whole
+        ):
+            text = f"a backup with compress={compress} is not what its source is"
+            raise Broken(Verdict.CONTENT, text, f"data of a {name} backup")
+    machine.call("blockdev-add", {"driver": "null-co", "node-name": "raw", "size": 4 * CLUSTER})
+    fails(machine, "blockdev-backup", {**job, "target": "raw", "compress": True})
 
 
 def _begin_to_look(machine: GatedMachine, target: str) -> None:

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 from qmpshim.conformance.explore.directed.tools import CLUSTER
+from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import Mutant, expect_finding
 from vmtests.support.mutants.clients import client_with, read_differently
-from vmtests.support.mutants.disks import not_copied, nothing_held, succeeding
+from vmtests.support.mutants.disks import not_copied, nothing_held, seen_as, succeeding
 from vmtests.support.mutants.qmp import asking, jobs_failed
 
+OLD = bytes(pattern.data_of(1, 0, 1))
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 PROTOCOL = Verdict.PROTOCOL
+
+
+def raw_is_not_compressed(machine: GatedMachine) -> None:
+    """A backup that cannot be compressed is done without."""
+    call = machine.call
+
+    def other(name: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        if arguments is not None and arguments.get("target") == "raw":
+            arguments = {**arguments, "compress": False}
+        return call(name, arguments)
+
+    machine.call = other  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(
@@ -29,6 +47,17 @@ PROTOCOL = Verdict.PROTOCOL
          Verdict.CONTENT, "data of a backup of an overlay: full"),
         ("backup-of-overlay", nothing_held, Verdict.ORDER, "a job that looks what an overlay"),
         ("backup-of-overlay", succeeding, ERROR_CONTRACT, "sync=top without the overlay's tables"),
+        ("backup-compressed", asking("blockdev-backup", compress=False), Verdict.ALLOCATION,
+         "compressed clusters of a packed backup"),
+        ("backup-compressed", asking("blockdev-backup", compress=True), Verdict.ALLOCATION,
+         "compressed clusters of a plain backup"),
+        ("backup-compressed", jobs_failed, ERROR_CONTRACT, "a compressed backup fails"),
+        ("backup-compressed", client_with("packed", Nbd.READ, NbdAnswer(0, bytes(4 * CLUSTER))),
+         Verdict.CONTENT, "data of a packed backup"),
+        ("backup-compressed", seen_as("plain", lambda image: image.replace(OLD, bytes(len(OLD)))),
+         Verdict.CONTENT, "data of a plain backup"),
+        ("backup-compressed", raw_is_not_compressed, ERROR_CONTRACT,
+         "blockdev-backup fails silently"),
         ("backup-of-snapshot", client_with("image", Nbd.READ, NbdAnswer(0, bytes(4 * CLUSTER))),
          Verdict.CONTENT, "data of a backup of a snapshot"),
         ("backup-of-snapshot", jobs_failed, ERROR_CONTRACT, "a backup of a snapshot fails"),
