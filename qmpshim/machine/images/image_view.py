@@ -66,11 +66,9 @@ class ImageView:
                 self._image = memoryview(data).cast("B")
             self._clusters = qcow2.clusters()
             self._runs = list(qcow2.runs(self._clusters))
-            if expanded := self._clusters.expanded:
+            if self._clusters.expanded:
                 self._expanded_at = qcow2.expanded_at
-                self._image = memoryview(
-                    bytes(self._image).ljust(self._expanded_at, b"\0") + expanded
-                )
+                self._image = qcow2.with_expanded(self._clusters)
         self._starts = [run.offset for run in self._runs]
 
     @classmethod

@@ -146,6 +146,15 @@ class Qcow2Reader:
         """
         return (-(-self.file_size // self.cluster_size) + 1) * self.cluster_size
 
+    def with_expanded(self, clusters: Clusters) -> memoryview:
+        """The file's bytes, followed by what its compressed clusters hold: copied if there are any.
+
+        :param clusters: the result of :meth:`clusters`
+        """
+        if not clusters.expanded:
+            return self._image
+        return memoryview(bytes(self._image).ljust(self.expanded_at, b"\0") + clusters.expanded)
+
     def has_compressed(self) -> bool:
         """Whether there is a compressed cluster.
 

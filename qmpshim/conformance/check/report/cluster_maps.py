@@ -268,7 +268,7 @@ def _bundled_disk(
     want: dict[int, int] = {}
     for start, count, owner in predicted["owners"]:
         want.update(dict.fromkeys(range(start, start + count), max(0, owner)))
-    image = map_file(path)
+    data = image = memoryview(map_file(path))
     clusters: list[dict[str, Any]] = []
     raw = predicted["allocation"] == "raw"
     found: dict[int, tuple[Alloc, int]] = {}
@@ -276,6 +276,7 @@ def _bundled_disk(
         try:
             qcow2 = Qcow2Reader.parse(image)
             seen = qcow2.clusters()
+            data = qcow2.with_expanded(seen)
         except (ImageError, UnsupportedFeature) as error:
             return {"name": name, "clusters": [], "problem": str(error)}
         if (its := qcow2.cluster_size) != cluster * SECTOR:
@@ -298,7 +299,7 @@ def _bundled_disk(
         kind, host = found.get(index, (Alloc.UNALLOCATED, 0))
         if raw or kind is Alloc.DATA:
             at = low * SECTOR if raw else host
-            piece = bytes(image[at : at + (high - low) * SECTOR])
+            piece = bytes(data[at : at + (high - low) * SECTOR])
             have = list(owners(piece + bytes((high - low) * SECTOR - len(piece)), low))
         plan = None if raw else int(planned.get(index, Alloc.UNALLOCATED))
         wanted = _cell([want.get(s, 0) for s in range(low, high)], low, plan, whose)

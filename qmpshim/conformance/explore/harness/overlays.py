@@ -61,6 +61,7 @@ def _read(image: bytes, size: int, cluster: int, name: str) -> OverlayState:
         qcow2 = Qcow2Reader.parse(image)
         found = qcow2.clusters()
         faults = faults_of(qcow2)
+        data = qcow2.with_expanded(found)
     except ImageError as error:
         faults, found = [str(error)], None
     if faults or found is None:
@@ -77,7 +78,7 @@ def _read(image: bytes, size: int, cluster: int, name: str) -> OverlayState:
         start = index * cluster
         end = min(start + cluster, size)
         if kind == Alloc.DATA:
-            piece = image[host : host + (end - start) * SECTOR]
+            piece = bytes(data[host : host + (end - start) * SECTOR])
             piece += bytes((end - start) * SECTOR - len(piece))
             content[start:end] = owners(piece, start)
         else:
