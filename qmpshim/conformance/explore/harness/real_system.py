@@ -255,10 +255,17 @@ class RealSystem(RealRun):
         if self._left:
             return None
         self._left = True
-        if self.violation is not None and self.violation.kind in _OVER:
-            if not self.keeping:
-                self.pool.discard()  # it is over, and reported (or the same as one that is)
-            return None
+        violation = self.violation
+        if violation is not None:
+            seen = self.now.lost or (violation.kind, violation.cause) in self.found
+            if not seen:
+                self._keep(
+                    violation
+                )  # the execution was left before its end, at its beginning for one
+            if violation.kind in _OVER:
+                if not self.keeping:
+                    self.pool.discard()
+                return None
         try:
             self.pool.back(apart)
         except (*BROKEN, CommandFailed) as error:

@@ -100,6 +100,29 @@ def test_a_qemu_that_stops_when_a_client_connects(
     assert str(finding.cause).startswith("before the scenario begins: NBD connection to ")
 
 
+@pytest.mark.parametrize("mode", [Mode.RANDOM, Mode.STATEFUL])
+def test_what_went_wrong_once_is_seen_though_the_next_beginning_goes_well(
+    mode: Mode, monkeypatch: pytest.MonkeyPatch, qemu_build: Build
+) -> None:
+    """A walk goes back to the beginning before its first execution."""
+    start, left = QemuPool._start, 1
+
+    def once(self: QemuPool, machine: GatedMachine) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            raise MachineHung("no answer in 1 s")
+        start(self, machine)
+
+    monkeypatch.setattr(QemuPool, "_start", once)
+    task = ScenarioTask(qemu_build, read_version(qemu_build)[0], mode, (), 2.0, 0)
+    with closing(QemuPool(qemu_build)) as pool:
+        found = explore_scenario(pool, WR[0], task, 2.0).sightings
+    assert [(one.violation.kind, one.violation.cause.phase) for one in found] == [
+        (Verdict.HANG, Phase.SETUP)
+    ]
+
+
 def test_a_qemu_that_refuses_to_start_replication(
     monkeypatch: pytest.MonkeyPatch, qemu_build: Build
 ) -> None:
