@@ -25,7 +25,7 @@ from qmpshim.conformance.assess.assess import Assessment, assess
 from qmpshim.conformance.assess.document import assessment_object
 from qmpshim.conformance.assess.judgement import Answer, Judgement, Reason
 from qmpshim.conformance.assess.page import page
-from qmpshim.conformance.bundles.again import directed_command, replay_command
+from qmpshim.conformance.bundles.again import directed_command, on_build, replay_command
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.finding_files import save_finding
@@ -142,8 +142,7 @@ def _status(done: Sequence[Assessment]) -> int:
 def _again(reason: Reason, build: Build, keep: Path, console: Console) -> str:
     """The command that shows it; what is new is kept as a bundle for that."""
     if reason.entry is not None:
-        which = [] if build.name == "system" else ["--build", build.name]
-        return shlex.join([*shlex.split(command_of(reason.entry)), *which])
+        return shlex.join([*shlex.split(command_of(reason.entry)), *on_build(build)])
     if reason.workload is not None:
         return reason.workload.command(build)
     assert reason.finding is not None

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from qmpshim.conformance.assess.trials import try_findings
+from qmpshim.conformance.assess.workloads import run_workloads
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.search.exploration import ExploreReport, Progress, explore_real
 from qmpshim.conformance.known.folder import known_findings, write_ups
+from qmpshim.conformance.known.meaning import Use
 from qmpshim.errors import ExecutorLost
 from qmpshim.machine.builds.build import Build
 from vmtests.support.clusters import local_cluster
@@ -68,6 +70,15 @@ def test_the_same_findings_are_shown(qemu_build: Build, cluster: Any) -> None:
     with closing(Cluster(cluster.scheduler_address)) as connected:
         there = try_findings(qemu_build, wanted, 1, 100.0, cluster=connected)
     assert here == there
+
+
+def test_the_same_workloads_are_run(qemu_build: Build, cluster: Any) -> None:
+    uses = [Use.SYNC_NONE_BACKUP, Use.COLO_SECONDARY]
+    with closing(Cluster(cluster.scheduler_address)) as connected:
+        there = run_workloads(qemu_build, uses, 1, connected)
+    here = run_workloads(qemu_build, uses, 2)
+    assert [one.workload for one in there] == [one.workload for one in here] and len(here) > 1
+    assert [one.outcome.text for one in there] == [one.outcome.text for one in here]
 
 
 def test_the_command(qmpshim: CommandLine, cluster: Any) -> None:

@@ -67,7 +67,7 @@ def assess(
         cluster,
     )
     progress("running random workloads")
-    workloads = run_workloads(build, uses, jobs)
+    workloads = run_workloads(build, uses, jobs, cluster)
     decided = [
         use
         for use in uses

@@ -17,6 +17,9 @@ from qmpshim.conformance.known.meaning import SEVERITY_OF, Severity, Use
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.errors import name_errnos
 
+_NOT_AGAIN = "seen, and not each time it was tried again"
+_NOT_TRIED = "seen, and not tried again"
+
 
 class Answer(StrEnum):
     """Whether a build can be relied on for a use."""
@@ -109,7 +112,10 @@ def judge(
     for run in ran:
         for found in run.outcome.findings:
             entry = by_id(found.known) if found.known else None
-            if entry is None:
+            if entry is None and not found.confirmed:
+                if found.contract:
+                    doubts.append(f"{_NOT_AGAIN}: {_text_of(found)}")
+            elif entry is None:
                 new.append(_of_workload(run.workload, found))
             elif use in entry.meaning.affects:
                 shown.setdefault(entry.name, _of_entry(entry))
@@ -130,7 +136,7 @@ def judge(
         many = f"{explored.cases - explored.cases_run} of {explored.cases}"
         doubts.append(f"{many} directed cases were not run")
     doubts += [
-        f"seen once, and not each time: {finding.described}"
+        f"{_NOT_AGAIN if finding.tried else _NOT_TRIED}: {finding.described}"
         for finding in explored.seen
         if not finding.confirmed and _would_disqualify(finding, use, shown)
     ]
@@ -181,6 +187,9 @@ def _of_finding(finding: Finding | DirectedFinding) -> Reason:
 
 
 def _of_workload(workload: Workload, found: CaseFinding) -> Reason:
-    text = f"{found.verdict}: {name_errnos(found.title)}"
     severity = SEVERITY_OF[found.verdict]
-    return Reason(severity, text, workload=workload, contract=found.contract)
+    return Reason(severity, _text_of(found), workload=workload, contract=found.contract)
+
+
+def _text_of(found: CaseFinding) -> str:
+    return f"{found.verdict}: {name_errnos(found.title)}"

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from qmpshim.conformance.bundles.again import on_build
-from qmpshim.conformance.check.case import Case, CaseOutcome
+from qmpshim.conformance.check.case import Case, CaseOutcome, Status
 from qmpshim.conformance.check.run.case_process import Order, carry_out
-from qmpshim.conformance.check.run.identity import identify
+from qmpshim.conformance.check.run.identity import Identity, identify
 from qmpshim.conformance.check.runners.kinds import name_of
+from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.uses import uses_of, uses_of_points
 from qmpshim.conformance.pointintime.workload import PointsWorkflow
+from qmpshim.errors import WorkerLost
 from qmpshim.machine.builds.build import Build
 
 _LIMIT = 30.0  # seconds for each; it takes two or three
@@ -71,21 +74,59 @@ class WorkloadRun:
         return int(self.outcome.figures.get("operations", 0))
 
 
-def run_workloads(build: Build, uses: Sequence[Use], jobs: int) -> list[WorkloadRun]:
+def run_workloads(
+    build: Build, uses: Sequence[Use], jobs: int, cluster: Cluster | None = None
+) -> list[WorkloadRun]:
     """Run those that stand for *uses*.
 
     :param jobs: processes at a time
+    :param cluster: run them there, with all its workers
+    :raises ExecutorLost: the cluster went away
     """
     wanted = [one for one in WORKLOADS if set(one.uses) & set(uses)]
     identity = identify(build)
+    if cluster is not None:
+        ran: dict[int, WorkloadRun] = {}
+
+        def arguments(one: Workload) -> tuple[Build, Identity, Workload]:
+            return build, identity, one
+
+        calls = [partial(arguments, one) for one in wanted]
+        for place, result in cluster.run(carry_out_workload, calls):
+            try:
+                ran[place] = result()
+            except WorkerLost as error:
+                ran[place] = WorkloadRun(wanted[place], CaseOutcome(Status.BROKEN, str(error)))
+        return [ran[place] for place in sorted(ran)]
     ended = threading.Event()
 
     def run(one: Workload) -> WorkloadRun:
-        order = Order(build, identity, one.case, name_of(one.kind))
-        return WorkloadRun(one, carry_out(order, ended.is_set).outcome)
+        return carry_out_workload(build, identity, one, ended.is_set)
 
     with ThreadPoolExecutor(jobs) as pool:
         try:
             return list(pool.map(run, wanted))
         finally:
             ended.set()
+
+
+def carry_out_workload(
+    build: Build,
+    identity: Identity,
+    workload: Workload,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> WorkloadRun:
+    """Run a workload in a process of its own; once more, where it shows something new.
+
+    What it does not show again is not confirmed.
+    """
+    order = Order(build, identity, workload.case, name_of(workload.kind))
+    outcome = carry_out(order, cancelled).outcome
+    if all(found.known for found in outcome.findings):
+        return WorkloadRun(workload, outcome)
+    again = {found.key for found in carry_out(order, cancelled).outcome.findings}
+    findings = (
+        replace(found, confirmed=bool(found.known) or found.key in again)
+        for found in outcome.findings
+    )
+    return WorkloadRun(workload, replace(outcome, findings=tuple(findings)))

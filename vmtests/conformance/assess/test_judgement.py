@@ -141,6 +141,9 @@ def test_what_a_directed_case_shows_counts_as_what_a_schedule_does() -> None:
     unsteady = of_case("", (2, 3))
     judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, directed=[unsteady]))
     assert judged.answer is Answer.CANNOT_TELL and len(judged.doubts) == 1
+    untried = of_case("", (0, 0))
+    judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, directed=[untried]))
+    assert judged.doubts == ("seen, and not tried again: isolation: wrong",)
     outside = of_case("", (3, 3), contract=False)
     judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, directed=[outside]))
     assert judged.answer is Answer.RELIABLE and judged.remarks[0].finding is outside
@@ -174,6 +177,16 @@ def test_what_a_workload_shows_counts_for_its_uses() -> None:
     ran = ended(Status.OK, replace(wrong, known=SNAPSHOT.id))
     assert judge(Use.FLEECING, NONE_SEEN, ALL, ran).reasons[0].entry is SNAPSHOT
     assert judge(Use.FLEECING, NONE_SEEN, ALL, ended(Status.OK)).answer is Answer.RELIABLE
+
+
+def test_what_a_workload_did_not_show_again_is_a_doubt() -> None:
+    once = CaseFinding(Verdict.CONTENT, "made", "wrong", confirmed=False)
+    judged = judge(Use.FLEECING, NONE_SEEN, ALL, ended(Status.DIVERGED, once))
+    assert judged.answer is Answer.CANNOT_TELL and not judged.reasons
+    assert judged.doubts == ("seen, and not each time it was tried again: content: wrong",)
+    outside = replace(once, contract=False)
+    judged = judge(Use.FLEECING, NONE_SEEN, ALL, ended(Status.DIVERGED, outside))
+    assert judged.answer is Answer.RELIABLE
 
 
 @pytest.mark.parametrize("status", [Status.BROKEN, Status.SKIPPED])
