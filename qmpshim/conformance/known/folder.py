@@ -16,6 +16,7 @@ from qmpshim.conformance.known.matching import (
     WorkloadWriteUp,
     write_up_from_json,
 )
+from qmpshim.conformance.known.meaning import Trigger
 from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
 from qmpshim.errors import HostError, InputError, no_such
 
@@ -110,7 +111,7 @@ def summary(name: str) -> dict[str, Any]:
 
 def by_severity(found: Iterable[WriteUp]) -> list[WriteUp]:
     """The worst first; of equals what needs the least comes first."""
-    triggers = ["load", "failure", "misuse"]
+    triggers = list(Trigger)
     return sorted(
         found,
         key=lambda one: (

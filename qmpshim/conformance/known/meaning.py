@@ -78,6 +78,7 @@ class Trigger(StrEnum):
 
     LOAD = "load"  # nothing: the right requests at the right time
     FAILURE = "failure"  # a disk, a link or a host fails
+    TESTING = "testing"  # a driver that QEMU has for tests, as blkdebug
     MISUSE = "misuse"  # what QEMU's documents forbid
 
     @property
@@ -89,6 +90,7 @@ class Trigger(StrEnum):
 _TRIGGERS = {
     Trigger.LOAD: "in ordinary use",
     Trigger.FAILURE: "when a disk, a link or a host fails",
+    Trigger.TESTING: "only with a driver for tests",
     Trigger.MISUSE: "only against QEMU's documented rules",
 }
 
@@ -146,7 +148,7 @@ class Meaning:
     @property
     def disqualifies(self) -> bool:
         """Whether a build that shows it is not reliable for the uses it affects."""
-        return self.severity.serious and self.trigger is not Trigger.MISUSE
+        return self.severity.serious and self.trigger in (Trigger.LOAD, Trigger.FAILURE)
 
 
 def meaning_from_json(value: Any) -> Meaning:

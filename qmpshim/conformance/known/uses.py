@@ -45,6 +45,7 @@ CASES: dict[str, tuple[Use, ...]] = {
     "fua-is-durable": _EXPORT,
     "parts-of-blocks": _EXPORT,
     "discard-in-part": _EXPORT,
+    "blkdebug-small-discard": (Use.NBD_EXPORT,),
 }
 
 

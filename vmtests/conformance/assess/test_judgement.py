@@ -153,6 +153,15 @@ def test_what_a_directed_case_shows_counts_as_what_a_schedule_does() -> None:
     assert judge(Use.COLO_PRIMARY, NONE_SEEN, replace(ALL, directed=[known])).reasons == ()
 
 
+def test_a_driver_for_tests_that_crashes_makes_no_use_unreliable() -> None:
+    known = of_case("directed/blkdebug-small-discard", (0, 0))
+    entry = write_up(known.known)
+    assert entry.meaning.severity.serious and entry.meaning.affects == (Use.NBD_EXPORT,)
+    judged = judge(Use.NBD_EXPORT, NONE_SEEN, replace(ALL, directed=[known]))
+    assert judged.answer is Answer.RELIABLE
+    assert [remark.entry for remark in judged.remarks] == [entry]
+
+
 def test_a_case_that_was_not_run_is_a_doubt() -> None:
     judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, cases=12, cases_run=11))
     assert judged.answer is Answer.CANNOT_TELL and "1 of 12 directed cases" in judged.doubts[0]

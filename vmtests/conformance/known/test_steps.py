@@ -60,6 +60,7 @@ def test_a_qemu_that_ends_otherwise_shows_nothing(name: str, reproducer: Reprodu
 REPAIRED = {
     # what the defect is made of in the script -> the same script where QEMU has none of it
     "directed/copy-fails": ('(hidden="write_aio")', "()", UNTESTED),
+    "directed/blkdebug-small-discard": ("align=4096", "align=512", NOT_SEEN),
     "directed/start-bad-top-twice": ("range(2)", "range(1)", NOT_SEEN),
     "directed/start-fails": ("empty_image_prepare", "snapshot_create_free", UNTESTED),
     "verify/stop-always-fails": ("failover=False", "failover=True", NOT_SEEN),

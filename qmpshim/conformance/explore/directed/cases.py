@@ -174,6 +174,7 @@ DIRECTED: tuple[Directed, ...] = (
     _case("cancel-beside-lost-target", True, jobs.cancelled_beside_lost_target, form="push"),
     _case("zeroes-are-detected", True, storage.detected_zeroes, form="push"),
     _case("snapshot-of-nothing", True, storage.snapshot_of_nothing, form="push"),
+    _case("blkdebug-small-discard", True, storage.small_discard, form="push"),
     _case("ejected-target", True, storage.ejected_target, form="push"),
     _case("checkpoint-of-ejected-disk", True, replication.ejected_disk),
     _case("checkpoint-to-the-end", True, replication.checkpoint_to_the_end, size=_ODD),

@@ -205,7 +205,7 @@ def padded(machine: GatedMachine) -> None:
     stays.
     """
     block, end = 8, SIZE // SECTOR  # sectors
-    # Without opt-discard blkdebug_co_pdiscard() divides by zero where a block is discarded in part.
+    # Without opt-discard a discard of part of a block ends QEMU (directed/blkdebug-small-discard).
     sizes = {"align": block * SECTOR, "opt-discard": block * SECTOR}
     words = {"driver": "blkdebug", "node-name": "blocks", "discard": "unmap", **sizes}
     remove_client(machine, "primary")

@@ -216,6 +216,32 @@ def snapshot_of_nothing(machine: GatedMachine) -> None:
         raise Broken(Verdict.LOST_WRITE, text, "a discard of no snapshot")
 
 
+def small_discard(machine: GatedMachine) -> None:
+    """On a disk with blocks of 4096 bytes a discard of less is advice as any other: it succeeds,
+    and what is around it stays.
+    """
+    block = 8  # sectors
+    remove_client(machine, "primary")
+    words = {"driver": "blkdebug", "node-name": "blocks", "align": block * SECTOR}
+    machine.call("blockdev-add", {**words, "discard": "unmap", "image": "secondary"})
+    add_client(machine, "blocks")
+    allowed = [{1} for _ in range(COUNT)]  # whose data a sector may hold
+    for start, count in (
+        (1, 1),  # inside a block
+        (2 * block, 3),  # its beginning
+        (4 * block - 2, 4),  # the end of one and the beginning of another
+    ):
+        errno = machine.clients["blocks"].call(Nbd.TRIM, start * SECTOR, count * SECTOR).errno
+        if errno:
+            text = f"a discard of {count} sectors fails with errno {errno}"
+            raise Broken(Verdict.ERROR_CONTRACT, text, "a small discard fails")
+        allowed[start : start + count] = [{0, 1}] * count
+    found = owners(read(machine, "blocks", 0, COUNT), 0)
+    if wrong := [sector for sector in range(COUNT) if found[sector] not in allowed[sector]]:
+        text = f"discards of parts of blocks leave other data in sectors {wrong}"
+        raise Broken(Verdict.CONTENT, text, "small discards")
+
+
 def ejected_target(machine: GatedMachine) -> None:
     """An image with broken tables is ejected: I/O fails, and nothing is backed up to it."""
     add_image(machine, "image", SIZE)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from errno import EIO
+
 import pytest
 
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
-from vmtests.support.directed import Mutant, expect_finding, since
-from vmtests.support.mutants.clients import DONE, client_with
+from vmtests.support.directed import Mutant, expect_finding, run_mutant, since
+from vmtests.support.mutants.clients import DONE, blocks_discarded, client_doing, client_with
 from vmtests.support.mutants.disks import sound_tables, spoilt_store
 from vmtests.support.mutants.qmp import asking
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
+
+
+def _written(call: Callable[..., NbdAnswer], offset: int, length: int) -> NbdAnswer:
+    """What is to be discarded gets data that no operation has written."""
+    return call(Nbd.WRITE, offset, 0, b"?" * length)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +41,11 @@ ERROR_CONTRACT = Verdict.ERROR_CONTRACT
          "snapshot-of-nothing: "),
         ("snapshot-of-nothing", spoilt_store("secondary", 0), Verdict.LOST_WRITE,
          "a discard of no snapshot"),
+        ("blkdebug-small-discard", client_with("blocks", Nbd.TRIM, NbdAnswer(EIO, b"")),
+         ERROR_CONTRACT, "a small discard fails"),
+        ("blkdebug-small-discard", blocks_discarded, Verdict.CONTENT, "small discards"),
+        ("blkdebug-small-discard", client_doing("blocks", Nbd.TRIM, _written), Verdict.CONTENT,
+         "small discards"),
         ("ejected-target", sound_tables, ERROR_CONTRACT, "I/O of an ejected image"),
         ("ejected-target", asking("blockdev-backup"), ERROR_CONTRACT,
          "blockdev-backup fails silently"),
@@ -41,3 +55,9 @@ def test_a_case_sees(
     name: str, mutant: Mutant, verdict: Verdict, cause: str, qemu_build: Build
 ) -> None:
     expect_finding(name, mutant, verdict, cause, qemu_build)
+
+
+def test_small_discards_pass_where_qemu_does_not_divide_by_zero(qemu_build: Build) -> None:
+    """No build is without the defect; with opt-discard QEMU divides by that."""
+    sound = asking("blockdev-add", **{"opt-discard": 4096})
+    assert run_mutant("blkdebug-small-discard", sound, qemu_build) is None
