@@ -51,6 +51,7 @@ from qmpshim.conformance.explore.search.exploration import (
 from qmpshim.conformance.explore.search.model_run import (
     REFERENCE_NAMES,
 )
+from qmpshim.conformance.explore.search.plan import Bounds, How, WrittenUp
 from qmpshim.conformance.explore.search.soak import soak_real, soak_state
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS
 from qmpshim.conformance.explore.space.naming import array, is_name, point_named, scenario_of
@@ -209,27 +210,29 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
         refuse_unused(args, f"with --scenario {args.scenario}", "--faults", "--all-io",
                       "--crash-points", "--mode", "--dask", "--jobs")  # fmt: skip
     mixed = args.scenario is None and not args.faults and args.budget is not None
+    how = How(
+        mode=mode,
+        faults=FAULTS if args.faults or mixed else (),
+        all_io=args.all_io,
+        mixed=mixed,
+        crash_points=crash_points,
+        seed=args.seed,
+    )
 
     with cluster_at(args.dask) as cluster:
+        bounds = Bounds(budget=args.budget, jobs=args.jobs, cluster=cluster)
 
         def work(build: Build, on_progress: OnProgress, known: Known, show: Show) -> ExploreReport:
+            written_up = WrittenUp(known, {} if args.strict else known_directed())
             return explore_real(
                 build,
                 scenarios,
-                mode,
-                FAULTS if args.faults or mixed else (),
-                args.budget,
-                args.jobs,
-                args.seed,
-                on_progress,
-                known,
-                crash_points=crash_points,
-                all_io=args.all_io,
+                cases,
+                how=how,
+                bounds=bounds,
+                known=written_up,
+                progress=on_progress,
                 interrupted=show,
-                mixed=mixed,
-                cluster=cluster,
-                directed=cases,
-                known_directed={} if args.strict else known_directed(),
             )
 
         own = args.scenario is not None and args.scenario.endswith(".json")
@@ -248,16 +251,13 @@ def _soak(args: argparse.Namespace, console: Console) -> int:
     def work(build: Build, on_progress: OnProgress, known: Known, show: Show) -> ExploreReport:
         return soak_real(
             build,
-            args.seed,
-            FAULTS,
-            args.budget,
-            args.jobs,
-            on_progress,
-            known,
-            crash_points,
-            soak_state(args.resume, build, args.seed) if args.resume is not None else None,
-            lambda state: state.save(args.resume) if args.resume is not None else None,
-            show,
+            how=How(faults=FAULTS, crash_points=crash_points, seed=args.seed),
+            bounds=Bounds(budget=args.budget, jobs=args.jobs),
+            known=known,
+            state=soak_state(args.resume, build, args.seed) if args.resume is not None else None,
+            keep=lambda state: state.save(args.resume) if args.resume is not None else None,
+            progress=on_progress,
+            interrupted=show,
         )
 
     return _explore_builds(args, console, work)

@@ -22,6 +22,7 @@ from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.conformance.explore.search.minimize import confirm
+from qmpshim.conformance.explore.search.plan import Bounds, How
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import Cause, CauseKind
@@ -64,7 +65,7 @@ def test_what_there_was_no_time_for_is_told_as_such(
     qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(real_ops, "answer", deaf)
-    report = explore_real(qemu_build, scenarios.named("RH"), minimise=False)
+    report = explore_real(qemu_build, scenarios.named("RH"), how=How(minimise=False))
     (finding,) = report.findings
     assert (finding.verdict, finding.replays) == (Verdict.HANG, (3, 3))
     untried = confirm(replace(finding, replays=(0, 0)), qemu_build, deadline=time.monotonic())
@@ -86,7 +87,7 @@ def test_a_limit_ends_it_wherever_qemu_is_waited_for(
     monkeypatch.setattr(real_ops, "answer", deaf)
     every = [*scenarios.named("WH"), *scenarios.named("R"), *scenarios.named("WV")]
     began = time.monotonic()
-    report = explore_real(qemu_build, every, limit=4.0)
+    report = explore_real(qemu_build, every, bounds=Bounds(limit=4.0))
     assert time.monotonic() - began < LIMIT
     assert not report.exhaustive and [one.name for one in report.scenarios] == ["WH", "R", "WV"]
     assert report.scenarios[0].exhaustive

@@ -15,6 +15,7 @@ from qmpshim.conformance.assess.workloads import run_workloads
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore import scenarios
 from qmpshim.conformance.explore.search.exploration import ExploreReport, Progress, explore_real
+from qmpshim.conformance.explore.search.plan import Bounds, WrittenUp
 from qmpshim.conformance.known.folder import known_findings, write_ups
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.errors import ExecutorLost
@@ -49,7 +50,7 @@ def told(report: ExploreReport) -> tuple[Any, ...]:
 def test_who_explores_decides_nothing(qemu_build: Build, cluster: Any) -> None:
     """Not even if one of four workers is killed: what it had is explored once more."""
     known = known_findings()
-    here = explore_real(qemu_build, chosen(), known=known)
+    here = explore_real(qemu_build, chosen(), known=WrittenUp(known))
     killed: list[int] = []
 
     def kill(progress: Progress) -> None:
@@ -59,7 +60,13 @@ def test_who_explores_decides_nothing(qemu_build: Build, cluster: Any) -> None:
 
     with closing(Cluster(cluster.scheduler_address)) as connected:
         assert connected.workers == 4
-        there = explore_real(qemu_build, chosen(), known=known, cluster=connected, progress=kill)
+        there = explore_real(
+            qemu_build,
+            chosen(),
+            bounds=Bounds(cluster=connected),
+            known=WrittenUp(known),
+            progress=kill,
+        )
     assert killed and told(here) == told(there) and there.jobs == 4
     assert len(there.findings) >= 1 and len(there.scenarios) == len(chosen())
 
@@ -102,6 +109,12 @@ def test_what_there_is_when_the_cluster_goes_away_is_not_lost(
         closing(Cluster(cluster.scheduler_address, patience=2.0)) as connected,
         pytest.raises(ExecutorLost, match="has no workers any more"),
     ):
-        explore_real(qemu_build, chosen(), cluster=connected, progress=end, interrupted=kept.append)
+        explore_real(
+            qemu_build,
+            chosen(),
+            bounds=Bounds(cluster=connected),
+            progress=end,
+            interrupted=kept.append,
+        )
     (partial,) = kept
     assert partial.interrupted and 0 < len(partial.scenarios) < len(chosen())

@@ -20,6 +20,7 @@ from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT
 from qmpshim.conformance.explore.scenarios import RealScenario, named
 from qmpshim.conformance.explore.search.exploration import explore_real
+from qmpshim.conformance.explore.search.plan import Bounds, How, WrittenUp
 from qmpshim.conformance.explore.space.naming import array, is_name, point_named, scenario_of
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import known_directed, known_findings
@@ -100,7 +101,13 @@ def _explore_pristine(build: Build, name: str) -> None:
     :raises HostError: it diverges, so nothing follows from what a mutant does
     """
     scenario, known = [scenario_named(name)], known_findings()
-    report = explore_real(build, scenario, limit=_REACH_LIMIT, known=known, minimise=False)
+    report = explore_real(
+        build,
+        scenario,
+        how=How(minimise=False),
+        bounds=Bounds(limit=_REACH_LIMIT),
+        known=WrittenUp(known),
+    )
     for finding in report.new:
         raise HostError(f"{name}: QEMU diverges without a mutant: {finding.text}")
 
@@ -156,9 +163,12 @@ def _explored(program: Path, names: Sequence[str], deadline: float, faults: Sequ
         while at < len(names) and (left := deadline - time.monotonic()) > 0:
             scenarios = [scenario_named(name) for name in names[at : at + many]]
             report = explore_real(
-                build, scenarios, faults=faults, budget=left, known=known_findings(),
-                minimise=False,
-            )  # fmt: skip
+                build,
+                scenarios,
+                how=How(faults=faults, minimise=False),
+                bounds=Bounds(budget=left),
+                known=WrittenUp(known_findings()),
+            )
             for finding in (*report.new, *(one for one in report.unconfirmed if not one.known)):
                 how = "explore --faults" if faults else "explore"
                 return f"{how}: {finding.verdict} in {finding.scenario.name}"

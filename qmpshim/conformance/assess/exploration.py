@@ -15,6 +15,7 @@ from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.report.report import ScenarioResult
 from qmpshim.conformance.explore.scenarios import RealScenario, disconnections, pairs
 from qmpshim.conformance.explore.search.exploration import Progress, explore_real
+from qmpshim.conformance.explore.search.plan import Bounds, How, WrittenUp
 from qmpshim.conformance.explore.space.naming import array, is_name
 from qmpshim.conformance.known.folder import known_directed, known_findings
 from qmpshim.conformance.known.meaning import Use
@@ -119,15 +120,12 @@ def explore_uses(
         report = explore_real(
             build,
             list(every.values()),
-            budget=budget,
-            jobs=jobs,
-            known=known_findings(),
-            progress=progress,
-            cluster=cluster,
+            [one for one in DIRECTED if set(uses) & set(uses_of_case(one))],
             # Pairs before the array: each use has some.
-            turn=lambda one: 2 * (one.name not in urgent) + is_name(one.name),
-            directed=[one for one in DIRECTED if set(uses) & set(uses_of_case(one))],
-            known_directed=known_directed(),
+            how=How(turn=lambda one: 2 * (one.name not in urgent) + is_name(one.name)),
+            bounds=Bounds(budget=budget, jobs=jobs, cluster=cluster),
+            known=WrittenUp(known_findings(), known_directed()),
+            progress=progress,
         )
     except BuildError as error:  # it cannot do any of them
         for explored in found.values():

@@ -27,6 +27,7 @@ from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.conformance.explore.search.minimize import confirm
+from qmpshim.conformance.explore.search.plan import Bounds, How, WrittenUp
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import known_directed, known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp
@@ -234,7 +235,9 @@ def test_a_broken_image_at_a_crash_point_is_corruption(pool: QemuPool) -> None:
 
 def test_the_report_of_an_honest_pair(pool: QemuPool, qemu_build: Build) -> None:
     ticks = []
-    report = explore_real(qemu_build, scenarios.named("WG"), jobs=2, progress=ticks.append)
+    report = explore_real(
+        qemu_build, scenarios.named("WG"), bounds=Bounds(jobs=2), progress=ticks.append
+    )
     assert report.jobs == 1 and " with 1 process\n" in render(report)
     assert report.exhaustive and not report.findings and not report.unconfirmed
     assert ticks and ticks[-1].schedules == report.schedules > 10
@@ -306,9 +309,8 @@ def test_whatever_fails_nothing_but_the_known_comes_of_it(
     report = explore_real(
         qemu_build,
         scenarios.named(name),
-        faults=(5, 28, CUT, RECONNECT),
-        known=known_findings(),
-        all_io=all_io,
+        how=How(faults=(5, 28, CUT, RECONNECT), all_io=all_io),
+        known=WrittenUp(known_findings()),
     )
     assert report.exhaustive and not report.unconfirmed
     assert not report.new, render(report)
@@ -337,7 +339,7 @@ def test_the_snapshot_forgets_whole_clusters_only(each_build: Build) -> None:
         pytest.skip("older builds abort (snapshot-discard-aborts)")
     ops = (operation("primary_write", 0, 8), operation("guest_discard", 8, 16, after=0))
     scenario = RealScenario("made", ops, form="fleecing", size=320, cluster=8)
-    report = explore_real(each_build, [scenario], minimise=False)
+    report = explore_real(each_build, [scenario], how=How(minimise=False))
     assert not report.findings and not report.unconfirmed and not report.scenarios[0].skipped
 
 
@@ -418,7 +420,9 @@ def test_a_scenario_survives_json() -> None:
 def test_the_quick_set_is_green_for_the_known(each_build: Build) -> None:
     """All pairs of all forms, to exhaustion; every finding shows itself each time."""
     every = [s for form in TOPOLOGIES for s in scenarios.pairs(form)]
-    report = explore_real(each_build, every, jobs=2, known=known_findings())
+    report = explore_real(
+        each_build, every, bounds=Bounds(jobs=2), known=WrittenUp(known_findings())
+    )
     assert report.exhaustive
     assert not report.new and not report.unconfirmed, render(report)
 

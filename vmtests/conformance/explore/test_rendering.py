@@ -12,6 +12,7 @@ from qmpshim.conformance.explore.report.findings import Finding, finding_from_js
 from qmpshim.conformance.explore.reproducer.export import export_script
 from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
 from qmpshim.conformance.explore.search.exploration import explore_real
+from qmpshim.conformance.explore.search.plan import Bounds, How, WrittenUp
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.machine.builds.build import Build
 from vmtests.support.gibberish import gibberish
@@ -26,7 +27,13 @@ READ = ("title", "trace")  # of a script's case, what it shows to who reads it
 def decided(build: Build, names: tuple[str, ...], errnos: tuple[int, ...]) -> list[Any]:
     """What was decided of each finding, in an order that no text has a say in."""
     every = [one for name in names for one in scenarios.named(name)]
-    report = explore_real(build, every, jobs=1, known=known_findings(), faults=errnos)
+    report = explore_real(
+        build,
+        every,
+        how=How(faults=errnos),
+        bounds=Bounds(jobs=1),
+        known=WrittenUp(known_findings()),
+    )
     return sorted(
         (
             str(finding.verdict),

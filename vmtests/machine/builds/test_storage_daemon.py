@@ -10,6 +10,7 @@ import pytest
 from qmpshim.cli import main
 from qmpshim.conformance.explore.scenarios import named
 from qmpshim.conformance.explore.search.exploration import explore_real
+from qmpshim.conformance.explore.search.plan import How, WrittenUp
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import STORAGE_DAEMON, Build, read_version, resolve
@@ -44,7 +45,7 @@ def test_it_has_the_findings_of_its_emulator(daemon: Build, qemu_build: Build) -
     scenarios = [*named("backup-WR"), *named("fleecing-WR"), *named("fleecing-WU")]
     seen = []
     for build in (daemon, qemu_build):
-        report = explore_real(build, scenarios, known=known_findings())
+        report = explore_real(build, scenarios, known=WrittenUp(known_findings()))
         assert report.exhaustive and not report.new and not report.unconfirmed
         counts = [(one.name, one.schedules, one.distinct) for one in report.scenarios]
         seen.append((counts, {(one.known, one.verdict) for one in report.findings}))
@@ -56,7 +57,7 @@ def test_a_flush_that_is_not_sent_is_found_out(
 ) -> None:
     """The export that stands for the monitor's command does what that does."""
     monkeypatch.setattr(GatedMachine, "flush", lambda machine, node: None)
-    report = explore_real(daemon, named("backup-WR"), minimise=False)
+    report = explore_real(daemon, named("backup-WR"), how=How(minimise=False))
     assert Verdict.ALLOCATION in {one.verdict for one in report.findings}
 
 

@@ -29,6 +29,7 @@ from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario, named, scenario_from_json
 from qmpshim.conformance.explore.search.exploration import ExploreReport, explore_real
 from qmpshim.conformance.explore.search.minimize import search, show_again
+from qmpshim.conformance.explore.search.plan import Bounds, How, WrittenUp
 from qmpshim.conformance.known.folder import known_directed, known_finding, known_findings, summary
 from qmpshim.conformance.pair import checks as pair_checks
 from qmpshim.conformance.pointintime.bundle import PointsCase
@@ -192,15 +193,19 @@ def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
     report = explore_real(
         build,
         scenarios,
-        MODES[mode],
-        tuple(argument(case, "faults", [])),
-        None if seconds is None else float(seconds),
-        seed=argument(case, "seed", 0),
-        known=known_findings(),
-        crash_points=CrashPoints.parse(argument(case, "crash_points", "none")),
-        all_io=argument(case, "all_io", False),
-        # What was found is reported before the case is ended from outside, and all is lost.
-        limit=case.budget * _OF_BUDGET,
+        how=How(
+            mode=MODES[mode],
+            faults=tuple(argument(case, "faults", [])),
+            all_io=argument(case, "all_io", False),
+            crash_points=CrashPoints.parse(argument(case, "crash_points", "none")),
+            seed=argument(case, "seed", 0),
+        ),
+        bounds=Bounds(
+            budget=None if seconds is None else float(seconds),
+            # What was found is reported before the case is ended from outside, and all is lost.
+            limit=case.budget * _OF_BUDGET,
+        ),
+        known=WrittenUp(known_findings()),
     )
     findings = [
         _of_schedule(finding, build, directory)

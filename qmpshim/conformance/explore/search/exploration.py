@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
-from qmpshim.conformance.cluster import Cluster
-from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
 from qmpshim.conformance.explore.directed.cases import Directed
 from qmpshim.conformance.explore.directed.run import DirectedResult, run_cases
 from qmpshim.conformance.explore.report.findings import Finding, group
@@ -27,6 +24,7 @@ from qmpshim.conformance.explore.report.report import (
 )
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.minimize import confirm
+from qmpshim.conformance.explore.search.plan import Bounds, How, WrittenUp
 from qmpshim.conformance.explore.search.search import Sample, ScenarioTask
 from qmpshim.conformance.explore.search.workers import (
     Board,
@@ -36,8 +34,6 @@ from qmpshim.conformance.explore.search.workers import (
     on_cluster,
 )
 from qmpshim.conformance.known.matching import (
-    DirectedWriteUp,
-    ExplorerWriteUp,
     recogniser,
 )
 from qmpshim.errors import BuildError, HostError, InputError
@@ -54,6 +50,7 @@ _LONGEST = 0.9  # of a limit, for exploring
 _CONFIRMING = 3.0  # seconds for a finding, at least: with less not one of many is confirmed
 _SAMPLING = 0.9  # of the time for exploring, at most
 _DIRECTED = 0.25  # of a budget or limit, at most: the directed cases take some ten seconds
+_USUAL, _NO_BOUNDS, _NOTHING_KNOWN = How(), Bounds(), WrittenUp()
 
 __all__ = ["ExploreReport", "Progress", "ScenarioResult", "explore_real", "render"]
 
@@ -61,42 +58,18 @@ __all__ = ["ExploreReport", "Progress", "ScenarioResult", "explore_real", "rende
 def explore_real(
     build: Build,
     scenarios: Sequence[RealScenario],
-    mode: Mode = Mode.AUTO,
-    faults: Sequence[int] = (),
-    budget: float | None = None,
-    jobs: int = 1,
-    seed: int = 0,
-    progress: Callable[[Progress], None] | None = None,
-    known: Sequence[ExplorerWriteUp] = (),
-    minimise: bool = True,
-    crash_points: CrashPoints = NO_CRASH_POINTS,
-    all_io: bool = False,
-    limit: float | None = None,
-    interrupted: Callable[[ExploreReport], None] = lambda report: None,
-    mixed: bool = False,
-    cluster: Cluster | None = None,
-    turn: Callable[[RealScenario], int] = lambda scenario: 0,
     directed: Sequence[Directed] = (),
-    known_directed: Mapping[str, DirectedWriteUp] = MappingProxyType({}),
+    *,
+    how: How = _USUAL,
+    bounds: Bounds = _NO_BOUNDS,
+    known: WrittenUp = _NOTHING_KNOWN,
+    progress: Callable[[Progress], None] | None = None,
+    interrupted: Callable[[ExploreReport], None] = lambda report: None,
 ) -> ExploreReport:
     """Run *directed* cases on *build*, then explore *scenarios*.
 
-    :param mode: ``AUTO`` is ``STATEFUL`` here, since
-        :mod:`~qmpshim.conformance.explore.harness.state` reports where an execution is
-    :param faults: errnos a held I/O may end with instead; empty: no faults
-    :param budget: seconds until everything is over, confirming included; modes by chance need one.
-        First each scenario is sampled, then they are exhausted, those first that gave the most
-    :param jobs: processes at most, each with a QEMU of its own; a scenario is explored by one
-    :param crash_points: look at the images after each step, as a crash would leave them
-    :param all_io: hold every request to the images, qcow2's own among them
-    :param known: findings that are written up
-    :param limit: seconds for everything, not shared out: where it is over everything ends
-    :param mixed: *faults* and all I/O only in samples; without a budget there are none
     :param interrupted: given what there is when a KeyboardInterrupt or a HostError ends it, which
         is passed on
-    :param cluster: explore there, with all its workers; what was found is confirmed here
-    :param turn: under a budget those with the lowest are sampled first
-    :param known_directed: what is written up of directed cases, by their names
     :raises BuildError: the build cannot do any of the scenarios, and no case showed anything; or
         it cannot do any of the cases, where there are no scenarios
     :raises InputError: there are none
@@ -104,12 +77,13 @@ def explore_real(
     """
     if not scenarios and not directed:
         raise InputError("there is no scenario to explore")
-    if mode is Mode.AUTO:
-        mode = Mode.STATEFUL
-    jobs = max(1, min(cluster.workers if cluster else jobs, len(scenarios)))
+    mode = Mode.STATEFUL if how.mode is Mode.AUTO else how.mode
+    budget, limit, cluster = bounds.budget, bounds.limit, bounds.cluster
+    jobs = max(1, min(cluster.workers if cluster else bounds.jobs, len(scenarios)))
     version = read_version(build)[0]
     began = time.monotonic()
-    task = ScenarioTask(build, version, mode, tuple(faults), budget, seed, crash_points, all_io)
+    task = ScenarioTask(build, version, mode, tuple(how.faults), budget, how.seed,
+                        how.crash_points, how.all_io)  # fmt: skip
     if mode.by_chance and budget is None:
         budget = 60.0
     end: float | None = None  # of everything
@@ -119,7 +93,7 @@ def explore_real(
         task.deadline, end = began + limit * _LONGEST, limit
     board = Board(len(scenarios), progress)
     cases = DirectedResult(tuple(directed))
-    recognise = recogniser(known, version)
+    recognise = recogniser(known.findings, version)
     results: list[ScenarioResult] | None = None
     findings: list[Finding] = []
     confirmed: list[Finding] = []
@@ -130,14 +104,14 @@ def explore_real(
             build.name,
             version,
             mode.value,
-            seed,
-            bool(faults),
+            how.seed,
+            bool(how.faults),
             results,
             [finding for finding in findings if finding.confirmed],
             time.monotonic() - began,
             jobs,
             [finding for finding in findings if not finding.confirmed],
-            crash_points,
+            how.crash_points,
             directed=cases,
         )
 
@@ -147,7 +121,7 @@ def explore_real(
             progress(Progress(0, len(scenarios), 0, 0, seconds, Counter(), name, directed=found))
 
     try:
-        run_cases(build, cases, known_directed, None if end is None else began + _DIRECTED * end,
+        run_cases(build, cases, known.directed, None if end is None else began + _DIRECTED * end,
                   at_case)  # fmt: skip
         if directed and len(cases.skipped) == len(directed) and not scenarios:
             raise BuildError(f"{build.name}: {next(iter(cases.skipped.values()))}")
@@ -156,7 +130,7 @@ def explore_real(
             run = partial(on_cluster, cluster)
         if task.budget is not None:
             task.budget = max(0.0, task.budget - (time.monotonic() - began))
-        results = _explore(run, task, scenarios, jobs, board, mixed, turn) if scenarios else []
+        results = _explore(run, task, scenarios, jobs, board, how) if scenarios else []
         if (why := why_none(results)) and not cases.findings:
             raise BuildError(f"{build.name}: {why}")
         findings = _grouped(results, recognise)
@@ -166,7 +140,8 @@ def explore_real(
                 now = time.monotonic()
                 share = (began + end - now) / (len(findings) - number)
                 until = min(now + max(share, _CONFIRMING), began + end)
-            words = (build, minimise, task.errnos, crash_points, all_io or finding.all_io, until)
+            all_io = how.all_io or finding.all_io
+            words = (build, how.minimise, task.errnos, how.crash_points, all_io, until)
             confirmed.append(confirm(finding, *words))
     except (KeyboardInterrupt, HostError):
         if results is None:
@@ -196,8 +171,7 @@ def _explore(
     scenarios: Sequence[RealScenario],
     jobs: int,
     board: Board,
-    mixed: bool,
-    turn: Callable[[RealScenario], int],
+    how: How,
 ) -> list[ScenarioResult]:
     """Explore them all; under a budget sample each of them first.
 
@@ -207,12 +181,14 @@ def _explore(
     began = time.monotonic()
     if task.budget is None or task.mode.by_chance:
         return run(task, scenarios, jobs, board)
-    sampled = replace(task, budget=task.budget * _SAMPLING, samples=samples(task, mixed))
-    order = sorted(range(len(scenarios)), key=lambda n: (turn(scenarios[n]), shape(scenarios[n])))
+    sampled = replace(task, budget=task.budget * _SAMPLING, samples=samples(task, how.mixed))
+    order = sorted(
+        range(len(scenarios)), key=lambda n: (how.turn(scenarios[n]), shape(scenarios[n]))
+    )
     first = run(sampled, [scenarios[n] for n in order], jobs, board)
     before = dict(zip(order, first, strict=True))
     results = [before[n] for n in range(len(scenarios))]
-    exhausting = replace(task, errnos=() if mixed else task.errnos)
+    exhausting = replace(task, errnos=() if how.mixed else task.errnos)
     given_up: list[tuple[int, ScenarioResult]] = []
     while True:
         left = task.budget - (time.monotonic() - began)

@@ -25,6 +25,7 @@ from qmpshim.conformance.explore.directed.run import (
 )
 from qmpshim.conformance.explore.scenarios import named
 from qmpshim.conformance.explore.search.exploration import explore_real, render
+from qmpshim.conformance.explore.search.plan import Bounds
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import known_directed
 from qmpshim.errors import BuildError, DriverMissing, InputError, NotStarted, OptionMissing
@@ -148,13 +149,13 @@ def test_what_is_seen_is_reported_before_it_is_run_again(qemu_build: Build) -> N
     """And, without time, run again once."""
     result = DirectedResult((case(lambda machine: WRONG),))
     seen: list[int] = []
-    now = time.monotonic()
+    deadline = time.monotonic() + 3
 
     def slow(name: str) -> None:
         seen.append(len(result.findings))
-        time.sleep(0.2)
+        time.sleep(max(0.0, deadline - time.monotonic()))
 
-    run_cases(qemu_build, result, {}, now + 0.1, slow)
+    run_cases(qemu_build, result, {}, deadline, slow)
     assert seen == [0, 1] and result.findings[0].replays == (1, 1)
     assert result.findings[0].confirmed
 
@@ -162,7 +163,7 @@ def test_what_is_seen_is_reported_before_it_is_run_again(qemu_build: Build) -> N
 def test_no_time_is_said(qemu_build: Build) -> None:
     result = ran(qemu_build, case(never), deadline=time.monotonic())
     assert not result.run and not result.complete
-    report = explore_real(qemu_build, [], directed=[case(never)] * 3, budget=0.001)
+    report = explore_real(qemu_build, [], directed=[case(never)] * 3, bounds=Bounds(budget=0.001))
     assert not report.exhaustive and "0 of 3 directed cases run" in render(report)
     assert report.cut_short and report.to_json()["cut_short"] is True
     assert not explore_real(qemu_build, [], directed=[case(never)]).cut_short

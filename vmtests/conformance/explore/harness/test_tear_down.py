@@ -21,6 +21,7 @@ from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.search import exploration
 from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.conformance.explore.search.minimize import confirm
+from qmpshim.conformance.explore.search.plan import How
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain import gated
 from qmpshim.machine.chain.gated import GatedMachine
@@ -84,7 +85,9 @@ def test_what_goes_wrong_before_is_told_by_a_replay(
     """On another build the same defect may show itself earlier."""
     with monkeypatch.context() as patch:
         strike(patch, "xen-colo-do-checkpoint", signal.SIGSEGV)
-        (finding,) = explore_real(qemu_build, scenarios.named("WH"), minimise=False).findings
+        (finding,) = explore_real(
+            qemu_build, scenarios.named("WH"), how=How(minimise=False)
+        ).findings
     start = RealRun._start
 
     def struck(self: RealRun, index: int) -> None:
@@ -117,7 +120,9 @@ def test_a_node_that_is_still_in_use_is_missed_where_nothing_explains_it(
         self.call("blockdev-del", {"node-name": "nothing of this name"})
 
     monkeypatch.setattr(GatedMachine, "tear_down", busy)
-    (finding,) = explore_real(qemu_build, scenarios.named("backup-WH"), minimise=False).findings
+    (finding,) = explore_real(
+        qemu_build, scenarios.named("backup-WH"), how=How(minimise=False)
+    ).findings
     assert (finding.verdict, finding.replays) == (Verdict.ERROR_CONTRACT, (3, 3))
     assert str(finding.cause).startswith("taken apart: blockdev-del: ")
     monkeypatch.setattr(QemuPool, "_tainted", property(lambda self: True, lambda *_: None), False)
@@ -137,7 +142,7 @@ def test_who_died_before_does_not_die_again(
             os.kill(self.machine.pid, signal.SIGKILL)
 
     monkeypatch.setattr(RealRun, "_start", struck)
-    report = explore_real(qemu_build, scenarios.named("WG"), minimise=False)
+    report = explore_real(qemu_build, scenarios.named("WG"), how=How(minimise=False))
     (finding,) = report.findings
     assert not report.unconfirmed
     assert (finding.verdict, str(finding.cause)) == (Verdict.CRASH, "QEMU was killed by SIGKILL")

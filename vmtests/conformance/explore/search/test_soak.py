@@ -10,6 +10,7 @@ import pytest
 from qmpshim.conformance.explore.report.report import ExploreReport, render
 from qmpshim.conformance.explore.search import soak
 from qmpshim.conformance.explore.search.exploration import Progress
+from qmpshim.conformance.explore.search.plan import Bounds, How
 from qmpshim.conformance.explore.search.soak import SoakState, soak_real, soak_state
 from qmpshim.conformance.explore.space.covering import Tuple
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS, SPACE
@@ -60,7 +61,8 @@ def _soak(
     with pytest.raises(KeyboardInterrupt):
         soak_real(
             build,
-            faults=(EIO,),
+            how=How(faults=(EIO,)),
+            bounds=Bounds(),
             progress=progress,
             known=known_findings(),
             state=state,
