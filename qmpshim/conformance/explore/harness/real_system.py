@@ -259,9 +259,7 @@ class RealSystem(RealRun):
         if violation is not None:
             seen = self.now.lost or (violation.kind, violation.cause) in self.found
             if not seen:
-                self._keep(
-                    violation
-                )  # the execution was left before its end, at its beginning for one
+                self._keep(violation)  # the execution was left before its end
             if violation.kind in _OVER:
                 if not self.keeping:
                     self.pool.discard()
