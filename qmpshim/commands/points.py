@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 
 from qmpshim.commands.parser import in_words
-from qmpshim.conformance.pointintime.session import PointsResult
+from qmpshim.conformance.pointintime.sides import PointsResult
 from qmpshim.conformance.pointintime.verify import SIZE, PointsSubject, points_setup
 from qmpshim.conformance.pointintime.workload import PointsWorkflow, PointsWorkload
 from qmpshim.machine.builds.build import Build

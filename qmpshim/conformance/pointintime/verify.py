@@ -10,12 +10,8 @@ from typing import Any
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.pointintime.bundle import PointsCase, save
 from qmpshim.conformance.pointintime.operations import PointOperation
-from qmpshim.conformance.pointintime.session import (
-    PointsResult,
-    PointsRun,
-    PointsSetup,
-    run_points,
-)
+from qmpshim.conformance.pointintime.session import PointsRun, run_points
+from qmpshim.conformance.pointintime.sides import PointsResult, PointsSetup
 from qmpshim.conformance.pointintime.workload import PointsWorkflow, all_kinds
 from qmpshim.conformance.workload.setup import run_by
 from qmpshim.conformance.workload.verification import (

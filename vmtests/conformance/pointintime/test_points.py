@@ -12,7 +12,8 @@ import pytest
 from qmpshim.conformance.known.folder import write_up
 from qmpshim.conformance.pointintime import bundle
 from qmpshim.conformance.pointintime.operations import PointKind, PointOperation
-from qmpshim.conformance.pointintime.session import PointsResult, PointsRun, run_points
+from qmpshim.conformance.pointintime.session import PointsRun, run_points
+from qmpshim.conformance.pointintime.sides import PointsResult
 from qmpshim.conformance.pointintime.verify import SIZE, PointsSubject, points_setup, replay_points
 from qmpshim.conformance.pointintime.workload import PointsWorkflow, PointsWorkload
 from qmpshim.conformance.workload.verification import VerifyOutcome, verify

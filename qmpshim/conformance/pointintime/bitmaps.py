@@ -1,0 +1,69 @@
+"""The bitmaps of the real disks, held to the model's: their bits, and what is reported of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qmpshim.conformance.pointintime.comparisons import Diverged, compare_bits, compare_state
+from qmpshim.conformance.pointintime.sides import Sides
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.pointintime.masks import span
+from qmpshim.model.units import SECTOR
+
+
+def _bitmap_name(disk: int, name: str) -> str:
+    return f"bitmap disk{disk}/{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Bitmaps:
+    """The bitmaps of all disks."""
+
+    sides: Sides
+
+    async def read(self, disk: int) -> None:
+        """Compare the bits of every bitmap that can be exported.
+
+        :raises Diverged: one names too much or too little
+        """
+        if self.sides.model.active(disk) is not None:
+            return
+        bitmaps = self.sides.model.disks[disk].bitmaps
+        names = sorted(n for n, b in bitmaps.items() if b.user is None and not b.inconsistent)
+        if not names:
+            return
+        await self.sides.chain.export("bits", f"disk{disk}", True, names)
+        self.compare(disk, "bits", names)
+        await self.sides.chain.unexport("bits")
+
+    def compare(self, disk: int, export: str, names: Sequence[str]) -> None:
+        """Compare the bits of bitmaps as an export has them.
+
+        :raises Diverged: one names too much or too little
+        """
+        found = self.sides.chain.read_bitmaps(export, names)
+        for name in names:
+            marked = 0
+            for offset, length in found[name]:
+                marked |= span(offset // SECTOR, length // SECTOR)
+            bitmap = self.sides.model.disks[disk].bitmaps[name]
+            compare_bits(_bitmap_name(disk, name), bitmap, marked)
+
+    def compare_states(self, disk: int, listed: Sequence[Mapping[str, Any]]) -> None:
+        """Compare what ``query-named-block-nodes`` has of the bitmaps.
+
+        :raises Diverged: there are others, or one is in another state
+        """
+        active = self.sides.model.active(disk) is not None
+        named = {one["name"]: one for one in listed if "name" in one}
+        bitmaps = self.sides.model.disks[disk].bitmaps
+        where = f"bitmaps of disk{disk}"
+        if named.keys() != bitmaps.keys():
+            wanted, seen = ", ".join(sorted(bitmaps)), ", ".join(sorted(named))
+            raise Diverged(Verdict.PROTOCOL, where, wanted or "none", seen or "none")
+        if len(named) < len(listed) and not active:
+            raise Diverged(Verdict.PROTOCOL, where, "named ones only", "one without a name")
+        for name, bitmap in bitmaps.items():
+            compare_state(_bitmap_name(disk, name), bitmap, named[name])

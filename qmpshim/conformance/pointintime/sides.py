@@ -1,0 +1,88 @@
+"""The two sides of a run: the real disks, the model that predicts them, and what was compared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from qmpshim.conformance.pointintime.comparisons import compare_data
+from qmpshim.conformance.pointintime.operations import Action
+from qmpshim.conformance.workload import pattern
+from qmpshim.conformance.workload.result import WorkloadResult
+from qmpshim.conformance.workload.setup import RunSetup
+from qmpshim.machine.chain.points import PointsChain, PointsSpec
+from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.disks.image import Owners
+from qmpshim.model.pointintime.jobs import Copying, JobSpec
+from qmpshim.model.pointintime.points import PointDefect, PointInTime
+from qmpshim.model.units import SECTOR
+
+
+@dataclass(frozen=True, slots=True)
+class PointsSetup(RunSetup):
+    """What to run on, and how.
+
+    :ivar known: defects of this version: a transaction that meets one is left out
+    :ivar manual: a job that has concluded lets go of its target before it is dismissed (since 6.1:
+        ``backup_clean`` in block/backup.c); where not, all jobs dismiss themselves
+    :ivar perf: there is ``x-perf`` (since 6.0); where not, jobs copy as QEMU chooses
+    :ivar chain: the class of the real disks; mutants come in here
+    :ivar model: the class that predicts; and here
+    """
+
+    spec: PointsSpec
+    chain: type[PointsChain] = PointsChain
+    model: type[PointInTime] = PointInTime
+    known: frozenset[PointDefect] = frozenset()
+    manual: bool = True
+    perf: bool = True
+
+    def possible(self, action: Action) -> Action:
+        """An action without what this version does not have."""
+        if not isinstance(action, JobSpec):
+            return action
+        copying = action.copying if self.perf else Copying(action.copying.compress)
+        return replace(action, manual=action.manual and self.manual, copying=copying)
+
+
+@dataclass(slots=True)
+class PointsResult(WorkloadResult[PointDefect]):
+    """How a run ended; of the known defects, how many transactions were left out.
+
+    :ivar targets: how many targets were judged, by how their job ended
+    """
+
+    targets: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class Sides:
+    """Both sides of a run.
+
+    :ivar chain: the real disks
+    :ivar result: what was done and compared so far
+    """
+
+    setup: PointsSetup
+    chain: PointsChain
+    model: PointInTime
+    result: PointsResult = field(default_factory=PointsResult)
+
+    def compare(
+        self, verdict: Verdict, where: str, found: pattern.Bytes, owners: Owners, start: int
+    ) -> None:
+        """Compare bytes with the owners that are predicted, from sector *start* on.
+
+        :raises Diverged: they differ
+        """
+        self.result.clusters += -(-len(owners) * SECTOR // self.setup.spec.cluster)
+        compare_data(verdict, where, found, owners, start)
+
+    def read_disk(self, disk: int, start: int, count: int) -> None:
+        """Compare a part of a disk, in sectors.
+
+        :raises Diverged: it differs
+        """
+        found = self.chain.clients[disk].read(count * SECTOR, start * SECTOR)
+        owners = self.model.disks[disk].now[start : start + count]
+        self.compare(Verdict.CONTENT, f"disk{disk}", found, owners, start)
