@@ -134,8 +134,8 @@ def gated_chain(request: pytest.FixtureRequest, qemu_build: Build) -> Iterator[G
     and ``flush`` as those of :func:`secondary_chain`; with ``send`` a request is not waited for,
     as one must be that is held.
     """
+    from qmpshim.machine.chain.chains import TOPOLOGIES
     from qmpshim.machine.chain.gated import GatedMachine, Shape
-    from qmpshim.machine.chain.topology import TOPOLOGIES
 
     words = _marked(request, {"form": "replication", "size": 128 << 10, "cluster": 64 << 10})
     with _or_skip():

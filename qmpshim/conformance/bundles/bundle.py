@@ -17,8 +17,8 @@ from qmpshim.conformance.workload.session import Rig, Setup
 from qmpshim.conformance.workload.workload import from_json as operation_from_json
 from qmpshim.conformance.workload.workload import to_json as operation_to_json
 from qmpshim.errors import InputError, decoding
+from qmpshim.machine.chain.chains import chain_name
 from qmpshim.machine.chain.secondary import ChainSpec
-from qmpshim.machine.chain.topology import chain_name
 from qmpshim.machine.host.files import write_directory
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.disks.image import Qcow2Image

@@ -35,7 +35,7 @@ from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.pair.plan import Failover
 from qmpshim.conformance.pointintime.workload import PointsWorkflow
 from qmpshim.errors import InputError, decoding, no_such
-from qmpshim.machine.chain.topology import TOPOLOGIES
+from qmpshim.machine.chain.chains import TOPOLOGIES
 
 _MOST_SHARDS = 10_000
 

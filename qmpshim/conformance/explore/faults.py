@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qmpshim.machine.chain.topology import PRIMARY_IMAGES
+from qmpshim.machine.chain.chains import PRIMARY_IMAGES
 from qmpshim.model.runtime.coroutines import Io
 
 _CHANGES = frozenset({"write", "zero", "discard"})

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.errors import InputError, decoding, no_such
-from qmpshim.machine.chain.topology import TOPOLOGIES, Options, Topology, chain_name, topology_of
+from qmpshim.machine.chain.chains import TOPOLOGIES, chain_name, topology_of
+from qmpshim.machine.chain.topology import Options, Topology
 from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
 from qmpshim.model.operations import (
     Operation,

@@ -19,7 +19,7 @@ from qmpshim.conformance.explore.report.findings import Finding, failing, findin
 from qmpshim.conformance.known.write_ups import Version, WriteUp, common
 from qmpshim.conformance.pair.plan import GUESTS, PairFinding, PairPlan
 from qmpshim.conformance.pointintime.operations import PointOperation
-from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES, chain_name
+from qmpshim.machine.chain.chains import IMAGES, PRIMARY_IMAGES, chain_name
 from qmpshim.model.check.cause import Cause
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import NAMES, Operation

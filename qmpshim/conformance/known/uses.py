@@ -17,7 +17,7 @@ USES: dict[str, tuple[Use, ...]] = {
 
 
 def uses_of(chain: str) -> tuple[Use, ...]:
-    """The uses that a chain of :data:`~qmpshim.machine.chain.topology.TOPOLOGIES` stands for."""
+    """The uses that a chain of :data:`~qmpshim.machine.chain.chains.TOPOLOGIES` stands for."""
     return USES[chain]
 
 

@@ -31,16 +31,10 @@ from qmpshim.errors import (
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.qapi import Schema
 from qmpshim.machine.chain.build import closing, marking, opening, removals
+from qmpshim.machine.chain.chains import PRIMARY_IMAGES
 from qmpshim.machine.chain.images import blank_image
 from qmpshim.machine.chain.quiescence import Quiescence, resting
-from qmpshim.machine.chain.topology import (
-    PRIMARY_IMAGES,
-    DirtyBitmap,
-    Export,
-    Node,
-    QmpCommand,
-    Topology,
-)
+from qmpshim.machine.chain.topology import DirtyBitmap, Export, Node, QmpCommand, Topology
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.host.process import bare, exit_reason, how_ended, launch
 from qmpshim.machine.host.workspace import Workspace

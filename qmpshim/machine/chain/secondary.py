@@ -11,10 +11,10 @@ from typing import Any
 from qmpshim.errors import CommandFailed, DriverMissing, InputError
 from qmpshim.machine.chain.build import closing as closing_of
 from qmpshim.machine.chain.build import opening, removals
+from qmpshim.machine.chain.chains import TOPOLOGIES, chain_name, topology_of
 from qmpshim.machine.chain.images import FileImages, Images
 from qmpshim.machine.chain.replication import failed_over, has_replication, replication_error
 from qmpshim.machine.chain.topology import (
-    TOPOLOGIES,
     Export,
     Node,
     Options,
@@ -22,8 +22,6 @@ from qmpshim.machine.chain.topology import (
     QemuDevice,
     QmpCommand,
     Topology,
-    chain_name,
-    topology_of,
 )
 from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.nbd.client import BlockClient, NbdClient

@@ -7,13 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qmpshim.machine.chain.topology import (
-    Export,
-    ImageSpec,
-    Node,
-    Topology,
-    replication_commands,
-)
+from qmpshim.machine.chain.chains import replication_commands
+from qmpshim.machine.chain.topology import Export, ImageSpec, Node, Topology
 
 DISK = "colo-disk0"  # the backend of the guest's disk, on both sides
 LINK = "parent0"  # the secondary disk's backend and export

@@ -13,7 +13,7 @@ from qmpshim.conformance.explore.harness.choices import Fail, RealChoice, Start
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.scenarios import BASE
 from qmpshim.errors import InputError
-from qmpshim.machine.chain.topology import TOPOLOGIES
+from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.units import SECTOR
 from qmpshim.shim.shell.client import ShellClient

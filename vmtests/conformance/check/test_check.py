@@ -29,7 +29,7 @@ from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.plan import How
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version, resolve
-from qmpshim.machine.chain.topology import TOPOLOGIES
+from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import MODES
 from vmtests.support.broken_builds import make

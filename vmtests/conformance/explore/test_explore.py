@@ -35,7 +35,7 @@ from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.chain.topology import TOPOLOGIES
+from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.model.answers import DISCONNECTED
 from qmpshim.model.check.verdict import Verdict

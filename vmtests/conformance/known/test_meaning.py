@@ -28,7 +28,7 @@ from qmpshim.conformance.known.meaning import (
 from qmpshim.conformance.known.uses import USES
 from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
 from qmpshim.errors import InputError
-from qmpshim.machine.chain.topology import TOPOLOGIES
+from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.model.chain.behaviour import KnownDefect
 from qmpshim.model.check.verdict import Verdict
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from qmpshim.conformance.workload.workload import Workload, all_kinds, from_json, to_json
 from qmpshim.errors import InputError
+from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.secondary import ChainSpec
-from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.units import SECTOR

@@ -11,8 +11,8 @@ import pytest
 from qmpshim.errors import CommandFailed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.qapi import Fault, FaultKind
+from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine, Shape
-from qmpshim.machine.chain.topology import TOPOLOGIES
 
 SHAPE = Shape(TOPOLOGIES["backup"], 1 << 20, 1 << 16)
 NODE = {"driver": "raw", "node-name": "one", "file": {"driver": "null-co", "size": 512}}

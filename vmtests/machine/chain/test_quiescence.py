@@ -15,9 +15,9 @@ import pytest
 
 from qmpshim.errors import MachineHung
 from qmpshim.machine.builds.build import EMULATOR, Build, resolve
+from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine, Shape
 from qmpshim.machine.chain.quiescence import family
-from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.model.explore.walk import OutOfBudget
 

@@ -10,14 +10,9 @@ import pytest
 from qmpshim.errors import CommandFailed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.build import closing, drive, opening, removals
+from qmpshim.machine.chain.chains import TOPOLOGIES, topology_of
 from qmpshim.machine.chain.gated import GatedMachine, Shape
-from qmpshim.machine.chain.topology import (
-    TOPOLOGIES,
-    ImageSpec,
-    Node,
-    QemuDevice,
-    topology_of,
-)
+from qmpshim.machine.chain.topology import ImageSpec, Node, QemuDevice
 from qmpshim.machine.colo.topologies import COLO_SECONDARY, exported
 from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.images.qcow2 import Qcow2Reader

@@ -9,8 +9,8 @@ import pytest
 
 from qmpshim.errors import MachineDied
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine, Shape
-from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.machine.nbd.status_client import StatusClient
 

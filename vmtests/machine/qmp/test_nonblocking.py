@@ -13,8 +13,8 @@ import pytest
 
 from qmpshim.errors import CommandFailed, MachineDied, MachineHung, ProtocolBroken
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine, Shape
-from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.machine.nbd.status_client import StatusClient

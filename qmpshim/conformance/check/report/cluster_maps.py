@@ -21,7 +21,7 @@ from qmpshim.conformance.explore.reproducer.replay import follow, system_of
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.errors import ImageError, InputError, UnsupportedFeature
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.topology import TOPOLOGIES
+from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.model.disks.image import Alloc

@@ -18,8 +18,8 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.errors import BuildError, CommandFailed, MachineError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.qapi import Schema
+from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine, Shape
-from qmpshim.machine.chain.topology import TOPOLOGIES
 from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.model.check.verdict import Verdict
 

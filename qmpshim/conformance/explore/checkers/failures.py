@@ -45,7 +45,7 @@ from qmpshim.conformance.explore.harness.io_naming import NamedIo, tags
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.scenarios import cut_off
 from qmpshim.conformance.explore.violation import RealViolation
-from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES
+from qmpshim.machine.chain.chains import IMAGES, PRIMARY_IMAGES
 from qmpshim.model.answers import (
     DISCONNECTED,
     OK,

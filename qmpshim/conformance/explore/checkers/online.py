@@ -17,8 +17,8 @@ from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo, owne
 from qmpshim.conformance.explore.harness.overlays import overlay_in
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
+from qmpshim.machine.chain.chains import PRIMARY_IMAGES
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.chain.topology import PRIMARY_IMAGES
 from qmpshim.machine.nbd.gate.gate import EventKind, HeldIO
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.answers import OK

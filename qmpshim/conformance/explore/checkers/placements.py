@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from qmpshim.conformance.explore.faults import InjectedFault
-from qmpshim.machine.chain.topology import IMAGES, PRIMARY_IMAGES
+from qmpshim.machine.chain.chains import IMAGES, PRIMARY_IMAGES
 from qmpshim.model.chain.primary import PrimaryChain
 from qmpshim.model.chain.secondary import Chain
 from qmpshim.model.disks.block_copy import CopyBeforeWriteJob

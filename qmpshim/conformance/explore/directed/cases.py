@@ -25,8 +25,9 @@ from qmpshim.conformance.explore.harness.qemu_pool import base_content
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import MachineError
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.chains import topology_of
 from qmpshim.machine.chain.gated import GatedMachine, Shape
-from qmpshim.machine.chain.topology import Options, topology_of
+from qmpshim.machine.chain.topology import Options
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR

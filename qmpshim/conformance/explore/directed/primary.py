@@ -12,8 +12,8 @@ from qmpshim.conformance.explore.directed.tools import (
     written,
 )
 from qmpshim.conformance.workload import pattern
+from qmpshim.machine.chain.chains import replication_commands
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.chain.topology import replication_commands
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR

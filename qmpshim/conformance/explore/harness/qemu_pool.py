@@ -30,9 +30,9 @@ from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, MachineError
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.chains import PRIMARY_IMAGES
 from qmpshim.machine.chain.gated import GatedMachine, Shape
 from qmpshim.machine.chain.images import filled_qcow2
-from qmpshim.machine.chain.topology import PRIMARY_IMAGES
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.units import SECTOR
