@@ -34,11 +34,10 @@ from qmpshim.conformance.explore.harness.setup_state import depends_on_version
 from qmpshim.conformance.explore.report.finding_files import save_finding
 from qmpshim.conformance.explore.report.findings import Finding, group
 from qmpshim.conformance.explore.report.report import SOAK, why_none
+from qmpshim.conformance.explore.scenario_sets import SETS, named
 from qmpshim.conformance.explore.scenarios import (
-    SETS,
     RealScenario,
     described,
-    named,
     scenario_from_json,
     scenario_objects,
 )

@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.machine.builds import build
@@ -56,7 +56,7 @@ def measure(name: str, scenario: str, seed: int) -> Rates:
 def _measure(name: str, scenario: str, seed: int) -> Rates:
     pool = QemuPool(build.resolve(name))
     try:
-        system = RealSystem(pool, *scenarios.named(scenario))
+        system = RealSystem(pool, *scenario_sets.named(scenario))
         system.reset()
         machine = system.machine
         machine.gate.open()

@@ -24,7 +24,7 @@ from qmpshim.conformance.check.suites import suite_named
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.report.finding_files import is_schedule, load_finding
 from qmpshim.conformance.explore.reproducer.export import export_script
-from qmpshim.conformance.explore.scenarios import named
+from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.search.model_run import scenarios_for
 from qmpshim.conformance.known.write_ups import DIRECTORY
 from qmpshim.conformance.pair import bundle as pair_bundle

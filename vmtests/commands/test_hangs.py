@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness import run
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
@@ -48,7 +48,7 @@ def test_it_is_seen_at_once(qemu_build: Build, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(real_ops, "answer", deaf)
     monkeypatch.setattr(run, "PATIENCE", 2 * LIMIT)
     stage = QemuPool(qemu_build)
-    system = RealSystem(stage, *scenarios.named("R"))
+    system = RealSystem(stage, *scenario_sets.named("R"))
     try:
         system.reset()
         began = time.monotonic()
@@ -65,7 +65,7 @@ def test_what_there_was_no_time_for_is_told_as_such(
     qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(real_ops, "answer", deaf)
-    report = explore_real(qemu_build, scenarios.named("RH"), how=How(minimise=False))
+    report = explore_real(qemu_build, scenario_sets.named("RH"), how=How(minimise=False))
     (finding,) = report.findings
     assert (finding.verdict, finding.replays) == (Verdict.HANG, (3, 3))
     untried = confirm(replace(finding, replays=(0, 0)), qemu_build, deadline=time.monotonic())
@@ -85,7 +85,7 @@ def test_a_limit_ends_it_wherever_qemu_is_waited_for(
     monkeypatch.setattr(GatedMachine, "stalled", lambda self, seconds: False)
     monkeypatch.setattr(run, "PATIENCE", 10 * LIMIT)
     monkeypatch.setattr(real_ops, "answer", deaf)
-    every = [*scenarios.named("WH"), *scenarios.named("R"), *scenarios.named("WV")]
+    every = [*scenario_sets.named("WH"), *scenario_sets.named("R"), *scenario_sets.named("WV")]
     began = time.monotonic()
     report = explore_real(qemu_build, every, bounds=Bounds(limit=4.0))
     assert time.monotonic() - began < LIMIT

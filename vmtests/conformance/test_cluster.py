@@ -13,7 +13,7 @@ import pytest
 from qmpshim.conformance.assess.trials import try_findings
 from qmpshim.conformance.assess.workloads import run_workloads
 from qmpshim.conformance.cluster import Cluster
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets, scenarios
 from qmpshim.conformance.explore.search.exploration import ExploreReport, Progress, explore_real
 from qmpshim.conformance.explore.search.plan import Bounds, WrittenUp
 from qmpshim.conformance.known.folder import known_findings, write_ups
@@ -35,7 +35,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def chosen() -> list[scenarios.RealScenario]:
-    return [one for name in NAMES.split() for one in scenarios.named(name)]
+    return [one for name in NAMES.split() for one in scenario_sets.named(name)]
 
 
 def told(report: ExploreReport) -> tuple[Any, ...]:

@@ -18,7 +18,8 @@ from mutation_operators import Mutant
 
 from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT
-from qmpshim.conformance.explore.scenarios import RealScenario, named
+from qmpshim.conformance.explore.scenario_sets import named
+from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.plan import Bounds, How, WrittenUp
 from qmpshim.conformance.explore.space.naming import array, is_name, point_named, scenario_of

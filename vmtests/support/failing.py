@@ -7,7 +7,7 @@ from errno import EIO
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets, scenarios
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.harness.choices import IoId, io_id
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
@@ -34,7 +34,7 @@ FAILOVER = scenarios.RealScenario(
 
 
 def one(name: str) -> scenarios.RealScenario:
-    (scenario,) = scenarios.named(name)
+    (scenario,) = scenario_sets.named(name)
     return scenario
 
 

@@ -13,7 +13,8 @@ from qmpshim.conformance.explore.directed.cases import DIRECTED, Directed
 from qmpshim.conformance.explore.directed.run import DirectedFinding
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.report.report import ScenarioResult
-from qmpshim.conformance.explore.scenarios import RealScenario, disconnections, pairs
+from qmpshim.conformance.explore.scenario_sets import disconnections, pairs
+from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import Progress, explore_real
 from qmpshim.conformance.explore.search.plan import Bounds, How, WrittenUp
 from qmpshim.conformance.explore.space.naming import array, is_name

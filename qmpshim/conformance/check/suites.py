@@ -29,7 +29,8 @@ from typing import Any
 from qmpshim.conformance.check.case import Case, case_from_json
 from qmpshim.conformance.check.runners.kinds import MORE_QUICK, name_of
 from qmpshim.conformance.explore.directed.cases import DIRECTED
-from qmpshim.conformance.explore.scenarios import RealScenario, follow_ups, pairs, triples, twice
+from qmpshim.conformance.explore.scenario_sets import follow_ups, pairs, triples, twice
+from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.pair.plan import Failover

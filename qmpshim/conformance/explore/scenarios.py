@@ -7,16 +7,14 @@ them, and each writes traceable data under its number.
 
 from __future__ import annotations
 
-import functools
-import itertools
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qmpshim.errors import InputError, decoding, no_such
-from qmpshim.machine.chain.chains import TOPOLOGIES, chain_name, topology_of
+from qmpshim.errors import InputError, decoding
+from qmpshim.machine.chain.chains import chain_name, topology_of
 from qmpshim.machine.chain.topology import Options, Topology
 from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
 from qmpshim.model.operations import (
@@ -24,7 +22,6 @@ from qmpshim.model.operations import (
     Side,
     Verb,
     does,
-    operation,
     operation_from_json,
 )
 from qmpshim.model.units import SECTOR
@@ -244,11 +241,22 @@ def scenario_from_json(value: Any) -> RealScenario:
             ),
         )
         _ = scenario.topology  # a node that there is
-        _check(scenario)
+        check_scenario(scenario)
         return scenario
 
 
-def _check(scenario: RealScenario) -> None:
+def is_sensible(scenario: RealScenario) -> bool:
+    """Whether a scenario has one backup job at most, and one where it cancels one.
+
+    QEMU stacks the filters of several jobs on one disk, which is not modelled.
+    """
+    if not scenario.backs_up:
+        return True
+    jobs = sum(op.backs_up for op in scenario.ops)
+    return jobs == 1 or (jobs == 0 and not does(scenario.ops, Verb.STOP))
+
+
+def check_scenario(scenario: RealScenario) -> None:
     """Whether a scenario makes sense.
 
     :raises InputError: it does not
@@ -262,7 +270,7 @@ def _check(scenario: RealScenario) -> None:
     if scenario.secondary not in ("raw", "qcow2"):
         raise InputError(f"the secondary disk is raw or qcow2, not {scenario.secondary}")
     topology = scenario.topology
-    if not _sensible(scenario):
+    if not is_sensible(scenario):
         raise InputError("one backup job is started at most, and none is cancelled without it")
     if scenario.secondary not in topology.formats:
         raise InputError(f"the {scenario.form}'s chain has {topology.formats[0]} disks only")
@@ -292,197 +300,3 @@ def described(scenario: RealScenario) -> str:
     before = ", ".join(map(str, scenario.setup))
     side = "" if scenario.contract else "; robustness"
     return ops + (f"; before: {before}" if before else "") + side
-
-
-# The letters of the quick set. Two clusters; everything overlaps with everything.
-LETTERS: dict[str, Operation] = {
-    "W": operation("primary_write", 0, C),
-    "V": operation("primary_write", C // 2, C),  # half of either cluster
-    "D": operation("primary_discard", 0, C),
-    "Z": operation("primary_zero", 0, C),
-    "N": operation("primary_zero_no_hole", 0, C),
-    "R": operation("guest_read", 0, 2 * C),
-    "P": operation("guest_write", 16, 8),
-    "G": operation("guest_write", 0, C),
-    "F": operation("guest_flush"),
-    "H": operation("primary_flush"),
-    "C": operation("checkpoint"),
-    "O": operation("failover"),
-    "S": operation("stop"),
-    "Q": operation("status"),
-    "X": operation("unexport"),
-    "T": operation("guest_discard", 0, C),
-    "U": operation("guest_discard", 32, 64),  # part of a cluster
-    "M": operation("guest_write", C // 2, C),  # half of either cluster
-    "E": operation("guest_zero", 0, C),
-    "A": operation("start"),  # again
-    "K": operation("primary_vanish"),
-    "L": operation("guest_vanish"),
-    "r": operation("primary_read", 0, 2 * C),
-    "f": operation("backup_full"),
-    "i": operation("backup_incremental"),
-    "a": operation("backup_always"),
-    "n": operation("backup_never"),
-    "t": operation("backup_and_bitmap"),
-    "c": operation("bitmap_clear"),
-    "d": operation("bitmap_disable"),
-}
-_QCOW2 = "qcow2-"
-_LETTERS = {
-    "replication": "WVDZRPGFHCOSQX",
-    "backup": "WVDZRHSQX",
-    "fleecing": "WVDZRHTUX",
-    "primary": "RPGMEFCOSAQ",
-    "push": "WVDZrHSfiantcd",
-}
-_NOT_IN_PAIRS = "KLN"
-# What a command finds: a copied cluster in the hidden disk, a written one in the active disk.
-_PAST = (operation("primary_write", C + 64, 32), operation("guest_write", C + 16, 8))
-# What the bitmap of a push chain names: a part of the first and of the last cluster.
-_DIRTY = (operation("primary_write", 64, 32), operation("primary_write", 2 * C + 64, 32))
-
-
-def _sensible(scenario: RealScenario) -> bool:
-    """Whether a scenario has one backup job at most, and one where it cancels one.
-
-    QEMU stacks the filters of several jobs on one disk, which is not modelled.
-    """
-    if not scenario.backs_up:
-        return True
-    jobs = sum(op.backs_up for op in scenario.ops)
-    return jobs == 1 or (jobs == 0 and not does(scenario.ops, Verb.STOP))
-
-
-def _letters(form: str) -> str:
-    """The letters of the pairs of a chain: what it can do, where no choice of them is made."""
-    if form in _LETTERS:
-        return _LETTERS[form]
-    can = (letter for letter in LETTERS if LETTERS[letter].name in TOPOLOGIES[form].operations)
-    return "".join(letter for letter in can if letter not in _NOT_IN_PAIRS)
-
-
-def _more(form: str) -> str:
-    """The letters of a chain that are not in pairs."""
-    operations = TOPOLOGIES[form].operations
-    return "".join(letter for letter in _NOT_IN_PAIRS if LETTERS[letter].name in operations)
-
-
-def _scenario(letters: tuple[str, ...], form: str) -> RealScenario:
-    ops = tuple(LETTERS[letter] for letter in letters)
-    topology = TOPOLOGIES[form]
-    contract = topology.keeps_contract([op.name for op in ops])
-    setup: tuple[Operation, ...] = ()
-    size = 2 * C
-    if topology.backs_up:  # two clusters apart are dirty: they are copied side by side
-        setup, size = _DIRTY, 3 * C
-    elif any(op.reconfigures for op in ops):
-        setup = tuple(op for op in _PAST if op.name in topology.operations)
-    prefix = "" if form == "replication" else f"{form}-"
-    return RealScenario(prefix + "".join(letters), ops, setup, form, size, contract=contract)
-
-
-def pairs(form: str = "replication") -> list[RealScenario]:
-    """Every pair of different operations (W and V are one that overlaps the other)."""
-    found = (_scenario(two, form) for two in itertools.combinations(_letters(form), 2))
-    return [one for one in found if _sensible(one)]
-
-
-def triples(form: str = "replication") -> list[RealScenario]:
-    """Every triple of different operations."""
-    found = (_scenario(three, form) for three in itertools.combinations(_letters(form), 3))
-    return [one for one in found if _sensible(one)]
-
-
-def disconnections() -> list[RealScenario]:
-    """A client of an export that is gone in the middle of its request, by form and request."""
-    return [
-        _scenario((letter, client), form)
-        for form in TOPOLOGIES
-        for client, letters in (("K", "WVZHD"), ("L", "RPGFTU"))
-        for letter in letters
-        if letter in _letters(form) and client in _more(form)
-    ]
-
-
-_THEN = {
-    "replication": (
-        "CWR", "CVR", "CGR", "CPR", "CRR", "CWV", "OWR", "OGR", "OPW", "SWR", "WRV", "PWV",
-        "OCQ", "ORQ", "CPG", "CQO",
-    ),
-    "primary": ("GPR", "MGR", "PGF", "GRQ", "OGR", "SGR", "OPG", "SRA", "OGQ"),
-}  # fmt: skip
-
-
-def follow_ups() -> list[RealScenario]:
-    """Pairs, and an operation after the first of them: what the first left behind is seen."""
-    found = []
-    for form, threes in _THEN.items():
-        for first, other, then in map(tuple, threes):
-            made = _scenario((first, other, then), form)
-            ops = (*made.ops[:2], replace(made.ops[2], after=0))
-            contract = made.contract and (first != "C" or other == "Q")
-            name = made.name.removesuffix(then) + f"-{first}{then}"
-            found.append(replace(made, name=name, ops=ops, contract=contract))
-    return found
-
-
-# The same operation twice beside another one. A request that waited and goes on is in the way of
-# the next one as if it had never waited; a flush waits for one of its node that is under way.
-_TWICE = {
-    "replication": ("RVR", "FGF", "HWH"),
-    "backup": ("RWR", "HWH"),
-    "fleecing": ("RWR", "TRT"),
-    "primary": ("GRG", "FGF"),
-}
-
-
-def twice() -> list[RealScenario]:
-    """An operation that is done twice at the same time, with another one."""
-    return [_scenario(tuple(three), form) for form, threes in _TWICE.items() for three in threes]
-
-
-def _all() -> list[RealScenario]:
-    every = [s for form in TOPOLOGIES for s in (*pairs(form), *triples(form))]
-    return every + follow_ups() + disconnections() + twice()
-
-
-SETS: Mapping[str, Callable[[], list[RealScenario]]] = {
-    "pairs": lambda: [s for form in TOPOLOGIES for s in pairs(form)],
-    "triples": lambda: [s for form in TOPOLOGIES for s in triples(form)],
-    "follow-ups": follow_ups,
-    "vanishing": disconnections,
-    "twice": twice,
-    **{form: functools.partial(pairs, form) for form in TOPOLOGIES},
-    "all": _all,
-}
-
-
-def named(name: str) -> list[RealScenario]:
-    """The scenarios a name stands for: one of :data:`SETS`, or letters like ``WR``.
-
-    ``backup-``, ``fleecing-`` and ``primary-`` in front choose the form, ``qcow2-`` before all that
-    the format of the secondary disk.
-
-    :raises InputError: it stands for none
-    """
-    if name.startswith(_QCOW2):
-        plain = [s for s in named(name.removeprefix(_QCOW2)) if "qcow2" in s.topology.formats]
-        if not plain:
-            raise InputError(f"no scenario {name!r}: such a chain has raw disks only")
-        return [replace(one, name=_QCOW2 + one.name, secondary="qcow2") for one in plain]
-    if name in SETS:
-        return SETS[name]()
-    for scenario in follow_ups():
-        if scenario.name == name:
-            return [scenario]
-    form, letters = "replication", name
-    for other in TOPOLOGIES:
-        if other != form and name.startswith(f"{other}-"):
-            form, letters = other, name[len(other) + 1 :]
-    known = _letters(form) + _more(form)
-    if not letters or not all(letter in known for letter in letters):
-        there_are = [*SETS, *(one.name for one in _all())]
-        raise InputError(no_such("scenario", name, there_are, "qmpshim explore --scenario list"))
-    scenario = _scenario(tuple(letters), form)
-    _check(scenario)
-    return [scenario]

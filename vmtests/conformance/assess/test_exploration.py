@@ -8,7 +8,7 @@ from qmpshim.conformance.assess import exploration
 from qmpshim.conformance.assess.exploration import cases_of, explore_uses, scenarios_of
 from qmpshim.conformance.explore.directed.cases import DIRECTED
 from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult
-from qmpshim.conformance.explore.scenarios import pairs
+from qmpshim.conformance.explore.scenario_sets import pairs
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS, SPACE
 from qmpshim.conformance.explore.space.naming import is_name, point_named
 from qmpshim.conformance.known.meaning import Use

@@ -24,7 +24,7 @@ from qmpshim.conformance.check.run.identity import Identity
 from qmpshim.conformance.check.run.journal import JOURNAL, REPORTS, Journal, Plan
 from qmpshim.conformance.check.runners.kinds import KINDS, runner_of
 from qmpshim.conformance.check.suites import suite_named
-from qmpshim.conformance.explore.scenarios import named, pairs
+from qmpshim.conformance.explore.scenario_sets import named, pairs
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.plan import How
 from qmpshim.errors import InputError

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets, scenarios
 from qmpshim.conformance.explore.checkers.crash_points import (
     after_a_crash,
     after_a_crash_thoroughly,
@@ -61,7 +61,7 @@ def explored_whole(system: Callable[[], RealSystem], mode: Mode) -> tuple[Explor
 
 @pytest.mark.parametrize("name", ["WR", "WV", "WP", "primary-RM", "primary-GF"])
 def test_reduction_loses_no_outcome(pool: QemuPool, name: str) -> None:
-    (scenario,) = scenarios.named(name)
+    (scenario,) = scenario_sets.named(name)
     found = []
     for mode in (Mode.NAIVE, Mode.DPOR, Mode.STATEFUL):
         explored, system = explored_whole(lambda: RealSystem(pool, scenario), mode)
@@ -83,7 +83,7 @@ def test_reduction_loses_no_outcome(pool: QemuPool, name: str) -> None:
 )
 def test_known_states_hide_no_violation(pool: QemuPool, name: str, all_io: bool) -> None:
     """With commands, too, which do things that are not held, and with qcow2's own I/O."""
-    (scenario,) = scenarios.named(name)
+    (scenario,) = scenario_sets.named(name)
     found = []
     for mode in (Mode.DPOR, Mode.STATEFUL):
         explored, system = explored_whole(lambda: RealSystem(pool, scenario, all_io=all_io), mode)
@@ -103,7 +103,7 @@ def test_known_states_hide_nothing_of_what_is_judged_after_a_failure(
     pool: QemuPool, name: str, fails: str
 ) -> None:
     """A failover answers before its commit is over: what began before the failure matters then."""
-    (scenario,) = scenarios.named(name)
+    (scenario,) = scenario_sets.named(name)
     judged: list[set[tuple[object, ...]]] = []
 
     class Judged(RealSystem):
@@ -132,7 +132,7 @@ def test_what_was_done_before_does_not_decide_how_much_is_copied_at_once(pool: Q
         if name == "fresh":
             pool.discard()
             continue
-        (scenario,) = scenarios.named(name)
+        (scenario,) = scenario_sets.named(name)
         system = RealSystem(pool, scenario)
         system.reset()
         system.take(Start(0))
@@ -142,7 +142,7 @@ def test_what_was_done_before_does_not_decide_how_much_is_copied_at_once(pool: Q
 
 
 def test_a_schedule_goes_the_same_way_each_time(pool: QemuPool) -> None:
-    (scenario,) = scenarios.named("WP")
+    (scenario,) = scenario_sets.named("WP")
     traces = set()
     for fresh in (False, False, True):
         if fresh:
@@ -174,7 +174,7 @@ def test_when_we_look_decides_nothing(
     pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a busy machine sockets become readable in another order, and one after the other."""
-    (scenario,) = scenarios.named(name)
+    (scenario,) = scenario_sets.named(name)
     calm = _Told(pool, scenario)
     explore(calm, Mode.STATEFUL, stop=False)
     ready, chance = ManualEventLoop.ready, random.Random(name)
@@ -192,7 +192,7 @@ def test_when_we_look_decides_nothing(
 
 def test_stillness_seen_from_outside_is_stillness_asked_for(pool: QemuPool) -> None:
     """What /proc tells and what QMP round trips tell: the same schedules, the same traces."""
-    (scenario,) = scenarios.named("WP")
+    (scenario,) = scenario_sets.named("WP")
     traces = []
     for outside in (True, False):
         pool.prepare(scenario)
@@ -214,14 +214,14 @@ def test_stillness_seen_from_outside_is_stillness_asked_for(pool: QemuPool) -> N
 
 def test_a_crash_at_any_instant_leaves_sound_images(pool: QemuPool) -> None:
     for name, check, most in (("WP", after_a_crash, 40), ("WP", after_a_crash_thoroughly, 2)):
-        (scenario,) = scenarios.named(name)
+        (scenario,) = scenario_sets.named(name)
         system = RealSystem(pool, scenario, each_step=check)
         explore(system, Mode.DPOR, Budget(schedules=most), stop=False)
         assert system.finished and not system.found
 
 
 def test_a_broken_image_at_a_crash_point_is_corruption(pool: QemuPool) -> None:
-    (scenario,) = scenarios.named("WP")
+    (scenario,) = scenario_sets.named("WP")
 
     def spoil(system: RealSystem) -> RealViolation | None:
         store = system.machine.stores["hidden"]
@@ -236,7 +236,7 @@ def test_a_broken_image_at_a_crash_point_is_corruption(pool: QemuPool) -> None:
 def test_the_report_of_an_honest_pair(pool: QemuPool, qemu_build: Build) -> None:
     ticks = []
     report = explore_real(
-        qemu_build, scenarios.named("WG"), bounds=Bounds(jobs=2), progress=ticks.append
+        qemu_build, scenario_sets.named("WG"), bounds=Bounds(jobs=2), progress=ticks.append
     )
     assert report.jobs == 1 and " with 1 process\n" in render(report)
     assert report.exhaustive and not report.findings and not report.unconfirmed
@@ -248,7 +248,7 @@ def test_the_report_of_an_honest_pair(pool: QemuPool, qemu_build: Build) -> None
 
 def test_a_finding_is_grouped_made_small_and_replayed(tmp_path: Path, qemu_build: Build) -> None:
     """A checkpoint in the middle of a guest write breaks the active disk, on every QEMU so far."""
-    report = explore_real(qemu_build, scenarios.named("PC"))
+    report = explore_real(qemu_build, scenario_sets.named("PC"))
     (finding,) = [f for f in report.findings if f.verdict == "corruption"]
     assert finding.confirmed and not finding.contract and not finding.known
     assert not finding.scenario.setup  # it was not needed
@@ -308,7 +308,7 @@ def test_whatever_fails_nothing_but_the_known_comes_of_it(
     """EIO, ENOSPC, a disk that goes away, one that comes back: the model says what then."""
     report = explore_real(
         qemu_build,
-        scenarios.named(name),
+        scenario_sets.named(name),
         how=How(faults=(5, 28, CUT, RECONNECT), all_io=all_io),
         known=WrittenUp(known_findings()),
     )
@@ -319,7 +319,7 @@ def test_whatever_fails_nothing_but_the_known_comes_of_it(
 
 @pytest.mark.parametrize("name", ["WK", "PL"])
 def test_a_client_that_vanishes_leaves_the_export_to_the_next(pool: QemuPool, name: str) -> None:
-    (scenario,) = scenarios.named(name)
+    (scenario,) = scenario_sets.named(name)
     explored, system = explored_whole(lambda: RealSystem(pool, scenario), Mode.STATEFUL)
     assert not system.found
     assert any(DISCONNECTED in outcome[0] for outcome in explored.outcomes)  # type: ignore[index]
@@ -327,7 +327,7 @@ def test_a_client_that_vanishes_leaves_the_export_to_the_next(pool: QemuPool, na
 
 @pytest.mark.parametrize("name", ["qcow2-WV", "qcow2-PO"])
 def test_the_secondary_disk_may_be_qcow2(pool: QemuPool, name: str) -> None:
-    (scenario,) = scenarios.named(name)
+    (scenario,) = scenario_sets.named(name)
     _, system = explored_whole(lambda: RealSystem(pool, scenario), Mode.STATEFUL)
     assert not system.found
     assert any(name.name.startswith("secondary write") for name in system.ios)
@@ -344,7 +344,7 @@ def test_the_snapshot_forgets_whole_clusters_only(each_build: Build) -> None:
 
 
 def test_metadata_can_be_held_too(pool: QemuPool) -> None:
-    (scenario,) = scenarios.named("WP")
+    (scenario,) = scenario_sets.named("WP")
     system = RealSystem(pool, scenario, all_io=True)
     explore(system, Mode.STATEFUL, Budget(schedules=12), stop=False)
     assert system.finished and not system.found and not system.derailed
@@ -369,7 +369,7 @@ def test_a_bundle_tells_all_there_is(tmp_path: Path, qemu_build: Build) -> None:
 
 
 def test_a_scenario_is_told_in_full() -> None:
-    told = {one.name: scenarios.described(one) for one in scenarios.named("all")}
+    told = {one.name: scenarios.described(one) for one in scenario_sets.named("all")}
     assert told["primary-GS"] == (
         "guest write [0, 128), stop; before: guest write [144, 152); robustness"
     )
@@ -383,22 +383,22 @@ def test_a_scenario_is_told_in_full() -> None:
 
 def test_the_same_operation_twice() -> None:
     """Each is found by its name, and has an operation twice and another one."""
-    for scenario in scenarios.twice():
-        assert scenarios.named(scenario.name) == [scenario]
+    for scenario in scenario_sets.twice():
+        assert scenario_sets.named(scenario.name) == [scenario]
         assert len(scenario.ops) == 3 and len(set(scenario.ops)) == 2, scenario.name
 
 
 def test_a_scenario_survives_json() -> None:
-    forms = [s for form in TOPOLOGIES for s in scenarios.pairs(form)]
-    for scenario in (*forms, *scenarios.follow_ups()):
+    forms = [s for form in TOPOLOGIES for s in scenario_sets.pairs(form)]
+    for scenario in (*forms, *scenario_sets.follow_ups()):
         again = scenarios.scenario_from_json(json.loads(json.dumps(scenario.to_json())))
         assert again == scenario
     with pytest.raises(InputError):
         scenarios.scenario_from_json({"ops": [{"do": "dance"}]})
     with pytest.raises(InputError):
-        scenarios.named("nonsense")
+        scenario_sets.named("nonsense")
     with pytest.raises(InputError, match=r"no scenario 'primary-WR'; did you mean primary-"):
-        scenarios.named("primary-WR")
+        scenario_sets.named("primary-WR")
     for wrong in (
         {"form": "primary", "ops": [{"do": "primary_write", "at": [0, 8]}]},
         {"form": "primary", "ops": [{"do": "unexport"}]},
@@ -412,14 +412,14 @@ def test_a_scenario_survives_json() -> None:
     with pytest.raises(InputError, match="the primary's chain has raw disks only"):
         scenarios.scenario_from_json(wrong)
     with pytest.raises(InputError, match="raw disks only"):
-        scenarios.named("qcow2-primary")
-    assert not any(one.form == "primary" for one in scenarios.named("qcow2-pairs"))
+        scenario_sets.named("qcow2-primary")
+    assert not any(one.form == "primary" for one in scenario_sets.named("qcow2-pairs"))
 
 
 @pytest.mark.full
 def test_the_quick_set_is_green_for_the_known(each_build: Build) -> None:
     """All pairs of all forms, to exhaustion; every finding shows itself each time."""
-    every = [s for form in TOPOLOGIES for s in scenarios.pairs(form)]
+    every = [s for form in TOPOLOGIES for s in scenario_sets.pairs(form)]
     report = explore_real(
         each_build, every, bounds=Bounds(jobs=2), known=WrittenUp(known_findings())
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
 from qmpshim.conformance.explore.reproducer.export import export_script
 from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
@@ -26,7 +26,7 @@ READ = ("title", "trace")  # of a script's case, what it shows to who reads it
 
 def decided(build: Build, names: tuple[str, ...], errnos: tuple[int, ...]) -> list[Any]:
     """What was decided of each finding, in an order that no text has a say in."""
-    every = [one for name in names for one in scenarios.named(name)]
+    every = [one for name in names for one in scenario_sets.named(name)]
     report = explore_real(
         build,
         every,

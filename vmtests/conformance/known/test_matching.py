@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qmpshim.conformance.compare.divergence import Ending
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS
 from qmpshim.conformance.explore.directed.cases import crash_cause
 from qmpshim.conformance.explore.harness.choices import RECONNECT, Fail, RealChoice, io_id
@@ -48,7 +48,7 @@ CUT_COPY: Fail = Fail(io_id(0, "hidden write 0+128", 0), RECONNECT)
 
 
 def sighting(name: str, verdict: Verdict, cause: str, *schedule: RealChoice) -> Sighting:
-    (scenario,) = scenarios.named(name)
+    (scenario,) = scenario_sets.named(name)
     violation = RealViolation(verdict, cause, cause=cause_from_text(cause))
     return Sighting(scenario, violation, schedule, (), 1)
 
@@ -130,7 +130,7 @@ def test_what_no_write_up_may_excuse(found: Finding) -> None:
 
 def test_zeroes_that_leave_no_hole_are_news_to_a_snapshot_too() -> None:
     """The read that returns new data needs a change of the disk, and that is one."""
-    (scenario,) = scenarios.named("fleecing-WR")
+    (scenario,) = scenario_sets.named("fleecing-WR")
     zeroed = replace(scenario, ops=(operation("primary_zero_no_hole", 0, 128), scenario.ops[1]))
     seen = sighting("fleecing-WR", Verdict.ISOLATION, "view: new data instead of the old data")
     (found,) = group([replace(seen, scenario=zeroed)])

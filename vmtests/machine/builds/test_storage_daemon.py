@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qmpshim.cli import main
-from qmpshim.conformance.explore.scenarios import named
+from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.conformance.explore.search.plan import How, WrittenUp
 from qmpshim.conformance.known.folder import known_findings

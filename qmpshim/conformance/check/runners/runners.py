@@ -26,7 +26,8 @@ from qmpshim.conformance.explore.directed.cases import DIRECTED, run_directed
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
-from qmpshim.conformance.explore.scenarios import RealScenario, named, scenario_from_json
+from qmpshim.conformance.explore.scenario_sets import named
+from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
 from qmpshim.conformance.explore.search.exploration import ExploreReport, explore_real
 from qmpshim.conformance.explore.search.minimize import search, show_again
 from qmpshim.conformance.explore.search.plan import Bounds, How, WrittenUp

@@ -9,7 +9,7 @@ import pytest
 
 from qmpshim.conformance.check.case import Case, Status
 from qmpshim.conformance.check.runners.kinds import runner_of
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.errors import ProtocolBroken
 from qmpshim.machine.builds.build import Build, resolve
@@ -68,7 +68,7 @@ def test_each_lie_is_convicted(
 def test_the_explorer_does_not_wait_for_an_answer_that_came(tmp_path: Path) -> None:
     """Nor is it QEMU that hangs, or we who lost the way."""
     build = resolve(str(make("forgets-the-id", tmp_path / "build")))
-    report = explore_real(build, scenarios.named("WQ"))
+    report = explore_real(build, scenario_sets.named("WQ"))
     (found,) = report.findings
     assert (found.verdict, len(found.schedule)) == (Verdict.PROTOCOL, 1)
     assert str(found.cause).endswith(": an answer to nothing that was asked")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.checkers import crash_points
 from qmpshim.conformance.explore.checkers.crash_points import (
     CrashPoints,
@@ -39,7 +39,7 @@ Check = Callable[[RealSystem], RealViolation | None]
 
 def looked_at(pool: QemuPool, name: str, check: Check | None) -> set[tuple[Verdict, Cause]]:
     """What looking at the images after each step of one schedule finds."""
-    (scenario,) = scenarios.named(name)
+    (scenario,) = scenario_sets.named(name)
     system = RealSystem(pool, scenario, each_step=check)
     explore(system, Mode.DPOR, Budget(schedules=1), stop=False)
     pool.discard()
@@ -164,7 +164,7 @@ def test_crash_points_that_are_none(text: str) -> None:
 
 def test_between_the_writes_of_tables_are_crash_points_too(pool: QemuPool) -> None:
     """qcow2 links a table when it has been written; whoever links first is convicted."""
-    (scenario,) = scenarios.named("WR")
+    (scenario,) = scenario_sets.named("WR")
 
     def too_early(machine: GatedMachine, named: NamedIo) -> None:
         faithfully(machine, named)
@@ -217,7 +217,7 @@ def test_who_does_not_count_anew_is_convicted(
 
 def test_a_checkpoint_empties_its_disks_safely(pool: QemuPool) -> None:
     """In the middle of it the overlays are dirty."""
-    (scenario,) = scenarios.named("HC")
+    (scenario,) = scenario_sets.named("HC")
     system = RealSystem(pool, scenario, each_step=after_a_crash)
     assert explore(system, Mode.STATEFUL, stop=False).exhaustive
     pool.discard()

@@ -11,7 +11,7 @@ from errno import EIO
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets, scenarios
 from qmpshim.conformance.explore.checkers.failures import FailureChecker
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
 from qmpshim.conformance.explore.faults import InjectedFault
@@ -167,7 +167,7 @@ SECOND = operation("primary_write", 64, 128)  # half of either cluster
             (io_error(EIO), OK), "secondary: ",
         ),
         (
-            "replication", (scenarios.LETTERS["P"], operation("guest_write", 64, 8)), "active",
+            "replication", (scenario_sets.LETTERS["P"], operation("guest_write", 64, 8)), "active",
             (io_error(EIO), OK), "view: ",
         ),
         (  # a status that tells of an error excuses no disk

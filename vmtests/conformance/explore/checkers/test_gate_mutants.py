@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets, scenarios
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
@@ -40,7 +40,7 @@ Release = Callable[[GatedMachine, NamedIo], None]
 def causes(
     pool: QemuPool, name: str, release: Release, most: int = 400, watching: bool = True
 ) -> set[tuple[Verdict, str]]:
-    (scenario,) = scenarios.named(name)
+    (scenario,) = scenario_sets.named(name)
     system = RealSystem(pool, scenario, release=release, watching=watching)
     try:
         explore(system, Mode.DPOR, Budget(schedules=most, seconds=20), stop=False)
@@ -125,7 +125,7 @@ def test_a_dropped_write_is_lost(pool: QemuPool, name: str, drop: Release) -> No
 
 def test_a_write_behind_its_flush_is_lost(pool: QemuPool) -> None:
     """The bytes at the moment the flush was answered are what a crash then leaves."""
-    letters = scenarios.LETTERS
+    letters = scenario_sets.LETTERS
     ops = (letters["W"], replace(letters["H"], after=0), operation("primary_read", 0, 8, after=1))
     scenario = scenarios.RealScenario("write-flush-read", ops)
     for release, wanted in ((ForgetfulFlush(), {Verdict.LOST_WRITE}), (faithfully, set())):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets, scenarios
 from qmpshim.conformance.explore.checkers import liveness
 from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness.history import RunningOperation
@@ -34,7 +34,7 @@ def test_a_commit_that_gets_no_answer_is_missed(
             return
         machine.gate.release(named.io)
 
-    (scenario,) = scenarios.named("OQ")
+    (scenario,) = scenario_sets.named("OQ")
     system = RealSystem(pool, scenario, release=release)
     explore(system, Mode.DPOR, Budget(schedules=1), stop=False)
     pool.discard()

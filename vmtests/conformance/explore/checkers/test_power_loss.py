@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.checkers.crash_points import CrashPoints, How
 from qmpshim.conformance.explore.checkers.online import OnlineChecker
 from qmpshim.conformance.explore.checkers.power_loss import POWER_LOSS, losses
@@ -48,7 +48,7 @@ def found(
 def flushed(side: str, secondary: str = "raw") -> RealScenario:
     """A write, and a flush behind it."""
     letters = {"primary": "WH", "guest": "GF"}[side]
-    write, flush = (scenarios.LETTERS[letter] for letter in letters)
+    write, flush = (scenario_sets.LETTERS[letter] for letter in letters)
     ops = (write, replace(flush, after=0))
     return RealScenario("write-flush", ops, secondary=secondary)
 

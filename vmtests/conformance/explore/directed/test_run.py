@@ -23,7 +23,7 @@ from qmpshim.conformance.explore.directed.run import (
     cases_named,
     run_cases,
 )
-from qmpshim.conformance.explore.scenarios import named
+from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.conformance.explore.search.plan import Bounds
 from qmpshim.conformance.explore.violation import RealViolation

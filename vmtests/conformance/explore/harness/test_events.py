@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.harness.choices import Complete, Fail, Start, io_id
 from qmpshim.conformance.explore.harness.events import (
     Arrived,
@@ -31,7 +31,7 @@ from qmpshim.model.operations import operation
 
 def executed(pool: QemuPool, errno: int | None) -> RealSystem:
     """One execution; its first I/O ends with this error."""
-    (scenario,) = scenarios.named("WP")
+    (scenario,) = scenario_sets.named("WP")
     system = RealSystem(pool, scenario, errnos=() if errno is None else (errno,))
     system.reset()
     for index in range(2):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qmpshim.conformance.check.report.cluster_maps import maps_of_schedule
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.report.finding_files import save_finding
@@ -36,7 +36,7 @@ from qmpshim.model.explore.explorer import Mode
 from qmpshim.model.operations import operation
 from vmtests.support.gibberish import gibberish
 
-WR = scenarios.named("WR")
+WR = scenario_sets.named("WR")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_what_the_schema_has_not_is_distinguished_from_what_qemu_refuses(
     qemu_build: Build, option: tuple[str, str, object], lacks: bool
 ) -> None:
     options = (("secondary", "discard", "ignore"), option)
-    (scenario,) = scenarios.named("backup-WR")
+    (scenario,) = scenario_sets.named("backup-WR")
     with pytest.raises(BuildError, match="cannot build the chain"):
         explore_real(qemu_build, [replace(scenario, options=options)])
     pool = QemuPool(qemu_build)

@@ -12,7 +12,7 @@ import pytest
 
 from qmpshim.cli import main
 from qmpshim.commands.console import DIVERGED
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.run import RealRun
 from qmpshim.conformance.explore.report.finding_files import load_finding, save_finding
@@ -65,7 +65,7 @@ def test_a_qemu_that_dies_between_two_schedules(
 ) -> None:
     with monkeypatch.context() as patch:
         strike(patch, command, signal.SIGSEGV)
-        report = explore_real(qemu_build, scenarios.named(name))
+        report = explore_real(qemu_build, scenario_sets.named(name))
         (finding,) = report.findings
         assert finding.verdict is Verdict.CRASH and finding.contract and not finding.known
         assert str(finding.cause) == "taken apart: QEMU was killed by SIGSEGV"
@@ -86,7 +86,7 @@ def test_what_goes_wrong_before_is_told_by_a_replay(
     with monkeypatch.context() as patch:
         strike(patch, "xen-colo-do-checkpoint", signal.SIGSEGV)
         (finding,) = explore_real(
-            qemu_build, scenarios.named("WH"), how=How(minimise=False)
+            qemu_build, scenario_sets.named("WH"), how=How(minimise=False)
         ).findings
     start = RealRun._start
 
@@ -104,7 +104,7 @@ def test_a_qemu_that_hangs_between_two_schedules(
     monkeypatch: pytest.MonkeyPatch, qemu_build: Build
 ) -> None:
     strike(monkeypatch, "blockdev-del", signal.SIGSTOP)
-    (finding,) = explore_real(qemu_build, scenarios.named("H")).findings
+    (finding,) = explore_real(qemu_build, scenario_sets.named("H")).findings
     assert (finding.verdict, str(finding.cause)) == (
         Verdict.HANG,
         "taken apart: blockdev-del: no answer in N s",
@@ -121,12 +121,12 @@ def test_a_node_that_is_still_in_use_is_missed_where_nothing_explains_it(
 
     monkeypatch.setattr(GatedMachine, "tear_down", busy)
     (finding,) = explore_real(
-        qemu_build, scenarios.named("backup-WH"), how=How(minimise=False)
+        qemu_build, scenario_sets.named("backup-WH"), how=How(minimise=False)
     ).findings
     assert (finding.verdict, finding.replays) == (Verdict.ERROR_CONTRACT, (3, 3))
     assert str(finding.cause).startswith("taken apart: blockdev-del: ")
     monkeypatch.setattr(QemuPool, "_tainted", property(lambda self: True, lambda *_: None), False)
-    report = explore_real(qemu_build, scenarios.named("backup-WH"))
+    report = explore_real(qemu_build, scenario_sets.named("backup-WH"))
     assert not report.findings and not report.unconfirmed and report.exhaustive
 
 
@@ -142,7 +142,7 @@ def test_who_died_before_does_not_die_again(
             os.kill(self.machine.pid, signal.SIGKILL)
 
     monkeypatch.setattr(RealRun, "_start", struck)
-    report = explore_real(qemu_build, scenarios.named("WG"), how=How(minimise=False))
+    report = explore_real(qemu_build, scenario_sets.named("WG"), how=How(minimise=False))
     (finding,) = report.findings
     assert not report.unconfirmed
     assert (finding.verdict, str(finding.cause)) == (Verdict.CRASH, "QEMU was killed by SIGKILL")

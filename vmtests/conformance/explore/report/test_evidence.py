@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.report import evidence
 from qmpshim.conformance.explore.report.evidence import collect
@@ -37,7 +37,7 @@ def test_nobody_waits_for_a_crash_that_does_not_come(
 
     monkeypatch.setattr(evidence, "_Gdb", Gdb)
     monkeypatch.setattr(evidence, "QemuPool", Ended)
-    (honest,) = scenarios.named("WP")
+    (honest,) = scenario_sets.named("WP")
     collect(replace(case, scenario=honest, schedule=(), events=()), qemu_build, tmp_path)
     assert happened == ["QEMU ended", "gdb asked"]
     assert (tmp_path / "stderr.txt").read_text() == ""

@@ -27,7 +27,8 @@ from qmpshim.conformance.explore.report.findings import Finding, finding_from_js
 from qmpshim.conformance.explore.reproducer.export import blkdebug_steps, export_script
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
-from qmpshim.conformance.explore.scenarios import LETTERS, C, RealScenario, scenario_from_json
+from qmpshim.conformance.explore.scenario_sets import LETTERS
+from qmpshim.conformance.explore.scenarios import C, RealScenario, scenario_from_json
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp
 from qmpshim.conformance.known.write_ups import DIRECTORY

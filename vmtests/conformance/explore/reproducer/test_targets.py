@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.harness.choices import Complete, Fail, RealChoice, Start
 from qmpshim.conformance.explore.harness.push import ending_of_job
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
@@ -115,7 +115,7 @@ CASES = {
 
 
 def scenario(name: str) -> RealScenario:
-    (one,) = [scenario_of(point_named(name))] if is_name(name) else scenarios.named(name)
+    (one,) = [scenario_of(point_named(name))] if is_name(name) else scenario_sets.named(name)
     return one
 
 

@@ -8,7 +8,7 @@ from errno import EIO
 import pytest
 
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
-from qmpshim.conformance.explore.scenarios import named
+from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.conformance.explore.search.plan import How
 from qmpshim.conformance.explore.space import simpler

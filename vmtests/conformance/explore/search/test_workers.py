@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qmpshim.conformance.explore import scenarios
+from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.harness.run import RealRun
 from qmpshim.conformance.explore.search import exploration, workers
 from qmpshim.conformance.explore.search.exploration import ExploreReport, Progress, explore_real
@@ -33,7 +33,7 @@ def explorers() -> list[int]:
 
 def test_every_scenario_is_explored_in_its_place(qemu_build: Build) -> None:
     names = ["WR", "HF", "FQ", "RF", "HQ"]
-    every = [one for name in names for one in scenarios.named(name)]
+    every = [one for name in names for one in scenario_sets.named(name)]
     report = explore_real(qemu_build, every, bounds=Bounds(jobs=2))
     assert [one.name for one in report.scenarios] == [one.name for one in every]
     assert report.exhaustive and all(one.schedules for one in report.scenarios)
@@ -46,7 +46,7 @@ def test_the_progress_is_of_all_that_is_explored(
     """With faults a scenario is explored once for each I/O that fails: nothing begins anew."""
     monkeypatch.setattr(workers, "_TICK", 0.0)
     told: list[Progress] = []
-    every = [*scenarios.named("WV"), *scenarios.named("WR")]
+    every = [*scenario_sets.named("WV"), *scenario_sets.named("WR")]
     report = explore_real(
         qemu_build, every, how=How(faults=(EIO,)), bounds=Bounds(jobs=jobs), progress=told.append
     )
@@ -72,7 +72,7 @@ def test_what_was_cut_short_is_explored_with_what_is_left(
     monkeypatch.setattr(workers, "_share", mean)
     monkeypatch.setattr(workers, "_TICK", 0.0)
     told: list[Progress] = []
-    every = [*scenarios.named("WV"), *scenarios.named("HQ"), *scenarios.named("WR")]
+    every = [*scenario_sets.named("WV"), *scenario_sets.named("HQ"), *scenario_sets.named("WR")]
     report = explore_real(qemu_build, every, bounds=Bounds(budget=600.0), progress=told.append)
     assert report.exhaustive and [one.name for one in report.scenarios] == ["WV", "HQ", "WR"]
     whole = explore_real(qemu_build, every)
@@ -98,7 +98,10 @@ def test_what_can_never_be_exhausted_is_explored_once(
     for budget in (None, 600.0):
         begun.clear()
         report = explore_real(
-            qemu_build, scenarios.named("WH"), how=How(minimise=False), bounds=Bounds(budget=budget)
+            qemu_build,
+            scenario_sets.named("WH"),
+            how=How(minimise=False),
+            bounds=Bounds(budget=budget),
         )
         samples = 0 if budget is None else exploration._PLAIN
         assert report.schedules == samples + 1 and not report.exhaustive and report.findings
@@ -121,7 +124,9 @@ def test_a_qemu_that_starts_no_more_hides_nothing(
 
     monkeypatch.setattr(RealRun, "_start", struck)
     monkeypatch.setattr(GatedMachine, "_spawn", not_again)
-    (finding,) = explore_real(qemu_build, scenarios.named("WG"), how=How(minimise=False)).findings
+    (finding,) = explore_real(
+        qemu_build, scenario_sets.named("WG"), how=How(minimise=False)
+    ).findings
     assert str(finding.cause) == "QEMU was killed by SIGKILL"
 
 
@@ -138,7 +143,7 @@ def test_a_process_that_is_killed_is_not_overlooked(qemu_build: Build) -> None:
             killed.append(found[0])
             os.kill(found[0], signal.SIGKILL)
 
-    every = [*scenarios.named("WV"), *scenarios.named("WP"), *scenarios.named("WR")]
+    every = [*scenario_sets.named("WV"), *scenario_sets.named("WP"), *scenario_sets.named("WR")]
     with pytest.raises(HostError, match="ended with SIGKILL: nothing is known of that scenario"):
         explore_real(
             qemu_build, every, bounds=Bounds(jobs=2), progress=kill_one, interrupted=kept.append
@@ -159,7 +164,7 @@ def test_under_a_budget_every_scenario_is_sampled_before_one_is_exhausted(
 
     monkeypatch.setattr(RealRun, "begin", noted)
     names = ["WV", "HQ", "WR"]
-    every = [one for name in names for one in scenarios.named(name)]
+    every = [one for name in names for one in scenario_sets.named(name)]
     report = explore_real(qemu_build, every, bounds=Bounds(budget=600.0))
     assert set(begun[: len(names) * exploration._PLAIN]) == set(names)
     assert report.exhaustive

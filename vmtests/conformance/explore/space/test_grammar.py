@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from qmpshim.conformance.explore.scenarios import RealScenario, named, scenario_from_json
+from qmpshim.conformance.explore.scenario_sets import named
+from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
 from qmpshim.conformance.explore.space import grammar
 from qmpshim.conformance.explore.space.grammar import CLUSTERS, DIMENSIONS, RELATIONS, SPACE
 from qmpshim.conformance.explore.space.naming import (
