@@ -1,4 +1,4 @@
-"""What is done at the same time on a real QEMU: scenarios of operations, pairs and triples of them.
+"""What is done at the same time on a real QEMU: scenarios of operations, as values and as JSON.
 
 Positions and lengths are sectors. The whole secondary disk holds the data of operation 1 before
 anything begins; the operations of the setup are numbered from 2 on and the concurrent ones after
