@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.machine.builds.build import Build
@@ -14,6 +15,10 @@ from qmpshim.machine.guest import image as guest_image
 from qmpshim.machine.guest.image import GuestImage
 from vmtests.support.command_line import CommandLine
 from vmtests.support.shim_harness import Loop
+
+# No test is timed: a host that is busy is not a failure.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

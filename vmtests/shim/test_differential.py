@@ -144,7 +144,6 @@ def test_every_chunking(talking: Pair) -> None:
 
 @settings(
     max_examples=150,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=GARBAGE, chunk=st.sampled_from([None, 1, 3]))
@@ -155,7 +154,6 @@ def test_garbage(talking: Pair, data: bytes, chunk: int | None) -> None:
 
 @settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(

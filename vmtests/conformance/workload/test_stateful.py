@@ -175,7 +175,6 @@ def explore(
         stateful_step_count=steps,
         derandomize=repeatable,
         database=None,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink],
         report_multiple_bugs=False,

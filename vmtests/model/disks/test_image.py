@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpshim.model.disks.image import (
@@ -73,7 +73,6 @@ ACTS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(st.booleans(), ACTS)
 def test_qcow2_against_the_oracle(backed: bool, acts: list[tuple[str, tuple[int, int]]]) -> None:
     image, oracle = Qcow2Image("hidden", SIZE, CLUSTER, backed), Oracle(backed)

@@ -21,7 +21,7 @@ from vmtests.support.schedules import count_schedules
 
 NAIVE = 1500  # schedules at most, to enumerate each of them
 REDUCED = (Mode.STATEFUL, Mode.DPOR, Mode.STATES)
-PATIENT = settings(deadline=None, suppress_health_check=list(HealthCheck))
+PATIENT = settings(suppress_health_check=list(HealthCheck))
 GENERIC = sorted(name for name, sabotage in MUTANTS.items() if name != "only-newest")
 
 

@@ -149,9 +149,7 @@ def _end_job(client: Wire) -> None:
         pass
 
 
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_a_client_gets_what_qemu_sent_in_its_order(
     recorded: Recorded, steps: list[tuple[tuple[str, dict[str, object] | None], float]]

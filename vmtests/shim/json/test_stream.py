@@ -46,7 +46,7 @@ def _all(stream: JsonStream, *chunks: bytes) -> list[Any]:
 
 @BOTH
 @given(data=PIECES, cuts=st.lists(st.integers(0, 60), max_size=6))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_chunks_make_no_difference(dialect: Dialect, data: bytes, cuts: list[int]) -> None:
     data += b"\n\xff "
     whole = _all(JsonStream(dialect), data)
@@ -62,7 +62,7 @@ def test_chunks_make_no_difference(dialect: Dialect, data: bytes, cuts: list[int
     cut=st.integers(0, 40),
     junk=st.sampled_from([b"", b"\n", b" ,", b"}", b"'", b'{"a": 1, "a": 2}', b'{"x": [1.5]} ']),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_whole_objects_are_read_as_by_the_byte(
     dialect: Dialect, values: list[Any], cut: int, junk: bytes
 ) -> None:
@@ -75,7 +75,7 @@ def test_whole_objects_are_read_as_by_the_byte(
 
 
 @given(value=VALUES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_it_reads_what_json_writes_and_what_it_writes_itself(value: Any) -> None:
     def same(one: Any, two: Any) -> bool:
         return repr(one) == repr(two)

@@ -191,14 +191,14 @@ ARGUMENTS = st.dictionaries(NAMES, VALUES, max_size=4).map(
 ACTIONS = st.lists(st.tuples(NAMES, ARGUMENTS).map(" ".join), max_size=3)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(NAMES.filter(lambda n: n not in ("help", "exit")), ARGUMENTS)
 def test_commands_mean_the_same(name: str, arguments: str) -> None:
     line = f"{name} {arguments}"
     assert ours(line) == theirs(line) != REFUSED
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ACTIONS)
 def test_transactions_mean_the_same(actions: list[str]) -> None:
     text = "\n".join(["transaction(", *actions, ")"])
@@ -213,7 +213,7 @@ _CLOSED = re.compile(r"""(?:[^\s"']|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')+""")
 _DEVIANT = re.compile(r"""=["'\[{]|=-?\d+\.\d|=-?0[xX]|=(null|None)$|^[^=]*\.|^=""")
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(st.text(st.sampled_from("ab1=.\"'\\{}[] :,-tTrue()#"), max_size=24))
 @example("b=1 b=2")
 @example("a='x y'z")

@@ -87,7 +87,6 @@ def test_the_verdict_on_random_scenarios_is_right(
 
     @settings(
         max_examples=300 if full else 15,
-        deadline=None,
         derandomize=not full,
         suppress_health_check=list(HealthCheck),
         database=None,

@@ -68,7 +68,7 @@ def wrong(space: Space, strength: int, seed: int) -> str:
 
 
 @given(spaces(), st.sampled_from([1, 2, 3]), st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_array_has_every_possible_tuple_and_nothing_else(
     space: Space, strength: int, seed: int
 ) -> None:

@@ -105,7 +105,7 @@ STEPS = st.lists(
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(steps=STEPS)
 def test_store_is_an_array_of_bytes(
     tmp_path_factory: pytest.TempPathFactory, kind: str, steps: list[tuple[str, list[int]]]
