@@ -16,8 +16,9 @@ from qmpshim.machine.guest.image import GuestImage
 from vmtests.support.command_line import CommandLine
 from vmtests.support.shim_harness import Loop
 
-# No test is timed: a host that is busy is not a failure.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# No test is timed: a host that is busy is not a failure. Fixtures are for all examples of a test.
+_CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("untimed", deadline=None, suppress_health_check=_CHECKS)
 settings.load_profile("untimed")
 
 

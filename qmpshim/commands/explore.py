@@ -50,7 +50,7 @@ from qmpshim.conformance.explore.search.exploration import (
 from qmpshim.conformance.explore.search.model_run import (
     REFERENCE_NAMES,
 )
-from qmpshim.conformance.explore.search.plan import Bounds, How, WrittenUp
+from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.explore.search.soak import soak_real, soak_state
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS
 from qmpshim.conformance.explore.space.naming import array, is_name, point_named, scenario_of
@@ -209,7 +209,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
         refuse_unused(args, f"with --scenario {args.scenario}", "--faults", "--all-io",
                       "--crash-points", "--mode", "--dask", "--jobs")  # fmt: skip
     mixed = args.scenario is None and not args.faults and args.budget is not None
-    how = How(
+    settings = Settings(
         mode=mode,
         faults=FAULTS if args.faults or mixed else (),
         all_io=args.all_io,
@@ -227,7 +227,7 @@ def _explore(args: argparse.Namespace, console: Console) -> int:
                 build,
                 scenarios,
                 cases,
-                how=how,
+                settings=settings,
                 bounds=bounds,
                 known=written_up,
                 progress=on_progress,
@@ -250,8 +250,11 @@ def _soak(args: argparse.Namespace, console: Console) -> int:
     def work(build: Build, on_progress: OnProgress, known: Known, show: Show) -> ExploreReport:
         return soak_real(
             build,
-            how=How(faults=FAULTS, crash_points=crash_points, seed=args.seed),
-            bounds=Bounds(budget=args.budget, jobs=args.jobs),
+            faults=FAULTS,
+            crash_points=crash_points,
+            seed=args.seed,
+            budget=args.budget,
+            jobs=args.jobs,
             known=known,
             state=soak_state(args.resume, build, args.seed) if args.resume is not None else None,
             keep=lambda state: state.save(args.resume) if args.resume is not None else None,

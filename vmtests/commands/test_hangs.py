@@ -22,7 +22,7 @@ from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.conformance.explore.search.minimize import confirm
-from qmpshim.conformance.explore.search.plan import Bounds, How
+from qmpshim.conformance.explore.search.settings import Bounds, Settings
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import Cause, CauseKind
@@ -65,7 +65,7 @@ def test_what_there_was_no_time_for_is_told_as_such(
     qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(real_ops, "answer", deaf)
-    report = explore_real(qemu_build, scenario_sets.named("RH"), how=How(minimise=False))
+    report = explore_real(qemu_build, scenario_sets.named("RH"), settings=Settings(minimise=False))
     (finding,) = report.findings
     assert (finding.verdict, finding.replays) == (Verdict.HANG, (3, 3))
     untried = confirm(replace(finding, replays=(0, 0)), qemu_build, deadline=time.monotonic())

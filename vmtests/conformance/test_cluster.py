@@ -15,7 +15,7 @@ from qmpshim.conformance.assess.workloads import run_workloads
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.explore import scenario_sets, scenarios
 from qmpshim.conformance.explore.search.exploration import ExploreReport, Progress, explore_real
-from qmpshim.conformance.explore.search.plan import Bounds, WrittenUp
+from qmpshim.conformance.explore.search.settings import Bounds, WrittenUp
 from qmpshim.conformance.known.folder import known_findings, write_ups
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.errors import ExecutorLost

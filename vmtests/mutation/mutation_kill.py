@@ -21,7 +21,7 @@ from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT
 from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import explore_real
-from qmpshim.conformance.explore.search.plan import Bounds, How, WrittenUp
+from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.explore.space.naming import array, is_name, point_named, scenario_of
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import known_directed, known_findings
@@ -105,7 +105,7 @@ def _explore_pristine(build: Build, name: str) -> None:
     report = explore_real(
         build,
         scenario,
-        how=How(minimise=False),
+        settings=Settings(minimise=False),
         bounds=Bounds(limit=_REACH_LIMIT),
         known=WrittenUp(known),
     )
@@ -166,7 +166,7 @@ def _explored(program: Path, names: Sequence[str], deadline: float, faults: Sequ
             report = explore_real(
                 build,
                 scenarios,
-                how=How(faults=faults, minimise=False),
+                settings=Settings(faults=faults, minimise=False),
                 bounds=Bounds(budget=left),
                 known=WrittenUp(known_findings()),
             )

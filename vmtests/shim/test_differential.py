@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmpshim.machine.builds.build import Build
@@ -144,7 +144,6 @@ def test_every_chunking(talking: Pair) -> None:
 
 @settings(
     max_examples=150,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=GARBAGE, chunk=st.sampled_from([None, 1, 3]))
 def test_garbage(talking: Pair, data: bytes, chunk: int | None) -> None:
@@ -154,7 +153,6 @@ def test_garbage(talking: Pair, data: bytes, chunk: int | None) -> None:
 
 @settings(
     max_examples=60,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     id_=JSON,

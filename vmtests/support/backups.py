@@ -68,7 +68,7 @@ def explored(
     """
     system = kind(pool, scenario, release=release, errnos=errnos, plan=plan)
     try:
-        explore(system, mode, Budget(schedules=most, seconds=20), stop=False, seed=seed)
+        explore(system, mode, Budget(schedules=most), stop=False, seed=seed)
     except BuildError as error:
         pytest.skip(str(error))
     assert system.finished and not system.derailed

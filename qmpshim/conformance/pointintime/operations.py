@@ -109,7 +109,19 @@ class PointOperation:
             ]
         match self.actions:
             case (JobSpec() as job,) if job.copying != Copying():
-                return [replace(self, actions=(replace(job, copying=Copying()),))]
+                how = job.copying
+                simpler = (
+                    Copying(),
+                    replace(how, compress=False),
+                    replace(how, copy_range=False),
+                    replace(how, workers=0),
+                    replace(how, chunk=0),
+                )
+                return [
+                    replace(self, actions=(replace(job, copying=one),))
+                    for one in dict.fromkeys(simpler)
+                    if one != how
+                ]
         places = smaller_places(self.start, self.count) if self.kind in _IO else []
         return [replace(self, start=start, count=count) for start, count in places]
 
@@ -228,5 +240,17 @@ def _action_from_json(value: Any) -> Action:
         bool(value["slow"]),
         None if value["fault"] is None else OnError(value["fault"]),
         bool(value["manual"]),
-        Copying(**value.get("copying", {})),
+        _copying_from_json(value.get("copying", {})),
     )
+
+
+def _copying_from_json(value: Any) -> Copying:
+    copying = Copying(
+        bool(value.get("compress", False)),
+        bool(value.get("copy_range", False)),
+        int(value.get("workers", 0)),
+        int(value.get("chunk", 0)),
+    )
+    if min(copying.workers, copying.chunk) < 0:
+        raise ValueError("copying has a negative number")
+    return copying

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from qmpshim.conformance.pointintime.operations import Action, PointKind, PointOperation
 from qmpshim.machine.chain.points import PointsSpec
+from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
 from qmpshim.model.pointintime.jobs import BitmapMode, Copying, JobSpec, OnError, Sync
 from qmpshim.model.pointintime.points import BitmapAction, BitmapVerb, JobVerb
 from qmpshim.model.units import SECTOR
@@ -26,7 +27,6 @@ class PointsWorkflow(StrEnum):
 _NAMES = ("a", "b", "c")
 _GRANULARITIES = (0, 1, 8, 128, 512)  # sectors
 _HOT = 12  # clusters
-_CHUNK = 128 << 10  # bytes of a copy, at most: two clusters of a job
 
 _IO: Mapping[PointKind, int] = {
     PointKind.WRITE: 60,
@@ -113,6 +113,8 @@ class PointsWorkload:
         self._disks = spec.disks
         self._size = spec.size // SECTOR
         self._cluster = max(8, spec.cluster // SECTOR)
+        # Two of what is copied at once: less than one of them is refused (``backup_job_create``).
+        self._chunk = 2 * SECTOR * backup_calculate_cluster_size(spec.cluster // SECTOR)
         self._number = 0
 
     def take(self, count: int) -> Iterator[PointOperation]:
@@ -219,9 +221,8 @@ class PointsWorkload:
         # would find its cluster allocated, which is an error of its own
         # (``qcow2_alloc_compressed_cluster_offset``, block/qcow2-cluster.c).
         compress = fault is None and pick.random() < 0.5
-        return Copying(
-            compress, pick.random() < 0.5, pick.choice((0, 1, 2)), pick.choice((0, 0, _CHUNK))
-        )
+        chunk = pick.choice((0, 0, self._chunk))
+        return Copying(compress, pick.random() < 0.5, pick.choice((0, 1, 2)), chunk)
 
     def _transaction(self) -> Iterator[Action]:
         pick = self._random

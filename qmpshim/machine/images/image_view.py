@@ -38,7 +38,7 @@ class ImageView:
 
     The tables are read once, here: look again with a new view after the image changed.
 
-    :param image: the image file's bytes; kept, not copied
+    :param image: the image file's bytes; kept, and copied only where clusters are compressed
     :param raw: a raw image instead of qcow2, all of it DATA
     :param data: the bytes of the image's external data file, if it has one; kept, not copied
     :ivar unit_size: of a subcluster, or of a cluster where the image has none; in bytes

@@ -40,7 +40,6 @@ _COMPRESSED = np.uint64(1 << 62)
 _ZERO = np.uint64(1)
 _L1_RESERVED = np.uint64(0x7F00_0000_0000_01FF)
 _L2_RESERVED = np.uint64(0x3F00_0000_0000_01FE)
-_REFTABLE_RESERVED = np.uint64(0x1FF)
 _BITMAP = np.uint64(0xFFFF_FFFF)  # the allocation bits of a subcluster bitmap; zero bits are above
 _GATHER_BYTES = 256 << 10  # L2 tables looked at in one go: few enough to stay in the CPU cache
 

@@ -132,7 +132,6 @@ def _references(image: Qcow2Reader, l1: Entries, l2: Entries, blocks: Ints) -> d
     own_data = ~l2.compressed & (not head.external_data)
     start, end = image.packed_extents(l2)
     first, last = start // image.cluster_size, (end - 1) // image.cluster_size
-    packed = np.concatenate((first, last[last != first])) * image.cluster_size
     return {
         "the header": span(0, 1),
         "the refcount table": span(
@@ -142,7 +141,7 @@ def _references(image: Qcow2Reader, l1: Entries, l2: Entries, blocks: Ints) -> d
         "the L1 table": span(head.l1_offset, head.l1_entries * 8),
         "an L2 table": pointed(l1.host),
         "guest data": pointed(l2.host[own_data]),
-        _PACKED: pointed(packed),
+        _PACKED: np.concatenate((first, last[last != first])),
     }
 
 

@@ -26,7 +26,7 @@ from qmpshim.conformance.check.runners.kinds import KINDS, runner_of
 from qmpshim.conformance.check.suites import suite_named
 from qmpshim.conformance.explore.scenario_sets import named, pairs
 from qmpshim.conformance.explore.search.exploration import explore_real
-from qmpshim.conformance.explore.search.plan import How
+from qmpshim.conformance.explore.search.settings import Settings
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version, resolve
 from qmpshim.machine.chain.chains import TOPOLOGIES
@@ -200,7 +200,7 @@ def test_the_quick_suite_has_every_pair_once() -> None:
 def test_check_takes_the_schedules_that_explore_takes(tmp_path: Path, qemu_build: Build) -> None:
     case = Case("explore", "e", {"scenarios": ["WR"]})
     outcome = runner_of("explore")(qemu_build, case, tmp_path)
-    alone = explore_real(qemu_build, named("WR"), how=How(mode=MODES["exhaustive"]))
+    alone = explore_real(qemu_build, named("WR"), settings=Settings(mode=MODES["exhaustive"]))
     assert alone.mode == "stateful"
     assert outcome.figures["schedules"] == alone.schedules
     # The words of the command line are those of a suite.

@@ -27,7 +27,7 @@ from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.conformance.explore.search.minimize import confirm
-from qmpshim.conformance.explore.search.plan import Bounds, How, WrittenUp
+from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import known_directed, known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp
@@ -309,7 +309,7 @@ def test_whatever_fails_nothing_but_the_known_comes_of_it(
     report = explore_real(
         qemu_build,
         scenario_sets.named(name),
-        how=How(faults=(5, 28, CUT, RECONNECT), all_io=all_io),
+        settings=Settings(faults=(5, 28, CUT, RECONNECT), all_io=all_io),
         known=WrittenUp(known_findings()),
     )
     assert report.exhaustive and not report.unconfirmed
@@ -339,7 +339,7 @@ def test_the_snapshot_forgets_whole_clusters_only(each_build: Build) -> None:
         pytest.skip("older builds abort (snapshot-discard-aborts)")
     ops = (operation("primary_write", 0, 8), operation("guest_discard", 8, 16, after=0))
     scenario = RealScenario("made", ops, form="fleecing", size=320, cluster=8)
-    report = explore_real(each_build, [scenario], how=How(minimise=False))
+    report = explore_real(each_build, [scenario], settings=Settings(minimise=False))
     assert not report.findings and not report.unconfirmed and not report.scenarios[0].skipped
 
 

@@ -12,7 +12,7 @@ from qmpshim.conformance.explore.report.findings import Finding, finding_from_js
 from qmpshim.conformance.explore.reproducer.export import export_script
 from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
 from qmpshim.conformance.explore.search.exploration import explore_real
-from qmpshim.conformance.explore.search.plan import Bounds, How, WrittenUp
+from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.machine.builds.build import Build
 from vmtests.support.gibberish import gibberish
@@ -30,7 +30,7 @@ def decided(build: Build, names: tuple[str, ...], errnos: tuple[int, ...]) -> li
     report = explore_real(
         build,
         every,
-        how=How(faults=errnos),
+        settings=Settings(faults=errnos),
         bounds=Bounds(jobs=1),
         known=WrittenUp(known_findings()),
     )

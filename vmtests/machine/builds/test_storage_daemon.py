@@ -10,7 +10,7 @@ import pytest
 from qmpshim.cli import main
 from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.search.exploration import explore_real
-from qmpshim.conformance.explore.search.plan import How, WrittenUp
+from qmpshim.conformance.explore.search.settings import Settings, WrittenUp
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import STORAGE_DAEMON, Build, read_version, resolve
@@ -57,7 +57,7 @@ def test_a_flush_that_is_not_sent_is_found_out(
 ) -> None:
     """The export that stands for the monitor's command does what that does."""
     monkeypatch.setattr(GatedMachine, "flush", lambda machine, node: None)
-    report = explore_real(daemon, named("backup-WR"), how=How(minimise=False))
+    report = explore_real(daemon, named("backup-WR"), settings=Settings(minimise=False))
     assert Verdict.ALLOCATION in {one.verdict for one in report.findings}
 
 

@@ -17,6 +17,7 @@ from vmtests.support.qcow2_images import (
     KiB,
     MiB,
     Tables,
+    check_fails,
     converted,
     flat,
     make_image,
@@ -30,14 +31,18 @@ pytestmark = pytest.mark.usefixtures("qemu_on_path")
 def made(directory: Path, seed: int, **options: object) -> Path:
     """A random image in which clusters are compressed, written in part, zeroed and discarded."""
     dice = random.Random(seed)
-    cluster = dice.choice([4 * KiB, 64 * KiB] if not options else [16 * KiB, 64 * KiB])
+    sizes = [16 * KiB, 64 * KiB] if options else [512, 4 * KiB, 64 * KiB, 2 * MiB]
+    cluster = sizes[seed % len(sizes)]
     count = dice.randrange(4, 24)
     size = count * cluster - dice.choice([0, 512, cluster - 512])
     commands = []
     for index in dice.sample(range(count), count // 2):  # only what is not there is compressed
         start = index * cluster
         length = min(cluster, size - start)
-        commands.append(f"write -c -P {dice.randrange(1, 200)} {start} {length}")
+        half = directory / f"{seed}-{index}"  # it compresses to half of its size, or a little more
+        half.write_bytes(dice.randbytes(cluster // 2) + bytes(cluster - cluster // 2))
+        data = dice.choice([f"-s {half}", f"-P {dice.randrange(1, 200)}"])
+        commands.append(f"write -c {data} {start} {length}")
     for _ in range(dice.randrange(8)):
         start = dice.randrange(count) * cluster
         length = min(cluster, size - start, dice.choice([512, cluster]))
@@ -65,6 +70,15 @@ def test_reads_what_qemu_reads(tmp_path: Path, seed: int, options: dict[str, obj
 
 
 @pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """Clusters of 64 KiB: 0 to 3 are compressed to a little more than half; so some are in two."""
+    data = tmp_path / "data"
+    data.write_bytes(random.Random(1).randbytes(36 * KiB) + bytes(28 * KiB))
+    commands = [f"write -c -s {data} {number * 64}k 64k" for number in range(4)]
+    return make_image(tmp_path / "wide.qcow2", MiB, *commands)
+
+
+@pytest.fixture
 def packed(tmp_path: Path) -> Path:
     """Clusters of 64 KiB: 0 to 2 are compressed, in one host cluster."""
     commands = [f"write -c -P {number} {number * 64}k 64k" for number in range(3)]
@@ -88,6 +102,32 @@ def test_refcounts_are_those_of_all_that_share_a_cluster(packed: Path) -> None:
         assert [one.severity for one in check(Qcow2Reader.parse(image))] == [severity]
         packed.write_bytes(image)
         assert consult(packed).disagreements == []
+
+
+def test_what_ends_in_the_next_cluster_counts_there_too(wide: Path) -> None:
+    image = bytearray(wide.read_bytes())
+    reader = Qcow2Reader.parse(image)
+    starts, ends = reader.packed_extents(reader.walk()[1])
+    last = next(end for start, end in zip(starts, ends, strict=True) if start >> 16 < end - 1 >> 16)
+    assert check(reader) == [] and consult(wide).disagreements == []
+    Tables(image).refcount(int(last - 1) & ~0xFFFF, 0)
+    assert Severity.CORRUPTION in {one.severity for one in check(Qcow2Reader.parse(image))}
+    wide.write_bytes(image)
+    assert consult(wide).disagreements == []
+
+
+@pytest.mark.parametrize("place", ["header", "beyond the end"])
+def test_data_where_none_can_be(packed: Path, place: str) -> None:
+    """In the header's cluster; in one that begins in the file and ends past its last cluster."""
+    image = bytearray(packed.read_bytes())
+    tables, end = Tables(image), -(-len(image) // (64 * KiB)) * 64 * KiB
+    offset = 512 if place == "header" else end - 512
+    more = 0 if place == "header" else 1  # sectors after the first
+    tables.put(tables.l2, 1 << 62 | more << 54 | offset)
+    found = check(Qcow2Reader.parse(image))
+    assert Severity.CORRUPTION in {one.severity for one in found}
+    packed.write_bytes(image)
+    assert check_fails(packed)
 
 
 def test_another_use_of_the_cluster_is_told(packed: Path) -> None:

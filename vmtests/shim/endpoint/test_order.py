@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmpshim.errors import QmpshimError
@@ -149,7 +149,7 @@ def _end_job(client: Wire) -> None:
         pass
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8)
 @given(steps=STEPS)
 def test_a_client_gets_what_qemu_sent_in_its_order(
     recorded: Recorded, steps: list[tuple[tuple[str, dict[str, object] | None], float]]

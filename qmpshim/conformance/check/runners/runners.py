@@ -30,7 +30,7 @@ from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
 from qmpshim.conformance.explore.search.exploration import ExploreReport, explore_real
 from qmpshim.conformance.explore.search.minimize import search, show_again
-from qmpshim.conformance.explore.search.plan import Bounds, How, WrittenUp
+from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.known.folder import known_directed, known_finding, known_findings, summary
 from qmpshim.conformance.pair import checks as pair_checks
 from qmpshim.conformance.pointintime.bundle import PointsCase
@@ -194,7 +194,7 @@ def explore(build: Build, case: Case, directory: Path) -> CaseOutcome:
     report = explore_real(
         build,
         scenarios,
-        how=How(
+        settings=Settings(
             mode=MODES[mode],
             faults=tuple(argument(case, "faults", [])),
             all_io=argument(case, "all_io", False),

@@ -215,7 +215,7 @@ def possible(
     """What the orders that fit these answers leave, by the changes before T0.
 
     :param precedence: for each operation those that had ended when it started
-    :param ending: how the job ended
+    :param ending: how the job ended; None: as it must where nothing fails
     :param failed: an I/O failed
     """
     found: dict[frozenset[int], Possible] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from errno import EIO
+
 from qmpshim.conformance.explore.directed.tools import (
     START,
     Broken,
@@ -24,7 +26,7 @@ _COUNT = 8  # sectors of a write
 
 def forwards_while_running(machine: GatedMachine) -> None:
     """Guest writes are forwarded from start to stop, and done on the primary's disk always. The
-    filter is started once, on its own side; there is an error in the status before it only.
+    filter is started once, on its own side.
     """
     if status(machine) is None:
         text = "replication was not started, and its status has no error"
@@ -37,6 +39,17 @@ def forwards_while_running(machine: GatedMachine) -> None:
     _written(machine, 3, forwarded=3)
     _do(machine, "checkpoint")
     _no_error(machine, "after a checkpoint")
+    _written(machine, 4, forwarded=4)
+    _do(machine, "stop")
+    _no_error(machine, "after stop")
+    _written(machine, 5, forwarded=4)
+
+
+def stays_stopped(machine: GatedMachine) -> None:
+    """A filter that was stopped stays so, whatever else it is told: stop, checkpoint, failover do
+    nothing (``replication_stop``, block/replication.c).
+    """
+    _do(machine, "start")
     _written(machine, 4, forwarded=4)
     for command in ("stop", "stop", "checkpoint", "failover"):
         _do(machine, command)
@@ -70,7 +83,7 @@ def forward_fails(machine: GatedMachine) -> None:
     machine.settle()
     (forwarded,) = held(machine, "a guest write", 1)
     machine.gate.open()
-    machine.gate.fail(forwarded, 5)
+    machine.gate.fail(forwarded, EIO)
     if errno := answered(machine, "guest", cookie, "a guest write that could not be forwarded"):
         text = f"a guest write that could not be forwarded fails with errno {errno}"
         raise Broken(Verdict.ERROR_CONTRACT, text, "failed forwarding fails the guest's write")
@@ -91,7 +104,7 @@ def filter_is_not_read(machine: GatedMachine) -> None:
         if command is not None:
             _do(machine, command)
         errno = machine.clients["forward"].call(Nbd.READ, 0, SECTOR).errno
-        if errno != 5:
+        if errno != EIO:
             text = f"a read of the primary's replication filter answers with errno {errno}, not EIO"
             raise Broken(Verdict.ERROR_CONTRACT, text, f"filter read, {when}")
 

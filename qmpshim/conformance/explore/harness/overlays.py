@@ -98,14 +98,18 @@ def faults_of(qcow2: Qcow2Reader) -> list[str]:
 
 
 def places_of(machine: GatedMachine, name: str) -> dict[int, int]:
-    """Where the sectors of a qcow2 image's disk are in its file: by place, the disk's sector."""
-    found = Qcow2Reader.parse(machine.gate.snapshot(name)).clusters()
+    """Where the sectors of a qcow2 image's disk are in its file: by place, the disk's sector.
+
+    Those of compressed clusters have no places of their own.
+    """
+    qcow2 = Qcow2Reader.parse(machine.gate.snapshot(name))
+    found = qcow2.clusters()
     cluster = machine.cluster(name) // SECTOR
     return {
         host // SECTOR + offset: index * cluster + offset
         for index, kind, host in zip(
             found.index.tolist(), found.kind.tolist(), found.host.tolist(), strict=True
         )
-        if kind == Alloc.DATA
+        if kind == Alloc.DATA and host < qcow2.expanded_at
         for offset in range(cluster)
     }

@@ -146,7 +146,8 @@ class ExploreReport:
     @property
     def cut_short(self) -> bool:
         """Whether time was up before all was explored and run that this build can do."""
-        return any(one.cut_short for one in self.scenarios) or not self.directed.complete
+        short = any(one.cut_short for one in self.scenarios) or not self.directed.complete
+        return short and not self.interrupted
 
     @property
     def schedules(self) -> int:

@@ -24,8 +24,8 @@ from qmpshim.conformance.explore.report.report import (
 )
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.minimize import confirm
-from qmpshim.conformance.explore.search.plan import Bounds, How, WrittenUp
 from qmpshim.conformance.explore.search.search import Sample, ScenarioTask
+from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
 from qmpshim.conformance.explore.search.workers import (
     Board,
     Progress,
@@ -50,7 +50,7 @@ _LONGEST = 0.9  # of a limit, for exploring
 _CONFIRMING = 3.0  # seconds for a finding, at least: with less not one of many is confirmed
 _SAMPLING = 0.9  # of the time for exploring, at most
 _DIRECTED = 0.25  # of a budget or limit, at most: the directed cases take some ten seconds
-_USUAL, _NO_BOUNDS, _NOTHING_KNOWN = How(), Bounds(), WrittenUp()
+_USUAL, _NO_BOUNDS, _NOTHING_KNOWN = Settings(), Bounds(), WrittenUp()
 
 __all__ = ["ExploreReport", "Progress", "ScenarioResult", "explore_real", "render"]
 
@@ -60,7 +60,7 @@ def explore_real(
     scenarios: Sequence[RealScenario],
     directed: Sequence[Directed] = (),
     *,
-    how: How = _USUAL,
+    settings: Settings = _USUAL,
     bounds: Bounds = _NO_BOUNDS,
     known: WrittenUp = _NOTHING_KNOWN,
     progress: Callable[[Progress], None] | None = None,
@@ -77,13 +77,13 @@ def explore_real(
     """
     if not scenarios and not directed:
         raise InputError("there is no scenario to explore")
-    mode = Mode.STATEFUL if how.mode is Mode.AUTO else how.mode
+    mode = Mode.STATEFUL if settings.mode is Mode.AUTO else settings.mode
     budget, limit, cluster = bounds.budget, bounds.limit, bounds.cluster
     jobs = max(1, min(cluster.workers if cluster else bounds.jobs, len(scenarios)))
     version = read_version(build)[0]
     began = time.monotonic()
-    task = ScenarioTask(build, version, mode, tuple(how.faults), budget, how.seed,
-                        how.crash_points, how.all_io)  # fmt: skip
+    task = ScenarioTask(build, version, mode, tuple(settings.faults), budget, settings.seed,
+                        settings.crash_points, settings.all_io)  # fmt: skip
     if mode.by_chance and budget is None:
         budget = 60.0
     end: float | None = None  # of everything
@@ -104,14 +104,14 @@ def explore_real(
             build.name,
             version,
             mode.value,
-            how.seed,
-            bool(how.faults),
+            settings.seed,
+            bool(settings.faults),
             results,
             [finding for finding in findings if finding.confirmed],
             time.monotonic() - began,
             jobs,
             [finding for finding in findings if not finding.confirmed],
-            how.crash_points,
+            settings.crash_points,
             directed=cases,
         )
 
@@ -130,7 +130,7 @@ def explore_real(
             run = partial(on_cluster, cluster)
         if task.budget is not None:
             task.budget = max(0.0, task.budget - (time.monotonic() - began))
-        results = _explore(run, task, scenarios, jobs, board, how) if scenarios else []
+        results = _explore(run, task, scenarios, jobs, board, settings) if scenarios else []
         if (why := why_none(results)) and not cases.findings:
             raise BuildError(f"{build.name}: {why}")
         findings = _grouped(results, recognise)
@@ -140,8 +140,8 @@ def explore_real(
                 now = time.monotonic()
                 share = (began + end - now) / (len(findings) - number)
                 until = min(now + max(share, _CONFIRMING), began + end)
-            all_io = how.all_io or finding.all_io
-            words = (build, how.minimise, task.errnos, how.crash_points, all_io, until)
+            all_io = settings.all_io or finding.all_io
+            words = (build, settings.minimise, task.errnos, settings.crash_points, all_io, until)
             confirmed.append(confirm(finding, *words))
     except (KeyboardInterrupt, HostError):
         if results is None:
@@ -171,7 +171,7 @@ def _explore(
     scenarios: Sequence[RealScenario],
     jobs: int,
     board: Board,
-    how: How,
+    settings: Settings,
 ) -> list[ScenarioResult]:
     """Explore them all; under a budget sample each of them first.
 
@@ -181,14 +181,14 @@ def _explore(
     began = time.monotonic()
     if task.budget is None or task.mode.by_chance:
         return run(task, scenarios, jobs, board)
-    sampled = replace(task, budget=task.budget * _SAMPLING, samples=samples(task, how.mixed))
+    sampled = replace(task, budget=task.budget * _SAMPLING, samples=samples(task, settings.mixed))
     order = sorted(
-        range(len(scenarios)), key=lambda n: (how.turn(scenarios[n]), shape(scenarios[n]))
+        range(len(scenarios)), key=lambda n: (settings.turn(scenarios[n]), shape(scenarios[n]))
     )
     first = run(sampled, [scenarios[n] for n in order], jobs, board)
     before = dict(zip(order, first, strict=True))
     results = [before[n] for n in range(len(scenarios))]
-    exhausting = replace(task, errnos=() if how.mixed else task.errnos)
+    exhausting = replace(task, errnos=() if settings.mixed else task.errnos)
     given_up: list[tuple[int, ScenarioResult]] = []
     while True:
         left = task.budget - (time.monotonic() - began)

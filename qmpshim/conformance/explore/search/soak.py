@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qmpshim.conformance.bundles.case_file import strings
+from qmpshim.conformance.explore.checkers.crash_points import NO_CRASH_POINTS, CrashPoints
 from qmpshim.conformance.explore.report.findings import Finding, Sighting, SightingKey, group
 from qmpshim.conformance.explore.report.report import (
     SOAK,
@@ -24,7 +25,6 @@ from qmpshim.conformance.explore.report.report import (
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import samples, shape
 from qmpshim.conformance.explore.search.minimize import confirm
-from qmpshim.conformance.explore.search.plan import Bounds, How
 from qmpshim.conformance.explore.search.search import ScenarioTask
 from qmpshim.conformance.explore.search.workers import Board, Progress, here, in_processes
 from qmpshim.conformance.explore.space.naming import scenario_of
@@ -98,8 +98,11 @@ def soak_state(path: Path, build: Build, seed: int) -> SoakState:
 def soak_real(
     build: Build,
     *,
-    how: How,
-    bounds: Bounds,
+    faults: Sequence[int] = (),
+    crash_points: CrashPoints = NO_CRASH_POINTS,
+    seed: int = 0,
+    budget: float | None = None,
+    jobs: int = 1,
     known: Sequence[ExplorerWriteUp] = (),
     state: SoakState | None = None,
     keep: Callable[[SoakState], None] = lambda state: None,
@@ -108,17 +111,17 @@ def soak_real(
 ) -> ExploreReport:
     """Explore random scenarios until the budget is used up.
 
-    :param how: of it faults, which come in samples alone, crash points and the seed
-    :param bounds: of it the budget (``None``: until a KeyboardInterrupt) and the processes
+    :param faults: errnos; they come in samples alone
+    :param budget: seconds; ``None``: until a KeyboardInterrupt
     :param state: goes on with this; its seed is the one that counts
     :param keep: called with the state after each batch
     :param interrupted: at a KeyboardInterrupt, which is passed on, given what there is by then
     :raises BuildError: the build can do none of the scenarios
     """
-    task = ScenarioTask(build, read_version(build)[0], Mode.STATEFUL, tuple(how.faults), None,
-                        how.seed, how.crash_points)  # fmt: skip
-    state = state or SoakState(how.seed, build.name, [])
-    soak = _Soak(task, bounds.budget, bounds.jobs, progress, known, state)
+    task = ScenarioTask(build, read_version(build)[0], Mode.STATEFUL, tuple(faults), None, seed,
+                        crash_points)  # fmt: skip
+    state = state or SoakState(seed, build.name, [])
+    soak = _Soak(task, budget, jobs, progress, known, state)
     try:
         while soak.time_left():
             soak.batch()

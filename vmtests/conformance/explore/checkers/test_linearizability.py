@@ -16,7 +16,7 @@ from qmpshim.conformance.explore.reproducer.replay import Replay
 from qmpshim.conformance.explore.scenarios import BASE, C, RealScenario
 from qmpshim.conformance.explore.search import minimize
 from qmpshim.conformance.explore.search.exploration import explore_real
-from qmpshim.conformance.explore.search.plan import How
+from qmpshim.conformance.explore.search.settings import Settings
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import Build, read_version
@@ -105,7 +105,7 @@ def test_a_finding_that_shows_itself_now_and_then_is_not_confirmed(
         return again if tries % 3 else replace(again, violation=None)
 
     def explored_once() -> tuple[list[Finding], list[Finding]]:
-        report = explore_real(qemu_build, [one("PC")], how=How(minimise=False))
+        report = explore_real(qemu_build, [one("PC")], settings=Settings(minimise=False))
         return report.findings, report.unconfirmed
 
     sure, unsure = explored_once()

@@ -84,6 +84,9 @@ def without_error(status: dict[str, Any]) -> dict[str, Any]:
          "guest write on the primary's disk"),
         ("primary-forwards", forgotten("secondary"), Verdict.CONTENT, "forwarded write 3 of 3"),
         ("primary-forwards", not_stopped, Verdict.CONTENT, "forwarded write 4 of 5"),
+        ("primary-stays-stopped", not_stopped, Verdict.CONTENT, "forwarded write 4 of 5"),
+        ("primary-stays-stopped", answering(_STATUS, with_error), ERROR_CONTRACT,
+         "status after stop"),
         *(("primary-forwards-zeroes", forgotten(image), Verdict.LOST_WRITE, "forwarded zeroes")
           for image in ("primary", "secondary")),
         ("primary-forwards-zeroes", not_stopped, Verdict.CONTENT, "forwarded after failover"),

@@ -25,7 +25,7 @@ from qmpshim.conformance.explore.directed.run import (
 )
 from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.search.exploration import explore_real, render
-from qmpshim.conformance.explore.search.plan import Bounds
+from qmpshim.conformance.explore.search.settings import Bounds
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import known_directed
 from qmpshim.errors import BuildError, DriverMissing, InputError, NotStarted, OptionMissing

@@ -17,8 +17,8 @@ from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.report.finding_files import save_finding
 from qmpshim.conformance.explore.reproducer.symptoms import symptom_of
 from qmpshim.conformance.explore.search.exploration import explore_real, render
-from qmpshim.conformance.explore.search.plan import How
 from qmpshim.conformance.explore.search.search import ScenarioTask, explore_scenario
+from qmpshim.conformance.explore.search.settings import Settings
 from qmpshim.errors import (
     BuildError,
     CommandFailed,
@@ -96,7 +96,7 @@ def test_a_qemu_that_stops_when_a_client_connects(
         before(self, name)
 
     monkeypatch.setattr(GatedMachine, "connect", connect)
-    (finding,) = explore_real(qemu_build, WR, how=How(minimise=False)).findings
+    (finding,) = explore_real(qemu_build, WR, settings=Settings(minimise=False)).findings
     assert finding.verdict is Verdict.HANG
     assert str(finding.cause).startswith("before the scenario begins: NBD connection to ")
 

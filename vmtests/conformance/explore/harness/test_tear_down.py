@@ -21,7 +21,7 @@ from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.explore.search import exploration
 from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.conformance.explore.search.minimize import confirm
-from qmpshim.conformance.explore.search.plan import How
+from qmpshim.conformance.explore.search.settings import Settings
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain import gated
 from qmpshim.machine.chain.gated import GatedMachine
@@ -86,7 +86,7 @@ def test_what_goes_wrong_before_is_told_by_a_replay(
     with monkeypatch.context() as patch:
         strike(patch, "xen-colo-do-checkpoint", signal.SIGSEGV)
         (finding,) = explore_real(
-            qemu_build, scenario_sets.named("WH"), how=How(minimise=False)
+            qemu_build, scenario_sets.named("WH"), settings=Settings(minimise=False)
         ).findings
     start = RealRun._start
 
@@ -121,7 +121,7 @@ def test_a_node_that_is_still_in_use_is_missed_where_nothing_explains_it(
 
     monkeypatch.setattr(GatedMachine, "tear_down", busy)
     (finding,) = explore_real(
-        qemu_build, scenario_sets.named("backup-WH"), how=How(minimise=False)
+        qemu_build, scenario_sets.named("backup-WH"), settings=Settings(minimise=False)
     ).findings
     assert (finding.verdict, finding.replays) == (Verdict.ERROR_CONTRACT, (3, 3))
     assert str(finding.cause).startswith("taken apart: blockdev-del: ")
@@ -142,7 +142,7 @@ def test_who_died_before_does_not_die_again(
             os.kill(self.machine.pid, signal.SIGKILL)
 
     monkeypatch.setattr(RealRun, "_start", struck)
-    report = explore_real(qemu_build, scenario_sets.named("WG"), how=How(minimise=False))
+    report = explore_real(qemu_build, scenario_sets.named("WG"), settings=Settings(minimise=False))
     (finding,) = report.findings
     assert not report.unconfirmed
     assert (finding.verdict, str(finding.cause)) == (Verdict.CRASH, "QEMU was killed by SIGKILL")

@@ -10,7 +10,7 @@ import pytest
 from qmpshim.conformance.explore.report.findings import Finding, finding_from_json
 from qmpshim.conformance.explore.scenario_sets import named
 from qmpshim.conformance.explore.search.exploration import explore_real, render
-from qmpshim.conformance.explore.search.plan import How
+from qmpshim.conformance.explore.search.settings import Settings
 from qmpshim.conformance.explore.space import simpler
 from qmpshim.conformance.explore.space.grammar import SPACE
 from qmpshim.conformance.explore.space.naming import point_named, scenario_of
@@ -46,7 +46,7 @@ def test_what_was_made_of_a_point_is_none_any_more() -> None:
 
 def _strictly(build: Build, name: str, faults: tuple[int, ...] = ()) -> list[Finding]:
     """What is found in a scenario if nothing is known; each replays."""
-    report = explore_real(build, [scenario_of(point_named(name))], how=How(faults=faults))
+    report = explore_real(build, [scenario_of(point_named(name))], settings=Settings(faults=faults))
     assert not report.unconfirmed
     assert all(one.needed in render(report) for one in report.findings)
     assert all(finding_from_json(one.to_json()) == one for one in report.findings)

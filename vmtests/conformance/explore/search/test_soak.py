@@ -10,7 +10,6 @@ import pytest
 from qmpshim.conformance.explore.report.report import ExploreReport, render
 from qmpshim.conformance.explore.search import soak
 from qmpshim.conformance.explore.search.exploration import Progress
-from qmpshim.conformance.explore.search.plan import Bounds, How
 from qmpshim.conformance.explore.search.soak import SoakState, soak_real, soak_state
 from qmpshim.conformance.explore.space.covering import Tuple
 from qmpshim.conformance.explore.space.grammar import DIMENSIONS, SPACE
@@ -61,8 +60,7 @@ def _soak(
     with pytest.raises(KeyboardInterrupt):
         soak_real(
             build,
-            how=How(faults=(EIO,)),
-            bounds=Bounds(),
+            faults=(EIO,),
             progress=progress,
             known=known_findings(),
             state=state,

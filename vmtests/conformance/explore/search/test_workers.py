@@ -14,7 +14,7 @@ from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.harness.run import RealRun
 from qmpshim.conformance.explore.search import exploration, workers
 from qmpshim.conformance.explore.search.exploration import ExploreReport, Progress, explore_real
-from qmpshim.conformance.explore.search.plan import Bounds, How
+from qmpshim.conformance.explore.search.settings import Bounds, Settings
 from qmpshim.errors import HostError, MachineDied, NotStarted
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
@@ -48,7 +48,11 @@ def test_the_progress_is_of_all_that_is_explored(
     told: list[Progress] = []
     every = [*scenario_sets.named("WV"), *scenario_sets.named("WR")]
     report = explore_real(
-        qemu_build, every, how=How(faults=(EIO,)), bounds=Bounds(jobs=jobs), progress=told.append
+        qemu_build,
+        every,
+        settings=Settings(faults=(EIO,)),
+        bounds=Bounds(jobs=jobs),
+        progress=told.append,
     )
     schedules = [one.schedules for one in told]
     assert schedules == sorted(schedules) and schedules[-1] == report.schedules
@@ -100,7 +104,7 @@ def test_what_can_never_be_exhausted_is_explored_once(
         report = explore_real(
             qemu_build,
             scenario_sets.named("WH"),
-            how=How(minimise=False),
+            settings=Settings(minimise=False),
             bounds=Bounds(budget=budget),
         )
         samples = 0 if budget is None else exploration._PLAIN
@@ -125,7 +129,7 @@ def test_a_qemu_that_starts_no_more_hides_nothing(
     monkeypatch.setattr(RealRun, "_start", struck)
     monkeypatch.setattr(GatedMachine, "_spawn", not_again)
     (finding,) = explore_real(
-        qemu_build, scenario_sets.named("WG"), how=How(minimise=False)
+        qemu_build, scenario_sets.named("WG"), settings=Settings(minimise=False)
     ).findings
     assert str(finding.cause) == "QEMU was killed by SIGKILL"
 

@@ -1,4 +1,4 @@
-"""What is the same for a whole exploration: how it is done, how much it may take, what is known."""
+"""The settings of a whole exploration: how it is done, how much it may take, what is known."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _as_they_come(scenario: RealScenario) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class How:
+class Settings:
     """How schedules are taken.
 
     :ivar mode: ``AUTO`` is ``STATEFUL`` here, since
