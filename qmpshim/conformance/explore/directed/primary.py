@@ -46,7 +46,7 @@ def forwards_while_running(machine: GatedMachine) -> None:
 
 
 def stays_stopped(machine: GatedMachine) -> None:
-    """A filter that was stopped stays so, whatever else it is told: stop, checkpoint, failover do
+    """A filter that was stopped stays so, whatever command follows: stop, checkpoint, failover do
     nothing (``replication_stop``, block/replication.c).
     """
     _do(machine, "start")
