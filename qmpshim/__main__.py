@@ -14,8 +14,9 @@ def main() -> int:
     """The entry point of ``qmpshim``; returns the exit status (see the README)."""
     leave_out_working_directory()
     try:
-        from qmpshim.commands import streams
+        from qmpshim.commands import interrupted, streams
 
+        interrupted.keep_interruptions()
         streams.open_missing()
         try:
             from qmpshim.cli import main as command_line  # which takes a moment

@@ -16,7 +16,8 @@ from typing import Any
 
 from qmpshim.commands.check_text import announce, progress, show, show_found
 from qmpshim.commands.console import Console, Listed, show_list
-from qmpshim.commands.interruption import Interrupted, interruptible
+from qmpshim.commands.interrupted import Interrupted
+from qmpshim.commands.interruption import interruptible
 from qmpshim.commands.options import (
     cluster_at,
     dask_option,

@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
+from qmpshim.commands.interrupted import Interrupted
 from qmpshim.commands.streams import WRONG
 
+_SIGNALS = signal.SIGINT, signal.SIGTERM
 _TAKEN_DOWN = "QEMU was ended and its files removed"
 
 
@@ -44,7 +46,7 @@ def run_cancellable(main: Coroutine[Any, Any, int], then: str = _TAKEN_DOWN) -> 
             raise asyncio.CancelledError
 
         signal.signal(signal.SIGALRM, now)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _SIGNALS:
             signal.signal(number, cancel)
         try:
             return await task
@@ -55,27 +57,21 @@ def run_cancellable(main: Coroutine[Any, Any, int], then: str = _TAKEN_DOWN) -> 
     return asyncio.run(guarded())
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal came. Of KeyboardInterrupt's kind, which alone gets through an asyncio loop.
-
-    :param number: the signal's
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Raise :exc:`Interrupted` at SIGINT and SIGTERM: for work that knows no event loop."""
 
     def raise_once(number: int, _frame: object) -> None:
-        for one in (signal.SIGINT, signal.SIGTERM):
+        for one in _SIGNALS:
             signal.signal(one, signal.SIG_IGN)  # what is taken down now must not be torn
-        raise Interrupted(number)
+        raise Interrupted(number, heed)
 
-    before = {one: signal.signal(one, raise_once) for one in (signal.SIGINT, signal.SIGTERM)}
+    def heed() -> None:
+        for one in _SIGNALS:
+            signal.signal(one, raise_once)
+
+    before = {one: signal.getsignal(one) for one in _SIGNALS}
+    heed()
     try:
         yield
     finally:

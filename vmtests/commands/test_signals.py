@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -178,3 +179,43 @@ def test_interrupted_before_anything_is_read(qmpshim: CommandLine) -> None:
         status, said = ended(process, LIMIT)
         assert status == 130 or "/qmpshim/" not in said, said
         assert status != 130 or said in ("", "interrupted; nothing was running but the model\n")
+
+
+_LOST = """
+import os, signal, time
+from qmpshim.commands.interrupted import keep_interruptions
+from qmpshim.commands.interruption import Interrupted, interruptible
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{signal})
+        time.sleep(0)  # here it is raised
+
+keep_interruptions()
+try:
+    with {context}:
+        for _ in range(2):
+            Finalized()
+            time.sleep(30)
+except KeyboardInterrupt as error:
+    print("interrupted", getattr(error, "number", 2))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "context", "number"),
+    [
+        ("SIGINT", "open(os.devnull)", 2),
+        ("SIGINT", "interruptible()", 2),
+        ("SIGTERM", "interruptible()", 15),
+    ],
+)
+def test_what_comes_while_an_object_is_finalized_is_heeded(
+    name: str, context: str, number: int
+) -> None:
+    """Python drops an exception that is raised there: the work would go on."""
+    script = _LOST.format(signal=name, context=context)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=LIMIT
+    )
+    assert (done.stdout, done.stderr) == (f"interrupted {number}\n", "")
