@@ -8,19 +8,18 @@ from qmpshim.conformance.explore.directed.tools import (
     START,
     Broken,
     answered,
+    begun,
     fails,
     held,
     status,
     written,
 )
 from qmpshim.conformance.workload import pattern
-from qmpshim.machine.chain.chains import replication_commands
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR
 
-_COMMANDS = replication_commands(primary=True)
 _COUNT = 8  # sectors of a write
 
 
@@ -31,16 +30,17 @@ def forwards_while_running(machine: GatedMachine) -> None:
     if status(machine) is None:
         text = "replication was not started, and its status has no error"
         raise Broken(Verdict.ERROR_CONTRACT, text, "status before the start")
+    commands = machine.topology.commands
     fails(machine, "xen-set-replication", START)
-    fails(machine, "xen-set-replication", dict(_COMMANDS["stop"].arguments))
+    fails(machine, "xen-set-replication", dict(commands["stop"].arguments))
     _written(machine, 2, forwarded=1)
-    _do(machine, "start")
-    fails(machine, "xen-set-replication", dict(_COMMANDS["start"].arguments))
+    machine.start()
+    fails(machine, "xen-set-replication", dict(commands["start"].arguments))
     _written(machine, 3, forwarded=3)
-    _do(machine, "checkpoint")
+    machine.do("checkpoint")
     _no_error(machine, "after a checkpoint")
     _written(machine, 4, forwarded=4)
-    _do(machine, "stop")
+    machine.do("stop")
     _no_error(machine, "after stop")
     _written(machine, 5, forwarded=4)
 
@@ -49,22 +49,22 @@ def stays_stopped(machine: GatedMachine) -> None:
     """A filter that was stopped stays so, whatever command follows: stop, checkpoint, failover do
     nothing (``replication_stop``, block/replication.c).
     """
-    _do(machine, "start")
+    machine.start()
     _written(machine, 4, forwarded=4)
     for command in ("stop", "stop", "checkpoint", "failover"):
-        _do(machine, command)
+        machine.do(command)
         _no_error(machine, f"after {command}")
         _written(machine, 5, forwarded=4)
 
 
 def forwards_zeroes(machine: GatedMachine) -> None:
     """Zeroes of the guest are zeroes on both disks. Failover ends forwarding as stop does."""
-    _do(machine, "start")
+    machine.start()
     answer = machine.clients["guest"].call(Nbd.WRITE_ZEROES, 0, _COUNT * SECTOR)
     if answer.errno or any(_there(machine, "primary") + _there(machine, "secondary")):
         text = f"zeroes of the guest (errno {answer.errno}) are not on both disks"
         raise Broken(Verdict.LOST_WRITE, text, "forwarded zeroes")
-    _do(machine, "failover")
+    machine.do("failover")
     machine.clients["guest"].call(Nbd.WRITE, 0, 0, bytes(pattern.data_of(2, 0, _COUNT)))
     if any(_there(machine, "secondary")):
         text = "a guest write after failover is forwarded"
@@ -75,12 +75,10 @@ def forward_fails(machine: GatedMachine) -> None:
     """Forwarding fails (2. of the seven failures): the guest's write is done, and the status has
     the error until replication stops, whatever is forwarded after it.
     """
-    _do(machine, "start")
-    machine.settle()
-    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.WRITE)
-    data = bytes(pattern.data_of(2, 0, _COUNT))
-    cookie = machine.clients["guest"].send(Nbd.WRITE, 0, 0, data)
-    machine.settle()
+    machine.start()
+    cookie = begun(
+        *(machine, "guest", _COUNT), lambda io: io.image == "secondary" and io.op is Nbd.WRITE
+    )
     (forwarded,) = held(machine, "a guest write", 1)
     machine.gate.open()
     machine.gate.fail(forwarded, EIO)
@@ -89,9 +87,9 @@ def forward_fails(machine: GatedMachine) -> None:
         raise Broken(Verdict.ERROR_CONTRACT, text, "failed forwarding fails the guest's write")
     _has_error(machine, "after a write that could not be forwarded")
     _written(machine, 3, forwarded=3)
-    _do(machine, "checkpoint")
+    machine.do("checkpoint")
     _has_error(machine, "after a checkpoint that follows it")
-    _do(machine, "stop")
+    machine.do("stop")
     _no_error(machine, "after stop, which forgets it")
 
 
@@ -102,15 +100,11 @@ def filter_is_not_read(machine: GatedMachine) -> None:
     machine.connect("forward")
     for command, when in ((None, "before the start"), ("start", "running"), ("stop", "stopped")):
         if command is not None:
-            _do(machine, command)
+            machine.do(command)
         errno = machine.clients["forward"].call(Nbd.READ, 0, SECTOR).errno
         if errno != EIO:
             text = f"a read of the primary's replication filter answers with errno {errno}, not EIO"
             raise Broken(Verdict.ERROR_CONTRACT, text, f"filter read, {when}")
-
-
-def _do(machine: GatedMachine, command: str) -> None:
-    machine.call(_COMMANDS[command].name, _COMMANDS[command].arguments)
 
 
 def _there(machine: GatedMachine, image: str) -> bytes:

@@ -12,6 +12,7 @@ from qmpshim.conformance.explore.directed.tools import (
     START,
     Broken,
     answered,
+    begun,
     comes,
     fails,
     held,
@@ -97,14 +98,11 @@ def failed_new_write(machine: GatedMachine) -> None:
 
 def _failing(machine: GatedMachine, image: str, op: Nbd, what: str) -> None:
     machine.call("xen-set-replication", START)
-    machine.settle()
 
     def hold(io: HeldIO) -> bool:
         return io.image == image and io.op is op and io.length >= 512
 
-    machine.gate.hold(hold)
-    cookie = machine.clients["primary"].send(Nbd.WRITE, 0, 0, bytes(pattern.data_of(2, 0, 128)))
-    machine.settle()
+    cookie = begun(machine, "primary", 128, hold)
     for io in held(machine, "a primary write"):
         machine.gate.fail(io, 5)
     machine.gate.open()

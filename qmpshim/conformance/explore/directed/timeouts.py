@@ -14,6 +14,7 @@ from qmpshim.conformance.explore.directed.tools import (
     Broken,
     allocation,
     answered,
+    begun,
     comes,
     held,
     read,
@@ -33,11 +34,9 @@ _SHORTER = 50.0  # seconds: no host is so busy that a timer of LONG is seen as l
 
 def _begins(machine: GatedMachine) -> tuple[int, HeldIO]:
     """A write to the first cluster, whose copy is held: its cookie, and the copy's read."""
-    machine.settle()
-    machine.gate.hold(lambda io: io.image == "secondary" and io.op is Nbd.READ)
-    data = bytes(pattern.data_of(2, 0, COUNT))
-    cookie = machine.clients["primary"].send(Nbd.WRITE, 0, 0, data)
-    machine.settle()
+    cookie = begun(
+        *(machine, "primary", COUNT), lambda io: io.image == "secondary" and io.op is Nbd.READ
+    )
     (copy,) = held(machine, "a primary write", 1)
     return cookie, copy
 

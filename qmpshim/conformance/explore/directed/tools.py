@@ -138,6 +138,19 @@ def written(machine: GatedMachine, side: str, number: int, start: int, count: in
         raise Broken(Verdict.ERROR_CONTRACT, text, f"{side} write fails")
 
 
+def begun(machine: GatedMachine, side: str, count: int, hold: Callable[[HeldIO], bool]) -> int:
+    """Send a write of operation 2 to the first *count* sectors; its cookie, once QEMU rests.
+
+    :param hold: which I/O waits at the gate from now on
+    """
+    machine.settle()
+    machine.gate.hold(hold)
+    data = bytes(pattern.data_of(2, 0, count))
+    cookie = machine.clients[side].send(Nbd.WRITE, 0, 0, data)
+    machine.settle()
+    return cookie
+
+
 def read(machine: GatedMachine, side: str, start: int, count: int) -> bytes:
     """What *count* sectors from *start* hold to a side.
 
