@@ -51,7 +51,7 @@ class ImageView:
     ) -> None:
         self._image = memoryview(image).cast("B")
         self._runs: list[Run]
-        self._expanded_at = sys.maxsize
+        self._extra_at = sys.maxsize
         if raw:
             self.virtual_size = self.cluster_size = self.unit_size = len(self._image)
             self._runs = [Run(0, self.virtual_size, Alloc.DATA, 0)]
@@ -66,9 +66,9 @@ class ImageView:
                 self._image = memoryview(data).cast("B")
             self._clusters = qcow2.clusters()
             self._runs = list(qcow2.runs(self._clusters))
-            if self._clusters.expanded:
-                self._expanded_at = qcow2.expanded_at
-                self._image = qcow2.with_expanded(self._clusters)
+            if self._clusters.decompressed:
+                self._extra_at = qcow2.extra_at
+                self._image = qcow2.with_decompressed(self._clusters)
         self._starts = [run.offset for run in self._runs]
 
     @classmethod
@@ -103,7 +103,7 @@ class ImageView:
 
     def is_compressed(self, run: Run) -> bool:
         """Whether a run is of compressed clusters: its host offset is nowhere in the file then."""
-        return run.host_offset is not None and run.host_offset >= self._expanded_at
+        return run.host_offset is not None and run.host_offset >= self._extra_at
 
     def pieces(self, offset: int = 0, length: int | None = None) -> Iterator[Piece]:
         """As :meth:`runs`, with the bytes: in as few pieces as the image's layout allows."""

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmpshim.errors import ImageError, UnsupportedFeature
-from qmpshim.machine.images.qcow2_compressed import expand, packed_extents
+from qmpshim.machine.images.qcow2_compressed import compressed_extents, decompress
 from qmpshim.machine.images.qcow2_header import Header, Incompatible, parse_header
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.disks.subclusters import SUBCLUSTERS
@@ -67,14 +67,14 @@ class Clusters:
     :param index: guest unit numbers (guest offset in bytes / unit size)
     :param kind: ``Alloc.ZERO`` or ``Alloc.DATA``
     :param host: offset in bytes in the file that holds the data; -1 for a ZERO unit without one.
-        Of a compressed cluster where it is once *expanded* is put at ``Qcow2Reader.expanded_at``
-    :param expanded: what the compressed clusters hold, one after the other
+        Of a compressed cluster its place in ``Qcow2Reader.with_decompressed``
+    :param decompressed: what the compressed clusters hold, one after the other
     """
 
     index: Ints
     kind: NDArray[np.uint8]
     host: Ints
-    expanded: bytes = b""
+    decompressed: bytes = b""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -121,13 +121,13 @@ class Qcow2Reader:
         """The allocated units inside the virtual size; costs what is allocated, not the size.
 
         :raises ImageError: an entry that cannot be followed, or a compressed cluster that cannot
-            be expanded
+            be decompressed
         :raises UnsupportedFeature: a cluster that is compressed by zstd
         """
         l2 = self._sound_l2()
         has_host = self.has_host(l2) | l2.compressed
         host = np.where(has_host, l2.host, -1)
-        host[l2.compressed] = self.expanded_at + self.cluster_size * np.arange(l2.compressed.sum())
+        host[l2.compressed] = self.extra_at + self.cluster_size * np.arange(l2.compressed.sum())
         if self.header.extended_l2:
             index, kind, host = _subclusters(l2, host, self.unit_size)
         else:
@@ -136,23 +136,24 @@ class Qcow2Reader:
             kind = np.where(zero, np.uint8(Alloc.ZERO), np.uint8(Alloc.DATA))
             kind[~zero & ~has_host] = Alloc.UNALLOCATED
         keep = (kind != Alloc.UNALLOCATED) & (index < self.guest_units)
-        return Clusters(index[keep], kind[keep], host[keep], self._expanded(l2))
+        return Clusters(index[keep], kind[keep], host[keep], self._decompressed(l2))
 
     @property
-    def expanded_at(self) -> int:
+    def extra_at(self) -> int:
         """Where what compressed clusters hold can be put, in bytes of the file: past its last
         cluster, and one more, so that no run goes from the one to the other.
         """
         return (-(-self.file_size // self.cluster_size) + 1) * self.cluster_size
 
-    def with_expanded(self, clusters: Clusters) -> memoryview:
+    def with_decompressed(self, clusters: Clusters) -> memoryview:
         """The file's bytes, followed by what its compressed clusters hold: copied if there are any.
 
         :param clusters: the result of :meth:`clusters`
         """
-        if not clusters.expanded:
+        if not clusters.decompressed:
             return self._image
-        return memoryview(bytes(self._image).ljust(self.expanded_at, b"\0") + clusters.expanded)
+        whole = bytes(self._image).ljust(self.extra_at, b"\0")
+        return memoryview(whole + clusters.decompressed)
 
     def has_compressed(self) -> bool:
         """Whether there is a compressed cluster.
@@ -161,22 +162,22 @@ class Qcow2Reader:
         """
         return bool(self._sound_l2().compressed.any())
 
-    def _expanded(self, l2: Entries) -> bytes:
+    def _decompressed(self, l2: Entries) -> bytes:
         packed = np.flatnonzero(l2.compressed)
         if len(packed) and Incompatible.COMPRESSION_TYPE in self.header.flags:
             raise UnsupportedFeature("clusters compressed by zstd")
         clusters = []
-        for number, offset, end in zip(packed, *self.packed_extents(l2), strict=True):
-            cluster = expand(self.bytes_at(int(offset), int(end - offset)), self.cluster_size)
+        for number, offset, end in zip(packed, *self.compressed_extents(l2), strict=True):
+            cluster = decompress(self.bytes_at(int(offset), int(end - offset)), self.cluster_size)
             if cluster is None:
                 where = f"guest cluster {l2.index[number]}"
-                raise ImageError(f"{where}: compressed data that does not expand to a cluster")
+                raise ImageError(f"{where}: compressed data that does not decompress to a cluster")
             clusters.append(cluster)
         return b"".join(clusters)
 
-    def packed_extents(self, l2: Entries) -> tuple[Ints, Ints]:
+    def compressed_extents(self, l2: Entries) -> tuple[Ints, Ints]:
         """Offset and end of the compressed clusters' data; bytes of the file."""
-        return packed_extents(l2.raw[l2.compressed], self.header.cluster_bits)
+        return compressed_extents(l2.raw[l2.compressed], self.header.cluster_bits)
 
     def host_clusters(self) -> list[int]:
         """Numbers of the guest clusters that have a host cluster, whatever they read as.
@@ -331,7 +332,7 @@ class Qcow2Reader:
             }
         else:
             start = l2.host
-            start[l2.compressed] = self.packed_extents(l2)[0]
+            start[l2.compressed] = self.compressed_extents(l2)[0]
             faults["points outside the file"] = self.outside(start)
         yield from l2.describe("L2 entry of guest cluster {index}", faults)
 

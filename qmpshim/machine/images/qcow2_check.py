@@ -130,7 +130,7 @@ def _references(image: Qcow2Reader, l1: Entries, l2: Entries, blocks: Ints) -> d
 
     head = image.header
     own_data = ~l2.compressed & (not head.external_data)
-    start, end = image.packed_extents(l2)
+    start, end = image.compressed_extents(l2)
     first, last = start // image.cluster_size, (end - 1) // image.cluster_size
     return {
         "the header": span(0, 1),

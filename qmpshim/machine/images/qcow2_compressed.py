@@ -1,4 +1,4 @@
-"""Compressed clusters of a qcow2 image: where their data is in the file, and what it expands to.
+"""Compressed clusters of a qcow2 image: where their data is in the file, and what it holds.
 
 Source: docs/interop/qcow2.txt of QEMU 7.2.0, "Compressed Clusters Descriptor". Several may share a
 host cluster, and one may end in the next.
@@ -16,7 +16,7 @@ from qmpshim.model.units import SECTOR
 _WINDOW_BITS = -12  # a raw deflate stream; the document's "window size"
 
 
-def packed_extents(
+def compressed_extents(
     entries: NDArray[np.uint64], cluster_bits: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Offset and end, in bytes of the file, of what the descriptors of compressed clusters name.
@@ -32,8 +32,8 @@ def packed_extents(
     return offset, (offset // SECTOR + 1 + more.astype(np.int64)) * SECTOR
 
 
-def expand(data: bytes | memoryview, cluster_size: int) -> bytes | None:
-    """A cluster's data; None: these bytes do not expand to so many.
+def decompress(data: bytes | memoryview, cluster_size: int) -> bytes | None:
+    """A cluster's data; None: these bytes do not decompress to so many.
 
     :param data: from where the descriptor begins to where it ends
     """

@@ -91,7 +91,7 @@ def test_what_it_is(packed: Path) -> None:
     assert reader.allocation() == dict.fromkeys(range(3), Alloc.DATA)
     assert reader.host_clusters() == []
     assert check(reader) == []
-    assert reader.clusters().expanded == bytes(64 * KiB) + b"\1" * 64 * KiB + b"\2" * 64 * KiB
+    assert reader.clusters().decompressed == bytes(64 * KiB) + b"\1" * 64 * KiB + b"\2" * 64 * KiB
 
 
 def test_refcounts_are_those_of_all_that_share_a_cluster(packed: Path) -> None:
@@ -107,7 +107,7 @@ def test_refcounts_are_those_of_all_that_share_a_cluster(packed: Path) -> None:
 def test_what_ends_in_the_next_cluster_counts_there_too(wide: Path) -> None:
     image = bytearray(wide.read_bytes())
     reader = Qcow2Reader.parse(image)
-    starts, ends = reader.packed_extents(reader.walk()[1])
+    starts, ends = reader.compressed_extents(reader.walk()[1])
     last = next(end for start, end in zip(starts, ends, strict=True) if start >> 16 < end - 1 >> 16)
     assert check(reader) == [] and consult(wide).disagreements == []
     Tables(image).refcount(int(last - 1) & ~0xFFFF, 0)
@@ -141,16 +141,16 @@ def test_another_use_of_the_cluster_is_told(packed: Path) -> None:
 def test_data_that_does_not_expand_is_an_error(packed: Path) -> None:
     image = bytearray(packed.read_bytes())
     reader = Qcow2Reader.parse(image)
-    start = int(reader.packed_extents(reader.walk()[1])[0][1])
+    start = int(reader.compressed_extents(reader.walk()[1])[0][1])
     image[start : start + 64] = bytes(64)
-    with pytest.raises(ImageError, match="guest cluster 1: compressed data that does not expand"):
+    with pytest.raises(ImageError, match="guest cluster 1: compressed data that does not"):
         Qcow2Reader.parse(image).clusters()
 
 
 def test_data_outside_the_file(packed: Path) -> None:
     image = packed.read_bytes()
     reader = Qcow2Reader.parse(image)
-    start = int(reader.packed_extents(reader.walk()[1])[0][0])
+    start = int(reader.compressed_extents(reader.walk()[1])[0][0])
     cut = image[: start // (64 * KiB) * (64 * KiB)]
     with pytest.raises(ImageError, match=r"guest cluster 0 .* points outside the file"):
         Qcow2Reader.parse(cut).clusters()

@@ -276,7 +276,7 @@ def _bundled_disk(
         try:
             qcow2 = Qcow2Reader.parse(image)
             seen = qcow2.clusters()
-            data = qcow2.with_expanded(seen)
+            data = qcow2.with_decompressed(seen)
         except (ImageError, UnsupportedFeature) as error:
             return {"name": name, "clusters": [], "problem": str(error)}
         if (its := qcow2.cluster_size) != cluster * SECTOR:

@@ -61,7 +61,7 @@ def _read(image: bytes, size: int, cluster: int, name: str) -> OverlayState:
         qcow2 = Qcow2Reader.parse(image)
         found = qcow2.clusters()
         faults = faults_of(qcow2)
-        data = qcow2.with_expanded(found)
+        data = qcow2.with_decompressed(found)
     except ImageError as error:
         faults, found = [str(error)], None
     if faults or found is None:
@@ -110,6 +110,6 @@ def places_of(machine: GatedMachine, name: str) -> dict[int, int]:
         for index, kind, host in zip(
             found.index.tolist(), found.kind.tolist(), found.host.tolist(), strict=True
         )
-        if kind == Alloc.DATA and host < qcow2.expanded_at
+        if kind == Alloc.DATA and host < qcow2.extra_at
         for offset in range(cluster)
     }
