@@ -379,6 +379,9 @@ def _explore_build(
                 cases_shown.add(case.case.id)
                 console.prose(f"seen in {case.case.id}, not confirmed yet: {case.described}")
         verdicts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(progress.verdicts.items()))
+        if not progress.of:  # directed cases alone
+            console.progress(progress.doing)
+            return
         console.progress(
             f"{progress.scenarios}/{progress.of} scenarios, {progress.schedules} schedules "
             f"({progress.distinct} distinct), {progress.rate:.0f}/s, {verdicts or 'all allowed'}, "
