@@ -22,7 +22,7 @@ _JSON: dict[str, Callable[[Any], bool]] = {
 }
 
 
-class FaultKind(Enum):
+class MismatchKind(Enum):
     """In what a value differs from its type: the schema has no such name, ..."""
 
     UNKNOWN_NAME = "is not in the schema"  # of a command, an event or a member
@@ -31,18 +31,18 @@ class FaultKind(Enum):
     MISSING = "is missing"
 
 
-_LACKING = {FaultKind.UNKNOWN_NAME, FaultKind.UNKNOWN_VALUE}
+_LACKING = {MismatchKind.UNKNOWN_NAME, MismatchKind.UNKNOWN_VALUE}
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Mismatch:
     """One difference between a value and its type in the schema.
 
     :ivar place: where in the value, as in ``it.file.driver``
     :ivar detail: the value that the enumeration has not; or the JSON type that is wanted
     """
 
-    kind: FaultKind
+    kind: MismatchKind
     place: str
     detail: str = ""
 
@@ -94,42 +94,42 @@ class Schema:
         scalar = self._entities[type_]["meta-type"] in ("builtin", "enum")
         return self._json_of(type_) if scalar else None
 
-    def lacking(self, command: str, arguments: Mapping[str, Any]) -> list[Fault]:
+    def lacking(self, command: str, arguments: Mapping[str, Any]) -> list[Mismatch]:
         """What the schema has not of a command with these arguments: it, members, enum values."""
         if command not in self._entities:
-            return [Fault(FaultKind.UNKNOWN_NAME, "it")]
-        faults = self._faults(str(self._entities[command]["arg-type"]), arguments, "it")
-        return [fault for fault in faults if fault.kind in _LACKING]
+            return [Mismatch(MismatchKind.UNKNOWN_NAME, "it")]
+        mismatches = self._mismatches(str(self._entities[command]["arg-type"]), arguments, "it")
+        return [one for one in mismatches if one.kind in _LACKING]
 
-    def answer_faults(self, command: str, value: Any) -> list[Fault]:
+    def answer_mismatches(self, command: str, value: Any) -> list[Mismatch]:
         """In what a command's return value differs from what is promised."""
-        return list(self._faults(str(self._entities[command]["ret-type"]), value, "return"))
+        return list(self._mismatches(str(self._entities[command]["ret-type"]), value, "return"))
 
-    def event_faults(self, event: Mapping[str, Any]) -> list[Fault]:
+    def event_mismatches(self, event: Mapping[str, Any]) -> list[Mismatch]:
         """In what an event differs from what is promised."""
         entity = self._entities.get(str(event["event"]))
         if entity is None or entity["meta-type"] != "event":
-            return [Fault(FaultKind.UNKNOWN_NAME, "it")]
-        return list(self._faults(str(entity["arg-type"]), event.get("data", {}), "data"))
+            return [Mismatch(MismatchKind.UNKNOWN_NAME, "it")]
+        return list(self._mismatches(str(entity["arg-type"]), event.get("data", {}), "data"))
 
-    def _faults(self, type_: str, value: Any, at: str) -> Iterator[Fault]:
+    def _mismatches(self, type_: str, value: Any, at: str) -> Iterator[Mismatch]:
         entity = self._entities[type_]
         if not self._is_json_of(type_, value):
-            yield Fault(FaultKind.WRONG_TYPE, at, self._json_of(type_))
+            yield Mismatch(MismatchKind.WRONG_TYPE, at, self._json_of(type_))
             return
         match entity["meta-type"]:
             case "enum" if value not in entity["values"]:
-                yield Fault(FaultKind.UNKNOWN_VALUE, at, value)
+                yield Mismatch(MismatchKind.UNKNOWN_VALUE, at, value)
             case "array":
                 for item in value:
-                    yield from self._faults(str(entity["element-type"]), item, f"{at}[]")
+                    yield from self._mismatches(str(entity["element-type"]), item, f"{at}[]")
             case "alternate":  # no two of them have the same JSON type
                 of_this_type = (
                     name
                     for member in entity["members"]
                     if self._is_json_of(name := str(member["type"]), value)
                 )
-                yield from self._faults(next(of_this_type), value, at)
+                yield from self._mismatches(next(of_this_type), value, at)
             case "object":
                 yield from self._object(entity, value, at)
 
@@ -149,7 +149,7 @@ class Schema:
 
     def _object(
         self, entity: Mapping[str, Any], value: Mapping[str, Any], at: str
-    ) -> Iterator[Fault]:
+    ) -> Iterator[Mismatch]:
         members = {str(m["name"]): m for m in entity.get("members", ())}
         for variant in entity.get("variants", ()):
             if value.get(str(entity["tag"])) == variant["case"]:
@@ -157,8 +157,8 @@ class Schema:
                 members |= {str(m["name"]): m for m in more}
         for name, member in members.items():
             if name in value:
-                yield from self._faults(str(member["type"]), value[name], f"{at}.{name}")
+                yield from self._mismatches(str(member["type"]), value[name], f"{at}.{name}")
             elif "default" not in member:
-                yield Fault(FaultKind.MISSING, f"{at}.{name}")
+                yield Mismatch(MismatchKind.MISSING, f"{at}.{name}")
         for name in value.keys() - members.keys():
-            yield Fault(FaultKind.UNKNOWN_NAME, f"{at}.{name}")
+            yield Mismatch(MismatchKind.UNKNOWN_NAME, f"{at}.{name}")

@@ -10,7 +10,7 @@ import pytest
 
 from qmpshim.errors import CommandFailed
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.builds.qapi import Fault, FaultKind
+from qmpshim.machine.builds.qapi import Mismatch, MismatchKind
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine, Shape
 
@@ -24,12 +24,12 @@ def machine(qemu_build: Build) -> Iterator[GatedMachine]:
         yield made
 
 
-def unknown(place: str) -> Fault:
-    return Fault(FaultKind.UNKNOWN_NAME, place)
+def unknown(place: str) -> Mismatch:
+    return Mismatch(MismatchKind.UNKNOWN_NAME, place)
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments", "faults"),
+    ("command", "arguments", "mismatches"),
     [
         ("no-such-command", {}, [unknown("it")]),
         ("stop", {"one": 1}, [unknown("it.one")]),
@@ -42,22 +42,22 @@ def unknown(place: str) -> Fault:
         (
             "blockdev-add",
             {**NODE, "file": {"driver": "none-such"}},
-            [Fault(FaultKind.UNKNOWN_VALUE, "it.file.driver", "none-such")],
+            [Mismatch(MismatchKind.UNKNOWN_VALUE, "it.file.driver", "none-such")],
         ),
         (
             "transaction",
             {"actions": [{"type": "none-such", "data": {}}]},
             [
-                Fault(FaultKind.UNKNOWN_VALUE, "it.actions[].type", "none-such"),
+                Mismatch(MismatchKind.UNKNOWN_VALUE, "it.actions[].type", "none-such"),
                 unknown("it.actions[].data"),
             ],
         ),
     ],
 )
 def test_what_the_schema_has_not(
-    machine: GatedMachine, command: str, arguments: dict[str, Any], faults: list[Fault]
+    machine: GatedMachine, command: str, arguments: dict[str, Any], mismatches: list[Mismatch]
 ) -> None:
-    assert machine.schema.lacking(command, arguments) == faults
+    assert machine.schema.lacking(command, arguments) == mismatches
     with pytest.raises(CommandFailed):
         machine.call(command, arguments)
 

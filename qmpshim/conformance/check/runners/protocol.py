@@ -117,7 +117,7 @@ class _Check:
         self._refused({}, "CommandNotFound")
         self.machine.settle()
         for event in self.machine.qmp.events:
-            for wrong in schema.event_faults(event):
+            for wrong in schema.event_mismatches(event):
                 cause = f"event {event['event']}"
                 self.report(Verdict.PROTOCOL, cause, "an event as its schema promises", str(wrong))
 
@@ -160,7 +160,7 @@ def _faults_of(machine: GatedMachine, schema: Schema, command: str) -> list[str]
         value = machine.call(command)
     except CommandFailed as error:
         return [] if error.error_class in _CLASSES else [f"error class {error.error_class}"]
-    return [str(fault) for fault in schema.answer_faults(command, value)[:3]]
+    return [str(fault) for fault in schema.answer_mismatches(command, value)[:3]]
 
 
 def _wrong(schema: Schema, command: str) -> list[dict[str, Any]]:

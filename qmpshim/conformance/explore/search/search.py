@@ -126,7 +126,7 @@ class _ReportingSystem(RealSystem):
         return outcome
 
 
-def faults_of(scenario: RealScenario, errnos: Sequence[int]) -> tuple[int, ...]:
+def errnos_of(scenario: RealScenario, errnos: Sequence[int]) -> tuple[int, ...]:
     """What I/Os of a scenario may fail with, of these.
 
     A job that copies again what failed has to have its disks: else it would never end.
@@ -168,7 +168,7 @@ class _ScenarioRun:
     @property
     def errnos(self) -> tuple[int, ...]:
         """What I/Os may fail with."""
-        return faults_of(self.scenario, self._task.errnos)
+        return errnos_of(self.scenario, self._task.errnos)
 
     def system(self, plan: Plan, all_io: bool) -> _ReportingSystem:
         """The scenario as a system that can be explored, once."""

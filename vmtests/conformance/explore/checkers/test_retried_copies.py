@@ -12,7 +12,7 @@ from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, IoId
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.outcome import BackupLeft
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.conformance.explore.search.search import faults_of
+from qmpshim.conformance.explore.search.search import errnos_of
 from qmpshim.machine.chain.topology import JOB
 from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.check.verdict import Verdict
@@ -77,8 +77,8 @@ def test_no_disk_is_cut_off_for_good_beside_a_job_that_ignores_its_errors() -> N
     """It would copy again without end."""
     faults = (EIO, CUT, RECONNECT)
     for disk in ("source", "target"):
-        assert faults_of(ignoring(disk), faults) == (EIO, RECONNECT)
-    assert faults_of(ignoring(), faults) == faults
+        assert errnos_of(ignoring(disk), faults) == (EIO, RECONNECT)
+    assert errnos_of(ignoring(), faults) == faults
 
 
 def test_an_error_that_no_event_reports_is_found_out(
