@@ -33,6 +33,7 @@ from qmpshim.model.answers import OK, Answer, IoError
 from qmpshim.model.chain.behaviour import Behaviour, behaviour_of
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
+from qmpshim.model.operations import Operation
 from qmpshim.model.pointintime.bitmap import RefusedError
 from qmpshim.model.pointintime.jobs import Ending
 from qmpshim.model.pointintime.push import PushChain
@@ -125,16 +126,20 @@ def target_is_point_in_time(end: End) -> RealViolation | None:
 def _masked(end: End, left: BackupLeft) -> RealViolation | None:
     """Whether an I/O of data failed, and neither a request nor the job reports an error.
 
-    A command that is refused reports no I/O, nor does the job one that it has no part in.
+    A command that is refused reports no I/O, nor does the job one that it has no part in; nor, on a
+    raw disk, a request what is beside it.
     """
     scenario = end.scenario
     answers = zip(scenario.ops, end.history.answers, strict=True)
-    if any(op.is_request and answer != OK for op, answer in answers):
-        return None
+    failed = [op for op, answer in answers if op.is_request and answer != OK]
     by_job = left.ending in (Ending.FAILED, Ending.CANCELLED) or ignored_errors(end.machine)
     for named, _ in end.history.failed:
         requested = _can_only_be_requested(named)
-        if named.meta or _may_be_ignored(scenario, named) or (by_job and not requested):
+        if requested and scenario.secondary == "raw":
+            reported = any(_touches(op, named) for op in failed)
+        else:
+            reported = bool(failed) or (by_job and not requested)
+        if named.meta or reported or _may_be_ignored(scenario, named):
             continue
         what = named.id.kind
         text = f"a {what} failed, and neither a request nor the backup job reports an error"
@@ -143,6 +148,11 @@ def _masked(end: End, left: BackupLeft) -> RealViolation | None:
         cause = Cause(CauseKind.ERROR_MASKED, subject, what)
         return RealViolation(Verdict.ERROR_CONTRACT, text, index, cause=cause)
     return None
+
+
+def _touches(op: Operation, named: NamedIo) -> bool:
+    """Whether an operation and an I/O have a sector in common."""
+    return op.start < named.start + named.count and named.start < op.start + op.count
 
 
 def _can_only_be_requested(named: NamedIo) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from qmpshim.conformance.explore.checkers import point_in_time
 from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, IoId
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
+from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.outcome import BackupLeft
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.search import errnos_of
@@ -104,4 +105,26 @@ def test_what_a_job_reports_excuses_no_request(pool: QemuPool) -> None:
     scenario = replace(RETRIES, ops=(backup, replace(write, after=0)))
     copy, own = IoId(0, "hidden", "write", "0+128"), IoId(1, "secondary", "write", "128+256")
     wrong = explored(pool, scenario, Swallowing, plan={copy: EIO, own: EIO}, most=12)
+    assert kinds(wrong) == {(Verdict.ERROR_CONTRACT, CauseKind.ERROR_MASKED, "primary_write")}
+
+
+class SwallowingFirst(Swallowing):
+    """It ignores them for the first operation alone."""
+
+    def _take_answer(self, index: int) -> None:
+        if index == 0:
+            super()._take_answer(index)
+        else:
+            RealSystem._take_answer(self, index)
+
+
+def test_what_a_request_reports_excuses_no_other(pool: QemuPool) -> None:
+    """Two writes fail side by side, and one of them says success."""
+    write, backup = point_of("push", "primary_write+backup_full").ops
+    first, second = (replace(write, start=start, count=128) for start in (0, 128))
+    scenario = replace(RETRIES, ops=(first, second, backup))
+    plan = {IoId(index, "secondary", "write", f"{128 * index}+128"): EIO for index in range(2)}
+    both = explored(pool, scenario, plan=plan, mode=Mode.RANDOM, most=12, seed=3)
+    assert kinds(both) == set()
+    wrong = explored(pool, scenario, SwallowingFirst, plan=plan, mode=Mode.RANDOM, most=12, seed=3)
     assert kinds(wrong) == {(Verdict.ERROR_CONTRACT, CauseKind.ERROR_MASKED, "primary_write")}
