@@ -17,7 +17,7 @@ from qmpshim.machine.qmp.nonblocking import NbdAnswer
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import CASES, Mutant, expect_finding
 from vmtests.support.mutants.clients import client_with, copied_first, second_readable
-from vmtests.support.mutants.disks import COPIED_WRONG, seen_as
+from vmtests.support.mutants.disks import COPIED_WRONG, never_copied, seen_as
 
 ERROR_CONTRACT = Verdict.ERROR_CONTRACT
 ZEROES = NbdAnswer(0, bytes(CLUSTER))
@@ -58,6 +58,7 @@ def test_where_no_timer_is_seen_nothing_is_tested(qemu_build: Build) -> None:
         ("timeout-breaks-snapshot", client_with("primary", Nbd.READ, ZEROES), Verdict.LOST_WRITE,
          "a write is lost after a timeout"),
         ("timeout-breaks-snapshot", COPIED_WRONG, Verdict.CONTENT, "a copy after a timeout"),
+        ("timeout-breaks-write", never_copied, Verdict.HANG, "timeout-breaks-write"),
         ("timeout-breaks-write", seen_as("secondary", lambda image: bytes(len(image))),
          Verdict.CONTENT, "a failed write is done"),
         ("timeout-breaks-write", client_with("guest", Nbd.READ, ZEROES), Verdict.ISOLATION,
