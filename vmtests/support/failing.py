@@ -18,9 +18,10 @@ from qmpshim.machine.builds.build import read_version
 from qmpshim.model.answers import OK, IoError, io_error
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.explore.explorer import Mode, explore
+from qmpshim.model.explore.explorer import Mode
 from qmpshim.model.explore.walk import Budget
 from qmpshim.model.operations import operation
+from vmtests.support.followed import followed
 
 C = scenarios.C
 MOST = 60  # schedules of one test; those that have fewer are explored as a whole
@@ -61,21 +62,23 @@ def explored(
     """
     checker = model and LinearizabilityChecker(model, behaviour_of(read_version(pool.build)[0]))
     plan = {io_id(0, fails, nth): errno} if fails else {}
-    system = kind(
-        pool, scenario, checker=checker, plan=plan, release=release, all_io=all_io,
-        watching=watching,
-    )  # fmt: skip
-    explore(system, mode, Budget(schedules=most), stop=False)
-    assert system.finished and not system.derailed
+
+    def made() -> RealSystem:
+        return kind(
+            pool, scenario, checker=checker, plan=plan, release=release, all_io=all_io,
+            watching=watching,
+        )  # fmt: skip
+
+    system, _ = followed(made, mode, Budget(schedules=most))
     assert not plan or plan.keys() <= system.ios, system.ios
     return system
 
 
 def found(pool: QemuPool, name: str, release: Release, most: int = 60) -> dict[Verdict, set[str]]:
     """By verdict, the causes of what is found in a scenario's first schedules."""
-    system = RealSystem(pool, one(name), release=release)
-    explore(system, Mode.DPOR, Budget(schedules=most), stop=False)
-    assert system.finished and not system.derailed
+    system, _ = followed(
+        lambda: RealSystem(pool, one(name), release=release), Mode.DPOR, Budget(schedules=most)
+    )
     causes: dict[Verdict, set[str]] = {}
     for kind, cause in system.found:
         causes.setdefault(kind, set()).add(str(cause))

@@ -42,20 +42,13 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Exploration, Mode, explore
 from qmpshim.model.explore.walk import Budget
 from qmpshim.model.operations import operation
+from vmtests.support.followed import followed
 
 
 def explored_whole(system: Callable[[], RealSystem], mode: Mode) -> tuple[Exploration, RealSystem]:
-    """Every execution of a scenario, each of them followed.
-
-    As :func:`~qmpshim.conformance.explore.search.search.explore_scenario` does, all of it is done
-    once more when an execution could not be followed: a block job's timer may come between.
-    """
-    for _ in range(2):
-        made = system()
-        explored = explore(made, mode, Budget(seconds=60), stop=False)
-        if not made.derailed:
-            break
-    assert explored.exhaustive and not made.derailed
+    """Every execution of a scenario, each of them followed."""
+    made, explored = followed(system, mode, Budget(seconds=60))
+    assert explored.exhaustive
     return explored, made
 
 

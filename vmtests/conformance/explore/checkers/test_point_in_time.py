@@ -21,7 +21,7 @@ from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.answers import OK, ReportedError
 from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.explore.explorer import Mode, explore
+from qmpshim.model.explore.explorer import Mode
 from qmpshim.model.explore.system import Footprint
 from qmpshim.model.explore.walk import Budget
 from qmpshim.model.operations import operation
@@ -29,6 +29,7 @@ from qmpshim.model.pointintime.jobs import Ending
 from vmtests.support.backup_left import left_as
 from vmtests.support.backups import Recording, explored, kinds
 from vmtests.support.failing import one
+from vmtests.support.followed import followed
 from vmtests.support.gate import drop, of
 
 pytestmark = pytest.mark.usefixtures("fresh_predictions")
@@ -49,9 +50,8 @@ def test_a_faithful_storage_shows_nothing(pool: QemuPool, name: str) -> None:
 
 def ends(pool: QemuPool, scenario: RealScenario, mode: Mode) -> tuple[set[Outcome | None], int]:
     """The ways in which the executions of a scenario end, and how many were taken."""
-    system = Recording(pool, scenario)
-    done = explore(system, mode, Budget(schedules=400), stop=False)
-    assert done.exhaustive and not system.derailed
+    system, done = followed(lambda: Recording(pool, scenario), mode, Budget(schedules=400))
+    assert done.exhaustive
     return system.ends, done.statistics.schedules
 
 
