@@ -14,7 +14,10 @@ from qmpshim.model.check.verdict import Verdict
 
 _HERE = Path(__file__).parent
 #: What checkers share, and are none themselves.
-SHARED = ("at_end", "end", "parts", "placements", "register", "sequential")
+SHARED = (
+    "at_end", "end", "failed_end", "failed_runs", "failure_reports", "partial_work", "parts",
+    "placements", "register", "sequential",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

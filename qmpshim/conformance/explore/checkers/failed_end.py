@@ -1,0 +1,92 @@
+"""The end of an execution in which I/Os failed, and which operations those may have been of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from qmpshim.conformance.explore.faults import InjectedFault
+from qmpshim.conformance.explore.outcome import Outcome
+from qmpshim.conformance.explore.scenarios import RealScenario
+from qmpshim.machine.chain.chains import PRIMARY_IMAGES
+from qmpshim.model.answers import OK
+from qmpshim.model.check.cause import FaultContext, Relation
+from qmpshim.model.operations import Verb
+
+EMPTIES = (Verb.START, Verb.CHECKPOINT, Verb.STOP)  # the overlays
+CHANGES_CHAIN = (*EMPTIES, Verb.FAILOVER)
+
+
+@dataclass(frozen=True)
+class FailedEnd:
+    """What is seen at the end of an execution, and the I/Os that failed in it.
+
+    :ivar normal: the ends of the sequential executions in which nothing fails
+    """
+
+    scenario: RealScenario
+    seen: Outcome
+    hits: tuple[InjectedFault, ...]
+    normal: tuple[Outcome, ...]
+
+    @cached_property
+    def emptying(self) -> bool:
+        """Whether an overlay could not be emptied: case 6, which the command's error names.
+
+        qcow2 may have ejected it (``fail_broken_refcounts``, block/qcow2.c): no I/O that comes
+        later need succeed. To fail over is then the manager's to decide, and may fail, too.
+        """
+        if all(hit.image in PRIMARY_IMAGES for hit in self.hits):
+            return False
+        return any(
+            op.verb in EMPTIES
+            and all(end.answers[index] != self.seen.answers[index] for end in self.normal)
+            for index, op in enumerate(self.scenario.ops)
+        )
+
+    @property
+    def ejected(self) -> bool:
+        """Whether an overlay may be: qcow2 ejects one that it cannot empty, which is reported."""
+        ops = enumerate(self.scenario.ops)
+        return any(op.verb in EMPTIES and self.seen.answers[i] != OK for i, op in ops)
+
+    def may_have_met(self, hit: InjectedFault) -> Iterable[int]:
+        """The operations that may have met a failure.
+
+        Those that began after it, too, where its image is gone or ejected.
+        """
+        ejected = self.emptying and hit.image not in PRIMARY_IMAGES
+        if not hit.gone and not ejected:
+            return under_way(self.scenario, hit)
+        return (op for op in range(len(self.scenario.ops)) if op not in hit.over)
+
+    def unreadable(self) -> set[str]:
+        """What of the end cannot be looked at.
+
+        The tables of a qcow2 that it still owes to its file which is gone, and the view, if it
+        falls through to there or to an ejected overlay.
+        """
+        lost: set[str] = set()
+        for hit in self.hits:
+            if hit.gone and is_qcow2(self.scenario, hit.image):
+                lost.add(hit.image)
+        if self.seen.view is None and (self.ejected or any(hit.gone for hit in self.hits)):
+            lost.add("view")
+        return lost
+
+    def fault(self, relation: Relation) -> FaultContext:
+        """The first of the failures, for a cause."""
+        hit = self.hits[0]
+        what = hit.image if hit.gone else f"{hit.image} {hit.verb}"
+        return FaultContext(relation, what, hit.gone)
+
+
+def under_way(scenario: RealScenario, hit: InjectedFault) -> list[int]:
+    """The operations that were under way when an I/O failed."""
+    return [op for op in range(len(scenario.ops)) if op not in hit.over | hit.unstarted]
+
+
+def is_qcow2(scenario: RealScenario, image: str) -> bool:
+    """Whether an image is qcow2 (of the images on the primary none is)."""
+    return image not in PRIMARY_IMAGES or (image == "secondary" and scenario.secondary == "qcow2")

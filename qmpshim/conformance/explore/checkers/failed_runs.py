@@ -1,0 +1,195 @@
+"""The sequential executions in which given I/Os fail, in every order and place that is possible.
+
+Which operation meets a failure is QEMU's affair, so each that was under way may; so is how much of
+a copy was done beside what failed, and how far an operation came before its image was gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import combinations, product
+
+from qmpshim.conformance.explore.checkers.failed_end import EMPTIES, is_qcow2, under_way
+from qmpshim.conformance.explore.checkers.linearizability import (
+    LinearizabilityChecker,
+    keeps_to,
+)
+from qmpshim.conformance.explore.checkers.placements import (
+    AnyRead,
+    BrokenSnapshot,
+    FaultPlacement,
+    FlushPlacement,
+    GoneImage,
+    NothingDone,
+    Order,
+    Unobserved,
+)
+from qmpshim.conformance.explore.checkers.sequential import run_in_order
+from qmpshim.conformance.explore.faults import METADATA, InjectedFault
+from qmpshim.conformance.explore.outcome import Outcome
+from qmpshim.machine.chain.chains import PRIMARY_IMAGES
+from qmpshim.model.answers import IoError
+from qmpshim.model.operations import Verb, does
+
+_MOST = 4  # I/Os on one image that an operation under way may have had behind it, beside copies
+_ALL = 1 << 16  # more than any has
+_CLOSES = (Verb.FAILOVER, Verb.STOP)  # end a job and close its filter, which flushes
+
+Placement = Callable[[], FaultPlacement]  # a new one for each execution
+
+
+class FailedRuns:
+    """Knows the ends of the sequential executions of one scenario in which I/Os fail."""
+
+    def __init__(self, judge: LinearizabilityChecker) -> None:
+        self._judge = judge
+        self._scenario = judge.scenario
+        self._ends: dict[tuple[InjectedFault, ...], list[tuple[Order, Outcome]]] = {}
+        self._uncommitted: dict[tuple[InjectedFault, int], list[Outcome]] = {}
+
+    def ends(
+        self, hits: tuple[InjectedFault, ...], precedence: Sequence[frozenset[int]]
+    ) -> list[Outcome]:
+        """The ends of those in which all of *hits* fail; none where the model has no such I/O.
+
+        :param precedence: for each operation those that had ended when it started
+        """
+        if hits not in self._ends:
+            self._ends[hits] = list(dict.fromkeys(self._runs(hits)))
+        ends = [end for order, end in self._ends[hits] if keeps_to(order, precedence)]
+        return list(dict.fromkeys(ends))
+
+    def uncommitted(self, failover: int, hit: InjectedFault) -> list[Outcome]:
+        """The ends if the commit of a failover writes nothing, and nothing else fails."""
+        key = hit, failover
+        if key not in self._uncommitted:
+            fates = [NothingDone(hit, failover)]
+            self._uncommitted[key] = [self._run(order, fates) for order in self._judge.orders]
+        return self._uncommitted[key]
+
+    def _run(
+        self,
+        order: Order,
+        fates: Sequence[FaultPlacement],
+        copied: dict[int, tuple[int, ...]] | None = None,
+    ) -> Outcome:
+        return run_in_order(self._scenario, self._judge.behaviour, order, fates, copied or {})
+
+    def _runs(self, hits: tuple[InjectedFault, ...]) -> Iterator[tuple[Order, Outcome]]:
+        for order in self._judge.orders:
+            for choice in product(*(self._placements(hit) for hit in hits)):
+                if not all(how().allows(order) for how in choice):
+                    continue
+                for copied in self._copied(order, choice, hits):
+                    fates = [how() for how in choice]
+                    end = self._run(order, fates, copied)
+                    if all(fate.met or fate.may_be_missed for fate in fates):
+                        yield order, end
+
+    def _copied(
+        self, order: Order, choice: Sequence[Placement], hits: tuple[InjectedFault, ...]
+    ) -> Iterator[dict[int, tuple[int, ...]]]:
+        """Which clusters the operation that fails may have copied nevertheless, by operation."""
+        yield {}
+        plain = self._run(order, [how() for how in choice])
+        cluster = self._scenario.granule
+        # With a checkpoint between a cluster may be copied twice, and only once fail.
+        twice = does(self._scenario.ops, *EMPTIES)
+        met = {
+            n
+            for hit in (() if twice else hits)
+            if hit.count and not hit.gone
+            for n in range(hit.start // cluster, -(-(hit.start + hit.count) // cluster))
+        }
+        for index, op in enumerate(self._scenario.ops):
+            if not isinstance(plain.answers[index], IoError) or not op.is_primary or not op.count:
+                continue
+            own = range(op.start // cluster, -(-(op.start + op.count) // cluster))
+            others = [n for n in own if n not in met]
+            for many in range(1, len(others) + 1):
+                yield from ({index: some} for some in combinations(others, many))
+
+    # -- where a failure may be placed -------------------------------------------------------------
+
+    def _placements(self, hit: InjectedFault) -> list[Placement]:
+        """Which operations may meet a failure, and how."""
+        empties = hit.image not in PRIMARY_IMAGES and does(self._scenario.ops, *EMPTIES)
+        emptied = (False, True) if empties else (False,)
+        if hit.gone:
+            return self._gone(hit, emptied)
+        if self._is_optional(hit):
+            return [partial(Unobserved, hit)]
+        ops, met_by = self._scenario.ops, under_way(self._scenario, hit)
+        ways: list[Placement] = [
+            partial(FaultPlacement, hit, op, emptied=way) for op in met_by for way in emptied
+        ]
+        if hit.verb == "flush":  # the write is done, and not durable
+            ways += [partial(FlushPlacement, hit, op) for op in met_by if ops[op].makes_durable]
+        if self._scenario.breaks_snapshot and hit.may_be_of_copy and hit.verb != METADATA:
+            writes = [op for op in met_by if ops[op].is_primary and ops[op].changes]
+            later = [op for op in range(len(ops)) if op not in hit.over]
+            ways += [partial(BrokenSnapshot, hit, op, writes) for op in later]
+        if hit.reader is not None:
+            ways.append(partial(AnyRead, hit, hit.reader))
+        if self._may_be_unobserved(hit):
+            ways.append(partial(Unobserved, hit))
+        if hit.verb == "read" and hit.image == "secondary":
+            # Before it begins a commit may look at what it will write to (11.1).
+            commits = [op for op in met_by if ops[op].verb is Verb.FAILOVER]
+            ways += [partial(NothingDone, hit, op) for op in commits]
+        return ways
+
+    def _may_be_unobserved(self, hit: InjectedFault) -> bool:
+        """Whether no operation need notice."""
+        ops = self._scenario.ops
+        if self._scenario.has("quorum") and hit.image == "secondary" and does(ops, *_CLOSES):
+            # To a read in between the write may look like one that came after the stop.
+            return True
+        return any(self._closes(hit, op) for op in under_way(self._scenario, hit))
+
+    def _gone(self, hit: InjectedFault, emptied: Sequence[bool]) -> list[Placement]:
+        """An image is gone: after how many I/Os of each operation that was under way."""
+        ops, met_by = self._scenario.ops, under_way(self._scenario, hit)
+        counts = [
+            (*range(_MOST + self._copies(op)), *((_ALL,) * self._goes_unseen(hit, op)))
+            for op in met_by
+        ]
+        zeroes = any(op.zeroes for op in (*self._scenario.setup, *ops))
+        tables = (False, True) if zeroes and is_qcow2(self._scenario, hit.image) else (False,)
+        return [
+            partial(
+                GoneImage,
+                hit,
+                done=dict(zip(met_by, done, strict=True)),
+                emptied=way,
+                in_tables=in_tables,
+                may_be_missed=not any(_MOST <= many < _ALL for many in done),
+            )
+            for done in product(*counts)
+            for way in emptied
+            for in_tables in tables
+        ]
+
+    def _goes_unseen(self, hit: InjectedFault, op: int) -> bool:
+        """Whether an operation need not notice what failed, whatever it had done by then."""
+        return self._is_optional(hit) or self._closes(hit, op)
+
+    def _copies(self, op: int) -> int:
+        """How many granules an operation copies, beyond the first."""
+        sectors, granule = self._scenario.ops[op].sectors, self._scenario.granule
+        if not self._scenario.ops[op].is_primary or not sectors:
+            return 0
+        return (sectors.stop - 1) // granule - sectors.start // granule
+
+    def _is_optional(self, hit: InjectedFault) -> bool:
+        """Whether it is a discard of clusters that are free, of qcow2's own.
+
+        "Discard is optional, ignore the return value" (``qcow2_process_discards``,
+        block/qcow2-refcount.c, 5.2 to 11.1).
+        """
+        return hit.verb == "discard" and is_qcow2(self._scenario, hit.image)
+
+    def _closes(self, hit: InjectedFault, op: int) -> bool:
+        """Whether it is a flush that may be of the nodes and jobs that an operation closes."""
+        return hit.verb == "flush" and self._scenario.ops[op].verb in _CLOSES
