@@ -11,41 +11,22 @@ NBD export of the other side, below ``forward`` and ``top``; ``guest`` is its on
 from __future__ import annotations
 
 import contextlib
-import functools
-import subprocess
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qmpshim.errors import (
-    BuildError,
-    CommandFailed,
-    HostError,
-    MachineDied,
-    MachineError,
-    MachineHung,
-    NotStarted,
-    OptionMissing,
-)
+from qmpshim.errors import BuildError, CommandFailed, MachineHung, OptionMissing
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.builds.qapi import Schema
 from qmpshim.machine.chain.build import closing, marking, opening, removals
 from qmpshim.machine.chain.chains import PRIMARY_IMAGES
+from qmpshim.machine.chain.gated_process import GatedProcess
 from qmpshim.machine.chain.images import blank_image
-from qmpshim.machine.chain.quiescence import Quiescence, resting
 from qmpshim.machine.chain.topology import DirtyBitmap, Export, Node, QmpCommand, Topology
-from qmpshim.machine.host.manual_event_loop import ManualEventLoop
-from qmpshim.machine.host.process import bare, exit_reason, how_ended, launch
-from qmpshim.machine.host.workspace import Workspace
-from qmpshim.machine.nbd.gate.gate import Gate, HeldIO
 from qmpshim.machine.nbd.gate.store import MemoryStore
 from qmpshim.machine.nbd.protocol import NbdCommand
 from qmpshim.machine.nbd.status_client import StatusClient
-from qmpshim.machine.qmp.nonblocking import NonBlockingNbd, NonBlockingQmp
-
-_LIMIT = 20.0  # seconds for what waits for nothing outside QEMU
-_ASLEEP = 10.0  # seconds for which QEMU may have slept already when it is looked at
+from qmpshim.machine.qmp.nonblocking import NonBlockingNbd
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +44,8 @@ class Shape:
     holes: bool = True
 
 
-class GatedMachine:
-    """One QEMU process, the gate behind it and the clients before it.
+class GatedMachine(GatedProcess):
+    """A QEMU with a chain whose images are on the gate.
 
     :param build: which QEMU
     :param shape: the chain to build
@@ -74,20 +55,12 @@ class GatedMachine:
     """
 
     def __init__(self, build: Build, shape: Shape, deadline: float | None = None) -> None:
-        self.build = build
+        super().__init__(build, deadline)
         self.shape = shape
-        self.event_loop = ManualEventLoop()
-        self.event_loop.deadline = deadline
-        self.workspace = Workspace("gate-")
-        self.gate = Gate(tracing=True)
         self.stores: dict[str, MemoryStore] = {}
         self.topology = shape.topology
         self.images = self.topology.images
-        self.clients: dict[str, NonBlockingNbd] = {}
-        self._status: dict[str, StatusClient] = {}  # by export
         self.commands: list[dict[str, Any]] = []  # what was sent to set the chain up
-        self.process: subprocess.Popen[bytes] | None = None
-        self._closed = False
         try:
             self._open()
         except BaseException:
@@ -104,10 +77,7 @@ class GatedMachine:
             silent = name in PRIMARY_IMAGES and not self.shape.holes
             self.gate.add(name, store, without={NbdCommand.BLOCK_STATUS} if silent else ())
         self.gate.serve(self.event_loop, self.workspace.path / "gate")
-        self._spawn()
-        self.call("qmp_capabilities")
-        if self.build.is_daemon:
-            self.qmp.commands = {one["name"] for one in self.call("query-commands")}
+        self.spawn()
         if self.topology.backs_up and self._lacks(self.topology.commands.values()):
             raise OptionMissing(f"{self.build.name} has not all options of these backup jobs")
         path = {"path": str(self.workspace.path / "nbd")}
@@ -122,11 +92,6 @@ class GatedMachine:
         """Whether this QEMU's schema has not all that is in these commands."""
         return any(self.schema.lacking(one.name, one.arguments) for one in commands)
 
-    @functools.cached_property
-    def schema(self) -> Schema:
-        """What this QEMU reports about its own commands; queried once, with nothing held."""
-        return Schema(self.call("query-qmp-schema"))
-
     def cluster(self, node: str) -> int:
         """Bytes of a cluster of an image."""
         return self.topology.image(node).cluster or self.shape.cluster
@@ -136,48 +101,10 @@ class GatedMachine:
         shape = self.shape
         return blank_image(self.build, self.topology.node(node), shape.size, shape.cluster)
 
-    def _spawn(self) -> None:
-        machine = self.build.no_machine
-        argv = bare(self.build.command(), machine)
-        try:
-            self.process, ours = launch(
-                argv, machine, self.workspace.path, self.build.environment()
-            )
-        except OSError as error:
-            raise HostError(f"cannot run {argv[0]}: {error.strerror}") from error
-        self.qmp = NonBlockingQmp(self.event_loop, ours)
-        if not self.event_loop.until(
-            lambda: self.qmp.greeting is not None or self.qmp.over, _LIMIT
-        ):
-            raise NotStarted(f"{self.build.name} did not greet in {_LIMIT:g} s")
-        if self.qmp.wrong is not None:
-            raise NotStarted(f"{self.build.name} does not speak QMP: {self.qmp.wrong}")
-        if self.qmp.greeting is None:
-            reason = exit_reason(self.stderr())
-            raise NotStarted(f"{self.build.name} ended at once" + (f": {reason}" if reason else ""))
-        self.quiescence = Quiescence(self.process.pid)
-        self.event_loop.stalled = self.stalled
-
     @property
     def overlays(self) -> tuple[str, ...]:
         """Which of the images are qcow2 and can break: the secondary disk too, if it is one."""
         return self.topology.qcow2
-
-    @property
-    def version(self) -> tuple[int, int, int]:
-        """QEMU's version, from its greeting."""
-        assert self.qmp.greeting is not None
-        numbers = self.qmp.greeting["QMP"]["version"]["qemu"]
-        return numbers["major"], numbers["minor"], numbers["micro"]
-
-    @property
-    def pid(self) -> int:
-        assert self.process is not None
-        return self.process.pid
-
-    def call(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """Run a QMP command with nothing held (see :meth:`NonBlockingQmp.call`)."""
-        return self.qmp.call(command, arguments, _LIMIT)
 
     def build_chain(self) -> None:
         """Open the images as they are now, and connect.
@@ -210,10 +137,6 @@ class GatedMachine:
         :raises CommandFailed: QEMU refuses
         """
         return self.send(self.topology.commands[operation])
-
-    def send(self, command: QmpCommand) -> Any:
-        """Run a command with nothing held (see :meth:`NonBlockingQmp.call`)."""
-        return self.call(command.name, command.arguments)
 
     def start(self) -> None:
         """Start what copies, once the chain is open.
@@ -249,32 +172,22 @@ class GatedMachine:
 
         :raises MachineError: QEMU does not answer
         """
-        if "primary" not in self._status or self._status["primary"].lost:
+        if "primary" not in self.status_clients or self.status_clients["primary"].lost:
             self.connect_status("primary")
-        self._status["primary"].query(self.shape.size)
+        self.status_clients["primary"].query(self.shape.size)
 
     def connect_status(self, name: str) -> None:
         """Connect to the export *name* for its block status, beside the client that there is.
 
         :raises MachineDied: QEMU does not let us
         """
-        if name in self._status:
-            self._status[name].close()
-        self._status[name] = StatusClient(self.event_loop, self.workspace.path / "nbd", name)
+        if name in self.status_clients:
+            self.status_clients[name].close()
+        self.status_clients[name] = StatusClient(self.event_loop, self.workspace.path / "nbd", name)
 
     def status_client(self, name: str) -> StatusClient:
         """The connection that :meth:`connect_status` made."""
-        return self._status[name]
-
-    def batch(self, commands: list[QmpCommand]) -> list[Any]:
-        """Send several commands at once and wait for all answers.
-
-        :raises CommandFailed: one failed; the later ones were tried nevertheless
-        """
-        numbers = [(one.name, self.qmp.send(one.name, one.arguments)) for one in commands]
-        for command, number in numbers:
-            self.qmp.wait(command, number, _LIMIT)
-        return [self.qmp.take(command, number) for command, number in numbers]
+        return self.status_clients[name]
 
     def tear_down(self) -> None:
         """Take the chain apart again, leaving QEMU with its NBD server.
@@ -286,9 +199,9 @@ class GatedMachine:
         for client in self.clients.values():
             client.close()
         self.clients.clear()
-        for status in self._status.values():
+        for status in self.status_clients.values():
             status.close()
-        self._status.clear()
+        self.status_clients.clear()
         exports, commands = removals(self.topology.parts)
         for export in exports:
             with contextlib.suppress(CommandFailed):  # it was removed by an operation
@@ -298,7 +211,7 @@ class GatedMachine:
 
     def _until_gone(self, exports: Collection[str]) -> None:
         """Wait until none of these exports is there."""
-        deadline = time.monotonic() + _LIMIT
+        deadline = time.monotonic() + self.limit
         while any(one["id"] in exports for one in self.call("query-block-exports")):
             if time.monotonic() > deadline:
                 raise MachineHung("an export did not go away")
@@ -322,161 +235,8 @@ class GatedMachine:
         self.send(closing(export))
         self._until_gone([export.name])
 
-    # -- quiescence ------------------------------------------------------------------------------
-
-    def settle(self, limit: float = _LIMIT) -> None:
-        """Return when QEMU is still (see :mod:`qmpshim.machine.chain.quiescence`).
-
-        :raises MachineDied: it ended
-        :raises MachineHung: it is busy all the time
-        :raises ProtocolBroken: what its monitor sends is not QMP
-        """
-        poll, asleep, stopped = (
-            self.event_loop.poll,
-            self.quiescence.asleep,
-            self.quiescence.stopped,
-        )
-        if not self.quiescence.known:
-            return self._settle_by_queries(limit)
-        deadline = 0.0
-        while True:
-            # What has come already is handled first: a look at the threads costs ten times as much.
-            while poll(0.0):
-                pass
-            calm = asleep()
-            if poll(0.0):
-                continue
-            if self.qmp.over:
-                raise self.monitor_error()
-            if calm:
-                return
-            # Let QEMU have the processor; what it sends wakes us.
-            poll(0.0002)
-            now = time.monotonic()
-            if not deadline:
-                deadline = now + limit
-            elif stopped():
-                raise MachineHung("QEMU was stopped by a signal")
-            elif now > deadline:
-                raise MachineHung(f"QEMU is busy for {limit:g} s with nothing to do")
-
-    def stalled(self, seconds: float, beside: Collection[HeldIO] = ()) -> bool:
-        """Whether nothing comes from QEMU within so many *seconds* by itself.
-
-        It is asleep, none of its requests is unanswered, and no timer of it fires before; or it
-        was stopped.
-
-        :param beside: requests that may be held nevertheless: whether anything comes without them
-        """
-        quiescence = self.quiescence
-        if self._holds_more_than(beside):
-            return False
-        if quiescence.stopped():
-            return True
-        asleep = not quiescence.known or quiescence.asleep()
-        if not asleep or self.event_loop.poll(0.0) or self._holds_more_than(beside):
-            return False
-        timer = quiescence.timer() if quiescence.known else resting(self.pid)
-        if not quiescence.known and self.event_loop.poll(0.0):
-            return False
-        return timer > seconds + _ASLEEP
-
-    def _holds_more_than(self, some: Collection[HeldIO]) -> bool:
-        return any(io not in some for io in self.gate.held)
-
-    def _settle_by_queries(self, limit: float) -> None:
-        deadline = time.monotonic() + limit
-        quiet = 0
-        while quiet < 2:
-            before = self._signs()
-            number = self.qmp.send("query-name")
-            until = time.monotonic() + 0.1  # a blocked monitor does not answer: the settle time
-            while number not in self.qmp.answers and time.monotonic() < until:
-                self.event_loop.poll(0.02)
-                if self.qmp.over:
-                    raise self.monitor_error()
-            self.qmp.answers.pop(number, None)
-            quiet = quiet + 1 if self._signs() == before else 0
-            if time.monotonic() > deadline:
-                raise MachineHung(f"QEMU is busy for {limit:g} s with nothing to do")
-
-    def _signs(self) -> tuple[int, ...]:
-        """What changes when QEMU does something that we can see."""
-        clients = (len(client.answers) for client in self.clients.values())
-        return self.gate.clock, len(self.qmp.events), *clients
-
-    # -- how it ends -------------------------------------------------------------------------------
-
-    def stderr(self) -> str:
-        """What QEMU wrote to stderr so far."""
-        try:
-            return (self.workspace.path / "stderr").read_text(errors="replace")
-        except OSError:
-            return ""
-
-    def alive(self) -> bool:
-        """Whether the process still runs."""
-        return self.process is not None and self.process.poll() is None
-
-    def monitor_error(self) -> MachineError:
-        """The error to raise when QEMU's monitor is over: it sent no QMP, or ended."""
-        return self.qmp.wrong or self.exit_error()
-
-    def exit_error(self) -> MachineDied:
-        """The error to raise when QEMU has ended; its text has the failed assertion, if any."""
-        assert self.process is not None
-        try:
-            code = self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            return MachineDied("QEMU closed its monitor but still runs")
-        how = how_ended(code)
-        reason = exit_reason(self.stderr())
-        return MachineDied(f"QEMU {how}" + (f": {reason}" if reason else ""), how, reason)
-
-    def root_error(self, error: MachineError) -> MachineError:
-        """What *error* comes from: a broken connection may be the first sign of QEMU's exit."""
-        if self.alive() and not isinstance(error, MachineDied):
-            return error
-        exited = self.exit_error()
-        if self.alive() and not self.qmp.lost:
-            return MachineError(str(error))
-        return exited
-
-    def quit(self) -> None:
-        """Let QEMU end in its own way, which is a test of it, too.
-
-        :raises MachineDied: it crashed at the end
-        :raises MachineHung: it did not end
-        """
-        assert self.process is not None
-        for client in (*self.clients.values(), *self._status.values()):
-            client.close()
-        self.qmp.send("quit")
-        deadline = time.monotonic() + _LIMIT
-        while self.process.poll() is None:
-            self.event_loop.poll(0.01)
-            if time.monotonic() > deadline:
-                raise MachineHung("QEMU does not quit")
-        if self.process.returncode:
-            raise self.exit_error()
-
     def close(self) -> None:
         """End everything, at once."""
-        if self._closed:
-            return
-        self._closed = True
-        self.event_loop.deadline = None
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-        for client in (*self.clients.values(), *self._status.values()):
-            client.close()
-        if hasattr(self, "qmp"):
-            self.qmp.close()
-        if hasattr(self, "quiescence"):
-            self.quiescence.close()
-        self.gate.close()
+        super().close()
         for store in self.stores.values():
             store.close()
-        self.event_loop.close()
-        self.workspace.close()

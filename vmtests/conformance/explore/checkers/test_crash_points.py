@@ -22,7 +22,6 @@ from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import InputError
-from qmpshim.machine.chain import gated
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2_header import Incompatible
 from qmpshim.model.check.cause import Cause, CauseKind
@@ -95,9 +94,8 @@ def test_a_fresh_qemu_that_ends_or_stops(
     class Fresh(GatedMachine):
         def tear_down(self) -> None:
             os.kill(self.pid, number)
-            with monkeypatch.context() as impatient:
-                impatient.setattr(gated, "_LIMIT", 1.0)
-                super().tear_down()
+            self.limit = 1.0
+            super().tear_down()
 
     monkeypatch.setattr(crash_points, "GatedMachine", Fresh)
     found = looked_at(pool, "WP", after_a_crash_thoroughly)
