@@ -61,13 +61,15 @@ class _LooseChain(InstrumentedChain):
         self.active = _LooseQcow2("active", self.size, self.cluster, True, self.memory)
 
 
+class _NeverEmpty(Qcow2Image):
+    def _do_empty(self) -> None:
+        pass
+
+
 class _KeepsActive(InstrumentedChain):
-    def _empty(self) -> Co[None]:
-        active, self.active = self.active, Qcow2Image("spare", self.size, self.cluster, True)
-        try:
-            yield from super()._empty()
-        finally:
-            self.active = active
+    def rebuild(self) -> None:
+        super().rebuild()
+        self.active = _NeverEmpty("active", self.size, self.cluster, True, self.memory)
 
 
 for _name, _about, _more, *_scenarios in (

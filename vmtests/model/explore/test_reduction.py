@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, assume, given, reject, settings
+from hypothesis import HealthCheck, assume, example, given, reject, settings
 from hypothesis import strategies as st
 
 from qmpshim.model.chain.protocols import REFERENCE_PROTOCOLS, SerializationProtocol
@@ -13,7 +13,7 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Budget, Exploration, Mode, explore
 from qmpshim.model.explore.model_system import ModelSystem
 from qmpshim.model.mutants import MUTANTS, Mutant
-from qmpshim.model.scenario import Scenario
+from qmpshim.model.scenario import Scenario, scenario_from_json
 from qmpshim.model.scenarios import SCENARIOS
 from vmtests.support.random_systems import RandomSystem
 from vmtests.support.scenarios import scenarios
@@ -52,8 +52,19 @@ def test_no_outcome_is_lost(
     compare(lambda: ModelSystem(scenario, honest, honest, late_wakes=late))
 
 
+#: A mutant that puts another disk in the place of one has to note what it touches, too.
+KEPT = scenario_from_json(
+    {
+        "contract": False,
+        "setup": [{"do": "primary_write", "at": [0, 256]}, {"do": "start"}],
+        "ops": [{"do": "guest_write", "at": [0, 128]}, {"do": "checkpoint"}],
+    }
+)
+
+
 @settings(PATIENT, max_examples=60)
 @given(scenarios(), st.sampled_from(GENERIC))
+@example(KEPT, "checkpoint-keeps-active")
 def test_no_outcome_of_a_sabotaged_model_is_lost(scenario: Scenario, name: str) -> None:
     compare(lambda: MUTANTS[name].system(scenario))
 
