@@ -23,7 +23,7 @@ from qmpshim.commands.parser import seconds
 from qmpshim.commands.results import BUNDLES, check_directory, check_writable, not_kept
 from qmpshim.conformance.assess.assess import Assessment, assess
 from qmpshim.conformance.assess.document import assessment_object
-from qmpshim.conformance.assess.judgement import Answer, Judgement, Reason
+from qmpshim.conformance.assess.judgement import NOT_AGAINST_IT, Answer, Judgement, Reason
 from qmpshim.conformance.assess.page import page
 from qmpshim.conformance.bundles.again import directed_command, on_build, replay_command
 from qmpshim.conformance.cluster import Cluster
@@ -161,16 +161,16 @@ def _show(one: Assessment, again: dict[Reason, str], console: Console) -> None:
     for judgement in one.judgements:
         console.line()
         console.line(f"{judgement.use.words}: {judgement.answer}", _STATUS[judgement.answer])
-        console.prose(f"  tried: {judgement.figures}")
+        console.prose(f"  {judgement.figures}")
         for reason in judgement.reasons:
             _show_reason(reason, again[reason], console)
         for doubt in judgement.doubts:
             console.prose(f"  cannot tell: {doubt}")
         if judgement.remarks:
-            words = "; ".join(
-                f"{remark.severity.words}: {remark.text}" for remark in judgement.remarks
-            )
-            console.prose(f"  not against it where QEMU's rules are kept: {words}")
+            console.line(f"  {NOT_AGAINST_IT}:")
+        for remark in judgement.remarks:
+            name = f" ({remark.entry.name})" if remark.entry else ""
+            console.prose(f"    {remark.severity.words}: {remark.text}{name}")
     console.line()
     console.line(f"{one.seconds:.0f} s")
 

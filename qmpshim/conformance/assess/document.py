@@ -34,7 +34,7 @@ def _use(one: Judgement, again: Mapping[Reason, str]) -> dict[str, Any]:
         "remarks": [_reason(reason, again) for reason in one.remarks],
         "doubts": list(one.doubts),
         "tried": {
-            "findings": len(one.tried),
+            "findings": one.findings_tried,
             "scenarios": explored.scenarios,
             "scenarios_reached": explored.reached,
             "scenarios_exhausted": explored.exhausted,

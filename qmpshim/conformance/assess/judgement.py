@@ -19,6 +19,8 @@ from qmpshim.errors import name_errnos
 
 _NOT_AGAIN = "seen, and not each time it was tried again"
 _NOT_TRIED = "seen, and not tried again"
+#: What stands above the remarks of a judgement.
+NOT_AGAINST_IT = "shown, and not against it where QEMU's rules are kept and its errors are heeded"
 
 
 class Answer(StrEnum):
@@ -71,10 +73,15 @@ class Judgement:
     workloads: tuple[WorkloadRun, ...]
 
     @property
+    def findings_tried(self) -> int:
+        """How many of the known findings the time sufficed for."""
+        return sum(one.seen is not Seen.NOT_TRIED for one in self.tried)
+
+    @property
     def figures(self) -> str:
         """What was tried, in words."""
         explored = self.explored
-        text = f"{len(self.tried)} known findings tried"
+        text = f"{self.findings_tried} of {len(self.tried)} known findings tried"
         if self.workloads:
             operations = sum(one.operations for one in self.workloads)
             text += f", {operations} operations of random workloads"
@@ -143,7 +150,7 @@ def judge(
     doubts += [
         f"{trial.entry.name}: {name_errnos(trial.why)}"
         for trial in own
-        if trial.seen is Seen.UNSURE
+        if trial.seen in (Seen.UNSURE, Seen.NOT_TRIED)
         and trial.entry.meaning.disqualifies
         and trial.entry.name not in shown
     ]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,14 +29,17 @@ from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.search.minimize import show_again
 from qmpshim.conformance.known.folder import known_pairs, known_workloads, write_up
 from qmpshim.conformance.known.matching import DirectedWriteUp, PairWriteUp, WorkloadWriteUp
+from qmpshim.conformance.known.tracker import script_of
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.conformance.pair.checks import run_plan
 from qmpshim.errors import BuildError, MachineError, NotStarted, WorkerLost
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.builds.programs import environment_with, write_programs
 from qmpshim.machine.host.workspace import Workspace
 
 _BATCH = 4  # findings tried by one process: it takes a second to start
 _PAIR_LIMIT = 10.0  # seconds for a step of a pair
+_BOOTING = "linux-booting"  # takes longer to boot than there is time
 _LATE = "no time was left to try it"
 _ELSE = "something else went wrong"
 
@@ -45,6 +50,7 @@ class Seen(StrEnum):
     SHOWN = "shown"
     NOT_SEEN = "not seen here"
     UNSURE = "cannot tell"  # something else went wrong, or it could not be followed to its end
+    NOT_TRIED = "not tried"  # the time was over
     IMPOSSIBLE = "not possible here"  # the build cannot do what it takes
 
 
@@ -58,6 +64,10 @@ class Trial:
     entry: WriteUp
     seen: Seen
     why: str = ""
+
+
+#: What the status of a stand-alone script means; any other: nothing is known.
+_OF_STATUS = {1: Seen.SHOWN, 0: Seen.NOT_SEEN}
 
 
 def try_findings(
@@ -79,7 +89,9 @@ def try_findings(
     identity = identify(build)
     quick = [one.name for one in wanted if one.kind != "pair"]
     batches = [quick[at : at + _BATCH] for at in range(0, len(quick), _BATCH)]
-    batches += [[one.name] for one in sorted(wanted, key=_cost) if one.kind == "pair"]
+    batches += [[one.name] for one in wanted if one.kind == "pair"]
+    rank = {one.name: one.meaning.severity.rank for one in wanted}
+    batches.sort(key=lambda names: min(rank[name] for name in names))  # should the time be short
     found: dict[str, Trial] = {}
     for names, record in _records(build, identity, batches, jobs, seconds, cluster):
         note(found, names, record)
@@ -93,10 +105,12 @@ class Record:
 
     :ivar lines: what it recorded of each finding at once, also if it was ended then
     :ivar why: why nothing follows for those that it did not come to
+    :ivar late: because the time was over
     """
 
     lines: tuple[str, ...]
     why: str
+    late: bool = False
 
 
 def _records(
@@ -146,7 +160,7 @@ def carry_out_batch(
     """Try findings in a process of its own, which is ended when the time is over."""
     end = time.monotonic() + seconds
     if seconds <= 0:
-        return Record((), _LATE)
+        return Record((), _LATE, True)
     with Workspace() as workspace:
         record = workspace.path / "record"
         arguments = {"names": list(names), "record": str(record)}
@@ -154,17 +168,12 @@ def carry_out_batch(
         runner = f"{run_batch.__module__}:{run_batch.__qualname__}"
         try:
             order = Order(build, identity, case, runner)
-            late = lambda: cancelled() or time.monotonic() > end  # noqa: E731
-            why = carry_out(order, late).outcome.text
+            over = lambda: cancelled() or time.monotonic() > end  # noqa: E731
+            why, late = carry_out(order, over).outcome.text, False
         except Cancelled:
-            why = _LATE
+            why, late = _LATE, True
         lines = record.read_text().splitlines() if record.exists() else []
-    return Record(tuple(lines), why)
-
-
-def _cost(one: WriteUp) -> int:
-    """How much it takes to try a pair's finding: a guest that boots most."""
-    return int(isinstance(one, PairWriteUp) and one.plan.guest.startswith("linux"))
+    return Record(tuple(lines), why, late)
 
 
 def note(found: dict[str, Trial], names: Sequence[str], record: Record) -> None:
@@ -174,8 +183,9 @@ def note(found: dict[str, Trial], names: Sequence[str], record: Record) -> None:
         trial = Trial(write_up(name), Seen(seen), text)
         if name not in found or trial.seen is Seen.SHOWN:
             found[name] = trial
+    nothing = Seen.NOT_TRIED if record.late else Seen.UNSURE
     for name in names:
-        found.setdefault(name, Trial(write_up(name), Seen.UNSURE, record.why))
+        found.setdefault(name, Trial(write_up(name), nothing, record.why))
 
 
 def run_batch(build: Build, case: Case, directory: Path) -> CaseOutcome:
@@ -198,6 +208,8 @@ def try_finding(build: Build, one: WriteUp, directory: Path) -> list[Trial]:
         match one:
             case DirectedWriteUp():
                 return [_directed(build, one)]
+            case PairWriteUp() if one.plan.guest == _BOOTING:
+                return [_steps(build, one)]
             case PairWriteUp():
                 return _pair(build, one, directory)
             case WorkloadWriteUp():
@@ -241,6 +253,24 @@ def _pair(build: Build, one: PairWriteUp, directory: Path) -> list[Trial]:
         why = f"{_ELSE}: {'; '.join(others)}" if others else ""
         trials.append(Trial(one, Seen.UNSURE if others else Seen.NOT_SEEN, why))
     return trials
+
+
+def _steps(build: Build, one: PairWriteUp) -> Trial:
+    """By its stand-alone script, whose guest has no kernel to boot."""
+    with Workspace() as workspace:
+        write_programs(build, workspace.path)
+        script = workspace.path / "steps.py"
+        script.write_text(script_of(one))
+        done = subprocess.run(
+            [sys.executable, "-I", script],
+            env=environment_with(workspace.path) | {"TMPDIR": str(workspace.path)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+    seen = _OF_STATUS.get(done.returncode, Seen.UNSURE)
+    lines = [line for line in done.stderr.splitlines() if line]
+    return Trial(one, seen, f"{_ELSE}: {lines[-1]}" if lines and seen is Seen.UNSURE else "")
 
 
 def _workload(build: Build, one: WorkloadWriteUp) -> Trial:

@@ -38,6 +38,12 @@ def test_nothing_seen_and_all_tried_is_reliable() -> None:
     assert "400 schedules of 36 of 36 scenarios" in told.figures
 
 
+def test_what_was_not_tried_is_not_counted_as_tried() -> None:
+    known = len(judge(Use.FLEECING, NONE_SEEN, ALL).tried)
+    judged = judge(Use.FLEECING, with_trial(SNAPSHOT.name, Seen.NOT_TRIED), ALL)
+    assert judged.figures.startswith(f"{known - 1} of {known} known findings tried")
+
+
 def test_an_option_that_the_build_does_not_have_is_no_doubt() -> None:
     judged = judge(Use.FLEECING, NONE_SEEN, replace(ALL, reached=30, lacking=6, why="no option"))
     assert (judged.answer, judged.doubts) == (Answer.RELIABLE, ())
@@ -72,6 +78,7 @@ def test_the_worst_comes_first() -> None:
     "trials, explored",
     [
         (with_trial(SNAPSHOT.name, Seen.UNSURE), ALL),
+        (with_trial(SNAPSHOT.name, Seen.NOT_TRIED), ALL),
         (NONE_SEEN, Explored()),  # there is no exploration of this use
         (NONE_SEEN, replace(ALL, reached=35)),
         (NONE_SEEN, replace(ALL, reached=0, skipped=36, why="no driver")),
