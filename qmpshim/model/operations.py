@@ -48,6 +48,7 @@ class Verb(StrEnum):
     JOB_PAUSE = "job_pause"
     JOB_RESUME = "job_resume"
     JOB_SPEED = "job_speed"  # the job may copy next to nothing by itself from now on
+    JOB_CANCEL = "job_cancel"  # also where the job is paused
     UNEXPORT = "unexport"  # the primary's export is removed
     BACKUP_FULL = "backup_full"  # a backup job is started, which copies in the background
     BACKUP_INCREMENTAL = "backup_incremental"  # what the bitmap names; bitmap-mode=on-success
@@ -81,6 +82,8 @@ REQUESTS = tuple(verb for verb in Verb if verb in _CHANGES | {Verb.READ, Verb.FL
 COMMANDS = (Verb.START, Verb.CHECKPOINT, Verb.FAILOVER, Verb.STOP, Verb.STATUS, Verb.UNEXPORT)
 #: Commands to a job that goes on.
 JOB_CONTROLS = (Verb.JOB_PAUSE, Verb.JOB_RESUME, Verb.JOB_SPEED)
+#: Commands to a backup job that an operation has started.
+OF_JOB = (Verb.STOP, Verb.JOB_RESUME, Verb.JOB_CANCEL)
 #: Commands that start a backup job; it goes on when they are answered.
 BACKUPS = (
     Verb.BACKUP_FULL,
@@ -270,7 +273,10 @@ _NAMED: dict[str, tuple[Side, Verb]] = {
         *(Operation(Side.GUEST, verb) for verb in REQUESTS if verb not in _OF_PRIMARY),
         Operation(Side.GUEST, Verb.BLOCK_STATUS),
         *(Operation(Side.SNAPSHOT, verb) for verb in (Verb.READ, Verb.DISCARD)),
-        *(Operation(Side.CHAIN, verb) for verb in (*COMMANDS, *JOB_CONTROLS, *BACKUPS, *BITMAPS)),
+        *(
+            Operation(Side.CHAIN, verb)
+            for verb in (*COMMANDS, *JOB_CONTROLS, Verb.JOB_CANCEL, *BACKUPS, *BITMAPS)
+        ),
         *(Operation(side, Verb.DISCONNECT) for side in (Side.PRIMARY, Side.GUEST)),
     )
 }

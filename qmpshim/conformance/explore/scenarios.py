@@ -18,12 +18,14 @@ from qmpshim.machine.chain.chains import chain_name, topology_of
 from qmpshim.machine.chain.topology import Options, Topology
 from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
 from qmpshim.model.operations import (
+    OF_JOB,
     Operation,
     Side,
     Verb,
     does,
     operation_from_json,
 )
+from qmpshim.model.pointintime.jobs import OnError
 from qmpshim.model.units import SECTOR
 
 C = 128  # sectors of a cluster
@@ -153,23 +155,21 @@ class RealScenario:
         """Whether backup jobs may be started, which go on when their command is answered."""
         return self.topology.backs_up
 
-    @property
-    def ignores(self) -> frozenset[str]:
-        """Of which disks, ``source`` and ``target``, a backup job ignores errors.
-
-        What fails there is copied again.
-        """
-        return frozenset(
-            disk
-            for job in self.topology.backups
-            for disk in ("source", "target")
-            if job.get(f"on-{disk}-error") == "ignore"
-        )
+    def on_error(self, disk: str) -> OnError:
+        """What a backup job does at an error of a disk, ``source`` or ``target``."""
+        given = (job.get(f"on-{disk}-error") for job in self.topology.backups)
+        return next((OnError(one) for one in given if one), OnError.REPORT)
 
     @property
-    def retries(self) -> bool:
-        """Whether a backup job copies again whatever fails, and does not fail itself."""
-        return self.ignores == {"source", "target"}
+    def ignores(self) -> bool:
+        """Whether a backup job ignores errors of a disk: what fails there is copied again."""
+        return OnError.IGNORE in (self.on_error("source"), self.on_error("target"))
+
+    @property
+    def stops(self) -> bool:
+        """Whether an error may pause a backup job."""
+        stopping = {OnError.STOP, OnError.ENOSPC}
+        return bool(stopping & {self.on_error("source"), self.on_error("target")})
 
     def goes_on(self, op: Operation) -> bool:
         """Whether something goes on in the background when an operation is answered."""
@@ -246,14 +246,14 @@ def scenario_from_json(value: Any) -> RealScenario:
 
 
 def is_sensible(scenario: RealScenario) -> bool:
-    """Whether a scenario has one backup job at most, and one where it cancels one.
+    """Whether a scenario has one backup job at most, and one where it cancels or resumes one.
 
     QEMU stacks the filters of several jobs on one disk, which is not modelled.
     """
     if not scenario.backs_up:
         return True
     jobs = sum(op.backs_up for op in scenario.ops)
-    return jobs == 1 or (jobs == 0 and not does(scenario.ops, Verb.STOP))
+    return jobs == 1 or (jobs == 0 and not does(scenario.ops, *OF_JOB))
 
 
 def check_scenario(scenario: RealScenario) -> None:
@@ -271,7 +271,9 @@ def check_scenario(scenario: RealScenario) -> None:
         raise InputError(f"the secondary disk is raw or qcow2, not {scenario.secondary}")
     topology = scenario.topology
     if not is_sensible(scenario):
-        raise InputError("one backup job is started at most, and none is cancelled without it")
+        raise InputError(
+            "one backup job is started at most, and none is ended or resumed without it"
+        )
     if scenario.secondary not in topology.formats:
         raise InputError(f"the {scenario.form}'s chain has {topology.formats[0]} disks only")
     for op in (*scenario.setup, *scenario.ops):

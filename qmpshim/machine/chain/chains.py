@@ -106,7 +106,9 @@ _PUSH: Mapping[str, QmpCommand] = {
     "bitmap_merge": QmpCommand(
         "block-dirty-bitmap-merge", {"node": "secondary", "target": NEW, "bitmaps": [FIRST]}
     ),
-    "stop": QmpCommand("block-job-cancel", {"device": "backup"}),
+    "stop": QmpCommand("block-job-cancel", _OF_JOB),
+    "job_resume": QmpCommand("block-job-resume", _OF_JOB),
+    "job_cancel": QmpCommand("job-cancel", {"id": "backup"}),
 }
 
 _CHAINS = (

@@ -58,6 +58,7 @@ class CauseKind(StrEnum):
     CORRUPTION = "corruption"  # subject: the overlay; detail: what the reader reports
     # Backup jobs and dirty bitmaps. Subject: the job, or the bitmap's name.
     JOB_ENDS = "job-ends"  # detail: how
+    JOB_ACTION = "job-action"  # what the job does at an error of the subject, a disk
     NO_POINT_IN_TIME = (
         "no-point-in-time"  # each sector of the target is old enough, not all at once
     )
@@ -241,6 +242,7 @@ WORDING: dict[CauseKind, str] = {
     CauseKind.ALLOCATION: "{subject} cluster {detail} instead of {predicted}",
     CauseKind.CORRUPTION: "{subject} disk: {detail}",
     CauseKind.JOB_ENDS: "the {subject} ends as {detail} instead of {predicted}",
+    CauseKind.JOB_ACTION: "the backup job does {detail} instead of {predicted} at the {subject}",
     CauseKind.NO_POINT_IN_TIME: "the {subject} is the disk at no single point in time",
     CauseKind.BITMAP_MISSES: "bitmap {subject} misses a change",
     CauseKind.BITMAP_EXCEEDS: "bitmap {subject} names what was not touched",
@@ -305,7 +307,7 @@ _NARROWER = {
         "detail": r"(?P<detail>\w+)",
     },
     CauseKind.CORRUPTION: {"subject": r"(?P<subject>hidden|active|secondary)"},
-    CauseKind.JOB_STATE: {"subject": r"(?P<subject>paused|speed)"},
+    CauseKind.JOB_STATE: {"subject": r"(?P<subject>paused|speed|status|io-status)"},
     CauseKind.NOT_IN_STATUS: {"subject": r"(?P<subject>\d)"},
     CauseKind.PAIR_DIVERGES: {
         "subject": "(?P<subject>.+)",

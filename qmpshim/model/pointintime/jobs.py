@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
+from errno import ENOSPC
 
 from qmpshim.model.disks.image import Owners
 from qmpshim.model.pointintime.bitmap import Bitmap, RefusedError
@@ -34,12 +35,21 @@ class BitmapMode(StrEnum):
 
 
 class OnError(StrEnum):
-    """``BlockdevOnError``, of the target."""
+    """``BlockdevOnError``, of the source or the target."""
 
     REPORT = "report"
     STOP = "stop"
     IGNORE = "ignore"
     ENOSPC = "enospc"
+
+    def at(self, errno: int) -> OnError:
+        """What is done at an error, which its event reports as the action.
+
+        One of the first three (``block_job_error_action`` in blockjob.c of QEMU 5.2, 7.2 and 10.0).
+        """
+        if self is OnError.ENOSPC:
+            return OnError.STOP if errno == ENOSPC else OnError.REPORT
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +131,7 @@ class BackupJob:
     :ivar mode: what becomes of its bitmap
     :ivar partners: ids of the jobs that end with it (completion-mode ``grouped``)
     :ivar cancelled: by a command; it may have been done already
-    :ivar doomed: a partner has not completed, so it must not
+    :ivar doomed: it must not complete: a partner has not, or it was paused when it was cancelled
     """
 
     spec: JobSpec

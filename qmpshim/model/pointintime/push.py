@@ -47,6 +47,7 @@ class PushChain:
     :ivar discard_passes_job: so has the filter of a backup job
     :ivar job: the latest job, also when it has ended
     :ivar before: the numbers of the changes that were done at T0
+    :ivar paused: an error has paused the job (``BLOCK_ERROR_ACTION_STOP``)
     """
 
     disk: Disk
@@ -56,6 +57,7 @@ class PushChain:
     done: frozenset[int]
     job: BackupJob | None
     before: frozenset[int]
+    paused: bool
 
     def __init__(self, disk: Disk, granule: int, discards: bool, discard_passes_job: bool) -> None:
         self.disk = disk
@@ -65,6 +67,7 @@ class PushChain:
         self.discard_passes_job = discard_passes_job
         self.done = self.before = frozenset()
         self.job = None
+        self.paused = False
 
     def do(self, op: Operation, number: int) -> Owners:
         """Do one operation under its number; what a read returns, nothing for others.
@@ -82,9 +85,18 @@ class PushChain:
                 done = self.discards and (not self._active or self.discard_passes_job)
                 self.disk.discard(op.start, op.count, -number, done)
             case Verb.STOP:
-                if self.job is None or not self.job.active:
-                    raise RefusedError("there is no job", ErrorClass.NOT_ACTIVE)
-                self.job.cancelled = True
+                job = self._running_job()
+                if self.paused:  # qmp_block_job_cancel(), blockdev.c
+                    raise RefusedError("the job is paused")
+                job.cancelled = True
+            case Verb.JOB_CANCEL:
+                job = self._running_job()
+                job.cancelled = True
+                job.doomed = self.paused  # job_cancel_async(), job.c: it does not go on
+            case Verb.JOB_RESUME:
+                self._running_job()
+                if not self.paused:  # job_user_resume(), job.c
+                    raise RefusedError("the job is not paused")
             case Verb.BITMAP_CLEAR:
                 self._usable().clear(self.disk.version)
             case Verb.BITMAP_DISABLE:
@@ -107,6 +119,11 @@ class PushChain:
     @property
     def _active(self) -> bool:
         return self.job is not None and self.job.active
+
+    def _running_job(self) -> BackupJob:
+        if self.job is None or not self.job.active:
+            raise RefusedError("there is no job", ErrorClass.NOT_ACTIVE)
+        return self.job
 
     def _usable(self, name: str = FIRST) -> Bitmap:
         bitmap = self.disk.bitmap(name)

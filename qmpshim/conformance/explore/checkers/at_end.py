@@ -8,6 +8,7 @@ from qmpshim.conformance.explore.checkers import (
     bitmaps,
     durability,
     final_state,
+    job_errors,
     liveness,
     point_in_time,
     probe,
@@ -17,9 +18,14 @@ from qmpshim.conformance.explore.checkers.end import Check, End
 from qmpshim.conformance.explore.violation import RealViolation
 
 #: While the gate still holds requests.
-GATE_CLOSED: Sequence[Check] = (liveness.operations_end,)
+GATE_CLOSED: Sequence[Check] = (
+    liveness.operations_end,
+    job_errors.actions_fit_options,
+    job_errors.paused_job_is_there,
+)
 #: When the gate is open, and before the disks are read: that may fail, and hide these.
 GATE_OPEN: Sequence[Check] = (
+    job_errors.paused_job_obeys,
     liveness.commit_ends,
     liveness.backup_job_ends,
     liveness.rest_is_there,

@@ -2,7 +2,8 @@
 
 With ``on-target-error=ignore`` a job copies again what failed: it does not fail, and an event
 reports each error (``block_job_error_action``, blockjob.c; ``BlockdevOnError`` in
-qapi/block-core.json).
+qapi/block-core.json). With ``stop`` it does so once it is resumed: see :mod:`.job_errors`. While it
+is paused it has not ended, and only ``job-cancel`` or ``force`` cancels it.
 
 T0 is the moment at which the job's command is carried out. Which changes are before it depends on
 the order of the operations. The same ones have to explain the whole target, since QEMU drains the
@@ -12,8 +13,9 @@ overlapping changes is free. A change that ended with an error may be done or no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from errno import EIO
 from functools import cached_property, lru_cache
 from itertools import combinations
 
@@ -24,8 +26,10 @@ from qmpshim.conformance.explore.checkers.linearizability import (
     orders_of,
 )
 from qmpshim.conformance.explore.checkers.sequential import after_setup
+from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, Fail, IoId
+from qmpshim.conformance.explore.harness.choices import failures as failing
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
-from qmpshim.conformance.explore.harness.push import ignored_errors
+from qmpshim.conformance.explore.harness.push import errors_of_job
 from qmpshim.conformance.explore.outcome import BackupLeft
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
@@ -35,7 +39,7 @@ from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Operation
 from qmpshim.model.pointintime.bitmap import RefusedError
-from qmpshim.model.pointintime.jobs import Ending
+from qmpshim.model.pointintime.jobs import Ending, OnError
 from qmpshim.model.pointintime.push import PushChain
 
 
@@ -50,6 +54,25 @@ class Named:
     may: int
     uncopied: int
     recording: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """What failed, as far as it matters to what is possible.
+
+    :ivar any: an I/O did
+    :ivar end_job: the job may fail by that
+    :ivar paused: operations that started while an error had paused the job
+    :ivar given_up: the job was cancelled while one had
+    """
+
+    any: bool = False
+    end_job: bool = False
+    paused: frozenset[int] = frozenset()
+    given_up: bool = False
+
+
+NOTHING_FAILED = Failures()
 
 
 @dataclass
@@ -132,9 +155,10 @@ def _masked(end: End, left: BackupLeft) -> RealViolation | None:
     scenario = end.scenario
     answers = zip(scenario.ops, end.history.answers, strict=True)
     failed = [op for op, answer in answers if op.is_request and answer != OK]
-    by_job = left.ending in (Ending.FAILED, Ending.CANCELLED) or ignored_errors(end.machine)
+    goes_on = any(one.action is not OnError.REPORT for one in errors_of_job(end.machine))
+    by_job = goes_on or left.ending in (Ending.FAILED, Ending.CANCELLED)
     for named, _ in end.history.failed:
-        requested = _can_only_be_requested(named)
+        requested = not may_be_of_job(named.id)
         if requested and scenario.secondary == "raw":
             reported = any(_touches(op, named) for op in failed)
         else:
@@ -155,9 +179,32 @@ def _touches(op: Operation, named: NamedIo) -> bool:
     return op.start < named.start + named.count and named.start < op.start + op.count
 
 
-def _can_only_be_requested(named: NamedIo) -> bool:
-    """Whether an I/O is none of a backup job's, which changes its target alone."""
-    return named.io.image == "secondary" and named.verb in ("write", "zero", "discard")
+def may_be_of_job(io: IoId) -> bool:
+    """Whether an I/O may be a backup job's, which changes its target alone."""
+    return io.image != "secondary" or io.verb not in ("write", "zero", "discard")
+
+
+def disk_of(io: IoId) -> str:
+    """Which disk of a backup job an I/O is about: ``source`` or ``target``."""
+    return "source" if io.image == "secondary" else "target"
+
+
+def may_end_job(scenario: RealScenario, fails: Iterable[Fail]) -> bool:
+    """Whether a backup job may fail by one of these."""
+    for io, fault in fails:
+        cut = fault in (CUT, RECONNECT)  # whatever is under way there
+        if (cut or may_be_of_job(io)) and (
+            scenario.on_error(disk_of(io)).at(EIO if cut else fault) is OnError.REPORT
+        ):
+            return True
+    return False
+
+
+def _failures(end: End) -> Failures:
+    """What failed in an execution."""
+    history = end.history
+    ends_job = may_end_job(end.scenario, failing(history.steps))
+    return Failures(history.faults > 0, ends_job, frozenset(history.paused), history.given_up)
 
 
 def _may_be_ignored(scenario: RealScenario, named: NamedIo) -> bool:
@@ -200,7 +247,6 @@ def possible_ends(end: End) -> list[Possible]:
     """What the orders that fit the answers leave, by the changes before T0."""
     outcome = end.outcome
     assert outcome is not None and outcome.backup is not None
-    failed = bool(end.history.failed) or end.history.faults > 0
     return list(
         possible(
             end.scenario,
@@ -208,7 +254,7 @@ def possible_ends(end: End) -> list[Possible]:
             outcome.answers,
             tuple(end.history.precedence),
             outcome.backup.ending,
-            failed,
+            _failures(end),
         )
     )
 
@@ -220,28 +266,31 @@ def possible(
     answers: tuple[Answer, ...],
     precedence: tuple[frozenset[int], ...],
     ending: Ending | None,
-    failed: bool,
+    failures: Failures = NOTHING_FAILED,
 ) -> tuple[Possible, ...]:
     """What the orders that fit these answers leave, by the changes before T0.
 
     :param precedence: for each operation those that had ended when it started
     :param ending: how the job ended; None: as it must where nothing fails
-    :param failed: an I/O failed
     """
     found: dict[frozenset[int], Possible] = {}
     zeroes = scenario.topology.node("hidden").options.get("backing") is None
     uncertain = [
-        index for index, answer in enumerate(answers) if failed and isinstance(answer, IoError)
+        index
+        for index, answer in enumerate(answers)
+        if failures.any and isinstance(answer, IoError)
     ]
     for order in orders_of(scenario, behaviour):
         if keeps_to(order, precedence):
             for undone in _subsets(uncertain):
-                pushes = _run(scenario, behaviour, order, answers, frozenset(undone), ending)
+                pushes = _run(
+                    scenario, behaviour, order, answers, frozenset(undone), ending, failures.paused
+                )
                 if pushes is not None:
                     numbers = {scenario.number(index) for index in uncertain}
                     before = pushes.before - numbers
                     end = found.setdefault(before, Possible(zeroes=zeroes))
-                    _add(end, pushes, failed and not scenario.retries)
+                    _add(end, pushes, failures)
     return tuple(found.values())
 
 
@@ -256,8 +305,9 @@ def _run(
     answers: tuple[Answer, ...],
     undone: frozenset[int],
     ending: Ending | None,
+    paused: frozenset[int],
 ) -> PushChain | None:
-    """The end of an order; None: its answers are not those that were seen."""
+    """The end of an order; None: it is not what was seen: the answers, or that a job was paused."""
     pushes = after_setup(scenario, behaviour)
     assert isinstance(pushes, PushChain)
     for step in order:
@@ -266,6 +316,9 @@ def _run(
         if step < 0:
             pushes.end_job(ending)
             continue
+        pushes.paused = step in paused
+        if pushes.paused and not (pushes.job is not None and pushes.job.active):
+            return None
         if step in undone:
             continue
         refused = False
@@ -278,15 +331,16 @@ def _run(
     return pushes
 
 
-def _add(to: Possible, pushes: PushChain, may_fail: bool) -> None:
+def _add(to: Possible, pushes: PushChain, failures: Failures) -> None:
     job = pushes.job
     if job is None:
         to.endings.add(None)
     else:
-        to.endings.add(Ending.CANCELLED if job.cancelled else Ending.COMPLETED)
-        if job.cancelled:
+        if job.cancelled or failures.given_up:
+            to.endings.add(Ending.CANCELLED)
+        if not (job.doomed or failures.given_up):
             to.endings.add(Ending.COMPLETED)
-        if may_fail:
+        if failures.end_job:
             to.endings.add(Ending.FAILED)
         to.t0 = to.t0 or [set() for _ in job.t0]
         for owners, owner in zip(to.t0, job.t0, strict=True):

@@ -106,6 +106,22 @@ CHECKERS: tuple[Checker, ...] = (
             ("retried_copies", "an_error_that_no_event_reports_is_found_out"),
             ("retried_copies", "what_is_not_copied_again_is_missing"),
             ("retried_copies", "what_a_job_reports_excuses_no_request"),
+            ("job_errors", "what_a_resumed_job_leaves_out_is_missing"),
+            ("job_errors", "a_paused_job_that_is_cancelled_does_not_complete"),
+            ("job_errors", "a_bitmap_stays_in_use_while_its_job_is_paused"),
+            ("job_errors", "a_request_that_fails_is_no_reason_for_a_job_to_fail"),
+        ),
+    ),
+    Checker(
+        "job_errors",
+        "events BLOCK_JOB_ERROR; a job that one has paused, before and after it is resumed",
+        (Verdict.ERROR_CONTRACT,),
+        (
+            ("job_errors", "an_action_of_another_option_is_found_out"),
+            ("job_errors", "a_job_that_goes_on_by_itself_is_found_out"),
+            ("job_errors", "a_paused_job_that_is_shown_as_another_is_found_out"),
+            ("job_errors", "a_resume_that_is_refused_is_found_out"),
+            ("job_errors", "a_resume_that_does_nothing_is_a_hang"),
         ),
     ),
     Checker(

@@ -35,6 +35,8 @@ class History:
     :ivar wrote: changes that were let go, by the request's number: whose they were
     :ivar failed: I/Os that were ended with an error, and what that means for the model
     :ivar faults: I/Os that did not end well, cut connections that were made again among them
+    :ivar paused: operations that started while an error had paused the backup job
+    :ivar given_up: a job that an error had paused was cancelled at the end: a disk is gone
     :ivar events: the trace: the steps, and what each made visible
     :ivar lost: the schedule could not be followed
     :ivar outcome: the end, once everything there was looked at
@@ -51,6 +53,8 @@ class History:
     wrote: dict[int, int] = field(default_factory=dict)
     failed: list[tuple[NamedIo, InjectedFault]] = field(default_factory=list)
     faults: int = 0
+    paused: set[int] = field(default_factory=set)
+    given_up: bool = False
     events: list[Event] = field(default_factory=list)
     lost: bool = False
     outcome: Outcome | None = None

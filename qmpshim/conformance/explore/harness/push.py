@@ -5,14 +5,18 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from qmpshim.conformance.explore.harness.history import History
 from qmpshim.conformance.explore.harness.overlays import read_overlay
 from qmpshim.conformance.explore.outcome import BackupLeft, BitmapLeft
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.model.pointintime.jobs import Ending
+from qmpshim.model.answers import OK
+from qmpshim.model.operations import Verb
+from qmpshim.model.pointintime.jobs import Ending, OnError
 from qmpshim.model.units import SECTOR
 
 _WORD = 64  # granules of a word of an HBitmap's last level
@@ -42,12 +46,42 @@ def ending_of_job(machine: GatedMachine) -> Ending | None:
     return None
 
 
-def ignored_errors(machine: GatedMachine) -> bool:
-    """Whether the backup job reported an error that it goes on after."""
-    return any(
-        event["event"] == "BLOCK_JOB_ERROR" and event["data"]["action"] == "ignore"
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """An error that a backup job has reported, as its event has it.
+
+    :ivar disk: ``source`` or ``target``
+    :ivar action: what it does then: ignore the error, stop until it is resumed, or report it, and
+        fail
+    """
+
+    disk: str
+    action: OnError
+
+
+def errors_of_job(machine: GatedMachine) -> list[JobError]:
+    """The errors that the backup job has reported (``BLOCK_JOB_ERROR``), in order."""
+    return [
+        JobError(
+            "source" if event["data"]["operation"] == "read" else "target",
+            OnError(event["data"]["action"]),
+        )
         for event in machine.qmp.events
-    )
+        if event["event"] == "BLOCK_JOB_ERROR"
+    ]
+
+
+def paused_by_error(machine: GatedMachine, scenario: RealScenario, now: History) -> bool:
+    """Whether an error has paused the backup job, and nothing has resumed or cancelled it since.
+
+    One that was cancelled is not paused any more: 5.2's ``backup_loop`` (block/backup.c) reports an
+    error that it meets then, and ends. A job that ended although it is paused is still paused here.
+    """
+    done = [op.verb for op, answer in zip(scenario.ops, now.answers, strict=True) if answer == OK]
+    if Verb.STOP in done or Verb.JOB_CANCEL in done:
+        return False
+    stops = sum(error.action is OnError.STOP for error in errors_of_job(machine))
+    return stops > done.count(Verb.JOB_RESUME)
 
 
 def _bitmap(machine: GatedMachine, found: Mapping[str, Any], size: int) -> BitmapLeft:

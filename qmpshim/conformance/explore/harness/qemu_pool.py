@@ -213,7 +213,9 @@ class QemuPool:
             return
         if topology.begins is None:
             return
-        for do in ("job_resume", "stop"):  # a job that is paused is not cancelled
+        # A job that is paused is not cancelled by ``block-job-cancel``.
+        ways = ("job_cancel",) if topology.backs_up else ("job_resume", "stop")
+        for do in ways:
             if do in topology.commands:
                 with contextlib.suppress(CommandFailed):  # an operation did it; or replication's
                     machine.do(do)

@@ -41,6 +41,7 @@ from qmpshim.conformance.explore.harness.history import (
 )
 from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo
 from qmpshim.conformance.explore.harness.overlays import places_of
+from qmpshim.conformance.explore.harness.push import paused_by_error
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.state import StateOf
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario
@@ -194,6 +195,8 @@ class RealRun:
         self._last_moved = index
         now.started.add(index)
         now.precedence[index] = frozenset(now.over)
+        if self.scenario.stops and paused_by_error(self.machine, self.scenario, now):
+            now.paused.add(index)
         now.events.append(Started(index, op))
         self.pool.note_command(op)
         now.running[index] = real_ops.begin(self.machine, op, self._numbers[index])

@@ -50,6 +50,10 @@ def export_script(finding: Finding, breakpoints: bool = True) -> str:
         raise InputError(
             "a script makes no dirty bitmap for a filter: `qmpshim replay` shows the finding"
         )
+    if scenario.stops:
+        raise InputError(
+            "a script resumes no job that an error has paused: `qmpshim replay` shows the finding"
+        )
     case: dict[str, Any] = {
         "title": f"{finding.verdict}: {finding.text}",
         "build": finding.build,

@@ -28,7 +28,7 @@ from typing import Any
 
 from qmpshim.conformance.explore.checkers.crash_points import FRESH_QEMU
 from qmpshim.conformance.explore.checkers.linearizability import LinearizabilityChecker
-from qmpshim.conformance.explore.checkers.point_in_time import possible
+from qmpshim.conformance.explore.checkers.point_in_time import Failures, may_end_job, possible
 from qmpshim.conformance.explore.harness.choices import failures
 from qmpshim.conformance.explore.harness.events import Arrived, Ended, Started
 from qmpshim.conformance.explore.report.findings import Finding
@@ -204,13 +204,14 @@ def _target(finding: Finding) -> Sign:
             case Ended(op, answer):
                 answers[op] = answer
                 over.add(op)
+    fails = failures(finding.schedule)
     points = possible(
         finding.scenario,
         behaviour_of(_version(finding)),
         tuple(answers),
         tuple(precedence),
         None,
-        bool(failures(finding.schedule)),
+        Failures(bool(fails), may_end_job(finding.scenario, fails)),
     )
     jobs = [one for one in points if one.t0]
     if not jobs:

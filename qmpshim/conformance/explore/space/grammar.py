@@ -21,7 +21,7 @@ from qmpshim.model.units import SECTOR
 
 NONE = "none"
 _COMMANDS = ("checkpoint", "failover", "stop", "start", "unexport", "status", "job_pause",
-             "job_resume", "job_speed")  # fmt: skip
+             "job_resume", "job_speed", "job_cancel")  # fmt: skip
 _BACKUPS = tuple(verb.value for verb in BACKUPS)
 _BITMAP_COMMANDS = tuple(verb.value for verb in BITMAPS)
 _UNPLACED = frozenset((*_COMMANDS, *_BACKUPS, *_BITMAP_COMMANDS, "primary_flush", "guest_flush",
@@ -39,7 +39,7 @@ OPERATIONS: Mapping[str, frozenset[str]] = {form: TOPOLOGIES[form].operations fo
 #: Sectors of a cluster, by value of the dimension.
 CLUSTERS: Mapping[str, int] = {"64k": 128, "4k": 8, "512": 1, "256k": 512}
 
-#: A third operation: its name, and whether it comes after the first or beside both.
+#: A third operation: its name, and whether it comes after another one or beside both.
 _THIRD: Mapping[str, tuple[str, bool]] = {
     NONE: ("", False),
     "then_guest_read": ("guest_read", True),
@@ -54,7 +54,11 @@ _THIRD: Mapping[str, tuple[str, bool]] = {
     "with_backup_incremental": ("backup_incremental", False),
     "with_backup_always": ("backup_always", False),
     "with_bitmap_clear": ("bitmap_clear", False),
+    "then_job_resume": ("job_resume", True),
+    "then_job_cancel": ("job_cancel", True),
 }
+#: Third operations that come after the second one: that has to start the job.
+_OF_SECOND = frozenset(("job_resume", "job_cancel"))
 
 #: Boundaries of the ranges of the first and the second operation, in steps of the placement.
 RELATIONS: Mapping[str, tuple[int, int, int, int]] = {
@@ -103,6 +107,12 @@ class _Size(Enum):
 
 _ONE_GRANULE = (JOB, "x-perf.max-chunk", _Size.GRANULE)
 
+
+def _at_errors(action: str) -> tuple[tuple[str, str, Any], ...]:
+    """What a job does at errors of either disk."""
+    return tuple((JOB, f"on-{disk}-error", action) for disk in ("source", "target"))
+
+
 #: More options of nodes, by value of the dimension and form.
 _OPTIONS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
     NONE: dict.fromkeys(OPERATIONS, ()),
@@ -125,10 +135,10 @@ _OPTIONS: Mapping[str, Mapping[str, tuple[tuple[str, str, Any], ...]]] = {
     ),
     "small-copies": {"push": (_ONE_GRANULE, (JOB, "x-perf.use-copy-range", True))},
     "two-workers": {"push": (_ONE_GRANULE, (JOB, "x-perf.max-workers", 2))},
-    "retries": {
-        "push": tuple((JOB, f"on-{disk}-error", "ignore") for disk in ("source", "target"))
-    },
+    "retries": {"push": _at_errors("ignore")},
     "one-worker": {"push": (_ONE_GRANULE, (JOB, "x-perf.max-workers", 1))},
+    "pauses": {"push": _at_errors("stop")},
+    "pauses-when-full": {"push": _at_errors("enospc")},
 }
 
 _LARGE = 256  # sectors: more than 64 KiB, and a reply that fits in a socket
@@ -197,16 +207,18 @@ def _third_fits(form: str, third: str) -> bool:
 
 
 def _second_fits(form: str, second: str) -> bool:
-    if form == "push" and second in _FIRST_OF_PUSH:
+    if form == "push" and (second in _FIRST_OF_PUSH or second in _OF_SECOND):
         return False
     return second in OPERATIONS[form]
 
 
 def _backs_up_once(form: str, second: str, third: str) -> bool:
-    """Whether a job is started at most once, and one is where it is cancelled."""
+    """Whether a job is started at most once, and one is where it is cancelled or resumed."""
     if form != "push":
         return True
     names = (second, _THIRD[third][0])
+    if names[1] in _OF_SECOND:
+        return second in _BACKUPS
     jobs = sum(name in _BACKUPS for name in names)
     return jobs == 1 or (
         jobs == 0 and Verb.STOP not in names and any(name in _BITMAP_COMMANDS for name in names)
@@ -232,7 +244,7 @@ SPACE = Space(
         Constraint(
             ("form", "second"),
             _second_fits,
-            "the chain has no export or command for the second operation, or it can be the first",
+            "the chain has no export or command for the second operation, or it can be another",
         ),
         Constraint(("form", "third"), _third_fits, "the chain cannot do the third operation"),
         Constraint(
@@ -336,7 +348,7 @@ def _third(point: Mapping[str, str], low: int, high: int) -> dict[str, Any]:
         start = low if after else (low + high) // 2
         op["at"] = [start, min(high - low, size(point) - start)]
     if after:
-        op["after"] = 0
+        op["after"] = int(name in _OF_SECOND)
     return op
 
 

@@ -85,7 +85,7 @@ def test_no_disk_is_cut_off_for_good_beside_a_job_that_ignores_its_errors() -> N
 def test_an_error_that_no_event_reports_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(point_in_time, "ignored_errors", lambda machine: False)
+    monkeypatch.setattr(point_in_time, "errors_of_job", lambda machine: [])
     assert found(pool, WRITE) == MASKED
 
 

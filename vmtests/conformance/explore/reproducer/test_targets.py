@@ -28,6 +28,7 @@ from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.builds.programs import EMULATOR, write_programs
 from qmpshim.machine.chain.gated import GatedMachine
+from qmpshim.machine.chain.topology import JOB
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.pointintime.jobs import Ending
@@ -184,6 +185,14 @@ def test_what_a_script_cannot_read_is_refused_and_the_rest_left_to_its_reader(
             export_script(finding)
     else:
         assert f"'sign': {{'kind': '{sign}'}}" in export_script(finding)
+
+
+def test_a_script_resumes_no_job() -> None:
+    finding = known(LEFT_OUT)
+    options = ((JOB, "on-target-error", "stop"),)
+    paused = replace(finding, scenario=replace(finding.scenario, options=options))
+    with pytest.raises(InputError, match="resumes no job"):
+        export_script(paused)
 
 
 def test_other_answers_have_other_points_in_time(qemu_build: Build, reproducer: Reproducer) -> None:
