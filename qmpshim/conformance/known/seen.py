@@ -77,10 +77,13 @@ def worst(found: Iterable[SeenFinding]) -> SeenFinding | None:
     return min(bad, key=lambda one: one.severity.rank, default=None)
 
 
-def uses_hit(found: Iterable[SeenFinding]) -> list[Use]:
-    """The uses for which it is not reliable by what is written up."""
-    hit = {u for one in found if one.disqualifies and one.meaning for u in one.meaning.affects}
-    return [use for use in Use if use in hit]
+def worst_by_use(found: Iterable[SeenFinding]) -> dict[Use, SeenFinding]:
+    """The uses for which it is not reliable by what is written up, each with the worst reason."""
+    by_use: dict[Use, list[SeenFinding]] = {use: [] for use in Use}
+    for one in found:
+        for use in one.meaning.affects if one.meaning and one.confirmed else ():
+            by_use[use].append(one)
+    return {use: bad for use, seen in by_use.items() if (bad := worst(seen))}
 
 
 def assessed(found: Iterable[SeenFinding]) -> str:
@@ -100,5 +103,5 @@ def _sentence(found: list[SeenFinding]) -> str:
             outside = f"{unexplained} against QEMU's documented rules, not explained"
             return f"{harmless}, {outside}" if known else outside
         return harmless if known else "nothing known was seen"
-    hit = ", ".join(use.words for use in uses_hit(found)) or "what was tried here"
+    hit = ", ".join(use.words for use in worst_by_use(found)) or "what was tried here"
     return f"NOT RELIABLE for {hit}: {bad.severity.words}: {bad.text}"

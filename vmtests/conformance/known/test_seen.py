@@ -84,3 +84,28 @@ def test_the_badge_is_not_green_over_silent_corruption(
     # The answer first, then the findings, then the checks.
     order = [page.index(f"<h2>{name}</h2>") for name in ("The answer", "Findings", "Checks")]
     assert order == sorted(order)
+    assert ('class="uses"' in page) is (badge == "not-reliable")
+
+
+def test_the_report_answers_for_each_use_on_each_build(tmp_path: Path) -> None:
+    """The reason is the worst of this use on this build, not the worst of all."""
+    names = ("snapshot-read-returns-new-data", "directed/iothread-client-leaves")
+    builds = tuple(Identity(name, "7.2.22", "ab" * 32, (7, 2, 22)) for name in ("one", "two"))
+    both = [
+        CaseFinding(Verdict(write_up(name).verdicts[0]), name, "t", known=write_up(name).id)
+        for name in names
+    ]
+    plan = Plan("mine", builds, (Case("verify", "x"),), {})
+    outcomes = {
+        ("one", "x"): CaseOutcome(Status.OK, "", tuple(both)),
+        ("two", "x"): CaseOutcome(Status.OK, "", (both[1],)),
+    }
+    write_reports(compare(Results(plan, outcomes)), tmp_path)
+    page = (tmp_path / "report.html").read_text().replace("&#39;", "'")
+    table = page.partition('class="uses"')[2].partition("</table>")[0]
+    rows = {row.partition("<")[0]: row for row in table.split('<th scope="row">')[1:]}
+    snapshot, iothread = (write_up(name).title for name in names)
+    assert list(rows) == ["image fleecing", "NBD export", "every other use"]
+    assert snapshot in rows["image fleecing"] and iothread in rows["image fleecing"]
+    assert rows["NBD export"].count(iothread) == 2 and snapshot not in rows["NBD export"]
+    assert rows["every other use"].count("CANNOT TELL") == 2

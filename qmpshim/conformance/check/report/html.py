@@ -21,8 +21,8 @@ from qmpshim.conformance.check.report.drawing import Drawing, draw
 from qmpshim.conformance.check.run.again import bundle_place, replay_command
 from qmpshim.conformance.check.run.journal import Key
 from qmpshim.conformance.known.folder import summary
-from qmpshim.conformance.known.meaning import Meaning
-from qmpshim.conformance.known.seen import SeenFinding, Standing, assessed, standing
+from qmpshim.conformance.known.meaning import Meaning, Use
+from qmpshim.conformance.known.seen import SeenFinding, Standing, assessed, standing, worst_by_use
 from qmpshim.errors import name_errnos
 
 _COLOURS = 8  # that the style sheet has for owners
@@ -64,11 +64,15 @@ class TextBlock:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the findings of a build come to for its user."""
+    """What the findings of a build come to for its user.
+
+    :ivar reasons: by use the worst that makes it unreliable
+    """
 
     build: str
     standing: Standing
     text: str
+    reasons: dict[Use, SeenFinding]
 
 
 def html(comparison: Comparison) -> bytes:
@@ -99,7 +103,9 @@ def html(comparison: Comparison) -> bytes:
         findings=blocks,
         standing=_worst(answer.standing for answer in answers),
         answers=answers,
+        uses=[use for use in Use if any(use in answer.reasons for answer in answers)],
         State=State,
+        Use=Use,
         verdicts=sorted({one.finding.verdict.value for one in blocks}),
         done=sum(1 for key in results.plan.keys if key in results.outcomes),
     )
@@ -120,7 +126,7 @@ def _those(groups: Groups, fine: bool) -> Groups:
 
 def _answer(comparison: Comparison, build: str) -> Answer:
     found = comparison.seen_on(build)
-    return Answer(build, standing(found), assessed(found))
+    return Answer(build, standing(found), assessed(found), worst_by_use(found))
 
 
 def _worst(standings: Iterable[Standing]) -> Standing:
