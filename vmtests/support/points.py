@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qmpshim.conformance.pointintime.operations import Action, PointKind, PointOperation
@@ -14,6 +14,7 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.pointintime.jobs import BitmapMode, JobSpec, Sync
 from qmpshim.model.pointintime.points import BitmapAction, BitmapVerb, JobVerb
 
+_BACKUPS = ("blockdev-backup", "drive-backup")
 KiB = 128 // 64  # sectors
 CLUSTER = 64 * KiB
 
@@ -35,7 +36,7 @@ class UntouchedMarked(PointsChain):
 
 
 def _jobs(actions: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
-    return [arguments for name, arguments in actions if name == "blockdev-backup"]
+    return [arguments for name, arguments in actions if name in _BACKUPS]
 
 
 class _AtStart(PointsChain):
@@ -174,7 +175,26 @@ class PointMutant:
     where: str
 
     def __str__(self) -> str:
-        return self.chain.__name__
+        return f"{self.chain.__name__}{' by drive' if self._drives else ''}"
+
+    @property
+    def _drives(self) -> bool:
+        jobs = (one for operation in self.operations for one in operation.actions)
+        return any(isinstance(one, JobSpec) and one.drive for one in jobs)
+
+    @property
+    def by_drive(self) -> PointMutant:
+        """The same with jobs that are started by ``drive-backup``."""
+        return replace(self, operations=tuple(map(by_drive, self.operations)))
+
+
+def by_drive(operation: PointOperation) -> PointOperation:
+    """An operation with ``drive-backup`` in place of ``blockdev-backup``."""
+    actions = (
+        replace(one, drive=one.sync is not Sync.NONE) if isinstance(one, JobSpec) else one
+        for one in operation.actions
+    )
+    return replace(operation, actions=tuple(actions))
 
 
 def case(*operations: PointOperation | Action | tuple[Action, ...]) -> tuple[PointOperation, ...]:
@@ -219,7 +239,7 @@ FINISH = PointOperation(1, PointKind.FINISH)
 CHECK = PointOperation(1, PointKind.CHECK)
 _BACKUP = JobSpec(0, Sync.FULL, "a", BitmapMode.ON_SUCCESS, slow=True)
 
-MUTANTS = (
+_MUTANTS = (
     PointMutant(
         GranuleNotMarked, case(add(), write(CLUSTER)), Verdict.LOST_WRITE, "bitmap disk0/a"
     ),
@@ -255,3 +275,4 @@ MUTANTS = (
         "snapshot of disk0",
     ),
 )
+MUTANTS = tuple(dict.fromkeys((*_MUTANTS, *(one.by_drive for one in _MUTANTS))))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from qmpshim.conformance.pointintime.bitmaps import Bitmaps
 from qmpshim.conformance.pointintime.commands import action_command
 from qmpshim.conformance.pointintime.comparisons import Diverged
-from qmpshim.conformance.pointintime.operations import PointKind, PointOperation
+from qmpshim.conformance.pointintime.operations import Action, PointKind, PointOperation
 from qmpshim.conformance.pointintime.sides import Sides
 from qmpshim.conformance.pointintime.snapshots import Snapshots
 from qmpshim.conformance.pointintime.targets import Target, compare_target
@@ -63,7 +64,7 @@ class Jobs:
         :raises Diverged: it is answered otherwise than predicted, or a job ended otherwise
         """
         await self.poll()
-        actions = tuple(map(self.sides.setup.possible, operation.actions))
+        actions = tuple(map(self._possible, operation.actions))
         jobs = [action for action in actions if isinstance(action, JobSpec)]
         if any(self._model.active(spec.disk) is not None for spec in jobs):
             return  # QEMU stacks filters then; one job a disk is modelled
@@ -73,7 +74,7 @@ class Jobs:
             if met:
                 return
         made = {spec.id: await self.open_target(spec, operation) for spec in jobs}
-        commands = [action_command(action, f"target{action.disk}") for action in actions]
+        commands = [action_command(action, self._target_of(action, made)) for action in actions]
         alone = operation.kind is not PointKind.TRANSACTION
 
         async def send() -> None:
@@ -92,7 +93,7 @@ class Jobs:
         )
         if not carried_out:
             for spec in jobs:
-                await self._chain.close_target(spec.disk)
+                await self._close(spec, made[spec.id].image)
                 self._chain.image(made[spec.id].image).unlink()
             return
         for spec in jobs:
@@ -100,11 +101,33 @@ class Jobs:
                 await self.snapshots.export(spec.disk)
         await self._until_settled(jobs)
 
+    def _possible(self, action: Action) -> Action:
+        """An action as this build can do it."""
+        action = self.sides.setup.possible(action)
+        if isinstance(action, JobSpec) and "drive-backup" not in self._chain.commands:
+            action = replace(action, drive=False)
+        return action
+
+    def _target_of(self, action: Action, made: Mapping[str, Target]) -> str:
+        """What a command names as the target of a job that it starts: a node or a file."""
+        if isinstance(action, JobSpec) and action.drive:
+            return str(self._chain.image(made[action.id].image))
+        return f"target{action.disk}"
+
+    async def _close(self, spec: JobSpec, image: str) -> None:
+        """Close a job's target, so that all of it is in its file."""
+        if spec.drive:
+            await self._chain.until_closed(image)
+        else:
+            await self._chain.close_target(spec.disk)
+
     async def open_target(self, spec: JobSpec, operation: PointOperation) -> Target:
-        """Make a new target and open it below the node name of the disk's target."""
+        """Make a new target and open it below the node name of the disk's target.
+
+        ``drive-backup`` opens it itself.
+        """
         self._made += 1
         image = f"target{spec.disk}-{self._made}"
-        self._chain.new_image(image)
         backing: list[str] | str = []
         if spec.sync is Sync.TOP:
             backing = [base_name(spec.disk)]
@@ -112,6 +135,11 @@ class Jobs:
             backing = f"disk{spec.disk}"
         elif spec.sync is not Sync.FULL:
             backing = list(self._images[spec.disk])
+        if spec.drive:
+            assert not isinstance(backing, str) and spec.fault is None
+            self._chain.new_image(image, backing)
+            return Target(image, tuple(backing), False)
+        self._chain.new_image(image)
         fault: dict[str, Any] | None = None
         if spec.fault is not None and (must := self._must(spec)):
             low, high = (must & -must).bit_length() - 1, must.bit_length() - 1
@@ -260,7 +288,7 @@ class Jobs:
         version = [link.version for link in self._model.chains[spec.disk]]
         self._model.end(spec.id, ending)
         self.sides.result.targets[ending.name.lower()] += 1
-        await self._chain.close_target(spec.disk)
+        await self._close(spec, target.image)
         compare_target(self._chain, target, job, ending)
         if uses_always(job) and ending is not Ending.COMPLETED:
             assert bitmap is not None

@@ -28,7 +28,7 @@ class PointKind(StrEnum):
     FLUSH = "flush"
     READ = "read"
     BITMAP = "bitmap"  # one block-dirty-bitmap-* command
-    BACKUP = "backup"  # one blockdev-backup command
+    BACKUP = "backup"  # one blockdev-backup or drive-backup command
     TRANSACTION = "transaction"  # several of both
     JOB = "job"  # one block-job-* command
     FINISH = "finish"  # let a job run to its end, and wait for that
@@ -108,6 +108,8 @@ class PointOperation:
                 replace(self, actions=self.actions[:i] + self.actions[i + 1 :]) for i in left_out
             ]
         match self.actions:
+            case (JobSpec(drive=True) as job,):
+                return [replace(self, actions=(replace(job, drive=False),))]
             case (JobSpec() as job,) if job.copying != Copying():
                 how = job.copying
                 simpler = (
@@ -182,7 +184,7 @@ def _describe(action: Action) -> str:
         more += [word for word in ("persistent", "disabled") if getattr(action, word)]
         more += [f"disk{disk}/{name}" for disk, name in action.sources]
         return " ".join([f"bitmap-{action.verb} disk{action.disk}/{action.name}", *more])
-    words = [f"backup disk{action.disk} sync={action.sync}"]
+    words = [f"{'drive-' if action.drive else ''}backup disk{action.disk} sync={action.sync}"]
     if action.bitmap is not None:
         words.append(f"bitmap={action.bitmap}")
     if action.mode is not None:
@@ -218,6 +220,8 @@ def _action_to_json(action: Action) -> dict[str, Any]:
     }
     if action.copying != Copying():
         value["copying"] = asdict(action.copying)
+    if action.drive:
+        value["drive"] = True
     return value
 
 
@@ -241,6 +245,7 @@ def _action_from_json(value: Any) -> Action:
         None if value["fault"] is None else OnError(value["fault"]),
         bool(value["manual"]),
         _copying_from_json(value.get("copying", {})),
+        bool(value.get("drive", False)),
     )
 
 

@@ -110,6 +110,7 @@ class PointsWorkload:
     def __init__(self, workflow: PointsWorkflow, spec: PointsSpec, seed: int) -> None:
         self._workflow = workflow
         self._random = random.Random(f"{seed}/{workflow}/{spec}")
+        self._drives = random.Random(f"{seed}/drives")  # the rest is as without it
         self._disks = spec.disks
         self._size = spec.size // SECTOR
         self._cluster = max(8, spec.cluster // SECTOR)
@@ -200,6 +201,11 @@ class PointsWorkload:
         return BitmapAction(verb, disk, name)
 
     def _job(self, disk: int) -> JobSpec:
+        job = self._blockdev_job(disk)
+        # blkdebug, by which a target fails, is put in by blockdev-add.
+        return replace(job, drive=self._drives.random() < 0.4 and job.fault is None)
+
+    def _blockdev_job(self, disk: int) -> JobSpec:
         pick = self._random
         sync = self._pick(_SYNCS)
         name = pick.choice(("a", "a", "a", *_NAMES))

@@ -95,6 +95,7 @@ class PointsChain:
     :param directory: where images and sockets go
     :param qemu_img: how to run ``qemu-img``
     :param bases: the contents of the disks' bases
+    :ivar commands: the names of those that this QEMU has
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class PointsChain:
         self.directory = directory
         self._qemu_img = list(qemu_img)
         self.clients: list[NbdClient] = []
+        self.commands: set[str] = set()
         self.socket = directory / "nbd.sock"
         self._events = EventListener(names=_EVENTS)
         self._template = directory / "empty.qcow2"
@@ -133,6 +135,7 @@ class PointsChain:
         """Open the images on this QEMU, and connect to the exports."""
         self._events = EventListener(names=_EVENTS)
         self.qemu.client.register_listener(self._events)
+        self.commands = {one["name"] for one in await self.qemu.execute("query-commands")}
         self.socket.unlink(missing_ok=True)
         await self.qemu.start_nbd_server(self.socket)
         for disk in range(self.spec.disks):
@@ -162,9 +165,24 @@ class PointsChain:
 
     # -- targets -----------------------------------------------------------------------------
 
-    def new_image(self, name: str) -> None:
-        """An empty image of the disks' size."""
-        shutil.copyfile(self._template, self.image(name))
+    def new_image(self, name: str, backing: Sequence[str] = ()) -> None:
+        """An empty image of the disks' size.
+
+        :param backing: the images below it, from the top: its header names the first
+        :raises HostError: it cannot be made
+        """
+        if not backing:
+            shutil.copyfile(self._template, self.image(name))
+            return
+        below = str(self.image(backing[0])).replace(",", ",,")
+        kind = "raw" if is_base(backing[0]) else "qcow2"
+        create_qcow2(
+            self._qemu_img,
+            self.image(name),
+            self.spec.size,
+            self.spec.cluster,
+            (("backing_file", below), ("backing_fmt", kind)),
+        )
 
     async def open_target(
         self,
@@ -225,6 +243,16 @@ class PointsChain:
                 await asyncio.sleep(_GLANCE)
             else:
                 return
+
+    async def until_closed(self, image: str) -> None:
+        """Wait until no node has an image open: a job that has ended closes what it has opened."""
+        path = str(self.image(image))
+
+        async def closed() -> bool:
+            nodes = await self.qemu.execute("query-named-block-nodes", {"flat": True})
+            return all(node["file"] != path for node in nodes)
+
+        await self.qemu.until(closed, f"{image} stays open")
 
     # -- commands ----------------------------------------------------------------------------
 

@@ -70,12 +70,14 @@ class Copying:
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """The parameters of a ``blockdev-backup``.
+    """The parameters of a ``blockdev-backup`` or ``drive-backup``.
 
     :ivar disk: number of the source disk
     :ivar slow: it is throttled so that it does not end by itself while there is much to copy
     :ivar fault: its target fails with ENOSPC: once, or with ``report`` always
     :ivar manual: neither finalized nor dismissed by itself
+    :ivar drive: it is a ``drive-backup`` with ``mode=existing``, which opens its target by its file
+        and is the same job else (``do_backup_common`` in blockdev.c)
     """
 
     disk: int
@@ -86,6 +88,7 @@ class JobSpec:
     fault: OnError | None = None
     manual: bool = False
     copying: Copying = Copying()
+    drive: bool = False
 
     @property
     def throttled(self) -> bool:

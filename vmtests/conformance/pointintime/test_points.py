@@ -34,6 +34,7 @@ from vmtests.support.points import (
     CopiesAfterT0,
     PointMutant,
     add,
+    by_drive,
     case,
     write,
 )
@@ -146,7 +147,10 @@ def test_a_divergence_is_minimized_and_replayed(qemu_build: Build, workspace: Wo
     assert asyncio.run(replay_points(loaded, reference, workspace, _ignored)).divergence is None
 
 
-def test_an_increment_completes_its_chain(qemu_build: Build, workspace: Workspace) -> None:
+@pytest.mark.parametrize("drive", [False, True], ids=["blockdev-backup", "drive-backup"])
+def test_an_increment_completes_its_chain(
+    drive: bool, qemu_build: Build, workspace: Workspace
+) -> None:
     full = JobSpec(0, Sync.FULL, "a", BitmapMode.ON_SUCCESS)
     increment = JobSpec(0, Sync.INCREMENTAL, "a", slow=True)
     operations = case(
@@ -160,9 +164,75 @@ def test_an_increment_completes_its_chain(qemu_build: Build, workspace: Workspac
         increment,
         FINISH,
     )
+    if drive:
+        operations = tuple(map(by_drive, operations))
     result = run(qemu_build, workspace, operations)
     assert result.divergence is None, str(result.divergence)
     assert result.targets == {"completed": 3}
+
+
+class Started(PointsChain):
+    """Notes how jobs are started, and what their targets are put on."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.started: list[tuple[str, str, object]] = []
+
+    async def command(self, name: str, arguments: Mapping[str, Any]) -> None:
+        await super().command(name, arguments)
+        if name in ("blockdev-backup", "drive-backup"):
+            nodes = await self.qemu.execute("query-named-block-nodes", {"flat": True})
+            target = arguments["target"]
+            (node,) = [one for one in nodes if target in (one["node-name"], one["file"])
+                       and one["drv"] == "qcow2"]  # fmt: skip
+            below = node.get("backing_file", "").rpartition("/")[2]
+            self.started.append((name, below, arguments.get("mode")))
+
+
+class Removed(Started):
+    """A QEMU that has no ``drive-backup``."""
+
+    async def open(self) -> None:
+        await super().open()
+        self.commands.remove("drive-backup")
+
+
+def test_drive_backup_opens_its_target_where_there_is_such_a_command(
+    each_build: Build, workspace: Workspace
+) -> None:
+    for kind, name, mode in (
+        (Started, "drive-backup", "existing"),
+        (Removed, "blockdev-backup", None),
+    ):
+        chains = []
+
+        class Kept(kind):  # type: ignore[misc, valid-type]
+            def __init__(self, *arguments: Any) -> None:
+                super().__init__(*arguments)
+                chains.append(self)  # noqa: B023
+
+        job = JobSpec(0, Sync.TOP, slow=True, drive=True)
+        result = run(each_build, workspace, case(write(0, 300), write(1000, 300), job), Kept)
+        assert result.divergence is None, str(result.divergence)
+        assert chains[0].started == [(name, "base0.raw", mode)]
+
+
+def test_some_jobs_of_a_workload_are_of_drive_backup() -> None:
+    """None whose target fails; and the rest of a workload is as without them."""
+    found = [
+        job
+        for operation in PointsWorkload(PointsWorkflow.PUSH, SPEC, 1).take(2000)
+        for job in operation.actions
+        if isinstance(job, JobSpec)
+    ]
+    drives = [job for job in found if job.drive]
+    assert len(found) / 5 < len(drives) < len(found) / 2
+    assert not any(job.fault for job in drives) and {job.sync for job in drives} > {Sync.TOP}
+    smaller = PointOperation(1, PointKind.BACKUP, actions=(drives[0],)).smaller()
+    assert [one.actions for one in smaller] == [(replace(drives[0], drive=False),)]
+    pulls = PointsWorkload(PointsWorkflow.PULL, SPEC, 1).take(500)
+    jobs = [one for pull in pulls for one in pull.actions if isinstance(one, JobSpec)]
+    assert jobs and not any(one.drive for one in jobs)
 
 
 @pytest.mark.parametrize(
