@@ -15,6 +15,7 @@ from qmpshim.cli import main
 from qmpshim.conformance.assess.trials import Seen, try_finding
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.known import matching
+from qmpshim.conformance.known.draft import draft
 from qmpshim.conformance.known.folder import known_findings, read, write_up, write_ups
 from qmpshim.conformance.known.meaning import TO_WRITE, Severity, Use
 from qmpshim.conformance.known.tracker import tracker_text
@@ -140,6 +141,15 @@ def test_a_draft_of_a_pair_is_accepted_once_it_is_filled_in(tmp_path: Path) -> N
         and written.side == "primary"
         and isinstance(written.plan, PairPlan)
     )
+
+
+def test_a_draft_of_what_pair_keeps_names_the_versions(tmp_path: Path) -> None:
+    """Of both sides, each once."""
+    value = json.loads((DIRECTORY / "pair" / "colo-migration-completes.json").read_text())["case"]
+    for other, versions in (("10.0.2 (Debian)", ("10.0.2",)), ("11.1.3", ("10.0.2", "11.1.3"))):
+        builds = [{"version": "10.0.2 (Debian)"}, {"version": other}]
+        (tmp_path / "pair.json").write_text(json.dumps(value | {"builds": builds}))
+        assert draft(tmp_path)["meaning"]["seen"] == versions
 
 
 def shown_by(build: Build, draft: Path, tmp_path: Path) -> bool:

@@ -87,16 +87,22 @@ def try_findings(
     :raises ExecutorLost: the cluster went away
     """
     identity = identify(build)
-    quick = [one.name for one in wanted if one.kind != "pair"]
-    batches = [quick[at : at + _BATCH] for at in range(0, len(quick), _BATCH)]
-    batches += [[one.name] for one in wanted if one.kind == "pair"]
-    rank = {one.name: one.meaning.severity.rank for one in wanted}
-    batches.sort(key=lambda names: min(rank[name] for name in names))  # should the time be short
+    ordered = sorted(wanted, key=_urgency)  # should the time be short
+    quick = [one for one in ordered if one.kind != "pair"]
+    split = [quick[at : at + _BATCH] for at in range(0, len(quick), _BATCH)]
+    split += [[one] for one in ordered if one.kind == "pair"]
+    split.sort(key=lambda batch: _urgency(batch[0]))
+    batches = [[one.name for one in batch] for batch in split]
     found: dict[str, Trial] = {}
     for names, record in _records(build, identity, batches, jobs, seconds, cluster):
         note(found, names, record)
         progress(len(found))
     return [found[one.name] for one in wanted]
+
+
+def _urgency(one: WriteUp) -> tuple[bool, int]:
+    """What can make a build unreliable comes first, and of that the worst."""
+    return not one.meaning.disqualifies, one.meaning.severity.rank
 
 
 @dataclass(frozen=True, slots=True)

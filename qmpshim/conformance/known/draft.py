@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,8 @@ def _of_workload(case: AnyCase) -> dict[str, Any]:
         uses = uses_of_points(case.workflow)
     else:
         uses = uses_of(case.spec.workflow)
-    version = str(case.build.get("version", "")).partition(" ")[0]
     return {
-        **_head(text, uses, found.verdict, Trigger.LOAD, version),
+        **_head(text, uses, found.verdict, Trigger.LOAD, _seen(case.build)),
         "versions": {},
         "reason": TO_WRITE,
         "source": TO_WRITE,
@@ -73,8 +73,9 @@ def _of_schedule(finding: Finding) -> dict[str, Any]:
     uses = uses_of(finding.scenario.form)
     trigger = Trigger.FAILURE if failed else Trigger.LOAD if finding.contract else Trigger.MISUSE
     version = ".".join(map(str, finding.build.get("version", ())))
+    seen = (version,) if version else ()
     return {
-        **_head(finding.text, uses, finding.verdict, trigger, version),
+        **_head(finding.text, uses, finding.verdict, trigger, seen),
         "causes": [_pattern(finding.cause)],
         "versions": {},
         "reason": TO_WRITE,
@@ -96,7 +97,7 @@ def _of_pair(bundle: Path) -> dict[str, Any]:
             (Use.COLO_PRIMARY, Use.COLO_SECONDARY),
             wanted.verdict,
             trigger,
-            "",
+            _seen(*content.get("builds", ())),
         ),
         "causes": [_pattern(wanted.cause)],
         "versions": {},
@@ -109,8 +110,14 @@ def _of_pair(bundle: Path) -> dict[str, Any]:
     }
 
 
+def _seen(*builds: Mapping[str, Any]) -> tuple[str, ...]:
+    """The versions of a bundle's builds, each once; none where it does not have them."""
+    versions = (str(build.get("version", "")).partition(" ")[0] for build in builds)
+    return tuple(dict.fromkeys(filter(None, versions)))
+
+
 def _head(
-    text: str, uses: tuple[Use, ...], verdict: Verdict, trigger: Trigger, version: str
+    text: str, uses: tuple[Use, ...], verdict: Verdict, trigger: Trigger, seen: tuple[str, ...]
 ) -> dict[str, Any]:
     meaning = Meaning(
         uses,
@@ -119,7 +126,7 @@ def _head(
         f"{TO_WRITE}: when a user meets it.",
         f"{TO_WRITE}: what happens then.",
         f"{TO_WRITE}: how to avoid it.",
-        (version,) if version else (),
+        seen,
         None,
         Upstream.UNKNOWN,
     )
