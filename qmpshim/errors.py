@@ -83,7 +83,7 @@ class NoSuchBuild(InputError):
     """The name of a build that there is not; a place where one should be is another matter."""
 
 
-class NothingToTell(InputError):
+class NothingToReport(InputError):
     """What was requested does not exist (no chain is modelled or gated); gives the reason."""
 
 

@@ -1,4 +1,4 @@
-"""The house's statics: a room imports only from floors below it, and nothing below prints.
+"""The layers: a package imports only from those below it, and nothing below the commands prints.
 
 What tests of several modules share is in ``vmtests/support``: a test module imports no other one.
 """
@@ -13,22 +13,22 @@ from pathlib import Path
 
 import pytest
 
-HOUSE = Path(__file__).parent.parent / "qmpshim"
-# From the ground up; what is on one floor does not see each other's neighbours above it.
-FLOORS = ("errors", "model", "codec", "machine", "conformance", "shim", "commands", "cli")
-DOORS = ("commands", "cli", "pytest_plugin")  # the only ones that print
-# What the ground floor may use besides the standard library.
+PACKAGE = Path(__file__).parent.parent / "qmpshim"
+# From the lowest up; a package does not see those above it.
+LAYERS = ("errors", "model", "codec", "machine", "conformance", "shim", "commands", "cli")
+ENTRY_POINTS = ("commands", "cli", "pytest_plugin")  # the only ones that print
+# What the lowest layer may use besides the standard library.
 MODEL_MAY: frozenset[str] = frozenset()
 
 # A string that names a module of ours, or something in one: "qmpshim.machine.nbd.gate.gate:Gate".
 NAMED = re.compile(r"qmpshim(\.\w+)+(:[\w.]+)?")
 
-MODULES = sorted(HOUSE.rglob("*.py"))
+MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 
-def room(module: str) -> str | None:
-    """The floor a module of ours is on; the package itself is below everything."""
+def layer_of(module: str) -> str | None:
+    """The layer a module of ours is on; the package itself is below everything."""
     names = module.split(".")
     if names[0] != "qmpshim":
         return None
@@ -37,7 +37,7 @@ def room(module: str) -> str | None:
 
 
 def name_of(path: Path) -> str:
-    parts = list(path.relative_to(HOUSE.parent).with_suffix("").parts)
+    parts = list(path.relative_to(PACKAGE.parent).with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
@@ -58,20 +58,20 @@ def imports(source: str, module: str) -> Iterator[tuple[int, str]]:
 
 def faults(source: str, module: str) -> list[str]:
     """What is wrong with a module, as ``line: sentence``."""
-    floor, found = room(module) or "", []
+    layer, found = layer_of(module) or "", []
     for line, target in imports(source, module):
-        below = room(target)
+        below = layer_of(target)
         if below is None:
             outside = target.split(".")[0]
-            if floor in ("errors", "model") and outside not in sys.stdlib_module_names | MODEL_MAY:
-                found.append(f"{line}: the {floor} floor imports {outside}")
-        elif below in FLOORS and floor in FLOORS and FLOORS.index(below) > FLOORS.index(floor):
-            found.append(f"{line}: the {floor} floor imports {target}, which is above it")
-        elif below in FLOORS and floor not in FLOORS and floor:
-            found.append(f"{line}: {floor} is on no floor")
-    if floor not in DOORS:
+            if layer in ("errors", "model") and outside not in sys.stdlib_module_names | MODEL_MAY:
+                found.append(f"{line}: the {layer} layer imports {outside}")
+        elif below in LAYERS and layer in LAYERS and LAYERS.index(below) > LAYERS.index(layer):
+            found.append(f"{line}: the {layer} layer imports {target}, which is above it")
+        elif below in LAYERS and layer not in LAYERS and layer:
+            found.append(f"{line}: {layer} is on no layer")
+    if layer not in ENTRY_POINTS:
         found += [
-            f"{node.lineno}: print() on the {floor} floor"
+            f"{node.lineno}: print() on the {layer} layer"
             for node in ast.walk(ast.parse(source))
             if isinstance(node, ast.Call)
             and isinstance(node.func, ast.Name)
@@ -81,55 +81,55 @@ def faults(source: str, module: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_every_room_stands_on_the_floors_below(path: Path) -> None:
+def test_every_package_stands_on_the_layers_below(path: Path) -> None:
     assert faults(path.read_text(), name_of(path)) == []
 
 
-def test_every_room_has_a_floor() -> None:
-    rooms = {room(name_of(path)) for path in MODULES} - {""}
-    assert rooms <= set(FLOORS), "put it into FLOORS and into qmpshim/README.md"
-    assert rooms >= {"errors", "model", "machine", "conformance", "cli"}
+def test_every_package_has_a_layer() -> None:
+    layers = {layer_of(name_of(path)) for path in MODULES} - {""}
+    assert layers <= set(LAYERS), "put it into LAYERS and into qmpshim/README.md"
+    assert layers >= {"errors", "model", "machine", "conformance", "cli"}
 
 
 @pytest.mark.parametrize(
     ("module", "source", "fault"),
     [
-        ("qmpshim.model.disks.image", "import numpy", "1: the model floor imports numpy"),
+        ("qmpshim.model.disks.image", "import numpy", "1: the model layer imports numpy"),
         (
             "qmpshim.model.disks.image",
             "def f():\n    from qmpshim.machine import gate",
-            "2: the model floor imports qmpshim.machine.gate, which is above it",
+            "2: the model layer imports qmpshim.machine.gate, which is above it",
         ),
         (
             "qmpshim.machine.nbd.gate.gate",
             "from qmpshim import conformance",
-            "1: the machine floor imports qmpshim.conformance, which is above it",
+            "1: the machine layer imports qmpshim.conformance, which is above it",
         ),
         (
             "qmpshim.conformance.workload.verify",
             "from ...shim.server import Server",
-            "1: the conformance floor imports qmpshim.shim.server.Server, which is above it",
+            "1: the conformance layer imports qmpshim.shim.server.Server, which is above it",
         ),
         (
             "qmpshim.errors",
             "import qmpshim.model.disks.image",
-            "1: the errors floor imports qmpshim.model.disks.image, which is above it",
+            "1: the errors layer imports qmpshim.model.disks.image, which is above it",
         ),
         (
             "qmpshim.conformance.check.suites",
             'KINDS = {"shim": "qmpshim.shim.differential:run"}',
-            "1: the conformance floor imports qmpshim.shim.differential, which is above it",
+            "1: the conformance layer imports qmpshim.shim.differential, which is above it",
         ),
         (
             "qmpshim.machine.host.workspace",
             'argv = ["-m", "qmpshim.conformance.check.run.case_worker"]',
-            "1: the machine floor imports qmpshim.conformance.check.run.case_worker, "
+            "1: the machine layer imports qmpshim.conformance.check.run.case_worker, "
             "which is above it",
         ),
-        ("qmpshim.machine.nbd.gate.gate", "x = 1\nprint(x)", "2: print() on the machine floor"),
+        ("qmpshim.machine.nbd.gate.gate", "x = 1\nprint(x)", "2: print() on the machine layer"),
     ],
 )
-def test_what_is_convicted(module: str, source: str, fault: str) -> None:
+def test_what_is_found(module: str, source: str, fault: str) -> None:
     assert faults(source, module) == [fault]
 
 

@@ -2,6 +2,7 @@
 
 Programs are "it" and report, return or raise; what the words became stands in qmpshim/README.md.
 Texts that a user sees (messages, options, JSON keys) are not looked at: they do not change.
+The tests are held to fewer words.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "qmpshim"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "qmpshim"
 BANNED = re.compile(
     r"(?<![a-z])("
     r"ask(s|ed|ing)?|autops(y|ies)|convict\w*|desks?|diar(y|ies)|disciplines?|doors?|eyes?|"
@@ -24,35 +26,48 @@ BANNED = re.compile(
     r")(?![a-z])",
     re.IGNORECASE,
 )
+BANNED_IN_TESTS = re.compile(
+    r"(?<![a-z])(convict\w*|honest\w*|liar|lying|sabotag\w*|told)(?![a-z])", re.IGNORECASE
+)
 #: A key of the JSON documents and an option; a file object's method; an answer of `assess`.
 KEPT_NAMES = {"discipline", "tell", "CANNOT_TELL"}
+#: This file, which has to name the words; what is being rewritten.
+NOT_YET = {"test_prose.py", "failing.py", "test_failures.py", "test_gated.py"}
 
 
-def used(source: str) -> Iterator[tuple[int, str]]:
+def used(source: str, banned: re.Pattern[str] = BANNED) -> Iterator[tuple[int, str]]:
     """(line, word) of the banned words in docstrings, comments and names."""
+
+    def those_in(text: str, line: int) -> Iterator[tuple[int, str]]:
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)  # a class's name is several
+        yield from ((line, found[1]) for found in banned.finditer(words))
+
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             text = node.value.value
             if isinstance(text, str):
                 for at, line in enumerate(text.splitlines()):
-                    yield from _in(re.sub(r"``.*?``|:ivar \w+:", "", line), node.lineno + at)
+                    yield from those_in(re.sub(r"``.*?``|:ivar \w+:", "", line), node.lineno + at)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         is_name = token.type == tokenize.NAME and token.string not in KEPT_NAMES
         if is_name or token.type == tokenize.COMMENT:
-            yield from _in(token.string, token.start[0])
+            yield from those_in(token.string, token.start[0])
 
 
-def _in(text: str, line: int) -> Iterator[tuple[int, str]]:
-    yield from ((line, found[1]) for found in BANNED.finditer(text))
-
-
-def modules() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
 def test_plain_words(path: Path) -> None:
     assert list(used(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for path in TESTS.rglob("*.py") if path.name not in NOT_YET),
+    ids=lambda path: str(path.relative_to(TESTS)),
+)
+def test_plain_words_in_tests(path: Path) -> None:
+    assert list(used(path.read_text(), BANNED_IN_TESTS)) == []
 
 
 @pytest.mark.parametrize(
@@ -65,6 +80,7 @@ def test_plain_words(path: Path) -> None:
         ("x = 1  # nobody reads", ["nobody"]),
         ('"""One.\n\nIt says so.\n"""', ["says"]),
         ("HONEST = 1", ["HONEST"]),
+        ("class HonestDisk: pass", ["Honest"]),
         ('x = "it said so"', []),
         ("discipline = 1  # a tool for whole words", []),
         ('"""As ``ask`` says."""', ["says"]),

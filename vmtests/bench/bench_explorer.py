@@ -127,17 +127,17 @@ def main() -> None:
     report: dict[str, Any] = {"speed": [], "spin": []}
 
     print("all shipped scenarios, exhausted")
-    for honest in REFERENCE_PROTOCOLS:
+    for protocol in REFERENCE_PROTOCOLS:
         began = time.process_time()
         schedules = states = 0
         for scenario in SCENARIOS.values():
-            if not scenario.protocols or honest.name in scenario.protocols:
-                statistics = explore(ModelSystem(scenario, honest, honest)).statistics
+            if not scenario.protocols or protocol.name in scenario.protocols:
+                statistics = explore(ModelSystem(scenario, protocol, protocol)).statistics
                 schedules += statistics.schedules
                 states += statistics.states
         seconds = time.process_time() - began
-        report["speed"].append([honest.name, schedules, states, seconds])
-        print(f"  {honest.name:18} {schedules:7} schedules {schedules / seconds:7.0f}/s  "
+        report["speed"].append([protocol.name, schedules, states, seconds])
+        print(f"  {protocol.name:18} {schedules:7} schedules {schedules / seconds:7.0f}/s  "
               f"{states:7} states {states / seconds:7.0f}/s  {seconds:6.2f} s")  # fmt: skip
 
     seed = SCENARIOS["seed"]

@@ -34,7 +34,7 @@ OPERATIONS = 400
 
 
 def processor_seconds(guest: Guest) -> float:
-    """What QEMU has used of the processor: the wall's clock also tells how busy the machine is."""
+    """What QEMU has used of the processor: the wall's clock also shows how busy the machine is."""
     fields = Path(f"/proc/{guest.qemu.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

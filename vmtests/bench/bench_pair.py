@@ -1,6 +1,6 @@
 """Pairs: checkpoints a second with all disks compared at each, and what the comparing costs.
 
-The peer is the same pair with nobody looking: QEMU's own checkpoints, as fast as it takes them.
+The peer is the same pair without a check: QEMU's own checkpoints, as fast as it takes them.
 
     python vmtests/bench/bench_pair.py [BUILD ...]
 """

@@ -265,15 +265,15 @@ def main() -> int:
             rounds = 10 if quick else 40
             taken = asyncio.run(latency(paths, rounds, 100))
             direct = taken["direct"]
-            told = ", ".join(f"{n} {t:.0f} us ({t / direct:.2f}x)" for n, t in taken.items())
-            promise(f"round trip, median: {told}", taken["shim"] <= 1.4 * direct)
+            figures = ", ".join(f"{n} {t:.0f} us ({t / direct:.2f}x)" for n, t in taken.items())
+            promise(f"round trip, median: {figures}", taken["shim"] <= 1.4 * direct)
             who = {"one direct": (monitors[0], 1), "16 through the shim": (path, 16)}
             if relay is not None:
                 who["one through socat"] = (relay, 1)
             rates = asyncio.run(throughput(who, 5 if quick else 20, 0.4))
             one = rates["one direct"]
-            told = ", ".join(f"{n} {r:.0f}/s ({r / one:.2f}x)" for n, r in rates.items())
-            promise(f"throughput, median: {told}", rates["16 through the shim"] >= 0.9 * one)
+            figures = ", ".join(f"{n} {r:.0f}/s ({r / one:.2f}x)" for n, r in rates.items())
+            promise(f"throughput, median: {figures}", rates["16 through the shim"] >= 0.9 * one)
             for clients in (1000, 1000) if not quick else (1000,):
                 done = stress(Address(path=path), clients, 5_000 if quick else 50_000)
                 assert done.before is not None and done.after is not None

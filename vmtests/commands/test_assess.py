@@ -62,8 +62,8 @@ def test_the_exit_status_and_the_document(
     validator("assess").validate(document)
     assert document["verdict"] == {0: "as predicted", 1: "diverged", 125: None}[status]
     said = capsys.readouterr().out
-    (told,) = document["assessments"]
-    for use, one in zip(uses, told["uses"], strict=True):
+    (judged,) = document["assessments"]
+    for use, one in zip(uses, judged["uses"], strict=True):
         assert f"{use.words}: {one['answer']}\n" in said
         for reason in one["reasons"]:
             assert reason["then"] in said and reason["again"] in said
@@ -95,8 +95,8 @@ def test_the_page_in_a_browser(width: int, dark: bool, tmp_path: Path, qemu_buil
     }
     text = page(both, again).decode()
     assert text.count("<script") == 0
-    told = measured(text, width, tmp_path, dark)
-    assert told["title"].startswith("Can this QEMU be relied on?")
-    assert told["dark"] is dark
-    assert told["hint"] is (width == 400)
-    assert told["headings"][:4] == ["H1", "H2", "H2", "H3"]
+    seen = measured(text, width, tmp_path, dark)
+    assert seen["title"].startswith("Can this QEMU be relied on?")
+    assert seen["dark"] is dark
+    assert seen["hint"] is (width == 400)
+    assert seen["headings"][:4] == ["H1", "H2", "H2", "H3"]

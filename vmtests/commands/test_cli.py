@@ -33,7 +33,7 @@ def refuses(done: subprocess.CompletedProcess[str], say: str, status: int = 2) -
 # -- what goes well ------------------------------------------------------------------------------
 
 
-def test_verify_tells_and_writes_what_it_did(qmpshim: CommandLine) -> None:
+def test_verify_reports_and_writes_what_it_did(qmpshim: CommandLine) -> None:
     report, kept = qmpshim.home / "report.json", qmpshim.home / "kept"
     done = qmpshim.run("verify", "--ops", "201", "--seed", "7", "--size", "8M", "--json", report,
                        "--keep", kept)  # fmt: skip
@@ -64,7 +64,7 @@ def test_verify_tells_and_writes_what_it_did(qmpshim: CommandLine) -> None:
     assert {path.name for path in qmpshim.home.iterdir()} <= {"report.json", "kept", "cache"}
 
 
-def test_a_divergence_is_told_kept_and_replayed(qmpshim: CommandLine) -> None:
+def test_a_divergence_is_reported_kept_and_replayed(qmpshim: CommandLine) -> None:
     """With --strict the stop of replication, which fails in 5.2 to 10.0, is a divergence."""
     args = ("verify", "--workflow", "replication", "--size", "4M", "--strict", "--ops", "200")
     args += ("--shrink", "2m")  # also where it is made small slowly
@@ -91,7 +91,7 @@ def test_a_divergence_is_told_kept_and_replayed(qmpshim: CommandLine) -> None:
     again = qmpshim.run("replay", bundle)
     assert (again.returncode, again.stderr) == (1, "")
     assert "\nreproduced: error-contract: stop, after operation" in again.stdout
-    # Told that the defect is known, the model predicts it: nothing is reproduced then.
+    # Where the defect is known, the model predicts it: nothing is reproduced then.
     case = json.loads((bundle / "case.json").read_text())
     case["model"]["known"] = ["stop-always-fails"]
     (bundle / "case.json").write_text(json.dumps(case))
@@ -124,7 +124,7 @@ def test_progress_on_a_terminal_is_one_line_rewritten(qmpshim: CommandLine) -> N
     assert b"\r\x1b[Kreplication: seed 1" in said  # the progress line gives way to the summary
 
 
-def test_nobody_reads_on(qmpshim: CommandLine) -> None:
+def test_the_reader_is_gone(qmpshim: CommandLine) -> None:
     """`qmpshim verify | head -1` ends without a word."""
     process = qmpshim.start("verify", "--ops", "4000", "--size", "8M")
     assert process.stdout is not None and process.stderr is not None
@@ -250,7 +250,7 @@ def test_results_that_cannot_be_written(qmpshim: CommandLine) -> None:
     refuses(done, "cannot write .*file/kept: Not a directory")
 
 
-def test_explore_is_told_what_it_cannot_do(qmpshim: CommandLine) -> None:
+def test_explore_refuses_what_it_cannot_do(qmpshim: CommandLine) -> None:
     """Before the work; nothing that was asked for is left out without a word."""
     (qmpshim.home / "file").touch()
     done = qmpshim.run("explore", "--keep", qmpshim.home / "file" / "kept")
@@ -272,7 +272,7 @@ def test_explore_is_told_what_it_cannot_do(qmpshim: CommandLine) -> None:
     refuses(done, "crash points are none, quick, full, power-loss, and after a colon the steps")
 
 
-def test_a_schedule_that_cannot_be_followed_tells_nothing(qmpshim: CommandLine) -> None:
+def test_a_schedule_that_cannot_be_followed_shows_nothing(qmpshim: CommandLine) -> None:
     """Neither that the build has the defect nor that it has not: as the exported script says."""
     written_up = DIRECTORY / "checkpoint-corrupts-overlay.json"
     case = json.loads(written_up.read_text())["case"]

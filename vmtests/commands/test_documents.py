@@ -135,7 +135,7 @@ def test_of_explore_and_of_its_replay_and_script(qmpshim: CommandLine, qemu_buil
     assert json.loads(piped.stdout)["script"] == script["script"] and not piped.stderr
 
 
-def test_a_step_is_told_in_bytes() -> None:
+def test_a_step_is_described_in_bytes() -> None:
     name = "hidden write 16+128"
     assert step_object(Fail(io_id(1, name, 2), 28)) == {
         **{"step": "fail", "operation": 1, "disk": "hidden", "verb": "write", "meta": False},
@@ -363,13 +363,13 @@ def test_a_list(
 def test_older_spellings_of_lists(
     at_once: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def told(*words: str) -> str:
+    def output_of(*words: str) -> str:
         assert main(words) == 0
         return capsys.readouterr().out
 
     for words in (("explore",), ("explore", "--model")):
-        listed = told(*words, "--list")
-        assert listed and told(*words, "--scenario", "list") == listed
-    disciplines = told("explore", "--model", "--discipline", "list")
+        listed = output_of(*words, "--list")
+        assert listed and output_of(*words, "--scenario", "list") == listed
+    disciplines = output_of("explore", "--model", "--discipline", "list")
     assert re.search(r"^none +none: no operation waits", disciplines, re.M)
-    assert [line.split()[0] for line in told("builds", "list").splitlines()] == ["system"]
+    assert [line.split()[0] for line in output_of("builds", "list").splitlines()] == ["system"]

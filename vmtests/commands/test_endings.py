@@ -131,7 +131,7 @@ def test_ending(qmpshim: CommandLine, ending: Ending) -> None:
 # -- nothing is lost -----------------------------------------------------------------------------
 
 
-def test_nobody_reads_on_and_the_result_is_written(qmpshim: CommandLine) -> None:
+def test_the_reader_is_gone_and_the_result_is_written(qmpshim: CommandLine) -> None:
     done = in_shell(qmpshim, f"qmpshim {_SHORT} --json f | head -1")
     assert (done.returncode, done.stderr) == (141, "")
     assert json.loads((qmpshim.home / "f").read_text())["verdicts"] == []
@@ -181,8 +181,8 @@ def test_a_divergence_where_no_bundle_can_be_written(qmpshim: CommandLine) -> No
     assert ": start\n" in done.stdout and ": stop\n" in done.stdout
     assert "  no bundle: cannot write qmpshim-bundles/" in done.stdout
     assert "--keep DIR" in done.stdout and "replay it" not in done.stdout
-    told = json.loads((qmpshim.home / "f").read_text())
-    assert told["verdicts"] == ["error-contract"] and told["runs"][0]["bundle"] is None
+    document = json.loads((qmpshim.home / "f").read_text())
+    assert document["verdicts"] == ["error-contract"] and document["runs"][0]["bundle"] is None
 
 
 def test_a_full_temporary_directory(qmpshim: CommandLine) -> None:
@@ -299,7 +299,7 @@ def test_python_is_started_in_one_place_only() -> None:
     }
 
 
-def test_cases_that_all_break_alike_are_told_once(qmpshim: CommandLine) -> None:
+def test_cases_that_all_break_alike_are_reported_once(qmpshim: CommandLine) -> None:
     cases = [
         {"kind": "verify", "name": f"v{number}", "budget": 0.001, "arguments": {}}
         for number in range(12)

@@ -57,9 +57,9 @@ def test_the_list_has_all_and_can_be_narrowed(
 def test_the_list_of_a_build_has_what_is_written_up_for_its_version(
     capsys: pytest.CaptureFixture[str], qemu_build: Build
 ) -> None:
-    told = run(capsys, "list", "--build", qemu_build.name)
-    assert "overlapping-writes-part-the-disks" in told
-    assert len(told.splitlines()) < len(write_ups())
+    output = run(capsys, "list", "--build", qemu_build.name)
+    assert "overlapping-writes-part-the-disks" in output
+    assert len(output.splitlines()) < len(write_ups())
 
 
 @pytest.mark.parametrize("one", write_ups(), ids=lambda one: one.name)

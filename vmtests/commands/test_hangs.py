@@ -1,4 +1,4 @@
-"""A QEMU that hangs: it is told soon, it costs little, and what was found is never lost."""
+"""A QEMU that hangs: it is reported soon, it costs little, and what was found is never lost."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_it_is_seen_at_once(qemu_build: Build, monkeypatch: pytest.MonkeyPatch) 
         stage.close()
 
 
-def test_what_there_was_no_time_for_is_told_as_such(
+def test_what_there_was_no_time_for_is_reported_as_such(
     qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(real_ops, "answer", deaf)
@@ -100,12 +100,12 @@ def test_a_limit_ends_it_wherever_qemu_is_waited_for(
 @pytest.mark.parametrize("kind", ["stops-now-and-then", "stops-itself"])
 def test_a_budget_is_kept(qmpshim: CommandLine, kind: str) -> None:
     make(kind, qmpshim.home / "stops")
-    words = ("--scenario", "replication", "--budget", "40s", "--json", "told.json")
+    words = ("--scenario", "replication", "--budget", "40s", "--json", "run.json")
     done = qmpshim.run("explore", *words, "--build", STOPS)
     assert done.returncode == 1, done
-    told = json.loads((qmpshim.home / "told.json").read_text())
-    assert told["seconds"] < 40 + 10
-    found = [*told["findings"], *told["unconfirmed"]]
+    document = json.loads((qmpshim.home / "run.json").read_text())
+    assert document["seconds"] < 40 + 10
+    found = [*document["findings"], *document["unconfirmed"]]
     assert any(one["verdict"] == "hang" for one in found)
     assert "not confirmed yet: hang: " in done.stdout
     bundles = [load_finding(one) for one in (qmpshim.home / "qmpshim-bundles").iterdir()]
@@ -115,20 +115,20 @@ def test_a_budget_is_kept(qmpshim: CommandLine, kind: str) -> None:
 def test_a_short_budget_is_kept(qmpshim: CommandLine) -> None:
     """What :func:`test_a_budget_is_kept` looks at, in the time that every run has."""
     make("stops-itself", qmpshim.home / "stops")
-    words = ("--scenario", "replication", "--budget", "8s", "--jobs", "1", "--json", "told.json")
+    words = ("--scenario", "replication", "--budget", "8s", "--jobs", "1", "--json", "run.json")
     done = qmpshim.run("explore", *words, "--build", STOPS)
     assert done.returncode == 1, done
-    told = json.loads((qmpshim.home / "told.json").read_text())
-    found = [*told["findings"], *told["unconfirmed"]]
+    document = json.loads((qmpshim.home / "run.json").read_text())
+    found = [*document["findings"], *document["unconfirmed"]]
     assert any(one["verdict"] == "hang" for one in found)
     assert "not confirmed yet: hang: " in done.stdout
     bundles = [load_finding(one) for one in (qmpshim.home / "qmpshim-bundles").iterdir()]
     assert Verdict.HANG in {one.verdict for one in bundles}
-    assert told["seconds"] < LIMIT
+    assert document["seconds"] < LIMIT
 
 
 def test_a_workload_on_it(qmpshim: CommandLine) -> None:
-    """The hang is told before it is made small, which has a limit; the bundle is kept."""
+    """The hang is reported before it is made small, which has a limit; the bundle is kept."""
     make("stops-now-and-then", qmpshim.home / "stops")
     words = ("--workflow", "replication", "--size", "4M", "--ops", "20000", "--shrink", "5s")
     done = qmpshim.run("verify", *words, "--build", STOPS)
@@ -141,7 +141,7 @@ def test_a_workload_on_it(qmpshim: CommandLine) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_what_was_explored_is_not_lost(qmpshim: CommandLine, number: signal.Signals) -> None:
-    words = ("--scenario", "fleecing", "--strict", "--jobs", "2", "--json", "told.json")
+    words = ("--scenario", "fleecing", "--strict", "--jobs", "2", "--json", "run.json")
     process = qmpshim.start("explore", *words)
     assert process.stdout is not None
     said = ""
@@ -155,8 +155,8 @@ def test_what_was_explored_is_not_lost(qmpshim: CommandLine, number: signal.Sign
         128 + number,
         "interrupted; QEMU was ended and its files removed\n",
     )
-    told = json.loads((qmpshim.home / "told.json").read_text())
-    assert told["interrupted"] and told["unconfirmed"] and told["schedules"]
+    document = json.loads((qmpshim.home / "run.json").read_text())
+    assert document["interrupted"] and document["unconfirmed"] and document["schedules"]
     assert "seen, not confirmed: interrupted" in out and "replay it: qmpshim replay " in out
     assert list((qmpshim.home / "qmpshim-bundles").glob("explore-*/schedule.json"))
 

@@ -55,12 +55,12 @@ def test_interrupted(qmpshim: CommandLine, number: signal.Signals) -> None:
 
 def test_a_run_on_bitmaps_is_interrupted(qmpshim: CommandLine) -> None:
     """What it did until then is reported, as for every workload."""
-    process = running(qmpshim, "--json", "told.json", workflow="bitmaps")
+    process = running(qmpshim, "--json", "run.json", workflow="bitmaps")
     process.send_signal(signal.SIGINT)
     status, said = ended(process, LIMIT)
     assert status == 128 + signal.SIGINT, said
     assert qmpshim.left() == []
-    (run,) = json.loads((qmpshim.home / "told.json").read_text())["runs"]
+    (run,) = json.loads((qmpshim.home / "run.json").read_text())["runs"]
     assert run["interrupted"] and run["divergence"] is None and run["operations"]
 
 
@@ -107,7 +107,7 @@ def test_interrupted_at_any_moment(qmpshim: CommandLine) -> None:
 
 def test_interrupted_while_a_case_is_shrunk(qmpshim: CommandLine) -> None:
     """What was found is not lost: the case is kept as small as it is by then."""
-    process = running(qmpshim, "--json", "told.json")
+    process = running(qmpshim, "--json", "run.json")
     os.kill(qmpshim.emulators()[0], signal.SIGKILL)
     wait_until(lambda: list(qmpshim.temporary.glob("qmpshim-*/shrink/nbd.sock")))
     process.send_signal(signal.SIGINT)
@@ -116,13 +116,13 @@ def test_interrupted_while_a_case_is_shrunk(qmpshim: CommandLine) -> None:
     assert qmpshim.left() == []
     (bundle,) = qmpshim.home.glob("qmpshim-bundles/backup-crash-seed1")
     assert json.loads((bundle / "case.json").read_text())["operations"]
-    told = json.loads((qmpshim.home / "told.json").read_text())
-    (run,) = told["runs"]
+    document = json.loads((qmpshim.home / "run.json").read_text())
+    (run,) = document["runs"]
     assert run["interrupted"] and run["divergence"]["verdict"] == "crash"
 
 
 def test_qemu_is_killed(qmpshim: CommandLine) -> None:
-    """That is a finding, told as one, and no traceback; it does not come again when replayed."""
+    """A finding, reported as one, and no traceback; it does not come again when replayed."""
     process = qmpshim.start("verify", "--ops", "20000", "--size", "16M", "--workflow", "backup")
     wait_until(lambda: list(qmpshim.temporary.glob("qmpshim-*/backup/nbd.sock")))
     os.kill(qmpshim.emulators()[0], signal.SIGSEGV)

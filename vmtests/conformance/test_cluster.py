@@ -38,7 +38,7 @@ def chosen() -> list[scenarios.RealScenario]:
     return [one for name in NAMES.split() for one in scenario_sets.named(name)]
 
 
-def told(report: ExploreReport) -> tuple[Any, ...]:
+def compared(report: ExploreReport) -> tuple[Any, ...]:
     """All that must not depend on where it was explored."""
     return (
         [(one.name, one.schedules, one.steps, one.distinct) for one in report.scenarios],
@@ -67,7 +67,7 @@ def test_who_explores_decides_nothing(qemu_build: Build, cluster: Any) -> None:
             known=WrittenUp(known),
             progress=kill,
         )
-    assert killed and told(here) == told(there) and there.jobs == 4
+    assert killed and compared(here) == compared(there) and there.jobs == 4
     assert len(there.findings) >= 1 and len(there.scenarios) == len(chosen())
 
 

@@ -132,7 +132,7 @@ def attempt(
 def spread(names: Iterable[str]) -> list[str]:
     """Scenarios in an order in which every chain comes soon, and no operation comes in all.
 
-    Always the same order, but one that nobody chose: what is explored under a budget is a sample.
+    Always the same order, but one that was not chosen: what is explored under a budget is a sample.
     """
     by_chain: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in names:

@@ -10,7 +10,7 @@ from mutation_build import _HEADER, _RUNTIME
 from mutation_operators import find, instrument
 
 # A fragment in the style of QEMU's block layer. It prints what it does, so that each mutant can be
-# told from the others by what it prints.
+# distinguished from the others by what it prints.
 SOURCE = rb"""#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -168,6 +168,6 @@ def test_every_mutant_has_a_name_of_its_own() -> None:
         ("copy(); qdict_del(options, name);", ["statement-dropped"] * 2 + ["statements-swapped"]),
     ],
 )  # fmt: skip
-def test_what_nobody_can_see_is_no_mutant(body: str, operators: list[str]) -> None:
+def test_what_cannot_be_seen_is_no_mutant(body: str, operators: list[str]) -> None:
     found = find("sample.c", b"static void f(void)\n{\n" + body.encode() + b"\n}\n")
     assert sorted(one.operator for one in found) == operators

@@ -140,8 +140,8 @@ def project(pytester: pytest.Pytester, qemu_on_path: None) -> pytest.Pytester:
 
 
 def test_it_is_found_by_its_entry_point(pytester: pytest.Pytester) -> None:
-    told = pytester.runpytest_subprocess("--trace-config", "--co", "-q").stdout.str()
-    assert "qmpshim.pytest_plugin" in told or "qmpshim/pytest_plugin.py" in told
+    output = pytester.runpytest_subprocess("--trace-config", "--co", "-q").stdout.str()
+    assert "qmpshim.pytest_plugin" in output or "qmpshim/pytest_plugin.py" in output
     assert "--qemu-build=NAME" in pytester.runpytest_subprocess("--help").stdout.str()
 
 

@@ -1,4 +1,4 @@
-"""A shim that lies is convicted: each sabotage here must show up as a difference."""
+"""Mutants of the shim are killed: each here must show up as a difference."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ BATTERY = [
     b"{'execute': 'balloon', 'arguments': {'value': 1.0}}",
 ]
 
-Sabotage = Callable[[pytest.MonkeyPatch], None]
+Mutant = Callable[[pytest.MonkeyPatch], None]
 
 
 def _id_as_text(patch: pytest.MonkeyPatch) -> None:
-    honest = Reply.with_id
+    original = Reply.with_id
     patch.setattr(
         Reply,
         "with_id",
-        lambda self, id_: honest(self, b'"%s"' % id_ if id_ and id_.isdigit() else id_),
+        lambda self, id_: original(self, b'"%s"' % id_ if id_ and id_.isdigit() else id_),
     )
 
 
 def _no_id_on_errors(patch: pytest.MonkeyPatch) -> None:
-    honest = Reply.with_id
-    patch.setattr(Reply, "with_id", lambda self, id_: honest(self, None if self.failed else id_))
+    original = Reply.with_id
+    patch.setattr(Reply, "with_id", lambda self, id_: original(self, None if self.failed else id_))
 
 
 def _drop_an_event(patch: pytest.MonkeyPatch) -> None:
-    honest = Shim._on_event
+    original = Shim._on_event
 
     def drop(self: Shim, line: bytes) -> None:
         if b"RESUME" not in line:
-            honest(self, line)
+            original(self, line)
 
     patch.setattr(Shim, "_on_event", drop)
 
 
 def _swap_replies(patch: pytest.MonkeyPatch) -> None:
-    honest = Client.answered
+    original = Client.answered
     kept: list[bytes] = []
 
     def swap(self: Client, reply: bytes, oob: bool) -> None:
@@ -63,7 +63,7 @@ def _swap_replies(patch: pytest.MonkeyPatch) -> None:
             kept.append(reply)
             self.session.done(oob)
             return
-        honest(self, reply, oob)
+        original(self, reply, oob)
         if len(kept) == 1:
             kept.append(b"")
             self.link.write(kept[0])
@@ -72,9 +72,11 @@ def _swap_replies(patch: pytest.MonkeyPatch) -> None:
 
 
 def _other_words(patch: pytest.MonkeyPatch) -> None:
-    honest = session.error_reply
+    original = session.error_reply
     patch.setattr(
-        session, "error_reply", lambda c, desc, id_=None: honest(c, desc.replace("QMP", "qmp"), id_)
+        session,
+        "error_reply",
+        lambda c, desc, id_=None: original(c, desc.replace("QMP", "qmp"), id_),
     )
 
 
@@ -83,10 +85,10 @@ def _other_class(patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_recovery(patch: pytest.MonkeyPatch) -> None:
-    honest = JsonStream._stray
+    original = JsonStream._stray
 
     def stray(self: JsonStream) -> object:
-        result = honest(self)
+        result = original(self)
         self._recovering = False
         return result
 
@@ -98,24 +100,24 @@ def _doubles_become_integers(patch: pytest.MonkeyPatch) -> None:
 
 
 def _strict_json_only(patch: pytest.MonkeyPatch) -> None:
-    honest = JsonStream.feed
+    original = JsonStream.feed
     patch.setattr(
-        JsonStream, "feed", lambda self, data: honest(self, data.replace(b"'arg", b"'\x01arg"))
+        JsonStream, "feed", lambda self, data: original(self, data.replace(b"'arg", b"'\x01arg"))
     )
 
 
 def _answers_twice(patch: pytest.MonkeyPatch) -> None:
-    honest = Client.answered
+    original = Client.answered
 
     def twice(self: Client, reply: bytes, oob: bool) -> None:
-        honest(self, reply, oob)
+        original(self, reply, oob)
         if b'"id": "b"' in reply:
             self.link.write(reply)
 
     patch.setattr(Client, "answered", twice)
 
 
-SABOTAGES: list[Sabotage] = [
+MUTANTS: list[Mutant] = [
     _id_as_text,
     _no_id_on_errors,
     _drop_an_event,
@@ -138,16 +140,16 @@ def _first_difference(both: Pair) -> Difference | None:
     return None
 
 
-def test_the_honest_shim_passes_the_battery(loop: Loop, qemu_build: Build) -> None:
+def test_the_reference_shim_passes_the_battery(loop: Loop, qemu_build: Build) -> None:
     with pair(loop, qemu_build) as both:
         assert _first_difference(both) is None
 
 
-@pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda s: s.__name__.strip("_"))
-def test_a_sabotaged_shim_is_convicted(
-    sabotage: Sabotage, loop: Loop, monkeypatch: pytest.MonkeyPatch, qemu_build: Build
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda s: s.__name__.strip("_"))
+def test_a_mutant_of_the_shim_is_killed(
+    mutant: Mutant, loop: Loop, monkeypatch: pytest.MonkeyPatch, qemu_build: Build
 ) -> None:
-    sabotage(monkeypatch)
+    mutant(monkeypatch)
     with pair(loop, qemu_build) as both:
         assert _first_difference(both) is not None
 
@@ -157,23 +159,23 @@ def test_a_sabotaged_shim_is_convicted(
 CHECK = Case("shim", "protocol/shim")
 
 
-def test_the_check_acquits_the_honest_shim(qemu_build: Build, tmp_path: Path) -> None:
+def test_the_check_passes_the_reference_shim(qemu_build: Build, tmp_path: Path) -> None:
     outcome = differential.run(qemu_build, CHECK, tmp_path)
     assert (outcome.status, outcome.findings) == (Status.OK, ())
     assert outcome.figures["requests"] > 150  # every command, and what is malformed
 
 
-@pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda s: s.__name__.strip("_"))
-def test_the_check_convicts_a_sabotaged_shim(
-    sabotage: Sabotage, qemu_build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda s: s.__name__.strip("_"))
+def test_the_check_kills_a_mutant_of_the_shim(
+    mutant: Mutant, qemu_build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sabotage(monkeypatch)
+    mutant(monkeypatch)
     outcome = differential.run(qemu_build, CHECK, tmp_path)
     assert outcome.status is Status.DIVERGED
     assert {found.verdict for found in outcome.findings} <= {Verdict.PROTOCOL, Verdict.HANG}
 
 
-def test_the_check_convicts_a_shim_that_says_nothing(
+def test_the_check_kills_a_shim_that_answers_nothing(
     qemu_build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(differential, "_LIMIT", 3.0)

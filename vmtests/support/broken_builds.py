@@ -64,7 +64,7 @@ def _half(found: re.Match[str]) -> str:
     return f"cluster_size={int(found[0].rpartition('=')[2]) // 2}"
 
 
-def _honest(real: str, arguments: list[str], _script: str) -> None:
+def _reference(real: str, arguments: list[str], _script: str) -> None:
     os.execv(real, [real, *arguments])
 
 
@@ -250,7 +250,7 @@ Answered = Callable[[Middle, str, Message], list[Message]]
 
 
 def _answering(answered: Answered) -> Callable[[str, list[str], str], None]:
-    """A build that does what it is told and answers otherwise."""
+    """A build that executes commands and answers otherwise."""
 
     def be(real: str, arguments: list[str], _script: str) -> None:
         middle = Middle(real, arguments)
@@ -260,7 +260,7 @@ def _answering(answered: Answered) -> Callable[[str, list[str], str], None]:
 
 
 def _misanswers(_middle: Middle, name: str, message: Message) -> list[Message]:
-    """A boolean is told as a string."""
+    """A boolean is reported as a string."""
     if name == "query-status" and "return" in message:
         message["return"]["running"] = str(message["return"]["running"])
     return [message]
@@ -336,7 +336,7 @@ def _babbles(real: str, arguments: list[str], _script: str) -> None:
 
 
 def _writes_fail(real: str, arguments: list[str], _script: str) -> None:
-    """Each write to the secondary disk fails, with the errno that blkdebug is told."""
+    """Each write to the secondary disk fails, with the errno that blkdebug is given."""
     middle = Middle(real, arguments)
 
     def command(message: Message) -> list[Message]:
@@ -356,7 +356,7 @@ def _writes_fail(real: str, arguments: list[str], _script: str) -> None:
 # -- of the process ----------------------------------------------------------------------------
 
 
-def _exit_status_lies(real: str, arguments: list[str], _script: str) -> None:
+def _wrong_exit_status(real: str, arguments: list[str], _script: str) -> None:
     """QEMU ends well, and its status says that it did not."""
     middle = Middle(real, arguments)
     wait = middle.process.wait
@@ -407,10 +407,10 @@ def _stops_now_and_then(real: str, arguments: list[str], _script: str) -> None:
 
 
 def _stops_itself(real: str, arguments: list[str], _script: str) -> None:
-    """A second after the start it stands still for good; there is nobody between it and us."""
+    """A second after the start it stands still for good; there is no process between it and us."""
     pid = os.getpid()
     if os.fork() == 0:
-        if os.fork() == 0:  # nobody's child
+        if os.fork() == 0:  # a child of init
             time.sleep(1.0)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
@@ -463,13 +463,13 @@ def _kills_who_started_it(real: str, arguments: list[str], _script: str) -> None
 
 
 BROKEN: dict[str, Callable[[str, list[str], str], None]] = {
-    "honest": _honest,
-    "wrong-cluster-size": _honest,  # its qemu-img is not
+    "reference": _reference,
+    "wrong-cluster-size": _reference,  # its qemu-img is not
     "checkpoint-swallowed": _checkpoint_swallowed,
     "late-start": _late_start,
     "lossy-relay": _lossy_relay,
     "substituted": _substituted,
-    "exit-status-lies": _exit_status_lies,
+    "wrong-exit-status": _wrong_exit_status,
     "dies-at-checkpoint": _dies_at("xen-colo-do-checkpoint"),
     "dies-building": _dies_at("blockdev-add"),
     "misanswers": _answering(_misanswers),

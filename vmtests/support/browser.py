@@ -58,7 +58,7 @@ addEventListener("load", () => {
     .filter(node => node.scrollWidth > node.clientWidth)
     .filter(node => !node.previousElementSibling?.matches(".hint") || innerWidth > 700)
     .map(node => node.outerHTML.slice(0, 160));
-  document.body.dataset.told = JSON.stringify({
+  document.body.dataset.seen = JSON.stringify({
     title: document.title,
     wide: document.documentElement.scrollWidth <= innerWidth,
     beyond,
@@ -102,13 +102,13 @@ def in_a_frame(inner: Path, width: int, tmp_path: Path, dark: bool) -> Any:
     outer = tmp_path / "outer.html"
     outer.write_text(
         f'<iframe src="{inner.as_uri()}" style="width:{width}px;height:900px;border:0"></iframe>'
-        "<script>addEventListener('load', () => setTimeout(() => document.body.dataset.told = "
-        "document.querySelector('iframe').contentDocument.body.dataset.told))</script>"
+        "<script>addEventListener('load', () => setTimeout(() => document.body.dataset.seen = "
+        "document.querySelector('iframe').contentDocument.body.dataset.seen))</script>"
     )
     options = ["--allow-file-access-from-files", "--window-size=1300,900"]
     options += ["--blink-settings=preferredColorScheme=0"] if dark else []
     dom = chromium(outer, tmp_path, *options)
-    found = re.search(r'data-told="([^"]*)"', dom)
+    found = re.search(r'data-seen="([^"]*)"', dom)
     assert found is not None, dom[-1000:]
     return json.loads(html.unescape(found[1]))
 
@@ -122,12 +122,12 @@ def measured(text: str, width: int, tmp_path: Path, dark: bool) -> Any:
     """
     inner = tmp_path / "inner.html"
     inner.write_text(text.replace("</body>", _PROBE + "</body>"))
-    told = in_a_frame(inner, width, tmp_path, dark)
-    assert told["wide"], "the page scrolls sideways"
-    assert told["beyond"] == [], "what sticks out does not scroll"
-    assert told["hintless"] == [], "what scrolls sideways does not say so"
-    assert not told["pale"], f"contrasts that are too low: {told['pale'][:5]}"
-    levels = [int(one[1]) for one in told["headings"]]
+    seen = in_a_frame(inner, width, tmp_path, dark)
+    assert seen["wide"], "the page scrolls sideways"
+    assert seen["beyond"] == [], "what sticks out does not scroll"
+    assert seen["hintless"] == [], "what scrolls sideways does not say so"
+    assert not seen["pale"], f"contrasts that are too low: {seen['pale'][:5]}"
+    levels = [int(one[1]) for one in seen["headings"]]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(below <= above + 1 for above, below in itertools.pairwise(levels)), levels
-    return told
+    return seen

@@ -34,7 +34,7 @@ Data = bytes | bytearray | memoryview
 
 
 class Meddler(NbdClient):
-    """A client that does not always do what it is told.
+    """A client that does not always do what it is called for.
 
     :param export: ``primary`` or ``guest``
     """
@@ -367,7 +367,7 @@ class StopInsteadOfFailover(Meddled):
                 raise
 
 
-class StatusLies(Meddled):
+class WrongStatus(Meddled):
     async def status(self) -> str | None:
         await super().status()
         return None
@@ -417,23 +417,23 @@ def small_clusters(spec: ChainSpec, behaviour: Behaviour) -> Oracle:
 # -- the list ------------------------------------------------------------------------------------
 
 
-def lying(qemu_img: Sequence[str], old: bytes, new: bytes, of: str = "") -> tuple[str, ...]:
+def misbehaving(qemu_img: Sequence[str], old: bytes, new: bytes, of: str = "") -> tuple[str, ...]:
     """A ``qemu-img`` that says *new* for *old*, where a word of its command line has *of*."""
     return (
         sys.executable,
         "-c",
         "import subprocess, sys\n"
         f"done = subprocess.run([*{list(qemu_img)!r}, *sys.argv[1:]], capture_output=True)\n"
-        f"lie = any({of!r} in word for word in sys.argv)\n"
-        f"out = done.stdout.replace({old!r}, {new!r}) if lie else done.stdout\n"
+        f"wrong = any({of!r} in word for word in sys.argv)\n"
+        f"out = done.stdout.replace({old!r}, {new!r}) if wrong else done.stdout\n"
         "sys.stdout.buffer.write(out); sys.stderr.buffer.write(done.stderr)\n"
         "sys.exit(done.returncode)",
     )
 
 
-def liar(qemu_img: Sequence[str]) -> tuple[str, ...]:
+def data_as_zeroes(qemu_img: Sequence[str]) -> tuple[str, ...]:
     """A ``qemu-img`` whose map calls data zeroes."""
-    return lying(qemu_img, b'"zero": false, "data": true', b'"zero": true, "data": false')
+    return misbehaving(qemu_img, b'"zero": false, "data": true', b'"zero": true, "data": false')
 
 
 def everything(_: Operation) -> bool:
@@ -471,8 +471,8 @@ def without_checks(operation: Operation) -> bool:
 
 
 @dataclass(frozen=True)
-class Sabotage:
-    """One sabotage and what must come of it.
+class Mutant:
+    """One mutant and what must come of it.
 
     :ivar verdict: the right one
     :ivar where: where it must be noticed
@@ -497,9 +497,9 @@ class Sabotage:
     def setup(self, build: Build, size: int = 4 * MiB) -> Setup:
         """How to run it on a build."""
         spec = ChainSpec(self.workflow, size, secondary=self.secondary)
-        honest = setup_for(build, spec, limit=self.limit)
-        qemu_img = self.tools(honest.qemu_img)
-        return replace(honest, qemu_img=qemu_img, chain=self.chain, oracle=self.oracle)
+        reference = setup_for(build, spec, limit=self.limit)
+        qemu_img = self.tools(reference.qemu_img)
+        return replace(reference, qemu_img=qemu_img, chain=self.chain, oracle=self.oracle)
 
     def __str__(self) -> str:
         return self.name
@@ -508,27 +508,27 @@ class Sabotage:
 B, R = Workflow.BACKUP, Workflow.REPLICATION
 HIDDEN, ACTIVE, SECONDARY = (f"{node} disk (file)" for node in ("hidden", "active", "secondary"))
 V = Verdict
-SABOTAGES = [
+MUTANTS = [
     # the images
-    Sabotage("byte flipped in hidden disk", B, V.CONTENT, HIDDEN, 3, FlippedByte),
-    Sabotage("zero bit in hidden's L2", R, V.ALLOCATION, HIDDEN, 3, ZeroBitInL2),
-    Sabotage("copied bit in hidden's L2", B, V.CORRUPTION, HIDDEN, 3, CopiedBitInL2),
-    Sabotage("offset bit in hidden's L2", R, V.CORRUPTION, HIDDEN, 3, OffsetBitInL2, quick=False),
-    Sabotage("L2 entry lost", R, V.CORRUPTION, HIDDEN, 3, EntryGone, quick=False),
-    Sabotage("leaked cluster", B, V.CORRUPTION, HIDDEN, 3, Leak),
-    Sabotage("hidden disk cut short", B, V.CORRUPTION, HIDDEN, 3, CutShort, quick=False),
-    Sabotage("tools disagree", B, V.CORRUPTION, "hidden disk (tools)", 3, tools=liar),
+    Mutant("byte flipped in hidden disk", B, V.CONTENT, HIDDEN, 3, FlippedByte),
+    Mutant("zero bit in hidden's L2", R, V.ALLOCATION, HIDDEN, 3, ZeroBitInL2),
+    Mutant("copied bit in hidden's L2", B, V.CORRUPTION, HIDDEN, 3, CopiedBitInL2),
+    Mutant("offset bit in hidden's L2", R, V.CORRUPTION, HIDDEN, 3, OffsetBitInL2, quick=False),
+    Mutant("L2 entry lost", R, V.CORRUPTION, HIDDEN, 3, EntryGone, quick=False),
+    Mutant("leaked cluster", B, V.CORRUPTION, HIDDEN, 3, Leak),
+    Mutant("hidden disk cut short", B, V.CORRUPTION, HIDDEN, 3, CutShort, quick=False),
+    Mutant("tools disagree", B, V.CORRUPTION, "hidden disk (tools)", 3, tools=data_as_zeroes),
     # I/O
-    Sabotage(
+    Mutant(
         "written around QEMU, read", B, V.ISOLATION, "guest read", 4, AroundQemu, of=without_checks
     ),
-    Sabotage(
+    Mutant(
         "written around QEMU", R, V.ALLOCATION, HIDDEN, 2, AroundQemu, of=without_reads, quick=False
     ),
-    Sabotage(
+    Mutant(
         "guest on primary's export", R, V.ALLOCATION, HIDDEN, 2, GuestOnPrimary, of=without_reads
     ),
-    Sabotage(
+    Mutant(
         "primary on guest's export",
         R,
         V.ALLOCATION,
@@ -538,7 +538,7 @@ SABOTAGES = [
         of=without_reads,
         quick=False,
     ),
-    Sabotage(
+    Mutant(
         "primary a sector too far",
         B,
         V.LOST_WRITE,
@@ -548,9 +548,9 @@ SABOTAGES = [
         of=primary_io,
         quick=False,
     ),
-    Sabotage("guest's write dropped", R, V.LOST_WRITE, "guest read", 3, Dropped, of=without_checks),
-    Sabotage("primary's write torn", B, V.LOST_WRITE, SECONDARY, 1, Torn, of=writes_and_checks),
-    Sabotage(
+    Mutant("guest's write dropped", R, V.LOST_WRITE, "guest read", 3, Dropped, of=without_checks),
+    Mutant("primary's write torn", B, V.LOST_WRITE, SECONDARY, 1, Torn, of=writes_and_checks),
+    Mutant(
         "write of zeroes lost",
         R,
         V.LOST_WRITE,
@@ -560,9 +560,9 @@ SABOTAGES = [
         of=writes_and_checks,
         quick=False,
     ),
-    Sabotage("stale read", R, V.LOST_WRITE, "guest read", 4, Stale, of=without_checks),
-    Sabotage("guest reads secondary", B, V.ISOLATION, "guest read", 4, ReadsSecondary),
-    Sabotage(
+    Mutant("stale read", R, V.LOST_WRITE, "guest read", 4, Stale, of=without_checks),
+    Mutant("guest reads secondary", B, V.ISOLATION, "guest read", 4, ReadsSecondary),
+    Mutant(
         "I/O error swallowed",
         R,
         V.ERROR_CONTRACT,
@@ -572,7 +572,7 @@ SABOTAGES = [
         of=writes_and_checks,
     ),
     # commands
-    Sabotage(
+    Mutant(
         "job started late, read",
         B,
         V.ISOLATION,
@@ -582,13 +582,13 @@ SABOTAGES = [
         of=without_checks,
         quick=False,
     ),
-    Sabotage("job started late", B, V.ALLOCATION, HIDDEN, 2, StartedLate, of=without_reads),
-    Sabotage("checkpoint not sent", R, V.ALLOCATION, HIDDEN, 3, NoCheckpoint, of=primary_alone),
-    Sabotage(
+    Mutant("job started late", B, V.ALLOCATION, HIDDEN, 2, StartedLate, of=without_reads),
+    Mutant("checkpoint not sent", R, V.ALLOCATION, HIDDEN, 3, NoCheckpoint, of=primary_alone),
+    Mutant(
         "stop swallowed, disks", B, V.ALLOCATION, HIDDEN, 3, NoStop, of=without_reads, quick=False
     ),
-    Sabotage("stop swallowed", R, V.ERROR_CONTRACT, "stop", 1, NoStop),
-    Sabotage(
+    Mutant("stop swallowed", R, V.ERROR_CONTRACT, "stop", 1, NoStop),
+    Mutant(
         "stop instead of failover",
         R,
         V.ERROR_CONTRACT,
@@ -597,18 +597,16 @@ SABOTAGES = [
         StopInsteadOfFailover,
         quick=False,
     ),
-    Sabotage("status lies", R, V.ERROR_CONTRACT, "status", 1, StatusLies),
-    Sabotage("QEMU dies at once", R, V.CRASH, "QEMU, building the chain", 0, DiesWhileBuilding),
-    Sabotage("QEMU dies on a command", R, V.CRASH, "QEMU", 2, DiesOnCheckpoint),
-    Sabotage("QEMU dies on I/O", B, V.CRASH, "QEMU", 1, DiesOnDiscard),
-    Sabotage(
-        "QEMU hangs on I/O", B, V.HANG, "QEMU", 1, HangsOnZero, of=kinds(Verb.ZERO), limit=2.0
-    ),
-    Sabotage(
+    Mutant("status wrong", R, V.ERROR_CONTRACT, "status", 1, WrongStatus),
+    Mutant("QEMU dies at once", R, V.CRASH, "QEMU, building the chain", 0, DiesWhileBuilding),
+    Mutant("QEMU dies on a command", R, V.CRASH, "QEMU", 2, DiesOnCheckpoint),
+    Mutant("QEMU dies on I/O", B, V.CRASH, "QEMU", 1, DiesOnDiscard),
+    Mutant("QEMU hangs on I/O", B, V.HANG, "QEMU", 1, HangsOnZero, of=kinds(Verb.ZERO), limit=2.0),
+    Mutant(
         "QEMU hangs on a command", R, V.HANG, "QEMU", 1, HangsOnStop, of=kinds(Verb.STOP), limit=2.0
     ),
     # the model
-    Sabotage(
+    Mutant(
         "wrong cluster size in the model",
         B,
         V.ALLOCATION,

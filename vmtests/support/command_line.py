@@ -20,7 +20,7 @@ class CommandLine:
     """The tool in an environment of its own.
 
     :ivar home: the current directory
-    :ivar temporary: its TMPDIR, by which its processes are told from others
+    :ivar temporary: its TMPDIR, by which its processes are distinguished from others
     """
 
     home: Path

@@ -1,4 +1,4 @@
-"""Ways in which the gate can lie to QEMU: what it does to a request instead of letting it go."""
+"""Ways in which the gate can misbehave: what it does to a request instead of letting it go."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from qmpshim.machine.chain.gated import GatedMachine
 REFCOUNTS = 2 * 65536  # bytes: where the first refcount block of a fresh image is
 
 
-Lie = Callable[[GatedMachine, NamedIo], None]
+Misbehaviour = Callable[[GatedMachine, NamedIo], None]
 
 
-def of(image: str, verb: str) -> Callable[[Lie], Lie]:
-    """A lie about these requests of this image; all others are let go as they should."""
+def of(image: str, verb: str) -> Callable[[Misbehaviour], Misbehaviour]:
+    """A misbehaviour at these requests of this image; all others are let go as they should."""
 
-    def only(lie: Lie) -> Lie:
-        @functools.wraps(lie)
+    def only(misbehaviour: Misbehaviour) -> Misbehaviour:
+        @functools.wraps(misbehaviour)
         def release(machine: GatedMachine, named: NamedIo) -> None:
             here = named.io.image == image and named.verb == verb
-            (lie if here else faithfully)(machine, named)
+            (misbehaviour if here else faithfully)(machine, named)
 
         return release
 
@@ -32,7 +32,7 @@ def of(image: str, verb: str) -> Callable[[Lie], Lie]:
 
 @of("hidden", "write")
 def never(machine: GatedMachine, named: NamedIo) -> None:
-    """Says that the old data is in the hidden disk, and has lost it."""
+    """Answers that the old data is in the hidden disk, and has lost it."""
     machine.gate.corrupt(named.io, bytes(named.io.length))
 
 
@@ -42,7 +42,7 @@ def new_for_old(machine: GatedMachine, named: NamedIo) -> None:
     machine.gate.corrupt(named.io, bytes(pattern.data_of(2, named.start, named.count)))
 
 
-def drop(image: str) -> Lie:
+def drop(image: str) -> Misbehaviour:
     """A write to an image is answered and forgotten."""
     return of(image, "write")(lambda machine, named: machine.gate.drop(named.io))
 

@@ -1,7 +1,7 @@
 """A libvirtd of a test's own, and domains whose emulator is `qmpshim-qemu`.
 
 It is the daemon of `qemu:///session`, which takes its directories from the environment. Root would
-get that of `qemu:///system` and Debian's directories, so all runs in a user namespace where nobody
+get that of `qemu:///system` and Debian's directories, so all runs in a user namespace where no one
 is root. Daemon, domains and what they start are in a PID namespace as well: when the daemon ends,
 however it ends, the kernel kills the others.
 """

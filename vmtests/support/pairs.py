@@ -1,4 +1,4 @@
-"""Pairs that are wrong on purpose, and who must notice: what the pair's judge is worth."""
+"""Mutants of a pair, and the check that must kill each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LostWrite(Pair):
 
 
 class CheckpointNotSent(Pair):
-    """The primary takes its checkpoint; the secondary is never told."""
+    """The primary takes its checkpoint; the secondary never gets the command."""
 
     async def checkpoint_disks(self) -> None:
         await self.primary.qemu.execute("xen-colo-do-checkpoint")
@@ -85,7 +85,7 @@ class PrimaryForgets(Pair):
 
 
 class NoCheckpoint(Pair):
-    """COLO's checkpoint is asked for, and nobody passes that on."""
+    """COLO's checkpoint is asked for, and the command is not passed on."""
 
     async def set_delay(self, delay: int) -> None:
         if self.primary.events_of("RESUME"):
@@ -159,7 +159,7 @@ class SeenOtherwise(Pair):
         self.changing = asyncio.ensure_future(self._change())
 
     async def _change(self) -> None:
-        """Has its turn when the judge has looked at the files, and waits for the first read."""
+        """Has its turn when the checks have looked at the files, and waits for the first read."""
         hidden, active = (
             Qcow2Reader.parse(path.read_bytes()).allocation()
             for path in (self.secondary.image("hidden"), self.secondary.image("active"))
@@ -181,25 +181,25 @@ class MirrorForgets(Pair):
 class Answered(Pair):
     """QMP answers of one side to ``query-xen-replication-status`` are changed on their way."""
 
-    liar = "secondary"
+    misbehaving = "secondary"
     answer: Mapping[str, Any] = {"error": True, "desc": "made up"}
 
     async def build(self) -> None:
         await super().build()
-        qemu = self.secondary.qemu if self.liar == "secondary" else self.primary.qemu
-        honest = qemu.execute
+        qemu = self.secondary.qemu if self.misbehaving == "secondary" else self.primary.qemu
+        original = qemu.execute
 
         async def execute(command: str, arguments: Mapping[str, Any] | None = None) -> Any:
-            said = await honest(command, arguments)
+            said = await original(command, arguments)
             return self.answer if command == "query-xen-replication-status" else said
 
         qemu.execute = execute  # type: ignore[method-assign]
 
 
 class SaysAllIsWell(Answered):
-    """The primary does not tell that its writes do not arrive."""
+    """The primary does not report that its writes do not arrive."""
 
-    liar = "primary"
+    misbehaving = "primary"
     answer: Mapping[str, Any] = {"error": False}
 
 
@@ -241,14 +241,14 @@ class Refused(Pair):
 
 
 class NeverCommits(Pair):
-    """The secondary is never told to fail over."""
+    """The secondary never gets the command to fail over."""
 
     async def promote_secondary(self) -> None:
         await self.until_promoted()
 
 
 class Nowhere(Pair):
-    """The primary migrates to where nobody is."""
+    """The primary migrates to where nothing listens."""
 
     async def start_colo(self, delay: int = NEVER) -> None:
         self.channel.path = self.directory / "nowhere"
@@ -256,10 +256,10 @@ class Nowhere(Pair):
 
 
 @dataclass(frozen=True)
-class Sabotage:
-    """One way to be wrong, and the verdict it must get: where the judge must see it.
+class Mutant:
+    """One mutant, the verdict it must get, and where.
 
-    :ivar cause: what the post_mortem must tell, a regular expression
+    :ivar cause: what the post-mortem must report, a regular expression
     """
 
     pair: type[Pair]
@@ -273,43 +273,41 @@ class Sabotage:
 
 
 STATUS = "query-xen-replication-status of the"
-SABOTAGES = [
-    Sabotage(LostWrite, Verdict.LOST_WRITE, "secondary disk against primary disk"),
-    Sabotage(CheckpointNotSent, Verdict.ALLOCATION, "hidden disk"),
-    Sabotage(WrittenBehindItsBack, Verdict.CONTENT, "secondary disk"),
-    Sabotage(CopiedNothing, Verdict.ALLOCATION, "hidden disk"),
-    Sabotage(HiddenChanged, Verdict.ISOLATION, "hidden disk"),
-    Sabotage(ActiveChanged, Verdict.CONTENT, "active disk"),
-    Sabotage(HiddenBroken, Verdict.CORRUPTION, "hidden disk"),
-    Sabotage(SeenOtherwise, Verdict.ISOLATION, "secondary guest's view"),
-    Sabotage(Answered, Verdict.ERROR_CONTRACT, f"{STATUS} secondary"),
-    Sabotage(SaysAllIsWell, Verdict.ERROR_CONTRACT, f"{STATUS} primary", Failover.CUT),
-    Sabotage(StallAcknowledges, Verdict.ERROR_CONTRACT, "guest of the primary", Failover.STALL),
-    Sabotage(WrongDisk, Verdict.LOST_WRITE, "promoted secondary's disk", Failover.PRIMARY),
-    Sabotage(PrimaryForgets, Verdict.LOST_WRITE, "surviving primary's disk", Failover.SECONDARY),
-    Sabotage(MirrorForgets, Verdict.CONTENT, "secondary disk", Failover.SECONDARY, resume=True),
-    Sabotage(
+MUTANTS = [
+    Mutant(LostWrite, Verdict.LOST_WRITE, "secondary disk against primary disk"),
+    Mutant(CheckpointNotSent, Verdict.ALLOCATION, "hidden disk"),
+    Mutant(WrittenBehindItsBack, Verdict.CONTENT, "secondary disk"),
+    Mutant(CopiedNothing, Verdict.ALLOCATION, "hidden disk"),
+    Mutant(HiddenChanged, Verdict.ISOLATION, "hidden disk"),
+    Mutant(ActiveChanged, Verdict.CONTENT, "active disk"),
+    Mutant(HiddenBroken, Verdict.CORRUPTION, "hidden disk"),
+    Mutant(SeenOtherwise, Verdict.ISOLATION, "secondary guest's view"),
+    Mutant(Answered, Verdict.ERROR_CONTRACT, f"{STATUS} secondary"),
+    Mutant(SaysAllIsWell, Verdict.ERROR_CONTRACT, f"{STATUS} primary", Failover.CUT),
+    Mutant(StallAcknowledges, Verdict.ERROR_CONTRACT, "guest of the primary", Failover.STALL),
+    Mutant(WrongDisk, Verdict.LOST_WRITE, "promoted secondary's disk", Failover.PRIMARY),
+    Mutant(PrimaryForgets, Verdict.LOST_WRITE, "surviving primary's disk", Failover.SECONDARY),
+    Mutant(MirrorForgets, Verdict.CONTENT, "secondary disk", Failover.SECONDARY, resume=True),
+    Mutant(
         *(Dies, Verdict.CRASH, "checkpoint 1"), cause="secondary ended by SIGABRT: no last words"
     ),
-    Sabotage(
-        *(Deaf, Verdict.HANG, "checkpoint 1"), limit=3.0, cause="secondary does not answer QMP"
-    ),
-    Sabotage(
+    Mutant(*(Deaf, Verdict.HANG, "checkpoint 1"), limit=3.0, cause="secondary does not answer QMP"),
+    Mutant(
         *(Refused, Verdict.ERROR_CONTRACT, "start of replication"),
         cause="xen-set-replication: Block replication .*",
     ),
-    Sabotage(
+    Mutant(
         *(NeverCommits, Verdict.HANG, "failover (primary)", Failover.PRIMARY),
         limit=2.0,
         cause="secondary: the failover of the disks did not end in 2 s",
     ),
-    Sabotage(LostWrite, Verdict.LOST_WRITE, "secondary disk against primary disk", colo=True),
-    Sabotage(NoCheckpoint, Verdict.HANG, "checkpoint 1", colo=True, limit=3.0),
-    Sabotage(NotEmptied, Verdict.ALLOCATION, "active disk", colo=True),
-    Sabotage(
+    Mutant(LostWrite, Verdict.LOST_WRITE, "secondary disk against primary disk", colo=True),
+    Mutant(NoCheckpoint, Verdict.HANG, "checkpoint 1", colo=True, limit=3.0),
+    Mutant(NotEmptied, Verdict.ALLOCATION, "active disk", colo=True),
+    Mutant(
         LeakedWrites, Verdict.LOST_WRITE, "promoted secondary's disk", Failover.PRIMARY, colo=True
     ),
-    Sabotage(
+    Mutant(
         *(Nowhere, Verdict.PROTOCOL, "start of COLO"),
         colo=True,
         cause=r"primary: migration is failed \(Failed to connect .*\) instead of colo",

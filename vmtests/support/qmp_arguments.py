@@ -7,7 +7,7 @@ from typing import Any
 
 #: Commands whose right arguments would end QEMU, or make it wait for something.
 NOT_RIGHT = {"quit", "system_powerdown", "system_reset", "qmp_capabilities"}
-#: Commands whose answers tell of things that are not the same in two processes.
+#: Commands whose answers depend on things that are not the same in two processes.
 NOT_SAME = {"query-qmp-schema", "query-commands", "query-chardev"}
 
 

@@ -249,7 +249,7 @@ def pair(
     args: Sequence[str] = ARGS,
     make: Callable[[socket.socket], Shim] = Shim,
 ) -> Iterator[Pair]:
-    """Two QEMUs, one behind a shim; nobody has negotiated yet."""
+    """Two QEMUs, one behind a shim; neither has negotiated yet."""
     direct, behind = Process(build, args), Process(build, args)
     shim = start_shim(loop, behind, make)
     try:

@@ -288,16 +288,16 @@ class _Stage:
 
     def verify(self) -> None:
         """Hold the verdict, and who is named, against what was done."""
-        status, told = self._status(), self._ask("x-shim-verify")
+        status, reported = self._status(), self._ask("x-shim-verify")
         named = {(one["writer"], one["node"]) for one in status["unobserved"]}
         if missing := self._unseen - named:
             raise Wrong(f"{missing} wrote unobserved and is not named")
-        if told["verdicts"] or status["divergences"]:
-            raise Wrong(f"a divergence where there is none: {told}")
-        if not self._unseen and not told["as-predicted"]:
-            raise Wrong(f"all was observable, and the shim cannot say: {told}")
-        if told["as-predicted"] != (not told["doubts"]):
-            raise Wrong(f"neither as predicted nor a doubt: {told}")
+        if reported["verdicts"] or status["divergences"]:
+            raise Wrong(f"a divergence where there is none: {reported}")
+        if not self._unseen and not reported["as-predicted"]:
+            raise Wrong(f"all was observable, and the shim cannot say: {reported}")
+        if reported["as-predicted"] != (not reported["doubts"]):
+            raise Wrong(f"neither as predicted nor a doubt: {reported}")
 
 
 def _fill(format_: str, path: Path) -> None:

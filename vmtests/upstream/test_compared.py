@@ -1,4 +1,4 @@
-"""What `make upstream` compares: each way to differ is told, and nothing else is."""
+"""What `make upstream` compares: each way to differ is reported, and nothing else is."""
 
 from __future__ import annotations
 

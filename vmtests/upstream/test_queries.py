@@ -1,4 +1,4 @@
-"""Every command that QEMU's qmp-cmd-test takes for a query answers, whatever there is to tell."""
+"""Every command that QEMU's qmp-cmd-test takes for a query answers, whatever there is to report."""
 
 from __future__ import annotations
 

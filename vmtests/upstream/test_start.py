@@ -25,9 +25,9 @@ HEAVY = {"argparse", "platform", "multiprocessing", "concurrent.futures.process"
 PLAIN = "import sys; print('imported:', *sorted(sys.modules), file=sys.stderr)"
 IMPORTS = """
 import atexit, sys
-def told():
+def report():
     print("imported:", *sorted(sys.modules), file=sys.stderr)
-atexit.register(told)
+atexit.register(report)
 from qmpshim.commands.stand_in import main
 sys.exit(main())
 """
@@ -68,7 +68,7 @@ def test_a_start_imports_little(qemu_build: Build) -> None:
 
 
 def test_a_start_runs_qemu_once(qemu_build: Build, tmp_path: object) -> None:
-    """No `--version` first: the greeting tells."""
+    """No `--version` first: the greeting has it."""
     script = f"{tmp_path}/qemu-system-x86_64"
     runs = f"{tmp_path}/runs"
     command = " ".join(qemu_build.command())
@@ -106,7 +106,7 @@ def test_a_prompt_comes_on_stdio(qemu_build: Build) -> None:
     assert b"(qemu) " in ended.stdout
 
 
-def test_what_is_no_qemu_is_told() -> None:
+def test_what_is_no_qemu_is_reported() -> None:
     ended = subprocess.run(
         [str(PROGRAM), *ARGS, "-qmp", "stdio"],
         stdin=subprocess.DEVNULL,

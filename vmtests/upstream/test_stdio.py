@@ -88,12 +88,12 @@ def test_who_else_has_its_output_does_not_keep_the_stand_in(
         env={**os.environ, "QMPSHIM_BUILD": str(script)},
     )
     try:
-        told, _ = process.communicate(
+        output, _ = process.communicate(
             b"{'execute': 'qmp_capabilities'} {'execute': 'query-name', 'id': 'x'}"
             b"{'execute': 'quit', 'id': 'last'}",
             60.0,
         )
-        assert b'"id": "last"' in told and process.returncode == 0
+        assert b'"id": "last"' in output and process.returncode == 0
         os.kill(int(pid.read_text()), 0)  # it does live on
     finally:
         process.kill()

@@ -157,7 +157,7 @@ def _build(name: str) -> Build:
 def run_all(
     build: Build, wanted: list[str], jobs: int, place: Path, record: Record
 ) -> list[Result]:
-    """Run the tests with a QEMU of a build's version, and tell of each."""
+    """Run the tests with a QEMU of a build's version, and report each."""
     tree = tree_of(build, print)
     programs = Programs.of(build, tree, place / "bin")
     every = [*QTESTS, *find_iotests(tree)]

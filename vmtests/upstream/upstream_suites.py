@@ -106,7 +106,7 @@ def run_iotest(tree: Tree, programs: Programs, name: str, qemu: Path, place: Pat
             "SOCK_DIR": str(place / "s"),
             "MALLOC_PERTURB_": "42",
         }
-        # The link in the build tree: it tells `check` where both trees are.
+        # The link in the build tree: it shows `check` where both trees are.
         check = tree.build / "tests/qemu-iotests/check"
         python = tree.directory.parent / "tools/bin/python"
         words = [str(python), str(check), "-tap", f"-{image_format}", name]

@@ -44,7 +44,7 @@ class _Copier(CowRequestProtocol):
             job.inflight_reqs.end(req)
 
 
-class _WriterWaitsForNobody(_Copier):
+class _WriterWaitsForNothing(_Copier):
     def _wait(self, job: BackupJob, first: int, end: int) -> Co[None]:
         return
         yield
@@ -132,7 +132,7 @@ class _LeaksOnError(_Copier):
 
 
 for _name, _about, _made, *_scenarios in (
-    ("writer-waits-for-nobody", "the copy does not wait for readers", _WriterWaitsForNobody,
+    ("writer-waits-for-nobody", "the copy does not wait for readers", _WriterWaitsForNothing,
      "write-read"),
     ("writer-skips-begin", "the copy is in no list", _WriterSkipsBegin, "write-read"),
     ("end-before-copy-written", "the request ends before the copy is written", _EndBeforeWrite,

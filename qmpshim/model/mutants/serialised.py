@@ -32,7 +32,7 @@ def _with_tracked(kind: type[TrackedRequests]) -> Callable[[], SerializationProt
     return with_job(SerialisingWriteProtocol, Job)
 
 
-class _NobodyWaits(TrackedRequests):
+class _NoneWaits(TrackedRequests):
     def wait_serialising(self, own: TrackedRequest) -> Co[None]:
         return
         yield
@@ -76,7 +76,7 @@ add("target-not-serialising", "backup's writes to the hidden disk are ordinary o
 add("reads-untracked", "a read of the hidden disk is over before it has fallen through", SERIAL,
      with_job(SERIAL, _ReadsUntracked), "write-read")  # fmt: skip
 for _name, _about, _tracked, *_scenarios in (
-    ("serialising-in-name-only", "a serialising request is not waited for", _NobodyWaits,
+    ("serialising-in-name-only", "a serialising request is not waited for", _NoneWaits,
      "write-read"),
     ("serialising-does-not-wait", "a serialising write waits for no read", _WritesDoNotWait,
      "write-read"),

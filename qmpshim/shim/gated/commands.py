@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from qmpshim.errors import InputError, NothingToTell
+from qmpshim.errors import InputError, NothingToReport
 from qmpshim.shim.endpoint.server import Handler
 from qmpshim.shim.json.text import Value
 from qmpshim.shim.tracking.chains import TrackedChains
@@ -29,7 +29,7 @@ class GatedCommands:
 
     def _controller(self) -> IoController:
         if self._watch.controller is None:
-            raise NothingToTell("no chain is gated: start the shim with --gated --workflow NAME")
+            raise NothingToReport("no chain is gated: start the shim with --gated --workflow NAME")
         return self._watch.controller
 
     async def _hold(self, arguments: dict[str, Value]) -> object:

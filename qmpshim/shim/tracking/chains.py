@@ -16,7 +16,7 @@ from qmpshim.errors import (
     HostError,
     InputError,
     MachineError,
-    NothingToTell,
+    NothingToReport,
 )
 from qmpshim.machine.chain.block_graph import BlockGraph
 from qmpshim.machine.images.write_log import LogError
@@ -309,7 +309,7 @@ class TrackedChains:
         """
         chosen = self.chosen(name)
         if not chosen:
-            raise NothingToTell(self.why_none)
+            raise NothingToReport(self.why_none)
         if len(chosen) > 1:
             names = ", ".join(tracker.name for tracker in chosen)
             raise InputError(f"several chains are modelled, say which: {names}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.compare.oracle import Oracle, View
-from qmpshim.errors import InputError, MachineHung, NothingToTell
+from qmpshim.errors import InputError, MachineHung, NothingToReport
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.disks.image import Alloc, Qcow2Image
@@ -62,7 +62,7 @@ class Commands:
             check(name, arguments)
             try:
                 return await handler(arguments)
-            except NothingToTell as error:
+            except NothingToReport as error:
                 empty = COMMANDS[name].empty
                 if (
                     empty is None or arguments
@@ -242,7 +242,7 @@ class Commands:
     async def _checkpoint(self, _: dict[str, Value]) -> object:
         """As the contract wants it: the VM stopped, I/O of both sides settled."""
         if not self._watch.chosen():
-            raise NothingToTell(self._watch.why_none)
+            raise NothingToReport(self._watch.why_none)
         running = (await self._shim.execute("query-status"))["running"]
         if running:
             await self._shim.execute("stop")

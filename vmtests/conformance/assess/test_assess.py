@@ -73,13 +73,13 @@ def test_a_build_is_not_believed_its_version(tmp_path: Path, qemu_build: Build) 
     """7.2 that calls itself 11.1.3, where the defect is written up as mended."""
     if not has(qemu_build, SNAPSHOT):
         pytest.skip("this QEMU does not have the defect")
-    liar = calls_itself("11.1.3", str(qemu_build.binary), tmp_path / "liar")
-    assert not has(liar, SNAPSHOT)
-    (trial,) = try_findings(liar, [SNAPSHOT], 1, 60.0)
+    misnamed = calls_itself("11.1.3", str(qemu_build.binary), tmp_path / "misbehaving")
+    assert not has(misnamed, SNAPSHOT)
+    (trial,) = try_findings(misnamed, [SNAPSHOT], 1, 60.0)
     assert trial.seen is Seen.SHOWN
 
 
-def test_without_time_nothing_is_told(qemu_build: Build) -> None:
+def test_without_time_nothing_is_reported(qemu_build: Build) -> None:
     trials = try_findings(qemu_build, QUICK, 1, 0.01)
     assert {trial.seen for trial in trials} == {Seen.NOT_TRIED}
 
@@ -151,9 +151,9 @@ def test_a_build_that_does_not_start_is_no_build_that_cannot(tmp_path: Path) -> 
 def test_a_build_that_dies_is_never_reliable(tmp_path: Path) -> None:
     """At the first disk: nothing can be tried on it."""
     build = resolve(str(make("dies-building", tmp_path / "broken")))
-    told = assess(build, [Use.FLEECING, Use.BITMAPS], 1.0, 1)
-    assert all(one.answer is not Answer.RELIABLE for one in told.judgements)
-    assert not told.reliable
+    assessment = assess(build, [Use.FLEECING, Use.BITMAPS], 1.0, 1)
+    assert all(one.answer is not Answer.RELIABLE for one in assessment.judgements)
+    assert not assessment.reliable
 
 
 @pytest.mark.full
@@ -162,16 +162,16 @@ def test_a_checkpoint_that_is_swallowed_is_found_by_the_exploration(tmp_path: Pa
     build = resolve(str(make("checkpoint-swallowed", tmp_path / "broken")))
     use = Use.COLO_SECONDARY
     explored = explore_uses(build, [use], 60.0, 2)[use]
-    told = judge(use, [], explored)
-    assert told.answer is Answer.NOT_RELIABLE
-    assert any(reason.finding is not None for reason in told.reasons)
+    assessment = judge(use, [], explored)
+    assert assessment.answer is Answer.NOT_RELIABLE
+    assert any(reason.finding is not None for reason in assessment.reasons)
 
 
 @pytest.mark.full
 def test_a_whole_assessment(qemu_build: Build) -> None:
     """For every use it names the most severe of the findings written up for this version."""
-    told = assess(qemu_build, list(Use), 60.0, 2)
-    for judgement in told.judgements:
+    assessment = assess(qemu_build, list(Use), 60.0, 2)
+    for judgement in assessment.judgements:
         expected = [
             one
             for one in write_ups()

@@ -33,9 +33,14 @@ def with_trial(name: str, seen: Seen) -> list[Trial]:
 
 
 def test_nothing_seen_and_all_tried_is_reliable() -> None:
-    told = judge(Use.FLEECING, NONE_SEEN, ALL)
-    assert (told.answer, told.reasons, told.doubts, told.remarks) == (Answer.RELIABLE, (), (), ())
-    assert "400 schedules of 36 of 36 scenarios" in told.figures
+    assessment = judge(Use.FLEECING, NONE_SEEN, ALL)
+    assert (assessment.answer, assessment.reasons, assessment.doubts, assessment.remarks) == (
+        Answer.RELIABLE,
+        (),
+        (),
+        (),
+    )
+    assert "400 schedules of 36 of 36 scenarios" in assessment.figures
 
 
 def test_what_was_not_tried_is_not_counted_as_tried() -> None:
@@ -56,15 +61,15 @@ def test_what_is_shown_counts_by_its_meaning_for_its_uses_alone(one: object) -> 
     (known,) = [other for other in write_ups() if other is one]
     trials = with_trial(known.name, Seen.SHOWN)
     for use in Use:
-        told = judge(use, trials, ALL)
+        assessment = judge(use, trials, ALL)
         if use not in known.meaning.affects:
-            assert told.answer is Answer.RELIABLE
+            assert assessment.answer is Answer.RELIABLE
         elif known.meaning.disqualifies:
-            assert told.answer is Answer.NOT_RELIABLE
-            assert [reason.entry for reason in told.reasons] == [known]
+            assert assessment.answer is Answer.NOT_RELIABLE
+            assert [reason.entry for reason in assessment.reasons] == [known]
         else:
-            assert told.answer is Answer.RELIABLE
-            assert [remark.entry for remark in told.remarks] == [known]
+            assert assessment.answer is Answer.RELIABLE
+            assert [remark.entry for remark in assessment.remarks] == [known]
 
 
 def test_the_worst_comes_first() -> None:
@@ -93,8 +98,8 @@ def test_the_worst_comes_first() -> None:
     ],
 )
 def test_what_was_not_tried_is_never_reliable(trials: list[Trial], explored: Explored) -> None:
-    told = judge(Use.FLEECING, trials, explored)
-    assert told.answer is Answer.CANNOT_TELL and len(told.doubts) == 1
+    assessment = judge(Use.FLEECING, trials, explored)
+    assert assessment.answer is Answer.CANNOT_TELL and len(assessment.doubts) == 1
     shown = [*trials, Trial(write_up("snapshot-discard-aborts"), Seen.SHOWN)]
     assert judge(Use.FLEECING, shown, explored).answer is Answer.NOT_RELIABLE
 
@@ -107,17 +112,17 @@ def test_what_the_build_cannot_do_is_no_doubt_about_what_it_can() -> None:
 
 def test_what_is_new_is_not_reliable_within_the_contract() -> None:
     found = replace(ALL, confirmed=[NEW])
-    told = judge(Use.FLEECING, NONE_SEEN, found)
-    assert told.answer is Answer.NOT_RELIABLE and told.reasons[0].finding is NEW
+    assessment = judge(Use.FLEECING, NONE_SEEN, found)
+    assert assessment.answer is Answer.NOT_RELIABLE and assessment.reasons[0].finding is NEW
     outside = replace(ALL, confirmed=[replace(NEW, contract=False)])
-    told = judge(Use.FLEECING, NONE_SEEN, outside)
-    assert told.answer is Answer.RELIABLE and told.remarks[0].finding is not None
+    assessment = judge(Use.FLEECING, NONE_SEEN, outside)
+    assert assessment.answer is Answer.RELIABLE and assessment.remarks[0].finding is not None
 
 
 def test_what_the_exploration_saw_of_a_known_finding_counts_though_its_trial_did_not() -> None:
     found = replace(ALL, confirmed=[replace(NEW, known=SNAPSHOT.id)])
-    told = judge(Use.FLEECING, NONE_SEEN, found)
-    assert [reason.entry for reason in told.reasons] == [SNAPSHOT]
+    assessment = judge(Use.FLEECING, NONE_SEEN, found)
+    assert [reason.entry for reason in assessment.reasons] == [SNAPSHOT]
 
 
 def test_each_use_with_a_chain_is_explored() -> None:

@@ -1,4 +1,4 @@
-"""Builds broken on purpose, side by side with an honest one: each is convicted, and only they."""
+"""Builds broken on purpose, beside a reference: each is killed, and only they."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CASES = (
     Case("directed", "quit", {"case": "quit-running"}),
 )
 #: Build to the verdict it must get, and where it may show itself.
-CONVICTED = {
+KILLED = {
     "wrong-cluster-size": ({Verdict.ALLOCATION}, {"hidden disk (file)", "active disk (file)"}),
     "checkpoint-swallowed": (
         {Verdict.ALLOCATION, Verdict.CONTENT, Verdict.ISOLATION},
@@ -46,7 +46,7 @@ CONVICTED = {
         {"hidden disk (file)", "guest read"},
     ),
     "substituted": ({Verdict.PROTOCOL}, {"another build was substituted"}),
-    "exit-status-lies": ({Verdict.CRASH}, {"quit-running: crash: QEMU exited with status N"}),
+    "wrong-exit-status": ({Verdict.CRASH}, {"quit-running: crash: QEMU exited with status N"}),
     "dies-at-checkpoint": ({Verdict.CRASH}, {"QEMU"}),
 }
 
@@ -62,26 +62,26 @@ def new_on(comparison: Comparison, name: str) -> dict[str, Sight]:
 
 
 @pytest.mark.usefixtures("qemu_on_path")
-def test_each_is_convicted_and_only_they(tmp_path: Path, workspace: Workspace) -> None:
-    """One run over all of them; what it tells of each, in every report, with how to see it again.
+def test_each_is_killed_and_only_they(tmp_path: Path, workspace: Workspace) -> None:
+    """One run over all of them; what it reports of each, in every report, with how to see it again.
 
     One test, since a fixture would do the run once for every worker of xdist.
     """
-    builds = [resolve(str(make(name, tmp_path / name))) for name in ("honest", *CONVICTED)]
+    builds = [resolve(str(make(name, tmp_path / name))) for name in ("reference", *KILLED)]
     place = tmp_path / "out"
     chosen = {build.name: build for build in builds}
     with closing(campaign.begin(place, chosen, Suite("broken", CASES))) as journal:
         campaign.carry_on(journal, builds, LocalExecutor(2), lambda standing: None)
         comparison = compare(Results.of(journal))
     write_reports(comparison, place)
-    assert new_on(comparison, "honest") == {}
+    assert new_on(comparison, "reference") == {}
     assert not comparison.broken and not comparison.skipped
     assert comparison.exit_status == 1
     reports = {
         name: (place / name).read_text()
         for name in ("results.json", "junit.xml", "report.tap", "report.html")
     }
-    for name, (verdicts, places) in CONVICTED.items():
+    for name, (verdicts, places) in KILLED.items():
         found = new_on(comparison, name)
         assert {sight.best.verdict for sight in found.values()} <= verdicts, (name, found)
         where = {cause if cause in places else cause.partition(": ")[0] for cause in found}
@@ -97,7 +97,7 @@ def test_each_is_convicted_and_only_they(tmp_path: Path, workspace: Workspace) -
 
 
 def shows_itself_again(comparison: Comparison, place: Path, workspace: Workspace) -> None:
-    """The bundle, replayed: on the broken build it is seen, on the honest one it is not."""
+    """The bundle, replayed: on the broken build it is seen, on the reference it is not."""
     (sight,) = new_on(comparison, "late-start").values()
     (saved,) = place.glob(f"cases/*late-start*/verify/{sight.best.bundle}")
     case = bundle.load(saved)
@@ -119,16 +119,16 @@ def test_what_is_said_to_show_it_again_does(qmpshim: CommandLine) -> None:
         ],
     }
     (place / "mine.json").write_text(json.dumps(suite))
-    told: dict[str, list[str]] = {}
-    for name in ("exit-status-lies", "late-start", "substituted"):
+    shown: dict[str, list[str]] = {}
+    for name in ("wrong-exit-status", "late-start", "substituted"):
         make(name, place / name)
         build = f"a place/{name}/qemu-system-x86_64"
         words = ("--build", build, "--suite", "a place/mine.json", "--out", name)
         said = qmpshim.run("check", *words).stdout
-        told[name] = re.findall(rf"again \(in {name}\): qmpshim (.*)", said)
-        assert told[name], said
+        shown[name] = re.findall(rf"again \(in {name}\): qmpshim (.*)", said)
+        assert shown[name], said
     home = qmpshim.home
-    for name, commands in told.items():
+    for name, commands in shown.items():
         qmpshim.home = home / name
         for command in set(commands):
             done = qmpshim.run(*shlex.split(command))
@@ -151,7 +151,7 @@ GREEDY = {
 @pytest.mark.usefixtures("qemu_on_path")
 def test_what_goes_wrong_costs_its_own_case(tmp_path: Path) -> None:
     limits = {"hangs": 6.0}
-    names = ["honest", *GREEDY]
+    names = ["reference", *GREEDY]
     assert BROKEN.keys() >= set(names)
     builds = {name: resolve(str(make(name, tmp_path / name))) for name in names}
     workload = {"workflow": "backup", "operations": 60, "size": 1 << 20, "shrink": 1}
@@ -173,7 +173,7 @@ def test_what_goes_wrong_costs_its_own_case(tmp_path: Path) -> None:
             campaign.carry_on(journal, [build], LocalExecutor(2), lambda standing: None)
             assert not journal.missing
             for outcome in journal.outcomes.values():
-                if name == "honest":
+                if name == "reference":
                     assert outcome.status is Status.OK, outcome
                     continue
                 status, text = GREEDY[name]
@@ -181,9 +181,9 @@ def test_what_goes_wrong_costs_its_own_case(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("qemu_on_path")
-def test_a_build_that_does_not_start_is_told_once(qmpshim: CommandLine) -> None:
+def test_a_build_that_does_not_start_is_reported_once(qmpshim: CommandLine) -> None:
     """Not for each case, and not by doing each; another build's cases are done all the same."""
-    for name in ("ends-at-once", "honest"):
+    for name in ("ends-at-once", "reference"):
         make(name, qmpshim.home / name)
     (qmpshim.home / "quit.json").write_text(
         json.dumps({"cases": [{"kind": "directed", "name": f"quit {n}",
@@ -192,12 +192,12 @@ def test_a_build_that_does_not_start_is_told_once(qmpshim: CommandLine) -> None:
     words = ("check", "--suite", "quit.json", "--build", "./ends-at-once")
     done = qmpshim.run(*words, "--out", "alone")
     why = "qemu: cannot set up guest memory"
-    told = rf"cannot be tested on \./ends-at-once: quit 0 and 2 more: .*\(exit status 1\): {why}"
-    assert done.returncode == 125 and len(re.findall(told, done.stdout)) == 1, done
+    pattern = rf"cannot be tested on \./ends-at-once: quit 0 and 2 more: .*\(exit status 1\): {why}"
+    assert done.returncode == 125 and len(re.findall(pattern, done.stdout)) == 1, done
     assert not list((qmpshim.home / "alone" / "cases").rglob("*")), "a case was done"
-    done = qmpshim.run(*words, "--build", "./honest", "--out", "both")
-    assert done.returncode == 0 and len(re.findall(told, done.stdout)) == 1, done
-    assert re.search(r"^\./honest +3 ok, ", done.stdout, re.M), done
+    done = qmpshim.run(*words, "--build", "./reference", "--out", "both")
+    assert done.returncode == 0 and len(re.findall(pattern, done.stdout)) == 1, done
+    assert re.search(r"^\./reference +3 ok, ", done.stdout, re.M), done
     done = qmpshim.run("check", "--bisect", *words[1:])
     assert done.returncode == 125 and "cannot be tested: " in done.stdout, done
     done = qmpshim.run("explore", "--scenario", "pairs", "--build", "./ends-at-once")

@@ -1,4 +1,4 @@
-"""`qmpshim check`: the run, its journal, being killed and resumed, and what is told of it."""
+"""`qmpshim check`: the run, its journal, being killed and resumed, and what it reports."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_stopped_in_the_middle_and_resumed(qmpshim: CommandLine, number: signal.
     assert Counter(one["case"] for one in after) == Counter(f"v{n}" for n in range(8))  # nor twice
 
 
-def test_nobody_resumes_what_is_being_done(qmpshim: CommandLine, qemu_build: Build) -> None:
+def test_a_run_that_goes_on_is_not_resumed(qmpshim: CommandLine, qemu_build: Build) -> None:
     suite = suite_named(str(suite_file(qmpshim.home, 1)))
     with closing(campaign.begin(qmpshim.home / "out", {qemu_build.name: qemu_build}, suite)):
         other = qmpshim.run("check", "--resume", "out")
@@ -120,15 +120,15 @@ def test_nobody_resumes_what_is_being_done(qmpshim: CommandLine, qemu_build: Bui
 def test_a_run_is_resumed_on_the_very_builds_it_was_begun_with(
     qmpshim: CommandLine, qemu_build: Build
 ) -> None:
-    """What another binary does must not be told as this one's."""
+    """What another binary does must not be reported as this one's."""
     suite, out = suite_named(str(suite_file(qmpshim.home, 2))), qmpshim.home / "out"
-    binary = make("honest", qmpshim.home / "mine")
+    binary = make("reference", qmpshim.home / "mine")
     version = re.escape(".".join(map(str, read_version(qemu_build)[0])))
     with closing(campaign.begin(out, {str(binary): resolve(str(binary))}, suite)):
         pass
-    honest, begun = binary.read_bytes(), (out / "journal.jsonl").read_bytes()
+    original, begun = binary.read_bytes(), (out / "journal.jsonl").read_bytes()
     for change, say in (
-        (honest + b"# rebuilt\n", rf"is another one by now \({version}.*\): begin a new run"),
+        (original + b"# rebuilt\n", rf"is another one by now \({version}.*\): begin a new run"),
         (b"#!/bin/sh\nexit 1\n", r"qemu-system-x86_64"),
     ):
         binary.write_bytes(change)
@@ -136,15 +136,15 @@ def test_a_run_is_resumed_on_the_very_builds_it_was_begun_with(
         assert done.returncode in (2, 125), done
         assert re.fullmatch(rf"qmpshim: [^\n]*{say}[^\n]*\n", done.stderr), done.stderr
         assert (out / "journal.jsonl").read_bytes() == begun  # nothing of it was taken down
-    binary.write_bytes(honest)
+    binary.write_bytes(original)
     done = qmpshim.run("check", "--resume", "out")
     assert done.returncode == 0 and "2 ok" in done.stdout, done
 
 
-def test_a_shim_that_answers_otherwise_than_qemu_is_told_by_the_command(
+def test_a_shim_that_answers_otherwise_than_qemu_is_reported_by_the_command(
     qmpshim: CommandLine,
 ) -> None:
-    """To the check it makes no difference who lies, the shim or the QEMU behind it."""
+    """To the check it makes no difference which misbehaves, the shim or the QEMU behind it."""
     binary = make("two-faced", qmpshim.home / "mine")
     done = qmpshim.run("check", "--build", binary, "--case", "protocol/shim", "--out", "out")
     assert done.returncode == 1, done
@@ -403,7 +403,7 @@ def test_what_is_new_and_what_is_gone() -> None:
 
 
 def written_up(version: tuple[int, ...], *outcomes: CaseOutcome) -> list[tuple[str, str]]:
-    """What is told to be gone of a build of *version*, which did two cases of what is known."""
+    """What is reported to be gone of a build of *version*, which did two cases of what is known."""
     cases = ("known/checkpoint-corrupts-overlay", "directed/failover-fails")
     plan = Plan("s", (Identity("a", "", "00", version),), tuple(Case("k", c) for c in cases), {})
     done = {("a", case): outcome for case, outcome in zip(cases, outcomes, strict=True)}
@@ -444,7 +444,7 @@ def test_what_is_known_fails_only_the_strict() -> None:
     assert compare(found, strict=True).exit_status == 1
 
 
-def test_what_is_known_and_was_not_there_before_is_told() -> None:
+def test_what_is_known_and_was_not_there_before_is_reported() -> None:
     found = results(a=[finding("1", known="an-id")])
     assert compare(found, results(a=[])).rows[0].sights["a"].differs
     assert not compare(found, found).rows[0].sights["a"].differs

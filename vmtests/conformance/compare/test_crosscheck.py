@@ -20,7 +20,7 @@ from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.units import SECTOR
-from vmtests.support.chains import Data, Meddled, Meddler, flip, l2_entry, lying, word
+from vmtests.support.chains import Data, Meddled, Meddler, flip, l2_entry, misbehaving, word
 
 MiB, PAGE = 1 << 20, 128
 P, G, C = Side.PRIMARY, Side.GUEST, Side.CHAIN
@@ -41,7 +41,7 @@ WITHOUT_CHECKS = [operation for operation in STORY if operation.verb is not Verb
 BACKUP = [operation for operation in STORY if operation.verb is Verb.START or operation.side is P]
 
 
-class LyingClient(NbdClient):
+class MisbehavingClient(NbdClient):
     """Flips a bit of whatever is read from one sector."""
 
     sector = 0
@@ -64,16 +64,16 @@ class LyingClient(NbdClient):
         self.reading: dict[int, list[tuple[bytearray, int]]] = {}
 
 
-def lying_about(export: str, sector: int = 0) -> type[Meddled]:
-    """A chain whose cross-check is told something wrong through one export."""
+def misbehaving_about(export: str, sector: int = 0) -> type[Meddled]:
+    """A chain whose cross-check reads something wrong through one export."""
 
-    class Lying(Meddled):
+    class Misbehaving(Meddled):
         def inspect(self, name: str) -> NbdClient:
             if name != export:
                 return super().inspect(name)
-            return LyingClient(self.uri(name), self.qemu.limit, sector)
+            return MisbehavingClient(self.uri(name), self.qemu.limit, sector)
 
-    return Lying
+    return Misbehaving
 
 
 def spoils(node: str) -> type[Meddled]:
@@ -95,7 +95,7 @@ def spoils(node: str) -> type[Meddled]:
 
 
 class LeftOver(Meddled):
-    """There is data in the secondary's file that nobody wrote and nobody goes near."""
+    """There is data in the secondary's file that was not written, in a place that is not used."""
 
     async def start(self) -> None:
         await super().start()
@@ -121,8 +121,8 @@ def diverged(
     secondary: str = "raw",
     tools: Callable[[Sequence[str]], tuple[str, ...]] = tuple,
 ) -> Divergence | None:
-    honest = setup_for(build, ChainSpec(workflow, 4 * MiB, secondary=secondary))
-    setup = replace(honest, chain=chain, qemu_img=tools(honest.qemu_img))
+    reference = setup_for(build, ChainSpec(workflow, 4 * MiB, secondary=secondary))
+    setup = replace(reference, chain=chain, qemu_img=tools(reference.qemu_img))
     return asyncio.run(run_case(setup, operations, workspace.subdirectory("c"))).divergence
 
 
@@ -157,7 +157,7 @@ def test_a_view_is_compared(
     workspace: Workspace,
     qemu_build: Build,
 ) -> None:
-    found = diverged(qemu_build, lying_about(export, sector), STORY, workspace)
+    found = diverged(qemu_build, misbehaving_about(export, sector), STORY, workspace)
     assert found is not None
     assert (found.where, found.operation, found.verdict) == (where, after, verdict)
 
@@ -167,7 +167,7 @@ def test_what_qemu_says_is_there_is_read_in_the_end(
 ) -> None:
     """Also where nothing was ever written."""
 
-    class Full(LyingClient):
+    class Full(MisbehavingClient):
         def data_extents(self) -> list[tuple[int, int]]:
             return [(2 * MiB, MiB)]
 
@@ -196,7 +196,7 @@ def test_a_checkpoint_changes_what_was_written_before_the_check_before_it(
 
         def inspect(self, name: str) -> NbdClient:
             if name == "guest" and self.taken:
-                return LyingClient(self.uri(name), self.qemu.limit, PAGE)
+                return MisbehavingClient(self.uri(name), self.qemu.limit, PAGE)
             return super().inspect(name)
 
     found = diverged(qemu_build, AfterCheckpoint, STORY, workspace)
@@ -243,7 +243,7 @@ def test_the_last_check_looks_everywhere(workspace: Workspace, qemu_build: Build
 
 
 @pytest.mark.parametrize("secondary", ["raw", "qcow2"])
-def test_data_that_nobody_wrote_is_found(
+def test_data_that_was_not_written_is_found(
     secondary: str, workspace: Workspace, qemu_build: Build
 ) -> None:
     chain = LeftOver if secondary == "raw" else LaterLeftOver
@@ -257,10 +257,10 @@ def test_data_that_nobody_wrote_is_found(
 def test_the_tools_are_asked_about_every_overlay(
     node: str, operations: list[Operation], workspace: Workspace, qemu_build: Build
 ) -> None:
-    def liar(qemu_img: Sequence[str]) -> tuple[str, ...]:
-        return lying(qemu_img, b'"data": true', b'"data": false', of=f"/{node}.")
+    def without_data(qemu_img: Sequence[str]) -> tuple[str, ...]:
+        return misbehaving(qemu_img, b'"data": true', b'"data": false', of=f"/{node}.")
 
-    found = diverged(qemu_build, Meddled, operations, workspace, tools=liar)
+    found = diverged(qemu_build, Meddled, operations, workspace, tools=without_data)
     assert found is not None
     assert (found.where, found.verdict) == (f"{node} disk (tools)", Verdict.CORRUPTION)
 

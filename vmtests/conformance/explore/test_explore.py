@@ -1,4 +1,4 @@
-"""Every interleaving on the real QEMU: the explorer, its judge and the findings that are known."""
+"""Every interleaving on the real QEMU: the explorer, its checkers, known findings."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_known_states_hide_nothing_of_what_is_judged_after_a_failure(
     assert judged[0] == judged[1]
 
 
-def test_a_setup_that_cannot_be_done_is_told(qemu_build: Build) -> None:
+def test_a_setup_that_cannot_be_done_is_reported(qemu_build: Build) -> None:
     scenario = scenarios.RealScenario("made", (operation("status"),), (operation("start"),))
     with pytest.raises(InputError, match="made: the setup cannot be done: start: "):
         explore_real(qemu_build, [scenario])
@@ -149,7 +149,7 @@ def test_a_schedule_goes_the_same_way_each_time(pool: QemuPool) -> None:
     assert len(traces) == 1
 
 
-class _Told(RealSystem):
+class _Reported(RealSystem):
     """Keeps what every execution looked like."""
 
     def __init__(self, pool: QemuPool, scenario: RealScenario) -> None:
@@ -168,7 +168,7 @@ def test_when_we_look_decides_nothing(
 ) -> None:
     """On a busy machine sockets become readable in another order, and one after the other."""
     (scenario,) = scenario_sets.named(name)
-    calm = _Told(pool, scenario)
+    calm = _Reported(pool, scenario)
     explore(calm, Mode.STATEFUL, stop=False)
     ready, chance = ManualEventLoop.ready, random.Random(name)
 
@@ -178,13 +178,13 @@ def test_when_we_look_decides_nothing(
 
     monkeypatch.setattr(ManualEventLoop, "ready", one_at_a_time)
     for _ in range(3):
-        busy = _Told(pool, scenario)
+        busy = _Reported(pool, scenario)
         explore(busy, Mode.STATEFUL, stop=False)
         assert busy.traces == calm.traces
 
 
 def test_stillness_seen_from_outside_is_stillness_asked_for(pool: QemuPool) -> None:
-    """What /proc tells and what QMP round trips tell: the same schedules, the same traces."""
+    """What /proc reports and what QMP round trips report: the same schedules, the same traces."""
     (scenario,) = scenario_sets.named("WP")
     traces = []
     for outside in (True, False):
@@ -193,13 +193,13 @@ def test_stillness_seen_from_outside_is_stillness_asked_for(pool: QemuPool) -> N
         pool.machine.quiescence.known = outside
         seen: list[tuple[str, ...]] = []
 
-        class Telling(RealSystem):
+        class Reporting(RealSystem):
             def finish(self) -> object:
                 outcome = super().finish()
                 seen.append(tuple(self.now.lines))  # noqa: B023
                 return outcome
 
-        explore(Telling(pool, scenario), Mode.DPOR, Budget(schedules=12), stop=False)
+        explore(Reporting(pool, scenario), Mode.DPOR, Budget(schedules=12), stop=False)
         traces.append(seen)
     pool.discard()
     assert traces[0] == traces[1]
@@ -226,7 +226,7 @@ def test_a_broken_image_at_a_crash_point_is_corruption(pool: QemuPool) -> None:
     assert {kind for kind, _ in system.found} == {Verdict.CORRUPTION}
 
 
-def test_the_report_of_an_honest_pair(pool: QemuPool, qemu_build: Build) -> None:
+def test_the_report_of_a_reference_pair(pool: QemuPool, qemu_build: Build) -> None:
     ticks = []
     report = explore_real(
         qemu_build, scenario_sets.named("WG"), bounds=Bounds(jobs=2), progress=ticks.append
@@ -345,7 +345,7 @@ def test_metadata_can_be_held_too(pool: QemuPool) -> None:
     assert any(" meta " in name for name in held) and any("flush" in name for name in held)
 
 
-def test_a_bundle_tells_all_there_is(tmp_path: Path, qemu_build: Build) -> None:
+def test_a_bundle_has_all_there_is(tmp_path: Path, qemu_build: Build) -> None:
     (known,) = [one for one in known_findings() if "then-overlapping-write" in one.id]
     if not known.concerns(read_version(qemu_build)[0]):
         pytest.skip(f"{qemu_build.name} does not abort here (written up)")
@@ -361,14 +361,14 @@ def test_a_bundle_tells_all_there_is(tmp_path: Path, qemu_build: Build) -> None:
         assert b"abort" in parts["backtrace.txt"]
 
 
-def test_a_scenario_is_told_in_full() -> None:
-    told = {one.name: scenarios.described(one) for one in scenario_sets.named("all")}
-    assert told["primary-GS"] == (
+def test_a_scenario_is_described_in_full() -> None:
+    descriptions = {one.name: scenarios.described(one) for one in scenario_sets.named("all")}
+    assert descriptions["primary-GS"] == (
         "guest write [0, 128), stop; before: guest write [144, 152); robustness"
     )
-    assert "robustness" not in told["primary-GO"]
-    assert told["WR"] == "primary write [0, 128), guest read [0, 256)"
-    assert told["CW-CR"] == (
+    assert "robustness" not in descriptions["primary-GO"]
+    assert descriptions["WR"] == "primary write [0, 128), guest read [0, 256)"
+    assert descriptions["CW-CR"] == (
         "checkpoint, primary write [0, 128), guest read [0, 256) after operation 0; "
         "before: primary write [192, 224), guest write [144, 152); robustness"
     )

@@ -1,4 +1,4 @@
-"""What goes wrong with a guest is convicted, each by the right check."""
+"""What goes wrong with a guest is found, each by the right check."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ class Forgetful(ProgramChain):
 
 
 def _replace_program(chain: ProgramChain, case: str) -> None:
-    """Put a script that treats one operation (``$2``) its own way before the honest program."""
-    lines = ["#!/bin/sh", f"case $2 in {case} *) exec /bin/honest", "esac"]
+    """Put a script that treats one operation (``$2``) its own way before the reference program."""
+    lines = ["#!/bin/sh", f"case $2 in {case} *) exec /bin/reference", "esac"]
     lines[1] += ' "$@";;'
-    chain.machine.run("mv /bin/workload /bin/honest")
+    chain.machine.run("mv /bin/workload /bin/reference")
     for line in lines:
         chain.machine.run(f"echo '{line}' >>/bin/workload")
     chain.machine.run("chmod +x /bin/workload")
 
 
 class SaysItWrote(ProgramChain):
-    """A guest's program that tells of writes that it did not do."""
+    """A guest's program that reports writes that it did not do."""
 
     async def build(self) -> None:
         await super().build()
@@ -68,7 +68,7 @@ class SaysItWrote(ProgramChain):
 
 
 class SaysItRead(ProgramChain):
-    """A guest's program that reads nothing and tells of zeroes."""
+    """A guest's program that reads nothing and reports zeroes."""
 
     async def build(self) -> None:
         await super().build()
@@ -76,7 +76,7 @@ class SaysItRead(ProgramChain):
 
 
 class SaysItDidAnother(ProgramChain):
-    """A guest's program that tells of a write that nobody asked for, and does none."""
+    """A guest's program that reports a write that was not requested, and does none."""
 
     async def build(self) -> None:
         await super().build()
@@ -84,14 +84,14 @@ class SaysItDidAnother(ProgramChain):
 
 
 @pytest.mark.parametrize(
-    ("sabotage", "verdicts"),
+    ("mutant", "verdicts"),
     [
         (Bypassed, {Verdict.LOST_WRITE, Verdict.CONTENT, Verdict.ALLOCATION}),
         (Forgetful, {Verdict.ALLOCATION}),
     ],
 )
-def test_a_sabotaged_chain_is_convicted(
-    sabotage: type[ProgramChain],
+def test_a_mutant_of_the_chain_is_killed(
+    mutant: type[ProgramChain],
     verdicts: set[Verdict],
     image: GuestImage,
     workspace: Workspace,
@@ -107,20 +107,20 @@ def test_a_sabotaged_chain_is_convicted(
             await work.command(Verb.CHECKPOINT)
             await work.check()
 
-    found = at_work(qemu_build, image, workspace, scenario, chain=sabotage)
+    found = at_work(qemu_build, image, workspace, scenario, chain=mutant)
     assert found is not None
     assert found.verdict in verdicts, str(found)
 
 
 @pytest.mark.parametrize(
-    ("liar", "verdict", "where"),
+    ("mutant", "verdict", "where"),
     [
         (SaysItWrote, Verdict.ALLOCATION, "active disk (file)"),
         (SaysItRead, Verdict.CONTENT, "guest read"),
     ],
 )
-def test_a_guests_program_that_lies_is_convicted(
-    liar: type[ProgramChain],
+def test_a_guests_program_that_misreports_is_found_out(
+    mutant: type[ProgramChain],
     verdict: Verdict,
     where: str,
     image: GuestImage,
@@ -134,12 +134,14 @@ def test_a_guests_program_that_lies_is_convicted(
         Operation(Side.CHAIN, Verb.CHECK, number=4),
         Operation(Side.GUEST, Verb.READ, 0, 64, number=5),
     ]
-    found = run_workload(qemu_build, image, workspace, operations=operations, chain=liar).divergence
+    found = run_workload(
+        qemu_build, image, workspace, operations=operations, chain=mutant
+    ).divergence
     assert found is not None
     assert (found.verdict, found.where) == (verdict, where), str(found)
 
 
-def test_a_program_that_tells_of_another_operation_lies(
+def test_a_program_that_reports_another_operation_is_refused(
     image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
     operations = [
@@ -156,12 +158,12 @@ def test_a_program_that_tells_of_another_operation_lies(
     ("does", "observed"),
     [(9, "nothing"), (11, str(list(random_operations(1, 11, 2, 0, 4096))[-1]))],
 )
-def test_a_program_that_does_too_few_or_too_many_operations_is_convicted(
+def test_a_program_that_does_too_few_or_too_many_operations_is_found_out(
     does: int, observed: str, image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
     async def scenario(work: GuestWork) -> None:
-        lie = f'random) exec /bin/honest "$1" random "$3" {does} "$5" "$6" "$7";;'
-        _replace_program(work.chain, lie)
+        wrong = f'random) exec /bin/reference "$1" random "$3" {does} "$5" "$6" "$7";;'
+        _replace_program(work.chain, wrong)
         await work.command(Verb.START)
         work.random(1, 10, 0, 4096)
 
@@ -170,7 +172,7 @@ def test_a_program_that_does_too_few_or_too_many_operations_is_convicted(
     assert (found.verdict, found.observed) == (Verdict.PROTOCOL, observed), str(found)
 
 
-def test_a_write_that_was_not_observed_is_convicted(
+def test_a_write_that_was_not_observed_is_found_out(
     image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
     async def scenario(work: GuestWork) -> None:
@@ -181,7 +183,7 @@ def test_a_write_that_was_not_observed_is_convicted(
         await work.check()
         reached.append("the second write")
         await work.chain.release()
-        # Into a cluster that holds other data: only the bytes tell.
+        # Into a cluster that holds other data: only the bytes show it.
         work.rig.machine.run(
             f"dd if=/dev/urandom of={work.chain.disk} bs=512 seek=2 count=1 oflag=direct"
         )
@@ -218,8 +220,8 @@ class MountsAnother(ProgramChain):
 
     async def add_source(self, size: int) -> tuple[str, Path]:
         source, log = await super().add_source(size)
-        honest = "/bin/busybox mount"
-        swapped = f'*"-o ro"*) {honest} -t ext4 -o ro {source} /mnt;; *) {honest} "$@";;'
+        original = "/bin/busybox mount"
+        swapped = f'*"-o ro"*) {original} -t ext4 -o ro {source} /mnt;; *) {original} "$@";;'
         self.machine.run(f'mount() {{ case "$*" in {swapped} esac; }}')
         return source, log
 
@@ -250,7 +252,7 @@ class SecondChanged(ProgramChain):
 
 
 @pytest.mark.parametrize(
-    ("scenario", "sabotage", "verdict", "where"),
+    ("scenario", "mutant", "verdict", "where"),
     [
         ("ext4-failover", DamagesOnUmount, Verdict.CORRUPTION, "e2fsck"),
         ("ext4-failover", WritesOnSync, Verdict.CONTENT, "the guest's files"),
@@ -259,9 +261,9 @@ class SecondChanged(ProgramChain):
         ("two-disks", SecondChanged, Verdict.LOST_WRITE, "secondary disk (file)"),
     ],
 )
-def test_a_scenarios_own_check_convicts(
+def test_a_scenarios_own_check_kills(
     scenario: str,
-    sabotage: type[ProgramChain],
+    mutant: type[ProgramChain],
     verdict: Verdict,
     where: str,
     image: GuestImage,
@@ -272,18 +274,18 @@ def test_a_scenarios_own_check_convicts(
     found = at_work(
         *(qemu_build, image, workspace, lambda work: tried.run(work, 1), Attachment(log=tried.log)),
         spec=ChainSpec(Workflow.REPLICATION, tried.size),
-        chain=sabotage,
+        chain=mutant,
     )
     assert found is not None
     assert (found.verdict, found.where) == (verdict, where), str(found)
 
 
-def test_a_saved_state_of_another_guest_is_convicted(
+def test_a_saved_state_of_another_guest_is_refused(
     image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
     async def mix_up() -> None:
         directory = workspace.subdirectory("a")
-        saved, other = GuestSpec(), GuestSpec(words=("qmpshim.sabotage",))
+        saved, other = GuestSpec(), GuestSpec(words=("qmpshim.another",))
         guest = await saved_state.ready(qemu_build, image, directory, saved)
         await guest.close()
         stale = saved_state.state_file(saved_state.key(qemu_build, image, saved))
@@ -330,7 +332,7 @@ def test_what_cannot_be_is_no_answer(said: str) -> None:
 
 
 def test_the_kernels_own_words_are_passed_over() -> None:
-    told: Any = list(read_lines("[ 1.5] I/O error, dev vda\n7 read 0 2 0x1+5x1\n8 flush 0 0 5\n"))
-    assert [line.operation.number for line in told] == [7, 8]
-    assert told[1].errno == 5
-    assert told[0].data[:512] == bytes(512)
+    lines: Any = list(read_lines("[ 1.5] I/O error, dev vda\n7 read 0 2 0x1+5x1\n8 flush 0 0 5\n"))
+    assert [line.operation.number for line in lines] == [7, 8]
+    assert lines[1].errno == 5
+    assert lines[0].data[:512] == bytes(512)

@@ -67,7 +67,7 @@ def finding(name: str, verdict: Verdict, cause: str, *schedule: RealChoice) -> F
         finding("backup-WV", Verdict.ISOLATION, "view: new data instead of the old data"),
         finding("WR", Verdict.ISOLATION, "view: new data after an I/O error", A_READ),
         finding("fleecing-RT", Verdict.ISOLATION, "guest_read: new data instead of the old data"),
-        # The judge's catch-all where no checkpoint is.
+        # The checkers' catch-all where no checkpoint is.
         finding("WX", Verdict.ISOLATION, "reads and disks fit no order"),
         finding("WX", Verdict.ISOLATION, "the view changes with the next primary write"),
         finding("RC", Verdict.ISOLATION, "reads and disks fit no order"),
@@ -197,8 +197,8 @@ def test_a_discard_leaves_no_zero_cluster_with_a_place_in_the_file() -> None:
 def test_a_failed_flush_is_qcow2s_own_affair_in_every_form(name: str, image: str) -> None:
     flush: Fail = Fail(io_id(0, f"{image} flush", 2), 5)
     found = finding(name, Verdict.CORRUPTION, f"{image} {FREE}", flush)
-    told = recogniser(known_findings(), SYSTEM)(found)
-    assert told == "failed-flush-leaves-l1-entry"
+    reported = recogniser(known_findings(), SYSTEM)(found)
+    assert reported == "failed-flush-leaves-l1-entry"
 
 
 def test_the_known_does_not_hide_the_new_of_the_same_words() -> None:
@@ -240,14 +240,14 @@ def test_a_directed_case_is_known_by_its_cause() -> None:
     running = promise("a failed start leaves replication running")
     assert start.covers(Verdict.ERROR_CONTRACT, running, SYSTEM)
     for name in ("start-busy-twice", "start-bad-top-twice"):
-        told = known_directed()[name]
+        reported = known_directed()[name]
         abort = crash_cause(
             name,
             Ending("was killed by SIGABRT", "qemu: error_setv: Assertion `*errp == NULL' failed."),
         )
-        assert told.covers(Verdict.CRASH, abort, SYSTEM)
+        assert reported.covers(Verdict.CRASH, abort, SYSTEM)
         other = crash_cause(name, Ending("was killed by SIGSEGV", ""))
-        assert not told.covers(Verdict.CRASH, other, SYSTEM)
+        assert not reported.covers(Verdict.CRASH, other, SYSTEM)
 
 
 def test_without_its_write_ups_nothing_is_called_new(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_without_its_write_ups_nothing_is_called_new(tmp_path: Path) -> None:
      {"causes": [{"kind": "ended", "detail": "("}]}, {"causes": [{"kind": "?"}]},
      {"causes": [{"kind": "ended", "words": "x"}]}, {"verdicts": ["bad"]}],
 )  # fmt: skip
-def test_a_damaged_write_up_is_told(tmp_path: Path, field: dict[str, object]) -> None:
+def test_a_damaged_write_up_is_reported(tmp_path: Path, field: dict[str, object]) -> None:
     value = json.loads((DIRECTORY / "checkpoint-corrupts-overlay.json").read_text())
     (tmp_path / "one.json").write_text(json.dumps({**value, **field}))
     with pytest.raises(InputError, match=r"one\.json is damaged"):

@@ -38,7 +38,7 @@ def test_the_worst_is_named() -> None:
     assert "silent wrong data: " in text
 
 
-def test_what_nobody_has_explained_is_not_harmless_within_the_contract() -> None:
+def test_what_is_not_explained_is_not_harmless_within_the_contract() -> None:
     new = SeenFinding(Verdict.ERROR_CONTRACT, "it is odd", contract=True)
     assert standing([new]) is Standing.NOT_RELIABLE and "it is odd" in assessed([new])
     outside = SeenFinding(Verdict.CRASH, "x", contract=False)
@@ -47,7 +47,7 @@ def test_what_nobody_has_explained_is_not_harmless_within_the_contract() -> None
     assert standing([]) is Standing.NOTHING and assessed([]) == "nothing known was seen"
 
 
-def test_what_did_not_show_itself_every_time_is_told_apart() -> None:
+def test_what_did_not_show_itself_every_time_is_kept_apart() -> None:
     """It makes nothing unreliable, and nothing green."""
     flaky = SeenFinding(Verdict.CONTENT, "now and then", contract=True, confirmed=False)
     assert standing([flaky]) is Standing.UNEXPLAINED

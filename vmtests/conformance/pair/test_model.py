@@ -1,4 +1,4 @@
-"""The pair's model and judge without a QEMU: bytes, checkpoints, failover, plans."""
+"""The pair's model and checks without a QEMU: bytes, checkpoints, failover, plans."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ def test_a_line_counts_when_it_is_whole(tmp_path: Path) -> None:
     console = GuestConsole(pair.primary)
     assert console.whole_lines() == b""  # there is no file yet
     pair.primary.console.write_text(said)
-    assert [told.operation.number for told in read_lines(console.whole_lines().decode())] == [1, 2]
+    assert [
+        reported.operation.number for reported in read_lines(console.whole_lines().decode())
+    ] == [1, 2]
     pair.primary.console.write_text(said + "6\n")
     assert console.whole_lines() == b"3 read 0 16 1x16\n"
     console.cut(len(said), b"9 flush")

@@ -1,4 +1,4 @@
-"""A pair of real QEMUs: block replication alone, COLO, failovers, and sabotage of all of them."""
+"""A pair of real QEMUs: block replication alone, COLO, failovers, and mutants of all of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qmpshim.conformance.pair.plan import MOMENTS, Failover, PairOutcome, PairPl
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.colo.pair import Pair
-from vmtests.support.pairs import SABOTAGES, Refused, Sabotage
+from vmtests.support.pairs import MUTANTS, Mutant, Refused
 
 ENDS = [kind for kind in Failover if kind is not Failover.CUT_LATE]
 
@@ -92,23 +92,23 @@ def test_checkpoint_after_the_link_was_cut(qemu_build: Build, tmp_path: Path) ->
     assert bundle is not None
 
 
-@pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda s: s.pair.__name__ + "-colo" * s.colo)
-def test_sabotage_is_convicted(sabotage: Sabotage, qemu_build: Build, tmp_path: Path) -> None:
-    if sabotage.colo and not colo_works(qemu_build):
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda s: s.pair.__name__ + "-colo" * s.colo)
+def test_a_mutant_is_killed(mutant: Mutant, qemu_build: Build, tmp_path: Path) -> None:
+    if mutant.colo and not colo_works(qemu_build):
         pytest.skip("COLO does not work on this build (known)")
     plan = PairPlan(
-        colo=sabotage.colo,
+        colo=mutant.colo,
         guest="none",
         checkpoints=2,
         writes=30,
-        failover=sabotage.failover,
-        resume=sabotage.resume,
-        limit=sabotage.limit,
+        failover=mutant.failover,
+        resume=mutant.resume,
+        limit=mutant.limit,
     )
-    outcome, bundle = go(plan, qemu_build, tmp_path, sabotage.pair)
+    outcome, bundle = go(plan, qemu_build, tmp_path, mutant.pair)
     found = [(f.divergence.verdict, f.divergence.where) for f in outcome.findings]
-    assert found[:1] == [(sabotage.verdict, sabotage.where)], words(outcome)
-    assert re.fullmatch(sabotage.cause, str(outcome.findings[0].cause)), words(outcome)
+    assert found[:1] == [(mutant.verdict, mutant.where)], words(outcome)
+    assert re.fullmatch(mutant.cause, str(outcome.findings[0].cause)), words(outcome)
     assert not outcome.findings[0].known
     assert bundle is not None
     assert (bundle / "secondary" / "disk.raw").stat().st_size == plan.size
@@ -197,9 +197,9 @@ def test_command(
     words = ["--no-colo", "--checkpoints", "2", "--failover", "cut", "--json", "out.json"]
     assert main(["pair", *words, "--keep", "kept"]) == 0
     assert "all as predicted: block replication: 2 of 2 checkpoints" in capsys.readouterr().out
-    told = json.loads((tmp_path / "out.json").read_text())
-    assert told["checkpoints"] == 2
-    assert told["findings"] == []
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["checkpoints"] == 2
+    assert document["findings"] == []
     assert (tmp_path / "kept" / "blocks" / "secondary" / "hidden.qcow2").stat().st_size
     assert main(["pair", "--no-colo", "--secondary-build", "nothing-of-the-kind"]) == 2
     assert "no build named" in capsys.readouterr().err

@@ -197,13 +197,13 @@ def _does_another(recorded: Recording) -> Recording:
     return recorded.with_line(number, lambda line: line.replace(b" write ", b" zero "))
 
 
-def _tells_nonsense(recorded: Recording) -> Recording:
+def _reports_nonsense(recorded: Recording) -> Recording:
     number = last(Verb.READ, next_is(Verb.WRITE)).number
     return recorded.with_line(number, lambda line: line.rpartition(b" ")[0] + b" hello\n")
 
 
 @pytest.mark.parametrize(
-    ("change", "convicted"),
+    ("change", "killed"),
     [
         (_all_lost, LOST),
         (_one_sector_lost, LOST),
@@ -213,17 +213,17 @@ def _tells_nonsense(recorded: Recording) -> Recording:
         (_reads_what_was_lost, (Verdict.CONTENT, GUEST)),
         (_leaves_one_out, (Verdict.PROTOCOL, GUEST)),
         (_does_another, (Verdict.PROTOCOL, GUEST)),
-        (_tells_nonsense, (Verdict.PROTOCOL, GUEST)),
+        (_reports_nonsense, (Verdict.PROTOCOL, GUEST)),
     ],
 )
 def test_linux_with_one_thing_changed(
     change: Callable[[Recording], Recording],
-    convicted: tuple[Verdict, str],
+    killed: tuple[Verdict, str],
     linux: dict[Verb, Recording],
     tmp_path: Path,
 ) -> None:
     found = judged(PLAN, change(linux[Verb.WRITE]), tmp_path)
-    assert convicted in seen(found), found
+    assert killed in seen(found), found
 
 
 # -- the boot sector ---------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from qmpshim.conformance.workload.pattern import (
 from qmpshim.model.disks.image import Contents, Owners, owned
 from qmpshim.model.units import SECTOR
 
-LAST = (1 << 36) - 1  # the last sector that can be told apart: 32 TiB
+LAST = (1 << 36) - 1  # the last sector that has data of its own: 32 TiB
 
 
 def owners_of(*numbers: int) -> Owners:

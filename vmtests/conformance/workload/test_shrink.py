@@ -96,7 +96,7 @@ def test_another_finding_does_not_count() -> None:
     assert found == AT
 
 
-def test_the_last_divergence_is_told() -> None:
+def test_the_last_divergence_is_reported() -> None:
     """Its place and words change while operations go; the report must fit the minimal case."""
 
     def test(candidate: Sequence[Operation]) -> Divergence | None:

@@ -202,7 +202,7 @@ def test_qemu_does_what_is_predicted_long(
 
 
 @pytest.mark.parametrize(
-    ("sabotage", "workflow", "needed", "most"),
+    ("mutant", "workflow", "needed", "most"),
     [
         (AroundQemu, Workflow.BACKUP, [Verb.START, Verb.WRITE], 3),
         pytest.param(Torn, Workflow.BACKUP, [Verb.WRITE], 2, marks=pytest.mark.full),
@@ -211,12 +211,12 @@ def test_qemu_does_what_is_predicted_long(
         ),
     ],
 )
-def test_a_sabotage_is_found_and_shrunk(
-    sabotage: type, workflow: Workflow, needed: list[Verb], most: int, qemu_build: Build
+def test_a_mutant_is_killed_and_its_case_shrunk(
+    mutant: type, workflow: Workflow, needed: list[Verb], most: int, qemu_build: Build
 ) -> None:
     spec = ChainSpec(workflow, SIZE, CLUSTER)
     with pytest.raises(AssertionError, match="predicted"):
-        explore(replace(setup_for(qemu_build, spec), chain=sabotage), 80, 5)
+        explore(replace(setup_for(qemu_build, spec), chain=mutant), 80, 5)
     kinds = [operation.verb for operation in ChainMachine.last]
     assert set(needed) <= set(kinds)
     assert len(kinds) <= most, [str(operation) for operation in ChainMachine.last]

@@ -1,4 +1,4 @@
-"""An honest QEMU does what is predicted, on every shape of chain; and what is told of it."""
+"""QEMU does what is predicted, on every shape of chain; and what is reported."""
 
 from __future__ import annotations
 
@@ -141,21 +141,21 @@ def test_what_the_model_once_did_not_know(
     assert result.divergence is None, str(result.divergence)
 
 
-# -- what is told --------------------------------------------------------------------------------
+# -- what is reported ----------------------------------------------------------------------------
 
 
 def test_an_outcome_as_data(workspace: Workspace, tmp_path: Path, qemu_build: Build) -> None:
     setup = setup_for(qemu_build, ChainSpec(R, 4 * MiB))
     outcome = run(setup, 300, 3, workspace, tmp_path / "kept")
-    told = outcome.to_json()
-    assert (told["workflow"], told["seed"], told["size"]) == ("replication", 3, 4 * MiB)
-    assert told["command"] == list(setup.command)
-    assert sum(told["operations"].values()) == 300
-    assert set(told["operations"]) == {
+    document = outcome.to_json()
+    assert (document["workflow"], document["seed"], document["size"]) == ("replication", 3, 4 * MiB)
+    assert document["command"] == list(setup.command)
+    assert sum(document["operations"].values()) == 300
+    assert set(document["operations"]) == {
         f"{o.side} {o.verb}" for o in Workload(setup.spec, 3).take(300)
     }
-    assert (told["divergence"], told["minimal"], told["bundle"]) == (None, [], None)
-    assert told["seconds"] > 0
+    assert (document["divergence"], document["minimal"], document["bundle"]) == (None, [], None)
+    assert document["seconds"] > 0
     # What is kept is whole and can be looked at.
     kept = tmp_path / "kept" / "replication"
     names = {path.name for path in kept.iterdir()}
@@ -173,10 +173,10 @@ def test_a_divergence_as_data(workspace: Workspace, qemu_build: Build) -> None:
     setup = replace(setup_for(qemu_build, ChainSpec(B, 4 * MiB)), chain=FlippedByte)
     outcome = run(setup, 300, 1, workspace)
     again = run(setup, 300, 1, workspace)
-    told = outcome.to_json()
-    assert told["divergence"]["verdict"] == "content"
-    assert told["minimal"] == [str(operation) for operation in outcome.operations]
-    assert 0 < len(told["minimal"]) <= 3
+    document = outcome.to_json()
+    assert document["divergence"]["verdict"] == "content"
+    assert document["minimal"] == [str(operation) for operation in outcome.operations]
+    assert 0 < len(document["minimal"]) <= 3
     assert outcome.bundle is not None and again.bundle is not None
     assert outcome.bundle.name == "backup-content-seed1"
     assert again.bundle.name == "backup-content-seed1-2"  # nothing is overwritten

@@ -87,7 +87,7 @@ def test_a_program_by_its_name_or_path(name: str) -> None:
     assert resolve(name).binary == Path(os.path.realpath(str(EMULATOR)))
 
 
-def test_no_qemu_tells_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_qemu_reports_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(builds, "_SYSTEM_NAMES", (builds.EMULATOR,))
     with pytest.raises(HostError, match="apt-get install qemu-system-x86 qemu-utils"):
@@ -278,16 +278,16 @@ def test_one_writer_at_a_time(fake: Path, cache: Path) -> None:
         [sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdin and other.stdout and other.stdout.readline() == "held\n"
-        told: list[str] = []
+        reported: list[str] = []
 
         def waiting() -> None:
             assert other.stdin
-            told.append("waiting")
+            reported.append("waiting")
             other.stdin.write("\n")
             other.stdin.flush()
 
         with registry.lock(waiting):
-            assert told == ["waiting"]
+            assert reported == ["waiting"]
 
 
 def test_what_a_killed_writer_left_is_swept(cache: Path) -> None:

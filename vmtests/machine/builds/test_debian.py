@@ -153,8 +153,8 @@ def registry_is_empty(cache: Path) -> bool:
 
 @needs_archive
 def test_fetch_and_run(archive: Archive, cache: Path) -> None:
-    told: list[str] = []
-    build = debian.fetch("debian:made", told.append)
+    reported: list[str] = []
+    build = debian.fetch("debian:made", reported.append)
     prefix = cache / "builds/debian-made/prefix"
     assert (build.name, build.kind) == ("debian:made", "debian")
     assert build.binary == prefix / "usr/bin" / builds.EMULATOR
@@ -163,7 +163,7 @@ def test_fetch_and_run(archive: Archive, cache: Path) -> None:
     assert build.tool("qemu-img")[-1] == f"{prefix}/usr/bin/qemu-img"
     assert b"qemu-img version" in subprocess.check_output([*build.tool("qemu-img"), "--version"])
     assert probe.probe(build).sha256 == probe.fingerprint(Path(str(EMULATOR)).resolve())
-    assert [line.split(": ")[1].split()[0] for line in told] == [
+    assert [line.split(": ")[1].split()[0] for line in reported] == [
         "reading",
         "downloading",
         "unpacking",
@@ -177,9 +177,9 @@ def test_fetch_and_run(archive: Archive, cache: Path) -> None:
     assert [path.name for path in (cache / "builds").glob("*")] == ["debian-made"]
     # A second time there is nothing to do, and without the mirror it can still be used.
     shutil.rmtree(archive.root)
-    told.clear()
-    assert debian.fetch("debian:made", told.append) == build
-    assert told == []
+    reported.clear()
+    assert debian.fetch("debian:made", reported.append) == build
+    assert reported == []
     assert builds.resolve("debian:made") == build
     assert builds.list_builds()[-1].name == "debian:made"
     builds.remove("debian:made")
@@ -380,10 +380,10 @@ def start_fetch(archive: Archive) -> subprocess.Popen[str]:
 @needs_archive
 def test_two_at_once(archive: Archive, cache: Path) -> None:
     both = [start_fetch(archive) for _ in range(2)]
-    told = [fetch.communicate(timeout=60)[0] for fetch in both]
+    output = [fetch.communicate(timeout=60)[0] for fetch in both]
     assert [fetch.returncode for fetch in both] == [0, 0]
-    assert "".join(told).count("downloading") == 1
-    assert "".join(told).count("waiting for another fetch to end") == 1
+    assert "".join(output).count("downloading") == 1
+    assert "".join(output).count("waiting for another fetch to end") == 1
     assert registry.names() == ["debian:made"]
 
 
@@ -516,7 +516,7 @@ def test_nobody_can_fetch() -> None:
         "from qmpshim.machine.builds import debian, probe; "
         "print(probe.probe(debian.fetch('debian:sid')))"
     )
-    with tempfile.TemporaryDirectory(dir="/tmp") as home:  # within nobody's reach
+    with tempfile.TemporaryDirectory(dir="/tmp") as home:  # which the user nobody may read
         os.chown(home, 65534, 65534)
         ended = subprocess.run(
             [

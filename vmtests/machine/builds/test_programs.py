@@ -20,8 +20,8 @@ def test_a_command_has_the_builds_programs(
     version = ".".join(map(str, read_version(each_build)[0]))
     for words in (f"{EMULATOR} --version", "$QEMU --version", "qemu-img -V", "$QEMU_IMG -V"):
         assert main(["builds", "run", each_build.name, "--", "sh", "-c", words]) == 0
-        told = capfd.readouterr().out
-        assert version in told, told
+        output = capfd.readouterr().out
+        assert version in output, output
 
 
 def test_a_script_runs_with_a_build(each_build: Build, tmp_path: Path) -> None:

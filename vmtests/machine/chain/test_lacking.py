@@ -1,4 +1,4 @@
-"""What a build's schema has not of a command is told from what its QEMU refuses."""
+"""What a build's schema has not of a command is found from what its QEMU refuses."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_what_was_sent_has_been_handled(machine: GatedMachine) -> None:
 
 
 def test_with_nothing_to_do_nothing_more_comes(machine: GatedMachine) -> None:
-    """Of a QEMU that is asleep that can be told at once, wrapped or not; not while we hold."""
+    """Of a QEMU that is asleep that is known at once, wrapped or not; not while we hold."""
     machine.settle()
     assert machine.event_loop.until(lambda: machine.stalled(60.0), 60.0)
     assert not machine.stalled(1e9)  # qcow2 cleans its caches every ten minutes

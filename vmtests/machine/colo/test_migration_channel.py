@@ -1,4 +1,4 @@
-"""COLO's messages on the migration channel: told apart, counted, held."""
+"""COLO's messages on the migration channel: distinguished, counted, held."""
 
 from __future__ import annotations
 

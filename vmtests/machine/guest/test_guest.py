@@ -13,7 +13,7 @@ from qmpshim.machine.guest.image import GuestImage
 from qmpshim.machine.host.workspace import Workspace
 
 
-def test_a_guest_does_what_it_is_told_and_its_panic_is_seen(
+def test_a_guest_runs_its_commands_and_its_panic_is_seen(
     image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
     async def scenario() -> None:
@@ -46,7 +46,7 @@ def _commands(guest: Guest) -> None:
     assert guest.run("echo still here").status == 0
 
 
-def test_a_kernel_panic_is_told_as_one(
+def test_a_kernel_panic_is_reported_as_one(
     image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
     async def scenario() -> None:
@@ -61,7 +61,7 @@ def test_a_kernel_panic_is_told_as_one(
     assert "end Kernel panic" in (workspace.path / "console.log").read_text()
 
 
-def test_a_qemu_that_dies_under_a_guest_is_told_as_that(
+def test_a_qemu_that_dies_under_a_guest_is_reported_as_that(
     image: GuestImage, workspace: Workspace, qemu_build: Build
 ) -> None:
     async def scenario() -> None:

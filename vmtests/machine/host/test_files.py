@@ -1,4 +1,4 @@
-"""Image files: what a hole costs, and what is said when there is no room."""
+"""Image files: what a hole costs, and what is reported when there is no space."""
 
 from __future__ import annotations
 

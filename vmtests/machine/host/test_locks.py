@@ -1,4 +1,4 @@
-"""A deadlock is told from outside the process that is in it."""
+"""A deadlock is found from outside the process that is in it."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_a_qemu_that_hangs(tmp_path: Path, qemu_build: Build) -> None:
     assert "no answer in 2" in (tmp_path / "qmp.log").read_text()
 
 
-def test_nobody_else_waits_while_a_qemu_does_not_end(tmp_path: Path, qemu_build: Build) -> None:
+def test_nothing_else_waits_while_a_qemu_does_not_end(tmp_path: Path, qemu_build: Build) -> None:
     """One that has lost its connection and still runs is waited for, but not by the whole loop."""
     turns = 0
 
@@ -159,7 +159,7 @@ def test_who_is_interrupted_while_it_waits_for_the_end_leaves_nothing_running(
 def test_an_interruption_in_the_moment_of_the_answer_is_not_lost(
     tmp_path: Path, qemu_build: Build
 ) -> None:
-    """asyncio.wait_for() of Python 3.11 gives the answer instead, and nobody is interrupted."""
+    """asyncio.wait_for() of Python 3.11 gives the answer instead, and nothing is interrupted."""
 
     async def test(qemu: Qemu) -> None:
         asking = asyncio.ensure_future(qemu.execute("query-version"))
@@ -198,7 +198,7 @@ def test_a_start_that_is_interrupted_leaves_nothing_running(
     asyncio.run(run())
 
 
-def test_what_it_says_is_told(tmp_path: Path, qemu_build: Build) -> None:
+def test_what_it_says_is_reported(tmp_path: Path, qemu_build: Build) -> None:
     async def run(*args: str) -> None:
         await Qemu(qemu_build.command(), tmp_path, args, env=qemu_build.env, limit=20.0).start()
 

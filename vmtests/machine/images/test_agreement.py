@@ -1,4 +1,4 @@
-"""The three image readers against each other, and each of them sabotaged."""
+"""The three image readers against each other, and mutants of each."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_libqcow_refuses_in_one_line(path: Path) -> None:
 
 # -- QEMU's tools ------------------------------------------------------------------------------
 
-PRESENT = (6, 1, 0)  # since then `qemu-img map` tells what is present
+PRESENT = (6, 1, 0)  # since then `qemu-img map` reports what is present
 
 
 def test_qemu_img_map(path: Path, qemu_build: Build) -> None:
@@ -228,7 +228,7 @@ def test_tools_that_fail_say_so_in_one_line(path: Path, tmp_path: Path) -> None:
         agree(tmp_path / "absent")
 
 
-# -- all against all, sabotaged ----------------------------------------------------------------
+# -- all against all, mutants ------------------------------------------------------------------
 
 
 def script(path: Path, text: str) -> str:
@@ -260,20 +260,20 @@ def script(path: Path, text: str) -> str:
         ),
     ],
 )
-def test_agree_convicts_a_lying_map(
+def test_agree_finds_a_misbehaving_map(
     path: Path, tmp_path: Path, edit: str, sentence: str, qemu_build: Build
 ) -> None:
     if "present" in edit and read_version(qemu_build)[0] < PRESENT:
         pytest.skip("this qemu-img map does not tell what is present")
-    liar = script(
-        tmp_path / "liar",
+    misbehaving = script(
+        tmp_path / "misbehaving",
         f'if [ $1 = map ]; then qemu-img "$@" | sed \'{edit}\'; else exec qemu-img "$@"; fi',
     )
     assert agree(path) == []
-    assert agree(path, [liar]) == [sentence]
+    assert agree(path, [misbehaving]) == [sentence]
 
 
-def test_agree_convicts_a_lying_check(path: Path, tmp_path: Path) -> None:
+def test_agree_finds_a_misbehaving_check(path: Path, tmp_path: Path) -> None:
     for answer, status, sentence in (
         (
             '{"corruptions": 3}',
@@ -282,15 +282,15 @@ def test_agree_convicts_a_lying_check(path: Path, tmp_path: Path) -> None:
         ),
         ('{"leaks": 2}', 3, "qemu-img check counts 2 leaks, the independent check 0"),
     ):
-        liar = script(
-            tmp_path / "liar",
+        misbehaving = script(
+            tmp_path / "misbehaving",
             f"[ $1 = check ] && {{ echo '{answer}'; exit {status}; }}\nexec qemu-img \"$@\"",
         )
-        assert agree(path, [liar]) == [sentence]
-    script(tmp_path / "liar", "echo no image >&2; exit 1")
-    told = agree(path, [liar])
-    assert told[0].startswith("qemu-img check: qemu-img check refuses the image: no image;")
-    assert told[1] == "qemu-img map refuses the image: no image"
+        assert agree(path, [misbehaving]) == [sentence]
+    script(tmp_path / "misbehaving", "echo no image >&2; exit 1")
+    reported = agree(path, [misbehaving])
+    assert reported[0].startswith("qemu-img check: qemu-img check refuses the image: no image;")
+    assert reported[1] == "qemu-img map refuses the image: no image"
 
 
 def test_an_old_map_leaves_zero_and_unallocated_open(path: Path, tmp_path: Path) -> None:
@@ -305,16 +305,16 @@ def test_an_old_map_leaves_zero_and_unallocated_open(path: Path, tmp_path: Path)
     assert "the independent reader says data" in agree(path, [old])[0]
 
 
-def test_agree_convicts_a_lying_walker(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_agree_finds_a_misbehaving_walker(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def altered(change: Callable[[Clusters], Clusters]) -> list[str]:
         def clusters(self: Qcow2Reader) -> Clusters:
-            return change(honest(self))
+            return change(original(self))
 
         with monkeypatch.context() as patch:
             patch.setattr(Qcow2Reader, "clusters", clusters)
             return agree(path)
 
-    honest = Qcow2Reader.clusters
+    original = Qcow2Reader.clusters
     assert altered(lambda c: c) == []
     data_as_zero = altered(lambda c: Clusters(c.index, np.ones_like(c.kind), c.host))
     assert "at 0x0: libqcow reads data, the independent reader says zero" in data_as_zero
@@ -327,20 +327,20 @@ def test_agree_convicts_a_lying_walker(path: Path, monkeypatch: pytest.MonkeyPat
     assert "at 0x0: libqcow and the independent reader read different bytes" in elsewhere
 
 
-def test_agree_convicts_a_lying_libqcow(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = QcowReader.read
-    lies = {70000, 200 * KiB}
+def test_agree_finds_a_misbehaving_libqcow(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = QcowReader.read
+    wrong = {70000, 200 * KiB}
 
     def read(self: QcowReader, offset: int, length: int) -> bytes:
-        data = bytearray(honest(self, offset, length))
-        for lie in lies:
-            if offset <= lie // KiB * KiB and lie < offset + length:
-                data[lie - offset] ^= 1
+        data = bytearray(original(self, offset, length))
+        for wrong_at in wrong:
+            if offset <= wrong_at // KiB * KiB and wrong_at < offset + length:
+                data[wrong_at - offset] ^= 1
         return bytes(data)
 
     monkeypatch.setattr(QcowReader, "read", read)
     assert agree(path) == ["at 0x11170: libqcow and the independent reader read different bytes"]
-    lies.add(192 * KiB + 5)
+    wrong.add(192 * KiB + 5)
     assert "at 0x30000: libqcow reads data, the independent reader says zero" in agree(path)
     monkeypatch.setattr(libqcow.pyqcow, "file", BrokenLibqcow)
     assert agree(path) == [
@@ -353,7 +353,7 @@ class BrokenLibqcow:
         raise OSError("gone")
 
 
-def test_an_image_that_all_convict_is_no_disagreement(path: Path) -> None:
+def test_an_image_that_all_call_corrupt_is_no_disagreement(path: Path) -> None:
     good = path.read_bytes()
     for at, value in ((40, 1 << 62), (Tables(bytearray(good)).l2, 1 << 50), (0, 0)):
         image = bytearray(good)
@@ -364,7 +364,7 @@ def test_an_image_that_all_convict_is_no_disagreement(path: Path) -> None:
             list(Qcow2Reader.parse(image).runs())
 
 
-def test_agree_tells_what_only_one_check_convicts(path: Path) -> None:
+def test_agree_reports_what_only_one_check_finds(path: Path) -> None:
     image = bytearray(path.read_bytes())
     image[79] |= 2
     path.write_bytes(image)

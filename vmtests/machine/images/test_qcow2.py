@@ -226,9 +226,9 @@ def test_unknown_features_have_a_name(image: bytearray, at: int, value: int, fea
     assert raised.value.exit_code == 125
 
 
-# -- sabotage ----------------------------------------------------------------------------------
+# -- mutants -----------------------------------------------------------------------------------
 
-SABOTAGE: dict[str, tuple[Callable[[Tables], None], str]] = {
+MUTANTS: dict[str, tuple[Callable[[Tables], None], str]] = {
     "refcount 1 to 0": (lambda t: t.refcount(t.data(0), 0), "refcount 0, but 1 references"),
     "refcount 1 to 2": (lambda t: t.refcount(t.data(0), 2), "its refcount is not 1"),
     "refcount of a table": (lambda t: t.refcount(t.l1, 0), "refcount 0, but 1 references"),
@@ -261,16 +261,16 @@ SABOTAGE: dict[str, tuple[Callable[[Tables], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", SABOTAGE)
-def test_sabotage_is_convicted_here_and_by_qemu(
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_is_killed_here_and_by_qemu(
     image: bytearray, tmp_path: Path, name: str, qemu_build: Build
 ) -> None:
-    sabotage, text = SABOTAGE[name]
-    sabotage(Tables(image))
+    mutant, text = MUTANTS[name]
+    mutant(Tables(image))
     (tmp_path / "bad.qcow2").write_bytes(image)
     findings = check(Qcow2Reader.parse(image))
     corruptions = [f.text for f in findings if f.severity is Severity.CORRUPTION]
-    assert any(re.search(text, told) for told in corruptions), findings
+    assert any(re.search(text, reported) for reported in corruptions), findings
     assert findings[0].severity is Severity.CORRUPTION  # the worst comes first
     if "reserved" in name and read_version(qemu_build)[0] < (6, 2, 0):
         return  # `qemu-img check` looks at reserved bits since 6.2 (block/qcow2-refcount.c)
@@ -347,7 +347,7 @@ def test_broken_entries_are_not_followed(image: bytearray, what: str) -> None:
 
 
 def flips_agree(path: Path, seed: int, count: int) -> None:
-    """Whatever bit of the metadata flips: what qemu-img check convicts is convicted here."""
+    """Whatever bit of the metadata flips: what qemu-img check calls corrupt is corrupt here."""
     dice = random.Random(seed)
     cluster = dice.choice([4 * KiB, 64 * KiB])
     commands = [
@@ -366,13 +366,11 @@ def flips_agree(path: Path, seed: int, count: int) -> None:
         bad = bytearray(good)
         bad[at] ^= bit
         try:
-            convicted = any(
-                f.severity is not Severity.NOTICE for f in check(Qcow2Reader.parse(bad))
-            )
+            refused = any(f.severity is not Severity.NOTICE for f in check(Qcow2Reader.parse(bad)))
         except (ImageError, UnsupportedFeature):
-            convicted = True
+            refused = True
         path.write_bytes(bad)
-        assert convicted or not check_fails(path), f"seed {seed}: bit {bit:#x} of byte {at:#x}"
+        assert refused or not check_fails(path), f"seed {seed}: bit {bit:#x} of byte {at:#x}"
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -130,7 +130,7 @@ def test_data_where_none_can_be(packed: Path, place: str) -> None:
     assert check_fails(packed)
 
 
-def test_another_use_of_the_cluster_is_told(packed: Path) -> None:
+def test_another_use_of_the_cluster_is_reported(packed: Path) -> None:
     image = bytearray(packed.read_bytes())
     tables = Tables(image)
     tables.put(tables.l2 + 3 * 8, tables.data(0) & ~0xFFFF)  # cluster 3 is there, too

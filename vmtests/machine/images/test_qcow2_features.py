@@ -164,11 +164,11 @@ BROKEN: dict[str, tuple[Callable[[Tables], None], str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_bitmaps_are_convicted(
+def test_broken_bitmaps_are_found(
     extended: bytearray, tmp_path: Path, name: str, qemu_build: Build
 ) -> None:
-    sabotage, text = BROKEN[name]
-    sabotage(Tables(extended))
+    spoil, text = BROKEN[name]
+    spoil(Tables(extended))
     findings = check(Qcow2Reader.parse(extended))
     assert [f.severity for f in findings][:1] == [Severity.CORRUPTION]
     with pytest.raises(ImageError, match=text):
@@ -179,18 +179,18 @@ def test_broken_bitmaps_are_convicted(
 
 
 def test_bits_that_flip_in_bitmaps(extended: bytearray, tmp_path: Path) -> None:
-    """What qemu-img check convicts is convicted; what passes both is read as QEMU reads it."""
+    """What qemu-img check calls corrupt is corrupt; what passes both is read as QEMU reads it."""
     dice, tables, path = random.Random(1), Tables(extended), tmp_path / "flip.qcow2"
     for _ in range(40):
         bad = bytearray(extended)
         bad[tables.l2 + dice.randrange(16 * 4)] ^= 1 << dice.randrange(8)
         path.write_bytes(bad)
         try:
-            convicted = bool(check(Qcow2Reader.parse(bad)))
+            refused = bool(check(Qcow2Reader.parse(bad)))
         except (ImageError, UnsupportedFeature):
-            convicted = True
-        assert convicted or not check_fails(path)
-        assert convicted or agree(path) == []
+            refused = True
+        assert refused or not check_fails(path)
+        assert refused or agree(path) == []
 
 
 def test_an_external_cluster_in_the_wrong_place(tmp_path: Path) -> None:

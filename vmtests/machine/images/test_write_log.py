@@ -62,7 +62,7 @@ def on_a_log(build: Build, workspace: Workspace, use: Use, **options: Any) -> by
     return log.read_bytes()
 
 
-def told(entry: LogEntry) -> tuple[int, int, Flag]:
+def fields(entry: LogEntry) -> tuple[int, int, Flag]:
     return entry.offset, entry.length, entry.flags
 
 
@@ -87,7 +87,7 @@ def test_every_kind_of_request(each_build: Build, workspace: Workspace, sector: 
     assert log.sector_size == sector
     # At its end, and in its NBD server when a client hangs up, QEMU may flush once more.
     entries = [entry for entry in log.entries() if not entry.flags & Flag.FLUSH]
-    assert [told(entry) for entry in entries] == [
+    assert [fields(entry) for entry in entries] == [
         (2 * sector, 3 * sector, Flag(0)),
         (8 * sector, 4 * sector, Flag(0)),
         (131072, 65536, Flag.DISCARD),
@@ -142,7 +142,7 @@ def test_following_a_log_that_grows(qemu_build: Build, workspace: Workspace) -> 
         for number in range(5):
             client.wait(client.submit_write(bytes([number]) * 512, number * 512))
             new = list(WriteLog(log.read_bytes()).entries(last, live=True))
-            seen.extend(map(told, new))
+            seen.extend(map(fields, new))
             last = new[-1]
 
     on_a_log(qemu_build, workspace, use)

@@ -131,7 +131,7 @@ needs_nbdkit = pytest.mark.skipif(shutil.which("nbdkit") is None, reason="nbdkit
 
 @needs_nbdkit
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EPERM])
-def test_errors_of_the_server_are_told(serve: Server, number: int) -> None:
+def test_errors_of_the_server_are_reported(serve: Server, number: int) -> None:
     _, uri = serve("nbdkit", "-f", "-U", "SOCKET", "--filter=error", "memory", "1M",
                    f"error={errno.errorcode[number]}", "error-rate=100%")  # fmt: skip
     client = NbdClient(uri, limit=20.0)
@@ -179,7 +179,7 @@ def test_a_server_that_dies(qemu_nbd: tuple[subprocess.Popen[bytes], str]) -> No
 
 
 def test_a_server_that_hangs(qemu_nbd: tuple[subprocess.Popen[bytes], str]) -> None:
-    """Also when it is closed: nobody waits for the server to hear the goodbye."""
+    """Also when it is closed: it does not wait until the server has read the disconnect."""
     server, uri = qemu_nbd
     client = NbdClient(uri, limit=0.5)
     os.kill(server.pid, signal.SIGSTOP)

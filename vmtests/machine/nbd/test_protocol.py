@@ -67,7 +67,7 @@ def test_greeting() -> None:
     assert Handshake.greeting == b"NBDMAGICIHAVEOPT\x00\x03"
 
 
-def test_go_tells_size_flags_and_what_was_asked() -> None:
+def test_go_reports_size_flags_and_what_was_requested() -> None:
     handshake, answer = negotiate(option(8), go("disk", 1, 2, 3, 99))
     infos = [data for _, kind, data in replies(answer) if kind == INFO]
     assert struct.pack(">HQH", 0, 1 << 20, 0b1000_0101) in infos  # HAS_FLAGS, FLUSH, DF

@@ -1,4 +1,4 @@
-"""The NBD link between a pair: it passes, tells, loses, stalls and breaks."""
+"""The NBD link between a pair: it passes, reports, loses, stalls and breaks."""
 
 from __future__ import annotations
 
@@ -24,19 +24,21 @@ class Wire:
     """A gate as the server, a link before it, both in a loop of their own thread."""
 
     def __init__(self, directory: Path) -> None:
-        self.told: list[tuple[str, int, int]] = []
+        self.completed: list[tuple[str, int, int]] = []
         self.gate = Gate()
         self.store = MemoryStore(SIZE)
         self.gate.add("disk", self.store)
-        self.link = NbdLink(directory / "server.sock", "disk", directory / "link.sock", self._tell)
+        self.link = NbdLink(
+            directory / "server.sock", "disk", directory / "link.sock", self._report
+        )
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
         self.run(lambda: self.gate.start(directory / "server.sock"))
         self.run(self.link.start)
 
-    def _tell(self, request: Request, error: int) -> None:
-        self.told.append((NbdCommand(request.type).name, request.offset, error))
+    def _report(self, request: Request, error: int) -> None:
+        self.completed.append((NbdCommand(request.type).name, request.offset, error))
 
     def run(self, make: Callable[[], object]) -> object:
         async def call() -> object:
@@ -68,22 +70,22 @@ def write(nbd: NbdClient, data: bytes, offset: int) -> None:
     nbd.wait(nbd.submit_write(data, offset))
 
 
-def test_passes_and_tells(wire: Wire) -> None:
+def test_passes_and_reports(wire: Wire) -> None:
     nbd = client(wire)
     write(nbd, b"a" * 512, 1024)
     nbd.wait(nbd.submit_zero(512, 4096))
     assert bytes(nbd.read(512, 1024)) == b"a" * 512
-    assert wire.told == [("WRITE", 1024, 0), ("WRITE_ZEROES", 4096, 0)]
+    assert wire.completed == [("WRITE", 1024, 0), ("WRITE_ZEROES", 4096, 0)]
     nbd.close()
 
 
-def test_loses_what_it_is_told_to_lose(wire: Wire) -> None:
+def test_loses_what_it_has_to_lose(wire: Wire) -> None:
     wire.link.lose = lambda request: request.offset == 512
     nbd = client(wire)
     write(nbd, b"a" * 512, 0)
     write(nbd, b"b" * 512, 512)  # acknowledged, and gone
     assert wire.store.read(0, 1024) == b"a" * 512 + bytes(512)
-    assert [offset for _, offset, _ in wire.told] == [0]
+    assert [offset for _, offset, _ in wire.completed] == [0]
     assert wire.link.lost == 1
     nbd.close()
 
@@ -99,10 +101,10 @@ def test_stall_and_mend(wire: Wire) -> None:
         waiter.join(0.05)
         deadline -= 1
     assert wire.link.waiting == 1
-    assert wire.told == []
+    assert wire.completed == []
     wire.run(wire.link.mend)
     waiter.join(20)
-    assert wire.told == [("WRITE", 0, 0)]
+    assert wire.completed == [("WRITE", 0, 0)]
     nbd.close()
 
 
@@ -142,4 +144,4 @@ def test_a_server_that_dies_in_a_request_does_not_leave_the_client_waiting(wire:
     assert len(failed) == 1
     nbd.close()
     wire.run(wire.link.settled)
-    assert [error != 0 for _, _, error in wire.told] == [True]  # done or not: nobody knows
+    assert [error != 0 for _, _, error in wire.completed] == [True]  # done or not is unknown

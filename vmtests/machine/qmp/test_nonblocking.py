@@ -1,4 +1,4 @@
-"""The event loop's clients: a QEMU that goes away, or talks nonsense, is told as such."""
+"""The event loop's clients: a QEMU that goes away, or talks nonsense, is reported as such."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_stopped_qemu_hangs_and_refuses_no_client(qemu_build: Build) -> None:
         (b"\xff\xfe", "no JSON"),
     ],
 )
-def test_what_is_not_qmp_is_told_at_once(said: bytes, why: str) -> None:
+def test_what_is_not_qmp_is_reported_at_once(said: bytes, why: str) -> None:
     ours, theirs = socket.socketpair()
     with (
         theirs,

@@ -1,4 +1,4 @@
-"""The primary's chain: where the guest's writes are, and which failure is told to whom."""
+"""The primary's chain: where the guest's writes are, and where each failure is reported."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def test_a_write_is_on_both_disks_while_replication_runs() -> None:
 
 
 @pytest.mark.parametrize("write", ["guest_write", "guest_zero"])
-def test_an_error_of_the_primary_disk_is_told_to_who_asked(write: str) -> None:
+def test_an_error_of_the_primary_disk_is_reported_to_its_client(write: str) -> None:
     """Case 1. The other side has the data all the same, and nothing went wrong there."""
     chain = running()
     verb = "zero" if write == "guest_zero" else "write"
-    with pytest.raises(ModelIOError) as told:
+    with pytest.raises(ModelIOError) as raised:
         run_sequentially(getattr(chain, write)(0, 128, 1), refusing("primary", verb=verb, errno=28))
-    assert told.value.errno == 28
+    assert raised.value.errno == 28
     assert on(chain) == ({0}, {-1 if verb == "zero" else 1}) and chain.status() is None
 
 

@@ -104,7 +104,7 @@ def test_counterexample_of_the_fill_that_2_8_does_not_protect() -> None:
 # -- the parts of the newer protocols --------------------------------------------------------------
 
 
-def test_nobody_waits_for_a_request_that_waits() -> None:
+def test_no_request_waits_for_one_that_waits() -> None:
     tracked = TrackedRequests()
     reader = tracked.begin(0, 8)
     writer = tracked.begin(0, 8)

@@ -65,7 +65,7 @@ def test_cluster_size_is_at_least_64_kib(cluster: int, expected: int) -> None:
     assert make_job(cluster, 8192).cluster_size == expected
 
 
-def test_without_overlap_nobody_waits() -> None:
+def test_without_overlap_nothing_waits() -> None:
     job = make_job()
     begin(job, 0, 128)
     run_sequentially(backup_wait_for_overlapping_requests(job, 128, 128))

@@ -103,16 +103,16 @@ def test_qcow2_against_the_oracle(backed: bool, acts: list[tuple[str, tuple[int,
 
 
 @given(RANGE)
-def test_runs_cover_the_range_and_tell_the_allocation(where: tuple[int, int]) -> None:
+def test_runs_cover_the_range_and_report_the_allocation(where: tuple[int, int]) -> None:
     image = Qcow2Image("hidden", SIZE, CLUSTER, True)
     run_sequentially(image.write(8, owned(1, 8)))
     run_sequentially(image.zero(24, 8, -2, unmap=True))
     start, count = where
-    told: dict[int, Alloc] = {}
+    reported: dict[int, Alloc] = {}
     for first, length, kind in image.runs(start, count):
-        told |= dict.fromkeys(range(first, first + length), kind)
-    assert list(told) == list(range(start, start + count))
-    for sector, kind in told.items():
+        reported |= dict.fromkeys(range(first, first + length), kind)
+    assert list(reported) == list(range(start, start + count))
+    for sector, kind in reported.items():
         assert kind is image.alloc.get(sector // CLUSTER, Alloc.UNALLOCATED)
 
 
@@ -152,7 +152,7 @@ def test_contents_are_an_array_of_owners(writes: list[tuple[int, int]]) -> None:
     assert is_zero(contents.read(0, 6 * PAGE))
 
 
-def test_raw_knows_zeroes_only_as_far_as_the_host_tells() -> None:
+def test_raw_knows_zeroes_only_as_far_as_the_host_reports() -> None:
     image = RawImage("secondary", SIZE)
     assert image.status_zero(0, SIZE) is Alloc.ALLOCATED
     run_sequentially(image.write(0, owned(1, 1)))

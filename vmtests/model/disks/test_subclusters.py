@@ -43,7 +43,7 @@ def differs(directory: Path, seed: int, backed: bool) -> list[str]:
         count = min(size - start, dice.choice(wanted))
         verb = dice.choice(["write", "write", "zero", "unmap", "discard"])
         if backed and verb in ("zero", "unmap"):
-            # Nobody writes zeroes to a part of an overlay's cluster: the model does not fill it.
+            # Nothing writes zeroes to a part of an overlay's cluster: the model does not fill it.
             start -= start % unit
             count = min(size - start, -(-count // unit) * unit)
         words = {"write": f"write -P {number}", "zero": "write -z", "unmap": "write -z -u"}

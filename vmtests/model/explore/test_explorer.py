@@ -85,26 +85,26 @@ def test_budget_ends_it() -> None:
 
 @pytest.mark.parametrize("mode", [Mode.RANDOM, Mode.PREEMPTION])
 def test_chance_finds_what_there_is_to_find(mode: Mode) -> None:
-    sabotage = MUTANTS["reader-skips-begin"]
+    mutant = MUTANTS["reader-skips-begin"]
     result = explore(
-        sabotage.system(SCENARIOS["write-read"]), mode, Budget(schedules=500), preemptions=2
+        mutant.system(SCENARIOS["write-read"]), mode, Budget(schedules=500), preemptions=2
     )
     assert result.violations and not result.exhaustive
     again = explore(
-        sabotage.system(SCENARIOS["write-read"]), mode, Budget(schedules=500), preemptions=2
+        mutant.system(SCENARIOS["write-read"]), mode, Budget(schedules=500), preemptions=2
     )
     assert again.violations == result.violations  # the seed decides
 
 
 def test_shortest_is_shortest_and_replays() -> None:
-    sabotage = MUTANTS["none"]
+    mutant = MUTANTS["none"]
     scenario = SCENARIOS["write-read"]
-    schedule = shortest(sabotage.system(scenario), 12)
+    schedule = shortest(mutant.system(scenario), 12)
     assert schedule is not None
-    assert replay(sabotage.system(scenario), schedule)
-    assert shortest(sabotage.system(scenario), len(schedule) - 1) is None
+    assert replay(mutant.system(scenario), schedule)
+    assert shortest(mutant.system(scenario), len(schedule) - 1) is None
     with pytest.raises(ValueError, match="not enabled"):
-        replay(sabotage.system(scenario), schedule[1:])
+        replay(mutant.system(scenario), schedule[1:])
 
 
 def test_executions_are_deterministic() -> None:

@@ -22,7 +22,7 @@ from vmtests.support.schedules import count_schedules
 NAIVE = 1500  # schedules at most, to enumerate each of them
 REDUCED = (Mode.STATEFUL, Mode.DPOR, Mode.STATES)
 PATIENT = settings(suppress_health_check=list(HealthCheck))
-GENERIC = sorted(name for name, sabotage in MUTANTS.items() if name != "only-newest")
+GENERIC = sorted(name for name, mutant in MUTANTS.items() if name != "only-newest")
 
 
 def kinds(found: Exploration) -> set[Verdict]:
@@ -47,9 +47,9 @@ def compare(make: Callable[[], ModelSystem]) -> Exploration:
 @settings(PATIENT, max_examples=60)
 @given(scenarios(), st.sampled_from(REFERENCE_PROTOCOLS), st.booleans())
 def test_no_outcome_is_lost(
-    scenario: Scenario, honest: type[SerializationProtocol], late: bool
+    scenario: Scenario, protocol: type[SerializationProtocol], late: bool
 ) -> None:
-    compare(lambda: ModelSystem(scenario, honest, honest, late_wakes=late))
+    compare(lambda: ModelSystem(scenario, protocol, protocol, late_wakes=late))
 
 
 #: A mutant that puts another disk in the place of one has to note what it touches, too.
@@ -65,7 +65,7 @@ KEPT = scenario_from_json(
 @settings(PATIENT, max_examples=60)
 @given(scenarios(), st.sampled_from(GENERIC))
 @example(KEPT, "checkpoint-keeps-active")
-def test_no_outcome_of_a_sabotaged_model_is_lost(scenario: Scenario, name: str) -> None:
+def test_no_outcome_of_a_mutant_is_lost(scenario: Scenario, name: str) -> None:
     compare(lambda: MUTANTS[name].system(scenario))
 
 
@@ -97,29 +97,29 @@ def test_no_outcome_of_a_random_system_is_lost_long(seed: int, exact: bool, fata
 @settings(PATIENT, max_examples=2000)
 @given(scenarios(), st.sampled_from(REFERENCE_PROTOCOLS), st.booleans())
 def test_no_outcome_is_lost_long(
-    scenario: Scenario, honest: type[SerializationProtocol], late: bool
+    scenario: Scenario, protocol: type[SerializationProtocol], late: bool
 ) -> None:
-    compare(lambda: ModelSystem(scenario, honest, honest, late_wakes=late))
+    compare(lambda: ModelSystem(scenario, protocol, protocol, late_wakes=late))
 
 
 @pytest.mark.full
 @settings(PATIENT, max_examples=2000)
 @given(scenarios(), st.sampled_from(GENERIC))
-def test_no_outcome_of_a_sabotaged_model_is_lost_long(scenario: Scenario, name: str) -> None:
+def test_no_outcome_of_a_mutant_is_lost_long(scenario: Scenario, name: str) -> None:
     compare(lambda: MUTANTS[name].system(scenario))
 
 
 @settings(PATIENT, max_examples=60)
 @given(scenarios(4), st.sampled_from(REFERENCE_PROTOCOLS))
 def test_states_agree_on_bigger_scenarios(
-    scenario: Scenario, honest: type[SerializationProtocol]
+    scenario: Scenario, protocol: type[SerializationProtocol]
 ) -> None:
-    """Too many schedules to take each: known states alone, without reduction, are the judge."""
+    """Too many schedules to take each: known states alone, without reduction, are the reference."""
     budget = Budget(schedules=2000)
-    every = explore(ModelSystem(scenario, honest, honest), Mode.STATES, budget, stop=False)
+    every = explore(ModelSystem(scenario, protocol, protocol), Mode.STATES, budget, stop=False)
     assume(every.exhaustive)
     for mode in (Mode.STATEFUL, Mode.DPOR):
-        reduced = explore(ModelSystem(scenario, honest, honest), mode, stop=False)
+        reduced = explore(ModelSystem(scenario, protocol, protocol), mode, stop=False)
         assert reduced.outcomes == every.outcomes
         assert kinds(reduced) == kinds(every)
 
@@ -128,25 +128,25 @@ def test_states_agree_on_bigger_scenarios(
     "name", ["write-read", "write-write", "write-read-read", "copy-fails", "copy-fails-two"]
 )
 @pytest.mark.parametrize(
-    "sabotage", [None, "none", "no-wait", "copies-in-background", "errors-swallowed"]
+    "mutant", [None, "none", "no-wait", "copies-in-background", "errors-swallowed"]
 )
-def test_shipped_scenarios_agree(name: str, sabotage: str | None) -> None:
-    broken: Mutant | None = MUTANTS[sabotage] if sabotage else None
-    for honest in REFERENCE_PROTOCOLS:
+def test_shipped_scenarios_agree(name: str, mutant: str | None) -> None:
+    broken: Mutant | None = MUTANTS[mutant] if mutant else None
+    for protocol in REFERENCE_PROTOCOLS:
 
-        def make(kind: type[SerializationProtocol] = honest) -> ModelSystem:
+        def make(kind: type[SerializationProtocol] = protocol) -> ModelSystem:
             scenario = SCENARIOS[name]
             return broken.system(scenario) if broken else ModelSystem(scenario, kind, kind)
 
         compare(make)
 
 
-@pytest.mark.parametrize("honest", REFERENCE_PROTOCOLS, ids=lambda kind: kind.name)
-def test_two_writers_two_readers_one_checkpoint(honest: type[SerializationProtocol]) -> None:
+@pytest.mark.parametrize("protocol", REFERENCE_PROTOCOLS, ids=lambda kind: kind.name)
+def test_two_writers_two_readers_one_checkpoint(protocol: type[SerializationProtocol]) -> None:
     """At most 1/50 of the schedules are visited."""
 
     def make() -> ModelSystem:
-        return ModelSystem(SCENARIOS["seed"], honest, honest)
+        return ModelSystem(SCENARIOS["seed"], protocol, protocol)
 
     reduced = explore(make())
     assert reduced.exhaustive and not reduced.violations

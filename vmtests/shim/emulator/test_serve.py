@@ -112,7 +112,7 @@ def test_the_socket_is_private(address: Path) -> None:
 
 
 @pytest.mark.usefixtures("qemu_on_path")
-def test_where_nobody_said_where_to_listen_it_is_private(loop: Loop) -> None:
+def test_without_an_address_to_listen_on_it_is_private(loop: Loop) -> None:
     """The directory is ours alone, and so is each socket in it, those of the NBD endpoints too."""
     context = endpoint(Options(chain=ChainSpec(Workflow.BACKUP, 1 << 20)))
     served = loop.run(context.__aenter__())
@@ -130,7 +130,7 @@ def test_where_nobody_said_where_to_listen_it_is_private(loop: Loop) -> None:
 
 
 def test_who_comes_finds_a_qemu_that_has_come_up(tmp_path: Path, qemu_build: Build) -> None:
-    """Else a client would wait for one that hangs before it greets, and be told nothing."""
+    """Else a client would wait for one that hangs before it greets, and get nothing."""
     begun, go = tmp_path / "begun", tmp_path / "go"
     script = tmp_path / "qemu-system-x86_64"
     wait = f"touch {begun}; until [ -e {go} ]; do sleep 0.05; done"

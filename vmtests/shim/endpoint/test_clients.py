@@ -20,7 +20,7 @@ from qmpshim.machine.builds.build import Build
 from vmtests.support.shim_harness import LIMIT, Loop, Wire, normal, pair
 from vmtests.support.stand_in import ARGS, PROGRAM
 
-#: What libvirt 9.0 says to a QEMU while it starts one, as its sources tell; ids left out.
+#: What libvirt 9.0 says to a QEMU while it starts one, as its sources show; ids left out.
 LIBVIRT: list[tuple[str, dict[str, Any] | None]] = [
     ("query-version", None),
     ("query-target", None),
@@ -81,8 +81,8 @@ def test_libvirts_descriptors(address: Path, tmp_path: Path) -> None:
     assert wire.reply()["return"]["fdset-id"] == 7
     node = {"driver": "file", "node-name": "f", "filename": "/dev/fdset/7"}
     assert wire.ask("blockdev-add", node) == {"return": {}}
-    (told,) = wire.ask("query-named-block-nodes")["return"]
-    assert told["image"]["virtual-size"] == 4096
+    (nodes,) = wire.ask("query-named-block-nodes")["return"]
+    assert nodes["image"]["virtual-size"] == 4096
     wire.close()
 
 

@@ -1,4 +1,4 @@
-"""A QEMU that answers no more: everybody is told, soon, and what needs no QEMU is answered."""
+"""A QEMU that answers no more: every client is informed soon; what needs no QEMU is answered."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def until_event(wire: Wire, name: str) -> tuple[dict[str, Any], list[Any]]:
     return message["data"], before
 
 
-def test_everybody_is_told(served: Served) -> None:
+def test_every_client_gets_the_event(served: Served) -> None:
     with closing(client(served)) as one, closing(client(served)) as other:
         schema = one.ask("query-qmp-schema")["return"]
         _signal(served, signal.SIGSTOP)
@@ -88,7 +88,7 @@ def test_everybody_is_told(served: Served) -> None:
             assert "error" in late.ask("qmp_capabilities", {"enable": ["nonsense"]})
         _signal(served, signal.SIGCONT)
         assert until_event(one, "X_SHIM_QEMU_ANSWERS")[1] == []
-        # The late answer goes to nobody; what was not sent was not done.
+        # The late answer goes to no client; what was not sent was not done.
         assert one.ask("query-status", id=3)["id"] == 3
         assert one.ask("query-status")["return"]["status"] == "running"
         status = one.ask("x-shim-status")["return"]

@@ -100,9 +100,9 @@ class Recorded:
         shim.upstream._on_event = happened
         return watch
 
-    def _slowly(self, honest: Intercept) -> Callable[[Command], Awaitable[Reply | None]]:
+    def _slowly(self, reference: Intercept) -> Callable[[Command], Awaitable[Reply | None]]:
         async def slow(command: Command) -> Reply | None:
-            reply = await honest(command)
+            reply = await reference(command)
             await asyncio.sleep(self.delays.pop() if self.delays else 0.0)
             while self.hold:  # noqa: ASYNC110 (set from another thread)
                 await asyncio.sleep(0.005)

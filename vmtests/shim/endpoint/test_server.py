@@ -213,7 +213,7 @@ def test_a_half_closed_client_still_gets_its_answers(connect: Connect) -> None:
 def test_descriptors(loop: Loop, tmp_path: Path, qemu_build: Build) -> None:
     with pair(loop, qemu_build) as both:
         before = open_fds()
-        told = []
+        reported = []
         for wire in (both.direct, both.through):
             wire.negotiate()
             answers = []
@@ -244,9 +244,9 @@ def test_descriptors(loop: Loop, tmp_path: Path, qemu_build: Build) -> None:
             ask(b"{'execute': 'remove-fd', 'arguments': {'fdset-id': 3}}")
             os.close(one)
             os.close(two)
-            told.append(_without_fd_numbers(answers))
-        assert told[0] == told[1]
-        assert "return" in told[1][5] and "error" in told[1][6]
+            reported.append(_without_fd_numbers(answers))
+        assert reported[0] == reported[1]
+        assert "return" in reported[1][5] and "error" in reported[1][6]
         assert open_fds() == before
 
 
@@ -281,7 +281,7 @@ def test_a_descriptor_goes_to_the_client_that_sent_it(connect: Connect, tmp_path
 # -- rude clients ------------------------------------------------------------
 
 
-def test_a_client_that_reads_nothing_harms_nobody(loop: Loop, process: Process) -> None:
+def test_a_client_that_reads_nothing_harms_no_other(loop: Loop, process: Process) -> None:
     shim = start_shim(loop, process, lambda sock: Shim(sock, backlog_limit=1 << 20))
     stuck, good = client_of(loop, shim), client_of(loop, shim)
     stuck.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -131,7 +131,7 @@ def test_a_copy_is_held_and_new_data_waits_for_it(gated: Gated) -> None:
     assert verified["as-predicted"] and verified["compared"] > 0, verified
 
 
-def test_all_are_told_what_is_held(gated: Gated) -> None:
+def test_all_receive_what_is_held(gated: Gated) -> None:
     gated.ask("x-shim-hold")
     gated.write("guest", 2, 16, 8)
     event = gated.wire.message()
@@ -142,7 +142,7 @@ def test_all_are_told_what_is_held(gated: Gated) -> None:
     gated.until_over()
 
 
-def test_a_blocked_command_does_not_block_the_hand(gated: Gated) -> None:
+def test_a_blocked_command_does_not_block_the_io_controller(gated: Gated) -> None:
     """A checkpoint waits for the I/O that is held; out of band it can be let go nevertheless.
 
     A read is held: a checkpoint with a write in flight may be the end of QEMU.
@@ -167,10 +167,10 @@ def test_what_was_done_is_a_bundle_that_replays(gated: Gated, tmp_path: Path) ->
     gated.start("guest", lambda c: c.read(2 * CLUSTER, 0))
     gated.ask("x-shim-let")
     gated.until_over()
-    told = gated.ask("x-shim-record")
-    assert (told["kind"], told["shows"]) == ("schedule", "as allowed")
+    recorded = gated.ask("x-shim-record")
+    assert (recorded["kind"], recorded["shows"]) == ("schedule", "as allowed")
     path = tmp_path / "bundle.json"
-    path.write_text(json.dumps(told["case"]))
+    path.write_text(json.dumps(recorded["case"]))
     finding = load_finding(path)
     assert len(finding.scenario.setup) == 1 and len(finding.scenario.ops) == 2
     build = gated.served.build
@@ -185,16 +185,16 @@ def test_zeroes_without_a_hole_are_another_operation(gated: Gated, tmp_path: Pat
     for no_hole in (True, False):
         gated.start("primary", lambda c, f=no_hole: c.wait(c.submit_zero(CLUSTER, 0, no_hole=f)))
         gated.until_over()
-    told = gated.ask("x-shim-record")
+    recorded = gated.ask("x-shim-record")
     path = tmp_path / "bundle.json"
-    path.write_text(json.dumps(told["case"]))
+    path.write_text(json.dumps(recorded["case"]))
     scenario = load_finding(path).scenario
     done = [op.name for op in (*scenario.setup, *scenario.ops)]
     assert done == ["primary_zero_no_hole", "primary_zero"]
 
 
 def test_a_client_that_leaves_takes_no_knowledge_along(gated: Gated) -> None:
-    """What QEMU was asked it does, although nobody waits for it any more: the model knows."""
+    """What QEMU has received it does, although nothing waits for it any more: the model knows."""
     gated.ask("x-shim-hold", disk="hidden", operation="write")
     client = NbdClient(gated.uris["primary"], LIMIT, plain=True)
     data = bytes(data_of(2, 0, SECTORS))
@@ -248,9 +248,9 @@ def test_what_was_found_by_hand_is_written_up(gated: Gated, tmp_path: Path) -> N
     assert len(errors) == 1
     bundle, draft = tmp_path / "by-hand.json", tmp_path / "known" / "found.json"
     draft.parent.mkdir()
-    told = gated.ask("x-shim-record")
-    assert told["shows"].startswith("error-contract: ")
-    bundle.write_text(json.dumps(told["case"]))
+    recorded = gated.ask("x-shim-record")
+    assert recorded["shows"].startswith("error-contract: ")
+    bundle.write_text(json.dumps(recorded["case"]))
     draft.write_text(draft_text(bundle))
     written = read(filled(draft))
     assert isinstance(written, ExplorerWriteUp)
@@ -278,9 +278,9 @@ def test_backup(loop: Loop, qemu_build: Build) -> None:
         gated.until_over()
         gated.ask("block-job-cancel", device="backup")
         gated.until_over()
-        told = gated.ask("x-shim-record")
-        assert told["shows"] == "as allowed"
-        assert [op["do"] for op in told["case"]["scenario"]["ops"]] == ["primary_write", "stop"]
+        recorded = gated.ask("x-shim-record")
+        assert recorded["shows"] == "as allowed"
+        assert [op["do"] for op in recorded["case"]["scenario"]["ops"]] == ["primary_write", "stop"]
     finally:
         gated.close()
 
@@ -405,7 +405,7 @@ def test_what_is_left_in_flight(tmp_path: Path) -> None:
 
 
 def test_a_person_holds_and_lets_go(tmp_path: Path) -> None:
-    """The prompt is back while I/O is held; its end is told as it comes."""
+    """The prompt is back while I/O is held; its end is printed as it comes."""
     child = pexpect.spawn(
         SHELL[0],
         SHELL[1:],

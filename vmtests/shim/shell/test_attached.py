@@ -63,15 +63,15 @@ def run_lines(address: str, lines: list[str]) -> list[tuple[str, tuple[bool, str
         out, err = io.StringIO(), io.StringIO()
         made = Shell(ShellOptions(), out, err)
         await made.connect(Address.parse(address))
-        told = []
+        printed = []
         for line in lines:
             well = await made.run_line(line)
-            told.append((line, (well, out.getvalue(), err.getvalue())))
+            printed.append((line, (well, out.getvalue(), err.getvalue())))
             for stream in (out, err):
                 stream.seek(0)
                 stream.truncate()
         await made.close()
-        return told
+        return printed
 
     return asyncio.run(run())
 
@@ -134,7 +134,7 @@ def test_a_person_who_quits_does_not_end_somebody_elses_qemu(
             terminal.send("exit\r")
             terminal.expect(pexpect.EOF)
         assert qemu.poll() is None
-        assert shell(tmp_path, *command[1:]).returncode == 0  # as it was told
+        assert shell(tmp_path, *command[1:]).returncode == 0  # as it was printed
         assert qemu.wait(60) == 0
     with qemu_at(qemu_build, tmp_path) as qemu, typed(tmp_path, "qmp.sock") as terminal:
         terminal.send('{"execute": "quit"}\r')
@@ -166,7 +166,7 @@ def test_the_shims_words_on_a_plain_qemu(tmp_path: Path, qemu_build: Build) -> N
             assert f"{word} asks a shim, and this is a plain QEMU" in err
         commands = [shlex.split(part) for part in re.findall("`(.*?)`", err)]
         assert [words[:2] for words in commands] == [["qmpshim", "serve"], ["qmpshim", "shell"]]
-        # What was told, pasted:
+        # What was printed, pasted:
         with subprocess.Popen(
             [*QMPSHIM, *commands[0][1:]], cwd=tmp_path, stdout=subprocess.PIPE
         ) as server:
@@ -250,7 +250,7 @@ def test_any_export_is_written_to(tmp_path: Path, qemu_build: Build) -> None:
         terminal.expect("spare")  # the completion menu
         terminal.send("pare 0 64k pattern\r")
         terminal.expect("wrote 65536 bytes at 0 through spare")
-        for line, told in (
+        for line, expected in (
             (":write spare 0 4k zero", "wrote 4096"),
             (":read spare 0 16", "00 00 00 00"),
             (":discard spare 0 64k", "discarded 65536"),
@@ -260,7 +260,7 @@ def test_any_export_is_written_to(tmp_path: Path, qemu_build: Build) -> None:
             (":write nothing 0 64k 1", "there is no NBD export 'nothing': primary, guest, "),
         ):
             terminal.send(f"{line}\r")
-            terminal.expect(re.escape(told))
+            terminal.expect(re.escape(expected))
         terminal.send("exit\r")
         terminal.expect(pexpect.EOF)
 

@@ -218,7 +218,7 @@ _DEVIANT = re.compile(r"""=["'\[{]|=-?\d+\.\d|=-?0[xX]|=(null|None)$|^[^=]*\.|^=
 @example("b=1 b=2")
 @example("a='x y'z")
 @example("'=\\'")
-def test_any_text_means_the_same_or_deviates_as_is_told(text: str) -> None:
+def test_any_text_means_the_same_or_deviates_as_documented(text: str) -> None:
     line = f"x {text}"
     tokens = _TOKENS.findall(line)
     unclosed = any(bool(pattern.sub("", line).strip()) for pattern in (_TOKENS, _CLOSED))

@@ -115,7 +115,7 @@ def test_lines() -> None:
     assert [size(t) for t in ("5", "64k", "1M", "2g")] == [5, 1 << 16, 1 << 20, 2 << 30]
 
 
-def test_help_tells_of_the_branches_of_a_union() -> None:
+def test_help_shows_the_branches_of_a_union() -> None:
     schema = CommandSchema(SCHEMA)
     assert explain(schema, "blockdev-add", "driver=qcow2") == [
         "blockdev-add",
@@ -213,7 +213,7 @@ def test_colours() -> None:
 
 
 def test_drawings() -> None:
-    told = {
+    answer = {
         "cluster-size": 4,
         "clusters": 8,
         "disks": [
@@ -223,8 +223,8 @@ def test_drawings() -> None:
                 {"start": 3, "count": 5, "allocation": "zero"}]},
         ],
     }  # fmt: skip
-    assert draw_map(told, 8)[1] == "   hidden ..#00000"
-    assert draw_map(told, 4)[1] == "   hidden .#00"
+    assert draw_map(answer, 8)[1] == "   hidden ..#00000"
+    assert draw_map(answer, 4)[1] == "   hidden .#00"
     graph = {
         "nodes": [
             {"id": 1, "type": "block-driver", "name": "top"},
@@ -392,7 +392,7 @@ def test_who_does_not_speak_qmp(tmp_path: Path, greeting: bytes) -> None:
 
 
 def test_a_qemu_that_runs_already(tmp_path: Path) -> None:
-    """What would start another is refused; that it lives on, or is gone, is told."""
+    """What would start another is refused; that it lives on, or is gone, is printed."""
     path = f"unix:{tmp_path}/m"
     with subprocess.Popen(
         dies_with_owner(["qemu-system-x86_64", *ARGS, "-qmp", f"{path},server=on,wait=off"])
@@ -410,7 +410,7 @@ def test_a_qemu_that_runs_already(tmp_path: Path) -> None:
                     capture_output=True, text=True, timeout=60,
                 )  # fmt: skip
                 assert done.returncode == 2 and "that the shim starts" in done.stderr, done
-            for end, told in ((signal.SIGTERM, b"QEMU lives on"), (None, b"is gone")):
+            for end, ending in ((signal.SIGTERM, b"QEMU lives on"), (None, b"is gone")):
                 with subprocess.Popen(
                     [sys.executable, "-m", "qmpshim", "serve", "--qmp", path],
                     stdout=subprocess.PIPE,
@@ -422,7 +422,7 @@ def test_a_qemu_that_runs_already(tmp_path: Path) -> None:
                         server.send_signal(end)
                     else:
                         qemu.kill()
-                    assert told in server.communicate(timeout=60)[0]
+                    assert ending in server.communicate(timeout=60)[0]
                     assert server.returncode == (143 if end else 0)
                 assert (qemu.poll() is None) == bool(end) or not end
         finally:

@@ -343,9 +343,9 @@ def test_what_can_be_recorded_replays(loop: Loop, tmp_path: Path, each_build: Bu
         made.start()
         write_once(export_uris(made.wire)["primary"], b"n" * 70 * KiB, (2 << 20) - 1024)
         assert verify(made.wire)["as-predicted"]
-        told = made.wire.ask("x-shim-record")["return"]
-        assert told["shows"] == "as predicted"
-        begins = [tuple(operation[1:]) for operation in told["case"]["operations"]][:4]
+        recorded = made.wire.ask("x-shim-record")["return"]
+        assert recorded["shows"] == "as predicted"
+        begins = [tuple(operation[1:]) for operation in recorded["case"]["operations"]][:4]
         assert begins == [
             ("primary", "write", 0, 2048),
             ("primary", "write", 2944, 128),

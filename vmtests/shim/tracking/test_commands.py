@@ -149,9 +149,9 @@ def test_what_was_done_is_a_bundle_that_replays(service: Service, tmp_path: Path
     write_once(uris["primary"], os.urandom(1000), CLUSTER + 100)
     write_once(uris["guest"], os.urandom(512), 0)
     wire.ask("x-shim-checkpoint")
-    told = wire.ask("x-shim-record")["return"]
-    assert (told["kind"], told["shows"]) == ("operations", "as predicted")
-    kinds = [(side, kind) for _, side, kind, _, _ in told["case"]["operations"]]
+    recorded = wire.ask("x-shim-record")["return"]
+    assert (recorded["kind"], recorded["shows"]) == ("operations", "as predicted")
+    kinds = [(side, kind) for _, side, kind, _, _ in recorded["case"]["operations"]]
     assert kinds == [
         ("primary", "write"),
         ("chain", "start"),
@@ -160,7 +160,7 @@ def test_what_was_done_is_a_bundle_that_replays(service: Service, tmp_path: Path
         ("chain", "checkpoint"),
     ]
     path = tmp_path / "bundle.json"
-    path.write_text(json.dumps(told["case"]))
+    path.write_text(json.dumps(recorded["case"]))
     again = wire.ask("x-shim-replay", {"bundle": str(path)})["return"]
     assert again == {"reproduced": True, "operations": 5}
 
@@ -274,7 +274,7 @@ def test_a_chain_that_a_client_builds_for_plain_backup(
 def test_why_a_chain_is_not_modelled(
     loop: Loop, tmp_path: Path, qemu_build: Build, workflow: Workflow
 ) -> None:
-    """Whoever started it is told, and may try again."""
+    """Its client gets an error, and may try again."""
     service = Service(loop, Options(build=qemu_build))
     try:
         wire = service.client()

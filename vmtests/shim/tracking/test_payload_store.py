@@ -1,4 +1,4 @@
-"""What was written is kept whole, or it is said that there is no room."""
+"""What was written is kept whole, or it is reported that there is no space."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def little_room() -> Iterator[None]:
 
 
 def test_a_disk_that_gets_full(tmp_path: Path, little_room: None) -> None:
-    ledger = PayloadStore(tmp_path)
-    first = ledger.note(0, b"a" * 8192)
+    store = PayloadStore(tmp_path)
+    first = store.note(0, b"a" * 8192)
     with pytest.raises(HostError, match="no room to keep what was written"):
-        ledger.note(16, b"b" * 8192)
-    assert ledger.data([first] * 16, 0) == b"a" * 8192
-    ledger.close()
+        store.note(16, b"b" * 8192)
+    assert store.data([first] * 16, 0) == b"a" * 8192
+    store.close()

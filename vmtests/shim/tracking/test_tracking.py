@@ -138,8 +138,10 @@ def test_several_chains_are_followed_and_one_can_be_chosen(disks: Disks) -> None
     assert [chain["name"] for chain in verified["chains"]] == ["sa", "sb"]
     assert [chain["job"] for chain in disks.status()["chains"]] == ["j-a", "j-b"]
     for name in ("j-b", "sb", "b"):
-        told = disks.verify(chain=name)
-        assert [chain["name"] for chain in told["chains"]] == ["sb"] and told["as-predicted"]
+        reported = disks.verify(chain=name)
+        assert [chain["name"] for chain in reported["chains"]] == ["sb"] and reported[
+            "as-predicted"
+        ]
         assert disks.status(chain=name)["chain"]["name"] == "sb"
         assert disks.ask("x-shim-map", chain=name)["disks"][0]["node"] == "b"
     assert disks.ask("x-shim-predict", node="sb")["extents"][0]["allocation"] == "data"
@@ -150,9 +152,12 @@ def test_several_chains_are_followed_and_one_can_be_chosen(disks: Disks) -> None
     assert "sa, sb" in disks.fails("x-shim-predict", node="secondary")
     assert "no chain goes by the name 'c'" in disks.fails("x-shim-verify", chain="c")
     (disks.place / "b").write_bytes(bytes(SIZE))  # past QEMU: of this chain only
-    told = disks.verify()
-    assert [chain["as-predicted"] for chain in told["chains"]] == [True, False]
-    assert {verdict["where"] for verdict in told["verdicts"]} == {"secondary disk", "hidden disk"}
+    reported = disks.verify()
+    assert [chain["as-predicted"] for chain in reported["chains"]] == [True, False]
+    assert {verdict["where"] for verdict in reported["verdicts"]} == {
+        "secondary disk",
+        "hidden disk",
+    }
     assert [chain["divergences"] for chain in disks.status()["chains"]] == [0, 2]
 
 
@@ -266,10 +271,10 @@ def test_another_job_that_writes_to_a_followed_disk(disks_of_each: Disks) -> Non
     wait_until(lambda: "onto" not in {j["id"] for j in disks.ask("query-jobs")})
     assert ("command", "blockdev-backup", "a") in disks.unobserved()
     assert {node for _, _, node in disks.unobserved()} == {"a"}
-    told = disks.verify()
-    assert not told["as-predicted"] and told["verdicts"] == [], told
-    assert "blockdev-backup" in told["doubts"][0]
-    assert [chain["as-predicted"] for chain in told["chains"]] == [False, True]
+    reported = disks.verify()
+    assert not reported["as-predicted"] and reported["verdicts"] == [], reported
+    assert "blockdev-backup" in reported["doubts"][0]
+    assert [chain["as-predicted"] for chain in reported["chains"]] == [False, True]
 
 
 def test_an_export_of_another_node_above_a_followed_disk(disks_of_each: Disks) -> None:
@@ -283,8 +288,8 @@ def test_an_export_of_another_node_above_a_followed_disk(disks_of_each: Disks) -
     disks.backup("a", "sa")
     assert disks.unobserved() == [("export", "q", "a")]
     disks.write("q", b"1" * CLUSTER, 0)
-    told = disks.verify()
-    assert told["verdicts"] == [] and "export 'q'" in told["doubts"][0], told
+    reported = disks.verify()
+    assert reported["verdicts"] == [] and "export 'q'" in reported["doubts"][0], reported
 
 
 def test_an_export_over_vhost_user(disks_of_each: Disks) -> None:
@@ -318,10 +323,10 @@ def test_an_export_by_fuse(disks_of_each: Disks) -> None:
     for followed in ([], ["sa"]):
         for name in followed:
             disks.backup(name[1:], name)
-        told = disks.verify()
-        assert [chain["name"] for chain in told["chains"]] == followed
-        assert (told["as-predicted"], told["verdicts"]) == (False, []), told
-        assert "Permission conflict on node 'b'" in told["doubts"][0], told
+        reported = disks.verify()
+        assert [chain["name"] for chain in reported["chains"]] == followed
+        assert (reported["as-predicted"], reported["verdicts"]) == (False, []), reported
+        assert "Permission conflict on node 'b'" in reported["doubts"][0], reported
         assert "Permission conflict on node 'b'" in disks.status()["not-modelled"]
     assert disks.verify(chain="sa")["as-predicted"]
     disks.cancel("j-b")
@@ -337,10 +342,12 @@ def test_a_transaction_of_which_a_part_is_not_modelled(disks: Disks) -> None:
         for name, target in (("b", "x"), ("a", "sa"))
     ]
     disks.ask("transaction", actions=[{"type": "blockdev-backup", "data": one} for one in jobs])
-    told = disks.verify()
-    assert [chain["name"] for chain in told["chains"]] == ["sa"]
-    assert not told["as-predicted"] and told["doubts"][0].startswith("job 'jb' is not modelled: ")
-    assert disks.status()["not-modelled"] == told["doubts"][0]
+    reported = disks.verify()
+    assert [chain["name"] for chain in reported["chains"]] == ["sa"]
+    assert not reported["as-predicted"] and reported["doubts"][0].startswith(
+        "job 'jb' is not modelled: "
+    )
+    assert disks.status()["not-modelled"] == reported["doubts"][0]
     assert disks.verify(chain="ja")["as-predicted"]
     disks.cancel("jb")
     assert disks.verify()["as-predicted"]
@@ -430,19 +437,21 @@ def test_a_guest_writes(loop: Loop, tmp_path: Path, each_build: Build, log_write
         assert guest.unobserved() == []  # it does not run
         assert guest.verify()["as-predicted"]
         guest.run()
-        told = guest.verify()
+        reported = guest.verify()
         seen = log_writes and each_build.name != "debian:bullseye"  # no other node since 6.2 only
         assert guest.unobserved() == ([] if seen else [DEVICE])
-        assert told["verdicts"] == [] and told["as-predicted"] is seen, told
+        assert reported["verdicts"] == [] and reported["as-predicted"] is seen, reported
         if seen:
             return
-        assert {"hidden disk (file)", "secondary disk"} == {d.split(":")[0] for d in told["doubts"]}
+        assert {"hidden disk (file)", "secondary disk"} == {
+            d.split(":")[0] for d in reported["doubts"]
+        }
         # What is read through the hidden disk is promised all the same.
         with (tmp_path / "a").open("r+b") as file:
             file.seek(20 * CLUSTER)
             file.write(b"spoilt")
-        told = guest.verify()
-        assert [verdict["verdict"] for verdict in told["verdicts"]] == ["isolation"]
+        reported = guest.verify()
+        assert [verdict["verdict"] for verdict in reported["verdicts"]] == ["isolation"]
     finally:
         guest.service.close()
 
@@ -460,9 +469,9 @@ def test_a_job_that_starts_while_the_guest_writes(
         with (tmp_path / "a").open("r+b") as file:
             file.seek(20 * CLUSTER)
             file.write(b"spoilt")  # or the guest, before the job
-        told = guest.verify()
-        assert told["verdicts"] == [] and not told["as-predicted"], told
-        assert any(doubt.startswith("hidden disk:") for doubt in told["doubts"])
+        reported = guest.verify()
+        assert reported["verdicts"] == [] and not reported["as-predicted"], reported
+        assert any(doubt.startswith("hidden disk:") for doubt in reported["doubts"])
     finally:
         guest.service.close()
 
@@ -479,8 +488,8 @@ def test_a_device_that_is_added_is_put_on_a_log(
         line = 'qemu-io -d /machine/peripheral/w/virtio-backend "write -P 5 0 70k"'
         guest.ask("human-monitor-command", command_line=line)
         assert guest.unobserved() == []
-        told = guest.verify()
-        assert told["as-predicted"], told
+        reported = guest.verify()
+        assert reported["as-predicted"], reported
         assert guest.status()["operations"] > 2
         bad = {"driver": "virtio-blk-pci", "id": "x", "drive": "nobody"}
         assert "nobody" in guest.fails("device_add", **bad)

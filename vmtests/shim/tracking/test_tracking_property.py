@@ -131,7 +131,7 @@ def _one_logged_write_is_dropped(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(NodeLog, "new", new)
 
 
-def _nobody_is_suspected(patch: pytest.MonkeyPatch) -> None:
+def _no_writer_is_suspected(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ModelTracker, "suspect", lambda self, writer: None)
 
 
@@ -209,8 +209,8 @@ MUTANTS: list[tuple[Mutant, Scenario]] = [
     (_relayed_write_is_dropped, RELAYED),
     (_one_relayed_write_is_dropped, RELAYED),
     (_one_logged_write_is_dropped, LOGGED),
-    (_nobody_is_suspected, DIRECT),
-    (_nobody_is_suspected, BY_DEVICE),
+    (_no_writer_is_suspected, DIRECT),
+    (_no_writer_is_suspected, BY_DEVICE),
     (_bypass_is_not_noticed, DIRECT),
     (_commands_have_no_effects, BY_MONITOR),
     (_transactions_are_passed_over, RELAYED),

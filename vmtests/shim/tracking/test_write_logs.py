@@ -112,9 +112,9 @@ def test_a_node_of_a_client_is_watched_when_asked(
         file = {"driver": "file", "filename": f"{tmp_path}/hidden.qcow2"}
         hidden = {"driver": "qcow2", "node-name": "h", "backing": "d", "file": file}
         assert wire.ask("blockdev-add", hidden) == {"return": {}}
-        told = wire.ask("x-shim-watch-node", {"node": "d"})["return"]
-        assert told == {"node": "x-shim-log-d"}
-        assert wire.ask("x-shim-watch-node", {"node": "d"})["return"] == told
+        reported = wire.ask("x-shim-watch-node", {"node": "d"})["return"]
+        assert reported == {"node": "x-shim-log-d"}
+        assert wire.ask("x-shim-watch-node", {"node": "d"})["return"] == reported
         assert "error" in wire.ask("x-shim-watch-node", {"node": "nobody"})
         addr = {"type": "unix", "data": {"path": str(tmp_path / "nbd")}}
         wire.ask("nbd-server-start", {"addr": addr})

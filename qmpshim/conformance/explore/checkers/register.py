@@ -70,7 +70,7 @@ CHECKERS: tuple[Checker, ...] = (
         "final_state",
         "the bytes of all images, by our own reader",
         (Verdict.CORRUPTION,),
-        (("final_state", "a_lying_disk_is_convicted"),),
+        (("final_state", "a_misbehaving_disk_is_found_out"),),
     ),
     Checker(
         "linearizability",
@@ -85,7 +85,7 @@ CHECKERS: tuple[Checker, ...] = (
             Verdict.PROTOCOL,
         ),
         (
-            ("linearizability", "a_cluster_that_nobody_wrote_is_not_allocated"),
+            ("linearizability", "a_cluster_that_was_not_written_is_not_allocated"),
             ("linearizability", "answers_that_do_not_fit_together_are_found_out"),
             ("gate_mutants", "new_data_for_an_old_read_is_content_or_isolation"),
             ("gate_mutants", "a_dropped_write_is_lost"),
@@ -152,8 +152,8 @@ CHECKERS: tuple[Checker, ...] = (
         "the same on the primary; events QUORUM_REPORT_BAD",
         (Verdict.ERROR_CONTRACT, Verdict.LOST_WRITE),
         (
-            ("quorum", "a_swallowed_error_is_found_out_where_qemu_tells_it"),
-            ("quorum", "an_error_that_no_event_tells_of"),
+            ("quorum", "a_swallowed_error_is_found_out_where_qemu_reports_it"),
+            ("quorum", "an_error_that_no_event_reports"),
         ),
     ),
     Checker(

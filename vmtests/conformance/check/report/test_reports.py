@@ -44,7 +44,7 @@ EVIL = "<script>document.title='owned'</script> & \"it's\" \x1b[31m\x00 ]]> # TO
 
 
 def real_finding(build: Build) -> CaseFinding:
-    """A known finding, shown on this QEMU and told as new."""
+    """A known finding, shown on this QEMU and reported as new."""
     path = DIRECTORY / "checkpoint-corrupts-overlay.json"
     import tempfile
 
@@ -168,30 +168,30 @@ def test_the_page_needs_nothing_else(reported: tuple[Comparison, Path]) -> None:
 PROBE = """
 <script>
 addEventListener("load", () => {
-  const told = {}, form = document.querySelector(".filter");
+  const seen = {}, form = document.querySelector(".filter");
   const shown = () => [...document.querySelectorAll(".finding")].filter(o => !o.hidden).length;
-  told.title = document.title;
-  told.all = shown();
+  seen.title = document.title;
+  seen.all = shown();
   form.text.value = "refcount"; form.dispatchEvent(new Event("input"));
-  told.text = shown();
+  seen.text = shown();
   form.text.value = ""; form.state.value = "known"; form.dispatchEvent(new Event("input"));
-  told.known = shown();
+  seen.known = shown();
   form.state.value = ""; form.build.selectedIndex = 1; form.dispatchEvent(new Event("input"));
-  told.build = shown();
+  seen.build = shown();
   form.build.value = ""; form.verdict.value = "crash"; form.dispatchEvent(new Event("input"));
-  told.verdict = shown();
+  seen.verdict = shown();
   form.verdict.value = ""; form.dispatchEvent(new Event("input"));
   const stepper = document.querySelector(".stepper");
   const future = () => stepper.parentElement.querySelectorAll(".step.future").length;
-  told.steps = stepper.parentElement.querySelectorAll(".step").length;
-  told.before = future();
+  seen.steps = stepper.parentElement.querySelectorAll(".step").length;
+  seen.before = future();
   for (let n = 0; n < 2; n++) stepper.querySelector("[data-move='-1']").click();
-  told.after = future();
-  told.wide = document.documentElement.scrollWidth <= innerWidth;
-  told.small = [...document.querySelectorAll(".scroll")].length;
+  seen.after = future();
+  seen.wide = document.documentElement.scrollWidth <= innerWidth;
+  seen.small = [...document.querySelectorAll(".scroll")].length;
   for (const one of document.querySelectorAll("details")) one.open = true;
-  told.open = document.documentElement.scrollWidth <= innerWidth;
-  document.body.dataset.told = JSON.stringify(told);
+  seen.open = document.documentElement.scrollWidth <= innerWidth;
+  document.body.dataset.seen = JSON.stringify(seen);
 });
 </script>
 """
@@ -206,15 +206,15 @@ def test_the_page_in_a_browser(
     page = tmp_path / "page.html"
     page.write_text((place / "report.html").read_text().replace("</body>", PROBE + "</body>"))
     dom = chromium(page, tmp_path, f"--window-size={width},900")
-    found = re.search(r'data-told="([^"]*)"', dom)
+    found = re.search(r'data-seen="([^"]*)"', dom)
     assert found is not None, dom[-1000:]
-    told = json.loads(htmls.unescape(found[1]))
-    assert told["title"].startswith("qmpshim check: mine on old, new <build>")
-    assert (told["all"], told["text"], told["known"], told["build"], told["verdict"]) == (
+    seen = json.loads(htmls.unescape(found[1]))
+    assert seen["title"].startswith("qmpshim check: mine on old, new <build>")
+    assert (seen["all"], seen["text"], seen["known"], seen["build"], seen["verdict"]) == (
         *(5, 1, 1, 3, 2),
     )
-    assert told["steps"] > 3 and (told["before"], told["after"]) == (0, 2)
-    assert told["wide"] and told["open"]
+    assert seen["steps"] > 3 and (seen["before"], seen["after"]) == (0, 2)
+    assert seen["wide"] and seen["open"]
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -224,11 +224,11 @@ def test_the_page_is_read_on_a_telephone_too(
 ) -> None:
     """The answer comes first, the filter covers nothing, nothing sticks out without a hint."""
     _, place = reported
-    told = measured((place / "report.html").read_text(), width, tmp_path, dark)
-    assert told["filter"] == ("static" if width == 400 else "sticky")
-    assert told["hint"] is (width == 400)
-    assert told["dark"] is dark
-    assert told["headings"][:2] == ["H1", "H2"] and told["first"] == "The answer"
+    seen = measured((place / "report.html").read_text(), width, tmp_path, dark)
+    assert seen["filter"] == ("static" if width == 400 else "sticky")
+    assert seen["hint"] is (width == 400)
+    assert seen["dark"] is dark
+    assert seen["headings"][:2] == ["H1", "H2"] and seen["first"] == "The answer"
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -335,7 +335,7 @@ def test_the_disks_of_a_finding_are_shown_as_predicted_and_observed(qemu_build: 
 TWO = (operation("primary_write", 0, 128), operation("guest_read", 0, 128))
 
 
-def test_a_diagram_tells_who_holds_and_who_waits() -> None:
+def test_a_diagram_shows_what_holds_and_what_waits() -> None:
     diagram = steps_of_events(
         ["write", "checkpoint"],
         events_from_lines(
@@ -402,7 +402,7 @@ def test_what_the_model_predicts_of_defects_is_written_up() -> None:
         assert summary(name).keys() == {"title", "reason", "source", "versions"}
 
 
-def test_a_report_tells_what_is_written_of_a_predicted_defect(
+def test_a_report_has_what_is_written_of_a_predicted_defect(
     tmp_path: Path, qemu_build: Build
 ) -> None:
     arguments = {"operations": 300, "seed": 1, "size": 1 << 20}

@@ -33,7 +33,14 @@ EXPLORE = {
     "cases": [{"kind": "explore", "name": "small", "arguments": {"scenarios": ["WC"]}}],
 }
 #: The history: what each commit's build is; None: it does not build.
-HISTORY = ("honest", "honest", None, "honest", "checkpoint-swallowed", "checkpoint-swallowed")
+HISTORY = (
+    "reference",
+    "reference",
+    None,
+    "reference",
+    "checkpoint-swallowed",
+    "checkpoint-swallowed",
+)
 
 
 def git(tree: Path, *words: str) -> str:
@@ -129,7 +136,7 @@ def test_the_first_bad_commit_is_found_by_a_bundle(
 @pytest.mark.parametrize(
     ("options", "status", "say"),
     [
-        (["--build", "honest"], 0, "good: 1 case"),
+        (["--build", "reference"], 0, "good: 1 case"),
         (["--build", "late-start"], 1, "bad: error-contract: guest read"),
         (["--build", "./missing"], 125, "cannot be tested: .*missing does not exist"),
         (["--build", "missing"], 128, "no build named missing: give a path"),
@@ -138,15 +145,15 @@ def test_the_first_bad_commit_is_found_by_a_bundle(
         (["--build", "tree"], 125, "cannot be tested: .*a tree without .* build it there first"),
         (["--build", "kills-its-owner"], 125, "cannot be tested: the check was killed by SIGSEGV"),
         ([], 128, "--bisect needs exactly one --build"),
-        (["--build", "honest", "--build", "tree"], 128, "--bisect needs exactly one --build"),
-        (["--build", "honest", "--case", "./no-bundle"], 128, "no such bundle"),
-        (["--build", "honest", "--case", "no-case"], 128, "has no case 'no-case'"),
-        (["--build", "honest", "--baseline", "x"], 128, "--bisect goes with"),
+        (["--build", "reference", "--build", "tree"], 128, "--bisect needs exactly one --build"),
+        (["--build", "reference", "--case", "./no-bundle"], 128, "no such bundle"),
+        (["--build", "reference", "--case", "no-case"], 128, "has no case 'no-case'"),
+        (["--build", "reference", "--baseline", "x"], 128, "--bisect goes with"),
     ],
 )
 def test_the_answer(qmpshim: CommandLine, options: list[str], status: int, say: str) -> None:
     """Never 2, which git takes for bad; 128 and above ends the bisection."""
-    for name in ("honest", "late-start", "kills-its-owner"):
+    for name in ("reference", "late-start", "kills-its-owner"):
         if name in options:
             make(name, qmpshim.home / name)
     (qmpshim.home / "empty").mkdir()

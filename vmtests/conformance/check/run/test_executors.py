@@ -29,7 +29,7 @@ from qmpshim.machine.builds.build import Build
 from vmtests.support.clusters import local_cluster
 from vmtests.support.command_line import LIMIT, CommandLine
 
-#: Six shards of one workload, a few schedules, and a case whose runner cannot do what it is told.
+#: Six shards of one workload, a few schedules, and a case whose runner cannot do what it has to.
 SUITE = """
 [[cases]]
 kind = "verify"
@@ -79,7 +79,7 @@ def test_the_results_do_not_depend_on_who_works(
     (tmp_path / "suite.toml").write_text(SUITE)
     suite = suite_named(str(tmp_path / "suite.toml"))
     seeds = [case.arguments["seed"] for case in suite.cases if case.name.startswith("shard")]
-    assert seeds == list(range(11, 17))  # nobody repeats another's
+    assert seeds == list(range(11, 17))  # none repeats another's
     one = results(qemu_build, LocalExecutor(1), suite, tmp_path / "one")
     several = results(qemu_build, LocalExecutor(3), suite, tmp_path / "several")
     with closing(Cluster(cluster.scheduler_address)) as connected:
@@ -94,7 +94,7 @@ def test_the_results_do_not_depend_on_who_works(
 
 
 def test_a_worker_that_dies_costs_its_case(tmp_path: Path, cluster: Any, qemu_build: Build) -> None:
-    """The worker process itself is killed: whoever waits is told, and the run goes on."""
+    """The worker process itself is killed: what waits for it gets an error, and the run goes on."""
     cases = tuple(
         Case("verify", f"v{n}", {"operations": 60, "size": 1 << 20, "seed": n}) for n in range(4)
     )
@@ -105,13 +105,13 @@ def test_a_worker_that_dies_costs_its_case(tmp_path: Path, cluster: Any, qemu_bu
     ):
         killed: list[int] = []
 
-        def tell(standing: campaign.RunStatus) -> None:
+        def report(standing: campaign.RunStatus) -> None:
             if standing.done == 1 and not killed:
                 worker = next(iter(cluster.workers.values()))
                 killed.append(worker.pid)
                 os.kill(worker.pid, signal.SIGKILL)
 
-        campaign.carry_on(journal, [qemu_build], DaskExecutor(connected), tell)
+        campaign.carry_on(journal, [qemu_build], DaskExecutor(connected), report)
         assert killed and not journal.missing
         statuses = [outcome.status for outcome in journal.outcomes.values()]
         assert statuses.count(Status.OK) >= 3  # what the dead one had is given to another
@@ -168,8 +168,8 @@ def test_the_cluster_goes_away(qmpshim: CommandLine, tmp_path: Path, which: str)
         said, complaint = process.communicate(timeout=LIMIT)
     why = {"scheduler": "went away", "worker": "has no workers any more"}[which]
     assert (process.returncode, complaint) == (2, ""), (said, complaint)
-    told = rf"the Dask scheduler at {address} {why}: (\d) of 6 done and kept; go on with: (.*)"
-    found = re.fullmatch(told, said.splitlines()[-1])
+    pattern = rf"the Dask scheduler at {address} {why}: (\d) of 6 done and kept; go on with: (.*)"
+    found = re.fullmatch(pattern, said.splitlines()[-1])
     assert found is not None, said
     assert found[2] == f"qmpshim check --resume out --dask {address}"
     document = json.loads((qmpshim.home / "it.json").read_text())

@@ -1,4 +1,4 @@
-"""The protocol check convicts: a QEMU with somebody in the middle of its monitor who misanswers."""
+"""The protocol check kills mutants: a QEMU behind a relay of its monitor that changes answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATUS = "query-xen-replication-status"
 CASE = Case("protocol", "protocol/schema")
 
 
-def test_an_honest_build_is_acquitted(qemu_build: Build, tmp_path: Path) -> None:
+def test_a_reference_build_passes(qemu_build: Build, tmp_path: Path) -> None:
     outcome = runner_of("protocol")(qemu_build, CASE, tmp_path)
     assert (outcome.status, outcome.findings) == (Status.OK, ())
     assert outcome.figures["requests"] > 300  # every command is asked at least once
@@ -46,7 +46,7 @@ def test_an_honest_build_is_acquitted(qemu_build: Build, tmp_path: Path) -> None
         ("writes-fail", Verdict.ERROR_CONTRACT, "a primary write", "errno 28"),
     ],
 )
-def test_each_lie_is_convicted(
+def test_each_mutant_is_killed(
     name: str,
     verdict: Verdict,
     cause: str,
@@ -76,7 +76,7 @@ def test_the_explorer_does_not_wait_for_an_answer_that_came(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("qemu_on_path")
-def test_whoever_asks_is_told_of_text_that_is_no_answer(tmp_path: Path) -> None:
+def test_text_that_is_no_answer_is_reported(tmp_path: Path) -> None:
     build = resolve(str(make("babbles", tmp_path / "build")))
 
     async def stop() -> None:

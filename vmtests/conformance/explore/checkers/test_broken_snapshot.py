@@ -90,13 +90,13 @@ def test_a_failed_copy_breaks_the_snapshot_and_not_the_write(pool: QemuPool, fai
 
 
 @COPIES
-def test_a_snapshot_that_should_not_have_broken_is_told(pool: QemuPool, fails: str) -> None:
+def test_a_snapshot_that_should_not_have_broken_is_reported(pool: QemuPool, fails: str) -> None:
     """The write may not say success here."""
     assert verdicts(breaks(pool, fails, model=PLAIN)) == {Verdict.ERROR_CONTRACT}
 
 
 @COPIES
-def test_a_write_that_should_not_have_failed_is_told(pool: QemuPool, fails: str) -> None:
+def test_a_write_that_should_not_have_failed_is_reported(pool: QemuPool, fails: str) -> None:
     found = verdicts(breaks(pool, fails, scenario=PLAIN, model=BREAKS))
     assert found == {Verdict.ERROR_CONTRACT}
 

@@ -1,4 +1,4 @@
-"""Crash points convict: each of the three readers, of each image that can break."""
+"""Crash points kill mutants: of each of the three readers, of each image that can break."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_crash_points_that_are_none(text: str) -> None:
 
 
 def test_between_the_writes_of_tables_are_crash_points_too(pool: QemuPool) -> None:
-    """qcow2 links a table when it has been written; whoever links first is convicted."""
+    """qcow2 links a table when it has been written; one that links first is found out."""
     (scenario,) = scenario_sets.named("WR")
 
     def too_early(machine: GatedMachine, named: NamedIo) -> None:
@@ -200,7 +200,7 @@ def test_a_dirty_image_is_counted_anew(pool: QemuPool, check: Check) -> None:
     assert looked_at(pool, "WP", half_emptied(check)) == set()
 
 
-def test_who_does_not_count_anew_is_convicted(
+def test_an_owner_that_does_not_count_anew_is_found_out(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Lazy(GatedMachine):

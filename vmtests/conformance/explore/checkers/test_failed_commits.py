@@ -49,17 +49,17 @@ def test_a_commit_that_is_never_flushed_is_lost(pool: QemuPool) -> None:
     assert causes(explored(pool, FAILOVER, release=unflushed)) == {"commit not flushed"}
 
 
-def test_a_commit_that_fails_is_told(pool: QemuPool) -> None:
+def test_a_commit_that_fails_is_reported(pool: QemuPool) -> None:
     """In its first write or in the flush behind it.
 
-    Since 10.0 the cancelled job flushes, too: nobody is told if it cannot, and nothing is lost.
+    Since 10.0 the cancelled job flushes, too: no report if it cannot, and nothing is lost.
     """
     cancelled = 1 if read_version(pool.build)[0] >= (10, 0, 0) else 0
-    told = set()
+    statuses = set()
 
-    class Telling(RealSystem):
+    class Reporting(RealSystem):
         def _verdict(self, seen: Outcome) -> RealViolation | None:
-            told.add(seen.status)
+            statuses.add(seen.status)
             return super()._verdict(seen)
 
     class Silent(RealSystem):
@@ -71,15 +71,15 @@ def test_a_commit_that_fails_is_told(pool: QemuPool) -> None:
         ("secondary flush", cancelled, "I/O error occurred"),
         *(("secondary flush", nth, None) for nth in range(cancelled)),
     ):
-        told.clear()
-        honest = explored(pool, FAILOVER, Telling, fails, nth=nth)
-        assert not honest.found and not honest.in_part
-        assert told == {said}
+        statuses.clear()
+        reference = explored(pool, FAILOVER, Reporting, fails, nth=nth)
+        assert not reference.found and not reference.in_part
+        assert statuses == {said}
     silent = explored(pool, FAILOVER, Silent, "secondary write 0+128")
     assert verdicts(silent) == {Verdict.ERROR_CONTRACT}
 
 
-def test_a_disk_that_goes_away_when_all_is_committed_is_told_or_not(
+def test_a_disk_that_goes_away_when_all_is_committed_is_reported_or_not(
     pool: QemuPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The commit has more writes and its own flush behind it when nodes and jobs are closed."""
@@ -88,7 +88,7 @@ def test_a_disk_that_goes_away_when_all_is_committed_is_told_or_not(
     assert flushes
     left: list[bool] = []
 
-    class Telling(RealSystem):
+    class Reporting(RealSystem):
         def _verdict(self, seen: Outcome) -> RealViolation | None:
             left.append(durability.unflushed(self.machine, self.scenario, self.now))
             return super()._verdict(seen)
@@ -99,13 +99,13 @@ def test_a_disk_that_goes_away_when_all_is_committed_is_told_or_not(
 
     looked = final_state.look
     for nth in range(len(flushes)):
-        honest = explored(pool, commit, Telling, "secondary flush", CUT, nth=nth)
-        assert not honest.found, honest.found
+        reference = explored(pool, commit, Reporting, "secondary flush", CUT, nth=nth)
+        assert not reference.found, reference.found
         if left[-1]:
             with monkeypatch.context() as patched:
                 patched.setattr(final_state, "look", silent)
-                lying = explored(pool, commit, fails="secondary flush", errno=CUT, nth=nth)
-            assert causes(lying) == {"commit not flushed"}
+                misbehaving = explored(pool, commit, fails="secondary flush", errno=CUT, nth=nth)
+            assert causes(misbehaving) == {"commit not flushed"}
     assert set(left) == {False, True}
 
 

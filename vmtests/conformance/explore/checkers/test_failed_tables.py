@@ -50,8 +50,10 @@ def test_beside_a_failed_write_of_tables_the_others_are_judged(pool: QemuPool) -
             return
         faithfully(machine, named)
 
-    honest = explored(pool, scenario, fails=fails, all_io=True)
-    assert honest.in_part and not causes(honest) - {"case 3. backup failed: not in the status"}
+    reference = explored(pool, scenario, fails=fails, all_io=True)
+    assert reference.in_part and not causes(reference) - {
+        "case 3. backup failed: not in the status"
+    }
     spoilt = explored(pool, scenario, fails=fails, all_io=True, release=new_for_old)
     assert verdicts(spoilt) >= {Verdict.ISOLATION}
 
@@ -63,7 +65,7 @@ def test_after_a_failed_write_of_tables_success_is_taken_at_its_word(pool: QemuP
     assert {verdict for verdict, _ in found} == {Verdict.LOST_WRITE}
 
 
-def test_a_failed_write_of_tables_is_told_with_its_own_error(pool: QemuPool) -> None:
+def test_a_failed_write_of_tables_is_reported_with_its_own_error(pool: QemuPool) -> None:
     class Mixing(RealSystem):
         def _take_answer(self, index: int) -> None:
             super()._take_answer(index)

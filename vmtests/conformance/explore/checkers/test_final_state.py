@@ -27,7 +27,7 @@ def spoil(machine: GatedMachine, named: NamedIo) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "lie", "verdict"),
+    ("name", "misbehaviour", "verdict"),
     [
         ("WK", lambda: drop_new, Verdict.LOST_WRITE),
         ("WK", lambda: never, Verdict.ORDER),
@@ -43,10 +43,10 @@ def spoil(machine: GatedMachine, named: NamedIo) -> None:
         ("qcow2-WR", lambda: spoil, Verdict.CORRUPTION),
     ],
 )
-def test_a_lying_disk_is_convicted(
-    pool: QemuPool, name: str, lie: Callable[[], Release], verdict: Verdict
+def test_a_misbehaving_disk_is_found_out(
+    pool: QemuPool, name: str, misbehaviour: Callable[[], Release], verdict: Verdict
 ) -> None:
-    assert verdict in found(pool, name, lie())
+    assert verdict in found(pool, name, misbehaviour())
     pool.discard()
     assert found(pool, name, faithfully) == {}
 
@@ -89,7 +89,7 @@ def test_a_command_that_does_nothing_is_missed(
     cause: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It answers well: the job has to end, the export to go, the job to be told of."""
+    """It answers well: the job has to end, the export to go, the job to be reported."""
     command = real_ops.command
 
     def swallow(machine: GatedMachine, what: str) -> tuple[str, dict[str, Any]]:

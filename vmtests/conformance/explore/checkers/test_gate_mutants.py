@@ -1,6 +1,6 @@
-"""The harness convicts: each way in which the gate can lie to QEMU yields its verdict.
+"""Each mutant of the gate is killed: each way in which it can misbehave yields its verdict.
 
-QEMU is honest here; the storage under it is not. What the storage does wrong looks, from above,
+QEMU is not changed here; the storage under it is. What the storage does wrong looks, from above,
 just like a QEMU that does it wrong.
 """
 
@@ -56,7 +56,7 @@ def verdicts(
     return {kind for kind, _ in causes(pool, name, release, most, watching)}
 
 
-def test_an_honest_gate_convicts_nobody(pool: QemuPool) -> None:
+def test_a_reference_gate_yields_no_finding(pool: QemuPool) -> None:
     for name in ("WR", "WV", "WP", "WG", "WH", "backup-WV", "backup-ZR"):
         assert verdicts(pool, name, faithfully) == set()
     # What 7.2 gives the reader of a snapshot is another matter (known), the order is not.
@@ -98,7 +98,7 @@ def test_a_command_besides_hides_nothing_of_it(pool: QemuPool, name: str) -> Non
 
 
 def test_a_copy_that_never_arrives_is_found_out(pool: QemuPool) -> None:
-    """Seen twice: when the new data arrives, and if nobody looks then, by what is read later."""
+    """Seen twice: when the new data arrives, and if nothing looks then, by what is read later."""
     assert verdicts(pool, "WR", never) == {Verdict.ORDER}
     found = verdicts(pool, "WR", never, watching=False)
     assert found & {Verdict.CONTENT, Verdict.LOST_WRITE}
@@ -155,10 +155,10 @@ def test_a_dropped_write_is_missed_by_the_flush_after_it(
 
     cause = Cause(CauseKind.NOT_ON_DISK, f"{side}_write", f"{side}_flush")
     wanted = {(Verdict.LOST_WRITE, cause)}
-    for release, told in ((drop_second, wanted), (faithfully, set())):
+    for release, expected in ((drop_second, wanted), (faithfully, set())):
         system = RealSystem(pool, scenario, release=release)
         explore(system, Mode.DPOR, Budget(schedules=50), stop=False)
-        assert set(system.found) == told
+        assert set(system.found) == expected
     assert written
 
 

@@ -81,8 +81,8 @@ def test_zeroes_of_a_gone_overlay_may_be_read_from_its_tables(pool: QemuPool) ->
             if self.scenario.ops[index].reads and self.now.answers[index] != OK:
                 self.now.answers[index], self.now.data[index] = OK, (scenarios.BASE,) * C
 
-    told = causes(explored(pool, elsewhere, Remembering, fails, CUT)) - quiet
-    assert told == {"guest_read answers ok, after the hidden disk went away"}
+    reported = causes(explored(pool, elsewhere, Remembering, fails, CUT)) - quiet
+    assert reported == {"guest_read answers ok, after the hidden disk went away"}
 
 
 def test_zeroes_that_are_data_are_read_from_no_tables(pool: QemuPool) -> None:

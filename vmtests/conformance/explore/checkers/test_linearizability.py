@@ -59,7 +59,7 @@ def test_an_operation_that_never_ends_hangs(
 
 
 @pytest.mark.parametrize("name", ["RH", "GH"])
-def test_a_cluster_that_nobody_wrote_is_not_allocated(
+def test_a_cluster_that_was_not_written_is_not_allocated(
     pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The old data once more, a layer higher: all that is read is as it was."""
@@ -117,7 +117,7 @@ def test_a_finding_that_shows_itself_now_and_then_is_not_confirmed(
 
 
 @pytest.mark.parametrize("where", ["read", "view"])
-def test_new_data_is_seen_by_nobody_whatever_failed(pool: QemuPool, where: str) -> None:
+def test_new_data_is_never_seen_whatever_failed(pool: QemuPool, where: str) -> None:
     """Also where a failed write of tables excuses the rest."""
 
     class Leaking(RealSystem):

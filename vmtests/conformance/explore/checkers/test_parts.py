@@ -23,7 +23,15 @@ from qmpshim.model.answers import OK, io_error
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import operation
-from vmtests.support.failing import FAILOVER, Lying, causes, explored, filtering, spoilt, verdicts
+from vmtests.support.failing import (
+    FAILOVER,
+    Misbehaving,
+    causes,
+    explored,
+    filtering,
+    spoilt,
+    verdicts,
+)
 
 C = scenarios.C
 
@@ -47,9 +55,9 @@ def test_a_copy_beside_the_failed_one_holds_what_the_setup_left(pool: QemuPool) 
         faithfully(machine, named)
 
     failing = "hidden write 0+128"
-    honest = explored(pool, scenario, fails=failing)
-    assert causes(honest) == {"case 3. backup failed: not in the status"}
-    assert not honest.in_part
+    reference = explored(pool, scenario, fails=failing)
+    assert causes(reference) == {"case 3. backup failed: not in the status"}
+    assert not reference.in_part
     wrong = explored(pool, scenario, fails=failing, release=spoil)
     assert verdicts(wrong) == {Verdict.LOST_WRITE}
 
@@ -67,8 +75,8 @@ def test_a_write_of_several_requests_that_fails_is_done_in_part(pool: QemuPool) 
     alone = replace(scenario, ops=scenario.ops[:1])
     wrong = explored(pool, alone, spoilt("active", 30), "active write 0+16")
     assert verdicts(wrong) == {Verdict.LOST_WRITE}
-    lying = explored(pool, alone, Lying, "active write 16+8")  # no new cluster
-    assert verdicts(lying) == {Verdict.LOST_WRITE}
+    misbehaving = explored(pool, alone, Misbehaving, "active write 16+8")  # no new cluster
+    assert verdicts(misbehaving) == {Verdict.LOST_WRITE}
 
 
 def test_beside_a_cluster_that_cannot_be_filled_the_write_is_done(pool: QemuPool) -> None:
@@ -136,8 +144,8 @@ def test_what_a_failed_write_has_done_is_committed(pool: QemuPool) -> None:
     scenario = replace(FAILOVER, ops=ops, setup=(operation("guest_write", 16, 8),), cluster=8)
     fails = "active write 0+16"
     assert not explored(pool, scenario, fails=fails).found
-    lying = explored(pool, scenario, Lying, "active write 16+8")  # no new cluster
-    assert verdicts(lying) == {Verdict.LOST_WRITE}
+    misbehaving = explored(pool, scenario, Misbehaving, "active write 16+8")  # no new cluster
+    assert verdicts(misbehaving) == {Verdict.LOST_WRITE}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The primary's oracles convict: what they look at is spoilt once, in the model or in QEMU."""
+"""The primary's checkers kill mutants: what they look at is spoilt, in the model or in QEMU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from qmpshim.model.disks.image import Owners
 from qmpshim.model.operations import Operation, operation
 from qmpshim.model.runtime.coroutines import Co, ModelIOError
 from vmtests.support.failing import (
-    Lying,
+    Misbehaving,
     Swallowing,
     causes,
     explored,
@@ -37,7 +37,7 @@ MASKED = "guest_write says success after a refused primary write"
 OWN, FORWARDED = "primary write 0+128", "secondary write 0+128"
 
 
-def told(system: RealSystem) -> dict[Verdict, set[str]]:
+def causes_by_verdict(system: RealSystem) -> dict[Verdict, set[str]]:
     found: dict[Verdict, set[str]] = {}
     for kind, cause in system.found:
         found.setdefault(kind, set()).add(str(cause))
@@ -63,18 +63,20 @@ FLUSHED = single(WRITE, replace(FLUSH, after=0))
 # -- QEMU as it is ---------------------------------------------------------------------------------
 
 
-def test_what_qemu_does_is_told_in_its_own_words(pool: QemuPool) -> None:
+def test_what_qemu_does_is_described_in_its_own_words(pool: QemuPool) -> None:
     """Case 1 is masked, and what comes of that; case 2 is as the document has it."""
     assert not explored(pool, single(WRITE)).found
-    assert told(explored(pool, single(WRITE), fails=OWN)) == {Verdict.ERROR_CONTRACT: {MASKED}}
-    assert told(explored(pool, single(WRITE, READ), fails=OWN)) == {
+    assert causes_by_verdict(explored(pool, single(WRITE), fails=OWN)) == {
+        Verdict.ERROR_CONTRACT: {MASKED}
+    }
+    assert causes_by_verdict(explored(pool, single(WRITE, READ), fails=OWN)) == {
         Verdict.LOST_WRITE: {f"{MASKED}, and is not read back"}
     }
     assert not explored(pool, single(WRITE, STATUS), fails=FORWARDED).found
     assert not explored(pool, single(WRITE, STATUS), fails=FORWARDED, errno=CUT).found
     stopped = single(STOP, replace(WRITE, after=0))
     for fails, found in ((None, {}), (OWN, {})):
-        assert told(explored_second(pool, stopped, fails)) == found
+        assert causes_by_verdict(explored_second(pool, stopped, fails)) == found
 
 
 def explored_first(pool: QemuPool, scenario: RealScenario, fails: str) -> RealSystem:
@@ -107,9 +109,9 @@ class ForwardsNothing(PrimaryChain):
 
 class HidesItsError(PrimaryChain):
     def _forward(self, write: Co[None]) -> Co[bool]:
-        told = yield from super()._forward(write)
+        answer = yield from super()._forward(write)
         self.error = False
-        return told
+        return answer
 
 
 class ReadsTheOther(PrimaryChain):
@@ -152,7 +154,7 @@ def test_a_model_that_is_wrong_is_not_agreed_with(
     scenario, fails, verdict, cause = SPOILT[chain]
     assert not explored(pool, scenario, fails=fails).found
     monkeypatch.setattr(sequential, "PrimaryChain", chain)
-    assert told(explored(pool, scenario, fails=fails)) == {verdict: {cause}}
+    assert causes_by_verdict(explored(pool, scenario, fails=fails)) == {verdict: {cause}}
 
 
 class Masks(PrimaryChain):
@@ -179,7 +181,7 @@ def test_a_model_that_masks_errors_finds_no_fault_with_qemu(
 
 
 @pytest.mark.parametrize(
-    ("lie", "ops", "verdict", "cause"),
+    ("misbehaviour", "ops", "verdict", "cause"),
     [
         (drop_new, (WRITE,), Verdict.LOST_WRITE,
          "secondary: the old data instead of the guest's data"),
@@ -195,11 +197,13 @@ def test_a_model_that_masks_errors_finds_no_fault_with_qemu(
          "guest_flush does not flush the primary disk"),
     ],
 )  # fmt: skip
-def test_a_lying_disk_is_convicted(
-    pool: QemuPool, lie: Release, ops: tuple[Operation, ...], verdict: Verdict, cause: str
+def test_a_misbehaving_disk_is_found_out(
+    pool: QemuPool, misbehaviour: Release, ops: tuple[Operation, ...], verdict: Verdict, cause: str
 ) -> None:
     assert not explored(pool, single(*ops)).found
-    assert told(explored(pool, single(*ops), release=lie)) == {verdict: {cause}}
+    assert causes_by_verdict(explored(pool, single(*ops), release=misbehaviour)) == {
+        verdict: {cause}
+    }
 
 
 @pytest.mark.parametrize("write", [WRITE, operation("guest_zero", 0, 128)])
@@ -223,9 +227,9 @@ def test_a_primary_that_was_stopped_before_forwards_nothing(pool: QemuPool) -> N
 def test_a_refused_write_that_happened_nevertheless_is_found_out(
     pool: QemuPool, fails: str
 ) -> None:
-    lying = explored(pool, single(WRITE), Lying, fails)
+    misbehaving = explored(pool, single(WRITE), Misbehaving, fails)
     disk = fails.split()[0]
-    assert told(lying) == {
+    assert causes_by_verdict(misbehaving) == {
         Verdict.LOST_WRITE: {
             f"{disk}: the guest's data instead of the old data, after a failed {disk} write"
         }
@@ -235,14 +239,14 @@ def test_a_refused_write_that_happened_nevertheless_is_found_out(
 # -- QEMU ------------------------------------------------------------------------------------------
 
 
-def test_a_swallowed_error_is_found_out_where_qemu_tells_it(pool: QemuPool) -> None:
+def test_a_swallowed_error_is_found_out_where_qemu_reports_it(pool: QemuPool) -> None:
     """Once replication is over nothing masks it."""
     stopped = single(STOP, replace(WRITE, after=0))
     found = causes(explored_second(pool, stopped, OWN, Swallowing))
     assert found == {"guest_write answers ok, after a failed primary write"}
 
 
-def test_a_write_that_was_not_forwarded_and_not_told_of(pool: QemuPool) -> None:
+def test_a_write_that_was_not_forwarded_and_not_reported(pool: QemuPool) -> None:
     class Silent(RealSystem):
         def _verdict(self, seen: Outcome) -> RealViolation | None:
             return super()._verdict(replace(seen, status=None))
@@ -259,7 +263,7 @@ def test_a_status_that_cries_without_a_reason(pool: QemuPool) -> None:
     assert found == {"final status I/O error occurred"}
 
 
-def test_an_error_that_no_event_tells_of(pool: QemuPool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_no_event_reports(pool: QemuPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither an error nor QUORUM_REPORT_BAD."""
     take_in = NonBlockingQmp._take_in
 
@@ -274,7 +278,7 @@ def test_an_error_that_no_event_tells_of(pool: QemuPool, monkeypatch: pytest.Mon
     ):
         with monkeypatch.context() as patch:
             patch.setattr(NonBlockingQmp, "_take_in", deaf)
-            found = told(run(pool, scenario, fails))
+            found = causes_by_verdict(run(pool, scenario, fails))
             cause = f"{do}: neither an error nor QUORUM_REPORT_BAD"
             assert found == {Verdict.ERROR_CONTRACT: {cause}}
         pool.discard()
@@ -309,7 +313,7 @@ def test_replication_that_runs_or_not_as_it_should_not(
     assert cause in found, found
 
 
-def test_both_refused_is_explored_and_told(pool: QemuPool) -> None:
+def test_both_refused_is_explored_and_reported(pool: QemuPool) -> None:
     plan = quorum.both_refused([io_id(0, OWN), io_id(0, FORWARDED)], [CUT, 5])
     assert plan == [{io_id(0, OWN): 5, io_id(0, FORWARDED): 5}]
     system = RealSystem(pool, single(WRITE), plan=plan[0])
@@ -317,9 +321,11 @@ def test_both_refused_is_explored_and_told(pool: QemuPool) -> None:
     while left := system.enabled():
         system.take(left[0])
     system.finish()
-    assert told(system) == {Verdict.LOST_WRITE: {f"{MASKED} and a refused secondary one"}}
+    assert causes_by_verdict(system) == {
+        Verdict.LOST_WRITE: {f"{MASKED} and a refused secondary one"}
+    }
 
 
-def test_honest_disks_convict_nobody(pool: QemuPool) -> None:
+def test_reference_disks_yield_no_finding(pool: QemuPool) -> None:
     for name in ("primary-RP", "primary-GF", "primary-EQ", "primary-SQ", "primary-OG"):
         assert not explored(pool, one(name), release=faithfully).found, name

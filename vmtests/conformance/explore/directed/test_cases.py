@@ -102,7 +102,7 @@ def zeroes_forgotten(machine: GatedMachine) -> None:
 
 
 def nothing(machine: GatedMachine) -> None:
-    """Honest."""
+    """The reference."""
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""The directed cases convict: storage that fails where all is well, and I/O that never comes.
+"""The directed cases kill mutants: storage that fails where all is well, and I/O that never comes.
 
-QEMU is honest here; what it is given is not. Whatever happens is a finding with its verdict, and
+QEMU is not changed here; its storage is. Whatever happens is a finding with its verdict, and
 never an error of ours.
 """
 

@@ -59,16 +59,18 @@ def test_each_event_of_an_execution_is_read_again(
 ) -> None:
     system = executed(pool, errno)
     ops = system.scenario.ops
-    told = [event for event in system.now.events if not event.text.startswith("afterwards")]
+    reported = [event for event in system.now.events if not event.text.startswith("afterwards")]
     for event in system.now.events:
         assert event_from_line(str(event), ops) == event
         assert event_from_json(event_to_json(event), ops) == event
-    count = Counter(one.what for one in told)
+    count = Counter(one.what for one in reported)
     assert not count[What.NOTE]
     assert count[What.START] == 2 == count[What.ENDS]
-    assert sum(one.what.is_step for one in told) == len(system.now.steps)
-    assert (what, text) in {(one.what, one.text) for one in told}
-    for step, line in zip(system.now.steps, [one for one in told if one.what.is_step], strict=True):
+    assert sum(one.what.is_step for one in reported) == len(system.now.steps)
+    assert (what, text) in {(one.what, one.text) for one in reported}
+    for step, line in zip(
+        system.now.steps, [one for one in reported if one.what.is_step], strict=True
+    ):
         assert step.op == line.op
         if isinstance(line, Completed | Failed):
             assert isinstance(step, Complete | Fail)

@@ -75,11 +75,11 @@ def test_a_qemu_that_dies_between_two_schedules(
         bundle = save_finding(tmp_path / "bundle", finding, qemu_build)
         assert "blockdev-add" in (bundle / "qmp.log").read_text()
         assert replay_schedule(load_finding(bundle), qemu_build).shows(finding)
-    honest = replay_schedule(finding, qemu_build)
-    assert honest.followed and honest.violation is None and not honest.shows(finding)
+    reference = replay_schedule(finding, qemu_build)
+    assert reference.followed and reference.violation is None and not reference.shows(finding)
 
 
-def test_what_goes_wrong_before_is_told_by_a_replay(
+def test_what_goes_wrong_before_is_reported_by_a_replay(
     monkeypatch: pytest.MonkeyPatch, qemu_build: Build
 ) -> None:
     """On another build the same defect may show itself earlier."""
@@ -133,7 +133,7 @@ def test_a_node_that_is_still_in_use_is_missed_where_nothing_explains_it(
 def test_who_died_before_does_not_die_again(
     monkeypatch: pytest.MonkeyPatch, qemu_build: Build
 ) -> None:
-    """An execution is left where its end is known; then nobody has looked at the process yet."""
+    """An execution is left where its end is known; then nothing has looked at the process yet."""
     start = RealRun._start
 
     def struck(self: RealRun, index: int) -> None:
@@ -162,10 +162,10 @@ def test_what_does_not_show_itself_again_is_no_calm(
         strike(patch, "blockdev-del", signal.SIGSEGV)
         words = ["explore", "--scenario", "backup-WH", "--jobs", "1", "--keep", str(tmp_path)]
         status = main(words)
-    told = capsys.readouterr().out
-    assert status == DIVERGED and "no divergence" not in told
-    assert "CRASH (contract, NEW, NOT CONFIRMED): " in told and "killed by SIGSEGV" in told
-    assert "replays 0 of 3 on fresh QEMUs" in told
+    output = capsys.readouterr().out
+    assert status == DIVERGED and "no divergence" not in output
+    assert "CRASH (contract, NEW, NOT CONFIRMED): " in output and "killed by SIGSEGV" in output
+    assert "replays 0 of 3 on fresh QEMUs" in output
     (bundle,) = tmp_path.iterdir()
-    assert f"replay it: qmpshim replay {bundle}\n" in told
-    assert "0 new finding(s), 0 known, 1 that did not replay every time (they fail" in told
+    assert f"replay it: qmpshim replay {bundle}\n" in output
+    assert "0 new finding(s), 0 known, 1 that did not replay every time (they fail" in output

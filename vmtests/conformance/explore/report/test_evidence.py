@@ -18,7 +18,7 @@ from qmpshim.machine.builds.build import Build
 
 
 @pytest.mark.skipif(shutil.which("gdb") is None, reason="there is no gdb")
-def test_nobody_waits_for_a_crash_that_does_not_come(
+def test_a_crash_that_does_not_come_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qemu_build: Build
 ) -> None:
     """The debugger is asked for what it has to say when QEMU has ended, not before."""
@@ -37,8 +37,8 @@ def test_nobody_waits_for_a_crash_that_does_not_come(
 
     monkeypatch.setattr(evidence, "_Gdb", Gdb)
     monkeypatch.setattr(evidence, "QemuPool", Ended)
-    (honest,) = scenario_sets.named("WP")
-    collect(replace(case, scenario=honest, schedule=(), events=()), qemu_build, tmp_path)
+    (reference,) = scenario_sets.named("WP")
+    collect(replace(case, scenario=reference, schedule=(), events=()), qemu_build, tmp_path)
     assert happened == ["QEMU ended", "gdb asked"]
     assert (tmp_path / "stderr.txt").read_text() == ""
     assert "SIGABRT" not in (tmp_path / "backtrace.txt").read_text()

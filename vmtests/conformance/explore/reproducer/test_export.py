@@ -41,7 +41,7 @@ from vmtests.support.reproducer import NOT_SEEN, SEEN, UNTESTED, Reproducer, kno
 
 CHECKPOINT_ASSERTS = (7, 0)
 CHECKPOINT_DRAINS = ((5, 1), (6, 1))  # waits for what a breakpoint holds
-MADE_UP = "reads and disks fit no order"  # a cause that has to be told from the model's ends
+MADE_UP = "reads and disks fit no order"  # a cause that has to be found from the model's ends
 
 
 def drains(build: Build) -> bool:
@@ -122,7 +122,7 @@ def test_a_crash_with_nothing_but_blkdebug(qemu_build: Build, reproducer: Reprod
 def test_what_a_breakpoint_cannot_hold_is_held_by_nbd(
     qemu_build: Build, reproducer: Reproducer
 ) -> None:
-    """A checkpoint that waits for it keeps the monitor: nobody could end the breakpoint."""
+    """A checkpoint that waits for it keeps the monitor: nothing could end the breakpoint."""
     finding = shown(qemu_build, "PC", *CORRUPTS)
     assert (blkdebug_steps(finding) is None) == drains(qemu_build)
     status, said = reproducer(export_script(finding))
@@ -193,7 +193,9 @@ COPIED: tuple[RealChoice, ...] = (
 )
 
 
-def test_the_models_ends_tell_right_from_wrong(qemu_build: Build, reproducer: Reproducer) -> None:
+def test_the_models_ends_separate_right_from_wrong(
+    qemu_build: Build, reproducer: Reproducer
+) -> None:
     script = export_script(shown(qemu_build, "WR", *COPIED))
     status, said = reproducer(script)
     assert status == NOT_SEEN and "never sent" not in said, said
@@ -427,7 +429,7 @@ def test_breakpoints_can_be_declined(qmpshim: CommandLine) -> None:
         assert done.returncode == 0 and way in done.stdout, done
 
 
-def test_requests_are_told_by_what_and_how_often() -> None:
+def test_requests_are_known_by_what_and_how_often() -> None:
     """A script does not know whose a request is: the second operation's first is the second."""
     lines = ("start 0: primary flush", "    secondary flush (of 0)", "start 1: guest flush",
              "    secondary flush (of 1)", "complete secondary flush (of 1)")  # fmt: skip

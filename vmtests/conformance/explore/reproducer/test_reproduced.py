@@ -74,7 +74,7 @@ def as_file(directory: Path, finding: Finding) -> Path:
         ("dies-at-checkpoint", ANOTHER, 125, f"another divergence: crash: .*{OWN}"),
         ("dies-at-checkpoint", LATER, 125, "another divergence: crash: "),
         ("dies-building", CHECKPOINT, 125, "another divergence: crash: before the scenario"),
-        ("honest", CHECKPOINT, 0, "not reproduced: "),
+        ("reference", CHECKPOINT, 0, "not reproduced: "),
         ("ends-at-once", CHECKPOINT, 125, ""),
     ],
     ids=["its own", "other words", "too early", "in the beginning", "none", "no start"],
@@ -101,7 +101,7 @@ def test_a_crash_is_the_findings_at_its_step_and_in_its_words(
         ("dies-at-checkpoint", 2, "another_function: Assertion `0' failed.", 125),
         ("dies-at-checkpoint", 3, OWN, 125),
         ("dies-building", 2, OWN, 125),
-        ("honest", 2, OWN, 0),
+        ("reference", 2, OWN, 0),
     ],
 )
 def test_the_same_of_a_workload(
@@ -123,11 +123,11 @@ def test_the_same_of_a_workload(
 def test_one_name_has_one_answer(qmpshim: CommandLine) -> None:
     """While bisecting who names a known defect asks for it, by its case's name or its file."""
     name = "failover-reports-io-error"  # which every version has
-    told = []
+    endings = []
     for case in (f"known/{name}", str(DIRECTORY / f"{name}.json")):
         done = qmpshim.run("check", "--bisect", "--build", "system", "--case", case)
-        told.append((done.returncode, done.stdout.splitlines()[-1]))
-    assert told[0] == told[1] and told[0][0] == 1, told
+        endings.append((done.returncode, done.stdout.splitlines()[-1]))
+    assert endings[0] == endings[1] and endings[0][0] == 1, endings
     done = qmpshim.run("check", "--bisect", "--build", "system", "--case", "directed/start-fails")
     assert done.returncode == 1 and "\nbad: directed/start-fails: " in done.stdout
     out = qmpshim.home / "out"  # all else is as it was: what is known is no failure
@@ -291,9 +291,9 @@ def test_crash_points_that_there_are_not(
     errors = [line for line in done.stderr.splitlines() if line.startswith("qmpshim: ")]
     none = f"qmpshim: --crash-points {points}: none in 2 schedules"
     assert errors == ([none] if status else [])
-    told = json.loads(report.read_text())["crash_points"]
-    assert told["chosen"] == points and f"{told['looked_at']} crash points" in said
-    assert told["never"] == [step for step in ("blah", "99") if step in points]
+    document = json.loads(report.read_text())["crash_points"]
+    assert document["chosen"] == points and f"{document['looked_at']} crash points" in said
+    assert document["never"] == [step for step in ("blah", "99") if step in points]
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_a_case_that_selects_nothing_is_broken(qmpshim: CommandLine) -> None:
     assert "c: --crash-points quick:blah: none in 2 schedules" in done.stdout
 
 
-def test_what_never_occurred_is_told() -> None:
+def test_what_never_occurred_is_reported() -> None:
     result = Result()
     result.operations.update({"chain start": 2, "guest read": 1})
     outcome = VerifyOutcome(ChainSubject(Setup(ChainSpec(Workflow.BACKUP))), 1, result, "")

@@ -26,7 +26,7 @@ from qmpshim.model.scenarios import SCENARIOS, scenario_named
 PAIR = scenario_named("write-read")
 
 
-def test_honest_disciplines_come_out_clean() -> None:
+def test_reference_protocols_come_out_clean() -> None:
     report = explore_model(scenarios=[PAIR, scenario_named("write-write")])
     assert report.clean and report.exhaustive
     assert len(report.runs) == 2 * len(REFERENCE_NAMES)

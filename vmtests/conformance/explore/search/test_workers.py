@@ -45,23 +45,23 @@ def test_the_progress_is_of_all_that_is_explored(
 ) -> None:
     """With faults a scenario is explored once for each I/O that fails: nothing begins anew."""
     monkeypatch.setattr(workers, "_TICK", 0.0)
-    told: list[Progress] = []
+    reported: list[Progress] = []
     every = [*scenario_sets.named("WV"), *scenario_sets.named("WR")]
     report = explore_real(
         qemu_build,
         every,
         settings=Settings(faults=(EIO,)),
         bounds=Bounds(jobs=jobs),
-        progress=told.append,
+        progress=reported.append,
     )
-    schedules = [one.schedules for one in told]
+    schedules = [one.schedules for one in reported]
     assert schedules == sorted(schedules) and schedules[-1] == report.schedules
     assert len(set(schedules)) > (report.schedules // 2 if jobs == 1 else 3)
-    distinct = [one.distinct for one in told]
+    distinct = [one.distinct for one in reported]
     assert distinct == sorted(distinct)
     assert distinct[-1] == sum(one.distinct for one in report.scenarios)
-    assert any(one.distinct for one in told if not one.scenarios)  # in the middle of the first
-    errors = [one.verdicts[Verdict.ERROR_CONTRACT.value] for one in told]
+    assert any(one.distinct for one in reported if not one.scenarios)  # in the middle of the first
+    errors = [one.verdicts[Verdict.ERROR_CONTRACT.value] for one in reported]
     assert errors == sorted(errors)
 
 
@@ -75,16 +75,16 @@ def test_what_was_cut_short_is_explored_with_what_is_left(
 
     monkeypatch.setattr(workers, "_share", mean)
     monkeypatch.setattr(workers, "_TICK", 0.0)
-    told: list[Progress] = []
+    reported: list[Progress] = []
     every = [*scenario_sets.named("WV"), *scenario_sets.named("HQ"), *scenario_sets.named("WR")]
-    report = explore_real(qemu_build, every, bounds=Bounds(budget=600.0), progress=told.append)
+    report = explore_real(qemu_build, every, bounds=Bounds(budget=600.0), progress=reported.append)
     assert report.exhaustive and [one.name for one in report.scenarios] == ["WV", "HQ", "WR"]
     whole = explore_real(qemu_build, every)
     # Samples come before. On a busy machine a share may be over before the first schedule.
     every_one = whole.schedules + len(every) * exploration._PLAIN
     assert every_one <= report.schedules <= every_one + 2
-    assert told[-1].schedules == report.schedules and told[-1].scenarios == 3
-    schedules = [one.schedules for one in told]
+    assert reported[-1].schedules == report.schedules and reported[-1].scenarios == 3
+    schedules = [one.schedules for one in reported]
     assert schedules == sorted(schedules)
 
 
@@ -114,7 +114,7 @@ def test_what_can_never_be_exhausted_is_explored_once(
 def test_a_qemu_that_starts_no_more_hides_nothing(
     qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was found before is told; only the scenario that needed it is skipped."""
+    """What was found before is reported; only the scenario that needed it is skipped."""
     start, spawn, starts = RealRun._start, GatedMachine._spawn, iter(range(100))
 
     def struck(self: RealRun, index: int) -> None:

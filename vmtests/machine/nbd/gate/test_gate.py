@@ -226,12 +226,12 @@ def test_nbdinfo(tmp_path: Path) -> None:
         disk.write(1 * MB, b"x" * BLOCK)
         disk.zero(2 * MB, BLOCK, hole=False)
         async with gated(tmp_path, disk=disk, small=MemoryStore(513)) as gate:
-            told = json.loads(await run("nbdinfo", "--json", gate.uri("disk")))["exports"][0]
-            assert told["export-size"] == 3 * MB
-            assert told["contexts"] == ["base:allocation"]
-            assert (told["block_size_minimum"], told["block_size_maximum"]) == (1, 32 * MB)
+            document = json.loads(await run("nbdinfo", "--json", gate.uri("disk")))["exports"][0]
+            assert document["export-size"] == 3 * MB
+            assert document["contexts"] == ["base:allocation"]
+            assert (document["block_size_minimum"], document["block_size_maximum"]) == (1, 32 * MB)
             flags = ["flush", "fua", "trim", "zero", "df", "fast_zero", "multi_conn"]
-            assert all(told[f"can_{flag}"] for flag in flags) and not told["is_read_only"]
+            assert all(document[f"can_{flag}"] for flag in flags) and not document["is_read_only"]
             listed = json.loads(await run("nbdinfo", "--json", "--list", gate.uri("disk")))
             assert [e["export-name"] for e in listed["exports"]] == ["disk", "small"]
             extents = json.loads(await run("nbdinfo", "--json", "--map", gate.uri("disk")))
@@ -415,7 +415,7 @@ def test_unsound_requests_get_the_errors_of_the_protocol(tmp_path: Path) -> None
         assert not plain.can_meta_context("base:allocation")
         assert await errno_of(call(plain.trim, 512, 0)) == errno.EINVAL
         await call(plain.zero, 512, 0)
-        for handle in (disk, fixed, plain):  # nobody was thrown out
+        for handle in (disk, fixed, plain):  # none was disconnected
             assert await call(handle.pread, 512, 0) == bytes(512)
         await gate.stop()
 
@@ -491,7 +491,7 @@ class Raw:
             return True
 
 
-def test_rude_clients_harm_nobody(tmp_path: Path) -> None:
+def test_rude_clients_harm_no_other(tmp_path: Path) -> None:
     async def main() -> None:
         async with gated(tmp_path, disk=MemoryStore(4 * MB)) as gate:
             good = await client(gate, "disk")
@@ -513,7 +513,7 @@ def test_rude_clients_harm_nobody(tmp_path: Path) -> None:
     play(main())
 
 
-def test_replies_nobody_reads_do_not_pile_up(tmp_path: Path) -> None:
+def test_replies_that_are_not_read_do_not_pile_up(tmp_path: Path) -> None:
     async def main() -> None:
         async with gated(tmp_path, disk=MemoryStore(4 * MB)) as gate:
             raw = await Raw.connect(gate, "disk")
