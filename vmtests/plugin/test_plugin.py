@@ -19,7 +19,7 @@ import errno
 import pytest
 
 from qmpshim.errors import InputError, IOFailed
-from qmpshim.machine.nbd.protocol import NbdCommand as Op
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Op
 
 
 def test_build(qemu_build):

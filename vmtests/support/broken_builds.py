@@ -204,8 +204,9 @@ def _late_start(real: str, arguments: list[str], _script: str) -> None:
 
 def _lossy_relay(real: str, arguments: list[str], _script: str) -> None:
     """The hidden disk is behind an NBD server that loses each third write to its clusters."""
-    from qmpshim.machine.nbd.gate.gate import Gate, HeldIO
-    from qmpshim.machine.nbd.protocol import NbdCommand
+    from qmpshim.machine.nbd.gate.events import HeldIO
+    from qmpshim.machine.nbd.gate.gate import Gate
+    from qmpshim.machine.nbd.protocol.transmission import NbdCommand
     from vmtests.support.file_store import FileStore
 
     middle = Middle(real, arguments)

@@ -13,7 +13,7 @@ from typing import Any
 from qmpshim.conformance.pair.plan import Failover
 from qmpshim.machine.colo.pair import NEVER, Pair
 from qmpshim.machine.images.qcow2 import Qcow2Reader
-from qmpshim.machine.nbd.protocol import NbdCommand, Request
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand, Request
 from qmpshim.model.check.verdict import Verdict
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qmpshim.machine.nbd.protocol import NbdCommand, Request
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand, Request
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import Chain, Workflow
 from qmpshim.model.disks.image import PAGE, Alloc, Owners, Qcow2Image, owned

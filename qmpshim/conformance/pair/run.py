@@ -24,7 +24,7 @@ from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.guest.boot_sector import BootGuest
-from qmpshim.machine.nbd.protocol import Request
+from qmpshim.machine.nbd.protocol.transmission import Request
 from qmpshim.model.chain.behaviour import behaviour_of
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict

@@ -24,7 +24,7 @@ from qmpshim.machine.chain.gated_process import GatedProcess
 from qmpshim.machine.chain.images import blank_image
 from qmpshim.machine.chain.topology import DirtyBitmap, Export, Node, QmpCommand, Topology
 from qmpshim.machine.nbd.gate.store import MemoryStore
-from qmpshim.machine.nbd.protocol import NbdCommand
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from qmpshim.machine.nbd.status_client import StatusClient
 from qmpshim.machine.qmp.nonblocking import NonBlockingNbd
 

@@ -20,7 +20,8 @@ from qmpshim.machine.chain.topology import QmpCommand
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.host.process import bare, exit_reason, how_ended, launch
 from qmpshim.machine.host.workspace import Workspace
-from qmpshim.machine.nbd.gate.gate import Gate, HeldIO
+from qmpshim.machine.nbd.gate.events import HeldIO
+from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.status_client import StatusClient
 from qmpshim.machine.qmp.nonblocking import NonBlockingNbd, NonBlockingQmp
 

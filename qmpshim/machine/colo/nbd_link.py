@@ -9,7 +9,7 @@ from errno import EIO
 from pathlib import Path
 
 from qmpshim.errors import MachineDied
-from qmpshim.machine.nbd.protocol import NbdCommand, Request, error_code
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand, Request, error_code
 from qmpshim.machine.nbd.relay import Relay
 
 #: Called with each change that was answered: the request and the error it got, 0 for success.

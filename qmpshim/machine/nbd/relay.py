@@ -1,7 +1,7 @@
 """An NBD endpoint in front of a QEMU export: forwards requests and reports them to an observer.
 
-The client's negotiation is answered here (:class:`qmpshim.machine.nbd.protocol.Handshake`); to QEMU
-there is one connection for each client's, with simple replies. Restates the NBD protocol document,
+The client's negotiation is answered here (:class:`.protocol.handshake.Handshake`); to QEMU there
+is one connection for each client's, with simple replies. Restates the NBD protocol document,
 sections "Fixed newstyle negotiation", "Request message" and "Simple reply message".
 """
 
@@ -17,8 +17,21 @@ from struct import Struct
 from typing import Protocol
 
 from qmpshim.errors import MachineDied, MachineError, QmpshimError
-from qmpshim.machine.nbd import protocol
-from qmpshim.machine.nbd.protocol import Export, Handshake, NbdCommand, Request, RequestParser
+from qmpshim.machine.nbd.protocol.handshake import (
+    NBD_MAGIC,
+    OPTION_MAGIC,
+    Export,
+    Handshake,
+    Option,
+)
+from qmpshim.machine.nbd.protocol.structured_replies import data_chunk, error_chunk, none_chunk
+from qmpshim.machine.nbd.protocol.transmission import (
+    REQUEST_MAGIC,
+    NbdCommand,
+    Request,
+    RequestParser,
+    simple_reply,
+)
 from qmpshim.machine.nbd.uri import nbd_uri
 
 log = logging.getLogger(__name__)
@@ -73,12 +86,12 @@ class _Upstream:
 
     async def _negotiate(self, name: str) -> None:
         magic, option_magic, _ = _GREETING.unpack(await self.reader.readexactly(_GREETING.size))
-        if magic != protocol.NBD_MAGIC or option_magic != protocol.OPTION_MAGIC:
+        if magic != NBD_MAGIC or option_magic != OPTION_MAGIC:
             raise MachineError("QEMU's NBD server does not speak fixed newstyle NBD")
         text = name.encode()
         go = len(text).to_bytes(4, "big") + text + (0).to_bytes(2, "big")
         self.writer.write((3).to_bytes(4, "big"))  # fixed newstyle, no zeroes
-        self.writer.write(_OPTION.pack(protocol.OPTION_MAGIC, protocol.Option.GO, len(go)) + go)
+        self.writer.write(_OPTION.pack(OPTION_MAGIC, Option.GO, len(go)) + go)
         while True:
             head = await self.reader.readexactly(_OPTION_REPLY.size)
             _, _, kind, length = _OPTION_REPLY.unpack(head)
@@ -226,7 +239,7 @@ class _Conversation:
                 await asyncio.wait((waiting, down), return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
             self._above.writer.write(
-                _REQUEST.pack(protocol.REQUEST_MAGIC, 0, NbdCommand.DISC.value, 0, 0, 0)
+                _REQUEST.pack(REQUEST_MAGIC, 0, NbdCommand.DISC.value, 0, 0, 0)
             )
             await asyncio.wait((down,), timeout=5.0)
             if not down.done():
@@ -254,7 +267,7 @@ class _Conversation:
                 number += 1
                 self._pending[number] = request, self._relay.observer.begins(request)
                 head = _REQUEST.pack(
-                    protocol.REQUEST_MAGIC,
+                    REQUEST_MAGIC,
                     request.flags & _KEPT_FLAGS,
                     request.type,
                     number,
@@ -292,9 +305,9 @@ class _Conversation:
 
     def _reply(self, request: Request, code: int, data: bytes) -> bytes:
         if not self._structured:
-            return protocol.simple_reply(request.cookie, code, data)
+            return simple_reply(request.cookie, code, data)
         if code:
-            return protocol.error_chunk(request.cookie, code)
+            return error_chunk(request.cookie, code)
         if data:
-            return protocol.data_chunk(request.cookie, request.offset, data)
-        return protocol.none_chunk(request.cookie)
+            return data_chunk(request.cookie, request.offset, data)
+        return none_chunk(request.cookie)

@@ -6,14 +6,15 @@ from errno import EIO
 from struct import Struct
 
 from qmpshim.errors import MachineDied
-from qmpshim.machine.nbd import protocol as nbd
+from qmpshim.machine.nbd.protocol.handshake import Option, OptionReply
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from qmpshim.machine.qmp.nonblocking import NbdAnswer, NonBlockingNbd
 
 _CONTEXT = b"base:allocation"
 _REPLY = Struct(">QIII")
 _CHUNK = Struct(">IHHQI")
 # The replies to STRUCTURED_REPLY and SET_META_CONTEXT, if the server has both.
-_AGREED = nbd.OptionReply.ACK, nbd.OptionReply.META_CONTEXT, nbd.OptionReply.ACK
+_AGREED = OptionReply.ACK, OptionReply.META_CONTEXT, OptionReply.ACK
 _ERROR = 1 << 15  # the error bit of a chunk's type
 _LAST = 1  # the flag of a reply's last chunk
 
@@ -33,8 +34,8 @@ class StatusClient(NonBlockingNbd):
                 *(len(_CONTEXT).to_bytes(4, "big"), _CONTEXT),
             )
         )
-        self._option(nbd.Option.STRUCTURED_REPLY, b"")
-        self._option(nbd.Option.SET_META_CONTEXT, context)
+        self._option(Option.STRUCTURED_REPLY, b"")
+        self._option(Option.SET_META_CONTEXT, context)
         for expected in _AGREED:
             if self._reply() != expected:
                 raise MachineDied(f"NBD connection to {self._export} has no block status")
@@ -54,7 +55,7 @@ class StatusClient(NonBlockingNbd):
         :raises MachineHung: no answer
         """
         for _ in range(2):
-            self.call(nbd.NbdCommand.BLOCK_STATUS, 0, size)
+            self.call(NbdCommand.BLOCK_STATUS, 0, size)
 
     def _parse(self) -> None:
         while len(self._buffer) >= _CHUNK.size:

@@ -28,7 +28,13 @@ from qmpshim.errors import (
     ProtocolBroken,
 )
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
-from qmpshim.machine.nbd import protocol as nbd
+from qmpshim.machine.nbd.protocol.handshake import (
+    HANDSHAKE_FIXED_NEWSTYLE,
+    HANDSHAKE_NO_ZEROES,
+    OPTION_MAGIC,
+    Option,
+)
+from qmpshim.machine.nbd.protocol.transmission import REQUEST_MAGIC, NbdCommand
 
 _CHUNK = 1 << 18
 _LOG = 300  # QMP messages
@@ -250,19 +256,19 @@ class NonBlockingNbd(_Connection):
 
     def _enter(self) -> None:
         """Negotiate: fixed newstyle with EXPORT_NAME, the shortest there is."""
-        flags = nbd.HANDSHAKE_FIXED_NEWSTYLE | nbd.HANDSHAKE_NO_ZEROES
+        flags = HANDSHAKE_FIXED_NEWSTYLE | HANDSHAKE_NO_ZEROES
         self._send(flags.to_bytes(4, "big"))
         self._received(_GREETING)
         self._negotiate()
-        self._option(nbd.Option.EXPORT_NAME, self._export.encode())
+        self._option(Option.EXPORT_NAME, self._export.encode())
         self.size, _ = _EXPORT_INFO.unpack(self._received(_EXPORT_INFO.size))
         self._ready = True
 
     def _negotiate(self) -> None:
         """Negotiate more than the export."""
 
-    def _option(self, option: nbd.Option, data: bytes) -> None:
-        self._send(_OPTION.pack(nbd.OPTION_MAGIC, option, len(data)) + data)
+    def _option(self, option: Option, data: bytes) -> None:
+        self._send(_OPTION.pack(OPTION_MAGIC, option, len(data)) + data)
 
     def _send(self, data: bytes) -> None:
         try:
@@ -291,7 +297,7 @@ class NonBlockingNbd(_Connection):
 
     def send(
         self,
-        op: nbd.NbdCommand,
+        op: NbdCommand,
         offset: int = 0,
         length: int = 0,
         data: bytes = b"",
@@ -304,11 +310,11 @@ class NonBlockingNbd(_Connection):
         """
         self._count += 1
         cookie = self._count
-        if op is nbd.NbdCommand.READ:
+        if op is NbdCommand.READ:
             self._lengths[cookie] = length
         self.flying.add(cookie)
         size = len(data) or length
-        packet = _REQUEST.pack(nbd.REQUEST_MAGIC, flags, op.value, cookie, offset, size)
+        packet = _REQUEST.pack(REQUEST_MAGIC, flags, op.value, cookie, offset, size)
         self._unsent += packet + data
         if not self._sending:
             self._writable()
@@ -337,7 +343,7 @@ class NonBlockingNbd(_Connection):
 
     def call(
         self,
-        op: nbd.NbdCommand,
+        op: NbdCommand,
         offset: int = 0,
         length: int = 0,
         data: bytes = b"",
@@ -364,27 +370,25 @@ class NonBlockingNbd(_Connection):
         :raises MachineDied: the connection ended
         :raises MachineHung: no answer
         """
-        return self._done(nbd.NbdCommand.READ, offset, length)
+        return self._done(NbdCommand.READ, offset, length)
 
     def write(self, data: bytes, offset: int) -> None:
         """Write *data*, 32 MiB at most, at *offset* bytes; raises as :meth:`read` does."""
-        self._done(nbd.NbdCommand.WRITE, offset, len(data), data)
+        self._done(NbdCommand.WRITE, offset, len(data), data)
 
     def zero(self, length: int, offset: int) -> None:
         """Write *length* zeroes at *offset* bytes, or punch a hole; raises as :meth:`read` does."""
-        self._done(nbd.NbdCommand.WRITE_ZEROES, offset, length)
+        self._done(NbdCommand.WRITE_ZEROES, offset, length)
 
     def discard(self, length: int, offset: int) -> None:
         """Discard (trim) *length* bytes at *offset*; raises as :meth:`read` does."""
-        self._done(nbd.NbdCommand.TRIM, offset, length)
+        self._done(NbdCommand.TRIM, offset, length)
 
     def flush(self) -> None:
         """Flush; raises as :meth:`read` does."""
-        self._done(nbd.NbdCommand.FLUSH)
+        self._done(NbdCommand.FLUSH)
 
-    def _done(
-        self, op: nbd.NbdCommand, offset: int = 0, length: int = 0, data: bytes = b""
-    ) -> bytes:
+    def _done(self, op: NbdCommand, offset: int = 0, length: int = 0, data: bytes = b"") -> bytes:
         answer = self.call(op, offset, length, data)
         if answer.errno:
             raise IOFailed(f"NBD {op.name.lower()}", answer.errno)

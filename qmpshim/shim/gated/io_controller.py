@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from qmpshim.conformance.explore.harness.io_naming import VERBS, NamedIo
 from qmpshim.errors import InputError
 from qmpshim.machine.chain.quiescence import Quiescence
-from qmpshim.machine.nbd.gate.gate import Gate, HeldIO
+from qmpshim.machine.nbd.gate.events import HeldIO
+from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.shim.gated.schedule import Schedule, describe
 
 _NAP = 0.0005  # seconds between two looks whether QEMU is still

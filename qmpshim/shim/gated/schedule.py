@@ -24,7 +24,7 @@ from qmpshim.conformance.explore.harness.events import (
 from qmpshim.conformance.explore.harness.io_naming import IoNames, NamedIo
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.errors import InputError
-from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.model.answers import UNANSWERED, Answer
 from qmpshim.model.operations import Operation, Verb, operation
 

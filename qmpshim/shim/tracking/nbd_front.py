@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from struct import Struct
 
-from qmpshim.machine.nbd.protocol import OPTION_MAGIC, Option
+from qmpshim.machine.nbd.protocol.handshake import OPTION_MAGIC, Option
 
 _CHUNK = 1 << 18
 _FLAGS = 4  # bytes, the first that a client sends

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from qmpshim.machine.nbd.protocol import CMD_FUA, CMD_NO_HOLE, NbdCommand, Request
+from qmpshim.machine.nbd.protocol.transmission import CMD_FUA, CMD_NO_HOLE, NbdCommand, Request
 from qmpshim.model.answers import DISCONNECTED, OK, Answer, io_error
 from qmpshim.model.operations import Side, Verb
 from qmpshim.model.units import SECTOR

@@ -16,7 +16,7 @@ from qmpshim.conformance.pair.plan import Failover, PairPlan
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.colo.pair import Pair, PairSpec
-from qmpshim.machine.nbd.protocol import NbdCommand, Request
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand, Request
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.disks.image import Alloc
 

@@ -19,9 +19,10 @@ import pytest
 from qemu.qmp import QMPClient
 
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.nbd.gate.gate import Event, EventKind, Gate, HeldIO
+from qmpshim.machine.nbd.gate.events import Event, EventKind, HeldIO
+from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.store import MemoryStore
-from qmpshim.machine.nbd.protocol import NbdCommand
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 
 nbd = pytest.importorskip("nbd")
 

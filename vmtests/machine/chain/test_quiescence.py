@@ -18,7 +18,7 @@ from qmpshim.machine.builds.build import EMULATOR, Build, resolve
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine, Shape
 from qmpshim.machine.chain.quiescence import family
-from qmpshim.machine.nbd.protocol import NbdCommand
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from qmpshim.model.explore.walk import OutOfBudget
 
 SHAPE = Shape(TOPOLOGIES["backup"], 256 << 10, 64 << 10)

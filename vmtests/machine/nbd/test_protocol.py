@@ -11,12 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpshim.errors import MachineError
-from qmpshim.machine.nbd import protocol as proto
-from qmpshim.machine.nbd.protocol import Extent, Handshake, Request, RequestParser
+from qmpshim.machine.nbd.protocol.handshake import EXPORT_SEND_FLUSH, Export, Handshake
+from qmpshim.machine.nbd.protocol.structured_replies import (
+    Extent,
+    block_status_chunk,
+    data_chunk,
+    error_chunk,
+    hole_chunk,
+    none_chunk,
+)
+from qmpshim.machine.nbd.protocol.transmission import (
+    Request,
+    RequestParser,
+    error_code,
+    simple_reply,
+)
 
 EXPORTS = {
-    "disk": proto.Export("disk", 1 << 20, proto.EXPORT_SEND_FLUSH, description="a disk"),
-    "bare": proto.Export("bare", 512, 0, allocation=False),
+    "disk": Export("disk", 1 << 20, EXPORT_SEND_FLUSH, description="a disk"),
+    "bare": Export("bare", 512, 0, allocation=False),
 }
 ACK, SERVER, INFO, META = 1, 2, 3, 4
 UNSUP, INVALID, UNKNOWN, TOO_BIG = (1 << 31 | n for n in (1, 3, 6, 9))
@@ -257,16 +270,16 @@ def test_an_oversized_write_is_skipped_without_being_stored() -> None:
 def test_replies() -> None:
     chunk = struct.Struct(">IHHQI")
     magic, cookie = 0x668E33EF, 0x1122334455667788
-    assert proto.simple_reply(cookie, 5) == struct.pack(">IIQ", 0x67446698, 5, cookie)
-    assert proto.simple_reply(1, data=b"abc").endswith(b"\x01abc")
-    assert proto.none_chunk(cookie) == chunk.pack(magic, 1, 0, cookie, 0)
+    assert simple_reply(cookie, 5) == struct.pack(">IIQ", 0x67446698, 5, cookie)
+    assert simple_reply(1, data=b"abc").endswith(b"\x01abc")
+    assert none_chunk(cookie) == chunk.pack(magic, 1, 0, cookie, 0)
     expected = chunk.pack(magic, 1, 1, cookie, 11) + struct.pack(">Q", 4096) + b"abc"
-    assert proto.data_chunk(cookie, 4096, b"abc") == expected
+    assert data_chunk(cookie, 4096, b"abc") == expected
     expected = chunk.pack(magic, 0, 2, cookie, 12) + struct.pack(">QI", 4096, 512)
-    assert proto.hole_chunk(cookie, 4096, 512, done=False) == expected
+    assert hole_chunk(cookie, 4096, 512, done=False) == expected
     expected = chunk.pack(magic, 1, 5, cookie, 20) + struct.pack(">5I", 1, 512, 0, 1024, 3)
-    assert proto.block_status_chunk(cookie, [Extent(512, 0), Extent(1024, 3)]) == expected
-    error = proto.error_chunk(cookie, 28)
+    assert block_status_chunk(cookie, [Extent(512, 0), Extent(1024, 3)]) == expected
+    error = error_chunk(cookie, 28)
     length, code, message = struct.unpack(">IIH", error[16:26])
     assert error[:16] == chunk.pack(magic, 1, 0x8001, cookie, 0)[:16]
     assert (length, code, message) == (len(error) - 20, 28, len(error) - 26)
@@ -282,4 +295,4 @@ def test_replies() -> None:
     ],
 )
 def test_error_codes(system: int, wire: int) -> None:
-    assert proto.error_code(system) == wire
+    assert error_code(system) == wire

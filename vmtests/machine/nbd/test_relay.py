@@ -15,7 +15,7 @@ from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.store import MemoryStore
-from qmpshim.machine.nbd.protocol import NbdCommand, Request
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand, Request
 
 SIZE = 1 << 20
 

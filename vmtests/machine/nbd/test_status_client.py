@@ -11,7 +11,7 @@ from qmpshim.errors import MachineDied
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine, Shape
-from qmpshim.machine.nbd.protocol import NbdCommand
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from qmpshim.machine.nbd.status_client import StatusClient
 
 CLUSTER = 1 << 16

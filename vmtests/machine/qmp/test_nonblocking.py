@@ -16,7 +16,7 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine, Shape
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
-from qmpshim.machine.nbd.protocol import NbdCommand
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from qmpshim.machine.nbd.status_client import StatusClient
 from qmpshim.machine.qmp.nonblocking import NonBlockingNbd, NonBlockingQmp
 

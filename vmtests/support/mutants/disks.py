@@ -9,9 +9,9 @@ from typing import Any
 from qmpshim.conformance.explore.directed.tools import CLUSTER
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.gate.store import MemoryStore, Store
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from vmtests.support.directed import Mutant
 
 

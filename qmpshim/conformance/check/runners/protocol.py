@@ -20,7 +20,7 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.qapi import Schema
 from qmpshim.machine.chain.chains import TOPOLOGIES
 from qmpshim.machine.chain.gated import GatedMachine, Shape
-from qmpshim.machine.nbd.protocol import NbdCommand
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from qmpshim.model.check.verdict import Verdict
 
 _SHAPE = 256 << 10, 64 << 10

@@ -17,7 +17,7 @@ from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.units import SECTOR
 
 

@@ -19,8 +19,8 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.chain.chains import PRIMARY_IMAGES
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.nbd.gate.gate import EventKind, HeldIO
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.gate.events import EventKind, HeldIO
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.answers import OK
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict

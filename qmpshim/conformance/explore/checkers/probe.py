@@ -11,7 +11,7 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.answers import OK
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict

@@ -18,8 +18,8 @@ from qmpshim.conformance.explore.directed.tools import (
 from qmpshim.conformance.explore.harness.io_naming import owners, tags
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.nbd.protocol import CMD_NO_HOLE
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.protocol.transmission import CMD_NO_HOLE
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR

@@ -21,9 +21,9 @@ from qmpshim.conformance.explore.harness.io_naming import owners, tags
 from qmpshim.errors import OptionMissing
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Qcow2Reader
-from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.gate.store import MemoryStore
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR
 

@@ -23,7 +23,7 @@ from qmpshim.conformance.explore.directed.tools import (
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Qcow2Reader
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR

@@ -25,8 +25,8 @@ from qmpshim.conformance.explore.harness.io_naming import owners as owners_of
 from qmpshim.conformance.explore.harness.io_naming import tags
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.nbd.protocol import CMD_FUA
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.protocol.transmission import CMD_FUA
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR

@@ -26,8 +26,8 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.errors import BuildError, CommandFailed
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.qcow2 import Qcow2Reader
-from qmpshim.machine.nbd.gate.gate import HeldIO
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.gate.events import HeldIO
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR
 

@@ -27,7 +27,7 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.images import blank_qcow2
 from qmpshim.machine.images.image_view import ImageView
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc
 from qmpshim.model.units import SECTOR

@@ -30,7 +30,7 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.topology import QmpCommand
 from qmpshim.machine.images.qcow2 import Qcow2Reader
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NonBlockingNbd
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.units import SECTOR

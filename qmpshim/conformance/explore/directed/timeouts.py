@@ -24,8 +24,8 @@ from qmpshim.conformance.workload import pattern
 from qmpshim.errors import BuildError
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.images.image_view import ImageView
-from qmpshim.machine.nbd.gate.gate import HeldIO
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.gate.events import HeldIO
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.verdict import Verdict
 
 LONG = 100  # seconds; as nanoseconds in 32 bits 1.2

@@ -11,9 +11,9 @@ from qmpshim.errors import CommandFailed, MachineDied, MachineHung, OptionMissin
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.images import blank_qcow2
 from qmpshim.machine.images.qcow2 import Qcow2Reader
-from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.gate.store import MemoryStore
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Alloc

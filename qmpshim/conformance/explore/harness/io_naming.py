@@ -20,8 +20,8 @@ import numpy as np
 
 from qmpshim.conformance.explore.harness.choices import IoId
 from qmpshim.conformance.workload import pattern
-from qmpshim.machine.nbd.gate.gate import HeldIO
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.gate.events import HeldIO
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.units import SECTOR
 

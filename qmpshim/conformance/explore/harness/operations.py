@@ -11,8 +11,9 @@ from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, IOFailed, MachineHung
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.nbd.protocol import CMD_FAST_ZERO, CMD_FUA, CMD_NO_HOLE, STATE_ZERO
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.protocol.structured_replies import STATE_ZERO
+from qmpshim.machine.nbd.protocol.transmission import CMD_FAST_ZERO, CMD_FUA, CMD_NO_HOLE
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.answers import DISCONNECTED, NO_JOB, OK, Answer, ReportedError, io_error
 from qmpshim.model.check.observables import NOT_ZEROES
 from qmpshim.model.operations import Operation, Verb

@@ -33,7 +33,7 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.chains import PRIMARY_IMAGES
 from qmpshim.machine.chain.gated import GatedMachine, Shape
 from qmpshim.machine.chain.images import filled_qcow2
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.operations import Operation, Verb
 from qmpshim.model.units import SECTOR
 

@@ -48,7 +48,7 @@ from qmpshim.conformance.explore.scenarios import BASE, RealScenario
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import MachineDied, MachineError
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.nbd.gate.gate import HeldIO
+from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.model.answers import DISCONNECTED, OK
 from qmpshim.model.check.cause import Phase
 from qmpshim.model.check.verdict import Verdict

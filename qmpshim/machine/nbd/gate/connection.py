@@ -8,11 +8,41 @@ import logging
 from typing import Protocol
 
 from qmpshim.errors import MachineError
-from qmpshim.machine.nbd import protocol as nbd
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.gate.journal import Journal
 from qmpshim.machine.nbd.gate.store import Store
-from qmpshim.machine.nbd.protocol import NbdCommand, Request
+from qmpshim.machine.nbd.protocol.handshake import (
+    EXPORT_CAN_MULTI_CONN,
+    EXPORT_READ_ONLY,
+    EXPORT_SEND_FAST_ZERO,
+    EXPORT_SEND_FLUSH,
+    EXPORT_SEND_FUA,
+    EXPORT_SEND_TRIM,
+    EXPORT_SEND_WRITE_ZEROES,
+    Export,
+    Handshake,
+)
+from qmpshim.machine.nbd.protocol.structured_replies import (
+    STATE_HOLE,
+    block_status_chunk,
+    data_chunk,
+    error_chunk,
+    hole_chunk,
+    none_chunk,
+)
+from qmpshim.machine.nbd.protocol.transmission import (
+    CMD_DF,
+    CMD_FAST_ZERO,
+    CMD_FUA,
+    CMD_NO_HOLE,
+    CMD_REQ_ONE,
+    MAX_PAYLOAD,
+    NbdCommand,
+    Request,
+    RequestParser,
+    error_code,
+    simple_reply,
+)
 
 log = logging.getLogger(__name__)
 
@@ -25,16 +55,16 @@ _BATCH = 256 << 10  # replies to pipelined requests are sent together up to this
 OPS = {op.value: op for op in NbdCommand}
 _WRITES = frozenset({NbdCommand.WRITE, NbdCommand.TRIM, NbdCommand.WRITE_ZEROES})
 _OFFERS = {
-    NbdCommand.FLUSH: nbd.EXPORT_SEND_FLUSH,
-    NbdCommand.TRIM: nbd.EXPORT_SEND_TRIM,
-    NbdCommand.WRITE_ZEROES: nbd.EXPORT_SEND_WRITE_ZEROES,
+    NbdCommand.FLUSH: EXPORT_SEND_FLUSH,
+    NbdCommand.TRIM: EXPORT_SEND_TRIM,
+    NbdCommand.WRITE_ZEROES: EXPORT_SEND_WRITE_ZEROES,
 }
 
 
 class Keeper(Protocol):
     """The callbacks from a connection to its gate."""
 
-    def lookup(self, name: str) -> nbd.Export | None: ...
+    def lookup(self, name: str) -> Export | None: ...
     def names(self) -> list[str]: ...
     def accepted(self, connection: Connection) -> int: ...
     def opened(self, connection: Connection, name: str) -> ExportedImage: ...
@@ -56,13 +86,13 @@ class ExportedImage:
         self.refused = False
         self.journal: Journal | None = None
         self.counts = dict.fromkeys(NbdCommand, 0)
-        flags = nbd.EXPORT_SEND_FUA | nbd.EXPORT_CAN_MULTI_CONN
-        flags |= nbd.EXPORT_READ_ONLY if read_only else 0
+        flags = EXPORT_SEND_FUA | EXPORT_CAN_MULTI_CONN
+        flags |= EXPORT_READ_ONLY if read_only else 0
         for op, flag in _OFFERS.items():
             flags |= flag if op not in without else 0
         if store.fast_zero and NbdCommand.WRITE_ZEROES not in without:
-            flags |= nbd.EXPORT_SEND_FAST_ZERO
-        self.export = nbd.Export(name, store.size, flags, NbdCommand.BLOCK_STATUS not in without)
+            flags |= EXPORT_SEND_FAST_ZERO
+        self.export = Export(name, store.size, flags, NbdCommand.BLOCK_STATUS not in without)
 
 
 class Pending:
@@ -97,8 +127,8 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, gate: Keeper) -> None:
         self._gate = gate
-        self._handshake = nbd.Handshake(gate.lookup, gate.names)
-        self._parser = nbd.RequestParser()
+        self._handshake = Handshake(gate.lookup, gate.names)
+        self._parser = RequestParser()
         self._allowed: dict[int, int] = {}  # the flags each offered command may have
         self._structured = False
         self._batch: list[bytes] | None = None
@@ -201,56 +231,56 @@ class Connection(asyncio.Protocol):
             if op is NbdCommand.WRITE:
                 store.write(offset, data)
             elif op is NbdCommand.WRITE_ZEROES:
-                store.zero(offset, length, hole=not flags & nbd.CMD_NO_HOLE)
+                store.zero(offset, length, hole=not flags & CMD_NO_HOLE)
             elif op is NbdCommand.TRIM:
                 store.trim(offset, length)
             elif op is NbdCommand.BLOCK_STATUS:
-                extents = store.extents(offset, length, 1 if flags & nbd.CMD_REQ_ONE else 1 << 16)
-                return nbd.block_status_chunk(cookie, extents)
-            if op is NbdCommand.FLUSH or flags & nbd.CMD_FUA:
+                extents = store.extents(offset, length, 1 if flags & CMD_REQ_ONE else 1 << 16)
+                return block_status_chunk(cookie, extents)
+            if op is NbdCommand.FLUSH or flags & CMD_FUA:
                 store.flush()
             if before and journal:
-                journal.note(offset, before, bool(flags & nbd.CMD_FUA))
+                journal.note(offset, before, bool(flags & CMD_FUA))
             if op is NbdCommand.FLUSH and journal:
                 journal.flush_ends((self.number, cookie))
         except OSError as error:
             log.warning("%s: %s", self.image.name, error)
             return self.error(request, error.errno or errnos.EIO)
-        return nbd.simple_reply(cookie)
+        return simple_reply(cookie)
 
     def content(self, request: Request, data: bytes) -> bytes:
         """The reply to a READ with this data."""
         if not self._structured:
-            return nbd.simple_reply(request.cookie, data=data)
+            return simple_reply(request.cookie, data=data)
         if not data:
-            return nbd.none_chunk(request.cookie)
-        return nbd.data_chunk(request.cookie, request.offset, data)
+            return none_chunk(request.cookie)
+        return data_chunk(request.cookie, request.offset, data)
 
     def error(self, request: Request, errno: int) -> bytes:
         """An error reply."""
-        error = nbd.error_code(errno)
+        error = error_code(errno)
         if self._structured:
-            return nbd.error_chunk(request.cookie, error)
-        return nbd.simple_reply(request.cookie, error)
+            return error_chunk(request.cookie, error)
+        return simple_reply(request.cookie, error)
 
     # Below the surface
 
-    def _begin(self, export: nbd.Export) -> None:
+    def _begin(self, export: Export) -> None:
         """Enter the transmission phase."""
         handshake = self._handshake
         self._structured = handshake.structured
         allowed = {
-            NbdCommand.READ: nbd.CMD_DF if self._structured else 0,
+            NbdCommand.READ: CMD_DF if self._structured else 0,
             NbdCommand.WRITE: 0,
             NbdCommand.DISC: 0,
         }
         allowed |= {op: 0 for op, flag in _OFFERS.items() if export.flags & flag}
         if NbdCommand.WRITE_ZEROES in allowed:
-            fast = nbd.CMD_FAST_ZERO if export.flags & nbd.EXPORT_SEND_FAST_ZERO else 0
-            allowed[NbdCommand.WRITE_ZEROES] = nbd.CMD_NO_HOLE | fast
+            fast = CMD_FAST_ZERO if export.flags & EXPORT_SEND_FAST_ZERO else 0
+            allowed[NbdCommand.WRITE_ZEROES] = CMD_NO_HOLE | fast
         if handshake.allocation:
-            allowed[NbdCommand.BLOCK_STATUS] = nbd.CMD_REQ_ONE
-        self._allowed = {op.value: flags | nbd.CMD_FUA for op, flags in allowed.items()}
+            allowed[NbdCommand.BLOCK_STATUS] = CMD_REQ_ONE
+        self._allowed = {op.value: flags | CMD_FUA for op, flags in allowed.items()}
         self.image = self._gate.opened(self, export.name)
 
     def _pump(self) -> None:
@@ -301,9 +331,9 @@ class Connection(asyncio.Protocol):
         if allowed is None or flags & ~allowed:
             return errnos.EINVAL
         op = OPS[kind]
-        if op in _WRITES and image.export.flags & nbd.EXPORT_READ_ONLY:
+        if op in _WRITES and image.export.flags & EXPORT_READ_ONLY:
             return errnos.EPERM
-        if length > nbd.MAX_PAYLOAD and (op is NbdCommand.READ or op is NbdCommand.WRITE):
+        if length > MAX_PAYLOAD and (op is NbdCommand.READ or op is NbdCommand.WRITE):
             return errnos.EINVAL
         if offset + length > image.store.size:
             return (
@@ -320,18 +350,18 @@ class Connection(asyncio.Protocol):
     def _read(self, store: Store, request: Request) -> bytes:
         """A READ's reply, with holes as holes where the client can take them."""
         flags, _, cookie, at, length, _ = request
-        whole = not self._structured or flags & nbd.CMD_DF or not length
+        whole = not self._structured or flags & CMD_DF or not length
         if whole or not store.has_hole(at, length):
             return self.content(request, store.read(at, length))
         chunks = []
         end = at + length
         for extent in store.extents(at, length, length):
             done = at + extent.length == end
-            if extent.state & nbd.STATE_HOLE:
-                chunks.append(nbd.hole_chunk(cookie, at, extent.length, done))
+            if extent.state & STATE_HOLE:
+                chunks.append(hole_chunk(cookie, at, extent.length, done))
             else:
                 data = store.read(at, extent.length)
-                chunks.append(nbd.data_chunk(cookie, at, data, done))
+                chunks.append(data_chunk(cookie, at, data, done))
             at += extent.length
         return b"".join(chunks)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from qmpshim.machine.nbd.protocol import NbdCommand
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from qmpshim.errors import InputError
-from qmpshim.machine.nbd.protocol import STATE_HOLE, STATE_ZERO, Extent
+from qmpshim.machine.nbd.protocol.structured_replies import STATE_HOLE, STATE_ZERO, Extent
 
 BLOCK = 4096  # granularity of the allocation states, bytes
 

@@ -22,8 +22,8 @@ from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.report.report import ExploreReport, ScenarioResult, render
 from qmpshim.conformance.explore.violation import RealViolation
-from qmpshim.machine.nbd.gate.gate import HeldIO
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.gate.events import HeldIO
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.answers import (
     DISCONNECTED,
     NO_JOB,

@@ -21,7 +21,7 @@ from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.answers import OK, Answer
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict

@@ -18,7 +18,7 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.journal import Journal
 from qmpshim.machine.nbd.gate.store import MemoryStore
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore

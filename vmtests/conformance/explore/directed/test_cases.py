@@ -14,8 +14,8 @@ from qmpshim.conformance.explore.directed import storage
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.nbd.gate.gate import HeldIO
-from qmpshim.machine.nbd.protocol import NbdCommand
+from qmpshim.machine.nbd.gate.events import HeldIO
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import Mutant, run_mutant
 

@@ -16,8 +16,8 @@ import pytest
 from qmpshim.conformance.explore.directed.cases import run_directed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.nbd.gate.gate import HeldIO
-from qmpshim.machine.nbd.protocol import NbdCommand
+from qmpshim.machine.nbd.gate.events import HeldIO
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.directed import CASES, Mutant, expect_finding
 

@@ -8,8 +8,8 @@ from qmpshim.conformance.explore.harness.choices import IoId, Start
 from qmpshim.conformance.explore.harness.footprints import Footprints
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.scenarios import RealScenario
-from qmpshim.machine.nbd.gate.gate import HeldIO
-from qmpshim.machine.nbd.protocol import NbdCommand as Nbd
+from qmpshim.machine.nbd.gate.events import HeldIO
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.model.explore.system import Footprint
 from qmpshim.model.operations import Operation, operation
 

@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmpshim.errors import HostError, InputError, MachineError
-from qmpshim.machine.nbd.gate.gate import EventKind, Gate, HeldIO
+from qmpshim.machine.nbd.gate.events import EventKind, HeldIO
+from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.store import BLOCK, MemoryStore, Store
-from qmpshim.machine.nbd.protocol import NbdCommand
+from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from vmtests.support.file_store import FileStore
 
 nbd = pytest.importorskip("nbd")

@@ -1,30 +1,22 @@
-"""The server half of the NBD protocol, without I/O: bytes in, requests out; replies as bytes.
+"""The handshake: which export a client uses, and what it learns of it.
 
-Everything here restates the NBD protocol document (``doc/proto.md`` of NetworkBlockDevice/nbd):
-sections "Fixed newstyle negotiation", "Option types", "Request message", "Simple reply message",
-"Structured reply chunk message" and "Error values". :class:`Handshake` leads one connection from
-the greeting to the export it chose; :class:`RequestParser` then cuts its byte stream into
-requests. Both take bytes in pieces of any size. All offsets and lengths are bytes.
+Sections "Fixed newstyle negotiation", "Option types" and "Option reply types".
 """
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import IntEnum
 from struct import Struct
-from typing import NamedTuple
 
 from qmpshim.errors import MachineError
+from qmpshim.machine.nbd.protocol.structured_replies import ALLOCATION_CONTEXT_ID
+from qmpshim.machine.nbd.protocol.transmission import MAX_PAYLOAD
 
 NBD_MAGIC = 0x4E42444D41474943  # ASCII "NBDMAGIC"
 OPTION_MAGIC = 0x49484156454F5054  # ASCII "IHAVEOPT"
 OPTION_REPLY_MAGIC = 0x0003E889045565A9
-REQUEST_MAGIC = 0x25609513
-SIMPLE_REPLY_MAGIC = 0x67446698
-CHUNK_MAGIC = 0x668E33EF
 
 HANDSHAKE_FIXED_NEWSTYLE = 1 << 0  # the client answers with the same two bits
 HANDSHAKE_NO_ZEROES = 1 << 1
@@ -39,21 +31,10 @@ EXPORT_SEND_DF = 1 << 7  # only with structured replies
 EXPORT_CAN_MULTI_CONN = 1 << 8
 EXPORT_SEND_FAST_ZERO = 1 << 11
 
-CMD_FUA = 1 << 0
-CMD_NO_HOLE = 1 << 1
-CMD_DF = 1 << 2
-CMD_REQ_ONE = 1 << 3
-CMD_FAST_ZERO = 1 << 4
-
-STATE_HOLE = 1 << 0  # base:allocation
-STATE_ZERO = 1 << 1
-
 BASE_ALLOCATION = "base:allocation"
-ALLOCATION_CONTEXT_ID = 1  # ours to choose; 0 is what LIST_META_CONTEXT answers
 
 MIN_BLOCK = 1
 PREFERRED_BLOCK = 4096
-MAX_PAYLOAD = 32 << 20
 MAX_NAME = 4096  # "MUST be no longer than 4096 bytes"
 MAX_OPTION = 64 << 10  # bytes; our limit: enough for a name and many metadata queries
 
@@ -93,53 +74,6 @@ class Info(IntEnum):
     BLOCK_SIZE = 3
 
 
-class NbdCommand(Enum):
-    """The commands of the transmission phase ("Request types"); no IntEnum: READ is no false."""
-
-    READ = 0
-    WRITE = 1
-    DISC = 2
-    FLUSH = 3
-    TRIM = 4
-    WRITE_ZEROES = 6
-    BLOCK_STATUS = 7
-
-    # A member equals itself alone.  Enum's hash is a Python function, called for each request.
-    __hash__ = object.__hash__
-
-
-class Chunk(IntEnum):
-    """The types of structured reply chunks ("Structured reply types")."""
-
-    NONE = 0
-    OFFSET_DATA = 1
-    OFFSET_HOLE = 2
-    BLOCK_STATUS = 5
-    ERROR = 1 << 15 | 1
-
-
-class Extent(NamedTuple):
-    """A run of ``length`` bytes with the same base:allocation ``state`` (HOLE and ZERO bits)."""
-
-    length: int
-    state: int
-
-
-class Request(NamedTuple):
-    """One request message as received; ``type`` and ``flags`` may be unknown ones.
-
-    ``data`` is a WRITE's payload; it is empty when ``length`` exceeds :data:`MAX_PAYLOAD`,
-    in which case the parser has skipped the payload.
-    """
-
-    flags: int
-    type: int
-    cookie: int
-    offset: int
-    length: int
-    data: bytes
-
-
 @dataclass(frozen=True, slots=True)
 class Export:
     """What a client learns about one export; ``size`` in bytes, ``flags`` of ``EXPORT_*`` bits."""
@@ -154,125 +88,8 @@ class Export:
 _GREETING = Struct(">QQH")
 _OPTION = Struct(">QII")
 _OPTION_REPLY = Struct(">QIII")
-_REQUEST = Struct(">IHHQQI")
-_SIMPLE = Struct(">IIQ")
-_CHUNK = Struct(">IHHQI")
-_DATA_CHUNK = Struct(">IHHQIQ")
 _U16 = Struct(">H")
 _U32 = Struct(">I")
-
-_DONE = 1  # NBD_REPLY_FLAG_DONE
-
-# "Error values": the errors a server may send; the rest become EINVAL.
-_ERROR_CODES = {
-    errno.EPERM: 1,
-    errno.EACCES: 1,
-    errno.EROFS: 1,
-    errno.EIO: 5,
-    errno.ENOMEM: 12,
-    errno.EINVAL: 22,
-    errno.ENOSPC: 28,
-    errno.EDQUOT: 28,
-    errno.EFBIG: 28,
-    errno.EOVERFLOW: 75,
-    errno.ENOTSUP: 95,
-    errno.ESHUTDOWN: 108,
-}
-
-
-def error_code(code: int) -> int:
-    """The NBD error that stands for a system ``errno`` (EINVAL where NBD has none)."""
-    return _ERROR_CODES.get(code, 22)
-
-
-def simple_reply(cookie: int, error: int = 0, data: bytes = b"") -> bytes:
-    """A simple reply; ``data`` only for a READ without structured replies."""
-    return _SIMPLE.pack(SIMPLE_REPLY_MAGIC, error, cookie) + data
-
-
-def error_chunk(cookie: int, error: int) -> bytes:
-    """A structured reply that is one error chunk, with the error's name as its message."""
-    message = os.strerror(error).encode()
-    payload = _U32.pack(error) + _U16.pack(len(message)) + message
-    return _CHUNK.pack(CHUNK_MAGIC, _DONE, Chunk.ERROR, cookie, len(payload)) + payload
-
-
-def data_chunk(cookie: int, offset: int, data: bytes, done: bool = True) -> bytes:
-    """A structured READ reply's content; ``data`` must not be empty."""
-    return _DATA_CHUNK.pack(CHUNK_MAGIC, done, 1, cookie, 8 + len(data), offset) + data
-
-
-def hole_chunk(cookie: int, offset: int, length: int, done: bool = True) -> bytes:
-    """A structured READ reply's content where ``length`` bytes are zeroes."""
-    return _DATA_CHUNK.pack(CHUNK_MAGIC, done, 2, cookie, 12, offset) + _U32.pack(length)
-
-
-def none_chunk(cookie: int) -> bytes:
-    """A structured reply without content: success."""
-    return _CHUNK.pack(CHUNK_MAGIC, _DONE, Chunk.NONE, cookie, 0)
-
-
-def block_status_chunk(cookie: int, extents: Sequence[Extent]) -> bytes:
-    """A BLOCK_STATUS reply for base:allocation; ``extents`` must not be empty."""
-    words = [word for extent in extents for word in extent]
-    body = Struct(f">I{len(words)}I").pack(ALLOCATION_CONTEXT_ID, *words)
-    return _CHUNK.pack(CHUNK_MAGIC, _DONE, Chunk.BLOCK_STATUS, cookie, len(body)) + body
-
-
-class RequestParser:
-    """Cuts a client's byte stream of the transmission phase into requests.
-
-    A WRITE above :data:`MAX_PAYLOAD` costs no memory: its payload is skipped as it comes in.
-    """
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._at = 0  # where in the buffer the next request begins
-        self._skip = 0  # payload bytes of an oversized WRITE still to come
-        self._oversized: Request | None = None
-
-    def feed(self, data: bytes) -> None:
-        """Take bytes from the client."""
-        if self._at:
-            del self._buffer[: self._at]
-            self._at = 0
-        if self._skip:
-            skipped = min(self._skip, len(data))
-            self._skip -= skipped
-            data = data[skipped:]
-        self._buffer += data
-
-    def next(self) -> Request | None:
-        """The next request, or None until more bytes are fed.
-
-        :raises MachineError: the stream is out of step (wrong magic); the connection is lost
-        """
-        if self._skip:
-            return None
-        if self._oversized is not None:
-            oversized, self._oversized = self._oversized, None
-            return oversized
-        buffer, start = self._buffer, self._at
-        end = start + 28
-        if len(buffer) < end:
-            return None
-        magic, flags, kind, cookie, offset, length = _REQUEST.unpack_from(buffer, start)
-        if magic != REQUEST_MAGIC:
-            raise MachineError(f"NBD client out of step: request magic {magic:#x}")
-        data = b""
-        if kind == 1:
-            start, end = end, end + length
-            if length > MAX_PAYLOAD:
-                self._oversized = Request(flags, kind, cookie, offset, length, b"")
-                self._at = min(end, len(buffer))
-                self._skip = end - self._at
-                return self.next()
-            if len(buffer) < end:
-                return None
-            with memoryview(buffer) as view:
-                data = bytes(view[start:end])
-        self._at = end
-        return Request(flags, kind, cookie, offset, length, data)
 
 
 class Handshake:
