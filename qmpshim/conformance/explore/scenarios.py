@@ -15,7 +15,8 @@ from typing import Any
 
 from qmpshim.errors import InputError, decoding
 from qmpshim.machine.chain.chains import chain_name, topology_of
-from qmpshim.machine.chain.topology import Options, Topology
+from qmpshim.machine.chain.topology import Topology
+from qmpshim.machine.chain.variants import Options
 from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
 from qmpshim.model.operations import (
     OF_JOB,

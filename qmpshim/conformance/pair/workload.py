@@ -14,7 +14,7 @@ from qmpshim.conformance.pair.model import PairModel
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.conformance.workload.pattern import data_of
 from qmpshim.errors import MachineError
-from qmpshim.machine.chain.topology import Export
+from qmpshim.machine.chain.parts import Export
 from qmpshim.machine.colo.node import ColoNode
 from qmpshim.machine.colo.pair import Pair
 from qmpshim.machine.nbd.client import NbdClient

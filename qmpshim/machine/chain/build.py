@@ -10,14 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from qmpshim.machine.chain.topology import (
-    DirtyBitmap,
-    Export,
-    Node,
-    Part,
-    QemuDevice,
-    QmpCommand,
-)
+from qmpshim.machine.chain.parts import DirtyBitmap, Export, Node, Part, QemuDevice
+from qmpshim.machine.chain.qmp_commands import QmpCommand
 
 #: The options of the protocol node that holds a node's image, or its log.
 Storage = Callable[[Node], dict[str, Any]]

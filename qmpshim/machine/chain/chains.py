@@ -6,14 +6,10 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from qmpshim.machine.chain.topology import (
-    Export,
-    ImageSpec,
-    Node,
-    Options,
-    QmpCommand,
-    Topology,
-)
+from qmpshim.machine.chain.parts import Export, ImageSpec, Node
+from qmpshim.machine.chain.qmp_commands import QmpCommand
+from qmpshim.machine.chain.topology import Topology
+from qmpshim.machine.chain.variants import Options, with_format, with_options
 from qmpshim.model.pointintime.push import FIRST, GRANULARITY, NEW
 from qmpshim.model.units import SECTOR
 
@@ -28,7 +24,7 @@ def topology_of(name: str, secondary: str = "raw", options: Options = ()) -> Top
     by_node: dict[str, dict[str, Any]] = {}
     for node, option, value in options:
         by_node.setdefault(node, {})[option] = value
-    return TOPOLOGIES[name].with_format("secondary", secondary).with_options(by_node)
+    return with_options(with_format(TOPOLOGIES[name], "secondary", secondary), by_node)
 
 
 def replication_commands(primary: bool) -> dict[str, QmpCommand]:

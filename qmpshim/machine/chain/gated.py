@@ -22,7 +22,9 @@ from qmpshim.machine.chain.build import closing, marking, opening, removals
 from qmpshim.machine.chain.chains import PRIMARY_IMAGES
 from qmpshim.machine.chain.gated_process import GatedProcess
 from qmpshim.machine.chain.images import blank_image
-from qmpshim.machine.chain.topology import DirtyBitmap, Export, Node, QmpCommand, Topology
+from qmpshim.machine.chain.parts import DirtyBitmap, Export, Node
+from qmpshim.machine.chain.qmp_commands import QmpCommand
+from qmpshim.machine.chain.topology import Topology
 from qmpshim.machine.nbd.gate.store import MemoryStore
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand
 from qmpshim.machine.nbd.status_client import StatusClient

@@ -15,8 +15,8 @@ from typing import Any
 from qmpshim.errors import HostError, MachineDied, MachineError, MachineHung, NotStarted
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.qapi import Schema
+from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.machine.chain.quiescence import Quiescence, resting
-from qmpshim.machine.chain.topology import QmpCommand
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
 from qmpshim.machine.host.process import bare, exit_reason, how_ended, launch
 from qmpshim.machine.host.workspace import Workspace

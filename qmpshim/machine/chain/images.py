@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from qmpshim.errors import HostError
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.topology import Node
+from qmpshim.machine.chain.parts import Node
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.nbd.gate.gate import Gate
 from qmpshim.machine.nbd.gate.store import MemoryStore

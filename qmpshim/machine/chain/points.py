@@ -23,7 +23,7 @@ from qemu.qmp import EventListener
 from qmpshim.errors import CommandFailed, InputError
 from qmpshim.machine.chain.build import opening
 from qmpshim.machine.chain.images import create_qcow2
-from qmpshim.machine.chain.topology import Export, ImageSpec, Node
+from qmpshim.machine.chain.parts import Export, ImageSpec, Node
 from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.nbd.client import NbdClient, dirty_bitmap
 from qmpshim.machine.nbd.uri import nbd_uri

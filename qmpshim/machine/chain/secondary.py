@@ -13,16 +13,11 @@ from qmpshim.machine.chain.build import closing as closing_of
 from qmpshim.machine.chain.build import opening, removals
 from qmpshim.machine.chain.chains import TOPOLOGIES, chain_name, topology_of
 from qmpshim.machine.chain.images import FileImages, Images
+from qmpshim.machine.chain.parts import Export, Node, Part, QemuDevice
+from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.machine.chain.replication import failed_over, has_replication, replication_error
-from qmpshim.machine.chain.topology import (
-    Export,
-    Node,
-    Options,
-    Part,
-    QemuDevice,
-    QmpCommand,
-    Topology,
-)
+from qmpshim.machine.chain.topology import Topology
+from qmpshim.machine.chain.variants import Options, prefixed
 from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.nbd.client import BlockClient, NbdClient
 from qmpshim.machine.nbd.uri import nbd_uri
@@ -132,7 +127,7 @@ class SecondaryChain:
     @property
     def topology(self) -> Topology:
         """The parts as they are called on this QEMU."""
-        return self.spec.topology.prefixed(self.prefix)
+        return prefixed(self.spec.topology, self.prefix)
 
     def image(self, node: str) -> Path:
         """The file behind *node*."""

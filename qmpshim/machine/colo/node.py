@@ -15,8 +15,10 @@ from qmpshim.errors import BuildError, CommandFailed
 from qmpshim.machine.builds.build import Build, Version, read_version
 from qmpshim.machine.chain.build import drive, opening
 from qmpshim.machine.chain.images import FileImages
+from qmpshim.machine.chain.parts import Export, Node
+from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.machine.chain.replication import has_replication, replication_error
-from qmpshim.machine.chain.topology import Export, Node, QmpCommand, Topology
+from qmpshim.machine.chain.topology import Topology
 from qmpshim.machine.host.process import Qemu, wait_until
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from qmpshim.machine.chain.chains import replication_commands
-from qmpshim.machine.chain.topology import Export, ImageSpec, Node, Topology
+from qmpshim.machine.chain.parts import Export, ImageSpec, Node
+from qmpshim.machine.chain.topology import Topology
+from qmpshim.machine.chain.variants import with_options, with_parts
 
 DISK = "colo-disk0"  # the backend of the guest's disk, on both sides
 LINK = "parent0"  # the secondary disk's backend and export
@@ -64,12 +66,12 @@ COLO_SECONDARY = Topology(
 def recorded(secondary: Topology) -> Topology:
     """The secondary's side with a log of what its guest writes."""
     log = Node("logged", "blklogwrites", {"file": "filter"}, log=True)
-    return secondary.with_options({"quorum": {"children": [log]}})
+    return with_options(secondary, {"quorum": {"children": [log]}})
 
 
 def exported(side: Topology) -> Topology:
     """A side without a virtual machine: its disk is exported instead."""
-    return side.with_parts(Export("guest", "quorum", True))
+    return with_parts(side, Export("guest", "quorum", True))
 
 
 def forward(link: Path) -> Node:

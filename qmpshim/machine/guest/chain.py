@@ -15,8 +15,10 @@ from typing import Literal
 from qmpshim.errors import BuildError, CommandFailed
 from qmpshim.machine.chain.block_graph import BlockGraph
 from qmpshim.machine.chain.build import opening
+from qmpshim.machine.chain.parts import ImageSpec, Node, Part, QemuDevice
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
-from qmpshim.machine.chain.topology import ImageSpec, Node, Part, QemuDevice, Topology
+from qmpshim.machine.chain.topology import Topology
+from qmpshim.machine.chain.variants import prefixed, with_options, with_parts
 from qmpshim.machine.guest.guest import Guest
 from qmpshim.machine.host.process import wait_until
 
@@ -81,8 +83,8 @@ class Attachment:
         else:
             parts += self._devices(node)
         if topology.replication_mode is not None:
-            topology = topology.with_options({"top": {"top-id": root}})
-        return topology.with_parts(*parts)
+            topology = with_options(topology, {"top": {"top-id": root}})
+        return with_parts(topology, *parts)
 
     def _devices(self, node: str) -> list[Part]:
         """What is plugged in for a disk on a node."""
@@ -127,7 +129,7 @@ class GuestChain(SecondaryChain):
 
     @property
     def topology(self) -> Topology:
-        return self.attachment.attached_to(self.spec.topology).prefixed(self.prefix)
+        return prefixed(self.attachment.attached_to(self.spec.topology), self.prefix)
 
     async def build(self) -> None:
         try:

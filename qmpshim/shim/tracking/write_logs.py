@@ -19,8 +19,10 @@ from typing import Any
 
 from qmpshim.errors import CommandFailed, HostError, MachineError
 from qmpshim.machine.chain.block_graph import LOG_NODE, OWN_NODE
+from qmpshim.machine.chain.parts import Export
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
-from qmpshim.machine.chain.topology import Export, Topology
+from qmpshim.machine.chain.topology import Topology
+from qmpshim.machine.chain.variants import with_options
 from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.images.write_log import Flag, LogEntry, WriteLog
 from qmpshim.model.operations import Verb
@@ -212,7 +214,7 @@ class LoggedSecondary(SecondaryChain):
         topology = super().topology
         if topology.replication_mode is None:
             return topology
-        return topology.with_options({"top": {"top-id": self._logs.name("top")}})
+        return with_options(topology, {"top": {"top-id": self._logs.name("top")}})
 
     async def _export(self, export: Export) -> None:
         node = await self._logs.insert(export.node) if export.writable else export.node

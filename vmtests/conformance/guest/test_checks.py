@@ -23,7 +23,7 @@ from qmpshim.conformance.guest.work import GuestWork
 from qmpshim.errors import BuildError, HostError, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.images import FileImages
-from qmpshim.machine.chain.topology import Node
+from qmpshim.machine.chain.parts import Node
 from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.guest.image import GuestImage
 from qmpshim.model.check.verdict import Verdict

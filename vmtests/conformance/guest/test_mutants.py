@@ -15,8 +15,9 @@ from qmpshim.conformance.guest.rig import ProgramChain
 from qmpshim.conformance.guest.scenarios import SCENARIOS
 from qmpshim.conformance.guest.work import GuestWork
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.parts import QemuDevice
 from qmpshim.machine.chain.secondary import ChainSpec
-from qmpshim.machine.chain.topology import QemuDevice, Topology
+from qmpshim.machine.chain.topology import Topology
 from qmpshim.machine.guest import saved_state
 from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.guest.guest import GuestSpec

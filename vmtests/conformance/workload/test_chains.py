@@ -13,8 +13,8 @@ from qmpshim.conformance.workload.workload import Workload, all_kinds
 from qmpshim.errors import BuildError, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.chain.chains import TOPOLOGIES
+from qmpshim.machine.chain.parts import Export, Node
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
-from qmpshim.machine.chain.topology import Export, Node
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.behaviour import KnownDefect
 from qmpshim.model.check.verdict import Verdict

@@ -12,7 +12,8 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.build import closing, drive, opening, removals
 from qmpshim.machine.chain.chains import TOPOLOGIES, topology_of
 from qmpshim.machine.chain.gated import GatedMachine, Shape
-from qmpshim.machine.chain.topology import ImageSpec, Node, QemuDevice
+from qmpshim.machine.chain.parts import ImageSpec, Node, QemuDevice
+from qmpshim.machine.chain.variants import prefixed, with_image, with_options, with_parts
 from qmpshim.machine.colo.topologies import COLO_SECONDARY, exported
 from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.images.qcow2 import Qcow2Reader
@@ -65,13 +66,13 @@ def test_it_is_taken_apart_from_its_exports_down() -> None:
 
 
 def test_a_prefix_is_before_each_name_and_no_other_word() -> None:
-    topology = TOPOLOGIES["primary"].prefixed("x-")
+    topology = prefixed(TOPOLOGIES["primary"], "x-")
     forward, top = (opening(node, storage).arguments for node in topology.nodes[2:])
     assert (forward["node-name"], forward["mode"], forward["file"]) == (
         *("x-forward", "primary", "x-secondary"),
     )
     assert top["children"] == ["x-primary", "x-forward"]
-    backup = TOPOLOGIES["backup"].prefixed("x-")
+    backup = prefixed(TOPOLOGIES["backup"], "x-")
     assert backup.begins is not None and backup.begins.arguments == {
         **{"job-id": "x-backup", "device": "x-secondary", "target": "x-hidden", "sync": "none"},
     }
@@ -83,12 +84,12 @@ def test_what_there_is_not() -> None:
     with pytest.raises(KeyError):
         topology_of("backup", options=(("no-such-node", "read-only", True),))
     with pytest.raises(KeyError):
-        TOPOLOGIES["fleecing"].with_image("filter", cluster=4096)
+        with_image(TOPOLOGIES["fleecing"], "filter", cluster=4096)
 
 
 def test_an_image_has_a_cluster_size_of_its_own(qemu_build: Build) -> None:
-    topology = TOPOLOGIES["replication"].with_image("hidden", cluster=4096)
-    topology = topology.with_image("active", create=(("lazy_refcounts", "on"),))
+    topology = with_image(TOPOLOGIES["replication"], "hidden", cluster=4096)
+    topology = with_image(topology, "active", create=(("lazy_refcounts", "on"),))
     machine = GatedMachine(qemu_build, Shape(topology, MiB, 65536))
     try:
         machine.start()
@@ -103,10 +104,10 @@ def test_an_image_has_a_cluster_size_of_its_own(qemu_build: Build) -> None:
 
 def test_a_pairs_chain_is_opened_by_the_same_builder_on_the_gate(qemu_build: Build) -> None:
     """What ``-drive`` opens in a pair is the same value: nested nodes, and more above them."""
-    topology = COLO_SECONDARY.with_options({"filter": {"top-id": "throttle"}})
+    topology = with_options(COLO_SECONDARY, {"filter": {"top-id": "throttle"}})
     top = Node("throttle", "throttle", {"file": "quorum", "throttle-group": "group"})
     group = QemuDevice("group", "throttle-group", is_object=True)
-    topology = exported(topology).with_parts(group, top)
+    topology = with_parts(exported(topology), group, top)
     machine = GatedMachine(qemu_build, Shape(topology, MiB, 65536))
     try:
         machine.start()
@@ -136,7 +137,7 @@ def test_drive_has_what_is_nested_and_doubles_commas() -> None:
 def test_a_guests_disk_is_more_parts_of_the_same_chain() -> None:
     """What goes away with the overlays, and what the commands are."""
     attachment = Attachment("virtio-scsi", iothread=True, log=True)
-    topology = attachment.attached_to(TOPOLOGIES["backup"]).prefixed("x-")
+    topology = prefixed(attachment.attached_to(TOPOLOGIES["backup"]), "x-")
     assert [part.name for part in topology.renewed] == ["x-hidden", "x-guest", "x-log", "x-disk"]
     opened = [opening(part, storage) for part in topology.parts[-4:]]
     assert [command.name for command in opened] == [
@@ -159,7 +160,7 @@ def test_several_chains_are_on_one_qemu_and_go(qemu_build: Build) -> None:
     first = TOPOLOGIES["backup"]
     machine = GatedMachine(qemu_build, Shape(first, MiB, 65536))
     try:
-        second = first.prefixed("next-")
+        second = prefixed(first, "next-")
         empty = {"driver": "null-co", "options": {"size": MiB}, "image": None}
         nodes = (replace(node, **empty) for node in second.nodes)
         machine.batch([opening(part, storage) for part in (*nodes, *second.exports)])

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from qmpshim.machine.builds.build import Build
+from qmpshim.machine.chain.variants import with_options
 from qmpshim.machine.colo.pair import Pair, PairSpec
 from qmpshim.machine.colo.topologies import COLO_PRIMARY, COLO_SECONDARY, recorded
 from qmpshim.machine.host.workspace import Workspace
@@ -31,8 +32,8 @@ def test_a_directory_with_a_name_that_means_something(
 
 def test_an_option_of_a_node_and_a_node_are_values(workspace: Workspace, qemu_build: Build) -> None:
     """Of either side, nested or not; and what the guest would write can be recorded."""
-    primary = COLO_PRIMARY.with_options({"primary-disk": {"detect-zeroes": "unmap"}})
-    secondary = recorded(COLO_SECONDARY.with_options({"hidden": {"detect-zeroes": "on"}}))
+    primary = with_options(COLO_PRIMARY, {"primary-disk": {"detect-zeroes": "unmap"}})
+    secondary = recorded(with_options(COLO_SECONDARY, {"hidden": {"detect-zeroes": "on"}}))
     spec = PairSpec(colo=False, primary=primary, secondary=secondary)
 
     async def build() -> list[dict[str, dict[str, Any]]]:

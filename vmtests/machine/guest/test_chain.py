@@ -15,8 +15,9 @@ from qmpshim.conformance.known.folder import known_directed
 from qmpshim.conformance.workload.session import Result
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.machine.chain.parts import QemuDevice
 from qmpshim.machine.chain.secondary import ChainSpec
-from qmpshim.machine.chain.topology import QemuDevice, Topology
+from qmpshim.machine.chain.topology import Topology
 from qmpshim.machine.guest.chain import Attachment
 from qmpshim.machine.guest.image import GuestImage
 from qmpshim.machine.host.workspace import Workspace

@@ -12,7 +12,7 @@ from qmpshim.conformance.explore.checkers.placements import AnyChain, FaultPlace
 from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario, cut_off
 from qmpshim.errors import InputError
-from qmpshim.machine.chain.topology import Node
+from qmpshim.machine.chain.parts import Node
 from qmpshim.model.answers import (
     ANY_ERROR,
     DISCONNECTED,

@@ -28,7 +28,7 @@ from qmpshim.conformance.explore.directed.tools import (
 from qmpshim.conformance.explore.harness.io_naming import owners
 from qmpshim.conformance.workload import pattern
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.chain.topology import QmpCommand
+from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.machine.images.qcow2 import Qcow2Reader
 from qmpshim.machine.nbd.protocol.transmission import NbdCommand as Nbd
 from qmpshim.machine.qmp.nonblocking import NonBlockingNbd

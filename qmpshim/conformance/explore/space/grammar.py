@@ -14,7 +14,7 @@ from typing import Any
 
 from qmpshim.conformance.explore.space.covering import Constraint, Dimension, Space
 from qmpshim.machine.chain.chains import TOPOLOGIES
-from qmpshim.machine.chain.topology import IMAGE_CLUSTER, JOB, WRITTEN
+from qmpshim.machine.chain.variants import IMAGE_CLUSTER, JOB, WRITTEN
 from qmpshim.model.disks.backup_job import backup_calculate_cluster_size
 from qmpshim.model.operations import BACKUPS, BITMAPS, Verb
 from qmpshim.model.units import SECTOR

@@ -14,7 +14,7 @@ from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.outcome import BackupLeft
 from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.search import errnos_of
-from qmpshim.machine.chain.topology import JOB
+from qmpshim.machine.chain.variants import JOB
 from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode

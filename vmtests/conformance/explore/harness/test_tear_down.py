@@ -25,7 +25,7 @@ from qmpshim.conformance.explore.search.settings import Settings
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain import gated
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.chain.topology import QmpCommand
+from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.model.check.verdict import Verdict
 
 

@@ -1,0 +1,146 @@
+"""The same chain otherwise: under other names, with other images, or with more options or parts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from qmpshim.machine.chain.parts import REFERENCES, DirtyBitmap, Export, Node, Part, QemuDevice
+from qmpshim.machine.chain.qmp_commands import QmpCommand, with_arguments
+from qmpshim.machine.chain.topology import Topology
+
+#: In the place of a node's name: the commands that start a backup job.
+JOB = "job"
+#: In the place of an option: bytes of a cluster of the node's image.
+IMAGE_CLUSTER = "image.cluster"
+#: In the place of an option of a filter: the bytes, first and end, that a bitmap of the disk below
+#: names when the filter is opened.
+WRITTEN = "bitmap.written"
+_FINE = 4096  # bytes of a granule of that bitmap
+
+#: More options of nodes: node, option, value.
+Options = tuple[tuple[str, str, Any], ...]
+
+
+def prefixed(topology: Topology, prefix: str) -> Topology:
+    """The same chain under other names: *prefix* before each name of a part and of the job.
+
+    Files of images keep their names.
+    """
+    own = {part.name for part in (*topology.parts, *topology.nodes)} | {topology.job}
+
+    def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            key: _prefixed(value, prefix, own) if key in REFERENCES else value
+            for key, value in options.items()
+        }
+
+    def command(one: QmpCommand) -> QmpCommand:
+        return replace(one, arguments=renamed(one.arguments))
+
+    def node(one: Node) -> Node:
+        image = one.image and replace(one.image, file=one.image.file or one.name)
+        name = prefix + one.name
+        return replace(one, name=name, options=renamed(one.options), image=image)
+
+    def part(one: Part) -> Part:
+        match one:
+            case Node():
+                return one.mapped(node)
+            case Export() | DirtyBitmap():
+                return replace(one, name=prefix + one.name, node=prefix + one.node)
+            case QemuDevice():
+                return replace(one, name=prefix + one.name, options=renamed(one.options))
+
+    return replace(
+        topology,
+        parts=tuple(map(part, topology.parts)),
+        commands={do: command(one) for do, one in topology.commands.items()},
+        begins=topology.begins and command(topology.begins),
+        job=topology.job and prefix + topology.job,
+        prefix=prefix + topology.prefix,
+    )
+
+
+def with_parts(topology: Topology, *parts: Part) -> Topology:
+    """The same with more parts, opened last."""
+    return replace(topology, parts=(*topology.parts, *parts))
+
+
+def with_image(topology: Topology, node: str, **changes: Any) -> Topology:
+    """The same with another image of a node: see :class:`.parts.ImageSpec`.
+
+    :raises KeyError: there is no such node, or it has no image
+    """
+    changed = replace(topology.image(node), **changes)
+    return _with(topology, node, lambda one: replace(one, image=changed))
+
+
+def with_format(topology: Topology, node: str, driver: str) -> Topology:
+    """The same with another image format for a node."""
+    return _with(topology, node, lambda one: replace(one, driver=driver))
+
+
+def with_options(topology: Topology, options: Mapping[str, Mapping[str, Any]]) -> Topology:
+    """The same with more options of nodes.
+
+    :param options: by node's name; of :data:`JOB` those of the commands that start it.
+        :data:`IMAGE_CLUSTER` is about how a node's image is made, :data:`WRITTEN` about the
+        bitmap that a filter goes by
+    :raises KeyError: there is no such node
+    """
+    changed = topology
+    for name, more in options.items():
+        if name == JOB:
+            changed = _with_job(changed, more)
+            continue
+        own = {key: value for key, value in more.items() if key not in (IMAGE_CLUSTER, WRITTEN)}
+        both = {**changed.node(name).options, **own}
+        changed = _with(changed, name, functools.partial(replace, options=both))
+        if IMAGE_CLUSTER in more:
+            changed = with_image(changed, name, cluster=more[IMAGE_CLUSTER])
+        if WRITTEN in more:
+            changed = _with_bitmap(changed, name, more[WRITTEN])
+    return changed
+
+
+def _with_bitmap(topology: Topology, name: str, written: tuple[tuple[int, int], ...]) -> Topology:
+    """The same with a bitmap of the disk below a filter, by which that goes."""
+    disk = str(topology.node(name).options["file"])
+    bitmap = DirtyBitmap("written", disk, _FINE, written)
+    both = {**topology.node(name).options, "bitmap": {"node": disk, "name": bitmap.name}}
+    changed = _with(topology, name, functools.partial(replace, options=both))
+    place = 1 + next(n for n, part in enumerate(topology.parts) if part.name == disk)
+    return replace(changed, parts=(*changed.parts[:place], bitmap, *changed.parts[place:]))
+
+
+def _with_job(topology: Topology, options: Mapping[str, Any]) -> Topology:
+    """The same with more arguments of the commands that start jobs.
+
+    :raises KeyError: there is no job
+    """
+    if not any(topology.backups):
+        raise KeyError(JOB)
+    return replace(
+        topology,
+        begins=topology.begins and with_arguments(topology.begins, options),
+        commands={do: with_arguments(one, options) for do, one in topology.commands.items()},
+    )
+
+
+def _with(topology: Topology, name: str, change: Callable[[Node], Node]) -> Topology:
+    def changed(node: Node) -> Node:
+        return change(node) if node.name == name else node
+
+    parts = (part.mapped(changed) if isinstance(part, Node) else part for part in topology.parts)
+    return replace(topology, parts=tuple(parts))
+
+
+def _prefixed(value: Any, prefix: str, own: Collection[str | None]) -> Any:
+    if isinstance(value, list):
+        return [_prefixed(one, prefix, own) for one in value]
+    if not isinstance(value, str):
+        return value
+    return prefix + value if value.partition(".")[0] in own else value  # a bus: its device.number
