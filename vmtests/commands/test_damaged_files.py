@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from qmpshim.codec import encode
-from qmpshim.commands.explore import real_scenarios
+from qmpshim.commands.explore_scenarios import real_scenarios
 from qmpshim.conformance.bundles import bundle
 from qmpshim.conformance.bundles.bundle import WorkloadCase
 from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
