@@ -173,7 +173,8 @@ def _serve(args: argparse.Namespace, console: Console) -> int:
 
 
 def _shell(args: argparse.Namespace, console: Console) -> int:
-    from qmpshim.shim.shell.shell import ShellOptions, run_shell  # a terminal's: serve needs none
+    from qmpshim.shim.shell.run import run_shell  # a terminal's: serve needs none
+    from qmpshim.shim.shell.shell import ShellOptions
 
     address = Address.parse(args.address) if args.address else None
     if address is not None:

@@ -35,7 +35,8 @@ from pathlib import Path
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.shim.emulator.serve import Options
-from qmpshim.shim.shell.shell import ShellOptions, run_shell
+from qmpshim.shim.shell.run import run_shell
+from qmpshim.shim.shell.shell import ShellOptions
 chain = ChainSpec(Workflow.REPLICATION, 4 << 20) if sys.argv[1] == "chain" else None
 options = ShellOptions(serve=Options(chain=chain), commands=tuple(sys.argv[2:]))
 sys.exit(asyncio.run(run_shell(options, sys.stdin, sys.stdout, sys.stderr)))
