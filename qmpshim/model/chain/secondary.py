@@ -15,6 +15,7 @@ from errno import EIO
 
 from qmpshim.model.answers import REPLICATION_ERROR
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
+from qmpshim.model.chain.commit import commit
 from qmpshim.model.chain.protocols import Below, CowRequestProtocol, SerializationProtocol
 from qmpshim.model.disks.backup_job import BackupJob, backup_do_checkpoint
 from qmpshim.model.disks.image import (
@@ -24,7 +25,6 @@ from qmpshim.model.disks.image import (
     Owners,
     Qcow2Image,
     RawImage,
-    is_zero,
     owned,
 )
 from qmpshim.model.runtime.containers import PLAIN, StateContainers
@@ -452,7 +452,11 @@ class Chain:
         if self.stage is not Stage.FAILOVER:
             return
         try:
-            yield from self._commit()
+            yield from commit(
+                self.secondary,
+                (self.active, self.hidden),
+                lambda start, count: self.read_through(self.top, start, count),
+            )
         except ModelIOError:
             self.stage = Stage.FAILOVER_FAILED
             self.error = True
@@ -464,51 +468,6 @@ class Chain:
         """The status when a commit is over: it changes after the commit's writes have arrived."""
         if self.failed_over:
             self.error = False
-
-    def _commit(self) -> Co[None]:
-        """Write every granule in which active or hidden disk hold something into the secondary.
-
-        Restates ``commit_active_start`` and ``mirror_iteration`` (block/mirror.c, QEMU 7.2).
-        """
-        secondary = self.secondary
-        # bdrv_get_default_bitmap_granularity()
-        granule = (
-            min(max(8, secondary.info_cluster), 128) if isinstance(secondary, Qcow2Image) else 128
-        )
-        dirty: set[int] = set()
-        for overlay in (self.active, self.hidden):
-            for index in overlay.alloc:
-                low = index * overlay.cluster
-                high = min(low + overlay.cluster, self.size)
-                dirty.update(range(low // granule, (high - 1) // granule + 1))
-        for index in sorted(dirty):
-            start = index * granule
-            count = min(granule, self.size - start)
-            owners = yield from self.read_through(self.top, start, count)
-            if isinstance(secondary, Qcow2Image) and count == granule >= secondary.cluster:
-                yield from secondary.put(start, owners, self._commit_kind(start, count))
-            elif isinstance(secondary, Qcow2Image) and is_zero(owners):
-                # How many granules mirror takes at once decides whether whole clusters of the
-                # secondary come together and can be zero clusters.
-                yield from secondary.write(start, owners)
-                for cluster in secondary.clusters(start, count):
-                    low = cluster * secondary.cluster
-                    length = min(secondary.cluster, self.size - low)
-                    if is_zero(secondary.contents.read(low, length)):
-                        secondary.alloc[cluster] = Alloc.ALLOCATED
-            else:
-                yield from secondary.write(start, owners)
-        yield from secondary.flush()  # mirror_run(): before it counts as done
-
-    def _commit_kind(self, start: int, count: int) -> Alloc:
-        """ZERO when one block status covers the whole granule and is zero, else DATA."""
-        for image in self.top:
-            runs = list(image.runs(start, count))
-            if len(runs) > 1:
-                return Alloc.DATA
-            if runs[0][2] is not Alloc.UNALLOCATED:
-                break
-        return image.status_zero(start, count)
 
     def status(self) -> str | None:
         """``query-xen-replication-status``: the error's text, or ``None``."""
