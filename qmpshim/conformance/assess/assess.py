@@ -30,11 +30,6 @@ class Assessment:
     trials: tuple[Trial, ...]
     seconds: float
 
-    @property
-    def reliable(self) -> bool:
-        """Whether it is, for every use that was chosen."""
-        return all(one.answer is Answer.RELIABLE for one in self.judgements)
-
 
 def assess(
     build: Build,

@@ -13,7 +13,7 @@ from qmpshim.conformance.bundles.case_file import check_format, read_case
 from qmpshim.conformance.bundles.workload_case import CASE, Shows, write_evidence
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.compare.oracle import Oracle
-from qmpshim.conformance.workload.session import Rig, Setup
+from qmpshim.conformance.workload.session import Rig
 from qmpshim.conformance.workload.workload import from_json as operation_from_json
 from qmpshim.conformance.workload.workload import to_json as operation_to_json
 from qmpshim.errors import InputError, decoding
@@ -65,7 +65,7 @@ class WorkloadCase(Shows):
         }
 
 
-def save(directory: Path, case: WorkloadCase, rig: Rig | None, setup: Setup) -> Path:
+def save(directory: Path, case: WorkloadCase, rig: Rig | None) -> Path:
     """Write a bundle; it appears whole or not at all.
 
     :param directory: what it is to be called; a number is added when that is taken
@@ -73,10 +73,10 @@ def save(directory: Path, case: WorkloadCase, rig: Rig | None, setup: Setup) -> 
     :returns: where it is
     :raises HostError: the directory cannot be written
     """
-    return write_directory(directory, lambda parts: _write(parts, case, rig, setup))
+    return write_directory(directory, lambda parts: _write(parts, case, rig))
 
 
-def _write(parts: Path, case: WorkloadCase, rig: Rig | None, setup: Setup) -> None:
+def _write(parts: Path, case: WorkloadCase, rig: Rig | None) -> None:
     _dump(parts / CASE, case.to_json())
     (parts / "README").write_text(_README.format(case=case, operations=len(case.operations)))
     (parts / "operations.txt").write_text("".join(f"{o}\n" for o in case.operations))

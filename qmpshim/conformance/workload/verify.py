@@ -72,7 +72,7 @@ class ChainSubject(Subject[Operation, Result, Rig]):
         setup = self.setup
         build = setup.to_json(version)
         case = bundle.WorkloadCase(setup.spec, setup.behaviour, operations, divergence, seed, build)
-        return bundle.save(target, case, run, setup)
+        return bundle.save(target, case, run)
 
     def never(self, result: Result) -> list[str]:
         kinds = {f"{side} {kind}" for side, kind in all_kinds(self.setup.spec.topology)}

@@ -23,13 +23,11 @@ _CONTENDED = 2  # __lock: taken, with at least one waiter
 class Waiter:
     """A thread that waits for a mutex.
 
-    :ivar mutex: the mutex's address
     :ivar owner: the thread that has it
     """
 
     thread: int
     name: str
-    mutex: int
     owner: int
 
 
@@ -59,7 +57,7 @@ def _waiter(task: Path, memory: int) -> Waiter | None:
         name = (task / "comm").read_text().strip()
     except (OSError, ValueError, IndexError, struct.error):
         return None
-    return Waiter(int(task.name), name, address, owner) if lock == _CONTENDED else None
+    return Waiter(int(task.name), name, owner) if lock == _CONTENDED else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,8 +73,9 @@ class _Fleecing28(CowRequestProtocol):
         return below.target(start, count)
 
 
+# QEMU 2.8 to 2.12:
 add("cow-request-2.8-fill", "replication_co_writev does not protect what qcow2 fills up with",
-     COW, _Fill28, "write-fill", historic="2.8 to 2.12")  # fmt: skip
+     COW, _Fill28, "write-fill")  # fmt: skip
 add("cow-request-2.8-fleecing", "an export of the hidden disk knows nothing of the interface",
-     COW, _Fleecing28, "snapshot", historic="2.8 to 2.12")  # fmt: skip
+     COW, _Fleecing28, "snapshot")  # fmt: skip
 add("none", "no operation waits for another", COW, SerializationProtocol, "write-read")

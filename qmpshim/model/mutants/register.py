@@ -25,7 +25,6 @@ class Mutant:
     :ivar reference: the correct protocol it was made from
     :ivar protocol: makes the broken one
     :ivar scenarios: names of shipped scenarios that show it, the best first
-    :ivar historic: the QEMU versions that are like this, if any
     """
 
     name: str
@@ -33,7 +32,6 @@ class Mutant:
     reference: type[SerializationProtocol]
     protocol: Callable[[], SerializationProtocol]
     scenarios: tuple[str, ...]
-    historic: str = ""
     drained: bool | None = None
     drain: type[Drain] = Drain
     chain: type[InstrumentedChain] = InstrumentedChain

@@ -70,9 +70,9 @@ class _TrackedNoWakeUp(TrackedRequests):
         self.remove(req)
 
 
+# QEMU 2.8 to 2.12 without the explicit interface:
 add("target-not-serialising", "backup's writes to the hidden disk are ordinary ones", SERIAL,
-     with_job(SERIAL, _NotSerialising), "write-read",
-     historic="2.8 to 2.12 without the explicit interface")  # fmt: skip
+     with_job(SERIAL, _NotSerialising), "write-read")  # fmt: skip
 add("reads-untracked", "a read of the hidden disk is over before it has fallen through", SERIAL,
      with_job(SERIAL, _ReadsUntracked), "write-read")  # fmt: skip
 for _name, _about, _tracked, *_scenarios in (

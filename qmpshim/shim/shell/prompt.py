@@ -96,7 +96,7 @@ class Prompt:
                 return
             if self._leaves(line.strip()):
                 return
-            await self._interruptible(line)
+            await run_stoppable(self._shell, line)
             self._refreshing = asyncio.ensure_future(self._shell.refresh())
 
     def _qemu_ended(self) -> None:
@@ -123,29 +123,30 @@ class Prompt:
         )
         return True
 
-    async def _interruptible(self, line: str) -> None:
-        """Run a line; Ctrl-C stops waiting for it (QEMU goes on with it)."""
-        task = asyncio.ensure_future(self._shell.run_line(line))
-        loop = asyncio.get_running_loop()
-        stopped = False
 
-        def stop() -> None:
-            nonlocal stopped
-            stopped = True
-            task.cancel()
+async def run_stoppable(shell: Shell, line: str) -> None:
+    """Run a line; Ctrl-C stops waiting for it (QEMU goes on with it)."""
+    task = asyncio.ensure_future(shell.run_line(line))
+    loop = asyncio.get_running_loop()
+    stopped = False
 
-        before = signal.getsignal(signal.SIGINT)
-        loop.add_signal_handler(signal.SIGINT, stop)
-        try:
-            await asyncio.wait((task,))  # a cancellation of the shell itself is not ours to take
-            if not task.cancelled():
-                task.result()
-            elif stopped:
-                self._shell.complain("not waited for; QEMU may still be at it")
-        finally:
-            task.cancel()
-            loop.remove_signal_handler(signal.SIGINT)
-            signal.signal(signal.SIGINT, before)
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        task.cancel()
+
+    before = signal.getsignal(signal.SIGINT)
+    loop.add_signal_handler(signal.SIGINT, stop)
+    try:
+        await asyncio.wait((task,))  # a cancellation of the shell itself is not ours to take
+        if not task.cancelled():
+            task.result()
+        elif stopped:
+            shell.complain("not waited for; QEMU may still be at it")
+    finally:
+        task.cancel()
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, before)
 
 
 def _keys() -> KeyBindings:

@@ -16,7 +16,7 @@ from qmpshim.conformance.bundles.bundle import WorkloadCase, load, save
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.report import finding_files
 from qmpshim.conformance.known.write_ups import DIRECTORY
-from qmpshim.conformance.workload.session import Result, Rig, Setup, run_case
+from qmpshim.conformance.workload.session import Result, Rig, run_case
 from qmpshim.conformance.workload.verify import replay, setup_for
 from qmpshim.errors import HostError, InputError
 from qmpshim.machine.builds.build import Build
@@ -49,7 +49,7 @@ CASE = WorkloadCase(
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    save(tmp_path / "bundle", CASE, None, Setup(SPEC))
+    save(tmp_path / "bundle", CASE, None)
     return tmp_path / "bundle"
 
 
@@ -67,7 +67,7 @@ def test_a_bundle_has_all_it_takes(qemu_build: Build, workspace: Workspace, tmp_
         assert result.divergence is not None
         found.append(result.divergence)
         case = replace(CASE, divergence=result.divergence, behaviour=setup.behaviour)
-        save(target, case, rig, setup)
+        save(target, case, rig)
 
     asyncio.run(run_case(setup, OPERATIONS, workspace.subdirectory("run"), at_end=at_end))
     assert {path.name for path in target.iterdir()} == {
@@ -110,7 +110,7 @@ def test_what_cannot_be_written(place: str, tmp_path: Path, monkeypatch: Any) ->
 
         monkeypatch.setattr(Path, "write_text", write_text)
     with pytest.raises(HostError, match=r"cannot write .*bundle") as raised:
-        save(tmp_path / place, CASE, None, Setup(SPEC))
+        save(tmp_path / place, CASE, None)
     assert "\n" not in str(raised.value)
     left = [path for path in tmp_path.rglob("*") if path.name not in ("file", "full")]
     assert left == []
@@ -118,7 +118,7 @@ def test_what_cannot_be_written(place: str, tmp_path: Path, monkeypatch: Any) ->
 
 def test_an_existing_bundle_is_not_overwritten(saved: Path) -> None:
     before = (saved / "case.json").read_text()
-    assert save(saved, replace(CASE, seed=18), None, Setup(SPEC)).name == "bundle-2"
+    assert save(saved, replace(CASE, seed=18), None).name == "bundle-2"
     assert (saved / "case.json").read_text() == before
     assert sorted(path.name for path in saved.parent.iterdir()) == ["bundle", "bundle-2"]
 

@@ -24,6 +24,7 @@ from qmpshim.machine.host.workspace import dies_with_owner
 from qmpshim.shim.shell.colours import COMMAND, KEY, LOCAL, NUMBER, STRING, WORD, Colours
 from qmpshim.shim.shell.completion import CommandSchema, LiveNames, candidates
 from qmpshim.shim.shell.language import Local, QmpRequest, complete, parse, size
+from qmpshim.shim.shell.prompt import run_stoppable
 from qmpshim.shim.shell.shell import Shell, ShellOptions
 from qmpshim.shim.shell.words import draw_graph, draw_map, explain
 from vmtests.support.stand_in import ARGS
@@ -357,13 +358,13 @@ def test_a_line_that_is_stopped_and_a_shell_that_is() -> None:
         shell = Shell(ShellOptions(), out, out)
         shell.run_line = lambda _: asyncio.sleep(60, True)  # type: ignore[method-assign]
         before = signal.getsignal(signal.SIGINT)
-        line = asyncio.ensure_future(shell._interruptible("x"))
+        line = asyncio.ensure_future(run_stoppable(shell, "x"))
         await asyncio.sleep(0)
         os.kill(os.getpid(), signal.SIGINT)
         await line
         assert "not waited for" in out.getvalue()
         assert signal.getsignal(signal.SIGINT) == before
-        line = asyncio.ensure_future(shell._interruptible("x"))
+        line = asyncio.ensure_future(run_stoppable(shell, "x"))
         await asyncio.sleep(0)
         line.cancel()
         with pytest.raises(asyncio.CancelledError):

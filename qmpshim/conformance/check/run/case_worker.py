@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from qmpshim.codec import encode
-from qmpshim.conformance.check.case import Case, CaseFinding, CaseOutcome, Status
+from qmpshim.conformance.check.case import CaseFinding, CaseOutcome, Status
 from qmpshim.conformance.check.run.case_process import OUTCOME, RESULTS, Order
 from qmpshim.conformance.check.run.identity import another_build
 from qmpshim.conformance.check.runners.kinds import load, timed
@@ -48,7 +48,7 @@ def _do(order: Order, results: Path) -> CaseOutcome:
     except (BuildError, UnsupportedFeature) as error:
         return CaseOutcome(Status.SKIPPED, str(error))
     except MachineError as error:
-        return _misbehaved(order.case, error)
+        return _misbehaved(error)
     except QmpshimError as error:
         return CaseOutcome(Status.BROKEN, str(error))
     except MemoryError:
@@ -57,7 +57,7 @@ def _do(order: Order, results: Path) -> CaseOutcome:
         return CaseOutcome(Status.BROKEN, f"{error.filename or ''}: {error.strerror}".lstrip(": "))
 
 
-def _misbehaved(case: Case, error: MachineError) -> CaseOutcome:
+def _misbehaved(error: MachineError) -> CaseOutcome:
     """QEMU went wrong before the check could begin."""
     verdict = verdict_of(error)
     finding = CaseFinding(

@@ -126,7 +126,7 @@ def protocol_names() -> list[str]:
     return [*PROTOCOLS, *(name for name in MUTANTS if name not in PROTOCOLS)]
 
 
-def system_for(discipline: str, scenario: Scenario, late_wakes: bool = False) -> ModelSystem:
+def system_for(discipline: str, scenario: Scenario) -> ModelSystem:
     """A scenario under a serialization protocol or a mutant, by name, checked against a reference.
 
     :raises InputError: there is no such protocol
@@ -134,7 +134,7 @@ def system_for(discipline: str, scenario: Scenario, late_wakes: bool = False) ->
     if discipline in PROTOCOLS:
         kind = PROTOCOLS[discipline]
         reference = kind if kind in REFERENCE_PROTOCOLS else CowRequestProtocol
-        return ModelSystem(scenario, kind, reference, late_wakes=late_wakes)
+        return ModelSystem(scenario, kind, reference)
     if discipline in MUTANTS:
         return MUTANTS[discipline].system(scenario)
     listing = "qmpshim explore --model --discipline list"
@@ -161,17 +161,12 @@ def explore_model(
     seconds: float | None = None,
     mode: Mode = Mode.AUTO,
     *,
-    stop: bool = True,
     seed: int = 0,
-    preemptions: int = 3,
-    late_wakes: bool = False,
     progress: Callable[[ModelRun], None] | None = None,
 ) -> ModelReport:
     """Explore scenarios under serialization protocols.
 
     :param seconds: for all of it together; ``None``: no limit (the modes by chance need one)
-    :param stop: at a run's first violation; its schedule is then made as short as possible
-    :param late_wakes: also explore how late woken coroutines go on
     :param progress: called with every run
     :raises InputError: there is no such protocol, or a mode by chance has no limit
     """
@@ -194,8 +189,8 @@ def explore_model(
             continue
         if left is not None and mode in (Mode.RANDOM, Mode.PREEMPTION):
             left /= len(pairs) - index  # otherwise the first would take it all
-        system = system_for(name, scenario, late_wakes)
-        result = explore(system, mode, Budget(left), stop=stop, seed=seed, preemptions=preemptions)
+        system = system_for(name, scenario)
+        result = explore(system, mode, Budget(left), seed=seed)
         run = ModelRun(
             name,
             scenario,

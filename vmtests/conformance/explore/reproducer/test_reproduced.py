@@ -114,7 +114,7 @@ def test_the_same_of_a_workload(
     found = Divergence(Verdict.CRASH, "QEMU", during, "an answer", how)
     spec = ChainSpec(Workflow.REPLICATION, 1 << 20)
     case = WorkloadCase(spec, Behaviour(), operations, found, 1, {})
-    bundle = bundles.save(qmpshim.home / "bundle", case, None, Setup(spec))
+    bundle = bundles.save(qmpshim.home / "bundle", case, None)
     for command in (["replay", bundle], ["check", "--bisect", "--case", bundle]):
         done = qmpshim.run(*command, "--build", "./build")
         assert done.returncode == status, done

@@ -115,7 +115,7 @@ def test_a_qemu_that_starts_no_more_hides_nothing(
     qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was found before is reported; only the scenario that needed it is skipped."""
-    start, spawn, starts = RealRun._start, GatedMachine._spawn, iter(range(100))
+    start, spawn, starts = RealRun._start, GatedMachine.spawn, iter(range(100))
 
     def struck(self: RealRun, index: int) -> None:
         start(self, index)
@@ -127,7 +127,7 @@ def test_a_qemu_that_starts_no_more_hides_nothing(
         spawn(self)
 
     monkeypatch.setattr(RealRun, "_start", struck)
-    monkeypatch.setattr(GatedMachine, "_spawn", not_again)
+    monkeypatch.setattr(GatedMachine, "spawn", not_again)
     (finding,) = explore_real(
         qemu_build, scenario_sets.named("WG"), settings=Settings(minimise=False)
     ).findings
