@@ -19,7 +19,7 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.search import errnos_of
 from qmpshim.errors import CommandFailed
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.chain.topology import JOB
+from qmpshim.machine.chain.variants import JOB
 from qmpshim.model.answers import OK, ReportedError
 from qmpshim.model.check.cause import CauseKind
 from qmpshim.model.check.verdict import Verdict
@@ -201,9 +201,9 @@ def test_a_paused_job_that_is_cancelled_does_not_complete(
 ) -> None:
     """One that was not paused when it was cancelled may have been done already."""
     plan = {OF_FIRST: EIO}
-    honest = failing(pool, then("job_cancel"), Recording, plan)
-    assert kinds(honest) == set()
-    assert endings(honest) == {Ending.CANCELLED}
+    reference = failing(pool, then("job_cancel"), Recording, plan)
+    assert kinds(reference) == set()
+    assert endings(reference) == {Ending.CANCELLED}
     left_as(monkeypatch, lambda left: replace(left, ending=left.ending and Ending.COMPLETED))
     assert ENDS in kinds(failing(pool, then("job_cancel"), plan=plan))
 

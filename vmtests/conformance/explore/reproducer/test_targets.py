@@ -28,7 +28,7 @@ from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.builds.programs import EMULATOR, write_programs
 from qmpshim.machine.chain.gated import GatedMachine
-from qmpshim.machine.chain.topology import JOB
+from qmpshim.machine.chain.variants import JOB
 from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.pointintime.jobs import Ending
