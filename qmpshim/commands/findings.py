@@ -11,9 +11,16 @@ from qmpshim.commands.console import OK, Console, Listed, show_list
 from qmpshim.commands.options import json_option
 from qmpshim.commands.results import STDOUT, check_writable
 from qmpshim.conformance.known.draft import draft, draft_text
+from qmpshim.conformance.known.draft_steps import steps_draft
 from qmpshim.conformance.known.folder import by_severity, write_up, write_ups
-from qmpshim.conformance.known.meaning import Severity, Use
-from qmpshim.conformance.known.tracker import command_of, diagram_of, script_of, tracker_text
+from qmpshim.conformance.known.meaning import TO_WRITE, Severity, Use
+from qmpshim.conformance.known.tracker import (
+    command_of,
+    diagram_of,
+    script_of,
+    steps_of,
+    tracker_text,
+)
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.machine.builds import build as builds
 from qmpshim.machine.builds.build import read_version
@@ -144,10 +151,13 @@ def _new(args: argparse.Namespace, console: Console) -> int:
     check_writable(args.out)
     args.document.judges = False
     args.document.result = {"draft": draft(args.bundle)}
-    text = draft_text(args.bundle)
+    text, steps = draft_text(args.bundle), steps_draft(args.bundle)
     if args.out is not None:
-        write_file(args.out, text.encode())
-        console.line(f"{args.out}: fill in what says TO BE WRITTEN, and check the rest")
+        for path, content in ((args.out, text), (steps_of(args.out), steps)):
+            if content:
+                write_file(path, content.encode())
+                fill = f"fill in what says {TO_WRITE}, and " if TO_WRITE in content else ""
+                console.line(f"{path}: {fill}check the rest")
     elif args.json != STDOUT:
         console.line(text.rstrip("\n"))
     return OK

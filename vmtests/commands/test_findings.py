@@ -14,17 +14,20 @@ import pytest
 from qmpshim.cli import main
 from qmpshim.conformance.assess.trials import Seen, try_finding
 from qmpshim.conformance.explore.report.finding_files import load_finding
+from qmpshim.conformance.explore.reproducer.export import steps_script
 from qmpshim.conformance.known import matching
 from qmpshim.conformance.known.draft import draft
+from qmpshim.conformance.known.draft_steps import steps_draft
 from qmpshim.conformance.known.folder import known_findings, read, write_up, write_ups
 from qmpshim.conformance.known.meaning import TO_WRITE, Severity, Use
-from qmpshim.conformance.known.tracker import tracker_text
+from qmpshim.conformance.known.tracker import script_of, tracker_text
 from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
 from vmtests.support.documents import validator
 from vmtests.support.drafts import filled
+from vmtests.support.reproducer import NOT_SEEN, SEEN, Reproducer
 
 SNAPSHOT = "snapshot-read-returns-new-data"
 
@@ -171,18 +174,99 @@ def test_a_draft_of_operations_is_accepted_once_it_is_filled_in(
 
 
 def test_a_draft_of_what_verify_keeps(
-    qemu_build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    qemu_build: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reproducer: Reproducer,
 ) -> None:
+    """It is tried as it stands, and by the script that is made beside it."""
     monkeypatch.chdir(tmp_path)
     words = ("--workflow", "replication", "--build", qemu_build.name)
     assert main(["verify", "--strict", *words]) == 1
     (bundle,) = (tmp_path / "qmpshim-bundles").iterdir()
     draft = filled(drafted(tmp_path, bundle))
-    assert read(draft).meaning.affects == (Use.COLO_SECONDARY,)
+    written = read(draft)
+    assert written.meaning.affects == (Use.COLO_SECONDARY,)
     assert shown_by(qemu_build, draft, tmp_path)
+    status, lines = reproducer(script_of(written))
+    assert status == SEEN, lines
+    status, lines = reproducer(script_of(written).replace("failover=False", "failover=True"))
+    assert status == NOT_SEEN, lines
     value = json.loads((bundle / "case.json").read_text())
     (bundle / "case.json").write_text(json.dumps({**value, "divergence": None}))
     assert main(["findings", "new", str(bundle)]) == 2
+
+
+def case_of(tmp_path: Path, operations: list[list[Any]], **divergence: Any) -> Path:
+    """A bundle of these operations on COLO's secondary, the last of which shows something."""
+    value = json.loads((DIRECTORY / "verify" / "stop-always-fails.json").read_text())["case"]
+    value["operations"] = [[number, *one] for number, one in enumerate(operations, 1)]
+    value["divergence"] |= {"operation": len(operations), **divergence}
+    (tmp_path / "case.json").write_text(json.dumps(value))
+    return tmp_path
+
+
+WRITE, START = ["primary", "write", 0, 8], ["chain", "start", 0, 0]
+
+
+@pytest.mark.parametrize(
+    "last, divergence, text",
+    [
+        (
+            ["chain", "checkpoint", 0, 0],
+            {"where": "checkpoint", "predicted": "the error 'no'", "observed": "no error"},
+            'text = answer("xen-colo-do-checkpoint")\nconclude(text == "ok", ',
+        ),
+        (
+            ["guest", "write", 8, 1],
+            {"where": "guest write", "predicted": "success", "observed": "EIO"},
+            'text = io("guest", "write", 8, 1, 5)[0]\nconclude(text != "ok", ',
+        ),
+        (
+            ["chain", "stop", 0, 0],
+            {"verdict": "crash", "ending": ["was killed by SIGABRT", "f: Assertion `x' failed."]},
+            "'was killed by SIGABRT')\nreplicate(enable=False, failover=False)\nconclude(False, ",
+        ),
+        (["guest", "read", 0, 8], {"verdict": "content", "where": "guest"}, TO_WRITE),
+    ],
+)
+def test_operations_on_a_secondary_become_steps(
+    last: list[Any], divergence: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    rebuild = ["chain", "rebuild", 0, 0]
+    steps = steps_draft(case_of(tmp_path, [WRITE, rebuild, START, WRITE, last], **divergence))
+    head = 'secondary_chain(1048576, 65536, "raw")\nio("primary", "write", 0, 8, 1)\nrebuild('
+    assert head in steps and text in steps
+    assert (TO_WRITE in steps) is (text == TO_WRITE)
+
+
+def test_steps_made_of_operations_are_a_script_that_runs(
+    qemu_build: Build, reproducer: Reproducer, tmp_path: Path
+) -> None:
+    """Fresh overlays, requests of both sides, and what the stop answers in the end."""
+    read_back, stop = ["guest", "read", 0, 8], ["chain", "stop", 0, 0]
+    middle = [["chain", "rebuild", 0, 0], START, WRITE, read_back, ["chain", "checkpoint", 0, 0]]
+    status, lines = reproducer(
+        steps_script("A title", steps_draft(case_of(tmp_path, [WRITE, *middle, stop])))
+    )
+    assert status == (SEEN if STOP.concerns(read_version(qemu_build)[0]) else NOT_SEEN), lines
+
+
+STOP = write_up("verify/stop-always-fails")
+
+
+def test_steps_that_cannot_be_made_are_left_to_the_author(tmp_path: Path) -> None:
+    """Until they are written there is no script, which the suite refuses."""
+    draft = filled(drafted(tmp_path, DIRECTORY / "pair" / "colo-migration-completes.json"))
+    value = json.loads(draft.read_text())
+    draft.write_text(json.dumps(value | {"side": "primary"}))
+    steps = draft.with_suffix(".py.in")
+    assert TO_WRITE in steps.read_text()
+    with pytest.raises(InputError, match="have to be written"):
+        script_of(read(draft))
+    steps.write_text("# A QEMU with COLO\nconclude(False, 'nothing')\n")
+    assert script_of(read(draft))
+    assert steps_draft(DIRECTORY / f"{SNAPSHOT}.json") == ""  # a schedule is a script's steps
 
 
 def test_what_shows_nothing_makes_no_draft(tmp_path: Path) -> None:

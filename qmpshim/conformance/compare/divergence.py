@@ -43,6 +43,10 @@ def verdict_of(error: MachineError) -> Verdict:
     )
 
 
+#: What a divergence has of a command, and of an I/O, that succeeds.
+NO_ERROR, SUCCESS = "no error", "success"
+
+
 class Ending(NamedTuple):
     """How a QEMU ended: ``was killed by SIGABRT``, and what it wrote last."""
 

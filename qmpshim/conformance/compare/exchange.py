@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qmpshim.conformance.compare.crosscheck import CrossCheck
-from qmpshim.conformance.compare.divergence import Divergence
+from qmpshim.conformance.compare.divergence import NO_ERROR, SUCCESS, Divergence
 from qmpshim.conformance.compare.oracle import Prediction
 from qmpshim.conformance.workload import pattern
 from qmpshim.errors import CommandFailed, HostError, IOFailed, errno_words
@@ -76,8 +76,8 @@ def wrong_error(
         Verdict.ERROR_CONTRACT,
         str(operation.verb),
         operation.number,
-        f"the error {prediction.error!r}" if prediction.error else "no error",
-        f"the error {observed!r}" if observed else "no error",
+        f"the error {prediction.error!r}" if prediction.error else NO_ERROR,
+        f"the error {observed!r}" if observed else NO_ERROR,
     )
 
 
@@ -127,7 +127,7 @@ def wrong_data(
 
 
 def _errno_text(number: int) -> str:
-    return errno_words(number) if number else "success"
+    return errno_words(number) if number else SUCCESS
 
 
 def check_space(directory: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from qmpshim.conformance.bundles.again import directed_command
 from qmpshim.conformance.explore.directed.cases import DIRECTED
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding
 from qmpshim.conformance.explore.report.schedule_diagram import diagram
 from qmpshim.conformance.explore.reproducer.export import export_script, steps_script
+from qmpshim.conformance.known.meaning import TO_WRITE
 from qmpshim.conformance.known.write_ups import WriteUp
 from qmpshim.errors import InputError, name_errnos
 from qmpshim.model.check.verdict import Verdict
@@ -30,14 +33,22 @@ EXPECTED: dict[Verdict, str] = {
 def script_of(entry: WriteUp) -> str:
     """The stand-alone script that shows it: of its schedule, or of the steps beside the write-up.
 
-    :raises InputError: it has neither
+    :raises InputError: it has neither, or they are not filled in
     """
     if entry.kind == "explore":
         return export_script(load_finding(entry.path))
     try:
-        return steps_script(entry.title, entry.path.with_suffix(".py.in").read_text())
+        steps = steps_of(entry.path).read_text()
     except OSError as error:
         raise InputError(f"{entry.name} has no steps to make a script of: {error}") from error
+    if TO_WRITE in steps:
+        raise InputError(f"{steps_of(entry.path)}: the steps have to be written")
+    return steps_script(entry.title, steps)
+
+
+def steps_of(path: Path) -> Path:
+    """The file beside a write-up that has the steps, where it has no schedule."""
+    return path.with_suffix(".py.in")
 
 
 def diagram_of(entry: WriteUp) -> str:
