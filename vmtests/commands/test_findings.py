@@ -27,7 +27,7 @@ from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
 from vmtests.support.documents import validator
 from vmtests.support.drafts import filled
-from vmtests.support.reproducer import NOT_SEEN, SEEN, Reproducer
+from vmtests.support.reproducer import NOT_SEEN, SEEN, UNTESTED, Reproducer
 
 SNAPSHOT = "snapshot-read-returns-new-data"
 
@@ -166,6 +166,7 @@ def test_a_draft_of_operations_is_accepted_once_it_is_filled_in(
     one: WriteUp, qemu_build: Build, tmp_path: Path
 ) -> None:
     """It is tried as the real one is, and concerns no use that that does not."""
+    document(tmp_path, "new", str(one.path))
     draft = filled(drafted(tmp_path, one.path))
     written = read(draft)
     assert written.verdicts == one.verdicts and written.case == one.case
@@ -255,9 +256,28 @@ def test_steps_made_of_operations_are_a_script_that_runs(
 STOP = write_up("verify/stop-always-fails")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "colo-migration-completes",
+        pytest.param("colo-primary-deadlocks-under-tcg", marks=pytest.mark.full),  # waits for it
+    ],
+)
+def test_steps_of_a_pair_see_what_is_written_up(
+    name: str, qemu_build: Build, reproducer: Reproducer
+) -> None:
+    known, other = write_up(f"pair/{name}"), write_up("pair/colo-migration-completes")
+    status, lines = reproducer(steps_script("A title", steps_draft(known.path)))
+    version = read_version(qemu_build)[0]
+    if known is not other and other.concerns(version):
+        assert status == UNTESTED, lines
+    else:
+        assert status == (SEEN if known.concerns(version) else NOT_SEEN), lines
+
+
 def test_steps_that_cannot_be_made_are_left_to_the_author(tmp_path: Path) -> None:
     """Until they are written there is no script, which the suite refuses."""
-    draft = filled(drafted(tmp_path, DIRECTORY / "pair" / "colo-migration-completes.json"))
+    draft = filled(drafted(tmp_path, DIRECTORY / "pair" / "checkpoint-after-lost-writes.json"))
     value = json.loads(draft.read_text())
     draft.write_text(json.dumps(value | {"side": "primary"}))
     steps = draft.with_suffix(".py.in")

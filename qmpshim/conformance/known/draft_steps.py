@@ -1,8 +1,9 @@
 """A draft of the steps beside a write-up that has no schedule: what its stand-alone script does.
 
-Operations on COLO's secondary become steps, and an answer or an end of QEMU's is looked for. What
-else was seen, and what else was done, is listed for the author: as long as
-:data:`~.meaning.TO_WRITE` is there, the steps make no script.
+Operations on COLO's secondary become steps, and an answer or an end of QEMU's is looked for; of a
+pair whose primary leaves COLO, or deadlocks, there are steps, too. What else was seen, and what
+else was done, is listed for the author: as long as :data:`~.meaning.TO_WRITE` is there, the steps
+make no script.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from qmpshim.conformance.compare.divergence import NO_ERROR, SUCCESS, Divergence
 from qmpshim.conformance.explore.report.finding_files import is_schedule
 from qmpshim.conformance.known.meaning import TO_WRITE
 from qmpshim.conformance.pair import bundle as pair_bundle
+from qmpshim.conformance.pair.plan import Failover, PairPlan
 from qmpshim.machine.chain.secondary import ChainSpec
-from qmpshim.model.check.cause import Cause
+from qmpshim.model.check.cause import Cause, CauseKind
 from qmpshim.model.operations import REQUESTS, Operation, Verb
 
 #: Commands of COLO's secondary, as expressions whose value is QEMU's answer.
@@ -37,7 +39,9 @@ def steps_draft(bundle: Path) -> str:
     """
     if pair_bundle.is_pair(bundle):
         plan, wanted = pair_bundle.load(bundle)
-        return _by_hand("with COLO", [f"the plan: {plan}"], wanted.cause if wanted else None)
+        steps = _of_pair(plan, wanted.cause) if wanted else ""
+        seen = wanted.cause if wanted else None
+        return steps or _by_hand("with COLO", [f"the plan: {plan}"], seen)
     if is_schedule(bundle):
         return ""
     case = load_case(bundle)
@@ -51,6 +55,62 @@ def _by_hand(needs: str, done: list[str], seen: Divergence | Cause | None) -> st
     lines = [f"# A QEMU {needs}", "start_qemu()"]
     lines += [f"# {TO_WRITE}: {line}" for line in done]
     return "\n".join([*lines, _to_look_for(seen)]) + "\n"
+
+
+#: COLO with a guest that writes to its memory without end, or without one.
+_GUESTS = {
+    "boot": """\
+# xor ax, ax; mov ds, ax; again: inc word [0x7000]; jmp again
+words = rom(bytes.fromhex("31c0 8ed8 ff060070 ebfa"))
+start_qemu(*words, machine="pc")
+secondary = start_secondary("pc", *words)
+""",
+    "none": """\
+start_qemu("-m", "16")
+secondary = start_secondary("none", "-m", "16")
+""",
+}
+_UNTIL_IT_ENDS = """\
+status = ""
+deadline = time.time() + 60
+while time.time() < deadline and status not in ("colo", "completed", "failed"):
+    status = migration(qmp)
+    time.sleep(0.05)
+if status not in ("colo", "completed", "failed"):
+    end(UNTESTED, "the migration neither ends nor becomes COLO")
+conclude(status == {status!r}, "the primary's migration is %r" % status)
+"""
+_UNTIL_IT_DEADLOCKS = """\
+in_colo(qmp, secondary)
+deadline = time.time() + 60
+deadlocked = False
+while time.time() < deadline and secondary.events.count("RESUME") < {checkpoints} + 10:
+    if not migration(qmp, 20):
+        see_whether_it_ended()
+        deadlocked = stands(qemu)
+        break
+    time.sleep(0.1)
+taken = secondary.events.count("RESUME")
+if not deadlocked and taken < {checkpoints}:
+    end(UNTESTED, "too few checkpoints")
+conclude(deadlocked, "checkpoints: %d; the primary answers: %s" % (taken, not deadlocked))
+"""
+
+
+def _of_pair(plan: PairPlan, cause: Cause) -> str:
+    """The steps where COLO alone shows it, with what `steps.py.in` has of guests; else ``""``."""
+    if not plan.colo or plan.failover is not Failover.NONE or cause.subject != "primary":
+        return ""
+    guest, accel = _GUESTS.get(plan.guest, ""), plan.accel == "tcg" or plan.guest == "none"
+    if not guest or not accel:
+        return ""
+    begin = f"# A QEMU with COLO\n{guest}begin_colo(qmp, secondary)\n"
+    match cause.kind:
+        case CauseKind.PAIR_MIGRATION:
+            return begin + _UNTIL_IT_ENDS.format(status=cause.detail.partition(" ")[0])
+        case CauseKind.PAIR_DEADLOCKED:
+            return begin + _UNTIL_IT_DEADLOCKS.format(checkpoints=plan.checkpoints)
+    return ""
 
 
 def _listed(case: AnyCase) -> list[str]:
