@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from qmpshim.conformance.bundles.any_workload import AnyCase, load_case
 from qmpshim.conformance.compare.divergence import Divergence
-from qmpshim.conformance.explore.harness.choices import IoId, failures
+from qmpshim.conformance.explore.harness.choices import CUT, Fail, failures
 from qmpshim.conformance.explore.report.findings import Finding, failing, finding_from_json
 from qmpshim.conformance.known.write_ups import Version, WriteUp, common
 from qmpshim.conformance.pair.plan import GUESTS, PairFinding, PairPlan
@@ -28,11 +28,11 @@ AnyOperation = Operation | PointOperation
 
 _VERBS = ("read", "write", "zero", "discard", "flush", "status")
 _OF_TABLES = " of tables"
+_GONE = "gone"
 _FAILS = frozenset(
-    f"{image} {verb}{tables}"
+    f"{image} {what}"
     for image in {*IMAGES, *PRIMARY_IMAGES}
-    for verb in _VERBS
-    for tables in ("", _OF_TABLES)
+    for what in (*_VERBS, *(verb + _OF_TABLES for verb in _VERBS), _GONE)
 )
 
 
@@ -44,7 +44,8 @@ class ExplorerWriteUp(WriteUp):
     :ivar needs: concurrent operations: one of each of these has to be there
     :ivar needs_before: operations: one of each, concurrent or done before
     :ivar fails: the I/Os that fail, ``hidden write`` for one, or ``hidden write of tables``, which
-        is of no data: something does, and only these do; empty: it does not matter
+        is of no data, or ``hidden gone``, whichever was cut off for good with its disk: something
+        does, and only these do; empty: it does not matter
     :ivar errnos: how they fail (an errno, CUT, RECONNECT): so and not otherwise; empty: it does
         not matter
     :ivar clusters: of the overlays, in sectors: one of these; empty: it does not matter
@@ -74,16 +75,18 @@ class ExplorerWriteUp(WriteUp):
             and all(there & ways for ways in self.needs)
             and all(ever & ways for ways in self.needs_before)
             and (not self.fails or bool(failed))
-            and all(not self.fails or _kinds(step.io) & self.fails for step in failed)
+            and all(not self.fails or _kinds(step) & self.fails for step in failed)
             and (not self.errnos or errnos <= self.errnos)
             and (not self.clusters or scenario.cluster in self.clusters)
             and self.secondary in ("", scenario.secondary)
         )
 
 
-def _kinds(io: IoId) -> set[str]:
+def _kinds(step: Fail) -> set[str]:
     """What an I/O that fails may be called in :attr:`ExplorerWriteUp.fails`."""
-    return {io.kind, io.kind + _OF_TABLES} if io.meta else {io.kind}
+    io = step.io
+    kinds = {io.kind, io.kind + _OF_TABLES} if io.meta else {io.kind}
+    return kinds | {f"{io.image} {_GONE}"} if step.fault == CUT else kinds
 
 
 def _names(ops: Iterable[Operation]) -> set[str]:

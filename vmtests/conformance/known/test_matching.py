@@ -12,7 +12,7 @@ from qmpshim.conformance.compare.divergence import Ending
 from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.checkers.quorum import NOT_IN_STATUS
 from qmpshim.conformance.explore.directed.cases import crash_cause
-from qmpshim.conformance.explore.harness.choices import RECONNECT, Fail, RealChoice, io_id
+from qmpshim.conformance.explore.harness.choices import CUT, RECONNECT, Fail, RealChoice, io_id
 from qmpshim.conformance.explore.report.finding_files import load_finding
 from qmpshim.conformance.explore.report.findings import Finding, Sighting, group
 from qmpshim.conformance.explore.violation import RealViolation
@@ -180,6 +180,21 @@ def test_a_failed_write_of_data_is_none_of_tables() -> None:
 
     tables, data = failing("hidden write meta 65536+512"), failing("hidden write 0+128")
     assert (recognise(case), recognise(tables), recognise(data)) == (name, name, "")
+
+
+def test_a_disk_that_is_gone_is_not_one_of_its_requests_that_failed() -> None:
+    """The job cannot find out then what its source holds; one request is no reason."""
+    name = "backup-top-fails-at-first-error"
+    case = load_finding(DIRECTORY / f"{name}.json")
+    recognise = recogniser(known_findings(), SYSTEM)
+
+    def failing(io: str, fault: int) -> str:
+        return recognise(replace(case, schedule=(Fail(io_id(0, io), fault),)))
+
+    assert failing("secondary discard 0+128", CUT) == name
+    assert failing("secondary status 0+128", 5) == name
+    for io, fault in (("secondary discard 0+128", 5), ("hidden write 0+128", CUT)):
+        assert failing(io, fault) == ""
 
 
 def test_a_discard_leaves_no_zero_cluster_with_a_place_in_the_file() -> None:

@@ -17,6 +17,8 @@ A sign is a dictionary with a ``kind``, which the templates know (``templates/en
   of these ``points`` in time: runs of sectors, with the owners that each may have once a job has
   completed, None where it has nothing. They are those of the ``answers`` (a command is ``ok`` or
   ``refused``) of operations that began when those ``before`` had ended;
+* ``ending``: where the operations ended with these ``answers``, as above, the backup job has ended
+  in this way;
 * ``unknown``: somebody has to look.
 """
 
@@ -91,6 +93,8 @@ def symptom_of(finding: Finding) -> Sign:
             | CauseKind.ERROR_MASKED_OLD_DATA
         ):
             return _answers(finding)
+        case CauseKind.JOB_ENDS:
+            return _ending(finding)
         case CauseKind.NO_POINT_IN_TIME:
             return _target(finding)
         case CauseKind.WRONG_DATA if cause.subject == "target":
@@ -192,8 +196,8 @@ def _answers(finding: Finding) -> Sign:
     return sign
 
 
-def _target(finding: Finding) -> Sign:
-    """How a job may have ended, and what its target may hold, by the changes before T0."""
+def _ended(finding: Finding) -> tuple[list[Answer], list[frozenset[int]]]:
+    """By operation its answer, and those that had ended when it started."""
     answers: list[Answer] = [UNANSWERED] * len(finding.scenario.ops)
     precedence = [frozenset[int]()] * len(answers)
     over: set[int] = set()
@@ -204,6 +208,29 @@ def _target(finding: Finding) -> Sign:
             case Ended(op, answer):
                 answers[op] = answer
                 over.add(op)
+    return answers, precedence
+
+
+def _ending(finding: Finding) -> Sign:
+    """How a job ended."""
+    return {"kind": "ending", "ending": finding.cause.detail, **_way(finding)}
+
+
+def _way(finding: Finding) -> Sign:
+    """The answers, and what came before what."""
+    answers, precedence = _ended(finding)
+    return {
+        "answers": [
+            "refused" if op.is_command and answer != OK else answer_to_json(answer)
+            for op, answer in zip(finding.scenario.ops, answers, strict=True)
+        ],
+        "before": [sorted(over) for over in precedence],
+    }
+
+
+def _target(finding: Finding) -> Sign:
+    """How a job may have ended, and what its target may hold, by the changes before T0."""
+    answers, precedence = _ended(finding)
     fails = failures(finding.schedule)
     points = possible(
         finding.scenario,
@@ -219,11 +246,7 @@ def _target(finding: Finding) -> Sign:
     endings = set().union(*(one.endings for one in jobs))
     return {
         "kind": "target",
-        "answers": [
-            "refused" if op.is_command and answer != OK else answer_to_json(answer)
-            for op, answer in zip(finding.scenario.ops, answers, strict=True)
-        ],
-        "before": [sorted(over) for over in precedence],
+        **_way(finding),
         "endings": sorted(ending.name.lower() for ending in endings if ending is not None),
         "points": [
             [[*edges, sorted(owners, key=str)] for owners, edges in _runs(one.allowed)]

@@ -172,7 +172,7 @@ def test_a_sound_target_is_not_wrong(name: str, qemu_build: Build) -> None:
     ("cause", "sign"),
     [
         (Cause(CauseKind.BITMAP_MISSES, "b0"), None),
-        (Cause(CauseKind.JOB_ENDS, "backup job", "failed", ("completed",)), "unknown"),
+        (Cause(CauseKind.JOB_ENDS, "backup job", "failed", ("completed",)), "ending"),
         (Cause(CauseKind.ERROR_MASKED, "backup job", "hidden write"), "unknown"),
     ],
 )
@@ -184,7 +184,19 @@ def test_what_a_script_cannot_read_is_refused_and_the_rest_left_to_its_reader(
         with pytest.raises(InputError, match="reads no dirty bitmaps"):
             export_script(finding)
     else:
-        assert f"'sign': {{'kind': '{sign}'}}" in export_script(finding)
+        assert f"'sign': {{'kind': '{sign}'" in export_script(finding)
+
+
+def test_a_script_sees_how_a_job_ends(reproducer: Reproducer) -> None:
+    """And not where the job goes on, or the operations end otherwise."""
+    script = export_script(known("backup-top-fails-at-first-error"))
+    assert reproducer(script)[0] == SEEN
+    for right, wrong, status in (
+        ("'ending': 'failed'", "'ending': 'cancelled'", NOT_SEEN),
+        ("'answers': ['ok']", "'answers': ['refused']", UNTESTED),
+    ):
+        assert right in script
+        assert reproducer(script.replace(right, wrong))[0] == status
 
 
 def test_a_script_resumes_no_job() -> None:
