@@ -6,8 +6,10 @@ import difflib
 import errno
 import os
 import re
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 
 def no_such(kind: str, name: str, there_are: Iterable[str], listing: str) -> str:
@@ -141,16 +143,49 @@ class ImageError(MachineError):
     """An image's bytes are not valid."""
 
 
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended.
+
+    :ivar status: its exit status, negative for a signal; None: it closed its connection and still
+        runs
+    """
+
+    status: int | None
+
+    def __str__(self) -> str:
+        if self.status is None:
+            return "closed its connection but still runs"
+        if self.status < 0:
+            return f"was killed by {signal.Signals(-self.status).name}"
+        return f"exited with status {self.status}"
+
+    @classmethod
+    def parse(cls, text: str) -> Exit:
+        """What a text begins with, as in ``was killed by SIGABRT``.
+
+        :raises ValueError: with no such ending
+        """
+        if text == str(cls(None)):
+            return cls(None)
+        if found := re.match(r"was killed by (SIG\w+)", text):
+            if found[1] in signal.Signals.__members__:
+                return cls(-signal.Signals[found[1]])
+        elif found := re.match(r"exited with status (\d+)", text):
+            return cls(int(found[1]))
+        raise ValueError(f"{text!r}: no way to end")
+
+
 class MachineDied(MachineError):
     """QEMU went away on its own: a signal, an assertion, an unexpected exit.
 
-    :ivar how: ``was killed by SIGABRT``, ``exited with status 1``; empty: not known
+    :ivar exit: how; None: not known
     :ivar last_words: what it wrote last, or what the system reported; may be empty
     """
 
-    def __init__(self, text: str, how: str = "", last_words: str = "") -> None:
+    def __init__(self, text: str, exit: Exit | None = None, last_words: str = "") -> None:
         super().__init__(text)
-        self.how = how
+        self.exit = exit
         self.last_words = last_words
 
 

@@ -56,8 +56,8 @@ class Ending(NamedTuple):
     @classmethod
     def of(cls, error: MachineError) -> Ending | None:
         """How QEMU ended, if that is what an error reports."""
-        if isinstance(error, MachineDied) and error.how:
-            return cls(error.how, error.last_words)
+        if isinstance(error, MachineDied) and error.exit is not None:
+            return cls(str(error.exit), error.last_words)
         return None
 
 

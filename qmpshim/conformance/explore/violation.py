@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qmpshim.errors import Exit
 from qmpshim.model.check.cause import Cause
 from qmpshim.model.explore.system import Violation
 
@@ -13,8 +14,8 @@ class RealViolation(Violation):
     """A violation on a real QEMU.
 
     :ivar cause: the same for all schedules that fail in the same way; groups findings
-    :ivar ending: how QEMU ended, where it did: ``was killed by SIGABRT``
+    :ivar ending: how QEMU ended, where it did
     """
 
     cause: Cause = field(kw_only=True)
-    ending: str = field(default="", kw_only=True)
+    ending: Exit | None = field(default=None, kw_only=True)

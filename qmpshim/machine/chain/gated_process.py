@@ -12,13 +12,13 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from qmpshim.errors import HostError, MachineDied, MachineError, MachineHung, NotStarted
+from qmpshim.errors import Exit, HostError, MachineDied, MachineError, MachineHung, NotStarted
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.qapi import Schema
 from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.machine.chain.quiescence import Quiescence, resting
 from qmpshim.machine.host.manual_event_loop import ManualEventLoop
-from qmpshim.machine.host.process import bare, exit_reason, how_ended, launch
+from qmpshim.machine.host.process import bare, exit_reason, launch
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.nbd.gate.events import HeldIO
 from qmpshim.machine.nbd.gate.gate import Gate
@@ -221,7 +221,7 @@ class GatedProcess:
             code = self.process.wait(10)
         except subprocess.TimeoutExpired:
             return MachineDied("QEMU closed its monitor but still runs")
-        how = how_ended(code)
+        how = Exit(code)
         reason = exit_reason(self.stderr())
         return MachineDied(f"QEMU {how}" + (f": {reason}" if reason else ""), how, reason)
 

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -22,6 +21,7 @@ from qemu.qmp.message import DeserializationError
 
 from qmpshim.errors import (
     CommandFailed,
+    Exit,
     HostError,
     IOFailed,
     MachineDied,
@@ -48,15 +48,6 @@ def escaped(path: Path) -> str:
 
 
 _NO_REASON = ("warning: ", "Disconnect client, due to: ")  # lines that do not explain an exit
-
-
-def how_ended(status: int) -> str:
-    """How a process ended, as in ``was killed by SIGABRT``; *status*: negative for a signal."""
-    return (
-        f"was killed by {signal.Signals(-status).name}"
-        if status < 0
-        else f"exited with status {status}"
-    )
 
 
 def exit_reason(stderr: str) -> str:
@@ -342,7 +333,7 @@ class Qemu:
             loop runs :meth:`wait_for_exit` comes first
         """
         code = self._reap(patience)
-        how = "closed its connection but still runs" if code is None else how_ended(code)
+        how = Exit(code)
         reason = exit_reason(self.stderr())
         text = f"QEMU {how} during {during}" + (f": {reason}" if reason else "")
         return MachineDied(text, how, reason)

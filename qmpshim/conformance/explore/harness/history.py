@@ -11,7 +11,7 @@ from qmpshim.conformance.explore.harness.events import Event
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.violation import RealViolation
-from qmpshim.errors import CommandFailed, IOFailed, MachineDied, MachineError
+from qmpshim.errors import CommandFailed, Exit, IOFailed, MachineDied, MachineError
 from qmpshim.model.answers import UNANSWERED, Answer
 from qmpshim.model.check.cause import NO_ANSWER, Cause, CauseKind, Phase
 from qmpshim.model.operations import Operation
@@ -106,9 +106,9 @@ def failed_setup(op: Operation, error: MachineError) -> Cause:
     return Cause(CauseKind.SETUP_FAILS, op.name, detail, phase=Phase.SETUP)
 
 
-def how_it_ended(error: MachineError) -> str:
-    """``was killed by SIGABRT``, ``exited with status 1``; empty where it is not known."""
-    return error.how if isinstance(error, MachineDied) else ""
+def how_it_ended(error: MachineError) -> Exit | None:
+    """How QEMU ended, where an error reports that."""
+    return error.exit if isinstance(error, MachineDied) else None
 
 
 def ended(text: str, phase: Phase = Phase.EXECUTION) -> Cause:

@@ -356,7 +356,7 @@ class RealRun:
         if self.machine.qmp.lost or not self.machine.alive():
             died = self.machine.exit_error()
             self.violation = RealViolation(
-                Verdict.CRASH, str(died), cause=ended_by(died), ending=died.how
+                Verdict.CRASH, str(died), cause=ended_by(died), ending=died.exit
             )
         elif not isinstance(error, BROKEN):  # the fault is ours
             why = f"cannot go on: {error}"

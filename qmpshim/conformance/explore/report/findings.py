@@ -27,7 +27,7 @@ from qmpshim.conformance.explore.harness.events import (
 )
 from qmpshim.conformance.explore.scenarios import RealScenario, scenario_from_json
 from qmpshim.conformance.explore.violation import RealViolation
-from qmpshim.errors import InputError, decoding, name_errnos
+from qmpshim.errors import Exit, InputError, decoding, name_errnos
 from qmpshim.model.check.cause import Cause, cause_from_json, cause_from_text
 from qmpshim.model.check.verdict import Verdict
 
@@ -67,7 +67,7 @@ class Finding:
     :ivar verdict: None in a schedule that was recorded by hand and showed nothing wrong
     :ivar contract: seen in a scenario that keeps to QEMU's documents
     :ivar count: schedules in which it was seen
-    :ivar ending: how QEMU ended, where it did, as in :class:`~qmpshim.errors.MachineDied`
+    :ivar ending: how QEMU ended, where it did
     :ivar scenarios: names of those it was seen in
     :ivar schedule: of :attr:`scenario`, the steps to take
     :ivar events: what happened
@@ -97,7 +97,7 @@ class Finding:
     crash_points: str = "none"
     all_io: bool = False
     allocation: dict[str, str] = field(default_factory=dict)
-    ending: str = ""
+    ending: Exit | None = None
     needs: tuple[str, ...] = ()
     may_need: tuple[str, ...] = ()
 
@@ -152,7 +152,7 @@ class Finding:
             "crash_points": self.crash_points,
             "all_io": self.all_io,
             **({"allocation": self.allocation} if self.allocation else {}),
-            **({"ending": self.ending} if self.ending else {}),
+            **({"ending": str(self.ending)} if self.ending is not None else {}),
             **({"needs": list(self.needs)} if self.needs else {}),
             **({"may_need": list(self.may_need)} if self.may_need else {}),
         }
@@ -206,12 +206,15 @@ def _choice(value: Any, operations: int) -> RealChoice:
 _ENDING = re.compile(r"QEMU (was killed by \w+|exited with status \d+)")
 
 
-def _ending(value: dict[str, Any]) -> str:
-    """How QEMU ended; older findings have it in their text alone."""
+def _ending(value: dict[str, Any]) -> Exit | None:
+    """How QEMU ended; older findings have it in their text alone.
+
+    :raises ValueError: there is no such ending
+    """
     if "ending" in value:
-        return str(value["ending"])
+        return Exit.parse(str(value["ending"]))
     found = _ENDING.search(str(value["text"]))
-    return found[1] if found else ""
+    return Exit.parse(found[1]) if found else None
 
 
 def _cause(value: dict[str, Any]) -> Cause:

@@ -4,8 +4,8 @@ A sign is a dictionary with a ``kind``, which the templates know (``templates/en
 
 * ``corruption``, ``corruption now``, ``unreadable``, ``probe``: the word is all there is to know;
 * ``crash``: QEMU ends in one of the ``phases`` (of the setup, the steps, the end), when so many
-  ``steps`` of the script's were taken, ``how`` it did (a signal or an exit status), and what it
-  wrote fits the regular expression ``cause``;
+  ``steps`` were taken, with which ``status`` (negative: by that signal), and what it wrote last
+  fits the regular expression ``cause``;
 * ``hang``: one of the operations ``unanswered`` is not answered, or QEMU hangs in the end;
 * ``setup``: this ``operation`` of the setup has this ``answer``;
 * ``answers``: these operations answer so, and those that are ``unread`` return nothing of that
@@ -126,7 +126,7 @@ def _crash(finding: Finding) -> Sign:
         "kind": "crash",
         "phases": phases,
         "steps": len(finding.schedule),
-        "how": finding.ending or None,
+        "status": None if finding.ending is None else finding.ending.status,
         "cause": "|".join(ways) or re.escape(cause.detail),
     }
 

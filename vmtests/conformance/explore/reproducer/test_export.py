@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from qmpshim.conformance.explore.scenarios import C, RealScenario, scenario_from
 from qmpshim.conformance.known.folder import known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp
 from qmpshim.conformance.known.write_ups import DIRECTORY
-from qmpshim.errors import BuildError, InputError
+from qmpshim.errors import BuildError, Exit, InputError
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.model.check.cause import Cause, CauseKind, cause_from_text
 from qmpshim.model.check.verdict import Verdict
@@ -328,11 +329,14 @@ def test_another_assertion_at_the_same_step(
     )
 
 
-@pytest.mark.parametrize(("after", "seen"), [(1, False), (3, False), (4, True)])
+@pytest.mark.parametrize(
+    ("after", "number", "seen"),
+    [(1, "SIGABRT", False), (3, "SIGABRT", False), (4, "SIGSEGV", False), (4, "SIGABRT", True)],
+)
 def test_its_own_end_at_another_step(
-    after: int, seen: bool, qemu_build: Build, reproducer: Reproducer
+    after: int, number: str, seen: bool, qemu_build: Build, reproducer: Reproducer
 ) -> None:
-    """The finding's signal and words, by somebody else's hand: it counts when all was done."""
+    """The finding's words, sent from outside: they count with its signal when all was done."""
     finding = known(CRASH)
     script = export_script(finding)
     step = "    time.sleep(0.3)\n"
@@ -340,7 +344,7 @@ def test_its_own_end_at_another_step(
         f"    if taken == {after}:\n"
         "        with open(at('stderr'), 'w') as file:\n"
         f"            file.write({finding.cause.detail!r})\n"
-        "        qemu.send_signal(signal.SIGABRT)\n"
+        f"        qemu.send_signal(signal.{number})\n"
         "        qemu.wait()\n"
     )
     assert script.count(step) == 1
@@ -453,13 +457,13 @@ def test_requests_are_known_by_what_and_how_often() -> None:
     ("verdict", "cause", "sign"),
     [
         ("crash", "x: Assertion",
-         {"kind": "crash", "phases": ["steps", "end"], "steps": 1, "how": "was killed by SIGABRT",
+         {"kind": "crash", "phases": ["steps", "end"], "steps": 1, "status": -6,
           "cause": r"x:\ Assertion"}),
         ("crash", "taken apart: QEMU was killed by SIGSEGV",
-         {"kind": "crash", "phases": ["steps", "end"], "steps": 1, "how": "was killed by SIGABRT",
+         {"kind": "crash", "phases": ["steps", "end"], "steps": 1, "status": -6,
           "cause": r"QEMU\ was\ killed\ by\ SIGSEGV"}),
         ("crash", "before the scenario begins: x",
-         {"kind": "crash", "phases": ["setup"], "steps": 1, "how": "was killed by SIGABRT",
+         {"kind": "crash", "phases": ["setup"], "steps": 1, "status": -6,
           "cause": "x"}),
         ("protocol", "before the scenario begins: x", {"kind": "unknown"}),
         ("error-contract", "before the scenario begins: checkpoint: no",
@@ -493,7 +497,7 @@ def test_what_a_script_looks_for(verdict: str, cause: str, sign: dict[str, objec
     schedule: tuple[RealChoice, ...] = (Start(0),)
     if "after a failed" in cause:
         schedule += (Fail(io_id(0, "hidden write 0+128", 0), 5),)
-    ending = "was killed by SIGABRT" if verdict == "crash" else ""
+    ending = Exit(-signal.SIGABRT) if verdict == "crash" else None
     finding = Finding(
         Verdict(verdict),
         cause_from_text(cause),
