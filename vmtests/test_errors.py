@@ -22,9 +22,7 @@ def test_an_end_is_read_again(exit_: Exit, text: str) -> None:
     assert str(exit_) == text and Exit.parse(text) == exit_
 
 
-@pytest.mark.parametrize(
-    "text", ["", "was killed by SIGNOSUCH", "exited with status"]
-)
+@pytest.mark.parametrize("text", ["", "was killed by SIGNOSUCH", "exited with status"])
 def test_what_is_no_end(text: str) -> None:
     with pytest.raises(ValueError, match="no way to end"):
         Exit.parse(text)

@@ -110,9 +110,6 @@ class Misbehaving(RealSystem):
         super()._fail(name, errno)
 
 
-Lying = Misbehaving  # for test_failures.py, which is being rewritten
-
-
 class Refusing(RealSystem):
     """A QEMU that reports what it should ignore."""
 

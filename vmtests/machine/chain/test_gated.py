@@ -2,7 +2,7 @@
 
 Old data must be in the hidden disk before new data reaches the secondary disk. Here each I/O of
 one primary write is held and let go by hand, and :func:`complaints` judges the gate's records;
-it must also convict what the gate spoils on purpose.
+it must also find what the gate spoils on purpose.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ async def chain(build: Build, directory: Path, replicate: bool = True) -> AsyncI
         path = {"type": "unix", "data": {"path": str(directory / "n")}}
         await qmp.execute("nbd-server-start", {"addr": path})
         for node, export in (("secondary", "primary"), ("filter", "guest")):
-            told = {"type": "nbd", "id": node, "node-name": node, "name": export}
-            await qmp.execute("block-export-add", told | {"writable": True})
+            arguments = {"type": "nbd", "id": node, "node-name": node, "name": export}
+            await qmp.execute("block-export-add", arguments | {"writable": True})
         if replicate:
             await qmp.execute("xen-set-replication", {"enable": True, "primary": False})
         gate.trace.clear()
@@ -263,7 +263,7 @@ def test_new_data_waits_for_the_old_step_by_step(tmp_path: Path, qemu_build: Bui
     play(scene())
 
 
-def test_the_check_convicts_a_write_without_copy(tmp_path: Path, qemu_build: Build) -> None:
+def test_the_check_finds_a_write_without_copy(tmp_path: Path, qemu_build: Build) -> None:
     async def scene() -> None:
         async with chain(qemu_build, tmp_path, replicate=False) as c:
             primary = await c.client("primary")
@@ -275,7 +275,7 @@ def test_the_check_convicts_a_write_without_copy(tmp_path: Path, qemu_build: Bui
 
 
 @pytest.mark.parametrize("spoil", ["drop", "late"])
-def test_the_check_convicts_a_spoilt_copy(tmp_path: Path, spoil: str, qemu_build: Build) -> None:
+def test_the_check_finds_a_spoilt_copy(tmp_path: Path, spoil: str, qemu_build: Build) -> None:
     """QEMU believes the old data saved: it never is, or only after the new data was written."""
 
     async def scene() -> None:

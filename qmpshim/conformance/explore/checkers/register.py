@@ -144,7 +144,7 @@ CHECKERS: tuple[Checker, ...] = (
         (
             ("failures", "an_error_that_is_swallowed_is_found_out"),
             ("failures", "a_failed_write_that_happened_nevertheless_is_found_out"),
-            ("failures", "one_failure_excuses_nobody_else"),
+            ("failures", "one_failure_excuses_no_other"),
         ),
     ),
     Checker(

@@ -39,7 +39,7 @@ from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.explore.explorer import Mode, explore
 from qmpshim.model.explore.walk import Budget
 from qmpshim.model.operations import Operation, operation
-from vmtests.support.failing import Lying, Swallowing, causes, explored, one, verdicts
+from vmtests.support.failing import Misbehaving, Swallowing, causes, explored, one, verdicts
 
 C = scenarios.C
 
@@ -84,7 +84,7 @@ def test_a_false_error_is_failovers_own_only_while_it_fails_over(pool: QemuPool)
     }
 
 
-def test_the_status_may_tell_the_end_of_a_commit_late(pool: QemuPool) -> None:
+def test_the_status_may_report_the_end_of_a_commit_late(pool: QemuPool) -> None:
     """The commit's data was there before the primary's, and yet the commit is not over."""
     system = RealSystem(pool, one("VOQ"))
     assert explore(system, Mode.STATEFUL, Budget(schedules=400), stop=False).exhaustive
@@ -95,10 +95,10 @@ def test_the_status_may_tell_the_end_of_a_commit_late(pool: QemuPool) -> None:
 def test_a_failed_write_that_happened_nevertheless_is_found_out(pool: QemuPool, errno: int) -> None:
     """Whether the disk is there afterwards or gone for good."""
     write = "secondary write 0+128"
-    lying = explored(pool, one("WQ"), Lying, write, errno)
-    assert verdicts(lying) == {Verdict.LOST_WRITE}
-    honest = explored(pool, one("WQ"), fails=write, errno=errno)
-    assert causes(honest) == {"case 4. I/O error on the secondary disk: not in the status"}
+    misbehaving = explored(pool, one("WQ"), Misbehaving, write, errno)
+    assert verdicts(misbehaving) == {Verdict.LOST_WRITE}
+    reference = explored(pool, one("WQ"), fails=write, errno=errno)
+    assert causes(reference) == {"case 4. I/O error on the secondary disk: not in the status"}
 
 
 def test_zeroes_that_were_there_before_are_no_news(pool: QemuPool) -> None:
@@ -151,8 +151,8 @@ def test_a_flush_that_hides_its_failure_is_found_out(
             if index == 0 and 0 in self.now.over:
                 self.violation = self.watch.made_durable(self.now, 0)
 
-    honest = explored(pool, scenario, fails=fails)
-    assert verdicts(honest) <= {Verdict.ERROR_CONTRACT}, honest.found
+    reference = explored(pool, scenario, fails=fails)
+    assert verdicts(reference) <= {Verdict.ERROR_CONTRACT}, reference.found
     assert cause in causes(explored(pool, scenario, Forgetting, fails))
 
 
@@ -170,7 +170,7 @@ SECOND = operation("primary_write", 64, 128)  # half of either cluster
             "replication", (scenario_sets.LETTERS["P"], operation("guest_write", 64, 8)), "active",
             (io_error(EIO), OK), "view: ",
         ),
-        (  # a status that tells of an error excuses no disk
+        (  # a status that reports an error excuses no disk
             "backup", (*one("W").ops, *one("SQ").ops), "hidden",
             (OK, OK, NO_JOB), "secondary: ",
         ),
@@ -180,7 +180,7 @@ SECOND = operation("primary_write", 64, 128)  # half of either cluster
         ),
     ],
 )  # fmt: skip
-def test_one_failure_excuses_nobody_else(
+def test_one_failure_excuses_no_other(
     form: str, ops: tuple[Operation, ...], hit: str, answers: tuple[Answer, ...], cause: str
 ) -> None:
     """Ends that were made up: nothing at all was done."""
@@ -197,21 +197,21 @@ def test_one_failure_excuses_nobody_else(
 
 
 def test_an_ejected_disk_excuses_errors_and_nothing_else(pool: QemuPool) -> None:
-    """A checkpoint that cannot empty a disk says so; then the guest's write may fail, not lie."""
+    """A checkpoint that cannot empty a disk reports it; the guest's write may fail, not be lost."""
     ops = operation("checkpoint"), operation("guest_write", 16, 8, after=0)
     scenario = replace(one("CP"), ops=ops, contract=True)
     fails = "hidden zero meta 196608+65536"  # the refcounts are gone, so qcow2 ejects the disk
 
-    class Lying(RealSystem):
+    class Misbehaving(RealSystem):
         def _take_answer(self, index: int) -> None:
             super()._take_answer(index)
             if index == 1 and isinstance(self.now.answers[1], IoError):
                 self.now.answers[1] = OK
 
-    honest = explored(pool, scenario, fails=fails, all_io=True)
-    assert honest.in_part and not honest.found
+    reference = explored(pool, scenario, fails=fails, all_io=True)
+    assert reference.in_part and not reference.found
     cause = "active cluster unallocated instead of data, beside a failed hidden metadata"
-    assert causes(explored(pool, scenario, Lying, fails, all_io=True)) == {cause}
+    assert causes(explored(pool, scenario, Misbehaving, fails, all_io=True)) == {cause}
 
 
 def test_what_was_judged_in_part_is_in_the_report() -> None:
