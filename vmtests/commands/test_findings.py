@@ -20,11 +20,12 @@ from qmpshim.conformance.known.draft import draft
 from qmpshim.conformance.known.draft_steps import steps_draft
 from qmpshim.conformance.known.folder import known_findings, read, write_up, write_ups
 from qmpshim.conformance.known.meaning import TO_WRITE, Severity, Use
-from qmpshim.conformance.known.tracker import script_of, tracker_text
+from qmpshim.conformance.known.tracker import EXPECTED, script_of, tracker_text
 from qmpshim.conformance.known.write_ups import DIRECTORY, WriteUp
 from qmpshim.conformance.pair.plan import PairPlan
 from qmpshim.errors import InputError
 from qmpshim.machine.builds.build import Build, read_version
+from qmpshim.model.check.verdict import Verdict
 from vmtests.support.documents import validator
 from vmtests.support.drafts import filled
 from vmtests.support.reproducer import NOT_SEEN, SEEN, UNTESTED, Reproducer
@@ -92,6 +93,18 @@ def test_a_report_can_be_followed_with_python_and_a_qemu_alone(tmp_path: Path) -
         timeout=60,
     )
     assert done.returncode == 1, done
+
+
+def test_a_report_expects_what_the_finding_is_about() -> None:
+    """A hang is how stale code shows itself, and not what is wrong with it."""
+    stale = write_up("pair/colo-secondary-runs-stale-code-under-tcg")
+    assert f"## Expected\n\n{stale.expected}\n" in tracker_text(stale)
+    assert stale.expected and EXPECTED[Verdict.HANG] not in tracker_text(stale)
+    for one in write_ups():
+        assert not one.expected or (one.expected.endswith(".") and ". " not in one.expected)
+        verdicts = {Verdict(word) for word in one.verdicts}
+        if verdicts == {Verdict.HANG}:
+            assert one.expected or one.meaning.severity is Severity.HANG, one.name
 
 
 def test_a_script_is_attached(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def tracker_text(entry: WriteUp, attached: str = "") -> str:
     :param attached: name of the file that the script was written to; ``""``: it is in the text
     """
     meaning = entry.meaning
-    expected = " ".join(EXPECTED[one] for one in entry.verdicts)
+    expected = entry.expected or " ".join(EXPECTED[one] for one in entry.verdicts)
     fix = f"Fixed: {meaning.fix}." if meaning.fix else f"No fix is known here; see {entry.source}."
     parts = (
         f"# {entry.title}",

@@ -115,6 +115,7 @@ class WriteUp:
     :ivar since: first version that has it, :ivar fixed: first that has it no more; ``""``: unknown
     :ivar contract: also within the contract; one about robustness never excuses a breach of that
     :ivar causes: what the finding's cause has to be one of
+    :ivar expected: what QEMU promises here, ``""``: what follows from the verdicts
     :ivar case: what shows it again; empty: the directed case of its name
     :ivar path: its file
     """
@@ -131,6 +132,7 @@ class WriteUp:
     verdicts: tuple[Verdict, ...]
     causes: tuple[CausePattern, ...]
     meaning: Meaning
+    expected: str
     case: dict[str, Any]
     path: Path
 
@@ -195,6 +197,7 @@ def common(path: Path, value: dict[str, Any]) -> dict[str, Any]:
         "verdicts": tuple(Verdict(word) for word in value["verdicts"]),
         "causes": tuple(pattern_from_json(one) for one in value.get("causes", ())),
         "meaning": meaning_from_json(value["meaning"]),
+        "expected": str(value.get("expected", "")),
         "case": dict(value.get("case", {})),
         "path": path,
     }
