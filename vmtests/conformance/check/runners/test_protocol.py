@@ -13,7 +13,7 @@ from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.search.exploration import explore_real
 from qmpshim.errors import ProtocolBroken
 from qmpshim.machine.builds.build import Build, resolve
-from qmpshim.machine.chain import gated
+from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.host.process import Qemu
 from qmpshim.model.check.verdict import Verdict
 from vmtests.support.broken_builds import make
@@ -55,7 +55,7 @@ def test_each_mutant_is_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if name == "says-nothing":
-        monkeypatch.setattr(gated, "_LIMIT", 5.0)
+        monkeypatch.setattr(GatedMachine, "limit", 5.0)
     build = resolve(str(make(name, tmp_path / name)))
     outcome = runner_of("protocol")(build, CASE, tmp_path)
     assert outcome.status is Status.DIVERGED

@@ -28,7 +28,6 @@ from qmpshim.errors import (
     MachineHung,
 )
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.chain import gated
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.cause import Cause, CauseKind, Phase
 from qmpshim.model.check.verdict import Verdict
@@ -54,7 +53,7 @@ def test_a_qemu_that_ends_or_stops_when_replication_starts(
     def start(self: QemuPool, machine: GatedMachine) -> None:
         os.kill(machine.pid, number)
         with monkeypatch.context() as impatient:
-            impatient.setattr(gated, "_LIMIT", 1.0)
+            impatient.setattr(GatedMachine, "limit", 1.0)
             before(self, machine)
 
     monkeypatch.setattr(QemuPool, "_start", start)

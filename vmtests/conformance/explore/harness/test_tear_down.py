@@ -23,7 +23,6 @@ from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.conformance.explore.search.minimize import confirm
 from qmpshim.conformance.explore.search.settings import Settings
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain import gated
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.qmp_commands import QmpCommand
 from qmpshim.model.check.verdict import Verdict
@@ -35,7 +34,7 @@ def strike(patch: pytest.MonkeyPatch, command: str, number: int) -> None:
 
     def struck(self: GatedMachine, given: str) -> None:
         if given == command:
-            patch.setattr(gated, "_LIMIT", 1.0)
+            patch.setattr(GatedMachine, "limit", 1.0)
             os.kill(self.pid, number)
 
     def struck_call(
