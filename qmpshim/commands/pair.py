@@ -189,11 +189,21 @@ def _show(outcome: PairOutcome, bundle: Path | None, primary: Build, console: Co
     state = "DIVERGED" if new else "known defects only" if outcome.findings else "all as predicted"
     text = f"{state}: {summary(outcome)}, {outcome.seconds:.1f} s"
     console.prose(text, DIVERGED if new else OK)
-    seen = [
-        SeenFinding(one.divergence.verdict, str(one.cause), one.contract, one.known)
+    console.prose(f"assess would say of this: {assess_line(outcome)}")
+
+
+def assess_line(outcome: PairOutcome) -> str:
+    """What `assess` would conclude, which knows the write-ups also where the run was strict."""
+    plan = outcome.plan
+    return assessed(
+        SeenFinding(
+            one.divergence.verdict,
+            str(one.cause),
+            one.contract,
+            one.known or next((k.id for k in known_pairs() if k.shown_by(one, plan)), ""),
+        )
         for one in outcome.findings
-    ]
-    console.prose(f"assess would say of this: {assessed(seen)}")
+    )
 
 
 async def replay(bundle: Path, build: Build, document: Document, console: Console) -> int:

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from qmpshim.commands.pair import assess_line
 from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.known.folder import known_pairs
 from qmpshim.conformance.known.matching import PairWriteUp
 from qmpshim.conformance.known.write_ups import Version
 from qmpshim.conformance.pair import checks
 from qmpshim.conformance.pair.checks import best_accel
-from qmpshim.conformance.pair.plan import PairFinding, PairPlan
+from qmpshim.conformance.pair.plan import PairFinding, PairOutcome, PairPlan
 from qmpshim.machine.builds.build import Build
 from qmpshim.model.check.cause import Cause, CauseKind, pair_cause_from_text
 from qmpshim.model.check.verdict import Verdict
@@ -153,3 +154,21 @@ def test_a_trial_asks_for_guest_and_accelerator_whatever_the_version() -> None:
     for other in ({"accel": "kvm"}, {"guest": "none"}, {"colo": False}):
         assert not deadlock.shown_by(found, replace(deadlock.plan, **other))
     assert not deadlock.covers(found, deadlock.plan, (V11, V11))
+
+
+def test_a_strict_run_ends_with_the_same_line() -> None:
+    """What assess concludes does not depend on what fails the run."""
+    completes = Cause(CauseKind.PAIR_MIGRATION, "primary", "completed")
+    divergence = Divergence(Verdict.PROTOCOL, "start of COLO", 0, "COLO", "completed")
+    lines = {
+        assess_line(
+            PairOutcome(
+                PairPlan(),
+                ("10.0.2", "10.0.2"),
+                findings=[PairFinding(divergence, completes, True, known)],
+            )
+        )
+        for known in ("", "colo-migration-completes")
+    }
+    (line,) = lines
+    assert line.startswith("NOT RELIABLE for COLO, the primary, COLO, the secondary: hang: ")
