@@ -7,17 +7,17 @@ from collections.abc import Iterator
 
 from qmpshim.commands.parser import in_words
 from qmpshim.conformance.pointintime.sides import PointsResult
-from qmpshim.conformance.pointintime.verify import SIZE, PointsSubject, points_setup
+from qmpshim.conformance.pointintime.verify import PointsSubject, points_setup
 from qmpshim.conformance.pointintime.workload import PointsWorkflow, PointsWorkload
+from qmpshim.conformance.workload.geometry import Given, points_by_seed
 from qmpshim.machine.builds.build import Build
-from qmpshim.machine.chain.points import PointsSpec
 
 WORKFLOWS = tuple(workflow.value for workflow in PointsWorkflow)
 
 
-def subject(args: argparse.Namespace, build: Build) -> PointsSubject:
+def subject(args: argparse.Namespace, build: Build, given: Given) -> PointsSubject:
     """What `verify` runs on a build."""
-    spec = PointsSpec(SIZE if args.size is None else args.size, args.cluster)
+    spec = points_by_seed(args.workflow, args.seed, given)
     setup = points_setup(build, spec, args.machine, args.strict, args.limit)
     return PointsSubject(PointsWorkflow(args.workflow), setup)
 

@@ -15,7 +15,6 @@ from qmpshim.commands.options import (
     LIMIT,
     MACHINE,
     build_options,
-    image_options,
     json_option,
     output_options,
     refuse_unused,
@@ -31,6 +30,7 @@ from qmpshim.conformance.explore.report.finding_files import is_schedule, load_f
 from qmpshim.conformance.explore.reproducer.replay import replay_schedule
 from qmpshim.conformance.pair.bundle import is_pair
 from qmpshim.conformance.pointintime.verify import PointsSubject
+from qmpshim.conformance.workload.geometry import Given, chain_by_seed
 from qmpshim.conformance.workload.session import Result
 from qmpshim.conformance.workload.verification import (
     SHRINK_SECONDS,
@@ -42,13 +42,12 @@ from qmpshim.conformance.workload.verify import ChainSubject, setup_for, split
 from qmpshim.conformance.workload.workload import Workload
 from qmpshim.errors import DriverMissing, InputError, name_errnos
 from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.chain.secondary import CHAINS, ChainSpec
+from qmpshim.machine.chain.secondary import CHAINS
 from qmpshim.machine.host.files import slug
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.check.cause import Phase
 
 _BOTH = ("backup", "replication")
-_SIZE = 64 << 20  # bytes
 Outcome = VerifyOutcome[Any, Any, Any]
 
 
@@ -72,15 +71,29 @@ def add(commands: Any) -> None:
         "--ops", type=count, default=4000, metavar="N", help="operations in all (default: 4000)"
     )
     verifying.add_argument(
-        "--seed", type=int, default=1, metavar="S", help="of the random workload (default: 1)"
+        "--seed",
+        type=int,
+        default=1,
+        metavar="S",
+        help="of the random workload, and of the disks where no option says how they are "
+        "(default: 1)",
     )
     verifying.add_argument(
         "--size",
         type=size,
-        help="virtual size of the disks in bytes, or with k, M, G (default: 64M; of push, "
-        "bitmaps and pull 4M and three sectors)",
+        help="virtual size of the disks in bytes, or with k, M, G (default: by the seed)",
     )
-    image_options(verifying)
+    verifying.add_argument(
+        "--cluster",
+        type=size,
+        help="qcow2 cluster size in bytes, or with k, M (default: by the seed)",
+    )
+    verifying.add_argument(
+        "--secondary",
+        choices=["raw", "qcow2"],
+        help="format of the secondary disk (default: by the seed; where it chooses all three, it "
+        "chooses options of the nodes, too)",
+    )
     verifying.add_argument(
         "--shrink",
         type=seconds,
@@ -155,13 +168,13 @@ async def _verify_build(
 ) -> int:
     _, version = read_version(build)
     runs: list[tuple[Subject[Any, Any, Any], list[Any]]] = []
-    bytes_each = _SIZE if args.size is None else args.size
+    given = Given(args.size, args.cluster, args.secondary)
     for workflow, share in split(args.ops, workflows).items():
         if workflow in points.WORKFLOWS:
-            disks = points.subject(args, build)
+            disks = points.subject(args, build, given)
             runs.append((disks, list(points.workload(disks, args.seed).take(share))))
             continue
-        spec = ChainSpec(workflow, bytes_each, args.cluster, args.secondary)
+        spec = chain_by_seed(workflow, args.seed, given)
         setup = setup_for(build, spec, args.machine, args.strict, args.limit)
         runs.append((ChainSubject(setup), list(Workload(spec, args.seed).take(share))))
     console.line(f"QEMU {version}")
@@ -211,6 +224,7 @@ def _heading(subject: ChainSubject, seed: int, result: Result) -> Iterator[str]:
     yield (
         f"{spec.workflow}: seed {seed}, {in_words(spec.size)} disk, "
         f"{in_words(spec.cluster)} clusters, {spec.secondary} secondary"
+        + "".join(f", {node} {key}={what}" for node, key, what in spec.options)
     )
     sides: dict[str, list[str]] = {}
     for name, number in sorted(result.operations.items()):

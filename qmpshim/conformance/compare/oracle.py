@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qmpshim.conformance.compare.model_chain import equip, model_chain
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.chain.behaviour import Behaviour, KnownDefect
 from qmpshim.model.chain.protocols import CopyBeforeWriteProtocol
@@ -62,14 +63,13 @@ class Oracle:
         self._snapshot = topology.has("snapshot-access")
         self._misreads = KnownDefect.SNAPSHOT_READS_NEW_DATA in behaviour.known
         misreads = self._misread if self._misreads else None
-        replicates = topology.replication_mode == "secondary"
-        self.chain: Chain = Chain(
-            Workflow.REPLICATION if replicates else Workflow.BACKUP,
+        self.chain: Chain = model_chain(
+            topology,
             spec.size // SECTOR,
             spec.cluster // SECTOR,
             spec.secondary,
-            CopyBeforeWriteProtocol(misreads=misreads) if self._snapshot else None,
             behaviour,
+            CopyBeforeWriteProtocol(misreads=misreads) if self._snapshot else None,
         )
         chain = self.chain
         self._guest_read = chain.snapshot_read if self._snapshot else chain.guest_read
@@ -119,6 +119,7 @@ class Oracle:
         match verb:
             case Verb.REBUILD:
                 chain.rebuild()
+                equip(chain, self.spec.topology)
                 if not self._snapshot:
                     return _DONE
                 command = chain.start()

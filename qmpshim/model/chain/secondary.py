@@ -261,7 +261,16 @@ class Chain:
         if self.stage is Stage.FAILOVER_FAILED:
             yield from self._write_where_it_is(start, owners)
         else:
-            yield from self.top[0].write(start, owners, self._fill)
+            yield from self._pass_on(self.top[0], start, owners, self._fill)
+
+    def _pass_on(
+        self, image: Image, start: int, owners: Owners, fill: Fill | None = None
+    ) -> Co[None]:
+        """One request of the filter's: data, which its node may find to be zeroes."""
+        if image.detects_zeroes and is_zero(owners):
+            yield from image.zero(start, len(owners), owners[0], unmap=True)
+        else:
+            yield from image.write(start, owners, fill)
 
     def _write_where_it_is(self, start: int, owners: Owners) -> Co[None]:
         """After a failed failover a write goes where the guest's data of its place is.
@@ -277,9 +286,9 @@ class Chain:
             if low // self.active.cluster in self.active.alloc or (
                 low // self.hidden.cluster in self.hidden.alloc
             ):
-                yield from self.active.write(low, part, self._fill)
+                yield from self._pass_on(self.active, low, part, self._fill)
             else:
-                yield from self.secondary.write(low, part)
+                yield from self._pass_on(self.secondary, low, part)
 
     def guest_zero(self, start: int, count: int, op: int) -> Co[None]:
         """The filter has no ``bdrv_co_pwrite_zeroes``: zeroes arrive as written data."""

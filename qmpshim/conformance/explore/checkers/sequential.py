@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from errno import EACCES, EINVAL
 from typing import Any
 
+from qmpshim.conformance.compare.model_chain import model_chain, unmaps
 from qmpshim.conformance.explore.checkers.placements import AnyChain, FaultPlacement, Order
 from qmpshim.conformance.explore.outcome import UNREADABLE, Outcome
 from qmpshim.conformance.explore.scenarios import BASE, RealScenario, cut_off
 from qmpshim.errors import InputError
-from qmpshim.machine.chain.parts import Node
 from qmpshim.model.answers import (
     ANY_ERROR,
     DISCONNECTED,
@@ -34,7 +33,6 @@ from qmpshim.model.pointintime.bitmap import RefusedError
 from qmpshim.model.pointintime.disk import Disk
 from qmpshim.model.pointintime.push import PushChain
 from qmpshim.model.runtime.coroutines import Io, ModelIOError, OperationError, run_sequentially
-from qmpshim.model.units import SECTOR
 
 
 def run_op(
@@ -191,36 +189,18 @@ def _secondarys(scenario: RealScenario, behaviour: Behaviour) -> Chain:
         if scenario.has("snapshot-access")
         else None
     )
-    replicates = scenario.topology.replication_mode == "secondary"
-    workflow = Workflow.REPLICATION if replicates else Workflow.BACKUP
-    nodes = {node.name: node for node in scenario.topology.nodes}
-    if any(n.driver == "copy-before-write" and unmaps(n) for n in nodes.values()):
-        behaviour = replace(behaviour, discard_passes_job=True, unmap_passes_job=True)
-    chain = Chain(
-        workflow,
+    chain = model_chain(
+        scenario.topology,
         scenario.size,
         scenario.cluster,
         scenario.secondary,
-        protocol=protocol,
-        behaviour=behaviour,
+        behaviour,
+        protocol,
     )
-    chain.min_cluster = scenario.topology.min_copy // SECTOR
-    if "hidden" in nodes:
-        backed = nodes["hidden"].options.get("backing") is not None
-        chain.place(Qcow2Image("hidden", scenario.size, scenario.cluster_of("hidden"), backed))
     if isinstance(chain.secondary, Qcow2Image):
         clusters = range(-(-scenario.size // scenario.cluster))
         chain.secondary.alloc.update(dict.fromkeys(clusters, Alloc.DATA))
-    for image in (chain.secondary, chain.hidden, chain.active):
-        if image.name in nodes:
-            image.discards = unmaps(nodes[image.name])
-            image.detects_zeroes = nodes[image.name].options.get("detect-zeroes", "off") != "off"
     return chain
-
-
-def unmaps(node: Node) -> bool:
-    """Whether a node was opened with BDRV_O_UNMAP."""
-    return node.options.get("discard") == "unmap"
 
 
 def _pushed(scenario: RealScenario, chain: PushChain, order: Order) -> Outcome:

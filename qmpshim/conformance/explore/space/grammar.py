@@ -352,6 +352,11 @@ def _third(point: Mapping[str, str], low: int, high: int) -> dict[str, Any]:
     return op
 
 
+def node_options(form: str) -> Mapping[str, tuple[tuple[str, str, Any], ...]]:
+    """The options that the nodes of a form may be opened with, by value of the dimension."""
+    return {value: forms[form] for value, forms in _OPTIONS.items() if form in forms}
+
+
 def options_of(point: Mapping[str, str], dimension: str) -> tuple[tuple[str, str, Any], ...]:
     """What a dimension adds to the options of the chain's nodes: node, option, value."""
     if dimension == "bitmap":

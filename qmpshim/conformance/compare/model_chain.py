@@ -1,0 +1,63 @@
+"""The model of a chain of disks, with the options that its nodes were opened with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qmpshim.machine.chain.parts import Node
+from qmpshim.machine.chain.topology import Topology
+from qmpshim.model.chain.behaviour import Behaviour
+from qmpshim.model.chain.protocols import SerializationProtocol
+from qmpshim.model.chain.secondary import Chain, Workflow
+from qmpshim.model.disks.image import Qcow2Image
+from qmpshim.model.units import SECTOR
+
+
+def model_chain(
+    topology: Topology,
+    size: int,
+    cluster: int,
+    secondary: str,
+    behaviour: Behaviour,
+    protocol: SerializationProtocol | None = None,
+) -> Chain:
+    """The model of a secondary's chain.
+
+    :param size: sectors of the disk
+    :param cluster: sectors of a cluster of an image that has none of its own
+    :param secondary: format of the secondary disk, ``raw`` or ``qcow2``
+    :param protocol: see :class:`Chain`
+    """
+    replicates = topology.replication_mode == "secondary"
+    if any(n.driver == "copy-before-write" and unmaps(n) for n in topology.nodes):
+        behaviour = replace(behaviour, discard_passes_job=True, unmap_passes_job=True)
+    chain = Chain(
+        Workflow.REPLICATION if replicates else Workflow.BACKUP,
+        size,
+        cluster,
+        secondary,
+        protocol=protocol,
+        behaviour=behaviour,
+    )
+    chain.min_cluster = topology.min_copy // SECTOR
+    equip(chain, topology)
+    return chain
+
+
+def equip(chain: Chain, topology: Topology) -> None:
+    """Give the disks of a chain that is new, or was rebuilt, what their nodes' options say."""
+    nodes = {node.name: node for node in topology.nodes}
+    if "hidden" in nodes:
+        cluster = topology.image("hidden").cluster
+        own = cluster // SECTOR if cluster else chain.cluster
+        backed = nodes["hidden"].options.get("backing") is not None
+        chain.place(Qcow2Image("hidden", chain.size, own, backed))
+    for image in (chain.secondary, chain.hidden, chain.active):
+        if image.name in nodes:
+            image.discards = unmaps(nodes[image.name])
+            image.detects_zeroes = nodes[image.name].options.get("detect-zeroes", "off") != "off"
+
+
+def unmaps(node: Node) -> bool:
+    """Whether a node was opened with BDRV_O_UNMAP."""
+    return node.options.get("discard") == "unmap"
