@@ -35,8 +35,8 @@ def refuses(done: subprocess.CompletedProcess[str], say: str, status: int = 2) -
 
 def test_verify_reports_and_writes_what_it_did(qmpshim: CommandLine) -> None:
     report, kept = qmpshim.home / "report.json", qmpshim.home / "kept"
-    done = qmpshim.run("verify", "--ops", "201", "--seed", "7", "--size", "8M", "--json", report,
-                       "--keep", kept)  # fmt: skip
+    done = qmpshim.run("verify", "--ops", "201", "--seed", "7", "--size", "8M", "--cluster", "64k",
+                       "--secondary", "raw", "--json", report, "--keep", kept)  # fmt: skip
     assert (done.returncode, done.stderr) == (0, ""), done
     lines = done.stdout.splitlines()
     assert lines[0].startswith("QEMU ")

@@ -16,8 +16,18 @@ from qmpshim.conformance.known.folder import by_severity, write_ups
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.machine.builds.build import Build, read_version
 
-#: Seconds for trying what is known; with the default budget a build takes two minutes at most.
+#: Seconds for trying what is known.
 TRYING = 45.0
+_WORKLOADS = 5.0  # seconds that the workloads take on a host that does nothing else
+
+
+def left_to_explore(budget: float, seconds: float) -> float:
+    """Seconds for the exploration, after so many *seconds* for what came before it.
+
+    What took longer than planned is taken from it, but a quarter is left: with the default
+    budget a build takes two minutes at most, the ten seconds included that confirming may need.
+    """
+    return min(budget, max(budget / 4, TRYING + _WORKLOADS + budget - seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,7 @@ def assess(
 ) -> Assessment:
     """Assess *build* for *uses*.
 
-    :param budget: seconds for the exploration; trying what is known has :data:`TRYING`
+    :param budget: seconds for the exploration (see :func:`left_to_explore`)
     :param jobs: processes at a time
     :param cluster: do it there, with all its workers
     :raises BuildError: the build does not start
@@ -68,7 +78,8 @@ def assess(
         for use in uses
         if judge(use, trials, Explored(), workloads).answer is Answer.NOT_RELIABLE
     ]
-    explored = explore_uses(build, uses, budget, jobs, exploring, cluster, decided)
+    left = left_to_explore(budget, time.monotonic() - began)
+    explored = explore_uses(build, uses, left, jobs, exploring, cluster, decided)
     return Assessment(
         build,
         read_version(build)[1],

@@ -87,6 +87,7 @@ class ChainSubject(Subject[Operation, Result, Rig]):
             "size": spec.size,  # the two as they were called before their unit was in the name
             "cluster": spec.cluster,
             "secondary": spec.secondary,
+            "options": [list(one) for one in spec.options],
         }
 
     def side_and_verb(self, operation: Operation) -> tuple[str, str]:

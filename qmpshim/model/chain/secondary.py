@@ -25,6 +25,7 @@ from qmpshim.model.disks.image import (
     Owners,
     Qcow2Image,
     RawImage,
+    is_zero,
     owned,
 )
 from qmpshim.model.runtime.containers import PLAIN, StateContainers

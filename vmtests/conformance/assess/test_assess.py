@@ -12,7 +12,7 @@ import pytest
 
 from qmpshim.cli import main
 from qmpshim.conformance.assess import trials
-from qmpshim.conformance.assess.assess import assess
+from qmpshim.conformance.assess.assess import TRYING, assess, left_to_explore
 from qmpshim.conformance.assess.exploration import explore_uses
 from qmpshim.conformance.assess.judgement import Answer, judge
 from qmpshim.conformance.assess.trials import Record, Seen, Trial, note, try_finding, try_findings
@@ -31,6 +31,16 @@ QUICK = [
 STALE = write_up("pair/colo-secondary-runs-stale-code-under-tcg")
 #: COLO does not get so far as to show it where the primary has one of these.
 BEFORE_STALE = ("pair/colo-primary-deadlocks-under-tcg", "pair/colo-migration-completes")
+
+
+@pytest.mark.parametrize(
+    ("budget", "seconds", "left"),
+    [(60, 10, 60), (60, TRYING + 5, 60), (60, TRYING + 25, 40), (60, 500, 15), (5, 500, 1.25)],
+)
+def test_what_took_longer_is_taken_from_the_exploration(
+    budget: float, seconds: float, left: float
+) -> None:
+    assert left_to_explore(budget, seconds) == left
 
 
 def calls_itself(version: str, real: str, directory: Path) -> Build:
