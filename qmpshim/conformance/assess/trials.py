@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +34,7 @@ from qmpshim.conformance.pair.checks import run_plan
 from qmpshim.errors import BuildError, MachineError, NotStarted, WorkerLost
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.builds.programs import environment_with, write_programs
+from qmpshim.machine.host.safe_path import python_script
 from qmpshim.machine.host.workspace import Workspace
 
 _BATCH = 4  # findings tried by one process: it takes a second to start
@@ -268,7 +268,7 @@ def _steps(build: Build, one: PairWriteUp) -> Trial:
         script = workspace.path / "steps.py"
         script.write_text(script_of(one))
         done = subprocess.run(
-            [sys.executable, "-I", script],
+            python_script(str(script)),
             env=environment_with(workspace.path) | {"TMPDIR": str(workspace.path)},
             stdin=subprocess.DEVNULL,
             capture_output=True,

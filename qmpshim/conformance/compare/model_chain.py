@@ -45,7 +45,7 @@ def model_chain(
 
 
 def equip(chain: Chain, topology: Topology) -> None:
-    """Give the disks of a chain that is new, or was rebuilt, what their nodes' options say."""
+    """Open the disks of a chain that is new, or was rebuilt, with the options of their nodes."""
     nodes = {node.name: node for node in topology.nodes}
     if "hidden" in nodes:
         cluster = topology.image("hidden").cluster

@@ -47,14 +47,14 @@ def chain_by_seed(workflow: str, seed: int, given: Given) -> ChainSpec:
     :raises InputError: what is given makes no chain
     """
     pick = random.Random(f"{seed}/{workflow}/geometry")
-    cluster = given.cluster or pick.choice(_CLUSTERS)
+    cluster = pick.choice(_CLUSTERS) if given.cluster is None else given.cluster
     size = _size(pick, cluster, _LARGEST)
     secondary = pick.choice(TOPOLOGIES[workflow].formats)
     options = node_options(workflow)
     chosen = options[pick.choice(sorted(options))]
     return ChainSpec(
         workflow,
-        given.size or size,
+        size if given.size is None else given.size,
         cluster,
         given.secondary or secondary,
         chosen if given.nothing else (),
@@ -67,8 +67,9 @@ def points_by_seed(workflow: str, seed: int, given: Given) -> PointsSpec:
     :raises InputError: what is given makes no disks
     """
     pick = random.Random(f"{seed}/{workflow}/geometry")
-    cluster = given.cluster or pick.choice(_CLUSTERS)
-    return PointsSpec(given.size or _size(pick, cluster, _LARGEST // 4), cluster)
+    cluster = pick.choice(_CLUSTERS) if given.cluster is None else given.cluster
+    size = _size(pick, cluster, _LARGEST // 4)
+    return PointsSpec(size if given.size is None else given.size, cluster)
 
 
 def _size(pick: random.Random, cluster: int, largest: int) -> int:

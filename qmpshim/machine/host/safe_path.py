@@ -69,6 +69,11 @@ def leave_out_working_directory() -> None:
     os.environ["PATH"] = program_path()
 
 
+def python_script(script: str) -> list[str]:
+    """The command line that runs a script which imports nothing of ours."""
+    return [sys.executable, "-I", script]
+
+
 def our_python(module: str, *words: str) -> list[str]:
     """The command line that runs a module of this package in a Python of its own.
 
