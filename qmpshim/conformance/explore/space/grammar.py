@@ -21,11 +21,11 @@ from qmpshim.model.units import SECTOR
 
 NONE = "none"
 _COMMANDS = ("checkpoint", "failover", "stop", "start", "unexport", "status", "job_pause",
-             "job_resume", "job_speed", "job_cancel")  # fmt: skip
+             "job_resume", "job_speed")  # fmt: skip
 _BACKUPS = tuple(verb.value for verb in BACKUPS)
 _BITMAP_COMMANDS = tuple(verb.value for verb in BITMAPS)
-_UNPLACED = frozenset((*_COMMANDS, *_BACKUPS, *_BITMAP_COMMANDS, "primary_flush", "guest_flush",
-                       "primary_vanish", "guest_vanish"))  # fmt: skip
+_UNPLACED = frozenset((*_COMMANDS, "job_cancel", *_BACKUPS, *_BITMAP_COMMANDS, "primary_flush",
+                       "guest_flush", "primary_vanish", "guest_vanish"))  # fmt: skip
 _FORMS = ("replication", "backup", "fleecing", "primary", "push")
 
 #: Requests that beside a backup job only the first operation is: two of them are exchanged at will.
