@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +21,7 @@ from qmpshim.conformance.check.runners.kinds import name_of
 from qmpshim.conformance.cluster import Cluster
 from qmpshim.conformance.known.meaning import Use
 from qmpshim.conformance.known.uses import uses_of, uses_of_points
+from qmpshim.conformance.pointintime.verify import SIZE
 from qmpshim.conformance.pointintime.workload import PointsWorkflow
 from qmpshim.errors import WorkerLost
 from qmpshim.machine.builds.build import Build
@@ -36,28 +37,43 @@ class Workload:
     :ivar kind: of the case
     :ivar workflow: as ``verify --workflow`` has it
     :ivar operations: how many
+    :ivar disks: ``size`` and ``cluster`` in bytes, ``secondary``, by the options of `verify`
     """
 
     kind: str
     workflow: str
     operations: int
     uses: tuple[Use, ...]
+    disks: Mapping[str, int | str]
 
     @property
     def case(self) -> Case:
         """As `qmpshim check` does it."""
         words = {"workflow": self.workflow, "operations": self.operations, "seed": _SEED}
-        return Case(self.kind, f"{self.kind}/{self.workflow}", {**words, "shrink": 5}, _LIMIT)
+        arguments = {**words, **self.disks, "shrink": 5}
+        return Case(self.kind, f"{self.kind}/{self.workflow}", arguments, _LIMIT)
 
     def command(self, build: Build) -> str:
         """The command that does it again."""
-        words = ("--workflow", self.workflow, "--ops", str(self.operations), "--seed", str(_SEED))
+        words = ["--workflow", self.workflow, "--ops", str(self.operations), "--seed", str(_SEED)]
+        for option, value in self.disks.items():
+            words += [f"--{option}", str(value)]
         return shlex.join(["qmpshim", "verify", *words, *on_build(build)])
 
 
+_CLUSTER = 64 << 10  # bytes
+_OF_CHAINS: Mapping[str, int | str] = {"size": 64 << 20, "cluster": _CLUSTER, "secondary": "raw"}
+_OF_POINTS: Mapping[str, int | str] = {"size": SIZE, "cluster": _CLUSTER}
+
 WORKLOADS = (
-    *(Workload("verify", chain, 2000, uses_of(chain)) for chain in ("replication", "backup")),
-    *(Workload("points", one.value, 300, uses_of_points(one)) for one in PointsWorkflow),
+    *(
+        Workload("verify", chain, 2000, uses_of(chain), _OF_CHAINS)
+        for chain in ("replication", "backup")
+    ),
+    *(
+        Workload("points", one.value, 300, uses_of_points(one), _OF_POINTS)
+        for one in PointsWorkflow
+    ),
 )
 
 
