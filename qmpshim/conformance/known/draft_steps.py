@@ -1,35 +1,23 @@
 """A draft of the steps beside a write-up that has no schedule: what its stand-alone script does.
 
-Operations on COLO's secondary become steps, and an answer or an end of QEMU's is looked for; of a
-pair whose primary leaves COLO, or deadlocks, there are steps, too. What else was seen, and what
-else was done, is listed for the author: as long as :data:`~.meaning.TO_WRITE` is there, the steps
-make no script.
+Operations on a chain of one disk become steps (:mod:`.workload_steps`); of a pair whose primary
+leaves COLO, or deadlocks, there are steps, too. What else was seen, and what else was done, is
+listed for the author: as long as :data:`~.meaning.TO_WRITE` is there, the steps make no script.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from qmpshim.conformance.bundles.any_workload import AnyCase, load_case
 from qmpshim.conformance.bundles.bundle import WorkloadCase
-from qmpshim.conformance.compare.divergence import NO_ERROR, SUCCESS, Divergence, Ending, stable
+from qmpshim.conformance.compare.divergence import Divergence
 from qmpshim.conformance.explore.report.finding_files import is_schedule
 from qmpshim.conformance.known.meaning import TO_WRITE
+from qmpshim.conformance.known.workload_steps import steps_of_workload, to_look_for
 from qmpshim.conformance.pair import bundle as pair_bundle
 from qmpshim.conformance.pair.plan import Failover, PairPlan
-from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.model.check.cause import Cause, CauseKind
-from qmpshim.model.operations import REQUESTS, Operation, Verb
-
-#: Commands of COLO's secondary, as expressions whose value is QEMU's answer.
-_COMMANDS = {
-    Verb.START: "replicate()",
-    Verb.CHECKPOINT: 'answer("xen-colo-do-checkpoint")',
-    Verb.FAILOVER: "replicate(enable=False, failover=True)",
-    Verb.STOP: "replicate(enable=False, failover=False)",
-    Verb.STATUS: "replication_error()",
-}
 
 
 def steps_draft(bundle: Path) -> str:
@@ -45,8 +33,8 @@ def steps_draft(bundle: Path) -> str:
     if is_schedule(bundle):
         return ""
     case = load_case(bundle)
-    if isinstance(case, WorkloadCase) and case.spec.workflow == "replication":
-        return _of_secondary(case)
+    if isinstance(case, WorkloadCase):
+        return steps_of_workload(case)
     return _by_hand("of 5.2 or later", _listed(case), case.divergence)
 
 
@@ -54,7 +42,7 @@ def _by_hand(needs: str, done: list[str], seen: Divergence | Cause | None) -> st
     """What was done and seen as comments."""
     lines = [f"# A QEMU {needs}", "start_qemu()"]
     lines += [f"# {TO_WRITE}: {line}" for line in done]
-    return "\n".join([*lines, _to_look_for(seen)]) + "\n"
+    return "\n".join([*lines, to_look_for(seen)]) + "\n"
 
 
 #: COLO with a guest that writes to its memory without end, or without one.
@@ -115,62 +103,3 @@ def _of_pair(plan: PairPlan, cause: Cause) -> str:
 
 def _listed(case: AnyCase) -> list[str]:
     return [" ".join(str(one).split()) for one in case.operations]
-
-
-def _to_look_for(seen: Divergence | Cause | None) -> str:
-    return f"# {TO_WRITE}: conclude(seen, evidence); what was seen: {' '.join(str(seen).split())}"
-
-
-def _of_secondary(case: WorkloadCase) -> str:
-    found = case.divergence
-    done = [one for one in case.operations if found is None or one.number <= found.operation]
-    lines = ["# A QEMU with the replication driver", "start_qemu()", _chain(case.spec)]
-    ending = found.ending if found else None
-    for one in done:
-        last = found is not None and one.number == found.operation
-        if last and ending is not None:
-            lines.append(_crash(ending))
-        lines += _step(one, case.spec, named=last and ending is None)
-    if ending is not None:
-        lines.append('conclude(False, "QEMU lives")')
-    else:
-        lines.append(_conclusion(done[-1] if done else None, found))
-    return "\n".join(lines) + "\n"
-
-
-def _chain(spec: ChainSpec) -> str:
-    return f'secondary_chain({spec.size}, {spec.cluster}, "{spec.secondary}")'
-
-
-def _step(one: Operation, spec: ChainSpec, named: bool) -> list[str]:
-    """An operation as a step; *named*: its answer is ``text``."""
-    if one.verb is Verb.CHECK:
-        return []  # the images are compared, which changes nothing
-    if one.verb is Verb.REBUILD:
-        return [f"rebuild({spec.size}, {spec.cluster})"]
-    expression = _COMMANDS.get(one.verb)
-    if expression is None and one.verb in REQUESTS:
-        place = f"{one.start}, {one.count}, {one.number}"
-        expression = f'io("{one.side.value}", "{one.verb.value}", {place})[0]'
-    if expression is None:
-        return [f"# {TO_WRITE}: {' '.join(str(one).split())}"]
-    return [f"text = {expression}" if named else expression.removesuffix("[0]")]
-
-
-def _crash(ending: Ending) -> str:
-    words = re.escape(stable(ending.last_words)) if ending.last_words else ".*"
-    return f"expect_crash({words!r}, {ending.how!r})"
-
-
-def _conclusion(last: Operation | None, found: Divergence | None) -> str:
-    """What is looked for in the answer to the last step, where it is one that is wrong."""
-    if last is None or found is None or last.number != found.operation:
-        return _to_look_for(found)
-    if found.where not in (last.verb.value, f"{last.side} {last.verb}"):
-        return _to_look_for(found)
-    fine = '""' if last.verb is Verb.STATUS else '"ok"'
-    if found.predicted in (NO_ERROR, SUCCESS):
-        return f'conclude(text != {fine}, "{last.verb.value}: %s" % text)'
-    if found.observed in (NO_ERROR, SUCCESS):
-        return f'conclude(text == {fine}, "{last.verb.value}: %s" % text)'
-    return _to_look_for(found)
