@@ -14,6 +14,8 @@ TEST_DEBS := libnbd-bin nbdkit socat openssl cpio chromium perl git gcc libc6-de
 	libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients virtnbdbackup
 STAMP  := $(VENV)/.installed
 JOBS   ?= $(shell nproc)
+# One more than there are processors: tests wait for QEMU a quarter of their time.
+TESTERS ?= $(shell echo $$(($(JOBS) + 1)))
 
 # What QEMU's own qtests need to be made, and its iotests to run.
 UPSTREAM_DEBS := gcc make ninja-build pkg-config dpkg-dev libglib2.0-dev libpixman-1-dev \
@@ -26,11 +28,11 @@ verify: $(STAMP)
 
 test: $(STAMP) lint
 	@./.ci/need-debs $(TEST_DEBS)
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal $(ARGS)
 
 full: $(STAMP) lint
 	@./.ci/need-debs $(TEST_DEBS)
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --full $(ARGS)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal --full $(ARGS)
 
 # QEMU's own tests, directly and through qmpshim-qemu: vmtests/upstream/README.md.
 upstream: $(STAMP)
