@@ -147,12 +147,13 @@ def _wrapped(build: str) -> str:
 def verify(build: str) -> Values:
     """Seeded workloads: what was done and compared, plain and strict."""
     values: Values = {}
+    disks = ("--size", "64M", "--cluster", "64k")
     for name, words in {
-        "seed 1": ("--seed", "1"),
+        "seed 1": ("--seed", "1", "--secondary", "raw"),
         "seed 2, qcow2": ("--seed", "2", "--secondary", "qcow2", "--ops", "1000"),
-        "strict": ("--strict", "--ops", "4000"),
+        "strict": ("--strict", "--ops", "4000", "--secondary", "raw"),
     }.items():
-        run = Run("verify", "--build", build, *words)
+        run = Run("verify", "--build", build, *disks, *words)
         values[name] = [run.status, *_workloads(run.document)]
     return values
 
