@@ -267,7 +267,10 @@ class Chain:
     def _pass_on(
         self, image: Image, start: int, owners: Owners, fill: Fill | None = None
     ) -> Co[None]:
-        """One request of the filter's: data, which its node may find to be zeroes."""
+        """One request of the filter's: data, which the image's node may find to be zeroes.
+
+        :param start: in sectors, as :meth:`Image.write` has it; see :attr:`Image.detects_zeroes`
+        """
         if image.detects_zeroes and is_zero(owners):
             yield from image.zero(start, len(owners), owners[0], unmap=True)
         else:
