@@ -6,12 +6,14 @@ One rename adds or removes an entry, so readers need no lock; writers hold one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +22,8 @@ from qmpshim.errors import HostError, InputError
 
 #: What the names of fetched builds begin with.
 FETCHED = "debian:"
+_DELETIONS = 50
+_BETWEEN_DELETIONS_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +176,26 @@ def _unwritable(directory: Path, reason: str | None) -> HostError:
 
 
 def _delete(place: Path) -> None:
+    """Delete a workspace.
+
+    A program that an interruption met as it was started has no handle that could end it. It dies
+    with this process and may write here until then: what it adds during the deletion is deleted
+    by another one.
+    """
+    for _ in range(_DELETIONS - 1):
+        try:
+            return _delete_once(place)
+        except FileNotFoundError:  # it moved a file meanwhile
+            if not place.exists():
+                return None
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+        time.sleep(_BETWEEN_DELETIONS_S)
+    return _delete_once(place)
+
+
+def _delete_once(place: Path) -> None:
     for directory, folders, _files in os.walk(place):
         for folder in folders:  # a package may hold a directory its owner cannot write
             path = os.path.join(directory, folder)

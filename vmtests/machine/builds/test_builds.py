@@ -301,6 +301,29 @@ def test_what_a_killed_writer_left_is_swept(cache: Path) -> None:
     assert list((cache / "builds").iterdir()) == []
 
 
+WRITER = """
+import itertools, os, sys, time
+until = time.monotonic() + 0.5
+for number in itertools.count():
+    os.mkdir(f"{sys.argv[1]}/{number}")
+    if number == 100:
+        print("writing", flush=True)
+    if time.monotonic() > until:
+        break
+"""
+
+
+def test_a_workspace_goes_while_a_program_writes_there(cache: Path) -> None:
+    """One that an interruption met as it was started: nothing can end it before this process."""
+    with registry.lock(), registry.workspace() as place:
+        words = [sys.executable, "-c", WRITER, str(place)]
+        writer = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        assert writer.stdout
+        assert writer.stdout.readline() == "writing\n"
+    writer.communicate(timeout=60)
+    assert list((cache / "builds").iterdir()) == []
+
+
 # -- what a QEMU can do ----------------------------------------------------------------------
 
 

@@ -394,7 +394,7 @@ def test_interrupted(number: int, moment: str, archive: Archive, cache: Path) ->
     with start_fetch(archive) as fetch:
         assert fetch.stdout
         for line in fetch.stdout:
-            if moment in line:
+            if line.startswith(f"debian:made: {moment}"):  # the mirror's path has it, too
                 fetch.send_signal(number)
                 break
         fetch.communicate(timeout=60)
