@@ -24,9 +24,10 @@ def programs() -> Iterator[tuple[str, str]]:
     """(place, text) of each string that imports something of ours."""
     for path in sorted({*(ROOT / "vmtests").rglob("*.py")} - INVENTED):
         for node in ast.walk(ast.parse(path.read_text())):
-            text = node.value if isinstance(node, ast.Constant) else None
-            if isinstance(text, str) and IMPORT.search(text):
-                yield f"{path.relative_to(ROOT)}:{node.lineno}", text
+            if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+                continue
+            if IMPORT.search(node.value):
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", node.value
 
 
 def missing(program: str) -> list[str]:

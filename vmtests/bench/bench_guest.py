@@ -11,7 +11,7 @@ import statistics
 import time
 from pathlib import Path
 
-from qmpshim.conformance.guest.disk import PROGRAM
+from qmpshim.conformance.guest.program import PROGRAM
 from qmpshim.conformance.guest.rig import GuestOpener
 from qmpshim.conformance.guest.work import GuestWork
 from qmpshim.conformance.workload.verify import setup_for

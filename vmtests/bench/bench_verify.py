@@ -16,8 +16,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 from qmpshim.conformance.compare.crosscheck import CrossCheck
 from qmpshim.conformance.workload.session import Rig, Setup, WorkloadRun, open_rig
@@ -27,6 +28,7 @@ from qmpshim.errors import CommandFailed, IOFailed
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.host.workspace import Workspace
+from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.operations import Operation, Side, Verb
 from qmpshim.model.units import SECTOR
@@ -57,7 +59,7 @@ async def bare(rig: Rig, operations: Sequence[Operation]) -> float:
     chain = rig.chain
     data = memoryview(b"\xa5" * (8 * MiB))
     buffer = bytearray(8 * MiB)
-    commands = {
+    commands: dict[Verb, Callable[[], Coroutine[Any, Any, object]]] = {
         Verb.STATUS: lambda: chain.status(),
         Verb.START: lambda: chain.start(),
         Verb.CHECKPOINT: lambda: chain.checkpoint(),
@@ -75,7 +77,8 @@ async def bare(rig: Rig, operations: Sequence[Operation]) -> float:
             continue
         client = chain.primary if operation.side is Side.PRIMARY else chain.guest
         offset, length = operation.start * SECTOR, operation.count * SECTOR
-        handle = client._handle
+        assert isinstance(client, NbdClient)
+        handle = client._handle  # libnbd itself: what a bare client takes
         if kind is Verb.READ:
             with memoryview(buffer)[:length] as part:
                 cookie = handle.aio_pread(part, offset)

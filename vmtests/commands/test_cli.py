@@ -66,8 +66,8 @@ def test_verify_reports_and_writes_what_it_did(qmpshim: CommandLine) -> None:
 
 def test_a_divergence_is_reported_kept_and_replayed(qmpshim: CommandLine) -> None:
     """With --strict the stop of replication, which fails in 5.2 to 10.0, is a divergence."""
-    args = ("verify", "--workflow", "replication", "--size", "4M", "--strict", "--ops", "200")
-    args += ("--shrink", "2m")  # also where it is made small slowly
+    args = ["verify", "--workflow", "replication", "--size", "4M", "--strict", "--ops", "200"]
+    args += ["--shrink", "2m"]  # also where it is made small slowly
     report = qmpshim.home / "report.json"
     for seed in range(1, 9):  # until a workload stops while replication runs
         done = qmpshim.run(*args, "--seed", str(seed), "--json", report)

@@ -21,7 +21,7 @@ def on_a_terminal(qmpshim: CommandLine, *words: str, **environment: str) -> str:
         QMPSHIM[0],
         [*QMPSHIM[1:], *words],
         cwd=str(qmpshim.home),
-        env={**inherited, "TERM": "xterm", **environment},  # type: ignore[arg-type]
+        env={**inherited, "TERM": "xterm", **environment},
         timeout=LIMIT,
         encoding="utf-8",
     )

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +147,13 @@ def _mutants(value: Any) -> Iterator[Any]:
     def leave_out(inner: Any, key: Any) -> None:
         del inner[key]
 
+    def put(wrong: Any, inner: Any, key: Any) -> None:
+        inner[key] = wrong
+
     for at in _places(value):
         yield _mutated(value, at, leave_out)
         for wrong in _WRONG:
-            yield _mutated(value, at, lambda inner, key, wrong=wrong: inner.__setitem__(key, wrong))
+            yield _mutated(value, at, partial(put, wrong))
 
 
 def _reads_or_refuses(given: Given, path: Path, what: object) -> bool:

@@ -302,7 +302,7 @@ def test_every_command_with_a_result_has_a_schema() -> None:
     ],
 )
 def test_a_schema_refuses(spoil: dict[str, Any]) -> None:
-    result = {"verdicts": [], "runs": []}
+    result: dict[str, Any] = {"verdicts": [], "runs": []}
     document = Document("verify", ("verify",), result=result).to_json()
     validator("verify").validate(document)
     assert not validator("verify").is_valid({**document, **spoil})

@@ -17,6 +17,7 @@ import pytest
 from qmpshim.conformance.explore import scenario_sets
 from qmpshim.conformance.explore.harness import operations as real_ops
 from qmpshim.conformance.explore.harness import run
+from qmpshim.conformance.explore.harness.history import RunningOperation
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem
 from qmpshim.conformance.explore.report.finding_files import load_finding
@@ -35,7 +36,7 @@ from vmtests.support.waiting import wait_until
 STOPS = "./stops/qemu-system-x86_64"
 
 
-def deaf(machine: GatedMachine, op: Operation, running: real_ops.Running) -> Any:
+def deaf(machine: GatedMachine, op: Operation, running: RunningOperation) -> Any:
     """The answer to a guest's read is never seen."""
     return None if op.name == "guest_read" else _answer(machine, op, running)
 

@@ -15,7 +15,7 @@ import os
 import random
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -136,7 +136,11 @@ def table(outcomes: Mapping[str, Outcome], mutants: Sequence[Mutant]) -> str:
     """The outcomes by file and by operator, to read."""
     known = known_survivors()
     lines = []
-    for title, key in (("file", lambda m: m.file), ("operator", lambda m: m.operator)):
+    keys: dict[str, Callable[[Mutant], str]] = {
+        "file": lambda mutant: mutant.file,
+        "operator": lambda mutant: mutant.operator,
+    }
+    for title, key in keys.items():
         lines.append(f"\n{title:22}{'tried':>7}{'reached':>9}{'killed':>8}{'equiv.':>8}"
                      f"{'alive':>7}{'score':>8}{'median':>9}{'95 %':>9}")  # fmt: skip
         groups: dict[str, list[Outcome]] = defaultdict(list)

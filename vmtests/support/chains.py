@@ -19,7 +19,7 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.secondary import ChainSpec, SecondaryChain
 from qmpshim.machine.host.files import map_file
 from qmpshim.machine.images.qcow2 import Qcow2Reader
-from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.machine.nbd.client import BlockClient, NbdClient
 from qmpshim.model.chain.behaviour import Behaviour
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.check.verdict import Verdict
@@ -44,7 +44,7 @@ class Meddler(NbdClient):
         self.chain = chain
         self.export = export
 
-    def done(self, client: NbdClient, cookie: int) -> int:
+    def done(self, client: BlockClient, cookie: int) -> int:
         """Wait for a request of another client, and give a cookie of ours that means as much."""
         client.wait(cookie)
         return self.submit_flush()
@@ -96,7 +96,7 @@ def word(path: Path, at: int) -> int:
 
 def l2_entry(path: Path, index: int) -> int:
     """Where the L2 entry of cluster *index* is in the file."""
-    bits = struct.unpack(">I", path.read_bytes()[20:24])[0]
+    bits = int.from_bytes(path.read_bytes()[20:24], "big")
     table, slot = divmod(index, (1 << bits) // 8)
     return (word(path, word(path, 40) + 8 * table) & _OFFSET) + 8 * slot
 
@@ -176,9 +176,9 @@ class AroundQemu(Meddled):
     """The primary's data goes straight into the secondary's file."""
 
     class meddler(Meddler):
-        def submit_write(self, data: Data, offset: int) -> int:
+        def submit_write(self, data: Data, offset: int, fua: bool = False) -> int:
             if self.export != "primary" or not self.chain.started:
-                return super().submit_write(data, offset)
+                return super().submit_write(data, offset, fua)
             with self.chain.image("secondary").open("r+b") as file:
                 file.seek(offset)
                 file.write(data)
@@ -192,9 +192,9 @@ class GuestOnPrimary(Meddled):
     """The guest's writes go to the primary's export, once replication runs."""
 
     class meddler(Meddler):
-        def submit_write(self, data: Data, offset: int) -> int:
+        def submit_write(self, data: Data, offset: int, fua: bool = False) -> int:
             if self.export != "guest" or not self.chain.started:
-                return super().submit_write(data, offset)
+                return super().submit_write(data, offset, fua)
             other = self.chain.primary
             return self.done(other, other.submit_write(data, offset))
 
@@ -203,9 +203,9 @@ class PrimaryOnGuest(Meddled):
     """The primary's writes go to the guest's export, once replication runs."""
 
     class meddler(Meddler):
-        def submit_write(self, data: Data, offset: int) -> int:
+        def submit_write(self, data: Data, offset: int, fua: bool = False) -> int:
             if self.export != "primary" or not self.chain.started:
-                return super().submit_write(data, offset)
+                return super().submit_write(data, offset, fua)
             other = self.chain.guest
             return self.done(other, other.submit_write(data, offset))
 
@@ -214,42 +214,42 @@ class WrongPlace(Meddled):
     """A primary write that does not end with the disk lands one sector too far."""
 
     class meddler(Meddler):
-        def submit_write(self, data: Data, offset: int) -> int:
+        def submit_write(self, data: Data, offset: int, fua: bool = False) -> int:
             if self.export == "primary" and offset + len(data) < self.chain.spec.size:
                 offset += SECTOR
-            return super().submit_write(data, offset)
+            return super().submit_write(data, offset, fua)
 
 
 class Dropped(Meddled):
     """Writes of the guest are answered and not done, once replication runs."""
 
     class meddler(Meddler):
-        def submit_write(self, data: Data, offset: int) -> int:
+        def submit_write(self, data: Data, offset: int, fua: bool = False) -> int:
             if self.export == "guest" and self.chain.started:
                 return self.submit_flush()
-            return super().submit_write(data, offset)
+            return super().submit_write(data, offset, fua)
 
 
 class Torn(Meddled):
     """Only the first half of a primary write reaches QEMU."""
 
     class meddler(Meddler):
-        def submit_write(self, data: Data, offset: int) -> int:
+        def submit_write(self, data: Data, offset: int, fua: bool = False) -> int:
             half = len(data) // SECTOR // 2 * SECTOR
             if self.export == "primary" and half:
                 data = memoryview(data)[:half]
-            return super().submit_write(data, offset)
+            return super().submit_write(data, offset, fua)
 
 
 class ZeroLost(Meddled):
     """A write of zeroes is answered and not done."""
 
     class meddler(Meddler):
-        def submit_zero(self, length: int, offset: int) -> int:
+        def submit_zero(self, length: int, offset: int, no_hole: bool = False) -> int:
             return (
                 self.submit_flush()
                 if self.export == "primary"
-                else super().submit_zero(length, offset)
+                else super().submit_zero(length, offset, no_hole)
             )
 
 
@@ -258,6 +258,7 @@ class Stale(Meddled):
 
     async def checkpoint(self) -> None:
         await super().checkpoint()
+        assert isinstance(self.guest, Stale.meddler)
         self.guest.before.clear()
 
     class meddler(Meddler):
@@ -266,11 +267,11 @@ class Stale(Meddled):
             self.before: dict[int, bytearray] = {}
             self.reading: tuple[bytearray, int] | None = None
 
-        def submit_write(self, data: Data, offset: int) -> int:
+        def submit_write(self, data: Data, offset: int, fua: bool = False) -> int:
             if self.export == "guest" and self.chain.started:
                 for at in range(offset, offset + len(data), SECTOR):
                     self.before[at] = self.read(SECTOR, at)
-            return super().submit_write(data, offset)
+            return super().submit_write(data, offset, fua)
 
         def submit_read(self, buffer: bytearray, offset: int) -> int:
             cookie = super().submit_read(buffer, offset)
@@ -302,10 +303,10 @@ class ErrorsSwallowed(Meddled):
     """Every request is answered with success."""
 
     class meddler(Meddler):
-        def submit_write(self, data: Data, offset: int) -> int:
+        def submit_write(self, data: Data, offset: int, fua: bool = False) -> int:
             if self.export == "guest" and not self.chain.started:
                 return self.chain.primary.submit_flush()
-            return super().submit_write(data, offset)
+            return super().submit_write(data, offset, fua)
 
         def wait(self, cookie: int) -> None:
             if self.export == "guest" and not self.chain.started:
@@ -394,9 +395,9 @@ class DiesOnDiscard(Meddled):
 
 class HangsOnZero(Meddled):
     class meddler(Meddler):
-        def submit_zero(self, length: int, offset: int) -> int:
+        def submit_zero(self, length: int, offset: int, no_hole: bool = False) -> int:
             os.kill(self.chain.qemu.pid, signal.SIGSTOP)
-            return super().submit_zero(length, offset)
+            return super().submit_zero(length, offset, no_hole)
 
 
 class HangsOnStop(Meddled):

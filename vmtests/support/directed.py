@@ -26,7 +26,7 @@ def run_mutant(name: str, mutant: Mutant, build: Build, **changes: Any) -> RealV
     """
     case = CASES[name]
 
-    def run(machine: GatedMachine) -> object:
+    def run(machine: GatedMachine) -> RealViolation | None:
         machine.settle()
         mutant(machine)
         return case.run(machine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from errno import EIO
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,9 @@ def explored(
     :param most: schedules
     :param watching: judge requests as they arrive, too
     """
-    checker = model and LinearizabilityChecker(model, behaviour_of(read_version(pool.build)[0]))
+    checker = None
+    if model is not None:
+        checker = LinearizabilityChecker(model, behaviour_of(read_version(pool.build)[0]))
     plan = {io_id(0, fails, nth): errno} if fails else {}
 
     def made() -> RealSystem:
@@ -125,7 +128,8 @@ def spoilt(image: str, sector: int) -> type[RealSystem]:
         def _verdict(self, seen: Outcome) -> RealViolation | None:
             owners = list(getattr(seen, image))
             owners[sector] = 99
-            return super()._verdict(replace(seen, **{image: tuple(owners)}))
+            changed: dict[str, Any] = {image: tuple(owners)}
+            return super()._verdict(replace(seen, **changed))
 
     return Spoilt
 

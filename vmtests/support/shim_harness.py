@@ -151,7 +151,7 @@ class Wire:
         self._mark += 1
         mark = f"x-mark-{self._mark}"
         self.send(b'\xff{"execute": "query-name", "id": "%s"}' % mark.encode())
-        messages = []
+        messages: list[Any] = []
         while True:
             message = self.message()
             if message is None:
@@ -162,7 +162,7 @@ class Wire:
 
     def rest(self) -> list[Any]:
         """All messages up to the end of the connection."""
-        messages = []
+        messages: list[Any] = []
         while (message := self.message()) is not None:
             messages.append(message)
         return messages

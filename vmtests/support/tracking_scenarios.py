@@ -108,7 +108,8 @@ def scenarios(draw: st.DrawFn) -> Scenario:
 
     ways = (Way.RELAY,) if draw(st.booleans()) else tuple(Way)
     steps = draw(st.lists(write() | write() | st.sampled_from(Act), max_size=8))
-    return Scenario(disks, *draw(st.tuples(*[st.booleans()] * 3)), tuple(steps))
+    log_writes, grouped, refused = (draw(st.booleans()) for _ in range(3))
+    return Scenario(disks, log_writes, grouped, refused, tuple(steps))
 
 
 class Wrong(AssertionError):

@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -115,10 +115,16 @@ class Record:
             return []
         entries = self._entries(self._path.read_text())
         return [
-            Result(entry["name"], entry["verdict"], *(Outcome({}, entry[way]) for way in WAYS))
+            Result(entry["name"], entry["verdict"], *self._outcomes(entry))
             for entry in entries
             if entry["version"] == version and entry["verdict"] != DIFFERS
         ]
+
+    @staticmethod
+    def _outcomes(entry: Mapping[str, Any]) -> tuple[Outcome, Outcome]:
+        """Of both ways, without their parts, which are not kept."""
+        direct, shim = (Outcome({}, entry[way]) for way in WAYS)
+        return direct, shim
 
     @staticmethod
     def _entries(text: str) -> Iterator[dict[str, Any]]:

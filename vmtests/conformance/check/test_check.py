@@ -366,7 +366,11 @@ def test_a_run_is_replaced_when_that_is_asked_for(tmp_path: Path) -> None:
 def test_what_is_counted_is_what_decides(
     found: list[str] | Status, strict: bool, status: int, say: str
 ) -> None:
-    kinds = {"known": {"known": "some-id"}, "unsure": {"confirmed": False}, "new": {}}
+    kinds: dict[str, dict[str, Any]] = {
+        "known": {"known": "some-id"},
+        "unsure": {"confirmed": False},
+        "new": {},
+    }
     what = found if isinstance(found, Status) else [finding(k, **kinds[k]) for k in found]
     compared = compare(results(a=what), strict=strict)
     assert compared.exit_status == status

@@ -304,9 +304,9 @@ def test_an_error_where_none_is_predicted_is_noticed(
 ) -> None:
     class Fails(Meddled):
         class meddler(Meddler):
-            def submit_write(self, data: Data, offset: int) -> int:
+            def submit_write(self, data: Data, offset: int, fua: bool = False) -> int:
                 self.failing = True
-                return super().submit_write(data, offset)
+                return super().submit_write(data, offset, fua)
 
             def wait(self, cookie: int) -> None:
                 super().wait(cookie)

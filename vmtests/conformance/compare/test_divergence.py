@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
 from itertools import count
 
 import pytest
 
 from qmpshim.conformance.compare.divergence import Divergence, Ending
-from qmpshim.errors import MachineDied
+from qmpshim.errors import Exit, MachineDied
 from qmpshim.model.check.verdict import Verdict
 
 NUMBER = count()
+ABORTED = Exit(-signal.SIGABRT)
 ASSERTION = "../../block/io.c:{}: bdrv_co_write: Assertion `offset >= {}' failed."
 
 
 def crash(
-    how: str = "was killed by SIGABRT", words: str = ASSERTION.format(1, 2), operation: int = 7
+    how: Exit = ABORTED, words: str = ASSERTION.format(1, 2), operation: int = 7
 ) -> Divergence:
     """One whose text is another each time."""
     error = MachineDied(f"gibberish {next(NUMBER)}", how, words)
@@ -29,7 +31,7 @@ def test_the_same_ending_by_another_text() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [crash("was killed by SIGSEGV"), crash(words="out of memory"), crash(operation=8)],
+    [crash(Exit(-signal.SIGSEGV)), crash(words="out of memory"), crash(operation=8)],
 )
 def test_another_ending(other: Divergence) -> None:
     assert not crash().same_as(other)

@@ -28,6 +28,7 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.search.exploration import explore_real, render
 from qmpshim.conformance.explore.search.minimize import confirm
 from qmpshim.conformance.explore.search.settings import Bounds, Settings, WrittenUp
+from qmpshim.conformance.explore.search.workers import Progress
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.conformance.known.folder import known_directed, known_findings
 from qmpshim.conformance.known.matching import ExplorerWriteUp
@@ -227,7 +228,7 @@ def test_a_broken_image_at_a_crash_point_is_corruption(pool: QemuPool) -> None:
 
 
 def test_the_report_of_a_reference_pair(pool: QemuPool, qemu_build: Build) -> None:
-    ticks = []
+    ticks: list[Progress] = []
     report = explore_real(
         qemu_build, scenario_sets.named("WG"), bounds=Bounds(jobs=2), progress=ticks.append
     )

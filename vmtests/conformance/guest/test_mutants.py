@@ -19,7 +19,7 @@ from qmpshim.machine.chain.parts import QemuDevice
 from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.chain.topology import Topology
 from qmpshim.machine.guest import saved_state
-from qmpshim.machine.guest.chain import Attachment
+from qmpshim.machine.guest.chain import Attachment, GuestChain
 from qmpshim.machine.guest.guest import GuestSpec
 from qmpshim.machine.guest.image import GuestImage
 from qmpshim.machine.guest.saved_state import StaleState
@@ -50,7 +50,7 @@ class Forgetful(ProgramChain):
         await self.qemu.execute("cont")
 
 
-def _replace_program(chain: ProgramChain, case: str) -> None:
+def _replace_program(chain: GuestChain, case: str) -> None:
     """Put a script that treats one operation (``$2``) its own way before the reference program."""
     lines = ["#!/bin/sh", f"case $2 in {case} *) exec /bin/reference", "esac"]
     lines[1] += ' "$@";;'

@@ -115,7 +115,7 @@ def linux(image: GuestImage, qemu_build: Build) -> dict[Verb, Recording]:
             command = f"random 1 {next_is(kind)} 1 0 {SECTORS}"
             said = work.rig.machine.run(f"{PROGRAM} {work.chain.disk} {command}").output
             with closing(work.chain.inspect("guest")) as client:
-                recorded[kind] = Recording(said.encode(), client.read(SIZE, 0))
+                recorded[kind] = Recording(said.encode(), bytes(client.read(SIZE, 0)))
 
     if not recorded:
         with Workspace() as workspace:

@@ -249,7 +249,8 @@ def test_a_job_copies_as_it_is_asked_to(
     copying: Copying, sent: dict[str, object], each_build: Build, workspace: Workspace
 ) -> None:
     """Whatever it is, the target is the disk at T0; it is in compressed clusters or it is not."""
-    how, asked, packed = ("compress", "x-perf"), {}, []
+    how, packed = ("compress", "x-perf"), []
+    asked: dict[str, object] = {}
 
     class Watching(PointsChain):
         async def command(self, name: str, arguments: Mapping[str, Any]) -> None:

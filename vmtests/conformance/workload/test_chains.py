@@ -19,7 +19,7 @@ from qmpshim.machine.host.workspace import Workspace
 from qmpshim.model.chain.behaviour import KnownDefect
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.operations import Operation, Side, Verb
-from vmtests.support.chains import FlippedByte, Meddled, Meddler
+from vmtests.support.chains import Data, FlippedByte, Meddled, Meddler
 
 MiB = 1 << 20
 MISREADS = KnownDefect.SNAPSHOT_READS_NEW_DATA
@@ -71,12 +71,12 @@ class PastTheFilter(Meddled):
     """The primary's writes do not pass copy-before-write: nothing is copied before them."""
 
     class meddler(Meddler):
-        def submit_write(self, data: object, offset: int) -> int:
+        def submit_write(self, data: Data, offset: int, fua: bool = False) -> int:
             if self.export != "primary":
-                return super().submit_write(data, offset)  # type: ignore[arg-type]
+                return super().submit_write(data, offset, fua)
             with self.chain.image("secondary").open("r+b") as file:
                 file.seek(offset)
-                file.write(data)  # type: ignore[arg-type]
+                file.write(data)
             return self.submit_flush()
 
 

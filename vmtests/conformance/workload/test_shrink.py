@@ -125,6 +125,7 @@ def test_time_is_limited() -> None:
 def test_a_divergence_as_json() -> None:
     assert Divergence.from_json(AT.to_json()) == AT
     assert "hidden disk (file)" in str(AT)
-    for value in (None, [], {}, {**AT.to_json(), "verdict": "guilty"}):
+    values: tuple[object, ...] = (None, [], {}, {**AT.to_json(), "verdict": "guilty"})
+    for value in values:
         with pytest.raises(InputError, match="not a divergence"):
             Divergence.from_json(value)

@@ -17,7 +17,7 @@ from qmpshim.machine.host.files import map_file
 from qmpshim.machine.host.process import Qemu
 from qmpshim.machine.host.workspace import Workspace
 from qmpshim.machine.images.qcow2 import Qcow2Reader
-from qmpshim.machine.nbd.client import NbdClient
+from qmpshim.machine.nbd.client import BlockClient
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.model.disks.image import Alloc
 
@@ -48,12 +48,14 @@ def on_a_chain(build: Build, workspace: Workspace, spec: ChainSpec, test: Test) 
     asyncio.run(run())
 
 
-def write(client: NbdClient, data: bytes, cluster: int) -> None:
+def write(client: BlockClient, data: bytes, cluster: int) -> None:
     client.wait(client.submit_write(data, cluster * CLUSTER))
 
 
-def read(client: NbdClient, cluster: int) -> bytearray:
-    return client.read(CLUSTER, cluster * CLUSTER)
+def read(client: BlockClient, cluster: int) -> bytes:
+    buffer = bytearray(CLUSTER)
+    client.wait(client.submit_read(buffer, cluster * CLUSTER))
+    return bytes(buffer)
 
 
 async def allocated(chain: SecondaryChain, node: str) -> dict[int, Alloc]:
@@ -193,7 +195,9 @@ def test_the_shape_is_as_asked_for(qemu_build: Build, workspace: Workspace) -> N
 
     async def test(chain: SecondaryChain) -> None:
         assert chain.overlays == ("hidden", "active")
-        assert chain.primary.size == chain.guest.size == spec.size
+        assert chain.primary.size == spec.size
+        with closing(chain.inspect("guest")) as client:
+            assert client.size == spec.size
         for node in ("secondary", *chain.overlays):
             image = Qcow2Reader.parse(map_file(chain.image(node)))
             assert (image.virtual_size, image.cluster_size) == (spec.size, 4096)

@@ -12,7 +12,7 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.build import closing, drive, opening, removals
 from qmpshim.machine.chain.chains import TOPOLOGIES, topology_of
 from qmpshim.machine.chain.gated import GatedMachine, Shape
-from qmpshim.machine.chain.parts import ImageSpec, Node, QemuDevice
+from qmpshim.machine.chain.parts import ImageSpec, Node, Part, QemuDevice
 from qmpshim.machine.chain.variants import prefixed, with_image, with_options, with_parts
 from qmpshim.machine.colo.topologies import COLO_SECONDARY, exported
 from qmpshim.machine.guest.chain import Attachment
@@ -161,9 +161,12 @@ def test_several_chains_are_on_one_qemu_and_go(qemu_build: Build) -> None:
     machine = GatedMachine(qemu_build, Shape(first, MiB, 65536))
     try:
         second = prefixed(first, "next-")
-        empty = {"driver": "null-co", "options": {"size": MiB}, "image": None}
-        nodes = (replace(node, **empty) for node in second.nodes)
-        machine.batch([opening(part, storage) for part in (*nodes, *second.exports)])
+        nodes = (
+            replace(node, driver="null-co", options={"size": MiB}, image=None)
+            for node in second.nodes
+        )
+        parts: list[Part] = [*nodes, *second.exports]
+        machine.batch([opening(part, storage) for part in parts])
         assert second.begins is not None
         machine.send(second.begins)
         machine.start()

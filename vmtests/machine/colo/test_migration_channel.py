@@ -34,8 +34,8 @@ class Channel:
 
     async def __aexit__(self, *_: object) -> None:
         await self.link.close()
-        for _, writer in (self.primary, self.secondary):
-            writer.transport.abort()
+        for end in (self.primary, self.secondary):
+            end[1].transport.abort()
         self._server.close()
 
     async def events_of(self, length: int) -> bytes:

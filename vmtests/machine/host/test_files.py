@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from qmpshim.errors import HostError
-from qmpshim.machine.host import files
 from qmpshim.machine.host.files import (
     copy_sparse,
     copy_tree,
@@ -99,7 +98,7 @@ def test_a_file_with_holes_on_a_full_disk_is_read(
         file.write(b"head")
         file.seek(3 * MiB + 5)
         file.write(b"tail")
-    monkeypatch.setattr(files.os, "fstatvfs", lambda _: Space(free // 4096, 4096))
+    monkeypatch.setattr(os, "fstatvfs", lambda _: Space(free // 4096, 4096))
     view = map_file(path)
     assert bytes(view) == path.read_bytes()
     assert view.readonly

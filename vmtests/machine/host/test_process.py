@@ -170,7 +170,7 @@ def test_an_interruption_in_the_moment_of_the_answer_is_not_lost(
             asking.cancel()
             return answer
 
-        qemu.client.execute = answered  # type: ignore[method-assign]
+        qemu.client.execute = answered  # type: ignore[method-assign, assignment]
         try:
             with pytest.raises(asyncio.CancelledError):
                 await asking

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -16,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from qmpshim.errors import HostError
-from qmpshim.machine.host import workspace
 from qmpshim.machine.host.workspace import Workspace, dies_with_owner
 
 OWNER = """\
@@ -197,6 +197,6 @@ def test_a_child_that_starts_when_the_owner_is_gone_already(tmp_path: Path) -> N
 
 
 def test_without_setpriv(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace.shutil, "which", lambda *_args, **_named: None)
+    monkeypatch.setattr(shutil, "which", lambda *_args, **_named: None)
     with pytest.raises(HostError, match="setpriv is missing: apt-get install util-linux"):
         dies_with_owner(["true"])

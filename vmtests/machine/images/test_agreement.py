@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyqcow
 import pytest
 
 from qmpshim.errors import HostError, ImageError, MachineHung
 from qmpshim.machine.builds.build import Build, read_version
 from qmpshim.machine.host.files import map_file
-from qmpshim.machine.images import libqcow
 from qmpshim.machine.images.agreement import agree
 from qmpshim.machine.images.image_view import ImageView, through
 from qmpshim.machine.images.libqcow import QcowReader
@@ -342,7 +342,7 @@ def test_agree_finds_a_misbehaving_libqcow(path: Path, monkeypatch: pytest.Monke
     assert agree(path) == ["at 0x11170: libqcow and the independent reader read different bytes"]
     wrong.add(192 * KiB + 5)
     assert "at 0x30000: libqcow reads data, the independent reader says zero" in agree(path)
-    monkeypatch.setattr(libqcow.pyqcow, "file", BrokenLibqcow)
+    monkeypatch.setattr(pyqcow, "file", BrokenLibqcow)
     assert agree(path) == [
         "the independent reader reads the image; libqcow refuses the image: OSError"
     ]

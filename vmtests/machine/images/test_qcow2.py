@@ -355,7 +355,9 @@ def flips_agree(path: Path, seed: int, count: int) -> None:
         f"{dice.randrange(64) * cluster} {cluster}"
         for _ in range(12)
     ]
-    options = dice.choice([{"compat": "0.10"}, {"refcount_bits": 1}, {"refcount_bits": 64}, {}])
+    options: dict[str, object] = dice.choice(
+        [{"compat": "0.10"}, {"refcount_bits": 1}, {"refcount_bits": 64}, {}]
+    )
     make_image(path, 64 * cluster, *commands, cluster_size=cluster, **options)
     good = path.read_bytes()
     tables = Tables(bytearray(good))

@@ -8,9 +8,10 @@ from math import comb
 import pytest
 
 from qmpshim.model.chain.protocols import CowRequestProtocol
-from qmpshim.model.explore.explorer import Budget, Mode, explore, replay, shortest
+from qmpshim.model.explore.explorer import Mode, explore, replay, shortest
 from qmpshim.model.explore.model_system import ModelSystem
 from qmpshim.model.explore.system import Choice, Footprint, Violation
+from qmpshim.model.explore.walk import Budget
 from qmpshim.model.mutants import MUTANTS
 from qmpshim.model.scenarios import SCENARIOS
 from vmtests.support.schedules import count_schedules

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from qmpshim.model.chain.protocols import REFERENCE_PROTOCOLS, SerializationProtocol
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.explore.explorer import Budget, Exploration, Mode, explore
+from qmpshim.model.explore.explorer import Exploration, Mode, explore
 from qmpshim.model.explore.model_system import ModelSystem
+from qmpshim.model.explore.walk import Budget
 from qmpshim.model.mutants import MUTANTS, Mutant
 from qmpshim.model.scenario import Scenario, scenario_from_json
 from qmpshim.model.scenarios import SCENARIOS

@@ -60,7 +60,7 @@ def test_a_refused_transaction_changes_nothing() -> None:
     points = model()
     points.transact([add()])
     points.disks[0].write(0, 8, 1)
-    refused = [
+    refused: list[BitmapAction | JobSpec] = [
         BitmapAction(BitmapVerb.CLEAR, 0, "a"),
         add("b"),
         JobSpec(0, Sync.FULL, "b", BitmapMode.ALWAYS),

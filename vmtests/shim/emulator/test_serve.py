@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
@@ -38,6 +39,10 @@ def _running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def _wait_until_ended(pid: int) -> None:
+    wait_until(lambda: not _running(pid))
 
 
 def _client(path: Path) -> Wire:
@@ -66,7 +71,8 @@ def test_qemu_qmp(address: Path) -> None:
                 if number % 4 == 0:
                     await one.execute("stop")
                     await one.execute("cont")
-                assert (await one.execute("query-version"))["qemu"]["major"] >= 5
+                version: Any = await one.execute("query-version")
+                assert version["qemu"]["major"] >= 5
                 await one.execute("query-qmp-schema")
 
         await asyncio.wait_for(asyncio.gather(*(chat(one) for one in clients)), 60)
@@ -354,7 +360,7 @@ def test_a_started_qemu_dies_with_the_shim(tmp_path: Path) -> None:
         pid = int(process.stdout.readline())
         assert _running(pid)
         process.send_signal(signal.SIGKILL)
-        wait_until(lambda: not _running(pid))
+        _wait_until_ended(pid)
 
 
 def test_an_attached_qemu_lives_on(tmp_path: Path, qemu_build: Build) -> None:
@@ -522,7 +528,7 @@ def test_stand_in_killed_takes_qemu_along_and_dies_as_it_dies(tmp_path: Path) ->
             pid = int((tmp_path / "pid").read_text())
             process.send_signal(number)
             assert process.wait(LIMIT) == (0 if number == signal.SIGTERM else -9)
-            wait_until(lambda pid=pid: not _running(pid))
+            _wait_until_ended(pid)
             wire.close()
             path.unlink(missing_ok=True)
     # The workspace of a killed shim goes a moment later.

@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -216,9 +217,11 @@ def test_descriptors(loop: Loop, tmp_path: Path, qemu_build: Build) -> None:
         reported = []
         for wire in (both.direct, both.through):
             wire.negotiate()
-            answers = []
+            answers: list[Any] = []
 
-            def ask(text: bytes, *fds: int, wire: Wire = wire, answers: list = answers) -> None:
+            def ask(
+                text: bytes, *fds: int, wire: Wire = wire, answers: list[Any] = answers
+            ) -> None:
                 if fds:
                     wire.send_with_fd(text, *fds)
                 else:
@@ -250,7 +253,7 @@ def test_descriptors(loop: Loop, tmp_path: Path, qemu_build: Build) -> None:
         assert open_fds() == before
 
 
-def _without_fd_numbers(answers: list) -> list:
+def _without_fd_numbers(answers: list[Any]) -> Any:
     return json.loads(
         json.dumps(answers), object_hook=lambda d: {k: v for k, v in d.items() if k != "fd"}
     )
@@ -293,8 +296,13 @@ def test_a_client_that_reads_nothing_harms_no_other(loop: Loop, process: Process
     assert good.ask("query-name") == {"return": {}}
     backlog = max(client.link.backlog for client in shim.clients)
     assert backlog < 1 << 20
+
+    def fill() -> None:
+        for _ in range(100):
+            shim.emit("X_TEST", {"filler": "x" * 1000})
+
     for _ in range(40):
-        loop.call(lambda: [shim.emit("X_TEST", {"filler": "x" * 1000}) for _ in range(100)])
+        loop.call(fill)
         good.until_quiet()
     wait_until(lambda: len(shim.clients) == 1)  # events filled it up: it was cut off
     assert good.ask("query-name") == {"return": {}}

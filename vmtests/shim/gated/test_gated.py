@@ -183,7 +183,11 @@ def test_what_was_done_is_a_bundle_that_replays(gated: Gated, tmp_path: Path) ->
 def test_zeroes_without_a_hole_are_another_operation(gated: Gated, tmp_path: Path) -> None:
     """NBD's NO_HOLE is part of what was done: a replay that may unmap would be another case."""
     for no_hole in (True, False):
-        gated.start("primary", lambda c, f=no_hole: c.wait(c.submit_zero(CLUSTER, 0, no_hole=f)))
+
+        def zero(client: NbdClient, no_hole: bool = no_hole) -> None:
+            client.wait(client.submit_zero(CLUSTER, 0, no_hole=no_hole))
+
+        gated.start("primary", zero)
         gated.until_over()
     recorded = gated.ask("x-shim-record")
     path = tmp_path / "bundle.json"

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
@@ -42,7 +43,7 @@ chain = ChainSpec(Workflow.REPLICATION, 4 << 20) if sys.argv[1] == "chain" else 
 options = ShellOptions(serve=Options(chain=chain), commands=tuple(sys.argv[2:]))
 sys.exit(asyncio.run(run_shell(options, sys.stdin, sys.stdout, sys.stderr)))
 """
-SCHEMA = [
+SCHEMA: list[dict[str, Any]] = [
     {"name": "str", "meta-type": "builtin", "json-type": "string"},
     {"name": "bool", "meta-type": "builtin", "json-type": "boolean"},
     {"name": "1", "meta-type": "enum", "values": ["raw", "qcow2"]},
@@ -356,7 +357,7 @@ def test_a_line_that_is_stopped_and_a_shell_that_is() -> None:
     async def scene() -> None:
         out = io.StringIO()
         shell = Shell(ShellOptions(), out, out)
-        shell.run_line = lambda _: asyncio.sleep(60, True)  # type: ignore[method-assign]
+        shell.run_line = lambda _: asyncio.sleep(60, True)  # type: ignore[method-assign, assignment]
         before = signal.getsignal(signal.SIGINT)
         line = asyncio.ensure_future(run_stoppable(shell, "x"))
         await asyncio.sleep(0)

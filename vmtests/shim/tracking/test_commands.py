@@ -23,11 +23,11 @@ from qmpshim.machine.chain.secondary import ChainSpec
 from qmpshim.machine.nbd.client import NbdClient
 from qmpshim.model.chain.secondary import Workflow
 from qmpshim.shim.emulator.serve import Options
+from qmpshim.shim.endpoint.server import OWN_EXPORT
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.endpoint.upstream import Reply
 from qmpshim.shim.endpoint.window import WINDOW
 from qmpshim.shim.tracking.definitions import COMMANDS
-from qmpshim.shim.tracking.nbd_exports import OWN_EXPORT
 from vmtests.support.drafts import filled
 from vmtests.support.qmp_arguments import Schema
 from vmtests.support.shim_harness import Loop
@@ -299,17 +299,18 @@ def test_why_a_chain_is_not_modelled(
         export("e", "d", True)
         export(OWN_EXPORT, "d", False)  # what the shim reads the disk by
         add("qcow2", "h", backing="d")
-        start, stop = (
+        commands: tuple[tuple[str, dict[str, Any]], ...] = (
             ("blockdev-backup", {"job-id": "j", "device": "d", "target": "h", "sync": "none"}),
             ("block-job-cancel", {"device": "j"}),
         )
         if replication:
             add("qcow2", "a", backing="h")
             add("replication", "t", mode="secondary", **{"top-id": "t"}, file="a")
-            start, stop = (
+            commands = (
                 ("xen-set-replication", {"enable": True, "primary": False}),
                 ("xen-set-replication", {"enable": False, "primary": False}),
             )
+        start, stop = commands
         assert wire.ask(*start) == {"return": {}}
         status = wire.ask("x-shim-status")["return"]
         assert "chain" not in status and OWN_EXPORT in status["not-modelled"], status
@@ -324,6 +325,7 @@ def test_why_a_chain_is_not_modelled(
         wait_until(lambda: not wire.ask("query-jobs")["return"])
         wire.ask("block-export-del", {"id": OWN_EXPORT})
         wait_until(lambda: len(wire.ask("query-block-exports")["return"]) == 1)
+        start, stop = commands
         assert wire.ask(*start) == {"return": {}}
         status = wire.ask("x-shim-status")["return"]
         assert status["chain"]["workflow"] == workflow.value and "not-modelled" not in status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,5 +29,5 @@ def test_a_disk_that_gets_full(tmp_path: Path, little_room: None) -> None:
     first = store.note(0, b"a" * 8192)
     with pytest.raises(HostError, match="no room to keep what was written"):
         store.note(16, b"b" * 8192)
-    assert store.data([first] * 16, 0) == b"a" * 8192
+    assert store.data(array("q", [first] * 16), 0) == b"a" * 8192
     store.close()

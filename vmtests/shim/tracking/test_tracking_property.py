@@ -13,8 +13,10 @@ from qmpshim.machine.builds.build import Build
 from qmpshim.shim.endpoint.session import Command
 from qmpshim.shim.tracking import chain_commands, chains
 from qmpshim.shim.tracking.adoption import Adoption
-from qmpshim.shim.tracking.command_effects import BackupStart
+from qmpshim.shim.tracking.command_effects import BackupStart, backup_starts
 from qmpshim.shim.tracking.discovery import ChainNodes
+from qmpshim.shim.tracking.follow import Change
+from qmpshim.shim.tracking.nbd_exports import Endpoints
 from qmpshim.shim.tracking.tracker import ModelTracker
 from qmpshim.shim.tracking.write_logs import NodeLog, WriteLogs
 from vmtests.support.shim_harness import Loop
@@ -111,7 +113,7 @@ def _relayed_write_is_dropped(patch: pytest.MonkeyPatch) -> None:
 def _one_relayed_write_is_dropped(patch: pytest.MonkeyPatch) -> None:
     real, seen = ModelTracker.changed, [0]
 
-    def changed(self: ModelTracker, node: str, change: chains.Change, error: int) -> None:
+    def changed(self: ModelTracker, node: str, change: Change, error: int) -> None:
         seen[0] += self.found.role(node) is not None
         if seen[0] != 2:
             real(self, node, change, error)
@@ -137,7 +139,7 @@ def _no_writer_is_suspected(patch: pytest.MonkeyPatch) -> None:
 
 def _bypass_is_not_noticed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ModelTracker, "exports_bypassed", lambda self, exports: None)
-    patch.setattr(chains.Endpoints, "_all_seen", lambda self, export: True)
+    patch.setattr(Endpoints, "_all_seen", lambda self, export: True)
 
 
 def _commands_have_no_effects(patch: pytest.MonkeyPatch) -> None:
@@ -145,10 +147,8 @@ def _commands_have_no_effects(patch: pytest.MonkeyPatch) -> None:
 
 
 def _transactions_are_passed_over(patch: pytest.MonkeyPatch) -> None:
-    real = chain_commands.backup_starts
-
     def starts(command: Command) -> list[BackupStart]:
-        return [] if command.name == "transaction" else real(command)
+        return [] if command.name == "transaction" else backup_starts(command)
 
     patch.setattr(chain_commands, "backup_starts", starts)
 

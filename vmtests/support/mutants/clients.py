@@ -23,7 +23,7 @@ def answered_early(machine: GatedMachine) -> None:
         client.answers[cookie] = NbdAnswer(0, b"")
         return cookie
 
-    client.send = at_once  # type: ignore[method-assign]
+    client.send = at_once  # type: ignore[method-assign, assignment]
 
 
 def on_connect(export: str, change: Callable[[NonBlockingNbd], None]) -> Mutant:

@@ -20,7 +20,7 @@ def answering(command: str, change: Callable[[Any], Any]) -> Mutant:
             value = call(name, arguments)
             return change(value) if name == command else value
 
-        machine.call = other  # type: ignore[method-assign]
+        machine.call = other  # type: ignore[method-assign, assignment]
 
     return mutant
 
@@ -36,7 +36,7 @@ def asking(command: str, **changes: Any) -> Mutant:
                 return call(name, arguments)
             return call(name, {**(arguments or {}), **changes}) if changes else {}
 
-        machine.call = other  # type: ignore[method-assign]
+        machine.call = other  # type: ignore[method-assign, assignment]
 
     return mutant
 
@@ -86,7 +86,7 @@ def not_shrunk(machine: GatedMachine) -> None:
         size = (arguments or {}).get("size")
         return {} if (name, size) == ("block_resize", 2 * CLUSTER) else call(name, arguments)
 
-    machine.call = other  # type: ignore[method-assign]
+    machine.call = other  # type: ignore[method-assign, assignment]
 
 
 def more_done(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -134,4 +134,4 @@ def not_cancelled(machine: GatedMachine) -> None:
             return call("block-job-set-speed", {**(arguments or {}), "speed": 0})
         return call(name, arguments)
 
-    machine.call = other  # type: ignore[method-assign]
+    machine.call = other  # type: ignore[method-assign, assignment]

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,11 +99,12 @@ def test_the_json_is_as_its_schema_says(reported: tuple[Comparison, Path]) -> No
     document = json.loads((place / "results.json").read_text())
     validator.validate(document)
     assert load_results(place) == comparison.results
-    for spoil in (
+    ways: tuple[Callable[[Any], object], ...] = (
         lambda d: d["results"][0].pop("status"),
         lambda d: d["results"][0]["findings"][0].update(verdict="bad"),
         lambda d: d.update(version=2),
-    ):
+    )
+    for spoil in ways:
         spoilt: Any = json.loads((place / "results.json").read_text())
         spoil(spoilt)
         assert not validator.is_valid(spoilt)

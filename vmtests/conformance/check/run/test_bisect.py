@@ -68,9 +68,9 @@ def tree(tmp_path: Path, qemu_on_path: None) -> Path:
     tree.mkdir()
     git(tree, "init", "-q", "-b", "master")
     (tree / ".gitignore").write_text("build/\n")
-    for number, name in enumerate(HISTORY):
-        made = f"cp {wrappers}/{name}/* build/ && touch build/build.ninja"
-        recipe = made if name else "echo it does not build >&2; exit 1"
+    for number, build in enumerate(HISTORY):
+        made = f"cp {wrappers}/{build}/* build/ && touch build/build.ninja"
+        recipe = made if build else "echo it does not build >&2; exit 1"
         (tree / "build.sh").write_text(
             f"# commit {number}\nset -e\nrm -rf build; mkdir build\n{recipe}\n"
         )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 from qmpshim.conformance.explore.checkers import liveness
 from qmpshim.conformance.explore.harness import operations as real_ops
+from qmpshim.conformance.explore.harness.history import RunningOperation
 from qmpshim.conformance.explore.harness.io_naming import NamedIo
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import Release, faithfully
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.model.check.verdict import Verdict
-from qmpshim.model.operations import Operation
+from qmpshim.model.operations import Operation, Verb
 from vmtests.support.failing import found
 from vmtests.support.gate import REFCOUNTS, Early, drop_guest, drop_new, never, new_for_old
 
@@ -58,7 +59,7 @@ def test_an_export_that_goes_with_its_client_is_missed(
     """The next client has to be served, whatever the one before did."""
     begin = real_ops.begin
 
-    def take_along(machine: GatedMachine, op: Operation, number: int) -> real_ops.Running:
+    def take_along(machine: GatedMachine, op: Operation, number: int) -> RunningOperation:
         running = begin(machine, op, number)
         if op.name == f"{side}_vanish":
             machine.qmp.send("block-export-del", {"id": side, "mode": "hard"})
@@ -92,7 +93,7 @@ def test_a_command_that_does_nothing_is_missed(
     """It answers well: the job has to end, the export to go, the job to be reported."""
     command = real_ops.command
 
-    def swallow(machine: GatedMachine, what: str) -> tuple[str, dict[str, Any]]:
+    def swallow(machine: GatedMachine, what: Verb) -> tuple[str, Mapping[str, Any]]:
         return ("query-iothreads", {}) if what == do else command(machine, what)
 
     monkeypatch.setattr(liveness, "_REMOVAL", 0.5)
@@ -108,7 +109,7 @@ def test_a_job_that_ends_by_itself_is_missed(
 ) -> None:
     begin = real_ops.begin
 
-    def cancel_too(machine: GatedMachine, op: Operation, number: int) -> real_ops.Running:
+    def cancel_too(machine: GatedMachine, op: Operation, number: int) -> RunningOperation:
         machine.qmp.send("block-job-cancel", {"device": "backup"})
         return begin(machine, op, number)
 

@@ -141,8 +141,8 @@ def test_a_dropped_write_is_missed_by_the_flush_after_it(
 ) -> None:
     """Nothing may be there but what was written since; an earlier write's data are not."""
     image = {"guest": "active", "primary": "secondary"}[side]
-    ops = (operation(f"{side}_write", 0, C), operation(f"{side}_write", 0, C, after=0))
-    ops = (*ops, operation(f"{side}_flush", after=1))
+    writes = (operation(f"{side}_write", 0, C), operation(f"{side}_write", 0, C, after=0))
+    ops = (*writes, operation(f"{side}_flush", after=1))
     scenario = scenarios.RealScenario("write-write-flush", ops, secondary=secondary)
     written: list[NamedIo] = []
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from qmpshim.conformance.explore.harness import operations as real_ops
+from qmpshim.conformance.explore.harness.history import RunningOperation
 from qmpshim.conformance.explore.harness.qemu_pool import QemuPool
 from qmpshim.conformance.explore.harness.real_system import RealSystem, faithfully
 from qmpshim.conformance.explore.outcome import Outcome
 from qmpshim.conformance.explore.report.findings import Finding
-from qmpshim.conformance.explore.reproducer.replay import Replay
+from qmpshim.conformance.explore.reproducer.replay import Replay, replay_schedule
 from qmpshim.conformance.explore.scenarios import BASE, C, RealScenario
 from qmpshim.conformance.explore.search import minimize
 from qmpshim.conformance.explore.search.exploration import explore_real
@@ -48,7 +49,7 @@ def test_an_operation_that_never_ends_hangs(
     answer = real_ops.answer
 
     def deaf(
-        machine: GatedMachine, op: Operation, running: real_ops.Running
+        machine: GatedMachine, op: Operation, running: RunningOperation
     ) -> tuple[Answer, tuple[int, ...] | None] | None:
         return None if op.name == do else answer(machine, op, running)
 
@@ -65,7 +66,7 @@ def test_a_cluster_that_was_not_written_is_not_allocated(
     """The old data once more, a layer higher: all that is read is as it was."""
     begin = real_ops.begin
 
-    def write_too(machine: GatedMachine, op: Operation, number: int) -> real_ops.Running:
+    def write_too(machine: GatedMachine, op: Operation, number: int) -> RunningOperation:
         if op.name == "primary_flush":
             old = bytes(pattern.data_of(BASE, C, C))
             machine.clients["guest"].send(Nbd.WRITE, C * SECTOR, 0, old)
@@ -96,12 +97,12 @@ def test_a_finding_that_shows_itself_now_and_then_is_not_confirmed(
     qemu_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two times of three, whatever the setup is made to be."""
-    replayed, tries = minimize.replay_schedule, 0
+    tries = 0
 
     def now_and_then(finding: Finding, build: Build, **named: Any) -> Replay:
         nonlocal tries
         tries += 1
-        again = replayed(finding, build, **named)
+        again = replay_schedule(finding, build, **named)
         return again if tries % 3 else replace(again, violation=None)
 
     def explored_once() -> tuple[list[Finding], list[Finding]]:

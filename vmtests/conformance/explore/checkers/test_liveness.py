@@ -61,7 +61,7 @@ def test_a_control_that_does_nothing_is_missed(
     assert not explored(pool, scenario).found
     begin = real_ops.begin
 
-    def instead(machine: GatedMachine, op: Operation, number: int) -> real_ops.Running:
+    def instead(machine: GatedMachine, op: Operation, number: int) -> RunningOperation:
         if op.verb is control:
             return RunningOperation("qmp", machine.qmp.send("query-name"))
         return begin(machine, op, number)

@@ -22,7 +22,7 @@ from qmpshim.model.chain.behaviour import KnownDefect
 from qmpshim.model.chain.primary import PrimaryChain
 from qmpshim.model.check.verdict import Verdict
 from qmpshim.model.disks.image import Owners
-from qmpshim.model.operations import Operation, operation
+from qmpshim.model.operations import Operation, Verb, operation
 from qmpshim.model.runtime.coroutines import Co, ModelIOError
 from vmtests.support.failing import (
     Misbehaving,
@@ -300,10 +300,10 @@ def test_replication_that_runs_or_not_as_it_should_not(
     command = real_ops.command
     instead: Callable[[GatedMachine], tuple[str, Mapping[str, Any]]] = {
         "stop": lambda machine: ("query-iothreads", {}),
-        "status": lambda machine: command(machine, "failover"),
+        "status": lambda machine: command(machine, Verb.FAILOVER),
     }[do]
 
-    def other(machine: GatedMachine, what: str) -> tuple[str, Mapping[str, Any]]:
+    def other(machine: GatedMachine, what: Verb) -> tuple[str, Mapping[str, Any]]:
         return instead(machine) if what == do else command(machine, what)
 
     assert not explored(pool, one(scenario)).found

@@ -24,7 +24,7 @@ def test_every_module_is_a_checker_or_shared() -> None:
     modules = {path.stem for path in FOLDER.glob("*.py")} - {"__init__"}
     assert modules == {one.module for one in CHECKERS} | set(SHARED)
     at_the_end = {
-        check.__module__.rpartition(".")[2]  # type: ignore[attr-defined]
+        check.__module__.rpartition(".")[2]
         for check in (*at_end.GATE_CLOSED, *at_end.GATE_OPEN, *at_end.DISKS_READ)
     }
     assert at_the_end <= {one.module for one in CHECKERS}

@@ -5,7 +5,7 @@ The other half is in ``test_mutants.py``: whatever else goes wrong is a finding,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -40,9 +40,11 @@ def forgetting(image: str, at_once: bool) -> Mutant:
         machine.gate.open = lambda: hold(forget)  # type: ignore[method-assign]
         if at_once:
             machine.gate.open()
-            machine.gate.hold = lambda policy: hold(  # type: ignore[method-assign]
-                lambda io: forget(io) or policy(io)
-            )
+
+            def hold_others(policy: Callable[[HeldIO], bool]) -> None:
+                hold(lambda io: forget(io) or policy(io))
+
+            machine.gate.hold = hold_others  # type: ignore[method-assign, assignment]
 
     return mutant
 
@@ -55,7 +57,7 @@ def patient_disk(machine: GatedMachine) -> None:
 def disk_gone_for_good(machine: GatedMachine) -> None:
     """The disk that should be back is not."""
     refuse = machine.gate.refuse
-    machine.gate.refuse = lambda image, no=True: refuse(image)  # type: ignore[method-assign]
+    machine.gate.refuse = lambda name, refused=True: refuse(name)  # type: ignore[method-assign]
 
 
 def disks_that_do_not_fail(machine: GatedMachine) -> None:

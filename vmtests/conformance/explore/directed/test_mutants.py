@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from qmpshim.conformance.explore.directed.cases import run_directed
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.nbd.gate.events import HeldIO
@@ -102,7 +103,7 @@ def test_an_answer_that_is_late_is_no_hang(qemu_build: Build) -> None:
     """A busy host: what must come comes late. (7.2's own defect is out of the way.)"""
     case = CASES["nbd-answer-waits"]
 
-    def run(machine: GatedMachine) -> object:
+    def run(machine: GatedMachine) -> RealViolation | None:
         release = machine.gate.release
 
         def late(one: HeldIO) -> None:

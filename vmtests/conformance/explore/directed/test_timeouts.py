@@ -9,6 +9,7 @@ import pytest
 
 from qmpshim.conformance.explore.directed.cases import run_directed
 from qmpshim.conformance.explore.directed.tools import CLUSTER
+from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import BuildError
 from qmpshim.machine.builds.build import Build
 from qmpshim.machine.chain.gated import GatedMachine
@@ -41,7 +42,7 @@ def test_a_timeout_that_does_something_else(
 def test_where_no_timer_is_seen_nothing_is_tested(qemu_build: Build) -> None:
     case = CASES["timeout-is-long"]
 
-    def run(machine: GatedMachine) -> object:
+    def run(machine: GatedMachine) -> RealViolation | None:
         machine.quiescence.known = False
         return case.run(machine)
 

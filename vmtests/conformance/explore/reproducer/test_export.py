@@ -212,8 +212,8 @@ def test_an_image_of_the_largest_clusters_has_room_for_them(
 ) -> None:
     """An NBD export does not grow: where qcow2 can allocate no more, the copy fails."""
     steps = ("secondary read 0+256", "hidden write 0+4096", "secondary write 0+128")
-    schedule = (Start(0), *(io(0, what) for what in steps))
-    finding = shown(qemu_build, "W", *schedule, cluster=4096)
+    completions = [io(0, what) for what in steps]
+    finding = shown(qemu_build, "W", Start(0), *completions, cluster=4096)
     script = export_script(finding, breakpoints=False)
     status, said = reproducer(script)
     assert status == NOT_SEEN and "(primary_write): ok" in said, said

@@ -115,8 +115,8 @@ def test_the_same_of_a_workload(
     spec = ChainSpec(Workflow.REPLICATION, 1 << 20)
     case = WorkloadCase(spec, Behaviour(), operations, found, 1, {})
     bundle = bundles.save(qmpshim.home / "bundle", case, None)
-    for command in (["replay", bundle], ["check", "--bisect", "--case", bundle]):
-        done = qmpshim.run(*command, "--build", "./build")
+    for command in (["replay"], ["check", "--bisect", "--case"]):
+        done = qmpshim.run(*command, bundle, "--build", "./build")
         assert done.returncode == status, done
 
 

@@ -25,8 +25,8 @@ from qmpshim.conformance.explore.scenarios import RealScenario
 from qmpshim.conformance.explore.space.naming import is_name, point_named, scenario_of
 from qmpshim.conformance.explore.violation import RealViolation
 from qmpshim.errors import InputError
-from qmpshim.machine.builds.build import Build, read_version
-from qmpshim.machine.builds.programs import EMULATOR, write_programs
+from qmpshim.machine.builds.build import EMULATOR, Build, read_version
+from qmpshim.machine.builds.programs import write_programs
 from qmpshim.machine.chain.gated import GatedMachine
 from qmpshim.machine.chain.variants import JOB
 from qmpshim.model.check.cause import Cause, CauseKind

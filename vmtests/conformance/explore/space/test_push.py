@@ -24,6 +24,8 @@ from qmpshim.model.explore.system import Choice, Footprint
 from qmpshim.model.operations import OF_JOB, Operation, Verb, does
 from qmpshim.model.pointintime import jobs
 from qmpshim.model.pointintime.bitmap import Bitmap
+from qmpshim.model.pointintime.disk import Disk
+from qmpshim.model.pointintime.masks import cover
 from qmpshim.model.pointintime.push import PushChain
 from vmtests.support.backup_left import granules_left_as, left_as
 from vmtests.support.backups import Kinds, explored, kinds, point_of
@@ -73,7 +75,6 @@ def test_a_copy_is_as_large_as_the_target_or_an_option_wants_it(
     pool: QemuPool, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert found(pool, name) == set()
-    cover = jobs.cover
     monkeypatch.setattr(
         jobs, "cover", lambda sectors, unit, size: cover(sectors, min(unit, 128), size)
     )
@@ -206,9 +207,8 @@ def test_a_qcow2_disk_discards_whole_clusters_only(
 ) -> None:
     name = "primary_discard+backup_full,secondary=qcow2,place=ragged"
     assert found(pool, name) == set()
-    made = sequential.Disk
     monkeypatch.setattr(
-        sequential, "Disk", lambda size, cluster, base, backed: made(size, 1, base, backed)
+        sequential, "Disk", lambda size, cluster, base, backed: Disk(size, 1, base, backed)
     )
     assert found(pool, name) == {(Verdict.LOST_WRITE, CauseKind.WRONG_DATA, "secondary")}
 

@@ -185,7 +185,7 @@ def test_a_zero_that_fails_half_way_is_taken_back_by_the_next_restore() -> None:
     class Full(MemoryStore):
         full = False
 
-        def _put(self, offset: int, data: bytes) -> None:
+        def _put(self, offset: int, data: bytes | memoryview) -> None:
             if self.full and offset:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             super()._put(offset, data)
@@ -668,13 +668,14 @@ def test_a_reply_in_two_parts(tmp_path: Path) -> None:
                 gate.begin_reply(io, 20)
             gate.apply(io)
             gate.begin_reply(io, 20)
-            for wrong in (
+            wrong_ways: tuple[Callable[[], object], ...] = (
                 lambda: gate.begin_reply(io, 1),
                 lambda: gate.fail(io, 5),
                 lambda: gate.corrupt(io, bytes(8)),
                 lambda: gate.reply_twice(io),
                 lambda: gate.lose_reply(io),
-            ):
+            )
+            for wrong in wrong_ways:
                 with pytest.raises(InputError, match="reply"):
                     wrong()
             raw.send(0, 16, 8)
